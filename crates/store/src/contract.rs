@@ -1,0 +1,136 @@
+//! The contract that every store keeps; `tests/contract.rs` runs it against each of them.
+
+use std::sync::Arc;
+
+use crate::{FileName, StoreError};
+
+/// How a file is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Nothing is ever written through the handle; works on a read-only account.
+    ReadOnly,
+    /// Reads and writes.
+    ReadWrite,
+}
+
+/// Who waits for a read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadClass {
+    /// Somebody is blocked until it returns; it overtakes write-back and read-ahead.
+    Demand,
+    /// Read-ahead; may wait behind anything.
+    Ahead,
+}
+
+/// What a store can do beyond reading and writing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Capabilities {
+    /// [`StoreFile::flush`] reaches the disk. Without it a store must not be written to, unless
+    /// the user insists.
+    pub durable_flush: bool,
+    /// [`StoreFile::discard`] gives space back.
+    pub discard: bool,
+    /// [`Store::free_space`] answers.
+    pub free_space: bool,
+    /// [`Store::rename`] replaces atomically.
+    pub atomic_replace: bool,
+}
+
+/// What a store tells of one name, without following symbolic links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileStat {
+    /// Length in bytes.
+    pub len: u64,
+    /// Time of the last modification, in seconds since the epoch, where the store tells it.
+    pub modified_s: Option<u64>,
+    /// A regular file, not a folder, symbolic link or device.
+    pub regular: bool,
+    /// Bytes allocated on the disk, where the store can tell (SFTP can't).
+    pub allocated_bytes: Option<u64>,
+}
+
+/// Space of the file system that holds the folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FreeSpace {
+    /// Bytes that this account may still allocate.
+    pub available_bytes: u64,
+    /// Size of the file system in bytes.
+    pub total_bytes: u64,
+    /// Mounted read-only.
+    pub read_only: bool,
+}
+
+/// A folder that holds containers. Any number of threads may call at once.
+///
+/// A store never follows a symbolic link that it finds at a name: opening one is
+/// [`StoreErrorKind::NotRegular`](crate::StoreErrorKind).
+pub trait Store: Send + Sync {
+    /// Where this is, for messages: `ssh://user@host/folder` or `/folder`.
+    fn describe(&self) -> String;
+
+    /// What this store can do; constant for its life.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Opens an existing regular file.
+    fn open(&self, name: &FileName, access: Access) -> Result<Arc<dyn StoreFile>, StoreError>;
+
+    /// Makes a new, empty file of mode 0600 and opens it for reading and writing. Exclusive: of
+    /// any number of callers on any number of machines one succeeds, the others get
+    /// `AlreadyExists`. After a lost line it may have happened all the same.
+    fn create_new(&self, name: &FileName) -> Result<Arc<dyn StoreFile>, StoreError>;
+
+    /// What lies at `name`; `NotFound` where nothing does.
+    fn stat(&self, name: &FileName) -> Result<FileStat, StoreError>;
+
+    /// Renames, replacing `to` atomically where it exists.
+    fn rename(&self, from: &FileName, to: &FileName) -> Result<(), StoreError>;
+
+    /// Renames; `AlreadyExists` where `to` exists, and then nothing has changed.
+    fn rename_new(&self, from: &FileName, to: &FileName) -> Result<(), StoreError>;
+
+    /// Removes a file.
+    fn remove(&self, name: &FileName) -> Result<(), StoreError>;
+
+    /// The names in the folder, in any order. Names that are not a [`FileName`] are left out, and
+    /// a server that lists without end is an error.
+    fn list(&self) -> Result<Vec<FileName>, StoreError>;
+
+    /// Makes creations, renames and removals durable (fsync of the folder). `Unsupported` where
+    /// the server can't.
+    fn flush_folder(&self) -> Result<(), StoreError>;
+
+    /// Free space of the folder's file system; `Unsupported` where the server can't tell.
+    fn free_space(&self) -> Result<FreeSpace, StoreError>;
+}
+
+/// One open file. Any number of threads may call at once; calls on overlapping ranges have no
+/// order unless one returned before the other began.
+///
+/// After an error of kind `Disconnected` the handle is dead: every later call fails with the same
+/// kind, and the file must be opened again. Nothing is retried inside.
+pub trait StoreFile: Send + Sync {
+    /// Present length in bytes, asked from the store.
+    fn len(&self) -> Result<u64, StoreError>;
+
+    /// Length, time and allocation of the open file.
+    fn stat(&self) -> Result<FileStat, StoreError>;
+
+    /// Fills `buf` from `offset`; reaching the end of the file first is `Truncated`.
+    fn read_at(&self, offset: u64, buf: &mut [u8], class: ReadClass) -> Result<(), StoreError>;
+
+    /// Writes all of `data` at `offset`, growing the file where it ends earlier. Answered, not
+    /// durable. After an error the range holds any mix of old and new bytes, and after
+    /// `Disconnected` that may change until the server's process is gone.
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError>;
+
+    /// Makes every write that was answered before this call durable, on every connection that
+    /// carried one. After a failure *none* of them may be trusted: write them again on a new
+    /// handle, then flush; never just call it again.
+    fn flush(&self) -> Result<(), StoreError>;
+
+    /// Gives the space of a range back; it then reads as zeros. `Unsupported` by default.
+    fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError>;
+
+    /// Sets the length; new bytes are a hole.
+    fn resize(&self, len: u64) -> Result<(), StoreError>;
+}

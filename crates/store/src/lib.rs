@@ -1,0 +1,18 @@
+//! Reads and writes the bytes of one remote file, and looks after the folder it lies in.
+//!
+//! Above: `volume` (block path) and the session in `cli` (header, lock, set-up).
+//! Below: the local file system, or the system's `ssh` talking SFTP to a server.
+//!
+//! Always true:
+//! - A transfer is whole or an error; nothing is ever read or written short in silence.
+//! - What the server sends is hostile: every length, id and name is checked before use.
+//! - Memory is bounded, whatever the server sends or the caller asks.
+#![forbid(unsafe_code)]
+
+mod contract;
+mod error;
+mod name;
+
+pub use contract::{Access, Capabilities, FileStat, FreeSpace, ReadClass, Store, StoreFile};
+pub use error::{StoreError, StoreErrorKind};
+pub use name::{FileName, FileNameError};
