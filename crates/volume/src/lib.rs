@@ -1,1 +1,22 @@
-//! placeholder
+//! Turns one remote file into a block device that acknowledges writes from memory and keeps order.
+//!
+//! Above: the FUSE edge and the volume process in `cli`. Below: `store`.
+//!
+//! Always true:
+//! - The store sees epoch n+1 only after every write of epoch n was answered and its fsync
+//!   returned; so whatever dies, the file is all epochs up to some k and a part of k+1.
+//! - A write is kept in memory until its epoch is durable, and these bytes are bounded.
+//! - At most one write per block is under way.
+//! - A read returns the newest write, or what the store holds; never anything older.
+//! - After a failure nothing more is sent and every call fails; nobody waits for ever.
+#![forbid(unsafe_code)]
+
+mod error;
+mod options;
+mod session;
+mod volume;
+
+pub use error::VolumeError;
+pub use options::{BLOCK_BYTES, Flush, Geometry, ReadOnlyOptions, VolumeOptions, VolumeStats};
+pub use session::{Cause, Fenced, ReconnectError, Session};
+pub use volume::Volume;

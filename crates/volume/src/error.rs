@@ -1,0 +1,89 @@
+//! What can go wrong at the volume's edge.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sprat_store::StoreError;
+
+use crate::session::{Cause, Fenced};
+
+/// A call on a volume failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "every field is named in its variant's message")]
+pub enum VolumeError {
+    /// Offset or length is not a multiple of the block size; nothing was done.
+    #[error("{op} of {len} bytes at {offset} is not aligned to 4096 bytes")]
+    Unaligned {
+        op: &'static str,
+        offset: u64,
+        len: u64,
+    },
+    /// The range ends behind the device; nothing was done.
+    #[error("{op} of {len} bytes at {offset} reaches beyond the volume's {volume_bytes} bytes")]
+    OutOfRange {
+        op: &'static str,
+        offset: u64,
+        len: u64,
+        volume_bytes: u64,
+    },
+    /// The geometry is empty or not aligned.
+    #[error("a volume can't lie at {offset_bytes} with {len_bytes} bytes")]
+    Geometry { offset_bytes: u64, len_bytes: u64 },
+    /// The container file is shorter than its device.
+    #[error("the container file has {file_bytes} bytes but its volume ends at {needed_bytes}")]
+    Short { file_bytes: u64, needed_bytes: u64 },
+    /// The lock was lost.
+    #[error("stopped before sending more")]
+    Fenced(#[source] Fenced),
+    /// The server's disk or quota is full.
+    #[error("the server's disk is full")]
+    NoSpace(#[source] StoreError),
+    /// The line was lost and not regained in time.
+    #[error("connection lost, and not regained in {} s", waited.as_secs())]
+    ConnectionLost {
+        waited: Duration,
+        #[source]
+        source: StoreError,
+    },
+    /// Reconnecting was refused for good.
+    #[error("connection lost, and reconnecting refused")]
+    NotReconnected(#[source] Cause),
+    /// The store failed for good.
+    #[error("{op} failed in the store")]
+    Store {
+        op: &'static str,
+        #[source]
+        source: StoreError,
+    },
+    /// A block that was durable holds other bytes than were written: something else writes to the
+    /// container, or a server's old process wrote later than the quiet time.
+    #[error("the container file was changed from elsewhere at {offset}")]
+    ForeignWrite { offset: u64 },
+    /// The local overlay of a read-only volume failed.
+    #[error("{op} on the local overlay failed")]
+    Overlay {
+        op: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    /// The local overlay of a read-only volume is full.
+    #[error("the local overlay of {bytes_max} bytes is full")]
+    OverlayFull { bytes_max: u64 },
+    /// A thread could not be started.
+    #[error("can't start a thread")]
+    Thread(#[source] io::Error),
+    /// Discarding is only possible where the store can and while nothing waits to be written.
+    #[error("discard is not possible: {reason}")]
+    Discard { reason: &'static str },
+    /// [`Volume::abort`](crate::Volume::abort) was called.
+    #[error("the session was aborted")]
+    Aborted,
+    /// [`Volume::close`](crate::Volume::close) was called.
+    #[error("the volume is closed")]
+    Closed,
+    /// The volume failed earlier and refuses everything until it is opened again.
+    #[error("the volume failed earlier")]
+    Failed(#[source] Arc<VolumeError>),
+}
