@@ -1,1 +1,39 @@
-//! placeholder
+//! Attaches a volume to the local kernel: FUSE file, loop device, ext4, mounts and namespaces.
+//!
+//! Above: the worker and volume processes of `cli`.
+//! Below: the kernel (FUSE, loop, ext4, namespaces), `mkfs.ext4`, and a [`BlockDevice`] given by the caller.
+//!
+//! Always true:
+//! - The process that serves the device never holds a mount of it, nor lives in the mount
+//!   namespace that does: whoever is killed, nothing waits for a process that waits for it.
+//! - A read is answered whole or with EIO; fsync and flush reach the device; a discard never does.
+//! - When worker and volume process are dead, no mount, loop device or process of theirs is left.
+#![deny(unsafe_code)]
+
+mod attachment;
+mod descriptor;
+mod device;
+mod error;
+mod ext4;
+mod fuse_file;
+mod host;
+mod loop_device;
+mod mounts;
+mod process;
+mod serve;
+#[allow(unsafe_code)]
+mod sys;
+
+pub use attachment::{AttachOptions, Attachment};
+pub use descriptor::{receive_fd, send_fd};
+pub use device::{BLOCK_BYTES, BlockDevice};
+pub use error::AttachError;
+pub use ext4::{MkfsOptions, MountOptions, make_file_system};
+pub use fuse_file::open_fuse;
+pub use host::{HostFinding, Verdict, check_host};
+pub use mounts::{MountState, mount_state, unmount_at, unmount_dead};
+pub use process::{
+    become_io_flusher, bind_to_this_process, die_with_parent, enter_private_namespaces,
+    hide_from_debuggers, lock_memory,
+};
+pub use serve::{ServeOptions, Serving, serve};

@@ -1,0 +1,1 @@
+//! The system calls that the safe wrappers lack; all `unsafe` of the workspace.
