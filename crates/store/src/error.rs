@@ -5,6 +5,10 @@ use std::io;
 /// An operation on a store failed. Text that came from a server is escaped and cut to a length
 /// that suits a terminal before it is put into a variant.
 #[derive(Debug, thiserror::Error)]
+#[expect(
+    missing_docs,
+    reason = "each variant's message says what its fields are"
+)]
 #[non_exhaustive]
 pub enum StoreError {
     /// The named object is not there.

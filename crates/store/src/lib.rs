@@ -11,8 +11,18 @@
 
 mod contract;
 mod error;
+mod local;
+pub mod lock;
+mod memory;
 mod name;
+mod record;
+mod sftp;
 
 pub use contract::{Access, Capabilities, FileStat, FreeSpace, ReadClass, Store, StoreFile};
 pub use error::{StoreError, StoreErrorKind};
+pub use local::LocalStore;
+pub use lock::{Lock, LockError, LockInfo, OwnerNote};
+pub use memory::MemoryStore;
 pub use name::{FileName, FileNameError};
+pub use record::LocalRecord;
+pub use sftp::{SftpOptions, SftpStore, SshTarget};

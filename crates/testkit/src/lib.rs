@@ -1,1 +1,11 @@
-//! placeholder
+//! Faults, crashes and a real sshd for tests; never ships.
+//!
+//! Above: the tests of every other crate. Below: `store`, and the system's own programs.
+//!
+//! Always true:
+//! - A missing need skips a test with a reason at a desk, and fails it where `CI` is set.
+//! - What a helper starts or makes ends and goes with it.
+#![forbid(unsafe_code)]
+
+pub mod needs;
+pub mod sshd;

@@ -1,0 +1,71 @@
+//! What a test needs of its machine, and what happens where it is missing.
+
+use std::path::PathBuf;
+
+/// Ends the calling test where the check (an `Option<String>` with the reason) found something
+/// missing: skipped with the reason at a desk, failed where `CI` is set.
+#[macro_export]
+macro_rules! requires {
+    ($($missing:expr),+ $(,)?) => {
+        $(if $crate::needs::skip($missing) { return; })+
+    };
+}
+
+/// See [`requires!`](crate::requires); true means skip.
+#[must_use]
+#[expect(clippy::print_stderr, reason = "a skipped test says why")]
+pub fn skip(missing: Option<String>) -> bool {
+    let Some(reason) = missing else { return false };
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "a test's need is missing here: {reason}"
+    );
+    eprintln!("SKIPPED: {reason}");
+    true
+}
+
+/// What is missing if none of the folders of `PATH`, or the usual system folders, holds `program`.
+#[must_use]
+pub fn program(program: &str) -> Option<String> {
+    find_program(program)
+        .is_none()
+        .then(|| format!("{program} is not installed"))
+}
+
+/// Where `program` lies. An absolute path is only checked.
+#[must_use]
+pub fn find_program(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from))
+        .map(|folder| folder.join(program))
+        .find(|path| path.is_file())
+}
+
+/// Where sftp-server lies: Debian's place, then those of other distributions.
+#[must_use]
+pub fn sftp_server() -> Option<PathBuf> {
+    [
+        "/usr/lib/openssh/sftp-server",
+        "/usr/libexec/openssh/sftp-server",
+        "/usr/lib/ssh/sftp-server",
+        "/usr/libexec/sftp-server",
+    ]
+    .into_iter()
+    .map(PathBuf::from)
+    .find(|path| path.is_file())
+}
+
+/// What is missing if there is no sftp-server.
+#[must_use]
+pub fn sftp_server_missing() -> Option<String> {
+    sftp_server()
+        .is_none()
+        .then(|| "sftp-server is not installed".to_owned())
+}
+
+/// What is missing if this process is not root.
+#[must_use]
+pub fn root() -> Option<String> {
+    (!rustix::process::geteuid().is_root()).then(|| "not root".to_owned())
+}
