@@ -1,1 +1,37 @@
-//! placeholder
+//! Opens, checks and makes LUKS2 headers through libcryptsetup, and encrypts sectors.
+//!
+//! Above: the session in `cli`, which supplies the header's bytes and keeps the pins.
+//! Below: libcryptsetup (all key work) and OpenSSL (AES-XTS, hashes, random numbers). No network,
+//! no files but an anonymous one in memory.
+//!
+//! Always true:
+//! - libcryptsetup never sees a byte of a header that our own strict parse has not accepted.
+//! - A volume key leaves [`Header::unlock`] only if it fits the digest in that header; with
+//!   [`Header::check_pins`] before it, that is the digest that this machine knows.
+//! - `cipher_null`, ECB, integrity, unfinished re-encryption and unknown requirements are refused.
+//! - What a header may cost (memory, time, bytes fetched) is bounded whatever it says.
+//! - Secrets and keys are wiped when dropped and never appear in `Debug` or an error.
+//!
+//! Secrets live on the heap: the process that holds them calls `mlockall` (in `attach`), since
+//! locking single ranges isn't possible in safe code.
+#![forbid(unsafe_code)]
+
+mod cipher;
+mod copies;
+mod error;
+mod format;
+mod header;
+mod metadata;
+mod pins;
+mod recovery;
+mod reference;
+mod secret;
+
+pub use cipher::SectorCipher;
+pub use copies::{Copies, CopyFault, CopyState};
+pub use error::{LuksError, LuksErrorKind};
+pub use format::{FormatOptions, NewContainer, SlotKind, format};
+pub use header::{Extent, Header, HeaderRead, HeaderWrite, Payload, Slot};
+pub use pins::Pins;
+pub use recovery::{RecoveryKey, RecoveryKeyError};
+pub use secret::{Secret, VolumeKey};

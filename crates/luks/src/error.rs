@@ -1,0 +1,168 @@
+//! What can go wrong with a header or a key, and how a caller tells the cases apart.
+
+use std::io;
+
+use openssl::error::ErrorStack;
+
+use crate::copies::CopyFault;
+
+/// Work on a LUKS2 header failed. No variant holds a secret; text that came from a header is
+/// escaped and cut.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "fields are named in the message")]
+#[non_exhaustive]
+pub enum LuksError {
+    /// The bytes of the header could not be fetched.
+    #[error("read {len} bytes of the LUKS2 header at offset {offset}")]
+    Read {
+        offset: u64,
+        len: u64,
+        #[source]
+        source: io::Error,
+    },
+    /// Neither header copy begins as LUKS does.
+    #[error("not a LUKS container: no LUKS header at its beginning")]
+    NotLuks,
+    /// A LUKS1 header; only the kernel's dm-crypt opens those.
+    #[error("a LUKS1 container: opens in kernel mode only")]
+    Luks1,
+    /// The file ends before its header, or holds no whole block after it.
+    #[error("truncated container: {file_len} bytes long, at least {needed} needed")]
+    Truncated { file_len: u64, needed: u64 },
+    /// No header copy is usable.
+    #[error("both LUKS2 header copies are damaged (primary: {primary}; secondary: {secondary})")]
+    HeaderDamaged {
+        primary: CopyFault,
+        secondary: CopyFault,
+    },
+    /// Both copies are whole and of the same sequence, but differ: nothing that writes headers
+    /// leaves them so.
+    #[error("the two LUKS2 header copies contradict each other (both say sequence {sequence_id})")]
+    CopiesDisagree { sequence_id: u64 },
+    /// The header is whole, but its metadata break LUKS2's own rules.
+    #[error("invalid LUKS2 metadata: {what}")]
+    Invalid { what: String },
+    /// The header asks for something that is never done with a server's data.
+    #[error("refused: the LUKS2 header asks for {what}")]
+    Refused { what: String },
+    /// Legal LUKS2 that user mode doesn't know.
+    #[error("not supported in user mode: {what}")]
+    Unsupported { what: String },
+    /// The header differs from what this machine knows of the container.
+    #[error("the LUKS2 header was changed: {field} is {found}, known is {pinned}")]
+    Pin {
+        field: &'static str,
+        pinned: String,
+        found: String,
+    },
+    /// The header is older than one seen before.
+    #[error("the LUKS2 header is an old one: sequence {found}, known is {known}")]
+    OlderHeader { known: u64, found: u64 },
+    /// The secret opens none of the key slots.
+    #[error("the key or passphrase opens none of the {slots_tried} key slots")]
+    WrongSecret { slots_tried: usize },
+    /// The secret opens no slot, and some were left out because of what they would cost.
+    #[error("key slot {slot} asks for too much: {asks}; the limit is {limit}")]
+    KdfTooCostly {
+        slot: u32,
+        asks: String,
+        limit: String,
+    },
+    /// A key slot's derivation needs more memory than there is.
+    #[error("key slot {slot} needs {memory_kib} KiB of memory, which this machine does not give")]
+    NoMemory { slot: u32, memory_kib: u64 },
+    /// libcryptsetup failed.
+    #[error("{op} with libcryptsetup")]
+    Library {
+        op: &'static str,
+        #[source]
+        source: libcryptsetup_rs::LibcryptErr,
+    },
+    /// The anonymous file that libcryptsetup works on failed.
+    #[error("{op} the header's copy in memory")]
+    Scratch {
+        op: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    /// OpenSSL failed.
+    #[error("{op} with OpenSSL")]
+    Crypto {
+        op: &'static str,
+        #[source]
+        source: ErrorStack,
+    },
+    /// An argument that the caller got from the user makes no sense.
+    #[error("{what}")]
+    Argument { what: String },
+}
+
+/// What a caller may choose by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LuksErrorKind {
+    /// The bytes could not be fetched; the source tells why.
+    Read,
+    /// There is no LUKS2 container (not LUKS, or LUKS1).
+    NoContainer,
+    /// Damaged, truncated, changed, contradicting or older than known.
+    Damaged,
+    /// Legal, but not opened in user mode.
+    Unsupported,
+    /// Wrong key or passphrase.
+    WrongSecret,
+    /// Any other failure.
+    Failed,
+}
+
+impl LuksError {
+    /// The case, for a caller that must choose.
+    #[must_use]
+    pub fn kind(&self) -> LuksErrorKind {
+        match self {
+            Self::Read { .. } => LuksErrorKind::Read,
+            Self::NotLuks => LuksErrorKind::NoContainer,
+            Self::Truncated { .. }
+            | Self::HeaderDamaged { .. }
+            | Self::CopiesDisagree { .. }
+            | Self::Invalid { .. }
+            | Self::Refused { .. }
+            | Self::Pin { .. }
+            | Self::OlderHeader { .. }
+            | Self::KdfTooCostly { .. } => LuksErrorKind::Damaged,
+            Self::Luks1 | Self::Unsupported { .. } => LuksErrorKind::Unsupported,
+            Self::WrongSecret { .. } => LuksErrorKind::WrongSecret,
+            Self::NoMemory { .. }
+            | Self::Library { .. }
+            | Self::Scratch { .. }
+            | Self::Crypto { .. }
+            | Self::Argument { .. } => LuksErrorKind::Failed,
+        }
+    }
+
+    pub(crate) fn invalid(what: impl Into<String>) -> Self {
+        Self::Invalid { what: what.into() }
+    }
+
+    pub(crate) fn refused(what: impl Into<String>) -> Self {
+        Self::Refused { what: what.into() }
+    }
+
+    pub(crate) fn unsupported(what: impl Into<String>) -> Self {
+        Self::Unsupported { what: what.into() }
+    }
+}
+
+/// Shows text from a header: quoted, control characters escaped, at most 64 characters.
+pub(crate) fn shown(text: &str) -> String {
+    const CHARACTERS_MAX: usize = 64;
+    let mut out: String = text
+        .chars()
+        .take(CHARACTERS_MAX)
+        .flat_map(char::escape_debug)
+        .collect();
+    if text.chars().nth(CHARACTERS_MAX).is_some() {
+        out.push('…');
+    }
+    format!("\"{out}\"")
+}

@@ -1,0 +1,1 @@
+//! Strict parse of the metadata.

@@ -1,0 +1,154 @@
+//! What a machine remembers of a container's header, so that a server can't swap it.
+
+use std::fmt::Write as _;
+
+use openssl::sha::Sha256;
+use serde::{Deserialize, Serialize};
+
+use crate::{Header, LuksError, error::shown};
+
+/// The facts of a header that never change in a container's life, and the newest sequence seen.
+///
+/// Not pinned, because it changes lawfully: key slots, tokens and labels. A server that shows an
+/// older header again is caught by `sequence_id` where that was stored, but not on a new machine:
+/// there an old header means at most that a removed passphrase still opens the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pins {
+    /// Always `aes-xts-plain64` in user mode.
+    pub cipher: String,
+    /// Volume key in bits: 256 or 512.
+    pub key_bits: u32,
+    /// Encryption sector: 512, 1024, 2048 or 4096.
+    pub sector_bytes: u32,
+    /// Where the payload begins in the file.
+    pub payload_offset_bytes: u64,
+    /// Number added to each sector's 512-byte number.
+    pub iv_tweak: u64,
+    /// SHA-256 (hex) over the digest of the volume key: its hash, rounds, salt and value.
+    pub volume_key_digest: String,
+    /// UUID in the header.
+    pub uuid: String,
+    /// Newest sequence number seen; 0 = none. Not part of the fingerprint.
+    pub sequence_id: u64,
+}
+
+impl Pins {
+    /// A short hash of everything but `sequence_id`, for the recovery sheet: five groups of four
+    /// hexadecimal digits in capitals (80 bits).
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update(b"sprat header pins 1\0");
+        for field in [
+            self.cipher.clone(),
+            self.key_bits.to_string(),
+            self.sector_bytes.to_string(),
+            self.payload_offset_bytes.to_string(),
+            self.iv_tweak.to_string(),
+            self.volume_key_digest.clone(),
+            self.uuid.clone(),
+        ] {
+            hash.update(field.as_bytes());
+            hash.update(b"\0");
+        }
+        let hash = hash.finish();
+        let mut text = String::new();
+        for (index, pair) in hash[..10].chunks(2).enumerate() {
+            if index > 0 {
+                text.push('-');
+            }
+            text.push_str(&hex(pair).to_uppercase());
+        }
+        text
+    }
+
+    /// Says whether `typed` is this fingerprint; case, spaces and dashes don't matter.
+    #[must_use]
+    pub fn matches_fingerprint(&self, typed: &str) -> bool {
+        let plain = |text: &str| {
+            text.chars()
+                .filter(|c| !c.is_whitespace() && *c != '-')
+                .map(|c| c.to_ascii_uppercase())
+                .collect::<String>()
+        };
+        plain(&self.fingerprint()) == plain(typed)
+    }
+
+    /// Compares what a header says with what is known.
+    pub(crate) fn check(&self, found: &Self) -> Result<(), LuksError> {
+        let fields = [
+            ("cipher", shown(&self.cipher), shown(&found.cipher)),
+            (
+                "key size in bits",
+                self.key_bits.to_string(),
+                found.key_bits.to_string(),
+            ),
+            (
+                "sector size",
+                self.sector_bytes.to_string(),
+                found.sector_bytes.to_string(),
+            ),
+            (
+                "payload offset",
+                self.payload_offset_bytes.to_string(),
+                found.payload_offset_bytes.to_string(),
+            ),
+            (
+                "IV tweak",
+                self.iv_tweak.to_string(),
+                found.iv_tweak.to_string(),
+            ),
+            (
+                "volume key digest",
+                self.volume_key_digest.clone(),
+                found.volume_key_digest.clone(),
+            ),
+            ("UUID", shown(&self.uuid), shown(&found.uuid)),
+        ];
+        for (field, pinned, found) in fields {
+            if pinned != found {
+                return Err(LuksError::Pin {
+                    field,
+                    pinned,
+                    found,
+                });
+            }
+        }
+        if found.sequence_id < self.sequence_id {
+            return Err(LuksError::OlderHeader {
+                known: self.sequence_id,
+                found: found.sequence_id,
+            });
+        }
+        Ok(())
+    }
+}
+
+impl Header {
+    /// Compares this header with what is known of the container: [`LuksError::Pin`] or
+    /// [`LuksError::OlderHeader`]. To be called before [`Header::unlock`].
+    pub fn check_pins(&self, pins: &Pins) -> Result<(), LuksError> {
+        pins.check(&self.pins())
+    }
+
+    /// Compares this header with the fingerprint typed from a recovery sheet.
+    pub fn check_fingerprint(&self, typed: &str) -> Result<(), LuksError> {
+        let pins = self.pins();
+        if pins.matches_fingerprint(typed) {
+            return Ok(());
+        }
+        Err(LuksError::Pin {
+            field: "fingerprint",
+            pinned: shown(typed),
+            found: pins.fingerprint(),
+        })
+    }
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a String can't fail");
+        text
+    })
+}

@@ -1,0 +1,139 @@
+//! The recovery key: a passphrase made to be printed, read and typed.
+//!
+//! Forty characters in ten groups of four, `xxxx-xxxx-…`. The first 36 are random: 22^36 is more
+//! than 2^160. The last group is a checksum, so that a typing error is told from a wrong key.
+//! Dashes and checksum are part of the passphrase: what is printed is what `cryptsetup` accepts.
+
+use std::fmt;
+
+use openssl::{rand::rand_priv_bytes, sha::sha256};
+use zeroize::Zeroizing;
+
+use crate::{LuksError, Secret};
+
+/// No two look alike, in print or by hand (no 0 o 1 i l 2 z 5 s 8-b 6-b 9-q-g u-v), and none
+/// moves between a QWERTY and a QWERTZ keyboard (no y z).
+const ALPHABET: &[u8; 22] = b"acdefhjkmnprtuwx346789";
+const GROUP: usize = 4;
+const RANDOM_CHARACTERS: usize = 36;
+const CHARACTERS: usize = RANDOM_CHARACTERS + GROUP;
+const DOMAIN: &[u8] = b"sprat recovery key checksum 1\0";
+
+/// A recovery key; [`RecoveryKey::text`] is the form that is printed and typed.
+pub struct RecoveryKey(Zeroizing<String>);
+
+/// What was typed is not a recovery key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "fields are named in the message")]
+#[non_exhaustive]
+pub enum RecoveryKeyError {
+    /// Too few or too many characters.
+    #[error("a recovery key has {CHARACTERS} characters besides dashes; these are {found}")]
+    Length { found: usize },
+    /// A character that no recovery key has.
+    #[error("group {group}: a recovery key has only the characters a-z and 3-9 printed on it")]
+    Character { group: usize },
+    /// All characters are legal, but not in this order: a typing error.
+    #[error("a typing error: the last group does not fit the others")]
+    Checksum,
+}
+
+impl RecoveryKey {
+    /// Makes a random key.
+    pub fn generate() -> Result<Self, LuksError> {
+        let mut characters = Zeroizing::new([0_u8; CHARACTERS]);
+        let mut filled = 0;
+        // The largest multiple of 22 in a byte: rejecting what lies beyond keeps each equally likely.
+        let limit = 256 - 256 % ALPHABET.len();
+        while filled < RANDOM_CHARACTERS {
+            let mut byte = Zeroizing::new([0_u8; 1]);
+            rand_priv_bytes(&mut *byte).map_err(|source| LuksError::Crypto {
+                op: "make a recovery key",
+                source,
+            })?;
+            let value = usize::from(byte[0]);
+            if value < limit {
+                characters[filled] = ALPHABET[value % ALPHABET.len()];
+                filled += 1;
+            }
+        }
+        let sum = checksum(&characters[..RANDOM_CHARACTERS]);
+        characters[RANDOM_CHARACTERS..].copy_from_slice(&sum);
+        Ok(Self::grouped(&characters))
+    }
+
+    /// Reads a key as typed: case, spaces and dashes don't matter.
+    pub fn parse(typed: &str) -> Result<Self, RecoveryKeyError> {
+        let mut characters = Zeroizing::new([0_u8; CHARACTERS]);
+        let mut found = 0;
+        for c in typed.chars() {
+            if c.is_whitespace() || matches!(c, '-' | '‐' | '‑' | '–' | '—') {
+                continue;
+            }
+            if found < CHARACTERS {
+                let low = c.to_ascii_lowercase();
+                characters[found] = ALPHABET
+                    .iter()
+                    .copied()
+                    .find(|&known| char::from(known) == low)
+                    .ok_or(RecoveryKeyError::Character {
+                        group: found / GROUP + 1,
+                    })?;
+            }
+            found += 1;
+        }
+        if found != CHARACTERS {
+            return Err(RecoveryKeyError::Length { found });
+        }
+        if checksum(&characters[..RANDOM_CHARACTERS]) != characters[RANDOM_CHARACTERS..] {
+            return Err(RecoveryKeyError::Checksum);
+        }
+        Ok(Self::grouped(&characters))
+    }
+
+    /// The printed form, which is the passphrase. For the sheet and the terminal only.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+
+    /// The passphrase of the key slot.
+    #[must_use]
+    pub fn secret(&self) -> Secret {
+        Secret::key_file(self.0.as_bytes().to_vec())
+    }
+
+    fn grouped(characters: &[u8; CHARACTERS]) -> Self {
+        let mut text = Zeroizing::new(String::with_capacity(CHARACTERS + CHARACTERS / GROUP));
+        for (index, &c) in characters.iter().enumerate() {
+            if index > 0 && index % GROUP == 0 {
+                text.push('-');
+            }
+            text.push(char::from(c));
+        }
+        Self(text)
+    }
+}
+
+impl fmt::Debug for RecoveryKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RecoveryKey(..)")
+    }
+}
+
+/// Four characters, so that one typing error in about 234,000 goes unseen.
+fn checksum(random: &[u8]) -> [u8; GROUP] {
+    let mut input = Zeroizing::new(DOMAIN.to_vec());
+    input.reserve_exact(random.len());
+    input.extend_from_slice(random);
+    let hash = Zeroizing::new(sha256(&input));
+    let mut number = hash[..8]
+        .iter()
+        .fold(0_u64, |number, &byte| number << 8 | u64::from(byte));
+    let base = ALPHABET.len() as u64;
+    [(); GROUP].map(|()| {
+        let digit = usize::try_from(number % base).expect("below 22");
+        number /= base;
+        ALPHABET[digit]
+    })
+}

@@ -1,0 +1,1 @@
+//! Runs libcryptsetup on a header in memory.
