@@ -1,1 +1,35 @@
-//! placeholder
+//! Makes, lists and restores snapshots: dated folders that rsync fills on a mounted volume.
+//!
+//! Above: the worker process in `cli`, which has the volume mounted at a folder.
+//! Below: the system's `rsync`, and the mounted folder through plain system calls.
+//!
+//! Always true:
+//! - Nothing of an older snapshot, inodes included, is ever written to: rsync runs only into a new,
+//!   empty `.inflight`, and links to older files only where every attribute is equal.
+//! - A folder whose name is a plain date was whole and durable when it got that name.
+//! - A `.partial` holds no regular file that was not covered by a `syncfs`, so its files may be
+//!   trusted as link targets (`checkpoint`).
+//! - What rsync prints, what lies on the volume and what the user names never panics, and every
+//!   list made from it is bounded.
+//! - Nothing is printed, and no environment variable is read.
+#![forbid(unsafe_code)]
+
+mod error;
+mod name;
+mod record;
+mod spec;
+mod text;
+
+pub use error::{ErrorReport, SnapshotError, SnapshotErrorKind, SpaceKind};
+pub use name::{JobName, NameError, SnapshotName};
+pub use record::{
+    EntryKind, LinkedFrom, NameList, RECORD_FORMAT, RunRecord, RunStats, SnapshotEntry, Warning,
+};
+pub use spec::{Cancel, Phase, Progress, RestoreReport, RestoreSpec, SnapshotReport, SnapshotSpec};
+pub use text::{escape_name, unescape_name};
+mod list;
+mod restore;
+mod take;
+pub use list::list;
+pub use restore::restore;
+pub use take::take;

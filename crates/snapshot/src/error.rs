@@ -1,0 +1,243 @@
+//! What can go wrong with a snapshot or a restore, and how a caller tells the cases apart.
+
+use std::io;
+
+use serde::{Deserialize, Serialize};
+
+use crate::name::NameError;
+use crate::record::NameList;
+
+/// A snapshot, a list or a restore failed. File names and messages in it are escaped and cut.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SnapshotError {
+    /// A job's or snapshot's name is no such name.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The job has no source.
+    #[error("job {job}: no sources are named")]
+    NoSources { job: String },
+    /// A source, or a file with patterns, is named in a way that is refused.
+    #[error("source {path}: {why}")]
+    SourceRefused { path: String, why: String },
+    /// A source is not there.
+    #[error("source {path}: there is no such file or folder")]
+    SourceMissing { path: String },
+    /// A source can't be looked at.
+    #[error("source {path}: can't be read")]
+    SourceUnreadable { path: String, source: io::Error },
+    /// A source holds no file at all.
+    #[error("source {path}: is empty; is its disk mounted?")]
+    SourceEmpty { path: String },
+    /// A source was mounted, unmounted or removed while it was copied.
+    #[error("source {path}: was replaced or removed while it was being copied")]
+    SourceChanged { path: String },
+    /// A pattern is refused.
+    #[error("exclude pattern {pattern}: {why}")]
+    PatternRefused { pattern: String, why: &'static str },
+    /// rsync isn't there.
+    #[error("rsync was not found ({program})")]
+    RsyncMissing { program: String },
+    /// rsync is there but can't be used.
+    #[error("{program}: {why}")]
+    RsyncUnusable { program: String, why: String },
+    /// rsync failed. What it copied is kept as `.partial`, and the next run goes on from there.
+    #[error("rsync failed ({ended}): {first_message}")]
+    RsyncFailed {
+        /// Its exit code or signal in words.
+        ended: String,
+        /// Its first message that is a failure.
+        first_message: String,
+        /// All of its messages.
+        messages: NameList,
+    },
+    /// The volume has no room left. Older snapshots are whole.
+    #[error("the volume is out of {kind} ({free_bytes} bytes and {free_inodes} inodes free)")]
+    VolumeFull {
+        kind: SpaceKind,
+        free_bytes: u64,
+        free_inodes: u64,
+    },
+    /// The place restored to has no room left.
+    #[error("{path} is out of {kind} ({free_bytes} bytes and {free_inodes} inodes free)")]
+    DestinationFull {
+        path: String,
+        kind: SpaceKind,
+        free_bytes: u64,
+        free_inodes: u64,
+    },
+    /// The mounted volume failed: what was written may not have arrived.
+    #[error("{op} {object} on the volume")]
+    Volume {
+        op: &'static str,
+        object: String,
+        source: io::Error,
+    },
+    /// Something on the volume is not what it should be.
+    #[error("{object} on the volume: {why}")]
+    Layout { object: String, why: String },
+    /// Another run is making a snapshot of this job on this mount.
+    #[error("job {job}: another run is at work in its folder")]
+    Busy { job: String },
+    /// No such job.
+    #[error("there is no job {job} on this volume")]
+    NoSuchJob { job: String },
+    /// No such snapshot.
+    #[error("job {job} has no snapshot {snapshot}")]
+    NoSuchSnapshot { job: String, snapshot: String },
+    /// The snapshot has no such path.
+    #[error("snapshot {snapshot} has no {path}")]
+    NoSuchPath { snapshot: String, path: String },
+    /// The path to restore is refused.
+    #[error("{path}: {why}")]
+    PathRefused { path: String, why: &'static str },
+    /// The place to restore to can't be used.
+    #[error("can't restore to {path}: {why}")]
+    DestinationRefused { path: String, why: String },
+    /// The machine failed (pipes, processes, memory).
+    #[error("{op}")]
+    System { op: &'static str, source: io::Error },
+    /// Somebody asked to stop. What was copied is kept as `.partial`.
+    #[error("interrupted")]
+    Cancelled,
+}
+
+/// What a file system has run out of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SpaceKind {
+    /// Room for data.
+    Blocks,
+    /// Room for files and folders.
+    Inodes,
+}
+
+impl std::fmt::Display for SpaceKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Blocks => "space",
+            Self::Inodes => "inodes",
+        })
+    }
+}
+
+/// The cases that a caller chooses by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum SnapshotErrorKind {
+    /// The command line or config is wrong (exit 2).
+    Usage,
+    /// A source is missing, empty or changed under way.
+    Source,
+    /// rsync is missing or unusable.
+    Rsync,
+    /// rsync failed.
+    RsyncFailed,
+    /// The volume is full.
+    VolumeFull,
+    /// The mounted volume failed; ask the volume process why.
+    Volume,
+    /// The job, snapshot or path is not there.
+    NotFound,
+    /// The place to restore to.
+    Destination,
+    /// Another run.
+    Busy,
+    /// Somebody asked to stop (exit 130).
+    Cancelled,
+    /// The machine.
+    System,
+}
+
+/// An error as it crosses a process boundary.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorReport {
+    /// The case.
+    pub kind: SnapshotErrorKind,
+    /// What happened.
+    pub message: String,
+    /// Because of what, nearest first.
+    pub causes: Vec<String>,
+    /// rsync's messages, if it was rsync.
+    pub messages: NameList,
+    /// What the user can do, and how the data stands.
+    pub hint: Option<String>,
+}
+
+impl SnapshotError {
+    /// Which case it is.
+    #[must_use]
+    pub fn kind(&self) -> SnapshotErrorKind {
+        use SnapshotErrorKind as Kind;
+        match self {
+            Self::Name(_)
+            | Self::NoSources { .. }
+            | Self::SourceRefused { .. }
+            | Self::PatternRefused { .. }
+            | Self::PathRefused { .. } => Kind::Usage,
+            Self::SourceMissing { .. }
+            | Self::SourceUnreadable { .. }
+            | Self::SourceEmpty { .. }
+            | Self::SourceChanged { .. } => Kind::Source,
+            Self::RsyncMissing { .. } | Self::RsyncUnusable { .. } => Kind::Rsync,
+            Self::RsyncFailed { .. } => Kind::RsyncFailed,
+            Self::VolumeFull { .. } => Kind::VolumeFull,
+            Self::Volume { .. } | Self::Layout { .. } => Kind::Volume,
+            Self::NoSuchJob { .. } | Self::NoSuchSnapshot { .. } | Self::NoSuchPath { .. } => {
+                Kind::NotFound
+            }
+            Self::DestinationFull { .. } | Self::DestinationRefused { .. } => Kind::Destination,
+            Self::Busy { .. } => Kind::Busy,
+            Self::Cancelled => Kind::Cancelled,
+            Self::System { .. } => Kind::System,
+        }
+    }
+
+    /// What the user can do, and how the data stands.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::SourceEmpty { .. } => {
+                "Mount it, or allow empty sources if that is how it should be. Nothing was changed."
+            }
+            Self::SourceMissing { .. } => {
+                "Mount its disk, or take it out of the job. Nothing was changed."
+            }
+            Self::SourceChanged { .. } => {
+                "No snapshot was made; older ones are whole. Run again when the source is in place."
+            }
+            Self::RsyncMissing { .. } => "Install rsync (3.1 or newer) with your package manager.",
+            Self::RsyncFailed { .. } => {
+                "Older snapshots are whole. What was copied is kept, and the next run goes on from there."
+            }
+            Self::VolumeFull { .. } => {
+                "Older snapshots are whole. Remove some (prune) or grow the container; the next run goes on from here."
+            }
+            Self::Cancelled => "What was copied is kept, and the next run goes on from there.",
+            _ => return None,
+        })
+    }
+
+    /// The error as it crosses a process boundary.
+    #[must_use]
+    pub fn report(&self) -> ErrorReport {
+        let mut causes = Vec::new();
+        let mut cause = std::error::Error::source(self);
+        while let Some(this) = cause {
+            causes.push(this.to_string());
+            cause = this.source();
+        }
+        let messages = match self {
+            Self::RsyncFailed { messages, .. } => messages.clone(),
+            _ => NameList::default(),
+        };
+        ErrorReport {
+            kind: self.kind(),
+            message: self.to_string(),
+            causes,
+            messages,
+            hint: self.hint().map(str::to_owned),
+        }
+    }
+}

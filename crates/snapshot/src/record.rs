@@ -1,0 +1,221 @@
+//! What is known about a snapshot: the record `.sprat/NAME.json` beside it, and an entry of a list.
+//!
+//! The record is JSON so that a person with stock tools can read it. Unknown fields are ignored and
+//! missing ones take their defaults, so that older and newer programs read each other's records.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::name::{JobName, SnapshotName};
+
+/// The record's format. A higher number is still read, as far as its fields are known.
+pub const RECORD_FORMAT: u32 = 1;
+
+/// How many names a list in a record keeps; further ones are only counted.
+pub const NAMES_MAX: usize = 1000;
+
+/// Some names or messages, as escaped text, and how many there were in all.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NameList {
+    /// How many there were.
+    pub count: u64,
+    /// The first of them.
+    pub names: Vec<String>,
+}
+
+impl NameList {
+    /// Counts `name`, and keeps it if there is room.
+    pub(crate) fn push(&mut self, name: String) {
+        self.push_within(name, NAMES_MAX);
+    }
+
+    pub(crate) fn push_within(&mut self, name: String, names_max: usize) {
+        self.count = self.count.saturating_add(1);
+        if self.names.len() < names_max {
+            self.names.push(name);
+        }
+    }
+
+    /// Whether there was none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+}
+
+/// rsync's own counts (`--stats`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RunStats {
+    /// Files of every kind, folders too.
+    pub files: u64,
+    /// Regular files among them.
+    pub regular_files: u64,
+    /// Entries made new. An unchanged file that became a hard link is not counted.
+    pub created: u64,
+    /// Entries removed (restore with `delete`).
+    pub deleted: u64,
+    /// Regular files whose content was copied.
+    pub transferred: u64,
+    /// Size of all files.
+    pub bytes_total: u64,
+    /// Size of those whose content was copied.
+    pub bytes_transferred: u64,
+    /// Bytes sent as they are.
+    pub bytes_literal: u64,
+    /// Bytes found in an older version of the file.
+    pub bytes_matched: u64,
+}
+
+/// A tree whose unchanged files the new snapshot shares.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkedFrom {
+    /// The folder's name at the time of the run.
+    pub folder: String,
+    /// What it was.
+    pub kind: EntryKind,
+}
+
+/// Something that did no harm to the snapshot, but that its owner should know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "what", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Warning {
+    /// The clock says an earlier time than the newest snapshot's name.
+    ClockBehind {
+        /// That snapshot.
+        newest: SnapshotName,
+    },
+    /// The volume lies inside a source; it was left out.
+    OwnVolumeLeftOut {
+        /// Where, escaped.
+        path: String,
+    },
+    /// The kernel's own file systems (`/proc` and such) lie inside a source; they were left out.
+    KernelFileSystemLeftOut {
+        /// Where, escaped.
+        path: String,
+    },
+    /// `latest` is something other than our symbolic link and was left alone.
+    LatestLeftAlone,
+    /// The previous run was stopped by a crash; this many files of it were not yet known to be
+    /// durable and were copied again.
+    CrashedRunSwept {
+        /// Names removed from the interrupted tree.
+        files: u64,
+    },
+    /// The interrupted tree could not be removed; the next run tries again.
+    LeftoverKept {
+        /// Its folder.
+        folder: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What ran, and what came of it: the content of `.sprat/NAME.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// [`RECORD_FORMAT`].
+    pub format: u32,
+    /// The job.
+    pub job: JobName,
+    /// The snapshot.
+    pub name: SnapshotName,
+    /// Whether the snapshot holds every file that was asked for.
+    pub complete: bool,
+    /// Whether the run came to its end; false beside a `.partial`.
+    #[serde(default)]
+    pub finished_run: bool,
+    /// Source paths, escaped.
+    #[serde(default)]
+    pub sources: Vec<String>,
+    /// Patterns that were excluded.
+    #[serde(default)]
+    pub excludes: Vec<String>,
+    /// Files with further such patterns, escaped.
+    #[serde(default)]
+    pub exclude_from: Vec<String>,
+    /// When the run began.
+    pub started: Timestamp,
+    /// When the copying was over.
+    pub ended: Timestamp,
+    /// rsync's version.
+    #[serde(default)]
+    pub rsync_version: String,
+    /// rsync's arguments, escaped.
+    #[serde(default)]
+    pub rsync_arguments: Vec<String>,
+    /// rsync's exit code; `None` if a signal ended it.
+    #[serde(default)]
+    pub rsync_exit: Option<i32>,
+    /// rsync's counts.
+    #[serde(default)]
+    pub stats: RunStats,
+    /// Trees whose unchanged files are shared.
+    #[serde(default)]
+    pub linked_from: Vec<LinkedFrom>,
+    /// Source files that could not be read, escaped.
+    #[serde(default)]
+    pub unread: NameList,
+    /// Source files that were gone when rsync came to them: harmless.
+    #[serde(default)]
+    pub vanished: NameList,
+    /// rsync's messages, escaped and cut.
+    #[serde(default)]
+    pub messages: NameList,
+    /// What its owner should know.
+    #[serde(default)]
+    pub warnings: Vec<Warning>,
+    /// Why the run stopped, beside a `.partial`.
+    #[serde(default)]
+    pub stopped_by: Option<String>,
+}
+
+/// What a folder of a job is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum EntryKind {
+    /// A snapshot that holds everything.
+    Good,
+    /// A snapshot that lacks source files which could not be read.
+    Unread,
+    /// A folder named like a snapshot whose record is missing or can't be read. Its content is
+    /// there.
+    Unrecorded,
+    /// What an interrupted run made; the next run uses it up.
+    Partial,
+    /// A run that is going on, or was killed.
+    Inflight,
+    /// Somebody else's folder; never touched.
+    Foreign,
+}
+
+impl EntryKind {
+    /// Whether it is a finished snapshot.
+    #[must_use]
+    pub fn is_snapshot(self) -> bool {
+        matches!(self, Self::Good | Self::Unread | Self::Unrecorded)
+    }
+}
+
+/// One folder of a job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SnapshotEntry {
+    /// The job's folder, escaped.
+    pub job: String,
+    /// The folder's name, escaped.
+    pub folder: String,
+    /// What it is.
+    pub kind: EntryKind,
+    /// The moment in its name.
+    pub name: Option<SnapshotName>,
+    /// Whether `latest` points to it.
+    pub is_latest: bool,
+    /// Its record.
+    pub record: Option<RunRecord>,
+    /// Why there is no record although the name is a snapshot's.
+    pub record_error: Option<String>,
+}
