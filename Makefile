@@ -1,0 +1,33 @@
+# What one does with this repository; `make` alone lists it.
+.DEFAULT_GOAL := help
+.PHONY: help build try test lint audit torture install clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
+
+build: ## the release binary, in target/release/sprat (installs what building needs)
+	@scripts/install build run
+	@bash -c '. scripts/env.sh && cargo build --release --locked --package sprat'
+
+install: ## the release binary into /usr/local/bin, as root or through sudo
+	@$(MAKE) --no-print-directory build
+	@bash -c '. scripts/env.sh && as_root install -m 755 "$$TARGET_DIR/release/sprat" /usr/local/bin/sprat'
+
+try: ## back up a real folder and get it back: [DIR=/usr/share/doc]; leaves nothing behind
+	@scripts/try "$(DIR)"
+
+test: ## every test (needs root or sudo; installs what is missing)
+	@scripts/test
+
+lint: ## rustfmt, clippy, rustdoc, licences and sources, shellcheck
+	@scripts/lint
+
+audit: ## known advisories against our dependencies (needs the network)
+	@scripts/install build lint
+	@bash -c '. scripts/env.sh && cargo deny --locked check advisories'
+
+torture: ## 100 rounds of kill -9 during backups (about an hour): [ROUNDS=100]
+	@SPRAT_TORTURE_ROUNDS="$(or $(ROUNDS),100)" scripts/test --no-capture -E 'binary(torture)'
+
+clean: ## what was built
+	@bash -c '. scripts/env.sh && cargo clean'
