@@ -1,1 +1,8 @@
-fn main() {}
+//! The `sprat` program: hands its arguments to the library and returns the exit code.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    sprat::run(std::env::args_os()).into()
+}

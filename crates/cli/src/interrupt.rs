@@ -1,0 +1,180 @@
+//! Ctrl-C, SIGTERM and SIGHUP: a request to end in order, and a second one to end at once.
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::event::{EventfdFlags, eventfd};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::Failure;
+
+type Wake = Box<dyn Fn(u32) + Send>;
+
+/// Counts requests to stop. Clones share the count.
+#[derive(Clone)]
+pub struct Interrupt {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    requests: AtomicU32,
+    /// Readable from the first request on; nobody ever reads it empty.
+    woken: OwnedFd,
+    wakes: Mutex<Vec<Wake>>,
+}
+
+impl Interrupt {
+    /// Takes over the signals of this process. Called once, before any thread is started. SIGHUP
+    /// stays ignored where it was ignored from the start (`nohup`). The third request ends the
+    /// process on the spot; what it started ends with it.
+    pub fn listen() -> Result<Self, Failure> {
+        let interrupt = Self::never()?;
+        let mut wanted = vec![SIGINT, SIGTERM];
+        if !ignored_from_the_start(SIGHUP) {
+            wanted.push(SIGHUP);
+        }
+        let cannot =
+            |error: std::io::Error| Failure::failed("can't handle signals").caused_by(&error);
+        let mut signals = Signals::new(wanted).map_err(cannot)?;
+        let listener = interrupt.clone();
+        std::thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(move || {
+                for _ in signals.forever() {
+                    listener.request();
+                    if listener.requests() >= 3 {
+                        signal_hook::low_level::exit(i32::from(crate::Exit::Interrupted.code()));
+                    }
+                }
+            })
+            .map_err(cannot)?;
+        Ok(interrupt)
+    }
+
+    /// An interrupt that no signal raises; [`Interrupt::request`] does.
+    pub fn never() -> Result<Self, Failure> {
+        let woken = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|error| Failure::failed("can't make an event descriptor").caused_by(&error))?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                requests: AtomicU32::new(0),
+                woken,
+                wakes: Mutex::new(Vec::new()),
+            }),
+        })
+    }
+
+    /// Counts one request, as a signal does.
+    pub fn request(&self) {
+        let count = self.shared.requests.fetch_add(1, Ordering::SeqCst) + 1;
+        // A full counter is readable all the same.
+        let _ = rustix::io::write(&self.shared.woken, &1u64.to_ne_bytes());
+        let wakes = self
+            .shared
+            .wakes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for wake in wakes.iter() {
+            wake(count);
+        }
+    }
+
+    /// Requests so far.
+    #[must_use]
+    pub fn requests(&self) -> u32 {
+        self.shared.requests.load(Ordering::SeqCst)
+    }
+
+    /// Somebody asked to end in order.
+    #[must_use]
+    pub fn requested(&self) -> bool {
+        self.requests() >= 1
+    }
+
+    /// Somebody asked twice: end at once, without waiting for the server.
+    #[must_use]
+    pub fn hard(&self) -> bool {
+        self.requests() >= 2
+    }
+
+    /// Fails once a request came in.
+    pub fn check(&self) -> Result<(), Failure> {
+        if self.requested() {
+            return Err(Failure::interrupted());
+        }
+        Ok(())
+    }
+
+    /// Calls `wake` with the count at each request from now on, on the signal thread; at once if
+    /// one came in already. It must not block and not call back into this.
+    pub fn on_request(&self, wake: impl Fn(u32) + Send + 'static) {
+        let mut wakes = self
+            .shared
+            .wakes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if self.requested() {
+            wake(self.requests());
+        }
+        wakes.push(Box::new(wake));
+    }
+
+    /// A descriptor that is readable (for `poll`) from the first request on. Never read from it.
+    #[must_use]
+    pub fn readable_when_requested(&self) -> BorrowedFd<'_> {
+        self.shared.woken.as_fd()
+    }
+}
+
+impl fmt::Debug for Interrupt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Interrupt({})", self.requests())
+    }
+}
+
+/// Whether this process was started with `signal` ignored (`SigIgn` in proc(5), a bit mask in
+/// which signal n is bit n-1).
+fn ignored_from_the_start(signal: i32) -> bool {
+    let Ok(status) = std::fs::read_to_string("/proc/self/status") else {
+        return false;
+    };
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_some_and(|mask| mask & (1 << (signal - 1)) != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{PollFd, PollFlags, poll};
+
+    #[test]
+    fn first_request_is_soft_and_second_is_hard() {
+        let interrupt = Interrupt::never().unwrap();
+        assert!(interrupt.check().is_ok());
+        interrupt.request();
+        assert!(interrupt.requested() && !interrupt.hard());
+        interrupt.request();
+        assert!(interrupt.hard());
+        let fd = interrupt.readable_when_requested();
+        let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+        assert_eq!(poll(&mut fds, None).unwrap(), 1);
+    }
+
+    #[test]
+    fn wake_registered_late_is_called_at_once() {
+        let interrupt = Interrupt::never().unwrap();
+        interrupt.request();
+        let seen = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&seen);
+        interrupt.on_request(move |count| counted.store(count, Ordering::SeqCst));
+        assert_eq!(seen.load(Ordering::SeqCst), 1);
+        interrupt.request();
+        assert_eq!(seen.load(Ordering::SeqCst), 2);
+    }
+}
