@@ -292,10 +292,12 @@ mod tests {
         crate::requires!(missing());
         let sshd = Sshd::start();
         let ssh = sshd.ssh_command();
-        let output = Command::new(&ssh[0])
+        let mut command = Command::new(&ssh[0]);
+        let output = command
             .args(&ssh[1..])
-            .args(["-n", "any.host", "echo here"]);
-        let output = { output }.output().unwrap();
+            .args(["-n", "any.host", "echo here"])
+            .output()
+            .unwrap();
         assert_eq!(output.stdout, b"here\n", "{output:?}");
         let folder = sshd.folder().to_owned();
         let port = sshd.port();
