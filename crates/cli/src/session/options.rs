@@ -1,0 +1,256 @@
+//! What a session is asked for, and what it tells while it runs.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use sprat_luks::{Pins, Secret, SlotKind};
+
+use crate::target::Target;
+
+/// Whether a session may change the container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Access {
+    /// Nothing is ever written to the server, not even a lock; works on a full disk and with a
+    /// read-only account.
+    ReadOnly,
+    /// Reads and writes, under the lock.
+    ReadWrite,
+}
+
+/// What the container's header is compared with before the key comes near it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PinPolicy {
+    /// Pinned on this machine earlier; any difference is refused.
+    Known(Pins),
+    /// The fingerprint on the recovery sheet; any difference is refused.
+    Expect(String),
+    /// A machine that never saw this container: what is found is trusted, told
+    /// ([`Notice::TrustedOnce`]), and to be pinned by the caller.
+    TrustOnce,
+}
+
+/// How a container is opened.
+#[derive(Debug, Clone)]
+pub struct SessionOptions {
+    /// The container.
+    pub target: Target,
+    /// The ssh program and its first arguments.
+    pub ssh_command: Vec<OsString>,
+    /// Reading, or reading and writing.
+    pub access: Access,
+    /// Where lock records are kept (`/var/lib/sprat`).
+    pub state_dir: PathBuf,
+    /// Where mounts are made (`/run/sprat`).
+    pub runtime_dir: PathBuf,
+    /// Write although the server can't fsync.
+    pub allow_no_fsync: bool,
+    /// How long a lost line is waited for; zero ends the session at the first loss.
+    pub reconnect_max: Duration,
+    /// How long blocks that were in flight at a loss are held back afterwards.
+    pub quiet_time: Duration,
+    /// SFTP channels for data.
+    pub data_channels: usize,
+    /// Bound of the bytes that wait to be durable on the server.
+    pub write_buffer_bytes_max: usize,
+    /// What the header must look like.
+    pub pins: PinPolicy,
+    /// The sprat program, for the volume process and the worker.
+    pub program: PathBuf,
+}
+
+impl SessionOptions {
+    /// The defaults for `target`.
+    #[must_use]
+    pub fn new(target: Target, access: Access, state_dir: PathBuf, runtime_dir: PathBuf) -> Self {
+        Self {
+            target,
+            ssh_command: vec![OsString::from("ssh")],
+            access,
+            state_dir,
+            runtime_dir,
+            allow_no_fsync: false,
+            reconnect_max: Duration::from_secs(15 * 60),
+            quiet_time: Duration::from_secs(60),
+            data_channels: 4,
+            write_buffer_bytes_max: 256 << 20,
+            pins: PinPolicy::TrustOnce,
+            // Resolved by the child itself, so it is this very program even after an upgrade
+            // has replaced the file.
+            program: PathBuf::from("/proc/self/exe"),
+        }
+    }
+}
+
+/// How a container is made.
+#[derive(Debug)]
+pub struct CreateOptions {
+    /// Target, directories and limits; `access` and `pins` are not looked at.
+    pub session: SessionOptions,
+    /// Length of the container file in bytes; rounded down to a multiple of 4096.
+    pub size_bytes: u64,
+    /// One key slot each, in this order.
+    pub secrets: Vec<(Secret, SlotKind)>,
+    /// A fixed UUID, else a random one.
+    pub uuid: Option<String>,
+    /// ext4's label.
+    pub label: Option<String>,
+    /// Worthless key derivation, for tests only.
+    pub fast_kdf_for_tests: bool,
+}
+
+/// The smallest container that [`create`](super::create) makes: header, journal and room for a
+/// snapshot.
+pub const SIZE_BYTES_MIN: u64 = 64 << 20;
+
+/// Where a session stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Reaching the server.
+    Connecting,
+    /// Taking the lock.
+    Locking,
+    /// Deriving the key and opening a key slot.
+    Unlocking,
+    /// Making the header and the file.
+    Creating,
+    /// Making the file system.
+    MakingFileSystem,
+    /// FUSE, loop device, ext4; replays the journal of a crashed session.
+    Mounting,
+    /// What the session was opened for.
+    Working,
+    /// Ended early on request: cleaning up in order.
+    Stopping,
+    /// Unmounting.
+    Unmounting,
+    /// Sending what is left and waiting for the server's fsync.
+    Syncing,
+    /// Reading a new container's header back and giving it its name.
+    Publishing,
+}
+
+/// Something the user should know; none of them stops the session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Notice {
+    /// One of the header's two copies is damaged; the other was used.
+    HeaderCopyDamaged {
+        /// Which one, in words.
+        copy: String,
+    },
+    /// Nothing was pinned on this machine, so the header was believed as it is.
+    TrustedOnce {
+        /// To be compared with the recovery sheet.
+        fingerprint: String,
+    },
+    /// A session that died on this machine held the lock; it was taken over.
+    TookOverDeadSession,
+    /// Bytes that a dead session had in flight; they are read back before success.
+    Suspects {
+        /// Their sum.
+        bytes: u64,
+    },
+    /// A write session of this machine died; what it left is read through a local journal replay.
+    DeadSessionLeftLock,
+    /// Little space is left on the server.
+    ServerSpaceLow {
+        /// What this account may still write.
+        available_bytes: u64,
+    },
+    /// The server can't fsync, and the user insisted.
+    NoDurableFlush,
+    /// The server can't make a rename or lock durable (no fsync of folders).
+    NoFolderFlush,
+    /// The process's memory could not be locked or marked as an I/O path.
+    NotHardened {
+        /// What and why.
+        reason: String,
+    },
+    /// The line was lost; reconnecting.
+    LineLost {
+        /// Why.
+        reason: String,
+    },
+    /// The line is back.
+    LineBack {
+        /// Seconds it was away.
+        away_s: u64,
+    },
+}
+
+/// The volume's figures at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeFigures {
+    /// Bytes read from the store since the session began.
+    pub read_bytes: u64,
+    /// Bytes written to the store since the session began.
+    pub written_bytes: u64,
+    /// Read requests.
+    pub read_requests: u64,
+    /// Write requests.
+    pub write_requests: u64,
+    /// Bytes that wait to be sent.
+    pub dirty_bytes: u64,
+    /// Bytes sent or waiting that no fsync covers yet.
+    pub unsynced_bytes: u64,
+    /// For how long the line has been away.
+    pub reconnecting_ms: Option<u64>,
+    /// Estimated round trip.
+    pub round_trip_us: Option<u64>,
+}
+
+/// What is told while a session works.
+#[derive(Debug, Clone, Default)]
+pub struct SessionProgress {
+    /// rsync's side, while it runs.
+    pub rsync: Option<sprat_snapshot::Progress>,
+    /// The wire's side.
+    pub volume: VolumeFigures,
+}
+
+/// Sees what a session does; called on the session's own thread and must not block.
+pub trait Observer {
+    /// A phase begins.
+    fn phase(&mut self, phase: Phase);
+    /// Newer figures.
+    fn progress(&mut self, progress: &SessionProgress);
+    /// Something to tell.
+    fn notice(&mut self, notice: Notice);
+}
+
+/// What the volume process found at the target.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ContainerFacts {
+    /// The header's UUID.
+    pub uuid: String,
+    /// What to pin.
+    pub pins: Pins,
+    /// Length of the container file in bytes.
+    pub file_bytes: u64,
+    /// Length of the volume in bytes.
+    pub volume_bytes: u64,
+}
+
+/// A session that ended in order: everything is durable on the server, the lock is released.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct ClosedReport {
+    /// The figures at the end.
+    pub volume: VolumeFigures,
+    /// The server made everything durable; false only where the user insisted on a server that
+    /// can't, and for a read-only session.
+    pub durable: bool,
+}
+
+/// A new container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Created {
+    /// What it is.
+    pub facts: ContainerFacts,
+    /// Bytes sent to the server, header included.
+    pub sent_bytes: u64,
+}

@@ -1,0 +1,173 @@
+//! The messages between the session process (S), the volume process (V) and the worker (W).
+
+use std::ffi::OsString;
+
+use serde::{Deserialize, Serialize};
+use sprat_luks::SlotKind;
+use sprat_snapshot::{RestoreReport, RestoreSpec, SnapshotEntry, SnapshotReport, SnapshotSpec};
+
+use super::options::{
+    Access, ClosedReport, ContainerFacts, Notice, Phase, PinPolicy, VolumeFigures,
+};
+use crate::Failure;
+use crate::target::Target;
+
+/// S to V. The first is [`VolumeOrder::Start`], followed by one raw frame for each secret.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum VolumeOrder {
+    /// What to open or make.
+    Start(Box<VolumeStart>),
+    /// A FUSE descriptor is on the descriptor socket; serve the volume on it.
+    Serve,
+    /// Everything above is unmounted: close the volume, in creation give the container its name,
+    /// release the lock.
+    Close,
+    /// Give up: send nothing more; in creation remove what was made. Never waits for a lost line.
+    Abort,
+    /// From now on live without S (background mount): the end of the control socket means
+    /// nothing any more, the end of the FUSE connection means [`VolumeOrder::Close`].
+    Detach(BackgroundMount),
+}
+
+/// What V is started with.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct VolumeStart {
+    pub target: Target,
+    pub ssh_command: Vec<OsString>,
+    pub access: Access,
+    pub state_dir: OsString,
+    pub runtime_dir: OsString,
+    pub allow_no_fsync: bool,
+    pub reconnect_max_ms: u64,
+    pub quiet_time_ms: u64,
+    pub data_channels: usize,
+    pub write_buffer_bytes_max: usize,
+    pub pins: PinPolicy,
+    pub durable_flush: bool,
+    pub create: Option<CreateStart>,
+    /// One for opening; for creation one for each slot.
+    pub secrets: usize,
+}
+
+/// What is to be made.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct CreateStart {
+    pub size_bytes: u64,
+    pub slots: Vec<Slot>,
+    pub uuid: Option<String>,
+    pub fast_kdf_for_tests: bool,
+}
+
+/// [`sprat_luks::SlotKind`] on the wire.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(super) enum Slot {
+    KeyFile,
+    Passphrase,
+    Recovery,
+}
+
+impl From<SlotKind> for Slot {
+    fn from(kind: SlotKind) -> Self {
+        match kind {
+            SlotKind::KeyFile => Self::KeyFile,
+            SlotKind::Passphrase => Self::Passphrase,
+            SlotKind::Recovery => Self::Recovery,
+        }
+    }
+}
+
+impl From<Slot> for SlotKind {
+    fn from(slot: Slot) -> Self {
+        match slot {
+            Slot::KeyFile => Self::KeyFile,
+            Slot::Passphrase => Self::Passphrase,
+            Slot::Recovery => Self::Recovery,
+        }
+    }
+}
+
+/// Where V reports the end of a background mount.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct BackgroundMount {
+    pub record: OsString,
+}
+
+/// V to S.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum VolumeReply {
+    Phase(Phase),
+    Notice(Notice),
+    Figures(VolumeFigures),
+    /// Store, lock, header and volume are open.
+    Ready(ContainerFacts),
+    /// The FUSE connection is up.
+    Serving,
+    /// Lives without S from now on.
+    Detached,
+    Closed(ClosedReport),
+    /// Answers Abort.
+    Aborted(AbortReport),
+    /// It can't go on; only Abort is useful now.
+    Failed(Failure),
+}
+
+/// What an aborted V leaves behind.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub(super) struct AbortReport {
+    /// In creation: what had been made is removed.
+    pub removed: bool,
+    /// The lock is released.
+    pub lock_released: bool,
+}
+
+/// S to W.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum WorkerOrder {
+    /// Make the FUSE mount and send its descriptor up.
+    Begin,
+    /// V serves: attach the loop device.
+    Attach,
+    MakeFileSystem {
+        label: Option<String>,
+    },
+    Mount {
+        read_only: bool,
+        runtime_dir: OsString,
+    },
+    TakeSnapshot(Box<SnapshotSpec>),
+    List,
+    Restore(Box<RestoreSpec>),
+    /// `e2fsck -fn` on the loop device; before Mount.
+    CheckFileSystem,
+    /// Stops what runs; that order then answers with its own outcome.
+    Cancel,
+    /// Unmounts, gives the loop device back, and ends.
+    Unmount,
+}
+
+/// W to S.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum WorkerReply {
+    /// The FUSE descriptor is on the descriptor socket.
+    FuseReady,
+    Attached,
+    FileSystemMade,
+    Mounted,
+    Progress(sprat_snapshot::Progress),
+    SnapshotTaken(Box<SnapshotReport>),
+    Listed(Vec<SnapshotEntry>),
+    Restored(Box<RestoreReport>),
+    Checked(FileSystemCheck),
+    Unmounted,
+    /// The last order failed.
+    Failed(Failure),
+}
+
+/// What `e2fsck -fn` said.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileSystemCheck {
+    /// Nothing was found.
+    pub clean: bool,
+    /// e2fsck's output, cut to a length for people.
+    pub output: String,
+}
