@@ -1,6 +1,13 @@
 //! Turns the errors of the crates below into failures: which exit code, and which hint.
 
-use sprat_store::{StoreError, StoreErrorKind};
+use std::error::Error;
+use std::io;
+
+use sprat_attach::AttachError;
+use sprat_luks::{LuksError, LuksErrorKind};
+use sprat_snapshot::{SnapshotError, SnapshotErrorKind};
+use sprat_store::{LockError, StoreError, StoreErrorKind};
+use sprat_volume::VolumeError;
 
 use super::{Exit, Failure};
 
@@ -15,7 +22,7 @@ impl From<&StoreError> for Failure {
             _ => Exit::Failed,
         };
         let mut failure = Self::new(exit, error.to_string());
-        if let Some(source) = std::error::Error::source(error) {
+        if let Some(source) = error.source() {
             failure = failure.caused_by(source);
         }
         match store_hint(error.kind()) {
@@ -65,4 +72,259 @@ fn store_hint(kind: StoreErrorKind) -> Option<&'static str> {
         }
         _ => return None,
     })
+}
+
+/// Looks through an error and its sources for one of the store: it knows best what happened.
+fn store_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a StoreError> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<StoreError>() {
+            return Some(found);
+        }
+        // An io::Error's own payload is not among its sources.
+        let inner = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref);
+        if let Some(inner) = inner
+            && let Some(found) = store_error(inner)
+        {
+            return Some(found);
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// A failure that the session put into an error's chain itself.
+fn failure_inside<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Failure> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<Failure>() {
+            return Some(found);
+        }
+        next = error.source();
+    }
+    None
+}
+
+impl From<&LuksError> for Failure {
+    fn from(error: &LuksError) -> Self {
+        if error.kind() == LuksErrorKind::Read
+            && let Some(cause) = store_error(error)
+        {
+            return Self::from(cause).context(error.to_string());
+        }
+        let exit = match error.kind() {
+            LuksErrorKind::NoContainer => Exit::NoContainer,
+            LuksErrorKind::Damaged => Exit::Damaged,
+            LuksErrorKind::WrongSecret => Exit::WrongKey,
+            _ => Exit::Failed,
+        };
+        let mut failure = Self::new(exit, error.to_string());
+        if let Some(source) = error.source() {
+            failure = failure.caused_by(source);
+        }
+        match luks_hint(error) {
+            Some(hint) => failure.with_hint(hint),
+            None => failure,
+        }
+    }
+}
+
+fn luks_hint(error: &LuksError) -> Option<&'static str> {
+    Some(match error {
+        LuksError::NotLuks => "nothing was changed. Check the path: that file is no container",
+        LuksError::Luks1 | LuksError::Unsupported { .. } => {
+            "nothing was changed. cryptsetup itself opens it, where the kernel has dm-crypt"
+        }
+        LuksError::WrongSecret { .. } => {
+            "nothing was changed. Check which key file or passphrase belongs to this container; \
+             the recovery passphrase on the sheet opens it too"
+        }
+        LuksError::HeaderDamaged { .. } | LuksError::CopiesDisagree { .. } => {
+            "the data may be whole, only its header is not: nothing was changed. Restore a header \
+             backup, if you have one"
+        }
+        LuksError::Truncated { .. } => {
+            "nothing was changed. Don't write to the file; look for a copy of it on the server"
+        }
+        LuksError::Pin { .. }
+        | LuksError::Refused { .. }
+        | LuksError::Invalid { .. }
+        | LuksError::OlderHeader { .. } => {
+            "nothing was sent and no key was used. Somebody changed the container on the server, \
+             or it is another one: find out before you go on"
+        }
+        LuksError::KdfTooCostly { .. } => {
+            "nothing was changed. The server may have changed the header to exhaust this machine"
+        }
+        _ => return None,
+    })
+}
+
+impl From<LuksError> for Failure {
+    fn from(error: LuksError) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&LockError> for Failure {
+    fn from(error: &LockError) -> Self {
+        let (exit, hint) = match error {
+            LockError::Store { source, .. } => {
+                return Self::from(source).context(error.to_string());
+            }
+            LockError::HeldHere { .. } => (
+                Exit::Locked,
+                "nothing was changed. Wait for the other run to end, or `sprat umount` what is \
+                 mounted",
+            ),
+            LockError::HeldElsewhere { .. } => (
+                Exit::Locked,
+                "nothing was changed. If the machine that holds it is known to be dead, run \
+                 `sprat unlock`: it watches the lock before it removes it",
+            ),
+            LockError::Lost { .. } => (
+                Exit::Locked,
+                "nothing more was sent. Finished snapshots are unharmed; find out who took the \
+                 lock, then run the same command again",
+            ),
+            LockError::Renewed { .. } => (
+                Exit::Locked,
+                "nothing was changed. Stop the session that holds it, or use --force if you know \
+                 that it can't write any more",
+            ),
+            _ => (Exit::Failed, "finished snapshots are unharmed"),
+        };
+        let mut failure = Self::new(exit, error.to_string()).with_hint(hint);
+        if let Some(source) = error.source() {
+            failure = failure.caused_by(source);
+        }
+        failure
+    }
+}
+
+impl From<LockError> for Failure {
+    fn from(error: LockError) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&VolumeError> for Failure {
+    fn from(error: &VolumeError) -> Self {
+        if let VolumeError::Failed(first) = error {
+            return Self::from(&**first);
+        }
+        if let Some(failure) = failure_inside(error) {
+            return failure.clone();
+        }
+        if let VolumeError::Fenced(fenced) = error
+            && let Some(lock) = fenced.source().and_then(|s| s.downcast_ref::<LockError>())
+        {
+            return Self::from(lock);
+        }
+        if let Some(store) = store_error(error) {
+            let exit_14 = matches!(
+                error,
+                VolumeError::ConnectionLost { .. } | VolumeError::NotReconnected(_)
+            );
+            let mut failure = Self::from(store).context(error.to_string());
+            if exit_14 {
+                failure.exit = Exit::Unreachable;
+            }
+            return failure;
+        }
+        let (exit, hint) = match error {
+            VolumeError::Short { .. } => (
+                Exit::Damaged,
+                Some("nothing was changed. Look for a whole copy of the file on the server"),
+            ),
+            VolumeError::ForeignWrite { .. } => (
+                Exit::Damaged,
+                Some(
+                    "something else writes to the container. Find it before the next run; then \
+                     run `e2fsck -fn` on the volume",
+                ),
+            ),
+            VolumeError::Overlay { .. } | VolumeError::OverlayFull { .. } => (
+                Exit::Failed,
+                Some("nothing on the server was changed; make room in the state folder"),
+            ),
+            VolumeError::Fenced(_) => (Exit::Locked, None),
+            _ => (Exit::Failed, None),
+        };
+        let mut failure = Self::new(exit, error.to_string());
+        if let Some(source) = error.source() {
+            failure = failure.caused_by(source);
+        }
+        match hint {
+            Some(hint) => failure.with_hint(hint),
+            None => failure,
+        }
+    }
+}
+
+impl From<VolumeError> for Failure {
+    fn from(error: VolumeError) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&AttachError> for Failure {
+    fn from(error: &AttachError) -> Self {
+        let hint = match error {
+            AttachError::NotRoot { .. } => Some("run it as root (sudo)"),
+            AttachError::NoFuse { .. } | AttachError::NoLoop { .. } => {
+                Some("`sprat doctor` tells what this machine lacks")
+            }
+            AttachError::ProgramMissing { .. } => {
+                Some("install it with your package manager (e2fsprogs)")
+            }
+            AttachError::MountRefused { .. } => Some(
+                "the container was opened, but its file system can't be mounted. Nothing was \
+                 changed beyond a journal replay",
+            ),
+            _ => None,
+        };
+        let mut failure = Self::failed(error.to_string());
+        if let Some(source) = error.source() {
+            failure = failure.caused_by(source);
+        }
+        match hint {
+            Some(hint) => failure.with_hint(hint),
+            None => failure,
+        }
+    }
+}
+
+impl From<AttachError> for Failure {
+    fn from(error: AttachError) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&SnapshotError> for Failure {
+    fn from(error: &SnapshotError) -> Self {
+        let report = error.report();
+        let exit = match report.kind {
+            SnapshotErrorKind::Usage => Exit::Usage,
+            SnapshotErrorKind::Cancelled => Exit::Interrupted,
+            SnapshotErrorKind::Busy => Exit::Locked,
+            _ => Exit::Failed,
+        };
+        let mut failure = Self::new(exit, report.message);
+        failure.causes = report.causes;
+        // The first is in the message already.
+        failure
+            .causes
+            .extend(report.messages.names.into_iter().skip(1).take(10));
+        failure.hint = report.hint;
+        failure
+    }
+}
+
+impl From<SnapshotError> for Failure {
+    fn from(error: SnapshotError) -> Self {
+        Self::from(&error)
+    }
 }
