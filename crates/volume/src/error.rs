@@ -71,12 +71,18 @@ pub enum VolumeError {
     /// The local overlay of a read-only volume is full.
     #[error("the local overlay of {bytes_max} bytes is full")]
     OverlayFull { bytes_max: u64 },
+    /// A read failed in the store; others may still succeed. Only on read-only volumes.
+    #[error("read failed in the store")]
+    ReadFailed(#[source] Arc<StoreError>),
     /// A thread could not be started.
     #[error("can't start a thread")]
     Thread(#[source] io::Error),
     /// Discarding is only possible where the store can and while nothing waits to be written.
     #[error("discard is not possible: {reason}")]
     Discard { reason: &'static str },
+    /// A thread of the volume ended by a panic: a defect of sprat.
+    #[error("a thread of the volume ended by a panic; this is a defect of sprat")]
+    Bug,
     /// [`Volume::abort`](crate::Volume::abort) was called.
     #[error("the session was aborted")]
     Aborted,

@@ -11,9 +11,19 @@
 //! - After a failure nothing more is sent and every call fails; nobody waits for ever.
 #![forbid(unsafe_code)]
 
+mod clean;
+mod conduct;
+mod discard;
+mod engine;
 mod error;
+mod fetch;
 mod options;
+mod overlay;
+mod plan;
+mod read;
+mod send;
 mod session;
+mod settle;
 mod volume;
 
 pub use error::VolumeError;

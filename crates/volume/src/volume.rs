@@ -1,106 +1,260 @@
 //! The volume as its callers see it.
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
 
-use sprat_store::{ReadClass, StoreFile};
+use sprat_store::StoreFile;
 
-use crate::{Flush, Geometry, ReadOnlyOptions, Session, VolumeError, VolumeOptions, VolumeStats};
+use crate::engine::{Engine, spawn};
+use crate::overlay::Overlay;
+use crate::{
+    BLOCK_BYTES, Flush, Geometry, ReadOnlyOptions, Session, VolumeError, VolumeOptions,
+    VolumeStats, conduct, read, send, settle,
+};
+
+const BLOCK: u64 = BLOCK_BYTES as u64;
 
 /// An ordered, write-back block device over one remote file. Any number of threads may call.
+///
+/// Offsets and lengths are multiples of [`BLOCK_BYTES`]. After [`failure`](Self::failure) every
+/// call fails until the container is opened again. Dropping without [`close`](Self::close) is
+/// [`abort`](Self::abort), and waits for the calls that are under way in the store.
 pub struct Volume {
-    file: Arc<dyn StoreFile>,
-    session: Arc<dyn Session>,
-    geometry: Geometry,
-}
-
-fn store(op: &'static str) -> impl Fn(sprat_store::StoreError) -> VolumeError {
-    move |source| VolumeError::Store { op, source }
+    engine: Arc<Engine>,
+    overlay: Option<Overlay>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Volume {
     /// Opens for reading and writing.
+    ///
+    /// Waits out the quiet time of a dead session's suspects and writes them anew, durably.
     pub fn open(
         file: Arc<dyn StoreFile>,
         geometry: Geometry,
         session: Arc<dyn Session>,
         options: VolumeOptions,
     ) -> Result<Self, VolumeError> {
-        let _ = options;
-        Ok(Self {
-            file,
-            session,
-            geometry,
-        })
+        check_geometry(&*file, geometry)?;
+        let senders = options.writers.max(1);
+        let engine = Engine::new(file, geometry, session, options, false);
+        let volume = Self::start(engine, None, senders)?;
+        settle::suspects_of_dead_session(&volume.engine)?;
+        Ok(volume)
     }
 
-    /// Opens without ever writing to the store.
+    /// Opens without ever writing to the store: writes go to a local file without a name.
     pub fn open_read_only(
         file: Arc<dyn StoreFile>,
         geometry: Geometry,
         session: Arc<dyn Session>,
         options: ReadOnlyOptions,
     ) -> Result<Self, VolumeError> {
-        let _ = options;
-        Ok(Self {
-            file,
-            session,
-            geometry,
-        })
+        check_geometry(&*file, geometry)?;
+        let ReadOnlyOptions { overlay_dir, overlay_bytes_max, .. } = options;
+        let overlay = Overlay::new(&overlay_dir, overlay_bytes_max)?;
+        let options = VolumeOptions {
+            read_cache_bytes_max: options.read_cache_bytes_max,
+            readers: options.readers,
+            read_ahead_bytes_max: options.read_ahead_bytes_max,
+            reconnect_max: options.reconnect_max,
+            reconnect_delay: options.reconnect_delay,
+            quiet_time: Duration::ZERO,
+            ..VolumeOptions::default()
+        };
+        let engine = Engine::new(file, geometry, session, options, true);
+        Self::start(engine, Some(overlay), 0)
+    }
+
+    fn start(
+        engine: Engine,
+        overlay: Option<Overlay>,
+        senders: usize,
+    ) -> Result<Self, VolumeError> {
+        let fetchers = engine.options.readers.max(2);
+        let mut volume = Self {
+            engine: Arc::new(engine),
+            overlay,
+            threads: Vec::new(),
+        };
+        // From here on a failure drops `volume`, which ends the threads that were started.
+        volume.spawn("conductor".to_owned(), conduct::conduct)?;
+        for number in 0..senders {
+            volume.spawn(format!("sender-{number}"), send::send_runs)?;
+        }
+        for number in 0..fetchers {
+            volume.spawn(format!("fetcher-{number}"), read::fetch)?;
+        }
+        Ok(volume)
+    }
+
+    fn spawn(&mut self, name: String, body: fn(&Engine)) -> Result<(), VolumeError> {
+        self.threads.push(spawn(&self.engine, name, body)?);
+        Ok(())
     }
 
     /// Length in bytes.
     #[must_use]
-    #[allow(clippy::len_without_is_empty)]
+    #[expect(clippy::len_without_is_empty, reason = "a volume is never empty")]
     pub fn len(&self) -> u64 {
-        self.geometry.len_bytes
+        self.engine.geometry.len_bytes
     }
 
     /// Fills `buf` with the newest bytes at `offset`.
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), VolumeError> {
-        self.file
-            .read_at(self.geometry.offset_bytes + offset, buf, ReadClass::Demand)
-            .map_err(store("read"))
+        let blocks = self.blocks("read", offset, buf.len() as u64)?;
+        let mut pieces = buf.chunks_exact_mut(BLOCK_BYTES);
+        let mut fill = |bytes: &[u8]| {
+            pieces
+                .next()
+                .expect("one piece a block")
+                .copy_from_slice(bytes);
+        };
+        let Some(overlay) = &self.overlay else {
+            self.engine
+                .read(blocks)?
+                .iter()
+                .for_each(|block| fill(block));
+            return Ok(());
+        };
+        let mut index = blocks.start;
+        while index < blocks.end {
+            if let Some(block) = overlay.read(index)? {
+                fill(&block);
+                index += 1;
+                continue;
+            }
+            let mut end = index + 1;
+            while end < blocks.end && !overlay.holds(end) {
+                end += 1;
+            }
+            self.engine
+                .read(index..end)?
+                .iter()
+                .for_each(|block| fill(block));
+            index = end;
+        }
+        Ok(())
     }
 
-    /// Takes `data` for `offset`; returns before it is sent.
+    /// Takes a copy of `data` for `offset`; returns before it is sent, and waits only for room.
     pub fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), VolumeError> {
-        self.file
-            .write_at(self.geometry.offset_bytes + offset, data)
-            .map_err(store("write"))
+        let blocks = self.blocks("write", offset, data.len() as u64)?;
+        match &self.overlay {
+            None => self.engine.write(blocks.start, data),
+            Some(overlay) => {
+                self.engine.state().check()?;
+                overlay.write(blocks.start, data)
+            }
+        }
     }
 
-    /// Gives the space of a range back.
+    /// Gives the space of a range back to the server; the range then holds zeros.
+    ///
+    /// Only while nothing waits to be written (after a `Durable` flush, with nobody writing), as
+    /// it is ordered with nothing.
     pub fn discard(&self, offset: u64, len: u64) -> Result<(), VolumeError> {
-        self.file
-            .discard(self.geometry.offset_bytes + offset, len)
-            .map_err(store("discard"))
+        let blocks = self.blocks("discard", offset, len)?;
+        if self.overlay.is_some() {
+            return Err(VolumeError::Discard {
+                reason: "the volume is read-only",
+            });
+        }
+        self.engine.discard(blocks)
     }
 
-    /// Orders, or makes durable, everything written before.
+    /// Orders, or makes durable, everything written by calls that have returned.
     pub fn flush(&self, flush: Flush) -> Result<(), VolumeError> {
-        let _ = flush;
-        self.file.flush().map_err(store("flush"))
+        self.engine.flush(flush)
     }
 
     /// What was done and is held now.
     #[must_use]
     pub fn stats(&self) -> VolumeStats {
-        VolumeStats::default()
+        self.engine.stats()
     }
 
-    /// Durable flush, suspects read back; every later call fails.
+    /// Makes everything durable, reads all suspects back (after a loss this waits for the end of
+    /// the quiet time) and tells the session that all is settled; every later call fails.
     pub fn close(&self) -> Result<(), VolumeError> {
-        self.flush(Flush::Durable)?;
-        self.session.settled();
-        Ok(())
+        self.engine.close()
     }
 
-    /// Why the volume refuses everything.
+    /// Why the volume refuses everything; `None` while it works and after an orderly close.
     #[must_use]
     pub fn failure(&self) -> Option<Arc<VolumeError>> {
-        None
+        let state = self.engine.state();
+        state
+            .ended
+            .clone()
+            .filter(|cause| !matches!(**cause, VolumeError::Closed))
     }
 
-    /// Stops sending at once and fails every call, waiting ones too.
-    pub fn abort(&self) {}
+    /// Stops sending at once and fails every call, waiting ones too. What is under way in the
+    /// store may still arrive.
+    pub fn abort(&self) {
+        let mut state = self.engine.state();
+        self.engine.fail(&mut state, VolumeError::Aborted);
+    }
+
+    fn blocks(&self, op: &'static str, offset: u64, len: u64) -> Result<Range<u64>, VolumeError> {
+        if !offset.is_multiple_of(BLOCK) || !len.is_multiple_of(BLOCK) {
+            return Err(VolumeError::Unaligned { op, offset, len });
+        }
+        let volume_bytes = self.len();
+        match offset.checked_add(len) {
+            Some(end) if end <= volume_bytes => Ok(offset / BLOCK..end / BLOCK),
+            _ => Err(VolumeError::OutOfRange {
+                op,
+                offset,
+                len,
+                volume_bytes,
+            }),
+        }
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        self.abort();
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has failed the volume; there is nobody left to tell.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn check_geometry(file: &dyn StoreFile, geometry: Geometry) -> Result<(), VolumeError> {
+    let Geometry {
+        offset_bytes,
+        len_bytes,
+    } = geometry;
+    let aligned = offset_bytes.is_multiple_of(BLOCK) && len_bytes.is_multiple_of(BLOCK);
+    let end = offset_bytes.checked_add(len_bytes);
+    let (true, true, Some(needed_bytes)) = (aligned, len_bytes > 0, end) else {
+        return Err(VolumeError::Geometry {
+            offset_bytes,
+            len_bytes,
+        });
+    };
+    let file_bytes = file
+        .len()
+        .map_err(|source| VolumeError::Store { op: "len", source })?;
+    if file_bytes < needed_bytes {
+        return Err(VolumeError::Short {
+            file_bytes,
+            needed_bytes,
+        });
+    }
+    Ok(())
+}
+
+/// What is left of `since` plus `quiet_time`; a clock that was set back gives the whole of it.
+pub(crate) fn quiet_left(since: Option<SystemTime>, quiet_time: Duration) -> Duration {
+    let passed = since
+        .and_then(|since| since.elapsed().ok())
+        .unwrap_or(Duration::ZERO);
+    quiet_time.saturating_sub(passed)
 }

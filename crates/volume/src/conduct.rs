@@ -1,0 +1,245 @@
+//! The conductor thread: permits, flushes, reconnects and reads suspects back, one at a time.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::MutexGuard;
+use std::time::{Duration, Instant};
+
+use sprat_store::{ReadClass, StoreError};
+
+use crate::engine::{Connection, Engine, Meaning, Quiet, State, meaning};
+use crate::plan::{EpochNumber, Step, Verdict};
+use crate::session::ReconnectError;
+use crate::{BLOCK_BYTES, VolumeError};
+
+/// Longest delay between two attempts to reconnect: sshd's penalties for storms (PerSourcePenalties)
+/// are not provoked, and a line that is back is noticed soon.
+const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(30);
+
+/// Server flushes that fail one after another, each on a new connection, before the volume fails.
+const FAILED_FLUSHES_MAX: u32 = 3;
+
+/// Body of the conductor thread; returns when the volume ends.
+pub(crate) fn conduct(engine: &Engine) {
+    let mut state = engine.state();
+    while state.ended.is_none() {
+        let next_quiet = end_quiet_times(engine, &mut state);
+        state = match (state.plan.step(), state.connection()) {
+            (Step::Reconnect, _) => reconnect(engine, state),
+            (Step::Permit(epoch), Some(line)) => permit(engine, state, &line, epoch),
+            (Step::Flush(epoch), Some(line)) => flush(engine, state, &line, epoch),
+            (Step::ReadBack { first, blocks }, Some(line)) => {
+                read_back(engine, state, &line, first, blocks)
+            }
+            (_, _) => match next_quiet {
+                Some(in_) => engine.wait_for(&engine.step, state, in_),
+                None => engine.wait(&engine.step, state),
+            },
+        };
+    }
+}
+
+/// Releases what was held for losses long enough ago; returns when the next one is due.
+fn end_quiet_times(engine: &Engine, state: &mut State) -> Option<Duration> {
+    let now = Instant::now();
+    while let Some(first) = state.quiet.first() {
+        if now < first.until {
+            return Some(first.until - now);
+        }
+        let loss = first.loss;
+        state.plan.quiet_over(loss);
+        state.quiet.remove(0);
+        engine.send.notify_all();
+    }
+    None
+}
+
+fn permit<'a>(
+    engine: &'a Engine,
+    state: MutexGuard<'a, State>,
+    line: &Connection,
+    epoch: EpochNumber,
+) -> MutexGuard<'a, State> {
+    drop(state);
+    let answer = engine.session.before_epoch();
+    let mut state = engine.state();
+    match answer {
+        Ok(()) if state.plan.connection() == Some(line.generation) => {
+            state.plan.permitted(epoch);
+            engine.send.notify_all();
+        }
+        Ok(()) => {}
+        Err(fenced) => engine.fenced(&mut state, line.generation, fenced),
+    }
+    state
+}
+
+fn flush<'a>(
+    engine: &'a Engine,
+    state: MutexGuard<'a, State>,
+    line: &Connection,
+    epoch: EpochNumber,
+) -> MutexGuard<'a, State> {
+    let no_suspects = state.plan.suspects_len() == 0;
+    drop(state);
+    let answer = line.file.flush();
+    if answer.is_ok() && no_suspects {
+        // Only this epoch was under way, and all of it was answered before the flush.
+        engine.session.settled();
+    }
+    let mut state = engine.state();
+    match answer {
+        Ok(()) => {
+            let retired = state.plan.flushed(epoch);
+            state.wire.flushes += 1;
+            state.failed_flushes = 0;
+            state.progressed();
+            drop(state);
+            drop(retired);
+            engine.durable.notify_all();
+            engine.send.notify_all();
+            state = engine.state();
+        }
+        Err(error) => flush_failed(engine, &mut state, line, error),
+    }
+    state
+}
+
+/// A failed flush leaves nothing to be trusted on this connection, whatever it says later (the
+/// kernel marks pages clean that it could not write): all is sent again on a new one.
+fn flush_failed(engine: &Engine, state: &mut State, line: &Connection, error: StoreError) {
+    state.failed_flushes += 1;
+    let hopeless = state.failed_flushes > FAILED_FLUSHES_MAX;
+    match meaning("flush", error) {
+        Meaning::Fatal(VolumeError::Store { source, .. })
+            if !hopeless && !engine.options.reconnect_max.is_zero() =>
+        {
+            engine.line_lost(state, line.generation, source);
+        }
+        Meaning::LineLost(cause) => {
+            state.failed_flushes = 0;
+            engine.line_lost(state, line.generation, cause);
+        }
+        Meaning::Fatal(cause) => engine.fail(state, cause),
+    }
+}
+
+fn read_back<'a>(
+    engine: &'a Engine,
+    state: MutexGuard<'a, State>,
+    line: &Connection,
+    first: u64,
+    blocks: usize,
+) -> MutexGuard<'a, State> {
+    drop(state);
+    let mut bytes = vec![0; blocks * BLOCK_BYTES];
+    let answer = line
+        .file
+        .read_at(engine.offset_of(first), &mut bytes, ReadClass::Ahead);
+    let mut state = engine.state();
+    match answer.map_err(|error| meaning("read", error)) {
+        Ok(()) => {
+            for (index, found) in (first..).zip(bytes.chunks_exact(BLOCK_BYTES)) {
+                if state.plan.judge(index, found) == Verdict::Foreign {
+                    let offset = engine.offset_of(index);
+                    engine.fail(&mut state, VolumeError::ForeignWrite { offset });
+                    return state;
+                }
+            }
+            engine.durable.notify_all();
+        }
+        Err(Meaning::LineLost(cause)) => engine.line_lost(&mut state, line.generation, cause),
+        Err(Meaning::Fatal(cause)) => engine.fail(&mut state, cause),
+    }
+    state
+}
+
+/// Makes a new connection, or ends the volume; called when nothing is under way on the old one.
+fn reconnect<'a>(engine: &'a Engine, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+    let loss = state.plan.losses();
+    let until = Instant::now() + engine.options.quiet_time;
+    state.quiet.push(Quiet { loss, until });
+    loop {
+        let Some(attempt) = next_attempt(engine, &mut state) else {
+            return state;
+        };
+        state = pause(engine, state, attempt);
+        if state.ended.is_some() {
+            return state;
+        }
+        drop(state);
+        let answer = engine.session.reconnect(attempt);
+        let quiet = answer.is_ok() && engine.session.old_server_dead();
+        state = engine.state();
+        match answer {
+            Ok(file) => {
+                if quiet {
+                    state.plan.quiet_over(loss);
+                }
+                let old = std::mem::replace(&mut state.file, file);
+                state.plan.reconnected();
+                if let Some(outage) = &mut state.outage {
+                    outage.up_since = Some(Instant::now());
+                }
+                drop(state);
+                // May block: it waits for the threads of a dead connection.
+                drop(old);
+                engine.wake_all();
+                return engine.state();
+            }
+            Err(ReconnectError::Retry(cause)) => {
+                if let Some(outage) = &mut state.outage {
+                    outage.last = cause;
+                }
+            }
+            Err(ReconnectError::GiveUp(cause)) => {
+                engine.fail(&mut state, VolumeError::NotReconnected(cause));
+                return state;
+            }
+        }
+    }
+}
+
+/// Counts an attempt; ends the volume where the time for them is over.
+fn next_attempt(engine: &Engine, state: &mut State) -> Option<u32> {
+    let outage = state.outage.as_mut().expect("a lost line has an outage");
+    let waited = outage.since.elapsed();
+    if waited < engine.options.reconnect_max {
+        outage.attempts += 1;
+        return Some(outage.attempts - 1);
+    }
+    let outage = state.outage.take().expect("seen above");
+    engine.fail(
+        state,
+        VolumeError::ConnectionLost {
+            waited,
+            source: outage.last,
+        },
+    );
+    None
+}
+
+/// Waits before an attempt, not before the first; ends early where the volume ends.
+fn pause<'a>(
+    engine: &'a Engine,
+    mut state: MutexGuard<'a, State>,
+    attempt: u32,
+) -> MutexGuard<'a, State> {
+    if attempt == 0 {
+        return state;
+    }
+    let full = engine.options.reconnect_delay * 2u32.saturating_pow((attempt - 1).min(10));
+    let full = full
+        .min(RECONNECT_DELAY_MAX)
+        .min(engine.options.reconnect_max);
+    // Half of it fixed, half of it by chance: clients that were cut together come back apart.
+    let chance = RandomState::new().hash_one(attempt) % 1024;
+    let until = Instant::now() + full / 2 + full / 2 * u32::try_from(chance).unwrap_or(0) / 1024;
+    while state.ended.is_none() {
+        let now = Instant::now();
+        if now >= until {
+            break;
+        }
+        state = engine.wait_for(&engine.step, state, until - now);
+    }
+    state
+}

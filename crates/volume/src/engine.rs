@@ -1,0 +1,385 @@
+//! What the threads of one volume share: the plan, the caches, the present connection, the end.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use sprat_store::{StoreError, StoreErrorKind, StoreFile};
+
+use crate::clean::Clean;
+use crate::fetch::{Fetches, Streams};
+use crate::plan::{Generation, Limits, Plan};
+use crate::session::{Fenced, Session};
+use crate::{BLOCK_BYTES, Flush, Geometry, VolumeError, VolumeOptions, VolumeStats};
+
+/// Locks, also after a panic of another thread: that thread's end has failed the volume already.
+pub(crate) fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One connection to the container file.
+#[derive(Clone)]
+pub(crate) struct Connection {
+    pub(crate) file: Arc<dyn StoreFile>,
+    pub(crate) generation: Generation,
+}
+
+/// A lost line, from the loss to the first progress after it.
+pub(crate) struct Outage {
+    pub(crate) since: Instant,
+    pub(crate) since_system: SystemTime,
+    pub(crate) attempts: u32,
+    pub(crate) up_since: Option<Instant>,
+    pub(crate) last: StoreError,
+}
+
+/// The end of the quiet time of a loss.
+pub(crate) struct Quiet {
+    pub(crate) loss: u64,
+    pub(crate) until: Instant,
+}
+
+#[derive(Default)]
+pub(crate) struct Wire {
+    pub(crate) written_bytes: u64,
+    pub(crate) write_requests: u64,
+    pub(crate) read_bytes: u64,
+    pub(crate) read_requests: u64,
+    pub(crate) flushes: u64,
+    pub(crate) round_trip: Option<Duration>,
+}
+
+impl Wire {
+    /// Small requests tell the round trip; long ones tell the rate.
+    pub(crate) fn timed(&mut self, bytes: usize, took: Duration) {
+        if bytes <= 64 << 10 {
+            self.round_trip = Some(match self.round_trip {
+                Some(before) => (before * 7 + took) / 8,
+                None => took,
+            });
+        }
+    }
+}
+
+pub(crate) struct State {
+    pub(crate) plan: Plan,
+    pub(crate) clean: Clean,
+    pub(crate) fetches: Fetches,
+    pub(crate) streams: Streams,
+    pub(crate) file: Arc<dyn StoreFile>,
+    pub(crate) wire: Wire,
+    pub(crate) outage: Option<Outage>,
+    pub(crate) quiet: Vec<Quiet>,
+    pub(crate) failed_flushes: u32,
+    pub(crate) ended: Option<Arc<VolumeError>>,
+}
+
+impl State {
+    /// The connection for a call that begins now.
+    pub(crate) fn connection(&self) -> Option<Connection> {
+        let generation = self.plan.connection()?;
+        Some(Connection {
+            file: self.file.clone(),
+            generation,
+        })
+    }
+
+    pub(crate) fn check(&self) -> Result<(), VolumeError> {
+        match &self.ended {
+            None => Ok(()),
+            Some(cause) if matches!(**cause, VolumeError::Closed) => Err(VolumeError::Closed),
+            Some(cause) => Err(VolumeError::Failed(cause.clone())),
+        }
+    }
+
+    /// Something got through: the outage, if there was one, is over.
+    pub(crate) fn progressed(&mut self) {
+        if self.plan.connection().is_some() {
+            self.outage = None;
+        }
+    }
+}
+
+/// What an error of the store means for the volume.
+pub(crate) enum Meaning {
+    /// The line is gone, with what was under way on it.
+    LineLost(StoreError),
+    /// Nothing more is sent.
+    Fatal(VolumeError),
+}
+
+pub(crate) fn meaning(op: &'static str, source: StoreError) -> Meaning {
+    match source.kind() {
+        StoreErrorKind::Disconnected | StoreErrorKind::Unreachable => Meaning::LineLost(source),
+        StoreErrorKind::NoSpace => Meaning::Fatal(VolumeError::NoSpace(source)),
+        _ => Meaning::Fatal(VolumeError::Store { op, source }),
+    }
+}
+
+/// Threads of the volume share this.
+pub(crate) struct Engine {
+    pub(crate) geometry: Geometry,
+    pub(crate) options: VolumeOptions,
+    pub(crate) session: Arc<dyn Session>,
+    pub(crate) read_only: bool,
+    state: Mutex<State>,
+    /// A run may be ready (senders wait).
+    pub(crate) send: Condvar,
+    /// The conductor may have something to do.
+    pub(crate) step: Condvar,
+    /// An epoch became durable, or suspects fewer (writers, flushes and close wait).
+    pub(crate) durable: Condvar,
+    /// A fetch may be taken (fetchers wait).
+    pub(crate) fetch: Condvar,
+    /// A fetch ended (readers wait).
+    pub(crate) fetched: Condvar,
+}
+
+impl Engine {
+    pub(crate) fn new(
+        file: Arc<dyn StoreFile>,
+        geometry: Geometry,
+        session: Arc<dyn Session>,
+        options: VolumeOptions,
+        read_only: bool,
+    ) -> Self {
+        let limits = Limits {
+            buffer_blocks: options.write_buffer_bytes_max / BLOCK_BYTES,
+            run_blocks: options.run_bytes_max / BLOCK_BYTES,
+            early_blocks: options.early_send_bytes_min / BLOCK_BYTES,
+        };
+        let len_blocks = geometry.len_bytes / BLOCK_BYTES as u64;
+        let state = State {
+            plan: Plan::new(limits),
+            clean: Clean::new(options.read_cache_bytes_max / BLOCK_BYTES),
+            fetches: Fetches::new(len_blocks, (options.readers / 2).max(1)),
+            streams: Streams::default(),
+            file,
+            wire: Wire::default(),
+            outage: None,
+            quiet: Vec::new(),
+            failed_flushes: 0,
+            ended: None,
+        };
+        Self {
+            geometry,
+            options,
+            session,
+            read_only,
+            state: Mutex::new(state),
+            send: Condvar::new(),
+            step: Condvar::new(),
+            durable: Condvar::new(),
+            fetch: Condvar::new(),
+            fetched: Condvar::new(),
+        }
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        hold(&self.state)
+    }
+
+    pub(crate) fn wait<'a>(
+        &self,
+        on: &Condvar,
+        state: MutexGuard<'a, State>,
+    ) -> MutexGuard<'a, State> {
+        on.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn wait_for<'a>(
+        &self,
+        on: &Condvar,
+        state: MutexGuard<'a, State>,
+        at_most: Duration,
+    ) -> MutexGuard<'a, State> {
+        on.wait_timeout(state, at_most)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+    }
+
+    /// Container offset of a block.
+    pub(crate) fn offset_of(&self, block: u64) -> u64 {
+        self.geometry.offset_bytes + block * BLOCK_BYTES as u64
+    }
+
+    /// Wakes everybody: the connection or the end changed.
+    pub(crate) fn wake_all(&self) {
+        for condvar in [
+            &self.send,
+            &self.step,
+            &self.durable,
+            &self.fetch,
+            &self.fetched,
+        ] {
+            condvar.notify_all();
+        }
+    }
+
+    /// Ends the volume; the first cause is kept.
+    pub(crate) fn fail(&self, state: &mut State, cause: VolumeError) {
+        state.ended.get_or_insert_with(|| Arc::new(cause));
+        self.wake_all();
+    }
+
+    /// Notes that a call on `generation` found the line lost.
+    pub(crate) fn line_lost(&self, state: &mut State, generation: Generation, cause: StoreError) {
+        if state.plan.connection() != Some(generation) {
+            return;
+        }
+        state.plan.lost(generation);
+        if self.options.reconnect_max.is_zero() {
+            let lost = VolumeError::ConnectionLost {
+                waited: Duration::ZERO,
+                source: cause,
+            };
+            self.fail(state, lost);
+            return;
+        }
+        let long_enough = |up: Instant| up.elapsed() >= UP_LONG_ENOUGH;
+        match &mut state.outage {
+            Some(outage) if !outage.up_since.is_some_and(long_enough) => {
+                outage.up_since = None;
+                outage.last = cause;
+            }
+            outage => {
+                *outage = Some(Outage {
+                    since: Instant::now(),
+                    since_system: SystemTime::now(),
+                    attempts: 0,
+                    up_since: None,
+                    last: cause,
+                });
+            }
+        }
+        self.wake_all();
+    }
+
+    /// Acts on an error of the session's checks before sending.
+    pub(crate) fn fenced(&self, state: &mut State, generation: Generation, fenced: Fenced) {
+        match fenced {
+            Fenced::Disconnected(cause) => self.line_lost(state, generation, cause),
+            Fenced::Lost(_) => self.fail(state, VolumeError::Fenced(fenced)),
+        }
+    }
+
+    /// Takes whole blocks; waits for room, never for the store's answer to these blocks.
+    pub(crate) fn write(&self, first: u64, data: &[u8]) -> Result<(), VolumeError> {
+        let chunk_blocks = self.state().plan.write_blocks_max();
+        let mut index = first;
+        for chunk in data.chunks(chunk_blocks * BLOCK_BYTES) {
+            let blocks: Vec<_> = chunk.chunks_exact(BLOCK_BYTES).map(Arc::from).collect();
+            let count = blocks.len();
+            let mut state = self.state();
+            state.check()?;
+            while !state.plan.room_for(count) {
+                self.step.notify_one();
+                self.send.notify_one();
+                state = self.wait(&self.durable, state);
+                state.check()?;
+            }
+            for written in (index..).take(count) {
+                state.clean.remove(written);
+                state.fetches.taint(written);
+            }
+            state.plan.write(index, blocks);
+            index += count as u64;
+            drop(state);
+            // The conductor may have to ask for the permit, or to flush what is sealed now.
+            self.step.notify_one();
+            self.send.notify_one();
+        }
+        Ok(())
+    }
+
+    pub(crate) fn flush(&self, flush: Flush) -> Result<(), VolumeError> {
+        let mut state = self.state();
+        state.check()?;
+        let target = state.plan.seal();
+        self.step.notify_one();
+        self.send.notify_one();
+        if flush == Flush::Durable {
+            while state.plan.durable() < target {
+                state = self.wait(&self.durable, state);
+                state.check()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until everything is durable and every suspect read back, and ends the volume.
+    pub(crate) fn close(&self) -> Result<(), VolumeError> {
+        let mut state = self.state();
+        state.check()?;
+        while !state.plan.is_settled() {
+            // A suspect that was found overwritten is in the open epoch again: seal each time.
+            state.plan.seal();
+            self.step.notify_one();
+            self.send.notify_one();
+            state = self.wait(&self.durable, state);
+            state.check()?;
+        }
+        self.fail(&mut state, VolumeError::Closed);
+        drop(state);
+        if !self.read_only {
+            self.session.settled();
+        }
+        Ok(())
+    }
+
+    pub(crate) fn stats(&self) -> VolumeStats {
+        let state = self.state();
+        let bytes = |blocks: usize| (blocks * BLOCK_BYTES) as u64;
+        VolumeStats {
+            dirty_bytes: bytes(state.plan.unanswered_blocks()),
+            unsynced_bytes: bytes(state.plan.kept_blocks()),
+            unsynced_bytes_peak: bytes(state.plan.kept_blocks_peak()),
+            open_epoch: state.plan.open_number().0,
+            durable_epoch: state.plan.durable().0,
+            wire_written_bytes: state.wire.written_bytes,
+            wire_write_requests: state.wire.write_requests,
+            wire_read_bytes: state.wire.read_bytes,
+            wire_read_requests: state.wire.read_requests,
+            wire_flushes: state.wire.flushes,
+            losses: state.plan.losses(),
+            reconnecting_since: match (&state.outage, state.plan.connection()) {
+                (Some(outage), None) => Some(outage.since_system),
+                _ => None,
+            },
+            suspect_blocks: state.plan.suspects_len() as u64,
+            round_trip: state.wire.round_trip,
+        }
+    }
+}
+
+/// A connection that lived this long counts as progress, whatever it carried.
+const UP_LONG_ENOUGH: Duration = Duration::from_secs(60);
+
+/// Fails the volume when its thread ends by a panic, so that nobody waits for that thread.
+struct EndOfThread(Arc<Engine>);
+
+impl Drop for EndOfThread {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let mut state = self.0.state();
+            self.0.fail(&mut state, VolumeError::Bug);
+        }
+    }
+}
+
+/// Starts a named thread of the volume.
+pub(crate) fn spawn(
+    engine: &Arc<Engine>,
+    name: String,
+    body: fn(&Engine),
+) -> Result<thread::JoinHandle<()>, VolumeError> {
+    let engine = engine.clone();
+    let run = move || {
+        let end = EndOfThread(engine);
+        body(&end.0);
+    };
+    thread::Builder::new()
+        .name(name)
+        .spawn(run)
+        .map_err(VolumeError::Thread)
+}

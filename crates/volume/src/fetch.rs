@@ -1,0 +1,300 @@
+//! Which reads from the store are asked for and under way, and what may be kept of them.
+//!
+//! A fetch is a run of whole clusters. A cluster is in at most one fetch. What a fetch brings for
+//! a block that was kept by the plan when the fetch began, or written while it was under way, is
+//! of unknown age: it is tainted, and neither cached nor given to a reader.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
+use sprat_store::{ReadClass, StoreError};
+
+use crate::plan::{Block, Plan};
+
+/// Blocks in a cluster: 64 KiB, about what a small request costs anyway on a slow line.
+pub(crate) const CLUSTER_BLOCKS: u64 = 16;
+
+/// How a fetch ended.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// One entry per block; `None` where it is tainted.
+    Blocks(Vec<Option<Block>>),
+    /// Read-ahead that came to nothing; ask again.
+    Dropped,
+    /// The store failed; only on read-only volumes (others fail as a whole).
+    Failed(Arc<StoreError>),
+}
+
+/// One read from the store, shared by all who wait for it.
+#[derive(Debug)]
+pub(crate) struct Fetch {
+    id: u64,
+    pub(crate) blocks: Range<u64>,
+    pub(crate) outcome: OnceLock<Outcome>,
+}
+
+impl Fetch {
+    /// The block, if this fetch has brought it.
+    pub(crate) fn block(&self, index: u64) -> Option<&Block> {
+        if !self.blocks.contains(&index) {
+            return None;
+        }
+        let Some(Outcome::Blocks(blocks)) = self.outcome.get() else {
+            return None;
+        };
+        blocks
+            .get(usize::try_from(index - self.blocks.start).ok()?)?
+            .as_ref()
+    }
+}
+
+#[derive(Debug)]
+struct Active {
+    fetch: Arc<Fetch>,
+    tainted: HashSet<u64>,
+    class: ReadClass,
+    running: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Fetches {
+    len_blocks: u64,
+    next_id: u64,
+    active: HashMap<u64, Active>,
+    by_cluster: HashMap<u64, u64>,
+    demand: VecDeque<u64>,
+    ahead: VecDeque<u64>,
+    ahead_running: usize,
+    ahead_running_max: usize,
+}
+
+impl Fetches {
+    pub(crate) fn new(len_blocks: u64, ahead_running_max: usize) -> Self {
+        Self {
+            len_blocks,
+            next_id: 0,
+            active: HashMap::new(),
+            by_cluster: HashMap::new(),
+            demand: VecDeque::new(),
+            ahead: VecDeque::new(),
+            ahead_running: 0,
+            ahead_running_max,
+        }
+    }
+
+    /// Asks for all of `clusters` and returns the fetches that bring them, new or joined.
+    pub(crate) fn ask(
+        &mut self,
+        clusters: &[u64],
+        class: ReadClass,
+        run_blocks: u64,
+    ) -> Vec<Arc<Fetch>> {
+        let mut fetches: BTreeMap<u64, Arc<Fetch>> = BTreeMap::new();
+        let mut rest = clusters;
+        while let Some((&first, _)) = rest.split_first() {
+            if let Some(&id) = self.by_cluster.get(&first) {
+                self.join(id, class);
+                fetches.insert(id, self.active[&id].fetch.clone());
+                rest = &rest[1..];
+                continue;
+            }
+            let most = usize::try_from((run_blocks / CLUSTER_BLOCKS).max(1)).unwrap_or(1);
+            let count = (first..)
+                .zip(rest)
+                .take(most)
+                .take_while(|(want, have)| want == *have && !self.by_cluster.contains_key(have))
+                .count();
+            let fetch = self.start(first, count as u64, class);
+            fetches.insert(fetch.id, fetch);
+            rest = &rest[count..];
+        }
+        fetches.into_values().collect()
+    }
+
+    pub(crate) fn is_asked(&self, cluster: u64) -> bool {
+        self.by_cluster.contains_key(&cluster)
+    }
+
+    /// A block was written: whatever is under way for it is of unknown age.
+    pub(crate) fn taint(&mut self, index: u64) {
+        if let Some(id) = self.by_cluster.get(&(index / CLUSTER_BLOCKS))
+            && let Some(active) = self.active.get_mut(id)
+        {
+            active.tainted.insert(index);
+        }
+    }
+
+    /// Takes the next fetch to carry out, demand first.
+    pub(crate) fn take(&mut self, plan: &Plan) -> Option<(Arc<Fetch>, ReadClass)> {
+        let id = match self.demand.pop_front() {
+            Some(id) => id,
+            None if self.ahead_running < self.ahead_running_max => self.ahead.pop_front()?,
+            None => return None,
+        };
+        let active = self.active.get_mut(&id).expect("a queued fetch is active");
+        active.running = true;
+        active.tainted = active
+            .fetch
+            .blocks
+            .clone()
+            .filter(|index| plan.newest(*index).is_some())
+            .collect();
+        if active.class == ReadClass::Ahead {
+            self.ahead_running += 1;
+        }
+        Some((active.fetch.clone(), active.class))
+    }
+
+    pub(crate) fn has_work(&self) -> bool {
+        !self.demand.is_empty()
+            || (!self.ahead.is_empty() && self.ahead_running < self.ahead_running_max)
+    }
+
+    /// Puts a fetch back whose connection was lost.
+    pub(crate) fn put_back(&mut self, fetch: &Fetch) {
+        let active = self
+            .active
+            .get_mut(&fetch.id)
+            .expect("a running fetch is active");
+        active.running = false;
+        match active.class {
+            ReadClass::Demand => self.demand.push_front(fetch.id),
+            ReadClass::Ahead => {
+                self.ahead_running -= 1;
+                self.ahead.push_front(fetch.id);
+            }
+        }
+    }
+
+    /// Ends a fetch; returns the blocks that may be cached.
+    pub(crate) fn finish(
+        &mut self,
+        fetch: &Fetch,
+        result: Result<&[u8], Outcome>,
+    ) -> Vec<(u64, Block)> {
+        let active = self
+            .active
+            .remove(&fetch.id)
+            .expect("a running fetch is active");
+        if active.class == ReadClass::Ahead {
+            self.ahead_running -= 1;
+        }
+        for cluster in clusters_of(&fetch.blocks) {
+            self.by_cluster.remove(&cluster);
+        }
+        let mut good = Vec::new();
+        let outcome = match result {
+            Ok(bytes) => {
+                let blocks = fetch
+                    .blocks
+                    .clone()
+                    .zip(bytes.chunks_exact(crate::BLOCK_BYTES));
+                let kept = blocks.map(|(index, bytes)| {
+                    let block = (!active.tainted.contains(&index)).then(|| Block::from(bytes))?;
+                    good.push((index, block.clone()));
+                    Some(block)
+                });
+                Outcome::Blocks(kept.collect())
+            }
+            Err(outcome) => outcome,
+        };
+        fetch.outcome.set(outcome).expect("a fetch ends once");
+        good
+    }
+
+    fn join(&mut self, id: u64, class: ReadClass) {
+        let active = self
+            .active
+            .get_mut(&id)
+            .expect("an indexed fetch is active");
+        if class == ReadClass::Demand && active.class == ReadClass::Ahead && !active.running {
+            active.class = ReadClass::Demand;
+            self.ahead.retain(|queued| *queued != id);
+            self.demand.push_back(id);
+        }
+    }
+
+    fn start(&mut self, first_cluster: u64, clusters: u64, class: ReadClass) -> Arc<Fetch> {
+        let id = self.next_id;
+        self.next_id += 1;
+        let end = ((first_cluster + clusters) * CLUSTER_BLOCKS).min(self.len_blocks);
+        let blocks = first_cluster * CLUSTER_BLOCKS..end;
+        let fetch = Arc::new(Fetch {
+            id,
+            blocks,
+            outcome: OnceLock::new(),
+        });
+        for cluster in clusters_of(&fetch.blocks) {
+            self.by_cluster.insert(cluster, id);
+        }
+        let active = Active {
+            fetch: fetch.clone(),
+            tainted: HashSet::new(),
+            class,
+            running: false,
+        };
+        self.active.insert(id, active);
+        match class {
+            ReadClass::Demand => self.demand.push_back(id),
+            ReadClass::Ahead => self.ahead.push_back(id),
+        }
+        fetch
+    }
+}
+
+/// The clusters that a range of blocks touches.
+pub(crate) fn clusters_of(blocks: &Range<u64>) -> Range<u64> {
+    blocks.start / CLUSTER_BLOCKS..blocks.end.div_ceil(CLUSTER_BLOCKS)
+}
+
+/// Recognises sequential reading, and says what to read ahead.
+#[derive(Debug, Default)]
+pub(crate) struct Streams {
+    recent: VecDeque<Stream>,
+}
+
+#[derive(Debug)]
+struct Stream {
+    next: u64,
+    window_blocks: u64,
+    asked_to: u64,
+}
+
+/// Streams followed at one time; rsync reads few files at once.
+const STREAMS_MAX: usize = 16;
+
+impl Streams {
+    /// Notes a read and returns the blocks to read ahead, empty where it is no stream.
+    pub(crate) fn note(&mut self, read: &Range<u64>, window_max: u64) -> Range<u64> {
+        let known = self
+            .recent
+            .iter()
+            .position(|stream| stream.next == read.start);
+        let Some(known) = known else {
+            if self.recent.len() == STREAMS_MAX {
+                self.recent.pop_front();
+            }
+            self.recent.push_back(Stream {
+                next: read.end,
+                window_blocks: CLUSTER_BLOCKS,
+                asked_to: read.end,
+            });
+            return read.end..read.end;
+        };
+        let mut stream = self.recent.remove(known).expect("found above");
+        stream.next = read.end;
+        stream.asked_to = stream.asked_to.max(read.end);
+        let ahead = stream.asked_to - read.end;
+        let mut wanted = read.end..read.end;
+        if ahead <= stream.window_blocks / 2 {
+            stream.window_blocks = (stream.window_blocks * 2).min(window_max.max(1));
+            let from = stream.asked_to;
+            stream.asked_to = stream.asked_to.max(read.end + stream.window_blocks);
+            wanted = from..stream.asked_to;
+        }
+        self.recent.push_back(stream);
+        wanted
+    }
+}

@@ -1,0 +1,545 @@
+//! What to send, in which order, and when it is durable: the state machine, without I/O or clock.
+//!
+//! One epoch is under way at a time: the oldest sealed one or, when there is none, the open one
+//! (sent early). It needs a permit (the lock was checked), then its blocks go out as runs, then
+//! its flush; only the flush retires it. A loss voids it: all its blocks are unsent again.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::hash::{DefaultHasher, Hasher};
+use std::sync::Arc;
+
+/// One block's bytes, shared between the epoch, a run under way and readers; never changed.
+pub(crate) type Block = Arc<[u8]>;
+
+/// Epochs are numbered from 1 in the order of their flushes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct EpochNumber(pub(crate) u64);
+
+/// Connections are numbered from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Generation(pub(crate) u64);
+
+/// Limits of a plan, in blocks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Most blocks kept until durable.
+    pub(crate) buffer_blocks: usize,
+    /// Most blocks in a run.
+    pub(crate) run_blocks: usize,
+    /// The open epoch is sent early while it has at least this many unsent blocks.
+    pub(crate) early_blocks: usize,
+}
+
+/// Adjacent blocks that go out in one request.
+#[derive(Debug, Clone)]
+pub(crate) struct Run {
+    pub(crate) first: u64,
+    pub(crate) blocks: Vec<Block>,
+}
+
+impl Run {
+    fn entries(&self) -> impl Iterator<Item = (u64, &Block)> {
+        (self.first..).zip(&self.blocks)
+    }
+}
+
+/// What the conductor does next.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Check the lock, then call [`Plan::permitted`].
+    Permit(EpochNumber),
+    /// Flush the store, then call [`Plan::flushed`] or [`Plan::lost`].
+    Flush(EpochNumber),
+    /// No call is under way on the lost connection any more: make a new one.
+    Reconnect,
+    /// Read these adjacent suspects back.
+    ReadBack { first: u64, blocks: usize },
+    /// Nothing until something happens.
+    Wait,
+}
+
+/// What came of reading a suspect back.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It holds what it should, or it is about to be written anyway.
+    Good,
+    /// It held something else; the right bytes are in the open epoch again.
+    Rewritten,
+    /// It holds something else and nothing can be done about it.
+    Foreign,
+}
+
+#[derive(Debug)]
+struct Epoch {
+    number: EpochNumber,
+    blocks: BTreeMap<u64, Block>,
+    unsent: BTreeSet<u64>,
+}
+
+impl Epoch {
+    fn new(number: EpochNumber) -> Self {
+        Self {
+            number,
+            blocks: BTreeMap::new(),
+            unsent: BTreeSet::new(),
+        }
+    }
+
+    fn void(&mut self) {
+        self.unsent = self.blocks.keys().copied().collect();
+    }
+}
+
+/// Retired blocks, handed out so that they are freed outside the lock.
+#[must_use]
+pub(crate) struct Retired(#[expect(dead_code, reason = "only kept to be dropped")] Epoch);
+
+#[derive(Debug)]
+enum Expected {
+    Bytes(Block),
+    Digest(u64),
+}
+
+impl Expected {
+    fn matches(&self, bytes: &[u8]) -> bool {
+        match self {
+            Self::Bytes(block) => block[..] == *bytes,
+            Self::Digest(digest) => *digest == digest_of(bytes),
+        }
+    }
+}
+
+/// A block that a server's old process may still overwrite with what was under way at a loss.
+#[derive(Debug)]
+struct Suspect {
+    expected: Expected,
+    /// Newer bytes are held until the quiet time of this loss is over.
+    held: Option<u64>,
+    rewrites: u32,
+}
+
+/// How often a suspect is written again before the file counts as written to from elsewhere.
+const REWRITES_MAX: u32 = 4;
+
+#[derive(Debug, PartialEq, Eq)]
+enum Line {
+    Up,
+    Lost,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    limits: Limits,
+    open: Epoch,
+    sealed: VecDeque<Epoch>,
+    durable: EpochNumber,
+    /// The newest version of every block that is kept, and the epoch it belongs to.
+    newest: HashMap<u64, (EpochNumber, Block)>,
+    kept_blocks: usize,
+    kept_blocks_peak: usize,
+    in_flight: HashSet<u64>,
+    runs_in_flight: usize,
+    permitted: Option<EpochNumber>,
+    line: Line,
+    generation: Generation,
+    losses: u64,
+    suspects: BTreeMap<u64, Suspect>,
+    /// Where the last run ended: runs go upwards through the epoch and round again.
+    cursor: u64,
+}
+
+impl Plan {
+    pub(crate) fn new(limits: Limits) -> Self {
+        let limits = Limits {
+            buffer_blocks: limits.buffer_blocks.max(8),
+            run_blocks: limits.run_blocks.max(1),
+            early_blocks: limits.early_blocks.max(1),
+        };
+        Self {
+            limits,
+            open: Epoch::new(EpochNumber(1)),
+            sealed: VecDeque::new(),
+            durable: EpochNumber(0),
+            newest: HashMap::new(),
+            kept_blocks: 0,
+            kept_blocks_peak: 0,
+            in_flight: HashSet::new(),
+            runs_in_flight: 0,
+            permitted: None,
+            line: Line::Up,
+            generation: Generation(1),
+            losses: 0,
+            suspects: BTreeMap::new(),
+            cursor: 0,
+        }
+    }
+
+    // What comes from above.
+
+    /// Most blocks that one call of [`write`](Self::write) may bring: small enough that room for
+    /// them always comes, because at most half of the buffer lies in the open epoch.
+    pub(crate) fn write_blocks_max(&self) -> usize {
+        (self.limits.buffer_blocks / 4).max(1)
+    }
+
+    /// Whether `blocks` more fit. If not, the caller waits for an epoch to become durable; the
+    /// open epoch is sealed where nothing else could become so.
+    pub(crate) fn room_for(&mut self, blocks: usize) -> bool {
+        assert!(
+            blocks <= self.write_blocks_max(),
+            "a write of {blocks} blocks must be split"
+        );
+        let fits = self.kept_blocks + self.suspect_copies() + blocks <= self.limits.buffer_blocks;
+        if !fits && self.sealed.is_empty() {
+            self.seal();
+        }
+        fits
+    }
+
+    /// Takes blocks from `first` on into the open epoch and seals it at half of the buffer.
+    pub(crate) fn write(&mut self, first: u64, blocks: Vec<Block>) {
+        for (index, block) in (first..).zip(blocks) {
+            if self.open.blocks.insert(index, block.clone()).is_none() {
+                self.kept_blocks += 1;
+            }
+            self.open.unsent.insert(index);
+            self.newest.insert(index, (self.open.number, block));
+        }
+        self.kept_blocks_peak = self.kept_blocks_peak.max(self.kept_blocks);
+        if self.open.blocks.len() >= self.limits.buffer_blocks / 2 {
+            self.seal();
+        }
+    }
+
+    /// Ends the open epoch (an empty one stays open) and returns the newest sealed epoch: all
+    /// that was written so far is durable when that one is.
+    pub(crate) fn seal(&mut self) -> EpochNumber {
+        if !self.open.blocks.is_empty() {
+            let next = EpochNumber(self.open.number.0 + 1);
+            self.sealed
+                .push_back(std::mem::replace(&mut self.open, Epoch::new(next)));
+        }
+        EpochNumber(self.open.number.0 - 1)
+    }
+
+    /// The newest bytes of a block, if they are kept here.
+    pub(crate) fn newest(&self, index: u64) -> Option<&Block> {
+        self.newest.get(&index).map(|(_, block)| block)
+    }
+
+    // What the threads ask.
+
+    pub(crate) fn step(&self) -> Step {
+        if self.line == Line::Lost {
+            return if self.runs_in_flight == 0 {
+                Step::Reconnect
+            } else {
+                Step::Wait
+            };
+        }
+        if let Some(epoch) = self.under_way() {
+            if !epoch.unsent.is_empty() && self.permitted != Some(epoch.number) {
+                return Step::Permit(epoch.number);
+            }
+            let sealed = epoch.number < self.open.number;
+            if sealed && epoch.unsent.is_empty() && self.in_flight.is_empty() {
+                return Step::Flush(epoch.number);
+            }
+        }
+        match self.next_read_back() {
+            Some((first, blocks)) => Step::ReadBack { first, blocks },
+            None => Step::Wait,
+        }
+    }
+
+    /// Takes the next run to send, if there is one now.
+    pub(crate) fn next_run(&mut self) -> Option<Run> {
+        let (first, end) = self.next_run_range()?;
+        let epoch = match self.sealed.front_mut() {
+            Some(epoch) => epoch,
+            None => &mut self.open,
+        };
+        let mut blocks = Vec::new();
+        for index in first..end {
+            assert!(epoch.unsent.remove(&index), "block {index} was not unsent");
+            assert!(
+                self.in_flight.insert(index),
+                "block {index} was under way already"
+            );
+            blocks.push(epoch.blocks[&index].clone());
+        }
+        self.cursor = end;
+        self.runs_in_flight += 1;
+        Some(Run { first, blocks })
+    }
+
+    /// Whether [`next_run`](Self::next_run) would give one.
+    pub(crate) fn has_run(&self) -> bool {
+        self.next_run_range().is_some()
+    }
+
+    // What the store and the session answer.
+
+    pub(crate) fn permitted(&mut self, epoch: EpochNumber) {
+        if self.line == Line::Up {
+            self.permitted = Some(epoch);
+        }
+    }
+
+    /// The run was answered, on a connection that may have been lost since.
+    pub(crate) fn answered(&mut self, run: &Run) {
+        self.returned(run);
+    }
+
+    /// The run's connection was lost before its answer came: its blocks may be written late.
+    pub(crate) fn lost_run(&mut self, run: &Run) {
+        self.lost(self.generation);
+        self.returned(run);
+        for (index, block) in run.entries() {
+            let suspect = self.suspects.entry(index).or_insert(Suspect {
+                expected: Expected::Bytes(block.clone()),
+                held: None,
+                rewrites: 0,
+            });
+            let same_digest =
+                matches!(suspect.expected, Expected::Digest(digest) if digest == digest_of(block));
+            if !same_digest {
+                suspect.expected = Expected::Bytes(block.clone());
+            }
+            suspect.held = Some(self.losses);
+        }
+    }
+
+    /// The connection was lost, or its flush failed: nothing more is sent on it.
+    pub(crate) fn lost(&mut self, generation: Generation) {
+        if generation == self.generation && self.line == Line::Up {
+            self.line = Line::Lost;
+            self.losses += 1;
+            self.permitted = None;
+        }
+    }
+
+    /// There is a new connection: the epoch under way is sent again, all of it.
+    pub(crate) fn reconnected(&mut self) {
+        assert_eq!(self.line, Line::Lost);
+        assert_eq!(
+            self.runs_in_flight, 0,
+            "calls on the lost connection are still under way"
+        );
+        match self.sealed.front_mut() {
+            Some(epoch) => epoch.void(),
+            None => self.open.void(),
+        }
+        self.line = Line::Up;
+        self.generation = Generation(self.generation.0 + 1);
+        self.permitted = None;
+    }
+
+    /// The store's flush returned after all writes of `epoch` were answered: it is durable.
+    pub(crate) fn flushed(&mut self, number: EpochNumber) -> Retired {
+        let epoch = self.sealed.pop_front().expect("a flushed epoch is sealed");
+        assert_eq!(epoch.number, number);
+        assert!(
+            epoch.unsent.is_empty() && self.in_flight.is_empty(),
+            "flushed too early"
+        );
+        self.kept_blocks -= epoch.blocks.len();
+        self.durable = number;
+        for index in epoch.blocks.keys() {
+            if self
+                .newest
+                .get(index)
+                .is_some_and(|(newest, _)| *newest == number)
+            {
+                self.newest.remove(index);
+            }
+        }
+        // Few suspects, many blocks: walk the suspects.
+        for (index, suspect) in &mut self.suspects {
+            if let Some(block) = epoch.blocks.get(index) {
+                suspect.expected = match suspect.expected {
+                    Expected::Bytes(_) => Expected::Bytes(block.clone()),
+                    Expected::Digest(_) => Expected::Digest(digest_of(block)),
+                };
+            }
+        }
+        Retired(epoch)
+    }
+
+    // Suspects.
+
+    /// No process of the server from before and up to this loss can write any more.
+    pub(crate) fn quiet_over(&mut self, loss: u64) {
+        for suspect in self.suspects.values_mut() {
+            if suspect.held.is_some_and(|held| held <= loss) {
+                suspect.held = None;
+            }
+        }
+    }
+
+    /// Adds a block that was settled for a dead session and has to be read back; what it should
+    /// hold is `bytes`, of which only a digest is kept.
+    pub(crate) fn add_settled_suspect(&mut self, index: u64, bytes: &[u8]) {
+        let expected = Expected::Digest(digest_of(bytes));
+        self.suspects.insert(
+            index,
+            Suspect {
+                expected,
+                held: None,
+                rewrites: 0,
+            },
+        );
+    }
+
+    /// Judges what was read back from the store. The caller looked at nothing else in between
+    /// that could have made the block durable anew.
+    pub(crate) fn judge(&mut self, index: u64, found: &[u8]) -> Verdict {
+        if self.newest.contains_key(&index) {
+            return Verdict::Good;
+        }
+        let Some(suspect) = self.suspects.get_mut(&index) else {
+            return Verdict::Good;
+        };
+        if suspect.expected.matches(found) {
+            self.suspects.remove(&index);
+            return Verdict::Good;
+        }
+        suspect.rewrites += 1;
+        match &suspect.expected {
+            Expected::Bytes(block) if suspect.rewrites <= REWRITES_MAX => {
+                let block = block.clone();
+                self.write(index, vec![block]);
+                Verdict::Rewritten
+            }
+            Expected::Bytes(_) | Expected::Digest(_) => Verdict::Foreign,
+        }
+    }
+
+    // What can be watched.
+
+    pub(crate) fn durable(&self) -> EpochNumber {
+        self.durable
+    }
+
+    pub(crate) fn open_number(&self) -> EpochNumber {
+        self.open.number
+    }
+
+    /// Everything written is durable and no suspect is left.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.newest.is_empty() && self.suspects.is_empty()
+    }
+
+    pub(crate) fn suspects_len(&self) -> usize {
+        self.suspects.len()
+    }
+
+    pub(crate) fn losses(&self) -> u64 {
+        self.losses
+    }
+
+    /// The connection that a call begun now is made on; `None` while it is lost.
+    pub(crate) fn connection(&self) -> Option<Generation> {
+        (self.line == Line::Up).then_some(self.generation)
+    }
+
+    pub(crate) fn kept_blocks(&self) -> usize {
+        self.kept_blocks
+    }
+
+    pub(crate) fn kept_blocks_peak(&self) -> usize {
+        self.kept_blocks_peak
+    }
+
+    /// Blocks that the store has not answered yet.
+    pub(crate) fn unanswered_blocks(&self) -> usize {
+        let unsent: usize = self.sealed.iter().map(|epoch| epoch.unsent.len()).sum();
+        unsent + self.open.unsent.len() + self.in_flight.len()
+    }
+
+    // Below: how it is done.
+
+    /// The one epoch of which anything may be sent now.
+    fn under_way(&self) -> Option<&Epoch> {
+        match self.sealed.front() {
+            Some(epoch) => Some(epoch),
+            None => (self.open.unsent.len() >= self.limits.early_blocks).then_some(&self.open),
+        }
+    }
+
+    fn next_run_range(&self) -> Option<(u64, u64)> {
+        if self.line == Line::Lost {
+            return None;
+        }
+        let epoch = self.under_way()?;
+        if self.permitted != Some(epoch.number) {
+            return None;
+        }
+        let above = epoch.unsent.range(self.cursor..);
+        let below = epoch.unsent.range(..self.cursor);
+        let first = *above
+            .chain(below)
+            .find(|index| self.sendable(epoch, **index))?;
+        let mut end = first + 1;
+        while end - first < self.limits.run_blocks as u64
+            && epoch.unsent.contains(&end)
+            && self.sendable(epoch, end)
+        {
+            end += 1;
+        }
+        Some((first, end))
+    }
+
+    fn sendable(&self, epoch: &Epoch, index: u64) -> bool {
+        if self.in_flight.contains(&index) {
+            return false;
+        }
+        match self.suspects.get(&index) {
+            Some(Suspect {
+                expected,
+                held: Some(_),
+                ..
+            }) => {
+                let block = &epoch.blocks[&index];
+                match expected {
+                    Expected::Bytes(bytes) => Arc::ptr_eq(bytes, block) || bytes == block,
+                    Expected::Digest(digest) => *digest == digest_of(block),
+                }
+            }
+            Some(_) | None => true,
+        }
+    }
+
+    fn returned(&mut self, run: &Run) {
+        for (index, _) in run.entries() {
+            assert!(
+                self.in_flight.remove(&index),
+                "block {index} was not under way"
+            );
+        }
+        self.runs_in_flight -= 1;
+    }
+
+    /// Suspects whose bytes are kept; they count against the buffer.
+    fn suspect_copies(&self) -> usize {
+        self.suspects.len()
+    }
+
+    fn next_read_back(&self) -> Option<(u64, usize)> {
+        let ready = |(index, suspect): &(&u64, &Suspect)| {
+            suspect.held.is_none() && !self.newest.contains_key(index)
+        };
+        let (first, _) = self.suspects.iter().find(ready)?;
+        let adjacent = (*first..)
+            .zip(self.suspects.range(first..))
+            .take_while(|(want, entry)| *want == *entry.0 && ready(entry));
+        Some((*first, adjacent.take(self.limits.run_blocks).count()))
+    }
+}
+
+fn digest_of(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(bytes);
+    hasher.finish()
+}

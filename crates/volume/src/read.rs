@@ -1,0 +1,184 @@
+//! The read path: newest write, clean cache, store; and the fetcher threads that ask the store.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use sprat_store::{ReadClass, StoreError};
+
+use crate::engine::{Connection, Engine, Meaning, State, meaning};
+use crate::fetch::{CLUSTER_BLOCKS, Fetch, Outcome, clusters_of};
+use crate::plan::Block;
+use crate::{BLOCK_BYTES, VolumeError};
+
+impl Engine {
+    /// The newest bytes of each block of `wanted`, as of some moment during the call.
+    pub(crate) fn read(&self, wanted: Range<u64>) -> Result<Vec<Block>, VolumeError> {
+        let mut found: Vec<Option<Block>> = wanted.clone().map(|_| None).collect();
+        let mut fetches: Vec<Arc<Fetch>> = Vec::new();
+        let mut state = self.state();
+        loop {
+            state.check()?;
+            let missing = collect(&mut state, &wanted, &mut found, &fetches);
+            if missing.is_empty() {
+                break;
+            }
+            for fetch in &fetches {
+                if let Some(Outcome::Failed(cause)) = fetch.outcome.get() {
+                    return Err(VolumeError::ReadFailed(cause.clone()));
+                }
+            }
+            fetches = state
+                .fetches
+                .ask(&missing, ReadClass::Demand, self.run_blocks());
+            self.fetch.notify_one();
+            while fetches.iter().any(|fetch| fetch.outcome.get().is_none()) {
+                state = self.wait(&self.fetched, state);
+                state.check()?;
+            }
+        }
+        self.read_ahead(&mut state, &wanted);
+        drop(state);
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    fn run_blocks(&self) -> u64 {
+        (self.options.run_bytes_max / BLOCK_BYTES) as u64
+    }
+
+    fn read_ahead(&self, state: &mut State, read: &Range<u64>) {
+        // Never more than a quarter of the cache, or streams would push each other out unread.
+        let bytes_max = self
+            .options
+            .read_ahead_bytes_max
+            .min(self.options.read_cache_bytes_max / 4);
+        let window_max = (bytes_max / BLOCK_BYTES) as u64;
+        if window_max < CLUSTER_BLOCKS {
+            return;
+        }
+        let len_blocks = self.geometry.len_bytes / BLOCK_BYTES as u64;
+        let ahead = state.streams.note(read, window_max);
+        let ahead = ahead.start..ahead.end.min(len_blocks);
+        if ahead.is_empty() {
+            return;
+        }
+        let clusters: Vec<u64> = clusters_of(&ahead)
+            .filter(|cluster| !state.fetches.is_asked(*cluster) && !is_here(state, *cluster))
+            .collect();
+        // Half-length runs: the first of them arrives sooner.
+        state
+            .fetches
+            .ask(&clusters, ReadClass::Ahead, (self.run_blocks() / 2).max(1));
+        self.fetch.notify_one();
+    }
+}
+
+/// Whether a cluster needs no fetch, judged by its ends.
+fn is_here(state: &State, cluster: u64) -> bool {
+    let first = cluster * CLUSTER_BLOCKS;
+    let here = |index| state.clean.contains(index) || state.plan.newest(index).is_some();
+    here(first) && here(first + CLUSTER_BLOCKS - 1)
+}
+
+/// Fills in what is here; returns the clusters that the rest lies in.
+fn collect(
+    state: &mut State,
+    wanted: &Range<u64>,
+    found: &mut [Option<Block>],
+    fetches: &[Arc<Fetch>],
+) -> Vec<u64> {
+    let mut missing: Vec<u64> = Vec::new();
+    for (index, slot) in wanted.clone().zip(found) {
+        if slot.is_some() {
+            continue;
+        }
+        *slot = state
+            .plan
+            .newest(index)
+            .or_else(|| fetches.iter().find_map(|fetch| fetch.block(index)))
+            .cloned()
+            .or_else(|| state.clean.read(index));
+        let cluster = index / CLUSTER_BLOCKS;
+        if slot.is_none() && missing.last() != Some(&cluster) {
+            missing.push(cluster);
+        }
+    }
+    missing
+}
+
+/// Body of a fetcher thread; returns when the volume ends.
+pub(crate) fn fetch(engine: &Engine) {
+    let mut buffer = Vec::new();
+    let mut state = engine.state();
+    while state.ended.is_none() {
+        let Some((connection, fetch, class)) = take(&mut state) else {
+            state = engine.wait(&engine.fetch, state);
+            continue;
+        };
+        if state.fetches.has_work() {
+            engine.fetch.notify_one();
+        }
+        drop(state);
+        let blocks = usize::try_from(fetch.blocks.end - fetch.blocks.start).unwrap_or(0);
+        buffer.resize(blocks * BLOCK_BYTES, 0);
+        let begun = Instant::now();
+        let answer =
+            connection
+                .file
+                .read_at(engine.offset_of(fetch.blocks.start), &mut buffer, class);
+        state = engine.state();
+        match answer {
+            Ok(()) => {
+                state.wire.timed(buffer.len(), begun.elapsed());
+                state.wire.read_requests += 1;
+                state.wire.read_bytes += buffer.len() as u64;
+                state.progressed();
+                for (index, block) in state.fetches.finish(&fetch, Ok(&buffer)) {
+                    state.clean.insert(index, block);
+                }
+            }
+            Err(error) => failed(engine, &mut state, &connection, &fetch, class, error),
+        }
+        engine.fetched.notify_all();
+        // The old connection must not be dropped, which may block, under the lock.
+        drop(state);
+        drop(connection);
+        state = engine.state();
+    }
+}
+
+fn take(state: &mut State) -> Option<(Connection, Arc<Fetch>, ReadClass)> {
+    let connection = state.connection()?;
+    let State { fetches, plan, .. } = state;
+    let (fetch, class) = fetches.take(plan)?;
+    Some((connection, fetch, class))
+}
+
+fn failed(
+    engine: &Engine,
+    state: &mut State,
+    connection: &Connection,
+    fetch: &Fetch,
+    class: ReadClass,
+    error: StoreError,
+) {
+    match (meaning("read", error), class) {
+        (Meaning::LineLost(cause), _) => {
+            state.fetches.put_back(fetch);
+            engine.line_lost(state, connection.generation, cause);
+        }
+        (Meaning::Fatal(_), ReadClass::Ahead) => {
+            state.fetches.finish(fetch, Err(Outcome::Dropped));
+        }
+        // What a volume is built on can't be read: writing on would bury the damage. Where nothing
+        // is written, whatever else can be read is still worth having.
+        (Meaning::Fatal(VolumeError::Store { source, .. }), ReadClass::Demand)
+            if engine.read_only =>
+        {
+            state
+                .fetches
+                .finish(fetch, Err(Outcome::Failed(Arc::new(source))));
+        }
+        (Meaning::Fatal(cause), ReadClass::Demand) => engine.fail(state, cause),
+    }
+}
