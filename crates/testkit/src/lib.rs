@@ -7,5 +7,9 @@
 //! - What a helper starts or makes ends and goes with it.
 #![forbid(unsafe_code)]
 
+pub mod crash;
+pub mod dice;
+pub mod fault;
 pub mod needs;
 pub mod sshd;
+pub mod watchdog;

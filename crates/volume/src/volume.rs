@@ -53,7 +53,11 @@ impl Volume {
         options: ReadOnlyOptions,
     ) -> Result<Self, VolumeError> {
         check_geometry(&*file, geometry)?;
-        let ReadOnlyOptions { overlay_dir, overlay_bytes_max, .. } = options;
+        let ReadOnlyOptions {
+            overlay_dir,
+            overlay_bytes_max,
+            ..
+        } = options;
         let overlay = Overlay::new(&overlay_dir, overlay_bytes_max)?;
         let options = VolumeOptions {
             read_cache_bytes_max: options.read_cache_bytes_max,

@@ -1,0 +1,194 @@
+//! What the volume's tests share: a session over a crashing disk, and stamped blocks.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+pub mod oracle;
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use sprat_store::{FileStat, ReadClass, StoreError, StoreFile};
+use sprat_testkit::crash::CrashDisk;
+use sprat_testkit::fault::{FaultFile, FaultPlan};
+use sprat_volume::{Fenced, Geometry, ReconnectError, Session, VolumeOptions};
+
+pub const BLOCK: usize = 4096;
+
+/// Longest that any one test body may take: a hang is a failure.
+pub const LIMIT: Duration = Duration::from_secs(100);
+
+/// A session over a [`CrashDisk`] that checks what the volume promises to it.
+pub struct TestSession {
+    disk: CrashDisk,
+    faults: Option<Arc<FaultPlan>>,
+    noted: Arc<Mutex<BTreeSet<u64>>>,
+    pub permits: AtomicU64,
+    pub reconnects: AtomicU64,
+    pub settlements: AtomicU64,
+    pub fenced: AtomicBool,
+    pub unreachable: AtomicBool,
+    pub server_dead: AtomicBool,
+}
+
+impl TestSession {
+    pub fn new(disk: &CrashDisk) -> Arc<Self> {
+        Self::with_faults(disk, None)
+    }
+
+    pub fn with_faults(disk: &CrashDisk, faults: Option<Arc<FaultPlan>>) -> Arc<Self> {
+        Arc::new(Self {
+            disk: disk.clone(),
+            faults,
+            noted: Arc::default(),
+            permits: AtomicU64::new(0),
+            reconnects: AtomicU64::new(0),
+            settlements: AtomicU64::new(0),
+            fenced: AtomicBool::new(false),
+            unreachable: AtomicBool::new(false),
+            server_dead: AtomicBool::new(false),
+        })
+    }
+
+    pub fn connect(&self) -> Arc<dyn StoreFile> {
+        let below = self.disk.connect();
+        let below = match &self.faults {
+            Some(plan) => Arc::new(FaultFile::new(below, plan.clone())),
+            None => below,
+        };
+        Arc::new(NotedFile {
+            below,
+            noted: self.noted.clone(),
+        })
+    }
+
+    /// The byte ranges that were noted and not settled since.
+    pub fn suspects(&self) -> Vec<Range<u64>> {
+        let block = BLOCK as u64;
+        self.noted
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|at| at * block..(at + 1) * block)
+            .collect()
+    }
+}
+
+impl Session for TestSession {
+    fn before_epoch(&self) -> Result<(), Fenced> {
+        self.permits.fetch_add(1, Ordering::SeqCst);
+        if self.fenced.load(Ordering::SeqCst) {
+            return Err(Fenced::Lost("the lock is another's".into()));
+        }
+        Ok(())
+    }
+
+    fn before_send(&self, ranges: &[Range<u64>]) -> Result<(), Fenced> {
+        let mut noted = self.noted.lock().unwrap();
+        for range in ranges {
+            noted.extend(range.start / BLOCK as u64..range.end / BLOCK as u64);
+        }
+        Ok(())
+    }
+
+    fn settled(&self) {
+        self.settlements.fetch_add(1, Ordering::SeqCst);
+        self.noted.lock().unwrap().clear();
+    }
+
+    fn reconnect(&self, _: u32) -> Result<Arc<dyn StoreFile>, ReconnectError> {
+        if self.unreachable.load(Ordering::SeqCst) {
+            let (host, reason) = ("test".to_owned(), "refused".to_owned());
+            return Err(ReconnectError::Retry(StoreError::Unreachable {
+                host,
+                reason,
+            }));
+        }
+        self.reconnects.fetch_add(1, Ordering::SeqCst);
+        Ok(self.connect())
+    }
+
+    fn old_server_dead(&self) -> bool {
+        self.server_dead.load(Ordering::SeqCst)
+    }
+}
+
+/// Asserts that nothing is written that the session was not told of.
+struct NotedFile {
+    below: Arc<dyn StoreFile>,
+    noted: Arc<Mutex<BTreeSet<u64>>>,
+}
+
+impl StoreFile for NotedFile {
+    fn len(&self) -> Result<u64, StoreError> {
+        self.below.len()
+    }
+    fn stat(&self) -> Result<FileStat, StoreError> {
+        self.below.stat()
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8], class: ReadClass) -> Result<(), StoreError> {
+        self.below.read_at(offset, buf, class)
+    }
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+        let first = offset / BLOCK as u64;
+        let blocks = first..first + (data.len() / BLOCK) as u64;
+        {
+            let noted = self.noted.lock().unwrap();
+            assert!(
+                blocks.clone().all(|block| noted.contains(&block)),
+                "{blocks:?} not noted"
+            );
+        }
+        self.below.write_at(offset, data)
+    }
+    fn flush(&self) -> Result<(), StoreError> {
+        self.below.flush()
+    }
+    fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        self.below.discard(offset, len)
+    }
+    fn resize(&self, len: u64) -> Result<(), StoreError> {
+        self.below.resize(len)
+    }
+}
+
+/// A block that says in every word which write it comes from.
+pub fn stamped(stamp: u64) -> Vec<u8> {
+    stamp.to_le_bytes().repeat(BLOCK / 8)
+}
+
+/// The stamp of a block; panics where it is not one and the same throughout.
+pub fn stamp_of(block: &[u8]) -> u64 {
+    let word = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().unwrap());
+    let stamp = word(&block[..8]);
+    assert!(
+        block.chunks_exact(8).all(|bytes| word(bytes) == stamp),
+        "a block is torn"
+    );
+    stamp
+}
+
+pub fn geometry(len: usize) -> Geometry {
+    Geometry {
+        offset_bytes: 0,
+        len_bytes: len as u64,
+    }
+}
+
+/// Tiny limits: an ordinary journal transaction is larger than this buffer.
+pub fn tiny() -> VolumeOptions {
+    VolumeOptions {
+        write_buffer_bytes_max: 16 * BLOCK,
+        read_cache_bytes_max: 32 * BLOCK,
+        writers: 4,
+        readers: 2,
+        run_bytes_max: 4 * BLOCK,
+        read_ahead_bytes_max: 16 * BLOCK,
+        early_send_bytes_min: 2 * BLOCK,
+        reconnect_max: Duration::from_secs(20),
+        reconnect_delay: Duration::from_millis(1),
+        quiet_time: Duration::from_millis(20),
+        ..VolumeOptions::default()
+    }
+}
