@@ -1,5 +1,50 @@
-//! Finds, checks and judges the two copies of a LUKS2 binary header.
-use std::fmt;
+//! Finds, checks and judges the two copies of a LUKS2 header.
+//!
+//! A copy is 4096 bytes of binary header, then the metadata (JSON, padded with zeros):
+//!
+//! | offset | bytes | field |
+//! | ------ | ----- | ----- |
+//! | 0      | 6     | magic: `LUKS\xba\xbe`, in the secondary copy `SKUL\xba\xbe` |
+//! | 6      | 2     | version: 2 (all numbers are big endian) |
+//! | 8      | 8     | size of the copy, metadata included; the secondary lies at this offset |
+//! | 16     | 8     | sequence: one more with each change |
+//! | 24     | 48    | label |
+//! | 72     | 32    | checksum algorithm |
+//! | 104    | 64    | salt: makes the two copies' checksums differ |
+//! | 168    | 40    | UUID |
+//! | 208    | 48    | subsystem |
+//! | 256    | 8     | the offset that this copy lies at |
+//! | 264    | 184   | zeros |
+//! | 448    | 64    | checksum of the whole copy with this field zero |
+//!
+//! (cryptsetup: lib/luks2/luks2.h, `struct luks2_hdr_disk`.) Only the primary copy tells where
+//! the secondary lies; where the primary is damaged, cryptsetup tries the nine legal places, and
+//! so do we.
+
+use std::{fmt, ops::Range};
+
+use openssl::{hash::MessageDigest, rand::rand_bytes};
+use serde_json::Value;
+
+use crate::{HeaderRead, LuksError, error::shown, metadata::parse_area};
+
+const MAGIC_PRIMARY: &[u8; 6] = b"LUKS\xba\xbe";
+const MAGIC_SECONDARY: &[u8; 6] = b"SKUL\xba\xbe";
+const BINARY_BYTES: usize = 4096;
+const SALT: Range<usize> = 104..168;
+const CHECKSUM: Range<usize> = 448..512;
+/// The legal sizes of a copy (cryptsetup: lib/luks2/luks2.h, `LUKS2_HDR2_OFFSETS`).
+const SIZES: [u64; 9] = [
+    16 << 10,
+    32 << 10,
+    64 << 10,
+    128 << 10,
+    256 << 10,
+    512 << 10,
+    1 << 20,
+    2 << 20,
+    4 << 20,
+];
 
 /// What is wrong with one header copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,7 +64,7 @@ pub enum CopyFault {
     Checksum,
     /// The file ends within it.
     Truncated,
-    /// Whole, but its metadata can't be read.
+    /// The checksum fits, but the metadata can't be read.
     Metadata(String),
 }
 
@@ -28,8 +73,8 @@ impl fmt::Display for CopyFault {
         match self {
             Self::Magic => f.write_str("no LUKS2 magic"),
             Self::Version(version) => write!(f, "version {version}"),
-            Self::Size(bytes) => write!(f, "size of {bytes} bytes"),
-            Self::Offset(offset) => write!(f, "belongs at offset {offset}"),
+            Self::Size(bytes) => write!(f, "a size of {bytes} bytes"),
+            Self::Offset(offset) => write!(f, "it belongs at offset {offset}"),
             Self::ChecksumKind(kind) => write!(f, "unknown checksum {kind}"),
             Self::Checksum => f.write_str("wrong checksum"),
             Self::Truncated => f.write_str("cut short"),
@@ -53,6 +98,16 @@ pub enum CopyState {
     Damaged(CopyFault),
 }
 
+impl fmt::Display for CopyState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Good => f.write_str("good"),
+            Self::Stale { sequence_id } => write!(f, "out of date (sequence {sequence_id})"),
+            Self::Damaged(fault) => write!(f, "damaged ({fault})"),
+        }
+    }
+}
+
 /// Both header copies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Copies {
@@ -68,4 +123,283 @@ impl Copies {
     pub fn both_good(&self) -> bool {
         self.primary == CopyState::Good && self.secondary == CopyState::Good
     }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    Primary,
+    Secondary,
+}
+
+/// A copy whose checksum fits and whose metadata are strict JSON.
+pub(crate) struct WholeCopy {
+    /// Every byte of it.
+    pub bytes: Vec<u8>,
+    pub sequence_id: u64,
+    pub uuid: String,
+    pub label: String,
+    pub metadata: Value,
+}
+
+/// The newest whole copy, and the state of both.
+pub(crate) struct Judged {
+    pub copy: WholeCopy,
+    pub copies: Copies,
+}
+
+/// Fetches both copies and picks the one to go by, as cryptsetup does: the newer of two whole
+/// ones, or the only one.
+pub(crate) fn fetch(source: &dyn HeaderRead) -> Result<Judged, LuksError> {
+    let file_len = source.len().map_err(|error| LuksError::Read {
+        offset: 0,
+        len: 0,
+        source: error,
+    })?;
+    // In one piece what nearly every container needs.
+    let head = fetch_range(source, file_len, 0, 2 * SIZES[0])?;
+    let primary = read_copy(source, file_len, &head, 0, Place::Primary)?;
+    let secondary = match &primary {
+        Ok(copy) => {
+            let offset = copy.bytes.len() as u64;
+            read_copy(source, file_len, &head, offset, Place::Secondary)?
+        }
+        Err(_) => search_secondary(source, file_len, &head)?,
+    };
+    judge(primary, secondary, &head, file_len)
+}
+
+fn judge(
+    primary: Result<WholeCopy, CopyFault>,
+    secondary: Result<WholeCopy, CopyFault>,
+    head: &[u8],
+    file_len: u64,
+) -> Result<Judged, LuksError> {
+    let good = |copy, primary, secondary| {
+        Ok(Judged {
+            copy,
+            copies: Copies { primary, secondary },
+        })
+    };
+    match (primary, secondary) {
+        (Ok(first), Ok(second)) => match first.sequence_id.cmp(&second.sequence_id) {
+            std::cmp::Ordering::Equal if first.says_the_same_as(&second) => {
+                good(first, CopyState::Good, CopyState::Good)
+            }
+            std::cmp::Ordering::Equal => Err(LuksError::CopiesDisagree {
+                sequence_id: first.sequence_id,
+            }),
+            std::cmp::Ordering::Greater => {
+                let sequence_id = second.sequence_id;
+                good(first, CopyState::Good, CopyState::Stale { sequence_id })
+            }
+            std::cmp::Ordering::Less => {
+                let sequence_id = first.sequence_id;
+                good(second, CopyState::Stale { sequence_id }, CopyState::Good)
+            }
+        },
+        (Ok(first), Err(fault)) => good(first, CopyState::Good, CopyState::Damaged(fault)),
+        (Err(fault), Ok(second)) => good(second, CopyState::Damaged(fault), CopyState::Good),
+        (Err(primary), Err(secondary)) => Err(hopeless(primary, secondary, head, file_len)),
+    }
+}
+
+/// Tells a file that never was a container from a broken one.
+fn hopeless(primary: CopyFault, secondary: CopyFault, head: &[u8], file_len: u64) -> LuksError {
+    if primary == CopyFault::Version(1) {
+        return LuksError::Luks1;
+    }
+    let begins_as_luks = head.starts_with(MAGIC_PRIMARY);
+    if !begins_as_luks && secondary == CopyFault::Magic {
+        return LuksError::NotLuks;
+    }
+    let needed = 2 * SIZES[0];
+    if begins_as_luks && file_len < needed {
+        return LuksError::Truncated { file_len, needed };
+    }
+    LuksError::HeaderDamaged { primary, secondary }
+}
+
+/// Looks at all legal places, as cryptsetup does where the primary copy can't tell.
+fn search_secondary(
+    source: &dyn HeaderRead,
+    file_len: u64,
+    head: &[u8],
+) -> Result<Result<WholeCopy, CopyFault>, LuksError> {
+    let mut worst = CopyFault::Magic;
+    for offset in SIZES {
+        match read_copy(source, file_len, head, offset, Place::Secondary)? {
+            Ok(copy) => return Ok(Ok(copy)),
+            Err(CopyFault::Magic | CopyFault::Truncated) => {}
+            Err(fault) => worst = fault,
+        }
+    }
+    Ok(Err(worst))
+}
+
+/// Reads the copy at `offset`. The outer error is that of fetching, the inner the copy's own.
+fn read_copy(
+    source: &dyn HeaderRead,
+    file_len: u64,
+    head: &[u8],
+    offset: u64,
+    place: Place,
+) -> Result<Result<WholeCopy, CopyFault>, LuksError> {
+    let begin = usize::try_from(offset).expect("at most 4 MiB");
+    let binary = match head.get(begin..begin + BINARY_BYTES) {
+        Some(binary) => binary.to_vec(),
+        None => fetch_range(source, file_len, offset, BINARY_BYTES as u64)?,
+    };
+    let size = match check_binary(&binary, offset, place) {
+        Ok(size) => size,
+        Err(fault) => return Ok(Err(fault)),
+    };
+    let end = begin + usize::try_from(size).expect("at most 4 MiB");
+    let bytes = match head.get(begin..end) {
+        Some(bytes) => bytes.to_vec(),
+        None => fetch_range(source, file_len, offset, size)?,
+    };
+    if (bytes.len() as u64) < size {
+        return Ok(Err(CopyFault::Truncated));
+    }
+    Ok(check_whole(bytes))
+}
+
+/// Checks what can be checked before the metadata are there; returns the copy's size.
+fn check_binary(binary: &[u8], offset: u64, place: Place) -> Result<u64, CopyFault> {
+    if binary.len() < BINARY_BYTES {
+        return Err(if binary.starts_with(magic(place)) {
+            CopyFault::Truncated
+        } else {
+            CopyFault::Magic
+        });
+    }
+    if !binary.starts_with(magic(place)) {
+        return Err(CopyFault::Magic);
+    }
+    let version = u16::from_be_bytes([binary[6], binary[7]]);
+    if version != 2 {
+        return Err(CopyFault::Version(version));
+    }
+    let said = big_endian(binary, 256);
+    if said != offset {
+        return Err(CopyFault::Offset(said));
+    }
+    let size = big_endian(binary, 8);
+    if !SIZES.contains(&size) || (place == Place::Secondary && size != offset) {
+        return Err(CopyFault::Size(size));
+    }
+    Ok(size)
+}
+
+fn check_whole(bytes: Vec<u8>) -> Result<WholeCopy, CopyFault> {
+    let kind = text(&bytes[72..104]);
+    let algorithm = checksum_kind(&kind).ok_or_else(|| CopyFault::ChecksumKind(shown(&kind)))?;
+    let found = checksum(&bytes, algorithm).map_err(|_| CopyFault::Checksum)?;
+    let (sum, rest) = bytes[CHECKSUM].split_at(found.len());
+    if sum != found || rest.iter().any(|&byte| byte != 0) {
+        return Err(CopyFault::Checksum);
+    }
+    let metadata = parse_area(&bytes[BINARY_BYTES..]).map_err(CopyFault::Metadata)?;
+    Ok(WholeCopy {
+        sequence_id: big_endian(&bytes, 16),
+        uuid: text(&bytes[168..208]),
+        label: text(&bytes[24..72]),
+        metadata,
+        bytes,
+    })
+}
+
+impl WholeCopy {
+    /// Compares all but what must differ: magic, salt, offset and checksum.
+    fn says_the_same_as(&self, other: &Self) -> bool {
+        let plain = |copy: &Self| {
+            let mut bytes = copy.bytes.clone();
+            bytes[..6].fill(0);
+            bytes[SALT].fill(0);
+            bytes[256..264].fill(0);
+            bytes[CHECKSUM].fill(0);
+            bytes
+        };
+        plain(self) == plain(other)
+    }
+
+    /// This header as the copy for `place`; with a new salt unless it lies there already.
+    pub(crate) fn bytes_for(&self, place: Place) -> Result<Vec<u8>, LuksError> {
+        let mut bytes = self.bytes.clone();
+        if bytes.starts_with(magic(place)) {
+            return Ok(bytes);
+        }
+        let crypto = |source| LuksError::Crypto {
+            op: "rebuild a header copy",
+            source,
+        };
+        let offset = match place {
+            Place::Primary => 0,
+            Place::Secondary => bytes.len() as u64,
+        };
+        bytes[..6].copy_from_slice(magic(place));
+        bytes[256..264].copy_from_slice(&offset.to_be_bytes());
+        rand_bytes(&mut bytes[SALT]).map_err(crypto)?;
+        let algorithm = checksum_kind(&text(&bytes[72..104])).expect("checked when read");
+        let sum = checksum(&bytes, algorithm).map_err(crypto)?;
+        bytes[CHECKSUM][..sum.len()].copy_from_slice(&sum);
+        Ok(bytes)
+    }
+}
+
+fn magic(place: Place) -> &'static [u8; 6] {
+    match place {
+        Place::Primary => MAGIC_PRIMARY,
+        Place::Secondary => MAGIC_SECONDARY,
+    }
+}
+
+fn checksum_kind(name: &str) -> Option<MessageDigest> {
+    match name {
+        "sha256" => Some(MessageDigest::sha256()),
+        "sha384" => Some(MessageDigest::sha384()),
+        "sha512" => Some(MessageDigest::sha512()),
+        _ => None,
+    }
+}
+
+fn checksum(bytes: &[u8], kind: MessageDigest) -> Result<Vec<u8>, openssl::error::ErrorStack> {
+    let mut hasher = openssl::hash::Hasher::new(kind)?;
+    hasher.update(&bytes[..CHECKSUM.start])?;
+    hasher.update(&[0; CHECKSUM.end - CHECKSUM.start])?;
+    hasher.update(&bytes[CHECKSUM.end..])?;
+    Ok(hasher.finish()?.to_vec())
+}
+
+fn big_endian(bytes: &[u8], at: usize) -> u64 {
+    bytes[at..at + 8]
+        .iter()
+        .fold(0, |number, &byte| number << 8 | u64::from(byte))
+}
+
+/// Text up to the first NUL; what isn't UTF-8 is replaced.
+fn text(field: &[u8]) -> String {
+    let end = field.iter().position(|&b| b == 0).unwrap_or(field.len());
+    String::from_utf8_lossy(&field[..end]).into_owned()
+}
+
+/// Fetches a range as far as the file has it.
+fn fetch_range(
+    source: &dyn HeaderRead,
+    file_len: u64,
+    offset: u64,
+    len: u64,
+) -> Result<Vec<u8>, LuksError> {
+    let len = len.min(file_len.saturating_sub(offset));
+    let mut bytes = vec![0; usize::try_from(len).expect("at most 4 MiB")];
+    if !bytes.is_empty() {
+        source
+            .read_at(offset, &mut bytes)
+            .map_err(|error| LuksError::Read {
+                offset,
+                len,
+                source: error,
+            })?;
+    }
+    Ok(bytes)
 }

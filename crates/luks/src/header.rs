@@ -1,17 +1,55 @@
-//! A container's header as loaded and judged.
-use crate::{Copies, LuksError, Pins, Secret, SlotKind, VolumeKey};
-use std::io;
+//! A container's header as fetched, judged, and unlocked.
+
+use std::{fmt, fs::File, io, os::unix::fs::FileExt};
+
+use crate::{
+    Copies, CopyState, LuksError, Pins, Secret, VolumeKey,
+    copies::{self, Place, WholeCopy},
+    error::shown,
+    keyslot::Keyslot,
+    metadata::{CIPHER, Metadata},
+    reference::Reference,
+};
+
+/// Blocks of the volume above; the payload counts in whole ones.
+const BLOCK_BYTES: u64 = 4096;
 
 /// Where a header's bytes come from.
 #[allow(
     clippy::len_without_is_empty,
-    reason = "the length of a file that may fail to tell"
+    reason = "the length of a file, asked with a chance to fail"
 )]
 pub trait HeaderRead {
     /// Present length of the file in bytes.
     fn len(&self) -> io::Result<u64>;
+
     /// Fills `buf` from `offset`, or fails.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
+}
+
+impl HeaderRead for File {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.read_exact_at(buf, offset)
+    }
+}
+
+impl HeaderRead for &[u8] {
+    fn len(&self) -> io::Result<u64> {
+        Ok(<[u8]>::len(self) as u64)
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let part = usize::try_from(offset)
+            .ok()
+            .and_then(|begin| self.get(begin..begin.checked_add(buf.len())?))
+            .ok_or(io::ErrorKind::UnexpectedEof)?;
+        buf.copy_from_slice(part);
+        Ok(())
+    }
 }
 
 /// A run of bytes at its place in the container file.
@@ -23,12 +61,12 @@ pub struct Extent {
     pub bytes: Vec<u8>,
 }
 
-/// One step of changing a header; to be done in order.
+/// One step of changing a header on the server; steps are done in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HeaderWrite {
     /// Write this.
     Write(Extent),
-    /// Make all before it durable (flush) before what follows is sent.
+    /// Make everything before this durable (flush, checked) before anything after it is sent.
     Barrier,
 }
 
@@ -37,76 +75,248 @@ pub enum HeaderWrite {
 pub struct Payload {
     /// Where it begins in the file; a multiple of 4096.
     pub offset_bytes: u64,
-    /// Its length; a multiple of 4096.
+    /// Its length, cut to a multiple of 4096.
     pub len_bytes: u64,
     /// Encryption sector: 512, 1024, 2048 or 4096.
     pub sector_bytes: u32,
 }
 
-/// A key slot that can hold the volume key.
+/// A key slot that holds the volume key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slot {
-    /// Its number in the header.
+    /// Its number in the header, 0 to 31.
     pub number: u32,
     /// Its key derivation in words, such as `argon2id, 1048576 KiB, 4 passes, 4 threads`.
     pub kdf: String,
 }
 
-/// A LUKS2 header that was found whole and acceptable.
+/// A LUKS2 header that is whole and asks for nothing that user mode refuses.
 pub struct Header {
-    pins: Pins,
+    copy: WholeCopy,
     copies: Copies,
+    metadata: Metadata,
 }
 
 impl Header {
-    /// Fetches, checks and judges both header copies.
+    /// Fetches and judges both header copies: 32 KiB in one read where the metadata have their
+    /// usual size, at most 8 MiB.
+    ///
+    /// A header with one good copy loads; [`Header::copies`] says which is damaged. Nothing is
+    /// secret yet and no key is needed: call [`Header::check_pins`] on the result.
     pub fn load(source: &dyn HeaderRead) -> Result<Self, LuksError> {
-        let _ = source;
-        Err(LuksError::NotLuks)
+        let judged = copies::fetch(source)?;
+        let metadata =
+            Metadata::read(judged.copy.metadata.clone(), judged.copy.bytes.len() as u64)?;
+        let uuid = &judged.copy.uuid;
+        if uuid::Uuid::try_parse(uuid).map_or(true, |parsed| parsed.to_string() != *uuid) {
+            return Err(LuksError::invalid(format!("the UUID is {}", shown(uuid))));
+        }
+        Ok(Self {
+            copy: judged.copy,
+            copies: judged.copies,
+            metadata,
+        })
     }
+
     /// Which of the two copies are good.
     #[must_use]
     pub fn copies(&self) -> &Copies {
         &self.copies
     }
+
+    /// The container's UUID, lower case with dashes.
+    #[must_use]
+    pub fn uuid(&self) -> &str {
+        &self.copy.uuid
+    }
+
+    /// The container's label, empty by default. The server can read and change it.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        &self.copy.label
+    }
+
+    /// One more with each change of the header.
+    #[must_use]
+    pub fn sequence_id(&self) -> u64 {
+        self.copy.sequence_id
+    }
+
     /// What to remember of this header.
     #[must_use]
     pub fn pins(&self) -> Pins {
-        self.pins.clone()
+        let segment = &self.metadata.segment;
+        Pins {
+            cipher: CIPHER.to_owned(),
+            key_bits: u32::try_from(self.metadata.key_bytes * 8).expect("256 or 512"),
+            sector_bytes: segment.sector_bytes,
+            payload_offset_bytes: segment.offset_bytes,
+            iv_tweak: segment.iv_tweak,
+            volume_key_digest: self.metadata.digest.fingerprint(),
+            uuid: self.copy.uuid.clone(),
+            sequence_id: self.copy.sequence_id,
+        }
     }
-    /// UUID.
-    #[must_use]
-    pub fn uuid(&self) -> &str {
-        &self.pins.uuid
-    }
-    /// Where the payload lies in a file of `file_len` bytes.
+
+    /// Where the payload lies in a container file of `file_len` bytes; [`LuksError::Truncated`]
+    /// where not one block of it is there.
     pub fn geometry(&self, file_len: u64) -> Result<Payload, LuksError> {
-        let _ = file_len;
-        Err(LuksError::NotLuks)
+        let segment = &self.metadata.segment;
+        let needed = segment.offset_bytes + BLOCK_BYTES;
+        if file_len < needed {
+            return Err(LuksError::Truncated { file_len, needed });
+        }
+        let len = file_len - segment.offset_bytes;
+        Ok(Payload {
+            offset_bytes: segment.offset_bytes,
+            len_bytes: len - len % BLOCK_BYTES,
+            sector_bytes: segment.sector_bytes,
+        })
     }
-    /// The key slots.
+
+    /// The key slots, by number.
     #[must_use]
     pub fn slots(&self) -> Vec<Slot> {
-        Vec::new()
+        self.metadata
+            .keyslots
+            .iter()
+            .map(|slot| Slot {
+                number: slot.number,
+                kdf: slot.kdf.describe(),
+            })
+            .collect()
     }
-    /// Opens the volume key.
+
+    /// Opens the volume key with `secret`, trying the cheap slots first. Fetches the area of each
+    /// slot that it tries (252 KiB).
+    ///
+    /// Takes as long as the slots' key derivations ask for, and as much memory: seconds, and a
+    /// gigabyte. [`LuksError::WrongSecret`] where no slot opens. Slots that ask for more than the
+    /// bounds are left out, and reported if no other opens.
     pub fn unlock(&self, source: &dyn HeaderRead, secret: &Secret) -> Result<VolumeKey, LuksError> {
-        let _ = (source, secret);
-        Err(LuksError::WrongSecret { slots_tried: 0 })
+        let mut slots: Vec<&Keyslot> = self.metadata.keyslots.iter().collect();
+        slots.sort_by_key(|slot| (slot.kdf.cost(), slot.number));
+        self.unlock_with(source, secret, &slots)
     }
-    /// The writes that make both copies good again, in order; empty where they are.
-    pub fn repair(&self) -> Result<Vec<HeaderWrite>, LuksError> {
-        Ok(Vec::new())
-    }
-    /// Adds a key slot; the writes to do, in order.
-    pub fn add_slot(
+
+    /// Opens the volume key by one slot, to prove that it does.
+    pub(crate) fn unlock_slot(
         &self,
         source: &dyn HeaderRead,
-        key: &VolumeKey,
         secret: &Secret,
-        kind: SlotKind,
-    ) -> Result<Vec<HeaderWrite>, LuksError> {
-        let _ = (source, key, secret, kind);
-        Ok(Vec::new())
+        number: u32,
+    ) -> Result<VolumeKey, LuksError> {
+        self.unlock_with(source, secret, &[self.slot(number)?])
     }
+
+    fn unlock_with(
+        &self,
+        source: &dyn HeaderRead,
+        secret: &Secret,
+        slots: &[&Keyslot],
+    ) -> Result<VolumeKey, LuksError> {
+        let mut reference = self.reference()?;
+        let mut objection = None;
+        let mut tried = 0;
+        for slot in slots {
+            if let Some(reason) = slot.objection() {
+                objection.get_or_insert(reason);
+                continue;
+            }
+            reference.fill(&fetch_area(source, slot)?)?;
+            let opened = match reference.open_slot(slot.number, &slot.kdf, secret) {
+                // Another slot may do.
+                Err(error @ LuksError::NoMemory { .. }) => {
+                    objection.get_or_insert(error);
+                    continue;
+                }
+                other => other?,
+            };
+            tried += 1;
+            match opened {
+                // libcryptsetup has checked this; here it is checked against the digest that the
+                // pins were compared with.
+                Some(key) if self.holds(&key)? => return Ok(key),
+                Some(_) | None => {}
+            }
+        }
+        Err(objection.unwrap_or(LuksError::WrongSecret { slots_tried: tried }))
+    }
+
+    /// Says whether `key` is this container's volume key.
+    pub(crate) fn holds(&self, key: &VolumeKey) -> Result<bool, LuksError> {
+        Ok(key.bits() == self.metadata.key_bytes * 8 && self.metadata.digest.fits(key)?)
+    }
+
+    /// The writes that make both copies good again; empty where they are. The good copy is not
+    /// touched.
+    pub fn repair(&self) -> Result<Vec<HeaderWrite>, LuksError> {
+        let mut writes = Vec::new();
+        for (place, state) in [
+            (Place::Primary, &self.copies.primary),
+            (Place::Secondary, &self.copies.secondary),
+        ] {
+            if *state != CopyState::Good {
+                writes.push(HeaderWrite::Write(self.extent(place)?));
+                writes.push(HeaderWrite::Barrier);
+            }
+        }
+        Ok(writes)
+    }
+
+    pub(crate) fn slot(&self, number: u32) -> Result<&Keyslot, LuksError> {
+        self.metadata
+            .keyslots
+            .iter()
+            .find(|slot| slot.number == number)
+            .ok_or_else(|| LuksError::Argument {
+                what: format!("the container has no key slot {number}"),
+            })
+    }
+
+    /// Both copies as this one says, so that libcryptsetup sees what was judged and nothing else.
+    pub(crate) fn reference(&self) -> Result<Reference, LuksError> {
+        let header = [self.extent(Place::Primary)?, self.extent(Place::Secondary)?];
+        Reference::load(&header, self.metadata.segment.offset_bytes)
+    }
+
+    pub(crate) fn extent(&self, place: Place) -> Result<Extent, LuksError> {
+        Ok(Extent {
+            offset: match place {
+                Place::Primary => 0,
+                Place::Secondary => self.copy.bytes.len() as u64,
+            },
+            bytes: self.copy.bytes_for(place)?,
+        })
+    }
+}
+
+impl fmt::Debug for Header {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Header")
+            .field("pins", &self.pins())
+            .field("copies", &self.copies)
+            .field("slots", &self.slots())
+            .finish()
+    }
+}
+
+/// Fetches a slot's area.
+pub(crate) fn fetch_area(source: &dyn HeaderRead, slot: &Keyslot) -> Result<Extent, LuksError> {
+    let (offset, len) = (slot.area.start, slot.area.end - slot.area.start);
+    let failed = |error| LuksError::Read {
+        offset,
+        len,
+        source: error,
+    };
+    let file_len = source.len().map_err(failed)?;
+    if file_len < slot.area.end {
+        return Err(LuksError::Truncated {
+            file_len,
+            needed: slot.area.end,
+        });
+    }
+    let mut bytes = vec![0; usize::try_from(len).expect("bounded when read")];
+    source.read_at(offset, &mut bytes).map_err(failed)?;
+    Ok(Extent { offset, bytes })
 }

@@ -16,11 +16,14 @@
 //! locking single ranges isn't possible in safe code.
 #![forbid(unsafe_code)]
 
+mod change;
 mod cipher;
 mod copies;
+mod digest;
 mod error;
 mod format;
 mod header;
+mod keyslot;
 mod metadata;
 mod pins;
 mod recovery;

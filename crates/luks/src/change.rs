@@ -1,0 +1,128 @@
+//! Adds and removes key slots, as writes in an order that a crash can't turn into a loss.
+
+use crate::{
+    Extent, Header, HeaderRead, HeaderWrite, LuksError, Secret, SlotKind, VolumeKey,
+    copies::Place,
+    format::{FormatOptions, kdf_for},
+    header::fetch_area,
+};
+
+impl Header {
+    /// The writes that add a key slot, in order: each copy is durable before the other is
+    /// touched, and a copy never names a slot whose area isn't durable. The slot was opened once
+    /// from these bytes.
+    ///
+    /// Both copies must be good ([`Header::repair`]), and nobody else may change the header
+    /// meanwhile (the container's lock). Load the header anew afterwards and remember its pins:
+    /// the sequence has risen. Of `options` only the costs are used.
+    pub fn add_slot(
+        &self,
+        key: &VolumeKey,
+        secret: &Secret,
+        kind: SlotKind,
+        options: &FormatOptions,
+    ) -> Result<Vec<HeaderWrite>, LuksError> {
+        self.check_changeable()?;
+        if !self.holds(key)? {
+            return Err(LuksError::Argument {
+                what: "this volume key is not the container's".to_owned(),
+            });
+        }
+        let mut reference = self.reference()?;
+        let number = reference.add_slot(None, key, secret, &kdf_for(kind, options))?;
+        let changed = Self::load(&reference)?;
+        let area = fetch_area(&reference, changed.slot(number)?)?;
+        // Only one may be at work, and proving the slot is the next one's.
+        drop(reference);
+        let writes = changed.in_order(area)?;
+        let written = Written::of(&writes, changed.pins().payload_offset_bytes);
+        Self::load(&written)?.unlock_slot(&written, secret, number)?;
+        Ok(writes)
+    }
+
+    /// The writes that remove a key slot, in order: its area is overwritten first, so that a
+    /// crash leaves at worst a slot that opens for nobody. The last slot stays.
+    ///
+    /// What a server kept of the old header and area can't be taken back. The rest as with
+    /// [`Header::add_slot`].
+    pub fn remove_slot(&self, number: u32) -> Result<Vec<HeaderWrite>, LuksError> {
+        self.check_changeable()?;
+        let slot = self.slot(number)?;
+        if self.slots().len() == 1 {
+            return Err(LuksError::Argument {
+                what: format!("key slot {number} is the last one"),
+            });
+        }
+        let mut reference = self.reference()?;
+        reference.remove_slot(number)?;
+        let area = fetch_area(&reference, slot)?;
+        let changed = Self::load(&reference)?;
+        drop(reference);
+        assert!(changed.slot(number).is_err(), "slot {number} was removed");
+        changed.in_order(area)
+    }
+
+    fn check_changeable(&self) -> Result<(), LuksError> {
+        if self.copies().both_good() {
+            return Ok(());
+        }
+        Err(LuksError::Argument {
+            what: "the header must be repaired before it is changed".to_owned(),
+        })
+    }
+
+    fn in_order(&self, area: Extent) -> Result<Vec<HeaderWrite>, LuksError> {
+        Ok(vec![
+            HeaderWrite::Write(area),
+            HeaderWrite::Barrier,
+            HeaderWrite::Write(self.extent(Place::Secondary)?),
+            HeaderWrite::Barrier,
+            HeaderWrite::Write(self.extent(Place::Primary)?),
+            HeaderWrite::Barrier,
+        ])
+    }
+}
+
+/// A file of holes with some extents in it, as the server would have it.
+pub(crate) struct Written<'a> {
+    extents: Vec<&'a Extent>,
+    len: u64,
+}
+
+impl<'a> Written<'a> {
+    pub(crate) fn new(extents: impl IntoIterator<Item = &'a Extent>, len: u64) -> Self {
+        Self {
+            extents: extents.into_iter().collect(),
+            len,
+        }
+    }
+
+    fn of(writes: &'a [HeaderWrite], len: u64) -> Self {
+        let extents = writes.iter().filter_map(|write| match write {
+            HeaderWrite::Write(extent) => Some(extent),
+            HeaderWrite::Barrier => None,
+        });
+        Self::new(extents, len)
+    }
+}
+
+impl HeaderRead for Written<'_> {
+    fn len(&self) -> std::io::Result<u64> {
+        Ok(self.len)
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        buf.fill(0);
+        let (begin, end) = (offset, offset + buf.len() as u64);
+        for extent in &self.extents {
+            let extent_end = extent.offset + extent.bytes.len() as u64;
+            let (from, to) = (begin.max(extent.offset), end.min(extent_end));
+            if from < to {
+                let index = |at: u64| usize::try_from(at).expect("inside of a buffer");
+                let part = index(from - extent.offset)..index(to - extent.offset);
+                buf[index(from - begin)..index(to - begin)].copy_from_slice(&extent.bytes[part]);
+            }
+        }
+        Ok(())
+    }
+}
