@@ -16,7 +16,7 @@ pub mod lock;
 mod memory;
 mod name;
 mod record;
-mod sftp;
+pub mod sftp;
 
 pub use contract::{Access, Capabilities, FileStat, FreeSpace, ReadClass, Store, StoreFile};
 pub use error::{StoreError, StoreErrorKind};

@@ -1,13 +1,32 @@
 //! A store on an SSH server: our own pipelined SFTP version 3 client.
 
+//!
+//! `codec` knows the bytes, `wire` and `program` where they come from and go to, `channel` has
+//! many requests in flight on one wire, `session` holds the channels of one server, `file` is one
+//! open file over all of them.
+
+mod channel;
+mod codec;
+mod file;
+mod program;
+mod session;
 mod target;
+mod wire;
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::io::FdFlags;
+
 pub use target::SshTarget;
+pub use wire::{Dial, Ending, EndingKind, Wire, WireEnd};
+
+use codec::{Attributes, OpenFor, Request};
+use file::{SftpFile, file_stat};
+use program::Program;
+use session::{Session, SessionOptions};
 
 use crate::contract::{Access, Capabilities, FileStat, FreeSpace, Store, StoreFile};
 use crate::{FileName, StoreError};
@@ -56,68 +75,213 @@ impl SftpOptions {
     }
 }
 
-/// A folder on an SFTP server. Once any of its connections is lost the store and all its files
-/// are dead (`Disconnected`): connect again and open again.
+/// A folder on an SFTP server.
+///
+/// Once any of its connections is lost, or the server breaks the protocol, the store and all its
+/// files are dead and say so at every call: connect again and open again. Files keep the
+/// connection for as long as they live. `discard` is `Unsupported`.
 #[derive(Debug)]
 pub struct SftpStore {
-    options: SftpOptions,
+    session: Arc<Session>,
 }
 
 impl SftpStore {
-    /// Connects the first channel and looks at the folder.
+    /// Connects the first channel and looks at the folder, which must exist.
     pub fn connect(options: SftpOptions) -> Result<Self, StoreError> {
-        let store = Self { options };
-        Err(store.unsupported("connect"))
+        for fd in &options.inherit_fds {
+            rustix::io::fcntl_setfd(fd, FdFlags::empty()).map_err(|errno| StoreError::Io {
+                op: "connect",
+                object: printable(options.host.as_bytes()),
+                source: errno.into(),
+            })?;
+        }
+        let hold_fds = !options.inherit_fds.is_empty();
+        let program = Program::new(options.program.clone(), &options.host, hold_fds);
+        Self::connect_over(Box::new(program), options)
+    }
+
+    /// The same over wires of any kind; [`SftpOptions::program`] is not used.
+    pub fn connect_over(dial: Box<dyn Dial>, options: SftpOptions) -> Result<Self, StoreError> {
+        let session = Session::connect(
+            dial,
+            SessionOptions {
+                host: printable(options.host.as_bytes()),
+                folder: options.folder,
+                data_channels: options.data_channels,
+                patience: SessionOptions::patience(options.answer_timeout, options.flush_timeout),
+                insist_without_fsync: options.insist_without_fsync,
+            },
+            options.inherit_fds,
+        )?;
+        Ok(Self { session })
     }
 
     /// How many data channels are open at present, and why one could not be opened.
     #[must_use]
     pub fn data_channels(&self) -> (usize, Option<String>) {
-        (0, None)
+        self.session.data_channel_state()
     }
 
-    fn unsupported(&self, op: &'static str) -> StoreError {
-        StoreError::Unsupported {
-            op,
-            object: self.describe(),
-            reason: "not built yet".to_owned(),
+    fn lstat(&self, op: &'static str, name: &FileName) -> Result<Attributes, StoreError> {
+        let (object, path) = (self.session.object(name), self.session.path(name));
+        self.session
+            .call(op, &object)
+            .attributes(&Request::Lstat { path: &path })
+    }
+
+    fn exists(&self, op: &'static str, name: &FileName) -> Result<bool, StoreError> {
+        match self.lstat(op, name) {
+            Ok(_) => Ok(true),
+            Err(StoreError::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error),
         }
+    }
+
+    /// Finds out whether a bare FAILURE means that `name` was there already.
+    fn explain_with(&self, error: StoreError, op: &'static str, name: &FileName) -> StoreError {
+        if matches!(error, StoreError::Refused { .. }) && self.exists(op, name).unwrap_or(false) {
+            return StoreError::AlreadyExists {
+                op,
+                object: self.session.object(name),
+            };
+        }
+        self.session.explain(error)
     }
 }
 
 impl Store for SftpStore {
     fn describe(&self) -> String {
-        format!("ssh://{}/{}", self.options.host, self.options.folder)
+        self.session.describe()
     }
+
     fn capabilities(&self) -> Capabilities {
-        Capabilities::default()
+        let extensions = &self.session.extensions;
+        Capabilities {
+            durable_flush: extensions.fsync,
+            discard: false,
+            free_space: extensions.statvfs,
+            atomic_replace: extensions.posix_rename,
+        }
     }
-    fn open(&self, _: &FileName, _: Access) -> Result<Arc<dyn StoreFile>, StoreError> {
-        Err(self.unsupported("open"))
+
+    fn open(&self, name: &FileName, access: Access) -> Result<Arc<dyn StoreFile>, StoreError> {
+        Ok(Arc::new(SftpFile::open(&self.session, name, access)?))
     }
-    fn create_new(&self, _: &FileName) -> Result<Arc<dyn StoreFile>, StoreError> {
-        Err(self.unsupported("create"))
+
+    fn create_new(&self, name: &FileName) -> Result<Arc<dyn StoreFile>, StoreError> {
+        match SftpFile::create_new(&self.session, name) {
+            Ok(file) => Ok(Arc::new(file)),
+            Err(error) => Err(self.explain_with(error, "create", name)),
+        }
     }
-    fn stat(&self, _: &FileName) -> Result<FileStat, StoreError> {
-        Err(self.unsupported("stat"))
+
+    fn stat(&self, name: &FileName) -> Result<FileStat, StoreError> {
+        let found = self.lstat("stat", name)?;
+        file_stat(&found).ok_or_else(|| StoreError::Unsupported {
+            op: "stat",
+            object: self.session.object(name),
+            reason: "the server tells no file lengths".to_owned(),
+        })
     }
-    fn rename(&self, _: &FileName, _: &FileName) -> Result<(), StoreError> {
-        Err(self.unsupported("rename"))
+
+    fn rename(&self, from: &FileName, to: &FileName) -> Result<(), StoreError> {
+        if !self.session.extensions.posix_rename {
+            if self.exists("rename", to)? {
+                return Err(StoreError::Unsupported {
+                    op: "rename",
+                    object: self.session.object(to),
+                    reason: "the server has no posix-rename@openssh.com".to_owned(),
+                });
+            }
+            return self.rename_new(from, to);
+        }
+        self.session.note_rename(from);
+        self.session.note_rename(to);
+        let object = self.session.object(from);
+        let (from, to) = (self.session.path(from), self.session.path(to));
+        let request = Request::PosixRename {
+            from: &from,
+            to: &to,
+        };
+        let outcome = self.session.call("rename", &object).status(&request);
+        outcome.map_err(|error| self.session.explain(error))
     }
-    fn rename_new(&self, _: &FileName, _: &FileName) -> Result<(), StoreError> {
-        Err(self.unsupported("rename"))
+
+    fn rename_new(&self, from: &FileName, to: &FileName) -> Result<(), StoreError> {
+        // The draft demands a failure where `to` exists, OpenSSH keeps that without a race
+        // (link and unlink); looking first is for servers that don't.
+        if self.exists("rename", to)? {
+            let object = self.session.object(to);
+            return Err(StoreError::AlreadyExists {
+                op: "rename",
+                object,
+            });
+        }
+        self.session.note_rename(from);
+        self.session.note_rename(to);
+        let object = self.session.object(from);
+        let (old, new) = (self.session.path(from), self.session.path(to));
+        let request = Request::Rename {
+            from: &old,
+            to: &new,
+        };
+        let outcome = self.session.call("rename", &object).status(&request);
+        outcome.map_err(|error| self.explain_with(error, "rename", to))
     }
-    fn remove(&self, _: &FileName) -> Result<(), StoreError> {
-        Err(self.unsupported("remove"))
+
+    fn remove(&self, name: &FileName) -> Result<(), StoreError> {
+        self.session.note_rename(name);
+        let (object, path) = (self.session.object(name), self.session.path(name));
+        let outcome = self
+            .session
+            .call("remove", &object)
+            .status(&Request::Remove { path: &path });
+        outcome.map_err(|error| self.session.explain(error))
     }
+
     fn list(&self) -> Result<Vec<FileName>, StoreError> {
-        Err(self.unsupported("list"))
+        let place = self.describe();
+        let call = self.session.call("list", &place);
+        let handle = call.handle(&Request::Opendir {
+            path: self.session.folder_path(),
+        })?;
+        let names = call.names(&handle);
+        self.session.first.tell(&Request::Close { handle: &handle });
+        names
     }
+
     fn flush_folder(&self) -> Result<(), StoreError> {
-        Err(self.unsupported("flush folder"))
+        let place = self.describe();
+        if !self.session.extensions.fsync {
+            if self.session.options.insist_without_fsync {
+                return Ok(());
+            }
+            return Err(StoreError::Unsupported {
+                op: "flush folder",
+                object: place,
+                reason: "the server has no fsync@openssh.com".to_owned(),
+            });
+        }
+        // OPENDIR's handles can't be given to fsync (sftp-server looks for a file's descriptor),
+        // but open(2) for reading takes a folder, too.
+        let call = self.session.call("flush folder", &place);
+        let path = self.session.folder_path();
+        let handle = call.handle(&Request::Open {
+            path,
+            how: OpenFor::Reading,
+        })?;
+        let outcome = call.status(&Request::Fsync { handle: &handle });
+        self.session.first.tell(&Request::Close { handle: &handle });
+        outcome.map_err(|error| self.session.explain(error))
     }
+
     fn free_space(&self) -> Result<FreeSpace, StoreError> {
-        Err(self.unsupported("free space"))
+        let space = self.session.statvfs("free space")?;
+        Ok(FreeSpace {
+            available_bytes: space.available_bytes,
+            total_bytes: space.total_bytes,
+            read_only: space.read_only,
+        })
     }
 }
 

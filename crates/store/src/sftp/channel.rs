@@ -1,0 +1,595 @@
+//! One pipelined SFTP channel: many callers, one writer thread, one reader thread.
+//!
+//! The reader takes answers off the wire whatever the writer does: sftp-server stops reading
+//! requests while nobody takes its answers, so a reader that waited for the writer would wait for
+//! ever. Callers enter in turn and only while the channel's bounds leave room; the reader gives
+//! the room back.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{BufReader, Read, Write};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::codec::{self, Extensions, Malformed, Request};
+use super::printable;
+use super::wire::{Ending, EndingKind, Wire, WireEnd};
+
+/// Bytes in flight on one channel: the window of an SSH session channel (`CHAN_SES_WINDOW_DEFAULT`,
+/// openssh channels.h). More only waits in pipes, in front of everything that comes later.
+const IN_FLIGHT_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Requests in flight on one channel: what OpenSSH's own client uses (sftp.c).
+const IN_FLIGHT_REQUESTS_MAX: usize = 64;
+/// Small packets are put together up to this size before they are written.
+const WRITE_BATCH_BYTES: usize = 64 * 1024;
+/// How long an ended wire may take to tell why.
+const ENDING_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a server may take to close its side after we closed ours.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long a channel waits while it is owed an answer and no byte moves.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    pub answer: Duration,
+    /// While an fsync is owed.
+    pub flush: Duration,
+}
+
+/// Told why a channel died, and whether the server had greeted on it.
+type OnDeath = Box<dyn Fn(&Ending, bool) + Send + Sync>;
+
+/// Ends a channel without keeping it.
+pub(crate) struct Killer(Weak<Shared>);
+
+impl Killer {
+    pub(crate) fn kill(&self, ending: &Ending) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.die(ending);
+        }
+    }
+}
+
+/// A channel and its two threads.
+pub(crate) struct Channel {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// Somebody may enter, or the channel has died.
+    room: Condvar,
+    /// The writer has something to do.
+    work: Condvar,
+    /// The reader has ended.
+    reader_ended: Condvar,
+    end: Box<dyn WireEnd>,
+    patience: Patience,
+    greeting: OnceLock<Extensions>,
+    on_death: OnceLock<OnDeath>,
+}
+
+struct State {
+    pending: HashMap<u32, Pending>,
+    next_id: u32,
+    /// Callers take tickets and enter in their order.
+    next_ticket: u64,
+    entering: u64,
+    bytes_in_flight: usize,
+    fsyncs_in_flight: usize,
+    queue: VecDeque<Vec<u8>>,
+    /// When a byte moved last in either direction, or the first of the owed answers was asked for.
+    moved: Instant,
+    greeting_owed: bool,
+    closing: bool,
+    reader_ended: bool,
+    dead: Option<Ending>,
+}
+
+struct Pending {
+    bytes: usize,
+    fsync: bool,
+    answer: SyncSender<Vec<u8>>,
+}
+
+/// An answer that is owed. Dropping it forgets the answer, not the request.
+pub(crate) struct Answer(Receiver<Vec<u8>>);
+
+impl Channel {
+    /// Sends the greeting and starts the threads; waits for nothing.
+    pub(crate) fn start(wire: Wire, patience: Patience) -> std::io::Result<Self> {
+        let Wire {
+            reader,
+            writer,
+            end,
+        } = wire;
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                pending: HashMap::new(),
+                next_id: 1,
+                next_ticket: 0,
+                entering: 0,
+                bytes_in_flight: 0,
+                fsyncs_in_flight: 0,
+                queue: VecDeque::from([Request::Init.encode(0)]),
+                moved: Instant::now(),
+                greeting_owed: true,
+                closing: false,
+                reader_ended: false,
+                dead: None,
+            }),
+            room: Condvar::new(),
+            work: Condvar::new(),
+            reader_ended: Condvar::new(),
+            end,
+            patience,
+            greeting: OnceLock::new(),
+            on_death: OnceLock::new(),
+        });
+        let mut channel = Self {
+            shared: Arc::clone(&shared),
+            threads: Vec::new(),
+        };
+        let writing = Arc::clone(&shared);
+        channel.thread("sftp-writer", move || writing.write_all(writer))?;
+        channel.thread("sftp-reader", move || shared.read_all(reader))?;
+        Ok(channel)
+    }
+
+    fn thread(&mut self, name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+        self.threads.push(
+            std::thread::Builder::new()
+                .name(name.to_owned())
+                .spawn(body)?,
+        );
+        Ok(())
+    }
+
+    /// What the server greeted with, once it has.
+    pub(crate) fn greeting(&self) -> Option<Extensions> {
+        self.shared.greeting.get().copied()
+    }
+
+    /// Waits for the greeting.
+    pub(crate) fn wait_greeting(&self) -> Result<Extensions, Ending> {
+        let mut state = self.shared.lock();
+        loop {
+            if let Some(ending) = &state.dead {
+                return Err(ending.clone());
+            }
+            if let Some(greeting) = self.greeting() {
+                return Ok(greeting);
+            }
+            state = self.shared.wait_for_room(state);
+        }
+    }
+
+    /// Why the channel has died, if it has.
+    pub(crate) fn ending(&self) -> Option<Ending> {
+        self.shared.lock().dead.clone()
+    }
+
+    /// Calls `tell` when the channel dies, or at once if it has.
+    pub(crate) fn on_death(&self, tell: OnDeath) {
+        // Set before the look at `dead`: `die` looks at them in the other order.
+        let _ = self.shared.on_death.set(tell);
+        if let Some(ending) = self.ending() {
+            self.shared.tell_death(&ending);
+        }
+    }
+
+    /// Ends this channel later without keeping it.
+    pub(crate) fn killer(&self) -> Killer {
+        Killer(Arc::downgrade(&self.shared))
+    }
+
+    /// Ends the channel at once; everything owed fails with `ending`.
+    pub(crate) fn die(&self, ending: &Ending) {
+        self.shared.die(ending);
+    }
+
+    /// Ends the channel because of what the server sent.
+    pub(crate) fn broken(&self, malformed: &Malformed) -> Ending {
+        let ending = Ending {
+            kind: EndingKind::Protocol,
+            reason: malformed.to_string(),
+        };
+        self.die(&ending);
+        ending
+    }
+
+    /// Bytes in flight, to choose the channel with the least.
+    pub(crate) fn load(&self) -> usize {
+        self.shared.lock().bytes_in_flight
+    }
+
+    /// Sends a request; waits in turn while the channel is full.
+    pub(crate) fn ask(&self, request: &Request<'_>) -> Result<Answer, Ending> {
+        let bytes = match request {
+            Request::Read { len, .. } => usize::try_from(*len).unwrap_or(usize::MAX),
+            Request::Write { data, .. } => data.len(),
+            _ => 0,
+        };
+        let mut state = self.shared.lock();
+        let ticket = state.next_ticket;
+        state.next_ticket += 1;
+        loop {
+            if let Some(ending) = &state.dead {
+                return Err(ending.clone());
+            }
+            let fits = state.bytes_in_flight == 0
+                || state.bytes_in_flight.saturating_add(bytes) <= IN_FLIGHT_BYTES_MAX;
+            if state.entering == ticket && fits && state.pending.len() < IN_FLIGHT_REQUESTS_MAX {
+                break;
+            }
+            state = self.shared.wait_for_room(state);
+        }
+        state.entering += 1;
+        let (answer, owed) = sync_channel(1);
+        let fsync = matches!(request, Request::Fsync { .. });
+        let id = state.owe(Pending {
+            bytes,
+            fsync,
+            answer,
+        });
+        // Encoding copies the data once, and not under the lock; the id keeps the request's place
+        // in the bounds meanwhile. Requests may reach the wire in another order than they entered.
+        drop(state);
+        self.shared.room.notify_all();
+        let packet = request.encode(id);
+        self.shared.lock().queue.push_back(packet);
+        self.shared.work.notify_one();
+        Ok(Answer(owed))
+    }
+
+    /// Sends a request whose answer nobody waits for, without waiting for room (a `CLOSE`, of
+    /// which there is one per handle).
+    pub(crate) fn tell(&self, request: &Request<'_>) {
+        let mut state = self.shared.lock();
+        if state.dead.is_none() {
+            let (answer, _) = sync_channel(1);
+            let id = state.owe(Pending {
+                bytes: 0,
+                fsync: false,
+                answer,
+            });
+            state.queue.push_back(request.encode(id));
+            self.shared.work.notify_one();
+        }
+    }
+
+    /// Waits for an answer and returns its body.
+    pub(crate) fn wait(&self, answer: &Answer) -> Result<Vec<u8>, Ending> {
+        loop {
+            match answer.0.recv_timeout(self.shared.time_to_look()) {
+                Ok(body) => return Ok(body),
+                Err(RecvTimeoutError::Timeout) => self.shared.look_for_stall(),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(self.ending().unwrap_or_else(|| Ending {
+                        kind: EndingKind::Lost,
+                        reason: "closed".to_owned(),
+                    }));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        let until = Instant::now() + CLOSE_PATIENCE;
+        let mut state = self.shared.lock();
+        state.closing = true;
+        self.shared.work.notify_all();
+        while !state.reader_ended {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            let waited = self.shared.reader_ended.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let ended = state.reader_ended;
+        drop(state);
+        if !ended {
+            self.shared.end.cut();
+        }
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+        // The server has closed its side or was cut: its program is about to end.
+        self.shared.end.ending(CLOSE_PATIENCE);
+        self.shared.end.cut();
+    }
+}
+
+impl State {
+    fn owe(&mut self, pending: Pending) -> u32 {
+        if self.pending.is_empty() {
+            self.moved = Instant::now();
+        }
+        self.bytes_in_flight += pending.bytes;
+        self.fsyncs_in_flight += usize::from(pending.fsync);
+        // At most a few dozen ids are taken, so this ends.
+        while self.pending.contains_key(&self.next_id) {
+            self.next_id = self.next_id.wrapping_add(1);
+        }
+        let id = self.next_id;
+        self.next_id = self.next_id.wrapping_add(1);
+        self.pending.insert(id, pending);
+        id
+    }
+
+    fn paid(&mut self, id: u32) -> Option<Pending> {
+        let pending = self.pending.remove(&id)?;
+        self.bytes_in_flight -= pending.bytes;
+        self.fsyncs_in_flight -= usize::from(pending.fsync);
+        Some(pending)
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until something changed, looking for a stall in between.
+    fn wait_for_room<'a>(&'a self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        let look = self
+            .stall_after(&state)
+            .saturating_duration_since(Instant::now());
+        let look = look.max(Duration::from_millis(1));
+        let (state, waited) = self
+            .room
+            .wait_timeout(state, look)
+            .unwrap_or_else(PoisonError::into_inner);
+        if !waited.timed_out() {
+            return state;
+        }
+        drop(state);
+        self.look_for_stall();
+        self.lock()
+    }
+
+    fn stall_after(&self, state: &State) -> Instant {
+        let patience = match state.fsyncs_in_flight {
+            0 => self.patience.answer,
+            _ => self.patience.flush,
+        };
+        state.moved + patience
+    }
+
+    fn time_to_look(&self) -> Duration {
+        let after = self.stall_after(&self.lock());
+        after
+            .saturating_duration_since(Instant::now())
+            .max(Duration::from_millis(1))
+    }
+
+    fn look_for_stall(&self) {
+        let state = self.lock();
+        let owed = state.greeting_owed || !state.pending.is_empty();
+        let waited = state.moved.elapsed();
+        if !owed || Instant::now() < self.stall_after(&state) {
+            return;
+        }
+        drop(state);
+        let reason = format!("no byte of an answer for {} s", waited.as_secs());
+        self.die(&Ending {
+            kind: EndingKind::Lost,
+            reason,
+        });
+    }
+
+    fn die(&self, ending: &Ending) {
+        let mut state = self.lock();
+        if state.dead.is_some() {
+            return;
+        }
+        state.dead = Some(ending.clone());
+        state.pending.clear();
+        state.queue.clear();
+        state.bytes_in_flight = 0;
+        state.fsyncs_in_flight = 0;
+        drop(state);
+        self.room.notify_all();
+        self.work.notify_all();
+        self.end.cut();
+        self.tell_death(ending);
+    }
+
+    fn tell_death(&self, ending: &Ending) {
+        if let Some(tell) = self.on_death.get() {
+            tell(ending, self.greeting.get().is_some());
+        }
+    }
+
+    /// The writer thread. Returning drops `writer`, which tells the server that no more comes.
+    fn write_all(&self, mut writer: Box<dyn Write + Send>) {
+        loop {
+            let mut batch;
+            {
+                let mut state = self.lock();
+                while state.queue.is_empty() && !state.closing && state.dead.is_none() {
+                    state = self
+                        .work
+                        .wait(state)
+                        .unwrap_or_else(PoisonError::into_inner);
+                }
+                let Some(first) = state.queue.pop_front() else {
+                    return;
+                };
+                batch = first;
+                while let Some(next) = state.queue.front()
+                    && batch.len() + next.len() <= WRITE_BATCH_BYTES
+                {
+                    batch.extend_from_slice(next);
+                    state.queue.pop_front();
+                }
+            }
+            let mut written = 0;
+            while written < batch.len() {
+                match writer.write(&batch[written..]) {
+                    Ok(0) => return self.lost("the connection takes no more bytes"),
+                    Ok(more) => {
+                        written += more;
+                        self.lock().moved = Instant::now();
+                    }
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    Err(error) => return self.lost(&format!("can't send: {error}")),
+                }
+            }
+        }
+    }
+
+    /// The reader thread.
+    fn read_all(&self, reader: Box<dyn Read + Send>) {
+        let mut reader = BufReader::with_capacity(
+            64 * 1024,
+            Moving {
+                reader,
+                shared: self,
+            },
+        );
+        loop {
+            match read_packet(&mut reader) {
+                Ok(body) => {
+                    if let Err(reason) = self.deliver(body) {
+                        self.die(&Ending {
+                            kind: EndingKind::Protocol,
+                            reason,
+                        });
+                        break;
+                    }
+                }
+                Err(NoPacket::Ended(how)) => {
+                    self.lost(how);
+                    break;
+                }
+                Err(NoPacket::Refused(reason)) => {
+                    self.die(&Ending {
+                        kind: EndingKind::Protocol,
+                        reason,
+                    });
+                    break;
+                }
+            }
+        }
+        self.lock().reader_ended = true;
+        self.reader_ended.notify_all();
+    }
+
+    /// Dies with what the wire itself tells, or with `how` where it tells nothing.
+    fn lost(&self, how: &str) {
+        let closing = self.lock().closing;
+        let mut ending = if closing {
+            Ending {
+                kind: EndingKind::Lost,
+                reason: String::new(),
+            }
+        } else {
+            self.end.ending(ENDING_PATIENCE)
+        };
+        if ending.reason.is_empty() {
+            how.clone_into(&mut ending.reason);
+        } else if ending.kind == EndingKind::Lost {
+            ending.reason = format!("{how}: {}", ending.reason);
+        }
+        self.die(&ending);
+    }
+
+    fn deliver(&self, body: Vec<u8>) -> Result<(), String> {
+        let Some(id) = codec::reply_id(&body).map_err(|malformed| malformed.to_string())? else {
+            let extensions = codec::parse_version(&body).map_err(|bad| bad.to_string())?;
+            if self.greeting.set(extensions).is_err() {
+                return Err("a second greeting".to_owned());
+            }
+            self.lock().greeting_owed = false;
+            self.room.notify_all();
+            return Ok(());
+        };
+        let mut state = self.lock();
+        if state.dead.is_some() {
+            return Ok(());
+        }
+        let Some(pending) = state.paid(id) else {
+            return Err(format!("an answer to request {id}, which was not asked"));
+        };
+        drop(state);
+        self.room.notify_all();
+        // Full or gone receivers can't be: one answer per request. A caller that gave up is fine.
+        let _ = pending.answer.try_send(body);
+        Ok(())
+    }
+}
+
+enum NoPacket {
+    Ended(&'static str),
+    Refused(String),
+}
+
+fn read_packet(reader: &mut impl Read) -> Result<Vec<u8>, NoPacket> {
+    let mut head = [0; 4];
+    let got = read_up_to(reader, &mut head);
+    match got {
+        0 => return Err(NoPacket::Ended("the connection was closed")),
+        4 => {}
+        _ => {
+            return Err(NoPacket::Ended(
+                "the connection was closed inside an answer",
+            ));
+        }
+    }
+    let len = codec::packet_len(head).map_err(|malformed| {
+        // A login that prints (a shell's start-up file) is by far the most frequent cause.
+        if head
+            .iter()
+            .all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace())
+        {
+            let mut text = head.to_vec();
+            text.resize(64, 0);
+            let more = reader.read(&mut text[4..]).unwrap_or(0);
+            text.truncate(4 + more);
+            return NoPacket::Refused(format!("text instead of answers: {}", printable(&text)));
+        }
+        NoPacket::Refused(malformed.to_string())
+    })?;
+    let mut body = vec![0; len];
+    if read_up_to(reader, &mut body) < len {
+        return Err(NoPacket::Ended(
+            "the connection was closed inside an answer",
+        ));
+    }
+    Ok(body)
+}
+
+/// Reads until `buf` is full or nothing more comes; an error counts as the end.
+fn read_up_to(reader: &mut impl Read, buf: &mut [u8]) -> usize {
+    let mut done = 0;
+    while done < buf.len() {
+        match reader.read(&mut buf[done..]) {
+            Ok(0) => break,
+            Ok(more) => done += more,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+    }
+    done
+}
+
+/// Notes when bytes come.
+struct Moving<'a> {
+    reader: Box<dyn Read + Send>,
+    shared: &'a Shared,
+}
+
+impl Read for Moving<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.reader.read(buf)?;
+        if read > 0 {
+            self.shared.lock().moved = Instant::now();
+        }
+        Ok(read)
+    }
+}

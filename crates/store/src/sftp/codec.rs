@@ -1,0 +1,671 @@
+//! The bytes of SFTP version 3: requests to packets, packets to replies; no I/O.
+//!
+//! draft-ietf-secsh-filexfer-02. A packet is `u32 length | u8 type | …`, big endian; `length`
+//! counts what follows it. Requests and their replies carry a `u32 id` behind the type, the
+//! greeting (`INIT`, `VERSION`) doesn't. A string is `u32 length | bytes`.
+
+/// The longest packet that is accepted, as in OpenSSH (`SFTP_MAX_MSG_LENGTH`, sftp-common.h).
+pub(crate) const PACKET_BYTES_MAX: usize = 256 * 1024;
+/// The draft's limit of a handle's length (section 6.2).
+const HANDLE_BYTES_MAX: usize = 256;
+/// The only version spoken.
+pub(crate) const VERSION: u32 = 3;
+
+const INIT: u8 = 1;
+const VERSION_REPLY: u8 = 2;
+const OPEN: u8 = 3;
+const CLOSE: u8 = 4;
+const READ: u8 = 5;
+const WRITE: u8 = 6;
+const LSTAT: u8 = 7;
+const FSTAT: u8 = 8;
+const FSETSTAT: u8 = 10;
+const OPENDIR: u8 = 11;
+const READDIR: u8 = 12;
+const REMOVE: u8 = 13;
+const STAT: u8 = 17;
+const RENAME: u8 = 18;
+const STATUS: u8 = 101;
+const HANDLE: u8 = 102;
+const DATA: u8 = 103;
+const NAME: u8 = 104;
+const ATTRS: u8 = 105;
+const EXTENDED: u8 = 200;
+const EXTENDED_REPLY: u8 = 201;
+
+const ATTR_SIZE: u32 = 1;
+const ATTR_UIDGID: u32 = 2;
+const ATTR_PERMISSIONS: u32 = 4;
+const ATTR_ACMODTIME: u32 = 8;
+const ATTR_EXTENDED: u32 = 0x8000_0000;
+
+/// How `OPEN` opens; the draft's pflags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OpenFor {
+    /// READ
+    Reading,
+    /// READ | WRITE
+    Writing,
+    /// READ | WRITE | CREAT | EXCL, mode 0600
+    Creating,
+}
+
+/// One request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Request<'a> {
+    Init,
+    Open {
+        path: &'a str,
+        how: OpenFor,
+    },
+    Close {
+        handle: &'a [u8],
+    },
+    Read {
+        handle: &'a [u8],
+        offset: u64,
+        len: u32,
+    },
+    Write {
+        handle: &'a [u8],
+        offset: u64,
+        data: &'a [u8],
+    },
+    Lstat {
+        path: &'a str,
+    },
+    Stat {
+        path: &'a str,
+    },
+    Fstat {
+        handle: &'a [u8],
+    },
+    SetLen {
+        handle: &'a [u8],
+        len: u64,
+    },
+    Opendir {
+        path: &'a str,
+    },
+    Readdir {
+        handle: &'a [u8],
+    },
+    Remove {
+        path: &'a str,
+    },
+    Rename {
+        from: &'a str,
+        to: &'a str,
+    },
+    PosixRename {
+        from: &'a str,
+        to: &'a str,
+    },
+    Fsync {
+        handle: &'a [u8],
+    },
+    Limits,
+    Statvfs {
+        path: &'a str,
+    },
+}
+
+impl Request<'_> {
+    /// The whole packet, with its length in front. `INIT` has no id.
+    pub(crate) fn encode(&self, id: u32) -> Vec<u8> {
+        let mut packet = Builder::new(self.kind(), id, self.room());
+        match *self {
+            Self::Init => {
+                packet.0.truncate(5);
+                packet.u32(VERSION);
+            }
+            Self::Open { path, how } => {
+                packet.string(path.as_bytes());
+                match how {
+                    OpenFor::Reading => packet.u32(0x01).u32(0),
+                    OpenFor::Writing => packet.u32(0x01 | 0x02).u32(0),
+                    OpenFor::Creating => packet
+                        .u32(0x01 | 0x02 | 0x08 | 0x20)
+                        .u32(ATTR_PERMISSIONS)
+                        .u32(0o600),
+                };
+            }
+            Self::Close { handle } | Self::Fstat { handle } | Self::Readdir { handle } => {
+                packet.string(handle);
+            }
+            Self::Read {
+                handle,
+                offset,
+                len,
+            } => {
+                packet.string(handle).u64(offset).u32(len);
+            }
+            Self::Write {
+                handle,
+                offset,
+                data,
+            } => {
+                packet.string(handle).u64(offset).string(data);
+            }
+            Self::Lstat { path }
+            | Self::Stat { path }
+            | Self::Opendir { path }
+            | Self::Remove { path } => {
+                packet.string(path.as_bytes());
+            }
+            Self::SetLen { handle, len } => {
+                packet.string(handle).u32(ATTR_SIZE).u64(len);
+            }
+            Self::Rename { from, to } => {
+                packet.string(from.as_bytes()).string(to.as_bytes());
+            }
+            Self::PosixRename { from, to } => {
+                packet.string(b"posix-rename@openssh.com");
+                packet.string(from.as_bytes()).string(to.as_bytes());
+            }
+            Self::Fsync { handle } => {
+                packet.string(b"fsync@openssh.com").string(handle);
+            }
+            Self::Limits => {
+                packet.string(b"limits@openssh.com");
+            }
+            Self::Statvfs { path } => {
+                packet
+                    .string(b"statvfs@openssh.com")
+                    .string(path.as_bytes());
+            }
+        }
+        packet.finish()
+    }
+
+    fn kind(&self) -> u8 {
+        match self {
+            Self::Init => INIT,
+            Self::Open { .. } => OPEN,
+            Self::Close { .. } => CLOSE,
+            Self::Read { .. } => READ,
+            Self::Write { .. } => WRITE,
+            Self::Lstat { .. } => LSTAT,
+            Self::Stat { .. } => STAT,
+            Self::Fstat { .. } => FSTAT,
+            Self::SetLen { .. } => FSETSTAT,
+            Self::Opendir { .. } => OPENDIR,
+            Self::Readdir { .. } => READDIR,
+            Self::Remove { .. } => REMOVE,
+            Self::Rename { .. } => RENAME,
+            Self::PosixRename { .. } | Self::Fsync { .. } | Self::Limits | Self::Statvfs { .. } => {
+                EXTENDED
+            }
+        }
+    }
+
+    fn room(&self) -> usize {
+        match self {
+            Self::Write { handle, data, .. } => handle.len() + data.len() + 32,
+            _ => 128,
+        }
+    }
+}
+
+struct Builder(Vec<u8>);
+
+impl Builder {
+    fn new(kind: u8, id: u32, room: usize) -> Self {
+        let mut bytes = Vec::with_capacity(room);
+        bytes.extend([0, 0, 0, 0, kind]);
+        bytes.extend(id.to_be_bytes());
+        Self(bytes)
+    }
+
+    fn u32(&mut self, value: u32) -> &mut Self {
+        self.0.extend(value.to_be_bytes());
+        self
+    }
+
+    fn u64(&mut self, value: u64) -> &mut Self {
+        self.0.extend(value.to_be_bytes());
+        self
+    }
+
+    fn string(&mut self, bytes: &[u8]) -> &mut Self {
+        let len = u32::try_from(bytes.len());
+        self.u32(len.unwrap_or_else(|_| panic!("a request's string of {} bytes", bytes.len())));
+        self.0.extend(bytes);
+        self
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        let len = u32::try_from(self.0.len() - 4);
+        let len = len.unwrap_or_else(|_| panic!("a request of {} bytes", self.0.len()));
+        self.0[..4].copy_from_slice(&len.to_be_bytes());
+        self.0
+    }
+}
+
+/// A packet that is not what the protocol says.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Malformed {
+    #[error("a packet of {0} bytes")]
+    PacketLength(u32),
+    #[error("a packet ends inside its {0}")]
+    Short(&'static str),
+    #[error("a handle of {0} bytes")]
+    HandleLength(usize),
+    #[error("unknown attributes (flags {0:#x})")]
+    AttributeFlags(u32),
+    #[error("{0} bytes behind the end of a reply")]
+    Trailing(usize),
+    #[error("a reply of type {0}")]
+    ReplyType(u8),
+    #[error("version {0} where 3 was asked for")]
+    Version(u32),
+    #[error("{sent} bytes of data where {asked} were asked for")]
+    TooMuchData { asked: usize, sent: usize },
+    #[error("no data twice where there must be some")]
+    NoData,
+}
+
+/// Checks a packet's announced length before anything is allocated for it.
+pub(crate) fn packet_len(head: [u8; 4]) -> Result<usize, Malformed> {
+    let announced = u32::from_be_bytes(head);
+    match usize::try_from(announced) {
+        Ok(len) if (5..=PACKET_BYTES_MAX).contains(&len) => Ok(len),
+        _ => Err(Malformed::PacketLength(announced)),
+    }
+}
+
+/// What a server can do beyond the draft.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Extensions {
+    pub limits: bool,
+    pub fsync: bool,
+    pub statvfs: bool,
+    pub posix_rename: bool,
+    pub hardlink: bool,
+    pub copy_data: bool,
+}
+
+/// Attributes of a file, as far as the server sent them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Attributes {
+    pub len: Option<u64>,
+    pub owner: Option<(u32, u32)>,
+    pub mode: Option<u32>,
+    pub modified_s: Option<u32>,
+}
+
+impl Attributes {
+    /// The file type of `mode` (stat(2): `S_IFMT` 0o170000, `S_IFREG` 0o100000).
+    pub(crate) fn regular(&self) -> bool {
+        self.mode.is_some_and(|mode| mode & 0o170_000 == 0o100_000)
+    }
+
+    /// A folder, or of a type that the server didn't tell.
+    pub(crate) fn may_be_folder(&self) -> bool {
+        self.mode.is_none_or(|mode| mode & 0o170_000 == 0o040_000)
+    }
+}
+
+/// A server's answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Reply<'a> {
+    Status {
+        code: u32,
+        message: &'a [u8],
+    },
+    Handle(&'a [u8]),
+    Data(&'a [u8]),
+    /// File names only; long names and attributes are skipped.
+    Names(Vec<&'a [u8]>),
+    Attributes(Attributes),
+    Extended(&'a [u8]),
+}
+
+/// The request id of a packet's body (what follows the length); `None` for a greeting.
+pub(crate) fn reply_id(body: &[u8]) -> Result<Option<u32>, Malformed> {
+    let mut fields = Fields(body);
+    match fields.u8("type")? {
+        VERSION_REPLY => Ok(None),
+        STATUS | HANDLE | DATA | NAME | ATTRS | EXTENDED_REPLY => Ok(Some(fields.u32("id")?)),
+        other => Err(Malformed::ReplyType(other)),
+    }
+}
+
+/// Parses the greeting.
+pub(crate) fn parse_version(body: &[u8]) -> Result<Extensions, Malformed> {
+    let mut fields = Fields(body);
+    match fields.u8("type")? {
+        VERSION_REPLY => {}
+        other => return Err(Malformed::ReplyType(other)),
+    }
+    match fields.u32("version")? {
+        VERSION => {}
+        other => return Err(Malformed::Version(other)),
+    }
+    let mut found = Extensions::default();
+    while !fields.0.is_empty() {
+        let name = fields.string("extension name")?;
+        let version = fields.string("extension version")?;
+        match (name, version) {
+            (b"limits@openssh.com", b"1") => found.limits = true,
+            (b"fsync@openssh.com", b"1") => found.fsync = true,
+            (b"statvfs@openssh.com", b"2") => found.statvfs = true,
+            (b"posix-rename@openssh.com", b"1") => found.posix_rename = true,
+            (b"hardlink@openssh.com", b"1") => found.hardlink = true,
+            (b"copy-data", b"1") => found.copy_data = true,
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+/// Parses the body of any other reply.
+pub(crate) fn parse_reply(body: &[u8]) -> Result<Reply<'_>, Malformed> {
+    let mut fields = Fields(body);
+    let kind = fields.u8("type")?;
+    fields.u32("id")?;
+    let reply = match kind {
+        STATUS => {
+            let code = fields.u32("status code")?;
+            // Old servers leave message and language out.
+            let message = if fields.0.is_empty() {
+                b""
+            } else {
+                fields.string("status message")?
+            };
+            return Ok(Reply::Status { code, message });
+        }
+        HANDLE => {
+            let handle = fields.string("handle")?;
+            if handle.is_empty() || handle.len() > HANDLE_BYTES_MAX {
+                return Err(Malformed::HandleLength(handle.len()));
+            }
+            Reply::Handle(handle)
+        }
+        DATA => Reply::Data(fields.string("data")?),
+        NAME => Reply::Names(fields.names()?),
+        ATTRS => Reply::Attributes(fields.attributes()?),
+        EXTENDED_REPLY => Reply::Extended(std::mem::take(&mut fields.0)),
+        other => return Err(Malformed::ReplyType(other)),
+    };
+    match fields.0.len() {
+        0 => Ok(reply),
+        rest => Err(Malformed::Trailing(rest)),
+    }
+}
+
+/// The reply to `limits@openssh.com`; zero means that the server names no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limits {
+    pub packet_bytes_max: u64,
+    pub read_bytes_max: u64,
+    pub write_bytes_max: u64,
+}
+
+pub(crate) fn parse_limits(reply: &[u8]) -> Result<Limits, Malformed> {
+    let mut fields = Fields(reply);
+    Ok(Limits {
+        packet_bytes_max: fields.u64("packet limit")?,
+        read_bytes_max: fields.u64("read limit")?,
+        write_bytes_max: fields.u64("write limit")?,
+    })
+}
+
+/// The reply to `statvfs@openssh.com`, as far as it is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Statvfs {
+    pub available_bytes: u64,
+    pub total_bytes: u64,
+    pub read_only: bool,
+    /// The file system counts its inodes and none is left.
+    pub no_inodes: bool,
+}
+
+pub(crate) fn parse_statvfs(reply: &[u8]) -> Result<Statvfs, Malformed> {
+    let mut fields = Fields(reply);
+    let _block = fields.u64("block size")?;
+    let fragment = fields.u64("fragment size")?;
+    let blocks = fields.u64("blocks")?;
+    let _free = fields.u64("free blocks")?;
+    let available = fields.u64("available blocks")?;
+    let files = fields.u64("files")?;
+    let _files_free = fields.u64("free files")?;
+    let files_available = fields.u64("available files")?;
+    let _id = fields.u64("file system id")?;
+    let flags = fields.u64("flags")?;
+    Ok(Statvfs {
+        available_bytes: available.saturating_mul(fragment),
+        total_bytes: blocks.saturating_mul(fragment),
+        // SSH2_FXE_STATVFS_ST_RDONLY, openssh PROTOCOL section 4.4
+        read_only: flags & 1 != 0,
+        no_inodes: files > 0 && files_available == 0,
+    })
+}
+
+/// What of a packet is not parsed yet.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn take(&mut self, len: usize, what: &'static str) -> Result<&'a [u8], Malformed> {
+        let (taken, rest) = self.0.split_at_checked(len).ok_or(Malformed::Short(what))?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], Malformed> {
+        let (taken, rest) = self.0.split_first_chunk().ok_or(Malformed::Short(what))?;
+        self.0 = rest;
+        Ok(*taken)
+    }
+
+    fn u8(&mut self, what: &'static str) -> Result<u8, Malformed> {
+        Ok(u8::from_be_bytes(self.array(what)?))
+    }
+
+    fn u32(&mut self, what: &'static str) -> Result<u32, Malformed> {
+        Ok(u32::from_be_bytes(self.array(what)?))
+    }
+
+    fn u64(&mut self, what: &'static str) -> Result<u64, Malformed> {
+        Ok(u64::from_be_bytes(self.array(what)?))
+    }
+
+    fn string(&mut self, what: &'static str) -> Result<&'a [u8], Malformed> {
+        let len = usize::try_from(self.u32(what)?).map_err(|_| Malformed::Short(what))?;
+        self.take(len, what)
+    }
+
+    fn names(&mut self) -> Result<Vec<&'a [u8]>, Malformed> {
+        // The count is the server's word: nothing is reserved by it, and every entry takes at
+        // least twelve bytes of a bounded packet.
+        let count = self.u32("name count")?;
+        let mut names = Vec::new();
+        for _ in 0..count {
+            names.push(self.string("file name")?);
+            self.string("long name")?;
+            self.attributes()?;
+        }
+        Ok(names)
+    }
+
+    fn attributes(&mut self) -> Result<Attributes, Malformed> {
+        let flags = self.u32("attribute flags")?;
+        let known = ATTR_SIZE | ATTR_UIDGID | ATTR_PERMISSIONS | ATTR_ACMODTIME | ATTR_EXTENDED;
+        if flags & !known != 0 {
+            return Err(Malformed::AttributeFlags(flags));
+        }
+        let mut found = Attributes::default();
+        if flags & ATTR_SIZE != 0 {
+            found.len = Some(self.u64("size")?);
+        }
+        if flags & ATTR_UIDGID != 0 {
+            found.owner = Some((self.u32("uid")?, self.u32("gid")?));
+        }
+        if flags & ATTR_PERMISSIONS != 0 {
+            found.mode = Some(self.u32("permissions")?);
+        }
+        if flags & ATTR_ACMODTIME != 0 {
+            self.u32("access time")?;
+            found.modified_s = Some(self.u32("modification time")?);
+        }
+        if flags & ATTR_EXTENDED != 0 {
+            for _ in 0..self.u32("extended attribute count")? {
+                self.string("extended attribute type")?;
+                self.string("extended attribute data")?;
+            }
+        }
+        Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn init_is_nine_bytes() {
+        assert_eq!(Request::Init.encode(77), [0, 0, 0, 5, 1, 0, 0, 0, 3]);
+    }
+
+    #[test]
+    fn requests_are_laid_out_as_the_draft_says() {
+        let read = Request::Read {
+            handle: b"h",
+            offset: 0x0102,
+            len: 9,
+        }
+        .encode(7);
+        assert_eq!(
+            read,
+            [
+                0, 0, 0, 22, 5, 0, 0, 0, 7, 0, 0, 0, 1, b'h', 0, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0, 9
+            ]
+        );
+        let create = Request::Open {
+            path: "a",
+            how: OpenFor::Creating,
+        }
+        .encode(1);
+        assert_eq!(
+            create,
+            [
+                0, 0, 0, 22, 3, 0, 0, 0, 1, 0, 0, 0, 1, b'a', 0, 0, 0, 0x2b, 0, 0, 0, 4, 0, 0, 1,
+                0x80
+            ]
+        );
+        let fsync = Request::Fsync { handle: b"h" }.encode(2);
+        assert_eq!(&fsync[4..13], [200, 0, 0, 0, 2, 0, 0, 0, 17]);
+        assert_eq!(&fsync[13..], b"fsync@openssh.com\0\0\0\x01h");
+    }
+
+    #[test]
+    fn packet_lengths_are_refused_beyond_the_bounds_before_anything_is_read() {
+        assert_eq!(packet_len([0, 0, 0, 5]), Ok(5));
+        assert_eq!(packet_len([0, 4, 0, 0]), Ok(PACKET_BYTES_MAX));
+        assert!(packet_len([0, 4, 0, 1]).is_err());
+        assert!(packet_len([0, 0, 0, 4]).is_err());
+        assert!(packet_len([255; 4]).is_err());
+    }
+
+    #[test]
+    fn version_lists_extensions_by_name_and_version() {
+        let mut body = vec![2, 0, 0, 0, 3];
+        for (name, version) in [
+            ("fsync@openssh.com", "1"),
+            ("statvfs@openssh.com", "9"),
+            ("x@y", ""),
+        ] {
+            for text in [name, version] {
+                body.extend(u32::try_from(text.len()).unwrap().to_be_bytes());
+                body.extend(text.as_bytes());
+            }
+        }
+        let expected = Extensions {
+            fsync: true,
+            ..Extensions::default()
+        };
+        assert_eq!(parse_version(&body), Ok(expected));
+        assert!(parse_version(&body[..body.len() - 1]).is_err());
+        assert_eq!(parse_version(&[2, 0, 0, 0, 4]), Err(Malformed::Version(4)));
+    }
+
+    #[test]
+    fn a_status_may_lack_its_message_and_a_data_reply_may_not_have_a_tail() {
+        let status = [101, 0, 0, 0, 1, 0, 0, 0, 4];
+        assert_eq!(
+            parse_reply(&status),
+            Ok(Reply::Status {
+                code: 4,
+                message: b""
+            })
+        );
+        let data = [103, 0, 0, 0, 1, 0, 0, 0, 1, b'x', b'y'];
+        assert_eq!(parse_reply(&data), Err(Malformed::Trailing(1)));
+        assert_eq!(parse_reply(&data[..10]), Ok(Reply::Data(b"x")));
+        assert_eq!(parse_reply(&data[..9]), Err(Malformed::Short("data")));
+    }
+
+    #[test]
+    fn a_name_count_from_the_server_reserves_no_memory() {
+        let names = [104, 0, 0, 0, 1, 255, 255, 255, 255];
+        assert_eq!(parse_reply(&names), Err(Malformed::Short("file name")));
+    }
+
+    proptest! {
+        #[test]
+        fn no_packet_panics_and_every_part_lies_within_it(body in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let _ = reply_id(&body);
+            let _ = parse_version(&body);
+            let _ = parse_limits(&body);
+            let _ = parse_statvfs(&body);
+            if let Ok(Reply::Data(part) | Reply::Handle(part)) = parse_reply(&body) {
+                prop_assert!(part.len() + 9 <= body.len());
+            }
+        }
+
+        #[test]
+        fn no_reply_of_a_known_type_panics(
+            kind in prop::sample::select(vec![2u8, 101, 102, 103, 104, 105, 201]),
+            lengths in proptest::collection::vec((0u32..40, proptest::collection::vec(any::<u8>(), 0..40)), 0..8),
+        ) {
+            let mut body = vec![kind, 0, 0, 0, 3];
+            for (len, bytes) in &lengths {
+                body.extend(len.to_be_bytes());
+                body.extend(bytes);
+            }
+            let _ = parse_version(&body);
+            let _ = parse_reply(&body);
+        }
+
+        #[test]
+        fn a_data_reply_comes_back_as_it_was_sent(id: u32, data in proptest::collection::vec(any::<u8>(), 0..2000)) {
+            let mut body = vec![DATA];
+            body.extend(id.to_be_bytes());
+            body.extend(u32::try_from(data.len()).unwrap().to_be_bytes());
+            body.extend(&data);
+            prop_assert_eq!(reply_id(&body), Ok(Some(id)));
+            prop_assert_eq!(parse_reply(&body), Ok(Reply::Data(&data)));
+        }
+
+        #[test]
+        fn every_request_announces_its_own_length(
+            id: u32, offset: u64, path in "[a-zé/]{0,40}", data in proptest::collection::vec(any::<u8>(), 0..300),
+        ) {
+            let handle = &data[..data.len().min(4)];
+            let (path, how) = (path.as_str(), OpenFor::Writing);
+            for request in [
+                Request::Init, Request::Limits, Request::Open { path, how },
+                Request::Write { handle, offset, data: &data }, Request::Read { handle, offset, len: id },
+                Request::Close { handle }, Request::Fsync { handle }, Request::SetLen { handle, len: offset },
+                Request::Rename { from: path, to: path }, Request::PosixRename { from: path, to: path },
+                Request::Statvfs { path }, Request::Lstat { path }, Request::Readdir { handle },
+            ] {
+                let packet = request.encode(id);
+                let announced = u32::from_be_bytes(packet[..4].try_into().unwrap());
+                prop_assert_eq!(announced as usize, packet.len() - 4);
+                prop_assert_eq!(packet[4], request.kind());
+            }
+        }
+    }
+}

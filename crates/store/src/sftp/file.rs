@@ -1,0 +1,516 @@
+//! One open file on an SFTP server: a handle per channel, transfers cut into requests.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::channel::{Answer, Channel};
+use super::codec::{Attributes, Malformed, OpenFor, Reply, Request};
+use super::session::{Call, STATUS_EOF, Session};
+use crate::contract::{Access, FileStat, ReadClass, StoreFile};
+use crate::{FileName, StoreError};
+
+/// A transfer beyond this size is worth opening the data channels for.
+const SMALL_TRANSFER_BYTES: usize = 32 * 1024;
+/// Requests end at multiples of this, so that a block is never torn between two of them.
+const BLOCK_BYTES: u64 = 4096;
+/// Bytes that one call reads ahead of itself; its answers wait in memory.
+const READ_WINDOW_BYTES: usize = 8 * 1024 * 1024;
+
+pub(crate) struct SftpFile {
+    session: Arc<Session>,
+    name: FileName,
+    object: String,
+    path: String,
+    access: Access,
+    /// [`Session::renames_of`] when it was opened.
+    renames: u64,
+    opened: Attributes,
+    first: Arc<Handle>,
+    data: Vec<Mutex<DataHandle>>,
+    /// Held during a flush: one that begins later must not return before one that took the marks.
+    flushing: Mutex<()>,
+    flush_failed: AtomicBool,
+}
+
+struct Handle {
+    bytes: Vec<u8>,
+    /// A write was answered on it since its last fsync began.
+    unsynced: AtomicBool,
+}
+
+enum DataHandle {
+    Unopened,
+    Open(Arc<Handle>),
+    Unusable,
+}
+
+impl SftpFile {
+    pub(crate) fn open(
+        session: &Arc<Session>,
+        name: &FileName,
+        access: Access,
+    ) -> Result<Self, StoreError> {
+        let how = match access {
+            Access::ReadOnly => OpenFor::Reading,
+            Access::ReadWrite => OpenFor::Writing,
+        };
+        Self::open_as(session, name, access, "open", how)
+    }
+
+    pub(crate) fn create_new(session: &Arc<Session>, name: &FileName) -> Result<Self, StoreError> {
+        let access = Access::ReadWrite;
+        let file = Self::open_as(session, name, access, "create", OpenFor::Creating)?;
+        // So that a flush of an empty new file reaches its inode, too.
+        file.first.unsynced.store(true, Ordering::SeqCst);
+        Ok(file)
+    }
+
+    fn open_as(
+        session: &Arc<Session>,
+        name: &FileName,
+        access: Access,
+        op: &'static str,
+        how: OpenFor,
+    ) -> Result<Self, StoreError> {
+        let (object, path) = (session.object(name), session.path(name));
+        let renames = session.renames_of(name);
+        let (bytes, opened) = session.open_file(&session.first, op, &object, &path, how)?;
+        Ok(Self {
+            session: Arc::clone(session),
+            name: name.clone(),
+            object,
+            path,
+            access,
+            renames,
+            opened,
+            first: Arc::new(Handle {
+                bytes,
+                unsynced: AtomicBool::new(false),
+            }),
+            data: (0..session.options.data_channels)
+                .map(|_| Mutex::new(DataHandle::Unopened))
+                .collect(),
+            flushing: Mutex::default(),
+            flush_failed: AtomicBool::new(false),
+        })
+    }
+
+    fn call<'a>(&'a self, channel: &'a Channel, op: &'static str) -> Call<'a> {
+        Call {
+            channel,
+            op,
+            object: &self.object,
+        }
+    }
+
+    fn attributes(&self, op: &'static str) -> Result<Attributes, StoreError> {
+        let handle = &self.first.bytes;
+        self.call(&self.session.first, op)
+            .attributes(&Request::Fstat { handle })
+    }
+
+    fn writable(&self, op: &'static str) -> Result<(), StoreError> {
+        match self.access {
+            Access::ReadWrite => Ok(()),
+            Access::ReadOnly => Err(StoreError::PermissionDenied {
+                op,
+                object: self.object.clone(),
+            }),
+        }
+    }
+
+    /// The least loaded channel for bulk transfers; the first while no other is up.
+    fn bulk_channel(&self, len: usize) -> (&Channel, Arc<Handle>) {
+        let channels = if len > SMALL_TRANSFER_BYTES {
+            self.session.begin_data_channels()
+        } else {
+            self.session.data_channels()
+        };
+        let mut candidates: Vec<(usize, usize, &Channel)> = channels
+            .iter()
+            .enumerate()
+            .filter(|(_, channel)| self.session.usable(channel))
+            .map(|(index, channel)| (channel.load(), index, channel))
+            .collect();
+        candidates.sort_by_key(|(load, index, _)| (*load, *index));
+        for (_, index, channel) in candidates {
+            if let Some(handle) = self.data_handle(index, channel) {
+                return (channel, handle);
+            }
+        }
+        (&self.session.first, Arc::clone(&self.first))
+    }
+
+    /// This file's handle on a data channel, opened when first asked for.
+    fn data_handle(&self, index: usize, channel: &Channel) -> Option<Arc<Handle>> {
+        let mut slot = self.data[index]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let DataHandle::Unopened = *slot {
+            *slot = match self.join_channel(channel) {
+                Some(handle) => DataHandle::Open(Arc::new(handle)),
+                None => DataHandle::Unusable,
+            };
+        }
+        match &*slot {
+            DataHandle::Open(handle) => Some(Arc::clone(handle)),
+            DataHandle::Unopened | DataHandle::Unusable => None,
+        }
+    }
+
+    /// Opens the file once more by its name. It must be the same file, as far as SFTP v3 can
+    /// tell: not renamed or removed by us, same owner and mode, same length.
+    fn join_channel(&self, channel: &Channel) -> Option<Handle> {
+        let how = match self.access {
+            Access::ReadOnly => OpenFor::Reading,
+            Access::ReadWrite => OpenFor::Writing,
+        };
+        // A writer may be growing the file between the two looks.
+        for _ in 0..3 {
+            let (bytes, found) = self
+                .session
+                .open_file(channel, "open", &self.object, &self.path, how)
+                .ok()?;
+            let handle = Handle {
+                bytes,
+                unsynced: AtomicBool::new(false),
+            };
+            let same = (found.owner, found.mode) == (self.opened.owner, self.opened.mode)
+                && self
+                    .attributes("open")
+                    .is_ok_and(|first| first.len == found.len);
+            if same && self.session.renames_of(&self.name) == self.renames {
+                return Some(handle);
+            }
+            channel.tell(&Request::Close {
+                handle: &handle.bytes,
+            });
+        }
+        None
+    }
+
+    /// Cuts a range into requests of at most `max` bytes that end at block boundaries.
+    fn cut(
+        offset: u64,
+        len: usize,
+        max: u32,
+    ) -> impl Iterator<Item = (u64, std::ops::Range<usize>)> {
+        let mut start = 0;
+        std::iter::from_fn(move || {
+            if start == len {
+                return None;
+            }
+            let at = offset + start as u64;
+            let mut end = (len - start).min(max as usize);
+            let torn = (at + end as u64) % BLOCK_BYTES;
+            if start + end < len && torn < end as u64 {
+                end -= usize::try_from(torn).unwrap_or(0);
+            }
+            let part = start..start + end;
+            start = part.end;
+            Some((at, part))
+        })
+    }
+
+    /// A range that a file can have; `offset + len` then never overflows.
+    fn in_range(&self, op: &'static str, offset: u64, len: usize) -> Result<(), StoreError> {
+        match offset.checked_add(len as u64) {
+            Some(end) if i64::try_from(end).is_ok() => Ok(()),
+            _ => Err(StoreError::Io {
+                op,
+                object: self.object.clone(),
+                source: std::io::ErrorKind::InvalidInput.into(),
+            }),
+        }
+    }
+
+    /// Takes one read's answer into `part`, asking again for what a short answer left out.
+    fn take_read(&self, read: &Owed<'_>, whole: &Whole, part: &mut [u8]) -> Result<(), StoreError> {
+        let call = self.call(read.channel, "read");
+        let mut body = call.wait(&read.answer)?;
+        let (mut done, mut empty) = (0, false);
+        loop {
+            match call.parse(&body)? {
+                Reply::Data(data) if data.len() > part.len() - done => {
+                    return Err(call.broken(&Malformed::TooMuchData {
+                        asked: part.len() - done,
+                        sent: data.len(),
+                    }));
+                }
+                Reply::Data([]) if empty => return Err(call.broken(&Malformed::NoData)),
+                Reply::Data(data) => {
+                    empty = data.is_empty();
+                    part[done..done + data.len()].copy_from_slice(data);
+                    done += data.len();
+                }
+                Reply::Status {
+                    code: STATUS_EOF, ..
+                } => {
+                    return Err(StoreError::Truncated {
+                        op: "read",
+                        object: self.object.clone(),
+                        offset: whole.offset,
+                        asked: whole.len as u64,
+                        got: read.at - whole.offset + done as u64,
+                    });
+                }
+                _ => return Err(call.unexpected(&body)),
+            }
+            if done == part.len() {
+                return Ok(());
+            }
+            let len = u32::try_from(part.len() - done).unwrap_or(self.session.read_bytes_max);
+            let request = Request::Read {
+                handle: &read.handle.bytes,
+                offset: read.at + done as u64,
+                len,
+            };
+            body = call.wait(&call.ask(&request)?)?;
+        }
+    }
+}
+
+/// A request that went out, and where.
+struct Owed<'a> {
+    channel: &'a Channel,
+    handle: Arc<Handle>,
+    at: u64,
+    len: usize,
+    answer: Answer,
+}
+
+/// What a caller asked for as a whole.
+struct Whole {
+    offset: u64,
+    len: usize,
+}
+
+impl StoreFile for SftpFile {
+    fn len(&self) -> Result<u64, StoreError> {
+        Ok(self.stat()?.len)
+    }
+
+    fn stat(&self) -> Result<FileStat, StoreError> {
+        file_stat(&self.attributes("stat")?).ok_or_else(|| StoreError::Unsupported {
+            op: "stat",
+            object: self.object.clone(),
+            reason: "the server tells no file lengths".to_owned(),
+        })
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8], class: ReadClass) -> Result<(), StoreError> {
+        self.in_range("read", offset, buf.len())?;
+        let whole = Whole {
+            offset,
+            len: buf.len(),
+        };
+        let mut owed: VecDeque<Owed<'_>> = VecDeque::new();
+        let mut waiting = 0;
+        let mut rest = buf;
+        let mut take = |owed: &mut VecDeque<Owed<'_>>, waiting: &mut usize| {
+            let Some(read) = owed.pop_front() else {
+                return Ok(());
+            };
+            *waiting -= read.len;
+            let (part, behind) = std::mem::take(&mut rest).split_at_mut(read.len);
+            rest = behind;
+            self.take_read(&read, &whole, part)
+        };
+        for (at, part) in Self::cut(offset, whole.len, self.session.read_bytes_max) {
+            while waiting + part.len() > READ_WINDOW_BYTES {
+                take(&mut owed, &mut waiting)?;
+            }
+            let (channel, handle) = match class {
+                ReadClass::Demand => (&self.session.first, Arc::clone(&self.first)),
+                ReadClass::Ahead => self.bulk_channel(whole.len),
+            };
+            let len = u32::try_from(part.len()).unwrap_or(self.session.read_bytes_max);
+            let request = Request::Read {
+                handle: &handle.bytes,
+                offset: at,
+                len,
+            };
+            let answer = self.call(channel, "read").ask(&request)?;
+            waiting += part.len();
+            owed.push_back(Owed {
+                channel,
+                handle,
+                at,
+                len: part.len(),
+                answer,
+            });
+        }
+        while !owed.is_empty() {
+            take(&mut owed, &mut waiting)?;
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+        self.writable("write")?;
+        self.in_range("write", offset, data.len())?;
+        let mut owed = Vec::new();
+        let mut outcome = Ok(());
+        for (at, part) in Self::cut(offset, data.len(), self.session.write_bytes_max) {
+            let (channel, handle) = self.bulk_channel(data.len());
+            let len = part.len();
+            let request = Request::Write {
+                handle: &handle.bytes,
+                offset: at,
+                data: &data[part],
+            };
+            match self.call(channel, "write").ask(&request) {
+                Ok(answer) => owed.push(Owed {
+                    channel,
+                    handle,
+                    at,
+                    len,
+                    answer,
+                }),
+                Err(error) => {
+                    outcome = Err(error);
+                    break;
+                }
+            }
+        }
+        // Every answer is waited for, also after a failure: nothing of this call may still be on
+        // its way when the caller writes there again, perhaps over another channel.
+        for write in owed {
+            let call = self.call(write.channel, "write");
+            let answered = call.wait(&write.answer).and_then(|body| {
+                write.handle.unsynced.store(true, Ordering::SeqCst);
+                call.is_ok(&body)
+            });
+            outcome = outcome.and(answered);
+        }
+        outcome.map_err(|error| self.session.explain(error))
+    }
+
+    fn flush(&self) -> Result<(), StoreError> {
+        let refuse = |reason: &str| {
+            let (op, object) = ("flush", self.object.clone());
+            Err(StoreError::Refused {
+                op,
+                object,
+                reason: reason.to_owned(),
+            })
+        };
+        let _flushing = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.flush_failed.load(Ordering::SeqCst) {
+            return refuse("an earlier flush of this handle failed: what it covered is lost");
+        }
+        if !self.session.extensions.fsync {
+            if self.session.options.insist_without_fsync {
+                return Ok(());
+            }
+            return Err(StoreError::Unsupported {
+                op: "flush",
+                object: self.object.clone(),
+                reason: "the server has no fsync@openssh.com".to_owned(),
+            });
+        }
+        let mut outcome = Ok(());
+        let mut owed = Vec::new();
+        for (channel, handle) in self.handles() {
+            if handle.unsynced.swap(false, Ordering::SeqCst) {
+                let call = self.call(channel, "flush");
+                match call.ask(&Request::Fsync {
+                    handle: &handle.bytes,
+                }) {
+                    Ok(answer) => owed.push((call, answer)),
+                    Err(error) => outcome = outcome.and(Err(error)),
+                }
+            }
+        }
+        for (call, answer) in owed {
+            outcome = outcome.and(call.wait(&answer).and_then(|body| call.is_ok(&body)));
+        }
+        if outcome.is_err() {
+            self.flush_failed.store(true, Ordering::SeqCst);
+        }
+        outcome.map_err(|error| self.session.explain(error))
+    }
+
+    fn discard(&self, _offset: u64, _len: u64) -> Result<(), StoreError> {
+        Err(StoreError::Unsupported {
+            op: "discard",
+            object: self.object.clone(),
+            reason: "SFTP has no request that makes a hole".to_owned(),
+        })
+    }
+
+    fn resize(&self, len: u64) -> Result<(), StoreError> {
+        self.writable("resize")?;
+        let handle = &self.first.bytes;
+        let outcome = self
+            .call(&self.session.first, "resize")
+            .status(&Request::SetLen { handle, len });
+        self.first.unsynced.store(true, Ordering::SeqCst);
+        outcome.map_err(|error| self.session.explain(error))
+    }
+}
+
+impl SftpFile {
+    /// Every open handle with its channel.
+    fn handles(&self) -> Vec<(&Channel, Arc<Handle>)> {
+        let mut handles = vec![(&self.session.first, Arc::clone(&self.first))];
+        for (channel, slot) in self.session.data_channels().iter().zip(&self.data) {
+            let slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+            if let DataHandle::Open(handle) = &*slot {
+                handles.push((channel, Arc::clone(handle)));
+            }
+        }
+        handles
+    }
+}
+
+impl Drop for SftpFile {
+    fn drop(&mut self) {
+        for (channel, handle) in self.handles() {
+            channel.tell(&Request::Close {
+                handle: &handle.bytes,
+            });
+        }
+    }
+}
+
+/// What the contract tells of a file; `None` where the server tells no length.
+pub(crate) fn file_stat(found: &Attributes) -> Option<FileStat> {
+    Some(FileStat {
+        len: found.len?,
+        modified_s: found.modified_s.map(u64::from),
+        regular: found.regular(),
+        allocated_bytes: None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(offset: u64, len: usize, max: u32) -> Vec<(u64, usize)> {
+        SftpFile::cut(offset, len, max)
+            .map(|(at, part)| (at, part.len()))
+            .collect()
+    }
+
+    #[test]
+    fn requests_are_cut_at_block_boundaries() {
+        assert_eq!(parts(0, 0, 8192), []);
+        assert_eq!(parts(0, 5000, 8192), [(0, 5000)]);
+        assert_eq!(
+            parts(0, 20_000, 10_000),
+            [(0, 8192), (8192, 8192), (16_384, 3616)]
+        );
+        assert_eq!(parts(4000, 8192, 4200), [(4000, 96 + 4096), (8192, 4000)]);
+        let offset = 3;
+        let cut = parts(offset, 8 * 1024 * 1024 + 1, 261_120);
+        assert_eq!(
+            cut.iter().map(|(_, len)| len).sum::<usize>(),
+            8 * 1024 * 1024 + 1
+        );
+        assert!(cut.iter().skip(1).all(|(at, _)| at % 4096 == 0));
+        assert!(cut.iter().all(|(_, len)| *len <= 261_120));
+    }
+}

@@ -1,0 +1,349 @@
+//! A wire over the pipes of a program, usually `ssh … -s host sftp`.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::process::{Pid, Signal};
+
+use super::printable;
+use super::wire::{Dial, Ending, EndingKind, Wire, WireEnd};
+use crate::StoreError;
+
+/// How much of what the program says on its standard error is kept (the last of it).
+const STDERR_BYTES_MAX: usize = 4096;
+/// How long a program that was told to end, or killed, may take to be gone.
+const EXIT_PATIENCE: Duration = Duration::from_secs(2);
+/// ssh's exit status for its own failures (ssh(1), EXIT STATUS).
+const SSH_FAILED: i32 = 255;
+
+/// Starts a program once per channel.
+#[derive(Debug)]
+pub(crate) struct Program {
+    argv: Vec<OsString>,
+    host: String,
+}
+
+impl Program {
+    /// With `hold_fds` the program runs below a shell that does nothing but wait for it: ssh
+    /// closes every inherited descriptor beyond 2 when it starts (`closefrom` in ssh.c), so it
+    /// can't hold a flock itself; the shell can, for exactly as long.
+    pub(crate) fn new(argv: Vec<OsString>, host: &str, hold_fds: bool) -> Self {
+        let mut whole: Vec<OsString> = Vec::new();
+        if hold_fds {
+            // `exit` behind the command keeps the shell from executing it in its own place.
+            whole.extend(["/bin/sh", "-c", "\"$0\" \"$@\"; exit \"$?\""].map(OsString::from));
+        }
+        whole.extend(argv);
+        Self {
+            argv: whole,
+            host: host.to_owned(),
+        }
+    }
+}
+
+impl Dial for Program {
+    fn dial(&self) -> Result<Wire, StoreError> {
+        let unreachable = |reason: String| StoreError::Unreachable {
+            host: printable(self.host.as_bytes()),
+            reason,
+        };
+        let (program, arguments) = self
+            .argv
+            .split_first()
+            .ok_or_else(|| unreachable("no program to run".to_owned()))?;
+        let mut child = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // Ctrl-C in the terminal is for sprat, which ends its sessions in order. And the
+            // group can be killed whole: ssh starts helpers (ProxyCommand, ProxyJump).
+            .process_group(0)
+            .spawn()
+            .map_err(|error| {
+                unreachable(format!("can't run {}: {error}", program.to_string_lossy()))
+            })?;
+        let (Some(stdin), Some(stdout), Some(stderr)) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        else {
+            unreachable_pipes(&mut child);
+            return Err(unreachable("the program has no pipes".to_owned()));
+        };
+        let end = ProgramEnd::new(child, stderr, program)
+            .map_err(|error| unreachable(format!("can't watch the program: {error}")))?;
+        Ok(Wire {
+            reader: Box::new(stdout),
+            writer: Box::new(stdin),
+            end: Box::new(end),
+        })
+    }
+}
+
+fn unreachable_pipes(child: &mut Child) {
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// The running program, and what it said.
+struct ProgramEnd {
+    program: String,
+    child: Mutex<(Child, Option<ExitStatus>)>,
+    heard: Arc<Mutex<Vec<u8>>>,
+    /// Closing it ends the listener even if an escaped descendant keeps standard error open.
+    stop: Option<io::PipeWriter>,
+    listener: Option<JoinHandle<()>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl ProgramEnd {
+    fn new(child: Child, stderr: ChildStderr, program: &OsStr) -> io::Result<Self> {
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let mut end = Self {
+            program: program.to_string_lossy().into_owned(),
+            child: Mutex::new((child, None)),
+            heard: Arc::clone(&heard),
+            stop: None,
+            listener: None,
+        };
+        let (stopped, stop) = io::pipe()?;
+        end.stop = Some(stop);
+        let listener = std::thread::Builder::new()
+            .name("sftp-stderr".to_owned())
+            .spawn(move || listen(stderr, &stopped, &heard))?;
+        end.listener = Some(listener);
+        Ok(end)
+    }
+
+    fn kill_group(&self) {
+        let child = lock(&self.child);
+        // Not reaped yet, so that the number still means this group.
+        if child.1.is_none()
+            && let Some(pid) = i32::try_from(child.0.id()).ok().and_then(Pid::from_raw)
+        {
+            let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+        }
+    }
+
+    /// The exit status, waited for up to `patience`.
+    fn exit_status(&self, patience: Duration) -> Option<ExitStatus> {
+        let until = Instant::now() + patience;
+        loop {
+            {
+                let mut child = lock(&self.child);
+                if child.1.is_none() {
+                    // Helpers of a dead leader are ended before its number is given free.
+                    child.1 = self.reap(&mut child.0);
+                }
+                if child.1.is_some() || Instant::now() >= until {
+                    return child.1;
+                }
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn reap(&self, child: &mut Child) -> Option<ExitStatus> {
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw)?;
+        let flags = rustix::process::WaitIdOptions::EXITED
+            | rustix::process::WaitIdOptions::NOHANG
+            | rustix::process::WaitIdOptions::NOWAIT;
+        match rustix::process::waitid(rustix::process::WaitId::Pid(pid), flags) {
+            Ok(Some(_)) => {
+                let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+                child.try_wait().ok().flatten()
+            }
+            _ => None,
+        }
+    }
+}
+
+impl WireEnd for ProgramEnd {
+    fn cut(&self) {
+        self.kill_group();
+        self.exit_status(EXIT_PATIENCE);
+    }
+
+    fn ending(&self, patience: Duration) -> Ending {
+        let status = self.exit_status(patience);
+        if status.is_some() {
+            // What it said last may still lie in the pipe.
+            let until = Instant::now() + Duration::from_millis(200);
+            while self
+                .listener
+                .as_ref()
+                .is_some_and(|listener| !listener.is_finished())
+                && Instant::now() < until
+            {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+        explain(&self.program, status, &lock(&self.heard))
+    }
+}
+
+impl Drop for ProgramEnd {
+    fn drop(&mut self) {
+        // Its input is closed by now: it is about to end by itself.
+        if self.exit_status(EXIT_PATIENCE).is_none() {
+            self.cut();
+        }
+        self.stop = None;
+        if let Some(listener) = self.listener.take() {
+            let _ = listener.join();
+        }
+    }
+}
+
+/// Keeps the end of what the program says, until it has ended or `stopped` is closed.
+fn listen(mut stderr: ChildStderr, stopped: &io::PipeReader, heard: &Mutex<Vec<u8>>) {
+    let mut chunk = [0; 1024];
+    loop {
+        let mut fds = [
+            PollFd::from_borrowed_fd(stderr.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(stopped.as_fd(), PollFlags::IN),
+        ];
+        match rustix::event::poll(&mut fds, None) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(_) => return,
+        }
+        let (has_text, has_stopped) = (!fds[0].revents().is_empty(), !fds[1].revents().is_empty());
+        if !has_text && has_stopped {
+            return;
+        }
+        match stderr.read(&mut chunk) {
+            Ok(0) => return,
+            Ok(read) => {
+                let mut heard = lock(heard);
+                heard.extend_from_slice(&chunk[..read]);
+                let surplus = heard.len().saturating_sub(STDERR_BYTES_MAX);
+                heard.drain(..surplus);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// What an exit status and ssh's words mean. The texts are those of OpenSSH 9.2's sshconnect.c,
+/// sshconnect2.c and clientloop.c; an unknown one is shown as it is.
+fn explain(program: &str, status: Option<ExitStatus>, heard: &[u8]) -> Ending {
+    let text = String::from_utf8_lossy(heard).into_owned();
+    let said = |needles: &[&str]| needles.iter().any(|needle| text.contains(needle));
+    let last_lines = {
+        let lines: Vec<&str> = text
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty())
+            .collect();
+        printable(lines[lines.len().saturating_sub(3)..].join("; ").as_bytes())
+    };
+    let kind = if said(&[
+        "Host key verification failed",
+        "REMOTE HOST IDENTIFICATION HAS CHANGED",
+        "No matching host key",
+    ]) {
+        EndingKind::HostKey
+    } else if said(&["Permission denied (", "Too many authentication failures"]) {
+        EndingKind::LoginRefused
+    } else if said(&["subsystem request failed"]) {
+        return Ending {
+            kind: EndingKind::Unreachable,
+            reason: format!("the server offers no SFTP ({last_lines})"),
+        };
+    } else if status.and_then(|status| status.code()) == Some(SSH_FAILED) {
+        EndingKind::Unreachable
+    } else {
+        EndingKind::Lost
+    };
+    let how = match status {
+        None => format!("{program} closed its output"),
+        Some(status) => match (status.code(), status.signal()) {
+            (Some(code), _) => format!("{program} ended with status {code}"),
+            (None, Some(signal)) => format!("{program} was ended by signal {signal}"),
+            (None, None) => format!("{program} ended"),
+        },
+    };
+    let reason = if last_lines.is_empty() {
+        how
+    } else {
+        format!("{last_lines} ({how})")
+    };
+    Ending { kind, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ssh_messages_are_told_apart() {
+        let failed = Some(ExitStatus::from_raw(SSH_FAILED << 8));
+        for (text, kind) in [
+            ("Host key verification failed.\r\n", EndingKind::HostKey),
+            (
+                "root@h: Permission denied (publickey).\r\n",
+                EndingKind::LoginRefused,
+            ),
+            (
+                "ssh: connect to host h port 1: Connection refused",
+                EndingKind::Unreachable,
+            ),
+            (
+                "ssh: Could not resolve hostname h: Name or service not known",
+                EndingKind::Unreachable,
+            ),
+            (
+                "subsystem request failed on channel 0",
+                EndingKind::Unreachable,
+            ),
+        ] {
+            let ending = explain("ssh", failed, text.as_bytes());
+            assert_eq!(ending.kind, kind, "{text}");
+            assert!(ending.reason.contains(text.trim()), "{}", ending.reason);
+        }
+        assert_eq!(
+            explain("x", Some(ExitStatus::from_raw(0)), b"").kind,
+            EndingKind::Lost
+        );
+    }
+
+    #[test]
+    fn words_of_the_server_are_escaped_and_bounded() {
+        let ending = explain("ssh", None, &[b"\x1b[2Jevil", &[b'x'; 9000][..]].concat());
+        assert!(!ending.reason.contains('\x1b'));
+        assert!(ending.reason.chars().count() < 400);
+    }
+
+    #[test]
+    fn a_program_that_does_not_exist_is_unreachable() {
+        let dial = Program::new(vec!["/nonexistent/ssh".into()], "host", false);
+        let error = dial.dial().map(|_| ()).unwrap_err();
+        assert_eq!(error.kind(), crate::StoreErrorKind::Unreachable);
+        assert!(error.to_string().contains("/nonexistent/ssh"), "{error}");
+    }
+
+    #[test]
+    fn a_descendant_that_keeps_stderr_open_does_not_keep_us() {
+        let argv = [
+            "/bin/sh",
+            "-c",
+            "setsid sleep 8 </dev/null >/dev/null & exec cat",
+        ];
+        let dial = Program::new(argv.map(OsString::from).to_vec(), "host", false);
+        let wire = dial.dial().unwrap();
+        let begun = Instant::now();
+        drop((wire.writer, wire.reader, wire.end));
+        assert!(begun.elapsed() < Duration::from_secs(5));
+    }
+}

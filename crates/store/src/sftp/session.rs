@@ -1,0 +1,575 @@
+//! The channels to one server, and single requests on them with their errors.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use super::channel::{Answer, Channel, Killer, Patience};
+use super::codec::{self, Attributes, Extensions, Malformed, OpenFor, Reply, Request, Statvfs};
+use super::printable;
+use super::wire::{Dial, Ending, EndingKind};
+use crate::local::LIST_ENTRIES_MAX;
+use crate::{FileName, StoreError};
+
+/// What a server without `limits@openssh.com` must take: the draft's section 3 demands packets
+/// of 34,000 bytes.
+const PLAIN_TRANSFER_BYTES: u32 = 32 * 1024;
+/// OpenSSH's own limit: its longest message without 1 KiB for everything but the data.
+const TRANSFER_BYTES_MAX: u32 = 256 * 1024 - 1024;
+/// A server that announces less than a block can't carry a block device.
+const TRANSFER_BYTES_MIN: u32 = 4096;
+/// With less than this, a failed write is taken for a full disk: SFTP v3 has no status for it.
+const NO_SPACE_BELOW_BYTES: u64 = 1024 * 1024;
+/// How often a file that changes while it is being opened is looked at.
+const OPEN_ATTEMPTS: u32 = 3;
+
+/// Everything that a [`Session`] is made of besides its first wire.
+pub(crate) struct SessionOptions {
+    pub host: String,
+    pub folder: String,
+    pub data_channels: usize,
+    pub patience: Patience,
+    pub insist_without_fsync: bool,
+}
+
+/// A connected server. Once one of its channels dies, all do.
+pub(crate) struct Session {
+    pub options: SessionOptions,
+    pub extensions: Extensions,
+    pub read_bytes_max: u32,
+    pub write_bytes_max: u32,
+    pub first: Channel,
+    dial: Box<dyn Dial>,
+    data: OnceLock<DataChannels>,
+    group: Arc<Group>,
+    /// How often a name was renamed or removed: a handle opened by that name before must not be
+    /// joined by one opened by the same name after.
+    renames: Mutex<HashMap<FileName, u64>>,
+    /// Open for the programs that later channels start.
+    _inherit_fds: Vec<OwnedFd>,
+}
+
+struct DataChannels {
+    channels: Vec<Channel>,
+    failure: Option<String>,
+}
+
+/// Ends all channels when one dies.
+#[derive(Default)]
+struct Group {
+    dead: OnceLock<Ending>,
+    members: Mutex<Vec<Killer>>,
+}
+
+impl Group {
+    fn join(self: &Arc<Self>, channel: &Channel) {
+        lock(&self.members).push(channel.killer());
+        let group = Arc::clone(self);
+        channel.on_death(Box::new(move |ending, greeted| {
+            // One that never came up is a slower session, not a lost one.
+            if greeted {
+                group.die(ending);
+            }
+        }));
+        if let Some(ending) = self.dead.get() {
+            channel.die(ending);
+        }
+    }
+
+    fn die(&self, ending: &Ending) {
+        if self.dead.set(ending.clone()).is_ok() {
+            // Taken out first: each death calls this again.
+            let members = std::mem::take(&mut *lock(&self.members));
+            for member in members {
+                member.kill(ending);
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Session {
+    /// Connects the first channel, asks for its limits and looks at the folder.
+    pub(crate) fn connect(
+        dial: Box<dyn Dial>,
+        options: SessionOptions,
+        inherit_fds: Vec<OwnedFd>,
+    ) -> Result<Arc<Self>, StoreError> {
+        let host = &options.host;
+        let wire = dial.dial()?;
+        let first = Channel::start(wire, options.patience).map_err(|source| StoreError::Io {
+            op: "connect",
+            object: host.clone(),
+            source,
+        })?;
+        let extensions = first
+            .wait_greeting()
+            .map_err(|ending| unreached(host, ending))?;
+        let group = Arc::new(Group::default());
+        group.join(&first);
+        let mut session = Self {
+            options,
+            extensions,
+            read_bytes_max: PLAIN_TRANSFER_BYTES,
+            write_bytes_max: PLAIN_TRANSFER_BYTES,
+            first,
+            dial,
+            data: OnceLock::new(),
+            group,
+            renames: Mutex::default(),
+            _inherit_fds: inherit_fds,
+        };
+        if extensions.limits {
+            session.ask_limits()?;
+        }
+        let place = session.describe();
+        let folder = session.folder_path();
+        let found = session
+            .call("open folder", &place)
+            .attributes(&Request::Stat { path: folder });
+        if !found?.may_be_folder() {
+            return Err(StoreError::Refused {
+                op: "open folder",
+                object: place,
+                reason: "not a folder".to_owned(),
+            });
+        }
+        Ok(Arc::new(session))
+    }
+
+    fn ask_limits(&mut self) -> Result<(), StoreError> {
+        let place = self.describe();
+        let call = self.call("connect", &place);
+        let limits = call.extended(&Request::Limits, codec::parse_limits)?;
+        // Room for a request's other fields; zero means no limit, the plain size is then kept.
+        let packet_max = limits.packet_bytes_max.saturating_sub(1024);
+        let bound = |announced: u64| {
+            let announced = if packet_max == 0 {
+                announced
+            } else {
+                announced.min(packet_max)
+            };
+            match u32::try_from(announced) {
+                Ok(0) => Ok(PLAIN_TRANSFER_BYTES),
+                Ok(small) if small < TRANSFER_BYTES_MIN => Err(StoreError::Unsupported {
+                    op: "connect",
+                    object: place.clone(),
+                    reason: format!("the server takes no more than {small} bytes at a time"),
+                }),
+                Ok(announced) => Ok(announced.min(TRANSFER_BYTES_MAX)),
+                Err(_) => Ok(TRANSFER_BYTES_MAX),
+            }
+        };
+        let (read, write) = (
+            bound(limits.read_bytes_max)?,
+            bound(limits.write_bytes_max)?,
+        );
+        self.read_bytes_max = read;
+        self.write_bytes_max = write;
+        Ok(())
+    }
+
+    /// Where this is, for messages.
+    pub(crate) fn describe(&self) -> String {
+        let (host, folder) = (
+            &self.options.host,
+            printable(self.options.folder.as_bytes()),
+        );
+        if folder.starts_with('/') {
+            format!("ssh://{host}{folder}")
+        } else {
+            format!("{host}:{folder}")
+        }
+    }
+
+    /// A file as messages name it.
+    pub(crate) fn object(&self, name: &FileName) -> String {
+        format!("{}/{name}", self.describe().trim_end_matches('/'))
+    }
+
+    /// The folder as requests name it.
+    pub(crate) fn folder_path(&self) -> &str {
+        match self.options.folder.as_str() {
+            "" => ".",
+            folder => folder,
+        }
+    }
+
+    /// A file as requests name it.
+    pub(crate) fn path(&self, name: &FileName) -> String {
+        format!("{}/{name}", self.folder_path().trim_end_matches('/'))
+    }
+
+    /// One request after another on the first channel.
+    pub(crate) fn call<'a>(&'a self, op: &'static str, object: &'a str) -> Call<'a> {
+        Call {
+            channel: &self.first,
+            op,
+            object,
+        }
+    }
+
+    /// The data channels; begins to open them all at the first call, and waits for none.
+    pub(crate) fn begin_data_channels(&self) -> &[Channel] {
+        let data = self.data.get_or_init(|| {
+            let mut data = DataChannels {
+                channels: Vec::new(),
+                failure: None,
+            };
+            for _ in 0..self.options.data_channels {
+                let channel = self.dial.dial().and_then(|wire| {
+                    Channel::start(wire, self.options.patience).map_err(|source| StoreError::Io {
+                        op: "connect",
+                        object: self.options.host.clone(),
+                        source,
+                    })
+                });
+                match channel {
+                    Ok(channel) => {
+                        self.group.join(&channel);
+                        data.channels.push(channel);
+                    }
+                    Err(error) => data.failure = Some(error.to_string()),
+                }
+            }
+            data
+        });
+        &data.channels
+    }
+
+    /// The data channels as far as they were begun.
+    pub(crate) fn data_channels(&self) -> &[Channel] {
+        self.data.get().map_or(&[], |data| &data.channels)
+    }
+
+    /// Whether transfers may go over `channel`: it is up, and leads to a server of the same kind.
+    pub(crate) fn usable(&self, channel: &Channel) -> bool {
+        channel.greeting() == Some(self.extensions)
+    }
+
+    /// Open data channels, and why one could not be opened.
+    pub(crate) fn data_channel_state(&self) -> (usize, Option<String>) {
+        let Some(data) = self.data.get() else {
+            return (0, None);
+        };
+        let usable = |channel: &&Channel| self.usable(channel) && channel.ending().is_none();
+        let refused = data
+            .channels
+            .iter()
+            .find_map(|channel| match channel.greeting() {
+                None => channel.ending().map(|ending| ending.reason),
+                Some(greeting) if greeting != self.extensions => {
+                    Some("it leads to a server with other extensions".to_owned())
+                }
+                Some(_) => None,
+            });
+        (
+            data.channels.iter().filter(usable).count(),
+            data.failure.clone().or(refused),
+        )
+    }
+
+    /// How often `name` was renamed or removed through this session.
+    pub(crate) fn renames_of(&self, name: &FileName) -> u64 {
+        lock(&self.renames).get(name).copied().unwrap_or(0)
+    }
+
+    /// Must be called before a rename or removal of `name` is sent.
+    pub(crate) fn note_rename(&self, name: &FileName) {
+        *lock(&self.renames).entry(name.clone()).or_default() += 1;
+    }
+
+    /// Opens a regular file on a channel. SFTP v3 can't refuse to follow a symbolic link, so the
+    /// name is looked at before (which also keeps the server from waiting at a FIFO) and what was
+    /// opened is looked at after; both must be the same as far as v3 tells.
+    pub(crate) fn open_file(
+        &self,
+        channel: &Channel,
+        op: &'static str,
+        object: &str,
+        path: &str,
+        how: OpenFor,
+    ) -> Result<(Vec<u8>, Attributes), StoreError> {
+        let call = Call {
+            channel,
+            op,
+            object,
+        };
+        let not_regular = || StoreError::NotRegular {
+            op,
+            object: object.to_owned(),
+        };
+        for _ in 0..OPEN_ATTEMPTS {
+            let before = match how {
+                OpenFor::Creating => None,
+                OpenFor::Reading | OpenFor::Writing => {
+                    Some(call.attributes(&Request::Lstat { path })?)
+                }
+            };
+            if before.is_some_and(|before| !before.regular()) {
+                return Err(not_regular());
+            }
+            let handle = call.handle(&Request::Open { path, how })?;
+            let after = call.attributes(&Request::Fstat { handle: &handle });
+            match (before, after) {
+                (_, Ok(after)) if !after.regular() => {
+                    channel.tell(&Request::Close { handle: &handle });
+                    return Err(not_regular());
+                }
+                (None, Ok(after)) => return Ok((handle, after)),
+                (Some(before), Ok(after))
+                    if (before.len, before.owner, before.mode)
+                        == (after.len, after.owner, after.mode) =>
+                {
+                    return Ok((handle, after));
+                }
+                (_, after) => {
+                    channel.tell(&Request::Close { handle: &handle });
+                    after?;
+                }
+            }
+        }
+        Err(StoreError::Refused {
+            op,
+            object: object.to_owned(),
+            reason: "the file is being changed or replaced while it is opened".to_owned(),
+        })
+    }
+
+    /// Free space of the folder.
+    pub(crate) fn statvfs(&self, op: &'static str) -> Result<Statvfs, StoreError> {
+        let object = self.describe();
+        if !self.extensions.statvfs {
+            let reason = "the server has no statvfs@openssh.com".to_owned();
+            return Err(StoreError::Unsupported { op, object, reason });
+        }
+        let request = Request::Statvfs {
+            path: self.folder_path(),
+        };
+        self.call(op, &object)
+            .extended(&request, codec::parse_statvfs)
+    }
+
+    /// Finds what stands behind a bare FAILURE (which is what ENOSPC, EDQUOT, EROFS and EIO all
+    /// become, `errno_to_portable` in sftp-server.c). A quota can't be asked for and stays
+    /// `Refused`.
+    pub(crate) fn explain(&self, error: StoreError) -> StoreError {
+        let StoreError::Refused { op, object, .. } = &error else {
+            return error;
+        };
+        let (op, object) = (*op, object.clone());
+        match self.statvfs(op) {
+            Ok(space) if space.read_only => StoreError::ReadOnly { op, object },
+            Ok(space) if space.no_inodes || space.available_bytes < NO_SPACE_BELOW_BYTES => {
+                StoreError::NoSpace {
+                    op,
+                    object,
+                    available_bytes: space.available_bytes,
+                }
+            }
+            _ => error,
+        }
+    }
+}
+
+/// Requests on one channel under one operation's name.
+pub(crate) struct Call<'a> {
+    pub channel: &'a Channel,
+    pub op: &'static str,
+    pub object: &'a str,
+}
+
+impl Call<'_> {
+    /// Sends a request whose answer is waited for later.
+    pub(crate) fn ask(&self, request: &Request<'_>) -> Result<Answer, StoreError> {
+        self.channel
+            .ask(request)
+            .map_err(|ending| self.ended(ending))
+    }
+
+    /// Waits for an answer's body.
+    pub(crate) fn wait(&self, answer: &Answer) -> Result<Vec<u8>, StoreError> {
+        self.channel
+            .wait(answer)
+            .map_err(|ending| self.ended(ending))
+    }
+
+    /// Parses an answer's body.
+    pub(crate) fn parse<'b>(&self, body: &'b [u8]) -> Result<Reply<'b>, StoreError> {
+        codec::parse_reply(body).map_err(|malformed| self.broken(&malformed))
+    }
+
+    fn roundtrip(&self, request: &Request<'_>) -> Result<Vec<u8>, StoreError> {
+        self.wait(&self.ask(request)?)
+    }
+
+    /// Ends the session because of what the server sent.
+    pub(crate) fn broken(&self, malformed: &Malformed) -> StoreError {
+        self.ended(self.channel.broken(malformed))
+    }
+
+    /// The error for an answer of the wrong kind: a refusal, or a breach of the protocol.
+    pub(crate) fn unexpected(&self, body: &[u8]) -> StoreError {
+        match self.parse(body) {
+            Ok(Reply::Status { code, message }) if code != STATUS_OK => self.refused(code, message),
+            Ok(_) => self.broken(&Malformed::ReplyType(
+                body.first().copied().unwrap_or_default(),
+            )),
+            Err(error) => error,
+        }
+    }
+
+    /// A request that is answered with a bare status.
+    pub(crate) fn status(&self, request: &Request<'_>) -> Result<(), StoreError> {
+        self.is_ok(&self.roundtrip(request)?)
+    }
+
+    /// Whether a status says that all is well.
+    pub(crate) fn is_ok(&self, body: &[u8]) -> Result<(), StoreError> {
+        match self.parse(body)? {
+            Reply::Status {
+                code: STATUS_OK, ..
+            } => Ok(()),
+            _ => Err(self.unexpected(body)),
+        }
+    }
+
+    /// A request that is answered with a handle.
+    pub(crate) fn handle(&self, request: &Request<'_>) -> Result<Vec<u8>, StoreError> {
+        let body = self.roundtrip(request)?;
+        match self.parse(&body)? {
+            Reply::Handle(handle) => Ok(handle.to_vec()),
+            _ => Err(self.unexpected(&body)),
+        }
+    }
+
+    /// A request that is answered with attributes.
+    pub(crate) fn attributes(&self, request: &Request<'_>) -> Result<Attributes, StoreError> {
+        let body = self.roundtrip(request)?;
+        match self.parse(&body)? {
+            Reply::Attributes(attributes) => Ok(attributes),
+            _ => Err(self.unexpected(&body)),
+        }
+    }
+
+    /// A request of an extension that has an answer of its own.
+    pub(crate) fn extended<T>(
+        &self,
+        request: &Request<'_>,
+        parse: fn(&[u8]) -> Result<T, Malformed>,
+    ) -> Result<T, StoreError> {
+        let body = self.roundtrip(request)?;
+        match self.parse(&body)? {
+            Reply::Extended(reply) => parse(reply).map_err(|malformed| self.broken(&malformed)),
+            _ => Err(self.unexpected(&body)),
+        }
+    }
+
+    /// The whole list of an open folder.
+    pub(crate) fn names(&self, handle: &[u8]) -> Result<Vec<FileName>, StoreError> {
+        let mut names = Vec::new();
+        // Every answer counts, so that empty ones don't go on for ever.
+        let mut seen = 0;
+        loop {
+            let body = self.roundtrip(&Request::Readdir { handle })?;
+            let found = match self.parse(&body)? {
+                Reply::Names(found) => found,
+                Reply::Status {
+                    code: STATUS_EOF, ..
+                } => return Ok(names),
+                _ => return Err(self.unexpected(&body)),
+            };
+            seen += found.len().max(1);
+            if seen > LIST_ENTRIES_MAX {
+                return Err(StoreError::Refused {
+                    op: self.op,
+                    object: self.object.to_owned(),
+                    reason: format!("the folder lists more than {LIST_ENTRIES_MAX} names"),
+                });
+            }
+            let texts = found
+                .into_iter()
+                .filter_map(|name| std::str::from_utf8(name).ok());
+            names.extend(texts.filter_map(|name| FileName::new(name).ok()));
+        }
+    }
+
+    fn ended(&self, ending: Ending) -> StoreError {
+        let (op, object, reason) = (self.op, self.object.to_owned(), ending.reason);
+        match ending.kind {
+            EndingKind::Protocol => StoreError::Protocol { op, object, reason },
+            _ => StoreError::Disconnected { op, object, reason },
+        }
+    }
+
+    /// The error for a status that isn't OK. Codes above 8 are those of later versions, which
+    /// some servers send all the same (draft-ietf-secsh-filexfer-13 section 9.1).
+    fn refused(&self, code: u32, message: &[u8]) -> StoreError {
+        let (op, object) = (self.op, self.object.to_owned());
+        match code {
+            2 | 10 => StoreError::NotFound { op, object },
+            3 => StoreError::PermissionDenied { op, object },
+            8 => {
+                let reason = "the server doesn't know this request".to_owned();
+                StoreError::Unsupported { op, object, reason }
+            }
+            11 => StoreError::AlreadyExists { op, object },
+            12 => StoreError::ReadOnly { op, object },
+            14 | 15 => StoreError::NoSpace {
+                op,
+                object,
+                available_bytes: 0,
+            },
+            code => {
+                let text = printable(message);
+                let reason = if text.is_empty() {
+                    format!("status {code}")
+                } else {
+                    text
+                };
+                StoreError::Refused { op, object, reason }
+            }
+        }
+    }
+}
+
+/// `SSH_FX_OK`
+const STATUS_OK: u32 = 0;
+/// `SSH_FX_EOF`
+pub(crate) const STATUS_EOF: u32 = 1;
+
+/// The error for a first channel that didn't come up.
+fn unreached(host: &str, ending: Ending) -> StoreError {
+    let (host, reason) = (host.to_owned(), ending.reason);
+    match ending.kind {
+        EndingKind::LoginRefused => StoreError::LoginRefused { host, reason },
+        EndingKind::HostKey => StoreError::HostKey { host, reason },
+        EndingKind::Protocol => StoreError::Protocol {
+            op: "connect",
+            object: host,
+            reason,
+        },
+        EndingKind::Lost | EndingKind::Unreachable => StoreError::Unreachable { host, reason },
+    }
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("place", &self.describe())
+            .finish_non_exhaustive()
+    }
+}
+
+impl SessionOptions {
+    pub(crate) fn patience(answer: Duration, flush: Duration) -> Patience {
+        Patience {
+            answer,
+            flush: flush.max(answer),
+        }
+    }
+}
