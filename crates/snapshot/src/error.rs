@@ -9,6 +9,10 @@ use crate::record::NameList;
 
 /// A snapshot, a list or a restore failed. File names and messages in it are escaped and cut.
 #[derive(Debug, thiserror::Error)]
+#[expect(
+    missing_docs,
+    reason = "each variant's message says what its fields are"
+)]
 #[non_exhaustive]
 pub enum SnapshotError {
     /// A job's or snapshot's name is no such name.
@@ -94,6 +98,19 @@ pub enum SnapshotError {
     /// The place to restore to can't be used.
     #[error("can't restore to {path}: {why}")]
     DestinationRefused { path: String, why: String },
+    /// rsync failed while it restored. What it restored so far is there.
+    #[error("restoring failed, rsync ended with {ended}: {first_message}")]
+    RestoreFailed {
+        /// Its exit code or signal in words.
+        ended: String,
+        /// Its first message that is a failure.
+        first_message: String,
+        /// All of its messages.
+        messages: NameList,
+    },
+    /// Somebody asked to stop a restore. What was restored so far is there.
+    #[error("interrupted")]
+    RestoreCancelled,
     /// The machine failed (pipes, processes, memory).
     #[error("{op}")]
     System { op: &'static str, source: io::Error },
@@ -181,7 +198,7 @@ impl SnapshotError {
             | Self::SourceEmpty { .. }
             | Self::SourceChanged { .. } => Kind::Source,
             Self::RsyncMissing { .. } | Self::RsyncUnusable { .. } => Kind::Rsync,
-            Self::RsyncFailed { .. } => Kind::RsyncFailed,
+            Self::RsyncFailed { .. } | Self::RestoreFailed { .. } => Kind::RsyncFailed,
             Self::VolumeFull { .. } => Kind::VolumeFull,
             Self::Volume { .. } | Self::Layout { .. } => Kind::Volume,
             Self::NoSuchJob { .. } | Self::NoSuchSnapshot { .. } | Self::NoSuchPath { .. } => {
@@ -189,7 +206,7 @@ impl SnapshotError {
             }
             Self::DestinationFull { .. } | Self::DestinationRefused { .. } => Kind::Destination,
             Self::Busy { .. } => Kind::Busy,
-            Self::Cancelled => Kind::Cancelled,
+            Self::Cancelled | Self::RestoreCancelled => Kind::Cancelled,
             Self::System { .. } => Kind::System,
         }
     }
@@ -215,6 +232,9 @@ impl SnapshotError {
                 "Older snapshots are whole. Remove some (prune) or grow the container; the next run goes on from here."
             }
             Self::Cancelled => "What was copied is kept, and the next run goes on from there.",
+            Self::DestinationFull { .. } | Self::RestoreFailed { .. } | Self::RestoreCancelled => {
+                "The snapshot is untouched. The same command goes on where this one stopped."
+            }
             _ => return None,
         })
     }
@@ -229,7 +249,9 @@ impl SnapshotError {
             cause = this.source();
         }
         let messages = match self {
-            Self::RsyncFailed { messages, .. } => messages.clone(),
+            Self::RsyncFailed { messages, .. } | Self::RestoreFailed { messages, .. } => {
+                messages.clone()
+            }
             _ => NameList::default(),
         };
         ErrorReport {

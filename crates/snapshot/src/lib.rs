@@ -14,22 +14,28 @@
 //! - Nothing is printed, and no environment variable is read.
 #![forbid(unsafe_code)]
 
+mod checkpoint;
 mod error;
+mod job;
+mod list;
+mod mounts;
 mod name;
 mod record;
+mod restore;
+mod rsync;
+mod sources;
 mod spec;
+mod take;
 mod text;
+mod walk;
 
 pub use error::{ErrorReport, SnapshotError, SnapshotErrorKind, SpaceKind};
+pub use list::list;
 pub use name::{JobName, NameError, SnapshotName};
 pub use record::{
     EntryKind, LinkedFrom, NameList, RECORD_FORMAT, RunRecord, RunStats, SnapshotEntry, Warning,
 };
-pub use spec::{Cancel, Phase, Progress, RestoreReport, RestoreSpec, SnapshotReport, SnapshotSpec};
-pub use text::{escape_name, unescape_name};
-mod list;
-mod restore;
-mod take;
-pub use list::list;
 pub use restore::restore;
+pub use spec::{Cancel, Phase, Progress, RestoreReport, RestoreSpec, SnapshotReport, SnapshotSpec};
 pub use take::take;
+pub use text::{escape_name, unescape_name};

@@ -1,7 +1,87 @@
-//! Lists the snapshots of a volume.
-use crate::{SnapshotEntry, SnapshotError};
+//! Lists what a volume holds: every job's folders, ours and others'.
+
+use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
-/// Lists.
-pub fn list(_volume_root: &Path) -> Result<Vec<SnapshotEntry>, SnapshotError> {
-    Err(SnapshotError::Cancelled)
+
+use rustix::fs::{AtFlags, FileType, statat};
+
+use crate::error::SnapshotError;
+use crate::job::{Folder, JobFolder};
+use crate::name::SnapshotName;
+use crate::record::{EntryKind, SnapshotEntry};
+use crate::text::escape_path;
+use crate::walk::{is_folder, names_in, open_folder_at};
+
+/// Lists all folders of all jobs on the volume mounted at `volume_root`: jobs by name, and within a
+/// job by time, newest last; folders of others come before ours.
+///
+/// A damaged record never hides its snapshot.
+pub fn list(volume_root: &Path) -> Result<Vec<SnapshotEntry>, SnapshotError> {
+    let failed = |source: io::Error| SnapshotError::Volume {
+        op: "list",
+        object: "its root".to_owned(),
+        source,
+    };
+    let root = open_folder_at(volume_root).map_err(failed)?;
+    let mut jobs: Vec<_> = names_in(root.as_fd(), Path::new("."))
+        .map_err(failed)?
+        .into_iter()
+        .filter(|(name, kind)| match kind {
+            FileType::Directory => name != Path::new("lost+found"),
+            FileType::Unknown => {
+                statat(&root, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| is_folder(&stat))
+            }
+            _ => false,
+        })
+        .map(|(name, _)| name)
+        .collect();
+    jobs.sort();
+    let mut entries = Vec::new();
+    for job in jobs {
+        list_job(&JobFolder::open(volume_root, &job)?, &job, &mut entries)?;
+    }
+    Ok(entries)
+}
+
+fn list_job(
+    folder: &JobFolder,
+    job: &Path,
+    entries: &mut Vec<SnapshotEntry>,
+) -> Result<(), SnapshotError> {
+    let latest = folder.latest();
+    let first = entries.len();
+    for name in folder.folders()? {
+        entries.push(entry(folder, job, &name, latest));
+    }
+    entries[first..].sort_by(|a, b| (a.name, &a.folder).cmp(&(b.name, &b.folder)));
+    Ok(())
+}
+
+fn entry(
+    folder: &JobFolder,
+    job: &Path,
+    name: &Path,
+    latest: Option<SnapshotName>,
+) -> SnapshotEntry {
+    let ours = name.to_str().and_then(Folder::parse);
+    let mut entry = SnapshotEntry {
+        job: escape_path(job),
+        folder: escape_path(name),
+        kind: EntryKind::Foreign,
+        name: ours.map(Folder::name),
+        is_latest: false,
+        record: None,
+        record_error: None,
+    };
+    if let Some(ours) = ours {
+        let (kind, record) = folder.kind(ours);
+        entry.kind = kind;
+        entry.is_latest = latest.is_some_and(|latest| ours == Folder::Named(latest));
+        match record {
+            Ok(record) => entry.record = Some(record),
+            Err(why) => entry.record_error = Some(why),
+        }
+    }
+    entry
 }

@@ -14,6 +14,10 @@ pub const JOB_NAME_BYTES_MAX: usize = 128;
 
 /// A text that is not the name it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(
+    missing_docs,
+    reason = "each variant's message says what its fields are"
+)]
 #[non_exhaustive]
 pub enum NameError {
     /// Not a job name.

@@ -1,12 +1,374 @@
-//! Restores.
-use crate::{Cancel, Progress, RestoreReport, RestoreSpec, SnapshotError};
-use std::path::Path;
-/// Restores.
+//! Brings a snapshot, or a file or folder of it, back to a folder of the machine.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, statat};
+
+use crate::error::SnapshotError;
+use crate::job::{Folder, JobFolder};
+use crate::record::{EntryKind, RunRecord, Warning};
+use crate::rsync::{Ended, Invocation, Outcome, Rsync, Side};
+use crate::sources::plain_path;
+use crate::spec::{Cancel, Phase, Progress, RestoreReport, RestoreSpec};
+use crate::text::{escape_path, unescape_path};
+use crate::walk::{is_folder, names_in, open_folder};
+
+/// Restores what `spec` names from the volume that is mounted at `volume_root` (read-only will do).
+///
+/// Files at the destination are overwritten, newer ones too; files that are equal in size and time
+/// are left as they are. Nothing else at the destination changes unless `spec.delete` is set. The
+/// folder restored to keeps its own owner, mode and times.
 pub fn restore(
-    _volume_root: &Path,
-    _spec: &RestoreSpec,
-    _progress: &mut dyn FnMut(Progress),
-    _cancel: &Cancel,
+    volume_root: &Path,
+    spec: &RestoreSpec,
+    progress: &mut dyn FnMut(Progress),
+    cancel: &Cancel,
 ) -> Result<RestoreReport, SnapshotError> {
-    Err(SnapshotError::Cancelled)
+    progress(Progress::begin(Phase::Checking));
+    let rsync = Rsync::find(&spec.rsync)?;
+    let folder = JobFolder::open(volume_root, Path::new(spec.job.as_str()))?;
+    let chosen = choose(&folder, spec)?;
+    let what = chosen.what(&folder, spec)?;
+    let to = plain_path(&spec.to).map_err(|why| SnapshotError::DestinationRefused {
+        path: escape_path(&spec.to),
+        why: why.to_owned(),
+    })?;
+    check_destination(&to, volume_root, &what, spec)?;
+    if !spec.dry_run {
+        std::fs::create_dir_all(&to).map_err(|e| refused(&to, e.to_string()))?;
+    }
+    let invocation = invocation(&folder.path, &to, &what, spec);
+    let outcome = rsync.run(&invocation, progress, cancel)?;
+    judge(&outcome, &to)?;
+    let last_good = folder
+        .own_folders()?
+        .into_iter()
+        .rev()
+        .find(|own| matches!(own, Folder::Named(_)) && folder.kind(*own).0 == EntryKind::Good)
+        .map(Folder::name);
+    Ok(RestoreReport {
+        last_good: last_good.filter(|good| good.to_string() != chosen.folder_text()),
+        snapshot: chosen.folder_text(),
+        unread_count: chosen.record.as_ref().map_or(0, |r| r.unread.count),
+        kind: chosen.kind,
+        stats: outcome.stats,
+        changes: outcome.changes,
+        messages: outcome.messages,
+    })
+}
+
+/// The snapshot to restore from.
+struct Chosen {
+    folder: PathBuf,
+    kind: EntryKind,
+    record: Option<RunRecord>,
+}
+
+/// What of it is restored: paths relative to `base`, which is relative to the job's folder.
+struct What {
+    base: PathBuf,
+    /// Each with its real type in the snapshot.
+    paths: Vec<PathBuf>,
+}
+
+fn choose(folder: &JobFolder, spec: &RestoreSpec) -> Result<Chosen, SnapshotError> {
+    let missing = |snapshot: &str| SnapshotError::NoSuchSnapshot {
+        job: spec.job.to_string(),
+        snapshot: snapshot.to_owned(),
+    };
+    let name = match spec.snapshot.as_deref() {
+        None | Some("latest") => newest(folder)?.ok_or_else(|| missing("at all"))?,
+        Some(text) => unescape_path(text),
+    };
+    let one_name = name.components().count() == 1 && name.file_name() == Some(name.as_os_str());
+    if !one_name || !folder.is_folder(&name) || name == Path::new(crate::job::STATE_FOLDER) {
+        return Err(missing(&escape_path(&name)));
+    }
+    let own = name.to_str().and_then(Folder::parse);
+    let (kind, record) = own.map_or((EntryKind::Foreign, None), |own| {
+        let (kind, record) = folder.kind(own);
+        (kind, record.ok())
+    });
+    Ok(Chosen {
+        folder: name,
+        kind,
+        record,
+    })
+}
+
+/// What `latest` points to, or the newest finished snapshot.
+fn newest(folder: &JobFolder) -> Result<Option<PathBuf>, SnapshotError> {
+    if let Some(latest) = folder.latest() {
+        return Ok(Some(latest.to_string().into()));
+    }
+    let own = folder.own_folders()?;
+    Ok(own
+        .into_iter()
+        .rfind(|own| matches!(own, Folder::Named(_)))
+        .map(|own| own.to_string().into()))
+}
+
+impl Chosen {
+    fn folder_text(&self) -> String {
+        escape_path(&self.folder)
+    }
+
+    fn what(&self, job: &JobFolder, spec: &RestoreSpec) -> Result<What, SnapshotError> {
+        if spec.delete {
+            self.check_delete(spec)?;
+        }
+        let tree_path = job.path.join(&self.folder);
+        let tree =
+            crate::walk::open_folder_at(&tree_path).map_err(|source| SnapshotError::Volume {
+                op: "open",
+                object: self.folder_text(),
+                source,
+            })?;
+        let path = match spec.path.as_deref().map(plain_path).transpose() {
+            Ok(path) => path.filter(|path| path != Path::new("/")),
+            Err(why) => {
+                return Err(SnapshotError::PathRefused {
+                    path: spec.path.as_deref().map(escape_path).unwrap_or_default(),
+                    why,
+                });
+            }
+        };
+        if let Some(path) = path {
+            return self.one_path(tree.as_fd(), &path);
+        }
+        let paths = match &self.record {
+            // Only within the sources may anything be deleted, so these are named.
+            Some(record) if spec.delete => record
+                .sources
+                .iter()
+                .map(|text| unescape_path(text.trim_start_matches('/')))
+                .collect(),
+            _ => names_in(tree.as_fd(), Path::new("."))
+                .map_err(|source| SnapshotError::Volume {
+                    op: "list",
+                    object: self.folder_text(),
+                    source,
+                })?
+                .into_iter()
+                .map(|(name, _)| name)
+                .collect(),
+        };
+        Ok(What {
+            base: self.folder.clone(),
+            paths,
+        })
+    }
+
+    /// Finds one path in the snapshot, step by step, so that no symbolic link in it leads outside.
+    fn one_path(
+        &self,
+        tree: std::os::fd::BorrowedFd<'_>,
+        path: &Path,
+    ) -> Result<What, SnapshotError> {
+        let missing = || SnapshotError::NoSuchPath {
+            snapshot: self.folder_text(),
+            path: escape_path(path),
+        };
+        let below = path.strip_prefix("/").unwrap_or(path);
+        let (Some(parent), Some(name)) = (below.parent(), below.file_name()) else {
+            return Err(missing());
+        };
+        let mut at = tree
+            .try_clone_to_owned()
+            .map_err(|source| SnapshotError::System {
+                op: "copy a file descriptor",
+                source,
+            })?;
+        for step in parent.components() {
+            let step = Path::new(step.as_os_str());
+            let stat = statat(&at, step, AtFlags::SYMLINK_NOFOLLOW).map_err(|_| missing())?;
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+                return Err(SnapshotError::PathRefused {
+                    path: escape_path(path),
+                    why: "leads through a symbolic link in the snapshot; name the real path",
+                });
+            }
+            at = open_folder(at.as_fd(), step).map_err(|_| missing())?;
+        }
+        statat(&at, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|_| missing())?;
+        Ok(What {
+            base: self.folder.join(parent),
+            paths: vec![PathBuf::from(name)],
+        })
+    }
+
+    /// Deleting is right only where the snapshot is known to hold everything that there was.
+    fn check_delete(&self, spec: &RestoreSpec) -> Result<(), SnapshotError> {
+        let refuse = |why: &str| {
+            Err(SnapshotError::DestinationRefused {
+                path: escape_path(&spec.to),
+                why: format!("with --delete, {why}"),
+            })
+        };
+        let Some(record) = self
+            .record
+            .as_ref()
+            .filter(|_| self.kind == EntryKind::Good)
+        else {
+            return refuse("files that this snapshot is missing would be lost");
+        };
+        let left_out = |warning: &Warning| {
+            matches!(
+                warning,
+                Warning::OwnVolumeLeftOut { .. } | Warning::KernelFileSystemLeftOut { .. }
+            )
+        };
+        let patterns = !record.excludes.is_empty()
+            || !record.exclude_from.is_empty()
+            || record.warnings.iter().any(left_out);
+        if patterns && !spec.delete_excluded {
+            return refuse("files that the job's patterns left out of the snapshot would be lost");
+        }
+        Ok(())
+    }
+}
+
+fn refused(path: &Path, why: String) -> SnapshotError {
+    SnapshotError::DestinationRefused {
+        path: escape_path(path),
+        why,
+    }
+}
+
+/// Checks that the destination is a folder outside the volume, and that no symbolic link stands
+/// where the snapshot's first folders go: rsync would replace it with a folder.
+fn check_destination(
+    to: &Path,
+    volume_root: &Path,
+    what: &What,
+    spec: &RestoreSpec,
+) -> Result<(), SnapshotError> {
+    match std::fs::metadata(to) {
+        Ok(metadata) if !metadata.is_dir() => {
+            return Err(refused(to, "it is not a folder".to_owned()));
+        }
+        Ok(_) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(refused(to, e.to_string())),
+    }
+    let volume = std::fs::canonicalize(volume_root).map_err(|source| SnapshotError::Volume {
+        op: "resolve",
+        object: escape_path(volume_root),
+        source,
+    })?;
+    let real = real_path(to);
+    if real.starts_with(&volume) {
+        return Err(refused(to, "it lies in the volume itself".to_owned()));
+    }
+    for path in &what.paths {
+        if spec.delete && volume.starts_with(real.join(path)) {
+            return Err(refused(
+                to,
+                "with --delete, the mounted volume lies in it".to_owned(),
+            ));
+        }
+        let mut at = to.to_owned();
+        for step in path.components() {
+            at.push(step);
+            if let Ok(target) = std::fs::read_link(&at)
+                && is_folder_in(volume_root, spec, what, to, &at)
+            {
+                let link = escape_path(&at);
+                let target = escape_path(&target);
+                let why = format!(
+                    "{link} is a symbolic link to {target} where the snapshot has a folder; \
+                     restore with a path to the place it points to"
+                );
+                return Err(refused(to, why));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether what would come to `at` is a folder in the snapshot.
+fn is_folder_in(volume_root: &Path, spec: &RestoreSpec, what: &What, to: &Path, at: &Path) -> bool {
+    let below = at.strip_prefix(to).unwrap_or(at);
+    let in_snapshot = volume_root
+        .join(spec.job.as_str())
+        .join(&what.base)
+        .join(below);
+    rustix::fs::lstat(&in_snapshot).is_ok_and(|stat| is_folder(&stat))
+}
+
+/// The real path of `path`, of which the last parts may not exist yet.
+fn real_path(path: &Path) -> PathBuf {
+    for ancestor in path.ancestors() {
+        if let Ok(real) = std::fs::canonicalize(ancestor) {
+            return path
+                .strip_prefix(ancestor)
+                .map_or_else(|_| real.clone(), |rest| real.join(rest));
+        }
+    }
+    path.to_owned()
+}
+
+fn invocation(job: &Path, to: &Path, what: &What, spec: &RestoreSpec) -> Invocation {
+    let mut arguments: Vec<OsString> = [
+        "-aHAXS",
+        "--numeric-ids",
+        "--relative",
+        "--no-human-readable",
+        "--outbuf=L",
+    ]
+    .map(OsString::from)
+    .to_vec();
+    if spec.dry_run {
+        arguments.extend(
+            ["--dry-run", "--info=stats2,flist0", "--out-format=%i %n%L"].map(OsString::from),
+        );
+    } else {
+        arguments.push("--info=progress2,stats2,flist0,name0".into());
+    }
+    if spec.delete {
+        arguments.push("--delete".into());
+    }
+    arguments.push("--".into());
+    for path in &what.paths {
+        // With --relative, what stands behind `/./` is what appears at the destination.
+        let mut argument = OsString::from("./");
+        argument.push(&what.base);
+        argument.push("/./");
+        argument.push(path);
+        arguments.push(argument);
+    }
+    let mut destination = to.as_os_str().to_owned();
+    if !destination.as_bytes().ends_with(b"/") {
+        destination.push("/");
+    }
+    arguments.push(destination);
+    let written_to = to.ancestors().find(|path| path.exists());
+    Invocation::new(
+        arguments,
+        job,
+        written_to.unwrap_or(Path::new("/")),
+        Side::OutOfVolume,
+    )
+}
+
+fn judge(outcome: &Outcome, to: &Path) -> Result<(), SnapshotError> {
+    match &outcome.ended {
+        Ended::Whole | Ended::WithUnread => Ok(()),
+        Ended::Cancelled => Err(SnapshotError::RestoreCancelled),
+        Ended::Full(full) => Err(SnapshotError::DestinationFull {
+            path: escape_path(to),
+            kind: full.kind,
+            free_bytes: full.free_bytes,
+            free_inodes: full.free_inodes,
+        }),
+        Ended::Failed { ended, message } => Err(SnapshotError::RestoreFailed {
+            ended: ended.clone(),
+            first_message: message.clone(),
+            messages: outcome.messages.clone(),
+        }),
+    }
 }

@@ -95,6 +95,10 @@ pub struct RestoreSpec {
     /// else within each of the snapshot's sources. Never anything beside them.
     #[serde(default)]
     pub delete: bool,
+    /// With `delete`: also where the job left files out by patterns, which are then lost at the
+    /// destination.
+    #[serde(default)]
+    pub delete_excluded: bool,
     /// As in [`SnapshotSpec::rsync`].
     #[serde(default = "rsync_name", with = "path_text")]
     pub rsync: PathBuf,
@@ -111,6 +115,7 @@ impl RestoreSpec {
             to,
             dry_run: false,
             delete: false,
+            delete_excluded: false,
             rsync: rsync_name(),
         }
     }

@@ -1,13 +1,363 @@
-//! Takes a snapshot.
-use crate::{Cancel, Progress, SnapshotError, SnapshotReport, SnapshotSpec};
-use std::path::Path;
-/// Takes a snapshot.
+//! Takes a snapshot: recovers what an earlier run left, runs rsync, and gives the result its name.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::checkpoint::{self, Checkpoints};
+use crate::error::SnapshotError;
+use crate::job::{Folder, JobFolder, RunFolder};
+use crate::name::{SnapshotName, choose_name};
+use crate::record::{EntryKind, LinkedFrom, RECORD_FORMAT, RunRecord, Warning};
+use crate::rsync::{Ended, Invocation, Outcome, Rsync, Side};
+use crate::sources::Sources;
+use crate::spec::{Cancel, Phase, Progress, SnapshotReport, SnapshotSpec};
+use crate::text::{escape_name, escape_path};
+
+/// Takes a snapshot of `spec.sources` into the job's folder on the volume that is mounted at
+/// `volume_root`.
+///
+/// When it returns `Ok`, the snapshot is whole (or, with `record.complete` false, lacks only source
+/// files that could not be read), named, and handed to the volume by `syncfs`; the caller reports
+/// success only after the volume's durable flush. When it returns an error, no snapshot was made,
+/// older ones are whole, and what was copied is kept for the next run.
+///
+/// `now` is the run's moment; the snapshot is named after it.
 pub fn take(
-    _volume_root: &Path,
-    _spec: &SnapshotSpec,
-    _now: jiff::Timestamp,
-    _progress: &mut dyn FnMut(Progress),
-    _cancel: &Cancel,
+    volume_root: &Path,
+    spec: &SnapshotSpec,
+    now: Timestamp,
+    progress: &mut dyn FnMut(Progress),
+    cancel: &Cancel,
 ) -> Result<SnapshotReport, SnapshotError> {
-    Err(SnapshotError::Cancelled)
+    take_with(
+        volume_root,
+        spec,
+        now,
+        progress,
+        cancel,
+        checkpoint::INTERVAL,
+    )
+}
+
+/// [`take`] with a checkpoint every `checkpoint_every`.
+pub(crate) fn take_with(
+    volume_root: &Path,
+    spec: &SnapshotSpec,
+    now: Timestamp,
+    progress: &mut dyn FnMut(Progress),
+    cancel: &Cancel,
+    checkpoint_every: Duration,
+) -> Result<SnapshotReport, SnapshotError> {
+    progress(Progress::begin(Phase::Checking));
+    let rsync = Rsync::find(&spec.rsync)?;
+    let sources = Sources::look(spec, volume_root)?;
+    let folder = JobFolder::open_for_run(volume_root, &spec.job)?;
+    // Opened before the first write: syncfs reports the errors since then.
+    let sync = File::open(&folder.job.path).map_err(|source| SnapshotError::Volume {
+        op: "open",
+        object: spec.job.to_string(),
+        source,
+    })?;
+    progress(Progress::begin(Phase::Recovering));
+    let mut warnings = sources.warnings.clone();
+    warnings.extend(folder.recover(cancel)?);
+    if cancel.is_cancelled() {
+        return Err(SnapshotError::Cancelled);
+    }
+    let chosen = choose_name(now, &folder.taken()?);
+    warnings.extend(
+        chosen
+            .clock_behind
+            .map(|newest| Warning::ClockBehind { newest }),
+    );
+    let run = Run {
+        spec,
+        name: chosen.name,
+        started: now,
+        linked_from: folder.link_sources(chosen.name)?,
+        folder,
+        sync,
+        rsync,
+        sources,
+    };
+    run.carry_out(warnings, progress, cancel, checkpoint_every)
+}
+
+struct Run<'a> {
+    spec: &'a SnapshotSpec,
+    name: SnapshotName,
+    started: Timestamp,
+    linked_from: Vec<(Folder, EntryKind)>,
+    folder: RunFolder,
+    /// For `syncfs`.
+    sync: File,
+    rsync: Rsync,
+    sources: Sources,
+}
+
+impl Run<'_> {
+    fn carry_out(
+        &self,
+        warnings: Vec<Warning>,
+        progress: &mut dyn FnMut(Progress),
+        cancel: &Cancel,
+        checkpoint_every: Duration,
+    ) -> Result<SnapshotReport, SnapshotError> {
+        let inflight = self.folder.make_inflight(self.name)?;
+        let began = std::time::Instant::now();
+        let checkpoints = Checkpoints::begin(&self.folder.state, self.name, checkpoint_every)
+            .map_err(|source| SnapshotError::System {
+                op: "start a thread",
+                source,
+            })?;
+        let invocation = self.invocation(inflight);
+        let outcome = self.rsync.run(&invocation, progress, cancel);
+        let checkpointed = checkpoints.end();
+        let outcome = match outcome {
+            Ok(outcome) => outcome,
+            Err(e) => {
+                let _ = self.keep_partial(None);
+                return Err(e);
+            }
+        };
+        progress(Progress {
+            phase: Phase::Syncing,
+            ..outcome.progress
+        });
+        let mut record = self.record(&invocation, &outcome, warnings);
+        // By the clock that nobody sets, so that it never lies before the start.
+        record.ended = self
+            .started
+            .checked_add(began.elapsed())
+            .unwrap_or(self.started);
+        let synced = checkpointed
+            .map_err(|source| self.sync_failed(source))
+            .and_then(|()| self.sync());
+        match self.verdict(&outcome, inflight) {
+            Ok(()) => {
+                // A failed sync leaves `.inflight` behind, of which nothing is trusted.
+                synced?;
+                self.finish(record, progress, cancel)
+            }
+            Err(stopped) => {
+                synced?;
+                record.finished_run = false;
+                record.complete = false;
+                record.stopped_by = Some(stopped.to_string());
+                self.keep_partial(Some(&record))?;
+                Err(stopped)
+            }
+        }
+    }
+
+    /// Whether what rsync made deserves a name.
+    fn verdict(&self, outcome: &Outcome, inflight: Folder) -> Result<(), SnapshotError> {
+        match &outcome.ended {
+            Ended::Whole | Ended::WithUnread => {}
+            Ended::Cancelled => return Err(SnapshotError::Cancelled),
+            Ended::Full(full) => {
+                return Err(SnapshotError::VolumeFull {
+                    kind: full.kind,
+                    free_bytes: full.free_bytes,
+                    free_inodes: full.free_inodes,
+                });
+            }
+            Ended::Failed { ended, message } => {
+                // The reason behind the reason, where there is one.
+                self.sources.check_again()?;
+                return Err(SnapshotError::RsyncFailed {
+                    ended: ended.clone(),
+                    first_message: message.clone(),
+                    messages: outcome.messages.clone(),
+                });
+            }
+        }
+        self.sources.check_again()?;
+        let tree = self.folder.job.path.join(inflight.to_string());
+        for source in &self.sources.list {
+            let below = source.path.strip_prefix("/").unwrap_or(&source.path);
+            let there = std::fs::symlink_metadata(tree.join(below)).is_ok();
+            if !there && outcome.unread.is_empty() {
+                return Err(SnapshotError::SourceRefused {
+                    path: escape_path(&source.path),
+                    why: "the job's own patterns leave all of it out".to_owned(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), SnapshotError> {
+        rustix::fs::syncfs(&self.sync).map_err(|e| self.sync_failed(e.into()))
+    }
+
+    fn sync_failed(&self, source: std::io::Error) -> SnapshotError {
+        SnapshotError::Volume {
+            op: "sync",
+            object: self.spec.job.to_string(),
+            source,
+        }
+    }
+
+    /// The tree is durable: records it, names it, points `latest` to it. The record comes before
+    /// the name, so that no finished snapshot is ever without one.
+    fn finish(
+        &self,
+        mut record: RunRecord,
+        progress: &mut dyn FnMut(Progress),
+        cancel: &Cancel,
+    ) -> Result<SnapshotReport, SnapshotError> {
+        progress(Progress::begin(Phase::Naming));
+        self.folder.write_record(&record)?;
+        self.folder
+            .inflight_becomes(self.name, Folder::Named(self.name))?;
+        if !self.folder.point_latest(self.name)? {
+            record.warnings.push(Warning::LatestLeftAlone);
+        }
+        checkpoint::forget(&self.folder.state, self.name);
+        self.sync()?;
+        progress(Progress::begin(Phase::Removing));
+        for partial in self.folder.partials()? {
+            // The snapshot is made; what can't be removed now is removed by the next run.
+            if let Err(e) = self.folder.remove(partial, cancel) {
+                record.warnings.push(Warning::LeftoverKept {
+                    folder: partial.to_string(),
+                    reason: e.to_string(),
+                });
+            }
+        }
+        self.sync()?;
+        Ok(SnapshotReport {
+            name: self.name,
+            record,
+        })
+    }
+
+    /// Keeps an interrupted tree for the next run. Its content is durable.
+    fn keep_partial(&self, record: Option<&RunRecord>) -> Result<(), SnapshotError> {
+        let path = self
+            .folder
+            .job
+            .path
+            .join(Folder::Inflight(self.name).to_string());
+        // Succeeds only if nothing was copied; then there is nothing to keep.
+        if std::fs::remove_dir(&path).is_err() {
+            if let Some(record) = record {
+                // On a full volume there may be no room for it; the tree matters more.
+                let _ = self.folder.write_record(record);
+            }
+            if record.is_some() {
+                self.folder
+                    .inflight_becomes(self.name, Folder::Partial(self.name))?;
+            }
+        }
+        if record.is_some() {
+            checkpoint::forget(&self.folder.state, self.name);
+        }
+        self.sync()
+    }
+
+    /// rsync's command line. It runs in the job's folder, so that no name of the mount point
+    /// stands in it.
+    fn invocation(&self, inflight: Folder) -> Invocation {
+        let mut arguments: Vec<OsString> = [
+            "-aHAXS",
+            "--numeric-ids",
+            "--delete",
+            "--delete-excluded",
+            "--relative",
+            "--no-human-readable",
+            "--info=progress2,stats2,flist0,name0",
+            "--outbuf=L",
+        ]
+        .map(OsString::from)
+        .to_vec();
+        if self.spec.one_file_system {
+            arguments.push("--one-file-system".into());
+        }
+        // A relative one is relative to the place written to.
+        arguments.extend(
+            self.linked_from
+                .iter()
+                .map(|(folder, _)| OsString::from(format!("--link-dest=../{folder}"))),
+        );
+        // First match wins, so ours come first; and again last, because a `!` in a file with
+        // patterns clears those before it.
+        let ours = || {
+            self.sources
+                .left_out
+                .iter()
+                .map(|pattern| joined("--exclude=", pattern))
+        };
+        arguments.extend(ours());
+        let own_patterns = self.spec.excludes.iter();
+        arguments.extend(own_patterns.map(|pattern| format!("--exclude={pattern}").into()));
+        let files = self.spec.exclude_from.iter();
+        arguments.extend(files.map(|file| joined("--exclude-from=", file.as_os_str())));
+        arguments.extend(ours());
+        arguments.push("--".into());
+        let sources = self.sources.list.iter();
+        arguments.extend(sources.map(|source| source.path.clone().into_os_string()));
+        arguments.push(format!("./{inflight}/").into());
+        let job = &self.folder.job.path;
+        Invocation::new(arguments, job, job, Side::IntoVolume)
+    }
+
+    fn record(
+        &self,
+        invocation: &Invocation,
+        outcome: &Outcome,
+        warnings: Vec<Warning>,
+    ) -> RunRecord {
+        let texts = |paths: &[PathBuf]| paths.iter().map(|path| escape_path(path)).collect();
+        RunRecord {
+            format: RECORD_FORMAT,
+            job: self.spec.job.clone(),
+            name: self.name,
+            complete: outcome.ended == Ended::Whole,
+            finished_run: true,
+            sources: self
+                .sources
+                .list
+                .iter()
+                .map(|source| escape_path(&source.path))
+                .collect(),
+            excludes: self.spec.excludes.clone(),
+            exclude_from: texts(&self.spec.exclude_from),
+            started: self.started,
+            ended: self.started,
+            rsync_version: self.rsync.version.clone(),
+            rsync_arguments: invocation
+                .arguments
+                .iter()
+                .map(|argument| escape_name(argument.as_bytes()))
+                .collect(),
+            rsync_exit: outcome.exit,
+            stats: outcome.stats,
+            linked_from: self
+                .linked_from
+                .iter()
+                .map(|(folder, kind)| LinkedFrom {
+                    folder: folder.to_string(),
+                    kind: *kind,
+                })
+                .collect(),
+            unread: outcome.unread.clone(),
+            vanished: outcome.vanished.clone(),
+            messages: outcome.messages.clone(),
+            warnings,
+            stopped_by: None,
+        }
+    }
+}
+
+fn joined(option: &str, value: &std::ffi::OsStr) -> OsString {
+    let mut argument = OsString::from(option);
+    argument.push(value);
+    argument
 }

@@ -1,0 +1,132 @@
+//! Remembers during a run which files of `.inflight` are durable, so that after a crash those alone
+//! are trusted.
+//!
+//! After a crash a file can have its full size and its time without its data, where the file
+//! system allocates late. rsync would take such a file for the unchanged original and link it. So
+//! every [`INTERVAL`] a thread does this, in this order:
+//!
+//! 1. writes `.sprat/checkpoint.clock` and takes its change time T, by the file system's own clock;
+//! 2. `syncfs`: everything written before T is durable;
+//! 3. replaces `.sprat/NAME.checkpoint` with T. The write comes after the sync, and the volume keeps
+//!    that order to the server's disk: where the file says T, what was before T is there.
+//!
+//! rsync sets a file's times and renames it after its last byte was written, and both renew the
+//! inode's change time; so a file with an older change time than T has all its bytes. The recovery
+//! removes all others from the tree (names only). Were the clock set back under way, later files
+//! would look older: then the checkpoint is withdrawn for the rest of the run.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, Mode, OFlags, openat};
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::job::replace_file;
+use crate::name::SnapshotName;
+use crate::walk::change_time_ns;
+
+/// How much work a crash costs at most, and how often the volume is synced. ext4 commits its
+/// journal every 5 s by itself, so this adds little.
+pub(crate) const INTERVAL: Duration = Duration::from_secs(15);
+/// Change times come from the kernel's coarse clock (up to 10 ms behind); generously more.
+const MARGIN_NS: i128 = 1_000_000_000;
+/// The clock may be slewed by NTP; a step is more than that within a run.
+const STEP_BACK_NS: i128 = 500_000_000;
+
+/// The thread that makes checkpoints while it lives.
+pub(crate) struct Checkpoints {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<Result<(), io::Error>>>,
+}
+
+fn file_name(name: SnapshotName) -> String {
+    format!("{name}.checkpoint")
+}
+
+impl Checkpoints {
+    /// Begins to make checkpoints for the run `name` in the state folder.
+    pub(crate) fn begin(state: &OwnedFd, name: SnapshotName, every: Duration) -> io::Result<Self> {
+        let state = Arc::new(state.try_clone()?);
+        let (stop, stopped) = channel::<()>();
+        let thread = std::thread::Builder::new()
+            .name("checkpoint".to_owned())
+            .spawn(move || {
+                let offset = clock_offset_ns();
+                while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(every) {
+                    if clock_offset_ns() < offset - STEP_BACK_NS {
+                        forget(&state, name);
+                        return Ok(());
+                    }
+                    make(&state, name)?;
+                }
+                Ok(())
+            })?;
+        Ok(Self {
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+
+    /// Ends the thread, and tells whether a sync failed meanwhile.
+    pub(crate) fn end(mut self) -> io::Result<()> {
+        drop(self.stop.take());
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(result)) => result,
+            Some(Err(_)) => Err(io::Error::other("the checkpoint thread panicked")),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Checkpoints {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// How far the wall clock is ahead of the clock that nobody sets.
+fn clock_offset_ns() -> i128 {
+    let ns = |id| {
+        let time = clock_gettime(id);
+        i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec)
+    };
+    ns(ClockId::Realtime) - ns(ClockId::Boottime)
+}
+
+/// Makes one checkpoint.
+pub(crate) fn make(state: &OwnedFd, name: SnapshotName) -> io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+    let mut clock =
+        std::fs::File::from(openat(state, "checkpoint.clock", flags, Mode::from(0o600))?);
+    io::Write::write_all(&mut clock, b"now\n")?;
+    let now_ns = change_time_ns(&rustix::fs::fstat(&clock)?);
+    rustix::fs::syncfs(state)?;
+    let durable_before_ns = now_ns - MARGIN_NS;
+    replace_file(
+        state,
+        &file_name(name),
+        format!("{durable_before_ns}\n").as_bytes(),
+    )
+}
+
+/// The change time, in nanoseconds since 1970, before which everything of the run is durable.
+pub(crate) fn read(state: &OwnedFd, name: SnapshotName) -> Option<i128> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = std::fs::File::from(openat(state, file_name(name), flags, Mode::empty()).ok()?);
+    let mut text = String::new();
+    io::Read::read_to_string(&mut io::Read::take(file, 64), &mut text).ok()?;
+    text.strip_suffix('\n')?.parse().ok()
+}
+
+/// Withdraws the checkpoint of `name`.
+pub(crate) fn forget(state: &OwnedFd, name: SnapshotName) {
+    let _ = rustix::fs::unlinkat(state, file_name(name), AtFlags::empty());
+    let _ = rustix::fs::unlinkat(state, "checkpoint.clock", AtFlags::empty());
+}

@@ -1,0 +1,452 @@
+//! One job's folder on the volume: its entries, its lock, the recovery of what a run left, `latest`.
+//!
+//! | name in `/JOB` | is | gets there by |
+//! | --- | --- | --- |
+//! | `NAME.inflight` | a run at work, or killed | mkdir; always new and empty |
+//! | `NAME` | a finished snapshot | rename of the former, after `syncfs` and its record |
+//! | `latest` | relative symbolic link to a finished snapshot | rename over the old one |
+//! | `NAME.partial` | an interrupted tree whose files are all durable | rename of `.inflight` |
+//! | `.sprat/NAME.json` | the record | write, fsync, rename |
+//! | `.sprat/NAME.checkpoint` | what of `NAME.inflight` is durable | see `checkpoint` |
+//! | `.sprat/deleting-*` | a tree being removed | rename; the next run goes on removing |
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, FileType, FlockOperation, Mode, flock, fsync, mkdirat, renameat, statat,
+};
+
+use crate::checkpoint;
+use crate::error::SnapshotError;
+use crate::name::{JobName, SnapshotName};
+use crate::record::{EntryKind, RunRecord, Warning};
+use crate::spec::Cancel;
+use crate::text::escape_path;
+use crate::walk::{is_folder, names_in, open_folder, open_folder_at, remove_content};
+
+pub(crate) const STATE_FOLDER: &str = ".sprat";
+const DELETING: &str = "deleting-";
+const INFLIGHT: &str = ".inflight";
+const PARTIAL: &str = ".partial";
+/// A record is some kilobytes, with all its lists full about 300; more is not ours.
+const RECORD_BYTES_MAX: u64 = 16 << 20;
+/// rsync takes 20 `--link-dest`; the snapshots need some too.
+pub(crate) const PARTIALS_MAX: usize = 10;
+
+/// A folder of the job, by what its name says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Folder {
+    Named(SnapshotName),
+    Inflight(SnapshotName),
+    Partial(SnapshotName),
+}
+
+impl Folder {
+    pub(crate) fn parse(folder: &str) -> Option<Self> {
+        if let Some(name) = folder.strip_suffix(INFLIGHT) {
+            return SnapshotName::parse(name).ok().map(Self::Inflight);
+        }
+        if let Some(name) = folder.strip_suffix(PARTIAL) {
+            return SnapshotName::parse(name).ok().map(Self::Partial);
+        }
+        SnapshotName::parse(folder).ok().map(Self::Named)
+    }
+
+    pub(crate) fn name(self) -> SnapshotName {
+        match self {
+            Self::Named(name) | Self::Inflight(name) | Self::Partial(name) => name,
+        }
+    }
+}
+
+impl std::fmt::Display for Folder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Named(name) => write!(f, "{name}"),
+            Self::Inflight(name) => write!(f, "{name}{INFLIGHT}"),
+            Self::Partial(name) => write!(f, "{name}{PARTIAL}"),
+        }
+    }
+}
+
+/// A job's folder, opened.
+#[derive(Debug)]
+pub(crate) struct JobFolder {
+    pub(crate) path: PathBuf,
+    job: String,
+    folder: OwnedFd,
+}
+
+/// A job's folder, locked for one run. Dropping it unlocks.
+#[derive(Debug)]
+pub(crate) struct RunFolder {
+    pub(crate) job: JobFolder,
+    /// `.sprat`; carries the flock.
+    pub(crate) state: OwnedFd,
+}
+
+fn on_volume(op: &'static str, object: &dyn ToString) -> impl FnOnce(io::Error) -> SnapshotError {
+    let object = object.to_string();
+    move |source| SnapshotError::Volume { op, object, source }
+}
+
+impl JobFolder {
+    /// Opens the folder of `job`; `job` is a name found on the volume or given by the user.
+    pub(crate) fn open(volume_root: &Path, job: &Path) -> Result<Self, SnapshotError> {
+        let path = volume_root.join(job);
+        let name = escape_path(job);
+        match open_folder_at(&path) {
+            Ok(folder) => Ok(Self {
+                path,
+                job: name,
+                folder,
+            }),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                Err(SnapshotError::NoSuchJob { job: name })
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotADirectory || is_loop(&e) => {
+                Err(SnapshotError::Layout {
+                    object: name,
+                    why: "is not a folder".to_owned(),
+                })
+            }
+            Err(e) => Err(on_volume("open", &name)(e)),
+        }
+    }
+
+    /// Opens the folder of `job` for a run, makes what is missing, and locks it.
+    pub(crate) fn open_for_run(
+        volume_root: &Path,
+        job: &JobName,
+    ) -> Result<RunFolder, SnapshotError> {
+        let root = open_folder_at(volume_root).map_err(on_volume("open", &"its root"))?;
+        make_folder(&root, job.as_str(), 0o755).map_err(on_volume("make folder", &job))?;
+        let this = Self::open(volume_root, Path::new(job.as_str()))?;
+        // Only root reads it: names of unread files stand in it.
+        make_folder(&this.folder, STATE_FOLDER, 0o700)
+            .map_err(on_volume("make folder", &STATE_FOLDER))?;
+        let state = open_folder(this.folder.as_fd(), Path::new(STATE_FOLDER))
+            .map_err(on_volume("open", &STATE_FOLDER))?;
+        match flock(&state, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(RunFolder { job: this, state }),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(SnapshotError::Busy {
+                job: job.to_string(),
+            }),
+            Err(e) => Err(on_volume("lock", &STATE_FOLDER)(e.into())),
+        }
+    }
+
+    /// The names of all folders in it, ours and others', without the state folder.
+    pub(crate) fn folders(&self) -> Result<Vec<PathBuf>, SnapshotError> {
+        let names =
+            names_in(self.folder.as_fd(), Path::new(".")).map_err(on_volume("list", &self.job))?;
+        Ok(names
+            .into_iter()
+            .filter(|(name, kind)| match kind {
+                FileType::Directory => name != Path::new(STATE_FOLDER),
+                FileType::Unknown => self.is_folder(name),
+                _ => false,
+            })
+            .map(|(name, _)| name)
+            .collect())
+    }
+
+    pub(crate) fn is_folder(&self, name: &Path) -> bool {
+        statat(&self.folder, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| is_folder(&stat))
+    }
+
+    /// Our own folders, in the order of their names.
+    pub(crate) fn own_folders(&self) -> Result<Vec<Folder>, SnapshotError> {
+        let mut own: Vec<Folder> = self
+            .folders()?
+            .iter()
+            .filter_map(|path| Folder::parse(path.to_str()?))
+            .collect();
+        own.sort_by_key(|folder| (folder.name(), *folder));
+        Ok(own)
+    }
+
+    /// The record of `name`, or why there is none.
+    pub(crate) fn record(&self, name: SnapshotName) -> Result<RunRecord, String> {
+        let path = self.path.join(STATE_FOLDER).join(format!("{name}.json"));
+        let file = open_plain(&path).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => "it has no record".to_owned(),
+            _ => format!("its record can't be read: {e}"),
+        })?;
+        let mut text = Vec::new();
+        io::Read::read_to_end(&mut io::Read::take(file, RECORD_BYTES_MAX), &mut text)
+            .map_err(|e| format!("its record can't be read: {e}"))?;
+        let record: RunRecord =
+            serde_json::from_slice(&text).map_err(|e| format!("its record is damaged: {e}"))?;
+        if record.name == name {
+            Ok(record)
+        } else {
+            Err(format!("its record is that of {}", record.name))
+        }
+    }
+
+    /// What `folder` is, by its name and record.
+    pub(crate) fn kind(&self, folder: Folder) -> (EntryKind, Result<RunRecord, String>) {
+        let record = self.record(folder.name());
+        let kind = match (folder, &record) {
+            (Folder::Inflight(_), _) => EntryKind::Inflight,
+            (Folder::Partial(_), _) => EntryKind::Partial,
+            (Folder::Named(_), Ok(record)) if record.finished_run && record.complete => {
+                EntryKind::Good
+            }
+            (Folder::Named(_), Ok(record)) if record.finished_run => EntryKind::Unread,
+            (Folder::Named(_), _) => EntryKind::Unrecorded,
+        };
+        (kind, record)
+    }
+
+    /// The finished snapshot that `latest` points to.
+    pub(crate) fn latest(&self) -> Option<SnapshotName> {
+        let target = rustix::fs::readlinkat(&self.folder, "latest", Vec::new()).ok()?;
+        let name = SnapshotName::parse(target.to_str().ok()?).ok()?;
+        self.is_folder(Path::new(&name.to_string())).then_some(name)
+    }
+}
+
+fn is_loop(e: &io::Error) -> bool {
+    e.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
+}
+
+/// Opens a regular file for reading; never waits on a fifo, never follows a symbolic link.
+fn open_plain(path: &Path) -> io::Result<std::fs::File> {
+    use rustix::fs::{OFlags, open};
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = std::fs::File::from(open(path, flags, Mode::empty())?);
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(io::Error::other("not a regular file"))
+    }
+}
+
+fn make_folder(at: &OwnedFd, name: &str, mode: u32) -> io::Result<()> {
+    match mkdirat(at, name, Mode::from(mode)) {
+        Ok(()) => Ok(fsync(at)?),
+        Err(rustix::io::Errno::EXIST) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+impl RunFolder {
+    /// Every name that a new snapshot must not get.
+    pub(crate) fn taken(&self) -> Result<BTreeSet<SnapshotName>, SnapshotError> {
+        let all = names_in(self.job.folder.as_fd(), Path::new("."))
+            .map_err(on_volume("list", &self.job.job))?;
+        let mut taken: BTreeSet<SnapshotName> = all
+            .iter()
+            .filter_map(|(name, _)| Folder::parse(name.to_str()?).map(Folder::name))
+            .collect();
+        for (name, _) in self.state_names()? {
+            let stem = name.to_str().and_then(|name| name.split('.').next());
+            taken.extend(stem.and_then(|stem| SnapshotName::parse(stem).ok()));
+        }
+        Ok(taken)
+    }
+
+    fn state_names(&self) -> Result<Vec<(PathBuf, FileType)>, SnapshotError> {
+        names_in(self.state.as_fd(), Path::new(".")).map_err(on_volume("list", &STATE_FOLDER))
+    }
+
+    /// Makes the new, empty folder that rsync will fill.
+    pub(crate) fn make_inflight(&self, name: SnapshotName) -> Result<Folder, SnapshotError> {
+        let folder = Folder::Inflight(name);
+        // Exclusive: never into a folder that is there already.
+        mkdirat(&self.job.folder, folder.to_string(), Mode::from(0o755))
+            .map_err(|e| on_volume("make folder", &folder)(e.into()))?;
+        Ok(folder)
+    }
+
+    /// Takes up what earlier runs left: goes on removing what was being removed, and makes each
+    /// leftover `.inflight` a `.partial` of which only durable files are left.
+    pub(crate) fn recover(&self, cancel: &Cancel) -> Result<Vec<Warning>, SnapshotError> {
+        let mut warnings = Vec::new();
+        for (name, _) in self.state_names()? {
+            let deleting = name.to_str().is_some_and(|name| name.starts_with(DELETING));
+            if deleting {
+                self.finish_removal(&name, cancel)?;
+            }
+        }
+        for folder in self.job.own_folders()? {
+            if let Folder::Inflight(name) = folder {
+                warnings.extend(self.recover_inflight(name, cancel)?);
+            }
+        }
+        let partials = self.partials()?;
+        if partials.len() > PARTIALS_MAX {
+            // The newest may have been stopped early, the oldest was the first and maybe longest.
+            for partial in &partials[1..=partials.len() - PARTIALS_MAX] {
+                self.remove(*partial, cancel)?;
+            }
+        }
+        Ok(warnings)
+    }
+
+    fn recover_inflight(
+        &self,
+        name: SnapshotName,
+        cancel: &Cancel,
+    ) -> Result<Option<Warning>, SnapshotError> {
+        let folder = Folder::Inflight(name);
+        let tree = open_folder(self.job.folder.as_fd(), Path::new(&folder.to_string()))
+            .map_err(on_volume("open", &folder))?;
+        let Some(durable_before_ns) = checkpoint::read(&self.state, name) else {
+            // Nothing in it can be trusted. Its links are in older snapshots anyway.
+            self.remove(folder, cancel)?;
+            return Ok(None);
+        };
+        let swept =
+            crate::walk::remove_files_changed_since(tree.as_fd(), durable_before_ns, cancel)
+                .map_err(on_volume("sweep", &folder))?;
+        let Some(files) = swept else {
+            return Err(SnapshotError::Cancelled);
+        };
+        self.inflight_becomes(name, Folder::Partial(name))?;
+        checkpoint::forget(&self.state, name);
+        Ok((files > 0).then_some(Warning::CrashedRunSwept { files }))
+    }
+
+    /// Renames `NAME.inflight`, whose content is durable, and makes the new name durable.
+    pub(crate) fn inflight_becomes(
+        &self,
+        name: SnapshotName,
+        to: Folder,
+    ) -> Result<(), SnapshotError> {
+        let from = Folder::Inflight(name);
+        // A rename onto a folder replaces it only if it is empty; ours never exists.
+        if self.job.is_folder(Path::new(&to.to_string())) {
+            return Err(SnapshotError::Layout {
+                object: to.to_string(),
+                why: "exists already".to_owned(),
+            });
+        }
+        renameat(
+            &self.job.folder,
+            from.to_string(),
+            &self.job.folder,
+            to.to_string(),
+        )
+        .map_err(|e| on_volume("rename", &from)(e.into()))?;
+        fsync(&self.job.folder).map_err(|e| on_volume("sync", &self.job.job)(e.into()))
+    }
+
+    /// All `.partial`, oldest first.
+    pub(crate) fn partials(&self) -> Result<Vec<Folder>, SnapshotError> {
+        let own = self.job.own_folders()?;
+        Ok(own
+            .into_iter()
+            .filter(|folder| matches!(folder, Folder::Partial(_)))
+            .collect())
+    }
+
+    /// Removes one of our interrupted trees, and its record. Once this has begun, each later run
+    /// goes on with it.
+    pub(crate) fn remove(&self, folder: Folder, cancel: &Cancel) -> Result<(), SnapshotError> {
+        assert!(
+            !matches!(folder, Folder::Named(_)),
+            "finished snapshots are not removed here"
+        );
+        let away = format!("{DELETING}{folder}");
+        renameat(&self.job.folder, folder.to_string(), &self.state, &away)
+            .map_err(|e| on_volume("rename", &folder)(e.into()))?;
+        checkpoint::forget(&self.state, folder.name());
+        let record = format!("{}.json", folder.name());
+        let _ = rustix::fs::unlinkat(&self.state, record, AtFlags::empty());
+        self.finish_removal(Path::new(&away), cancel)
+    }
+
+    fn finish_removal(&self, name: &Path, cancel: &Cancel) -> Result<(), SnapshotError> {
+        let object = escape_path(name);
+        let tree = open_folder(self.state.as_fd(), name).map_err(on_volume("open", &object))?;
+        let done = remove_content(tree.as_fd(), cancel).map_err(on_volume("remove", &object))?;
+        if !done {
+            return Err(SnapshotError::Cancelled);
+        }
+        rustix::fs::unlinkat(&self.state, name, AtFlags::REMOVEDIR)
+            .map_err(|e| on_volume("remove", &object)(e.into()))
+    }
+
+    /// Writes the record so that it is whole or absent, and durable.
+    pub(crate) fn write_record(&self, record: &RunRecord) -> Result<(), SnapshotError> {
+        let name = format!("{}.json", record.name);
+        let mut text = serde_json::to_vec_pretty(record)
+            .map_err(|e| on_volume("write", &name)(io::Error::other(e)))?;
+        text.push(b'\n');
+        replace_file(&self.state, &name, &text).map_err(on_volume("write", &name))
+    }
+
+    /// Points `latest` to `name`. Returns false where `latest` is something of somebody else's.
+    pub(crate) fn point_latest(&self, name: SnapshotName) -> Result<bool, SnapshotError> {
+        let there = statat(&self.job.folder, "latest", AtFlags::SYMLINK_NOFOLLOW);
+        match there {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink => {
+                return Ok(false);
+            }
+            _ => {}
+        }
+        let _ = rustix::fs::unlinkat(&self.state, "latest.new", AtFlags::empty());
+        rustix::fs::symlinkat(name.to_string(), &self.state, "latest.new")
+            .and_then(|()| renameat(&self.state, "latest.new", &self.job.folder, "latest"))
+            .and_then(|()| fsync(&self.job.folder))
+            .map_err(|e| on_volume("replace", &"latest")(e.into()))?;
+        Ok(true)
+    }
+
+    /// The trees to link unchanged files from, best first: interrupted ones, newest first, then
+    /// the newest two snapshots, of which one is whole if there is any whole one.
+    pub(crate) fn link_sources(
+        &self,
+        new: SnapshotName,
+    ) -> Result<Vec<(Folder, EntryKind)>, SnapshotError> {
+        let mut from: Vec<(Folder, EntryKind)> = self
+            .partials()?
+            .into_iter()
+            .rev()
+            .map(|folder| (folder, EntryKind::Partial))
+            .collect();
+        let mut snapshots: Vec<Folder> = self
+            .job
+            .own_folders()?
+            .into_iter()
+            .filter(|folder| matches!(folder, Folder::Named(_)))
+            .collect();
+        // Newest first; those of a clock that ran ahead come last.
+        snapshots.sort_by_key(|folder| (folder.name() > new, std::cmp::Reverse(folder.name())));
+        let newest: Vec<(Folder, EntryKind)> = snapshots
+            .iter()
+            .take(2)
+            .map(|folder| (*folder, self.job.kind(*folder).0))
+            .collect();
+        from.extend(&newest);
+        if !newest.iter().any(|(_, kind)| *kind == EntryKind::Good) {
+            let good = snapshots.iter().skip(2).find_map(|folder| {
+                (self.job.kind(*folder).0 == EntryKind::Good).then_some((*folder, EntryKind::Good))
+            });
+            from.extend(good);
+        }
+        Ok(from)
+    }
+}
+
+/// Replaces the file `name` in `folder` so that it is the old or the new one, and durable.
+pub(crate) fn replace_file(folder: &OwnedFd, name: &str, content: &[u8]) -> io::Result<()> {
+    use rustix::fs::{OFlags, openat};
+    let new = format!("{name}.new");
+    match rustix::fs::unlinkat(folder, &new, AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let mut file = std::fs::File::from(openat(folder, &new, flags, Mode::from(0o600))?);
+    io::Write::write_all(&mut file, content)?;
+    file.sync_all()?;
+    renameat(folder, &new, folder, name)?;
+    Ok(fsync(folder)?)
+}

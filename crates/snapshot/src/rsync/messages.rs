@@ -1,0 +1,290 @@
+//! Judges each line that rsync writes to stderr: harmless, a source file that could not be read, or
+//! a failure. What is not known is a failure.
+//!
+//! The texts are those of rsync 3.1 to 3.5 (flist.c, sender.c, generator.c, receiver.c, xattrs.c,
+//! acls.c, main.c). Since 3.2 a system error begins with `rsync: [ROLE] `, before with `rsync: `.
+//! File names stand in double quotes with control characters as `\#ooo`, so a message is one line;
+//! but a name may hold any text, quotes too. So a line is judged only by its beginning, which no
+//! name can reach, and by the error number at its end.
+
+use crate::text::{escape_name, unescape_name};
+
+/// What a line means for the run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Says nothing of its own, such as the last line that repeats the exit code.
+    Harmless,
+    /// A source file was gone when rsync came to it.
+    Vanished(Vec<u8>),
+    /// A source file or folder could not be read.
+    Unread(Vec<u8>),
+    /// The receiving side is out of room (or quota), if its file system agrees.
+    NoSpace,
+    /// Anything else.
+    Failure,
+}
+
+/// What the sender says about one source file. The name follows, up to the closing quote.
+const UNREAD: [&str; 7] = [
+    "send_files failed to open ",
+    "readlink_stat(",
+    "opendir ",
+    "readdir(",
+    "read errors mapping ",
+    "get_xattr_names: llistxattr(",
+    "get_xattr_data: lgetxattr(",
+];
+
+/// Errors of a source file's own: permission, gone, damaged, a stale or strange file system. Not
+/// among them are those that tell of the machine (memory, open files, space).
+const SOURCE_ERRNO: [i32; 14] = [
+    1,   // EPERM
+    2,   // ENOENT
+    5,   // EIO
+    6,   // ENXIO
+    13,  // EACCES
+    20,  // ENOTDIR
+    22,  // EINVAL
+    36,  // ENAMETOOLONG
+    40,  // ELOOP
+    61,  // ENODATA: the file became shorter while it was read
+    74,  // EBADMSG: ext4 and xfs say so of damaged metadata
+    107, // ENOTCONN: a FUSE file system whose process died
+    116, // ESTALE
+    117, // EUCLEAN: damaged file system
+];
+const ENOSPC: i32 = 28;
+const EDQUOT: i32 = 122;
+
+/// Judges one line without its newline.
+pub(crate) fn judge(line: &[u8]) -> Verdict {
+    let text = String::from_utf8_lossy(line);
+    let text = text.trim_end();
+    if is_harmless(text) {
+        return Verdict::Harmless;
+    }
+    for beginning in ["file has vanished: ", "directory has vanished: "] {
+        if let Some(rest) = text.strip_prefix(beginning) {
+            return Verdict::Vanished(quoted(rest));
+        }
+    }
+    // The file changed each time while it was sent, so rsync gave up. It reads the file itself for
+    // the sum; the volume is not part of that.
+    if let Some(name) = text
+        .strip_prefix("ERROR: ")
+        .and_then(|rest| rest.strip_suffix(" failed verification -- update discarded."))
+    {
+        return Verdict::Unread(unescape_name(name));
+    }
+    let Some(rest) = text.strip_prefix("rsync: ") else {
+        return too_long(text).map_or(Verdict::Failure, Verdict::Unread);
+    };
+    let (role, said) = split_role(rest);
+    match errno_at_end(said) {
+        Some(ENOSPC | EDQUOT) if role != Some("sender") => return Verdict::NoSpace,
+        Some(errno) if SOURCE_ERRNO.contains(&errno) => {}
+        _ => return Verdict::Failure,
+    }
+    if role.is_some_and(|role| role != "sender") {
+        return Verdict::Failure;
+    }
+    for beginning in UNREAD {
+        if let Some(rest) = said.strip_prefix(beginning) {
+            // The xattr calls are the receiver's too; without a role they can't be told apart.
+            if role.is_none() && beginning.starts_with("get_xattr") {
+                return Verdict::Failure;
+            }
+            return Verdict::Unread(quoted(rest));
+        }
+    }
+    match said.strip_prefix("get_acl: sys_acl_get_file(") {
+        Some(rest) if role == Some("sender") => {
+            Verdict::Unread(unescape_name(rest.split(", ").next().unwrap_or(rest)))
+        }
+        _ => Verdict::Failure,
+    }
+}
+
+fn is_harmless(text: &str) -> bool {
+    text.is_empty()
+        || text == "IO error encountered -- skipping file deletion"
+        // The closing lines repeat the exit code, which is looked at by itself.
+        || ["rsync error: ", "rsync warning: "]
+            .iter()
+            .any(|closing| {
+                text.strip_prefix(closing).is_some_and(|rest| {
+                    (rest.starts_with("some files/attrs were not transferred ")
+                        && rest.contains("(code 23)"))
+                        || (rest.starts_with("some files vanished ") && rest.contains("(code 24)"))
+                })
+            })
+        // Will be sent again; if that fails too, the message is an ERROR.
+        || (text.starts_with("WARNING: ")
+            && text.ends_with(" failed verification -- update discarded (will try again)."))
+}
+
+/// `filename overflows max-path len by N: DIR/NAME`, `skipping overly long name: NAME`.
+fn too_long(text: &str) -> Option<Vec<u8>> {
+    if let Some(rest) = text.strip_prefix("skipping overly long name: ") {
+        return Some(unescape_name(rest));
+    }
+    let rest = text.strip_prefix("filename overflows max-path len by ")?;
+    Some(unescape_name(rest.split_once(": ")?.1))
+}
+
+/// Splits `[sender] opendir …` into role and rest.
+fn split_role(text: &str) -> (Option<&str>, &str) {
+    text.strip_prefix('[')
+        .and_then(|rest| rest.split_once("] "))
+        .filter(|(role, _)| role.chars().all(|c| c.is_ascii_alphabetic()))
+        .map_or((None, text), |(role, rest)| (Some(role), rest))
+}
+
+/// The number in `…: Permission denied (13)`.
+fn errno_at_end(text: &str) -> Option<i32> {
+    let (_, number) = text.strip_suffix(')')?.rsplit_once(" (")?;
+    number.parse().ok()
+}
+
+/// What stands between the first double quote and the last one that the message itself put there.
+fn quoted(text: &str) -> Vec<u8> {
+    let Some((_, rest)) = text.split_once('"') else {
+        return unescape_name(text);
+    };
+    // After the name come `"`, maybe ` failed`, `,0)` or `)`, then `: reason (errno)` or nothing.
+    let name = rest
+        .rsplit_once("\": ")
+        .or_else(|| rest.rsplit_once("\" failed: "))
+        .or_else(|| rest.rsplit_once("\") failed: "))
+        .or_else(|| rest.rsplit_once("\"): "))
+        .or_else(|| rest.rsplit_once('"'))
+        .map_or(rest, |(name, _)| name);
+    unescape_name(name)
+}
+
+/// A line for the record: printable, and cut.
+pub(crate) fn printable(line: &[u8]) -> String {
+    const CHARS_MAX: usize = 500;
+    let text = escape_name(&unescape_name(&String::from_utf8_lossy(line)));
+    match text.char_indices().nth(CHARS_MAX) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn unread(name: &str) -> Verdict {
+        Verdict::Unread(name.as_bytes().to_vec())
+    }
+
+    #[test]
+    fn what_the_sender_could_not_read_is_unread() {
+        for line in [
+            r#"rsync: [sender] send_files failed to open "/a": Permission denied (13)"#,
+            r#"rsync: send_files failed to open "/a": Permission denied (13)"#,
+            r#"rsync: [sender] readlink_stat("/a") failed: Permission denied (13)"#,
+            r#"rsync: readlink_stat("/a") failed: Input/output error (5)"#,
+            r#"rsync: [sender] opendir "/a" failed: Permission denied (13)"#,
+            r#"rsync: [sender] readdir("/a"): Structure needs cleaning (117)"#,
+            r#"rsync: [sender] read errors mapping "/a": Input/output error (5)"#,
+            r#"rsync: [sender] read errors mapping "/a": No data available (61)"#,
+            r#"rsync: [sender] get_xattr_names: llistxattr("/a",1024) failed: Input/output error (5)"#,
+            r#"rsync: [sender] get_acl: sys_acl_get_file(/a, ACL_TYPE_ACCESS): Input/output error (5)"#,
+            "ERROR: /a failed verification -- update discarded.",
+            "filename overflows max-path len by 3: /a",
+        ] {
+            let got = judge(line.as_bytes());
+            if line.contains("llistxattr") {
+                assert!(matches!(got, Verdict::Unread(_)), "{line}");
+            } else {
+                assert_eq!(got, unread("/a"), "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_receiving_side_says_and_what_is_unknown_is_a_failure() {
+        for line in [
+            r#"rsync: [receiver] mkstemp "/v/.a.X" failed: Permission denied (13)"#,
+            r#"rsync: [receiver] rename "/v/.a.X" -> "a": Input/output error (5)"#,
+            r#"rsync: [generator] recv_generator: mkdir "/v/a" failed: Input/output error (5)"#,
+            "*** Skipping any contents from this failed directory ***",
+            r#"rsync: [generator] chown "/v/a" failed: Operation not permitted (1)"#,
+            r#"rsync: [receiver] rsync_xal_set: lsetxattr("a","user.x") failed: Operation not supported (95)"#,
+            r#"rsync: [generator] set_acl: sys_acl_set_file(a, ACL_TYPE_ACCESS): Operation not supported (95)"#,
+            r#"rsync: [generator] opendir "/v/a" failed: Input/output error (5)"#,
+            r#"rsync: get_xattr_names: llistxattr("/a",1024) failed: Input/output error (5)"#,
+            r#"rsync: [sender] send_files failed to open "/a": Too many open files (24)"#,
+            r#"rsync: [sender] opendir "/a" failed: Cannot allocate memory (12)"#,
+            r#"rsync: [sender] link_stat "/a" failed: No such file or directory (2)"#,
+            "rsync: [sender] fstat failed: Input/output error (5)",
+            "rsync error: error in file IO (code 11) at receiver.c(380) [receiver=3.2.7]",
+            "rsync error: received SIGINT, SIGTERM, or SIGHUP (code 20) at rsync.c(644)",
+            "something new",
+            // Names that look like another message.
+            r#"rsync: [receiver] mkstemp "/x: [sender] opendir "/a" failed": Permission denied (13)"#,
+            r#"x rsync: [sender] opendir "/a" failed: Permission denied (13)"#,
+            r#"rsync: [sender]x opendir "/a" failed: Permission denied (13)"#,
+        ] {
+            assert_eq!(judge(line.as_bytes()), Verdict::Failure, "{line}");
+        }
+    }
+
+    #[test]
+    fn no_space_counts_only_at_the_receiving_side_and_at_the_end_of_the_line() {
+        for line in [
+            r#"rsync: [receiver] write failed on "/v/a": No space left on device (28)"#,
+            r#"rsync: write failed on "/v/a": No space left on device (28)"#,
+            r#"rsync: [receiver] mkstemp "/v/.a.X" failed: No space left on device (28)"#,
+            r#"rsync: [generator] recv_generator: mkdir "/v/a" failed: Disk quota exceeded (122)"#,
+        ] {
+            assert_eq!(judge(line.as_bytes()), Verdict::NoSpace, "{line}");
+        }
+        let name = r#"rsync: [sender] opendir "/a: No space left on device (28)" failed: Permission denied (13)"#;
+        assert_eq!(
+            judge(name.as_bytes()),
+            unread("/a: No space left on device (28)")
+        );
+        let sender = r#"rsync: [sender] opendir "/a" failed: No space left on device (28)"#;
+        assert_eq!(judge(sender.as_bytes()), Verdict::Failure);
+    }
+
+    #[test]
+    fn vanished_files_and_closing_lines_are_told() {
+        assert_eq!(
+            judge(br#"file has vanished: "/a\#012b""#),
+            Verdict::Vanished(b"/a\nb".to_vec())
+        );
+        for line in [
+            "",
+            "rsync warning: some files vanished before they could be transferred (code 24) at main.c(1338) [sender=3.2.7]",
+            "rsync error: some files/attrs were not transferred (see previous errors) (code 23) at main.c(1394) [sender=3.5.0]",
+            "IO error encountered -- skipping file deletion",
+            "WARNING: a failed verification -- update discarded (will try again).",
+        ] {
+            assert_eq!(judge(line.as_bytes()), Verdict::Harmless, "{line}");
+        }
+    }
+
+    #[test]
+    fn names_are_taken_out_whole() {
+        let line = br#"rsync: [sender] send_files failed to open "/q"u": o\#012te": Permission denied (13)"#;
+        assert_eq!(judge(line), unread("/q\"u\": o\nte"));
+        let line = br#"rsync: [sender] opendir "/a" failed: b" failed: Permission denied (13)"#;
+        assert_eq!(judge(line), unread("/a\" failed: b"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_makes_the_judge_panic(line in prop::collection::vec(any::<u8>(), 0..80), head in 0usize..4) {
+            let mut whole = [&b"rsync: [sender] opendir \""[..], b"rsync: ", b"file has vanished: ", b""][head].to_vec();
+            whole.extend(line);
+            let _ = judge(&whole);
+            prop_assert!(!printable(&whole).chars().any(char::is_control));
+        }
+    }
+}

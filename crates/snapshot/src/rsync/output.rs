@@ -1,0 +1,172 @@
+//! Reads rsync's stdout: progress lines, the counts at its end, and itemized changes.
+
+use crate::record::RunStats;
+use crate::spec::{Phase, Progress};
+
+/// Reads a progress line of `--info=progress2 --no-human-readable`, such as
+/// `   20971520  99%  868.21MB/s    0:00:00 (xfr#3, to-chk=7/18)`; the part in parentheses is there
+/// only when a file was finished.
+pub(crate) fn parse_progress(line: &str, before: &Progress) -> Option<Progress> {
+    let mut words = line.split_whitespace();
+    let bytes_done = words.next()?.parse().ok()?;
+    let percent = words
+        .next()?
+        .strip_suffix('%')?
+        .parse::<u8>()
+        .ok()?
+        .min(100);
+    let bytes_per_s = parse_rate(words.next()?)?;
+    words.next().filter(|time| time.contains(':'))?;
+    let mut now = Progress {
+        phase: Phase::Copying,
+        bytes_done,
+        percent: Some(percent),
+        bytes_per_s: Some(bytes_per_s),
+        ..*before
+    };
+    for word in words {
+        let word = word.trim_matches(|c| c == '(' || c == ')' || c == ',');
+        let Some((what, counts)) = word.split_once('=') else {
+            continue;
+        };
+        let counts = counts
+            .split_once('/')
+            .and_then(|(left, all)| Some((left.parse::<u64>().ok()?, all.parse::<u64>().ok()?)));
+        if let Some((left, all)) = counts.filter(|_| matches!(what, "to-chk" | "ir-chk")) {
+            now.files_found = all;
+            now.files_done = all.saturating_sub(left);
+            now.all_found = what == "to-chk";
+        }
+    }
+    Some(now)
+}
+
+/// Reads `868.21MB/s`. rsync counts in 1024 here, whatever else it is told.
+fn parse_rate(word: &str) -> Option<u64> {
+    let word = word.strip_suffix("B/s")?;
+    let (number, unit) = match word.as_bytes().last()? {
+        b'k' | b'K' => (&word[..word.len() - 1], 10),
+        b'M' => (&word[..word.len() - 1], 20),
+        b'G' => (&word[..word.len() - 1], 30),
+        b'T' => (&word[..word.len() - 1], 40),
+        _ => (word, 0),
+    };
+    let (whole, part) = number.split_once('.').unwrap_or((number, "0"));
+    let whole: u64 = whole.parse().ok()?;
+    let hundredths: u64 = part.get(..2).unwrap_or(part).parse().ok()?;
+    let scale = 1u64 << unit;
+    whole
+        .checked_mul(scale)?
+        .checked_add(hundredths.checked_mul(scale)? / 100)
+}
+
+/// Takes one line of the counts that `--info=stats2` prints. Returns whether it was one.
+pub(crate) fn take_stat(line: &str, stats: &mut RunStats) -> bool {
+    let Some((what, value)) = line.split_once(": ") else {
+        return false;
+    };
+    let number = |text: &str| -> Option<u64> {
+        let digits: String = text
+            .trim_start()
+            .chars()
+            .take_while(|c| c.is_ascii_digit() || *c == ',')
+            .filter(char::is_ascii_digit)
+            .collect();
+        digits.parse().ok()
+    };
+    let Some(count) = number(value) else {
+        return false;
+    };
+    let field = match what {
+        "Number of files" => {
+            // `18 (reg: 6, dir: 11, link: 1)`
+            let regular = value.split_once("reg: ").and_then(|(_, rest)| number(rest));
+            stats.regular_files = regular.unwrap_or(0);
+            &mut stats.files
+        }
+        "Number of created files" => &mut stats.created,
+        "Number of deleted files" => &mut stats.deleted,
+        "Number of regular files transferred" => &mut stats.transferred,
+        "Total file size" => &mut stats.bytes_total,
+        "Total transferred file size" => &mut stats.bytes_transferred,
+        "Literal data" => &mut stats.bytes_literal,
+        "Matched data" => &mut stats.bytes_matched,
+        _ => return false,
+    };
+    *field = count;
+    true
+}
+
+/// Whether a line of `--out-format='%i %n%L'` tells a change, and not a mere look at a file.
+pub(crate) fn is_change(line: &str) -> bool {
+    let mut flags = line.bytes();
+    match flags.next() {
+        Some(b'*') => line.starts_with("*deleting"),
+        Some(b'<' | b'>' | b'c' | b'h' | b'.') => {
+            matches!(flags.next(), Some(b'f' | b'd' | b'L' | b'D' | b'S'))
+                && line.split(' ').next().is_some_and(|flags| flags.len() >= 9)
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn progress_lines_are_read() {
+        let start = Progress::begin(Phase::Copying);
+        let line = "       20971520  99%  868.21MB/s    0:00:00 (xfr#3, ir-chk=7/18) ";
+        let now = parse_progress(line, &start).unwrap();
+        assert_eq!(now.bytes_done, 20_971_520);
+        assert_eq!(now.percent, Some(99));
+        assert_eq!(now.bytes_per_s, Some(868 * (1 << 20) + (21 << 20) / 100));
+        assert_eq!(
+            (now.files_done, now.files_found, now.all_found),
+            (11, 18, false)
+        );
+        let next = parse_progress("      32768   0%    0.00kB/s    0:00:00  ", &now).unwrap();
+        assert_eq!((next.bytes_done, next.files_found), (32768, 18));
+        assert!(parse_progress("Number of files: 18 (reg: 6)", &start).is_none());
+    }
+
+    #[test]
+    fn counts_are_read_with_and_without_separators() {
+        let mut stats = RunStats::default();
+        assert!(take_stat(
+            "Number of files: 1,018 (reg: 1,006, dir: 11, link: 1)",
+            &mut stats
+        ));
+        assert!(take_stat("Total file size: 20971534 bytes", &mut stats));
+        assert!(!take_stat("sent 1 bytes  received 2 bytes", &mut stats));
+        assert_eq!((stats.files, stats.regular_files), (1018, 1006));
+        assert_eq!(stats.bytes_total, 20_971_534);
+    }
+
+    #[test]
+    fn itemized_changes_are_told_from_other_lines() {
+        for line in [
+            ">f+++++++++ a",
+            "cd+++++++++ d/",
+            "*deleting   x",
+            ".d..t...... d/",
+            "cS+++++++++ s",
+        ] {
+            assert!(is_change(line), "{line}");
+        }
+        for line in ["", "Number of files: 1", "sent 1 bytes", "*x"] {
+            assert!(!is_change(line), "{line}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_makes_the_readers_panic(line in "[ -~é%:()/=,.kMB]{0,60}") {
+            let _ = parse_progress(&line, &Progress::begin(Phase::Copying));
+            let _ = take_stat(&line, &mut RunStats::default());
+            let _ = is_change(&line);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Finds rsync and checks that its version will do.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::error::SnapshotError;
+use crate::text::{escape_name, escape_path};
+
+/// Where a plain program name is looked for. A caller that searches its own `PATH` gives an
+/// absolute path instead.
+const FOLDERS: [&str; 8] = [
+    "/usr/local/sbin",
+    "/usr/local/bin",
+    "/usr/sbin",
+    "/usr/bin",
+    "/sbin",
+    "/bin",
+    "/run/current-system/sw/bin",
+    "/opt/local/bin",
+];
+/// `--info` and progress for the whole run came with 3.1.0 (rsync's NEWS).
+const OLDEST: (u32, u32) = (3, 1);
+
+/// A usable rsync.
+#[derive(Debug, Clone)]
+pub(crate) struct Rsync {
+    pub(crate) path: PathBuf,
+    pub(crate) version: String,
+}
+
+impl Rsync {
+    /// Finds `program` and asks it for its version.
+    pub(crate) fn find(program: &Path) -> Result<Self, SnapshotError> {
+        let missing = || SnapshotError::RsyncMissing {
+            program: escape_path(program),
+        };
+        let path = if program.is_absolute() {
+            program.to_owned()
+        } else if program.components().count() == 1 {
+            FOLDERS
+                .iter()
+                .map(|folder| Path::new(folder).join(program))
+                .find(|path| is_executable(path))
+                .ok_or_else(missing)?
+        } else {
+            return Err(missing());
+        };
+        let unusable = |why: String| SnapshotError::RsyncUnusable {
+            program: escape_path(&path),
+            why,
+        };
+        let output = clean(&mut Command::new(&path))
+            .arg("--version")
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|e| match e.kind() {
+                io::ErrorKind::NotFound => missing(),
+                _ => unusable(format!("can't be started: {e}")),
+            })?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let version = parse_version(&text).ok_or_else(|| {
+            let first = text.lines().next().unwrap_or_default();
+            let first: String = escape_name(first.as_bytes()).chars().take(100).collect();
+            unusable(format!("does not tell rsync's version but {first:?}"))
+        })?;
+        if version.numbers < OLDEST {
+            return Err(unusable(format!(
+                "is version {}; sprat needs {}.{} or newer",
+                version.text, OLDEST.0, OLDEST.1
+            )));
+        }
+        Ok(Self {
+            path,
+            version: version.text,
+        })
+    }
+
+    /// A command that is not touched by the caller's environment: neither `RSYNC_*` nor popt's
+    /// aliases in `HOME` reach it, and its messages are the untranslated ones.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(&self.path);
+        clean(&mut command);
+        command
+    }
+}
+
+fn clean(command: &mut Command) -> &mut Command {
+    command
+        .env_clear()
+        .env("LC_ALL", "C")
+        .env("PATH", FOLDERS[..6].join(":"))
+}
+
+fn is_executable(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+}
+
+struct Version {
+    numbers: (u32, u32),
+    text: String,
+}
+
+/// Reads `rsync  version 3.2.7  protocol version 31` (since 3.0; git builds say `v3.5.0dev`).
+fn parse_version(text: &str) -> Option<Version> {
+    let rest = text.lines().next()?.strip_prefix("rsync")?.trim_start();
+    let word = rest.strip_prefix("version")?.split_whitespace().next()?;
+    let mut parts = word.trim_start_matches('v').splitn(3, '.');
+    let major = parts.next()?.parse().ok()?;
+    let minor: String = parts
+        .next()?
+        .chars()
+        .take_while(char::is_ascii_digit)
+        .collect();
+    Some(Version {
+        numbers: (major, minor.parse().ok()?),
+        text: word.chars().take(40).collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_as_distributions_print_them() {
+        for (text, numbers) in [
+            ("rsync  version 3.2.7  protocol version 31", Some((3, 2))),
+            (
+                "rsync  version v3.5.0dev  protocol version 32\n",
+                Some((3, 5)),
+            ),
+            ("rsync  version 2.6.9  protocol version 29", Some((2, 6))),
+            ("rsync  version 3.1pre1  protocol version 31", Some((3, 1))),
+            ("openrsync: protocol version 29", None),
+            ("rsync  version x.y", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_version(text).map(|v| v.numbers), numbers, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_missing_rsync_and_a_program_that_is_none_are_told_apart() {
+        let missing = Rsync::find(Path::new("/nowhere/rsync")).unwrap_err();
+        assert!(
+            matches!(missing, SnapshotError::RsyncMissing { .. }),
+            "{missing}"
+        );
+        let missing = Rsync::find(Path::new("no-such-program-here")).unwrap_err();
+        assert!(
+            matches!(missing, SnapshotError::RsyncMissing { .. }),
+            "{missing}"
+        );
+        let other = Rsync::find(Path::new("echo")).unwrap_err();
+        assert!(
+            matches!(other, SnapshotError::RsyncUnusable { .. }),
+            "{other}"
+        );
+    }
+}

@@ -1,0 +1,388 @@
+//! Runs one rsync to its end: reads both its pipes, follows its progress, stops it when asked.
+//!
+//! rsync gets a process group of its own, so that a signal reaches all of its processes. It does
+//! not outlive its caller because the worker is the first process of a pid namespace of its own,
+//! with which everything ends.
+
+use std::ffi::OsString;
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+
+use super::messages::{Verdict, judge, printable};
+use super::output::{is_change, parse_progress, take_stat};
+use super::program::Rsync;
+use crate::error::{SnapshotError, SpaceKind};
+use crate::record::{NameList, RunStats};
+use crate::spec::{Cancel, Phase, Progress};
+use crate::text::escape_name;
+
+/// A line of rsync is at most two paths and some words; what is longer is cut.
+const LINE_BYTES_MAX: usize = 16 << 10;
+/// How long rsync may take to end by itself after SIGTERM; it removes its temporary file meanwhile.
+const TERM_PATIENCE: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(100);
+/// A file system with less than this free is full: that is what rsync's next write would not get.
+const FULL_BELOW_BYTES: u64 = 1 << 20;
+/// So many changes of a dry run are kept.
+const CHANGES_MAX: usize = 10_000;
+
+/// Which side of the run lies on the volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// rsync writes to the volume; unread source files can be forgiven.
+    IntoVolume,
+    /// rsync reads from the volume; nothing can be forgiven.
+    OutOfVolume,
+}
+
+/// What to run.
+#[derive(Debug)]
+pub(crate) struct Invocation {
+    pub(crate) arguments: Vec<OsString>,
+    pub(crate) folder: PathBuf,
+    /// The place written to, asked for free room when rsync says that it is full.
+    pub(crate) written_to: PathBuf,
+    pub(crate) side: Side,
+    pub(crate) term_patience: Duration,
+}
+
+impl Invocation {
+    pub(crate) fn new(
+        arguments: Vec<OsString>,
+        folder: &Path,
+        written_to: &Path,
+        side: Side,
+    ) -> Self {
+        Self {
+            arguments,
+            folder: folder.to_owned(),
+            written_to: written_to.to_owned(),
+            side,
+            term_patience: TERM_PATIENCE,
+        }
+    }
+}
+
+/// Room left in a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Full {
+    pub(crate) kind: SpaceKind,
+    pub(crate) free_bytes: u64,
+    pub(crate) free_inodes: u64,
+}
+
+/// How the run as a whole ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// Everything was copied.
+    Whole,
+    /// Everything but source files that could not be read.
+    WithUnread,
+    /// The place written to is full.
+    Full(Full),
+    /// Somebody asked to stop.
+    Cancelled,
+    /// Anything else; the exit code or signal in words, and the first message that says why.
+    Failed { ended: String, message: String },
+}
+
+/// What a run of rsync came to.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) ended: Ended,
+    /// `None` if a signal ended it.
+    pub(crate) exit: Option<i32>,
+    pub(crate) stats: RunStats,
+    pub(crate) unread: NameList,
+    pub(crate) vanished: NameList,
+    pub(crate) messages: NameList,
+    pub(crate) changes: NameList,
+    pub(crate) progress: Progress,
+}
+
+enum Line {
+    Out(Vec<u8>),
+    Err(Vec<u8>),
+}
+
+impl Rsync {
+    /// Runs rsync to its end. Fails only where it could not be run at all.
+    pub(crate) fn run(
+        &self,
+        invocation: &Invocation,
+        progress: &mut dyn FnMut(Progress),
+        cancel: &Cancel,
+    ) -> Result<Outcome, SnapshotError> {
+        let system = |op| move |source| SnapshotError::System { op, source };
+        let mut child = self
+            .command()
+            .args(&invocation.arguments)
+            .current_dir(&invocation.folder)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .map_err(system("start rsync"))?;
+        let mut running = Running::new(invocation, cancel);
+        let followed = running.follow(&mut child, progress);
+        if followed.is_err() {
+            signal_group(&child, Signal::KILL);
+        }
+        let status = child.wait().map_err(system("wait for rsync"))?;
+        followed.map_err(system("read rsync's output"))?;
+        Ok(running.conclude(status))
+    }
+}
+
+/// Starts a thread that sends each line of `pipe`. The channel is bounded, so a flood waits.
+fn read_lines(
+    name: &str,
+    pipe: impl Read + Send + 'static,
+    to: SyncSender<Line>,
+    wrap: fn(Vec<u8>) -> Line,
+) -> io::Result<()> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || {
+            let mut pipe = BufReader::new(pipe);
+            while let Ok(Some(line)) = next_line(&mut pipe) {
+                if to.send(wrap(line)).is_err() {
+                    return;
+                }
+            }
+        })?;
+    Ok(())
+}
+
+/// Reads up to a newline or carriage return; keeps the line's first [`LINE_BYTES_MAX`] bytes.
+fn next_line(pipe: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    let mut any = false;
+    loop {
+        let buffer = match pipe.fill_buf() {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            other => other?,
+        };
+        if buffer.is_empty() {
+            return Ok(any.then_some(line));
+        }
+        any = true;
+        let end = buffer.iter().position(|b| matches!(b, b'\n' | b'\r'));
+        let text = &buffer[..end.unwrap_or(buffer.len())];
+        let room = LINE_BYTES_MAX - line.len();
+        line.extend_from_slice(&text[..text.len().min(room)]);
+        let used = text.len() + usize::from(end.is_some());
+        pipe.consume(used);
+        if end.is_some() {
+            return Ok(Some(line));
+        }
+    }
+}
+
+fn signal_group(child: &Child, signal: Signal) {
+    if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        // ESRCH: it is gone, which is what was wanted.
+        let _ = kill_process_group(pid, signal);
+    }
+}
+
+struct Running<'a> {
+    invocation: &'a Invocation,
+    cancel: &'a Cancel,
+    stats: RunStats,
+    unread: NameList,
+    vanished: NameList,
+    messages: NameList,
+    changes: NameList,
+    progress: Progress,
+    first_failure: Option<String>,
+    no_space_said: bool,
+    full: Option<Full>,
+    asked_to_stop: Option<Instant>,
+    killed: bool,
+}
+
+impl<'a> Running<'a> {
+    fn new(invocation: &'a Invocation, cancel: &'a Cancel) -> Self {
+        Self {
+            invocation,
+            cancel,
+            stats: RunStats::default(),
+            unread: NameList::default(),
+            vanished: NameList::default(),
+            messages: NameList::default(),
+            changes: NameList::default(),
+            progress: Progress::begin(Phase::Copying),
+            first_failure: None,
+            no_space_said: false,
+            full: None,
+            asked_to_stop: None,
+            killed: false,
+        }
+    }
+
+    /// Takes every line until both pipes are closed, which is when all of rsync has ended.
+    fn follow(&mut self, child: &mut Child, progress: &mut dyn FnMut(Progress)) -> io::Result<()> {
+        let lines = {
+            let (to, lines) = sync_channel(256);
+            let out = child.stdout.take().expect_pipe()?;
+            let err = child.stderr.take().expect_pipe()?;
+            read_lines("rsync stdout", out, to.clone(), Line::Out)?;
+            read_lines("rsync stderr", err, to, Line::Err)?;
+            lines
+        };
+        self.take_lines(&lines, child, progress);
+        Ok(())
+    }
+
+    fn take_lines(
+        &mut self,
+        lines: &Receiver<Line>,
+        child: &Child,
+        progress: &mut dyn FnMut(Progress),
+    ) {
+        let mut told = Instant::now();
+        loop {
+            match lines.recv_timeout(POLL) {
+                Ok(Line::Out(line)) => self.take_out(&line),
+                Ok(Line::Err(line)) => self.take_err(&line),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            if told.elapsed() >= POLL {
+                told = Instant::now();
+                progress(self.progress);
+            }
+            self.stop_if_wanted(child);
+        }
+        progress(self.progress);
+    }
+
+    fn stop_if_wanted(&mut self, child: &Child) {
+        match self.asked_to_stop {
+            None if self.cancel.is_cancelled() || self.full.is_some() => {
+                signal_group(child, Signal::TERM);
+                self.asked_to_stop = Some(Instant::now());
+            }
+            Some(since) if !self.killed && since.elapsed() >= self.invocation.term_patience => {
+                signal_group(child, Signal::KILL);
+                self.killed = true;
+            }
+            _ => {}
+        }
+    }
+
+    fn take_out(&mut self, line: &[u8]) {
+        let text = String::from_utf8_lossy(line);
+        if let Some(now) = parse_progress(&text, &self.progress) {
+            self.progress = now;
+        } else if is_change(&text) {
+            self.changes.push_within(printable(line), CHANGES_MAX);
+        } else {
+            take_stat(&text, &mut self.stats);
+        }
+    }
+
+    fn take_err(&mut self, line: &[u8]) {
+        let verdict = judge(line);
+        if verdict != Verdict::Harmless {
+            self.messages.push(printable(line));
+        }
+        match verdict {
+            Verdict::Harmless => {}
+            Verdict::Vanished(name) => self.vanished.push(escape_name(&name)),
+            Verdict::Unread(name) => self.unread.push(escape_name(&name)),
+            Verdict::NoSpace => {
+                self.no_space_said = true;
+                // An attribute that is too large for the file system is "no space" too; then the
+                // rest is still worth copying.
+                self.full = self.full.or_else(|| room_at(&self.invocation.written_to));
+                self.first_failure.get_or_insert_with(|| printable(line));
+            }
+            Verdict::Failure => {
+                self.first_failure.get_or_insert_with(|| printable(line));
+            }
+        }
+    }
+
+    fn conclude(self, status: ExitStatus) -> Outcome {
+        let full = match self.full {
+            None if self.no_space_said => room_at(&self.invocation.written_to),
+            full => full,
+        };
+        let ended = if let Some(full) = full {
+            Ended::Full(full)
+        } else if self.cancel.is_cancelled() && !status.success() {
+            Ended::Cancelled
+        } else {
+            self.judge_exit(status)
+        };
+        Outcome {
+            ended,
+            exit: status.code(),
+            stats: self.stats,
+            unread: self.unread,
+            vanished: self.vanished,
+            messages: self.messages,
+            changes: self.changes,
+            progress: self.progress,
+        }
+    }
+
+    /// rsync's exit codes, man page, EXIT VALUES.
+    fn judge_exit(&self, status: ExitStatus) -> Ended {
+        let forgiving = self.invocation.side == Side::IntoVolume;
+        match (status.code(), &self.first_failure) {
+            (Some(0), None) if self.unread.is_empty() => Ended::Whole,
+            (Some(24), None) if forgiving && self.unread.is_empty() => Ended::Whole,
+            (Some(0 | 23 | 24), None) if forgiving && !self.unread.is_empty() => Ended::WithUnread,
+            (code, failure) => Ended::Failed {
+                ended: match (code, status.signal()) {
+                    (Some(code), _) => format!("exit code {code}"),
+                    (None, Some(signal)) => format!("killed by signal {signal}"),
+                    (None, None) => "no exit code".to_owned(),
+                },
+                message: failure
+                    .clone()
+                    .or_else(|| self.messages.names.first().cloned())
+                    .unwrap_or_else(|| "it gave no reason".to_owned()),
+            },
+        }
+    }
+}
+
+trait ExpectPipe<T> {
+    fn expect_pipe(self) -> io::Result<T>;
+}
+
+impl<T> ExpectPipe<T> for Option<T> {
+    fn expect_pipe(self) -> io::Result<T> {
+        self.ok_or_else(|| io::Error::other("rsync was started without a pipe"))
+    }
+}
+
+/// What the file system at `path` has run out of; `None` if of nothing.
+pub(crate) fn room_at(path: &Path) -> Option<Full> {
+    let stat = rustix::fs::statvfs(path).ok()?;
+    let free_bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
+    // File systems without a fixed number of inodes say 0 of 0.
+    let kind = if stat.f_files > 0 && stat.f_favail == 0 {
+        SpaceKind::Inodes
+    } else if free_bytes < FULL_BELOW_BYTES {
+        SpaceKind::Blocks
+    } else {
+        return None;
+    };
+    Some(Full {
+        kind,
+        free_bytes,
+        free_inodes: stat.f_favail,
+    })
+}

@@ -1,0 +1,195 @@
+//! Walks and removes trees on the volume, however deep they are, without following a symbolic link.
+//!
+//! Every path is given relative to the tree's own folder. rsync works from within the tree too and
+//! refuses longer paths than `PATH_MAX`, so all that it made can be named so; and neither the
+//! stack nor the number of open files grows with the depth.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, openat, statat, unlinkat};
+
+use crate::spec::Cancel;
+
+/// Opens a folder itself: not what a symbolic link of that name points to.
+pub(crate) fn open_folder(at: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(openat(at, path, flags, Mode::empty())?)
+}
+
+/// Opens the folder at `path`.
+pub(crate) fn open_folder_at(path: &Path) -> io::Result<OwnedFd> {
+    open_folder(rustix::fs::CWD, path)
+}
+
+/// The names in the folder `path` of `root`, without `.` and `..`, and their types where the file
+/// system tells them.
+pub(crate) fn names_in(root: BorrowedFd<'_>, path: &Path) -> io::Result<Vec<(PathBuf, FileType)>> {
+    let folder = open_folder(root, path)?;
+    let mut names = Vec::new();
+    for entry in Dir::read_from(&folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name != c"." && name != c".." {
+            names.push((path_of(name), entry.file_type()));
+        }
+    }
+    Ok(names)
+}
+
+fn path_of(name: &CStr) -> PathBuf {
+    use std::os::unix::ffi::OsStrExt;
+    PathBuf::from(std::ffi::OsStr::from_bytes(name.to_bytes()))
+}
+
+pub(crate) fn is_folder(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+}
+
+/// Removes everything below the folder `root`, not the folder itself. Stops early when `cancel`
+/// says so, and then returns false. May be called again on what a first call left.
+pub(crate) fn remove_content(root: BorrowedFd<'_>, cancel: &Cancel) -> io::Result<bool> {
+    // A folder is pushed again before what it holds, so that it is found empty the second time.
+    let mut todo: Vec<(PathBuf, bool)> = vec![(PathBuf::from("."), false)];
+    while let Some((path, emptied)) = todo.pop() {
+        if cancel.is_cancelled() {
+            return Ok(false);
+        }
+        if emptied {
+            if path != Path::new(".") {
+                unlinkat(root, &path, AtFlags::REMOVEDIR)?;
+            }
+            continue;
+        }
+        let names = names_in(root, &path)?;
+        todo.push((path.clone(), true));
+        for (name, kind) in names {
+            let below = path.join(name);
+            let folder = match kind {
+                FileType::Directory => true,
+                FileType::Unknown => is_folder(&statat(root, &below, AtFlags::SYMLINK_NOFOLLOW)?),
+                _ => false,
+            };
+            if folder {
+                todo.push((below, false));
+            } else {
+                unlinkat(root, &below, AtFlags::empty())?;
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// Removes from the tree below `root` the names of all regular files whose inode changed at or
+/// after `from_ns` (nanoseconds since 1970, by the file system's own clock). Returns how many.
+///
+/// Only names are removed: where such an inode has another name in an older snapshot, its content
+/// and attributes stay as they are.
+pub(crate) fn remove_files_changed_since(
+    root: BorrowedFd<'_>,
+    from_ns: i128,
+    cancel: &Cancel,
+) -> io::Result<Option<u64>> {
+    let mut removed = 0;
+    let mut todo = vec![PathBuf::from(".")];
+    while let Some(path) = todo.pop() {
+        if cancel.is_cancelled() {
+            return Ok(None);
+        }
+        for (name, _) in names_in(root, &path)? {
+            let below = path.join(name);
+            let stat = statat(root, &below, AtFlags::SYMLINK_NOFOLLOW)?;
+            match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Directory => todo.push(below),
+                FileType::RegularFile if change_time_ns(&stat) >= from_ns => {
+                    unlinkat(root, &below, AtFlags::empty())?;
+                    removed += 1;
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(Some(removed))
+}
+
+/// When the inode last changed, in nanoseconds since 1970.
+pub(crate) fn change_time_ns(stat: &Stat) -> i128 {
+    i128::from(stat.st_ctime) * 1_000_000_000 + i128::from(stat.st_ctime_nsec)
+}
+
+/// Whether the folder `root` holds anything but folders; gives up with "yes" after `folders_max`.
+pub(crate) fn holds_a_file(root: &OwnedFd, folders_max: usize) -> io::Result<bool> {
+    let mut todo = vec![PathBuf::from(".")];
+    let mut folders = 0;
+    while let Some(path) = todo.pop() {
+        folders += 1;
+        if folders > folders_max {
+            return Ok(true);
+        }
+        let names = match names_in(root.as_fd(), &path) {
+            Ok(names) => names,
+            // What can't be looked into is rsync's to report.
+            Err(_) => return Ok(true),
+        };
+        for (name, kind) in names {
+            let below = path.join(name);
+            let folder = match kind {
+                FileType::Directory => true,
+                FileType::Unknown => statat(root, &below, AtFlags::SYMLINK_NOFOLLOW)
+                    .is_ok_and(|stat| is_folder(&stat)),
+                _ => false,
+            };
+            if !folder {
+                return Ok(true);
+            }
+            todo.push(below);
+        }
+    }
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn a_tree_deeper_than_the_longest_path_is_removed_and_links_are_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let outside = dir.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("precious"), "x").unwrap();
+        let top = dir.path().join("top");
+        fs::create_dir(&top).unwrap();
+        let root = open_folder_at(&top).unwrap();
+        let mut deep = PathBuf::new();
+        // 13 * 250 bytes within the tree; with the path of a temporary folder it may pass 4096.
+        for _ in 0..15 {
+            deep.push("d".repeat(250));
+            rustix::fs::mkdirat(&root, &deep, Mode::from(0o700)).unwrap();
+        }
+        rustix::fs::symlinkat(&outside, &root, "link").unwrap();
+        fs::write(top.join("file"), "x").unwrap();
+        assert!(remove_content(root.as_fd(), &Cancel::new()).unwrap());
+        assert_eq!(fs::read_dir(&top).unwrap().count(), 0);
+        assert!(outside.join("precious").exists());
+    }
+
+    #[test]
+    fn only_files_changed_since_the_checkpoint_lose_their_names() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("sub")).unwrap();
+        fs::write(dir.path().join("sub/old"), "x").unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        fs::write(dir.path().join("new"), "x").unwrap();
+        let root = open_folder_at(dir.path()).unwrap();
+        let stat = statat(&root, "new", AtFlags::SYMLINK_NOFOLLOW).unwrap();
+        let removed =
+            remove_files_changed_since(root.as_fd(), change_time_ns(&stat), &Cancel::new());
+        assert_eq!(removed.unwrap(), Some(1));
+        assert!(dir.path().join("sub/old").exists());
+        assert!(!dir.path().join("new").exists());
+    }
+}
