@@ -1,15 +1,23 @@
 //! The chain of attachments in the worker: FUSE file, loop device, mounted file system.
 
-use std::os::fd::BorrowedFd;
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use crate::{AttachError, MountOptions};
+use crate::fuse_file::DetachedMount;
+use crate::loop_device::LoopDevice;
+use crate::{AttachError, MountOptions, ext4, mounts};
+
+/// How long an unmount waits for the last user of the file system: a program that was just killed
+/// still closes its files.
+const BUSY_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// How to attach.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct AttachOptions {
-    /// Read-ahead of the loop device in bytes (the file system's and the page cache's).
+    /// Read-ahead of the loop device in bytes; the file system on it takes it over. The kernel's
+    /// 128 KiB would make a sequential read of a remote volume one round trip per 128 KiB.
     pub read_ahead_bytes: u64,
 }
 
@@ -23,22 +31,58 @@ impl Default for AttachOptions {
 
 /// A volume on its way to being a mounted file system, seen from the worker.
 ///
-/// Order: [`begin`](Self::begin), send the FUSE descriptor to the volume process and close the own
-/// copy, [`attach_loop`](Self::attach_loop), then `make_file_system` or [`mount`](Self::mount),
-/// then [`unmount`](Self::unmount) or [`leave_mounted`](Self::leave_mounted).
+/// Order: [`begin`](Self::begin); send the FUSE descriptor to the volume process and close the own
+/// copy; [`attach_loop`](Self::attach_loop); then `make_file_system` or [`mount`](Self::mount);
+/// at last [`unmount`](Self::unmount) or [`leave_mounted`](Self::leave_mounted). Dropped (or its
+/// process killed) before the mount, everything goes by itself; after it, the mount keeps the rest
+/// alive until the mount goes, be it with its namespace.
 #[derive(Debug)]
-pub struct Attachment {}
+pub struct Attachment {
+    options: AttachOptions,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// The FUSE file system exists; nobody may serve it yet.
+    Begun(DetachedMount),
+    /// The loop device holds the FUSE file, and with it the FUSE file system.
+    Looped {
+        device: LoopDevice,
+        mounted_on: Option<PathBuf>,
+    },
+}
 
 impl Attachment {
     /// Makes a FUSE mount over `fuse` that no path leads to. Doesn't wait for the server.
     pub fn begin(fuse: BorrowedFd<'_>, options: AttachOptions) -> Result<Self, AttachError> {
-        let _ = (fuse, options);
-        Ok(Self {})
+        let stage = Stage::Begun(DetachedMount::new(fuse)?);
+        Ok(Self { options, stage })
     }
 
-    /// Puts a loop device on the FUSE file; waits until the volume process serves it. The own copy
-    /// of the FUSE descriptor must be closed by now, or the death of the server hangs this call.
+    /// Puts a loop device with blocks of 4096 bytes and direct I/O on the FUSE file; waits until
+    /// the volume process serves it.
+    ///
+    /// This process's copy of the FUSE descriptor must be closed by now: while it is open, the
+    /// death of the volume process goes unnoticed and this call hangs.
+    ///
+    /// # Errors
+    /// `ServerGone` if the volume process is dead, `NoLoop` if there is no loop device to be had.
     pub fn attach_loop(&mut self) -> Result<(), AttachError> {
+        let Stage::Begun(mount) = &self.stage else {
+            return Err(AttachError::OutOfOrder {
+                op: "attach_loop",
+                reason: "the loop device is there already",
+            });
+        };
+        let file = mount.open_file()?;
+        let device = LoopDevice::attach(file.as_fd())?;
+        device.set_read_ahead(self.options.read_ahead_bytes)?;
+        // From here on the loop device alone holds the FUSE file system: the detached mount goes.
+        self.stage = Stage::Looped {
+            device,
+            mounted_on: None,
+        };
         Ok(())
     }
 
@@ -48,24 +92,60 @@ impl Attachment {
     /// Before [`attach_loop`](Self::attach_loop).
     #[must_use]
     pub fn device(&self) -> &Path {
-        Path::new("")
+        match &self.stage {
+            Stage::Looped { device, .. } => device.path(),
+            Stage::Begun(_) => panic!("the device is asked for before attach_loop"),
+        }
     }
 
-    /// Mounts the file system on `dir`, an existing folder.
+    /// Mounts the file system on `dir`, an existing folder on which nothing is mounted yet.
     pub fn mount(&mut self, dir: &Path, options: &MountOptions) -> Result<(), AttachError> {
-        let _ = (dir, options);
+        let Stage::Looped {
+            device,
+            mounted_on: mounted_on @ None,
+        } = &mut self.stage
+        else {
+            return Err(AttachError::OutOfOrder {
+                op: "mount",
+                reason: "there is no loop device yet, or it is mounted already",
+            });
+        };
+        mounts::require_unmounted(dir)?;
+        ext4::mount(device.path(), dir, options)?;
+        *mounted_on = Some(dir.into());
         Ok(())
     }
 
-    /// Unmounts (if mounted) and waits, up to a limit, until the loop device is free; with it the FUSE
-    /// file goes, which the volume process sees as the end of `Serving::wait`.
+    /// Unmounts (if mounted) and waits, up to 10 s, until the loop device is free. With it the FUSE
+    /// file system goes, which the volume process sees as the end of `Serving::wait`.
+    ///
+    /// The unmount itself takes as long as writing back what is dirty takes.
+    ///
+    /// # Errors
+    /// `Busy` if something still uses the file system after 2 s; `StillHeld` if the loop device
+    /// isn't free in time. Either way our own handles are gone.
     pub fn unmount(self) -> Result<(), AttachError> {
-        Ok(())
+        let Stage::Looped { device, mounted_on } = self.stage else {
+            return Ok(());
+        };
+        if let Some(dir) = mounted_on {
+            mounts::unmount_patiently(&dir, BUSY_WAIT_MAX)?;
+        }
+        device.release()
     }
 
     /// Gives up the own handles and leaves the file system mounted (`sprat mount`); it is ended
     /// with [`unmount_at`](crate::unmount_at).
     pub fn leave_mounted(self) -> Result<(), AttachError> {
-        Ok(())
+        match self.stage {
+            Stage::Looped {
+                mounted_on: Some(_),
+                ..
+            } => Ok(()),
+            _ => Err(AttachError::OutOfOrder {
+                op: "leave_mounted",
+                reason: "nothing is mounted",
+            }),
+        }
     }
 }

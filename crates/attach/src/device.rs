@@ -5,6 +5,9 @@ use std::io;
 /// The device's block: every offset and length at this edge is a multiple of it.
 pub const BLOCK_BYTES: u64 = 4096;
 
+/// [`BLOCK_BYTES`] in the width that system structures have.
+pub(crate) const BLOCK_BYTES_U32: u32 = 4096;
+
 /// A block device that the volume process offers to the kernel.
 ///
 /// - Offsets and lengths are multiples of [`BLOCK_BYTES`] and lie inside `0..len()`; the caller

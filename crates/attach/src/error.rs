@@ -4,6 +4,10 @@ use std::io;
 use std::path::PathBuf;
 
 /// Attaching, mounting or detaching failed.
+#[allow(
+    missing_docs,
+    reason = "each variant's message says what its fields hold"
+)]
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AttachError {

@@ -2,7 +2,30 @@
 
 use std::path::Path;
 
+use rustix::io::Errno;
+use rustix::mount::MountFlags;
+
 use crate::AttachError;
+use crate::program;
+
+/// The longest label that ext4 stores, in bytes.
+const LABEL_BYTES_MAX: usize = 16;
+
+/// Inode table blocks read at once around an inode that is wanted: 1 MiB, 4096 inodes. One request
+/// of that size costs hardly more than one of 4 KiB when the line is slow, and walks of a snapshot
+/// want the neighbours next.
+const INODE_READ_AHEAD_BLOCKS: u32 = 256;
+
+/// Exactly these features, whatever the machine's mke2fs.conf says: Linux 3.18 and e2fsprogs 1.43
+/// (2016) know them all, so an old rescue system opens the volume too. Newer defaults
+/// (`orphan_file`, `metadata_csum_seed`) would shut e2fsck 1.46 out.
+const FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,\
+flex_bg,sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum";
+
+/// Nothing that is zero need travel: above a cipher zeros are ciphertext. `lazy_…` leaves inode
+/// tables and journal as they are, `nodiscard` asks for no discard, and packed metadata lies
+/// together at the front, where large reads and a cache find it: 60 MiB written on 5 TiB.
+const EXTENDED: &str = "lazy_itable_init=1,lazy_journal_init=1,nodiscard,packed_meta_blocks=1";
 
 /// How to make the file system.
 #[derive(Debug, Clone, Default)]
@@ -29,19 +52,92 @@ pub struct MountOptions {
     /// Mounts read-only. A dirty journal is still replayed *into the device*: give it one whose
     /// writes go to an overlay.
     pub read_only: bool,
-    /// For a mount that people browse: device nodes in it don't work and set-uid bits have no effect
-    /// (`nodev,nosuid`). Both can still be read and copied.
+    /// For a mount that people browse: device nodes in it don't work and set-uid bits have no
+    /// effect (`nodev,nosuid`). Both can still be read and copied.
     pub browse: bool,
 }
 
 /// Makes an ext4 file system on `device` with the system's `mkfs.ext4`.
 ///
-/// Writes about 60 MiB on 5 TiB, nothing is discarded and no inode table zeroed: above a cipher,
-/// zeros are ciphertext that must travel.
+/// It overwrites whatever is there, without asking. Writes about 60 MiB on 5 TiB.
 pub fn make_file_system(device: &Path, options: &MkfsOptions) -> Result<(), AttachError> {
-    let _ = (device, options);
-    Err(AttachError::OutOfOrder {
-        op: "mkfs",
-        reason: "not yet",
-    })
+    let mut command = program::command("mkfs.ext4")?;
+    command
+        .args(["-q", "-F", "-b", "4096", "-I", "256", "-m", "0"])
+        .args(["-O", FEATURES, "-E", EXTENDED])
+        .args(["-L", cut_label(&options.label)])
+        .arg(device);
+    program::run("mkfs.ext4", command)
+}
+
+fn cut_label(label: &str) -> &str {
+    let mut end = label.len().min(LABEL_BYTES_MAX);
+    while !label.is_char_boundary(end) {
+        end -= 1;
+    }
+    &label[..end]
+}
+
+/// Mounts the file system of `device` on `dir`.
+pub(crate) fn mount(device: &Path, dir: &Path, options: &MountOptions) -> Result<(), AttachError> {
+    let mut flags = MountFlags::NOATIME;
+    if options.read_only {
+        flags |= MountFlags::RDONLY;
+    }
+    if options.browse {
+        flags |= MountFlags::NODEV | MountFlags::NOSUID;
+    }
+    // nodelalloc: with delayed allocation a crash leaves files of full size and right mtime without
+    // their data, and the next run would trust them. noinit_itable: the kernel would zero the inode
+    // tables in the background, all of it upload. errors: a damaged volume takes no more writes.
+    let data = format!(
+        "noinit_itable,nodelalloc,errors=remount-ro,inode_readahead_blks={INODE_READ_AHEAD_BLOCKS}\0"
+    );
+    let data = std::ffi::CStr::from_bytes_with_nul(data.as_bytes()).map_err(|_| {
+        AttachError::OutOfOrder {
+            op: "mount",
+            reason: "mount options with a NUL",
+        }
+    })?;
+    rustix::mount::mount(device, dir, "ext4", flags, data).map_err(|e| refused(device, dir, e))
+}
+
+fn refused(device: &Path, dir: &Path, e: Errno) -> AttachError {
+    let reason = match e {
+        Errno::BUSY => {
+            return AttachError::Busy {
+                op: "mount on",
+                dir: dir.into(),
+                users: Vec::new(),
+            };
+        }
+        Errno::PERM | Errno::ACCESS => {
+            return AttachError::io("mount on", dir.display().to_string(), e);
+        }
+        Errno::NOENT | Errno::NOTDIR => "the mount point isn't a folder",
+        Errno::NODEV => "the kernel has no ext4",
+        Errno::INVAL => "no ext4 file system is on the volume, or its super block is damaged",
+        Errno::UCLEAN | Errno::BADMSG | Errno::NOTBLK => "the ext4 file system is damaged",
+        Errno::IO => "the volume can't be read or written",
+        _ => "the kernel refused",
+    };
+    AttachError::MountRefused {
+        device: device.display().to_string(),
+        dir: dir.into(),
+        reason,
+        source: e.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_is_cut_at_a_character() {
+        assert_eq!(cut_label("laptop"), "laptop");
+        assert_eq!(cut_label("0123456789abcdef-more"), "0123456789abcdef");
+        assert_eq!(cut_label("0123456789abcdeü"), "0123456789abcde");
+        assert_eq!(cut_label(""), "");
+    }
 }

@@ -1,16 +1,101 @@
-//! The FUSE file: opens `/dev/fuse` and mounts it, detached, where no path leads to.
+//! The FUSE file: opens `/dev/fuse`, mounts it where no path leads to, and opens the one file in it.
 
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 use crate::AttachError;
 
-/// Opens `/dev/fuse`, close-on-exec. The process that is to serve must become the only holder.
+/// The file's name in its file system; `losetup` shows it.
+pub(crate) const FILE_NAME: &str = "sprat-volume";
+
+/// The largest read or write in one request: 256 pages, the kernel's own limit
+/// (`fs.fuse.max_pages_limit`).
+pub(crate) const REQUEST_BYTES_MAX: u32 = 1 << 20;
+
+/// Opens `/dev/fuse`, close-on-exec. The process that is to serve must become its only holder:
+/// the connection ends with the last of them.
 pub fn open_fuse() -> Result<OwnedFd, AttachError> {
-    use rustix::fs::{Mode, OFlags};
     rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|e| {
+        let reason = match e {
+            Errno::NOENT => "/dev/fuse doesn't exist",
+            Errno::NODEV | Errno::NXIO => "the kernel has no FUSE",
+            Errno::PERM | Errno::ACCESS => "this user or container may not open /dev/fuse",
+            _ => "/dev/fuse can't be opened",
+        };
         AttachError::NoFuse {
-            reason: "/dev/fuse can't be opened",
+            reason,
             source: e.into(),
         }
     })
+}
+
+/// A FUSE mount that is attached to no folder: it ends when this and the files opened through it
+/// are closed, and no namespace, `umount -a` or backup ever meets it.
+#[derive(Debug)]
+pub(crate) struct DetachedMount(OwnedFd);
+
+impl DetachedMount {
+    /// Mounts over `fuse` without waiting for its server.
+    pub(crate) fn new(fuse: BorrowedFd<'_>) -> Result<Self, AttachError> {
+        let mount = mount_detached(fuse).map_err(|(op, e)| match e {
+            Errno::NODEV => AttachError::NoFuse {
+                reason: "the kernel has no FUSE",
+                source: e.into(),
+            },
+            Errno::NOSYS => AttachError::NoFuse {
+                reason: "the kernel (or a container's filter) has no fsopen; Linux 5.8 is needed",
+                source: e.into(),
+            },
+            _ => AttachError::io(op, "the FUSE file system", e),
+        })?;
+        Ok(Self(mount))
+    }
+
+    /// Opens the file for reading and writing past the page cache. Waits for the server.
+    pub(crate) fn open_file(&self) -> Result<OwnedFd, AttachError> {
+        let flags = OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        loop {
+            match rustix::fs::openat(&self.0, FILE_NAME, flags, Mode::empty()) {
+                Ok(file) => return Ok(file),
+                Err(Errno::INTR) => {}
+                Err(e @ (Errno::NOTCONN | Errno::CONNABORTED | Errno::CONNREFUSED)) => {
+                    return Err(AttachError::ServerGone { source: e.into() });
+                }
+                Err(e) => return Err(AttachError::io("open", "the FUSE file", e)),
+            }
+        }
+    }
+}
+
+fn mount_detached(fuse: BorrowedFd<'_>) -> Result<OwnedFd, (&'static str, Errno)> {
+    use rustix::mount::{fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen};
+    let context = fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| ("begin", e))?;
+    let options = [
+        ("source", "sprat".to_owned()),
+        ("fd", fuse.as_raw_fd().to_string()),
+        ("rootmode", "40500".to_owned()),
+        ("user_id", "0".to_owned()),
+        ("group_id", "0".to_owned()),
+        ("max_read", REQUEST_BYTES_MAX.to_string()),
+    ];
+    for (key, value) in options {
+        fsconfig_set_string(&context, key, value).map_err(|e| ("configure", e))?;
+    }
+    fsconfig_set_flag(&context, "default_permissions").map_err(|e| ("configure", e))?;
+    fsconfig_create(&context).map_err(|e| ("create", e))?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(|e| ("mount", e))
+}
+
+/// Whether the kernel knows the file system type (loading its module if it has one).
+pub(crate) fn is_known() -> io::Result<()> {
+    rustix::mount::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)
+        .map(drop)
+        .map_err(io::Error::from)
 }

@@ -20,6 +20,7 @@ mod host;
 mod loop_device;
 mod mounts;
 mod process;
+mod program;
 mod serve;
 #[allow(unsafe_code)]
 mod sys;

@@ -1,1 +1,234 @@
-//! Loop devices: takes a free one, sets it on a file, tunes it, sees whether it is free again.
+//! Loop devices: takes a free one, sets it on the FUSE file, sees when it is free again.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::AttachError;
+use crate::device::BLOCK_BYTES_U32;
+use crate::sys::{self, LoopConfig, LoopInfo64};
+
+// include/uapi/linux/loop.h
+const LO_FLAGS_AUTOCLEAR: u32 = 4;
+const LO_FLAGS_DIRECT_IO: u32 = 16;
+
+/// The block major number of loop devices (Documentation/admin-guide/devices.txt).
+pub(crate) const LOOP_MAJOR: u32 = 7;
+
+/// How often another process may snatch the free device that we were told of.
+const ATTEMPTS_MAX: u32 = 64;
+
+/// Begins the name that our loop devices carry; a random token follows, so that a device that was
+/// freed and taken by somebody else isn't mistaken for ours.
+const NAME_PREFIX: &[u8] = b"sprat-";
+
+/// How long to wait for the kernel (and whoever looks at new devices, such as udev) to let go.
+const RELEASE_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// The name that one attachment's loop device carries (`lo_file_name`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LoopName([u8; 64]);
+
+impl LoopName {
+    fn random() -> Result<Self, AttachError> {
+        let mut token = [0_u8; 12];
+        rustix::rand::getrandom(&mut token, rustix::rand::GetRandomFlags::empty())
+            .map_err(|e| AttachError::io("draw", "a random token", e))?;
+        let mut name = [0_u8; 64];
+        let text = NAME_PREFIX
+            .iter()
+            .copied()
+            .chain(token.iter().flat_map(|b| [hex(b >> 4), hex(b & 15)]));
+        for (slot, byte) in name.iter_mut().zip(text) {
+            *slot = byte;
+        }
+        Ok(Self(name))
+    }
+
+    fn of(info: &LoopInfo64) -> Option<Self> {
+        info.file_name
+            .starts_with(NAME_PREFIX)
+            .then_some(Self(info.file_name))
+    }
+}
+
+fn hex(digit: u8) -> u8 {
+    match digit {
+        0..=9 => b'0' + digit,
+        _ => b'a' + digit - 10,
+    }
+}
+
+/// A loop device that we hold open. It frees itself (autoclear) when the last holder, this or a
+/// mount, lets go.
+pub(crate) struct LoopDevice {
+    holder: OwnedFd,
+    path: PathBuf,
+    name: LoopName,
+}
+
+impl LoopDevice {
+    /// Takes a free loop device and sets it on `file`.
+    pub(crate) fn attach(file: BorrowedFd<'_>) -> Result<Self, AttachError> {
+        let control = open_control()?;
+        let name = LoopName::random()?;
+        for _ in 0..ATTEMPTS_MAX {
+            let number =
+                sys::loop_free_number(control.as_fd()).map_err(|source| AttachError::NoLoop {
+                    reason: "the kernel has none free",
+                    source,
+                })?;
+            let path = PathBuf::from(format!("/dev/loop{number}"));
+            let holder = open_device(&path, number)?;
+            match configure(holder.as_fd(), file, name) {
+                Ok(()) => return Ok(Self { holder, path, name }),
+                Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {}
+                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+                    return Err(AttachError::NoLoop {
+                        reason: "LOOP_CONFIGURE refused; Linux 5.8 is needed",
+                        source: e,
+                    });
+                }
+                Err(e) => return Err(AttachError::io("set up", path.display().to_string(), e)),
+            }
+        }
+        Err(AttachError::NoLoop {
+            reason: "others take each free one first",
+            source: io::Error::from_raw_os_error(libc::EBUSY),
+        })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Sets the read-ahead of the device and of the file system that is mounted on it later.
+    pub(crate) fn set_read_ahead(&self, bytes: u64) -> Result<(), AttachError> {
+        let sectors = libc::c_ulong::try_from(bytes / 512).unwrap_or(libc::c_ulong::MAX);
+        sys::set_read_ahead(self.holder.as_fd(), sectors)
+            .map_err(|e| AttachError::io("set read-ahead of", self.path.display().to_string(), e))
+    }
+
+    /// Lets go, and waits until nobody holds the device.
+    pub(crate) fn release(self) -> Result<(), AttachError> {
+        let Self { holder, path, name } = self;
+        drop(holder);
+        wait_until_free(&path, name)
+    }
+}
+
+impl std::fmt::Debug for LoopDevice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LoopDevice")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The name of the loop device at `path`, if it is one and ours.
+pub(crate) fn name_at(path: &Path) -> io::Result<Option<LoopName>> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let device = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(device) => device,
+        Err(Errno::NXIO | Errno::NOENT | Errno::NODEV) => return Ok(None),
+        Err(e) => return Err(e.into()),
+    };
+    match sys::loop_status(device.as_fd()) {
+        Ok(info) => Ok(LoopName::of(&info)),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENXIO | libc::ENODEV)) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Waits until the loop device at `path` no longer carries `name`.
+pub(crate) fn wait_until_free(path: &Path, name: LoopName) -> Result<(), AttachError> {
+    let begun = Instant::now();
+    let mut pause = Duration::from_millis(1);
+    loop {
+        let seen =
+            name_at(path).map_err(|e| AttachError::io("look at", path.display().to_string(), e))?;
+        if seen != Some(name) {
+            return Ok(());
+        }
+        if begun.elapsed() > RELEASE_WAIT_MAX {
+            return Err(AttachError::StillHeld {
+                device: path.display().to_string(),
+                waited_s: begun.elapsed().as_secs(),
+                holder: "another mount namespace, or a process that has the device open".into(),
+            });
+        }
+        sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(100));
+    }
+}
+
+/// Sets up a loop device on `file` for a moment, to see whether that works here.
+pub(crate) fn probe(file: BorrowedFd<'_>) -> Result<PathBuf, AttachError> {
+    let device = LoopDevice::attach(file)?;
+    let path = device.path().to_owned();
+    device.release()?;
+    Ok(path)
+}
+
+fn configure(device: BorrowedFd<'_>, file: BorrowedFd<'_>, name: LoopName) -> io::Result<()> {
+    let config = LoopConfig {
+        fd: file.as_raw_fd().cast_unsigned(),
+        block_size: BLOCK_BYTES_U32,
+        info: LoopInfo64 {
+            flags: LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO,
+            file_name: name.0,
+            ..LoopInfo64::EMPTY
+        },
+        reserved: [0; 8],
+    };
+    sys::loop_configure(device, &config)
+}
+
+fn open_control() -> Result<OwnedFd, AttachError> {
+    let path = "/dev/loop-control";
+    rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|e| {
+        let reason = match e {
+            Errno::NOENT => "/dev/loop-control doesn't exist (module loop not loaded, or a container without it)",
+            Errno::PERM | Errno::ACCESS => "this user or container may not open /dev/loop-control",
+            _ => "/dev/loop-control can't be opened",
+        };
+        AttachError::NoLoop {
+            reason,
+            source: e.into(),
+        }
+    })
+}
+
+/// Opens the device node; makes it where `/dev` doesn't follow the kernel, as in many containers.
+fn open_device(path: &Path, number: u32) -> Result<OwnedFd, AttachError> {
+    let open = || rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+    let refused = |reason, e: Errno| AttachError::NoLoop {
+        reason,
+        source: e.into(),
+    };
+    match open() {
+        Err(Errno::NOENT) => {
+            let node = rustix::fs::mknodat(
+                rustix::fs::CWD,
+                path,
+                rustix::fs::FileType::BlockDevice,
+                Mode::RUSR | Mode::WUSR,
+                rustix::fs::makedev(LOOP_MAJOR, number),
+            );
+            match node {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(e) => return Err(refused("its node in /dev is missing and can't be made", e)),
+            }
+            open().map_err(|e| refused("the node made in /dev can't be opened", e))
+        }
+        Err(e @ (Errno::PERM | Errno::ACCESS)) => {
+            Err(refused("this container may not open loop devices", e))
+        }
+        other => other.map_err(|e| AttachError::io("open", path.display().to_string(), e)),
+    }
+}

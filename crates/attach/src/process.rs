@@ -1,42 +1,197 @@
 //! What a process does to itself before it serves or mounts: namespaces, death with its parent, memory.
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::process::Command;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::mm::MlockAllFlags;
+use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::process::{DumpableBehavior, Pid, Resource, Signal, WaitOptions};
+use rustix::thread::{CapabilitySet, UnshareFlags};
+
 use crate::AttachError;
+use crate::sys::{self, Fork};
 
-/// Makes a child of this process die (SIGKILL) with it, in a session of its own (no Ctrl-C from
-/// the terminal). Call it on the command before spawning.
+/// Makes the child that `command` will start die (SIGKILL) with this process, and gives it a
+/// session of its own, out of reach of the terminal's Ctrl-C.
 ///
-/// The kernel ties the child to the *thread* that spawns it: spawn from a thread that lives as long
-/// as the process, such as the main one.
+/// The kernel ties the child to the *thread* that spawns it: spawn from one that lives as long as
+/// the process, such as the main one.
 pub fn bind_to_this_process(command: &mut Command) {
-    let _ = command;
+    sys::bind_child(command);
 }
 
-/// Asks to be killed when the parent dies. For a process that was not started through
-/// [`bind_to_this_process`]; fails with `ParentGone` if the parent died meanwhile.
+/// Asks the kernel to kill this process when its parent dies. [`bind_to_this_process`] does that
+/// without a gap; this is for a process that was started without it, or that gave up credentials.
+///
+/// # Errors
+/// `ParentGone` if the parent died during the call. One that died before it can't be seen here:
+/// the end of the control socket tells.
 pub fn die_with_parent() -> Result<(), AttachError> {
-    Ok(())
+    let before = rustix::process::getppid();
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(|e| AttachError::io("set", "the parent death signal", e))?;
+    if rustix::process::getppid() == before {
+        Ok(())
+    } else {
+        Err(AttachError::ParentGone)
+    }
 }
 
-/// Moves the worker into a mount and a pid namespace of its own, where it is pid 1. First thing in
-/// the worker, while it has one thread. Returns only in the inner process.
+/// Moves the worker into a pid and a mount namespace of its own. First thing in the worker, while
+/// it has one thread. Returns in the inner process only, which is pid 1 of the namespace: when it
+/// dies, everything it has started dies, and with the last of them the mounts.
+///
+/// The outer process stays behind to wait: it ends with the inner one's exit status (128 + n after
+/// signal n). Killing the parent kills the outer one, killing the outer one kills the inner one.
+/// Open descriptors (the control socket) and `/proc` stay as they were. As pid 1 the inner process
+/// gets no signal that it has no handler for, save SIGKILL and SIGSTOP from outside.
 pub fn enter_private_namespaces() -> Result<(), AttachError> {
-    Ok(())
+    require_one_thread("enter_private_namespaces")?;
+    die_with_parent()?;
+    // Fails only for a process that leads a group already, which `bind_to_this_process` made so.
+    let _ = rustix::process::setsid();
+    sys::unshare(UnshareFlags::NEWPID)
+        .map_err(|e| AttachError::io("enter", "a new pid namespace", e))?;
+    let (outer_lives, outer_end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(|e| AttachError::io("open", "a pipe", e))?;
+    match sys::fork_single_threaded().map_err(|e| AttachError::io("fork", "the inner worker", e))? {
+        Fork::Parent(inner) => {
+            drop(outer_lives);
+            let status = wait_for(inner);
+            drop(outer_end);
+            std::process::exit(status);
+        }
+        Fork::Child => {
+            drop(outer_end);
+            die_with_outer(&outer_lives)?;
+            sys::unshare(UnshareFlags::NEWNS)
+                .map_err(|e| AttachError::io("enter", "a new mount namespace", e))?;
+            mount_change(
+                "/",
+                MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+            )
+            .map_err(|e| AttachError::io("make private", "the mounts", e))
+        }
+    }
 }
 
-/// Tells the kernel that this process writes a block device's data back (PR_SET_IO_FLUSHER).
-/// Must come before the first thread and child. Needs CAP_SYS_RESOURCE: best effort.
+/// Ties the inner process to the outer one. Its parent's pid is 0 in here, so whether the outer one
+/// still lives is told by its end of a pipe: a dying process closes its files before it hands its
+/// children over, so whoever misses the signal sees the closed pipe.
+fn die_with_outer(outer_lives: &OwnedFd) -> Result<(), AttachError> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(|e| AttachError::io("set", "the parent death signal", e))?;
+    let mut fds = [PollFd::new(outer_lives, PollFlags::IN)];
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    match poll(&mut fds, Some(&now)) {
+        Ok(0) => Ok(()),
+        Ok(_) => Err(AttachError::ParentGone),
+        Err(e) => Err(AttachError::io("look at", "the outer worker", e)),
+    }
+}
+
+fn wait_for(inner: Pid) -> i32 {
+    loop {
+        match rustix::process::waitpid(Some(inner), WaitOptions::empty()) {
+            Ok(Some((_, status))) => {
+                if let Some(code) = status.exit_status() {
+                    return code;
+                }
+                if let Some(signal) = status.terminating_signal() {
+                    return 128 + signal;
+                }
+            }
+            Ok(None) | Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return 1,
+        }
+    }
+}
+
+fn require_one_thread(op: &'static str) -> Result<(), AttachError> {
+    let threads = std::fs::read_dir("/proc/self/task")
+        .map_err(|e| AttachError::io("count", "the threads of this process", e))?
+        .count();
+    if threads == 1 {
+        Ok(())
+    } else {
+        Err(AttachError::ManyThreads { op, threads })
+    }
+}
+
+/// Tells the kernel that this process writes a block device's data back (PR_SET_IO_FLUSHER): its
+/// allocations then never wait for that device. Holds for this thread and those it starts later,
+/// and for children: call it first. Needs CAP_SYS_RESOURCE, which containers often lack; without
+/// it the session works, but may stall when memory is very short.
 pub fn become_io_flusher() -> Result<(), AttachError> {
-    Ok(())
+    rustix::process::configure_io_flusher_behavior(true)
+        .map_err(|e| AttachError::io("set", "PR_SET_IO_FLUSHER", e))
 }
 
-/// Locks this process's memory, now and later, as it is touched. Best effort.
+/// Keeps this process's memory out of swap, each page once it is touched. Best effort.
+///
+/// # Errors
+/// Refuses without CAP_IPC_LOCK unless locked memory is unlimited: under a limit, later
+/// allocations would fail.
 pub fn lock_memory() -> Result<(), AttachError> {
-    Ok(())
+    let unlimited = rustix::process::getrlimit(Resource::Memlock)
+        .current
+        .is_none();
+    if !unlimited && !has_capability(CapabilitySet::IPC_LOCK) {
+        return Err(AttachError::NotRoot {
+            op: "lock",
+            object: "memory".into(),
+            source: io::Error::from_raw_os_error(libc::EPERM),
+        });
+    }
+    let flags = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
+    rustix::mm::mlockall(flags).map_err(|e| AttachError::io("lock", "memory", e))
 }
 
-/// Keeps other processes of the user from reading this one's memory, and it out of core dumps.
+/// Keeps this process's memory from other processes of the same user and out of core dumps. Lasts
+/// until the next exec.
 pub fn hide_from_debuggers() -> Result<(), AttachError> {
-    Ok(())
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(|e| AttachError::io("clear", "PR_SET_DUMPABLE", e))
+}
+
+/// Whether this thread has the capability in effect.
+pub(crate) fn has_capability(capability: CapabilitySet) -> bool {
+    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(capability))
+}
+
+/// Whether new pid and mount namespaces may be made; tried in a thread that ends at once.
+pub(crate) fn probe_namespaces() -> io::Result<()> {
+    in_a_thread(|| sys::unshare(UnshareFlags::NEWPID | UnshareFlags::NEWNS))
+}
+
+/// Whether PR_SET_IO_FLUSHER is allowed; tried in a thread that ends at once.
+pub(crate) fn probe_io_flusher() -> io::Result<()> {
+    in_a_thread(|| rustix::process::configure_io_flusher_behavior(true).map_err(io::Error::from))
+}
+
+fn in_a_thread(probe: impl FnOnce() -> io::Result<()> + Send) -> io::Result<()> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, probe)?;
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the probing thread panicked")))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entering_namespaces_is_refused_to_a_process_with_threads() {
+        // The test runner itself has at least two.
+        let refused =
+            in_a_thread(|| require_one_thread("test").map_err(|e| io::Error::other(e.to_string())));
+        assert!(refused.is_err());
+    }
 }

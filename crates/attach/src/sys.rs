@@ -1,1 +1,154 @@
-//! The system calls that the safe wrappers lack; all `unsafe` of the workspace.
+//! The system calls that have no safe wrapper; all `unsafe` of the workspace is here.
+
+use std::ffi::c_int;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use rustix::process::{Pid, Signal};
+use rustix::thread::UnshareFlags;
+
+/// `struct loop_info64` (include/uapi/linux/loop.h).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct LoopInfo64 {
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+    pub(crate) rdevice: u64,
+    pub(crate) offset: u64,
+    pub(crate) size_limit: u64,
+    pub(crate) number: u32,
+    pub(crate) encrypt_type: u32,
+    pub(crate) encrypt_key_size: u32,
+    pub(crate) flags: u32,
+    pub(crate) file_name: [u8; 64],
+    pub(crate) crypt_name: [u8; 64],
+    pub(crate) encrypt_key: [u8; 32],
+    pub(crate) init: [u64; 2],
+}
+
+impl LoopInfo64 {
+    pub(crate) const EMPTY: Self = Self {
+        device: 0,
+        inode: 0,
+        rdevice: 0,
+        offset: 0,
+        size_limit: 0,
+        number: 0,
+        encrypt_type: 0,
+        encrypt_key_size: 0,
+        flags: 0,
+        file_name: [0; 64],
+        crypt_name: [0; 64],
+        encrypt_key: [0; 32],
+        init: [0; 2],
+    };
+}
+
+/// `struct loop_config` (include/uapi/linux/loop.h).
+#[repr(C)]
+pub(crate) struct LoopConfig {
+    pub(crate) fd: u32,
+    pub(crate) block_size: u32,
+    pub(crate) info: LoopInfo64,
+    pub(crate) reserved: [u64; 8],
+}
+
+// The layouts that the kernel expects, as its header's own sizes.
+const _: () = assert!(size_of::<LoopInfo64>() == 232);
+const _: () = assert!(size_of::<LoopConfig>() == 304);
+
+const LOOP_GET_STATUS64: libc::Ioctl = 0x4C05;
+const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
+const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
+const BLKRASET: libc::Ioctl = 0x1262;
+
+fn checked(result: c_int) -> io::Result<c_int> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+/// Finds (or makes) a loop device that is free at this moment; returns its number.
+pub(crate) fn loop_free_number(control: BorrowedFd<'_>) -> io::Result<u32> {
+    // SAFETY: LOOP_CTL_GET_FREE takes no argument and touches no memory of ours.
+    let result = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
+    checked(result).map(c_int::cast_unsigned)
+}
+
+/// Sets a loop device on a file, all settings in one step (Linux 5.8).
+pub(crate) fn loop_configure(device: BorrowedFd<'_>, config: &LoopConfig) -> io::Result<()> {
+    // SAFETY: LOOP_CONFIGURE reads one `struct loop_config`, which `config` is and outlives the call.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const *config) };
+    checked(result).map(drop)
+}
+
+/// What a loop device is set on; ENXIO if it is free.
+pub(crate) fn loop_status(device: BorrowedFd<'_>) -> io::Result<LoopInfo64> {
+    let mut info = LoopInfo64::EMPTY;
+    // SAFETY: LOOP_GET_STATUS64 writes one `struct loop_info64`, which `info` is; any bytes are
+    // valid in its integer fields.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_GET_STATUS64, &raw mut info) };
+    checked(result).map(|_| info)
+}
+
+/// Sets the read-ahead of a block device in sectors of 512 bytes.
+pub(crate) fn set_read_ahead(device: BorrowedFd<'_>, sectors: libc::c_ulong) -> io::Result<()> {
+    // SAFETY: BLKRASET takes its argument by value and touches no memory of ours.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), BLKRASET, sectors) };
+    checked(result).map(drop)
+}
+
+/// Moves the calling thread (or, for pids, its later children) into new namespaces.
+/// Only `NEWNS` and `NEWPID` are accepted.
+pub(crate) fn unshare(flags: UnshareFlags) -> io::Result<()> {
+    let allowed = UnshareFlags::NEWNS | UnshareFlags::NEWPID;
+    assert!(allowed.contains(flags), "only mount and pid namespaces");
+    // SAFETY: what makes unshare unsafe is CLONE_FILES (descriptor tables of threads part ways);
+    // the assertion above excludes it, and neither accepted flag implies it.
+    let result = unsafe { rustix::thread::unshare_unsafe(flags) };
+    result.map_err(io::Error::from)
+}
+
+/// Which side of a fork this is.
+pub(crate) enum Fork {
+    /// The new process.
+    Child,
+    /// The old process, and the new one's pid.
+    Parent(Pid),
+}
+
+/// Forks. The caller has made sure that this process has one thread.
+pub(crate) fn fork_single_threaded() -> io::Result<Fork> {
+    // SAFETY: with one thread no lock can be held by a thread that is missing in the child, so the
+    // child may go on using everything, allocator included.
+    let pid = unsafe { libc::fork() };
+    if pid < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(match Pid::from_raw(pid) {
+        None => Fork::Child,
+        Some(child) => Fork::Parent(child),
+    })
+}
+
+/// Lets the child that `command` starts die with this process, in a session of its own.
+pub(crate) fn bind_child(command: &mut Command) {
+    let parent = rustix::process::getpid();
+    let bind = move || {
+        rustix::process::setsid()?;
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        // If the parent died before the line above, its signal never comes.
+        if rustix::process::getppid() == Some(parent) {
+            Ok(())
+        } else {
+            Err(io::Error::from_raw_os_error(libc::ESRCH))
+        }
+    };
+    // SAFETY: between fork and exec the closure only makes system calls (no allocation, no lock;
+    // `from_raw_os_error` stores an integer).
+    unsafe { command.pre_exec(bind) };
+}

@@ -1,0 +1,114 @@
+//! Finds and runs the one system program that is needed, and keeps what it complains about.
+
+use std::ffi::OsStr;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::AttachError;
+
+/// Where system programs lie, also where a user's PATH leaves them out.
+const SYSTEM_FOLDERS: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin";
+
+/// How much of a program's complaint is kept; the rest is read and dropped.
+const STDERR_BYTES_MAX: u64 = 4096;
+
+/// A command for `name`, found on PATH or in the system's folders.
+pub(crate) fn command(name: &'static str) -> Result<Command, AttachError> {
+    find(name)
+        .map(Command::new)
+        .ok_or_else(|| AttachError::ProgramMissing {
+            program: name,
+            looked_in: format!("PATH and {SYSTEM_FOLDERS}"),
+        })
+}
+
+/// Runs `command` to its end, without input; its stdout is dropped.
+pub(crate) fn run(program: &'static str, mut command: Command) -> Result<(), AttachError> {
+    let mut child = command
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|e| AttachError::io("start", program, e))?;
+    let mut kept = Vec::new();
+    if let Some(mut stderr) = child.stderr.take() {
+        // A failed read only shortens the message: the exit status decides.
+        let _ = stderr
+            .by_ref()
+            .take(STDERR_BYTES_MAX)
+            .read_to_end(&mut kept);
+        let _ = std::io::copy(&mut stderr, &mut std::io::sink());
+    }
+    let status = child
+        .wait()
+        .map_err(|e| AttachError::io("wait for", program, e))?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(AttachError::ProgramFailed {
+        program,
+        status: status.to_string(),
+        stderr: printable(&kept),
+    })
+}
+
+/// One line of printable text: a terminal sees no control characters of a program's making.
+pub(crate) fn printable(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let mut out = String::new();
+    for line in lines {
+        if !out.is_empty() {
+            out.push_str("; ");
+        }
+        out.extend(line.chars().filter(|c| !c.is_control()));
+    }
+    out
+}
+
+fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(std::env::split_paths(OsStr::new(SYSTEM_FOLDERS)))
+        .filter(|folder| folder.is_absolute())
+        .map(|folder| folder.join(name))
+        .find(|candidate| is_program(candidate))
+}
+
+fn is_program(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_program_is_named_with_the_places_searched() {
+        let error = command("no-such-program-anywhere").unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("no-such-program-anywhere not found (looked in PATH")
+        );
+    }
+
+    #[test]
+    fn a_failing_program_shows_its_status_and_a_bounded_printable_complaint() {
+        let mut command = command("sh").unwrap();
+        command.args([
+            "-c",
+            "printf 'bad\\033[31m\\nworse\\n' >&2; yes x | head -c 1000000 >&2; exit 3",
+        ]);
+        let error = run("sh", command).unwrap_err();
+        let AttachError::ProgramFailed { status, stderr, .. } = error else {
+            panic!("{error:?}")
+        };
+        assert_eq!(status, "exit status: 3");
+        assert!(stderr.starts_with("bad[31m; worse; x; x"), "{stderr:?}");
+        assert!(stderr.len() < 10_000);
+    }
+}

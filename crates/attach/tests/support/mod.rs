@@ -1,0 +1,161 @@
+//! What the attach tests share: needs, folders, images, and looking for what was left behind.
+#![allow(dead_code, missing_docs)]
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// Whether the tests can run here; says why not. With `CI` set they must.
+pub fn can_attach() -> bool {
+    let reason = if !rustix::process::geteuid().is_root() {
+        "not root"
+    } else if !Path::new("/dev/fuse").exists() || !Path::new("/dev/loop-control").exists() {
+        "no /dev/fuse or /dev/loop-control"
+    } else if let Some(tool) = ["mkfs.ext4", "e2fsck", "rsync"]
+        .iter()
+        .find(|t| !installed(t))
+    {
+        tool
+    } else {
+        return true;
+    };
+    assert!(std::env::var_os("CI").is_none(), "CI lacks: {reason}");
+    eprintln!("skipped: {reason}");
+    false
+}
+
+fn installed(tool: &str) -> bool {
+    ["/usr/sbin", "/sbin", "/usr/bin", "/bin"]
+        .iter()
+        .any(|dir| Path::new(dir).join(tool).exists())
+}
+
+/// A folder with a sparse image and a mount point. The image's length is like no other's, so that
+/// its loop device can be told from everybody else's.
+pub struct Place {
+    pub folder: TempDir,
+    pub image: PathBuf,
+    pub dir: PathBuf,
+    pub len_bytes: u64,
+}
+
+impl Place {
+    pub fn new(mib: u64) -> Self {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let serial = u64::from(std::process::id()) * 4 + COUNT.fetch_add(1, Ordering::Relaxed);
+        let len_bytes = (mib << 20) + (serial % 8192) * 4096;
+        let folder = tempfile::Builder::new()
+            .prefix("sprat-attach-")
+            .tempdir()
+            .unwrap();
+        let image = folder.path().join("image");
+        let dir = folder.path().join("mnt");
+        fs::create_dir(&dir).unwrap();
+        fs::File::create(&image)
+            .unwrap()
+            .set_len(len_bytes)
+            .unwrap();
+        Self {
+            folder,
+            image,
+            dir,
+            len_bytes,
+        }
+    }
+
+    /// What of this place is still there in the kernel: processes, mounts, loop devices.
+    pub fn remains(&self) -> Vec<String> {
+        let tag = self.folder.path().as_os_str().as_bytes();
+        let mut remains = loops_of(self.len_bytes);
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let pid = entry.file_name().to_string_lossy().into_owned();
+            if !pid.bytes().all(|b| b.is_ascii_digit()) || pid == std::process::id().to_string() {
+                continue;
+            }
+            let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            if contains(&command, tag) {
+                let status = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+                let state = status.rsplit(") ").next().unwrap_or("?").chars().next();
+                remains.push(format!("process {pid} in state {state:?}"));
+            }
+            let mounts = fs::read(entry.path().join("mountinfo")).unwrap_or_default();
+            if contains(&mounts, tag) {
+                remains.push(format!("mount in the eyes of {pid}"));
+            }
+        }
+        let ours = fs::read("/proc/self/mountinfo").unwrap();
+        if contains(&ours, tag) {
+            remains.push("mount here".into());
+        }
+        remains
+    }
+
+    /// Fails unless everything is gone within five seconds.
+    pub fn assert_nothing_remains(&self, what: &str) {
+        let begun = Instant::now();
+        loop {
+            let remains = self.remains();
+            if remains.is_empty() {
+                return;
+            }
+            assert!(
+                begun.elapsed() < Duration::from_secs(5),
+                "{what}: after 5 s there is still {remains:?}"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn fsck(&self) {
+        let output = Command::new("e2fsck")
+            .args(["-f", "-n"])
+            .arg(&self.image)
+            .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "e2fsck -fn: {}",
+            String::from_utf8_lossy(&output.stdout)
+        );
+    }
+}
+
+fn loops_of(len_bytes: u64) -> Vec<String> {
+    let sectors = (len_bytes / 512).to_string();
+    fs::read_dir("/sys/block")
+        .unwrap()
+        .flatten()
+        .filter(|entry| entry.path().join("loop").exists())
+        .filter(|entry| {
+            fs::read_to_string(entry.path().join("size")).is_ok_and(|s| s.trim() == sectors)
+        })
+        .map(|entry| format!("loop device {}", entry.file_name().to_string_lossy()))
+        .collect()
+}
+
+fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+    haystack
+        .windows(needle.len())
+        .any(|window| window == needle)
+}
+
+/// Runs a command that must work.
+pub fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program)
+        .args(arguments)
+        .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
