@@ -211,3 +211,8 @@ impl std::fmt::Debug for SectorCipher {
         write!(f, "SectorCipher({} bytes a sector, ..)", self.sector_bytes)
     }
 }
+
+#[cfg(test)]
+#[path = "cipher_tests.rs"]
+#[allow(clippy::cast_possible_truncation, reason = "small numbers")]
+mod tests;

@@ -18,6 +18,7 @@ const SECTOR_BYTES: u32 = 4096;
 const KEY_BYTES: usize = 64;
 /// cryptsetup's ceiling; its benchmark for two seconds ends there on any machine of today.
 const ARGON2_MEMORY_KIB: u64 = 1 << 20;
+const RECOVERY_MEMORY_KIB: u64 = 64 << 10;
 const ARGON2_PASSES: u32 = 4;
 const ARGON2_THREADS_MAX: usize = 4;
 /// `LUKS2_LABEL_L` less the NUL (cryptsetup: lib/luks2/luks2.h).
@@ -28,9 +29,10 @@ const LABEL_BYTES_MAX: usize = 47;
 pub enum SlotKind {
     /// Thousands of random bytes: pbkdf2 with 1000 rounds, so that opening is fast.
     KeyFile,
-    /// Made up by a person: argon2id.
+    /// Made up by a person: argon2id with 1 GiB (at most half of this machine's memory).
     Passphrase,
-    /// A [`crate::RecoveryKey`]: argon2id.
+    /// A [`crate::RecoveryKey`]: argon2id with 64 MiB. 160 random bits need no more, and it must
+    /// open on whatever machine is at hand after a disaster.
     Recovery,
 }
 
@@ -64,7 +66,7 @@ pub struct NewContainer {
 ///
 /// aes-xts-plain64 with a 512-bit key, 4096-byte sectors, payload at 16 MiB: cryptsetup's
 /// defaults. Each slot was opened once from the returned bytes, so this takes two derivations a
-/// slot: a few seconds and a gigabyte for each passphrase.
+/// slot: some seconds and a gigabyte for each passphrase, and less than a second for the others.
 pub fn format(
     secrets: &[(Secret, SlotKind)],
     options: &FormatOptions,
@@ -177,10 +179,14 @@ pub(crate) fn kdf_for(kind: SlotKind, options: &FormatOptions) -> Kdf {
         },
         SlotKind::Passphrase | SlotKind::Recovery => {
             let threads = std::thread::available_parallelism().map_or(1, usize::from);
+            let memory_kib = match kind {
+                SlotKind::Recovery => RECOVERY_MEMORY_KIB,
+                _ => argon2_memory_kib(),
+            };
             Kdf::Argon2 {
                 kind: "argon2id".to_owned(),
                 passes: ARGON2_PASSES,
-                memory_kib: u32::try_from(argon2_memory_kib()).expect("at most 1 GiB"),
+                memory_kib: u32::try_from(memory_kib).expect("at most 1 GiB"),
                 threads: u32::try_from(threads.min(ARGON2_THREADS_MAX)).expect("at most 4"),
             }
         }
@@ -189,9 +195,8 @@ pub(crate) fn kdf_for(kind: SlotKind, options: &FormatOptions) -> Kdf {
 
 /// As cryptsetup does: never more than half of the machine's memory.
 fn argon2_memory_kib() -> u64 {
-    const LEAST_KIB: u64 = 64 << 10;
     let info = rustix::system::sysinfo();
     #[allow(clippy::useless_conversion, reason = "has 32 bits on 32-bit machines")]
     let total_bytes = u64::from(info.totalram) * u64::from(info.mem_unit);
-    (total_bytes / 1024 / 2).clamp(LEAST_KIB, ARGON2_MEMORY_KIB)
+    (total_bytes / 1024 / 2).clamp(RECOVERY_MEMORY_KIB, ARGON2_MEMORY_KIB)
 }

@@ -137,3 +137,90 @@ fn checksum(random: &[u8]) -> [u8; GROUP] {
         ALPHABET[digit]
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_generated_key_is_read_back_however_it_is_typed() {
+        let key = RecoveryKey::generate().unwrap();
+        let text = key.text().to_owned();
+        assert_eq!(text.len(), 49);
+        assert_eq!(text.split('-').count(), 10);
+        assert!(text.split('-').all(|group| group.len() == 4));
+        for typed in [
+            text.clone(),
+            text.to_uppercase(),
+            text.replace('-', ""),
+            text.replace('-', " "),
+            format!("  {}\n", text.replace('-', " – ")),
+        ] {
+            let read = RecoveryKey::parse(&typed).unwrap();
+            assert_eq!(read.text(), text);
+            assert_eq!(read.secret().expose(), text.as_bytes());
+        }
+    }
+
+    #[test]
+    fn every_single_typing_error_is_told_from_a_wrong_key() {
+        let text = RecoveryKey::generate().unwrap().text().to_owned();
+        let mut unseen = 0;
+        for at in 0..text.len() {
+            if text.as_bytes()[at] == b'-' {
+                continue;
+            }
+            for &other in ALPHABET.iter().filter(|&&c| c != text.as_bytes()[at]) {
+                let mut typed = text.clone().into_bytes();
+                typed[at] = other;
+                let typed = String::from_utf8(typed).unwrap();
+                match RecoveryKey::parse(&typed) {
+                    Err(error) => assert_eq!(error, RecoveryKeyError::Checksum),
+                    Ok(_) => unseen += 1,
+                }
+            }
+        }
+        // 840 errors, of which one in 234,000 goes unseen.
+        assert!(unseen <= 1, "{unseen} unseen in {text}");
+    }
+
+    #[test]
+    fn what_is_no_recovery_key_says_why() {
+        let parse = |typed: &str| RecoveryKey::parse(typed).unwrap_err();
+        assert_eq!(parse(""), RecoveryKeyError::Length { found: 0 });
+        assert_eq!(parse("acde-fhjk"), RecoveryKeyError::Length { found: 8 });
+        assert_eq!(
+            parse(&"a".repeat(41)),
+            RecoveryKeyError::Length { found: 41 }
+        );
+        assert_eq!(parse("acde-f0jk"), RecoveryKeyError::Character { group: 2 });
+        assert_eq!(parse("passwörd"), RecoveryKeyError::Character { group: 1 });
+    }
+
+    #[test]
+    fn the_text_of_a_known_key_never_changes() {
+        // Sheets are printed once and read years later.
+        let typed = "acdefhjkmnprtuwx346789acdefhjkmnprtu";
+        let mut characters = [0; CHARACTERS];
+        characters[..RANDOM_CHARACTERS].copy_from_slice(typed.as_bytes());
+        let sum = checksum(typed.as_bytes());
+        characters[RANDOM_CHARACTERS..].copy_from_slice(&sum);
+        assert_eq!(
+            RecoveryKey::grouped(&characters).text(),
+            "acde-fhjk-mnpr-tuwx-3467-89ac-defh-jkmn-prtu-nach"
+        );
+    }
+
+    #[test]
+    fn a_recovery_key_is_random_and_hidden() {
+        let (one, two) = (
+            RecoveryKey::generate().unwrap(),
+            RecoveryKey::generate().unwrap(),
+        );
+        assert_ne!(one.text(), two.text());
+        assert_eq!(format!("{one:?}"), "RecoveryKey(..)");
+        assert_eq!(format!("{:?}", one.secret()), "Secret(..)");
+        // 22^36 > 2^160.
+        assert!(36.0 * 22_f64.log2() > 160.0);
+    }
+}

@@ -6,5 +6,10 @@
     reason = "tests fail by panicking, and say why they are skipped"
 )]
 
+mod change;
+mod damage;
+mod forge;
+mod hostile;
 mod interop;
+mod sectors;
 mod stock;

@@ -1,0 +1,193 @@
+//! Key slots added and removed, interrupted after each step.
+
+use sprat_luks::{FormatOptions, Header, HeaderWrite, LuksError, Secret, SlotKind};
+
+use crate::stock::{Files, Ours, apply, cryptsetup, cryptsetup_is_here, opens};
+
+const FAST: FormatOptions = FormatOptions {
+    uuid: None,
+    label: None,
+    fast_kdf_for_tests: true,
+};
+
+fn secret(text: &str) -> Secret {
+    Secret::passphrase(text.to_owned())
+}
+
+#[test]
+fn an_added_slot_opens_here_and_with_cryptsetup_and_can_be_removed() {
+    let ours = Ours::make();
+    let mut bytes = ours.bytes();
+    let header = Header::load(&bytes.as_slice()).unwrap();
+    let key = header.unlock(&bytes.as_slice(), &ours.key()).unwrap();
+    let writes = header
+        .add_slot(&key, &secret("new"), SlotKind::Passphrase, &FAST)
+        .unwrap();
+    apply(&writes, writes.len(), &mut bytes);
+    let changed = Header::load(&bytes.as_slice()).unwrap();
+    changed.check_pins(&ours.made.pins).unwrap();
+    assert_eq!(changed.sequence_id(), header.sequence_id() + 1);
+    assert_eq!(changed.slots().len(), 3);
+    for secret in [secret("new"), ours.key(), ours.recovery.secret()] {
+        assert!(opens(&bytes, &secret));
+    }
+    if cryptsetup_is_here() {
+        let path = Files::new();
+        let file = path.holding("changed", &bytes);
+        let name = file.to_str().unwrap();
+        let output = cryptsetup(&["open", "--test-passphrase", name], b"new\n");
+        assert!(output.status.success());
+    }
+    let writes = changed.remove_slot(0).unwrap();
+    apply(&writes, writes.len(), &mut bytes);
+    assert!(!opens(&bytes, &ours.key()));
+    assert!(opens(&bytes, &secret("new")));
+    assert!(opens(&bytes, &ours.recovery.secret()));
+}
+
+#[test]
+fn a_change_interrupted_after_any_step_opens_with_every_key_that_stays() {
+    let ours = Ours::make();
+    let bytes = ours.bytes();
+    let header = Header::load(&bytes.as_slice()).unwrap();
+    let key = header.unlock(&bytes.as_slice(), &ours.key()).unwrap();
+    let added = header
+        .add_slot(&key, &secret("new"), SlotKind::Passphrase, &FAST)
+        .unwrap();
+    let removed = header.remove_slot(1).unwrap();
+    for writes in [added, removed] {
+        for (step, write) in writes.iter().enumerate() {
+            let mut state = bytes.clone();
+            apply(&writes, step, &mut state);
+            // This step's write torn: half of it new, half of it old.
+            if let HeaderWrite::Write(extent) = write {
+                let half = extent.bytes.len() / 2;
+                state[extent.offset as usize..][..half].copy_from_slice(&extent.bytes[..half]);
+            }
+            assert!(opens(&state, &ours.key()), "after {step} steps");
+            let header = Header::load(&state.as_slice()).unwrap();
+            let repair = header.repair().unwrap();
+            apply(&repair, repair.len(), &mut state);
+            let repaired = Header::load(&state.as_slice()).unwrap();
+            assert!(repaired.copies().both_good(), "after {step} steps");
+            assert!(opens(&state, &ours.key()), "after {step} steps");
+        }
+    }
+}
+
+#[test]
+fn a_change_writes_little_and_orders_each_copy() {
+    let ours = Ours::make();
+    let bytes = ours.bytes();
+    let header = Header::load(&bytes.as_slice()).unwrap();
+    let writes = header.remove_slot(1).unwrap();
+    let shape: Vec<Option<u64>> = writes
+        .iter()
+        .map(|write| match write {
+            HeaderWrite::Write(extent) => Some(extent.offset),
+            HeaderWrite::Barrier => None,
+        })
+        .collect();
+    assert_eq!(
+        shape,
+        [
+            Some(32768 + 258_048),
+            None,
+            Some(16384),
+            None,
+            Some(0),
+            None
+        ]
+    );
+    let sent: usize = ours.made.header.iter().map(|e| e.bytes.len()).sum();
+    assert_eq!(sent, 2 * 258_048 + 2 * 16384);
+}
+
+#[test]
+fn senseless_changes_are_refused() {
+    let ours = Ours::make();
+    let mut bytes = ours.bytes();
+    let header = Header::load(&bytes.as_slice()).unwrap();
+    let refused = |error: LuksError| matches!(error, LuksError::Argument { .. });
+    assert!(refused(header.remove_slot(9).unwrap_err()));
+    let foreign = Ours::make().made.volume_key;
+    let error = header.add_slot(&foreign, &secret("x"), SlotKind::Passphrase, &FAST);
+    assert!(refused(error.unwrap_err()));
+    let writes = header.remove_slot(0).unwrap();
+    apply(&writes, writes.len(), &mut bytes);
+    let last = Header::load(&bytes.as_slice()).unwrap();
+    assert!(refused(last.remove_slot(1).unwrap_err()));
+    // A damaged copy is repaired first.
+    bytes[4100] ^= 1;
+    let damaged = Header::load(&bytes.as_slice()).unwrap();
+    assert!(refused(damaged.remove_slot(1).unwrap_err()));
+    for (secrets, options) in [
+        (vec![], FAST),
+        (vec![(secret(""), SlotKind::Passphrase)], FAST),
+        (
+            vec![(secret("x"), SlotKind::KeyFile)],
+            FormatOptions {
+                uuid: Some("no".to_owned()),
+                ..FAST
+            },
+        ),
+        (
+            vec![(secret("x"), SlotKind::KeyFile)],
+            FormatOptions {
+                label: Some("x".repeat(48)),
+                ..FAST
+            },
+        ),
+    ] {
+        assert!(refused(sprat_luks::format(&secrets, &options).unwrap_err()));
+    }
+}
+
+#[test]
+fn headers_are_loaded_and_unlocked_from_many_threads() {
+    let ours = Ours::make();
+    let bytes = ours.bytes();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| assert!(opens(&bytes, &ours.key())));
+        }
+    });
+}
+
+/// With the costs of real containers; prints what they take. Needs a gigabyte of memory.
+#[test]
+#[ignore = "slow: run by hand to measure"]
+fn real_costs_take_seconds() {
+    let recovery = sprat_luks::RecoveryKey::generate().unwrap();
+    let key = Secret::key_file(vec![7; 4096]);
+    let secrets = [
+        (key.clone(), SlotKind::KeyFile),
+        (recovery.secret(), SlotKind::Recovery),
+    ];
+    let timed = |what: &str, from: std::time::Instant| println!("{what}: {:?}", from.elapsed());
+    let from = std::time::Instant::now();
+    let made = sprat_luks::format(&secrets, &FormatOptions::default()).unwrap();
+    timed("format with two slots", from);
+    let ours = Ours {
+        made,
+        ..Ours::make()
+    };
+    let bytes = ours.bytes();
+    let header = Header::load(&bytes.as_slice()).unwrap();
+    for (what, secret) in [
+        ("unlock by key file", key),
+        ("unlock by recovery key", recovery.secret()),
+    ] {
+        let from = std::time::Instant::now();
+        let key = header.unlock(&bytes.as_slice(), &secret).unwrap();
+        timed(what, from);
+        let cipher = sprat_luks::SectorCipher::new(&key, &header).unwrap();
+        let mut data = vec![0; 64 << 20];
+        let from = std::time::Instant::now();
+        cipher.encrypt(0, &mut data).unwrap();
+        timed("encrypt 64 MiB", from);
+        let from = std::time::Instant::now();
+        cipher.decrypt(0, &mut data).unwrap();
+        timed("decrypt 64 MiB", from);
+    }
+}
