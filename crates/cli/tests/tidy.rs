@@ -1,5 +1,7 @@
 //! Checks the house: crate edges, file heads and sizes, `unsafe`, links, and what the docs promise.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -112,7 +114,8 @@ fn every_crate_is_on_the_map_and_uses_only_what_the_map_says() {
         }
         for used in &uses {
             let used_place = map.iter().position(|(other, _)| other == used);
-            if used_place.is_none_or(|used_place| used_place <= place) {
+            // The testkit stands beside the path, not in it.
+            if name != "testkit" && used_place.is_none_or(|used_place| used_place <= place) {
                 findings.push(format!("{name} uses {used}, which isn't below it"));
             }
             if used == "testkit" {
@@ -158,8 +161,8 @@ fn every_library_says_who_is_above_what_is_below_and_what_is_always_true() {
             .lines()
             .take_while(|line| line.starts_with("//!"))
             .collect();
-        for part in ["//! Above:", "//! Below:", "//! Always true:"] {
-            if !head.iter().any(|line| line.starts_with(part)) {
+        for part in ["Above:", "Below:", "Always true:"] {
+            if !head.iter().any(|line| line.contains(part)) {
                 findings.push(format!("{}: no {part:?}", path.display()));
             }
         }
@@ -388,7 +391,7 @@ fn the_commands_that_the_docs_tell_to_type_exist() {
         for command in source.split("`make ").skip(1) {
             let word: String = command
                 .chars()
-                .take_while(|c| c.is_ascii_lowercase())
+                .take_while(char::is_ascii_lowercase)
                 .collect();
             if !is_target(&word) {
                 findings.push(format!("{}: make {word}", path.display()));
