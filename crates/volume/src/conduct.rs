@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 
-use sprat_store::{ReadClass, StoreError};
+use sprat_store::{ReadClass, StoreError, StoreErrorKind};
 
 use crate::engine::{Connection, Engine, Meaning, Quiet, State, meaning};
 use crate::plan::{EpochNumber, Step, Verdict};
@@ -108,17 +108,15 @@ fn flush<'a>(
 /// kernel marks pages clean that it could not write): all is sent again on a new one.
 fn flush_failed(engine: &Engine, state: &mut State, line: &Connection, error: StoreError) {
     state.failed_flushes += 1;
-    let hopeless = state.failed_flushes > FAILED_FLUSHES_MAX;
+    let again = error.kind() == StoreErrorKind::Failed
+        && state.failed_flushes <= FAILED_FLUSHES_MAX
+        && !engine.options.reconnect_max.is_zero();
+    if again {
+        engine.line_lost(state, line.generation, error);
+        return;
+    }
     match meaning("flush", error) {
-        Meaning::Fatal(VolumeError::Store { source, .. })
-            if !hopeless && !engine.options.reconnect_max.is_zero() =>
-        {
-            engine.line_lost(state, line.generation, source);
-        }
-        Meaning::LineLost(cause) => {
-            state.failed_flushes = 0;
-            engine.line_lost(state, line.generation, cause);
-        }
+        Meaning::LineLost(cause) => engine.line_lost(state, line.generation, cause),
         Meaning::Fatal(cause) => engine.fail(state, cause),
     }
 }

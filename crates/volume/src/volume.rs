@@ -10,7 +10,7 @@ use sprat_store::StoreFile;
 use crate::engine::{Engine, spawn};
 use crate::overlay::Overlay;
 use crate::{
-    BLOCK_BYTES, Flush, Geometry, ReadOnlyOptions, Session, VolumeError, VolumeOptions,
+    BLOCK_BYTES, Fenced, Flush, Geometry, ReadOnlyOptions, Session, VolumeError, VolumeOptions,
     VolumeStats, conduct, read, send, settle,
 };
 
@@ -201,6 +201,12 @@ impl Volume {
     pub fn abort(&self) {
         let mut state = self.engine.state();
         self.engine.fail(&mut state, VolumeError::Aborted);
+    }
+
+    /// As [`abort`](Self::abort), for a session that has found out by itself that the lock is lost.
+    pub fn fence(&self, cause: Fenced) {
+        let mut state = self.engine.state();
+        self.engine.fail(&mut state, VolumeError::Fenced(cause));
     }
 
     fn blocks(&self, op: &'static str, offset: u64, len: u64) -> Result<Range<u64>, VolumeError> {

@@ -1,6 +1,8 @@
 //! The volume against a plain array: every read gives the newest write, and a closed volume has
 //! all of them on the disk.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod support;
 
 use std::sync::Arc;
@@ -68,7 +70,7 @@ fn run(ops: &[Op], options: VolumeOptions, seed: u64) {
                 byte,
             } => {
                 let data: Vec<u8> = (0..blocks * BLOCK)
-                    .map(|at| byte ^ (at / 7) as u8)
+                    .map(|at| byte ^ (at / 7).to_le_bytes()[0])
                     .collect();
                 volume.write_at((block * BLOCK) as u64, &data).unwrap();
                 model[block * BLOCK..][..data.len()].copy_from_slice(&data);

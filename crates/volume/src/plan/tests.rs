@@ -1,0 +1,381 @@
+//! Sentences about the plan, without threads.
+
+use super::*;
+
+fn plan() -> Plan {
+    Plan::new(Limits {
+        buffer_blocks: 16,
+        run_blocks: 4,
+        early_blocks: 2,
+    })
+}
+
+fn block(byte: u8) -> Block {
+    Block::from([byte])
+}
+
+fn write(plan: &mut Plan, first: u64, bytes: &[u8]) {
+    for (index, byte) in (first..).zip(bytes) {
+        plan.write(index, vec![block(*byte)]);
+    }
+}
+
+/// Gives the permit that the plan asks for.
+fn permit(plan: &mut Plan) -> EpochNumber {
+    match plan.step() {
+        Step::Permit(epoch) => {
+            plan.permitted(epoch);
+            epoch
+        }
+        other => panic!("asked for {other:?} instead of a permit"),
+    }
+}
+
+fn shape(run: &Run) -> (u64, Vec<u8>) {
+    (run.first, run.blocks.iter().map(|block| block[0]).collect())
+}
+
+fn send(plan: &mut Plan) -> Vec<Run> {
+    std::iter::from_fn(|| plan.next_run()).collect()
+}
+
+fn retire(plan: &mut Plan) -> EpochNumber {
+    match plan.step() {
+        Step::Flush(epoch) => {
+            drop(plan.flushed(epoch));
+            epoch
+        }
+        other => panic!("asked for {other:?} instead of a flush"),
+    }
+}
+
+#[test]
+fn adjacent_blocks_go_out_as_runs_of_at_most_the_run_length() {
+    let mut plan = plan();
+    write(&mut plan, 10, &[1, 2, 3, 4, 5]);
+    write(&mut plan, 20, &[6]);
+    plan.seal();
+    assert_eq!(
+        plan.next_run().map(|run| shape(&run)),
+        None,
+        "nothing goes out without a permit"
+    );
+    permit(&mut plan);
+    let runs: Vec<_> = send(&mut plan).iter().map(shape).collect();
+    assert_eq!(runs, [(10, vec![1, 2, 3, 4]), (14, vec![5]), (20, vec![6])]);
+}
+
+#[test]
+fn the_next_epoch_goes_out_only_after_all_answers_and_the_flush() {
+    let mut plan = plan();
+    write(&mut plan, 0, &[1]);
+    write(&mut plan, 5, &[2]);
+    plan.seal();
+    write(&mut plan, 0, &[3]);
+    plan.seal();
+    assert_eq!(permit(&mut plan), EpochNumber(1));
+    let runs = send(&mut plan);
+    assert_eq!(runs.len(), 2);
+    plan.answered(&runs[1]);
+    assert_eq!(plan.step(), Step::Wait, "one answer is missing");
+    assert!(!plan.has_run());
+    plan.answered(&runs[0]);
+    assert_eq!(plan.step(), Step::Flush(EpochNumber(1)));
+    assert!(!plan.has_run(), "the flush has not returned");
+    assert_eq!(retire(&mut plan), EpochNumber(1));
+    assert_eq!(permit(&mut plan), EpochNumber(2));
+    assert_eq!(
+        send(&mut plan).iter().map(shape).collect::<Vec<_>>(),
+        [(0, vec![3])]
+    );
+}
+
+#[test]
+fn the_open_epoch_goes_out_early_only_when_nothing_older_waits_and_enough_lies_in_it() {
+    let mut plan = plan();
+    write(&mut plan, 0, &[1]);
+    assert_eq!(plan.step(), Step::Wait, "too little");
+    write(&mut plan, 1, &[2]);
+    assert_eq!(permit(&mut plan), EpochNumber(1));
+    let runs = send(&mut plan);
+    assert_eq!(runs.len(), 1);
+    plan.seal();
+    write(&mut plan, 8, &[3, 4, 5]);
+    plan.answered(&runs[0]);
+    assert_eq!(plan.step(), Step::Flush(EpochNumber(1)));
+    assert!(!plan.has_run(), "an older epoch is not durable");
+}
+
+#[test]
+fn a_block_overwritten_before_it_is_sent_is_sent_once() {
+    let mut plan = plan();
+    write(&mut plan, 3, &[1]);
+    write(&mut plan, 3, &[2]);
+    plan.seal();
+    permit(&mut plan);
+    assert_eq!(
+        send(&mut plan).iter().map(shape).collect::<Vec<_>>(),
+        [(3, vec![2])]
+    );
+}
+
+#[test]
+fn a_block_written_again_while_under_way_waits_and_is_sent_again() {
+    let mut plan = plan();
+    write(&mut plan, 0, &[1, 2]);
+    permit(&mut plan);
+    let first = plan.next_run().expect("a run");
+    write(&mut plan, 0, &[3]);
+    write(&mut plan, 7, &[4]);
+    plan.seal();
+    let meanwhile = send(&mut plan);
+    assert_eq!(
+        meanwhile.iter().map(shape).collect::<Vec<_>>(),
+        [(7, vec![4])]
+    );
+    assert_eq!(
+        shape(&first),
+        (0, vec![1, 2]),
+        "what is under way is a copy of its own"
+    );
+    plan.answered(&first);
+    let again = send(&mut plan);
+    assert_eq!(again.iter().map(shape).collect::<Vec<_>>(), [(0, vec![3])]);
+    plan.answered(&meanwhile[0]);
+    assert_eq!(plan.step(), Step::Wait);
+    plan.answered(&again[0]);
+    assert_eq!(retire(&mut plan), EpochNumber(1));
+}
+
+#[test]
+fn the_plan_seals_by_itself_at_half_of_the_buffer() {
+    let mut plan = plan();
+    write(&mut plan, 0, &[1; 7]);
+    assert_eq!(plan.open_number(), EpochNumber(1));
+    write(&mut plan, 0, &[2; 7]);
+    assert_eq!(
+        plan.open_number(),
+        EpochNumber(1),
+        "overwriting takes no room"
+    );
+    write(&mut plan, 7, &[1]);
+    assert_eq!(plan.open_number(), EpochNumber(2));
+}
+
+#[test]
+fn there_is_room_again_once_an_epoch_is_durable() {
+    let mut plan = plan();
+    write(&mut plan, 0, &[1; 15]);
+    assert!(plan.room_for(1));
+    assert!(!plan.room_for(2));
+    permit(&mut plan);
+    for run in send(&mut plan) {
+        plan.answered(&run);
+    }
+    assert!(!plan.room_for(2), "answered is not durable");
+    retire(&mut plan);
+    assert!(plan.room_for(4));
+}
+
+#[test]
+fn a_writer_that_finds_no_room_seals_what_nobody_else_would() {
+    let mut plan = plan();
+    write(&mut plan, 0, &[1; 7]);
+    for suspect in 100..108 {
+        plan.add_settled_suspect(suspect, &[0]);
+    }
+    assert!(!plan.room_for(4));
+    assert_eq!(plan.open_number(), EpochNumber(2));
+}
+
+#[test]
+fn an_epoch_without_writes_is_nothing() {
+    let mut plan = plan();
+    assert_eq!(plan.seal(), EpochNumber(0));
+    write(&mut plan, 0, &[1]);
+    assert_eq!(plan.seal(), EpochNumber(1));
+    assert_eq!(plan.seal(), EpochNumber(1));
+}
+
+#[test]
+fn a_loss_voids_the_epoch_and_answered_writes_are_sent_again_too() {
+    let mut plan = plan();
+    write(&mut plan, 0, &[1, 2, 3, 4, 5]);
+    plan.seal();
+    permit(&mut plan);
+    let runs = send(&mut plan);
+    plan.answered(&runs[0]);
+    plan.lost_run(&runs[1]);
+    assert_eq!(plan.step(), Step::Reconnect);
+    assert!(!plan.has_run());
+    plan.reconnected();
+    assert_eq!(
+        permit(&mut plan),
+        EpochNumber(1),
+        "the lock is checked again"
+    );
+    // The cursor goes on where it was: the order within an epoch means nothing.
+    let mut again: Vec<_> = send(&mut plan).iter().map(shape).collect();
+    again.sort();
+    assert_eq!(again, [(0, vec![1, 2, 3, 4]), (4, vec![5])]);
+}
+
+#[test]
+fn a_reconnect_waits_until_every_call_on_the_lost_line_has_returned() {
+    let mut plan = plan();
+    write(&mut plan, 0, &[1, 2, 3, 4, 5]);
+    plan.seal();
+    permit(&mut plan);
+    let runs = send(&mut plan);
+    plan.lost_run(&runs[0]);
+    assert_eq!(plan.step(), Step::Wait);
+    plan.answered(&runs[1]);
+    assert_eq!(plan.step(), Step::Reconnect);
+    assert_eq!(plan.losses(), 1);
+}
+
+#[test]
+fn a_failed_flush_sends_the_whole_epoch_again() {
+    let mut plan = plan();
+    write(&mut plan, 0, &[1]);
+    plan.seal();
+    permit(&mut plan);
+    let run = plan.next_run().expect("a run");
+    plan.answered(&run);
+    let line = plan.connection().expect("up");
+    plan.lost(line);
+    plan.reconnected();
+    assert_eq!(plan.suspects_len(), 0, "what was answered can't come late");
+    permit(&mut plan);
+    assert_eq!(
+        send(&mut plan).iter().map(shape).collect::<Vec<_>>(),
+        [(0, vec![1])]
+    );
+}
+
+#[test]
+fn a_loss_that_is_reported_late_does_not_touch_the_new_connection() {
+    let mut plan = plan();
+    let old = plan.connection().expect("up");
+    plan.lost(old);
+    plan.reconnected();
+    plan.lost(old);
+    assert!(plan.connection().is_some());
+}
+
+/// A plan whose block 0 was under way with byte 1 when the line was lost, connected again.
+fn plan_with_suspect() -> Plan {
+    let mut plan = plan();
+    write(&mut plan, 0, &[1]);
+    plan.seal();
+    permit(&mut plan);
+    let run = plan.next_run().expect("a run");
+    plan.lost_run(&run);
+    plan.reconnected();
+    plan
+}
+
+#[test]
+fn the_same_bytes_of_a_suspect_go_out_at_once_and_newer_ones_after_the_quiet_time() {
+    let mut plan = plan_with_suspect();
+    write(&mut plan, 0, &[2]);
+    write(&mut plan, 1, &[3]);
+    plan.seal();
+    permit(&mut plan);
+    let replay = send(&mut plan);
+    assert_eq!(replay.iter().map(shape).collect::<Vec<_>>(), [(0, vec![1])]);
+    plan.answered(&replay[0]);
+    assert_eq!(retire(&mut plan), EpochNumber(1));
+    permit(&mut plan);
+    let others = send(&mut plan);
+    assert_eq!(others.iter().map(shape).collect::<Vec<_>>(), [(1, vec![3])]);
+    plan.answered(&others[0]);
+    assert_eq!(plan.step(), Step::Wait, "the suspect is held");
+    plan.quiet_over(1);
+    assert_eq!(
+        send(&mut plan).iter().map(shape).collect::<Vec<_>>(),
+        [(0, vec![2])]
+    );
+}
+
+#[test]
+fn the_quiet_time_of_an_earlier_loss_does_not_release_a_later_one() {
+    let mut plan = plan_with_suspect();
+    permit(&mut plan);
+    let run = plan.next_run().expect("the replay");
+    plan.lost_run(&run);
+    plan.reconnected();
+    write(&mut plan, 0, &[2]);
+    plan.seal();
+    plan.quiet_over(1);
+    permit(&mut plan);
+    let replay = plan.next_run().expect("the replay");
+    plan.answered(&replay);
+    retire(&mut plan);
+    permit(&mut plan);
+    assert!(!plan.has_run(), "still held for loss 2");
+    plan.quiet_over(2);
+    assert!(plan.has_run());
+}
+
+#[test]
+fn a_suspect_is_read_back_once_it_is_durable_and_quiet() {
+    let mut plan = plan_with_suspect();
+    permit(&mut plan);
+    let run = plan.next_run().expect("the replay");
+    plan.answered(&run);
+    retire(&mut plan);
+    assert_eq!(plan.step(), Step::Wait);
+    assert!(!plan.is_settled());
+    plan.quiet_over(1);
+    assert_eq!(
+        plan.step(),
+        Step::ReadBack {
+            first: 0,
+            blocks: 1
+        }
+    );
+    assert_eq!(plan.judge(0, &[1]), Verdict::Good);
+    assert!(plan.is_settled());
+}
+
+#[test]
+fn a_suspect_that_was_overwritten_is_written_again_a_few_times_and_then_called_foreign() {
+    let mut plan = plan_with_suspect();
+    plan.quiet_over(1);
+    for _ in 0..REWRITES_MAX {
+        plan.seal();
+        permit(&mut plan);
+        let run = plan.next_run().expect("the right bytes");
+        assert_eq!(shape(&run), (0, vec![1]));
+        plan.answered(&run);
+        retire(&mut plan);
+        assert_eq!(plan.judge(0, &[9]), Verdict::Rewritten);
+    }
+    plan.seal();
+    permit(&mut plan);
+    let run = plan.next_run().expect("the right bytes");
+    plan.answered(&run);
+    retire(&mut plan);
+    assert_eq!(plan.judge(0, &[9]), Verdict::Foreign);
+}
+
+#[test]
+fn the_newest_bytes_are_known_until_they_are_durable() {
+    let mut plan = plan();
+    write(&mut plan, 0, &[1]);
+    plan.seal();
+    write(&mut plan, 0, &[2]);
+    assert_eq!(plan.newest(0), Some(&block(2)));
+    permit(&mut plan);
+    let run = plan.next_run().expect("epoch 1");
+    plan.answered(&run);
+    retire(&mut plan);
+    assert_eq!(plan.newest(0), Some(&block(2)), "epoch 2 is not durable");
+    plan.seal();
+    permit(&mut plan);
+    let run = plan.next_run().expect("epoch 2");
+    plan.answered(&run);
+    retire(&mut plan);
+    assert_eq!(plan.newest(0), None);
+}

@@ -1,0 +1,568 @@
+//! Sentences about a volume: waiting, ending, limits, read-only, suspects.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
+
+use sprat_store::{Access, FileName, MemoryStore, Store, StoreFile};
+use sprat_testkit::crash::{CrashDisk, CrashOptions};
+use sprat_testkit::watchdog::within;
+use sprat_volume::{Flush, Geometry, ReadOnlyOptions, Volume, VolumeError, VolumeOptions};
+use support::{BLOCK, LIMIT, TestSession, geometry, stamp_of, stamped, tiny};
+
+const LEN: usize = 64 * BLOCK;
+
+fn kind_disk() -> CrashDisk {
+    CrashDisk::new(LEN, 1, CrashOptions::default())
+}
+
+fn open(disk: &CrashDisk, options: VolumeOptions) -> (Arc<TestSession>, Arc<Volume>) {
+    let session = TestSession::new(disk);
+    let volume = Volume::open(session.connect(), geometry(LEN), session.clone(), options);
+    (session, Arc::new(volume.unwrap()))
+}
+
+fn at(block: usize) -> u64 {
+    (block * BLOCK) as u64
+}
+
+fn read_stamp(volume: &Volume, block: usize) -> Result<u64, VolumeError> {
+    let mut found = vec![0; BLOCK];
+    volume.read_at(at(block), &mut found)?;
+    Ok(stamp_of(&found))
+}
+
+/// Takes the line down so that nothing gets out until `unreachable` is taken back.
+fn take_line_down(session: &TestSession, disk: &CrashDisk) {
+    session.unreachable.store(true, Ordering::SeqCst);
+    disk.lose_lines();
+}
+
+fn wait_until(what: &str, mut reached: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !reached() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "never: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn offsets_and_lengths_that_are_not_blocks_or_lie_outside_are_refused() {
+    within(LIMIT, || {
+        let (_, volume) = open(&kind_disk(), tiny());
+        let unaligned = volume.write_at(1, &stamped(1));
+        assert!(matches!(unaligned, Err(VolumeError::Unaligned { .. })));
+        let unaligned = volume.read_at(0, &mut [0; 100]);
+        assert!(matches!(unaligned, Err(VolumeError::Unaligned { .. })));
+        let outside = volume.write_at(at(64), &stamped(1));
+        assert!(matches!(outside, Err(VolumeError::OutOfRange { .. })));
+        let outside = volume.read_at(u64::MAX - 4095, &mut [0; BLOCK]);
+        assert!(matches!(outside, Err(VolumeError::OutOfRange { .. })));
+        assert!(volume.failure().is_none());
+    });
+}
+
+#[test]
+fn a_container_file_shorter_than_its_volume_is_named_at_open() {
+    let disk = kind_disk();
+    let session = TestSession::new(&disk);
+    let lies = Geometry {
+        offset_bytes: 4096,
+        len_bytes: LEN as u64,
+    };
+    let short = Volume::open(session.connect(), lies, session.clone(), tiny());
+    assert!(matches!(short.err(), Some(VolumeError::Short { .. })));
+}
+
+#[test]
+fn an_ordered_flush_returns_while_the_line_is_down_and_a_durable_one_waits() {
+    within(LIMIT, || {
+        let disk = kind_disk();
+        let (session, volume) = open(&disk, tiny());
+        take_line_down(&session, &disk);
+        volume.write_at(0, &stamped(1)).unwrap();
+        volume.flush(Flush::Ordered).unwrap();
+        let waiting = volume.clone();
+        let durable = std::thread::spawn(move || waiting.flush(Flush::Durable));
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!durable.is_finished());
+        assert!(volume.stats().reconnecting_since.is_some());
+        session.unreachable.store(false, Ordering::SeqCst);
+        durable.join().unwrap().unwrap();
+        assert_eq!(stamp_of(&disk.durable()[..BLOCK]), 1);
+        assert!(volume.stats().reconnecting_since.is_none());
+    });
+}
+
+#[test]
+fn a_writer_waits_beyond_the_limit_and_goes_on_when_an_epoch_is_durable() {
+    within(LIMIT, || {
+        let disk = kind_disk();
+        let (session, volume) = open(&disk, tiny());
+        volume.write_at(0, &stamped(1)).unwrap();
+        volume.flush(Flush::Durable).unwrap();
+        take_line_down(&session, &disk);
+        let writing = volume.clone();
+        let writer = std::thread::spawn(move || {
+            (0..60).try_for_each(|block| writing.write_at(at(block), &stamped(block as u64 + 1)))
+        });
+        wait_until("the buffer is full", || {
+            volume.stats().unsynced_bytes > 12 * BLOCK as u64
+        });
+        std::thread::sleep(Duration::from_millis(30));
+        assert!(!writer.is_finished());
+        assert!(volume.stats().unsynced_bytes <= 16 * BLOCK as u64);
+        session.unreachable.store(false, Ordering::SeqCst);
+        writer.join().unwrap().unwrap();
+        volume.close().unwrap();
+        assert!(volume.stats().unsynced_bytes_peak <= 16 * BLOCK as u64);
+        assert!((0..60).all(|block| {
+            stamp_of(&disk.durable()[block * BLOCK..][..BLOCK]) == block as u64 + 1
+        }));
+    });
+}
+
+#[test]
+fn a_durable_flush_ends_while_others_write_without_end() {
+    within(LIMIT, || {
+        let delay_max = Duration::from_micros(200);
+        let disk = CrashDisk::new(
+            LEN,
+            3,
+            CrashOptions {
+                delay_max,
+                ..CrashOptions::default()
+            },
+        );
+        let (_, volume) = open(&disk, tiny());
+        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let (writing, stopped) = (volume.clone(), stop.clone());
+        let writer = std::thread::spawn(move || {
+            let mut stamp = 1u64;
+            while !stopped.load(Ordering::SeqCst) {
+                writing
+                    .write_at(stamp % 4 * BLOCK as u64, &stamped(stamp))
+                    .unwrap();
+                stamp += 1;
+            }
+        });
+        for _ in 0..20 {
+            volume.flush(Flush::Durable).unwrap();
+        }
+        stop.store(true, Ordering::SeqCst);
+        writer.join().unwrap();
+    });
+}
+
+type Call = fn(&Volume) -> Result<(), VolumeError>;
+
+#[test]
+fn abort_ends_everybody_who_waits() {
+    within(LIMIT, || {
+        let disk = kind_disk();
+        let (session, volume) = open(&disk, tiny());
+        take_line_down(&session, &disk);
+        let calls: [Call; 4] = [
+            |volume| read_stamp(volume, 50).map(drop),
+            |volume| (0..64).try_for_each(|block| volume.write_at(at(block), &stamped(9))),
+            |volume| {
+                volume
+                    .write_at(0, &stamped(1))
+                    .and_then(|()| volume.flush(Flush::Durable))
+            },
+            |volume| {
+                volume
+                    .write_at(0, &stamped(1))
+                    .and_then(|()| volume.close())
+            },
+        ];
+        let waiting: Vec<_> = calls
+            .into_iter()
+            .map(|call| {
+                let volume = volume.clone();
+                std::thread::spawn(move || call(&volume))
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(waiting.iter().all(|call| !call.is_finished()));
+        volume.abort();
+        for call in waiting {
+            assert!(matches!(call.join().unwrap(), Err(VolumeError::Failed(_))));
+        }
+        assert!(matches!(
+            volume.failure().as_deref(),
+            Some(VolumeError::Aborted)
+        ));
+    });
+}
+
+#[test]
+fn past_the_time_for_reconnecting_the_volume_fails_with_connection_lost() {
+    within(LIMIT, || {
+        let disk = kind_disk();
+        let limit = Duration::from_millis(100);
+        let (session, volume) = open(
+            &disk,
+            VolumeOptions {
+                reconnect_max: limit,
+                ..tiny()
+            },
+        );
+        take_line_down(&session, &disk);
+        volume.write_at(0, &stamped(1)).unwrap();
+        let flush = volume.flush(Flush::Durable);
+        assert!(matches!(flush, Err(VolumeError::Failed(_))));
+        let failure = volume.failure().unwrap();
+        assert!(
+            matches!(&*failure, VolumeError::ConnectionLost { waited, .. } if *waited >= limit),
+            "{failure:?}"
+        );
+    });
+}
+
+#[test]
+fn a_lost_lock_stops_the_volume_before_the_first_byte_of_the_epoch() {
+    within(LIMIT, || {
+        let disk = kind_disk();
+        let (session, volume) = open(&disk, tiny());
+        session.fenced.store(true, Ordering::SeqCst);
+        volume.write_at(0, &stamped(1)).unwrap();
+        assert!(volume.flush(Flush::Durable).is_err());
+        assert!(matches!(
+            volume.failure().as_deref(),
+            Some(VolumeError::Fenced(_))
+        ));
+        assert!(disk.present().iter().all(|byte| *byte == 0));
+        assert_eq!(volume.stats().wire_write_requests, 0);
+    });
+}
+
+#[test]
+fn every_epoch_asks_for_the_lock_and_an_epoch_without_writes_is_nothing() {
+    within(LIMIT, || {
+        let disk = kind_disk();
+        let (session, volume) = open(&disk, tiny());
+        for round in 1..=5 {
+            volume.write_at(0, &stamped(round)).unwrap();
+            for _ in 0..3 {
+                volume.flush(Flush::Durable).unwrap();
+            }
+            assert_eq!(session.permits.load(Ordering::SeqCst), round);
+            assert_eq!(volume.stats().wire_flushes, round);
+            assert_eq!(session.settlements.load(Ordering::SeqCst), round);
+        }
+        assert_eq!(volume.stats().durable_epoch, 5);
+    });
+}
+
+#[test]
+fn reading_a_file_from_start_to_end_takes_few_large_requests() {
+    within(LIMIT, || {
+        let len = 1024 * BLOCK;
+        let disk = CrashDisk::new(len, 1, CrashOptions::default());
+        let session = TestSession::new(&disk);
+        let options = VolumeOptions::default();
+        let volume = Volume::open(session.connect(), geometry(len), session.clone(), options);
+        let volume = volume.unwrap();
+        for block in 0..1024 {
+            assert_eq!(read_stamp(&volume, block).unwrap(), 0);
+        }
+        let stats = volume.stats();
+        assert!(stats.wire_read_requests < 40, "{stats:?}");
+        assert!(
+            stats.wire_read_bytes <= len as u64,
+            "nothing is read twice: {stats:?}"
+        );
+    });
+}
+
+#[test]
+fn a_hundred_readers_of_one_block_cause_one_request() {
+    within(LIMIT, || {
+        let delay_max = Duration::from_millis(20);
+        let disk = CrashDisk::new(
+            LEN,
+            3,
+            CrashOptions {
+                delay_max,
+                ..CrashOptions::default()
+            },
+        );
+        let (_, volume) = open(
+            &disk,
+            VolumeOptions {
+                read_ahead_bytes_max: 0,
+                ..tiny()
+            },
+        );
+        let readers: Vec<_> = (0..100)
+            .map(|_| {
+                let volume = volume.clone();
+                std::thread::spawn(move || read_stamp(&volume, 5).unwrap())
+            })
+            .collect();
+        for reader in readers {
+            reader.join().unwrap();
+        }
+        assert_eq!(volume.stats().wire_read_requests, 1);
+    });
+}
+
+fn read_only(overlay_blocks: u64) -> (Arc<dyn StoreFile>, Volume, tempfile::TempDir) {
+    let store = MemoryStore::new();
+    let name = FileName::new("x.luks").unwrap();
+    let file = store.create_new(&name).unwrap();
+    file.write_at(0, &stamped(7).repeat(64)).unwrap();
+    let session = TestSession::new(&kind_disk());
+    let dir = tempfile::tempdir().unwrap();
+    let options = ReadOnlyOptions {
+        overlay_bytes_max: overlay_blocks * BLOCK as u64,
+        ..ReadOnlyOptions::new(dir.path().to_owned())
+    };
+    let below = store.open(&name, Access::ReadOnly).unwrap();
+    let volume = Volume::open_read_only(below, geometry(LEN), session, options).unwrap();
+    (file, volume, dir)
+}
+
+#[test]
+fn a_read_only_volume_keeps_its_writes_to_itself() {
+    within(LIMIT, || {
+        let (file, volume, dir) = read_only(8);
+        volume
+            .write_at(at(3), &[stamped(1), stamped(2)].concat())
+            .unwrap();
+        volume.write_at(at(4), &stamped(3)).unwrap();
+        volume.flush(Flush::Durable).unwrap();
+        let mut found = vec![0; 8 * BLOCK];
+        volume.read_at(at(0), &mut found).unwrap();
+        let stamps: Vec<u64> = found.chunks_exact(BLOCK).map(stamp_of).collect();
+        assert_eq!(stamps, [7, 7, 7, 1, 3, 7, 7, 7]);
+        assert_eq!(
+            std::fs::read_dir(dir.path()).unwrap().count(),
+            0,
+            "the overlay has no name"
+        );
+        volume.close().unwrap();
+        let mut below = vec![0; LEN];
+        file.read_at(0, &mut below, sprat_store::ReadClass::Demand)
+            .unwrap();
+        assert_eq!(below, stamped(7).repeat(64));
+        assert_eq!(volume.stats().wire_write_requests, 0);
+    });
+}
+
+#[test]
+fn the_overlay_of_a_read_only_volume_is_bounded() {
+    within(LIMIT, || {
+        let (_, volume, _dir) = read_only(4);
+        for block in 0..4 {
+            volume.write_at(at(block), &stamped(1)).unwrap();
+        }
+        volume.write_at(at(2), &stamped(2)).unwrap();
+        let full = volume.write_at(at(9), &stamped(1));
+        assert!(matches!(
+            full,
+            Err(VolumeError::OverlayFull { bytes_max: 16384 })
+        ));
+        assert_eq!(read_stamp(&volume, 2).unwrap(), 2);
+        assert_eq!(read_stamp(&volume, 9).unwrap(), 7);
+        assert!(matches!(
+            volume.discard(0, 4096),
+            Err(VolumeError::Discard { .. })
+        ));
+    });
+}
+
+#[test]
+fn a_read_only_volume_reconnects_and_reads_on() {
+    within(LIMIT, || {
+        let disk = CrashDisk::new(
+            LEN,
+            5,
+            CrashOptions {
+                lose_line_per_1000: 200,
+                ..CrashOptions::default()
+            },
+        );
+        let session = TestSession::new(&disk);
+        let dir = tempfile::tempdir().unwrap();
+        let options = ReadOnlyOptions {
+            reconnect_delay: Duration::from_millis(1),
+            read_cache_bytes_max: 0,
+            ..ReadOnlyOptions::new(dir.path().to_owned())
+        };
+        let volume =
+            Volume::open_read_only(session.connect(), geometry(LEN), session.clone(), options);
+        let volume = volume.unwrap();
+        for round in 0..100 {
+            assert_eq!(read_stamp(&volume, round % 64).unwrap(), 0);
+        }
+        assert!(session.reconnects.load(Ordering::SeqCst) > 3);
+        volume.close().unwrap();
+        assert_eq!(session.settlements.load(Ordering::SeqCst), 0);
+    });
+}
+
+/// A disk whose line is lost with a write of `stamp` to block 0 under way.
+fn lose_a_write(session: &TestSession, disk: &CrashDisk, volume: &Volume, stamp: u64) {
+    disk.lose_lines();
+    let before = session.reconnects.load(Ordering::SeqCst);
+    volume.write_at(0, &stamped(stamp)).unwrap();
+    volume.flush(Flush::Ordered).unwrap();
+    wait_until("reconnected", || {
+        session.reconnects.load(Ordering::SeqCst) > before
+    });
+}
+
+#[test]
+fn newer_bytes_of_a_suspect_wait_for_the_quiet_time_and_the_same_bytes_do_not() {
+    within(LIMIT, || {
+        let disk = kind_disk();
+        let quiet_time = Duration::from_millis(1500);
+        let (session, volume) = open(
+            &disk,
+            VolumeOptions {
+                quiet_time,
+                ..tiny()
+            },
+        );
+        let begun = Instant::now();
+        lose_a_write(&session, &disk, &volume, 1);
+        volume.flush(Flush::Durable).unwrap();
+        assert!(
+            begun.elapsed() < quiet_time,
+            "the replay of the same bytes does not wait"
+        );
+        assert_eq!(volume.stats().suspect_blocks, 1);
+        volume.write_at(at(20), &stamped(3)).unwrap();
+        volume.flush(Flush::Durable).unwrap();
+        assert!(begun.elapsed() < quiet_time, "other blocks do not wait");
+        volume.write_at(0, &stamped(2)).unwrap();
+        assert_eq!(read_stamp(&volume, 0).unwrap(), 2);
+        volume.flush(Flush::Durable).unwrap();
+        assert!(
+            begun.elapsed() >= quiet_time,
+            "newer bytes were sent too early"
+        );
+    });
+}
+
+#[test]
+fn newer_bytes_of_a_suspect_do_not_wait_where_the_old_server_is_known_dead() {
+    within(LIMIT, || {
+        let disk = kind_disk();
+        let quiet_time = Duration::from_secs(1000);
+        let (session, volume) = open(
+            &disk,
+            VolumeOptions {
+                quiet_time,
+                ..tiny()
+            },
+        );
+        session.server_dead.store(true, Ordering::SeqCst);
+        lose_a_write(&session, &disk, &volume, 1);
+        volume.write_at(0, &stamped(2)).unwrap();
+        volume.close().unwrap();
+        assert_eq!(stamp_of(&disk.durable()[..BLOCK]), 2);
+    });
+}
+
+#[test]
+fn close_waits_for_the_quiet_time_and_reads_suspects_back() {
+    within(LIMIT, || {
+        let disk = kind_disk();
+        let quiet_time = Duration::from_millis(200);
+        let (session, volume) = open(
+            &disk,
+            VolumeOptions {
+                quiet_time,
+                ..tiny()
+            },
+        );
+        let begun = Instant::now();
+        lose_a_write(&session, &disk, &volume, 1);
+        volume.flush(Flush::Durable).unwrap();
+        assert!(
+            !session.suspects().is_empty(),
+            "settled while the old server may still write"
+        );
+        // The old server, later than it was believed to be able to, undoes the replay.
+        disk.connect().write_at(0, &stamped(99)).unwrap();
+        volume.close().unwrap();
+        assert!(begun.elapsed() >= quiet_time);
+        assert_eq!(
+            stamp_of(&disk.durable()[..BLOCK]),
+            1,
+            "written again when it was found out"
+        );
+        assert!(session.suspects().is_empty());
+    });
+}
+
+#[test]
+fn suspects_of_a_dead_session_are_waited_for_and_settled_at_open() {
+    within(LIMIT, || {
+        let disk = kind_disk();
+        disk.connect().write_at(0, &stamped(5)).unwrap();
+        assert_eq!(
+            stamp_of(&disk.durable()[..BLOCK]),
+            0,
+            "not synced by the dead session"
+        );
+        let quiet_time = Duration::from_secs(30);
+        let since = SystemTime::now() - Duration::from_millis(29_800);
+        let options = VolumeOptions {
+            quiet_time,
+            suspects: vec![0..4096, 2048..10_000, at(60)..at(2000)],
+            suspects_since: Some(since),
+            ..tiny()
+        };
+        let begun = Instant::now();
+        let (session, volume) = open(&disk, options);
+        let waited = begun.elapsed();
+        assert!(waited >= Duration::from_millis(150) && waited < Duration::from_secs(15));
+        assert_eq!(stamp_of(&disk.durable()[..BLOCK]), 5, "one value for good");
+        volume.close().unwrap();
+        assert!(session.suspects().is_empty());
+    });
+}
+
+#[test]
+fn dropping_a_volume_leaves_no_thread_behind() {
+    let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
+    within(LIMIT, move || {
+        let before = threads();
+        for _ in 0..3 {
+            let disk = kind_disk();
+            let (session, volume) = open(&disk, VolumeOptions::default());
+            take_line_down(&session, &disk);
+            volume.write_at(0, &stamped(1)).unwrap();
+            volume.flush(Flush::Ordered).unwrap();
+            assert!(threads() > before + 20);
+            drop(volume);
+            wait_until("threads are gone", || threads() <= before);
+        }
+    });
+}
+
+#[test]
+fn a_discarded_range_reads_as_zeros_and_is_refused_while_writes_wait() {
+    within(LIMIT, || {
+        let disk = kind_disk();
+        let (_, volume) = open(&disk, tiny());
+        volume.write_at(0, &stamped(1).repeat(4)).unwrap();
+        let early = volume.discard(0, 4096);
+        assert!(matches!(early, Err(VolumeError::Discard { .. })));
+        volume.flush(Flush::Durable).unwrap();
+        assert_eq!(read_stamp(&volume, 1).unwrap(), 1);
+        volume.discard(at(1), 2 * BLOCK as u64).unwrap();
+        let stamps: Vec<u64> = (0..4)
+            .map(|block| read_stamp(&volume, block).unwrap())
+            .collect();
+        assert_eq!(stamps, [1, 0, 0, 1]);
+    });
+}
