@@ -4,8 +4,8 @@
 //! header copies and the slots' areas in it. Ours is an anonymous one (`memfd_create`), sparse,
 //! reached by `/proc/self/fd/N`: nothing is left behind, whatever dies. It never holds a key.
 //!
-//! libcryptsetup is not thread-safe (its README, "libcryptsetup API"): one call at a time in a
-//! process.
+//! libcryptsetup is not thread-safe (libcryptsetup-rs: README, "Note on thread-safety"; cryptsetup
+//! issue 710): one of these at a time in a process.
 
 use std::{
     ffi::c_void,
@@ -28,7 +28,10 @@ use libcryptsetup_rs::{
         vals::{CryptKdf, EncryptionFormat},
     },
 };
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::{
+    fs::{MemfdFlags, memfd_create},
+    io::Errno,
+};
 use zeroize::Zeroizing;
 
 use crate::{Extent, HeaderRead, LuksError, Secret, VolumeKey, keyslot::Kdf};
@@ -107,9 +110,7 @@ impl Reference {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         // Without a callback libcryptsetup prints to stdout and stderr.
         libcryptsetup_rs::set_log_callback::<()>(Some(swallow), None);
-        let file = memfd_create("sprat-luks2-header", MemfdFlags::CLOEXEC)
-            .map(File::from)
-            .map_err(|errno| scratch("make")(errno.into()))?;
+        let file = anonymous_file().map_err(scratch("make"))?;
         file.set_len(payload_offset).map_err(scratch("make"))?;
         for extent in header {
             file.write_all_at(&extent.bytes, extent.offset)
@@ -207,6 +208,15 @@ impl HeaderRead for Reference {
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(buf, offset)
+    }
+}
+
+fn anonymous_file() -> io::Result<File> {
+    let make = |flags| memfd_create("sprat-luks2-header", flags | MemfdFlags::CLOEXEC);
+    match make(MemfdFlags::NOEXEC_SEAL) {
+        // Linux before 6.3 doesn't know the flag; later ones may insist on it (vm.memfd_noexec).
+        Err(Errno::INVAL) => Ok(make(MemfdFlags::empty())?.into()),
+        other => Ok(other?.into()),
     }
 }
 

@@ -1,10 +1,14 @@
 //! Header copies damaged one at a time, both, and files cut short.
 
-use sprat_luks::{CopyFault, CopyState, Header, HeaderWrite, LuksError, LuksErrorKind};
+use std::cell::RefCell;
+
+use sprat_luks::{
+    CopyFault, CopyState, Header, HeaderRead, HeaderWrite, LuksError, LuksErrorKind, Secret,
+};
 
 use crate::{
     forge::{COPIES, SIZE, seal, set_text, text},
-    stock::{Files, Ours, apply, cryptsetup_is_here, cryptsetup_ok, opens},
+    stock::{Files, Ours, apply, cryptsetup_is_here, cryptsetup_ok, opens, their_container},
 };
 
 type Damage = (&'static str, fn(&mut [u8], usize), fn(&CopyFault) -> bool);
@@ -285,4 +289,83 @@ fn a_damaged_key_slot_is_a_wrong_key_and_the_other_slot_still_opens() {
     let error = header.unlock(&bytes.as_slice(), &ours.key()).unwrap_err();
     assert!(matches!(error, LuksError::WrongSecret { .. }), "{error}");
     assert!(opens(&bytes, &ours.recovery.secret()));
+}
+
+/// Counts what is asked of it.
+struct Counting<'a> {
+    bytes: &'a [u8],
+    reads: RefCell<Vec<(u64, usize)>>,
+}
+
+impl HeaderRead for Counting<'_> {
+    fn len(&self) -> std::io::Result<u64> {
+        HeaderRead::len(&self.bytes)
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        self.reads.borrow_mut().push((offset, buf.len()));
+        self.bytes.read_at(offset, buf)
+    }
+}
+
+#[test]
+fn only_what_is_needed_is_fetched() {
+    let ours = Ours::make();
+    let bytes = ours.bytes();
+    let reads = RefCell::default();
+    let source = Counting {
+        bytes: &bytes,
+        reads,
+    };
+    let header = Header::load(&source).unwrap();
+    assert_eq!(source.reads.take(), [(0, 2 * SIZE)]);
+    // Of the cheap costs of tests, argon2id's is the least: that slot is tried first.
+    header.unlock(&source, &ours.recovery.secret()).unwrap();
+    assert_eq!(source.reads.take(), [(2 * SIZE as u64 + 258_048, 258_048)]);
+}
+
+#[test]
+fn a_header_that_can_t_be_fetched_says_which_bytes() {
+    struct Broken;
+    impl HeaderRead for Broken {
+        fn len(&self) -> std::io::Result<u64> {
+            Ok(1 << 40)
+        }
+        fn read_at(&self, _: u64, _: &mut [u8]) -> std::io::Result<()> {
+            Err(std::io::ErrorKind::ConnectionReset.into())
+        }
+    }
+    let error = Header::load(&Broken).unwrap_err();
+    assert_eq!(error.kind(), LuksErrorKind::Read);
+    assert!(error.to_string().contains("32768 bytes"), "{error}");
+}
+
+#[test]
+fn the_secondary_copy_is_found_wherever_it_may_lie() {
+    if !cryptsetup_is_here() {
+        return;
+    }
+    for (metadata, keyslots) in [("16k", "1m"), ("32k", "1m"), ("512k", "1m"), ("4m", "8m")] {
+        let files = Files::new();
+        let mut extra = vec!["--luks2-metadata-size", metadata, "--offset", "65536"];
+        extra.extend(["--luks2-keyslots-size", keyslots]);
+        let path = their_container(&files, b"secret", &extra);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let pins = Header::load(&bytes.as_slice()).unwrap().pins();
+        bytes[..4096].fill(0);
+        let header = Header::load(&bytes.as_slice()).unwrap();
+        header.check_pins(&pins).unwrap();
+        assert_eq!(
+            header.copies().primary,
+            CopyState::Damaged(CopyFault::Magic)
+        );
+        assert!(opens(&bytes, &Secret::key_file(b"secret".to_vec())));
+        let writes = header.repair().unwrap();
+        apply(&writes, writes.len(), &mut bytes);
+        std::fs::write(&path, &bytes).unwrap();
+        let name = path.to_str().unwrap();
+        cryptsetup_ok(&["open", "--test-passphrase", name], b"secret\n");
+        cryptsetup_ok(&["repair", "--batch-mode", name], b"");
+        assert!(std::fs::read(&path).unwrap() == bytes, "{metadata}");
+    }
 }

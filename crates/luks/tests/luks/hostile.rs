@@ -2,7 +2,9 @@
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use sprat_luks::{FormatOptions, Header, LuksError, LuksErrorKind, Pins, Secret, SlotKind, format};
+use sprat_luks::{
+    FormatOptions, Header, LuksError, LuksErrorKind, Pins, Secret, SectorCipher, SlotKind, format,
+};
 
 use crate::{
     forge::{COPIES, SIZE, replace_text, rewrite, rewrite_binary, seal, text},
@@ -454,6 +456,37 @@ proptest! {
             prop_assert_eq!(header.check_pins(pins).is_ok(), same
                 && header.sequence_id() >= pins.sequence_id);
             let _ = (header.slots(), header.geometry(1 << 40), format!("{header:?}"));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    /// Metadata that keep their form, with other numbers in them: what passes our own parse is
+    /// handed to libcryptsetup, and at the end stands an error or the true key.
+    #[test]
+    fn metadata_with_other_digits_never_panic_and_never_yield_another_key(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), b'0'..=b'9'), 1..4),
+    ) {
+        static OURS: std::sync::LazyLock<(Ours, Vec<u8>)> = std::sync::LazyLock::new(|| {
+            let ours = Ours::make();
+            let bytes = ours.bytes()[..2 * SIZE + 2 * 258_048].to_vec();
+            (ours, bytes)
+        });
+        let (ours, good) = &*OURS;
+        let mut text = text(good).into_bytes();
+        let digits: Vec<usize> = (0..text.len()).filter(|&i| text[i].is_ascii_digit()).collect();
+        for (index, digit) in &changes {
+            text[*index.get(&digits)] = *digit;
+        }
+        let bytes = replace_text(good, &String::from_utf8(text).unwrap());
+        let Ok(header) = Header::load(&bytes.as_slice()) else { return Ok(()) };
+        let opened = header.unlock(&bytes.as_slice(), &ours.key());
+        if header.check_pins(&ours.made.pins).is_ok() && let Ok(key) = opened {
+            let data = vec![1; 4096];
+            let seal = |key| SectorCipher::new(key, &header).unwrap().encrypt_from(0, &data);
+            prop_assert_eq!(seal(&key).unwrap(), seal(&ours.made.volume_key).unwrap());
         }
     }
 }
