@@ -4,17 +4,27 @@
 //! the lock, the key and the volume, and serves it over FUSE; W (`worker`) holds the mounts in
 //! namespaces of its own and runs rsync. Whichever dies, the other two end.
 
-#[allow(dead_code)]
+mod background;
+mod child;
+mod create;
+mod crew;
+mod keeper;
 mod link;
+mod mount;
 mod options;
-#[allow(dead_code)]
 mod protocol;
+pub mod volume_process;
+pub mod worker;
 
+use std::ffi::OsString;
 use std::path::Path;
 
 use sprat_luks::Secret;
 use sprat_snapshot::{RestoreReport, RestoreSpec, SnapshotEntry, SnapshotReport, SnapshotSpec};
 
+pub use background::MountRecord;
+pub use create::create;
+pub use mount::{mount, unmount};
 pub use options::{
     Access, ClosedReport, ContainerFacts, CreateOptions, Created, Notice, Observer, Phase,
     PinPolicy, SIZE_BYTES_MIN, SessionOptions, SessionProgress, VolumeFigures,
@@ -23,13 +33,22 @@ pub use protocol::FileSystemCheck;
 
 use crate::Failure;
 use crate::interrupt::Interrupt;
+use crate::target::Place;
+use child::Role;
+use crew::{Crew, OnInterrupt, Shape, Watch};
+use protocol::{WorkerOrder, WorkerReply};
 
 /// An open container with its file system mounted where only the worker sees it.
 ///
 /// Whatever an operation returned, [`Session::close`] ends the session; dropping it instead stops
-/// everything at once, as a crash does.
+/// everything at once, as a crash does. To be used on the thread that opened it, which must live
+/// as long as the session: the kernel ends the other processes with it.
 #[derive(Debug)]
-pub struct Session {}
+pub struct Session {
+    crew: Crew,
+    facts: ContainerFacts,
+    options: SessionOptions,
+}
 
 impl Session {
     /// Opens the container and mounts its volume.
@@ -39,26 +58,86 @@ impl Session {
         observer: &mut dyn Observer,
         interrupt: &Interrupt,
     ) -> Result<Self, Failure> {
-        let _ = (options, secret, observer, interrupt);
-        Err(Failure::failed("not built yet"))
+        let mut session = Self::attach(options, secret, observer, interrupt)?;
+        let at = session.options.runtime_dir.join("volume");
+        make_private_dir(&at)?;
+        session.crew.order(&WorkerOrder::Mount {
+            at: OsString::from(at),
+            read_only: session.options.access == Access::ReadOnly,
+            browse: false,
+        });
+        let mut watch = Watch {
+            observer,
+            interrupt,
+        };
+        // Stopping in the middle of a mount gains nothing: it is short, and then ends in order.
+        let mounted = session
+            .crew
+            .wait_worker(&mut watch, OnInterrupt::Finish, |reply| {
+                matches!(reply, WorkerReply::Mounted).then_some(())
+            });
+        if let Err(failure) = mounted {
+            return Err(session.crew.fail(failure));
+        }
+        if interrupt.requested() {
+            session.close(observer, interrupt)?;
+            return Err(Failure::interrupted().with_hint("nothing was changed"));
+        }
+        observer.phase(Phase::Working);
+        Ok(session)
+    }
+
+    /// Opens the container and attaches its volume as a block device, without mounting it.
+    fn attach(
+        options: SessionOptions,
+        secret: &Secret,
+        observer: &mut dyn Observer,
+        interrupt: &Interrupt,
+    ) -> Result<Self, Failure> {
+        let mut watch = Watch {
+            observer,
+            interrupt,
+        };
+        let (mut crew, facts) = Crew::start(&options, Shape::Session, &[secret], &mut watch)?;
+        if let Err(failure) = crew.attach(Role::Worker, &mut watch) {
+            return Err(crew.fail(failure));
+        }
+        Ok(Self {
+            crew,
+            facts,
+            options,
+        })
     }
 
     /// What was found at the target; the caller pins it where nothing was pinned.
     #[must_use]
     pub fn facts(&self) -> &ContainerFacts {
-        unreachable!()
+        &self.facts
     }
 
     /// Takes a snapshot. After an interrupt the volume holds a `.partial`, and the error is
-    /// [`Exit::Interrupted`](crate::Exit).
+    /// [`Exit::Interrupted`](crate::Exit). The container itself and sprat's own folders never
+    /// enter a snapshot.
     pub fn take_snapshot(
         &mut self,
-        spec: SnapshotSpec,
+        mut spec: SnapshotSpec,
         observer: &mut dyn Observer,
         interrupt: &Interrupt,
     ) -> Result<SnapshotReport, Failure> {
-        let _ = (spec, observer, interrupt);
-        Err(Failure::failed("not built yet"))
+        spec.never_enter.push(self.options.runtime_dir.clone());
+        if let Place::Local { folder } = &self.options.target.place {
+            let container = folder.join(self.options.target.name.as_str());
+            spec.never_enter.push(container);
+        }
+        self.ask(
+            &WorkerOrder::TakeSnapshot(Box::new(spec)),
+            observer,
+            interrupt,
+            |reply| match reply {
+                WorkerReply::SnapshotTaken(report) => Some(*report),
+                _ => None,
+            },
+        )
     }
 
     /// Lists the snapshots of all jobs.
@@ -67,8 +146,15 @@ impl Session {
         observer: &mut dyn Observer,
         interrupt: &Interrupt,
     ) -> Result<Vec<SnapshotEntry>, Failure> {
-        let _ = (observer, interrupt);
-        Err(Failure::failed("not built yet"))
+        self.ask(
+            &WorkerOrder::List,
+            observer,
+            interrupt,
+            |reply| match reply {
+                WorkerReply::Listed(entries) => Some(entries),
+                _ => None,
+            },
+        )
     }
 
     /// Copies a snapshot, or a part of it, back.
@@ -78,87 +164,82 @@ impl Session {
         observer: &mut dyn Observer,
         interrupt: &Interrupt,
     ) -> Result<RestoreReport, Failure> {
-        let _ = (spec, observer, interrupt);
-        Err(Failure::failed("not built yet"))
+        self.ask(
+            &WorkerOrder::Restore(Box::new(spec)),
+            observer,
+            interrupt,
+            |reply| match reply {
+                WorkerReply::Restored(report) => Some(*report),
+                _ => None,
+            },
+        )
+    }
+
+    fn ask<T>(
+        &mut self,
+        order: &WorkerOrder,
+        observer: &mut dyn Observer,
+        interrupt: &Interrupt,
+        wanted: impl FnMut(WorkerReply) -> Option<T>,
+    ) -> Result<T, Failure> {
+        interrupt.check()?;
+        self.crew.order(order);
+        let mut watch = Watch {
+            observer,
+            interrupt,
+        };
+        self.crew
+            .wait_worker(&mut watch, OnInterrupt::Cancel, wanted)
     }
 
     /// Unmounts, sends what is left, waits for the server's fsync and releases the lock. What an
     /// operation did counts only after this has returned `Ok`. An interrupt doesn't shorten it;
-    /// a second one ends everything at once.
+    /// a second one ends everything at once, and so does one while the line is down.
     pub fn close(
-        self,
+        mut self,
         observer: &mut dyn Observer,
         interrupt: &Interrupt,
     ) -> Result<ClosedReport, Failure> {
-        let _ = (observer, interrupt);
-        Err(Failure::failed("not built yet"))
+        let mut watch = Watch {
+            observer,
+            interrupt,
+        };
+        self.crew.detach(&mut watch)?;
+        self.crew.close(&mut watch)
     }
 }
 
-/// Makes a container: file, header, key slots, file system. It gets its name only when it is
-/// whole and durable, and never replaces one.
-pub fn create(
-    options: CreateOptions,
-    observer: &mut dyn Observer,
-    interrupt: &Interrupt,
-) -> Result<Created, Failure> {
-    let _ = (options, observer, interrupt);
-    Err(Failure::failed("not built yet"))
-}
-
-/// Mounts the volume at `dir` for everybody; it stays when the command ends. Reads only, unless
-/// `options.access` says otherwise; then every fsync waits for the server's.
-pub fn mount(
+/// Replays the journal and looks at every structure of the file system, without mounting it. With
+/// a read-only `access` nothing of it reaches the server.
+pub fn check_file_system(
     options: SessionOptions,
     secret: &Secret,
-    dir: &Path,
     observer: &mut dyn Observer,
     interrupt: &Interrupt,
-) -> Result<ContainerFacts, Failure> {
-    let _ = (options, secret, dir, observer, interrupt);
-    Err(Failure::failed("not built yet"))
+) -> Result<FileSystemCheck, Failure> {
+    let mut session = Session::attach(options, secret, observer, interrupt)?;
+    observer.phase(Phase::Working);
+    let check = session.ask(
+        &WorkerOrder::CheckFileSystem,
+        observer,
+        interrupt,
+        |reply| match reply {
+            WorkerReply::Checked(check) => Some(check),
+            _ => None,
+        },
+    );
+    session.close(observer, interrupt)?;
+    check
 }
 
-/// Unmounts `dir` and waits until its volume process has ended; returns its result.
-pub fn unmount(
-    runtime_dir: &Path,
-    dir: &Path,
-    observer: &mut dyn Observer,
-    interrupt: &Interrupt,
-) -> Result<ClosedReport, Failure> {
-    let _ = (runtime_dir, dir, observer, interrupt);
-    Err(Failure::failed("not built yet"))
-}
-
-pub mod volume_process {
-    //! V: the hidden `volume-process` command.
-
-    use crate::Exit;
-
-    /// Runs V; its standard input is the control socket.
-    pub fn run() -> Exit {
-        Exit::Failed
-    }
-}
-
-pub mod worker {
-    //! W: the hidden `worker` command.
-
-    use crate::Exit;
-
-    /// Runs W; its standard input is the control socket.
-    pub fn run() -> Exit {
-        Exit::Failed
-    }
-}
-
-pub mod mount_keeper {
-    //! The hidden `mount-keeper` command: cleans up after a background mount.
-
-    use crate::Exit;
-
-    /// Runs the keeper; its standard input is V's control socket.
-    pub fn run() -> Exit {
-        Exit::Failed
-    }
+/// Makes a folder, and those above it, that only this user may enter.
+fn make_private_dir(dir: &Path) -> Result<(), Failure> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|error| {
+            Failure::failed(format!("can't make the folder {}", dir.display())).caused_by(&error)
+        })
 }

@@ -20,6 +20,15 @@ pub enum Access {
     ReadWrite,
 }
 
+impl From<Access> for sprat_store::Access {
+    fn from(access: Access) -> Self {
+        match access {
+            Access::ReadOnly => Self::ReadOnly,
+            Access::ReadWrite => Self::ReadWrite,
+        }
+    }
+}
+
 /// What the container's header is compared with before the key comes near it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -198,6 +207,8 @@ pub struct VolumeFigures {
     pub dirty_bytes: u64,
     /// Bytes sent or waiting that no fsync covers yet.
     pub unsynced_bytes: u64,
+    /// Lost connections so far.
+    pub losses: u64,
     /// For how long the line has been away.
     pub reconnecting_ms: Option<u64>,
     /// Estimated round trip.

@@ -89,6 +89,9 @@ impl From<Slot> for SlotKind {
 /// Where V reports the end of a background mount.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct BackgroundMount {
+    /// Where it is mounted.
+    pub dir: OsString,
+    /// Its record; V holds a flock on it for as long as it lives.
     pub record: OsString,
 }
 
@@ -131,18 +134,23 @@ pub(super) enum WorkerOrder {
         label: Option<String>,
     },
     Mount {
+        at: OsString,
         read_only: bool,
-        runtime_dir: OsString,
+        /// People look around in it: no device nodes, no set-uid.
+        browse: bool,
     },
     TakeSnapshot(Box<SnapshotSpec>),
     List,
     Restore(Box<RestoreSpec>),
-    /// `e2fsck -fn` on the loop device; before Mount.
+    /// Replays the journal and runs `e2fsck -fn` on the loop device; instead of Mount.
     CheckFileSystem,
     /// Stops what runs; that order then answers with its own outcome.
     Cancel,
     /// Unmounts, gives the loop device back, and ends.
     Unmount,
+    /// To the keeper of a background mount: V's control socket is on the descriptor socket; live
+    /// without S from now on.
+    Keep(BackgroundMount),
 }
 
 /// W to S.
@@ -159,6 +167,8 @@ pub(super) enum WorkerReply {
     Restored(Box<RestoreReport>),
     Checked(FileSystemCheck),
     Unmounted,
+    /// Answers Keep.
+    Kept,
     /// The last order failed.
     Failed(Failure),
 }

@@ -1,0 +1,193 @@
+//! The volume process and the worker as the session sees them: started, heard, ended.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::link::{Receiver, Sender};
+use crate::Failure;
+
+/// What a process of a session is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// V of a session in the foreground; dies with this process.
+    Volume,
+    /// V of a background mount; outlives this process once it is detached.
+    BackgroundVolume,
+    /// W; dies with this process.
+    Worker,
+    /// The keeper of a background mount; outlives this process.
+    Keeper,
+}
+
+impl Role {
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Volume | Self::BackgroundVolume => &["volume-process"],
+            Self::Worker => &["worker"],
+            Self::Keeper => &["worker", super::keeper::ARGUMENT],
+        }
+    }
+
+    fn dies_with_us(self) -> bool {
+        matches!(self, Self::Volume | Self::Worker)
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Volume | Self::BackgroundVolume => "volume process",
+            Self::Worker => "worker",
+            Self::Keeper => "mount keeper",
+        }
+    }
+}
+
+/// One process of a session, with its control socket (its standard input) and the socket on which
+/// descriptors are passed (its standard output).
+#[derive(Debug)]
+pub(super) struct Child {
+    role: Role,
+    process: std::process::Child,
+    sender: Sender,
+    descriptors: UnixStream,
+    ended: Option<ExitStatus>,
+}
+
+impl Child {
+    /// Starts `program` and hands each message of it to `deliver`, then `None` once it is gone,
+    /// on a thread of its own.
+    ///
+    /// The kernel ties a child to the *thread* that started it: to be called on one that lives as
+    /// long as the session.
+    pub(super) fn spawn<T: DeserializeOwned + 'static>(
+        program: &Path,
+        role: Role,
+        deliver: impl Fn(Option<T>) + Send + 'static,
+    ) -> Result<Self, Failure> {
+        let failed = |what: &str, error: &dyn std::error::Error| {
+            Failure::failed(format!("can't start the {}: {what}", role.name())).caused_by(error)
+        };
+        let (control, its_control) =
+            UnixStream::pair().map_err(|error| failed("control socket", &error))?;
+        let (descriptors, its_descriptors) =
+            UnixStream::pair().map_err(|error| failed("descriptor socket", &error))?;
+        let mut command = Command::new(program);
+        command
+            .args(role.arguments())
+            .stdin(Stdio::from(OwnedFd::from(its_control)))
+            .stdout(Stdio::from(OwnedFd::from(its_descriptors)));
+        if role.dies_with_us() {
+            sprat_attach::bind_to_this_process(&mut command);
+        }
+        let process = command
+            .spawn()
+            .map_err(|error| failed(&program.display().to_string(), &error))?;
+        // The command holds the far ends; with them open here the end would never be seen.
+        drop(command);
+        let listening = control
+            .try_clone()
+            .map_err(|error| failed("control socket", &error))?;
+        let child = Self {
+            role,
+            process,
+            sender: Sender::new(control),
+            descriptors,
+            ended: None,
+        };
+        std::thread::Builder::new()
+            .name(format!("from {}", role.name()))
+            .spawn(move || listen(Receiver::new(listening), &deliver))
+            .map_err(|error| failed("thread", &error))?;
+        Ok(child)
+    }
+
+    pub(super) fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Sends an order; that the process is gone is heard elsewhere.
+    pub(super) fn send<T: Serialize>(&self, order: &T) {
+        let _ = self.sender.send(order);
+    }
+
+    /// Sends raw bytes, such as a secret.
+    pub(super) fn send_bytes(&self, bytes: &[u8]) {
+        let _ = self.sender.send_bytes(bytes);
+    }
+
+    /// The control socket itself, to be handed to another process.
+    pub(super) fn control(&self) -> Result<OwnedFd, Failure> {
+        self.sender
+            .descriptor()
+            .map_err(|error| Failure::failed("can't copy the control socket").caused_by(&error))
+    }
+
+    /// The socket on which descriptors are passed.
+    pub(super) fn descriptors(&self) -> &UnixStream {
+        &self.descriptors
+    }
+
+    /// Ends it with SIGKILL. What it holds in the kernel may take a moment to go.
+    pub(super) fn kill(&mut self) {
+        if self.ended.is_none() {
+            let _ = self.process.kill();
+        }
+    }
+
+    /// Waits for its end for at most `limit`; false if it is still there.
+    pub(super) fn wait(&mut self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        let mut pause = Duration::from_millis(1);
+        while self.ended.is_none() {
+            match self.process.try_wait() {
+                Ok(Some(status)) => self.ended = Some(status),
+                Ok(None) if Instant::now() >= deadline => return false,
+                Ok(None) => {
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_millis(20));
+                }
+                // Not our child any more: nothing is left to wait for.
+                Err(_) => return true,
+            }
+        }
+        true
+    }
+
+    /// How it ended, in words.
+    pub(super) fn end(&mut self) -> String {
+        self.wait(Duration::from_secs(1));
+        match self.ended {
+            Some(status) => format!("the {} ended: {status}", self.role.name()),
+            None => format!("the {} closed its control socket", self.role.name()),
+        }
+    }
+}
+
+fn listen<T: DeserializeOwned>(mut receiver: Receiver, deliver: &impl Fn(Option<T>)) {
+    // A frame that can't be read comes from a program that isn't this one: as good as gone.
+    while let Ok(Some(message)) = receiver.receive() {
+        deliver(Some(message));
+    }
+    deliver(None);
+}
+
+/// The other side: takes the two sockets from standard input and output of this process, and puts
+/// `/dev/null` there, so that nothing it starts inherits or writes to them.
+pub(super) fn take_sockets() -> std::io::Result<(UnixStream, UnixStream)> {
+    let control = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+    let descriptors = UnixStream::from(std::io::stdout().as_fd().try_clone_to_owned()?);
+    let null = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    // A socket, not a terminal or file: refuses to run when a person types the hidden command.
+    control.peer_addr()?;
+    Ok((control, descriptors))
+}

@@ -1,0 +1,78 @@
+//! `sprat init`: makes a container that appears under its name only once it is whole.
+
+use super::child::Role;
+use super::crew::{Crew, OnInterrupt, Shape, Watch};
+use super::options::{CreateOptions, Created, Observer, Phase};
+use super::protocol::{CreateStart, Slot, WorkerOrder, WorkerReply};
+use crate::Failure;
+use crate::interrupt::Interrupt;
+
+/// Makes a container: file, header, key slots, file system. It gets its name only when it is
+/// whole and durable, and never replaces one. What fails is removed.
+pub fn create(
+    options: &CreateOptions,
+    observer: &mut dyn Observer,
+    interrupt: &Interrupt,
+) -> Result<Created, Failure> {
+    if options.secrets.is_empty() {
+        return Err(Failure::usage("a container needs at least one key"));
+    }
+    let mut watch = Watch {
+        observer,
+        interrupt,
+    };
+    let slots = options.secrets.iter().map(|(_, kind)| Slot::from(*kind));
+    let shape = Shape::Create(CreateStart {
+        size_bytes: options.size_bytes,
+        slots: slots.collect(),
+        uuid: options.uuid.clone(),
+        fast_kdf_for_tests: options.fast_kdf_for_tests,
+    });
+    let secrets: Vec<_> = options.secrets.iter().map(|(secret, _)| secret).collect();
+    let mut session = options.session.clone();
+    session.access = super::options::Access::ReadWrite;
+    let (mut crew, facts) = Crew::start(&session, shape, &secrets, &mut watch)?;
+    let made = make_file_system(&mut crew, options, &mut watch)
+        .and_then(|()| crew.detach(&mut watch))
+        .and_then(|()| interrupt.check())
+        .and_then(|()| crew.close(&mut watch));
+    match made {
+        Ok(report) => Ok(Created {
+            facts,
+            sent_bytes: report.volume.written_bytes,
+        }),
+        Err(failure) => {
+            let failure = if crew.over().is_some() {
+                failure
+            } else {
+                crew.fail(failure)
+            };
+            let unfinished = format!("{}.new", options.session.target.name);
+            let state = if crew.aborted().removed {
+                "what init had made on the server was removed".to_owned()
+            } else {
+                format!("{unfinished} may be left on the server; the next init removes it")
+            };
+            let hint = match &failure.hint {
+                Some(hint) => format!("{state}. {hint}"),
+                None => state,
+            };
+            Err(failure.with_hint(hint))
+        }
+    }
+}
+
+fn make_file_system(
+    crew: &mut Crew,
+    options: &CreateOptions,
+    watch: &mut Watch<'_>,
+) -> Result<(), Failure> {
+    crew.attach(Role::Worker, watch)?;
+    watch.observer.phase(Phase::MakingFileSystem);
+    crew.order(&WorkerOrder::MakeFileSystem {
+        label: options.label.clone(),
+    });
+    crew.wait_worker(watch, OnInterrupt::GiveUp, |reply| {
+        matches!(reply, WorkerReply::FileSystemMade).then_some(())
+    })
+}

@@ -1,0 +1,491 @@
+//! The processes of a session as S drives them: it never waits for one without watching all, the
+//! interrupt included.
+
+use std::ffi::OsString;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use sprat_luks::Secret;
+
+use super::child::{Child, Role};
+use super::options::{
+    Access, ClosedReport, ContainerFacts, Observer, Phase, SessionOptions, SessionProgress,
+};
+use super::protocol::{
+    AbortReport, CreateStart, VolumeOrder, VolumeReply, VolumeStart, WorkerOrder, WorkerReply,
+};
+use crate::interrupt::Interrupt;
+use crate::{Exit, Failure};
+
+/// How long an abort may take before the volume process is killed: removing what init made and
+/// giving the lock back are a few round trips.
+const ABORT_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a killed process may take to be gone.
+const DEATH_LIMIT: Duration = Duration::from_secs(20);
+
+/// When the worker fails because the volume did, the volume's own word comes within this.
+const VOLUME_WORD_LIMIT: Duration = Duration::from_secs(1);
+
+/// With the line away for so long, an interrupt doesn't wait for it any more.
+const LINE_AWAY_MS_MAX: u64 = 3000;
+
+/// What arrives in S.
+enum Event {
+    Volume(Option<VolumeReply>),
+    Worker(Option<WorkerReply>),
+    Interrupt,
+}
+
+/// An answer that somebody waits for.
+pub(super) enum Heard {
+    Volume(VolumeReply),
+    Worker(WorkerReply),
+}
+
+/// What a first interrupt does while something is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OnInterrupt {
+    /// Ends everything at once; nothing is lost by it.
+    GiveUp,
+    /// Asks the worker to stop what it does.
+    Cancel,
+    /// Goes on to the end, which is near.
+    Finish,
+}
+
+/// Who sees and who stops what is waited for.
+pub(super) struct Watch<'a> {
+    pub observer: &'a mut dyn Observer,
+    pub interrupt: &'a Interrupt,
+}
+
+/// V, and W once there is one.
+pub(super) struct Crew {
+    program: PathBuf,
+    volume: Child,
+    worker: Option<Child>,
+    queue: mpsc::Sender<Event>,
+    events: mpsc::Receiver<Event>,
+    progress: SessionProgress,
+    /// The interrupt was acted upon.
+    interrupted: bool,
+    /// Everything is torn down, because of this.
+    over: Option<Failure>,
+    aborted: AbortReport,
+}
+
+impl std::fmt::Debug for Crew {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Crew")
+            .field("volume", &self.volume)
+            .field("worker", &self.worker)
+            .field("over", &self.over)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Crew {
+    /// Starts V and waits until the container is open.
+    pub(super) fn start(
+        options: &SessionOptions,
+        shape: Shape,
+        secrets: &[&Secret],
+        watch: &mut Watch<'_>,
+    ) -> Result<(Self, ContainerFacts), Failure> {
+        watch.interrupt.check()?;
+        let (queue, events) = mpsc::channel();
+        let role = match shape {
+            Shape::Session | Shape::Create(_) => Role::Volume,
+            Shape::Background => Role::BackgroundVolume,
+        };
+        let hears = queue.clone();
+        let volume = Child::spawn(&options.program, role, move |reply| {
+            let _ = hears.send(Event::Volume(reply));
+        })?;
+        let wakes = queue.clone();
+        watch.interrupt.on_request(move |_| {
+            let _ = wakes.send(Event::Interrupt);
+        });
+        volume.send(&VolumeOrder::Start(Box::new(start_order(
+            options,
+            shape,
+            secrets.len(),
+        ))));
+        for secret in secrets {
+            volume.send_bytes(secret.expose());
+        }
+        let mut crew = Self {
+            program: options.program.clone(),
+            volume,
+            worker: None,
+            queue,
+            events,
+            progress: SessionProgress::default(),
+            interrupted: false,
+            over: None,
+            aborted: AbortReport::default(),
+        };
+        let facts = crew.wait(watch, OnInterrupt::GiveUp, |heard| match heard {
+            Heard::Volume(VolumeReply::Ready(facts)) => Some(facts),
+            _ => None,
+        })?;
+        Ok((crew, facts))
+    }
+
+    /// Starts W (or the keeper), mounts FUSE in it, has V serve it, and attaches the loop device.
+    pub(super) fn attach(&mut self, role: Role, watch: &mut Watch<'_>) -> Result<(), Failure> {
+        watch.observer.phase(Phase::Mounting);
+        let hears = self.queue.clone();
+        let worker = Child::spawn(&self.program, role, move |reply| {
+            let _ = hears.send(Event::Worker(reply));
+        });
+        match worker {
+            Ok(worker) => self.worker = Some(worker),
+            Err(failure) => return Err(self.fail(failure)),
+        }
+        self.order(&WorkerOrder::Begin);
+        self.wait_worker(watch, OnInterrupt::GiveUp, |reply| {
+            matches!(reply, WorkerReply::FuseReady).then_some(())
+        })?;
+        if let Err(failure) = self.hand_over_fuse() {
+            return Err(self.fail(failure));
+        }
+        self.volume.send(&VolumeOrder::Serve);
+        self.wait(watch, OnInterrupt::GiveUp, |heard| {
+            matches!(heard, Heard::Volume(VolumeReply::Serving)).then_some(())
+        })?;
+        self.order(&WorkerOrder::Attach);
+        self.wait_worker(watch, OnInterrupt::GiveUp, |reply| {
+            matches!(reply, WorkerReply::Attached).then_some(())
+        })
+    }
+
+    /// This process's copy is closed on return: V is to be the only one that holds it.
+    fn hand_over_fuse(&mut self) -> Result<(), Failure> {
+        let worker = self
+            .worker
+            .as_ref()
+            .ok_or_else(|| Failure::failed("there is no worker"))?;
+        let fuse = sprat_attach::receive_fd(worker.descriptors())?;
+        sprat_attach::send_fd(self.volume.descriptors(), fuse.as_fd())?;
+        Ok(())
+    }
+
+    /// Tells W what to do.
+    pub(super) fn order(&self, order: &WorkerOrder) {
+        if let Some(worker) = &self.worker {
+            worker.send(order);
+        }
+    }
+
+    /// V, for what only background mounts need.
+    pub(super) fn volume(&self) -> &Child {
+        &self.volume
+    }
+
+    /// W or the keeper, for what only background mounts need.
+    pub(super) fn worker(&self) -> Option<&Child> {
+        self.worker.as_ref()
+    }
+
+    /// Waits for an answer of W.
+    pub(super) fn wait_worker<T>(
+        &mut self,
+        watch: &mut Watch<'_>,
+        on_interrupt: OnInterrupt,
+        mut wanted: impl FnMut(WorkerReply) -> Option<T>,
+    ) -> Result<T, Failure> {
+        self.wait(watch, on_interrupt, |heard| match heard {
+            Heard::Worker(reply) => wanted(reply),
+            Heard::Volume(_) => None,
+        })
+    }
+
+    /// Waits until `wanted` takes an answer. A failure of the worker leaves the session open; any
+    /// other ends it, and every later call gives the same failure.
+    pub(super) fn wait<T>(
+        &mut self,
+        watch: &mut Watch<'_>,
+        on_interrupt: OnInterrupt,
+        mut wanted: impl FnMut(Heard) -> Option<T>,
+    ) -> Result<T, Failure> {
+        if let Some(failure) = &self.over {
+            return Err(failure.clone());
+        }
+        loop {
+            self.heed_interrupt(watch, on_interrupt)?;
+            // The interrupt wakes by itself; the pause is for the look at the line.
+            let event = match self.events.recv_timeout(Duration::from_secs(1)) {
+                Ok(event) => event,
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(self.fail(Failure::failed("the session hears nobody any more")));
+                }
+            };
+            let heard = match event {
+                Event::Interrupt => continue,
+                Event::Volume(None) => return Err(self.volume_died()),
+                Event::Worker(None) if self.worker.is_none() => continue,
+                Event::Worker(None) => return Err(self.worker_died()),
+                Event::Volume(Some(reply)) => match self.tell(reply, watch) {
+                    Some(VolumeReply::Failed(failure)) => return Err(self.fail(failure)),
+                    Some(reply) => Heard::Volume(reply),
+                    None => continue,
+                },
+                Event::Worker(Some(WorkerReply::Failed(failure))) => {
+                    return Err(self.worker_failed(failure));
+                }
+                Event::Worker(Some(WorkerReply::Progress(progress))) => {
+                    self.progress.rsync = Some(progress);
+                    watch.observer.progress(&self.progress);
+                    continue;
+                }
+                Event::Worker(Some(reply)) => Heard::Worker(reply),
+            };
+            if let Some(found) = wanted(heard) {
+                return Ok(found);
+            }
+        }
+    }
+
+    fn heed_interrupt(
+        &mut self,
+        watch: &mut Watch<'_>,
+        on_interrupt: OnInterrupt,
+    ) -> Result<(), Failure> {
+        if !watch.interrupt.requested() {
+            return Ok(());
+        }
+        let line_away = self
+            .progress
+            .volume
+            .reconnecting_ms
+            .is_some_and(|ms| ms > LINE_AWAY_MS_MAX);
+        if watch.interrupt.hard() || line_away {
+            watch.observer.phase(Phase::Stopping);
+            let why = if line_away {
+                "interrupted while the line was down"
+            } else {
+                "interrupted twice: ended at once"
+            };
+            return Err(self.fail(Failure::new(Exit::Interrupted, why).with_hint(
+                "finished snapshots are unharmed; what was not yet on the server is left out. \
+                 The next run goes on from there",
+            )));
+        }
+        if self.interrupted {
+            return Ok(());
+        }
+        self.interrupted = true;
+        watch.observer.phase(Phase::Stopping);
+        match on_interrupt {
+            OnInterrupt::GiveUp => Err(self.fail(
+                Failure::interrupted().with_hint("no snapshot was begun; nothing was changed"),
+            )),
+            OnInterrupt::Cancel => {
+                self.order(&WorkerOrder::Cancel);
+                Ok(())
+            }
+            OnInterrupt::Finish => Ok(()),
+        }
+    }
+
+    /// Passes on what V tells by the way; gives back what answers something.
+    fn tell(&mut self, reply: VolumeReply, watch: &mut Watch<'_>) -> Option<VolumeReply> {
+        match reply {
+            VolumeReply::Phase(phase) => watch.observer.phase(phase),
+            VolumeReply::Notice(notice) => watch.observer.notice(notice),
+            VolumeReply::Figures(figures) => {
+                self.progress.volume = figures;
+                watch.observer.progress(&self.progress);
+            }
+            other => return Some(other),
+        }
+        None
+    }
+
+    /// The worker's failure, or the volume's if that was the cause of it.
+    fn worker_failed(&mut self, failure: Failure) -> Failure {
+        if failure.exit == Exit::Interrupted || failure.exit == Exit::Usage {
+            return failure;
+        }
+        let deadline = Instant::now() + VOLUME_WORD_LIMIT;
+        while let Some(left) = deadline.checked_duration_since(Instant::now()) {
+            match self.events.recv_timeout(left) {
+                Ok(Event::Volume(Some(VolumeReply::Failed(cause)))) => return self.fail(cause),
+                Ok(Event::Volume(None)) => return self.volume_died(),
+                Ok(Event::Volume(Some(VolumeReply::Figures(figures)))) => {
+                    self.progress.volume = figures;
+                }
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
+        failure
+    }
+
+    fn volume_died(&mut self) -> Failure {
+        let how = self.volume.end();
+        self.fail(Failure::failed(how).with_hint(
+            "finished snapshots are unharmed. Run the same command again: it takes over and goes \
+             on where this one stopped",
+        ))
+    }
+
+    fn worker_died(&mut self) -> Failure {
+        let how = self
+            .worker
+            .as_mut()
+            .map_or_else(|| "the worker ended".to_owned(), Child::end);
+        self.fail(Failure::failed(how).with_hint(
+            "finished snapshots are unharmed. Run the same command again: it goes on where this \
+             one stopped",
+        ))
+    }
+
+    /// Tears everything down because of `failure`.
+    pub(super) fn fail(&mut self, failure: Failure) -> Failure {
+        self.tear_down();
+        self.over = Some(failure.clone());
+        failure
+    }
+
+    /// What the volume process left behind when it was torn down.
+    pub(super) fn aborted(&self) -> AbortReport {
+        self.aborted
+    }
+
+    /// What the session died of, if it did.
+    pub(super) fn over(&self) -> Option<&Failure> {
+        self.over.as_ref()
+    }
+
+    /// Ends all processes without waiting for the server: first the volume, so that everything
+    /// above it fails instead of waiting for it; then the worker, whose mounts go with it.
+    fn tear_down(&mut self) {
+        if self.over.is_some() {
+            return;
+        }
+        self.over = Some(Failure::failed("the session has ended"));
+        self.volume.send(&VolumeOrder::Abort);
+        let keeps_mount = self
+            .worker
+            .as_mut()
+            .is_some_and(|worker| worker.role() == Role::Keeper);
+        if keeps_mount {
+            // It is in the caller's namespace: it must take its mounts away itself.
+            self.order(&WorkerOrder::Unmount);
+        } else if let Some(worker) = &mut self.worker {
+            worker.kill();
+        }
+        let deadline = Instant::now() + ABORT_LIMIT;
+        let (mut volume_done, mut worker_done) = (false, self.worker.is_none());
+        while !(volume_done && worker_done) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.events.recv_timeout(left) {
+                Ok(Event::Volume(Some(VolumeReply::Aborted(told)))) => {
+                    self.aborted = told;
+                    volume_done = true;
+                }
+                Ok(Event::Volume(None)) => volume_done = true,
+                Ok(Event::Worker(None)) => worker_done = true,
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
+        if !volume_done || !self.volume.wait(Duration::from_secs(1)) {
+            self.volume.kill();
+        }
+        self.volume.wait(DEATH_LIMIT);
+        if let Some(worker) = &mut self.worker {
+            worker.kill();
+            worker.wait(DEATH_LIMIT);
+        }
+        self.worker = None;
+    }
+
+    /// Everything is unmounted in order; W ends by itself.
+    pub(super) fn detach(&mut self, watch: &mut Watch<'_>) -> Result<(), Failure> {
+        if let Some(failure) = &self.over {
+            return Err(failure.clone());
+        }
+        watch.observer.phase(Phase::Unmounting);
+        self.order(&WorkerOrder::Unmount);
+        let unmounted = self.wait_worker(watch, OnInterrupt::Finish, |reply| {
+            matches!(reply, WorkerReply::Unmounted).then_some(())
+        });
+        if let Err(failure) = unmounted {
+            return Err(if self.over.is_some() {
+                failure
+            } else {
+                self.fail(failure)
+            });
+        }
+        if let Some(mut worker) = self.worker.take()
+            && !worker.wait(DEATH_LIMIT)
+        {
+            worker.kill();
+        }
+        Ok(())
+    }
+
+    /// V sends the rest, waits for the server's fsync, lets go and ends.
+    pub(super) fn close(&mut self, watch: &mut Watch<'_>) -> Result<ClosedReport, Failure> {
+        self.volume.send(&VolumeOrder::Close);
+        let report = self.wait(watch, OnInterrupt::Finish, |heard| match heard {
+            Heard::Volume(VolumeReply::Closed(report)) => Some(report),
+            _ => None,
+        })?;
+        if !self.volume.wait(DEATH_LIMIT) {
+            self.volume.kill();
+        }
+        self.over = Some(Failure::failed("the session is closed"));
+        Ok(report)
+    }
+
+    /// Lets go of both without ending them: they live on in the background.
+    pub(super) fn leave(mut self) {
+        self.over = Some(Failure::failed("the session was left in the background"));
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        self.tear_down();
+    }
+}
+
+/// What the processes are for.
+pub(super) enum Shape {
+    Session,
+    Create(CreateStart),
+    Background,
+}
+
+fn start_order(options: &SessionOptions, shape: Shape, secrets: usize) -> VolumeStart {
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let background = matches!(shape, Shape::Background);
+    VolumeStart {
+        target: options.target.clone(),
+        ssh_command: options.ssh_command.clone(),
+        access: options.access,
+        state_dir: OsString::from(&options.state_dir),
+        runtime_dir: OsString::from(&options.runtime_dir),
+        allow_no_fsync: options.allow_no_fsync,
+        reconnect_max_ms: millis(options.reconnect_max),
+        quiet_time_ms: millis(options.quiet_time),
+        data_channels: options.data_channels,
+        write_buffer_bytes_max: options.write_buffer_bytes_max,
+        pins: options.pins.clone(),
+        // People who write by hand expect fsync to mean it; a backup waits once, at its end.
+        durable_flush: background && options.access == Access::ReadWrite,
+        create: match shape {
+            Shape::Create(create) => Some(create),
+            Shape::Session | Shape::Background => None,
+        },
+        secrets,
+    }
+}

@@ -1,0 +1,222 @@
+//! The way to the store, walked at the start and again after each lost line.
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use openssl::sha::sha256;
+use sprat_luks::HeaderRead;
+use sprat_store::{
+    FileName, LocalRecord, LocalStore, LockError, OwnerNote, ReadClass, SftpOptions, SftpStore,
+    SshTarget, Store, StoreError, StoreFile,
+};
+
+use super::super::make_private_dir;
+use super::super::protocol::VolumeStart;
+use crate::Failure;
+use crate::target::{Place, Target};
+
+/// How long the ssh of a session that was killed is waited for: it ends by itself once it sees
+/// that nobody writes to it any more.
+const DEAD_SESSION_GRACE: Duration = Duration::from_secs(5);
+
+/// How to reach the store. Every ssh that it starts inherits the local record's flock, so that
+/// the container counts as held for as long as one of them may still deliver bytes.
+pub(super) struct Connection {
+    place: Place,
+    ssh_command: Vec<OsString>,
+    data_channels: usize,
+    insist_without_fsync: bool,
+    flock: OwnedFd,
+}
+
+impl Connection {
+    pub(super) fn new(start: &VolumeStart, record: &LocalRecord) -> Result<Self, Failure> {
+        let flock = record.fd().try_clone_to_owned().map_err(|error| {
+            Failure::failed("can't share the local lock record").caused_by(&error)
+        })?;
+        Ok(Self {
+            place: start.target.place.clone(),
+            ssh_command: start.ssh_command.clone(),
+            data_channels: start.data_channels,
+            insist_without_fsync: start.allow_no_fsync,
+            flock,
+        })
+    }
+
+    /// Connects.
+    pub(super) fn connect(&self) -> Result<Arc<dyn Store>, StoreError> {
+        match &self.place {
+            Place::Local { folder } => Ok(Arc::new(LocalStore::open(folder)?)),
+            Place::Ssh {
+                user,
+                host,
+                port,
+                folder,
+            } => {
+                let target = SshTarget::new(user.as_deref(), host, *port)?;
+                let mut options = SftpOptions::new(target.argv(&self.ssh_command), host, folder);
+                options.data_channels = self.data_channels;
+                options.insist_without_fsync = self.insist_without_fsync;
+                let flock = self.flock.try_clone().map_err(|source| StoreError::Io {
+                    op: "connect",
+                    object: host.clone(),
+                    source,
+                })?;
+                options.inherit_fds = vec![flock];
+                Ok(Arc::new(SftpStore::connect(options)?))
+            }
+        }
+    }
+
+    /// Whether a dead connection may still deliver bytes: on a server its process outlives the
+    /// line; a local store has none.
+    pub(super) fn outlives_us(&self) -> bool {
+        matches!(self.place, Place::Ssh { .. })
+    }
+}
+
+/// Opens the container's local record, the proof that this host has it open at most once.
+pub(super) fn open_record(state_dir: &Path, target: &Target) -> Result<LocalRecord, Failure> {
+    let dir = state_dir.join("locks");
+    make_private_dir(&dir)?;
+    let id = record_id(target);
+    let deadline = Instant::now() + DEAD_SESSION_GRACE;
+    loop {
+        match LocalRecord::open(&dir, &id) {
+            Err(LockError::HeldHere { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            Ok(record) => return Ok(record),
+            Err(error) => return Err(Failure::from(&error)),
+        }
+    }
+}
+
+/// Two spellings of one local folder are one container.
+fn record_id(target: &Target) -> String {
+    let mut target = target.clone();
+    if let Place::Local { folder } = &mut target.place
+        && let Ok(real) = std::fs::canonicalize(&*folder)
+    {
+        *folder = real;
+    }
+    hex(&sha256(target.identity().as_bytes())[..8])
+}
+
+/// Who this host is to a server: a random id, no name.
+pub(super) fn owner_note(state_dir: &Path) -> Result<OwnerNote, Failure> {
+    let path = state_dir.join("host-id");
+    let failed = |error: io::Error| {
+        Failure::failed(format!("can't keep this host's id in {}", path.display()))
+            .caused_by(&error)
+    };
+    make_private_dir(state_dir)?;
+    let known = |path: &PathBuf| -> io::Result<Option<String>> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => {
+                let text = text.trim().to_owned();
+                let whole = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
+                Ok(whole.then_some(text))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    };
+    let host = match known(&path).map_err(failed)? {
+        Some(host) => host,
+        None => {
+            make_host_id(state_dir, &path).map_err(failed)?;
+            known(&path)
+                .map_err(failed)?
+                .ok_or_else(|| failed(io::Error::other("it was just made, but does not read")))?
+        }
+    };
+    Ok(OwnerNote {
+        host,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    })
+}
+
+/// Of several processes that make it at once, one wins, and all read that one's.
+fn make_host_id(state_dir: &Path, path: &Path) -> io::Result<()> {
+    let mut random = [0; 16];
+    openssl::rand::rand_bytes(&mut random).map_err(io::Error::other)?;
+    let mut made = tempfile::NamedTempFile::new_in(state_dir)?;
+    io::Write::write_all(&mut made, hex(&random).as_bytes())?;
+    made.as_file().sync_all()?;
+    match made.persist_noclobber(path) {
+        Ok(_) => Ok(()),
+        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
+            // Left torn by a crash, it is of no use to anybody.
+            if std::fs::read(path)?.len() != 32 {
+                error.file.persist(path)?;
+            }
+            Ok(())
+        }
+        Err(error) => Err(error.error),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// A container's header as `luks` reads it: the bytes of the file in the store.
+pub(super) struct HeaderBytes<'a>(pub &'a dyn StoreFile);
+
+impl HeaderRead for HeaderBytes<'_> {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len().map_err(io::Error::other)
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.0
+            .read_at(offset, buf, ReadClass::Demand)
+            .map_err(io::Error::other)
+    }
+}
+
+/// The name that a container bears while it is being made.
+pub(super) fn unfinished_name(name: &FileName) -> Result<FileName, Failure> {
+    name.with_suffix(".new")
+        .map_err(|error| Failure::usage(format!("{error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_id_is_made_once_and_a_torn_one_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = owner_note(dir.path()).unwrap();
+        assert_eq!(owner_note(dir.path()).unwrap(), first);
+        std::fs::write(dir.path().join("host-id"), "12").unwrap();
+        let second = owner_note(dir.path()).unwrap();
+        assert_eq!(second.host.len(), 32);
+        assert_ne!(second.host, first.host);
+    }
+
+    #[test]
+    fn two_spellings_of_a_local_folder_share_a_record() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("a")).unwrap();
+        std::os::unix::fs::symlink("a", dir.path().join("b")).unwrap();
+        let target = |folder: &str| Target {
+            place: Place::Local {
+                folder: dir.path().join(folder),
+            },
+            name: FileName::new("x.luks").unwrap(),
+        };
+        assert_eq!(record_id(&target("a")), record_id(&target("b")));
+        assert_ne!(record_id(&target("a")), record_id(&target(".")));
+    }
+}

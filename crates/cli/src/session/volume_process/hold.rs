@@ -1,0 +1,337 @@
+//! What keeps a container this session's own: local record, lock, renewal, safe reconnecting.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
+
+use sprat_luks::{Header, Pins};
+use sprat_store::{
+    Access, FileName, LocalRecord, Lock, LockError, LockInfo, Store, StoreError, StoreErrorKind,
+    StoreFile, lock,
+};
+use sprat_volume::{Fenced, ReconnectError};
+
+use super::connection::{Connection, HeaderBytes};
+use crate::{Exit, Failure};
+
+/// The container, held.
+pub(super) struct Hold {
+    connection: Connection,
+    record: LocalRecord,
+    /// The container, which the lock is about.
+    container: FileName,
+    /// The file that is open: the container, or the one that is to become it.
+    file_name: FileName,
+    access: Access,
+    store: RwLock<Arc<dyn Store>>,
+    lock: RwLock<Option<Lock>>,
+    /// A lock that a dead session of this host left, for a read-only session.
+    stale_lock: Option<LockInfo>,
+    /// What was found first; what a reconnect must find again.
+    known: OnceLock<(Pins, u64)>,
+    /// Bytes may be on their way that no fsync covers.
+    unsettled: AtomicBool,
+    /// Why nothing may be sent any more.
+    lost: Mutex<Option<Failure>>,
+}
+
+/// What a [`Hold`] is made of.
+pub(super) struct HoldParts {
+    pub connection: Connection,
+    pub record: LocalRecord,
+    pub container: FileName,
+    pub file_name: FileName,
+    pub access: Access,
+    pub store: Arc<dyn Store>,
+    pub lock: Option<Lock>,
+    pub stale_lock: Option<LockInfo>,
+}
+
+impl Hold {
+    pub(super) fn new(parts: HoldParts) -> Self {
+        let unsettled = !parts.record.suspects().is_empty();
+        Self {
+            connection: parts.connection,
+            record: parts.record,
+            container: parts.container,
+            file_name: parts.file_name,
+            access: parts.access,
+            store: RwLock::new(parts.store),
+            lock: RwLock::new(parts.lock),
+            stale_lock: parts.stale_lock,
+            known: OnceLock::new(),
+            unsettled: AtomicBool::new(unsettled),
+            lost: Mutex::new(None),
+        }
+    }
+
+    /// The store as it is reached now.
+    pub(super) fn store(&self) -> Arc<dyn Store> {
+        Arc::clone(&self.store.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn container(&self) -> &FileName {
+        &self.container
+    }
+
+    pub(super) fn file_name(&self) -> &FileName {
+        &self.file_name
+    }
+
+    pub(super) fn record(&self) -> &LocalRecord {
+        &self.record
+    }
+
+    /// Notes what the container is; a reconnect accepts nothing else.
+    pub(super) fn learn(&self, pins: Pins, file_bytes: u64) {
+        // Learnt once: the first word counts.
+        let _ = self.known.set((pins, file_bytes));
+    }
+
+    /// Why this session no longer holds the container.
+    pub(super) fn lost(&self) -> Option<Failure> {
+        self.lost
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn lose(&self, failure: Failure) {
+        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        lost.get_or_insert(failure);
+    }
+
+    /// Renews the lock, or, in a session that only reads, looks for one that somebody took
+    /// meanwhile. False once the container is no longer held.
+    pub(super) fn renew(&self) -> bool {
+        let store = self.store();
+        let held = match &*self.lock.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(lock) => lock.renew(&*store),
+            None if self.access == Access::ReadOnly => self.still_alone(&*store),
+            None => Ok(()),
+        };
+        match held {
+            Ok(()) => true,
+            // A lost line says nothing of the lock: it is checked again on the new one. Nor does
+            // a counter that can't be written (full disk) end the session: the lock itself is
+            // still read before each epoch.
+            Err(LockError::Store { .. }) => true,
+            Err(error) => {
+                let failure = Failure::from(&error);
+                self.lose(match error {
+                    LockError::HeldElsewhere { .. } => failure.with_hint(
+                        "another session began to write while this one was reading, so what was \
+                         read may be a mixture; nothing on the server was changed by this one. \
+                         Run it again once the other has ended",
+                    ),
+                    _ => failure,
+                });
+                false
+            }
+        }
+    }
+
+    /// A read-only session takes no lock, so it must see for itself that nobody writes.
+    fn still_alone(&self, store: &dyn Store) -> Result<(), LockError> {
+        match lock::inspect(store, &self.container)? {
+            Some(info) if !self.is_stale(&info) => Err(LockError::HeldElsewhere {
+                container: self.container.clone(),
+                info: Box::new(info),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn is_stale(&self, info: &LockInfo) -> bool {
+        self.stale_lock
+            .as_ref()
+            .is_some_and(|stale| stale.number == info.number && stale.token == info.token)
+    }
+
+    /// Gives the lock back. Only what is settled may be let go: with bytes still under way the
+    /// lock stays, so that the next session settles them first. True if no lock is left.
+    pub(super) fn release(&self) -> Result<bool, LockError> {
+        if self.unsettled.load(Ordering::SeqCst) || self.lost().is_some() {
+            return Ok(false);
+        }
+        let lock = self
+            .lock
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(lock) = lock {
+            self.record.all_settled()?;
+            lock.release(&*self.store())?;
+        }
+        Ok(true)
+    }
+
+    /// Everything sent is durable, by the word of a flush outside the volume (the header's).
+    pub(super) fn all_settled(&self) -> Result<(), LockError> {
+        self.record.all_settled()?;
+        self.unsettled.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Reads the lock again before something that can't be undone.
+    pub(super) fn still_ours(&self) -> Result<(), LockError> {
+        self.verify_lock(&*self.store())
+    }
+
+    fn verify_lock(&self, store: &dyn Store) -> Result<(), LockError> {
+        match &*self.lock.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(lock) => lock.verify(store),
+            None if self.access == Access::ReadOnly => self.still_alone(store),
+            None => Err(LockError::Lost {
+                container: self.container.clone(),
+                reason: "it was given back".to_owned(),
+            }),
+        }
+    }
+
+    /// Opens the file on a new connection if it is still the same container, held by us.
+    fn reopen(&self) -> Result<Arc<dyn StoreFile>, ReconnectError> {
+        let store = self.connection.connect().map_err(retry_or_give_up)?;
+        self.verify_lock(&*store).map_err(|error| match error {
+            LockError::Store { source, .. } => retry_or_give_up(source),
+            other => {
+                self.lose(Failure::from(&other));
+                ReconnectError::GiveUp(Box::new(other))
+            }
+        })?;
+        let file = store
+            .open(&self.file_name, self.access)
+            .map_err(retry_or_give_up)?;
+        let file_bytes = file.len().map_err(retry_or_give_up)?;
+        let Some((pins, known_bytes)) = self.known.get() else {
+            return Err(self.another("nothing is known of the container yet"));
+        };
+        if file_bytes != *known_bytes {
+            return Err(self.another(&format!(
+                "the container had {known_bytes} bytes before the line was lost, now {file_bytes}"
+            )));
+        }
+        let header = Header::load(&HeaderBytes(&*file)).map_err(|error| {
+            if disconnected(&error) {
+                return ReconnectError::Retry(StoreError::Disconnected {
+                    op: "read the header of",
+                    object: self.file_name.to_string(),
+                    reason: "the line was lost again".to_owned(),
+                });
+            }
+            self.lose(Failure::from(&error));
+            ReconnectError::GiveUp(Box::new(error))
+        })?;
+        header.check_pins(pins).map_err(|error| {
+            self.lose(Failure::from(&error));
+            ReconnectError::GiveUp(Box::new(error))
+        })?;
+        *self.store.write().unwrap_or_else(PoisonError::into_inner) = store;
+        Ok(file)
+    }
+
+    fn another(&self, what: &str) -> ReconnectError {
+        let failure = Failure::new(
+            Exit::Damaged,
+            "after the line was lost another container was found at the target",
+        )
+        .because(what)
+        .with_hint("nothing was sent to it; find out who changed the file on the server");
+        self.lose(failure.clone());
+        ReconnectError::GiveUp(Box::new(failure))
+    }
+}
+
+impl sprat_volume::Session for Hold {
+    fn before_epoch(&self) -> Result<(), Fenced> {
+        if let Some(failure) = self.lost() {
+            return Err(Fenced::Lost(Box::new(failure)));
+        }
+        match self.verify_lock(&*self.store()) {
+            Ok(()) => Ok(()),
+            Err(LockError::Store { source, .. })
+                if source.kind() == StoreErrorKind::Disconnected =>
+            {
+                Err(Fenced::Disconnected(source))
+            }
+            Err(error) => {
+                self.lose(Failure::from(&error));
+                Err(Fenced::Lost(Box::new(error)))
+            }
+        }
+    }
+
+    fn before_send(&self, ranges: &[Range<u64>]) -> Result<(), Fenced> {
+        self.unsettled.store(true, Ordering::SeqCst);
+        self.record.before_send(ranges).map_err(|error| {
+            self.lose(Failure::from(&error));
+            Fenced::Lost(Box::new(error))
+        })
+    }
+
+    fn settled(&self) {
+        match self.all_settled() {
+            Ok(()) => {}
+            // The ranges stay suspect, which costs the next session time, never data.
+            Err(_) => self.unsettled.store(true, Ordering::SeqCst),
+        }
+    }
+
+    fn reconnect(&self, _attempt: u32) -> Result<Arc<dyn StoreFile>, ReconnectError> {
+        self.reopen()
+    }
+
+    fn old_server_dead(&self) -> bool {
+        !self.connection.outlives_us()
+    }
+}
+
+/// Whether trying again may help, or the server said something that will not change.
+fn retry_or_give_up(error: StoreError) -> ReconnectError {
+    match error.kind() {
+        StoreErrorKind::Disconnected | StoreErrorKind::Unreachable => ReconnectError::Retry(error),
+        _ => ReconnectError::GiveUp(Box::new(error)),
+    }
+}
+
+/// Looks through an error's sources for a lost line.
+fn disconnected(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let store = error.downcast_ref::<StoreError>().or_else(|| {
+            error
+                .downcast_ref::<std::io::Error>()
+                .and_then(|error| error.get_ref())
+                .and_then(|inner| inner.downcast_ref::<StoreError>())
+        });
+        if store.is_some_and(|error| {
+            matches!(
+                error.kind(),
+                StoreErrorKind::Disconnected | StoreErrorKind::Unreachable
+            )
+        }) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// Renews the lock for as long as `hold` lives; calls `lost` once if it can't.
+pub(super) fn keep_renewing(hold: &Arc<Hold>, lost: impl FnOnce() + Send + 'static) {
+    let hold = Arc::downgrade(hold);
+    // Without this thread the lock is still read before each epoch; nothing is sent unlocked.
+    let _ = std::thread::Builder::new()
+        .name("lock renewal".to_owned())
+        .spawn(move || {
+            loop {
+                std::thread::sleep(lock::RENEW_INTERVAL.min(Duration::from_secs(10)));
+                let Some(hold) = hold.upgrade() else { return };
+                if !hold.renew() {
+                    lost();
+                    return;
+                }
+            }
+        });
+}

@@ -1,0 +1,235 @@
+//! Makes a container under another name, and gives it its own once it is whole and durable.
+
+use std::sync::Arc;
+
+use sprat_luks::{Extent, FormatOptions, Header, Pins, Secret, SectorCipher, SlotKind, format};
+use sprat_store::{Access, FileName, ReadClass, Store, StoreErrorKind, StoreFile};
+
+use super::super::options::{Notice, Phase, SIZE_BYTES_MIN};
+use super::super::protocol::{CreateStart, VolumeStart};
+use super::connection::{HeaderBytes, unfinished_name};
+use super::hold::{Hold, HoldParts, keep_renewing};
+use super::opening::{Opened, check_writable, facts, open_volume, reach, take_lock};
+use super::stop::{Say, Stop};
+use crate::{Exit, Failure};
+
+/// A container that is being made.
+pub(super) struct Making {
+    header: Vec<Extent>,
+    pins: Pins,
+    secrets: Vec<Secret>,
+    /// Bytes of the header that were sent.
+    pub header_bytes: u64,
+}
+
+/// Makes the file, its header and an empty volume. What fails leaves neither file nor lock.
+pub(super) fn make(
+    start: &VolumeStart,
+    create: &CreateStart,
+    secrets: Vec<Secret>,
+    stop: &Arc<Stop>,
+    say: &Say,
+) -> Result<(Opened, Making), Failure> {
+    check_size(create.size_bytes)?;
+    say.phase(Phase::Connecting);
+    let (record, connection, store) = reach(start)?;
+    stop.check()?;
+    refuse_existing(start, &*store)?;
+    check_writable(start, &*store, say)?;
+    let lock = take_lock(start, &*store, &record, say)?;
+    let hold = Arc::new(Hold::new(HoldParts {
+        connection,
+        record,
+        container: start.target.name.clone(),
+        file_name: unfinished_name(&start.target.name)?,
+        access: Access::ReadWrite,
+        store,
+        lock: Some(lock),
+        stale_lock: None,
+    }));
+    keep_renewing(&hold, {
+        let stop = Arc::clone(stop);
+        move || stop.abort_volume()
+    });
+    let made = fill(start, create, secrets, &hold, stop, say);
+    made.map_err(|failure| {
+        let state = match undo(&hold) {
+            Ok(()) => "nothing of the new container is left on the server".to_owned(),
+            Err(error) => format!(
+                "{} may be left on the server ({error}); the next init removes it",
+                hold.file_name()
+            ),
+        };
+        let hint = match &failure.hint {
+            Some(hint) => format!("{state}. {hint}"),
+            None => state,
+        };
+        failure.with_hint(hint)
+    })
+}
+
+fn check_size(size_bytes: u64) -> Result<(), Failure> {
+    if size_bytes < SIZE_BYTES_MIN {
+        return Err(Failure::usage(format!(
+            "a container of {size_bytes} bytes is too small; the least is {SIZE_BYTES_MIN}"
+        )));
+    }
+    // ext4 with 4 KiB blocks ends at 1 EiB; a file offset at 8 EiB.
+    if size_bytes > 1 << 60 {
+        return Err(Failure::usage(format!(
+            "a container of {size_bytes} bytes is too large"
+        )));
+    }
+    Ok(())
+}
+
+/// Never overwrites.
+fn refuse_existing(start: &VolumeStart, store: &dyn Store) -> Result<(), Failure> {
+    match store.stat(&start.target.name) {
+        Ok(_) => Err(Failure::failed(format!("{} exists already", start.target)).with_hint(
+            "init never overwrites, and nothing was changed. Choose another name, or remove the \
+             old container on the server yourself",
+        )),
+        Err(error) if error.kind() == StoreErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Failure::from(&error)),
+    }
+}
+
+fn fill(
+    start: &VolumeStart,
+    create: &CreateStart,
+    secrets: Vec<Secret>,
+    hold: &Arc<Hold>,
+    stop: &Stop,
+    say: &Say,
+) -> Result<(Opened, Making), Failure> {
+    let store = hold.store();
+    // Under the lock: another init may have finished meanwhile.
+    refuse_existing(start, &*store)?;
+    remove_if_there(&*store, hold.file_name())?;
+    stop.check()?;
+    say.phase(Phase::Creating);
+    let slots: Vec<(Secret, SlotKind)> = secrets
+        .into_iter()
+        .zip(create.slots.iter().map(|slot| SlotKind::from(*slot)))
+        .collect();
+    let mut options = FormatOptions::default();
+    options.uuid.clone_from(&create.uuid);
+    options.fast_kdf_for_tests = create.fast_kdf_for_tests;
+    let new = format(&slots, &options)?;
+    stop.check()?;
+    let file = store.create_new(hold.file_name())?;
+    let header_bytes = write_header(&*file, &new.header, create.size_bytes / 4096 * 4096)?;
+    flush_folder(&*store, say)?;
+    stop.check()?;
+    let header = Header::load(&HeaderBytes(&*file))?;
+    header.check_pins(&new.pins)?;
+    let file_bytes = file.len()?;
+    let payload = header.geometry(file_bytes)?;
+    let cipher = SectorCipher::new(&new.volume_key, &header)?;
+    hold.learn(new.pins.clone(), file_bytes);
+    let volume = open_volume(start, hold, file, payload, say)?;
+    stop.reaches(&volume);
+    let opened = Opened {
+        hold: Arc::clone(hold),
+        volume,
+        cipher,
+        facts: facts(new.pins.clone(), file_bytes, payload),
+        flush: super::flush_kind(start),
+        durable: store.capabilities().durable_flush,
+    };
+    let making = Making {
+        header: new.header,
+        pins: new.pins,
+        secrets: slots.into_iter().map(|(secret, _)| secret).collect(),
+        header_bytes,
+    };
+    Ok((opened, making))
+}
+
+fn write_header(file: &dyn StoreFile, header: &[Extent], size_bytes: u64) -> Result<u64, Failure> {
+    let mut sent = 0;
+    for extent in header {
+        file.write_at(extent.offset, &extent.bytes)?;
+        sent += extent.bytes.len() as u64;
+    }
+    file.resize(size_bytes)?;
+    file.flush()?;
+    Ok(sent)
+}
+
+fn flush_folder(store: &dyn Store, say: &Say) -> Result<(), Failure> {
+    match store.flush_folder() {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == StoreErrorKind::Unsupported => {
+            say.notice(Notice::NoFolderFlush);
+            Ok(())
+        }
+        Err(error) => Err(Failure::from(&error)),
+    }
+}
+
+/// Reads the header back from the server, opens it with every secret, and gives the container its
+/// name. The volume must be closed by now.
+pub(super) fn publish(making: &Making, hold: &Hold, stop: &Stop, say: &Say) -> Result<(), Failure> {
+    say.phase(Phase::Publishing);
+    let store = hold.store();
+    let file = store.open(hold.file_name(), Access::ReadOnly)?;
+    for extent in &making.header {
+        let mut found = vec![0; extent.bytes.len()];
+        file.read_at(extent.offset, &mut found, ReadClass::Demand)?;
+        if found != extent.bytes {
+            return Err(Failure::new(
+                Exit::Damaged,
+                format!(
+                    "the header does not read back as it was written (offset {})",
+                    extent.offset
+                ),
+            )
+            .with_hint("the new container was removed; check the server's disk"));
+        }
+    }
+    let bytes = HeaderBytes(&*file);
+    let header = Header::load(&bytes)?;
+    header.check_pins(&making.pins)?;
+    for secret in &making.secrets {
+        stop.check()?;
+        header.unlock(&bytes, secret)?;
+    }
+    drop(file);
+    stop.check()?;
+    hold.still_ours()?;
+    match store.rename_new(hold.file_name(), hold.container()) {
+        Ok(()) => {}
+        Err(error) if error.kind() == StoreErrorKind::AlreadyExists => {
+            return Err(Failure::failed(format!(
+                "{} appeared while the new container was being made",
+                hold.container()
+            ))
+            .with_hint("it was left as it is; the new container was removed"));
+        }
+        Err(error) => return Err(Failure::from(&error)),
+    }
+    flush_folder(&*store, say)
+}
+
+/// Removes what was made and gives the lock back. Bytes that are still under way go into a file
+/// without a name, so nothing needs to be settled.
+pub(super) fn undo(hold: &Hold) -> Result<(), Failure> {
+    if let Some(failure) = hold.lost() {
+        return Err(failure);
+    }
+    let store = hold.store();
+    remove_if_there(&*store, hold.file_name())?;
+    hold.all_settled()?;
+    hold.release()?;
+    Ok(())
+}
+
+fn remove_if_there(store: &dyn Store, name: &FileName) -> Result<(), Failure> {
+    match store.remove(name) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == StoreErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Failure::from(&error)),
+    }
+}

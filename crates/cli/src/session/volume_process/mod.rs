@@ -1,0 +1,390 @@
+//! V, the hidden `volume-process` command: connection, lock, key, volume, and the FUSE server.
+//!
+//! It never touches a file on the volume, and holds no mount of it.
+
+mod connection;
+mod device;
+mod hold;
+mod making;
+mod opening;
+mod stop;
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant, SystemTime};
+
+use sprat_attach::{ServeOptions, Serving};
+use sprat_luks::Secret;
+use sprat_volume::{Flush, Volume};
+
+use super::background;
+use super::child::take_sockets;
+use super::link::{Receiver, Sender};
+use super::options::{Access, ClosedReport, ContainerFacts, Notice, Phase, VolumeFigures};
+use super::protocol::{AbortReport, BackgroundMount, VolumeOrder, VolumeReply, VolumeStart};
+use crate::{Exit, Failure};
+use device::PlainDevice;
+use hold::Hold;
+use making::Making;
+use opening::Opened;
+use stop::{Say, Stop};
+
+/// How often the session process is told the figures.
+const FIGURES_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How often a failure below is looked for.
+const FAILURE_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Runs V; its standard input is the control socket.
+pub fn run() -> Exit {
+    // First, while there is one thread and no child: both inherit it. Each is best effort;
+    // `sprat doctor` tells which of them this machine allows.
+    let _ = sprat_attach::become_io_flusher();
+    let _ = sprat_attach::hide_from_debuggers();
+    let _ = sprat_attach::lock_memory();
+    // A background mount's process is not made a session's leader by its parent.
+    let _ = rustix::process::setsid();
+    let Ok((control, descriptors)) = take_sockets() else {
+        return Exit::Usage;
+    };
+    let Ok(sending) = control.try_clone() else {
+        return Exit::Failed;
+    };
+    let say = Say(Sender::new(sending));
+    match converse(Receiver::new(control), &descriptors, &say) {
+        Ok(()) => Exit::Done,
+        Err(failure) => {
+            let exit = failure.exit;
+            say.reply(&VolumeReply::Failed(failure));
+            exit
+        }
+    }
+}
+
+fn converse(mut receiver: Receiver, descriptors: &UnixStream, say: &Say) -> Result<(), Failure> {
+    let broken = |error: std::io::Error| {
+        Failure::failed("the volume process can't read its orders").caused_by(&error)
+    };
+    let Some(VolumeOrder::Start(start)) = receiver.receive().map_err(broken)? else {
+        return Err(Failure::failed(
+            "the volume process was not told what to open",
+        ));
+    };
+    let mut secrets = Vec::new();
+    for _ in 0..start.secrets {
+        let bytes = receiver.receive_bytes().map_err(broken)?;
+        let bytes = bytes.ok_or_else(Failure::interrupted)?;
+        secrets.push(Secret::key_file(bytes.to_vec()));
+    }
+    let stop = Arc::new(Stop::default());
+    let orders = hear_orders(receiver, &stop)?;
+    let opened = open_or_make(&start, secrets, &stop, say);
+    match opened {
+        Ok((opened, making)) => {
+            Served::new(start.access, opened, making, stop, say.clone()).run(&orders, descriptors)
+        }
+        Err(failure) => {
+            say.reply(&VolumeReply::Failed(failure));
+            wait_for_abort(&orders);
+            say.reply(&VolumeReply::Aborted(AbortReport::default()));
+            Ok(())
+        }
+    }
+}
+
+fn open_or_make(
+    start: &VolumeStart,
+    mut secrets: Vec<Secret>,
+    stop: &Arc<Stop>,
+    say: &Say,
+) -> Result<(Opened, Option<Making>), Failure> {
+    match &start.create {
+        Some(create) => {
+            let (opened, making) = making::make(start, create, secrets, stop, say)?;
+            Ok((opened, Some(making)))
+        }
+        None => {
+            let secret = secrets
+                .pop()
+                .ok_or_else(|| Failure::failed("no secret was given"))?;
+            Ok((opening::open(start, &secret, stop, say)?, None))
+        }
+    }
+}
+
+/// Reads orders on a thread of its own, so that an abort is heard whatever else blocks. The end
+/// of the socket means that the session is dead: nothing may be sent for it any more, not even
+/// what is buffered, so this process ends on the spot. The volume's epochs make that harmless.
+fn hear_orders(
+    mut receiver: Receiver,
+    stop: &Arc<Stop>,
+) -> Result<mpsc::Receiver<VolumeOrder>, Failure> {
+    let (queue, orders) = mpsc::channel();
+    let stop = Arc::clone(stop);
+    std::thread::Builder::new()
+        .name("orders".to_owned())
+        .spawn(move || {
+            while let Ok(Some(order)) = receiver.receive() {
+                match order {
+                    VolumeOrder::Abort => stop.request(),
+                    VolumeOrder::Detach(_) => {
+                        let _ = queue.send(order);
+                        return;
+                    }
+                    _ => {}
+                }
+                let _ = queue.send(order);
+            }
+            let _ = rustix::process::kill_process(
+                rustix::process::getpid(),
+                rustix::process::Signal::KILL,
+            );
+        })
+        .map_err(|error| Failure::failed("can't start a thread").caused_by(&error))?;
+    Ok(orders)
+}
+
+fn wait_for_abort(orders: &mpsc::Receiver<VolumeOrder>) {
+    while let Ok(order) = orders.recv() {
+        if matches!(order, VolumeOrder::Abort) {
+            return;
+        }
+    }
+}
+
+/// A container that is open, and what is to be done with it.
+struct Served {
+    access: Access,
+    hold: Arc<Hold>,
+    volume: Arc<Volume>,
+    device: Arc<PlainDevice>,
+    facts: ContainerFacts,
+    durable: bool,
+    making: Option<Making>,
+    stop: Arc<Stop>,
+    say: Say,
+    serving: Option<Serving>,
+}
+
+impl Served {
+    fn new(
+        access: Access,
+        opened: Opened,
+        making: Option<Making>,
+        stop: Arc<Stop>,
+        say: Say,
+    ) -> Self {
+        let device = Arc::new(PlainDevice::new(
+            Arc::clone(&opened.volume),
+            opened.cipher,
+            opened.flush,
+        ));
+        Self {
+            access,
+            hold: opened.hold,
+            volume: opened.volume,
+            device,
+            facts: opened.facts,
+            durable: opened.durable,
+            making,
+            stop,
+            say,
+            serving: None,
+        }
+    }
+
+    /// Does what it is told until it is told to close or abort.
+    fn run(
+        mut self,
+        orders: &mpsc::Receiver<VolumeOrder>,
+        descriptors: &UnixStream,
+    ) -> Result<(), Failure> {
+        self.say.reply(&VolumeReply::Ready(self.facts.clone()));
+        watch(&self.volume, &self.hold, &self.say)?;
+        while let Ok(order) = orders.recv() {
+            match order {
+                VolumeOrder::Start(_) => {}
+                VolumeOrder::Serve => match self.serve(descriptors) {
+                    Ok(()) => self.say.reply(&VolumeReply::Serving),
+                    Err(failure) => self.say.reply(&VolumeReply::Failed(failure)),
+                },
+                VolumeOrder::Detach(mount) => return self.run_detached(&mount),
+                VolumeOrder::Close => match self.close() {
+                    Ok(report) => {
+                        self.say.reply(&VolumeReply::Closed(report));
+                        return Ok(());
+                    }
+                    Err(failure) => self.say.reply(&VolumeReply::Failed(failure)),
+                },
+                VolumeOrder::Abort => {
+                    let report = self.give_up();
+                    self.say.reply(&VolumeReply::Aborted(report));
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn serve(&mut self, descriptors: &UnixStream) -> Result<(), Failure> {
+        let fuse = sprat_attach::receive_fd(descriptors)?;
+        let device = Arc::clone(&self.device);
+        self.serving = Some(sprat_attach::serve(fuse, device, &ServeOptions::default())?);
+        Ok(())
+    }
+
+    /// Everything above is down: sends the rest, waits for the server's fsync, lets go.
+    fn close(&mut self) -> Result<ClosedReport, Failure> {
+        if let Some(serving) = self.serving.take() {
+            serving.wait()?;
+        }
+        self.say.phase(Phase::Syncing);
+        if let Some(failure) = self.failure() {
+            return Err(failure);
+        }
+        self.volume
+            .close()
+            .map_err(|error| self.hold.lost().unwrap_or_else(|| Failure::from(&error)))?;
+        if let Some(making) = &self.making {
+            making::publish(making, &self.hold, &self.stop, &self.say)?;
+        }
+        self.hold.release()?;
+        let mut volume = figures(&self.volume);
+        volume.written_bytes += self.making.as_ref().map_or(0, |making| making.header_bytes);
+        Ok(ClosedReport {
+            volume,
+            durable: self.durable,
+        })
+    }
+
+    fn failure(&self) -> Option<Failure> {
+        failure_of(&self.volume, &self.hold)
+    }
+
+    /// Sends nothing more. A lock stays where bytes are unsettled: whoever comes next on this
+    /// host takes it over and settles them.
+    fn give_up(&mut self) -> AbortReport {
+        self.stop.request();
+        let mut report = AbortReport::default();
+        if self.making.is_some() {
+            report.removed = making::undo(&self.hold).is_ok();
+            report.lock_released = report.removed;
+        } else {
+            report.lock_released =
+                self.access == Access::ReadWrite && matches!(self.hold.release(), Ok(true));
+        }
+        report
+    }
+
+    /// Lives on without the session: until everything above is unmounted, by whomever.
+    fn run_detached(mut self, mount: &BackgroundMount) -> Result<(), Failure> {
+        let record = match background::hold_record(mount) {
+            Ok(record) => record,
+            Err(failure) => {
+                self.say.reply(&VolumeReply::Failed(failure.clone()));
+                return Err(failure);
+            }
+        };
+        background::leave_terminal();
+        self.say.reply(&VolumeReply::Detached);
+        let result = self.close();
+        if result.is_err() {
+            self.give_up();
+        }
+        background::report(mount, &result, &record);
+        Ok(())
+    }
+}
+
+fn failure_of(volume: &Volume, hold: &Hold) -> Option<Failure> {
+    let failed = volume.failure()?;
+    // Why the container was lost says more than that the volume was stopped because of it.
+    Some(hold.lost().unwrap_or_else(|| Failure::from(&*failed)))
+}
+
+/// Tells the figures now and then, a lost line, and once the volume's failure.
+fn watch(volume: &Arc<Volume>, hold: &Arc<Hold>, say: &Say) -> Result<(), Failure> {
+    let (volume, hold, say) = (Arc::downgrade(volume), Arc::downgrade(hold), say.clone());
+    std::thread::Builder::new()
+        .name("watch".to_owned())
+        .spawn(move || {
+            let mut told = Instant::now();
+            let mut last = VolumeFigures::default();
+            let mut line = Line::default();
+            while let (Some(volume), Some(hold)) = (volume.upgrade(), hold.upgrade()) {
+                if let Some(failure) = failure_of(&volume, &hold) {
+                    say.reply(&VolumeReply::Failed(failure));
+                    return;
+                }
+                if told.elapsed() >= FIGURES_INTERVAL {
+                    told = Instant::now();
+                    let now = figures(&volume);
+                    line.tell(&now, &say);
+                    if now != last {
+                        say.reply(&VolumeReply::Figures(now));
+                        last = now;
+                    }
+                }
+                drop((volume, hold));
+                std::thread::sleep(FAILURE_INTERVAL);
+            }
+        })
+        .map(drop)
+        .map_err(|error| Failure::failed("can't start a thread").caused_by(&error))
+}
+
+/// Whether the line is up, as last told.
+#[derive(Default)]
+struct Line {
+    lost_since: Option<Instant>,
+}
+
+impl Line {
+    fn tell(&mut self, now: &VolumeFigures, say: &Say) {
+        match (now.reconnecting_ms, self.lost_since) {
+            (Some(_), None) => {
+                self.lost_since = Some(Instant::now());
+                say.notice(Notice::LineLost {
+                    reason: "the server no longer answers".to_owned(),
+                });
+            }
+            (None, Some(since)) => {
+                self.lost_since = None;
+                say.notice(Notice::LineBack {
+                    away_s: since.elapsed().as_secs(),
+                });
+            }
+            _ => {}
+        }
+    }
+}
+
+fn figures(volume: &Volume) -> VolumeFigures {
+    let stats = volume.stats();
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    VolumeFigures {
+        read_bytes: stats.wire_read_bytes,
+        written_bytes: stats.wire_written_bytes,
+        read_requests: stats.wire_read_requests,
+        write_requests: stats.wire_write_requests,
+        dirty_bytes: stats.dirty_bytes,
+        unsynced_bytes: stats.unsynced_bytes,
+        losses: stats.losses,
+        reconnecting_ms: stats
+            .reconnecting_since
+            .map(|since| millis(SystemTime::now().duration_since(since).unwrap_or_default())),
+        round_trip_us: stats
+            .round_trip
+            .map(|trip| u64::try_from(trip.as_micros()).unwrap_or(u64::MAX)),
+    }
+}
+
+/// How a session's flushes are answered.
+fn flush_kind(start: &VolumeStart) -> Flush {
+    if start.durable_flush {
+        Flush::Durable
+    } else {
+        Flush::Ordered
+    }
+}

@@ -1,0 +1,358 @@
+//! Opens an existing container: store, lock, header, pins, key, volume.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sprat_luks::{CopyState, Header, Payload, Pins, Secret, SectorCipher};
+use sprat_store::{
+    FileStat, LocalRecord, Lock, LockError, LockInfo, ReadClass, Store, StoreErrorKind, StoreFile,
+    lock,
+};
+use sprat_volume::{Flush, Geometry, ReadOnlyOptions, Volume, VolumeOptions};
+
+use super::super::options::{Access, ContainerFacts, Notice, Phase, PinPolicy};
+use super::super::protocol::VolumeStart;
+use super::connection::{Connection, HeaderBytes, open_record, owner_note};
+use super::hold::{Hold, HoldParts, keep_renewing};
+use super::stop::{Say, Stop};
+use crate::{Exit, Failure};
+
+/// Below this the user is told that the server's disk is nearly full.
+const SERVER_SPACE_LOW_BYTES: u64 = 1 << 30;
+
+/// A container that is ready to be served.
+pub(super) struct Opened {
+    pub hold: Arc<Hold>,
+    pub volume: Arc<Volume>,
+    pub cipher: SectorCipher,
+    pub facts: ContainerFacts,
+    /// How a flush from above is answered.
+    pub flush: Flush,
+    /// The server's fsync stands behind a durable flush.
+    pub durable: bool,
+}
+
+/// Opens the container. What fails leaves no lock, unless a dead session's bytes are unsettled.
+pub(super) fn open(
+    start: &VolumeStart,
+    secret: &Secret,
+    stop: &Arc<Stop>,
+    say: &Say,
+) -> Result<Opened, Failure> {
+    say.phase(Phase::Connecting);
+    let (record, connection, store) = reach(start)?;
+    stop.check()?;
+    check_writable(start, &*store, say)?;
+    stat_container(start, &*store)?;
+    let hold = hold(start, record, connection, store, say)?;
+    keep_renewing(&hold, {
+        let stop = Arc::clone(stop);
+        move || stop.abort_volume()
+    });
+    let opened = unlock(start, secret, &hold, stop, say);
+    if opened.is_err() {
+        // Should this fail too, the next session of this host takes the lock over.
+        let _ = hold.release();
+    }
+    opened
+}
+
+/// Takes the local record and connects.
+pub(super) fn reach(
+    start: &VolumeStart,
+) -> Result<(LocalRecord, Connection, Arc<dyn Store>), Failure> {
+    let record = open_record(&PathBuf::from(&start.state_dir), &start.target)?;
+    let connection = Connection::new(start, &record)?;
+    let store = connection.connect()?;
+    Ok((record, connection, store))
+}
+
+/// Refuses to write where nothing can be made durable.
+pub(super) fn check_writable(
+    start: &VolumeStart,
+    store: &dyn Store,
+    say: &Say,
+) -> Result<(), Failure> {
+    if start.access == Access::ReadOnly {
+        return Ok(());
+    }
+    if !store.capabilities().durable_flush {
+        if !start.allow_no_fsync {
+            return Err(Failure::failed(format!(
+                "{} can't make data durable: it has no fsync@openssh.com",
+                store.describe()
+            ))
+            .with_hint(
+                "nothing was changed. Use an OpenSSH server, or insist with --allow-no-fsync: \
+                 then a crash of the server can cost the whole container",
+            ));
+        }
+        say.notice(Notice::NoDurableFlush);
+    }
+    // A server that can't tell its free space will say so when it is full.
+    if let Ok(space) = store.free_space() {
+        if space.read_only {
+            return Err(Failure::failed(format!(
+                "{} is on a read-only file system",
+                store.describe()
+            ))
+            .with_hint("nothing was changed; restore and mount work all the same"));
+        }
+        if space.available_bytes < SERVER_SPACE_LOW_BYTES {
+            say.notice(Notice::ServerSpaceLow {
+                available_bytes: space.available_bytes,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn stat_container(start: &VolumeStart, store: &dyn Store) -> Result<FileStat, Failure> {
+    let name = &start.target.name;
+    match store.stat(name) {
+        Ok(stat) => Ok(stat),
+        Err(error) if error.kind() == StoreErrorKind::NotFound => {
+            let failure = Failure::new(
+                Exit::NoContainer,
+                format!("there is no container {}", start.target),
+            );
+            let unfinished = super::connection::unfinished_name(name)?;
+            Err(if store.stat(&unfinished).is_ok() {
+                failure.with_hint(format!(
+                    "{unfinished} lies there: an init that did not finish. Run `sprat init` again"
+                ))
+            } else {
+                failure.with_hint("check the path, or make one with `sprat init`")
+            })
+        }
+        Err(error) => Err(Failure::from(&error)),
+    }
+}
+
+/// Takes the lock, or for a read-only session makes sure that nobody writes.
+fn hold(
+    start: &VolumeStart,
+    record: LocalRecord,
+    connection: Connection,
+    store: Arc<dyn Store>,
+    say: &Say,
+) -> Result<Arc<Hold>, Failure> {
+    let name = start.target.name.clone();
+    let (lock, stale_lock) = match start.access {
+        Access::ReadWrite => (Some(take_lock(start, &*store, &record, say)?), None),
+        Access::ReadOnly => (None, look_at_lock(start, &*store, say)?),
+    };
+    Ok(Arc::new(Hold::new(HoldParts {
+        connection,
+        record,
+        container: name.clone(),
+        file_name: name,
+        access: start.access.into(),
+        store,
+        lock,
+        stale_lock,
+    })))
+}
+
+pub(super) fn take_lock(
+    start: &VolumeStart,
+    store: &dyn Store,
+    record: &LocalRecord,
+    say: &Say,
+) -> Result<Lock, Failure> {
+    say.phase(Phase::Locking);
+    let owner = owner_note(&PathBuf::from(&start.state_dir))?;
+    let lock = Lock::acquire(store, &start.target.name, record, owner)?;
+    if lock.number() > 1 {
+        say.notice(Notice::TookOverDeadSession);
+    }
+    Ok(lock)
+}
+
+/// Reading while somebody writes gives a mixture of two states; a lock is therefore respected,
+/// unless its holder is known to be dead: this host's own, whose flock we have now.
+fn look_at_lock(
+    start: &VolumeStart,
+    store: &dyn Store,
+    say: &Say,
+) -> Result<Option<LockInfo>, Failure> {
+    let name = &start.target.name;
+    let Some(info) = lock::inspect(store, name)? else {
+        return Ok(None);
+    };
+    let owner = owner_note(&PathBuf::from(&start.state_dir))?;
+    if info.host == owner.host {
+        say.notice(Notice::DeadSessionLeftLock);
+        return Ok(Some(info));
+    }
+    Err(Failure::from(&LockError::HeldElsewhere {
+        container: name.clone(),
+        info: Box::new(info),
+    }))
+}
+
+/// Header, pins, key, and the volume behind them.
+fn unlock(
+    start: &VolumeStart,
+    secret: &Secret,
+    hold: &Arc<Hold>,
+    stop: &Stop,
+    say: &Say,
+) -> Result<Opened, Failure> {
+    stop.check()?;
+    say.phase(Phase::Unlocking);
+    let store = hold.store();
+    let file = store.open(hold.file_name(), start.access.into())?;
+    let bytes = HeaderBytes(&*file);
+    let header = Header::load(&bytes)?;
+    tell_copies(&header, say);
+    match &start.pins {
+        PinPolicy::Known(pins) => header.check_pins(pins)?,
+        PinPolicy::Expect(fingerprint) => header.check_fingerprint(fingerprint)?,
+        PinPolicy::TrustOnce => say.notice(Notice::TrustedOnce {
+            fingerprint: header.pins().fingerprint(),
+        }),
+    }
+    let file_bytes = file.len()?;
+    let payload = header.geometry(file_bytes)?;
+    stop.check()?;
+    let key = header.unlock(&bytes, secret)?;
+    let cipher = SectorCipher::new(&key, &header)?;
+    drop(key);
+    check_not_truncated(&*file, &payload, &cipher, file_bytes)?;
+    stop.check()?;
+    let pins = header.pins();
+    hold.learn(pins.clone(), file_bytes);
+    let volume = open_volume(start, hold, file, payload, say)?;
+    stop.reaches(&volume);
+    Ok(Opened {
+        hold: Arc::clone(hold),
+        volume,
+        cipher,
+        facts: facts(pins, file_bytes, payload),
+        flush: super::flush_kind(start),
+        durable: start.access == Access::ReadWrite && store.capabilities().durable_flush,
+    })
+}
+
+pub(super) fn facts(pins: Pins, file_bytes: u64, payload: Payload) -> ContainerFacts {
+    ContainerFacts {
+        uuid: pins.uuid.clone(),
+        pins,
+        file_bytes,
+        volume_bytes: payload.len_bytes,
+    }
+}
+
+fn tell_copies(header: &Header, say: &Say) {
+    let copies = header.copies();
+    for (which, state) in [("first", &copies.primary), ("second", &copies.secondary)] {
+        let what = match state {
+            CopyState::Damaged(fault) => format!("{which}: {fault}"),
+            CopyState::Stale { sequence_id } => {
+                format!("{which}: older than the other (sequence {sequence_id})")
+            }
+            _ => continue,
+        };
+        say.notice(Notice::HeaderCopyDamaged { copy: what });
+    }
+}
+
+pub(super) fn open_volume(
+    start: &VolumeStart,
+    hold: &Arc<Hold>,
+    file: Arc<dyn StoreFile>,
+    payload: Payload,
+    say: &Say,
+) -> Result<Arc<Volume>, Failure> {
+    let geometry = Geometry {
+        offset_bytes: payload.offset_bytes,
+        len_bytes: payload.len_bytes,
+    };
+    let reconnect_max = Duration::from_millis(start.reconnect_max_ms);
+    let session: Arc<dyn sprat_volume::Session> = Arc::clone(hold) as _;
+    let volume = match start.access {
+        Access::ReadOnly => {
+            // On a disk, not in memory: a journal may be large.
+            let mut options = ReadOnlyOptions::new(PathBuf::from(&start.state_dir));
+            options.reconnect_max = reconnect_max;
+            Volume::open_read_only(file, geometry, session, options)?
+        }
+        Access::ReadWrite => {
+            let suspects = hold.record().suspects();
+            if !suspects.is_empty() {
+                say.notice(Notice::Suspects {
+                    bytes: suspects.iter().map(|range| range.end - range.start).sum(),
+                });
+            }
+            let options = VolumeOptions {
+                write_buffer_bytes_max: start.write_buffer_bytes_max,
+                reconnect_max,
+                quiet_time: Duration::from_millis(start.quiet_time_ms),
+                suspects,
+                suspects_since: hold.record().suspects_since(),
+                ..VolumeOptions::default()
+            };
+            Volume::open(file, geometry, session, options)?
+        }
+    };
+    Ok(Arc::new(volume))
+}
+
+/// The length of a LUKS2 payload is whatever the file has, so a file that was cut short opens all
+/// the same. The file system in it knows its length (`s_blocks_count`, `s_log_block_size`,
+/// `s_magic`: Documentation/filesystems/ext4/super.rst); one that is no ext4 is left to mount.
+fn check_not_truncated(
+    file: &dyn StoreFile,
+    payload: &Payload,
+    cipher: &SectorCipher,
+    file_bytes: u64,
+) -> Result<(), Failure> {
+    let mut block = [0; 4096];
+    if payload.len_bytes < 4096 {
+        return Err(truncated(file_bytes, payload.offset_bytes + 4096));
+    }
+    file.read_at(payload.offset_bytes, &mut block, ReadClass::Demand)?;
+    cipher.decrypt(0, &mut block)?;
+    let Some(needed) = ext4_bytes(&block[1024..2048]) else {
+        return Ok(());
+    };
+    if needed > payload.len_bytes {
+        return Err(truncated(
+            file_bytes,
+            payload.offset_bytes.saturating_add(needed),
+        ));
+    }
+    Ok(())
+}
+
+fn truncated(file_bytes: u64, needed_bytes: u64) -> Failure {
+    Failure::new(
+        Exit::Damaged,
+        format!("the container is cut short: it has {file_bytes} bytes and needs {needed_bytes}"),
+    )
+    .with_hint(
+        "nothing was changed. Data behind the cut is lost on this server; look for a copy of the \
+         file there before you write to it again",
+    )
+}
+
+/// The length that an ext4 super block tells.
+fn ext4_bytes(block: &[u8]) -> Option<u64> {
+    let u32_at = |at: usize| -> Option<u32> {
+        Some(u32::from_le_bytes(block.get(at..at + 4)?.try_into().ok()?))
+    };
+    let magic = u16::from_le_bytes(block.get(0x38..0x3a)?.try_into().ok()?);
+    if magic != 0xEF53 {
+        return None;
+    }
+    let incompat_64bit = u32_at(0x60)? & 0x80 != 0;
+    let high = if incompat_64bit { u32_at(0x150)? } else { 0 };
+    let blocks = u64::from(high) << 32 | u64::from(u32_at(0x4)?);
+    let shift = u32_at(0x18)?;
+    // 1 KiB << 6 = 64 KiB, ext4's largest block.
+    (shift <= 6)
+        .then(|| blocks.checked_mul(1024 << shift))
+        .flatten()
+}

@@ -1,0 +1,69 @@
+//! What the volume process's threads share: the wish to stop, and the line to the session process.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use sprat_volume::Volume;
+
+use super::super::link::Sender;
+use super::super::options::{Notice, Phase};
+use super::super::protocol::VolumeReply;
+use crate::Failure;
+
+/// The session wants no more; set from the thread that hears it, looked at between steps.
+#[derive(Default)]
+pub(super) struct Stop {
+    requested: AtomicBool,
+    volume: Mutex<Option<Arc<Volume>>>,
+}
+
+impl Stop {
+    /// Stops sending at once; everything above gets EIO.
+    pub(super) fn request(&self) {
+        self.requested.store(true, Ordering::SeqCst);
+        self.abort_volume();
+    }
+
+    /// Fails everything that waits for the volume, without anybody having asked to stop.
+    pub(super) fn abort_volume(&self) {
+        let volume = self.volume.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(volume) = &*volume {
+            volume.abort();
+        }
+    }
+
+    /// From now on a request reaches `volume`, also one that has come already.
+    pub(super) fn reaches(&self, volume: &Arc<Volume>) {
+        let mut known = self.volume.lock().unwrap_or_else(PoisonError::into_inner);
+        *known = Some(Arc::clone(volume));
+        if self.requested.load(Ordering::SeqCst) {
+            volume.abort();
+        }
+    }
+
+    /// Fails once a request has come.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        if self.requested.load(Ordering::SeqCst) {
+            return Err(Failure::interrupted());
+        }
+        Ok(())
+    }
+}
+
+/// Tells the session process. If it is gone, so is this one in a moment.
+#[derive(Clone)]
+pub(super) struct Say(pub Sender);
+
+impl Say {
+    pub(super) fn reply(&self, reply: &VolumeReply) {
+        let _ = self.0.send(reply);
+    }
+
+    pub(super) fn phase(&self, phase: Phase) {
+        self.reply(&VolumeReply::Phase(phase));
+    }
+
+    pub(super) fn notice(&self, notice: Notice) {
+        self.reply(&VolumeReply::Notice(notice));
+    }
+}

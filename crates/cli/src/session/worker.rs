@@ -1,0 +1,268 @@
+//! W, the hidden `worker` command: mounts in namespaces of its own, mkfs, rsync, e2fsck.
+//!
+//! Everything that it does may block for as long as the volume does; it is killed then.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::mpsc;
+
+use sprat_attach::{AttachOptions, Attachment, MkfsOptions, MountOptions};
+use sprat_snapshot::{Cancel, Progress};
+
+use super::child::take_sockets;
+use super::keeper;
+use super::link::{Receiver, Sender};
+use super::protocol::{FileSystemCheck, WorkerOrder, WorkerReply};
+use crate::{Exit, Failure};
+
+/// e2fsck's report is cut after this many characters.
+const REPORT_CHARS_MAX: usize = 16 << 10;
+
+/// Runs W; its standard input is the control socket.
+pub fn run() -> Exit {
+    let keeps_mount = std::env::args_os().nth(2) == Some(OsString::from(keeper::ARGUMENT));
+    let private = if keeps_mount {
+        let _ = rustix::process::setsid();
+        Ok(())
+    } else {
+        // Before anything that starts a thread or opens a file: it runs this program again.
+        sprat_attach::enter_private_namespaces()
+    };
+    let Ok((control, descriptors)) = take_sockets() else {
+        return Exit::Usage;
+    };
+    let Ok(sending) = control.try_clone() else {
+        return Exit::Failed;
+    };
+    let say = Sender::new(sending);
+    if let Err(error) = private {
+        let failure = Failure::from(&error).context("can't make a mount namespace");
+        let _ = say.send(&WorkerReply::Failed(failure));
+        return Exit::Failed;
+    }
+    let cancel = Cancel::new();
+    let Ok(orders) = hear_orders(Receiver::new(control), &cancel, keeps_mount) else {
+        return Exit::Failed;
+    };
+    let mut worker = Worker {
+        say,
+        descriptors,
+        cancel,
+        attachment: None,
+        mounted: None,
+    };
+    while let Ok(order) = orders.recv() {
+        if let WorkerOrder::Keep(mount) = order {
+            match worker.leave_mounted() {
+                Ok(control) => {
+                    worker.reply(&WorkerReply::Kept);
+                    return keeper::keep(&mount, control);
+                }
+                Err(failure) => worker.reply(&WorkerReply::Failed(failure)),
+            }
+            continue;
+        }
+        let last = matches!(order, WorkerOrder::Unmount);
+        match worker.obey(order) {
+            Ok(Some(reply)) => worker.reply(&reply),
+            Ok(None) => {}
+            Err(failure) => {
+                worker.reply(&WorkerReply::Failed(failure));
+                continue;
+            }
+        }
+        if last {
+            return Exit::Done;
+        }
+    }
+    let _ = worker.obey(WorkerOrder::Unmount);
+    Exit::Failed
+}
+
+/// Reads orders on a thread of its own, so that a cancel is heard while rsync runs. At the end of
+/// the socket the session is dead; pid 1 of the namespace ending ends all in it, mounts included.
+fn hear_orders(
+    mut receiver: Receiver,
+    cancel: &Cancel,
+    keeps_mount: bool,
+) -> std::io::Result<mpsc::Receiver<WorkerOrder>> {
+    let (queue, orders) = mpsc::channel();
+    let cancel = cancel.clone();
+    std::thread::Builder::new()
+        .name("orders".to_owned())
+        .spawn(move || {
+            while let Ok(Some(order)) = receiver.receive() {
+                if matches!(order, WorkerOrder::Cancel) {
+                    cancel.cancel();
+                } else if queue.send(order).is_err() {
+                    break;
+                }
+            }
+            // A mount in the caller's namespace does not go with this process: the main thread
+            // takes it away when it sees the end of the queue.
+            if !keeps_mount {
+                std::process::exit(i32::from(Exit::Failed.code()));
+            }
+        })?;
+    Ok(orders)
+}
+
+struct Worker {
+    say: Sender,
+    descriptors: UnixStream,
+    cancel: Cancel,
+    attachment: Option<Attachment>,
+    mounted: Option<PathBuf>,
+}
+
+impl Worker {
+    fn reply(&self, reply: &WorkerReply) {
+        // Without anybody to hear it this process is about to end anyway.
+        let _ = self.say.send(reply);
+    }
+
+    fn obey(&mut self, order: WorkerOrder) -> Result<Option<WorkerReply>, Failure> {
+        Ok(Some(match order {
+            WorkerOrder::Begin => {
+                self.begin()?;
+                WorkerReply::FuseReady
+            }
+            WorkerOrder::Attach => {
+                self.attachment()?.attach_loop()?;
+                WorkerReply::Attached
+            }
+            WorkerOrder::MakeFileSystem { label } => {
+                let options = MkfsOptions::labelled(label.as_deref().unwrap_or_default());
+                let device = self.attachment()?.device().to_owned();
+                sprat_attach::make_file_system(&device, &options)?;
+                WorkerReply::FileSystemMade
+            }
+            WorkerOrder::Mount {
+                at,
+                read_only,
+                browse,
+            } => {
+                let dir = PathBuf::from(at);
+                let mut options = MountOptions::default();
+                options.read_only = read_only;
+                options.browse = browse;
+                self.attachment()?.mount(&dir, &options)?;
+                self.mounted = Some(dir);
+                WorkerReply::Mounted
+            }
+            WorkerOrder::CheckFileSystem => {
+                let device = self.attachment()?.device().to_owned();
+                WorkerReply::Checked(check_file_system(&device)?)
+            }
+            WorkerOrder::TakeSnapshot(spec) => {
+                let now = jiff::Timestamp::now();
+                let cancel = self.cancel.clone();
+                let report = sprat_snapshot::take(
+                    self.root()?,
+                    &spec,
+                    now,
+                    &mut |progress| self.progress(progress),
+                    &cancel,
+                )?;
+                WorkerReply::SnapshotTaken(Box::new(report))
+            }
+            WorkerOrder::List => WorkerReply::Listed(sprat_snapshot::list(self.root()?)?),
+            WorkerOrder::Restore(spec) => {
+                let cancel = self.cancel.clone();
+                let report = sprat_snapshot::restore(
+                    self.root()?,
+                    &spec,
+                    &mut |progress| self.progress(progress),
+                    &cancel,
+                )?;
+                WorkerReply::Restored(Box::new(report))
+            }
+            WorkerOrder::Cancel | WorkerOrder::Keep(_) => return Ok(None),
+            WorkerOrder::Unmount => {
+                self.mounted = None;
+                if let Some(attachment) = self.attachment.take() {
+                    attachment.unmount()?;
+                }
+                WorkerReply::Unmounted
+            }
+        }))
+    }
+
+    fn progress(&self, progress: Progress) {
+        self.reply(&WorkerReply::Progress(progress));
+    }
+
+    /// Mounts FUSE and gives its descriptor away: the volume process must be the only one that
+    /// holds it, or its death would not be seen.
+    fn begin(&mut self) -> Result<(), Failure> {
+        let fuse = sprat_attach::open_fuse()?;
+        let attachment = Attachment::begin(fuse.as_fd(), AttachOptions::default())?;
+        sprat_attach::send_fd(&self.descriptors, fuse.as_fd())?;
+        drop(fuse);
+        self.attachment = Some(attachment);
+        Ok(())
+    }
+
+    /// The mount stays; from the session comes the volume process's control socket.
+    fn leave_mounted(&mut self) -> Result<OwnedFd, Failure> {
+        let control = sprat_attach::receive_fd(&self.descriptors)?;
+        if let Some(attachment) = self.attachment.take() {
+            attachment.leave_mounted()?;
+        }
+        Ok(control)
+    }
+
+    fn attachment(&mut self) -> Result<&mut Attachment, Failure> {
+        self.attachment
+            .as_mut()
+            .ok_or_else(|| Failure::failed("the worker was ordered out of turn: not attached"))
+    }
+
+    fn root(&self) -> Result<&Path, Failure> {
+        self.mounted
+            .as_deref()
+            .ok_or_else(|| Failure::failed("the worker was ordered out of turn: not mounted"))
+    }
+}
+
+/// Replays the journal, as any mount would, then only looks. Exit 4 is "errors left uncorrected",
+/// 1 "errors corrected", which a replay may say (e2fsck(8)).
+fn check_file_system(device: &Path) -> Result<FileSystemCheck, Failure> {
+    let replay = e2fsck(&["-y", "-E", "journal_only"], device)?;
+    let look = e2fsck(&["-f", "-n"], device)?;
+    let output: String = format!("{}{}", text(&replay), text(&look))
+        .chars()
+        .take(REPORT_CHARS_MAX)
+        .collect();
+    match (replay.status.code(), look.status.code()) {
+        (Some(0 | 1), Some(code @ (0 | 4))) => Ok(FileSystemCheck {
+            clean: code == 0,
+            output,
+        }),
+        _ => Err(
+            Failure::failed(format!("e2fsck ended: {}, {}", replay.status, look.status))
+                .because(output),
+        ),
+    }
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+fn e2fsck(arguments: &[&str], device: &Path) -> Result<Output, Failure> {
+    Command::new("e2fsck")
+        .args(arguments)
+        .arg(device)
+        .env("LC_ALL", "C.UTF-8")
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| {
+            Failure::failed("can't run e2fsck")
+                .caused_by(&error)
+                .with_hint("install e2fsprogs")
+        })
+}
