@@ -15,6 +15,7 @@ mod local;
 pub mod lock;
 mod memory;
 mod name;
+mod ranges;
 mod record;
 pub mod sftp;
 

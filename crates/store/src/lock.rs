@@ -1,24 +1,44 @@
 //! One session per container: the numbered lock files beside it.
+//!
+//! `NAME.lock.N`, N = 1, 2, …; the highest number is the holder. A lock is taken by exclusive
+//! create of N = 1, or of the next number where every present one is provably a dead session of
+//! this host: the local record, whose flock we hold, says that we were taking exactly that number
+//! with that token. Then the folder is listed again. Of two that take at the same time at least
+//! the one that lists last sees the other, so at most one of them goes on.
+//!
+//! A lock file is one JSON object, padded with blanks to [`LOCK_BYTES`] so that a renewal is one
+//! write in place that neither grows nor cuts the file.
 
-use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+use std::{fmt, io};
 
-use crate::{FileName, LocalRecord, Store, StoreError};
+use serde::{Deserialize, Serialize};
+
+use crate::record::Token;
+use crate::{
+    Access, FileName, LocalRecord, ReadClass, Store, StoreError, StoreErrorKind, StoreFile,
+};
 
 /// How often a holder renews its lock.
 pub const RENEW_INTERVAL: Duration = Duration::from_secs(10);
+/// The length of a lock file.
+const LOCK_BYTES: usize = 512;
+/// How often names that come and go are looked at before that counts as held.
+const LOOK_ATTEMPTS: u32 = 3;
 
 /// Who takes a lock. The server learns no host name from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnerNote {
-    /// A random id of this host, kept in the state folder.
+    /// A random id of this host, kept in the state folder; at most 64 characters count.
     pub host: String,
-    /// sprat's version.
+    /// sprat's version; at most 64 characters count.
     pub version: String,
 }
 
-/// What the highest lock file of a container says. Everything in it is the server's word.
+/// What the highest lock file of a container says. Everything in it is the server's word; texts
+/// are escaped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LockInfo {
     /// The number in the lock file's name.
@@ -60,7 +80,7 @@ pub enum LockError {
     #[error("another process on this host has container {container_id} open")]
     HeldHere { container_id: String },
     /// Another session holds the lock, or one that can't be shown to be dead.
-    #[error("container {container} is locked by {}", info.file)]
+    #[error("container {container} is locked by {info}")]
     HeldElsewhere {
         container: FileName,
         info: Box<LockInfo>,
@@ -69,12 +89,12 @@ pub enum LockError {
     #[error("the lock on container {container} was lost: {reason}")]
     Lost { container: FileName, reason: String },
     /// The lock was renewed while it was watched: its owner lives.
-    #[error("the lock on container {container} was renewed while watched: its owner is alive")]
+    #[error("the lock on container {container} was renewed while watched, its owner lives: {info}")]
     Renewed {
         container: FileName,
         info: Box<LockInfo>,
     },
-    /// A name or a range that no lock or record can be about.
+    /// A name that no lock or record can be about.
     #[error("{op}: {reason}")]
     Invalid { op: &'static str, reason: String },
     /// The local record could not be read or written.
@@ -95,28 +115,186 @@ pub enum LockError {
     },
 }
 
-/// The lock on a container, ours.
+/// The bytes of a lock file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Content {
+    token: String,
+    host: String,
+    started_s: u64,
+    renewed: u64,
+    version: String,
+}
+
+/// A lock file as it was found. `content` is `None` where it is empty or no lock.
+#[derive(Debug, Clone)]
+struct Seen {
+    number: u64,
+    file: FileName,
+    content: Option<Content>,
+    empty: bool,
+    modified_s: Option<u64>,
+}
+
+/// The lock on a container, ours. Dropping it without [`Lock::release`] leaves the file, as a
+/// kill does; the next session of this host takes it over.
 #[derive(Debug)]
 pub struct Lock {
     container: FileName,
+    file: FileName,
     number: u64,
-    token: String,
+    token: Token,
+    content: Mutex<Content>,
+    #[expect(dead_code, reason = "held, not read")]
+    busy: LockBusy,
+    record: LocalRecord,
+}
+
+/// A record carries one lock at a time: a second one would find the first in the record and take
+/// it for dead.
+#[derive(Debug)]
+struct LockBusy(LocalRecord);
+
+impl LockBusy {
+    fn begin(record: &LocalRecord, container: &FileName) -> Result<Self, LockError> {
+        if record.begin_lock() {
+            return Ok(Self(record.clone()));
+        }
+        Err(LockError::HeldHere {
+            container_id: container.to_string(),
+        })
+    }
+}
+
+impl Drop for LockBusy {
+    fn drop(&mut self) {
+        self.0.end_lock();
+    }
 }
 
 impl Lock {
-    /// Takes the lock, taking over one whose holder provably died on this host.
+    /// Takes the lock, taking over any whose holder provably died on this host. Keeps a clone of
+    /// `record`, and with it the flock.
+    ///
+    /// After `Store` with a lost connection the lock may have been made; the record knows, and
+    /// the next try takes it over.
     pub fn acquire(
         store: &dyn Store,
         container: &FileName,
         record: &LocalRecord,
         owner: OwnerNote,
     ) -> Result<Self, LockError> {
-        let _ = (store, record, owner);
-        Ok(Self {
+        let busy = LockBusy::begin(record, container)?;
+        let dead = look(store, container)?;
+        let takings = record.takings();
+        if let Some(alive) = dead.iter().rev().find(|seen| !seen.is_ours(&takings)) {
+            return Err(alive.held(container));
+        }
+        let number = dead
+            .last()
+            .map_or(Some(1), |highest| highest.number.checked_add(1));
+        let number = number.ok_or_else(|| dead[dead.len() - 1].held(container))?;
+        let token = Token::random()?;
+        let lock = Self {
             container: container.clone(),
-            number: 1,
-            token: String::new(),
-        })
+            file: lock_name(container, number)?,
+            number,
+            token,
+            content: Mutex::new(Content::new(token, owner)),
+            busy,
+            record: record.clone(),
+        };
+        record.taking(number, token)?;
+        let file = match store.create_new(&lock.file) {
+            Ok(file) => file,
+            Err(error) if error.kind() == StoreErrorKind::AlreadyExists => {
+                record.not_taken(number, token)?;
+                return Err(lock.held_by_other(store, Some(number)));
+            }
+            // It may have been made all the same, so the record stays.
+            Err(source) => return Err(lock.failed("take", source)),
+        };
+        match lock.settle(store, &*file, &dead) {
+            Ok(()) => Ok(lock),
+            Err(error) => {
+                // Where even that fails the record stays, and the next try takes it over.
+                let _ = lock.withdraw(store);
+                Err(error)
+            }
+        }
+    }
+
+    /// Fills the new file, and sees to it that nobody else took at the same time.
+    fn settle(
+        &self,
+        store: &dyn Store,
+        file: &dyn StoreFile,
+        dead: &[Seen],
+    ) -> Result<(), LockError> {
+        let failed = |source| self.failed("take", source);
+        file.write_at(0, &self.bytes()).map_err(failed)?;
+        file.flush().map_err(failed)?;
+        store.flush_folder().map_err(failed)?;
+        let now = look(store, &self.container)?;
+        let (ours, others): (Vec<Seen>, Vec<Seen>) =
+            now.into_iter().partition(|seen| seen.number == self.number);
+        let same = others.len() == dead.len()
+            && others
+                .iter()
+                .zip(dead)
+                .all(|(now, then)| now.same_owner(then));
+        if !same || ours.is_empty() || !ours.iter().all(|seen| seen.has(self.token)) {
+            return Err(self.held_by_other(store, None));
+        }
+        for seen in dead {
+            match store.remove(&seen.file) {
+                Err(error) if error.kind() != StoreErrorKind::NotFound => {
+                    return Err(failed(error));
+                }
+                _ => {}
+            }
+        }
+        if !dead.is_empty() {
+            store.flush_folder().map_err(failed)?;
+        }
+        for (number, token) in self.record.takings() {
+            if (number, token) != (self.number, self.token) {
+                self.record.not_taken(number, token)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a file back that we made and that did not become the lock.
+    fn withdraw(&self, store: &dyn Store) -> Result<(), LockError> {
+        let ours = |seen: &Seen| {
+            seen.number == self.number && (seen.content.is_none() || seen.has(self.token))
+        };
+        if look(store, &self.container)?.iter().any(ours) {
+            store
+                .remove(&self.file)
+                .map_err(|source| self.failed("withdraw", source))?;
+        }
+        self.record.not_taken(self.number, self.token)
+    }
+
+    /// The error that says who was faster. `number` is the one to name, else the highest other.
+    fn held_by_other(&self, store: &dyn Store, number: Option<u64>) -> LockError {
+        match look(store, &self.container) {
+            Ok(seen) => {
+                let other = seen.iter().rev().find(|seen| {
+                    number.map_or(!seen.has(self.token), |number| seen.number == number)
+                });
+                let gone = Seen {
+                    number: self.number,
+                    file: self.file.clone(),
+                    content: None,
+                    empty: true,
+                    modified_s: None,
+                };
+                other.unwrap_or(&gone).held(&self.container)
+            }
+            Err(error) => error,
+        }
     }
 
     /// The number in the lock file's name.
@@ -125,41 +303,353 @@ impl Lock {
         self.number
     }
 
-    /// Reads the lock again; [`LockError::Lost`] if it isn't ours any more.
+    /// The lock file's name.
+    #[must_use]
+    pub fn file(&self) -> &FileName {
+        &self.file
+    }
+
+    /// Reads the lock again; [`LockError::Lost`] if it isn't ours any more. Any other error tells
+    /// nothing about the lock (the line may be down): nothing may be sent until a later call
+    /// returns `Ok`.
     pub fn verify(&self, store: &dyn Store) -> Result<(), LockError> {
-        let _ = (store, &self.container, &self.token);
-        Ok(())
+        self.check(store, Access::ReadOnly).map(drop)
     }
 
     /// Verifies and rewrites the counter; to be called every [`RENEW_INTERVAL`].
     pub fn renew(&self, store: &dyn Store) -> Result<(), LockError> {
-        self.verify(store)
+        // Checked and written through one handle: should the name be given to another lock in
+        // between, the write reaches the removed file.
+        let file = self.check(store, Access::ReadWrite)?;
+        {
+            let mut content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
+            content.renewed += 1;
+        }
+        file.write_at(0, &self.bytes())
+            .map_err(|source| self.failed("renew", source))
     }
 
-    /// Gives the lock back. Call it after [`LocalRecord::all_settled`].
+    /// Gives the lock back. Call it after [`LocalRecord::all_settled`]; where that was not
+    /// possible drop the lock instead, so that nobody else starts before the suspects are dealt
+    /// with on this host.
     pub fn release(self, store: &dyn Store) -> Result<(), LockError> {
-        self.verify(store)
+        match self.verify(store) {
+            Ok(()) => {
+                let failed = |source| self.failed("release", source);
+                store.remove(&self.file).map_err(failed)?;
+                store.flush_folder().map_err(failed)?;
+            }
+            Err(error @ LockError::Lost { .. }) => {
+                self.record.not_taken(self.number, self.token)?;
+                return Err(error);
+            }
+            Err(error) => return Err(error),
+        }
+        self.record.not_taken(self.number, self.token)
+    }
+
+    fn check(&self, store: &dyn Store, access: Access) -> Result<Arc<dyn StoreFile>, LockError> {
+        let lost = |reason: String| LockError::Lost {
+            container: self.container.clone(),
+            reason,
+        };
+        // A takeover makes exactly the next number.
+        if let Some(next) = self.number.checked_add(1) {
+            let next = lock_name(&self.container, next)?;
+            match store.stat(&next) {
+                Ok(_) => return Err(lost(format!("{next} is there"))),
+                Err(error) if error.kind() == StoreErrorKind::NotFound => {}
+                Err(source) => return Err(self.failed("verify", source)),
+            }
+        }
+        let file = match store.open(&self.file, access) {
+            Ok(file) => file,
+            Err(error) => match error.kind() {
+                StoreErrorKind::NotFound => return Err(lost(format!("{} is gone", self.file))),
+                StoreErrorKind::NotRegular => {
+                    return Err(lost(format!("{} is no regular file", self.file)));
+                }
+                _ => return Err(self.failed("verify", error)),
+            },
+        };
+        let mut bytes = [0; LOCK_BYTES];
+        match file.read_at(0, &mut bytes, ReadClass::Demand) {
+            Ok(()) => {}
+            Err(StoreError::Truncated { .. }) => {
+                return Err(lost(format!("{} was cut", self.file)));
+            }
+            Err(source) => return Err(self.failed("verify", source)),
+        }
+        match Content::parse(&bytes) {
+            Some(found) if found.token == self.token.to_string() => Ok(file),
+            _ => Err(lost(format!("{} is another's", self.file))),
+        }
+    }
+
+    fn bytes(&self) -> [u8; LOCK_BYTES] {
+        self.content
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .bytes()
+    }
+
+    fn failed(&self, op: &'static str, source: StoreError) -> LockError {
+        LockError::Store {
+            op,
+            container: self.container.clone(),
+            source,
+        }
     }
 }
 
 /// What the highest lock says; `None` where the container is not locked.
 pub fn inspect(store: &dyn Store, container: &FileName) -> Result<Option<LockInfo>, LockError> {
-    let _ = (store, container);
-    Ok(None)
+    Ok(look(store, container)?.last().map(Seen::info))
 }
 
-/// Removes the container's lock after having watched it for `watch` (at least two
-/// [`RENEW_INTERVAL`]s are wise); one that was renewed meanwhile is [`LockError::Renewed`]
-/// unless `force`.
+/// Removes the container's lock after having watched it for `watch` (two [`RENEW_INTERVAL`]s at
+/// least are wise); one that was renewed meanwhile is [`LockError::Renewed`] unless `force`. The
+/// next session finds no lock, and none of the old one's record unless it is on that host: make
+/// sure that the old session's server process is gone.
 pub fn break_lock(
     store: &dyn Store,
     container: &FileName,
     force: bool,
     watch: Duration,
 ) -> Result<Broken, LockError> {
-    let _ = (store, container, force, watch);
-    Ok(Broken {
-        lock: None,
-        was_renewed: false,
-    })
+    let begun = Instant::now();
+    let before = inspect(store, container)?;
+    let mut was_renewed = false;
+    while before.is_some() {
+        let left = watch.saturating_sub(begun.elapsed());
+        std::thread::sleep(left.min(Duration::from_secs(1)));
+        let now = inspect(store, container)?;
+        if now.is_some() && now != before {
+            was_renewed = true;
+            if !force {
+                let info = Box::new(now.or(before).unwrap_or_else(|| unreachable!("is_some")));
+                return Err(LockError::Renewed {
+                    container: container.clone(),
+                    info,
+                });
+            }
+            break;
+        }
+        if now.is_none() || left.is_zero() {
+            break;
+        }
+    }
+    let seen = look(store, container)?;
+    let lock = seen.last().map(Seen::info);
+    let failed = |source| LockError::Store {
+        op: "break",
+        container: container.clone(),
+        source,
+    };
+    // The highest last: it keeps others out until the end.
+    for seen in &seen {
+        match store.remove(&seen.file) {
+            Err(error) if error.kind() != StoreErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+    }
+    if !seen.is_empty() {
+        store.flush_folder().map_err(failed)?;
+    }
+    Ok(Broken { lock, was_renewed })
+}
+
+fn lock_name(container: &FileName, number: u64) -> Result<FileName, LockError> {
+    container
+        .with_suffix(&format!(".lock.{number}"))
+        .map_err(|error| LockError::Invalid {
+            op: "name the lock",
+            reason: error.to_string(),
+        })
+}
+
+/// All lock files of a container, by number.
+fn look(store: &dyn Store, container: &FileName) -> Result<Vec<Seen>, LockError> {
+    let failed = |source| LockError::Store {
+        op: "read",
+        container: container.clone(),
+        source,
+    };
+    let mut attempt = 0;
+    'again: loop {
+        attempt += 1;
+        let mut found = Vec::new();
+        for file in store.list().map_err(failed)? {
+            let number = file.as_str().strip_prefix(container.as_str());
+            let number = number.and_then(|rest| rest.strip_prefix(".lock."));
+            let Some(number) = number.and_then(|digits| digits.parse::<u64>().ok()) else {
+                continue;
+            };
+            if number == 0 || lock_name(container, number)? != file {
+                continue;
+            }
+            match read_lock(store, number, &file) {
+                Ok(seen) => found.push(seen),
+                // Removed since it was listed: another may have come for it.
+                Err(error)
+                    if error.kind() == StoreErrorKind::NotFound && attempt < LOOK_ATTEMPTS =>
+                {
+                    continue 'again;
+                }
+                Err(error) if error.kind() == StoreErrorKind::NotFound => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        found.sort_by_key(|seen| seen.number);
+        return Ok(found);
+    }
+}
+
+fn read_lock(store: &dyn Store, number: u64, file: &FileName) -> Result<Seen, StoreError> {
+    let mut seen = Seen {
+        number,
+        file: file.clone(),
+        content: None,
+        empty: false,
+        modified_s: None,
+    };
+    let opened = match store.open(file, Access::ReadOnly) {
+        Ok(opened) => opened,
+        // Not ours whatever it is, so it counts as held.
+        Err(error) if error.kind() == StoreErrorKind::NotRegular => return Ok(seen),
+        Err(error) => return Err(error),
+    };
+    let stat = opened.stat()?;
+    seen.modified_s = stat.modified_s;
+    seen.empty = stat.len == 0;
+    if stat.len == LOCK_BYTES as u64 {
+        let mut bytes = [0; LOCK_BYTES];
+        match opened.read_at(0, &mut bytes, ReadClass::Demand) {
+            Ok(()) => seen.content = Content::parse(&bytes),
+            Err(StoreError::Truncated { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(seen)
+}
+
+impl Seen {
+    /// Whether the local record proves that this is a lock of a dead session of this host. An
+    /// empty one was made and not yet written: ours, if we were taking that number.
+    fn is_ours(&self, takings: &[(u64, Token)]) -> bool {
+        takings
+            .iter()
+            .any(|(number, token)| *number == self.number && (self.empty || self.has(*token)))
+    }
+
+    fn has(&self, token: Token) -> bool {
+        self.content
+            .as_ref()
+            .is_some_and(|content| content.token == token.to_string())
+    }
+
+    fn same_owner(&self, other: &Self) -> bool {
+        let token = |seen: &Self| seen.content.as_ref().map(|content| content.token.clone());
+        (self.number, self.empty, token(self)) == (other.number, other.empty, token(other))
+    }
+
+    fn held(&self, container: &FileName) -> LockError {
+        LockError::HeldElsewhere {
+            container: container.clone(),
+            info: Box::new(self.info()),
+        }
+    }
+
+    fn info(&self) -> LockInfo {
+        let content = self.content.clone();
+        let text = |text: &str| crate::sftp::printable(text.as_bytes());
+        LockInfo {
+            number: self.number,
+            file: self.file.clone(),
+            token: content.as_ref().map(|content| text(&content.token)),
+            host: content
+                .as_ref()
+                .map(|content| text(&content.host))
+                .unwrap_or_default(),
+            version: content
+                .as_ref()
+                .map(|content| text(&content.version))
+                .unwrap_or_default(),
+            started_s: content.as_ref().map_or(0, |content| content.started_s),
+            renewed: content.as_ref().map_or(0, |content| content.renewed),
+            modified_s: self.modified_s,
+        }
+    }
+}
+
+impl Content {
+    fn new(token: Token, owner: OwnerNote) -> Self {
+        let plain = |mut text: String| {
+            text.retain(|c| c.is_ascii_alphanumeric() || "._+-".contains(c));
+            text.truncate(64);
+            text
+        };
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        Self {
+            token: token.to_string(),
+            host: plain(owner.host),
+            started_s: now.map_or(0, |now| now.as_secs()),
+            renewed: 0,
+            version: plain(owner.version),
+        }
+    }
+
+    fn bytes(&self) -> [u8; LOCK_BYTES] {
+        let mut bytes = [b' '; LOCK_BYTES];
+        let json = serde_json::to_vec(self).unwrap_or_default();
+        assert!(
+            !json.is_empty() && json.len() < LOCK_BYTES,
+            "a lock of {} bytes",
+            json.len()
+        );
+        bytes[..json.len()].copy_from_slice(&json);
+        bytes[LOCK_BYTES - 1] = b'\n';
+        bytes
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        serde_json::from_slice(bytes).ok()
+    }
+}
+
+impl Token {
+    fn random() -> Result<Self, LockError> {
+        let mut bytes = [0; 16];
+        let mut filled = 0;
+        while filled < bytes.len() {
+            let flags = rustix::rand::GetRandomFlags::empty();
+            match rustix::rand::getrandom(&mut bytes[filled..], flags) {
+                Ok(more) => filled += more,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => {
+                    return Err(LockError::Invalid {
+                        op: "make a token",
+                        reason: errno.to_string(),
+                    });
+                }
+            }
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Display for LockInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file)?;
+        if self.token.is_none() {
+            return write!(f, " (which says nothing of its owner)");
+        }
+        write!(f, " of host {}, renewed {} times", self.host, self.renewed)
+    }
 }

@@ -1,72 +1,493 @@
 //! The local record of a container: who holds it on this host, and what was in flight.
+//!
+//! Two files: `ID.lock` is never replaced and carries the flock; `ID.record` is appended to, and
+//! replaced by a shorter one now and then. The record is 8 bytes `sprtrec1`, then entries of
+//! 40 bytes, little endian; fixed, so that a torn tail is found by its length or its checksum:
+//!
+//! | bytes | |
+//! | --- | --- |
+//! | 0..4 | CRC-32 of bytes 4..40 |
+//! | 4..8 | kind: 1 in flight, 2 settled, 3 taking a lock, 4 lock given back or never taken, 5 boot |
+//! | 8..32 | kind 1 and 2: start, end (2 with 0, 0 is "everything"); 3 and 4: number, token; 5: boot id, 0 |
+//! | 32..40 | seconds since the epoch |
+//!
+//! What an entry says is true before what it announces is done, so a record that lost its last
+//! entry to a kill lost nothing that had happened. (An entry is in the page cache then; a power
+//! cut may take more, which [`LocalRecord::rebooted`] tells.)
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::{FlockOperation, OFlags};
 
 use crate::lock::LockError;
+use crate::ranges::RangeSet;
+
+const MAGIC: &[u8; 8] = b"sprtrec1";
+const ENTRY_BYTES: usize = 40;
+/// Beyond it the record is written anew with what still counts.
+const RECORD_BYTES_MAX: u64 = 256 * 1024;
+/// More separate ranges are joined over their smallest gaps.
+const RANGES_MAX: usize = 2048;
+/// A record longer than this was not written by us.
+const RECORD_BYTES_SANE: u64 = 16 * 1024 * 1024;
 
 /// The record of one container on this host, held by `flock` for as long as any process has
-/// [`LocalRecord::fd`] open. A pid proves nothing across pid namespaces; the flock does.
-#[derive(Debug)]
+/// [`LocalRecord::fd`] open. A pid proves nothing across pid namespaces; the flock does. Clones
+/// share it.
+#[derive(Debug, Clone)]
 pub struct LocalRecord {
-    file: File,
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    lock_file: File,
     path: PathBuf,
+    state: Mutex<State>,
+    lock_is_out: AtomicBool,
+}
+
+#[derive(Debug)]
+struct State {
+    file: File,
+    len: u64,
+    /// An append failed: nothing more is recorded, so nothing more may be sent.
+    broken: bool,
+    /// The time of the last entry.
+    noted_s: u64,
+    /// This session has noted its boot and made that durable.
+    boot_noted: bool,
+    content: Content,
+}
+
+/// What the entries of a record amount to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Content {
+    in_flight: RangeSet,
+    in_flight_since_s: Option<u64>,
+    /// In flight when the last holder died, until everything is settled.
+    suspects: Vec<Range<u64>>,
+    takings: Vec<(u64, Token)>,
+    boot: u64,
+}
+
+/// A lock's token: 128 random bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Token(pub [u8; 16]);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Entry {
+    InFlight(u64, u64),
+    Settled(u64, u64),
+    Taking(u64, Token),
+    NotTaken(u64, Token),
+    Boot(u64),
 }
 
 impl LocalRecord {
-    /// Opens or makes the record of `container_id` in `dir` and takes its flock;
-    /// [`LockError::HeldHere`] where another living process has it.
+    /// Opens or makes the record of `container_id` in `dir` (made with mode 0700 if missing) and
+    /// takes its flock; [`LockError::HeldHere`] where another living process has it.
+    ///
+    /// The descriptor is close-on-exec: hand a duplicate of [`LocalRecord::fd`] to whom it should
+    /// live in.
     pub fn open(dir: &Path, container_id: &str) -> Result<Self, LockError> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if container_id.is_empty()
+            || container_id.starts_with('.')
+            || container_id.len() > 200
+            || !container_id.chars().all(plain)
+        {
+            return Err(LockError::Invalid {
+                op: "open local record",
+                reason: format!("{container_id:?} can't be part of a file's name"),
+            });
+        }
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(|source| failed("make the folder of", dir, source))?;
+        let lock_path = dir.join(format!("{container_id}.lock"));
+        let lock_file =
+            open_private(&lock_path).map_err(|source| failed("open", &lock_path, source))?;
+        match rustix::fs::flock(&lock_file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(LockError::HeldHere {
+                    container_id: container_id.to_owned(),
+                });
+            }
+            Err(errno) => return Err(failed("lock", &lock_path, errno.into())),
+        }
         let path = dir.join(format!("{container_id}.record"));
-        let file = File::options()
-            .read(true)
-            .append(true)
-            .create(true)
-            .open(&path);
-        let file = file.map_err(|source| failed("open", &path, source))?;
-        Ok(Self { file, path })
+        let mut content = read_content(&path)?;
+        content.suspects = content.in_flight.to_vec();
+        let (file, len) = rewrite(&path, &content)?;
+        let state = State {
+            file,
+            len,
+            broken: false,
+            noted_s: 0,
+            boot_noted: false,
+            content,
+        };
+        Ok(Self {
+            inner: Arc::new(Inner {
+                lock_file,
+                path,
+                state: Mutex::new(state),
+                lock_is_out: AtomicBool::new(false),
+            }),
+        })
     }
 
     /// The descriptor that carries the flock: a process that inherits it is "still alive".
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+        self.inner.lock_file.as_fd()
     }
 
     /// Where the record lies.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.inner.path
     }
 
     /// Ranges of the container file that the last holder may have had in flight or unsynced when
-    /// it died; merged, in order; empty after a clean close.
+    /// it died: a superset, merged, in order. Empty after a clean close, and once
+    /// [`LocalRecord::all_settled`] was called.
     #[must_use]
     pub fn suspects(&self) -> Vec<Range<u64>> {
-        Vec::new()
+        self.state().content.suspects.clone()
     }
 
-    /// When the last of these ranges was recorded.
+    /// When something was last sent, by this host's clock and to within two seconds; `None` where
+    /// nothing is in flight.
     #[must_use]
     pub fn suspects_since(&self) -> Option<SystemTime> {
-        None
+        let seconds = self.state().content.in_flight_since_s?;
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+    }
+
+    /// This host was started anew since something was recorded as in flight: the last entries may
+    /// be missing, so [`LocalRecord::suspects`] may be incomplete.
+    #[must_use]
+    pub fn rebooted(&self) -> bool {
+        let state = self.state();
+        !state.content.suspects.is_empty() && state.content.boot != boot_id()
     }
 
     /// Records ranges whose bytes are about to be sent. Returns once the record survives kill -9
-    /// of this process (it is in the kernel's page cache).
+    /// of this process (it is in the kernel's page cache). Costs next to nothing where the ranges
+    /// are recorded already.
     pub fn before_send(&self, ranges: &[Range<u64>]) -> Result<(), LockError> {
-        let _ = ranges;
+        let mut state = self.state();
+        let now = now_s();
+        let mut entries = Vec::new();
+        for range in ranges {
+            if state.content.in_flight.insert(range) {
+                entries.push(Entry::InFlight(range.start, range.end));
+            }
+        }
+        state.content.in_flight.coarsen(RANGES_MAX);
+        state.content.in_flight_since_s = Some(now);
+        if entries.is_empty() {
+            // The time of the last sending counts, too.
+            match ranges.first() {
+                Some(range) if now > state.noted_s => {
+                    entries.push(Entry::InFlight(range.start, range.end));
+                }
+                _ => return Ok(()),
+            }
+        }
+        let first = !state.boot_noted;
+        if first {
+            state.content.boot = boot_id();
+            entries.insert(0, Entry::Boot(state.content.boot));
+        }
+        self.append(&mut state, &entries)?;
+        if first {
+            // Once a session, so that a power cut can't make it look clean.
+            self.sync(&mut state)?;
+            state.boot_noted = true;
+        }
         Ok(())
     }
 
-    /// Records that every recorded write is answered and durable; the ranges are forgotten.
+    /// Records that these ranges are answered and durable, and nothing newer of them is out.
+    /// Keeps the suspects of a long session few; [`LocalRecord::suspects`] stay as they are.
+    pub fn settled(&self, ranges: &[Range<u64>]) -> Result<(), LockError> {
+        let mut state = self.state();
+        let mut entries = Vec::new();
+        for range in ranges {
+            // What the last holder left stays in flight until everything is settled.
+            let mut part = RangeSet::default();
+            part.insert(range);
+            for suspect in &state.content.suspects {
+                part.remove(suspect);
+            }
+            for range in part.to_vec() {
+                if state.content.in_flight.remove(&range) {
+                    entries.push(Entry::Settled(range.start, range.end));
+                }
+            }
+        }
+        self.append(&mut state, &entries)
+    }
+
+    /// Records that every recorded write is answered and durable, and the suspects of the last
+    /// holder were written again or read back; the ranges are forgotten.
     pub fn all_settled(&self) -> Result<(), LockError> {
+        let mut state = self.state();
+        state.content.suspects.clear();
+        if state.content.in_flight.is_empty() {
+            return Ok(());
+        }
+        state.content.in_flight.clear();
+        state.content.in_flight_since_s = None;
+        self.append(&mut state, &[Entry::Settled(0, 0)])
+    }
+
+    /// True for the first of any number of callers until [`LocalRecord::end_lock`].
+    pub(crate) fn begin_lock(&self) -> bool {
+        !self.inner.lock_is_out.swap(true, Ordering::SeqCst)
+    }
+
+    /// The lock is no longer held by this process.
+    pub(crate) fn end_lock(&self) {
+        self.inner.lock_is_out.store(false, Ordering::SeqCst);
+    }
+
+    /// Records that a lock file is about to be made.
+    pub(crate) fn taking(&self, number: u64, token: Token) -> Result<(), LockError> {
+        let mut state = self.state();
+        state.content.takings.push((number, token));
+        self.append(&mut state, &[Entry::Taking(number, token)])?;
+        // A lock file that outlives a power cut must be known as ours.
+        self.sync(&mut state)
+    }
+
+    /// Records that a lock file of ours is gone, or was never made.
+    pub(crate) fn not_taken(&self, number: u64, token: Token) -> Result<(), LockError> {
+        let mut state = self.state();
+        state
+            .content
+            .takings
+            .retain(|taking| *taking != (number, token));
+        self.append(&mut state, &[Entry::NotTaken(number, token)])
+    }
+
+    /// The locks that this host was taking or held, and did not give back.
+    pub(crate) fn takings(&self) -> Vec<(u64, Token)> {
+        self.state().content.takings.clone()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.inner
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sync(&self, state: &mut State) -> Result<(), LockError> {
+        state.file.sync_data().map_err(|source| {
+            state.broken = true;
+            failed("sync", &self.inner.path, source)
+        })
+    }
+
+    fn append(&self, state: &mut State, entries: &[Entry]) -> Result<(), LockError> {
+        let path = &self.inner.path;
+        if state.broken {
+            return Err(failed("append to", path, io::ErrorKind::BrokenPipe.into()));
+        }
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let now = now_s();
+        let bytes: Vec<u8> = entries.iter().flat_map(|entry| entry.encode(now)).collect();
+        let grown = state.len + bytes.len() as u64;
+        // After a failure half an entry may lie there and would hide what comes behind it.
+        state.broken = true;
+        if grown > RECORD_BYTES_MAX {
+            (state.file, state.len) = rewrite(path, &state.content)?;
+        } else {
+            state
+                .file
+                .write_all(&bytes)
+                .map_err(|source| failed("append to", path, source))?;
+            state.len = grown;
+        }
+        state.noted_s = now;
+        state.broken = false;
         Ok(())
     }
+}
+
+impl Content {
+    fn apply(&mut self, entry: Entry, at_s: u64) {
+        match entry {
+            Entry::InFlight(start, end) => {
+                self.in_flight.insert(&(start..end));
+                self.in_flight.coarsen(RANGES_MAX);
+                self.in_flight_since_s = Some(at_s);
+            }
+            Entry::Settled(0, 0) => {
+                self.in_flight.clear();
+                self.in_flight_since_s = None;
+            }
+            Entry::Settled(start, end) => {
+                self.in_flight.remove(&(start..end));
+            }
+            Entry::Taking(number, token) => self.takings.push((number, token)),
+            Entry::NotTaken(number, token) => {
+                self.takings.retain(|taking| *taking != (number, token));
+            }
+            Entry::Boot(boot) => self.boot = boot,
+        }
+    }
+
+    /// The fewest entries that amount to it.
+    fn encode(&self) -> Vec<u8> {
+        let since = self.in_flight_since_s.unwrap_or_else(now_s);
+        let ranges = self.in_flight.to_vec();
+        let entries = [Entry::Boot(self.boot)]
+            .into_iter()
+            .chain(
+                ranges
+                    .into_iter()
+                    .map(|range| Entry::InFlight(range.start, range.end)),
+            )
+            .chain(
+                self.takings
+                    .iter()
+                    .map(|(number, token)| Entry::Taking(*number, *token)),
+            );
+        MAGIC
+            .iter()
+            .copied()
+            .chain(entries.flat_map(|entry| entry.encode(since)))
+            .collect()
+    }
+
+    /// Reads entries up to the first that is torn.
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let mut content = Self::default();
+        let Some(entries) = bytes.strip_prefix(MAGIC) else {
+            // A record that was being made when its maker was killed.
+            return MAGIC.starts_with(bytes).then_some(content);
+        };
+        for entry in entries.chunks_exact(ENTRY_BYTES) {
+            let Some((entry, at_s)) = Entry::parse(entry) else {
+                break;
+            };
+            content.apply(entry, at_s);
+        }
+        Some(content)
+    }
+}
+
+impl Entry {
+    fn encode(self, at_s: u64) -> [u8; ENTRY_BYTES] {
+        let pair = |a: u64, b: u64| {
+            let mut body = [0; 24];
+            body[..8].copy_from_slice(&a.to_le_bytes());
+            body[8..16].copy_from_slice(&b.to_le_bytes());
+            body
+        };
+        let tagged = |number: u64, token: Token| {
+            let mut body = pair(number, 0);
+            body[8..].copy_from_slice(&token.0);
+            body
+        };
+        let (kind, body) = match self {
+            Self::InFlight(start, end) => (1u32, pair(start, end)),
+            Self::Settled(start, end) => (2, pair(start, end)),
+            Self::Taking(number, token) => (3, tagged(number, token)),
+            Self::NotTaken(number, token) => (4, tagged(number, token)),
+            Self::Boot(boot) => (5, pair(boot, 0)),
+        };
+        let mut entry = [0; ENTRY_BYTES];
+        entry[4..8].copy_from_slice(&kind.to_le_bytes());
+        entry[8..32].copy_from_slice(&body);
+        entry[32..].copy_from_slice(&at_s.to_le_bytes());
+        let checksum = crc32(&entry[4..]);
+        entry[..4].copy_from_slice(&checksum.to_le_bytes());
+        entry
+    }
+
+    fn parse(entry: &[u8]) -> Option<(Self, u64)> {
+        let checksum = u32::from_le_bytes(*entry.first_chunk()?);
+        if checksum != crc32(&entry[4..]) {
+            return None;
+        }
+        let number = |at: usize| Some(u64::from_le_bytes(*entry.get(at..)?.first_chunk()?));
+        let (a, b, at_s) = (number(8)?, number(16)?, number(32)?);
+        let token = Token(*entry.get(16..)?.first_chunk()?);
+        let parsed = match u32::from_le_bytes(*entry.get(4..)?.first_chunk()?) {
+            1 => Self::InFlight(a, b),
+            2 => Self::Settled(a, b),
+            3 => Self::Taking(a, token),
+            4 => Self::NotTaken(a, token),
+            5 => Self::Boot(a),
+            _ => return None,
+        };
+        Some((parsed, at_s))
+    }
+}
+
+fn read_content(path: &Path) -> Result<Content, LockError> {
+    let mut bytes = Vec::new();
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Content::default()),
+        Err(source) => return Err(failed("open", path, source)),
+    };
+    let read = file.take(RECORD_BYTES_SANE).read_to_end(&mut bytes);
+    read.map_err(|source| failed("read", path, source))?;
+    Content::parse(&bytes).ok_or_else(|| {
+        // Guessing "nothing was in flight" could cost data.
+        failed(
+            "read",
+            path,
+            io::Error::new(io::ErrorKind::InvalidData, "not a record of sprat"),
+        )
+    })
+}
+
+/// Replaces the record by one that says only what still counts.
+fn rewrite(path: &Path, content: &Content) -> Result<(File, u64), LockError> {
+    let fresh = path.with_extension("record.new");
+    let write = || {
+        let mut file = open_private(&fresh)?;
+        let bytes = content.encode();
+        file.set_len(0)?;
+        file.write_all(&bytes)?;
+        file.sync_data()?;
+        std::fs::rename(&fresh, path)?;
+        Ok((file, bytes.len() as u64))
+    };
+    write().map_err(|source| failed("rewrite", path, source))
+}
+
+fn open_private(path: &Path) -> io::Result<File> {
+    let flags = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or(0);
+    File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(flags)
+        .open(path)
 }
 
 fn failed(op: &'static str, path: &Path, source: io::Error) -> LockError {
@@ -76,3 +497,35 @@ fn failed(op: &'static str, path: &Path, source: io::Error) -> LockError {
         source,
     }
 }
+
+fn now_s() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
+
+/// A number that differs from one start of the machine to the next (proc(5)); 0 if unknown.
+fn boot_id() -> u64 {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let digits: String = id
+        .chars()
+        .filter(char::is_ascii_hexdigit)
+        .take(16)
+        .collect();
+    u64::from_str_radix(&digits, 16).unwrap_or(0)
+}
+
+/// CRC-32 as in Ethernet and zlib; short inputs only, so no table.
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            if crc & 1 == 1 {
+                (crc >> 1) ^ 0xedb8_8320
+            } else {
+                crc >> 1
+            }
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,11 @@
 //! What several of this crate's tests need: an sftp-server over a pipe.
 
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "each test binary uses a part of it"
+)]
+
 use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
@@ -19,4 +25,51 @@ pub fn piped(folder: &Path, arguments: &[&str]) -> SftpOptions {
     let mut program: Vec<OsString> = vec![needs::sftp_server().unwrap().into()];
     program.extend(arguments.iter().map(OsString::from));
     options(program, folder)
+}
+
+/// A small file system of its own; unmounted on drop.
+pub struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    /// Mounts a tmpfs of `bytes`.
+    pub fn mount(bytes: u64) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let status = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "sprat-test"])
+            .arg(folder.path())
+            .status();
+        assert!(
+            status.is_ok_and(|status| status.success()),
+            "mount -t tmpfs failed"
+        );
+        Self(folder)
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(self.0.path())
+            .status();
+    }
+}
+
+/// Asks until there is an answer, for at most ten seconds.
+pub fn eventually<T>(mut ask: impl FnMut() -> Option<T>) -> T {
+    let until = std::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(
+            std::time::Instant::now() < until,
+            "still not, after ten seconds"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }

@@ -1,0 +1,141 @@
+//! A set of byte ranges: merged, ordered, and bounded in number.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// Disjoint, non-adjacent, non-empty ranges by their start.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct RangeSet(BTreeMap<u64, u64>);
+
+impl RangeSet {
+    /// Adds a range. True if that changed anything.
+    pub(crate) fn insert(&mut self, range: &Range<u64>) -> bool {
+        if range.is_empty() || self.covers(range) {
+            return false;
+        }
+        let (mut start, mut end) = (range.start, range.end);
+        // Everything that overlaps or touches becomes one with it.
+        while let Some((&s, &e)) = self
+            .0
+            .range(..=end)
+            .next_back()
+            .filter(|(_, e)| **e >= start)
+        {
+            self.0.remove(&s);
+            start = start.min(s);
+            end = end.max(e);
+        }
+        self.0.insert(start, end);
+        true
+    }
+
+    /// Takes a range out. True if that changed anything.
+    pub(crate) fn remove(&mut self, range: &Range<u64>) -> bool {
+        let mut changed = false;
+        if range.is_empty() {
+            return false;
+        }
+        while let Some((&s, &e)) = self
+            .0
+            .range(..range.end)
+            .next_back()
+            .filter(|(_, e)| **e > range.start)
+        {
+            self.0.remove(&s);
+            if e > range.end {
+                self.0.insert(range.end, e);
+            }
+            if s < range.start {
+                self.0.insert(s, range.start);
+            }
+            changed = true;
+        }
+        changed
+    }
+
+    fn covers(&self, range: &Range<u64>) -> bool {
+        self.0
+            .range(..=range.start)
+            .next_back()
+            .is_some_and(|(_, end)| *end >= range.end)
+    }
+
+    /// Closes the smallest gaps until at most `max` ranges are left: a superset of what was there.
+    pub(crate) fn coarsen(&mut self, max: usize) {
+        let surplus = self.0.len().saturating_sub(max);
+        if surplus == 0 {
+            return;
+        }
+        let ranges = self.to_vec();
+        let mut gaps: Vec<Range<u64>> = ranges
+            .windows(2)
+            .map(|pair| pair[0].end..pair[1].start)
+            .collect();
+        gaps.sort_by_key(|gap| gap.end - gap.start);
+        for gap in gaps.iter().take(surplus) {
+            self.insert(gap);
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    pub(crate) fn to_vec(&self) -> Vec<Range<u64>> {
+        self.0.iter().map(|(start, end)| *start..*end).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_range_set_is_the_set_of_its_bytes(
+            steps in proptest::collection::vec((any::<bool>(), 0u64..60, 0u64..20), 0..60),
+        ) {
+            let mut set = RangeSet::default();
+            let mut model = [false; 80];
+            for (insert, start, len) in steps {
+                let range = start..start + len;
+                let before = model;
+                let bytes = usize::try_from(start).unwrap()..usize::try_from(start + len).unwrap();
+                model[bytes].fill(insert);
+                let changed = if insert { set.insert(&range) } else { set.remove(&range) };
+                prop_assert_eq!(changed, before != model);
+                let mut found = [false; 80];
+                let ranges = set.to_vec();
+                for range in &ranges {
+                    prop_assert!(!range.is_empty());
+                    let bytes =
+                        usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
+                    found[bytes].fill(true);
+                }
+                prop_assert_eq!(found, model);
+                prop_assert!(ranges.windows(2).all(|pair| pair[0].end < pair[1].start));
+            }
+        }
+
+        #[test]
+        fn coarsening_keeps_every_byte_and_the_bound(
+            starts in proptest::collection::vec(0u64..10_000, 0..200), max in 1usize..50,
+        ) {
+            let mut set = RangeSet::default();
+            for start in &starts {
+                set.insert(&(*start..*start + 3));
+            }
+            let before = set.clone();
+            set.coarsen(max);
+            prop_assert!(set.to_vec().len() <= max);
+            for range in before.to_vec() {
+                prop_assert!(set.covers(&range));
+            }
+        }
+    }
+}
