@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::Exit;
+use crate::output::text::parse_size;
 
 /// End-to-end encrypted backups with rsync: one LUKS2 file on any SSH server
 #[derive(Debug, Parser)]
@@ -14,6 +15,7 @@ use crate::Exit;
     name = "sprat",
     version,
     arg_required_else_help = true,
+    after_help = exit_codes(),
     max_term_width = 100
 )]
 pub struct Cli {
@@ -156,31 +158,241 @@ pub enum Mode {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// One half of a session: the encrypted volume.
-    #[command(hide = true)]
-    VolumeProcess {
-        /// Whatever the session says.
-        #[arg(allow_hyphen_values = true, trailing_var_arg = true)]
-        arguments: Vec<OsString>,
+    /// Make a container: key file, LUKS2 header, file system; print its recovery sheet
+    #[command(after_help = INIT_EXAMPLES)]
+    Init(InitArgs),
+    /// Run jobs of the config, or one job given here
+    #[command(after_help = BACKUP_EXAMPLES, override_usage = BACKUP_USAGE)]
+    Backup(BackupArgs),
+    /// List the snapshots of a container
+    #[command(after_help = SNAPSHOTS_EXAMPLES)]
+    Snapshots(SnapshotsArgs),
+    /// Copy a snapshot, or a part of it, back
+    #[command(after_help = RESTORE_EXAMPLES)]
+    Restore(RestoreArgs),
+    /// Mount a container to look round in it; it stays mounted until `sprat umount`
+    #[command(after_help = MOUNT_EXAMPLES)]
+    Mount(MountArgs),
+    /// Unmount a container and wait until everything is on the server's disk
+    #[command(after_help = "Example:\n  sprat umount /mnt/backup")]
+    Umount(UmountArgs),
+    /// Remove the lock of a session that died on another machine
+    #[command(after_help = UNLOCK_EXAMPLES)]
+    Unlock(UnlockArgs),
+    /// Look whether this machine, the config and the servers are in order
+    #[command(
+        after_help = "Examples:\n  sprat doctor\n  sprat doctor home ssh://u1234@example.org/backup/www.luks"
+    )]
+    Doctor(DoctorArgs),
+    /// Print a shell's completion script
+    #[command(after_help = "Example:\n  sprat completions bash > /etc/bash_completion.d/sprat")]
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
     },
-    /// The other half of a session: the mounted files.
+    /// One part of a session: the encrypted volume.
     #[command(hide = true)]
-    Worker {
-        /// Whatever the session says.
-        #[arg(allow_hyphen_values = true, trailing_var_arg = true)]
-        arguments: Vec<OsString>,
-    },
+    VolumeProcess,
+    /// One part of a session: the mounted files.
+    #[command(hide = true)]
+    Worker,
+    /// What cleans up after a mount in the background.
+    #[command(hide = true)]
+    MountKeeper,
+}
+
+impl Command {
+    /// The command's name, if it mounts and so must be root.
+    pub(crate) fn needs_root(&self) -> Option<&'static str> {
+        match self {
+            Self::Init(_) => Some("init"),
+            Self::Backup(_) => Some("backup"),
+            Self::Snapshots(_) => Some("snapshots"),
+            Self::Restore(_) => Some("restore"),
+            Self::Mount(_) => Some("mount"),
+            Self::Umount(_) => Some("umount"),
+            Self::Unlock(_)
+            | Self::Doctor(_)
+            | Self::Completions { .. }
+            | Self::VolumeProcess
+            | Self::Worker
+            | Self::MountKeeper => None,
+        }
+    }
+}
+
+/// A container's name in the config, or its place.
+const TARGET_HELP: &str = "A container's name in the config, ssh://[user@]host[:port]/path/x.luks, \
+                           [user@]host:path/x.luks, or a local path";
+
+/// Arguments of `init`.
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// The container.
+    #[arg(help = TARGET_HELP)]
+    pub target: String,
+    /// Size that the container may grow to; it is sparse and takes only what is written
+    #[arg(long, value_parser = parse_size, default_value = "5T")]
+    pub size: u64,
+}
+
+const INIT_EXAMPLES: &str = "\
+Makes a key file of 4096 random bytes if it is missing (--key-file, the config's key_file, or
+/etc/sprat/keys/NAME.key), and prints a recovery sheet with a second key. Never overwrites anything.
+
+Examples:
+  sprat init ssh://u1234@example.org/backup/home.luks
+  sprat init --size 500G home > sheet.txt";
+
+/// Arguments of `backup`.
+#[derive(Debug, Args)]
+pub struct BackupArgs {
+    /// Jobs of the config (all of them if none is named); with --name: TARGET SOURCE…
+    #[arg(value_name = "JOB")]
+    pub words: Vec<OsString>,
+    /// Back up without a config, as a job of this name
+    #[arg(long, value_name = "JOB")]
+    pub name: Option<String>,
+    /// Leave out what matches this pattern of rsync's (with --name; may be repeated)
+    #[arg(long, value_name = "PATTERN", requires = "name")]
+    pub exclude: Vec<String>,
+    /// Leave out what matches a pattern in this file (with --name; may be repeated)
+    #[arg(long, value_name = "FILE", requires = "name")]
+    pub exclude_from: Vec<PathBuf>,
+    /// Stay on the file system of each source (with --name)
+    #[arg(long, requires = "name")]
+    pub one_file_system: bool,
+    /// Accept sources that hold nothing (with --name)
+    #[arg(long, requires = "name")]
+    pub allow_empty: bool,
+}
+
+const BACKUP_USAGE: &str = "sprat backup [OPTIONS] [JOB]...
+       sprat backup [OPTIONS] --name JOB TARGET SOURCE...";
+
+const BACKUP_EXAMPLES: &str = "\
+Success is told only after everything is on the server's disk. An interrupted run loses nothing: the
+next one goes on from it.
+
+Examples:
+  sprat backup
+  sprat backup home
+  sprat backup ssh://u1234@example.org/backup/home.luks --name home /home --exclude .cache/
+
+Exit codes: 0 done, 3 some source files unread, others in `sprat --help`.";
+
+/// Arguments of `snapshots`.
+#[derive(Debug, Args)]
+pub struct SnapshotsArgs {
+    /// The container.
+    #[arg(help = TARGET_HELP)]
+    pub target: String,
+    /// Only this job's
+    #[arg(long)]
+    pub job: Option<String>,
+}
+
+const SNAPSHOTS_EXAMPLES: &str =
+    "Examples:\n  sprat snapshots home\n  sprat snapshots home --job www --json";
+
+/// Arguments of `restore`.
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// The container.
+    #[arg(help = TARGET_HELP)]
+    pub target: String,
+    /// What: the snapshot is the latest one, the path everything, if not named
+    #[arg(value_name = "JOB[/SNAPSHOT][:PATH]")]
+    pub what: OsString,
+    /// Where to: PATH becomes DIR/basename; without PATH everything goes below DIR with its whole path
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// Only tell what would be done
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Also delete from DIR what the snapshot does not have
+    #[arg(long)]
+    pub delete: bool,
+}
+
+const RESTORE_EXAMPLES: &str = "\
+Examples:
+  sprat restore home www --to /restore
+  sprat restore home www/2026-11-23T13-21-01Z:/etc/fstab --to /tmp
+  sprat restore home www --to / --dry-run --delete";
+
+/// Arguments of `mount`.
+#[derive(Debug, Args)]
+pub struct MountArgs {
+    /// The container.
+    #[arg(help = TARGET_HELP)]
+    pub target: String,
+    /// An existing folder
+    pub dir: PathBuf,
+    /// Mount for reading and writing; without it nothing is ever written to the server
+    #[arg(long)]
+    pub rw: bool,
+}
+
+const MOUNT_EXAMPLES: &str = "\
+Example:
+  sprat mount home /mnt/backup && ls /mnt/backup/www/latest && sprat umount /mnt/backup";
+
+/// Arguments of `umount`.
+#[derive(Debug, Args)]
+pub struct UmountArgs {
+    /// Where `sprat mount` mounted it
+    pub dir: PathBuf,
+}
+
+/// Arguments of `unlock`.
+#[derive(Debug, Args)]
+pub struct UnlockArgs {
+    /// The container.
+    #[arg(help = TARGET_HELP)]
+    pub target: String,
+    /// Remove the lock even if its owner still renews it: that session stops, and its run fails
+    #[arg(long)]
+    pub force: bool,
+    /// How long the lock is watched, in seconds.
+    #[arg(long, hide = true, value_parser = seconds)]
+    pub watch: Option<Duration>,
+}
+
+const UNLOCK_EXAMPLES: &str = "\
+A session that died on this machine needs no unlock: the next run takes over.
+
+Example:
+  sprat unlock home";
+
+/// Arguments of `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Also look at these containers
+    #[arg(value_name = "TARGET")]
+    pub targets: Vec<String>,
+}
+
+/// The end of `sprat --help`.
+fn exit_codes() -> String {
+    let line = |exit: &Exit| format!("\n  {:>3}  {}", exit.code(), exit.meaning());
+    format!(
+        "Exit codes:{}",
+        Exit::ALL.iter().map(line).collect::<String>()
+    )
 }
 
 /// Prints help, version or a complaint of the parser, and says how to exit.
 pub fn report(error: &clap::Error) -> Exit {
-    // Nothing is left to do where stdout or stderr is closed.
-    let _ = error.print();
-    if error.use_stderr() {
-        Exit::Usage
-    } else {
-        Exit::Done
+    if !error.use_stderr() {
+        // Nothing is left to do where stdout is closed.
+        let _ = error.print();
+        return Exit::Done;
     }
+    let text = error.render().to_string();
+    crate::output::complain(text.strip_prefix("error: ").unwrap_or(&text));
+    Exit::Usage
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -14,10 +14,19 @@
 
 pub mod args;
 mod commands;
+mod config;
+mod environment;
 pub mod failure;
 pub mod interrupt;
+mod output;
+mod pinned;
+mod reach;
+mod secrets;
 pub mod session;
+mod sheet;
+mod suggest;
 pub mod target;
+mod terminal;
 
 use std::ffi::OsString;
 

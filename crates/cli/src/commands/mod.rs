@@ -1,12 +1,87 @@
 //! Carries out one command of the command line; a file for each.
 
+mod backup;
+mod context;
+mod doctor;
+mod init;
+mod mount;
+mod restore;
+mod snapshots;
+mod unlock;
+
 use crate::args::{Cli, Command};
-use crate::{Exit, session};
+use crate::environment::Environment;
+use crate::output::{self, Output};
+use crate::{Exit, Failure, session};
+use context::Context;
 
 /// Runs the command and prints how it ended.
 pub(crate) fn run(cli: Cli) -> Exit {
-    match cli.command {
-        Command::VolumeProcess { .. } => session::volume_process::run(),
-        Command::Worker { .. } => session::worker::run(),
+    let output = Output::new(&cli.global);
+    let done = match cli.command {
+        // First, and alone: they may not have threads yet.
+        Command::VolumeProcess => return session::volume_process::run(),
+        Command::Worker => return session::worker::run(),
+        Command::MountKeeper => return session::mount_keeper::run(),
+        Command::Completions { shell } => {
+            completions(shell);
+            Ok(Exit::Done)
+        }
+        command => Environment::read().and_then(|environment| {
+            if let Some(name) = command.needs_root() {
+                environment.need_root(name)?;
+            }
+            let context = Context::begin(cli.global, environment, output)?;
+            run_in(&context, command)
+        }),
+    };
+    done.unwrap_or_else(|failure| {
+        output.failure(&failure);
+        failure.exit
+    })
+}
+
+fn run_in(context: &Context, command: Command) -> Result<Exit, Failure> {
+    match command {
+        Command::Init(args) => init::run(context, &args),
+        Command::Backup(args) => backup::run(context, &args),
+        Command::Snapshots(args) => snapshots::run(context, &args),
+        Command::Restore(args) => restore::run(context, &args),
+        Command::Mount(args) => mount::run(context, &args),
+        Command::Umount(args) => mount::run_umount(context, &args),
+        Command::Unlock(args) => unlock::run(context, &args),
+        Command::Doctor(args) => doctor::run(context, &args),
+        Command::VolumeProcess
+        | Command::Worker
+        | Command::MountKeeper
+        | Command::Completions { .. } => unreachable!("handled before"),
     }
+}
+
+/// The words for what a run's record warns of.
+fn warning_text(warning: &sprat_snapshot::Warning) -> String {
+    use sprat_snapshot::Warning as W;
+    match warning {
+        W::ClockBehind { newest } => {
+            format!("the clock is behind the newest snapshot, {newest}; is it right?")
+        }
+        W::OwnVolumeLeftOut { path } => format!("left out {path}: the volume itself"),
+        W::KernelFileSystemLeftOut { path } => {
+            format!("left out {path}: a file system of the kernel's own")
+        }
+        W::LatestLeftAlone => "`latest` in the volume is not ours and was left alone".to_owned(),
+        W::CrashedRunSwept { files } => format!(
+            "the run before crashed: {} of it copied again",
+            output::text::counted(*files, "file", "files")
+        ),
+        W::LeftoverKept { folder, reason } => {
+            format!("the interrupted tree {folder} could not be removed: {reason}")
+        }
+        _ => "the run's record holds a warning that this version has no words for".to_owned(),
+    }
+}
+
+fn completions(shell: clap_complete::Shell) {
+    use clap::CommandFactory as _;
+    clap_complete::generate(shell, &mut Cli::command(), "sprat", &mut std::io::stdout());
 }

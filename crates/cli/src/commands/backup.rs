@@ -1,0 +1,369 @@
+//! `sprat backup`: the jobs of the config, or one given on the command line.
+
+use std::ffi::OsString;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use sprat_luks::Secret;
+use sprat_snapshot::{SnapshotReport, SnapshotSpec};
+
+use super::context::{Context, Resolved, both};
+use crate::args::BackupArgs;
+use crate::config::{Job, job_name};
+use crate::output::{Reporter, exit_json, failure_json, text};
+use crate::session::{Access, ClosedReport};
+use crate::target::Place;
+use crate::{Exit, Failure};
+
+/// Unread files that are listed as text; JSON has them all.
+const UNREAD_SHOWN_MAX: usize = 20;
+
+/// Jobs that share one session.
+struct Group {
+    resolved: Resolved,
+    specs: Vec<SnapshotSpec>,
+}
+
+/// What became of one job.
+struct Outcome {
+    job: String,
+    target: String,
+    took: Duration,
+    result: Result<SnapshotReport, Failure>,
+}
+
+impl Outcome {
+    fn exit(&self) -> Exit {
+        match &self.result {
+            Ok(report) if report.record.complete => Exit::Done,
+            Ok(_) => Exit::Unread,
+            Err(failure) => failure.exit,
+        }
+    }
+}
+
+pub(super) fn run(context: &Context, args: &BackupArgs) -> Result<Exit, Failure> {
+    let groups = plan(context, args)?;
+    // Every key is fetched before the first session: nobody waits at a terminal for hours.
+    let mut secrets = Vec::new();
+    for group in &groups {
+        secrets.push(context.secret(&group.resolved));
+        context.interrupt.check()?;
+    }
+    let mut outcomes = Vec::new();
+    let mut sessions = Vec::new();
+    let mut skipped = false;
+    for (group, secret) in groups.iter().zip(secrets) {
+        if context.interrupt.requested() {
+            skipped = true;
+            break;
+        }
+        let (made, closed) = run_group(context, group, secret);
+        for outcome in &made {
+            report(context, outcome)?;
+        }
+        if let Some(closed) = &closed {
+            report_closed(context, closed)?;
+        }
+        sessions.push(json!({
+            "target": group.resolved.target.to_string(),
+            "durable": closed.is_some_and(|closed| closed.durable),
+            "volume": closed.map(|closed| closed.volume),
+        }));
+        outcomes.extend(made);
+    }
+    let exit = worst(outcomes.iter().map(Outcome::exit), skipped);
+    if context.output.json {
+        let jobs: Vec<Value> = outcomes.iter().map(outcome_json).collect();
+        let json = json!({
+            "command": "backup",
+            "result": exit_json(exit),
+            "jobs": jobs,
+            "sessions": sessions,
+        });
+        context.output.result("", &json)?;
+    }
+    Ok(exit)
+}
+
+/// Checks all that was asked for, before anything starts.
+fn plan(context: &Context, args: &BackupArgs) -> Result<Vec<Group>, Failure> {
+    if let Some(name) = &args.name {
+        let Some((target, sources)) = args.words.split_first().filter(|(_, s)| !s.is_empty())
+        else {
+            return Err(
+                Failure::usage("`sprat backup --name` needs a TARGET and a SOURCE")
+                    .with_hint("sprat backup TARGET --name JOB SOURCE…"),
+            );
+        };
+        let job = job_name(name).map_err(Failure::usage)?;
+        let resolved = context.resolve_os(target)?;
+        let environment = &context.environment;
+        let absolute = |path: &OsString| environment.absolute(path.as_ref());
+        let mut spec = SnapshotSpec::new(job, sources.iter().map(absolute).collect());
+        spec.excludes.clone_from(&args.exclude);
+        spec.exclude_from = args
+            .exclude_from
+            .iter()
+            .map(|path| environment.absolute(path))
+            .collect();
+        spec.one_file_system = args.one_file_system;
+        spec.allow_empty = args.allow_empty;
+        leave_out_ourselves(context, &resolved, &mut spec);
+        return Ok(vec![Group {
+            resolved,
+            specs: vec![spec],
+        }]);
+    }
+    let jobs: Vec<&Job> = if args.words.is_empty() {
+        context.config.jobs.iter().collect()
+    } else {
+        args.words
+            .iter()
+            .map(|word| context.config.job(&word.to_string_lossy()))
+            .collect::<Result<_, _>>()?
+    };
+    if jobs.is_empty() {
+        return Err(
+            Failure::usage("no job to run: the config has none").with_hint(
+                "write a [job.NAME] into the config, or: sprat backup TARGET --name JOB SOURCE…",
+            ),
+        );
+    }
+    let mut groups: Vec<Group> = Vec::new();
+    for (index, job) in jobs.iter().enumerate() {
+        if jobs[..index].iter().any(|earlier| earlier.name == job.name) {
+            return Err(Failure::usage(format!("job {} is named twice", job.name)));
+        }
+        let resolved = context.resolve_container(context.config.container(&job.container)?)?;
+        let mut spec = SnapshotSpec::new(job.name.clone(), job.sources.clone());
+        spec.excludes.clone_from(&job.exclude);
+        spec.exclude_from.clone_from(&job.exclude_from);
+        spec.one_file_system = job.one_file_system;
+        spec.allow_empty = job.allow_empty;
+        leave_out_ourselves(context, &resolved, &mut spec);
+        match groups
+            .last_mut()
+            .filter(|last| last.resolved.target == resolved.target)
+        {
+            Some(last) => last.specs.push(spec),
+            None => groups.push(Group {
+                resolved,
+                specs: vec![spec],
+            }),
+        }
+    }
+    Ok(groups)
+}
+
+/// The container itself and our own mounts are never part of a snapshot.
+fn leave_out_ourselves(context: &Context, resolved: &Resolved, spec: &mut SnapshotSpec) {
+    let environment = &context.environment;
+    spec.never_enter
+        .push(environment.absolute(&context.global.runtime_dir));
+    if let Place::Local { folder } = &resolved.target.place {
+        spec.never_enter
+            .push(folder.join(resolved.target.name.as_str()));
+    }
+}
+
+/// Runs one session. Its jobs have succeeded only once it is closed.
+fn run_group(
+    context: &Context,
+    group: &Group,
+    secret: Result<Secret, Failure>,
+) -> (Vec<Outcome>, Option<ClosedReport>) {
+    let target = group.resolved.target.to_string();
+    let outcome = |spec: &SnapshotSpec, took, result| Outcome {
+        job: spec.job.to_string(),
+        target: target.clone(),
+        took,
+        result,
+    };
+    let all_failed = |failure: Failure| {
+        let failed = |spec| outcome(spec, Duration::ZERO, Err(failure.clone()));
+        (group.specs.iter().map(failed).collect(), None)
+    };
+    let secret = match secret {
+        Ok(secret) => secret,
+        Err(failure) => return all_failed(failure),
+    };
+    let mut reporter = Reporter::new(context.output, format!("{}: ", group.resolved.name));
+    let opened = context.open(&group.resolved, &secret, Access::ReadWrite, &mut reporter);
+    drop(secret);
+    let mut session = match opened {
+        Ok(session) => session,
+        Err(failure) => return all_failed(failure),
+    };
+    let mut outcomes = Vec::new();
+    for spec in &group.specs {
+        reporter.about(format!("{}: ", spec.job));
+        let began = Instant::now();
+        let result = context
+            .interrupt
+            .check()
+            .and_then(|()| session.take_snapshot(spec.clone(), &mut reporter, &context.interrupt));
+        outcomes.push(outcome(spec, began.elapsed(), result));
+    }
+    reporter.about(format!("{}: ", group.resolved.name));
+    match session.close(&mut reporter, &context.interrupt) {
+        Ok(closed) => (outcomes, Some(closed)),
+        Err(failure) => {
+            for outcome in &mut outcomes {
+                outcome.result = Err(match &outcome.result {
+                    Ok(_) => failure.clone(),
+                    Err(first) => both(first.clone(), failure.clone()),
+                });
+            }
+            (outcomes, None)
+        }
+    }
+}
+
+fn report(context: &Context, outcome: &Outcome) -> Result<(), Failure> {
+    let report = match &outcome.result {
+        Ok(report) => report,
+        Err(failure) => {
+            let what = match failure.exit {
+                Exit::Interrupted => format!("job {} was interrupted", outcome.job),
+                _ => format!("job {} failed", outcome.job),
+            };
+            context.output.failure(&failure.clone().context(what));
+            return Ok(());
+        }
+    };
+    for warning in &report.record.warnings {
+        context.output.note(&format!(
+            "{}: {}",
+            outcome.job,
+            super::warning_text(warning)
+        ));
+    }
+    if context.output.json {
+        return Ok(());
+    }
+    context
+        .output
+        .result(&summary(&outcome.job, report, outcome.took), &json!(null))
+}
+
+/// The result as text: one line, and the files that could not be read.
+fn summary(job: &str, report: &SnapshotReport, took: Duration) -> String {
+    let stats = &report.record.stats;
+    let seconds = took.as_millis().max(1);
+    let rate = u128::from(stats.bytes_transferred) * 1000 / seconds;
+    let rate = text::bytes(u64::try_from(rate).unwrap_or(u64::MAX));
+    let mut summary = format!(
+        "{job}: snapshot {} of {}, {}; {} ({}) copied in {} ({rate}/s)",
+        report.name,
+        text::counted(stats.files, "file", "files"),
+        text::bytes(stats.bytes_total),
+        text::counted(stats.transferred, "file", "files"),
+        text::bytes(stats.bytes_transferred),
+        text::duration(took),
+    );
+    let vanished = report.record.vanished.count;
+    if vanished > 0 {
+        summary.push_str(&format!(
+            "; {} vanished while it ran",
+            text::counted(vanished, "file", "files")
+        ));
+    }
+    let unread = &report.record.unread;
+    if unread.is_empty() && report.record.complete {
+        summary.push('\n');
+        return summary;
+    }
+    summary.push_str(&format!(
+        "\n{job}: {} could not be read and NOT in this snapshot:\n",
+        text::counted(unread.count, "source file", "source files")
+    ));
+    for name in unread.names.iter().take(UNREAD_SHOWN_MAX) {
+        summary.push_str(&format!("  {}\n", text::harmless(name)));
+    }
+    let shown = u64::try_from(unread.names.len().min(UNREAD_SHOWN_MAX)).unwrap_or(u64::MAX);
+    if unread.count > shown {
+        summary.push_str(&format!(
+            "  … and {} more\n",
+            text::count(unread.count - shown)
+        ));
+    }
+    summary
+}
+
+fn report_closed(context: &Context, closed: &ClosedReport) -> Result<(), Failure> {
+    if context.output.json {
+        return Ok(());
+    }
+    let durable = if closed.durable {
+        "everything is on the server's disk"
+    } else {
+        "the server can't tell whether it is on its disk"
+    };
+    let line = format!(
+        "{} sent, {} read; {durable}\n",
+        text::bytes(closed.volume.written_bytes),
+        text::bytes(closed.volume.read_bytes)
+    );
+    context.output.result(&line, &json!(null))
+}
+
+fn outcome_json(outcome: &Outcome) -> Value {
+    let (snapshot, failure) = match &outcome.result {
+        Ok(report) => (Some(report), None),
+        Err(failure) => (None, Some(failure_json(failure))),
+    };
+    json!({
+        "job": outcome.job,
+        "target": outcome.target,
+        "result": exit_json(outcome.exit()),
+        "seconds": outcome.took.as_secs_f64(),
+        "snapshot": snapshot.map(|report| report.name.to_string()),
+        "complete": snapshot.map(|report| report.record.complete),
+        "record": snapshot.map(|report| &report.record),
+        "failure": failure,
+    })
+}
+
+/// The exit code of several jobs: that of the failed ones if they agree, else 1; 3 only if no job
+/// failed; 130 before all.
+fn worst(exits: impl Iterator<Item = Exit>, skipped: bool) -> Exit {
+    if skipped {
+        return Exit::Interrupted;
+    }
+    exits.fold(Exit::Done, |worst, exit| match (worst, exit) {
+        (_, Exit::Interrupted) | (Exit::Interrupted, _) => Exit::Interrupted,
+        (worst, Exit::Done) => worst,
+        (Exit::Done | Exit::Unread, exit) => exit,
+        (worst, Exit::Unread) => worst,
+        (worst, exit) if worst == exit => worst,
+        _ => Exit::Failed,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_code_of_several_jobs_is_that_of_the_worst() {
+        use Exit::{Done, Failed, Interrupted, Locked, Unreachable, Unread};
+        let cases = [
+            (vec![Done, Done], Done),
+            (vec![Done, Unread], Unread),
+            (vec![Unread, Locked, Done], Locked),
+            (vec![Locked, Unread], Locked),
+            (vec![Unreachable, Unreachable], Unreachable),
+            (vec![Unreachable, Locked], Failed),
+            (vec![Failed, Interrupted], Interrupted),
+        ];
+        for (exits, expected) in cases {
+            assert_eq!(
+                worst(exits.clone().into_iter(), false),
+                expected,
+                "{exits:?}"
+            );
+        }
+        assert_eq!(worst([Done].into_iter(), true), Interrupted);
+    }
+}

@@ -1,0 +1,291 @@
+//! What every command begins with: surroundings, config, signals; and how a TARGET is opened.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+use sprat_luks::Secret;
+
+use crate::args::{GlobalArgs, Mode};
+use crate::config::{self, Config, Container};
+use crate::environment::Environment;
+use crate::interrupt::Interrupt;
+use crate::output::{Output, Reporter};
+use crate::secrets::SecretSource;
+use crate::session::{Access, Session, SessionOptions};
+use crate::target::Target;
+use crate::{Exit, Failure, pinned};
+
+/// One run of sprat.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub global: GlobalArgs,
+    pub environment: Environment,
+    pub config: Config,
+    pub output: Output,
+    pub interrupt: Interrupt,
+}
+
+/// A TARGET with all that belongs to it.
+#[derive(Debug, Clone)]
+pub(crate) struct Resolved {
+    /// Its name in the config, else the file's name without `.luks`.
+    pub name: String,
+    pub target: Target,
+    pub ssh_command: Vec<OsString>,
+    pub secret: SecretSource,
+    /// The key file that `init` makes where it is missing.
+    pub default_key_file: Option<PathBuf>,
+    pub insist_without_fsync: bool,
+}
+
+impl Context {
+    /// Reads surroundings and config, and takes over the signals.
+    pub(crate) fn begin(
+        global: GlobalArgs,
+        environment: Environment,
+        output: Output,
+    ) -> Result<Self, Failure> {
+        if global.mode == Mode::Kernel {
+            return Err(Failure::usage("kernel mode is not in this version")
+                .with_hint("leave --mode out: user mode writes the same container format"));
+        }
+        let config = Config::load(global.config.as_deref(), &environment)?;
+        let interrupt = Interrupt::listen()?;
+        Ok(Self {
+            global,
+            environment,
+            config,
+            output,
+            interrupt,
+        })
+    }
+
+    /// Finds what `text` names: a container of the config, or a place.
+    pub(crate) fn resolve(&self, text: &str) -> Result<Resolved, Failure> {
+        if Target::is_config_name(text) {
+            return self.resolve_container(self.config.container(text)?);
+        }
+        let target = Target::parse(text, &self.environment.current_dir).map_err(|error| {
+            Failure::usage(error.to_string()).with_hint(
+                "a TARGET is a container's name in the config, ssh://user@host[:port]/path/x.luks, \
+                 host:path/x.luks or a local path",
+            )
+        })?;
+        // The same container may be in the config under a name; then that entry counts.
+        if let Some(known) = self
+            .config
+            .containers
+            .iter()
+            .find(|known| known.target == target)
+        {
+            return self.resolve_container(known);
+        }
+        let file = target.name.as_str();
+        let name = file.strip_suffix(".luks").unwrap_or(file).to_owned();
+        self.resolved(name, target, None)
+    }
+
+    /// As [`Self::resolve`], for a word that may be no text.
+    pub(crate) fn resolve_os(&self, word: &OsStr) -> Result<Resolved, Failure> {
+        match word.to_str() {
+            Some(text) => self.resolve(text),
+            None => Err(Failure::usage(format!(
+                "the target {word:?} is not UTF-8 text"
+            ))),
+        }
+    }
+
+    /// As [`Self::resolve`], for a container of the config.
+    pub(crate) fn resolve_container(&self, container: &Container) -> Result<Resolved, Failure> {
+        self.resolved(
+            container.name.clone(),
+            container.target.clone(),
+            Some(container),
+        )
+    }
+
+    fn resolved(
+        &self,
+        name: String,
+        target: Target,
+        container: Option<&Container>,
+    ) -> Result<Resolved, Failure> {
+        let ssh_command = match &self.global.ssh_command {
+            Some(text) => split(text, "--ssh-command")?,
+            None => container
+                .and_then(|container| container.ssh_command.clone())
+                .or_else(|| self.config.ssh_command.clone())
+                .unwrap_or_else(|| vec![OsString::from("ssh")]),
+        };
+        let default_key_file = self
+            .environment
+            .config_dir
+            .as_ref()
+            .map(|folder| folder.join("keys").join(format!("{name}.key")));
+        let insisted = container.is_some_and(|container| container.insist_without_fsync);
+        Ok(Resolved {
+            secret: self.secret_source(container, default_key_file.as_deref())?,
+            insist_without_fsync: self.global.insist_without_fsync || insisted,
+            name,
+            target,
+            ssh_command,
+            default_key_file,
+        })
+    }
+
+    /// The command line first, then the config, then the default key file, then the terminal.
+    fn secret_source(
+        &self,
+        container: Option<&Container>,
+        default_key_file: Option<&Path>,
+    ) -> Result<SecretSource, Failure> {
+        let global = &self.global;
+        if let Some(path) = &global.key_file {
+            return Ok(SecretSource::KeyFile(self.environment.absolute(path)));
+        }
+        if let Some(path) = &global.passphrase_file {
+            return Ok(SecretSource::PassphraseFile(
+                self.environment.absolute(path),
+            ));
+        }
+        if let Some(text) = &global.passphrase_command {
+            return Ok(SecretSource::PassphraseCommand(split(
+                text,
+                "--passphrase-command",
+            )?));
+        }
+        if let Some(container) = container {
+            if let Some(path) = &container.key_file {
+                return Ok(SecretSource::KeyFile(path.clone()));
+            }
+            if let Some(path) = &container.passphrase_file {
+                return Ok(SecretSource::PassphraseFile(path.clone()));
+            }
+            if let Some(words) = &container.passphrase_command {
+                return Ok(SecretSource::PassphraseCommand(words.clone()));
+            }
+        }
+        match default_key_file {
+            Some(path) if path.exists() => Ok(SecretSource::KeyFile(path.to_owned())),
+            _ => Ok(SecretSource::Terminal),
+        }
+    }
+
+    /// Fetches the key of a container.
+    pub(crate) fn secret(&self, resolved: &Resolved) -> Result<Secret, Failure> {
+        resolved.secret.fetch(self.output, &self.interrupt)
+    }
+
+    /// How the session is to open it; what is pinned included.
+    pub(crate) fn session_options(
+        &self,
+        resolved: &Resolved,
+        access: Access,
+    ) -> Result<SessionOptions, Failure> {
+        let global = &self.global;
+        let mut options = SessionOptions::new(
+            resolved.target.clone(),
+            access,
+            self.environment.absolute(&global.state_dir),
+            self.environment.absolute(&global.runtime_dir),
+        );
+        options.ssh_command.clone_from(&resolved.ssh_command);
+        options.allow_no_fsync = resolved.insist_without_fsync;
+        options.reconnect_max = global.reconnect_max;
+        options.quiet_time = global.quiet_time;
+        options.data_channels = global.data_channels;
+        options.write_buffer_bytes_max = global.write_buffer_bytes_max;
+        options.pins = pinned::policy(
+            &options.state_dir,
+            &resolved.target,
+            global.fingerprint.as_deref(),
+        )?;
+        Ok(options)
+    }
+
+    /// Opens a container and pins it where it was not.
+    pub(crate) fn open(
+        &self,
+        resolved: &Resolved,
+        secret: &Secret,
+        access: Access,
+        reporter: &mut Reporter,
+    ) -> Result<Session, Failure> {
+        let options = self.session_options(resolved, access)?;
+        let (state_dir, policy) = (options.state_dir.clone(), options.pins.clone());
+        let session = Session::open(options, secret, reporter, &self.interrupt)?;
+        self.remember(&state_dir, resolved, &policy, session.facts());
+        Ok(session)
+    }
+
+    /// Pins what was found. That it can't be remembered is no reason to lose a backup.
+    pub(crate) fn remember(
+        &self,
+        state_dir: &Path,
+        resolved: &Resolved,
+        policy: &crate::session::PinPolicy,
+        facts: &crate::session::ContainerFacts,
+    ) {
+        if let Err(failure) = pinned::remember(state_dir, &resolved.target, policy, facts) {
+            let causes = failure.causes.join("; ");
+            self.output.warning(&format!("{}: {causes}", failure.what));
+        }
+    }
+}
+
+/// Ends a session after `done`; what went wrong while closing counts more than what came before,
+/// because it tells what of it all is durable.
+pub(crate) fn close<T>(
+    session: Session,
+    done: Result<T, Failure>,
+    context: &Context,
+    reporter: &mut Reporter,
+) -> Result<(T, crate::session::ClosedReport), Failure> {
+    let closed = session.close(reporter, &context.interrupt);
+    reporter.clear();
+    match (done, closed) {
+        (Ok(done), Ok(closed)) => Ok((done, closed)),
+        (Ok(_), Err(failure)) => Err(failure),
+        (Err(failure), Ok(_)) => Err(failure),
+        (Err(first), Err(last)) => Err(both(first, last)),
+    }
+}
+
+/// One failure out of that of the work and that of closing after it.
+pub(crate) fn both(first: Failure, last: Failure) -> Failure {
+    if first == last {
+        return first;
+    }
+    // The more special of the two says what happened.
+    let special = |failure: &Failure| !matches!(failure.exit, Exit::Failed | Exit::Done);
+    let (mut main, other) = if special(&first) || !special(&last) {
+        (first, last)
+    } else {
+        (last, first)
+    };
+    main.causes.push(format!("also: {}", other.what));
+    main.causes.extend(other.causes);
+    main.hint = main.hint.or(other.hint);
+    main
+}
+
+fn split(text: &str, option: &str) -> Result<Vec<OsString>, Failure> {
+    config::split_words(text).map_err(|what| Failure::usage(format!("{option}: {what}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_failures_the_more_special_one_decides_the_exit_code() {
+        let plain = || Failure::failed("rsync failed");
+        let lost = || Failure::new(Exit::Unreachable, "line lost").with_hint("run again");
+        for failure in [both(plain(), lost()), both(lost(), plain())] {
+            assert_eq!(failure.exit, Exit::Unreachable);
+            assert_eq!(failure.causes, ["also: rsync failed"]);
+            assert_eq!(failure.hint.as_deref(), Some("run again"));
+        }
+        assert_eq!(both(plain(), plain()), plain());
+    }
+}

@@ -1,0 +1,351 @@
+//! `sprat doctor`: looks whether this machine, the config and the servers are in order.
+
+use std::process::{Command, Stdio};
+
+use serde::Serialize;
+use serde_json::json;
+use sprat_attach::{Verdict, check_host};
+use sprat_store::{Access, Store, StoreError, lock};
+
+use super::context::{Context, Resolved};
+use crate::args::DoctorArgs;
+use crate::output::{exit_json, text};
+use crate::session::PinPolicy;
+use crate::target::Place;
+use crate::{Exit, Failure, pinned, reach};
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+struct Finding {
+    what: String,
+    state: State,
+    detail: String,
+    hint: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum State {
+    Fine,
+    Weak,
+    Missing,
+}
+
+impl Finding {
+    fn new(what: impl Into<String>, state: State, detail: impl Into<String>) -> Self {
+        Self {
+            what: what.into(),
+            state,
+            detail: detail.into(),
+            hint: None,
+        }
+    }
+
+    fn failed(what: impl Into<String>, failure: &Failure) -> Self {
+        let mut detail = failure.what.clone();
+        for cause in &failure.causes {
+            detail.push_str(": ");
+            detail.push_str(cause);
+        }
+        Self {
+            hint: failure.hint.clone(),
+            ..Self::new(what, State::Missing, detail)
+        }
+    }
+
+    fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+pub(super) fn run(context: &Context, args: &DoctorArgs) -> Result<Exit, Failure> {
+    let mut resolved = Vec::new();
+    for target in &args.targets {
+        resolved.push(context.resolve(target)?);
+    }
+    let mut findings: Vec<Finding> = check_host()
+        .into_iter()
+        .map(|found| Finding {
+            what: found.what.to_owned(),
+            state: match found.verdict {
+                Verdict::Fine => State::Fine,
+                Verdict::Weak => State::Weak,
+                _ => State::Missing,
+            },
+            detail: found.detail,
+            hint: found.hint,
+        })
+        .collect();
+    findings.extend(PROGRAMS.iter().map(program));
+    findings.push(config(context));
+    for resolved in &resolved {
+        context.interrupt.check()?;
+        check_target(context, resolved, &mut findings);
+    }
+    let missing = findings
+        .iter()
+        .filter(|found| found.state == State::Missing)
+        .count();
+    let exit = if missing == 0 {
+        Exit::Done
+    } else {
+        Exit::Failed
+    };
+    let json = json!({
+        "command": "doctor",
+        "result": exit_json(exit),
+        "findings": findings,
+    });
+    context.output.result(&report(&findings, missing), &json)?;
+    Ok(exit)
+}
+
+/// A program, how it tells its version, and what it is for.
+struct Program {
+    name: &'static str,
+    arguments: &'static [&'static str],
+    needed: bool,
+    purpose: &'static str,
+}
+
+const PROGRAMS: [Program; 6] = [
+    Program {
+        name: "ssh",
+        arguments: &["-V"],
+        needed: true,
+        purpose: "reaches the servers",
+    },
+    Program {
+        name: "rsync",
+        arguments: &["--version"],
+        needed: true,
+        purpose: "copies",
+    },
+    Program {
+        name: "mkfs.ext4",
+        arguments: &["-V"],
+        needed: true,
+        purpose: "makes volumes (init)",
+    },
+    Program {
+        name: "e2fsck",
+        arguments: &["-V"],
+        needed: false,
+        purpose: "checks volumes",
+    },
+    Program {
+        name: "cryptsetup",
+        arguments: &["--version"],
+        needed: false,
+        purpose: "opens containers without sprat",
+    },
+    Program {
+        name: "sshfs",
+        arguments: &["--version"],
+        needed: false,
+        purpose: "reaches containers without sprat",
+    },
+];
+
+fn program(program: &Program) -> Finding {
+    let ran = Command::new(program.name)
+        .args(program.arguments)
+        .stdin(Stdio::null())
+        .output();
+    match ran {
+        Ok(output) => {
+            let said = [output.stdout, output.stderr].concat();
+            let said = String::from_utf8_lossy(&said);
+            let version = said.lines().map(str::trim).find(|line| !line.is_empty());
+            let version = text::harmless_within(version.unwrap_or("no version told"), 60);
+            Finding::new(program.name, State::Fine, version)
+        }
+        Err(error) => {
+            let state = if program.needed {
+                State::Missing
+            } else {
+                State::Weak
+            };
+            Finding::new(program.name, state, format!("can't be started: {error}"))
+                .hint(format!("install it: it {}", program.purpose))
+        }
+    }
+}
+
+fn config(context: &Context) -> Finding {
+    match &context.config.path {
+        Some(path) => Finding::new(
+            "config",
+            State::Fine,
+            format!(
+                "{}: {}, {}",
+                path.display(),
+                text::counted(
+                    context.config.containers.len() as u64,
+                    "container",
+                    "containers"
+                ),
+                text::counted(context.config.jobs.len() as u64, "job", "jobs")
+            ),
+        ),
+        None => Finding::new("config", State::Fine, "none; every command can do without"),
+    }
+}
+
+fn check_target(context: &Context, resolved: &Resolved, findings: &mut Vec<Finding>) {
+    let name = &resolved.name;
+    let store = match reach::connect(&resolved.target, &resolved.ssh_command) {
+        Ok(store) => store,
+        Err(error) => {
+            findings.push(Finding::failed(
+                format!("{name}: server"),
+                &Failure::from(error),
+            ));
+            return;
+        }
+    };
+    findings.push(Finding::new(
+        format!("{name}: server"),
+        State::Fine,
+        store.describe(),
+    ));
+    findings.push(fsync(name, resolved, &*store));
+    findings.push(space(name, &*store));
+    findings.push(lock_state(name, resolved, &*store));
+    findings.push(container(context, resolved, &*store));
+}
+
+fn fsync(name: &str, resolved: &Resolved, store: &dyn Store) -> Finding {
+    let what = format!("{name}: fsync");
+    if store.capabilities().durable_flush {
+        return Finding::new(what, State::Fine, "writes can be made durable");
+    }
+    let state = if resolved.insist_without_fsync {
+        State::Weak
+    } else {
+        State::Missing
+    };
+    Finding::new(what, state, "the server can't make writes durable").hint(
+        "an OpenSSH server can (fsync@openssh.com); --insist-without-fsync writes all the same, \
+         and a crash of the server may then lose the container",
+    )
+}
+
+fn space(name: &str, store: &dyn Store) -> Finding {
+    let what = format!("{name}: space");
+    match store.free_space() {
+        Ok(space) if space.read_only => {
+            Finding::new(what, State::Weak, "the server's file system is read-only")
+                .hint("restore and mount work; backup does not")
+        }
+        Ok(space) => {
+            let detail = format!(
+                "{} of {} free",
+                text::bytes(space.available_bytes),
+                text::bytes(space.total_bytes)
+            );
+            // The least that ends a session in order: its journal and the reserve.
+            let low = space.available_bytes < 128 << 20;
+            Finding::new(what, if low { State::Weak } else { State::Fine }, detail)
+        }
+        Err(StoreError::Unsupported { .. }) => {
+            Finding::new(what, State::Fine, "the server doesn't tell")
+        }
+        Err(error) => Finding::failed(what, &Failure::from(error)),
+    }
+}
+
+fn lock_state(name: &str, resolved: &Resolved, store: &dyn Store) -> Finding {
+    let what = format!("{name}: lock");
+    match lock::inspect(store, &resolved.target.name) {
+        Ok(None) => Finding::new(what, State::Fine, "not locked"),
+        Ok(Some(info)) => Finding::new(what, State::Weak, format!("locked by {}", info.file)).hint(
+            "a backup is running, or one died; on the machine where it died the next run \
+                 takes over, elsewhere `sprat unlock` does",
+        ),
+        Err(error) => Finding::failed(what, &Failure::from(&error)),
+    }
+}
+
+/// The container's header, as far as it can be judged without a key.
+fn container(context: &Context, resolved: &Resolved, store: &dyn Store) -> Finding {
+    let what = format!("{}: container", resolved.name);
+    let file = match store.open(&resolved.target.name, Access::ReadOnly) {
+        Ok(file) => file,
+        Err(StoreError::NotFound { .. }) => {
+            let hint = match resolved.target.place {
+                Place::Ssh { .. } => "make one with `sprat init`, or check the path",
+                Place::Local { .. } => {
+                    "make one with `sprat init`, or check the path and whether its disk is mounted"
+                }
+            };
+            return Finding::new(what, State::Missing, "not there").hint(hint);
+        }
+        Err(error) => return Finding::failed(what, &Failure::from(error)),
+    };
+    let checked = (|| {
+        let header = reach::header(&*file)?;
+        let state_dir = context.environment.absolute(&context.global.state_dir);
+        let fingerprint = context.global.fingerprint.as_deref();
+        let known = match pinned::policy(&state_dir, &resolved.target, fingerprint)? {
+            PinPolicy::Known(pins) => {
+                header.check_pins(&pins)?;
+                "as pinned here"
+            }
+            PinPolicy::Expect(typed) => {
+                header.check_fingerprint(&typed)?;
+                "as on the sheet"
+            }
+            PinPolicy::TrustOnce => "not pinned here yet",
+        };
+        Ok::<_, Failure>((header, known))
+    })();
+    match checked {
+        Err(failure) => Finding::failed(what, &failure),
+        Ok((header, known)) => {
+            let fingerprint = header.pins().fingerprint();
+            let detail = format!(
+                "LUKS2, UUID {}, fingerprint {fingerprint}, {known}",
+                header.uuid()
+            );
+            if header.copies().both_good() {
+                return Finding::new(what, State::Fine, detail);
+            }
+            Finding::new(
+                what,
+                State::Weak,
+                format!("{detail}; one header copy is damaged"),
+            )
+            .hint("the data is whole; repair the header soon (`cryptsetup repair`)")
+        }
+    }
+}
+
+fn report(findings: &[Finding], missing: usize) -> String {
+    let rows: Vec<Vec<String>> = findings
+        .iter()
+        .flat_map(|found| {
+            let state = match found.state {
+                State::Fine => "ok",
+                State::Weak => "weak",
+                State::Missing => "MISSING",
+            };
+            let row = [
+                state.to_owned(),
+                found.what.clone(),
+                text::harmless(&found.detail),
+            ];
+            let hint = found.hint.as_ref().filter(|_| found.state != State::Fine);
+            let hint = hint.map(|hint| vec![String::new(), String::new(), format!("-> {hint}")]);
+            std::iter::once(row.to_vec()).chain(hint)
+        })
+        .collect();
+    let mut report = text::table(&rows, &[]);
+    report.push_str(&match missing {
+        0 => "all that is needed is there\n".to_owned(),
+        1 => "1 thing is missing\n".to_owned(),
+        _ => format!("{missing} things are missing\n"),
+    });
+    report
+}

@@ -1,0 +1,76 @@
+//! `sprat mount` and `sprat umount`.
+
+use serde_json::json;
+
+use super::context::Context;
+use crate::args::{MountArgs, UmountArgs};
+use crate::output::{Reporter, exit_json, text};
+use crate::session::{self, Access};
+use crate::{Exit, Failure};
+
+pub(super) fn run(context: &Context, args: &MountArgs) -> Result<Exit, Failure> {
+    let resolved = context.resolve(&args.target)?;
+    let dir = context.environment.absolute(&args.dir);
+    if !dir.is_dir() {
+        return Err(Failure::usage(format!("{} is not a folder", dir.display()))
+            .with_hint("nothing was started. Make it with mkdir"));
+    }
+    let secret = context.secret(&resolved)?;
+    let access = if args.rw {
+        Access::ReadWrite
+    } else {
+        Access::ReadOnly
+    };
+    let options = context.session_options(&resolved, access)?;
+    let (state_dir, policy) = (options.state_dir.clone(), options.pins.clone());
+    let mut reporter = Reporter::new(context.output, "");
+    let facts = session::mount(options, &secret, &dir, &mut reporter, &context.interrupt)?;
+    reporter.clear();
+    context.remember(&state_dir, &resolved, &policy, &facts);
+    let how = if args.rw {
+        "read and write"
+    } else {
+        "read-only"
+    };
+    let shown = dir.display();
+    let text = format!("mounted {} on {shown}, {how}\n", resolved.target);
+    let json = json!({
+        "command": "mount",
+        "result": exit_json(Exit::Done),
+        "target": resolved.target.to_string(),
+        "dir": dir,
+        "read_write": args.rw,
+        "uuid": facts.uuid,
+    });
+    context.output.result(&text, &json)?;
+    context
+        .output
+        .note(&format!("it stays mounted until `sprat umount {shown}`"));
+    Ok(Exit::Done)
+}
+
+pub(super) fn run_umount(context: &Context, args: &UmountArgs) -> Result<Exit, Failure> {
+    let dir = context.environment.absolute(&args.dir);
+    let runtime_dir = context.environment.absolute(&context.global.runtime_dir);
+    let mut reporter = Reporter::new(context.output, "");
+    let closed = session::unmount(&runtime_dir, &dir, &mut reporter, &context.interrupt)?;
+    reporter.clear();
+    let sent = closed.volume.written_bytes;
+    let mut text = format!("unmounted {}", dir.display());
+    if sent > 0 {
+        text.push_str(&format!("; {} sent", text::bytes(sent)));
+        if closed.durable {
+            text.push_str(", everything is on the server's disk");
+        }
+    }
+    text.push('\n');
+    let json = json!({
+        "command": "umount",
+        "result": exit_json(Exit::Done),
+        "dir": dir,
+        "durable": closed.durable,
+        "volume": closed.volume,
+    });
+    context.output.result(&text, &json)?;
+    Ok(Exit::Done)
+}

@@ -1,0 +1,206 @@
+//! `sprat restore`: gets a snapshot, or a part of it, back.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use sprat_snapshot::{EntryKind, JobName, RestoreReport, RestoreSpec};
+
+use super::context::{Context, close};
+use crate::args::RestoreArgs;
+use crate::output::{Reporter, exit_json, text};
+use crate::session::Access;
+use crate::{Exit, Failure};
+
+/// Changes that a dry run lists as text; JSON has more.
+const CHANGES_SHOWN_MAX: usize = 200;
+
+pub(super) fn run(context: &Context, args: &RestoreArgs) -> Result<Exit, Failure> {
+    let wanted = Wanted::parse(&args.what).map_err(|what| {
+        Failure::usage(what).with_hint("name it JOB, JOB/SNAPSHOT, JOB:PATH or JOB/SNAPSHOT:PATH")
+    })?;
+    let resolved = context.resolve(&args.target)?;
+    let secret = context.secret(&resolved)?;
+    let mut spec = RestoreSpec::new(wanted.job, context.environment.absolute(&args.to));
+    spec.snapshot = wanted.snapshot;
+    spec.path = wanted.path;
+    spec.dry_run = args.dry_run;
+    spec.delete = args.delete;
+
+    let mut reporter = Reporter::new(context.output, "");
+    let mut session = context.open(&resolved, &secret, Access::ReadOnly, &mut reporter)?;
+    drop(secret);
+    let began = Instant::now();
+    let restored = session.restore(spec.clone(), &mut reporter, &context.interrupt);
+    let took = began.elapsed();
+    let (report, closed) = close(session, restored, context, &mut reporter)?;
+    tell_state(context, &report);
+    let json = json!({
+        "command": "restore",
+        "result": exit_json(Exit::Done),
+        "target": resolved.target.to_string(),
+        "to": spec.to,
+        "dry_run": spec.dry_run,
+        "seconds": took.as_secs_f64(),
+        "report": report,
+        "volume": closed.volume,
+    });
+    context
+        .output
+        .result(&summary(&spec, &report, took), &json)?;
+    Ok(Exit::Done)
+}
+
+/// What is to be restored.
+#[derive(Debug, PartialEq)]
+struct Wanted {
+    job: JobName,
+    snapshot: Option<String>,
+    path: Option<PathBuf>,
+}
+
+impl Wanted {
+    /// Parses `JOB[/SNAPSHOT][:PATH]`; the first colon begins the path, which may hold more, and
+    /// need not be UTF-8.
+    fn parse(text: &OsStr) -> Result<Self, String> {
+        let bytes = text.as_bytes();
+        let (name, path) = match bytes.iter().position(|byte| *byte == b':') {
+            Some(colon) => (&bytes[..colon], Some(&bytes[colon + 1..])),
+            None => (bytes, None),
+        };
+        if path == Some(b"") {
+            return Err(format!("{text:?} names no path behind the colon"));
+        }
+        let name = std::str::from_utf8(name).map_err(|_| format!("{text:?} is not UTF-8"))?;
+        let (job, snapshot) = match name.split_once('/') {
+            Some((job, snapshot)) => (job, Some(snapshot)),
+            None => (name, None),
+        };
+        if let Some(snapshot) = snapshot
+            && (snapshot.is_empty() || snapshot.contains('/'))
+        {
+            return Err(format!("{snapshot:?} is no snapshot's name"));
+        }
+        // Paths are those of the source, whole; the leading slash may be left out.
+        let path = path.map(|path| {
+            let begin = path
+                .iter()
+                .position(|byte| *byte != b'/')
+                .unwrap_or(path.len());
+            Path::new("/").join(OsStr::from_bytes(&path[begin..]))
+        });
+        Ok(Self {
+            job: JobName::new(job).map_err(|error| error.to_string())?,
+            snapshot: snapshot.filter(|name| *name != "latest").map(str::to_owned),
+            path,
+        })
+    }
+}
+
+fn tell_state(context: &Context, report: &RestoreReport) {
+    let snapshot = &report.snapshot;
+    match report.kind {
+        EntryKind::Good => {}
+        EntryKind::Unread => {
+            let mut words = format!(
+                "{snapshot} lacks {} that could not be read when it was made",
+                text::counted(report.unread_count, "file", "files")
+            );
+            if let Some(good) = &report.last_good {
+                words.push_str(&format!("; the newest whole snapshot is {good}"));
+            }
+            context.output.warning(&words);
+        }
+        EntryKind::Partial | EntryKind::Inflight => context.output.warning(&format!(
+            "{snapshot} is what an interrupted run made: files are missing or may be cut short"
+        )),
+        _ => context.output.warning(&format!(
+            "{snapshot} has no record: whether it is whole is not known"
+        )),
+    }
+}
+
+fn summary(spec: &RestoreSpec, report: &RestoreReport, took: Duration) -> String {
+    let stats = &report.stats;
+    let mut summary = String::new();
+    if spec.dry_run {
+        for change in report.changes.names.iter().take(CHANGES_SHOWN_MAX) {
+            summary.push_str(&format!("{}\n", text::harmless(change)));
+        }
+        let shown = report.changes.names.len().min(CHANGES_SHOWN_MAX);
+        let more = report.changes.count.saturating_sub(shown as u64);
+        if more > 0 {
+            summary.push_str(&format!("… and {} more\n", text::count(more)));
+        }
+    }
+    let would = if spec.dry_run {
+        "would restore"
+    } else {
+        "restored"
+    };
+    summary.push_str(&format!(
+        "{would} {}/{} to {}: {}, {}; {} ({}) copied",
+        spec.job,
+        text::harmless(&report.snapshot),
+        text::harmless(&spec.to.to_string_lossy()),
+        text::counted(stats.files, "file", "files"),
+        text::bytes(stats.bytes_total),
+        text::counted(stats.transferred, "file", "files"),
+        text::bytes(stats.bytes_transferred),
+    ));
+    if stats.deleted > 0 {
+        summary.push_str(&format!(", {} deleted", text::count(stats.deleted)));
+    }
+    summary.push_str(&format!(" in {}\n", text::duration(took)));
+    for message in report.messages.names.iter().take(CHANGES_SHOWN_MAX) {
+        summary.push_str(&format!("  {}\n", text::harmless(message)));
+    }
+    summary
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn job_snapshot_and_path_are_told_apart() {
+        let parse = |text: &str| match Wanted::parse(text.as_ref()) {
+            Ok(wanted) => format!("{} {:?} {:?}", wanted.job, wanted.snapshot, wanted.path),
+            Err(what) => what,
+        };
+        let cases = [
+            "home",
+            "home/latest",
+            "home/2026-11-23T13-21-01Z",
+            "home:/etc/fstab",
+            "home:etc/a:b",
+            "home/2026-11-23T13-21-01Z:/x/y z",
+            "",
+            "home/",
+            "home/a/b",
+            "home:",
+            "../x",
+            ":x",
+        ];
+        let seen: Vec<String> = cases
+            .iter()
+            .map(|case| format!("{case:?} -> {}", parse(case)))
+            .collect();
+        insta::assert_snapshot!(seen.join("\n"), @r#"
+        "home" -> home None None
+        "home/latest" -> home None None
+        "home/2026-11-23T13-21-01Z" -> home Some("2026-11-23T13-21-01Z") None
+        "home:/etc/fstab" -> home None Some("/etc/fstab")
+        "home:etc/a:b" -> home None Some("/etc/a:b")
+        "home/2026-11-23T13-21-01Z:/x/y z" -> home Some("2026-11-23T13-21-01Z") Some("/x/y z")
+        "" -> "" is not a job name: it is empty (1 to 128 bytes, no '/', no control characters, no '.' or '-' in front)
+        "home/" -> "" is no snapshot's name
+        "home/a/b" -> "a/b" is no snapshot's name
+        "home:" -> "home:" names no path behind the colon
+        "../x" -> ".." is not a job name: it begins with a dot (1 to 128 bytes, no '/', no control characters, no '.' or '-' in front)
+        ":x" -> "" is not a job name: it is empty (1 to 128 bytes, no '/', no control characters, no '.' or '-' in front)
+        "#);
+    }
+}

@@ -1,0 +1,121 @@
+//! `sprat snapshots`: what a container holds.
+
+use serde_json::json;
+use sprat_snapshot::{EntryKind, SnapshotEntry};
+
+use super::context::{Context, close};
+use crate::args::SnapshotsArgs;
+use crate::output::{Reporter, exit_json, text};
+use crate::session::Access;
+use crate::{Exit, Failure};
+
+pub(super) fn run(context: &Context, args: &SnapshotsArgs) -> Result<Exit, Failure> {
+    let resolved = context.resolve(&args.target)?;
+    let secret = context.secret(&resolved)?;
+    let mut reporter = Reporter::new(context.output, "");
+    let mut session = context.open(&resolved, &secret, Access::ReadOnly, &mut reporter)?;
+    drop(secret);
+    let listed = session.snapshots(&mut reporter, &context.interrupt);
+    let (mut entries, _) = close(session, listed, context, &mut reporter)?;
+    if let Some(job) = &args.job {
+        if !entries.iter().any(|entry| entry.job == *job) {
+            return Err(no_such_job(job, &entries));
+        }
+        entries.retain(|entry| entry.job == *job);
+    }
+    entries.retain(|entry| entry.kind != EntryKind::Foreign);
+    entries.sort_by(|a, b| (&a.job, a.name, &a.folder).cmp(&(&b.job, b.name, &b.folder)));
+    let json = json!({
+        "command": "snapshots",
+        "result": exit_json(Exit::Done),
+        "target": resolved.target.to_string(),
+        "snapshots": entries,
+    });
+    context.output.result(&table(&entries), &json)?;
+    Ok(Exit::Done)
+}
+
+fn no_such_job(job: &str, entries: &[SnapshotEntry]) -> Failure {
+    let failure = Failure::failed(format!("there is no job {job:?} in this container"));
+    let mut jobs: Vec<&str> = entries.iter().map(|entry| entry.job.as_str()).collect();
+    jobs.dedup();
+    if jobs.is_empty() {
+        return failure.with_hint("it holds no snapshots yet");
+    }
+    failure.with_hint(format!("it holds {}", jobs.join(", ")))
+}
+
+fn table(entries: &[SnapshotEntry]) -> String {
+    if entries.is_empty() {
+        return "no snapshots yet\n".to_owned();
+    }
+    let title = ["JOB", "SNAPSHOT", "FILES", "SIZE", "COPIED", "STATE"];
+    let mut rows = vec![title.map(str::to_owned).to_vec()];
+    for entry in entries {
+        let stats = entry.record.as_ref().map(|record| record.stats);
+        let number = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+        rows.push(vec![
+            text::harmless_within(&entry.job, 40),
+            text::harmless_within(&entry.folder, 40),
+            number(stats.map(|stats| text::count(stats.files))),
+            number(stats.map(|stats| text::bytes(stats.bytes_total))),
+            number(stats.map(|stats| text::bytes(stats.bytes_transferred))),
+            state(entry),
+        ]);
+    }
+    text::table(&rows, &[2, 3, 4])
+}
+
+fn state(entry: &SnapshotEntry) -> String {
+    let unread = entry
+        .record
+        .as_ref()
+        .map_or(0, |record| record.unread.count);
+    let state = match entry.kind {
+        EntryKind::Good => "whole".to_owned(),
+        EntryKind::Unread => format!("{} unread", text::counted(unread, "file", "files")),
+        EntryKind::Unrecorded => "no record (its files are there)".to_owned(),
+        EntryKind::Partial => "interrupted; the next run goes on from it".to_owned(),
+        EntryKind::Inflight => "running, or killed".to_owned(),
+        _ => "unknown".to_owned(),
+    };
+    if entry.is_latest {
+        format!("{state}, latest")
+    } else {
+        state
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(folder: &str, kind: EntryKind, is_latest: bool) -> SnapshotEntry {
+        SnapshotEntry {
+            job: "home".to_owned(),
+            folder: folder.to_owned(),
+            kind,
+            name: None,
+            is_latest,
+            record: None,
+            record_error: None,
+        }
+    }
+
+    #[test]
+    fn every_state_has_its_words() {
+        let entries = [
+            entry("2026-11-23T13-21-01Z", EntryKind::Good, false),
+            entry("2026-11-24T13-21-01Z", EntryKind::Unrecorded, true),
+            entry("2026-11-25T13-21-01Z.partial", EntryKind::Partial, false),
+            entry("x\u{1b}[2J.inflight", EntryKind::Inflight, false),
+        ];
+        insta::assert_snapshot!(table(&entries), @r"
+        JOB   SNAPSHOT                      FILES  SIZE  COPIED  STATE
+        home  2026-11-23T13-21-01Z              -     -       -  whole
+        home  2026-11-24T13-21-01Z              -     -       -  no record (its files are there), latest
+        home  2026-11-25T13-21-01Z.partial      -     -       -  interrupted; the next run goes on from it
+        home  x\u{1b}[2J.inflight               -     -       -  running, or killed
+        ");
+    }
+}

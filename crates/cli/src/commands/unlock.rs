@@ -1,0 +1,83 @@
+//! `sprat unlock`: removes the lock of a session that died on another machine.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::json;
+use sprat_store::lock::{self, LockInfo, RENEW_INTERVAL};
+
+use super::context::Context;
+use crate::args::UnlockArgs;
+use crate::output::{exit_json, text};
+use crate::{Exit, Failure, reach};
+
+/// Two renewals and some time on the way.
+fn watch_default() -> Duration {
+    2 * RENEW_INTERVAL + Duration::from_secs(5)
+}
+
+pub(super) fn run(context: &Context, args: &UnlockArgs) -> Result<Exit, Failure> {
+    let resolved = context.resolve(&args.target)?;
+    let store = reach::connect(&resolved.target, &resolved.ssh_command)?;
+    let name = &resolved.target.name;
+    let Some(info) = lock::inspect(&*store, name)? else {
+        let text = format!("{} is not locked\n", resolved.target);
+        return done(context, &text, &resolved.target.to_string(), None, false);
+    };
+    let watch = args.watch.unwrap_or_else(watch_default);
+    context.output.note(&format!(
+        "{}; watching it for {}",
+        describe(&info),
+        text::duration(watch)
+    ));
+    let broken = lock::break_lock(&*store, name, args.force, watch)?;
+    let Some(removed) = broken.lock else {
+        let text = format!(
+            "{} is no longer locked: its owner gave it back\n",
+            resolved.target
+        );
+        return done(context, &text, &resolved.target.to_string(), None, false);
+    };
+    let mut text = format!("unlocked {}: removed {}\n", resolved.target, removed.file);
+    if broken.was_renewed {
+        text.push_str("its owner was alive a moment ago: it will stop, and its run fails\n");
+    }
+    let target = resolved.target.to_string();
+    done(context, &text, &target, Some(&removed), broken.was_renewed)
+}
+
+fn done(
+    context: &Context,
+    text: &str,
+    target: &str,
+    removed: Option<&LockInfo>,
+    was_renewed: bool,
+) -> Result<Exit, Failure> {
+    let json = json!({
+        "command": "unlock",
+        "result": exit_json(Exit::Done),
+        "target": target,
+        "removed": removed.map(|info| info.file.as_str()),
+        "was_renewed": was_renewed,
+    });
+    context.output.result(text, &json)?;
+    Ok(Exit::Done)
+}
+
+/// What the lock says; all of it is the server's word.
+fn describe(info: &LockInfo) -> String {
+    let since = i64::try_from(info.started_s)
+        .ok()
+        .and_then(|seconds| Timestamp::from_second(seconds).ok())
+        .map_or_else(|| "an unknown time".to_owned(), |time| time.to_string());
+    match &info.token {
+        Some(_) => format!(
+            "locked by {} since {since}, renewed {} times (host {}, sprat {})",
+            info.file,
+            text::count(info.renewed),
+            text::harmless_within(&info.host, 40),
+            text::harmless_within(&info.version, 40),
+        ),
+        None => format!("locked by {}, which says nothing of its owner", info.file),
+    }
+}

@@ -1,0 +1,401 @@
+//! The config file: containers and jobs. All of it is checked before anything starts.
+
+mod reader;
+
+use std::ffi::OsString;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use sprat_snapshot::JobName;
+
+use crate::Failure;
+use crate::environment::Environment;
+use crate::suggest::near_miss;
+use crate::target::{Target, is_name};
+use reader::{Mistake, Reader, Table, Text};
+
+/// A config longer than this is none.
+const CONFIG_BYTES_MAX: u64 = 1 << 20;
+
+/// What the config says.
+#[derive(Debug, Default)]
+pub(crate) struct Config {
+    /// The file; `None` where there is none.
+    pub path: Option<PathBuf>,
+    /// `ssh_command` at the top: for every container that has none of its own.
+    pub ssh_command: Option<Vec<OsString>>,
+    /// `[container.NAME]`, in the order of the file.
+    pub containers: Vec<Container>,
+    /// `[job.NAME]`, in the order of the file.
+    pub jobs: Vec<Job>,
+}
+
+/// `[container.NAME]`.
+#[derive(Debug, Clone)]
+pub(crate) struct Container {
+    /// NAME.
+    pub name: String,
+    /// Where it lies.
+    pub target: Target,
+    /// `key_file`.
+    pub key_file: Option<PathBuf>,
+    /// `passphrase_file`.
+    pub passphrase_file: Option<PathBuf>,
+    /// `passphrase_command`, in words.
+    pub passphrase_command: Option<Vec<OsString>>,
+    /// `ssh_command`, in words.
+    pub ssh_command: Option<Vec<OsString>>,
+    /// `insist_without_fsync`.
+    pub insist_without_fsync: bool,
+}
+
+/// `[job.NAME]`.
+#[derive(Debug, Clone)]
+pub(crate) struct Job {
+    /// NAME.
+    pub name: JobName,
+    /// The name of the container it goes to.
+    pub container: String,
+    /// What is backed up, absolute.
+    pub sources: Vec<PathBuf>,
+    /// rsync's patterns.
+    pub exclude: Vec<String>,
+    /// Files of such patterns, absolute.
+    pub exclude_from: Vec<PathBuf>,
+    /// Stay on each source's file system.
+    pub one_file_system: bool,
+    /// Accept sources that hold nothing.
+    pub allow_empty: bool,
+}
+
+impl Config {
+    /// Reads the config: `named` (which must exist), else the default one if there is one.
+    pub(crate) fn load(named: Option<&Path>, environment: &Environment) -> Result<Self, Failure> {
+        let path = match (named, &environment.config_dir) {
+            (Some(path), _) => environment.absolute(path),
+            (None, Some(folder)) => folder.join("sprat.toml"),
+            (None, None) => return Ok(Self::default()),
+        };
+        let text = match read(&path, environment) {
+            Ok(text) => text,
+            Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Self::default());
+            }
+            Err(error) => {
+                return Err(
+                    Failure::usage(format!("the config {} can't be used", path.display()))
+                        .caused_by(&error),
+                );
+            }
+        };
+        let mut config =
+            Self::parse(&text, environment).map_err(|mistakes| wrong(&path, &mistakes))?;
+        config.path = Some(path);
+        Ok(config)
+    }
+
+    /// The container called `name`.
+    pub(crate) fn container(&self, name: &str) -> Result<&Container, Failure> {
+        let found = self
+            .containers
+            .iter()
+            .find(|container| container.name == name);
+        found.ok_or_else(|| {
+            let failure = Failure::usage(format!("no container {name:?} in the config"));
+            let failure = match &self.path {
+                Some(path) => failure.because(format!("the config is {}", path.display())),
+                None => failure.because("there is no config"),
+            };
+            match near_miss(name, self.containers.iter().map(|c| c.name.as_str())) {
+                Some(near) => failure.with_hint(format!("did you mean {near:?}?")),
+                None => failure.with_hint(
+                    "name it as [container.NAME] in the config, or give its place: \
+                     ssh://user@host/path/x.luks, host:path/x.luks or /path/x.luks",
+                ),
+            }
+        })
+    }
+
+    /// The job called `name`.
+    pub(crate) fn job(&self, name: &str) -> Result<&Job, Failure> {
+        let found = self.jobs.iter().find(|job| job.name.as_str() == name);
+        found.ok_or_else(|| {
+            let failure = Failure::usage(format!("no job {name:?} in the config"));
+            let failure = match &self.path {
+                Some(path) => failure.because(format!("the config is {}", path.display())),
+                None => failure.because("there is no config"),
+            };
+            match near_miss(name, self.jobs.iter().map(|job| job.name.as_str())) {
+                Some(near) => failure.with_hint(format!("did you mean {near:?}?")),
+                None => {
+                    failure.with_hint("without a config: sprat backup TARGET --name JOB SOURCE…")
+                }
+            }
+        })
+    }
+
+    fn parse(text: &str, environment: &Environment) -> Result<Self, Vec<Mistake>> {
+        let mut reader = Reader::new(text);
+        let mut config = Self::default();
+        if let Some(entries) = reader.parse() {
+            let mut top = Table::top(&entries);
+            config.ssh_command = command(&mut top, &mut reader, "ssh_command");
+            if let Some(value) = top.value("container") {
+                for (name, table) in reader.named_tables("container", value) {
+                    config
+                        .containers
+                        .extend(container(name, table, &mut reader, environment));
+                }
+            }
+            let containers: Vec<String> = top.value("container").map_or_else(Vec::new, |value| {
+                let tables = value.get_ref().as_table();
+                tables.map_or_else(Vec::new, |t| {
+                    t.keys().map(|k| k.get_ref().to_string()).collect()
+                })
+            });
+            if let Some(value) = top.value("job") {
+                for (name, table) in reader.named_tables("job", value) {
+                    config
+                        .jobs
+                        .extend(job(&name, table, &mut reader, environment, &containers));
+                }
+            }
+            top.finish(&mut reader);
+        }
+        let mistakes = reader.into_mistakes();
+        if mistakes.is_empty() {
+            Ok(config)
+        } else {
+            Err(mistakes)
+        }
+    }
+}
+
+fn wrong(path: &Path, mistakes: &[Mistake]) -> Failure {
+    let mut failure = Failure::usage(format!("the config {} is wrong", path.display()));
+    for mistake in mistakes {
+        failure = failure.because(format!(
+            "{}:{}: {}",
+            path.display(),
+            mistake.line,
+            mistake.what
+        ));
+    }
+    failure.with_hint("nothing was started. docs/cli.md lists every key")
+}
+
+/// Reads the file. One that others can write could make root run anything (`ssh_command`).
+fn read(path: &Path, environment: &Environment) -> std::io::Result<String> {
+    let file = std::fs::File::open(path)?;
+    let about = file.metadata()?;
+    let refuse = |why: &str| Err(std::io::Error::other(why.to_owned()));
+    if !about.is_file() {
+        return refuse("not a regular file");
+    }
+    if environment.root && (about.uid() != 0 || about.mode() & 0o022 != 0) {
+        return refuse(
+            "others than root can write to it, and it names commands that root runs \
+             (chown root, chmod go-w)",
+        );
+    }
+    let mut text = String::new();
+    file.take(CONFIG_BYTES_MAX + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > CONFIG_BYTES_MAX {
+        return refuse("longer than 1 MiB");
+    }
+    Ok(text)
+}
+
+fn container<'i>(
+    name: String,
+    mut table: Table<'_, 'i>,
+    reader: &mut Reader<'i>,
+    environment: &Environment,
+) -> Option<Container> {
+    if !is_name(&name) || name.ends_with(".luks") {
+        reader.mistake(
+            table.span.clone(),
+            format!(
+                "{name:?} can't name a container: letters, digits, `.`, `_` and `-`, \
+                 not ending in .luks"
+            ),
+        );
+    }
+    let mut target = None;
+    match table.text(reader, "target") {
+        Some(text) => match parse_target(&text.value, environment) {
+            Ok(parsed) => target = Some(parsed),
+            Err(what) => reader.mistake(text.span, what),
+        },
+        None if table.value("target").is_none() => table.missing(reader, "target"),
+        None => {}
+    }
+    let key_file = path(&mut table, reader, environment, "key_file");
+    let passphrase_file = path(&mut table, reader, environment, "passphrase_file");
+    let passphrase_command = command(&mut table, reader, "passphrase_command");
+    let ways = [
+        table.value("key_file").is_some(),
+        table.value("passphrase_file").is_some(),
+        table.value("passphrase_command").is_some(),
+    ];
+    if ways.iter().filter(|way| **way).count() > 1 {
+        reader.mistake(
+            table.span.clone(),
+            format!(
+                "{}: only one of key_file, passphrase_file and passphrase_command",
+                table.title
+            ),
+        );
+    }
+    let ssh_command = command(&mut table, reader, "ssh_command");
+    let insist_without_fsync = table.flag(reader, "insist_without_fsync");
+    table.finish(reader);
+    Some(Container {
+        name,
+        target: target?,
+        key_file,
+        passphrase_file,
+        passphrase_command,
+        ssh_command,
+        insist_without_fsync,
+    })
+}
+
+fn job<'i>(
+    name: &str,
+    mut table: Table<'_, 'i>,
+    reader: &mut Reader<'i>,
+    environment: &Environment,
+    containers: &[String],
+) -> Option<Job> {
+    let job_name = job_name(name)
+        .map_err(|what| reader.mistake(table.span.clone(), what))
+        .ok();
+    let container = table.text(reader, "container");
+    match &container {
+        Some(text) if !containers.contains(&text.value) => {
+            let near = near_miss(&text.value, containers.iter().map(String::as_str));
+            let near = near.map_or_else(String::new, |near| format!("; did you mean {near:?}?"));
+            reader.mistake(
+                text.span.clone(),
+                format!("there is no [container.{}]{near}", text.value),
+            );
+        }
+        None if table.value("container").is_none() => table.missing(reader, "container"),
+        Some(_) | None => {}
+    }
+    let mistakes_before = reader.count();
+    let sources = paths(&mut table, reader, environment, "sources");
+    if table.value("sources").is_none() {
+        table.missing(reader, "sources");
+    } else if sources.is_empty() && reader.count() == mistakes_before {
+        reader.mistake(
+            table.span.clone(),
+            format!("{}: `sources` is empty", table.title),
+        );
+    }
+    let exclude = table.texts(reader, "exclude");
+    let exclude_from = paths(&mut table, reader, environment, "exclude_from");
+    let one_file_system = table.flag(reader, "one_file_system");
+    let allow_empty = table.flag(reader, "allow_empty");
+    table.finish(reader);
+    Some(Job {
+        name: job_name?,
+        container: container?.value,
+        sources,
+        exclude: exclude.into_iter().map(|text| text.value).collect(),
+        exclude_from,
+        one_file_system,
+        allow_empty,
+    })
+}
+
+/// Checks a job's name. A colon would be taken for the path's beginning in `restore`.
+pub(crate) fn job_name(text: &str) -> Result<JobName, String> {
+    if text.contains(':') {
+        return Err(format!("{text:?} can't name a job: it holds a colon"));
+    }
+    JobName::new(text).map_err(|error| error.to_string())
+}
+
+fn parse_target(text: &str, environment: &Environment) -> Result<Target, String> {
+    let text = match (text.strip_prefix("~/"), &environment.home) {
+        (Some(rest), Some(home)) => format!("{}/{rest}", home.display()),
+        _ => text.to_owned(),
+    };
+    let parsed = Target::parse(&text, Path::new("")).map_err(|error| error.to_string())?;
+    if let crate::target::Place::Local { folder } = &parsed.place
+        && !folder.is_absolute()
+    {
+        return Err(format!(
+            "`target` {text:?} must be ssh://…, host:path or an absolute path"
+        ));
+    }
+    Ok(parsed)
+}
+
+fn command<'i>(
+    table: &mut Table<'_, 'i>,
+    reader: &mut Reader<'i>,
+    key: &'static str,
+) -> Option<Vec<OsString>> {
+    let text = table.text(reader, key)?;
+    match split_words(&text.value) {
+        Ok(words) => Some(words),
+        Err(what) => {
+            reader.mistake(text.span, format!("`{key}`: {what}"));
+            None
+        }
+    }
+}
+
+/// Splits a command into words as a shell does; nothing in it is expanded.
+pub(crate) fn split_words(text: &str) -> Result<Vec<OsString>, String> {
+    match shlex::split(text) {
+        Some(words) if !words.is_empty() && !words[0].is_empty() => {
+            Ok(words.into_iter().map(OsString::from).collect())
+        }
+        Some(_) => Err("no command in it".to_owned()),
+        None => Err("a quote is not closed".to_owned()),
+    }
+}
+
+fn path<'i>(
+    table: &mut Table<'_, 'i>,
+    reader: &mut Reader<'i>,
+    environment: &Environment,
+    key: &'static str,
+) -> Option<PathBuf> {
+    let text = table.text(reader, key)?;
+    absolute(&text, reader, environment, key)
+}
+
+fn paths<'i>(
+    table: &mut Table<'_, 'i>,
+    reader: &mut Reader<'i>,
+    environment: &Environment,
+    key: &'static str,
+) -> Vec<PathBuf> {
+    let texts = table.texts(reader, key);
+    texts
+        .iter()
+        .filter_map(|text| absolute(text, reader, environment, key))
+        .collect()
+}
+
+fn absolute(
+    text: &Text,
+    reader: &mut Reader<'_>,
+    environment: &Environment,
+    key: &str,
+) -> Option<PathBuf> {
+    let path = environment.absolute_in_config(&text.value);
+    if path.is_none() {
+        reader.mistake(
+            text.span.clone(),
+            format!("`{key}`: {:?} must begin with / or ~/", text.value),
+        );
+    }
+    path
+}

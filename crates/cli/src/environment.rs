@@ -1,0 +1,77 @@
+//! What sprat takes from its surroundings: user, folders, terminal. Read once, here only.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use crate::Failure;
+
+/// Where this process runs.
+#[derive(Debug, Clone)]
+pub(crate) struct Environment {
+    /// The user is root.
+    pub root: bool,
+    /// The user's home folder.
+    pub home: Option<PathBuf>,
+    /// Where the config and the key files lie: `/etc/sprat` (root) or `~/.config/sprat`.
+    pub config_dir: Option<PathBuf>,
+    /// Where relative paths on the command line begin.
+    pub current_dir: PathBuf,
+}
+
+impl Environment {
+    /// Looks round.
+    pub(crate) fn read() -> Result<Self, Failure> {
+        let root = rustix::process::geteuid().is_root();
+        let folder = |name: &str| -> Option<PathBuf> {
+            std::env::var_os(name)
+                .filter(|value: &OsString| Path::new(value).is_absolute())
+                .map(PathBuf::from)
+        };
+        let home = folder("HOME");
+        let user_config = || {
+            folder("XDG_CONFIG_HOME")
+                .or_else(|| home.as_ref().map(|home| home.join(".config")))
+                .map(|config| config.join("sprat"))
+        };
+        let config_dir = folder("SPRAT_CONFIG_DIR").or_else(|| {
+            if root {
+                Some(PathBuf::from("/etc/sprat"))
+            } else {
+                user_config()
+            }
+        });
+        let current_dir = std::env::current_dir().map_err(|error| {
+            Failure::failed("the current folder can't be used").caused_by(&error)
+        })?;
+        Ok(Self {
+            root,
+            home,
+            config_dir,
+            current_dir,
+        })
+    }
+
+    /// Makes a path of the command line absolute. The shell has expanded `~` already.
+    pub(crate) fn absolute(&self, path: &Path) -> PathBuf {
+        self.current_dir.join(path)
+    }
+
+    /// Makes a path of the config absolute: `~/…` is expanded; a relative one is `None`.
+    pub(crate) fn absolute_in_config(&self, path: &str) -> Option<PathBuf> {
+        if let Some(rest) = path.strip_prefix("~/") {
+            return self.home.as_ref().map(|home| home.join(rest));
+        }
+        Path::new(path).is_absolute().then(|| PathBuf::from(path))
+    }
+
+    /// Fails unless root: `what` needs FUSE, a loop device and a mount.
+    pub(crate) fn need_root(&self, what: &str) -> Result<(), Failure> {
+        if self.root {
+            return Ok(());
+        }
+        Err(Failure::failed(format!(
+            "`sprat {what}` must be run as root: it mounts the volume"
+        ))
+        .with_hint("nothing was started. Run it with sudo or as root"))
+    }
+}

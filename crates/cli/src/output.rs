@@ -1,0 +1,128 @@
+//! Results to stdout, everything else to stderr, for people or as JSON.
+
+mod progress;
+pub(crate) mod text;
+
+use std::io::{IsTerminal, Write};
+
+use serde::Serialize;
+use serde_json::json;
+
+use crate::args::GlobalArgs;
+use crate::{Exit, Failure};
+pub(crate) use progress::Reporter;
+
+/// How this run speaks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Output {
+    /// JSON instead of text.
+    pub json: bool,
+    /// Results and failures only.
+    pub quiet: bool,
+    /// Every step.
+    pub verbose: bool,
+    /// stderr is a terminal.
+    pub terminal: bool,
+}
+
+impl Output {
+    /// As the command line asks.
+    pub(crate) fn new(global: &GlobalArgs) -> Self {
+        Self {
+            json: global.json,
+            quiet: global.quiet,
+            verbose: global.verbose,
+            terminal: std::io::stderr().is_terminal(),
+        }
+    }
+
+    /// Prints the command's result: `text` (ending in a newline, or empty), or `json` as one line.
+    pub(crate) fn result(self, text: &str, json: &impl Serialize) -> Result<(), Failure> {
+        let mut out = std::io::stdout().lock();
+        let written = if self.json {
+            serde_json::to_writer(&mut out, json)
+                .map_err(std::io::Error::from)
+                .and_then(|()| out.write_all(b"\n"))
+        } else {
+            out.write_all(text.as_bytes())
+        };
+        match written.and_then(|()| out.flush()) {
+            Ok(()) => Ok(()),
+            Err(error) => Err(
+                Failure::failed("the result can't be written to standard output").caused_by(&error),
+            ),
+        }
+    }
+
+    /// Tells something that happened, unless quiet.
+    pub(crate) fn note(self, text: &str) {
+        if !self.quiet {
+            self.line(text);
+        }
+    }
+
+    /// Tells something that matters for the safety of the data; with `-q` too.
+    pub(crate) fn warning(self, text: &str) {
+        self.line(&format!("warning: {text}"));
+    }
+
+    /// Tells how a command failed.
+    pub(crate) fn failure(self, failure: &Failure) {
+        if self.json {
+            self.event(&json!({ "failure": failure_json(failure) }));
+            return;
+        }
+        let mut text = format!("sprat: {}\n", text::harmless(&failure.what));
+        if !failure.causes.is_empty() {
+            text.push_str("Caused by:\n");
+            for (index, cause) in failure.causes.iter().enumerate() {
+                text.push_str(&format!("  {}: {}\n", index + 1, text::harmless(cause)));
+            }
+        }
+        if let Some(hint) = &failure.hint {
+            text.push_str(&format!("Hint: {}\n", text::harmless(hint)));
+        }
+        write_stderr(&text);
+    }
+
+    fn line(self, text: &str) {
+        if self.json {
+            self.event(&json!({ "note": text }));
+        } else {
+            write_stderr(&format!("sprat: {}\n", text::harmless(text)));
+        }
+    }
+
+    /// One line of JSON on stderr.
+    fn event(self, event: &serde_json::Value) {
+        write_stderr(&format!("{event}\n"));
+    }
+}
+
+/// A failure as it stands in JSON, in results and on stderr.
+pub(crate) fn failure_json(failure: &Failure) -> serde_json::Value {
+    json!({
+        "exit": failure.exit,
+        "code": failure.exit.code(),
+        "what": failure.what,
+        "causes": failure.causes,
+        "hint": failure.hint,
+    })
+}
+
+/// How a run ended, as it stands in every JSON result.
+pub(crate) fn exit_json(exit: Exit) -> serde_json::Value {
+    json!({ "exit": exit, "code": exit.code() })
+}
+
+/// Prints what the parser of the command line says, which ends in a newline.
+pub(crate) fn complain(text: &str) {
+    write_stderr(&format!("sprat: {text}"));
+}
+
+/// Writes in one piece, so that lines of several processes don't mix. There is nobody left to tell
+/// if stderr is gone.
+fn write_stderr(text: &str) {
+    let mut err = std::io::stderr().lock();
+    let _ = err.write_all(text.as_bytes()).and_then(|()| err.flush());
+}

@@ -1,0 +1,331 @@
+//! What a session does, while it does it: one line on a terminal, plain lines elsewhere.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::{Output, text, write_stderr};
+use crate::session::{Notice, Observer, Phase, SessionProgress};
+
+/// Between two changes of the line on a terminal.
+const TERMINAL_INTERVAL: Duration = Duration::from_millis(200);
+/// Between two plain lines: rare enough for a log that is kept.
+const PLAIN_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Tells the user what a session does.
+#[derive(Debug)]
+pub(crate) struct Reporter {
+    output: Output,
+    /// Put in front of each line, such as the job's name.
+    subject: String,
+    phase: Option<Phase>,
+    shown_at: Option<Instant>,
+    /// The terminal's present line, which the next output replaces.
+    line_shown: bool,
+}
+
+impl Reporter {
+    /// A reporter for `subject`, such as `home: `.
+    pub(crate) fn new(output: Output, subject: impl Into<String>) -> Self {
+        Self {
+            output,
+            subject: subject.into(),
+            phase: None,
+            shown_at: None,
+            line_shown: false,
+        }
+    }
+
+    /// Says whom the next lines are about.
+    pub(crate) fn about(&mut self, subject: impl Into<String>) {
+        self.subject = subject.into();
+    }
+
+    /// Takes the progress line off the terminal, so that a result can be printed.
+    pub(crate) fn clear(&mut self) {
+        if self.line_shown {
+            write_stderr("\r\x1b[K");
+            self.line_shown = false;
+        }
+    }
+
+    fn show(&mut self, line: &str) {
+        if self.output.terminal {
+            let width = rustix::termios::tcgetwinsize(rustix::stdio::stderr())
+                .map_or(80, |size| usize::from(size.ws_col).max(20));
+            let line = text::harmless_within(line, width - 2);
+            write_stderr(&format!("\r\x1b[K{line}"));
+            self.line_shown = true;
+        } else {
+            write_stderr(&format!("sprat: {}\n", text::harmless(line)));
+        }
+        self.shown_at = Some(Instant::now());
+    }
+}
+
+impl Drop for Reporter {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+impl Observer for Reporter {
+    fn phase(&mut self, phase: Phase) {
+        let changed = self.phase.replace(phase) != Some(phase);
+        if self.output.quiet || !changed {
+            return;
+        }
+        if self.output.json {
+            self.output
+                .event(&json!({ "phase": phase, "about": self.subject.trim_end() }));
+        } else if self.output.terminal || self.output.verbose || is_long(phase) {
+            let line = format!("{}{}", self.subject, phase_text(phase));
+            self.show(&line);
+        }
+    }
+
+    fn progress(&mut self, progress: &SessionProgress) {
+        if self.output.quiet {
+            return;
+        }
+        let interval = if self.output.terminal && !self.output.json {
+            TERMINAL_INTERVAL
+        } else {
+            PLAIN_INTERVAL
+        };
+        let due = self.shown_at.is_none_or(|at| at.elapsed() >= interval);
+        if !due {
+            return;
+        }
+        if self.output.json {
+            self.shown_at = Some(Instant::now());
+            let event = json!({
+                "progress": { "phase": self.phase, "rsync": progress.rsync, "volume": progress.volume },
+                "about": self.subject.trim_end(),
+            });
+            self.output.event(&event);
+            return;
+        }
+        let phase = self.phase.map_or("", phase_text);
+        let line = format!("{}{}", self.subject, progress_text(phase, progress));
+        self.show(&line);
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        self.clear();
+        if self.output.json {
+            if !self.output.quiet {
+                self.output
+                    .event(&json!({ "notice": notice, "about": self.subject.trim_end() }));
+            }
+            return;
+        }
+        let (text, matters) = notice_text(&notice);
+        let text = format!("{}{text}", self.subject);
+        if matters {
+            self.output.warning(&text);
+        } else {
+            self.output.note(&text);
+        }
+    }
+}
+
+/// Phases worth a line in a log.
+fn is_long(phase: Phase) -> bool {
+    matches!(
+        phase,
+        Phase::MakingFileSystem | Phase::Working | Phase::Syncing | Phase::Stopping
+    )
+}
+
+fn phase_text(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Connecting => "connecting",
+        Phase::Locking => "taking the lock",
+        Phase::Unlocking => "opening the key slot",
+        Phase::Creating => "making the container",
+        Phase::MakingFileSystem => "making the file system",
+        Phase::Mounting => "mounting",
+        Phase::Working => "working",
+        Phase::Stopping => "stopping in order",
+        Phase::Unmounting => "unmounting",
+        Phase::Syncing => "waiting until the server has everything on its disk",
+        Phase::Publishing => "giving the container its name",
+    }
+}
+
+fn rsync_phase_text(phase: sprat_snapshot::Phase) -> &'static str {
+    use sprat_snapshot::Phase as P;
+    match phase {
+        P::Checking => "checking the sources",
+        P::Recovering => "taking up the interrupted run",
+        P::Copying => "copying",
+        P::Syncing => "waiting until everything is written",
+        P::Naming => "naming the snapshot",
+        P::Removing => "removing the interrupted tree",
+        _ => "working",
+    }
+}
+
+/// One line: phase, percent, bytes, rate, time left, files, what waits to be durable, the line.
+fn progress_text(phase: &str, progress: &SessionProgress) -> String {
+    let mut parts = Vec::new();
+    match &progress.rsync {
+        Some(rsync) => {
+            parts.push(rsync_phase_text(rsync.phase).to_owned());
+            if let Some(percent) = rsync.percent.filter(|_| rsync.all_found) {
+                parts.push(format!("{percent}%"));
+            }
+            parts.push(text::bytes(rsync.bytes_done));
+            if let Some(rate) = rsync.bytes_per_s {
+                parts.push(format!("{}/s", text::bytes(rate)));
+            }
+            if let Some(left) = time_left(rsync) {
+                parts.push(format!("{} left", text::duration(left)));
+            }
+            parts.push(if rsync.all_found {
+                format!(
+                    "{}/{} files",
+                    text::count(rsync.files_done),
+                    text::count(rsync.files_found)
+                )
+            } else {
+                text::counted(rsync.files_done, "file", "files")
+            });
+        }
+        None => {
+            parts.push(phase.to_owned());
+            if progress.volume.written_bytes > 0 {
+                parts.push(format!(
+                    "{} sent",
+                    text::bytes(progress.volume.written_bytes)
+                ));
+            }
+        }
+    }
+    let volume = &progress.volume;
+    if volume.dirty_bytes > 0 {
+        parts.push(format!("{} buffered", text::bytes(volume.dirty_bytes)));
+    }
+    if volume.unsynced_bytes > 0 {
+        parts.push(format!("{} unsynced", text::bytes(volume.unsynced_bytes)));
+    }
+    if let Some(ms) = volume.reconnecting_ms {
+        let away = text::duration(Duration::from_millis(ms));
+        parts.push(format!("line lost, reconnecting for {away}"));
+    }
+    parts.join(", ")
+}
+
+/// From rsync's own percent and rate, once it has found all there is.
+fn time_left(rsync: &sprat_snapshot::Progress) -> Option<Duration> {
+    let percent = u128::from(rsync.percent.filter(|percent| (1..100).contains(percent))?);
+    let rate = u128::from(rsync.bytes_per_s.filter(|rate| *rate > 0)?);
+    if !rsync.all_found {
+        return None;
+    }
+    let left = u128::from(rsync.bytes_done) * (100 - percent) / percent / rate;
+    u64::try_from(left).ok().map(Duration::from_secs)
+}
+
+/// The words for a notice, and whether `-q` shows it too.
+fn notice_text(notice: &Notice) -> (String, bool) {
+    match notice {
+        Notice::HeaderCopyDamaged { copy } => (
+            format!(
+                "the {copy} copy of the LUKS2 header is damaged; the other one was used. The data \
+                 is whole, but repair it soon: `cryptsetup repair` on the container file"
+            ),
+            true,
+        ),
+        Notice::TrustedOnce { fingerprint } => (
+            format!(
+                "this machine didn't know this container: its header is trusted and pinned from \
+                 now on. Compare with the recovery sheet: fingerprint {fingerprint}"
+            ),
+            true,
+        ),
+        Notice::TookOverDeadSession => (
+            "took over the lock of a session that died on this machine".to_owned(),
+            false,
+        ),
+        Notice::Suspects { bytes } => (
+            format!(
+                "a session that died had {} on the wire; they are read back before success",
+                text::bytes(*bytes)
+            ),
+            false,
+        ),
+        Notice::DeadSessionLeftLock => (
+            "a session that was writing died on this machine; its journal is replayed locally, \
+             nothing is written to the server"
+                .to_owned(),
+            false,
+        ),
+        Notice::ServerSpaceLow { available_bytes } => (
+            format!(
+                "only {} are left on the server",
+                text::bytes(*available_bytes)
+            ),
+            true,
+        ),
+        Notice::NoDurableFlush => (
+            "this server can't fsync: if it crashes, the container may be lost".to_owned(),
+            false,
+        ),
+        Notice::NoFolderFlush => (
+            "this server can't make a rename durable at once; a crash of the server in the next \
+             seconds may undo it"
+                .to_owned(),
+            false,
+        ),
+        Notice::NotHardened { reason } => (format!("not hardened: {reason}"), false),
+        Notice::LineLost { reason } => (format!("line lost, reconnecting: {reason}"), false),
+        Notice::LineBack { away_s } => (
+            format!(
+                "line back after {}",
+                text::duration(Duration::from_secs(*away_s))
+            ),
+            false,
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::VolumeFigures;
+
+    #[test]
+    fn progress_line_tells_rate_time_left_and_what_is_not_durable() {
+        let mut rsync = sprat_snapshot::Progress::begin(sprat_snapshot::Phase::Copying);
+        rsync.bytes_done = 300 << 20;
+        rsync.percent = Some(30);
+        rsync.bytes_per_s = Some(10 << 20);
+        rsync.files_done = 1200;
+        rsync.files_found = 4000;
+        rsync.all_found = true;
+        let volume = VolumeFigures {
+            dirty_bytes: 5 << 20,
+            unsynced_bytes: 20 << 20,
+            reconnecting_ms: Some(12_400),
+            ..VolumeFigures::default()
+        };
+        let progress = SessionProgress {
+            rsync: Some(rsync),
+            volume,
+        };
+        insta::assert_snapshot!(progress_text("working", &progress), @"copying, 30%, 300 MiB, 10.0 MiB/s, 1:10 min left, 1,200/4,000 files, 5.0 MiB buffered, 20.0 MiB unsynced, line lost, reconnecting for 12 s");
+    }
+
+    #[test]
+    fn time_left_is_unknown_while_rsync_still_finds_files() {
+        let mut rsync = sprat_snapshot::Progress::begin(sprat_snapshot::Phase::Copying);
+        rsync.percent = Some(50);
+        rsync.bytes_per_s = Some(1);
+        rsync.bytes_done = 10;
+        assert_eq!(time_left(&rsync), None);
+        rsync.all_found = true;
+        assert_eq!(time_left(&rsync), Some(Duration::from_secs(10)));
+    }
+}

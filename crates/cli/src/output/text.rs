@@ -1,0 +1,196 @@
+//! Text for people: foreign bytes made harmless, and numbers made short.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+/// Longest line of a message, in characters; what a server says beyond it is cut.
+const LINE_CHARACTERS_MAX: usize = 2000;
+
+/// Makes foreign text harmless for a terminal: control characters, invisible ones and those that
+/// turn the direction of writing are escaped, and it is cut to a bounded length.
+pub(crate) fn harmless(text: &str) -> String {
+    harmless_within(text, LINE_CHARACTERS_MAX)
+}
+
+/// As [`harmless`], at most `characters_max` characters of `text`.
+pub(crate) fn harmless_within(text: &str, characters_max: usize) -> String {
+    let mut shown = String::with_capacity(text.len().min(4 * characters_max));
+    for (count, c) in text.chars().enumerate() {
+        if count == characters_max {
+            shown.push('…');
+            break;
+        }
+        if is_harmful(c) {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
+/// Control characters, line and paragraph separators, and Unicode's invisible and
+/// direction-changing format characters (UAX #9, and U+200B..U+200F, U+2060..U+206F, U+FEFF).
+fn is_harmful(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+            | '\u{061c}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+/// `1.5 GiB`.
+pub(crate) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if count < 1024 {
+        return format!("{count} B");
+    }
+    let mut unit = 0;
+    let mut whole = count;
+    let mut rest = 0;
+    while whole >= 1024 && unit < UNITS.len() {
+        rest = whole % 1024;
+        whole /= 1024;
+        unit += 1;
+    }
+    let name = UNITS[unit - 1];
+    if whole < 100 {
+        format!("{whole}.{} {name}", rest * 10 / 1024)
+    } else {
+        format!("{whole} {name}")
+    }
+}
+
+/// `1,234,567`.
+pub(crate) fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// `1 file`, `2 files`.
+pub(crate) fn counted(number: u64, one: &str, many: &str) -> String {
+    format!("{} {}", count(number), if number == 1 { one } else { many })
+}
+
+/// `7 s`, `4:05 min`, `2:10 h`, `3 d 4 h`.
+pub(crate) fn duration(time: Duration) -> String {
+    let seconds = time.as_secs();
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{}:{:02} min", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{}:{:02} h", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds / 3600 % 24),
+    }
+}
+
+/// A table with its columns aligned; the columns in `right` (numbers) to the right.
+pub(crate) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (column, cell) in row.iter().enumerate() {
+            let blank = widths[column] - cell.chars().count();
+            let gap = if column == 0 { "" } else { "  " };
+            // Writing to a String can't fail.
+            let _ = if right.contains(&column) {
+                write!(line, "{gap}{:blank$}{cell}", "")
+            } else {
+                write!(line, "{gap}{cell}{:blank$}", "")
+            };
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// Parses a size as `--size` takes it: a whole number and K, M, G, T or P (powers of 1024).
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+    let upper = text.trim().to_ascii_uppercase();
+    let upper = upper
+        .strip_suffix("IB")
+        .or_else(|| upper.strip_suffix('B'))
+        .unwrap_or(&upper);
+    let (digits, shift) = match upper.char_indices().next_back() {
+        Some((at, unit)) if unit.is_ascii_alphabetic() => {
+            let power = "KMGTP"
+                .find(unit)
+                .ok_or("the unit must be K, M, G, T or P")?;
+            (&upper[..at], 10 * (power + 1))
+        }
+        _ => (upper, 0),
+    };
+    let number: u64 = digits
+        .trim_end()
+        .parse()
+        .map_err(|_| "not a whole number with K, M, G, T or P behind it".to_owned())?;
+    number
+        .checked_mul(1 << shift)
+        .filter(|bytes| *bytes <= i64::MAX.unsigned_abs())
+        .ok_or_else(|| "more than a file can hold".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn foreign_text_can_neither_steer_the_terminal_nor_flood_it() {
+        assert_eq!(
+            harmless("a\x1b[2Jb\nc\u{202e}d\u{7f}é"),
+            r"a\u{1b}[2Jb\nc\u{202e}d\u{7f}é"
+        );
+        assert_eq!(
+            harmless(&"x".repeat(5000)).chars().count(),
+            LINE_CHARACTERS_MAX + 1
+        );
+    }
+
+    #[test]
+    fn sizes_are_printed_short_and_parsed_in_powers_of_1024() {
+        let shown: Vec<String> = [0, 1023, 1024, 1536, 102_400, 5 << 40, u64::MAX]
+            .map(bytes)
+            .into();
+        assert_eq!(
+            shown,
+            [
+                "0 B", "1023 B", "1.0 KiB", "1.5 KiB", "100 KiB", "5.0 TiB", "15.9 EiB"
+            ]
+        );
+        assert_eq!(parse_size("5T"), Ok(5 << 40));
+        assert_eq!(parse_size("64 MiB"), Ok(64 << 20));
+        assert_eq!(parse_size("4096"), Ok(4096));
+        for wrong in ["", "T", "5X", "-1", "1.5G", "9999999P", "8192P"] {
+            assert!(parse_size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn counts_and_durations_are_grouped() {
+        assert_eq!(count(1_234_567), "1,234,567");
+        assert_eq!(counted(1, "file", "files"), "1 file");
+        let shown = [5, 65, 7_800, 100_000].map(|s| duration(Duration::from_secs(s)));
+        assert_eq!(shown, ["5 s", "1:05 min", "2:10 h", "1 d 3 h"]);
+    }
+
+    #[test]
+    fn tables_are_aligned() {
+        let rows = [
+            vec!["job".to_owned(), "size".to_owned()],
+            vec!["a".to_owned(), "5".to_owned()],
+        ];
+        assert_eq!(table(&rows, &[1]), "job  size\na       5\n");
+    }
+}

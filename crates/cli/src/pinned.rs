@@ -1,0 +1,157 @@
+//! What this machine remembers of each container: its pins, in the state folder.
+
+use std::fs::{DirBuilder, File};
+use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use sprat_luks::Pins;
+
+use crate::session::{ContainerFacts, PinPolicy};
+use crate::target::Target;
+use crate::{Exit, Failure};
+
+/// One container, as remembered: the content of `containers/<16 hex>.json`.
+#[derive(Debug, Serialize, Deserialize)]
+struct Remembered {
+    /// For people who look into the file.
+    target: String,
+    pins: Pins,
+    fingerprint: String,
+    pinned_at: Timestamp,
+}
+
+/// What the session compares the header with: the fingerprint that the user gave, else what is
+/// pinned, else nothing.
+pub(crate) fn policy(
+    state_dir: &Path,
+    target: &Target,
+    fingerprint: Option<&str>,
+) -> Result<PinPolicy, Failure> {
+    let known = load(state_dir, target)?;
+    Ok(match (known, fingerprint) {
+        // The pins also know the newest sequence.
+        (Some(pins), Some(typed)) if pins.matches_fingerprint(typed) => PinPolicy::Known(pins),
+        (_, Some(typed)) => PinPolicy::Expect(typed.to_owned()),
+        (Some(pins), None) => PinPolicy::Known(pins),
+        (None, None) => PinPolicy::TrustOnce,
+    })
+}
+
+/// Remembers what a session found, where it tells something new.
+pub(crate) fn remember(
+    state_dir: &Path,
+    target: &Target,
+    policy: &PinPolicy,
+    facts: &ContainerFacts,
+) -> Result<(), Failure> {
+    match policy {
+        PinPolicy::Known(pins) if *pins == facts.pins => Ok(()),
+        _ => store(state_dir, target, &facts.pins),
+    }
+}
+
+/// Pins a container.
+pub(crate) fn store(state_dir: &Path, target: &Target, pins: &Pins) -> Result<(), Failure> {
+    let path = file(state_dir, target);
+    let remembered = Remembered {
+        target: target.identity(),
+        pins: pins.clone(),
+        fingerprint: pins.fingerprint(),
+        pinned_at: Timestamp::now(),
+    };
+    let written = (|| -> std::io::Result<()> {
+        let folder = path.parent().unwrap_or(state_dir);
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)?;
+        let mut part = tempfile::NamedTempFile::new_in(folder)?;
+        serde_json::to_writer_pretty(&mut part, &remembered)?;
+        part.write_all(b"\n")?;
+        part.as_file().sync_all()?;
+        part.persist(&path).map_err(|error| error.error)?;
+        File::open(folder)?.sync_all()
+    })();
+    written.map_err(|error| {
+        Failure::failed(format!(
+            "can't remember the container in {}",
+            path.display()
+        ))
+        .caused_by(&error)
+        .with_hint("the container itself is in order")
+    })
+}
+
+fn load(state_dir: &Path, target: &Target) -> Result<Option<Pins>, Failure> {
+    let path = file(state_dir, target);
+    let unusable =
+        |error: &dyn std::error::Error| {
+            Failure::new(
+            Exit::Failed,
+            format!("what is pinned of the container can't be read: {}", path.display()),
+        )
+        .caused_by(error)
+        .with_hint(
+            "remove that file and give --fingerprint from the recovery sheet, and the container \
+             is pinned anew",
+        )
+        };
+    let text = match std::fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(unusable(&error)),
+    };
+    let remembered: Remembered = serde_json::from_slice(&text).map_err(|error| unusable(&error))?;
+    Ok(Some(remembered.pins))
+}
+
+/// 64 bits of a hash: the name must suit a file system, and be the same for the same target.
+fn file(state_dir: &Path, target: &Target) -> PathBuf {
+    let hash = openssl::sha::sha256(target.identity().as_bytes());
+    let name: String = hash[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    state_dir.join("containers").join(format!("{name}.json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pins() -> Pins {
+        Pins {
+            cipher: "aes-xts-plain64".to_owned(),
+            key_bits: 512,
+            sector_bytes: 4096,
+            payload_offset_bytes: 16 << 20,
+            iv_tweak: 0,
+            volume_key_digest: "00".repeat(32),
+            uuid: "8a2ac4f5-8d45-4a0c-a1f3-3c3c7c4fca46".to_owned(),
+            sequence_id: 3,
+        }
+    }
+
+    #[test]
+    fn pins_are_kept_a_target_and_compared_with_a_fingerprint() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = Target::parse("host:x.luks", Path::new("/")).unwrap();
+        let other = Target::parse("host:y.luks", Path::new("/")).unwrap();
+        let policy = |target: &Target, typed| policy(folder.path(), target, typed).unwrap();
+        assert!(matches!(policy(&target, None), PinPolicy::TrustOnce));
+        store(folder.path(), &target, &pins()).unwrap();
+        assert!(matches!(policy(&target, None), PinPolicy::Known(found) if found == pins()));
+        assert!(matches!(policy(&other, None), PinPolicy::TrustOnce));
+        let fingerprint = pins().fingerprint().to_lowercase();
+        assert!(matches!(
+            policy(&target, Some(&fingerprint)),
+            PinPolicy::Known(_)
+        ));
+        assert!(matches!(
+            policy(&target, Some("0000")),
+            PinPolicy::Expect(_)
+        ));
+        std::fs::write(file(folder.path(), &target), "{").unwrap();
+        assert!(super::policy(folder.path(), &target, None).is_err());
+    }
+}

@@ -1,0 +1,52 @@
+//! Reaches a container's store for the commands that need no session: `unlock` and `doctor`.
+
+use std::ffi::OsString;
+use std::io;
+use std::sync::Arc;
+
+use sprat_luks::{Header, HeaderRead};
+use sprat_store::{
+    LocalStore, ReadClass, SftpOptions, SftpStore, SshTarget, Store, StoreError, StoreFile,
+};
+
+use crate::Failure;
+use crate::target::{Place, Target};
+
+/// Connects to the folder that holds `target`.
+pub(crate) fn connect(
+    target: &Target,
+    ssh_command: &[OsString],
+) -> Result<Arc<dyn Store>, StoreError> {
+    match &target.place {
+        Place::Local { folder } => Ok(Arc::new(LocalStore::open(folder)?)),
+        Place::Ssh {
+            user,
+            host,
+            port,
+            folder,
+        } => {
+            let ssh = SshTarget::new(user.as_deref(), host, *port)?;
+            let options = SftpOptions::new(ssh.argv(ssh_command), host, folder);
+            Ok(Arc::new(SftpStore::connect(options)?))
+        }
+    }
+}
+
+/// Loads a container's header; no key is needed for that.
+pub(crate) fn header(file: &dyn StoreFile) -> Result<Header, Failure> {
+    Ok(Header::load(&HeaderBytes(file))?)
+}
+
+struct HeaderBytes<'f>(&'f dyn StoreFile);
+
+impl HeaderRead for HeaderBytes<'_> {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len().map_err(io::Error::other)
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.0
+            .read_at(offset, buf, ReadClass::Demand)
+            .map_err(io::Error::other)
+    }
+}

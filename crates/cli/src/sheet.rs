@@ -1,0 +1,274 @@
+//! The recovery sheet: all that is needed to get everything back without sprat.
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use serde::Serialize;
+use sprat_luks::Pins;
+
+use crate::target::{Place, Target};
+
+/// Where the stock commands mount the server's folder and the volume.
+const SERVER_DIR: &str = "/mnt/sprat-server";
+const VOLUME_DIR: &str = "/mnt/sprat-volume";
+const MAPPER_NAME: &str = "sprat-restore";
+
+/// What the sheet tells. It holds the recovery key: whoever reads it reads the backup.
+#[derive(Debug)]
+pub(crate) struct Sheet<'s> {
+    pub target: &'s Target,
+    pub ssh_command: &'s [OsString],
+    pub pins: &'s Pins,
+    pub recovery_key: &'s str,
+    /// Path of the key file and the SHA-256 of its content.
+    pub key_file: Option<(&'s Path, &'s str)>,
+    /// Jobs that the config sends into this container.
+    pub jobs: &'s [String],
+}
+
+/// One step of getting everything back.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Step {
+    /// What it is for.
+    pub what: String,
+    /// The commands, each a line to be typed as it stands.
+    pub commands: Vec<String>,
+}
+
+impl Sheet<'_> {
+    /// The stock commands, with real values.
+    pub(crate) fn steps(&self) -> Vec<Step> {
+        let file = self.container_path();
+        let mut begin = vec![format!("mkdir -p {VOLUME_DIR}")];
+        if let Some(sshfs) = self.sshfs() {
+            begin = vec![format!("mkdir -p {SERVER_DIR} {VOLUME_DIR}"), sshfs];
+        }
+        let open = |key: &[&str]| {
+            let mut words = vec!["cryptsetup", "open", "--type", "luks2"];
+            words.extend(key);
+            words.extend([file.as_str(), MAPPER_NAME]);
+            quoted(&words)
+        };
+        let mut steps = vec![
+            step("Reach the server's folder", begin),
+            step(
+                "Look at the container: the UUID, aes-xts-plain64 and the offset must be those above",
+                vec![quoted(&["cryptsetup", "luksDump", &file])],
+            ),
+        ];
+        let typed = open(&[]);
+        match self.key_file {
+            Some((path, _)) => {
+                let path = path.to_string_lossy();
+                steps.push(step(
+                    "Open it with the key file",
+                    vec![open(&["--key-file", &path])],
+                ));
+                steps.push(step(
+                    "… or, without the key file, with the recovery key, typed with its dashes",
+                    vec![typed],
+                ));
+            }
+            None => steps.push(step(
+                "Open it with the passphrase or the recovery key, the latter typed with its dashes",
+                vec![typed],
+            )),
+        }
+        let mapper = format!("/dev/mapper/{MAPPER_NAME}");
+        steps.push(step(
+            "Look inside",
+            vec![
+                quoted(&["mount", "-o", "ro", &mapper, VOLUME_DIR]),
+                quoted(&["ls", "-l", VOLUME_DIR]),
+            ],
+        ));
+        steps.push(step(
+            "Copy everything back to /restore, owners, times, links and all",
+            self.copy_commands(),
+        ));
+        let mut end = vec![
+            quoted(&["umount", VOLUME_DIR]),
+            quoted(&["cryptsetup", "close", MAPPER_NAME]),
+        ];
+        if self.target.login().is_some() {
+            end.push(quoted(&["fusermount3", "-u", SERVER_DIR]));
+        }
+        steps.push(step("Leave it as it was", end));
+        steps
+    }
+
+    /// The sheet as it is printed.
+    pub(crate) fn text(&self, made_at: &str) -> String {
+        let mut text = String::new();
+        let rule = "=".repeat(78);
+        // Writing to a String can't fail.
+        let _ = writeln!(
+            text,
+            "{rule}\nSPRAT RECOVERY SHEET                     SECRET: print it, keep it off this machine\n{rule}"
+        );
+        let mut fields = vec![
+            ("Made", made_at.to_owned()),
+            ("Container", self.target.to_string()),
+        ];
+        match &self.target.place {
+            Place::Ssh {
+                user,
+                host,
+                port,
+                folder,
+            } => {
+                fields.push(("Server", host.clone()));
+                let login = user.clone();
+                fields.push((
+                    "Login",
+                    login.unwrap_or_else(|| "as ~/.ssh/config says".to_owned()),
+                ));
+                fields.push((
+                    "Port",
+                    port.map_or_else(
+                        || "as ~/.ssh/config says (22)".to_owned(),
+                        |p| p.to_string(),
+                    ),
+                ));
+                fields.push(("Folder", folder.clone()));
+            }
+            Place::Local { folder } => fields.push(("Folder", folder.display().to_string())),
+        }
+        fields.push(("File", self.target.name.to_string()));
+        fields.push(("UUID", self.pins.uuid.clone()));
+        fields.push(("Fingerprint", self.pins.fingerprint()));
+        let pins = self.pins;
+        fields.push((
+            "Header",
+            format!(
+                "{}, {}-bit key, sectors of {} bytes, offset {}, IV tweak {}",
+                pins.cipher,
+                pins.key_bits,
+                pins.sector_bytes,
+                pins.payload_offset_bytes,
+                pins.iv_tweak
+            ),
+        ));
+        fields.push(("Key digest", pins.volume_key_digest.clone()));
+        if let Some((path, sha256)) = self.key_file {
+            fields.push(("Key file", path.display().to_string()));
+            fields.push(("  its SHA-256", sha256.to_owned()));
+        }
+        fields.push(("RECOVERY KEY", self.recovery_key.to_owned()));
+        for (name, value) in fields {
+            let _ = writeln!(text, "{name:<14} {value}");
+        }
+        text.push_str(
+            "\nEither the key file or the recovery key opens the container; without both nobody\n\
+             can. The key file lies on this machine only: copy it to a safe place too.\n\n\
+             To get everything back without sprat, type these as root on any Linux machine with\n\
+             cryptsetup, sshfs and rsync, while no backup runs:\n",
+        );
+        for (number, step) in self.steps().iter().enumerate() {
+            let _ = writeln!(text, "\n{}. {}", number + 1, step.what);
+            for command in &step.commands {
+                let _ = writeln!(text, "       {command}");
+            }
+        }
+        text.push_str(
+            "\nIf the server lets you only read: add --readonly to `cryptsetup open` and use\n\
+             `mount -o ro,noload`.\n\
+             With sprat on a new machine: `sprat restore` with --fingerprint and the value above.\n",
+        );
+        let _ = writeln!(text, "{rule}");
+        text
+    }
+
+    fn container_path(&self) -> String {
+        match &self.target.place {
+            Place::Ssh { .. } => format!("{SERVER_DIR}/{}", self.target.name),
+            Place::Local { folder } => folder.join(self.target.name.as_str()).display().to_string(),
+        }
+    }
+
+    /// `sshfs [-p PORT] [-o ssh_command=…] user@host:folder DIR`
+    fn sshfs(&self) -> Option<String> {
+        let Place::Ssh {
+            user,
+            host,
+            port,
+            folder,
+        } = &self.target.place
+        else {
+            return None;
+        };
+        let host = if host.contains(':') {
+            format!("[{host}]")
+        } else {
+            host.clone()
+        };
+        let login = user
+            .as_ref()
+            .map_or(host.clone(), |user| format!("{user}@{host}"));
+        let remote = format!("{login}:{folder}");
+        let port = port.map(|port| port.to_string());
+        let mut words = vec!["sshfs"];
+        if let Some(port) = &port {
+            words.extend(["-p", port]);
+        }
+        let ssh: Vec<String> = self
+            .ssh_command
+            .iter()
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect();
+        let ssh_option = format!("ssh_command={}", sshfs_words(&ssh));
+        if ssh != ["ssh"] {
+            words.extend(["-o", &ssh_option]);
+        }
+        words.extend([remote.as_str(), SERVER_DIR]);
+        Some(quoted(&words))
+    }
+
+    fn copy_commands(&self) -> Vec<String> {
+        let jobs = if self.jobs.is_empty() {
+            &["JOB".to_owned()]
+        } else {
+            self.jobs
+        };
+        let mut commands = vec!["mkdir -p /restore".to_owned()];
+        commands.extend(jobs.iter().map(|job| {
+            let from = format!("{VOLUME_DIR}/{job}/latest/");
+            quoted(&["rsync", "-aHAXS", "--numeric-ids", &from, "/restore/"])
+        }));
+        commands
+    }
+}
+
+fn step(what: &str, commands: Vec<String>) -> Step {
+    Step {
+        what: what.to_owned(),
+        commands,
+    }
+}
+
+/// Words as a shell line. No word here holds a NUL, which alone can't be quoted.
+fn quoted(words: &[&str]) -> String {
+    let quoted = words.iter().map(|word| match shlex::try_quote(word) {
+        Ok(quoted) => quoted.into_owned(),
+        Err(_) => unreachable!("checked when it was parsed: no NUL"),
+    });
+    quoted.collect::<Vec<_>>().join(" ")
+}
+
+/// How sshfs splits `ssh_command`: at blanks, unless a backslash is before them; its option
+/// parser before that (fuse_opt) takes a comma as the end, unless a backslash is before it.
+fn sshfs_words(words: &[String]) -> String {
+    let escape = |text: &str, special: &[char]| {
+        let mut escaped = String::new();
+        for c in text.chars() {
+            if special.contains(&c) {
+                escaped.push('\\');
+            }
+            escaped.push(c);
+        }
+        escaped
+    };
+    let words: Vec<String> = words.iter().map(|word| escape(word, &[' '])).collect();
+    escape(&words.join(" "), &[',', '\\'])
+}

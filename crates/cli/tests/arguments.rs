@@ -1,0 +1,639 @@
+//! The command line and the config: what is refused, in which words, before anything starts.
+
+mod machine;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use insta::assert_snapshot;
+use machine::Machine;
+
+#[test]
+fn help_lists_the_commands_and_the_exit_codes() {
+    let ran = Machine::new().sprat(&["--help"]);
+    assert_snapshot!(ran.whole(), @r"
+    exit 0
+    --- stdout
+    End-to-end encrypted backups with rsync: one LUKS2 file on any SSH server
+
+    Usage: sprat [OPTIONS] <COMMAND>
+
+    Commands:
+      init         Make a container: key file, LUKS2 header, file system; print its recovery sheet
+      backup       Run jobs of the config, or one job given here
+      snapshots    List the snapshots of a container
+      restore      Copy a snapshot, or a part of it, back
+      mount        Mount a container to look round in it; it stays mounted until `sprat umount`
+      umount       Unmount a container and wait until everything is on the server's disk
+      unlock       Remove the lock of a session that died on another machine
+      doctor       Look whether this machine, the config and the servers are in order
+      completions  Print a shell's completion script
+      help         Print this message or the help of the given subcommand(s)
+
+    Options:
+      -h, --help
+              Print help (see a summary with '-h')
+
+      -V, --version
+              Print version
+
+    Global options:
+          --config <FILE>
+              Read this config instead of /etc/sprat/sprat.toml (root) or ~/.config/sprat/sprat.toml
+
+          --json
+              Print results as JSON on stdout, and a failure as JSON on stderr
+
+      -q, --quiet
+              Print results and failures only
+
+      -v, --verbose
+              Print every step
+
+          --ssh-command <CMD>
+              Run this instead of `ssh`; split into words as a shell does, never run by one
+
+          --mode <MODE>
+              Where decryption happens
+
+              Possible values:
+              - auto:   The best that works here
+              - kernel: In the kernel (dm-crypt); not in this version
+              - user:   In sprat; needs FUSE and loop devices
+              
+              [default: auto]
+
+          --key-file <FILE>
+              Unlock with this key file
+
+          --passphrase-file <FILE>
+              Unlock with the passphrase in this file (one newline at its end is dropped)
+
+          --passphrase-command <CMD>
+              Unlock with the passphrase that this command prints; split into words, not run by a shell
+
+          --fingerprint <HEX>
+              Accept this container only with the fingerprint that its recovery sheet shows
+
+          --insist-without-fsync
+              Write although the server can't fsync: a crash of the server may then lose the container
+
+    Exit codes:
+        0  done
+        1  failed
+        2  wrong command line or config; nothing was started
+        3  snapshot made, some source files unread
+       10  no container there
+       11  locked by another session
+       12  wrong key file or passphrase
+       13  remote data damaged, or not what was pinned
+       14  server not reached
+      130  interrupted
+    ");
+}
+
+#[test]
+fn every_command_has_a_help_with_an_example() {
+    let machine = Machine::new();
+    let commands = [
+        "init",
+        "backup",
+        "snapshots",
+        "restore",
+        "mount",
+        "umount",
+        "unlock",
+        "doctor",
+        "completions",
+    ];
+    for command in commands {
+        let ran = machine.sprat(&[command, "--help"]);
+        assert_eq!(ran.code, 0, "{}", ran.whole());
+        assert!(
+            ran.stdout.contains(&format!("  sprat {command}")),
+            "{}",
+            ran.stdout
+        );
+        assert!(
+            !ran.stdout.contains("for-tests"),
+            "hidden options stay hidden: {}",
+            ran.stdout
+        );
+    }
+}
+
+#[test]
+fn help_of_backup_shows_both_forms() {
+    let ran = Machine::new().sprat(&["backup", "-h"]);
+    let beginning: String = ran.stdout.split("Options:").next().unwrap().to_owned();
+    assert_snapshot!(beginning, @r"
+    Run jobs of the config, or one job given here
+
+    Usage: sprat backup [OPTIONS] [JOB]...
+           sprat backup [OPTIONS] --name JOB TARGET SOURCE...
+
+    Arguments:
+      [JOB]...  Jobs of the config (all of them if none is named); with --name: TARGET SOURCE…
+    ");
+}
+
+#[test]
+fn wrong_arguments_exit_with_2_and_say_what_is_wrong() {
+    let machine = Machine::new();
+    let cases: [&[&str]; 8] = [
+        &["backu"],
+        &["backup", "--frobnicate"],
+        &["backup", "--exclude", "x"],
+        &["init"],
+        &["init", "x.luks", "--size", "12Q"],
+        &["restore", "x.luks", "home"],
+        &[
+            "snapshots",
+            "x.luks",
+            "--key-file",
+            "a",
+            "--passphrase-file",
+            "b",
+        ],
+        &["snapshots", "x.luks", "-q", "-v"],
+    ];
+    let mut seen = String::new();
+    for case in cases {
+        let ran = machine.sprat(case);
+        assert_eq!(ran.code, 2, "{case:?}: {}", ran.whole());
+        assert!(ran.stdout.is_empty(), "{case:?}");
+        seen.push_str(&format!(
+            "{case:?}\n  {}\n",
+            ran.stderr.lines().next().unwrap_or_default()
+        ));
+    }
+    assert_snapshot!(seen, @r#"
+    ["backu"]
+      sprat: unrecognized subcommand 'backu'
+    ["backup", "--frobnicate"]
+      sprat: unexpected argument '--frobnicate' found
+    ["backup", "--exclude", "x"]
+      sprat: the following required arguments were not provided:
+    ["init"]
+      sprat: the following required arguments were not provided:
+    ["init", "x.luks", "--size", "12Q"]
+      sprat: invalid value '12Q' for '--size <SIZE>': the unit must be K, M, G, T or P
+    ["restore", "x.luks", "home"]
+      sprat: the following required arguments were not provided:
+    ["snapshots", "x.luks", "--key-file", "a", "--passphrase-file", "b"]
+      sprat: the argument '--key-file <FILE>' cannot be used with '--passphrase-file <FILE>'
+    ["snapshots", "x.luks", "-q", "-v"]
+      sprat: the argument '--quiet' cannot be used with '--verbose'
+    "#);
+}
+
+#[test]
+fn requests_that_make_no_sense_are_refused_before_anything_starts() {
+    let machine = Machine::new();
+    let cases: [&[&str]; 14] = [
+        &["snapshots", "home"],
+        &["snapshots", "--", "-oProxyCommand=touch pwned:x.luks"],
+        &["snapshots", "ssh://host/srv/../x.luks"],
+        &["snapshots", "ssh://host/srv/"],
+        &["init", "x.luks", "--size", "1M"],
+        &["backup"],
+        &["backup", "home"],
+        &["backup", "--name", "home", "store/x.luks"],
+        &["backup", "--name", "a/b", "store/x.luks", "/etc"],
+        &["backup", "--name", "a:b", "store/x.luks", "/etc"],
+        &["restore", "x.luks", "home/", "--to", "back"],
+        &["mount", "x.luks", "nowhere"],
+        &["snapshots", "x.luks", "--mode", "kernel"],
+        &["snapshots", "x.luks", "--ssh-command", "ssh 'x"],
+    ];
+    let mut seen = String::new();
+    for case in cases {
+        let ran = machine.sprat(case);
+        assert_eq!(ran.code, 2, "{case:?}: {}", ran.whole());
+        assert!(ran.stdout.is_empty(), "{case:?}");
+        seen.push_str(&format!("{case:?}\n{}\n", ran.stderr));
+    }
+    assert!(!machine.path("pwned").exists());
+    assert_eq!(fs::read_dir(machine.path("state")).unwrap().count(), 0);
+    assert_snapshot!(seen, @r#"
+    ["snapshots", "home"]
+    sprat: no container "home" in the config
+    Caused by:
+      1: there is no config
+    Hint: name it as [container.NAME] in the config, or give its place: ssh://user@host/path/x.luks, host:path/x.luks or /path/x.luks
+
+    ["snapshots", "--", "-oProxyCommand=touch pwned:x.luks"]
+    sprat: "-oProxyCommand=touch pwned" is not a host name
+    Hint: a TARGET is a container's name in the config, ssh://user@host[:port]/path/x.luks, host:path/x.luks or a local path
+
+    ["snapshots", "ssh://host/srv/../x.luks"]
+    sprat: ".." in a remote path is not accepted
+    Hint: a TARGET is a container's name in the config, ssh://user@host[:port]/path/x.luks, host:path/x.luks or a local path
+
+    ["snapshots", "ssh://host/srv/"]
+    sprat: "/srv/" must end in the container's file name, such as /srv/backup/home.luks
+    Hint: a TARGET is a container's name in the config, ssh://user@host[:port]/path/x.luks, host:path/x.luks or a local path
+
+    ["init", "x.luks", "--size", "1M"]
+    sprat: --size 1.0 MiB is too small: at least 64.0 MiB are needed
+
+    ["backup"]
+    sprat: no job to run: the config has none
+    Hint: write a [job.NAME] into the config, or: sprat backup TARGET --name JOB SOURCE…
+
+    ["backup", "home"]
+    sprat: no job "home" in the config
+    Caused by:
+      1: there is no config
+    Hint: without a config: sprat backup TARGET --name JOB SOURCE…
+
+    ["backup", "--name", "home", "store/x.luks"]
+    sprat: `sprat backup --name` needs a TARGET and a SOURCE
+    Hint: sprat backup TARGET --name JOB SOURCE…
+
+    ["backup", "--name", "a/b", "store/x.luks", "/etc"]
+    sprat: "a/b" is not a job name: it has a slash in it (1 to 128 bytes, no '/', no control characters, no '.' or '-' in front)
+
+    ["backup", "--name", "a:b", "store/x.luks", "/etc"]
+    sprat: "a:b" can't name a job: it holds a colon
+
+    ["restore", "x.luks", "home/", "--to", "back"]
+    sprat: "" is no snapshot's name
+    Hint: name it JOB, JOB/SNAPSHOT, JOB:PATH or JOB/SNAPSHOT:PATH
+
+    ["mount", "x.luks", "nowhere"]
+    sprat: [DIR]/nowhere is not a folder
+    Hint: nothing was started. Make it with mkdir
+
+    ["snapshots", "x.luks", "--mode", "kernel"]
+    sprat: kernel mode is not in this version
+    Hint: leave --mode out: user mode writes the same container format
+
+    ["snapshots", "x.luks", "--ssh-command", "ssh 'x"]
+    sprat: --ssh-command: a quote is not closed
+    "#);
+}
+
+#[test]
+fn who_is_not_root_is_told_so_before_any_key_is_read() {
+    let machine = Machine::new();
+    let cases: [&[&str]; 6] = [
+        &["init", "x.luks", "--key-file", "/nowhere"],
+        &[
+            "backup",
+            "--name",
+            "home",
+            "x.luks",
+            "/etc",
+            "--key-file",
+            "/nowhere",
+        ],
+        &["snapshots", "x.luks", "--key-file", "/nowhere"],
+        &[
+            "restore",
+            "x.luks",
+            "home",
+            "--to",
+            "/tmp",
+            "--key-file",
+            "/nowhere",
+        ],
+        &["mount", "x.luks", "/mnt", "--key-file", "/nowhere"],
+        &["umount", "/mnt"],
+    ];
+    let mut seen: Vec<String> = cases
+        .iter()
+        .map(|case| {
+            machine
+                .sprat_as_nobody(case)
+                .failed_with(1)
+                .replace(&format!("sprat {}`", case[0]), "sprat COMMAND`")
+        })
+        .collect();
+    seen.dedup();
+    assert_snapshot!(seen.join("\n"), @r"
+    exit 1
+    --- stderr
+    sprat: `sprat COMMAND` must be run as root: it mounts the volume
+    Hint: nothing was started. Run it with sudo or as root
+    ");
+    assert_eq!(machine.sprat_as_nobody(&["--version"]).code, 0);
+}
+
+#[test]
+fn config_mistakes_are_all_told_with_their_lines() {
+    let machine = Machine::new();
+    machine.write(
+        "config/sprat.toml",
+        r#"
+ssh_command = "ssh -p '22"
+keep = 7
+
+[container.home]
+target = "ssh://-oProxyCommand=x/a.luks"
+keyfile = "/etc/sprat/home.key"
+
+[container.www]
+target = "relative/x.luks"
+key_file = "www.key"
+passphrase_command = "pass show x"
+
+["container.x"]
+
+[container."a/b"]
+target = "host:x.luks"
+
+[job.home]
+container = "hom"
+source = ["/home"]
+exclude = ["*.tmp", 5]
+
+[job."a:b"]
+sources = []
+one_file_system = "yes"
+
+[retention]
+"#,
+    );
+    assert_snapshot!(machine.sprat(&["backup"]).failed_with(2), @r#"
+    exit 2
+    --- stderr
+    sprat: the config [DIR]/config/sprat.toml is wrong
+    Caused by:
+      1: [DIR]/config/sprat.toml:2: `ssh_command`: a quote is not closed
+      2: [DIR]/config/sprat.toml:3: unknown key `keep` at the top of the file; known are container, job, ssh_command
+      3: [DIR]/config/sprat.toml:6: "-oProxyCommand=x" is not a host name
+      4: [DIR]/config/sprat.toml:7: unknown key `keyfile` in [container.home]; did you mean `key_file`?
+      5: [DIR]/config/sprat.toml:9: [container.www]: only one of key_file, passphrase_file and passphrase_command
+      6: [DIR]/config/sprat.toml:10: `target` "relative/x.luks" must be ssh://…, host:path or an absolute path
+      7: [DIR]/config/sprat.toml:11: `key_file`: "www.key" must begin with / or ~/
+      8: [DIR]/config/sprat.toml:14: unknown key `container.x` at the top of the file; did you mean `container`?
+      9: [DIR]/config/sprat.toml:16: "a/b" can't name a container: letters, digits, `.`, `_` and `-`, not ending in .luks
+      10: [DIR]/config/sprat.toml:19: [job.home] has no `sources`
+      11: [DIR]/config/sprat.toml:20: there is no [container.hom]; did you mean "home"?
+      12: [DIR]/config/sprat.toml:21: unknown key `source` in [job.home]; did you mean `sources`?
+      13: [DIR]/config/sprat.toml:22: `exclude` must be text in quotes, not integer
+      14: [DIR]/config/sprat.toml:24: "a:b" can't name a job: it holds a colon
+      15: [DIR]/config/sprat.toml:24: [job.a:b] has no `container`
+      16: [DIR]/config/sprat.toml:24: [job.a:b]: `sources` is empty
+      17: [DIR]/config/sprat.toml:26: `one_file_system` must be true or false
+      18: [DIR]/config/sprat.toml:28: unknown key `retention` at the top of the file; known are container, job, ssh_command
+    Hint: nothing was started. docs/cli.md lists every key
+    "#);
+}
+
+#[test]
+fn config_that_is_no_toml_is_refused_with_the_line() {
+    let machine = Machine::new();
+    machine.write("config/sprat.toml", "[container.home]\ntarget = \"x\n");
+    assert_snapshot!(machine.sprat(&["backup"]).failed_with(2), @r#"
+    exit 2
+    --- stderr
+    sprat: the config [DIR]/config/sprat.toml is wrong
+    Caused by:
+      1: [DIR]/config/sprat.toml:2: invalid basic string, expected `"`
+    Hint: nothing was started. docs/cli.md lists every key
+    "#);
+}
+
+#[test]
+fn config_that_was_named_must_be_there() {
+    let machine = Machine::new();
+    assert_snapshot!(machine.sprat(&["backup", "--config", "no.toml"]).failed_with(2), @r"
+    exit 2
+    --- stderr
+    sprat: the config [DIR]/no.toml can't be used
+    Caused by:
+      1: No such file or directory (os error 2)
+    ");
+}
+
+#[test]
+fn config_that_others_can_write_is_refused() {
+    let machine = Machine::new();
+    let path = machine.write("config/sprat.toml", "");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o666)).unwrap();
+    assert_snapshot!(machine.sprat(&["backup"]).failed_with(2), @r"
+    exit 2
+    --- stderr
+    sprat: the config [DIR]/config/sprat.toml can't be used
+    Caused by:
+      1: others than root can write to it, and it names commands that root runs (chown root, chmod go-w)
+    ");
+}
+
+#[test]
+fn names_that_the_config_does_not_have_get_the_nearest_one() {
+    let machine = Machine::new();
+    machine.write(
+        "config/sprat.toml",
+        "[container.laptop]\ntarget = \"/srv/x.luks\"\n\
+         [job.homes]\ncontainer = \"laptop\"\nsources = [\"/home\"]\n",
+    );
+    assert_snapshot!(machine.sprat(&["snapshots", "latop"]).failed_with(2), @r#"
+    exit 2
+    --- stderr
+    sprat: no container "latop" in the config
+    Caused by:
+      1: the config is [DIR]/config/sprat.toml
+    Hint: did you mean "laptop"?
+    "#);
+    assert_snapshot!(machine.sprat(&["backup", "home"]).failed_with(2), @r#"
+    exit 2
+    --- stderr
+    sprat: no job "home" in the config
+    Caused by:
+      1: the config is [DIR]/config/sprat.toml
+    Hint: did you mean "homes"?
+    "#);
+    assert_snapshot!(machine.sprat(&["backup", "homes", "homes"]).failed_with(2), @r"
+    exit 2
+    --- stderr
+    sprat: job homes is named twice
+    ");
+}
+
+#[test]
+fn keys_that_can_not_be_read_are_refused_with_their_path() {
+    let machine = Machine::new();
+    machine.write("empty.key", "");
+    machine.write("empty.txt", "\n");
+    machine.write("latin1.txt", b"gr\xfc\xdfe\n");
+    machine.write("long.txt", "x".repeat(9000));
+    let cases: [&[&str]; 10] = [
+        &["--key-file", "none.key"],
+        &["--key-file", "empty.key"],
+        &["--key-file", "store"],
+        &["--passphrase-file", "none.txt"],
+        &["--passphrase-file", "empty.txt"],
+        &["--passphrase-file", "latin1.txt"],
+        &["--passphrase-file", "long.txt"],
+        &["--passphrase-command", "/nowhere/pass"],
+        &["--passphrase-command", "true"],
+        &[],
+    ];
+    let mut seen = String::new();
+    for case in cases {
+        let mut arguments = vec!["snapshots", "store/x.luks"];
+        arguments.extend(case);
+        // A session of its own: without a terminal to ask on.
+        let mut command = std::process::Command::new("setsid");
+        let sprat = machine.command();
+        command.arg("-w").arg(sprat.get_program()).args(&arguments);
+        for (name, value) in sprat.get_envs() {
+            command.env(name, value.unwrap_or_default());
+        }
+        command
+            .current_dir(machine.folder())
+            .stdin(std::process::Stdio::null());
+        let ran = machine.run(&mut command);
+        assert_eq!(ran.code, 2, "{case:?}: {}", ran.whole());
+        seen.push_str(&format!("{case:?}\n{}\n", ran.stderr));
+    }
+    assert_snapshot!(seen, @r#"
+    ["--key-file", "none.key"]
+    sprat: the key file [DIR]/none.key can't be read
+    Caused by:
+      1: No such file or directory (os error 2)
+    Hint: check the name; a disk that holds it may not be mounted
+
+    ["--key-file", "empty.key"]
+    sprat: the key file [DIR]/empty.key is empty
+
+    ["--key-file", "store"]
+    sprat: the key file [DIR]/store is a folder
+
+    ["--passphrase-file", "none.txt"]
+    sprat: the passphrase file [DIR]/none.txt can't be read
+    Caused by:
+      1: No such file or directory (os error 2)
+    Hint: check the name; a disk that holds it may not be mounted
+
+    ["--passphrase-file", "empty.txt"]
+    sprat: the passphrase is empty
+
+    ["--passphrase-file", "latin1.txt"]
+    sprat: the passphrase is not UTF-8 text
+
+    ["--passphrase-file", "long.txt"]
+    sprat: the passphrase file [DIR]/long.txt is longer than 8192 bytes
+
+    ["--passphrase-command", "/nowhere/pass"]
+    sprat: the passphrase command "/nowhere/pass" can't be started
+    Caused by:
+      1: No such file or directory (os error 2)
+
+    ["--passphrase-command", "true"]
+    sprat: the passphrase is empty
+
+    []
+    sprat: no key: none is named, and there is no terminal to ask on
+    Caused by:
+      1: No such device or address (os error 6)
+    Hint: nothing was started. Name one with --key-file, --passphrase-file or --passphrase-command, or in the config
+    "#);
+}
+
+#[test]
+fn failed_passphrase_command_is_told_without_what_it_printed() {
+    let machine = Machine::new();
+    let command = "sh -c 'echo secret-half; exit 3'";
+    let ran = machine.sprat(&["snapshots", "store/x.luks", "--passphrase-command", command]);
+    assert_snapshot!(ran.failed_with(1), @r#"
+    exit 1
+    --- stderr
+    sprat: the passphrase command "sh" failed
+    Caused by:
+      1: exit status: 3
+    "#);
+}
+
+#[test]
+fn recovery_key_with_a_typing_error_is_told_from_a_wrong_one() {
+    let machine = Machine::new();
+    machine.write("typed.txt", "aaaa-".repeat(9) + "aaaa\n");
+    let ran = machine.sprat(&[
+        "snapshots",
+        "store/x.luks",
+        "--passphrase-file",
+        "typed.txt",
+    ]);
+    assert_snapshot!(ran.failed_with(12), @r"
+    exit 12
+    --- stderr
+    sprat: the recovery key has a typing error
+    Caused by:
+      1: a typing error: the last group does not fit the others
+    Hint: compare each group with the sheet
+    ");
+}
+
+#[test]
+fn init_refuses_weak_keys() {
+    let machine = Machine::new();
+    machine.write("short.key", "too short");
+    machine.write("short.txt", "secret\n");
+    let ran = machine.sprat(&["init", "store/x.luks", "--key-file", "short.key"]);
+    assert_snapshot!(ran.failed_with(2), @r"
+    exit 2
+    --- stderr
+    sprat: the key file [DIR]/short.key is too short: 9 bytes, at least 32 needed
+    Hint: name a file that does not exist, and sprat makes a good one
+    ");
+    let ran = machine.sprat(&["init", "store/x.luks", "--passphrase-file", "short.txt"]);
+    assert_snapshot!(ran.failed_with(2), @r"
+    exit 2
+    --- stderr
+    sprat: the passphrase is too short: at least 12 bytes needed
+    Hint: the server can try passphrases for as long as it likes: use a long one
+    ");
+    assert_eq!(fs::read(machine.path("short.key")).unwrap(), b"too short");
+}
+
+#[test]
+fn failure_as_json_is_one_line_on_stderr_and_nothing_on_stdout() {
+    let machine = Machine::new();
+    let ran = machine.sprat(&["snapshots", "home", "--json"]);
+    assert_snapshot!(ran.failed_with(2), @r#"
+    exit 2
+    --- stderr
+    {"failure":{"causes":["there is no config"],"code":2,"exit":"usage","hint":"name it as [container.NAME] in the config, or give its place: ssh://user@host/path/x.luks, host:path/x.luks or /path/x.luks","what":"no container \"home\" in the config"}}
+    "#);
+}
+
+#[test]
+fn completions_are_made_for_the_usual_shells() {
+    for shell in ["bash", "zsh", "fish"] {
+        let ran = Machine::new().sprat(&["completions", shell]);
+        assert_eq!(ran.code, 0);
+        assert!(ran.stdout.contains("sprat") && ran.stdout.contains("snapshots"));
+    }
+}
+
+#[test]
+fn doctor_tells_what_is_missing_and_needs_no_root() {
+    let machine = Machine::new();
+    machine.write(
+        "config/sprat.toml",
+        "[container.x]\ntarget = \"/nowhere/x.luks\"\n",
+    );
+    let ran = machine.sprat(&["doctor", "x", "--json"]);
+    assert_eq!(ran.code, 1, "{}", ran.whole());
+    let said: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    let findings = said["findings"].as_array().unwrap();
+    let of = |what: &str| {
+        let found = findings.iter().find(|found| found["what"] == what);
+        found.unwrap_or_else(|| panic!("{what} in {said}")).clone()
+    };
+    assert_eq!(of("rsync")["state"], "fine");
+    assert_eq!(of("ssh")["state"], "fine");
+    assert_eq!(of("config")["state"], "fine");
+    assert_eq!(of("x: server")["state"], "missing");
+    fs::set_permissions(
+        machine.path("config/sprat.toml"),
+        fs::Permissions::from_mode(0o644),
+    )
+    .unwrap();
+    let ran = machine.sprat_as_nobody(&["doctor"]);
+    assert!(ran.stdout.contains("config"), "{}", ran.whole());
+}
