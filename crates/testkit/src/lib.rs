@@ -7,9 +7,11 @@
 //! - What a helper starts or makes ends and goes with it.
 #![forbid(unsafe_code)]
 
+pub mod compare;
 pub mod crash;
 pub mod dice;
 pub mod fault;
 pub mod needs;
 pub mod sshd;
+pub mod tree;
 pub mod watchdog;
