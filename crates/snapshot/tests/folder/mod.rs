@@ -1,0 +1,174 @@
+//! A volume's folder and a source tree for tests, and the calls that every test makes.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use jiff::Timestamp;
+use sprat_snapshot::{
+    Cancel, EntryKind, JobName, Progress, RestoreReport, RestoreSpec, SnapshotEntry, SnapshotError,
+    SnapshotReport, SnapshotSpec,
+};
+
+/// An empty volume and an empty source beside it, removed at the end.
+pub struct Bench {
+    dir: tempfile::TempDir,
+}
+
+impl Bench {
+    pub fn new() -> Self {
+        let this = Self {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        fs::create_dir(this.volume()).unwrap();
+        fs::create_dir(this.source()).unwrap();
+        this
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn volume(&self) -> PathBuf {
+        self.path("volume")
+    }
+
+    pub fn source(&self) -> PathBuf {
+        self.path("source")
+    }
+
+    pub fn job(&self) -> PathBuf {
+        self.volume().join("home")
+    }
+
+    pub fn spec(&self) -> SnapshotSpec {
+        SnapshotSpec::new(job_name(), vec![self.source()])
+    }
+
+    pub fn take(&self) -> SnapshotReport {
+        self.try_take(&self.spec()).unwrap()
+    }
+
+    pub fn try_take(&self, spec: &SnapshotSpec) -> Result<SnapshotReport, SnapshotError> {
+        take_into(&self.volume(), spec)
+    }
+
+    /// The source as it lies in a folder of the job.
+    pub fn in_snapshot(&self, folder: impl std::fmt::Display) -> PathBuf {
+        below(&self.job().join(folder.to_string()), &self.source())
+    }
+
+    pub fn restore(&self, spec: &RestoreSpec) -> Result<RestoreReport, SnapshotError> {
+        sprat_snapshot::restore(&self.volume(), spec, &mut |_| {}, &Cancel::new())
+    }
+
+    pub fn list(&self) -> Vec<SnapshotEntry> {
+        sprat_snapshot::list(&self.volume()).unwrap()
+    }
+
+    pub fn kinds(&self) -> Vec<EntryKind> {
+        self.list().iter().map(|entry| entry.kind).collect()
+    }
+
+    /// An rsync that is the real one, begun by the shell lines `before`; `"$@"` are its arguments.
+    pub fn rsync_script(&self, before: &str, rsync: &str) -> PathBuf {
+        let path = self.path("rsync-script");
+        let text = format!(
+            "#!/bin/sh\n[ \"$1\" = --version ] && exec rsync --version\n{before}\nexec {rsync} \"$@\"\n"
+        );
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    /// Makes the job's last run look like one that was stopped after rsync had copied everything.
+    pub fn make_partial_of(&self, report: &SnapshotReport) {
+        let name = report.name.to_string();
+        fs::rename(
+            self.job().join(&name),
+            self.job().join(format!("{name}.partial")),
+        )
+        .unwrap();
+    }
+}
+
+pub fn job_name() -> JobName {
+    JobName::new("home").unwrap()
+}
+
+pub fn now() -> Timestamp {
+    Timestamp::try_from(SystemTime::now()).unwrap()
+}
+
+pub fn take_into(volume: &Path, spec: &SnapshotSpec) -> Result<SnapshotReport, SnapshotError> {
+    sprat_snapshot::take(volume, spec, now(), &mut |_: Progress| {}, &Cancel::new())
+}
+
+pub fn below(tree: &Path, source: &Path) -> PathBuf {
+    tree.join(source.strip_prefix("/").unwrap())
+}
+
+pub fn inode(path: &Path) -> (u64, u64) {
+    let metadata = fs::symlink_metadata(path).unwrap();
+    (metadata.dev(), metadata.ino())
+}
+
+/// Waits until `done`, and says what it waited for if that doesn't come.
+pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+    for _ in 0..3000 {
+        if done() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    panic!("waited in vain for {what}");
+}
+
+/// What an ext4 image needs of the machine.
+pub fn loop_missing() -> Option<String> {
+    sprat_testkit::needs::root()
+        .or_else(|| sprat_testkit::needs::program("mkfs.ext4"))
+        .or_else(|| sprat_testkit::needs::program("losetup"))
+        .or_else(|| {
+            (!Path::new("/dev/loop-control").exists()).then(|| "no loop devices".to_owned())
+        })
+}
+
+/// A small ext4 on a loop device, mounted; all of it goes with the value.
+pub struct SmallExt4 {
+    pub at: PathBuf,
+}
+
+impl SmallExt4 {
+    pub fn new(bench: &Bench, size: &str, mkfs: &[&str]) -> Self {
+        let image = bench.path("image");
+        let at = bench.path("mounted");
+        run("truncate", &["-s", size, image.to_str().unwrap()]);
+        let mut arguments = vec!["-q", "-F", "-m0"];
+        arguments.extend(mkfs);
+        arguments.push(image.to_str().unwrap());
+        run("mkfs.ext4", &arguments);
+        fs::create_dir(&at).unwrap();
+        run(
+            "mount",
+            &["-o", "loop", image.to_str().unwrap(), at.to_str().unwrap()],
+        );
+        Self { at }
+    }
+}
+
+impl Drop for SmallExt4 {
+    fn drop(&mut self) {
+        run("umount", &[self.at.to_str().unwrap()]);
+    }
+}
+
+pub fn run(program: &str, arguments: &[&str]) {
+    let status = std::process::Command::new(program)
+        .args(arguments)
+        .status()
+        .unwrap_or_else(|e| panic!("{program}: {e}"));
+    assert!(status.success(), "{program} {arguments:?}: {status}");
+}
