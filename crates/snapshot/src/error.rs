@@ -224,7 +224,9 @@ impl SnapshotError {
             Self::SourceChanged { .. } => {
                 "No snapshot was made; older ones are whole. Run again when the source is in place."
             }
-            Self::RsyncMissing { .. } => "Install rsync (3.1 or newer) with your package manager.",
+            Self::RsyncMissing { .. } => {
+                "Install rsync (3.1.3 or newer) with your package manager."
+            }
             Self::RsyncFailed { .. } => {
                 "Older snapshots are whole. What was copied is kept, and the next run goes on from there."
             }

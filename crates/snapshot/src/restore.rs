@@ -317,6 +317,7 @@ fn invocation(job: &Path, to: &Path, what: &What, spec: &RestoreSpec) -> Invocat
         "-aHAXS",
         "--numeric-ids",
         "--relative",
+        "--modify-window=-1",
         "--no-human-readable",
         "--outbuf=L",
     ]

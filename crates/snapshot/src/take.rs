@@ -271,6 +271,9 @@ impl Run<'_> {
             "--delete",
             "--delete-excluded",
             "--relative",
+            // Else times are compared by the second: a file changed twice within one would be
+            // linked to its older content.
+            "--modify-window=-1",
             "--no-human-readable",
             "--info=progress2,stats2,flist0,name0",
             "--outbuf=L",

@@ -65,9 +65,10 @@ struct Comparison<'a> {
 
 impl Comparison<'_> {
     fn compare(&mut self, path: &Path, todo: &mut Vec<PathBuf>) -> io::Result<()> {
-        let (a_path, b_path) = (self.a_root.join(path), self.b_root.join(path));
-        let a = fs::symlink_metadata(trimmed(&a_path))?;
-        let b = fs::symlink_metadata(trimmed(&b_path))?;
+        let a_path = trimmed(&self.a_root.join(path));
+        let b_path = trimmed(&self.b_root.join(path));
+        let a = fs::symlink_metadata(&a_path)?;
+        let b = fs::symlink_metadata(&b_path)?;
         self.same(path, "type", a.mode() >> 12, b.mode() >> 12);
         if a.mode() >> 12 != b.mode() >> 12 {
             return Ok(());
@@ -168,9 +169,8 @@ fn names(folder: &Path) -> io::Result<Vec<OsString>> {
 
 /// Extended attributes, ACLs among them. Not SELinux's labels, which the machine's policy sets.
 fn xattrs(path: &Path) -> io::Result<Vec<(OsString, Vec<u8>)>> {
-    let path = trimmed(path);
     let mut list = vec![0; 64 << 10];
-    let used = match llistxattr(&path, &mut list[..]) {
+    let used = match llistxattr(path, &mut list[..]) {
         Ok(used) => used,
         Err(rustix::io::Errno::NOTSUP) => return Ok(Vec::new()),
         Err(e) => return Err(e.into()),
@@ -182,7 +182,7 @@ fn xattrs(path: &Path) -> io::Result<Vec<(OsString, Vec<u8>)>> {
         }
         let name = OsString::from(std::ffi::OsStr::from_bytes(name));
         let mut value = vec![0; 64 << 10];
-        let len = lgetxattr(&path, &name, &mut value[..])?;
+        let len = lgetxattr(path, &name, &mut value[..])?;
         value.truncate(len);
         attributes.push((name, value));
     }

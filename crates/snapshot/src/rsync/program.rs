@@ -20,8 +20,8 @@ const FOLDERS: [&str; 8] = [
     "/run/current-system/sw/bin",
     "/opt/local/bin",
 ];
-/// `--info` and progress for the whole run came with 3.1.0 (rsync's NEWS).
-const OLDEST: (u32, u32) = (3, 1);
+/// Times compared to the nanosecond (`--modify-window=-1`) came with 3.1.3 (rsync's NEWS).
+const OLDEST: (u32, u32, u32) = (3, 1, 3);
 
 /// A usable rsync.
 #[derive(Debug, Clone)]
@@ -67,8 +67,8 @@ impl Rsync {
         })?;
         if version.numbers < OLDEST {
             return Err(unusable(format!(
-                "is version {}; sprat needs {}.{} or newer",
-                version.text, OLDEST.0, OLDEST.1
+                "is version {}; sprat needs {}.{}.{} or newer",
+                version.text, OLDEST.0, OLDEST.1, OLDEST.2
             )));
         }
         Ok(Self {
@@ -98,7 +98,7 @@ fn is_executable(path: &Path) -> bool {
 }
 
 struct Version {
-    numbers: (u32, u32),
+    numbers: (u32, u32, u32),
     text: String,
 }
 
@@ -106,15 +106,14 @@ struct Version {
 fn parse_version(text: &str) -> Option<Version> {
     let rest = text.lines().next()?.strip_prefix("rsync")?.trim_start();
     let word = rest.strip_prefix("version")?.split_whitespace().next()?;
-    let mut parts = word.trim_start_matches('v').splitn(3, '.');
-    let major = parts.next()?.parse().ok()?;
-    let minor: String = parts
-        .next()?
-        .chars()
-        .take_while(char::is_ascii_digit)
-        .collect();
+    // A part such as `1pre1` counts as far as its digits go; a missing one is 0.
+    let mut parts = word.trim_start_matches('v').split('.').map(|part| {
+        let digits = part.bytes().take_while(u8::is_ascii_digit).count();
+        part[..digits].parse::<u32>().ok()
+    });
+    let (major, minor) = (parts.next()??, parts.next()??);
     Some(Version {
-        numbers: (major, minor.parse().ok()?),
+        numbers: (major, minor, parts.next().flatten().unwrap_or(0)),
         text: word.chars().take(40).collect(),
     })
 }
@@ -126,13 +125,16 @@ mod tests {
     #[test]
     fn versions_are_read_as_distributions_print_them() {
         for (text, numbers) in [
-            ("rsync  version 3.2.7  protocol version 31", Some((3, 2))),
+            ("rsync  version 3.2.7  protocol version 31", Some((3, 2, 7))),
             (
                 "rsync  version v3.5.0dev  protocol version 32\n",
-                Some((3, 5)),
+                Some((3, 5, 0)),
             ),
-            ("rsync  version 2.6.9  protocol version 29", Some((2, 6))),
-            ("rsync  version 3.1pre1  protocol version 31", Some((3, 1))),
+            ("rsync  version 2.6.9  protocol version 29", Some((2, 6, 9))),
+            (
+                "rsync  version 3.1pre1  protocol version 31",
+                Some((3, 1, 0)),
+            ),
             ("openrsync: protocol version 29", None),
             ("rsync  version x.y", None),
             ("", None),

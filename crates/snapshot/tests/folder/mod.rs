@@ -69,6 +69,9 @@ impl Bench {
     }
 
     pub fn kinds(&self) -> Vec<EntryKind> {
+        if !self.job().exists() {
+            return Vec::new();
+        }
         self.list().iter().map(|entry| entry.kind).collect()
     }
 
