@@ -76,6 +76,8 @@ impl Files {
 pub fn cryptsetup(args: &[&str], input: &[u8]) -> Output {
     let mut child = Command::new("cryptsetup")
         .args(args)
+        // `reencrypt` puts a temporary header where it stands.
+        .current_dir(std::env::temp_dir())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
