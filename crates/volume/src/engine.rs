@@ -145,6 +145,7 @@ impl Engine {
     ) -> Self {
         let limits = Limits {
             buffer_blocks: options.write_buffer_bytes_max / BLOCK_BYTES,
+            in_flight_blocks: options.in_flight_bytes_max / BLOCK_BYTES,
             run_blocks: options.run_bytes_max / BLOCK_BYTES,
             early_blocks: options.early_send_bytes_min / BLOCK_BYTES,
         };
@@ -378,7 +379,9 @@ pub(crate) fn spawn(
         let end = EndOfThread(engine);
         body(&end.0);
     };
+    // Small stacks: the process may lock all of its memory.
     thread::Builder::new()
+        .stack_size(256 << 10)
         .name(name)
         .spawn(run)
         .map_err(VolumeError::Thread)

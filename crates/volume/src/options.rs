@@ -34,9 +34,13 @@ pub struct VolumeOptions {
     pub write_buffer_bytes_max: usize,
     /// Most bytes of clean blocks kept for reading.
     pub read_cache_bytes_max: usize,
-    /// Writes on the wire at one time.
+    /// Write requests on the wire at one time, each with a thread of its own: small requests need
+    /// many of them to fill a slow line.
     pub writers: usize,
-    /// Reads on the wire at one time; at most half of them are read-ahead.
+    /// Bytes of write requests on the wire at one time; they are copies, held besides the buffer.
+    pub in_flight_bytes_max: usize,
+    /// Read requests on the wire at one time, each with a thread of its own and up to
+    /// `run_bytes_max` of memory; at most half of them are read-ahead.
     pub readers: usize,
     /// Longest single write or read on the wire.
     pub run_bytes_max: usize,
@@ -62,10 +66,11 @@ impl Default for VolumeOptions {
         Self {
             write_buffer_bytes_max: 256 << 20,
             read_cache_bytes_max: 64 << 20,
-            writers: 16,
-            readers: 8,
+            writers: 64,
+            in_flight_bytes_max: 16 << 20,
+            readers: 16,
             run_bytes_max: 1 << 20,
-            read_ahead_bytes_max: 4 << 20,
+            read_ahead_bytes_max: 8 << 20,
             early_send_bytes_min: 4 << 20,
             reconnect_max: Duration::from_secs(15 * 60),
             reconnect_delay: Duration::from_millis(500),

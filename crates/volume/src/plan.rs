@@ -24,6 +24,8 @@ pub(crate) struct Generation(pub(crate) u64);
 pub(crate) struct Limits {
     /// Most blocks kept until durable.
     pub(crate) buffer_blocks: usize,
+    /// Runs are given out while fewer blocks than this are under way.
+    pub(crate) in_flight_blocks: usize,
     /// Most blocks in a run.
     pub(crate) run_blocks: usize,
     /// The open epoch is sent early while it has at least this many unsent blocks.
@@ -153,6 +155,7 @@ impl Plan {
     pub(crate) fn new(limits: Limits) -> Self {
         let limits = Limits {
             buffer_blocks: limits.buffer_blocks.max(8),
+            in_flight_blocks: limits.in_flight_blocks.max(1),
             run_blocks: limits.run_blocks.max(1),
             early_blocks: limits.early_blocks.max(1),
         };
@@ -469,7 +472,7 @@ impl Plan {
     }
 
     fn next_run_range(&self) -> Option<(u64, u64)> {
-        if self.line == Line::Lost {
+        if self.line == Line::Lost || self.in_flight.len() >= self.limits.in_flight_blocks {
             return None;
         }
         let epoch = self.under_way()?;

@@ -8,6 +8,9 @@ use crate::engine::{Connection, Engine, Meaning, State, meaning};
 use crate::plan::Run;
 use crate::session::Fenced;
 
+/// Buffers up to this size are kept between runs.
+const SMALL_BYTES: usize = 64 << 10;
+
 enum Sent {
     Answered,
     /// The session refused; nothing was sent.
@@ -32,6 +35,10 @@ pub(crate) fn send_runs(engine: &Engine) {
         let begun = Instant::now();
         let sent = send(engine, &connection, &run, &mut buffer);
         state = engine.state();
+        if buffer.capacity() > SMALL_BYTES {
+            // What all senders hold together is bounded by what is under way.
+            buffer = Vec::new();
+        }
         if let Sent::Answered = sent {
             let bytes = run.blocks.len() * BLOCK_BYTES;
             state.wire.timed(bytes, begun.elapsed());
@@ -63,6 +70,7 @@ fn send(engine: &Engine, connection: &Connection, run: &Run, buffer: &mut Vec<u8
         [block] => block,
         blocks => {
             buffer.clear();
+            buffer.reserve_exact(blocks.len() * BLOCK_BYTES);
             blocks
                 .iter()
                 .for_each(|block| buffer.extend_from_slice(block));

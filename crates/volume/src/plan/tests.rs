@@ -5,6 +5,7 @@ use super::*;
 fn plan() -> Plan {
     Plan::new(Limits {
         buffer_blocks: 16,
+        in_flight_blocks: 10,
         run_blocks: 4,
         early_blocks: 2,
     })
@@ -104,6 +105,29 @@ fn the_open_epoch_goes_out_early_only_when_nothing_older_waits_and_enough_lies_i
     plan.answered(&runs[0]);
     assert_eq!(plan.step(), Step::Flush(EpochNumber(1)));
     assert!(!plan.has_run(), "an older epoch is not durable");
+}
+
+#[test]
+fn runs_are_given_out_only_while_few_blocks_are_under_way() {
+    let mut plan = plan();
+    write(&mut plan, 0, &[1; 8]);
+    write(&mut plan, 100, &[2; 8]);
+    permit(&mut plan);
+    for run in send(&mut plan) {
+        plan.answered(&run);
+    }
+    retire(&mut plan);
+    for index in 0..7 {
+        write(&mut plan, 2 * index, &[3]);
+    }
+    plan.limits.in_flight_blocks = 3;
+    plan.seal();
+    permit(&mut plan);
+    let runs = send(&mut plan);
+    // Epoch 2 holds 8 adjacent blocks, and a run is 4 long: the first passes the limit.
+    assert_eq!(runs.len(), 1);
+    plan.answered(&runs[0]);
+    assert_eq!(send(&mut plan).len(), 1);
 }
 
 #[test]
