@@ -24,6 +24,7 @@ mod program;
 mod serve;
 #[allow(unsafe_code)]
 mod sys;
+mod write_queue;
 
 pub use attachment::{AttachOptions, Attachment};
 pub use descriptor::{receive_fd, send_fd};

@@ -1,7 +1,7 @@
 //! What a process does to itself before it serves or mounts: namespaces, death with its parent, memory.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::process::Command;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -45,8 +45,10 @@ pub fn die_with_parent() -> Result<(), AttachError> {
 ///
 /// The outer process stays behind to wait: it ends with the inner one's exit status (128 + n after
 /// signal n). Killing the parent kills the outer one, killing the outer one kills the inner one.
-/// Open descriptors (the control socket) and `/proc` stay as they were. As pid 1 the inner process
-/// gets no signal that it has no handler for, save SIGKILL and SIGSTOP from outside.
+/// Open descriptors stay open in the inner process alone, so the end of the control socket is the
+/// inner one's death; it comes even while the last unmount waits for a volume that doesn't answer
+/// (end the volume process then: nothing else frees it). `/proc` stays as it was. As pid 1 the inner
+/// process gets no signal that it has no handler for, save SIGKILL and SIGSTOP from outside.
 pub fn enter_private_namespaces() -> Result<(), AttachError> {
     require_one_thread("enter_private_namespaces")?;
     die_with_parent()?;
@@ -58,10 +60,12 @@ pub fn enter_private_namespaces() -> Result<(), AttachError> {
         .map_err(|e| AttachError::io("open", "a pipe", e))?;
     match sys::fork_single_threaded().map_err(|e| AttachError::io("fork", "the inner worker", e))? {
         Fork::Parent(inner) => {
-            drop(outer_lives);
-            let status = wait_for(inner);
-            drop(outer_end);
-            std::process::exit(status);
+            // Only its end of the pipe stays: the control socket must end with the inner process.
+            let others = open_descriptors()?
+                .into_iter()
+                .filter(|&number| number != outer_end.as_raw_fd());
+            sys::close_for_good(&others.collect::<Vec<_>>());
+            sys::exit_now(wait_for(inner))
         }
         Fork::Child => {
             drop(outer_end);
@@ -75,6 +79,14 @@ pub fn enter_private_namespaces() -> Result<(), AttachError> {
             .map_err(|e| AttachError::io("make private", "the mounts", e))
         }
     }
+}
+
+fn open_descriptors() -> Result<Vec<RawFd>, AttachError> {
+    let entries = std::fs::read_dir("/proc/self/fd")
+        .map_err(|e| AttachError::io("list", "this process's open files", e))?;
+    Ok(entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect())
 }
 
 /// Ties the inner process to the outer one. Its parent's pid is 0 in here, so whether the outer one

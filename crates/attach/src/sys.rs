@@ -135,6 +135,23 @@ pub(crate) fn fork_single_threaded() -> io::Result<Fork> {
     })
 }
 
+/// Closes the descriptors `numbers`. For a process that then only waits and ends with
+/// [`exit_now`]: whatever owned them must not be used any more.
+pub(crate) fn close_for_good(numbers: &[c_int]) {
+    for &number in numbers {
+        // SAFETY: no memory is touched. The descriptor's owner in this process, if any, is never
+        // used or dropped again: the caller only waits, and ends without running destructors.
+        // A number that isn't open gives EBADF, which changes nothing.
+        let _ = unsafe { libc::close(number) };
+    }
+}
+
+/// Ends the process without running destructors or exit handlers.
+pub(crate) fn exit_now(status: c_int) -> ! {
+    // SAFETY: `_exit` takes any status and doesn't return.
+    unsafe { libc::_exit(status) }
+}
+
 /// Lets the child that `command` starts die with this process, in a session of its own.
 pub(crate) fn bind_child(command: &mut Command) {
     let parent = rustix::process::getpid();

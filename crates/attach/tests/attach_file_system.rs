@@ -1,5 +1,5 @@
 //! A volume attached with the kernel's real FUSE, loop and ext4: what goes in comes out.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 #[path = "roles/chain.rs"]
 mod chain;
@@ -221,6 +221,39 @@ fn slow_reads_neither_wait_for_each_other_nor_hold_up_fast_ones() {
         "16 reads of 400 ms took {took:?}"
     );
     assert!(chain.end().success());
+}
+
+#[test]
+fn a_read_is_answered_while_more_writes_wait_than_there_are_threads() {
+    if !can_attach() {
+        return;
+    }
+    let place = Place::new(2048);
+    let mut chain = mounted(&place);
+    let dir = place.dir.display();
+    let device = chain.sh(&format!("findmnt -no SOURCE {dir}")).unwrap();
+    chain.ask_volume("slow-writes 100000").unwrap();
+    // The writers' output is closed: the shell is not waited for by whoever reads it.
+    let load = format!(
+        "for i in 1 2 3 4; do head -c 100000000 /dev/zero > {dir}/f$i & done; wait; sync {dir}/f1"
+    );
+    chain.sh(&format!("({load}) > /dev/null 2>&1 &")).unwrap();
+    let begun = Instant::now();
+    while chain.count("writing_max") < 16 {
+        assert!(begun.elapsed() < Duration::from_secs(20), "no load");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    let begun = Instant::now();
+    for block in [100_000, 200_000, 300_000] {
+        let dd = "dd of=/dev/null bs=4k count=1 iflag=direct status=none";
+        chain.sh(&format!("{dd} if={device} skip={block}")).unwrap();
+    }
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert_eq!(chain.count("writing_max"), 16);
+    drop(chain);
+    place.assert_nothing_remains("with writes waiting");
 }
 
 #[test]

@@ -20,6 +20,9 @@ pub struct FileDevice {
     reads: AtomicU64,
     writes: AtomicU64,
     written_bytes: AtomicU64,
+    /// Writes under way, and the most of them at once.
+    writing: AtomicU64,
+    writing_max: AtomicU64,
     flushes: AtomicU64,
     slow_reads: Mutex<(Range<u64>, Duration)>,
     slow_writes_ms: AtomicU64,
@@ -42,6 +45,8 @@ impl FileDevice {
             reads: AtomicU64::new(0),
             writes: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
+            writing: AtomicU64::new(0),
+            writing_max: AtomicU64::new(0),
             flushes: AtomicU64::new(0),
             slow_reads: Mutex::new((0..0, Duration::ZERO)),
             slow_writes_ms: AtomicU64::new(0),
@@ -52,10 +57,11 @@ impl FileDevice {
 
     pub fn statistics(&self) -> String {
         format!(
-            "reads={} writes={} written_bytes={} flushes={}",
+            "reads={} writes={} written_bytes={} writing_max={} flushes={}",
             self.reads.load(Ordering::Relaxed),
             self.writes.load(Ordering::Relaxed),
             self.written_bytes.load(Ordering::Relaxed),
+            self.writing_max.load(Ordering::Relaxed),
             self.flushes.load(Ordering::Relaxed),
         )
     }
@@ -116,18 +122,22 @@ impl BlockDevice for FileDevice {
         self.writes.fetch_add(1, Ordering::Relaxed);
         self.written_bytes
             .fetch_add(data.len() as u64, Ordering::Relaxed);
+        let writing = self.writing.fetch_add(1, Ordering::Relaxed) + 1;
+        self.writing_max.fetch_max(writing, Ordering::Relaxed);
         let ms = self.slow_writes_ms.load(Ordering::Relaxed);
         if ms > 0 {
             std::thread::sleep(Duration::from_millis(ms));
         }
-        match &self.overlay {
+        let written = match &self.overlay {
             None => self.file.write_all_at(data, offset),
             Some(overlay) => {
                 let blocks = (offset / 4096..).zip(data.chunks(4096).map(<[u8]>::to_vec));
                 overlay.lock().unwrap().extend(blocks);
                 Ok(())
             }
-        }
+        };
+        self.writing.fetch_sub(1, Ordering::Relaxed);
+        written
     }
 
     fn flush(&self) -> io::Result<()> {

@@ -62,6 +62,9 @@ fn volume(file: &Path, overlay: bool) {
                 let serving = sprat_attach::serve(fuse, device.clone(), &options).unwrap();
                 std::thread::spawn(move || {
                     let ended = serving.wait();
+                    if let Err(e) = &ended {
+                        eprintln!("volume: {e:?}");
+                    }
                     std::process::exit(i32::from(ended.is_err()));
                 });
                 say(&control, "ok");
@@ -188,8 +191,8 @@ fn session(file: &Path, dir: &Path, slow_writes_ms: &str, load: &str) {
 
 fn run_load(chain: &mut Chain, dir: &Path, slow_writes_ms: &str, load: &str) -> Result<(), String> {
     chain.attach()?;
-    chain.ask_volume(&format!("slow-writes {slow_writes_ms}"))?;
     chain.ask_worker(&format!("mount {}", dir.display()))?;
+    chain.ask_volume(&format!("slow-writes {slow_writes_ms}"))?;
     println!("mounted");
     chain.tell_worker(&format!("sh {load}"));
     Ok(())

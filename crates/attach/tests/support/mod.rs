@@ -1,5 +1,5 @@
 //! What the attach tests share: needs, folders, images, and looking for what was left behind.
-#![allow(dead_code, missing_docs)]
+#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::print_stderr)]
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
