@@ -197,9 +197,6 @@ pub enum Command {
     /// One part of a session: the mounted files.
     #[command(hide = true)]
     Worker,
-    /// What cleans up after a mount in the background.
-    #[command(hide = true)]
-    MountKeeper,
 }
 
 impl Command {
@@ -216,8 +213,7 @@ impl Command {
             | Self::Doctor(_)
             | Self::Completions { .. }
             | Self::VolumeProcess
-            | Self::Worker
-            | Self::MountKeeper => None,
+            | Self::Worker => None,
         }
     }
 }

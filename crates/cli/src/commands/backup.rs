@@ -12,7 +12,6 @@ use crate::args::BackupArgs;
 use crate::config::{Job, job_name};
 use crate::output::{Reporter, exit_json, failure_json, text};
 use crate::session::{Access, ClosedReport};
-use crate::target::Place;
 use crate::{Exit, Failure};
 
 /// Unread files that are listed as text; JSON has them all.
@@ -109,7 +108,6 @@ fn plan(context: &Context, args: &BackupArgs) -> Result<Vec<Group>, Failure> {
             .collect();
         spec.one_file_system = args.one_file_system;
         spec.allow_empty = args.allow_empty;
-        leave_out_ourselves(context, &resolved, &mut spec);
         return Ok(vec![Group {
             resolved,
             specs: vec![spec],
@@ -141,7 +139,6 @@ fn plan(context: &Context, args: &BackupArgs) -> Result<Vec<Group>, Failure> {
         spec.exclude_from.clone_from(&job.exclude_from);
         spec.one_file_system = job.one_file_system;
         spec.allow_empty = job.allow_empty;
-        leave_out_ourselves(context, &resolved, &mut spec);
         match groups
             .last_mut()
             .filter(|last| last.resolved.target == resolved.target)
@@ -154,17 +151,6 @@ fn plan(context: &Context, args: &BackupArgs) -> Result<Vec<Group>, Failure> {
         }
     }
     Ok(groups)
-}
-
-/// The container itself and our own mounts are never part of a snapshot.
-fn leave_out_ourselves(context: &Context, resolved: &Resolved, spec: &mut SnapshotSpec) {
-    let environment = &context.environment;
-    spec.never_enter
-        .push(environment.absolute(&context.global.runtime_dir));
-    if let Place::Local { folder } = &resolved.target.place {
-        spec.never_enter
-            .push(folder.join(resolved.target.name.as_str()));
-    }
 }
 
 /// Runs one session. Its jobs have succeeded only once it is closed.

@@ -22,7 +22,6 @@ pub(crate) fn run(cli: Cli) -> Exit {
         // First, and alone: they may not have threads yet.
         Command::VolumeProcess => return session::volume_process::run(),
         Command::Worker => return session::worker::run(),
-        Command::MountKeeper => return session::mount_keeper::run(),
         Command::Completions { shell } => {
             completions(shell);
             Ok(Exit::Done)
@@ -51,10 +50,9 @@ fn run_in(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Umount(args) => mount::run_umount(context, &args),
         Command::Unlock(args) => unlock::run(context, &args),
         Command::Doctor(args) => doctor::run(context, &args),
-        Command::VolumeProcess
-        | Command::Worker
-        | Command::MountKeeper
-        | Command::Completions { .. } => unreachable!("handled before"),
+        Command::VolumeProcess | Command::Worker | Command::Completions { .. } => {
+            unreachable!("handled before")
+        }
     }
 }
 
