@@ -26,11 +26,11 @@ pub(super) enum Role {
 }
 
 impl Role {
-    fn arguments(self) -> &'static [&'static str] {
+    fn command(self) -> &'static str {
         match self {
-            Self::Volume | Self::BackgroundVolume => &["volume-process"],
-            Self::Worker => &["worker"],
-            Self::Keeper => &["worker", super::keeper::ARGUMENT],
+            Self::Volume | Self::BackgroundVolume => "volume-process",
+            Self::Worker => "worker",
+            Self::Keeper => "mount-keeper",
         }
     }
 
@@ -78,7 +78,7 @@ impl Child {
             UnixStream::pair().map_err(|error| failed("descriptor socket", &error))?;
         let mut command = Command::new(program);
         command
-            .args(role.arguments())
+            .arg(role.command())
             .stdin(Stdio::from(OwnedFd::from(its_control)))
             .stdout(Stdio::from(OwnedFd::from(its_descriptors)));
         if role.dies_with_us() {

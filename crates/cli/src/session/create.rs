@@ -10,7 +10,7 @@ use crate::interrupt::Interrupt;
 /// Makes a container: file, header, key slots, file system. It gets its name only when it is
 /// whole and durable, and never replaces one. What fails is removed.
 pub fn create(
-    options: &CreateOptions,
+    options: CreateOptions,
     observer: &mut dyn Observer,
     interrupt: &Interrupt,
 ) -> Result<Created, Failure> {
@@ -29,10 +29,10 @@ pub fn create(
         fast_kdf_for_tests: options.fast_kdf_for_tests,
     });
     let secrets: Vec<_> = options.secrets.iter().map(|(secret, _)| secret).collect();
-    let mut session = options.session.clone();
+    let mut session = options.session;
     session.access = super::options::Access::ReadWrite;
     let (mut crew, facts) = Crew::start(&session, shape, &secrets, &mut watch)?;
-    let made = make_file_system(&mut crew, options, &mut watch)
+    let made = make_file_system(&mut crew, options.label, &mut watch)
         .and_then(|()| crew.detach(&mut watch))
         .and_then(|()| interrupt.check())
         .and_then(|()| crew.close(&mut watch));
@@ -47,7 +47,7 @@ pub fn create(
             } else {
                 crew.fail(failure)
             };
-            let unfinished = format!("{}.new", options.session.target.name);
+            let unfinished = format!("{}.new", session.target.name);
             let state = if crew.aborted().removed {
                 "what init had made on the server was removed".to_owned()
             } else {
@@ -64,14 +64,12 @@ pub fn create(
 
 fn make_file_system(
     crew: &mut Crew,
-    options: &CreateOptions,
+    label: Option<String>,
     watch: &mut Watch<'_>,
 ) -> Result<(), Failure> {
     crew.attach(Role::Worker, watch)?;
     watch.observer.phase(Phase::MakingFileSystem);
-    crew.order(&WorkerOrder::MakeFileSystem {
-        label: options.label.clone(),
-    });
+    crew.order(&WorkerOrder::MakeFileSystem { label });
     crew.wait_worker(watch, OnInterrupt::GiveUp, |reply| {
         matches!(reply, WorkerReply::FileSystemMade).then_some(())
     })

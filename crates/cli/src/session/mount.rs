@@ -19,8 +19,12 @@ use crate::{Exit, Failure};
 
 /// Mounts the volume at `dir` for everybody; it stays when the command ends. Reads only, unless
 /// `options.access` says otherwise; then every fsync waits for the server's.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "as in `Session::open`: the options are the session's"
+)]
 pub fn mount(
-    options: &SessionOptions,
+    options: SessionOptions,
     secret: &Secret,
     dir: &Path,
     observer: &mut dyn Observer,
@@ -32,7 +36,7 @@ pub fn mount(
         interrupt,
     };
     let record = record_path(&options.runtime_dir, &dir);
-    let (mut crew, facts) = Crew::start(options, Shape::Background, &[secret], &mut watch)?;
+    let (mut crew, facts) = Crew::start(&options, Shape::Background, &[secret], &mut watch)?;
     crew.attach(Role::Keeper, &mut watch)?;
     crew.order(&WorkerOrder::Mount {
         at: OsString::from(&dir),

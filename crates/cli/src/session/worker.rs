@@ -2,19 +2,18 @@
 //!
 //! Everything that it does may block for as long as the volume does; it is killed then.
 
-use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
 
-use sprat_attach::{AttachOptions, Attachment, MkfsOptions, MountOptions};
+use sprat_attach::{AttachError, AttachOptions, Attachment, MkfsOptions, MountOptions};
 use sprat_snapshot::{Cancel, Progress};
 
 use super::child::take_sockets;
-use super::keeper;
 use super::link::{Receiver, Sender};
+use super::mount_keeper;
 use super::protocol::{FileSystemCheck, WorkerOrder, WorkerReply};
 use crate::{Exit, Failure};
 
@@ -23,14 +22,18 @@ const REPORT_CHARS_MAX: usize = 16 << 10;
 
 /// Runs W; its standard input is the control socket.
 pub fn run() -> Exit {
-    let keeps_mount = std::env::args_os().nth(2) == Some(OsString::from(keeper::ARGUMENT));
-    let private = if keeps_mount {
-        let _ = rustix::process::setsid();
-        Ok(())
-    } else {
-        // Before anything that starts a thread or opens a file: it runs this program again.
-        sprat_attach::enter_private_namespaces()
-    };
+    // Before anything that starts a thread or opens a file: it runs this program again.
+    let private = sprat_attach::enter_private_namespaces();
+    converse(private, false)
+}
+
+/// Runs the keeper of a background mount: a worker in the caller's namespaces.
+pub(super) fn run_keeper() -> Exit {
+    let _ = rustix::process::setsid();
+    converse(Ok(()), true)
+}
+
+fn converse(private: Result<(), AttachError>, keeps_mount: bool) -> Exit {
     let Ok((control, descriptors)) = take_sockets() else {
         return Exit::Usage;
     };
@@ -59,7 +62,7 @@ pub fn run() -> Exit {
             match worker.leave_mounted() {
                 Ok(control) => {
                     worker.reply(&WorkerReply::Kept);
-                    return keeper::keep(&mount, control);
+                    return mount_keeper::keep(&mount, control);
                 }
                 Err(failure) => worker.reply(&WorkerReply::Failed(failure)),
             }

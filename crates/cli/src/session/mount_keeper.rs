@@ -1,4 +1,4 @@
-//! The keeper of a background mount: takes the mount away if its volume process dies.
+//! The hidden `mount-keeper` command, the keeper of a background mount: takes the mount away if its volume process dies.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -12,11 +12,13 @@ use super::link::Receiver;
 use super::protocol::{BackgroundMount, VolumeReply};
 use crate::Exit;
 
-/// What makes a worker a keeper on its command line.
-pub(super) const ARGUMENT: &str = "keep-mount";
-
 /// How long the kernel may take to notice that the server of the mount is gone.
 const NOTICE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Runs the keeper; its standard input is the control socket.
+pub fn run() -> Exit {
+    super::worker::run_keeper()
+}
 
 /// Waits for the end of V, which is the end of its control socket.
 pub(super) fn keep(mount: &BackgroundMount, control: OwnedFd) -> Exit {
