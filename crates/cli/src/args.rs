@@ -197,6 +197,9 @@ pub enum Command {
     /// One part of a session: the mounted files.
     #[command(hide = true)]
     Worker,
+    /// What cleans up after a mount in the background.
+    #[command(hide = true)]
+    MountKeeper,
 }
 
 impl Command {
@@ -213,7 +216,8 @@ impl Command {
             | Self::Doctor(_)
             | Self::Completions { .. }
             | Self::VolumeProcess
-            | Self::Worker => None,
+            | Self::Worker
+            | Self::MountKeeper => None,
         }
     }
 }

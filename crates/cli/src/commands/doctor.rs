@@ -109,7 +109,7 @@ struct Program {
     purpose: &'static str,
 }
 
-const PROGRAMS: [Program; 6] = [
+const PROGRAMS: [Program; 5] = [
     Program {
         name: "ssh",
         arguments: &["-V"],
@@ -121,12 +121,6 @@ const PROGRAMS: [Program; 6] = [
         arguments: &["--version"],
         needed: true,
         purpose: "copies",
-    },
-    Program {
-        name: "mkfs.ext4",
-        arguments: &["-V"],
-        needed: true,
-        purpose: "makes volumes (init)",
     },
     Program {
         name: "e2fsck",
@@ -157,7 +151,11 @@ fn program(program: &Program) -> Finding {
         Ok(output) => {
             let said = [output.stdout, output.stderr].concat();
             let said = String::from_utf8_lossy(&said);
-            let version = said.lines().map(str::trim).find(|line| !line.is_empty());
+            let mut lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
+            let first = lines.clone().next();
+            // sshfs tells that of FUSE first.
+            let own = lines.find(|line| line.to_lowercase().starts_with(program.name));
+            let version = own.or(first);
             let version = text::harmless_within(version.unwrap_or("no version told"), 60);
             Finding::new(program.name, State::Fine, version)
         }

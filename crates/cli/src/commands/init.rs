@@ -47,7 +47,7 @@ pub(super) fn run(context: &Context, args: &InitArgs) -> Result<Exit, Failure> {
         label: None,
         fast_kdf_for_tests: context.global.cheap_kdf_for_tests,
     };
-    let created = session::create(&options, &mut reporter, &context.interrupt);
+    let created = session::create(options, &mut reporter, &context.interrupt);
     reporter.clear();
     let created = created.map_err(|failure| match (&source, key_file_made) {
         (SecretSource::KeyFile(path), true) => {

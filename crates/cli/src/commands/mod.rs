@@ -22,6 +22,7 @@ pub(crate) fn run(cli: Cli) -> Exit {
         // First, and alone: they may not have threads yet.
         Command::VolumeProcess => return session::volume_process::run(),
         Command::Worker => return session::worker::run(),
+        Command::MountKeeper => return session::mount_keeper::run(),
         Command::Completions { shell } => {
             completions(shell);
             Ok(Exit::Done)

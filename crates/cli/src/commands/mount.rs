@@ -24,7 +24,7 @@ pub(super) fn run(context: &Context, args: &MountArgs) -> Result<Exit, Failure> 
     let options = context.session_options(&resolved, access)?;
     let (state_dir, policy) = (options.state_dir.clone(), options.pins.clone());
     let mut reporter = Reporter::new(context.output, "");
-    let facts = session::mount(&options, &secret, &dir, &mut reporter, &context.interrupt)?;
+    let facts = session::mount(options, &secret, &dir, &mut reporter, &context.interrupt)?;
     reporter.clear();
     context.remember(&state_dir, &resolved, &policy, &facts);
     let how = if args.rw {

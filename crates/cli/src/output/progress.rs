@@ -132,10 +132,7 @@ impl Observer for Reporter {
 
 /// Phases worth a line in a log.
 fn is_long(phase: Phase) -> bool {
-    matches!(
-        phase,
-        Phase::MakingFileSystem | Phase::Working | Phase::Syncing | Phase::Stopping
-    )
+    matches!(phase, Phase::MakingFileSystem | Phase::Stopping)
 }
 
 fn phase_text(phase: Phase) -> &'static str {
