@@ -51,7 +51,10 @@ fn run_in(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Umount(args) => mount::run_umount(context, &args),
         Command::Unlock(args) => unlock::run(context, &args),
         Command::Doctor(args) => doctor::run(context, &args),
-        Command::VolumeProcess | Command::Worker | Command::Completions { .. } => {
+        Command::VolumeProcess
+        | Command::Worker
+        | Command::MountKeeper
+        | Command::Completions { .. } => {
             unreachable!("handled before")
         }
     }
