@@ -1,5 +1,7 @@
 //! Interrupted runs: what they leave is used, and never harms an older snapshot.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where something is wrong")]
+
 mod folder;
 
 use std::collections::BTreeMap;
@@ -14,8 +16,11 @@ use sprat_testkit::compare::{assert_same, differences};
 use sprat_testkit::requires;
 use sprat_testkit::tree::{PlainTree, acl, make_odd_tree, set_mode, set_owner, set_xattr};
 
-/// Mode, owner, times and xattrs of every inode below `root`.
-fn attributes(root: &Path) -> BTreeMap<PathBuf, (u32, u32, u32, i64, i64, Vec<u8>)> {
+/// Mode, owner, time and xattrs of one inode.
+type Attributes = (u32, u32, u32, i64, i64, Vec<u8>);
+
+/// Those of every inode below `root`.
+fn attributes(root: &Path) -> BTreeMap<PathBuf, Attributes> {
     let mut all = BTreeMap::new();
     let mut todo = vec![root.to_owned()];
     while let Some(path) = todo.pop() {

@@ -1,5 +1,7 @@
 //! Everything is kept: in the snapshot, in the hard-linked next one, and after a restore.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where something is wrong")]
+
 mod folder;
 
 use std::fs;

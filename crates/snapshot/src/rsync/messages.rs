@@ -18,8 +18,11 @@ pub(crate) enum Verdict {
     Vanished(Vec<u8>),
     /// A source file or folder could not be read.
     Unread(Vec<u8>),
-    /// The receiving side is out of room (or quota), if its file system agrees.
+    /// The receiving side is out of room (or quota).
     NoSpace,
+    /// The receiving side had no room for an attribute: either it is out of room, or the attribute
+    /// is too large for its kind of file system.
+    NoSpaceForAttribute,
     /// Anything else.
     Failure,
 }
@@ -53,6 +56,14 @@ const SOURCE_ERRNO: [i32; 14] = [
     116, // ESTALE
     117, // EUCLEAN: damaged file system
 ];
+/// The receiver's calls that store attributes and ACLs.
+const ATTRIBUTE_CALLS: [&str; 5] = [
+    "rsync_xal_set: ",
+    "set_xattr_acl: ",
+    "copy_xattrs: ",
+    "set_acl: ",
+    "failed to write xattr ",
+];
 const ENOSPC: i32 = 28;
 const EDQUOT: i32 = 122;
 
@@ -81,7 +92,13 @@ pub(crate) fn judge(line: &[u8]) -> Verdict {
     };
     let (role, said) = split_role(rest);
     match errno_at_end(said) {
-        Some(ENOSPC | EDQUOT) if role != Some("sender") => return Verdict::NoSpace,
+        Some(ENOSPC | EDQUOT) if role != Some("sender") => {
+            return if ATTRIBUTE_CALLS.iter().any(|call| said.starts_with(call)) {
+                Verdict::NoSpaceForAttribute
+            } else {
+                Verdict::NoSpace
+            };
+        }
         Some(errno) if SOURCE_ERRNO.contains(&errno) => {}
         _ => return Verdict::Failure,
     }
@@ -244,6 +261,8 @@ mod tests {
         ] {
             assert_eq!(judge(line.as_bytes()), Verdict::NoSpace, "{line}");
         }
+        let line = r#"rsync: [receiver] rsync_xal_set: lsetxattr(a,"user.x") failed: No space left on device (28)"#;
+        assert_eq!(judge(line.as_bytes()), Verdict::NoSpaceForAttribute);
         let name = r#"rsync: [sender] opendir "/a: No space left on device (28)" failed: Permission denied (13)"#;
         assert_eq!(
             judge(name.as_bytes()),

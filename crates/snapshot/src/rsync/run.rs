@@ -12,7 +12,9 @@ use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{
+    Pid, Signal, WaitOptions, kill_process_group, test_kill_process_group, waitpgid,
+};
 
 use super::messages::{Verdict, judge, printable};
 use super::output::{is_change, parse_progress, take_stat};
@@ -26,8 +28,10 @@ use crate::text::escape_name;
 const LINE_BYTES_MAX: usize = 16 << 10;
 /// How long rsync may take to end by itself after SIGTERM; it removes its temporary file meanwhile.
 const TERM_PATIENCE: Duration = Duration::from_secs(10);
+/// How long rsync's processes may take to leave after they have closed their pipes.
+const GROUP_PATIENCE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(100);
-/// A file system with less than this free is full: that is what rsync's next write would not get.
+/// A file system with less than this free has no room for anything, whatever it was that failed.
 const FULL_BELOW_BYTES: u64 = 1 << 20;
 /// So many changes of a dry run are kept.
 const CHANGES_MAX: usize = 10_000;
@@ -136,6 +140,7 @@ impl Rsync {
             signal_group(&child, Signal::KILL);
         }
         let status = child.wait().map_err(system("wait for rsync"))?;
+        wait_for_group(&child);
         followed.map_err(system("read rsync's output"))?;
         Ok(running.conclude(status))
     }
@@ -193,6 +198,44 @@ fn signal_group(child: &Child, signal: Signal) {
     }
 }
 
+/// Waits until rsync's other processes are gone too, so that the file systems that they work in can
+/// be unmounted. They close their pipes a moment before they leave their folders. Where the caller
+/// is the first process of its pid namespace, they are its children now, and it must reap them.
+fn wait_for_group(child: &Child) {
+    let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) else {
+        return;
+    };
+    let until = Instant::now() + GROUP_PATIENCE;
+    while Instant::now() < until {
+        while let Ok(Some(_)) = waitpgid(group, WaitOptions::NOHANG) {}
+        let reaper = rustix::process::getpid() == Pid::INIT;
+        if test_kill_process_group(group).is_err() || (!reaper && !any_alive(group)) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Whether a process of `group` still runs. Dead ones that nobody has reaped yet count as gone: they
+/// have left their folders (kernel/exit.c: `exit_fs` comes before `exit_notify`).
+fn any_alive(group: Pid) -> bool {
+    let group = group.as_raw_nonzero().to_string();
+    let Ok(processes) = std::fs::read_dir("/proc") else {
+        return false;
+    };
+    processes.filter_map(Result::ok).any(|process| {
+        let stat = std::fs::read(process.path().join("stat")).unwrap_or_default();
+        let stat = String::from_utf8_lossy(&stat);
+        // `PID (NAME) STATE PARENT GROUP …`; the name may hold anything, `)` too.
+        let mut words = stat
+            .rsplit_once(')')
+            .map_or("", |(_, rest)| rest)
+            .split_whitespace();
+        let state = words.next();
+        words.nth(1) == Some(&group) && !matches!(state, Some("Z" | "X"))
+    })
+}
+
 struct Running<'a> {
     invocation: &'a Invocation,
     cancel: &'a Cancel,
@@ -203,7 +246,6 @@ struct Running<'a> {
     changes: NameList,
     progress: Progress,
     first_failure: Option<String>,
-    no_space_said: bool,
     full: Option<Full>,
     asked_to_stop: Option<Instant>,
     killed: bool,
@@ -221,7 +263,6 @@ impl<'a> Running<'a> {
             changes: NameList::default(),
             progress: Progress::begin(Phase::Copying),
             first_failure: None,
-            no_space_said: false,
             full: None,
             asked_to_stop: None,
             killed: false,
@@ -300,10 +341,13 @@ impl<'a> Running<'a> {
             Verdict::Vanished(name) => self.vanished.push(escape_name(&name)),
             Verdict::Unread(name) => self.unread.push(escape_name(&name)),
             Verdict::NoSpace => {
-                self.no_space_said = true;
-                // An attribute that is too large for the file system is "no space" too; then the
-                // rest is still worth copying.
+                // Asked at once; rsync is about to remove the file that didn't fit.
                 self.full = self.full.or_else(|| room_at(&self.invocation.written_to));
+                self.first_failure.get_or_insert_with(|| printable(line));
+            }
+            Verdict::NoSpaceForAttribute => {
+                let room = || room_at(&self.invocation.written_to);
+                self.full = self.full.or_else(|| room().filter(Full::is_certain));
                 self.first_failure.get_or_insert_with(|| printable(line));
             }
             Verdict::Failure => {
@@ -313,11 +357,7 @@ impl<'a> Running<'a> {
     }
 
     fn conclude(self, status: ExitStatus) -> Outcome {
-        let full = match self.full {
-            None if self.no_space_said => room_at(&self.invocation.written_to),
-            full => full,
-        };
-        let ended = if let Some(full) = full {
+        let ended = if let Some(full) = self.full {
             Ended::Full(full)
         } else if self.cancel.is_cancelled() && !status.success() {
             Ended::Cancelled
@@ -368,21 +408,24 @@ impl<T> ExpectPipe<T> for Option<T> {
     }
 }
 
-/// What the file system at `path` has run out of; `None` if of nothing.
-pub(crate) fn room_at(path: &Path) -> Option<Full> {
+impl Full {
+    /// Whether the numbers alone say so.
+    fn is_certain(&self) -> bool {
+        self.kind == SpaceKind::Inodes || self.free_bytes < FULL_BELOW_BYTES
+    }
+}
+
+/// What the file system at `path` has run out of, after a call there has said that it has.
+fn room_at(path: &Path) -> Option<Full> {
     let stat = rustix::fs::statvfs(path).ok()?;
-    let free_bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
-    // File systems without a fixed number of inodes say 0 of 0.
-    let kind = if stat.f_files > 0 && stat.f_favail == 0 {
-        SpaceKind::Inodes
-    } else if free_bytes < FULL_BELOW_BYTES {
-        SpaceKind::Blocks
-    } else {
-        return None;
-    };
     Some(Full {
-        kind,
-        free_bytes,
+        // File systems without a fixed number of inodes say 0 of 0.
+        kind: if stat.f_files > 0 && stat.f_favail == 0 {
+            SpaceKind::Inodes
+        } else {
+            SpaceKind::Blocks
+        },
+        free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
         free_inodes: stat.f_favail,
     })
 }

@@ -1,0 +1,347 @@
+//! How runs are judged: unread and vanished source files, a full volume, wrong sources.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where something is wrong")]
+
+mod folder;
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::Path;
+
+use folder::{Bench, SmallExt4, inode, job_name, loop_missing, take_into, wait_for};
+use sprat_snapshot::{EntryKind, SnapshotError, SnapshotSpec, SpaceKind, Warning};
+use sprat_testkit::compare::assert_same;
+use sprat_testkit::requires;
+use sprat_testkit::tree::{PlainTree, set_mode};
+
+/// rsync as root without the right to read everything.
+const NOT_ALL_POWERFUL: &str =
+    "setpriv --bounding-set=-dac_override,-dac_read_search --inh-caps=-all rsync";
+
+fn setpriv_missing() -> Option<String> {
+    sprat_testkit::needs::root().or_else(|| sprat_testkit::needs::program("setpriv"))
+}
+
+#[test]
+fn unreadable_files_and_folders_give_a_snapshot_that_lists_them() {
+    requires!(setpriv_missing());
+    let bench = Bench::new();
+    let source = bench.source();
+    fs::write(source.join("good"), "x").unwrap();
+    let good = bench.take();
+
+    fs::write(source.join("secret\nfile"), "x").unwrap();
+    fs::create_dir(source.join("closed")).unwrap();
+    fs::write(source.join("closed/inside"), "x").unwrap();
+    set_mode(&source.join("secret\nfile"), 0).unwrap();
+    set_mode(&source.join("closed"), 0).unwrap();
+    let mut spec = bench.spec();
+    spec.rsync = bench.rsync_script("", NOT_ALL_POWERFUL);
+    let report = bench.try_take(&spec).unwrap();
+    assert!(!report.record.complete);
+    assert_eq!(report.record.rsync_exit, Some(23));
+    let mut unread = report.record.unread.names.clone();
+    unread.sort();
+    let path = |name: &str| format!("{}/{name}", source.display());
+    assert_eq!(unread, [path("closed"), path("secret\\#012file")]);
+    assert_eq!(bench.kinds(), [EntryKind::Good, EntryKind::Unread]);
+
+    // Neither is the only tree linked from, and what was left out comes with the next run.
+    let next = bench.take();
+    assert!(next.record.complete);
+    let from: Vec<_> = next
+        .record
+        .linked_from
+        .iter()
+        .map(|f| f.folder.clone())
+        .collect();
+    assert_eq!(from, [report.name.to_string(), good.name.to_string()]);
+    assert_same(&source, &bench.in_snapshot(next.name));
+}
+
+#[test]
+fn after_many_unread_snapshots_the_last_good_one_is_still_linked_from() {
+    requires!(setpriv_missing());
+    let bench = Bench::new();
+    fs::write(bench.source().join("file"), "x").unwrap();
+    let good = bench.take();
+    fs::write(bench.source().join("secret"), "x").unwrap();
+    set_mode(&bench.source().join("secret"), 0).unwrap();
+    let mut spec = bench.spec();
+    spec.rsync = bench.rsync_script("", NOT_ALL_POWERFUL);
+    for _ in 0..3 {
+        bench.try_take(&spec).unwrap();
+    }
+    let last = bench.try_take(&spec).unwrap();
+    assert_eq!(last.record.linked_from.len(), 3);
+    assert_eq!(last.record.linked_from[2].folder, good.name.to_string());
+}
+
+#[test]
+fn a_file_that_vanishes_under_way_is_harmless() {
+    let bench = Bench::new();
+    let source = bench.source();
+    fs::write(source.join("aaa"), vec![7; 4 << 20]).unwrap();
+    fs::write(source.join("zzz"), "x").unwrap();
+    let mut spec = bench.spec();
+    spec.rsync = bench.rsync_script("", "rsync --bwlimit=4000");
+    let volume = bench.volume();
+    let run = std::thread::spawn(move || take_into(&volume, &spec));
+    let job = bench.job();
+    wait_for("rsync's temporary file", || {
+        walk_finds(&job, &|name| name.starts_with(".aaa."))
+    });
+    fs::remove_file(source.join("zzz")).unwrap();
+    let report = run.join().unwrap().unwrap();
+    assert_eq!(report.record.rsync_exit, Some(24));
+    assert_eq!(
+        report.record.vanished.names,
+        [format!("{}/zzz", source.display())]
+    );
+    assert!(report.record.complete);
+}
+
+fn walk_finds(at: &Path, wanted: &dyn Fn(&str) -> bool) -> bool {
+    let Ok(entries) = fs::read_dir(at) else {
+        return false;
+    };
+    entries.filter_map(Result::ok).any(|entry| {
+        wanted(&entry.file_name().to_string_lossy())
+            || entry.file_type().is_ok_and(|t| t.is_dir()) && walk_finds(&entry.path(), wanted)
+    })
+}
+
+#[test]
+fn a_full_volume_ends_the_run_and_harms_nothing_older() {
+    requires!(loop_missing());
+    let bench = Bench::new();
+    let disk = SmallExt4::new(&bench, "24M", &["-O", "^has_journal"]);
+    fs::write(bench.source().join("small"), "x").unwrap();
+    let old = take_into(&disk.at, &bench.spec()).unwrap();
+    let tree = PlainTree {
+        files: 40,
+        bytes: 40 << 20,
+        files_per_folder: 10,
+        seed: 6,
+    };
+    tree.make(&bench.source()).unwrap();
+    let error = take_into(&disk.at, &bench.spec()).unwrap_err();
+    let SnapshotError::VolumeFull { kind, .. } = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(*kind, SpaceKind::Blocks);
+    let kinds: Vec<_> = sprat_snapshot::list(&disk.at)
+        .unwrap()
+        .iter()
+        .map(|e| e.kind)
+        .collect();
+    assert_eq!(kinds, [EntryKind::Good, EntryKind::Partial]);
+    // With less to store the next run succeeds, and uses what is there.
+    for n in 10..40 {
+        fs::remove_file(bench.source().join(tree.file(n))).unwrap();
+    }
+    let new = take_into(&disk.at, &bench.spec()).unwrap();
+    let job = disk.at.join("home");
+    assert_same(
+        &bench.source(),
+        &folder::below(&job.join(new.name.to_string()), &bench.source()),
+    );
+    let small = folder::below(&job.join(old.name.to_string()), &bench.source()).join("small");
+    assert_eq!(fs::read(small).unwrap(), b"x");
+}
+
+#[test]
+fn a_volume_out_of_inodes_says_so() {
+    requires!(loop_missing());
+    let bench = Bench::new();
+    let disk = SmallExt4::new(&bench, "32M", &["-N", "100"]);
+    let tree = PlainTree {
+        files: 300,
+        bytes: 3000,
+        files_per_folder: 50,
+        seed: 6,
+    };
+    tree.make(&bench.source()).unwrap();
+    let error = take_into(&disk.at, &bench.spec()).unwrap_err();
+    let SnapshotError::VolumeFull {
+        kind, free_inodes, ..
+    } = &error
+    else {
+        panic!("{error}")
+    };
+    assert_eq!((*kind, *free_inodes), (SpaceKind::Inodes, 0));
+}
+
+#[test]
+fn a_file_with_too_many_links_is_copied_instead() {
+    requires!(loop_missing());
+    let bench = Bench::new();
+    let disk = SmallExt4::new(&bench, "64M", &[]);
+    fs::write(bench.source().join("file"), "content").unwrap();
+    let first = take_into(&disk.at, &bench.spec()).unwrap();
+    let file = |name: &dyn std::fmt::Display| {
+        let job = disk.at.join("home").join(name.to_string());
+        folder::below(&job, &bench.source()).join("file")
+    };
+    let kept = file(&first.name);
+    let names = disk.at.join("names");
+    fs::create_dir(&names).unwrap();
+    // ext4 allows 65,000 (EXT4_LINK_MAX).
+    for n in fs::metadata(&kept).unwrap().nlink()..65_000 {
+        fs::hard_link(&kept, names.join(n.to_string())).unwrap();
+    }
+    let second = take_into(&disk.at, &bench.spec()).unwrap();
+    assert!(second.record.complete, "{:?}", second.record.messages);
+    assert_ne!(inode(&file(&second.name)), inode(&kept));
+    assert_eq!(fs::read(file(&second.name)).unwrap(), b"content");
+    // And from then on the copy is linked.
+    let third = take_into(&disk.at, &bench.spec()).unwrap();
+    assert_eq!(inode(&file(&third.name)), inode(&file(&second.name)));
+}
+
+#[test]
+fn sources_that_can_not_be_meant_are_refused_before_anything_is_written() {
+    let bench = Bench::new();
+    let source = bench.source();
+    let refused = |change: &dyn Fn(&mut SnapshotSpec)| {
+        let mut spec = bench.spec();
+        change(&mut spec);
+        let error = bench.try_take(&spec).unwrap_err();
+        assert!(!bench.job().exists(), "{error}");
+        error
+    };
+    assert!(matches!(
+        refused(&|_| {}),
+        SnapshotError::SourceEmpty { .. }
+    ));
+    fs::create_dir_all(source.join("only/folders")).unwrap();
+    assert!(matches!(
+        refused(&|_| {}),
+        SnapshotError::SourceEmpty { .. }
+    ));
+    fs::write(source.join("file"), "x").unwrap();
+    fs::write(bench.volume().join("file"), "x").unwrap();
+    symlink("source", bench.path("link")).unwrap();
+    type Case<'a> = &'a dyn Fn(&mut SnapshotSpec);
+    let cases: [(Case<'_>, &str); 9] = [
+        (&|s| s.sources.clear(), "no sources"),
+        (&|s| s.sources = vec!["relative".into()], "absolute"),
+        (&|s| s.sources = vec!["/tmp/../etc".into()], "'..'"),
+        (&|s| s.sources.push("/no/such/place".into()), "no such file"),
+        (
+            &|s| s.sources = vec![bench.path("link")],
+            "symbolic link to source",
+        ),
+        (&|s| s.sources.push(bench.volume()), "lies in the volume"),
+        (&|s| s.excludes.push("!".into()), "clear the list"),
+        (
+            &|s| s.exclude_from.push("/no/such/file".into()),
+            "/no/such/file",
+        ),
+        (&|s| s.rsync = "/no/such/rsync".into(), "not found"),
+    ];
+    for (change, text) in cases {
+        let error = refused(change);
+        assert!(error.to_string().contains(text), "{error}");
+    }
+    let mut spec = bench.spec();
+    fs::remove_file(source.join("file")).unwrap();
+    spec.allow_empty = true;
+    let report = bench.try_take(&spec).unwrap();
+    assert_same(&source, &bench.in_snapshot(report.name));
+}
+
+#[test]
+fn a_source_that_the_patterns_leave_out_or_that_goes_away_is_no_snapshot() {
+    let bench = Bench::new();
+    fs::write(bench.source().join("file"), "x").unwrap();
+    let mut spec = bench.spec();
+    spec.excludes = vec!["source".into()];
+    let error = bench.try_take(&spec).unwrap_err();
+    assert!(
+        error.to_string().contains("patterns leave all of it out"),
+        "{error}"
+    );
+
+    let mut spec = bench.spec();
+    let source = bench.source().display().to_string();
+    spec.rsync = bench.rsync_script(
+        &format!("mv {source} {source}.away; mkdir {source}"),
+        "rsync",
+    );
+    let error = bench.try_take(&spec).unwrap_err();
+    assert!(
+        matches!(error, SnapshotError::SourceChanged { .. }),
+        "{error}"
+    );
+    assert!(!bench.kinds().contains(&EntryKind::Good));
+}
+
+#[test]
+fn patterns_work_as_rsyncs_do() {
+    let bench = Bench::new();
+    for name in ["keep", "a.tmp", "cache", "from-file"] {
+        fs::write(bench.source().join(name), "x").unwrap();
+    }
+    fs::write(bench.path("patterns"), "# comment\nfrom-file\n").unwrap();
+    let mut spec = bench.spec();
+    spec.excludes = vec![
+        "*.tmp".into(),
+        format!("{}/cache", bench.source().display()),
+    ];
+    spec.exclude_from = vec![bench.path("patterns")];
+    let report = bench.try_take(&spec).unwrap();
+    let names: Vec<_> = fs::read_dir(bench.in_snapshot(report.name))
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    assert_eq!(names, ["keep"]);
+}
+
+#[test]
+fn a_volume_inside_the_source_is_left_out_even_if_a_pattern_file_clears_the_list() {
+    let bench = Bench::new();
+    fs::write(bench.source().join("file"), "x").unwrap();
+    fs::write(bench.path("never"), "x").unwrap();
+    fs::write(bench.path("patterns"), "!\n").unwrap();
+    let mut spec = SnapshotSpec::new(job_name(), vec![bench.path("")]);
+    spec.exclude_from = vec![bench.path("patterns")];
+    spec.never_enter = vec![bench.path("never")];
+    let report = bench.try_take(&spec).unwrap();
+    let tree = folder::below(&bench.job().join(report.name.to_string()), &bench.path(""));
+    assert!(tree.join("source/file").exists());
+    assert!(!tree.join("volume").exists());
+    assert!(!tree.join("never").exists());
+    let left_out = Warning::OwnVolumeLeftOut {
+        path: bench.volume().display().to_string(),
+    };
+    assert_eq!(report.record.warnings, [left_out]);
+}
+
+#[test]
+fn the_root_folder_can_be_a_source_and_the_kernels_file_systems_stay_out() {
+    requires!(sprat_testkit::needs::root());
+    let bench = Bench::new();
+    fs::write(bench.source().join("file"), "x").unwrap();
+    let mut spec = SnapshotSpec::new(job_name(), vec!["/".into()]);
+    // Only the way to the source, and the mount points themselves.
+    let source = bench.source();
+    let mut ways: Vec<String> = source
+        .ancestors()
+        .filter(|a| a.parent().is_some())
+        .map(|a| format!("+ {}", a.display()))
+        .collect();
+    ways.reverse();
+    spec.excludes = ways;
+    spec.excludes.push(format!("+ {}/**", source.display()));
+    spec.excludes.push("+ /proc".into());
+    spec.excludes.push("- *".into());
+    let report = bench.try_take(&spec).unwrap();
+    assert_same(&source, &bench.in_snapshot(report.name));
+    let proc = bench.job().join(report.name.to_string()).join("proc");
+    assert_eq!(fs::read_dir(proc).unwrap().count(), 0);
+    let out = Warning::KernelFileSystemLeftOut {
+        path: "/proc".into(),
+    };
+    assert!(report.record.warnings.contains(&out));
+}
