@@ -130,3 +130,44 @@ pub(crate) fn forget(state: &OwnedFd, name: SnapshotName) {
     let _ = rustix::fs::unlinkat(state, file_name(name), AtFlags::empty());
     let _ = rustix::fs::unlinkat(state, "checkpoint.clock", AtFlags::empty());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::walk::open_folder_at;
+
+    #[test]
+    fn checkpoints_appear_while_a_run_lasts_and_grow() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = open_folder_at(dir.path()).unwrap();
+        let name = SnapshotName::parse("2026-11-23T13-21-01Z").unwrap();
+        assert_eq!(read(&state, name), None);
+        let began_ns = i128::from(clock_gettime(ClockId::Realtime).tv_sec) * 1_000_000_000;
+        let checkpoints = Checkpoints::begin(&state, name, Duration::from_millis(5)).unwrap();
+        let first = loop {
+            if let Some(first) = read(&state, name) {
+                break first;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        while read(&state, name) == Some(first) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        checkpoints.end().unwrap();
+        let last = read(&state, name).unwrap();
+        assert!(last > first && first >= began_ns - 2 * MARGIN_NS);
+        forget(&state, name);
+        assert_eq!(read(&state, name), None);
+    }
+
+    #[test]
+    fn a_checkpoint_that_was_not_written_whole_counts_for_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = open_folder_at(dir.path()).unwrap();
+        let name = SnapshotName::parse("2026-11-23T13-21-01Z").unwrap();
+        for text in ["", "17", "17 \n", "x\n", "\0\0\0\0"] {
+            std::fs::write(dir.path().join(file_name(name)), text).unwrap();
+            assert_eq!(read(&state, name), None, "{text:?}");
+        }
+    }
+}

@@ -124,7 +124,7 @@ fn a_garbled_record_hides_no_snapshot() {
     .unwrap();
     assert_eq!(bench.kinds(), [EntryKind::Good]);
     for replace in [&|| fs::remove_file(&record).unwrap(), &|| {
-        fs::create_dir(&record).unwrap()
+        fs::create_dir(&record).unwrap();
     }] as [&dyn Fn(); 2]
     {
         replace();
