@@ -472,7 +472,7 @@ impl Call<'_> {
     /// The whole list of an open folder.
     pub(crate) fn names(&self, handle: &[u8]) -> Result<Vec<FileName>, StoreError> {
         let mut names = Vec::new();
-        // Every answer counts, so that empty ones don't go on for ever.
+        // Every answer counts for some, so that nearly empty ones don't go on for ever.
         let mut seen = 0;
         loop {
             let body = self.roundtrip(&Request::Readdir { handle })?;
@@ -483,7 +483,7 @@ impl Call<'_> {
                 } => return Ok(names),
                 _ => return Err(self.unexpected(&body)),
             };
-            seen += found.len().max(1);
+            seen += found.len().max(10);
             if seen > LIST_ENTRIES_MAX {
                 return Err(StoreError::Refused {
                     op: self.op,

@@ -73,3 +73,34 @@ pub fn eventually<T>(mut ask: impl FnMut() -> Option<T>) -> T {
         std::thread::sleep(Duration::from_millis(10));
     }
 }
+
+/// Sends a signal by its number.
+pub fn kill(pid: i32, signal: i32) {
+    let status = std::process::Command::new("kill")
+        .args([format!("-{signal}"), pid.to_string()])
+        .status();
+    assert!(
+        status.is_ok_and(|status| status.success()),
+        "kill -{signal} {pid}"
+    );
+}
+
+/// The programs, other than this one, that have `path` open.
+pub fn holders(path: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for process in std::fs::read_dir("/proc").unwrap().flatten() {
+        let process = process.path();
+        let fds = std::fs::read_dir(process.join("fd"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let holds = fds
+            .into_iter()
+            .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to == path));
+        if holds && !process.ends_with(std::process::id().to_string()) {
+            let name = std::fs::read_to_string(process.join("comm")).unwrap_or_default();
+            found.push(name.trim().to_owned());
+        }
+    }
+    found
+}

@@ -1,0 +1,551 @@
+//! A scripted server that breaks the protocol in every way that one can: each is an error with
+//! its kind, in bounded time and memory, and the session is dead afterwards.
+#![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use sprat_store::sftp::Wire;
+use sprat_store::{
+    Access, FileName, ReadClass, SftpOptions, SftpStore, Store, StoreError, StoreErrorKind,
+    StoreFile,
+};
+use sprat_testkit::{needs, requires};
+
+mod part;
+
+const OPEN: u8 = 3;
+const READ: u8 = 5;
+const WRITE: u8 = 6;
+const LSTAT: u8 = 7;
+const FSTAT: u8 = 8;
+const OPENDIR: u8 = 11;
+const READDIR: u8 = 12;
+const STAT: u8 = 17;
+const EXTENDED: u8 = 200;
+
+/// What the script does with one request; `None` leaves it to the honest server below it.
+type Script = dyn Fn(u8, u32, &[u8], &mut UnixStream) -> Option<Next> + Send + Sync;
+
+enum Next {
+    Answered,
+    HangUp,
+}
+
+fn packet(kind: u8, id: u32, rest: &[&[u8]]) -> Vec<u8> {
+    let body: Vec<u8> = [&[kind][..], &id.to_be_bytes()]
+        .iter()
+        .chain(rest)
+        .copied()
+        .flatten()
+        .copied()
+        .collect();
+    framed(&body)
+}
+
+fn framed(body: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(body.len()).unwrap();
+    [&len.to_be_bytes()[..], body].concat()
+}
+
+fn string(bytes: &[u8]) -> Vec<u8> {
+    framed(bytes)
+}
+
+fn status(id: u32, code: u32) -> Vec<u8> {
+    packet(
+        101,
+        id,
+        &[&code.to_be_bytes(), &string(b"told"), &string(b"")],
+    )
+}
+
+fn data(id: u32, bytes: &[u8]) -> Vec<u8> {
+    packet(103, id, &[&string(bytes)])
+}
+
+/// Size, owner, mode and times of a file of 1 GiB, or of a folder.
+fn attributes(id: u32, mode: u32) -> Vec<u8> {
+    let fields: Vec<u8> = [0xf_u32, 0, 1 << 30, 1, 1, mode, 7, 8]
+        .iter()
+        .flat_map(|field| field.to_be_bytes())
+        .collect();
+    packet(105, id, &[&fields])
+}
+
+/// Serves one connection: honest where the script doesn't care.
+fn serve(mut stream: UnixStream, greeting: &[u8], script: &Script) {
+    let mut head = [0; 4];
+    while stream.read_exact(&mut head).is_ok() {
+        let mut body = vec![0; usize::try_from(u32::from_be_bytes(head)).unwrap()];
+        if stream.read_exact(&mut body).is_err() {
+            return;
+        }
+        if body[0] == 1 {
+            let _ = stream.write_all(greeting);
+            continue;
+        }
+        let id = u32::from_be_bytes(body[1..5].try_into().unwrap());
+        let answer = match (script(body[0], id, &body[5..], &mut stream), body[0]) {
+            (Some(Next::HangUp), _) => return,
+            (Some(Next::Answered), _) => continue,
+            (None, STAT) => attributes(id, 0o040_755),
+            (None, LSTAT | FSTAT) => attributes(id, 0o100_600),
+            (None, OPEN | OPENDIR) => packet(102, id, &[&string(b"h")]),
+            (None, WRITE | EXTENDED | 4) => status(id, 0),
+            (None, _) => status(id, 8),
+        };
+        if stream.write_all(&answer).is_err() {
+            return;
+        }
+    }
+}
+
+fn greeting(extensions: &[&str]) -> Vec<u8> {
+    let mut body = vec![2, 0, 0, 0, 3];
+    for name in extensions {
+        body.extend(string(name.as_bytes()));
+        body.extend(string(if *name == "statvfs@openssh.com" {
+            b"2"
+        } else {
+            b"1"
+        }));
+    }
+    framed(&body)
+}
+
+fn connect_to(
+    greeting: &[u8],
+    script: impl Fn(u8, u32, &[u8], &mut UnixStream) -> Option<Next> + Send + Sync + 'static,
+) -> Result<SftpStore, StoreError> {
+    let (greeting, script): (Vec<u8>, Arc<Script>) = (greeting.to_vec(), Arc::new(script));
+    let dial = move || {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (greeting, script) = (greeting.clone(), Arc::clone(&script));
+        std::thread::spawn(move || serve(theirs, &greeting, &*script));
+        Ok(Wire::over_socket(ours).unwrap())
+    };
+    let mut options = SftpOptions::new(Vec::new(), "evil.host", "/folder");
+    options.data_channels = 0;
+    options.answer_timeout = Duration::from_millis(700);
+    options.flush_timeout = Duration::from_millis(1500);
+    SftpStore::connect_over(Box::new(dial), options)
+}
+
+/// A file on a server that is honest but for what `script` does with requests of type `kind`.
+fn file_with(
+    kind: u8,
+    script: impl Fn(u32, &mut UnixStream) -> Option<Next> + Send + Sync + 'static,
+) -> (SftpStore, Arc<dyn StoreFile>) {
+    let store = connect_to(
+        &greeting(&["fsync@openssh.com"]),
+        move |found, id, _, stream| {
+            if found == kind {
+                script(id, stream)
+            } else {
+                None
+            }
+        },
+    );
+    let store = store.unwrap();
+    let file = store
+        .open(&FileName::new("x").unwrap(), Access::ReadWrite)
+        .unwrap();
+    (store, file)
+}
+
+fn answer(
+    bytes: impl Fn(u32) -> Vec<u8> + Send + Sync,
+) -> impl Fn(u32, &mut UnixStream) -> Option<Next> {
+    move |id, stream| {
+        let _ = stream.write_all(&bytes(id));
+        Some(Next::Answered)
+    }
+}
+
+#[track_caller]
+fn read_fails(file: &dyn StoreFile, kind: StoreErrorKind) -> StoreError {
+    let begun = Instant::now();
+    let error = file
+        .read_at(0, &mut [0; 10], ReadClass::Demand)
+        .unwrap_err();
+    assert_eq!(error.kind(), kind, "{error}");
+    assert!(
+        begun.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        begun.elapsed()
+    );
+    error
+}
+
+/// After a breach everything fails, with the same kind, at once.
+#[track_caller]
+fn is_dead(store: &SftpStore, file: &dyn StoreFile, kind: StoreErrorKind) {
+    assert_eq!(
+        file.read_at(0, &mut [0; 1], ReadClass::Demand)
+            .unwrap_err()
+            .kind(),
+        kind
+    );
+    assert_eq!(file.write_at(0, b"x").unwrap_err().kind(), kind);
+    assert_eq!(file.flush().unwrap_err().kind(), kind);
+    assert_eq!(store.list().unwrap_err().kind(), kind);
+}
+
+#[test]
+fn an_answer_to_a_request_that_was_not_asked_is_a_breach() {
+    let (store, file) = file_with(READ, answer(|id| data(id + 1000, &[7; 10])));
+    let error = read_fails(&*file, StoreErrorKind::Protocol);
+    assert!(error.to_string().contains("not asked"), "{error}");
+    file.write_at(0, b"x").unwrap_err();
+    assert_eq!(store.list().unwrap_err().kind(), StoreErrorKind::Protocol);
+}
+
+#[test]
+fn an_answer_that_comes_twice_is_a_breach() {
+    let twice = answer(|id| [data(id, &[7; 10]), data(id, &[7; 10])].concat());
+    let (store, file) = file_with(READ, twice);
+    file.read_at(0, &mut [0; 10], ReadClass::Demand).unwrap();
+    part::eventually(|| store.list().err());
+    read_fails(&*file, StoreErrorKind::Protocol);
+}
+
+#[test]
+fn more_data_than_was_asked_for_is_a_breach() {
+    let (_store, file) = file_with(READ, answer(|id| data(id, &[7; 11])));
+    let error = read_fails(&*file, StoreErrorKind::Protocol);
+    assert!(
+        error.to_string().contains("11 bytes of data where 10"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_data_length_beyond_its_packet_is_a_breach() {
+    let (_store, file) = file_with(
+        READ,
+        answer(|id| packet(103, id, &[&[255, 255, 255, 255], &[7; 10]])),
+    );
+    read_fails(&*file, StoreErrorKind::Protocol);
+}
+
+#[test]
+fn a_packet_beyond_the_bound_is_refused_before_it_is_read() {
+    for head in [
+        [0, 4, 0, 1],
+        [0x7f, 255, 255, 255],
+        [255; 4],
+        [0, 0, 0, 0],
+        [0, 0, 0, 4],
+    ] {
+        let (_store, file) = file_with(READ, answer(move |_| head.to_vec()));
+        read_fails(&*file, StoreErrorKind::Protocol);
+    }
+}
+
+#[test]
+fn an_answer_of_the_wrong_type_is_a_breach() {
+    for kind in [102, 104, 105, 201, 99, 2] {
+        let (_store, file) = file_with(READ, answer(move |id| packet(kind, id, &[&[0; 8]])));
+        read_fails(&*file, StoreErrorKind::Protocol);
+    }
+    // A status of success carries no data.
+    let (_store, file) = file_with(READ, answer(|id| status(id, 0)));
+    read_fails(&*file, StoreErrorKind::Protocol);
+}
+
+#[test]
+fn short_data_is_asked_for_again_and_none_twice_is_a_breach() {
+    let (_store, file) = file_with(READ, answer(|id| data(id, &[7; 3])));
+    let mut read = [0; 9];
+    file.read_at(0, &mut read, ReadClass::Demand).unwrap();
+    assert_eq!(read, [7; 9]);
+    let (_store, file) = file_with(READ, answer(|id| data(id, b"")));
+    read_fails(&*file, StoreErrorKind::Protocol);
+}
+
+#[test]
+fn an_end_of_file_tells_how_much_there_was() {
+    let asked = AtomicU32::new(0);
+    let (_store, file) = file_with(
+        READ,
+        answer(move |id| match asked.fetch_add(1, Ordering::SeqCst) {
+            0 => data(id, &[7; 4]),
+            _ => status(id, 1),
+        }),
+    );
+    let error = read_fails(&*file, StoreErrorKind::Truncated);
+    assert!(error.to_string().contains("after 4 of 10 bytes"), "{error}");
+    file.write_at(0, b"the session lives").unwrap();
+}
+
+#[test]
+fn an_end_inside_an_answer_is_a_lost_line() {
+    for len in [1, 4, 9, 15] {
+        let (store, file) = file_with(READ, move |id, stream| {
+            let _ = stream.write_all(&data(id, &[7; 10])[..len]);
+            Some(Next::HangUp)
+        });
+        file.write_at(0, b"so that a flush has something to do")
+            .unwrap();
+        read_fails(&*file, StoreErrorKind::Disconnected);
+        is_dead(&store, &*file, StoreErrorKind::Disconnected);
+    }
+}
+
+#[test]
+fn a_server_that_never_answers_is_a_lost_line() {
+    for kind in [READ, WRITE] {
+        let (_store, file) = file_with(kind, |_, _| Some(Next::Answered));
+        let begun = Instant::now();
+        let error = match kind {
+            READ => file
+                .read_at(0, &mut [0; 10], ReadClass::Demand)
+                .unwrap_err(),
+            _ => file.write_at(0, &[0; 300_000]).unwrap_err(),
+        };
+        assert_eq!(error.kind(), StoreErrorKind::Disconnected, "{error}");
+        let waited = begun.elapsed();
+        assert!(
+            waited > Duration::from_millis(600) && waited < Duration::from_secs(4),
+            "{waited:?}"
+        );
+    }
+}
+
+#[test]
+fn a_flush_may_take_longer_than_another_answer_but_not_for_ever() {
+    let (_store, file) = file_with(EXTENDED, |id, stream| {
+        std::thread::sleep(Duration::from_millis(1100));
+        let _ = stream.write_all(&status(id, 0));
+        Some(Next::Answered)
+    });
+    file.write_at(0, b"x").unwrap();
+    file.flush().unwrap();
+    let (_store, file) = file_with(EXTENDED, |_, _| Some(Next::Answered));
+    file.write_at(0, b"x").unwrap();
+    assert_eq!(
+        file.flush().unwrap_err().kind(),
+        StoreErrorKind::Disconnected
+    );
+}
+
+#[test]
+fn a_failed_flush_is_never_followed_by_a_good_one() {
+    let asked = AtomicU32::new(0);
+    let (_store, file) = file_with(
+        EXTENDED,
+        answer(move |id| match asked.fetch_add(1, Ordering::SeqCst) {
+            0 => status(id, 4),
+            _ => status(id, 0),
+        }),
+    );
+    file.write_at(0, b"x").unwrap();
+    assert_eq!(file.flush().unwrap_err().kind(), StoreErrorKind::Failed);
+    assert_eq!(file.flush().unwrap_err().kind(), StoreErrorKind::Failed);
+    file.write_at(0, b"x").unwrap();
+    assert_eq!(file.flush().unwrap_err().kind(), StoreErrorKind::Failed);
+}
+
+#[test]
+fn a_server_that_stops_reading_does_not_stop_us_from_ending() {
+    let (_store, file) = file_with(WRITE, |_, _| {
+        std::thread::sleep(Duration::from_secs(3));
+        Some(Next::HangUp)
+    });
+    // More than any buffer on the way holds.
+    let error = file.write_at(0, &vec![1; 8 << 20]).unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Disconnected, "{error}");
+    let begun = Instant::now();
+    drop(file);
+    drop(_store);
+    assert!(
+        begun.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
+#[test]
+fn a_list_without_end_is_refused() {
+    for names in [0u32, 1] {
+        let store = connect_to(&greeting(&[]), move |kind, id, _, stream| {
+            (kind == READDIR).then(|| {
+                let mut rest = names.to_be_bytes().to_vec();
+                for _ in 0..names {
+                    rest.extend([string(b"again"), string(b""), vec![0; 4]].concat());
+                }
+                let _ = stream.write_all(&packet(104, id, &[&rest]));
+                Next::Answered
+            })
+        });
+        assert_eq!(
+            store.unwrap().list().unwrap_err().kind(),
+            StoreErrorKind::Failed
+        );
+    }
+}
+
+#[test]
+fn names_that_lead_elsewhere_are_left_out_of_the_list() {
+    let told = AtomicU32::new(0);
+    let store = connect_to(&greeting(&[]), move |kind, id, _, stream| {
+        if kind != READDIR {
+            return None;
+        }
+        if told.fetch_add(1, Ordering::SeqCst) > 0 {
+            let _ = stream.write_all(&status(id, 1));
+            return Some(Next::Answered);
+        }
+        let mut rest = 5u32.to_be_bytes().to_vec();
+        for name in [&b".."[..], b"../up", b"good", b"bad\x1bname", b"\xff"] {
+            rest.extend([string(name), string(b"long"), vec![0; 4]].concat());
+        }
+        let _ = stream.write_all(&packet(104, id, &[&rest]));
+        Some(Next::Answered)
+    });
+    let listed = store.unwrap().list().unwrap();
+    assert_eq!(listed, [FileName::new("good").unwrap()]);
+}
+
+#[test]
+fn greetings_of_other_kinds_end_the_connection() {
+    let version = |number: u8| framed(&[2, 0, 0, 0, number]);
+    for (bytes, kind) in [
+        (version(2), StoreErrorKind::Protocol),
+        (version(6), StoreErrorKind::Protocol),
+        (
+            b"Welcome to evil.host!\n".to_vec(),
+            StoreErrorKind::Protocol,
+        ),
+        (status(0, 0), StoreErrorKind::Protocol),
+        ([version(3), version(3)].concat(), StoreErrorKind::Protocol),
+        (
+            framed(&[2, 0, 0, 0, 3, 0, 0, 0, 200]),
+            StoreErrorKind::Protocol,
+        ),
+        (Vec::new(), StoreErrorKind::Unreachable),
+    ] {
+        let connected = connect_to(&bytes, |_, _, _, _| None)
+            .and_then(|store| part::eventually(|| store.list().err().map(Err)));
+        let error = connected.map(|_: Vec<FileName>| ()).unwrap_err();
+        assert_eq!(error.kind(), kind, "{bytes:?}: {error}");
+        if bytes.starts_with(b"Welcome") {
+            assert!(
+                error.to_string().contains("Welcome to evil.host!"),
+                "{error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn limits_that_no_block_fits_in_are_refused_and_huge_ones_bounded() {
+    let with_limits = |each: u64| {
+        connect_to(
+            &greeting(&["limits@openssh.com"]),
+            move |kind, id, rest, stream| {
+                let limits = each.to_be_bytes().repeat(4);
+                match kind {
+                    EXTENDED => drop(stream.write_all(&packet(201, id, &[&limits]))),
+                    // No request is larger than a packet may be.
+                    WRITE if rest.len() > 262_144 => return Some(Next::HangUp),
+                    _ => return None,
+                }
+                Some(Next::Answered)
+            },
+        )
+    };
+    assert_eq!(
+        with_limits(2000).unwrap_err().kind(),
+        StoreErrorKind::Unsupported
+    );
+    for each in [0, 8192, u64::MAX] {
+        let store = with_limits(each).unwrap();
+        let file = store
+            .open(&FileName::new("x").unwrap(), Access::ReadWrite)
+            .unwrap();
+        file.write_at(0, &vec![1; 1 << 20]).unwrap();
+    }
+}
+
+#[test]
+fn what_the_server_calls_a_file_must_be_one_before_and_after_it_is_opened() {
+    for (liar, mode) in [(LSTAT, 0o120_777), (FSTAT, 0o120_777), (FSTAT, 0o040_700)] {
+        let store = connect_to(&greeting(&[]), move |kind, id, _, stream| {
+            (kind == liar).then(|| {
+                let _ = stream.write_all(&attributes(id, mode));
+                Next::Answered
+            })
+        });
+        let opened = store
+            .unwrap()
+            .open(&FileName::new("x").unwrap(), Access::ReadOnly);
+        assert_eq!(
+            opened.map(drop).unwrap_err().kind(),
+            StoreErrorKind::NotRegular
+        );
+    }
+}
+
+#[test]
+fn words_of_the_server_reach_no_terminal_raw() {
+    let (_store, file) = file_with(
+        READ,
+        answer(|id| {
+            let text = [b"\x1b[2J\n", &[b'x'; 5000][..]].concat();
+            packet(
+                101,
+                id,
+                &[&4u32.to_be_bytes(), &string(&text), &string(b"")],
+            )
+        }),
+    );
+    let error = read_fails(&*file, StoreErrorKind::Failed).to_string();
+    assert!(
+        !error.contains('\x1b') && !error.contains('\n') && error.len() < 600,
+        "{error}"
+    );
+}
+
+#[test]
+fn a_data_channel_that_does_not_come_up_only_slows_the_session() {
+    let folder = tempfile::tempdir().unwrap();
+    requires!(needs::sftp_server_missing());
+    let server = needs::sftp_server().unwrap();
+    let first = AtomicBool::new(true);
+    let dial = move || {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        if first.swap(false, Ordering::SeqCst) {
+            spawn_server(&server, &theirs);
+        } else {
+            theirs.shutdown(std::net::Shutdown::Both).unwrap();
+        }
+        Ok(Wire::over_socket(ours).unwrap())
+    };
+    let mut options = SftpOptions::new(Vec::new(), "host", folder.path().to_str().unwrap());
+    options.data_channels = 3;
+    let store = SftpStore::connect_over(Box::new(dial), options).unwrap();
+    let file = store.create_new(&FileName::new("x").unwrap()).unwrap();
+    for round in 0..5 {
+        file.write_at(round, &vec![1; 1 << 20]).unwrap();
+    }
+    file.flush().unwrap();
+    let (open, why) =
+        part::eventually(|| Some(store.data_channels()).filter(|(_, why)| why.is_some()));
+    assert_eq!((open, why.is_some()), (0, true));
+}
+
+fn spawn_server(server: &Path, socket: &UnixStream) {
+    let end = || std::os::fd::OwnedFd::from(socket.try_clone().unwrap());
+    let mut child = std::process::Command::new(server)
+        .stdin(end())
+        .stdout(end())
+        .spawn()
+        .unwrap();
+    std::thread::spawn(move || child.wait());
+}
