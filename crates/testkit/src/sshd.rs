@@ -102,8 +102,10 @@ impl Sshd {
             )
         };
         let folder = self.folder.path().display();
+        // bash reads the account's ~/.bashrc when it sees that sshd started it, unless it is a
+        // nested one (run_startup_files in shell.c); what stands there is not part of a test.
         format!(
-            "{}\nListenAddress 127.0.0.1\nPort {}\nHostKey {folder}/host_key\n\
+            "{}\nSetEnv SHLVL=5\nListenAddress 127.0.0.1\nPort {}\nHostKey {folder}/host_key\n\
              PidFile {folder}/sshd.pid\nAuthorizedKeysFile {folder}/authorized_keys\n\
              UsePAM no\nStrictModes no\nAuthenticationMethods publickey\n\
              PubkeyAuthentication yes\nPasswordAuthentication no\nPermitRootLogin yes\n\
