@@ -161,12 +161,22 @@ fn session_over(
         volume_options,
     )
     .unwrap();
-    work(&volume, &oracle, &mut dice, 150).unwrap();
+    let worked = work(&volume, &oracle, &mut dice, 150);
     let group = oracle.flush();
-    volume.close().unwrap();
-    oracle.durable(group);
+    let ended = worked.and_then(|()| volume.close());
     assert_eq!(*seen.first_wrong.lock().unwrap(), None, "seed {seed}");
     assert!(seen.images.load(Ordering::SeqCst) > 10);
+    if let Err(error) = ended {
+        // The one orderly end that chance may bring: flush after flush fails.
+        let failure = volume.failure().unwrap();
+        let flushes_fail = matches!(*failure, VolumeError::Store { op: "flush", .. });
+        assert!(
+            flushes_fail && options.fail_flush_per_1000 > 0,
+            "seed {seed}: {error:?}"
+        );
+        return disk.events();
+    }
+    oracle.durable(group);
     assert_settled(&disk, &oracle, seed);
     assert!(session.suspects().is_empty());
     disk.events()
