@@ -6,15 +6,17 @@
 //! with that token. Then the folder is listed again. Of two that take at the same time at least
 //! the one that lists last sees the other, so at most one of them goes on.
 //!
-//! A lock file is one JSON object, padded with blanks to [`LOCK_BYTES`] so that a renewal is one
+//! A lock file is one JSON object, padded with blanks to 512 bytes so that a renewal is one
 //! write in place that neither grows nor cuts the file.
+
+mod seen;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use std::{fmt, io};
 
-use serde::{Deserialize, Serialize};
+use seen::{Content, LOCK_BYTES, Seen, lock_name, look};
 
 use crate::record::Token;
 use crate::{
@@ -23,10 +25,6 @@ use crate::{
 
 /// How often a holder renews its lock.
 pub const RENEW_INTERVAL: Duration = Duration::from_secs(10);
-/// The length of a lock file.
-const LOCK_BYTES: usize = 512;
-/// How often names that come and go are looked at before that counts as held.
-const LOOK_ATTEMPTS: u32 = 3;
 
 /// Who takes a lock. The server learns no host name from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,26 +111,6 @@ pub enum LockError {
         #[source]
         source: StoreError,
     },
-}
-
-/// The bytes of a lock file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Content {
-    token: String,
-    host: String,
-    started_s: u64,
-    renewed: u64,
-    version: String,
-}
-
-/// A lock file as it was found. `content` is `None` where it is empty or no lock.
-#[derive(Debug, Clone)]
-struct Seen {
-    number: u64,
-    file: FileName,
-    content: Option<Content>,
-    empty: bool,
-    modified_s: Option<u64>,
 }
 
 /// The lock on a container, ours. Dropping it without [`Lock::release`] leaves the file, as a
@@ -457,164 +435,6 @@ pub fn break_lock(
         store.flush_folder().map_err(failed)?;
     }
     Ok(Broken { lock, was_renewed })
-}
-
-fn lock_name(container: &FileName, number: u64) -> Result<FileName, LockError> {
-    container
-        .with_suffix(&format!(".lock.{number}"))
-        .map_err(|error| LockError::Invalid {
-            op: "name the lock",
-            reason: error.to_string(),
-        })
-}
-
-/// All lock files of a container, by number.
-fn look(store: &dyn Store, container: &FileName) -> Result<Vec<Seen>, LockError> {
-    let failed = |source| LockError::Store {
-        op: "read",
-        container: container.clone(),
-        source,
-    };
-    let mut attempt = 0;
-    'again: loop {
-        attempt += 1;
-        let mut found = Vec::new();
-        for file in store.list().map_err(failed)? {
-            let number = file.as_str().strip_prefix(container.as_str());
-            let number = number.and_then(|rest| rest.strip_prefix(".lock."));
-            let Some(number) = number.and_then(|digits| digits.parse::<u64>().ok()) else {
-                continue;
-            };
-            if number == 0 || lock_name(container, number)? != file {
-                continue;
-            }
-            match read_lock(store, number, &file) {
-                Ok(seen) => found.push(seen),
-                // Removed since it was listed: another may have come for it.
-                Err(error)
-                    if error.kind() == StoreErrorKind::NotFound && attempt < LOOK_ATTEMPTS =>
-                {
-                    continue 'again;
-                }
-                Err(error) if error.kind() == StoreErrorKind::NotFound => {}
-                Err(error) => return Err(failed(error)),
-            }
-        }
-        found.sort_by_key(|seen| seen.number);
-        return Ok(found);
-    }
-}
-
-fn read_lock(store: &dyn Store, number: u64, file: &FileName) -> Result<Seen, StoreError> {
-    let mut seen = Seen {
-        number,
-        file: file.clone(),
-        content: None,
-        empty: false,
-        modified_s: None,
-    };
-    let opened = match store.open(file, Access::ReadOnly) {
-        Ok(opened) => opened,
-        // Not ours whatever it is, so it counts as held.
-        Err(error) if error.kind() == StoreErrorKind::NotRegular => return Ok(seen),
-        Err(error) => return Err(error),
-    };
-    let stat = opened.stat()?;
-    seen.modified_s = stat.modified_s;
-    seen.empty = stat.len == 0;
-    if stat.len == LOCK_BYTES as u64 {
-        let mut bytes = [0; LOCK_BYTES];
-        match opened.read_at(0, &mut bytes, ReadClass::Demand) {
-            Ok(()) => seen.content = Content::parse(&bytes),
-            Err(StoreError::Truncated { .. }) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(seen)
-}
-
-impl Seen {
-    /// Whether the local record proves that this is a lock of a dead session of this host. An
-    /// empty one was made and not yet written: ours, if we were taking that number.
-    fn is_ours(&self, takings: &[(u64, Token)]) -> bool {
-        takings
-            .iter()
-            .any(|(number, token)| *number == self.number && (self.empty || self.has(*token)))
-    }
-
-    fn has(&self, token: Token) -> bool {
-        self.content
-            .as_ref()
-            .is_some_and(|content| content.token == token.to_string())
-    }
-
-    fn same_owner(&self, other: &Self) -> bool {
-        let token = |seen: &Self| seen.content.as_ref().map(|content| content.token.clone());
-        (self.number, self.empty, token(self)) == (other.number, other.empty, token(other))
-    }
-
-    fn held(&self, container: &FileName) -> LockError {
-        LockError::HeldElsewhere {
-            container: container.clone(),
-            info: Box::new(self.info()),
-        }
-    }
-
-    fn info(&self) -> LockInfo {
-        let content = self.content.clone();
-        let text = |text: &str| crate::sftp::printable(text.as_bytes());
-        LockInfo {
-            number: self.number,
-            file: self.file.clone(),
-            token: content.as_ref().map(|content| text(&content.token)),
-            host: content
-                .as_ref()
-                .map(|content| text(&content.host))
-                .unwrap_or_default(),
-            version: content
-                .as_ref()
-                .map(|content| text(&content.version))
-                .unwrap_or_default(),
-            started_s: content.as_ref().map_or(0, |content| content.started_s),
-            renewed: content.as_ref().map_or(0, |content| content.renewed),
-            modified_s: self.modified_s,
-        }
-    }
-}
-
-impl Content {
-    fn new(token: Token, owner: OwnerNote) -> Self {
-        let plain = |mut text: String| {
-            text.retain(|c| c.is_ascii_alphanumeric() || "._+-".contains(c));
-            text.truncate(64);
-            text
-        };
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        Self {
-            token: token.to_string(),
-            host: plain(owner.host),
-            started_s: now.map_or(0, |now| now.as_secs()),
-            renewed: 0,
-            version: plain(owner.version),
-        }
-    }
-
-    fn bytes(&self) -> [u8; LOCK_BYTES] {
-        let mut bytes = [b' '; LOCK_BYTES];
-        let json = serde_json::to_vec(self).unwrap_or_default();
-        assert!(
-            !json.is_empty() && json.len() < LOCK_BYTES,
-            "a lock of {} bytes",
-            json.len()
-        );
-        bytes[..json.len()].copy_from_slice(&json);
-        bytes[LOCK_BYTES - 1] = b'\n';
-        bytes
-    }
-
-    fn parse(bytes: &[u8]) -> Option<Self> {
-        serde_json::from_slice(bytes).ok()
-    }
 }
 
 impl Token {

@@ -473,6 +473,9 @@ fn rewrite(path: &Path, content: &Content) -> Result<(File, u64), LockError> {
         file.write_all(&bytes)?;
         file.sync_data()?;
         std::fs::rename(&fresh, path)?;
+        if let Some(folder) = path.parent() {
+            File::open(folder)?.sync_all()?;
+        }
         Ok((file, bytes.len() as u64))
     };
     write().map_err(|source| failed("rewrite", path, source))

@@ -444,3 +444,22 @@ fn sftp_through_ssh_and_a_real_sshd_keeps_the_contract() {
     });
     assert_eq!(store.data_channels(), (4, None));
 }
+
+#[test]
+fn sftp_through_sshds_own_server_keeps_the_contract() {
+    requires!(sshd::missing());
+    let options = sshd::SshdOptions {
+        internal_sftp: true,
+        ..Default::default()
+    };
+    let sshd = sshd::Sshd::start_with(&options);
+    let folder = tempfile::tempdir().unwrap();
+    let target = SshTarget::new(Some("root"), "127.0.0.1", Some(sshd.port())).unwrap();
+    let options = part::options(target.argv(&sshd.ssh_command()), folder.path());
+    let store = SftpStore::connect(options).unwrap();
+    run_all(&Subject {
+        store: &store,
+        folder: Some(folder.path()),
+    });
+    assert_eq!(sshd.sftp_server_pids().len(), 5);
+}
