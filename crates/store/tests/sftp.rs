@@ -206,6 +206,10 @@ fn a_stopped_server_is_a_lost_line_after_the_answer_timeout() {
     assert!(begun.elapsed() < Duration::from_secs(9));
     drop((file, store));
     assert_eq!((children(), threads()), (vec![], vec![]));
+    drop(sshd);
+    let alive = |pid: &i32| Path::new(&format!("/proc/{pid}")).exists();
+    assert!(!stopped.is_empty());
+    part::eventually(|| (!stopped.iter().any(alive)).then_some(()));
 }
 
 #[test]

@@ -11,6 +11,9 @@ use tempfile::TempDir;
 
 use crate::needs;
 
+/// Stands in the environment of every session, so that none can hide.
+const MARK: &str = "SPRAT_TEST_SSHD";
+
 /// How the server's SFTP subsystem is run, and what else may differ from the plain server.
 #[derive(Debug, Clone, Default)]
 pub struct SshdOptions {
@@ -105,7 +108,7 @@ impl Sshd {
         // bash reads the account's ~/.bashrc when it sees that sshd started it, unless it is a
         // nested one (run_startup_files in shell.c); what stands there is not part of a test.
         format!(
-            "{}\nSetEnv SHLVL=5\nListenAddress 127.0.0.1\nPort {}\nHostKey {folder}/host_key\n\
+            "{}\nSetEnv SHLVL=5 {MARK}={folder}\nListenAddress 127.0.0.1\nPort {}\nHostKey {folder}/host_key\n\
              PidFile {folder}/sshd.pid\nAuthorizedKeysFile {folder}/authorized_keys\n\
              UsePAM no\nStrictModes no\nAuthenticationMethods publickey\n\
              PubkeyAuthentication yes\nPasswordAuthentication no\nPermitRootLogin yes\n\
@@ -184,18 +187,16 @@ impl Sshd {
         self.session_pids().into_iter().filter(is_sftp).collect()
     }
 
-    /// All descendants of the listener, children first found first.
+    /// Every process that the listener has started for its sessions, also one that is stopped
+    /// and has lost its parent.
     #[must_use]
     pub fn session_pids(&self) -> Vec<i32> {
-        let Some(listener) = self
+        let listener = self
             .child
             .as_ref()
-            .and_then(|child| i32::try_from(child.id()).ok())
-        else {
-            return Vec::new();
-        };
+            .and_then(|child| i32::try_from(child.id()).ok());
         let parents = process_parents();
-        let mut found = vec![listener];
+        let mut found: Vec<i32> = listener.into_iter().collect();
         let mut next = 0;
         while next < found.len() {
             let parent = found[next];
@@ -207,7 +208,17 @@ impl Sshd {
             );
             next += 1;
         }
-        found.split_off(1)
+        found.retain(|pid| Some(*pid) != listener);
+        let mark = format!("{MARK}={}", self.folder.path().display());
+        let orphans = parents.iter().map(|(pid, _)| *pid).filter(|pid| {
+            let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environment
+                .split(|byte| *byte == 0)
+                .any(|entry| entry == mark.as_bytes())
+        });
+        let orphans: Vec<i32> = orphans.filter(|pid| !found.contains(pid)).collect();
+        found.extend(orphans);
+        found
     }
 
     /// The TCP port on 127.0.0.1.
