@@ -76,7 +76,8 @@ impl Attachment {
             });
         };
         let file = mount.open_file()?;
-        let device = LoopDevice::attach(file.as_fd())?;
+        let mut device = LoopDevice::attach(file.as_fd())?;
+        device.limit_requests();
         device.set_read_ahead(self.options.read_ahead_bytes)?;
         // From here on the loop device alone holds the FUSE file system: the detached mount goes.
         self.stage = Stage::Looped {

@@ -19,8 +19,8 @@ pub enum AttachError {
         #[source]
         source: io::Error,
     },
-    /// This needs root (CAP_SYS_ADMIN).
-    #[error("{op} {object}: needs root (CAP_SYS_ADMIN)")]
+    /// This process may not do that: it isn't root, or a container keeps the capability from it.
+    #[error("{op} {object}: not permitted; it needs root")]
     NotRoot {
         op: &'static str,
         object: String,

@@ -227,6 +227,16 @@ fn volumes() -> Vec<HostFinding> {
             return vec![HostFinding::bad(what, Verdict::Weak, with_cause(&e), hint)];
         }
     };
+    let strays = loop_device::all_ours()
+        .into_iter()
+        .filter(|device| mounted.iter().all(|volume| volume.device != *device))
+        .filter(|device| mounts::is_dead(device))
+        .map(|device| {
+            let detail = format!("{} belongs to a session that died", device.display());
+            let hint = "something still holds it: another mount namespace, or a program that has \
+                        the device open";
+            HostFinding::bad("loop devices", Verdict::Weak, detail, hint)
+        });
     mounted
         .iter()
         .map(|volume| {
@@ -239,6 +249,7 @@ fn volumes() -> Vec<HostFinding> {
                 HostFinding::fine(what, format!("{dir} on {}", volume.device.display()))
             }
         })
+        .chain(strays)
         .collect()
 }
 

@@ -36,6 +36,6 @@ pub use host::{HostFinding, Verdict, check_host};
 pub use mounts::{MountState, mount_state, unmount_at, unmount_dead};
 pub use process::{
     become_io_flusher, bind_to_this_process, die_with_parent, enter_private_namespaces,
-    hide_from_debuggers, lock_memory,
+    hide_from_debuggers, lock_memory, return_freed_memory,
 };
 pub use serve::{ServeOptions, Serving, serve};

@@ -20,6 +20,9 @@ const LO_FLAGS_DIRECT_IO: u32 = 16;
 /// The block major number of loop devices (Documentation/admin-guide/devices.txt).
 pub(crate) const LOOP_MAJOR: u32 = 7;
 
+/// The largest request of the loop device, in KiB; its default of 1280 is cut in two by FUSE anyway.
+const REQUEST_KIB_MAX: &str = "512";
+
 /// How often another process may snatch the free device that we were told of.
 const ATTEMPTS_MAX: u32 = 64;
 
@@ -70,6 +73,10 @@ pub(crate) struct LoopDevice {
     holder: OwnedFd,
     path: PathBuf,
     name: LoopName,
+    /// What the device's read-ahead was, in sectors; it outlives the attachment.
+    read_ahead_before: Option<libc::c_ulong>,
+    /// What its largest request was, as sysfs says it; it outlives the attachment too.
+    request_kib_before: Option<String>,
 }
 
 impl LoopDevice {
@@ -86,7 +93,15 @@ impl LoopDevice {
             let path = PathBuf::from(format!("/dev/loop{number}"));
             let holder = open_device(&path, number)?;
             match configure(holder.as_fd(), file, name) {
-                Ok(()) => return Ok(Self { holder, path, name }),
+                Ok(()) => {
+                    return Ok(Self {
+                        holder,
+                        path,
+                        name,
+                        read_ahead_before: None,
+                        request_kib_before: None,
+                    });
+                }
                 Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {}
                 Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
                     return Err(AttachError::NoLoop {
@@ -108,15 +123,43 @@ impl LoopDevice {
     }
 
     /// Sets the read-ahead of the device and of the file system that is mounted on it later.
-    pub(crate) fn set_read_ahead(&self, bytes: u64) -> Result<(), AttachError> {
+    pub(crate) fn set_read_ahead(&mut self, bytes: u64) -> Result<(), AttachError> {
         let sectors = libc::c_ulong::try_from(bytes / 512).unwrap_or(libc::c_ulong::MAX);
+        self.read_ahead_before = sys::read_ahead(self.holder.as_fd()).ok();
         sys::set_read_ahead(self.holder.as_fd(), sectors)
             .map_err(|e| AttachError::io("set read-ahead of", self.path.display().to_string(), e))
     }
 
+    /// Makes the kernel cut requests at [`REQUEST_KIB_MAX`]; best effort (a container's `/sys` is
+    /// often read-only). With it the device's 128 requests are 64 MiB at most, which the volume
+    /// process can set aside while its buffer is full, so that reads get past waiting writes.
+    pub(crate) fn limit_requests(&mut self) {
+        let Some(setting) = self.request_setting() else {
+            return;
+        };
+        let before = std::fs::read_to_string(&setting).ok();
+        if std::fs::write(&setting, REQUEST_KIB_MAX).is_ok() {
+            self.request_kib_before = before;
+        }
+    }
+
+    fn request_setting(&self) -> Option<PathBuf> {
+        let folder = Path::new("/sys/block").join(self.path.file_name()?);
+        Some(folder.join("queue/max_sectors_kb"))
+    }
+
     /// Lets go, and waits until nobody holds the device.
     pub(crate) fn release(self) -> Result<(), AttachError> {
-        let Self { holder, path, name } = self;
+        // A courtesy to the next user of this device.
+        if let Some(sectors) = self.read_ahead_before {
+            let _ = sys::set_read_ahead(self.holder.as_fd(), sectors);
+        }
+        if let (Some(setting), Some(before)) = (self.request_setting(), &self.request_kib_before) {
+            let _ = std::fs::write(setting, before.trim());
+        }
+        let Self {
+            holder, path, name, ..
+        } = self;
         drop(holder);
         wait_until_free(&path, name)
     }
@@ -143,6 +186,19 @@ pub(crate) fn name_at(path: &Path) -> io::Result<Option<LoopName>> {
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENXIO | libc::ENODEV)) => Ok(None),
         Err(e) => Err(e),
     }
+}
+
+/// The nodes of all loop devices that are ours, mounted or not, here or in another namespace.
+pub(crate) fn all_ours() -> Vec<PathBuf> {
+    let Ok(devices) = std::fs::read_dir("/sys/block") else {
+        return Vec::new();
+    };
+    devices
+        .flatten()
+        .filter(|entry| entry.path().join("loop").exists())
+        .map(|entry| Path::new("/dev").join(entry.file_name()))
+        .filter(|path| name_at(path).is_ok_and(|name| name.is_some()))
+        .collect()
 }
 
 /// Waits until the loop device at `path` no longer carries `name`.

@@ -41,7 +41,8 @@ pub fn die_with_parent() -> Result<(), AttachError> {
 
 /// Moves the worker into a pid and a mount namespace of its own. First thing in the worker, while
 /// it has one thread. Returns in the inner process only, which is pid 1 of the namespace: when it
-/// dies, everything it has started dies, and with the last of them the mounts.
+/// dies, everything it has started dies, and with the last of them the mounts. What it mounts shows
+/// to nobody outside; what is mounted outside shows in here.
 ///
 /// The outer process stays behind to wait: it ends with the inner one's exit status (128 + n after
 /// signal n). Killing the parent kills the outer one, killing the outer one kills the inner one.
@@ -72,11 +73,13 @@ pub fn enter_private_namespaces() -> Result<(), AttachError> {
             die_with_outer(&outer_lives)?;
             sys::unshare(UnshareFlags::NEWNS)
                 .map_err(|e| AttachError::io("enter", "a new mount namespace", e))?;
+            // Ours don't show outside. What is mounted and unmounted outside still shows in here, or
+            // sources below an automounter couldn't be read, nor a disk be let go.
             mount_change(
                 "/",
-                MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+                MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
             )
-            .map_err(|e| AttachError::io("make private", "the mounts", e))
+            .map_err(|e| AttachError::io("keep inside", "the mounts", e))
         }
     }
 }
@@ -162,6 +165,12 @@ pub fn lock_memory() -> Result<(), AttachError> {
     }
     let flags = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
     rustix::mm::mlockall(flags).map_err(|e| AttachError::io("lock", "memory", e))
+}
+
+/// Keeps this process small: what it frees goes back to the kernel. For the volume process, first
+/// thing: glibc otherwise keeps up to 32 MiB of freed request buffers for each of 16 heaps.
+pub fn return_freed_memory() {
+    sys::return_freed_memory();
 }
 
 /// Keeps this process's memory from other processes of the same user and out of core dumps. Lasts

@@ -1,5 +1,6 @@
 //! Serves a block device as the one file of a FUSE file system.
 
+use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -31,6 +32,11 @@ const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// in its own queue. A loop device has 128 requests, a request may be cut in two by its alignment.
 const BACKGROUND_MAX: u16 = 256;
 
+thread_local! {
+    /// Where this thread's reads are put together; as large as the largest so far, at most 1 MiB.
+    static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
 /// How to serve.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -39,12 +45,12 @@ pub struct ServeOptions {
     ///
     /// A read of remote data holds its thread for a round trip, a write only while the volume's
     /// buffer is full. Half of the threads at most run writes. The number bounds the reads under
-    /// way; each thread has one buffer, of which at most 1 MiB is ever touched. The default of
-    /// 32 keeps 16 to 32 reads in flight and costs at most 32 MiB.
+    /// way; each thread has two buffers, of which at most 1 MiB each is ever touched. The default
+    /// of 32 keeps 16 to 32 reads in flight and costs at most 64 MiB.
     pub threads: usize,
     /// How many bytes of writes may be set aside in memory while the threads for writes are busy.
-    /// Beyond it reads, too, wait for writes. The kernel has 128 requests under way, of 0.5 MiB on
-    /// average under load, so the default of 128 MiB is not reached in practice.
+    /// Beyond it reads, too, wait for writes. The loop device has 128 requests of 512 KiB, so the
+    /// default of 64 MiB holds them all. (Where `/sys` is read-only they are of 1.25 MiB.)
     pub waiting_bytes_max: usize,
 }
 
@@ -52,7 +58,7 @@ impl Default for ServeOptions {
     fn default() -> Self {
         Self {
             threads: 32,
-            waiting_bytes_max: 128 << 20,
+            waiting_bytes_max: 64 << 20,
         }
     }
 }
@@ -304,15 +310,21 @@ impl Filesystem for VolumeFile {
         if size > REQUEST_BYTES_MAX {
             return reply.error(Errno::EINVAL);
         }
-        // Whole or an error: loop takes the missing tail of a short read for zeros.
-        let mut buffer = vec![0_u8; size as usize];
-        let read = self
-            .check(ino, offset, u64::from(size))
-            .and_then(|()| self.ask(|device| device.read_at(offset, &mut buffer)));
-        match read {
-            Ok(()) => reply.data(&buffer),
-            Err(errno) => reply.error(errno),
-        }
+        READ_BUFFER.with_borrow_mut(|buffer| {
+            let len = size as usize;
+            if buffer.len() < len {
+                buffer.resize(len, 0);
+            }
+            let data = &mut buffer[..len];
+            // Whole or an error: loop takes the missing tail of a short read for zeros.
+            let read = self
+                .check(ino, offset, u64::from(size))
+                .and_then(|()| self.ask(|device| device.read_at(offset, data)));
+            match read {
+                Ok(()) => reply.data(data),
+                Err(errno) => reply.error(errno),
+            }
+        });
     }
 
     fn write(

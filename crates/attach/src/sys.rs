@@ -63,6 +63,7 @@ const LOOP_GET_STATUS64: libc::Ioctl = 0x4C05;
 const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
 const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
 const BLKRASET: libc::Ioctl = 0x1262;
+const BLKRAGET: libc::Ioctl = 0x1263;
 
 fn checked(result: c_int) -> io::Result<c_int> {
     if result < 0 {
@@ -100,6 +101,14 @@ pub(crate) fn set_read_ahead(device: BorrowedFd<'_>, sectors: libc::c_ulong) -> 
     // SAFETY: BLKRASET takes its argument by value and touches no memory of ours.
     let result = unsafe { libc::ioctl(device.as_raw_fd(), BLKRASET, sectors) };
     checked(result).map(drop)
+}
+
+/// The read-ahead of a block device in sectors of 512 bytes.
+pub(crate) fn read_ahead(device: BorrowedFd<'_>) -> io::Result<libc::c_ulong> {
+    let mut sectors: libc::c_long = 0;
+    // SAFETY: BLKRAGET writes one long, which `sectors` is.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), BLKRAGET, &raw mut sectors) };
+    checked(result).map(|_| sectors.cast_unsigned())
 }
 
 /// Moves the calling thread (or, for pids, its later children) into new namespaces.
@@ -143,6 +152,20 @@ pub(crate) fn close_for_good(numbers: &[c_int]) {
         // used or dropped again: the caller only waits, and ends without running destructors.
         // A number that isn't open gives EBADF, which changes nothing.
         let _ = unsafe { libc::close(number) };
+    }
+}
+
+/// Lets glibc give large blocks back to the kernel when they are freed, and not keep free memory
+/// for each thread. No effect with other C libraries.
+pub(crate) fn return_freed_memory() {
+    #[cfg(target_env = "gnu")]
+    for (setting, value) in [
+        (libc::M_MMAP_THRESHOLD, 256 << 10),
+        (libc::M_TRIM_THRESHOLD, 1 << 20),
+        (libc::M_ARENA_MAX, 4),
+    ] {
+        // SAFETY: mallopt takes two integers and may be called at any time, from any thread.
+        let _ = unsafe { libc::mallopt(setting, value) };
     }
 }
 

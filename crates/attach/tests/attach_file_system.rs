@@ -95,6 +95,7 @@ fn the_loop_device_has_direct_io_and_blocks_of_4096_bytes() {
     assert_eq!(show("loop/autoclear"), "1");
     assert_eq!(show("queue/logical_block_size"), "4096");
     assert_eq!(show("queue/read_ahead_kb"), "4096");
+    assert_eq!(show("queue/max_sectors_kb"), "512");
     assert_eq!(show("ro"), "0");
     assert!(chain.end().success());
     place.assert_nothing_remains("without a mount");
@@ -232,7 +233,7 @@ fn a_read_is_answered_while_more_writes_wait_than_there_are_threads() {
     let mut chain = mounted(&place);
     let dir = place.dir.display();
     let device = chain.sh(&format!("findmnt -no SOURCE {dir}")).unwrap();
-    chain.ask_volume("slow-writes 100000").unwrap();
+    chain.ask_volume("slow-writes 20000").unwrap();
     // The writers' output is closed: the shell is not waited for by whoever reads it.
     let load = format!(
         "for i in 1 2 3 4; do head -c 100000000 /dev/zero > {dir}/f$i & done; wait; sync {dir}/f1"
@@ -334,6 +335,27 @@ fn a_file_system_made_here_has_only_features_that_old_systems_know() {
         "sparse_super",
     ];
     assert_eq!(features, known);
+}
+
+#[test]
+fn the_file_system_is_mounted_with_the_options_that_make_a_crash_safe() {
+    if !can_attach() {
+        return;
+    }
+    let place = Place::new(64);
+    let mut chain = mounted(&place);
+    let options = chain
+        .sh(&format!("grep {} /proc/mounts", place.dir.display()))
+        .unwrap();
+    for option in [
+        "rw,noatime",
+        "nodelalloc",
+        "noinit_itable",
+        "inode_readahead_blks=256",
+    ] {
+        assert!(options.contains(option), "{option} not in {options}");
+    }
+    assert!(chain.end().success());
 }
 
 #[test]

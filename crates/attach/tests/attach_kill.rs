@@ -210,6 +210,55 @@ fn the_worker_has_pids_and_mounts_of_its_own_and_its_status_is_passed_on() {
     place.assert_nothing_remains("after the inner worker was killed");
 }
 
+/// A mount of the test's own, taken away again however the test ends.
+struct SharedMount(std::path::PathBuf);
+
+impl SharedMount {
+    fn new(dir: std::path::PathBuf) -> Self {
+        use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+        std::fs::create_dir_all(&dir).unwrap();
+        mount("test", &dir, "tmpfs", MountFlags::empty(), None).unwrap();
+        mount_change(&dir, MountPropagationFlags::SHARED).unwrap();
+        Self(dir)
+    }
+}
+
+impl Drop for SharedMount {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+#[test]
+fn mounts_of_the_worker_stay_inside_and_later_mounts_outside_are_seen_inside() {
+    if !can_attach() {
+        return;
+    }
+    let place = Place::new(64);
+    let shared = SharedMount::new(place.folder.path().join("shared"));
+    let inside = shared.0.join("inside");
+    std::fs::create_dir(&inside).unwrap();
+    let mut chain = Chain::start(&place.image, &ChainOptions::default());
+    chain.attach().unwrap();
+    chain.ask_worker("mkfs test").unwrap();
+    chain
+        .ask_worker(&format!("mount {}", inside.display()))
+        .unwrap();
+    let here = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!here.contains(inside.to_str().unwrap()), "the mount leaked");
+    let later = SharedMount::new(shared.0.join("later"));
+    let look = format!("grep -c {} /proc/self/mountinfo", later.0.display());
+    assert_eq!(chain.sh(&look).unwrap(), "1");
+    drop(later);
+    assert!(
+        chain.sh(&look).is_err(),
+        "a disk unmounted outside is kept inside"
+    );
+    assert!(chain.end().success());
+    drop(shared);
+    place.assert_nothing_remains("after shared mounts");
+}
+
 #[test]
 fn a_worker_whose_volume_process_died_before_serving_gets_an_error_and_does_not_hang() {
     if !can_attach() {

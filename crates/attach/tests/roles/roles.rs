@@ -50,6 +50,7 @@ fn volume(file: &Path, overlay: bool) {
     // Best effort, as in the real volume process.
     let _ = sprat_attach::become_io_flusher();
     let _ = sprat_attach::lock_memory();
+    sprat_attach::return_freed_memory();
     sprat_attach::hide_from_debuggers().unwrap();
     let control = control();
     let device = Arc::new(FileDevice::open(file, overlay));
