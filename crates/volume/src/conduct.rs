@@ -1,12 +1,13 @@
 //! The conductor thread: permits, flushes, reconnects and reads suspects back, one at a time.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::MutexGuard;
+use std::sync::{Arc, MutexGuard};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use sprat_store::{ReadClass, StoreError, StoreErrorKind};
+use sprat_store::{ReadClass, StoreError, StoreErrorKind, StoreFile};
 
-use crate::engine::{Connection, Engine, Meaning, Quiet, State, meaning};
+use crate::engine::{Connection, Engine, Meaning, Quiet, State, THREAD_STACK_BYTES, meaning};
 use crate::plan::{EpochNumber, Step, Verdict};
 use crate::session::ReconnectError;
 use crate::{BLOCK_BYTES, VolumeError};
@@ -178,11 +179,9 @@ fn reconnect<'a>(engine: &'a Engine, mut state: MutexGuard<'a, State>) -> MutexG
                 if let Some(outage) = &mut state.outage {
                     outage.up_since = Some(Instant::now());
                 }
-                drop(state);
-                // May block: it waits for the threads of a dead connection.
-                drop(old);
+                close_aside(&mut state, old);
                 engine.wake_all();
-                return engine.state();
+                return state;
             }
             Err(ReconnectError::Retry(cause)) => {
                 if let Some(outage) = &mut state.outage {
@@ -194,6 +193,19 @@ fn reconnect<'a>(engine: &'a Engine, mut state: MutexGuard<'a, State>) -> MutexG
                 return state;
             }
         }
+    }
+}
+
+/// Drops a dead connection on a thread of its own: it may wait for programs that don't end, and
+/// the new connection must not wait for that.
+fn close_aside(state: &mut State, old: Arc<dyn StoreFile>) {
+    state.closers.retain(|closer| !closer.is_finished());
+    let closer = thread::Builder::new().name("closer".to_owned());
+    if let Ok(closer) = closer
+        .stack_size(THREAD_STACK_BYTES)
+        .spawn(move || drop(old))
+    {
+        state.closers.push(closer);
     }
 }
 

@@ -71,6 +71,8 @@ pub(crate) struct State {
     pub(crate) outage: Option<Outage>,
     pub(crate) quiet: Vec<Quiet>,
     pub(crate) failed_flushes: u32,
+    /// Threads that drop dead connections.
+    pub(crate) closers: Vec<thread::JoinHandle<()>>,
     pub(crate) ended: Option<Arc<VolumeError>>,
 }
 
@@ -160,6 +162,7 @@ impl Engine {
             outage: None,
             quiet: Vec::new(),
             failed_flushes: 0,
+            closers: Vec::new(),
             ended: None,
         };
         Self {
@@ -368,6 +371,9 @@ impl Drop for EndOfThread {
     }
 }
 
+/// Small stacks: the process may lock all of its memory.
+pub(crate) const THREAD_STACK_BYTES: usize = 256 << 10;
+
 /// Starts a named thread of the volume.
 pub(crate) fn spawn(
     engine: &Arc<Engine>,
@@ -379,9 +385,8 @@ pub(crate) fn spawn(
         let end = EndOfThread(engine);
         body(&end.0);
     };
-    // Small stacks: the process may lock all of its memory.
     thread::Builder::new()
-        .stack_size(256 << 10)
+        .stack_size(THREAD_STACK_BYTES)
         .name(name)
         .spawn(run)
         .map_err(VolumeError::Thread)

@@ -229,7 +229,9 @@ impl Volume {
 impl Drop for Volume {
     fn drop(&mut self) {
         self.abort();
-        for thread in self.threads.drain(..) {
+        let mut threads = std::mem::take(&mut self.threads);
+        threads.append(&mut self.engine.state().closers);
+        for thread in threads {
             // A thread that panicked has failed the volume; there is nobody left to tell.
             let _ = thread.join();
         }

@@ -23,6 +23,8 @@ const OFFSET: usize = 1 << 20;
 
 struct SftpSession {
     folder: PathBuf,
+    /// The server outlives the line: it is behind a relay, as behind sshd.
+    relayed: bool,
 }
 
 impl SftpSession {
@@ -30,27 +32,40 @@ impl SftpSession {
     fn program(&self) -> Vec<OsString> {
         let server = needs::sftp_server().unwrap();
         let pids = self.folder.join("pids");
-        let script = format!(
-            "echo $$ >> '{}'; exec '{}'",
+        let run = format!(
+            "sh -c 'echo $$ >> {}; exec {}'",
             pids.display(),
             server.display()
         );
+        let script = if self.relayed {
+            format!("cat | setsid {run}")
+        } else {
+            format!("exec {run}")
+        };
         vec!["sh".into(), "-c".into(), script.into()]
     }
 
     fn open(&self) -> Result<Arc<dyn StoreFile>, sprat_store::StoreError> {
         let folder = self.folder.to_str().unwrap();
-        let store = SftpStore::connect(SftpOptions::new(self.program(), "test", folder))?;
-        store.open(&name(), Access::ReadWrite)
+        let mut options = SftpOptions::new(self.program(), "test", folder);
+        if self.relayed {
+            options.answer_timeout = Duration::from_millis(400);
+            options.flush_timeout = Duration::from_millis(400);
+        }
+        SftpStore::connect(options)?.open(&name(), Access::ReadWrite)
     }
 
-    /// Kills one of the servers that were started since the last call, or all of them.
-    fn kill(&self, all: bool) {
+    fn live(&self) -> Vec<String> {
         let pids = std::fs::read_to_string(self.folder.join("pids")).unwrap_or_default();
-        let live = pids.lines().filter(|pid| is_sftp_server(pid));
-        for pid in live.take(if all { usize::MAX } else { 1 }) {
-            let killed = Command::new("kill").args(["-9", pid]).status();
-            assert!(killed.is_ok());
+        pids.lines()
+            .filter(|pid| is_sftp_server(pid))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    fn signal(&self, signal: &str, pids: &[String]) {
+        for pid in pids {
+            assert!(Command::new("kill").args([signal, pid]).status().is_ok());
         }
     }
 }
@@ -85,6 +100,7 @@ fn a_killed_sftp_server_costs_time_only() {
         let dir = tempfile::tempdir().unwrap();
         let session = Arc::new(SftpSession {
             folder: dir.path().to_owned(),
+            relayed: false,
         });
         let path = dir.path().join("x.luks");
         let container = std::fs::File::create(&path).unwrap();
@@ -113,7 +129,14 @@ fn a_killed_sftp_server_costs_time_only() {
                 .unwrap();
             model[first..first + blocks].fill(round);
             if round % 20 == 10 {
-                session.kill(round % 40 == 10);
+                // One of them alone, or all.
+                let live = session.live();
+                let some = if round % 40 == 10 {
+                    &live[..]
+                } else {
+                    &live[..1]
+                };
+                session.signal("-9", some);
             }
             let block = usize::try_from(dice.below(BLOCKS as u64)).unwrap();
             let mut found = vec![0; BLOCK];
@@ -142,4 +165,74 @@ fn a_killed_sftp_server_costs_time_only() {
             "a server was left behind"
         );
     });
+}
+
+#[test]
+fn a_server_that_was_stopped_and_writes_late_changes_nothing() {
+    requires!(needs::sftp_server_missing());
+    within(LIMIT, || {
+        let dir = tempfile::tempdir().unwrap();
+        let session = Arc::new(SftpSession {
+            folder: dir.path().to_owned(),
+            relayed: true,
+        });
+        let path = dir.path().join("x.luks");
+        let len = (BLOCKS * BLOCK) as u64;
+        std::fs::File::create(&path).unwrap().set_len(len).unwrap();
+        let lies = Geometry {
+            offset_bytes: 0,
+            len_bytes: len,
+        };
+        let options = VolumeOptions {
+            run_bytes_max: 2 * BLOCK,
+            early_send_bytes_min: BLOCK,
+            quiet_time: quiet_time(),
+            reconnect_delay: Duration::from_millis(20),
+            ..VolumeOptions::default()
+        };
+        let volume = Volume::open(session.open().unwrap(), lies, session.clone(), options).unwrap();
+        let mut stamp = 0;
+        for _ in 0..4 {
+            let write_all = |stamp| {
+                for block in 0..200 {
+                    volume
+                        .write_at(block * 2 * BLOCK as u64, &stamped(stamp))
+                        .unwrap();
+                }
+                volume.flush(Flush::Ordered).unwrap();
+            };
+            stamp += 1;
+            write_all(stamp);
+            volume.flush(Flush::Durable).unwrap();
+            let losses = volume.stats().losses;
+            let stopped = session.live();
+            session.signal("-STOP", &stopped);
+            stamp += 1;
+            write_all(stamp);
+            while volume.stats().losses == losses || volume.stats().reconnecting_since.is_some() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            // Newer bytes for the blocks that the stopped servers have in their pipes.
+            stamp += 1;
+            write_all(stamp);
+            std::thread::sleep(Duration::from_millis(300));
+            session.signal("-CONT", &stopped);
+        }
+        volume.close().unwrap();
+        drop(volume);
+        while !session.live().is_empty() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let bytes = std::fs::read(path).unwrap();
+        for block in 0..200 {
+            let found = stamp_of(&bytes[block * 2 * BLOCK..][..BLOCK]);
+            assert_eq!(found, stamp, "block {}", block * 2);
+        }
+    });
+}
+
+/// Longer than the stop in the test, so that what is late comes within it. With no quiet time at
+/// all the stopped servers overwrite newer blocks here.
+fn quiet_time() -> Duration {
+    Duration::from_millis(1500)
 }
