@@ -4,8 +4,9 @@
 //! Below: the kernel (FUSE, loop, ext4, namespaces), `mkfs.ext4`, and a [`BlockDevice`] given by the caller.
 //!
 //! Always true:
-//! - The process that serves the device never holds a mount of it, nor lives in the mount
-//!   namespace that does: whoever is killed, nothing waits for a process that waits for it.
+//! - The process that serves the device mounts nothing of it and touches no file on it, and is never
+//!   the last one in a mount namespace that holds it: whoever is killed, nothing waits for a process
+//!   that waits for it.
 //! - A read is answered whole or with EIO; fsync and flush reach the device; a discard never does.
 //! - When worker and volume process are dead, no mount, loop device or process of theirs is left.
 #![deny(unsafe_code)]
