@@ -3,7 +3,8 @@
 //!
 //! Blocks of 4096 bytes are whole; a write of several is torn between them. A flush makes durable
 //! what was answered before it on its own connection, and nothing else. A failed flush leaves its
-//! writes readable but never durable, as the kernel does (fs/buffer.c marks the pages clean).
+//! writes readable but never durable, as Linux does
+//! (wiki.postgresql.org/wiki/Fsync_Errors).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -444,5 +445,68 @@ impl StoreFile for CrashFile {
             object,
             reason: "a disk of fixed size".to_owned(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(byte: u8) -> Vec<u8> {
+        vec![byte; BLOCK]
+    }
+
+    fn images(disk: &CrashDisk) -> Vec<(u8, u8)> {
+        let mut seen: Vec<_> = (0..64)
+            .map(|seed| disk.crash_image(seed))
+            .map(|image| (image[0], image[BLOCK]))
+            .collect();
+        seen.sort_unstable();
+        seen.dedup();
+        seen
+    }
+
+    #[test]
+    fn an_unsynced_write_is_kept_lost_or_torn_between_blocks_and_a_synced_one_stays() {
+        let disk = CrashDisk::new(2 * BLOCK, 1, CrashOptions::default());
+        let file = disk.connect();
+        file.write_at(0, &[block(1), block(2)].concat()).unwrap();
+        assert_eq!(images(&disk), [(0, 0), (0, 2), (1, 0), (1, 2)]);
+        file.flush().unwrap();
+        assert_eq!(images(&disk), [(1, 2)]);
+    }
+
+    #[test]
+    fn a_flush_does_not_cover_what_another_connection_wrote() {
+        let disk = CrashDisk::new(2 * BLOCK, 1, CrashOptions::default());
+        disk.connect().write_at(0, &block(1)).unwrap();
+        disk.connect().flush().unwrap();
+        assert_eq!(images(&disk), [(0, 0), (1, 0)]);
+    }
+
+    #[test]
+    fn after_a_failed_flush_no_later_one_makes_its_writes_durable() {
+        let options = CrashOptions {
+            fail_flush_per_1000: 1000,
+            ..CrashOptions::default()
+        };
+        let disk = CrashDisk::new(2 * BLOCK, 1, options);
+        let file = disk.connect();
+        file.write_at(0, &block(1)).unwrap();
+        assert!(file.flush().is_err());
+        disk.be_kind();
+        file.flush().unwrap();
+        assert_eq!(images(&disk), [(0, 0), (1, 0)]);
+        assert_eq!(disk.present()[0], 1, "readers see it all the same");
+    }
+
+    #[test]
+    fn a_lost_connection_stays_lost_and_a_new_one_works() {
+        let disk = CrashDisk::new(2 * BLOCK, 1, CrashOptions::default());
+        let file = disk.connect();
+        disk.lose_lines();
+        assert!(file.write_at(0, &block(1)).is_err());
+        assert!(file.flush().is_err());
+        disk.connect().write_at(0, &block(1)).unwrap();
     }
 }

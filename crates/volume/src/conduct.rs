@@ -80,7 +80,7 @@ fn flush<'a>(
     line: &Connection,
     epoch: EpochNumber,
 ) -> MutexGuard<'a, State> {
-    let no_suspects = state.plan.suspects_len() == 0;
+    let no_suspects = state.plan.suspects_len() == 0 && !state.settling;
     drop(state);
     let answer = line.file.flush();
     if answer.is_ok() && no_suspects {

@@ -71,6 +71,8 @@ pub(crate) struct State {
     pub(crate) outage: Option<Outage>,
     pub(crate) quiet: Vec<Quiet>,
     pub(crate) failed_flushes: u32,
+    /// A dead session's suspects are not all written anew yet: nothing is settled.
+    pub(crate) settling: bool,
     /// Threads that drop dead connections.
     pub(crate) closers: Vec<thread::JoinHandle<()>>,
     pub(crate) ended: Option<Arc<VolumeError>>,
@@ -162,6 +164,7 @@ impl Engine {
             outage: None,
             quiet: Vec::new(),
             failed_flushes: 0,
+            settling: !options.suspects.is_empty(),
             closers: Vec::new(),
             ended: None,
         };

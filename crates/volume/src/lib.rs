@@ -2,12 +2,18 @@
 //!
 //! Above: the FUSE edge and the volume process in `cli`. Below: `store`.
 //!
+//! `plan` decides, without I/O; `send`, `conduct` and `read` are the threads that carry it out,
+//! over what they share in `engine`. `settle` takes over from a dead session, `overlay` takes the
+//! writes of a read-only volume.
+//!
 //! Always true:
 //! - The store sees epoch n+1 only after every write of epoch n was answered and its fsync
 //!   returned; so whatever dies, the file is all epochs up to some k and a part of k+1.
 //! - A write is kept in memory until its epoch is durable, and these bytes are bounded.
 //! - At most one write per block is under way.
 //! - A read returns the newest write, or what the store holds; never anything older.
+//! - What was under way when a line was lost is sent again first, newer bytes for it wait until the
+//!   server's old process can't write any more, and it is read back before `close` succeeds.
 //! - After a failure nothing more is sent and every call fails; nobody waits for ever.
 #![forbid(unsafe_code)]
 

@@ -14,9 +14,14 @@ const BLOCK: u64 = BLOCK_BYTES as u64;
 
 pub(crate) fn suspects_of_dead_session(engine: &Engine) -> Result<(), VolumeError> {
     let ranges = blocks_of_suspects(engine);
-    if ranges.is_empty() {
-        return Ok(());
+    if !ranges.is_empty() {
+        write_anew(engine, &ranges)?;
     }
+    engine.state().settling = false;
+    Ok(())
+}
+
+fn write_anew(engine: &Engine, ranges: &[Range<u64>]) -> Result<(), VolumeError> {
     if !engine.session.old_server_dead() {
         std::thread::sleep(quiet_left(
             engine.options.suspects_since,

@@ -519,7 +519,7 @@ fn suspects_of_a_dead_session_are_waited_for_and_settled_at_open() {
         let since = SystemTime::now() - Duration::from_millis(29_800);
         let options = VolumeOptions {
             quiet_time,
-            suspects: vec![0..4096, 2048..10_000, at(60)..at(2000)],
+            suspects: vec![0..4096, 2048..10_000, at(20)..at(2000)],
             suspects_since: Some(since),
             ..tiny()
         };
@@ -528,6 +528,11 @@ fn suspects_of_a_dead_session_are_waited_for_and_settled_at_open() {
         let waited = begun.elapsed();
         assert!(waited >= Duration::from_millis(150) && waited < Duration::from_secs(15));
         assert_eq!(stamp_of(&disk.durable()[..BLOCK]), 5, "one value for good");
+        assert_eq!(
+            session.settlements.load(Ordering::SeqCst),
+            0,
+            "nothing is settled half way"
+        );
         volume.close().unwrap();
         assert!(session.suspects().is_empty());
     });
