@@ -133,6 +133,9 @@ pub struct GlobalArgs {
     /// How long a lost connection is sought again, in seconds.
     #[arg(long, global = true, hide = true, value_parser = seconds, default_value = "900")]
     pub reconnect_max: Duration,
+    /// Between two reports of progress, in seconds; by default it suits who reads them.
+    #[arg(long, global = true, hide = true, value_parser = seconds, value_name = "SECONDS")]
+    pub progress_interval: Option<Duration>,
     /// SFTP channels for data.
     #[arg(long, global = true, hide = true, default_value = "4")]
     pub data_channels: usize,

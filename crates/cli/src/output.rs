@@ -4,6 +4,7 @@ mod progress;
 pub(crate) mod text;
 
 use std::io::{IsTerminal, Write};
+use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::json;
@@ -23,6 +24,8 @@ pub(crate) struct Output {
     pub verbose: bool,
     /// stderr is a terminal.
     pub terminal: bool,
+    /// Between two reports of progress, where the user says.
+    pub progress_interval: Option<Duration>,
 }
 
 impl Output {
@@ -33,6 +36,7 @@ impl Output {
             quiet: global.quiet,
             verbose: global.verbose,
             terminal: std::io::stderr().is_terminal(),
+            progress_interval: global.progress_interval,
         }
     }
 

@@ -193,6 +193,9 @@ impl Context {
         options.allow_no_fsync = resolved.insist_without_fsync;
         options.reconnect_max = global.reconnect_max;
         options.quiet_time = global.quiet_time;
+        if let Some(interval) = global.progress_interval {
+            options.figures_interval = interval;
+        }
         options.data_channels = global.data_channels;
         options.write_buffer_bytes_max = global.write_buffer_bytes_max;
         options.pins = pinned::policy(

@@ -9,6 +9,8 @@ use crate::session::{Notice, Observer, Phase, SessionProgress};
 
 /// Between two changes of the line on a terminal.
 const TERMINAL_INTERVAL: Duration = Duration::from_millis(200);
+/// Between two events for a program that shows them.
+const JSON_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two plain lines: rare enough for a log that is kept.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(15);
 
@@ -88,11 +90,14 @@ impl Observer for Reporter {
         if self.output.quiet {
             return;
         }
-        let interval = if self.output.terminal && !self.output.json {
+        let usual = if self.output.json {
+            JSON_INTERVAL
+        } else if self.output.terminal {
             TERMINAL_INTERVAL
         } else {
             PLAIN_INTERVAL
         };
+        let interval = self.output.progress_interval.unwrap_or(usual);
         let due = self.shown_at.is_none_or(|at| at.elapsed() >= interval);
         if !due {
             return;

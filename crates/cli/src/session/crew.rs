@@ -477,6 +477,7 @@ fn start_order(options: &SessionOptions, shape: Shape, secrets: usize) -> Volume
         allow_no_fsync: options.allow_no_fsync,
         reconnect_max_ms: millis(options.reconnect_max),
         quiet_time_ms: millis(options.quiet_time),
+        figures_interval_ms: millis(options.figures_interval),
         data_channels: options.data_channels,
         write_buffer_bytes_max: options.write_buffer_bytes_max,
         pins: options.pins.clone(),

@@ -61,6 +61,8 @@ pub struct SessionOptions {
     pub reconnect_max: Duration,
     /// How long blocks that were in flight at a loss are held back afterwards.
     pub quiet_time: Duration,
+    /// How often the figures of [`SessionProgress`] are taken.
+    pub figures_interval: Duration,
     /// SFTP channels for data.
     pub data_channels: usize,
     /// Bound of the bytes that wait to be durable on the server.
@@ -84,6 +86,7 @@ impl SessionOptions {
             allow_no_fsync: false,
             reconnect_max: Duration::from_secs(15 * 60),
             quiet_time: Duration::from_secs(60),
+            figures_interval: Duration::from_millis(500),
             data_channels: 4,
             write_buffer_bytes_max: 256 << 20,
             pins: PinPolicy::TrustOnce,

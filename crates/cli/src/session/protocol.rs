@@ -40,6 +40,7 @@ pub(super) struct VolumeStart {
     pub allow_no_fsync: bool,
     pub reconnect_max_ms: u64,
     pub quiet_time_ms: u64,
+    pub figures_interval_ms: u64,
     pub data_channels: usize,
     pub write_buffer_bytes_max: usize,
     pub pins: PinPolicy,

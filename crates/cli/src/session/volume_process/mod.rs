@@ -30,9 +30,6 @@ use making::Making;
 use opening::Opened;
 use stop::{Say, Stop};
 
-/// How often the session process is told the figures.
-const FIGURES_INTERVAL: Duration = Duration::from_millis(500);
-
 /// How often a failure below is looked for.
 const FAILURE_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -82,7 +79,12 @@ fn converse(mut receiver: Receiver, descriptors: &UnixStream, say: &Say) -> Resu
     let opened = open_or_make(&start, secrets, &stop, say);
     match opened {
         Ok((opened, making)) => {
-            Served::new(start.access, opened, making, stop, say.clone()).run(&orders, descriptors)
+            let interval = Duration::from_millis(start.figures_interval_ms);
+            Served::new(start.access, opened, making, stop, say.clone()).run(
+                &orders,
+                descriptors,
+                interval,
+            )
         }
         Err(failure) => {
             say.reply(&VolumeReply::Failed(failure));
@@ -199,9 +201,10 @@ impl Served {
         mut self,
         orders: &mpsc::Receiver<VolumeOrder>,
         descriptors: &UnixStream,
+        figures_interval: Duration,
     ) -> Result<(), Failure> {
         self.say.reply(&VolumeReply::Ready(self.facts.clone()));
-        watch(&self.volume, &self.hold, &self.say)?;
+        watch(&self.volume, &self.hold, &self.say, figures_interval)?;
         while let Ok(order) = orders.recv() {
             match order {
                 VolumeOrder::Start(_) => {}
@@ -304,7 +307,12 @@ fn failure_of(volume: &Volume, hold: &Hold) -> Option<Failure> {
 }
 
 /// Tells the figures now and then, a lost line, and once the volume's failure.
-fn watch(volume: &Arc<Volume>, hold: &Arc<Hold>, say: &Say) -> Result<(), Failure> {
+fn watch(
+    volume: &Arc<Volume>,
+    hold: &Arc<Hold>,
+    say: &Say,
+    figures_interval: Duration,
+) -> Result<(), Failure> {
     let (volume, hold, say) = (Arc::downgrade(volume), Arc::downgrade(hold), say.clone());
     std::thread::Builder::new()
         .name("watch".to_owned())
@@ -317,7 +325,7 @@ fn watch(volume: &Arc<Volume>, hold: &Arc<Hold>, say: &Say) -> Result<(), Failur
                     say.reply(&VolumeReply::Failed(failure));
                     return;
                 }
-                if told.elapsed() >= FIGURES_INTERVAL {
+                if told.elapsed() >= figures_interval {
                     told = Instant::now();
                     let now = figures(&volume);
                     line.tell(&now, &say);
@@ -327,7 +335,7 @@ fn watch(volume: &Arc<Volume>, hold: &Arc<Hold>, say: &Say) -> Result<(), Failur
                     }
                 }
                 drop((volume, hold));
-                std::thread::sleep(FAILURE_INTERVAL);
+                std::thread::sleep(FAILURE_INTERVAL.min(figures_interval));
             }
         })
         .map(drop)
