@@ -1,0 +1,400 @@
+//! What the session tests share: a container in a folder or behind a real sshd, and the search
+//! for what a session left behind.
+#![allow(dead_code, missing_docs, reason = "each test binary uses a part of it")]
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use sprat::interrupt::Interrupt;
+use sprat::session::{
+    self, Access, ClosedReport, CreateOptions, Created, Notice, Observer, Phase, PinPolicy,
+    Session, SessionOptions, SessionProgress,
+};
+use sprat::target::Target;
+use sprat::{Exit, Failure};
+use sprat_luks::{Secret, SlotKind};
+use sprat_snapshot::{JobName, RestoreSpec, SnapshotReport, SnapshotSpec};
+use sprat_testkit::needs;
+use sprat_testkit::sshd::{self, Sshd, SshdOptions};
+use tempfile::TempDir;
+
+/// What is missing for a session here.
+pub fn missing() -> Option<String> {
+    needs::root()
+        .or_else(|| {
+            ["mkfs.ext4", "e2fsck", "rsync"]
+                .into_iter()
+                .find_map(needs::program)
+        })
+        .or_else(|| {
+            ["/dev/fuse", "/dev/loop-control"]
+                .into_iter()
+                .find(|path| !Path::new(path).exists())
+                .map(|path| format!("{path} is not there"))
+        })
+}
+
+pub fn ssh_missing() -> Option<String> {
+    missing().or_else(sshd::missing)
+}
+
+/// Where the container is.
+pub enum Server {
+    Local,
+    Ssh(Box<Sshd>),
+}
+
+/// A machine's state, a server's folder, a source, and a key.
+pub struct Bench {
+    pub folder: TempDir,
+    pub server: Server,
+    pub size_bytes: u64,
+    pub secret: Secret,
+}
+
+impl Bench {
+    pub fn local() -> Self {
+        Self::new(Server::Local)
+    }
+
+    pub fn ssh() -> Self {
+        Self::ssh_with(&SshdOptions::default())
+    }
+
+    pub fn ssh_with(options: &SshdOptions) -> Self {
+        Self::new(Server::Ssh(Box::new(Sshd::start_with(options))))
+    }
+
+    fn new(server: Server) -> Self {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        // A length like no other's, by which its loop device is known.
+        let serial = u64::from(std::process::id()) * 8 + COUNT.fetch_add(1, Ordering::Relaxed);
+        let folder = tempfile::Builder::new()
+            .prefix("sprat-session-")
+            .tempdir()
+            .unwrap();
+        for name in ["state", "run", "store", "source", "out", "mnt"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        // The name by which its processes are known.
+        let program = folder.path().join("sprat");
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_sprat"), program).unwrap();
+        Self {
+            folder,
+            server,
+            size_bytes: (256 << 20) + (serial % 16384) * 4096,
+            secret: Secret::key_file(b"a key of no worth".repeat(16)),
+        }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The container file as it lies on the server.
+    pub fn container(&self) -> PathBuf {
+        self.path("store/x.luks")
+    }
+
+    pub fn target(&self) -> Target {
+        let path = self.container();
+        let text = match &self.server {
+            Server::Local => path.display().to_string(),
+            Server::Ssh(_) => format!("ssh://some.host{}", path.display()),
+        };
+        Target::parse(&text, Path::new("/")).unwrap()
+    }
+
+    pub fn sshd(&mut self) -> &mut Sshd {
+        match &mut self.server {
+            Server::Ssh(sshd) => sshd,
+            Server::Local => panic!("this bench has no sshd"),
+        }
+    }
+
+    pub fn options(&self, access: Access) -> SessionOptions {
+        let mut options =
+            SessionOptions::new(self.target(), access, self.path("state"), self.path("run"));
+        options.program = self.path("sprat");
+        options.quiet_time = Duration::from_millis(500);
+        if let Server::Ssh(sshd) = &self.server {
+            options.ssh_command = sshd.ssh_command();
+        }
+        options
+    }
+
+    pub fn create_options(&self) -> CreateOptions {
+        CreateOptions {
+            session: self.options(Access::ReadWrite),
+            size_bytes: self.size_bytes,
+            secrets: vec![(self.secret.clone(), SlotKind::KeyFile)],
+            uuid: None,
+            label: Some("bench".to_owned()),
+            fast_kdf_for_tests: true,
+        }
+    }
+
+    pub fn create(&self) -> Created {
+        session::create(self.create_options(), &mut Seen::default(), &never()).unwrap()
+    }
+
+    pub fn open(&self, access: Access) -> Result<Session, Failure> {
+        Session::open(
+            self.options(access),
+            &self.secret,
+            &mut Seen::default(),
+            &never(),
+        )
+    }
+
+    pub fn spec(&self) -> SnapshotSpec {
+        SnapshotSpec::new(job(), vec![self.path("source")])
+    }
+
+    /// One whole backup run.
+    pub fn backup(&self) -> Result<(SnapshotReport, ClosedReport), Failure> {
+        let mut session = self.open(Access::ReadWrite)?;
+        let report = session.take_snapshot(self.spec(), &mut Seen::default(), &never());
+        let closed = session.close(&mut Seen::default(), &never())?;
+        Ok((report?, closed))
+    }
+
+    /// Brings the latest snapshot back and compares it with the source.
+    pub fn restore_and_compare(&self) {
+        let out = self.path("out");
+        let _ = fs::remove_dir_all(&out);
+        let mut session = self.open(Access::ReadOnly).unwrap();
+        session
+            .restore(
+                RestoreSpec::new(job(), out.clone()),
+                &mut Seen::default(),
+                &never(),
+            )
+            .unwrap();
+        session.close(&mut Seen::default(), &never()).unwrap();
+        let source = self.path("source");
+        let restored = out.join(source.strip_prefix("/").unwrap());
+        let differences = Command::new("rsync")
+            .args([
+                "-aHAXS",
+                "--checksum",
+                "--dry-run",
+                "--itemize-changes",
+                "--delete",
+            ])
+            .arg(format!("{}/", source.display()))
+            .arg(format!("{}/", restored.display()))
+            .output()
+            .unwrap();
+        assert!(differences.status.success(), "{differences:?}");
+        assert_eq!(String::from_utf8_lossy(&differences.stdout), "");
+    }
+
+    /// e2fsck's word on the volume, looked at without writing to it.
+    pub fn assert_clean(&self) {
+        let check = session::check_file_system(
+            self.options(Access::ReadOnly),
+            &self.secret,
+            &mut Seen::default(),
+            &never(),
+        )
+        .unwrap();
+        assert!(check.clean, "{}", check.output);
+    }
+
+    /// Processes of this bench's sessions: pid, and the role on their command line.
+    pub fn processes(&self) -> Vec<(i32, String)> {
+        let mut tags = vec![self.folder.path().to_owned()];
+        if let Server::Ssh(sshd) = &self.server {
+            tags.push(sshd.path("ssh_config"));
+        }
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
+                continue;
+            };
+            if u32::try_from(pid) == Ok(std::process::id()) {
+                continue;
+            }
+            let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            if tags
+                .iter()
+                .any(|tag| contains(&command, tag.as_os_str().as_bytes()))
+            {
+                let words: Vec<_> = command.split(|b| *b == 0).collect();
+                let role = if contains(words[0], b"ssh") {
+                    "ssh".to_owned()
+                } else if contains(words[0], b"rsync") {
+                    "rsync".to_owned()
+                } else {
+                    String::from_utf8_lossy(words.get(1).copied().unwrap_or_default()).into_owned()
+                };
+                found.push((pid, role));
+            }
+        }
+        found
+    }
+
+    fn remains(&self) -> Vec<String> {
+        let tag = self.folder.path().as_os_str().as_bytes();
+        let mut remains: Vec<String> = self
+            .processes()
+            .into_iter()
+            .map(|(pid, role)| {
+                let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+                let state = stat.rsplit(") ").next().unwrap_or("?").chars().next();
+                format!("{role} {pid} in state {state:?}")
+            })
+            .collect();
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let mounts = fs::read(entry.path().join("mountinfo")).unwrap_or_default();
+            if contains(&mounts, tag) {
+                remains.push(format!("mount in the eyes of {:?}", entry.file_name()));
+            }
+        }
+        for entry in fs::read_dir("/sys/block").unwrap().flatten() {
+            let size = fs::read_to_string(entry.path().join("size")).unwrap_or_default();
+            let bytes = size.trim().parse::<u64>().unwrap_or(0) * 512;
+            // The volume is the container without its header.
+            if bytes == self.size_bytes / 4096 * 4096 - (16 << 20) {
+                remains.push(format!("loop device {:?}", entry.file_name()));
+            }
+        }
+        remains
+    }
+
+    pub fn assert_nothing_remains(&self) {
+        let begun = Instant::now();
+        loop {
+            let remains = self.remains();
+            if remains.is_empty() {
+                return;
+            }
+            assert!(
+                begun.elapsed() < Duration::from_secs(15),
+                "after 15 s there is still {remains:?}"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Kills every process of this bench that has `role`, with -9.
+    pub fn kill(&self, role: &str) -> usize {
+        let mut killed = 0;
+        for (pid, its) in self.processes() {
+            if its == role {
+                kill(pid);
+                killed += 1;
+            }
+        }
+        killed
+    }
+
+    /// Names in the server's folder.
+    pub fn server_files(&self) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(self.path("store"))
+            .unwrap()
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        // A failed test leaves no mount behind for the next one.
+        let dir = self.path("mnt");
+        let _ = sprat_attach::unmount_dead(&dir);
+    }
+}
+
+pub fn kill(pid: i32) {
+    if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}
+
+pub fn job() -> JobName {
+    JobName::new("docs").unwrap()
+}
+
+pub fn never() -> Interrupt {
+    Interrupt::never().unwrap()
+}
+
+pub fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+    haystack
+        .windows(needle.len())
+        .any(|window| window == needle)
+}
+
+/// An observer that remembers.
+#[derive(Default)]
+pub struct Seen {
+    pub phases: Vec<Phase>,
+    pub notices: Vec<Notice>,
+    pub progress: Option<SessionProgress>,
+    /// Called at each progress.
+    pub on_progress: Option<Box<dyn FnMut(&SessionProgress)>>,
+    /// Called at each phase.
+    pub on_phase: Option<Box<dyn FnMut(Phase)>>,
+}
+
+impl Observer for Seen {
+    fn phase(&mut self, phase: Phase) {
+        self.phases.push(phase);
+        if let Some(call) = &mut self.on_phase {
+            call(phase);
+        }
+    }
+
+    fn progress(&mut self, progress: &SessionProgress) {
+        if let Some(call) = &mut self.on_progress {
+            call(progress);
+        }
+        self.progress = Some(progress.clone());
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        self.notices.push(notice);
+    }
+}
+
+/// Pins what `created` is.
+pub fn known(mut options: SessionOptions, created: &Created) -> SessionOptions {
+    options.pins = PinPolicy::Known(created.facts.pins.clone());
+    options
+}
+
+/// Fills `dir` with `files` files of about `bytes` bytes that nothing compresses or guesses.
+pub fn fill(dir: &Path, files: usize, bytes: usize, seed: u64) {
+    let mut state = seed | 1;
+    let mut random = || {
+        // xorshift64*: Marsaglia, "Xorshift RNGs".
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        state.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    };
+    for index in 0..files {
+        let folder = dir.join(format!("d{}", index % 7));
+        fs::create_dir_all(&folder).unwrap();
+        let mut content = Vec::with_capacity(bytes + 8);
+        while content.len() < bytes {
+            content.extend_from_slice(&random().to_le_bytes());
+        }
+        fs::write(folder.join(format!("f{index}")), content).unwrap();
+    }
+}
+
+pub fn assert_exit<T: std::fmt::Debug>(result: Result<T, Failure>, exit: Exit) -> Failure {
+    let failure = result.expect_err("must fail");
+    assert_eq!(failure.exit, exit, "{failure:?}");
+    failure
+}
