@@ -1,5 +1,7 @@
 //! A container is made, backed up to twice, listed, restored and closed: locally and over ssh.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
+
 mod session_bench;
 
 use std::fs;

@@ -70,6 +70,9 @@ pub(super) struct Crew {
     queue: mpsc::Sender<Event>,
     events: mpsc::Receiver<Event>,
     progress: SessionProgress,
+    /// The ends of their control sockets were heard.
+    volume_gone: bool,
+    worker_gone: bool,
     /// The interrupt was acted upon.
     interrupted: bool,
     /// Everything is torn down, because of this.
@@ -124,6 +127,8 @@ impl Crew {
             queue,
             events,
             progress: SessionProgress::default(),
+            volume_gone: false,
+            worker_gone: false,
             interrupted: false,
             over: None,
             aborted: AbortReport::default(),
@@ -236,7 +241,12 @@ impl Crew {
                     None => continue,
                 },
                 Event::Worker(Some(WorkerReply::Failed(failure))) => {
-                    return Err(self.worker_failed(failure));
+                    let failure = self.worker_failed(failure);
+                    return Err(if self.worker_gone && self.over.is_none() {
+                        self.fail(failure)
+                    } else {
+                        failure
+                    });
                 }
                 Event::Worker(Some(WorkerReply::Progress(progress))) => {
                     self.progress.rsync = Some(progress);
@@ -317,6 +327,7 @@ impl Crew {
             match self.events.recv_timeout(left) {
                 Ok(Event::Volume(Some(VolumeReply::Failed(cause)))) => return self.fail(cause),
                 Ok(Event::Volume(None)) => return self.volume_died(),
+                Ok(Event::Worker(None)) => self.worker_gone = true,
                 Ok(Event::Volume(Some(VolumeReply::Figures(figures)))) => {
                     self.progress.volume = figures;
                 }
@@ -328,6 +339,7 @@ impl Crew {
     }
 
     fn volume_died(&mut self) -> Failure {
+        self.volume_gone = true;
         let how = self.volume.end();
         self.fail(Failure::failed(how).with_hint(
             "finished snapshots are unharmed. Run the same command again: it takes over and goes \
@@ -336,6 +348,7 @@ impl Crew {
     }
 
     fn worker_died(&mut self) -> Failure {
+        self.worker_gone = true;
         let how = self
             .worker
             .as_mut()
@@ -382,7 +395,8 @@ impl Crew {
             worker.kill();
         }
         let deadline = Instant::now() + ABORT_LIMIT;
-        let (mut volume_done, mut worker_done) = (false, self.worker.is_none());
+        let mut volume_done = self.volume_gone;
+        let mut worker_done = self.worker_gone || self.worker.is_none();
         while !(volume_done && worker_done) {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.events.recv_timeout(left) {

@@ -1,11 +1,17 @@
 //! What the session tests share: a container in a folder or behind a real sshd, and the search
 //! for what a session left behind.
-#![allow(dead_code, missing_docs, reason = "each test binary uses a part of it")]
+#![allow(
+    dead_code,
+    missing_docs,
+    clippy::unwrap_used,
+    reason = "each test binary uses a part of it"
+)]
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -206,35 +212,76 @@ impl Bench {
         assert!(check.clean, "{}", check.output);
     }
 
-    /// Processes of this bench's sessions: pid, and the role on their command line.
-    pub fn processes(&self) -> Vec<(i32, String)> {
-        let mut tags = vec![self.folder.path().to_owned()];
-        if let Server::Ssh(sshd) = &self.server {
-            tags.push(sshd.path("ssh_config"));
+    /// `sprat` as a process of its own, told where everything of this bench is.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let key = self.path("key");
+        if !key.exists() {
+            fs::write(&key, self.secret.expose()).unwrap();
+            fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
         }
-        let mut found = Vec::new();
-        for entry in fs::read_dir("/proc").unwrap().flatten() {
-            let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
-                continue;
-            };
-            if u32::try_from(pid) == Ok(std::process::id()) {
-                continue;
-            }
-            let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            if tags
+        let mut command = Command::new(self.path("sprat"));
+        command
+            .env("SPRAT_STATE_DIR", self.path("state"))
+            .env("SPRAT_RUNTIME_DIR", self.path("run"))
+            .env("XDG_CONFIG_HOME", self.path("config"))
+            .arg("--key-file")
+            .arg(key)
+            .args(["--quiet-time", "1", "--reconnect-max", "30"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        if let Server::Ssh(sshd) = &self.server {
+            let words: Vec<_> = sshd
+                .ssh_command()
                 .iter()
-                .any(|tag| contains(&command, tag.as_os_str().as_bytes()))
-            {
-                let words: Vec<_> = command.split(|b| *b == 0).collect();
-                let role = if contains(words[0], b"ssh") {
-                    "ssh".to_owned()
-                } else if contains(words[0], b"rsync") {
-                    "rsync".to_owned()
-                } else {
-                    String::from_utf8_lossy(words.get(1).copied().unwrap_or_default()).into_owned()
-                };
-                found.push((pid, role));
+                .map(|word| word.to_string_lossy().into_owned())
+                .collect();
+            command.args(["--ssh-command", &words.join(" ")]);
+        }
+        command.args(arguments);
+        command
+    }
+
+    /// Processes of this bench's sessions: pid, and what each is there for.
+    pub fn processes(&self) -> Vec<(i32, String)> {
+        let tag = self.folder.path().as_os_str().as_bytes();
+        let mut found: Vec<(i32, String)> = Vec::new();
+        let mut pids: Vec<i32> = fs::read_dir("/proc")
+            .unwrap()
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_string_lossy().parse().ok())
+            .filter(|pid| u32::try_from(*pid) != Ok(std::process::id()))
+            .collect();
+        pids.sort_unstable();
+        for pid in pids {
+            let of = Path::new("/proc").join(pid.to_string());
+            let command = fs::read(of.join("cmdline")).unwrap_or_default();
+            let environment = fs::read(of.join("environ")).unwrap_or_default();
+            let of_ssh = matches!(&self.server, Server::Ssh(sshd)
+                if contains(&command, sshd.path("ssh_config").as_os_str().as_bytes()));
+            // rsync is told neither by its arguments nor by its environment.
+            let child = found.iter().any(|(known, _)| Some(*known) == parent(pid));
+            if !of_ssh && !child && !contains(&command, tag) && !contains(&environment, tag) {
+                continue;
             }
+            let has = |word: &str| {
+                let path = format!("/{word}");
+                command
+                    .split(|b| *b == 0)
+                    .any(|w| w == word.as_bytes() || w.ends_with(path.as_bytes()))
+            };
+            let role = [
+                "volume-process",
+                "worker",
+                "mount-keeper",
+                "backup",
+                "rsync",
+            ]
+            .into_iter()
+            // `rsync --version` only asks whether it is there.
+            .find(|role| has(role) && !has("--version"))
+            .unwrap_or(if has("sftp") { "ssh" } else { "other" });
+            found.push((pid, role.to_owned()));
         }
         found
     }
@@ -282,16 +329,53 @@ impl Bench {
         }
     }
 
-    /// Kills every process of this bench that has `role`, with -9.
-    pub fn kill(&self, role: &str) -> usize {
+    /// As [`Self::assert_nothing_remains`], where the server's folder is itself a mount.
+    pub fn assert_nothing_remains_but_store(&self) {
+        let store = self.path("store");
+        let begun = Instant::now();
+        while self.remains().iter().any(|what| !what.starts_with("mount")) {
+            assert!(
+                begun.elapsed() < Duration::from_secs(15),
+                "besides {}: {:?}",
+                store.display(),
+                self.remains()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Kills every process of this bench that has one of `roles`, with -9, as near to one another
+    /// as can be, in that order.
+    pub fn kill(&self, roles: &[&str]) -> usize {
+        let processes = self.processes();
         let mut killed = 0;
-        for (pid, its) in self.processes() {
-            if its == role {
-                kill(pid);
+        for role in roles {
+            for (pid, _) in processes.iter().filter(|(_, its)| its == role) {
+                kill(*pid);
                 killed += 1;
             }
         }
         killed
+    }
+
+    /// Bytes that the container's file takes on the server's disk.
+    pub fn allocated(&self) -> u64 {
+        allocated(&self.container())
+    }
+
+    /// Calls `act` on a thread of its own once `more` bytes have reached the container's file.
+    pub fn once_written(&self, more: u64, act: impl FnOnce() + Send + 'static) {
+        let container = self.container();
+        let until = allocated(&container) + more;
+        std::thread::spawn(move || {
+            let begun = Instant::now();
+            while begun.elapsed() < Duration::from_secs(60) {
+                if allocated(&container) >= until {
+                    return act();
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
     }
 
     /// Names in the server's folder.
@@ -314,6 +398,21 @@ impl Drop for Bench {
     }
 }
 
+/// The parent of a process (proc(5): fields are counted after the last parenthesis).
+fn parent(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .nth(1)?
+        .parse()
+        .ok()
+}
+
+fn allocated(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |file| file.blocks() * 512)
+}
+
 pub fn kill(pid: i32) {
     if let Some(pid) = rustix::process::Pid::from_raw(pid) {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
@@ -334,6 +433,9 @@ pub fn contains(haystack: &[u8], needle: &[u8]) -> bool {
         .any(|window| window == needle)
 }
 
+/// What is done at each progress.
+type OnProgress = Box<dyn FnMut(&SessionProgress)>;
+
 /// An observer that remembers.
 #[derive(Default)]
 pub struct Seen {
@@ -341,7 +443,7 @@ pub struct Seen {
     pub notices: Vec<Notice>,
     pub progress: Option<SessionProgress>,
     /// Called at each progress.
-    pub on_progress: Option<Box<dyn FnMut(&SessionProgress)>>,
+    pub on_progress: Option<OnProgress>,
     /// Called at each phase.
     pub on_phase: Option<Box<dyn FnMut(Phase)>>,
 }

@@ -84,7 +84,7 @@ pub(super) fn check_writable(
                 store.describe()
             ))
             .with_hint(
-                "nothing was changed. Use an OpenSSH server, or insist with --allow-no-fsync: \
+                "nothing was changed. Use an OpenSSH server, or insist with --insist-without-fsync: \
                  then a crash of the server can cost the whole container",
             ));
         }
