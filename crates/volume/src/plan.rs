@@ -226,9 +226,16 @@ impl Plan {
         EpochNumber(self.open.number.0 - 1)
     }
 
-    /// The newest bytes of a block, if they are kept here.
+    /// The newest bytes of a block, if they are kept here. Those of a suspect count until it was
+    /// read back: the store may hold what the old process wrote late.
     pub(crate) fn newest(&self, index: u64) -> Option<&Block> {
-        self.newest.get(&index).map(|(_, block)| block)
+        if let Some((_, block)) = self.newest.get(&index) {
+            return Some(block);
+        }
+        match &self.suspects.get(&index)?.expected {
+            Expected::Bytes(block) => Some(block),
+            Expected::Digest(_) => None,
+        }
     }
 
     // What the threads ask.
@@ -384,15 +391,12 @@ impl Plan {
     /// Adds a block that was settled for a dead session and has to be read back; what it should
     /// hold is `bytes`, of which only a digest is kept.
     pub(crate) fn add_settled_suspect(&mut self, index: u64, bytes: &[u8]) {
-        let expected = Expected::Digest(digest_of(bytes));
-        self.suspects.insert(
-            index,
-            Suspect {
-                expected,
-                held: None,
-                rewrites: 0,
-            },
-        );
+        // It may have been sent and lost already: that holds newer bytes back, and stays.
+        self.suspects.entry(index).or_insert_with(|| Suspect {
+            expected: Expected::Digest(digest_of(bytes)),
+            held: None,
+            rewrites: 0,
+        });
     }
 
     /// Judges what was read back from the store. The caller looked at nothing else in between

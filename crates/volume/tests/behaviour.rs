@@ -506,6 +506,32 @@ fn close_waits_for_the_quiet_time_and_reads_suspects_back() {
 }
 
 #[test]
+fn what_an_old_server_wrote_late_is_never_read_nor_kept_for_later_reads() {
+    within(LIMIT, || {
+        let disk = kind_disk();
+        let quiet_time = Duration::from_millis(300);
+        let (session, volume) = open(
+            &disk,
+            VolumeOptions {
+                quiet_time,
+                ..tiny()
+            },
+        );
+        lose_a_write(&session, &disk, &volume, 1);
+        volume.flush(Flush::Durable).unwrap();
+        disk.connect().write_at(0, &stamped(99)).unwrap();
+        assert_eq!(read_stamp(&volume, 0).unwrap(), 1, "before it is found out");
+        wait_until("read back and written again", || {
+            volume.flush(Flush::Durable).unwrap();
+            volume.stats().suspect_blocks == 0
+        });
+        assert_eq!(stamp_of(&disk.durable()[..BLOCK]), 1);
+        assert_eq!(read_stamp(&volume, 0).unwrap(), 1, "after it was made good");
+        volume.close().unwrap();
+    });
+}
+
+#[test]
 fn suspects_of_a_dead_session_are_waited_for_and_settled_at_open() {
     within(LIMIT, || {
         let disk = kind_disk();

@@ -403,3 +403,26 @@ fn the_newest_bytes_are_known_until_they_are_durable() {
     retire(&mut plan);
     assert_eq!(plan.newest(0), None);
 }
+
+#[test]
+fn a_settled_block_that_was_lost_on_its_way_still_holds_newer_bytes_back() {
+    let mut plan = plan();
+    write(&mut plan, 3, &[1]);
+    plan.seal();
+    permit(&mut plan);
+    let run = plan.next_run().unwrap();
+    plan.lost_run(&run);
+    plan.add_settled_suspect(3, &[1]);
+    plan.reconnected();
+    write(&mut plan, 3, &[2]);
+    plan.seal();
+    permit(&mut plan);
+    let runs = send(&mut plan);
+    assert_eq!(runs.iter().map(shape).collect::<Vec<_>>(), [(3, vec![1])]);
+    plan.answered(&runs[0]);
+    retire(&mut plan);
+    permit(&mut plan);
+    assert!(plan.next_run().is_none(), "newer bytes are held");
+    plan.quiet_over(1);
+    assert_eq!(plan.next_run().map(|run| shape(&run)), Some((3, vec![2])));
+}
