@@ -368,17 +368,7 @@ fn an_interrupt_in_any_phase_ends_in_order() {
     fill(&bench.path("source/big"), 60, 1 << 20, 12);
     let interrupt = never();
     let asked = interrupt.clone();
-    let mut seen = Seen {
-        on_progress: Some(Box::new(move |progress| {
-            let copying = progress
-                .rsync
-                .is_some_and(|rsync| rsync.phase == sprat_snapshot::Phase::Copying);
-            if copying && !asked.requested() {
-                asked.request();
-            }
-        })),
-        ..Seen::default()
-    };
+    let mut seen = asking_while_copying(asked, 1);
     let mut session = bench.open(Access::ReadWrite).unwrap();
     let taken = session.take_snapshot(bench.spec(), &mut seen, &interrupt);
     assert_exit(taken.map(drop), Exit::Interrupted);
@@ -397,12 +387,8 @@ fn a_second_interrupt_ends_everything_at_once() {
     fill(&bench.path("source"), 60, 1 << 20, 13);
     let interrupt = never();
     let asked = interrupt.clone();
-    let mut seen = Seen::default();
+    let mut seen = asking_while_copying(asked, 2);
     let mut session = bench.open(Access::ReadWrite).unwrap();
-    bench.once_written(2 << 20, move || {
-        asked.request();
-        asked.request();
-    });
     let taken = session.take_snapshot(bench.spec(), &mut seen, &interrupt);
     assert_exit(taken.map(drop), Exit::Interrupted);
     assert_exit(
@@ -413,6 +399,21 @@ fn a_second_interrupt_ends_everything_at_once() {
     bench.assert_clean();
     bench.backup().unwrap();
     bench.restore_and_compare();
+}
+
+/// Interrupts `times` as soon as rsync copies.
+fn asking_while_copying(asked: sprat::interrupt::Interrupt, times: usize) -> Seen {
+    Seen {
+        on_progress: Some(Box::new(move |progress| {
+            let copying = progress
+                .rsync
+                .is_some_and(|rsync| rsync.phase == sprat_snapshot::Phase::Copying);
+            if copying && !asked.requested() {
+                (0..times).for_each(|_| asked.request());
+            }
+        })),
+        ..Seen::default()
+    }
 }
 
 fn interrupted_at(phase: Phase) -> (sprat::interrupt::Interrupt, Seen) {

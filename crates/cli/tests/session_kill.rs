@@ -111,3 +111,76 @@ fn any_process_of_a_session_over_ssh_may_be_killed() {
         ],
     );
 }
+
+#[test]
+fn an_init_that_was_killed_leaves_nothing_that_the_next_one_does_not_clear() {
+    requires!(ssh_missing());
+    let bench = Bench::ssh();
+    let target = bench.target().to_string();
+    for roles in [
+        &["init"][..],
+        &["volume-process"],
+        &["worker"],
+        &["init", "volume-process"],
+    ] {
+        let mut init = bench
+            .command(&["init", &target, "--size", "1G", "--cheap-kdf-for-tests"])
+            .spawn()
+            .unwrap();
+        while !bench.server_files().contains(&"x.luks.new".to_owned()) {
+            assert!(
+                init.try_wait().unwrap().is_none(),
+                "{:?}",
+                init.wait_with_output()
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        let killed = bench.kill(roles);
+        let output = init.wait_with_output().unwrap();
+        eprintln!(
+            "killed {killed} of {roles:?}: {output:?}; {:?}",
+            bench.server_files()
+        );
+        assert!(!output.status.success() || bench.server_files() == ["x.luks"]);
+        bench.assert_nothing_remains();
+        let _ = fs::remove_file(bench.container());
+    }
+    bench.create();
+    assert_eq!(bench.server_files(), ["x.luks"]);
+    fill(&bench.path("source"), 3, 1000, 31);
+    bench.backup().unwrap();
+    bench.restore_and_compare();
+}
+
+#[test]
+fn a_mount_command_that_is_killed_leaves_a_whole_mount_or_none() {
+    requires!(missing());
+    let bench = Bench::local();
+    bench.create();
+    fill(&bench.path("source"), 3, 1000, 32);
+    bench.backup().unwrap();
+    let (target, dir) = (bench.target().to_string(), bench.path("mnt"));
+    let dir_text = dir.display().to_string();
+    for pause_ms in [5, 20, 40, 60, 80, 100, 130, 160] {
+        let mut mount = bench
+            .command(&["mount", &target, &dir_text, "--rw"])
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(pause_ms));
+        let _ = mount.kill();
+        mount.wait().unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+        let whole = dir.join("docs").exists();
+        eprintln!("killed after {pause_ms} ms: mounted {whole}");
+        if whole {
+            fs::write(dir.join("by-hand"), "kept").unwrap();
+            let done = bench.command(&["umount", &dir_text]).output().unwrap();
+            assert!(done.status.success(), "{done:?}");
+        }
+        bench.assert_nothing_remains();
+    }
+    bench.backup().unwrap();
+    bench.restore_and_compare();
+    bench.assert_clean();
+}

@@ -4,6 +4,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -190,4 +192,15 @@ pub(super) fn take_sockets() -> std::io::Result<(UnixStream, UnixStream)> {
     // A socket, not a terminal or file: refuses to run when a person types the hidden command.
     control.peer_addr()?;
     Ok((control, descriptors))
+}
+
+/// Leaves it to the session process to end this one in order: a service manager or a shutdown
+/// sends SIGTERM to every process at once. A handler, not SIG_IGN, which ssh and rsync would
+/// inherit.
+pub(super) fn leave_signals_to_the_session() {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    for signal in [SIGHUP, SIGINT, SIGTERM] {
+        // Without it the process ends too early, which every other part is prepared for.
+        let _ = signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)));
+    }
 }

@@ -292,9 +292,7 @@ impl Crew {
         self.interrupted = true;
         watch.observer.phase(Phase::Stopping);
         match on_interrupt {
-            OnInterrupt::GiveUp => Err(self.fail(
-                Failure::interrupted().with_hint("no snapshot was begun; nothing was changed"),
-            )),
+            OnInterrupt::GiveUp => Err(self.fail(Failure::interrupted())),
             OnInterrupt::Cancel => {
                 self.order(&WorkerOrder::Cancel);
                 Ok(())

@@ -31,9 +31,9 @@ pub use options::{
 };
 pub use protocol::FileSystemCheck;
 
-use crate::Failure;
 use crate::interrupt::Interrupt;
 use crate::target::Place;
+use crate::{Exit, Failure};
 use child::Role;
 use crew::{Crew, OnInterrupt, Shape, Watch};
 use protocol::{WorkerOrder, WorkerReply};
@@ -98,9 +98,14 @@ impl Session {
             observer,
             interrupt,
         };
-        let (mut crew, facts) = Crew::start(&options, Shape::Session, &[secret], &mut watch)?;
+        let untouched = |failure: Failure| match (failure.exit, &failure.hint) {
+            (Exit::Interrupted, None) => failure.with_hint("nothing was changed"),
+            _ => failure,
+        };
+        let (mut crew, facts) =
+            Crew::start(&options, Shape::Session, &[secret], &mut watch).map_err(untouched)?;
         if let Err(failure) = crew.attach(Role::Worker, &mut watch) {
-            return Err(crew.fail(failure));
+            return Err(untouched(crew.fail(failure)));
         }
         Ok(Self {
             crew,
@@ -188,8 +193,16 @@ impl Session {
             observer,
             interrupt,
         };
-        self.crew
-            .wait_worker(&mut watch, OnInterrupt::Cancel, wanted)
+        let answer = self
+            .crew
+            .wait_worker(&mut watch, OnInterrupt::Cancel, wanted);
+        answer.map_err(|mut failure| {
+            // rsync may have got the same signal and have failed of it by itself.
+            if interrupt.requested() {
+                failure.exit = Exit::Interrupted;
+            }
+            failure
+        })
     }
 
     /// Unmounts, sends what is left, waits for the server's fsync and releases the lock. What an

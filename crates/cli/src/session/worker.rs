@@ -11,7 +11,7 @@ use std::sync::mpsc;
 use sprat_attach::{AttachError, AttachOptions, Attachment, MkfsOptions, MountOptions};
 use sprat_snapshot::{Cancel, Progress};
 
-use super::child::take_sockets;
+use super::child::{leave_signals_to_the_session, take_sockets};
 use super::link::{Receiver, Sender};
 use super::mount_keeper;
 use super::protocol::{FileSystemCheck, WorkerOrder, WorkerReply};
@@ -22,6 +22,7 @@ const REPORT_CHARS_MAX: usize = 16 << 10;
 
 /// Runs W; its standard input is the control socket.
 pub fn run() -> Exit {
+    leave_signals_to_the_session();
     // Before anything that starts a thread or opens a file: it runs this program again.
     let private = sprat_attach::enter_private_namespaces();
     converse(private, false)
@@ -30,6 +31,7 @@ pub fn run() -> Exit {
 /// Runs the keeper of a background mount: a worker in the caller's namespaces.
 pub(super) fn run_keeper() -> Exit {
     let _ = rustix::process::setsid();
+    leave_signals_to_the_session();
     converse(Ok(()), true)
 }
 
@@ -81,7 +83,7 @@ fn converse(private: Result<(), AttachError>, keeps_mount: bool) -> Exit {
             return Exit::Done;
         }
     }
-    let _ = worker.obey(WorkerOrder::Unmount);
+    worker.abandon();
     Exit::Failed
 }
 
@@ -207,6 +209,18 @@ impl Worker {
         drop(fuse);
         self.attachment = Some(attachment);
         Ok(())
+    }
+
+    /// The session ended before the mount was left to itself: takes it away, dead or alive.
+    fn abandon(&mut self) {
+        let dir = self.mounted.take();
+        let unmounted = match self.attachment.take() {
+            Some(attachment) => attachment.unmount().is_ok(),
+            None => true,
+        };
+        if let (false, Some(dir)) = (unmounted, dir) {
+            let _ = sprat_attach::unmount_dead(&dir);
+        }
     }
 
     /// The mount stays; from the session comes the volume process's control socket.

@@ -275,6 +275,8 @@ impl Bench {
                 "worker",
                 "mount-keeper",
                 "backup",
+                "init",
+                "mount",
                 "rsync",
             ]
             .into_iter()

@@ -128,7 +128,7 @@ fn fill(
     let payload = header.geometry(file_bytes)?;
     let cipher = SectorCipher::new(&new.volume_key, &header)?;
     hold.learn(new.pins.clone(), file_bytes);
-    let volume = open_volume(start, hold, file, payload, say)?;
+    let volume = open_volume(start, hold, file, payload, stop, say)?;
     stop.reaches(&volume);
     let opened = Opened {
         hold: Arc::clone(hold),

@@ -19,7 +19,7 @@ use sprat_luks::Secret;
 use sprat_volume::{Flush, Volume};
 
 use super::background;
-use super::child::take_sockets;
+use super::child::{leave_signals_to_the_session, take_sockets};
 use super::link::{Receiver, Sender};
 use super::options::{Access, ClosedReport, ContainerFacts, Notice, Phase, VolumeFigures};
 use super::protocol::{AbortReport, BackgroundMount, VolumeOrder, VolumeReply, VolumeStart};
@@ -42,6 +42,7 @@ pub fn run() -> Exit {
     let _ = sprat_attach::lock_memory();
     // A background mount's process is not made a session's leader by its parent.
     let _ = rustix::process::setsid();
+    leave_signals_to_the_session();
     let Ok((control, descriptors)) = take_sockets() else {
         return Exit::Usage;
     };

@@ -1,8 +1,9 @@
 //! Opens an existing container: store, lock, header, pins, key, volume.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use sprat_luks::{CopyState, Header, Payload, Pins, Secret, SectorCipher};
 use sprat_store::{
@@ -224,7 +225,7 @@ fn unlock(
     stop.check()?;
     let pins = header.pins();
     hold.learn(pins.clone(), file_bytes);
-    let volume = open_volume(start, hold, file, payload, say)?;
+    let volume = open_volume(start, hold, file, payload, stop, say)?;
     stop.reaches(&volume);
     Ok(Opened {
         hold: Arc::clone(hold),
@@ -264,6 +265,7 @@ pub(super) fn open_volume(
     hold: &Arc<Hold>,
     file: Arc<dyn StoreFile>,
     payload: Payload,
+    stop: &Stop,
     say: &Say,
 ) -> Result<Arc<Volume>, Failure> {
     let geometry = Geometry {
@@ -274,6 +276,7 @@ pub(super) fn open_volume(
     let session: Arc<dyn sprat_volume::Session> = Arc::clone(hold) as _;
     let volume = match start.access {
         Access::ReadOnly => {
+            wait_for_late_writes(start, hold, stop, say)?;
             // On a disk, not in memory: a journal may be large.
             let mut options = ReadOnlyOptions::new(PathBuf::from(&start.state_dir));
             options.reconnect_max = reconnect_max;
@@ -281,11 +284,7 @@ pub(super) fn open_volume(
         }
         Access::ReadWrite => {
             let suspects = hold.record().suspects();
-            if !suspects.is_empty() {
-                say.notice(Notice::Suspects {
-                    bytes: suspects.iter().map(|range| range.end - range.start).sum(),
-                });
-            }
+            tell_suspects(&suspects, say);
             let options = VolumeOptions {
                 write_buffer_bytes_max: start.write_buffer_bytes_max,
                 reconnect_max,
@@ -298,6 +297,41 @@ pub(super) fn open_volume(
         }
     };
     Ok(Arc::new(volume))
+}
+
+fn tell_suspects(suspects: &[Range<u64>], say: &Say) {
+    if !suspects.is_empty() {
+        say.notice(Notice::Suspects {
+            bytes: suspects.iter().map(|range| range.end - range.start).sum(),
+        });
+    }
+}
+
+/// The server's process of a session that was killed may still write what was on its way, under
+/// the eyes of one that only reads; a session that writes settles that in its volume.
+fn wait_for_late_writes(
+    start: &VolumeStart,
+    hold: &Hold,
+    stop: &Stop,
+    say: &Say,
+) -> Result<(), Failure> {
+    let suspects = hold.record().suspects();
+    if suspects.is_empty() || sprat_volume::Session::old_server_dead(hold) {
+        return Ok(());
+    }
+    tell_suspects(&suspects, say);
+    let quiet_time = Duration::from_millis(start.quiet_time_ms);
+    let begun = Instant::now();
+    let passed = hold
+        .record()
+        .suspects_since()
+        .and_then(|since| SystemTime::now().duration_since(since).ok())
+        .unwrap_or_default();
+    while passed + begun.elapsed() < quiet_time {
+        stop.check()?;
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
 }
 
 /// The length of a LUKS2 payload is whatever the file has, so a file that was cut short opens all
