@@ -145,6 +145,12 @@ impl Stage {
         to.join(source.strip_prefix("/").expect("an absolute path"))
     }
 
+    /// The processes that this stage's sessions have started and that still run, with the words of
+    /// their command lines, oldest first.
+    pub fn processes(&self) -> Vec<(i32, Vec<String>)> {
+        leftovers::processes(self.folder.path())
+    }
+
     /// Fails unless within `limit` nothing of this stage is mounted, looped or running any more,
     /// and the server has no session.
     pub fn assert_nothing_is_left(&self, limit: Duration) {
