@@ -429,3 +429,31 @@ fn interrupted_at(phase: Phase) -> (sprat::interrupt::Interrupt, Seen) {
     };
     (interrupt, seen)
 }
+
+#[test]
+fn an_interrupt_while_connecting_does_not_wait_for_the_server() {
+    requires!(ssh_missing());
+    let bench = Bench::ssh();
+    bench.create();
+    let (interrupt, mut seen) = interrupted_at(Phase::Connecting);
+    let mut options = bench.options(Access::ReadWrite);
+    // A server that never says a word; the tag is what the search for remains goes by.
+    let tag = bench.path("source").display().to_string();
+    options.ssh_command = ["sh", "-c", "sleep 600; exit 1", &tag]
+        .map(std::ffi::OsString::from)
+        .to_vec();
+    let begun = std::time::Instant::now();
+    let opened = Session::open(options, &bench.secret, &mut seen, &interrupt);
+    assert_exit(opened, Exit::Interrupted);
+    assert!(
+        begun.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        begun.elapsed()
+    );
+    bench.assert_nothing_remains();
+    bench
+        .open(Access::ReadWrite)
+        .unwrap()
+        .close(&mut Seen::default(), &never())
+        .unwrap();
+}

@@ -184,3 +184,32 @@ fn a_mount_command_that_is_killed_leaves_a_whole_mount_or_none() {
     bench.restore_and_compare();
     bench.assert_clean();
 }
+
+/// As a service manager does at a shutdown.
+#[test]
+fn a_sigterm_to_every_process_ends_the_session_in_order() {
+    requires!(ssh_missing());
+    for bench in [Bench::local(), Bench::ssh()] {
+        bench.create();
+        fill(&bench.path("source"), 150, 1 << 20, 41);
+        let target = bench.target().to_string();
+        let source = bench.path("source").display().to_string();
+        let session = bench
+            .command(&["backup", &target, "--name", "docs", &source])
+            .spawn()
+            .unwrap();
+        let begun = Instant::now();
+        while !bench.processes().iter().any(|(_, role)| role == "rsync") {
+            assert!(begun.elapsed() < Duration::from_secs(60));
+        }
+        let roles = ["backup", "volume-process", "worker", "rsync", "ssh"];
+        bench.signal(&roles, rustix::process::Signal::TERM);
+        let output = session.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(130), "{output:?}");
+        bench.assert_nothing_remains();
+        assert_eq!(bench.server_files(), ["x.luks"], "the lock is given back");
+        bench.assert_clean();
+        bench.backup().unwrap();
+        bench.restore_and_compare();
+    }
+}

@@ -349,11 +349,18 @@ impl Bench {
     /// Kills every process of this bench that has one of `roles`, with -9, as near to one another
     /// as can be, in that order.
     pub fn kill(&self, roles: &[&str]) -> usize {
+        self.signal(roles, rustix::process::Signal::KILL)
+    }
+
+    /// As [`Self::kill`], with another signal.
+    pub fn signal(&self, roles: &[&str], signal: rustix::process::Signal) -> usize {
         let processes = self.processes();
         let mut killed = 0;
         for role in roles {
             for (pid, _) in processes.iter().filter(|(_, its)| its == role) {
-                kill(*pid);
+                if let Some(pid) = rustix::process::Pid::from_raw(*pid) {
+                    let _ = rustix::process::kill_process(pid, signal);
+                }
                 killed += 1;
             }
         }

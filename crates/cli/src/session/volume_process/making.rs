@@ -36,6 +36,7 @@ pub(super) fn make(
     stop.check()?;
     refuse_existing(start, &*store)?;
     check_writable(start, &*store, say)?;
+    stop.begin_holding()?;
     let lock = take_lock(start, &*store, &record, say)?;
     let hold = Arc::new(Hold::new(HoldParts {
         connection,

@@ -130,7 +130,12 @@ fn hear_orders(
         .spawn(move || {
             while let Ok(Some(order)) = receiver.receive() {
                 match order {
-                    VolumeOrder::Abort => stop.request(),
+                    VolumeOrder::Abort => {
+                        stop.request();
+                        if !stop.holding() {
+                            end_at_once();
+                        }
+                    }
                     VolumeOrder::Detach(_) => {
                         let _ = queue.send(order);
                         return;
@@ -139,13 +144,20 @@ fn hear_orders(
                 }
                 let _ = queue.send(order);
             }
-            let _ = rustix::process::kill_process(
-                rustix::process::getpid(),
-                rustix::process::Signal::KILL,
-            );
+            end_at_once();
         })
         .map_err(|error| Failure::failed("can't start a thread").caused_by(&error))?;
     Ok(orders)
+}
+
+/// Ends this process, and with it every ssh that it started: one that is still connecting would
+/// not notice the end of its pipe, and hold the local record for as long as that takes.
+fn end_at_once() {
+    use rustix::process::{Signal, getpgrp, getpid, kill_current_process_group, kill_process};
+    if getpgrp() == getpid() {
+        let _ = kill_current_process_group(Signal::KILL);
+    }
+    let _ = kill_process(getpid(), Signal::KILL);
 }
 
 fn wait_for_abort(orders: &mpsc::Receiver<VolumeOrder>) {
@@ -204,6 +216,8 @@ impl Served {
         descriptors: &UnixStream,
         figures_interval: Duration,
     ) -> Result<(), Failure> {
+        // A request that came already arrives as an order, too.
+        let _ = self.stop.begin_holding();
         self.say.reply(&VolumeReply::Ready(self.facts.clone()));
         watch(&self.volume, &self.hold, &self.say, figures_interval)?;
         while let Ok(order) = orders.recv() {

@@ -46,7 +46,7 @@ pub(super) fn open(
     stop.check()?;
     check_writable(start, &*store, say)?;
     stat_container(start, &*store)?;
-    let hold = hold(start, record, connection, store, say)?;
+    let hold = hold(start, record, connection, store, stop, say)?;
     keep_renewing(&hold, {
         let stop = Arc::clone(stop);
         move || stop.abort_volume()
@@ -137,11 +137,15 @@ fn hold(
     record: LocalRecord,
     connection: Connection,
     store: Arc<dyn Store>,
+    stop: &Stop,
     say: &Say,
 ) -> Result<Arc<Hold>, Failure> {
     let name = start.target.name.clone();
     let (lock, stale_lock) = match start.access {
-        Access::ReadWrite => (Some(take_lock(start, &*store, &record, say)?), None),
+        Access::ReadWrite => {
+            stop.begin_holding()?;
+            (Some(take_lock(start, &*store, &record, say)?), None)
+        }
         Access::ReadOnly => (None, look_at_lock(start, &*store, say)?),
     };
     Ok(Arc::new(Hold::new(HoldParts {

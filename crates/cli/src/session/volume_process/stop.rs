@@ -14,6 +14,8 @@ use crate::Failure;
 #[derive(Default)]
 pub(super) struct Stop {
     requested: AtomicBool,
+    /// From here on there is something to give back in order: a lock, a file that was begun.
+    holding: AtomicBool,
     volume: Mutex<Option<Arc<Volume>>>,
 }
 
@@ -22,6 +24,18 @@ impl Stop {
     pub(super) fn request(&self) {
         self.requested.store(true, Ordering::SeqCst);
         self.abort_volume();
+    }
+
+    /// Something is about to be taken that must be given back; fails if a request came already.
+    pub(super) fn begin_holding(&self) -> Result<(), Failure> {
+        self.holding.store(true, Ordering::SeqCst);
+        self.check()
+    }
+
+    /// Whether this process must end in order. Asked after a request: a process that begins to
+    /// hold later sees the request.
+    pub(super) fn holding(&self) -> bool {
+        self.holding.load(Ordering::SeqCst)
     }
 
     /// Fails everything that waits for the volume, without anybody having asked to stop.
