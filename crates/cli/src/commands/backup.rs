@@ -61,7 +61,9 @@ pub(super) fn run(context: &Context, args: &BackupArgs) -> Result<Exit, Failure>
         for outcome in &made {
             report(context, outcome)?;
         }
-        if let Some(closed) = &closed {
+        if let Some(closed) = &closed
+            && made.iter().any(|outcome| outcome.result.is_ok())
+        {
             report_closed(context, closed)?;
         }
         sessions.push(json!({

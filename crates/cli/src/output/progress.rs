@@ -33,7 +33,8 @@ impl Reporter {
             output,
             subject: subject.into(),
             phase: None,
-            shown_at: None,
+            // A run that is over in seconds needs no line in a log.
+            shown_at: (!output.terminal).then(Instant::now),
             line_shown: false,
         }
     }
@@ -235,8 +236,9 @@ fn notice_text(notice: &Notice) -> (String, bool) {
     match notice {
         Notice::HeaderCopyDamaged { copy } => (
             format!(
-                "the {copy} copy of the LUKS2 header is damaged; the other one was used. The data \
-                 is whole, but repair it soon: `cryptsetup repair` on the container file"
+                "one of the two copies of the LUKS2 header is damaged ({copy}); the other one was \
+                 used. The data is whole, but repair it soon: `cryptsetup repair` on the \
+                 container file"
             ),
             true,
         ),

@@ -132,3 +132,81 @@ impl Ran {
         self.whole()
     }
 }
+
+/// The container that most tests use, as an argument.
+pub const CONTAINER: &str = "store/x.luks";
+
+/// A container of 1 GiB with a key file, and a source folder `src` with two files.
+impl Machine {
+    pub fn with_container() -> Self {
+        let machine = Self::new();
+        machine.init(&[CONTAINER, "--size", "1G"]);
+        machine.write("src/a", "alpha\n");
+        machine.write("src/sub/b", "beta\n");
+        machine
+    }
+
+    /// Makes a container with a weak key derivation and returns the recovery key.
+    #[track_caller]
+    pub fn init(&self, arguments: &[&str]) -> String {
+        let mut all = vec!["init", "--json", "--cheap-kdf-for-tests"];
+        all.extend(arguments);
+        let ran = self.sprat(&all);
+        assert_eq!(ran.code, 0, "{}", ran.whole());
+        let said = ran.json();
+        said["recovery_sheet"]["recovery_key"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    }
+
+    /// Backs `src` up as job `home`, into the container.
+    pub fn backup(&self, more: &[&str]) -> Ran {
+        let mut all = vec!["backup", CONTAINER, "--name", "home", "src"];
+        all.extend(more);
+        self.sprat(&all)
+    }
+
+    /// Everything that the container can tell still comes back as it is in `src`.
+    #[track_caller]
+    pub fn restores_whole(&self, more: &[&str]) {
+        let to = tempfile::tempdir_in(self.folder()).unwrap();
+        let to_text = to.path().to_str().unwrap();
+        let mut all = vec!["restore", CONTAINER, "home", "--to", to_text];
+        all.extend(more);
+        let ran = self.sprat(&all);
+        assert_eq!(ran.code, 0, "{}", ran.whole());
+        let back = to.path().join(self.path("src").strip_prefix("/").unwrap());
+        let compared = Command::new("diff")
+            .arg("-r")
+            .arg(self.path("src"))
+            .arg(back)
+            .output();
+        let compared = compared.unwrap();
+        assert!(
+            compared.status.success(),
+            "{}",
+            String::from_utf8_lossy(&compared.stdout)
+        );
+    }
+
+    /// sprat under a program that changes its surroundings, such as `unshare`.
+    pub fn sprat_under(&self, outer: &[&str], arguments: &[&str]) -> Ran {
+        let mut command = Command::new(outer[0]);
+        command
+            .args(&outer[1..])
+            .arg(env!("CARGO_BIN_EXE_sprat"))
+            .args(arguments);
+        self.settle(&mut command);
+        self.run(&mut command)
+    }
+}
+
+impl Ran {
+    /// stdout as JSON.
+    #[track_caller]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {}", self.whole()))
+    }
+}

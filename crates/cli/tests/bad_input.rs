@@ -1,0 +1,647 @@
+//! What goes wrong in the field, each with its message and exit code, through the real program.
+
+mod machine;
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+
+use insta::assert_snapshot;
+use machine::{CONTAINER, Machine, Ran};
+use sprat_testkit::sshd::{self, Sshd, SshdOptions};
+use sprat_testkit::{needs, requires};
+
+#[test]
+fn wrong_key_file_is_told_and_changes_nothing() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    machine.write("other.key", vec![7u8; 4096]);
+    let ran = machine.sprat(&["snapshots", CONTAINER, "--key-file", "other.key"]);
+    assert_snapshot!(ran.failed_with(12), @r"
+    exit 12
+    --- stderr
+    sprat: the key or passphrase opens none of the 2 key slots
+    Hint: nothing was changed. Check which key file or passphrase belongs to this container; the recovery passphrase on the sheet opens it too
+    ");
+    let ran = machine.backup(&["--key-file", "other.key"]);
+    assert_snapshot!(ran.failed_with(12), @r"
+    exit 12
+    --- stderr
+    sprat: job home failed
+    Caused by:
+      1: the key or passphrase opens none of the 2 key slots
+    Hint: nothing was changed. Check which key file or passphrase belongs to this container; the recovery passphrase on the sheet opens it too
+    ");
+}
+
+#[test]
+fn wrong_passphrase_is_told_and_the_recovery_key_opens() {
+    requires!(needs::root());
+    let machine = Machine::new();
+    machine.write("right.txt", "correct horse battery staple\n");
+    machine.write("wrong.txt", "correct horse battery maple\n");
+    let recovery = machine.init(&[CONTAINER, "--size", "1G", "--passphrase-file", "right.txt"]);
+    let open = |file: &str| machine.sprat(&["snapshots", CONTAINER, "--passphrase-file", file]);
+    assert_snapshot!(open("wrong.txt").failed_with(12), @r"
+    exit 12
+    --- stderr
+    sprat: the key or passphrase opens none of the 2 key slots
+    Hint: nothing was changed. Check which key file or passphrase belongs to this container; the recovery passphrase on the sheet opens it too
+    ");
+    assert_eq!(open("right.txt").code, 0);
+    let typed = recovery.replace('-', " ").to_uppercase();
+    machine.write("recovery.txt", typed + "\n");
+    assert_eq!(open("recovery.txt").code, 0);
+    assert!(
+        !machine.path("config/keys").exists(),
+        "no key file was asked for"
+    );
+}
+
+#[test]
+fn no_container_there() {
+    requires!(needs::root());
+    let machine = Machine::new();
+    machine.write("x.key", vec![7u8; 4096]);
+    let ran = machine.sprat(&["snapshots", CONTAINER, "--key-file", "x.key"]);
+    assert_snapshot!(ran.failed_with(10), @r"
+    exit 10
+    --- stderr
+    sprat: there is no container [DIR]/store/x.luks
+    Hint: check the path, or make one with `sprat init`
+    ");
+    let ran = machine.backup(&["--key-file", "x.key"]);
+    assert_snapshot!(ran.failed_with(10), @r"
+    exit 10
+    --- stderr
+    sprat: job home failed
+    Caused by:
+      1: there is no container [DIR]/store/x.luks
+    Hint: check the path, or make one with `sprat init`
+    ");
+}
+
+#[test]
+fn folder_of_the_container_is_missing() {
+    requires!(needs::root());
+    let machine = Machine::new();
+    machine.write("x.key", vec![7u8; 4096]);
+    let ran = machine.sprat(&["snapshots", "nowhere/x.luks", "--key-file", "x.key"]);
+    assert_snapshot!(ran.failed_with(1), @r"
+    exit 1
+    --- stderr
+    sprat: open folder [DIR]/nowhere: not found
+    ");
+    let ran = machine.sprat(&["init", "nowhere/x.luks", "--cheap-kdf-for-tests"]);
+    assert_snapshot!(ran.failed_with(1), @r"
+    exit 1
+    --- stderr
+    sprat: open folder [DIR]/nowhere: not found
+    Caused by:
+      1: the new key file [DIR]/config/keys/x.key is kept
+    ");
+}
+
+#[test]
+fn init_never_overwrites() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    let key = fs::read(machine.path("config/keys/x.key")).unwrap();
+    let ran = machine.sprat(&["init", CONTAINER, "--size", "1G", "--cheap-kdf-for-tests"]);
+    assert_snapshot!(ran.failed_with(1), @r"
+    exit 1
+    --- stderr
+    sprat: the key file [DIR]/config/keys/x.key exists and is used as it is
+    sprat: [DIR]/store/x.luks exists already
+    Hint: init never overwrites, and nothing was changed. Choose another name, or remove the old container on the server yourself
+    ");
+    assert_eq!(fs::read(machine.path("config/keys/x.key")).unwrap(), key);
+    assert_eq!(machine.sprat(&["snapshots", CONTAINER]).code, 0);
+    machine.write("store/y.luks", "somebody's file");
+    let ran = machine.sprat(&[
+        "init",
+        "store/y.luks",
+        "--size",
+        "1G",
+        "--cheap-kdf-for-tests",
+    ]);
+    assert_eq!(ran.code, 1, "{}", ran.whole());
+    assert_eq!(
+        fs::read(machine.path("store/y.luks")).unwrap(),
+        b"somebody's file"
+    );
+}
+
+#[test]
+fn file_that_is_no_container() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    machine.write("store/z.luks", vec![1u8; 1 << 20]);
+    let key = machine.path("config/keys/x.key");
+    let ran = machine.sprat(&[
+        "snapshots",
+        "store/z.luks",
+        "--key-file",
+        key.to_str().unwrap(),
+    ]);
+    assert_snapshot!(ran.failed_with(10), @r"
+    exit 10
+    --- stderr
+    sprat: not a LUKS container: no LUKS header at its beginning
+    Hint: nothing was changed. Check the path: that file is no container
+    ");
+}
+
+#[test]
+fn truncated_container() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    let file = OpenOptions::new()
+        .write(true)
+        .open(machine.path(CONTAINER))
+        .unwrap();
+    file.set_len(300 << 20).unwrap();
+    assert_snapshot!(machine.sprat(&["snapshots", CONTAINER]).failed_with(13), @r"
+    exit 13
+    --- stderr
+    sprat: the container is cut short: it has 314572800 bytes and needs 1073741824
+    Hint: nothing was changed. Data behind the cut is lost on this server; look for a copy of the file there before you write to it again
+    ");
+    file.set_len(10 << 20).unwrap();
+    assert_snapshot!(machine.backup(&[]).failed_with(13), @r"
+    exit 13
+    --- stderr
+    sprat: job home failed
+    Caused by:
+      1: truncated container: 10485760 bytes long, at least 16781312 needed
+    Hint: nothing was changed. Don't write to the file; look for a copy of it on the server
+    ");
+}
+
+#[test]
+fn one_damaged_header_copy_is_told_and_two_are_refused() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    let file = OpenOptions::new()
+        .write(true)
+        .open(machine.path(CONTAINER))
+        .unwrap();
+    file.write_all_at(&[0xff; 64], 4096).unwrap();
+    let ran = machine.backup(&[]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let warning = ran
+        .stderr
+        .lines()
+        .find(|line| line.contains("warning"))
+        .unwrap()
+        .to_owned();
+    assert_snapshot!(warning, @"sprat: warning: x: one of the two copies of the LUKS2 header is damaged (first: wrong checksum); the other one was used. The data is whole, but repair it soon: `cryptsetup repair` on the container file");
+    file.write_all_at(&[0xff; 64], 16384 + 4096).unwrap();
+    assert_snapshot!(machine.backup(&[]).failed_with(13), @r"
+    exit 13
+    --- stderr
+    sprat: job home failed
+    Caused by:
+      1: both LUKS2 header copies are damaged (primary: wrong checksum; secondary: wrong checksum)
+    Hint: the data may be whole, only its header is not: nothing was changed. Restore a header backup, if you have one
+    ");
+}
+
+#[test]
+fn swapped_header_is_refused_and_a_fingerprint_too() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    let key = machine.path("config/keys/x.key");
+    machine.init(&[
+        "store/other.luks",
+        "--size",
+        "1G",
+        "--key-file",
+        key.to_str().unwrap(),
+    ]);
+    let other = fs::read(machine.path("store/other.luks")).unwrap();
+    fs::write(machine.path(CONTAINER), other).unwrap();
+    let text = machine.sprat(&["snapshots", CONTAINER]).failed_with(13);
+    let first = text
+        .lines()
+        .nth(2)
+        .unwrap()
+        .split(" is ")
+        .next()
+        .unwrap()
+        .to_owned();
+    assert_snapshot!(first, @"sprat: the LUKS2 header was changed: volume key digest");
+    let ran = machine.sprat(&[
+        "snapshots",
+        CONTAINER,
+        "--fingerprint",
+        "0000-1111-2222-3333-4444",
+    ]);
+    assert_eq!(ran.code, 13, "{}", ran.whole());
+}
+
+#[test]
+fn new_machine_trusts_once_and_tells_the_fingerprint() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    fs::remove_dir_all(machine.path("state")).unwrap();
+    let first = machine.sprat(&["snapshots", CONTAINER]);
+    assert_eq!(first.code, 0, "{}", first.whole());
+    assert!(first.stderr.contains("fingerprint "), "{}", first.whole());
+    let second = machine.sprat(&["snapshots", CONTAINER]);
+    assert!(!second.stderr.contains("fingerprint"), "{}", second.whole());
+}
+
+#[test]
+fn sources_missing_or_empty_make_no_snapshot() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    fs::create_dir(machine.path("empty")).unwrap();
+    let backup = |source: &str| machine.sprat(&["backup", CONTAINER, "--name", "home", source]);
+    assert_snapshot!(backup("nowhere").failed_with(1), @r"
+    exit 1
+    --- stderr
+    sprat: job home failed
+    Caused by:
+      1: source [DIR]/nowhere: there is no such file or folder
+    Hint: Mount its disk, or take it out of the job. Nothing was changed.
+    ");
+    assert_snapshot!(backup("empty").failed_with(1), @r"
+    exit 1
+    --- stderr
+    sprat: job home failed
+    Caused by:
+      1: source [DIR]/empty: is empty; is its disk mounted?
+    Hint: Mount it, or allow empty sources if that is how it should be. Nothing was changed.
+    ");
+    assert_snapshot!(machine.sprat(&["snapshots", CONTAINER]).whole(), @r"
+    exit 0
+    --- stdout
+    no snapshots yet
+    ");
+}
+
+#[test]
+fn partly_unreadable_source_makes_a_snapshot_and_exits_with_3() {
+    requires!(needs::root(), needs::program("setpriv"));
+    let machine = Machine::with_container();
+    let hidden = machine.write("src/hidden", "for nobody's eyes");
+    std::os::unix::fs::chown(hidden, Some(65534), Some(65534)).unwrap();
+    // Root without the right to pass over permissions.
+    let outer = [
+        "setpriv",
+        "--bounding-set",
+        "-dac_override,-dac_read_search",
+    ];
+    let ran = machine.sprat_under(&outer, &["backup", CONTAINER, "--name", "home", "src"]);
+    let text = ran.failed_with(3);
+    let unread = text
+        .lines()
+        .filter(|line| line.contains("NOT") || line.starts_with("  "));
+    assert_snapshot!(unread.collect::<Vec<_>>().join("\n"), @r"
+    home: 1 source file could not be read and NOT in this snapshot:
+      [DIR]/src/hidden
+    ");
+    let listed = machine.sprat(&["snapshots", CONTAINER]);
+    assert!(
+        listed.stdout.contains("1 file unread, latest"),
+        "{}",
+        listed.whole()
+    );
+    let ran = machine.sprat(&["restore", CONTAINER, "home", "--to", "back"]);
+    assert!(
+        ran.stderr.contains("lacks 1 file that could not be read"),
+        "{}",
+        ran.whole()
+    );
+}
+
+#[test]
+fn job_snapshot_or_path_that_is_not_there() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    assert_snapshot!(machine.sprat(&["snapshots", CONTAINER]).whole(), @r"
+    exit 0
+    --- stdout
+    no snapshots yet
+    ");
+    assert_eq!(machine.backup(&[]).code, 0);
+    let restore = |what: &str| {
+        machine
+            .sprat(&["restore", CONTAINER, what, "--to", "back"])
+            .failed_with(1)
+    };
+    assert_snapshot!(restore("hom"), @r"
+    exit 1
+    --- stderr
+    sprat: there is no job hom on this volume
+    ");
+    assert_snapshot!(restore("home/2001-01-01T00-00-00Z"), @r"
+    exit 1
+    --- stderr
+    sprat: job home has no snapshot 2001-01-01T00-00-00Z
+    ");
+    let text = restore("home:/no/such/path");
+    assert!(text.contains("has no /no/such/path"), "{text}");
+    let ran = machine.sprat(&["snapshots", CONTAINER, "--job", "www"]);
+    assert_snapshot!(ran.failed_with(1), @r#"
+    exit 1
+    --- stderr
+    sprat: there is no job "www" in this container
+    Hint: it holds home
+    "#);
+}
+
+#[test]
+fn rsync_missing() {
+    requires!(needs::root(), needs::program("unshare"));
+    let machine = Machine::with_container();
+    let hide = "for f in /usr/local/sbin /usr/local/bin /usr/sbin /usr/bin /sbin /bin; do \
+                [ ! -e $f/rsync ] || mount --bind /dev/null $f/rsync; done; exec \"$@\"";
+    let outer = ["unshare", "-m", "sh", "-c", hide, "sh"];
+    let ran = machine.sprat_under(&outer, &["backup", CONTAINER, "--name", "home", "src"]);
+    assert_snapshot!(ran.failed_with(1), @r"
+    exit 1
+    --- stderr
+    sprat: job home failed
+    Caused by:
+      1: rsync was not found (rsync)
+    Hint: Install rsync (3.1.3 or newer) with your package manager.
+    ");
+}
+
+#[test]
+fn no_fuse_and_no_loop_devices() {
+    requires!(needs::root(), needs::program("unshare"));
+    let machine = Machine::with_container();
+    let bare = |nodes: &str| {
+        let script = format!(
+            "mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && \
+             mknod -m 666 /dev/urandom c 1 9 && mknod -m 666 /dev/random c 1 8 && {nodes} && exec \"$@\""
+        );
+        machine.sprat_under(
+            &["unshare", "-m", "sh", "-c", &script, "sh"],
+            &["backup", CONTAINER, "--name", "home", "src"],
+        )
+    };
+    assert_snapshot!(bare("true").failed_with(1), @r"
+    exit 1
+    --- stderr
+    sprat: job home failed
+    Caused by:
+      1: no FUSE here: /dev/fuse doesn't exist
+      2: No such file or directory (os error 2)
+    Hint: `sprat doctor` tells what this machine lacks
+    ");
+    assert_snapshot!(bare("mknod -m 666 /dev/fuse c 10 229").failed_with(1), @r"
+    exit 1
+    --- stderr
+    sprat: job home failed
+    Caused by:
+      1: no loop device to be had: /dev/loop-control doesn't exist (module loop not loaded, or a container without it)
+      2: No such file or directory (os error 2)
+    Hint: `sprat doctor` tells what this machine lacks
+    ");
+}
+
+#[test]
+fn mount_points_that_are_in_use_or_nobodys() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    fs::create_dir(machine.path("mnt")).unwrap();
+    assert_snapshot!(machine.sprat(&["umount", "mnt"]).failed_with(1), @r"
+    exit 1
+    --- stderr
+    sprat: no container is mounted at [DIR]/mnt
+    ");
+    let mounted = machine.sprat(&["mount", CONTAINER, "mnt"]);
+    assert_eq!(mounted.code, 0, "{}", mounted.whole());
+    let again = machine.sprat(&["mount", CONTAINER, "mnt"]);
+    let ended = machine.sprat(&["umount", "mnt"]);
+    assert_eq!(ended.code, 0, "{}", ended.whole());
+    assert_snapshot!(again.failed_with(2), @r"
+    exit 2
+    --- stderr
+    sprat: can't mount at [DIR]/mnt: a container is mounted there already
+    ");
+}
+
+/// A machine whose container lies on an sshd of its own.
+struct Remote {
+    machine: Machine,
+    sshd: Sshd,
+    target: String,
+    ssh: String,
+}
+
+impl Remote {
+    fn start(options: &SshdOptions) -> Self {
+        let machine = Machine::new();
+        machine.write("src/a", "alpha\n");
+        let sshd = Sshd::start_with(options);
+        let target = format!(
+            "ssh://root@127.0.0.1:{}{}/x.luks",
+            sshd.port(),
+            machine.path("store").display()
+        );
+        let ssh = format!("ssh -F {}", sshd.path("ssh_config").display());
+        Self {
+            machine,
+            sshd,
+            target,
+            ssh,
+        }
+    }
+
+    fn sprat(&self, arguments: &[&str]) -> Ran {
+        let mut all = vec!["--ssh-command", &self.ssh];
+        all.extend(arguments.iter().map(|word| {
+            if *word == "TARGET" {
+                &*self.target
+            } else {
+                word
+            }
+        }));
+        let mut ran = self.machine.sprat(&all);
+        ran.stderr = ran.stderr.replace(&self.sshd.port().to_string(), "[PORT]");
+        ran.stderr = ran
+            .stderr
+            .replace(&*self.sshd.folder().to_string_lossy(), "[SSHD]");
+        ran
+    }
+
+    #[track_caller]
+    fn init(&self) {
+        let ran = self.sprat(&["init", "TARGET", "--size", "1G", "--cheap-kdf-for-tests"]);
+        assert_eq!(ran.code, 0, "{}", ran.whole());
+    }
+
+    fn backup(&self) -> Ran {
+        self.sprat(&["backup", "TARGET", "--name", "home", "src"])
+    }
+}
+
+#[test]
+fn unknown_host_key_is_refused() {
+    requires!(sshd::missing());
+    let remote = Remote::start(&SshdOptions::default());
+    remote.machine.write("config/keys/x.key", vec![7u8; 4096]);
+    remote.sshd.forget_host_key().unwrap();
+    assert_snapshot!(remote.backup().failed_with(14), @r"
+    exit 14
+    --- stderr
+    sprat: job home failed
+    Caused by:
+      1: host key of 127.0.0.1 not accepted: No ED25519 host key is known for [127.0.0.1]:[PORT] and you have requested strict checking.; Host key verification failed. (/bin/sh ended with status 255)
+    Hint: log in once with `ssh HOST` and compare the fingerprint. If the server's key has changed and nobody told you why, don't go on
+    ");
+}
+
+#[test]
+fn refused_login_is_told() {
+    requires!(sshd::missing());
+    let remote = Remote::start(&SshdOptions::default());
+    remote.machine.write("config/keys/x.key", vec![7u8; 4096]);
+    remote.sshd.use_unknown_user_key().unwrap();
+    assert_snapshot!(remote.backup().failed_with(14), @r"
+    exit 14
+    --- stderr
+    sprat: job home failed
+    Caused by:
+      1: 127.0.0.1 refused the login: identity_sign: private key [SSHD]/user_key contents do not match public; root@127.0.0.1: Permission denied (publickey). (/bin/sh ended with status 255)
+    Hint: sprat never asks for ssh passwords: add this account's public key to the server's authorized_keys, or name a key with --ssh-command 'ssh -i FILE'
+    ");
+}
+
+#[test]
+fn server_that_is_not_there() {
+    requires!(sshd::missing());
+    let mut remote = Remote::start(&SshdOptions::default());
+    remote.machine.write("config/keys/x.key", vec![7u8; 4096]);
+    remote.sshd.stop();
+    assert_snapshot!(remote.backup().failed_with(14), @r"
+    exit 14
+    --- stderr
+    sprat: job home failed
+    Caused by:
+      1: can't reach 127.0.0.1: ssh: connect to host 127.0.0.1 port [PORT]: Connection refused (/bin/sh ended with status 255)
+    Hint: check that `ssh HOST` works from this account without asking for anything
+    ");
+    let ran = remote.sprat(&[
+        "snapshots",
+        "nosuchhost.invalid:x.luks",
+        "--ssh-command",
+        "ssh",
+    ]);
+    assert_eq!(ran.code, 14, "{}", ran.whole());
+}
+
+#[test]
+fn ssh_that_is_not_installed() {
+    requires!(sshd::missing());
+    let remote = Remote::start(&SshdOptions::default());
+    remote.machine.write("config/keys/x.key", vec![7u8; 4096]);
+    let ran = remote
+        .machine
+        .sprat(&["snapshots", "host:x.luks", "--ssh-command", "/nowhere/ssh"]);
+    assert_snapshot!(ran.failed_with(14), @r"
+    exit 14
+    --- stderr
+    sprat: can't reach host: the connection was closed: /nowhere/ssh: 1: /nowhere/ssh: not found (/bin/sh ended with status 127)
+    Hint: check that `ssh HOST` works from this account without asking for anything
+    ");
+}
+
+#[test]
+fn server_without_sftp() {
+    requires!(sshd::missing());
+    let options = SshdOptions {
+        no_sftp: true,
+        ..SshdOptions::default()
+    };
+    let remote = Remote::start(&options);
+    remote.machine.write("config/keys/x.key", vec![7u8; 4096]);
+    assert_snapshot!(remote.backup().failed_with(14), @r"
+    exit 14
+    --- stderr
+    sprat: job home failed
+    Caused by:
+      1: can't reach 127.0.0.1: the server offers no SFTP (subsystem request failed on channel 0)
+    Hint: check that `ssh HOST` works from this account without asking for anything
+    ");
+}
+
+#[test]
+fn folder_on_the_server_is_missing() {
+    requires!(sshd::missing());
+    let remote = Remote::start(&SshdOptions::default());
+    fs::remove_dir_all(remote.machine.path("store")).unwrap();
+    let ran = remote.sprat(&["init", "TARGET", "--size", "1G", "--cheap-kdf-for-tests"]);
+    assert_snapshot!(ran.failed_with(1), @r"
+    exit 1
+    --- stderr
+    sprat: open folder ssh://127.0.0.1[DIR]/store: not found
+    Caused by:
+      1: the new key file [DIR]/config/keys/x.key is kept
+    ");
+}
+
+#[test]
+fn server_without_fsync_is_refused_unless_insisted() {
+    requires!(sshd::missing());
+    let sftp_arguments = vec!["-P".to_owned(), "fsync@openssh.com".to_owned()];
+    let options = SshdOptions {
+        sftp_arguments,
+        ..SshdOptions::default()
+    };
+    let remote = Remote::start(&options);
+    let init = ["init", "TARGET", "--size", "1G", "--cheap-kdf-for-tests"];
+    assert_snapshot!(remote.sprat(&init).failed_with(1), @"");
+    let insist = [&init[..], &["--insist-without-fsync"]].concat();
+    assert_eq!(remote.sprat(&insist).code, 0);
+    assert_eq!(remote.backup().code, 1);
+    let ran = remote.sprat(&[
+        "backup",
+        "TARGET",
+        "--name",
+        "home",
+        "src",
+        "--insist-without-fsync",
+    ]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert!(ran.stdout.contains("can't tell"), "{}", ran.whole());
+}
+
+#[test]
+fn read_only_account_restores_and_refuses_to_back_up() {
+    requires!(sshd::missing());
+    let remote = Remote::start(&SshdOptions::default());
+    remote.init();
+    assert_eq!(remote.backup().code, 0);
+    let Remote { machine, sshd, .. } = remote;
+    drop(sshd);
+    let options = SshdOptions {
+        sftp_arguments: vec!["-R".to_owned()],
+        ..SshdOptions::default()
+    };
+    let sshd = Sshd::start_with(&options);
+    let target = format!(
+        "ssh://root@127.0.0.1:{}{}/x.luks",
+        sshd.port(),
+        machine.path("store").display()
+    );
+    let ssh = format!("ssh -F {}", sshd.path("ssh_config").display());
+    let remote = Remote {
+        machine,
+        sshd,
+        target,
+        ssh,
+    };
+    assert_snapshot!(remote.backup().failed_with(1), @"");
+    let ran = remote.sprat(&["restore", "TARGET", "home", "--to", "back"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let back = remote
+        .machine
+        .path("back")
+        .join(remote.machine.path("src/a").strip_prefix("/").unwrap());
+    assert_eq!(fs::read(back).unwrap(), b"alpha\n");
+}
