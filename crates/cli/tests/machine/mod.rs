@@ -5,12 +5,15 @@
     reason = "each test file uses a part of it, and a test may panic"
 )]
 
+pub mod remote;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -199,6 +202,79 @@ impl Machine {
             .args(arguments);
         self.settle(&mut command);
         self.run(&mut command)
+    }
+}
+
+/// A small file system of its own, unmounted on drop.
+pub struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    /// Mounts one of `megabytes` on `folder`.
+    pub fn mount(folder: &Path, megabytes: u32) -> Self {
+        let done = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={megabytes}m"), "tmpfs"])
+            .arg(folder)
+            .status()
+            .unwrap();
+        assert!(done.success());
+        Self(folder.to_owned())
+    }
+
+    /// Changes its mount options.
+    pub fn remount(&self, options: &str) {
+        let options = format!("remount,{options}");
+        let done = Command::new("mount")
+            .args(["-o", &options])
+            .arg(&self.0)
+            .status()
+            .unwrap();
+        assert!(done.success());
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+impl Machine {
+    /// Nothing of this machine's runs, is mounted or looped any more; waits some seconds for it.
+    #[track_caller]
+    pub fn nothing_is_left(&self) {
+        let until = Instant::now() + Duration::from_secs(10);
+        loop {
+            let left = self.left();
+            if left.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < until, "left: {left:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn left(&self) -> Vec<String> {
+        let own = self.folder.path().to_string_lossy().into_owned();
+        let mut left = Vec::new();
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else {
+                continue;
+            };
+            let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            if pid != std::process::id() && String::from_utf8_lossy(&environ).contains(&own) {
+                let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                let line = String::from_utf8_lossy(&line).replace('\0', " ");
+                if !line.is_empty() {
+                    left.push(format!("process {pid}: {line}"));
+                }
+            }
+        }
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let of_ours = mounts
+            .lines()
+            .filter(|line| line.contains(&own) && !line.starts_with("tmpfs"));
+        left.extend(of_ours.map(str::to_owned));
+        left
     }
 }
 

@@ -1,0 +1,253 @@
+//! Full disks, full volumes, dirty journals and interrupts: nothing finished is harmed, the next run
+//! goes on.
+
+mod machine;
+
+use std::fs;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use insta::assert_snapshot;
+use machine::{CONTAINER, Machine, Tmpfs};
+use rustix::process::{Pid, Signal, kill_process};
+use sprat_testkit::{needs, requires};
+
+/// Bytes that no compression or sparse file makes small.
+fn noise(bytes: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut noise = Vec::with_capacity(bytes);
+    while noise.len() < bytes {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        noise.extend_from_slice(&state.to_le_bytes());
+    }
+    noise
+}
+
+/// The figures in a message, which depend on the machine, as `#`.
+fn without_numbers(text: &str) -> String {
+    let mut shown = String::new();
+    for c in text.chars() {
+        match (c.is_ascii_digit(), shown.ends_with('#')) {
+            (true, true) => {}
+            (true, false) => shown.push('#'),
+            (false, _) => shown.push(c),
+        }
+    }
+    shown
+}
+
+#[test]
+fn server_disk_full_during_init_leaves_nothing() {
+    requires!(needs::root());
+    let machine = Machine::new();
+    let disk = Tmpfs::mount(&machine.path("store"), 1);
+    let ran = machine.sprat(&["init", CONTAINER, "--size", "5T", "--cheap-kdf-for-tests"]);
+    assert_snapshot!(without_numbers(&ran.failed_with(1)), @r"
+    exit #
+    --- stderr
+    sprat: warning: only #.# MiB are left on the server
+    sprat: making the file system
+    sprat: the server's disk is full
+    Caused by:
+      #: write [DIR]/store/x.luks.new: no space left (# bytes available)
+      #: the new key file [DIR]/config/keys/x.key is kept
+    Hint: what init had made on the server was removed. finished snapshots are unharmed. Make room on the server, then run the same command again: it goes on where it stopped
+    ");
+    assert_eq!(fs::read_dir(machine.path("store")).unwrap().count(), 0);
+    disk.remount("size=200m");
+    machine.init(&[CONTAINER, "--size", "1G"]);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn server_disk_full_during_backup_harms_no_snapshot_and_the_next_run_goes_on() {
+    requires!(needs::root());
+    let machine = Machine::new();
+    let disk = Tmpfs::mount(&machine.path("store"), 40);
+    machine.init(&[CONTAINER, "--size", "1G"]);
+    machine.write("src/a", "alpha\n");
+    assert_eq!(machine.backup(&[]).code, 0);
+    machine.write("src/large", noise(80 << 20, 1));
+    let ran = machine.backup(&[]);
+    assert_snapshot!(without_numbers(&ran.failed_with(1)), @r"
+    exit #
+    --- stderr
+    sprat: warning: x: only #.# MiB are left on the server
+    sprat: job home failed
+    Caused by:
+      #: the server's disk is full
+      #: write [DIR]/store/x.luks: no space left (# bytes available)
+    Hint: finished snapshots are unharmed. Make room on the server, then run the same command again: it goes on where it stopped
+    ");
+    machine.nothing_is_left();
+    // Still full: reading works.
+    let large = fs::read(machine.path("src/large")).unwrap();
+    fs::remove_file(machine.path("src/large")).unwrap();
+    machine.restores_whole(&[]);
+    disk.remount("size=400m");
+    machine.write("src/large", large);
+    let ran = machine.backup(&[]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.restores_whole(&[]);
+}
+
+#[test]
+fn volume_full_harms_no_snapshot_and_the_next_run_goes_on() {
+    requires!(needs::root());
+    let machine = Machine::new();
+    machine.init(&[CONTAINER, "--size", "80M"]);
+    machine.write("src/a", "alpha\n");
+    assert_eq!(machine.backup(&[]).code, 0);
+    machine.write("src/large", noise(90 << 20, 2));
+    let ran = machine.backup(&[]);
+    assert_snapshot!(without_numbers(&ran.failed_with(1)), @r"
+    exit #
+    --- stderr
+    sprat: job home failed
+    Caused by:
+      #: the volume is out of space (# bytes and # inodes free)
+    Hint: Older snapshots are whole. Remove some (prune) or grow the container; the next run goes on from here.
+    ");
+    machine.write("src/large", noise(1 << 20, 3));
+    let ran = machine.backup(&[]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.restores_whole(&[]);
+    machine.nothing_is_left();
+}
+
+/// A backup that was killed in the middle of its writes.
+fn killed_backup(machine: &Machine) {
+    machine.write("src/large", noise(60 << 20, 4));
+    let mut child = machine
+        .command()
+        .args(["backup", CONTAINER, "--name", "home", "src", "-q"])
+        .args(["--write-buffer-bytes-max", "8388608"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let allocated = || {
+        use std::os::unix::fs::MetadataExt;
+        fs::metadata(machine.path(CONTAINER)).unwrap().blocks() * 512
+    };
+    let before = allocated();
+    let until = Instant::now() + Duration::from_secs(60);
+    while allocated() < before + (16 << 20) && child.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < until);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    machine.nothing_is_left();
+    fs::remove_file(machine.path("src/large")).unwrap();
+}
+
+#[test]
+fn dirty_journal_on_a_full_and_read_only_disk_still_restores() {
+    requires!(needs::root());
+    let machine = Machine::new();
+    let disk = Tmpfs::mount(&machine.path("store"), 200);
+    machine.init(&[CONTAINER, "--size", "1G"]);
+    machine.write("src/a", "alpha\n");
+    assert_eq!(machine.backup(&[]).code, 0);
+    killed_backup(&machine);
+    // As little room as there can be, and no right to write.
+    let fill = noise(200 << 20, 5);
+    let _ = fs::write(machine.path("store/fill"), fill);
+    machine.restores_whole(&[]);
+    fs::remove_file(machine.path("store/fill")).unwrap();
+    disk.remount("ro");
+    machine.restores_whole(&[]);
+    let ran = machine.backup(&[]);
+    assert_eq!(ran.code, 1, "{}", ran.whole());
+    disk.remount("rw");
+    let ran = machine.backup(&[]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.restores_whole(&[]);
+}
+
+#[test]
+fn interrupt_at_any_moment_ends_in_order_with_130() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    assert_eq!(machine.backup(&[]).code, 0);
+    let mut codes = Vec::new();
+    for (round, wait_ms) in [0, 10, 25, 50, 80, 120, 180, 250, 350, 500, 700]
+        .into_iter()
+        .enumerate()
+    {
+        machine.write("src/large", noise(24 << 20, 100 + round as u64));
+        let child = machine
+            .command()
+            .args(["backup", CONTAINER, "--name", "home", "src"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(wait_ms));
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+        let signal = if round % 2 == 0 {
+            Signal::INT
+        } else {
+            Signal::TERM
+        };
+        kill_process(pid, signal).unwrap();
+        let ended = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        // Before sprat handles signals the signal itself ends it; after the last file it is done.
+        let code = ended.status.code();
+        assert!(
+            matches!(code, Some(130 | 0) | None),
+            "after {wait_ms} ms: {:?} {said}",
+            ended.status
+        );
+        codes.push(code);
+        machine.nothing_is_left();
+    }
+    assert!(codes.contains(&Some(130)), "{codes:?}");
+    let ran = machine.backup(&[]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.restores_whole(&[]);
+}
+
+#[test]
+fn interrupted_init_leaves_no_container() {
+    requires!(needs::root());
+    let machine = Machine::new();
+    for (round, wait_ms) in [5, 20, 40, 60, 90, 130].into_iter().enumerate() {
+        let child = machine
+            .command()
+            .args(["init", CONTAINER, "--size", "1T", "--cheap-kdf-for-tests"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(wait_ms));
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+        let signal = if round % 2 == 0 {
+            Signal::INT
+        } else {
+            Signal::TERM
+        };
+        kill_process(pid, signal).unwrap();
+        let ended = child.wait_with_output().unwrap();
+        machine.nothing_is_left();
+        let left = fs::read_dir(machine.path("store")).unwrap().count();
+        match ended.status.code() {
+            Some(0) => {
+                assert_eq!(left, 1, "made, and nothing beside it");
+                fs::remove_file(machine.path(CONTAINER)).unwrap();
+            }
+            code => {
+                let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+                assert!(
+                    matches!(code, Some(130) | None),
+                    "after {wait_ms} ms: {code:?} {said}"
+                );
+                assert_eq!(left, 0, "after {wait_ms} ms: {said}");
+            }
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! A machine and a server.
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "each test file uses a part of it, and a test may panic"
+)]
+
+use sprat_testkit::sshd::{Sshd, SshdOptions};
+
+use super::{Machine, Ran};
+
+/// A machine whose container lies on an sshd of its own.
+pub struct Remote {
+    pub machine: Machine,
+    pub sshd: Sshd,
+    target: String,
+    ssh: String,
+}
+
+impl Remote {
+    pub fn start(options: &SshdOptions) -> Self {
+        let machine = Machine::new();
+        machine.write("src/a", "alpha\n");
+        Self::with(machine, options)
+    }
+
+    /// A server for a machine that has a container already.
+    pub fn with(machine: Machine, options: &SshdOptions) -> Self {
+        let sshd = Sshd::start_with(options);
+        let store = machine.path("store");
+        let target = format!(
+            "ssh://root@127.0.0.1:{}{}/x.luks",
+            sshd.port(),
+            store.display()
+        );
+        let ssh = format!("ssh -F {}", sshd.path("ssh_config").display());
+        Self {
+            machine,
+            sshd,
+            target,
+            ssh,
+        }
+    }
+
+    pub fn sprat(&self, arguments: &[&str]) -> Ran {
+        let mut all = vec!["--ssh-command", &self.ssh];
+        all.extend(arguments.iter().map(|word| {
+            if *word == "TARGET" {
+                &*self.target
+            } else {
+                word
+            }
+        }));
+        let mut ran = self.machine.sprat(&all);
+        ran.stderr = ran.stderr.replace(&self.sshd.port().to_string(), "[PORT]");
+        ran.stderr = ran
+            .stderr
+            .replace(&*self.sshd.folder().to_string_lossy(), "[SSHD]");
+        ran
+    }
+
+    #[track_caller]
+    pub fn init(&self) {
+        let ran = self.sprat(&["init", "TARGET", "--size", "1G", "--cheap-kdf-for-tests"]);
+        assert_eq!(ran.code, 0, "{}", ran.whole());
+    }
+
+    pub fn backup(&self) -> Ran {
+        self.sprat(&["backup", "TARGET", "--name", "home", "src"])
+    }
+}
