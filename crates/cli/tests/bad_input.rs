@@ -1,5 +1,7 @@
 //! What goes wrong in the field, each with its message and exit code, through the real program.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
+
 mod machine;
 
 use std::fs::{self, OpenOptions};

@@ -1,6 +1,8 @@
 //! Full disks, full volumes, dirty journals and interrupts: nothing finished is harmed, the next run
 //! goes on.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
+
 mod machine;
 
 use std::fs;

@@ -1,5 +1,7 @@
 //! What goes wrong on the way to the server and on it, each with its message and exit code.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
+
 mod machine;
 
 use std::fs;
@@ -123,7 +125,7 @@ fn server_without_fsync_is_refused_unless_insisted() {
     sprat: ssh://127.0.0.1[DIR]/store can't make data durable: it has no fsync@openssh.com
     Caused by:
       1: the new key file [DIR]/config/keys/x.key is kept
-    Hint: nothing was changed. Use an OpenSSH server, or insist with --allow-no-fsync: then a crash of the server can cost the whole container
+    Hint: nothing was changed. Use an OpenSSH server, or insist with --insist-without-fsync: then a crash of the server can cost the whole container
     ");
     let insist = [&init[..], &["--insist-without-fsync"]].concat();
     assert_eq!(remote.sprat(&insist).code, 0);
@@ -159,7 +161,7 @@ fn read_only_account_restores_and_refuses_to_back_up() {
     sprat: job home failed
     Caused by:
       1: ssh://127.0.0.1[DIR]/store can't make data durable: it has no fsync@openssh.com
-    Hint: nothing was changed. Use an OpenSSH server, or insist with --allow-no-fsync: then a crash of the server can cost the whole container
+    Hint: nothing was changed. Use an OpenSSH server, or insist with --insist-without-fsync: then a crash of the server can cost the whole container
     ");
     let ran = remote.sprat(&["restore", "TARGET", "home", "--to", "back"]);
     assert_eq!(ran.code, 0, "{}", ran.whole());
