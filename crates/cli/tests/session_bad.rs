@@ -389,7 +389,13 @@ fn a_second_interrupt_ends_everything_at_once() {
     let asked = interrupt.clone();
     let mut seen = asking_while_copying(asked, 2);
     let mut session = bench.open(Access::ReadWrite).unwrap();
+    let begun = std::time::Instant::now();
     let taken = session.take_snapshot(bench.spec(), &mut seen, &interrupt);
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begun.elapsed()
+    );
     assert_exit(taken.map(drop), Exit::Interrupted);
     assert_exit(
         session.close(&mut seen, &interrupt).map(drop),
@@ -456,4 +462,54 @@ fn an_interrupt_while_connecting_does_not_wait_for_the_server() {
         .unwrap()
         .close(&mut Seen::default(), &never())
         .unwrap();
+}
+
+#[test]
+fn another_container_found_after_a_lost_line_gets_no_byte() {
+    requires!(ssh_missing());
+    let mut bench = Bench::ssh();
+    bench.create();
+    let another = Bench::local();
+    another.create();
+    fs::File::options()
+        .write(true)
+        .open(another.container())
+        .unwrap()
+        .set_len(bench.size_bytes / 4096 * 4096)
+        .unwrap();
+    fill(&bench.path("source"), 10, 1 << 20, 51);
+    let mut session = bench.open(Access::ReadWrite).unwrap();
+    bench.sshd().kill_sessions();
+    fs::rename(another.container(), bench.container()).unwrap();
+    let before = fs::read(bench.container()).unwrap();
+    let taken = session.take_snapshot(bench.spec(), &mut Seen::default(), &never());
+    let closed = session.close(&mut Seen::default(), &never());
+    assert_exit(taken.map(drop).and(closed.map(drop)), Exit::Damaged);
+    assert!(fs::read(bench.container()).unwrap() == before);
+    bench.assert_nothing_remains();
+}
+
+#[test]
+fn a_session_that_comes_back_and_finds_another_there_sends_nothing_more() {
+    requires!(ssh_missing());
+    let mut bench = Bench::ssh();
+    bench.create();
+    fill(&bench.path("source"), 10, 1 << 20, 52);
+    let mut first = bench.open(Access::ReadWrite).unwrap();
+    // Somebody elsewhere insisted.
+    let store = sprat_store::LocalStore::open(&bench.path("store")).unwrap();
+    let name = sprat_store::FileName::new("x.luks").unwrap();
+    sprat_store::lock::break_lock(&store, &name, true, Duration::ZERO).unwrap();
+    let mut elsewhere = bench.options(Access::ReadWrite);
+    elsewhere.state_dir = bench.path("other-state");
+    let second = Session::open(elsewhere, &bench.secret, &mut Seen::default(), &never()).unwrap();
+    let pids = bench.sshd().sftp_server_pids();
+    pids.into_iter().for_each(session_bench::kill);
+    let taken = first.take_snapshot(bench.spec(), &mut Seen::default(), &never());
+    let closed = first.close(&mut Seen::default(), &never());
+    assert_exit(taken.map(drop).and(closed.map(drop)), Exit::Locked);
+    second.close(&mut Seen::default(), &never()).unwrap();
+    bench.assert_nothing_remains();
+    bench.assert_clean();
+    assert_eq!(bench.server_files(), ["x.luks"]);
 }
