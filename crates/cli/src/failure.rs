@@ -188,6 +188,18 @@ mod tests {
     fn exit_codes_are_the_documented_ones() {
         let codes: Vec<u8> = Exit::ALL.iter().map(|exit| exit.code()).collect();
         assert_eq!(codes, [0, 1, 2, 3, 10, 11, 12, 13, 14, 130]);
+        let page = include_str!("../../../docs/exit-codes.md");
+        let documented: Vec<String> = page
+            .lines()
+            .filter_map(|line| line.strip_prefix("| "))
+            .filter(|row| row.starts_with(|c: char| c.is_ascii_digit()))
+            .map(|row| row.split(" | ").take(2).collect::<Vec<_>>().join(" "))
+            .collect();
+        let known: Vec<String> = Exit::ALL
+            .iter()
+            .map(|exit| format!("{} {}", exit.code(), exit.meaning()))
+            .collect();
+        assert_eq!(documented, known);
     }
 
     #[test]

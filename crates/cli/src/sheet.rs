@@ -272,3 +272,92 @@ fn sshfs_words(words: &[String]) -> String {
     let words: Vec<String> = words.iter().map(|word| escape(word, &[' '])).collect();
     escape(&words.join(" "), &[',', '\\'])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pins() -> Pins {
+        Pins {
+            cipher: "aes-xts-plain64".to_owned(),
+            key_bits: 512,
+            sector_bytes: 4096,
+            payload_offset_bytes: 16 << 20,
+            iv_tweak: 0,
+            volume_key_digest: "00".repeat(32),
+            uuid: "8a2ac4f5-8d45-4a0c-a1f3-3c3c7c4fca46".to_owned(),
+            sequence_id: 3,
+        }
+    }
+
+    #[test]
+    fn commands_of_the_sheet_are_quoted_for_the_shell_and_for_sshfs() {
+        let target = "ssh://u1@[2001:db8::1]:2222/srv/it's here/x y.luks";
+        let target = Target::parse(target, Path::new("/")).unwrap();
+        let ssh = ["ssh", "-i", "/root/my key", "-o", "Ciphers=a,b"].map(OsString::from);
+        let sheet = Sheet {
+            target: &target,
+            ssh_command: &ssh,
+            pins: &pins(),
+            recovery_key: "aaaa-cccc",
+            key_file: Some((Path::new("/etc/sprat/keys/x y.key"), "ff00")),
+            jobs: &["büro 2".to_owned()],
+        };
+        insta::assert_snapshot!(sheet.text("2026-11-23 13:21:01 UTC"), @r#"
+        ==============================================================================
+        SPRAT RECOVERY SHEET                     SECRET: print it, keep it off this machine
+        ==============================================================================
+        Made           2026-11-23 13:21:01 UTC
+        Container      ssh://u1@[2001:db8::1]:2222/srv/it's here/x y.luks
+        Server         2001:db8::1
+        Login          u1
+        Port           2222
+        Folder         /srv/it's here
+        File           x y.luks
+        UUID           8a2ac4f5-8d45-4a0c-a1f3-3c3c7c4fca46
+        Fingerprint    893B-F403-70A0-DA3E-1442
+        Header         aes-xts-plain64, 512-bit key, sectors of 4096 bytes, offset 16777216, IV tweak 0
+        Key digest     0000000000000000000000000000000000000000000000000000000000000000
+        Key file       /etc/sprat/keys/x y.key
+          its SHA-256  ff00
+        RECOVERY KEY   aaaa-cccc
+
+        Either the key file or the recovery key opens the container; without both nobody
+        can. The key file lies on this machine only: copy it to a safe place too.
+
+        To get everything back without sprat, type these as root on any Linux machine with
+        cryptsetup, sshfs and rsync, while no backup runs:
+
+        1. Reach the server's folder
+               mkdir -p /mnt/sprat-server /mnt/sprat-volume
+               sshfs -p 2222 -o "ssh_command=ssh -i /root/my\\\\ key -o Ciphers=a\\,b" "u1@[2001:db8::1]:/srv/it's here" /mnt/sprat-server
+
+        2. Look at the container: the UUID, aes-xts-plain64 and the offset must be those above
+               cryptsetup luksDump '/mnt/sprat-server/x y.luks'
+
+        3. Open it with the key file
+               cryptsetup open --type luks2 --key-file '/etc/sprat/keys/x y.key' '/mnt/sprat-server/x y.luks' sprat-restore
+
+        4. … or, without the key file, with the recovery key, typed with its dashes
+               cryptsetup open --type luks2 '/mnt/sprat-server/x y.luks' sprat-restore
+
+        5. Look inside
+               mount -o ro /dev/mapper/sprat-restore /mnt/sprat-volume
+               ls -l /mnt/sprat-volume
+
+        6. Copy everything back to /restore, owners, times, links and all
+               mkdir -p /restore
+               rsync -aHAXS --numeric-ids '/mnt/sprat-volume/büro 2/latest/' /restore/
+
+        7. Leave it as it was
+               umount /mnt/sprat-volume
+               cryptsetup close sprat-restore
+               fusermount3 -u /mnt/sprat-server
+
+        If the server lets you only read: add --readonly to `cryptsetup open` and use
+        `mount -o ro,noload`.
+        With sprat on a new machine: `sprat restore` with --fingerprint and the value above.
+        ==============================================================================
+        "#);
+    }
+}

@@ -637,3 +637,20 @@ fn doctor_tells_what_is_missing_and_needs_no_root() {
     let ran = machine.sprat_as_nobody(&["doctor"]);
     assert!(ran.stdout.contains("config"), "{}", ran.whole());
 }
+
+#[test]
+fn configs_in_the_docs_are_accepted() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let text = fs::read_to_string(root.join("docs/cli.md")).unwrap();
+    let config = text
+        .split("```toml")
+        .nth(1)
+        .unwrap()
+        .split("```")
+        .next()
+        .unwrap();
+    let machine = Machine::new();
+    machine.write("config/sprat.toml", config);
+    let ran = machine.sprat(&["doctor", "--json"]);
+    assert!(ran.stdout.contains("1 container, 1 job"), "{}", ran.whole());
+}

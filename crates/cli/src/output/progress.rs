@@ -118,15 +118,16 @@ impl Observer for Reporter {
     }
 
     fn notice(&mut self, notice: Notice) {
-        self.clear();
-        if self.output.json {
-            if !self.output.quiet {
-                self.output
-                    .event(&json!({ "notice": notice, "about": self.subject.trim_end() }));
-            }
+        let (text, matters) = notice_text(&notice);
+        if self.output.quiet && !matters {
             return;
         }
-        let (text, matters) = notice_text(&notice);
+        self.clear();
+        if self.output.json {
+            self.output
+                .event(&json!({ "notice": notice, "about": self.subject.trim_end() }));
+            return;
+        }
         let text = format!("{}{text}", self.subject);
         if matters {
             self.output.warning(&text);
