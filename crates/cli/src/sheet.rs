@@ -159,10 +159,18 @@ impl Sheet<'_> {
         for (name, value) in fields {
             let _ = writeln!(text, "{name:<14} {value}");
         }
+        text.push_str(match self.key_file {
+            Some(_) => {
+                "\nEither the key file or the recovery key opens the container; without both nobody\n\
+                 can. The key file lies on this machine only: copy it to a safe place too.\n"
+            }
+            None => {
+                "\nEither the passphrase or the recovery key opens the container; without both nobody\n\
+                 can.\n"
+            }
+        });
         text.push_str(
-            "\nEither the key file or the recovery key opens the container; without both nobody\n\
-             can. The key file lies on this machine only: copy it to a safe place too.\n\n\
-             To get everything back without sprat, type these as root on any Linux machine with\n\
+            "\nTo get everything back without sprat, type these as root on any Linux machine with\n\
              cryptsetup, sshfs and rsync, while no backup runs:\n",
         );
         for (number, step) in self.steps().iter().enumerate() {

@@ -49,6 +49,10 @@ impl Context {
             return Err(Failure::usage("kernel mode is not in this version")
                 .with_hint("leave --mode out: user mode writes the same container format"));
         }
+        // Keys will pass through this process: not into swap, core dumps or a debugger, where the
+        // system lets us. Where it doesn't, a backup is still better than none.
+        let _ = sprat_attach::hide_from_debuggers();
+        let _ = sprat_attach::lock_memory();
         let config = Config::load(global.config.as_deref(), &environment)?;
         let interrupt = Interrupt::listen()?;
         Ok(Self {
