@@ -1,9 +1,9 @@
 # What one does with this repository; `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help build try test lint audit torture install clean
+.PHONY: help build try test vm-shell lint audit torture install clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
 
 build: ## the release binary, in target/release/sprat (installs what building needs)
 	@scripts/install build run
@@ -18,6 +18,10 @@ try: ## back up a real folder and get it back: [DIR=/usr/share/doc]; leaves noth
 
 test: ## every test (needs root or sudo; installs what is missing)
 	@scripts/test
+
+vm-shell: ## a shell in a rescue system on a real kernel (a VM; needs no KVM): [WITH=folder to lay over its root]
+	@scripts/install vm
+	@tests/vm/vm shell $(if $(WITH),--with "$(WITH)")
 
 lint: ## rustfmt, clippy, rustdoc, licences and sources, shellcheck
 	@scripts/lint

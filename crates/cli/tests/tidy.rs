@@ -391,7 +391,7 @@ fn the_commands_that_the_docs_tell_to_type_exist() {
         for command in source.split("`make ").skip(1) {
             let word: String = command
                 .chars()
-                .take_while(char::is_ascii_lowercase)
+                .take_while(|c| c.is_ascii_lowercase() || *c == '-')
                 .collect();
             if !is_target(&word) {
                 findings.push(format!("{}: make {word}", path.display()));
