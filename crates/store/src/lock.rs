@@ -331,15 +331,47 @@ impl Lock {
             container: self.container.clone(),
             reason,
         };
-        // A takeover makes exactly the next number.
-        if let Some(next) = self.number.checked_add(1) {
-            let next = lock_name(&self.container, next)?;
-            match store.stat(&next) {
-                Ok(_) => return Err(lost(format!("{next} is there"))),
-                Err(error) if error.kind() == StoreErrorKind::NotFound => {}
-                Err(source) => return Err(self.failed("verify", source)),
-            }
+        // Both at once: on a slow line this lies before every epoch.
+        let (next, ours) = std::thread::scope(|scope| {
+            let next = scope.spawn(|| self.next_is_there(store));
+            let ours = self.read_back(store, access);
+            (next.join(), ours)
+        });
+        match next {
+            Ok(Ok(None)) => {}
+            Ok(Ok(Some(next))) => return Err(lost(format!("{next} is there"))),
+            Ok(Err(error)) => return Err(error),
+            Err(panic) => std::panic::resume_unwind(panic),
         }
+        let (file, bytes) = ours?;
+        match Content::parse(&bytes) {
+            Some(found) if found.token == self.token.to_string() => Ok(file),
+            _ => Err(lost(format!("{} is another's", self.file))),
+        }
+    }
+
+    /// The lock that a takeover would have made: exactly the next number.
+    fn next_is_there(&self, store: &dyn Store) -> Result<Option<FileName>, LockError> {
+        let Some(next) = self.number.checked_add(1) else {
+            return Ok(None);
+        };
+        let next = lock_name(&self.container, next)?;
+        match store.stat(&next) {
+            Ok(_) => Ok(Some(next)),
+            Err(error) if error.kind() == StoreErrorKind::NotFound => Ok(None),
+            Err(source) => Err(self.failed("verify", source)),
+        }
+    }
+
+    fn read_back(
+        &self,
+        store: &dyn Store,
+        access: Access,
+    ) -> Result<(Arc<dyn StoreFile>, [u8; LOCK_BYTES]), LockError> {
+        let lost = |reason: String| LockError::Lost {
+            container: self.container.clone(),
+            reason,
+        };
         let file = match store.open(&self.file, access) {
             Ok(file) => file,
             Err(error) => match error.kind() {
@@ -352,15 +384,9 @@ impl Lock {
         };
         let mut bytes = [0; LOCK_BYTES];
         match file.read_at(0, &mut bytes, ReadClass::Demand) {
-            Ok(()) => {}
-            Err(StoreError::Truncated { .. }) => {
-                return Err(lost(format!("{} was cut", self.file)));
-            }
-            Err(source) => return Err(self.failed("verify", source)),
-        }
-        match Content::parse(&bytes) {
-            Some(found) if found.token == self.token.to_string() => Ok(file),
-            _ => Err(lost(format!("{} is another's", self.file))),
+            Ok(()) => Ok((file, bytes)),
+            Err(StoreError::Truncated { .. }) => Err(lost(format!("{} was cut", self.file))),
+            Err(source) => Err(self.failed("verify", source)),
         }
     }
 

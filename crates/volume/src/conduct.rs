@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use sprat_store::{ReadClass, StoreError, StoreErrorKind, StoreFile};
 
 use crate::engine::{Connection, Engine, Meaning, Quiet, State, THREAD_STACK_BYTES, meaning};
+use crate::permit::Ahead;
 use crate::plan::{EpochNumber, Step, Verdict};
 use crate::session::ReconnectError;
 use crate::{BLOCK_BYTES, VolumeError};
@@ -54,12 +55,25 @@ fn end_quiet_times(engine: &Engine, state: &mut State) -> Option<Duration> {
     None
 }
 
+/// Uses the permit that was asked for ahead, or asks now.
 fn permit<'a>(
     engine: &'a Engine,
-    state: MutexGuard<'a, State>,
+    mut state: MutexGuard<'a, State>,
     line: &Connection,
     epoch: EpochNumber,
 ) -> MutexGuard<'a, State> {
+    match state.permits.take(epoch, line.generation) {
+        Ahead::Granted => {
+            state.plan.permitted(epoch);
+            engine.send.notify_all();
+            engine.permit.notify_all();
+            return state;
+        }
+        // Its end wakes this thread.
+        Ahead::UnderWay => return engine.wait(&engine.step, state),
+        Ahead::Unknown => {}
+    }
+    engine.permit.notify_all();
     drop(state);
     let answer = engine.session.before_epoch();
     let mut state = engine.state();

@@ -8,6 +8,7 @@ use sprat_store::{StoreError, StoreErrorKind, StoreFile};
 
 use crate::clean::Clean;
 use crate::fetch::{Fetches, Streams};
+use crate::permit::Permits;
 use crate::plan::{Generation, Limits, Plan};
 use crate::session::{Fenced, Session};
 use crate::{BLOCK_BYTES, Flush, Geometry, VolumeError, VolumeOptions, VolumeStats};
@@ -71,6 +72,7 @@ pub(crate) struct State {
     pub(crate) outage: Option<Outage>,
     pub(crate) quiet: Vec<Quiet>,
     pub(crate) failed_flushes: u32,
+    pub(crate) permits: Permits,
     /// A dead session's suspects are not all written anew yet: nothing is settled.
     pub(crate) settling: bool,
     /// Threads that drop dead connections.
@@ -131,6 +133,8 @@ pub(crate) struct Engine {
     pub(crate) send: Condvar,
     /// The conductor may have something to do.
     pub(crate) step: Condvar,
+    /// An epoch may need its permit ahead (permitters wait).
+    pub(crate) permit: Condvar,
     /// An epoch became durable, or suspects fewer (writers, flushes and close wait).
     pub(crate) durable: Condvar,
     /// A fetch may be taken (fetchers wait).
@@ -164,6 +168,7 @@ impl Engine {
             outage: None,
             quiet: Vec::new(),
             failed_flushes: 0,
+            permits: Permits::default(),
             settling: !options.suspects.is_empty(),
             closers: Vec::new(),
             ended: None,
@@ -176,6 +181,7 @@ impl Engine {
             state: Mutex::new(state),
             send: Condvar::new(),
             step: Condvar::new(),
+            permit: Condvar::new(),
             durable: Condvar::new(),
             fetch: Condvar::new(),
             fetched: Condvar::new(),
@@ -215,6 +221,7 @@ impl Engine {
         for condvar in [
             &self.send,
             &self.step,
+            &self.permit,
             &self.durable,
             &self.fetch,
             &self.fetched,
@@ -305,6 +312,7 @@ impl Engine {
         let target = state.plan.seal();
         self.step.notify_one();
         self.send.notify_one();
+        self.permit.notify_one();
         if flush == Flush::Durable {
             while state.plan.durable() < target {
                 state = self.wait(&self.durable, state);

@@ -2,8 +2,8 @@
 //!
 //! Above: the FUSE edge and the volume process in `cli`. Below: `store`.
 //!
-//! `plan` decides, without I/O; `send`, `conduct` and `read` are the threads that carry it out,
-//! over what they share in `engine`. `settle` takes over from a dead session, `overlay` takes the
+//! `plan` decides, without I/O; `send`, `conduct`, `permit` and `read` are the threads that carry it
+//! out, over what they share in `engine`.
 //! writes of a read-only volume.
 //!
 //! Always true:
@@ -25,6 +25,7 @@ mod error;
 mod fetch;
 mod options;
 mod overlay;
+mod permit;
 mod plan;
 mod read;
 mod send;

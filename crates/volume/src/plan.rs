@@ -284,6 +284,11 @@ impl Plan {
         Some(Run { first, blocks })
     }
 
+    /// The sealed epochs behind the oldest one, of which nothing was sent yet, oldest first.
+    pub(crate) fn sealed_behind(&self) -> impl Iterator<Item = EpochNumber> + '_ {
+        self.sealed.iter().skip(1).map(|epoch| epoch.number)
+    }
+
     /// Whether [`next_run`](Self::next_run) would give one.
     pub(crate) fn has_run(&self) -> bool {
         self.next_run_range().is_some()

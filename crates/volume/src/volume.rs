@@ -11,7 +11,7 @@ use crate::engine::{Engine, spawn};
 use crate::overlay::Overlay;
 use crate::{
     BLOCK_BYTES, Fenced, Flush, Geometry, ReadOnlyOptions, Session, VolumeError, VolumeOptions,
-    VolumeStats, conduct, read, send, settle,
+    VolumeStats, conduct, permit, read, send, settle,
 };
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
@@ -87,6 +87,11 @@ impl Volume {
         volume.spawn("conductor".to_owned(), conduct::conduct)?;
         for number in 0..senders {
             volume.spawn(format!("sender-{number}"), send::send_runs)?;
+        }
+        // Nothing is sent without senders, and needs no permits.
+        let permitters = if senders > 0 { permit::PERMITTERS } else { 0 };
+        for number in 0..permitters {
+            volume.spawn(format!("permitter-{number}"), permit::permit_ahead)?;
         }
         for number in 0..fetchers {
             volume.spawn(format!("fetcher-{number}"), read::fetch)?;

@@ -1,0 +1,153 @@
+//! The permitter threads: they check the lock for epochs that wait behind the one under way.
+//!
+//! Every epoch still has a check of its own that ends before its first byte is sent, and that
+//! began a short while before at most. On a slow line a check takes longer than a small epoch, so
+//! checks of several epochs overlap with each other and with the epoch that is being sent.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::engine::{Engine, State};
+use crate::plan::{EpochNumber, Generation};
+
+/// Checks under way at one time, besides the conductor's own: one takes about five round trips,
+/// a small epoch two.
+pub(crate) const PERMITTERS: usize = 3;
+
+/// A check that began longer ago than the lock's renewal interval is not used any more.
+const PERMIT_AGE_MAX: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+struct Permit {
+    generation: Generation,
+    begun: Instant,
+    granted: bool,
+}
+
+/// What is known of an epoch's permit.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Ahead {
+    /// The lock was ours.
+    Granted,
+    /// A permitter is asking.
+    UnderWay,
+    /// Nobody asked, or too long ago, or on a lost connection.
+    Unknown,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Permits {
+    by_epoch: BTreeMap<EpochNumber, Permit>,
+}
+
+impl Permits {
+    /// Takes the permit of `epoch`, if there is one that may still be used.
+    pub(crate) fn take(&mut self, epoch: EpochNumber, generation: Generation) -> Ahead {
+        self.by_epoch = self.by_epoch.split_off(&epoch);
+        let Some(permit) = self.by_epoch.get(&epoch) else {
+            return Ahead::Unknown;
+        };
+        let usable = permit.generation == generation && permit.begun.elapsed() < PERMIT_AGE_MAX;
+        if usable && !permit.granted {
+            return Ahead::UnderWay;
+        }
+        self.by_epoch.remove(&epoch);
+        if usable {
+            Ahead::Granted
+        } else {
+            Ahead::Unknown
+        }
+    }
+
+    fn begin(&mut self, epoch: EpochNumber, generation: Generation) -> Instant {
+        let begun = Instant::now();
+        let permit = Permit {
+            generation,
+            begun,
+            granted: false,
+        };
+        self.by_epoch.insert(epoch, permit);
+        begun
+    }
+
+    /// Notes the end of a check, unless another one has taken its place.
+    fn end(&mut self, epoch: EpochNumber, begun: Instant, granted: bool) {
+        let Some(permit) = self.by_epoch.get_mut(&epoch) else {
+            return;
+        };
+        if permit.begun != begun {
+            return;
+        }
+        permit.granted = granted;
+        if !granted {
+            self.by_epoch.remove(&epoch);
+        }
+    }
+}
+
+/// Body of a permitter thread; returns when the volume ends.
+pub(crate) fn permit_ahead(engine: &Engine) {
+    let mut state = engine.state();
+    while state.ended.is_none() {
+        let Some((epoch, generation)) = next(&state) else {
+            state = engine.wait(&engine.permit, state);
+            continue;
+        };
+        let begun = state.permits.begin(epoch, generation);
+        drop(state);
+        let answer = engine.session.before_epoch();
+        state = engine.state();
+        state.permits.end(epoch, begun, answer.is_ok());
+        if let Err(fenced) = answer {
+            engine.fenced(&mut state, generation, fenced);
+        }
+        engine.step.notify_one();
+    }
+}
+
+/// The next sealed epoch behind the one under way that nobody has asked for.
+fn next(state: &State) -> Option<(EpochNumber, Generation)> {
+    let generation = state.plan.connection()?;
+    let asked = |epoch: &EpochNumber| {
+        state
+            .permits
+            .by_epoch
+            .get(epoch)
+            .is_some_and(|permit| permit.generation == generation)
+    };
+    let mut behind = state.plan.sealed_behind().take(PERMITTERS);
+    Some((behind.find(|epoch| !asked(epoch))?, generation))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINE: Generation = Generation(1);
+
+    #[test]
+    fn a_permit_is_good_once_for_its_epoch_and_its_connection() {
+        let mut permits = Permits::default();
+        let begun = permits.begin(EpochNumber(2), LINE);
+        assert_eq!(permits.take(EpochNumber(2), LINE), Ahead::UnderWay);
+        permits.end(EpochNumber(2), begun, true);
+        assert_eq!(permits.take(EpochNumber(2), Generation(2)), Ahead::Unknown);
+        let begun = permits.begin(EpochNumber(2), LINE);
+        permits.end(EpochNumber(2), begun, true);
+        assert_eq!(permits.take(EpochNumber(2), LINE), Ahead::Granted);
+        assert_eq!(permits.take(EpochNumber(2), LINE), Ahead::Unknown);
+    }
+
+    #[test]
+    fn the_end_of_an_overtaken_check_grants_nothing() {
+        let mut permits = Permits::default();
+        let first = permits.begin(EpochNumber(2), LINE);
+        assert_eq!(permits.take(EpochNumber(2), Generation(2)), Ahead::Unknown);
+        let second = permits.begin(EpochNumber(2), Generation(2));
+        permits.end(EpochNumber(2), first, true);
+        assert_eq!(permits.take(EpochNumber(2), Generation(2)), Ahead::UnderWay);
+        permits.end(EpochNumber(2), second, false);
+        assert_eq!(permits.take(EpochNumber(2), Generation(2)), Ahead::Unknown);
+    }
+}
