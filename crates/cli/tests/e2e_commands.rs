@@ -1,0 +1,167 @@
+//! The commands together, as a person or a script uses them: config, several jobs, JSON, lock.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
+
+mod machine;
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use machine::{CONTAINER, Machine};
+use sprat_testkit::{needs, requires};
+
+/// A machine with a config of two jobs in one container.
+fn with_jobs() -> Machine {
+    let machine = Machine::new();
+    let folder = machine.folder().display().to_string();
+    machine.write(
+        "config/sprat.toml",
+        format!(
+            "[container.disk]\ntarget = \"{folder}/store/x.luks\"\n\n\
+             [job.one]\ncontainer = \"disk\"\nsources = \"{folder}/src\"\nexclude = [\"*.tmp\"]\n\n\
+             [job.two]\ncontainer = \"disk\"\nsources = [\"{folder}/other\"]\n"
+        ),
+    );
+    machine.write("src/a", "alpha\n");
+    machine.write("src/b.tmp", "left out\n");
+    machine.write("other/c", "gamma\n");
+    machine.init(&["disk", "--size", "1G"]);
+    machine
+}
+
+#[test]
+fn init_makes_a_key_file_that_only_root_reads_and_remembers_the_pins() {
+    requires!(needs::root());
+    let machine = Machine::new();
+    let ran = machine.sprat(&[
+        "init",
+        CONTAINER,
+        "--size",
+        "1G",
+        "--cheap-kdf-for-tests",
+        "--json",
+    ]);
+    let said = ran.json();
+    let key = fs::metadata(machine.path("config/keys/x.key")).unwrap();
+    assert_eq!((key.len(), key.mode() & 0o7777), (4096, 0o600));
+    assert_eq!(
+        fs::metadata(machine.path("config/keys")).unwrap().mode() & 0o7777,
+        0o700
+    );
+    assert_eq!(said["key_file_made"], true);
+    assert_eq!(said["recovery_sheet"]["secret"], true);
+    let pinned = fs::read_dir(machine.path("state/containers"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap();
+    let pinned = fs::read_to_string(pinned.path()).unwrap();
+    assert!(
+        pinned.contains(said["fingerprint"].as_str().unwrap()),
+        "{pinned}"
+    );
+    let recovery_key = said["recovery_sheet"]["recovery_key"].as_str().unwrap();
+    assert!(!pinned.contains(recovery_key) && !ran.stderr.contains(recovery_key));
+}
+
+#[test]
+fn key_file_that_others_can_read_gets_a_warning() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    let key = machine.path("config/keys/x.key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let ran = machine.sprat(&["snapshots", CONTAINER]);
+    assert_eq!(ran.code, 0);
+    assert!(
+        ran.stderr.contains("can be read by others (mode 0644)"),
+        "{}",
+        ran.whole()
+    );
+}
+
+#[test]
+fn jobs_of_the_config_run_in_one_session_and_a_failed_one_does_not_stop_the_others() {
+    requires!(needs::root());
+    let machine = with_jobs();
+    let ran = machine.sprat(&["backup", "--json"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let said = ran.json();
+    assert_eq!(said["jobs"].as_array().unwrap().len(), 2);
+    assert_eq!(said["sessions"].as_array().unwrap().len(), 1);
+    assert_eq!(said["sessions"][0]["durable"], true);
+
+    fs::remove_dir_all(machine.path("src")).unwrap();
+    let ran = machine.sprat(&["backup", "--json"]);
+    assert_eq!(ran.code, 1, "{}", ran.whole());
+    let said = ran.json();
+    assert_eq!(said["jobs"][0]["failure"]["code"], 1);
+    assert_eq!(said["jobs"][1]["result"]["exit"], "done");
+    assert!(ran.stderr.contains("\"failure\""), "{}", ran.whole());
+
+    let listed = machine.sprat(&["snapshots", "disk", "--json"]).json();
+    let count = |job: &str| {
+        let all = listed["snapshots"].as_array().unwrap();
+        all.iter()
+            .filter(|entry| entry["job"] == job && entry["kind"] == "good")
+            .count()
+    };
+    assert_eq!((count("one"), count("two")), (1, 2));
+}
+
+#[test]
+fn restore_brings_back_a_path_and_a_dry_run_touches_nothing() {
+    requires!(needs::root());
+    let machine = with_jobs();
+    assert_eq!(machine.sprat(&["backup", "one", "-q"]).code, 0);
+    let path = format!("one:{}/src/a", machine.folder().display());
+    let restore = |more: &[&str]| {
+        let mut all = vec!["restore", "disk", &path, "--to", "back"];
+        all.extend(more);
+        machine.sprat(&all)
+    };
+    let ran = restore(&["--dry-run"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert!(ran.stdout.contains("would restore one/"), "{}", ran.whole());
+    assert!(!machine.path("back/a").exists());
+    assert_eq!(restore(&[]).code, 0);
+    assert_eq!(fs::read(machine.path("back/a")).unwrap(), b"alpha\n");
+    let whole = machine.sprat(&["restore", "disk", "one", "--to", "whole"]);
+    assert_eq!(whole.code, 0, "{}", whole.whole());
+    let excluded = machine.path("src/b.tmp");
+    assert!(
+        !machine
+            .path("whole")
+            .join(excluded.strip_prefix("/").unwrap())
+            .exists()
+    );
+}
+
+#[test]
+fn quiet_backup_says_its_result_and_nothing_else() {
+    requires!(needs::root());
+    let machine = with_jobs();
+    let ran = machine.sprat(&["backup", "one", "-q"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    assert!(ran.stdout.starts_with("one: snapshot 2"), "{}", ran.stdout);
+}
+
+#[test]
+fn lock_of_another_machine_stops_a_backup_until_it_is_removed() {
+    requires!(needs::root());
+    let machine = with_jobs();
+    machine.write("store/x.luks.lock.3", "");
+    let ran = machine.sprat(&["backup", "one"]);
+    assert_eq!(ran.code, 11, "{}", ran.whole());
+    assert!(ran.stderr.contains("sprat unlock"), "{}", ran.whole());
+    // Reading while another writes would give a mixture of two states.
+    assert_eq!(machine.sprat(&["snapshots", "disk"]).code, 11);
+    let ran = machine.sprat(&["unlock", "disk", "--watch", "0.1", "--json"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert_eq!(ran.json()["removed"], "x.luks.lock.3");
+    assert_eq!(machine.sprat(&["backup", "one"]).code, 0);
+    assert_eq!(
+        machine.sprat(&["unlock", "disk"]).code,
+        0,
+        "not locked is no failure"
+    );
+}
