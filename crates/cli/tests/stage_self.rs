@@ -37,16 +37,16 @@ const DAMAGES: [Damage; 13] = [
         .unwrap();
     }),
     ("owner", |root| {
-        chown(root.join("odd/contents/empty"), Some(3), None).unwrap()
+        chown(root.join("odd/contents/empty"), Some(3), None).unwrap();
     }),
     ("group", |root| {
-        chown(root.join("odd/attributes/folder 1777"), None, Some(3)).unwrap()
+        chown(root.join("odd/attributes/folder 1777"), None, Some(3)).unwrap();
     }),
     ("a nanosecond of a file's time", |root| {
         set_time(&root.join("small/000/small file 2"), 1_400_000_002, 1).unwrap();
     }),
     ("a folder's time", |root| {
-        set_time(&root.join("odd"), 1, 0).unwrap()
+        set_time(&root.join("odd"), 1, 0).unwrap();
     }),
     ("a further xattr", |root| {
         rustix::fs::setxattr(
@@ -72,10 +72,10 @@ const DAMAGES: [Damage; 13] = [
         set_time(&root.join("odd/times/link"), 12345, 678).unwrap();
     }),
     ("a file that should not be there", |root| {
-        fs::write(root.join("odd/folders/empty/x"), "").unwrap()
+        fs::write(root.join("odd/folders/empty/x"), "").unwrap();
     }),
     ("a missing fifo", |root| {
-        fs::remove_file(root.join("odd/specials/fifo")).unwrap()
+        fs::remove_file(root.join("odd/specials/fifo")).unwrap();
     }),
 ];
 
