@@ -57,6 +57,18 @@ pub struct LockInfo {
     pub modified_s: Option<u64>,
 }
 
+impl LockInfo {
+    /// Whether a dead session of `record` left this lock: only then does the record's flock, which
+    /// the caller holds, prove anything. The same host may hold it under another record.
+    #[must_use]
+    pub fn is_left_by(&self, record: &LocalRecord) -> bool {
+        record.takings().iter().any(|(number, token)| {
+            let token = token.to_string();
+            *number == self.number && self.token.as_ref().is_none_or(|found| *found == token)
+        })
+    }
+}
+
 /// What [`break_lock`] did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Broken {
@@ -422,29 +434,31 @@ pub fn break_lock(
     watch: Duration,
 ) -> Result<Broken, LockError> {
     let begun = Instant::now();
-    let before = inspect(store, container)?;
+    let info = |seen: &[Seen]| seen.last().map(Seen::info);
+    let mut seen = look(store, container)?;
+    let before = info(&seen);
     let mut was_renewed = false;
-    while before.is_some() {
+    while !seen.is_empty() {
         let left = watch.saturating_sub(begun.elapsed());
         std::thread::sleep(left.min(Duration::from_secs(1)));
-        let now = inspect(store, container)?;
-        if now.is_some() && now != before {
+        // What is removed below is what was seen here, not what may have come since.
+        seen = look(store, container)?;
+        let Some(now) = info(&seen) else { break };
+        if before.as_ref() != Some(&now) {
             was_renewed = true;
             if !force {
-                let info = Box::new(now.or(before).unwrap_or_else(|| unreachable!("is_some")));
                 return Err(LockError::Renewed {
                     container: container.clone(),
-                    info,
+                    info: Box::new(now),
                 });
             }
             break;
         }
-        if now.is_none() || left.is_zero() {
+        if left.is_zero() {
             break;
         }
     }
-    let seen = look(store, container)?;
-    let lock = seen.last().map(Seen::info);
+    let lock = info(&seen);
     let failed = |source| LockError::Store {
         op: "break",
         container: container.clone(),

@@ -60,12 +60,13 @@ impl RangeSet {
             .is_some_and(|(_, end)| *end >= range.end)
     }
 
-    /// Closes the smallest gaps until at most `max` ranges are left: a superset of what was there.
+    /// Where there are more than `max` ranges, closes the smallest gaps until three quarters of
+    /// that are left, so that it is done rarely: a superset of what was there.
     pub(crate) fn coarsen(&mut self, max: usize) {
-        let surplus = self.0.len().saturating_sub(max);
-        if surplus == 0 {
+        if self.0.len() <= max {
             return;
         }
+        let surplus = self.0.len() - (max - max / 4);
         let ranges = self.to_vec();
         let mut gaps: Vec<Range<u64>> = ranges
             .windows(2)

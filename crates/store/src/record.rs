@@ -7,9 +7,10 @@
 //! | bytes | |
 //! | --- | --- |
 //! | 0..4 | CRC-32 of bytes 4..40 |
-//! | 4..8 | kind: 1 in flight, 2 settled, 3 taking a lock, 4 lock given back or never taken, 5 boot |
+//! | 4..8 | kind: 1 in flight, 2 settled, 3 taking a lock, 4 lock given back or never taken, 5 boot, |
+//! | | 6 what is in flight can't arrive any more |
 //! | 8..32 | kind 1 and 2: start, end (2 with 0, 0 is "everything"); 3 and 4: number, token; 5: boot id, 0 |
-//! | 32..40 | seconds since the epoch |
+//! | 32..40 | seconds since the epoch, for people only: clocks are set |
 //!
 //! What an entry says is true before what it announces is done, so a record that lost its last
 //! entry to a kill lost nothing that had happened. (An entry is in the page cache then; a power
@@ -23,7 +24,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use rustix::fs::{FlockOperation, OFlags};
 
@@ -33,11 +34,12 @@ use crate::ranges::RangeSet;
 const MAGIC: &[u8; 8] = b"sprtrec1";
 const ENTRY_BYTES: usize = 40;
 /// Beyond it the record is written anew with what still counts.
-const RECORD_BYTES_MAX: u64 = 256 * 1024;
-/// More separate ranges are joined over their smallest gaps.
-const RANGES_MAX: usize = 2048;
+const RECORD_BYTES_MAX: u64 = 8 * 1024 * 1024;
+/// More separate ranges are joined over their smallest gaps. As many as there are blocks in the
+/// largest usual buffer: whoever takes over reads and writes all of the ranges, so gaps are dear.
+const RANGES_MAX: usize = 64 * 1024;
 /// A record longer than this was not written by us.
-const RECORD_BYTES_SANE: u64 = 16 * 1024 * 1024;
+const RECORD_BYTES_SANE: u64 = 64 * 1024 * 1024;
 
 /// The record of one container on this host, held by `flock` for as long as any process has
 /// [`LocalRecord::fd`] open. A pid proves nothing across pid namespaces; the flock does. Clones
@@ -53,6 +55,7 @@ struct Inner {
     path: PathBuf,
     state: Mutex<State>,
     lock_is_out: AtomicBool,
+    may_arrive: bool,
 }
 
 #[derive(Debug)]
@@ -61,8 +64,6 @@ struct State {
     len: u64,
     /// An append failed: nothing more is recorded, so nothing more may be sent.
     broken: bool,
-    /// The time of the last entry.
-    noted_s: u64,
     /// This session has noted its boot and made that durable.
     boot_noted: bool,
     content: Content,
@@ -72,11 +73,12 @@ struct State {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Content {
     in_flight: RangeSet,
-    in_flight_since_s: Option<u64>,
     /// In flight when the last holder died, until everything is settled.
     suspects: Vec<Range<u64>>,
     takings: Vec<(u64, Token)>,
     boot: u64,
+    /// The server's processes of all that was sent can't write any more.
+    quiet: bool,
 }
 
 /// A lock's token: 128 random bits.
@@ -90,6 +92,7 @@ enum Entry {
     Taking(u64, Token),
     NotTaken(u64, Token),
     Boot(u64),
+    Quiet,
 }
 
 impl LocalRecord {
@@ -130,12 +133,14 @@ impl LocalRecord {
         let path = dir.join(format!("{container_id}.record"));
         let mut content = read_content(&path)?;
         content.suspects = content.in_flight.to_vec();
+        let in_order = content.suspects.is_empty() && content.takings.is_empty();
+        let may_arrive = !content.quiet
+            && (!content.suspects.is_empty() || (!in_order && content.boot != boot_id()));
         let (file, len) = rewrite(&path, &content)?;
         let state = State {
             file,
             len,
             broken: false,
-            noted_s: 0,
             boot_noted: false,
             content,
         };
@@ -145,6 +150,7 @@ impl LocalRecord {
                 path,
                 state: Mutex::new(state),
                 lock_is_out: AtomicBool::new(false),
+                may_arrive,
             }),
         })
     }
@@ -169,20 +175,19 @@ impl LocalRecord {
         self.state().content.suspects.clone()
     }
 
-    /// When something was last sent, by this host's clock and to within two seconds; `None` where
-    /// nothing is in flight.
+    /// The last holder died and what it sent may still arrive in the file, written by a process of
+    /// the server that outlives it. True also without [`LocalRecord::suspects`] where this host
+    /// died with it: the last entries may be missing then.
     #[must_use]
-    pub fn suspects_since(&self) -> Option<SystemTime> {
-        let seconds = self.state().content.in_flight_since_s?;
-        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+    pub fn may_arrive(&self) -> bool {
+        self.inner.may_arrive
     }
 
-    /// This host was started anew since something was recorded as in flight: the last entries may
-    /// be missing, so [`LocalRecord::suspects`] may be incomplete.
-    #[must_use]
-    pub fn rebooted(&self) -> bool {
-        let state = self.state();
-        !state.content.suspects.is_empty() && state.content.boot != boot_id()
+    /// Records that it can't any more, for whoever comes next.
+    pub fn quiet(&self) -> Result<(), LockError> {
+        let mut state = self.state();
+        state.content.quiet = true;
+        self.append(&mut state, &[Entry::Quiet])
     }
 
     /// Records ranges whose bytes are about to be sent. Returns once the record survives kill -9
@@ -190,7 +195,6 @@ impl LocalRecord {
     /// are recorded already.
     pub fn before_send(&self, ranges: &[Range<u64>]) -> Result<(), LockError> {
         let mut state = self.state();
-        let now = now_s();
         let mut entries = Vec::new();
         for range in ranges {
             if state.content.in_flight.insert(range) {
@@ -198,13 +202,11 @@ impl LocalRecord {
             }
         }
         state.content.in_flight.coarsen(RANGES_MAX);
-        state.content.in_flight_since_s = Some(now);
+        let was_quiet = std::mem::take(&mut state.content.quiet);
         if entries.is_empty() {
-            // The time of the last sending counts, too.
             match ranges.first() {
-                Some(range) if now > state.noted_s => {
-                    entries.push(Entry::InFlight(range.start, range.end));
-                }
+                // Known, but not as something that is out again.
+                Some(range) if was_quiet => entries.push(Entry::InFlight(range.start, range.end)),
                 _ => return Ok(()),
             }
         }
@@ -215,7 +217,7 @@ impl LocalRecord {
         }
         self.append(&mut state, &entries)?;
         if first {
-            // Once a session, so that a power cut can't make it look clean.
+            // Once a session: a power cut is told by the boot, but some ranges are better than none.
             self.sync(&mut state)?;
             state.boot_noted = true;
         }
@@ -252,7 +254,6 @@ impl LocalRecord {
             return Ok(());
         }
         state.content.in_flight.clear();
-        state.content.in_flight_since_s = None;
         self.append(&mut state, &[Entry::Settled(0, 0)])
     }
 
@@ -270,7 +271,10 @@ impl LocalRecord {
     pub(crate) fn taking(&self, number: u64, token: Token) -> Result<(), LockError> {
         let mut state = self.state();
         state.content.takings.push((number, token));
-        self.append(&mut state, &[Entry::Taking(number, token)])?;
+        state.content.quiet = false;
+        state.content.boot = boot_id();
+        let boot = Entry::Boot(state.content.boot);
+        self.append(&mut state, &[boot, Entry::Taking(number, token)])?;
         // A lock file that outlives a power cut must be known as ours.
         self.sync(&mut state)
     }
@@ -326,38 +330,38 @@ impl LocalRecord {
                 .map_err(|source| failed("append to", path, source))?;
             state.len = grown;
         }
-        state.noted_s = now;
         state.broken = false;
         Ok(())
     }
 }
 
 impl Content {
-    fn apply(&mut self, entry: Entry, at_s: u64) {
+    fn apply(&mut self, entry: Entry) {
         match entry {
             Entry::InFlight(start, end) => {
                 self.in_flight.insert(&(start..end));
                 self.in_flight.coarsen(RANGES_MAX);
-                self.in_flight_since_s = Some(at_s);
+                self.quiet = false;
             }
-            Entry::Settled(0, 0) => {
-                self.in_flight.clear();
-                self.in_flight_since_s = None;
-            }
+            Entry::Settled(0, 0) => self.in_flight.clear(),
             Entry::Settled(start, end) => {
                 self.in_flight.remove(&(start..end));
             }
-            Entry::Taking(number, token) => self.takings.push((number, token)),
+            Entry::Taking(number, token) => {
+                self.takings.push((number, token));
+                self.quiet = false;
+            }
             Entry::NotTaken(number, token) => {
                 self.takings.retain(|taking| *taking != (number, token));
             }
             Entry::Boot(boot) => self.boot = boot,
+            Entry::Quiet => self.quiet = true,
         }
     }
 
     /// The fewest entries that amount to it.
     fn encode(&self) -> Vec<u8> {
-        let since = self.in_flight_since_s.unwrap_or_else(now_s);
+        let now = now_s();
         let ranges = self.in_flight.to_vec();
         let entries = [Entry::Boot(self.boot)]
             .into_iter()
@@ -370,11 +374,12 @@ impl Content {
                 self.takings
                     .iter()
                     .map(|(number, token)| Entry::Taking(*number, *token)),
-            );
+            )
+            .chain(self.quiet.then_some(Entry::Quiet));
         MAGIC
             .iter()
             .copied()
-            .chain(entries.flat_map(|entry| entry.encode(since)))
+            .chain(entries.flat_map(|entry| entry.encode(now)))
             .collect()
     }
 
@@ -386,10 +391,10 @@ impl Content {
             return MAGIC.starts_with(bytes).then_some(content);
         };
         for entry in entries.chunks_exact(ENTRY_BYTES) {
-            let Some((entry, at_s)) = Entry::parse(entry) else {
+            let Some(entry) = Entry::parse(entry) else {
                 break;
             };
-            content.apply(entry, at_s);
+            content.apply(entry);
         }
         Some(content)
     }
@@ -414,6 +419,7 @@ impl Entry {
             Self::Taking(number, token) => (3, tagged(number, token)),
             Self::NotTaken(number, token) => (4, tagged(number, token)),
             Self::Boot(boot) => (5, pair(boot, 0)),
+            Self::Quiet => (6, pair(0, 0)),
         };
         let mut entry = [0; ENTRY_BYTES];
         entry[4..8].copy_from_slice(&kind.to_le_bytes());
@@ -424,23 +430,23 @@ impl Entry {
         entry
     }
 
-    fn parse(entry: &[u8]) -> Option<(Self, u64)> {
+    fn parse(entry: &[u8]) -> Option<Self> {
         let checksum = u32::from_le_bytes(*entry.first_chunk()?);
         if checksum != crc32(&entry[4..]) {
             return None;
         }
         let number = |at: usize| Some(u64::from_le_bytes(*entry.get(at..)?.first_chunk()?));
-        let (a, b, at_s) = (number(8)?, number(16)?, number(32)?);
+        let (a, b) = (number(8)?, number(16)?);
         let token = Token(*entry.get(16..)?.first_chunk()?);
-        let parsed = match u32::from_le_bytes(*entry.get(4..)?.first_chunk()?) {
+        Some(match u32::from_le_bytes(*entry.get(4..)?.first_chunk()?) {
             1 => Self::InFlight(a, b),
             2 => Self::Settled(a, b),
             3 => Self::Taking(a, token),
             4 => Self::NotTaken(a, token),
             5 => Self::Boot(a),
+            6 => Self::Quiet,
             _ => return None,
-        };
-        Some((parsed, at_s))
+        })
     }
 }
 

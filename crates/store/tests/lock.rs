@@ -121,6 +121,19 @@ fn a_dropped_lock_is_taken_over_on_its_host_only() {
 }
 
 #[test]
+fn a_lock_is_a_dead_sessions_only_by_the_record_that_took_it() {
+    let (store, state) = (MemoryStore::new(), host());
+    let lock = take(&store, &record(state.path())).unwrap();
+    let info = || lock::inspect(&store, &container()).unwrap().unwrap();
+    // The same host under another spelling of the target: its flock is free, and says nothing.
+    let other = LocalRecord::open(state.path(), "other").unwrap();
+    assert!(!info().is_left_by(&other));
+    drop(lock);
+    assert!(info().is_left_by(&record(state.path())));
+    assert!(!info().is_left_by(&other));
+}
+
+#[test]
 fn one_record_carries_one_lock_at_a_time() {
     let (store, state) = (MemoryStore::new(), host());
     let record = record(state.path());

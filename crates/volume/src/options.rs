@@ -57,8 +57,9 @@ pub struct VolumeOptions {
     /// Byte ranges of the container file that a dead session had sent and not seen durable.
     /// [`Volume::open`](crate::Volume::open) settles them before it returns.
     pub suspects: Vec<Range<u64>>,
-    /// When that session's last byte can have been sent; `None` is "just now".
-    pub suspects_since: Option<SystemTime>,
+    /// The server's processes of that session can't write any more; else
+    /// [`Volume::open`](crate::Volume::open) waits the quiet time first.
+    pub suspects_quiet: bool,
 }
 
 impl Default for VolumeOptions {
@@ -76,7 +77,7 @@ impl Default for VolumeOptions {
             reconnect_delay: Duration::from_millis(500),
             quiet_time: Duration::from_secs(60),
             suspects: Vec::new(),
-            suspects_since: None,
+            suspects_quiet: false,
         }
     }
 }

@@ -7,7 +7,6 @@
 use std::ops::Range;
 
 use crate::engine::Engine;
-use crate::volume::quiet_left;
 use crate::{BLOCK_BYTES, Flush, VolumeError};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
@@ -22,11 +21,8 @@ pub(crate) fn suspects_of_dead_session(engine: &Engine) -> Result<(), VolumeErro
 }
 
 fn write_anew(engine: &Engine, ranges: &[Range<u64>]) -> Result<(), VolumeError> {
-    if !engine.session.old_server_dead() {
-        std::thread::sleep(quiet_left(
-            engine.options.suspects_since,
-            engine.options.quiet_time,
-        ));
+    if !engine.options.suspects_quiet && !engine.session.old_server_dead() {
+        std::thread::sleep(engine.options.quiet_time);
     }
     let chunk = u64::try_from(engine.state().plan.write_blocks_max())
         .unwrap_or(1)

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use sprat_store::StoreFile;
 
@@ -266,12 +266,4 @@ fn check_geometry(file: &dyn StoreFile, geometry: Geometry) -> Result<(), Volume
         });
     }
     Ok(())
-}
-
-/// What is left of `since` plus `quiet_time`; a clock that was set back gives the whole of it.
-pub(crate) fn quiet_left(since: Option<SystemTime>, quiet_time: Duration) -> Duration {
-    let passed = since
-        .and_then(|since| since.elapsed().ok())
-        .unwrap_or(Duration::ZERO);
-    quiet_time.saturating_sub(passed)
 }

@@ -256,7 +256,8 @@ fn notice_text(notice: &Notice) -> (String, bool) {
         ),
         Notice::Suspects { bytes } => (
             format!(
-                "a session that died had {} on the wire; they are read back before success",
+                "a session that died had {} on the wire: waiting until its server can't write any \
+                 more; all is read back before success",
                 text::bytes(*bytes)
             ),
             false,

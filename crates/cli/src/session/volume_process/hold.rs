@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sprat_luks::{Header, Pins};
 use sprat_store::{
@@ -30,6 +30,8 @@ pub(super) struct Hold {
     stale_lock: Option<LockInfo>,
     /// What was found first; what a reconnect must find again.
     known: OnceLock<(Pins, u64)>,
+    /// Since when every process of the session before is surely gone.
+    held_since: Instant,
     /// Bytes may be on their way that no fsync covers.
     unsettled: AtomicBool,
     /// Why nothing may be sent any more.
@@ -61,6 +63,7 @@ impl Hold {
             lock: RwLock::new(parts.lock),
             stale_lock: parts.stale_lock,
             known: OnceLock::new(),
+            held_since: Instant::now(),
             unsettled: AtomicBool::new(unsettled),
             lost: Mutex::new(None),
         }
@@ -81,6 +84,16 @@ impl Hold {
 
     pub(super) fn record(&self) -> &LocalRecord {
         &self.record
+    }
+
+    /// Since when every process of the session before is surely gone: its flock is ours.
+    pub(super) fn held_since(&self) -> Instant {
+        self.held_since
+    }
+
+    /// Whether what a dead session sent may still arrive in the file.
+    pub(super) fn server_outlives_us(&self) -> bool {
+        self.connection.outlives_us()
     }
 
     /// Notes what the container is; a reconnect accepts nothing else.
@@ -152,19 +165,36 @@ impl Hold {
     /// Gives the lock back. Only what is settled may be let go: with bytes still under way the
     /// lock stays, so that the next session settles them first. True if no lock is left.
     pub(super) fn release(&self) -> Result<bool, LockError> {
+        let mut held = self.lock.write().unwrap_or_else(PoisonError::into_inner);
+        // Under the lock: nothing is sent between this look and the end.
         if self.unsettled.load(Ordering::SeqCst) || self.lost().is_some() {
             return Ok(false);
         }
-        let lock = self
-            .lock
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(lock) = lock {
+        if let Some(lock) = held.take() {
+            drop(held);
             self.record.all_settled()?;
             lock.release(&*self.store())?;
         }
         Ok(true)
+    }
+
+    /// Gives the lock back after `last`, before which nothing more is sent and after which nothing
+    /// of it matters.
+    pub(super) fn release_after(
+        &self,
+        last: impl FnOnce(&dyn Store) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let store = self.store();
+        let lock = {
+            let mut held = self.lock.write().unwrap_or_else(PoisonError::into_inner);
+            held.take()
+        };
+        last(&*store)?;
+        self.all_settled()?;
+        if let Some(lock) = lock {
+            lock.release(&*store)?;
+        }
+        Ok(())
     }
 
     /// Everything sent is durable, by the word of a flush outside the volume (the header's).
@@ -263,6 +293,14 @@ impl sprat_volume::Session for Hold {
     }
 
     fn before_send(&self, ranges: &[Range<u64>]) -> Result<(), Fenced> {
+        // Held until it is noted: a lock that is given back meanwhile would not know of it.
+        let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
+        if held.is_none() {
+            return Err(Fenced::Lost(Box::new(LockError::Lost {
+                container: self.container.clone(),
+                reason: "it was given back".to_owned(),
+            })));
+        }
         self.unsettled.store(true, Ordering::SeqCst);
         self.record.before_send(ranges).map_err(|error| {
             self.lose(Failure::from(&error));

@@ -108,6 +108,8 @@ fn fill(
     // Under the lock: another init may have finished meanwhile.
     refuse_existing(start, &*store)?;
     remove_if_there(&*store, hold.file_name())?;
+    // What a dead init may have under way goes into a file that has no name any more.
+    hold.all_settled()?;
     stop.check()?;
     say.phase(Phase::Creating);
     let slots: Vec<(Secret, SlotKind)> = secrets
@@ -129,7 +131,7 @@ fn fill(
     let payload = header.geometry(file_bytes)?;
     let cipher = SectorCipher::new(&new.volume_key, &header)?;
     hold.learn(new.pins.clone(), file_bytes);
-    let volume = open_volume(start, hold, file, payload, stop, say)?;
+    let volume = open_volume(start, hold, file, payload)?;
     stop.reaches(&volume);
     let opened = Opened {
         hold: Arc::clone(hold),
@@ -220,11 +222,7 @@ pub(super) fn undo(hold: &Hold) -> Result<(), Failure> {
     if let Some(failure) = hold.lost() {
         return Err(failure);
     }
-    let store = hold.store();
-    remove_if_there(&*store, hold.file_name())?;
-    hold.all_settled()?;
-    hold.release()?;
-    Ok(())
+    hold.release_after(|store| remove_if_there(store, hold.file_name()))
 }
 
 fn remove_if_there(store: &dyn Store, name: &FileName) -> Result<(), Failure> {

@@ -1,9 +1,8 @@
 //! Opens an existing container: store, lock, header, pins, key, volume.
 
-use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use sprat_luks::{CopyState, Header, Payload, Pins, Secret, SectorCipher};
 use sprat_store::{
@@ -51,7 +50,8 @@ pub(super) fn open(
         let stop = Arc::clone(stop);
         move || stop.abort_volume()
     });
-    let opened = unlock(start, secret, &hold, stop, say);
+    let opened = wait_for_quiet(start, &hold, stop, say)
+        .and_then(|()| unlock(start, secret, &hold, stop, say));
     if opened.is_err() {
         // Should this fail too, the next session of this host takes the lock over.
         let _ = hold.release();
@@ -146,7 +146,7 @@ fn hold(
             stop.begin_holding()?;
             (Some(take_lock(start, &*store, &record, say)?), None)
         }
-        Access::ReadOnly => (None, look_at_lock(start, &*store, say)?),
+        Access::ReadOnly => (None, look_at_lock(start, &*store, &record, say)?),
     };
     Ok(Arc::new(Hold::new(HoldParts {
         connection,
@@ -176,18 +176,19 @@ pub(super) fn take_lock(
 }
 
 /// Reading while somebody writes gives a mixture of two states; a lock is therefore respected,
-/// unless its holder is known to be dead: this host's own, whose flock we have now.
+/// unless its holder is known to be dead: it took the lock by this record, whose flock we have now.
+/// That it was this host says nothing: it may hold the container under another spelling.
 fn look_at_lock(
     start: &VolumeStart,
     store: &dyn Store,
+    record: &LocalRecord,
     say: &Say,
 ) -> Result<Option<LockInfo>, Failure> {
     let name = &start.target.name;
     let Some(info) = lock::inspect(store, name)? else {
         return Ok(None);
     };
-    let owner = owner_note(&PathBuf::from(&start.state_dir))?;
-    if info.host == owner.host {
+    if info.is_left_by(record) {
         say.notice(Notice::DeadSessionLeftLock);
         return Ok(Some(info));
     }
@@ -195,6 +196,28 @@ fn look_at_lock(
         container: name.clone(),
         info: Box::new(info),
     }))
+}
+
+/// A dead session's server process may still write what it was sent: with its ssh gone, which the
+/// flock tells, for the quiet time at most. Counted from when the flock was ours and on a clock
+/// that nobody sets; what a killed ssh sent last, and when, is known to nobody. A session that only
+/// reads waits, too: what it reads must not change under its eyes.
+fn wait_for_quiet(start: &VolumeStart, hold: &Hold, stop: &Stop, say: &Say) -> Result<(), Failure> {
+    let suspects = hold.record().suspects();
+    if !hold.record().may_arrive() {
+        return Ok(());
+    }
+    say.notice(Notice::Suspects {
+        bytes: suspects.iter().map(|range| range.end - range.start).sum(),
+    });
+    let until = hold.held_since() + Duration::from_millis(start.quiet_time_ms);
+    while hold.server_outlives_us() && Instant::now() < until {
+        stop.check()?;
+        let left = until.saturating_duration_since(Instant::now());
+        std::thread::sleep(left.min(Duration::from_millis(100)));
+    }
+    hold.record().quiet()?;
+    Ok(())
 }
 
 /// Header, pins, key, and the volume behind them.
@@ -229,7 +252,7 @@ fn unlock(
     stop.check()?;
     let pins = header.pins();
     hold.learn(pins.clone(), file_bytes);
-    let volume = open_volume(start, hold, file, payload, stop, say)?;
+    let volume = open_volume(start, hold, file, payload)?;
     stop.reaches(&volume);
     Ok(Opened {
         hold: Arc::clone(hold),
@@ -269,8 +292,6 @@ pub(super) fn open_volume(
     hold: &Arc<Hold>,
     file: Arc<dyn StoreFile>,
     payload: Payload,
-    stop: &Stop,
-    say: &Say,
 ) -> Result<Arc<Volume>, Failure> {
     let geometry = Geometry {
         offset_bytes: payload.offset_bytes,
@@ -280,62 +301,24 @@ pub(super) fn open_volume(
     let session: Arc<dyn sprat_volume::Session> = Arc::clone(hold) as _;
     let volume = match start.access {
         Access::ReadOnly => {
-            wait_for_late_writes(start, hold, stop, say)?;
             // On a disk, not in memory: a journal may be large.
             let mut options = ReadOnlyOptions::new(PathBuf::from(&start.state_dir));
             options.reconnect_max = reconnect_max;
             Volume::open_read_only(file, geometry, session, options)?
         }
         Access::ReadWrite => {
-            let suspects = hold.record().suspects();
-            tell_suspects(&suspects, say);
             let options = VolumeOptions {
                 write_buffer_bytes_max: start.write_buffer_bytes_max,
                 reconnect_max,
                 quiet_time: Duration::from_millis(start.quiet_time_ms),
-                suspects,
-                suspects_since: hold.record().suspects_since(),
+                suspects: hold.record().suspects(),
+                suspects_quiet: true,
                 ..VolumeOptions::default()
             };
             Volume::open(file, geometry, session, options)?
         }
     };
     Ok(Arc::new(volume))
-}
-
-fn tell_suspects(suspects: &[Range<u64>], say: &Say) {
-    if !suspects.is_empty() {
-        say.notice(Notice::Suspects {
-            bytes: suspects.iter().map(|range| range.end - range.start).sum(),
-        });
-    }
-}
-
-/// The server's process of a session that was killed may still write what was on its way, under
-/// the eyes of one that only reads; a session that writes settles that in its volume.
-fn wait_for_late_writes(
-    start: &VolumeStart,
-    hold: &Hold,
-    stop: &Stop,
-    say: &Say,
-) -> Result<(), Failure> {
-    let suspects = hold.record().suspects();
-    if suspects.is_empty() || sprat_volume::Session::old_server_dead(hold) {
-        return Ok(());
-    }
-    tell_suspects(&suspects, say);
-    let quiet_time = Duration::from_millis(start.quiet_time_ms);
-    let begun = Instant::now();
-    let passed = hold
-        .record()
-        .suspects_since()
-        .and_then(|since| SystemTime::now().duration_since(since).ok())
-        .unwrap_or_default();
-    while passed + begun.elapsed() < quiet_time {
-        stop.check()?;
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    Ok(())
 }
 
 /// The length of a LUKS2 payload is whatever the file has, so a file that was cut short opens all
