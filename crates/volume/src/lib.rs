@@ -3,8 +3,8 @@
 //! Above: the FUSE edge and the volume process in `cli`. Below: `store`.
 //!
 //! `plan` decides, without I/O; `send`, `conduct`, `permit` and `read` are the threads that carry it
-//! out, over what they share in `engine`.
-//! writes of a read-only volume.
+//! out, over what they share in `engine`. `settle` takes over from a dead session, `overlay` takes
+//! the writes of a read-only volume.
 //!
 //! Always true:
 //! - The store sees epoch n+1 only after every write of epoch n was answered and its fsync
