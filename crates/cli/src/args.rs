@@ -107,6 +107,9 @@ pub struct GlobalArgs {
     /// Write although the server can't fsync: a crash of the server may then lose the container
     #[arg(long, global = true, help_heading = "Global options")]
     pub insist_without_fsync: bool,
+    /// Read although another machine holds the lock: for when that machine is gone for good
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub ignore_lock: bool,
     /// Where sprat keeps what it knows of containers.
     #[arg(
         long,

@@ -78,6 +78,9 @@ fn help_lists_the_commands_and_the_exit_codes() {
           --insist-without-fsync
               Write although the server can't fsync: a crash of the server may then lose the container
 
+          --ignore-lock
+              Read although another machine holds the lock: for when that machine is gone for good
+
     Exit codes:
         0  done
         1  failed

@@ -187,6 +187,13 @@ impl Context {
         access: Access,
     ) -> Result<SessionOptions, Failure> {
         let global = &self.global;
+        if global.ignore_lock && access == Access::ReadWrite {
+            return Err(
+                Failure::usage("--ignore-lock is for commands that only read").with_hint(
+                    "nothing was done. `sprat unlock` removes the lock of a machine that is gone",
+                ),
+            );
+        }
         let mut options = SessionOptions::new(
             resolved.target.clone(),
             access,
@@ -195,6 +202,7 @@ impl Context {
         );
         options.ssh_command.clone_from(&resolved.ssh_command);
         options.allow_no_fsync = resolved.insist_without_fsync;
+        options.ignore_lock = global.ignore_lock;
         options.reconnect_max = global.reconnect_max;
         options.quiet_time = global.quiet_time;
         if let Some(interval) = global.progress_interval {

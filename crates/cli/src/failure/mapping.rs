@@ -182,7 +182,8 @@ impl From<&LockError> for Failure {
             LockError::HeldElsewhere { .. } => (
                 Exit::Locked,
                 "nothing was changed. If the machine that holds it is known to be dead, run \
-                 `sprat unlock`: it watches the lock before it removes it",
+                 `sprat unlock`: it watches the lock before it removes it. Where the account may \
+                 only read, restore with --ignore-lock",
             ),
             LockError::Lost { .. } => (
                 Exit::Locked,

@@ -268,6 +268,13 @@ fn notice_text(notice: &Notice) -> (String, bool) {
                 .to_owned(),
             false,
         ),
+        Notice::LockIgnored { holder } => (
+            format!(
+                "{holder} is ignored; if that session still writes, what is read now may be a \
+                 mixture of two states: don't rely on it"
+            ),
+            true,
+        ),
         Notice::ServerSpaceLow { available_bytes } => (
             format!(
                 "only {} are left on the server",

@@ -487,6 +487,7 @@ fn start_order(options: &SessionOptions, shape: Shape, secrets: usize) -> Volume
         state_dir: OsString::from(&options.state_dir),
         runtime_dir: OsString::from(&options.runtime_dir),
         allow_no_fsync: options.allow_no_fsync,
+        ignore_lock: options.ignore_lock,
         reconnect_max_ms: millis(options.reconnect_max),
         quiet_time_ms: millis(options.quiet_time),
         figures_interval_ms: millis(options.figures_interval),

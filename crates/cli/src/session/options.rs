@@ -57,6 +57,8 @@ pub struct SessionOptions {
     pub runtime_dir: PathBuf,
     /// Write although the server can't fsync.
     pub allow_no_fsync: bool,
+    /// Read although another host holds the lock; a read-only session alone may.
+    pub ignore_lock: bool,
     /// How long a lost line is waited for; zero ends the session at the first loss.
     pub reconnect_max: Duration,
     /// How long blocks that were in flight at a loss are held back afterwards.
@@ -84,6 +86,7 @@ impl SessionOptions {
             state_dir,
             runtime_dir,
             allow_no_fsync: false,
+            ignore_lock: false,
             reconnect_max: Duration::from_secs(15 * 60),
             quiet_time: Duration::from_secs(60),
             figures_interval: Duration::from_millis(500),
@@ -169,6 +172,11 @@ pub enum Notice {
     },
     /// A write session of this machine died; what it left is read through a local journal replay.
     DeadSessionLeftLock,
+    /// Another host holds the lock, and the user insisted on reading all the same.
+    LockIgnored {
+        /// Whose it is.
+        holder: String,
+    },
     /// Little space is left on the server.
     ServerSpaceLow {
         /// What this account may still write.

@@ -38,6 +38,7 @@ pub(super) struct VolumeStart {
     pub state_dir: OsString,
     pub runtime_dir: OsString,
     pub allow_no_fsync: bool,
+    pub ignore_lock: bool,
     pub reconnect_max_ms: u64,
     pub quiet_time_ms: u64,
     pub figures_interval_ms: u64,

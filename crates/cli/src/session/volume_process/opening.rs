@@ -192,6 +192,12 @@ fn look_at_lock(
         say.notice(Notice::DeadSessionLeftLock);
         return Ok(Some(info));
     }
+    if start.ignore_lock {
+        say.notice(Notice::LockIgnored {
+            holder: info.to_string(),
+        });
+        return Ok(Some(info));
+    }
     Err(Failure::from(&LockError::HeldElsewhere {
         container: name.clone(),
         info: Box::new(info),
