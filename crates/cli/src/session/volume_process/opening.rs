@@ -21,6 +21,11 @@ use crate::{Exit, Failure};
 /// Below this the user is told that the server's disk is nearly full.
 const SERVER_SPACE_LOW_BYTES: u64 = 1 << 30;
 
+/// A session that loses its line sees that only after its ssh gave up, and waits one quiet time
+/// from then on. A killed ssh gave up nothing: the kernel sends what is left in its socket for up
+/// to 102 s more (`tcp_orphan_retries`, net/ipv4/tcp_timer.c), so a takeover waits twice as long.
+const TAKEOVER_QUIET_TIMES: u32 = 2;
+
 /// A container that is ready to be served.
 pub(super) struct Opened {
     pub hold: Arc<Hold>,
@@ -216,7 +221,8 @@ fn wait_for_quiet(start: &VolumeStart, hold: &Hold, stop: &Stop, say: &Say) -> R
     say.notice(Notice::Suspects {
         bytes: suspects.iter().map(|range| range.end - range.start).sum(),
     });
-    let until = hold.held_since() + Duration::from_millis(start.quiet_time_ms);
+    let quiet_time = Duration::from_millis(start.quiet_time_ms) * TAKEOVER_QUIET_TIMES;
+    let until = hold.held_since() + quiet_time;
     while hold.server_outlives_us() && Instant::now() < until {
         stop.check()?;
         let left = until.saturating_duration_since(Instant::now());
