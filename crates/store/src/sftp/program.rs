@@ -1,6 +1,6 @@
 //! A wire over the pipes of a program, usually `ssh … -s host sftp`.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -27,6 +27,8 @@ const SSH_FAILED: i32 = 255;
 #[derive(Debug)]
 pub(crate) struct Program {
     argv: Vec<OsString>,
+    /// What messages call it: the program itself, not a shell around it.
+    name: String,
     host: String,
 }
 
@@ -35,6 +37,9 @@ impl Program {
     /// closes every inherited descriptor beyond 2 when it starts (`closefrom` in ssh.c), so it
     /// can't hold a flock itself; the shell can, for exactly as long.
     pub(crate) fn new(argv: Vec<OsString>, host: &str, hold_fds: bool) -> Self {
+        let name = argv.first().map_or_else(String::new, |program| {
+            program.to_string_lossy().into_owned()
+        });
         let mut whole: Vec<OsString> = Vec::new();
         if hold_fds {
             // `exit` behind the command keeps the shell from executing it in its own place.
@@ -43,6 +48,7 @@ impl Program {
         whole.extend(argv);
         Self {
             argv: whole,
+            name,
             host: host.to_owned(),
         }
     }
@@ -76,7 +82,7 @@ impl Dial for Program {
             unreachable_pipes(&mut child);
             return Err(unreachable("the program has no pipes".to_owned()));
         };
-        let end = ProgramEnd::new(child, stderr, program)
+        let end = ProgramEnd::new(child, stderr, &self.name)
             .map_err(|error| unreachable(format!("can't watch the program: {error}")))?;
         Ok(Wire {
             reader: Box::new(stdout),
@@ -106,10 +112,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl ProgramEnd {
-    fn new(child: Child, stderr: ChildStderr, program: &OsStr) -> io::Result<Self> {
+    fn new(child: Child, stderr: ChildStderr, program: &str) -> io::Result<Self> {
         let heard = Arc::new(Mutex::new(Vec::new()));
         let mut end = Self {
-            program: program.to_string_lossy().into_owned(),
+            program: program.to_owned(),
             child: Mutex::new((child, None)),
             heard: Arc::clone(&heard),
             stop: None,
