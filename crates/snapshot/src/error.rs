@@ -231,7 +231,13 @@ impl SnapshotError {
                 "Older snapshots are whole. What was copied is kept, and the next run goes on from there."
             }
             Self::VolumeFull { .. } => {
-                "Older snapshots are whole. Remove some (prune) or grow the container; the next run goes on from here."
+                "Older snapshots are whole. Make room: mount the container for writing (sprat mount --rw) and remove the folders of old snapshots or a `.partial`. The next run goes on from what is kept."
+            }
+            Self::NoSuchJob { .. } | Self::NoSuchSnapshot { .. } => {
+                "Nothing was changed. `sprat snapshots` lists what there is."
+            }
+            Self::NoSuchPath { .. } => {
+                "Nothing was changed. The path is the one in the source; `sprat mount` lets you look round."
             }
             Self::Cancelled => "What was copied is kept, and the next run goes on from there.",
             Self::DestinationFull { .. } | Self::RestoreFailed { .. } | Self::RestoreCancelled => {

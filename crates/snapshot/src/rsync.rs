@@ -6,4 +6,4 @@ mod program;
 mod run;
 
 pub(crate) use program::Rsync;
-pub(crate) use run::{Ended, Invocation, Outcome, Side};
+pub(crate) use run::{Ended, Invocation, Outcome, Side, room_at};

@@ -13,7 +13,7 @@ use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder, RunFolder};
 use crate::name::{SnapshotName, choose_name};
 use crate::record::{EntryKind, LinkedFrom, RECORD_FORMAT, RunRecord, Warning};
-use crate::rsync::{Ended, Invocation, Outcome, Rsync, Side};
+use crate::rsync::{Ended, Invocation, Outcome, Rsync, Side, room_at};
 use crate::sources::Sources;
 use crate::spec::{Cancel, Phase, Progress, SnapshotReport, SnapshotSpec};
 use crate::text::{escape_name, escape_path};
@@ -46,6 +46,36 @@ pub fn take(
 
 /// [`take`] with a checkpoint every `checkpoint_every`.
 pub(crate) fn take_with(
+    volume_root: &Path,
+    spec: &SnapshotSpec,
+    now: Timestamp,
+    progress: &mut dyn FnMut(Progress),
+    cancel: &Cancel,
+    checkpoint_every: Duration,
+) -> Result<SnapshotReport, SnapshotError> {
+    take_or_fail(volume_root, spec, now, progress, cancel, checkpoint_every)
+        .map_err(|error| full_if_so(error, volume_root))
+}
+
+/// Tells a volume without room from one that fails: our own files, not only rsync's, need room.
+fn full_if_so(error: SnapshotError, volume_root: &Path) -> SnapshotError {
+    let SnapshotError::Volume { source, .. } = &error else {
+        return error;
+    };
+    let no_room = [rustix::io::Errno::NOSPC, rustix::io::Errno::DQUOT]
+        .iter()
+        .any(|errno| source.raw_os_error() == Some(errno.raw_os_error()));
+    match room_at(volume_root).filter(|_| no_room) {
+        Some(full) => SnapshotError::VolumeFull {
+            kind: full.kind,
+            free_bytes: full.free_bytes,
+            free_inodes: full.free_inodes,
+        },
+        None => error,
+    }
+}
+
+fn take_or_fail(
     volume_root: &Path,
     spec: &SnapshotSpec,
     now: Timestamp,

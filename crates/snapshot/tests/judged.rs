@@ -170,6 +170,19 @@ fn a_volume_out_of_inodes_says_so() {
         panic!("{error}")
     };
     assert_eq!((*kind, *free_inodes), (SpaceKind::Inodes, 0));
+
+    // The next run finds no room for its own folder.
+    let error = take_into(&disk.at, &bench.spec()).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            SnapshotError::VolumeFull {
+                kind: SpaceKind::Inodes,
+                ..
+            }
+        ),
+        "{error}"
+    );
 }
 
 #[test]

@@ -416,7 +416,7 @@ impl Full {
 }
 
 /// What the file system at `path` has run out of, after a call there has said that it has.
-fn room_at(path: &Path) -> Option<Full> {
+pub(crate) fn room_at(path: &Path) -> Option<Full> {
     let stat = rustix::fs::statvfs(path).ok()?;
     Some(Full {
         // File systems without a fixed number of inodes say 0 of 0.
