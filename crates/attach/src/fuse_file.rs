@@ -16,21 +16,34 @@ pub(crate) const FILE_NAME: &str = "sprat-volume";
 /// (`fs.fuse.max_pages_limit`).
 pub(crate) const REQUEST_BYTES_MAX: u32 = 1 << 20;
 
+/// Major and minor number of the FUSE device (`MISC_MAJOR` and `FUSE_MINOR` in the kernel).
+const FUSE_DEVICE: (u32, u32) = (10, 229);
+
 /// Opens `/dev/fuse`, close-on-exec. The process that is to serve must become its only holder:
 /// the connection ends with the last of them.
 pub fn open_fuse() -> Result<OwnedFd, AttachError> {
-    rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|e| {
-        let reason = match e {
+    let no_fuse = |reason, errno: Errno| AttachError::NoFuse {
+        reason,
+        source: errno.into(),
+    };
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let device = rustix::fs::open("/dev/fuse", flags, Mode::empty()).map_err(|errno| {
+        let reason = match errno {
             Errno::NOENT => "/dev/fuse doesn't exist",
             Errno::NODEV | Errno::NXIO => "the kernel has no FUSE",
             Errno::PERM | Errno::ACCESS => "this user or container may not open /dev/fuse",
             _ => "/dev/fuse can't be opened",
         };
-        AttachError::NoFuse {
-            reason,
-            source: e.into(),
-        }
-    })
+        no_fuse(reason, errno)
+    })?;
+    // A sandbox may put something else in its place, such as /dev/null.
+    let kind = rustix::fs::fstat(&device)
+        .map_err(|errno| no_fuse("/dev/fuse can't be looked at", errno))?
+        .st_rdev;
+    if (rustix::fs::major(kind), rustix::fs::minor(kind)) != FUSE_DEVICE {
+        return Err(no_fuse("/dev/fuse is another device", Errno::NODEV));
+    }
+    Ok(device)
 }
 
 /// A FUSE mount that is attached to no folder: it ends when this and the files opened through it
