@@ -41,7 +41,7 @@ pub struct GlobalArgs {
     /// Print results as JSON on stdout, and a failure as JSON on stderr
     #[arg(long, global = true, help_heading = "Global options")]
     pub json: bool,
-    /// Print results and failures only
+    /// Print results, warnings and failures only
     #[arg(
         long,
         short,

@@ -163,6 +163,16 @@ impl Failure {
         self
     }
 
+    /// Appends a sentence to the hint.
+    #[must_use]
+    pub fn with_more_hint(mut self, more: &str) -> Self {
+        self.hint = Some(match self.hint {
+            Some(hint) => format!("{}. {more}", hint.trim_end_matches('.')),
+            None => more.to_owned(),
+        });
+        self
+    }
+
     /// Puts `what` in front: the present first line becomes the first cause.
     #[must_use]
     pub fn context(mut self, what: impl Into<String>) -> Self {

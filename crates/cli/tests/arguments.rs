@@ -45,7 +45,7 @@ fn help_lists_the_commands_and_the_exit_codes() {
               Print results as JSON on stdout, and a failure as JSON on stderr
 
       -q, --quiet
-              Print results and failures only
+              Print results, warnings and failures only
 
       -v, --verbose
               Print every step
@@ -533,6 +533,7 @@ fn keys_that_can_not_be_read_are_refused_with_their_path() {
     sprat: no key: none is named, and there is no terminal to ask on
     Caused by:
       1: No such device or address (os error 6)
+      2: there is no key file [DIR]/config/keys/x.key
     Hint: nothing was started. Name one with --key-file, --passphrase-file or --passphrase-command, or in the config
     "#);
 }

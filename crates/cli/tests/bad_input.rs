@@ -21,7 +21,7 @@ fn wrong_key_file_is_told_and_changes_nothing() {
     exit 12
     --- stderr
     sprat: the key or passphrase opens none of the 2 key slots
-    Hint: nothing was changed. Check which key file or passphrase belongs to this container; the recovery passphrase on the sheet opens it too
+    Hint: nothing was changed. Check which key file or passphrase belongs to this container; the recovery key on the sheet opens it too, given as a passphrase
     ");
     let ran = machine.backup(&["--key-file", "other.key"]);
     assert_snapshot!(ran.failed_with(12), @r"
@@ -30,7 +30,7 @@ fn wrong_key_file_is_told_and_changes_nothing() {
     sprat: job home failed
     Caused by:
       1: the key or passphrase opens none of the 2 key slots
-    Hint: nothing was changed. Check which key file or passphrase belongs to this container; the recovery passphrase on the sheet opens it too
+    Hint: nothing was changed. Check which key file or passphrase belongs to this container; the recovery key on the sheet opens it too, given as a passphrase
     ");
 }
 
@@ -46,7 +46,7 @@ fn wrong_passphrase_is_told_and_the_recovery_key_opens() {
     exit 12
     --- stderr
     sprat: the key or passphrase opens none of the 2 key slots
-    Hint: nothing was changed. Check which key file or passphrase belongs to this container; the recovery passphrase on the sheet opens it too
+    Hint: nothing was changed. Check which key file or passphrase belongs to this container; the recovery key on the sheet opens it too, given as a passphrase
     ");
     assert_eq!(open("right.txt").code, 0);
     let typed = recovery.replace('-', " ").to_uppercase();
@@ -91,14 +91,89 @@ fn folder_of_the_container_is_missing() {
     exit 1
     --- stderr
     sprat: open folder [DIR]/nowhere: not found
+    Hint: nothing was changed. Check the path, and whether its disk is mounted there; sprat makes no folders on a server
     ");
     let ran = machine.sprat(&["init", "nowhere/x.luks", "--cheap-kdf-for-tests"]);
     assert_snapshot!(ran.failed_with(1), @r"
     exit 1
     --- stderr
     sprat: open folder [DIR]/nowhere: not found
+    Hint: nothing was changed. Check the path, and whether its disk is mounted there; sprat makes no folders on a server. The new key file [DIR]/config/keys/x.key is kept; the next init uses it
+    ");
+}
+
+#[test]
+fn a_mistyped_name_is_not_told_to_be_unlocked_and_where_its_key_was_sought() {
+    requires!(needs::root());
+    let machine = Machine::new();
+    let ran = machine.sprat(&["unlock", "store/x.luks"]);
+    assert_snapshot!(ran.failed_with(10), @r"
+    exit 10
+    --- stderr
+    sprat: there is no container [DIR]/store/x.luks
+    Hint: nothing was changed: no lock is there either. Check the path
+    ");
+    // `setsid`: without a terminal to ask on.
+    let ran = machine.sprat_under(&["setsid", "--wait"], &["snapshots", "store/x.luks"]);
+    assert_snapshot!(ran.failed_with(2), @r"
+    exit 2
+    --- stderr
+    sprat: no key: none is named, and there is no terminal to ask on
     Caused by:
-      1: the new key file [DIR]/config/keys/x.key is kept
+      1: No such device or address (os error 6)
+      2: there is no key file [DIR]/config/keys/x.key
+    Hint: nothing was started. Name one with --key-file, --passphrase-file or --passphrase-command, or in the config
+    ");
+}
+
+#[test]
+fn two_runs_at_once_are_told_which_container_is_open() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    fs::create_dir(machine.path("mnt")).unwrap();
+    assert_eq!(machine.sprat(&["mount", CONTAINER, "mnt"]).code, 0);
+    let ran = machine.backup(&[]);
+    let text = ran.failed_with(11);
+    assert_eq!(machine.sprat(&["umount", "mnt"]).code, 0);
+    assert_snapshot!(text, @r"
+    exit 11
+    --- stderr
+    sprat: job home failed
+    Caused by:
+      1: another process on this machine has [DIR]/store/x.luks open
+    Hint: nothing was changed. Wait for the other run to end, or `sprat umount` what is mounted
+    ");
+    machine.nothing_is_left();
+}
+
+#[test]
+fn sources_with_dots_keep_one_path() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    fs::create_dir_all(machine.path("source/deep")).unwrap();
+    machine.write("source/file", "content");
+    let up = machine.path("source/deep/../../source");
+    let ran = machine.sprat(&["backup", CONTAINER, "--name", "dots", &up.to_string_lossy()]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let what = format!("dots:{}", machine.path("source/file").display());
+    let ran = machine.sprat(&["restore", CONTAINER, &what, "--to", "back"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert_eq!(fs::read(machine.path("back/file")).unwrap(), b"content");
+    let gone = machine.path("nowhere/../source");
+    let ran = machine.sprat(&[
+        "backup",
+        CONTAINER,
+        "--name",
+        "dots",
+        &gone.to_string_lossy(),
+    ]);
+    assert_snapshot!(ran.failed_with(1), @r"
+    exit 1
+    --- stderr
+    sprat: source [DIR]/nowhere/..: can't be found
+    Caused by:
+      1: No such file or directory (os error 2)
+    Hint: nothing was started. Check the path
     ");
 }
 
@@ -341,11 +416,13 @@ fn job_snapshot_or_path_that_is_not_there() {
     exit 1
     --- stderr
     sprat: there is no job hom on this volume
+    Hint: Nothing was changed. `sprat snapshots` lists what there is.
     ");
     assert_snapshot!(restore("home/2001-01-01T00-00-00Z"), @r"
     exit 1
     --- stderr
     sprat: job home has no snapshot 2001-01-01T00-00-00Z
+    Hint: Nothing was changed. `sprat snapshots` lists what there is.
     ");
     let text = restore("home:/no/such/path");
     assert!(text.contains("has no /no/such/path"), "{text}");

@@ -54,8 +54,7 @@ fn server_disk_full_during_init_leaves_nothing() {
     sprat: the server's disk is full
     Caused by:
       #: write [DIR]/store/x.luks.new: no space left (# bytes available)
-      #: the new key file [DIR]/config/keys/x.key is kept
-    Hint: what init had made on the server was removed. finished snapshots are unharmed. Make room on the server, then run the same command again: it goes on where it stopped
+    Hint: what init had made on the server was removed. finished snapshots are unharmed. Make room on the server, then run the same command again: it goes on where it stopped. The new key file [DIR]/config/keys/x.key is kept; the next init uses it
     ");
     assert_eq!(fs::read_dir(machine.path("store")).unwrap().count(), 0);
     disk.remount("size=200m");
@@ -110,7 +109,7 @@ fn volume_full_harms_no_snapshot_and_the_next_run_goes_on() {
     sprat: job home failed
     Caused by:
       #: the volume is out of space (# bytes and # inodes free)
-    Hint: Older snapshots are whole. Remove some (prune) or grow the container; the next run goes on from here.
+    Hint: Older snapshots are whole. Make room: mount the container for writing (sprat mount --rw) and remove the folders of old snapshots or a `.partial`. The next run goes on from what is kept.
     ");
     machine.write("src/large", noise(1 << 20, 3));
     let ran = machine.backup(&[]);

@@ -1,6 +1,6 @@
 //! `sprat backup`: the jobs of the config, or one given on the command line.
 
-use std::ffi::OsString;
+use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -100,8 +100,11 @@ fn plan(context: &Context, args: &BackupArgs) -> Result<Vec<Group>, Failure> {
         let job = job_name(name).map_err(Failure::usage)?;
         let resolved = context.resolve_os(target)?;
         let environment = &context.environment;
-        let absolute = |path: &OsString| environment.absolute(path.as_ref());
-        let mut spec = SnapshotSpec::new(job, sources.iter().map(absolute).collect());
+        let sources = sources
+            .iter()
+            .map(|source| source_path(&environment.absolute(source.as_ref())))
+            .collect::<Result<_, _>>()?;
+        let mut spec = SnapshotSpec::new(job, sources);
         spec.excludes.clone_from(&args.exclude);
         spec.exclude_from = args
             .exclude_from
@@ -153,6 +156,26 @@ fn plan(context: &Context, args: &BackupArgs) -> Result<Vec<Group>, Failure> {
         }
     }
     Ok(groups)
+}
+
+/// Resolves `..` as the kernel does; a symbolic link at the end stays one. A source must keep one
+/// path, or the next run would not find its files in this one's snapshot.
+fn source_path(path: &Path) -> Result<PathBuf, Failure> {
+    let is_up = |component: Component<'_>| component == Component::ParentDir;
+    if !path.components().any(is_up) {
+        return Ok(path.to_owned());
+    }
+    let resolve = |path: &Path| {
+        std::fs::canonicalize(path).map_err(|error| {
+            Failure::failed(format!("source {}: can't be found", path.display()))
+                .caused_by(&error)
+                .with_hint("nothing was started. Check the path")
+        })
+    };
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => Ok(resolve(parent)?.join(name)),
+        _ => resolve(path),
+    }
 }
 
 /// Runs one session. Its jobs have succeeded only once it is closed.

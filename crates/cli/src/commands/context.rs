@@ -177,7 +177,15 @@ impl Context {
 
     /// Fetches the key of a container.
     pub(crate) fn secret(&self, resolved: &Resolved) -> Result<Secret, Failure> {
-        resolved.secret.fetch(self.output, &self.interrupt)
+        let fetched = resolved.secret.fetch(self.output, &self.interrupt);
+        fetched.map_err(|failure| {
+            match (&resolved.secret, &resolved.default_key_file, failure.exit) {
+                (SecretSource::Terminal, Some(path), Exit::Usage) => {
+                    failure.because(format!("there is no key file {}", path.display()))
+                }
+                _ => failure,
+            }
+        })
     }
 
     /// How the session is to open it; what is pinned included.

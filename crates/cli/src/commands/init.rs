@@ -50,9 +50,10 @@ pub(super) fn run(context: &Context, args: &InitArgs) -> Result<Exit, Failure> {
     let created = session::create(options, &mut reporter, &context.interrupt);
     reporter.clear();
     let created = created.map_err(|failure| match (&source, key_file_made) {
-        (SecretSource::KeyFile(path), true) => {
-            failure.because(format!("the new key file {} is kept", path.display()))
-        }
+        (SecretSource::KeyFile(path), true) => failure.with_more_hint(&format!(
+            "The new key file {} is kept; the next init uses it",
+            path.display()
+        )),
         _ => failure,
     })?;
     pinned::store(&state_dir, &resolved.target, &created.facts.pins)?;

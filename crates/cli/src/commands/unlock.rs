@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::json;
+use sprat_store::StoreErrorKind;
 use sprat_store::lock::{self, LockInfo, RENEW_INTERVAL};
 
 use super::context::Context;
@@ -21,6 +22,14 @@ pub(super) fn run(context: &Context, args: &UnlockArgs) -> Result<Exit, Failure>
     let store = reach::connect(&resolved.target, &resolved.ssh_command)?;
     let name = &resolved.target.name;
     let Some(info) = lock::inspect(&*store, name)? else {
+        // A name mistyped is no container set free.
+        if let Err(error) = store.stat(name)
+            && error.kind() == StoreErrorKind::NotFound
+        {
+            let what = format!("there is no container {}", resolved.target);
+            return Err(Failure::new(Exit::NoContainer, what)
+                .with_hint("nothing was changed: no lock is there either. Check the path"));
+        }
         let text = format!("{} is not locked\n", resolved.target);
         return done(context, &text, &resolved.target.to_string(), None, false);
     };

@@ -40,6 +40,10 @@ impl From<StoreError> for Failure {
 
 fn store_hint(kind: StoreErrorKind) -> Option<&'static str> {
     Some(match kind {
+        StoreErrorKind::NotFound => {
+            "nothing was changed. Check the path, and whether its disk is mounted there; sprat \
+             makes no folders on a server"
+        }
         StoreErrorKind::NoSpace => {
             "finished snapshots are unharmed. Make room on the server, then run the same command \
              again: it goes on where it stopped"
@@ -139,7 +143,7 @@ fn luks_hint(error: &LuksError) -> Option<&'static str> {
         }
         LuksError::WrongSecret { .. } => {
             "nothing was changed. Check which key file or passphrase belongs to this container; \
-             the recovery passphrase on the sheet opens it too"
+             the recovery key on the sheet opens it too, given as a passphrase"
         }
         LuksError::HeaderDamaged { .. } | LuksError::CopiesDisagree { .. } => {
             "the data may be whole, only its header is not: nothing was changed. Restore a header \
@@ -174,6 +178,11 @@ impl From<&LockError> for Failure {
             LockError::Store { source, .. } => {
                 return Self::from(source).context(error.to_string());
             }
+            LockError::Record { .. } => (
+                Exit::Failed,
+                "nothing was changed on the server. sprat's folder on this machine must be \
+                 writable and have room",
+            ),
             LockError::HeldHere { .. } => (
                 Exit::Locked,
                 "nothing was changed. Wait for the other run to end, or `sprat umount` what is \
@@ -275,6 +284,10 @@ impl From<&AttachError> for Failure {
     fn from(error: &AttachError) -> Self {
         let hint = match error {
             AttachError::NotRoot { .. } => Some("run it as root (sudo)"),
+            AttachError::Busy { .. } => Some(
+                "it stays mounted. End these programs, or leave the folder in them, then run the \
+                 same command again",
+            ),
             AttachError::NoFuse { .. } | AttachError::NoLoop { .. } => {
                 Some("`sprat doctor` tells what this machine lacks")
             }

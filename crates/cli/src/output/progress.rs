@@ -161,7 +161,7 @@ fn phase_text(phase: Phase) -> &'static str {
 fn rsync_phase_text(phase: sprat_snapshot::Phase) -> &'static str {
     use sprat_snapshot::Phase as P;
     match phase {
-        P::Checking => "checking the sources",
+        P::Checking => "looking at what is there",
         P::Recovering => "taking up the interrupted run",
         P::Copying => "copying",
         P::Syncing => "waiting until everything is written",

@@ -92,6 +92,11 @@ pub(super) fn open_record(state_dir: &Path, target: &Target) -> Result<LocalReco
                 std::thread::sleep(Duration::from_millis(100));
             }
             Ok(record) => return Ok(record),
+            Err(error @ LockError::HeldHere { .. }) => {
+                let mut failure = Failure::from(&error);
+                failure.what = format!("another process on this machine has {target} open");
+                return Err(failure);
+            }
             Err(error) => return Err(Failure::from(&error)),
         }
     }
