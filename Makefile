@@ -33,8 +33,8 @@ audit: ## known advisories against our dependencies (needs the network)
 torture: ## 100 rounds of kill -9 during backups (about an hour): [ROUNDS=100]
 	@SPRAT_TORTURE_ROUNDS="$(or $(ROUNDS),100)" scripts/test --no-capture -E 'binary(torture)'
 
-bench: ## sprat beside other tools on slow lines: [QUICK=1] [LINES= LOADS= TOOLS= WORK= WRITE=1] [MICRO=1]
-	@QUICK="$(QUICK)" BENCH_LINES="$(LINES)" LOADS="$(LOADS)" TOOLS="$(TOOLS)" WORK="$(WORK)" WRITE="$(WRITE)" MICRO="$(MICRO)" bench/bench
+bench: ## sprat beside other tools on slow lines: [QUICK=1] [LINES= LOADS= TOOLS= MEASURES= WORK= WRITE=1] [MICRO=1]
+	@QUICK="$(QUICK)" BENCH_LINES="$(LINES)" LOADS="$(LOADS)" TOOLS="$(TOOLS)" MEASURES="$(MEASURES)" WORK="$(WORK)" WRITE="$(WRITE)" MICRO="$(MICRO)" bench/bench
 
 clean: ## what was built
 	@bash -c '. scripts/env.sh && cargo clean'

@@ -23,12 +23,16 @@ import measure
 import report
 from loads import LOADS, ONE_FILE, Tree
 from server import LINES, Sshd, Wire, stream_rate
-from tools import DEFAULT_TOOLS, TOOLS, find_programs
+from tools import DEFAULT_TOOLS, TOOLS, Tool, find_programs
 
 ROOT = Path(__file__).resolve().parent.parent
 # sprat's SFTP channels for data: so many plain streams are the line's yardstick.
 SPRAT_STREAMS = 4
-MEASURES = ("first", "unchanged", "unchanged, no cache", "1 % changed", "restore all", "restore one")
+# As on the command line, and as in the tables.
+MEASURES = {
+    "first": "first", "unchanged": "unchanged", "no-cache": "unchanged, no cache", "changed": "1 % changed",
+    "restore": "restore all", "restore-one": "restore one",
+}
 
 
 def say(*words):
@@ -54,6 +58,7 @@ def parse_arguments():
     parser.add_argument("--lines", type=named("line", LINES), help=f"of {', '.join(LINES)}")
     parser.add_argument("--loads", type=named("load", LOADS), help=f"of {', '.join(LOADS)}")
     parser.add_argument("--tools", type=named("tool", TOOLS), help=f"of {', '.join(TOOLS)}")
+    parser.add_argument("--measures", type=named("measure", MEASURES), help=f"of {', '.join(MEASURES)}; the first backup is always made")
     parser.add_argument("--quick", action="store_true", help="only the line of 50 ms and the source-like tree")
     parser.add_argument("--scale", type=float, default=1.0, help="a share of every load; for trying the bench itself")
     parser.add_argument("--seed", type=int, default=1, help="of the trees")
@@ -64,6 +69,7 @@ def parse_arguments():
     given.lines = given.lines or (["50ms"] if given.quick else list(LINES))
     given.loads = given.loads or (["source"] if given.quick else list(LOADS))
     given.tools = given.tools or list(DEFAULT_TOOLS)
+    given.measures = given.measures or list(MEASURES)
     return given
 
 
@@ -114,27 +120,26 @@ class Round:
         return f"restored wrong: {restored}"
 
     def run(self):
-        for tool in self.tools:
-            self.measure(tool, "first", tool.backup(self.tree.root))
-        self.pause()
-        for tool in self.tools:
-            self.measure(tool, "unchanged", tool.backup(self.tree.root))
-        self.pause()
-        for tool in self.tools:
-            if tool.has_cache:
-                tool.forget_cache()
-                self.measure(tool, "unchanged, no cache", tool.backup(self.tree.root))
-        self.pause()
-        self.tree.change()
-        for tool in self.tools:
-            self.measure(tool, "1 % changed", tool.backup(self.tree.root))
-        for tool in self.tools:
-            self.restore(tool, "restore all", tool.restore, self.same_tree)
-        for tool in self.tools:
-            self.restore(tool, "restore one", tool.restore_one, self.same_file)
+        self.backups("first")
+        if "unchanged" in self.given.measures:
+            self.backups("unchanged")
+        if "no-cache" in self.given.measures:
+            self.backups("no-cache", [tool for tool in self.tools if tool.has_cache], Tool.forget_cache)
+        if "changed" in self.given.measures:
+            self.tree.change()
+            self.backups("changed")
+        if "restore" in self.given.measures:
+            for tool in self.tools:
+                self.restore(tool, MEASURES["restore"], tool.restore, self.same_tree)
+        if "restore-one" in self.given.measures:
+            for tool in self.tools:
+                self.restore(tool, MEASURES["restore-one"], tool.restore_one, self.same_file)
 
-    @staticmethod
-    def pause():
+    def backups(self, name, tools=None, prepare=None):
+        for tool in self.tools if tools is None else tools:
+            if prepare:
+                prepare(tool)
+            self.measure(tool, MEASURES[name], tool.backup(self.tree.root))
         # Snapshot names are whole seconds.
         time.sleep(1)
 
@@ -203,11 +208,13 @@ def machine():
 
 
 def commit():
+    """The last commit that changed sprat itself."""
     # The tree may belong to another user than root, which git then asks about.
     git = ["git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT)]
-    head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
-    return head + (" with changes" if changed else "")
+    crates = ["--", "crates", "Cargo.toml", "Cargo.lock"]
+    last = subprocess.run([*git, "log", "-1", "--format=%h", *crates], capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run([*git, "status", "--porcelain", *crates], capture_output=True, text=True).stdout.strip()
+    return (last or "unknown") + (" with changes" if changed else "")
 
 
 def main():

@@ -12,9 +12,11 @@ PASSPHRASE = "not a secret: made for a benchmark"
 JOB = "bench"
 
 
-def output_of(*words):
+def output_of(*words, begins=""):
+    """The first line of a command's output that begins so."""
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
-    return (done.stdout or done.stderr).strip().splitlines()[0] if done.returncode == 0 else "unknown"
+    lines = (done.stdout + done.stderr).strip().splitlines() if done.returncode == 0 else []
+    return next((" ".join(line.split()) for line in lines if line.startswith(begins)), "unknown")
 
 
 class Tool:
@@ -159,7 +161,7 @@ class SshfsStack(Tool):
 
     @staticmethod
     def version(_programs):
-        return f"{output_of('sshfs', '--version')}, {output_of('rsync', '--version')}"
+        return f"{output_of('sshfs', '--version', begins='SSHFS')}, {output_of('rsync', '--version')}"
 
     def prepare(self):
         image = self.folder / "volume.img"

@@ -1,1 +1,0 @@
-//! Nothing: cargo wants a library or a program beside the benches.
