@@ -1,37 +1,21 @@
 //! What of a test is still mounted, looped or running on this machine.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// The machine's FUSE connections and busy loop devices at one moment.
-pub struct Machine {
-    loops: BTreeSet<String>,
-}
-
-impl Machine {
-    /// As it is now.
-    pub fn now() -> Self {
-        Self {
-            loops: loops().into_iter().map(|(device, _)| device).collect(),
-        }
-    }
-}
-
-/// Busy loop devices with their files, as the kernel shows them.
-fn loops() -> Vec<(String, String)> {
-    let Ok(devices) = fs::read_dir("/sys/block") else {
-        return Vec::new();
+/// Loop devices of `len_bytes`: the file's name says nothing, every volume's is the same.
+fn loops_of(len_bytes: u64) -> Vec<String> {
+    let devices = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    let is_ours = |device: &fs::DirEntry| {
+        let read = |name: &str| fs::read_to_string(device.path().join(name)).ok();
+        let sectors = read("size").and_then(|size| size.trim().parse().ok());
+        read("loop/backing_file").is_some() && sectors == Some(len_bytes / 512)
     };
-    let mut found = Vec::new();
-    for device in devices.flatten() {
-        let name = device.file_name().to_string_lossy().into_owned();
-        if let Ok(file) = fs::read_to_string(device.path().join("loop/backing_file")) {
-            found.push((name, file.trim().to_owned()));
-        }
-    }
-    found
+    let names = devices.filter(is_ours).map(|device| device.file_name());
+    names
+        .map(|name| format!("/dev/{}", name.to_string_lossy()))
+        .collect()
 }
 
 /// The processes of `stage`, with the words of their command lines, oldest first: those that
@@ -88,8 +72,9 @@ fn parent(stat: &[u8]) -> i32 {
     parent.and_then(|pid| pid.parse().ok()).unwrap_or(0)
 }
 
-/// One line for each thing that belongs to `stage` and is still there.
-pub fn of(stage: &Path, before: &Machine) -> Vec<String> {
+/// One line for each thing that belongs to `stage`, with its volume of `volume_bytes`, and is still
+/// there.
+pub fn of(stage: &Path, volume_bytes: u64) -> Vec<String> {
     let running = processes(stage).into_iter();
     let mut left: Vec<_> = running
         .map(|(pid, words)| format!("process {pid}: {}", words.join(" ")))
@@ -109,19 +94,8 @@ pub fn of(stage: &Path, before: &Machine) -> Vec<String> {
             ));
         }
     }
-    for (device, file) in loops() {
-        if !before.loops.contains(&device) && is_of(stage, &file) {
-            left.push(format!("/dev/{device}: {file}"));
-        }
-    }
+    left.extend(loops_of(volume_bytes));
     left
-}
-
-/// Whether a loop device's file is, or may be, of `stage`.
-fn is_of(stage: &Path, file: &str) -> bool {
-    file.contains(&stage.display().to_string())
-        || file.contains("sprat")
-        || file.starts_with("/volume")
 }
 
 /// Whether `bytes` hold `marker` somewhere.

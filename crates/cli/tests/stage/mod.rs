@@ -44,8 +44,12 @@ fn device(path: &str) -> Option<String> {
 pub struct Stage {
     pub sshd: Sshd,
     folder: tempfile::TempDir,
-    before: leftovers::Machine,
+    /// The volume's length, which no other test on this machine has: its loop devices are told by it.
+    volume_bytes: u64,
 }
+
+/// What lies in front of the volume in a container.
+const HEADER_BYTES: u64 = 16 << 20;
 
 impl Stage {
     /// Starts the server; a relative path on it begins in [`Stage::server`].
@@ -59,11 +63,10 @@ impl Stage {
             sftp_arguments: vec!["-d".into(), server],
             ..SshdOptions::default()
         });
-        let before = leftovers::Machine::now();
         Self {
             sshd,
             folder,
-            before,
+            volume_bytes: 0,
         }
     }
 
@@ -117,16 +120,25 @@ impl Stage {
         output
     }
 
-    /// Makes the container with the least costly key derivation.
-    pub fn init(&self, size: &str) -> Output {
-        let arguments = [
+    /// Makes the container, of about `gibibytes`, with the least costly key derivation.
+    pub fn init(&mut self, gibibytes: u64) -> Output {
+        let size = self.choose_size(gibibytes).to_string();
+        let words = [
             "--cheap-kdf-for-tests",
             "init",
             self.target(),
             "--size",
-            size,
+            &size,
         ];
-        self.ok(&arguments, Duration::from_secs(120))
+        self.ok(&words, Duration::from_secs(120))
+    }
+
+    /// A container's size in bytes that is this stage's own.
+    pub fn choose_size(&mut self, gibibytes: u64) -> u64 {
+        let own = u64::from(std::process::id()) % 4096 * 4096;
+        let size = (gibibytes << 30) + own;
+        self.volume_bytes = size - HEADER_BYTES;
+        size
     }
 
     /// Backs `source` up as `job`.
@@ -156,7 +168,7 @@ impl Stage {
     pub fn assert_nothing_is_left(&self, limit: Duration) {
         let until = Instant::now() + limit;
         loop {
-            let mut left = leftovers::of(self.folder.path(), &self.before);
+            let mut left = leftovers::of(self.folder.path(), self.volume_bytes);
             let sessions = self.sshd.session_pids();
             if !sessions.is_empty() {
                 left.push(format!("sessions of the server: {sessions:?}"));
