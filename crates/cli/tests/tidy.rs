@@ -239,8 +239,8 @@ fn no_file_names_a_workplace_or_a_package_registry() {
     ];
     let mut findings = Vec::new();
     for path in files() {
-        // Cargo writes the lock file, and names its registry there.
-        if path == Path::new("Cargo.lock") {
+        // Cargo writes the lock files, and names its registry there.
+        if path.file_name().is_some_and(|name| name == "Cargo.lock") {
             continue;
         }
         let Ok(source) = fs::read_to_string(root().join(&path)) else {
