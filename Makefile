@@ -1,6 +1,6 @@
 # What one does with this repository; `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help build try test vm-shell lint audit torture bench install clean
+.PHONY: help build try test test-vm vm-shell lint audit torture bench install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -18,6 +18,9 @@ try: ## back up a real folder and get it back: [DIR=/usr/share/doc]; leaves noth
 
 test: ## every test (needs root or sudo; installs what is missing)
 	@scripts/test
+
+test-vm: ## the recovery sheet's commands on a real kernel with dm-crypt, in a VM (minutes)
+	@SPRAT_TEST_VM=1 scripts/test --no-capture -E 'binary(/^vm_/)'
 
 vm-shell: ## a shell in a rescue system on a real kernel (a VM; needs no KVM): [WITH=folder to lay over its root]
 	@scripts/install vm

@@ -1,0 +1,384 @@
+//! A person's backups on a real sshd, and the rescue system in which that person has only the sheet.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::ops::Deref;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use sprat_testkit::needs;
+
+use crate::stage::{self, SPRAT, Stage, run_within, shown};
+
+/// A name that only the ssh configuration (here) and /etc/hosts (in the guest) can resolve.
+const SERVER: &str = "backup.example";
+
+fn repository() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.join("../..").canonicalize().expect("the repository")
+}
+
+/// Where cargo builds, as this test was built; the VM's image lies there.
+fn target_folder() -> PathBuf {
+    let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    scratch.parent().expect("target/tmp").to_owned()
+}
+
+fn tool(name: &str) -> Command {
+    let mut command = Command::new(repository().join("tests/vm").join(name));
+    command
+        .env("CARGO_TARGET_DIR", target_folder())
+        .stdin(Stdio::null());
+    command
+}
+
+/// Whether nobody asked for the tests in the VM: they take minutes, more on a busy machine.
+#[expect(clippy::print_stderr, reason = "a skipped test says why")]
+pub fn not_asked_for() -> bool {
+    let asked = std::env::var_os("SPRAT_TEST_VM").is_some_and(|value| !value.is_empty());
+    if !asked {
+        eprintln!("NOT RUN: tests in the VM run with `make test-vm`");
+    }
+    !asked
+}
+
+/// What is missing on this machine for the VM; makes its image if it isn't there.
+pub fn missing() -> Option<String> {
+    let programs = [
+        "qemu-system-x86_64",
+        "busybox",
+        "cpio",
+        "depmod",
+        "sshfs",
+        "getfattr",
+    ];
+    stage::missing()
+        .or_else(|| programs.into_iter().find_map(needs::program))
+        .or_else(|| {
+            let output = tool("image").output().expect("tests/vm/image starts");
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            (!output.status.success()).then(|| format!("the VM's image can't be made: {said}"))
+        })
+}
+
+/// A person's machine with a config of several containers, and the server.
+pub struct Owner(Stage);
+
+impl Deref for Owner {
+    type Target = Stage;
+
+    fn deref(&self) -> &Stage {
+        &self.0
+    }
+}
+
+impl Owner {
+    /// Writes the config. Each container `x` has its own key file and the job `job-x`.
+    pub fn new(containers: &[&str]) -> Self {
+        let owner = Self(Stage::new());
+        // Plain `ssh`, as most people have it: with this first in PATH, it is not named on the sheet.
+        let ssh = needs::find_program("ssh").expect("checked by missing()");
+        let config = owner.sshd.path("ssh_config");
+        let wrapper = format!(
+            "#!/bin/sh\nexec {} -F {} \"$@\"\n",
+            ssh.display(),
+            config.display()
+        );
+        write(&owner.path("bin/ssh"), wrapper, 0o755);
+        let mut config = String::new();
+        for name in containers {
+            let _ = write!(
+                config,
+                "[container.{name}]\ntarget = \"ssh://root@{SERVER}:{}{}\"\nkey_file = \"{}\"\n\
+                 [job.job-{name}]\ncontainer = \"{name}\"\nsources = [\"{}\"]\n",
+                owner.sshd.port(),
+                owner.container(name).display(),
+                owner.key_file(name).display(),
+                owner.source().display(),
+            );
+        }
+        write(&owner.path("sprat.toml"), config, 0o600);
+        owner
+    }
+
+    /// What is backed up.
+    pub fn source(&self) -> PathBuf {
+        self.path("source")
+    }
+
+    /// A container's file on the server's disk.
+    pub fn container(&self, name: &str) -> PathBuf {
+        self.server().join(format!("{name}.luks"))
+    }
+
+    /// A container's key file.
+    pub fn key_file(&self, name: &str) -> PathBuf {
+        self.path(format!("{name}.key"))
+    }
+
+    /// `sprat` with this person's config.
+    pub fn sprat(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(SPRAT);
+        let path = std::env::var("PATH").unwrap_or_default();
+        command
+            .env("PATH", format!("{}:{path}", self.path("bin").display()))
+            .env("SPRAT_STATE_DIR", self.path("state"))
+            .env("SPRAT_RUNTIME_DIR", self.path("run"))
+            .arg("--config")
+            .arg(self.path("sprat.toml"))
+            .args(arguments)
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs `sprat` to its end; anything but exit code 0 fails the test.
+    pub fn ok(&self, arguments: &[&str]) -> Output {
+        let mut command = self.sprat(arguments);
+        let output = run_within(&mut command, Duration::from_secs(200));
+        assert!(output.status.success(), "{}", shown(&command, &output));
+        output
+    }
+
+    /// Makes a container; returns the sheet as it was printed.
+    pub fn init(&self, name: &str, more: &[&str]) -> Sheet {
+        let output = self.ok(&[more, &["init", name, "--size", "2G"]].concat());
+        Sheet {
+            container: name.to_owned(),
+            text: String::from_utf8(output.stdout).expect("a sheet is text"),
+        }
+    }
+
+    /// Runs the container's job.
+    pub fn backup(&self, name: &str) {
+        self.ok(&["backup", &format!("job-{name}")]);
+    }
+
+    /// Restores the latest snapshot with sprat; returns where the source came back.
+    pub fn restore(&self, name: &str) -> PathBuf {
+        let to = self.path("restored").join(name);
+        let shown_to = to.display().to_string();
+        self.ok(&["restore", name, &format!("job-{name}"), "--to", &shown_to]);
+        to.join(self.source().strip_prefix("/").expect("an absolute path"))
+    }
+}
+
+/// A recovery sheet, as `sprat init` printed it.
+pub struct Sheet {
+    container: String,
+    text: String,
+}
+
+impl Sheet {
+    /// The lines that it tells to type, in their order.
+    fn commands(&self) -> Vec<&str> {
+        let commands = self
+            .text
+            .lines()
+            .filter_map(|line| line.strip_prefix("       "));
+        let commands: Vec<_> = commands.collect();
+        assert!(
+            commands.len() >= 9,
+            "a sheet with its commands: {}",
+            self.text
+        );
+        commands
+    }
+
+    fn recovery_key(&self) -> &str {
+        let line = self
+            .text
+            .lines()
+            .find_map(|line| line.strip_prefix("RECOVERY KEY"));
+        line.expect("the sheet has a recovery key").trim()
+    }
+}
+
+/// Which of the sheet's two ways to open the container is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenWith {
+    KeyFile,
+    RecoveryKey,
+}
+
+/// The rescue system: what it is given, and the script it will run.
+pub struct Guest<'o> {
+    owner: &'o Owner,
+    script: String,
+    /// Snapshots expected so far, by container.
+    snapshots: Vec<String>,
+}
+
+impl<'o> Guest<'o> {
+    /// Gives it the ssh key, the server's host key, and its name's address.
+    pub fn new(owner: &'o Owner) -> Self {
+        let guest = Self {
+            owner,
+            script: PRELUDE.to_owned(),
+            snapshots: Vec::new(),
+        };
+        let read = |name: &str| fs::read_to_string(owner.sshd.path(name)).expect("made by Sshd");
+        let port = owner.sshd.port();
+        let known = format!("[{SERVER}]:{port} {}", read("host_key.pub"));
+        guest.give("root/.ssh/known_hosts", known, 0o600);
+        guest.give("root/.ssh/id_ed25519", read("user_key"), 0o600);
+        guest.give(
+            "etc/hosts",
+            format!("127.0.0.1 localhost\n10.0.2.2 {SERVER}\n"),
+            0o644,
+        );
+        let listing = fs::read(repository().join("tests/vm/listing")).expect("tracked");
+        guest.give("usr/bin/listing", listing, 0o755);
+        guest
+    }
+
+    fn give(&self, path: &str, content: impl AsRef<[u8]>, mode: u32) {
+        write(&self.owner.path("overlay").join(path), content, mode);
+    }
+
+    fn listing(&self, options: &[&str]) -> Vec<u8> {
+        let mut command = tool("listing");
+        command.arg(self.owner.source()).args(options);
+        let output = command.output().expect("tests/vm/listing starts");
+        assert!(output.status.success(), "{}", shown(&command, &output));
+        output.stdout
+    }
+
+    /// The container's latest snapshot holds what the source holds now.
+    pub fn expect_latest(&self, container: &str) {
+        self.give(
+            &format!("expected/{container}"),
+            self.listing(&["links"]),
+            0o600,
+        );
+    }
+
+    /// The same for the snapshot just made, which is looked at in its place.
+    pub fn expect_snapshot(&mut self, container: &str) {
+        self.snapshots.push(container.to_owned());
+        let number = self
+            .snapshots
+            .iter()
+            .filter(|name| *name == container)
+            .count();
+        let path = format!("expected/{container}.{number}");
+        // In its place a file has the names of other snapshots, too.
+        self.give(&path, self.listing(&[]), 0o600);
+    }
+
+    /// Runs a sheet's commands but for the copying, and leaves it as the sheet says.
+    pub fn look(&mut self, sheet: &Sheet, with: OpenWith) {
+        self.begin(sheet, with);
+        for command in sheet.commands() {
+            if !command.starts_with("rsync") {
+                self.type_it(sheet, with, command);
+            }
+        }
+    }
+
+    /// Runs a sheet's commands, compares every file, and leaves it as the sheet says.
+    pub fn recover(&mut self, sheet: &Sheet, with: OpenWith, before_it_is_left: &str) {
+        self.begin(sheet, with);
+        let name = &sheet.container;
+        let snapshots = self.snapshots.iter().filter(|its| *its == name).count();
+        for command in sheet.commands() {
+            if command.starts_with("umount") {
+                let source = self.owner.source();
+                let _ = writeln!(
+                    self.script,
+                    "compare /expected/{name} '/restore{}' links\n\
+                     compare_snapshots {name} {snapshots} '{}'\n{before_it_is_left}",
+                    source.display(),
+                    source.display(),
+                );
+            }
+            self.type_it(sheet, with, command);
+        }
+    }
+
+    fn begin(&mut self, sheet: &Sheet, with: OpenWith) {
+        let key = self.owner.key_file(&sheet.container);
+        let path = key
+            .strip_prefix("/")
+            .expect("an absolute path")
+            .to_string_lossy();
+        self.give(&path, fs::read(&key).expect("init made it"), 0o600);
+        let _ = writeln!(self.script, "begin {} '{with:?}'", sheet.container);
+    }
+
+    /// One command of the sheet; of the two ways to open the container, only the one chosen.
+    fn type_it(&mut self, sheet: &Sheet, with: OpenWith, command: &str) {
+        let opens = command.starts_with("cryptsetup open");
+        if opens && command.contains("--key-file") != (with == OpenWith::KeyFile) {
+            return;
+        }
+        let typed = match with {
+            OpenWith::RecoveryKey if opens => sheet.recovery_key(),
+            _ => "",
+        };
+        let command = shlex::try_quote(command).expect("no NUL");
+        let _ = writeln!(self.script, "type_it {command} '{typed}'");
+    }
+
+    /// The same with the key file, the volume being mounted for writing in between and `commands` run.
+    pub fn recover_writing(&mut self, sheet: &Sheet, commands: &str) {
+        let commands = format!("mount -o remount,rw \"$volume\"\n{commands}");
+        self.recover(sheet, OpenWith::KeyFile, &commands);
+    }
+
+    /// Boots it; fails the test unless everything came back.
+    pub fn run(&self, limit: Duration) {
+        let script = self.owner.path("vm-script");
+        write(&script, format!("{}\necho all done\n", self.script), 0o600);
+        let mut command = tool("vm");
+        command
+            .arg("run")
+            .arg("--with")
+            .arg(self.owner.path("overlay"));
+        command
+            .arg("--limit")
+            .arg(limit.as_secs().to_string())
+            .arg(&script);
+        let output = run_within(&mut command, limit + Duration::from_secs(60));
+        let said = String::from_utf8_lossy(&output.stdout);
+        let whole = output.status.success() && said.trim_end().ends_with("all done");
+        assert!(whole, "{}", shown(&command, &output));
+        for line in said.lines().filter(|line| line.starts_with('=')) {
+            println!("{line}");
+        }
+    }
+}
+
+/// What the script of every guest begins with.
+const PRELUDE: &str = r#"
+set -eu -o pipefail
+volume=/mnt/sprat-volume
+begin() {
+    find /restore -mindepth 1 -delete
+    echo "== $SECONDS s: $1, $2"
+}
+# A line as the sheet has it, and what is typed at its prompt.
+type_it() {
+    echo "[$SECONDS s] # $1"
+    printf '%s\n' "$2" | eval "$1"
+}
+compare() {
+    listing "$2" ${3:-} >/tmp/listing
+    diff "$1" /tmp/listing >/tmp/differences || { head -c 4000 /tmp/differences; echo "$2 is not as it was"; exit 1; }
+    echo "=  $(grep -c -E '^.?[0-9a-f]{64}  ' /tmp/listing) checksums are right: $2"
+}
+compare_snapshots() {
+    local number folder
+    for number in $(seq "$2"); do
+        folder=$(find "$volume/job-$1" -maxdepth 1 -name '20*Z' | sort | sed -n "${number}p")
+        compare "/expected/$1.$number" "$folder$3"
+    done
+}
+"#;
+
+fn write(path: &Path, content: impl AsRef<[u8]>, mode: u32) {
+    fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+    fs::write(path, content).expect("a file");
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
+}
