@@ -77,7 +77,7 @@ pub struct SnapshotReport {
 pub struct RestoreSpec {
     /// The job.
     pub job: JobName,
-    /// The folder's name as [`crate::list`] tells it. `None` or `latest`: what `latest` points to,
+    /// The folder's name as [`crate::list()`] tells it. `None` or `latest`: what `latest` points to,
     /// else the newest finished one.
     #[serde(default)]
     pub snapshot: Option<String>,

@@ -14,7 +14,7 @@
 //!
 //! What an entry says is true before what it announces is done, so a record that lost its last
 //! entry to a kill lost nothing that had happened. (An entry is in the page cache then; a power
-//! cut may take more, which [`LocalRecord::rebooted`] tells.)
+//! cut may take more; [`LocalRecord::may_arrive`] covers that.)
 
 use std::fs::File;
 use std::io::{self, Read, Write};

@@ -117,7 +117,7 @@ pub struct CreateOptions {
     pub fast_kdf_for_tests: bool,
 }
 
-/// The smallest container that [`create`](super::create) makes: header, journal and room for a
+/// The smallest container that [`create`](super::create()) makes: header, journal and room for a
 /// snapshot.
 pub const SIZE_BYTES_MIN: u64 = 64 << 20;
 
