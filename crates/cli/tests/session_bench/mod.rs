@@ -161,6 +161,16 @@ impl Bench {
         SnapshotSpec::new(job(), vec![self.path("source")])
     }
 
+    /// The same with an rsync that takes its time, for what has to happen while it copies.
+    pub fn slow_spec(&self) -> SnapshotSpec {
+        let rsync = self.path("slow-rsync");
+        fs::write(&rsync, "#!/bin/sh\nexec rsync --bwlimit=4m \"$@\"\n").unwrap();
+        fs::set_permissions(&rsync, fs::Permissions::from_mode(0o755)).unwrap();
+        let mut spec = self.spec();
+        spec.rsync = rsync;
+        spec
+    }
+
     /// One whole backup run.
     pub fn backup(&self) -> Result<(SnapshotReport, ClosedReport), Failure> {
         let mut session = self.open(Access::ReadWrite)?;
