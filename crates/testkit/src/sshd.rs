@@ -105,12 +105,13 @@ impl Sshd {
             )
         };
         let folder = self.folder.path().display();
+        let pam = if root_is_locked() { "yes" } else { "no" };
         // bash reads the account's ~/.bashrc when it sees that sshd started it, unless it is a
         // nested one (run_startup_files in shell.c); what stands there is not part of a test.
         format!(
             "{}\nSetEnv SHLVL=5 {MARK}={folder}\nListenAddress 127.0.0.1\nPort {}\nHostKey {folder}/host_key\n\
              PidFile {folder}/sshd.pid\nAuthorizedKeysFile {folder}/authorized_keys\n\
-             UsePAM no\nStrictModes no\nAuthenticationMethods publickey\n\
+             UsePAM {pam}\nStrictModes no\nAuthenticationMethods publickey\n\
              PubkeyAuthentication yes\nPasswordAuthentication no\nPermitRootLogin yes\n\
              KbdInteractiveAuthentication no\nX11Forwarding no\nPrintMotd no\nUseDNS no\n\
              MaxStartups 100\nMaxSessions 100\nLogLevel ERROR\n{subsystem}",
@@ -270,6 +271,13 @@ fn run(command: &mut Command) -> io::Result<()> {
     Err(io::Error::other(
         String::from_utf8_lossy(&output.stderr).into_owned(),
     ))
+}
+
+/// Whether root's password is locked, as Ubuntu has it: without PAM sshd then refuses every login
+/// (openssh-portable: auth.c, `allowed_user`).
+fn root_is_locked() -> bool {
+    let shadow = std::fs::read_to_string("/etc/shadow").unwrap_or_default();
+    shadow.lines().any(|line| line.starts_with("root:!"))
 }
 
 /// Every process with its parent, from /proc (proc(5): the name in stat may hold blanks and
