@@ -163,7 +163,7 @@ fn choose_moment(victim: Victim, dice: &mut Dice) -> Moment {
         return Moment::Phase("working", Duration::from_millis(dice.below(120)));
     }
     match dice.below(10) {
-        0 | 1 => {
+        0 => {
             let phases = [
                 "connecting",
                 "unlocking",
@@ -175,7 +175,7 @@ fn choose_moment(victim: Victim, dice: &mut Dice) -> Moment {
             let pick = usize::try_from(dice.below(6)).expect("small");
             Moment::Phase(phases[pick], Duration::from_millis(dice.below(60)))
         }
-        2..=4 => Moment::Unsynced(1 + dice.below(1 << 20)),
+        1..=3 => Moment::Unsynced(1 + dice.below(1 << 20)),
         _ => Moment::Unsynced(1 + dice.below(24 << 20)),
     }
 }
