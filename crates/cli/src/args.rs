@@ -130,6 +130,22 @@ pub struct GlobalArgs {
         default_value = "/run/sprat"
     )]
     pub runtime_dir: PathBuf,
+    /// Read everything from the server: neither use nor fill the local cache of encrypted blocks
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub no_cache: bool,
+    /// Where blocks are kept from one session to the next, encrypted as they are.
+    #[arg(
+        long,
+        global = true,
+        hide = true,
+        value_name = "DIR",
+        env = "SPRAT_CACHE_DIR",
+        default_value = "/var/cache/sprat"
+    )]
+    pub cache_dir: PathBuf,
+    /// Bound of each container's cache, in bytes.
+    #[arg(long, global = true, hide = true, default_value = "2147483648")]
+    pub cache_bytes_max: u64,
     /// How long a late write of a lost connection is feared, in seconds.
     #[arg(long, global = true, hide = true, value_parser = seconds, default_value = "60")]
     pub quiet_time: Duration,

@@ -81,6 +81,9 @@ fn help_lists_the_commands_and_the_exit_codes() {
           --ignore-lock
               Read although another machine holds the lock: for when that machine is gone for good
 
+          --no-cache
+              Read everything from the server: neither use nor fill the local cache of encrypted blocks
+
     Exit codes:
         0  done
         1  failed

@@ -67,6 +67,7 @@ fn readme_example_works_as_it_stands() {
         .env("STAGE", stage.path(""))
         .env("SPRAT_STATE_DIR", stage.path("state"))
         .env("SPRAT_RUNTIME_DIR", stage.path("run"))
+        .env("SPRAT_CACHE_DIR", stage.path("cache"))
         .stdin(Stdio::null());
     let output = stage::run_within(&mut command, Duration::from_secs(200));
     for (folder, was_made) in made {

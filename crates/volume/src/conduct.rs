@@ -108,8 +108,10 @@ fn flush<'a>(
             state.wire.flushes += 1;
             state.failed_flushes = 0;
             state.progressed();
+            state.offer(retired.blocks());
             drop(state);
             drop(retired);
+            engine.cached.notify_all();
             engine.durable.notify_all();
             engine.send.notify_all();
             state = engine.state();

@@ -69,6 +69,9 @@ impl Engine {
         for index in blocks.clone() {
             state.clean.remove(index);
             state.fetches.taint(index);
+            if let Some(cache) = &mut state.cache {
+                cache.forget(index);
+            }
         }
     }
 }

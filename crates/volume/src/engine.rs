@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use sprat_store::{StoreError, StoreErrorKind, StoreFile};
 
+use crate::cache::Cache;
 use crate::clean::Clean;
 use crate::fetch::{Fetches, Streams};
 use crate::permit::Permits;
@@ -47,6 +48,7 @@ pub(crate) struct Wire {
     pub(crate) read_bytes: u64,
     pub(crate) read_requests: u64,
     pub(crate) flushes: u64,
+    pub(crate) cache_read_blocks: u64,
     pub(crate) round_trip: Option<Duration>,
 }
 
@@ -73,6 +75,9 @@ pub(crate) struct State {
     pub(crate) quiet: Vec<Quiet>,
     pub(crate) failed_flushes: u32,
     pub(crate) permits: Permits,
+    pub(crate) cache: Option<Cache>,
+    /// The keeper thread has ended.
+    pub(crate) cache_stopped: bool,
     /// A dead session's suspects are not all written anew yet: nothing is settled.
     pub(crate) settling: bool,
     /// Threads that drop dead connections.
@@ -141,6 +146,8 @@ pub(crate) struct Engine {
     pub(crate) fetch: Condvar,
     /// A fetch ended (readers wait).
     pub(crate) fetched: Condvar,
+    /// Blocks wait to enter the persistent cache, or none any more.
+    pub(crate) cached: Condvar,
 }
 
 impl Engine {
@@ -169,6 +176,8 @@ impl Engine {
             quiet: Vec::new(),
             failed_flushes: 0,
             permits: Permits::default(),
+            cache: None,
+            cache_stopped: false,
             settling: !options.suspects.is_empty(),
             closers: Vec::new(),
             ended: None,
@@ -185,6 +194,7 @@ impl Engine {
             durable: Condvar::new(),
             fetch: Condvar::new(),
             fetched: Condvar::new(),
+            cached: Condvar::new(),
         }
     }
 
@@ -225,6 +235,7 @@ impl Engine {
             &self.durable,
             &self.fetch,
             &self.fetched,
+            &self.cached,
         ] {
             condvar.notify_all();
         }
@@ -295,6 +306,9 @@ impl Engine {
             for written in (index..).take(count) {
                 state.clean.remove(written);
                 state.fetches.taint(written);
+                if let Some(cache) = &mut state.cache {
+                    cache.replaced(written);
+                }
             }
             state.plan.write(index, blocks);
             index += count as u64;
@@ -339,6 +353,7 @@ impl Engine {
         if !self.read_only {
             self.session.settled();
         }
+        self.keep_cache();
         Ok(())
     }
 
@@ -362,6 +377,7 @@ impl Engine {
                 _ => None,
             },
             suspect_blocks: state.plan.suspects_len() as u64,
+            cache_read_blocks: state.wire.cache_read_blocks,
             round_trip: state.wire.round_trip,
         }
     }

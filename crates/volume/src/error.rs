@@ -74,6 +74,13 @@ pub enum VolumeError {
     /// A read failed in the store; others may still succeed. Only on read-only volumes.
     #[error("read failed in the store")]
     ReadFailed(#[source] Arc<StoreError>),
+    /// The persistent cache could not be told that it is about to be outdated.
+    #[error("can't {op} the local cache")]
+    Cache {
+        op: &'static str,
+        #[source]
+        source: io::Error,
+    },
     /// A thread could not be started.
     #[error("can't start a thread")]
     Thread(#[source] io::Error),

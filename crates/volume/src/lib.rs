@@ -3,8 +3,9 @@
 //! Above: the FUSE edge and the volume process in `cli`. Below: `store`.
 //!
 //! `plan` decides, without I/O; `send`, `conduct`, `permit` and `read` are the threads that carry it
-//! out, over what they share in `engine`. `settle` takes over from a dead session, `overlay` takes
-//! the writes of a read-only volume.
+//! out, over what they share in `engine`. `cache` keeps blocks over sessions: `slots` says which,
+//! `cache_file` where. `settle` takes over from a dead session, `overlay` takes the writes of a
+//! read-only volume.
 //!
 //! Always true:
 //! - The store sees epoch n+1 only after every write of epoch n was answered and its fsync
@@ -14,9 +15,12 @@
 //! - A read returns the newest write, or what the store holds; never anything older.
 //! - What was under way when a line was lost is sent again first, newer bytes for it wait until the
 //!   server's old process can't write any more, and it is read back before `close` succeeds.
+//! - The persistent cache gives the bytes that the store would give, or none.
 //! - After a failure nothing more is sent and every call fails; nobody waits for ever.
 #![forbid(unsafe_code)]
 
+mod cache;
+mod cache_file;
 mod clean;
 mod conduct;
 mod discard;
@@ -31,9 +35,12 @@ mod read;
 mod send;
 mod session;
 mod settle;
+mod slots;
 mod volume;
 
 pub use error::VolumeError;
-pub use options::{BLOCK_BYTES, Flush, Geometry, ReadOnlyOptions, VolumeOptions, VolumeStats};
+pub use options::{
+    BLOCK_BYTES, CacheOptions, Flush, Geometry, ReadOnlyOptions, VolumeOptions, VolumeStats,
+};
 pub use session::{Cause, Fenced, ReconnectError, Session};
 pub use volume::Volume;

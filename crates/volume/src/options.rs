@@ -26,6 +26,16 @@ pub enum Flush {
     Durable,
 }
 
+/// Where a container's persistent cache lies on this machine.
+#[derive(Debug, Clone)]
+pub struct CacheOptions {
+    /// A folder of this container's own; made where it is missing. What lies in it is ciphertext.
+    pub dir: PathBuf,
+    /// Most bytes of blocks in it. Zero: nothing of it is used, but a session that may write
+    /// still takes its mark away, as it outdates it.
+    pub bytes_max: u64,
+}
+
 /// Limits and times of a volume that is written to.
 #[derive(Debug, Clone)]
 pub struct VolumeOptions {
@@ -60,6 +70,8 @@ pub struct VolumeOptions {
     /// The server's processes of that session can't write any more; else
     /// [`Volume::open`](crate::Volume::open) waits the quiet time first.
     pub suspects_quiet: bool,
+    /// The persistent cache; `None` only where there never is one for this container.
+    pub cache: Option<CacheOptions>,
 }
 
 impl Default for VolumeOptions {
@@ -78,6 +90,7 @@ impl Default for VolumeOptions {
             quiet_time: Duration::from_secs(60),
             suspects: Vec::new(),
             suspects_quiet: false,
+            cache: None,
         }
     }
 }
@@ -99,6 +112,8 @@ pub struct ReadOnlyOptions {
     pub reconnect_max: Duration,
     /// As in [`VolumeOptions`].
     pub reconnect_delay: Duration,
+    /// As in [`VolumeOptions`]; it is read, and nothing of it is changed.
+    pub cache: Option<CacheOptions>,
 }
 
 impl ReadOnlyOptions {
@@ -115,6 +130,7 @@ impl ReadOnlyOptions {
             read_ahead_bytes_max: usual.read_ahead_bytes_max,
             reconnect_max: usual.reconnect_max,
             reconnect_delay: usual.reconnect_delay,
+            cache: None,
         }
     }
 }
@@ -149,6 +165,8 @@ pub struct VolumeStats {
     pub reconnecting_since: Option<SystemTime>,
     /// Blocks that a server's old process might still overwrite, or that are not yet read back.
     pub suspect_blocks: u64,
+    /// Blocks that were read from the persistent cache instead of the wire.
+    pub cache_read_blocks: u64,
     /// Smoothed time of the smallest requests.
     pub round_trip: Option<Duration>,
 }

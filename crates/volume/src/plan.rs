@@ -94,7 +94,14 @@ impl Epoch {
 
 /// Retired blocks, handed out so that they are freed outside the lock.
 #[must_use]
-pub(crate) struct Retired(#[expect(dead_code, reason = "only kept to be dropped")] Epoch);
+pub(crate) struct Retired(Epoch);
+
+impl Retired {
+    /// What is durable now, in order.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = (u64, &Block)> {
+        self.0.blocks.iter().map(|(index, block)| (*index, block))
+    }
+}
 
 #[derive(Debug)]
 enum Expected {

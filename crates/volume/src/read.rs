@@ -23,6 +23,17 @@ impl Engine {
             if missing.is_empty() {
                 break;
             }
+            let cached = state.cached(&wanted, &found);
+            if !cached.is_empty() {
+                drop(state);
+                for (index, block) in self.read_cached(&cached) {
+                    if let Ok(at) = usize::try_from(index - wanted.start) {
+                        found[at] = Some(block);
+                    }
+                }
+                state = self.state();
+                continue;
+            }
             for fetch in &fetches {
                 if let Some(Outcome::Failed(cause)) = fetch.outcome.get() {
                     return Err(VolumeError::ReadFailed(cause.clone()));
@@ -76,7 +87,12 @@ impl Engine {
 /// Whether a cluster needs no fetch, judged by its ends.
 fn is_here(state: &State, cluster: u64) -> bool {
     let first = cluster * CLUSTER_BLOCKS;
-    let here = |index| state.clean.contains(index) || state.plan.newest(index).is_some();
+    let held = |index| {
+        let cache = state.cache.as_ref();
+        cache.is_some_and(|cache| cache.find(index).is_some())
+    };
+    let here =
+        |index| state.clean.contains(index) || state.plan.newest(index).is_some() || held(index);
     here(first) && here(first + CLUSTER_BLOCKS - 1)
 }
 
@@ -137,9 +153,12 @@ pub(crate) fn fetch(engine: &Engine) {
                 if state.plan.kept_blocks() == 0 {
                     state.progressed();
                 }
-                for (index, block) in state.fetches.finish(&fetch, Ok(&buffer)) {
+                let good = state.fetches.finish(&fetch, Ok(&buffer));
+                state.offer(good.iter().map(|(index, block)| (*index, block)));
+                for (index, block) in good {
                     state.clean.insert(index, block);
                 }
+                engine.cached.notify_all();
             }
             Err(error) => failed(engine, &mut state, &connection, &fetch, class, error),
         }

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use sprat_store::StoreFile;
 
+use crate::cache::Cache;
 use crate::engine::{Engine, spawn};
 use crate::overlay::Overlay;
 use crate::{
     BLOCK_BYTES, Fenced, Flush, Geometry, ReadOnlyOptions, Session, VolumeError, VolumeOptions,
-    VolumeStats, conduct, permit, read, send, settle,
+    VolumeStats, cache, conduct, permit, read, send, settle,
 };
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
@@ -39,7 +40,13 @@ impl Volume {
     ) -> Result<Self, VolumeError> {
         check_geometry(&*file, geometry)?;
         let senders = options.writers.max(1);
+        let doubtful = !options.suspects.is_empty();
+        let cache = match &options.cache {
+            Some(cache) => Cache::open(cache, &*file, geometry, true, doubtful)?,
+            None => None,
+        };
         let engine = Engine::new(file, geometry, session, options, false);
+        engine.state().cache = cache;
         let volume = Self::start(engine, None, senders)?;
         settle::suspects_of_dead_session(&volume.engine)?;
         Ok(volume)
@@ -66,9 +73,15 @@ impl Volume {
             reconnect_max: options.reconnect_max,
             reconnect_delay: options.reconnect_delay,
             quiet_time: Duration::ZERO,
+            cache: options.cache,
             ..VolumeOptions::default()
         };
+        let cache = match &options.cache {
+            Some(cache) => Cache::open(cache, &*file, geometry, false, false)?,
+            None => None,
+        };
         let engine = Engine::new(file, geometry, session, options, true);
+        engine.state().cache = cache;
         Self::start(engine, Some(overlay), 0)
     }
 
@@ -92,6 +105,9 @@ impl Volume {
         let permitters = if senders > 0 { permit::PERMITTERS } else { 0 };
         for number in 0..permitters {
             volume.spawn(format!("permitter-{number}"), permit::permit_ahead)?;
+        }
+        if senders > 0 {
+            volume.spawn("keeper".to_owned(), cache::keep)?;
         }
         for number in 0..fetchers {
             volume.spawn(format!("fetcher-{number}"), read::fetch)?;

@@ -218,6 +218,12 @@ impl Context {
         }
         options.data_channels = global.data_channels;
         options.write_buffer_bytes_max = global.write_buffer_bytes_max;
+        options.cache_dir = self.environment.absolute(&global.cache_dir);
+        options.cache_bytes_max = if global.no_cache {
+            0
+        } else {
+            global.cache_bytes_max
+        };
         options.pins = pinned::policy(
             &options.state_dir,
             &resolved.target,

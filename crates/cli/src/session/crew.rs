@@ -493,6 +493,8 @@ fn start_order(options: &SessionOptions, shape: Shape, secrets: usize) -> Volume
         figures_interval_ms: millis(options.figures_interval),
         data_channels: options.data_channels,
         write_buffer_bytes_max: options.write_buffer_bytes_max,
+        cache_dir: options.cache_dir.clone().into_os_string(),
+        cache_bytes_max: options.cache_bytes_max,
         pins: options.pins.clone(),
         // People who write by hand expect fsync to mean it; a backup waits once, at its end.
         durable_flush: background && options.access == Access::ReadWrite,

@@ -69,6 +69,10 @@ pub struct SessionOptions {
     pub data_channels: usize,
     /// Bound of the bytes that wait to be durable on the server.
     pub write_buffer_bytes_max: usize,
+    /// Where each container's persistent cache has its folder (`/var/cache/sprat`).
+    pub cache_dir: PathBuf,
+    /// Bound of one container's cache; zero: nothing of it is used.
+    pub cache_bytes_max: u64,
     /// What the header must look like.
     pub pins: PinPolicy,
     /// The sprat program, for the volume process and the worker.
@@ -83,6 +87,8 @@ impl SessionOptions {
             target,
             ssh_command: vec![OsString::from("ssh")],
             access,
+            cache_dir: state_dir.join("cache"),
+            cache_bytes_max: 2 << 30,
             state_dir,
             runtime_dir,
             allow_no_fsync: false,

@@ -44,6 +44,8 @@ pub(super) struct VolumeStart {
     pub figures_interval_ms: u64,
     pub data_channels: usize,
     pub write_buffer_bytes_max: usize,
+    pub cache_dir: OsString,
+    pub cache_bytes_max: u64,
     pub pins: PinPolicy,
     pub durable_flush: bool,
     pub create: Option<CreateStart>,

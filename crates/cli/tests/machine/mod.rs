@@ -76,6 +76,7 @@ impl Machine {
             .env("SPRAT_CONFIG_DIR", self.path("config"))
             .env("SPRAT_STATE_DIR", self.path("state"))
             .env("SPRAT_RUNTIME_DIR", self.path("run"))
+            .env("SPRAT_CACHE_DIR", self.path("cache"))
             .current_dir(self.folder.path())
             .stdin(Stdio::null());
     }

@@ -103,6 +103,7 @@ impl Stage {
         command
             .env("SPRAT_STATE_DIR", self.path("state"))
             .env("SPRAT_RUNTIME_DIR", self.path("run"))
+            .env("SPRAT_CACHE_DIR", self.path("cache"))
             .arg("--ssh-command")
             .arg(ssh.join(" "))
             .arg("--key-file")

@@ -103,7 +103,7 @@ pub(super) fn open_record(state_dir: &Path, target: &Target) -> Result<LocalReco
 }
 
 /// Two spellings of one local folder are one container.
-fn record_id(target: &Target) -> String {
+pub(super) fn record_id(target: &Target) -> String {
     let mut target = target.clone();
     if let Place::Local { folder } = &mut target.place
         && let Ok(real) = std::fs::canonicalize(&*folder)

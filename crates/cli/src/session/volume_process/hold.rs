@@ -102,6 +102,11 @@ impl Hold {
         let _ = self.known.set((pins, file_bytes));
     }
 
+    /// The container's UUID, as its header tells it; `None` before [`learn`](Self::learn).
+    pub(super) fn uuid(&self) -> Option<&str> {
+        Some(&self.known.get()?.0.uuid)
+    }
+
     /// Why this session no longer holds the container.
     pub(super) fn lost(&self) -> Option<Failure> {
         self.lost

@@ -2,6 +2,7 @@
 //!
 //! It never touches a file on the volume, and holds no mount of it.
 
+mod cache;
 mod connection;
 mod device;
 mod hold;

@@ -13,6 +13,7 @@ use sprat_volume::{Flush, Geometry, ReadOnlyOptions, Volume, VolumeOptions};
 
 use super::super::options::{Access, ContainerFacts, Notice, Phase, PinPolicy};
 use super::super::protocol::VolumeStart;
+use super::cache::cache_options;
 use super::connection::{Connection, HeaderBytes, open_record, owner_note};
 use super::hold::{Hold, HoldParts, keep_renewing};
 use super::stop::{Say, Stop};
@@ -316,12 +317,14 @@ pub(super) fn open_volume(
             // On a disk, not in memory: a journal may be large.
             let mut options = ReadOnlyOptions::new(PathBuf::from(&start.state_dir));
             options.reconnect_max = reconnect_max;
+            options.cache = cache_options(start, hold);
             Volume::open_read_only(file, geometry, session, options)?
         }
         Access::ReadWrite => {
             let options = VolumeOptions {
                 write_buffer_bytes_max: start.write_buffer_bytes_max,
                 reconnect_max,
+                cache: cache_options(start, hold),
                 quiet_time: Duration::from_millis(start.quiet_time_ms),
                 suspects: hold.record().suspects(),
                 suspects_quiet: true,

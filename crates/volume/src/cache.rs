@@ -1,0 +1,295 @@
+//! The persistent cache of a running volume: what enters it, what is read from it, when it is void.
+//!
+//! Only durable blocks enter: an epoch's after its flush, and what the store gave for blocks of
+//! which nothing is kept. Writing a block takes it out at once. After a lost line, a failed flush
+//! or with suspects nothing of it is used any more, and no mark is made: the next session begins
+//! without it. Damage, a full disk or any other error of the cache costs speed, never the session.
+
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+use std::sync::{Arc, MutexGuard};
+
+use sprat_store::{ReadClass, StoreFile};
+
+use crate::cache_file::{Basis, CacheFile, remove_mark};
+use crate::engine::{Engine, State};
+use crate::plan::Block;
+use crate::slots::{Place, Slots, digest_of};
+use crate::{BLOCK_BYTES, CacheOptions, Geometry, VolumeError};
+
+/// Most blocks that wait to be written into the cache: 64 MiB. What comes while that many wait
+/// is not cached.
+const QUEUE_BLOCKS_MAX: usize = 16 << 10;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Cache {
+    file: Arc<CacheFile>,
+    slots: Slots,
+    writing: bool,
+    queue: VecDeque<(u64, u64, Block)>,
+    /// The ticket of each block in the queue or being written; without it the write is void.
+    tickets: HashMap<u64, u64>,
+    next_ticket: u64,
+    busy: bool,
+}
+
+impl Cache {
+    /// Opens the cache as of the state that the container is in now. Only the mark's removal may
+    /// fail, for a session that may write: going on with it in place would not be safe.
+    pub(crate) fn open(
+        options: &CacheOptions,
+        store: &dyn StoreFile,
+        geometry: Geometry,
+        writing: bool,
+        doubtful: bool,
+    ) -> Result<Option<Self>, VolumeError> {
+        let slots_max = options.bytes_max / BLOCK_BYTES as u64;
+        let slots_max = u32::try_from(slots_max).unwrap_or(u32::MAX);
+        let opened = match basis(store, geometry) {
+            Some(basis) if slots_max > 0 => {
+                CacheFile::open(&options.dir, &basis, slots_max, writing).unwrap_or(None)
+            }
+            _ => None,
+        };
+        if writing {
+            // Whether or not the cache could be opened and used.
+            remove_mark(&options.dir).map_err(|source| VolumeError::Cache {
+                op: "remove the mark of",
+                source,
+            })?;
+        }
+        let Some((file, held)) = opened else {
+            return Ok(None);
+        };
+        let held = held.filter(|_| !doubtful);
+        let slots = held
+            .and_then(|held| Slots::restored(slots_max, &held))
+            .unwrap_or_else(|| Slots::new(slots_max));
+        Ok(Some(Self {
+            file: Arc::new(file),
+            slots,
+            writing,
+            queue: VecDeque::new(),
+            tickets: HashMap::new(),
+            next_ticket: 0,
+            busy: false,
+        }))
+    }
+
+    pub(crate) fn find(&self, index: u64) -> Option<Place> {
+        self.slots.find(index)
+    }
+
+    /// Takes a durable block in, later.
+    pub(crate) fn offer(&mut self, index: u64, block: &Block) {
+        let wanted = self.writing
+            && self.queue.len() < QUEUE_BLOCKS_MAX
+            && !self.tickets.contains_key(&index)
+            && self.slots.admits(index);
+        if wanted {
+            let ticket = self.next_ticket;
+            self.next_ticket += 1;
+            self.tickets.insert(index, ticket);
+            self.queue.push_back((index, ticket, block.clone()));
+        }
+    }
+
+    /// A block gets other bytes.
+    pub(crate) fn replaced(&mut self, index: u64) {
+        self.tickets.remove(&index);
+        self.slots.replaced(index);
+    }
+
+    /// A block means nothing any more.
+    pub(crate) fn forget(&mut self, index: u64) {
+        self.tickets.remove(&index);
+        self.slots.forget(index);
+    }
+
+    /// Notes what came of reading a place; false where the block is another one by now.
+    fn was_read(&mut self, index: u64, place: Place, good: bool) -> bool {
+        if self.slots.find(index) != Some(place) {
+            return false;
+        }
+        if good {
+            self.slots.read(index);
+        } else {
+            self.slots.forget(index);
+        }
+        good
+    }
+}
+
+impl State {
+    /// Blocks of the persistent cache among `wanted` that were not `found` otherwise.
+    pub(crate) fn cached(&self, wanted: &Range<u64>, found: &[Option<Block>]) -> Vec<(u64, Place)> {
+        let Some(cache) = &self.cache else {
+            return Vec::new();
+        };
+        if self.plan.losses() > 0 {
+            return Vec::new();
+        }
+        let missing = wanted.clone().zip(found).filter(|(_, slot)| slot.is_none());
+        let cached = missing.filter_map(|(index, _)| Some((index, cache.find(index)?)));
+        cached.collect()
+    }
+
+    /// Takes durable blocks into the persistent cache; of those that were written again only
+    /// the newest bytes, once they are durable, too.
+    pub(crate) fn offer<'a>(&mut self, blocks: impl Iterator<Item = (u64, &'a Block)>) {
+        let Self { cache, plan, .. } = self;
+        let Some(cache) = cache else { return };
+        if plan.losses() > 0 {
+            return;
+        }
+        for (index, block) in blocks {
+            if plan.newest(index).is_none() {
+                cache.offer(index, block);
+            }
+        }
+    }
+}
+
+impl Engine {
+    /// Reads blocks from the persistent cache, without the lock; what is damaged or was replaced
+    /// meanwhile is left out, and not found there again.
+    pub(crate) fn read_cached(&self, cached: &[(u64, Place)]) -> Vec<(u64, Block)> {
+        let file = self.state().cache.as_ref().map(|cache| cache.file.clone());
+        let Some(file) = file else { return Vec::new() };
+        let read: Vec<_> = cached
+            .iter()
+            .map(|(index, place)| (*index, *place, file.read(*index, *place)))
+            .collect();
+        let mut state = self.state();
+        let State {
+            cache, clean, wire, ..
+        } = &mut *state;
+        let Some(cache) = cache else {
+            return Vec::new();
+        };
+        let mut good = Vec::new();
+        for (index, place, bytes) in read {
+            if cache.was_read(index, place, bytes.is_some())
+                && let Some(bytes) = bytes
+            {
+                let block = Block::from(bytes);
+                clean.insert(index, block.clone());
+                good.push((index, block));
+                wire.cache_read_blocks += 1;
+            }
+        }
+        good
+    }
+
+    /// Waits until nothing waits to enter the cache, and marks it as clean for the container's
+    /// present state. The volume has ended in order; everything is durable.
+    pub(crate) fn keep_cache(&self) {
+        let mut state = self.state();
+        while state.cache.as_ref().is_some_and(Cache::is_busy) && !state.cache_stopped {
+            state = self.wait(&self.cached, state);
+        }
+        let doubtful = state.plan.losses() > 0 || !self.options.suspects.is_empty();
+        let Some(cache) = state.cache.take() else {
+            return;
+        };
+        let store = state.file.clone();
+        drop(state);
+        if doubtful || !cache.writing {
+            return;
+        }
+        if let Some(basis) = basis(&*store, self.geometry) {
+            // Without the mark the next session reads more, no more than that.
+            let _ = cache.file.mark_clean(&basis, &cache.slots.held());
+        }
+    }
+}
+
+impl Cache {
+    fn is_busy(&self) -> bool {
+        self.busy || !self.queue.is_empty()
+    }
+}
+
+/// What the mark binds the cache to; `None` where the store does not tell times or can't answer.
+fn basis(store: &dyn StoreFile, geometry: Geometry) -> Option<Basis> {
+    let mut first_block = vec![0; BLOCK_BYTES];
+    let (stat, read) = std::thread::scope(|scope| {
+        let stat = scope.spawn(|| store.stat());
+        let read = store.read_at(geometry.offset_bytes, &mut first_block, ReadClass::Demand);
+        (stat.join(), read)
+    });
+    read.ok()?;
+    let stat = stat.ok()?.ok()?;
+    Some(Basis {
+        file_bytes: stat.len,
+        modified_s: stat.modified_s?,
+        offset_bytes: geometry.offset_bytes,
+        first_block,
+    })
+}
+
+/// Body of the keeper thread: writes into the cache; at the end it goes on until nothing waits.
+pub(crate) fn keep(engine: &Engine) {
+    let mut state = engine.state();
+    loop {
+        let end = state.check();
+        if end.is_err_and(|end| !matches!(end, VolumeError::Closed)) {
+            break;
+        }
+        let void = state.plan.losses() > 0;
+        let ended = state.ended.is_some();
+        let Some(cache) = &mut state.cache else { break };
+        if void {
+            cache.queue.clear();
+        }
+        if let Some((index, ticket, block)) = cache.queue.pop_front() {
+            state = enter(engine, state, index, ticket, &block);
+        } else if ended {
+            break;
+        } else {
+            state = engine.wait(&engine.cached, state);
+        }
+    }
+    state.cache_stopped = true;
+    engine.cached.notify_all();
+}
+
+/// Writes a block into the cache, unless it got other bytes since it was offered.
+fn enter<'a>(
+    engine: &'a Engine,
+    mut state: MutexGuard<'a, State>,
+    index: u64,
+    ticket: u64,
+    block: &Block,
+) -> MutexGuard<'a, State> {
+    let Some(cache) = &mut state.cache else {
+        return state;
+    };
+    if cache.tickets.get(&index) != Some(&ticket) {
+        return state;
+    }
+    let Some(slot) = cache.slots.reserve() else {
+        cache.tickets.remove(&index);
+        return state;
+    };
+    let file = cache.file.clone();
+    cache.busy = true;
+    drop(state);
+    let digest = digest_of(index, block);
+    let written = file.write(slot, block);
+    let mut state = engine.state();
+    let Some(cache) = &mut state.cache else {
+        return state;
+    };
+    cache.busy = false;
+    let valid = cache.tickets.get(&index) == Some(&ticket);
+    if valid {
+        cache.tickets.remove(&index);
+    }
+    match written {
+        Ok(()) if valid => cache.slots.enter_new(index, Place { slot, digest }),
+        _ => cache.slots.release(slot),
+    }
+    state
+}

@@ -1,0 +1,214 @@
+//! The persistent cache's folder: its blocks, the mark of a clean close, and who may use it.
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | `lock` | nothing; flocked, shared by sessions that only read |
+//! | `blocks` | blocks of ciphertext, slot after slot, in no order |
+//! | `clean` | what lies where, and of which state of the container; only there after a clean close |
+//!
+//! `clean` is the table and the mark in one. It is removed, and the folder fsynced, before a
+//! session that may write sends anything; it is made after everything is durable, `blocks`
+//! included, by a rename. So what it says is whole or absent. All numbers are little endian:
+//!
+//! | offset | bytes | what |
+//! | --- | --- | --- |
+//! | 0 | 8 | `sprtblk1`: format and version, first, so that nothing else is looked at |
+//! | 8 | 8 | length of the container file |
+//! | 16 | 8 | its time of modification, in seconds |
+//! | 24 | 8 | offset of the volume in it |
+//! | 32 | 4096 | the volume's first block (ext4's super block lies in it), as ciphertext |
+//! | 4128 | 8 | number of entries |
+//! | 4136 | 24 each | block 8, digest 8, slot 4, kept 4; the longest unused first |
+//! | at the end | 8 | digest of everything before it: the last, as it is made last |
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, OFlags, flock};
+
+use crate::BLOCK_BYTES;
+use crate::slots::{Held, Place, digest_of};
+
+const MAGIC: &[u8; 8] = b"sprtblk1";
+const HEAD_BYTES: usize = 4136;
+const ENTRY_BYTES: usize = 24;
+const BLOCKS: &str = "blocks";
+const CLEAN: &str = "clean";
+const UNFINISHED: &str = "clean.new";
+
+/// The state of a container that a cache belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Basis {
+    pub(crate) file_bytes: u64,
+    pub(crate) modified_s: u64,
+    pub(crate) offset_bytes: u64,
+    pub(crate) first_block: Vec<u8>,
+}
+
+/// The folder of one container's cache, ours while this lives.
+#[derive(Debug)]
+pub(crate) struct CacheFile {
+    dir: PathBuf,
+    blocks: File,
+    _lock: File,
+}
+
+impl CacheFile {
+    /// Opens the cache and reads what it holds, if that belongs to `basis`. For a session that may
+    /// write the folder is made where it is missing, and the mark is gone when this returns.
+    /// `None` where another session uses it or, for a reader, where there is nothing to use.
+    pub(crate) fn open(
+        dir: &Path,
+        basis: &Basis,
+        slots_max: u32,
+        writing: bool,
+    ) -> io::Result<Option<(Self, Option<Vec<Held>>)>> {
+        if writing {
+            DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        } else if !dir.join(CLEAN).try_exists()? {
+            return Ok(None);
+        }
+        let open = |name: &str| {
+            let mut options = OpenOptions::new();
+            options
+                .read(true)
+                .write(writing)
+                .create(writing)
+                .mode(0o600);
+            let flags = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or(0);
+            options.custom_flags(flags).open(dir.join(name))
+        };
+        let lock = open("lock")?;
+        let how = if writing {
+            FlockOperation::NonBlockingLockExclusive
+        } else {
+            FlockOperation::NonBlockingLockShared
+        };
+        if let Err(errno) = flock(&lock, how) {
+            return match errno {
+                rustix::io::Errno::WOULDBLOCK => Ok(None),
+                other => Err(other.into()),
+            };
+        }
+        let held = read_mark(dir, basis, slots_max);
+        if writing {
+            remove_mark(dir)?;
+        }
+        let blocks = open(BLOCKS)?;
+        let bytes_max = u64::from(slots_max) * BLOCK_BYTES as u64;
+        if writing && (held.is_none() || blocks.metadata()?.len() > bytes_max) {
+            blocks.set_len(if held.is_none() { 0 } else { bytes_max })?;
+        }
+        let dir = dir.to_owned();
+        let cache = Self {
+            dir,
+            blocks,
+            _lock: lock,
+        };
+        Ok(Some((cache, held)))
+    }
+
+    /// The bytes of a block, if they are what was written there for it.
+    pub(crate) fn read(&self, index: u64, place: Place) -> Option<Vec<u8>> {
+        let mut bytes = vec![0; BLOCK_BYTES];
+        self.blocks
+            .read_exact_at(&mut bytes, u64::from(place.slot) * BLOCK_BYTES as u64)
+            .ok()?;
+        (digest_of(index, &bytes) == place.digest).then_some(bytes)
+    }
+
+    pub(crate) fn write(&self, slot: u32, bytes: &[u8]) -> io::Result<()> {
+        self.blocks
+            .write_all_at(bytes, u64::from(slot) * BLOCK_BYTES as u64)
+    }
+
+    /// Makes the mark: from now on what is held may be used, as long as the container is in the
+    /// state of `basis`.
+    pub(crate) fn mark_clean(&self, basis: &Basis, held: &[Held]) -> io::Result<()> {
+        self.blocks.sync_all()?;
+        let unfinished = self.dir.join(UNFINISHED);
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&unfinished)?;
+        file.write_all(&encode(basis, held))?;
+        file.sync_all()?;
+        fs::rename(&unfinished, self.dir.join(CLEAN))?;
+        File::open(&self.dir)?.sync_all()
+    }
+}
+
+/// Removes the mark of `dir` durably: whatever lies there means nothing any more.
+pub(crate) fn remove_mark(dir: &Path) -> io::Result<()> {
+    match fs::remove_file(dir.join(CLEAN)) {
+        Ok(()) => File::open(dir)?.sync_all(),
+        Err(error) => match error.kind() {
+            ErrorKind::NotFound | ErrorKind::NotADirectory => Ok(()),
+            _ => Err(error),
+        },
+    }
+}
+
+fn encode(basis: &Basis, held: &[Held]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEAD_BYTES + held.len() * ENTRY_BYTES + 8);
+    bytes.extend_from_slice(MAGIC);
+    for number in [basis.file_bytes, basis.modified_s, basis.offset_bytes] {
+        bytes.extend_from_slice(&number.to_le_bytes());
+    }
+    bytes.extend_from_slice(&basis.first_block);
+    bytes.extend_from_slice(&(held.len() as u64).to_le_bytes());
+    for entry in held {
+        bytes.extend_from_slice(&entry.index.to_le_bytes());
+        bytes.extend_from_slice(&entry.place.digest.to_le_bytes());
+        bytes.extend_from_slice(&entry.place.slot.to_le_bytes());
+        bytes.extend_from_slice(&u32::from(entry.kept).to_le_bytes());
+    }
+    bytes.extend_from_slice(&digest_of(0, &bytes).to_le_bytes());
+    bytes
+}
+
+/// What the mark says, if it is whole and speaks of `basis`.
+fn read_mark(dir: &Path, basis: &Basis, slots_max: u32) -> Option<Vec<Held>> {
+    // Made by a cache with twice this bound at most; a longer one is not worth its memory.
+    let bytes_max = HEAD_BYTES as u64 + 2 * u64::from(slots_max) * ENTRY_BYTES as u64 + 8;
+    let file = File::open(dir.join(CLEAN)).ok()?;
+    if file.metadata().ok()?.len() > bytes_max {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    file.take(bytes_max).read_to_end(&mut bytes).ok()?;
+    decode(&bytes, basis)
+}
+
+fn decode(bytes: &[u8], basis: &Basis) -> Option<Vec<Held>> {
+    let (body, digest) = bytes.split_last_chunk::<8>()?;
+    if body.len() < HEAD_BYTES || digest_of(0, body).to_le_bytes() != *digest {
+        return None;
+    }
+    let (head, entries) = body.split_at(HEAD_BYTES);
+    let expected = encode(basis, &[]);
+    let same = head[..HEAD_BYTES - 8] == expected[..HEAD_BYTES - 8];
+    let count = u64::from_le_bytes(*head.last_chunk()?);
+    if !same || entries.len() as u64 != count.checked_mul(ENTRY_BYTES as u64)? {
+        return None;
+    }
+    let mut held = Vec::new();
+    for entry in entries.chunks_exact(ENTRY_BYTES) {
+        let (index, rest) = entry.split_first_chunk::<8>()?;
+        let (digest, rest) = rest.split_first_chunk::<8>()?;
+        let (slot, kept) = rest.split_first_chunk::<4>()?;
+        held.push(Held {
+            index: u64::from_le_bytes(*index),
+            place: Place {
+                slot: u32::from_le_bytes(*slot),
+                digest: u64::from_le_bytes(*digest),
+            },
+            kept: kept != [0; 4],
+        });
+    }
+    Some(held)
+}
