@@ -198,10 +198,21 @@ impl Engine {
         if doubtful || !cache.writing {
             return;
         }
-        if let Some(basis) = basis(&*store, self.geometry) {
-            // Without the mark the next session reads more, no more than that.
-            let _ = cache.file.mark_clean(&basis, &cache.slots.held());
+        let Some(basis) = basis(&*store, self.geometry) else {
+            return;
+        };
+        // Another session has mounted the volume meanwhile: what is held is of a state before it.
+        let first_held = cache.slots.find(0);
+        if first_held.is_some_and(|place| place.digest != digest_of(0, &basis.first_block)) {
+            return;
         }
+        // Asked after the basis was taken: whoever takes the lock from now on changes what the
+        // mark is compared with.
+        if self.session.before_epoch().is_err() {
+            return;
+        }
+        // Without the mark the next session reads more, no more than that.
+        let _ = cache.file.mark_clean(&basis, &cache.slots.held());
     }
 }
 

@@ -37,6 +37,8 @@ const ENTRY_BYTES: usize = 24;
 const BLOCKS: &str = "blocks";
 const CLEAN: &str = "clean";
 const UNFINISHED: &str = "clean.new";
+/// The cache does not grow while its disk has less left: the lock record beside it needs room.
+const SPACE_LEFT_BYTES_MIN: u64 = 1 << 30;
 
 /// The state of a container that a cache belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,8 +122,14 @@ impl CacheFile {
     }
 
     pub(crate) fn write(&self, slot: u32, bytes: &[u8]) -> io::Result<()> {
-        self.blocks
-            .write_all_at(bytes, u64::from(slot) * BLOCK_BYTES as u64)
+        let offset = u64::from(slot) * BLOCK_BYTES as u64;
+        if offset >= self.blocks.metadata()?.len() {
+            let space = rustix::fs::fstatvfs(&self.blocks)?;
+            if space.f_bavail.saturating_mul(space.f_frsize) < SPACE_LEFT_BYTES_MIN {
+                return Err(ErrorKind::StorageFull.into());
+            }
+        }
+        self.blocks.write_all_at(bytes, offset)
     }
 
     /// Makes the mark: from now on what is held may be used, as long as the container is in the
@@ -147,7 +155,12 @@ pub(crate) fn remove_mark(dir: &Path) -> io::Result<()> {
     match fs::remove_file(dir.join(CLEAN)) {
         Ok(()) => File::open(dir)?.sync_all(),
         Err(error) => match error.kind() {
-            ErrorKind::NotFound | ErrorKind::NotADirectory => Ok(()),
+            // Whoever removed it may have died before that was durable.
+            ErrorKind::NotFound => match File::open(dir) {
+                Ok(folder) => folder.sync_all(),
+                Err(_) => Ok(()),
+            },
+            ErrorKind::NotADirectory => Ok(()),
             _ => Err(error),
         },
     }

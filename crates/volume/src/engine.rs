@@ -393,6 +393,7 @@ impl Drop for EndOfThread {
     fn drop(&mut self) {
         if thread::panicking() {
             let mut state = self.0.state();
+            state.cache_stopped = true;
             self.0.fail(&mut state, VolumeError::Bug);
         }
     }

@@ -88,7 +88,8 @@ impl Engine {
 fn is_here(state: &State, cluster: u64) -> bool {
     let first = cluster * CLUSTER_BLOCKS;
     let held = |index| {
-        let cache = state.cache.as_ref();
+        // After a loss nothing of the cache is used.
+        let cache = state.cache.as_ref().filter(|_| state.plan.losses() == 0);
         cache.is_some_and(|cache| cache.find(index).is_some())
     };
     let here =

@@ -29,6 +29,7 @@ struct Server {
     bytes: Arc<Mutex<Vec<u8>>>,
     modified_s: Arc<AtomicU64>,
     lose_a_line: Arc<AtomicBool>,
+    lock_lost: Arc<AtomicBool>,
 }
 
 impl Server {
@@ -38,6 +39,7 @@ impl Server {
             bytes: Arc::new(Mutex::new(bytes.collect())),
             modified_s: Arc::new(AtomicU64::new(1)),
             lose_a_line: Arc::default(),
+            lock_lost: Arc::default(),
         }
     }
 
@@ -124,7 +126,10 @@ impl StoreFile for Server {
 
 impl Session for Server {
     fn before_epoch(&self) -> Result<(), Fenced> {
-        Ok(())
+        match self.lock_lost.load(Ordering::SeqCst) {
+            false => Ok(()),
+            true => Err(Fenced::Lost("another session has it".into())),
+        }
     }
     fn before_send(&self, _: &[Range<u64>]) -> Result<(), Fenced> {
         Ok(())
@@ -267,6 +272,30 @@ fn a_session_that_lost_its_line_leaves_no_mark() {
         drop(volume);
         assert!(!dir.path().join("clean").exists());
     });
+}
+
+#[test]
+fn a_session_whose_lock_was_taken_leaves_no_mark() {
+    let (server, dir) = (Server::new(), tempfile::tempdir().unwrap());
+    filled(&server, dir.path());
+    let volume = server.volume(dir.path(), BLOCKS * BLOCK * 4);
+    assert!(read_all(&volume) == server.present());
+    server.lock_lost.store(true, Ordering::SeqCst);
+    volume.close().unwrap();
+    assert!(!dir.path().join("clean").exists());
+}
+
+#[test]
+fn a_volume_that_another_session_mounted_meanwhile_gets_no_mark() {
+    let (server, dir) = (Server::new(), tempfile::tempdir().unwrap());
+    filled(&server, dir.path());
+    let volume = server.volume(dir.path(), BLOCKS * BLOCK * 4);
+    assert!(read_all(&volume) == server.present());
+    // Both as after a whole session of another machine that gave the lock back.
+    server.put(0, 77);
+    server.put(9, 78);
+    volume.close().unwrap();
+    assert!(!dir.path().join("clean").exists());
 }
 
 #[test]

@@ -130,6 +130,7 @@ impl Session {
         interrupt: &Interrupt,
     ) -> Result<SnapshotReport, Failure> {
         spec.never_enter.push(self.options.runtime_dir.clone());
+        spec.never_enter.push(self.options.cache_dir.clone());
         if let Place::Local { folder } = &self.options.target.place {
             let container = folder.join(self.options.target.name.as_str());
             spec.never_enter.push(container);

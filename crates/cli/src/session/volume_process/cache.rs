@@ -4,6 +4,7 @@ use std::path::Path;
 
 use sprat_volume::CacheOptions;
 
+use super::super::options::Access;
 use super::super::protocol::VolumeStart;
 use super::connection::record_id;
 use super::hold::Hold;
@@ -17,9 +18,11 @@ pub(super) fn cache_options(start: &VolumeStart, hold: &Hold) -> Option<CacheOpt
     };
     let uuid = hold.uuid().filter(|uuid| may_be_uuid(uuid))?;
     let name = format!("{uuid}-{}", record_id(&start.target));
+    // Only what is durable may be kept, and without fsync nothing is; none still removes the mark.
+    let durable = hold.store().capabilities().durable_flush || start.access == Access::ReadOnly;
     Some(CacheOptions {
         dir: Path::new(&start.cache_dir).join(name),
-        bytes_max: start.cache_bytes_max,
+        bytes_max: if durable { start.cache_bytes_max } else { 0 },
     })
 }
 
