@@ -116,10 +116,11 @@ fn file(state_dir: &Path, target: &Target) -> PathBuf {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn pins() -> Pins {
+    /// Some container's pins.
+    pub(crate) fn pins() -> Pins {
         Pins {
             cipher: "aes-xts-plain64".to_owned(),
             key_bits: 512,
