@@ -62,7 +62,7 @@ impl Header {
         changed.in_order(area)
     }
 
-    fn check_changeable(&self) -> Result<(), LuksError> {
+    pub(crate) fn check_changeable(&self) -> Result<(), LuksError> {
         if self.copies().both_good() {
             return Ok(());
         }

@@ -323,6 +323,32 @@ impl WholeCopy {
         plain(self) == plain(other)
     }
 
+    /// This header with another sequence and, where `json` is given, other metadata.
+    pub(crate) fn changed(&self, sequence_id: u64, json: Option<&str>) -> Result<Self, LuksError> {
+        let crypto = |source| LuksError::Crypto {
+            op: "change a header copy",
+            source,
+        };
+        let mut bytes = self.bytes.clone();
+        bytes[16..24].copy_from_slice(&sequence_id.to_be_bytes());
+        if let Some(json) = json {
+            let area = &mut bytes[BINARY_BYTES..];
+            if json.len() >= area.len() {
+                return Err(LuksError::Argument {
+                    what: "the changed metadata don't fit into the header".to_owned(),
+                });
+            }
+            area.fill(0);
+            area[..json.len()].copy_from_slice(json.as_bytes());
+        }
+        rand_bytes(&mut bytes[SALT]).map_err(crypto)?;
+        let algorithm = checksum_kind(&text(&bytes[72..104])).expect("checked when read");
+        bytes[CHECKSUM].fill(0);
+        let sum = checksum(&bytes, algorithm).map_err(crypto)?;
+        bytes[CHECKSUM][..sum.len()].copy_from_slice(&sum);
+        check_whole(bytes).map_err(|fault| LuksError::invalid(fault.to_string()))
+    }
+
     /// This header as the copy for `place`; with a new salt unless it lies there already.
     pub(crate) fn bytes_for(&self, place: Place) -> Result<Vec<u8>, LuksError> {
         let mut bytes = self.bytes.clone();

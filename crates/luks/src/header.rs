@@ -1,6 +1,6 @@
 //! A container's header as fetched, judged, and unlocked.
 
-use std::{fmt, fs::File, io, os::unix::fs::FileExt};
+use std::{fmt, fs::File, io, ops::Range, os::unix::fs::FileExt};
 
 use crate::{
     Copies, CopyState, LuksError, Pins, Secret, VolumeKey,
@@ -88,13 +88,16 @@ pub struct Slot {
     pub number: u32,
     /// Its key derivation in words, such as `argon2id, 1048576 KiB, 4 passes, 4 threads`.
     pub kdf: String,
+    /// Sixteen hexadecimal digits that tell it from any other slot of that number, before or
+    /// after: a hash of its random salt.
+    pub mark: String,
 }
 
 /// A LUKS2 header that is whole and asks for nothing that user mode refuses.
 pub struct Header {
-    copy: WholeCopy,
-    copies: Copies,
-    metadata: Metadata,
+    pub(crate) copy: WholeCopy,
+    pub(crate) copies: Copies,
+    pub(crate) metadata: Metadata,
 }
 
 impl Header {
@@ -183,6 +186,7 @@ impl Header {
             .map(|slot| Slot {
                 number: slot.number,
                 kdf: slot.kdf.describe(),
+                mark: slot.mark.clone(),
             })
             .collect()
     }
@@ -194,6 +198,15 @@ impl Header {
     /// gigabyte. [`LuksError::WrongSecret`] where no slot opens. Slots that ask for more than the
     /// bounds are left out, and reported if no other opens.
     pub fn unlock(&self, source: &dyn HeaderRead, secret: &Secret) -> Result<VolumeKey, LuksError> {
+        Ok(self.unlock_by(source, secret)?.1)
+    }
+
+    /// As [`Header::unlock`], and says by which slot.
+    pub fn unlock_by(
+        &self,
+        source: &dyn HeaderRead,
+        secret: &Secret,
+    ) -> Result<(u32, VolumeKey), LuksError> {
         let mut slots: Vec<&Keyslot> = self.metadata.keyslots.iter().collect();
         slots.sort_by_key(|slot| (slot.kdf.cost(), slot.number));
         self.unlock_with(source, secret, &slots)
@@ -206,7 +219,8 @@ impl Header {
         secret: &Secret,
         number: u32,
     ) -> Result<VolumeKey, LuksError> {
-        self.unlock_with(source, secret, &[self.slot(number)?])
+        let opened = self.unlock_with(source, secret, &[self.slot(number)?])?;
+        Ok(opened.1)
     }
 
     fn unlock_with(
@@ -214,7 +228,7 @@ impl Header {
         source: &dyn HeaderRead,
         secret: &Secret,
         slots: &[&Keyslot],
-    ) -> Result<VolumeKey, LuksError> {
+    ) -> Result<(u32, VolumeKey), LuksError> {
         let mut reference = self.reference()?;
         let mut objection = None;
         let mut tried = 0;
@@ -236,7 +250,7 @@ impl Header {
             match opened {
                 // libcryptsetup has checked this; here it is checked against the digest that the
                 // pins were compared with.
-                Some(key) if self.holds(&key)? => return Ok(key),
+                Some(key) if self.holds(&key)? => return Ok((slot.number, key)),
                 Some(_) | None => {}
             }
         }
@@ -303,17 +317,22 @@ impl fmt::Debug for Header {
 
 /// Fetches a slot's area.
 pub(crate) fn fetch_area(source: &dyn HeaderRead, slot: &Keyslot) -> Result<Extent, LuksError> {
-    let (offset, len) = (slot.area.start, slot.area.end - slot.area.start);
+    fetch(source, &slot.area)
+}
+
+/// Fetches a range of key slots' space.
+pub(crate) fn fetch(source: &dyn HeaderRead, area: &Range<u64>) -> Result<Extent, LuksError> {
+    let (offset, len) = (area.start, area.end - area.start);
     let failed = |error| LuksError::Read {
         offset,
         len,
         source: error,
     };
     let file_len = source.len().map_err(failed)?;
-    if file_len < slot.area.end {
+    if file_len < area.end {
         return Err(LuksError::Truncated {
             file_len,
-            needed: slot.area.end,
+            needed: area.end,
         });
     }
     let mut bytes = vec![0; usize::try_from(len).expect("bounded when read")];

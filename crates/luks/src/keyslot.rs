@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use openssl::sha::sha256;
 use serde::Deserialize;
 
 use crate::{
@@ -9,6 +10,7 @@ use crate::{
     digest::{decode, message_digest, slot_number},
     error::shown,
     metadata::{CIPHER, number},
+    pins::hex,
 };
 
 /// Twice what cryptsetup ever picks by itself (1 GiB, `DEFAULT_LUKS2_MEMORY_KB`).
@@ -34,6 +36,8 @@ pub(crate) struct Keyslot {
     /// Where its 4000 stripes lie in the file.
     pub area: Range<u64>,
     pub kdf: Kdf,
+    /// Tells this slot from any that had or will have its number: a hash of its random salt.
+    pub mark: String,
     /// Cipher of the area, where it is not the usual one.
     pub odd_cipher: Option<String>,
 }
@@ -137,6 +141,7 @@ impl Keyslot {
             number: slot,
             key_bytes: raw.key_size,
             area: offset..offset + size,
+            mark: hex(&sha256(&decode(kdf.salt.as_deref(), "a key slot's salt")?)[..8]),
             kdf: Kdf::read(slot, kdf)?,
             odd_cipher: check_area_cipher(slot, area)?,
         })

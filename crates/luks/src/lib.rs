@@ -16,6 +16,7 @@
 //! locking single ranges isn't possible in safe code.
 #![forbid(unsafe_code)]
 
+mod backup;
 mod change;
 mod cipher;
 mod copies;
@@ -30,6 +31,7 @@ mod recovery;
 mod reference;
 mod secret;
 
+pub use backup::HeaderBackup;
 pub use cipher::SectorCipher;
 pub use copies::{Copies, CopyFault, CopyState};
 pub use error::{LuksError, LuksErrorKind};

@@ -5,7 +5,7 @@
 //! last, and it cuts names at NUL. Both are errors here, so that the two can't read one text in
 //! two ways. The format: "LUKS2 On-Disk Format Specification", section 3.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, ops::Range};
 
 use serde::{
     Deserialize, Deserializer,
@@ -47,6 +47,10 @@ pub(crate) struct Metadata {
     /// Slots that hold the volume key, by number; at least one.
     pub keyslots: Vec<Keyslot>,
     pub key_bytes: usize,
+    /// Where key slots may lie, behind the two copies.
+    pub areas: Range<u64>,
+    /// The areas of all key slots, of those too that hold another key, by the slot's number.
+    pub used: Vec<(u32, Range<u64>)>,
 }
 
 #[derive(Deserialize)]
@@ -162,6 +166,11 @@ impl Metadata {
             digest,
             keyslots,
             key_bytes,
+            areas,
+            used: all
+                .into_iter()
+                .map(|slot| (slot.number, slot.area))
+                .collect(),
         })
     }
 }

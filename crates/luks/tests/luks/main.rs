@@ -11,5 +11,6 @@ mod damage;
 mod forge;
 mod hostile;
 mod interop;
+mod kept;
 mod sectors;
 mod stock;

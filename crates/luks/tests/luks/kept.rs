@@ -1,0 +1,212 @@
+//! Headers kept elsewhere and put back, interrupted after each step.
+
+use sprat_luks::{FormatOptions, Header, HeaderBackup, HeaderWrite, LuksError, Secret, SlotKind};
+
+use crate::stock::{Files, Ours, apply, cryptsetup_is_here, cryptsetup_ok, opens, their_container};
+
+const FAST: FormatOptions = FormatOptions {
+    uuid: None,
+    label: None,
+    fast_kdf_for_tests: true,
+};
+
+fn secret(text: &str) -> Secret {
+    Secret::passphrase(text.to_owned())
+}
+
+fn kept(bytes: &[u8]) -> Vec<u8> {
+    let backup = Header::load(&bytes).unwrap().backup(&bytes).unwrap();
+    in_file(&backup)
+}
+
+fn in_file(backup: &HeaderBackup) -> Vec<u8> {
+    let mut file = vec![0; backup.len_bytes as usize];
+    for extent in &backup.extents {
+        file[extent.offset as usize..][..extent.bytes.len()].copy_from_slice(&extent.bytes);
+    }
+    file
+}
+
+fn change(bytes: &mut [u8], writes: &[HeaderWrite]) {
+    apply(writes, writes.len(), bytes);
+}
+
+fn add(bytes: &mut [u8], by: &Secret, text: &str) {
+    let header = Header::load(&&*bytes).unwrap();
+    let key = header.unlock(&&*bytes, by).unwrap();
+    let writes = header
+        .add_slot(&key, &secret(text), SlotKind::Passphrase, &FAST)
+        .unwrap();
+    change(bytes, &writes);
+}
+
+fn remove(bytes: &mut [u8], number: u32) {
+    let writes = Header::load(&&*bytes).unwrap().remove_slot(number).unwrap();
+    change(bytes, &writes);
+}
+
+fn restore(bytes: &[u8], kept: &[u8], proof: &Secret) -> Result<Vec<HeaderWrite>, LuksError> {
+    let present = Header::load(&bytes).unwrap();
+    Header::load(&kept)?.restore(&kept, Some((&present, &bytes)), 0, proof)
+}
+
+/// A container whose every slot was replaced since its header was kept, areas reused.
+fn replaced() -> (Ours, Vec<u8>, Vec<u8>) {
+    let ours = Ours::make();
+    let mut bytes = ours.bytes();
+    let kept = kept(&bytes);
+    remove(&mut bytes, 0);
+    add(&mut bytes, &ours.recovery.secret(), "new one");
+    remove(&mut bytes, 1);
+    add(&mut bytes, &secret("new one"), "new two");
+    assert_eq!(Header::load(&bytes.as_slice()).unwrap().slots().len(), 2);
+    (ours, bytes, kept)
+}
+
+#[test]
+fn a_kept_header_put_back_opens_with_its_keys_and_with_no_others() {
+    let (ours, mut bytes, kept) = replaced();
+    let before = Header::load(&bytes.as_slice()).unwrap();
+    let writes = restore(&bytes, &kept, &ours.key()).unwrap();
+    change(&mut bytes, &writes);
+    let header = Header::load(&bytes.as_slice()).unwrap();
+    assert!(header.copies().both_good());
+    assert_eq!(header.sequence_id(), before.sequence_id() + 1);
+    header.check_pins(&before.pins()).unwrap();
+    assert!(opens(&bytes, &ours.key()));
+    assert!(opens(&bytes, &ours.recovery.secret()));
+    assert!(!opens(&bytes, &secret("new one")));
+    assert!(!opens(&bytes, &secret("new two")));
+    // The areas that nothing names any more are noise: the header of a moment ago opens nothing.
+    let mut old_copies = bytes.clone();
+    for extent in before.backup(&bytes.as_slice()).unwrap().extents {
+        if extent.offset < 32768 {
+            old_copies[extent.offset as usize..][..extent.bytes.len()]
+                .copy_from_slice(&extent.bytes);
+        }
+    }
+    assert!(!opens(&old_copies, &secret("new one")));
+    if cryptsetup_is_here() {
+        let files = Files::new();
+        let file = files.holding("restored", &bytes);
+        let name = file.to_str().unwrap();
+        let typed = format!("{}\n", ours.recovery.text());
+        cryptsetup_ok(&["open", "--test-passphrase", name], typed.as_bytes());
+        cryptsetup_ok(&["luksDump", name], b"");
+    }
+}
+
+#[test]
+fn putting_back_interrupted_after_any_step_opens_with_the_keys_of_the_one_or_of_the_other() {
+    let (ours, bytes, kept) = replaced();
+    let old = [ours.key(), ours.recovery.secret()];
+    let new = [secret("new one"), secret("new two")];
+    let writes = restore(&bytes, &kept, &ours.key()).unwrap();
+    for (step, write) in writes.iter().enumerate() {
+        for torn in [false, true] {
+            let mut state = bytes.clone();
+            apply(&writes, step, &mut state);
+            if let (true, HeaderWrite::Write(extent)) = (torn, write) {
+                let half = extent.bytes.len() / 2;
+                state[extent.offset as usize..][..half].copy_from_slice(&extent.bytes[..half]);
+            }
+            let all = |keys: &[Secret]| keys.iter().all(|key| opens(&state, key));
+            assert!(all(&old) || all(&new), "after {step} steps, torn: {torn}");
+            // And it can be put back again from there.
+            let again = restore(&state, &kept, &ours.key()).unwrap();
+            change(&mut state, &again);
+            assert!(
+                old.iter().all(|key| opens(&state, key)),
+                "after {step} steps"
+            );
+            assert!(
+                Header::load(&state.as_slice())
+                    .unwrap()
+                    .copies()
+                    .both_good()
+            );
+        }
+    }
+}
+
+#[test]
+fn a_header_is_put_back_where_both_copies_are_destroyed() {
+    let ours = Ours::make();
+    let mut bytes = ours.bytes();
+    let kept = kept(&bytes);
+    bytes[..1 << 20].fill(0xa5);
+    assert!(Header::load(&bytes.as_slice()).is_err());
+    let from = Header::load(&kept.as_slice()).unwrap();
+    let writes = from
+        .restore(&kept.as_slice(), None, 7, &ours.key())
+        .unwrap();
+    change(&mut bytes, &writes);
+    let header = Header::load(&bytes.as_slice()).unwrap();
+    assert_eq!(header.sequence_id(), 8);
+    assert!(opens(&bytes, &ours.key()));
+    assert!(opens(&bytes, &ours.recovery.secret()));
+}
+
+#[test]
+fn a_damaged_copy_is_written_before_the_good_one() {
+    let (ours, mut bytes, kept) = replaced();
+    bytes[4100] ^= 1;
+    let writes = restore(&bytes, &kept, &ours.key()).unwrap();
+    let copies: Vec<u64> = writes
+        .iter()
+        .filter_map(|write| match write {
+            HeaderWrite::Write(extent) if extent.offset < 32768 => Some(extent.offset),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(copies, [0, 16384]);
+}
+
+#[test]
+fn a_header_of_another_container_and_one_that_the_key_does_not_open_are_refused() {
+    let (ours, bytes, kept) = replaced();
+    let foreign = Ours::make();
+    let error = restore(&foreign.bytes(), &kept, &ours.key()).unwrap_err();
+    assert!(matches!(error, LuksError::Pin { .. }), "{error}");
+    let error = restore(&bytes, &kept, &secret("new one")).unwrap_err();
+    assert!(matches!(error, LuksError::WrongSecret { .. }), "{error}");
+}
+
+#[test]
+fn kept_headers_go_both_ways_between_cryptsetup_and_us() {
+    if !cryptsetup_is_here() {
+        return;
+    }
+    let files = Files::new();
+    // Theirs, kept by them and put back by us.
+    let theirs = their_container(&files, b"theirs", &[]);
+    let name = theirs.to_str().unwrap();
+    let kept_by_them = files.path("kept-by-them");
+    let backup = ["luksHeaderBackup", name, "--header-backup-file"];
+    cryptsetup_ok(
+        &[&backup[..], &[kept_by_them.to_str().unwrap()]].concat(),
+        b"",
+    );
+    let mut bytes = std::fs::read(&theirs).unwrap();
+    add(&mut bytes, &secret("theirs"), "later");
+    let kept_bytes = std::fs::read(&kept_by_them).unwrap();
+    let writes = restore(&bytes, &kept_bytes, &secret("theirs")).unwrap();
+    change(&mut bytes, &writes);
+    assert!(opens(&bytes, &secret("theirs")));
+    assert!(!opens(&bytes, &secret("later")));
+    // Ours, kept by us and put back by them.
+    let ours = Ours::make();
+    let mut bytes = ours.bytes();
+    let file = files.holding("kept-by-us", &kept(&bytes));
+    bytes[..40960].fill(0);
+    let container = files.holding("ours", &bytes);
+    let restore = [
+        "luksHeaderRestore",
+        "--batch-mode",
+        container.to_str().unwrap(),
+        "--header-backup-file",
+        file.to_str().unwrap(),
+    ];
+    cryptsetup_ok(&restore, b"");
+    assert!(opens(&std::fs::read(&container).unwrap(), &ours.key()));
+}
