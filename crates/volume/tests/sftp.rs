@@ -70,10 +70,11 @@ impl SftpSession {
     }
 }
 
-/// Whether this process is still there and ours: numbers are used again.
+/// Whether this process is still there and ours: numbers are used again. A zombie has no command
+/// line and is gone: the first process of a container may reap no orphans.
 fn is_sftp_server(pid: &str) -> bool {
-    std::fs::read_to_string(Path::new("/proc").join(pid).join("comm"))
-        .is_ok_and(|comm| comm.trim() == "sftp-server")
+    std::fs::read_to_string(Path::new("/proc").join(pid).join("cmdline"))
+        .is_ok_and(|line| line.contains("sftp-server"))
 }
 
 impl Session for SftpSession {
