@@ -101,6 +101,48 @@ pub trait Store: Send + Sync {
 
     /// Free space of the folder's file system; `Unsupported` where the server can't tell.
     fn free_space(&self) -> Result<FreeSpace, StoreError>;
+
+    /// Reads a small file's first bytes, `len_max` at most, and what the open file is. A file that
+    /// is cut meanwhile gives fewer. As [`Store::open`] with `access` and a read, in fewer round
+    /// trips where the store knows how; [`Access::ReadWrite`] takes the fewest.
+    fn read_small(
+        &self,
+        name: &FileName,
+        access: Access,
+        len_max: usize,
+    ) -> Result<(FileStat, Vec<u8>), StoreError> {
+        let file = self.open(name, access)?;
+        let stat = file.stat()?;
+        let mut bytes = vec![0; len_max.min(usize::try_from(stat.len).unwrap_or(len_max))];
+        match file.read_at(0, &mut bytes, ReadClass::Demand) {
+            Ok(()) => {}
+            Err(StoreError::Truncated { .. }) => bytes.clear(),
+            Err(error) => return Err(error),
+        }
+        Ok((stat, bytes))
+    }
+
+    /// Makes a new file as [`Store::create_new`] does, whose outcome is the outer result; writes
+    /// `content` and makes it and the name durable, which is the inner one.
+    fn create_filled(
+        &self,
+        name: &FileName,
+        content: &[u8],
+    ) -> Result<Result<(), StoreError>, StoreError> {
+        let file = self.create_new(name)?;
+        let filled = file
+            .write_at(0, content)
+            .and_then(|()| file.flush())
+            .and_then(|()| self.flush_folder());
+        Ok(filled)
+    }
+
+    /// Removes a file, whose outcome is the outer result, and makes that durable, which is the
+    /// inner one.
+    fn remove_durably(&self, name: &FileName) -> Result<Result<(), StoreError>, StoreError> {
+        self.remove(name)?;
+        Ok(self.flush_folder())
+    }
 }
 
 /// One open file. Any number of threads may call at once; calls on overlapping ranges have no

@@ -12,16 +12,14 @@
 mod seen;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{fmt, io};
 
-use seen::{Content, LOCK_BYTES, Seen, lock_name, look};
+use seen::{Content, LOCK_BYTES, Seen, lock_name, look, look_for};
 
 use crate::record::Token;
-use crate::{
-    Access, FileName, LocalRecord, ReadClass, Store, StoreError, StoreErrorKind, StoreFile,
-};
+use crate::{Access, FileName, LocalRecord, ReadClass, Store, StoreError, StoreErrorKind};
 
 /// How often a holder renews its lock.
 pub const RENEW_INTERVAL: Duration = Duration::from_secs(10);
@@ -194,8 +192,8 @@ impl Lock {
             record: record.clone(),
         };
         record.taking(number, token)?;
-        let file = match store.create_new(&lock.file) {
-            Ok(file) => file,
+        let filled = match store.create_filled(&lock.file, &lock.bytes()) {
+            Ok(filled) => filled.map_err(|source| lock.failed("take", source)),
             Err(error) if error.kind() == StoreErrorKind::AlreadyExists => {
                 record.not_taken(number, token)?;
                 return Err(lock.held_by_other(store, Some(number)));
@@ -203,7 +201,7 @@ impl Lock {
             // It may have been made all the same, so the record stays.
             Err(source) => return Err(lock.failed("take", source)),
         };
-        match lock.settle(store, &*file, &dead) {
+        match filled.and_then(|()| lock.settle(store, &dead)) {
             Ok(()) => Ok(lock),
             Err(error) => {
                 // Where even that fails the record stays, and the next try takes it over.
@@ -213,18 +211,10 @@ impl Lock {
         }
     }
 
-    /// Fills the new file, and sees to it that nobody else took at the same time.
-    fn settle(
-        &self,
-        store: &dyn Store,
-        file: &dyn StoreFile,
-        dead: &[Seen],
-    ) -> Result<(), LockError> {
+    /// Sees to it that nobody else took at the same time: looks again, after our file was made.
+    fn settle(&self, store: &dyn Store, dead: &[Seen]) -> Result<(), LockError> {
         let failed = |source| self.failed("take", source);
-        file.write_at(0, &self.bytes()).map_err(failed)?;
-        file.flush().map_err(failed)?;
-        store.flush_folder().map_err(failed)?;
-        let now = look(store, &self.container)?;
+        let now = look_for(store, &self.container, Some(self.number))?;
         let (ours, others): (Vec<Seen>, Vec<Seen>) =
             now.into_iter().partition(|seen| seen.number == self.number);
         let same = others.len() == dead.len()
@@ -303,14 +293,25 @@ impl Lock {
     /// nothing about the lock (the line may be down): nothing may be sent until a later call
     /// returns `Ok`.
     pub fn verify(&self, store: &dyn Store) -> Result<(), LockError> {
-        self.check(store, Access::ReadOnly).map(drop)
+        self.check(store, || {
+            let read = store.read_small(&self.file, Access::ReadWrite, LOCK_BYTES);
+            read.map(|(_, bytes)| ((), bytes))
+        })
     }
 
     /// Verifies and rewrites the counter; to be called every [`RENEW_INTERVAL`].
     pub fn renew(&self, store: &dyn Store) -> Result<(), LockError> {
         // Checked and written through one handle: should the name be given to another lock in
         // between, the write reaches the removed file.
-        let file = self.check(store, Access::ReadWrite)?;
+        let file = self.check(store, || {
+            let file = store.open(&self.file, Access::ReadWrite)?;
+            let mut bytes = vec![0; LOCK_BYTES];
+            match file.read_at(0, &mut bytes, ReadClass::Demand) {
+                Err(StoreError::Truncated { .. }) => bytes.clear(),
+                other => other?,
+            }
+            Ok((file, bytes))
+        })?;
         {
             let mut content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
             content.renewed += 1;
@@ -326,8 +327,8 @@ impl Lock {
         match self.verify(store) {
             Ok(()) => {
                 let failed = |source| self.failed("release", source);
-                store.remove(&self.file).map_err(failed)?;
-                store.flush_folder().map_err(failed)?;
+                let removed = store.remove_durably(&self.file).map_err(failed)?;
+                removed.map_err(failed)?;
             }
             Err(error @ LockError::Lost { .. }) => {
                 self.record.not_taken(self.number, self.token)?;
@@ -338,27 +339,35 @@ impl Lock {
         self.record.not_taken(self.number, self.token)
     }
 
-    fn check(&self, store: &dyn Store, access: Access) -> Result<Arc<dyn StoreFile>, LockError> {
-        let lost = |reason: String| LockError::Lost {
-            container: self.container.clone(),
-            reason,
-        };
+    /// Reads the lock with `read`, and looks for one that took it over.
+    fn check<T>(
+        &self,
+        store: &dyn Store,
+        read: impl FnOnce() -> Result<(T, Vec<u8>), StoreError>,
+    ) -> Result<T, LockError> {
         // Both at once: on a slow line this lies before every epoch.
         let (next, ours) = std::thread::scope(|scope| {
             let next = scope.spawn(|| self.next_is_there(store));
-            let ours = self.read_back(store, access);
+            let ours = read();
             (next.join(), ours)
         });
         match next {
             Ok(Ok(None)) => {}
-            Ok(Ok(Some(next))) => return Err(lost(format!("{next} is there"))),
+            Ok(Ok(Some(next))) => return Err(self.lost(format!("{next} is there"))),
             Ok(Err(error)) => return Err(error),
             Err(panic) => std::panic::resume_unwind(panic),
         }
-        let (file, bytes) = ours?;
+        let (found, bytes) = ours.map_err(|error| match error.kind() {
+            StoreErrorKind::NotFound => self.lost(format!("{} is gone", self.file)),
+            StoreErrorKind::NotRegular => self.lost(format!("{} is no regular file", self.file)),
+            _ => self.failed("verify", error),
+        })?;
+        if bytes.len() < LOCK_BYTES {
+            return Err(self.lost(format!("{} was cut", self.file)));
+        }
         match Content::parse(&bytes) {
-            Some(found) if found.token == self.token.to_string() => Ok(file),
-            _ => Err(lost(format!("{} is another's", self.file))),
+            Some(content) if content.token == self.token.to_string() => Ok(found),
+            _ => Err(self.lost(format!("{} is another's", self.file))),
         }
     }
 
@@ -375,30 +384,10 @@ impl Lock {
         }
     }
 
-    fn read_back(
-        &self,
-        store: &dyn Store,
-        access: Access,
-    ) -> Result<(Arc<dyn StoreFile>, [u8; LOCK_BYTES]), LockError> {
-        let lost = |reason: String| LockError::Lost {
+    fn lost(&self, reason: String) -> LockError {
+        LockError::Lost {
             container: self.container.clone(),
             reason,
-        };
-        let file = match store.open(&self.file, access) {
-            Ok(file) => file,
-            Err(error) => match error.kind() {
-                StoreErrorKind::NotFound => return Err(lost(format!("{} is gone", self.file))),
-                StoreErrorKind::NotRegular => {
-                    return Err(lost(format!("{} is no regular file", self.file)));
-                }
-                _ => return Err(self.failed("verify", error)),
-            },
-        };
-        let mut bytes = [0; LOCK_BYTES];
-        match file.read_at(0, &mut bytes, ReadClass::Demand) {
-            Ok(()) => Ok((file, bytes)),
-            Err(StoreError::Truncated { .. }) => Err(lost(format!("{} was cut", self.file))),
-            Err(source) => Err(self.failed("verify", source)),
         }
     }
 

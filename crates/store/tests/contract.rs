@@ -49,6 +49,7 @@ fn kind<T>(result: Result<T, StoreError>) -> StoreErrorKind {
 fn run_all(subject: &Subject<'_>) {
     a_new_file_is_empty_and_exclusive(subject);
     what_was_written_is_read(subject);
+    small_files_are_made_read_and_removed_whole(subject);
     reading_past_the_end_is_truncated_with_both_counts(subject);
     large_transfers_at_odd_offsets_arrive_whole(subject);
     resize_makes_holes_and_cuts(subject);
@@ -85,6 +86,32 @@ fn a_new_file_is_empty_and_exclusive(subject: &Subject<'_>) {
         kind(subject.store.stat(&name("new"))),
         StoreErrorKind::NotFound
     );
+}
+
+fn small_files_are_made_read_and_removed_whole(subject: &Subject<'_>) {
+    let (store, small) = (subject.store, name("small"));
+    let read = |access, len_max| store.read_small(&small, access, len_max);
+    for access in [Access::ReadOnly, Access::ReadWrite] {
+        assert_eq!(kind(read(access, 8)), StoreErrorKind::NotFound);
+    }
+    store.create_filled(&small, b"content").unwrap().unwrap();
+    assert_eq!(
+        kind(store.create_filled(&small, b"other")),
+        StoreErrorKind::AlreadyExists
+    );
+    for access in [Access::ReadOnly, Access::ReadWrite] {
+        for (len_max, expected) in [(100, "content"), (7, "content"), (3, "con"), (0, "")] {
+            let (stat, bytes) = read(access, len_max).unwrap();
+            assert_eq!((stat.len, stat.regular), (7, true));
+            assert_eq!(bytes, expected.as_bytes(), "{access:?}, {len_max} bytes");
+        }
+    }
+    store.remove_durably(&small).unwrap().unwrap();
+    assert_eq!(kind(store.remove_durably(&small)), StoreErrorKind::NotFound);
+    store.create_filled(&small, b"").unwrap().unwrap();
+    let (stat, bytes) = read(Access::ReadWrite, 8).unwrap();
+    assert_eq!((stat.len, bytes.len()), (0, 0));
+    store.remove(&small).unwrap();
 }
 
 fn what_was_written_is_read(subject: &Subject<'_>) {
@@ -345,6 +372,8 @@ fn links_folders_and_fifos_are_not_opened(subject: &Subject<'_>, folder: &Path) 
         for access in [Access::ReadOnly, Access::ReadWrite] {
             let found = kind(subject.store.open(&name(odd), access));
             assert_eq!(found, StoreErrorKind::NotRegular, "{odd} {access:?}");
+            let read = kind(subject.store.read_small(&name(odd), access, 6));
+            assert_eq!(read, StoreErrorKind::NotRegular, "{odd} {access:?}");
         }
         assert!(!subject.store.stat(&name(odd)).unwrap().regular);
         assert_eq!(

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use crate::engine::{Engine, State};
 use crate::plan::{EpochNumber, Generation};
 
-/// Checks under way at one time, besides the conductor's own: one takes about five round trips,
-/// a small epoch two.
+/// Checks under way at one time, besides the conductor's own: one takes two round trips,
+/// as a small epoch does.
 pub(crate) const PERMITTERS: usize = 3;
 
 /// A check that began longer ago than the lock's renewal interval is not used any more.

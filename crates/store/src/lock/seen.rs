@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{LockError, LockInfo, OwnerNote};
 use crate::record::Token;
-use crate::{Access, FileName, ReadClass, Store, StoreError, StoreErrorKind};
+use crate::{Access, FileName, Store, StoreError, StoreErrorKind};
 
 /// The length of a lock file.
 pub(super) const LOCK_BYTES: usize = 512;
@@ -35,6 +35,15 @@ pub(super) struct Seen {
 
 /// All lock files of a container, by number.
 pub(super) fn look(store: &dyn Store, container: &FileName) -> Result<Vec<Seen>, LockError> {
+    look_for(store, container, None)
+}
+
+/// The same; the lock `expected` is read while the folder is being listed.
+pub(super) fn look_for(
+    store: &dyn Store,
+    container: &FileName,
+    expected: Option<u64>,
+) -> Result<Vec<Seen>, LockError> {
     let failed = |source| LockError::Store {
         op: "read",
         container: container.clone(),
@@ -44,7 +53,8 @@ pub(super) fn look(store: &dyn Store, container: &FileName) -> Result<Vec<Seen>,
     'again: loop {
         attempt += 1;
         let mut found = Vec::new();
-        for file in store.list().map_err(failed)? {
+        let (listed, mut expected) = list_and_read(store, container, expected)?;
+        for file in listed.map_err(failed)? {
             let number = file.as_str().strip_prefix(container.as_str());
             let number = number.and_then(|rest| rest.strip_prefix(".lock."));
             let Some(number) = number.and_then(|digits| digits.parse::<u64>().ok()) else {
@@ -53,7 +63,14 @@ pub(super) fn look(store: &dyn Store, container: &FileName) -> Result<Vec<Seen>,
             if number == 0 || lock_name(container, number)? != file {
                 continue;
             }
-            match read_lock(store, number, &file) {
+            let read = match expected.take() {
+                Some((read_number, read)) if read_number == number => read,
+                other => {
+                    expected = other;
+                    read_lock(store, number, &file)
+                }
+            };
+            match read {
                 Ok(seen) => found.push(seen),
                 // Removed since it was listed: another may have come for it.
                 Err(error)
@@ -70,6 +87,33 @@ pub(super) fn look(store: &dyn Store, container: &FileName) -> Result<Vec<Seen>,
     }
 }
 
+/// The folder's names, and what lies at the name of lock `expected`.
+#[expect(clippy::type_complexity, reason = "two outcomes, used once")]
+fn list_and_read(
+    store: &dyn Store,
+    container: &FileName,
+    expected: Option<u64>,
+) -> Result<
+    (
+        Result<Vec<FileName>, StoreError>,
+        Option<(u64, Result<Seen, StoreError>)>,
+    ),
+    LockError,
+> {
+    let Some(number) = expected else {
+        return Ok((store.list(), None));
+    };
+    let file = lock_name(container, number)?;
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| read_lock(store, number, &file));
+        let listed = store.list();
+        match reading.join() {
+            Ok(read) => Ok((listed, Some((number, read)))),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
 fn read_lock(store: &dyn Store, number: u64, file: &FileName) -> Result<Seen, StoreError> {
     let mut seen = Seen {
         number,
@@ -78,22 +122,16 @@ fn read_lock(store: &dyn Store, number: u64, file: &FileName) -> Result<Seen, St
         empty: false,
         modified_s: None,
     };
-    let opened = match store.open(file, Access::ReadOnly) {
-        Ok(opened) => opened,
+    let (stat, bytes) = match store.read_small(file, Access::ReadOnly, LOCK_BYTES) {
+        Ok(read) => read,
         // Not ours whatever it is, so it counts as held.
         Err(error) if error.kind() == StoreErrorKind::NotRegular => return Ok(seen),
         Err(error) => return Err(error),
     };
-    let stat = opened.stat()?;
     seen.modified_s = stat.modified_s;
     seen.empty = stat.len == 0;
-    if stat.len == LOCK_BYTES as u64 {
-        let mut bytes = [0; LOCK_BYTES];
-        match opened.read_at(0, &mut bytes, ReadClass::Demand) {
-            Ok(()) => seen.content = Content::parse(&bytes),
-            Err(StoreError::Truncated { .. }) => {}
-            Err(error) => return Err(error),
-        }
+    if stat.len == LOCK_BYTES as u64 && bytes.len() == LOCK_BYTES {
+        seen.content = Content::parse(&bytes);
     }
     Ok(seen)
 }

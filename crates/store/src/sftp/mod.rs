@@ -2,12 +2,13 @@
 
 //!
 //! `codec` knows the bytes, `wire` and `program` where they come from and go to, `channel` has
-//! many requests in flight on one wire, `session` holds the channels of one server, `file` is one
-//! open file over all of them.
+//! many requests in flight on one wire, `session` holds the channels of one server, `open` opens
+//! its files and does small ones whole, `file` is one open file over all channels.
 
 mod channel;
 mod codec;
 mod file;
+mod open;
 mod program;
 mod session;
 mod target;
@@ -23,7 +24,7 @@ use rustix::io::FdFlags;
 pub use target::SshTarget;
 pub use wire::{Dial, Ending, EndingKind, Wire, WireEnd};
 
-use codec::{Attributes, OpenFor, Request};
+use codec::{Attributes, Request};
 use file::{SftpFile, file_stat};
 use program::Program;
 use session::{Session, SessionOptions};
@@ -137,6 +138,14 @@ impl SftpStore {
         }
     }
 
+    fn told(&self, name: &FileName, found: &Attributes) -> Result<FileStat, StoreError> {
+        file_stat(found).ok_or_else(|| StoreError::Unsupported {
+            op: "stat",
+            object: self.session.object(name),
+            reason: "the server tells no file lengths".to_owned(),
+        })
+    }
+
     /// Finds out whether a bare FAILURE means that `name` was there already.
     fn explain_with(&self, error: StoreError, op: &'static str, name: &FileName) -> StoreError {
         if matches!(error, StoreError::Refused { .. }) && self.exists(op, name).unwrap_or(false) {
@@ -176,12 +185,7 @@ impl Store for SftpStore {
     }
 
     fn stat(&self, name: &FileName) -> Result<FileStat, StoreError> {
-        let found = self.lstat("stat", name)?;
-        file_stat(&found).ok_or_else(|| StoreError::Unsupported {
-            op: "stat",
-            object: self.session.object(name),
-            reason: "the server tells no file lengths".to_owned(),
-        })
+        self.told(name, &self.lstat("stat", name)?)
     }
 
     fn rename(&self, from: &FileName, to: &FileName) -> Result<(), StoreError> {
@@ -251,28 +255,31 @@ impl Store for SftpStore {
     }
 
     fn flush_folder(&self) -> Result<(), StoreError> {
-        let place = self.describe();
-        if !self.session.extensions.fsync {
-            if self.session.options.insist_without_fsync {
-                return Ok(());
-            }
-            return Err(StoreError::Unsupported {
-                op: "flush folder",
-                object: place,
-                reason: "the server has no fsync@openssh.com".to_owned(),
-            });
-        }
-        // OPENDIR's handles can't be given to fsync (sftp-server looks for a file's descriptor),
-        // but open(2) for reading takes a folder, too.
-        let call = self.session.call("flush folder", &place);
-        let path = self.session.folder_path();
-        let handle = call.handle(&Request::Open {
-            path,
-            how: OpenFor::Reading,
-        })?;
-        let outcome = call.status(&Request::Fsync { handle: &handle });
-        self.session.first.tell(&Request::Close { handle: &handle });
-        outcome.map_err(|error| self.session.explain(error))
+        self.session.flush_folder()
+    }
+
+    fn read_small(
+        &self,
+        name: &FileName,
+        access: Access,
+        len_max: usize,
+    ) -> Result<(FileStat, Vec<u8>), StoreError> {
+        let (found, bytes) = self.session.read_small(name, access, len_max)?;
+        Ok((self.told(name, &found)?, bytes))
+    }
+
+    fn create_filled(
+        &self,
+        name: &FileName,
+        content: &[u8],
+    ) -> Result<Result<(), StoreError>, StoreError> {
+        self.session
+            .create_filled(name, content)
+            .map_err(|error| self.explain_with(error, "create", name))
+    }
+
+    fn remove_durably(&self, name: &FileName) -> Result<Result<(), StoreError>, StoreError> {
+        self.session.remove_durably(name)
     }
 
     fn free_space(&self) -> Result<FreeSpace, StoreError> {

@@ -1,12 +1,12 @@
 //! The channels to one server, and single requests on them with their errors.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use super::channel::{Answer, Channel, Killer, Patience};
-use super::codec::{self, Attributes, Extensions, Malformed, OpenFor, Reply, Request, Statvfs};
+use super::codec::{self, Attributes, Extensions, Malformed, Reply, Request, Statvfs};
 use super::printable;
 use super::wire::{Dial, Ending, EndingKind};
 use crate::local::LIST_ENTRIES_MAX;
@@ -21,8 +21,6 @@ const TRANSFER_BYTES_MAX: u32 = 256 * 1024 - 1024;
 const TRANSFER_BYTES_MIN: u32 = 4096;
 /// With less than this, a failed write is taken for a full disk: SFTP v3 has no status for it.
 const NO_SPACE_BELOW_BYTES: u64 = 1024 * 1024;
-/// How often a file that changes while it is being opened is looked at.
-const OPEN_ATTEMPTS: u32 = 3;
 
 /// Everything that a [`Session`] is made of besides its first wire.
 pub(crate) struct SessionOptions {
@@ -123,15 +121,18 @@ impl Session {
             renames: Mutex::default(),
             _inherit_fds: inherit_fds,
         };
-        if extensions.limits {
-            session.ask_limits()?;
-        }
         let place = session.describe();
-        let folder = session.folder_path();
-        let found = session
-            .call("open folder", &place)
-            .attributes(&Request::Stat { path: folder });
-        if !found?.may_be_folder() {
+        let call = session.call("open folder", &place);
+        let path = session.folder_path();
+        let found = call.ask(&Request::Stat { path })?;
+        // Both are under way at once.
+        let limits = session.ask_limits()?;
+        let found = call.wait_attributes(&found)?;
+        if let Some((read_bytes_max, write_bytes_max)) = limits {
+            session.read_bytes_max = read_bytes_max;
+            session.write_bytes_max = write_bytes_max;
+        }
+        if !found.may_be_folder() {
             return Err(StoreError::Refused {
                 op: "open folder",
                 object: place,
@@ -141,7 +142,11 @@ impl Session {
         Ok(Arc::new(session))
     }
 
-    fn ask_limits(&mut self) -> Result<(), StoreError> {
+    /// The most bytes that a read and a write may have; `None` where the server tells no limits.
+    fn ask_limits(&self) -> Result<Option<(u32, u32)>, StoreError> {
+        if !self.extensions.limits {
+            return Ok(None);
+        }
         let place = self.describe();
         let call = self.call("connect", &place);
         let limits = call.extended(&Request::Limits, codec::parse_limits)?;
@@ -164,13 +169,10 @@ impl Session {
                 Err(_) => Ok(TRANSFER_BYTES_MAX),
             }
         };
-        let (read, write) = (
+        Ok(Some((
             bound(limits.read_bytes_max)?,
             bound(limits.write_bytes_max)?,
-        );
-        self.read_bytes_max = read;
-        self.write_bytes_max = write;
-        Ok(())
+        )))
     }
 
     /// Where this is, for messages.
@@ -283,63 +285,6 @@ impl Session {
         *lock(&self.renames).entry(name.clone()).or_default() += 1;
     }
 
-    /// Opens a regular file on a channel. SFTP v3 can't refuse to follow a symbolic link, so the
-    /// name is looked at before (which also keeps the server from waiting at a FIFO) and what was
-    /// opened is looked at after; both must be the same as far as v3 tells.
-    pub(crate) fn open_file(
-        &self,
-        channel: &Channel,
-        op: &'static str,
-        object: &str,
-        path: &str,
-        how: OpenFor,
-    ) -> Result<(Vec<u8>, Attributes), StoreError> {
-        let call = Call {
-            channel,
-            op,
-            object,
-        };
-        let not_regular = || StoreError::NotRegular {
-            op,
-            object: object.to_owned(),
-        };
-        for _ in 0..OPEN_ATTEMPTS {
-            let before = match how {
-                OpenFor::Creating => None,
-                OpenFor::Reading | OpenFor::Writing => {
-                    Some(call.attributes(&Request::Lstat { path })?)
-                }
-            };
-            if before.is_some_and(|before| !before.regular()) {
-                return Err(not_regular());
-            }
-            let handle = call.handle(&Request::Open { path, how })?;
-            let after = call.attributes(&Request::Fstat { handle: &handle });
-            match (before, after) {
-                (_, Ok(after)) if !after.regular() => {
-                    channel.tell(&Request::Close { handle: &handle });
-                    return Err(not_regular());
-                }
-                (None, Ok(after)) => return Ok((handle, after)),
-                (Some(before), Ok(after))
-                    if (before.len, before.owner, before.mode)
-                        == (after.len, after.owner, after.mode) =>
-                {
-                    return Ok((handle, after));
-                }
-                (_, after) => {
-                    channel.tell(&Request::Close { handle: &handle });
-                    after?;
-                }
-            }
-        }
-        Err(StoreError::Refused {
-            op,
-            object: object.to_owned(),
-            reason: "the file is being changed or replaced while it is opened".to_owned(),
-        })
-    }
-
     /// Free space of the folder.
     pub(crate) fn statvfs(&self, op: &'static str) -> Result<Statvfs, StoreError> {
         let object = self.describe();
@@ -428,6 +373,11 @@ impl Call<'_> {
         self.is_ok(&self.roundtrip(request)?)
     }
 
+    /// Waits for a bare status.
+    pub(crate) fn wait_status(&self, answer: &Answer) -> Result<(), StoreError> {
+        self.is_ok(&self.wait(answer)?)
+    }
+
     /// Whether a status says that all is well.
     pub(crate) fn is_ok(&self, body: &[u8]) -> Result<(), StoreError> {
         match self.parse(body)? {
@@ -440,7 +390,12 @@ impl Call<'_> {
 
     /// A request that is answered with a handle.
     pub(crate) fn handle(&self, request: &Request<'_>) -> Result<Vec<u8>, StoreError> {
-        let body = self.roundtrip(request)?;
+        self.wait_handle(&self.ask(request)?)
+    }
+
+    /// Waits for a handle.
+    pub(crate) fn wait_handle(&self, answer: &Answer) -> Result<Vec<u8>, StoreError> {
+        let body = self.wait(answer)?;
         match self.parse(&body)? {
             Reply::Handle(handle) => Ok(handle.to_vec()),
             _ => Err(self.unexpected(&body)),
@@ -449,7 +404,12 @@ impl Call<'_> {
 
     /// A request that is answered with attributes.
     pub(crate) fn attributes(&self, request: &Request<'_>) -> Result<Attributes, StoreError> {
-        let body = self.roundtrip(request)?;
+        self.wait_attributes(&self.ask(request)?)
+    }
+
+    /// Waits for attributes.
+    pub(crate) fn wait_attributes(&self, answer: &Answer) -> Result<Attributes, StoreError> {
+        let body = self.wait(answer)?;
         match self.parse(&body)? {
             Reply::Attributes(attributes) => Ok(attributes),
             _ => Err(self.unexpected(&body)),
@@ -474,13 +434,25 @@ impl Call<'_> {
         let mut names = Vec::new();
         // Every answer counts for some, so that nearly empty ones don't go on for ever.
         let mut seen = 0;
+        // One more than is waited for: that a short list is at its end is known with its names.
+        let mut owed = VecDeque::from([self.ask(&Request::Readdir { handle })?]);
+        let mut at_end = false;
         loop {
-            let body = self.roundtrip(&Request::Readdir { handle })?;
+            if !at_end {
+                owed.push_back(self.ask(&Request::Readdir { handle })?);
+            }
+            let Some(answer) = owed.pop_front() else {
+                return Ok(names);
+            };
+            let body = self.wait(&answer)?;
             let found = match self.parse(&body)? {
                 Reply::Names(found) => found,
                 Reply::Status {
                     code: STATUS_EOF, ..
-                } => return Ok(names),
+                } => {
+                    at_end = true;
+                    continue;
+                }
                 _ => return Err(self.unexpected(&body)),
             };
             seen += found.len().max(10);

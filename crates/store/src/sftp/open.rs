@@ -1,0 +1,298 @@
+//! Opens files, and reads, makes and removes small ones whole, in as few round trips as the order
+//! of things allows.
+//!
+//! What depends on nothing that is still to be answered is asked at once. What follows what, and
+//! must: a name is made before it is written to and before its folder is flushed; it is removed
+//! before its folder is flushed; a handle is there before it is used.
+
+use super::channel::{Answer, Channel};
+use super::codec::{Attributes, Malformed, OpenFor, Reply, Request};
+use super::session::{Call, STATUS_EOF, Session};
+use crate::contract::Access;
+use crate::{FileName, StoreError};
+
+/// How often a file that changes while it is being opened is looked at.
+const OPEN_ATTEMPTS: u32 = 3;
+
+impl Session {
+    /// Opens a regular file on a channel. SFTP v3 can't refuse to follow a symbolic link, so the
+    /// name is looked at before and what was opened is looked at after; both must be the same as
+    /// far as v3 tells.
+    pub(crate) fn open_file(
+        &self,
+        channel: &Channel,
+        op: &'static str,
+        object: &str,
+        path: &str,
+        how: OpenFor,
+    ) -> Result<(Vec<u8>, Attributes), StoreError> {
+        let call = Call {
+            channel,
+            op,
+            object,
+        };
+        for _ in 0..OPEN_ATTEMPTS {
+            let (before, handle) = match how {
+                OpenFor::Creating => (None, call.handle(&Request::Open { path, how })?),
+                OpenFor::Reading | OpenFor::Writing => {
+                    let (before, handle) = look_and_open(&call, path, how)?;
+                    (Some(before), handle)
+                }
+            };
+            let after = call.attributes(&Request::Fstat { handle: &handle });
+            match judge(&call, before.as_ref(), after) {
+                Ok(Some(after)) => return Ok((handle, after)),
+                other => {
+                    channel.tell(&Request::Close { handle: &handle });
+                    other?;
+                }
+            }
+        }
+        Err(changing(&call))
+    }
+
+    /// Reads the first bytes of a file, `len_max` at most and one request's worth.
+    pub(crate) fn read_small(
+        &self,
+        name: &FileName,
+        access: Access,
+        len_max: usize,
+    ) -> Result<(Attributes, Vec<u8>), StoreError> {
+        let (object, path) = (self.object(name), self.path(name));
+        let call = self.call("read", &object);
+        let how = match access {
+            Access::ReadOnly => OpenFor::Reading,
+            Access::ReadWrite => OpenFor::Writing,
+        };
+        let len = u32::try_from(len_max).unwrap_or(u32::MAX);
+        let len = len.min(self.read_bytes_max);
+        for _ in 0..OPEN_ATTEMPTS {
+            let (before, handle) = look_and_open(&call, &path, how)?;
+            let found = read_and_look(&call, &handle, len);
+            call.channel.tell(&Request::Close { handle: &handle });
+            let (bytes, after) = found?;
+            if let Some(after) = judge(&call, Some(&before), Ok(after))? {
+                return Ok((after, bytes));
+            }
+        }
+        Err(changing(&call))
+    }
+
+    /// Makes a small file, and then makes it durable: see [`crate::Store::create_filled`].
+    pub(crate) fn create_filled(
+        &self,
+        name: &FileName,
+        content: &[u8],
+    ) -> Result<Result<(), StoreError>, StoreError> {
+        let (object, path) = (self.object(name), self.path(name));
+        let call = self.call("create", &object);
+        let how = OpenFor::Creating;
+        let created = call.ask(&Request::Open { path: &path, how })?;
+        let folder = self.begin_folder();
+        let created = call.wait_handle(&created);
+        let folder = folder.and_then(|folder| self.end_folder(folder));
+        let filled = match &created {
+            Ok(file) => folder.and_then(|folder| self.fill(&call, file, folder.as_ref(), content)),
+            Err(_) => folder.map(|folder| folder.iter().for_each(|folder| self.close(folder))),
+        };
+        let file = created?;
+        self.close(&file);
+        Ok(filled.map_err(|error| self.explain(error)))
+    }
+
+    /// Content and both flushes on one channel, whose server answers in order. One that took the
+    /// flush before the write would leave the content to a later flush: a crash of the server then
+    /// leaves an empty file, which every reader of small files must expect anyway.
+    fn fill(
+        &self,
+        call: &Call<'_>,
+        file: &[u8],
+        folder: Option<&Vec<u8>>,
+        content: &[u8],
+    ) -> Result<(), StoreError> {
+        let write = call.ask(&Request::Write {
+            handle: file,
+            offset: 0,
+            data: content,
+        })?;
+        let mut flushes = Vec::new();
+        if let Some(folder) = folder {
+            for handle in [file, folder] {
+                flushes.push(call.ask(&Request::Fsync { handle })?);
+            }
+            self.close(folder);
+        }
+        call.wait_status(&write)?;
+        flushes.iter().try_for_each(|flush| call.wait_status(flush))
+    }
+
+    /// Removes a name, and then makes that durable: see [`crate::Store::remove_durably`].
+    pub(crate) fn remove_durably(
+        &self,
+        name: &FileName,
+    ) -> Result<Result<(), StoreError>, StoreError> {
+        self.note_rename(name);
+        let (object, path) = (self.object(name), self.path(name));
+        let call = self.call("remove", &object);
+        let removed = call.ask(&Request::Remove { path: &path })?;
+        let folder = self.begin_folder();
+        let removed = call.wait_status(&removed);
+        let folder = folder.and_then(|folder| self.end_folder(folder));
+        removed.map_err(|error| self.explain(error))?;
+        Ok(folder.and_then(|folder| self.flush_opened_folder(folder)))
+    }
+
+    /// Makes creations, renames and removals durable that were answered before.
+    pub(crate) fn flush_folder(&self) -> Result<(), StoreError> {
+        let folder = self.begin_folder()?;
+        let folder = self.end_folder(folder)?;
+        self.flush_opened_folder(folder)
+    }
+
+    /// Asks for a handle of the folder that can be flushed; `None` where the user insists on a
+    /// server that can't. `OPENDIR`'s handles can't be given to fsync (sftp-server looks for a
+    /// file's descriptor), but open(2) for reading takes a folder, too.
+    fn begin_folder(&self) -> Result<Option<Answer>, StoreError> {
+        let place = self.describe();
+        let call = self.call("flush folder", &place);
+        if self.extensions.fsync {
+            let path = self.folder_path();
+            let how = OpenFor::Reading;
+            return Ok(Some(call.ask(&Request::Open { path, how })?));
+        }
+        if self.options.insist_without_fsync {
+            return Ok(None);
+        }
+        Err(StoreError::Unsupported {
+            op: "flush folder",
+            object: place,
+            reason: "the server has no fsync@openssh.com".to_owned(),
+        })
+    }
+
+    fn end_folder(&self, asked: Option<Answer>) -> Result<Option<Vec<u8>>, StoreError> {
+        let place = self.describe();
+        let call = self.call("flush folder", &place);
+        asked.map(|asked| call.wait_handle(&asked)).transpose()
+    }
+
+    fn flush_opened_folder(&self, folder: Option<Vec<u8>>) -> Result<(), StoreError> {
+        let Some(handle) = folder else { return Ok(()) };
+        let place = self.describe();
+        let call = self.call("flush folder", &place);
+        let outcome = call.status(&Request::Fsync { handle: &handle });
+        self.close(&handle);
+        outcome.map_err(|error| self.explain(error))
+    }
+
+    fn close(&self, handle: &[u8]) {
+        self.first.tell(&Request::Close { handle });
+    }
+}
+
+/// Looks at a name and opens it. For reading and writing both go out at once. An open for reading
+/// alone waits for the look: it would keep the server waiting at a FIFO (fifo(7)).
+fn look_and_open(
+    call: &Call<'_>,
+    path: &str,
+    how: OpenFor,
+) -> Result<(Attributes, Vec<u8>), StoreError> {
+    let open = Request::Open { path, how };
+    let regular = |found: Attributes| {
+        if found.regular() {
+            return Ok(found);
+        }
+        Err(not_regular(call))
+    };
+    let looked = call.ask(&Request::Lstat { path })?;
+    if how == OpenFor::Reading {
+        let found = call.wait_attributes(&looked).and_then(regular)?;
+        return Ok((found, call.handle(&open)?));
+    }
+    let opened = call.ask(&open)?;
+    let found = call.wait_attributes(&looked).and_then(regular);
+    let handle = call.wait_handle(&opened);
+    match (found, handle) {
+        (Ok(found), Ok(handle)) => Ok((found, handle)),
+        (Ok(_), Err(error)) => Err(error),
+        (Err(error), handle) => {
+            if let Ok(handle) = handle {
+                call.channel.tell(&Request::Close { handle: &handle });
+            }
+            Err(error)
+        }
+    }
+}
+
+/// What is open now, if it is the regular file that was looked at; `None` where the name may mean
+/// another one by now.
+fn judge(
+    call: &Call<'_>,
+    before: Option<&Attributes>,
+    after: Result<Attributes, StoreError>,
+) -> Result<Option<Attributes>, StoreError> {
+    let after = after?;
+    if !after.regular() {
+        return Err(not_regular(call));
+    }
+    let same = before.is_none_or(|before| {
+        (before.len, before.owner, before.mode) == (after.len, after.owner, after.mode)
+    });
+    Ok(same.then_some(after))
+}
+
+/// Reads up to `len` bytes from the start, and looks at what is open.
+fn read_and_look(
+    call: &Call<'_>,
+    handle: &[u8],
+    len: u32,
+) -> Result<(Vec<u8>, Attributes), StoreError> {
+    let read = |offset: usize| {
+        call.ask(&Request::Read {
+            handle,
+            offset: offset as u64,
+            len: len - u32::try_from(offset).unwrap_or(len),
+        })
+    };
+    let mut owed = read(0)?;
+    let looked = call.ask(&Request::Fstat { handle })?;
+    let mut bytes = Vec::new();
+    loop {
+        let body = call.wait(&owed)?;
+        let room = len as usize - bytes.len();
+        match call.parse(&body)? {
+            Reply::Data(data) if data.len() > room => {
+                return Err(call.broken(&Malformed::TooMuchData {
+                    asked: room,
+                    sent: data.len(),
+                }));
+            }
+            Reply::Data([]) => break,
+            Reply::Data(data) => bytes.extend_from_slice(data),
+            Reply::Status {
+                code: STATUS_EOF, ..
+            } => break,
+            _ => return Err(call.unexpected(&body)),
+        }
+        if bytes.len() == len as usize {
+            break;
+        }
+        owed = read(bytes.len())?;
+    }
+    Ok((bytes, call.wait_attributes(&looked)?))
+}
+
+fn not_regular(call: &Call<'_>) -> StoreError {
+    StoreError::NotRegular {
+        op: call.op,
+        object: call.object.to_owned(),
+    }
+}
+
+fn changing(call: &Call<'_>) -> StoreError {
+    StoreError::Refused {
+        op: call.op,
+        object: call.object.to_owned(),
+        reason: "the file is being changed or replaced while it is opened".to_owned(),
+    }
+}
