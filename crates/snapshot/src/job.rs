@@ -3,10 +3,10 @@
 //! | name in `/JOB` | is | gets there by |
 //! | --- | --- | --- |
 //! | `NAME.inflight` | a run at work, or killed | mkdir; always new and empty |
-//! | `NAME` | a finished snapshot | rename of the former, after `syncfs` and its record |
+//! | `NAME` | a finished snapshot | rename of the former, after its record and `syncfs` |
 //! | `latest` | relative symbolic link to a finished snapshot | rename over the old one |
 //! | `NAME.partial` | an interrupted tree whose files are all durable | rename of `.inflight` |
-//! | `.sprat/NAME.json` | the record | write, fsync, rename |
+//! | `.sprat/NAME.json` | the record | write, rename |
 //! | `.sprat/NAME.checkpoint` | what of `NAME.inflight` is durable | see `checkpoint` |
 //! | `.sprat/deleting-*` | a tree being removed | rename; the next run goes on removing |
 
@@ -313,7 +313,8 @@ impl RunFolder {
         Ok((files > 0).then_some(Warning::CrashedRunSwept { files }))
     }
 
-    /// Renames `NAME.inflight`, whose content is durable, and makes the new name durable.
+    /// Renames `NAME.inflight`, whose content is durable. The new name is so after the next sync,
+    /// and never before what was done earlier.
     pub(crate) fn inflight_becomes(
         &self,
         name: SnapshotName,
@@ -333,8 +334,7 @@ impl RunFolder {
             &self.job.folder,
             to.to_string(),
         )
-        .map_err(|e| on_volume("rename", &from)(e.into()))?;
-        fsync(&self.job.folder).map_err(|e| on_volume("sync", &self.job.job)(e.into()))
+        .map_err(|e| on_volume("rename", &from)(e.into()))
     }
 
     /// All `.partial`, oldest first.
@@ -373,7 +373,7 @@ impl RunFolder {
             .map_err(|e| on_volume("remove", &object)(e.into()))
     }
 
-    /// Writes the record so that it is whole or absent, and durable.
+    /// Writes the record so that it is whole or absent; durable after the next sync.
     pub(crate) fn write_record(&self, record: &RunRecord) -> Result<(), SnapshotError> {
         let name = format!("{}.json", record.name);
         let mut text = serde_json::to_vec_pretty(record)
@@ -394,7 +394,6 @@ impl RunFolder {
         let _ = rustix::fs::unlinkat(&self.state, "latest.new", AtFlags::empty());
         rustix::fs::symlinkat(name.to_string(), &self.state, "latest.new")
             .and_then(|()| renameat(&self.state, "latest.new", &self.job.folder, "latest"))
-            .and_then(|()| fsync(&self.job.folder))
             .map_err(|e| on_volume("replace", &"latest")(e.into()))?;
         Ok(true)
     }
@@ -435,7 +434,10 @@ impl RunFolder {
     }
 }
 
-/// Replaces the file `name` in `folder` so that it is the old or the new one, and durable.
+/// Replaces the file `name` in `folder` so that it is the old or the new one, also after a crash.
+/// Durable after the next sync: ext4 keeps the order of names in its journal, and, as the volume is
+/// mounted (`data=ordered`, `nodelalloc`), writes the data of a new file before the names that
+/// lead to it (Documentation/filesystems/ext4/journal.rst).
 pub(crate) fn replace_file(folder: &OwnedFd, name: &str, content: &[u8]) -> io::Result<()> {
     use rustix::fs::{OFlags, openat};
     let new = format!("{name}.new");
@@ -446,7 +448,5 @@ pub(crate) fn replace_file(folder: &OwnedFd, name: &str, content: &[u8]) -> io::
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let mut file = std::fs::File::from(openat(folder, &new, flags, Mode::from(0o600))?);
     io::Write::write_all(&mut file, content)?;
-    file.sync_all()?;
-    renameat(folder, &new, folder, name)?;
-    Ok(fsync(folder)?)
+    Ok(renameat(folder, &new, folder, name)?)
 }

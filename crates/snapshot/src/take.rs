@@ -165,17 +165,18 @@ impl Run<'_> {
             .started
             .checked_add(began.elapsed())
             .unwrap_or(self.started);
-        let synced = checkpointed
-            .map_err(|source| self.sync_failed(source))
-            .and_then(|()| self.sync());
+        let synced = checkpointed.map_err(|source| self.sync_failed(source));
         match self.verdict(&outcome, inflight) {
             Ok(()) => {
+                // The record comes before the name, so that no finished snapshot is ever without
+                // one; one sync makes both it and the tree durable.
+                self.folder.write_record(&record)?;
                 // A failed sync leaves `.inflight` behind, of which nothing is trusted.
-                synced?;
+                synced.and_then(|()| self.sync())?;
                 self.finish(record, progress, cancel)
             }
             Err(stopped) => {
-                synced?;
+                synced.and_then(|()| self.sync())?;
                 record.finished_run = false;
                 record.complete = false;
                 record.stopped_by = Some(stopped.to_string());
@@ -234,8 +235,10 @@ impl Run<'_> {
         }
     }
 
-    /// The tree is durable: records it, names it, points `latest` to it. The record comes before
-    /// the name, so that no finished snapshot is ever without one.
+    /// The tree and its record are durable: names it and points `latest` to it. What is done here
+    /// becomes durable in its order, by the journal; one sync at the end makes it so and tells of
+    /// errors. Each sync costs several of the volume's epochs, which a slow line carries one by
+    /// one.
     fn finish(
         &self,
         mut record: RunRecord,
@@ -243,7 +246,6 @@ impl Run<'_> {
         cancel: &Cancel,
     ) -> Result<SnapshotReport, SnapshotError> {
         progress(Progress::begin(Phase::Naming));
-        self.folder.write_record(&record)?;
         self.folder
             .inflight_becomes(self.name, Folder::Named(self.name))?;
         if !self.folder.point_latest(self.name)? {
@@ -252,16 +254,19 @@ impl Run<'_> {
         checkpoint::forget(&self.folder.state, self.name);
         self.sync()?;
         progress(Progress::begin(Phase::Removing));
-        for partial in self.folder.partials()? {
+        let partials = self.folder.partials()?;
+        for partial in &partials {
             // The snapshot is made; what can't be removed now is removed by the next run.
-            if let Err(e) = self.folder.remove(partial, cancel) {
+            if let Err(e) = self.folder.remove(*partial, cancel) {
                 record.warnings.push(Warning::LeftoverKept {
                     folder: partial.to_string(),
                     reason: e.to_string(),
                 });
             }
         }
-        self.sync()?;
+        if !partials.is_empty() {
+            self.sync()?;
+        }
         Ok(SnapshotReport {
             name: self.name,
             record,
