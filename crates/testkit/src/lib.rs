@@ -1,4 +1,4 @@
-//! Faults, crashes and a real sshd for tests; never ships.
+//! Faults, crashes, a slow wire and a real sshd for tests; never ships.
 //!
 //! Above: the tests of every other crate. Below: `store`, and the system's own programs.
 //!
@@ -15,3 +15,4 @@ pub mod needs;
 pub mod sshd;
 pub mod tree;
 pub mod watchdog;
+pub mod wire;

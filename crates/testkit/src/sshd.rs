@@ -234,6 +234,24 @@ impl Sshd {
         vec!["ssh".into(), "-F".into(), self.path("ssh_config").into()]
     }
 
+    /// The same through a wire that listens on `port`. A dead line is noticed within seconds, by
+    /// the same rule as with sprat's own 45 s: of two values ssh takes the first.
+    #[must_use]
+    pub fn ssh_command_through(&self, port: u16) -> Vec<OsString> {
+        let alias = format!("HostKeyAlias=[127.0.0.1]:{}", self.port);
+        let port = format!("Port={port}");
+        let quick = [
+            "ServerAliveInterval=1",
+            "ServerAliveCountMax=2",
+            "ConnectTimeout=5",
+        ];
+        let mut words = self.ssh_command();
+        for option in [alias.as_str(), port.as_str()].into_iter().chain(quick) {
+            words.extend(["-o".into(), option.into()]);
+        }
+        words
+    }
+
     /// Makes ssh's configuration offer a key that the server does not know.
     pub fn use_unknown_user_key(&self) -> io::Result<()> {
         std::fs::copy(self.path("other_key"), self.path("user_key")).map(drop)
