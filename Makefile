@@ -33,8 +33,8 @@ audit: ## known advisories against our dependencies (needs the network)
 	@scripts/install build lint
 	@bash -c '. scripts/env.sh && cargo deny --locked check advisories'
 
-torture: ## 100 rounds of kill -9 during backups (about an hour): [ROUNDS=100]
-	@SPRAT_TORTURE_ROUNDS="$(or $(ROUNDS),100)" scripts/test --no-capture -E 'binary(torture)'
+torture: ## kill -9, lost lines and power cuts during backups, 100 rounds (hours): [ROUNDS=100] [SEED=N] [ONLY=line]
+	@SPRAT_TORTURE_ROUNDS="$(or $(ROUNDS),100)" SPRAT_TORTURE_SEED="$(SEED)" scripts/test --no-capture -E 'binary(/^torture$(if $(ONLY),_$(ONLY)$$)/)'
 
 bench: ## sprat beside other tools on slow lines: [QUICK=1] [LINES= LOADS= TOOLS= MEASURES= WORK= WRITE=1] [MICRO=1]
 	@QUICK="$(QUICK)" BENCH_LINES="$(LINES)" LOADS="$(LOADS)" TOOLS="$(TOOLS)" MEASURES="$(MEASURES)" WORK="$(WORK)" WRITE="$(WRITE)" MICRO="$(MICRO)" bench/bench

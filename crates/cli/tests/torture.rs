@@ -15,19 +15,17 @@
 mod stage;
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use sprat_testkit::dice::Dice;
 use stage::Stage;
 use stage::manifest::{Manifest, assert_same};
 use stage::plain::PlainVolume;
+use stage::running::{Running, Seen};
 use stage::tree::{self, Shape};
 
 /// Rounds of the short form, in `make test`.
@@ -71,13 +69,6 @@ enum Moment {
     Unsynced(u64),
     /// As soon as the session says that it is in this phase, and so much later.
     Phase(&'static str, Duration),
-}
-
-/// What the session said last.
-#[derive(Debug, Clone, Default)]
-struct Seen {
-    phase: String,
-    unsynced_bytes: u64,
 }
 
 /// One killed backup.
@@ -273,60 +264,46 @@ impl Torture {
     }
 
     fn kill_a_backup(&self, victim: Victim, moment: &Moment) -> Killed {
-        let begun = Instant::now();
-        let mut child = self.begin_backup();
-        let lines = lines_of(&mut child);
-        let mut seen = Seen::default();
-        let mut too_late = false;
-        loop {
-            match lines.recv_timeout(Duration::from_secs(120)) {
-                Ok(line) => seen.take_in(&line),
-                Err(RecvTimeoutError::Disconnected) => {
-                    too_late = true;
-                    break;
-                }
-                Err(RecvTimeoutError::Timeout) => panic!("the backup hangs: {seen:?}"),
-            }
-            match *moment {
-                Moment::Unsynced(bytes) if seen.unsynced_bytes >= bytes => break,
-                Moment::Phase(phase, later) if seen.phase == phase => {
+        let mut running = self.begin_backup();
+        let limit = Duration::from_secs(120);
+        let mut too_late = !match *moment {
+            Moment::Unsynced(bytes) => running.until(limit, "bytes in flight", |seen| {
+                seen.unsynced_bytes >= bytes
+            }),
+            Moment::Phase(phase, later) => {
+                let came = running.until(limit, phase, |seen| seen.phase == phase);
+                if came {
                     std::thread::sleep(later);
-                    // What was said meanwhile.
-                    lines.try_iter().for_each(|line| seen.take_in(&line));
-                    break;
+                    running.catch_up();
                 }
-                _ => {}
+                came
             }
-        }
+        };
         // Not every victim is there in every phase: the first moment that it is.
-        while !too_late && self.kill(victim, &child) == 0 {
-            too_late = child
-                .try_wait()
-                .expect("a child can be waited for")
-                .is_some();
-            lines.try_iter().for_each(|line| seen.take_in(&line));
+        while !too_late && self.kill(victim, &running.child) == 0 {
+            let ended = running.child.try_wait();
+            too_late = ended.expect("a child can be waited for").is_some();
+            running.catch_up();
         }
-        drop(lines);
-        let exit = wait_within(&mut child, Duration::from_secs(90));
+        let seen = running.seen.clone();
+        let exit = running.end(Duration::from_secs(90));
         Killed {
             victim,
             seen,
             too_late,
             exit,
-            took: begun.elapsed(),
+            took: running.begun.elapsed(),
         }
     }
 
-    fn begin_backup(&self) -> Child {
+    fn begin_backup(&self) -> Running {
         let mut command = self.stage.sprat();
         command
             .args(QUICK)
             .args(["--json", "--progress-interval", "0.01"])
             .args(["backup", self.stage.target(), "--name", "torture"])
-            .arg(&self.source)
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
-        command.spawn().expect("sprat starts")
+            .arg(&self.source);
+        Running::start(&mut command)
     }
 
     /// Sends SIGKILL to whom `victim` names; returns to how many.
@@ -417,50 +394,3 @@ impl Torture {
 
 /// The server's processes are known to be gone here, or die with the line within a second.
 const QUICK: [&str; 2] = ["--quiet-time", "1"];
-
-impl Seen {
-    /// Takes in one line of `--json`: whatever names a phase or unsynced bytes.
-    fn take_in(&mut self, line: &str) {
-        let Ok(event) = serde_json::from_str::<serde_json::Value>(line) else {
-            return;
-        };
-        if let Some(phase) = event.get("phase").and_then(serde_json::Value::as_str) {
-            phase.clone_into(&mut self.phase);
-        }
-        if let Some(bytes) = event.pointer("/progress/volume/unsynced_bytes") {
-            self.unsynced_bytes = bytes.as_u64().unwrap_or(0);
-        }
-    }
-}
-
-/// The lines of a child's stderr, as they come; the channel closes when the last holder is gone.
-fn lines_of(child: &mut Child) -> Receiver<String> {
-    let pipe = child.stderr.take().expect("stderr is a pipe");
-    let (send, receive) = channel();
-    std::thread::spawn(move || {
-        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
-            // Reading goes on when nobody listens any more: the session must not wait for us.
-            let _ = send.send(line);
-        }
-    });
-    receive
-}
-
-fn wait_within(child: &mut Child, limit: Duration) -> Option<i32> {
-    let until = Instant::now() + limit;
-    loop {
-        if let Some(status) = child.try_wait().expect("a child can be waited for") {
-            return status.code();
-        }
-        if Instant::now() > until {
-            let mut state = String::new();
-            for name in ["wchan", "status", "stack"] {
-                let file = format!("/proc/{}/{name}", child.id());
-                let _ = write!(state, "{}", fs::read_to_string(file).unwrap_or_default());
-            }
-            let _ = child.kill();
-            panic!("the session hangs for {limit:?} after the kill:\n{state}");
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}

@@ -12,6 +12,8 @@ pub mod crash;
 pub mod dice;
 pub mod fault;
 pub mod needs;
+pub mod power;
+pub mod recorder;
 pub mod sshd;
 pub mod tree;
 pub mod watchdog;

@@ -5,6 +5,7 @@
 pub mod leftovers;
 pub mod manifest;
 pub mod plain;
+pub mod running;
 pub mod tree;
 
 use std::ffi::OsStr;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use sprat_testkit::needs;
 use sprat_testkit::sshd::{self, Sshd, SshdOptions};
+use sprat_testkit::wire::{Wire, WireOptions};
 
 /// The program under test.
 pub const SPRAT: &str = env!("CARGO_BIN_EXE_sprat");
@@ -43,6 +45,8 @@ fn device(path: &str) -> Option<String> {
 /// Everything of one test lies below one folder: the server's, the client's state, sources, mounts.
 pub struct Stage {
     pub sshd: Sshd,
+    /// Between ssh and the server, where a test asked for one.
+    pub wire: Option<Wire>,
     folder: tempfile::TempDir,
     /// The volume's length, which no other test on this machine has: its loop devices are told by it.
     volume_bytes: u64,
@@ -54,20 +58,41 @@ const HEADER_BYTES: u64 = 16 << 20;
 impl Stage {
     /// Starts the server; a relative path on it begins in [`Stage::server`].
     pub fn new() -> Self {
+        Self::with(SshdOptions::default())
+    }
+
+    /// The same with another sshd.
+    pub fn with(mut options: SshdOptions) -> Self {
         let folder = tempfile::TempDir::with_prefix("sprat-stage-").expect("a folder");
         for name in ["server", "state", "run", "source", "restored"] {
             std::fs::create_dir(folder.path().join(name)).expect("a folder");
         }
         let server = folder.path().join("server").display().to_string();
-        let sshd = Sshd::start_with(&SshdOptions {
-            sftp_arguments: vec!["-d".into(), server],
-            ..SshdOptions::default()
-        });
+        options.sftp_arguments.extend(["-d".into(), server]);
+        let sshd = Sshd::start_with(&options);
         Self {
             sshd,
+            wire: None,
             folder,
             volume_bytes: 0,
         }
+    }
+
+    /// The same behind a slow wire that can be cut.
+    pub fn through_wire(options: WireOptions) -> Self {
+        Self::new().behind_wire(options)
+    }
+
+    /// Puts a wire in front of the server.
+    pub fn behind_wire(self, options: WireOptions) -> Self {
+        let mut stage = self;
+        stage.wire = Some(Wire::start(stage.sshd.port(), options).expect("a wire"));
+        stage
+    }
+
+    /// The wire of [`Stage::through_wire`].
+    pub fn line(&self) -> &Wire {
+        self.wire.as_ref().expect("a stage with a wire")
     }
 
     /// A file or folder of this stage.
@@ -97,8 +122,18 @@ impl Stage {
 
     /// `sprat` with this stage's state, key file and ssh; the caller adds the rest.
     pub fn sprat(&self) -> Command {
-        let words = self.sshd.ssh_command();
-        let ssh: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+        self.sprat_through(&match &self.wire {
+            Some(wire) => self.sshd.ssh_command_through(wire.port()),
+            None => self.sshd.ssh_command(),
+        })
+    }
+
+    /// The same with another ssh command.
+    pub fn sprat_through(&self, ssh_command: &[std::ffi::OsString]) -> Command {
+        let ssh: Vec<_> = ssh_command
+            .iter()
+            .map(|word| word.to_string_lossy())
+            .collect();
         let mut command = Command::new(SPRAT);
         command
             .env("SPRAT_STATE_DIR", self.path("state"))

@@ -41,6 +41,75 @@ pub fn make(root: &Path, shape: Shape, seed: u64) {
     set_folder_times(root, 1_500_000_000);
 }
 
+/// Fills `root` from `seed` with `files` files in folders of uneven depth, as a source tree has
+/// them: most are small, a few large (a log-normal of median 9 KB and mean 30 KB; the same as the
+/// load `source` of `make bench`, which has 5,000).
+pub fn make_source_like(root: &Path, files: u64, seed: u64) {
+    let dice = &mut Dice::new(seed);
+    let mut folders = vec![root.join("top")];
+    for number in 1..(files / 12).max(2) {
+        let above = &folders[usize::try_from(dice.below(number)).expect("small")];
+        folders.push(above.join(format!("folder-{number}")));
+    }
+    for folder in &folders {
+        fs::create_dir_all(folder).expect("a folder");
+    }
+    for number in 0..files {
+        let folder = &folders[usize::try_from(dice.below(folders.len() as u64)).expect("small")];
+        let len = source_file_len(dice);
+        write(&folder.join(format!("file-{number}")), dice, len, number);
+    }
+    set_folder_times(root, 1_500_000_000);
+}
+
+fn source_file_len(dice: &mut Dice) -> u64 {
+    // Of twelve even throws the sum is normal enough, with a variance of one.
+    let sum: u64 = (0..12).map(|_| dice.below(1 << 20)).sum();
+    #[expect(clippy::cast_precision_loss, reason = "a size by chance")]
+    let normal = sum as f64 / f64::from(1 << 20) - 6.0;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "positive and below 8 MiB"
+    )]
+    let len = (9.1 + 1.55 * normal).exp().min(8e6) as u64;
+    len
+}
+
+/// Gives about a third of the plain files below `root` new content, removes a few, adds a few.
+pub fn change_source_like(root: &Path, dice: &mut Dice, round: u64) {
+    let mut waiting = vec![root.to_owned()];
+    let mut folders = Vec::new();
+    while let Some(folder) = waiting.pop() {
+        let entries = fs::read_dir(&folder).expect("a folder").flatten();
+        let mut paths: Vec<_> = entries.map(|entry| entry.path()).collect();
+        paths.sort();
+        for path in paths {
+            let kind = fs::symlink_metadata(&path).expect("an entry").file_type();
+            if kind.is_dir() && path.file_name() != Some("odd".as_ref()) {
+                waiting.push(path);
+            } else if !kind.is_file() {
+            } else if dice.percent(2) {
+                fs::remove_file(&path).expect("a file");
+            } else if dice.percent(33) {
+                let len = source_file_len(dice);
+                write(&path, dice, len, round);
+            }
+        }
+        folders.push(folder);
+    }
+    for number in 0..20 {
+        let folder = &folders[usize::try_from(dice.below(folders.len() as u64)).expect("small")];
+        let len = source_file_len(dice);
+        write(
+            &folder.join(format!("new-{round}-{number}")),
+            dice,
+            len,
+            round,
+        );
+    }
+}
+
 /// Bytes that don't compress.
 pub fn random(dice: &mut Dice, len: u64) -> Vec<u8> {
     bytes(dice, usize::try_from(len).expect("fits in memory"))

@@ -1,0 +1,154 @@
+//! A running `sprat --json`, seen through what it tells of itself.
+
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+/// What the session said last.
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
+    pub phase: String,
+    pub unsynced_bytes: u64,
+    /// Lost connections so far.
+    pub losses: u64,
+    /// The line is away at present.
+    pub away: bool,
+}
+
+impl Seen {
+    /// Takes in one line of `--json`: whatever names a phase or the volume's figures.
+    fn take_in(&mut self, line: &str) {
+        let Ok(event) = serde_json::from_str::<serde_json::Value>(line) else {
+            return;
+        };
+        if let Some(phase) = event.get("phase").and_then(serde_json::Value::as_str) {
+            phase.clone_into(&mut self.phase);
+        }
+        if let Some(figures) = event.pointer("/progress/volume") {
+            let number = |name: &str| figures.get(name).and_then(serde_json::Value::as_u64);
+            self.unsynced_bytes = number("unsynced_bytes").unwrap_or(0);
+            self.losses = number("losses").unwrap_or(0);
+            self.away = number("reconnecting_ms").is_some();
+        }
+    }
+}
+
+/// The session, and what it said.
+pub struct Running {
+    pub child: Child,
+    pub seen: Seen,
+    /// The last lines that told no figures, for a failing test's message.
+    pub said: Vec<String>,
+    pub begun: Instant,
+    lines: Receiver<String>,
+}
+
+impl Running {
+    /// Starts `command`, which must tell its progress as JSON.
+    pub fn start(command: &mut Command) -> Self {
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("sprat starts");
+        let pipe = child.stderr.take().expect("stderr is a pipe");
+        let (send, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+                // Reading goes on when nobody listens any more: the session must not wait for us.
+                let _ = send.send(line);
+            }
+        });
+        Self {
+            child,
+            seen: Seen::default(),
+            said: Vec::new(),
+            begun: Instant::now(),
+            lines,
+        }
+    }
+
+    /// Reads on until `enough`; false if the session said its last word before.
+    ///
+    /// # Panics
+    /// When that takes longer than `limit`; the session is killed then.
+    pub fn until(&mut self, limit: Duration, what: &str, enough: impl Fn(&Seen) -> bool) -> bool {
+        self.within(limit, enough).unwrap_or_else(|| {
+            let state = self.state();
+            let _ = self.child.kill();
+            panic!(
+                "not within {limit:?}: {what}; {:?}\n{}\n{state}",
+                self.seen,
+                self.said.join("\n")
+            );
+        })
+    }
+
+    /// As [`Self::until`]; none if it takes longer than `limit`.
+    pub fn within(&mut self, limit: Duration, enough: impl Fn(&Seen) -> bool) -> Option<bool> {
+        let until = Instant::now() + limit;
+        while !enough(&self.seen) {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) => self.take_in(line),
+                Err(RecvTimeoutError::Disconnected) => return Some(false),
+                Err(RecvTimeoutError::Timeout) => return None,
+            }
+        }
+        Some(true)
+    }
+
+    /// Takes in what was said meanwhile.
+    pub fn catch_up(&mut self) {
+        while let Ok(line) = self.lines.try_recv() {
+            self.take_in(line);
+        }
+    }
+
+    fn take_in(&mut self, line: String) {
+        self.seen.take_in(&line);
+        if !line.contains("\"progress\"") {
+            self.said.push(line);
+            let surplus = self.said.len().saturating_sub(40);
+            self.said.drain(..surplus);
+        }
+    }
+
+    /// Waits for its end; its exit code, or none after a signal.
+    ///
+    /// # Panics
+    /// When it takes longer than `limit`; it is killed then.
+    pub fn end(&mut self, limit: Duration) -> Option<i32> {
+        let until = Instant::now() + limit;
+        loop {
+            self.catch_up();
+            if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
+                self.catch_up();
+                return status.code();
+            }
+            if Instant::now() > until {
+                let state = self.state();
+                let _ = self.child.kill();
+                panic!(
+                    "the session hangs for {limit:?}: {:?}\n{}\n{state}",
+                    self.seen,
+                    self.said.join("\n")
+                );
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Where the kernel has it.
+    fn state(&self) -> String {
+        let mut state = String::new();
+        for name in ["wchan", "status", "stack"] {
+            let file = format!("/proc/{}/{name}", self.child.id());
+            let _ = write!(
+                state,
+                "{}",
+                std::fs::read_to_string(file).unwrap_or_default()
+            );
+        }
+        state
+    }
+}
