@@ -1,12 +1,13 @@
-//! The chain of attachments in the worker: FUSE file, loop device, mounted file system.
+//! The chain of attachments in the worker: FUSE file, loop device, dm-crypt map, mounted file system.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::crypt_map::CryptMap;
 use crate::fuse_file::DetachedMount;
 use crate::loop_device::LoopDevice;
-use crate::{AttachError, MountOptions, ext4, mounts};
+use crate::{AttachError, CryptMapping, MountOptions, ext4, mounts};
 
 /// How long an unmount waits for the last user of the file system: a program that was just killed
 /// still closes its files.
@@ -32,7 +33,7 @@ impl Default for AttachOptions {
 /// A volume on its way to being a mounted file system, seen from the worker.
 ///
 /// Order: [`begin`](Self::begin); send the FUSE descriptor to the volume process and close the own
-/// copy; [`attach_loop`](Self::attach_loop); then `make_file_system` or [`mount`](Self::mount);
+/// copy; [`attach_loop`](Self::attach_loop); in kernel mode [`map`](Self::map); then `make_file_system` or [`mount`](Self::mount);
 /// at last [`unmount`](Self::unmount) or [`leave_mounted`](Self::leave_mounted). Dropped (or its
 /// process killed) before the mount, everything goes by itself; after it, the mount keeps the rest
 /// alive until the mount goes, be it with its namespace.
@@ -49,6 +50,7 @@ enum Stage {
     /// The loop device holds the FUSE file, and with it the FUSE file system.
     Looped {
         device: LoopDevice,
+        map: Option<CryptMap>,
         mounted_on: Option<PathBuf>,
     },
 }
@@ -82,18 +84,43 @@ impl Attachment {
         // From here on the loop device alone holds the FUSE file system: the detached mount goes.
         self.stage = Stage::Looped {
             device,
+            map: None,
             mounted_on: None,
         };
         Ok(())
     }
 
-    /// The loop device, `/dev/loopN`.
+    /// Kernel mode: has dm-crypt decrypt what the FUSE file serves. Waits until the volume process
+    /// answers. The map goes with this attachment and its mount, whatever dies.
+    ///
+    /// # Errors
+    /// `NoDmCrypt`, or `CryptMap` where the kernel lacks the cipher.
+    pub fn map(&mut self, mapping: &CryptMapping, key: &[u8]) -> Result<(), AttachError> {
+        let Stage::Looped {
+            device,
+            map: map @ None,
+            mounted_on: None,
+        } = &mut self.stage
+        else {
+            return Err(AttachError::OutOfOrder {
+                op: "map",
+                reason: "there is no loop device yet, or it is mapped or mounted already",
+            });
+        };
+        let made = CryptMap::make(device.path(), mapping, key)?;
+        made.set_read_ahead(self.options.read_ahead_bytes)?;
+        *map = Some(made);
+        Ok(())
+    }
+
+    /// The block device with the file system: `/dev/loopN`, in kernel mode `/dev/dm-N`.
     ///
     /// # Panics
     /// Before [`attach_loop`](Self::attach_loop).
     #[must_use]
     pub fn device(&self) -> &Path {
         match &self.stage {
+            Stage::Looped { map: Some(map), .. } => map.path(),
             Stage::Looped { device, .. } => device.path(),
             Stage::Begun(_) => panic!("the device is asked for before attach_loop"),
         }
@@ -103,6 +130,7 @@ impl Attachment {
     pub fn mount(&mut self, dir: &Path, options: &MountOptions) -> Result<(), AttachError> {
         let Stage::Looped {
             device,
+            map,
             mounted_on: mounted_on @ None,
         } = &mut self.stage
         else {
@@ -112,7 +140,8 @@ impl Attachment {
             });
         };
         mounts::require_unmounted(dir)?;
-        ext4::mount(device.path(), dir, options)?;
+        let device = map.as_ref().map_or(device.path(), CryptMap::path);
+        ext4::mount(device, dir, options)?;
         *mounted_on = Some(dir.into());
         Ok(())
     }
@@ -126,12 +155,18 @@ impl Attachment {
     /// `Busy` if something still uses the file system after 2 s; `StillHeld` if the loop device
     /// isn't free in time. Either way our own handles are gone.
     pub fn unmount(self) -> Result<(), AttachError> {
-        let Stage::Looped { device, mounted_on } = self.stage else {
+        let Stage::Looped {
+            device,
+            map,
+            mounted_on,
+        } = self.stage
+        else {
             return Ok(());
         };
         if let Some(dir) = mounted_on {
             mounts::unmount_patiently(&dir, BUSY_WAIT_MAX)?;
         }
+        drop(map);
         device.release()
     }
 

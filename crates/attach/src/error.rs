@@ -41,6 +41,21 @@ pub enum AttachError {
         #[source]
         source: io::Error,
     },
+    /// There is no dm-crypt to be had here; user mode needs none.
+    #[error("no dm-crypt here: {reason}")]
+    NoDmCrypt {
+        reason: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    /// libcryptsetup failed to make or remove a map.
+    #[error("{op} the dm-crypt map {name}")]
+    CryptMap {
+        op: &'static str,
+        name: String,
+        #[source]
+        source: libcryptsetup_rs::LibcryptErr,
+    },
     /// The device that was to be served doesn't suit: its length isn't a positive multiple of
     /// [`BLOCK_BYTES`](crate::BLOCK_BYTES).
     #[error("a device of {len_bytes} bytes can't be served: not a positive multiple of 4096")]

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use rustix::fs::MemfdFlags;
 use rustix::thread::CapabilitySet;
 
-use crate::{AttachError, fuse_file, loop_device, mounts, process, program};
+use crate::{AttachError, crypt_map, fuse_file, loop_device, mounts, process, program};
 
 /// How a finding bears on attaching volumes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +64,7 @@ pub fn check_host() -> Vec<HostFinding> {
         admin(),
         fuse(),
         loop_devices(),
+        dm_crypt(),
         mkfs(),
         namespaces(),
         io_flusher(),
@@ -146,6 +147,14 @@ fn probe_loop() -> Result<PathBuf, AttachError> {
     rustix::fs::ftruncate(&file, 1 << 20)
         .map_err(|e| AttachError::io("size", "a file in memory", e))?;
     loop_device::probe(file.as_fd())
+}
+
+fn dm_crypt() -> HostFinding {
+    let detail = match crypt_map::kernel_mode_works() {
+        Ok(()) => "kernel mode works".to_owned(),
+        Err(e) => format!("user mode is used: {}", with_cause(&e)),
+    };
+    HostFinding::fine("dm-crypt", detail)
 }
 
 fn mkfs() -> HostFinding {

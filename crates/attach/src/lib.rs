@@ -1,17 +1,18 @@
-//! Attaches a volume to the local kernel: FUSE file, loop device, ext4, mounts and namespaces.
+//! Attaches a volume to the local kernel: FUSE file, loop device, dm-crypt, ext4, mounts and namespaces.
 //!
 //! Above: the worker and volume processes of `cli`.
-//! Below: the kernel (FUSE, loop, ext4, namespaces), `mkfs.ext4`, and a [`BlockDevice`] given by the caller.
+//! Below: the kernel (FUSE, loop, dm-crypt, ext4, namespaces), libcryptsetup, `mkfs.ext4`, and a [`BlockDevice`] given by the caller.
 //!
 //! Always true:
 //! - The process that serves the device mounts nothing of it and touches no file on it, and is never
 //!   the last one in a mount namespace that holds it: whoever is killed, nothing waits for a process
 //!   that waits for it.
 //! - A read is answered whole or with EIO; fsync and flush reach the device; a discard never does.
-//! - When worker and volume process are dead, no mount, loop device or process of theirs is left.
+//! - When worker and volume process are dead, no mount, map, loop device or process of theirs is left.
 #![deny(unsafe_code)]
 
 mod attachment;
+mod crypt_map;
 mod descriptor;
 mod device;
 mod error;
@@ -28,6 +29,7 @@ mod sys;
 mod write_queue;
 
 pub use attachment::{AttachOptions, Attachment};
+pub use crypt_map::{CryptMapping, kernel_mode_works};
 pub use descriptor::{receive_fd, send_fd};
 pub use device::{BLOCK_BYTES, BlockDevice};
 pub use error::AttachError;

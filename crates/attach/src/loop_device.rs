@@ -262,11 +262,18 @@ fn open_control() -> Result<OwnedFd, AttachError> {
 
 /// Opens the device node; makes it where `/dev` doesn't follow the kernel, as in many containers.
 fn open_device(path: &Path, number: u32) -> Result<OwnedFd, AttachError> {
+    open_node(path, LOOP_MAJOR, number).map_err(|e| match e {
+        Errno::PERM | Errno::ACCESS => AttachError::NoLoop {
+            reason: "this container may not open loop devices, or make their nodes in /dev",
+            source: e.into(),
+        },
+        e => AttachError::io("open", path.display().to_string(), e),
+    })
+}
+
+/// Opens the node of a block device, after making it where `/dev` doesn't follow the kernel.
+pub(crate) fn open_node(path: &Path, major: u32, minor: u32) -> Result<OwnedFd, Errno> {
     let open = || rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
-    let refused = |reason, e: Errno| AttachError::NoLoop {
-        reason,
-        source: e.into(),
-    };
     match open() {
         Err(Errno::NOENT) => {
             let node = rustix::fs::mknodat(
@@ -274,17 +281,18 @@ fn open_device(path: &Path, number: u32) -> Result<OwnedFd, AttachError> {
                 path,
                 rustix::fs::FileType::BlockDevice,
                 Mode::RUSR | Mode::WUSR,
-                rustix::fs::makedev(LOOP_MAJOR, number),
+                rustix::fs::makedev(major, minor),
             );
             match node {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(e) => return Err(refused("its node in /dev is missing and can't be made", e)),
+                Ok(()) | Err(Errno::EXIST) => open(),
+                Err(e) => Err(e),
             }
-            open().map_err(|e| refused("the node made in /dev can't be opened", e))
         }
-        Err(e @ (Errno::PERM | Errno::ACCESS)) => {
-            Err(refused("this container may not open loop devices", e))
-        }
-        other => other.map_err(|e| AttachError::io("open", path.display().to_string(), e)),
+        other => other,
     }
+}
+
+/// Whether `path` is the node of a loop device.
+pub(crate) fn is_node(path: &Path) -> bool {
+    rustix::fs::stat(path).is_ok_and(|stat| rustix::fs::major(stat.st_rdev) == LOOP_MAJOR)
 }

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
 use crate::AttachError;
+use crate::crypt_map;
 use crate::loop_device::{self, LoopName};
 
 /// How long a device that is asked for one block may take before it counts as slow, not dead.
@@ -107,6 +108,7 @@ pub(crate) fn require_unmounted(dir: &Path) -> Result<(), AttachError> {
 #[derive(Debug)]
 pub(crate) struct MountedVolume {
     pub(crate) mount_point: PathBuf,
+    /// Its loop device, in kernel mode the one below the map.
     pub(crate) device: PathBuf,
     name: LoopName,
 }
@@ -132,10 +134,16 @@ fn volume_at(dir: &Path) -> Result<Option<MountedVolume>, AttachError> {
 }
 
 fn as_volume(mount: MountLine) -> Result<Option<MountedVolume>, AttachError> {
-    if mount.major != loop_device::LOOP_MAJOR || mount.kind != b"ext4" {
+    if mount.kind != b"ext4" {
         return Ok(None);
     }
-    let device = PathBuf::from(format!("/dev/loop{}", mount.minor));
+    let device = if mount.major == loop_device::LOOP_MAJOR {
+        PathBuf::from(format!("/dev/loop{}", mount.minor))
+    } else if let Some(device) = crypt_map::loop_below(mount.major, mount.minor) {
+        device
+    } else {
+        return Ok(None);
+    };
     let name = loop_device::name_at(&device)
         .map_err(|e| AttachError::io("look at", device.display().to_string(), e))?;
     Ok(name.map(|name| MountedVolume {

@@ -65,6 +65,31 @@ const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
 const BLKRASET: libc::Ioctl = 0x1262;
 const BLKRAGET: libc::Ioctl = 0x1263;
 
+/// `struct dm_ioctl` (include/uapi/linux/dm-ioctl.h), followed by room for an answer.
+#[repr(C)]
+struct DmRequest {
+    version: [u32; 3],
+    data_size: u32,
+    data_start: u32,
+    target_count: u32,
+    open_count: i32,
+    flags: u32,
+    event_nr: u32,
+    padding: u32,
+    dev: u64,
+    name: [u8; 128],
+    uuid: [u8; 129],
+    data: [u8; 7],
+    payload: [u8; 712],
+}
+
+const DM_HEADER_BYTES: usize = 312;
+const _: () = assert!(std::mem::offset_of!(DmRequest, payload) == DM_HEADER_BYTES);
+const _: () = assert!(size_of::<DmRequest>() == 1024);
+
+/// `_IOWR(DM_IOCTL, DM_GET_TARGET_VERSION_CMD, struct dm_ioctl)`, Linux 5.4.
+const DM_GET_TARGET_VERSION: libc::Ioctl = (3 << 30) | (312 << 16) | (0xfd << 8) | 17;
+
 fn checked(result: c_int) -> io::Result<c_int> {
     if result < 0 {
         Err(io::Error::last_os_error())
@@ -94,6 +119,33 @@ pub(crate) fn loop_status(device: BorrowedFd<'_>) -> io::Result<LoopInfo64> {
     // valid in its integer fields.
     let result = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_GET_STATUS64, &raw mut info) };
     checked(result).map(|_| info)
+}
+
+/// Asks device-mapper for a target, which loads the target's module; an error if there is none.
+/// `control` is `/dev/mapper/control`, `target` at most 15 bytes (drivers/md/dm-ioctl.c,
+/// `get_target_version`: its name stands where a device's does).
+pub(crate) fn dm_target_version(control: BorrowedFd<'_>, target: &str) -> io::Result<()> {
+    let mut request = DmRequest {
+        version: [4, 0, 0],
+        data_size: 1024,
+        data_start: 312,
+        target_count: 0,
+        open_count: 0,
+        flags: 0,
+        event_nr: 0,
+        padding: 0,
+        dev: 0,
+        name: [0; 128],
+        uuid: [0; 129],
+        data: [0; 7],
+        payload: [0; 712],
+    };
+    request.name[..target.len()].copy_from_slice(target.as_bytes());
+    // SAFETY: the ioctl reads and writes `data_size` bytes, which is the size of `request`; any
+    // bytes are valid in its fields.
+    let result =
+        unsafe { libc::ioctl(control.as_raw_fd(), DM_GET_TARGET_VERSION, &raw mut request) };
+    checked(result).map(drop)
 }
 
 /// Sets the read-ahead of a block device in sectors of 512 bytes.

@@ -169,12 +169,22 @@ pub struct GlobalArgs {
 /// Where the encrypted volume is decrypted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
-    /// The best that works here
+    /// In the kernel where it has dm-crypt, else in sprat
     Auto,
-    /// In the kernel (dm-crypt); not in this version
+    /// In the kernel, by dm-crypt
     Kernel,
-    /// In sprat; needs FUSE and loop devices
+    /// In sprat itself
     User,
+}
+
+impl From<Mode> for crate::session::Mode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Auto => Self::Auto,
+            Mode::Kernel => Self::Kernel,
+            Mode::User => Self::User,
+        }
+    }
 }
 
 /// The commands.

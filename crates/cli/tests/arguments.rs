@@ -57,9 +57,9 @@ fn help_lists_the_commands_and_the_exit_codes() {
               Where decryption happens
 
               Possible values:
-              - auto:   The best that works here
-              - kernel: In the kernel (dm-crypt); not in this version
-              - user:   In sprat; needs FUSE and loop devices
+              - auto:   In the kernel where it has dm-crypt, else in sprat
+              - kernel: In the kernel, by dm-crypt
+              - user:   In sprat itself
               
               [default: auto]
 
@@ -196,7 +196,7 @@ fn wrong_arguments_exit_with_2_and_say_what_is_wrong() {
 #[test]
 fn requests_that_make_no_sense_are_refused_before_anything_starts() {
     let machine = Machine::new();
-    let cases: [&[&str]; 14] = [
+    let cases: [&[&str]; 13] = [
         &["snapshots", "home"],
         &["snapshots", "--", "-oProxyCommand=touch pwned:x.luks"],
         &["snapshots", "ssh://host/srv/../x.luks"],
@@ -209,7 +209,6 @@ fn requests_that_make_no_sense_are_refused_before_anything_starts() {
         &["backup", "--name", "a:b", "store/x.luks", "/etc"],
         &["restore", "x.luks", "home/", "--to", "back"],
         &["mount", "x.luks", "nowhere"],
-        &["snapshots", "x.luks", "--mode", "kernel"],
         &["snapshots", "x.luks", "--ssh-command", "ssh 'x"],
     ];
     let mut seen = String::new();
@@ -270,10 +269,6 @@ fn requests_that_make_no_sense_are_refused_before_anything_starts() {
     ["mount", "x.luks", "nowhere"]
     sprat: [DIR]/nowhere is not a folder
     Hint: nothing was started. Make it with mkdir
-
-    ["snapshots", "x.luks", "--mode", "kernel"]
-    sprat: kernel mode is not in this version
-    Hint: leave --mode out: user mode writes the same container format
 
     ["snapshots", "x.luks", "--ssh-command", "ssh 'x"]
     sprat: --ssh-command: a quote is not closed

@@ -75,7 +75,7 @@ impl Header {
         let copies = [put_back.extent(first)?, put_back.extent(other(first))?];
         all.extend(copies.iter().cloned());
         let written = Written::new(&all, self.metadata.segment.offset_bytes);
-        let loaded = Self::load(&written)?;
+        let loaded = Self::load_for(&written, self.opened_by)?;
         assert!(loaded.copies().both_good(), "just made");
         loaded.unlock(&written, proof)?;
         in_order(areas, copies, &put_back, present)
@@ -149,7 +149,8 @@ impl Header {
         let unmoved = areas.iter().all(|area| area.stays);
         let json = (!unmoved).then(|| json.to_string());
         let copy = self.copy.changed(sequence_id, json.as_deref())?;
-        let metadata = Metadata::read(copy.metadata.clone(), copy.bytes.len() as u64)?;
+        let header_bytes = copy.bytes.len() as u64;
+        let metadata = Metadata::read(copy.metadata.clone(), header_bytes, self.opened_by)?;
         Ok(Self {
             copy,
             copies: Copies {
@@ -157,6 +158,7 @@ impl Header {
                 secondary: CopyState::Good,
             },
             metadata,
+            opened_by: self.opened_by,
         })
     }
 }

@@ -30,13 +30,13 @@ impl Header {
         }
         let mut reference = self.reference()?;
         let number = reference.add_slot(None, key, secret, &kdf_for(kind, options))?;
-        let changed = Self::load(&reference)?;
+        let changed = Self::load_for(&reference, self.opened_by)?;
         let area = fetch_area(&reference, changed.slot(number)?)?;
         // Only one may be at work, and proving the slot is the next one's.
         drop(reference);
         let writes = changed.in_order(area)?;
         let written = Written::of(&writes, changed.pins().payload_offset_bytes);
-        Self::load(&written)?.unlock_slot(&written, secret, number)?;
+        Self::load_for(&written, self.opened_by)?.unlock_slot(&written, secret, number)?;
         Ok(writes)
     }
 
@@ -56,7 +56,7 @@ impl Header {
         let mut reference = self.reference()?;
         reference.remove_slot(number)?;
         let area = fetch_area(&reference, slot)?;
-        let changed = Self::load(&reference)?;
+        let changed = Self::load_for(&reference, self.opened_by)?;
         drop(reference);
         assert!(changed.slot(number).is_err(), "slot {number} was removed");
         changed.in_order(area)

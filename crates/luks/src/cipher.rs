@@ -13,7 +13,7 @@ use openssl::{
     error::ErrorStack,
 };
 
-use crate::{Header, LuksError, VolumeKey};
+use crate::{Header, LuksError, Pins, VolumeKey, metadata::CIPHER};
 
 /// The cipher of one volume. Any number of threads may call at once.
 ///
@@ -42,6 +42,14 @@ impl SectorCipher {
             "a key of another header's size"
         );
         Self::with_geometry(key, pins.sector_bytes as usize, pins.iv_tweak)
+    }
+
+    /// Makes the cipher that pins describe; `None` where it is the kernel's alone.
+    pub fn of_pins(key: &VolumeKey, pins: &Pins) -> Result<Option<Self>, LuksError> {
+        if pins.cipher != CIPHER || !matches!(key.bits(), 256 | 512) {
+            return Ok(None);
+        }
+        Self::with_geometry(key, pins.sector_bytes as usize, pins.iv_tweak).map(Some)
     }
 
     pub(crate) fn with_geometry(

@@ -26,6 +26,9 @@ pub enum LuksError {
     /// A LUKS1 header; only the kernel's dm-crypt opens those.
     #[error("a LUKS1 container: opens in kernel mode only")]
     Luks1,
+    /// Legal and sound, but only the kernel's dm-crypt has it.
+    #[error("{what}: opens in kernel mode only")]
+    KernelOnly { what: String },
     /// The file ends before its header, or holds no whole block after it.
     #[error("truncated container: {file_len} bytes long, at least {needed} needed")]
     Truncated { file_len: u64, needed: u64 },
@@ -45,8 +48,8 @@ pub enum LuksError {
     /// The header asks for something that is never done with a server's data.
     #[error("refused: the LUKS2 header asks for {what}")]
     Refused { what: String },
-    /// Legal LUKS2 that user mode doesn't know.
-    #[error("not supported in user mode: {what}")]
+    /// Legal LUKS that sprat doesn't open in either mode.
+    #[error("not supported: {what}")]
     Unsupported { what: String },
     /// The header differs from what this machine knows of the container.
     #[error("the LUKS2 header was changed: {field} is {found}, known is {pinned}")]
@@ -107,7 +110,7 @@ pub enum LuksErrorKind {
     NoContainer,
     /// Damaged, truncated, changed, contradicting or older than known.
     Damaged,
-    /// Legal, but not opened in user mode.
+    /// Legal, but not opened by sprat, or not in this mode.
     Unsupported,
     /// Wrong key or passphrase.
     WrongSecret,
@@ -130,7 +133,9 @@ impl LuksError {
             | Self::Pin { .. }
             | Self::OlderHeader { .. }
             | Self::KdfTooCostly { .. } => LuksErrorKind::Damaged,
-            Self::Luks1 | Self::Unsupported { .. } => LuksErrorKind::Unsupported,
+            Self::Luks1 | Self::KernelOnly { .. } | Self::Unsupported { .. } => {
+                LuksErrorKind::Unsupported
+            }
             Self::WrongSecret { .. } => LuksErrorKind::WrongSecret,
             Self::NoMemory { .. }
             | Self::Library { .. }

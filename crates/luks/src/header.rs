@@ -7,7 +7,7 @@ use crate::{
     copies::{self, Place, WholeCopy},
     error::shown,
     keyslot::Keyslot,
-    metadata::{CIPHER, Metadata},
+    metadata::{Metadata, OpenedBy},
     reference::Reference,
 };
 
@@ -81,6 +81,26 @@ pub struct Payload {
     pub sector_bytes: u32,
 }
 
+impl Payload {
+    /// The whole blocks from `offset_bytes` to the end of the file.
+    pub(crate) fn new(
+        offset_bytes: u64,
+        sector_bytes: u32,
+        file_len: u64,
+    ) -> Result<Self, LuksError> {
+        let needed = offset_bytes + BLOCK_BYTES;
+        if file_len < needed {
+            return Err(LuksError::Truncated { file_len, needed });
+        }
+        let len = file_len - offset_bytes;
+        Ok(Self {
+            offset_bytes,
+            len_bytes: len - len % BLOCK_BYTES,
+            sector_bytes,
+        })
+    }
+}
+
 /// A key slot that holds the volume key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slot {
@@ -98,6 +118,7 @@ pub struct Header {
     pub(crate) copy: WholeCopy,
     pub(crate) copies: Copies,
     pub(crate) metadata: Metadata,
+    pub(crate) opened_by: OpenedBy,
 }
 
 impl Header {
@@ -107,9 +128,14 @@ impl Header {
     /// A header with one good copy loads; [`Header::copies`] says which is damaged. Nothing is
     /// secret yet and no key is needed: call [`Header::check_pins`] on the result.
     pub fn load(source: &dyn HeaderRead) -> Result<Self, LuksError> {
+        Self::load_for(source, OpenedBy::Sprat)
+    }
+
+    /// As [`Self::load`]; what may stand in it hangs on who decrypts.
+    pub fn load_for(source: &dyn HeaderRead, opened_by: OpenedBy) -> Result<Self, LuksError> {
         let judged = copies::fetch(source)?;
-        let metadata =
-            Metadata::read(judged.copy.metadata.clone(), judged.copy.bytes.len() as u64)?;
+        let header_bytes = judged.copy.bytes.len() as u64;
+        let metadata = Metadata::read(judged.copy.metadata.clone(), header_bytes, opened_by)?;
         let uuid = &judged.copy.uuid;
         if uuid::Uuid::try_parse(uuid).map_or(true, |parsed| parsed.to_string() != *uuid) {
             return Err(LuksError::invalid(format!("the UUID is {}", shown(uuid))));
@@ -118,6 +144,7 @@ impl Header {
             copy: judged.copy,
             copies: judged.copies,
             metadata,
+            opened_by,
         })
     }
 
@@ -150,8 +177,8 @@ impl Header {
     pub fn pins(&self) -> Pins {
         let segment = &self.metadata.segment;
         Pins {
-            cipher: CIPHER.to_owned(),
-            key_bits: u32::try_from(self.metadata.key_bytes * 8).expect("256 or 512"),
+            cipher: segment.cipher.clone(),
+            key_bits: u32::try_from(self.metadata.key_bytes * 8).expect("at most 512"),
             sector_bytes: segment.sector_bytes,
             payload_offset_bytes: segment.offset_bytes,
             iv_tweak: segment.iv_tweak,
@@ -165,16 +192,7 @@ impl Header {
     /// where not one block of it is there.
     pub fn geometry(&self, file_len: u64) -> Result<Payload, LuksError> {
         let segment = &self.metadata.segment;
-        let needed = segment.offset_bytes + BLOCK_BYTES;
-        if file_len < needed {
-            return Err(LuksError::Truncated { file_len, needed });
-        }
-        let len = file_len - segment.offset_bytes;
-        Ok(Payload {
-            offset_bytes: segment.offset_bytes,
-            len_bytes: len - len % BLOCK_BYTES,
-            sector_bytes: segment.sector_bytes,
-        })
+        Payload::new(segment.offset_bytes, segment.sector_bytes, file_len)
     }
 
     /// The key slots, by number.
@@ -233,7 +251,7 @@ impl Header {
         let mut objection = None;
         let mut tried = 0;
         for slot in slots {
-            if let Some(reason) = slot.objection() {
+            if let Some(reason) = slot.objection(self.opened_by) {
                 objection.get_or_insert(reason);
                 continue;
             }

@@ -9,7 +9,7 @@ use crate::{
     LuksError,
     digest::{decode, message_digest, slot_number},
     error::shown,
-    metadata::{CIPHER, number},
+    metadata::{CIPHER, OpenedBy, check_cipher, number},
     pins::hex,
 };
 
@@ -148,14 +148,14 @@ impl Keyslot {
     }
 
     /// Why this slot is not tried, whatever the secret.
-    pub(crate) fn objection(&self) -> Option<LuksError> {
+    pub(crate) fn objection(&self, opened_by: OpenedBy) -> Option<LuksError> {
         self.kdf.objection(self.number).or_else(|| {
-            self.odd_cipher.as_ref().map(|cipher| {
-                LuksError::unsupported(format!(
-                    "key slot {} with the cipher {}",
-                    self.number,
-                    shown(cipher)
-                ))
+            let cipher = self.odd_cipher.as_ref()?;
+            if opened_by == OpenedBy::Kernel && check_cipher(cipher, opened_by).is_ok() {
+                return None;
+            }
+            Some(LuksError::KernelOnly {
+                what: format!("key slot {} with the cipher {}", self.number, shown(cipher)),
             })
         })
     }
@@ -239,7 +239,7 @@ impl Kdf {
         }
     }
 
-    fn objection(&self, slot: u32) -> Option<LuksError> {
+    pub(crate) fn objection(&self, slot: u32) -> Option<LuksError> {
         let limit = match self {
             Self::Pbkdf2 { rounds, .. } if *rounds > PBKDF2_ROUNDS_MAX => {
                 format!("{PBKDF2_ROUNDS_MAX} rounds")

@@ -22,6 +22,37 @@ use crate::{
 
 /// The one cipher of user mode.
 pub(crate) const CIPHER: &str = "aes-xts-plain64";
+/// Block ciphers that dm-crypt has and that are sound; the rest of the kernel's list is not for
+/// a server to choose from.
+const KERNEL_CIPHERS: [&str; 8] = [
+    "aes",
+    "serpent",
+    "twofish",
+    "camellia",
+    "aria",
+    "sm4",
+    "xchacha12,aes",
+    "xchacha20,aes",
+];
+/// Modes with an IV of each sector's own (linux/drivers/md/dm-crypt.c).
+const KERNEL_MODES: [&str; 7] = [
+    "xts-plain64",
+    "xts-plain",
+    "cbc-plain64",
+    "cbc-plain",
+    "cbc-essiv:sha256",
+    "cbc-essiv:sha512",
+    "adiantum-plain64",
+];
+
+/// Who decrypts the sectors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenedBy {
+    /// sprat itself: aes-xts-plain64 only.
+    Sprat,
+    /// The kernel's dm-crypt: any sound cipher that it has.
+    Kernel,
+}
 /// Offsets beyond this don't occur; it bounds the size of the file that libcryptsetup sees.
 const PAYLOAD_OFFSET_MAX: u64 = 4 << 30;
 /// `LUKS2_MAX_KEYSLOTS_SIZE` (cryptsetup: lib/luks2/luks2.h).
@@ -37,6 +68,8 @@ pub(crate) struct Segment {
     pub offset_bytes: u64,
     pub iv_tweak: u64,
     pub sector_bytes: u32,
+    /// As dm-crypt names it.
+    pub cipher: String,
 }
 
 /// What user mode relies on.
@@ -117,7 +150,11 @@ pub(crate) fn parse_area(area: &[u8]) -> Result<Value, String> {
 
 impl Metadata {
     /// Judges parsed metadata of a header whose two copies take `header_bytes` each.
-    pub(crate) fn read(value: Value, header_bytes: u64) -> Result<Self, LuksError> {
+    pub(crate) fn read(
+        value: Value,
+        header_bytes: u64,
+        opened_by: OpenedBy,
+    ) -> Result<Self, LuksError> {
         let raw: Raw = typed(value, "sections")?;
         check_requirements(raw.config.requirements.as_ref())?;
         let json_bytes = number(&raw.config.json_size, "json_size")?;
@@ -133,7 +170,7 @@ impl Metadata {
             )));
         }
         let areas = 2 * header_bytes..2 * header_bytes + keyslots_bytes;
-        let segment = read_segment(&raw.segments, areas.end)?;
+        let segment = read_segment(&raw.segments, areas.end, opened_by)?;
         if raw.keyslots.len() > KEYSLOTS_MAX {
             return Err(LuksError::invalid(format!(
                 "{} key slots",
@@ -160,7 +197,7 @@ impl Metadata {
             })
             .collect::<Result<Vec<_>, _>>()?;
         keyslots.sort_by_key(|slot| slot.number);
-        let key_bytes = common_key_size(&keyslots)?;
+        let key_bytes = common_key_size(&keyslots, opened_by)?;
         Ok(Self {
             segment,
             digest,
@@ -196,6 +233,7 @@ fn check_requirements(requirements: Option<&RawRequirements>) -> Result<(), Luks
 fn read_segment(
     segments: &BTreeMap<String, RawSegment>,
     areas_end: u64,
+    opened_by: OpenedBy,
 ) -> Result<Segment, LuksError> {
     let segment = match segments.get("0") {
         Some(segment) if segments.len() == 1 => segment,
@@ -221,7 +259,8 @@ fn read_segment(
             shown(&segment.kind)
         )));
     }
-    check_cipher(segment.encryption.as_deref().unwrap_or_default())?;
+    let cipher = segment.encryption.clone().unwrap_or_default();
+    check_cipher(&cipher, opened_by)?;
     if segment.integrity.is_some() {
         return Err(LuksError::unsupported("a segment with integrity tags"));
     }
@@ -265,13 +304,22 @@ fn read_segment(
         offset_bytes,
         iv_tweak,
         sector_bytes,
+        cipher,
     })
 }
 
-fn check_cipher(encryption: &str) -> Result<(), LuksError> {
+/// Judges a cipher in dm-crypt's words; what the kernel alone opens is said so.
+pub(crate) fn check_cipher(encryption: &str, opened_by: OpenedBy) -> Result<(), LuksError> {
     let name = encryption.to_ascii_lowercase();
-    if encryption == CIPHER {
+    let kernel_opens = encryption.split_once('-').is_some_and(|(cipher, mode)| {
+        KERNEL_CIPHERS.contains(&cipher) && KERNEL_MODES.contains(&mode)
+    });
+    if encryption == CIPHER || (kernel_opens && opened_by == OpenedBy::Kernel) {
         Ok(())
+    } else if kernel_opens {
+        Err(LuksError::KernelOnly {
+            what: format!("the cipher {}", shown(encryption)),
+        })
     } else if name.is_empty() || name.contains("null") || name.contains("ecb") {
         Err(LuksError::refused(format!(
             "the cipher {}, which protects nothing",
@@ -279,7 +327,7 @@ fn check_cipher(encryption: &str) -> Result<(), LuksError> {
         )))
     } else {
         Err(LuksError::unsupported(format!(
-            "the cipher {} (only {CIPHER})",
+            "the cipher {}",
             shown(encryption)
         )))
     }
@@ -300,7 +348,7 @@ fn check_overlaps(slots: &[Keyslot]) -> Result<(), LuksError> {
 }
 
 /// LUKS2 keeps the size of the volume key only in the slots.
-fn common_key_size(slots: &[Keyslot]) -> Result<usize, LuksError> {
+fn common_key_size(slots: &[Keyslot], opened_by: OpenedBy) -> Result<usize, LuksError> {
     let Some(first) = slots.first() else {
         return Err(LuksError::invalid("no key slot holds the volume key"));
     };
@@ -309,9 +357,12 @@ fn common_key_size(slots: &[Keyslot]) -> Result<usize, LuksError> {
             "key slots disagree on the size of the volume key",
         ));
     }
-    match first.key_bytes {
-        32 | 64 => Ok(first.key_bytes as usize),
-        bytes => Err(LuksError::unsupported(format!(
+    match (first.key_bytes, opened_by) {
+        (32 | 64, _) | (16 | 24 | 48, OpenedBy::Kernel) => Ok(first.key_bytes as usize),
+        (16 | 24 | 48, OpenedBy::Sprat) => Err(LuksError::KernelOnly {
+            what: format!("a volume key of {} bits", first.key_bytes * 8),
+        }),
+        (bytes, _) => Err(LuksError::unsupported(format!(
             "a volume key of {} bits",
             u64::from(bytes) * 8
         ))),

@@ -15,9 +15,9 @@ use crate::{Header, LuksError, error::shown};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pins {
-    /// Always `aes-xts-plain64` in user mode.
+    /// As dm-crypt names it; always `aes-xts-plain64` in user mode.
     pub cipher: String,
-    /// Volume key in bits: 256 or 512.
+    /// Volume key in bits: 256 or 512 in user mode.
     pub key_bits: u32,
     /// Encryption sector: 512, 1024, 2048 or 4096.
     pub sector_bytes: u32,
@@ -125,6 +125,20 @@ impl Pins {
     }
 }
 
+impl Pins {
+    /// Compares what is found with the fingerprint typed from a recovery sheet.
+    pub(crate) fn check_typed(&self, typed: &str) -> Result<(), LuksError> {
+        if self.matches_fingerprint(typed) {
+            return Ok(());
+        }
+        Err(LuksError::Pin {
+            field: "fingerprint",
+            pinned: shown(typed),
+            found: self.fingerprint(),
+        })
+    }
+}
+
 impl Header {
     /// Compares this header with what is known of the container: [`LuksError::Pin`] or
     /// [`LuksError::OlderHeader`]. To be called before [`Header::unlock`].
@@ -134,15 +148,7 @@ impl Header {
 
     /// Compares this header with the fingerprint typed from a recovery sheet.
     pub fn check_fingerprint(&self, typed: &str) -> Result<(), LuksError> {
-        let pins = self.pins();
-        if pins.matches_fingerprint(typed) {
-            return Ok(());
-        }
-        Err(LuksError::Pin {
-            field: "fingerprint",
-            pinned: shown(typed),
-            found: pins.fingerprint(),
-        })
+        self.pins().check_typed(typed)
     }
 }
 

@@ -57,11 +57,25 @@ pub(crate) struct NewHeader<'a> {
 impl Reference {
     /// Takes a header that was judged acceptable.
     pub(crate) fn load(header: &[Extent], payload_offset: u64) -> Result<Self, LuksError> {
+        Self::load_as(EncryptionFormat::Luks2, header, payload_offset)
+    }
+
+    /// The same for LUKS1.
+    pub(crate) fn load_luks1(header: &Extent, payload_offset: u64) -> Result<Self, LuksError> {
+        let header = std::slice::from_ref(header);
+        Self::load_as(EncryptionFormat::Luks1, header, payload_offset)
+    }
+
+    fn load_as(
+        format: EncryptionFormat,
+        header: &[Extent],
+        payload_offset: u64,
+    ) -> Result<Self, LuksError> {
         let mut reference = Self::open(header, payload_offset)?;
         reference
             .device
             .context_handle()
-            .load::<()>(Some(EncryptionFormat::Luks2), None)
+            .load::<()>(Some(format), None)
             .map_err(library("load the header"))?;
         Ok(reference)
     }
@@ -150,7 +164,9 @@ impl Reference {
                 .volume_key_handle()
                 .get(Some(slot), &mut *buffer, Some(secret.expose()));
         match opened {
-            Ok((_, len)) if len == 32 || len == 64 => Ok(Some(VolumeKey::copy_of(&buffer[..len]))),
+            Ok((_, len)) if (16..=VolumeKey::LEN_MAX).contains(&len) => {
+                Ok(Some(VolumeKey::copy_of(&buffer[..len])))
+            }
             Ok((_, len)) => Err(LuksError::invalid(format!(
                 "key slot {slot} holds a key of {len} bytes"
             ))),

@@ -43,8 +43,8 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The key that a container's sectors are encrypted with: 32 bytes (AES-128-XTS) or 64
-/// (AES-256-XTS).
+/// The key that a container's sectors are encrypted with: in user mode 32 bytes (AES-128-XTS) or
+/// 64 (AES-256-XTS).
 pub struct VolumeKey(Zeroizing<[u8; VolumeKey::LEN_MAX]>, usize);
 
 impl VolumeKey {
@@ -53,13 +53,18 @@ impl VolumeKey {
 
     /// Copies a key of at most [`Self::LEN_MAX`] bytes.
     pub(crate) fn copy_of(bytes: &[u8]) -> Self {
-        assert!(bytes.len() == 32 || bytes.len() == 64, "XTS key length");
+        assert!(
+            (16..=Self::LEN_MAX).contains(&bytes.len()),
+            "a volume key's length"
+        );
         let mut key = Self(Zeroizing::new([0; Self::LEN_MAX]), bytes.len());
         key.0[..bytes.len()].copy_from_slice(bytes);
         key
     }
 
-    pub(crate) fn expose(&self) -> &[u8] {
+    /// The key itself, for the kernel's dm-crypt.
+    #[must_use]
+    pub fn expose(&self) -> &[u8] {
         &self.0[..self.1]
     }
 

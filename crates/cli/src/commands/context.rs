@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sprat_luks::Secret;
 
-use crate::args::{GlobalArgs, Mode};
+use crate::args::GlobalArgs;
 use crate::config::{self, Config, Container};
 use crate::environment::Environment;
 use crate::interrupt::Interrupt;
@@ -45,10 +45,6 @@ impl Context {
         environment: Environment,
         output: Output,
     ) -> Result<Self, Failure> {
-        if global.mode == Mode::Kernel {
-            return Err(Failure::usage("kernel mode is not in this version")
-                .with_hint("leave --mode out: user mode writes the same container format"));
-        }
         // Keys will pass through this process: not into swap, core dumps or a debugger, where the
         // system lets us. Where it doesn't, a backup is still better than none.
         let _ = sprat_attach::hide_from_debuggers();
@@ -208,6 +204,7 @@ impl Context {
             self.environment.absolute(&global.state_dir),
             self.environment.absolute(&global.runtime_dir),
         );
+        options.mode = global.mode.into();
         options.ssh_command.clone_from(&resolved.ssh_command);
         options.allow_no_fsync = resolved.insist_without_fsync;
         options.ignore_lock = global.ignore_lock;

@@ -138,8 +138,12 @@ impl From<&LuksError> for Failure {
 fn luks_hint(error: &LuksError) -> Option<&'static str> {
     Some(match error {
         LuksError::NotLuks => "nothing was changed. Check the path: that file is no container",
-        LuksError::Luks1 | LuksError::Unsupported { .. } => {
-            "nothing was changed. cryptsetup itself opens it, where the kernel has dm-crypt"
+        LuksError::Luks1 | LuksError::KernelOnly { .. } => {
+            "nothing was changed. Use it where the kernel has dm-crypt (`sprat doctor` tells), \
+             without --mode user"
+        }
+        LuksError::Unsupported { .. } => {
+            "nothing was changed. cryptsetup itself may open it, where the kernel has dm-crypt"
         }
         LuksError::WrongSecret { .. } => {
             "nothing was changed. Check which key file or passphrase belongs to this container; \
@@ -291,6 +295,13 @@ impl From<&AttachError> for Failure {
             AttachError::NoFuse { .. } | AttachError::NoLoop { .. } => {
                 Some("`sprat doctor` tells what this machine lacks")
             }
+            AttachError::NoDmCrypt { .. } => Some(
+                "nothing was changed. Leave --mode out: user mode opens and writes the same \
+                 container format",
+            ),
+            AttachError::CryptMap { .. } => Some(
+                "finished snapshots are unharmed. `--mode user` does without the kernel's dm-crypt",
+            ),
             AttachError::ProgramMissing { .. } => {
                 Some("install it with your package manager (e2fsprogs)")
             }

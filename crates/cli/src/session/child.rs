@@ -83,6 +83,9 @@ impl Child {
             .arg(role.command())
             .stdin(Stdio::from(OwnedFd::from(its_control)))
             .stdout(Stdio::from(OwnedFd::from(its_descriptors)));
+        // udev may be in another namespace, or nowhere: libdevmapper, which W uses in kernel mode,
+        // would wait for its word for ever.
+        command.env("DM_DISABLE_UDEV", "1");
         if role.dies_with_us() {
             sprat_attach::bind_to_this_process(&mut command);
         }

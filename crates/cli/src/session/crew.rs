@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use sprat_luks::Secret;
+use sprat_luks::{OpenedBy, Secret};
 
 use super::child::{Child, Role};
 use super::options::{
@@ -67,6 +67,7 @@ pub(super) struct Crew {
     program: PathBuf,
     volume: Child,
     worker: Option<Child>,
+    opened_by: OpenedBy,
     queue: mpsc::Sender<Event>,
     events: mpsc::Receiver<Event>,
     progress: SessionProgress,
@@ -99,6 +100,7 @@ impl Crew {
         watch: &mut Watch<'_>,
     ) -> Result<(Self, ContainerFacts), Failure> {
         watch.interrupt.check()?;
+        let opened_by = options.mode.opened_by()?;
         let (queue, events) = mpsc::channel();
         let role = match shape {
             Shape::Session | Shape::Create(_) => Role::Volume,
@@ -114,6 +116,7 @@ impl Crew {
         });
         volume.send(&VolumeOrder::Start(Box::new(start_order(
             options,
+            opened_by,
             shape,
             secrets.len(),
         ))));
@@ -124,6 +127,7 @@ impl Crew {
             program: options.program.clone(),
             volume,
             worker: None,
+            opened_by,
             queue,
             events,
             progress: SessionProgress::default(),
@@ -165,7 +169,36 @@ impl Crew {
         self.order(&WorkerOrder::Attach);
         self.wait_worker(watch, OnInterrupt::GiveUp, |reply| {
             matches!(reply, WorkerReply::Attached).then_some(())
+        })?;
+        if self.opened_by == OpenedBy::Kernel {
+            self.map(watch)?;
+        }
+        Ok(())
+    }
+
+    /// The volume key goes from V to W, unseen here, and W has dm-crypt use it. Not V: a process
+    /// that waits for a device which it serves itself can't be killed.
+    fn map(&mut self, watch: &mut Watch<'_>) -> Result<(), Failure> {
+        self.volume.send(&VolumeOrder::GiveKey);
+        let mapping = self.wait(watch, OnInterrupt::GiveUp, |heard| match heard {
+            Heard::Volume(VolumeReply::KeyGiven(mapping)) => Some(mapping),
+            _ => None,
+        })?;
+        if let Err(failure) = self.hand_over_key() {
+            return Err(self.fail(failure));
+        }
+        self.order(&WorkerOrder::Map(mapping));
+        self.wait_worker(watch, OnInterrupt::GiveUp, |reply| {
+            matches!(reply, WorkerReply::Mapped).then_some(())
         })
+    }
+
+    fn hand_over_key(&self) -> Result<(), Failure> {
+        let key = sprat_attach::receive_fd(self.volume.descriptors())?;
+        if let Some(worker) = &self.worker {
+            sprat_attach::send_fd(worker.descriptors(), key.as_fd())?;
+        }
+        Ok(())
     }
 
     /// This process's copy is closed on return: V is to be the only one that holds it.
@@ -477,11 +510,17 @@ pub(super) enum Shape {
     Background,
 }
 
-fn start_order(options: &SessionOptions, shape: Shape, secrets: usize) -> VolumeStart {
+fn start_order(
+    options: &SessionOptions,
+    opened_by: OpenedBy,
+    shape: Shape,
+    secrets: usize,
+) -> VolumeStart {
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let background = matches!(shape, Shape::Background);
     VolumeStart {
         target: options.target.clone(),
+        kernel: opened_by == OpenedBy::Kernel,
         ssh_command: options.ssh_command.clone(),
         access: options.access,
         state_dir: OsString::from(&options.state_dir),

@@ -26,7 +26,7 @@ pub use background::MountRecord;
 pub use create::create;
 pub use mount::{mount, unmount};
 pub use options::{
-    Access, ClosedReport, ContainerFacts, CreateOptions, Created, Notice, Observer, Phase,
+    Access, ClosedReport, ContainerFacts, CreateOptions, Created, Mode, Notice, Observer, Phase,
     PinPolicy, SIZE_BYTES_MIN, SessionOptions, SessionProgress, VolumeFigures,
 };
 pub use protocol::FileSystemCheck;

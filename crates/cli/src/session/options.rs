@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use sprat_luks::{Pins, Secret, SlotKind};
+use sprat_luks::{OpenedBy, Pins, Secret, SlotKind};
 
+use crate::Failure;
 use crate::target::Target;
 
 /// Whether a session may change the container.
@@ -29,6 +30,32 @@ impl From<Access> for sprat_store::Access {
     }
 }
 
+/// Where the volume is decrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// In the kernel where it has dm-crypt, else in sprat.
+    #[default]
+    Auto,
+    /// In the kernel; the FUSE file is the ciphertext.
+    Kernel,
+    /// In the volume process; the FUSE file is the plaintext.
+    User,
+}
+
+impl Mode {
+    /// Looks at this machine where that decides.
+    pub(super) fn opened_by(self) -> Result<OpenedBy, Failure> {
+        if self == Self::User {
+            return Ok(OpenedBy::Sprat);
+        }
+        match sprat_attach::kernel_mode_works() {
+            Ok(()) => Ok(OpenedBy::Kernel),
+            Err(_) if self == Self::Auto => Ok(OpenedBy::Sprat),
+            Err(error) => Err(Failure::from(&error)),
+        }
+    }
+}
+
 /// What the container's header is compared with before the key comes near it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -47,6 +74,8 @@ pub enum PinPolicy {
 pub struct SessionOptions {
     /// The container.
     pub target: Target,
+    /// Where it is decrypted.
+    pub mode: Mode,
     /// The ssh program and its first arguments.
     pub ssh_command: Vec<OsString>,
     /// Reading, or reading and writing.
@@ -85,6 +114,7 @@ impl SessionOptions {
     pub fn new(target: Target, access: Access, state_dir: PathBuf, runtime_dir: PathBuf) -> Self {
         Self {
             target,
+            mode: Mode::default(),
             ssh_command: vec![OsString::from("ssh")],
             access,
             cache_dir: state_dir.join("cache"),

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use serde::{Deserialize, Serialize};
+use sprat_attach::CryptMapping;
 use sprat_luks::SlotKind;
 use sprat_snapshot::{RestoreReport, RestoreSpec, SnapshotEntry, SnapshotReport, SnapshotSpec};
 
@@ -19,6 +20,8 @@ pub(super) enum VolumeOrder {
     Start(Box<VolumeStart>),
     /// A FUSE descriptor is on the descriptor socket; serve the volume on it.
     Serve,
+    /// Kernel mode: give the volume key away.
+    GiveKey,
     /// Everything above is unmounted: close the volume, in creation give the container its name,
     /// release the lock.
     Close,
@@ -33,6 +36,8 @@ pub(super) enum VolumeOrder {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct VolumeStart {
     pub target: Target,
+    /// The kernel decrypts: V serves ciphertext.
+    pub kernel: bool,
     pub ssh_command: Vec<OsString>,
     pub access: Access,
     pub state_dir: OsString,
@@ -90,6 +95,26 @@ impl From<Slot> for SlotKind {
     }
 }
 
+/// [`CryptMapping`] on the wire.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Mapping {
+    pub uuid: String,
+    pub cipher: String,
+    pub sector_bytes: u32,
+    pub iv_tweak: u64,
+}
+
+impl From<Mapping> for CryptMapping {
+    fn from(mapping: Mapping) -> Self {
+        Self {
+            uuid: mapping.uuid,
+            cipher: mapping.cipher,
+            sector_bytes: mapping.sector_bytes,
+            iv_tweak: mapping.iv_tweak,
+        }
+    }
+}
+
 /// Where V reports the end of a background mount.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct BackgroundMount {
@@ -109,6 +134,8 @@ pub(super) enum VolumeReply {
     Ready(ContainerFacts),
     /// The FUSE connection is up.
     Serving,
+    /// On the descriptor socket is a pipe with the volume key in it.
+    KeyGiven(Mapping),
     /// Lives without S from now on.
     Detached,
     Closed(ClosedReport),
@@ -134,6 +161,9 @@ pub(super) enum WorkerOrder {
     Begin,
     /// V serves: attach the loop device.
     Attach,
+    /// Kernel mode, after Attach: the pipe with the volume key is on the descriptor socket; have
+    /// dm-crypt decrypt the loop device.
+    Map(Mapping),
     MakeFileSystem {
         label: Option<String>,
     },
@@ -163,6 +193,7 @@ pub(super) enum WorkerReply {
     /// The FUSE descriptor is on the descriptor socket.
     FuseReady,
     Attached,
+    Mapped,
     FileSystemMade,
     Mounted,
     Progress(sprat_snapshot::Progress),

@@ -2,6 +2,8 @@
 //!
 //! Everything that it does may block for as long as the volume does; it is killed then.
 
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -10,15 +12,19 @@ use std::sync::mpsc;
 
 use sprat_attach::{AttachError, AttachOptions, Attachment, MkfsOptions, MountOptions};
 use sprat_snapshot::{Cancel, Progress};
+use zeroize::Zeroizing;
 
 use super::child::{leave_signals_to_the_session, take_sockets};
 use super::link::{Receiver, Sender};
 use super::mount_keeper;
-use super::protocol::{FileSystemCheck, WorkerOrder, WorkerReply};
+use super::protocol::{FileSystemCheck, Mapping, WorkerOrder, WorkerReply};
 use crate::{Exit, Failure};
 
 /// e2fsck's report is cut after this many characters.
 const REPORT_CHARS_MAX: usize = 16 << 10;
+
+/// The longest volume key: AES-256-XTS. A pipe holds it without anybody reading.
+const KEY_BYTES_MAX: usize = 64;
 
 /// Runs W; its standard input is the control socket.
 pub fn run() -> Exit {
@@ -139,6 +145,10 @@ impl Worker {
                 self.attachment()?.attach_loop()?;
                 WorkerReply::Attached
             }
+            WorkerOrder::Map(mapping) => {
+                self.map(mapping)?;
+                WorkerReply::Mapped
+            }
             WorkerOrder::MakeFileSystem { label } => {
                 let options = MkfsOptions::labelled(label.as_deref().unwrap_or_default());
                 let device = self.attachment()?.device().to_owned();
@@ -208,6 +218,21 @@ impl Worker {
         sprat_attach::send_fd(&self.descriptors, fuse.as_fd())?;
         drop(fuse);
         self.attachment = Some(attachment);
+        Ok(())
+    }
+
+    /// Takes the volume key, and keeps it no longer than dm-crypt needs to be told of it.
+    fn map(&mut self, mapping: Mapping) -> Result<(), Failure> {
+        // Each is best effort, as in the volume process.
+        let _ = sprat_attach::hide_from_debuggers();
+        let _ = sprat_attach::lock_memory();
+        let pipe = sprat_attach::receive_fd(&self.descriptors)?;
+        let mut key = Zeroizing::new(Vec::with_capacity(KEY_BYTES_MAX + 1));
+        File::from(pipe)
+            .take(KEY_BYTES_MAX as u64)
+            .read_to_end(&mut key)
+            .map_err(|error| Failure::failed("can't read the volume key").caused_by(&error))?;
+        self.attachment()?.map(&mapping.into(), &key)?;
         Ok(())
     }
 

@@ -12,5 +12,6 @@ mod forge;
 mod hostile;
 mod interop;
 mod kept;
+mod kernel;
 mod sectors;
 mod stock;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use sprat_luks::{Header, Pins};
+use sprat_luks::{AnyHeader, OpenedBy, Pins};
 use sprat_store::{
     Access, FileName, LocalRecord, Lock, LockError, LockInfo, Store, StoreError, StoreErrorKind,
     StoreFile, lock,
@@ -24,6 +24,8 @@ pub(super) struct Hold {
     /// The file that is open: the container, or the one that is to become it.
     file_name: FileName,
     access: Access,
+    /// What its header may ask for.
+    opened_by: OpenedBy,
     store: RwLock<Arc<dyn Store>>,
     lock: RwLock<Option<Lock>>,
     /// A lock that a dead session of this host left, for a read-only session.
@@ -45,6 +47,7 @@ pub(super) struct HoldParts {
     pub container: FileName,
     pub file_name: FileName,
     pub access: Access,
+    pub opened_by: OpenedBy,
     pub store: Arc<dyn Store>,
     pub lock: Option<Lock>,
     pub stale_lock: Option<LockInfo>,
@@ -59,6 +62,7 @@ impl Hold {
             container: parts.container,
             file_name: parts.file_name,
             access: parts.access,
+            opened_by: parts.opened_by,
             store: RwLock::new(parts.store),
             lock: RwLock::new(parts.lock),
             stale_lock: parts.stale_lock,
@@ -247,7 +251,7 @@ impl Hold {
                 "the container had {known_bytes} bytes before the line was lost, now {file_bytes}"
             )));
         }
-        let header = Header::load(&HeaderBytes(&*file)).map_err(|error| {
+        let header = AnyHeader::load(&HeaderBytes(&*file), self.opened_by).map_err(|error| {
             if disconnected(&error) {
                 return ReconnectError::Retry(StoreError::Disconnected {
                     op: "read the header of",

@@ -9,7 +9,9 @@ use super::super::options::{Notice, Phase, SIZE_BYTES_MIN};
 use super::super::protocol::{CreateStart, VolumeStart};
 use super::connection::{HeaderBytes, unfinished_name};
 use super::hold::{Hold, HoldParts, keep_renewing};
-use super::opening::{Opened, check_writable, facts, open_volume, reach, take_lock};
+use super::opening::{
+    Edge, Opened, check_writable, facts, open_volume, opened_by, reach, take_lock,
+};
 use super::stop::{Say, Stop};
 use crate::{Exit, Failure};
 
@@ -44,6 +46,7 @@ pub(super) fn make(
         container: start.target.name.clone(),
         file_name: unfinished_name(&start.target.name)?,
         access: Access::ReadWrite,
+        opened_by: opened_by(start),
         store,
         lock: Some(lock),
         stale_lock: None,
@@ -130,13 +133,14 @@ fn fill(
     let file_bytes = file.len()?;
     let payload = header.geometry(file_bytes)?;
     let cipher = SectorCipher::new(&new.volume_key, &header)?;
+    let edge = Edge::new(opened_by(start), new.volume_key, Some(cipher))?;
     hold.learn(new.pins.clone(), file_bytes);
     let volume = open_volume(start, hold, file, payload)?;
     stop.reaches(&volume);
     let opened = Opened {
         hold: Arc::clone(hold),
         volume,
-        cipher,
+        edge,
         facts: facts(new.pins.clone(), file_bytes, payload),
         flush: super::flush_kind(start),
         durable: store.capabilities().durable_flush,

@@ -10,25 +10,29 @@ mod making;
 mod opening;
 mod stop;
 
+use std::io::Write;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime};
 
 use sprat_attach::{ServeOptions, Serving};
-use sprat_luks::Secret;
+use sprat_luks::{Secret, VolumeKey};
 use sprat_volume::{Flush, Volume};
 
 use super::background;
 use super::child::{leave_signals_to_the_session, take_sockets};
 use super::link::{Receiver, Sender};
 use super::options::{Access, ClosedReport, ContainerFacts, Notice, Phase, VolumeFigures};
-use super::protocol::{AbortReport, BackgroundMount, VolumeOrder, VolumeReply, VolumeStart};
+use super::protocol::{
+    AbortReport, BackgroundMount, Mapping, VolumeOrder, VolumeReply, VolumeStart,
+};
 use crate::{Exit, Failure};
-use device::PlainDevice;
+use device::EdgeDevice;
 use hold::Hold;
 use making::Making;
-use opening::Opened;
+use opening::{Edge, Opened};
 use stop::{Say, Stop};
 
 /// How often a failure below is looked for.
@@ -174,7 +178,9 @@ struct Served {
     access: Access,
     hold: Arc<Hold>,
     volume: Arc<Volume>,
-    device: Arc<PlainDevice>,
+    device: Arc<EdgeDevice>,
+    /// For the kernel, until it is given away.
+    key: Option<VolumeKey>,
     facts: ContainerFacts,
     durable: bool,
     making: Option<Making>,
@@ -191,9 +197,13 @@ impl Served {
         stop: Arc<Stop>,
         say: Say,
     ) -> Self {
-        let device = Arc::new(PlainDevice::new(
+        let (cipher, key) = match opened.edge {
+            Edge::Sprat(cipher) => (Some(cipher), None),
+            Edge::Kernel(key) => (None, Some(key)),
+        };
+        let device = Arc::new(EdgeDevice::new(
             Arc::clone(&opened.volume),
-            opened.cipher,
+            cipher,
             opened.flush,
         ));
         Self {
@@ -201,6 +211,7 @@ impl Served {
             hold: opened.hold,
             volume: opened.volume,
             device,
+            key,
             facts: opened.facts,
             durable: opened.durable,
             making,
@@ -228,6 +239,10 @@ impl Served {
                     Ok(()) => self.say.reply(&VolumeReply::Serving),
                     Err(failure) => self.say.reply(&VolumeReply::Failed(failure)),
                 },
+                VolumeOrder::GiveKey => match self.give_key(descriptors) {
+                    Ok(mapping) => self.say.reply(&VolumeReply::KeyGiven(mapping)),
+                    Err(failure) => self.say.reply(&VolumeReply::Failed(failure)),
+                },
                 VolumeOrder::Detach(mount) => return self.run_detached(&mount),
                 VolumeOrder::Close => match self.close() {
                     Ok(report) => {
@@ -251,6 +266,27 @@ impl Served {
         let device = Arc::clone(&self.device);
         self.serving = Some(sprat_attach::serve(fuse, device, &ServeOptions::default())?);
         Ok(())
+    }
+
+    /// Gives the volume key to whoever maps the device, through a pipe: its memory is never swapped
+    /// out, and ends with it. It is kept here no longer.
+    fn give_key(&mut self, descriptors: &UnixStream) -> Result<Mapping, Failure> {
+        let failed = |error: std::io::Error| {
+            Failure::failed("can't give the volume key away").caused_by(&error)
+        };
+        let key = self.key.take();
+        let key = key.ok_or_else(|| Failure::failed("there is no volume key to give"))?;
+        let (given, mut giving) = std::io::pipe().map_err(failed)?;
+        giving.write_all(key.expose()).map_err(failed)?;
+        drop(giving);
+        sprat_attach::send_fd(descriptors, given.as_fd())?;
+        let pins = &self.facts.pins;
+        Ok(Mapping {
+            uuid: pins.uuid.clone(),
+            cipher: pins.cipher.clone(),
+            sector_bytes: pins.sector_bytes,
+            iv_tweak: pins.iv_tweak,
+        })
     }
 
     /// Everything above is down: sends the rest, waits for the server's fsync, lets go.

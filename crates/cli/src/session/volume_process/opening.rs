@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sprat_luks::{CopyState, Header, Payload, Pins, Secret, SectorCipher};
+use sprat_luks::{AnyHeader, CopyState, OpenedBy, Payload, Pins, Secret, SectorCipher, VolumeKey};
 use sprat_store::{
     FileStat, LocalRecord, Lock, LockError, LockInfo, ReadClass, Store, StoreErrorKind, StoreFile,
     lock,
@@ -31,12 +31,42 @@ const TAKEOVER_QUIET_TIMES: u32 = 2;
 pub(super) struct Opened {
     pub hold: Arc<Hold>,
     pub volume: Arc<Volume>,
-    pub cipher: SectorCipher,
+    pub edge: Edge,
     pub facts: ContainerFacts,
     /// How a flush from above is answered.
     pub flush: Flush,
     /// The server's fsync stands behind a durable flush.
     pub durable: bool,
+}
+
+/// Where ciphertext becomes plaintext.
+pub(super) enum Edge {
+    /// In this process.
+    Sprat(SectorCipher),
+    /// In the kernel, which gets this key.
+    Kernel(VolumeKey),
+}
+
+impl Edge {
+    pub(super) fn new(
+        opened_by: OpenedBy,
+        key: VolumeKey,
+        cipher: Option<SectorCipher>,
+    ) -> Result<Self, Failure> {
+        match (opened_by, cipher) {
+            (OpenedBy::Kernel, _) => Ok(Self::Kernel(key)),
+            (OpenedBy::Sprat, Some(cipher)) => Ok(Self::Sprat(cipher)),
+            (OpenedBy::Sprat, None) => Err(Failure::failed("a cipher that sprat does not have")),
+        }
+    }
+}
+
+pub(super) fn opened_by(start: &VolumeStart) -> OpenedBy {
+    if start.kernel {
+        OpenedBy::Kernel
+    } else {
+        OpenedBy::Sprat
+    }
 }
 
 /// Opens the container. What fails leaves no lock, unless a dead session's bytes are unsettled.
@@ -160,6 +190,7 @@ fn hold(
         container: name.clone(),
         file_name: name,
         access: start.access.into(),
+        opened_by: opened_by(start),
         store,
         lock,
         stale_lock,
@@ -246,7 +277,7 @@ fn unlock(
     let store = hold.store();
     let file = store.open(hold.file_name(), start.access.into())?;
     let bytes = HeaderBytes(&*file);
-    let header = Header::load(&bytes)?;
+    let header = AnyHeader::load(&bytes, opened_by(start))?;
     tell_copies(&header, say);
     match &start.pins {
         PinPolicy::Known(pins) => header.check_pins(pins)?,
@@ -259,18 +290,21 @@ fn unlock(
     let payload = header.geometry(file_bytes)?;
     stop.check()?;
     let key = header.unlock(&bytes, secret)?;
-    let cipher = SectorCipher::new(&key, &header)?;
-    drop(key);
-    check_not_truncated(&*file, &payload, &cipher, file_bytes)?;
-    stop.check()?;
     let pins = header.pins();
+    let cipher = SectorCipher::of_pins(&key, &pins)?;
+    // Without the cipher it is left to mount, which looks at the length, too.
+    if let Some(cipher) = &cipher {
+        check_not_truncated(&*file, &payload, cipher, file_bytes)?;
+    }
+    let edge = Edge::new(opened_by(start), key, cipher)?;
+    stop.check()?;
     hold.learn(pins.clone(), file_bytes);
     let volume = open_volume(start, hold, file, payload)?;
     stop.reaches(&volume);
     Ok(Opened {
         hold: Arc::clone(hold),
         volume,
-        cipher,
+        edge,
         facts: facts(pins, file_bytes, payload),
         flush: super::flush_kind(start),
         durable: start.access == Access::ReadWrite && store.capabilities().durable_flush,
@@ -286,8 +320,10 @@ pub(super) fn facts(pins: Pins, file_bytes: u64, payload: Payload) -> ContainerF
     }
 }
 
-fn tell_copies(header: &Header, say: &Say) {
-    let copies = header.copies();
+fn tell_copies(header: &AnyHeader, say: &Say) {
+    let Some(copies) = header.copies() else {
+        return;
+    };
     for (which, state) in [("first", &copies.primary), ("second", &copies.secondary)] {
         let what = match state {
             CopyState::Damaged(fault) => format!("{which}: {fault}"),

@@ -1,0 +1,232 @@
+//! Kernel mode's dm-crypt map: made on the loop device from facts that were checked, gone with its last user.
+//!
+//! It is a *plain* mapping: cipher, key, sector size and IV come from the caller, who has checked
+//! them; no header on the device is ever looked at here, whatever a server puts there meanwhile.
+
+use std::ffi::{c_char, c_int, c_void};
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use libcryptsetup_rs::consts::flags::{CryptActivate, CryptDeactivate};
+use libcryptsetup_rs::consts::vals::EncryptionFormat;
+use libcryptsetup_rs::{
+    CryptInit, CryptParamsPlain, CryptParamsPlainRef, Either, LibcryptErr, set_log_callback,
+};
+use rustix::fs::{Mode, OFlags};
+
+use crate::loop_device::{self, open_node};
+use crate::{AttachError, mounts, sys};
+
+/// Begins the name of every map of ours; the container's UUID follows.
+const NAME_PREFIX: &str = "sprat-";
+
+/// How many containers with one UUID (copies of each other) may be open on a machine at once.
+const SAME_UUID_MAX: u32 = 16;
+
+/// libcryptsetup is not thread-safe (cryptsetup issue 710).
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// What dm-crypt is to do with the sectors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CryptMapping {
+    /// The container's UUID; the map is called `sprat-UUID`.
+    pub uuid: String,
+    /// Cipher, mode and IV as dm-crypt names them, such as `aes-xts-plain64`.
+    pub cipher: String,
+    /// Encryption sector: 512, 1024, 2048 or 4096 bytes.
+    pub sector_bytes: u32,
+    /// Added to each sector's number, in units of 512 bytes.
+    pub iv_tweak: u64,
+}
+
+/// Whether this machine has dm-crypt and lets us use it; loads the module if there is one.
+///
+/// # Errors
+/// `NoDmCrypt` with the reason.
+pub fn kernel_mode_works() -> Result<(), AttachError> {
+    let control = rustix::fs::open(
+        "/dev/mapper/control",
+        OFlags::RDWR | OFlags::CLOEXEC,
+        Mode::empty(),
+    );
+    let control = control.map_err(|e| AttachError::NoDmCrypt {
+        reason: "/dev/mapper/control can't be opened",
+        source: e.into(),
+    })?;
+    sys::dm_target_version(control.as_fd(), "crypt").map_err(|source| AttachError::NoDmCrypt {
+        reason: "the kernel has no target crypt (module dm-crypt), or doesn't let us use it",
+        source,
+    })
+}
+
+/// A map that this process holds open; the kernel removes it when its last user, this or a mount,
+/// lets go.
+#[derive(Debug)]
+pub(crate) struct CryptMap {
+    holder: OwnedFd,
+    path: PathBuf,
+}
+
+impl CryptMap {
+    /// Makes a map over the whole of `device`. From its return on nothing of it outlives this
+    /// process and the mounts: its removal is ordered already. One that a process left which was
+    /// killed before that is removed first.
+    pub(crate) fn make(
+        device: &Path,
+        mapping: &CryptMapping,
+        key: &[u8],
+    ) -> Result<Self, AttachError> {
+        let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        // Without a callback libcryptsetup prints to stdout and stderr.
+        set_log_callback::<()>(Some(swallow), None);
+        let name = free_name(&mapping.uuid)?;
+        let failed = |op| failed(op, &name);
+        let (cipher, mode) = mapping.cipher.split_once('-').unwrap_or_default();
+        let params = CryptParamsPlain {
+            // Only passphrases are hashed, and here is none.
+            hash: "sha256".to_owned(),
+            offset: 0,
+            sector_size: mapping.sector_bytes,
+            size: 0,
+            skip: mapping.iv_tweak,
+        };
+        let mut params: CryptParamsPlainRef<'_> = (&params).try_into().map_err(failed("set up"))?;
+        let mut crypt = CryptInit::init(device).map_err(failed("begin"))?;
+        crypt
+            .context_handle()
+            .format(
+                EncryptionFormat::Plain,
+                (cipher, mode),
+                None,
+                Either::Right(key.len()),
+                Some(&mut params),
+            )
+            .map_err(failed("set up"))?;
+        crypt
+            .activate_handle()
+            .activate_by_volume_key(Some(&name), Some(key), CryptActivate::PRIVATE)
+            .map_err(failed("make"))?;
+        let held = hold(&name);
+        // Deferred: it goes with the last that has it open, which is `held` until the mount. Where
+        // it could not be opened, it goes at once.
+        let removal = crypt
+            .activate_handle()
+            .deactivate(&name, CryptDeactivate::DEFERRED)
+            .map_err(failed("order the removal of"));
+        let map = held?;
+        removal?;
+        Ok(map)
+    }
+
+    /// The block device, `/dev/dm-N`.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Sets the read-ahead of the device and of the file system that is mounted on it later.
+    pub(crate) fn set_read_ahead(&self, bytes: u64) -> Result<(), AttachError> {
+        let sectors = libc::c_ulong::try_from(bytes / 512).unwrap_or(libc::c_ulong::MAX);
+        sys::set_read_ahead(self.holder.as_fd(), sectors)
+            .map_err(|e| AttachError::io("set read-ahead of", self.path.display().to_string(), e))
+    }
+}
+
+/// Opens the map's device. libdevmapper made a node in `/dev/mapper` too, which nobody would
+/// remove with the map: nothing needs it.
+fn hold(name: &str) -> Result<CryptMap, AttachError> {
+    let node = Path::new("/dev/mapper").join(name);
+    let number = number_of(name);
+    let _ = fs::remove_file(node);
+    let (number, major) = number.ok_or(AttachError::NoDmCrypt {
+        reason: "the map was made, but /sys/block doesn't show it",
+        source: std::io::ErrorKind::NotFound.into(),
+    })?;
+    let path = PathBuf::from(format!("/dev/dm-{number}"));
+    let holder = open_node(&path, major, number)
+        .map_err(|e| AttachError::io("open", path.display().to_string(), e))?;
+    Ok(CryptMap { holder, path })
+}
+
+/// A name that no map has. What a killed process left under it is removed.
+fn free_name(uuid: &str) -> Result<String, AttachError> {
+    for count in 0..SAME_UUID_MAX {
+        let name = match count {
+            0 => format!("{NAME_PREFIX}{uuid}"),
+            _ => format!("{NAME_PREFIX}{uuid}-{count}"),
+        };
+        let Some((number, _)) = number_of(&name) else {
+            return Ok(name);
+        };
+        if is_left_over(number) {
+            remove(&name)?;
+            // Another namespace may hold it open still; it goes with that.
+            if number_of(&name).is_none() {
+                return Ok(name);
+            }
+        }
+    }
+    Err(AttachError::NoDmCrypt {
+        reason: "too many containers with this UUID are open here",
+        source: std::io::ErrorKind::AlreadyExists.into(),
+    })
+}
+
+/// Whether a map's volume process is gone: what lies below it answers with errors only.
+fn is_left_over(number: u32) -> bool {
+    below(number).is_none_or(|device| mounts::is_dead(&device))
+}
+
+fn remove(name: &str) -> Result<(), AttachError> {
+    let mut crypt = CryptInit::init_by_name_and_header(name, None)
+        .map_err(failed("look at the left-over", name))?;
+    crypt
+        .activate_handle()
+        .deactivate(name, CryptDeactivate::DEFERRED)
+        .map_err(failed("remove the left-over", name))
+}
+
+/// The loop device below the map with this minor number.
+fn below(number: u32) -> Option<PathBuf> {
+    let slaves = fs::read_dir(format!("/sys/block/dm-{number}/slaves")).ok()?;
+    let slave = slaves.flatten().next()?;
+    Some(Path::new("/dev").join(slave.file_name()))
+}
+
+/// The loop device below the map with this device number, if it is a map of ours.
+pub(crate) fn loop_below(major: u32, minor: u32) -> Option<PathBuf> {
+    let name = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/dm/name")).ok()?;
+    let device = name
+        .starts_with(NAME_PREFIX)
+        .then(|| below(minor))
+        .flatten()?;
+    loop_device::is_node(&device).then_some(device)
+}
+
+/// Minor and major number of the map with this name.
+fn number_of(name: &str) -> Option<(u32, u32)> {
+    fs::read_dir("/sys/block")
+        .ok()?
+        .flatten()
+        .find_map(|entry| {
+            let found = fs::read_to_string(entry.path().join("dm/name")).ok()?;
+            if found.trim_end() != name {
+                return None;
+            }
+            let device = fs::read_to_string(entry.path().join("dev")).ok()?;
+            let (major, minor) = device.trim_end().split_once(':')?;
+            Some((minor.parse().ok()?, major.parse().ok()?))
+        })
+}
+
+fn failed<'n>(op: &'static str, name: &'n str) -> impl Fn(LibcryptErr) -> AttachError + use<'n> {
+    move |source| AttachError::CryptMap {
+        op,
+        name: name.to_owned(),
+        source,
+    }
+}
+
+/// libcryptsetup's messages are for people at its own command line.
+extern "C" fn swallow(_level: c_int, _message: *const c_char, _context: *mut c_void) {}
