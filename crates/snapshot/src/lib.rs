@@ -23,6 +23,7 @@ mod name;
 mod record;
 mod restore;
 mod rsync;
+mod scout;
 mod sources;
 mod spec;
 mod take;

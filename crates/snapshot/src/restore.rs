@@ -12,6 +12,7 @@ use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder};
 use crate::record::{EntryKind, RunRecord, Warning};
 use crate::rsync::{Ended, Invocation, Outcome, Rsync, Side};
+use crate::scout::{Copied, Scout};
 use crate::sources::plain_path;
 use crate::spec::{Cancel, Phase, Progress, RestoreReport, RestoreSpec};
 use crate::text::{escape_path, unescape_path};
@@ -42,7 +43,15 @@ pub fn restore(
         std::fs::create_dir_all(&to).map_err(|e| refused(&to, e.to_string()))?;
     }
     let invocation = invocation(&folder.path, &to, &what, spec);
-    let outcome = rsync.run(&invocation, progress, cancel)?;
+    let scout = what.scout(&folder, &to, spec);
+    let mut followed = |now: Progress| {
+        if let Some(scout) = &scout {
+            scout.follow(now.files_done);
+        }
+        progress(now);
+    };
+    let outcome = rsync.run(&invocation, &mut followed, cancel)?;
+    drop(scout);
     judge(&outcome, &to)?;
     let last_good = folder
         .own_folders()?
@@ -59,6 +68,25 @@ pub fn restore(
         changes: outcome.changes,
         messages: outcome.messages,
     })
+}
+
+impl What {
+    /// Walks ahead of rsync; for a single file that would not help.
+    fn scout(&self, job: &JobFolder, to: &Path, spec: &RestoreSpec) -> Option<Scout> {
+        let trees: Vec<PathBuf> = self.paths.iter().map(|path| self.base.join(path)).collect();
+        let root = crate::walk::open_folder_at(&job.path).ok()?;
+        let is_file = |path: &PathBuf| {
+            statat(&root, path, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| !is_folder(&stat))
+        };
+        if trees.iter().all(is_file) {
+            return None;
+        }
+        let copied = Copied {
+            to: to.to_owned(),
+            base: self.base.clone(),
+        };
+        Some(Scout::begin(root, trees, (!spec.dry_run).then_some(copied)))
+    }
 }
 
 /// The snapshot to restore from.

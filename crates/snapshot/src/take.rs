@@ -14,6 +14,7 @@ use crate::job::{Folder, JobFolder, RunFolder};
 use crate::name::{SnapshotName, choose_name};
 use crate::record::{EntryKind, LinkedFrom, RECORD_FORMAT, RunRecord, Warning};
 use crate::rsync::{Ended, Invocation, Outcome, Rsync, Side, room_at};
+use crate::scout::Scout;
 use crate::sources::Sources;
 use crate::spec::{Cancel, Phase, Progress, SnapshotReport, SnapshotSpec};
 use crate::text::{escape_name, escape_path};
@@ -146,7 +147,15 @@ impl Run<'_> {
                 source,
             })?;
         let invocation = self.invocation(inflight);
-        let outcome = self.rsync.run(&invocation, progress, cancel);
+        let scout = self.scout();
+        let mut followed = |now: Progress| {
+            if let Some(scout) = &scout {
+                scout.follow(now.files_done);
+            }
+            progress(now);
+        };
+        let outcome = self.rsync.run(&invocation, &mut followed, cancel);
+        drop(scout);
         let checkpointed = checkpoints.end();
         let outcome = match outcome {
             Ok(outcome) => outcome,
@@ -184,6 +193,25 @@ impl Run<'_> {
                 Err(stopped)
             }
         }
+    }
+
+    /// Walks ahead of rsync in the trees that it links from.
+    fn scout(&self) -> Option<Scout> {
+        let root = crate::walk::open_folder_at(&self.folder.job.path).ok()?;
+        let in_tree = |folder: &Folder| {
+            let folder = PathBuf::from(folder.to_string());
+            let below = |path: &Path| folder.join(path.strip_prefix("/").unwrap_or(path));
+            let sources = self.sources.list.iter();
+            sources
+                .map(|source| below(&source.path))
+                .collect::<Vec<_>>()
+        };
+        let trees: Vec<PathBuf> = self
+            .linked_from
+            .iter()
+            .flat_map(|(folder, _)| in_tree(folder))
+            .collect();
+        (!trees.is_empty()).then(|| Scout::begin(root, trees, None))
     }
 
     /// Whether what rsync made deserves a name.

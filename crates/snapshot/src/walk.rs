@@ -39,7 +39,7 @@ pub(crate) fn names_in(root: BorrowedFd<'_>, path: &Path) -> io::Result<Vec<(Pat
     Ok(names)
 }
 
-fn path_of(name: &CStr) -> PathBuf {
+pub(crate) fn path_of(name: &CStr) -> PathBuf {
     use std::os::unix::ffi::OsStrExt;
     PathBuf::from(std::ffi::OsStr::from_bytes(name.to_bytes()))
 }

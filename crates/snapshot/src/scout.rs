@@ -1,0 +1,495 @@
+//! Walks a tree on the volume ahead of rsync, many folders and files at a time.
+//!
+//! rsync asks for one folder, inode or file and waits for it before it asks for the next. On a slow
+//! line each of them costs a round trip. The scout asks for them earlier and together, so that rsync
+//! finds them in the kernel's caches. It keeps nothing that it reads, reports nothing (what can't be
+//! read is rsync's to tell) and changes nothing; without it everything is slower and the same.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::num::NonZeroU64;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::fs::{Advice, AtFlags, Dir, FileType, Mode, OFlags, Stat, fadvise, openat, statat};
+
+use crate::walk::{is_folder, open_folder, path_of};
+
+/// Folders that are read at one time. One wait in 24 is short enough beside rsync's own work.
+const WALKERS: usize = 24;
+/// Files whose content is asked for at one time; asking waits only where a file's map is not in its
+/// inode.
+const READERS: usize = 8;
+/// How many entries the walk may be ahead of rsync: what the kernel keeps of them (about 1.3 KiB
+/// each) must still be there when rsync comes.
+const LEAD_ENTRIES_MAX: u64 = 200_000;
+/// How far the files' content is asked for before rsync has copied it: the line's rate times some
+/// round trips, and little beside any machine's memory.
+const LEAD_BYTES_MAX: u64 = 64 << 20;
+/// The same in files.
+const LEAD_FILES_MAX: usize = 4096;
+/// Of a larger file only the begin is asked for; further on the kernel's read-ahead is as good.
+const HEAD_BYTES_MAX: u64 = 8 << 20;
+/// Asked for at once: `force_page_cache_ra` (mm/readahead.c) takes no more than the device's
+/// read-ahead, and drops the rest without a word.
+const ADVICE_BYTES: u64 = 1 << 20;
+const POLL: Duration = Duration::from_millis(10);
+
+/// The scout's threads; they end when this is dropped, and hold nothing open then.
+#[derive(Debug)]
+pub(crate) struct Scout {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// A tree whose files' content will be copied, too.
+#[derive(Debug, Clone)]
+pub(crate) struct Copied {
+    /// Where the trees' names appear: `to.join(root)` is the copy of a root.
+    pub(crate) to: PathBuf,
+    /// The roots' names relative to `base`.
+    pub(crate) base: PathBuf,
+}
+
+#[derive(Debug)]
+struct Shared {
+    root: OwnedFd,
+    stopped: AtomicBool,
+    /// Entries that the walk has looked at, and rsync.
+    walked: AtomicU64,
+    followed: AtomicU64,
+    walk: Mutex<Walk>,
+    /// The walk has folders, or has ended.
+    folders: Condvar,
+    copied: Option<Copied>,
+    order: Mutex<Order>,
+    lead: Mutex<Lead>,
+}
+
+/// Folders that nobody has read yet, the next one last.
+#[derive(Debug, Default)]
+struct Walk {
+    todo: Vec<PathBuf>,
+    busy: usize,
+}
+
+/// The regular files in about the order in which rsync takes them: a folder's files by name, then
+/// its folders by name, each with all that is in it.
+#[derive(Debug, Default)]
+struct Order {
+    folders: Vec<PathBuf>,
+    files: VecDeque<PathBuf>,
+}
+
+/// Files that were asked for and that rsync may not have copied yet.
+#[derive(Debug, Default)]
+struct Lead {
+    files: VecDeque<Asked>,
+    bytes: u64,
+}
+
+#[derive(Debug)]
+struct Asked {
+    copy: PathBuf,
+    stat: Stat,
+    bytes: u64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Scout {
+    /// Begins to read the folders and inodes of `trees`, paths relative to `root`, the first of
+    /// them first; with `copied` their files' content too. Trees that aren't there are left out.
+    pub(crate) fn begin(root: OwnedFd, trees: Vec<PathBuf>, copied: Option<Copied>) -> Self {
+        let mut todo = trees;
+        todo.reverse();
+        let reads = copied.is_some() && !todo.is_empty();
+        let shared = Arc::new(Shared {
+            root,
+            stopped: AtomicBool::new(false),
+            walked: AtomicU64::new(0),
+            followed: AtomicU64::new(0),
+            order: Mutex::new(Order {
+                folders: todo.clone(),
+                files: VecDeque::new(),
+            }),
+            walk: Mutex::new(Walk { todo, busy: 0 }),
+            folders: Condvar::new(),
+            copied,
+            lead: Mutex::default(),
+        });
+        let mut scout = Self {
+            shared,
+            threads: Vec::new(),
+        };
+        for _ in 0..WALKERS {
+            scout.spawn("walk-ahead", Shared::walk);
+        }
+        if reads {
+            for _ in 0..READERS {
+                scout.spawn("read-ahead", Shared::ask_for_files);
+            }
+        }
+        scout
+    }
+
+    /// Tells how many entries rsync has looked at.
+    pub(crate) fn follow(&self, entries: u64) {
+        self.shared.followed.store(entries, Ordering::Relaxed);
+    }
+
+    /// A thread less makes it slower, no more.
+    fn spawn(&mut self, name: &str, body: fn(&Shared)) {
+        let shared = Arc::clone(&self.shared);
+        let started = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || body(&shared));
+        self.threads.extend(started);
+    }
+}
+
+impl Drop for Scout {
+    fn drop(&mut self) {
+        self.shared.stopped.store(true, Ordering::SeqCst);
+        drop(lock(&self.shared.walk));
+        self.shared.folders.notify_all();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst)
+    }
+
+    /// Body of a walker.
+    fn walk(&self) {
+        let mut walk = lock(&self.walk);
+        while !self.is_stopped() {
+            let Some(folder) = walk.todo.pop() else {
+                if walk.busy == 0 {
+                    break;
+                }
+                walk = self
+                    .folders
+                    .wait(walk)
+                    .unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            walk.busy += 1;
+            drop(walk);
+            self.wait_for_rsync();
+            let below = self.look_at(&folder);
+            walk = lock(&self.walk);
+            walk.busy -= 1;
+            walk.todo.extend(below);
+            self.folders.notify_all();
+        }
+        self.folders.notify_all();
+    }
+
+    fn wait_for_rsync(&self) {
+        let lead = || {
+            let followed = self.followed.load(Ordering::Relaxed);
+            self.walked.load(Ordering::Relaxed).saturating_sub(followed)
+        };
+        while lead() > LEAD_ENTRIES_MAX && !self.is_stopped() {
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Reads a folder and the inodes of what is in it; returns its folders, the first last.
+    fn look_at(&self, folder: &Path) -> Vec<PathBuf> {
+        let mut entries = self.entries(folder);
+        // Inodes lie in the order of their numbers.
+        entries.sort_unstable_by_key(|entry| entry.inode);
+        let mut below = Vec::new();
+        for entry in entries {
+            if self.is_stopped() {
+                return Vec::new();
+            }
+            let path = folder.join(entry.name);
+            let stat = statat(&self.root, &path, AtFlags::SYMLINK_NOFOLLOW);
+            self.walked.fetch_add(1, Ordering::Relaxed);
+            if stat.is_ok_and(|stat| is_folder(&stat)) {
+                below.push(path);
+            }
+        }
+        below.sort_unstable_by(|a, b| b.cmp(a));
+        below
+    }
+
+    fn entries(&self, folder: &Path) -> Vec<Entry> {
+        let read = open_folder(self.root.as_fd(), folder).and_then(|fd| Ok(Dir::read_from(fd)?));
+        let Ok(listing) = read else {
+            return Vec::new();
+        };
+        let mut entries = Vec::new();
+        for entry in listing {
+            let Ok(entry) = entry else { break };
+            if entry.file_name() != c"." && entry.file_name() != c".." {
+                entries.push(Entry {
+                    inode: entry.ino(),
+                    kind: entry.file_type(),
+                    name: path_of(entry.file_name()),
+                });
+            }
+        }
+        entries
+    }
+
+    /// Body of a reader.
+    fn ask_for_files(&self) {
+        let Some(copied) = &self.copied else { return };
+        while !self.is_stopped() {
+            let Some(path) = self.next_file() else { return };
+            let Ok(stat) = statat(&self.root, &path, AtFlags::SYMLINK_NOFOLLOW) else {
+                continue;
+            };
+            let Ok(name) = path.strip_prefix(&copied.base) else {
+                continue;
+            };
+            let asked = Asked {
+                copy: copied.to.join(name),
+                bytes: u64::try_from(stat.st_size).unwrap_or(0).min(HEAD_BYTES_MAX),
+                stat,
+            };
+            let wanted = FileType::from_raw_mode(asked.stat.st_mode) == FileType::RegularFile
+                && asked.bytes > 0
+                && !asked.is_copied();
+            if wanted {
+                let bytes = asked.bytes;
+                if self.enter_lead(asked) {
+                    self.ask_for(&path, bytes);
+                }
+            }
+        }
+    }
+
+    fn next_file(&self) -> Option<PathBuf> {
+        let mut order = lock(&self.order);
+        loop {
+            if let Some(file) = order.files.pop_front() {
+                return Some(file);
+            }
+            let folder = order.folders.pop().filter(|_| !self.is_stopped())?;
+            let mut entries = self.entries(&folder);
+            entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+            let (folders, files): (Vec<Entry>, Vec<Entry>) = entries
+                .into_iter()
+                .partition(|entry| entry.kind == FileType::Directory);
+            let path = |entry: Entry| folder.join(entry.name);
+            order.folders.extend(folders.into_iter().rev().map(path));
+            order.files.extend(files.into_iter().map(path));
+        }
+    }
+
+    /// Waits until rsync is near enough; false when the scout is to end.
+    fn enter_lead(&self, asked: Asked) -> bool {
+        loop {
+            if self.is_stopped() {
+                return false;
+            }
+            let mut lead = lock(&self.lead);
+            if !lead.has_room() {
+                lead.drop_copied();
+            }
+            if lead.has_room() {
+                lead.bytes += asked.bytes;
+                lead.files.push_back(asked);
+                return true;
+            }
+            drop(lead);
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Has the kernel read the first bytes of a file into its cache, without waiting for them.
+    fn ask_for(&self, path: &Path, bytes: u64) {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let Ok(file) = openat(&self.root, path, flags, Mode::empty()).map(File::from) else {
+            return;
+        };
+        let mut offset = 0;
+        while offset < bytes && !self.is_stopped() {
+            let len = NonZeroU64::new((bytes - offset).min(ADVICE_BYTES));
+            if fadvise(&file, offset, len, Advice::WillNeed).is_err() {
+                return;
+            }
+            offset += ADVICE_BYTES;
+        }
+    }
+}
+
+struct Entry {
+    inode: u64,
+    kind: FileType,
+    name: PathBuf,
+}
+
+impl Asked {
+    /// Whether the copy is there: rsync gives it its name when it has its content and its time.
+    fn is_copied(&self) -> bool {
+        let Ok(copy) = rustix::fs::lstat(&self.copy) else {
+            return false;
+        };
+        let of = |stat: &Stat| (stat.st_size, stat.st_mtime, stat.st_mtime_nsec);
+        of(&copy) == of(&self.stat)
+    }
+}
+
+impl Lead {
+    fn has_room(&self) -> bool {
+        self.bytes < LEAD_BYTES_MAX && self.files.len() < LEAD_FILES_MAX
+    }
+
+    /// Drops what rsync has copied. It takes the files in about this order, so whatever comes before
+    /// a copied one counts as copied, too: some files it leaves out, and none may be waited for.
+    fn drop_copied(&mut self) {
+        let mut probe = self.files.len();
+        while probe > 0 {
+            probe /= 2;
+            if self.files.get(probe).is_some_and(Asked::is_copied) {
+                for dropped in self.files.drain(..=probe) {
+                    self.bytes -= dropped.bytes;
+                }
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::process::Command;
+    use std::time::Instant;
+
+    /// 3 folders with 4 files each, one of them below another, and something that is no file.
+    fn tree() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for folder in ["tree/b", "tree/a", "tree/a/deep"] {
+            fs::create_dir_all(dir.path().join(folder)).unwrap();
+            for file in ["4", "2", "a.txt", "Z"] {
+                fs::write(dir.path().join(folder).join(file), [7; 5000]).unwrap();
+            }
+        }
+        let fifo = dir.path().join("tree/a/0-fifo");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, Mode::from(0o600)).unwrap();
+        fs::write(dir.path().join("tree/empty"), "").unwrap();
+        dir
+    }
+
+    fn begin(dir: &Path, copied: Option<Copied>) -> Scout {
+        let root = crate::walk::open_folder_at(dir).unwrap();
+        Scout::begin(root, vec!["tree".into(), "is-not-there".into()], copied)
+    }
+
+    fn wait_until(what: &str, mut so: impl FnMut() -> bool) {
+        let begun = Instant::now();
+        while !so() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "never: {what}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn every_entry_of_the_tree_is_looked_at_once_and_then_the_walkers_end() {
+        let dir = tree();
+        let scout = begin(dir.path(), None);
+        wait_until("all walkers ended", || {
+            scout.threads.iter().all(JoinHandle::is_finished)
+        });
+        assert_eq!(scout.shared.walked.load(Ordering::SeqCst), 3 + 12 + 2);
+    }
+
+    #[test]
+    fn files_are_asked_for_in_the_order_in_which_rsync_copies_them() {
+        let dir = tree();
+        let to = tempfile::tempdir().unwrap();
+        let Ok(told) = Command::new("rsync")
+            .args(["-a", "--no-specials", "--out-format=%n", "tree"])
+            .arg(to.path())
+            .current_dir(dir.path())
+            .output()
+        else {
+            assert!(std::env::var_os("CI").is_none(), "rsync is missing");
+            eprintln!("skipped: no rsync");
+            return;
+        };
+        let theirs: Vec<PathBuf> = String::from_utf8(told.stdout)
+            .unwrap()
+            .lines()
+            .filter(|line| !line.ends_with('/') && !line.contains("fifo"))
+            .map(PathBuf::from)
+            .collect();
+        let root = crate::walk::open_folder_at(dir.path()).unwrap();
+        let scout = Scout::begin(root, Vec::new(), None);
+        lock(&scout.shared.order).folders.push("tree".into());
+        let mut ours: Vec<PathBuf> = std::iter::from_fn(|| scout.shared.next_file()).collect();
+        ours.retain(|path| !path.ends_with("0-fifo"));
+        assert_eq!(theirs.len(), 13);
+        assert_eq!(ours, theirs);
+    }
+
+    #[test]
+    fn content_is_asked_for_only_so_far_ahead_and_again_when_rsync_has_come_nearer() {
+        let dir = tree();
+        let to = tempfile::tempdir().unwrap();
+        let scout = begin(dir.path(), None);
+        let asked = |number: usize| {
+            let path = dir.path().join("tree/b/4");
+            Asked {
+                copy: to.path().join(number.to_string()),
+                stat: rustix::fs::lstat(&path).unwrap(),
+                bytes: LEAD_BYTES_MAX / 4,
+            }
+        };
+        for number in 0..4 {
+            assert!(scout.shared.enter_lead(asked(number)));
+        }
+        let mut lead = lock(&scout.shared.lead);
+        lead.drop_copied();
+        assert!(!lead.has_room(), "nothing is copied yet");
+        // Copied, with its size and time; the two before it were left out by rsync.
+        let copy = to.path().join("2");
+        fs::write(&copy, [7; 5000]).unwrap();
+        lead.drop_copied();
+        assert!(!lead.has_room(), "the copy has another time");
+        let time = fs::metadata(dir.path().join("tree/b/4"))
+            .unwrap()
+            .modified();
+        File::open(&copy)
+            .unwrap()
+            .set_modified(time.unwrap())
+            .unwrap();
+        lead.drop_copied();
+        assert_eq!((lead.files.len(), lead.bytes), (1, LEAD_BYTES_MAX / 4));
+    }
+
+    #[test]
+    fn a_dropped_scout_ends_though_rsync_never_came_near() {
+        let dir = tree();
+        let to = tempfile::tempdir().unwrap();
+        let copied = Copied {
+            to: to.path().to_owned(),
+            base: "tree".into(),
+        };
+        let scout = begin(dir.path(), Some(copied));
+        scout
+            .shared
+            .walked
+            .store(2 * LEAD_ENTRIES_MAX, Ordering::SeqCst);
+        lock(&scout.shared.lead).bytes = LEAD_BYTES_MAX;
+        drop(scout);
+    }
+}
