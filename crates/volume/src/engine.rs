@@ -8,10 +8,12 @@ use sprat_store::{StoreError, StoreErrorKind, StoreFile};
 
 use crate::cache::Cache;
 use crate::clean::Clean;
-use crate::fetch::{Fetches, Streams};
+use crate::fetch::Fetches;
+use crate::pace::Pace;
 use crate::permit::Permits;
 use crate::plan::{Generation, Limits, Plan};
 use crate::session::{Fenced, Session};
+use crate::streams::Streams;
 use crate::{BLOCK_BYTES, Flush, Geometry, VolumeError, VolumeOptions, VolumeStats};
 
 /// Locks, also after a panic of another thread: that thread's end has failed the volume already.
@@ -69,6 +71,7 @@ pub(crate) struct State {
     pub(crate) clean: Clean,
     pub(crate) fetches: Fetches,
     pub(crate) streams: Streams,
+    pub(crate) pace: Pace,
     pub(crate) file: Arc<dyn StoreFile>,
     pub(crate) wire: Wire,
     pub(crate) outage: Option<Outage>,
@@ -170,6 +173,7 @@ impl Engine {
             clean: Clean::new(options.read_cache_bytes_max / BLOCK_BYTES),
             fetches: Fetches::new(len_blocks, (options.readers / 2).max(1)),
             streams: Streams::default(),
+            pace: Pace::default(),
             file,
             wire: Wire::default(),
             outage: None,

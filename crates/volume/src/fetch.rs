@@ -35,6 +35,10 @@ pub(crate) struct Fetch {
 }
 
 impl Fetch {
+    fn len_blocks(&self) -> u64 {
+        self.blocks.end - self.blocks.start
+    }
+
     /// The block, if this fetch has brought it.
     pub(crate) fn block(&self, index: u64) -> Option<&Block> {
         if !self.blocks.contains(&index) {
@@ -68,6 +72,9 @@ pub(crate) struct Fetches {
     ahead: VecDeque<u64>,
     ahead_running: usize,
     ahead_running_max: usize,
+    /// Blocks of read-ahead that are under way, and these with those that wait to be.
+    ahead_blocks_running: u64,
+    ahead_blocks: u64,
 }
 
 impl Fetches {
@@ -81,6 +88,8 @@ impl Fetches {
             ahead: VecDeque::new(),
             ahead_running: 0,
             ahead_running_max,
+            ahead_blocks_running: 0,
+            ahead_blocks: 0,
         }
     }
 
@@ -126,11 +135,21 @@ impl Fetches {
         }
     }
 
-    /// Takes the next fetch to carry out, demand first.
-    pub(crate) fn take(&mut self, plan: &Plan) -> Option<(Arc<Fetch>, ReadClass)> {
+    /// Blocks of read-ahead that were asked for and have not arrived.
+    pub(crate) fn ahead_blocks(&self) -> u64 {
+        self.ahead_blocks
+    }
+
+    /// Takes the next fetch to carry out, demand first; of read-ahead at most `ahead_blocks_max`
+    /// are under way, unless it is a single fetch.
+    pub(crate) fn take(
+        &mut self,
+        plan: &Plan,
+        ahead_blocks_max: u64,
+    ) -> Option<(Arc<Fetch>, ReadClass)> {
         let id = match self.demand.pop_front() {
             Some(id) => id,
-            None if self.ahead_running < self.ahead_running_max => self.ahead.pop_front()?,
+            None if self.may_run_ahead(ahead_blocks_max) => self.ahead.pop_front()?,
             None => return None,
         };
         let active = self.active.get_mut(&id).expect("a queued fetch is active");
@@ -143,13 +162,22 @@ impl Fetches {
             .collect();
         if active.class == ReadClass::Ahead {
             self.ahead_running += 1;
+            self.ahead_blocks_running += active.fetch.len_blocks();
         }
         Some((active.fetch.clone(), active.class))
     }
 
-    pub(crate) fn has_work(&self) -> bool {
-        !self.demand.is_empty()
-            || (!self.ahead.is_empty() && self.ahead_running < self.ahead_running_max)
+    pub(crate) fn has_work(&self, ahead_blocks_max: u64) -> bool {
+        !self.demand.is_empty() || self.may_run_ahead(ahead_blocks_max)
+    }
+
+    fn may_run_ahead(&self, ahead_blocks_max: u64) -> bool {
+        let Some(next) = self.ahead.front().and_then(|id| self.active.get(id)) else {
+            return false;
+        };
+        let with_it = self.ahead_blocks_running + next.fetch.len_blocks();
+        self.ahead_running < self.ahead_running_max
+            && (self.ahead_running == 0 || with_it <= ahead_blocks_max)
     }
 
     /// Puts a fetch back whose connection was lost.
@@ -163,6 +191,7 @@ impl Fetches {
             ReadClass::Demand => self.demand.push_front(fetch.id),
             ReadClass::Ahead => {
                 self.ahead_running -= 1;
+                self.ahead_blocks_running -= fetch.len_blocks();
                 self.ahead.push_front(fetch.id);
             }
         }
@@ -180,6 +209,8 @@ impl Fetches {
             .expect("a running fetch is active");
         if active.class == ReadClass::Ahead {
             self.ahead_running -= 1;
+            self.ahead_blocks_running -= fetch.len_blocks();
+            self.ahead_blocks -= fetch.len_blocks();
         }
         for cluster in clusters_of(&fetch.blocks) {
             self.by_cluster.remove(&cluster);
@@ -211,6 +242,7 @@ impl Fetches {
             .expect("an indexed fetch is active");
         if class == ReadClass::Demand && active.class == ReadClass::Ahead && !active.running {
             active.class = ReadClass::Demand;
+            self.ahead_blocks -= active.fetch.len_blocks();
             self.ahead.retain(|queued| *queued != id);
             self.demand.push_back(id);
         }
@@ -238,7 +270,10 @@ impl Fetches {
         self.active.insert(id, active);
         match class {
             ReadClass::Demand => self.demand.push_back(id),
-            ReadClass::Ahead => self.ahead.push_back(id),
+            ReadClass::Ahead => {
+                self.ahead_blocks += fetch.len_blocks();
+                self.ahead.push_back(id);
+            }
         }
         fetch
     }
@@ -247,54 +282,4 @@ impl Fetches {
 /// The clusters that a range of blocks touches.
 pub(crate) fn clusters_of(blocks: &Range<u64>) -> Range<u64> {
     blocks.start / CLUSTER_BLOCKS..blocks.end.div_ceil(CLUSTER_BLOCKS)
-}
-
-/// Recognises sequential reading, and says what to read ahead.
-#[derive(Debug, Default)]
-pub(crate) struct Streams {
-    recent: VecDeque<Stream>,
-}
-
-#[derive(Debug)]
-struct Stream {
-    next: u64,
-    window_blocks: u64,
-    asked_to: u64,
-}
-
-/// Streams followed at one time; rsync reads few files at once.
-const STREAMS_MAX: usize = 16;
-
-impl Streams {
-    /// Notes a read and returns the blocks to read ahead, empty where it is no stream.
-    pub(crate) fn note(&mut self, read: &Range<u64>, window_max: u64) -> Range<u64> {
-        let known = self
-            .recent
-            .iter()
-            .position(|stream| stream.next == read.start);
-        let Some(known) = known else {
-            if self.recent.len() == STREAMS_MAX {
-                self.recent.pop_front();
-            }
-            self.recent.push_back(Stream {
-                next: read.end,
-                window_blocks: CLUSTER_BLOCKS,
-                asked_to: read.end,
-            });
-            return read.end..read.end;
-        };
-        let mut stream = self.recent.remove(known).expect("found above");
-        stream.next = read.end;
-        stream.asked_to = stream.asked_to.max(read.end);
-        let ahead = stream.asked_to - read.end;
-        let mut wanted = read.end..read.end;
-        if ahead <= stream.window_blocks / 2 {
-            stream.window_blocks = (stream.window_blocks * 2).min(window_max.max(1));
-            let from = stream.asked_to;
-            stream.asked_to = stream.asked_to.max(read.end + stream.window_blocks);
-            wanted = from..stream.asked_to;
-        }
-        self.recent.push_back(stream);
-        wanted
-    }
 }

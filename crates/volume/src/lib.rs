@@ -3,7 +3,8 @@
 //! Above: the FUSE edge and the volume process in `cli`. Below: `store`.
 //!
 //! `plan` decides, without I/O; `send`, `conduct`, `permit` and `read` are the threads that carry it
-//! out, over what they share in `engine`. `cache` keeps blocks over sessions: `slots` says which,
+//! out, over what they share in `engine`; `fetch`, `streams` and `pace` say what is read, and how far ahead.
+//! `cache` keeps blocks over sessions: `slots` says which,
 //! `cache_file` where. `settle` takes over from a dead session, `overlay` takes the writes of a
 //! read-only volume.
 //!
@@ -29,6 +30,7 @@ mod error;
 mod fetch;
 mod options;
 mod overlay;
+mod pace;
 mod permit;
 mod plan;
 mod read;
@@ -36,6 +38,7 @@ mod send;
 mod session;
 mod settle;
 mod slots;
+mod streams;
 mod volume;
 
 pub use error::VolumeError;

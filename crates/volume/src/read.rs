@@ -2,14 +2,17 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sprat_store::{ReadClass, StoreError};
 
 use crate::engine::{Connection, Engine, Meaning, State, meaning};
-use crate::fetch::{CLUSTER_BLOCKS, Fetch, Outcome, clusters_of};
+use crate::fetch::{CLUSTER_BLOCKS, Fetch, Outcome};
 use crate::plan::Block;
 use crate::{BLOCK_BYTES, VolumeError};
+
+/// Buffers up to this size are kept between fetches.
+const SMALL_BYTES: usize = 64 << 10;
 
 impl Engine {
     /// The newest bytes of each block of `wanted`, as of some moment during the call.
@@ -17,6 +20,7 @@ impl Engine {
         let mut found: Vec<Option<Block>> = wanted.clone().map(|_| None).collect();
         let mut fetches: Vec<Arc<Fetch>> = Vec::new();
         let mut state = self.state();
+        let mut noted = false;
         loop {
             state.check()?;
             let missing = collect(&mut state, &wanted, &mut found, &fetches);
@@ -43,12 +47,17 @@ impl Engine {
                 .fetches
                 .ask(&missing, ReadClass::Demand, self.run_blocks());
             self.fetch.notify_one();
+            if !std::mem::replace(&mut noted, true) {
+                self.read_ahead(&mut state, &wanted);
+            }
             while fetches.iter().any(|fetch| fetch.outcome.get().is_none()) {
                 state = self.wait(&self.fetched, state);
                 state.check()?;
             }
         }
-        self.read_ahead(&mut state, &wanted);
+        if !noted {
+            self.read_ahead(&mut state, &wanted);
+        }
         drop(state);
         Ok(found.into_iter().flatten().collect())
     }
@@ -58,28 +67,27 @@ impl Engine {
     }
 
     fn read_ahead(&self, state: &mut State, read: &Range<u64>) {
-        // Never more than a quarter of the cache, or streams would push each other out unread.
+        // Never more than a quarter of the cache, and a half for all together, or streams would push
+        // each other out unread.
+        let cache_blocks = (self.options.read_cache_bytes_max / BLOCK_BYTES) as u64;
         let bytes_max = self
             .options
             .read_ahead_bytes_max
             .min(self.options.read_cache_bytes_max / 4);
-        let window_max = (bytes_max / BLOCK_BYTES) as u64;
-        if window_max < CLUSTER_BLOCKS {
+        let window_max = (bytes_max / BLOCK_BYTES) as u64 / CLUSTER_BLOCKS;
+        if window_max == 0 || state.fetches.ahead_blocks() > cache_blocks / 2 {
             return;
         }
         let len_blocks = self.geometry.len_bytes / BLOCK_BYTES as u64;
         let ahead = state.streams.note(read, window_max);
-        let ahead = ahead.start..ahead.end.min(len_blocks);
-        if ahead.is_empty() {
-            return;
-        }
-        let clusters: Vec<u64> = clusters_of(&ahead)
+        let clusters: Vec<u64> = (ahead.start..ahead.end.min(len_blocks.div_ceil(CLUSTER_BLOCKS)))
             .filter(|cluster| !state.fetches.is_asked(*cluster) && !is_here(state, *cluster))
             .collect();
-        // Half-length runs: the first of them arrives sooner.
-        state
-            .fetches
-            .ask(&clusters, ReadClass::Ahead, (self.run_blocks() / 2).max(1));
+        if clusters.is_empty() {
+            return;
+        }
+        let run_blocks = state.pace.run_blocks().min(self.run_blocks());
+        state.fetches.ask(&clusters, ReadClass::Ahead, run_blocks);
         self.fetch.notify_one();
     }
 }
@@ -132,7 +140,7 @@ pub(crate) fn fetch(engine: &Engine) {
             state = engine.wait(&engine.fetch, state);
             continue;
         };
-        if state.fetches.has_work() {
+        if state.fetches.has_work(state.pace.blocks_max()) {
             engine.fetch.notify_one();
         }
         drop(state);
@@ -146,19 +154,7 @@ pub(crate) fn fetch(engine: &Engine) {
         state = engine.state();
         match answer {
             Ok(()) => {
-                state.wire.timed(buffer.len(), begun.elapsed());
-                state.wire.read_requests += 1;
-                state.wire.read_bytes += buffer.len() as u64;
-                // While writes wait, only a durable epoch is progress: a line that breaks at each
-                // flush must not keep the session for ever because reads get through.
-                if state.plan.kept_blocks() == 0 {
-                    state.progressed();
-                }
-                let good = state.fetches.finish(&fetch, Ok(&buffer));
-                state.offer(good.iter().map(|(index, block)| (*index, block)));
-                for (index, block) in good {
-                    state.clean.insert(index, block);
-                }
+                arrived(&mut state, &fetch, class, &buffer, begun.elapsed());
                 engine.cached.notify_all();
             }
             Err(error) => failed(engine, &mut state, &connection, &fetch, class, error),
@@ -167,14 +163,45 @@ pub(crate) fn fetch(engine: &Engine) {
         // The old connection must not be dropped, which may block, under the lock.
         drop(state);
         drop(connection);
+        if buffer.capacity() > SMALL_BYTES {
+            // So many threads hold no more than what is under way.
+            buffer = Vec::new();
+        }
         state = engine.state();
+    }
+}
+
+fn arrived(state: &mut State, fetch: &Fetch, class: ReadClass, bytes: &[u8], took: Duration) {
+    let blocks = fetch.blocks.end - fetch.blocks.start;
+    match class {
+        ReadClass::Demand if blocks <= CLUSTER_BLOCKS => state.pace.round_trip(took),
+        ReadClass::Demand => {}
+        ReadClass::Ahead => state.pace.answered(blocks, took),
+    }
+    state.wire.timed(bytes.len(), took);
+    state.wire.read_requests += 1;
+    state.wire.read_bytes += bytes.len() as u64;
+    // While writes wait, only a durable epoch is progress: a line that breaks at each flush must not
+    // keep the session for ever because reads get through.
+    if state.plan.kept_blocks() == 0 {
+        state.progressed();
+    }
+    let good = state.fetches.finish(fetch, Ok(bytes));
+    state.offer(good.iter().map(|(index, block)| (*index, block)));
+    for (index, block) in good {
+        state.clean.insert(index, block);
     }
 }
 
 fn take(state: &mut State) -> Option<(Connection, Arc<Fetch>, ReadClass)> {
     let connection = state.connection()?;
-    let State { fetches, plan, .. } = state;
-    let (fetch, class) = fetches.take(plan)?;
+    let State {
+        fetches,
+        plan,
+        pace,
+        ..
+    } = state;
+    let (fetch, class) = fetches.take(plan, pace.blocks_max())?;
     Some((connection, fetch, class))
 }
 

@@ -12,6 +12,8 @@ use crate::{FileName, StoreError};
 
 /// A transfer beyond this size is worth opening the data channels for.
 const SMALL_TRANSFER_BYTES: usize = 32 * 1024;
+/// So much of reads may be under way on the first channel before others take further ones.
+const DEMAND_QUEUE_BYTES: usize = 512 * 1024;
 /// Requests end at multiples of this, so that a block is never torn between two of them.
 const BLOCK_BYTES: u64 = 4096;
 /// Bytes that one call reads ahead of itself; its answers wait in memory.
@@ -118,6 +120,50 @@ impl SftpFile {
                 object: self.object.clone(),
             }),
         }
+    }
+
+    /// The channel for a read that somebody waits for: the first, which carries no bulk; while it
+    /// is busy with other such reads, one that is up and has less to do.
+    fn demand_channel(&self) -> (&Channel, Arc<Handle>) {
+        let first = (&self.session.first, Arc::clone(&self.first));
+        let busy = self.session.first.load();
+        if busy <= DEMAND_QUEUE_BYTES {
+            return first;
+        }
+        let less_busy = self.session.data_channels().iter().zip(&self.data);
+        let less_busy = less_busy.filter_map(|(channel, slot)| {
+            // No waiting here: neither for a channel nor for a handle on it.
+            let slot = slot.try_lock().ok()?;
+            match &*slot {
+                DataHandle::Open(handle) if self.session.usable(channel) => {
+                    Some((channel.load(), channel, Arc::clone(handle)))
+                }
+                _ => None,
+            }
+        });
+        match less_busy.min_by_key(|(load, ..)| *load) {
+            Some((load, channel, handle)) if load < busy => (channel, handle),
+            _ => first,
+        }
+    }
+
+    /// The channel for reading ahead, which must not fill the first: where nothing else is up, it
+    /// waits until something is, or can't be.
+    fn ahead_channel(&self, len: usize) -> (&Channel, Arc<Handle>) {
+        let first = &self.session.first;
+        let up = |channel: &Channel| self.session.usable(channel);
+        if !self.session.data_channels().iter().any(up) && first.load() + len <= DEMAND_QUEUE_BYTES
+        {
+            // A few reads are not worth more logins, nor a wait for them.
+            return (first, Arc::clone(&self.first));
+        }
+        for channel in self.session.begin_data_channels() {
+            // Whether it came up or not, the next is looked at only if this one can't be used.
+            if channel.wait_greeting().is_ok() && self.session.usable(channel) {
+                break;
+            }
+        }
+        self.bulk_channel(len)
     }
 
     /// The least loaded channel for bulk transfers; the first while no other is up.
@@ -322,8 +368,8 @@ impl StoreFile for SftpFile {
                 take(&mut owed, &mut waiting)?;
             }
             let (channel, handle) = match class {
-                ReadClass::Demand => (&self.session.first, Arc::clone(&self.first)),
-                ReadClass::Ahead => self.bulk_channel(whole.len),
+                ReadClass::Demand => self.demand_channel(),
+                ReadClass::Ahead => self.ahead_channel(part.len()),
             };
             let len = u32::try_from(part.len()).unwrap_or(self.session.read_bytes_max);
             let request = Request::Read {
