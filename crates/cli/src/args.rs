@@ -1,5 +1,7 @@
 //! The command line's grammar. Doc comments here are the help texts.
 
+mod key;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,6 +10,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::Exit;
 use crate::output::text::parse_size;
+pub use key::{
+    KeyAddArgs, KeyArgs, KeyCommand, KeyHeaderBackupArgs, KeyHeaderRestoreArgs, KeyRemoveArgs,
+    KeySheetArgs, KeyTargetArgs,
+};
 
 /// End-to-end encrypted backups with rsync: one LUKS2 file on any SSH server
 #[derive(Debug, Parser)]
@@ -211,6 +217,9 @@ pub enum Command {
     /// Remove the lock of a session that died on another machine
     #[command(after_help = UNLOCK_EXAMPLES)]
     Unlock(UnlockArgs),
+    /// List, add and remove keys; print the recovery sheet; keep the header and put it back
+    #[command(after_help = key::EXAMPLES)]
+    Key(KeyArgs),
     /// Look whether this machine, the config and the servers are in order
     #[command(
         after_help = "Examples:\n  sprat doctor\n  sprat doctor home ssh://u1234@example.org/backup/www.luks"
@@ -245,6 +254,7 @@ impl Command {
             Self::Mount(_) => Some("mount"),
             Self::Umount(_) => Some("umount"),
             Self::Unlock(_)
+            | Self::Key(_)
             | Self::Doctor(_)
             | Self::Completions { .. }
             | Self::VolumeProcess
@@ -264,6 +274,9 @@ pub struct InitArgs {
     /// The container.
     #[arg(help = TARGET_HELP)]
     pub target: String,
+    /// Also write the sheet as a page to print, with the recovery key as a QR code
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
     /// Size that the container may grow to; it is sparse and takes only what is written
     #[arg(long, value_parser = parse_size, default_value = "5T")]
     pub size: u64,

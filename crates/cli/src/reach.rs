@@ -1,4 +1,5 @@
-//! Reaches a container's store for the commands that need no session: `unlock` and `doctor`.
+//! Reaches a container's store for the commands that need no session: `unlock`, `doctor`, and
+//! those of `key` that only read.
 
 use std::ffi::OsString;
 use std::io;
@@ -37,7 +38,8 @@ pub(crate) fn header(file: &dyn StoreFile) -> Result<Header, Failure> {
     Ok(Header::load(&HeaderBytes(file))?)
 }
 
-struct HeaderBytes<'f>(&'f dyn StoreFile);
+/// A container's header as `luks` reads it.
+pub(crate) struct HeaderBytes<'f>(pub &'f dyn StoreFile);
 
 impl HeaderRead for HeaderBytes<'_> {
     fn len(&self) -> io::Result<u64> {

@@ -75,6 +75,14 @@ impl SecretSource {
             return Ok((Secret::key_file(bytes), kind));
         }
         let typed = self.passphrase(interrupt)?;
+        if matches!(self, Self::Terminal) {
+            let again = terminal::ask("The same again: ", interrupt)?;
+            if again != typed {
+                return Err(
+                    Failure::usage("the two passphrases differ").with_hint("nothing was changed")
+                );
+            }
+        }
         if typed.len() < PASSPHRASE_BYTES_MIN {
             return Err(Failure::usage(format!(
                 "the passphrase is too short: at least {PASSPHRASE_BYTES_MIN} bytes needed"

@@ -13,6 +13,8 @@ use crate::target::{Place, Target};
 const SERVER_DIR: &str = "/mnt/sprat-server";
 const VOLUME_DIR: &str = "/mnt/sprat-volume";
 const MAPPER_NAME: &str = "sprat-restore";
+/// The field that holds the secret.
+pub(crate) const RECOVERY_KEY: &str = "RECOVERY KEY";
 
 /// What the sheet tells. It holds the recovery key: whoever reads it reads the backup.
 #[derive(Debug)]
@@ -107,6 +109,31 @@ impl Sheet<'_> {
             text,
             "{rule}\nSPRAT RECOVERY SHEET                     SECRET: print it, keep it off this machine\n{rule}"
         );
+        for (name, value) in self.fields(made_at) {
+            let _ = writeln!(text, "{name:<14} {value}");
+        }
+        let _ = writeln!(text, "\n{}", self.advice());
+        text.push_str(
+            "\nTo get everything back without sprat, type these as root on any Linux machine with\n\
+             cryptsetup, sshfs and rsync, while no backup runs:\n",
+        );
+        for (number, step) in self.steps().iter().enumerate() {
+            let _ = writeln!(text, "\n{}. {}", number + 1, step.what);
+            for command in &step.commands {
+                let _ = writeln!(text, "       {command}");
+            }
+        }
+        text.push_str(
+            "\nIf the server lets you only read: add --readonly to `cryptsetup open` and use\n\
+             `mount -o ro,noload`.\n\
+             With sprat on a new machine: `sprat restore` with --fingerprint and the value above.\n",
+        );
+        let _ = writeln!(text, "{rule}");
+        text
+    }
+
+    /// Everything but the commands, name and value.
+    pub(crate) fn fields(&self, made_at: &str) -> Vec<(&'static str, String)> {
         let mut fields = vec![
             ("Made", made_at.to_owned()),
             ("Container", self.target.to_string()),
@@ -155,37 +182,22 @@ impl Sheet<'_> {
             fields.push(("Key file", path.display().to_string()));
             fields.push(("  its SHA-256", sha256.to_owned()));
         }
-        fields.push(("RECOVERY KEY", self.recovery_key.to_owned()));
-        for (name, value) in fields {
-            let _ = writeln!(text, "{name:<14} {value}");
-        }
-        text.push_str(match self.key_file {
+        fields.push((RECOVERY_KEY, self.recovery_key.to_owned()));
+        fields
+    }
+
+    /// What the keys are worth, and where they lie.
+    pub(crate) fn advice(&self) -> &'static str {
+        match self.key_file {
             Some(_) => {
-                "\nEither the key file or the recovery key opens the container; without both nobody\n\
-                 can. The key file lies on this machine only: copy it to a safe place too.\n"
+                "Either the key file or the recovery key opens the container; without both nobody\n\
+                 can. The key file lies on this machine only: copy it to a safe place too."
             }
             None => {
-                "\nEither the passphrase or the recovery key opens the container; without both nobody\n\
-                 can.\n"
-            }
-        });
-        text.push_str(
-            "\nTo get everything back without sprat, type these as root on any Linux machine with\n\
-             cryptsetup, sshfs and rsync, while no backup runs:\n",
-        );
-        for (number, step) in self.steps().iter().enumerate() {
-            let _ = writeln!(text, "\n{}. {}", number + 1, step.what);
-            for command in &step.commands {
-                let _ = writeln!(text, "       {command}");
+                "Either the passphrase or the recovery key opens the container; without both nobody\n\
+                 can."
             }
         }
-        text.push_str(
-            "\nIf the server lets you only read: add --readonly to `cryptsetup open` and use\n\
-             `mount -o ro,noload`.\n\
-             With sprat on a new machine: `sprat restore` with --fingerprint and the value above.\n",
-        );
-        let _ = writeln!(text, "{rule}");
-        text
     }
 
     fn container_path(&self) -> String {

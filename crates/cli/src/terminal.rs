@@ -16,8 +16,7 @@ const LINE_BYTES_MAX: usize = 4096;
 /// Shows `prompt` on the controlling terminal and reads one line from it. Ctrl-C ends it, and the
 /// terminal echoes again afterwards, whatever happened.
 pub(crate) fn ask(prompt: &str, interrupt: &Interrupt) -> Result<Zeroizing<String>, Failure> {
-    let tty = OpenOptions::new().read(true).write(true).open("/dev/tty");
-    let tty = tty.map_err(|error| {
+    let tty = open().map_err(|error| {
         Failure::usage("no key: none is named, and there is no terminal to ask on")
             .caused_by(&error)
             .with_hint(
@@ -40,6 +39,25 @@ pub(crate) fn ask(prompt: &str, interrupt: &Interrupt) -> Result<Zeroizing<Strin
     let text = std::str::from_utf8(&line)
         .map_err(|_| Failure::usage("the passphrase is not UTF-8 text"))?;
     Ok(Zeroizing::new(text.to_owned()))
+}
+
+/// Whether there is a terminal to ask on.
+pub(crate) fn is_there() -> bool {
+    open().is_ok()
+}
+
+/// Asks for something that is no secret; an empty line is an answer, too.
+pub(crate) fn ask_openly(prompt: &str, interrupt: &Interrupt) -> Result<String, Failure> {
+    let failed =
+        |error: std::io::Error| Failure::usage("there is no terminal to ask on").caused_by(&error);
+    let tty = open().map_err(failed)?;
+    (&tty).write_all(prompt.as_bytes()).map_err(failed)?;
+    let line = read_line(&tty, interrupt)?;
+    Ok(String::from_utf8_lossy(&line).trim().to_owned())
+}
+
+fn open() -> std::io::Result<File> {
+    OpenOptions::new().read(true).write(true).open("/dev/tty")
 }
 
 fn read_line(tty: &File, interrupt: &Interrupt) -> Result<Zeroizing<Vec<u8>>, Failure> {

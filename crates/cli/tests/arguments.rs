@@ -26,6 +26,7 @@ fn help_lists_the_commands_and_the_exit_codes() {
       mount        Mount a container to look round in it; it stays mounted until `sprat umount`
       umount       Unmount a container and wait until everything is on the server's disk
       unlock       Remove the lock of a session that died on another machine
+      key          List, add and remove keys; print the recovery sheet; keep the header and put it back
       doctor       Look whether this machine, the config and the servers are in order
       completions  Print a shell's completion script
       help         Print this message or the help of the given subcommand(s)
@@ -109,6 +110,7 @@ fn every_command_has_a_help_with_an_example() {
         "mount",
         "umount",
         "unlock",
+        "key",
         "doctor",
         "completions",
     ];

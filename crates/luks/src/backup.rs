@@ -120,7 +120,7 @@ impl Header {
         }
         let mut taken: Vec<Range<u64>> = in_use.iter().map(|(_, used)| used.clone()).collect();
         let staying = areas.iter().filter(|area| area.stays);
-        taken.extend(staying.map(|area| area.range()));
+        taken.extend(staying.map(Area::range));
         for area in areas.iter_mut().filter(|area| !area.stays) {
             let len = area.extent.bytes.len() as u64;
             let offset =

@@ -1,5 +1,8 @@
 //! `sprat init`: key file, container, recovery key, recovery sheet.
 
+use std::fs::File;
+use std::path::Path;
+
 use jiff::Timestamp;
 use serde_json::json;
 use sprat_luks::{RecoveryKey, SlotKind};
@@ -7,11 +10,13 @@ use zeroize::Zeroizing;
 
 use super::context::{Context, Resolved};
 use crate::args::InitArgs;
+use crate::kept_header::Which;
+use crate::key_notes::{KeyKind, KeyNote, KeyNotes};
 use crate::output::{Reporter, exit_json, text};
 use crate::secrets::{self, SecretSource};
 use crate::session::{self, Access, CreateOptions, Created, SIZE_BYTES_MIN};
 use crate::sheet::Sheet;
-use crate::{Exit, Failure, pinned};
+use crate::{Exit, Failure, kept_header, pinned, sheet_page};
 
 pub(super) fn run(context: &Context, args: &InitArgs) -> Result<Exit, Failure> {
     let resolved = context.resolve(&args.target)?;
@@ -23,6 +28,10 @@ pub(super) fn run(context: &Context, args: &InitArgs) -> Result<Exit, Failure> {
         )));
     }
     let session_options = context.session_options(&resolved, Access::ReadWrite)?;
+    let html = args
+        .html
+        .as_ref()
+        .map(|path| context.environment.absolute(path));
     let (source, key_file_made) = key(&resolved)?;
     let (secret, kind) = source.fetch_for_new(context.output, &context.interrupt)?;
     if let (SecretSource::KeyFile(path), false) = (&source, key_file_made) {
@@ -36,6 +45,10 @@ pub(super) fn run(context: &Context, args: &InitArgs) -> Result<Exit, Failure> {
     let recovery = RecoveryKey::generate()
         .map_err(|error| Failure::from(&error).context("can't make a recovery key"))?;
     context.interrupt.check()?;
+    let page = match &html {
+        Some(path) => Some((sheet_page::create(path)?, path)),
+        None => None,
+    };
 
     let mut reporter = Reporter::new(context.output, "");
     let state_dir = session_options.state_dir.clone();
@@ -49,6 +62,9 @@ pub(super) fn run(context: &Context, args: &InitArgs) -> Result<Exit, Failure> {
     };
     let created = session::create(options, &mut reporter, &context.interrupt);
     reporter.clear();
+    if let (Err(_), Some((_, path))) = (&created, &page) {
+        let _ = std::fs::remove_file(path);
+    }
     let created = created.map_err(|failure| match (&source, key_file_made) {
         (SecretSource::KeyFile(path), true) => failure.with_more_hint(&format!(
             "The new key file {} is kept; the next init uses it",
@@ -57,11 +73,13 @@ pub(super) fn run(context: &Context, args: &InitArgs) -> Result<Exit, Failure> {
         _ => failure,
     })?;
     pinned::store(&state_dir, &resolved.target, &created.facts.pins)?;
+    note_keys(&state_dir, &created.facts.uuid, &source);
     let shown = Shown {
         source: &source,
         sha256: &sha256,
         key_file_made,
         recovery: &recovery,
+        page: page.as_ref().map(|(file, path)| (file, path.as_path())),
     };
     print(context, &resolved, &created, &shown).map_err(|failure| {
         failure.with_hint(
@@ -89,12 +107,37 @@ fn key(resolved: &Resolved) -> Result<(SecretSource, bool), Failure> {
     Ok((source, made))
 }
 
+/// Notes what the slots are, for `sprat key list`; without it nothing is lost.
+fn note_keys(state_dir: &Path, uuid: &str, source: &SecretSource) {
+    let path = kept_header::path(state_dir, uuid, Which::Newest);
+    let Ok(header) = kept_header::open(&path).and_then(|file| kept_header::load(&file, &path))
+    else {
+        return;
+    };
+    let first = match source {
+        SecretSource::KeyFile(_) => KeyKind::KeyFile,
+        _ => KeyKind::Passphrase,
+    };
+    let mut notes = KeyNotes::default();
+    for (slot, kind) in header.slots().iter().zip([first, KeyKind::Recovery]) {
+        notes.note(KeyNote {
+            mark: slot.mark.clone(),
+            kind,
+            label: None,
+            added: Some(Timestamp::now()),
+            proved: None,
+        });
+    }
+    let _ = notes.store(state_dir, uuid);
+}
+
 /// What the sheet tells of the keys.
 struct Shown<'s> {
     source: &'s SecretSource,
     sha256: &'s str,
     key_file_made: bool,
     recovery: &'s RecoveryKey,
+    page: Option<(&'s File, &'s Path)>,
 }
 
 fn print(
@@ -107,13 +150,7 @@ fn print(
         SecretSource::KeyFile(path) => Some((path.as_path(), shown.sha256)),
         _ => None,
     };
-    let jobs: Vec<String> = context
-        .config
-        .jobs
-        .iter()
-        .filter(|job| job.container == resolved.name)
-        .map(|job| job.name.to_string())
-        .collect();
+    let jobs = super::key::jobs(context, resolved);
     let facts = &created.facts;
     let sheet = Sheet {
         target: &resolved.target,
@@ -126,6 +163,10 @@ fn print(
     let made_at = Timestamp::now()
         .strftime("%Y-%m-%d %H:%M:%S UTC")
         .to_string();
+    if let Some((file, path)) = shown.page {
+        let page = sheet_page::page(&sheet, &made_at, Some(shown.recovery.text()))?;
+        sheet_page::write(file, path, &page)?;
+    }
     let sheet_text = Zeroizing::new(sheet.text(&made_at));
     let json = json!({
         "command": "init",

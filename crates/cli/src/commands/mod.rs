@@ -4,6 +4,7 @@ mod backup;
 mod context;
 mod doctor;
 mod init;
+mod key;
 mod mount;
 mod restore;
 mod snapshots;
@@ -50,6 +51,7 @@ fn run_in(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Mount(args) => mount::run(context, &args),
         Command::Umount(args) => mount::run_umount(context, &args),
         Command::Unlock(args) => unlock::run(context, &args),
+        Command::Key(args) => key::run(context, args.command),
         Command::Doctor(args) => doctor::run(context, &args),
         Command::VolumeProcess
         | Command::Worker

@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 
 use sprat_luks::{OpenedBy, Secret};
 
+use super::change::HeaderChanged;
 use super::child::{Child, Role};
 use super::options::{
     Access, ClosedReport, ContainerFacts, Observer, Phase, SessionOptions, SessionProgress,
 };
 use super::protocol::{
-    AbortReport, CreateStart, VolumeOrder, VolumeReply, VolumeStart, WorkerOrder, WorkerReply,
+    AbortReport, ChangeStart, CreateStart, VolumeOrder, VolumeReply, VolumeStart, WorkerOrder,
+    WorkerReply,
 };
 use crate::interrupt::Interrupt;
 use crate::{Exit, Failure};
@@ -99,11 +101,26 @@ impl Crew {
         secrets: &[&Secret],
         watch: &mut Watch<'_>,
     ) -> Result<(Self, ContainerFacts), Failure> {
+        let mut crew = Self::launch(options, shape, secrets, watch)?;
+        let facts = crew.wait(watch, OnInterrupt::GiveUp, |heard| match heard {
+            Heard::Volume(VolumeReply::Ready(facts)) => Some(facts),
+            _ => None,
+        })?;
+        Ok((crew, facts))
+    }
+
+    /// Starts V and tells it what to do.
+    fn launch(
+        options: &SessionOptions,
+        shape: Shape,
+        secrets: &[&Secret],
+        watch: &mut Watch<'_>,
+    ) -> Result<Self, Failure> {
         watch.interrupt.check()?;
         let opened_by = options.mode.opened_by()?;
         let (queue, events) = mpsc::channel();
         let role = match shape {
-            Shape::Session | Shape::Create(_) => Role::Volume,
+            Shape::Session | Shape::Create(_) | Shape::Change(_) => Role::Volume,
             Shape::Background => Role::BackgroundVolume,
         };
         let hears = queue.clone();
@@ -123,7 +140,7 @@ impl Crew {
         for secret in secrets {
             volume.send_bytes(secret.expose());
         }
-        let mut crew = Self {
+        Ok(Self {
             program: options.program.clone(),
             volume,
             worker: None,
@@ -136,12 +153,26 @@ impl Crew {
             interrupted: false,
             over: None,
             aborted: AbortReport::default(),
-        };
-        let facts = crew.wait(watch, OnInterrupt::GiveUp, |heard| match heard {
-            Heard::Volume(VolumeReply::Ready(facts)) => Some(facts),
+        })
+    }
+
+    /// Has V change the header; it ends by itself.
+    pub(super) fn change(
+        options: &SessionOptions,
+        change: ChangeStart,
+        secrets: &[&Secret],
+        watch: &mut Watch<'_>,
+    ) -> Result<HeaderChanged, Failure> {
+        let mut crew = Self::launch(options, Shape::Change(change), secrets, watch)?;
+        let changed = crew.wait(watch, OnInterrupt::GiveUp, |heard| match heard {
+            Heard::Volume(VolumeReply::Changed(changed)) => Some(*changed),
             _ => None,
         })?;
-        Ok((crew, facts))
+        if !crew.volume.wait(DEATH_LIMIT) {
+            crew.volume.kill();
+        }
+        crew.over = Some(Failure::failed("the session is closed"));
+        Ok(changed)
     }
 
     /// Starts W (or the keeper), mounts FUSE in it, has V serve it, and attaches the loop device.
@@ -507,6 +538,7 @@ impl Drop for Crew {
 pub(super) enum Shape {
     Session,
     Create(CreateStart),
+    Change(ChangeStart),
     Background,
 }
 
@@ -518,6 +550,11 @@ fn start_order(
 ) -> VolumeStart {
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let background = matches!(shape, Shape::Background);
+    let (create, change) = match shape {
+        Shape::Create(create) => (Some(create), None),
+        Shape::Change(change) => (None, Some(change)),
+        Shape::Session | Shape::Background => (None, None),
+    };
     VolumeStart {
         target: options.target.clone(),
         kernel: opened_by == OpenedBy::Kernel,
@@ -537,10 +574,8 @@ fn start_order(
         pins: options.pins.clone(),
         // People who write by hand expect fsync to mean it; a backup waits once, at its end.
         durable_flush: background && options.access == Access::ReadWrite,
-        create: match shape {
-            Shape::Create(create) => Some(create),
-            Shape::Session | Shape::Background => None,
-        },
+        create,
+        change,
         secrets,
     }
 }

@@ -5,6 +5,7 @@
 //! namespaces of its own and runs rsync. Whichever dies, the other two end.
 
 mod background;
+mod change;
 mod child;
 mod create;
 mod crew;
@@ -23,6 +24,7 @@ use sprat_luks::Secret;
 use sprat_snapshot::{RestoreReport, RestoreSpec, SnapshotEntry, SnapshotReport, SnapshotSpec};
 
 pub use background::MountRecord;
+pub use change::{HeaderChange, HeaderChanged, change_header};
 pub use create::create;
 pub use mount::{mount, unmount};
 pub use options::{

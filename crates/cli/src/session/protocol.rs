@@ -7,6 +7,7 @@ use sprat_attach::CryptMapping;
 use sprat_luks::SlotKind;
 use sprat_snapshot::{RestoreReport, RestoreSpec, SnapshotEntry, SnapshotReport, SnapshotSpec};
 
+use super::change::HeaderChanged;
 use super::options::{
     Access, ClosedReport, ContainerFacts, Notice, Phase, PinPolicy, VolumeFigures,
 };
@@ -54,7 +55,8 @@ pub(super) struct VolumeStart {
     pub pins: PinPolicy,
     pub durable_flush: bool,
     pub create: Option<CreateStart>,
-    /// One for opening; for creation one for each slot.
+    pub change: Option<ChangeStart>,
+    /// One for opening; for creation one for each slot; for adding a key the present and the new.
     pub secrets: usize,
 }
 
@@ -65,6 +67,24 @@ pub(super) struct CreateStart {
     pub slots: Vec<Slot>,
     pub uuid: Option<String>,
     pub fast_kdf_for_tests: bool,
+}
+
+/// What is to be done with the keys.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum ChangeStart {
+    Add {
+        slot: Slot,
+        fast_kdf_for_tests: bool,
+    },
+    Remove {
+        slot: u32,
+        although_in_use: bool,
+    },
+    Restore {
+        kept: OsString,
+        /// The sequence that was shown to the user; `None`: no header was readable.
+        shown: Option<u64>,
+    },
 }
 
 /// [`sprat_luks::SlotKind`] on the wire.
@@ -136,6 +156,8 @@ pub(super) enum VolumeReply {
     Serving,
     /// On the descriptor socket is a pipe with the volume key in it.
     KeyGiven(Mapping),
+    /// The header is changed, durably; V ends.
+    Changed(Box<HeaderChanged>),
     /// Lives without S from now on.
     Detached,
     Closed(ClosedReport),

@@ -130,6 +130,33 @@ fn putting_back_interrupted_after_any_step_opens_with_the_keys_of_the_one_or_of_
 }
 
 #[test]
+fn a_power_cut_while_putting_back_leaves_the_keys_of_the_one_or_of_the_other() {
+    let (ours, bytes, kept) = replaced();
+    let writes = restore(&bytes, &kept, &ours.key()).unwrap();
+    let mut durable = bytes;
+    for epoch in writes.split(|write| *write == HeaderWrite::Barrier) {
+        // Any of what no barrier covers may be there, without the rest.
+        for subset in 0..1_u32 << epoch.len() {
+            let mut state = durable.clone();
+            for (index, write) in epoch.iter().enumerate() {
+                if subset >> index & 1 == 1 {
+                    apply(std::slice::from_ref(write), 1, &mut state);
+                }
+            }
+            let both = |one: &Secret, other: &Secret| opens(&state, one) && opens(&state, other);
+            assert!(
+                both(&ours.key(), &ours.recovery.secret())
+                    || both(&secret("new one"), &secret("new two")),
+                "{subset:b} of {}",
+                epoch.len()
+            );
+        }
+        apply(epoch, epoch.len(), &mut durable);
+    }
+    assert!(opens(&durable, &ours.key()));
+}
+
+#[test]
 fn a_header_is_put_back_where_both_copies_are_destroyed() {
     let ours = Ours::make();
     let mut bytes = ours.bytes();

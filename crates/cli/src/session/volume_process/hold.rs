@@ -100,6 +100,12 @@ impl Hold {
         self.connection.outlives_us()
     }
 
+    /// Whether the lock was a dead session's of this machine.
+    pub(super) fn took_over(&self) -> bool {
+        let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
+        held.as_ref().is_some_and(|lock| lock.number() > 1)
+    }
+
     /// Notes what the container is; a reconnect accepts nothing else.
     pub(super) fn learn(&self, pins: Pins, file_bytes: u64) {
         // Learnt once: the first word counts.

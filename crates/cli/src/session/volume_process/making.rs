@@ -1,5 +1,6 @@
 //! Makes a container under another name, and gives it its own once it is whole and durable.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use sprat_luks::{Extent, FormatOptions, Header, Pins, Secret, SectorCipher, SlotKind, format};
@@ -13,6 +14,7 @@ use super::opening::{
     Edge, Opened, check_writable, facts, open_volume, opened_by, reach, take_lock,
 };
 use super::stop::{Say, Stop};
+use crate::kept_header::{self, Which};
 use crate::{Exit, Failure};
 
 /// A container that is being made.
@@ -20,6 +22,7 @@ pub(super) struct Making {
     header: Vec<Extent>,
     pins: Pins,
     secrets: Vec<Secret>,
+    state_dir: PathBuf,
     /// Bytes of the header that were sent.
     pub header_bytes: u64,
 }
@@ -149,6 +152,7 @@ fn fill(
         header: new.header,
         pins: new.pins,
         secrets: slots.into_iter().map(|(secret, _)| secret).collect(),
+        state_dir: PathBuf::from(&start.state_dir),
         header_bytes,
     };
     Ok((opened, making))
@@ -203,6 +207,8 @@ pub(super) fn publish(making: &Making, hold: &Hold, stop: &Stop, say: &Say) -> R
         stop.check()?;
         header.unlock(&bytes, secret)?;
     }
+    // Without it nothing is lost yet; the next change of keys tries again.
+    let _ = kept_header::keep(&making.state_dir, &header, &bytes, Which::Newest);
     drop(file);
     stop.check()?;
     hold.still_ours()?;

@@ -3,6 +3,7 @@
 //! It never touches a file on the volume, and holds no mount of it.
 
 mod cache;
+mod changing;
 mod connection;
 mod device;
 mod hold;
@@ -26,7 +27,7 @@ use super::child::{leave_signals_to_the_session, take_sockets};
 use super::link::{Receiver, Sender};
 use super::options::{Access, ClosedReport, ContainerFacts, Notice, Phase, VolumeFigures};
 use super::protocol::{
-    AbortReport, BackgroundMount, Mapping, VolumeOrder, VolumeReply, VolumeStart,
+    AbortReport, BackgroundMount, ChangeStart, Mapping, VolumeOrder, VolumeReply, VolumeStart,
 };
 use crate::{Exit, Failure};
 use device::EdgeDevice;
@@ -82,6 +83,9 @@ fn converse(mut receiver: Receiver, descriptors: &UnixStream, say: &Say) -> Resu
     }
     let stop = Arc::new(Stop::default());
     let orders = hear_orders(receiver, &stop)?;
+    if let Some(change) = &start.change {
+        return change_header(&start, change, &secrets, &stop, say, &orders);
+    }
     let opened = open_or_make(&start, secrets, &stop, say);
     match opened {
         Ok((opened, making)) => {
@@ -93,12 +97,32 @@ fn converse(mut receiver: Receiver, descriptors: &UnixStream, say: &Say) -> Resu
             )
         }
         Err(failure) => {
-            say.reply(&VolumeReply::Failed(failure));
-            wait_for_abort(&orders);
-            say.reply(&VolumeReply::Aborted(AbortReport::default()));
+            fail(failure, say, &orders);
             Ok(())
         }
     }
+}
+
+/// Tells why there is nothing to serve, and waits until that was heard.
+fn fail(failure: Failure, say: &Say, orders: &mpsc::Receiver<VolumeOrder>) {
+    say.reply(&VolumeReply::Failed(failure));
+    wait_for_abort(orders);
+    say.reply(&VolumeReply::Aborted(AbortReport::default()));
+}
+
+fn change_header(
+    start: &VolumeStart,
+    change: &ChangeStart,
+    secrets: &[Secret],
+    stop: &Arc<Stop>,
+    say: &Say,
+    orders: &mpsc::Receiver<VolumeOrder>,
+) -> Result<(), Failure> {
+    match changing::change(start, change, secrets, stop, say) {
+        Ok(changed) => say.reply(&VolumeReply::Changed(Box::new(changed))),
+        Err(failure) => fail(failure, say, orders),
+    }
+    Ok(())
 }
 
 fn open_or_make(

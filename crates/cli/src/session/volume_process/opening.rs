@@ -145,7 +145,7 @@ pub(super) fn check_writable(
     Ok(())
 }
 
-fn stat_container(start: &VolumeStart, store: &dyn Store) -> Result<FileStat, Failure> {
+pub(super) fn stat_container(start: &VolumeStart, store: &dyn Store) -> Result<FileStat, Failure> {
     let name = &start.target.name;
     match store.stat(name) {
         Ok(stat) => Ok(stat),
@@ -168,7 +168,7 @@ fn stat_container(start: &VolumeStart, store: &dyn Store) -> Result<FileStat, Fa
 }
 
 /// Takes the lock, or for a read-only session makes sure that nobody writes.
-fn hold(
+pub(super) fn hold(
     start: &VolumeStart,
     record: LocalRecord,
     connection: Connection,
@@ -245,7 +245,12 @@ fn look_at_lock(
 /// flock tells, for the quiet time at most. Counted from when the flock was ours and on a clock
 /// that nobody sets; what a killed ssh sent last, and when, is known to nobody. A session that only
 /// reads waits, too: what it reads must not change under its eyes.
-fn wait_for_quiet(start: &VolumeStart, hold: &Hold, stop: &Stop, say: &Say) -> Result<(), Failure> {
+pub(super) fn wait_for_quiet(
+    start: &VolumeStart,
+    hold: &Hold,
+    stop: &Stop,
+    say: &Say,
+) -> Result<(), Failure> {
     let suspects = hold.record().suspects();
     if !hold.record().may_arrive() {
         return Ok(());
@@ -411,7 +416,7 @@ fn truncated(file_bytes: u64, needed_bytes: u64) -> Failure {
 }
 
 /// The length that an ext4 super block tells.
-fn ext4_bytes(block: &[u8]) -> Option<u64> {
+pub(super) fn ext4_bytes(block: &[u8]) -> Option<u64> {
     let u32_at = |at: usize| -> Option<u32> {
         Some(u32::from_le_bytes(block.get(at..at + 4)?.try_into().ok()?))
     };

@@ -1,0 +1,345 @@
+//! `sprat key`: lists, adds and removes keys.
+
+mod header;
+mod sheet;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde_json::json;
+use sprat_luks::{Header, RecoveryKey, Secret, Slot, SlotKind};
+use sprat_store::{Access as StoreAccess, StoreErrorKind, StoreFile};
+
+use super::context::{Context, Resolved};
+use crate::args::{KeyAddArgs, KeyCommand, KeyRemoveArgs, KeyTargetArgs};
+use crate::key_notes::{KeyKind, KeyNote, KeyNotes};
+use crate::output::{Reporter, exit_json, text};
+use crate::secrets::{self, SecretSource};
+use crate::session::{self, Access, HeaderChange, HeaderChanged, PinPolicy};
+use crate::{Exit, Failure, pinned, reach, sheet_page};
+
+pub(super) use sheet::jobs;
+
+pub(super) fn run(context: &Context, command: KeyCommand) -> Result<Exit, Failure> {
+    match command {
+        KeyCommand::List(args) => list(context, &args),
+        KeyCommand::Add(args) => add(context, &args),
+        KeyCommand::Remove(args) => remove(context, &args),
+        KeyCommand::Sheet(args) => sheet::print_again(context, &args),
+        KeyCommand::HeaderBackup(args) => header::backup(context, &args),
+        KeyCommand::HeaderRestore(args) => header::restore(context, &args),
+        KeyCommand::Rehearse(args) => sheet::rehearse(context, &args),
+    }
+}
+
+fn state_dir(context: &Context) -> PathBuf {
+    context.environment.absolute(&context.global.state_dir)
+}
+
+/// The container's file, open for reading; no lock, nothing is written.
+fn open(resolved: &Resolved) -> Result<Arc<dyn StoreFile>, Failure> {
+    let store = reach::connect(&resolved.target, &resolved.ssh_command)?;
+    match store.open(&resolved.target.name, StoreAccess::ReadOnly) {
+        Ok(file) => Ok(file),
+        Err(error) if error.kind() == StoreErrorKind::NotFound => Err(Failure::new(
+            Exit::NoContainer,
+            format!("there is no container {}", resolved.target),
+        )
+        .with_hint("check the path, or make one with `sprat init`")),
+        Err(error) => Err(Failure::from(&error)),
+    }
+}
+
+/// The container's header, compared with what is pinned here or was given.
+fn judged(context: &Context, resolved: &Resolved, file: &dyn StoreFile) -> Result<Header, Failure> {
+    let header = reach::header(file)?;
+    let fingerprint = context.global.fingerprint.as_deref();
+    match pinned::policy(&state_dir(context), &resolved.target, fingerprint)? {
+        PinPolicy::Known(pins) => header.check_pins(&pins)?,
+        PinPolicy::Expect(typed) => header.check_fingerprint(&typed)?,
+        PinPolicy::TrustOnce => context.output.note(&format!(
+            "nothing is pinned of this container here; compare its fingerprint {} with the \
+             recovery sheet",
+            header.pins().fingerprint()
+        )),
+    }
+    Ok(header)
+}
+
+fn list(context: &Context, args: &KeyTargetArgs) -> Result<Exit, Failure> {
+    let resolved = context.resolve(&args.target)?;
+    let file = open(&resolved)?;
+    let header = judged(context, &resolved, &*file)?;
+    let notes = KeyNotes::load(&state_dir(context), header.uuid());
+    let slots = header.slots();
+    let json = json!({
+        "command": "key list",
+        "result": exit_json(Exit::Done),
+        "target": resolved.target.to_string(),
+        "uuid": header.uuid(),
+        "copies_good": header.copies().both_good(),
+        "keys": slots.iter().map(|slot| key_json(slot, &notes)).collect::<Vec<_>>(),
+    });
+    context.output.result(&key_table(&slots, &notes), &json)?;
+    if !header.copies().both_good() {
+        context.output.warning(
+            "one of the header's two copies is not good; the next change of keys makes it good \
+             again",
+        );
+    }
+    Ok(Exit::Done)
+}
+
+fn key_json(slot: &Slot, notes: &KeyNotes) -> serde_json::Value {
+    let note = notes.of(&slot.mark);
+    json!({
+        "slot": slot.number,
+        "mark": slot.mark,
+        "kdf": slot.kdf,
+        "kind": note.map(|note| note.kind),
+        "label": note.and_then(|note| note.label.as_ref()),
+        "added": note.and_then(|note| note.added),
+        "proved": note.and_then(|note| note.proved),
+    })
+}
+
+fn key_table(slots: &[Slot], notes: &KeyNotes) -> String {
+    let title = ["SLOT", "KIND", "ADDED", "PROVED", "LABEL", "DERIVATION"];
+    let mut rows = vec![title.map(str::to_owned).to_vec()];
+    let day = |time: Option<Timestamp>| {
+        time.map_or_else(
+            || "-".to_owned(),
+            |time| time.strftime("%Y-%m-%d").to_string(),
+        )
+    };
+    for slot in slots {
+        let note = notes.of(&slot.mark);
+        // The header doesn't say what a key is, only how dear it is to guess.
+        let guess = if slot.kdf.starts_with("pbkdf2") {
+            "key file?"
+        } else {
+            "passphrase?"
+        };
+        let label = note.and_then(|note| note.label.as_deref()).unwrap_or("-");
+        rows.push(vec![
+            slot.number.to_string(),
+            note.map_or(guess, |note| note.kind.text()).to_owned(),
+            day(note.and_then(|note| note.added)),
+            day(note.and_then(|note| note.proved)),
+            text::harmless_within(label, 40),
+            slot.kdf.clone(),
+        ]);
+    }
+    text::table(&rows, &[0])
+}
+
+/// A key that is to be added.
+struct New {
+    secret: Secret,
+    slot_kind: SlotKind,
+    kind: KeyKind,
+    recovery: Option<RecoveryKey>,
+}
+
+fn new_key(context: &Context, args: &KeyAddArgs) -> Result<New, Failure> {
+    if args.new_recovery {
+        let recovery = RecoveryKey::generate()
+            .map_err(|error| Failure::from(&error).context("can't make a recovery key"))?;
+        return Ok(New {
+            secret: recovery.secret(),
+            slot_kind: SlotKind::Recovery,
+            kind: KeyKind::Recovery,
+            recovery: Some(recovery),
+        });
+    }
+    let absolute = |path: &PathBuf| context.environment.absolute(path);
+    let source = match (&args.new_key_file, &args.new_passphrase_file) {
+        (Some(path), _) => {
+            let path = absolute(path);
+            if secrets::make_key_file(&path)? {
+                let note = format!("made the key file {}", path.display());
+                context.output.note(&note);
+            }
+            SecretSource::KeyFile(path)
+        }
+        (None, Some(path)) => SecretSource::PassphraseFile(absolute(path)),
+        (None, None) => SecretSource::Terminal,
+    };
+    let (secret, slot_kind) = source.fetch_for_new(context.output, &context.interrupt)?;
+    let kind = match source {
+        SecretSource::KeyFile(_) => KeyKind::KeyFile,
+        _ => KeyKind::Passphrase,
+    };
+    Ok(New {
+        secret,
+        slot_kind,
+        kind,
+        recovery: None,
+    })
+}
+
+fn add(context: &Context, args: &KeyAddArgs) -> Result<Exit, Failure> {
+    let resolved = context.resolve(&args.target)?;
+    let secret = context.secret(&resolved)?;
+    let html = args
+        .html
+        .as_ref()
+        .map(|path| context.environment.absolute(path));
+    let new = new_key(context, args)?;
+    let page = match &html {
+        Some(path) => Some((sheet_page::create(path)?, path)),
+        None => None,
+    };
+    let change = HeaderChange::Add {
+        secret: new.secret,
+        kind: new.slot_kind,
+        fast_kdf_for_tests: context.global.cheap_kdf_for_tests,
+    };
+    let changed = match change_header(context, &resolved, &secret, &change) {
+        Ok(changed) => changed,
+        Err(failure) => {
+            if let Some((_, path)) = &page {
+                let _ = std::fs::remove_file(path);
+            }
+            return Err(match new.kind {
+                KeyKind::Recovery => failure.with_more_hint(
+                    "The new recovery key was thrown away: if `sprat key list` shows a new slot, \
+                     remove it",
+                ),
+                _ => failure,
+            });
+        }
+    };
+    note_key(context, &changed, |notes| {
+        let known = notes.of(&changed.mark).cloned();
+        let known = known.filter(|_| changed.as_before);
+        notes.note(KeyNote {
+            mark: changed.mark.clone(),
+            kind: new.kind,
+            label: args.label.clone(),
+            added: known.map_or(Some(Timestamp::now()), |known| known.added),
+            proved: None,
+        });
+    });
+    let json = json!({
+        "command": "key add",
+        "result": exit_json(Exit::Done),
+        "target": resolved.target.to_string(),
+        "slot": changed.slot,
+        "was_there": changed.as_before,
+        "recovery_key": new.recovery.as_ref().map(RecoveryKey::text),
+    });
+    let was_there = if changed.as_before {
+        "opens already with"
+    } else {
+        "opens with the new key, in"
+    };
+    let said = format!(
+        "{} {was_there} key slot {}\n",
+        resolved.target, changed.slot
+    );
+    match &new.recovery {
+        Some(recovery) => {
+            let shown = sheet::Shown {
+                resolved: &resolved,
+                pins: &changed.facts.pins,
+                recovery: Some(recovery.text()),
+                page: page.as_ref().map(|(file, path)| (file, path.as_path())),
+            };
+            shown.print(context, &json).map_err(|failure| {
+                failure.with_hint(format!(
+                    "the recovery key in slot {} was never shown: remove it with `sprat key \
+                     remove`, and add another",
+                    changed.slot
+                ))
+            })?;
+            context.output.note(said.trim_end());
+        }
+        None => context.output.result(&said, &json)?,
+    }
+    Ok(Exit::Done)
+}
+
+fn remove(context: &Context, args: &KeyRemoveArgs) -> Result<Exit, Failure> {
+    let resolved = context.resolve(&args.target)?;
+    let secret = context.secret(&resolved)?;
+    let change = HeaderChange::Remove {
+        slot: args.slot,
+        although_in_use: args.although_in_use,
+    };
+    let changed = change_header(context, &resolved, &secret, &change)?;
+    let json = json!({
+        "command": "key remove",
+        "result": exit_json(Exit::Done),
+        "target": resolved.target.to_string(),
+        "slot": changed.slot,
+        "was_gone": changed.as_before,
+    });
+    let said = if changed.as_before {
+        format!("key slot {} was gone already\n", args.slot)
+    } else {
+        format!("removed key slot {}\n", args.slot)
+    };
+    context.output.result(&said, &json)?;
+    context.output.note(
+        "what was removed is the slot, not the past: whoever kept an old copy of the container \
+         file or of its header (the server, a snapshot of its disk) can still open that copy with \
+         the removed key. If the key is in wrong hands, make a new container",
+    );
+    Ok(Exit::Done)
+}
+
+/// Changes the header, and pins what it is now.
+fn change_header(
+    context: &Context,
+    resolved: &Resolved,
+    secret: &Secret,
+    change: &HeaderChange,
+) -> Result<HeaderChanged, Failure> {
+    let options = context.session_options(resolved, Access::ReadWrite)?;
+    let state_dir = options.state_dir.clone();
+    let mut reporter = Reporter::new(context.output, "");
+    let changed =
+        session::change_header(options, secret, change, &mut reporter, &context.interrupt);
+    reporter.clear();
+    let changed = changed?;
+    let warn = |failure: &Failure| {
+        let causes = failure.causes.join("; ");
+        context
+            .output
+            .warning(&format!("{}: {causes}", failure.what));
+    };
+    if let Err(failure) = pinned::store(&state_dir, &resolved.target, &changed.facts.pins) {
+        warn(&failure);
+    }
+    if let Err(reason) = &changed.kept {
+        context.output.warning(reason);
+    }
+    if changed.repaired {
+        context
+            .output
+            .note("a copy of the header that an interrupted change had left was made good");
+    }
+    if let Some(reason) = &changed.lock_left {
+        context.output.warning(&format!(
+            "everything is done and durable, but the lock could not be given back ({reason}); the \
+             next command of this machine takes it over"
+        ));
+    }
+    Ok(changed)
+}
+
+/// Notes what is known of a key; that it can't be noted changes nothing of the container.
+fn note_key(context: &Context, changed: &HeaderChanged, edit: impl FnOnce(&mut KeyNotes)) {
+    let state_dir = state_dir(context);
+    let uuid = &changed.facts.uuid;
+    let mut notes = KeyNotes::load(&state_dir, uuid);
+    edit(&mut notes);
+    if let Err(failure) = notes.store(&state_dir, uuid) {
+        let causes = failure.causes.join("; ");
+        context
+            .output
+            .warning(&format!("{}: {causes}", failure.what));
+    }
+}

@@ -1,0 +1,176 @@
+//! `sprat key header-backup` and `header-restore`: a header kept elsewhere, and put back.
+
+use serde_json::json;
+use sprat_luks::{Header, HeaderBackup};
+use sprat_store::StoreFile;
+
+use super::super::context::Context;
+use super::{change_header, judged, open, state_dir};
+use crate::args::{KeyHeaderBackupArgs, KeyHeaderRestoreArgs};
+use crate::kept_header::{self, Which};
+use crate::key_notes::KeyNotes;
+use crate::output::{exit_json, text};
+use crate::session::{HeaderChange, PinPolicy};
+use crate::{Exit, Failure, pinned, reach, terminal};
+
+pub(super) fn backup(context: &Context, args: &KeyHeaderBackupArgs) -> Result<Exit, Failure> {
+    let resolved = context.resolve(&args.target)?;
+    let file = open(&resolved)?;
+    let header = judged(context, &resolved, &*file)?;
+    let kept = whole(&header, &*file)?;
+    let path = context.environment.absolute(&args.file);
+    kept_header::write_new(&path, &kept)?;
+    let json = json!({
+        "command": "key header-backup",
+        "result": exit_json(Exit::Done),
+        "target": resolved.target.to_string(),
+        "uuid": header.uuid(),
+        "sequence": header.sequence_id(),
+        "file": path,
+    });
+    let said = format!(
+        "kept the header of {} in {} ({} key slots)\n",
+        resolved.target,
+        path.display(),
+        header.slots().len()
+    );
+    context.output.result(&said, &json)?;
+    context.output.note(
+        "with today's keys that file opens the container for ever, also with those that are \
+         removed later: keep it as you keep the keys",
+    );
+    Ok(Exit::Done)
+}
+
+/// A header that nobody changed while it was read.
+fn whole(header: &Header, file: &dyn StoreFile) -> Result<HeaderBackup, Failure> {
+    let kept = header.backup(&reach::HeaderBytes(file))?;
+    if reach::header(file)?.sequence_id() == header.sequence_id() {
+        return Ok(kept);
+    }
+    Err(Failure::failed("the header was changed while it was read")
+        .with_hint("nothing was written. Run it again"))
+}
+
+pub(super) fn restore(context: &Context, args: &KeyHeaderRestoreArgs) -> Result<Exit, Failure> {
+    let resolved = context.resolve(&args.target)?;
+    let file = open(&resolved)?;
+    let present = match reach::header(&*file) {
+        Ok(header) => Some(header),
+        Err(failure) if matches!(failure.exit, Exit::Damaged | Exit::NoContainer) => {
+            context
+                .output
+                .warning(&format!("no header can be read there: {}", failure.what));
+            None
+        }
+        Err(failure) => return Err(failure),
+    };
+    let path = match &args.file {
+        Some(path) => context.environment.absolute(path),
+        None => {
+            let fingerprint = context.global.fingerprint.as_deref();
+            let policy = pinned::policy(&state_dir(context), &resolved.target, fingerprint)?;
+            let uuid = match (&policy, &present) {
+                (PinPolicy::Known(pins), _) => pins.uuid.clone(),
+                (_, Some(header)) => header.uuid().to_owned(),
+                _ => {
+                    return Err(
+                        Failure::usage("this machine keeps no header of that container")
+                            .with_hint("name the file that it is kept in"),
+                    );
+                }
+            };
+            kept_header::path(&state_dir(context), &uuid, Which::Newest)
+        }
+    };
+    let from = kept_header::load(&kept_header::open(&path)?, &path)?;
+    if let Some(present) = &present
+        && from.uuid() != present.uuid()
+    {
+        return Err(another(&from, present));
+    }
+    let secret = context.secret(&resolved)?;
+    let notes = KeyNotes::load(&state_dir(context), from.uuid());
+    for line in difference(&from, present.as_ref(), &notes) {
+        context.output.note(&line);
+    }
+    if !args.yes && !confirmed(context)? {
+        return Err(Failure::interrupted().with_hint("nothing was changed"));
+    }
+    let change = HeaderChange::Restore {
+        kept: path.clone(),
+        shown: present.as_ref().map(Header::sequence_id),
+    };
+    let changed = change_header(context, &resolved, &secret, &change)?;
+    let json = json!({
+        "command": "key header-restore",
+        "result": exit_json(Exit::Done),
+        "target": resolved.target.to_string(),
+        "file": path,
+        "sequence": changed.facts.pins.sequence_id,
+        "opened_by": changed.slot,
+    });
+    let said = format!(
+        "put the header of {} back; the given key opens slot {}\n",
+        resolved.target, changed.slot
+    );
+    context.output.result(&said, &json)?;
+    Ok(Exit::Done)
+}
+
+fn another(from: &Header, present: &Header) -> Failure {
+    Failure::usage("the kept header is another container's")
+        .because(format!(
+            "it is of {}, this container is {}",
+            text::harmless(from.uuid()),
+            text::harmless(present.uuid())
+        ))
+        .with_hint("nothing was changed")
+}
+
+fn confirmed(context: &Context) -> Result<bool, Failure> {
+    if !terminal::is_there() {
+        return Err(Failure::usage("there is no terminal to ask on")
+            .with_hint("nothing was changed. Say --yes if that is what you want"));
+    }
+    let answer = terminal::ask_openly("Type yes to put it back: ", &context.interrupt)?;
+    Ok(answer == "yes")
+}
+
+/// What would change, in lines.
+fn difference(from: &Header, present: Option<&Header>, notes: &KeyNotes) -> Vec<String> {
+    let now = present.map(Header::slots).unwrap_or_default();
+    let then = from.slots();
+    let words = |slot: &sprat_luks::Slot| match notes.of(&slot.mark) {
+        Some(note) => match &note.label {
+            Some(label) => format!(
+                "{} ({})",
+                note.kind.text(),
+                text::harmless_within(label, 40)
+            ),
+            None => note.kind.text().to_owned(),
+        },
+        None => slot.kdf.clone(),
+    };
+    let mut lines = vec![match present {
+        Some(present) => format!(
+            "the header there has sequence {}, the kept one {}",
+            present.sequence_id(),
+            from.sequence_id()
+        ),
+        None => format!("the kept header has sequence {}", from.sequence_id()),
+    }];
+    let has = |slots: &[sprat_luks::Slot], mark: &str| slots.iter().any(|slot| slot.mark == mark);
+    for slot in &then {
+        let what = if has(&now, &slot.mark) {
+            "stays"
+        } else {
+            "COMES BACK"
+        };
+        lines.push(format!("  slot {} {what}: {}", slot.number, words(slot)));
+    }
+    for slot in now.iter().filter(|slot| !has(&then, &slot.mark)) {
+        lines.push(format!("  slot {} GOES AWAY: {}", slot.number, words(slot)));
+    }
+    lines
+}

@@ -1,0 +1,135 @@
+//! What this machine knows of each key: its kind, its label, when it was added and last proved.
+//!
+//! In the state folder, never in the container: there the server could read and change it. A slot
+//! is known by its mark, so a slot that gets an old number gets no old label. Those of
+//! removed slots stay: a kept header may bring them back.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::Failure;
+
+/// What a key is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum KeyKind {
+    KeyFile,
+    Passphrase,
+    Recovery,
+}
+
+impl KeyKind {
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Self::KeyFile => "key file",
+            Self::Passphrase => "passphrase",
+            Self::Recovery => "recovery key",
+        }
+    }
+}
+
+/// One key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct KeyNote {
+    /// The slot's mark.
+    pub mark: String,
+    pub kind: KeyKind,
+    pub label: Option<String>,
+    pub added: Option<Timestamp>,
+    /// When a rehearsal opened the container with it.
+    pub proved: Option<Timestamp>,
+}
+
+/// All keys of one container that this machine knows something of.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct KeyNotes {
+    keys: Vec<KeyNote>,
+}
+
+impl KeyNotes {
+    /// Reads what is known; nothing where that can't be read: it is for people only.
+    pub(crate) fn load(state_dir: &Path, uuid: &str) -> Self {
+        std::fs::read(path(state_dir, uuid))
+            .ok()
+            .and_then(|text| serde_json::from_slice(&text).ok())
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn of(&self, mark: &str) -> Option<&KeyNote> {
+        self.keys.iter().find(|key| key.mark == mark)
+    }
+
+    /// Notes a key, in the place of what was known of that slot.
+    pub(crate) fn note(&mut self, note: KeyNote) {
+        self.keys.retain(|key| key.mark != note.mark);
+        self.keys.push(note);
+    }
+
+    /// Notes that a key has opened the container.
+    pub(crate) fn prove(&mut self, mark: &str, at: Timestamp) {
+        for key in self.keys.iter_mut().filter(|key| key.mark == mark) {
+            key.proved = Some(at);
+        }
+    }
+
+    pub(crate) fn store(&self, state_dir: &Path, uuid: &str) -> Result<(), Failure> {
+        let path = path(state_dir, uuid);
+        let written = (|| -> std::io::Result<()> {
+            let folder = path.parent().unwrap_or(state_dir);
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(folder)?;
+            let mut part = tempfile::NamedTempFile::new_in(folder)?;
+            serde_json::to_writer_pretty(&mut part, self)?;
+            part.write_all(b"\n")?;
+            part.as_file().sync_all()?;
+            part.persist(&path).map_err(|error| error.error)?;
+            File::open(folder)?.sync_all()
+        })();
+        written.map_err(|error| {
+            Failure::failed(format!("can't note the keys in {}", path.display())).caused_by(&error)
+        })
+    }
+}
+
+/// A header's UUID was parsed as one, so it can name a file.
+fn path(state_dir: &Path, uuid: &str) -> PathBuf {
+    state_dir.join("keys").join(format!("{uuid}.json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_are_of_a_slot_and_not_of_its_number() {
+        let folder = tempfile::tempdir().unwrap();
+        let uuid = "8a2ac4f5-8d45-4a0c-a1f3-3c3c7c4fca46";
+        let mut notes = KeyNotes::load(folder.path(), uuid);
+        assert_eq!(notes, KeyNotes::default());
+        let note = |mark: &str, label: &str| KeyNote {
+            mark: mark.to_owned(),
+            kind: KeyKind::Passphrase,
+            label: Some(label.to_owned()),
+            added: Some(Timestamp::UNIX_EPOCH),
+            proved: None,
+        };
+        notes.note(note("aa", "one"));
+        notes.note(note("bb", "two"));
+        notes.note(note("aa", "three"));
+        notes.prove("bb", Timestamp::UNIX_EPOCH);
+        notes.store(folder.path(), uuid).unwrap();
+        let read = KeyNotes::load(folder.path(), uuid);
+        assert_eq!(read.of("aa").unwrap().label.as_deref(), Some("three"));
+        assert!(read.of("bb").unwrap().proved.is_some());
+        assert!(read.of("cc").is_none());
+        std::fs::write(path(folder.path(), uuid), "{").unwrap();
+        assert_eq!(KeyNotes::load(folder.path(), uuid), KeyNotes::default());
+    }
+}

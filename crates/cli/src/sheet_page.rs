@@ -1,0 +1,196 @@
+//! The recovery sheet as one page to print: no script, nothing fetched, the secret as a QR code.
+
+use std::fmt::Write as _;
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use qrcode::{Color, EcLevel, QrCode};
+use zeroize::Zeroizing;
+
+use crate::Failure;
+use crate::sheet::Sheet;
+
+/// Light modules round the code, without which readers don't find it (ISO/IEC 18004).
+const QUIET_ZONE: usize = 4;
+
+const STYLE: &str = "\
+body{font:11pt/1.35 sans-serif;max-width:46em;margin:1.5em auto;padding:0 1em;color:#000;background:#fff}
+h1{font-size:17pt;margin:0}
+.secret{font-weight:bold;border-bottom:3px solid #000;padding-bottom:.3em}
+.key{display:flex;gap:1.5em;align-items:center;border:2px solid #000;padding:.8em;margin:1em 0}
+.key svg{width:52mm;height:52mm;flex:none}
+.key code{font-size:15pt;font-weight:bold;word-spacing:.2em;overflow-wrap:anywhere}
+table{border-collapse:collapse}th{text-align:left;padding-right:1em;vertical-align:top;white-space:nowrap}
+td,pre,code{font-family:monospace;overflow-wrap:anywhere}
+pre{font-size:9.5pt;white-space:pre-wrap;background:#f2f2f2;padding:.4em;margin:.2em 0 .6em}
+li{break-inside:avoid}@page{margin:14mm}";
+
+/// The page; `secret` is what the QR code says, which is the recovery key as it is typed.
+pub(crate) fn page(
+    sheet: &Sheet<'_>,
+    made_at: &str,
+    secret: Option<&str>,
+) -> Result<Zeroizing<String>, Failure> {
+    // Enough for any: growing would leave pieces of the secret in freed memory.
+    let mut page = Zeroizing::new(String::with_capacity(256 << 10));
+    // Writing to a String can't fail.
+    let _ = write!(
+        page,
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\
+         <title>sprat recovery sheet</title><style>{STYLE}</style></head><body>\n\
+         <h1>sprat recovery sheet</h1>\n\
+         <p class=\"secret\">SECRET: print it, keep it off this machine, delete this file</p>\n"
+    );
+    match secret {
+        Some(secret) => {
+            page.push_str("<div class=\"key\">");
+            draw(&mut page, secret)?;
+            let _ = writeln!(
+                page,
+                "<div>Recovery key, typed with its dashes<br><code>{}</code></div></div>",
+                escaped(secret).as_str()
+            );
+        }
+        None => page.push_str(
+            "<div class=\"key\"><div>Recovery key, to be written here by hand<br><br>\
+             <code>____-____-____-____-____-____-____-____-____-____</code></div></div>\n",
+        ),
+    }
+    page.push_str("<table>\n");
+    for (name, value) in sheet.fields(made_at) {
+        if name != crate::sheet::RECOVERY_KEY {
+            let _ = writeln!(
+                page,
+                "<tr><th>{}</th><td>{}</td></tr>",
+                escaped(name.trim()).as_str(),
+                escaped(&value).as_str()
+            );
+        }
+    }
+    let _ = writeln!(
+        page,
+        "</table>\n<p>{}</p>\n<p>To get everything back without sprat, type these as root on any \
+         Linux machine with cryptsetup, sshfs and rsync, while no backup runs:</p>\n<ol>",
+        escaped(sheet.advice()).as_str()
+    );
+    for step in sheet.steps() {
+        let commands = escaped(&step.commands.join("\n"));
+        let commands = commands.as_str();
+        let _ = writeln!(
+            page,
+            "<li>{}<pre>{commands}</pre></li>",
+            escaped(&step.what).as_str()
+        );
+    }
+    page.push_str(
+        "</ol>\n<p>If the server lets you only read: add <code>--readonly</code> to \
+         <code>cryptsetup open</code> and use <code>mount -o ro,noload</code>. With sprat on a new \
+         machine: <code>sprat restore</code> with <code>--fingerprint</code> and the value above. \
+         To prove that this sheet works: <code>sprat key rehearse</code>.</p>\n</body></html>\n",
+    );
+    Ok(page)
+}
+
+/// Draws the QR code as SVG: one square a dark module.
+fn draw(page: &mut String, secret: &str) -> Result<(), Failure> {
+    let code = QrCode::with_error_correction_level(secret.as_bytes(), EcLevel::Q)
+        .map_err(|error| Failure::failed("can't make a QR code of the key").caused_by(&error))?;
+    let width = code.width();
+    let side = width + 2 * QUIET_ZONE;
+    let _ = write!(
+        page,
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {side} {side}\" \
+         shape-rendering=\"crispEdges\" role=\"img\" aria-label=\"recovery key\">\
+         <rect width=\"{side}\" height=\"{side}\" fill=\"#fff\"/><path fill=\"#000\" d=\""
+    );
+    let colors = Zeroizing::new(
+        code.to_colors()
+            .into_iter()
+            .map(|color| color == Color::Dark)
+            .collect::<Vec<bool>>(),
+    );
+    for (index, dark) in colors.iter().enumerate() {
+        if *dark {
+            let (x, y) = (index % width + QUIET_ZONE, index / width + QUIET_ZONE);
+            let _ = write!(page, "M{x} {y}h1v1h-1z");
+        }
+    }
+    page.push_str("\"/></svg>");
+    Ok(())
+}
+
+fn escaped(text: &str) -> Zeroizing<String> {
+    let mut out = Zeroizing::new(String::with_capacity(text.len() * 6));
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// Makes the file of a page, before there is a secret to put into it: mode 0600, never one that
+/// exists.
+pub(crate) fn create(path: &Path) -> Result<File, Failure> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
+    file.map_err(|error| {
+        let failure = Failure::usage(format!("can't make {}", path.display())).caused_by(&error);
+        if error.kind() == std::io::ErrorKind::AlreadyExists {
+            return failure.with_hint("nothing is ever overwritten: name another file");
+        }
+        failure.with_hint("nothing was started")
+    })
+}
+
+/// Fills it.
+pub(crate) fn write(mut file: &File, path: &Path, page: &str) -> Result<(), Failure> {
+    let written = file
+        .write_all(page.as_bytes())
+        .and_then(|()| file.sync_all());
+    written.map_err(|error| {
+        Failure::failed(format!("can't write {}", path.display())).caused_by(&error)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pinned::tests::pins;
+    use crate::target::Target;
+
+    #[test]
+    fn a_page_holds_everything_and_runs_nothing() {
+        let target = Target::parse("ssh://u1@host/srv/<b>x.luks", Path::new("/")).unwrap();
+        let ssh = ["ssh".into()];
+        let sheet = Sheet {
+            target: &target,
+            ssh_command: &ssh,
+            pins: &pins(),
+            recovery_key: "aaaa-cccc",
+            key_file: None,
+            jobs: &["a<script>&".to_owned()],
+        };
+        let whole = page(&sheet, "2026-11-23", Some("aaaa-cccc")).unwrap();
+        assert!(whole.contains("<code>aaaa-cccc</code>"));
+        assert!(whole.contains("893B-F403-70A0-DA3E-1442"));
+        assert!(whole.contains("a&lt;script&gt;&amp;") && !whole.contains("<script"));
+        assert!(!whole.contains("<b>"));
+        for fetched in ["src=", "href=", "url(", "@import"] {
+            assert!(!whole.contains(fetched), "{fetched}");
+        }
+        let without = page(&sheet, "2026-11-23", None).unwrap();
+        assert!(!without.contains("<svg") && !without.contains("aaaa-cccc"));
+    }
+}

@@ -1,0 +1,307 @@
+//! Keys added, listed, removed and rehearsed; headers kept and put back.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
+
+mod machine;
+
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::process::Command;
+
+use insta::assert_snapshot;
+use machine::{CONTAINER, Machine};
+use sprat_testkit::{needs, requires};
+
+const CHEAP: &str = "--cheap-kdf-for-tests";
+
+fn small() -> (Machine, String) {
+    let machine = Machine::new();
+    let recovery = machine.init(&[CONTAINER, "--size", "64M"]);
+    (machine, recovery)
+}
+
+/// The list without dates and derivations, which differ from run to run.
+fn listed(machine: &Machine) -> Vec<String> {
+    let ran = machine.sprat(&["key", "list", CONTAINER, "--json"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let said = ran.json();
+    let keys = said["keys"].as_array().unwrap().iter();
+    keys.map(|key| {
+        assert!(key["added"].is_string());
+        format!(
+            "{} {} {}",
+            key["slot"],
+            key["kind"].as_str().unwrap(),
+            key["label"].as_str().unwrap_or("-")
+        )
+    })
+    .collect()
+}
+
+fn opens(machine: &Machine, secret: &[&str]) -> bool {
+    let mut all = vec!["key", "rehearse", CONTAINER];
+    all.extend(secret);
+    let ran = machine.sprat(&all);
+    assert!([0, 12].contains(&ran.code), "{}", ran.whole());
+    ran.code == 0
+}
+
+#[test]
+fn a_key_is_added_listed_rehearsed_and_removed() {
+    requires!(needs::root());
+    let (machine, recovery) = small();
+    machine.write("pass", "correct horse battery\n");
+    machine.write("recovery", &recovery);
+    assert_eq!(listed(&machine), ["0 key_file -", "1 recovery -"]);
+    let add = ["key", "add", CONTAINER, CHEAP, "--label", "the desk"];
+    let ran = machine.sprat(&[&add[..], &["--new-passphrase-file", "pass"]].concat());
+    assert_snapshot!(ran.whole(), @r"
+    exit 0
+    --- stdout
+    [DIR]/store/x.luks opens with the new key, in key slot 2
+    ");
+    assert_eq!(
+        listed(&machine),
+        ["0 key_file -", "1 recovery -", "2 passphrase the desk"]
+    );
+    for secret in [
+        ["--passphrase-file", "pass"],
+        ["--passphrase-file", "recovery"],
+    ] {
+        assert!(opens(&machine, &secret));
+    }
+    // Again, as after an interruption: it is seen that it is there.
+    let ran = machine.sprat(&[&add[..], &["--new-passphrase-file", "pass"]].concat());
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert_eq!(listed(&machine).len(), 3);
+    let ran = machine.sprat(&["key", "remove", CONTAINER, "2"]);
+    assert_snapshot!(ran.whole(), @r"
+    exit 0
+    --- stdout
+    removed key slot 2
+    --- stderr
+    sprat: what was removed is the slot, not the past: whoever kept an old copy of the container file or of its header (the server, a snapshot of its disk) can still open that copy with the removed key. If the key is in wrong hands, make a new container
+    ");
+    assert!(!opens(&machine, &["--passphrase-file", "pass"]));
+    assert!(opens(&machine, &["--passphrase-file", "recovery"]));
+    assert_eq!(listed(&machine), ["0 key_file -", "1 recovery -"]);
+    machine.write("src/a", "alpha\n");
+    assert_eq!(machine.backup(&[]).code, 0);
+    machine.restores_whole(&[]);
+    assert!(!machine.path("store/x.luks.lock.1").exists());
+}
+
+#[test]
+fn stock_cryptsetup_opens_with_an_added_key() {
+    requires!(needs::root(), needs::program("cryptsetup"));
+    let (machine, _) = small();
+    machine.write("pass", "correct horse battery");
+    let ran = machine.sprat(&["key", "add", CONTAINER, CHEAP, "--new-key-file", "new.key"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert_eq!(
+        fs::metadata(machine.path("new.key")).unwrap().mode() & 0o777,
+        0o600
+    );
+    let ran = machine.sprat(&[
+        "key",
+        "add",
+        CONTAINER,
+        CHEAP,
+        "--new-passphrase-file",
+        "pass",
+    ]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    for key in ["new.key", "pass"] {
+        let tried = Command::new("cryptsetup")
+            .args(["open", "--test-passphrase", "--key-file"])
+            .args([machine.path(key), machine.path(CONTAINER)])
+            .output()
+            .unwrap();
+        assert!(tried.status.success(), "{key}: {tried:?}");
+    }
+}
+
+#[test]
+fn the_last_key_and_the_one_in_use_are_not_removed_by_chance() {
+    requires!(needs::root());
+    let (machine, recovery) = small();
+    machine.write("recovery", &recovery);
+    let mut seen = String::new();
+    for arguments in [&["0"][..], &["7"], &["1", "--passphrase-file", "recovery"]] {
+        let before = fs::read(machine.path(CONTAINER)).unwrap();
+        let ran = machine.sprat(&[&["key", "remove", CONTAINER], arguments].concat());
+        seen.push_str(&format!("{arguments:?}\n{}", ran.failed_with(2)));
+        assert!(before == fs::read(machine.path(CONTAINER)).unwrap());
+    }
+    let ran = machine.sprat(&["key", "remove", CONTAINER, "0", "--although-in-use"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let last = ["--although-in-use", "--passphrase-file", "recovery"];
+    let ran = machine.sprat(&[&["key", "remove", CONTAINER, "1"], &last[..]].concat());
+    seen.push_str(&ran.failed_with(2));
+    assert_snapshot!(seen, @r#"
+    ["0"]
+    exit 2
+    --- stderr
+    sprat: key slot 0 is the one that the given key opens
+    Hint: nothing was changed. Name another key of this container with --key-file or --passphrase-file, which proves that it opens; or insist with --although-in-use, and be sure that you have another key
+    ["7"]
+    exit 2
+    --- stderr
+    sprat: there is no key slot 7
+    Hint: nothing was changed. `sprat key list` shows the slots
+    ["1", "--passphrase-file", "recovery"]
+    exit 2
+    --- stderr
+    sprat: key slot 1 is the one that the given key opens
+    Hint: nothing was changed. Name another key of this container with --key-file or --passphrase-file, which proves that it opens; or insist with --although-in-use, and be sure that you have another key
+    exit 2
+    --- stderr
+    sprat: key slot 1 is the last one
+    Hint: nothing was changed. Add another key first: `sprat key add`
+    "#);
+    assert!(opens(&machine, &["--passphrase-file", "recovery"]));
+}
+
+#[test]
+fn a_kept_header_is_put_back_and_brings_its_keys_back() {
+    requires!(needs::root());
+    let (machine, _) = small();
+    let ran = machine.sprat(&["key", "header-backup", CONTAINER, "kept"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let about = fs::metadata(machine.path("kept")).unwrap();
+    assert_eq!((about.mode() & 0o777, about.len()), (0o600, 16 << 20));
+    let ran = machine.sprat(&["key", "header-backup", CONTAINER, "kept"]);
+    assert!(ran.failed_with(1).contains("nothing is ever overwritten"));
+    machine.write("pass", "correct horse battery");
+    let key = machine.path("config/keys/x.key");
+    let key = ["--key-file", key.to_str().unwrap()];
+    let add = [
+        "key",
+        "add",
+        CONTAINER,
+        CHEAP,
+        "--new-passphrase-file",
+        "pass",
+    ];
+    assert_eq!(machine.sprat(&add).code, 0);
+    let remove = ["key", "remove", CONTAINER, "0", "--passphrase-file", "pass"];
+    assert_eq!(machine.sprat(&remove).code, 0);
+    assert!(!opens(&machine, &key));
+    let ran = machine.sprat(&["key", "header-restore", CONTAINER, "kept"]);
+    assert!(ran.failed_with(2).contains("--yes"), "{}", ran.whole());
+    assert!(!opens(&machine, &key));
+    let ran = machine.sprat(&["key", "header-restore", CONTAINER, "kept", "--yes"]);
+    assert_snapshot!(ran.whole(), @r"
+    exit 0
+    --- stdout
+    put the header of [DIR]/store/x.luks back; the given key opens slot 0
+    --- stderr
+    sprat: the header there has sequence 6, the kept one 4
+    sprat:   slot 0 COMES BACK: key file
+    sprat:   slot 1 stays: recovery key
+    sprat:   slot 2 GOES AWAY: passphrase
+    ");
+    assert!(opens(&machine, &key));
+    assert!(!opens(&machine, &["--passphrase-file", "pass"]));
+    machine.write("src/a", "alpha\n");
+    assert_eq!(machine.backup(&[]).code, 0);
+}
+
+#[test]
+fn a_destroyed_header_comes_back_from_what_the_machine_kept_by_itself() {
+    requires!(needs::root());
+    let (machine, _) = small();
+    machine.write("src/a", "alpha\n");
+    assert_eq!(machine.backup(&[]).code, 0);
+    machine.write("pass", "correct horse battery");
+    let add = [
+        "key",
+        "add",
+        CONTAINER,
+        CHEAP,
+        "--new-passphrase-file",
+        "pass",
+    ];
+    assert_eq!(machine.sprat(&add).code, 0);
+    let file = fs::File::options()
+        .write(true)
+        .open(machine.path(CONTAINER))
+        .unwrap();
+    file.write_all_at(&vec![0xa5; 1 << 20], 0).unwrap();
+    let listed = machine.sprat(&["key", "list", CONTAINER]);
+    assert!([10, 13].contains(&listed.code), "{}", listed.whole());
+    let ran = machine.sprat(&["key", "header-restore", CONTAINER, "--yes"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert!(opens(&machine, &["--passphrase-file", "pass"]));
+    machine.restores_whole(&[]);
+}
+
+#[test]
+fn a_header_of_another_container_is_refused() {
+    requires!(needs::root());
+    let (machine, _) = small();
+    machine.init(&["store/y.luks", "--size", "64M"]);
+    let ran = machine.sprat(&["key", "header-backup", "store/y.luks", "kept"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let key = machine.path("config/keys/y.key");
+    let key = key.to_str().unwrap();
+    let restore = [
+        "key",
+        "header-restore",
+        CONTAINER,
+        "kept",
+        "--yes",
+        "--key-file",
+        key,
+    ];
+    let before = fs::read(machine.path(CONTAINER)).unwrap();
+    let whole = machine.sprat(&restore).failed_with(2);
+    assert!(whole.contains("another container's"), "{whole}");
+    assert!(before == fs::read(machine.path(CONTAINER)).unwrap());
+    // With its header destroyed, the pins tell it apart; without them, the volume does.
+    let file = fs::File::options()
+        .write(true)
+        .open(machine.path(CONTAINER))
+        .unwrap();
+    file.write_all_at(&vec![0; 1 << 20], 0).unwrap();
+    let whole = machine.sprat(&restore).failed_with(13);
+    assert!(whole.contains("not this container's"), "{whole}");
+    fs::remove_dir_all(machine.path("state/containers")).unwrap();
+    let whole = machine.sprat(&restore).failed_with(13);
+    assert!(
+        whole.contains("does not fit this container's volume"),
+        "{whole}"
+    );
+}
+
+#[test]
+fn a_wrong_key_and_a_typing_error_are_told_by_a_rehearsal() {
+    requires!(needs::root());
+    let (machine, recovery) = small();
+    machine.write("wrong", "not the passphrase");
+    let ran = machine.sprat(&["key", "rehearse", CONTAINER, "--passphrase-file", "wrong"]);
+    assert_eq!(ran.code, 12, "{}", ran.whole());
+    let swapped: String = [&recovery[5..10], &recovery[..5], &recovery[10..]].concat();
+    machine.write("typo", &swapped);
+    let ran = machine.sprat(&["key", "rehearse", CONTAINER, "--passphrase-file", "typo"]);
+    assert!(ran.failed_with(12).contains("typing error"));
+    let ran = machine.sprat(&["key", "rehearse", CONTAINER]);
+    assert!(
+        ran.failed_with(2).contains("no terminal"),
+        "never the key file that lies there"
+    );
+    machine.write("recovery", &recovery);
+    let right = [
+        "key",
+        "rehearse",
+        CONTAINER,
+        "--passphrase-file",
+        "recovery",
+    ];
+    let ran = machine.sprat(&[&right[..], &["--fingerprint", "0000"]].concat());
+    assert_eq!(ran.code, 13, "{}", ran.whole());
+    assert_eq!(machine.sprat(&right).code, 0);
+    let said = machine.sprat(&["key", "list", CONTAINER, "--json"]).json();
+    assert!(said["keys"][0]["proved"].is_null());
+    assert!(said["keys"][1]["proved"].is_string());
+}
