@@ -8,6 +8,12 @@
 #[path = "../../crates/store/src/sftp/codec.rs"]
 #[allow(dead_code, reason = "only the hot part is measured")]
 mod codec;
+#[path = "../../crates/volume/src/epoch.rs"]
+#[allow(dead_code, reason = "only the hot part is measured")]
+mod epoch;
+#[path = "../../crates/volume/src/portion.rs"]
+#[allow(dead_code, reason = "only the hot part is measured")]
+mod portion;
 #[path = "../../crates/volume/src/plan.rs"]
 #[allow(dead_code, reason = "only the hot part is measured")]
 mod plan;

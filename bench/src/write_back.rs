@@ -23,6 +23,7 @@ impl WriteBack {
             in_flight_blocks: 2048,
             run_blocks: 256,
             early_blocks: 256,
+            behind_blocks: BUFFER_BLOCKS,
         });
         Self {
             plan,

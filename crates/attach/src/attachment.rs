@@ -80,6 +80,7 @@ impl Attachment {
         let file = mount.open_file()?;
         let mut device = LoopDevice::attach(file.as_fd())?;
         device.limit_requests();
+        device.limit_dirty();
         device.set_read_ahead(self.options.read_ahead_bytes)?;
         // From here on the loop device alone holds the FUSE file system: the detached mount goes.
         self.stage = Stage::Looped {

@@ -23,6 +23,11 @@ pub(crate) const LOOP_MAJOR: u32 = 7;
 /// The largest request of the loop device, in KiB; its default of 1280 is cut in two by FUSE anyway.
 const REQUEST_KIB_MAX: &str = "512";
 
+/// The most that the page cache holds of written files before their writer waits, in bytes. The
+/// kernel begins to write at about half of it; left to itself it would wait for a tenth of the
+/// memory or for the journal's next commit, seconds in which the line carries nothing.
+const DIRTY_BYTES_MAX: &str = "134217728";
+
 /// How often another process may snatch the free device that we were told of.
 const ATTEMPTS_MAX: u32 = 64;
 
@@ -75,8 +80,8 @@ pub(crate) struct LoopDevice {
     name: LoopName,
     /// What the device's read-ahead was, in sectors; it outlives the attachment.
     read_ahead_before: Option<libc::c_ulong>,
-    /// What its largest request was, as sysfs says it; it outlives the attachment too.
-    request_kib_before: Option<String>,
+    /// Settings in sysfs and what they were before; they outlive the attachment too.
+    settings_before: Vec<(PathBuf, String)>,
 }
 
 impl LoopDevice {
@@ -99,7 +104,7 @@ impl LoopDevice {
                         path,
                         name,
                         read_ahead_before: None,
-                        request_kib_before: None,
+                        settings_before: Vec::new(),
                     });
                 }
                 Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {}
@@ -134,18 +139,32 @@ impl LoopDevice {
     /// often read-only). With it the device's 128 requests are 64 MiB at most, which the volume
     /// process can set aside while its buffer is full, so that reads get past waiting writes.
     pub(crate) fn limit_requests(&mut self) {
-        let Some(setting) = self.request_setting() else {
-            return;
-        };
-        let before = std::fs::read_to_string(&setting).ok();
-        if std::fs::write(&setting, REQUEST_KIB_MAX).is_ok() {
-            self.request_kib_before = before;
+        self.set("queue/max_sectors_kb", REQUEST_KIB_MAX);
+    }
+
+    /// Makes the kernel write dirty pages early and keep few of them ([`DIRTY_BYTES_MAX`]); best
+    /// effort (Linux 6.2, and a writable `/sys`).
+    pub(crate) fn limit_dirty(&mut self) {
+        // Without `strict_limit` the other is looked at only once the whole machine is short.
+        if self.set("bdi/max_bytes", DIRTY_BYTES_MAX) {
+            self.set("bdi/strict_limit", "1");
         }
     }
 
-    fn request_setting(&self) -> Option<PathBuf> {
-        let folder = Path::new("/sys/block").join(self.path.file_name()?);
-        Some(folder.join("queue/max_sectors_kb"))
+    /// Changes a setting in sysfs until the release; false where that can't be done.
+    fn set(&mut self, setting: &str, value: &str) -> bool {
+        let Some(name) = self.path.file_name() else {
+            return false;
+        };
+        let setting = Path::new("/sys/block").join(name).join(setting);
+        let Ok(before) = std::fs::read_to_string(&setting) else {
+            return false;
+        };
+        let done = std::fs::write(&setting, value).is_ok();
+        if done {
+            self.settings_before.push((setting, before));
+        }
+        done
     }
 
     /// Lets go, and waits until nobody holds the device.
@@ -154,7 +173,7 @@ impl LoopDevice {
         if let Some(sectors) = self.read_ahead_before {
             let _ = sys::set_read_ahead(self.holder.as_fd(), sectors);
         }
-        if let (Some(setting), Some(before)) = (self.request_setting(), &self.request_kib_before) {
+        for (setting, before) in self.settings_before.iter().rev() {
             let _ = std::fs::write(setting, before.trim());
         }
         let Self {

@@ -165,7 +165,7 @@ pub struct GlobalArgs {
     #[arg(long, global = true, hide = true, default_value = "4")]
     pub data_channels: usize,
     /// Bound of unsent data in memory, in bytes.
-    #[arg(long, global = true, hide = true, default_value = "268435456")]
+    #[arg(long, global = true, hide = true, default_value = "134217728")]
     pub write_buffer_bytes_max: usize,
     /// Weak key derivation, so that tests take no seconds.
     #[arg(long, global = true, hide = true)]

@@ -174,6 +174,12 @@ pub trait StoreFile: Send + Sync {
     /// handle, then flush; never just call it again.
     fn flush(&self) -> Result<(), StoreError>;
 
+    /// As [`flush`](Self::flush), for a caller that goes on writing meanwhile: slower, and it
+    /// holds up other calls as little as it can.
+    fn flush_behind(&self) -> Result<(), StoreError> {
+        self.flush()
+    }
+
     /// Gives the space of a range back; it then reads as zeros. `Unsupported` by default.
     fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError>;
 

@@ -1,6 +1,7 @@
 //! The conductor thread: permits, flushes, reconnects and reads suspects back, one at a time.
 
 use std::hash::{BuildHasher, RandomState};
+use std::ops::Range;
 use std::sync::{Arc, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -29,6 +30,7 @@ pub(crate) fn conduct(engine: &Engine) {
             (Step::Reconnect, _) => reconnect(engine, state),
             (Step::Permit(epoch), Some(line)) => permit(engine, state, &line, epoch),
             (Step::Flush(epoch), Some(line)) => flush(engine, state, &line, epoch),
+            (Step::FlushBehind, Some(line)) => flush_behind(engine, state, &line),
             (Step::ReadBack { first, blocks }, Some(line)) => {
                 read_back(engine, state, &line, first, blocks)
             }
@@ -105,9 +107,7 @@ fn flush<'a>(
     match answer {
         Ok(()) => {
             let retired = state.plan.flushed(epoch);
-            state.wire.flushes += 1;
-            state.failed_flushes = 0;
-            state.progressed();
+            state.flushed();
             state.offer(retired.blocks());
             drop(state);
             drop(retired);
@@ -118,6 +118,40 @@ fn flush<'a>(
         }
         Err(error) => flush_failed(engine, &mut state, line, error),
     }
+    state
+}
+
+/// Makes durable what was answered, while the senders go on.
+fn flush_behind<'a>(
+    engine: &'a Engine,
+    mut state: MutexGuard<'a, State>,
+    line: &Connection,
+) -> MutexGuard<'a, State> {
+    let no_suspects = state.plan.suspects_len() == 0 && !state.settling;
+    let behind = state.plan.begin_behind();
+    drop(state);
+    let answer = line.file.flush_behind();
+    let mut state = engine.state();
+    if let Err(error) = answer {
+        flush_failed(engine, &mut state, line, error);
+        return state;
+    }
+    let retired = state.plan.flushed_behind(behind);
+    state.flushed();
+    state.offer(retired.blocks());
+    drop(state);
+    engine.durable.notify_all();
+    engine.cached.notify_all();
+    if no_suspects {
+        let bytes =
+            |blocks: &Range<u64>| engine.offset_of(blocks.start)..engine.offset_of(blocks.end);
+        let ranges: Vec<_> = retired.ranges().iter().map(bytes).collect();
+        engine.session.settled_in_part(&ranges);
+    }
+    drop(retired);
+    let mut state = engine.state();
+    state.plan.settled_behind();
+    engine.send.notify_all();
     state
 }
 

@@ -77,6 +77,8 @@ pub(crate) struct State {
     pub(crate) outage: Option<Outage>,
     pub(crate) quiet: Vec<Quiet>,
     pub(crate) failed_flushes: u32,
+    /// When the first answer came of what is not durable yet.
+    pub(crate) busy_since: Option<Instant>,
     pub(crate) permits: Permits,
     pub(crate) cache: Option<Cache>,
     /// The keeper thread has ended.
@@ -104,6 +106,16 @@ impl State {
             Some(cause) if matches!(**cause, VolumeError::Closed) => Err(VolumeError::Closed),
             Some(cause) => Err(VolumeError::Failed(cause.clone())),
         }
+    }
+
+    /// A flush was answered: what it covered sets the portion of the next.
+    pub(crate) fn flushed(&mut self) {
+        self.wire.flushes += 1;
+        self.failed_flushes = 0;
+        if let Some(since) = self.busy_since.take() {
+            self.plan.took(since.elapsed());
+        }
+        self.progressed();
     }
 
     /// Something got through: the outage, if there was one, is over.
@@ -161,8 +173,12 @@ impl Engine {
         options: VolumeOptions,
         read_only: bool,
     ) -> Self {
+        let behind_bytes_max = options
+            .flush_behind_bytes_max
+            .min(options.write_buffer_bytes_max / 4);
         let limits = Limits {
             buffer_blocks: options.write_buffer_bytes_max / BLOCK_BYTES,
+            behind_blocks: behind_bytes_max / BLOCK_BYTES,
             in_flight_blocks: options.in_flight_bytes_max / BLOCK_BYTES,
             run_blocks: options.run_bytes_max / BLOCK_BYTES,
             early_blocks: options.early_send_bytes_min / BLOCK_BYTES,
@@ -179,6 +195,7 @@ impl Engine {
             outage: None,
             quiet: Vec::new(),
             failed_flushes: 0,
+            busy_since: None,
             permits: Permits::default(),
             cache: None,
             cache_stopped: false,
@@ -257,6 +274,7 @@ impl Engine {
             return;
         }
         state.plan.lost(generation);
+        state.busy_since = None;
         if self.options.reconnect_max.is_zero() {
             let lost = VolumeError::ConnectionLost {
                 waited: Duration::ZERO,
@@ -265,7 +283,9 @@ impl Engine {
             self.fail(state, lost);
             return;
         }
-        let long_enough = |up: Instant| up.elapsed() >= UP_LONG_ENOUGH;
+        // While something waits to be made durable, only that is progress.
+        let idle = state.plan.kept_blocks() == 0;
+        let long_enough = |up: Instant| idle && up.elapsed() >= UP_LONG_ENOUGH;
         match &mut state.outage {
             Some(outage) if !outage.up_since.is_some_and(long_enough) => {
                 outage.up_since = None;
@@ -314,9 +334,13 @@ impl Engine {
                     cache.replaced(written);
                 }
             }
+            let first_of_epoch = state.plan.open_is_empty();
             state.plan.write(index, blocks);
             index += count as u64;
             drop(state);
+            if first_of_epoch {
+                self.permit.notify_one();
+            }
             // The conductor may have to ask for the permit, or to flush what is sealed now.
             self.step.notify_one();
             self.send.notify_one();
@@ -387,7 +411,7 @@ impl Engine {
     }
 }
 
-/// A connection that lived this long counts as progress, whatever it carried.
+/// A connection on which nothing had to be sent counts as progress once it lived this long.
 const UP_LONG_ENOUGH: Duration = Duration::from_secs(60);
 
 /// Fails the volume when its thread ends by a panic, so that nobody waits for that thread.

@@ -2,16 +2,16 @@
 //!
 //! Above: the FUSE edge and the volume process in `cli`. Below: `store`.
 //!
-//! `plan` decides, without I/O; `send`, `conduct`, `permit` and `read` are the threads that carry it
-//! out, over what they share in `engine`; `fetch`, `streams` and `pace` say what is read, and how far ahead.
-//! `cache` keeps blocks over sessions: `slots` says which,
+//! `plan` decides, without I/O (of `epoch`s and `portion`s); `send`, `conduct`, `permit` and `read`
+//! are the threads that carry it out, over what they share in `engine`; `fetch`, `streams` and `pace`
+//! say what is read, and how far ahead. `cache` keeps blocks over sessions: `slots` says which,
 //! `cache_file` where. `settle` takes over from a dead session, `overlay` takes the writes of a
 //! read-only volume.
 //!
 //! Always true:
 //! - The store sees epoch n+1 only after every write of epoch n was answered and its fsync
 //!   returned; so whatever dies, the file is all epochs up to some k and a part of k+1.
-//! - A write is kept in memory until its epoch is durable, and these bytes are bounded.
+//! - A write is kept in memory until it is durable, and these bytes are bounded.
 //! - At most one write per block is under way.
 //! - A read returns the newest write, or what the store holds; never anything older.
 //! - What was under way when a line was lost is sent again first, newer bytes for it wait until the
@@ -26,6 +26,7 @@ mod clean;
 mod conduct;
 mod discard;
 mod engine;
+mod epoch;
 mod error;
 mod fetch;
 mod options;
@@ -33,6 +34,7 @@ mod overlay;
 mod pace;
 mod permit;
 mod plan;
+mod portion;
 mod read;
 mod send;
 mod session;

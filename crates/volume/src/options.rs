@@ -39,8 +39,8 @@ pub struct CacheOptions {
 /// Limits and times of a volume that is written to.
 #[derive(Debug, Clone)]
 pub struct VolumeOptions {
-    /// Most bytes of blocks that are kept until their epoch is durable; writers wait beyond it.
-    /// Epochs are sealed at half of it. At least 8 blocks are always allowed.
+    /// Most bytes of blocks that are kept until they are durable; writers wait beyond it. At
+    /// least 8 blocks are always allowed.
     pub write_buffer_bytes_max: usize,
     /// Most bytes of clean blocks kept for reading.
     pub read_cache_bytes_max: usize,
@@ -58,6 +58,9 @@ pub struct VolumeOptions {
     pub read_ahead_bytes_max: usize,
     /// The open epoch is sent before it is sealed once this many unsent bytes lie in it.
     pub early_send_bytes_min: usize,
+    /// While more of an epoch is sent, what was answered is made durable once it is this much, at
+    /// most a quarter of the buffer; sooner on a line that is slow or breaks.
+    pub flush_behind_bytes_max: usize,
     /// Longest time without progress after a lost line; zero: the first loss ends the session.
     pub reconnect_max: Duration,
     /// First delay between two attempts to reconnect; it doubles up to 30 s, with jitter.
@@ -77,7 +80,7 @@ pub struct VolumeOptions {
 impl Default for VolumeOptions {
     fn default() -> Self {
         Self {
-            write_buffer_bytes_max: 256 << 20,
+            write_buffer_bytes_max: 128 << 20,
             read_cache_bytes_max: 64 << 20,
             writers: 64,
             in_flight_bytes_max: 16 << 20,
@@ -85,6 +88,7 @@ impl Default for VolumeOptions {
             run_bytes_max: 1 << 20,
             read_ahead_bytes_max: 8 << 20,
             early_send_bytes_min: 4 << 20,
+            flush_behind_bytes_max: 32 << 20,
             reconnect_max: Duration::from_secs(15 * 60),
             reconnect_delay: Duration::from_millis(500),
             quiet_time: Duration::from_secs(60),

@@ -2,7 +2,8 @@
 //!
 //! Every epoch still has a check of its own that ends before its first byte is sent, and that
 //! began a short while before at most. On a slow line a check takes longer than a small epoch, so
-//! checks of several epochs overlap with each other and with the epoch that is being sent.
+//! checks of several epochs overlap with each other and with the epoch that is being sent. The
+//! open epoch's begins with its first block.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -106,7 +107,7 @@ pub(crate) fn permit_ahead(engine: &Engine) {
     }
 }
 
-/// The next sealed epoch behind the one under way that nobody has asked for.
+/// The next epoch behind the one under way that nobody has asked for.
 fn next(state: &State) -> Option<(EpochNumber, Generation)> {
     let generation = state.plan.connection()?;
     let asked = |epoch: &EpochNumber| {
@@ -116,7 +117,7 @@ fn next(state: &State) -> Option<(EpochNumber, Generation)> {
             .get(epoch)
             .is_some_and(|permit| permit.generation == generation)
     };
-    let mut behind = state.plan.sealed_behind().take(PERMITTERS);
+    let mut behind = state.plan.behind_under_way().take(PERMITTERS);
     Some((behind.find(|epoch| !asked(epoch))?, generation))
 }
 

@@ -2,22 +2,19 @@
 //!
 //! One epoch is under way at a time: the oldest sealed one or, when there is none, the open one
 //! (sent early). It needs a permit (the lock was checked), then its blocks go out as runs, then
-//! its flush; only the flush retires it. A loss voids it: all its blocks are unsent again.
+//! its flush, which retires it. Long epochs are retired in part meanwhile: a flush behind covers
+//! what was answered when it began, while more is sent. So an epoch may be larger than the
+//! buffer, and the line idles only where a flush from above asks for order. A loss voids what is
+//! not retired: it is unsent again.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
+use std::time::Duration;
 
-/// One block's bytes, shared between the epoch, a run under way and readers; never changed.
-pub(crate) type Block = Arc<[u8]>;
-
-/// Epochs are numbered from 1 in the order of their flushes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct EpochNumber(pub(crate) u64);
-
-/// Connections are numbered from 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Generation(pub(crate) u64);
+use crate::epoch::Epoch;
+pub(crate) use crate::epoch::{Behind, Block, EpochNumber, Generation, Retired, Run};
+use crate::portion::Portion;
 
 /// Limits of a plan, in blocks.
 #[derive(Debug, Clone, Copy)]
@@ -30,19 +27,9 @@ pub(crate) struct Limits {
     pub(crate) run_blocks: usize,
     /// The open epoch is sent early while it has at least this many unsent blocks.
     pub(crate) early_blocks: usize,
-}
-
-/// Adjacent blocks that go out in one request.
-#[derive(Debug, Clone)]
-pub(crate) struct Run {
-    pub(crate) first: u64,
-    pub(crate) blocks: Vec<Block>,
-}
-
-impl Run {
-    fn entries(&self) -> impl Iterator<Item = (u64, &Block)> {
-        (self.first..).zip(&self.blocks)
-    }
+    /// A flush behind is due once this many answered blocks wait for it, at most; less on a line that
+    /// is slow or breaks.
+    pub(crate) behind_blocks: usize,
 }
 
 /// What the conductor does next.
@@ -52,6 +39,9 @@ pub(crate) enum Step {
     Permit(EpochNumber),
     /// Flush the store, then call [`Plan::flushed`] or [`Plan::lost`].
     Flush(EpochNumber),
+    /// Call [`Plan::begin_behind`], flush the store while more is sent, then call
+    /// [`Plan::flushed_behind`] or [`Plan::lost`].
+    FlushBehind,
     /// No call is under way on the lost connection any more: make a new one.
     Reconnect,
     /// Read these adjacent suspects back.
@@ -69,38 +59,6 @@ pub(crate) enum Verdict {
     Rewritten,
     /// It holds something else and nothing can be done about it.
     Foreign,
-}
-
-#[derive(Debug)]
-struct Epoch {
-    number: EpochNumber,
-    blocks: BTreeMap<u64, Block>,
-    unsent: BTreeSet<u64>,
-}
-
-impl Epoch {
-    fn new(number: EpochNumber) -> Self {
-        Self {
-            number,
-            blocks: BTreeMap::new(),
-            unsent: BTreeSet::new(),
-        }
-    }
-
-    fn void(&mut self) {
-        self.unsent = self.blocks.keys().copied().collect();
-    }
-}
-
-/// Retired blocks, handed out so that they are freed outside the lock.
-#[must_use]
-pub(crate) struct Retired(Epoch);
-
-impl Retired {
-    /// What is durable now, in order.
-    pub(crate) fn blocks(&self) -> impl Iterator<Item = (u64, &Block)> {
-        self.0.blocks.iter().map(|(index, block)| (*index, block))
-    }
 }
 
 #[derive(Debug)]
@@ -149,6 +107,11 @@ pub(crate) struct Plan {
     kept_blocks_peak: usize,
     in_flight: HashSet<u64>,
     runs_in_flight: usize,
+    answered: Vec<(u64, Block)>, // of the epoch under way, for the next flush behind
+    /// Retired and not yet settled: newer bytes for them wait.
+    settling: HashSet<u64>,
+    portion: Portion,
+    pressed: bool, // a writer waits for room
     permitted: Option<EpochNumber>,
     line: Line,
     generation: Generation,
@@ -165,6 +128,7 @@ impl Plan {
             in_flight_blocks: limits.in_flight_blocks.max(1),
             run_blocks: limits.run_blocks.max(1),
             early_blocks: limits.early_blocks.max(1),
+            behind_blocks: limits.behind_blocks.max(1),
         };
         Self {
             limits,
@@ -176,6 +140,10 @@ impl Plan {
             kept_blocks_peak: 0,
             in_flight: HashSet::new(),
             runs_in_flight: 0,
+            answered: Vec::new(),
+            settling: HashSet::new(),
+            portion: Portion::new(limits.behind_blocks),
+            pressed: false,
             permitted: None,
             line: Line::Up,
             generation: Generation(1),
@@ -187,27 +155,24 @@ impl Plan {
 
     // What comes from above.
 
-    /// Most blocks that one call of [`write`](Self::write) may bring: small enough that room for
-    /// them always comes, because at most half of the buffer lies in the open epoch.
+    /// Most blocks that one call of [`write`](Self::write) may bring: room for them always comes.
     pub(crate) fn write_blocks_max(&self) -> usize {
         (self.limits.buffer_blocks / 4).max(1)
     }
 
-    /// Whether `blocks` more fit. If not, the caller waits for an epoch to become durable; the
-    /// open epoch is sealed where nothing else could become so.
+    /// Whether `blocks` more fit. If not, the caller waits until some blocks are durable; what
+    /// was written is sent and flushed though it is little.
     pub(crate) fn room_for(&mut self, blocks: usize) -> bool {
         assert!(
             blocks <= self.write_blocks_max(),
             "a write of {blocks} blocks must be split"
         );
         let fits = self.kept_blocks + self.suspect_copies() + blocks <= self.limits.buffer_blocks;
-        if !fits && self.sealed.is_empty() {
-            self.seal();
-        }
+        self.pressed |= !fits;
         fits
     }
 
-    /// Takes blocks from `first` on into the open epoch and seals it at half of the buffer.
+    /// Takes blocks from `first` on into the open epoch.
     pub(crate) fn write(&mut self, first: u64, blocks: Vec<Block>) {
         for (index, block) in (first..).zip(blocks) {
             if self.open.blocks.insert(index, block.clone()).is_none() {
@@ -217,9 +182,6 @@ impl Plan {
             self.newest.insert(index, (self.open.number, block));
         }
         self.kept_blocks_peak = self.kept_blocks_peak.max(self.kept_blocks);
-        if self.open.blocks.len() >= self.limits.buffer_blocks / 2 {
-            self.seal();
-        }
     }
 
     /// Ends the open epoch (an empty one stays open) and returns the newest sealed epoch: all
@@ -229,6 +191,10 @@ impl Plan {
             let next = EpochNumber(self.open.number.0 + 1);
             self.sealed
                 .push_back(std::mem::replace(&mut self.open, Epoch::new(next)));
+        } else if self.permitted == Some(self.open.number) {
+            // All of it was retired behind. What comes later is not covered by the look at the
+            // lock that was for these.
+            self.permitted = None;
         }
         EpochNumber(self.open.number.0 - 1)
     }
@@ -263,6 +229,9 @@ impl Plan {
             if sealed && epoch.unsent.is_empty() && self.in_flight.is_empty() {
                 return Step::Flush(epoch.number);
             }
+            if self.behind_is_due(epoch, sealed) {
+                return Step::FlushBehind;
+            }
         }
         match self.next_read_back() {
             Some((first, blocks)) => Step::ReadBack { first, blocks },
@@ -291,9 +260,19 @@ impl Plan {
         Some(Run { first, blocks })
     }
 
-    /// The sealed epochs behind the oldest one, of which nothing was sent yet, oldest first.
-    pub(crate) fn sealed_behind(&self) -> impl Iterator<Item = EpochNumber> + '_ {
-        self.sealed.iter().skip(1).map(|epoch| epoch.number)
+    /// The epochs behind the one under way, of which nothing was sent yet, oldest first.
+    pub(crate) fn behind_under_way(&self) -> impl Iterator<Item = EpochNumber> + '_ {
+        let under_way = self.under_way().map(|epoch| epoch.number);
+        let some_of_open = (!self.open.blocks.is_empty()).then_some(&self.open);
+        let behind = self.sealed.iter().chain(some_of_open);
+        behind
+            .map(|epoch| epoch.number)
+            .filter(move |number| Some(*number) != under_way && Some(*number) != self.permitted)
+    }
+
+    /// Whether the open epoch has nothing that is to become durable.
+    pub(crate) fn open_is_empty(&self) -> bool {
+        self.open.blocks.is_empty()
     }
 
     /// Whether [`next_run`](Self::next_run) would give one.
@@ -312,6 +291,12 @@ impl Plan {
     /// The run was answered, on a connection that may have been lost since.
     pub(crate) fn answered(&mut self, run: &Run) {
         self.returned(run);
+        // On a lost line it will be sent again.
+        if self.line == Line::Up {
+            self.portion.moved(run.blocks.len());
+            let answered = run.entries().map(|(index, block)| (index, block.clone()));
+            self.answered.extend(answered);
+        }
     }
 
     /// The run's connection was lost before its answer came: its blocks may be written late.
@@ -339,6 +324,8 @@ impl Plan {
             self.line = Line::Lost;
             self.losses += 1;
             self.permitted = None;
+            self.answered.clear();
+            self.portion.lost();
         }
     }
 
@@ -366,27 +353,41 @@ impl Plan {
             epoch.unsent.is_empty() && self.in_flight.is_empty(),
             "flushed too early"
         );
-        self.kept_blocks -= epoch.blocks.len();
         self.durable = number;
-        for index in epoch.blocks.keys() {
-            if self
-                .newest
-                .get(index)
-                .is_some_and(|(newest, _)| *newest == number)
-            {
-                self.newest.remove(index);
-            }
+        self.answered.clear();
+        self.retire(number, epoch.blocks)
+    }
+
+    /// Takes what a flush of the store that begins now is going to make durable.
+    pub(crate) fn begin_behind(&mut self) -> Behind {
+        let epoch = self.sealed.front().unwrap_or(&self.open);
+        Behind {
+            epoch: epoch.number,
+            blocks: std::mem::take(&mut self.answered),
         }
-        // Few suspects, many blocks: walk the suspects.
-        for (index, suspect) in &mut self.suspects {
-            if let Some(block) = epoch.blocks.get(index) {
-                suspect.expected = match suspect.expected {
-                    Expected::Bytes(_) => Expected::Bytes(block.clone()),
-                    Expected::Digest(_) => Expected::Digest(digest_of(block)),
-                };
-            }
-        }
-        Retired(epoch)
+    }
+
+    /// The store's flush returned: what it covered and was not written again is durable. Newer
+    /// bytes for these blocks wait until [`settled_behind`](Self::settled_behind).
+    pub(crate) fn flushed_behind(&mut self, behind: Behind) -> Retired {
+        let epoch = self.sealed.front_mut().unwrap_or(&mut self.open);
+        assert_eq!(
+            epoch.number, behind.epoch,
+            "only its own flush ends an epoch"
+        );
+        let blocks = epoch.take(behind.blocks);
+        self.settling.extend(blocks.keys());
+        self.retire(behind.epoch, blocks)
+    }
+
+    /// The session knows that what was retired behind is settled.
+    pub(crate) fn settled_behind(&mut self) {
+        self.settling = HashSet::new();
+    }
+
+    /// What is durable now took so long, from its first answer on: sets the portion.
+    pub(crate) fn took(&mut self, took: Duration) {
+        self.portion.durable(took);
     }
 
     // Suspects.
@@ -479,16 +480,48 @@ impl Plan {
 
     // Below: how it is done.
 
-    /// The one epoch of which anything may be sent now.
+    /// The one epoch of which anything may be sent, or flushed behind, now.
     fn under_way(&self) -> Option<&Epoch> {
-        match self.sealed.front() {
-            Some(epoch) => Some(epoch),
-            None => (self.open.unsent.len() >= self.limits.early_blocks).then_some(&self.open),
+        if let Some(epoch) = self.sealed.front() {
+            return Some(epoch);
         }
+        let enough = self.open.unsent.len() >= self.limits.early_blocks;
+        (enough || self.pressed || self.answered.len() >= self.portion.blocks())
+            .then_some(&self.open)
+    }
+
+    fn behind_is_due(&self, epoch: &Epoch, sealed: bool) -> bool {
+        let enough = self.answered.len() >= self.portion.blocks();
+        // The last part of a sealed epoch waits for the flush that ends it.
+        let goes_on = !sealed || epoch.unsent.len() >= 2 * self.portion.blocks();
+        let nothing_else_comes = self.pressed && self.in_flight.is_empty() && !self.has_run();
+        !self.answered.is_empty() && ((enough && goes_on) || nothing_else_comes)
+    }
+
+    /// Forgets what is durable now.
+    fn retire(&mut self, number: EpochNumber, blocks: BTreeMap<u64, Block>) -> Retired {
+        self.kept_blocks -= blocks.len();
+        self.pressed = false; // writers look again now
+        for index in blocks.keys() {
+            let newest = self.newest.get(index);
+            if newest.is_some_and(|(newest, _)| *newest == number) {
+                self.newest.remove(index);
+            }
+        }
+        for (index, suspect) in &mut self.suspects {
+            if let Some(block) = blocks.get(index) {
+                suspect.expected = match suspect.expected {
+                    Expected::Bytes(_) => Expected::Bytes(block.clone()),
+                    Expected::Digest(_) => Expected::Digest(digest_of(block)),
+                };
+            }
+        }
+        Retired(blocks)
     }
 
     fn next_run_range(&self) -> Option<(u64, u64)> {
-        if self.line == Line::Lost || self.in_flight.len() >= self.limits.in_flight_blocks {
+        let in_flight_max = self.limits.in_flight_blocks.min(self.portion.blocks());
+        if self.line == Line::Lost || self.in_flight.len() >= in_flight_max {
             return None;
         }
         let epoch = self.under_way()?;
@@ -511,7 +544,7 @@ impl Plan {
     }
 
     fn sendable(&self, epoch: &Epoch, index: u64) -> bool {
-        if self.in_flight.contains(&index) {
+        if self.in_flight.contains(&index) || self.settling.contains(&index) {
             return false;
         }
         match self.suspects.get(&index) {

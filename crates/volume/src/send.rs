@@ -42,6 +42,7 @@ pub(crate) fn send_runs(engine: &Engine) {
         if let Sent::Answered = sent {
             let bytes = run.blocks.len() * BLOCK_BYTES;
             state.wire.timed(bytes, begun.elapsed());
+            state.busy_since.get_or_insert_with(Instant::now);
             state.wire.write_requests += 1;
             state.wire.written_bytes += bytes as u64;
         }

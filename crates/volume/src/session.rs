@@ -48,6 +48,11 @@ pub trait Session: Send + Sync {
     /// touch it; called after an epoch's flush (while nothing else is under way) and at close.
     fn settled(&self);
 
+    /// These ranges are answered and durable, nothing newer of them was sent, and no old process
+    /// of the server can touch them; other ranges may be under way. Keeps what a session that
+    /// takes over has to settle little.
+    fn settled_in_part(&self, ranges: &[Range<u64>]);
+
     /// Opens the file again after identity, pins and lock were checked; `attempt` counts from 0
     /// since the last progress. The waiting between attempts is the volume's.
     fn reconnect(&self, attempt: u32) -> Result<Arc<dyn StoreFile>, ReconnectError>;

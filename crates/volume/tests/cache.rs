@@ -134,6 +134,7 @@ impl Session for Server {
     fn before_send(&self, _: &[Range<u64>]) -> Result<(), Fenced> {
         Ok(())
     }
+    fn settled_in_part(&self, _: &[Range<u64>]) {}
     fn settled(&self) {}
     fn reconnect(&self, _: u32) -> Result<Arc<dyn StoreFile>, ReconnectError> {
         Ok(Arc::new(self.clone()))

@@ -127,7 +127,7 @@ impl SessionOptions {
             quiet_time: Duration::from_secs(60),
             figures_interval: Duration::from_millis(500),
             data_channels: 4,
-            write_buffer_bytes_max: 256 << 20,
+            write_buffer_bytes_max: 128 << 20,
             pins: PinPolicy::TrustOnce,
             // Resolved by the child itself, so it is this very program even after an upgrade
             // has replaced the file.

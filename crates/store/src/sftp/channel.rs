@@ -2,8 +2,7 @@
 //!
 //! The reader takes answers off the wire whatever the writer does: sftp-server stops reading
 //! requests while nobody takes its answers, so a reader that waited for the writer would wait for
-//! ever. Callers enter in turn and only while the channel's bounds leave room; the reader gives
-//! the room back.
+//! ever. Callers enter in turn, while the channel's bounds leave room; the reader gives it back.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{BufReader, Read, Write};
@@ -77,6 +76,8 @@ struct State {
     next_ticket: u64,
     entering: u64,
     bytes_in_flight: usize,
+    /// Of callers that wait for room.
+    bytes_waiting: usize,
     fsyncs_in_flight: usize,
     queue: VecDeque<Vec<u8>>,
     /// When a byte moved last in either direction, or the first of the owed answers was asked for.
@@ -111,6 +112,7 @@ impl Channel {
                 next_ticket: 0,
                 entering: 0,
                 bytes_in_flight: 0,
+                bytes_waiting: 0,
                 fsyncs_in_flight: 0,
                 queue: VecDeque::from([Request::Init.encode(0)]),
                 moved: Instant::now(),
@@ -199,9 +201,10 @@ impl Channel {
         ending
     }
 
-    /// Bytes in flight, to choose the channel with the least.
+    /// Bytes in flight and on their way into it, to choose the channel with the least.
     pub(crate) fn load(&self) -> usize {
-        self.shared.lock().bytes_in_flight
+        let state = self.shared.lock();
+        state.bytes_in_flight + state.bytes_waiting
     }
 
     /// Sends a request; waits in turn while the channel is full.
@@ -214,6 +217,7 @@ impl Channel {
         let mut state = self.shared.lock();
         let ticket = state.next_ticket;
         state.next_ticket += 1;
+        state.bytes_waiting += bytes;
         loop {
             if let Some(ending) = &state.dead {
                 return Err(ending.clone());
@@ -226,6 +230,7 @@ impl Channel {
             state = self.shared.wait_for_room(state);
         }
         state.entering += 1;
+        state.bytes_waiting -= bytes;
         let (answer, owed) = sync_channel(1);
         let fsync = matches!(request, Request::Fsync { .. });
         let id = state.owe(Pending {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, TryLockError};
 
 use super::channel::{Answer, Channel};
 use super::codec::{Attributes, Malformed, OpenFor, Reply, Request};
@@ -29,7 +29,7 @@ pub(crate) struct SftpFile {
     renames: u64,
     opened: Attributes,
     first: Arc<Handle>,
-    data: Vec<Mutex<DataHandle>>,
+    data: Vec<DataHandle>,
     /// Held during a flush: one that begins later must not return before one that took the marks.
     flushing: Mutex<()>,
     flush_failed: AtomicBool,
@@ -41,10 +41,12 @@ struct Handle {
     unsynced: AtomicBool,
 }
 
-enum DataHandle {
-    Unopened,
-    Open(Arc<Handle>),
-    Unusable,
+/// This file on one data channel, opened when it is first wanted.
+#[derive(Default)]
+struct DataHandle {
+    opening: Mutex<()>,
+    /// `None`: the channel can't be used for it.
+    opened: OnceLock<Option<Arc<Handle>>>,
 }
 
 impl SftpFile {
@@ -91,7 +93,7 @@ impl SftpFile {
                 unsynced: AtomicBool::new(false),
             }),
             data: (0..session.options.data_channels)
-                .map(|_| Mutex::new(DataHandle::Unopened))
+                .map(|_| DataHandle::default())
                 .collect(),
             flushing: Mutex::default(),
             flush_failed: AtomicBool::new(false),
@@ -133,13 +135,9 @@ impl SftpFile {
         let less_busy = self.session.data_channels().iter().zip(&self.data);
         let less_busy = less_busy.filter_map(|(channel, slot)| {
             // No waiting here: neither for a channel nor for a handle on it.
-            let slot = slot.try_lock().ok()?;
-            match &*slot {
-                DataHandle::Open(handle) if self.session.usable(channel) => {
-                    Some((channel.load(), channel, Arc::clone(handle)))
-                }
-                _ => None,
-            }
+            let handle = slot.opened.get()?.as_ref()?;
+            let up = self.session.usable(channel);
+            up.then(|| (channel.load(), channel, Arc::clone(handle)))
         });
         match less_busy.min_by_key(|(load, ..)| *load) {
             Some((load, channel, handle)) if load < busy => (channel, handle),
@@ -188,21 +186,20 @@ impl SftpFile {
         (&self.session.first, Arc::clone(&self.first))
     }
 
-    /// This file's handle on a data channel, opened when first asked for.
+    /// This file's handle on a data channel, opened when first asked for. While another caller
+    /// opens it there is none: channels are joined side by side, not one after another.
     fn data_handle(&self, index: usize, channel: &Channel) -> Option<Arc<Handle>> {
-        let mut slot = self.data[index]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let DataHandle::Unopened = *slot {
-            *slot = match self.join_channel(channel) {
-                Some(handle) => DataHandle::Open(Arc::new(handle)),
-                None => DataHandle::Unusable,
-            };
+        let slot = &self.data[index];
+        if let Some(opened) = slot.opened.get() {
+            return opened.clone();
         }
-        match &*slot {
-            DataHandle::Open(handle) => Some(Arc::clone(handle)),
-            DataHandle::Unopened | DataHandle::Unusable => None,
-        }
+        let _opening = match slot.opening.try_lock() {
+            Ok(opening) => opening,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        let open = || self.join_channel(channel).map(Arc::new);
+        slot.opened.get_or_init(open).clone()
     }
 
     /// Opens the file once more by its name. It must be the same file, as far as SFTP v3 can
@@ -434,48 +431,13 @@ impl StoreFile for SftpFile {
     }
 
     fn flush(&self) -> Result<(), StoreError> {
-        let refuse = |reason: &str| {
-            let (op, object) = ("flush", self.object.clone());
-            Err(StoreError::Refused {
-                op,
-                object,
-                reason: reason.to_owned(),
-            })
-        };
-        let _flushing = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.flush_failed.load(Ordering::SeqCst) {
-            return refuse("an earlier flush of this handle failed: what it covered is lost");
-        }
-        if !self.session.extensions.fsync {
-            if self.session.options.insist_without_fsync {
-                return Ok(());
-            }
-            return Err(StoreError::Unsupported {
-                op: "flush",
-                object: self.object.clone(),
-                reason: "the server has no fsync@openssh.com".to_owned(),
-            });
-        }
-        let mut outcome = Ok(());
-        let mut owed = Vec::new();
-        for (channel, handle) in self.handles() {
-            if handle.unsynced.swap(false, Ordering::SeqCst) {
-                let call = self.call(channel, "flush");
-                match call.ask(&Request::Fsync {
-                    handle: &handle.bytes,
-                }) {
-                    Ok(answer) => owed.push((call, answer)),
-                    Err(error) => outcome = outcome.and(Err(error)),
-                }
-            }
-        }
-        for (call, answer) in owed {
-            outcome = outcome.and(call.wait(&answer).and_then(|body| call.is_ok(&body)));
-        }
-        if outcome.is_err() {
-            self.flush_failed.store(true, Ordering::SeqCst);
-        }
-        outcome.map_err(|error| self.session.explain(error))
+        self.flush_handles(0)
+    }
+
+    /// A server stops reading a channel at an fsync. The first one writes what all channels
+    /// brought, while the others carry on; theirs, all together, find little left.
+    fn flush_behind(&self) -> Result<(), StoreError> {
+        self.flush_handles(1)
     }
 
     fn discard(&self, _offset: u64, _len: u64) -> Result<(), StoreError> {
@@ -498,12 +460,63 @@ impl StoreFile for SftpFile {
 }
 
 impl SftpFile {
+    /// Syncs every handle that carried a write since its last fsync: so many, then the others.
+    fn flush_handles(&self, ahead: usize) -> Result<(), StoreError> {
+        let refuse = |reason: &str| {
+            let (op, object) = ("flush", self.object.clone());
+            Err(StoreError::Refused {
+                op,
+                object,
+                reason: reason.to_owned(),
+            })
+        };
+        let _flushing = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.flush_failed.load(Ordering::SeqCst) {
+            return refuse("an earlier flush of this handle failed: what it covered is lost");
+        }
+        if !self.session.extensions.fsync {
+            if self.session.options.insist_without_fsync {
+                return Ok(());
+            }
+            return Err(StoreError::Unsupported {
+                op: "flush",
+                object: self.object.clone(),
+                reason: "the server has no fsync@openssh.com".to_owned(),
+            });
+        }
+        // All marks are taken first: what is answered from now on is the next flush's.
+        let mut handles = self.handles();
+        handles.retain(|(_, handle)| handle.unsynced.swap(false, Ordering::SeqCst));
+        let mut outcome = Ok(());
+        let (ahead, others) = handles.split_at(ahead.min(handles.len()));
+        for some in [ahead, others] {
+            let asked: Vec<_> = some
+                .iter()
+                .map(|(channel, handle)| {
+                    let call = self.call(channel, "flush");
+                    let handle = &handle.bytes;
+                    let answer = call.ask(&Request::Fsync { handle });
+                    (call, answer)
+                })
+                .collect();
+            for (call, answer) in asked {
+                let answered = answer
+                    .and_then(|answer| call.wait(&answer))
+                    .and_then(|body| call.is_ok(&body));
+                outcome = outcome.and(answered);
+            }
+        }
+        if outcome.is_err() {
+            self.flush_failed.store(true, Ordering::SeqCst);
+        }
+        outcome.map_err(|error| self.session.explain(error))
+    }
+
     /// Every open handle with its channel.
     fn handles(&self) -> Vec<(&Channel, Arc<Handle>)> {
         let mut handles = vec![(&self.session.first, Arc::clone(&self.first))];
         for (channel, slot) in self.session.data_channels().iter().zip(&self.data) {
-            let slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
-            if let DataHandle::Open(handle) = &*slot {
+            if let Some(Some(handle)) = slot.opened.get() {
                 handles.push((channel, Arc::clone(handle)));
             }
         }

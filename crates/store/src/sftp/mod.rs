@@ -44,8 +44,11 @@ pub struct SftpOptions {
     /// The folder on the server: absolute, or relative to the account's home.
     pub folder: String,
     /// Channels for writes and read-ahead, besides the one for demand reads and everything else;
-    /// default 4. Opened when the first large transfer comes.
+    /// default 4. One that the server refuses is done without.
     pub data_channels: usize,
+    /// Begins to open them with the connection, for who is going to write much: a login takes
+    /// many round trips. Default false: when the first large transfer comes.
+    pub data_channels_at_once: bool,
     /// Descriptors that stay open as long as any of the spawned programs lives (the lock record's
     /// flock).
     pub inherit_fds: Vec<OwnedFd>,
@@ -68,6 +71,7 @@ impl SftpOptions {
             host: host.to_owned(),
             folder: folder.to_owned(),
             data_channels: 4,
+            data_channels_at_once: false,
             inherit_fds: Vec::new(),
             answer_timeout: Duration::from_secs(60),
             flush_timeout: Duration::from_secs(600),
@@ -114,6 +118,9 @@ impl SftpStore {
             },
             options.inherit_fds,
         )?;
+        if options.data_channels_at_once {
+            session.begin_data_channels();
+        }
         Ok(Self { session })
     }
 

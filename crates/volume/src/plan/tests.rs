@@ -8,6 +8,7 @@ fn plan() -> Plan {
         in_flight_blocks: 10,
         run_blocks: 4,
         early_blocks: 2,
+        behind_blocks: 100,
     })
 }
 
@@ -111,7 +112,9 @@ fn the_open_epoch_goes_out_early_only_when_nothing_older_waits_and_enough_lies_i
 fn runs_are_given_out_only_while_few_blocks_are_under_way() {
     let mut plan = plan();
     write(&mut plan, 0, &[1; 8]);
+    plan.seal();
     write(&mut plan, 100, &[2; 8]);
+    plan.seal();
     permit(&mut plan);
     for run in send(&mut plan) {
         plan.answered(&run);
@@ -172,44 +175,194 @@ fn a_block_written_again_while_under_way_waits_and_is_sent_again() {
 }
 
 #[test]
-fn the_plan_seals_by_itself_at_half_of_the_buffer() {
-    let mut plan = plan();
-    write(&mut plan, 0, &[1; 7]);
-    assert_eq!(plan.open_number(), EpochNumber(1));
-    write(&mut plan, 0, &[2; 7]);
-    assert_eq!(
-        plan.open_number(),
-        EpochNumber(1),
-        "overwriting takes no room"
-    );
-    write(&mut plan, 7, &[1]);
-    assert_eq!(plan.open_number(), EpochNumber(2));
-}
-
-#[test]
 fn there_is_room_again_once_an_epoch_is_durable() {
     let mut plan = plan();
     write(&mut plan, 0, &[1; 15]);
     assert!(plan.room_for(1));
     assert!(!plan.room_for(2));
+    plan.seal();
     permit(&mut plan);
-    for run in send(&mut plan) {
-        plan.answered(&run);
+    while plan.has_run() {
+        send_and_answer(&mut plan);
     }
     assert!(!plan.room_for(2), "answered is not durable");
     retire(&mut plan);
     assert!(plan.room_for(4));
 }
 
+/// A plan whose flushes behind are due after 64 answered blocks.
+fn long_plan() -> Plan {
+    Plan::new(Limits {
+        buffer_blocks: 1024,
+        in_flight_blocks: 1024,
+        run_blocks: 16,
+        early_blocks: 2,
+        behind_blocks: 64,
+    })
+}
+
+fn send_and_answer(plan: &mut Plan) {
+    for run in send(plan) {
+        plan.answered(&run);
+    }
+}
+
+/// First block and end of each range.
+fn ranges(retired: &Retired) -> Vec<(u64, u64)> {
+    let ranges = retired.ranges();
+    ranges
+        .iter()
+        .map(|range| (range.start, range.end))
+        .collect()
+}
+
+fn retire_behind(plan: &mut Plan) -> Vec<(u64, u64)> {
+    assert_eq!(plan.step(), Step::FlushBehind);
+    let behind = plan.begin_behind();
+    let retired = plan.flushed_behind(behind);
+    plan.settled_behind();
+    ranges(&retired)
+}
+
 #[test]
-fn a_writer_that_finds_no_room_seals_what_nobody_else_would() {
+fn what_was_answered_of_a_long_epoch_is_retired_while_more_of_it_is_sent() {
+    let mut plan = long_plan();
+    write(&mut plan, 0, &[1; 100]);
+    permit(&mut plan);
+    let runs = send(&mut plan);
+    assert_eq!(
+        runs.len(),
+        4,
+        "no more is under way than a flush behind covers"
+    );
+    runs.iter().for_each(|run| plan.answered(run));
+    assert_eq!(plan.step(), Step::FlushBehind);
+    let behind = plan.begin_behind();
+    let more = send(&mut plan);
+    assert_eq!(more.iter().map(|run| run.blocks.len()).sum::<usize>(), 36);
+    let retired = plan.flushed_behind(behind);
+    assert_eq!(ranges(&retired), [(0, 64)]);
+    assert_eq!(plan.kept_blocks(), 36);
+    assert!(plan.newest(63).is_none() && plan.newest(64).is_some());
+    assert_eq!(plan.durable(), EpochNumber(0), "the epoch goes on");
+}
+
+#[test]
+fn a_block_written_again_during_a_flush_behind_is_kept_and_waits_for_what_is_settled() {
+    let mut plan = long_plan();
+    write(&mut plan, 0, &[1; 64]);
+    permit(&mut plan);
+    send_and_answer(&mut plan);
+    let behind = plan.begin_behind();
+    write(&mut plan, 5, &[2]);
+    write(&mut plan, 200, &[3]);
+    let retired = plan.flushed_behind(behind);
+    assert_eq!(ranges(&retired), [(0, 5), (6, 64)]);
+    write(&mut plan, 6, &[4]);
+    let runs = send(&mut plan);
+    assert_eq!(
+        runs.iter().map(shape).collect::<Vec<_>>(),
+        [(200, vec![3]), (5, vec![2])],
+        "6 was retired and is not yet settled"
+    );
+    plan.settled_behind();
+    write(&mut plan, 7, &[5]);
+    let runs = send(&mut plan);
+    assert_eq!(
+        runs.iter().map(shape).collect::<Vec<_>>(),
+        [(6, vec![4, 5])]
+    );
+}
+
+#[test]
+fn a_loss_voids_only_what_was_not_retired() {
+    let mut plan = long_plan();
+    write(&mut plan, 0, &[1; 70]);
+    permit(&mut plan);
+    send_and_answer(&mut plan);
+    assert_eq!(retire_behind(&mut plan), [(0, 64)]);
+    write(&mut plan, 70, &[1; 4]);
+    send_and_answer(&mut plan);
+    plan.lost(Generation(1));
+    plan.reconnected();
+    permit(&mut plan);
+    let again: Vec<_> = send(&mut plan).iter().map(shape).collect();
+    assert_eq!(again, [(64, vec![1; 10])]);
+}
+
+#[test]
+fn a_loss_during_a_flush_behind_retires_nothing() {
+    let mut plan = long_plan();
+    write(&mut plan, 0, &[1; 64]);
+    permit(&mut plan);
+    send_and_answer(&mut plan);
+    drop(plan.begin_behind());
+    plan.lost(Generation(1));
+    plan.reconnected();
+    assert_eq!(plan.kept_blocks(), 64);
+    assert_eq!(plan.unanswered_blocks(), 64);
+}
+
+#[test]
+fn the_last_part_of_a_sealed_epoch_waits_for_the_flush_that_ends_it() {
+    let mut plan = long_plan();
+    write(&mut plan, 0, &[1; 70]);
+    plan.seal();
+    permit(&mut plan);
+    let runs = send(&mut plan);
+    runs.iter().for_each(|run| plan.answered(run));
+    assert_eq!(
+        plan.step(),
+        Step::Wait,
+        "6 blocks are unsent, and all there will be"
+    );
+    send_and_answer(&mut plan);
+    assert_eq!(retire(&mut plan), EpochNumber(1));
+}
+
+#[test]
+fn an_epoch_that_was_retired_wholly_needs_a_permit_for_what_comes_after_a_flush() {
+    let mut plan = long_plan();
+    write(&mut plan, 0, &[1; 64]);
+    permit(&mut plan);
+    send_and_answer(&mut plan);
+    assert_eq!(retire_behind(&mut plan), [(0, 64)]);
+    assert_eq!(
+        plan.seal(),
+        EpochNumber(0),
+        "all that was written is durable"
+    );
+    write(&mut plan, 0, &[2; 2]);
+    assert_eq!(permit(&mut plan), EpochNumber(1));
+}
+
+#[test]
+fn a_writer_without_room_gets_it_from_the_open_epoch() {
     let mut plan = plan();
-    write(&mut plan, 0, &[1; 7]);
-    for suspect in 100..108 {
+    write(&mut plan, 0, &[1; 14]);
+    permit(&mut plan);
+    while plan.has_run() {
+        send_and_answer(&mut plan);
+    }
+    assert_eq!(plan.step(), Step::Wait, "less than a flush behind is for");
+    assert!(!plan.room_for(4));
+    assert_eq!(retire_behind(&mut plan), [(0, 14)]);
+    assert!(plan.room_for(4));
+    assert_eq!(plan.open_number(), EpochNumber(1), "no order was asked for");
+}
+
+#[test]
+fn a_writer_without_room_has_the_least_sent() {
+    let mut plan = plan();
+    write(&mut plan, 0, &[1]);
+    for suspect in 100..112 {
         plan.add_settled_suspect(suspect, &[0]);
     }
+    assert!(!plan.has_run());
     assert!(!plan.room_for(4));
-    assert_eq!(plan.open_number(), EpochNumber(2));
+    permit(&mut plan);
+    send_and_answer(&mut plan);
+    assert_eq!(retire_behind(&mut plan), [(0, 1)]);
 }
 
 #[test]

@@ -27,6 +27,7 @@ pub struct TestSession {
     pub permits: AtomicU64,
     pub reconnects: AtomicU64,
     pub settlements: AtomicU64,
+    pub settlements_in_part: AtomicU64,
     pub fenced: AtomicBool,
     pub unreachable: AtomicBool,
     pub server_dead: AtomicBool,
@@ -45,6 +46,7 @@ impl TestSession {
             permits: AtomicU64::new(0),
             reconnects: AtomicU64::new(0),
             settlements: AtomicU64::new(0),
+            settlements_in_part: AtomicU64::new(0),
             fenced: AtomicBool::new(false),
             unreachable: AtomicBool::new(false),
             server_dead: AtomicBool::new(false),
@@ -95,6 +97,16 @@ impl Session for TestSession {
     fn settled(&self) {
         self.settlements.fetch_add(1, Ordering::SeqCst);
         self.noted.lock().unwrap().clear();
+    }
+
+    fn settled_in_part(&self, ranges: &[Range<u64>]) {
+        self.settlements_in_part.fetch_add(1, Ordering::SeqCst);
+        let mut noted = self.noted.lock().unwrap();
+        for range in ranges {
+            for block in range.start / BLOCK as u64..range.end / BLOCK as u64 {
+                noted.remove(&block);
+            }
+        }
     }
 
     fn reconnect(&self, _: u32) -> Result<Arc<dyn StoreFile>, ReconnectError> {
@@ -186,6 +198,7 @@ pub fn tiny() -> VolumeOptions {
         run_bytes_max: 4 * BLOCK,
         read_ahead_bytes_max: 16 * BLOCK,
         early_send_bytes_min: 2 * BLOCK,
+        flush_behind_bytes_max: 4 * BLOCK,
         reconnect_max: Duration::from_secs(20),
         reconnect_delay: Duration::from_millis(1),
         quiet_time: Duration::from_millis(20),

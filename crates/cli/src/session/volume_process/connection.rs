@@ -15,6 +15,7 @@ use sprat_store::{
     SshTarget, Store, StoreError, StoreFile,
 };
 
+use super::super::Access;
 use super::super::make_private_dir;
 use super::super::protocol::VolumeStart;
 use crate::Failure;
@@ -30,6 +31,8 @@ pub(super) struct Connection {
     place: Place,
     ssh_command: Vec<OsString>,
     data_channels: usize,
+    /// A session that writes is going to want them all.
+    data_channels_at_once: bool,
     insist_without_fsync: bool,
     flock: OwnedFd,
 }
@@ -43,6 +46,7 @@ impl Connection {
             place: start.target.place.clone(),
             ssh_command: start.ssh_command.clone(),
             data_channels: start.data_channels,
+            data_channels_at_once: start.access == Access::ReadWrite,
             insist_without_fsync: start.allow_no_fsync,
             flock,
         })
@@ -61,6 +65,7 @@ impl Connection {
                 let target = SshTarget::new(user.as_deref(), host, *port)?;
                 let mut options = SftpOptions::new(target.argv(&self.ssh_command), host, folder);
                 options.data_channels = self.data_channels;
+                options.data_channels_at_once = self.data_channels_at_once;
                 options.insist_without_fsync = self.insist_without_fsync;
                 let flock = self.flock.try_clone().map_err(|source| StoreError::Io {
                     op: "connect",

@@ -331,6 +331,12 @@ impl sprat_volume::Session for Hold {
         }
     }
 
+    fn settled_in_part(&self, ranges: &[Range<u64>]) {
+        // A record that can't be kept refuses the next `before_send`; until then the ranges stay
+        // suspect, which costs the next session time, never data.
+        let _ = self.record.settled(ranges);
+    }
+
     fn reconnect(&self, _attempt: u32) -> Result<Arc<dyn StoreFile>, ReconnectError> {
         self.reopen()
     }
