@@ -1,5 +1,6 @@
 //! The command line's grammar. Doc comments here are the help texts.
 
+mod copy;
 mod key;
 
 use std::ffi::OsString;
@@ -10,6 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::Exit;
 use crate::output::text::parse_size;
+pub use copy::CopyArgs;
 pub use key::{
     KeyAddArgs, KeyArgs, KeyCommand, KeyHeaderBackupArgs, KeyHeaderRestoreArgs, KeyRemoveArgs,
     KeySheetArgs, KeyTargetArgs,
@@ -214,6 +216,9 @@ pub enum Command {
     /// Unmount a container and wait until everything is on the server's disk
     #[command(after_help = "Example:\n  sprat umount /mnt/backup")]
     Umount(UmountArgs),
+    /// Copy a container to another store, or move it there, and read it back; needs no key
+    #[command(after_help = copy::COPY_EXAMPLES)]
+    Copy(CopyArgs),
     /// Remove the lock of a session that died on another machine
     #[command(after_help = UNLOCK_EXAMPLES)]
     Unlock(UnlockArgs),
@@ -253,7 +258,8 @@ impl Command {
             Self::Restore(_) => Some("restore"),
             Self::Mount(_) => Some("mount"),
             Self::Umount(_) => Some("umount"),
-            Self::Unlock(_)
+            Self::Copy(_)
+            | Self::Unlock(_)
             | Self::Key(_)
             | Self::Doctor(_)
             | Self::Completions { .. }

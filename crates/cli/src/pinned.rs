@@ -85,6 +85,21 @@ pub(crate) fn store(state_dir: &Path, target: &Target, pins: &Pins) -> Result<()
     })
 }
 
+/// Forgets a container that is no longer there.
+pub(crate) fn forget(state_dir: &Path, target: &Target) -> Result<(), Failure> {
+    let path = file(state_dir, target);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Failure::failed(format!(
+                "what is pinned of {target} can't be removed: {}",
+                path.display()
+            ))
+            .caused_by(&error))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn load(state_dir: &Path, target: &Target) -> Result<Option<Pins>, Failure> {
     let path = file(state_dir, target);
     let unusable =

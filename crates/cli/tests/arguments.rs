@@ -25,6 +25,7 @@ fn help_lists_the_commands_and_the_exit_codes() {
       restore      Copy a snapshot, or a part of it, back
       mount        Mount a container to look round in it; it stays mounted until `sprat umount`
       umount       Unmount a container and wait until everything is on the server's disk
+      copy         Copy a container to another store, or move it there, and read it back; needs no key
       unlock       Remove the lock of a session that died on another machine
       key          List, add and remove keys; print the recovery sheet; keep the header and put it back
       doctor       Look whether this machine, the config and the servers are in order

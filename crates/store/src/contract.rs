@@ -1,5 +1,6 @@
 //! The contract that every store keeps; `tests/contract.rs` runs it against each of them.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::{FileName, StoreError};
@@ -168,6 +169,28 @@ pub trait StoreFile: Send + Sync {
     /// durable. After an error the range holds any mix of old and new bytes, and after
     /// `Disconnected` that may change until the server's process is gone.
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError>;
+
+    /// Writes several parts that don't overlap, each as [`StoreFile::write_at`] does, in any order;
+    /// a store on a slow line has them under way together.
+    fn write_parts_at(&self, parts: &[(u64, &[u8])]) -> Result<(), StoreError> {
+        parts
+            .iter()
+            .try_for_each(|(offset, data)| self.write_at(*offset, data))
+    }
+
+    /// Tells each range that may hold data, in order; outside of them the file reads as zeros.
+    /// `Unsupported` where the store can't tell, which is the default.
+    fn data_ranges(&self, _tell: &mut dyn FnMut(Range<u64>)) -> Result<(), StoreError> {
+        Err(StoreError::Unsupported {
+            op: "find the holes of",
+            object: "the file".to_owned(),
+            reason: "it can't tell holes from data".to_owned(),
+        })
+    }
+
+    /// Asks the system to forget what it keeps of the file in memory, so that a read comes from
+    /// the disk, as far as that is in this host's hands. Does nothing by default.
+    fn forget_cached(&self) {}
 
     /// Makes every write that was answered before this call durable, on every connection that
     /// carried one. After a failure *none* of them may be trusted: write them again on a new

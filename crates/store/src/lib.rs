@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod contract;
+pub mod copy;
 mod error;
 mod local;
 pub mod lock;

@@ -2,13 +2,17 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags, RenameFlags, StatVfsMountFlags};
+use rustix::fs::{
+    Advice, AtFlags, FallocateFlags, FileType, Mode, OFlags, RenameFlags, SeekFrom,
+    StatVfsMountFlags,
+};
 use rustix::io::Errno;
 
 use crate::contract::{Access, Capabilities, FileStat, FreeSpace, ReadClass, Store, StoreFile};
@@ -290,6 +294,27 @@ impl StoreFile for LocalFile {
             }),
             Err(errno) => Err(self.failed("discard", &errno.into())),
         }
+    }
+
+    fn data_ranges(&self, tell: &mut dyn FnMut(Range<u64>)) -> Result<(), StoreError> {
+        let failed = |errno: Errno| self.failed("find the holes of", &errno.into());
+        let mut at = 0;
+        // The position is this handle's own and nothing else uses it.
+        loop {
+            let start = match rustix::fs::seek(&self.file, SeekFrom::Data(at)) {
+                Ok(start) => start,
+                // Nothing but a hole up to the end, or the end itself.
+                Err(Errno::NXIO) => return Ok(()),
+                Err(errno) => return Err(failed(errno)),
+            };
+            at = rustix::fs::seek(&self.file, SeekFrom::Hole(start)).map_err(failed)?;
+            tell(start..at);
+        }
+    }
+
+    fn forget_cached(&self) {
+        // Advice only: what can't be dropped is read from memory.
+        let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed);
     }
 
     fn resize(&self, len: u64) -> Result<(), StoreError> {

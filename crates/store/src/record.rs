@@ -524,7 +524,7 @@ fn boot_id() -> u64 {
 }
 
 /// CRC-32 as in Ethernet and zlib; short inputs only, so no table.
-fn crc32(bytes: &[u8]) -> u32 {
+pub(crate) fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
             if crc & 1 == 1 {

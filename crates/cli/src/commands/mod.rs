@@ -2,6 +2,7 @@
 
 mod backup;
 mod context;
+mod copy;
 mod doctor;
 mod init;
 mod key;
@@ -50,6 +51,7 @@ fn run_in(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Restore(args) => restore::run(context, &args),
         Command::Mount(args) => mount::run(context, &args),
         Command::Umount(args) => mount::run_umount(context, &args),
+        Command::Copy(args) => copy::run(context, &args),
         Command::Unlock(args) => unlock::run(context, &args),
         Command::Key(args) => key::run(context, args.command),
         Command::Doctor(args) => doctor::run(context, &args),

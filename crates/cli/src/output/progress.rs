@@ -52,6 +52,55 @@ impl Reporter {
         }
     }
 
+    /// Whether people or programs want to hear of progress again.
+    fn is_due(&self) -> bool {
+        let usual = if self.output.json {
+            JSON_INTERVAL
+        } else if self.output.terminal {
+            TERMINAL_INTERVAL
+        } else {
+            PLAIN_INTERVAL
+        };
+        let interval = self.output.progress_interval.unwrap_or(usual);
+        !self.output.quiet && self.shown_at.is_none_or(|at| at.elapsed() >= interval)
+    }
+
+    /// Shows progress of another kind than a session's, where it is due: a line, or for programs
+    /// an event.
+    pub(crate) fn other_progress(&mut self, line: &str, event: &serde_json::Value) {
+        if !self.is_due() {
+            return;
+        }
+        if self.output.json {
+            self.shown_at = Some(Instant::now());
+            self.output.event(event);
+        } else {
+            self.show(&format!("{}{line}", self.subject));
+        }
+    }
+
+    /// Tells that something begins, where every step is told.
+    pub(crate) fn step(&mut self, line: &str, event: &serde_json::Value) {
+        if self.output.quiet {
+            return;
+        }
+        if self.output.json {
+            self.output.event(event);
+        } else if self.output.terminal || self.output.verbose {
+            self.show(&format!("{}{line}", self.subject));
+        }
+    }
+
+    /// Tells something beside the progress.
+    pub(crate) fn tell(&mut self, line: &str, matters: bool) {
+        self.clear();
+        if matters {
+            self.output.warning(line);
+        } else {
+            self.output.note(line);
+        }
+    }
+
     fn show(&mut self, line: &str) {
         if self.output.terminal {
             let width = rustix::termios::tcgetwinsize(rustix::stdio::stderr())
@@ -88,19 +137,7 @@ impl Observer for Reporter {
     }
 
     fn progress(&mut self, progress: &SessionProgress) {
-        if self.output.quiet {
-            return;
-        }
-        let usual = if self.output.json {
-            JSON_INTERVAL
-        } else if self.output.terminal {
-            TERMINAL_INTERVAL
-        } else {
-            PLAIN_INTERVAL
-        };
-        let interval = self.output.progress_interval.unwrap_or(usual);
-        let due = self.shown_at.is_none_or(|at| at.elapsed() >= interval);
-        if !due {
+        if !self.is_due() {
             return;
         }
         if self.output.json {

@@ -7,6 +7,7 @@
 mod background;
 mod change;
 mod child;
+pub mod copy;
 mod create;
 mod crew;
 mod link;

@@ -391,17 +391,29 @@ impl StoreFile for SftpFile {
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+        self.write_parts_at(&[(offset, data)])
+    }
+
+    fn write_parts_at(&self, parts: &[(u64, &[u8])]) -> Result<(), StoreError> {
         self.writable("write")?;
-        self.in_range("write", offset, data.len())?;
+        for (offset, data) in parts {
+            self.in_range("write", *offset, data.len())?;
+        }
+        let max = self.session.write_bytes_max;
+        // Few small parts are not worth the data channels, many are.
+        let whole: usize = parts.iter().map(|(_, data)| data.len()).sum();
+        let requests = parts.iter().flat_map(|(offset, data)| {
+            Self::cut(*offset, data.len(), max).map(move |(at, part)| (at, &data[part]))
+        });
         let mut owed = Vec::new();
         let mut outcome = Ok(());
-        for (at, part) in Self::cut(offset, data.len(), self.session.write_bytes_max) {
-            let (channel, handle) = self.bulk_channel(data.len());
-            let len = part.len();
+        for (at, data) in requests {
+            let (channel, handle) = self.bulk_channel(whole);
+            let len = data.len();
             let request = Request::Write {
                 handle: &handle.bytes,
                 offset: at,
-                data: &data[part],
+                data,
             };
             match self.call(channel, "write").ask(&request) {
                 Ok(answer) => owed.push(Owed {

@@ -46,6 +46,21 @@ impl SshTarget {
     /// session needs, up to `… -s -- host sftp`.
     #[must_use]
     pub fn argv(&self, ssh_command: &[OsString]) -> Vec<OsString> {
+        let mut argv = self.with_options(ssh_command);
+        argv.extend(["-s".into(), "--".into(), (&self.host).into(), "sftp".into()]);
+        argv
+    }
+
+    /// The same for an account with a shell: its login shell runs `sh -s`, which takes a script
+    /// from standard input.
+    #[must_use]
+    pub fn shell_argv(&self, ssh_command: &[OsString]) -> Vec<OsString> {
+        let mut argv = self.with_options(ssh_command);
+        argv.extend(["--".into(), (&self.host).into(), "sh -s".into()]);
+        argv
+    }
+
+    fn with_options(&self, ssh_command: &[OsString]) -> Vec<OsString> {
         let mut argv = ssh_command.to_vec();
         let connect_timeout = format!("ConnectTimeout={}", self.connect_timeout.as_secs().max(1));
         for option in [
@@ -80,7 +95,6 @@ impl SshTarget {
         if let Some(user) = &self.user {
             argv.extend(["-l".into(), user.into()]);
         }
-        argv.extend(["-s".into(), "--".into(), (&self.host).into(), "sftp".into()]);
         argv
     }
 }

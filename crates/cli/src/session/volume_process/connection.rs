@@ -17,6 +17,7 @@ use sprat_store::{
 
 use super::super::Access;
 use super::super::make_private_dir;
+use super::super::options::SessionOptions;
 use super::super::protocol::VolumeStart;
 use crate::Failure;
 use crate::target::{Place, Target};
@@ -27,7 +28,7 @@ const DEAD_SESSION_GRACE: Duration = Duration::from_secs(5);
 
 /// How to reach the store. Every ssh that it starts inherits the local record's flock, so that
 /// the container counts as held for as long as one of them may still deliver bytes.
-pub(super) struct Connection {
+pub(in crate::session) struct Connection {
     place: Place,
     ssh_command: Vec<OsString>,
     data_channels: usize,
@@ -52,8 +53,27 @@ impl Connection {
         })
     }
 
+    /// The same without a volume process.
+    pub(in crate::session) fn to(
+        options: &SessionOptions,
+        record: &LocalRecord,
+    ) -> Result<Self, Failure> {
+        let flock = record.fd().try_clone_to_owned().map_err(|error| {
+            Failure::failed("can't share the local lock record").caused_by(&error)
+        })?;
+        Ok(Self {
+            place: options.target.place.clone(),
+            ssh_command: options.ssh_command.clone(),
+            data_channels: options.data_channels,
+            // A copy sends at once whatever it does.
+            data_channels_at_once: true,
+            insist_without_fsync: options.allow_no_fsync,
+            flock,
+        })
+    }
+
     /// Connects.
-    pub(super) fn connect(&self) -> Result<Arc<dyn Store>, StoreError> {
+    pub(in crate::session) fn connect(&self) -> Result<Arc<dyn Store>, StoreError> {
         match &self.place {
             Place::Local { folder } => Ok(Arc::new(LocalStore::open(folder)?)),
             Place::Ssh {
@@ -80,13 +100,16 @@ impl Connection {
 
     /// Whether a dead connection may still deliver bytes: on a server its process outlives the
     /// line; a local store has none.
-    pub(super) fn outlives_us(&self) -> bool {
+    pub(in crate::session) fn outlives_us(&self) -> bool {
         matches!(self.place, Place::Ssh { .. })
     }
 }
 
 /// Opens the container's local record, the proof that this host has it open at most once.
-pub(super) fn open_record(state_dir: &Path, target: &Target) -> Result<LocalRecord, Failure> {
+pub(in crate::session) fn open_record(
+    state_dir: &Path,
+    target: &Target,
+) -> Result<LocalRecord, Failure> {
     let dir = state_dir.join("locks");
     make_private_dir(&dir)?;
     let id = record_id(target);
@@ -108,7 +131,7 @@ pub(super) fn open_record(state_dir: &Path, target: &Target) -> Result<LocalReco
 }
 
 /// Two spellings of one local folder are one container.
-pub(super) fn record_id(target: &Target) -> String {
+pub(in crate::session) fn record_id(target: &Target) -> String {
     let mut target = target.clone();
     if let Place::Local { folder } = &mut target.place
         && let Ok(real) = std::fs::canonicalize(&*folder)
@@ -119,7 +142,7 @@ pub(super) fn record_id(target: &Target) -> String {
 }
 
 /// Who this host is to a server: a random id, no name.
-pub(super) fn owner_note(state_dir: &Path) -> Result<OwnerNote, Failure> {
+pub(in crate::session) fn owner_note(state_dir: &Path) -> Result<OwnerNote, Failure> {
     let path = state_dir.join("host-id");
     let failed = |error: io::Error| {
         Failure::failed(format!("can't keep this host's id in {}", path.display()))
@@ -180,7 +203,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// A container's header as `luks` reads it: the bytes of the file in the store.
-pub(super) struct HeaderBytes<'a>(pub &'a dyn StoreFile);
+pub(in crate::session) struct HeaderBytes<'a>(pub &'a dyn StoreFile);
 
 impl HeaderRead for HeaderBytes<'_> {
     fn len(&self) -> io::Result<u64> {

@@ -4,11 +4,11 @@
 
 mod cache;
 mod changing;
-mod connection;
+pub(super) mod connection;
 mod device;
 mod hold;
 mod making;
-mod opening;
+pub(super) mod opening;
 mod stop;
 
 use std::io::Write;

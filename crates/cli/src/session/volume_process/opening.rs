@@ -25,7 +25,7 @@ const SERVER_SPACE_LOW_BYTES: u64 = 1 << 30;
 /// A session that loses its line sees that only after its ssh gave up, and waits one quiet time
 /// from then on. A killed ssh gave up nothing: the kernel sends what is left in its socket for up
 /// to 102 s more (`tcp_orphan_retries`, net/ipv4/tcp_timer.c), so a takeover waits twice as long.
-const TAKEOVER_QUIET_TIMES: u32 = 2;
+pub(in crate::session) const TAKEOVER_QUIET_TIMES: u32 = 2;
 
 /// A container that is ready to be served.
 pub(super) struct Opened {

@@ -1,0 +1,193 @@
+//! `sprat copy`: a container as it is, from one store to another, without its key.
+//!
+//! Nothing is mounted and nothing decrypted, so one process does it all: both locks, both
+//! connections, and `sprat_store::copy` between them. What has arrived is noted in the state
+//! folder; the destination bears another name until all of it was read back.
+
+mod attempt;
+mod finding;
+mod side;
+
+use std::time::{Duration, Instant};
+
+use sprat_luks::Pins;
+use sprat_store::copy::{CopyNote, CopyProgress};
+
+use super::options::SessionOptions;
+use super::volume_process::connection::record_id;
+use crate::interrupt::Interrupt;
+use crate::{Exit, Failure};
+use side::Side;
+
+/// The first pause before a lost line is sought again; doubled up to [`PAUSE_MAX`].
+const PAUSE: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// What is copied where.
+#[derive(Debug)]
+pub struct CopyOptions {
+    /// How the source is reached, and its pins; `access` is not looked at.
+    pub source: SessionOptions,
+    /// How the destination is reached; `access` and `pins` are not looked at.
+    pub destination: SessionOptions,
+    /// Remove the source once the destination is whole, read back and durable.
+    pub remove_source: bool,
+}
+
+/// Where a copy stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyPhase {
+    /// Reaching both stores and taking both locks.
+    Opening,
+    /// Finding out where the source holds data.
+    Mapping,
+    /// Reading and writing.
+    Copying,
+    /// Reading back.
+    Verifying,
+    /// Giving the copy its name.
+    Publishing,
+    /// Removing the source.
+    Removing,
+}
+
+/// How the source's holes were found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HolesBy {
+    /// The local file system told.
+    Allocation,
+    /// The server's shell told.
+    ServerShell,
+    /// All of the file was read.
+    Zeros,
+    /// Nothing was left to be copied.
+    Nothing,
+}
+
+/// A copy that is whole, read back, durable and named.
+#[derive(Debug)]
+pub struct CopyReport {
+    /// What was copied; pinned for the destination.
+    pub pins: Pins,
+    /// Length of the container file.
+    pub container_bytes: u64,
+    /// This run's part.
+    pub figures: Option<CopyProgress>,
+    /// What earlier runs had copied already, rounded up to pieces of 4 MiB.
+    pub resumed_bytes: u64,
+    /// How the holes were found.
+    pub holes_by: HolesBy,
+    /// The source was removed.
+    pub source_removed: bool,
+}
+
+/// Sees a copy; called on the session's own thread and must not block.
+pub trait CopyObserver {
+    /// A phase begins.
+    fn phase(&mut self, phase: CopyPhase);
+    /// Newer figures.
+    fn progress(&mut self, progress: &CopyProgress);
+    /// Something to know; `matters` for the safety of the data.
+    fn tell(&mut self, text: &str, matters: bool);
+}
+
+/// One run of `sprat copy`, over any number of lost lines.
+struct Job<'a> {
+    options: &'a CopyOptions,
+    source: Side,
+    destination: Side,
+    interrupt: &'a Interrupt,
+    note: Option<CopyNote>,
+    /// Both locks were held once: from then on a lost line is waited for.
+    began: bool,
+    resumed_bytes: u64,
+    source_removed: bool,
+}
+
+/// Copies a container. After a failure the source is as it was, the destination's name is free or
+/// names a whole copy, and the same call goes on where this one stopped.
+pub fn copy(
+    options: &CopyOptions,
+    observer: &mut dyn CopyObserver,
+    interrupt: &Interrupt,
+) -> Result<CopyReport, Failure> {
+    let (from, to) = (&options.source.target, &options.destination.target);
+    if record_id(from) == record_id(to) {
+        return Err(Failure::usage(format!("{from} can't be copied to itself")));
+    }
+    interrupt.on_request(|requests| {
+        // Asked twice: at once, as a kill does. Both locks are left to the next run.
+        if requests >= 2 {
+            std::process::exit(i32::from(Exit::Interrupted.code()));
+        }
+    });
+    observer.phase(CopyPhase::Opening);
+    let mut job = Job {
+        options,
+        source: Side::new(&options.source)?,
+        destination: Side::new(&options.destination)?,
+        interrupt,
+        note: None,
+        began: false,
+        resumed_bytes: 0,
+        source_removed: false,
+    };
+    let mut lost: Option<Instant> = None;
+    let mut pause = PAUSE;
+    loop {
+        let done = job.attempt(observer);
+        let failure = match done {
+            Ok(report) => return Ok(report),
+            Err(failure) => failure,
+        };
+        let since = *lost.get_or_insert_with(Instant::now);
+        if job.progressed() {
+            lost = Some(Instant::now());
+            pause = PAUSE;
+        }
+        let over = !job.began
+            || failure.exit != Exit::Unreachable
+            || interrupt.requested()
+            || since.elapsed() + pause > options.destination.reconnect_max;
+        if over {
+            return Err(job.explained(failure));
+        }
+        observer.tell(
+            &format!(
+                "line lost, going on in {} s: {}",
+                pause.as_secs(),
+                failure.what
+            ),
+            false,
+        );
+        let until = Instant::now() + pause;
+        while Instant::now() < until && !interrupt.requested() {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+impl Job<'_> {
+    /// What the failure means for the two containers.
+    fn explained(&self, failure: Failure) -> Failure {
+        if !self.began || failure.exit == Exit::Locked {
+            return failure;
+        }
+        let state = if self.source_removed {
+            "the copy is whole and durable, and the source is removed. Run the same command \
+             again: it clears up"
+        } else {
+            "the source is as it was. Run the same command again: it goes on where this one \
+             stopped"
+        };
+        match &failure.hint {
+            Some(hint) if failure.exit != Exit::Unreachable => {
+                let hint = format!("{state}. {hint}");
+                failure.with_hint(hint)
+            }
+            _ => failure.with_hint(state),
+        }
+    }
+}

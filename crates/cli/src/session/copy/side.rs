@@ -1,0 +1,232 @@
+//! One end of a copy: its local record, its lock, and the store as it is reached now.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use sprat_store::lock::{self, RENEW_INTERVAL};
+use sprat_store::{FileName, LocalRecord, Lock, LockError, Store, StoreErrorKind};
+
+use super::super::options::SessionOptions;
+use super::super::volume_process::connection::{Connection, open_record, owner_note};
+use super::super::volume_process::opening::TAKEOVER_QUIET_TIMES;
+use super::CopyObserver;
+use crate::Failure;
+use crate::interrupt::Interrupt;
+use crate::target::Target;
+
+/// One end.
+pub(super) struct Side {
+    pub options: SessionOptions,
+    pub connection: Connection,
+    pub held: Arc<Held>,
+    held_since: Instant,
+    /// When a line to it was lost last: until a quiet time later its server's old process may
+    /// still write.
+    pub lost_at: Option<Instant>,
+}
+
+/// A container, or the place of one, that this process holds.
+pub(super) struct Held {
+    target: Target,
+    state_dir: PathBuf,
+    pub record: LocalRecord,
+    lock: RwLock<Option<Lock>>,
+    /// Why nothing may be done any more.
+    lost: Mutex<Option<Failure>>,
+}
+
+impl Side {
+    /// Takes the local record; nothing is asked of the server yet.
+    pub(super) fn new(options: &SessionOptions) -> Result<Self, Failure> {
+        let record = open_record(&options.state_dir, &options.target)?;
+        let connection = Connection::to(options, &record)?;
+        let held = Held {
+            target: options.target.clone(),
+            state_dir: options.state_dir.clone(),
+            record,
+            lock: RwLock::new(None),
+            lost: Mutex::new(None),
+        };
+        Ok(Self {
+            options: options.clone(),
+            connection,
+            held: Arc::new(held),
+            held_since: Instant::now(),
+            lost_at: None,
+        })
+    }
+
+    /// The container's name in its folder.
+    pub(super) fn name(&self) -> &FileName {
+        &self.options.target.name
+    }
+
+    /// Connects.
+    pub(super) fn connect(&self) -> Result<Arc<dyn Store>, Failure> {
+        Ok(self.connection.connect()?)
+    }
+
+    /// Waits until nothing of a session that died, or of a line that was lost, can arrive any more.
+    pub(super) fn wait_for_quiet(
+        &mut self,
+        observer: &mut dyn CopyObserver,
+        interrupt: &Interrupt,
+    ) -> Result<(), Failure> {
+        let quiet_time = self.options.quiet_time;
+        let mut until = self.lost_at.map(|at| at + quiet_time);
+        if self.held.record.may_arrive() {
+            let takeover = self.held_since + quiet_time * TAKEOVER_QUIET_TIMES;
+            until = Some(until.map_or(takeover, |until| until.max(takeover)));
+        }
+        let Some(until) = until else { return Ok(()) };
+        if self.connection.outlives_us() && Instant::now() < until {
+            observer.tell(
+                "waiting until what was under way when a line was lost can't arrive any more",
+                false,
+            );
+            while Instant::now() < until {
+                interrupt.check()?;
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+        if self.held.record.may_arrive() {
+            self.held.record.quiet()?;
+        }
+        self.lost_at = None;
+        Ok(())
+    }
+}
+
+impl Held {
+    /// Takes the lock, or makes sure that it is still ours.
+    pub(super) fn hold(
+        &self,
+        store: &dyn Store,
+        observer: &mut dyn CopyObserver,
+    ) -> Result<(), Failure> {
+        let mut held = self.lock.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lock) = &*held {
+            return Ok(lock.verify(store)?);
+        }
+        let owner = owner_note(&self.state_dir)?;
+        let lock = Lock::acquire(store, &self.target.name, &self.record, owner)?;
+        if lock.number() > 1 {
+            observer.tell(
+                &format!(
+                    "took over the lock on {} of a session that died on this machine",
+                    self.target
+                ),
+                false,
+            );
+        }
+        *held = Some(lock);
+        Ok(())
+    }
+
+    /// As [`Self::hold`], for a source on a full disk or a read-only account, where no lock can be
+    /// made: nobody else may hold one. False then.
+    pub(super) fn hold_or_look(
+        &self,
+        store: &dyn Store,
+        observer: &mut dyn CopyObserver,
+    ) -> Result<bool, Failure> {
+        let mut held = self.lock.write().unwrap_or_else(PoisonError::into_inner);
+        if held.is_none() {
+            let owner = owner_note(&self.state_dir)?;
+            match Lock::acquire(store, &self.target.name, &self.record, owner) {
+                Ok(lock) => *held = Some(lock),
+                Err(LockError::Store { source, .. }) if cannot_write(source.kind()) => {
+                    drop(held);
+                    self.look(store)?;
+                    return Ok(false);
+                }
+                Err(error) => return Err(Failure::from(&error)),
+            }
+        }
+        drop(held);
+        self.hold(store, observer)?;
+        Ok(true)
+    }
+
+    /// Fails if anybody else holds the container.
+    pub(super) fn look(&self, store: &dyn Store) -> Result<(), Failure> {
+        match lock::inspect(store, &self.target.name)? {
+            Some(info) if !info.is_left_by(&self.record) => {
+                Err(Failure::from(&LockError::HeldElsewhere {
+                    container: self.target.name.clone(),
+                    info: Box::new(info),
+                }))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes sure that the lock is still ours, or, without one, that nobody took it.
+    pub(super) fn still_ours(&self, store: &dyn Store) -> Result<(), Failure> {
+        if let Some(failure) = self.lost() {
+            return Err(failure);
+        }
+        match &*self.lock.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(lock) => Ok(lock.verify(store)?),
+            None => self.look(store),
+        }
+    }
+
+    /// Why the container is no longer ours.
+    pub(super) fn lost(&self) -> Option<Failure> {
+        let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        lost.clone()
+    }
+
+    /// Renews the lock until `done`.
+    pub(super) fn keep_renewing(&self, store: &dyn Store, done: &AtomicBool) {
+        let mut renewed_at = Instant::now();
+        while !done.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(50));
+            if renewed_at.elapsed() < RENEW_INTERVAL {
+                continue;
+            }
+            renewed_at = Instant::now();
+            let renewed = match &*self.lock.read().unwrap_or_else(PoisonError::into_inner) {
+                Some(lock) => lock.renew(store),
+                None => Ok(()),
+            };
+            match renewed {
+                // A lost line says nothing of the lock: it is verified on the new one.
+                Ok(()) | Err(LockError::Store { .. }) => {}
+                Err(error) => {
+                    let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+                    lost.get_or_insert(Failure::from(&error));
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Gives the lock back; everything sent is answered, and `settled` says that nothing of a dead
+    /// session is open either.
+    pub(super) fn release(&self, store: &dyn Store, settled: bool) -> Result<(), Failure> {
+        if !settled && !self.record.suspects().is_empty() {
+            // The next session of this host takes it over, and settles them.
+            return Ok(());
+        }
+        let lock = {
+            let mut held = self.lock.write().unwrap_or_else(PoisonError::into_inner);
+            held.take()
+        };
+        if let Some(lock) = lock {
+            self.record.all_settled()?;
+            lock.release(store)?;
+        }
+        Ok(())
+    }
+}
+
+fn cannot_write(kind: StoreErrorKind) -> bool {
+    matches!(
+        kind,
+        StoreErrorKind::ReadOnly | StoreErrorKind::PermissionDenied | StoreErrorKind::NoSpace
+    )
+}

@@ -1,0 +1,273 @@
+//! Containers are copied and moved between stores, and backups go on where they went.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
+
+mod machine;
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::process::Command;
+
+use machine::remote::Remote;
+use machine::{CONTAINER, Machine, Ran, Tmpfs};
+use sprat_testkit::sshd::SshdOptions;
+use sprat_testkit::{needs, requires, sshd};
+
+/// A container with one snapshot on a "USB disk", and a server whose folder is the machine's
+/// `server`.
+fn seeded() -> Machine {
+    let machine = Machine::with_container();
+    fs::create_dir(machine.path("server")).unwrap();
+    let noise: Vec<u8> = (0..9_000_000u32)
+        .flat_map(|n| (n.wrapping_mul(2_654_435_761) >> 24).to_le_bytes())
+        .step_by(4)
+        .collect();
+    machine.write("src/large", noise);
+    assert_eq!(machine.backup(&[]).code, 0);
+    machine
+}
+
+fn same_bytes(a: &Path, b: &Path) -> bool {
+    let compared = Command::new("cmp").arg("-s").arg(a).arg(b).status();
+    compared.unwrap().success()
+}
+
+fn allocated(path: &Path) -> u64 {
+    fs::metadata(path).unwrap().blocks() * 512
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+#[track_caller]
+fn ok(ran: Ran) -> Ran {
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    ran
+}
+
+fn on_server(remote: &Remote, name: &str) -> String {
+    let folder = remote.machine.path("server");
+    format!(
+        "ssh://root@127.0.0.1:{}{}/{name}",
+        remote.sshd.port(),
+        folder.display()
+    )
+}
+
+#[test]
+fn seeded_on_a_usb_disk_and_moved_to_the_server_backups_go_on_with_hard_links() {
+    requires!(needs::root(), sshd::missing());
+    let remote = Remote::with(seeded(), &SshdOptions::default());
+    let machine = &remote.machine;
+    let usb = machine.path(CONTAINER);
+    let pristine = machine.path("pristine");
+    ok(machine.run(
+        Command::new("cp")
+            .args(["--sparse=always"])
+            .arg(&usb)
+            .arg(&pristine),
+    ));
+    let server = on_server(&remote, "x.luks");
+
+    let moved = ok(remote.sprat(&["copy", "--move", CONTAINER, &server, "--json"])).json();
+    assert_eq!(moved["source_removed"], true);
+    assert_eq!(moved["holes_by"], "allocation");
+    assert_eq!(names(&machine.path("store")), [""; 0]);
+    assert_eq!(names(&machine.path("server")), ["x.luks"]);
+    let arrived = machine.path("server/x.luks");
+    assert!(same_bytes(&pristine, &arrived));
+    assert!(allocated(&arrived) <= allocated(&pristine) + (1 << 20));
+    assert_eq!(fs::metadata(&arrived).unwrap().mode() & 0o7777, 0o600);
+    assert_eq!(names(&machine.path("state/copies")), [""; 0]);
+    assert_eq!(names(&machine.path("state/containers")).len(), 1);
+
+    // The pins travelled: nothing is trusted anew, and unchanged files are linked, not sent.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let again = ok(remote.sprat(&["backup", &server, "--name", "home", "src", "--json"]));
+    assert!(!again.stderr.contains("trusted"), "{}", again.stderr);
+    let stats = again.json()["jobs"][0]["record"]["stats"].clone();
+    assert_eq!(stats["transferred"], 0, "{stats}");
+    let listed = ok(remote.sprat(&["snapshots", &server, "--json"])).json();
+    assert_eq!(listed["snapshots"].as_array().unwrap().len(), 2);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn a_container_goes_from_server_to_server_and_its_holes_are_found_there() {
+    requires!(needs::root(), sshd::missing(), needs::program("perl"));
+    let remote = Remote::with(seeded(), &SshdOptions::default());
+    let machine = &remote.machine;
+    fs::rename(machine.path(CONTAINER), machine.path("server/x.luks")).unwrap();
+    let (from, to) = (
+        on_server(&remote, "x.luks"),
+        on_server(&remote, "copy.luks"),
+    );
+    let copied = ok(remote.sprat(&["copy", &from, &to, "--json"])).json();
+    assert_eq!(copied["holes_by"], "server_shell", "{copied}");
+    let read = copied["read_bytes"].as_u64().unwrap();
+    assert!(read < 100 << 20, "{read} bytes of 1 GiB were read");
+    assert_eq!(names(&machine.path("server")), ["copy.luks", "x.luks"]);
+    let (from, to) = (
+        machine.path("server/x.luks"),
+        machine.path("server/copy.luks"),
+    );
+    assert!(same_bytes(&from, &to));
+    assert!(allocated(&to) <= allocated(&from) + (1 << 20));
+}
+
+#[test]
+fn without_a_shell_all_is_read_and_holes_stay_holes() {
+    requires!(needs::root(), sshd::missing());
+    let options = SshdOptions {
+        internal_sftp: true,
+        config_lines: vec!["ForceCommand internal-sftp".to_owned()],
+        ..SshdOptions::default()
+    };
+    let machine = Machine::new();
+    machine.init(&[CONTAINER, "--size", "128M"]);
+    fs::create_dir(machine.path("server")).unwrap();
+    fs::rename(machine.path(CONTAINER), machine.path("server/x.luks")).unwrap();
+    let remote = Remote::with(machine, &options);
+    let machine = &remote.machine;
+    let copied = ok(remote.sprat(&["copy", &on_server(&remote, "x.luks"), CONTAINER, "--json"]));
+    let copied = copied.json();
+    assert_eq!(copied["holes_by"], "zeros");
+    assert_eq!(copied["read_bytes"], 128 << 20);
+    let (from, to) = (machine.path("server/x.luks"), machine.path(CONTAINER));
+    assert!(same_bytes(&from, &to));
+    assert!(allocated(&to) <= allocated(&from) + (1 << 20));
+}
+
+#[test]
+fn copy_never_overwrites_and_never_touches_what_is_in_use() {
+    requires!(needs::root());
+    let machine = seeded();
+    let copy = |more: &[&str]| {
+        let mut all = vec!["copy"];
+        all.extend(more);
+        machine.sprat(&all)
+    };
+    machine.write("server/x.luks", "something else");
+    let refused = copy(&[CONTAINER, "server/x.luks"]).failed_with(1);
+    assert!(refused.contains("exists already"), "{refused}");
+    assert_eq!(
+        fs::read(machine.path("server/x.luks")).unwrap(),
+        b"something else"
+    );
+    let itself = copy(&[CONTAINER, "./store/../store/x.luks"]).failed_with(2);
+    assert!(itself.contains("to itself"), "{itself}");
+    copy(&["store/none.luks", "server/y.luks"]).failed_with(10);
+    copy(&["server/x.luks", "server/y.luks"]).failed_with(10);
+    copy(&[CONTAINER, "nowhere/y.luks"]).failed_with(1);
+    let missing = copy(&[CONTAINER]).failed_with(2);
+    assert!(missing.contains("<DST>"), "{missing}");
+
+    fs::create_dir(machine.path("mnt")).unwrap();
+    ok(machine.sprat(&["mount", CONTAINER, "mnt", "--rw"]));
+    copy(&["--move", CONTAINER, "server/y.luks"]).failed_with(11);
+    ok(machine.sprat(&["umount", "mnt"]));
+    let lock = machine.write("server/y.luks.lock.1", "");
+    copy(&[CONTAINER, "server/y.luks"]).failed_with(11);
+    fs::remove_file(lock).unwrap();
+    assert_eq!(names(&machine.path("server")), ["x.luks"]);
+    assert_eq!(names(&machine.path("store")), ["x.luks"]);
+    machine.restores_whole(&[]);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn a_swapped_source_is_refused_by_its_pins() {
+    requires!(needs::root());
+    let machine = seeded();
+    machine.init(&["store/other.luks", "--size", "128M"]);
+    fs::rename(machine.path("store/other.luks"), machine.path(CONTAINER)).unwrap();
+    let refused = machine.sprat(&["copy", CONTAINER, "server/y.luks"]);
+    refused.failed_with(13);
+    assert_eq!(names(&machine.path("server")), [""; 0]);
+}
+
+#[test]
+fn a_full_destination_stops_the_copy_and_room_lets_it_go_on() {
+    requires!(needs::root());
+    let machine = seeded();
+    let small = Tmpfs::mount(&machine.path("server"), 4);
+    let full = machine
+        .sprat(&["copy", CONTAINER, "server/x.luks"])
+        .failed_with(1);
+    assert!(
+        full.contains("still to be copied") && full.contains("make room"),
+        "{full}"
+    );
+    small.remount("size=200m");
+    ok(machine.sprat(&["copy", CONTAINER, "server/x.luks"]));
+    assert!(same_bytes(
+        &machine.path(CONTAINER),
+        &machine.path("server/x.luks")
+    ));
+}
+
+#[test]
+fn a_read_only_account_can_be_copied_from() {
+    requires!(needs::root(), sshd::missing());
+    let options = SshdOptions {
+        sftp_arguments: vec!["-R".to_owned()],
+        ..SshdOptions::default()
+    };
+    let machine = seeded();
+    fs::rename(machine.path(CONTAINER), machine.path("server/x.luks")).unwrap();
+    let remote = Remote::with(machine, &options);
+    let from = on_server(&remote, "x.luks");
+    let copied = ok(remote.sprat(&["copy", &from, CONTAINER]));
+    assert!(
+        copied.stderr.contains("can't be locked"),
+        "{}",
+        copied.stderr
+    );
+    let machine = &remote.machine;
+    assert!(same_bytes(
+        &machine.path("server/x.luks"),
+        &machine.path(CONTAINER)
+    ));
+    remote
+        .sprat(&["copy", "--move", &from, "store/y.luks"])
+        .failed_with(1);
+    assert!(machine.path("server/x.luks").exists());
+}
+
+#[test]
+fn a_source_that_changes_after_an_interruption_is_copied_anew() {
+    requires!(needs::root());
+    let machine = seeded();
+    // What an interrupted copy leaves, at its simplest: the whole unfinished file, and its note.
+    ok(machine.sprat(&["copy", CONTAINER, "server/x.luks"]));
+    fs::remove_file(machine.path("server/x.luks")).unwrap();
+    let small = machine.path("small");
+    fs::create_dir(&small).unwrap();
+    let disk = Tmpfs::mount(&small, 200);
+    let unfinished = machine.path("small/x.luks.copying");
+    fs::create_dir(machine.path("small/x.luks.copying")).unwrap();
+    machine
+        .sprat(&["copy", CONTAINER, "small/x.luks"])
+        .failed_with(1);
+    fs::remove_dir(&unfinished).unwrap();
+    File::create(&unfinished)
+        .unwrap()
+        .write_all_at(b"old", 0)
+        .unwrap();
+    machine.write("src/a", "changed\n");
+    assert_eq!(machine.backup(&[]).code, 0);
+    ok(machine.sprat(&["copy", CONTAINER, "small/x.luks"]));
+    assert!(same_bytes(
+        &machine.path(CONTAINER),
+        &machine.path("small/x.luks")
+    ));
+    assert_eq!(names(&small), ["x.luks"]);
+    drop(disk);
+}

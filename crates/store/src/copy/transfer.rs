@@ -1,0 +1,278 @@
+//! Brings pieces from the source to the destination, several reads and several writes at a time.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::note::Piece;
+use super::{CopyError, CopyNote, CopyProgress, CopySides, CopyStep, CopyWatch, piece};
+use crate::ReadClass;
+
+/// Pieces under way from the source, and as many to the destination: more than the windows of the
+/// usual channels hold (2 MiB each), so that none of them ever waits for work.
+const READERS: usize = 4;
+const WRITERS: usize = 4;
+/// Pieces that wait between them.
+const QUEUE_PIECES: usize = 2;
+/// What an interruption costs at most, beside what is under way.
+const CHECKPOINT_BYTES: u64 = 256 << 20;
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(20);
+/// How often the watch is asked.
+const WATCH_INTERVAL: Duration = Duration::from_millis(100);
+
+/// A piece that was read and holds something.
+struct Full {
+    note: Piece,
+    bytes: Vec<u8>,
+    read_bytes: u64,
+}
+
+/// A piece that is at the destination.
+struct Done {
+    note: Piece,
+    /// What the map or the file's length say of it.
+    counted_bytes: u64,
+    read_bytes: u64,
+    written_bytes: u64,
+}
+
+/// What the threads share.
+struct Shared<'a> {
+    sides: &'a CopySides,
+    next: Mutex<Box<dyn Iterator<Item = u64> + Send + 'a>>,
+    stop: AtomicBool,
+}
+
+/// Copies every piece that the note lacks and that may hold data, and notes it once it is durable.
+pub(super) fn transfer(
+    sides: &CopySides,
+    note: &mut CopyNote,
+    watch: &mut dyn CopyWatch,
+    figures: &mut CopyProgress,
+) -> Result<(), CopyError> {
+    let copied = note.copied().clone();
+    let missing = |index: &u64| {
+        !copied.contains(*index) && sides.map.as_ref().is_none_or(|map| map.piece(*index) != 0)
+    };
+    figures.step = CopyStep::Copying;
+    figures.done_bytes = 0;
+    let all = 0..piece::count(sides.len);
+    figures.total_bytes = match &sides.map {
+        Some(map) => all
+            .clone()
+            .filter(missing)
+            .map(|index| map.piece_bytes(index))
+            .sum(),
+        None => all
+            .clone()
+            .filter(missing)
+            .map(|index| piece::len(index, sides.len) as u64)
+            .sum(),
+    };
+    let shared = Shared {
+        sides,
+        next: Mutex::new(Box::new(all.filter(missing))),
+        stop: AtomicBool::new(false),
+    };
+    let (done_to, done) = mpsc::channel();
+    let (full_to, full) = mpsc::sync_channel(QUEUE_PIECES);
+    let full = Mutex::new(full);
+    std::thread::scope(|scope| {
+        for _ in 0..READERS {
+            let (full_to, done_to) = (full_to.clone(), done_to.clone());
+            let shared = &shared;
+            scope.spawn(move || read_pieces(shared, &full_to, &done_to));
+        }
+        drop(full_to);
+        for _ in 0..WRITERS {
+            let done_to = done_to.clone();
+            let (shared, full) = (&shared, &full);
+            scope.spawn(move || write_pieces(shared, full, &done_to));
+        }
+        drop(done_to);
+        let tracked = Tracker {
+            shared: &shared,
+            note,
+            watch,
+            figures,
+            pending: Vec::new(),
+            pending_bytes: 0,
+            checkpoint_at: Instant::now(),
+        }
+        .run(&done);
+        shared.stop.store(true, Ordering::SeqCst);
+        // Whoever waits to hand something over must find nobody there.
+        drop(done);
+        tracked
+    })
+}
+
+fn read_pieces(
+    shared: &Shared<'_>,
+    full: &SyncSender<Full>,
+    done: &Sender<Result<Done, CopyError>>,
+) {
+    let sides = shared.sides;
+    while !shared.stop.load(Ordering::SeqCst) {
+        let next = {
+            let mut next = shared.next.lock().unwrap_or_else(PoisonError::into_inner);
+            next.next()
+        };
+        let Some(index) = next else { return };
+        let len = piece::len(index, sides.len);
+        let wanted = sides.map.as_ref().map_or(u64::MAX, |map| map.piece(index));
+        let mut bytes = vec![0; len];
+        let mut read_bytes = 0;
+        for range in piece::ranges(wanted, len) {
+            let at = index * piece::PIECE_BYTES + range.start as u64;
+            read_bytes += range.len() as u64;
+            if let Err(error) = sides
+                .source
+                .read_at(at, &mut bytes[range], ReadClass::Ahead)
+            {
+                let _ = done.send(Err(CopyError::Source(error)));
+                return;
+            }
+        }
+        let note = Piece {
+            index,
+            parts: piece::parts_in_use(&bytes),
+            digest: piece::digest(&bytes),
+        };
+        let handed_on = if note.parts == 0 {
+            let all_zero = shared.done(note, read_bytes, 0);
+            done.send(Ok(all_zero)).is_ok()
+        } else {
+            let piece = Full {
+                note,
+                bytes,
+                read_bytes,
+            };
+            full.send(piece).is_ok()
+        };
+        if !handed_on {
+            return;
+        }
+    }
+}
+
+fn write_pieces(
+    shared: &Shared<'_>,
+    full: &Mutex<Receiver<Full>>,
+    done: &Sender<Result<Done, CopyError>>,
+) {
+    loop {
+        let next = full.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(piece) = next else { return };
+        if shared.stop.load(Ordering::SeqCst) {
+            // Taken all the same: readers may wait to hand theirs over.
+            continue;
+        }
+        let at = piece.note.index * piece::PIECE_BYTES;
+        let parts: Vec<(u64, &[u8])> = piece::runs_in_use(&piece.bytes)
+            .into_iter()
+            .map(|run| (at + run.start as u64, &piece.bytes[run]))
+            .collect();
+        let written_bytes = parts.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+        let outcome = match shared.sides.destination.write_parts_at(&parts) {
+            Ok(()) => Ok(shared.done(piece.note, piece.read_bytes, written_bytes)),
+            Err(error) => Err(CopyError::Destination(error)),
+        };
+        // Nobody listens any more once the copy has failed.
+        let _ = done.send(outcome);
+    }
+}
+
+impl Shared<'_> {
+    fn done(&self, note: Piece, read_bytes: u64, written_bytes: u64) -> Done {
+        let len = piece::len(note.index, self.sides.len) as u64;
+        let map = self.sides.map.as_ref();
+        Done {
+            counted_bytes: map.map_or(len, |map| map.piece_bytes(note.index)),
+            note,
+            read_bytes,
+            written_bytes,
+        }
+    }
+}
+
+/// Counts, asks the watch, makes durable and notes.
+struct Tracker<'a, 'b> {
+    shared: &'a Shared<'b>,
+    note: &'a mut CopyNote,
+    watch: &'a mut dyn CopyWatch,
+    figures: &'a mut CopyProgress,
+    /// At the destination, not known to be durable.
+    pending: Vec<Piece>,
+    pending_bytes: u64,
+    checkpoint_at: Instant,
+}
+
+impl Tracker<'_, '_> {
+    fn run(mut self, done: &Receiver<Result<Done, CopyError>>) -> Result<(), CopyError> {
+        let mut asked_at = Instant::now();
+        loop {
+            match done.recv_timeout(WATCH_INTERVAL) {
+                Ok(Ok(piece)) => self.take(&piece),
+                Ok(Err(error)) => {
+                    self.stop_in_order(done);
+                    return Err(error);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            if asked_at.elapsed() >= WATCH_INTERVAL {
+                asked_at = Instant::now();
+                if !self.watch.progress(self.figures) {
+                    self.stop_in_order(done);
+                    return Err(CopyError::Stopped);
+                }
+            }
+            let due = self.pending_bytes >= CHECKPOINT_BYTES
+                || (!self.pending.is_empty()
+                    && self.checkpoint_at.elapsed() >= CHECKPOINT_INTERVAL);
+            if due {
+                self.checkpoint()?;
+            }
+        }
+        self.watch.progress(self.figures);
+        self.checkpoint()
+    }
+
+    fn take(&mut self, piece: &Done) {
+        self.figures.done_bytes += piece.counted_bytes;
+        self.figures.read_bytes += piece.read_bytes;
+        self.figures.written_bytes += piece.written_bytes;
+        self.pending_bytes += piece.written_bytes;
+        self.pending.push(piece.note);
+    }
+
+    /// What has arrived by now is kept for the next run, if the destination still answers.
+    fn stop_in_order(&mut self, done: &Receiver<Result<Done, CopyError>>) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        while let Ok(outcome) = done.recv() {
+            if let Ok(piece) = outcome {
+                self.take(&piece);
+            }
+        }
+        // The failure that brought us here counts, not one of this.
+        let _ = self.checkpoint();
+    }
+
+    /// A flush covers what was answered before it was asked for: exactly what is pending.
+    fn checkpoint(&mut self) -> Result<(), CopyError> {
+        self.checkpoint_at = Instant::now();
+        let known = self.shared.sides.map.is_some();
+        let left = self.figures.total_bytes - self.figures.done_bytes.min(self.figures.total_bytes);
+        if !self.watch.checkpoint(known.then_some(left)) {
+            return Err(CopyError::Stopped);
+        }
+        let flushed = self.shared.sides.destination.flush();
+        flushed.map_err(CopyError::Destination)?;
+        self.note.add(&self.pending)?;
+        self.pending.clear();
+        self.pending_bytes = 0;
+        Ok(())
+    }
+}

@@ -1,0 +1,137 @@
+//! Reads back what the note lists and compares it with the source's checksums.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::note::{Piece, Pieces};
+use super::{CopyError, CopyNote, CopyProgress, CopySides, CopyStep, CopyWatch, piece};
+use crate::ReadClass;
+
+const READERS: usize = 4;
+/// Noted together.
+const BATCH_PIECES: usize = 64;
+const WATCH_INTERVAL: Duration = Duration::from_millis(100);
+
+struct Compared {
+    index: u64,
+    same: bool,
+    bytes: u64,
+}
+
+/// The numbers of the pieces that differ; the others are noted as verified. Pieces of zeros were
+/// never written and are holes, which need no look.
+pub(super) fn verify(
+    sides: &CopySides,
+    note: &mut CopyNote,
+    watch: &mut dyn CopyWatch,
+    figures: &mut CopyProgress,
+) -> Result<Vec<u64>, CopyError> {
+    figures.step = CopyStep::Verifying;
+    figures.done_bytes = 0;
+    figures.total_bytes = 0;
+    for piece in note.unverified()? {
+        let piece = piece?;
+        figures.total_bytes += bytes_of(&piece, sides.len);
+    }
+    let pieces = Mutex::new(note.unverified()?);
+    let stop = AtomicBool::new(false);
+    let (compared_to, compared) = mpsc::channel();
+    std::thread::scope(|scope| {
+        for _ in 0..READERS {
+            let compared_to = compared_to.clone();
+            let (pieces, stop) = (&pieces, &stop);
+            scope.spawn(move || compare(sides, pieces, stop, &compared_to));
+        }
+        drop(compared_to);
+        let collected = collect(&compared, note, watch, figures);
+        stop.store(true, Ordering::SeqCst);
+        collected
+    })
+}
+
+fn bytes_of(piece: &Piece, file_bytes: u64) -> u64 {
+    let ranges = piece::ranges(piece.parts, piece::len(piece.index, file_bytes));
+    ranges.iter().map(|range| range.len() as u64).sum()
+}
+
+fn compare(
+    sides: &CopySides,
+    pieces: &Mutex<Pieces>,
+    stop: &AtomicBool,
+    compared: &Sender<Result<Compared, CopyError>>,
+) {
+    while !stop.load(Ordering::SeqCst) {
+        let next = {
+            let mut pieces = pieces.lock().unwrap_or_else(PoisonError::into_inner);
+            pieces.next()
+        };
+        let outcome = match next {
+            None => return,
+            Some(Err(error)) => Err(error),
+            Some(Ok(piece)) => read_back(sides, &piece),
+        };
+        let failed = outcome.is_err();
+        if compared.send(outcome).is_err() || failed {
+            return;
+        }
+    }
+}
+
+fn read_back(sides: &CopySides, note: &Piece) -> Result<Compared, CopyError> {
+    let mut bytes = vec![0; piece::len(note.index, sides.len)];
+    for range in piece::ranges(note.parts, bytes.len()) {
+        let at = note.index * piece::PIECE_BYTES + range.start as u64;
+        let read = sides
+            .destination
+            .read_at(at, &mut bytes[range], ReadClass::Ahead);
+        read.map_err(CopyError::Destination)?;
+    }
+    Ok(Compared {
+        index: note.index,
+        same: piece::digest(&bytes) == note.digest,
+        bytes: bytes_of(note, sides.len),
+    })
+}
+
+fn collect(
+    compared: &Receiver<Result<Compared, CopyError>>,
+    note: &mut CopyNote,
+    watch: &mut dyn CopyWatch,
+    figures: &mut CopyProgress,
+) -> Result<Vec<u64>, CopyError> {
+    let (mut differing, mut right) = (Vec::new(), Vec::new());
+    let mut asked_at = Instant::now();
+    loop {
+        match compared.recv_timeout(WATCH_INTERVAL) {
+            Ok(outcome) => {
+                let piece = outcome?;
+                figures.done_bytes += piece.bytes;
+                if piece.same {
+                    figures.verified_bytes += piece.bytes;
+                    right.push(piece.index);
+                } else {
+                    differing.push(piece.index);
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+        if right.len() >= BATCH_PIECES {
+            note.verified(&right)?;
+            right.clear();
+        }
+        if asked_at.elapsed() >= WATCH_INTERVAL {
+            asked_at = Instant::now();
+            if !watch.progress(figures) {
+                note.verified(&right)?;
+                return Err(CopyError::Stopped);
+            }
+        }
+    }
+    watch.progress(figures);
+    note.verified(&right)?;
+    differing.sort_unstable();
+    Ok(differing)
+}
