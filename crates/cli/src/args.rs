@@ -2,6 +2,7 @@
 
 mod copy;
 mod key;
+mod prune;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ pub use key::{
     KeyAddArgs, KeyArgs, KeyCommand, KeyHeaderBackupArgs, KeyHeaderRestoreArgs, KeyRemoveArgs,
     KeySheetArgs, KeyTargetArgs,
 };
+pub use prune::PruneArgs;
 
 /// End-to-end encrypted backups with rsync: one LUKS2 file on any SSH server
 #[derive(Debug, Parser)]
@@ -210,6 +212,9 @@ pub enum Command {
     /// Copy a snapshot, or a part of it, back
     #[command(after_help = RESTORE_EXAMPLES)]
     Restore(RestoreArgs),
+    /// Remove the snapshots of a job that no rule keeps
+    #[command(after_help = prune::EXAMPLES)]
+    Prune(PruneArgs),
     /// Mount a container to look round in it; it stays mounted until `sprat umount`
     #[command(after_help = MOUNT_EXAMPLES)]
     Mount(MountArgs),
@@ -256,6 +261,7 @@ impl Command {
             Self::Backup(_) => Some("backup"),
             Self::Snapshots(_) => Some("snapshots"),
             Self::Restore(_) => Some("restore"),
+            Self::Prune(_) => Some("prune"),
             Self::Mount(_) => Some("mount"),
             Self::Umount(_) => Some("umount"),
             Self::Copy(_)

@@ -23,6 +23,7 @@ fn help_lists_the_commands_and_the_exit_codes() {
       backup       Run jobs of the config, or one job given here
       snapshots    List the snapshots of a container
       restore      Copy a snapshot, or a part of it, back
+      prune        Remove the snapshots of a job that no rule keeps
       mount        Mount a container to look round in it; it stays mounted until `sprat umount`
       umount       Unmount a container and wait until everything is on the server's disk
       copy         Copy a container to another store, or move it there, and read it back; needs no key
@@ -108,6 +109,7 @@ fn every_command_has_a_help_with_an_example() {
         "backup",
         "snapshots",
         "restore",
+        "prune",
         "mount",
         "umount",
         "unlock",

@@ -109,7 +109,7 @@ fn volume_full_harms_no_snapshot_and_the_next_run_goes_on() {
     sprat: job home failed
     Caused by:
       #: the volume is out of space (# bytes and # inodes free)
-    Hint: Older snapshots are whole. Make room: mount the container for writing (sprat mount --rw) and remove the folders of old snapshots or a `.partial`. The next run goes on from what is kept.
+    Hint: Older snapshots are whole. Make room with `sprat prune`. The next run goes on from what is kept.
     ");
     machine.write("src/large", noise(1 << 20, 3));
     let ran = machine.backup(&[]);

@@ -111,6 +111,9 @@ pub enum SnapshotError {
     /// Somebody asked to stop a restore. What was restored so far is there.
     #[error("interrupted")]
     RestoreCancelled,
+    /// Somebody asked to stop a prune. What was begun is gone on with by the next run or prune.
+    #[error("interrupted")]
+    PruneCancelled,
     /// The machine failed (pipes, processes, memory).
     #[error("{op}")]
     System { op: &'static str, source: io::Error },
@@ -206,7 +209,7 @@ impl SnapshotError {
             }
             Self::DestinationFull { .. } | Self::DestinationRefused { .. } => Kind::Destination,
             Self::Busy { .. } => Kind::Busy,
-            Self::Cancelled | Self::RestoreCancelled => Kind::Cancelled,
+            Self::Cancelled | Self::RestoreCancelled | Self::PruneCancelled => Kind::Cancelled,
             Self::System { .. } => Kind::System,
         }
     }
@@ -231,7 +234,7 @@ impl SnapshotError {
                 "Older snapshots are whole. What was copied is kept, and the next run goes on from there."
             }
             Self::VolumeFull { .. } => {
-                "Older snapshots are whole. Make room: mount the container for writing (sprat mount --rw) and remove the folders of old snapshots or a `.partial`. The next run goes on from what is kept."
+                "Older snapshots are whole. Make room with `sprat prune`. The next run goes on from what is kept."
             }
             Self::NoSuchJob { .. } | Self::NoSuchSnapshot { .. } => {
                 "Nothing was changed. `sprat snapshots` lists what there is."
@@ -240,6 +243,9 @@ impl SnapshotError {
                 "Nothing was changed. The path is the one in the source; `sprat mount` lets you look round."
             }
             Self::Cancelled => "What was copied is kept, and the next run goes on from there.",
+            Self::PruneCancelled => {
+                "What is to be kept is whole. What was begun is no snapshot any more; the next prune or backup removes the rest of it."
+            }
             Self::DestinationFull { .. } | Self::RestoreFailed { .. } | Self::RestoreCancelled => {
                 "The snapshot is untouched. The same command goes on where this one stopped."
             }

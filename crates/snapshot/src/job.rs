@@ -8,7 +8,8 @@
 //! | `NAME.partial` | an interrupted tree whose files are all durable | rename of `.inflight` |
 //! | `.sprat/NAME.json` | the record | write, rename |
 //! | `.sprat/NAME.checkpoint` | what of `NAME.inflight` is durable | see `checkpoint` |
-//! | `.sprat/deleting-*` | a tree being removed | rename; the next run goes on removing |
+//! | `.sprat/deleting-*` | a tree being removed, a snapshot's or an interrupted one | rename; the next run or prune goes on removing |
+//! | `.sprat/NAME.pin` | somebody wants the snapshot kept; content and owner don't matter | – |
 
 use std::collections::BTreeSet;
 use std::io;
@@ -23,9 +24,12 @@ use crate::checkpoint;
 use crate::error::SnapshotError;
 use crate::name::{JobName, SnapshotName};
 use crate::record::{EntryKind, RunRecord, Warning};
+use crate::scout::Scout;
 use crate::spec::Cancel;
 use crate::text::escape_path;
-use crate::walk::{is_folder, names_in, open_folder, open_folder_at, remove_content};
+use crate::walk::{
+    is_folder, names_in, open_folder, open_folder_at, remove_content, remove_content_telling,
+};
 
 pub(crate) const STATE_FOLDER: &str = ".sprat";
 const DELETING: &str = "deleting-";
@@ -203,6 +207,12 @@ impl JobFolder {
         (kind, record)
     }
 
+    /// Whether somebody pinned it: `.sprat/NAME.pin` is there.
+    pub(crate) fn is_pinned(&self, name: SnapshotName) -> bool {
+        let pin = format!("{STATE_FOLDER}/{name}.pin");
+        statat(&self.folder, pin, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
     /// The finished snapshot that `latest` points to.
     pub(crate) fn latest(&self) -> Option<SnapshotName> {
         let target = rustix::fs::readlinkat(&self.folder, "latest", Vec::new()).ok()?;
@@ -360,6 +370,57 @@ impl RunFolder {
         let record = format!("{}.json", folder.name());
         let _ = rustix::fs::unlinkat(&self.state, record, AtFlags::empty());
         self.finish_removal(Path::new(&away), cancel)
+    }
+
+    /// The trees that earlier runs began to remove, by their names in the state folder.
+    pub(crate) fn half_removed(&self) -> Result<Vec<PathBuf>, SnapshotError> {
+        let names = self.state_names()?.into_iter().map(|(name, _)| name);
+        let deleting =
+            |name: &PathBuf| name.to_str().is_some_and(|name| name.starts_with(DELETING));
+        Ok(names.filter(deleting).collect())
+    }
+
+    /// Takes a finished snapshot away from where snapshots are, into the state folder; its record
+    /// stays until its files are gone, so that its name is not given anew. Returns where it is.
+    pub(crate) fn take_away(&self, name: SnapshotName) -> Result<PathBuf, SnapshotError> {
+        let folder = Folder::Named(name);
+        let away = format!("{DELETING}{folder}");
+        renameat(&self.job.folder, folder.to_string(), &self.state, &away)
+            .map_err(|e| on_volume("rename", &folder)(e.into()))?;
+        Ok(PathBuf::from(away))
+    }
+
+    /// Forgets the record of a snapshot whose files are gone.
+    pub(crate) fn forget_record(&self, away: &Path) {
+        let name = away.to_str().and_then(|name| name.strip_prefix(DELETING));
+        if let Some(name) = name.and_then(|name| SnapshotName::parse(name).ok()) {
+            // A record without a snapshot harms nobody.
+            let _ = rustix::fs::unlinkat(&self.state, format!("{name}.json"), AtFlags::empty());
+        }
+    }
+
+    /// Removes one tree in the state folder, telling how many names are gone so far.
+    pub(crate) fn remove_away(
+        &self,
+        name: &Path,
+        cancel: &Cancel,
+        tell: &mut dyn FnMut(u64),
+    ) -> Result<(), SnapshotError> {
+        let object = escape_path(name);
+        let tree = open_folder(self.state.as_fd(), name).map_err(on_volume("open", &object))?;
+        // One name after the other would cost a round trip each on a slow line.
+        let ahead = open_folder(self.state.as_fd(), name).map_err(on_volume("open", &object))?;
+        let scout = Scout::begin(ahead, vec![PathBuf::from(".")], None);
+        let done = remove_content_telling(tree.as_fd(), cancel, &mut |removed| {
+            scout.follow(removed);
+            tell(removed);
+        });
+        drop(scout);
+        if !done.map_err(on_volume("remove", &object))? {
+            return Err(SnapshotError::PruneCancelled);
+        }
+        rustix::fs::unlinkat(&self.state, name, AtFlags::REMOVEDIR)
+            .map_err(|e| on_volume("remove", &object)(e.into()))
     }
 
     fn finish_removal(&self, name: &Path, cancel: &Cancel) -> Result<(), SnapshotError> {

@@ -17,9 +17,11 @@
 mod checkpoint;
 mod error;
 mod job;
+mod keep;
 mod list;
 mod mounts;
 mod name;
+mod prune;
 mod record;
 mod restore;
 mod rsync;
@@ -31,8 +33,10 @@ mod text;
 mod walk;
 
 pub use error::{ErrorReport, SnapshotError, SnapshotErrorKind, SpaceKind};
+pub use keep::{Candidate, KeepReason, KeepRules, Verdict, decide};
 pub use list::list;
 pub use name::{JobName, NameError, SnapshotName};
+pub use prune::{PruneReport, PruneSpec, Pruned, prune};
 pub use record::{
     EntryKind, LinkedFrom, NameList, RECORD_FORMAT, RunRecord, RunStats, SnapshotEntry, Warning,
 };

@@ -51,6 +51,16 @@ pub(crate) fn is_folder(stat: &Stat) -> bool {
 /// Removes everything below the folder `root`, not the folder itself. Stops early when `cancel`
 /// says so, and then returns false. May be called again on what a first call left.
 pub(crate) fn remove_content(root: BorrowedFd<'_>, cancel: &Cancel) -> io::Result<bool> {
+    remove_content_telling(root, cancel, &mut |_| {})
+}
+
+/// As [`remove_content`], and tells after each folder how many names are gone so far.
+pub(crate) fn remove_content_telling(
+    root: BorrowedFd<'_>,
+    cancel: &Cancel,
+    tell: &mut dyn FnMut(u64),
+) -> io::Result<bool> {
+    let mut removed = 0_u64;
     // A folder is pushed again before what it holds, so that it is found empty the second time.
     let mut todo: Vec<(PathBuf, bool)> = vec![(PathBuf::from("."), false)];
     while let Some((path, emptied)) = todo.pop() {
@@ -60,7 +70,9 @@ pub(crate) fn remove_content(root: BorrowedFd<'_>, cancel: &Cancel) -> io::Resul
         if emptied {
             if path != Path::new(".") {
                 unlinkat(root, &path, AtFlags::REMOVEDIR)?;
+                removed += 1;
             }
+            tell(removed);
             continue;
         }
         let names = names_in(root, &path)?;
@@ -76,6 +88,7 @@ pub(crate) fn remove_content(root: BorrowedFd<'_>, cancel: &Cancel) -> io::Resul
                 todo.push((below, false));
             } else {
                 unlinkat(root, &below, AtFlags::empty())?;
+                removed += 1;
             }
         }
     }

@@ -7,6 +7,7 @@ mod doctor;
 mod init;
 mod key;
 mod mount;
+mod prune;
 mod restore;
 mod snapshots;
 mod unlock;
@@ -49,6 +50,7 @@ fn run_in(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Backup(args) => backup::run(context, &args),
         Command::Snapshots(args) => snapshots::run(context, &args),
         Command::Restore(args) => restore::run(context, &args),
+        Command::Prune(args) => prune::run(context, &args),
         Command::Mount(args) => mount::run(context, &args),
         Command::Umount(args) => mount::run_umount(context, &args),
         Command::Copy(args) => copy::run(context, &args),

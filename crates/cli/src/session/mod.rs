@@ -22,7 +22,9 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use sprat_luks::Secret;
-use sprat_snapshot::{RestoreReport, RestoreSpec, SnapshotEntry, SnapshotReport, SnapshotSpec};
+use sprat_snapshot::{
+    PruneReport, PruneSpec, RestoreReport, RestoreSpec, SnapshotEntry, SnapshotReport, SnapshotSpec,
+};
 
 pub use background::MountRecord;
 pub use change::{HeaderChange, HeaderChanged, change_header};
@@ -179,6 +181,24 @@ impl Session {
             interrupt,
             |reply| match reply {
                 WorkerReply::Restored(report) => Some(*report),
+                _ => None,
+            },
+        )
+    }
+
+    /// Removes the snapshots of a job that no rule keeps.
+    pub fn prune(
+        &mut self,
+        spec: PruneSpec,
+        observer: &mut dyn Observer,
+        interrupt: &Interrupt,
+    ) -> Result<PruneReport, Failure> {
+        self.ask(
+            &WorkerOrder::Prune(Box::new(spec)),
+            observer,
+            interrupt,
+            |reply| match reply {
+                WorkerReply::Pruned(report) => Some(*report),
                 _ => None,
             },
         )

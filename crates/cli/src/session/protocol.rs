@@ -5,7 +5,9 @@ use std::ffi::OsString;
 use serde::{Deserialize, Serialize};
 use sprat_attach::CryptMapping;
 use sprat_luks::SlotKind;
-use sprat_snapshot::{RestoreReport, RestoreSpec, SnapshotEntry, SnapshotReport, SnapshotSpec};
+use sprat_snapshot::{
+    PruneReport, PruneSpec, RestoreReport, RestoreSpec, SnapshotEntry, SnapshotReport, SnapshotSpec,
+};
 
 use super::change::HeaderChanged;
 use super::options::{
@@ -198,6 +200,7 @@ pub(super) enum WorkerOrder {
     TakeSnapshot(Box<SnapshotSpec>),
     List,
     Restore(Box<RestoreSpec>),
+    Prune(Box<PruneSpec>),
     /// Replays the journal and runs `e2fsck -fn` on the loop device; instead of Mount.
     CheckFileSystem,
     /// Stops what runs; that order then answers with its own outcome.
@@ -222,6 +225,7 @@ pub(super) enum WorkerReply {
     SnapshotTaken(Box<SnapshotReport>),
     Listed(Vec<SnapshotEntry>),
     Restored(Box<RestoreReport>),
+    Pruned(Box<PruneReport>),
     Checked(FileSystemCheck),
     Unmounted,
     /// Answers Keep.

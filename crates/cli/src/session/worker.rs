@@ -195,6 +195,16 @@ impl Worker {
                 )?;
                 WorkerReply::Restored(Box::new(report))
             }
+            WorkerOrder::Prune(spec) => {
+                let cancel = self.cancel.clone();
+                let report = sprat_snapshot::prune(
+                    self.root()?,
+                    &spec,
+                    &mut |progress| self.progress(progress),
+                    &cancel,
+                )?;
+                WorkerReply::Pruned(Box::new(report))
+            }
             WorkerOrder::Cancel | WorkerOrder::Keep(_) => return Ok(None),
             WorkerOrder::Unmount => {
                 self.mounted = None;

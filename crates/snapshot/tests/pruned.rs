@@ -1,0 +1,188 @@
+//! Snapshots pruned: what goes, what stays, what an interruption leaves.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where something is wrong")]
+
+mod folder;
+
+use std::fs;
+
+use folder::{Bench, job_name, now};
+use sprat_snapshot::{
+    Cancel, EntryKind, KeepReason, KeepRules, PruneReport, PruneSpec, SnapshotError, SnapshotName,
+};
+use sprat_testkit::compare::assert_same;
+use sprat_testkit::tree::make_odd_tree;
+
+/// A job with so many daily snapshots, the last of them today.
+fn days(count: i64) -> (Bench, Vec<SnapshotName>) {
+    let bench = Bench::new();
+    make_odd_tree(&bench.source()).unwrap();
+    let day = std::time::Duration::from_secs(86_400);
+    let mut names = Vec::new();
+    for back in (0..count).rev() {
+        let at = now()
+            .checked_sub(day * u32::try_from(back).unwrap())
+            .unwrap();
+        fs::write(bench.source().join("changing"), format!("{back}")).unwrap();
+        let taken = sprat_snapshot::take(
+            &bench.volume(),
+            &bench.spec(),
+            at,
+            &mut |_| {},
+            &Cancel::new(),
+        );
+        names.push(taken.unwrap().name);
+    }
+    (bench, names)
+}
+
+fn spec(rules: KeepRules) -> PruneSpec {
+    PruneSpec {
+        job: job_name(),
+        rules,
+        dry_run: false,
+    }
+}
+
+fn prune(bench: &Bench, spec: &PruneSpec) -> Result<PruneReport, SnapshotError> {
+    sprat_snapshot::prune(&bench.volume(), spec, &mut |_| {}, &Cancel::new())
+}
+
+fn last(last: u32) -> KeepRules {
+    KeepRules {
+        last,
+        ..KeepRules::default()
+    }
+}
+
+fn left(bench: &Bench) -> Vec<SnapshotName> {
+    bench
+        .list()
+        .iter()
+        .map(|entry| entry.name.unwrap())
+        .collect()
+}
+
+#[test]
+fn what_no_rule_keeps_goes_and_the_rest_is_untouched() {
+    let (bench, names) = days(4);
+    let kept = bench.in_snapshot(names[3]);
+    let copy = bench.path("copy");
+    folder::run(
+        "cp",
+        &["-a", kept.to_str().unwrap(), copy.to_str().unwrap()],
+    );
+    let dry = PruneSpec {
+        dry_run: true,
+        ..spec(last(2))
+    };
+    let told = prune(&bench, &dry).unwrap();
+    assert_eq!(left(&bench), names);
+    let report = prune(&bench, &spec(last(2))).unwrap();
+    assert_eq!(left(&bench), names[2..]);
+    for (told, done) in told.snapshots.iter().zip(&report.snapshots) {
+        assert_eq!(told.verdict, done.verdict);
+        assert_eq!(done.removed, done.verdict.keep.is_empty());
+    }
+    assert_eq!(
+        report.snapshots[3].verdict.keep,
+        [KeepReason::Last, KeepReason::LastGood, KeepReason::Latest]
+    );
+    assert!(report.names_removed > 20);
+    assert_same(&copy, &kept);
+    let state: Vec<_> = fs::read_dir(bench.job().join(".sprat"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .filter(|name| name.to_str().unwrap().contains("deleting"))
+        .collect();
+    assert!(state.is_empty(), "{state:?}");
+    assert!(
+        !bench
+            .job()
+            .join(format!(".sprat/{}.json", names[0]))
+            .exists()
+    );
+}
+
+#[test]
+fn without_a_rule_nothing_goes() {
+    let (bench, names) = days(2);
+    let report = prune(&bench, &spec(KeepRules::default())).unwrap();
+    assert_eq!(left(&bench), names);
+    assert!(report.snapshots.iter().all(|one| !one.removed));
+}
+
+#[test]
+fn the_last_whole_one_the_pinned_and_the_interrupted_stay() {
+    let (bench, names) = days(5);
+    // The newest lacks files; the one before was interrupted; the second is pinned.
+    let record = bench.job().join(format!(".sprat/{}.json", names[4]));
+    let text = fs::read_to_string(&record).unwrap();
+    fs::write(
+        &record,
+        text.replace("\"complete\": true", "\"complete\": false"),
+    )
+    .unwrap();
+    let name = names[3].to_string();
+    fs::rename(
+        bench.job().join(&name),
+        bench.job().join(format!("{name}.partial")),
+    )
+    .unwrap();
+    fs::write(bench.job().join(format!(".sprat/{}.pin", names[1])), "").unwrap();
+    prune(&bench, &spec(last(1))).unwrap();
+    let kinds: Vec<_> = bench
+        .list()
+        .iter()
+        .map(|e| (e.name.unwrap(), e.kind))
+        .collect();
+    assert_eq!(
+        kinds,
+        [
+            (names[1], EntryKind::Good),
+            (names[2], EntryKind::Good),
+            (names[3], EntryKind::Partial),
+            (names[4], EntryKind::Unread),
+        ]
+    );
+}
+
+#[test]
+fn an_interrupted_prune_is_gone_on_with() {
+    let (bench, names) = days(3);
+    let cancel = Cancel::new();
+    let stopped = sprat_snapshot::prune(
+        &bench.volume(),
+        &spec(last(1)),
+        &mut |progress| {
+            if progress.files_done > 3 {
+                cancel.cancel();
+            }
+        },
+        &cancel,
+    );
+    assert!(
+        matches!(stopped, Err(SnapshotError::PruneCancelled)),
+        "{stopped:?}"
+    );
+    // What was begun is no snapshot any more.
+    assert_eq!(left(&bench), names[1..]);
+    let report = prune(&bench, &spec(last(1))).unwrap();
+    assert_eq!(left(&bench), names[2..]);
+    assert!(report.names_removed > 20);
+    assert!(
+        !bench
+            .job()
+            .join(format!(".sprat/deleting-{}", names[0]))
+            .exists()
+    );
+    bench.take();
+}
+
+#[test]
+fn a_job_that_is_not_there_is_not_made() {
+    let bench = Bench::new();
+    let error = prune(&bench, &spec(last(1))).unwrap_err();
+    assert!(matches!(error, SnapshotError::NoSuchJob { .. }), "{error}");
+    assert!(!bench.job().exists());
+}
