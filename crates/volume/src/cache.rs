@@ -12,7 +12,7 @@ use std::sync::{Arc, MutexGuard};
 use sprat_store::{ReadClass, StoreFile};
 
 use crate::cache_file::{Basis, CacheFile, remove_mark};
-use crate::engine::{Engine, State};
+use crate::engine::{Engine, State, THREAD_STACK_BYTES};
 use crate::plan::Block;
 use crate::slots::{Place, Slots, digest_of};
 use crate::{BLOCK_BYTES, CacheOptions, Geometry, VolumeError};
@@ -226,12 +226,19 @@ impl Cache {
 fn basis(store: &dyn StoreFile, geometry: Geometry) -> Option<Basis> {
     let mut first_block = vec![0; BLOCK_BYTES];
     let (stat, read) = std::thread::scope(|scope| {
-        let stat = scope.spawn(|| store.stat());
+        // Without a second thread it takes a round trip more.
+        let asked = std::thread::Builder::new()
+            .stack_size(THREAD_STACK_BYTES)
+            .spawn_scoped(scope, || store.stat());
         let read = store.read_at(geometry.offset_bytes, &mut first_block, ReadClass::Demand);
-        (stat.join(), read)
+        let stat = match asked {
+            Ok(asked) => asked.join().ok(),
+            Err(_) => Some(store.stat()),
+        };
+        (stat, read)
     });
     read.ok()?;
-    let stat = stat.ok()?.ok()?;
+    let stat = stat?.ok()?;
     Some(Basis {
         file_bytes: stat.len,
         modified_s: stat.modified_s?,

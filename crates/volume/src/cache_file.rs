@@ -21,10 +21,12 @@
 //! | 4136 | 24 each | block 8, digest 8, slot 4, kept 4; the longest unused first |
 //! | at the end | 8 | digest of everything before it: the last, as it is made last |
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 
@@ -34,6 +36,7 @@ use crate::slots::{Held, Place, digest_of};
 const MAGIC: &[u8; 8] = b"sprtblk1";
 const HEAD_BYTES: usize = 4136;
 const ENTRY_BYTES: usize = 24;
+const LOCK: &str = "lock";
 const BLOCKS: &str = "blocks";
 const CLEAN: &str = "clean";
 const UNFINISHED: &str = "clean.new";
@@ -73,16 +76,13 @@ impl CacheFile {
             return Ok(None);
         }
         let open = |name: &str| {
-            let mut options = OpenOptions::new();
-            options
+            not_following()
                 .read(true)
                 .write(writing)
                 .create(writing)
-                .mode(0o600);
-            let flags = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or(0);
-            options.custom_flags(flags).open(dir.join(name))
+                .open(dir.join(name))
         };
-        let lock = open("lock")?;
+        let lock = open(LOCK)?;
         let how = if writing {
             FlockOperation::NonBlockingLockExclusive
         } else {
@@ -93,6 +93,10 @@ impl CacheFile {
                 rustix::io::Errno::WOULDBLOCK => Ok(None),
                 other => Err(other.into()),
             };
+        }
+        if lock.metadata()?.nlink() == 0 {
+            // Somebody has just removed the folder as unused.
+            return Ok(None);
         }
         let held = read_mark(dir, basis, slots_max);
         if writing {
@@ -137,17 +141,76 @@ impl CacheFile {
     pub(crate) fn mark_clean(&self, basis: &Basis, held: &[Held]) -> io::Result<()> {
         self.blocks.sync_all()?;
         let unfinished = self.dir.join(UNFINISHED);
-        let mut file = OpenOptions::new()
+        match fs::remove_file(&unfinished) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = not_following()
             .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
+            .create_new(true)
             .open(&unfinished)?;
         file.write_all(&encode(basis, held))?;
         file.sync_all()?;
         fs::rename(&unfinished, self.dir.join(CLEAN))?;
         File::open(&self.dir)?.sync_all()
     }
+}
+
+/// Whatever stands under a name in the folder, a symbolic link is none of ours.
+fn not_following() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    let flags = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or(0);
+    options.mode(0o600).custom_flags(flags);
+    options
+}
+
+/// Removes the caches in `parent` that no session has written for `unused_for`: their containers are
+/// most likely gone. One that is in use stays, and so does every folder that holds anything else.
+/// Tells nothing: what stays costs room, no more.
+pub fn remove_unused_caches(parent: &Path, unused_for: Duration) {
+    let Ok(entries) = fs::read_dir(parent) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        // `DirEntry` looks at a symbolic link itself.
+        let old = entry
+            .metadata()
+            .ok()
+            .filter(Metadata::is_dir)
+            .is_some_and(|folder| {
+                // A clean close renames a file in it.
+                let age = folder.modified().ok().and_then(|time| time.elapsed().ok());
+                age.is_some_and(|age| age >= unused_for)
+            });
+        if old {
+            let _ = remove_cache(&entry.path());
+        }
+    }
+}
+
+fn remove_cache(dir: &Path) -> io::Result<()> {
+    let names: Vec<_> = fs::read_dir(dir)?
+        .map(|entry| Ok(entry?.file_name()))
+        .collect::<io::Result<_>>()?;
+    let ours = |name: &OsString| {
+        [LOCK, BLOCKS, CLEAN, UNFINISHED]
+            .iter()
+            .any(|our| name == our)
+    };
+    if !names.iter().all(ours) || !names.iter().any(|name| name == LOCK) {
+        return Ok(());
+    }
+    let lock = not_following().read(true).open(dir.join(LOCK))?;
+    flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+    // The mark first: without it the rest means nothing. The lock last: who waits for it sees that
+    // it has no name any more.
+    for name in [CLEAN, UNFINISHED, BLOCKS, LOCK] {
+        match fs::remove_file(dir.join(name)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    fs::remove_dir(dir)
 }
 
 /// Removes the mark of `dir` durably: whatever lies there means nothing any more.
@@ -188,7 +251,7 @@ fn encode(basis: &Basis, held: &[Held]) -> Vec<u8> {
 fn read_mark(dir: &Path, basis: &Basis, slots_max: u32) -> Option<Vec<Held>> {
     // Made by a cache with twice this bound at most; a longer one is not worth its memory.
     let bytes_max = HEAD_BYTES as u64 + 2 * u64::from(slots_max) * ENTRY_BYTES as u64 + 8;
-    let file = File::open(dir.join(CLEAN)).ok()?;
+    let file = not_following().read(true).open(dir.join(CLEAN)).ok()?;
     if file.metadata().ok()?.len() > bytes_max {
         return None;
     }

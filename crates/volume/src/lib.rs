@@ -43,6 +43,7 @@ mod slots;
 mod streams;
 mod volume;
 
+pub use cache_file::remove_unused_caches;
 pub use error::VolumeError;
 pub use options::{
     BLOCK_BYTES, CacheOptions, Flush, Geometry, ReadOnlyOptions, VolumeOptions, VolumeStats,

@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use sprat_store::{FileStat, ReadClass, StoreError, StoreFile};
 use sprat_testkit::dice::Dice;
@@ -256,6 +257,47 @@ fn a_session_that_finds_the_cache_in_use_outdates_it() {
     drop((reader, writer));
     assert!(!dir.path().join("clean").exists());
     assert_eq!(reading(&server, dir.path()).cache_read_blocks, 0);
+}
+
+#[test]
+fn unused_caches_are_removed_and_nothing_else_is() {
+    let (server, parent) = (Server::new(), tempfile::tempdir().unwrap());
+    let dir = |name: &str| parent.path().join(name);
+    for name in ["gone", "more-in-it", "in-use"] {
+        filled(&server, &dir(name));
+    }
+    fs::write(dir("more-in-it").join("notes"), "x").unwrap();
+    fs::create_dir(dir("no-cache")).unwrap();
+    std::os::unix::fs::symlink(dir("in-use"), dir("link")).unwrap();
+    let user = server.reader(&dir("in-use"));
+    sprat_volume::remove_unused_caches(parent.path(), Duration::from_secs(3600));
+    assert!(dir("gone").exists(), "it was used a moment ago");
+    sprat_volume::remove_unused_caches(parent.path(), Duration::ZERO);
+    assert!(!dir("gone").exists());
+    for name in ["in-use", "more-in-it"] {
+        assert!(dir(name).join("clean").exists(), "{name}");
+    }
+    assert!(dir("no-cache").exists() && dir("link").exists());
+    drop(user);
+    assert!(reading(&server, &dir("in-use")).cache_read_blocks > 0);
+    assert!(parent.path().exists());
+}
+
+#[test]
+fn a_symbolic_link_in_place_of_the_mark_is_neither_read_nor_written_through() {
+    let (server, dir) = (Server::new(), tempfile::tempdir().unwrap());
+    let elsewhere = tempfile::tempdir().unwrap();
+    filled(&server, dir.path());
+    let target = elsewhere.path().join("target");
+    fs::rename(dir.path().join("clean"), &target).unwrap();
+    let before = fs::read(&target).unwrap();
+    for name in ["clean", "clean.new"] {
+        std::os::unix::fs::symlink(&target, dir.path().join(name)).unwrap();
+    }
+    assert_eq!(reading(&server, dir.path()).cache_read_blocks, 0);
+    filled(&server, dir.path());
+    assert_eq!(fs::read(&target).unwrap(), before);
+    assert!(reading(&server, dir.path()).cache_read_blocks > 0);
 }
 
 #[test]

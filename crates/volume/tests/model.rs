@@ -134,12 +134,30 @@ proptest! {
     }
 
     #[test]
+    fn behaves_as_an_array_while_it_reads_ahead(
+        ops in prop::collection::vec(op(), 1..60),
+        seed: u64,
+    ) {
+        within(LIMIT, move || run(&ops, reading_ahead(), seed));
+    }
+
+    #[test]
     fn behaves_as_an_array_without_any_cache(
         ops in prop::collection::vec(op(), 1..60),
         seed: u64,
     ) {
         let options = VolumeOptions { read_cache_bytes_max: 0, writers: 1, ..tiny() };
         within(LIMIT, move || run(&ops, options, seed));
+    }
+}
+
+/// Windows of several clusters, and requests that arrive in any order.
+fn reading_ahead() -> VolumeOptions {
+    VolumeOptions {
+        read_cache_bytes_max: 4 * BLOCKS * BLOCK,
+        read_ahead_bytes_max: BLOCKS * BLOCK,
+        readers: 6,
+        ..tiny()
     }
 }
 
@@ -156,8 +174,13 @@ fn many_threads_each_see_their_own_newest_bytes() {
             let disk = CrashDisk::new(BLOCKS * BLOCK, seed, options);
             let session = TestSession::new(&disk);
             let lies = geometry(BLOCKS * BLOCK);
+            let options = if seed % 2 == 0 {
+                tiny()
+            } else {
+                reading_ahead()
+            };
             let volume =
-                Arc::new(Volume::open(session.connect(), lies, session.clone(), tiny()).unwrap());
+                Arc::new(Volume::open(session.connect(), lies, session.clone(), options).unwrap());
             let threads: Vec<_> = (0..6u64)
                 .map(|thread| {
                     let volume = volume.clone();

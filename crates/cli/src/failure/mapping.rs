@@ -264,6 +264,14 @@ impl From<&VolumeError> for Failure {
                 Exit::Failed,
                 Some("nothing on the server was changed; make room in the state folder"),
             ),
+            VolumeError::Cache { .. } => (
+                Exit::Failed,
+                Some(
+                    "nothing on the server was changed. The local cache would be out of date after \
+                     this run: remove the container's folder in the cache folder by hand \
+                     (/var/cache/sprat, or what --cache-dir says), then run the command again",
+                ),
+            ),
             VolumeError::Fenced(_) => (Exit::Locked, None),
             _ => (Exit::Failed, None),
         };

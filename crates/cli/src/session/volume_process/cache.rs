@@ -1,6 +1,7 @@
 //! Which folder a container's persistent cache has, if it has one.
 
 use std::path::Path;
+use std::time::Duration;
 
 use sprat_volume::CacheOptions;
 
@@ -10,6 +11,9 @@ use super::connection::record_id;
 use super::hold::Hold;
 use crate::target::Place;
 
+/// A container that nobody has backed up to for so long is most likely gone, and its cache of no use.
+const UNUSED_FOR: Duration = Duration::from_secs(90 * 24 * 3600);
+
 /// The cache of the container that `hold` has opened; `None` for a local store, which is no slower
 /// than a cache. One container in two stores has two caches: they are not always the same.
 pub(super) fn cache_options(start: &VolumeStart, hold: &Hold) -> Option<CacheOptions> {
@@ -18,6 +22,9 @@ pub(super) fn cache_options(start: &VolumeStart, hold: &Hold) -> Option<CacheOpt
     };
     let uuid = hold.uuid().filter(|uuid| may_be_uuid(uuid))?;
     let name = format!("{uuid}-{}", record_id(&start.target));
+    if start.access == Access::ReadWrite {
+        sprat_volume::remove_unused_caches(Path::new(&start.cache_dir), UNUSED_FOR);
+    }
     // Only what is durable may be kept, and without fsync nothing is; none still removes the mark.
     let durable = hold.store().capabilities().durable_flush || start.access == Access::ReadOnly;
     Some(CacheOptions {
