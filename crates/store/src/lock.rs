@@ -171,6 +171,19 @@ impl Lock {
         record: &LocalRecord,
         owner: OwnerNote,
     ) -> Result<Self, LockError> {
+        Self::acquire_while(store, container, record, owner, || {})
+    }
+
+    /// The same; calls `meanwhile` once the lock's file is made, while the second look is under
+    /// way. What it read of the container counts only if the lock is ours at the end: then nobody
+    /// else could write since.
+    pub fn acquire_while(
+        store: &dyn Store,
+        container: &FileName,
+        record: &LocalRecord,
+        owner: OwnerNote,
+        meanwhile: impl FnOnce() + Send,
+    ) -> Result<Self, LockError> {
         let busy = LockBusy::begin(record, container)?;
         let dead = look(store, container)?;
         let takings = record.takings();
@@ -201,7 +214,13 @@ impl Lock {
             // It may have been made all the same, so the record stays.
             Err(source) => return Err(lock.failed("take", source)),
         };
-        match filled.and_then(|()| lock.settle(store, &dead)) {
+        let settled = filled.and_then(|()| {
+            std::thread::scope(|scope| {
+                scope.spawn(meanwhile);
+                lock.settle(store, &dead)
+            })
+        });
+        match settled {
             Ok(()) => Ok(lock),
             Err(error) => {
                 // Where even that fails the record stays, and the next try takes it over.
@@ -325,17 +344,20 @@ impl Lock {
     /// with on this host.
     pub fn release(self, store: &dyn Store) -> Result<(), LockError> {
         match self.verify(store) {
-            Ok(()) => {
-                let failed = |source| self.failed("release", source);
-                let removed = store.remove_durably(&self.file).map_err(failed)?;
-                removed.map_err(failed)?;
-            }
+            Ok(()) => self.release_verified(store),
             Err(error @ LockError::Lost { .. }) => {
                 self.record.not_taken(self.number, self.token)?;
-                return Err(error);
+                Err(error)
             }
-            Err(error) => return Err(error),
+            Err(error) => Err(error),
         }
+    }
+
+    /// The same for a caller who has called [`Lock::verify`] a moment ago.
+    pub fn release_verified(self, store: &dyn Store) -> Result<(), LockError> {
+        let failed = |source| self.failed("release", source);
+        let removed = store.remove_durably(&self.file).map_err(failed)?;
+        removed.map_err(failed)?;
         self.record.not_taken(self.number, self.token)
     }
 

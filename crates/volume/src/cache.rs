@@ -35,18 +35,17 @@ pub(crate) struct Cache {
 }
 
 impl Cache {
-    /// Opens the cache as of the state that the container is in now. Only the mark's removal may
+    /// Opens the cache as of the state `basis` that the container is in now. Only the mark's removal may
     /// fail, for a session that may write: going on with it in place would not be safe.
     pub(crate) fn open(
         options: &CacheOptions,
-        store: &dyn StoreFile,
-        geometry: Geometry,
+        basis: Option<Basis>,
         writing: bool,
         doubtful: bool,
     ) -> Result<Option<Self>, VolumeError> {
         let slots_max = options.bytes_max / BLOCK_BYTES as u64;
         let slots_max = u32::try_from(slots_max).unwrap_or(u32::MAX);
-        let opened = match basis(store, geometry) {
+        let opened = match basis {
             Some(basis) if slots_max > 0 => {
                 CacheFile::open(&options.dir, &basis, slots_max, writing).unwrap_or(None)
             }
@@ -223,7 +222,7 @@ impl Cache {
 }
 
 /// What the mark binds the cache to; `None` where the store does not tell times or can't answer.
-fn basis(store: &dyn StoreFile, geometry: Geometry) -> Option<Basis> {
+pub(crate) fn basis(store: &dyn StoreFile, geometry: Geometry) -> Option<Basis> {
     let mut first_block = vec![0; BLOCK_BYTES];
     let (stat, read) = std::thread::scope(|scope| {
         // Without a second thread it takes a round trip more.

@@ -188,6 +188,7 @@ impl Plan {
     /// that was written so far is durable when that one is.
     pub(crate) fn seal(&mut self) -> EpochNumber {
         if !self.open.blocks.is_empty() {
+            self.drop_overtaken();
             let next = EpochNumber(self.open.number.0 + 1);
             self.sealed
                 .push_back(std::mem::replace(&mut self.open, Epoch::new(next)));
@@ -571,6 +572,29 @@ impl Plan {
             );
         }
         self.runs_in_flight -= 1;
+    }
+
+    /// Drops the newest sealed epoch if it and the open one are the same single block, and nothing
+    /// of it is under way. The block then goes from its older value to the newest without the one
+    /// between, and is still written after everything before it and before everything behind it;
+    /// with a second block in either epoch their order would be lost. An unmount ends with several
+    /// such epochs: jbd2 writes its super block once for each transaction that it checkpoints
+    /// (fs/jbd2/checkpoint.c).
+    fn drop_overtaken(&mut self) {
+        // Of the oldest something may have been sent.
+        if self.sealed.len() < 2 {
+            return;
+        }
+        let single = |epoch: &Epoch| match epoch.blocks.len() {
+            1 => epoch.blocks.keys().next().copied(),
+            _ => None,
+        };
+        let open = single(&self.open);
+        let newest = self.sealed.back().and_then(single);
+        if open.is_some() && open == newest {
+            self.kept_blocks -= 1;
+            self.sealed.pop_back();
+        }
     }
 
     /// Suspects whose bytes are kept; they count against the buffer.

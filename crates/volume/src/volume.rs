@@ -8,6 +8,7 @@ use std::time::Duration;
 use sprat_store::StoreFile;
 
 use crate::cache::Cache;
+use crate::cache_file::Basis;
 use crate::engine::{Engine, spawn};
 use crate::overlay::Overlay;
 use crate::{
@@ -38,11 +39,15 @@ impl Volume {
         session: Arc<dyn Session>,
         options: VolumeOptions,
     ) -> Result<Self, VolumeError> {
-        check_geometry(&*file, geometry)?;
+        let basis = options
+            .cache
+            .as_ref()
+            .and_then(|_| cache::basis(&*file, geometry));
+        check_geometry(&*file, geometry, basis.as_ref())?;
         let senders = options.writers.max(1);
         let doubtful = !options.suspects.is_empty();
         let cache = match &options.cache {
-            Some(cache) => Cache::open(cache, &*file, geometry, true, doubtful)?,
+            Some(cache) => Cache::open(cache, basis, true, doubtful)?,
             None => None,
         };
         let engine = Engine::new(file, geometry, session, options, false);
@@ -59,7 +64,11 @@ impl Volume {
         session: Arc<dyn Session>,
         options: ReadOnlyOptions,
     ) -> Result<Self, VolumeError> {
-        check_geometry(&*file, geometry)?;
+        let basis = options
+            .cache
+            .as_ref()
+            .and_then(|_| cache::basis(&*file, geometry));
+        check_geometry(&*file, geometry, basis.as_ref())?;
         let ReadOnlyOptions {
             overlay_dir,
             overlay_bytes_max,
@@ -77,7 +86,7 @@ impl Volume {
             ..VolumeOptions::default()
         };
         let cache = match &options.cache {
-            Some(cache) => Cache::open(cache, &*file, geometry, false, false)?,
+            Some(cache) => Cache::open(cache, basis, false, false)?,
             None => None,
         };
         let engine = Engine::new(file, geometry, session, options, true);
@@ -259,7 +268,12 @@ impl Drop for Volume {
     }
 }
 
-fn check_geometry(file: &dyn StoreFile, geometry: Geometry) -> Result<(), VolumeError> {
+/// The file must reach as far as the volume; `basis`, if there is one, tells how far it does.
+fn check_geometry(
+    file: &dyn StoreFile,
+    geometry: Geometry,
+    basis: Option<&Basis>,
+) -> Result<(), VolumeError> {
     let Geometry {
         offset_bytes,
         len_bytes,
@@ -272,9 +286,12 @@ fn check_geometry(file: &dyn StoreFile, geometry: Geometry) -> Result<(), Volume
             len_bytes,
         });
     };
-    let file_bytes = file
-        .len()
-        .map_err(|source| VolumeError::Store { op: "len", source })?;
+    let file_bytes = match basis {
+        Some(basis) => basis.file_bytes,
+        None => file
+            .len()
+            .map_err(|source| VolumeError::Store { op: "len", source })?,
+    };
     if file_bytes < needed_bytes {
         return Err(VolumeError::Short {
             file_bytes,

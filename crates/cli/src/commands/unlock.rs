@@ -10,11 +10,14 @@ use sprat_store::lock::{self, LockInfo, RENEW_INTERVAL};
 use super::context::Context;
 use crate::args::UnlockArgs;
 use crate::output::{exit_json, text};
+use crate::session::TAKEOVER_QUIET_TIMES;
 use crate::{Exit, Failure, reach};
 
-/// Two renewals and some time on the way.
-fn watch_default() -> Duration {
-    2 * RENEW_INTERVAL + Duration::from_secs(5)
+/// Two renewals and some time on the way, and no less than the time for which a session that died
+/// just now may still write, by its kernel and its server: who opens the container next, on
+/// whatever machine, knows nothing of that session.
+fn watch_default(quiet_time: Duration) -> Duration {
+    (2 * RENEW_INTERVAL + Duration::from_secs(5)).max(TAKEOVER_QUIET_TIMES * quiet_time)
 }
 
 pub(super) fn run(context: &Context, args: &UnlockArgs) -> Result<Exit, Failure> {
@@ -33,7 +36,9 @@ pub(super) fn run(context: &Context, args: &UnlockArgs) -> Result<Exit, Failure>
         let text = format!("{} is not locked\n", resolved.target);
         return done(context, &text, &resolved.target.to_string(), None, false);
     };
-    let watch = args.watch.unwrap_or_else(watch_default);
+    let watch = args
+        .watch
+        .unwrap_or_else(|| watch_default(context.global.quiet_time));
     context.output.note(&format!(
         "{}; watching it for {}",
         describe(&info),

@@ -305,6 +305,14 @@ fn notice_text(notice: &Notice) -> (String, bool) {
                 .to_owned(),
             false,
         ),
+        Notice::LockLeft { reason } => (
+            format!(
+                "the lock could not be given back ({reason}). Everything is on the server's disk; \
+                 the next run of this machine takes the lock over, other machines need `sprat \
+                 unlock`"
+            ),
+            true,
+        ),
         Notice::LockIgnored { holder } => (
             format!(
                 "{holder} is ignored; if that session still writes, what is read now may be a \

@@ -32,7 +32,8 @@ pub use create::create;
 pub use mount::{mount, unmount};
 pub use options::{
     Access, ClosedReport, ContainerFacts, CreateOptions, Created, Mode, Notice, Observer, Phase,
-    PinPolicy, SIZE_BYTES_MIN, SessionOptions, SessionProgress, VolumeFigures,
+    PinPolicy, SIZE_BYTES_MIN, SessionOptions, SessionProgress, TAKEOVER_QUIET_TIMES,
+    VolumeFigures,
 };
 pub use protocol::FileSystemCheck;
 

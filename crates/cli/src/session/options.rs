@@ -10,6 +10,11 @@ use sprat_luks::{OpenedBy, Pins, Secret, SlotKind};
 use crate::Failure;
 use crate::target::Target;
 
+/// A session that loses its line sees that only after its ssh gave up, and waits one quiet time
+/// from then on. A killed ssh gave up nothing: the kernel sends what is left in its socket for up
+/// to 102 s more (`tcp_orphan_retries`, net/ipv4/tcp_timer.c), so a takeover waits twice as long.
+pub const TAKEOVER_QUIET_TIMES: u32 = 2;
+
 /// Whether a session may change the container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -225,6 +230,11 @@ pub enum Notice {
     /// The process's memory could not be locked or marked as an I/O path.
     NotHardened {
         /// What and why.
+        reason: String,
+    },
+    /// The lock could not be given back at the end, when everything was durable.
+    LockLeft {
+        /// Why.
         reason: String,
     },
     /// The line was lost; reconnecting.

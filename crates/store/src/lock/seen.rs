@@ -38,7 +38,7 @@ pub(super) fn look(store: &dyn Store, container: &FileName) -> Result<Vec<Seen>,
     look_for(store, container, None)
 }
 
-/// The same; the lock `expected` is read while the folder is being listed.
+/// The same; the lock `expected`, which we made, is read while the folder is being listed.
 pub(super) fn look_for(
     store: &dyn Store,
     container: &FileName,
@@ -67,7 +67,7 @@ pub(super) fn look_for(
                 Some((read_number, read)) if read_number == number => read,
                 other => {
                     expected = other;
-                    read_lock(store, number, &file)
+                    read_lock(store, number, &file, Access::ReadOnly)
                 }
             };
             match read {
@@ -105,7 +105,8 @@ fn list_and_read(
     };
     let file = lock_name(container, number)?;
     std::thread::scope(|scope| {
-        let reading = scope.spawn(|| read_lock(store, number, &file));
+        // Ours to write, and read in fewer round trips so.
+        let reading = scope.spawn(|| read_lock(store, number, &file, Access::ReadWrite));
         let listed = store.list();
         match reading.join() {
             Ok(read) => Ok((listed, Some((number, read)))),
@@ -114,7 +115,12 @@ fn list_and_read(
     })
 }
 
-fn read_lock(store: &dyn Store, number: u64, file: &FileName) -> Result<Seen, StoreError> {
+fn read_lock(
+    store: &dyn Store,
+    number: u64,
+    file: &FileName,
+    access: Access,
+) -> Result<Seen, StoreError> {
     let mut seen = Seen {
         number,
         file: file.clone(),
@@ -122,7 +128,7 @@ fn read_lock(store: &dyn Store, number: u64, file: &FileName) -> Result<Seen, St
         empty: false,
         modified_s: None,
     };
-    let (stat, bytes) = match store.read_small(file, Access::ReadOnly, LOCK_BYTES) {
+    let (stat, bytes) = match store.read_small(file, access, LOCK_BYTES) {
         Ok(read) => read,
         // Not ours whatever it is, so it counts as held.
         Err(error) if error.kind() == StoreErrorKind::NotRegular => return Ok(seen),

@@ -434,12 +434,14 @@ impl Call<'_> {
         let mut names = Vec::new();
         // Every answer counts for some, so that nearly empty ones don't go on for ever.
         let mut seen = 0;
-        // One more than is waited for: that a short list is at its end is known with its names.
-        let mut owed = VecDeque::from([self.ask(&Request::Readdir { handle })?]);
+        // Two at once: that a short list is at its end is known with its names.
+        let mut owed = VecDeque::new();
         let mut at_end = false;
         loop {
-            if !at_end {
-                owed.push_back(self.ask(&Request::Readdir { handle })?);
+            if owed.is_empty() && !at_end {
+                for _ in 0..2 {
+                    owed.push_back(self.ask(&Request::Readdir { handle })?);
+                }
             }
             let Some(answer) = owed.pop_front() else {
                 return Ok(names);

@@ -579,3 +579,44 @@ fn a_settled_block_that_was_lost_on_its_way_still_holds_newer_bytes_back() {
     plan.quiet_over(1);
     assert_eq!(plan.next_run().map(|run| shape(&run)), Some((3, vec![2])));
 }
+
+#[test]
+fn an_epoch_of_the_same_single_block_is_overtaken_and_no_other_is() {
+    let sealed = |epochs: &[&[u64]]| {
+        let mut plan = plan();
+        for (version, blocks) in (1..).zip(epochs) {
+            for index in *blocks {
+                plan.write(*index, vec![block(version)]);
+            }
+            plan.seal();
+        }
+        let mut sent: Vec<Vec<(u64, Vec<u8>)>> = Vec::new();
+        while plan.durable() < EpochNumber(epochs.len() as u64) {
+            permit(&mut plan);
+            let runs = send(&mut plan);
+            runs.iter().for_each(|run| plan.answered(run));
+            sent.push(runs.iter().map(shape).collect());
+            retire(&mut plan);
+        }
+        assert!(plan.is_settled() && plan.kept_blocks() == 0, "{epochs:?}");
+        sent
+    };
+    let one = |index: u64, version: u8| vec![(index, vec![version])];
+    assert_eq!(
+        sealed(&[&[1, 2], &[7], &[7], &[7], &[0]])[1..],
+        [one(7, 4), one(0, 5)]
+    );
+    assert_eq!(
+        sealed(&[&[7], &[7]]),
+        [one(7, 1), one(7, 2)],
+        "the oldest may be under way"
+    );
+    for kept in [
+        &[&[1][..], &[7], &[8]],
+        &[&[1][..], &[7, 8], &[7, 8]],
+        &[&[1][..], &[7], &[7, 8]],
+        &[&[1][..], &[7, 8], &[7]],
+    ] {
+        assert_eq!(sealed(kept).len(), 3, "{kept:?}");
+    }
+}

@@ -10,7 +10,7 @@ use sprat_store::{FileName, LocalRecord, Lock, LockError, Store, StoreErrorKind}
 
 use super::super::options::SessionOptions;
 use super::super::volume_process::connection::{Connection, open_record, owner_note};
-use super::super::volume_process::opening::TAKEOVER_QUIET_TIMES;
+use super::super::options::TAKEOVER_QUIET_TIMES;
 use super::CopyObserver;
 use crate::Failure;
 use crate::interrupt::Interrupt;

@@ -37,7 +37,7 @@ pub(super) fn change(
     stop.check()?;
     check_writable(start, &*store, say)?;
     stat_container(start, &*store)?;
-    let hold = hold(start, record, connection, store, stop, say)?;
+    let hold = hold(start, record, connection, store, stop, say, || {})?;
     // The lock is read again before each write, so its loss needs no other answer.
     keep_renewing(&hold, || {});
     let mut changed = wait_for_quiet(start, &hold, stop, say)

@@ -117,7 +117,7 @@ pub(in crate::session) fn open_record(
     loop {
         match LocalRecord::open(&dir, &id) {
             Err(LockError::HeldHere { .. }) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(100));
+                std::thread::sleep(Duration::from_millis(20));
             }
             Ok(record) => return Ok(record),
             Err(error @ LockError::HeldHere { .. }) => {

@@ -36,9 +36,15 @@ pub(super) struct Hold {
     held_since: Instant,
     /// Bytes may be on their way that no fsync covers.
     unsettled: AtomicBool,
+    /// When the lock was last read and ours, as [`awake_or_not`] counts.
+    verified: Mutex<Option<Duration>>,
     /// Why nothing may be sent any more.
     lost: Mutex<Option<Failure>>,
 }
+
+/// A lock that was read so short a time ago is given back without another look: on a slow line
+/// the look itself is as old once it has come back.
+const VERIFIED_AGE_MAX: Duration = Duration::from_secs(1);
 
 /// What a [`Hold`] is made of.
 pub(super) struct HoldParts {
@@ -69,6 +75,7 @@ impl Hold {
             known: OnceLock::new(),
             held_since: Instant::now(),
             unsettled: AtomicBool::new(unsettled),
+            verified: Mutex::new(None),
             lost: Mutex::new(None),
         }
     }
@@ -188,9 +195,19 @@ impl Hold {
         if let Some(lock) = held.take() {
             drop(held);
             self.record.all_settled()?;
-            lock.release(&*self.store())?;
+            let store = self.store();
+            if self.verified_just_now() {
+                lock.release_verified(&*store)?;
+            } else {
+                lock.release(&*store)?;
+            }
         }
         Ok(true)
+    }
+
+    fn verified_just_now(&self) -> bool {
+        let verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        verified.is_some_and(|at| awake_or_not().saturating_sub(at) < VERIFIED_AGE_MAX)
     }
 
     /// Gives the lock back after `last`, before which nothing more is sent and after which nothing
@@ -225,6 +242,13 @@ impl Hold {
     }
 
     fn verify_lock(&self, store: &dyn Store) -> Result<(), LockError> {
+        let begun = awake_or_not();
+        self.read_lock_again(store)?;
+        *self.verified.lock().unwrap_or_else(PoisonError::into_inner) = Some(begun);
+        Ok(())
+    }
+
+    fn read_lock_again(&self, store: &dyn Store) -> Result<(), LockError> {
         match &*self.lock.read().unwrap_or_else(PoisonError::into_inner) {
             Some(lock) => lock.verify(store),
             None if self.access == Access::ReadOnly => self.still_alone(store),
@@ -344,6 +368,12 @@ impl sprat_volume::Session for Hold {
     fn old_server_dead(&self) -> bool {
         !self.connection.outlives_us()
     }
+}
+
+/// Time since boot, suspended time included.
+fn awake_or_not() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::try_from(now).unwrap_or_default()
 }
 
 /// Whether trying again may help, or the server said something that will not change.

@@ -2,6 +2,7 @@
 //!
 //! It never touches a file on the volume, and holds no mount of it.
 
+mod ahead;
 mod cache;
 mod changing;
 pub(super) mod connection;
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use sprat_attach::{ServeOptions, Serving};
 use sprat_luks::{Secret, VolumeKey};
+use sprat_store::LockError;
 use sprat_volume::{Flush, Volume};
 
 use super::background;
@@ -328,7 +330,7 @@ impl Served {
         if let Some(making) = &self.making {
             making::publish(making, &self.hold, &self.stop, &self.say)?;
         }
-        self.hold.release()?;
+        self.release()?;
         let mut volume = figures(&self.volume);
         volume.written_bytes += self.making.as_ref().map_or(0, |making| making.header_bytes);
         Ok(ClosedReport {
@@ -339,6 +341,21 @@ impl Served {
 
     fn failure(&self) -> Option<Failure> {
         failure_of(&self.volume, &self.hold)
+    }
+
+    /// Gives the lock back. Everything is durable by now: a line that is lost here leaves the lock
+    /// to the next session of this machine, and takes nothing from the success.
+    fn release(&self) -> Result<(), Failure> {
+        match self.hold.release() {
+            Ok(_) => Ok(()),
+            Err(LockError::Store { source, .. }) => {
+                self.say.notice(Notice::LockLeft {
+                    reason: source.to_string(),
+                });
+                Ok(())
+            }
+            Err(error) => Err(Failure::from(&error)),
+        }
     }
 
     /// Sends nothing more. A lock stays where bytes are unsettled: whoever comes next on this

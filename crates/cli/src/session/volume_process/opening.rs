@@ -2,30 +2,28 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use sprat_luks::{AnyHeader, CopyState, OpenedBy, Payload, Pins, Secret, SectorCipher, VolumeKey};
 use sprat_store::{
-    FileStat, LocalRecord, Lock, LockError, LockInfo, ReadClass, Store, StoreErrorKind, StoreFile,
-    lock,
+    FileStat, LocalRecord, Lock, LockError, LockInfo, Store, StoreErrorKind, StoreFile, lock,
 };
 use sprat_volume::{Flush, Geometry, ReadOnlyOptions, Volume, VolumeOptions};
 
-use super::super::options::{Access, ContainerFacts, Notice, Phase, PinPolicy};
+use super::super::options::{
+    Access, ContainerFacts, Notice, Phase, PinPolicy, TAKEOVER_QUIET_TIMES,
+};
 use super::super::protocol::VolumeStart;
+use super::ahead::{Ahead, Looked, Unlocked};
 use super::cache::cache_options;
-use super::connection::{Connection, HeaderBytes, open_record, owner_note};
+use super::connection::{Connection, open_record, owner_note};
 use super::hold::{Hold, HoldParts, keep_renewing};
 use super::stop::{Say, Stop};
 use crate::{Exit, Failure};
 
 /// Below this the user is told that the server's disk is nearly full.
 const SERVER_SPACE_LOW_BYTES: u64 = 1 << 30;
-
-/// A session that loses its line sees that only after its ssh gave up, and waits one quiet time
-/// from then on. A killed ssh gave up nothing: the kernel sends what is left in its socket for up
-/// to 102 s more (`tcp_orphan_retries`, net/ipv4/tcp_timer.c), so a takeover waits twice as long.
-pub(in crate::session) const TAKEOVER_QUIET_TIMES: u32 = 2;
 
 /// A container that is ready to be served.
 pub(super) struct Opened {
@@ -70,6 +68,7 @@ pub(super) fn opened_by(start: &VolumeStart) -> OpenedBy {
 }
 
 /// Opens the container. What fails leaves no lock, unless a dead session's bytes are unsettled.
+/// What overlaps, and what must not, stands at the head of `ahead`.
 pub(super) fn open(
     start: &VolumeStart,
     secret: &Secret,
@@ -79,20 +78,47 @@ pub(super) fn open(
     say.phase(Phase::Connecting);
     let (record, connection, store) = reach(start)?;
     stop.check()?;
-    check_writable(start, &*store, say)?;
-    stat_container(start, &*store)?;
-    let hold = hold(start, record, connection, store, stop, say)?;
-    keep_renewing(&hold, {
-        let stop = Arc::clone(stop);
-        move || stop.abort_volume()
+    let given_up = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reading = Arc::clone(&store);
+        let ahead = scope.spawn(|| {
+            let reading = reading;
+            Ahead::read(start, secret, &*reading, &given_up)
+        });
+        let opened = check_container(start, &*store, say)
+            .and_then(|()| hold_and_look(start, record, connection, store, stop, say))
+            .and_then(|(hold, looked)| {
+                keep_renewing(&hold, {
+                    let stop = Arc::clone(stop);
+                    move || stop.abort_volume()
+                });
+                let quiet = wait_for_quiet(start, &hold, stop, say);
+                let opened = quiet.and_then(|()| {
+                    let ahead = ahead.join().ok().flatten();
+                    unlock(start, secret, &hold, ahead, looked, stop, say)
+                });
+                if opened.is_err() {
+                    // Should this fail too, the next session of this host takes the lock over.
+                    let _ = hold.release();
+                }
+                opened
+            });
+        given_up.store(true, Ordering::SeqCst);
+        opened
+    })
+}
+
+/// Both questions at once.
+fn check_container(start: &VolumeStart, store: &dyn Store, say: &Say) -> Result<(), Failure> {
+    let (writable, found) = std::thread::scope(|scope| {
+        let found = scope.spawn(|| stat_container(start, store));
+        (check_writable(start, store, say), found.join())
     });
-    let opened = wait_for_quiet(start, &hold, stop, say)
-        .and_then(|()| unlock(start, secret, &hold, stop, say));
-    if opened.is_err() {
-        // Should this fail too, the next session of this host takes the lock over.
-        let _ = hold.release();
+    writable?;
+    match found {
+        Ok(found) => found.map(drop),
+        Err(panic) => std::panic::resume_unwind(panic),
     }
-    opened
 }
 
 /// Takes the local record and connects.
@@ -167,7 +193,33 @@ pub(super) fn stat_container(start: &VolumeStart, store: &dyn Store) -> Result<F
     }
 }
 
-/// Takes the lock, or for a read-only session makes sure that nobody writes.
+/// Holds the container, and reads of it while the lock is being settled; nothing behind a dead
+/// session, whose bytes may still arrive.
+fn hold_and_look(
+    start: &VolumeStart,
+    record: LocalRecord,
+    connection: Connection,
+    store: Arc<dyn Store>,
+    stop: &Stop,
+    say: &Say,
+) -> Result<(Arc<Hold>, Option<Looked>), Failure> {
+    let quiet = !record.may_arrive();
+    let reading = Arc::clone(&store);
+    let mut looked = None;
+    let hold = hold(start, record, connection, store, stop, say, || {
+        if quiet {
+            // What can't be read is asked for once more, and its error told.
+            looked = reading
+                .open(&start.target.name, start.access.into())
+                .and_then(|file| Looked::at(file, start))
+                .ok();
+        }
+    })?;
+    Ok((hold, looked))
+}
+
+/// Takes the lock, or for a read-only session makes sure that nobody writes; `meanwhile` as in
+/// [`Lock::acquire_while`].
 pub(super) fn hold(
     start: &VolumeStart,
     record: LocalRecord,
@@ -175,12 +227,14 @@ pub(super) fn hold(
     store: Arc<dyn Store>,
     stop: &Stop,
     say: &Say,
+    meanwhile: impl FnOnce() + Send,
 ) -> Result<Arc<Hold>, Failure> {
     let name = start.target.name.clone();
     let (lock, stale_lock) = match start.access {
         Access::ReadWrite => {
             stop.begin_holding()?;
-            (Some(take_lock(start, &*store, &record, say)?), None)
+            let lock = take_lock_while(start, &*store, &record, say, meanwhile)?;
+            (Some(lock), None)
         }
         Access::ReadOnly => (None, look_at_lock(start, &*store, &record, say)?),
     };
@@ -203,9 +257,19 @@ pub(super) fn take_lock(
     record: &LocalRecord,
     say: &Say,
 ) -> Result<Lock, Failure> {
+    take_lock_while(start, store, record, say, || {})
+}
+
+fn take_lock_while(
+    start: &VolumeStart,
+    store: &dyn Store,
+    record: &LocalRecord,
+    say: &Say,
+    meanwhile: impl FnOnce() + Send,
+) -> Result<Lock, Failure> {
     say.phase(Phase::Locking);
     let owner = owner_note(&PathBuf::from(&start.state_dir))?;
-    let lock = Lock::acquire(store, &start.target.name, record, owner)?;
+    let lock = Lock::acquire_while(store, &start.target.name, record, owner, meanwhile)?;
     if lock.number() > 1 {
         say.notice(Notice::TookOverDeadSession);
     }
@@ -274,37 +338,43 @@ fn unlock(
     start: &VolumeStart,
     secret: &Secret,
     hold: &Arc<Hold>,
+    ahead: Option<Ahead>,
+    looked: Option<Looked>,
     stop: &Stop,
     say: &Say,
 ) -> Result<Opened, Failure> {
     stop.check()?;
     say.phase(Phase::Unlocking);
     let store = hold.store();
-    let file = store.open(hold.file_name(), start.access.into())?;
-    let bytes = HeaderBytes(&*file);
-    let header = AnyHeader::load(&bytes, opened_by(start))?;
+    let looked = match looked {
+        Some(looked) => looked,
+        None => {
+            let file = match (&ahead, start.access) {
+                (Some(ahead), Access::ReadOnly) => Arc::clone(&ahead.file),
+                _ => store.open(hold.file_name(), start.access.into())?,
+            };
+            Looked::at(file, start)?
+        }
+    };
+    let Unlocked { header, key } = looked.unlocked(ahead, start, secret)?;
     tell_copies(&header, say);
-    match &start.pins {
-        PinPolicy::Known(pins) => header.check_pins(pins)?,
-        PinPolicy::Expect(fingerprint) => header.check_fingerprint(fingerprint)?,
-        PinPolicy::TrustOnce => say.notice(Notice::TrustedOnce {
+    if let PinPolicy::TrustOnce = &start.pins {
+        say.notice(Notice::TrustedOnce {
             fingerprint: header.pins().fingerprint(),
-        }),
+        });
     }
-    let file_bytes = file.len()?;
+    let file_bytes = looked.file_bytes;
     let payload = header.geometry(file_bytes)?;
-    stop.check()?;
-    let key = header.unlock(&bytes, secret)?;
     let pins = header.pins();
     let cipher = SectorCipher::of_pins(&key, &pins)?;
     // Without the cipher it is left to mount, which looks at the length, too.
     if let Some(cipher) = &cipher {
-        check_not_truncated(&*file, &payload, cipher, file_bytes)?;
+        check_not_truncated(&looked, &payload, cipher)?;
     }
     let edge = Edge::new(opened_by(start), key, cipher)?;
     stop.check()?;
     hold.learn(pins.clone(), file_bytes);
-    let volume = open_volume(start, hold, file, payload)?;
+    let volume = open_volume(start, hold, looked.file, payload)?;
     stop.reaches(&volume);
     Ok(Opened {
         hold: Arc::clone(hold),
@@ -381,16 +451,15 @@ pub(super) fn open_volume(
 /// the same. The file system in it knows its length (`s_blocks_count`, `s_log_block_size`,
 /// `s_magic`: Documentation/filesystems/ext4/super.rst); one that is no ext4 is left to mount.
 fn check_not_truncated(
-    file: &dyn StoreFile,
+    looked: &Looked,
     payload: &Payload,
     cipher: &SectorCipher,
-    file_bytes: u64,
 ) -> Result<(), Failure> {
-    let mut block = [0; 4096];
+    let file_bytes = looked.file_bytes;
     if payload.len_bytes < 4096 {
         return Err(truncated(file_bytes, payload.offset_bytes + 4096));
     }
-    file.read_at(payload.offset_bytes, &mut block, ReadClass::Demand)?;
+    let mut block = looked.first_block(payload.offset_bytes)?;
     cipher.decrypt(0, &mut block)?;
     let Some(needed) = ext4_bytes(&block[1024..2048]) else {
         return Ok(());
