@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 use sprat_store::lock::{self, RENEW_INTERVAL};
 use sprat_store::{FileName, LocalRecord, Lock, LockError, Store, StoreErrorKind};
 
-use super::super::options::SessionOptions;
+use super::super::options::{SessionOptions, TAKEOVER_QUIET_TIMES};
 use super::super::volume_process::connection::{Connection, open_record, owner_note};
-use super::super::options::TAKEOVER_QUIET_TIMES;
 use super::CopyObserver;
 use crate::Failure;
 use crate::interrupt::Interrupt;
