@@ -6,14 +6,16 @@
     reason = "a list of one range is meant"
 )]
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use sprat_store::lock::{self, Broken};
+use sprat_store::sftp::Wire;
 use sprat_store::{
     FileName, LocalRecord, LocalStore, Lock, LockError, MemoryStore, OwnerNote, SftpStore, Store,
 };
@@ -458,4 +460,61 @@ fn a_connection_that_outlives_its_session_keeps_the_record_locked() {
     assert!(matches!(refused, Err(LockError::HeldHere { .. })));
     drop(store);
     LocalRecord::open(state.path(), "id").unwrap();
+}
+
+/// A server over a socket, and the requests that it was sent.
+fn counted(folder: &Path) -> (SftpStore, Arc<AtomicUsize>) {
+    let count = Arc::new(AtomicUsize::new(0));
+    let counting = Arc::clone(&count);
+    let dial = move || {
+        let (here, mut there) = UnixStream::pair().unwrap();
+        let mut server = Command::new(needs::sftp_server().unwrap())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut answers = server.stdout.take().unwrap();
+        let mut back = there.try_clone().unwrap();
+        std::thread::spawn(move || std::io::copy(&mut answers, &mut back));
+        let counting = Arc::clone(&counting);
+        std::thread::spawn(move || {
+            let mut requests = server.stdin.take().unwrap();
+            let mut head = [0; 4];
+            while there.read_exact(&mut head).is_ok() {
+                let mut body = vec![0; u32::from_be_bytes(head) as usize];
+                there.read_exact(&mut body).unwrap();
+                counting.fetch_add(1, Ordering::SeqCst);
+                if requests.write_all(&[&head[..], &body].concat()).is_err() {
+                    break;
+                }
+            }
+            drop(requests);
+            server.wait().unwrap();
+        });
+        Ok(Wire::over_socket(here).unwrap())
+    };
+    let options = part::piped(folder, &[]);
+    let store = SftpStore::connect_over(Box::new(dial), options).unwrap();
+    (store, count)
+}
+
+#[test]
+fn a_lock_costs_no_request_twice() {
+    requires!(needs::sftp_server_missing());
+    let (folder, state) = (host(), host());
+    let (store, count) = counted(folder.path());
+    let mut before = count.load(Ordering::SeqCst);
+    let mut asked = |what: &str, at_most: usize| {
+        let now = count.load(Ordering::SeqCst);
+        assert!(now - before <= at_most, "{what}: {} requests", now - before);
+        before = now;
+    };
+    let lock = take(&store, &record(state.path())).unwrap();
+    // Two looks at the folder, one of them with the own lock in it; a file and a folder that are
+    // opened, flushed and closed; the content.
+    asked("taking", 4 + 7 + 9);
+    lock.verify(&store).unwrap();
+    asked("looking at it again", 6);
+    lock.release_verified(&store).unwrap();
+    asked("giving it back", 4);
 }
