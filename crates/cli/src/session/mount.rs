@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, SystemTime};
 
-use sprat_attach::{MountState, mount_state, unmount_at, unmount_dead};
+use sprat_attach::{AttachError, MountState, mount_state, unmount_at, unmount_dead};
 use sprat_luks::Secret;
 
 use super::background::{self, MountRecord, record_path};
@@ -128,10 +128,21 @@ pub fn unmount(
         .map_err(|error| Failure::usage(format!("{}: {error}", dir.display())))?;
     let record = record_path(runtime_dir, &dir);
     observer.phase(Phase::Unmounting);
-    match mount_state(&dir)? {
-        MountState::Alive => unmount_watching(&dir, interrupt)?,
+    let known = background::read_record(&record).is_some();
+    // Its process lives: asking the device would wait for a line that is away, and hold the device.
+    let state = if known && !background::has_ended(&record) {
+        MountState::Alive
+    } else {
+        mount_state(&dir)?
+    };
+    match state {
+        MountState::Alive => match unmount_watching(&dir, interrupt)? {
+            // It is ending already.
+            Err(AttachError::NotMounted { .. }) if known => {}
+            unmounted => unmounted?,
+        },
         MountState::Dead => unmount_dead(&dir)?,
-        _ if background::read_record(&record).is_none() => {
+        _ if !known => {
             return Err(Failure::failed(format!(
                 "no container is mounted at {}",
                 dir.display()
@@ -151,7 +162,7 @@ pub fn unmount(
 
 /// The unmount waits for everything to be written, for as long as a line is away; an interrupt
 /// leaves it to itself.
-fn unmount_watching(dir: &Path, interrupt: &Interrupt) -> Result<(), Failure> {
+fn unmount_watching(dir: &Path, interrupt: &Interrupt) -> Result<Result<(), AttachError>, Failure> {
     let (done, result) = mpsc::channel();
     let unmounted = dir.to_owned();
     std::thread::Builder::new()
@@ -162,7 +173,7 @@ fn unmount_watching(dir: &Path, interrupt: &Interrupt) -> Result<(), Failure> {
         .map_err(|error| Failure::failed("can't start a thread").caused_by(&error))?;
     loop {
         match result.recv_timeout(Duration::from_millis(100)) {
-            Ok(unmounted) => return Ok(unmounted?),
+            Ok(unmounted) => return Ok(unmounted),
             Err(RecvTimeoutError::Timeout) if interrupt.requested() => return Err(goes_on(dir)),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {

@@ -222,6 +222,24 @@ impl Stage {
     }
 }
 
+impl Drop for Stage {
+    /// A test that failed leaves no session behind, stopped or waiting for a line.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let servers = self.sshd.session_pids();
+        for (pid, _) in self.processes() {
+            if let Some(pid) =
+                rustix::process::Pid::from_raw(pid).filter(|_| !servers.contains(&pid))
+            {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+        let _ = sprat_attach::unmount_dead(&self.path("mounted"));
+    }
+}
+
 /// A command and what came of it, for a failing test's message.
 pub fn shown(command: &Command, output: &Output) -> String {
     let words: Vec<_> = command
