@@ -1,5 +1,6 @@
 //! The command line's grammar. Doc comments here are the help texts.
 
+mod check;
 mod copy;
 mod key;
 mod prune;
@@ -12,6 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::Exit;
 use crate::output::text::parse_size;
+pub use check::CheckArgs;
 pub use copy::CopyArgs;
 pub use key::{
     KeyAddArgs, KeyArgs, KeyCommand, KeyHeaderBackupArgs, KeyHeaderRestoreArgs, KeyRemoveArgs,
@@ -221,6 +223,9 @@ pub enum Command {
     /// Unmount a container and wait until everything is on the server's disk
     #[command(after_help = "Example:\n  sprat umount /mnt/backup")]
     Umount(UmountArgs),
+    /// Look whether a container is whole: header, file system, and if asked for every file
+    #[command(after_help = check::CHECK_EXAMPLES)]
+    Check(CheckArgs),
     /// Copy a container to another store, or move it there, and read it back; needs no key
     #[command(after_help = copy::COPY_EXAMPLES)]
     Copy(CopyArgs),
@@ -264,6 +269,7 @@ impl Command {
             Self::Prune(_) => Some("prune"),
             Self::Mount(_) => Some("mount"),
             Self::Umount(_) => Some("umount"),
+            Self::Check(_) => Some("check"),
             Self::Copy(_)
             | Self::Unlock(_)
             | Self::Key(_)

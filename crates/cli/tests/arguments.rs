@@ -26,6 +26,7 @@ fn help_lists_the_commands_and_the_exit_codes() {
       prune        Remove the snapshots of a job that no rule keeps
       mount        Mount a container to look round in it; it stays mounted until `sprat umount`
       umount       Unmount a container and wait until everything is on the server's disk
+      check        Look whether a container is whole: header, file system, and if asked for every file
       copy         Copy a container to another store, or move it there, and read it back; needs no key
       unlock       Remove the lock of a session that died on another machine
       key          List, add and remove keys; print the recovery sheet; keep the header and put it back

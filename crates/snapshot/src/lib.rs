@@ -14,6 +14,7 @@
 //! - Nothing is printed, and no environment variable is read.
 #![forbid(unsafe_code)]
 
+mod check;
 mod checkpoint;
 mod error;
 mod job;
@@ -32,6 +33,7 @@ mod take;
 mod text;
 mod walk;
 
+pub use check::{CheckReport, CheckSpec, CheckWhat, check};
 pub use error::{ErrorReport, SnapshotError, SnapshotErrorKind, SpaceKind};
 pub use keep::{Candidate, KeepReason, KeepRules, Verdict, decide};
 pub use list::list;

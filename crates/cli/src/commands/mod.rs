@@ -1,6 +1,7 @@
 //! Carries out one command of the command line; a file for each.
 
 mod backup;
+mod check;
 mod context;
 mod copy;
 mod doctor;
@@ -53,6 +54,7 @@ fn run_in(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Prune(args) => prune::run(context, &args),
         Command::Mount(args) => mount::run(context, &args),
         Command::Umount(args) => mount::run_umount(context, &args),
+        Command::Check(args) => check::run(context, &args),
         Command::Copy(args) => copy::run(context, &args),
         Command::Unlock(args) => unlock::run(context, &args),
         Command::Key(args) => key::run(context, args.command),

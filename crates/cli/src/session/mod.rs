@@ -6,6 +6,7 @@
 
 mod background;
 mod change;
+pub mod check;
 mod child;
 pub mod copy;
 mod create;

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use sprat_attach::CryptMapping;
 use sprat_luks::SlotKind;
 use sprat_snapshot::{
-    PruneReport, PruneSpec, RestoreReport, RestoreSpec, SnapshotEntry, SnapshotReport, SnapshotSpec,
+    CheckReport, CheckSpec, PruneReport, PruneSpec, RestoreReport, RestoreSpec, SnapshotEntry,
+    SnapshotReport, SnapshotSpec,
 };
 
 use super::change::HeaderChanged;
@@ -203,6 +204,8 @@ pub(super) enum WorkerOrder {
     Prune(Box<PruneSpec>),
     /// Replays the journal and runs `e2fsck -fn` on the loop device; instead of Mount.
     CheckFileSystem,
+    /// Reads files of the mounted volume.
+    CheckFiles(Box<CheckSpec>),
     /// Stops what runs; that order then answers with its own outcome.
     Cancel,
     /// Unmounts, gives the loop device back, and ends.
@@ -227,6 +230,7 @@ pub(super) enum WorkerReply {
     Restored(Box<RestoreReport>),
     Pruned(Box<PruneReport>),
     Checked(FileSystemCheck),
+    FilesChecked(Box<CheckReport>),
     Unmounted,
     /// Answers Keep.
     Kept,

@@ -205,6 +205,16 @@ impl Worker {
                 )?;
                 WorkerReply::Pruned(Box::new(report))
             }
+            WorkerOrder::CheckFiles(spec) => {
+                let cancel = self.cancel.clone();
+                let report = sprat_snapshot::check(
+                    self.root()?,
+                    &spec,
+                    &mut |progress| self.progress(progress),
+                    &cancel,
+                )?;
+                WorkerReply::FilesChecked(Box::new(report))
+            }
             WorkerOrder::Cancel | WorkerOrder::Keep(_) => return Ok(None),
             WorkerOrder::Unmount => {
                 self.mounted = None;

@@ -56,7 +56,21 @@ impl Job<'_> {
             let now = Some(Instant::now());
             (self.source.lost_at, self.destination.lost_at) = (now, now);
         } else {
-            self.let_go(&stores);
+            let released = self.let_go(&stores);
+            if done.is_ok() {
+                if let Err(failure) = released {
+                    let why = failure.what;
+                    let text = format!(
+                        "a lock could not be given back ({why}); the next session on this machine \
+                         takes it over"
+                    );
+                    observer.tell(&text, true);
+                }
+                // Last: a run that is killed before finds here that nothing is left to be done.
+                if let Some(note) = self.note.take() {
+                    note.remove().map_err(|error| failure(&error))?;
+                }
+            }
         }
         done
     }
@@ -70,15 +84,16 @@ impl Job<'_> {
     }
 
     /// What was asked and not answered may still arrive, so its lock stays; everything else goes.
-    fn let_go(&self, stores: &Stores) {
+    /// Should that fail, the next run on this host takes the lock over.
+    fn let_go(&self, stores: &Stores) -> Result<(), Failure> {
         let (from, to) = (&self.source.held, &self.destination.held);
-        // Should a release fail, the next run on this host takes the lock over.
-        if to.still_ours(&*stores.destination).is_ok() {
-            let _ = to.release(&*stores.destination, true);
-        }
-        if from.still_ours(&*stores.source).is_ok() {
-            let _ = from.release(&*stores.source, self.source_removed);
-        }
+        let there = to
+            .still_ours(&*stores.destination)
+            .and_then(|()| to.release(&*stores.destination, true));
+        let here = from
+            .still_ours(&*stores.source)
+            .and_then(|()| from.release(&*stores.source, self.source_removed));
+        there.and(here)
     }
 
     fn hold(
@@ -175,9 +190,6 @@ impl Job<'_> {
             .note
             .as_ref()
             .map_or(0, |note| note.identity().source_bytes);
-        if let Some(note) = self.note.take() {
-            note.remove().map_err(|error| failure(&error))?;
-        }
         Ok(CopyReport {
             pins,
             container_bytes,

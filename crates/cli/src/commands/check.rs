@@ -1,0 +1,233 @@
+//! `sprat check`: looks whether a container is whole, down to every file if asked for.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::Instant;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use sprat_snapshot::{CheckReport, CheckSpec, CheckWhat, JobName, NameList};
+
+use super::context::{Context, Resolved};
+use crate::args::CheckArgs;
+use crate::output::{Reporter, exit_json, failure_json, text};
+use crate::session::check::{Checked, check};
+use crate::session::{Access, Notice, Observer, Phase, SessionProgress};
+use crate::{Exit, Failure};
+
+/// Names that are shown; JSON has more.
+const NAMES_SHOWN: usize = 20;
+
+pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> {
+    let resolved = context.resolve(&args.target)?;
+    let what = match (&args.against_source, args.read_data) {
+        (Some(job), _) => Some(CheckWhat::AgainstSource(
+            JobName::new(job).map_err(|error| Failure::usage(error.to_string()))?,
+        )),
+        (None, true) => Some(CheckWhat::Everything),
+        (None, false) => None,
+    };
+    let secret = context.secret(&resolved)?;
+    let options = context.session_options(&resolved, Access::ReadOnly)?;
+    let (state_dir, policy) = (options.state_dir.clone(), options.pins.clone());
+    let begun = Instant::now();
+    let mut seen = Seen {
+        reporter: Reporter::new(context.output, ""),
+        header: Vec::new(),
+    };
+    let spec = |facts: &crate::session::ContainerFacts| {
+        what.clone().map(|what| CheckSpec {
+            what,
+            known: state_dir
+                .join("checks")
+                .join(format!("{}.sums", facts.uuid)),
+            duration_max: args.max_duration,
+        })
+    };
+    let checked = check(options, &secret, spec, &mut seen, &context.interrupt);
+    seen.reporter.clear();
+    let checked = checked?;
+    context.remember(&state_dir, &resolved, &policy, &checked.facts);
+    let exit = if is_damaged(&checked, &seen.header) {
+        Exit::Damaged
+    } else {
+        Exit::Done
+    };
+    let json = json!({
+        "command": "check",
+        "result": exit_json(exit),
+        "target": resolved.target.to_string(),
+        "at": Timestamp::now(),
+        "seconds": begun.elapsed().as_secs_f64(),
+        "uuid": checked.facts.uuid,
+        "container_bytes": checked.facts.file_bytes,
+        "volume_bytes": checked.facts.volume_bytes,
+        "header_copies_damaged": seen.header,
+        "file_system": checked.file_system,
+        "against_source": args.against_source,
+        "files": match &checked.files {
+            None => Value::Null,
+            Some(Ok(report)) => json!(report),
+            Some(Err(failure)) => json!({ "failure": failure_json(failure) }),
+        },
+    });
+    let kept = state_dir
+        .join("checks")
+        .join(format!("{}.json", checked.facts.uuid));
+    if let Err(error) = keep(&kept, &json) {
+        let path = kept.display();
+        context
+            .output
+            .warning(&format!("the result can't be kept in {path}: {error}"));
+    }
+    context
+        .output
+        .result(&told(&resolved, args, &checked, &seen.header), &json)?;
+    Ok(exit)
+}
+
+fn is_damaged(checked: &Checked, header: &[String]) -> bool {
+    let files = match &checked.files {
+        None => false,
+        Some(Ok(report)) => report.is_damaged(),
+        Some(Err(_)) => true,
+    };
+    !header.is_empty() || !checked.file_system.clean || files
+}
+
+/// The result of the last check stays on this machine, for whoever asks how things stand.
+fn keep(path: &Path, json: &Value) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)?;
+    let mut part = tempfile::NamedTempFile::new_in(folder)?;
+    serde_json::to_writer(&mut part, json)?;
+    part.as_file().sync_all()?;
+    part.persist(path).map_err(|error| error.error)?;
+    std::fs::File::open(folder)?.sync_all()
+}
+
+fn told(resolved: &Resolved, args: &CheckArgs, checked: &Checked, header: &[String]) -> String {
+    let mut out = String::new();
+    let _ = writeln!(
+        out,
+        "{}: {} long, file system of {}",
+        resolved.target,
+        text::bytes(checked.facts.file_bytes),
+        text::bytes(checked.facts.volume_bytes)
+    );
+    if header.is_empty() {
+        out.push_str("header: both copies are whole, and what was pinned\n");
+    }
+    for copy in header {
+        let _ = writeln!(out, "header: DAMAGED, {}", text::harmless(copy));
+        out.push_str(
+            "  The other copy opens the container. Put the header back: `sprat key header-restore`\n",
+        );
+    }
+    if checked.file_system.clean {
+        out.push_str("file system: clean\n");
+    } else {
+        out.push_str("file system: DAMAGED; e2fsck says\n");
+        for line in checked.file_system.output.lines().take(NAMES_SHOWN) {
+            let _ = writeln!(out, "  {}", text::harmless(line));
+        }
+    }
+    match &checked.files {
+        None => {}
+        Some(Ok(report)) => out.push_str(&files_told(args, report)),
+        Some(Err(failure)) => {
+            let _ = writeln!(out, "files: not read: {}", text::harmless(&failure.what));
+        }
+    }
+    if is_damaged(checked, header) {
+        out.push_str(
+            "What to do: don't back up into this container, copy it away first (`sprat copy`). \
+             Restore what you need; files that aren't named here are whole as far as was looked. \
+             Look after the server's disk\n",
+        );
+    }
+    out
+}
+
+fn files_told(args: &CheckArgs, report: &CheckReport) -> String {
+    let mut out = format!(
+        "files: {} read, {}",
+        text::counted(report.files_read, "file", "files"),
+        text::bytes(report.bytes_read)
+    );
+    if report.files_before > 0 {
+        let _ = write!(
+            out,
+            "; {} by earlier runs",
+            text::count(report.files_before)
+        );
+    }
+    if args.read_data {
+        let _ = write!(
+            out,
+            "; {} compared with an earlier check",
+            text::count(report.files_known)
+        );
+    } else {
+        let _ = write!(
+            out,
+            "; {} the same as in the source",
+            text::count(report.same)
+        );
+    }
+    out.push('\n');
+    list(&mut out, "CAN'T BE READ", &report.unreadable);
+    list(&mut out, "DAMAGED", &report.damaged);
+    list(&mut out, "the damage concerns", &report.affected);
+    list(&mut out, "changed in the source since", &report.changed);
+    list(&mut out, "gone from the source", &report.gone);
+    list(
+        &mut out,
+        "can't be read in the source",
+        &report.source_unreadable,
+    );
+    if !report.finished {
+        out.push_str("not everything was read: run the same command again, it goes on there\n");
+    }
+    out
+}
+
+fn list(out: &mut String, title: &str, names: &NameList) {
+    if names.is_empty() {
+        return;
+    }
+    let _ = writeln!(out, "{title}: {}", text::count(names.count));
+    for name in names.names.iter().take(NAMES_SHOWN) {
+        let _ = writeln!(out, "  {}", text::harmless(name));
+    }
+    if names.count > NAMES_SHOWN as u64 {
+        out.push_str("  …; more of them with --json\n");
+    }
+}
+
+/// Shows the session, and keeps what it says of the header.
+struct Seen {
+    reporter: Reporter,
+    header: Vec<String>,
+}
+
+impl Observer for Seen {
+    fn phase(&mut self, phase: Phase) {
+        self.reporter.phase(phase);
+    }
+
+    fn progress(&mut self, progress: &SessionProgress) {
+        self.reporter.progress(progress);
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        if let Notice::HeaderCopyDamaged { copy } = &notice {
+            self.header.push(copy.clone());
+        }
+        self.reporter.notice(notice);
+    }
+}

@@ -1,0 +1,112 @@
+//! `sprat check`: looks at a container in one read-only session, and changes nothing.
+
+use std::ffi::OsString;
+
+use sprat_luks::Secret;
+use sprat_snapshot::{CheckReport, CheckSpec};
+
+use super::crew::{OnInterrupt, Watch};
+use super::options::{ContainerFacts, Observer, Phase, SessionOptions};
+use super::protocol::{FileSystemCheck, WorkerOrder, WorkerReply};
+use super::{Session, make_private_dir};
+use crate::interrupt::Interrupt;
+use crate::{Exit, Failure};
+
+/// What a check found.
+#[derive(Debug)]
+pub struct Checked {
+    /// What the container is.
+    pub facts: ContainerFacts,
+    /// What e2fsck said after the journal's replay.
+    pub file_system: FileSystemCheck,
+    /// What the files said, where they were asked for; with a file system that can't be mounted,
+    /// the reason.
+    pub files: Option<Result<CheckReport, Failure>>,
+}
+
+/// Opens the container for reading, replays its journal locally, runs e2fsck, and then reads
+/// files as `spec` says.
+pub fn check(
+    options: SessionOptions,
+    secret: &Secret,
+    spec: impl FnOnce(&ContainerFacts) -> Option<CheckSpec>,
+    observer: &mut dyn Observer,
+    interrupt: &Interrupt,
+) -> Result<Checked, Failure> {
+    let mut session = Session::attach(options, secret, observer, interrupt)?;
+    let facts = session.facts.clone();
+    let looked = look(&mut session, spec(&facts), observer, interrupt);
+    let closed = session.close(observer, interrupt);
+    let (file_system, files) = looked?;
+    closed?;
+    Ok(Checked {
+        facts,
+        file_system,
+        files,
+    })
+}
+
+type Looked = (FileSystemCheck, Option<Result<CheckReport, Failure>>);
+
+fn look(
+    session: &mut Session,
+    spec: Option<CheckSpec>,
+    observer: &mut dyn Observer,
+    interrupt: &Interrupt,
+) -> Result<Looked, Failure> {
+    observer.phase(Phase::Working);
+    let file_system = session.ask(
+        &WorkerOrder::CheckFileSystem,
+        observer,
+        interrupt,
+        |reply| match reply {
+            WorkerReply::Checked(check) => Some(check),
+            _ => None,
+        },
+    )?;
+    let Some(spec) = spec else {
+        return Ok((file_system, None));
+    };
+    interrupt.check()?;
+    match read_files(session, spec, observer, interrupt) {
+        Ok(report) => Ok((file_system, Some(Ok(report)))),
+        // A damaged file system that doesn't mount is what the check found, not its failure.
+        Err(failure) if !file_system.clean && failure.exit == Exit::Failed => {
+            Ok((file_system, Some(Err(failure))))
+        }
+        Err(failure) => Err(failure),
+    }
+}
+
+fn read_files(
+    session: &mut Session,
+    spec: CheckSpec,
+    observer: &mut dyn Observer,
+    interrupt: &Interrupt,
+) -> Result<CheckReport, Failure> {
+    let at = session.options.runtime_dir.join("volume");
+    make_private_dir(&at)?;
+    session.crew.order(&WorkerOrder::Mount {
+        at: OsString::from(at),
+        read_only: true,
+        browse: false,
+    });
+    let mut watch = Watch {
+        observer,
+        interrupt,
+    };
+    session
+        .crew
+        .wait_worker(&mut watch, OnInterrupt::Finish, |reply| {
+            matches!(reply, WorkerReply::Mounted).then_some(())
+        })?;
+    session.ask(
+        &WorkerOrder::CheckFiles(Box::new(spec)),
+        observer,
+        interrupt,
+        |reply| match reply {
+            WorkerReply::FilesChecked(report) => Some(*report),
+            _ => None,
+        },
+    )
+}
