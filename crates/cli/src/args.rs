@@ -158,6 +158,15 @@ pub struct GlobalArgs {
     /// Bound of each container's cache, in bytes.
     #[arg(long, global = true, hide = true, default_value = "2147483648")]
     pub cache_bytes_max: u64,
+    /// Size of the reserve beside each container, in bytes.
+    #[arg(
+        long,
+        global = true,
+        hide = true,
+        env = "SPRAT_RESERVE_BYTES",
+        default_value = "67108864"
+    )]
+    pub reserve_bytes: u64,
     /// How long a late write of a lost connection is feared, in seconds.
     #[arg(long, global = true, hide = true, value_parser = seconds, default_value = "60")]
     pub quiet_time: Duration,

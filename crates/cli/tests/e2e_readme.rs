@@ -68,6 +68,7 @@ fn readme_example_works_as_it_stands() {
         .env("SPRAT_STATE_DIR", stage.path("state"))
         .env("SPRAT_RUNTIME_DIR", stage.path("run"))
         .env("SPRAT_CACHE_DIR", stage.path("cache"))
+        .env("SPRAT_RESERVE_BYTES", "0")
         .stdin(Stdio::null());
     let output = stage::run_within(&mut command, Duration::from_secs(200));
     for (folder, was_made) in made {

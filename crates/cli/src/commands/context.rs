@@ -215,6 +215,7 @@ impl Context {
         }
         options.data_channels = global.data_channels;
         options.write_buffer_bytes_max = global.write_buffer_bytes_max;
+        options.reserve_bytes = global.reserve_bytes;
         options.cache_dir = self.environment.absolute(&global.cache_dir);
         options.cache_bytes_max = if global.no_cache {
             0
@@ -238,6 +239,17 @@ impl Context {
         reporter: &mut Reporter,
     ) -> Result<Session, Failure> {
         let options = self.session_options(resolved, access)?;
+        self.open_with(resolved, secret, options, reporter)
+    }
+
+    /// As [`Self::open`], in a way of its own.
+    pub(crate) fn open_with(
+        &self,
+        resolved: &Resolved,
+        secret: &Secret,
+        options: SessionOptions,
+        reporter: &mut Reporter,
+    ) -> Result<Session, Failure> {
         let (state_dir, policy) = (options.state_dir.clone(), options.pins.clone());
         let session = Session::open(options, secret, reporter, &self.interrupt)?;
         self.remember(&state_dir, resolved, &policy, session.facts());

@@ -27,7 +27,9 @@ pub(super) fn run(context: &Context, args: &PruneArgs) -> Result<Exit, Failure> 
         Access::ReadWrite
     };
     let mut reporter = Reporter::new(context.output, format!("{job}: "));
-    let mut session = context.open(&resolved, &secret, access, &mut reporter)?;
+    let mut options = context.session_options(&resolved, access)?;
+    options.may_use_reserve = true;
+    let mut session = context.open_with(&resolved, &secret, options, &mut reporter)?;
     drop(secret);
     let spec = PruneSpec {
         job,

@@ -327,6 +327,12 @@ fn notice_text(notice: &Notice) -> (String, bool) {
             ),
             true,
         ),
+        Notice::ReserveGivenUp => (
+            "the server's disk is full: the reserve beside the container was given up to go on; it \
+             is made again once there is room"
+                .to_owned(),
+            true,
+        ),
         Notice::NoDurableFlush => (
             "this server can't fsync: if it crashes, the container may be lost".to_owned(),
             false,

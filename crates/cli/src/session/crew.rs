@@ -571,6 +571,8 @@ fn start_order(
         write_buffer_bytes_max: options.write_buffer_bytes_max,
         cache_dir: options.cache_dir.clone().into_os_string(),
         cache_bytes_max: options.cache_bytes_max,
+        reserve_bytes: options.reserve_bytes,
+        may_use_reserve: options.may_use_reserve,
         pins: options.pins.clone(),
         // People who write by hand expect fsync to mean it; a backup waits once, at its end.
         durable_flush: background && options.access == Access::ReadWrite,

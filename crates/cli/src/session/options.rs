@@ -107,6 +107,10 @@ pub struct SessionOptions {
     pub cache_dir: PathBuf,
     /// Bound of one container's cache; zero: nothing of it is used.
     pub cache_bytes_max: u64,
+    /// Size of the reserve that is made beside the container where it is missing; zero: none is.
+    pub reserve_bytes: u64,
+    /// Give the reserve up where the server's disk is full: for what makes room.
+    pub may_use_reserve: bool,
     /// What the header must look like.
     pub pins: PinPolicy,
     /// The sprat program, for the volume process and the worker.
@@ -124,6 +128,8 @@ impl SessionOptions {
             access,
             cache_dir: state_dir.join("cache"),
             cache_bytes_max: 2 << 30,
+            reserve_bytes: 0,
+            may_use_reserve: false,
             state_dir,
             runtime_dir,
             allow_no_fsync: false,
@@ -223,6 +229,8 @@ pub enum Notice {
         /// What this account may still write.
         available_bytes: u64,
     },
+    /// The server's disk is full; the reserve beside the container was given up to go on.
+    ReserveGivenUp,
     /// The server can't fsync, and the user insisted.
     NoDurableFlush,
     /// The server can't make a rename or lock durable (no fsync of folders).

@@ -55,6 +55,8 @@ pub(super) struct VolumeStart {
     pub write_buffer_bytes_max: usize,
     pub cache_dir: OsString,
     pub cache_bytes_max: u64,
+    pub reserve_bytes: u64,
+    pub may_use_reserve: bool,
     pub pins: PinPolicy,
     pub durable_flush: bool,
     pub create: Option<CreateStart>,

@@ -77,6 +77,7 @@ impl Machine {
             .env("SPRAT_STATE_DIR", self.path("state"))
             .env("SPRAT_RUNTIME_DIR", self.path("run"))
             .env("SPRAT_CACHE_DIR", self.path("cache"))
+            .env("SPRAT_RESERVE_BYTES", "0")
             .current_dir(self.folder.path())
             .stdin(Stdio::null());
     }

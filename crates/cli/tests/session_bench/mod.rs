@@ -234,6 +234,7 @@ impl Bench {
             .env("SPRAT_STATE_DIR", self.path("state"))
             .env("SPRAT_RUNTIME_DIR", self.path("run"))
             .env("SPRAT_CACHE_DIR", self.path("cache"))
+            .env("SPRAT_RESERVE_BYTES", "0")
             .env("XDG_CONFIG_HOME", self.path("config"))
             .arg("--key-file")
             .arg(key)

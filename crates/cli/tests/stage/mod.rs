@@ -139,6 +139,7 @@ impl Stage {
             .env("SPRAT_STATE_DIR", self.path("state"))
             .env("SPRAT_RUNTIME_DIR", self.path("run"))
             .env("SPRAT_CACHE_DIR", self.path("cache"))
+            .env("SPRAT_RESERVE_BYTES", "0")
             .arg("--ssh-command")
             .arg(ssh.join(" "))
             .arg("--key-file")

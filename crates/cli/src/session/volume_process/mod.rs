@@ -10,6 +10,7 @@ mod device;
 mod hold;
 mod making;
 pub(super) mod opening;
+mod reserve;
 mod stop;
 
 use std::io::Write;
@@ -92,7 +93,7 @@ fn converse(mut receiver: Receiver, descriptors: &UnixStream, say: &Say) -> Resu
     match opened {
         Ok((opened, making)) => {
             let interval = Duration::from_millis(start.figures_interval_ms);
-            Served::new(start.access, opened, making, stop, say.clone()).run(
+            Served::new(&start, opened, making, stop, say.clone()).run(
                 &orders,
                 descriptors,
                 interval,
@@ -202,6 +203,7 @@ fn wait_for_abort(orders: &mpsc::Receiver<VolumeOrder>) {
 /// A container that is open, and what is to be done with it.
 struct Served {
     access: Access,
+    reserve_bytes: u64,
     hold: Arc<Hold>,
     volume: Arc<Volume>,
     device: Arc<EdgeDevice>,
@@ -217,7 +219,7 @@ struct Served {
 
 impl Served {
     fn new(
-        access: Access,
+        start: &VolumeStart,
         opened: Opened,
         making: Option<Making>,
         stop: Arc<Stop>,
@@ -233,7 +235,8 @@ impl Served {
             opened.flush,
         ));
         Self {
-            access,
+            access: start.access,
+            reserve_bytes: start.reserve_bytes,
             hold: opened.hold,
             volume: opened.volume,
             device,
@@ -329,6 +332,9 @@ impl Served {
             .map_err(|error| self.hold.lost().unwrap_or_else(|| Failure::from(&error)))?;
         if let Some(making) = &self.making {
             making::publish(making, &self.hold, &self.stop, &self.say)?;
+        }
+        if self.access == Access::ReadWrite {
+            reserve::make_if_missing(self.reserve_bytes, &self.hold);
         }
         self.release()?;
         let mut volume = figures(&self.volume);

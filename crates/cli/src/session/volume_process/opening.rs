@@ -19,6 +19,7 @@ use super::ahead::{Ahead, Looked, Unlocked};
 use super::cache::cache_options;
 use super::connection::{Connection, open_record, owner_note};
 use super::hold::{Hold, HoldParts, keep_renewing};
+use super::reserve;
 use super::stop::{Say, Stop};
 use crate::{Exit, Failure};
 
@@ -86,6 +87,7 @@ pub(super) fn open(
             Ahead::read(start, secret, &*reading, &given_up)
         });
         let opened = check_container(start, &*store, say)
+            .and_then(|()| reserve::give_up(start, &*store, say))
             .and_then(|()| hold_and_look(start, record, connection, store, stop, say))
             .and_then(|(hold, looked)| {
                 keep_renewing(&hold, {

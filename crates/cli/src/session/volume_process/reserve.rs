@@ -1,0 +1,118 @@
+//! The reserve beside a container: space that is given up where a full disk would keep even pruning
+//! from working, and taken again once there is room.
+//!
+//! Deleting needs space, too: the lock's 512 bytes, and blocks of ext4's journal that were never
+//! written. The file is random bytes, so that no server's compression makes it smaller than it says.
+
+use std::sync::Arc;
+
+use sprat_store::{FileName, Store, StoreErrorKind, StoreFile};
+
+use super::super::options::Notice;
+use super::super::protocol::VolumeStart;
+use super::hold::Hold;
+use super::stop::Say;
+use crate::Failure;
+
+/// The reserve is made only where so many times its size is free: it must not be what fills a disk.
+const FREE_TIMES: u64 = 8;
+const PIECE_BYTES: usize = 252 << 10;
+const WRITERS: usize = 8;
+
+fn name(container: &FileName) -> Result<FileName, Failure> {
+    container
+        .with_suffix(".reserve")
+        .map_err(|error| Failure::usage(format!("{error}")))
+}
+
+/// Gives the reserve up where less than its size is free and this session may use it. Before the
+/// lock is taken, which needs space already: whoever removes it harms nobody.
+pub(super) fn give_up(start: &VolumeStart, store: &dyn Store, say: &Say) -> Result<(), Failure> {
+    if !start.may_use_reserve {
+        return Ok(());
+    }
+    let Ok(space) = store.free_space() else {
+        // A server that doesn't tell: it is found out by trying.
+        return Ok(());
+    };
+    if space.available_bytes >= start.reserve_bytes {
+        return Ok(());
+    }
+    match store.remove(&name(&start.target.name)?) {
+        Ok(()) => {
+            say.notice(Notice::ReserveGivenUp);
+            Ok(())
+        }
+        Err(error) if error.kind() == StoreErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Failure::from(&error)),
+    }
+}
+
+/// Makes the reserve where it is missing and there is room, at the end of a session, when all else
+/// is durable. That it can't be made is no reason to call a backup failed; the next one tries again.
+pub(super) fn make_if_missing(bytes: u64, hold: &Arc<Hold>) {
+    if bytes > 0 && hold.lost().is_none() {
+        let _ = make(bytes, hold);
+    }
+}
+
+fn make(bytes: u64, hold: &Arc<Hold>) -> Result<(), Failure> {
+    let store = hold.store();
+    let name = name(hold.container())?;
+    match store.stat(&name) {
+        Ok(stat) if stat.len >= bytes => return Ok(()),
+        // Left by a session that died while it made it.
+        Ok(_) => store.remove(&name)?,
+        Err(error) if error.kind() == StoreErrorKind::NotFound => {}
+        Err(error) => return Err(error.into()),
+    }
+    if store.free_space()?.available_bytes < bytes.saturating_mul(FREE_TIMES) {
+        return Ok(());
+    }
+    let made = fill(&*store, &name, bytes, hold);
+    if made.is_err() {
+        let _ = store.remove(&name);
+    }
+    made
+}
+
+fn fill(store: &dyn Store, name: &FileName, bytes: u64, hold: &Hold) -> Result<(), Failure> {
+    let file = store.create_new(name)?;
+    hold.still_ours()?;
+    // Several at a time: a slow line would make each of them wait for its answer.
+    std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|first| {
+                scope.spawn({
+                    let file = &*file;
+                    move || fill_pieces(file, bytes, first)
+                })
+            })
+            .collect();
+        writers
+            .into_iter()
+            .try_for_each(|writer| match writer.join() {
+                Ok(done) => done,
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
+    })?;
+    file.flush()?;
+    match store.flush_folder() {
+        Err(error) if error.kind() != StoreErrorKind::Unsupported => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Every [`WRITERS`]th piece, from number `first` on.
+fn fill_pieces(file: &dyn StoreFile, bytes: u64, first: usize) -> Result<(), Failure> {
+    let mut piece = vec![0; PIECE_BYTES];
+    let mut at = (first * PIECE_BYTES) as u64;
+    while at < bytes {
+        let len = usize::try_from(bytes - at).map_or(PIECE_BYTES, |left| left.min(PIECE_BYTES));
+        openssl::rand::rand_bytes(&mut piece[..len])
+            .map_err(|error| Failure::failed("can't make random bytes").caused_by(&error))?;
+        file.write_at(at, &piece[..len])?;
+        at += (WRITERS * PIECE_BYTES) as u64;
+    }
+    Ok(())
+}
