@@ -125,6 +125,7 @@ impl Owner {
         command
             .env("PATH", format!("{}:{path}", self.path("bin").display()))
             .env("SPRAT_STATE_DIR", self.path("state"))
+            .env("SPRAT_RESERVE_BYTES", "0")
             .env("SPRAT_RUNTIME_DIR", self.path("run"))
             .arg("--config")
             .arg(self.path("sprat.toml"))
