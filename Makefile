@@ -19,8 +19,8 @@ try: ## back up a real folder and get it back: [DIR=/usr/share/doc]; leaves noth
 test: ## every test (needs root or sudo; installs what is missing)
 	@scripts/test
 
-test-vm: ## the recovery sheet's commands on a real kernel with dm-crypt, in a VM (minutes)
-	@SPRAT_TEST_VM=1 scripts/test --no-capture -E 'binary(/^vm_/)'
+test-vm: ## those tests only that run in a VM, on a real kernel with dm-crypt (minutes)
+	@scripts/test --no-capture -E 'binary(/^vm_/)'
 
 vm-shell: ## a shell in a rescue system on a real kernel (a VM; needs no KVM): [WITH=folder to lay over its root]
 	@scripts/install vm
@@ -33,11 +33,11 @@ audit: ## known advisories against our dependencies (needs the network)
 	@scripts/install build lint
 	@bash -c '. scripts/env.sh && cargo deny --locked check advisories'
 
-torture: ## kill -9, lost lines and power cuts during backups, 100 rounds (hours): [ROUNDS=100] [SEED=N] [ONLY=line]
-	@SPRAT_TORTURE_ROUNDS="$(or $(ROUNDS),100)" SPRAT_TORTURE_SEED="$(SEED)" scripts/test --no-capture -E 'binary(/^torture$(if $(ONLY),_$(ONLY)$$)/)'
+torture: ## kill -9, lost lines and power cuts during backups, 100 rounds (hours): [ROUNDS=100] [SEED=N] [ONLY=line|power|vm]
+	@SPRAT_TORTURE_ROUNDS="$(or $(ROUNDS),100)" SPRAT_TORTURE_SEED="$(SEED)" scripts/test --no-capture -E 'binary(/^torture$(if $(ONLY),_$(ONLY)$$)/)$(if $(filter-out vm,$(ONLY)),, | binary(vm_power))'
 
-bench: ## sprat beside other tools on slow lines: [QUICK=1] [LINES= LOADS= TOOLS= MEASURES= WORK= WRITE=1] [MICRO=1]
-	@QUICK="$(QUICK)" BENCH_LINES="$(LINES)" LOADS="$(LOADS)" TOOLS="$(TOOLS)" MEASURES="$(MEASURES)" WORK="$(WORK)" WRITE="$(WRITE)" MICRO="$(MICRO)" bench/bench
+bench: ## sprat beside other tools on slow lines: [QUICK=1] [LINES= LOADS= TOOLS= MEASURES= WORK= WRITE=1] [MICRO=1] [MODES=1]
+	@MODES="$(MODES)" QUICK="$(QUICK)" BENCH_LINES="$(LINES)" LOADS="$(LOADS)" TOOLS="$(TOOLS)" MEASURES="$(MEASURES)" WORK="$(WORK)" WRITE="$(WRITE)" MICRO="$(MICRO)" bench/bench
 
 clean: ## what was built
 	@bash -c '. scripts/env.sh && cargo clean'

@@ -1,5 +1,5 @@
-//! Everything back without sprat: the recovery sheet's commands, typed as printed, in a rescue system on
-//! a real kernel with dm-crypt, sshfs and mount; then sprat goes on with what stock tools wrote.
+//! Everything back without sprat: the recovery sheet's commands, typed as printed, and those of docs/recovery.md, in
+//! a rescue system on a real kernel with dm-crypt, sshfs and mount; then sprat goes on with what stock tools wrote.
 
 #![allow(
     clippy::unwrap_used,
@@ -15,10 +15,12 @@ use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use sprat_testkit::dice::Dice;
+use sprat_testkit::power::Power;
+use sprat_testkit::recorder::Recorder;
 use stage::manifest::{Manifest, assert_same};
 use stage::plain::PlainVolume;
 use stage::tree::{self, Shape};
-use vm::{Guest, OpenWith, Owner};
+use vm::{Guest, OpenWith, Owner, Sheet};
 
 /// What the person in the rescue system does beyond the sheet, to leave something on the volume.
 const WRITE_BY_HAND: &str = r#"
@@ -31,12 +33,9 @@ ln "$volume/by-hand/noise" "$volume/by-hand/noise too"
 
 #[test]
 fn sheet_brings_every_snapshot_back_on_a_stock_kernel_and_sprat_goes_on_after_it() {
-    if vm::not_asked_for() {
-        return;
-    }
     sprat_testkit::requires!(vm::missing());
     let begun = Instant::now();
-    let owner = Owner::new(&["fresh", "many", "killed"]);
+    let owner = Owner::new(&["fresh", "many", "killed", "cut", "power"]);
     let mut guest = Guest::new(&owner);
     for number in 0..3 {
         let odd = owner.source().join(format!("odd {number}"));
@@ -55,7 +54,6 @@ fn sheet_brings_every_snapshot_back_on_a_stock_kernel_and_sprat_goes_on_after_it
     let fresh = owner.init("fresh", &[]);
     owner.backup("fresh");
     guest.expect_latest("fresh");
-    guest.look(&fresh, OpenWith::KeyFile);
     guest.recover(&fresh, OpenWith::RecoveryKey, "");
 
     // A session that is killed half way, after one that was not.
@@ -64,7 +62,23 @@ fn sheet_brings_every_snapshot_back_on_a_stock_kernel_and_sprat_goes_on_after_it
     guest.expect_latest("killed");
     kill_a_backup_half_way(&owner);
     guest.recover(&killed, OpenWith::KeyFile, "");
-    guest.look(&killed, OpenWith::RecoveryKey);
+
+    // A session whose lines were cut; the commands are those of docs/recovery.md.
+    owner.init("cut", &["--cheap-kdf-for-tests"]);
+    a_backup_with_lines_cut(&owner);
+    guest.expect_latest("cut");
+    guest.recover(&Sheet::of_the_docs(&owner, "cut", 0), OpenWith::KeyFile, "");
+
+    // The server's power was cut during a session; the journal is replayed as docs/recovery.md has it.
+    owner.init("power", &["--cheap-kdf-for-tests"]);
+    owner.backup("power");
+    guest.expect_latest("power");
+    a_backup_with_the_power_cut(&owner);
+    guest.recover(
+        &Sheet::of_the_docs(&owner, "power", 1),
+        OpenWith::KeyFile,
+        "",
+    );
 
     // Several snapshots, the files changing in between; each is looked at in its place, too.
     let many = owner.init("many", &["--cheap-kdf-for-tests"]);
@@ -79,7 +93,7 @@ fn sheet_brings_every_snapshot_back_on_a_stock_kernel_and_sprat_goes_on_after_it
     guest.recover_writing(&many, WRITE_BY_HAND);
 
     let prepared = begun.elapsed();
-    guest.run(Duration::from_secs(500));
+    guest.run(Duration::from_secs(1200));
     let recovered = begun.elapsed() - prepared;
 
     sprat_reads_what_was_written_by_hand(&owner);
@@ -116,20 +130,79 @@ fn change(owner: &Owner, round: u64) {
     fs::write(plain.join(format!("small file {}", 100 + round)), "changed").unwrap();
 }
 
-/// Every process of a session is killed at once while its bytes are on their way.
-fn kill_a_backup_half_way(owner: &Owner) {
-    let dice = &mut Dice::new(5);
-    let folder = owner.source().join("after the kill");
+/// Adds 40 MiB to the source, so that there is time for what happens to a backup.
+fn add_much(owner: &Owner, name: &str, seed: u64) {
+    let dice = &mut Dice::new(seed);
+    let folder = owner.source().join(name);
     fs::create_dir(&folder).unwrap();
     for number in 0..40 {
-        fs::write(
-            folder.join(format!("{number}")),
-            tree::random(dice, 1 << 20),
-        )
-        .unwrap();
+        let content = tree::random(dice, 1 << 20);
+        fs::write(folder.join(format!("{number}")), content).unwrap();
     }
-    let container = owner.container("killed");
-    let allocated = || fs::metadata(&container).unwrap().blocks() * 512;
+}
+
+fn allocated(owner: &Owner, container: &str) -> u64 {
+    fs::metadata(owner.container(container)).unwrap().blocks() * 512
+}
+
+/// Every connection is cut twice while bytes are on their way; the backup ends well all the same.
+fn a_backup_with_lines_cut(owner: &Owner) {
+    let mut backup = owner
+        .sprat(&["--quiet-time", "1", "backup", "job-cut"])
+        .spawn()
+        .unwrap();
+    for mebibytes in [6, 20] {
+        while allocated(owner, "cut") < mebibytes << 20 && backup.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(
+            backup.try_wait().unwrap().is_none(),
+            "the backup ended before its line was cut"
+        );
+        owner.sshd.kill_sessions();
+    }
+    assert!(backup.wait().unwrap().success());
+}
+
+/// The client is killed and the server loses its power: the file becomes what the disk had, some
+/// unsynced writes being lost.
+fn a_backup_with_the_power_cut(owner: &Owner) {
+    add_much(owner, "after the power cut", 6);
+    let mut power = Power::begin(&owner.container("power"), &owner.path("sure")).unwrap();
+    let recorder = Recorder::start(&owner.server(), "power.luks").unwrap();
+    let ssh = recorder.ssh_command(&owner.path("")).unwrap();
+    let ssh = ssh[0].to_str().unwrap().to_owned();
+    let small = ["--write-buffer-bytes-max", "2097152"];
+    let words = [
+        &["--ssh-command", &ssh],
+        &small[..],
+        &["backup", "job-power"],
+    ]
+    .concat();
+    let mut backup = owner.sprat(&words).spawn().unwrap();
+    let before = allocated(owner, "power");
+    while allocated(owner, "power") < before + (4 << 20) || power.unsure() < 4 {
+        assert!(
+            backup.try_wait().unwrap().is_none(),
+            "the backup ended before the power cut"
+        );
+        power.advance(&recorder.log()).unwrap();
+    }
+    backup.kill().unwrap();
+    // Half of what is not sure is kept, about.
+    let seed = (0..)
+        .find(|seed| sprat_testkit::power::keep_percent(*seed) == 50)
+        .unwrap();
+    let lost = recorder.cut_power(&mut power, seed).unwrap();
+    println!("the server lost {lost} blocks");
+    backup.wait().unwrap();
+    owner.assert_nothing_is_left(Duration::from_secs(20));
+}
+
+/// Every process of a session is killed at once while its bytes are on their way.
+fn kill_a_backup_half_way(owner: &Owner) {
+    add_much(owner, "after the kill", 5);
+    let allocated = || allocated(owner, "killed");
     let before = allocated();
     let mut backup = owner.sprat(&["backup", "job-killed"]).spawn().unwrap();
     while allocated() < before + (6 << 20) {

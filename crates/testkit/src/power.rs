@@ -147,28 +147,32 @@ impl Power {
     }
 
     /// Decides now, by `seed`: `file`, which holds every write, loses what its disk had not got.
-    pub fn lose_unsynced(&mut self, file: &Path, seed: u64) -> io::Result<()> {
+    /// Returns how many blocks that are.
+    pub fn lose_unsynced(&mut self, file: &Path, seed: u64) -> io::Result<usize> {
         let sure = OpenOptions::new().read(true).write(true).open(&self.sure)?;
         let file = OpenOptions::new().write(true).open(file)?;
         for (offset, bytes) in self.chosen(Tear::Blocks, seed) {
             sure.write_all_at(bytes, offset)?;
         }
         let mut page = [0; BLOCK];
+        let mut lost = 0;
         for one in &self.unsure {
-            for (block, _) in blocks(one.offset, &one.data) {
+            for (block, part) in blocks(one.offset, &one.data) {
                 let offset = block * BLOCK as u64;
                 sure.read_exact_at(&mut page, offset)?;
+                lost += usize::from(part != page);
                 file.write_all_at(&page, offset)?;
             }
         }
         self.unsure.clear();
-        file.sync_all()
+        file.sync_all()?;
+        Ok(lost)
     }
 
     /// The parts of unsure writes that the disk got, in their order.
     fn chosen(&self, tear: Tear, seed: u64) -> Vec<(u64, &[u8])> {
         let mut dice = Dice::new(seed);
-        let keep_percent = [0, 10, 50, 90, 100][usize::try_from(dice.below(5)).unwrap_or(0)];
+        let keep_percent = kept_percent(&mut dice);
         let unit = match tear {
             Tear::Blocks => BLOCK,
             Tear::Sectors => SECTOR,
@@ -186,6 +190,16 @@ impl Power {
         }
         chosen
     }
+}
+
+/// How much of what is not sure the disk keeps in the cut with this seed: 0 to 100 percent.
+#[must_use]
+pub fn keep_percent(seed: u64) -> u64 {
+    kept_percent(&mut Dice::new(seed))
+}
+
+fn kept_percent(dice: &mut Dice) -> u64 {
+    [0, 10, 50, 90, 100][usize::try_from(dice.below(5)).unwrap_or(0)]
 }
 
 fn is_newest(newest: &BTreeMap<u64, usize>, block: u64, index: usize) -> bool {

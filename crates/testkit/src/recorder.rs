@@ -117,6 +117,12 @@ impl Recorder {
         Ok(vec![program.into()])
     }
 
+    /// The port of this machine on which it listens.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// How much is recorded so far: a moment for [`Power`].
     #[must_use]
     pub fn now(&self) -> usize {
@@ -130,18 +136,20 @@ impl Recorder {
     }
 
     /// The server's machine loses its power: every connection is lost, and the file becomes what
-    /// its disk held, by `seed`. `power` has followed this recorder from its beginning.
-    pub fn cut_power(&self, power: &mut Power, seed: u64) -> io::Result<()> {
+    /// its disk held, by `seed`. `power` has followed this recorder from its beginning. Returns how
+    /// many blocks are lost.
+    pub fn cut_power(&self, power: &mut Power, seed: u64) -> io::Result<usize> {
         // Nobody connects until the machine is up again.
         let mut lines = lock(&self.shared.lines);
         for line in lines.drain(..) {
             line.end();
         }
         power.advance(&self.log())?;
-        power.lose_unsynced(&self.shared.folder.join(&self.shared.file), seed)?;
+        let lost = power.lose_unsynced(&self.shared.folder.join(&self.shared.file), seed)?;
         let mut log = lock(&self.shared.log);
         log.push(Op::PowerCut);
-        power.advance(&log)
+        power.advance(&log)?;
+        Ok(lost)
     }
 }
 

@@ -1,5 +1,9 @@
 //! A person's backups on a real sshd, and the rescue system in which that person has only the sheet.
 
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+pub mod guest;
+
 use std::fmt::Write as _;
 use std::fs;
 use std::ops::Deref;
@@ -26,22 +30,13 @@ fn target_folder() -> PathBuf {
     scratch.parent().expect("target/tmp").to_owned()
 }
 
-fn tool(name: &str) -> Command {
+/// A program of `tests/vm`.
+pub fn tool(name: &str) -> Command {
     let mut command = Command::new(repository().join("tests/vm").join(name));
     command
         .env("CARGO_TARGET_DIR", target_folder())
         .stdin(Stdio::null());
     command
-}
-
-/// Whether nobody asked for the tests in the VM: they take minutes, more on a busy machine.
-#[expect(clippy::print_stderr, reason = "a skipped test says why")]
-pub fn not_asked_for() -> bool {
-    let asked = std::env::var_os("SPRAT_TEST_VM").is_some_and(|value| !value.is_empty());
-    if !asked {
-        eprintln!("NOT RUN: tests in the VM run with `make test-vm`");
-    }
-    !asked
 }
 
 /// What is missing on this machine for the VM; makes its image if it isn't there.
@@ -180,11 +175,33 @@ impl Sheet {
             .filter_map(|line| line.strip_prefix("       "));
         let commands: Vec<_> = commands.collect();
         assert!(
-            commands.len() >= 9,
+            commands.len() >= 6,
             "a sheet with its commands: {}",
             self.text
         );
         commands
+    }
+
+    /// The commands of docs/recovery.md's stock blocks in place of a sheet; the names in them are
+    /// replaced by this container's.
+    pub fn of_the_docs(owner: &Owner, container: &str, block: usize) -> Self {
+        let page = fs::read_to_string(repository().join("docs/recovery.md")).expect("tracked");
+        let (_, stock) = page.split_once("## Without sprat").expect("its section");
+        let blocks: Vec<&str> = stock.split("```sh\n").skip(1).collect();
+        let (commands, _) = blocks[block].split_once("```").expect("a block ends");
+        let server = format!("root@{SERVER}:{}", owner.server().display());
+        let key = owner.key_file(container).display().to_string();
+        let commands = commands
+            .replace("user@host:/path", &server)
+            .replace("laptop.key", &key)
+            .replace("laptop.luks", &format!("{container}.luks"))
+            .replace("/home/", &format!("/job-{container}/"));
+        let lines = commands.lines().filter(|line| !line.starts_with('#'));
+        let text = lines.fold(String::new(), |text, line| text + "       " + line + "\n");
+        Self {
+            container: container.to_owned(),
+            text,
+        }
     }
 
     fn recovery_key(&self) -> &str {
@@ -219,23 +236,12 @@ impl<'o> Guest<'o> {
             script: PRELUDE.to_owned(),
             snapshots: Vec::new(),
         };
-        let read = |name: &str| fs::read_to_string(owner.sshd.path(name)).expect("made by Sshd");
-        let port = owner.sshd.port();
-        let known = format!("[{SERVER}]:{port} {}", read("host_key.pub"));
-        guest.give("root/.ssh/known_hosts", known, 0o600);
-        guest.give("root/.ssh/id_ed25519", read("user_key"), 0o600);
-        guest.give(
-            "etc/hosts",
-            format!("127.0.0.1 localhost\n10.0.2.2 {SERVER}\n"),
-            0o644,
-        );
-        let listing = fs::read(repository().join("tests/vm/listing")).expect("tracked");
-        guest.give("usr/bin/listing", listing, 0o755);
+        guest::give_keys(owner);
         guest
     }
 
     fn give(&self, path: &str, content: impl AsRef<[u8]>, mode: u32) {
-        write(&self.owner.path("overlay").join(path), content, mode);
+        guest::give(self.owner, path, content, mode);
     }
 
     fn listing(&self, options: &[&str]) -> Vec<u8> {
@@ -266,16 +272,6 @@ impl<'o> Guest<'o> {
         let path = format!("expected/{container}.{number}");
         // In its place a file has the names of other snapshots, too.
         self.give(&path, self.listing(&[]), 0o600);
-    }
-
-    /// Runs a sheet's commands but for the copying, and leaves it as the sheet says.
-    pub fn look(&mut self, sheet: &Sheet, with: OpenWith) {
-        self.begin(sheet, with);
-        for command in sheet.commands() {
-            if !command.starts_with("rsync") {
-                self.type_it(sheet, with, command);
-            }
-        }
     }
 
     /// Runs a sheet's commands, compares every file, and leaves it as the sheet says.
@@ -330,21 +326,9 @@ impl<'o> Guest<'o> {
 
     /// Boots it; fails the test unless everything came back.
     pub fn run(&self, limit: Duration) {
-        let script = self.owner.path("vm-script");
-        write(&script, format!("{}\necho all done\n", self.script), 0o600);
-        let mut command = tool("vm");
-        command
-            .arg("run")
-            .arg("--with")
-            .arg(self.owner.path("overlay"));
-        command
-            .arg("--limit")
-            .arg(limit.as_secs().to_string())
-            .arg(&script);
-        let output = run_within(&mut command, limit + Duration::from_secs(60));
-        let said = String::from_utf8_lossy(&output.stdout);
-        let whole = output.status.success() && said.trim_end().ends_with("all done");
-        assert!(whole, "{}", shown(&command, &output));
+        let script = format!("{}\necho all done\n", self.script);
+        let said = guest::run(self.owner, &script, limit);
+        assert!(said.trim_end().ends_with("all done"), "{said}");
         for line in said.lines().filter(|line| line.starts_with('=')) {
             println!("{line}");
         }

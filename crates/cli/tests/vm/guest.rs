@@ -1,0 +1,163 @@
+//! The guest: what is laid over its root, and scripts run in it to their end or to a power cut.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+
+use super::{SERVER, repository, tool, write};
+use crate::stage::{SPRAT, Stage, run_within, shown};
+
+/// Puts a file into the guest.
+pub fn give(stage: &Stage, path: &str, content: impl AsRef<[u8]>, mode: u32) {
+    write(&stage.path("overlay").join(path), content, mode);
+}
+
+/// Gives it the ssh key, the server's host key, its name's address, and `listing`.
+pub fn give_keys(stage: &Stage) {
+    let read = |name: &str| fs::read_to_string(stage.sshd.path(name)).expect("made by Sshd");
+    let port = stage.sshd.port();
+    let known = format!("[{SERVER}]:{port} {}", read("host_key.pub"));
+    give(stage, "root/.ssh/known_hosts", known, 0o600);
+    give(stage, "root/.ssh/id_ed25519", read("user_key"), 0o600);
+    let config = format!("Host {SERVER}\n  Port {port}\n");
+    give(stage, "root/.ssh/config", config, 0o600);
+    let hosts = format!("127.0.0.1 localhost\n10.0.2.2 {SERVER}\n");
+    give(stage, "etc/hosts", hosts, 0o644);
+    give(stage, "usr/bin/listing", script("listing"), 0o755);
+}
+
+/// Gives it sprat, with the libraries that the image hasn't got already.
+pub fn give_sprat(stage: &Stage) {
+    let program = stage.path("overlay/usr/bin/sprat");
+    fs::create_dir_all(program.parent().expect("a folder")).expect("a folder");
+    fs::copy(SPRAT, &program).expect("sprat is copied");
+    // Debug information is half of it; without `strip` the guest takes longer to boot.
+    let _ = Command::new("strip").arg(&program).status();
+    let there = libraries(Path::new("cryptsetup"));
+    for library in libraries(Path::new(SPRAT)).difference(&there) {
+        let path = library.strip_prefix("/").expect("an absolute path");
+        let content = fs::read(library).expect("a library");
+        give(stage, &path.display().to_string(), content, 0o755);
+    }
+}
+
+fn libraries(program: &Path) -> BTreeSet<PathBuf> {
+    let program = sprat_testkit::needs::find_program(&program.display().to_string());
+    let output = Command::new("ldd")
+        .arg(program.expect("checked by missing()"))
+        .output()
+        .expect("ldd runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let paths = text.split_whitespace().filter(|word| word.starts_with('/'));
+    paths.map(PathBuf::from).collect()
+}
+
+/// One of the scripts in `tests/vm`.
+pub fn script(name: &str) -> String {
+    fs::read_to_string(repository().join("tests/vm").join(name)).expect("tracked")
+}
+
+fn command(stage: &Stage, script: &str, limit: Duration, disk: Option<&Path>) -> Command {
+    let path = stage.path("vm-script");
+    write(&path, script, 0o600);
+    let mut command = tool("vm");
+    // What a killed one leaves goes with the stage.
+    command.env("TMPDIR", stage.path(""));
+    command.args(["run", "--with"]).arg(stage.path("overlay"));
+    if let Some(disk) = disk {
+        command.arg("--disk").arg(disk);
+    }
+    command.arg("--limit").arg(limit.as_secs().to_string());
+    command.arg(path);
+    command
+}
+
+/// Boots it and runs a script; anything but exit code 0 fails the test. Returns what it said.
+pub fn run(stage: &Stage, script: &str, limit: Duration) -> String {
+    let mut command = command(stage, script, limit, None);
+    let output = run_within(&mut command, limit + Duration::from_secs(60));
+    assert!(output.status.success(), "{}", shown(&command, &output));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A guest that runs, and what its script says.
+pub struct Booted {
+    child: Child,
+    lines: Receiver<String>,
+    pub said: Vec<String>,
+}
+
+impl Booted {
+    /// Boots it with a disk of its own, `/dev/vdb`.
+    pub fn start(stage: &Stage, script: &str, limit: Duration, disk: &Path) -> Self {
+        let mut command = command(stage, script, limit, Some(disk));
+        command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .process_group(0);
+        let mut child = command.spawn().expect("tests/vm/vm starts");
+        let pipe = child.stdout.take().expect("a pipe");
+        let (send, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+                let _ = send.send(line);
+            }
+        });
+        Self {
+            child,
+            lines,
+            said: Vec::new(),
+        }
+    }
+
+    /// Waits for a line that begins with `word`; returns the rest of it.
+    pub fn until(&mut self, word: &str, limit: Duration) -> String {
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) => {
+                    let found = line.strip_prefix(word).map(|rest| rest.trim().to_owned());
+                    self.said.push(line);
+                    if let Some(found) = found {
+                        return found;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => panic!("no {word} in time: {:#?}", self.said),
+                Err(RecvTimeoutError::Disconnected) => panic!("no {word}: {:#?}", self.said),
+            }
+        }
+    }
+
+    /// Whether it has said a line that begins with `word` by now.
+    pub fn has_said(&mut self, word: &str) -> bool {
+        self.said.extend(self.lines.try_iter());
+        self.said.iter().any(|line| line.starts_with(word))
+    }
+
+    /// The power is cut.
+    pub fn kill(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        let group = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        if let Some(group) = group {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Booted {
+    fn drop(&mut self) {
+        self.end();
+    }
+}

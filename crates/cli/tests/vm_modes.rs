@@ -1,0 +1,35 @@
+//! sprat itself on a stock kernel with dm-crypt: both modes, kills, lost lines, other ciphers, and a
+//! container that a person made by hand.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by a panic, and tells its figures"
+)]
+
+mod stage;
+mod vm;
+
+use std::time::Duration;
+
+use stage::Stage;
+use vm::guest;
+
+#[test]
+fn both_modes_work_on_a_stock_kernel_and_adopt_what_cryptsetup_made() {
+    sprat_testkit::requires!(vm::missing());
+    let stage = Stage::new();
+    guest::give_keys(&stage);
+    guest::give_sprat(&stage);
+    let script = format!(
+        "port={}\nfolder={}\n{}",
+        stage.sshd.port(),
+        stage.server().display(),
+        guest::script("guest-modes"),
+    );
+    let said = guest::run(&stage, &script, Duration::from_secs(840));
+    for line in said.lines().filter(|line| line.starts_with('=')) {
+        println!("{line}");
+    }
+    assert!(said.trim_end().ends_with("done"), "{said}");
+}
