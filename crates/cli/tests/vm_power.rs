@@ -72,8 +72,8 @@ fn power_cuts_of_client_and_server_leave_finished_snapshots_whole() {
         let unsure = wait_for_unsynced(&mut booted, &recorder, &mut power, 1 + dice.below(40));
         booted.kill();
         let Some(unsure) = unsure else { continue };
-        let chance = std::iter::repeat_with(|| dice.any());
-        let cut_seed = chance.skip_while(|seed| keep_percent(*seed) == 100).next();
+        let mut chance = std::iter::repeat_with(|| dice.any());
+        let cut_seed = chance.find(|seed| keep_percent(*seed) < 100);
         let lost = recorder.cut_power(&mut power, cut_seed.unwrap()).unwrap();
         let number = cuts.len() + 1;
         println!(
