@@ -19,8 +19,8 @@ try: ## back up a real folder and get it back: [DIR=/usr/share/doc]; leaves noth
 test: ## every test (needs root or sudo; installs what is missing)
 	@scripts/test
 
-test-vm: ## those tests only that run in a VM, on a real kernel with dm-crypt (minutes)
-	@scripts/test --no-capture -E 'binary(/^vm_/)'
+test-vm: ## all tests in a VM, on a real kernel with dm-crypt, and only those (many minutes)
+	@SPRAT_TEST_VM=1 scripts/test --no-capture -E 'binary(/^vm_/)'
 
 vm-shell: ## a shell in a rescue system on a real kernel (a VM; needs no KVM): [WITH=folder to lay over its root]
 	@scripts/install vm

@@ -27,7 +27,7 @@ fn both_modes_work_on_a_stock_kernel_and_adopt_what_cryptsetup_made() {
         stage.server().display(),
         guest::script("guest-modes"),
     );
-    let said = guest::run(&stage, &script, Duration::from_secs(840));
+    let said = guest::run(&stage, &script, Duration::from_secs(1800));
     for line in said.lines().filter(|line| line.starts_with('=')) {
         println!("{line}");
     }

@@ -31,7 +31,7 @@ const CUTS_SHORT: u64 = 5;
 const CUTS_LONG: u64 = 20;
 
 /// A guest on a busy machine without KVM.
-const LIMIT: Duration = Duration::from_secs(400);
+const LIMIT: Duration = Duration::from_secs(900);
 
 /// A container as a cut left it, and what was finished by then.
 struct Cut {

@@ -39,6 +39,16 @@ pub fn tool(name: &str) -> Command {
     command
 }
 
+/// Whether nobody asked for the longest test in the VM: many minutes on a busy machine.
+#[expect(clippy::print_stderr, reason = "a skipped test says why")]
+pub fn not_asked_for() -> bool {
+    let asked = std::env::var_os("SPRAT_TEST_VM").is_some_and(|value| !value.is_empty());
+    if !asked {
+        eprintln!("NOT RUN: the recovery of five containers in the VM runs with `make test-vm`");
+    }
+    !asked
+}
+
 /// What is missing on this machine for the VM; makes its image if it isn't there.
 pub fn missing() -> Option<String> {
     let programs = [
