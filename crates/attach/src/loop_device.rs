@@ -145,9 +145,18 @@ impl LoopDevice {
     /// Makes the kernel write dirty pages early and keep few of them ([`DIRTY_BYTES_MAX`]); best
     /// effort (Linux 6.2, and a writable `/sys`).
     pub(crate) fn limit_dirty(&mut self) {
+        lift_left_limits(&self.path);
         // Without `strict_limit` the other is looked at only once the whole machine is short.
         if self.set("bdi/max_bytes", DIRTY_BYTES_MAX) {
             self.set("bdi/strict_limit", "1");
+        }
+        // `max_bytes` is kept as a share of a threshold that moves, so what was read may not be
+        // what was meant: the share itself goes back.
+        for (setting, before) in &mut self.settings_before {
+            if setting.ends_with("bdi/max_bytes") {
+                setting.set_file_name("max_ratio");
+                "100".clone_into(before);
+            }
         }
     }
 
@@ -189,6 +198,26 @@ impl std::fmt::Debug for LoopDevice {
         f.debug_struct("LoopDevice")
             .field("path", &self.path)
             .finish_non_exhaustive()
+    }
+}
+
+/// Takes the limits on dirty pages from `ours`, which is ours alone by now, and from every loop
+/// device that nobody uses: a device keeps them when its session dies of kill -9. By itself the
+/// kernel sets `strict_limit` on no loop device (mm/backing-dev.c).
+fn lift_left_limits(ours: &Path) {
+    let Ok(devices) = std::fs::read_dir("/sys/block") else {
+        return;
+    };
+    for entry in devices.flatten() {
+        let (device, name) = (entry.path(), entry.file_name());
+        let is_loop = name.as_encoded_bytes().starts_with(b"loop");
+        let is_free = !device.join("loop/backing_file").exists();
+        let strict = device.join("bdi/strict_limit");
+        let is_strict = || std::fs::read_to_string(&strict).is_ok_and(|text| text.trim() == "1");
+        if is_loop && (is_free || ours.file_name() == Some(&name)) && is_strict() {
+            let _ = std::fs::write(&strict, "0");
+            let _ = std::fs::write(device.join("bdi/max_ratio"), "100");
+        }
     }
 }
 

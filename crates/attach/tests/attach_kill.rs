@@ -184,6 +184,43 @@ fn no_process_of_a_session_is_within_reach_of_the_terminals_ctrl_c() {
 }
 
 #[test]
+fn limits_that_a_killed_session_left_on_a_loop_device_are_lifted_by_the_next() {
+    if !can_attach() {
+        return;
+    }
+    let free_devices = || {
+        let mut free: Vec<_> = std::fs::read_dir("/sys/block")
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|device| is_loop(device))
+            .filter(|device| !device.join("loop/backing_file").exists())
+            .collect();
+        free.sort();
+        free
+    };
+    fn is_loop(device: &std::path::Path) -> bool {
+        let name = device.file_name().unwrap().as_encoded_bytes();
+        name.starts_with(b"loop")
+    }
+    // The session takes the first of them, so the limit of the last is nobody's.
+    let [.., last] = &free_devices()[..] else {
+        println!("skipped: no loop device is there that nobody uses");
+        return;
+    };
+    let strict_limit = last.join("bdi/strict_limit");
+    if let Err(e) = std::fs::write(&strict_limit, "1") {
+        println!("skipped: {}: {e}", strict_limit.display());
+        return;
+    }
+    let place = Place::new(64);
+    let mut chain = Chain::start(&place.image, &ChainOptions::default());
+    chain.attach().unwrap();
+    let device_is_ours = last.join("loop/backing_file").exists();
+    let after = std::fs::read_to_string(&strict_limit).unwrap();
+    assert!(device_is_ours || after.trim() == "0", "{after}");
+}
+
+#[test]
 fn the_worker_has_pids_and_mounts_of_its_own_and_its_status_is_passed_on() {
     if !can_attach() {
         return;
