@@ -288,3 +288,61 @@ fn decode(bytes: &[u8], basis: &Basis) -> Option<Vec<Held>> {
     }
     Some(held)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::slots::Slots;
+
+    fn basis() -> Basis {
+        Basis {
+            file_bytes: 1 << 30,
+            modified_s: 7,
+            offset_bytes: 16 << 20,
+            first_block: vec![3; BLOCK_BYTES],
+        }
+    }
+
+    fn sealed(mut bytes: Vec<u8>) -> Vec<u8> {
+        bytes.extend_from_slice(&digest_of(0, &bytes).to_le_bytes());
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_reader_of_the_mark_panic(
+            noise in proptest::collection::vec(any::<u8>(), 0..300),
+            entries in proptest::collection::vec((0u64..50, 0u32..50, any::<u32>()), 0..40),
+            wrong_count in any::<u64>(),
+        ) {
+            prop_assert!(decode(&noise, &basis()).is_none());
+            prop_assert!(decode(&sealed(noise), &basis()).is_none());
+            // Digest, head and count are right, so that everything behind them is reached.
+            let empty = encode(&basis(), &[]);
+            let mut body = empty[..HEAD_BYTES - 8].to_vec();
+            body.extend_from_slice(&(entries.len() as u64).to_le_bytes());
+            for (index, slot, kept) in &entries {
+                body.extend_from_slice(&index.to_le_bytes());
+                body.extend_from_slice(&[9; 8]);
+                body.extend_from_slice(&slot.to_le_bytes());
+                body.extend_from_slice(&kept.to_le_bytes());
+            }
+            let held = decode(&sealed(body.clone()), &basis()).expect("it is whole");
+            prop_assert_eq!(held.len(), entries.len());
+            // Whatever is taken over keeps what a cache holds to: no slot for two blocks.
+            if let Some(slots) = Slots::restored(40, &held) {
+                let mut used: Vec<u32> = slots.held().iter().map(|held| held.place.slot).collect();
+                let all = used.len();
+                used.sort_unstable();
+                used.dedup();
+                prop_assert_eq!(used.len(), all);
+            }
+            if wrong_count != entries.len() as u64 {
+                body[HEAD_BYTES - 8..HEAD_BYTES].copy_from_slice(&wrong_count.to_le_bytes());
+                prop_assert!(decode(&sealed(body), &basis()).is_none());
+            }
+        }
+    }
+}

@@ -99,9 +99,10 @@ mod tests {
     #[test]
     fn small_gaps_are_read_along_and_the_end_is_kept() {
         let at = |part: usize| part * PART_BYTES;
-        assert_eq!(ranges(0b10_0001, at(64)), [0..at(6)]);
+        let first = |end: usize| std::iter::once(0..end).collect::<Vec<_>>();
+        assert_eq!(ranges(0b10_0001, at(64)), first(at(6)));
         assert_eq!(ranges(0b100_0001, at(64)), [0..at(1), at(6)..at(7)]);
-        assert_eq!(ranges(u64::MAX, at(1) + 5), [0..at(1) + 5]);
+        assert_eq!(ranges(u64::MAX, at(1) + 5), first(at(1) + 5));
         assert!(ranges(0, at(64)).is_empty());
     }
 

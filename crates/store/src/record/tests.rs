@@ -198,3 +198,26 @@ fn ids_that_are_no_plain_names_are_refused() {
         assert!(matches!(opened, Err(LockError::Invalid { .. })), "{id}");
     }
 }
+
+proptest::proptest! {
+    #[test]
+    fn no_bytes_make_the_reader_of_a_record_panic(
+        entries in proptest::collection::vec((0u32..8, proptest::prelude::any::<[u8; 32]>()), 0..40),
+        cut in 0usize..64,
+    ) {
+        // Checksums are right, so that everything behind them is reached.
+        let mut bytes = MAGIC.to_vec();
+        for (kind, body) in entries {
+            let mut entry = [0; ENTRY_BYTES];
+            entry[4..8].copy_from_slice(&kind.to_le_bytes());
+            let len = body.len().min(ENTRY_BYTES - 8);
+            entry[8..8 + len].copy_from_slice(&body[..len]);
+            let checksum = crc32(&entry[4..]);
+            entry[..4].copy_from_slice(&checksum.to_le_bytes());
+            bytes.extend_from_slice(&entry);
+        }
+        let keep = bytes.len().saturating_sub(cut);
+        let _ = Content::parse(&bytes[..keep]);
+        let _ = Content::parse(&bytes[keep..]);
+    }
+}
