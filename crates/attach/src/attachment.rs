@@ -1,13 +1,15 @@
 //! The chain of attachments in the worker: FUSE file, loop device, dm-crypt map, mounted file system.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
 
 use crate::crypt_map::CryptMap;
 use crate::fuse_file::DetachedMount;
 use crate::loop_device::LoopDevice;
-use crate::{AttachError, CryptMapping, MountOptions, ext4, mounts};
+use crate::{AttachError, BLOCK_BYTES, CryptMapping, MountOptions, ext4, mounts, sys};
 
 /// How long an unmount waits for the last user of the file system: a program that was just killed
 /// still closes its files.
@@ -145,6 +147,42 @@ impl Attachment {
         ext4::mount(device, dir, options)?;
         *mounted_on = Some(dir.into());
         Ok(())
+    }
+
+    /// Has the mounted file system tell the device all that it doesn't need
+    /// ([`BlockDevice::note_unneeded`](crate::BlockDevice::note_unneeded)); works on one that is
+    /// mounted read-only. Returns how many bytes that are.
+    pub fn trim(&self) -> Result<u64, AttachError> {
+        let (folder, shown) = self.mounted_folder("trim")?;
+        sys::trim(folder.as_fd(), 0).map_err(|e| AttachError::io("trim", shown, e))
+    }
+
+    /// Grows the mounted file system to `bytes`, rounded down to its blocks of 4096; needs
+    /// `CAP_SYS_RESOURCE` ([`may_grow`](crate::may_grow)) and [`MountOptions::grow`]. Killed
+    /// or cut off at any moment it leaves a file system that its journal repairs.
+    pub fn grow(&self, bytes: u64) -> Result<(), AttachError> {
+        let (folder, shown) = self.mounted_folder("grow")?;
+        sys::resize_ext4(folder.as_fd(), bytes / BLOCK_BYTES)
+            .map_err(|e| AttachError::io("grow", shown, e))
+    }
+
+    fn mounted_folder(&self, op: &'static str) -> Result<(OwnedFd, String), AttachError> {
+        let Stage::Looped {
+            mounted_on: Some(dir),
+            ..
+        } = &self.stage
+        else {
+            return Err(AttachError::OutOfOrder {
+                op,
+                reason: "nothing is mounted",
+            });
+        };
+        let shown = dir.display().to_string();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::open(dir, flags, Mode::empty()) {
+            Ok(folder) => Ok((folder, shown)),
+            Err(e) => Err(AttachError::io("open", shown, e)),
+        }
     }
 
     /// Unmounts (if mounted) and waits, up to 10 s, until the loop device is free. With it the FUSE

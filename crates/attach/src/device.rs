@@ -27,6 +27,13 @@ pub trait BlockDevice: Send + Sync + 'static {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
     /// Stores `data` at `offset`, whole or not at all.
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
+    /// Takes note that the file system needs nothing of a range any more, where the session
+    /// collects that; changes no byte. False where it doesn't, or where the range may have been
+    /// meant to be zeroed: the two can't be told apart.
+    fn note_unneeded(&self, offset: u64, len: u64) -> bool {
+        let _ = (offset, len);
+        false
+    }
     /// Orders (or makes durable, as the session chose) everything written before.
     fn flush(&self) -> io::Result<()>;
 }

@@ -203,8 +203,15 @@ fn io_flusher() -> HostFinding {
     }
 }
 
+/// Whether this process may grow a mounted ext4 (`ext4_resize_begin` in fs/ext4/resize.c asks for
+/// `CAP_SYS_RESOURCE`, which containers often lack).
+#[must_use]
+pub fn may_grow() -> bool {
+    process::has_capability(CapabilitySet::SYS_RESOURCE)
+}
+
 fn resource() -> HostFinding {
-    if process::has_capability(CapabilitySet::SYS_RESOURCE) {
+    if may_grow() {
         HostFinding::fine("resource", "CAP_SYS_RESOURCE is in effect")
     } else {
         HostFinding::bad(

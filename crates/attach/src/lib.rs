@@ -35,7 +35,7 @@ pub use device::{BLOCK_BYTES, BlockDevice};
 pub use error::AttachError;
 pub use ext4::{MkfsOptions, MountOptions, make_file_system};
 pub use fuse_file::open_fuse;
-pub use host::{HostFinding, Verdict, check_host};
+pub use host::{HostFinding, Verdict, check_host, may_grow};
 pub use mounts::{MountState, mount_state, unmount_at, unmount_dead};
 pub use process::{
     become_io_flusher, bind_to_this_process, die_with_parent, enter_private_namespaces,

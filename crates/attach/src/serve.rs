@@ -380,19 +380,31 @@ impl Filesystem for VolumeFile {
         self.flush_device(ino, reply);
     }
 
-    /// Always refused with EOPNOTSUPP: ext4's zeroing of blocks arrives as the same request as a
+    /// Refused with EOPNOTSUPP: ext4's zeroing of blocks arrives as the same request as a
     /// discard, and a punched hole in ciphertext is not zeros. Refused, ext4 writes zeros instead.
+    ///
+    /// Only a device that collects what is unneeded takes it, which it does while nothing can be
+    /// zeroed: below a file system that is mounted read-only. Nothing is done, and it is answered as
+    /// done: after one refusal the loop device offers discard no more (Linux 6.18).
     fn fallocate(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         _fh: FileHandle,
-        _offset: u64,
-        _length: u64,
-        _mode: i32,
+        offset: u64,
+        length: u64,
+        mode: i32,
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::EOPNOTSUPP);
+        let discards = mode == libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        if discards
+            && self.check(ino, offset, length).is_ok()
+            && self.device.note_unneeded(offset, length)
+        {
+            reply.ok();
+        } else {
+            reply.error(Errno::EOPNOTSUPP);
+        }
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {

@@ -163,6 +163,41 @@ pub(crate) fn read_ahead(device: BorrowedFd<'_>) -> io::Result<libc::c_ulong> {
     checked(result).map(|_| sectors.cast_unsigned())
 }
 
+/// `struct fstrim_range` (include/uapi/linux/fs.h).
+#[repr(C)]
+struct TrimRange {
+    start: u64,
+    len: u64,
+    min_len: u64,
+}
+
+/// `_IOWR('X', 121, struct fstrim_range)`
+const FITRIM: libc::Ioctl = 0xC018_5879_u32 as libc::Ioctl;
+
+/// Has a mounted file system discard all that it does not use, in ranges of `min_len` bytes at
+/// least; returns how many bytes it discarded.
+pub(crate) fn trim(folder: BorrowedFd<'_>, min_len: u64) -> io::Result<u64> {
+    let mut range = TrimRange {
+        start: 0,
+        len: u64::MAX,
+        min_len,
+    };
+    // SAFETY: FITRIM reads and writes one `struct fstrim_range`, which `range` is and outlives the
+    // call.
+    let result = unsafe { libc::ioctl(folder.as_raw_fd(), FITRIM, &raw mut range) };
+    checked(result).map(|_| range.len)
+}
+
+/// `_IOW('f', 16, __u64)`
+const EXT4_IOC_RESIZE_FS: libc::Ioctl = 0x4008_6610;
+
+/// Grows a mounted ext4 to `blocks` blocks; needs `CAP_SYS_RESOURCE`.
+pub(crate) fn resize_ext4(folder: BorrowedFd<'_>, blocks: u64) -> io::Result<()> {
+    // SAFETY: EXT4_IOC_RESIZE_FS reads one u64, which `blocks` is and outlives the call.
+    let result = unsafe { libc::ioctl(folder.as_raw_fd(), EXT4_IOC_RESIZE_FS, &raw const blocks) };
+    checked(result).map(drop)
+}
+
 /// Moves the calling thread (or, for pids, its later children) into new namespaces.
 /// Only `NEWNS` and `NEWPID` are accepted.
 pub(crate) fn unshare(flags: UnshareFlags) -> io::Result<()> {

@@ -103,6 +103,33 @@ pub trait Store: Send + Sync {
     /// Free space of the folder's file system; `Unsupported` where the server can't tell.
     fn free_space(&self) -> Result<FreeSpace, StoreError>;
 
+    /// Copies byte ranges of one file to the same places of another, both there already, without
+    /// the bytes passing through this machine; durable when it returns. After an error each range
+    /// of `to` holds anything. `Unsupported` by default.
+    fn copy_ranges(
+        &self,
+        from: &FileName,
+        to: &FileName,
+        ranges: &[Range<u64>],
+    ) -> Result<(), StoreError> {
+        let _ = (to, ranges);
+        Err(StoreError::Unsupported {
+            op: "copy",
+            object: from.to_string(),
+            reason: "this store can't copy by itself".to_owned(),
+        })
+    }
+
+    /// Gives `to` the owner, group and mode of `from`. `Unsupported` by default.
+    fn copy_owner_and_mode(&self, from: &FileName, to: &FileName) -> Result<(), StoreError> {
+        let _ = to;
+        Err(StoreError::Unsupported {
+            op: "set owner and mode",
+            object: from.to_string(),
+            reason: "this store can't set them".to_owned(),
+        })
+    }
+
     /// Reads a small file's first bytes, `len_max` at most, and what the open file is. A file that
     /// is cut meanwhile gives fewer. As [`Store::open`] with `access` and a read, in fewer round
     /// trips where the store knows how; [`Access::ReadWrite`] takes the fewest.
@@ -205,6 +232,10 @@ pub trait StoreFile: Send + Sync {
 
     /// Gives the space of a range back; it then reads as zeros. `Unsupported` by default.
     fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError>;
+
+    /// The file was changed past this handle, by something that was waited for: the next flush
+    /// makes that durable, too.
+    fn changed_elsewhere(&self) {}
 
     /// Sets the length; new bytes are a hole.
     fn resize(&self, len: u64) -> Result<(), StoreError>;

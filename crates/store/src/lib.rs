@@ -27,4 +27,4 @@ pub use lock::{Lock, LockError, LockInfo, OwnerNote};
 pub use memory::MemoryStore;
 pub use name::{FileName, FileNameError};
 pub use record::LocalRecord;
-pub use sftp::{SftpOptions, SftpStore, SshTarget};
+pub use sftp::{Fence, Puncher, PuncherOptions, SftpOptions, SftpStore, SshTarget};

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{
-    Advice, AtFlags, FallocateFlags, FileType, Mode, OFlags, RenameFlags, SeekFrom,
-    StatVfsMountFlags,
+    Advice, AtFlags, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, SeekFrom,
+    StatVfsMountFlags, Uid,
 };
 use rustix::io::Errno;
 
@@ -178,6 +178,18 @@ impl Store for LocalStore {
     fn flush_folder(&self) -> Result<(), StoreError> {
         rustix::fs::fsync(&self.folder)
             .map_err(|errno| error("flush folder", &self.describe(), errno, Some(&self.folder)))
+    }
+
+    fn copy_owner_and_mode(&self, from: &FileName, to: &FileName) -> Result<(), StoreError> {
+        let stat = rustix::fs::statat(&self.folder, from.as_str(), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|errno| self.error("stat", from, errno))?;
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let file = rustix::fs::openat(&self.folder, to.as_str(), flags, Mode::empty())
+            .map_err(|errno| self.error("open", to, errno))?;
+        let (owner, group) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+        rustix::fs::fchown(&file, Some(owner), Some(group))
+            .and_then(|()| rustix::fs::fchmod(&file, Mode::from_raw_mode(stat.st_mode & 0o7777)))
+            .map_err(|errno| self.error("set owner and mode of", to, errno))
     }
 
     fn free_space(&self) -> Result<FreeSpace, StoreError> {

@@ -19,7 +19,7 @@ use std::{fmt, io};
 use seen::{Content, LOCK_BYTES, Seen, lock_name, look, look_for};
 
 use crate::record::Token;
-use crate::{Access, FileName, LocalRecord, ReadClass, Store, StoreError, StoreErrorKind};
+use crate::{Access, Fence, FileName, LocalRecord, ReadClass, Store, StoreError, StoreErrorKind};
 
 /// How often a holder renews its lock.
 pub const RENEW_INTERVAL: Duration = Duration::from_secs(10);
@@ -306,6 +306,15 @@ impl Lock {
     #[must_use]
     pub fn file(&self) -> &FileName {
         &self.file
+    }
+
+    /// What a helper on the server can tell by itself that this lock is still ours.
+    pub fn fence(&self) -> Result<Fence, LockError> {
+        Ok(Fence {
+            lock: self.file.clone(),
+            next: lock_name(&self.container, self.number + 1)?,
+            token: self.token.to_string(),
+        })
     }
 
     /// Reads the lock again; [`LockError::Lost`] if it isn't ours any more. Any other error tells

@@ -100,6 +100,11 @@ impl Cache {
         self.slots.replaced(index);
     }
 
+    /// The blocks that are held, or wait to be.
+    pub(crate) fn known(&self) -> impl Iterator<Item = u64> {
+        self.slots.known().chain(self.tickets.keys().copied())
+    }
+
     /// A block means nothing any more.
     pub(crate) fn forget(&mut self, index: u64) {
         self.tickets.remove(&index);

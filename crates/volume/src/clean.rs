@@ -77,6 +77,11 @@ impl Clean {
         }
     }
 
+    /// The blocks that are held.
+    pub(crate) fn held(&self) -> impl Iterator<Item = u64> {
+        self.by_index.keys().copied()
+    }
+
     fn turn_hand(&mut self) -> usize {
         loop {
             self.hand = (self.hand + 1) % self.slots.len();

@@ -2,14 +2,31 @@
 
 use std::ops::Range;
 
-use sprat_store::StoreErrorKind;
+use sprat_store::{StoreError, StoreErrorKind, StoreFile};
 
-use crate::engine::{Engine, Meaning, meaning};
+use crate::engine::{Engine, Meaning, State, meaning};
 use crate::{BLOCK_BYTES, VolumeError};
 
+const BLOCK: u64 = BLOCK_BYTES as u64;
+
+/// Makes holes in the container file: gets the open file and ranges of it, in bytes.
+pub type Punch<'p> = dyn FnMut(&dyn StoreFile, &[Range<u64>]) -> Result<(), StoreError> + 'p;
+
 impl Engine {
-    /// Punches `blocks`; they may not be read or written meanwhile.
-    pub(crate) fn discard(&self, blocks: Range<u64>) -> Result<(), VolumeError> {
+    /// Punches `blocks`, in order; they may not be read or written meanwhile.
+    pub(crate) fn discard(
+        &self,
+        blocks: &[Range<u64>],
+        punch: &mut Punch<'_>,
+    ) -> Result<(), VolumeError> {
+        let ranges: Vec<Range<u64>> = blocks
+            .iter()
+            .filter(|range| !range.is_empty())
+            .map(|range| self.offset_of(range.start)..self.offset_of(range.end))
+            .collect();
+        let Some(first) = ranges.first() else {
+            return Ok(());
+        };
         let mut state = self.state();
         state.check()?;
         let idle = state.plan.is_settled();
@@ -19,27 +36,25 @@ impl Engine {
             });
         };
         // Whatever is read from now on until the end is of unknown age.
-        self.forget(&mut state, &blocks);
+        forget(&mut state, blocks);
         drop(state);
-        let offset = self.offset_of(blocks.start);
-        let len = (blocks.end - blocks.start) * BLOCK_BYTES as u64;
-        let range = offset..offset + len;
+        // The record makes the next session wait until nothing can come late, and then write what
+        // is recorded anew. A hole needs the waiting only: one block stands for all of them, or
+        // the next session would fill the holes again.
+        let mark = first.start..first.start + BLOCK;
         let checked = self
             .session
             .before_epoch()
-            .and_then(|()| self.session.before_send(std::slice::from_ref(&range)));
+            .and_then(|()| self.session.before_send(std::slice::from_ref(&mark)));
         if let Err(fenced) = checked {
             self.fenced(&mut self.state(), line.generation, fenced);
             return Err(VolumeError::Discard {
                 reason: "the lock could not be checked",
             });
         }
-        let answer = line
-            .file
-            .discard(offset, len)
-            .and_then(|()| line.file.flush());
+        let answer = punch(&*line.file, &ranges).and_then(|()| line.file.flush());
         let mut state = self.state();
-        self.forget(&mut state, &blocks);
+        forget(&mut state, blocks);
         let Err(source) = answer else {
             drop(state);
             self.session.settled();
@@ -64,14 +79,39 @@ impl Engine {
         self.fail(&mut state, cause);
         state.check()
     }
+}
 
-    fn forget(&self, state: &mut crate::engine::State, blocks: &Range<u64>) {
-        for index in blocks.clone() {
-            state.clean.remove(index);
-            state.fetches.taint(index);
-            if let Some(cache) = &mut state.cache {
-                cache.forget(index);
-            }
+/// Drops what is held of `blocks`, which are in order and may be far more than are held.
+fn forget(state: &mut State, blocks: &[Range<u64>]) {
+    let gone = |index: &u64| {
+        let behind = blocks.partition_point(|range| range.end <= *index);
+        blocks
+            .get(behind)
+            .is_some_and(|range| range.start <= *index)
+    };
+    for index in state.clean.held().filter(gone).collect::<Vec<_>>() {
+        state.clean.remove(index);
+    }
+    for index in state.fetches.under_way().filter(gone).collect::<Vec<_>>() {
+        state.fetches.taint(index);
+    }
+    if let Some(cache) = &mut state.cache {
+        for index in cache.known().filter(gone).collect::<Vec<_>>() {
+            cache.forget(index);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn an_index_is_found_in_ordered_ranges_however_many_there_are() {
+        let ranges = [2..4_u64, 4..5, 9..1 << 40];
+        let inside = |index: u64| {
+            let behind = ranges.partition_point(|range| range.end <= index);
+            ranges.get(behind).is_some_and(|range| range.start <= index)
+        };
+        let found: Vec<u64> = (0..12).filter(|index| inside(*index)).collect();
+        assert_eq!(found, [2, 3, 4, 9, 10, 11]);
     }
 }

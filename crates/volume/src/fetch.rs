@@ -126,6 +126,13 @@ impl Fetches {
         self.by_cluster.contains_key(&cluster)
     }
 
+    /// The blocks that are being fetched.
+    pub(crate) fn under_way(&self) -> impl Iterator<Item = u64> {
+        self.active
+            .values()
+            .flat_map(|active| active.fetch.blocks.clone())
+    }
+
     /// A block was written: whatever is under way for it is of unknown age.
     pub(crate) fn taint(&mut self, index: u64) {
         if let Some(id) = self.by_cluster.get(&(index / CLUSTER_BLOCKS))

@@ -44,6 +44,7 @@ mod streams;
 mod volume;
 
 pub use cache_file::remove_unused_caches;
+pub use discard::Punch;
 pub use error::VolumeError;
 pub use options::{
     BLOCK_BYTES, CacheOptions, Flush, Geometry, ReadOnlyOptions, VolumeOptions, VolumeStats,

@@ -98,6 +98,11 @@ impl Slots {
         held.collect()
     }
 
+    /// The blocks that are held, or are let in again at once.
+    pub(crate) fn known(&self) -> impl Iterator<Item = u64> {
+        self.entries.keys().chain(&self.again).copied()
+    }
+
     pub(crate) fn find(&self, index: u64) -> Option<Place> {
         Some(self.entries.get(&index)?.place)
     }

@@ -9,6 +9,7 @@ use sprat_store::StoreFile;
 
 use crate::cache::Cache;
 use crate::cache_file::Basis;
+use crate::discard::Punch;
 use crate::engine::{Engine, spawn};
 use crate::overlay::Overlay;
 use crate::{
@@ -190,13 +191,39 @@ impl Volume {
     /// Only while nothing waits to be written (after a `Durable` flush, with nobody writing), as
     /// it is ordered with nothing.
     pub fn discard(&self, offset: u64, len: u64) -> Result<(), VolumeError> {
-        let blocks = self.blocks("discard", offset, len)?;
+        self.discard_by(
+            std::slice::from_ref(&(offset..offset.saturating_add(len))),
+            &mut |file, ranges| {
+                ranges
+                    .iter()
+                    .try_for_each(|range| file.discard(range.start, range.end - range.start))
+            },
+        )
+    }
+
+    /// The same for ranges in order, with `punch` doing it: it gets the open file and the ranges
+    /// of it, and returns once nothing of them is still to happen.
+    ///
+    /// An `Unsupported` of it is handed on and leaves the volume as it was; any other error ends
+    /// the volume, and whoever opens the container next waits until nothing can come late.
+    pub fn discard_by(
+        &self,
+        ranges: &[Range<u64>],
+        punch: &mut Punch<'_>,
+    ) -> Result<(), VolumeError> {
         if self.overlay.is_some() {
             return Err(VolumeError::Discard {
                 reason: "the volume is read-only",
             });
         }
-        self.engine.discard(blocks)
+        let blocks: Result<Vec<_>, _> = ranges
+            .iter()
+            .map(|range| {
+                let len = range.end.saturating_sub(range.start);
+                self.blocks("discard", range.start, len)
+            })
+            .collect();
+        self.engine.discard(&blocks?, punch)
     }
 
     /// Orders, or makes durable, everything written by calls that have returned.

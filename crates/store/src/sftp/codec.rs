@@ -84,6 +84,17 @@ pub(crate) enum Request<'a> {
         handle: &'a [u8],
         len: u64,
     },
+    SetOwnerAndMode {
+        handle: &'a [u8],
+        owner: (u32, u32),
+        mode: u32,
+    },
+    CopyData {
+        from: &'a [u8],
+        to: &'a [u8],
+        offset: u64,
+        len: u64,
+    },
     Opendir {
         path: &'a str,
     },
@@ -156,6 +167,28 @@ impl Request<'_> {
             Self::SetLen { handle, len } => {
                 packet.string(handle).u32(ATTR_SIZE).u64(len);
             }
+            Self::SetOwnerAndMode {
+                handle,
+                owner,
+                mode,
+            } => {
+                packet
+                    .string(handle)
+                    .u32(ATTR_UIDGID | ATTR_PERMISSIONS)
+                    .u32(owner.0)
+                    .u32(owner.1)
+                    .u32(mode);
+            }
+            // draft-ietf-secsh-filexfer-extensions-00, section 7: a length of 0 would mean "all".
+            Self::CopyData {
+                from,
+                to,
+                offset,
+                len,
+            } => {
+                packet.string(b"copy-data").string(from).u64(offset);
+                packet.u64(len.max(1)).string(to).u64(offset);
+            }
             Self::Rename { from, to } => {
                 packet.string(from.as_bytes()).string(to.as_bytes());
             }
@@ -188,14 +221,16 @@ impl Request<'_> {
             Self::Lstat { .. } => LSTAT,
             Self::Stat { .. } => STAT,
             Self::Fstat { .. } => FSTAT,
-            Self::SetLen { .. } => FSETSTAT,
+            Self::SetLen { .. } | Self::SetOwnerAndMode { .. } => FSETSTAT,
             Self::Opendir { .. } => OPENDIR,
             Self::Readdir { .. } => READDIR,
             Self::Remove { .. } => REMOVE,
             Self::Rename { .. } => RENAME,
-            Self::PosixRename { .. } | Self::Fsync { .. } | Self::Limits | Self::Statvfs { .. } => {
-                EXTENDED
-            }
+            Self::PosixRename { .. }
+            | Self::Fsync { .. }
+            | Self::Limits
+            | Self::Statvfs { .. }
+            | Self::CopyData { .. } => EXTENDED,
         }
     }
 

@@ -460,6 +460,10 @@ impl StoreFile for SftpFile {
         })
     }
 
+    fn changed_elsewhere(&self) {
+        self.first.unsynced.store(true, Ordering::SeqCst);
+    }
+
     fn resize(&self, len: u64) -> Result<(), StoreError> {
         self.writable("resize")?;
         let handle = &self.first.bytes;

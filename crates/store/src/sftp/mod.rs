@@ -7,20 +7,24 @@
 
 mod channel;
 mod codec;
+mod copy;
 mod file;
 mod open;
 mod program;
+mod punch;
 mod session;
 mod target;
 mod wire;
 
 use std::ffi::OsString;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::FdFlags;
 
+pub use punch::{Fence, Puncher, PuncherOptions};
 pub use target::SshTarget;
 pub use wire::{Dial, Ending, EndingKind, Wire, WireEnd};
 
@@ -84,7 +88,7 @@ impl SftpOptions {
 ///
 /// Once any of its connections is lost, or the server breaks the protocol, the store and all its
 /// files are dead and say so at every call: connect again and open again. Files keep the
-/// connection for as long as they live. `discard` is `Unsupported`.
+/// connection for as long as they live. `discard` is `Unsupported`; see [`Puncher`].
 #[derive(Debug)]
 pub struct SftpStore {
     session: Arc<Session>,
@@ -93,13 +97,7 @@ pub struct SftpStore {
 impl SftpStore {
     /// Connects the first channel and looks at the folder, which must exist.
     pub fn connect(options: SftpOptions) -> Result<Self, StoreError> {
-        for fd in &options.inherit_fds {
-            rustix::io::fcntl_setfd(fd, FdFlags::empty()).map_err(|errno| StoreError::Io {
-                op: "connect",
-                object: printable(options.host.as_bytes()),
-                source: errno.into(),
-            })?;
-        }
+        let_inherit(&options.inherit_fds, &options.host)?;
         let hold_fds = !options.inherit_fds.is_empty();
         let program = Program::new(options.program.clone(), &options.host, hold_fds);
         Self::connect_over(Box::new(program), options)
@@ -289,6 +287,19 @@ impl Store for SftpStore {
         self.session.remove_durably(name)
     }
 
+    fn copy_ranges(
+        &self,
+        from: &FileName,
+        to: &FileName,
+        ranges: &[Range<u64>],
+    ) -> Result<(), StoreError> {
+        copy::ranges(&self.session, from, to, ranges).map_err(|error| self.session.explain(error))
+    }
+
+    fn copy_owner_and_mode(&self, from: &FileName, to: &FileName) -> Result<(), StoreError> {
+        copy::owner_and_mode(&self.session, from, to)
+    }
+
     fn free_space(&self) -> Result<FreeSpace, StoreError> {
         let space = self.session.statvfs("free space")?;
         Ok(FreeSpace {
@@ -297,6 +308,18 @@ impl Store for SftpStore {
             read_only: space.read_only,
         })
     }
+}
+
+/// Keeps descriptors open in the programs that are started from now on.
+fn let_inherit(fds: &[OwnedFd], host: &str) -> Result<(), StoreError> {
+    for fd in fds {
+        rustix::io::fcntl_setfd(fd, FdFlags::empty()).map_err(|errno| StoreError::Io {
+            op: "connect",
+            object: printable(host.as_bytes()),
+            source: errno.into(),
+        })?;
+    }
+    Ok(())
 }
 
 /// Text from the far end, made safe for a terminal: escaped, and cut to 300 characters.

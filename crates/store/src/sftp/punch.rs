@@ -1,0 +1,398 @@
+//! Makes holes in a file on a server through a shell there, where the account has one.
+//!
+//! SFTP has no request for that. `sh` gets the script below over its standard input, then one line
+//! for each range; it answers in lines that begin with a random word, so that whatever a login
+//! prints by the way is told apart. Before every hole it looks whether the session's lock still
+//! lies beside the file and no other one follows it: a server that is late with what a lost line
+//! left it does nothing once another session has begun.
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::io::{Read, Write};
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
+use std::time::Duration;
+
+use super::program::Program;
+use super::wire::{Dial, EndingKind, WireEnd};
+use super::{let_inherit, printable};
+use crate::{FileName, StoreError};
+
+/// Ranges between two answers.
+const BATCH_RANGES: usize = 256;
+/// Batches that are sent ahead of their answers: enough to hide the line's round trip, few enough
+/// that a lost line leaves little to a server that goes on without it.
+const BATCHES_AHEAD: usize = 6;
+/// A longer line is none of ours and is cut.
+const LINE_BYTES_MAX: usize = 1000;
+/// Lines of others that are waited through for one answer.
+const FOREIGN_LINES_MAX: usize = 10_000;
+
+/// A lock as a helper on the server sees it: `lock` lies there and holds `token`, and `next`, the
+/// name by which another session would take over, does not exist.
+#[derive(Debug, Clone)]
+pub struct Fence {
+    /// The lock file's name.
+    pub lock: FileName,
+    /// The next lock file's name.
+    pub next: FileName,
+    /// A word in the lock file that nobody else could know or have written.
+    pub token: String,
+}
+
+/// How to reach a shell on the server.
+#[derive(Debug)]
+pub struct PuncherOptions {
+    /// Program and arguments that give a shell on their standard input and output. See
+    /// [`SshTarget::shell_argv`](crate::SshTarget::shell_argv).
+    pub program: Vec<OsString>,
+    /// The server's name, for messages.
+    pub host: String,
+    /// The folder as SFTP names it: absolute, or relative to the account's home.
+    pub folder: String,
+    /// The file in it.
+    pub file: FileName,
+    /// Proves that the shell sees the same folder, and that the file is still ours.
+    pub fence: Fence,
+    /// Descriptors that stay open as long as the program lives (the lock record's flock).
+    pub inherit_fds: Vec<OwnedFd>,
+    /// How long one answer may take.
+    pub answer_timeout: Duration,
+}
+
+/// A shell on the server that punches holes into one file. Dropping it ends the shell.
+pub struct Puncher {
+    object: String,
+    word: String,
+    writer: Option<Box<dyn Write + Send>>,
+    lines: Receiver<String>,
+    end: Box<dyn WireEnd>,
+    answer_timeout: Duration,
+    /// What the server printed last that was no answer.
+    heard: Vec<String>,
+    _inherit_fds: Vec<OwnedFd>,
+}
+
+impl Puncher {
+    /// Starts the shell and makes sure that it sees the same file, no symbolic link, and has a
+    /// `fallocate` that can punch.
+    ///
+    /// # Errors
+    /// `Unsupported`, with the reason, where this way does not exist: no shell, no fallocate, or
+    /// one that can only allocate (BusyBox).
+    pub fn start(options: PuncherOptions) -> Result<Self, StoreError> {
+        let_inherit(&options.inherit_fds, &options.host)?;
+        let hold_fds = !options.inherit_fds.is_empty();
+        let program = Program::new(options.program.clone(), &options.host, hold_fds);
+        let wire = program.dial()?;
+        let (sender, lines) = mpsc::sync_channel(64);
+        let reader = wire.reader;
+        let object = format!(
+            "{}:{}/{}",
+            printable(options.host.as_bytes()),
+            printable(options.folder.as_bytes()),
+            options.file
+        );
+        std::thread::Builder::new()
+            .name("punch-answers".to_owned())
+            .spawn(move || read_lines(reader, &sender))
+            .map_err(|source| StoreError::Io {
+                op: "punch",
+                object: object.clone(),
+                source,
+            })?;
+        let mut puncher = Self {
+            object,
+            word: random_word(),
+            writer: Some(wire.writer),
+            lines,
+            end: wire.end,
+            answer_timeout: options.answer_timeout,
+            heard: Vec::new(),
+            _inherit_fds: options.inherit_fds,
+        };
+        let script = script(
+            &puncher.word,
+            &options.folder,
+            &options.file,
+            &options.fence,
+        );
+        let ready = puncher.send(&script).and_then(|()| puncher.answer());
+        match ready {
+            Ok(answer) if answer == "ready" => Ok(puncher),
+            Ok(answer) => Err(puncher.refused(&answer)),
+            // The account's login ended, or something that is no shell sits there: both before
+            // anything was asked of it.
+            Err(StoreError::Disconnected { reason, .. }) => match puncher.ending().0 {
+                EndingKind::Lost | EndingKind::Protocol => {
+                    Err(puncher.unsupported(&format!("the account gives no shell ({reason})")))
+                }
+                _ => Err(StoreError::Unreachable {
+                    host: printable(options.host.as_bytes()),
+                    reason,
+                }),
+            },
+            Err(other) => Err(other),
+        }
+    }
+
+    /// Punches ranges of the file, each of which then reads as zeros; not durable yet.
+    ///
+    /// # Errors
+    /// `Unsupported` where the server's file system can't; nothing has changed then.
+    /// `Disconnected` tells nothing of what was done, and some may still be done after it.
+    pub fn punch(&mut self, ranges: &[Range<u64>]) -> Result<(), StoreError> {
+        let mut owed = 0;
+        for batch in ranges.chunks(BATCH_RANGES) {
+            let mut text = String::new();
+            for range in batch {
+                let _ = writeln!(text, "{} {}", range.start, range.end - range.start);
+            }
+            text.push_str("tell -\n");
+            self.send(&text)?;
+            owed += 1;
+            if owed > BATCHES_AHEAD {
+                self.told("told")?;
+                owed -= 1;
+            }
+        }
+        for _ in 0..owed {
+            self.told("told")?;
+        }
+        Ok(())
+    }
+
+    /// Bytes that the file takes on the server's disk, as `du` tells them there.
+    pub fn allocated_bytes(&mut self) -> Result<u64, StoreError> {
+        self.send("size -\n")?;
+        let answer = self.told("size")?;
+        let kib: Result<u64, _> = answer.parse();
+        kib.ok()
+            .and_then(|kib| kib.checked_mul(1024))
+            .ok_or_else(|| StoreError::Protocol {
+                op: "measure",
+                object: self.object.clone(),
+                reason: format!("du said {:?}", printable(answer.as_bytes())),
+            })
+    }
+
+    /// Waits for an answer that begins with `expected`, and returns the rest of it.
+    fn told(&mut self, expected: &str) -> Result<String, StoreError> {
+        let answer = self.answer()?;
+        match answer.split_once(' ') {
+            Some((first, rest)) if first == expected => Ok(rest.to_owned()),
+            _ => Err(self.refused(&answer)),
+        }
+    }
+
+    fn send(&mut self, text: &str) -> Result<(), StoreError> {
+        let written = match &mut self.writer {
+            Some(writer) => writer
+                .write_all(text.as_bytes())
+                .and_then(|()| writer.flush()),
+            None => Err(std::io::ErrorKind::BrokenPipe.into()),
+        };
+        match written {
+            Ok(()) => Ok(()),
+            // Why it ended may have been said already; else the end tells.
+            Err(_) => match self.answer() {
+                Ok(answer) => Err(self.refused(&answer)),
+                Err(error) => Err(error),
+            },
+        }
+    }
+
+    /// The next line that is an answer, without the word before it.
+    fn answer(&mut self) -> Result<String, StoreError> {
+        for _ in 0..FOREIGN_LINES_MAX {
+            let line = match self.lines.recv_timeout(self.answer_timeout) {
+                Ok(line) => line,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.end.cut();
+                    return Err(self.lost("no answer in time".to_owned()));
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    let reason = self.ending().1;
+                    return Err(self.lost(reason));
+                }
+            };
+            match line.strip_prefix(&self.word) {
+                Some(answer) => return Ok(answer.trim().to_owned()),
+                None if self.heard.len() < 3 => self.heard.push(printable(line.as_bytes())),
+                None => {
+                    self.heard.remove(0);
+                    self.heard.push(printable(line.as_bytes()));
+                }
+            }
+        }
+        self.end.cut();
+        Err(self.lost("it prints without end".to_owned()))
+    }
+
+    fn lost(&self, reason: String) -> StoreError {
+        StoreError::Disconnected {
+            op: "punch",
+            object: self.object.clone(),
+            reason,
+        }
+    }
+
+    fn ending(&self) -> (EndingKind, String) {
+        let ending = self.end.ending(Duration::from_secs(5));
+        let heard = self.heard.join("; ");
+        match heard.is_empty() {
+            true => (ending.kind, ending.reason),
+            false => (ending.kind, format!("{heard}; {}", ending.reason)),
+        }
+    }
+
+    fn unsupported(&self, reason: &str) -> StoreError {
+        StoreError::Unsupported {
+            op: "punch",
+            object: self.object.clone(),
+            reason: reason.to_owned(),
+        }
+    }
+
+    /// What an answer that was not hoped for means.
+    fn refused(&self, answer: &str) -> StoreError {
+        let heard = self.heard.join("; ");
+        let no = answer.strip_prefix("no ").unwrap_or(answer);
+        match no {
+            "folder" | "place" => {
+                self.unsupported("the account's shell sees other folders than its SFTP")
+            }
+            "file" => StoreError::NotRegular {
+                op: "punch",
+                object: self.object.clone(),
+            },
+            "missing" => self.unsupported("the server has no fallocate"),
+            "old" => self.unsupported("the server's fallocate can't punch holes (as BusyBox's)"),
+            "range" if heard.contains("not supported") => {
+                self.unsupported("the server's file system can't punch holes")
+            }
+            "range" => StoreError::Refused {
+                op: "punch",
+                object: self.object.clone(),
+                reason: heard,
+            },
+            "lock" => StoreError::Refused {
+                op: "punch",
+                object: self.object.clone(),
+                reason: "the lock beside it is gone or another's".to_owned(),
+            },
+            other => StoreError::Protocol {
+                op: "punch",
+                object: self.object.clone(),
+                reason: format!("the shell said {:?}", printable(other.as_bytes())),
+            },
+        }
+    }
+}
+
+impl Drop for Puncher {
+    fn drop(&mut self) {
+        self.writer = None;
+        self.end.cut();
+    }
+}
+
+impl std::fmt::Debug for Puncher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Puncher")
+            .field("object", &self.object)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Hands on lines until the end; a long one is cut, so memory stays bounded.
+fn read_lines(mut reader: Box<dyn Read + Send>, lines: &SyncSender<String>) {
+    let mut chunk = [0; 4096];
+    let mut line = Vec::new();
+    loop {
+        let read = match reader.read(&mut chunk) {
+            Ok(0) => return,
+            Ok(read) => read,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(_) => return,
+        };
+        for byte in &chunk[..read] {
+            if *byte == b'\n' {
+                let text = String::from_utf8_lossy(&line).into_owned();
+                line.clear();
+                if lines.send(text).is_err() {
+                    return;
+                }
+            } else if line.len() < LINE_BYTES_MAX {
+                line.push(*byte);
+            }
+        }
+    }
+}
+
+/// Begins each of our answers.
+fn random_word() -> String {
+    let mut bytes = [0; 16];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        let flags = rustix::rand::GetRandomFlags::empty();
+        match rustix::rand::getrandom(&mut bytes[filled..], flags) {
+            Ok(count) => filled += count,
+            Err(rustix::io::Errno::INTR) => {}
+            // Without a random word a server could answer in another's place; it can anyway.
+            Err(_) => break,
+        }
+    }
+    bytes.iter().fold("sprat-".to_owned(), |mut word, byte| {
+        let _ = write!(word, "{byte:02x}");
+        word
+    })
+}
+
+/// One word for a POSIX shell, whatever is in it.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+/// What the shell does; POSIX, for dash, bash and BusyBox alike. All of it stands within braces, so
+/// that the shell has read it whole before it runs any of it: from then on its input is ranges.
+fn script(word: &str, folder: &str, file: &FileName, fence: &Fence) -> String {
+    let folder = match folder {
+        "" => ".".to_owned(),
+        absolute if absolute.starts_with('/') => absolute.to_owned(),
+        relative => format!("./{relative}"),
+    };
+    let beside = |name: &FileName| quoted(&format!("./{name}"));
+    format!(
+        "{{ t={word}; LC_ALL=C; export LC_ALL
+no() {{ echo \"$t no $1\"; exit 1; }}
+size() {{ set -- $(du -k \"$f\" 2>/dev/null); echo \"$t size $1\"; }}
+cd {folder} 2>/dev/null || no folder
+f={file}
+l={lock}
+n={next}
+{{ [ -f \"$f\" ] && [ ! -L \"$f\" ]; }} || no file
+case \"$(cat \"$l\" 2>/dev/null)\" in *{token}*) ;; *) no place ;; esac
+command -v fallocate >/dev/null 2>&1 || no missing
+case \"$(fallocate --help 2>&1 </dev/null)\" in *punch-hole*) ;; *) no old ;; esac
+echo \"$t ready\"
+while read -r o s
+do
+case \"$o\" in
+tell) echo \"$t told $s\"; continue ;;
+size) size; continue ;;
+esac
+{{ [ -e \"$l\" ] && [ ! -e \"$n\" ]; }} || no lock
+fallocate -n -p -o \"$o\" -l \"$s\" \"$f\" </dev/null 2>&1 || no range
+done
+exit 0
+}}
+",
+        folder = quoted(&folder),
+        file = beside(file),
+        lock = beside(&fence.lock),
+        next = beside(&fence.next),
+        token = quoted(&fence.token),
+    )
+}
