@@ -238,6 +238,12 @@ pub enum Command {
     /// Copy a container to another store, or move it there, and read it back; needs no key
     #[command(after_help = copy::COPY_EXAMPLES)]
     Copy(CopyArgs),
+    /// Give the space of deleted snapshots back to the server
+    #[command(after_help = TRIM_EXAMPLES)]
+    Trim(TrimArgs),
+    /// Give a container a larger size
+    #[command(after_help = GROW_EXAMPLES)]
+    Grow(GrowArgs),
     /// Remove the lock of a session that died on another machine
     #[command(after_help = UNLOCK_EXAMPLES)]
     Unlock(UnlockArgs),
@@ -279,6 +285,8 @@ impl Command {
             Self::Mount(_) => Some("mount"),
             Self::Umount(_) => Some("umount"),
             Self::Check(_) => Some("check"),
+            Self::Trim(_) => Some("trim"),
+            Self::Grow(_) => Some("grow"),
             Self::Copy(_)
             | Self::Unlock(_)
             | Self::Key(_)
@@ -417,6 +425,47 @@ pub struct UmountArgs {
     /// Where `sprat mount` mounted it
     pub dir: PathBuf,
 }
+
+/// Arguments of `trim`.
+#[derive(Debug, Args)]
+pub struct TrimArgs {
+    /// The container.
+    #[arg(help = TARGET_HELP)]
+    pub target: String,
+    /// Have the server write the container anew beside itself, where no holes can be made in it
+    #[arg(long)]
+    pub rewrite: bool,
+    /// Let all that is used cross the line for that, where the server can't copy by itself
+    #[arg(long, requires = "rewrite")]
+    pub through_client: bool,
+}
+
+const TRIM_EXAMPLES: &str = "\
+Makes holes in the container where the file system in it uses nothing: by itself in a local folder,
+with `fallocate` where the account has a shell. Shows the server how much is used, and where.
+Interrupted anywhere nothing is lost; run it again.
+
+Examples:
+  sprat trim home
+  sprat trim home --rewrite";
+
+/// Arguments of `grow`.
+#[derive(Debug, Args)]
+pub struct GrowArgs {
+    /// The container.
+    #[arg(help = TARGET_HELP)]
+    pub target: String,
+    /// The new size; it is sparse and takes only what is written
+    #[arg(value_parser = parse_size)]
+    pub size: u64,
+}
+
+const GROW_EXAMPLES: &str = "\
+Interrupted anywhere the container stays usable, and the same command finishes. Needs
+CAP_SYS_RESOURCE, which root has outside of containers.
+
+Example:
+  sprat grow home 8T";
 
 /// Arguments of `unlock`.
 #[derive(Debug, Args)]

@@ -28,6 +28,8 @@ fn help_lists_the_commands_and_the_exit_codes() {
       umount       Unmount a container and wait until everything is on the server's disk
       check        Look whether a container is whole: header, file system, and if asked for every file
       copy         Copy a container to another store, or move it there, and read it back; needs no key
+      trim         Give the space of deleted snapshots back to the server
+      grow         Give a container a larger size
       unlock       Remove the lock of a session that died on another machine
       key          List, add and remove keys; print the recovery sheet; keep the header and put it back
       doctor       Look whether this machine, the config and the servers are in order
@@ -113,6 +115,8 @@ fn every_command_has_a_help_with_an_example() {
         "prune",
         "mount",
         "umount",
+        "trim",
+        "grow",
         "unlock",
         "key",
         "doctor",

@@ -5,12 +5,14 @@ mod check;
 mod context;
 mod copy;
 mod doctor;
+mod grow;
 mod init;
 mod key;
 mod mount;
 mod prune;
 mod restore;
 mod snapshots;
+mod trim;
 mod unlock;
 
 use crate::args::{Cli, Command};
@@ -56,6 +58,8 @@ fn run_in(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Umount(args) => mount::run_umount(context, &args),
         Command::Check(args) => check::run(context, &args),
         Command::Copy(args) => copy::run(context, &args),
+        Command::Trim(args) => trim::run(context, &args),
+        Command::Grow(args) => grow::run(context, &args),
         Command::Unlock(args) => unlock::run(context, &args),
         Command::Key(args) => key::run(context, args.command),
         Command::Doctor(args) => doctor::run(context, &args),

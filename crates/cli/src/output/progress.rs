@@ -176,7 +176,14 @@ impl Observer for Reporter {
 
 /// Phases worth a line in a log.
 fn is_long(phase: Phase) -> bool {
-    matches!(phase, Phase::MakingFileSystem | Phase::Stopping)
+    matches!(
+        phase,
+        Phase::MakingFileSystem
+            | Phase::Stopping
+            | Phase::Punching
+            | Phase::Rewriting
+            | Phase::Growing
+    )
 }
 
 fn phase_text(phase: Phase) -> &'static str {
@@ -188,6 +195,10 @@ fn phase_text(phase: Phase) -> &'static str {
         Phase::MakingFileSystem => "making the file system",
         Phase::Mounting => "mounting",
         Phase::Working => "working",
+        Phase::Collecting => "asking the file system what it does not need",
+        Phase::Punching => "giving space back to the server",
+        Phase::Rewriting => "writing the container anew on the server",
+        Phase::Growing => "growing the file system",
         Phase::Stopping => "stopping in order",
         Phase::Unmounting => "unmounting",
         Phase::Syncing => "waiting until the server has everything on its disk",
@@ -344,6 +355,7 @@ fn notice_text(notice: &Notice) -> (String, bool) {
             false,
         ),
         Notice::NotHardened { reason } => (format!("not hardened: {reason}"), false),
+        Notice::TrimRoutePassed { reason } => (reason.clone(), false),
         Notice::LineLost { reason } => (format!("line lost, reconnecting: {reason}"), false),
         Notice::LineBack { away_s } => (
             format!(

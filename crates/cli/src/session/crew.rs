@@ -37,7 +37,8 @@ const LINE_AWAY_MS_MAX: u64 = 3000;
 /// What arrives in S.
 enum Event {
     Volume(Option<VolumeReply>),
-    Worker(Option<WorkerReply>),
+    /// Of the worker of that number: what an earlier one says comes late, its end included.
+    Worker(u32, Option<WorkerReply>),
     Interrupt,
 }
 
@@ -70,6 +71,7 @@ pub(super) struct Crew {
     volume: Child,
     worker: Option<Child>,
     opened_by: OpenedBy,
+    worker_number: u32,
     queue: mpsc::Sender<Event>,
     events: mpsc::Receiver<Event>,
     progress: SessionProgress,
@@ -120,7 +122,7 @@ impl Crew {
         let opened_by = options.mode.opened_by()?;
         let (queue, events) = mpsc::channel();
         let role = match shape {
-            Shape::Session | Shape::Create(_) | Shape::Change(_) => Role::Volume,
+            Shape::Session | Shape::Create(_) | Shape::Change(_) | Shape::Grow(_) => Role::Volume,
             Shape::Background => Role::BackgroundVolume,
         };
         let hears = queue.clone();
@@ -145,6 +147,7 @@ impl Crew {
             volume,
             worker: None,
             opened_by,
+            worker_number: 0,
             queue,
             events,
             progress: SessionProgress::default(),
@@ -179,8 +182,10 @@ impl Crew {
     pub(super) fn attach(&mut self, role: Role, watch: &mut Watch<'_>) -> Result<(), Failure> {
         watch.observer.phase(Phase::Mounting);
         let hears = self.queue.clone();
+        self.worker_number += 1;
+        let number = self.worker_number;
         let worker = Child::spawn(&self.program, role, move |reply| {
-            let _ = hears.send(Event::Worker(reply));
+            let _ = hears.send(Event::Worker(number, reply));
         });
         match worker {
             Ok(worker) => self.worker = Some(worker),
@@ -297,14 +302,15 @@ impl Crew {
             let heard = match event {
                 Event::Interrupt => continue,
                 Event::Volume(None) => return Err(self.volume_died()),
-                Event::Worker(None) if self.worker.is_none() => continue,
-                Event::Worker(None) => return Err(self.worker_died()),
+                Event::Worker(number, _) if number != self.worker_number => continue,
+                Event::Worker(_, None) if self.worker.is_none() => continue,
+                Event::Worker(_, None) => return Err(self.worker_died()),
                 Event::Volume(Some(reply)) => match self.tell(reply, watch) {
                     Some(VolumeReply::Failed(failure)) => return Err(self.fail(failure)),
                     Some(reply) => Heard::Volume(reply),
                     None => continue,
                 },
-                Event::Worker(Some(WorkerReply::Failed(failure))) => {
+                Event::Worker(_, Some(WorkerReply::Failed(failure))) => {
                     let failure = self.worker_failed(failure);
                     return Err(if self.worker_gone && self.over.is_none() {
                         self.fail(failure)
@@ -312,12 +318,12 @@ impl Crew {
                         failure
                     });
                 }
-                Event::Worker(Some(WorkerReply::Progress(progress))) => {
+                Event::Worker(_, Some(WorkerReply::Progress(progress))) => {
                     self.progress.rsync = Some(progress);
                     watch.observer.progress(&self.progress);
                     continue;
                 }
-                Event::Worker(Some(reply)) => Heard::Worker(reply),
+                Event::Worker(_, Some(reply)) => Heard::Worker(reply),
             };
             if let Some(found) = wanted(heard) {
                 return Ok(found);
@@ -389,7 +395,9 @@ impl Crew {
             match self.events.recv_timeout(left) {
                 Ok(Event::Volume(Some(VolumeReply::Failed(cause)))) => return self.fail(cause),
                 Ok(Event::Volume(None)) => return self.volume_died(),
-                Ok(Event::Worker(None)) => self.worker_gone = true,
+                Ok(Event::Worker(number, None)) if number == self.worker_number => {
+                    self.worker_gone = true;
+                }
                 Ok(Event::Volume(Some(VolumeReply::Figures(figures)))) => {
                     self.progress.volume = figures;
                 }
@@ -467,7 +475,9 @@ impl Crew {
                     volume_done = true;
                 }
                 Ok(Event::Volume(None)) => volume_done = true,
-                Ok(Event::Worker(None)) => worker_done = true,
+                Ok(Event::Worker(number, None)) if number == self.worker_number => {
+                    worker_done = true;
+                }
                 Ok(_) => {}
                 Err(_) => break,
             }
@@ -540,6 +550,8 @@ pub(super) enum Shape {
     Create(CreateStart),
     Change(ChangeStart),
     Background,
+    /// The container file gets this length while it is opened.
+    Grow(u64),
 }
 
 fn start_order(
@@ -550,11 +562,13 @@ fn start_order(
 ) -> VolumeStart {
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let background = matches!(shape, Shape::Background);
-    let (create, change) = match shape {
-        Shape::Create(create) => (Some(create), None),
-        Shape::Change(change) => (None, Some(change)),
-        Shape::Session | Shape::Background => (None, None),
-    };
+    let (mut create, mut change, mut grow_to) = (None, None, None);
+    match shape {
+        Shape::Create(start) => create = Some(start),
+        Shape::Change(start) => change = Some(start),
+        Shape::Grow(file_bytes) => grow_to = Some(file_bytes),
+        Shape::Session | Shape::Background => {}
+    }
     VolumeStart {
         target: options.target.clone(),
         kernel: opened_by == OpenedBy::Kernel,
@@ -578,6 +592,7 @@ fn start_order(
         durable_flush: background && options.access == Access::ReadWrite,
         create,
         change,
+        grow_to,
         secrets,
     }
 }

@@ -11,11 +11,13 @@ mod child;
 pub mod copy;
 mod create;
 mod crew;
+mod grow;
 mod link;
 mod mount;
 pub mod mount_keeper;
 mod options;
 mod protocol;
+mod trim;
 pub mod volume_process;
 pub mod worker;
 
@@ -30,6 +32,7 @@ use sprat_snapshot::{
 pub use background::MountRecord;
 pub use change::{HeaderChange, HeaderChanged, change_header};
 pub use create::create;
+pub use grow::{Grown, grow};
 pub use mount::{mount, unmount};
 pub use options::{
     Access, ClosedReport, ContainerFacts, CreateOptions, Created, Mode, Notice, Observer, Phase,
@@ -37,6 +40,7 @@ pub use options::{
     VolumeFigures,
 };
 pub use protocol::FileSystemCheck;
+pub use trim::{Measure, TrimHow, TrimReport, TrimRoute, trim};
 
 use crate::interrupt::Interrupt;
 use crate::target::Place;
@@ -72,6 +76,7 @@ impl Session {
             at: OsString::from(at),
             read_only: session.options.access == Access::ReadOnly,
             browse: false,
+            grow: false,
         });
         let mut watch = Watch {
             observer,

@@ -42,6 +42,7 @@ pub fn mount(
         at: OsString::from(&dir),
         read_only: options.access == Access::ReadOnly,
         browse: true,
+        grow: false,
     });
     let mounted = crew.wait_worker(&mut watch, OnInterrupt::Finish, |reply| {
         matches!(reply, WorkerReply::Mounted).then_some(())

@@ -188,6 +188,14 @@ pub enum Phase {
     Working,
     /// Ended early on request: cleaning up in order.
     Stopping,
+    /// Asking the file system what it does not need.
+    Collecting,
+    /// Making holes in the container file.
+    Punching,
+    /// Writing the container anew on the server.
+    Rewriting,
+    /// Growing the file system.
+    Growing,
     /// Unmounting.
     Unmounting,
     /// Sending what is left and waiting for the server's fsync.
@@ -243,6 +251,11 @@ pub enum Notice {
     /// The lock could not be given back at the end, when everything was durable.
     LockLeft {
         /// Why.
+        reason: String,
+    },
+    /// A way of giving space back does not exist here, and the next one is taken.
+    TrimRoutePassed {
+        /// Which one, and why not.
         reason: String,
     },
     /// The line was lost; reconnecting.

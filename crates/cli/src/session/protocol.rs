@@ -14,6 +14,7 @@ use super::change::HeaderChanged;
 use super::options::{
     Access, ClosedReport, ContainerFacts, Notice, Phase, PinPolicy, VolumeFigures,
 };
+use super::trim::{TrimDone, TrimHow};
 use crate::Failure;
 use crate::target::Target;
 
@@ -26,6 +27,11 @@ pub(super) enum VolumeOrder {
     Serve,
     /// Kernel mode: give the volume key away.
     GiveKey,
+    /// Nothing is mounted: make everything durable, and take note from now on of what a read-only
+    /// mount says that it doesn't need.
+    Collect,
+    /// Nothing is mounted any more: give that space back.
+    Trim(TrimHow),
     /// Everything above is unmounted: close the volume, in creation give the container its name,
     /// release the lock.
     Close,
@@ -59,6 +65,8 @@ pub(super) struct VolumeStart {
     pub may_use_reserve: bool,
     pub pins: PinPolicy,
     pub durable_flush: bool,
+    /// The container file is to have this length.
+    pub grow_to: Option<u64>,
     pub create: Option<CreateStart>,
     pub change: Option<ChangeStart>,
     /// One for opening; for creation one for each slot; for adding a key the present and the new.
@@ -163,6 +171,10 @@ pub(super) enum VolumeReply {
     KeyGiven(Mapping),
     /// The header is changed, durably; V ends.
     Changed(Box<HeaderChanged>),
+    /// Answers Collect.
+    Collecting,
+    /// Answers Trim.
+    Trimmed(Box<TrimDone>),
     /// Lives without S from now on.
     Detached,
     Closed(ClosedReport),
@@ -199,6 +211,8 @@ pub(super) enum WorkerOrder {
         read_only: bool,
         /// People look around in it: no device nodes, no set-uid.
         browse: bool,
+        /// See [`sprat_attach::MountOptions`].
+        grow: bool,
     },
     TakeSnapshot(Box<SnapshotSpec>),
     List,
@@ -208,6 +222,12 @@ pub(super) enum WorkerOrder {
     CheckFileSystem,
     /// Reads files of the mounted volume.
     CheckFiles(Box<CheckSpec>),
+    /// Has the mounted file system tell the device what it doesn't need.
+    Trim,
+    /// Grows the mounted file system to the length of the device.
+    Grow {
+        volume_bytes: u64,
+    },
     /// Stops what runs; that order then answers with its own outcome.
     Cancel,
     /// Unmounts, gives the loop device back, and ends.
@@ -233,6 +253,9 @@ pub(super) enum WorkerReply {
     Pruned(Box<PruneReport>),
     Checked(FileSystemCheck),
     FilesChecked(Box<CheckReport>),
+    /// Bytes that the file system says it doesn't need.
+    Trimmed(u64),
+    Grown,
     Unmounted,
     /// Answers Keep.
     Kept,

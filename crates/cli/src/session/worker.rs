@@ -159,11 +159,13 @@ impl Worker {
                 at,
                 read_only,
                 browse,
+                grow,
             } => {
                 let dir = PathBuf::from(at);
                 let mut options = MountOptions::default();
                 options.read_only = read_only;
                 options.browse = browse;
+                options.grow = grow;
                 self.attachment()?.mount(&dir, &options)?;
                 self.mounted = Some(dir);
                 WorkerReply::Mounted
@@ -171,6 +173,11 @@ impl Worker {
             WorkerOrder::CheckFileSystem => {
                 let device = self.attachment()?.device().to_owned();
                 WorkerReply::Checked(check_file_system(&device)?)
+            }
+            WorkerOrder::Trim => WorkerReply::Trimmed(self.attachment()?.trim()?),
+            WorkerOrder::Grow { volume_bytes } => {
+                self.attachment()?.grow(volume_bytes)?;
+                WorkerReply::Grown
             }
             WorkerOrder::TakeSnapshot(spec) => {
                 let now = jiff::Timestamp::now();

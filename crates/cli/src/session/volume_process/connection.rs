@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use openssl::sha::sha256;
 use sprat_luks::HeaderRead;
 use sprat_store::{
-    FileName, LocalRecord, LocalStore, LockError, OwnerNote, ReadClass, SftpOptions, SftpStore,
-    SshTarget, Store, StoreError, StoreFile,
+    Fence, FileName, LocalRecord, LocalStore, LockError, OwnerNote, Puncher, PuncherOptions,
+    ReadClass, SftpOptions, SftpStore, SshTarget, Store, StoreError, StoreFile,
 };
 
 use super::super::Access;
@@ -25,6 +25,9 @@ use crate::target::{Place, Target};
 /// How long the ssh of a session that was killed is waited for: it ends by itself once it sees
 /// that nobody writes to it any more.
 const DEAD_SESSION_GRACE: Duration = Duration::from_secs(5);
+
+/// How long a server may take over some hundred holes.
+const PUNCH_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How to reach the store. Every ssh that it starts inherits the local record's flock, so that
 /// the container counts as held for as long as one of them may still deliver bytes.
@@ -96,6 +99,39 @@ impl Connection {
                 Ok(Arc::new(SftpStore::connect(options)?))
             }
         }
+    }
+
+    /// Starts a shell on the server that punches holes into `file`; `None` for a local store.
+    pub(super) fn puncher(
+        &self,
+        file: &FileName,
+        fence: Fence,
+    ) -> Result<Option<Puncher>, StoreError> {
+        let Place::Ssh {
+            user,
+            host,
+            port,
+            folder,
+        } = &self.place
+        else {
+            return Ok(None);
+        };
+        let target = SshTarget::new(user.as_deref(), host, *port)?;
+        let flock = self.flock.try_clone().map_err(|source| StoreError::Io {
+            op: "connect",
+            object: host.clone(),
+            source,
+        })?;
+        let puncher = Puncher::start(PuncherOptions {
+            program: target.shell_argv(&self.ssh_command),
+            host: host.clone(),
+            folder: folder.clone(),
+            file: file.clone(),
+            fence,
+            inherit_fds: vec![flock],
+            answer_timeout: PUNCH_TIMEOUT,
+        })?;
+        Ok(Some(puncher))
     }
 
     /// Whether a dead connection may still deliver bytes: on a server its process outlives the

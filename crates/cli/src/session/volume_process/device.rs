@@ -2,7 +2,8 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sprat_attach::BlockDevice;
 use sprat_luks::SectorCipher;
@@ -14,6 +15,47 @@ pub(super) struct EdgeDevice {
     volume: Arc<Volume>,
     cipher: Option<SectorCipher>,
     flush: Flush,
+    collected: Mutex<Option<Collected>>,
+}
+
+/// More ranges than this are not kept at a time: 64 MiB of memory.
+const RANGES_MAX: usize = 4 << 20;
+
+/// What a file system that is mounted read-only says that it doesn't need.
+#[derive(Debug, Default)]
+struct Collected {
+    ranges: Vec<Range<u64>>,
+    /// Shorter ranges are left out, so that the number of them stays bounded.
+    len_min: u64,
+}
+
+impl Collected {
+    fn note(&mut self, range: Range<u64>) {
+        match self.ranges.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ if range.end - range.start < self.len_min => {}
+            _ => self.ranges.push(range),
+        }
+        while self.ranges.len() > RANGES_MAX {
+            self.len_min = (self.len_min * 2).max(8192);
+            let len_min = self.len_min;
+            self.ranges
+                .retain(|range| range.end - range.start >= len_min);
+        }
+    }
+}
+
+/// Puts ranges in order and joins those that touch.
+fn joined(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    ranges.sort_unstable_by_key(|range| range.start);
+    let mut joined: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => joined.push(range),
+        }
+    }
+    joined
 }
 
 impl EdgeDevice {
@@ -22,7 +64,26 @@ impl EdgeDevice {
             volume,
             cipher,
             flush,
+            collected: Mutex::new(None),
         }
+    }
+
+    /// Takes no write from now on, and notes what is unneeded.
+    pub(super) fn begin_collecting(&self) {
+        *self.collected() = Some(Collected::default());
+    }
+
+    /// What was noted, in order; `None` if it was not begun. No write is taken any more, either.
+    pub(super) fn take_collected(&self) -> Option<Vec<Range<u64>>> {
+        let mut collected = self.collected();
+        let ranges = std::mem::take(&mut collected.as_mut()?.ranges);
+        Some(joined(ranges))
+    }
+
+    fn collected(&self) -> MutexGuard<'_, Option<Collected>> {
+        self.collected
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -40,6 +101,10 @@ impl BlockDevice for EdgeDevice {
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        // What is noted as unneeded must not come into use behind the note's back.
+        if self.collected().is_some() {
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+        }
         let Some(cipher) = &self.cipher else {
             return self.volume.write_at(offset, data).map_err(io::Error::other);
         };
@@ -60,7 +125,39 @@ impl BlockDevice for EdgeDevice {
         })
     }
 
+    fn note_unneeded(&self, offset: u64, len: u64) -> bool {
+        match &mut *self.collected() {
+            Some(collected) => {
+                collected.note(offset..offset + len);
+                true
+            }
+            None => false,
+        }
+    }
+
     fn flush(&self) -> io::Result<()> {
         self.volume.flush(self.flush).map_err(io::Error::other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn collected_ranges_are_joined_and_many_short_ones_give_way_to_long_ones() {
+        let mut collected = Collected::default();
+        for range in [8192..12288, 12288..16384, 0..4096] {
+            collected.note(range);
+        }
+        assert_eq!(joined(collected.ranges), [0..4096, 8192..16384]);
+        let mut collected = Collected::default();
+        collected.note(0..1 << 30);
+        for number in 1..=RANGES_MAX as u64 {
+            let start = (1 << 30) + number * 8192;
+            collected.note(start..start + 4096);
+        }
+        assert!(collected.ranges.len() <= RANGES_MAX);
+        assert_eq!(collected.ranges[0], 0..1 << 30);
     }
 }

@@ -5,14 +5,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use sprat_luks::{AnyHeader, OpenedBy, Pins};
+use sprat_luks::{AnyHeader, Header, OpenedBy, Pins};
 use sprat_store::{
-    Access, FileName, LocalRecord, Lock, LockError, LockInfo, Store, StoreError, StoreErrorKind,
-    StoreFile, lock,
+    Access, FileName, LocalRecord, Lock, LockError, LockInfo, Puncher, Store, StoreError,
+    StoreErrorKind, StoreFile, lock,
 };
 use sprat_volume::{Fenced, ReconnectError};
 
 use super::connection::{Connection, HeaderBytes};
+use super::trim::Way;
 use crate::{Exit, Failure};
 
 /// The container, held.
@@ -234,6 +235,25 @@ impl Hold {
         self.record.all_settled()?;
         self.unsettled.store(false, Ordering::SeqCst);
         Ok(())
+    }
+
+    /// A shell on the server that can punch holes into the container; `None` for a local store.
+    pub(super) fn puncher(&self) -> Result<Option<Puncher>, Way> {
+        let fence = match &*self.lock.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(lock) => lock
+                .fence()
+                .map_err(|error| Way::Failed(Failure::from(&error)))?,
+            None => return Ok(None),
+        };
+        Ok(self.connection.puncher(&self.file_name, fence)?)
+    }
+
+    /// Whether a header is that of the container that was opened.
+    pub(super) fn check_known(&self, header: &Header) -> Result<(), Failure> {
+        match self.known.get() {
+            Some((pins, _)) => Ok(header.check_pins(pins)?),
+            None => Err(Failure::failed("nothing is known of the container yet")),
+        }
     }
 
     /// Reads the lock again before something that can't be undone.

@@ -7,11 +7,15 @@ mod cache;
 mod changing;
 pub(super) mod connection;
 mod device;
+mod ext4;
 mod hold;
+mod lengthen;
 mod making;
 pub(super) mod opening;
 mod reserve;
+mod rewrite;
 mod stop;
+mod trim;
 
 use std::io::Write;
 use std::os::fd::AsFd;
@@ -209,6 +213,7 @@ struct Served {
     device: Arc<EdgeDevice>,
     /// For the kernel, until it is given away.
     key: Option<VolumeKey>,
+    volume_closed: bool,
     facts: ContainerFacts,
     durable: bool,
     making: Option<Making>,
@@ -239,6 +244,7 @@ impl Served {
             reserve_bytes: start.reserve_bytes,
             hold: opened.hold,
             volume: opened.volume,
+            volume_closed: false,
             device,
             key,
             facts: opened.facts,
@@ -270,6 +276,14 @@ impl Served {
                 },
                 VolumeOrder::GiveKey => match self.give_key(descriptors) {
                     Ok(mapping) => self.say.reply(&VolumeReply::KeyGiven(mapping)),
+                    Err(failure) => self.say.reply(&VolumeReply::Failed(failure)),
+                },
+                VolumeOrder::Collect => match self.collect() {
+                    Ok(()) => self.say.reply(&VolumeReply::Collecting),
+                    Err(failure) => self.say.reply(&VolumeReply::Failed(failure)),
+                },
+                VolumeOrder::Trim(how) => match self.trim(how) {
+                    Ok(done) => self.say.reply(&VolumeReply::Trimmed(Box::new(done))),
                     Err(failure) => self.say.reply(&VolumeReply::Failed(failure)),
                 },
                 VolumeOrder::Detach(mount) => return self.run_detached(&mount),
@@ -327,9 +341,7 @@ impl Served {
         if let Some(failure) = self.failure() {
             return Err(failure);
         }
-        self.volume
-            .close()
-            .map_err(|error| self.hold.lost().unwrap_or_else(|| Failure::from(&error)))?;
+        self.close_volume()?;
         if let Some(making) = &self.making {
             making::publish(making, &self.hold, &self.stop, &self.say)?;
         }
@@ -343,6 +355,16 @@ impl Served {
             volume,
             durable: self.durable,
         })
+    }
+
+    /// Once; a rewrite of the container has closed it before.
+    fn close_volume(&mut self) -> Result<(), Failure> {
+        if std::mem::replace(&mut self.volume_closed, true) {
+            return Ok(());
+        }
+        self.volume
+            .close()
+            .map_err(|error| self.hold.lost().unwrap_or_else(|| Failure::from(&error)))
     }
 
     fn failure(&self) -> Option<Failure> {

@@ -19,6 +19,7 @@ use super::ahead::{Ahead, Looked, Unlocked};
 use super::cache::cache_options;
 use super::connection::{Connection, open_record, owner_note};
 use super::hold::{Hold, HoldParts, keep_renewing};
+use super::lengthen::lengthen;
 use super::reserve;
 use super::stop::{Say, Stop};
 use crate::{Exit, Failure};
@@ -365,8 +366,8 @@ fn unlock(
             fingerprint: header.pins().fingerprint(),
         });
     }
-    let file_bytes = looked.file_bytes;
-    let payload = header.geometry(file_bytes)?;
+    let mut file_bytes = looked.file_bytes;
+    let mut payload = header.geometry(file_bytes)?;
     let pins = header.pins();
     let cipher = SectorCipher::of_pins(&key, &pins)?;
     // Without the cipher it is left to mount, which looks at the length, too.
@@ -375,6 +376,11 @@ fn unlock(
     }
     let edge = Edge::new(opened_by(start), key, cipher)?;
     stop.check()?;
+    if let Some(wanted_bytes) = start.grow_to {
+        lengthen(&*looked.file, hold, file_bytes, wanted_bytes)?;
+        file_bytes = wanted_bytes;
+        payload = header.geometry(file_bytes)?;
+    }
     hold.learn(pins.clone(), file_bytes);
     let volume = open_volume(start, hold, looked.file, payload)?;
     stop.reaches(&volume);

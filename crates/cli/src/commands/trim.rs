@@ -1,0 +1,56 @@
+//! `sprat trim`: gives space back to the server.
+
+use serde_json::json;
+
+use super::context::Context;
+use crate::args::TrimArgs;
+use crate::output::{Reporter, exit_json, text};
+use crate::session::{self, Access, TrimHow, TrimReport, TrimRoute};
+use crate::{Exit, Failure};
+
+pub(super) fn run(context: &Context, args: &TrimArgs) -> Result<Exit, Failure> {
+    let resolved = context.resolve(&args.target)?;
+    let secret = context.secret(&resolved)?;
+    let options = context.session_options(&resolved, Access::ReadWrite)?;
+    let (state_dir, policy) = (options.state_dir.clone(), options.pins.clone());
+    let how = match (args.rewrite, args.through_client) {
+        (false, _) => TrimHow::Punch,
+        (true, false) => TrimHow::Rewrite,
+        (true, true) => TrimHow::RewriteThroughClient,
+    };
+    let mut reporter = Reporter::new(context.output, "");
+    let trimmed = session::trim(options, &secret, how, &mut reporter, &context.interrupt);
+    reporter.clear();
+    let (facts, report) = trimmed?;
+    context.remember(&state_dir, &resolved, &policy, &facts);
+    let json = json!({
+        "command": "trim",
+        "result": exit_json(Exit::Done),
+        "target": resolved.target.to_string(),
+        "trim": report,
+    });
+    context.output.result(&told(&report), &json)?;
+    Ok(Exit::Done)
+}
+
+fn told(report: &TrimReport) -> String {
+    let way = match report.route {
+        TrimRoute::LocalPunch => "holes made in the local file",
+        TrimRoute::ShellPunch => "holes made with fallocate on the server",
+        TrimRoute::Rewrite => "written anew by the server",
+        TrimRoute::RewriteThroughClient => "written anew through this machine",
+    };
+    let given_back = match &report.measure {
+        Some(measure) => format!(
+            "{} given back (measured by {})",
+            text::bytes(measure.given_back_bytes),
+            measure.by
+        ),
+        None => "space given back (the server can't tell how much)".to_owned(),
+    };
+    format!(
+        "{given_back}: {way}; {} of the volume unused, in {}\n",
+        text::bytes(report.unneeded_bytes),
+        text::counted(report.ranges, "range", "ranges")
+    )
+}

@@ -1,0 +1,92 @@
+//! Grows a container: first the file on the server, then, mounted, the file system in it.
+//!
+//! Each step leaves a container that opens: a file that is longer than its file system needs no
+//! more than this command again.
+
+use std::ffi::OsString;
+
+use serde::Serialize;
+use sprat_luks::Secret;
+
+use super::child::Role;
+use super::crew::{Crew, OnInterrupt, Shape, Watch};
+use super::make_private_dir;
+use super::options::{ClosedReport, ContainerFacts, Observer, Phase, SessionOptions};
+use super::protocol::{WorkerOrder, WorkerReply};
+use crate::Failure;
+use crate::interrupt::Interrupt;
+
+/// A container that was grown.
+#[derive(Debug, Clone, Serialize)]
+pub struct Grown {
+    /// What it is now.
+    pub facts: ContainerFacts,
+    /// The figures of the session.
+    pub closed: ClosedReport,
+}
+
+/// Grows the container file to `file_bytes` and the file system to all of it. Interrupted
+/// anywhere the container stays as usable as before, and running it again finishes.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "as in `Session::open`: the options are the session's"
+)]
+pub fn grow(
+    options: SessionOptions,
+    secret: &Secret,
+    file_bytes: u64,
+    observer: &mut dyn Observer,
+    interrupt: &Interrupt,
+) -> Result<Grown, Failure> {
+    // Before anything is touched: without it the kernel refuses at the very last step.
+    if !sprat_attach::may_grow() {
+        return Err(Failure::failed(
+            "a mounted file system can't be grown here: sprat has no CAP_SYS_RESOURCE",
+        )
+        .with_hint(
+            "nothing was changed. Run it as root outside of a container, or in one that was given \
+             CAP_SYS_RESOURCE; any machine that reaches the container and has its key will do",
+        ));
+    }
+    let mut watch = Watch {
+        observer,
+        interrupt,
+    };
+    let shape = Shape::Grow(file_bytes / 4096 * 4096);
+    let (mut crew, facts) = Crew::start(&options, shape, &[secret], &mut watch)?;
+    let grown = grow_file_system(&mut crew, &options, &facts, &mut watch)
+        .and_then(|()| crew.detach(&mut watch))
+        .and_then(|()| crew.close(&mut watch));
+    match grown {
+        Ok(closed) => Ok(Grown { facts, closed }),
+        Err(failure) if crew.over().is_some() => Err(failure),
+        Err(failure) => Err(crew.fail(failure)),
+    }
+}
+
+fn grow_file_system(
+    crew: &mut Crew,
+    options: &SessionOptions,
+    facts: &ContainerFacts,
+    watch: &mut Watch<'_>,
+) -> Result<(), Failure> {
+    crew.attach(Role::Worker, watch)?;
+    let at = options.runtime_dir.join("volume");
+    make_private_dir(&at)?;
+    crew.order(&WorkerOrder::Mount {
+        at: OsString::from(at),
+        read_only: false,
+        browse: false,
+        grow: true,
+    });
+    crew.wait_worker(watch, OnInterrupt::Finish, |reply| {
+        matches!(reply, WorkerReply::Mounted).then_some(())
+    })?;
+    watch.observer.phase(Phase::Growing);
+    crew.order(&WorkerOrder::Grow {
+        volume_bytes: facts.volume_bytes,
+    });
+    crew.wait_worker(watch, OnInterrupt::Finish, |reply| {
+        matches!(reply, WorkerReply::Grown).then_some(())
+    })
+}
