@@ -90,6 +90,7 @@ fn read_files(
         at: OsString::from(at),
         read_only: true,
         browse: false,
+        grow: false,
     });
     let mut watch = Watch {
         observer,
