@@ -258,7 +258,6 @@ fn bytes_at<const N: usize>(block: &[u8], at: usize) -> [u8; N] {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use std::fs::File;
     use std::os::unix::fs::FileExt;

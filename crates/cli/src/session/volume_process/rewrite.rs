@@ -414,7 +414,7 @@ mod tests {
         );
         assert_eq!(rewrite.kept, [0..4096, 16384..100_000]);
         assert_eq!(rewrite.kept_bytes(), 4096 + 83_616);
-        let all = Rewrite::new(8192, 4096, [0..1 << 40].into_iter());
+        let all = Rewrite::new(8192, 4096, std::iter::once(0..1 << 40));
         assert_eq!(all.kept, std::slice::from_ref(&(0..4096)));
     }
 
