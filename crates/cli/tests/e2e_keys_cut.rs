@@ -111,8 +111,9 @@ impl Bench {
                 if !self.struck() {
                     assert_eq!(ran.code, 0, "{at}: {}", ran.whole());
                     assert_eq!(self.opened(), after, "{at}");
-                    // Lock, area, two copies, and their fsyncs.
-                    assert!(nth > 9, "{at}: too few writes were seen");
+                    // Lock, area, two copies, and their fsyncs. After the last write, the flush
+                    // of the lock's removal, the command may end before its line does.
+                    assert!(nth > 8, "{at}: too few writes were seen");
                     self.copy("-before", "");
                     break;
                 }

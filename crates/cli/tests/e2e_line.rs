@@ -198,7 +198,12 @@ fn umount_ends_while_the_line_is_down() {
 #[test]
 fn a_machine_that_slept_until_its_server_had_given_up_goes_on() {
     sprat_testkit::requires!(stage::missing());
-    let lines = ["ClientAliveInterval 1", "ClientAliveCountMax 2"];
+    // A channel may be logging in when the machine falls asleep.
+    let lines = [
+        "ClientAliveInterval 1",
+        "ClientAliveCountMax 2",
+        "LoginGraceTime 20",
+    ];
     let (stage, source) = prepared(Stage::with(SshdOptions {
         config_lines: lines.map(str::to_owned).to_vec(),
         ..SshdOptions::default()

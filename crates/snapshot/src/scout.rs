@@ -463,15 +463,14 @@ mod tests {
         // Copied, with its size and time; the two before it were left out by rsync.
         let copy = to.path().join("2");
         fs::write(&copy, [7; 5000]).unwrap();
+        let set_time = |time| File::open(&copy).unwrap().set_modified(time).unwrap();
+        set_time(std::time::UNIX_EPOCH);
         lead.drop_copied();
         assert!(!lead.has_room(), "the copy has another time");
         let time = fs::metadata(dir.path().join("tree/b/4"))
             .unwrap()
             .modified();
-        File::open(&copy)
-            .unwrap()
-            .set_modified(time.unwrap())
-            .unwrap();
+        set_time(time.unwrap());
         lead.drop_copied();
         assert_eq!((lead.files.len(), lead.bytes), (1, LEAD_BYTES_MAX / 4));
     }
