@@ -39,12 +39,13 @@ pub fn tool(name: &str) -> Command {
     command
 }
 
-/// Whether nobody asked for the longest test in the VM: many minutes on a busy machine.
+/// Whether nobody asked for the tests in the VM: each takes minutes, without KVM on a busy machine many.
 #[expect(clippy::print_stderr, reason = "a skipped test says why")]
 pub fn not_asked_for() -> bool {
-    let asked = std::env::var_os("SPRAT_TEST_VM").is_some_and(|value| !value.is_empty());
+    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let asked = set("SPRAT_TEST_VM") || set("SPRAT_TORTURE_ROUNDS");
     if !asked {
-        eprintln!("NOT RUN: the recovery of five containers in the VM runs with `make test-vm`");
+        eprintln!("NOT RUN: the tests in the VM run with `make test-vm` and `make torture`");
     }
     !asked
 }
