@@ -5,7 +5,7 @@
 //! ever. Callers enter in turn, while the channel's bounds leave room; the reader gives it back.
 
 use std::collections::{HashMap, VecDeque};
-use std::io::{BufReader, Read, Write};
+use std::io::{BufReader, ErrorKind, Read, Write};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -441,7 +441,11 @@ impl Shared {
                         written += more;
                         self.lock().moved = Instant::now();
                     }
-                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    // The same end as the reader may find first.
+                    Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+                        return self.lost(CLOSED);
+                    }
                     Err(error) => return self.lost(&format!("can't send: {error}")),
                 }
             }
@@ -529,6 +533,9 @@ impl Shared {
     }
 }
 
+const CLOSED: &str = "the connection was closed";
+const CUT: &str = "the connection was closed inside an answer";
+
 enum NoPacket {
     Ended(&'static str),
     Refused(String),
@@ -538,13 +545,9 @@ fn read_packet(reader: &mut impl Read) -> Result<Vec<u8>, NoPacket> {
     let mut head = [0; 4];
     let got = read_up_to(reader, &mut head);
     match got {
-        0 => return Err(NoPacket::Ended("the connection was closed")),
+        0 => return Err(NoPacket::Ended(CLOSED)),
         4 => {}
-        _ => {
-            return Err(NoPacket::Ended(
-                "the connection was closed inside an answer",
-            ));
-        }
+        _ => return Err(NoPacket::Ended(CUT)),
     }
     let len = codec::packet_len(head).map_err(|malformed| {
         // A login that prints (a shell's start-up file) is by far the most frequent cause.
@@ -562,9 +565,7 @@ fn read_packet(reader: &mut impl Read) -> Result<Vec<u8>, NoPacket> {
     })?;
     let mut body = vec![0; len];
     if read_up_to(reader, &mut body) < len {
-        return Err(NoPacket::Ended(
-            "the connection was closed inside an answer",
-        ));
+        return Err(NoPacket::Ended(CUT));
     }
     Ok(body)
 }
@@ -576,7 +577,7 @@ fn read_up_to(reader: &mut impl Read, buf: &mut [u8]) -> usize {
         match reader.read(&mut buf[done..]) {
             Ok(0) => break,
             Ok(more) => done += more,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(_) => break,
         }
     }
