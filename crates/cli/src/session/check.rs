@@ -1,14 +1,12 @@
 //! `sprat check`: looks at a container in one read-only session, and changes nothing.
 
-use std::ffi::OsString;
-
 use sprat_luks::Secret;
 use sprat_snapshot::{CheckReport, CheckSpec};
 
-use super::crew::{OnInterrupt, Watch};
-use super::options::{ContainerFacts, Observer, Phase, SessionOptions};
+use super::crew::Watch;
+use super::options::{ContainerFacts, Observer, SessionOptions};
 use super::protocol::{FileSystemCheck, WorkerOrder, WorkerReply};
-use super::{Session, make_private_dir};
+use super::{MountFor, Session, mount_privately};
 use crate::interrupt::Interrupt;
 use crate::{Exit, Failure};
 
@@ -54,16 +52,7 @@ fn look(
     observer: &mut dyn Observer,
     interrupt: &Interrupt,
 ) -> Result<Looked, Failure> {
-    observer.phase(Phase::Working);
-    let file_system = session.ask(
-        &WorkerOrder::CheckFileSystem,
-        observer,
-        interrupt,
-        |reply| match reply {
-            WorkerReply::Checked(check) => Some(check),
-            _ => None,
-        },
-    )?;
+    let file_system = session.look_at_file_system(observer, interrupt)?;
     let Some(spec) = spec else {
         return Ok((file_system, None));
     };
@@ -84,23 +73,16 @@ fn read_files(
     observer: &mut dyn Observer,
     interrupt: &Interrupt,
 ) -> Result<CheckReport, Failure> {
-    let at = session.options.runtime_dir.join("volume");
-    make_private_dir(&at)?;
-    session.crew.order(&WorkerOrder::Mount {
-        at: OsString::from(at),
-        read_only: true,
-        browse: false,
-        grow: false,
-    });
     let mut watch = Watch {
         observer,
         interrupt,
     };
-    session
-        .crew
-        .wait_worker(&mut watch, OnInterrupt::Finish, |reply| {
-            matches!(reply, WorkerReply::Mounted).then_some(())
-        })?;
+    mount_privately(
+        &mut session.crew,
+        &session.options,
+        MountFor::Reading,
+        &mut watch,
+    )?;
     session.ask(
         &WorkerOrder::CheckFiles(Box::new(spec)),
         observer,

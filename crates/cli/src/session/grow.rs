@@ -3,16 +3,14 @@
 //! Each step leaves a container that opens: a file that is longer than its file system needs no
 //! more than this command again.
 
-use std::ffi::OsString;
-
 use serde::Serialize;
 use sprat_luks::Secret;
 
 use super::child::Role;
 use super::crew::{Crew, OnInterrupt, Shape, Watch};
-use super::make_private_dir;
 use super::options::{ClosedReport, ContainerFacts, Observer, Phase, SessionOptions};
 use super::protocol::{WorkerOrder, WorkerReply};
+use super::{MountFor, mount_privately};
 use crate::Failure;
 use crate::interrupt::Interrupt;
 
@@ -71,17 +69,7 @@ fn grow_file_system(
     watch: &mut Watch<'_>,
 ) -> Result<(), Failure> {
     crew.attach(Role::Worker, watch)?;
-    let at = options.runtime_dir.join("volume");
-    make_private_dir(&at)?;
-    crew.order(&WorkerOrder::Mount {
-        at: OsString::from(at),
-        read_only: false,
-        browse: false,
-        grow: true,
-    });
-    crew.wait_worker(watch, OnInterrupt::Finish, |reply| {
-        matches!(reply, WorkerReply::Mounted).then_some(())
-    })?;
+    mount_privately(crew, options, MountFor::Growing, watch)?;
     watch.observer.phase(Phase::Growing);
     crew.order(&WorkerOrder::Grow {
         volume_bytes: facts.volume_bytes,

@@ -70,24 +70,15 @@ impl Session {
         interrupt: &Interrupt,
     ) -> Result<Self, Failure> {
         let mut session = Self::attach(options, secret, observer, interrupt)?;
-        let at = session.options.runtime_dir.join("volume");
-        make_private_dir(&at)?;
-        session.crew.order(&WorkerOrder::Mount {
-            at: OsString::from(at),
-            read_only: session.options.access == Access::ReadOnly,
-            browse: false,
-            grow: false,
-        });
         let mut watch = Watch {
             observer,
             interrupt,
         };
-        // Stopping in the middle of a mount gains nothing: it is short, and then ends in order.
-        let mounted = session
-            .crew
-            .wait_worker(&mut watch, OnInterrupt::Finish, |reply| {
-                matches!(reply, WorkerReply::Mounted).then_some(())
-            });
+        let purpose = match session.options.access {
+            Access::ReadOnly => MountFor::Reading,
+            Access::ReadWrite => MountFor::Writing,
+        };
+        let mounted = mount_privately(&mut session.crew, &session.options, purpose, &mut watch);
         if let Err(failure) = mounted {
             return Err(session.crew.fail(failure));
         }
@@ -97,6 +88,24 @@ impl Session {
         }
         observer.phase(Phase::Working);
         Ok(session)
+    }
+
+    /// Has the worker look at the file system of the attached device.
+    fn look_at_file_system(
+        &mut self,
+        observer: &mut dyn Observer,
+        interrupt: &Interrupt,
+    ) -> Result<FileSystemCheck, Failure> {
+        observer.phase(Phase::Working);
+        self.ask(
+            &WorkerOrder::CheckFileSystem,
+            observer,
+            interrupt,
+            |reply| match reply {
+                WorkerReply::Checked(check) => Some(check),
+                _ => None,
+            },
+        )
     }
 
     /// Opens the container and attaches its volume as a block device, without mounting it.
@@ -253,6 +262,36 @@ impl Session {
     }
 }
 
+/// What a private mount is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum MountFor {
+    Reading,
+    Writing,
+    /// Writing, and inode tables of new groups are written at leisure.
+    Growing,
+}
+
+/// Mounts the volume where only the session's own processes see it. An interrupt waits: stopping
+/// in the middle of a mount gains nothing, it is short and then ends in order.
+fn mount_privately(
+    crew: &mut Crew,
+    options: &SessionOptions,
+    purpose: MountFor,
+    watch: &mut Watch<'_>,
+) -> Result<(), Failure> {
+    let at = options.runtime_dir.join("volume");
+    make_private_dir(&at)?;
+    crew.order(&WorkerOrder::Mount {
+        at: OsString::from(at),
+        read_only: purpose == MountFor::Reading,
+        browse: false,
+        grow: purpose == MountFor::Growing,
+    });
+    crew.wait_worker(watch, OnInterrupt::Finish, |reply| {
+        matches!(reply, WorkerReply::Mounted).then_some(())
+    })
+}
+
 /// Replays the journal and looks at every structure of the file system, without mounting it. With
 /// a read-only `access` nothing of it reaches the server.
 pub fn check_file_system(
@@ -262,16 +301,7 @@ pub fn check_file_system(
     interrupt: &Interrupt,
 ) -> Result<FileSystemCheck, Failure> {
     let mut session = Session::attach(options, secret, observer, interrupt)?;
-    observer.phase(Phase::Working);
-    let check = session.ask(
-        &WorkerOrder::CheckFileSystem,
-        observer,
-        interrupt,
-        |reply| match reply {
-            WorkerReply::Checked(check) => Some(check),
-            _ => None,
-        },
-    );
+    let check = session.look_at_file_system(observer, interrupt);
     session.close(observer, interrupt)?;
     check
 }

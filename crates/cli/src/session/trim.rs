@@ -4,7 +4,6 @@
 //! not need, which is only noted; then nothing is mounted any more, and the space is given back.
 //! Only after every answer of that the lock is released, so nobody can have begun to write.
 
-use std::ffi::OsString;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -12,9 +11,9 @@ use sprat_luks::Secret;
 
 use super::child::Role;
 use super::crew::{Crew, Heard, OnInterrupt, Shape, Watch};
-use super::make_private_dir;
 use super::options::{Access, ContainerFacts, Mode, Observer, Phase, SessionOptions};
 use super::protocol::{VolumeOrder, VolumeReply, WorkerOrder, WorkerReply};
+use super::{MountFor, mount_privately};
 use crate::interrupt::Interrupt;
 use crate::{Exit, Failure, reach};
 
@@ -146,17 +145,7 @@ fn mount_read_only(
     watch: &mut Watch<'_>,
 ) -> Result<(), Failure> {
     crew.attach(Role::Worker, watch)?;
-    let at = options.runtime_dir.join("volume");
-    make_private_dir(&at)?;
-    crew.order(&WorkerOrder::Mount {
-        at: OsString::from(at),
-        read_only: true,
-        browse: false,
-        grow: false,
-    });
-    crew.wait_worker(watch, OnInterrupt::Finish, |reply| {
-        matches!(reply, WorkerReply::Mounted).then_some(())
-    })
+    mount_privately(crew, options, MountFor::Reading, watch)
 }
 
 /// An interrupt is heard by the volume process itself, between two steps that belong together.
