@@ -11,7 +11,7 @@ use sprat_store::{
     Access, FileName, LocalStore, MemoryStore, ReadClass, SftpStore, SshTarget, Store, StoreError,
     StoreErrorKind,
 };
-use sprat_testkit::{needs, requires, sshd};
+use sprat_testkit::{asyncssh, needs, requires, sshd};
 
 mod part;
 
@@ -491,4 +491,19 @@ fn sftp_through_sshds_own_server_keeps_the_contract() {
         folder: Some(folder.path()),
     });
     assert_eq!(sshd.sftp_server_pids().len(), 5);
+}
+
+#[test]
+fn sftp_of_a_server_that_opens_no_folders_keeps_the_contract() {
+    requires!(asyncssh::missing());
+    let server = asyncssh::AsyncSsh::start();
+    let folder = tempfile::tempdir().unwrap();
+    let target = SshTarget::new(None, "some.host", None).unwrap();
+    let options = part::options(target.argv(&server.ssh_command()), folder.path());
+    let store = SftpStore::connect(options).unwrap();
+    run_all(&Subject {
+        store: &store,
+        folder: Some(folder.path()),
+    });
+    assert_eq!(store.data_channels(), (4, None));
 }

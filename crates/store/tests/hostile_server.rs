@@ -283,6 +283,34 @@ fn an_end_of_file_tells_how_much_there_was() {
     file.write_at(0, b"the session lives").unwrap();
 }
 
+/// ProFTPD's `mod_sftp` judges a read by the length that the file had when it was opened.
+#[test]
+fn an_end_at_the_length_that_a_handle_was_opened_with_is_asked_of_a_new_handle() {
+    let opened = AtomicU32::new(0);
+    let store = connect_to(
+        &greeting(&["fsync@openssh.com"]),
+        move |kind, id, _, stream| {
+            match kind {
+                OPEN => {
+                    opened.fetch_add(1, Ordering::SeqCst);
+                    return None;
+                }
+                READ if opened.load(Ordering::SeqCst) == 1 => stream.write_all(&status(id, 1)),
+                READ => stream.write_all(&data(id, &[7; 10])),
+                _ => return None,
+            }
+            .unwrap();
+            Some(Next::Answered)
+        },
+    );
+    let store = store.unwrap();
+    let name = FileName::new("x").unwrap();
+    let file = store.open(&name, Access::ReadWrite).unwrap();
+    let mut read = [0; 10];
+    file.read_at(500, &mut read, ReadClass::Demand).unwrap();
+    assert_eq!(read, [7; 10]);
+}
+
 #[test]
 fn an_end_inside_an_answer_is_a_lost_line() {
     for len in [1, 4, 9, 15] {

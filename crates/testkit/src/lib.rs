@@ -7,6 +7,7 @@
 //! - What a helper starts or makes ends and goes with it.
 #![forbid(unsafe_code)]
 
+pub mod asyncssh;
 pub mod compare;
 pub mod crash;
 pub mod dice;

@@ -4,9 +4,10 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, TryLockError};
 
-use super::channel::{Answer, Channel};
-use super::codec::{Attributes, Malformed, OpenFor, Reply, Request};
-use super::session::{Call, STATUS_EOF, Session};
+use super::answers::{Owed, Whole};
+use super::channel::Channel;
+use super::codec::{Attributes, OpenFor, Request};
+use super::session::{Call, Session};
 use crate::contract::{Access, FileStat, ReadClass, StoreFile};
 use crate::{FileName, StoreError};
 
@@ -20,9 +21,9 @@ const BLOCK_BYTES: u64 = 4096;
 const READ_WINDOW_BYTES: usize = 8 * 1024 * 1024;
 
 pub(crate) struct SftpFile {
-    session: Arc<Session>,
+    pub(super) session: Arc<Session>,
     name: FileName,
-    object: String,
+    pub(super) object: String,
     path: String,
     access: Access,
     /// [`Session::renames_of`] when it was opened.
@@ -35,8 +36,8 @@ pub(crate) struct SftpFile {
     flush_failed: AtomicBool,
 }
 
-struct Handle {
-    bytes: Vec<u8>,
+pub(super) struct Handle {
+    pub(super) bytes: Vec<u8>,
     /// A write was answered on it since its last fsync began.
     unsynced: AtomicBool,
 }
@@ -100,7 +101,7 @@ impl SftpFile {
         })
     }
 
-    fn call<'a>(&'a self, channel: &'a Channel, op: &'static str) -> Call<'a> {
+    pub(super) fn call<'a>(&'a self, channel: &'a Channel, op: &'static str) -> Call<'a> {
         Call {
             channel,
             op,
@@ -108,7 +109,7 @@ impl SftpFile {
         }
     }
 
-    fn attributes(&self, op: &'static str) -> Result<Attributes, StoreError> {
+    pub(super) fn attributes(&self, op: &'static str) -> Result<Attributes, StoreError> {
         let handle = &self.first.bytes;
         self.call(&self.session.first, op)
             .attributes(&Request::Fstat { handle })
@@ -204,7 +205,7 @@ impl SftpFile {
 
     /// Opens the file once more by its name. It must be the same file, as far as SFTP v3 can
     /// tell: not renamed or removed by us, same owner and mode, same length.
-    fn join_channel(&self, channel: &Channel) -> Option<Handle> {
+    pub(super) fn join_channel(&self, channel: &Channel) -> Option<Handle> {
         let how = match self.access {
             Access::ReadOnly => OpenFor::Reading,
             Access::ReadWrite => OpenFor::Writing,
@@ -267,66 +268,6 @@ impl SftpFile {
             }),
         }
     }
-
-    /// Takes one read's answer into `part`, asking again for what a short answer left out.
-    fn take_read(&self, read: &Owed<'_>, whole: &Whole, part: &mut [u8]) -> Result<(), StoreError> {
-        let call = self.call(read.channel, "read");
-        let mut body = call.wait(&read.answer)?;
-        let (mut done, mut empty) = (0, false);
-        loop {
-            match call.parse(&body)? {
-                Reply::Data(data) if data.len() > part.len() - done => {
-                    return Err(call.broken(&Malformed::TooMuchData {
-                        asked: part.len() - done,
-                        sent: data.len(),
-                    }));
-                }
-                Reply::Data([]) if empty => return Err(call.broken(&Malformed::NoData)),
-                Reply::Data(data) => {
-                    empty = data.is_empty();
-                    part[done..done + data.len()].copy_from_slice(data);
-                    done += data.len();
-                }
-                Reply::Status {
-                    code: STATUS_EOF, ..
-                } => {
-                    return Err(StoreError::Truncated {
-                        op: "read",
-                        object: self.object.clone(),
-                        offset: whole.offset,
-                        asked: whole.len as u64,
-                        got: read.at - whole.offset + done as u64,
-                    });
-                }
-                _ => return Err(call.unexpected(&body)),
-            }
-            if done == part.len() {
-                return Ok(());
-            }
-            let len = u32::try_from(part.len() - done).unwrap_or(self.session.read_bytes_max);
-            let request = Request::Read {
-                handle: &read.handle.bytes,
-                offset: read.at + done as u64,
-                len,
-            };
-            body = call.wait(&call.ask(&request)?)?;
-        }
-    }
-}
-
-/// A request that went out, and where.
-struct Owed<'a> {
-    channel: &'a Channel,
-    handle: Arc<Handle>,
-    at: u64,
-    len: usize,
-    answer: Answer,
-}
-
-/// What a caller asked for as a whole.
-struct Whole {
-    offset: u64,
-    len: usize,
 }
 
 impl StoreFile for SftpFile {

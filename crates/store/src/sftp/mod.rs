@@ -3,8 +3,9 @@
 //!
 //! `codec` knows the bytes, `wire` and `program` where they come from and go to, `channel` has
 //! many requests in flight on one wire, `session` holds the channels of one server, `open` opens
-//! its files and does small ones whole, `file` is one open file over all channels.
+//! its files and does small ones whole, `file` is one open file over all channels, `answers` what its reads get.
 
+mod answers;
 mod channel;
 mod codec;
 mod copy;
@@ -184,7 +185,10 @@ impl Store for SftpStore {
 
     fn create_new(&self, name: &FileName) -> Result<Arc<dyn StoreFile>, StoreError> {
         match SftpFile::create_new(&self.session, name) {
-            Ok(file) => Ok(Arc::new(file)),
+            Ok(file) => {
+                self.session.note_new_name(name);
+                Ok(Arc::new(file))
+            }
             Err(error) => Err(self.explain_with(error, "create", name)),
         }
     }
@@ -207,13 +211,15 @@ impl Store for SftpStore {
         self.session.note_rename(from);
         self.session.note_rename(to);
         let object = self.session.object(from);
-        let (from, to) = (self.session.path(from), self.session.path(to));
+        let (old, new) = (self.session.path(from), self.session.path(to));
         let request = Request::PosixRename {
-            from: &from,
-            to: &to,
+            from: &old,
+            to: &new,
         };
         let outcome = self.session.call("rename", &object).status(&request);
-        outcome.map_err(|error| self.session.explain(error))
+        outcome.map_err(|error| self.session.explain(error))?;
+        self.session.note_new_name(to);
+        Ok(())
     }
 
     fn rename_new(&self, from: &FileName, to: &FileName) -> Result<(), StoreError> {
@@ -235,7 +241,9 @@ impl Store for SftpStore {
             to: &new,
         };
         let outcome = self.session.call("rename", &object).status(&request);
-        outcome.map_err(|error| self.explain_with(error, "rename", to))
+        outcome.map_err(|error| self.explain_with(error, "rename", to))?;
+        self.session.note_new_name(to);
+        Ok(())
     }
 
     fn remove(&self, name: &FileName) -> Result<(), StoreError> {

@@ -5,11 +5,24 @@
 //! must: a name is made before it is written to and before its folder is flushed; it is removed
 //! before its folder is flushed; a handle is there before it is used.
 
+use std::sync::atomic::Ordering;
+
 use super::channel::{Answer, Channel};
 use super::codec::{Attributes, Malformed, OpenFor, Reply, Request};
 use super::session::{Call, STATUS_EOF, Session};
 use crate::contract::Access;
-use crate::{FileName, StoreError};
+use crate::{FileName, StoreError, StoreErrorKind};
+
+/// How names become durable on this server.
+enum Folder {
+    /// By an fsync of this handle.
+    Open(Vec<u8>),
+    /// It opens no folders, or doesn't sync them: by each file's own fsync, which on a file system
+    /// with a journal or a log covers the name that the file was last given (ext4, XFS, btrfs).
+    Closed,
+    /// Not at all, and the user insists.
+    Unflushed,
+}
 
 /// How often a file that changes while it is being opened is looked at.
 const OPEN_ATTEMPTS: u32 = 3;
@@ -92,8 +105,8 @@ impl Session {
         let created = call.wait_handle(&created);
         let folder = folder.and_then(|folder| self.end_folder(folder));
         let filled = match &created {
-            Ok(file) => folder.and_then(|folder| self.fill(&call, file, folder.as_ref(), content)),
-            Err(_) => folder.map(|folder| folder.iter().for_each(|folder| self.close(folder))),
+            Ok(file) => folder.and_then(|folder| self.fill(&call, file, &folder, content)),
+            Err(_) => folder.map(|folder| self.close_folder(&folder)),
         };
         let file = created?;
         self.close(&file);
@@ -107,7 +120,7 @@ impl Session {
         &self,
         call: &Call<'_>,
         file: &[u8],
-        folder: Option<&Vec<u8>>,
+        folder: &Folder,
         content: &[u8],
     ) -> Result<(), StoreError> {
         let write = call.ask(&Request::Write {
@@ -115,15 +128,28 @@ impl Session {
             offset: 0,
             data: content,
         })?;
-        let mut flushes = Vec::new();
-        if let Some(folder) = folder {
-            for handle in [file, folder] {
-                flushes.push(call.ask(&Request::Fsync { handle })?);
-            }
-            self.close(folder);
-        }
+        let ask_flush = |handle| call.ask(&Request::Fsync { handle });
+        let flush = match folder {
+            Folder::Open(_) | Folder::Closed => Some(ask_flush(file)?),
+            Folder::Unflushed => None,
+        };
+        let folder_flush = match folder {
+            Folder::Open(folder) => Some(ask_flush(folder)?),
+            Folder::Closed | Folder::Unflushed => None,
+        };
+        self.close_folder(folder);
         call.wait_status(&write)?;
-        flushes.iter().try_for_each(|flush| call.wait_status(flush))
+        if let Some(flush) = flush {
+            call.wait_status(&flush)?;
+        }
+        match folder_flush.map(|flush| call.wait_status(&flush)) {
+            // The file's own fsync was there already.
+            Some(Err(error)) if no_folders(&error) => {
+                self.folders_closed.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+            other => other.unwrap_or(Ok(())),
+        }
     }
 
     /// Removes a name, and then makes that durable: see [`crate::Store::remove_durably`].
@@ -149,13 +175,17 @@ impl Session {
         self.flush_opened_folder(folder)
     }
 
-    /// Asks for a handle of the folder that can be flushed; `None` where the user insists on a
-    /// server that can't. `OPENDIR`'s handles can't be given to fsync (sftp-server looks for a
-    /// file's descriptor), but open(2) for reading takes a folder, too.
+    /// Asks for a handle of the folder that can be flushed; `None` where there is none to be had.
+    /// `OPENDIR`'s handles can't be given to fsync (sftp-server looks for a file's descriptor),
+    /// but open(2) for reading takes a folder, too. Other servers refuse that (ProFTPD's
+    /// `mod_sftp`, asyncssh).
     fn begin_folder(&self) -> Result<Option<Answer>, StoreError> {
         let place = self.describe();
         let call = self.call("flush folder", &place);
         if self.extensions.fsync {
+            if self.folders_closed.load(Ordering::Relaxed) {
+                return Ok(None);
+            }
             let path = self.folder_path();
             let how = OpenFor::Reading;
             return Ok(Some(call.ask(&Request::Open { path, how })?));
@@ -170,24 +200,98 @@ impl Session {
         })
     }
 
-    fn end_folder(&self, asked: Option<Answer>) -> Result<Option<Vec<u8>>, StoreError> {
+    fn end_folder(&self, asked: Option<Answer>) -> Result<Folder, StoreError> {
         let place = self.describe();
         let call = self.call("flush folder", &place);
-        asked.map(|asked| call.wait_handle(&asked)).transpose()
+        match asked.map(|asked| call.wait_handle(&asked)) {
+            Some(Ok(handle)) => Ok(Folder::Open(handle)),
+            Some(Err(error)) if refused(&error) => {
+                self.folders_closed.store(true, Ordering::Relaxed);
+                Ok(Folder::Closed)
+            }
+            Some(Err(error)) => Err(error),
+            None if self.extensions.fsync => Ok(Folder::Closed),
+            None => Ok(Folder::Unflushed),
+        }
     }
 
-    fn flush_opened_folder(&self, folder: Option<Vec<u8>>) -> Result<(), StoreError> {
-        let Some(handle) = folder else { return Ok(()) };
+    fn flush_opened_folder(&self, folder: Folder) -> Result<(), StoreError> {
+        let handle = match folder {
+            Folder::Open(handle) => handle,
+            Folder::Closed => return self.flush_new_names(),
+            Folder::Unflushed => return Ok(()),
+        };
         let place = self.describe();
         let call = self.call("flush folder", &place);
+        let outcome = call.status(&Request::Fsync { handle: &handle });
+        self.close(&handle);
+        match outcome {
+            Ok(()) => {
+                self.take_new_names();
+                Ok(())
+            }
+            Err(error) if no_folders(&error) => {
+                self.folders_closed.store(true, Ordering::Relaxed);
+                self.flush_new_names()
+            }
+            Err(error) => Err(self.explain(error)),
+        }
+    }
+
+    /// Flushes each file that was made or renamed since the last flush and is still there.
+    /// A removal has nothing to flush: a name that a crash of the server brings back is one that
+    /// every reader expects (a lock of a session that ended, a half-made copy).
+    fn flush_new_names(&self) -> Result<(), StoreError> {
+        for name in self.take_new_names() {
+            let flushed = self.flush_one(&name);
+            if flushed
+                .as_ref()
+                .is_err_and(|error| error.kind() != StoreErrorKind::NotFound)
+            {
+                self.note_new_name(&name);
+                return flushed;
+            }
+        }
+        Ok(())
+    }
+
+    fn flush_one(&self, name: &FileName) -> Result<(), StoreError> {
+        let (object, path) = (self.object(name), self.path(name));
+        let call = self.call("flush", &object);
+        let (_, handle) = look_and_open(&call, &path, OpenFor::Writing)?;
         let outcome = call.status(&Request::Fsync { handle: &handle });
         self.close(&handle);
         outcome.map_err(|error| self.explain(error))
     }
 
+    fn close_folder(&self, folder: &Folder) {
+        if let Folder::Open(handle) = folder {
+            self.close(handle);
+        }
+    }
+
     fn close(&self, handle: &[u8]) {
         self.first.tell(&Request::Close { handle });
     }
+}
+
+/// Whether the server answered that it won't, rather than that it failed on the way.
+fn refused(error: &StoreError) -> bool {
+    matches!(
+        error.kind(),
+        StoreErrorKind::PermissionDenied
+            | StoreErrorKind::Unsupported
+            | StoreErrorKind::NotFound
+            | StoreErrorKind::Failed
+    )
+}
+
+/// Whether an fsync of a folder was refused as such. A bare FAILURE may be the disk's.
+fn no_folders(error: &StoreError) -> bool {
+    matches!(
+        error.kind(),
+        StoreErrorKind::PermissionDenied | StoreErrorKind::Unsupported
+    )
 }
 
 /// Looks at a name and opens it. For reading and writing both go out at once. An open for reading

@@ -267,6 +267,11 @@ fn explain(program: &str, status: Option<ExitStatus>, heard: &[u8]) -> Ending {
             kind: EndingKind::Unreachable,
             reason: format!("the server offers no SFTP ({last_lines})"),
         };
+    } else if said(&["exec request failed"]) {
+        return Ending {
+            kind: EndingKind::Lost,
+            reason: format!("the server runs no commands ({last_lines})"),
+        };
     } else if status.and_then(|status| status.code()) == Some(SSH_FAILED) {
         EndingKind::Unreachable
     } else {
@@ -313,6 +318,7 @@ mod tests {
                 "subsystem request failed on channel 0",
                 EndingKind::Unreachable,
             ),
+            ("exec request failed on channel 0", EndingKind::Lost),
         ] {
             let ending = explain("ssh", failed, text.as_bytes());
             assert_eq!(ending.kind, kind, "{text}");

@@ -1,7 +1,8 @@
 //! The channels to one server, and single requests on them with their errors.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -44,6 +45,10 @@ pub(crate) struct Session {
     /// How often a name was renamed or removed: a handle opened by that name before must not be
     /// joined by one opened by the same name after.
     renames: Mutex<HashMap<FileName, u64>>,
+    /// Names that were made or given since the folder was last flushed.
+    new_names: Mutex<BTreeSet<FileName>>,
+    /// The server opens no folder to be flushed, or doesn't sync one.
+    pub folders_closed: AtomicBool,
     /// Open for the programs that later channels start.
     _inherit_fds: Vec<OwnedFd>,
 }
@@ -119,6 +124,8 @@ impl Session {
             data: OnceLock::new(),
             group,
             renames: Mutex::default(),
+            new_names: Mutex::default(),
+            folders_closed: AtomicBool::new(false),
             _inherit_fds: inherit_fds,
         };
         let place = session.describe();
@@ -283,6 +290,15 @@ impl Session {
     /// Must be called before a rename or removal of `name` is sent.
     pub(crate) fn note_rename(&self, name: &FileName) {
         *lock(&self.renames).entry(name.clone()).or_default() += 1;
+    }
+
+    /// Must be called when `name` was made, or given to another file.
+    pub(crate) fn note_new_name(&self, name: &FileName) {
+        lock(&self.new_names).insert(name.clone());
+    }
+
+    pub(crate) fn take_new_names(&self) -> BTreeSet<FileName> {
+        std::mem::take(&mut *lock(&self.new_names))
     }
 
     /// Free space of the folder.

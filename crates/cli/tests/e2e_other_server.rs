@@ -1,0 +1,92 @@
+//! A container's life on a server that is not OpenSSH, has no shell, opens no folder, tells no
+//! limits and copies nothing by itself: a plain SFTP account is enough.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
+
+mod stage;
+
+use std::process::Output;
+use std::time::Duration;
+
+use sprat_testkit::requires;
+use stage::Stage;
+use stage::manifest::{Manifest, assert_same};
+use stage::plain::PlainVolume;
+use stage::{run_within, shown};
+
+/// Runs `sprat` against the other server.
+fn run(stage: &Stage, server: &sprat_testkit::asyncssh::AsyncSsh, words: &[&str]) -> Output {
+    let mut command = stage.sprat_through(&server.ssh_command());
+    command.arg("--cheap-kdf-for-tests").args(words);
+    let output = run_within(&mut command, Duration::from_secs(120));
+    eprintln!("{}", shown(&command, &output));
+    output
+}
+
+#[test]
+fn a_plain_account_of_another_server_is_enough_for_a_containers_whole_life() {
+    requires!(stage::missing(), sprat_testkit::asyncssh::missing());
+    let mut stage = Stage::new();
+    let server = sprat_testkit::asyncssh::AsyncSsh::start();
+    let sprat = |stage: &Stage, words: &[&str]| run(stage, &server, words);
+    let ok = |stage: &Stage, words: &[&str]| {
+        let output = sprat(stage, words);
+        assert!(output.status.success(), "{words:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let target = format!("backup.example:{}", stage.container().display());
+    let size = stage.choose_size(1).to_string();
+    ok(&stage, &["init", &target, "--size", &size]);
+
+    let source = stage.path("source");
+    std::fs::write(source.join("large"), vec![7; 24 << 20]).unwrap();
+    for number in 0..200 {
+        std::fs::write(source.join(format!("file-{number}")), number.to_string()).unwrap();
+    }
+    let shown_source = source.display().to_string();
+    let backup = ["backup", &target, "--name", "home", &shown_source];
+    ok(&stage, &backup);
+    std::fs::remove_file(source.join("large")).unwrap();
+    ok(&stage, &backup);
+
+    ok(
+        &stage,
+        &["prune", &target, "--job", "home", "--keep-last", "1"],
+    );
+    let refused = sprat(&stage, &["trim", &target]);
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success());
+    assert!(told.contains("--rewrite"), "{told}");
+    let trim = ["trim", &target, "--rewrite"];
+    let refused = sprat(&stage, &trim);
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(told.contains("--through-client"), "{told}");
+    ok(&stage, &[&trim[..], &["--through-client"]].concat());
+
+    let word = stage.path("word");
+    std::fs::write(&word, "correct horse battery staple").unwrap();
+    let shown_word = word.display().to_string();
+    let add = [
+        "key",
+        "add",
+        &target,
+        "--new-passphrase-file",
+        &shown_word,
+        "--label",
+        "second",
+    ];
+    ok(&stage, &add);
+    assert!(ok(&stage, &["key", "list", &target]).contains("second"));
+    ok(&stage, &["check", &target, "--read-data"]);
+
+    let to = stage.path("restored").join("home");
+    let shown_to = to.display().to_string();
+    ok(&stage, &["restore", &target, "home", "--to", &shown_to]);
+    let back = to.join(source.strip_prefix("/").unwrap());
+    assert_same(&Manifest::of(&source), &back, "restored");
+
+    let image = stage.path("plain");
+    let plain = PlainVolume::export(&stage.container(), &stage.key_file(), &image);
+    plain.assert_clean();
+    stage.assert_nothing_is_left(Duration::from_secs(10));
+}

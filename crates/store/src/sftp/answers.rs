@@ -1,0 +1,135 @@
+//! Takes the answers to a file's reads: short ones, and those that call a longer file ended.
+
+use std::sync::Arc;
+
+use super::channel::{Answer, Channel};
+use super::codec::{Malformed, Reply, Request};
+use super::file::{Handle, SftpFile};
+use super::session::STATUS_EOF;
+use crate::StoreError;
+
+/// A request that went out, and where.
+pub(super) struct Owed<'a> {
+    pub(super) channel: &'a Channel,
+    pub(super) handle: Arc<Handle>,
+    pub(super) at: u64,
+    pub(super) len: usize,
+    pub(super) answer: Answer,
+}
+
+/// What a caller asked for as a whole.
+pub(super) struct Whole {
+    pub(super) offset: u64,
+    pub(super) len: usize,
+}
+
+impl SftpFile {
+    /// Takes one read's answer into `part`, asking again for what a short answer left out.
+    pub(super) fn take_read(
+        &self,
+        read: &Owed<'_>,
+        whole: &Whole,
+        part: &mut [u8],
+    ) -> Result<(), StoreError> {
+        match self.take_answers(read, whole, part) {
+            Err(StoreError::Truncated { offset, got, .. }) => {
+                let done = usize::try_from(offset + got - read.at).unwrap_or(0);
+                let rest = &mut part[done..];
+                self.read_on_new_handle(read, whole, offset + got, rest)
+            }
+            other => other,
+        }
+    }
+
+    /// Reads what a handle called past the end, on a new one where the file is longer by now: a
+    /// server may judge by the length that the file had when the handle was opened (ProFTPD's
+    /// `mod_sftp` does).
+    fn read_on_new_handle(
+        &self,
+        read: &Owed<'_>,
+        whole: &Whole,
+        at: u64,
+        rest: &mut [u8],
+    ) -> Result<(), StoreError> {
+        let truncated = || StoreError::Truncated {
+            op: "read",
+            object: self.object.clone(),
+            offset: whole.offset,
+            asked: whole.len as u64,
+            got: at - whole.offset,
+        };
+        let now = self.attributes("read")?.len.unwrap_or(0);
+        if now < at + rest.len() as u64 {
+            return Err(truncated());
+        }
+        let handle = self.join_channel(read.channel).ok_or_else(truncated)?;
+        let handle = Arc::new(handle);
+        let asked = self.call(read.channel, "read").ask(&Request::Read {
+            handle: &handle.bytes,
+            offset: at,
+            len: u32::try_from(rest.len()).unwrap_or(self.session.read_bytes_max),
+        });
+        let outcome = asked.and_then(|answer| {
+            let again = Owed {
+                channel: read.channel,
+                handle: Arc::clone(&handle),
+                at,
+                len: rest.len(),
+                answer,
+            };
+            self.take_answers(&again, whole, rest)
+        });
+        let handle = &handle.bytes;
+        read.channel.tell(&Request::Close { handle });
+        outcome
+    }
+
+    fn take_answers(
+        &self,
+        read: &Owed<'_>,
+        whole: &Whole,
+        part: &mut [u8],
+    ) -> Result<(), StoreError> {
+        let call = self.call(read.channel, "read");
+        let mut body = call.wait(&read.answer)?;
+        let (mut done, mut empty) = (0, false);
+        loop {
+            match call.parse(&body)? {
+                Reply::Data(data) if data.len() > part.len() - done => {
+                    return Err(call.broken(&Malformed::TooMuchData {
+                        asked: part.len() - done,
+                        sent: data.len(),
+                    }));
+                }
+                Reply::Data([]) if empty => return Err(call.broken(&Malformed::NoData)),
+                Reply::Data(data) => {
+                    empty = data.is_empty();
+                    part[done..done + data.len()].copy_from_slice(data);
+                    done += data.len();
+                }
+                Reply::Status {
+                    code: STATUS_EOF, ..
+                } => {
+                    return Err(StoreError::Truncated {
+                        op: "read",
+                        object: self.object.clone(),
+                        offset: whole.offset,
+                        asked: whole.len as u64,
+                        got: read.at - whole.offset + done as u64,
+                    });
+                }
+                _ => return Err(call.unexpected(&body)),
+            }
+            if done == part.len() {
+                return Ok(());
+            }
+            let len = u32::try_from(part.len() - done).unwrap_or(self.session.read_bytes_max);
+            let request = Request::Read {
+                handle: &read.handle.bytes,
+                offset: read.at + done as u64,
+                len,
+            };
+            body = call.wait(&call.ask(&request)?)?;
+        }
+    }
+}
