@@ -111,6 +111,10 @@ pub enum AttachError {
     /// The process has threads already, or isn't in the state this step needs.
     #[error("{op}: the process has {threads} threads where it must have one")]
     ManyThreads { op: &'static str, threads: usize },
+    /// Mounts made here would show elsewhere: what the process has as its root is a folder of
+    /// some mount, which it can't name.
+    #[error("the root of this process is no mount point: it runs in a chroot")]
+    RootNotMounted,
     /// The process that started this one is gone.
     #[error("the session process has ended")]
     ParentGone,

@@ -182,10 +182,16 @@ fn mkfs() -> HostFinding {
 fn namespaces() -> HostFinding {
     match process::probe_namespaces() {
         Ok(()) => HostFinding::fine("namespaces", "mount and pid namespaces can be made"),
+        Err(e @ AttachError::RootNotMounted) => HostFinding::bad(
+            "namespaces",
+            Verdict::Missing,
+            e.to_string(),
+            "make its folder one before the chroot: mount --bind FOLDER FOLDER",
+        ),
         Err(e) => HostFinding::bad(
             "namespaces",
             Verdict::Missing,
-            format!("unshare: {e}"),
+            with_cause(&e),
             "run sprat as root; in a container, allow the unshare system call",
         ),
     }

@@ -2,10 +2,10 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::mpsc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -13,9 +13,8 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
-use crate::AttachError;
-use crate::crypt_map;
 use crate::loop_device::{self, LoopName};
+use crate::{AttachError, crypt_map, program};
 
 /// How long a device that is asked for one block may take before it counts as slow, not dead.
 const ANSWER_WAIT: Duration = Duration::from_secs(2);
@@ -153,35 +152,38 @@ fn as_volume(mount: MountLine) -> Result<Option<MountedVolume>, AttachError> {
     }))
 }
 
-/// Whether the device answers a read with an error. A device that doesn't answer in time isn't
-/// dead; the thread that waits for it is left behind.
+/// Whether the device answers a read with an error. One that doesn't answer in time isn't dead:
+/// its line may be down.
+///
+/// The read is another process's, which is left behind then: one that waits for a device can't be
+/// killed, and neither ends a process one of whose threads does.
 pub(crate) fn is_dead(device: &Path) -> bool {
+    let Ok(mut reader) = program::command("dd") else {
+        return false;
+    };
+    let started = reader
+        .arg(format!("if={}", device.display()))
+        .args(["of=/dev/null", "bs=4096", "count=1", "iflag=direct"])
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn();
+    let Ok(reader) = started else { return false };
     let (answer, answered) = mpsc::channel();
-    let device = device.to_owned();
-    let asked = std::thread::Builder::new().spawn(move || {
+    let waiting = std::thread::Builder::new().spawn(move || {
         // Nobody may be listening any more.
-        let _ = answer.send(read_first_block(&device));
+        let _ = answer.send(reader.wait_with_output());
     });
-    if asked.is_err() {
+    if waiting.is_err() {
         return false;
     }
-    matches!(answered.recv_timeout(ANSWER_WAIT), Ok(Err(e)) if e.raw_os_error() == Some(libc::EIO))
-}
-
-fn read_first_block(device: &Path) -> io::Result<()> {
-    const ALIGN: usize = 4096;
-    let file = fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_DIRECT | libc::O_CLOEXEC)
-        .open(device)?;
-    // Direct I/O wants an aligned buffer; one of twice the size has an aligned half.
-    let mut space = vec![0_u8; 2 * ALIGN];
-    let skip = space.as_ptr().align_offset(ALIGN);
-    let block = space
-        .get_mut(skip..)
-        .and_then(|rest| rest.get_mut(..ALIGN))
-        .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
-    file.read_exact_at(block, 0)
+    // strerror(EIO) of glibc, and of musl.
+    let tells_eio = |said: &[u8]| {
+        let said = String::from_utf8_lossy(said);
+        said.contains("Input/output error") || said.contains("I/O error")
+    };
+    matches!(answered.recv_timeout(ANSWER_WAIT), Ok(Ok(read)) if tells_eio(&read.stderr))
 }
 
 /// `dir` as the kernel lists it; a dead mount point can't always be resolved itself.
@@ -262,7 +264,7 @@ fn users_of(dir: &Path) -> Vec<String> {
         .take(USERS_MAX)
         .map(|entry| {
             let name = fs::read(entry.path().join("comm")).unwrap_or_default();
-            let name = crate::program::printable(&name);
+            let name = program::printable(&name);
             format!("{name} ({})", entry.file_name().to_string_lossy())
         })
         .collect()

@@ -75,13 +75,20 @@ pub fn enter_private_namespaces() -> Result<(), AttachError> {
                 .map_err(|e| AttachError::io("enter", "a new mount namespace", e))?;
             // Ours don't show outside. What is mounted and unmounted outside still shows in here, or
             // sources below an automounter couldn't be read, nor a disk be let go.
-            mount_change(
-                "/",
-                MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
-            )
-            .map_err(|e| AttachError::io("keep inside", "the mounts", e))
+            keep_mounts_inside()
         }
     }
+}
+
+/// In a mount namespace of its own: what is mounted here shows nowhere else.
+fn keep_mounts_inside() -> Result<(), AttachError> {
+    let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    mount_change("/", flags).map_err(|e| match e {
+        // do_change_type in fs/namespace.c: the path is not the root of a mount. The mount that it
+        // lies in can't be named from in here, and what is mounted would show outside.
+        rustix::io::Errno::INVAL => AttachError::RootNotMounted,
+        e => AttachError::io("keep inside", "the mounts", e),
+    })
 }
 
 fn open_descriptors() -> Result<Vec<RawFd>, AttachError> {
@@ -186,21 +193,25 @@ pub(crate) fn has_capability(capability: CapabilitySet) -> bool {
 }
 
 /// Whether new pid and mount namespaces may be made; tried in a thread that ends at once.
-pub(crate) fn probe_namespaces() -> io::Result<()> {
-    in_a_thread(|| sys::unshare(UnshareFlags::NEWPID | UnshareFlags::NEWNS))
+pub(crate) fn probe_namespaces() -> Result<(), AttachError> {
+    in_a_thread(|| {
+        sys::unshare(UnshareFlags::NEWPID | UnshareFlags::NEWNS)
+            .map_err(|e| AttachError::io("unshare", "mounts and pids", e))?;
+        keep_mounts_inside()
+    })
+    .unwrap_or_else(|e| Err(AttachError::io("start", "a thread", e)))
 }
 
 /// Whether PR_SET_IO_FLUSHER is allowed; tried in a thread that ends at once.
 pub(crate) fn probe_io_flusher() -> io::Result<()> {
-    in_a_thread(|| rustix::process::configure_io_flusher_behavior(true).map_err(io::Error::from))
+    in_a_thread(|| rustix::process::configure_io_flusher_behavior(true).map_err(io::Error::from))?
 }
 
-fn in_a_thread(probe: impl FnOnce() -> io::Result<()> + Send) -> io::Result<()> {
+fn in_a_thread<T: Send>(probe: impl FnOnce() -> T + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().spawn_scoped(scope, probe)?;
-        thread
-            .join()
-            .unwrap_or_else(|_| Err(io::Error::other("the probing thread panicked")))
+        let panicked = |_| io::Error::other("the probing thread panicked");
+        thread.join().map_err(panicked)
     })
 }
 
@@ -211,8 +222,7 @@ mod tests {
     #[test]
     fn entering_namespaces_is_refused_to_a_process_with_threads() {
         // The test runner itself has at least two.
-        let refused =
-            in_a_thread(|| require_one_thread("test").map_err(|e| io::Error::other(e.to_string())));
-        assert!(refused.is_err());
+        let refused = in_a_thread(|| require_one_thread("test"));
+        assert!(refused.unwrap().is_err());
     }
 }

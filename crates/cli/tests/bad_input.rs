@@ -488,6 +488,45 @@ fn no_fuse_and_no_loop_devices() {
 }
 
 #[test]
+fn a_root_that_is_no_mount_point() {
+    requires!(needs::root(), needs::program("chroot"));
+    let machine = Machine::with_container();
+    let root = machine.path("root");
+    fs::create_dir(&root).unwrap();
+    // The whole system below another root; with the namespace all of it is gone.
+    let within = |first: &str, arguments: &[&str]| {
+        let script = format!(
+            "R={}; {first}; for f in $(ls /); do [ -e $R/$f ] || [ -L $R/$f ] || \
+             if [ -L /$f ]; then cp -a /$f $R/$f; \
+             elif [ -d /$f ]; then mkdir $R/$f; fi; \
+             [ -L /$f ] || [ ! -d /$f ] || mount --rbind /$f $R/$f; done; exec chroot $R \"$@\"",
+            root.display()
+        );
+        machine.sprat_under(&["unshare", "-m", "sh", "-ec", &script, "sh"], arguments)
+    };
+    let (container, source) = (machine.path(CONTAINER), machine.path("src"));
+    let paths = [&container, &source].map(|path| path.to_str().unwrap());
+    let backup = ["backup", paths[0], "--name", "home", paths[1]];
+    assert_snapshot!(within("true", &backup).failed_with(1), @r"
+    exit 1
+    --- stderr
+    sprat: job home failed
+    Caused by:
+      1: can't make a mount namespace
+      2: the root of this process is no mount point: it runs in a chroot
+    Hint: its folder must be one: mount --bind FOLDER FOLDER, before the chroot; finished snapshots are unharmed
+    ");
+    let doctor = within("true", &["doctor", "--json"]).json();
+    let found = doctor["findings"].as_array().unwrap().iter();
+    let mut found = found.filter(|found| found["what"] == "namespaces");
+    assert_eq!(found.next().unwrap()["state"], "missing");
+    let ran = within("mount --bind $R $R", &backup);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.nothing_is_left();
+    machine.restores_whole(&[]);
+}
+
+#[test]
 fn mount_points_that_are_in_use_or_nobodys() {
     requires!(needs::root());
     let machine = Machine::with_container();

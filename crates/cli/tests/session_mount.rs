@@ -5,9 +5,10 @@
 mod session_bench;
 
 use std::fs;
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use session_bench::{Bench, Seen, assert_exit, fill, missing, never, ssh_missing};
 use sprat::session::{self, Access, ClosedReport};
 use sprat::{Exit, Failure};
@@ -114,4 +115,33 @@ fn a_mount_whose_process_is_killed_goes_away() {
     bench.assert_nothing_remains();
     bench.backup().unwrap();
     bench.restore_and_compare();
+}
+
+#[test]
+fn doctor_ends_while_a_mounted_volume_does_not_answer() {
+    requires!(missing());
+    let bench = with_a_snapshot(Bench::local());
+    mount(&bench, Access::ReadOnly).unwrap();
+    // As one whose line is down.
+    assert_eq!(bench.signal(&["volume-process"], Signal::STOP), 1);
+    let mut doctor = bench.command(&["doctor", "--json"]);
+    let mut doctor = doctor.stdout(Stdio::piped()).spawn().unwrap();
+    let until = Instant::now() + Duration::from_secs(60);
+    let mut ended = false;
+    while !ended && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(50));
+        ended = doctor.try_wait().unwrap().is_some();
+    }
+    bench.signal(&["volume-process"], Signal::CONT);
+    let said = doctor.wait_with_output().unwrap().stdout;
+    assert!(ended, "it waited for the volume");
+    let said: serde_json::Value = serde_json::from_slice(&said).unwrap();
+    let dir = bench.path("mnt").display().to_string();
+    let found = said["findings"].as_array().unwrap().iter();
+    let found = found
+        .filter(|found| found["what"] == "mounted volumes")
+        .find(|found| found["detail"].as_str().unwrap().contains(&dir));
+    assert_eq!(found.unwrap()["state"], "fine", "{said}");
+    unmount(&bench).unwrap();
+    bench.assert_nothing_remains();
 }

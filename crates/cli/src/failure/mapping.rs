@@ -307,6 +307,10 @@ impl From<&AttachError> for Failure {
                 "nothing was changed. Leave --mode out: user mode opens and writes the same \
                  container format",
             ),
+            AttachError::RootNotMounted => Some(
+                "its folder must be one: mount --bind FOLDER FOLDER, before the chroot; finished \
+                 snapshots are unharmed",
+            ),
             AttachError::CryptMap { .. } => Some(
                 "finished snapshots are unharmed. `--mode user` does without the kernel's dm-crypt",
             ),
