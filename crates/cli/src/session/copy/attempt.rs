@@ -111,13 +111,12 @@ impl Job<'_> {
             destination: stat_if_there(&*stores.destination, self.destination.name())?,
         };
         // Refused before any lock is taken.
-        if there.destination.is_some() && !self.is_near_its_end() {
-            return Err(self.exists_already());
+        let near_its_end = self.is_near_its_end();
+        if there.source.is_none() && !(there.destination.is_some() && near_its_end) {
+            return Err(self.no_source(&there));
         }
-        if there.source.is_none() && there.destination.is_none() {
-            let what = format!("there is no container {}", self.options.source.target);
-            return Err(Failure::new(Exit::NoContainer, what)
-                .with_hint("nothing was changed. Check the path"));
+        if there.destination.is_some() && !near_its_end {
+            return Err(self.exists_already());
         }
         self.destination.held.hold(&*stores.destination, observer)?;
         let locked = if self.options.remove_source {
@@ -437,6 +436,23 @@ impl Job<'_> {
                 && note.identity().source == self.options.source.target.identity()
                 && note.identity().destination == self.options.destination.target.identity()
         })
+    }
+
+    /// Where the destination is there it may be all that is left of a move that had come to its end:
+    /// nobody may be told to remove it.
+    fn no_source(&self, there: &Present) -> Failure {
+        let (from, to) = (
+            &self.options.source.target,
+            &self.options.destination.target,
+        );
+        let hint = match there.destination {
+            None => "nothing was changed. Check the path".to_owned(),
+            Some(_) => format!(
+                "nothing was changed. {to} is there: if it was to be moved, that is done. Look at \
+                 it with `sprat snapshots`"
+            ),
+        };
+        Failure::new(Exit::NoContainer, format!("there is no container {from}")).with_hint(hint)
     }
 
     fn exists_already(&self) -> Failure {
