@@ -29,7 +29,7 @@ use stage::running::{Running, Seen};
 use stage::tree::{self, Shape};
 
 /// Rounds of the short form, in `make test`.
-const ROUNDS_SHORT: u32 = 8;
+const ROUNDS_SHORT: u32 = 4;
 /// From here on the share of rounds with unsynced bytes is part of the test.
 const ROUNDS_LONG: u32 = 50;
 /// A fresh container after so many rounds: the offline check reads all that was ever written.
@@ -105,6 +105,8 @@ fn kill_9_at_any_moment_loses_no_finished_snapshot_and_leaves_nothing() {
 
     let mut dice = Dice::new(seed);
     let mut torture = Torture::new(dice.any());
+    // The short form has not a round for each.
+    let first = usize::try_from(seed % VICTIMS.len() as u64).unwrap();
     let mut with_unsynced = 0;
     let mut killed_in_time = 0;
     let mut journals_replayed = 0;
@@ -114,7 +116,7 @@ fn kill_9_at_any_moment_loses_no_finished_snapshot_and_leaves_nothing() {
             journals_replayed += torture.journals_replayed;
             torture = Torture::new(dice.any());
         }
-        let victim = VICTIMS[(round as usize - 1) % VICTIMS.len()];
+        let victim = VICTIMS[(first + round as usize - 1) % VICTIMS.len()];
         let moment = choose_moment(victim, &mut dice);
         let killed = torture.round(round, victim, &moment);
         if !killed.too_late {
@@ -136,10 +138,14 @@ fn kill_9_at_any_moment_loses_no_finished_snapshot_and_leaves_nothing() {
         println!("  {times:3} times {what}");
     }
     assert!(
-        killed_in_time * 10 >= rounds * 7,
+        killed_in_time * 2 >= rounds,
         "too many backups ended before their moment"
     );
     if rounds >= ROUNDS_LONG {
+        assert!(
+            killed_in_time * 10 >= rounds * 7,
+            "too many backups ended before their moment"
+        );
         assert!(
             with_unsynced * 10 >= rounds * 7,
             "too few rounds with unsynced bytes"

@@ -30,7 +30,7 @@ use stage::running::{Running, Seen};
 use stage::tree;
 
 /// Losses and files of the short form, in `make test`.
-const SHORT: (u32, u64) = (8, 500);
+const SHORT: (u32, u64) = (4, 500);
 /// Files of the long form.
 const FILES_LONG: u64 = 5000;
 /// Runs into one container, before a fresh one.
@@ -78,6 +78,8 @@ impl Kind {
 /// What has been lost so far.
 #[derive(Default)]
 struct Log {
+    /// The kind that the first loss has: the short form has not one of each.
+    first: u64,
     /// Cuts, also those that cost nothing.
     tries: u32,
     losses: u32,
@@ -106,7 +108,10 @@ fn a_line_that_is_lost_again_and_again_costs_time_only() {
     println!("seed {seed}, {losses} losses, {files} files; SPRAT_TORTURE_SEED={seed} repeats it");
 
     let mut dice = Dice::new(seed);
-    let mut log = Log::default();
+    let mut log = Log {
+        first: seed,
+        ..Log::default()
+    };
     let mut torture = Torture::new(dice.any(), files);
     for round in 1.. {
         if log.losses >= losses {
@@ -124,8 +129,12 @@ fn a_line_that_is_lost_again_and_again_costs_time_only() {
     }
     torture.check_offline();
     log.tell();
-    assert!(log.with_unsynced * 10 >= log.losses * 7);
-    assert!(log.stalls * 10 >= log.losses * 3, "a third of them silent");
+    assert!(log.with_unsynced * 2 >= log.losses);
+    assert!(log.stalls > 0, "one of them silent");
+    if rounds.is_some() {
+        assert!(log.with_unsynced * 10 >= log.losses * 7);
+        assert!(log.stalls * 10 >= log.losses * 3, "a third of them silent");
+    }
 }
 
 impl Log {
@@ -242,7 +251,8 @@ impl Torture {
         if !due {
             return false;
         }
-        let kind = KINDS[log.tries as usize % KINDS.len()];
+        let turn = log.first.wrapping_add(u64::from(log.tries)) % KINDS.len() as u64;
+        let kind = KINDS[usize::try_from(turn).unwrap()];
         log.tries += 1;
         let (seen, after) = (running.seen.clone(), running.begun.elapsed());
         let away = self.lose(kind);

@@ -30,7 +30,7 @@ use stage::running::Running;
 use stage::tree::{self, Shape};
 
 /// Moments of the short form, in `make test`.
-const MOMENTS_SHORT: u64 = 40;
+const MOMENTS_SHORT: u64 = 20;
 
 const FILE: &str = "laptop.luks";
 /// A small buffer: many epochs, and so many fsyncs, in a small backup.

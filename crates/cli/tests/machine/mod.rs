@@ -6,6 +6,7 @@
 )]
 
 pub mod remote;
+pub mod strikes;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -255,9 +256,10 @@ impl Machine {
         }
     }
 
-    fn left(&self) -> Vec<String> {
+    /// Processes that were started with this machine's settings, each with its command line.
+    fn processes(&self) -> Vec<(u32, String)> {
         let own = self.folder.path().to_string_lossy().into_owned();
-        let mut left = Vec::new();
+        let mut found = Vec::new();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else {
                 continue;
@@ -267,10 +269,29 @@ impl Machine {
                 let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
                 let line = String::from_utf8_lossy(&line).replace('\0', " ");
                 if !line.is_empty() {
-                    left.push(format!("process {pid}: {line}"));
+                    found.push((pid, line));
                 }
             }
         }
+        found
+    }
+
+    /// Kills every one of them, with -9.
+    pub fn kill_all(&self) {
+        for (pid, _) in self.processes() {
+            let pid = i32::try_from(pid)
+                .ok()
+                .and_then(rustix::process::Pid::from_raw);
+            let _ = rustix::process::kill_process(pid.unwrap(), rustix::process::Signal::KILL);
+        }
+    }
+
+    fn left(&self) -> Vec<String> {
+        let own = self.folder.path().to_string_lossy().into_owned();
+        let processes = self.processes().into_iter();
+        let mut left: Vec<String> = processes
+            .map(|(pid, line)| format!("process {pid}: {line}"))
+            .collect();
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
         let of_ours = mounts
             .lines()

@@ -1,15 +1,19 @@
-# Stands in for ssh: passes bytes between sprat and a real sftp-server, or a real sh, and counts what
-# sprat asks to be changed (SFTP requests that make, write, flush, rename, remove or copy; lines for
-# the shell). At the one asked for it cuts every channel, or kills sprat with -9, before or after
-# that request was passed on and carried out.
-# usage: striker.py FOLDER SFTP-SERVER cut|kill before|after NTH …
+# Stands in for ssh: passes bytes between sprat and a real sftp-server, or a real sh, and keeps a list
+# of what sprat asks to be changed (SFTP requests that make, write, flush, rename, remove or copy;
+# lines for the shell). At the one asked for it cuts every channel, or kills sprat with -9, before that
+# request is passed on or when it has been.
+# usage: striker.py FOLDER SFTP-SERVER cut|lose|kill|act before|after [KIND:]NTH …
+# FOLDER/changes: the kind of each, a line each. FOLDER/struck is there once the blow has fallen, or is
+# about to. After `cut` there is no line any more; after `lose` a new one may be taken. `act` strikes at
+# nobody: half a second later, when other channels have had their answers, FOLDER/../act is run.
 import fcntl, os, signal, struct, subprocess, sys, threading, time
 
-folder, server, how, when, nth = sys.argv[1:5] + [int(sys.argv[5])]
+folder, server, how, when = sys.argv[1:5]
+*of_kind, nth = sys.argv[5].split(":")
 shell = sys.argv[-1].split()[0] == "sh"
-# OPEN (when it may create), WRITE, SETSTAT, FSETSTAT, REMOVE, RENAME
-CHANGES = {6, 9, 10, 13, 18}
-EXTENDED = [b"fsync@openssh.com", b"posix-rename@openssh.com", b"copy-data"]
+CHANGES = {6: "write", 9: "setstat", 10: "setstat", 13: "remove", 18: "rename"}
+EXTENDED = {b"fsync@": "fsync", b"posix-rename@": "rename", b"copy-data": "copy"}
+OPEN, CREAT, EXTENDED_REQUEST = 3, 8, 200
 
 
 def of_process(pid, what):
@@ -21,43 +25,59 @@ def parent(pid):
     return int(of_process(pid, "stat").rsplit(b")", 1)[1].split()[1])
 
 
-def count():
-    with open(f"{folder}/count", "a+") as file:
+def count(kind):
+    with open(f"{folder}/changes", "a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(f"{kind}\n")
+        file.flush()
         file.seek(0)
-        now = int(file.read() or 0) + 1
-        file.truncate(0)
-        file.write(str(now))
-        return now
+        return sum(1 for line in file if not of_kind or line.strip() in of_kind)
+
+
+def sprats():
+    """Our ancestors that are sprat, nearest first: the volume process and the session."""
+    pid = os.getppid()
+    while pid > 1:
+        try:
+            if os.path.basename(os.readlink(f"/proc/{pid}/exe")) == "sprat":
+                yield pid
+            pid = parent(pid)
+        except OSError:
+            return
+
+
+def kill(pid):
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
 
 
 def strike():
-    open(f"{folder}/struck", "w").close()
+    if how == "act":
+        time.sleep(0.5)
+        subprocess.run(["sh", f"{folder}/../act"], stdin=subprocess.DEVNULL, check=True)
+        return
     if how == "kill":
-        volume = os.getppid()
-        while b"volume-process" not in of_process(volume, "cmdline"):
-            volume = parent(volume)
-        session = parent(volume)
-        for pid in (volume, session):
-            os.kill(pid, signal.SIGKILL)
+        for pid in list(sprats()):
+            kill(pid)
     for line in open(f"{folder}/pids"):
         if int(line) != os.getpid():
-            try:
-                os.kill(int(line), signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            kill(int(line))
     child.kill()
     os._exit(1)
 
 
-def is_change(body):
-    if body[0] == 3:
+def change(body):
+    """What a request changes, if anything."""
+    if body[0] == OPEN:
         (length,) = struct.unpack(">I", body[5:9])
         (flags,) = struct.unpack(">I", body[9 + length : 13 + length])
-        return flags & 8 != 0
-    return body[0] in CHANGES or (
-        body[0] == 200 and any(name in body[:40] for name in EXTENDED)
-    )
+        return "make" if flags & CREAT else None
+    if body[0] == EXTENDED_REQUEST:
+        name = body[9:40]
+        return next((EXTENDED[key] for key in EXTENDED if name.startswith(key)), None)
+    return CHANGES.get(body[0])
 
 
 def end():
@@ -76,8 +96,11 @@ def read(size):
     return data
 
 
-def pass_on(data, counted):
-    due = counted and count() == nth
+def pass_on(data, kind):
+    due = kind and count(kind) == int(nth) and (not of_kind or kind in of_kind)
+    if due:
+        # Before the request may be carried out: the command can end at once when it has been.
+        open(f"{folder}/struck", "w").close()
     if due and when == "before":
         strike()
     child.stdin.write(data)
@@ -88,7 +111,7 @@ def pass_on(data, counted):
         strike()
 
 
-if os.path.exists(f"{folder}/struck"):
+if how == "cut" and os.path.exists(f"{folder}/struck"):
     sys.exit("the line is cut")
 with open(f"{folder}/pids", "a") as pids:
     pids.write(f"{os.getpid()}\n")
@@ -114,10 +137,10 @@ if shell:
     while True:
         line += read(1)
         if line.endswith(b"\n"):
-            pass_on(line, not script)
+            pass_on(line, None if script else "punch")
             script = script and line != b"}\n"
             line = b""
 while True:
     head = read(4)
     body = read(struct.unpack(">I", head)[0])
-    pass_on(head + body, is_change(body))
+    pass_on(head + body, change(body))
