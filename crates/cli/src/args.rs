@@ -167,6 +167,9 @@ pub struct GlobalArgs {
         default_value = "67108864"
     )]
     pub reserve_bytes: u64,
+    /// Between two questions for the server's free space, in seconds.
+    #[arg(long, global = true, hide = true, value_parser = seconds, default_value = "10")]
+    pub room_interval: Duration,
     /// How long a late write of a lost connection is feared, in seconds.
     #[arg(long, global = true, hide = true, value_parser = seconds, default_value = "60")]
     pub quiet_time: Duration,

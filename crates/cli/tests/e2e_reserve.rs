@@ -89,6 +89,15 @@ fn on_a_disk_filled_to_its_last_byte_backup_stops_and_prune_gets_out_of_it() {
     assert_eq!(ran.code, 0, "{}", ran.whole());
     assert_eq!(snapshots(), 2);
     assert!(!reserve.exists(), "there is no room for it yet");
+    let free = || {
+        let about = rustix::fs::statvfs(&store).unwrap();
+        about.f_bavail * about.f_frsize
+    };
+    let before = free();
+    let ran = remote.sprat(&with_reserve(&["trim", "TARGET", "--json"]));
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert_eq!(ran.json()["trim"]["route"], "shell_punch");
+    assert!(free() >= before + (4 << 20), "{before}, then {}", free());
     fs::remove_file(store.join("somebody-else's")).unwrap();
     let ran = remote.sprat(&with_reserve(&backup));
     assert_eq!(ran.code, 0, "{}", ran.whole());

@@ -216,6 +216,7 @@ impl Context {
         options.data_channels = global.data_channels;
         options.write_buffer_bytes_max = global.write_buffer_bytes_max;
         options.reserve_bytes = global.reserve_bytes;
+        options.room_interval = global.room_interval;
         options.cache_dir = self.environment.absolute(&global.cache_dir);
         options.cache_bytes_max = if global.no_cache {
             0

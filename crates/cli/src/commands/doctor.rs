@@ -5,12 +5,12 @@ use std::process::{Command, Stdio};
 use serde::Serialize;
 use serde_json::json;
 use sprat_attach::{Verdict, check_host};
-use sprat_store::{Access, Store, StoreError, lock};
+use sprat_store::{Access, FileName, Store, StoreError, lock};
 
 use super::context::{Context, Resolved};
 use crate::args::DoctorArgs;
 use crate::output::{exit_json, text};
-use crate::session::PinPolicy;
+use crate::session::{PinPolicy, RESERVE_FREE_TIMES, SERVER_SPACE_LOW_BYTES};
 use crate::target::Place;
 use crate::{Exit, Failure, pinned, reach};
 
@@ -209,7 +209,8 @@ fn check_target(context: &Context, resolved: &Resolved, findings: &mut Vec<Findi
         store.describe(),
     ));
     findings.push(fsync(name, resolved, &*store));
-    findings.push(space(name, &*store));
+    findings.push(space(name, &resolved.target.name, &*store));
+    findings.extend(reserve(context, resolved, &*store));
     findings.push(lock_state(name, resolved, &*store));
     findings.push(container(context, resolved, &*store));
 }
@@ -230,7 +231,7 @@ fn fsync(name: &str, resolved: &Resolved, store: &dyn Store) -> Finding {
     )
 }
 
-fn space(name: &str, store: &dyn Store) -> Finding {
+fn space(name: &str, container: &FileName, store: &dyn Store) -> Finding {
     let what = format!("{name}: space");
     match store.free_space() {
         Ok(space) if space.read_only => {
@@ -238,20 +239,65 @@ fn space(name: &str, store: &dyn Store) -> Finding {
                 .hint("restore and mount work; backup does not")
         }
         Ok(space) => {
-            let detail = format!(
+            let mut detail = format!(
                 "{} of {} free",
                 text::bytes(space.available_bytes),
                 text::bytes(space.total_bytes)
             );
-            // The least that ends a session in order: its journal and the reserve.
-            let low = space.available_bytes < 128 << 20;
-            Finding::new(what, if low { State::Weak } else { State::Fine }, detail)
+            // SFTP tells a file's length only, which is what it may become.
+            if let Ok(container) = store.stat(container) {
+                let limit = text::bytes(container.len);
+                detail.push_str(&match container.allocated_bytes {
+                    Some(taken) => {
+                        format!("; the container takes {} of {limit}", text::bytes(taken))
+                    }
+                    None => format!("; the container may grow to {limit}"),
+                });
+            }
+            if space.available_bytes < SERVER_SPACE_LOW_BYTES {
+                return Finding::new(what, State::Weak, detail)
+                    .hint("make room there, or with `sprat prune` and `sprat trim`");
+            }
+            Finding::new(what, State::Fine, detail)
         }
         Err(StoreError::Unsupported { .. }) => {
             Finding::new(what, State::Fine, "the server doesn't tell")
         }
         Err(error) => Finding::failed(what, &Failure::from(error)),
     }
+}
+
+/// The file beside the container that pruning gives up on a full disk.
+fn reserve(context: &Context, resolved: &Resolved, store: &dyn Store) -> Option<Finding> {
+    let wanted_bytes = context.global.reserve_bytes;
+    let container = &resolved.target.name;
+    // Before there is a container there is nothing to keep room for.
+    if wanted_bytes == 0 || store.stat(container).is_err() {
+        return None;
+    }
+    let what = format!("{}: reserve", resolved.name);
+    let found = container
+        .with_suffix(".reserve")
+        .map_err(|error| Failure::usage(error.to_string()))
+        .and_then(|name| match store.stat(&name) {
+            Ok(stat) => Ok(Some(stat.len)),
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(Failure::from(error)),
+        });
+    let size = text::bytes(wanted_bytes);
+    let missing = match found {
+        Err(failure) => return Some(Finding::failed(what, &failure)),
+        Ok(Some(len)) if len >= wanted_bytes => {
+            let detail = format!("{size} are kept, so that pruning works on a full disk");
+            return Some(Finding::new(what, State::Fine, detail));
+        }
+        Ok(Some(len)) => format!("only {} of {size} are there", text::bytes(len)),
+        Ok(None) => "missing: on a full disk even pruning may not work".to_owned(),
+    };
+    Some(Finding::new(what, State::Weak, missing).hint(format!(
+        "the next backup makes it at its end, if {} are free on the server then",
+        text::bytes(wanted_bytes.saturating_mul(RESERVE_FREE_TIMES))
+    )))
 }
 
 fn lock_state(name: &str, resolved: &Resolved, store: &dyn Store) -> Finding {

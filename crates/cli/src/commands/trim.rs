@@ -11,7 +11,9 @@ use crate::{Exit, Failure};
 pub(super) fn run(context: &Context, args: &TrimArgs) -> Result<Exit, Failure> {
     let resolved = context.resolve(&args.target)?;
     let secret = context.secret(&resolved)?;
-    let options = context.session_options(&resolved, Access::ReadWrite)?;
+    let mut options = context.session_options(&resolved, Access::ReadWrite)?;
+    // It makes room, and its lock needs some.
+    options.may_use_reserve = true;
     let (state_dir, policy) = (options.state_dir.clone(), options.pins.clone());
     let how = match (args.rewrite, args.through_client) {
         (false, _) => TrimHow::Punch,

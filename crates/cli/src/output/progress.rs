@@ -338,6 +338,30 @@ fn notice_text(notice: &Notice) -> (String, bool) {
             ),
             true,
         ),
+        Notice::MoreThanServerHas {
+            available_bytes,
+            size_bytes,
+        } => (
+            format!(
+                "the container may grow to {}, and {} are free on the server: it is sparse and takes \
+                 only what is written, and a backup stops in order before that disk is full",
+                text::bytes(*size_bytes),
+                text::bytes(*available_bytes)
+            ),
+            false,
+        ),
+        Notice::VolumeSpaceLow {
+            available_bytes,
+            inodes,
+        } => (
+            format!(
+                "the volume is nearly full: room for {} and {} is left. `sprat prune` makes room, \
+                 `sprat grow` makes the container larger",
+                text::bytes(*available_bytes),
+                text::counted(*inodes, "file", "files")
+            ),
+            true,
+        ),
         Notice::ReserveGivenUp => (
             "the server's disk is full: the reserve beside the container was given up to go on; it \
              is made again once there is room"

@@ -80,6 +80,8 @@ pub(super) struct Crew {
     worker_gone: bool,
     /// The interrupt was acted upon.
     interrupted: bool,
+    /// The server's room runs out: what is left of it, and whether that was acted upon.
+    room: Option<(u64, bool)>,
     /// Everything is torn down, because of this.
     over: Option<Failure>,
     aborted: AbortReport,
@@ -154,6 +156,7 @@ impl Crew {
             volume_gone: false,
             worker_gone: false,
             interrupted: false,
+            room: None,
             over: None,
             aborted: AbortReport::default(),
         })
@@ -291,6 +294,7 @@ impl Crew {
         }
         loop {
             self.heed_interrupt(watch, on_interrupt)?;
+            self.heed_room(watch, on_interrupt);
             // The interrupt wakes by itself; the pause is for the look at the line.
             let event = match self.events.recv_timeout(Duration::from_secs(1)) {
                 Ok(event) => event,
@@ -321,6 +325,10 @@ impl Crew {
                 Event::Worker(_, Some(WorkerReply::Progress(progress))) => {
                     self.progress.rsync = Some(progress);
                     watch.observer.progress(&self.progress);
+                    continue;
+                }
+                Event::Worker(_, Some(WorkerReply::Notice(notice))) => {
+                    watch.observer.notice(notice);
                     continue;
                 }
                 Event::Worker(_, Some(reply)) => Heard::Worker(reply),
@@ -371,11 +379,29 @@ impl Crew {
         }
     }
 
+    /// Has the worker stop what takes room, as an interrupt does; what ends by itself goes on.
+    fn heed_room(&mut self, watch: &mut Watch<'_>, on_interrupt: OnInterrupt) {
+        if let (Some((_, heeded @ false)), OnInterrupt::Cancel) = (&mut self.room, on_interrupt) {
+            *heeded = true;
+            watch.observer.phase(Phase::Stopping);
+            self.order(&WorkerOrder::Cancel);
+        }
+    }
+
+    /// What was left on the server when the worker was stopped because of it.
+    pub(super) fn stopped_for_room(&self) -> Option<u64> {
+        self.room
+            .and_then(|(available_bytes, heeded)| heeded.then_some(available_bytes))
+    }
+
     /// Passes on what V tells by the way; gives back what answers something.
     fn tell(&mut self, reply: VolumeReply, watch: &mut Watch<'_>) -> Option<VolumeReply> {
         match reply {
             VolumeReply::Phase(phase) => watch.observer.phase(phase),
             VolumeReply::Notice(notice) => watch.observer.notice(notice),
+            VolumeReply::RoomRunsOut { available_bytes } => {
+                self.room.get_or_insert((available_bytes, false));
+            }
             VolumeReply::Figures(figures) => {
                 self.progress.volume = figures;
                 watch.observer.progress(&self.progress);
@@ -587,6 +613,7 @@ fn start_order(
         cache_bytes_max: options.cache_bytes_max,
         reserve_bytes: options.reserve_bytes,
         may_use_reserve: options.may_use_reserve,
+        room_interval_ms: millis(options.room_interval),
         pins: options.pins.clone(),
         // People who write by hand expect fsync to mean it; a backup waits once, at its end.
         durable_flush: background && options.access == Access::ReadWrite,

@@ -41,6 +41,8 @@ pub use options::{
 };
 pub use protocol::FileSystemCheck;
 pub use trim::{Measure, TrimHow, TrimReport, TrimRoute, trim};
+pub use volume_process::reserve::FREE_TIMES as RESERVE_FREE_TIMES;
+pub use volume_process::room::LOW_BYTES as SERVER_SPACE_LOW_BYTES;
 
 use crate::interrupt::Interrupt;
 use crate::target::Place;
@@ -237,6 +239,13 @@ impl Session {
             .crew
             .wait_worker(&mut watch, OnInterrupt::Cancel, wanted);
         answer.map_err(|mut failure| {
+            if let (Exit::Interrupted, false, Some(available_bytes)) = (
+                failure.exit,
+                interrupt.requested(),
+                self.crew.stopped_for_room(),
+            ) {
+                return no_room(available_bytes);
+            }
             // rsync may have got the same signal and have failed of it by itself.
             if interrupt.requested() {
                 failure.exit = Exit::Interrupted;
@@ -260,6 +269,19 @@ impl Session {
         self.crew.detach(&mut watch)?;
         self.crew.close(&mut watch)
     }
+}
+
+/// The session ended in order before the server's disk was full.
+fn no_room(available_bytes: u64) -> Failure {
+    let available = crate::output::text::bytes(available_bytes);
+    Failure::failed(format!(
+        "stopped in order: only {available} are left on the server"
+    ))
+    .with_hint(
+        "finished snapshots are unharmed, and what was copied is kept. Make room on the server, or \
+         with `sprat prune` and `sprat trim`; then run the same command again: it goes on where it \
+         stopped",
+    )
 }
 
 /// What a private mount is for.

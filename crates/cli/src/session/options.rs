@@ -111,6 +111,8 @@ pub struct SessionOptions {
     pub reserve_bytes: u64,
     /// Give the reserve up where the server's disk is full: for what makes room.
     pub may_use_reserve: bool,
+    /// How often the server's free space is asked for while the session writes.
+    pub room_interval: Duration,
     /// What the header must look like.
     pub pins: PinPolicy,
     /// The sprat program, for the volume process and the worker.
@@ -130,6 +132,7 @@ impl SessionOptions {
             cache_bytes_max: 2 << 30,
             reserve_bytes: 0,
             may_use_reserve: false,
+            room_interval: Duration::from_secs(10),
             state_dir,
             runtime_dir,
             allow_no_fsync: false,
@@ -236,6 +239,20 @@ pub enum Notice {
     ServerSpaceLow {
         /// What this account may still write.
         available_bytes: u64,
+    },
+    /// A container may become larger than what is free on the server.
+    MoreThanServerHas {
+        /// What this account may still write.
+        available_bytes: u64,
+        /// How large the container may become.
+        size_bytes: u64,
+    },
+    /// Little space, or few inodes, are left in the volume.
+    VolumeSpaceLow {
+        /// For files' content.
+        available_bytes: u64,
+        /// For files.
+        inodes: u64,
     },
     /// The server's disk is full; the reserve beside the container was given up to go on.
     ReserveGivenUp,

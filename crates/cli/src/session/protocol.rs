@@ -63,6 +63,7 @@ pub(super) struct VolumeStart {
     pub cache_bytes_max: u64,
     pub reserve_bytes: u64,
     pub may_use_reserve: bool,
+    pub room_interval_ms: u64,
     pub pins: PinPolicy,
     pub durable_flush: bool,
     /// The container file is to have this length.
@@ -163,6 +164,10 @@ pub(super) enum VolumeReply {
     Phase(Phase),
     Notice(Notice),
     Figures(VolumeFigures),
+    /// So little is left on the server that the session should end in order.
+    RoomRunsOut {
+        available_bytes: u64,
+    },
     /// Store, lock, header and volume are open.
     Ready(ContainerFacts),
     /// The FUSE connection is up.
@@ -247,6 +252,7 @@ pub(super) enum WorkerReply {
     FileSystemMade,
     Mounted,
     Progress(sprat_snapshot::Progress),
+    Notice(Notice),
     SnapshotTaken(Box<SnapshotReport>),
     Listed(Vec<SnapshotEntry>),
     Restored(Box<RestoreReport>),

@@ -17,11 +17,15 @@ use zeroize::Zeroizing;
 use super::child::{leave_signals_to_the_session, take_sockets};
 use super::link::{Receiver, Sender};
 use super::mount_keeper;
+use super::options::Notice;
 use super::protocol::{FileSystemCheck, Mapping, WorkerOrder, WorkerReply};
 use crate::{Exit, Failure};
 
 /// e2fsck's report is cut after this many characters.
 const REPORT_CHARS_MAX: usize = 16 << 10;
+
+/// Below this part of its blocks or inodes a volume is told to be nearly full.
+const ROOM_LOW_PART: u64 = 20;
 
 /// The longest volume key: AES-256-XTS. A pipe holds it without anybody reading.
 const KEY_BYTES_MAX: usize = 64;
@@ -189,6 +193,7 @@ impl Worker {
                     &mut |progress| self.progress(progress),
                     &cancel,
                 )?;
+                self.tell_room();
                 WorkerReply::SnapshotTaken(Box::new(report))
             }
             WorkerOrder::List => WorkerReply::Listed(sprat_snapshot::list(self.root()?)?),
@@ -231,6 +236,23 @@ impl Worker {
                 WorkerReply::Unmounted
             }
         }))
+    }
+
+    /// Says it where the volume is nearly full, in time for somebody to do something.
+    fn tell_room(&self) {
+        let Ok(about) = self.root().and_then(|root| {
+            rustix::fs::statvfs(root).map_err(|error| Failure::failed(error.to_string()))
+        }) else {
+            return;
+        };
+        if about.f_bavail < about.f_blocks / ROOM_LOW_PART
+            || about.f_ffree < about.f_files / ROOM_LOW_PART
+        {
+            self.reply(&WorkerReply::Notice(Notice::VolumeSpaceLow {
+                available_bytes: about.f_bavail * about.f_frsize,
+                inodes: about.f_ffree,
+            }));
+        }
     }
 
     fn progress(&self, progress: Progress) {

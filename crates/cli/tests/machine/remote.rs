@@ -42,16 +42,22 @@ impl Remote {
         }
     }
 
-    pub fn sprat(&self, arguments: &[&str]) -> Ran {
-        let mut all = vec!["--ssh-command", &self.ssh];
-        all.extend(arguments.iter().map(|word| {
+    /// sprat with this machine's settings; `TARGET` stands for the container.
+    pub fn command(&self, arguments: &[&str]) -> std::process::Command {
+        let mut command = self.machine.command();
+        command.args(["--ssh-command", &self.ssh]);
+        command.args(arguments.iter().map(|word| {
             if *word == "TARGET" {
                 &*self.target
             } else {
                 word
             }
         }));
-        let mut ran = self.machine.sprat(&all);
+        command
+    }
+
+    pub fn sprat(&self, arguments: &[&str]) -> Ran {
+        let mut ran = self.machine.run(&mut self.command(arguments));
         ran.stderr = ran.stderr.replace(&self.sshd.port().to_string(), "[PORT]");
         ran.stderr = ran
             .stderr

@@ -11,7 +11,7 @@ use super::super::protocol::{CreateStart, VolumeStart};
 use super::connection::{HeaderBytes, unfinished_name};
 use super::hold::{Hold, HoldParts, keep_renewing};
 use super::opening::{
-    Edge, Opened, check_writable, facts, open_volume, opened_by, reach, take_lock,
+    Edge, Opened, check_writable, facts, open_volume, opened_by, reach, take_lock, tell_overcommit,
 };
 use super::stop::{Say, Stop};
 use crate::kept_header::{self, Which};
@@ -40,7 +40,8 @@ pub(super) fn make(
     let (record, connection, store) = reach(start)?;
     stop.check()?;
     refuse_existing(start, &*store)?;
-    check_writable(start, &*store, say)?;
+    let available_bytes = check_writable(start, &*store, say)?;
+    tell_overcommit(available_bytes, create.size_bytes, say);
     stop.begin_holding()?;
     let lock = take_lock(start, &*store, &record, say)?;
     let hold = Arc::new(Hold::new(HoldParts {
@@ -147,6 +148,8 @@ fn fill(
         facts: facts(new.pins.clone(), file_bytes, payload),
         flush: super::flush_kind(start),
         durable: store.capabilities().durable_flush,
+        // What is made is small, and removed again where it finds no room.
+        available_bytes: None,
     };
     let making = Making {
         header: new.header,

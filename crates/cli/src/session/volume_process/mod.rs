@@ -12,8 +12,9 @@ mod hold;
 mod lengthen;
 mod making;
 pub(super) mod opening;
-mod reserve;
+pub(super) mod reserve;
 mod rewrite;
+pub(super) mod room;
 mod stop;
 mod trim;
 
@@ -96,6 +97,13 @@ fn converse(mut receiver: Receiver, descriptors: &UnixStream, say: &Say) -> Resu
     let opened = open_or_make(&start, secrets, &stop, say);
     match opened {
         Ok((opened, making)) => {
+            room::watch(
+                &start,
+                opened.available_bytes,
+                &opened.volume,
+                &opened.hold,
+                say,
+            );
             let interval = Duration::from_millis(start.figures_interval_ms);
             Served::new(&start, opened, making, stop, say.clone()).run(
                 &orders,

@@ -21,11 +21,9 @@ use super::connection::{Connection, open_record, owner_note};
 use super::hold::{Hold, HoldParts, keep_renewing};
 use super::lengthen::lengthen;
 use super::reserve;
+use super::room;
 use super::stop::{Say, Stop};
 use crate::{Exit, Failure};
-
-/// Below this the user is told that the server's disk is nearly full.
-const SERVER_SPACE_LOW_BYTES: u64 = 1 << 30;
 
 /// A container that is ready to be served.
 pub(super) struct Opened {
@@ -37,6 +35,8 @@ pub(super) struct Opened {
     pub flush: Flush,
     /// The server's fsync stands behind a durable flush.
     pub durable: bool,
+    /// What was free on the server before, for a session that writes, where the server tells.
+    pub available_bytes: Option<u64>,
 }
 
 /// Where ciphertext becomes plaintext.
@@ -88,9 +88,15 @@ pub(super) fn open(
             Ahead::read(start, secret, &*reading, &given_up)
         });
         let opened = check_container(start, &*store, say)
-            .and_then(|()| reserve::give_up(start, &*store, say))
-            .and_then(|()| hold_and_look(start, record, connection, store, stop, say))
-            .and_then(|(hold, looked)| {
+            .and_then(|available| {
+                reserve::give_up(start, &*store, say)?;
+                Ok(available)
+            })
+            .and_then(|available| {
+                let held = hold_and_look(start, record, connection, store, stop, say)?;
+                Ok((held, available))
+            })
+            .and_then(|((hold, looked), available_bytes)| {
                 keep_renewing(&hold, {
                     let stop = Arc::clone(stop);
                     move || stop.abort_volume()
@@ -99,6 +105,10 @@ pub(super) fn open(
                 let opened = quiet.and_then(|()| {
                     let ahead = ahead.join().ok().flatten();
                     unlock(start, secret, &hold, ahead, looked, stop, say)
+                });
+                let opened = opened.map(|opened| Opened {
+                    available_bytes,
+                    ..opened
                 });
                 if opened.is_err() {
                     // Should this fail too, the next session of this host takes the lock over.
@@ -112,14 +122,18 @@ pub(super) fn open(
 }
 
 /// Both questions at once.
-fn check_container(start: &VolumeStart, store: &dyn Store, say: &Say) -> Result<(), Failure> {
+fn check_container(
+    start: &VolumeStart,
+    store: &dyn Store,
+    say: &Say,
+) -> Result<Option<u64>, Failure> {
     let (writable, found) = std::thread::scope(|scope| {
         let found = scope.spawn(|| stat_container(start, store));
         (check_writable(start, store, say), found.join())
     });
-    writable?;
+    let available_bytes = writable?;
     match found {
-        Ok(found) => found.map(drop),
+        Ok(found) => found.map(|_| available_bytes),
         Err(panic) => std::panic::resume_unwind(panic),
     }
 }
@@ -134,14 +148,25 @@ pub(super) fn reach(
     Ok((record, connection, store))
 }
 
-/// Refuses to write where nothing can be made durable.
+/// Says it where the server has less than a container may need.
+pub(super) fn tell_overcommit(available_bytes: Option<u64>, size_bytes: u64, say: &Say) {
+    if let Some(available_bytes) = available_bytes.filter(|bytes| *bytes < size_bytes) {
+        say.notice(Notice::MoreThanServerHas {
+            available_bytes,
+            size_bytes,
+        });
+    }
+}
+
+/// Refuses to write where nothing can be made durable. Returns what is free there, for a session
+/// that writes, where the server tells it.
 pub(super) fn check_writable(
     start: &VolumeStart,
     store: &dyn Store,
     say: &Say,
-) -> Result<(), Failure> {
+) -> Result<Option<u64>, Failure> {
     if start.access == Access::ReadOnly {
-        return Ok(());
+        return Ok(None);
     }
     if !store.capabilities().durable_flush {
         if !start.allow_no_fsync {
@@ -157,21 +182,22 @@ pub(super) fn check_writable(
         say.notice(Notice::NoDurableFlush);
     }
     // A server that can't tell its free space will say so when it is full.
-    if let Ok(space) = store.free_space() {
-        if space.read_only {
-            return Err(Failure::failed(format!(
-                "{} is on a read-only file system",
-                store.describe()
-            ))
-            .with_hint("nothing was changed; restore and mount work all the same"));
-        }
-        if space.available_bytes < SERVER_SPACE_LOW_BYTES {
-            say.notice(Notice::ServerSpaceLow {
-                available_bytes: space.available_bytes,
-            });
-        }
+    let Ok(space) = store.free_space() else {
+        return Ok(None);
+    };
+    if space.read_only {
+        return Err(Failure::failed(format!(
+            "{} is on a read-only file system",
+            store.describe()
+        ))
+        .with_hint("nothing was changed; restore and mount work all the same"));
     }
-    Ok(())
+    if space.available_bytes < room::LOW_BYTES {
+        say.notice(Notice::ServerSpaceLow {
+            available_bytes: space.available_bytes,
+        });
+    }
+    Ok(Some(space.available_bytes))
 }
 
 pub(super) fn stat_container(start: &VolumeStart, store: &dyn Store) -> Result<FileStat, Failure> {
@@ -391,6 +417,7 @@ fn unlock(
         facts: facts(pins, file_bytes, payload),
         flush: super::flush_kind(start),
         durable: start.access == Access::ReadWrite && store.capabilities().durable_flush,
+        available_bytes: None,
     })
 }
 

@@ -1,0 +1,173 @@
+//! The server's free space while a session writes: asked now and then, told when it becomes low,
+//! and the session asked to stop in order before nothing is left.
+//!
+//! A container is sparse, so a session may need room on the server at any write, and others take
+//! of the same disk. Asking is one request on the store's own channel, never on the data's way.
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use sprat_volume::Volume;
+
+use super::super::options::{Access, Notice};
+use super::super::protocol::{VolumeReply, VolumeStart};
+use super::hold::Hold;
+use super::stop::Say;
+
+/// Below this the user is told that the server's disk is nearly full.
+pub const LOW_BYTES: u64 = 1 << 30;
+
+/// However fast the session itself writes, it asks no more often.
+const ASK_INTERVAL_MIN: Duration = Duration::from_millis(250);
+
+/// What is known of the room, and what follows from it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Room {
+    /// A session that began above this ends before it is below it.
+    floor_bytes: u64,
+    available_bytes: u64,
+    /// The session began with more than the floor. Where it did not, what it writes may all lie in
+    /// blocks that the container has already; it goes on until the server says that it is full.
+    stops: bool,
+    /// What the session had sent when this was asked.
+    written_bytes: u64,
+}
+
+/// What a new figure means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Change {
+    Nothing,
+    Low,
+    RunsOut,
+}
+
+impl Room {
+    fn new(available_bytes: u64, floor_bytes: u64) -> Self {
+        Self {
+            floor_bytes,
+            available_bytes,
+            stops: floor_bytes > 0 && available_bytes > floor_bytes,
+            written_bytes: 0,
+        }
+    }
+
+    /// Whether half of what is left above the floor may be gone by what was sent since.
+    fn may_be_gone(&self, written_bytes: u64) -> bool {
+        let left = self.available_bytes.saturating_sub(self.floor_bytes);
+        self.stops && written_bytes.saturating_sub(self.written_bytes) > left / 2
+    }
+
+    /// Takes in an answer. What is not sent yet needs room, too: it counts as gone.
+    fn learn(&mut self, available_bytes: u64, written_bytes: u64, unsent_bytes: u64) -> Change {
+        let before = std::mem::replace(&mut self.available_bytes, available_bytes);
+        self.written_bytes = written_bytes;
+        if self.stops && available_bytes < self.floor_bytes.saturating_add(unsent_bytes) {
+            self.stops = false;
+            return Change::RunsOut;
+        }
+        if before >= LOW_BYTES && available_bytes < LOW_BYTES {
+            return Change::Low;
+        }
+        Change::Nothing
+    }
+}
+
+/// Watches for as long as volume and hold live. `available_bytes` is what the server told at the
+/// beginning; one that doesn't tell is not asked again.
+pub(super) fn watch(
+    start: &VolumeStart,
+    available_bytes: Option<u64>,
+    volume: &Arc<Volume>,
+    hold: &Arc<Hold>,
+    say: &Say,
+) {
+    let (Access::ReadWrite, Some(available_bytes)) = (start.access, available_bytes) else {
+        return;
+    };
+    // What makes room may use up the last of it.
+    let floor_bytes = if start.may_use_reserve {
+        0
+    } else {
+        start.reserve_bytes
+    };
+    let interval = Duration::from_millis(start.room_interval_ms);
+    let (volume, hold, say) = (Arc::downgrade(volume), Arc::downgrade(hold), say.clone());
+    let room = Room::new(available_bytes, floor_bytes);
+    // Without this thread a full disk is found out by writing to it, which harms nothing either.
+    let _ = std::thread::Builder::new()
+        .name("room".to_owned())
+        .spawn(move || keep_asking(room, interval, &volume, &hold, &say));
+}
+
+fn keep_asking(
+    mut room: Room,
+    interval: Duration,
+    volume: &Weak<Volume>,
+    hold: &Weak<Hold>,
+    say: &Say,
+) {
+    let mut asked = Instant::now();
+    loop {
+        std::thread::sleep(ASK_INTERVAL_MIN.min(interval));
+        let (Some(stats), Some(store)) = (
+            volume.upgrade().map(|volume| volume.stats()),
+            hold.upgrade().map(|hold| hold.store()),
+        ) else {
+            return;
+        };
+        if asked.elapsed() < interval && !room.may_be_gone(stats.wire_written_bytes) {
+            continue;
+        }
+        asked = Instant::now();
+        // A line that is away is asked again once it is back.
+        let Ok(space) = store.free_space() else {
+            continue;
+        };
+        drop(store);
+        let available_bytes = space.available_bytes;
+        match room.learn(available_bytes, stats.wire_written_bytes, stats.dirty_bytes) {
+            Change::Nothing => {}
+            Change::Low => say.notice(Notice::ServerSpaceLow { available_bytes }),
+            Change::RunsOut => say.reply(&VolumeReply::RoomRunsOut { available_bytes }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn a_session_stops_once_when_less_than_the_reserve_would_be_left() {
+        let mut room = Room::new(500 * MIB, 64 * MIB);
+        assert_eq!(room.learn(100 * MIB, 0, 30 * MIB), Change::Nothing);
+        assert_eq!(room.learn(90 * MIB, 0, 30 * MIB), Change::RunsOut);
+        assert_eq!(room.learn(MIB, 0, 0), Change::Nothing);
+    }
+
+    #[test]
+    fn one_that_began_with_less_may_still_use_blocks_that_are_there() {
+        let mut room = Room::new(3 * MIB, 64 * MIB);
+        assert_eq!(room.learn(MIB, 0, 0), Change::Nothing);
+        assert!(!room.may_be_gone(u64::MAX));
+        let mut none = Room::new(500 * MIB, 0);
+        assert_eq!(none.learn(0, 0, MIB), Change::Nothing);
+    }
+
+    #[test]
+    fn a_disk_that_becomes_low_is_told_once() {
+        let mut room = Room::new(LOW_BYTES, 64 * MIB);
+        assert_eq!(room.learn(LOW_BYTES - 1, 0, 0), Change::Low);
+        assert_eq!(room.learn(LOW_BYTES - 2, 0, 0), Change::Nothing);
+    }
+
+    #[test]
+    fn it_asks_sooner_where_the_session_itself_takes_much() {
+        let mut room = Room::new(164 * MIB, 64 * MIB);
+        room.learn(164 * MIB, 1000 * MIB, 0);
+        assert!(!room.may_be_gone(1050 * MIB));
+        assert!(room.may_be_gone(1051 * MIB));
+    }
+}
