@@ -33,6 +33,8 @@ use crate::walk::{
 
 pub(crate) const STATE_FOLDER: &str = ".sprat";
 const DELETING: &str = "deleting-";
+/// Begins as what the next run goes on removing.
+const LINKS_TO_COPY: &str = "deleting-links-to-copy";
 const INFLIGHT: &str = ".inflight";
 const PARTIAL: &str = ".partial";
 /// A record is some kilobytes, with all its lists full about 300; more is not ours.
@@ -432,6 +434,36 @@ impl RunFolder {
         }
         rustix::fs::unlinkat(&self.state, name, AtFlags::REMOVEDIR)
             .map_err(|e| on_volume("remove", &object)(e.into()))
+    }
+
+    /// Makes the tree of links by which a copy that a person's own rsync made, at `copy` on the
+    /// volume, appears with the path of its source, as `--link-dest` needs it; returns its name
+    /// relative to the job's folder. Whatever is left of it the next run removes.
+    pub(crate) fn link_to_copy(
+        &self,
+        copy: &Path,
+        source: &Path,
+    ) -> Result<PathBuf, SnapshotError> {
+        let source = source.strip_prefix("/").unwrap_or(source);
+        let Some(above) = source.parent() else {
+            return Ok(Path::new("..").join(copy));
+        };
+        let object = escape_path(copy);
+        let failed = on_volume("link to", &object);
+        let tree = Path::new(STATE_FOLDER).join(LINKS_TO_COPY);
+        let mut to = PathBuf::from("../../..");
+        to.extend(above.components().map(|_| ".."));
+        to.push(copy);
+        let parents = self.job.path.join(&tree).join(above);
+        std::fs::create_dir_all(&parents)
+            .and_then(|()| std::os::unix::fs::symlink(to, self.job.path.join(&tree).join(source)))
+            .map_err(failed)?;
+        Ok(tree)
+    }
+
+    /// Removes what [`RunFolder::link_to_copy`] made; what can't be removed the next run removes.
+    pub(crate) fn forget_link_to_copy(&self, cancel: &Cancel) {
+        let _ = self.finish_removal(Path::new(LINKS_TO_COPY), cancel);
     }
 
     /// Writes the record so that it is whole or absent; durable after the next sync.

@@ -14,6 +14,7 @@
 //! - Nothing is printed, and no environment variable is read.
 #![forbid(unsafe_code)]
 
+mod by_hand;
 mod check;
 mod checkpoint;
 mod error;

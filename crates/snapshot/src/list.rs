@@ -6,6 +6,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, statat};
 
+use crate::by_hand::{Dated, is_copy, is_copy_in_job};
 use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder};
 use crate::name::SnapshotName;
@@ -14,7 +15,8 @@ use crate::text::escape_path;
 use crate::walk::{is_folder, names_in, open_folder_at};
 
 /// Lists all folders of all jobs on the volume mounted at `volume_root`: jobs by name, and within a
-/// job by time, newest last; folders of others come before ours.
+/// job by time, newest last; folders of others come before ours. Copies that a person's own rsync
+/// made at the top stand under the name before their date.
 ///
 /// A damaged record never hides its snapshot.
 pub fn list(volume_root: &Path) -> Result<Vec<SnapshotEntry>, SnapshotError> {
@@ -39,9 +41,32 @@ pub fn list(volume_root: &Path) -> Result<Vec<SnapshotEntry>, SnapshotError> {
     jobs.sort();
     let mut entries = Vec::new();
     for job in jobs {
+        if is_copy(&root, &job) {
+            entries.push(copy_at_the_top(&job));
+            continue;
+        }
         list_job(&JobFolder::open(volume_root, &job)?, &job, &mut entries)?;
     }
     Ok(entries)
+}
+
+fn copy_at_the_top(name: &Path) -> SnapshotEntry {
+    let dated = name.to_str().and_then(Dated::parse);
+    let stem = dated.map_or("", |dated| dated.stem);
+    let job = if stem.is_empty() {
+        name
+    } else {
+        Path::new(stem)
+    };
+    SnapshotEntry {
+        job: escape_path(job),
+        folder: escape_path(name),
+        kind: EntryKind::ByHand,
+        name: None,
+        is_latest: false,
+        record: None,
+        record_error: None,
+    }
 }
 
 fn list_job(
@@ -68,7 +93,10 @@ fn entry(
     let mut entry = SnapshotEntry {
         job: escape_path(job),
         folder: escape_path(name),
-        kind: EntryKind::Foreign,
+        kind: match name.to_str() {
+            Some(name) if is_copy_in_job(name) => EntryKind::ByHand,
+            _ => EntryKind::Foreign,
+        },
         name: ours.map(Folder::name),
         is_latest: false,
         record: None,

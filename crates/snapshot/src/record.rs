@@ -189,6 +189,8 @@ pub enum EntryKind {
     Partial,
     /// A run that is going on, or was killed.
     Inflight,
+    /// A dated folder that a person's own rsync filled; never touched.
+    ByHand,
     /// Somebody else's folder; never touched.
     Foreign,
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, statat};
 
+use crate::by_hand;
 use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder};
 use crate::record::{EntryKind, RunRecord, Warning};
@@ -31,14 +32,13 @@ pub fn restore(
 ) -> Result<RestoreReport, SnapshotError> {
     progress(Progress::begin(Phase::Checking));
     let rsync = Rsync::find(&spec.rsync)?;
-    let folder = JobFolder::open(volume_root, Path::new(spec.job.as_str()))?;
-    let chosen = choose(&folder, spec)?;
+    let (folder, chosen) = choose(volume_root, spec)?;
     let what = chosen.what(&folder, spec)?;
     let to = plain_path(&spec.to).map_err(|why| SnapshotError::DestinationRefused {
         path: escape_path(&spec.to),
         why: why.to_owned(),
     })?;
-    check_destination(&to, volume_root, &what, spec)?;
+    check_destination(&to, volume_root, &folder, &what, spec)?;
     if !spec.dry_run {
         std::fs::create_dir_all(&to).map_err(|e| refused(&to, e.to_string()))?;
     }
@@ -103,7 +103,32 @@ struct What {
     paths: Vec<PathBuf>,
 }
 
-fn choose(folder: &JobFolder, spec: &RestoreSpec) -> Result<Chosen, SnapshotError> {
+/// Finds the snapshot; where sprat made none of that name, the copy that a person's own rsync made.
+fn choose(volume_root: &Path, spec: &RestoreSpec) -> Result<(JobFolder, Chosen), SnapshotError> {
+    let job = JobFolder::open(volume_root, Path::new(spec.job.as_str()));
+    let found = job.and_then(|folder| {
+        let chosen = choose_in(&folder, spec)?;
+        Ok((folder, chosen))
+    });
+    let missing = match found {
+        Err(
+            missing @ (SnapshotError::NoSuchJob { .. }
+            | SnapshotError::NoSuchSnapshot { .. }
+            | SnapshotError::Layout { .. }),
+        ) => missing,
+        other => return other,
+    };
+    let copy = by_hand::chosen(volume_root, &spec.job, spec.snapshot.as_deref())?;
+    let folder = copy.ok_or(missing)?;
+    let chosen = Chosen {
+        folder,
+        kind: EntryKind::ByHand,
+        record: None,
+    };
+    Ok((JobFolder::open(volume_root, Path::new("."))?, chosen))
+}
+
+fn choose_in(folder: &JobFolder, spec: &RestoreSpec) -> Result<Chosen, SnapshotError> {
     let missing = |snapshot: &str| SnapshotError::NoSuchSnapshot {
         job: spec.job.to_string(),
         snapshot: snapshot.to_owned(),
@@ -117,7 +142,11 @@ fn choose(folder: &JobFolder, spec: &RestoreSpec) -> Result<Chosen, SnapshotErro
         return Err(missing(&escape_path(&name)));
     }
     let own = name.to_str().and_then(Folder::parse);
-    let (kind, record) = own.map_or((EntryKind::Foreign, None), |own| {
+    let theirs = match name.to_str() {
+        Some(name) if by_hand::is_copy_in_job(name) => EntryKind::ByHand,
+        _ => EntryKind::Foreign,
+    };
+    let (kind, record) = own.map_or((theirs, None), |own| {
         let (kind, record) = folder.kind(own);
         (kind, record.ok())
     });
@@ -272,6 +301,7 @@ fn refused(path: &Path, why: String) -> SnapshotError {
 fn check_destination(
     to: &Path,
     volume_root: &Path,
+    job: &JobFolder,
     what: &What,
     spec: &RestoreSpec,
 ) -> Result<(), SnapshotError> {
@@ -303,7 +333,7 @@ fn check_destination(
         for step in path.components() {
             at.push(step);
             if let Ok(target) = std::fs::read_link(&at)
-                && is_folder_in(volume_root, spec, what, to, &at)
+                && is_folder_in(job, what, to, &at)
             {
                 let link = escape_path(&at);
                 let target = escape_path(&target);
@@ -319,12 +349,9 @@ fn check_destination(
 }
 
 /// Whether what would come to `at` is a folder in the snapshot.
-fn is_folder_in(volume_root: &Path, spec: &RestoreSpec, what: &What, to: &Path, at: &Path) -> bool {
+fn is_folder_in(job: &JobFolder, what: &What, to: &Path, at: &Path) -> bool {
     let below = at.strip_prefix(to).unwrap_or(at);
-    let in_snapshot = volume_root
-        .join(spec.job.as_str())
-        .join(&what.base)
-        .join(below);
+    let in_snapshot = job.path.join(&what.base).join(below);
     rustix::fs::lstat(&in_snapshot).is_ok_and(|stat| is_folder(&stat))
 }
 

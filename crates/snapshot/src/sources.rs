@@ -24,7 +24,7 @@ pub(crate) struct Source {
     pub(crate) path: PathBuf,
     device: u64,
     inode: u64,
-    folder: bool,
+    pub(crate) folder: bool,
 }
 
 /// All sources of a run.

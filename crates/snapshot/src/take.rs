@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::by_hand;
 use crate::checkpoint::{self, Checkpoints};
 use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder, RunFolder};
@@ -106,11 +107,23 @@ fn take_or_fail(
             .clock_behind
             .map(|newest| Warning::ClockBehind { newest }),
     );
+    let linked_from = folder.link_sources(chosen.name)?;
+    let first = !linked_from
+        .iter()
+        .any(|(folder, _)| matches!(folder, Folder::Named(_)));
+    let copy = match by_hand::to_link_from(volume_root, &spec.job, &sources)? {
+        Some((copy, source)) if first => Some(LinkedCopy {
+            link_dest: folder.link_to_copy(&copy, &source)?,
+            copy,
+        }),
+        _ => None,
+    };
     let run = Run {
         spec,
         name: chosen.name,
         started: now,
-        linked_from: folder.link_sources(chosen.name)?,
+        linked_from,
+        copy,
         folder,
         sync,
         rsync,
@@ -119,11 +132,20 @@ fn take_or_fail(
     run.carry_out(warnings, progress, cancel, checkpoint_every)
 }
 
+/// A copy made by hand, from which a first run links.
+struct LinkedCopy {
+    /// Its path on the volume.
+    copy: PathBuf,
+    /// Relative to the job's folder: what shows it with its source's path.
+    link_dest: PathBuf,
+}
+
 struct Run<'a> {
     spec: &'a SnapshotSpec,
     name: SnapshotName,
     started: Timestamp,
     linked_from: Vec<(Folder, EntryKind)>,
+    copy: Option<LinkedCopy>,
     folder: RunFolder,
     /// For `syncfs`.
     sync: File,
@@ -156,6 +178,9 @@ impl Run<'_> {
         };
         let outcome = self.rsync.run(&invocation, &mut followed, cancel);
         drop(scout);
+        if self.copy.is_some() {
+            self.folder.forget_link_to_copy(&Cancel::new());
+        }
         let checkpointed = checkpoints.end();
         let outcome = match outcome {
             Ok(outcome) => outcome,
@@ -206,11 +231,13 @@ impl Run<'_> {
                 .map(|source| below(&source.path))
                 .collect::<Vec<_>>()
         };
-        let trees: Vec<PathBuf> = self
+        let mut trees: Vec<PathBuf> = self
             .linked_from
             .iter()
             .flat_map(|(folder, _)| in_tree(folder))
             .collect();
+        let copy = self.copy.iter();
+        trees.extend(copy.map(|copy| Path::new("..").join(&copy.copy)));
         (!trees.is_empty()).then(|| Scout::begin(root, trees, None))
     }
 
@@ -352,6 +379,11 @@ impl Run<'_> {
                 .iter()
                 .map(|(folder, _)| OsString::from(format!("--link-dest=../{folder}"))),
         );
+        let copy = self.copy.iter();
+        arguments.extend(copy.map(|copy| {
+            let folder = Path::new("..").join(&copy.link_dest);
+            joined("--link-dest=", folder.as_os_str())
+        }));
         // First match wins, so ours come first; and again last, because a `!` in a file with
         // patterns clears those before it.
         let ours = || {
@@ -412,6 +444,10 @@ impl Run<'_> {
                     folder: folder.to_string(),
                     kind: *kind,
                 })
+                .chain(self.copy.iter().map(|copy| LinkedFrom {
+                    folder: escape_path(&copy.copy),
+                    kind: EntryKind::ByHand,
+                }))
                 .collect(),
             unread: outcome.unread.clone(),
             vanished: outcome.vanished.clone(),

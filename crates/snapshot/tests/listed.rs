@@ -70,7 +70,7 @@ fn folders_of_others_are_listed_and_never_touched() {
     let foreign: Vec<_> = bench
         .list()
         .into_iter()
-        .filter(|e| e.kind == EntryKind::Foreign)
+        .filter(|e| matches!(e.kind, EntryKind::Foreign | EntryKind::ByHand))
         .map(|e| format!("{}/{}", e.job, e.folder))
         .collect();
     assert_eq!(
@@ -85,7 +85,7 @@ fn folders_of_others_are_listed_and_never_touched() {
     // They can be restored from by name.
     let mut spec = RestoreSpec::new(job_name(), bench.path("restored"));
     spec.snapshot = Some("home.2020-01-01".into());
-    assert_eq!(bench.restore(&spec).unwrap().kind, EntryKind::Foreign);
+    assert_eq!(bench.restore(&spec).unwrap().kind, EntryKind::ByHand);
     spec.snapshot = None;
     assert_eq!(bench.restore(&spec).unwrap().kind, EntryKind::Good);
 }

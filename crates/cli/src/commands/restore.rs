@@ -116,6 +116,9 @@ fn tell_state(context: &Context, report: &RestoreReport) {
         EntryKind::Partial | EntryKind::Inflight => context.output.warning(&format!(
             "{snapshot} is what an interrupted run made: files are missing or may be cut short"
         )),
+        EntryKind::ByHand => context.output.note(&format!(
+            "{snapshot} was made by hand, and comes back as it is: sprat knows no more of it"
+        )),
         _ => context.output.warning(&format!(
             "{snapshot} has no record: whether it is whole is not known"
         )),

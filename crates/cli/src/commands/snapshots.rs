@@ -77,6 +77,7 @@ fn state(entry: &SnapshotEntry) -> String {
         EntryKind::Unrecorded => "no record (its files are there)".to_owned(),
         EntryKind::Partial => "interrupted; the next run goes on from it".to_owned(),
         EntryKind::Inflight => "running, or killed".to_owned(),
+        EntryKind::ByHand => "made by hand".to_owned(),
         _ => "unknown".to_owned(),
     };
     if entry.is_latest {
@@ -109,6 +110,7 @@ mod tests {
             entry("2026-11-24T13-21-01Z", EntryKind::Unrecorded, true),
             entry("2026-11-25T13-21-01Z.partial", EntryKind::Partial, false),
             entry("x\u{1b}[2J.inflight", EntryKind::Inflight, false),
+            entry("home.2026-11-20", EntryKind::ByHand, false),
         ];
         insta::assert_snapshot!(table(&entries), @r"
         JOB   SNAPSHOT                      FILES  SIZE  COPIED  STATE
@@ -116,6 +118,7 @@ mod tests {
         home  2026-11-24T13-21-01Z              -     -       -  no record (its files are there), latest
         home  2026-11-25T13-21-01Z.partial      -     -       -  interrupted; the next run goes on from it
         home  x\u{1b}[2J.inflight               -     -       -  running, or killed
+        home  home.2026-11-20                   -     -       -  made by hand
         ");
     }
 }
