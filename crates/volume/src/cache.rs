@@ -11,7 +11,7 @@ use std::sync::{Arc, MutexGuard};
 
 use sprat_store::{ReadClass, StoreFile};
 
-use crate::cache_file::{Basis, CacheFile, remove_mark};
+use crate::cache_file::{Basis, CacheFile, Mark, remove_mark};
 use crate::engine::{Engine, State, THREAD_STACK_BYTES};
 use crate::plan::Block;
 use crate::slots::{Place, Slots, digest_of};
@@ -27,6 +27,7 @@ pub(crate) struct Cache {
     file: Arc<CacheFile>,
     slots: Slots,
     writing: bool,
+    outdated: bool,
     queue: VecDeque<(u64, u64, Block)>,
     /// The ticket of each block in the queue or being written; without it the write is void.
     tickets: HashMap<u64, u64>,
@@ -58,17 +59,19 @@ impl Cache {
                 source,
             })?;
         }
-        let Some((file, held)) = opened else {
+        let Some((file, mark)) = opened else {
             return Ok(None);
         };
-        let held = held.filter(|_| !doubtful);
-        let slots = held
-            .and_then(|held| Slots::restored(slots_max, &held))
-            .unwrap_or_else(|| Slots::new(slots_max));
+        let restored = match &mark {
+            Mark::Held(held) if !doubtful => Slots::restored(slots_max, held),
+            _ => None,
+        };
+        let slots = restored.unwrap_or_else(|| Slots::new(slots_max));
         Ok(Some(Self {
             file: Arc::new(file),
             slots,
             writing,
+            outdated: mark == Mark::Outdated,
             queue: VecDeque::new(),
             tickets: HashMap::new(),
             next_ticket: 0,
@@ -78,6 +81,11 @@ impl Cache {
 
     pub(crate) fn find(&self, index: u64) -> Option<Place> {
         self.slots.find(index)
+    }
+
+    /// Whether it was of a state that the container isn't in any more.
+    pub(crate) fn was_outdated(&self) -> bool {
+        self.outdated
     }
 
     /// Takes a durable block in, later.

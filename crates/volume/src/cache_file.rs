@@ -52,6 +52,17 @@ pub(crate) struct Basis {
     pub(crate) first_block: Vec<u8>,
 }
 
+/// What the mark of a clean close says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Mark {
+    /// There is none, or none that is whole.
+    Missing,
+    /// It is whole, and of another state of the container: somebody has written to that since.
+    Outdated,
+    /// What is held of the container's present state.
+    Held(Vec<Held>),
+}
+
 /// The folder of one container's cache, ours while this lives.
 #[derive(Debug)]
 pub(crate) struct CacheFile {
@@ -69,7 +80,7 @@ impl CacheFile {
         basis: &Basis,
         slots_max: u32,
         writing: bool,
-    ) -> io::Result<Option<(Self, Option<Vec<Held>>)>> {
+    ) -> io::Result<Option<(Self, Mark)>> {
         if writing {
             DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         } else if !dir.join(CLEAN).try_exists()? {
@@ -98,14 +109,15 @@ impl CacheFile {
             // Somebody has just removed the folder as unused.
             return Ok(None);
         }
-        let held = read_mark(dir, basis, slots_max);
+        let mark = read_mark(dir, basis, slots_max).unwrap_or(Mark::Missing);
+        let empty = !matches!(mark, Mark::Held(_));
         if writing {
             remove_mark(dir)?;
         }
         let blocks = open(BLOCKS)?;
         let bytes_max = u64::from(slots_max) * BLOCK_BYTES as u64;
-        if writing && (held.is_none() || blocks.metadata()?.len() > bytes_max) {
-            blocks.set_len(if held.is_none() { 0 } else { bytes_max })?;
+        if writing && (empty || blocks.metadata()?.len() > bytes_max) {
+            blocks.set_len(if empty { 0 } else { bytes_max })?;
         }
         let dir = dir.to_owned();
         let cache = Self {
@@ -113,7 +125,7 @@ impl CacheFile {
             blocks,
             _lock: lock,
         };
-        Ok(Some((cache, held)))
+        Ok(Some((cache, mark)))
     }
 
     /// The bytes of a block, if they are what was written there for it.
@@ -247,8 +259,8 @@ fn encode(basis: &Basis, held: &[Held]) -> Vec<u8> {
     bytes
 }
 
-/// What the mark says, if it is whole and speaks of `basis`.
-fn read_mark(dir: &Path, basis: &Basis, slots_max: u32) -> Option<Vec<Held>> {
+/// What the mark says, if it is there and whole.
+fn read_mark(dir: &Path, basis: &Basis, slots_max: u32) -> Option<Mark> {
     // Made by a cache with twice this bound at most; a longer one is not worth its memory.
     let bytes_max = HEAD_BYTES as u64 + 2 * u64::from(slots_max) * ENTRY_BYTES as u64 + 8;
     let file = not_following().read(true).open(dir.join(CLEAN)).ok()?;
@@ -260,7 +272,7 @@ fn read_mark(dir: &Path, basis: &Basis, slots_max: u32) -> Option<Vec<Held>> {
     decode(&bytes, basis)
 }
 
-fn decode(bytes: &[u8], basis: &Basis) -> Option<Vec<Held>> {
+fn decode(bytes: &[u8], basis: &Basis) -> Option<Mark> {
     let (body, digest) = bytes.split_last_chunk::<8>()?;
     if body.len() < HEAD_BYTES || digest_of(0, body).to_le_bytes() != *digest {
         return None;
@@ -269,8 +281,12 @@ fn decode(bytes: &[u8], basis: &Basis) -> Option<Vec<Held>> {
     let expected = encode(basis, &[]);
     let same = head[..HEAD_BYTES - 8] == expected[..HEAD_BYTES - 8];
     let count = u64::from_le_bytes(*head.last_chunk()?);
-    if !same || entries.len() as u64 != count.checked_mul(ENTRY_BYTES as u64)? {
+    let ours = head.starts_with(MAGIC);
+    if !ours || entries.len() as u64 != count.checked_mul(ENTRY_BYTES as u64)? {
         return None;
+    }
+    if !same {
+        return Some(Mark::Outdated);
     }
     let mut held = Vec::new();
     for entry in entries.chunks_exact(ENTRY_BYTES) {
@@ -286,7 +302,7 @@ fn decode(bytes: &[u8], basis: &Basis) -> Option<Vec<Held>> {
             kept: kept != [0; 4],
         });
     }
-    Some(held)
+    Some(Mark::Held(held))
 }
 
 #[cfg(test)]
@@ -329,7 +345,11 @@ mod tests {
                 body.extend_from_slice(&slot.to_le_bytes());
                 body.extend_from_slice(&kept.to_le_bytes());
             }
-            let held = decode(&sealed(body.clone()), &basis()).expect("it is whole");
+            let Some(Mark::Held(held)) = decode(&sealed(body.clone()), &basis()) else {
+                panic!("it is whole");
+            };
+            let later = Basis { modified_s: 8, ..basis() };
+            prop_assert_eq!(decode(&sealed(body.clone()), &later), Some(Mark::Outdated));
             prop_assert_eq!(held.len(), entries.len());
             // Whatever is taken over keeps what a cache holds to: no slot for two blocks.
             if let Some(slots) = Slots::restored(40, &held) {

@@ -231,6 +231,15 @@ impl Volume {
         self.engine.flush(flush)
     }
 
+    /// Whether the persistent cache was of another state of the container than the one that was
+    /// opened: since this machine's last clean close somebody else has written to the file. Nothing
+    /// of it is used then.
+    #[must_use]
+    pub fn cache_was_outdated(&self) -> bool {
+        let state = self.engine.state();
+        state.cache.as_ref().is_some_and(Cache::was_outdated)
+    }
+
     /// What was done and is held now.
     #[must_use]
     pub fn stats(&self) -> VolumeStats {

@@ -238,6 +238,25 @@ fn without_a_clean_close_nothing_is_used_again() {
 }
 
 #[test]
+fn a_container_that_others_wrote_to_outdates_the_cache_and_that_is_told_once() {
+    let (server, dir) = (Server::new(), tempfile::tempdir().unwrap());
+    filled(&server, dir.path());
+    let reader = server.reader(dir.path());
+    assert!(!reader.cache_was_outdated());
+    drop(reader);
+    // As stock tools do it: a mount writes the super block.
+    server.put(0, 8);
+    let reader = server.reader(dir.path());
+    assert!(reader.cache_was_outdated());
+    drop(reader);
+    let writer = server.volume(dir.path(), BLOCKS * BLOCK * 4);
+    assert!(writer.cache_was_outdated());
+    writer.close().unwrap();
+    let writer = server.volume(dir.path(), BLOCKS * BLOCK * 4);
+    assert!(!writer.cache_was_outdated());
+}
+
+#[test]
 fn a_session_without_the_cache_outdates_it() {
     let (server, dir) = (Server::new(), tempfile::tempdir().unwrap());
     filled(&server, dir.path());

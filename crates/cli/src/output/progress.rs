@@ -331,6 +331,13 @@ fn notice_text(notice: &Notice) -> (String, bool) {
             ),
             true,
         ),
+        Notice::CacheOutdated => (
+            "the container was changed since this machine's last session (by stock tools, another \
+             machine, or a change of keys): the local cache is outdated and not used, all is read \
+             anew"
+                .to_owned(),
+            false,
+        ),
         Notice::ServerSpaceLow { available_bytes } => (
             format!(
                 "only {} are left on the server",

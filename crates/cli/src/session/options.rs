@@ -235,6 +235,9 @@ pub enum Notice {
         /// Whose it is.
         holder: String,
     },
+    /// The container was written to since this machine last closed it; nothing that was kept of it
+    /// here is used.
+    CacheOutdated,
     /// Little space is left on the server.
     ServerSpaceLow {
         /// What this account may still write.

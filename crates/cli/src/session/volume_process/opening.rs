@@ -409,6 +409,9 @@ fn unlock(
     }
     hold.learn(pins.clone(), file_bytes);
     let volume = open_volume(start, hold, looked.file, payload)?;
+    if volume.cache_was_outdated() {
+        say.notice(Notice::CacheOutdated);
+    }
     stop.reaches(&volume);
     Ok(Opened {
         hold: Arc::clone(hold),
