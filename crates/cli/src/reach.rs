@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::io;
 use std::sync::Arc;
 
-use sprat_luks::{Header, HeaderRead};
+use sprat_luks::{AnyHeader, Header, HeaderRead, LuksError, OpenedBy};
 use sprat_store::{
     LocalStore, ReadClass, SftpOptions, SftpStore, SshTarget, Store, StoreError, StoreFile,
 };
@@ -36,6 +36,12 @@ pub(crate) fn connect(
 /// Loads a container's header; no key is needed for that.
 pub(crate) fn header(file: &dyn StoreFile) -> Result<Header, Failure> {
     Ok(Header::load(&HeaderBytes(file))?)
+}
+
+/// The same as the kernel's dm-crypt opens it; and why user mode doesn't, where it doesn't.
+pub(crate) fn any_header(file: &dyn StoreFile) -> Result<(AnyHeader, Option<LuksError>), Failure> {
+    let header = AnyHeader::load(&HeaderBytes(file), OpenedBy::Kernel)?;
+    Ok((header, Header::load(&HeaderBytes(file)).err()))
 }
 
 /// A container's header as `luks` reads it.

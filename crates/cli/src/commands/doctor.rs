@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use serde::Serialize;
 use serde_json::json;
 use sprat_attach::{Verdict, check_host};
+use sprat_luks::Copies;
 use sprat_store::{Access, FileName, Store, StoreError, lock};
 
 use super::context::{Context, Resolved};
@@ -329,7 +330,7 @@ fn container(context: &Context, resolved: &Resolved, store: &dyn Store) -> Findi
         Err(error) => return Finding::failed(what, &Failure::from(error)),
     };
     let checked = (|| {
-        let header = reach::header(&*file)?;
+        let (header, kernel_only) = reach::any_header(&*file)?;
         let state_dir = context.environment.absolute(&context.global.state_dir);
         let fingerprint = context.global.fingerprint.as_deref();
         let known = match pinned::policy(&state_dir, &resolved.target, fingerprint)? {
@@ -343,17 +344,29 @@ fn container(context: &Context, resolved: &Resolved, store: &dyn Store) -> Findi
             }
             PinPolicy::TrustOnce => "not pinned here yet",
         };
-        Ok::<_, Failure>((header, known))
+        Ok::<_, Failure>((header, known, kernel_only))
     })();
     match checked {
         Err(failure) => Finding::failed(what, &failure),
-        Ok((header, known)) => {
-            let fingerprint = header.pins().fingerprint();
+        Ok((header, known, kernel_only)) => {
+            let pins = header.pins();
+            let kind = if header.copies().is_some() {
+                "LUKS2"
+            } else {
+                "LUKS1"
+            };
             let detail = format!(
-                "LUKS2, UUID {}, fingerprint {fingerprint}, {known}",
-                header.uuid()
+                "{kind}, UUID {}, fingerprint {}, {known}",
+                pins.uuid,
+                pins.fingerprint()
             );
-            if header.copies().both_good() {
+            if let Some(why) = kernel_only {
+                return Finding::new(what, State::Weak, format!("{detail}; {why}")).hint(
+                    "use it where the line \"dm-crypt\" above says that kernel mode works, without \
+                     --mode user",
+                );
+            }
+            if header.copies().is_none_or(Copies::both_good) {
                 return Finding::new(what, State::Fine, detail);
             }
             Finding::new(
