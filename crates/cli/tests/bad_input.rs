@@ -4,7 +4,7 @@
 
 mod machine;
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::os::unix::fs::FileExt;
 
 use insta::assert_snapshot;
@@ -231,10 +231,7 @@ fn file_that_is_no_container() {
 fn truncated_container() {
     requires!(needs::root());
     let machine = Machine::with_container();
-    let file = OpenOptions::new()
-        .write(true)
-        .open(machine.path(CONTAINER))
-        .unwrap();
+    let file = machine.container_file();
     file.set_len(300 << 20).unwrap();
     assert_snapshot!(machine.sprat(&["snapshots", CONTAINER]).failed_with(13), @r"
     exit 13
@@ -257,10 +254,7 @@ fn truncated_container() {
 fn one_damaged_header_copy_is_told_and_two_are_refused() {
     requires!(needs::root());
     let machine = Machine::with_container();
-    let file = OpenOptions::new()
-        .write(true)
-        .open(machine.path(CONTAINER))
-        .unwrap();
+    let file = machine.container_file();
     file.write_all_at(&[0xff; 64], 4096).unwrap();
     let ran = machine.backup(&[]);
     assert_eq!(ran.code, 0, "{}", ran.whole());
@@ -297,10 +291,7 @@ fn swapped_header_is_refused_and_a_fingerprint_too() {
     let mut other = vec![0; 1 << 20];
     let from = fs::File::open(machine.path("store/other.luks")).unwrap();
     from.read_exact_at(&mut other, 0).unwrap();
-    let to = OpenOptions::new()
-        .write(true)
-        .open(machine.path(CONTAINER))
-        .unwrap();
+    let to = machine.container_file();
     to.write_all_at(&other, 0).unwrap();
     let text = machine.sprat(&["snapshots", CONTAINER]).failed_with(13);
     let first = text

@@ -6,26 +6,13 @@
 mod machine;
 
 use std::fs;
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
 use insta::assert_snapshot;
-use machine::{CONTAINER, Machine, Tmpfs};
+use machine::{CONTAINER, Machine, Tmpfs, noise};
 use rustix::process::{Pid, Signal, kill_process};
 use sprat_testkit::{needs, requires};
-
-/// Bytes that no compression or sparse file makes small.
-fn noise(bytes: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed | 1;
-    let mut noise = Vec::with_capacity(bytes);
-    while noise.len() < bytes {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        noise.extend_from_slice(&state.to_le_bytes());
-    }
-    noise
-}
 
 /// The figures in a message, which depend on the machine, as `#`.
 fn without_numbers(text: &str) -> String {
@@ -170,6 +157,19 @@ fn dirty_journal_on_a_full_and_read_only_disk_still_restores() {
     machine.restores_whole(&[]);
 }
 
+/// Runs a command, and so much later sends it SIGINT or, every other round, SIGTERM.
+fn interrupted(machine: &Machine, arguments: &[&str], wait_ms: u64, round: usize) -> Output {
+    let mut command = machine.command();
+    command.args(arguments);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(wait_ms));
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    let signal = [Signal::INT, Signal::TERM][round % 2];
+    kill_process(pid, signal).unwrap();
+    child.wait_with_output().unwrap()
+}
+
 #[test]
 fn interrupt_at_any_moment_ends_in_order_with_130() {
     requires!(needs::root());
@@ -181,22 +181,8 @@ fn interrupt_at_any_moment_ends_in_order_with_130() {
         .enumerate()
     {
         machine.write("src/large", noise(24 << 20, 100 + round as u64));
-        let child = machine
-            .command()
-            .args(["backup", CONTAINER, "--name", "home", "src"])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        std::thread::sleep(Duration::from_millis(wait_ms));
-        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
-        let signal = if round % 2 == 0 {
-            Signal::INT
-        } else {
-            Signal::TERM
-        };
-        kill_process(pid, signal).unwrap();
-        let ended = child.wait_with_output().unwrap();
+        let backup = ["backup", CONTAINER, "--name", "home", "src"];
+        let ended = interrupted(&machine, &backup, wait_ms, round);
         let said = String::from_utf8_lossy(&ended.stderr).into_owned();
         // Before sprat handles signals the signal itself ends it; after the last file it is done.
         let code = ended.status.code();
@@ -219,22 +205,8 @@ fn interrupted_init_leaves_no_container() {
     requires!(needs::root());
     let machine = Machine::new();
     for (round, wait_ms) in [5, 20, 40, 60, 90, 130].into_iter().enumerate() {
-        let child = machine
-            .command()
-            .args(["init", CONTAINER, "--size", "1T", "--cheap-kdf-for-tests"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        std::thread::sleep(Duration::from_millis(wait_ms));
-        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
-        let signal = if round % 2 == 0 {
-            Signal::INT
-        } else {
-            Signal::TERM
-        };
-        kill_process(pid, signal).unwrap();
-        let ended = child.wait_with_output().unwrap();
+        let init = ["init", CONTAINER, "--size", "1T", "--cheap-kdf-for-tests"];
+        let ended = interrupted(&machine, &init, wait_ms, round);
         machine.nothing_is_left();
         let left = fs::read_dir(machine.path("store")).unwrap().count();
         match ended.status.code() {

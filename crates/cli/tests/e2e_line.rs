@@ -47,7 +47,8 @@ fn backup_under_way(stage: &Stage, source: &Path, quick: &[&str]) -> Running {
     let told = ["--json", "--progress-interval", "0.02"];
     let mut running = Running::start(sprat(stage, quick, &told).args(arguments));
     assert!(running.until(LIMIT, "bytes in flight", |seen| {
-        seen.phase == "working" && seen.unsynced_bytes >= 1 << 20
+        // Not more: on a busy machine the line carries off what rsync writes as fast as it does.
+        seen.phase == "working" && seen.unsynced_bytes >= 256 << 10
     }));
     running
 }

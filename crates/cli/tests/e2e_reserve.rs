@@ -9,22 +9,9 @@ use std::io::Write;
 use std::path::Path;
 
 use machine::remote::Remote;
-use machine::{Machine, Tmpfs};
+use machine::{Machine, Tmpfs, noise};
 use sprat_testkit::sshd::{self, SshdOptions};
 use sprat_testkit::{needs, requires};
-
-/// Bytes that no compression makes small.
-fn noise(bytes: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed | 1;
-    let mut noise = Vec::with_capacity(bytes);
-    while noise.len() < bytes {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        noise.extend_from_slice(&state.to_le_bytes());
-    }
-    noise
-}
 
 /// Takes all that is free.
 fn fill(folder: &Path) {

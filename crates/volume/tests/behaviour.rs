@@ -26,6 +26,15 @@ fn open(disk: &CrashDisk, options: VolumeOptions) -> (Arc<TestSession>, Arc<Volu
     (session, Arc::new(volume.unwrap()))
 }
 
+/// The same with a quiet time after a lost line.
+fn open_quiet(disk: &CrashDisk, quiet_time: Duration) -> (Arc<TestSession>, Arc<Volume>) {
+    let options = VolumeOptions {
+        quiet_time,
+        ..tiny()
+    };
+    open(disk, options)
+}
+
 fn at(block: usize) -> u64 {
     (block * BLOCK) as u64
 }
@@ -425,13 +434,7 @@ fn newer_bytes_of_a_suspect_wait_for_the_quiet_time_and_the_same_bytes_do_not() 
     within(LIMIT, || {
         let disk = kind_disk();
         let quiet_time = Duration::from_millis(1500);
-        let (session, volume) = open(
-            &disk,
-            VolumeOptions {
-                quiet_time,
-                ..tiny()
-            },
-        );
+        let (session, volume) = open_quiet(&disk, quiet_time);
         let begun = Instant::now();
         lose_a_write(&session, &disk, &volume, 1);
         volume.flush(Flush::Durable).unwrap();
@@ -458,13 +461,7 @@ fn newer_bytes_of_a_suspect_do_not_wait_where_the_old_server_is_known_dead() {
     within(LIMIT, || {
         let disk = kind_disk();
         let quiet_time = Duration::from_secs(1000);
-        let (session, volume) = open(
-            &disk,
-            VolumeOptions {
-                quiet_time,
-                ..tiny()
-            },
-        );
+        let (session, volume) = open_quiet(&disk, quiet_time);
         session.server_dead.store(true, Ordering::SeqCst);
         lose_a_write(&session, &disk, &volume, 1);
         volume.write_at(0, &stamped(2)).unwrap();
@@ -478,13 +475,7 @@ fn close_waits_for_the_quiet_time_and_reads_suspects_back() {
     within(LIMIT, || {
         let disk = kind_disk();
         let quiet_time = Duration::from_millis(200);
-        let (session, volume) = open(
-            &disk,
-            VolumeOptions {
-                quiet_time,
-                ..tiny()
-            },
-        );
+        let (session, volume) = open_quiet(&disk, quiet_time);
         let begun = Instant::now();
         lose_a_write(&session, &disk, &volume, 1);
         volume.flush(Flush::Durable).unwrap();
@@ -510,13 +501,7 @@ fn what_an_old_server_wrote_late_is_never_read_nor_kept_for_later_reads() {
     within(LIMIT, || {
         let disk = kind_disk();
         let quiet_time = Duration::from_millis(300);
-        let (session, volume) = open(
-            &disk,
-            VolumeOptions {
-                quiet_time,
-                ..tiny()
-            },
-        );
+        let (session, volume) = open_quiet(&disk, quiet_time);
         lose_a_write(&session, &disk, &volume, 1);
         volume.flush(Flush::Durable).unwrap();
         disk.connect().write_at(0, &stamped(99)).unwrap();

@@ -139,6 +139,20 @@ impl Ran {
     }
 }
 
+/// Bytes that no compression or sparse file makes small.
+pub fn noise(bytes: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut noise = Vec::with_capacity(bytes);
+    while noise.len() < bytes {
+        // xorshift64: Marsaglia, "Xorshift RNGs".
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        noise.extend_from_slice(&state.to_le_bytes());
+    }
+    noise
+}
+
 /// The container that most tests use, as an argument.
 pub const CONTAINER: &str = "store/x.luks";
 
@@ -164,6 +178,13 @@ impl Machine {
             .as_str()
             .unwrap()
             .to_owned()
+    }
+
+    /// The container as it lies on the disk, to be harmed.
+    pub fn container_file(&self) -> fs::File {
+        let mut options = fs::File::options();
+        options.read(true).write(true);
+        options.open(self.path(CONTAINER)).unwrap()
     }
 
     /// Backs `src` up as job `home`, into the container.
