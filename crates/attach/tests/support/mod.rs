@@ -8,6 +8,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use sprat_testkit::leftovers::{contains, loops_of, mounts_of};
 use tempfile::TempDir;
 
 /// Whether the tests can run here; says why not. With `CI` set they must.
@@ -72,6 +73,7 @@ impl Place {
     pub fn remains(&self) -> Vec<String> {
         let tag = self.folder.path().as_os_str().as_bytes();
         let mut remains = loops_of(self.len_bytes);
+        remains.extend(mounts_of(tag));
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let pid = entry.file_name().to_string_lossy().into_owned();
             if !pid.bytes().all(|b| b.is_ascii_digit()) || pid == std::process::id().to_string() {
@@ -83,14 +85,6 @@ impl Place {
                 let state = status.rsplit(") ").next().unwrap_or("?").chars().next();
                 remains.push(format!("process {pid} in state {state:?}"));
             }
-            let mounts = fs::read(entry.path().join("mountinfo")).unwrap_or_default();
-            if contains(&mounts, tag) {
-                remains.push(format!("mount in the eyes of {pid}"));
-            }
-        }
-        let ours = fs::read("/proc/self/mountinfo").unwrap();
-        if contains(&ours, tag) {
-            remains.push("mount here".into());
         }
         remains
     }
@@ -124,25 +118,6 @@ impl Place {
             String::from_utf8_lossy(&output.stdout)
         );
     }
-}
-
-fn loops_of(len_bytes: u64) -> Vec<String> {
-    let sectors = (len_bytes / 512).to_string();
-    fs::read_dir("/sys/block")
-        .unwrap()
-        .flatten()
-        .filter(|entry| entry.path().join("loop").exists())
-        .filter(|entry| {
-            fs::read_to_string(entry.path().join("size")).is_ok_and(|s| s.trim() == sectors)
-        })
-        .map(|entry| format!("loop device {}", entry.file_name().to_string_lossy()))
-        .collect()
-}
-
-fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    haystack
-        .windows(needle.len())
-        .any(|window| window == needle)
 }
 
 /// Runs a command that must work.

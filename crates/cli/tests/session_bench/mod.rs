@@ -24,6 +24,8 @@ use sprat::target::Target;
 use sprat::{Exit, Failure};
 use sprat_luks::{Secret, SlotKind};
 use sprat_snapshot::{JobName, RestoreSpec, SnapshotReport, SnapshotSpec};
+pub use sprat_testkit::leftovers::contains;
+use sprat_testkit::leftovers::{loops_of, mounts_of, parent};
 use sprat_testkit::needs;
 use sprat_testkit::sshd::{self, Sshd, SshdOptions};
 use tempfile::TempDir;
@@ -311,20 +313,9 @@ impl Bench {
                 format!("{role} {pid} in state {state:?}")
             })
             .collect();
-        for entry in fs::read_dir("/proc").unwrap().flatten() {
-            let mounts = fs::read(entry.path().join("mountinfo")).unwrap_or_default();
-            if contains(&mounts, tag) {
-                remains.push(format!("mount in the eyes of {:?}", entry.file_name()));
-            }
-        }
-        for entry in fs::read_dir("/sys/block").unwrap().flatten() {
-            let size = fs::read_to_string(entry.path().join("size")).unwrap_or_default();
-            let bytes = size.trim().parse::<u64>().unwrap_or(0) * 512;
-            // The volume is the container without its header.
-            if bytes == self.size_bytes / 4096 * 4096 - (16 << 20) {
-                remains.push(format!("loop device {:?}", entry.file_name()));
-            }
-        }
+        remains.extend(mounts_of(tag));
+        // The volume is the container without its header.
+        remains.extend(loops_of(self.size_bytes / 4096 * 4096 - (16 << 20)));
         remains
     }
 
@@ -419,17 +410,6 @@ impl Drop for Bench {
     }
 }
 
-/// The parent of a process (proc(5): fields are counted after the last parenthesis).
-fn parent(pid: i32) -> Option<i32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?
-        .1
-        .split_whitespace()
-        .nth(1)?
-        .parse()
-        .ok()
-}
-
 fn allocated(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |file| file.blocks() * 512)
 }
@@ -446,12 +426,6 @@ pub fn job() -> JobName {
 
 pub fn never() -> Interrupt {
     Interrupt::never().unwrap()
-}
-
-pub fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    haystack
-        .windows(needle.len())
-        .any(|window| window == needle)
 }
 
 /// What is done at each progress.

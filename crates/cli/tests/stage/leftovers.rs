@@ -4,19 +4,8 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// Loop devices of `len_bytes`: the file's name says nothing, every volume's is the same.
-fn loops_of(len_bytes: u64) -> Vec<String> {
-    let devices = fs::read_dir("/sys/block").into_iter().flatten().flatten();
-    let is_ours = |device: &fs::DirEntry| {
-        let read = |name: &str| fs::read_to_string(device.path().join(name)).ok();
-        let sectors = read("size").and_then(|size| size.trim().parse().ok());
-        read("loop/backing_file").is_some() && sectors == Some(len_bytes / 512)
-    };
-    let names = devices.filter(is_ours).map(|device| device.file_name());
-    names
-        .map(|name| format!("/dev/{}", name.to_string_lossy()))
-        .collect()
-}
+pub use sprat_testkit::leftovers::contains;
+use sprat_testkit::leftovers::{loops_of, mounts_of, parent};
 
 /// The processes of `stage`, with the words of their command lines, oldest first: those that
 /// inherited the session's environment, which names the stage's state folder; those that were told
@@ -46,7 +35,7 @@ pub fn processes(stage: &Path) -> Vec<(i32, Vec<String>)> {
         let words: Vec<_> = words
             .map(|word| String::from_utf8_lossy(word).into_owned())
             .collect();
-        let parent = parent(&file("stat"));
+        let parent = parent(pid).unwrap_or(0);
         if ours {
             found.push((pid, words));
         } else {
@@ -64,14 +53,6 @@ pub fn processes(stage: &Path) -> Vec<(i32, Vec<String>)> {
     found
 }
 
-/// The parent in a process's `stat` (proc(5): the name before it may hold blanks and parentheses).
-fn parent(stat: &[u8]) -> i32 {
-    let stat = String::from_utf8_lossy(stat);
-    let behind_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let parent = behind_name.split_whitespace().nth(1);
-    parent.and_then(|pid| pid.parse().ok()).unwrap_or(0)
-}
-
 /// One line for each thing that belongs to `stage`, with its volume of `volume_bytes`, and is still
 /// there.
 pub fn of(stage: &Path, volume_bytes: u64) -> Vec<String> {
@@ -79,36 +60,7 @@ pub fn of(stage: &Path, volume_bytes: u64) -> Vec<String> {
     let mut left: Vec<_> = running
         .map(|(pid, words)| format!("process {pid}: {}", words.join(" ")))
         .collect();
-    let marker = stage.as_os_str().as_bytes();
-    for entry in fs::read_dir("/proc").expect("/proc").flatten() {
-        // A mount in a namespace that some process still holds, as that process sees it.
-        let mounts = fs::read(entry.path().join("mountinfo")).unwrap_or_default();
-        for mount in mounts
-            .split(|byte| *byte == b'\n')
-            .filter(|mount| contains(mount, marker))
-        {
-            let pid = entry.file_name().to_string_lossy().into_owned();
-            left.push(format!(
-                "mount of {pid}: {}",
-                String::from_utf8_lossy(mount)
-            ));
-        }
-    }
+    left.extend(mounts_of(stage.as_os_str().as_bytes()));
     left.extend(loops_of(volume_bytes));
     left
-}
-
-/// Whether `bytes` hold `marker` somewhere.
-pub fn contains(bytes: &[u8], marker: &[u8]) -> bool {
-    let Some(first) = marker.first() else {
-        return true;
-    };
-    let mut rest = bytes;
-    while let Some(at) = rest.iter().position(|byte| byte == first) {
-        if rest[at..].starts_with(marker) {
-            return true;
-        }
-        rest = &rest[at + 1..];
-    }
-    false
 }
