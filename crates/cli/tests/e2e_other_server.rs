@@ -1,7 +1,11 @@
 //! A container's life on a server that is not OpenSSH, has no shell, opens no folder, tells no
 //! limits and copies nothing by itself: a plain SFTP account is enough.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test fails by a panic, and tells what ran"
+)]
 
 mod stage;
 
