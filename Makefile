@@ -16,11 +16,11 @@ install: ## the release binary into /usr/local/bin, as root or through sudo
 try: ## back up a real folder and get it back: [DIR=/usr/share/doc]; leaves nothing behind
 	@scripts/try "$(DIR)"
 
-test: ## every test (needs root or sudo; installs what is missing)
+test: ## every test, those in the VM too (needs root or sudo; installs what is missing)
 	@scripts/test
 
-test-vm: ## all tests in a VM, on a real kernel with dm-crypt, and only those (many minutes)
-	@SPRAT_TEST_VM=1 scripts/test --no-capture -E 'binary(/^vm_/)'
+test-vm: ## only the tests in a VM, on a real kernel with dm-crypt
+	@scripts/test --no-capture -E 'binary(/^vm_/)'
 
 vm-shell: ## a shell in a rescue system on a real kernel (a VM; needs no KVM): [WITH=folder to lay over its root]
 	@scripts/install vm

@@ -17,7 +17,7 @@ use sprat_testkit::needs;
 use crate::stage::{self, SPRAT, Stage, run_within, shown};
 
 /// A name that only the ssh configuration (here) and /etc/hosts (in the guest) can resolve.
-const SERVER: &str = "backup.example";
+pub const SERVER: &str = "backup.example";
 
 fn repository() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -37,17 +37,6 @@ pub fn tool(name: &str) -> Command {
         .env("CARGO_TARGET_DIR", target_folder())
         .stdin(Stdio::null());
     command
-}
-
-/// Whether nobody asked for the tests in the VM: each takes minutes, without KVM on a busy machine many.
-#[expect(clippy::print_stderr, reason = "a skipped test says why")]
-pub fn not_asked_for() -> bool {
-    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    let asked = set("SPRAT_TEST_VM") || set("SPRAT_TORTURE_ROUNDS");
-    if !asked {
-        eprintln!("NOT RUN: the tests in the VM run with `make test-vm` and `make torture`");
-    }
-    !asked
 }
 
 /// What is missing on this machine for the VM; makes its image if it isn't there.
@@ -133,6 +122,7 @@ impl Owner {
             .env("SPRAT_STATE_DIR", self.path("state"))
             .env("SPRAT_RESERVE_BYTES", "0")
             .env("SPRAT_RUNTIME_DIR", self.path("run"))
+            .env("SPRAT_CACHE_DIR", self.path("cache"))
             .arg("--config")
             .arg(self.path("sprat.toml"))
             .args(arguments)
@@ -149,12 +139,31 @@ impl Owner {
     }
 
     /// Makes a container; returns the sheet as it was printed.
-    pub fn init(&self, name: &str, more: &[&str]) -> Sheet {
-        let output = self.ok(&[more, &["init", name, "--size", "2G"]].concat());
+    pub fn init(&mut self, name: &str) -> Sheet {
+        let size = self.0.choose_size(2).to_string();
+        self.sheet(name, &["init", name, "--size", &size])
+    }
+
+    /// Runs a command that prints a sheet.
+    pub fn sheet(&self, name: &str, arguments: &[&str]) -> Sheet {
+        let output = self.ok(arguments);
         Sheet {
             container: name.to_owned(),
             text: String::from_utf8(output.stdout).expect("a sheet is text"),
         }
+    }
+
+    /// Where the server keeps a container as it was in some state.
+    pub fn state(&self, state: &str) -> PathBuf {
+        self.path("states").join(format!("{state}.luks"))
+    }
+
+    /// Keeps the container as it is now; the guest will find it so in its place.
+    pub fn keep_state(&self, name: &str, state: &str) {
+        let (from, to) = (self.container(name), self.state(state));
+        fs::create_dir_all(self.path("states")).expect("a folder");
+        let words = [from, to].map(|path| path.display().to_string());
+        stage::system("cp", &["--sparse=always", &words[0], &words[1]]);
     }
 
     /// Runs the container's job.
@@ -215,7 +224,8 @@ impl Sheet {
         }
     }
 
-    fn recovery_key(&self) -> &str {
+    /// The key that is typed at the prompt.
+    pub fn recovery_key(&self) -> &str {
         let line = self
             .text
             .lines()
@@ -242,9 +252,10 @@ pub struct Guest<'o> {
 impl<'o> Guest<'o> {
     /// Gives it the ssh key, the server's host key, and its name's address.
     pub fn new(owner: &'o Owner) -> Self {
+        let states = owner.path("states").display().to_string();
         let guest = Self {
             owner,
-            script: PRELUDE.to_owned(),
+            script: format!("states={states}\n{PRELUDE}"),
             snapshots: Vec::new(),
         };
         guest::give_keys(owner);
@@ -263,40 +274,56 @@ impl<'o> Guest<'o> {
         output.stdout
     }
 
-    /// The container's latest snapshot holds what the source holds now.
-    pub fn expect_latest(&self, container: &str) {
+    /// In that state the container's latest snapshot holds what the source holds now.
+    pub fn expect_latest(&self, state: &str) {
         self.give(
-            &format!("expected/{container}"),
+            &format!("expected/{state}"),
             self.listing(&["links"]),
             0o600,
         );
     }
 
+    /// Nothing has changed since another state was kept.
+    pub fn expect_as_in(&self, before: &str, state: &str) {
+        let path = |state: &str| self.owner.path("overlay/expected").join(state);
+        fs::copy(path(before), path(state)).expect("the former is expected");
+    }
+
     /// The same for the snapshot just made, which is looked at in its place.
-    pub fn expect_snapshot(&mut self, container: &str) {
-        self.snapshots.push(container.to_owned());
-        let number = self
-            .snapshots
-            .iter()
-            .filter(|name| *name == container)
-            .count();
-        let path = format!("expected/{container}.{number}");
+    pub fn expect_snapshot(&mut self, state: &str) {
+        self.snapshots.push(state.to_owned());
+        let number = self.snapshots.iter().filter(|its| *its == state).count();
+        let path = format!("expected/{state}.{number}");
         // In its place a file has the names of other snapshots, too.
         self.give(&path, self.listing(&[]), 0o600);
     }
 
-    /// Runs a sheet's commands, compares every file, and leaves it as the sheet says.
-    pub fn recover(&mut self, sheet: &Sheet, with: OpenWith, before_it_is_left: &str) {
-        self.begin(sheet, with);
+    /// Has the container in the state that was kept, runs a sheet's commands, compares every file,
+    /// and leaves it as the sheet says.
+    pub fn recover(&mut self, state: &str, sheet: &Sheet, with: OpenWith) {
+        self.recover_after("", state, sheet, with, "");
+    }
+
+    /// The same after commands of ours, and with more of them before the container is left.
+    pub fn recover_after(
+        &mut self,
+        first: &str,
+        state: &str,
+        sheet: &Sheet,
+        with: OpenWith,
+        before_it_is_left: &str,
+    ) {
+        self.begin(state, sheet, with);
+        let _ = writeln!(self.script, "{first}");
         let name = &sheet.container;
-        let snapshots = self.snapshots.iter().filter(|its| *its == name).count();
+        let snapshots = self.snapshots.iter().filter(|its| *its == state).count();
         for command in sheet.commands() {
             if command.starts_with("umount") {
                 let source = self.owner.source();
                 let _ = writeln!(
                     self.script,
-                    "compare /expected/{name} '/restore{}' links\n\
-                     compare_snapshots {name} {snapshots} '{}'\n{before_it_is_left}",
+                    "compare /expected/{state} '/restore{}' links\n\
+                     compare_snapshots {state} {name} {snapshots} '{}'\n{before_it_is_left}",
                     source.display(),
                     source.display(),
                 );
@@ -305,14 +332,16 @@ impl<'o> Guest<'o> {
         }
     }
 
-    fn begin(&mut self, sheet: &Sheet, with: OpenWith) {
+    fn begin(&mut self, state: &str, sheet: &Sheet, with: OpenWith) {
         let key = self.owner.key_file(&sheet.container);
         let path = key
             .strip_prefix("/")
             .expect("an absolute path")
             .to_string_lossy();
         self.give(&path, fs::read(&key).expect("init made it"), 0o600);
-        let _ = writeln!(self.script, "begin {} '{with:?}'", sheet.container);
+        let container = self.owner.container(&sheet.container);
+        let place = container.display();
+        let _ = writeln!(self.script, "begin {state} '{place}' '{with:?}'");
     }
 
     /// One command of the sheet; of the two ways to open the container, only the one chosen.
@@ -327,12 +356,6 @@ impl<'o> Guest<'o> {
         };
         let command = shlex::try_quote(command).expect("no NUL");
         let _ = writeln!(self.script, "type_it {command} '{typed}'");
-    }
-
-    /// The same with the key file, the volume being mounted for writing in between and `commands` run.
-    pub fn recover_writing(&mut self, sheet: &Sheet, commands: &str) {
-        let commands = format!("mount -o remount,rw \"$volume\"\n{commands}");
-        self.recover(sheet, OpenWith::KeyFile, &commands);
     }
 
     /// Boots it; fails the test unless everything came back.
@@ -350,9 +373,14 @@ impl<'o> Guest<'o> {
 const PRELUDE: &str = r#"
 set -eu -o pipefail
 volume=/mnt/sprat-volume
+# On the server the container's name now leads to the state that was kept; nothing is restored yet.
 begin() {
-    find /restore -mindepth 1 -delete
-    echo "== $SECONDS s: $1, $2"
+    ssh -n backup.example "ln -f '$states/$1.luks' '$2'"
+    umount /restore
+    mke2fs -q -F -t ext4 -E lazy_itable_init=1,lazy_journal_init=1,nodiscard /dev/vda
+    mount /dev/vda /restore
+    rmdir /restore/lost+found
+    echo "== $SECONDS s: $1, $3"
 }
 # A line as the sheet has it, and what is typed at its prompt.
 type_it() {
@@ -366,9 +394,9 @@ compare() {
 }
 compare_snapshots() {
     local number folder
-    for number in $(seq "$2"); do
-        folder=$(find "$volume/job-$1" -maxdepth 1 -name '20*Z' | sort | sed -n "${number}p")
-        compare "/expected/$1.$number" "$folder$3"
+    for number in $(seq "$3"); do
+        folder=$(find "$volume/job-$2" -maxdepth 1 -name '20*Z' | sort | sed -n "${number}p")
+        compare "/expected/$1.$number" "$folder$4"
     done
 }
 "#;
