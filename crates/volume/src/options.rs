@@ -73,6 +73,9 @@ pub struct VolumeOptions {
     /// The server's processes of that session can't write any more; else
     /// [`Volume::open`](crate::Volume::open) waits the quiet time first.
     pub suspects_quiet: bool,
+    /// No block of zeros is ever written, for what is written is ciphertext: a suspect that reads as
+    /// zeros is a hole, and stays one. On a full disk there is no room to fill holes.
+    pub zeros_are_holes: bool,
     /// The persistent cache; `None` only where there never is one for this container.
     pub cache: Option<CacheOptions>,
 }
@@ -94,6 +97,7 @@ impl Default for VolumeOptions {
             quiet_time: Duration::from_secs(60),
             suspects: Vec::new(),
             suspects_quiet: false,
+            zeros_are_holes: false,
             cache: None,
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! Its server process may still write what was under way. After the quiet time the blocks are
 //! read and what was read is written back durably: from then on they hold one value, also where
-//! the dead session's bytes were never synced.
+//! the dead session's bytes were never synced. Where only ciphertext is written, zeros are no bytes
+//! of anybody's: the dead session's never arrived, and the hole stays.
 
 use std::ops::Range;
 
@@ -33,6 +34,9 @@ fn write_anew(engine: &Engine, ranges: &[Range<u64>]) -> Result<(), VolumeError>
             let end = range.end.min(first + chunk);
             let blocks = engine.read(first..end)?;
             for (index, block) in (first..).zip(&blocks) {
+                if engine.options.zeros_are_holes && block.iter().all(|byte| *byte == 0) {
+                    continue;
+                }
                 engine.write(index, block)?;
                 engine.state().plan.add_settled_suspect(index, block);
             }

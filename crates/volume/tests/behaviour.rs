@@ -548,6 +548,25 @@ fn suspects_of_a_dead_session_are_waited_for_and_settled_at_open() {
 }
 
 #[test]
+fn suspects_that_never_arrived_stay_holes_where_only_ciphertext_is_written() {
+    within(LIMIT, || {
+        let disk = kind_disk();
+        disk.connect().write_at(0, &stamped(5)).unwrap();
+        let options = VolumeOptions {
+            suspects: std::iter::once(at(0)..at(100)).collect(),
+            suspects_quiet: true,
+            zeros_are_holes: true,
+            ..tiny()
+        };
+        let (session, volume) = open(&disk, options);
+        assert_eq!(stamp_of(&disk.durable()[..BLOCK]), 5);
+        assert_eq!(volume.stats().wire_written_bytes, BLOCK as u64);
+        volume.close().unwrap();
+        assert!(session.suspects().is_empty());
+    });
+}
+
+#[test]
 fn dropping_a_volume_leaves_no_thread_behind() {
     let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
     within(LIMIT, move || {

@@ -314,9 +314,11 @@ impl Machine {
             .map(|(pid, line)| format!("process {pid}: {line}"))
             .collect();
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-        let of_ours = mounts
-            .lines()
-            .filter(|line| line.contains(&own) && !line.starts_with("tmpfs"));
+        // The server's disk is the test's own.
+        let disk = format!(" {own}/store ");
+        let of_ours = mounts.lines().filter(|line| {
+            line.contains(&own) && !line.starts_with("tmpfs") && !line.contains(&disk)
+        });
         left.extend(of_ours.map(str::to_owned));
         left
     }

@@ -477,6 +477,7 @@ pub(super) fn open_volume(
                 quiet_time: Duration::from_millis(start.quiet_time_ms),
                 suspects: hold.record().suspects(),
                 suspects_quiet: true,
+                zeros_are_holes: true,
                 ..VolumeOptions::default()
             };
             Volume::open(file, geometry, session, options)?
