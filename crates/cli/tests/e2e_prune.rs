@@ -43,6 +43,11 @@ fn pruned_snapshots_are_gone_and_the_rest_comes_back() {
         "{}",
         ran.whole()
     );
+    assert!(
+        ran.stdout.contains("`sprat trim store/x.luks` gives"),
+        "{}",
+        ran.whole()
+    );
     let left = machine.sprat(&["snapshots", CONTAINER, "--json"]).json();
     assert_eq!(left["snapshots"].as_array().unwrap().len(), 1);
     machine.restores_whole(&[]);

@@ -49,11 +49,11 @@ pub(super) fn run(context: &Context, args: &PruneArgs) -> Result<Exit, Failure> 
     });
     context
         .output
-        .result(&table(&report, args.dry_run), &json)?;
+        .result(&table(&report, &args.target, args.dry_run), &json)?;
     Ok(Exit::Done)
 }
 
-fn table(report: &PruneReport, dry_run: bool) -> String {
+fn table(report: &PruneReport, target: &str, dry_run: bool) -> String {
     let mut rows = vec![["SNAPSHOT", "WHAT", "WHY"].map(str::to_owned).to_vec()];
     for pruned in &report.snapshots {
         let what = match (pruned.verdict.keep.is_empty(), dry_run) {
@@ -80,6 +80,11 @@ fn table(report: &PruneReport, dry_run: bool) -> String {
             text::counted(report.names_removed, "name", "names"),
             text::bytes(freed)
         ));
+        if freed > 0 {
+            said.push_str(&format!(
+                "`sprat trim {target}` gives the server back what the volume doesn't need\n"
+            ));
+        }
     }
     said
 }
