@@ -251,10 +251,7 @@ fn allocated(owner: &Owner) -> u64 {
 /// Every connection is cut twice while bytes are on their way; the backup ends well all the same.
 fn a_backup_with_lines_cut(owner: &Owner) {
     let before = allocated(owner);
-    let mut backup = owner
-        .sprat(&["--quiet-time", "1", "backup", "job-laptop"])
-        .spawn()
-        .unwrap();
+    let mut backup = owner.sprat(&["backup", "job-laptop"]).spawn().unwrap();
     for mebibytes in [3, 10] {
         while allocated(owner) < before + (mebibytes << 20) {
             assert!(

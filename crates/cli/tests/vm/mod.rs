@@ -123,7 +123,8 @@ impl Owner {
             .env("SPRAT_RESERVE_BYTES", "0")
             .env("SPRAT_RUNTIME_DIR", self.path("run"))
             .env("SPRAT_CACHE_DIR", self.path("cache"))
-            .arg("--config")
+            // No server's process outlives its line here; a minute is long.
+            .args(["--quiet-time", "1", "--config"])
             .arg(self.path("sprat.toml"))
             .args(arguments)
             .stdin(Stdio::null());
