@@ -24,6 +24,7 @@ impl WriteBack {
             run_blocks: 256,
             early_blocks: 256,
             behind_blocks: BUFFER_BLOCKS,
+            together_blocks: 0,
         });
         Self {
             plan,

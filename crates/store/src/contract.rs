@@ -205,6 +205,18 @@ pub trait StoreFile: Send + Sync {
             .try_for_each(|(offset, data)| self.write_at(*offset, data))
     }
 
+    /// Writes parts as [`StoreFile::write_parts_at`] does, which is the outer result, and then makes
+    /// them and what was answered before durable as [`StoreFile::flush`] does, which is the inner one.
+    /// Where the store knows that its server keeps the order, both take one round trip. After an
+    /// outer error some of the parts may be durable, and a flush may have failed, too.
+    fn write_parts_durably(
+        &self,
+        parts: &[(u64, &[u8])],
+    ) -> Result<Result<(), StoreError>, StoreError> {
+        self.write_parts_at(parts)?;
+        Ok(self.flush())
+    }
+
     /// Tells each range that may hold data, in order; outside of them the file reads as zeros.
     /// `Unsupported` where the store can't tell, which is the default.
     fn data_ranges(&self, _tell: &mut dyn FnMut(Range<u64>)) -> Result<(), StoreError> {

@@ -60,6 +60,7 @@ fn run_all(subject: &Subject<'_>) {
     a_read_only_handle_writes_nothing(subject);
     many_threads_at_once_see_their_own_bytes(subject);
     an_open_file_survives_its_name(subject);
+    parts_written_durably_are_read(subject);
     flushes_and_free_space_answer(subject);
     discard_reads_zeros_or_is_unsupported(subject);
     if let Some(folder) = subject.folder {
@@ -328,6 +329,19 @@ fn an_open_file_survives_its_name(subject: &Subject<'_>) {
     let mut read = vec![0; data.len()];
     file.read_at(0, &mut read, ReadClass::Ahead).unwrap();
     assert!(read == data);
+}
+
+fn parts_written_durably_are_read(subject: &Subject<'_>) {
+    let file = subject.store.create_new(&name("durable-parts")).unwrap();
+    let (first, second) = (noise(8, 300_000), noise(9, 5000));
+    file.write_at(1_000_000, b"before").unwrap();
+    let parts = [(0, &first[..]), (400_000, &second[..])];
+    file.write_parts_durably(&parts).unwrap().unwrap();
+    for (offset, expected) in [(0, &first[..]), (400_000, &second), (1_000_000, b"before")] {
+        let mut found = vec![0; expected.len()];
+        file.read_at(offset, &mut found, ReadClass::Demand).unwrap();
+        assert!(found == expected, "at {offset}");
+    }
 }
 
 fn flushes_and_free_space_answer(subject: &Subject<'_>) {

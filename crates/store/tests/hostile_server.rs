@@ -5,8 +5,8 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use sprat_store::sftp::Wire;
@@ -376,6 +376,128 @@ fn a_failed_flush_is_never_followed_by_a_good_one() {
     assert_eq!(file.flush().unwrap_err().kind(), StoreErrorKind::Failed);
     assert_eq!(file.flush().unwrap_err().kind(), StoreErrorKind::Failed);
     file.write_at(0, b"x").unwrap();
+    assert_eq!(file.flush().unwrap_err().kind(), StoreErrorKind::Failed);
+}
+
+/// What OpenSSH's sftp-server announces (`process_init`, sftp-server.c).
+const OPENSSH: [&str; 11] = [
+    "posix-rename@openssh.com",
+    "statvfs@openssh.com",
+    "fstatvfs@openssh.com",
+    "hardlink@openssh.com",
+    "fsync@openssh.com",
+    "lsetstat@openssh.com",
+    "limits@openssh.com",
+    "expand-path@openssh.com",
+    "copy-data",
+    "home-directory",
+    "users-groups-by-id@openssh.com",
+];
+
+/// A server whose greeting is given; it keeps back the answers to writes until an fsync comes,
+/// and gives them before or behind the fsync's. Returns the requests in order, too.
+fn keeping_writes_back(
+    names: &[&str],
+    behind: bool,
+    fsync_code: u32,
+) -> (Arc<dyn StoreFile>, Arc<Mutex<Vec<&'static str>>>) {
+    let mut words = vec![2, 0, 0, 0, 3];
+    for name in names {
+        let version: &[u8] = if name.contains("statvfs") { b"2" } else { b"1" };
+        words.extend([string(name.as_bytes()), string(version)].concat());
+    }
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let kept = Mutex::new(Vec::new());
+    let noting = Arc::clone(&seen);
+    let script = move |kind: u8, id: u32, rest: &[u8], stream: &mut UnixStream| {
+        let mut seen = noting.lock().unwrap();
+        if kind == WRITE {
+            seen.push("write");
+            kept.lock().unwrap().push(id);
+        } else if kind == EXTENDED && rest[4..].starts_with(b"fsync") {
+            seen.push("fsync");
+            let writes: Vec<u8> = kept
+                .lock()
+                .unwrap()
+                .drain(..)
+                .flat_map(|id| status(id, 0))
+                .collect();
+            let fsync = status(id, fsync_code);
+            let answers = if behind {
+                [fsync, writes]
+            } else {
+                [writes, fsync]
+            };
+            let _ = stream.write_all(&answers.concat());
+        } else if kind == EXTENDED && rest[4..].starts_with(b"limits") {
+            let _ = stream.write_all(&packet(201, id, &[&[0; 32]]));
+        } else {
+            return None;
+        }
+        Some(Next::Answered)
+    };
+    let store = connect_to(&framed(&words), script).unwrap();
+    let file = store.open(&FileName::new("x").unwrap(), Access::ReadWrite);
+    (file.unwrap(), seen)
+}
+
+const PARTS: [(u64, &[u8]); 2] = [(0, b"a"), (4096, b"b")];
+
+#[test]
+fn writes_and_their_fsync_go_out_together_where_the_server_keeps_the_order() {
+    let (file, seen) = keeping_writes_back(&OPENSSH, false, 0);
+    for _ in 0..2 {
+        file.write_parts_durably(&PARTS).unwrap().unwrap();
+    }
+    file.flush().unwrap();
+    let once = ["write", "write", "fsync"];
+    assert_eq!(
+        *seen.lock().unwrap(),
+        [once, once].concat(),
+        "none is left to flush"
+    );
+}
+
+#[test]
+fn an_fsync_that_overtakes_a_write_counts_for_nothing_and_none_is_sent_ahead_again() {
+    let (file, seen) = keeping_writes_back(&OPENSSH, true, 0);
+    file.write_parts_durably(&PARTS).unwrap().unwrap();
+    assert_eq!(*seen.lock().unwrap(), ["write", "write", "fsync", "fsync"]);
+    // From now on the fsync waits for the writes' answers, which this server never gives before.
+    let error = file.write_parts_durably(&PARTS).unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Disconnected);
+    assert_eq!(seen.lock().unwrap()[4..], ["write", "write"]);
+}
+
+#[test]
+fn no_fsync_is_sent_ahead_to_a_server_that_does_not_greet_as_openssh() {
+    let mut reversed = OPENSSH;
+    reversed.reverse();
+    let asyncssh_like = [&["vendor-id"], &OPENSSH[..]].concat();
+    for names in [
+        &reversed[..],
+        &asyncssh_like,
+        &OPENSSH[..10],
+        &["fsync@openssh.com"],
+    ] {
+        let (file, seen) = keeping_writes_back(names, false, 0);
+        let error = file.write_parts_durably(&PARTS).unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Disconnected, "{names:?}");
+        assert_eq!(*seen.lock().unwrap(), ["write", "write"], "{names:?}");
+    }
+}
+
+#[test]
+fn an_fsync_that_fails_behind_its_writes_is_a_failed_flush() {
+    let (file, _) = keeping_writes_back(&OPENSSH, false, 4);
+    let flushed = file.write_parts_durably(&PARTS).unwrap();
+    assert_eq!(flushed.unwrap_err().kind(), StoreErrorKind::Failed);
+    let flushed = file.write_parts_durably(&PARTS).unwrap();
+    assert_eq!(
+        flushed.unwrap_err().kind(),
+        StoreErrorKind::Failed,
+        "for ever"
+    );
     assert_eq!(file.flush().unwrap_err().kind(), StoreErrorKind::Failed);
 }
 

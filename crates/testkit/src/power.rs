@@ -1,7 +1,7 @@
 //! What a server's disk may hold when its power is cut at some moment of a recording.
 //!
-//! Sure is what an fsync covered: writes that were answered before it was asked for, on its own
-//! connection. Of everything else that was asked for, any part may be there or not, and a block of
+//! Sure is what an fsync covered: writes that were asked for before it, on its own connection, and
+//! answered before it was. The server is OpenSSH's, which does one request after another. Of everything else that was asked for, any part may be there or not, and a block of
 //! 4096 bytes may be torn between its sectors of 512, where asked for.
 
 use std::collections::BTreeMap;
@@ -104,7 +104,8 @@ impl Power {
                 // Counts where an fsync is asked for after it.
                 Op::Answered { .. } => {}
                 Op::Synced { connection, before } => {
-                    let answered = answered_before(log, *before, self.unsure.first());
+                    let mut answered = answered_before(log, index, self.unsure.first());
+                    answered.retain(|write| write < before);
                     self.sync(&sure, *connection, &answered)?;
                 }
                 Op::PowerCut => self.unsure.clear(),
@@ -271,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn an_fsync_covers_what_was_answered_before_it_on_its_own_connection() {
+    fn an_fsync_covers_what_was_asked_and_answered_before_it_on_its_own_connection() {
         let synced = |before| Op::Synced {
             connection: 1,
             before,
@@ -279,10 +280,14 @@ mod tests {
         let both = [write(1, 0, 1), write(2, 1, 2)];
         let mut log = both.to_vec();
         assert_eq!(images(&log), [(0, 0), (0, 2), (1, 0), (1, 2)]);
-        // Asked for before the answer: covers nothing.
-        log.extend([Op::Answered { write: 0 }, synced(2)]);
+        // Done before the write was, as far as anybody knows: covers nothing.
+        log.extend([synced(2), Op::Answered { write: 0 }]);
         assert_eq!(images(&log).len(), 4);
-        log.push(synced(4));
+        // Asked for before the write: covers nothing.
+        log.push(synced(0));
+        assert_eq!(images(&log).len(), 4);
+        // Asked for right behind the write.
+        log.push(synced(2));
         assert_eq!(images(&log), [(1, 0), (1, 2)]);
     }
 

@@ -12,6 +12,7 @@ use crate::engine::{Connection, Engine, Meaning, Quiet, State, THREAD_STACK_BYTE
 use crate::permit::Ahead;
 use crate::plan::{EpochNumber, Step, Verdict};
 use crate::session::ReconnectError;
+use crate::together::send_together;
 use crate::{BLOCK_BYTES, VolumeError};
 
 /// Longest delay between two attempts to reconnect: sshd's penalties for storms (PerSourcePenalties)
@@ -29,6 +30,7 @@ pub(crate) fn conduct(engine: &Engine) {
         state = match (state.plan.step(), state.connection()) {
             (Step::Reconnect, _) => reconnect(engine, state),
             (Step::Permit(epoch), Some(line)) => permit(engine, state, &line, epoch),
+            (Step::Together(epoch), Some(line)) => send_together(engine, state, &line, epoch),
             (Step::Flush(epoch), Some(line)) => flush(engine, state, &line, epoch),
             (Step::FlushBehind, Some(line)) => flush_behind(engine, state, &line),
             (Step::ReadBack { first, blocks }, Some(line)) => {
@@ -105,20 +107,29 @@ fn flush<'a>(
     }
     let mut state = engine.state();
     match answer {
-        Ok(()) => {
-            let retired = state.plan.flushed(epoch);
-            state.flushed();
-            state.offer(retired.blocks());
-            drop(state);
-            drop(retired);
-            engine.cached.notify_all();
-            engine.durable.notify_all();
-            engine.send.notify_all();
-            state = engine.state();
+        Ok(()) => made_durable(engine, state, epoch),
+        Err(error) => {
+            flush_failed(engine, &mut state, line, error);
+            state
         }
-        Err(error) => flush_failed(engine, &mut state, line, error),
     }
-    state
+}
+
+/// The flush that ends `epoch` was answered well.
+pub(crate) fn made_durable<'a>(
+    engine: &'a Engine,
+    mut state: MutexGuard<'a, State>,
+    epoch: EpochNumber,
+) -> MutexGuard<'a, State> {
+    let retired = state.plan.flushed(epoch);
+    state.flushed();
+    state.offer(retired.blocks());
+    drop(state);
+    drop(retired);
+    engine.cached.notify_all();
+    engine.durable.notify_all();
+    engine.send.notify_all();
+    engine.state()
 }
 
 /// Makes durable what was answered, while the senders go on.
@@ -157,7 +168,12 @@ fn flush_behind<'a>(
 
 /// A failed flush leaves nothing to be trusted on this connection, whatever it says later (the
 /// kernel marks pages clean that it could not write): all is sent again on a new one.
-fn flush_failed(engine: &Engine, state: &mut State, line: &Connection, error: StoreError) {
+pub(crate) fn flush_failed(
+    engine: &Engine,
+    state: &mut State,
+    line: &Connection,
+    error: StoreError,
+) {
     state.failed_flushes += 1;
     let again = error.kind() == StoreErrorKind::Failed
         && state.failed_flushes <= FAILED_FLUSHES_MAX

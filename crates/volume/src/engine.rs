@@ -182,6 +182,7 @@ impl Engine {
             in_flight_blocks: options.in_flight_bytes_max / BLOCK_BYTES,
             run_blocks: options.run_bytes_max / BLOCK_BYTES,
             early_blocks: options.early_send_bytes_min / BLOCK_BYTES,
+            together_blocks: options.together_bytes_max / BLOCK_BYTES,
         };
         let len_blocks = geometry.len_bytes / BLOCK_BYTES as u64;
         let state = State {

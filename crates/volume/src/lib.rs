@@ -2,8 +2,8 @@
 //!
 //! Above: the FUSE edge and the volume process in `cli`. Below: `store`.
 //!
-//! `plan` decides, without I/O (of `epoch`s and `portion`s); `send`, `conduct`, `permit` and `read`
-//! are the threads that carry it out, over what they share in `engine`; `fetch`, `streams` and `pace`
+//! `plan` decides, without I/O (of `epoch`s and `portion`s); `send`, `conduct` (`together`, where
+//! an epoch is small), `permit` and `read` are the threads that carry it out, over what they share in `engine`; `fetch`, `streams` and `pace`
 //! say what is read, and how far ahead. `cache` keeps blocks over sessions: `slots` says which,
 //! `cache_file` where. `settle` takes over from a dead session, `overlay` takes the writes of a
 //! read-only volume.
@@ -41,6 +41,7 @@ mod session;
 mod settle;
 mod slots;
 mod streams;
+mod together;
 mod volume;
 
 pub use cache_file::remove_unused_caches;

@@ -58,6 +58,9 @@ pub struct VolumeOptions {
     pub read_ahead_bytes_max: usize,
     /// The open epoch is sent before it is sealed once this many unsent bytes lie in it.
     pub early_send_bytes_min: usize,
+    /// A sealed epoch of at most this much, of which nothing was sent yet, goes out together with its
+    /// fsync; at most `early_send_bytes_min`. Zero: never.
+    pub together_bytes_max: usize,
     /// While more of an epoch is sent, what was answered is made durable once it is this much, at
     /// most a quarter of the buffer; sooner on a line that is slow or breaks.
     pub flush_behind_bytes_max: usize,
@@ -91,6 +94,7 @@ impl Default for VolumeOptions {
             run_bytes_max: 1 << 20,
             read_ahead_bytes_max: 8 << 20,
             early_send_bytes_min: 4 << 20,
+            together_bytes_max: 4 << 20,
             flush_behind_bytes_max: 32 << 20,
             reconnect_max: Duration::from_secs(15 * 60),
             reconnect_delay: Duration::from_millis(500),

@@ -30,6 +30,8 @@ pub(crate) struct Limits {
     /// A flush behind is due once this many answered blocks wait for it, at most; less on a line that
     /// is slow or breaks.
     pub(crate) behind_blocks: usize,
+    /// A sealed epoch of at most this many blocks goes out together with its fsync.
+    pub(crate) together_blocks: usize,
 }
 
 /// What the conductor does next.
@@ -37,6 +39,9 @@ pub(crate) struct Limits {
 pub(crate) enum Step {
     /// Check the lock, then call [`Plan::permitted`].
     Permit(EpochNumber),
+    /// Take all of it with [`Plan::begin_together`], write and flush it in one call of the store, then
+    /// report each run, and call [`Plan::flushed`] or [`Plan::lost`].
+    Together(EpochNumber),
     /// Flush the store, then call [`Plan::flushed`] or [`Plan::lost`].
     Flush(EpochNumber),
     /// Call [`Plan::begin_behind`], flush the store while more is sent, then call
@@ -129,6 +134,7 @@ impl Plan {
             run_blocks: limits.run_blocks.max(1),
             early_blocks: limits.early_blocks.max(1),
             behind_blocks: limits.behind_blocks.max(1),
+            together_blocks: limits.together_blocks,
         };
         Self {
             limits,
@@ -226,6 +232,9 @@ impl Plan {
             if !epoch.unsent.is_empty() && self.permitted != Some(epoch.number) {
                 return Step::Permit(epoch.number);
             }
+            if self.goes_together(epoch) {
+                return Step::Together(epoch.number);
+            }
             let sealed = epoch.number < self.open.number;
             if sealed && epoch.unsent.is_empty() && self.in_flight.is_empty() {
                 return Step::Flush(epoch.number);
@@ -243,6 +252,10 @@ impl Plan {
     /// Takes the next run to send, if there is one now.
     pub(crate) fn next_run(&mut self) -> Option<Run> {
         let (first, end) = self.next_run_range()?;
+        Some(self.take_run(first, end))
+    }
+
+    fn take_run(&mut self, first: u64, end: u64) -> Run {
         let epoch = match self.sealed.front_mut() {
             Some(epoch) => epoch,
             None => &mut self.open,
@@ -258,7 +271,7 @@ impl Plan {
         }
         self.cursor = end;
         self.runs_in_flight += 1;
-        Some(Run { first, blocks })
+        Run { first, blocks }
     }
 
     /// The epochs behind the one under way, of which nothing was sent yet, oldest first.
@@ -526,7 +539,7 @@ impl Plan {
             return None;
         }
         let epoch = self.under_way()?;
-        if self.permitted != Some(epoch.number) {
+        if self.permitted != Some(epoch.number) || self.goes_together(epoch) {
             return None;
         }
         let above = epoch.unsent.range(self.cursor..);
@@ -619,6 +632,10 @@ fn digest_of(bytes: &[u8]) -> u64 {
     hasher.write(bytes);
     hasher.finish()
 }
+
+// Its place is told for the benches, which compile this file from elsewhere.
+#[path = "plan/together.rs"]
+mod together;
 
 #[cfg(test)]
 mod tests;

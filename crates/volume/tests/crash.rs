@@ -16,7 +16,7 @@ use sprat_testkit::dice::Dice;
 use sprat_testkit::watchdog::within;
 use sprat_volume::{Flush, Volume, VolumeError, VolumeOptions};
 use support::oracle::Oracle;
-use support::{BLOCK, LIMIT, TestSession, geometry, stamp_of, stamped, tiny};
+use support::{BLOCK, LIMIT, TestSession, by_seed, geometry, stamp_of, stamped, tiny};
 
 const BLOCKS: u64 = 48;
 const LEN: usize = 48 * BLOCK;
@@ -193,7 +193,7 @@ fn a_crash_at_any_write_leaves_whole_groups_and_a_part_of_the_next() {
         let buffer = [8, 16, 64, 1024][usize::try_from(seed % 4).unwrap()];
         let tiny = VolumeOptions {
             write_buffer_bytes_max: buffer * BLOCK,
-            ..tiny()
+            ..by_seed(seed)
         };
         session_over(seed, options, tiny);
     });
@@ -209,7 +209,7 @@ fn nothing_is_lost_when_lines_break_and_the_old_server_writes_late() {
             late_max: Duration::from_millis(10),
             ..CrashOptions::default()
         };
-        let (_, _, late) = session_over(seed, options, tiny());
+        let (_, _, late) = session_over(seed, options, by_seed(seed));
         LATE.fetch_add(late, Ordering::SeqCst);
     });
     assert!(
@@ -229,7 +229,7 @@ fn nothing_promised_is_lost_when_the_server_loses_power_again_and_again() {
             fail_flush_per_1000: 50,
             late_max: Duration::from_millis(10),
         };
-        let (_, cuts, _) = session_over(seed, options, tiny());
+        let (_, cuts, _) = session_over(seed, options, by_seed(seed));
         CUTS.fetch_add(cuts, Ordering::SeqCst);
     });
     assert!(

@@ -14,7 +14,7 @@ use sprat_testkit::fault::{Fault, FaultPlan};
 use sprat_testkit::watchdog::within;
 use sprat_volume::{Flush, Volume, VolumeError, VolumeOptions};
 use support::oracle::Oracle;
-use support::{BLOCK, LIMIT, TestSession, geometry, stamp_of, stamped, tiny};
+use support::{BLOCK, LIMIT, TestSession, geometry, stamp_of, stamped, tiny, together};
 
 const BLOCKS: u64 = 40;
 const LEN: usize = 40 * BLOCK;
@@ -120,12 +120,16 @@ fn every(for_ever: bool, options: &VolumeOptions) {
 
 /// One sender, so that the operations come in nearly the same order each time.
 fn in_order() -> VolumeOptions {
+    one_sender(tiny())
+}
+
+fn one_sender(options: VolumeOptions) -> VolumeOptions {
     VolumeOptions {
         writers: 1,
         quiet_time: Duration::from_millis(2),
         read_ahead_bytes_max: 0,
         reconnect_max: Duration::from_millis(12),
-        ..tiny()
+        ..options
     }
 }
 
@@ -136,6 +140,17 @@ fn an_operation_that_fails_once_never_costs_a_promised_byte() {
         &VolumeOptions {
             reconnect_max: Duration::from_secs(20),
             ..in_order()
+        },
+    );
+}
+
+#[test]
+fn an_operation_that_fails_once_among_epochs_that_go_together_never_costs_a_promised_byte() {
+    every(
+        false,
+        &VolumeOptions {
+            reconnect_max: Duration::from_secs(20),
+            ..one_sender(together())
         },
     );
 }

@@ -1,6 +1,7 @@
 //! The volume against a scripted SFTP server that loses its connections at chosen requests and is
 //! a referee of every request: what was under way comes again first and with the same bytes, and no
-//! later epoch before an earlier one is synced.
+//! later epoch before an earlier one is synced. Servers that do one request after another, and say
+//! so, get an fsync right behind its writes; some lie.
 //!
 //! `SPRAT_REPLAY_SEEDS=FIRST..END` runs other seeds; a failure names its own.
 
@@ -13,7 +14,7 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::ops::Range;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use sprat_store::sftp::Wire;
@@ -21,7 +22,7 @@ use sprat_store::{Access, FileName, SftpOptions, SftpStore, Store, StoreFile};
 use sprat_testkit::dice::Dice;
 use sprat_testkit::watchdog::within;
 use sprat_volume::{Fenced, Flush, ReconnectError, Session, Volume, VolumeOptions};
-use support::{BLOCK, LIMIT, geometry, stamp_of, stamped, tiny};
+use support::{BLOCK, LIMIT, geometry, stamp_of, stamped, tiny, together};
 
 const BLOCKS: u64 = 40;
 const LEN: usize = 40 * BLOCK;
@@ -44,10 +45,22 @@ struct Suspect {
     read_back: bool,
 }
 
+/// How the server greets, and in which order it answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// As some server, out of order.
+    Unordered,
+    /// As OpenSSH's, in order.
+    OneByOne,
+    /// As OpenSSH's, out of order: an fsync may leave out what was not answered before it.
+    Liar,
+}
+
 /// The server's file, and what the referee knows.
 struct Referee {
     file: Vec<u8>,
     dice: Dice,
+    kind: Kind,
     connections: HashMap<u64, UnixStream>,
     next_connection: u64,
     /// Requests until the next loss; none comes without.
@@ -58,6 +71,8 @@ struct Referee {
     late: Vec<(Instant, u64, u64)>,
     late_writes: u64,
     held_back: u64,
+    /// Fsyncs that came before the answer to a write had gone out.
+    syncs_ahead: u64,
     violations: Vec<String>,
 }
 
@@ -120,8 +135,10 @@ impl Referee {
     }
 
     fn synced(&mut self, connection: u64) {
+        let in_order = self.kind == Kind::OneByOne;
+        self.syncs_ahead += u64::from(self.unsynced.values().any(|one| !one.answered));
         self.unsynced
-            .retain(|_, one| one.connection != connection || !one.answered);
+            .retain(|_, one| one.connection != connection || !(in_order || one.answered));
     }
 
     fn write_late(&mut self) {
@@ -169,10 +186,11 @@ impl Referee {
 }
 
 impl Server {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, kind: Kind) -> Self {
         Self(Arc::new(Mutex::new(Referee {
             file: vec![0; LEN],
             dice: Dice::new(seed),
+            kind,
             connections: HashMap::new(),
             next_connection: 1,
             countdown: None,
@@ -182,6 +200,7 @@ impl Server {
             late: Vec::new(),
             late_writes: 0,
             held_back: 0,
+            syncs_ahead: 0,
             violations: Vec::new(),
         })))
     }
@@ -212,7 +231,25 @@ impl Server {
             .open(&FileName::new("x.luks").unwrap(), Access::ReadWrite)
     }
 
+    /// Answers in order, each a while after its request was done, as on a slow line.
+    fn answer_later(
+        &self,
+        connection: u64,
+        stream: UnixStream,
+    ) -> mpsc::Sender<(u64, Vec<u8>, Vec<u8>)> {
+        let (later, answers) = mpsc::channel::<(u64, Vec<u8>, Vec<u8>)>();
+        let server = self.clone();
+        std::thread::spawn(move || {
+            for (pause_ms, request, answer) in answers {
+                std::thread::sleep(Duration::from_millis(pause_ms));
+                server.answer(connection, &stream, &request, &answer);
+            }
+        });
+        later
+    }
+
     fn serve(&self, connection: u64, mut stream: UnixStream) {
+        let later = self.answer_later(connection, stream.try_clone().unwrap());
         let mut head = [0; 4];
         while stream.read_exact(&mut head).is_ok() {
             let mut body = vec![0; usize::try_from(u32::from_be_bytes(head)).unwrap()];
@@ -236,6 +273,10 @@ impl Server {
                 let defer = body[0] == WRITE && referee.dice.percent(50);
                 (answer, defer.then(|| referee.dice.below(4)))
             };
+            if self.referee().kind == Kind::OneByOne {
+                let _ = later.send((defer.unwrap_or(0), body, answer));
+                continue;
+            }
             let Some(pause) = defer else {
                 self.answer(connection, &stream, &body, &answer);
                 continue;
@@ -265,10 +306,29 @@ impl Server {
                 }
             }
         }
+        // At one with its answer: no client could tell, were a write answered in between.
+        if is_fsync(request) && referee.kind == Kind::Liar {
+            referee.synced(connection);
+        }
         // Under the lock: no other answer may stand in the middle of this one.
         let _ = stream.write_all(answer);
     }
 }
+
+/// What OpenSSH's sftp-server announces (`process_init`, sftp-server.c).
+const OPENSSH: [(&str, &str); 11] = [
+    ("posix-rename@openssh.com", "1"),
+    ("statvfs@openssh.com", "2"),
+    ("fstatvfs@openssh.com", "2"),
+    ("hardlink@openssh.com", "1"),
+    ("fsync@openssh.com", "1"),
+    ("lsetstat@openssh.com", "1"),
+    ("limits@openssh.com", "1"),
+    ("expand-path@openssh.com", "1"),
+    ("copy-data", "1"),
+    ("home-directory", "1"),
+    ("users-groups-by-id@openssh.com", "1"),
+];
 
 const READ: u8 = 5;
 const WRITE: u8 = 6;
@@ -288,8 +348,13 @@ fn handle(referee: &mut Referee, connection: u64, body: &[u8]) -> Vec<u8> {
     };
     match body[0] {
         1 => {
-            let extension = [string(b"fsync@openssh.com"), string(b"1")].concat();
-            framed(&[&[2, 0, 0, 0, 3], &extension[..]].concat())
+            let names: &[(&str, &str)] = match referee.kind {
+                Kind::Unordered => &[("fsync@openssh.com", "1")],
+                Kind::OneByOne | Kind::Liar => &OPENSSH,
+            };
+            let words = names.iter().flat_map(|(name, version)| [name, version]);
+            let extensions: Vec<u8> = words.flat_map(|word| string(word.as_bytes())).collect();
+            framed(&[&[2, 0, 0, 0, 3], &extensions[..]].concat())
         }
         // OPEN, then STAT of the folder, LSTAT and FSTAT of the file.
         3 => framed(&[&[102], id, &string(b"h")].concat()),
@@ -314,12 +379,23 @@ fn handle(referee: &mut Referee, connection: u64, body: &[u8]) -> Vec<u8> {
             }
             status(0)
         }
-        200 => {
-            referee.synced(connection);
+        200 if is_fsync(body) => {
+            if referee.kind != Kind::Liar {
+                referee.synced(connection);
+            }
             status(0)
         }
+        200 if body[9..].starts_with(b"limits") => {
+            // Packet, read, write, handles: no limit.
+            framed(&[&[201], id, &[0; 32][..]].concat())
+        }
+        200 => status(8),
         _ => status(0),
     }
+}
+
+fn is_fsync(body: &[u8]) -> bool {
+    body[0] == 200 && body[9..].starts_with(b"fsync")
 }
 
 fn framed(body: &[u8]) -> Vec<u8> {
@@ -345,13 +421,22 @@ impl Session for Server {
     }
 }
 
-/// Writes by chance with losses by chance; returns losses, late writes and writes held back.
-fn life(seed: u64) -> (u64, u64, u64) {
-    let server = Server::new(seed);
+/// What happened in a life.
+#[derive(Debug, Default)]
+struct Told {
+    losses: u64,
+    late_writes: u64,
+    held_back: u64,
+    syncs_ahead: u64,
+}
+
+/// Writes by chance with losses by chance.
+fn life(seed: u64, kind: Kind) -> Told {
+    let server = Server::new(seed, kind);
     let mut dice = Dice::new(seed ^ 0x4e91);
     let options = VolumeOptions {
         quiet_time: QUIET + Duration::from_millis(10),
-        ..tiny()
+        ..if dice.percent(50) { tiny() } else { together() }
     };
     let file = server.open().unwrap();
     let volume = Volume::open(file, geometry(LEN), Arc::new(server.clone()), options).unwrap();
@@ -409,36 +494,65 @@ fn life(seed: u64) -> (u64, u64, u64) {
     for (block, bytes) in referee.file.chunks_exact(BLOCK).enumerate() {
         assert_eq!(stamp_of(bytes), model[block], "seed {seed}, block {block}");
     }
-    (referee.losses, referee.late_writes, referee.held_back)
+    Told {
+        losses: referee.losses,
+        late_writes: referee.late_writes,
+        held_back: referee.held_back,
+        syncs_ahead: referee.syncs_ahead,
+    }
+}
+
+/// All seeds against servers of one kind.
+fn lives(kind: Kind) -> Told {
+    let seeds = match std::env::var("SPRAT_REPLAY_SEEDS") {
+        Ok(range) => {
+            let (first, end) = range.split_once("..").unwrap();
+            first.parse().unwrap()..end.parse().unwrap()
+        }
+        Err(_) => 0..16,
+    };
+    // Mostly waiting: several at once.
+    let workers: Vec<_> = (0..4)
+        .map(|nth| {
+            let mine = seeds.clone().filter(move |seed| seed % 4 == nth);
+            std::thread::spawn(move || mine.map(|seed| life(seed, kind)).collect::<Vec<_>>())
+        })
+        .collect();
+    let all = workers
+        .into_iter()
+        .flat_map(|worker| worker.join().unwrap());
+    all.fold(Told::default(), |sum, one| Told {
+        losses: sum.losses + one.losses,
+        late_writes: sum.late_writes + one.late_writes,
+        held_back: sum.held_back + one.held_back,
+        syncs_ahead: sum.syncs_ahead + one.syncs_ahead,
+    })
 }
 
 #[test]
 fn what_was_under_way_comes_again_first_and_the_same_and_epochs_in_order() {
     within(LIMIT, || {
-        let seeds = match std::env::var("SPRAT_REPLAY_SEEDS") {
-            Ok(range) => {
-                let (first, end) = range.split_once("..").unwrap();
-                first.parse().unwrap()..end.parse().unwrap()
-            }
-            Err(_) => 0..16,
-        };
-        // Mostly waiting: several at once.
-        let workers: Vec<_> = (0..4)
-            .map(|nth| {
-                let mine = seeds.clone().filter(move |seed| seed % 4 == nth);
-                std::thread::spawn(move || mine.map(life).collect::<Vec<_>>())
-            })
-            .collect();
-        let told: Vec<_> = workers
-            .into_iter()
-            .flat_map(|worker| worker.join().unwrap())
-            .collect();
-        let (losses, late, held) = told.iter().fold((0, 0, 0), |sum, one| {
-            (sum.0 + one.0, sum.1 + one.1, sum.2 + one.2)
-        });
+        let told = lives(Kind::Unordered);
         assert!(
-            losses > 0 && late > 0 && held > 0,
-            "{losses}, {late}, {held}"
+            told.losses > 0 && told.late_writes > 0 && told.held_back > 0,
+            "{told:?}"
         );
+    });
+}
+
+#[test]
+fn a_server_that_keeps_the_order_gets_fsyncs_behind_writes_and_epochs_in_order() {
+    within(LIMIT, || {
+        let told = lives(Kind::OneByOne);
+        assert!(told.losses > 0 && told.late_writes > 0, "{told:?}");
+        assert!(told.syncs_ahead > 0, "{told:?}");
+    });
+}
+
+#[test]
+fn a_server_that_only_claims_to_keep_the_order_is_found_out_and_epochs_are_in_order() {
+    within(LIMIT, || {
+        let told = lives(Kind::Liar);
+        assert!(told.losses > 0 && told.syncs_ahead > 0, "{told:?}");
     });
 }

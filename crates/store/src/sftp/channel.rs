@@ -80,6 +80,8 @@ struct State {
     bytes_waiting: usize,
     fsyncs_in_flight: usize,
     queue: VecDeque<Vec<u8>>,
+    /// Answers that have come.
+    arrivals: u64,
     /// When a byte moved last in either direction, or the first of the owed answers was asked for.
     moved: Instant,
     greeting_owed: bool,
@@ -91,11 +93,17 @@ struct State {
 struct Pending {
     bytes: usize,
     fsync: bool,
-    answer: SyncSender<Vec<u8>>,
+    answer: SyncSender<Arrived>,
+}
+
+/// An answer's body, and the how manyth of its channel's answers it was.
+pub(crate) struct Arrived {
+    pub number: u64,
+    pub body: Vec<u8>,
 }
 
 /// An answer that is owed. Dropping it forgets the answer, not the request.
-pub(crate) struct Answer(Receiver<Vec<u8>>);
+pub(crate) struct Answer(Receiver<Arrived>);
 
 impl Channel {
     /// Sends the greeting and starts the threads; waits for nothing.
@@ -115,6 +123,7 @@ impl Channel {
                 bytes_waiting: 0,
                 fsyncs_in_flight: 0,
                 queue: VecDeque::from([Request::Init.encode(0)]),
+                arrivals: 0,
                 moved: Instant::now(),
                 greeting_owed: true,
                 closing: false,
@@ -264,11 +273,11 @@ impl Channel {
         }
     }
 
-    /// Waits for an answer and returns its body.
-    pub(crate) fn wait(&self, answer: &Answer) -> Result<Vec<u8>, Ending> {
+    /// Waits for an answer.
+    pub(crate) fn wait(&self, answer: &Answer) -> Result<Arrived, Ending> {
         loop {
             match answer.0.recv_timeout(self.shared.time_to_look()) {
-                Ok(body) => return Ok(body),
+                Ok(arrived) => return Ok(arrived),
                 Err(RecvTimeoutError::Timeout) => self.shared.look_for_stall(),
                 Err(RecvTimeoutError::Disconnected) => {
                     return Err(self.ending().unwrap_or_else(|| Ending {
@@ -525,10 +534,12 @@ impl Shared {
         let Some(pending) = state.paid(id) else {
             return Err(format!("an answer to request {id}, which was not asked"));
         };
+        state.arrivals += 1;
+        let number = state.arrivals;
         drop(state);
         self.room.notify_all();
         // Full or gone receivers can't be: one answer per request. A caller that gave up is fine.
-        let _ = pending.answer.try_send(body);
+        let _ = pending.answer.try_send(Arrived { number, body });
         Ok(())
     }
 }

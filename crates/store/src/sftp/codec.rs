@@ -318,7 +318,28 @@ pub(crate) struct Extensions {
     pub posix_rename: bool,
     pub hardlink: bool,
     pub copy_data: bool,
+    /// It greets as [`OPENSSH_GREETING`] has it: one request after another is done, in the order in
+    /// which they come.
+    pub one_by_one: bool,
 }
+
+/// What OpenSSH's sftp-server announces, in its order (`process_init`, sftp-server.c, since 9.1; a
+/// later one may announce more behind it). Its `process` carries out one request, the answer
+/// included, before it looks at the next. Servers that don't (asyncssh, pkg/sftp) announce other
+/// names, or these in another order.
+const OPENSSH_GREETING: [(&[u8], &[u8]); 11] = [
+    (b"posix-rename@openssh.com", b"1"),
+    (b"statvfs@openssh.com", b"2"),
+    (b"fstatvfs@openssh.com", b"2"),
+    (b"hardlink@openssh.com", b"1"),
+    (b"fsync@openssh.com", b"1"),
+    (b"lsetstat@openssh.com", b"1"),
+    (b"limits@openssh.com", b"1"),
+    (b"expand-path@openssh.com", b"1"),
+    (b"copy-data", b"1"),
+    (b"home-directory", b"1"),
+    (b"users-groups-by-id@openssh.com", b"1"),
+];
 
 /// Attributes of a file, as far as the server sent them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -378,9 +399,16 @@ pub(crate) fn parse_version(body: &[u8]) -> Result<Extensions, Malformed> {
         other => return Err(Malformed::Version(other)),
     }
     let mut found = Extensions::default();
+    let mut as_openssh = 0;
     while !fields.0.is_empty() {
         let name = fields.string("extension name")?;
         let version = fields.string("extension version")?;
+        if OPENSSH_GREETING.get(as_openssh) == Some(&(name, version)) {
+            as_openssh += 1;
+        } else if as_openssh < OPENSSH_GREETING.len() {
+            // Nothing matches any more.
+            as_openssh = usize::MAX;
+        }
         match (name, version) {
             (b"limits@openssh.com", b"1") => found.limits = true,
             (b"fsync@openssh.com", b"1") => found.fsync = true,
@@ -391,6 +419,7 @@ pub(crate) fn parse_version(body: &[u8]) -> Result<Extensions, Malformed> {
             _ => {}
         }
     }
+    found.one_by_one = as_openssh == OPENSSH_GREETING.len();
     Ok(found)
 }
 

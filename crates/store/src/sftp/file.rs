@@ -1,5 +1,7 @@
 //! One open file on an SFTP server: a handle per channel, transfers cut into requests.
 
+mod together;
+
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, TryLockError};
@@ -383,6 +385,13 @@ impl StoreFile for SftpFile {
         outcome.map_err(|error| self.session.explain(error))
     }
 
+    fn write_parts_durably(
+        &self,
+        parts: &[(u64, &[u8])],
+    ) -> Result<Result<(), StoreError>, StoreError> {
+        self.write_and_flush(parts)
+    }
+
     fn flush(&self) -> Result<(), StoreError> {
         self.flush_handles(0)
     }
@@ -419,18 +428,8 @@ impl StoreFile for SftpFile {
 impl SftpFile {
     /// Syncs every handle that carried a write since its last fsync: so many, then the others.
     fn flush_handles(&self, ahead: usize) -> Result<(), StoreError> {
-        let refuse = |reason: &str| {
-            let (op, object) = ("flush", self.object.clone());
-            Err(StoreError::Refused {
-                op,
-                object,
-                reason: reason.to_owned(),
-            })
-        };
         let _flushing = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.flush_failed.load(Ordering::SeqCst) {
-            return refuse("an earlier flush of this handle failed: what it covered is lost");
-        }
+        self.no_flush_failed()?;
         if !self.session.extensions.fsync {
             if self.session.options.insist_without_fsync {
                 return Ok(());
@@ -467,6 +466,17 @@ impl SftpFile {
             self.flush_failed.store(true, Ordering::SeqCst);
         }
         outcome.map_err(|error| self.session.explain(error))
+    }
+
+    fn no_flush_failed(&self) -> Result<(), StoreError> {
+        if !self.flush_failed.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        Err(StoreError::Refused {
+            op: "flush",
+            object: self.object.clone(),
+            reason: "an earlier flush of this handle failed: what it covered is lost".to_owned(),
+        })
     }
 
     /// Every open handle with its channel.

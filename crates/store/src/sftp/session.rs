@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use super::channel::{Answer, Channel, Killer, Patience};
+use super::channel::{Answer, Arrived, Channel, Killer, Patience};
 use super::codec::{self, Attributes, Extensions, Malformed, Reply, Request, Statvfs};
 use super::printable;
 use super::wire::{Dial, Ending, EndingKind};
@@ -49,6 +49,8 @@ pub(crate) struct Session {
     new_names: Mutex<BTreeSet<FileName>>,
     /// The server opens no folder to be flushed, or doesn't sync one.
     pub folders_closed: AtomicBool,
+    /// An answer came before that of a request sent earlier on the same channel.
+    overtook: AtomicBool,
     /// Open for the programs that later channels start.
     _inherit_fds: Vec<OwnedFd>,
 }
@@ -126,6 +128,7 @@ impl Session {
             renames: Mutex::default(),
             new_names: Mutex::default(),
             folders_closed: AtomicBool::new(false),
+            overtook: AtomicBool::new(false),
             _inherit_fds: inherit_fds,
         };
         let place = session.describe();
@@ -282,6 +285,16 @@ impl Session {
         )
     }
 
+    /// Whether a channel's requests are surely done one after another.
+    pub(crate) fn one_by_one(&self) -> bool {
+        self.extensions.one_by_one && !self.overtook.load(Ordering::SeqCst)
+    }
+
+    /// From now on the server's order counts for nothing.
+    pub(crate) fn note_overtaking(&self) {
+        self.overtook.store(true, Ordering::SeqCst);
+    }
+
     /// How often `name` was renamed or removed through this session.
     pub(crate) fn renames_of(&self, name: &FileName) -> u64 {
         lock(&self.renames).get(name).copied().unwrap_or(0)
@@ -354,6 +367,11 @@ impl Call<'_> {
 
     /// Waits for an answer's body.
     pub(crate) fn wait(&self, answer: &Answer) -> Result<Vec<u8>, StoreError> {
+        Ok(self.wait_arrival(answer)?.body)
+    }
+
+    /// The same, with its place among the channel's answers.
+    pub(crate) fn wait_arrival(&self, answer: &Answer) -> Result<Arrived, StoreError> {
         self.channel
             .wait(answer)
             .map_err(|ending| self.ended(ending))

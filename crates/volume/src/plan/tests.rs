@@ -2,6 +2,8 @@
 
 use super::*;
 
+mod together;
+
 fn plan() -> Plan {
     Plan::new(Limits {
         buffer_blocks: 16,
@@ -9,6 +11,7 @@ fn plan() -> Plan {
         run_blocks: 4,
         early_blocks: 2,
         behind_blocks: 100,
+        together_blocks: 0,
     })
 }
 
@@ -198,6 +201,7 @@ fn long_plan() -> Plan {
         run_blocks: 16,
         early_blocks: 2,
         behind_blocks: 64,
+        together_blocks: 0,
     })
 }
 

@@ -188,6 +188,24 @@ pub fn geometry(len: usize) -> Geometry {
     }
 }
 
+/// The same, and most epochs wait until they are sealed and go out together with their fsync.
+pub fn together() -> VolumeOptions {
+    VolumeOptions {
+        early_send_bytes_min: 8 * BLOCK,
+        together_bytes_max: 8 * BLOCK,
+        ..tiny()
+    }
+}
+
+/// One or the other.
+pub fn by_seed(seed: u64) -> VolumeOptions {
+    if (seed / 4).is_multiple_of(2) {
+        tiny()
+    } else {
+        together()
+    }
+}
+
 /// Tiny limits: an ordinary journal transaction is larger than this buffer.
 pub fn tiny() -> VolumeOptions {
     VolumeOptions {
@@ -198,6 +216,7 @@ pub fn tiny() -> VolumeOptions {
         run_bytes_max: 4 * BLOCK,
         read_ahead_bytes_max: 16 * BLOCK,
         early_send_bytes_min: 2 * BLOCK,
+        together_bytes_max: 2 * BLOCK,
         flush_behind_bytes_max: 4 * BLOCK,
         reconnect_max: Duration::from_secs(20),
         reconnect_delay: Duration::from_millis(1),

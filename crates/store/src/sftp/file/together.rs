@@ -1,0 +1,142 @@
+//! Writes and the fsync behind them in one round trip, where the server does one request after another.
+//!
+//! An fsync that is sent behind a write, on the same channel and handle, covers it if the server
+//! carries out requests in their order. A server is trusted with that only if it greets as OpenSSH's
+//! does; and should an answer ever overtake one, the order counts for nothing from then on, and
+//! what was written is flushed once more.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+use super::{Handle, Owed, SftpFile};
+use crate::StoreError;
+use crate::contract::StoreFile;
+use crate::sftp::channel::{Answer, Channel};
+use crate::sftp::codec::Request;
+
+/// An fsync that went out.
+struct Asked<'a> {
+    channel: &'a Channel,
+    handle: Arc<Handle>,
+    answer: Result<Answer, StoreError>,
+}
+
+impl SftpFile {
+    /// [`StoreFile::write_parts_durably`].
+    pub(super) fn write_and_flush(
+        &self,
+        parts: &[(u64, &[u8])],
+    ) -> Result<Result<(), StoreError>, StoreError> {
+        if !self.session.one_by_one() {
+            self.write_parts_at(parts)?;
+            return Ok(self.flush());
+        }
+        let flushing = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = self.no_flush_failed() {
+            return Ok(Err(error));
+        }
+        self.writable("write")?;
+        for (offset, data) in parts {
+            self.in_range("write", *offset, data.len())?;
+        }
+        let (writes, unasked) = self.ask_writes(parts);
+        let flushes = self.ask_flushes(&writes);
+        let (mut written, mut flushed) = (unasked, Ok(()));
+        // Every answer is waited for, also after a failure: see `write_parts_at`.
+        let mut last: Vec<(&Channel, u64)> = Vec::new();
+        for write in &writes {
+            let call = self.call(write.channel, "write");
+            let answered = call.wait_arrival(&write.answer).and_then(|arrived| {
+                last.push((write.channel, arrived.number));
+                call.is_ok(&arrived.body)
+            });
+            written = written.and(answered);
+        }
+        let mut overtaken = false;
+        for asked in flushes {
+            let call = self.call(asked.channel, "flush");
+            let answered = asked.answer.and_then(|answer| {
+                let arrived = call.wait_arrival(&answer)?;
+                overtaken |= last.iter().any(|(channel, number)| {
+                    std::ptr::eq(*channel, asked.channel) && *number > arrived.number
+                });
+                call.is_ok(&arrived.body)
+            });
+            if answered.is_err() {
+                // Perhaps written, surely not durable.
+                asked.handle.unsynced.store(true, Ordering::SeqCst);
+            }
+            flushed = flushed.and(answered);
+        }
+        if flushed.is_err() {
+            self.flush_failed.store(true, Ordering::SeqCst);
+        }
+        if overtaken || written.is_err() {
+            for write in &writes {
+                write.handle.unsynced.store(true, Ordering::SeqCst);
+            }
+        }
+        drop(flushing);
+        written.map_err(|error| self.session.explain(error))?;
+        if let Err(error) = flushed {
+            return Ok(Err(self.session.explain(error)));
+        }
+        if overtaken {
+            self.session.note_overtaking();
+            return Ok(self.flush());
+        }
+        Ok(Ok(()))
+    }
+
+    /// Sends the writes; the second is why not all of them went out.
+    fn ask_writes(&self, parts: &[(u64, &[u8])]) -> (Vec<Owed<'_>>, Result<(), StoreError>) {
+        let whole: usize = parts.iter().map(|(_, data)| data.len()).sum();
+        let max = self.session.write_bytes_max;
+        let requests = parts.iter().flat_map(|(offset, data)| {
+            Self::cut(*offset, data.len(), max).map(move |(at, part)| (at, &data[part]))
+        });
+        let mut owed = Vec::new();
+        for (at, data) in requests {
+            let (channel, handle) = self.bulk_channel(whole);
+            let len = data.len();
+            let request = Request::Write {
+                handle: &handle.bytes,
+                offset: at,
+                data,
+            };
+            match self.call(channel, "write").ask(&request) {
+                Ok(answer) => owed.push(Owed {
+                    channel,
+                    handle,
+                    at,
+                    len,
+                    answer,
+                }),
+                Err(error) => return (owed, Err(error)),
+            }
+        }
+        (owed, Ok(()))
+    }
+
+    /// Sends an fsync behind the writes of each handle, and for each handle with older writes.
+    fn ask_flushes(&self, writes: &[Owed<'_>]) -> Vec<Asked<'_>> {
+        let carried = |handle: &Arc<Handle>| {
+            let mut carriers = writes.iter().map(|write| &write.handle);
+            carriers.any(|carrier| Arc::ptr_eq(carrier, handle))
+        };
+        let mut handles = self.handles();
+        // As in `flush_handles`: what is answered from now on is the next flush's.
+        handles.retain(|(_, handle)| {
+            let older = handle.unsynced.swap(false, Ordering::SeqCst);
+            older || carried(handle)
+        });
+        let ask = |(channel, handle): (_, Arc<Handle>)| Asked {
+            channel,
+            answer: self.call(channel, "flush").ask(&Request::Fsync {
+                handle: &handle.bytes,
+            }),
+            handle,
+        };
+        handles.into_iter().map(ask).collect()
+    }
+}

@@ -1,0 +1,84 @@
+//! Sentences about epochs that go out together with their fsync.
+
+use super::*;
+
+/// A plan whose sealed epochs go out together with their fsync.
+fn together_plan() -> Plan {
+    Plan::new(Limits {
+        buffer_blocks: 1024,
+        in_flight_blocks: 1024,
+        run_blocks: 4,
+        early_blocks: 8,
+        behind_blocks: 64,
+        together_blocks: 6,
+    })
+}
+
+fn step_together(plan: &mut Plan) -> Vec<(u64, usize)> {
+    let epoch = permit(plan);
+    assert!(!plan.has_run(), "no sender may take a part of it");
+    assert_eq!(plan.step(), Step::Together(epoch));
+    let runs = plan.begin_together();
+    assert_eq!(plan.step(), Step::Wait, "until all of it was answered");
+    assert!(!plan.has_run());
+    runs.iter().for_each(|run| plan.answered(run));
+    let _ = plan.flushed(epoch);
+    runs.iter()
+        .map(|run| (run.first, run.blocks.len()))
+        .collect()
+}
+
+#[test]
+fn a_small_epoch_is_taken_whole_and_nothing_behind_it_goes() {
+    let mut plan = together_plan();
+    write(&mut plan, 3, b"abcde");
+    write(&mut plan, 20, b"f");
+    assert_eq!(plan.step(), Step::Wait, "it is open");
+    let first = plan.seal();
+    write(&mut plan, 3, b"x");
+    let second = plan.seal();
+    assert_eq!(step_together(&mut plan), [(3, 4), (7, 1), (20, 1)]);
+    assert_eq!(plan.durable(), first);
+    assert_eq!(step_together(&mut plan), [(3, 1)]);
+    assert_eq!(plan.durable(), second);
+    assert!(plan.is_settled());
+}
+
+#[test]
+fn an_epoch_that_is_large_or_was_begun_does_not_go_together() {
+    let mut plan = together_plan();
+    write(&mut plan, 0, b"abcdefg");
+    plan.seal();
+    permit(&mut plan);
+    assert!(plan.has_run(), "seven blocks are too many");
+    let first = plan.next_run().unwrap();
+    assert!(plan.has_run(), "what is left of it, too");
+    plan.answered(&first);
+    send_and_answer(&mut plan);
+    let _ = plan.flushed(EpochNumber(1));
+    // Sent early, while it was open.
+    write(&mut plan, 0, b"abcdefgh");
+    permit(&mut plan);
+    let begun = plan.next_run().unwrap();
+    plan.seal();
+    assert!(matches!(plan.step(), Step::Wait) && plan.has_run());
+    plan.answered(&begun);
+    assert!(plan.has_run());
+}
+
+#[test]
+fn a_lost_epoch_goes_again_and_not_together_while_it_is_suspect() {
+    let mut plan = together_plan();
+    write(&mut plan, 0, b"ab");
+    plan.seal();
+    permit(&mut plan);
+    let runs = plan.begin_together();
+    runs.iter().for_each(|run| plan.lost_run(run));
+    assert_eq!(plan.step(), Step::Reconnect);
+    plan.reconnected();
+    let epoch = permit(&mut plan);
+    assert_eq!(plan.suspects_len(), 2);
+    assert!(plan.has_run(), "its blocks go by themselves");
+    send_and_answer(&mut plan);
+    assert_eq!(plan.step(), Step::Flush(epoch));
+}

@@ -1,0 +1,77 @@
+//! Sends a small epoch together with its fsync: on a slow line one round trip instead of two.
+
+use std::ops::Range;
+use std::sync::MutexGuard;
+use std::time::Instant;
+
+use sprat_store::StoreError;
+
+use crate::BLOCK_BYTES;
+use crate::conduct::{flush_failed, made_durable};
+use crate::engine::{Connection, Engine, Meaning, State, meaning};
+use crate::plan::{EpochNumber, Run};
+
+/// Carries the step out. Until every write and every fsync of it was answered well, nothing of it
+/// counts as durable, and nothing behind it is sent.
+pub(crate) fn send_together<'a>(
+    engine: &'a Engine,
+    mut state: MutexGuard<'a, State>,
+    line: &Connection,
+    epoch: EpochNumber,
+) -> MutexGuard<'a, State> {
+    let no_suspects = state.plan.suspects_len() == 0 && !state.settling;
+    let runs = state.plan.begin_together();
+    drop(state);
+    let offset = |index: u64| engine.offset_of(index);
+    let ranges: Vec<Range<u64>> = runs
+        .iter()
+        .map(|run| offset(run.first)..offset(run.first + run.blocks.len() as u64))
+        .collect();
+    if let Err(fenced) = engine.session.before_send(&ranges) {
+        let mut state = engine.state();
+        engine.fenced(&mut state, line.generation, fenced);
+        runs.iter().for_each(|run| state.plan.lost_run(run));
+        return state;
+    }
+    let begun = Instant::now();
+    let answer = write_and_flush(engine, line, &runs);
+    if matches!(answer, Ok(Ok(()))) && no_suspects {
+        engine.session.settled();
+    }
+    let mut state = engine.state();
+    let flushed = match answer {
+        Ok(flushed) => flushed,
+        Err(error) => {
+            match meaning("write", error) {
+                Meaning::LineLost(cause) => engine.line_lost(&mut state, line.generation, cause),
+                Meaning::Fatal(cause) => engine.fail(&mut state, cause),
+            }
+            runs.iter().for_each(|run| state.plan.lost_run(run));
+            return state;
+        }
+    };
+    state.busy_since.get_or_insert(begun);
+    for run in &runs {
+        state.wire.write_requests += 1;
+        state.wire.written_bytes += (run.blocks.len() * BLOCK_BYTES) as u64;
+        state.plan.answered(run);
+    }
+    match flushed {
+        Ok(()) => made_durable(engine, state, epoch),
+        Err(error) => {
+            flush_failed(engine, &mut state, line, error);
+            state
+        }
+    }
+}
+
+fn write_and_flush(
+    engine: &Engine,
+    line: &Connection,
+    runs: &[Run],
+) -> Result<Result<(), StoreError>, StoreError> {
+    let bytes: Vec<Vec<u8>> = runs.iter().map(|run| run.blocks.concat()).collect();
+    let offsets = runs.iter().map(|run| engine.offset_of(run.first));
+    let parts: Vec<(u64, &[u8])> = offsets.zip(bytes.iter().map(Vec::as_slice)).collect();
+    line.file.write_parts_durably(&parts)
+}
