@@ -3,7 +3,7 @@
 //! | name in `/JOB` | is | gets there by |
 //! | --- | --- | --- |
 //! | `NAME.inflight` | a run at work, or killed | mkdir; always new and empty |
-//! | `NAME` | a finished snapshot | rename of the former, after its record and `syncfs` |
+//! | `NAME` | a finished snapshot | rename of the former, after its record and `syncfs` (without where no file's content was copied) |
 //! | `latest` | relative symbolic link to a finished snapshot | rename over the old one |
 //! | `NAME.partial` | an interrupted tree whose files are all durable | rename of `.inflight` |
 //! | `.sprat/NAME.json` | the record | write, rename |

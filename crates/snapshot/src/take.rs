@@ -13,7 +13,7 @@ use crate::checkpoint::{self, Checkpoints};
 use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder, RunFolder};
 use crate::name::{SnapshotName, choose_name};
-use crate::record::{EntryKind, LinkedFrom, RECORD_FORMAT, RunRecord, Warning};
+use crate::record::{EntryKind, LinkedFrom, RECORD_FORMAT, RunRecord, RunStats, Warning};
 use crate::rsync::{Ended, Invocation, Outcome, Rsync, Side, room_at};
 use crate::scout::Scout;
 use crate::sources::Sources;
@@ -206,7 +206,10 @@ impl Run<'_> {
                 // one; one sync makes both it and the tree durable.
                 self.folder.write_record(&record)?;
                 // A failed sync leaves `.inflight` behind, of which nothing is trusted.
-                synced.and_then(|()| self.sync())?;
+                synced?;
+                if !copied_nothing(&record.stats) {
+                    self.sync()?;
+                }
                 self.finish(record, progress, cancel)
             }
             Err(stopped) => {
@@ -290,7 +293,8 @@ impl Run<'_> {
         }
     }
 
-    /// The tree and its record are durable: names it and points `latest` to it. What is done here
+    /// The tree and its record are durable, or become so in the journal's order before what is done
+    /// here ([`copied_nothing`]): names it and points `latest` to it. What is done here
     /// becomes durable in its order, by the journal; one sync at the end makes it so and tells of
     /// errors. Each sync costs several of the volume's epochs, which a slow line carries one by
     /// one.
@@ -456,6 +460,13 @@ impl Run<'_> {
             stopped_by: None,
         }
     }
+}
+
+/// Whether the tree is folders, links and inodes alone. All of these are in the journal, of which no
+/// power cut ever leaves a later part without the earlier: a name that is there has its tree. The
+/// content of files is not in it, and needs a sync before the name. Without counts nothing is known.
+fn copied_nothing(stats: &RunStats) -> bool {
+    stats.files > 0 && stats.transferred == 0
 }
 
 fn joined(option: &str, value: &std::ffi::OsStr) -> OsString {
