@@ -23,7 +23,7 @@ pub mod sftp;
 pub use contract::{Access, Capabilities, FileStat, FreeSpace, ReadClass, Store, StoreFile};
 pub use error::{StoreError, StoreErrorKind};
 pub use local::LocalStore;
-pub use lock::{Lock, LockError, LockInfo, OwnerNote};
+pub use lock::{FirstLook, Lock, LockError, LockInfo, OwnerNote};
 pub use memory::MemoryStore;
 pub use name::{FileName, FileNameError};
 pub use record::LocalRecord;

@@ -137,6 +137,13 @@ pub struct Lock {
     record: LocalRecord,
 }
 
+/// The locks that were there before one is taken.
+#[derive(Debug)]
+pub struct FirstLook {
+    container: FileName,
+    seen: Vec<Seen>,
+}
+
 /// A record carries one lock at a time: a second one would find the first in the record and take
 /// it for dead.
 #[derive(Debug)]
@@ -171,21 +178,35 @@ impl Lock {
         record: &LocalRecord,
         owner: OwnerNote,
     ) -> Result<Self, LockError> {
-        Self::acquire_while(store, container, record, owner, || {})
+        let first = Self::first_look(store, container)?;
+        Self::acquire_after(first, store, record, owner, || {})
     }
 
-    /// The same; calls `meanwhile` once the lock's file is made, while the second look is under
+    /// Looks which locks there are, for [`acquire_after`](Self::acquire_after).
+    pub fn first_look(store: &dyn Store, container: &FileName) -> Result<FirstLook, LockError> {
+        Ok(FirstLook {
+            container: container.clone(),
+            seen: look(store, container)?,
+        })
+    }
+
+    /// As [`acquire`](Self::acquire), after a first look a moment ago: whatever has changed since
+    /// shows in the second one. Calls `meanwhile` once the lock's file is made, while the second look is under
     /// way. What it read of the container counts only if the lock is ours at the end: then nobody
     /// else could write since.
-    pub fn acquire_while(
+    pub fn acquire_after(
+        first: FirstLook,
         store: &dyn Store,
-        container: &FileName,
         record: &LocalRecord,
         owner: OwnerNote,
         meanwhile: impl FnOnce() + Send,
     ) -> Result<Self, LockError> {
+        let FirstLook {
+            container,
+            seen: dead,
+        } = first;
+        let container = &container;
         let busy = LockBusy::begin(record, container)?;
-        let dead = look(store, container)?;
         let takings = record.takings();
         if let Some(alive) = dead.iter().rev().find(|seen| !seen.is_ours(&takings)) {
             return Err(alive.held(container));

@@ -9,7 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, MutexGuard};
 
-use sprat_store::{ReadClass, StoreFile};
+use sprat_store::{FileStat, ReadClass, StoreFile};
 
 use crate::cache_file::{Basis, CacheFile, Mark, remove_mark};
 use crate::engine::{Engine, State, THREAD_STACK_BYTES};
@@ -250,7 +250,11 @@ pub(crate) fn basis(store: &dyn StoreFile, geometry: Geometry) -> Option<Basis> 
         (stat, read)
     });
     read.ok()?;
-    let stat = stat?.ok()?;
+    basis_of(&stat?.ok()?, first_block, geometry)
+}
+
+/// The same of what was seen already.
+pub(crate) fn basis_of(stat: &FileStat, first_block: Vec<u8>, geometry: Geometry) -> Option<Basis> {
     Some(Basis {
         file_bytes: stat.len,
         modified_s: stat.modified_s?,

@@ -48,7 +48,7 @@ pub use cache_file::remove_unused_caches;
 pub use discard::Punch;
 pub use error::VolumeError;
 pub use options::{
-    BLOCK_BYTES, CacheOptions, Flush, Geometry, ReadOnlyOptions, VolumeOptions, VolumeStats,
+    BLOCK_BYTES, CacheOptions, Flush, Geometry, ReadOnlyOptions, Seen, VolumeOptions, VolumeStats,
 };
 pub use session::{Cause, Fenced, ReconnectError, Session};
 pub use volume::Volume;

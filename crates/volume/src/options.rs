@@ -4,6 +4,8 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use sprat_store::FileStat;
+
 /// Bytes of one block: the unit of every offset and length at this edge, and the size that is
 /// never torn. It is the sector size of the containers that sprat makes and ext4's block size.
 pub const BLOCK_BYTES: usize = 4096;
@@ -34,6 +36,18 @@ pub struct CacheOptions {
     /// Most bytes of blocks in it. Zero: nothing of it is used, but a session that may write
     /// still takes its mark away, as it outdates it.
     pub bytes_max: u64,
+    /// What the caller has seen of the container file since nobody else may write to it and before
+    /// anything is written; `None`: it is asked for.
+    pub seen: Option<Seen>,
+}
+
+/// The state of a container file.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// Of the open file.
+    pub stat: FileStat,
+    /// The device's first block, as it lies there.
+    pub first_block: Vec<u8>,
 }
 
 /// Limits and times of a volume that is written to.

@@ -13,8 +13,8 @@ use crate::discard::Punch;
 use crate::engine::{Engine, spawn};
 use crate::overlay::Overlay;
 use crate::{
-    BLOCK_BYTES, Fenced, Flush, Geometry, ReadOnlyOptions, Session, VolumeError, VolumeOptions,
-    VolumeStats, cache, conduct, permit, read, send, settle,
+    BLOCK_BYTES, CacheOptions, Fenced, Flush, Geometry, ReadOnlyOptions, Session, VolumeError,
+    VolumeOptions, VolumeStats, cache, conduct, permit, read, send, settle,
 };
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
@@ -40,10 +40,7 @@ impl Volume {
         session: Arc<dyn Session>,
         options: VolumeOptions,
     ) -> Result<Self, VolumeError> {
-        let basis = options
-            .cache
-            .as_ref()
-            .and_then(|_| cache::basis(&*file, geometry));
+        let basis = present_basis(options.cache.as_ref(), &*file, geometry);
         check_geometry(&*file, geometry, basis.as_ref())?;
         let senders = options.writers.max(1);
         let doubtful = !options.suspects.is_empty();
@@ -65,10 +62,7 @@ impl Volume {
         session: Arc<dyn Session>,
         options: ReadOnlyOptions,
     ) -> Result<Self, VolumeError> {
-        let basis = options
-            .cache
-            .as_ref()
-            .and_then(|_| cache::basis(&*file, geometry));
+        let basis = present_basis(options.cache.as_ref(), &*file, geometry);
         check_geometry(&*file, geometry, basis.as_ref())?;
         let ReadOnlyOptions {
             overlay_dir,
@@ -301,6 +295,18 @@ impl Drop for Volume {
             // A thread that panicked has failed the volume; there is nobody left to tell.
             let _ = thread.join();
         }
+    }
+}
+
+/// The state that the cache is compared with, of a container that has one.
+fn present_basis(
+    cache: Option<&CacheOptions>,
+    file: &dyn StoreFile,
+    geometry: Geometry,
+) -> Option<Basis> {
+    match &cache?.seen {
+        Some(seen) => cache::basis_of(&seen.stat, seen.first_block.clone(), geometry),
+        None => cache::basis(file, geometry),
     }
 }
 

@@ -144,6 +144,7 @@ impl Session for Server {
 
 fn cache_options(dir: &Path, bytes_max: usize) -> CacheOptions {
     CacheOptions {
+        seen: None,
         dir: dir.to_owned(),
         bytes_max: bytes_max as u64,
     }

@@ -15,7 +15,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use sprat_luks::{AnyHeader, HeaderRead, Secret, VolumeKey};
-use sprat_store::{ReadClass, Store, StoreError, StoreFile};
+use sprat_store::{FileStat, ReadClass, Store, StoreError, StoreFile};
+use sprat_volume::Seen;
 
 use super::super::options::PinPolicy;
 use super::super::protocol::VolumeStart;
@@ -139,6 +140,7 @@ impl HeaderRead for Head<'_> {
 pub(super) struct Looked {
     pub file: Arc<dyn StoreFile>,
     pub file_bytes: u64,
+    stat: FileStat,
     copies: Vec<u8>,
     /// The volume's first block, as ciphertext, and where it was taken to lie.
     first_block: Option<(u64, Vec<u8>)>,
@@ -156,17 +158,19 @@ impl Looked {
             file.read_at(offset, &mut bytes, ReadClass::Demand)
                 .map(|()| bytes)
         };
-        let (file_bytes, copies, first_block) = std::thread::scope(|scope| {
-            let len = scope.spawn(|| file.len());
+        let (stat, copies, first_block) = std::thread::scope(|scope| {
+            let stat = scope.spawn(|| file.stat());
             let first = scope.spawn(|| {
                 let offset = first_at?;
                 Some((offset, block(offset, BLOCK_BYTES).ok()?))
             });
             let copies = block(0, COPIES_BYTES);
-            (joined(len), copies, joined(first))
+            (joined(stat), copies, joined(first))
         });
+        let stat = stat?;
         Ok(Self {
-            file_bytes: file_bytes?,
+            file_bytes: stat.len,
+            stat,
             copies: copies.unwrap_or_default(),
             first_block,
             file,
@@ -186,6 +190,15 @@ impl Looked {
         }
     }
 
+    /// What a volume that begins there would otherwise ask for once more.
+    pub(super) fn seen(&self, offset: u64) -> Option<Seen> {
+        let (at, first_block) = self.first_block.as_ref()?;
+        (*at == offset).then(|| Seen {
+            stat: self.stat,
+            first_block: first_block.clone(),
+        })
+    }
+
     /// The volume's first block, as ciphertext.
     pub(super) fn first_block(&self, offset: u64) -> Result<Vec<u8>, StoreError> {
         if let Some((at, bytes)) = &self.first_block
@@ -200,7 +213,8 @@ impl Looked {
     }
 }
 
-fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> T {
+/// What a thread came to; its panic goes on here.
+pub(super) fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> T {
     match thread.join() {
         Ok(result) => result,
         Err(panic) => std::panic::resume_unwind(panic),

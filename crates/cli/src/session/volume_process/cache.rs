@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use sprat_volume::CacheOptions;
+use sprat_volume::{CacheOptions, Seen};
 
 use super::super::options::Access;
 use super::super::protocol::VolumeStart;
@@ -15,8 +15,12 @@ use crate::target::Place;
 const UNUSED_FOR: Duration = Duration::from_secs(90 * 24 * 3600);
 
 /// The cache of the container that `hold` has opened; `None` for a local store, which is no slower
-/// than a cache. One container in two stores has two caches: they are not always the same.
-pub(super) fn cache_options(start: &VolumeStart, hold: &Hold) -> Option<CacheOptions> {
+/// than a cache. `seen`: as in [`CacheOptions`]. One container in two stores has two caches: they are not always the same.
+pub(super) fn cache_options(
+    start: &VolumeStart,
+    hold: &Hold,
+    seen: Option<Seen>,
+) -> Option<CacheOptions> {
     let Place::Ssh { .. } = start.target.place else {
         return None;
     };
@@ -30,6 +34,7 @@ pub(super) fn cache_options(start: &VolumeStart, hold: &Hold) -> Option<CacheOpt
     Some(CacheOptions {
         dir: Path::new(&start.cache_dir).join(name),
         bytes_max: if durable { start.cache_bytes_max } else { 0 },
+        seen,
     })
 }
 

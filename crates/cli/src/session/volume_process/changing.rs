@@ -15,7 +15,8 @@ use super::super::protocol::{ChangeStart, VolumeStart};
 use super::connection::HeaderBytes;
 use super::hold::{Hold, keep_renewing};
 use super::opening::{
-    check_writable, ext4_bytes, facts, hold, open_volume, reach, stat_container, wait_for_quiet,
+    Reached, check_writable, ext4_bytes, facts, hold, open_volume, reach, stat_container,
+    wait_for_quiet,
 };
 use super::stop::{Say, Stop};
 use crate::kept_header::{self, Which};
@@ -37,7 +38,13 @@ pub(super) fn change(
     stop.check()?;
     check_writable(start, &*store, say)?;
     stat_container(start, &*store)?;
-    let hold = hold(start, record, connection, store, stop, say, || {})?;
+    let reached = Reached {
+        record,
+        connection,
+        store,
+        first: None,
+    };
+    let hold = hold(start, reached, stop, say, || {})?;
     // The lock is read again before each write, so its loss needs no other answer.
     keep_renewing(&hold, || {});
     let mut changed = wait_for_quiet(start, &hold, stop, say)
@@ -149,7 +156,7 @@ impl<'w> Work<'w> {
             return Ok(());
         }
         let payload = header.geometry(file_bytes)?;
-        let volume = open_volume(self.start, self.hold, Arc::clone(&self.file), payload)?;
+        let volume = open_volume(self.start, self.hold, Arc::clone(&self.file), payload, None)?;
         volume
             .close()
             .map_err(|error| self.hold.lost().unwrap_or_else(|| Failure::from(&error)))?;

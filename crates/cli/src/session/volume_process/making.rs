@@ -139,7 +139,7 @@ fn fill(
     let cipher = SectorCipher::new(&new.volume_key, &header)?;
     let edge = Edge::new(opened_by(start), new.volume_key, Some(cipher))?;
     hold.learn(new.pins.clone(), file_bytes);
-    let volume = open_volume(start, hold, file, payload)?;
+    let volume = open_volume(start, hold, file, payload, None)?;
     stop.reaches(&volume);
     let opened = Opened {
         hold: Arc::clone(hold),

@@ -349,11 +349,17 @@ impl Served {
         if let Some(failure) = self.failure() {
             return Err(failure);
         }
+        let keeps_reserve = self.access == Access::ReadWrite && self.reserve_bytes > 0;
+        // A question more while the line is waited for anyway.
+        let asked = keeps_reserve.then(|| {
+            let (bytes, hold) = (self.reserve_bytes, Arc::clone(&self.hold));
+            std::thread::spawn(move || reserve::is_there(bytes, &hold))
+        });
         self.close_volume()?;
         if let Some(making) = &self.making {
             making::publish(making, &self.hold, &self.stop, &self.say)?;
         }
-        if self.access == Access::ReadWrite {
+        if asked.is_some_and(|asked| !asked.join().unwrap_or(false)) {
             reserve::make_if_missing(self.reserve_bytes, &self.hold);
         }
         self.release()?;

@@ -7,15 +7,16 @@ use std::time::{Duration, Instant};
 
 use sprat_luks::{AnyHeader, CopyState, OpenedBy, Payload, Pins, Secret, SectorCipher, VolumeKey};
 use sprat_store::{
-    FileStat, LocalRecord, Lock, LockError, LockInfo, Store, StoreErrorKind, StoreFile, lock,
+    FileStat, FirstLook, LocalRecord, Lock, LockError, LockInfo, Store, StoreErrorKind, StoreFile,
+    lock,
 };
-use sprat_volume::{Flush, Geometry, ReadOnlyOptions, Volume, VolumeOptions};
+use sprat_volume::{Flush, Geometry, ReadOnlyOptions, Seen, Volume, VolumeOptions};
 
 use super::super::options::{
     Access, ContainerFacts, Notice, Phase, PinPolicy, TAKEOVER_QUIET_TIMES,
 };
 use super::super::protocol::VolumeStart;
-use super::ahead::{Ahead, Looked, Unlocked};
+use super::ahead::{Ahead, Looked, Unlocked, joined};
 use super::cache::cache_options;
 use super::connection::{Connection, open_record, owner_note};
 use super::hold::{Hold, HoldParts, keep_renewing};
@@ -88,12 +89,15 @@ pub(super) fn open(
             Ahead::read(start, secret, &*reading, &given_up)
         });
         let opened = check_container(start, &*store, say)
-            .and_then(|available| {
-                reserve::give_up(start, &*store, say)?;
-                Ok(available)
-            })
-            .and_then(|available| {
-                let held = hold_and_look(start, record, connection, store, stop, say)?;
+            .and_then(|asked| reserve::give_up(start, &*store, say).map(|()| asked))
+            .and_then(|(available, first)| {
+                let reached = Reached {
+                    record,
+                    connection,
+                    store,
+                    first,
+                };
+                let held = hold_and_look(start, reached, stop, say)?;
                 Ok((held, available))
             })
             .and_then(|((hold, looked), available_bytes)| {
@@ -121,21 +125,32 @@ pub(super) fn open(
     })
 }
 
-/// Both questions at once.
+/// All questions at once; where a lock will be taken, what locks there are, too.
 fn check_container(
     start: &VolumeStart,
     store: &dyn Store,
     say: &Say,
-) -> Result<Option<u64>, Failure> {
-    let (writable, found) = std::thread::scope(|scope| {
+) -> Result<(Option<u64>, Option<FirstLook>), Failure> {
+    let takes_lock = start.access == Access::ReadWrite;
+    let (writable, found, locks) = std::thread::scope(|scope| {
         let found = scope.spawn(|| stat_container(start, store));
-        (check_writable(start, store, say), found.join())
+        let look = || Lock::first_look(store, &start.target.name);
+        let locks = takes_lock.then(|| scope.spawn(look));
+        let writable = check_writable(start, store, say);
+        (writable, joined(found), locks.map(joined))
     });
     let available_bytes = writable?;
-    match found {
-        Ok(found) => found.map(|_| available_bytes),
-        Err(panic) => std::panic::resume_unwind(panic),
-    }
+    found?;
+    Ok((available_bytes, locks.transpose()?))
+}
+
+/// A store that was reached, and what is needed to hold a container in it.
+pub(super) struct Reached {
+    pub record: LocalRecord,
+    pub connection: Connection,
+    pub store: Arc<dyn Store>,
+    /// The locks that were seen a moment ago, if somebody looked.
+    pub first: Option<FirstLook>,
 }
 
 /// Takes the local record and connects.
@@ -226,16 +241,14 @@ pub(super) fn stat_container(start: &VolumeStart, store: &dyn Store) -> Result<F
 /// session, whose bytes may still arrive.
 fn hold_and_look(
     start: &VolumeStart,
-    record: LocalRecord,
-    connection: Connection,
-    store: Arc<dyn Store>,
+    reached: Reached,
     stop: &Stop,
     say: &Say,
 ) -> Result<(Arc<Hold>, Option<Looked>), Failure> {
-    let quiet = !record.may_arrive();
-    let reading = Arc::clone(&store);
+    let quiet = !reached.record.may_arrive();
+    let reading = Arc::clone(&reached.store);
     let mut looked = None;
-    let hold = hold(start, record, connection, store, stop, say, || {
+    let hold = hold(start, reached, stop, say, || {
         if quiet {
             // What can't be read is asked for once more, and its error told.
             looked = reading
@@ -248,21 +261,25 @@ fn hold_and_look(
 }
 
 /// Takes the lock, or for a read-only session makes sure that nobody writes; `meanwhile` as in
-/// [`Lock::acquire_while`].
+/// [`Lock::acquire_after`].
 pub(super) fn hold(
     start: &VolumeStart,
-    record: LocalRecord,
-    connection: Connection,
-    store: Arc<dyn Store>,
+    reached: Reached,
     stop: &Stop,
     say: &Say,
     meanwhile: impl FnOnce() + Send,
 ) -> Result<Arc<Hold>, Failure> {
+    let Reached {
+        record,
+        connection,
+        store,
+        first,
+    } = reached;
     let name = start.target.name.clone();
     let (lock, stale_lock) = match start.access {
         Access::ReadWrite => {
             stop.begin_holding()?;
-            let lock = take_lock_while(start, &*store, &record, say, meanwhile)?;
+            let lock = take_lock_while(start, &*store, &record, first, say, meanwhile)?;
             (Some(lock), None)
         }
         Access::ReadOnly => (None, look_at_lock(start, &*store, &record, say)?),
@@ -286,19 +303,24 @@ pub(super) fn take_lock(
     record: &LocalRecord,
     say: &Say,
 ) -> Result<Lock, Failure> {
-    take_lock_while(start, store, record, say, || {})
+    take_lock_while(start, store, record, None, say, || {})
 }
 
 fn take_lock_while(
     start: &VolumeStart,
     store: &dyn Store,
     record: &LocalRecord,
+    first: Option<FirstLook>,
     say: &Say,
     meanwhile: impl FnOnce() + Send,
 ) -> Result<Lock, Failure> {
     say.phase(Phase::Locking);
     let owner = owner_note(&PathBuf::from(&start.state_dir))?;
-    let lock = Lock::acquire_while(store, &start.target.name, record, owner, meanwhile)?;
+    let first = match first {
+        Some(first) => first,
+        None => Lock::first_look(store, &start.target.name)?,
+    };
+    let lock = Lock::acquire_after(first, store, record, owner, meanwhile)?;
     if lock.number() > 1 {
         say.notice(Notice::TookOverDeadSession);
     }
@@ -408,7 +430,9 @@ fn unlock(
         payload = header.geometry(file_bytes)?;
     }
     hold.learn(pins.clone(), file_bytes);
-    let volume = open_volume(start, hold, looked.file, payload)?;
+    let seen = looked.seen(payload.offset_bytes);
+    let seen = seen.filter(|_| start.grow_to.is_none());
+    let volume = open_volume(start, hold, looked.file, payload, seen)?;
     if volume.cache_was_outdated() {
         say.notice(Notice::CacheOutdated);
     }
@@ -454,6 +478,7 @@ pub(super) fn open_volume(
     hold: &Arc<Hold>,
     file: Arc<dyn StoreFile>,
     payload: Payload,
+    seen: Option<Seen>,
 ) -> Result<Arc<Volume>, Failure> {
     let geometry = Geometry {
         offset_bytes: payload.offset_bytes,
@@ -466,14 +491,14 @@ pub(super) fn open_volume(
             // On a disk, not in memory: a journal may be large.
             let mut options = ReadOnlyOptions::new(PathBuf::from(&start.state_dir));
             options.reconnect_max = reconnect_max;
-            options.cache = cache_options(start, hold);
+            options.cache = cache_options(start, hold, seen);
             Volume::open_read_only(file, geometry, session, options)?
         }
         Access::ReadWrite => {
             let options = VolumeOptions {
                 write_buffer_bytes_max: start.write_buffer_bytes_max,
                 reconnect_max,
-                cache: cache_options(start, hold),
+                cache: cache_options(start, hold, seen),
                 quiet_time: Duration::from_millis(start.quiet_time_ms),
                 suspects: hold.record().suspects(),
                 suspects_quiet: true,

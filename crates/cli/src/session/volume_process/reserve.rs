@@ -48,8 +48,14 @@ pub(super) fn give_up(start: &VolumeStart, store: &dyn Store, say: &Say) -> Resu
     }
 }
 
-/// Makes the reserve where it is missing and there is room, at the end of a session, when all else
-/// is durable. That it can't be made is no reason to call a backup failed; the next one tries again.
+/// Whether the reserve lies there whole; false also where the server doesn't say.
+pub(super) fn is_there(bytes: u64, hold: &Hold) -> bool {
+    let there = || hold.store().stat(&name(hold.container()).ok()?).ok();
+    there().is_some_and(|stat| stat.len >= bytes)
+}
+
+/// Makes the reserve where there is room, at the end of a session, when all else is durable. That it
+/// can't be made is no reason to call a backup failed; the next one tries again.
 pub(super) fn make_if_missing(bytes: u64, hold: &Arc<Hold>) {
     if bytes > 0 && hold.lost().is_none() {
         let _ = make(bytes, hold);
