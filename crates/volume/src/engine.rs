@@ -9,6 +9,7 @@ use sprat_store::{StoreError, StoreErrorKind, StoreFile};
 use crate::cache::Cache;
 use crate::clean::Clean;
 use crate::fetch::Fetches;
+use crate::fresh::Fresh;
 use crate::pace::Pace;
 use crate::permit::Permits;
 use crate::plan::{Generation, Limits, Plan};
@@ -70,6 +71,7 @@ pub(crate) struct State {
     pub(crate) plan: Plan,
     pub(crate) clean: Clean,
     pub(crate) fetches: Fetches,
+    pub(crate) fresh: Fresh,
     pub(crate) streams: Streams,
     pub(crate) pace: Pace,
     pub(crate) file: Arc<dyn StoreFile>,
@@ -189,6 +191,7 @@ impl Engine {
             plan: Plan::new(limits),
             clean: Clean::new(options.read_cache_bytes_max / BLOCK_BYTES),
             fetches: Fetches::new(len_blocks, (options.readers / 2).max(1)),
+            fresh: Fresh::new(options.hole_from_bytes.div_ceil(BLOCK_BYTES as u64)),
             streams: Streams::default(),
             pace: Pace::default(),
             file,
@@ -331,6 +334,7 @@ impl Engine {
             for written in (index..).take(count) {
                 state.clean.remove(written);
                 state.fetches.taint(written);
+                state.fresh.written(written);
                 if let Some(cache) = &mut state.cache {
                     cache.replaced(written);
                 }

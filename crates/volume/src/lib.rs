@@ -29,6 +29,7 @@ mod engine;
 mod epoch;
 mod error;
 mod fetch;
+mod fresh;
 mod options;
 mod overlay;
 mod pace;

@@ -93,6 +93,9 @@ pub struct VolumeOptions {
     /// No block of zeros is ever written, for what is written is ciphertext: a suspect that reads as
     /// zeros is a hole, and stays one. On a full disk there is no room to fill holes.
     pub zeros_are_holes: bool,
+    /// The device from this byte on is a hole that nobody has written to, such as the part by which the
+    /// file was just made longer: it reads as zeros without a look. Default: none of it.
+    pub hole_from_bytes: u64,
     /// The persistent cache; `None` only where there never is one for this container.
     pub cache: Option<CacheOptions>,
 }
@@ -115,6 +118,7 @@ impl Default for VolumeOptions {
             quiet_time: Duration::from_secs(60),
             suspects: Vec::new(),
             suspects_quiet: false,
+            hole_from_bytes: u64::MAX,
             zeros_are_holes: false,
             cache: None,
         }

@@ -100,8 +100,12 @@ fn is_here(state: &State, cluster: u64) -> bool {
         let cache = state.cache.as_ref().filter(|_| state.plan.losses() == 0);
         cache.is_some_and(|cache| cache.find(index).is_some())
     };
-    let here =
-        |index| state.clean.contains(index) || state.plan.newest(index).is_some() || held(index);
+    let here = |index| {
+        state.clean.contains(index)
+            || state.plan.newest(index).is_some()
+            || held(index)
+            || state.fresh.holds(index)
+    };
     here(first) && here(first + CLUSTER_BLOCKS - 1)
 }
 
@@ -122,7 +126,8 @@ fn collect(
             .newest(index)
             .or_else(|| fetches.iter().find_map(|fetch| fetch.block(index)))
             .cloned()
-            .or_else(|| state.clean.read(index));
+            .or_else(|| state.clean.read(index))
+            .or_else(|| state.fresh.block(index));
         let cluster = index / CLUSTER_BLOCKS;
         if slot.is_none() && missing.last() != Some(&cluster) {
             missing.push(cluster);

@@ -292,6 +292,44 @@ fn reading_a_file_from_start_to_end_takes_few_large_requests() {
 }
 
 #[test]
+fn a_hole_is_not_asked_for_and_what_was_written_into_it_is() {
+    within(LIMIT, || {
+        let len = 1024 * BLOCK;
+        let disk = CrashDisk::new(len, 1, CrashOptions::default());
+        let session = TestSession::new(&disk);
+        let options = VolumeOptions {
+            hole_from_bytes: at(500),
+            read_cache_bytes_max: 4 * BLOCK,
+            ..VolumeOptions::default()
+        };
+        let volume = Volume::open(session.connect(), geometry(len), session.clone(), options);
+        let volume = volume.unwrap();
+        for block in (500..1024).step_by(37) {
+            assert_eq!(read_stamp(&volume, block).unwrap(), 0);
+        }
+        assert_eq!(volume.stats().wire_read_requests, 0);
+        for block in [499, 500, 700] {
+            volume.write_at(at(block), &stamped(block as u64)).unwrap();
+        }
+        volume.flush(Flush::Durable).unwrap();
+        // Across the border, and with too little memory to have kept it.
+        for block in [499, 500, 700, 498, 501, 1023] {
+            let expected = if [499, 500, 700].contains(&block) {
+                block as u64
+            } else {
+                0
+            };
+            assert_eq!(read_stamp(&volume, block).unwrap(), expected);
+        }
+        let mut run = vec![1; 4 * BLOCK];
+        volume.read_at(at(498), &mut run).unwrap();
+        let stamps: Vec<u64> = run.chunks_exact(BLOCK).map(stamp_of).collect();
+        assert_eq!(stamps, [0, 499, 500, 0]);
+        assert!(volume.stats().wire_read_requests > 0);
+    });
+}
+
+#[test]
 fn a_hundred_readers_of_one_block_cause_one_request() {
     within(LIMIT, || {
         let delay_max = Duration::from_millis(20);

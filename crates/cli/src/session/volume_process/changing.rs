@@ -15,7 +15,7 @@ use super::super::protocol::{ChangeStart, VolumeStart};
 use super::connection::HeaderBytes;
 use super::hold::{Hold, keep_renewing};
 use super::opening::{
-    Reached, check_writable, ext4_bytes, facts, hold, open_volume, reach, stat_container,
+    Known, Reached, check_writable, ext4_bytes, facts, hold, open_volume, reach, stat_container,
     wait_for_quiet,
 };
 use super::stop::{Say, Stop};
@@ -156,7 +156,14 @@ impl<'w> Work<'w> {
             return Ok(());
         }
         let payload = header.geometry(file_bytes)?;
-        let volume = open_volume(self.start, self.hold, Arc::clone(&self.file), payload, None)?;
+        let known = Known::default();
+        let volume = open_volume(
+            self.start,
+            self.hold,
+            Arc::clone(&self.file),
+            payload,
+            known,
+        )?;
         volume
             .close()
             .map_err(|error| self.hold.lost().unwrap_or_else(|| Failure::from(&error)))?;

@@ -11,7 +11,8 @@ use super::super::protocol::{CreateStart, VolumeStart};
 use super::connection::{HeaderBytes, unfinished_name};
 use super::hold::{Hold, HoldParts, keep_renewing};
 use super::opening::{
-    Edge, Opened, check_writable, facts, open_volume, opened_by, reach, take_lock, tell_overcommit,
+    Edge, Known, Opened, check_writable, facts, open_volume, opened_by, reach, take_lock,
+    tell_overcommit,
 };
 use super::stop::{Say, Stop};
 use crate::kept_header::{self, Which};
@@ -139,7 +140,12 @@ fn fill(
     let cipher = SectorCipher::new(&new.volume_key, &header)?;
     let edge = Edge::new(opened_by(start), new.volume_key, Some(cipher))?;
     hold.learn(new.pins.clone(), file_bytes);
-    let volume = open_volume(start, hold, file, payload, None)?;
+    let known = Known {
+        seen: None,
+        // All of a new file but the header is a hole.
+        hole_from_bytes: 0,
+    };
+    let volume = open_volume(start, hold, file, payload, known)?;
     stop.reaches(&volume);
     let opened = Opened {
         hold: Arc::clone(hold),

@@ -424,15 +424,22 @@ fn unlock(
     }
     let edge = Edge::new(opened_by(start), key, cipher)?;
     stop.check()?;
+    let mut hole_from_bytes = u64::MAX;
     if let Some(wanted_bytes) = start.grow_to {
         lengthen(&*looked.file, hold, file_bytes, wanted_bytes)?;
+        if wanted_bytes > file_bytes {
+            hole_from_bytes = payload.len_bytes;
+        }
         file_bytes = wanted_bytes;
         payload = header.geometry(file_bytes)?;
     }
     hold.learn(pins.clone(), file_bytes);
     let seen = looked.seen(payload.offset_bytes);
-    let seen = seen.filter(|_| start.grow_to.is_none());
-    let volume = open_volume(start, hold, looked.file, payload, seen)?;
+    let known = Known {
+        seen: seen.filter(|_| start.grow_to.is_none()),
+        hole_from_bytes,
+    };
+    let volume = open_volume(start, hold, looked.file, payload, known)?;
     if volume.cache_was_outdated() {
         say.notice(Notice::CacheOutdated);
     }
@@ -473,12 +480,29 @@ fn tell_copies(header: &AnyHeader, say: &Say) {
     }
 }
 
+/// What is known of a container before its volume is opened.
+pub(super) struct Known {
+    /// Its present state, where somebody has looked under the lock.
+    pub seen: Option<Seen>,
+    /// As in [`VolumeOptions`].
+    pub hole_from_bytes: u64,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self {
+            seen: None,
+            hole_from_bytes: u64::MAX,
+        }
+    }
+}
+
 pub(super) fn open_volume(
     start: &VolumeStart,
     hold: &Arc<Hold>,
     file: Arc<dyn StoreFile>,
     payload: Payload,
-    seen: Option<Seen>,
+    known: Known,
 ) -> Result<Arc<Volume>, Failure> {
     let geometry = Geometry {
         offset_bytes: payload.offset_bytes,
@@ -491,18 +515,19 @@ pub(super) fn open_volume(
             // On a disk, not in memory: a journal may be large.
             let mut options = ReadOnlyOptions::new(PathBuf::from(&start.state_dir));
             options.reconnect_max = reconnect_max;
-            options.cache = cache_options(start, hold, seen);
+            options.cache = cache_options(start, hold, known.seen);
             Volume::open_read_only(file, geometry, session, options)?
         }
         Access::ReadWrite => {
             let options = VolumeOptions {
                 write_buffer_bytes_max: start.write_buffer_bytes_max,
                 reconnect_max,
-                cache: cache_options(start, hold, seen),
+                cache: cache_options(start, hold, known.seen),
                 quiet_time: Duration::from_millis(start.quiet_time_ms),
                 suspects: hold.record().suspects(),
                 suspects_quiet: true,
                 zeros_are_holes: true,
+                hole_from_bytes: known.hole_from_bytes,
                 ..VolumeOptions::default()
             };
             Volume::open(file, geometry, session, options)?
