@@ -287,27 +287,19 @@ fn an_end_of_file_tells_how_much_there_was() {
 #[test]
 fn an_end_at_the_length_that_a_handle_was_opened_with_is_asked_of_a_new_handle() {
     let opened = AtomicU32::new(0);
-    let store = connect_to(
-        &greeting(&["fsync@openssh.com"]),
-        move |kind, id, _, stream| {
-            match kind {
-                OPEN => {
-                    opened.fetch_add(1, Ordering::SeqCst);
-                    return None;
-                }
-                READ if opened.load(Ordering::SeqCst) == 1 => stream.write_all(&status(id, 1)),
-                READ => stream.write_all(&data(id, &[7; 10])),
-                _ => return None,
-            }
-            .unwrap();
-            Some(Next::Answered)
-        },
-    );
-    let store = store.unwrap();
-    let name = FileName::new("x").unwrap();
-    let file = store.open(&name, Access::ReadWrite).unwrap();
+    let script = move |kind: u8, id, _: &[u8], stream: &mut UnixStream| {
+        let handles = opened.fetch_add(u32::from(kind == OPEN), Ordering::SeqCst);
+        let answer = match handles {
+            1 => status(id, 1),
+            _ => data(id, &[7; 10]),
+        };
+        (kind == READ).then(|| stream.write_all(&answer).map(|()| Next::Answered).unwrap())
+    };
+    let store = connect_to(&greeting(&["fsync@openssh.com"]), script).unwrap();
+    let file = store.open(&FileName::new("x").unwrap(), Access::ReadWrite);
     let mut read = [0; 10];
-    file.read_at(500, &mut read, ReadClass::Demand).unwrap();
+    let read_there = |file: Arc<dyn StoreFile>| file.read_at(500, &mut read, ReadClass::Demand);
+    file.and_then(read_there).unwrap();
     assert_eq!(read, [7; 10]);
 }
 
