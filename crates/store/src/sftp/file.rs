@@ -338,40 +338,8 @@ impl StoreFile for SftpFile {
     }
 
     fn write_parts_at(&self, parts: &[(u64, &[u8])]) -> Result<(), StoreError> {
-        self.writable("write")?;
-        for (offset, data) in parts {
-            self.in_range("write", *offset, data.len())?;
-        }
-        let max = self.session.write_bytes_max;
-        // Few small parts are not worth the data channels, many are.
-        let whole: usize = parts.iter().map(|(_, data)| data.len()).sum();
-        let requests = parts.iter().flat_map(|(offset, data)| {
-            Self::cut(*offset, data.len(), max).map(move |(at, part)| (at, &data[part]))
-        });
-        let mut owed = Vec::new();
-        let mut outcome = Ok(());
-        for (at, data) in requests {
-            let (channel, handle) = self.bulk_channel(whole);
-            let len = data.len();
-            let request = Request::Write {
-                handle: &handle.bytes,
-                offset: at,
-                data,
-            };
-            match self.call(channel, "write").ask(&request) {
-                Ok(answer) => owed.push(Owed {
-                    channel,
-                    handle,
-                    at,
-                    len,
-                    answer,
-                }),
-                Err(error) => {
-                    outcome = Err(error);
-                    break;
-                }
-            }
-        }
+        self.may_write(parts)?;
+        let (owed, mut outcome) = self.ask_writes(parts);
         // Every answer is waited for, also after a failure: nothing of this call may still be on
         // its way when the caller writes there again, perhaps over another channel.
         for write in owed {
@@ -426,6 +394,45 @@ impl StoreFile for SftpFile {
 }
 
 impl SftpFile {
+    /// Whether all of this may be written to this file.
+    fn may_write(&self, parts: &[(u64, &[u8])]) -> Result<(), StoreError> {
+        self.writable("write")?;
+        parts
+            .iter()
+            .try_for_each(|(offset, data)| self.in_range("write", *offset, data.len()))
+    }
+
+    /// Sends the writes; the second is why not all of them went out.
+    fn ask_writes(&self, parts: &[(u64, &[u8])]) -> (Vec<Owed<'_>>, Result<(), StoreError>) {
+        // Few small parts are not worth the data channels, many are.
+        let whole: usize = parts.iter().map(|(_, data)| data.len()).sum();
+        let max = self.session.write_bytes_max;
+        let requests = parts.iter().flat_map(|(offset, data)| {
+            Self::cut(*offset, data.len(), max).map(move |(at, part)| (at, &data[part]))
+        });
+        let mut owed = Vec::new();
+        for (at, data) in requests {
+            let (channel, handle) = self.bulk_channel(whole);
+            let len = data.len();
+            let request = Request::Write {
+                handle: &handle.bytes,
+                offset: at,
+                data,
+            };
+            match self.call(channel, "write").ask(&request) {
+                Ok(answer) => owed.push(Owed {
+                    channel,
+                    handle,
+                    at,
+                    len,
+                    answer,
+                }),
+                Err(error) => return (owed, Err(error)),
+            }
+        }
+        (owed, Ok(()))
+    }
+
     /// Syncs every handle that carried a write since its last fsync: so many, then the others.
     fn flush_handles(&self, ahead: usize) -> Result<(), StoreError> {
         let _flushing = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);

@@ -35,10 +35,7 @@ impl SftpFile {
         if let Err(error) = self.no_flush_failed() {
             return Ok(Err(error));
         }
-        self.writable("write")?;
-        for (offset, data) in parts {
-            self.in_range("write", *offset, data.len())?;
-        }
+        self.may_write(parts)?;
         let (writes, unasked) = self.ask_writes(parts);
         let flushes = self.ask_flushes(&writes);
         let (mut written, mut flushed) = (unasked, Ok(()));
@@ -86,36 +83,6 @@ impl SftpFile {
             return Ok(self.flush());
         }
         Ok(Ok(()))
-    }
-
-    /// Sends the writes; the second is why not all of them went out.
-    fn ask_writes(&self, parts: &[(u64, &[u8])]) -> (Vec<Owed<'_>>, Result<(), StoreError>) {
-        let whole: usize = parts.iter().map(|(_, data)| data.len()).sum();
-        let max = self.session.write_bytes_max;
-        let requests = parts.iter().flat_map(|(offset, data)| {
-            Self::cut(*offset, data.len(), max).map(move |(at, part)| (at, &data[part]))
-        });
-        let mut owed = Vec::new();
-        for (at, data) in requests {
-            let (channel, handle) = self.bulk_channel(whole);
-            let len = data.len();
-            let request = Request::Write {
-                handle: &handle.bytes,
-                offset: at,
-                data,
-            };
-            match self.call(channel, "write").ask(&request) {
-                Ok(answer) => owed.push(Owed {
-                    channel,
-                    handle,
-                    at,
-                    len,
-                    answer,
-                }),
-                Err(error) => return (owed, Err(error)),
-            }
-        }
-        (owed, Ok(()))
     }
 
     /// Sends an fsync behind the writes of each handle, and for each handle with older writes.
