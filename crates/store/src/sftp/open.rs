@@ -279,10 +279,7 @@ impl Session {
 fn refused(error: &StoreError) -> bool {
     matches!(
         error.kind(),
-        StoreErrorKind::PermissionDenied
-            | StoreErrorKind::Unsupported
-            | StoreErrorKind::NotFound
-            | StoreErrorKind::Failed
+        StoreErrorKind::PermissionDenied | StoreErrorKind::Unsupported | StoreErrorKind::Failed
     )
 }
 
