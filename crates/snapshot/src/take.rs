@@ -111,12 +111,18 @@ fn take_or_fail(
     let first = !linked_from
         .iter()
         .any(|(folder, _)| matches!(folder, Folder::Named(_)));
-    let copy = match by_hand::to_link_from(volume_root, &spec.job, &sources)? {
-        Some((copy, source)) if first => Some(LinkedCopy {
+    // Later runs need no look at the volume for one.
+    let copy = if first {
+        by_hand::to_link_from(volume_root, &spec.job, &sources)?
+    } else {
+        None
+    };
+    let copy = match copy {
+        Some((copy, source)) => Some(LinkedCopy {
             link_dest: folder.link_to_copy(&copy, &source)?,
             copy,
         }),
-        _ => None,
+        None => None,
     };
     let run = Run {
         spec,
