@@ -11,7 +11,7 @@ use sprat_store::{Access, FileName, Store, StoreError, lock};
 use super::context::{Context, Resolved};
 use crate::args::DoctorArgs;
 use crate::output::{exit_json, text};
-use crate::session::{PinPolicy, RESERVE_FREE_TIMES, SERVER_SPACE_LOW_BYTES};
+use crate::session::{PinPolicy, RESERVE_FREE_TIMES, SERVER_SPACE_LOW_BYTES, reserve_name};
 use crate::target::Place;
 use crate::{Exit, Failure, pinned, reach};
 
@@ -277,14 +277,11 @@ fn reserve(context: &Context, resolved: &Resolved, store: &dyn Store) -> Option<
         return None;
     }
     let what = format!("{}: reserve", resolved.name);
-    let found = container
-        .with_suffix(".reserve")
-        .map_err(|error| Failure::usage(error.to_string()))
-        .and_then(|name| match store.stat(&name) {
-            Ok(stat) => Ok(Some(stat.len)),
-            Err(StoreError::NotFound { .. }) => Ok(None),
-            Err(error) => Err(Failure::from(error)),
-        });
+    let found = reserve_name(container).and_then(|name| match store.stat(&name) {
+        Ok(stat) => Ok(Some(stat.len)),
+        Err(StoreError::NotFound { .. }) => Ok(None),
+        Err(error) => Err(Failure::from(error)),
+    });
     let size = text::bytes(wanted_bytes);
     let missing = match found {
         Err(failure) => return Some(Finding::failed(what, &failure)),

@@ -41,7 +41,7 @@ pub use options::{
 };
 pub use protocol::FileSystemCheck;
 pub use trim::{Measure, TrimHow, TrimReport, TrimRoute, trim};
-pub use volume_process::reserve::FREE_TIMES as RESERVE_FREE_TIMES;
+pub use volume_process::reserve::{FREE_TIMES as RESERVE_FREE_TIMES, name as reserve_name};
 pub use volume_process::room::LOW_BYTES as SERVER_SPACE_LOW_BYTES;
 
 use crate::interrupt::Interrupt;

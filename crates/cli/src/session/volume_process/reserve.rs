@@ -19,7 +19,8 @@ pub const FREE_TIMES: u64 = 8;
 const PIECE_BYTES: usize = 252 << 10;
 const WRITERS: usize = 8;
 
-fn name(container: &FileName) -> Result<FileName, Failure> {
+/// The reserve's name beside `container`.
+pub fn name(container: &FileName) -> Result<FileName, Failure> {
     container
         .with_suffix(".reserve")
         .map_err(|error| Failure::usage(format!("{error}")))
