@@ -43,11 +43,54 @@ pub fn give_sprat(stage: &Stage) {
     fs::copy(SPRAT, &program).expect("sprat is copied");
     // Debug information is half of it; without `strip` the guest takes longer to boot.
     let _ = Command::new("strip").arg(&program).status();
+    give_libraries(stage, Path::new(SPRAT));
+}
+
+/// Gives it a program of this machine at the same path.
+pub fn give_program(stage: &Stage, program: &Path) {
+    give_file(stage, program, 0o755);
+    give_libraries(stage, program);
+}
+
+/// Gives it what Python needs to run `script` with `-S`: itself as `python3`, and the modules that are imported there.
+pub fn give_python(stage: &Stage, script: &str) {
+    let imports = script.lines().filter(|line| line.starts_with("import "));
+    let mut ask: Vec<&str> = imports.collect();
+    ask.push("import sys\nfor m in list(sys.modules.values()): print(getattr(m, '__file__', None) or '')");
+    ask.push("print(os.path.realpath(sys.executable))");
+    let python = sprat_testkit::needs::find_program("python3").expect("checked by missing()");
+    let output = Command::new(python)
+        .args(["-S", "-c", &ask.join("\n")])
+        .output()
+        .expect("python3 runs");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut paths = said.lines().filter(|path| path.starts_with('/'));
+    let executable = paths.next_back().expect("its own path");
+    give_program(stage, Path::new(executable));
+    give(
+        stage,
+        "usr/bin/python3",
+        format!("#!/bin/sh\nexec {executable} \"$@\"\n"),
+        0o755,
+    );
+    for module in paths.map(Path::new) {
+        match module.extension().is_some_and(|ending| ending == "so") {
+            true => give_program(stage, module),
+            false => give_file(stage, module, 0o644),
+        }
+    }
+}
+
+fn give_file(stage: &Stage, path: &Path, mode: u32) {
+    let at = path.strip_prefix("/").expect("an absolute path");
+    let content = fs::read(path).expect("a file of this machine");
+    give(stage, &at.display().to_string(), content, mode);
+}
+
+fn give_libraries(stage: &Stage, program: &Path) {
     let there = libraries(Path::new("cryptsetup"));
-    for library in libraries(Path::new(SPRAT)).difference(&there) {
-        let path = library.strip_prefix("/").expect("an absolute path");
-        let content = fs::read(library).expect("a library");
-        give(stage, &path.display().to_string(), content, 0o755);
+    for library in libraries(program).difference(&there) {
+        give_file(stage, library, 0o755);
     }
 }
 

@@ -1,0 +1,51 @@
+//! Growing, killed and cut off at its remote changes in turn, in a guest whose kernel lets it: each time stock
+//! tools find every snapshot, and the same command again finishes.
+//!
+//! `make test`: some blows. `SPRAT_STRIKES` (`make torture`): a kill and a cut at every change.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by a panic, and tells its figures"
+)]
+
+mod stage;
+mod vm;
+
+use std::time::Duration;
+
+use sprat_testkit::needs;
+use stage::Stage;
+use vm::guest;
+
+/// Blows, and how long they may take in a guest on a busy machine without KVM: in `make test`, and in
+/// `make torture`.
+const SHORT: (&str, Duration) = ("4", Duration::from_secs(900));
+const LONG: (&str, Duration) = ("all", Duration::from_secs(7000));
+
+#[test]
+fn growing_struck_at_any_change_leaves_every_snapshot_and_is_finished_by_the_next() {
+    sprat_testkit::requires!(vm::missing(), needs::sftp_server_missing());
+    let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
+    let seed = number("SPRAT_TORTURE_SEED").unwrap_or_else(|| u64::from(std::process::id()));
+    println!("seed {seed}; SPRAT_TORTURE_SEED={seed} repeats this run");
+    let stage = Stage::new();
+    guest::give_keys(&stage);
+    guest::give_sprat(&stage);
+    let striker = include_str!("machine/striker.py");
+    guest::give(&stage, "usr/bin/striker.py", striker, 0o644);
+    guest::give_python(&stage, striker);
+    let server = needs::sftp_server().unwrap();
+    guest::give_program(&stage, &server);
+    let (blows, limit) = number("SPRAT_STRIKES").map_or(SHORT, |_| LONG);
+    let script = format!(
+        "seed={seed}\nblows={blows}\nserver={}\n{}",
+        server.display(),
+        guest::script("guest-grow"),
+    );
+    let said = guest::run(&stage, &script, limit);
+    for line in said.lines().filter(|line| line.starts_with('=')) {
+        println!("{line}");
+    }
+    assert!(said.trim_end().ends_with("done"), "{said}");
+}
