@@ -146,13 +146,14 @@ fn each_shell_punches_just_the_ranges_of_a_file_whose_name_needs_quoting() {
 #[test]
 fn a_hole_is_made_only_while_the_lock_lies_there_and_no_next_one() {
     requires!(no_puncher());
-    for change in ["removed", "followed"] {
+    for change in ["removed", "followed", "made anew by another session"] {
         let place = Place::new("x.luks", 4);
         let mut puncher = place.start(&["sh"]).unwrap();
         puncher.punch(&one(0..BLOCK)).unwrap();
         match change {
             "removed" => fs::remove_file(place.lock(1)).unwrap(),
-            _ => fs::write(place.lock(2), "another session").unwrap(),
+            "followed" => fs::write(place.lock(2), "another session").unwrap(),
+            _ => fs::write(place.lock(1), "another token").unwrap(),
         }
         let error = puncher.punch(&one(BLOCK..2 * BLOCK)).unwrap_err();
         assert!(error.to_string().contains("lock"), "{error}");

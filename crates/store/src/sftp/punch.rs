@@ -2,9 +2,10 @@
 //!
 //! SFTP has no request for that. `sh` gets the script below over its standard input, then one line
 //! for each range; it answers in lines that begin with a random word, so that whatever a login
-//! prints by the way is told apart. Before every hole it looks whether the session's lock still
-//! lies beside the file and no other one follows it: a server that is late with what a lost line
-//! left it does nothing once another session has begun.
+//! prints by the way is told apart. Before every hole it looks whether the session's own lock, told
+//! by its token, still lies beside the file and no other one follows it: a server that is late with
+//! what a lost line left it does nothing once another session has begun. The name alone would not
+//! do: sessions after a takeover begin with the first number again.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -383,7 +384,9 @@ case \"$o\" in
 tell) echo \"$t told $s\"; continue ;;
 size) size; continue ;;
 esac
-{{ [ -e \"$l\" ] && [ ! -e \"$n\" ]; }} || no lock
+h=; IFS= read -r h 2>/dev/null <\"$l\"
+case \"$h\" in *{token}*) ;; *) no lock ;; esac
+[ ! -e \"$n\" ] || no lock
 fallocate -n -p -o \"$o\" -l \"$s\" \"$f\" </dev/null 2>&1 || no range
 done
 exit 0
