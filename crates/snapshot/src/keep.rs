@@ -3,16 +3,22 @@
 //! Days, weeks (Monday to Sunday, ISO 8601), months and years are those of UTC, as the names are.
 //! Of each of the newest N days that have a snapshot, one is kept: the newest without unread
 //! files, else the newest. The same for weeks, months and years. "Within" counts back from the
-//! newest snapshot, not from now: a job that no longer runs loses nothing by waiting.
+//! newest snapshot, not from now: a job that no longer runs loses nothing by waiting. A snapshot
+//! that is dated in the future, by a clock that was wrong, is kept and counts for nothing: as the
+//! newest one it would make every rule drop what is real.
 
 use std::collections::BTreeMap;
 
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::name::SnapshotName;
 use crate::record::EntryKind;
+
+/// How far ahead of the clock a snapshot may be dated: clocks differ, time zones were mistaken.
+const AHEAD_MAX: SignedDuration = SignedDuration::from_hours(24);
 
 /// How much is kept; zeros keep nothing by that rule.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +71,8 @@ pub enum KeepReason {
     Pinned,
     /// It has no record, so what it is isn't known; never touched.
     Unrecorded,
+    /// It is dated in the future; kept, and not counted.
+    Future,
 }
 
 /// One finished snapshot.
@@ -89,9 +97,10 @@ pub struct Verdict {
     pub keep: Vec<KeepReason>,
 }
 
-/// Decides about every finished snapshot of a job; the result is in the order of the names.
+/// Decides about every finished snapshot of a job at the moment `now`; the result is in the order
+/// of the names.
 #[must_use]
-pub fn decide(candidates: &[Candidate], rules: &KeepRules) -> Vec<Verdict> {
+pub fn decide(candidates: &[Candidate], rules: &KeepRules, now: Timestamp) -> Vec<Verdict> {
     let mut all: Vec<&Candidate> = candidates
         .iter()
         .filter(|candidate| candidate.kind.is_snapshot())
@@ -104,6 +113,12 @@ pub fn decide(candidates: &[Candidate], rules: &KeepRules) -> Vec<Verdict> {
     let mut mark = |name: SnapshotName, reason| {
         keep.entry(name).or_default().push(reason);
     };
+    let (future, all): (Vec<&Candidate>, Vec<&Candidate>) = all
+        .into_iter()
+        .partition(|candidate| candidate.name.moment().duration_since(now) > AHEAD_MAX);
+    for candidate in future {
+        mark(candidate.name, KeepReason::Future);
+    }
     for candidate in all.iter().take(rules.last as usize) {
         mark(candidate.name, KeepReason::Last);
     }
@@ -188,8 +203,12 @@ fn year(date: Date) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use jiff::Timestamp;
     use proptest::prelude::*;
+
+    /// Later than every name here that isn't meant to be of the future.
+    fn now() -> Timestamp {
+        Timestamp::from_second(1_800_000_000).unwrap()
+    }
 
     fn at(text: &str) -> Candidate {
         Candidate {
@@ -201,7 +220,7 @@ mod tests {
     }
 
     fn kept(candidates: &[Candidate], rules: &KeepRules) -> Vec<String> {
-        decide(candidates, rules)
+        decide(candidates, rules, now())
             .into_iter()
             .filter(|verdict| !verdict.keep.is_empty())
             .map(|verdict| verdict.name.to_string())
@@ -339,7 +358,7 @@ mod tests {
                 names.push(one.name);
                 new
             }).collect();
-            let verdicts = decide(&all, &rules);
+            let verdicts = decide(&all, &rules, now());
             let snapshots = all.iter().filter(|one| one.kind.is_snapshot()).count();
             prop_assert_eq!(verdicts.len(), snapshots);
             prop_assert!(verdicts.is_sorted_by_key(|verdict| verdict.name));
@@ -380,6 +399,25 @@ mod tests {
             let few = kept(&all, &rules);
             let many = kept(&all, &generous);
             prop_assert!(few.iter().all(|name| many.contains(name)));
+        }
+
+        #[test]
+        fn snapshots_of_the_future_stay_and_change_nothing_for_the_real_ones(
+            all in candidates(), rules in rules(), ahead in 86_401_i64..1_000_000_000
+        ) {
+            let mut with = all.clone();
+            for (number, kind) in [EntryKind::Good, EntryKind::Unread].into_iter().enumerate() {
+                let moment = now().as_second() + ahead + i64::try_from(number).unwrap();
+                with.push(Candidate {
+                    name: SnapshotName::at(Timestamp::from_second(moment).unwrap()),
+                    kind,
+                    is_latest: false,
+                    pinned: false,
+                });
+            }
+            let mut expected = kept(&all, &rules);
+            expected.extend(with[all.len()..].iter().map(|one| one.name.to_string()));
+            prop_assert_eq!(kept(&with, &rules), expected);
         }
 
         #[test]

@@ -142,7 +142,7 @@ fn decided(job: &JobFolder, rules: &KeepRules) -> Result<Vec<Verdict>, SnapshotE
             pinned: job.is_pinned(folder.name()),
         })
         .collect();
-    Ok(decide(&candidates, rules))
+    Ok(decide(&candidates, rules, jiff::Timestamp::now()))
 }
 
 fn undone(verdicts: Vec<Verdict>) -> Vec<Pruned> {

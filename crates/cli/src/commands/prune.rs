@@ -114,6 +114,7 @@ fn word(reason: KeepReason) -> &'static str {
         KeepReason::Latest => "latest",
         KeepReason::Pinned => "pinned",
         KeepReason::Unrecorded => "has no record: never touched",
+        KeepReason::Future => "dated in the future: not counted",
         _ => "a reason that this version has no words for",
     }
 }
