@@ -1,5 +1,7 @@
 //! Makes and mounts the ext4 file system of a volume.
 
+use std::fs::File;
+use std::io::{Seek, SeekFrom};
 use std::path::Path;
 
 use rustix::io::Errno;
@@ -62,6 +64,14 @@ pub struct MountOptions {
     pub grow: bool,
 }
 
+/// The journal of a volume whose size would get it a larger one (mke2fs gives 1 GiB from 128 GiB on,
+/// `ext2fs_default_journal_size` in lib/ext2fs/mkjournal.c). Its blocks are never written before
+/// they are used, so on a server's full disk even deleting asks for new ones, at most so many: the
+/// reserve beside a container is twice that.
+const JOURNAL_MIB_MAX: u64 = 32;
+/// From this size on mke2fs would make a larger one.
+const LARGE_BYTES: u64 = 2 << 30;
+
 /// Makes an ext4 file system on `device` with the system's `mkfs.ext4`.
 ///
 /// It overwrites whatever is there, without asking. Writes about 60 MiB on 5 TiB.
@@ -70,8 +80,14 @@ pub fn make_file_system(device: &Path, options: &MkfsOptions) -> Result<(), Atta
     command
         .args(["-q", "-F", "-b", "4096", "-I", "256", "-m", "0"])
         .args(["-O", FEATURES, "-E", EXTENDED])
-        .args(["-L", cut_label(&options.label)])
-        .arg(device);
+        .args(["-L", cut_label(&options.label)]);
+    let bytes = File::open(device)
+        .and_then(|mut device| device.seek(SeekFrom::End(0)))
+        .map_err(|error| AttachError::io("measure", device.display().to_string(), error))?;
+    if bytes >= LARGE_BYTES {
+        command.arg("-J").arg(format!("size={JOURNAL_MIB_MAX}"));
+    }
+    command.arg(device);
     program::run("mkfs.ext4", command)
 }
 

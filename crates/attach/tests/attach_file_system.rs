@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use chain::{Chain, ChainOptions, wait};
-use sprat_attach::{AttachError, MountState};
+use sprat_attach::{AttachError, MkfsOptions, MountState};
 use support::{Place, can_attach, run};
 
 /// A chain with a fresh file system, mounted.
@@ -294,6 +294,24 @@ fn a_read_only_mount_replays_a_dirty_journal_into_the_overlay_only() {
         fs::read(&place.image).unwrap() == before,
         "the image was written to"
     );
+}
+
+/// Of what it writes there, most is holes: none of it is on the disk before.
+#[test]
+fn a_large_file_system_has_a_journal_that_half_of_a_reserve_holds() {
+    if !can_attach() {
+        return;
+    }
+    for gibibytes in [1, 2, 20, 300] {
+        let place = Place::new(gibibytes << 10);
+        sprat_attach::make_file_system(&place.image, &MkfsOptions::default()).unwrap();
+        let header = run("dumpe2fs", &["-h", place.image.to_str().unwrap()]);
+        let size = header.lines().find_map(|line| {
+            let size = line.strip_prefix("Total journal size:")?;
+            size.trim().strip_suffix('M')?.parse::<u32>().ok()
+        });
+        assert!(size.is_some_and(|mib| mib <= 32), "{gibibytes}: {size:?}");
+    }
 }
 
 #[test]

@@ -114,6 +114,16 @@ fn gets_out_of_a_full_disk(machine: Machine) {
     };
     assert_eq!(snapshots(), 3);
     let prune = ["prune", "TARGET", "--job", "home", "--keep-last", "1"];
+    // Neither who only looks nor who has no key takes it.
+    let mut dry_run = with_reserve(&prune);
+    dry_run.push("--dry-run");
+    assert_eq!(remote.sprat(&dry_run).code, 0);
+    remote.machine.write("wrong", noise(4096, 77));
+    let mut wrong_key = with_reserve(&prune);
+    wrong_key.extend(["--key-file", "wrong"]);
+    let ran = remote.sprat(&wrong_key);
+    assert_eq!(ran.code, 12, "{}", ran.whole());
+    assert!(reserve.exists(), "{}", ran.whole());
     let ran = remote.sprat(&with_reserve(&prune));
     assert_eq!(ran.code, 0, "{}", ran.whole());
     assert!(ran.stderr.contains("the reserve"), "{}", ran.whole());

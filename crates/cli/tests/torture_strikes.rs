@@ -321,6 +321,31 @@ fn a_rewrite_through_the_client_struck_at_any_change_costs_nothing() {
     strike_trim(&["--rewrite", "--through-client"]);
 }
 
+/// The server may carry the rename out later: whoever comes next sees to it that it can't.
+#[test]
+fn what_a_killed_rewrite_left_is_removed_by_the_next_session_of_any_kind() {
+    requires!(strikes::missing(), stage::missing());
+    let snapshots = Snapshots::pruned().ready();
+    let machine = &snapshots.machine;
+    let target = machine.on_line(CONTAINER);
+    let key = ["--key-file", "key"];
+    let rewrite = [&key[..], &["trim", &target, "--rewrite"]].concat();
+    let blow = Blow {
+        how: "kill",
+        when: "before",
+        nth: 1,
+        kind: Some("rename"),
+    };
+    machine.sprat_struck(&rewrite, Some(blow));
+    assert!(machine.was_struck());
+    assert!(names(machine, "store").contains(&"x.luks.trim".to_owned()));
+    let backup = ["backup", &target, "--name", "home", "src"];
+    let ran = machine.sprat_struck(&[&key[..], &backup].concat(), None);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert_eq!(names(machine, "store"), ["x.luks"], "{}", ran.whole());
+    machine.nothing_is_left();
+}
+
 /// There is no line to be cut, and no request to be counted.
 #[test]
 fn local_holes_killed_at_any_moment_cost_nothing() {

@@ -92,6 +92,15 @@ pub trait Store: Send + Sync {
     /// Removes a file.
     fn remove(&self, name: &FileName) -> Result<(), StoreError>;
 
+    /// Removes a file where there is one; whether there was.
+    fn remove_if_there(&self, name: &FileName) -> Result<bool, StoreError> {
+        match self.remove(name) {
+            Ok(()) => Ok(true),
+            Err(StoreError::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The names in the folder, in any order. Names that are not a [`FileName`] are left out, and
     /// a server that lists without end is an error.
     fn list(&self) -> Result<Vec<FileName>, StoreError>;

@@ -124,6 +124,16 @@ pub enum StoreErrorKind {
 }
 
 impl StoreError {
+    /// The store said that it did not do it, so it will not do it late. Otherwise it may have, or
+    /// may still.
+    #[must_use]
+    pub fn was_answered(&self) -> bool {
+        !matches!(
+            self.kind(),
+            StoreErrorKind::Disconnected | StoreErrorKind::Protocol | StoreErrorKind::Unreachable
+        )
+    }
+
     /// The case, for a caller that must choose.
     #[must_use]
     pub fn kind(&self) -> StoreErrorKind {

@@ -10,7 +10,7 @@ use sprat_store::lock::{self, LockInfo, RENEW_INTERVAL};
 use super::context::Context;
 use crate::args::UnlockArgs;
 use crate::output::{exit_json, text};
-use crate::session::TAKEOVER_QUIET_TIMES;
+use crate::session::{self, TAKEOVER_QUIET_TIMES};
 use crate::{Exit, Failure, reach};
 
 /// Two renewals and some time on the way, and no less than the time for which a session that died
@@ -52,6 +52,11 @@ pub(super) fn run(context: &Context, args: &UnlockArgs) -> Result<Exit, Failure>
         );
         return done(context, &text, &resolved.target.to_string(), None, false);
     };
+    // What a rewrite (`trim --rewrite`) left that died there: nobody else will know of it.
+    let leftover = session::rewrite_name(name)?;
+    if store.remove_if_there(&leftover)? {
+        context.output.note(&format!("removed {leftover}, too"));
+    }
     let mut text = format!("unlocked {}: removed {}\n", resolved.target, removed.file);
     if broken.was_renewed {
         text.push_str("its owner was alive a moment ago: it will stop, and its run fails\n");

@@ -37,11 +37,12 @@ pub use mount::{mount, unmount};
 pub use options::{
     Access, ClosedReport, ContainerFacts, CreateOptions, Created, Mode, Notice, Observer, Phase,
     PinPolicy, SIZE_BYTES_MIN, SessionOptions, SessionProgress, TAKEOVER_QUIET_TIMES,
-    VolumeFigures,
+    VolumeFigures, VolumeRoom,
 };
 pub use protocol::FileSystemCheck;
 pub use trim::{Measure, TrimHow, TrimReport, TrimRoute, trim};
 pub use volume_process::reserve::{FREE_TIMES as RESERVE_FREE_TIMES, name as reserve_name};
+pub use volume_process::rewrite::name as rewrite_name;
 pub use volume_process::room::LOW_BYTES as SERVER_SPACE_LOW_BYTES;
 
 use crate::interrupt::Interrupt;

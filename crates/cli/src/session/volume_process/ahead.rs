@@ -63,6 +63,11 @@ pub(super) struct Ahead {
 }
 
 impl Ahead {
+    /// Why it doesn't open: another key, or other pins.
+    pub(super) fn refusal(&self) -> Option<&Failure> {
+        self.unlocked.as_ref().err()
+    }
+
     /// Reads it, unless `given_up` meanwhile. Whatever can't be read will be told by those who
     /// read it again.
     pub(super) fn read(

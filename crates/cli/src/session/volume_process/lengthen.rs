@@ -5,6 +5,7 @@ use sprat_volume::{Fenced, Session as _};
 
 use super::hold::Hold;
 use crate::Failure;
+use crate::output::text;
 
 /// Gives `file`, which has `file_bytes`, the length `wanted_bytes`; durable when it returns.
 pub(super) fn lengthen(
@@ -37,7 +38,17 @@ pub(super) fn lengthen(
             }
             other => Failure::failed(other.to_string()),
         })?;
-    file.resize(wanted_bytes)?;
+    if let Err(error) = file.resize(wanted_bytes) {
+        if error.was_answered() {
+            hold.all_settled()?;
+        }
+        return Err(Failure::from(&error).with_hint(format!(
+            "the container has its {} as before, and is used as before. The server's file system \
+             may not hold a file of {}, or its quota not allow it",
+            text::bytes(file_bytes),
+            text::bytes(wanted_bytes)
+        )));
+    }
     file.flush()?;
     Ok(())
 }

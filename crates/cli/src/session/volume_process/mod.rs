@@ -13,7 +13,7 @@ mod lengthen;
 mod making;
 pub(super) mod opening;
 pub(super) mod reserve;
-mod rewrite;
+pub(super) mod rewrite;
 pub(super) mod room;
 mod stop;
 mod trim;
@@ -349,7 +349,9 @@ impl Served {
         if let Some(failure) = self.failure() {
             return Err(failure);
         }
-        let keeps_reserve = self.access == Access::ReadWrite && self.reserve_bytes > 0;
+        // A rewrite tells by the server's free space what it gave back.
+        let keeps_reserve =
+            self.access == Access::ReadWrite && self.reserve_bytes > 0 && !self.volume_closed;
         // A question more while the line is waited for anyway.
         let asked = keeps_reserve.then(|| {
             let (bytes, hold) = (self.reserve_bytes, Arc::clone(&self.hold));
@@ -368,6 +370,8 @@ impl Served {
         Ok(ClosedReport {
             volume,
             durable: self.durable,
+            // Known to the session, which unmounted it.
+            room: None,
         })
     }
 

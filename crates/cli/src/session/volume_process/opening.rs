@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use sprat_luks::{AnyHeader, CopyState, OpenedBy, Payload, Pins, Secret, SectorCipher, VolumeKey};
@@ -22,6 +23,7 @@ use super::connection::{Connection, open_record, owner_note};
 use super::hold::{Hold, HoldParts, keep_renewing};
 use super::lengthen::lengthen;
 use super::reserve;
+use super::rewrite::forestall_rename;
 use super::room;
 use super::stop::{Say, Stop};
 use crate::{Exit, Failure};
@@ -84,44 +86,92 @@ pub(super) fn open(
     let given_up = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let reading = Arc::clone(&store);
-        let ahead = scope.spawn(|| {
+        let mut ahead = Reading::Under(scope.spawn(|| {
             let reading = reading;
             Ahead::read(start, secret, &*reading, &given_up)
+        }));
+        let opened = check_container(start, &*store, say).and_then(|(available_bytes, first)| {
+            let reached = Reached {
+                record,
+                connection,
+                store,
+                first,
+            };
+            let (hold, looked) = hold_and_look(start, reached, &mut ahead, stop, say)?;
+            let opened = open_held(
+                start,
+                secret,
+                &hold,
+                (ahead, looked),
+                available_bytes,
+                stop,
+                say,
+            );
+            if opened.is_err() {
+                // Should this fail too, the next session of this host takes the lock over.
+                let _ = hold.release();
+            }
+            opened
         });
-        let opened = check_container(start, &*store, say)
-            .and_then(|asked| reserve::give_up(start, &*store, say).map(|()| asked))
-            .and_then(|(available, first)| {
-                let reached = Reached {
-                    record,
-                    connection,
-                    store,
-                    first,
-                };
-                let held = hold_and_look(start, reached, stop, say)?;
-                Ok((held, available))
-            })
-            .and_then(|((hold, looked), available_bytes)| {
-                keep_renewing(&hold, {
-                    let stop = Arc::clone(stop);
-                    move || stop.abort_volume()
-                });
-                let quiet = wait_for_quiet(start, &hold, stop, say);
-                let opened = quiet.and_then(|()| {
-                    let ahead = ahead.join().ok().flatten();
-                    unlock(start, secret, &hold, ahead, looked, stop, say)
-                });
-                let opened = opened.map(|opened| Opened {
-                    available_bytes,
-                    ..opened
-                });
-                if opened.is_err() {
-                    // Should this fail too, the next session of this host takes the lock over.
-                    let _ = hold.release();
-                }
-                opened
-            });
         given_up.store(true, Ordering::SeqCst);
         opened
+    })
+}
+
+/// What is read ahead on a thread of its own.
+enum Reading<'scope> {
+    Under(ScopedJoinHandle<'scope, Option<Ahead>>),
+    Over(Option<Ahead>),
+}
+
+impl Reading<'_> {
+    /// Waits for it.
+    fn wait(&mut self) -> Option<&Ahead> {
+        if let Self::Under(thread) = std::mem::replace(self, Self::Over(None)) {
+            *self = Self::Over(thread.join().ok().flatten());
+        }
+        match self {
+            Self::Over(ahead) => ahead.as_ref(),
+            Self::Under(_) => None,
+        }
+    }
+
+    fn end(mut self) -> Option<Ahead> {
+        self.wait();
+        match self {
+            Self::Over(ahead) => ahead,
+            Self::Under(_) => None,
+        }
+    }
+}
+
+/// Opens a container that is held.
+fn open_held(
+    start: &VolumeStart,
+    secret: &Secret,
+    hold: &Arc<Hold>,
+    (ahead, looked): (Reading<'_>, Option<Looked>),
+    available_bytes: Option<u64>,
+    stop: &Arc<Stop>,
+    say: &Say,
+) -> Result<Opened, Failure> {
+    keep_renewing(hold, {
+        let stop = Arc::clone(stop);
+        move || stop.abort_volume()
+    });
+    let may_come_late = hold.record().may_arrive();
+    wait_for_quiet(start, hold, stop, say)?;
+    if start.access == Access::ReadWrite && (may_come_late || hold.took_over()) {
+        forestall_rename(hold)?;
+    }
+    let opened = unlock(start, secret, hold, ahead.end(), looked, stop, say)?;
+    if let Some(size_bytes) = start.grow_to {
+        tell_overcommit(available_bytes, size_bytes, say);
+    }
+    reserve::give_up(start, &*hold.store(), available_bytes, say)?;
+    Ok(Opened {
+        available_bytes,
+        ..opened
     })
 }
 
@@ -242,13 +292,21 @@ pub(super) fn stat_container(start: &VolumeStart, store: &dyn Store) -> Result<F
 fn hold_and_look(
     start: &VolumeStart,
     reached: Reached,
+    ahead: &mut Reading<'_>,
     stop: &Stop,
     say: &Say,
 ) -> Result<(Arc<Hold>, Option<Looked>), Failure> {
     let quiet = !reached.record.may_arrive();
     let reading = Arc::clone(&reached.store);
     let mut looked = None;
-    let hold = hold(start, reached, stop, say, || {
+    // Where there is no room for the lock's file either. The server may say so in other words
+    // (a quota, or no inodes left), so its reserve is tried.
+    let mut make_room = || match ahead.wait().map(Ahead::refusal) {
+        Some(None) => reserve::remove(start, &*reading, say),
+        Some(Some(failure)) => Err(failure.clone()),
+        None => Ok(false),
+    };
+    let hold = hold_making_room(start, reached, stop, say, &mut make_room, || {
         if quiet {
             // What can't be read is asked for once more, and its error told.
             looked = reading
@@ -269,6 +327,18 @@ pub(super) fn hold(
     say: &Say,
     meanwhile: impl FnOnce() + Send,
 ) -> Result<Arc<Hold>, Failure> {
+    hold_making_room(start, reached, stop, say, &mut || Ok(false), meanwhile)
+}
+
+/// As [`hold`]; `make_room` is asked once where the lock's file can't be made.
+fn hold_making_room(
+    start: &VolumeStart,
+    reached: Reached,
+    stop: &Stop,
+    say: &Say,
+    make_room: &mut dyn FnMut() -> Result<bool, Failure>,
+    meanwhile: impl FnOnce() + Send,
+) -> Result<Arc<Hold>, Failure> {
     let Reached {
         record,
         connection,
@@ -279,7 +349,12 @@ pub(super) fn hold(
     let (lock, stale_lock) = match start.access {
         Access::ReadWrite => {
             stop.begin_holding()?;
-            let lock = take_lock_while(start, &*store, &record, first, say, meanwhile)?;
+            let lock = match take_lock_while(start, &*store, &record, first, say, meanwhile) {
+                Err(error) if finds_no_room(&error) && make_room()? => {
+                    take_lock(start, &*store, &record, say)?
+                }
+                taken => taken?,
+            };
             (Some(lock), None)
         }
         Access::ReadOnly => (None, look_at_lock(start, &*store, &record, say)?),
@@ -303,7 +378,38 @@ pub(super) fn take_lock(
     record: &LocalRecord,
     say: &Say,
 ) -> Result<Lock, Failure> {
-    take_lock_while(start, store, record, None, say, || {})
+    Ok(take_lock_while(start, store, record, None, say, || {})?)
+}
+
+fn finds_no_room(error: &TakeError) -> bool {
+    let TakeError::Lock(LockError::Store { source, .. }) = error else {
+        return false;
+    };
+    matches!(
+        source.kind(),
+        StoreErrorKind::NoSpace | StoreErrorKind::Failed
+    )
+}
+
+/// Why a lock was not taken.
+enum TakeError {
+    Lock(LockError),
+    Other(Failure),
+}
+
+impl From<LockError> for TakeError {
+    fn from(error: LockError) -> Self {
+        Self::Lock(error)
+    }
+}
+
+impl From<TakeError> for Failure {
+    fn from(error: TakeError) -> Self {
+        match error {
+            TakeError::Lock(error) => Self::from(&error),
+            TakeError::Other(failure) => failure,
+        }
+    }
 }
 
 fn take_lock_while(
@@ -313,9 +419,9 @@ fn take_lock_while(
     first: Option<FirstLook>,
     say: &Say,
     meanwhile: impl FnOnce() + Send,
-) -> Result<Lock, Failure> {
+) -> Result<Lock, TakeError> {
     say.phase(Phase::Locking);
-    let owner = owner_note(&PathBuf::from(&start.state_dir))?;
+    let owner = owner_note(&PathBuf::from(&start.state_dir)).map_err(TakeError::Other)?;
     let first = match first {
         Some(first) => first,
         None => Lock::first_look(store, &start.target.name)?,

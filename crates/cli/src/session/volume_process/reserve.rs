@@ -2,13 +2,14 @@
 //! from working, and taken again once there is room.
 //!
 //! Deleting needs space, too: the lock's 512 bytes, and blocks of ext4's journal that were never
-//! written. The file is random bytes, so that no server's compression makes it smaller than it says.
+//! written, which are at most as many as the journal has (mkfs makes one of half the reserve). The
+//! file is random bytes, so that no server's compression makes it smaller than it says.
 
 use std::sync::Arc;
 
 use sprat_store::{FileName, Store, StoreErrorKind, StoreFile};
 
-use super::super::options::Notice;
+use super::super::options::{Access, Notice};
 use super::super::protocol::VolumeStart;
 use super::hold::Hold;
 use super::stop::Say;
@@ -26,27 +27,31 @@ pub fn name(container: &FileName) -> Result<FileName, Failure> {
         .map_err(|error| Failure::usage(format!("{error}")))
 }
 
-/// Gives the reserve up where less than its size is free and this session may use it. Before the
-/// lock is taken, which needs space already: whoever removes it harms nobody.
-pub(super) fn give_up(start: &VolumeStart, store: &dyn Store, say: &Say) -> Result<(), Failure> {
-    if !start.may_use_reserve {
+/// Gives the reserve up where less than its size is free and this session may use it. The key has
+/// opened the container, and the lock is ours or can't be had without: nobody else's word does it.
+pub(super) fn give_up(
+    start: &VolumeStart,
+    store: &dyn Store,
+    available_bytes: Option<u64>,
+    say: &Say,
+) -> Result<(), Failure> {
+    // A server that doesn't tell what is free is found out by trying.
+    if available_bytes.is_none_or(|bytes| bytes >= start.reserve_bytes) {
         return Ok(());
     }
-    let Ok(space) = store.free_space() else {
-        // A server that doesn't tell: it is found out by trying.
-        return Ok(());
-    };
-    if space.available_bytes >= start.reserve_bytes {
-        return Ok(());
+    remove(start, store, say).map(|_| ())
+}
+
+/// Removes the reserve, if this session may; false where it may not, or there is none.
+pub(super) fn remove(start: &VolumeStart, store: &dyn Store, say: &Say) -> Result<bool, Failure> {
+    if !start.may_use_reserve || start.access != Access::ReadWrite {
+        return Ok(false);
     }
-    match store.remove(&name(&start.target.name)?) {
-        Ok(()) => {
-            say.notice(Notice::ReserveGivenUp);
-            Ok(())
-        }
-        Err(error) if error.kind() == StoreErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Failure::from(&error)),
+    let removed = store.remove_if_there(&name(&start.target.name)?)?;
+    if removed {
+        say.notice(Notice::ReserveGivenUp);
     }
+    Ok(removed)
 }
 
 /// Whether the reserve lies there whole; false also where the server doesn't say.

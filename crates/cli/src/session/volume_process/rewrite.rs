@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use sprat_luks::Header;
-use sprat_store::{Access, FileName, ReadClass, Store, StoreError, StoreErrorKind, StoreFile};
+use sprat_store::{Access, FileName, ReadClass, Store, StoreErrorKind, StoreFile};
 use sprat_volume::Session as _;
 
 use super::super::trim::TrimRoute;
@@ -114,19 +114,36 @@ fn cut(ranges: &[Range<u64>], max: u64) -> Vec<Range<u64>> {
     pieces
 }
 
-/// The name of the new file until it takes the old one's.
-fn new_name(hold: &Hold) -> Result<FileName, Failure> {
-    hold.file_name()
+/// The name of the new file beside `container` until it takes the old one's.
+pub fn name(container: &FileName) -> Result<FileName, Failure> {
+    container
         .with_suffix(".trim")
         .map_err(|error| Failure::usage(error.to_string()))
 }
 
+fn new_name(hold: &Hold) -> Result<FileName, Failure> {
+    name(hold.file_name())
+}
+
 /// Removes what an earlier rewrite left that did not come to its end.
 pub(super) fn remove_leftover(hold: &Hold) -> Result<(), Failure> {
-    match hold.store().remove(&new_name(hold)?) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == StoreErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Failure::from(&error)),
+    hold.store()
+        .remove_if_there(&new_name(hold)?)
+        .map_err(|error| Failure::from(&error))?;
+    Ok(())
+}
+
+/// Before a session that took over from a dead one opens the file: that one's last request may have
+/// been the rename, and its server may carry it out late, over what was written since. Without its
+/// source it can't.
+pub(super) fn forestall_rename(hold: &Hold) -> Result<(), Failure> {
+    let store = hold.store();
+    if !store.remove_if_there(&new_name(hold)?)? {
+        return Ok(());
+    }
+    match store.flush_folder() {
+        Err(error) if error.kind() != StoreErrorKind::Unsupported => Err(Failure::from(&error)),
+        _ => Ok(()),
     }
 }
 
@@ -378,7 +395,7 @@ fn swap(hold: &Hold, stop: &Stop) -> Result<(), Failure> {
         .map_err(|fenced| Failure::failed(fenced.to_string()))?;
     let renamed = store.rename(&new_name, hold.file_name());
     if let Err(error) = &renamed
-        && was_answered(error)
+        && error.was_answered()
     {
         hold.all_settled()?;
     }
@@ -391,14 +408,6 @@ fn swap(hold: &Hold, stop: &Stop) -> Result<(), Failure> {
     }
     hold.all_settled()?;
     Ok(())
-}
-
-/// The server said that it did not do it, so it will not do it late.
-fn was_answered(error: &StoreError) -> bool {
-    !matches!(
-        error.kind(),
-        StoreErrorKind::Disconnected | StoreErrorKind::Protocol | StoreErrorKind::Unreachable
-    )
 }
 
 #[cfg(test)]
