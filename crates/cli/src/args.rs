@@ -4,6 +4,7 @@ mod check;
 mod copy;
 mod key;
 mod prune;
+mod status;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ pub use key::{
     KeySheetArgs, KeyTargetArgs,
 };
 pub use prune::PruneArgs;
+pub use status::StatusArgs;
 
 /// End-to-end encrypted backups with rsync: one LUKS2 file on any SSH server
 #[derive(Debug, Parser)]
@@ -247,6 +249,9 @@ pub enum Command {
     /// Give a container a larger size
     #[command(after_help = GROW_EXAMPLES)]
     Grow(GrowArgs),
+    /// Show how things stand: space, the last runs of each job, the lock
+    #[command(after_help = status::STATUS_EXAMPLES)]
+    Status(StatusArgs),
     /// Remove the lock of a session that died on another machine
     #[command(after_help = UNLOCK_EXAMPLES)]
     Unlock(UnlockArgs),
@@ -294,6 +299,7 @@ impl Command {
             | Self::Unlock(_)
             | Self::Key(_)
             | Self::Doctor(_)
+            | Self::Status(_)
             | Self::Completions { .. }
             | Self::VolumeProcess
             | Self::Worker

@@ -4,15 +4,12 @@
 //! is known by its mark, so a slot that gets an old number gets no old label. Those of
 //! removed slots stay: a kept header may bring them back.
 
-use std::fs::File;
-use std::io::Write;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::Failure;
+use crate::{Failure, state_file};
 
 /// What a key is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,22 +74,14 @@ impl KeyNotes {
         }
     }
 
+    /// When any of them was last proved.
+    pub(crate) fn last_proved(&self) -> Option<Timestamp> {
+        self.keys.iter().filter_map(|key| key.proved).max()
+    }
+
     pub(crate) fn store(&self, state_dir: &Path, uuid: &str) -> Result<(), Failure> {
         let path = path(state_dir, uuid);
-        let written = (|| -> std::io::Result<()> {
-            let folder = path.parent().unwrap_or(state_dir);
-            std::fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(folder)?;
-            let mut part = tempfile::NamedTempFile::new_in(folder)?;
-            serde_json::to_writer_pretty(&mut part, self)?;
-            part.write_all(b"\n")?;
-            part.as_file().sync_all()?;
-            part.persist(&path).map_err(|error| error.error)?;
-            File::open(folder)?.sync_all()
-        })();
-        written.map_err(|error| {
+        state_file::write(&path, self).map_err(|error| {
             Failure::failed(format!("can't note the keys in {}", path.display())).caused_by(&error)
         })
     }

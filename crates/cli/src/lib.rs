@@ -27,6 +27,8 @@ mod secrets;
 pub mod session;
 mod sheet;
 mod sheet_page;
+mod standing;
+mod state_file;
 mod suggest;
 pub mod target;
 mod terminal;

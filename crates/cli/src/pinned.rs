@@ -1,8 +1,5 @@
 //! What this machine remembers of each container: its pins, in the state folder.
 
-use std::fs::{DirBuilder, File};
-use std::io::Write;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -11,7 +8,7 @@ use sprat_luks::Pins;
 
 use crate::session::{ContainerFacts, PinPolicy};
 use crate::target::Target;
-use crate::{Exit, Failure};
+use crate::{Exit, Failure, state_file};
 
 /// One container, as remembered: the content of `containers/<16 hex>.json`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -62,20 +59,7 @@ pub(crate) fn store(state_dir: &Path, target: &Target, pins: &Pins) -> Result<()
         fingerprint: pins.fingerprint(),
         pinned_at: Timestamp::now(),
     };
-    let written = (|| -> std::io::Result<()> {
-        let folder = path.parent().unwrap_or(state_dir);
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)?;
-        let mut part = tempfile::NamedTempFile::new_in(folder)?;
-        serde_json::to_writer_pretty(&mut part, &remembered)?;
-        part.write_all(b"\n")?;
-        part.as_file().sync_all()?;
-        part.persist(&path).map_err(|error| error.error)?;
-        File::open(folder)?.sync_all()
-    })();
-    written.map_err(|error| {
+    state_file::write(&path, &remembered).map_err(|error| {
         Failure::failed(format!(
             "can't remember the container in {}",
             path.display()

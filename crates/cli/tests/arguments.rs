@@ -30,6 +30,7 @@ fn help_lists_the_commands_and_the_exit_codes() {
       copy         Copy a container to another store, or move it there, and read it back; needs no key
       trim         Give the space of deleted snapshots back to the server
       grow         Give a container a larger size
+      status       Show how things stand: space, the last runs of each job, the lock
       unlock       Remove the lock of a session that died on another machine
       key          List, add and remove keys; print the recovery sheet; keep the header and put it back
       doctor       Look whether this machine, the config and the servers are in order

@@ -3,6 +3,7 @@
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use sprat_luks::Secret;
 use sprat_snapshot::{SnapshotReport, SnapshotSpec};
@@ -11,8 +12,9 @@ use super::context::{Context, Resolved, both};
 use crate::args::BackupArgs;
 use crate::config::{Job, job_name};
 use crate::output::{Reporter, exit_json, failure_json, text};
-use crate::session::{Access, ClosedReport};
-use crate::{Exit, Failure};
+use crate::session::{Access, ClosedReport, PinPolicy};
+use crate::standing::{MadeSnapshot, Run};
+use crate::{Exit, Failure, pinned};
 
 /// Unread files that are listed as text; JSON has them all.
 const UNREAD_SHOWN_MAX: usize = 20;
@@ -58,6 +60,7 @@ pub(super) fn run(context: &Context, args: &BackupArgs) -> Result<Exit, Failure>
             break;
         }
         let (made, closed) = run_group(context, group, secret);
+        note(context, group, &made, closed.as_ref());
         for outcome in &made {
             report(context, outcome)?;
         }
@@ -229,6 +232,33 @@ fn run_group(
             (outcomes, None)
         }
     }
+}
+
+/// Notes for `sprat status` how the jobs went, where the container is known here.
+fn note(context: &Context, group: &Group, made: &[Outcome], closed: Option<&ClosedReport>) {
+    let state_dir = context.environment.absolute(&context.global.state_dir);
+    let Ok(PinPolicy::Known(pins)) = pinned::policy(&state_dir, &group.resolved.target, None)
+    else {
+        return;
+    };
+    let at = Timestamp::now();
+    context.note_standing(&pins.uuid, |standing| {
+        standing.saw(closed.and_then(|closed| closed.room));
+        for outcome in made {
+            let failure = outcome.result.as_ref().err();
+            let run = Run {
+                at,
+                exit: outcome.exit(),
+                failure: failure.map(|failure| failure.what.clone()),
+            };
+            let snapshot = outcome.result.as_ref().ok().map(|report| MadeSnapshot {
+                at,
+                name: report.name.to_string(),
+                complete: report.record.complete,
+            });
+            standing.ran(&outcome.job, run, snapshot);
+        }
+    });
 }
 
 fn report(context: &Context, outcome: &Outcome) -> Result<(), Failure> {

@@ -1,7 +1,6 @@
 //! `sprat check`: looks whether a container is whole, down to every file if asked for.
 
 use std::fmt::Write as _;
-use std::path::Path;
 use std::time::Instant;
 
 use jiff::Timestamp;
@@ -13,7 +12,7 @@ use crate::args::CheckArgs;
 use crate::output::{Reporter, exit_json, failure_json, text};
 use crate::session::check::{Checked, check};
 use crate::session::{Access, Notice, Observer, Phase, SessionProgress};
-use crate::{Exit, Failure};
+use crate::{Exit, Failure, state_file};
 
 /// Names that are shown; JSON has more.
 const NAMES_SHOWN: usize = 20;
@@ -74,7 +73,7 @@ pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> 
     let kept = state_dir
         .join("checks")
         .join(format!("{}.json", checked.facts.uuid));
-    if let Err(error) = keep(&kept, &json) {
+    if let Err(error) = state_file::write(&kept, &json) {
         let path = kept.display();
         context
             .output
@@ -93,21 +92,6 @@ fn is_damaged(checked: &Checked, header: &[String]) -> bool {
         Some(Err(_)) => true,
     };
     !header.is_empty() || !checked.file_system.clean || files
-}
-
-/// The result of the last check stays on this machine, for whoever asks how things stand.
-fn keep(path: &Path, json: &Value) -> std::io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    let folder = path.parent().unwrap_or(Path::new("."));
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)?;
-    let mut part = tempfile::NamedTempFile::new_in(folder)?;
-    serde_json::to_writer(&mut part, json)?;
-    part.as_file().sync_all()?;
-    part.persist(path).map_err(|error| error.error)?;
-    std::fs::File::open(folder)?.sync_all()
 }
 
 fn told(resolved: &Resolved, args: &CheckArgs, checked: &Checked, header: &[String]) -> String {

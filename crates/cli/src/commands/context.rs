@@ -12,6 +12,7 @@ use crate::interrupt::Interrupt;
 use crate::output::{Output, Reporter};
 use crate::secrets::SecretSource;
 use crate::session::{Access, Session, SessionOptions};
+use crate::standing::Standing;
 use crate::target::Target;
 use crate::{Exit, Failure, pinned};
 
@@ -272,6 +273,18 @@ impl Context {
     }
 }
 
+impl Context {
+    /// Notes for `sprat status` what a session saw; that it can't is no reason to fail.
+    pub(crate) fn note_standing(&self, uuid: &str, change: impl FnOnce(&mut Standing)) {
+        let state_dir = self.environment.absolute(&self.global.state_dir);
+        if let Err(error) = Standing::update(&state_dir, uuid, change) {
+            self.output.warning(&format!(
+                "what `sprat status` shows can't be noted: {error}"
+            ));
+        }
+    }
+}
+
 /// Ends a session after `done`; what went wrong while closing counts more than what came before,
 /// because it tells what of it all is durable.
 pub(crate) fn close<T>(
@@ -280,8 +293,12 @@ pub(crate) fn close<T>(
     context: &Context,
     reporter: &mut Reporter,
 ) -> Result<(T, crate::session::ClosedReport), Failure> {
+    let uuid = session.facts().uuid.clone();
     let closed = session.close(reporter, &context.interrupt);
     reporter.clear();
+    if let Ok(closed) = &closed {
+        context.note_standing(&uuid, |standing| standing.saw(closed.room));
+    }
     match (done, closed) {
         (Ok(done), Ok(closed)) => Ok((done, closed)),
         (Ok(_), Err(failure)) => Err(failure),

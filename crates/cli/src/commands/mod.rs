@@ -12,6 +12,7 @@ mod mount;
 mod prune;
 mod restore;
 mod snapshots;
+mod status;
 mod trim;
 mod unlock;
 
@@ -63,6 +64,7 @@ fn run_in(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Unlock(args) => unlock::run(context, &args),
         Command::Key(args) => key::run(context, args.command),
         Command::Doctor(args) => doctor::run(context, &args),
+        Command::Status(args) => status::run(context, &args),
         Command::VolumeProcess
         | Command::Worker
         | Command::MountKeeper

@@ -13,6 +13,7 @@ use super::change::HeaderChanged;
 use super::child::{Child, Role};
 use super::options::{
     Access, ClosedReport, ContainerFacts, Observer, Phase, SessionOptions, SessionProgress,
+    VolumeRoom,
 };
 use super::protocol::{
     AbortReport, ChangeStart, CreateStart, VolumeOrder, VolumeReply, VolumeStart, WorkerOrder,
@@ -85,6 +86,8 @@ pub(super) struct Crew {
     /// Everything is torn down, because of this.
     over: Option<Failure>,
     aborted: AbortReport,
+    /// What was left in the volume when it was unmounted.
+    volume_room: Option<VolumeRoom>,
 }
 
 impl std::fmt::Debug for Crew {
@@ -159,6 +162,7 @@ impl Crew {
             room: None,
             over: None,
             aborted: AbortReport::default(),
+            volume_room: None,
         })
     }
 
@@ -526,15 +530,14 @@ impl Crew {
         }
         watch.observer.phase(Phase::Unmounting);
         self.order(&WorkerOrder::Unmount);
-        let unmounted = self.wait_worker(watch, OnInterrupt::Finish, |reply| {
-            matches!(reply, WorkerReply::Unmounted).then_some(())
+        let unmounted = self.wait_worker(watch, OnInterrupt::Finish, |reply| match reply {
+            WorkerReply::Unmounted(room) => Some(room),
+            _ => None,
         });
-        if let Err(failure) = unmounted {
-            return Err(if self.over.is_some() {
-                failure
-            } else {
-                self.fail(failure)
-            });
+        match unmounted {
+            Ok(room) => self.volume_room = room,
+            Err(failure) if self.over.is_some() => return Err(failure),
+            Err(failure) => return Err(self.fail(failure)),
         }
         if let Some(mut worker) = self.worker.take()
             && !worker.wait(DEATH_LIMIT)
@@ -555,7 +558,10 @@ impl Crew {
             self.volume.kill();
         }
         self.over = Some(Failure::failed("the session is closed"));
-        Ok(report)
+        Ok(ClosedReport {
+            room: self.volume_room,
+            ..report
+        })
     }
 
     /// Lets go of both without ending them: they live on in the background.

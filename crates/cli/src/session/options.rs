@@ -345,11 +345,38 @@ pub struct ContainerFacts {
     pub volume_bytes: u64,
 }
 
+/// Room in the file system in the volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeRoom {
+    /// For files' content, in all.
+    pub total_bytes: u64,
+    /// For files' content, unused.
+    pub available_bytes: u64,
+    /// How many files and folders it can hold.
+    pub inodes: u64,
+    /// How many more.
+    pub free_inodes: u64,
+}
+
+/// Below this part of its blocks or inodes a volume is told to be nearly full.
+const ROOM_LOW_PART: u64 = 20;
+
+impl VolumeRoom {
+    /// Whether somebody should do something before it is full.
+    #[must_use]
+    pub fn is_low(&self) -> bool {
+        self.available_bytes < self.total_bytes / ROOM_LOW_PART
+            || self.free_inodes < self.inodes / ROOM_LOW_PART
+    }
+}
+
 /// A session that ended in order: everything is durable on the server, the lock is released.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct ClosedReport {
     /// The figures at the end.
     pub volume: VolumeFigures,
+    /// What was left in the volume when it was unmounted, if it was mounted.
+    pub room: Option<VolumeRoom>,
     /// The server made everything durable; false only where the user insisted on a server that
     /// can't, and for a read-only session.
     pub durable: bool,

@@ -12,7 +12,7 @@ use sprat_snapshot::{
 
 use super::change::HeaderChanged;
 use super::options::{
-    Access, ClosedReport, ContainerFacts, Notice, Phase, PinPolicy, VolumeFigures,
+    Access, ClosedReport, ContainerFacts, Notice, Phase, PinPolicy, VolumeFigures, VolumeRoom,
 };
 use super::trim::{TrimDone, TrimHow};
 use crate::Failure;
@@ -262,7 +262,8 @@ pub(super) enum WorkerReply {
     /// Bytes that the file system says it doesn't need.
     Trimmed(u64),
     Grown,
-    Unmounted,
+    /// With what was left in the volume.
+    Unmounted(Option<VolumeRoom>),
     /// Answers Keep.
     Kept,
     /// The last order failed.

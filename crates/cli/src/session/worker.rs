@@ -17,15 +17,12 @@ use zeroize::Zeroizing;
 use super::child::{leave_signals_to_the_session, take_sockets};
 use super::link::{Receiver, Sender};
 use super::mount_keeper;
-use super::options::Notice;
+use super::options::{Notice, VolumeRoom};
 use super::protocol::{FileSystemCheck, Mapping, WorkerOrder, WorkerReply};
 use crate::{Exit, Failure};
 
 /// e2fsck's report is cut after this many characters.
 const REPORT_CHARS_MAX: usize = 16 << 10;
-
-/// Below this part of its blocks or inodes a volume is told to be nearly full.
-const ROOM_LOW_PART: u64 = 20;
 
 /// The longest volume key: AES-256-XTS. A pipe holds it without anybody reading.
 const KEY_BYTES_MAX: usize = 64;
@@ -229,30 +226,37 @@ impl Worker {
             }
             WorkerOrder::Cancel | WorkerOrder::Keep(_) => return Ok(None),
             WorkerOrder::Unmount => {
+                let room = self.room();
                 self.mounted = None;
                 if let Some(attachment) = self.attachment.take() {
                     attachment.unmount()?;
                 }
-                WorkerReply::Unmounted
+                WorkerReply::Unmounted(room)
             }
         }))
     }
 
     /// Says it where the volume is nearly full, in time for somebody to do something.
     fn tell_room(&self) {
-        let Ok(about) = self.root().and_then(|root| {
-            rustix::fs::statvfs(root).map_err(|error| Failure::failed(error.to_string()))
-        }) else {
-            return;
-        };
-        if about.f_bavail < about.f_blocks / ROOM_LOW_PART
-            || about.f_ffree < about.f_files / ROOM_LOW_PART
+        if let Some(room) = self.room()
+            && room.is_low()
         {
             self.reply(&WorkerReply::Notice(Notice::VolumeSpaceLow {
-                available_bytes: about.f_bavail * about.f_frsize,
-                inodes: about.f_ffree,
+                available_bytes: room.available_bytes,
+                inodes: room.free_inodes,
             }));
         }
+    }
+
+    /// What is left in the mounted volume; asks the kernel's memory only.
+    fn room(&self) -> Option<VolumeRoom> {
+        let about = rustix::fs::statvfs(self.mounted.as_deref()?).ok()?;
+        Some(VolumeRoom {
+            total_bytes: about.f_blocks * about.f_frsize,
+            available_bytes: about.f_bavail * about.f_frsize,
+            inodes: about.f_files,
+            free_inodes: about.f_ffree,
+        })
     }
 
     fn progress(&self, progress: Progress) {

@@ -1,0 +1,449 @@
+//! `sprat status`: how things stand, without a key and without opening anything.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::{Value, json};
+use sprat_luks::Pins;
+use sprat_store::copy::{DataMap, read_remote_map};
+use sprat_store::lock::{self, LockInfo};
+use sprat_store::{Access, FileStat, SshTarget, Store, StoreError, StoreErrorKind};
+
+use super::context::{Context, Resolved};
+use crate::args::StatusArgs;
+use crate::key_notes::KeyNotes;
+use crate::output::{exit_json, failure_json, text};
+use crate::session::{PinPolicy, SERVER_SPACE_LOW_BYTES, reserve_name};
+use crate::standing::{JobStanding, Standing};
+use crate::target::Place;
+use crate::{Exit, Failure, pinned, reach};
+
+/// How long the server's shell may take to tell where the container holds data.
+const SHELL_LIMIT: Duration = Duration::from_secs(15);
+
+/// What is known of one container.
+struct Found {
+    resolved: Resolved,
+    known: Option<Known>,
+    /// `None`: it was not asked.
+    server: Option<Result<Server, Failure>>,
+}
+
+/// What this machine remembers.
+struct Known {
+    uuid: String,
+    standing: Standing,
+    proved: Option<Timestamp>,
+}
+
+/// What the server tells.
+#[derive(Serialize)]
+struct Server {
+    available_bytes: Option<u64>,
+    total_bytes: Option<u64>,
+    container_bytes: u64,
+    /// `None` where neither the store nor a shell there can tell.
+    allocated_bytes: Option<u64>,
+    reserve_bytes: u64,
+    locked: Option<Lock>,
+}
+
+#[derive(Serialize)]
+struct Lock {
+    file: String,
+    since: Option<Timestamp>,
+    /// Last renewal, by the server's clock.
+    renewed: Option<Timestamp>,
+}
+
+pub(super) fn run(context: &Context, args: &StatusArgs) -> Result<Exit, Failure> {
+    let mut resolved = Vec::new();
+    for target in &args.targets {
+        resolved.push(context.resolve(target)?);
+    }
+    if args.targets.is_empty() {
+        for container in &context.config.containers {
+            resolved.push(context.resolve_container(container)?);
+        }
+    }
+    if resolved.is_empty() {
+        return Err(Failure::usage("nothing to show: the config has no container").with_hint(
+            "name one: sprat status TARGET. What it remembers of a container comes from sessions \
+             of this machine",
+        ));
+    }
+    let mut found = Vec::new();
+    for resolved in resolved {
+        context.interrupt.check()?;
+        found.push(look(context, resolved, args.offline)?);
+    }
+    let exit = found
+        .iter()
+        .map(Found::exit)
+        .find(|exit| *exit != Exit::Done);
+    let exit = exit.unwrap_or(Exit::Done);
+    let containers: Vec<Value> = found.iter().map(Found::json).collect();
+    let json = json!({
+        "command": "status",
+        "result": exit_json(exit),
+        "at": Timestamp::now(),
+        "containers": containers,
+    });
+    let now = Timestamp::now();
+    let shown: Vec<String> = found.iter().map(|found| found.text(now)).collect();
+    context.output.result(&shown.join("\n"), &json)?;
+    for failure in found.iter().filter_map(Found::failure) {
+        context.output.failure(failure);
+    }
+    Ok(exit)
+}
+
+fn look(context: &Context, resolved: Resolved, offline: bool) -> Result<Found, Failure> {
+    let state_dir = context.environment.absolute(&context.global.state_dir);
+    let known = match pinned::policy(&state_dir, &resolved.target, None)? {
+        PinPolicy::Known(Pins { uuid, .. }) => Some(Known {
+            standing: Standing::load(&state_dir, &uuid),
+            proved: KeyNotes::load(&state_dir, &uuid).last_proved(),
+            uuid,
+        }),
+        _ => None,
+    };
+    let server = (!offline).then(|| ask(&resolved));
+    Ok(Found {
+        resolved,
+        known,
+        server,
+    })
+}
+
+fn ask(resolved: &Resolved) -> Result<Server, Failure> {
+    let store = reach::connect(&resolved.target, &resolved.ssh_command)?;
+    let name = &resolved.target.name;
+    let stat = store.stat(name).map_err(|error| match error.kind() {
+        StoreErrorKind::NotFound => {
+            let what = format!("there is no container {}", resolved.target);
+            Failure::new(Exit::NoContainer, what).with_hint(
+                "check the path, and whether its disk is mounted; `sprat init` makes one",
+            )
+        }
+        _ => Failure::from(error),
+    })?;
+    let space = unless_unsupported(store.free_space())?;
+    let reserve = match store.stat(&reserve_name(name)?) {
+        Ok(stat) => stat.len,
+        Err(error) if error.kind() == StoreErrorKind::NotFound => 0,
+        Err(error) => return Err(error.into()),
+    };
+    let locked = lock::inspect(&*store, name).map_err(|error| Failure::from(&error))?;
+    Ok(Server {
+        available_bytes: space.map(|space| space.available_bytes),
+        total_bytes: space.map(|space| space.total_bytes),
+        container_bytes: stat.len,
+        allocated_bytes: stat
+            .allocated_bytes
+            .or_else(|| allocated(resolved, &*store, &stat)),
+        reserve_bytes: reserve,
+        locked: locked.as_ref().map(Lock::of),
+    })
+}
+
+fn unless_unsupported<T>(asked: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+    match asked {
+        Ok(told) => Ok(Some(told)),
+        Err(StoreError::Unsupported { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// SFTP tells a file's length only; a shell there can tell where it holds data.
+fn allocated(resolved: &Resolved, store: &dyn Store, stat: &FileStat) -> Option<u64> {
+    let Place::Ssh {
+        user,
+        host,
+        port,
+        folder,
+    } = &resolved.target.place
+    else {
+        let file = store.open(&resolved.target.name, Access::ReadOnly).ok()?;
+        return DataMap::of(&*file).ok().map(|map| map.data_bytes());
+    };
+    let ssh = SshTarget::new(user.as_deref(), host, *port).ok()?;
+    let path = format!("{folder}/{}", resolved.target.name);
+    let argv = ssh.shell_argv(&resolved.ssh_command);
+    let map = read_remote_map(&argv, &path, stat.len, stat.modified_s, SHELL_LIMIT).ok()?;
+    Some(map.data_bytes())
+}
+
+impl Lock {
+    fn of(info: &LockInfo) -> Self {
+        let time = |seconds: u64| {
+            let seconds = i64::try_from(seconds).ok()?;
+            Timestamp::from_second(seconds).ok()
+        };
+        Self {
+            file: info.file.to_string(),
+            since: time(info.started_s),
+            renewed: info.modified_s.and_then(time),
+        }
+    }
+}
+
+impl Found {
+    fn failure(&self) -> Option<&Failure> {
+        self.server.as_ref()?.as_ref().err()
+    }
+
+    fn exit(&self) -> Exit {
+        self.failure().map_or(Exit::Done, |failure| failure.exit)
+    }
+
+    fn json(&self) -> Value {
+        let standing = self.known.as_ref().map(|known| &known.standing);
+        json!({
+            "name": self.resolved.name,
+            "target": self.resolved.target.to_string(),
+            "uuid": self.known.as_ref().map(|known| &known.uuid),
+            "server": self.server.as_ref().and_then(|server| server.as_ref().ok()),
+            "failure": self.failure().map(failure_json),
+            "volume": standing.and_then(|standing| standing.room.as_ref()),
+            "jobs": standing.map(|standing| &standing.jobs),
+            "key_proved": self.known.as_ref().and_then(|known| known.proved),
+        })
+    }
+
+    fn text(&self, now: Timestamp) -> String {
+        let mut rows = Vec::new();
+        let mut row = |what: &str, detail: String| {
+            rows.push(vec![format!("  {what}"), text::harmless(&detail)]);
+        };
+        match &self.server {
+            None => row("server", "not asked".to_owned()),
+            Some(Err(failure)) => row("server", failure.what.clone()),
+            Some(Ok(server)) => {
+                row("server", server.space());
+                row("container", server.container());
+                row("reserve", server.reserve());
+                row("lock", server.lock(now));
+            }
+        }
+        match &self.known {
+            None => row(
+                "known here",
+                "nothing: no session of this machine yet".to_owned(),
+            ),
+            Some(known) => {
+                row("volume", known.volume(now));
+                row("keys", known.keys(now));
+                for (job, standing) in &known.standing.jobs {
+                    row(&format!("job {job}"), told_job(standing, now));
+                }
+            }
+        }
+        format!(
+            "{}: {}\n{}",
+            self.resolved.name,
+            self.resolved.target,
+            text::table(&rows, &[])
+        )
+    }
+}
+
+impl Server {
+    fn space(&self) -> String {
+        match (self.available_bytes, self.total_bytes) {
+            (Some(available), Some(total)) => {
+                let low = if available < SERVER_SPACE_LOW_BYTES {
+                    "; LOW: make room there, or with `sprat prune` and `sprat trim`"
+                } else {
+                    ""
+                };
+                let (available, total) = (text::bytes(available), text::bytes(total));
+                format!("{available} of {total} free{low}")
+            }
+            _ => "does not tell how much is free".to_owned(),
+        }
+    }
+
+    fn container(&self) -> String {
+        let limit = text::bytes(self.container_bytes);
+        match self.allocated_bytes {
+            Some(taken) => format!("takes {}, may grow to {limit}", text::bytes(taken)),
+            None => format!("may grow to {limit}; the server can't tell what it takes now"),
+        }
+    }
+
+    fn reserve(&self) -> String {
+        match self.reserve_bytes {
+            0 => "none: on a full disk even pruning may not work".to_owned(),
+            bytes => format!(
+                "{}, so that pruning works on a full disk",
+                text::bytes(bytes)
+            ),
+        }
+    }
+
+    fn lock(&self, now: Timestamp) -> String {
+        match &self.locked {
+            None => "not locked".to_owned(),
+            Some(lock) => {
+                let since = lock
+                    .since
+                    .map_or_else(String::new, |at| format!(" since {}", when(at, now)));
+                format!("locked{since} ({}): a session runs, or one died", lock.file)
+            }
+        }
+    }
+}
+
+impl Known {
+    fn volume(&self, now: Timestamp) -> String {
+        let Some(seen) = &self.standing.room else {
+            return "not seen by a session of this machine yet".to_owned();
+        };
+        let room = &seen.room;
+        let low = if room.is_low() {
+            "; NEARLY FULL: `sprat prune`, or `sprat grow`"
+        } else {
+            ""
+        };
+        format!(
+            "{} of {} and {} free ({}){low}",
+            text::bytes(room.available_bytes),
+            text::bytes(room.total_bytes),
+            text::counted(room.free_inodes, "file", "files"),
+            when(seen.at, now)
+        )
+    }
+
+    fn keys(&self, now: Timestamp) -> String {
+        match self.proved {
+            Some(at) => format!("a key on paper was last proved {}", when(at, now)),
+            None => "never rehearsed here: `sprat key rehearse` proves that the sheet opens it"
+                .to_owned(),
+        }
+    }
+}
+
+fn told_job(job: &JobStanding, now: Timestamp) -> String {
+    let made = match &job.last_snapshot {
+        Some(made) => {
+            let unread = if made.complete {
+                ""
+            } else {
+                ", some files unread"
+            };
+            format!("last snapshot {}{unread}, {}", made.name, ago(made.at, now))
+        }
+        None => "no snapshot by this machine yet".to_owned(),
+    };
+    let run = &job.last_run;
+    match &run.failure {
+        Some(why) => format!("{made}; last run FAILED {}: {why}", ago(run.at, now)),
+        None => made,
+    }
+}
+
+/// `2026-11-25 13:21 UTC, 2:10 h ago`.
+fn when(at: Timestamp, now: Timestamp) -> String {
+    format!("{}, {}", at.strftime("%Y-%m-%d %H:%M UTC"), ago(at, now))
+}
+
+fn ago(at: Timestamp, now: Timestamp) -> String {
+    match Duration::try_from(now.duration_since(at)) {
+        Ok(ago) => format!("{} ago", text::duration(ago)),
+        Err(_) => "by a clock that is ahead of this one's".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secrets::SecretSource;
+    use crate::session::VolumeRoom;
+    use crate::standing::{MadeSnapshot, Run, SeenRoom};
+    use crate::target::Target;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_795_600_000 + second).unwrap()
+    }
+
+    fn found(server: Option<Result<Server, Failure>>, known: Option<Known>) -> Found {
+        Found {
+            resolved: Resolved {
+                name: "laptop".to_owned(),
+                target: Target::parse("host:x.luks", std::path::Path::new("/")).unwrap(),
+                ssh_command: Vec::new(),
+                secret: SecretSource::Terminal,
+                default_key_file: None,
+                insist_without_fsync: false,
+            },
+            known,
+            server,
+        }
+    }
+
+    #[test]
+    fn what_is_in_order_and_what_is_not_are_both_told() {
+        let mut standing = Standing {
+            room: Some(SeenRoom {
+                at: at(0),
+                room: VolumeRoom {
+                    total_bytes: 5 << 40,
+                    available_bytes: 1 << 30,
+                    inodes: 1000,
+                    free_inodes: 900,
+                },
+            }),
+            ..Standing::default()
+        };
+        let run = |failure: Option<&str>| Run {
+            at: at(3600),
+            exit: Exit::Done,
+            failure: failure.map(str::to_owned),
+        };
+        let made = MadeSnapshot {
+            at: at(0),
+            name: "2026-11-25T13-21-01Z".to_owned(),
+            complete: false,
+        };
+        standing.ran("home", run(None), Some(made));
+        standing.ran("www", run(Some("no \u{1b}[2Jline")), None);
+        let known = Known {
+            uuid: "u".to_owned(),
+            standing,
+            proved: None,
+        };
+        let server = Server {
+            available_bytes: Some(1 << 20),
+            total_bytes: Some(1 << 40),
+            container_bytes: 5 << 40,
+            allocated_bytes: None,
+            reserve_bytes: 0,
+            locked: Some(Lock {
+                file: "x.luks.lock.3".to_owned(),
+                since: Some(at(3000)),
+                renewed: None,
+            }),
+        };
+        insta::assert_snapshot!(found(Some(Ok(server)), Some(known)).text(at(7200)), @r"
+        laptop: host:./x.luks
+          server     1.0 MiB of 1.0 TiB free; LOW: make room there, or with `sprat prune` and `sprat trim`
+          container  may grow to 5.0 TiB; the server can't tell what it takes now
+          reserve    none: on a full disk even pruning may not work
+          lock       locked since 2026-11-25 10:36 UTC, 1:10 h ago (x.luks.lock.3): a session runs, or one died
+          volume     1.0 GiB of 5.0 TiB and 900 files free (2026-11-25 09:46 UTC, 2:00 h ago); NEARLY FULL: `sprat prune`, or `sprat grow`
+          keys       never rehearsed here: `sprat key rehearse` proves that the sheet opens it
+          job home   last snapshot 2026-11-25T13-21-01Z, some files unread, 2:00 h ago
+          job www    no snapshot by this machine yet; last run FAILED 1:00 h ago: no \u{1b}[2Jline
+        ");
+        let gone = Failure::new(Exit::Unreachable, "the server was not reached");
+        let gone = found(Some(Err(gone)), None);
+        assert_eq!(gone.exit(), Exit::Unreachable);
+        insta::assert_snapshot!(gone.text(at(7200)), @r"
+        laptop: host:./x.luks
+          server      the server was not reached
+          known here  nothing: no session of this machine yet
+        ");
+    }
+}

@@ -1,0 +1,175 @@
+//! What this machine saw of a container at its last sessions: how its jobs went, and what room was
+//! left. For `sprat status`; nothing else depends on it.
+//!
+//! In the state folder, `status/UUID.json`: the server never learns it.
+
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use crate::session::VolumeRoom;
+use crate::{Exit, state_file};
+
+/// One container.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Standing {
+    pub room: Option<SeenRoom>,
+    /// By their names.
+    pub jobs: BTreeMap<String, JobStanding>,
+}
+
+/// What was left in the volume at the end of a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SeenRoom {
+    pub at: Timestamp,
+    #[serde(flatten)]
+    pub room: VolumeRoom,
+}
+
+/// How a job went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct JobStanding {
+    /// The last time that it ran, however it ended.
+    pub last_run: Run,
+    /// The last snapshot that it made.
+    pub last_snapshot: Option<MadeSnapshot>,
+}
+
+/// One run of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Run {
+    /// Its end.
+    pub at: Timestamp,
+    pub exit: Exit,
+    /// What went wrong, in one line.
+    pub failure: Option<String>,
+}
+
+/// A snapshot that was made, and is on the server's disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MadeSnapshot {
+    /// When its run ended.
+    pub at: Timestamp,
+    pub name: String,
+    /// No source file was left unread.
+    pub complete: bool,
+}
+
+impl Standing {
+    /// Reads what is known; nothing where that can't be read: it is for people only.
+    pub(crate) fn load(state_dir: &Path, uuid: &str) -> Self {
+        std::fs::read(path(state_dir, uuid))
+            .ok()
+            .and_then(|text| serde_json::from_slice(&text).ok())
+            .unwrap_or_default()
+    }
+
+    /// Changes what is known. Sessions that end at the same moment take turns.
+    pub(crate) fn update(
+        state_dir: &Path,
+        uuid: &str,
+        change: impl FnOnce(&mut Self),
+    ) -> std::io::Result<()> {
+        let path = path(state_dir, uuid);
+        let folder = path.parent().unwrap_or(state_dir);
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)?;
+        let turn = File::open(folder)?;
+        flock(&turn, FlockOperation::LockExclusive)?;
+        let mut standing = Self::load(state_dir, uuid);
+        change(&mut standing);
+        state_file::write(&path, &standing)
+    }
+
+    /// Notes what room was left in the volume, where it was mounted.
+    pub(crate) fn saw(&mut self, room: Option<VolumeRoom>) {
+        if let Some(room) = room {
+            let at = Timestamp::now();
+            self.room = Some(SeenRoom { at, room });
+        }
+    }
+
+    /// Notes how a job's run ended.
+    pub(crate) fn ran(&mut self, job: &str, run: Run, made: Option<MadeSnapshot>) {
+        let before = self.jobs.remove(job);
+        let last_snapshot = made.or_else(|| before.and_then(|job| job.last_snapshot));
+        let standing = JobStanding {
+            last_run: run,
+            last_snapshot,
+        };
+        self.jobs.insert(job.to_owned(), standing);
+    }
+}
+
+/// A header's UUID was parsed as one, so it can name a file.
+fn path(state_dir: &Path, uuid: &str) -> PathBuf {
+    state_dir.join("status").join(format!("{uuid}.json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UUID: &str = "8a2ac4f5-8d45-4a0c-a1f3-3c3c7c4fca46";
+
+    fn run(second: i64, exit: Exit) -> Run {
+        Run {
+            at: Timestamp::from_second(second).unwrap(),
+            exit,
+            failure: (exit == Exit::Unreachable).then(|| "no line".to_owned()),
+        }
+    }
+
+    #[test]
+    fn a_failed_run_leaves_the_last_snapshot_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path();
+        assert_eq!(Standing::load(state, UUID), Standing::default());
+        let made = MadeSnapshot {
+            at: Timestamp::from_second(7).unwrap(),
+            name: "2026-11-23T13-21-01Z".to_owned(),
+            complete: true,
+        };
+        let first = made.clone();
+        Standing::update(state, UUID, |known| {
+            known.ran("home", run(7, Exit::Done), Some(first));
+        })
+        .unwrap();
+        Standing::update(state, UUID, |known| {
+            known.ran("home", run(9, Exit::Unreachable), None);
+            known.ran("www", run(9, Exit::Failed), None);
+        })
+        .unwrap();
+        let known = Standing::load(state, UUID);
+        assert_eq!(known.jobs["home"].last_snapshot, Some(made));
+        assert_eq!(known.jobs["home"].last_run, run(9, Exit::Unreachable));
+        assert_eq!(known.jobs["www"].last_snapshot, None);
+        std::fs::write(path(state, UUID), "{").unwrap();
+        assert_eq!(Standing::load(state, UUID), Standing::default());
+    }
+
+    #[test]
+    fn runs_that_end_at_once_are_all_noted() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path();
+        std::thread::scope(|scope| {
+            for number in 0..8 {
+                scope.spawn(move || {
+                    let job = format!("job-{number}");
+                    Standing::update(state, UUID, |known| {
+                        known.ran(&job, run(number, Exit::Done), None);
+                    })
+                    .unwrap();
+                });
+            }
+        });
+        assert_eq!(Standing::load(state, UUID).jobs.len(), 8);
+    }
+}
