@@ -96,6 +96,9 @@ pub enum LockError {
     /// The lock is no longer ours; nothing may be sent any more.
     #[error("the lock on container {container} was lost: {reason}")]
     Lost { container: FileName, reason: String },
+    /// Another session wrote while this one, which only reads and so has no lock, had it open.
+    #[error("another session wrote to container {container} while this one was reading it")]
+    Disturbed { container: FileName },
     /// The lock was renewed while it was watched: its owner lives.
     #[error("the lock on container {container} was renewed while watched, its owner lives: {info}")]
     Renewed {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use sprat_store::StoreFile;
+use sprat_store::{StoreError, StoreFile};
 
 use crate::cache::Cache;
 use crate::cache_file::Basis;
@@ -87,6 +87,15 @@ impl Volume {
         let engine = Engine::new(file, geometry, session, options, true);
         engine.state().cache = cache;
         Self::start(engine, Some(overlay), 0)
+    }
+
+    /// Somebody who uses the same connection found it lost: it is sought again now, not at the next
+    /// call.
+    pub fn line_lost(&self, cause: StoreError) {
+        let mut state = self.engine.state();
+        if let Some(generation) = state.plan.connection() {
+            self.engine.line_lost(&mut state, generation, cause);
+        }
     }
 
     fn start(

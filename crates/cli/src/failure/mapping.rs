@@ -203,6 +203,11 @@ impl From<&LockError> for Failure {
                 "nothing more was sent. Finished snapshots are unharmed; find out who took the \
                  lock, then run the same command again",
             ),
+            LockError::Disturbed { .. } => (
+                Exit::Locked,
+                "what was read may be a mixture of two states; nothing on the server was changed \
+                 by this session. Run the same command again",
+            ),
             LockError::Renewed { .. } => (
                 Exit::Locked,
                 "nothing was changed. Stop the session that holds it, or use --force if you know \

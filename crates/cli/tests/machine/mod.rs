@@ -278,7 +278,7 @@ impl Machine {
     }
 
     /// Processes that were started with this machine's settings, each with its command line.
-    fn processes(&self) -> Vec<(u32, String)> {
+    pub fn processes(&self) -> Vec<(u32, String)> {
         let own = self.folder.path().to_string_lossy().into_owned();
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").unwrap().flatten() {

@@ -1,15 +1,16 @@
 //! A wire over the pipes of a program, usually `ssh … -s host sftp`.
 
 use std::ffi::OsString;
-use std::io::{self, Read};
-use std::os::fd::AsFd;
+use std::io::{self, PipeReader, PipeWriter, Read};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
+use rustix::io::FdFlags;
 use rustix::process::{Pid, Signal};
 
 use super::printable;
@@ -33,17 +34,16 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// With `hold_fds` the program runs below a shell that does nothing but wait for it: ssh
-    /// closes every inherited descriptor beyond 2 when it starts (`closefrom` in ssh.c), so it
-    /// can't hold a flock itself; the shell can, for exactly as long.
+    /// With `hold_fds` the program runs below a shell that does nothing but wait for it, and for the
+    /// end of this process: ssh closes every inherited descriptor beyond 2 when it starts
+    /// (`closefrom` in ssh.c), so it can't hold a flock itself; the shell can, for exactly as long.
     pub(crate) fn new(argv: Vec<OsString>, host: &str, hold_fds: bool) -> Self {
         let name = argv.first().map_or_else(String::new, |program| {
             program.to_string_lossy().into_owned()
         });
         let mut whole: Vec<OsString> = Vec::new();
         if hold_fds {
-            // `exit` behind the command keeps the shell from executing it in its own place.
-            whole.extend(["/bin/sh", "-c", "\"$0\" \"$@\"; exit \"$?\""].map(OsString::from));
+            whole.extend(["/bin/sh", "-c", &shell_script()].map(OsString::from));
         }
         whole.extend(argv);
         Self {
@@ -90,6 +90,33 @@ impl Dial for Program {
             end: Box::new(end),
         })
     }
+}
+
+/// The end of this process, as others see it: a pipe whose only writer it is. Its reader is left to
+/// the programs that are started.
+fn lifeline() -> Option<RawFd> {
+    static PIPE: OnceLock<Option<(PipeReader, PipeWriter)>> = OnceLock::new();
+    let made = PIPE.get_or_init(|| {
+        let (reader, writer) = io::pipe().ok()?;
+        rustix::io::fcntl_setfd(&reader, FdFlags::empty()).ok()?;
+        Some((reader, writer))
+    });
+    made.as_ref().map(|(reader, _)| reader.as_raw_fd())
+}
+
+/// What the shell does: runs the program, and kills all of its group once this process is gone,
+/// however it ended. An ssh that is still connecting, or whose server is stuck, would not notice the
+/// end of its pipes, and hold the flock for as long as that takes.
+fn shell_script() -> String {
+    // Behind the program there is a command, or the shell would execute it in its own place.
+    let Some(lifeline) = lifeline() else {
+        return "\"$0\" \"$@\"; exit \"$?\"".to_owned();
+    };
+    let pipe = format!("/proc/self/fd/{lifeline}");
+    format!(
+        "{{ [ -p {pipe} ] && {{ read -r _ <{pipe}; kill -9 0; }}; }} </dev/null >/dev/null 2>&1 & \
+         \"$0\" \"$@\"; e=$?; kill -9 $! 2>/dev/null; exit $e"
+    )
 }
 
 fn unreachable_pipes(child: &mut Child) {

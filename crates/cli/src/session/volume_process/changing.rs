@@ -46,7 +46,7 @@ pub(super) fn change(
     };
     let hold = hold(start, reached, stop, say, || {})?;
     // The lock is read again before each write, so its loss needs no other answer.
-    keep_renewing(&hold, || {});
+    keep_renewing(&hold, stop);
     let mut changed = wait_for_quiet(start, &hold, stop, say)
         .and_then(|()| Work::begin(start, &hold, stop, say)?.carry_out(what, secrets));
     match (hold.release(), &mut changed) {

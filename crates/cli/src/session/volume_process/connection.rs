@@ -38,6 +38,7 @@ pub(in crate::session) struct Connection {
     /// A session that writes is going to want them all.
     data_channels_at_once: bool,
     insist_without_fsync: bool,
+    quiet_time: Duration,
     flock: OwnedFd,
 }
 
@@ -52,6 +53,7 @@ impl Connection {
             data_channels: start.data_channels,
             data_channels_at_once: start.access == Access::ReadWrite,
             insist_without_fsync: start.allow_no_fsync,
+            quiet_time: Duration::from_millis(start.quiet_time_ms),
             flock,
         })
     }
@@ -71,6 +73,7 @@ impl Connection {
             // A copy sends at once whatever it does.
             data_channels_at_once: true,
             insist_without_fsync: options.allow_no_fsync,
+            quiet_time: options.quiet_time,
             flock,
         })
     }
@@ -132,6 +135,11 @@ impl Connection {
             answer_timeout: PUNCH_TIMEOUT,
         })?;
         Ok(Some(puncher))
+    }
+
+    /// How long blocks that were in flight at a loss are held back.
+    pub(super) fn quiet_time(&self) -> Duration {
+        self.quiet_time
     }
 
     /// Whether a dead connection may still deliver bytes: on a server its process outlives the

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use sprat_luks::{AnyHeader, Header, OpenedBy, Pins};
 use sprat_store::{
-    Access, FileName, LocalRecord, Lock, LockError, LockInfo, Puncher, Store, StoreError,
-    StoreErrorKind, StoreFile, lock,
+    Access, FileName, LocalRecord, Lock, LockError, LockInfo, Puncher, ReadClass, Store,
+    StoreError, StoreErrorKind, StoreFile, lock,
 };
 use sprat_volume::{Fenced, ReconnectError};
 
 use super::connection::{Connection, HeaderBytes};
+use super::stop::Stop;
 use super::trim::Way;
 use crate::{Exit, Failure};
 
@@ -39,8 +40,34 @@ pub(super) struct Hold {
     unsettled: AtomicBool,
     /// When the lock was last read and ours, as [`awake_or_not`] counts.
     verified: Mutex<Option<Duration>>,
+    /// What a session that only reads began with.
+    began_with: OnceLock<BeganWith>,
     /// Why nothing may be sent any more.
     lost: Mutex<Option<Failure>>,
+}
+
+/// What every session that writes changes: ext4's super block, at each mount for writing.
+struct BeganWith {
+    file_bytes: u64,
+    offset_bytes: u64,
+    first_block: Vec<u8>,
+}
+
+/// What became of the lock at a renewal.
+pub(super) enum Renewed {
+    /// It is still ours, or nobody writes.
+    Held,
+    /// Nothing is known: the line is gone.
+    LineLost(StoreError),
+    /// The container is no longer held.
+    Lost,
+}
+
+/// A lock that was read longer ago is read again before anything is sent: whoever watched it since
+/// may have taken it for a dead session's. A machine that slept has renewed nothing. A quarter of
+/// the time for which `sprat unlock` watches, which is two quiet times.
+fn verified_to_send_age_max(quiet_time: Duration) -> Duration {
+    (quiet_time / 2).clamp(Duration::from_secs(2), Duration::from_secs(30))
 }
 
 /// A lock that was read so short a time ago is given back without another look: on a slow line
@@ -77,6 +104,7 @@ impl Hold {
             held_since: Instant::now(),
             unsettled: AtomicBool::new(unsettled),
             verified: Mutex::new(None),
+            began_with: OnceLock::new(),
             lost: Mutex::new(None),
         }
     }
@@ -138,21 +166,33 @@ impl Hold {
         lost.get_or_insert(failure);
     }
 
-    /// Renews the lock, or, in a session that only reads, looks for one that somebody took
-    /// meanwhile. False once the container is no longer held.
-    pub(super) fn renew(&self) -> bool {
+    /// Renews the lock, or, in a session that only reads, looks whether somebody took one or wrote
+    /// meanwhile.
+    pub(super) fn renew(&self) -> Renewed {
         let store = self.store();
+        let begun = awake_or_not();
         let held = match &*self.lock.read().unwrap_or_else(PoisonError::into_inner) {
             Some(lock) => lock.renew(&*store),
             None if self.access == Access::ReadOnly => self.still_alone(&*store),
             None => Ok(()),
         };
         match held {
-            Ok(()) => true,
-            // A lost line says nothing of the lock: it is checked again on the new one. Nor does
-            // a counter that can't be written (full disk) end the session: the lock itself is
-            // still read before each epoch.
-            Err(LockError::Store { .. }) => true,
+            Ok(()) => {
+                self.note_verified(begun);
+                Renewed::Held
+            }
+            // A lost line says nothing of the lock: it is checked again on the new one, which
+            // nobody else may ask for while the session is idle. One that is there by now is not
+            // blamed.
+            Err(LockError::Store { source, .. })
+                if source.kind() == StoreErrorKind::Disconnected
+                    && Arc::ptr_eq(&store, &self.store()) =>
+            {
+                Renewed::LineLost(source)
+            }
+            // A counter that can't be written (full disk) doesn't end the session: the lock itself
+            // is still read before each epoch.
+            Err(LockError::Store { .. }) => Renewed::Held,
             Err(error) => {
                 let failure = Failure::from(&error);
                 self.lose(match error {
@@ -163,20 +203,59 @@ impl Hold {
                     ),
                     _ => failure,
                 });
-                false
+                Renewed::Lost
             }
         }
     }
 
-    /// A read-only session takes no lock, so it must see for itself that nobody writes.
+    /// Notes what a session that only reads begins with: a session that came and went between two
+    /// looks for locks leaves another super block.
+    pub(super) fn begin_reading(&self, file_bytes: u64, offset_bytes: u64, first_block: Vec<u8>) {
+        let _ = self.began_with.set(BeganWith {
+            file_bytes,
+            offset_bytes,
+            first_block,
+        });
+    }
+
+    /// At the end of a session that only read: whether what it read was of one state. A line that is
+    /// gone just now tells nothing; it was looked a short while ago.
+    pub(super) fn was_undisturbed(&self) -> Result<(), LockError> {
+        match self.still_ours() {
+            Err(LockError::Store { .. }) => Ok(()),
+            looked => looked,
+        }
+    }
+
+    /// A read-only session takes no lock, so it must see for itself that nobody writes, or did.
     fn still_alone(&self, store: &dyn Store) -> Result<(), LockError> {
         match lock::inspect(store, &self.container)? {
             Some(info) if !self.is_stale(&info) => Err(LockError::HeldElsewhere {
                 container: self.container.clone(),
                 info: Box::new(info),
             }),
+            _ if self.began_with.get().is_some_and(|began| {
+                // Locks are looked at first: whoever wrote and is gone wrote before that.
+                !self.is_as(began, store).unwrap_or(true)
+            }) =>
+            {
+                Err(LockError::Disturbed {
+                    container: self.container.clone(),
+                })
+            }
             _ => Ok(()),
         }
+    }
+
+    fn is_as(&self, began: &BeganWith, store: &dyn Store) -> Result<bool, StoreError> {
+        let file = store.open(&self.file_name, Access::ReadOnly)?;
+        let mut block = vec![0; began.first_block.len()];
+        match file.read_at(began.offset_bytes, &mut block, ReadClass::Demand) {
+            Ok(()) => {}
+            Err(StoreError::Truncated { .. }) => return Ok(false),
+            Err(error) => return Err(error),
+        }
+        Ok(block == began.first_block && file.len()? >= began.file_bytes)
     }
 
     fn is_stale(&self, info: &LockInfo) -> bool {
@@ -264,8 +343,27 @@ impl Hold {
     fn verify_lock(&self, store: &dyn Store) -> Result<(), LockError> {
         let begun = awake_or_not();
         self.read_lock_again(store)?;
-        *self.verified.lock().unwrap_or_else(PoisonError::into_inner) = Some(begun);
+        self.note_verified(begun);
         Ok(())
+    }
+
+    fn note_verified(&self, begun: Duration) {
+        let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        *verified = (*verified).max(Some(begun));
+    }
+
+    /// Reads the lock again where the last look is too long ago to send by.
+    fn verify_to_send(&self) -> Result<(), Fenced> {
+        let verified = *self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        match verified {
+            Some(at)
+                if awake_or_not().saturating_sub(at)
+                    >= verified_to_send_age_max(self.connection.quiet_time()) =>
+            {
+                sprat_volume::Session::before_epoch(self)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn read_lock_again(&self, store: &dyn Store) -> Result<(), LockError> {
@@ -352,6 +450,7 @@ impl sprat_volume::Session for Hold {
     }
 
     fn before_send(&self, ranges: &[Range<u64>]) -> Result<(), Fenced> {
+        self.verify_to_send()?;
         // Held until it is noted: a lock that is given back meanwhile would not know of it.
         let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
         if held.is_none() {
@@ -427,9 +526,9 @@ fn disconnected(error: &(dyn std::error::Error + 'static)) -> bool {
     false
 }
 
-/// Renews the lock for as long as `hold` lives; calls `lost` once if it can't.
-pub(super) fn keep_renewing(hold: &Arc<Hold>, lost: impl FnOnce() + Send + 'static) {
-    let hold = Arc::downgrade(hold);
+/// Renews the lock for as long as `hold` lives; where it can't, the volume is told.
+pub(super) fn keep_renewing(hold: &Arc<Hold>, stop: &Arc<Stop>) {
+    let (hold, stop) = (Arc::downgrade(hold), Arc::clone(stop));
     // Without this thread the lock is still read before each epoch; nothing is sent unlocked.
     let _ = std::thread::Builder::new()
         .name("lock renewal".to_owned())
@@ -437,9 +536,10 @@ pub(super) fn keep_renewing(hold: &Arc<Hold>, lost: impl FnOnce() + Send + 'stat
             loop {
                 std::thread::sleep(lock::RENEW_INTERVAL.min(Duration::from_secs(10)));
                 let Some(hold) = hold.upgrade() else { return };
-                if !hold.renew() {
-                    lost();
-                    return;
+                match hold.renew() {
+                    Renewed::Held => {}
+                    Renewed::LineLost(cause) => stop.line_lost(cause),
+                    Renewed::Lost => return stop.abort_volume(),
                 }
             }
         });

@@ -56,10 +56,7 @@ pub(super) fn make(
         lock: Some(lock),
         stale_lock: None,
     }));
-    keep_renewing(&hold, {
-        let stop = Arc::clone(stop);
-        move || stop.abort_volume()
-    });
+    keep_renewing(&hold, stop);
     let made = fill(start, create, secrets, &hold, stop, say);
     made.map_err(|failure| {
         let state = match undo(&hold) {

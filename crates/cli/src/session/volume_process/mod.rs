@@ -16,6 +16,7 @@ pub(super) mod reserve;
 pub(super) mod rewrite;
 pub(super) mod room;
 mod stop;
+mod taking;
 mod trim;
 
 use std::io::Write;
@@ -194,8 +195,7 @@ fn hear_orders(
     Ok(orders)
 }
 
-/// Ends this process, and with it every ssh that it started: one that is still connecting would
-/// not notice the end of its pipe, and hold the local record for as long as that takes.
+/// Ends this process, and with it every ssh that it started: their shells see it end.
 fn end_at_once() {
     use rustix::process::{Signal, getpgrp, getpid, kill_current_process_group, kill_process};
     if getpgrp() == getpid() {
@@ -348,6 +348,9 @@ impl Served {
         self.say.phase(Phase::Syncing);
         if let Some(failure) = self.failure() {
             return Err(failure);
+        }
+        if self.access == Access::ReadOnly {
+            self.hold.was_undisturbed()?;
         }
         // A rewrite tells by the server's free space what it gave back.
         let keeps_reserve =

@@ -4,28 +4,25 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::ScopedJoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sprat_luks::{AnyHeader, CopyState, OpenedBy, Payload, Pins, Secret, SectorCipher, VolumeKey};
-use sprat_store::{
-    FileStat, FirstLook, LocalRecord, Lock, LockError, LockInfo, Store, StoreErrorKind, StoreFile,
-    lock,
-};
+use sprat_store::{FileStat, FirstLook, LocalRecord, Lock, Store, StoreErrorKind, StoreFile};
 use sprat_volume::{Flush, Geometry, ReadOnlyOptions, Seen, Volume, VolumeOptions};
 
-use super::super::options::{
-    Access, ContainerFacts, Notice, Phase, PinPolicy, TAKEOVER_QUIET_TIMES,
-};
+use super::super::options::{Access, ContainerFacts, Notice, Phase, PinPolicy};
 use super::super::protocol::VolumeStart;
 use super::ahead::{Ahead, Looked, Unlocked, joined};
 use super::cache::cache_options;
-use super::connection::{Connection, open_record, owner_note};
-use super::hold::{Hold, HoldParts, keep_renewing};
+use super::connection::{Connection, open_record};
+use super::hold::{Hold, keep_renewing};
 use super::lengthen::lengthen;
 use super::reserve;
 use super::rewrite::forestall_rename;
 use super::room;
 use super::stop::{Say, Stop};
+use super::taking::hold_making_room;
+pub(super) use super::taking::{hold, take_lock, wait_for_quiet};
 use crate::{Exit, Failure};
 
 /// A container that is ready to be served.
@@ -155,10 +152,7 @@ fn open_held(
     stop: &Arc<Stop>,
     say: &Say,
 ) -> Result<Opened, Failure> {
-    keep_renewing(hold, {
-        let stop = Arc::clone(stop);
-        move || stop.abort_volume()
-    });
+    keep_renewing(hold, stop);
     let may_come_late = hold.record().may_arrive();
     wait_for_quiet(start, hold, stop, say)?;
     if start.access == Access::ReadWrite && (may_come_late || hold.took_over()) {
@@ -318,178 +312,6 @@ fn hold_and_look(
     Ok((hold, looked))
 }
 
-/// Takes the lock, or for a read-only session makes sure that nobody writes; `meanwhile` as in
-/// [`Lock::acquire_after`].
-pub(super) fn hold(
-    start: &VolumeStart,
-    reached: Reached,
-    stop: &Stop,
-    say: &Say,
-    meanwhile: impl FnOnce() + Send,
-) -> Result<Arc<Hold>, Failure> {
-    hold_making_room(start, reached, stop, say, &mut || Ok(false), meanwhile)
-}
-
-/// As [`hold`]; `make_room` is asked once where the lock's file can't be made.
-fn hold_making_room(
-    start: &VolumeStart,
-    reached: Reached,
-    stop: &Stop,
-    say: &Say,
-    make_room: &mut dyn FnMut() -> Result<bool, Failure>,
-    meanwhile: impl FnOnce() + Send,
-) -> Result<Arc<Hold>, Failure> {
-    let Reached {
-        record,
-        connection,
-        store,
-        first,
-    } = reached;
-    let name = start.target.name.clone();
-    let (lock, stale_lock) = match start.access {
-        Access::ReadWrite => {
-            stop.begin_holding()?;
-            let lock = match take_lock_while(start, &*store, &record, first, say, meanwhile) {
-                Err(error) if finds_no_room(&error) && make_room()? => {
-                    take_lock(start, &*store, &record, say)?
-                }
-                taken => taken?,
-            };
-            (Some(lock), None)
-        }
-        Access::ReadOnly => (None, look_at_lock(start, &*store, &record, say)?),
-    };
-    Ok(Arc::new(Hold::new(HoldParts {
-        connection,
-        record,
-        container: name.clone(),
-        file_name: name,
-        access: start.access.into(),
-        opened_by: opened_by(start),
-        store,
-        lock,
-        stale_lock,
-    })))
-}
-
-pub(super) fn take_lock(
-    start: &VolumeStart,
-    store: &dyn Store,
-    record: &LocalRecord,
-    say: &Say,
-) -> Result<Lock, Failure> {
-    Ok(take_lock_while(start, store, record, None, say, || {})?)
-}
-
-fn finds_no_room(error: &TakeError) -> bool {
-    let TakeError::Lock(LockError::Store { source, .. }) = error else {
-        return false;
-    };
-    matches!(
-        source.kind(),
-        StoreErrorKind::NoSpace | StoreErrorKind::Failed
-    )
-}
-
-/// Why a lock was not taken.
-enum TakeError {
-    Lock(LockError),
-    Other(Failure),
-}
-
-impl From<LockError> for TakeError {
-    fn from(error: LockError) -> Self {
-        Self::Lock(error)
-    }
-}
-
-impl From<TakeError> for Failure {
-    fn from(error: TakeError) -> Self {
-        match error {
-            TakeError::Lock(error) => Self::from(&error),
-            TakeError::Other(failure) => failure,
-        }
-    }
-}
-
-fn take_lock_while(
-    start: &VolumeStart,
-    store: &dyn Store,
-    record: &LocalRecord,
-    first: Option<FirstLook>,
-    say: &Say,
-    meanwhile: impl FnOnce() + Send,
-) -> Result<Lock, TakeError> {
-    say.phase(Phase::Locking);
-    let owner = owner_note(&PathBuf::from(&start.state_dir)).map_err(TakeError::Other)?;
-    let first = match first {
-        Some(first) => first,
-        None => Lock::first_look(store, &start.target.name)?,
-    };
-    let lock = Lock::acquire_after(first, store, record, owner, meanwhile)?;
-    if lock.number() > 1 {
-        say.notice(Notice::TookOverDeadSession);
-    }
-    Ok(lock)
-}
-
-/// Reading while somebody writes gives a mixture of two states; a lock is therefore respected,
-/// unless its holder is known to be dead: it took the lock by this record, whose flock we have now.
-/// That it was this host says nothing: it may hold the container under another spelling.
-fn look_at_lock(
-    start: &VolumeStart,
-    store: &dyn Store,
-    record: &LocalRecord,
-    say: &Say,
-) -> Result<Option<LockInfo>, Failure> {
-    let name = &start.target.name;
-    let Some(info) = lock::inspect(store, name)? else {
-        return Ok(None);
-    };
-    if info.is_left_by(record) {
-        say.notice(Notice::DeadSessionLeftLock);
-        return Ok(Some(info));
-    }
-    if start.ignore_lock {
-        say.notice(Notice::LockIgnored {
-            holder: info.to_string(),
-        });
-        return Ok(Some(info));
-    }
-    Err(Failure::from(&LockError::HeldElsewhere {
-        container: name.clone(),
-        info: Box::new(info),
-    }))
-}
-
-/// A dead session's server process may still write what it was sent: with its ssh gone, which the
-/// flock tells, for the quiet time at most. Counted from when the flock was ours and on a clock
-/// that nobody sets; what a killed ssh sent last, and when, is known to nobody. A session that only
-/// reads waits, too: what it reads must not change under its eyes.
-pub(super) fn wait_for_quiet(
-    start: &VolumeStart,
-    hold: &Hold,
-    stop: &Stop,
-    say: &Say,
-) -> Result<(), Failure> {
-    let suspects = hold.record().suspects();
-    if !hold.record().may_arrive() {
-        return Ok(());
-    }
-    say.notice(Notice::Suspects {
-        bytes: suspects.iter().map(|range| range.end - range.start).sum(),
-    });
-    let quiet_time = Duration::from_millis(start.quiet_time_ms) * TAKEOVER_QUIET_TIMES;
-    let until = hold.held_since() + quiet_time;
-    while hold.server_outlives_us() && Instant::now() < until {
-        stop.check()?;
-        let left = until.saturating_duration_since(Instant::now());
-        std::thread::sleep(left.min(Duration::from_millis(100)));
-    }
-    hold.record().quiet()?;
-    Ok(())
-}
-
 /// Header, pins, key, and the volume behind them.
 fn unlock(
     start: &VolumeStart,
@@ -540,6 +362,11 @@ fn unlock(
         payload = header.geometry(file_bytes)?;
     }
     hold.learn(pins.clone(), file_bytes);
+    // Who insists on reading what another holds gets what it gets.
+    if start.access == Access::ReadOnly && !start.ignore_lock {
+        let first_block = looked.first_block(payload.offset_bytes)?;
+        hold.begin_reading(file_bytes, payload.offset_bytes, first_block);
+    }
     let seen = looked.seen(payload.offset_bytes);
     let known = Known {
         seen: seen.filter(|_| start.grow_to.is_none()),

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use sprat_store::StoreError;
 use sprat_volume::Volume;
 
 use super::super::link::Sender;
@@ -43,6 +44,14 @@ impl Stop {
         let volume = self.volume.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(volume) = &*volume {
             volume.abort();
+        }
+    }
+
+    /// Somebody else found the line lost: the volume seeks it again, though it has nothing to do.
+    pub(super) fn line_lost(&self, cause: StoreError) {
+        let volume = self.volume.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(volume) = &*volume {
+            volume.line_lost(cause);
         }
     }
 

@@ -1,0 +1,215 @@
+//! Sessions of two machines on one container: who slept, who only reads, and whose line is idle.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
+
+mod machine;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use machine::remote::Remote;
+use machine::{CONTAINER, Machine, noise};
+use rustix::process::{Pid, Signal, kill_process};
+use sprat_testkit::sshd::{self, SshdOptions};
+use sprat_testkit::{needs, requires};
+
+/// Another machine with the same key, to whom the container lies somewhere else.
+struct Other {
+    machine: Machine,
+    container: PathBuf,
+}
+
+impl Other {
+    fn than(machine: &Machine) -> Self {
+        let other = Machine::new();
+        let key = fs::read(machine.path("config/keys/x.key")).unwrap();
+        other.write("config/keys/x.key", key);
+        other.write("src/of-the-other", noise(300_000, 5));
+        Self {
+            machine: other,
+            container: machine.path(CONTAINER),
+        }
+    }
+
+    fn sprat(&self, before: &[&str], after: &[&str]) -> machine::Ran {
+        let container = self.container.to_str().unwrap();
+        self.machine.sprat(&[before, &[container], after].concat())
+    }
+
+    #[track_caller]
+    fn backs_up(&self) {
+        let ran = self.sprat(&["backup"], &["--name", "other", "src"]);
+        assert_eq!(ran.code, 0, "{}", ran.whole());
+    }
+}
+
+fn volume_process(machine: &Machine) -> Pid {
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        let found = machine
+            .processes()
+            .into_iter()
+            .find(|(_, line)| line.contains("volume-process"));
+        if let Some((pid, _)) = found {
+            return Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        }
+        assert!(Instant::now() < until, "no volume process");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn wait_until(limit: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
+    let until = Instant::now() + limit;
+    while !is_so() {
+        assert!(Instant::now() < until, "{what}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn start(machine: &Machine, arguments: &[&str]) -> Child {
+    let mut command = machine.command();
+    command
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+#[test]
+fn a_reader_is_told_that_another_machine_wrote_meanwhile() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    assert_eq!(machine.backup(&[]).code, 0);
+    let other = Other::than(&machine);
+    fs::create_dir(machine.path("mnt")).unwrap();
+    let ran = machine.sprat(&["mount", CONTAINER, "mnt"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    // It comes and goes between two looks for locks.
+    other.backs_up();
+    let ran = machine.sprat(&["umount", "mnt"]);
+    let said = ran.failed_with(11);
+    assert!(said.contains("another session wrote"), "{said}");
+    assert!(said.contains("mixture"), "{said}");
+    machine.nothing_is_left();
+    // One that nobody disturbs ends well, and so does one that insists.
+    let ran = machine.sprat(&["mount", CONTAINER, "mnt"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = machine.sprat(&["umount", "mnt"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.nothing_is_left();
+}
+
+#[test]
+fn a_reader_that_goes_on_is_stopped_when_another_machine_has_written() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    machine.write("src/large", noise(8 << 20, 3));
+    assert_eq!(machine.backup(&[]).code, 0);
+    let other = Other::than(&machine);
+    fs::create_dir(machine.path("mnt")).unwrap();
+    let ran = machine.sprat(&["mount", CONTAINER, "mnt"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    other.backs_up();
+    // At the latest at the next look, which comes every ten seconds. What the kernel has read before
+    // it still shows.
+    std::thread::sleep(Duration::from_secs(14));
+    let large = machine
+        .path("mnt/home/latest")
+        .join(machine.path("src/large").strip_prefix("/").unwrap());
+    let read = fs::read(large).map(|bytes| bytes.len());
+    assert!(read.is_err(), "{read:?}");
+    let _ = machine.sprat(&["umount", "mnt"]);
+    machine.nothing_is_left();
+}
+
+/// Stopped as a machine is that sleeps: its clocks go on, it renews nothing.
+#[test]
+fn a_machine_that_slept_sends_nothing_into_what_another_took_over() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    assert_eq!(machine.backup(&[]).code, 0);
+    let other = Other::than(&machine);
+    machine.write("src/large", noise(96 << 20, 3));
+    let buffer = ["--write-buffer-bytes-max", "33554432", "--quiet-time", "4"];
+    let backup = ["backup", CONTAINER, "--name", "home", "src"];
+    let sleeper = start(&machine, &[&buffer[..], &backup].concat());
+    let volume = volume_process(&machine);
+    let container = machine.path(CONTAINER);
+    let taken = || std::os::unix::fs::MetadataExt::blocks(&fs::metadata(&container).unwrap());
+    let before = taken();
+    wait_until(Duration::from_secs(60), "nothing is sent", || {
+        taken() > before + (8 << 20) / 512
+    });
+    kill_process(volume, Signal::STOP).unwrap();
+    std::thread::sleep(Duration::from_secs(3));
+    let ran = other.sprat(&["unlock"], &["--watch", "1"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    other.backs_up();
+    let after = fs::read(&container).unwrap();
+    kill_process(volume, Signal::CONT).unwrap();
+    let ended = sleeper.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(11), "{said}");
+    assert!(fs::read(&container).unwrap() == after, "it wrote: {said}");
+    machine.nothing_is_left();
+    let ran = other.sprat(&["check"], &[]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+}
+
+#[test]
+fn a_line_that_is_lost_while_nothing_is_asked_is_sought_and_the_lock_renewed() {
+    requires!(sshd::missing(), needs::root());
+    let remote = Remote::start(&SshdOptions::default());
+    remote.init();
+    let mnt = remote.machine.path("mnt");
+    fs::create_dir(&mnt).unwrap();
+    let ran = remote.sprat(&["mount", "TARGET", mnt.to_str().unwrap(), "--rw"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let lock = remote.machine.path("store/x.luks.lock.1");
+    let renewals = || -> u64 {
+        let text = fs::read_to_string(&lock).unwrap();
+        let found = text.split("\"renewed\":").nth(1).unwrap();
+        let digits: String = found.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().unwrap()
+    };
+    // ext4 has nothing to say any more.
+    std::thread::sleep(Duration::from_secs(7));
+    for pid in remote.sshd.session_pids() {
+        let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
+    }
+    let before = renewals();
+    wait_until(Duration::from_secs(50), "nobody renews", || {
+        renewals() >= before + 2
+    });
+    let ran = remote.sprat(&["umount", mnt.to_str().unwrap()]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    remote.machine.nothing_is_left();
+}
+
+#[test]
+fn kill_9_while_ssh_connects_leaves_no_ssh() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    machine.write("hanging-ssh", "exec sleep 1000\n");
+    let command = format!("sh {}", machine.path("hanging-ssh").display());
+    let backup = ["backup", "ssh://nobody/x.luks", "--name", "home", "src"];
+    let key = machine.path("config/keys/x.key");
+    let options = [
+        "--ssh-command",
+        &command,
+        "--key-file",
+        key.to_str().unwrap(),
+    ];
+    let mut sprat = start(&machine, &[&options[..], &backup].concat());
+    wait_until(Duration::from_secs(20), "no ssh", || {
+        let processes = machine.processes();
+        processes
+            .iter()
+            .any(|(_, line)| line.contains("sleep 1000"))
+    });
+    sprat.kill().unwrap();
+    sprat.wait().unwrap();
+    machine.nothing_is_left();
+}
