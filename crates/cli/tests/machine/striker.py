@@ -2,10 +2,11 @@
 # of what sprat asks to be changed (SFTP requests that make, write, flush, rename, remove or copy;
 # lines for the shell). At the one asked for it cuts every channel, or kills sprat with -9, before that
 # request is passed on or when it has been.
-# usage: striker.py FOLDER SFTP-SERVER cut|lose|kill|act before|after [KIND:]NTH …
+# usage: striker.py FOLDER SFTP-SERVER cut|lose|kill|act|acts before|after [KIND:]NTH …
 # FOLDER/changes: the kind of each, a line each. FOLDER/struck is there once the blow has fallen, or is
 # about to. After `cut` there is no line any more; after `lose` a new one may be taken. `act` strikes at
-# nobody: half a second later, when other channels have had their answers, FOLDER/../act is run.
+# nobody: half a second later, when other channels have had their answers, FOLDER/../act is run, with
+# sprat's pid in $SPRAT. `acts` does that at each such change from the NTH on.
 import fcntl, os, signal, struct, subprocess, sys, threading, time
 
 folder, server, how, when = sys.argv[1:5]
@@ -54,9 +55,11 @@ def kill(pid):
 
 
 def strike():
-    if how == "act":
+    if how in ("act", "acts"):
         time.sleep(0.5)
-        subprocess.run(["sh", f"{folder}/../act"], stdin=subprocess.DEVNULL, check=True)
+        surroundings = {**os.environ, "SPRAT": str(next(sprats()))}
+        script = ["sh", f"{folder}/../act"]
+        subprocess.run(script, stdin=subprocess.DEVNULL, env=surroundings, check=True)
         return
     if how == "kill":
         for pid in list(sprats()):
@@ -97,7 +100,9 @@ def read(size):
 
 
 def pass_on(data, kind):
-    due = kind and count(kind) == int(nth) and (not of_kind or kind in of_kind)
+    nth_now = count(kind) if kind else 0
+    due = nth_now == int(nth) or (how == "acts" and nth_now > int(nth))
+    due = due and kind and (not of_kind or kind in of_kind)
     if due:
         # Before the request may be carried out: the command can end at once when it has been.
         open(f"{folder}/struck", "w").close()
@@ -105,7 +110,7 @@ def pass_on(data, kind):
         strike()
     child.stdin.write(data)
     child.stdin.flush()
-    if due:
+    if due and when == "after":
         # Carried out, as far as a moment shows; the answer may have arrived or not.
         time.sleep(0.02)
         strike()

@@ -26,7 +26,7 @@ const CHANGES_MIN: usize = 9;
 #[derive(Debug, Clone, Copy)]
 pub struct Blow {
     /// `kill`; `cut`: the line, for good; `lose`: the line, and a new one may be taken; `act`: the
-    /// machine's script `act` is run instead.
+    /// machine's script `act` is run instead; `acts`: from that change on, at each.
     pub how: &'static str,
     /// `before` or `after` the change is passed on.
     pub when: &'static str,
