@@ -21,6 +21,7 @@ pub mod interrupt;
 mod kept_header;
 mod key_notes;
 mod output;
+mod own_names;
 mod pinned;
 mod reach;
 mod secrets;

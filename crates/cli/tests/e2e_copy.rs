@@ -4,8 +4,8 @@
 
 mod machine;
 
-use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -242,32 +242,70 @@ fn a_read_only_account_can_be_copied_from() {
 }
 
 #[test]
-fn a_source_that_changes_after_an_interruption_is_copied_anew() {
+fn little_room_is_enough_for_what_has_arrived() {
+    requires!(needs::root(), sshd::missing());
+    let options = SshdOptions {
+        internal_sftp: true,
+        config_lines: vec!["ForceCommand internal-sftp".to_owned()],
+        ..SshdOptions::default()
+    };
+    let machine = Machine::new();
+    machine.init(&[CONTAINER, "--size", "128M"]);
+    fs::create_dir(machine.path("server")).unwrap();
+    fs::rename(machine.path(CONTAINER), machine.path("server/x.luks")).unwrap();
+    let used = allocated(&machine.path("server/x.luks"));
+    let remote = Remote::with(machine, &options);
+    let machine = &remote.machine;
+    let megabytes = u32::try_from(used >> 20).unwrap() + 3;
+    let small = Tmpfs::mount(&machine.path("store"), megabytes);
+    let copied = ok(remote.sprat(&["copy", &on_server(&remote, "x.luks"), CONTAINER, "--json"]));
+    // Nobody knew how much would come.
+    assert_eq!(copied.json()["holes_by"], "zeros");
+    let (from, to) = (machine.path("server/x.luks"), machine.path(CONTAINER));
+    assert!(same_bytes(&from, &to));
+    drop(small);
+}
+
+#[test]
+fn names_of_sprats_own_files_are_refused() {
     requires!(needs::root());
-    let machine = seeded();
-    // What an interrupted copy leaves, at its simplest: the whole unfinished file, and its note.
-    ok(machine.sprat(&["copy", CONTAINER, "server/x.luks"]));
-    fs::remove_file(machine.path("server/x.luks")).unwrap();
-    let small = machine.path("small");
-    fs::create_dir(&small).unwrap();
-    let disk = Tmpfs::mount(&small, 200);
-    let unfinished = machine.path("small/x.luks.copying");
-    fs::create_dir(machine.path("small/x.luks.copying")).unwrap();
-    machine
-        .sprat(&["copy", CONTAINER, "small/x.luks"])
-        .failed_with(1);
-    fs::remove_dir(&unfinished).unwrap();
-    File::create(&unfinished)
-        .unwrap()
-        .write_all_at(b"old", 0)
-        .unwrap();
-    machine.write("src/a", "changed\n");
-    assert_eq!(machine.backup(&[]).code, 0);
-    ok(machine.sprat(&["copy", CONTAINER, "small/x.luks"]));
-    assert!(same_bytes(
-        &machine.path(CONTAINER),
-        &machine.path("small/x.luks")
-    ));
-    assert_eq!(names(&small), ["x.luks"]);
-    drop(disk);
+    let machine = Machine::new();
+    machine.init(&[CONTAINER, "--size", "64M"]);
+    for suffix in [
+        ".reserve",
+        ".copying",
+        ".copying-0123456789abcdef",
+        ".new",
+        ".trim",
+        ".lock.7",
+    ] {
+        let own = format!("{CONTAINER}{suffix}");
+        for arguments in [
+            &["copy", "--move", CONTAINER, &own][..],
+            &["copy", CONTAINER, &own],
+            &["copy", &own, "store/y.luks"],
+            &["init", &own],
+        ] {
+            let refused = machine.sprat(arguments).failed_with(2);
+            assert!(refused.contains("can't be a container's name"), "{refused}");
+        }
+    }
+    assert_eq!(names(&machine.path("store")), ["x.luks"]);
+}
+
+#[test]
+fn a_reserve_goes_with_its_container_and_a_container_of_that_name_stays() {
+    requires!(needs::root());
+    for (content, left) in [(&[7; 4096][..], 0), (b"LUKS\xba\xbe and so on", 1)] {
+        let machine = Machine::new();
+        machine.init(&[CONTAINER, "--size", "64M"]);
+        fs::create_dir(machine.path("server")).unwrap();
+        machine.write("store/x.luks.reserve", content);
+        // Others' files beside it, of an older sprat or by hand.
+        machine.write("store/x.luks.copying", "something else");
+        ok(machine.sprat(&["copy", "--move", CONTAINER, "server/x.luks"]));
+        let mut names = names(&machine.path("store"));
+        assert_eq!(names.remove(0), "x.luks.copying");
+        assert_eq!(names.len(), left, "{names:?}");
+    }
 }

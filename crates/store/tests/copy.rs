@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use sprat_store::copy::{
-    self, CopyError, CopyIdentity, CopyNote, CopyProgress, CopySides, CopyStage, CopyStep,
-    CopyWatch, DataMap, PIECE_BYTES,
+    self, CopyError, CopyIdentity, CopyLeft, CopyNote, CopyProgress, CopySides, CopyStage,
+    CopyStep, CopyWatch, DataMap, PIECE_BYTES,
 };
 use sprat_store::{
     Access, FileName, FileStat, LocalStore, ReadClass, SftpStore, Store, StoreError, StoreFile,
@@ -29,7 +29,7 @@ impl CopyWatch for Patient {
         true
     }
 
-    fn checkpoint(&mut self, _: Option<u64>) -> bool {
+    fn checkpoint(&mut self, _: CopyLeft) -> bool {
         true
     }
 }
@@ -312,4 +312,62 @@ fn a_source_that_was_written_to_since_is_noticed() {
     assert!(copy::same_beginning(&*source, &note).unwrap());
     source.write_at(8 << 20, b"super block").unwrap();
     assert!(!copy::same_beginning(&*source, &note).unwrap());
+}
+
+#[test]
+fn another_file_is_read_back_as_a_whole_whatever_was_read_back_before() {
+    let dir = tempfile::tempdir().unwrap();
+    make_source(dir.path());
+    let store = LocalStore::open(dir.path()).unwrap();
+    let sides = CopySides {
+        source: store.open(&name("source"), Access::ReadOnly).unwrap(),
+        destination: destination(&store),
+        len: LEN,
+        map: None,
+    };
+    let mut note = CopyNote::begin(&dir.path().join("note"), identity()).unwrap();
+    let copied = copy::copy(&sides, &mut note, &mut Patient).unwrap();
+    let read = copy::read_back(&*sides.destination, &mut note, &mut Patient).unwrap();
+    assert_eq!(read.unwrap().verified_bytes, copied.verified_bytes);
+    // Another file with that name, of the same length, of which one byte near the end differs.
+    sides.destination.write_at(LEN - 100, &[0]).unwrap();
+    let read = copy::read_back(&*sides.destination, &mut note, &mut Patient).unwrap();
+    assert_eq!(read, None);
+}
+
+/// Notes what is left at each checkpoint.
+#[derive(Default)]
+struct Leftovers(Vec<CopyLeft>);
+
+impl CopyWatch for Leftovers {
+    fn progress(&mut self, _: &CopyProgress) -> bool {
+        true
+    }
+
+    fn checkpoint(&mut self, left: CopyLeft) -> bool {
+        self.0.push(left);
+        true
+    }
+}
+
+#[test]
+fn nothing_is_left_to_be_written_once_all_has_arrived() {
+    let dir = tempfile::tempdir().unwrap();
+    make_source(dir.path());
+    let store = LocalStore::open(dir.path()).unwrap();
+    let source = store.open(&name("source"), Access::ReadOnly).unwrap();
+    let map = DataMap::of(&*source).unwrap();
+    for (map, left) in [(None, CopyLeft::AtMost(0)), (Some(map), CopyLeft::Bytes(0))] {
+        let sides = CopySides {
+            source: Arc::clone(&source),
+            destination: destination(&store),
+            len: LEN,
+            map,
+        };
+        let mut note = CopyNote::begin(&dir.path().join("note"), identity()).unwrap();
+        let mut watch = Leftovers::default();
+        copy::copy(&sides, &mut note, &mut watch).unwrap();
+        assert_eq!(watch.0.last(), Some(&left), "{:?}", watch.0);
+        store.remove(&name("destination")).unwrap();
+    }
 }

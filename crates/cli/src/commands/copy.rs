@@ -45,6 +45,7 @@ pub(super) fn run(context: &Context, args: &CopyArgs) -> Result<Exit, Failure> {
         "verified_bytes": figures.map_or(0, |figures| figures.verified_bytes),
         "holes_by": report.holes_by,
         "source_removed": report.source_removed,
+        "source_found": report.source_found,
         "seconds": begun.elapsed().as_secs_f64(),
     });
     context.output.result(&text, &json)?;
@@ -69,7 +70,13 @@ fn told(source: &Resolved, destination: &Resolved, report: &CopyReport) -> Strin
         )),
         None => text.push_str("an earlier run had copied it and read it back\n"),
     }
-    if report.source_removed {
+    if !report.source_found {
+        text.push_str(&format!(
+            "{from} is not there: it was removed before, or its disk isn't mounted. What this \
+             machine knows of it is kept\n"
+        ));
+    }
+    if report.source_removed || !report.source_found {
         text.push_str(&format!(
             "The recovery sheet names the old place: print a new one with\n  sprat key sheet {to}\n\
              In the config, put\n  target = \"{to}\"\n"

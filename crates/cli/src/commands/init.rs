@@ -16,10 +16,11 @@ use crate::output::{Reporter, exit_json, text};
 use crate::secrets::{self, SecretSource};
 use crate::session::{self, Access, CreateOptions, Created, SIZE_BYTES_MIN};
 use crate::sheet::Sheet;
-use crate::{Exit, Failure, kept_header, pinned, sheet_page};
+use crate::{Exit, Failure, kept_header, own_names, pinned, sheet_page};
 
 pub(super) fn run(context: &Context, args: &InitArgs) -> Result<Exit, Failure> {
     let resolved = context.resolve(&args.target)?;
+    own_names::check(&resolved.target.name)?;
     if args.size < SIZE_BYTES_MIN {
         return Err(Failure::usage(format!(
             "--size {} is too small: at least {} are needed",

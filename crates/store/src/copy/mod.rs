@@ -80,14 +80,23 @@ impl CopyProgress {
     }
 }
 
+/// What is still to be written, what is under way not counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyLeft {
+    /// So many bytes.
+    Bytes(u64),
+    /// So many bytes at most, and perhaps none: the source doesn't tell holes from data.
+    AtMost(u64),
+}
+
 /// Sees a copy, and may stop it.
 pub trait CopyWatch {
     /// Called several times a second; false stops the copy in order ([`CopyError::Stopped`]).
     fn progress(&mut self, progress: &CopyProgress) -> bool;
 
-    /// Called before what was written is made durable and noted, with the bytes that are still to
-    /// be written where that is known; false stops the copy without either.
-    fn checkpoint(&mut self, remaining_bytes: Option<u64>) -> bool;
+    /// Called before what was written is made durable and noted; false stops the copy without
+    /// either.
+    fn checkpoint(&mut self, left: CopyLeft) -> bool;
 }
 
 /// A copy did not come to its end.
@@ -140,7 +149,7 @@ pub fn copy(
     for last_try in [false, true] {
         transfer::transfer(sides, note, watch, &mut figures)?;
         sides.destination.forget_cached();
-        let differing = verify::verify(sides, note, watch, &mut figures)?;
+        let differing = verify::verify(&*sides.destination, note, watch, &mut figures)?;
         let Some(first) = differing.first() else {
             note.mark(CopyStage::Verified)?;
             return Ok(figures);
@@ -154,6 +163,21 @@ pub fn copy(
         note.void(&differing)?;
     }
     unreachable!("the last try returns")
+}
+
+/// Reads back all that the note lists from `file`, whatever was read back before; `None` where it
+/// is not what was read from the source. For a file of which it isn't sure that it is the one that
+/// the note was made with.
+pub fn read_back(
+    file: &dyn StoreFile,
+    note: &mut CopyNote,
+    watch: &mut dyn CopyWatch,
+) -> Result<Option<CopyProgress>, CopyError> {
+    let mut figures = CopyProgress::begin(CopyStep::Verifying);
+    note.forget_verified();
+    file.forget_cached();
+    let differing = verify::verify(file, note, watch, &mut figures)?;
+    Ok(differing.is_empty().then_some(figures))
 }
 
 /// Whether what the first pieces held when they were noted still reads the same from `file`, the

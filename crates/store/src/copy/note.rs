@@ -1,7 +1,8 @@
 //! What this host notes of a copy that is under way: which pieces are durable, which verified.
 //!
-//! 8 bytes `sprtcpy1`, the length of the identity (4 bytes), the identity (JSON), then entries of
-//! 56 bytes, little endian; fixed, so that a torn tail is found by its length or its checksum:
+//! 8 bytes `sprtcpy1`, the length of the head (4 bytes), the head (JSON: the identity, and the token
+//! that ties the note to one file), then entries of 56 bytes, little endian; fixed, so that a torn
+//! tail is found by its length or its checksum:
 //!
 //! | bytes | |
 //! | --- | --- |
@@ -29,6 +30,8 @@ const MAGIC: &[u8; 8] = b"sprtcpy1";
 const ENTRY_BYTES: usize = 56;
 /// Two targets, a UUID and some numbers; a longer one was not written by us.
 const IDENTITY_BYTES_MAX: u32 = 64 << 10;
+/// Of random bytes, as hexadecimal digits: no two notes have the same.
+const TOKEN_DIGITS: usize = 16;
 /// So many first pieces are kept in memory: the header and the start of the volume,
 /// which begins at 16 MiB.
 const BEGINNING_PIECES: u64 = 5;
@@ -57,6 +60,15 @@ pub enum CopyStage {
     Verified,
     /// The destination has its name, durably.
     Published,
+    /// Of a move: the source may be gone by now.
+    Removing,
+}
+
+/// What a note begins with.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Head {
+    identity: CopyIdentity,
+    token: String,
 }
 
 /// One piece that is durable at the destination.
@@ -77,7 +89,7 @@ pub(super) struct Bits(Vec<u64>);
 pub struct CopyNote {
     path: PathBuf,
     file: File,
-    identity: CopyIdentity,
+    head: Head,
     entries_at: u64,
     copied: Bits,
     verified: Bits,
@@ -96,20 +108,22 @@ impl CopyNote {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed("open")(error)),
         };
-        let Some((identity, entries_at)) = read_head(&mut file).map_err(failed("read"))? else {
+        let Some((head, entries_at)) = read_head(&mut file).map_err(failed("read"))? else {
             return Ok(None);
         };
-        let mut note = Self::new(path, file, identity, entries_at);
+        let mut note = Self::new(path, file, head, entries_at);
         let whole = note.replay().map_err(failed("read"))?;
         // What is torn would hide what is appended behind it.
         note.file.set_len(whole).map_err(failed("cut"))?;
         Ok(Some(note))
     }
 
-    /// Begins a note, in place of any that lies there.
+    /// Begins a note with a new token, in place of any that lies there.
     pub fn begin(path: &Path, identity: CopyIdentity) -> Result<Self, CopyError> {
         let fresh = path.with_extension("new");
-        let write = || -> io::Result<(File, u64)> {
+        let write = || -> io::Result<(File, Head, u64)> {
+            let token = new_token()?;
+            let head = Head { identity, token };
             let folder = path.parent().unwrap_or(Path::new("."));
             std::fs::DirBuilder::new()
                 .recursive(true)
@@ -125,24 +139,24 @@ impl CopyNote {
                 .create_new(true)
                 .mode(0o600)
                 .open(&fresh)?;
-            let text = serde_json::to_vec(&identity)?;
+            let text = serde_json::to_vec(&head)?;
             let len = u32::try_from(text.len()).map_err(io::Error::other)?;
-            let head = [&MAGIC[..], &len.to_le_bytes()[..], &text[..]].concat();
-            file.write_all(&head)?;
+            let bytes = [&MAGIC[..], &len.to_le_bytes()[..], &text[..]].concat();
+            file.write_all(&bytes)?;
             file.sync_all()?;
             std::fs::rename(&fresh, path)?;
             File::open(folder)?.sync_all()?;
-            Ok((file, head.len() as u64))
+            Ok((file, head, bytes.len() as u64))
         };
-        let (file, entries_at) = write().map_err(|source| failed("begin", path, source))?;
-        Ok(Self::new(path, file, identity, entries_at))
+        let (file, head, entries_at) = write().map_err(|source| failed("begin", path, source))?;
+        Ok(Self::new(path, file, head, entries_at))
     }
 
-    fn new(path: &Path, file: File, identity: CopyIdentity, entries_at: u64) -> Self {
+    fn new(path: &Path, file: File, head: Head, entries_at: u64) -> Self {
         Self {
             path: path.to_owned(),
             file,
-            identity,
+            head,
             entries_at,
             copied: Bits::default(),
             verified: Bits::default(),
@@ -155,7 +169,21 @@ impl CopyNote {
     /// What is copied where.
     #[must_use]
     pub fn identity(&self) -> &CopyIdentity {
-        &self.identity
+        &self.head.identity
+    }
+
+    /// Digits that are this note's alone. Put them into the name of the file that is written to:
+    /// what the note says is true of no other file.
+    #[must_use]
+    pub fn token(&self) -> &str {
+        &self.head.token
+    }
+
+    /// Whether `text` has the form of a [`token`](Self::token).
+    #[must_use]
+    pub fn is_token(text: &str) -> bool {
+        let digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        text.len() == TOKEN_DIGITS && text.bytes().all(digit)
     }
 
     /// How far the copy is.
@@ -217,6 +245,11 @@ impl CopyNote {
         Ok(())
     }
 
+    /// From now on nothing counts as read back.
+    pub(super) fn forget_verified(&mut self) {
+        self.verified = Bits::default();
+    }
+
     /// Records pieces as not there after all.
     pub(super) fn void(&mut self, pieces: &[u64]) -> Result<(), CopyError> {
         let entries: Vec<u8> = pieces
@@ -261,6 +294,7 @@ impl CopyNote {
                 (3, index) if in_range => self.apply_void(index),
                 (4, 1) => self.stage = CopyStage::Verified,
                 (4, 2) => self.stage = CopyStage::Published,
+                (4, 3) => self.stage = CopyStage::Removing,
                 _ => break,
             }
             end += ENTRY_BYTES as u64;
@@ -354,8 +388,14 @@ impl Bits {
     }
 }
 
-/// The identity, and where the entries begin; `None` for what is no note.
-fn read_head(file: &mut File) -> io::Result<Option<(CopyIdentity, u64)>> {
+fn new_token() -> io::Result<String> {
+    let mut random = [0; TOKEN_DIGITS / 2];
+    openssl::rand::rand_bytes(&mut random).map_err(io::Error::other)?;
+    Ok(format!("{:016x}", u64::from_le_bytes(random)))
+}
+
+/// The head, and where the entries begin; `None` for what is no note.
+fn read_head(file: &mut File) -> io::Result<Option<(Head, u64)>> {
     let mut head = [0; 12];
     match file.read_exact(&mut head) {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
@@ -370,8 +410,9 @@ fn read_head(file: &mut File) -> io::Result<Option<(CopyIdentity, u64)>> {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
         other => other?,
     }
-    let identity = serde_json::from_slice(&text).ok();
-    Ok(identity.map(|identity| (identity, 12 + u64::from(len))))
+    let head: Option<Head> = serde_json::from_slice(&text).ok();
+    let head = head.filter(|head| CopyNote::is_token(&head.token));
+    Ok(head.map(|head| (head, 12 + u64::from(len))))
 }
 
 /// False at the end, a torn entry included.
@@ -453,12 +494,14 @@ mod tests {
             .unwrap();
         note.verified(&[0]).unwrap();
         note.mark(CopyStage::Verified).unwrap();
+        let token = note.token().to_owned();
         drop(note);
         let whole = std::fs::read(&path).unwrap();
         for cut in 1..ENTRY_BYTES {
             std::fs::write(&path, [&whole[..], &[9; ENTRY_BYTES][..cut]].concat()).unwrap();
             let note = CopyNote::open(&path).unwrap().unwrap();
             assert_eq!(note.identity(), &identity());
+            assert_eq!(note.token(), token);
             assert_eq!(note.stage(), CopyStage::Verified);
             assert_eq!(note.copied.count(), 3);
             assert_eq!(unverified(&note), [piece(9, 3, 3)]);
@@ -473,14 +516,38 @@ mod tests {
     }
 
     #[test]
+    fn every_note_has_a_token_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.note");
+        let token = || {
+            let note = CopyNote::begin(&path, identity()).unwrap();
+            note.token().to_owned()
+        };
+        let (first, second) = (token(), token());
+        assert!(CopyNote::is_token(&first) && CopyNote::is_token(&second));
+        assert_ne!(first, second);
+    }
+
+    #[test]
     fn what_is_no_note_is_none() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.note");
+        let with_head = |text: String| {
+            let len = u32::try_from(text.len()).unwrap().to_le_bytes();
+            [&MAGIC[..], &len[..], text.as_bytes()].concat()
+        };
+        let identity = serde_json::to_string(&identity()).unwrap();
+        let without_token = with_head(identity.clone());
+        let with_a_path = with_head(format!(
+            r#"{{"identity": {identity}, "token": "../0123456789abc"}}"#
+        ));
         for content in [
             &b""[..],
             b"sprtcpy1",
             b"sprtcpy1\xff\xff\xff\xff",
             b"sprtcpy1\x02\0\0\0{}",
+            &without_token,
+            &with_a_path,
         ] {
             std::fs::write(&path, content).unwrap();
             assert!(CopyNote::open(&path).unwrap().is_none());

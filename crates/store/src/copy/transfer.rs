@@ -1,12 +1,12 @@
 //! Brings pieces from the source to the destination, several reads and several writes at a time.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::note::Piece;
-use super::{CopyError, CopyNote, CopyProgress, CopySides, CopyStep, CopyWatch, piece};
+use super::{CopyError, CopyLeft, CopyNote, CopyProgress, CopySides, CopyStep, CopyWatch, piece};
 use crate::ReadClass;
 
 /// Pieces under way from the source, and as many to the destination: more than the windows of the
@@ -42,6 +42,8 @@ struct Shared<'a> {
     sides: &'a CopySides,
     next: Mutex<Box<dyn Iterator<Item = u64> + Send + 'a>>,
     stop: AtomicBool,
+    /// Counted as the figures do, of the pieces that take up room at the destination by now, or may.
+    begun_bytes: AtomicU64,
 }
 
 /// Copies every piece that the note lacks and that may hold data, and notes it once it is durable.
@@ -58,23 +60,14 @@ pub(super) fn transfer(
     figures.step = CopyStep::Copying;
     figures.done_bytes = 0;
     let all = 0..piece::count(sides.len);
-    figures.total_bytes = match &sides.map {
-        Some(map) => all
-            .clone()
-            .filter(missing)
-            .map(|index| map.piece_bytes(index))
-            .sum(),
-        None => all
-            .clone()
-            .filter(missing)
-            .map(|index| piece::len(index, sides.len) as u64)
-            .sum(),
-    };
     let shared = Shared {
         sides,
-        next: Mutex::new(Box::new(all.filter(missing))),
+        next: Mutex::new(Box::new(all.clone().filter(missing))),
         stop: AtomicBool::new(false),
+        begun_bytes: AtomicU64::new(0),
     };
+    let missing_bytes = all.filter(missing).map(|index| shared.counted_bytes(index));
+    figures.total_bytes = missing_bytes.sum();
     let (done_to, done) = mpsc::channel();
     let (full_to, full) = mpsc::sync_channel(QUEUE_PIECES);
     let full = Mutex::new(full);
@@ -141,6 +134,7 @@ fn read_pieces(
             digest: piece::digest(&bytes),
         };
         let handed_on = if note.parts == 0 {
+            shared.begin(index);
             let all_zero = shared.done(note, read_bytes, 0);
             done.send(Ok(all_zero)).is_ok()
         } else {
@@ -169,6 +163,7 @@ fn write_pieces(
             // Taken all the same: readers may wait to hand theirs over.
             continue;
         }
+        shared.begin(piece.note.index);
         let at = piece.note.index * piece::PIECE_BYTES;
         let parts: Vec<(u64, &[u8])> = piece::runs_in_use(&piece.bytes)
             .into_iter()
@@ -185,11 +180,22 @@ fn write_pieces(
 }
 
 impl Shared<'_> {
+    /// What the map or the file's length say of a piece.
+    fn counted_bytes(&self, index: u64) -> u64 {
+        match &self.sides.map {
+            Some(map) => map.piece_bytes(index),
+            None => piece::len(index, self.sides.len) as u64,
+        }
+    }
+
+    fn begin(&self, index: u64) {
+        let bytes = self.counted_bytes(index);
+        self.begun_bytes.fetch_add(bytes, Ordering::SeqCst);
+    }
+
     fn done(&self, note: Piece, read_bytes: u64, written_bytes: u64) -> Done {
-        let len = piece::len(note.index, self.sides.len) as u64;
-        let map = self.sides.map.as_ref();
         Done {
-            counted_bytes: map.map_or(len, |map| map.piece_bytes(note.index)),
+            counted_bytes: self.counted_bytes(note.index),
             note,
             read_bytes,
             written_bytes,
@@ -236,8 +242,10 @@ impl Tracker<'_, '_> {
                 self.checkpoint()?;
             }
         }
+        // First: it tells the watch that nothing is left to be written.
+        self.checkpoint()?;
         self.watch.progress(self.figures);
-        self.checkpoint()
+        Ok(())
     }
 
     fn take(&mut self, piece: &Done) {
@@ -263,9 +271,14 @@ impl Tracker<'_, '_> {
     /// A flush covers what was answered before it was asked for: exactly what is pending.
     fn checkpoint(&mut self) -> Result<(), CopyError> {
         self.checkpoint_at = Instant::now();
-        let known = self.shared.sides.map.is_some();
-        let left = self.figures.total_bytes - self.figures.done_bytes.min(self.figures.total_bytes);
-        if !self.watch.checkpoint(known.then_some(left)) {
+        // What is being written has taken its room already, or is about to.
+        let begun = self.shared.begun_bytes.load(Ordering::SeqCst);
+        let left = self.figures.total_bytes.saturating_sub(begun);
+        let left = match self.shared.sides.map {
+            Some(_) => CopyLeft::Bytes(left),
+            None => CopyLeft::AtMost(left),
+        };
+        if !self.watch.checkpoint(left) {
             return Err(CopyError::Stopped);
         }
         let flushed = self.shared.sides.destination.flush();

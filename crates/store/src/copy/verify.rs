@@ -6,13 +6,19 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::note::{Piece, Pieces};
-use super::{CopyError, CopyNote, CopyProgress, CopySides, CopyStep, CopyWatch, piece};
-use crate::ReadClass;
+use super::{CopyError, CopyNote, CopyProgress, CopyStep, CopyWatch, piece};
+use crate::{ReadClass, StoreFile};
 
 const READERS: usize = 4;
 /// Noted together.
 const BATCH_PIECES: usize = 64;
 const WATCH_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What is read back.
+struct Written<'a> {
+    file: &'a dyn StoreFile,
+    len: u64,
+}
 
 struct Compared {
     index: u64,
@@ -23,17 +29,21 @@ struct Compared {
 /// The numbers of the pieces that differ; the others are noted as verified. Pieces of zeros were
 /// never written and are holes, which need no look.
 pub(super) fn verify(
-    sides: &CopySides,
+    destination: &dyn StoreFile,
     note: &mut CopyNote,
     watch: &mut dyn CopyWatch,
     figures: &mut CopyProgress,
 ) -> Result<Vec<u64>, CopyError> {
+    let copy = Written {
+        file: destination,
+        len: note.identity().source_bytes,
+    };
     figures.step = CopyStep::Verifying;
     figures.done_bytes = 0;
     figures.total_bytes = 0;
     for piece in note.unverified()? {
         let piece = piece?;
-        figures.total_bytes += bytes_of(&piece, sides.len);
+        figures.total_bytes += bytes_of(&piece, copy.len);
     }
     let pieces = Mutex::new(note.unverified()?);
     let stop = AtomicBool::new(false);
@@ -41,8 +51,8 @@ pub(super) fn verify(
     std::thread::scope(|scope| {
         for _ in 0..READERS {
             let compared_to = compared_to.clone();
-            let (pieces, stop) = (&pieces, &stop);
-            scope.spawn(move || compare(sides, pieces, stop, &compared_to));
+            let (copy, pieces, stop) = (&copy, &pieces, &stop);
+            scope.spawn(move || compare(copy, pieces, stop, &compared_to));
         }
         drop(compared_to);
         let collected = collect(&compared, note, watch, figures);
@@ -57,7 +67,7 @@ fn bytes_of(piece: &Piece, file_bytes: u64) -> u64 {
 }
 
 fn compare(
-    sides: &CopySides,
+    copy: &Written<'_>,
     pieces: &Mutex<Pieces>,
     stop: &AtomicBool,
     compared: &Sender<Result<Compared, CopyError>>,
@@ -70,7 +80,7 @@ fn compare(
         let outcome = match next {
             None => return,
             Some(Err(error)) => Err(error),
-            Some(Ok(piece)) => read_back(sides, &piece),
+            Some(Ok(piece)) => read_back(copy, &piece),
         };
         let failed = outcome.is_err();
         if compared.send(outcome).is_err() || failed {
@@ -79,19 +89,17 @@ fn compare(
     }
 }
 
-fn read_back(sides: &CopySides, note: &Piece) -> Result<Compared, CopyError> {
-    let mut bytes = vec![0; piece::len(note.index, sides.len)];
+fn read_back(copy: &Written<'_>, note: &Piece) -> Result<Compared, CopyError> {
+    let mut bytes = vec![0; piece::len(note.index, copy.len)];
     for range in piece::ranges(note.parts, bytes.len()) {
         let at = note.index * piece::PIECE_BYTES + range.start as u64;
-        let read = sides
-            .destination
-            .read_at(at, &mut bytes[range], ReadClass::Ahead);
+        let read = copy.file.read_at(at, &mut bytes[range], ReadClass::Ahead);
         read.map_err(CopyError::Destination)?;
     }
     Ok(Compared {
         index: note.index,
         same: piece::digest(&bytes) == note.digest,
-        bytes: bytes_of(note, sides.len),
+        bytes: bytes_of(note, copy.len),
     })
 }
 

@@ -5,8 +5,12 @@
 //! folder; the destination bears another name until all of it was read back.
 
 mod attempt;
+mod ending;
 mod finding;
+mod making;
+mod refusals;
 mod side;
+mod watch;
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +20,7 @@ use sprat_store::copy::{CopyNote, CopyProgress};
 use super::options::SessionOptions;
 use super::volume_process::connection::record_id;
 use crate::interrupt::Interrupt;
-use crate::{Exit, Failure};
+use crate::{Exit, Failure, own_names};
 use side::Side;
 
 /// The first pause before a lost line is sought again; doubled up to [`PAUSE_MAX`].
@@ -28,7 +32,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 pub struct CopyOptions {
     /// How the source is reached, and its pins; `access` is not looked at.
     pub source: SessionOptions,
-    /// How the destination is reached; `access` and `pins` are not looked at.
+    /// How the destination is reached, and what is pinned of what has its name already; `access`
+    /// is not looked at.
     pub destination: SessionOptions,
     /// Remove the source once the destination is whole, read back and durable.
     pub remove_source: bool,
@@ -78,8 +83,11 @@ pub struct CopyReport {
     pub resumed_bytes: u64,
     /// How the holes were found.
     pub holes_by: HolesBy,
-    /// The source was removed.
+    /// This run removed the source.
     pub source_removed: bool,
+    /// This run saw the source. Without it all was done before but, perhaps, the last of a move: it
+    /// is gone, or not within reach.
+    pub source_found: bool,
 }
 
 /// Sees a copy; called on the session's own thread and must not block.
@@ -102,7 +110,15 @@ struct Job<'a> {
     /// Both locks were held once: from then on a lost line is waited for.
     began: bool,
     resumed_bytes: u64,
+    /// This run gave the copy its name.
+    named: bool,
+    /// This run asked for the source's removal, and may not have had the answer.
+    removing: bool,
     source_removed: bool,
+    /// The last attempt lost the source's line and no other.
+    only_source_lost: bool,
+    /// The last failure's own hint says all.
+    explained: bool,
 }
 
 /// Copies a container. After a failure the source is as it was, the destination's name is free or
@@ -113,6 +129,8 @@ pub fn copy(
     interrupt: &Interrupt,
 ) -> Result<CopyReport, Failure> {
     let (from, to) = (&options.source.target, &options.destination.target);
+    own_names::check(&from.name)?;
+    own_names::check(&to.name)?;
     if record_id(from) == record_id(to) {
         return Err(Failure::usage(format!("{from} can't be copied to itself")));
     }
@@ -131,7 +149,11 @@ pub fn copy(
         note: None,
         began: false,
         resumed_bytes: 0,
+        named: false,
+        removing: false,
         source_removed: false,
+        only_source_lost: false,
+        explained: false,
     };
     let mut lost: Option<Instant> = None;
     let mut pause = PAUSE;
@@ -151,6 +173,7 @@ pub fn copy(
             || interrupt.requested()
             || since.elapsed() + pause > options.destination.reconnect_max;
         if over {
+            job.give_up();
             return Err(job.explained(failure));
         }
         observer.tell(
@@ -172,12 +195,20 @@ pub fn copy(
 impl Job<'_> {
     /// What the failure means for the two containers.
     fn explained(&self, failure: Failure) -> Failure {
-        if !self.began || failure.exit == Exit::Locked {
+        let interrupted = self.interrupt.requested() && failure.exit == Exit::Unreachable;
+        let failure = match interrupted {
+            true => Failure::interrupted().because(failure.what),
+            false => failure,
+        };
+        if !self.began || self.explained || failure.exit == Exit::Locked {
             return failure;
         }
         let state = if self.source_removed {
             "the copy is whole and durable, and the source is removed. Run the same command \
              again: it clears up"
+        } else if self.removing {
+            "the copy is whole and durable, and the source is removed or about to be. Run the same \
+             command again: it finishes"
         } else {
             "the source is as it was. Run the same command again: it goes on where this one \
              stopped"

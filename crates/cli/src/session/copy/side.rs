@@ -24,6 +24,8 @@ pub(super) struct Side {
     /// When a line to it was lost last: until a quiet time later its server's old process may
     /// still write.
     pub lost_at: Option<Instant>,
+    /// It was reached when it was tried last.
+    answers: bool,
 }
 
 /// A container, or the place of one, that this process holds.
@@ -54,6 +56,7 @@ impl Side {
             held: Arc::new(held),
             held_since: Instant::now(),
             lost_at: None,
+            answers: false,
         })
     }
 
@@ -63,8 +66,21 @@ impl Side {
     }
 
     /// Connects.
-    pub(super) fn connect(&self) -> Result<Arc<dyn Store>, Failure> {
-        Ok(self.connection.connect()?)
+    pub(super) fn connect(&mut self) -> Result<Arc<dyn Store>, Failure> {
+        let store = self.connection.connect();
+        self.answers = store.is_ok();
+        Ok(store?)
+    }
+
+    /// Gives the lock back once no line is sought any more, where this side still answers. Only
+    /// for a side at which nothing of ours can be done late.
+    pub(super) fn give_up(&mut self, settled: bool) -> Result<(), Failure> {
+        if !self.answers || !self.held.has_lock() {
+            return Ok(());
+        }
+        let store = self.connect()?;
+        self.held.still_ours(&*store)?;
+        self.held.release(&*store, settled)
     }
 
     /// Waits until nothing of a session that died, or of a line that was lost, can arrive any more.
@@ -171,6 +187,11 @@ impl Held {
             Some(lock) => Ok(lock.verify(store)?),
             None => self.look(store),
         }
+    }
+
+    fn has_lock(&self) -> bool {
+        let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
+        held.is_some()
     }
 
     /// Why the container is no longer ours.

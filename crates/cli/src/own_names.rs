@@ -1,0 +1,107 @@
+//! The names of sprat's own files beside a container, which no container may bear.
+
+use sprat_store::copy::CopyNote;
+use sprat_store::{FileName, FileNameError};
+
+use crate::Failure;
+
+/// What is put behind a container's name: the reserve, what `init` makes, what a rewrite makes.
+const SUFFIXES: [&str; 3] = [".reserve", ".new", ".trim"];
+/// A lock; its number follows.
+const LOCK: &str = ".lock.";
+/// A copy that has no name yet; its note's token follows.
+const COPYING: &str = ".copying";
+
+/// Refuses a name that sprat would take for a file of its own, and remove or write over, where a
+/// container is made or copied.
+pub(crate) fn check(name: &FileName) -> Result<(), Failure> {
+    let text = name.as_str();
+    let own = SUFFIXES.iter().any(|suffix| text.ends_with(suffix))
+        || text.ends_with(COPYING)
+        || parted(text, LOCK).is_some_and(|number| number.bytes().all(|b| b.is_ascii_digit()))
+        || parted(text, &format!("{COPYING}-")).is_some_and(CopyNote::is_token);
+    if !own {
+        return Ok(());
+    }
+    Err(Failure::usage(format!(
+        "{text} can't be a container's name: sprat's own files beside a container are named so"
+    ))
+    .with_hint(
+        "nothing was changed. Choose a name that doesn't end in .reserve, .new, .trim, .copying or \
+         .lock.N; a container that has such a name should get another before anything else",
+    ))
+}
+
+/// The name that a copy bears until all of it was read back.
+pub(crate) fn unfinished_copy(of: &FileName, token: &str) -> Result<FileName, FileNameError> {
+    of.with_suffix(&format!("{COPYING}-{token}"))
+}
+
+/// Whether `name` is that of an unfinished copy of `of`, whoever made it.
+pub(crate) fn is_unfinished_copy(name: &FileName, of: &FileName) -> bool {
+    let rest = name.as_str().strip_prefix(of.as_str());
+    let rest = rest.and_then(|rest| rest.strip_prefix(COPYING));
+    rest.and_then(|rest| rest.strip_prefix('-'))
+        .is_some_and(CopyNote::is_token)
+}
+
+/// What follows the last `mark`, if anything does.
+fn parted<'a>(text: &'a str, mark: &str) -> Option<&'a str> {
+    let (_, rest) = text.rsplit_once(mark)?;
+    (!rest.is_empty()).then_some(rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> FileName {
+        FileName::new(text).unwrap()
+    }
+
+    #[test]
+    fn names_of_our_own_files_are_refused_and_no_others() {
+        for own in [
+            "x.luks.reserve",
+            "x.luks.new",
+            "x.luks.trim",
+            "x.luks.lock.1",
+            "x.luks.lock.10",
+            "x.luks.copying",
+            "x.luks.copying-0123456789abcdef",
+            "x.reserve",
+        ] {
+            let refused = check(&name(own)).unwrap_err();
+            assert_eq!(refused.exit, crate::Exit::Usage, "{own}");
+        }
+        for others in [
+            "x.luks",
+            "new",
+            "reserve.luks",
+            "x.lock.luks",
+            "x.lock.",
+            "x.copying-me",
+            "x.new.luks",
+            "x.lock.1.luks",
+        ] {
+            check(&name(others)).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_unfinished_copy_is_known_by_its_name_and_is_no_containers() {
+        let of = name("x.luks");
+        let unfinished = unfinished_copy(&of, "0123456789abcdef").unwrap();
+        assert!(is_unfinished_copy(&unfinished, &of));
+        check(&unfinished).unwrap_err();
+        for other in [
+            "x.luks",
+            "x.luks.copying",
+            "x.luks.copying-0123",
+            "y.luks.copying-0123456789abcdef",
+            "x.luks.copying-0123456789abcdef.luks",
+        ] {
+            assert!(!is_unfinished_copy(&name(other), &of), "{other}");
+        }
+    }
+}

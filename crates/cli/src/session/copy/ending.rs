@@ -1,0 +1,180 @@
+//! The end of a copy: what has its name already is taken up, and the source of a move removed.
+
+use sprat_luks::{Header, Pins};
+use sprat_store::copy::{self, CopyError, CopyStage};
+use sprat_store::{Access, Store, StoreFile};
+
+use super::super::options::PinPolicy;
+use super::super::volume_process::connection::{HeaderBytes, record_id};
+use super::super::volume_process::reserve;
+use super::attempt::{Present, Source, Stores, flush_folder, remove_if_there, stat_if_there};
+use super::watch::Watch;
+use super::{CopyObserver, CopyPhase, Job};
+use crate::{Failure, pinned};
+
+/// What a container of LUKS begins with.
+const LUKS_MAGIC: &[u8] = b"LUKS\xba\xbe";
+
+impl Job<'_> {
+    /// A run before gave the copy its name, or was about to note that it had. Others may have put
+    /// something else there since, so all of it is read back once more.
+    pub(super) fn take_up_published(
+        &mut self,
+        stores: &Stores,
+        there: &Present,
+        source: Option<&Source>,
+        observer: &mut dyn CopyObserver,
+    ) -> Result<(), Failure> {
+        let store = &*stores.destination;
+        let Some(note) = &self.note else {
+            return Err(self.last_word(self.exists_already()));
+        };
+        let (stage, unfinished) = (note.stage(), self.unfinished_name(note)?);
+        let file = store.open(self.destination.name(), Access::ReadOnly)?;
+        let header = Header::load(&HeaderBytes(&*file))?;
+        let whole = file.len()? == note.identity().source_bytes;
+        if header.uuid() != note.identity().uuid || !whole {
+            // Without a source it may be all that is left: nobody is told to remove it.
+            let other = match source {
+                Some(_) => self.exists_already(),
+                None => self.no_source(there),
+            };
+            return Err(self.last_word(other));
+        }
+        if let Some(source) = source
+            && !self.is_as_copied(source)?
+        {
+            return Err(self.last_word(self.older_than_source()));
+        }
+        // Backups may go on there once the source was about to be removed, and it is gone.
+        let over = source.is_none() && stage == CopyStage::Removing;
+        if !self.named && !over {
+            self.read_back(stores, &*file, observer)?;
+        }
+        if stage >= CopyStage::Published {
+            return Ok(());
+        }
+        // Where a rename is a link and an unlink, the old name may have stayed.
+        remove_if_there(store, &unfinished)?;
+        flush_folder(store, observer)?;
+        self.mark(CopyStage::Published)
+    }
+
+    /// Compares what has the copy's name with what was read from the source.
+    fn read_back(
+        &mut self,
+        stores: &Stores,
+        file: &dyn StoreFile,
+        observer: &mut dyn CopyObserver,
+    ) -> Result<(), Failure> {
+        let Some(note) = &mut self.note else {
+            unreachable!("there is nothing to be taken up without it");
+        };
+        let both = [&self.source, &self.destination];
+        let mut watch = Watch::new(observer, self.interrupt, both, stores);
+        let read = copy::read_back(file, note, &mut watch);
+        match (read, watch.failure.take()) {
+            (_, Some(failure)) => Err(failure),
+            (Err(error), None) => Err(self.failed_copy(&error)),
+            (Ok(None), None) => Err(self.last_word(self.not_what_was_copied())),
+            (Ok(Some(_)), None) => Ok(()),
+        }
+    }
+
+    /// Whether the source is still what it was when it was copied.
+    fn is_as_copied(&mut self, source: &Source) -> Result<bool, Failure> {
+        let Some(note) = &self.note else {
+            return Ok(false);
+        };
+        let (identity, now) = (note.identity(), source.file.stat()?);
+        let same = now.len == identity.source_bytes
+            && now.modified_s == identity.source_modified_s
+            && source.pins.uuid == identity.uuid;
+        let beginning = copy::same_beginning(&*source.file, note);
+        match beginning {
+            Ok(beginning) => Ok(same && beginning),
+            Err(error) => Err(self.failed_copy(&CopyError::Source(error))),
+        }
+    }
+
+    /// The pins of what has the copy's name, which this run didn't make: compared with all that is
+    /// known of it.
+    pub(super) fn pins_of_destination(
+        &self,
+        store: &dyn Store,
+        source: Option<&Source>,
+    ) -> Result<Pins, Failure> {
+        let file = store.open(self.destination.name(), Access::ReadOnly)?;
+        let header = Header::load(&HeaderBytes(&*file))?;
+        match (source, &self.options.source.pins) {
+            (Some(source), _) => header.check_pins(&source.pins)?,
+            (None, PinPolicy::Known(pins)) => header.check_pins(pins)?,
+            (None, PinPolicy::Expect(typed)) => header.check_fingerprint(typed)?,
+            (None, PinPolicy::TrustOnce) => {}
+        }
+        match &self.options.destination.pins {
+            // With the source's header compared, those of another container are of one that is gone.
+            PinPolicy::Known(pins) if source.is_none() || pins.uuid == header.uuid() => {
+                header.check_pins(pins)?;
+            }
+            PinPolicy::Expect(typed) => header.check_fingerprint(typed)?,
+            _ => {}
+        }
+        Ok(header.pins())
+    }
+
+    /// Removes the source, which is what it was when it was copied, and what this machine knew of
+    /// it.
+    pub(super) fn remove_source(
+        &mut self,
+        stores: &Stores,
+        source: &Source,
+        pins: &Pins,
+        observer: &mut dyn CopyObserver,
+    ) -> Result<(), Failure> {
+        observer.phase(CopyPhase::Removing);
+        let store = &*stores.source;
+        if !self.is_as_copied(source)? {
+            return Err(self.last_word(self.older_than_source()));
+        }
+        self.source.held.still_ours(store)?;
+        self.destination.held.still_ours(&*stores.destination)?;
+        self.mark(CopyStage::Removing)?;
+        self.removing = true;
+        // First: without its container nobody would look for it.
+        self.remove_reserve(store)?;
+        remove_if_there(store, self.source.name())?;
+        self.forget_source(stores, pins, observer)
+    }
+
+    /// Removes the source's reserve, unless a container has that name.
+    fn remove_reserve(&self, store: &dyn Store) -> Result<(), Failure> {
+        let Ok(name) = reserve::name(self.source.name()) else {
+            return Ok(());
+        };
+        if stat_if_there(store, &name)?.is_none_or(|stat| !stat.regular) {
+            return Ok(());
+        }
+        let (_, beginning) = store.read_small(&name, Access::ReadOnly, LUKS_MAGIC.len())?;
+        if beginning != LUKS_MAGIC {
+            remove_if_there(store, &name)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the removal of the source durable, and forgets what this machine knew of it.
+    pub(super) fn forget_source(
+        &mut self,
+        stores: &Stores,
+        pins: &Pins,
+        observer: &mut dyn CopyObserver,
+    ) -> Result<(), Failure> {
+        flush_folder(&*stores.source, observer)?;
+        self.source_removed = true;
+        pinned::forget(&self.source.options.state_dir, &self.options.source.target)?;
+        let cache = format!("{}-{}", pins.uuid, record_id(&self.options.source.target));
+        // Of no use any more, and no harm.
+        let _ = std::fs::remove_dir_all(self.source.options.cache_dir.join(cache));
+        Ok(())
+    }
+}

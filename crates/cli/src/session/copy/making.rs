@@ -1,0 +1,197 @@
+//! Makes the copy: an unfinished file that only its note knows, read back, and then named.
+
+use std::sync::Arc;
+
+use sprat_luks::Header;
+use sprat_store::copy::{self, CopyError, CopyIdentity, CopyLeft, CopyNote, CopySides, CopyStage};
+use sprat_store::{Access, Store, StoreErrorKind, StoreFile};
+
+use super::super::options::PinPolicy;
+use super::super::volume_process::connection::HeaderBytes;
+use super::attempt::{Made, Source, Stores, flush_folder, remove_if_there, stat_if_there};
+use super::refusals::{of_copy, too_little_space};
+use super::watch::Watch;
+use super::{CopyObserver, CopyPhase, Job, finding};
+use crate::{Failure, own_names};
+
+impl Job<'_> {
+    /// Opens the source and judges its header; no key is needed for that.
+    pub(super) fn open_source(&self, store: &dyn Store) -> Result<Source, Failure> {
+        let file = store.open(self.source.name(), Access::ReadOnly)?;
+        let header = Header::load(&HeaderBytes(&*file))?;
+        match &self.options.source.pins {
+            PinPolicy::Known(pins) => header.check_pins(pins)?,
+            PinPolicy::Expect(fingerprint) => header.check_fingerprint(fingerprint)?,
+            // The copy is believed as much as the source was.
+            PinPolicy::TrustOnce => {}
+        }
+        Ok(Source {
+            stat: file.stat()?,
+            pins: header.pins(),
+            file,
+        })
+    }
+
+    /// Copies to the unfinished name and reads back.
+    pub(super) fn make(
+        &mut self,
+        stores: &Stores,
+        source: &Source,
+        locked: bool,
+        observer: &mut dyn CopyObserver,
+    ) -> Result<Made, Failure> {
+        let identity = CopyIdentity {
+            source: self.options.source.target.identity(),
+            destination: self.options.destination.target.identity(),
+            uuid: source.pins.uuid.clone(),
+            source_bytes: source.stat.len,
+            source_modified_s: source.stat.modified_s,
+        };
+        let destination = self.unfinished(&*stores.destination, source, identity, observer)?;
+        observer.phase(CopyPhase::Mapping);
+        let (map, holes_by) =
+            finding::find(&self.source.options, &*source.file, &source.stat, observer)?;
+        let Some(note) = &mut self.note else {
+            unreachable!("it was begun with the unfinished file");
+        };
+        let sides = CopySides {
+            source: Arc::clone(&source.file),
+            destination,
+            len: source.stat.len,
+            map,
+        };
+        if let (Some(map), Ok(space)) = (&sides.map, stores.destination.free_space()) {
+            let needed = map.data_bytes().saturating_sub(note.copied_bytes());
+            if needed > space.available_bytes {
+                let needed = CopyLeft::Bytes(needed);
+                return Err(too_little_space(needed, space.available_bytes));
+            }
+        }
+        // From here on bytes of ours may be under way to the destination.
+        let whole = 0..sides.len;
+        self.destination.held.record.before_send(&[whole])?;
+        let both = [&self.source, &self.destination];
+        let mut watch = Watch::new(observer, self.interrupt, both, stores);
+        let copied = copy::copy(&sides, note, &mut watch);
+        let figures = match (copied, watch.failure.take()) {
+            (_, Some(failure)) => return Err(failure),
+            (Err(error), None) => {
+                if matches!(error, CopyError::Source(_)) {
+                    // What was sent is answered, on every connection, or this fails.
+                    self.only_source_lost = sides.destination.flush().is_ok();
+                }
+                return Err(self.failed_copy(&error));
+            }
+            (Ok(figures), None) => figures,
+        };
+        let now = stores.source.stat(self.source.name())?;
+        let same = (now.len, now.modified_s) == (source.stat.len, source.stat.modified_s);
+        if !same || (!locked && !copy::same_beginning(&*source.file, note)?) {
+            return Err(Failure::failed(format!(
+                "{} was written to while it was copied",
+                self.options.source.target
+            ))
+            .with_hint("the copy is begun anew at the next run; see who writes to the source"));
+        }
+        Ok(Made {
+            pins: source.pins.clone(),
+            figures,
+            holes_by,
+        })
+    }
+
+    /// The unfinished copy that the note was made with, or a new one with a new note.
+    fn unfinished(
+        &mut self,
+        store: &dyn Store,
+        source: &Source,
+        identity: CopyIdentity,
+        observer: &mut dyn CopyObserver,
+    ) -> Result<Arc<dyn StoreFile>, Failure> {
+        match self.may_go_on(store, source, &identity)? {
+            Ok(file) => return Ok(file),
+            Err(Some(why)) => observer.tell(&format!("{why}, so the copy is begun anew"), false),
+            Err(None) => {}
+        }
+        (self.resumed_bytes, self.named) = (0, false);
+        // Nobody's note is about them any more, as we hold the lock, or will find its file gone.
+        // What an older copy may have under way goes into a file that has no name then.
+        for name in store.list()? {
+            if own_names::is_unfinished_copy(&name, self.destination.name()) {
+                remove_if_there(store, &name)?;
+            }
+        }
+        let note = CopyNote::begin(&self.note_path(), identity).map_err(|error| of_copy(&error))?;
+        let name = self.unfinished_name(&note)?;
+        let note = self.note.insert(note);
+        let file = store.create_new(&name)?;
+        file.resize(note.identity().source_bytes)?;
+        Ok(file)
+    }
+
+    /// The file to go on with, or why there is none; no reason is needed where nothing had begun.
+    fn may_go_on(
+        &mut self,
+        store: &dyn Store,
+        source: &Source,
+        identity: &CopyIdentity,
+    ) -> Result<Result<Arc<dyn StoreFile>, Option<&'static str>>, Failure> {
+        let Some(note) = &self.note else {
+            return Ok(Err(None));
+        };
+        let same = *note.identity() == *identity
+            && match copy::same_beginning(&*source.file, note) {
+                Ok(same) => same,
+                Err(error) => return Err(self.failed_copy(&CopyError::Source(error))),
+            };
+        if !same {
+            return Ok(Err(Some("the source has changed")));
+        }
+        let name = self.unfinished_name(note)?;
+        let there = stat_if_there(store, &name)?;
+        if there.is_none_or(|stat| stat.len != identity.source_bytes) {
+            return Ok(Err(Some("what had been copied is gone")));
+        }
+        self.resumed_bytes = self.resumed_bytes.max(note.copied_bytes());
+        Ok(Ok(store.open(&name, Access::ReadWrite)?))
+    }
+
+    /// Gives the copy its name, durably.
+    pub(super) fn publish(
+        &mut self,
+        stores: &Stores,
+        source: &Source,
+        observer: &mut dyn CopyObserver,
+    ) -> Result<(), Failure> {
+        observer.phase(CopyPhase::Publishing);
+        let store = &*stores.destination;
+        self.destination.wait_for_quiet(observer, self.interrupt)?;
+        let Some(note) = &self.note else {
+            unreachable!("it was begun with the unfinished file");
+        };
+        let unfinished = self.unfinished_name(note)?;
+        let file = store.open(&unfinished, Access::ReadOnly)?;
+        Header::load(&HeaderBytes(&*file))?.check_pins(&source.pins)?;
+        drop(file);
+        self.destination.held.still_ours(store)?;
+        self.source.held.still_ours(&*stores.source)?;
+        self.interrupt.check()?;
+        match store.rename_new(&unfinished, self.destination.name()) {
+            Err(error) if error.kind() == StoreErrorKind::AlreadyExists => {
+                return Err(self.last_word(self.exists_already()));
+            }
+            other => other?,
+        }
+        self.named = true;
+        flush_folder(store, observer)?;
+        self.mark(CopyStage::Published)
+    }
+
+    pub(super) fn mark(&mut self, stage: CopyStage) -> Result<(), Failure> {
+        if let Some(note) = &mut self.note {
+            let marked = note.mark(stage);
+            marked.map_err(|error| of_copy(&error))?;
+        }
+        Ok(())
+    }
+}

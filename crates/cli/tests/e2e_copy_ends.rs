@@ -1,0 +1,306 @@
+//! Copies end early, or are gone on with after others were there: nothing is lost, nothing is claimed.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
+
+mod machine;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use machine::strikes::{Blow, copy_sparse, missing, same_bytes};
+use machine::{CONTAINER, Machine, Ran};
+use sprat_testkit::{needs, requires};
+
+/// Sends Ctrl-C to sprat.
+const INTERRUPT: &str = "kill -INT $SPRAT\n";
+/// The destination's fsyncs before that of the first pieces: of the lock, and of its folder.
+const LOCK_FSYNCS: usize = 2;
+
+/// A container with some MiB in it at `store/x.luks`, the same at `pristine`, and a folder `server`
+/// that lies behind a line that strikes.
+struct Scene {
+    machine: Machine,
+    pristine: PathBuf,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let machine = Machine::new();
+        fs::create_dir(machine.path("server")).unwrap();
+        machine.write("src/large", machine::noise(24 << 20, 7));
+        machine.init(&[CONTAINER, "--size", "128M"]);
+        assert_eq!(machine.backup(&[]).code, 0);
+        let pristine = machine.path("pristine");
+        copy_sparse(&machine.path(CONTAINER), &pristine);
+        Self { machine, pristine }
+    }
+
+    /// `sprat copy` to the server, struck.
+    fn copy(&self, more: &[&str], blow: Option<Blow>) -> Ran {
+        let to = self.machine.on_line("server/x.luks");
+        let mut all = vec!["copy", CONTAINER, &to, "--json"];
+        all.extend(more);
+        let ran = self.machine.sprat_struck(&all, blow);
+        assert_eq!(self.machine.was_struck(), blow.is_some(), "{}", ran.whole());
+        ran
+    }
+
+    fn names(&self, folder: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.machine.path(folder)).unwrap();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[track_caller]
+    fn arrived_whole(&self) {
+        let copy = self.machine.path("server/x.luks");
+        assert!(same_bytes(&self.pristine, &copy), "the copy differs");
+    }
+
+    /// The state folder of another machine takes the place of ours, or gives it back.
+    fn swap_machines(&self) {
+        let path = |name| self.machine.path(name);
+        if !path("other-state").exists() {
+            fs::create_dir(path("other-state")).unwrap();
+        }
+        for (from, to) in [
+            ("state", "aside"),
+            ("other-state", "state"),
+            ("aside", "other-state"),
+        ] {
+            fs::rename(path(from), path(to)).unwrap();
+        }
+    }
+}
+
+fn blow(how: &'static str, when: &'static str, kind: &'static str, nth: usize) -> Option<Blow> {
+    Some(Blow {
+        how,
+        when,
+        nth,
+        kind: Some(kind),
+    })
+}
+
+#[track_caller]
+fn ok(ran: &Ran) -> serde_json::Value {
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    ran.json()
+}
+
+#[test]
+fn an_interrupted_copy_ends_in_order_and_writes_no_piece_twice() {
+    requires!(missing());
+    let scene = Scene::new();
+    scene.machine.write("act", INTERRUPT);
+    let stopped = scene.copy(&[], blow("act", "before", "write", 20));
+    let said = stopped.failed_with(130);
+    assert!(said.contains("goes on where this one stopped"), "{said}");
+    // Both locks are given back.
+    assert_eq!(scene.names("store"), ["x.luks"]);
+    let unfinished = scene.names("server");
+    assert_eq!(unfinished.len(), 1, "{unfinished:?}");
+    assert!(unfinished[0].starts_with("x.luks.copying-"));
+
+    let went_on = ok(&scene.copy(&[], None));
+    let bytes = |said: &serde_json::Value, what: &str| said[what].as_u64().unwrap();
+    assert!(bytes(&went_on, "resumed_bytes") > 0, "{went_on}");
+    scene.arrived_whole();
+    assert_eq!(scene.names("server"), ["x.luks"]);
+    fs::remove_file(scene.machine.path("server/x.luks")).unwrap();
+    let at_once = ok(&scene.copy(&[], None));
+    assert_eq!(bytes(&at_once, "resumed_bytes"), 0);
+    let saved = bytes(&at_once, "written_bytes") - bytes(&went_on, "written_bytes");
+    assert!(saved > 0, "{went_on} {at_once}");
+    assert!(saved <= bytes(&went_on, "resumed_bytes"), "{went_on}");
+    scene.machine.nothing_is_left();
+}
+
+#[test]
+fn a_source_that_changes_after_an_interruption_is_copied_anew() {
+    requires!(missing());
+    let scene = Scene::new();
+    scene.machine.write("act", INTERRUPT);
+    let blow = blow("act", "before", "write", 20);
+    scene.copy(&[], blow).failed_with(130);
+    scene.machine.write("src/newer", "newer\n");
+    assert_eq!(scene.machine.backup(&[]).code, 0);
+    let ran = scene.copy(&[], None);
+    assert!(ran.stderr.contains("begun anew"), "{}", ran.whole());
+    assert_eq!(ok(&ran)["resumed_bytes"], 0);
+    let copy = scene.machine.path("server/x.luks");
+    assert!(same_bytes(&scene.machine.path(CONTAINER), &copy));
+    assert_eq!(scene.names("server"), ["x.luks"]);
+}
+
+#[test]
+fn what_another_machine_put_there_is_not_taken_for_what_was_read_back() {
+    requires!(missing());
+    let scene = Scene::new();
+    // Ctrl-C while the last pieces are made durable: what is read back then is noted as that.
+    scene.machine.write("act", INTERRUPT);
+    let first = blow("act", "before", "fsync", LOCK_FSYNCS + 1);
+    scene.copy(&["--move"], first).failed_with(130);
+    scene.swap_machines();
+    // The other one begins anew, and dies when a part of it has arrived.
+    scene.copy(&[], blow("kill", "before", "write", 40));
+    let unfinished = scene.names("server");
+    assert_eq!(unfinished.len(), 2, "{unfinished:?}");
+    // As `sprat unlock` does, which watches first.
+    for folder in ["store", "server"] {
+        let lock = format!("{folder}/x.luks.lock.1");
+        fs::remove_file(scene.machine.path(&lock)).unwrap();
+    }
+    scene.swap_machines();
+    let moved = ok(&scene.copy(&["--move"], None));
+    assert_eq!(moved["source_removed"], true);
+    scene.arrived_whole();
+    assert_eq!(scene.names("server"), ["x.luks"]);
+}
+
+#[test]
+fn what_has_the_name_but_not_the_content_costs_no_source() {
+    requires!(missing());
+    let scene = Scene::new();
+    scene.copy(&["--move"], blow("kill", "before", "rename", 1));
+    // Somebody's own copy of it, without its last part.
+    let copy = scene.machine.path("server/x.luks");
+    copy_sparse(&scene.pristine, &copy);
+    let file = fs::File::options().write(true).open(&copy).unwrap();
+    file.set_len(32 << 20).unwrap();
+    file.set_len(128 << 20).unwrap();
+    drop(file);
+    let refused = scene.copy(&["--move"], None).failed_with(1);
+    assert!(refused.contains("is not what was copied"), "{refused}");
+    assert!(same_bytes(&scene.pristine, &scene.machine.path(CONTAINER)));
+}
+
+#[test]
+fn a_copy_that_is_older_than_its_source_is_told_and_nothing_is_removed() {
+    requires!(missing());
+    for more in [&[][..], &["--move"]] {
+        let scene = Scene::new();
+        scene.copy(more, blow("kill", "after", "rename", 1));
+        scene.machine.write("src/newer", "newer\n");
+        assert_eq!(scene.machine.backup(&[]).code, 0);
+        let refused = scene.copy(more, None).failed_with(1);
+        assert!(refused.contains("was written to after"), "{refused}");
+        assert!(!refused.contains("goes on where"), "{refused}");
+        scene.machine.restores_whole(&[]);
+        scene.arrived_whole();
+        assert_eq!(scene.names("store"), ["x.luks"]);
+        assert_eq!(scene.names("server"), ["x.luks"]);
+    }
+}
+
+#[test]
+fn what_does_not_read_back_ends_with_13_and_no_name() {
+    requires!(missing());
+    let scene = Scene::new();
+    // A disk that keeps something else than it was given.
+    let harm = "for file in server/*.copying-*; do\n\
+                printf harm | dd of=\"$file\" bs=1 seek=4096 conv=notrunc 2>/dev/null\ndone\n";
+    scene.machine.write("act", harm);
+    let each = blow("acts", "before", "fsync", LOCK_FSYNCS + 1);
+    let refused = scene.copy(&["--move"], each).failed_with(13);
+    assert!(refused.contains("don't read back"), "{refused}");
+    assert!(!scene.machine.path("server/x.luks").exists());
+    assert!(same_bytes(&scene.pristine, &scene.machine.path(CONTAINER)));
+}
+
+#[test]
+fn a_line_lost_for_good_leaves_no_lock_at_the_other_end() {
+    requires!(missing());
+    let scene = Scene::new();
+    scene
+        .copy(&[], blow("cut", "before", "write", 10))
+        .failed_with(14);
+    assert_eq!(scene.names("store"), ["x.luks"]);
+    // That end is free for others.
+    scene.swap_machines();
+    assert_eq!(scene.machine.backup(&[]).code, 0);
+}
+
+#[test]
+fn a_swapped_copy_is_refused_and_its_pins_stay() {
+    requires!(missing(), needs::program("cryptsetup"));
+    let scene = Scene::new();
+    // All is done but that the lock is given back.
+    scene.copy(&["--move"], blow("kill", "before", "remove", 1));
+    assert!(scene.names("store").is_empty() || scene.names("store") == ["x.luks.lock.1"]);
+    let pins = || {
+        let folder = scene.machine.path("state/containers");
+        let files = fs::read_dir(folder).unwrap();
+        files
+            .map(|file| fs::read_to_string(file.unwrap().path()).unwrap())
+            .collect::<Vec<_>>()
+    };
+    let before = pins();
+    assert_eq!(before.len(), 1, "{before:?}");
+    // Another container that says it is this one.
+    fs::create_dir(scene.machine.path("other")).unwrap();
+    scene.machine.init(&["other/x.luks", "--size", "128M"]);
+    let other = scene.machine.path("other/x.luks");
+    let uuid = |more: &[&str]| {
+        let mut command = Command::new("cryptsetup");
+        command.args(["luksUUID", "--batch-mode"]).args(more);
+        let output = command.output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    let ours = uuid(&[scene.pristine.to_str().unwrap()]);
+    uuid(&[other.to_str().unwrap(), "--uuid", &ours]);
+    fs::rename(&other, scene.machine.path("server/x.luks")).unwrap();
+    scene.copy(&["--move"], None).failed_with(13);
+    assert!(pins().contains(&before[0]));
+}
+
+#[test]
+fn a_source_that_is_not_within_reach_is_not_told_as_removed() {
+    requires!(missing());
+    let scene = Scene::new();
+    scene.copy(&["--move"], blow("kill", "after", "rename", 1));
+    // Its disk is not mounted, and the folder is empty.
+    let mounted = scene.machine.path(CONTAINER);
+    let away = scene.machine.path("away");
+    fs::rename(&mounted, &away).unwrap();
+    let pins = scene.names("state/containers");
+    let refused = scene.copy(&["--move"], None).failed_with(10);
+    assert!(refused.contains("isn't mounted"), "{refused}");
+    // A copy that is not a move has nothing left to do.
+    let copied = ok(&scene.copy(&[], None));
+    assert_eq!(copied["source_removed"], false);
+    assert_eq!(copied["source_found"], false);
+    scene.arrived_whole();
+    assert!(
+        pins.iter()
+            .all(|file| scene.names("state/containers").contains(file))
+    );
+}
+
+#[test]
+fn a_removal_that_was_interrupted_is_not_told_as_done_by_the_next_run() {
+    requires!(missing());
+    let scene = Scene::new();
+    // The source behind the line this time.
+    let from = scene.machine.on_line(CONTAINER);
+    let copy = ["copy", "--move", &from, "server/x.luks", "--json"];
+    let struck = scene
+        .machine
+        .sprat_struck(&copy, blow("kill", "after", "remove", 1));
+    assert!(scene.machine.was_struck(), "{}", struck.whole());
+    assert!(!scene.machine.path(CONTAINER).exists());
+    let pins = scene.names("state/containers");
+    let again = ok(&scene.machine.sprat_struck(&copy, None));
+    assert_eq!(again["source_removed"], false);
+    assert_eq!(again["source_found"], false);
+    scene.arrived_whole();
+    assert_eq!(scene.names("store"), [""; 0]);
+    assert_eq!(scene.names("server"), ["x.luks"]);
+    assert_eq!(scene.names("state/containers"), pins);
+    assert_eq!(scene.names("state/copies"), [""; 0]);
+}
