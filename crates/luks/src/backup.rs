@@ -17,6 +17,10 @@ use crate::{
 /// `LUKS2_find_area_gap`).
 const AREA_ALIGNMENT: u64 = 4096;
 
+/// How far the sequence rises where a header is put back that may not be the newest: further than
+/// keys are ever changed, so that no machine knows a newer one.
+const SEQUENCE_JUMP: u64 = 1 << 20;
+
 /// A header's bytes, to be kept in a file of [`HeaderBackup::len_bytes`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeaderBackup {
@@ -43,13 +47,45 @@ impl Header {
         })
     }
 
+    /// The slots, by number, whose areas in `now`, a backup of this header, hold other bytes than
+    /// the same slots' areas in `earlier`, which lie in `source`. A slot's area never changes in
+    /// its life, so one of the two is damaged.
+    pub fn slots_that_differ(
+        &self,
+        now: &HeaderBackup,
+        earlier: &Self,
+        source: &dyn HeaderRead,
+    ) -> Result<Vec<u32>, LuksError> {
+        let now = Written::new(&now.extents, now.len_bytes);
+        let mut differ = Vec::new();
+        for slot in &self.metadata.keyslots {
+            let slots = earlier.metadata.keyslots.iter();
+            let Some(before) = slots.into_iter().find(|before| before.mark == slot.mark) else {
+                continue;
+            };
+            if fetch(&now, &slot.area)?.bytes != fetch(source, &before.area)?.bytes {
+                differ.push(slot.number);
+            }
+        }
+        Ok(differ)
+    }
+
+    /// Where this header's key slots have their areas in the file.
+    #[must_use]
+    pub fn areas(&self) -> Vec<Range<u64>> {
+        let used = self.metadata.used.iter();
+        used.map(|(_, area)| area.clone()).collect()
+    }
+
     /// The writes that put this header, a kept one that lies in `kept`, back in the place of
     /// `present`, in order. `None`: what lies there is no header any more.
     ///
     /// At every instant the container opens with the keys of the one or of the other: areas that
-    /// the present header uses stay until both copies name others, and are overwritten last. The
-    /// new sequence is above that of both and above `sequence_known`, so that every machine
-    /// accepts it. `proof` must open a slot of what is put back.
+    /// the present header uses stay until both copies name others, and are overwritten last; with
+    /// them those in `gone`, which an earlier header had that was about to be replaced. The new
+    /// sequence is above that of both and above `sequence_known`, and far above them where a newer
+    /// one may have been lost, so that every machine accepts it. `proof` must open a slot of what
+    /// is put back.
     ///
     /// Both must be of one container: [`LuksError::Pin`] where they are not. Nobody else may
     /// change the header meanwhile (the container's lock).
@@ -59,14 +95,22 @@ impl Header {
         present: Option<(&Self, &dyn HeaderRead)>,
         sequence_known: u64,
         proof: &Secret,
+        gone: &[Range<u64>],
     ) -> Result<Vec<HeaderWrite>, LuksError> {
-        let mut newest = self.sequence_id().max(sequence_known);
-        if let Some((there, _)) = present {
-            self.check_sibling(there)?;
-            newest = newest.max(there.sequence_id());
-        }
+        let known = self.sequence_id().max(sequence_known);
+        let (newest, step) = match present {
+            Some((there, _)) => {
+                self.check_sibling(there)?;
+                let newest = there.sequence_id();
+                (
+                    newest.max(known),
+                    if newest < known { SEQUENCE_JUMP } else { 1 },
+                )
+            }
+            None => (known, SEQUENCE_JUMP),
+        };
         let sequence_id = newest
-            .checked_add(1)
+            .checked_add(step)
             .ok_or_else(|| LuksError::invalid(format!("the sequence is {newest}")))?;
         let areas = self.place_areas(kept, present)?;
         let put_back = self.moved(&areas, sequence_id)?;
@@ -78,7 +122,11 @@ impl Header {
         let loaded = Self::load_for(&written, self.opened_by)?;
         assert!(loaded.copies().both_good(), "just made");
         loaded.unlock(&written, proof)?;
-        in_order(areas, copies, &put_back, present)
+        let mut before = gone.to_vec();
+        if let Some((there, _)) = present {
+            before.extend(there.areas());
+        }
+        in_order(areas, copies, &put_back, &before)
     }
 
     /// Whether two headers are of one container, whatever their keys.
@@ -198,7 +246,7 @@ fn in_order(
     areas: Vec<Area>,
     copies: [Extent; 2],
     put_back: &Header,
-    present: Option<(&Header, &dyn HeaderRead)>,
+    before: &[Range<u64>],
 ) -> Result<Vec<HeaderWrite>, LuksError> {
     let mut writes = Vec::new();
     for area in areas.into_iter().filter(|area| !area.is_there) {
@@ -210,12 +258,15 @@ fn in_order(
         writes.push(HeaderWrite::Barrier);
     }
     // What nobody names any more must not open anything either.
-    let before = present.map_or(&[][..], |(there, _)| &there.metadata.used);
-    for (_, area) in before {
+    let space = &put_back.metadata.areas;
+    let mut done: Vec<&Range<u64>> = Vec::new();
+    for area in before {
         let used = &put_back.metadata.used;
-        if used.iter().any(|(_, used)| overlap(used, area)) {
+        let outside = area.start < space.start || area.end > space.end;
+        if outside || done.contains(&area) || used.iter().any(|(_, used)| overlap(used, area)) {
             continue;
         }
+        done.push(area);
         let len = usize::try_from(area.end - area.start).expect("bounded when read");
         let mut noise = vec![0; len];
         rand_bytes(&mut noise).map_err(|source| LuksError::Crypto {

@@ -230,8 +230,8 @@ impl Header {
         self.unlock_with(source, secret, &slots)
     }
 
-    /// Opens the volume key by one slot, to prove that it does.
-    pub(crate) fn unlock_slot(
+    /// Opens the volume key by that slot and no other.
+    pub fn unlock_slot(
         &self,
         source: &dyn HeaderRead,
         secret: &Secret,

@@ -47,7 +47,7 @@ fn remove(bytes: &mut [u8], number: u32) {
 
 fn restore(bytes: &[u8], kept: &[u8], proof: &Secret) -> Result<Vec<HeaderWrite>, LuksError> {
     let present = Header::load(&bytes).unwrap();
-    Header::load(&kept)?.restore(&kept, Some((&present, &bytes)), 0, proof)
+    Header::load(&kept)?.restore(&kept, Some((&present, &bytes)), 0, proof, &[])
 }
 
 /// A container whose every slot was replaced since its header was kept, areas reused.
@@ -165,11 +165,12 @@ fn a_header_is_put_back_where_both_copies_are_destroyed() {
     assert!(Header::load(&bytes.as_slice()).is_err());
     let from = Header::load(&kept.as_slice()).unwrap();
     let writes = from
-        .restore(&kept.as_slice(), None, 7, &ours.key())
+        .restore(&kept.as_slice(), None, 7, &ours.key(), &[])
         .unwrap();
     change(&mut bytes, &writes);
     let header = Header::load(&bytes.as_slice()).unwrap();
-    assert_eq!(header.sequence_id(), 8);
+    // Another machine may know a newer one than this one, which is lost.
+    assert_eq!(header.sequence_id(), 7 + (1 << 20));
     assert!(opens(&bytes, &ours.key()));
     assert!(opens(&bytes, &ours.recovery.secret()));
 }
@@ -197,6 +198,61 @@ fn a_header_of_another_container_and_one_that_the_key_does_not_open_are_refused(
     assert!(matches!(error, LuksError::Pin { .. }), "{error}");
     let error = restore(&bytes, &kept, &secret("new one")).unwrap_err();
     assert!(matches!(error, LuksError::WrongSecret { .. }), "{error}");
+}
+
+#[test]
+fn putting_back_interrupted_before_the_noise_is_ended_by_the_next() {
+    let (ours, bytes, kept) = replaced();
+    let before = Header::load(&bytes.as_slice()).unwrap();
+    let writes = restore(&bytes, &kept, &ours.key()).unwrap();
+    let copies =
+        |write: &HeaderWrite| matches!(write, HeaderWrite::Write(extent) if extent.offset < 32768);
+    let last = writes.iter().rposition(copies).unwrap();
+    assert!(
+        last + 2 < writes.len(),
+        "something is overwritten afterwards"
+    );
+    let mut state = bytes.clone();
+    apply(&writes, last + 2, &mut state);
+    let present = Header::load(&state.as_slice()).unwrap();
+    let from = Header::load(&kept.as_slice()).unwrap();
+    let there: (&Header, &dyn sprat_luks::HeaderRead) = (&present, &state.as_slice());
+    let again = from
+        .restore(
+            &kept.as_slice(),
+            Some(there),
+            0,
+            &ours.key(),
+            &before.areas(),
+        )
+        .unwrap();
+    change(&mut state, &again);
+    assert!(opens(&state, &ours.key()) && opens(&state, &ours.recovery.secret()));
+    // Whoever kept the header copies of before finds no slot of theirs any more.
+    state[..32768].copy_from_slice(&bytes[..32768]);
+    for gone in ["new one", "new two"] {
+        assert!(!opens(&state, &secret(gone)), "{gone}");
+    }
+}
+
+#[test]
+fn a_slot_whose_area_changed_is_told_from_one_that_stayed() {
+    let ours = Ours::make();
+    let mut bytes = ours.bytes();
+    let kept = kept(&bytes);
+    add(&mut bytes, &ours.key(), "later");
+    let earlier = Header::load(&kept.as_slice()).unwrap();
+    let differ = |bytes: &[u8]| {
+        let header = Header::load(&bytes).unwrap();
+        let now = header.backup(&bytes).unwrap();
+        header
+            .slots_that_differ(&now, &earlier, &kept.as_slice())
+            .unwrap()
+    };
+    assert_eq!(differ(&bytes), Vec::<u32>::new());
+    let area = earlier.areas()[1].start as usize;
+    bytes[area + 100] ^= 1;
+    assert_eq!(differ(&bytes), [1]);
 }
 
 #[test]

@@ -277,9 +277,11 @@ impl<'w> Work<'w> {
         let there = present
             .as_ref()
             .map(|present| (present, &bytes as &dyn HeaderRead));
-        let writes = from.restore(&kept, there, known, proof).map_err(|error| {
-            Failure::from(&error).context("the kept header can't be put back here")
-        })?;
+        let writes = from
+            .restore(&kept, there, known, proof, &[])
+            .map_err(|error| {
+                Failure::from(&error).context("the kept header can't be put back here")
+            })?;
         match &present {
             // The newest one may be what is put back.
             Some(present) => self.change(present, Which::BeforeRestore, &writes)?,
