@@ -1,4 +1,4 @@
-//! Ctrl-C, SIGTERM and SIGHUP: a request to end in order, and a second one to end at once.
+//! Ctrl-C, Ctrl-\, SIGTERM and SIGHUP: a request to end in order, and a second one to end at once.
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::Failure;
@@ -32,7 +32,8 @@ impl Interrupt {
     /// process on the spot; what it started ends with it.
     pub fn listen() -> Result<Self, Failure> {
         let interrupt = Self::never()?;
-        let mut wanted = vec![SIGINT, SIGTERM];
+        // SIGQUIT too: a terminal that is asked on must echo again afterwards.
+        let mut wanted = vec![SIGINT, SIGQUIT, SIGTERM];
         if !ignored_from_the_start(SIGHUP) {
             wanted.push(SIGHUP);
         }

@@ -1,49 +1,152 @@
 //! Headers kept in files of this machine: one of each container by itself, others where asked.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::fs::File;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 
-use sprat_luks::{Header, HeaderBackup, HeaderRead, LuksErrorKind};
+use sprat_luks::{Extent, Header, HeaderBackup, HeaderRead, LuksErrorKind};
 
 use crate::Failure;
 
-/// Which of a container's headers is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Which {
-    /// The newest one.
-    Newest,
-    /// The one that lay there before a kept one was put back.
-    BeforeRestore,
+/// Most of what is kept of bytes that are no LUKS2 header: all of LUKS1 with eight slots and a
+/// 512-bit key is 2 MiB.
+const FOREIGN_BYTES_MAX: u64 = 4 << 20;
+
+/// Where the newest header of the container is kept.
+pub(crate) fn newest(state_dir: &Path, uuid: &str) -> PathBuf {
+    named(state_dir, uuid, "")
 }
 
-/// Where a header of the container is kept.
-pub(crate) fn path(state_dir: &Path, uuid: &str, which: Which) -> PathBuf {
-    state_dir.join("headers").join(match which {
-        Which::Newest => format!("{uuid}.luks"),
-        Which::BeforeRestore => format!("{uuid}.before-restore.luks"),
-    })
+/// A header's UUID was parsed as one, so it can name a file.
+fn named(state_dir: &Path, uuid: &str, what: &str) -> PathBuf {
+    state_dir.join("headers").join(format!("{uuid}{what}.luks"))
 }
 
-/// Keeps a header in the state folder, in the place of the one kept before.
-pub(crate) fn keep(
+/// A header that was kept as the newest.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    pub path: PathBuf,
+    /// Slots whose areas hold other bytes than were kept before, and where those are now.
+    pub differ: Option<(Vec<u32>, PathBuf)>,
+}
+
+/// Keeps a header as the newest, in the place of the one kept before; but where that one has other
+/// bytes of a slot that both have, it stays under another name: one of the two is damaged. Of the
+/// slot `going`, which is being removed, that is no wonder.
+pub(crate) fn keep_newest(
     state_dir: &Path,
     header: &Header,
     source: &dyn HeaderRead,
-    which: Which,
-) -> Result<PathBuf, Failure> {
-    // A header's UUID was parsed as one, so it can name a file.
-    let path = path(state_dir, header.uuid(), which);
+    going: Option<u32>,
+) -> Result<Kept, Failure> {
+    let path = newest(state_dir, header.uuid());
     let backup = header.backup(source)?;
+    let differ = set_aside(state_dir, header, &backup, &path, going)?;
+    write_over(&path, &backup)?;
+    Ok(Kept { path, differ })
+}
+
+fn set_aside(
+    state_dir: &Path,
+    header: &Header,
+    backup: &HeaderBackup,
+    path: &Path,
+    going: Option<u32>,
+) -> Result<Option<(Vec<u32>, PathBuf)>, Failure> {
+    // What can't be read is worth nothing.
+    let Ok((file, earlier)) = open(path).and_then(|file| {
+        let earlier = load(&file, path)?;
+        Ok((file, earlier))
+    }) else {
+        return Ok(None);
+    };
+    let mut slots = header.slots_that_differ(backup, &earlier, &file)?;
+    slots.retain(|slot| going != Some(*slot));
+    if slots.is_empty() {
+        return Ok(None);
+    }
+    let what = format!(".differs-{}", earlier.sequence_id());
+    let aside = named(state_dir, header.uuid(), &what);
+    write_over(&aside, &earlier.backup(&file)?)?;
+    Ok(Some((slots, aside)))
+}
+
+/// Keeps the header that a kept one is about to replace.
+pub(crate) fn keep_replaced(
+    state_dir: &Path,
+    header: &Header,
+    source: &dyn HeaderRead,
+) -> Result<PathBuf, Failure> {
+    // The sequence keeps those of several restores, or of one that was run again, apart.
+    let what = format!("{BEFORE_RESTORE}{}", header.sequence_id());
+    let path = named(state_dir, header.uuid(), &what);
+    write_over(&path, &header.backup(source)?)?;
+    Ok(path)
+}
+
+/// Keeps the bytes that lie where the container `uuid` had its header, whatever they are.
+pub(crate) fn keep_foreign(
+    state_dir: &Path,
+    uuid: &str,
+    source: &dyn HeaderRead,
+) -> Result<PathBuf, Failure> {
+    // A foreign header may name areas that are not there.
+    let backup = match Header::load(source).and_then(|header| header.backup(source)) {
+        Ok(backup) => backup,
+        Err(_) => beginning(source).map_err(|error| {
+            Failure::failed("what lies in the header's place can't be read").caused_by(&error)
+        })?,
+    };
+    let mut hash = openssl::sha::Sha256::new();
+    for extent in &backup.extents {
+        hash.update(&extent.bytes);
+    }
+    let hash: String = hash.finish()[..4]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let path = named(state_dir, uuid, &format!("{BEFORE_RESTORE}foreign-{hash}"));
+    write_over(&path, &backup)?;
+    Ok(path)
+}
+
+fn beginning(source: &dyn HeaderRead) -> std::io::Result<HeaderBackup> {
+    let len_bytes = source.len()?.min(FOREIGN_BYTES_MAX);
+    let mut bytes = vec![0; usize::try_from(len_bytes).unwrap_or(0)];
+    source.read_at(0, &mut bytes)?;
+    Ok(HeaderBackup {
+        extents: vec![Extent { offset: 0, bytes }],
+        len_bytes,
+    })
+}
+
+const BEFORE_RESTORE: &str = ".before-restore-";
+
+/// The headers that kept ones have replaced here; those that can't be read are left out.
+pub(crate) fn replaced(state_dir: &Path, uuid: &str) -> Vec<Header> {
+    let begin = format!("{uuid}{BEFORE_RESTORE}");
+    let Ok(entries) = std::fs::read_dir(state_dir.join("headers")) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&begin))
+        .filter_map(|entry| load(&open(&entry.path()).ok()?, &entry.path()).ok())
+        .filter(|header| header.uuid() == uuid)
+        .collect()
+}
+
+/// Writes a header into a file of the state folder, over what is there.
+fn write_over(path: &Path, backup: &HeaderBackup) -> Result<(), Failure> {
+    let folder = path.parent().unwrap_or(Path::new("."));
     let kept = (|| {
-        let folder = path.parent().unwrap_or(state_dir);
         std::fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(folder)?;
         let part = tempfile::NamedTempFile::new_in(folder)?;
-        fill(part.as_file(), &backup)?;
-        part.persist(&path).map_err(|error| error.error)?;
+        fill(part.as_file(), backup)?;
+        part.persist(path).map_err(|error| error.error)?;
         File::open(folder)?.sync_all()
     })();
     kept.map_err(|error: std::io::Error| {
@@ -53,24 +156,21 @@ pub(crate) fn keep(
         ))
         .caused_by(&error)
         .with_hint("nothing was changed. Make room in the state folder")
-    })?;
-    Ok(path)
+    })
 }
 
-/// Writes a header into a new file of mode 0600.
+/// Writes a header into a new file of mode 0600, which has its name only once it is whole.
 pub(crate) fn write_new(path: &Path, backup: &HeaderBackup) -> Result<(), Failure> {
+    let folder = path.parent().filter(|folder| *folder != Path::new(""));
+    let folder = folder.unwrap_or(Path::new("."));
     let written = (|| {
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)?;
-        if let Err(error) = fill(&file, backup) {
-            let _ = std::fs::remove_file(path);
-            return Err(error);
+        if path.symlink_metadata().is_ok() {
+            return Err(std::io::ErrorKind::AlreadyExists.into());
         }
-        let folder = path.parent().filter(|folder| *folder != Path::new(""));
-        File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+        let part = tempfile::NamedTempFile::new_in(folder)?;
+        fill(part.as_file(), backup)?;
+        part.persist_noclobber(path).map_err(|error| error.error)?;
+        File::open(folder)?.sync_all()
     })();
     written.map_err(|error: std::io::Error| {
         let failure = Failure::failed(format!("can't write {}", path.display())).caused_by(&error);

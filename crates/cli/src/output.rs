@@ -65,6 +65,11 @@ impl Output {
         }
     }
 
+    /// Tells what the user is about to be asked about; with `-q` too.
+    pub(crate) fn asked_about(self, text: &str) {
+        self.line(text);
+    }
+
     /// Tells something that matters for the safety of the data; with `-q` too.
     pub(crate) fn warning(self, text: &str) {
         self.line(&format!("warning: {text}"));

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use sprat_luks::Pins;
+use sprat_luks::{Header, Pins};
 
 use crate::session::{ContainerFacts, PinPolicy};
 use crate::target::Target;
@@ -35,6 +35,12 @@ pub(crate) fn policy(
         (Some(pins), None) => PinPolicy::Known(pins),
         (None, None) => PinPolicy::TrustOnce,
     })
+}
+
+/// Whether a header is the one that is pinned here, whatever fingerprint was typed.
+pub(crate) fn is_known(state_dir: &Path, target: &Target, header: &Header) -> bool {
+    load(state_dir, target)
+        .is_ok_and(|known| known.is_some_and(|pins| header.check_pins(&pins).is_ok()))
 }
 
 /// Remembers what a session found, where it tells something new.

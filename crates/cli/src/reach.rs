@@ -33,9 +33,9 @@ pub(crate) fn connect(
     }
 }
 
-/// Loads a container's header; no key is needed for that.
+/// Loads a container's header, for the work on keys; no key is needed for that.
 pub(crate) fn header(file: &dyn StoreFile) -> Result<Header, Failure> {
-    Ok(Header::load(&HeaderBytes(file))?)
+    Header::load(&HeaderBytes(file)).map_err(|error| Failure::of_key_work(&error))
 }
 
 /// The same as the kernel's dm-crypt opens it; and why user mode doesn't, where it doesn't.

@@ -21,6 +21,9 @@ pub(crate) const KEY_BYTES: usize = 4096;
 const KEY_BYTES_MIN: usize = 32;
 /// A shorter key file is treated as a passphrase (argon2id): it may have been typed by a person.
 const CHEAP_KDF_BYTES_MIN: usize = 512;
+/// Longest new passphrase: cryptsetup's prompt takes no more (lib/utils_crypt.h,
+/// `MAX_PASSPHRASE_LENGTH`), and the sheet's commands must open what sprat makes.
+const NEW_PASSPHRASE_BYTES_MAX: usize = 512;
 /// Longest passphrase, from a file or a command: 8 KiB is more than anybody types.
 const PASSPHRASE_BYTES_MAX: usize = 8192;
 /// Shortest passphrase that `init` accepts, in bytes.
@@ -40,14 +43,30 @@ pub(crate) enum SecretSource {
 }
 
 impl SecretSource {
-    /// Fetches the secret, to open a container with.
-    pub(crate) fn fetch(&self, output: Output, interrupt: &Interrupt) -> Result<Secret, Failure> {
+    /// Fetches the secret, to open a container with; and what is wrong with it as a recovery key,
+    /// where it looks like one.
+    pub(crate) fn fetch(
+        &self,
+        output: Output,
+        interrupt: &Interrupt,
+    ) -> Result<(Secret, Option<RecoveryKeyError>), Failure> {
         match self {
-            Self::KeyFile(path) => Ok(Secret::key_file(read_key_file(path, output)?)),
+            Self::KeyFile(path) => Ok((Secret::key_file(read_key_file(path, output)?), None)),
             Self::PassphraseFile(_) | Self::PassphraseCommand(_) | Self::Terminal => {
-                let typed = self.passphrase(interrupt)?;
-                passphrase_secret(&typed)
+                let typed = self.passphrase("Passphrase or recovery key: ", interrupt)?;
+                Ok((passphrase_secret(&typed)?, doubt(&typed)))
             }
+        }
+    }
+
+    /// Whether it is a file that is not there any more.
+    pub(crate) fn is_gone(&self) -> bool {
+        match self {
+            Self::KeyFile(path) | Self::PassphraseFile(path) => {
+                matches!(path.symlink_metadata(), Err(error)
+                    if error.kind() == std::io::ErrorKind::NotFound)
+            }
+            Self::PassphraseCommand(_) | Self::Terminal => false,
         }
     }
 
@@ -74,7 +93,7 @@ impl SecretSource {
             };
             return Ok((Secret::key_file(bytes), kind));
         }
-        let typed = self.passphrase(interrupt)?;
+        let typed = self.passphrase("New passphrase: ", interrupt)?;
         if matches!(self, Self::Terminal) {
             let again = terminal::ask("The same again: ", interrupt)?;
             if again != typed {
@@ -89,10 +108,22 @@ impl SecretSource {
             ))
             .with_hint("the server can try passphrases for as long as it likes: use a long one"));
         }
-        Ok((passphrase_secret(&typed)?, SlotKind::Passphrase))
+        let untypable = if typed.len() > NEW_PASSPHRASE_BYTES_MAX {
+            format!("is too long: at most {NEW_PASSPHRASE_BYTES_MAX} bytes can be typed")
+        } else if typed.contains(['\n', '\r']) {
+            "has more than one line: nobody can type it".to_owned()
+        } else {
+            return Ok((passphrase_secret(&typed)?, SlotKind::Passphrase));
+        };
+        Err(Failure::usage(format!("the new passphrase {untypable}"))
+            .with_hint("nothing was changed. Give random bytes as a key file, not as a passphrase"))
     }
 
-    fn passphrase(&self, interrupt: &Interrupt) -> Result<Zeroizing<String>, Failure> {
+    fn passphrase(
+        &self,
+        prompt: &str,
+        interrupt: &Interrupt,
+    ) -> Result<Zeroizing<String>, Failure> {
         let bytes = match self {
             Self::PassphraseFile(path) => {
                 let what = || format!("the passphrase file {}", path.display());
@@ -100,7 +131,7 @@ impl SecretSource {
                 read_bounded(file, PASSPHRASE_BYTES_MAX, &what())?
             }
             Self::PassphraseCommand(words) => run_passphrase_command(words)?,
-            Self::Terminal => return terminal::ask("Passphrase or recovery key: ", interrupt),
+            Self::Terminal => return terminal::ask(prompt, interrupt),
             Self::KeyFile(_) => unreachable!("a key file is no passphrase"),
         };
         let text = std::str::from_utf8(&bytes)
@@ -126,6 +157,22 @@ fn passphrase_secret(typed: &str) -> Result<Secret, Failure> {
         .with_hint("compare each group with the sheet")),
         Err(_) => Ok(Secret::passphrase(typed.to_owned())),
     }
+}
+
+/// Why it is no recovery key, where it looks like one: about as long, and in groups.
+fn doubt(typed: &str) -> Option<RecoveryKeyError> {
+    const CHARACTERS: std::ops::RangeInclusive<usize> = 36..=44;
+    let groups = typed.trim().split(|c: char| c == '-' || c.is_whitespace());
+    let lengths: Vec<usize> = groups
+        .map(|group| group.chars().count())
+        .filter(|len| *len > 0)
+        .collect();
+    // Each has four characters; one too many, one lost or a lost dash is a typing error.
+    let grouped = lengths.len() >= 8 && lengths.iter().all(|len| *len <= 9);
+    let about_as_long = CHARACTERS.contains(&lengths.iter().sum());
+    (grouped && about_as_long)
+        .then(|| RecoveryKey::parse(typed).err())
+        .flatten()
 }
 
 fn unreadable(what: &str, error: &std::io::Error) -> Failure {
@@ -278,4 +325,31 @@ fn rename_new(from: &Path, to: &Path) -> std::io::Result<()> {
 pub(crate) fn sha256_hex(secret: &Secret) -> String {
     let hash = openssl::sha::sha256(secret.expose());
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_looks_like_a_recovery_key_and_is_none_says_why() {
+        let key = RecoveryKey::generate().unwrap().text().to_owned();
+        assert_eq!(doubt(&key), None);
+        let lost = &key[1..];
+        assert_eq!(doubt(lost), Some(RecoveryKeyError::Length { found: 39 }));
+        let one_more = format!("{key}a");
+        let found = Some(RecoveryKeyError::Length { found: 41 });
+        assert_eq!(doubt(&one_more), found);
+        let zero = format!("{}0{}", &key[..5], &key[6..]);
+        let group = Some(RecoveryKeyError::Character { group: 2 });
+        assert_eq!(doubt(&zero), group);
+        assert_eq!(doubt(&zero.replace('-', " ")), group);
+        for passphrase in [
+            "correct horse battery staple",
+            "a passphrase of forty characters and more",
+            &"x".repeat(40),
+        ] {
+            assert_eq!(doubt(passphrase), None, "{passphrase}");
+        }
+    }
 }

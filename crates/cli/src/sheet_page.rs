@@ -160,6 +160,8 @@ pub(crate) fn write(mut file: &File, path: &Path, page: &str) -> Result<(), Fail
         .write_all(page.as_bytes())
         .and_then(|()| file.sync_all());
     written.map_err(|error| {
+        // Half a page may hold the whole secret.
+        let _ = std::fs::remove_file(path);
         Failure::failed(format!("can't write {}", path.display())).caused_by(&error)
     })
 }

@@ -188,7 +188,7 @@ fn init_never_overwrites() {
     --- stderr
     sprat: the key file [DIR]/config/keys/x.key exists and is used as it is
     sprat: [DIR]/store/x.luks exists already
-    Hint: init never overwrites, and nothing was changed. Choose another name, or remove the old container on the server yourself
+    Hint: init never overwrites, and nothing was changed. Choose another name, or remove the old container on the server yourself. If an init made it that was cut off before it showed the sheet: `sprat key add TARGET --new-recovery` makes a recovery key and shows one
     ");
     assert_eq!(fs::read(machine.path("config/keys/x.key")).unwrap(), key);
     assert_eq!(machine.sprat(&["snapshots", CONTAINER]).code, 0);

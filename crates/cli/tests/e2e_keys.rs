@@ -9,7 +9,9 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::Command;
 
 use insta::assert_snapshot;
-use machine::{CONTAINER, Machine};
+use machine::strikes::{self, Blow};
+use machine::{CONTAINER, Machine, Tmpfs};
+use sprat_luks::{FormatOptions, Header, HeaderWrite, Secret, SlotKind};
 use sprat_testkit::{needs, requires};
 
 const CHEAP: &str = "--cheap-kdf-for-tests";
@@ -185,13 +187,17 @@ fn a_kept_header_is_put_back_and_brings_its_keys_back() {
     ];
     assert_eq!(machine.sprat(&add).code, 0);
     let remove = ["key", "remove", CONTAINER, "0", "--passphrase-file", "pass"];
+    let remove = [&remove[..], &["--although-in-use"]].concat();
     assert_eq!(machine.sprat(&remove).code, 0);
     assert!(!opens(&machine, &key));
     let ran = machine.sprat(&["key", "header-restore", CONTAINER, "kept"]);
     assert!(ran.failed_with(2).contains("--yes"), "{}", ran.whole());
     assert!(!opens(&machine, &key));
     let ran = machine.sprat(&["key", "header-restore", CONTAINER, "kept", "--yes"]);
-    assert_snapshot!(ran.whole(), @r"
+    let whole = ran.whole();
+    let (said, kept) = whole.split_once("sprat: what lay there before").unwrap();
+    assert!(kept.contains(".before-restore-6.luks"), "{whole}");
+    assert_snapshot!(said, @r"
     exit 0
     --- stdout
     put the header of [DIR]/store/x.luks back; the given key opens slot 0
@@ -304,4 +310,283 @@ fn a_wrong_key_and_a_typing_error_are_told_by_a_rehearsal() {
     let said = machine.sprat(&["key", "list", CONTAINER, "--json"]).json();
     assert!(said["keys"][0]["proved"].is_null());
     assert!(said["keys"][1]["proved"].is_string());
+}
+
+/// `add` with a passphrase in a file, which is tried.
+const ADD: [&str; 6] = [
+    "key",
+    "add",
+    CONTAINER,
+    CHEAP,
+    "--new-passphrase-file",
+    "pass",
+];
+
+#[test]
+fn the_key_that_backups_use_is_not_removed_by_chance() {
+    requires!(needs::root());
+    let (machine, recovery) = small();
+    machine.write("recovery", &recovery);
+    let remove = [
+        "key",
+        "remove",
+        CONTAINER,
+        "0",
+        "--passphrase-file",
+        "recovery",
+    ];
+    // The default key file, one that the config names, and one that can't be told.
+    for config in [
+        "",
+        "[container.x]\ntarget = \"TARGET\"\nkey_file = \"KEY\"\n",
+    ] {
+        let target = machine.path(CONTAINER).display().to_string();
+        let key = machine.path("config/keys/x.key").display().to_string();
+        let config = config.replace("TARGET", &target).replace("KEY", &key);
+        machine.write("config/sprat.toml", config);
+        let said = machine.sprat(&remove).failed_with(2);
+        assert!(said.contains("this machine's backups"), "{said}");
+    }
+    let unknown = format!(
+        "[container.x]\ntarget = \"{}\"\npassphrase_command = \"false\"\n",
+        machine.path(CONTAINER).display()
+    );
+    machine.write("config/sprat.toml", unknown);
+    let ran = machine.sprat(&remove);
+    assert!(ran.code != 0, "{}", ran.whole());
+    assert!(ran.stderr.contains("can't tell whether"), "{}", ran.whole());
+    machine.write("config/sprat.toml", "");
+    assert_eq!(listed(&machine).len(), 2);
+    machine.write("src/a", "alpha\n");
+    assert_eq!(machine.backup(&[]).code, 0);
+    // A key file that is lost is used by nobody.
+    fs::rename(machine.path("config/keys/x.key"), machine.path("lost")).unwrap();
+    let ran = machine.sprat(&remove);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert_eq!(listed(&machine), ["1 recovery -"]);
+}
+
+#[test]
+fn a_sheet_names_only_a_key_file_that_opens() {
+    requires!(needs::root());
+    let (machine, recovery) = small();
+    machine.write("recovery", &recovery);
+    let sheet = ["key", "sheet", CONTAINER, "--passphrase-file", "recovery"];
+    let ran = machine.sprat(&sheet);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert!(ran.stdout.contains("keys/x.key"), "{}", ran.whole());
+    machine.write(
+        "config/keys/x.key",
+        "some other bytes, long enough for a key",
+    );
+    for sheet in [
+        &sheet[..],
+        &["key", "sheet", CONTAINER, "--without-secret"],
+        &[
+            "key",
+            "add",
+            CONTAINER,
+            CHEAP,
+            "--new-recovery",
+            "--passphrase-file",
+            "recovery",
+        ],
+    ] {
+        let ran = machine.sprat(sheet);
+        assert_eq!(ran.code, 0, "{}", ran.whole());
+        assert!(!ran.stdout.contains("keys/x.key"), "{}", ran.whole());
+        assert!(
+            ran.stderr.contains("is not on the sheet"),
+            "{}",
+            ran.whole()
+        );
+    }
+}
+
+#[test]
+fn a_change_that_is_interrupted_tells_what_became_of_it() {
+    requires!(strikes::missing());
+    let (machine, _) = small();
+    machine.write("pass", "correct horse battery");
+    let key = fs::read(machine.path("config/keys/x.key")).unwrap();
+    machine.write("key", key);
+    // Ctrl-C for the session: the last sprat among those whose ssh runs this.
+    machine.write(
+        "act",
+        "p=$PPID; while [ $p -gt 1 ]; do case $(readlink /proc/$p/exe) in */sprat) s=$p;; esac; \
+         p=$(sed 's/.*) . //; s/ .*//' /proc/$p/stat); done; kill -INT $s; sleep 0.3",
+    );
+    let target = machine.on_line(CONTAINER);
+    let add = ["--key-file", "key", "key", "add", &target];
+    let blow = |kind, nth| Blow {
+        how: "act",
+        when: "before",
+        nth,
+        kind: Some(kind),
+    };
+    // While the lock is made nothing was sent yet, and nothing is.
+    let by_file = [&add[..], &["--new-passphrase-file", "pass"]].concat();
+    let ran = machine.sprat_struck(&by_file, Some(blow("make", 1)));
+    assert!(machine.was_struck());
+    assert_eq!(ran.code, 130, "{}", ran.whole());
+    assert_eq!(listed(&machine).len(), 2);
+    // From the first write on it is carried out, and so it says: the new key is not thrown away.
+    let recovery = [&add[..], &["--new-recovery"]].concat();
+    let ran = machine.sprat_struck(&recovery, Some(blow("write", 3)));
+    assert!(machine.was_struck());
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let shown = ran.stdout.lines().find_map(|line| {
+        let (_, key) = line.split_once("RECOVERY KEY")?;
+        Some(key.trim_start_matches([':', ' ']).to_owned())
+    });
+    machine.write("recovery", shown.unwrap_or_default().trim());
+    assert!(
+        opens(&machine, &["--passphrase-file", "recovery"]),
+        "{}",
+        ran.whole()
+    );
+    assert!(!machine.path("store/x.luks.lock.1").exists());
+    machine.nothing_is_left();
+}
+
+#[test]
+fn a_container_that_is_cut_short_or_overwritten_fails_its_rehearsal() {
+    requires!(needs::root());
+    let (machine, recovery) = small();
+    machine.write("recovery", &recovery);
+    fs::remove_dir_all(machine.path("state/keys")).unwrap();
+    let rehearse = [
+        "key",
+        "rehearse",
+        CONTAINER,
+        "--passphrase-file",
+        "recovery",
+    ];
+    let container = machine.container_file();
+    let whole = fs::read(machine.path(CONTAINER)).unwrap();
+    let proved = || {
+        let list = machine.sprat(&["key", "list", CONTAINER, "--json"]).json();
+        list["keys"][1]["proved"].is_string()
+    };
+    container.set_len(20 << 20).unwrap();
+    let said = machine.sprat(&rehearse).failed_with(13);
+    assert!(said.contains("cut short") && !proved(), "{said}");
+    container.write_all_at(&whole, 0).unwrap();
+    container.write_all_at(&vec![0; 1 << 20], 16 << 20).unwrap();
+    let said = machine.sprat(&rehearse).failed_with(13);
+    assert!(said.contains("no ext4 file system") && !proved(), "{said}");
+    container.write_all_at(&whole, 0).unwrap();
+    assert_eq!(machine.sprat(&rehearse).code, 0);
+    // Also where nothing was known of the keys.
+    let list = machine.sprat(&["key", "list", CONTAINER, "--json"]).json();
+    assert!(proved());
+    assert_eq!(list["keys"][1]["kind"], "recovery");
+}
+
+#[test]
+fn a_slot_that_can_not_be_tried_keeps_no_key_from_being_added() {
+    requires!(needs::root(), needs::program("cryptsetup"));
+    let (machine, _) = small();
+    machine.write("odd", "the passphrase of an odd slot");
+    machine.write("pass", "correct horse battery");
+    let added = Command::new("cryptsetup")
+        .args([
+            "luksAddKey",
+            "-q",
+            "--keyslot-cipher",
+            "aes-cbc-essiv:sha256",
+        ])
+        .args(["--keyslot-key-size", "256", "--pbkdf", "pbkdf2"])
+        .args(["--pbkdf-force-iterations", "1000", "--key-file"])
+        .args([machine.path("config/keys/x.key"), machine.path(CONTAINER)])
+        .arg(machine.path("odd"))
+        .output()
+        .unwrap();
+    assert!(added.status.success(), "{added:?}");
+    let ran = machine.sprat(&ADD);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = machine.sprat(&["key", "add", CONTAINER, CHEAP, "--new-recovery"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert!(opens(&machine, &["--passphrase-file", "pass"]));
+}
+
+#[test]
+fn a_new_passphrase_is_one_that_can_be_typed() {
+    requires!(needs::root());
+    let (machine, _) = small();
+    for (passphrase, told) in [
+        ("x".repeat(513), "too long"),
+        (
+            "one line of it\nanother line".to_owned(),
+            "more than one line",
+        ),
+        ("short".to_owned(), "too short"),
+    ] {
+        machine.write("pass", passphrase);
+        let said = machine.sprat(&ADD).failed_with(2);
+        assert!(said.contains(told), "{said}");
+    }
+    machine.write("pass", "x".repeat(512) + "\n");
+    assert_eq!(machine.sprat(&ADD).code, 0);
+}
+
+#[test]
+fn a_key_that_is_added_again_keeps_what_is_known_of_it() {
+    requires!(needs::root());
+    let (machine, _) = small();
+    machine.write("pass", "correct horse battery");
+    let with = |more: &[&str]| {
+        let ran = machine.sprat(&[&ADD[..], more].concat());
+        assert_eq!(ran.code, 0, "{}", ran.whole());
+        let list = machine.sprat(&["key", "list", CONTAINER, "--json"]).json();
+        let key = &list["keys"][2];
+        (key["label"].clone(), key["proved"].is_string())
+    };
+    assert_eq!(with(&["--label", "the desk"]).0, "the desk");
+    assert!(opens(&machine, &["--passphrase-file", "pass"]));
+    assert_eq!(with(&[]), ("the desk".into(), true));
+    assert_eq!(with(&["--label", "a safe"]), ("a safe".into(), true));
+}
+
+#[test]
+fn a_full_header_is_told_before_anything_is_changed() {
+    requires!(needs::root());
+    let (machine, _) = small();
+    let file = machine.container_file();
+    let key = Secret::key_file(fs::read(machine.path("config/keys/x.key")).unwrap());
+    let fast = FormatOptions {
+        fast_kdf_for_tests: true,
+        ..FormatOptions::default()
+    };
+    for number in 2..32 {
+        let header = Header::load(&file).unwrap();
+        let volume_key = header.unlock(&file, &key).unwrap();
+        let new = Secret::passphrase(format!("passphrase number {number}"));
+        let writes = header
+            .add_slot(&volume_key, &new, SlotKind::KeyFile, &fast)
+            .unwrap();
+        for write in writes {
+            if let HeaderWrite::Write(extent) = write {
+                file.write_all_at(&extent.bytes, extent.offset).unwrap();
+            }
+        }
+    }
+    machine.write("pass", "correct horse battery");
+    let said = machine.sprat(&ADD).failed_with(2);
+    assert!(said.contains("all 32 key slots are used"), "{said}");
+}
+
+#[test]
+fn a_page_that_finds_no_room_leaves_no_half_secret() {
+    requires!(needs::root());
+    let (machine, _) = small();
+    fs::create_dir(machine.path("full")).unwrap();
+    let full = Tmpfs::mount(&machine.path("full"), 1);
+    machine.write("full/ballast", vec![1; (1 << 20) - 8192]);
+    let add = ["key", "add", CONTAINER, CHEAP, "--new-recovery"];
+    let ran = machine.sprat(&[&add[..], &["--html", "full/page.html"]].concat());
+    assert_eq!(ran.code, 1, "{}", ran.whole());
+    assert!(!machine.path("full/page.html").exists());
+    assert!(ran.stderr.contains("was never shown"), "{}", ran.whole());
+    drop(full);
 }

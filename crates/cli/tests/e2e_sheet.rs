@@ -7,7 +7,8 @@ mod machine;
 use std::process::{Command, Stdio};
 
 use machine::remote::Remote;
-use machine::{CONTAINER, Machine};
+use machine::strikes::{self, Blow};
+use machine::{CONTAINER, Machine, Tmpfs};
 use sprat_testkit::sshd::{self, SshdOptions};
 use sprat_testkit::{needs, requires};
 
@@ -132,4 +133,67 @@ fn passphrase_is_asked_for_on_a_terminal_without_echo() {
     assert_eq!(code, Some(12), "{said}");
     let (code, said) = ask("\u{3}");
     assert_eq!(code, Some(130), "{said}");
+}
+
+const INIT: [&str; 5] = ["init", CONTAINER, "--size", "64M", "--cheap-kdf-for-tests"];
+
+#[test]
+fn a_sheet_is_shown_whatever_becomes_of_the_machines_own_notes() {
+    requires!(needs::root());
+    let machine = Machine::new();
+    let mut full = Vec::new();
+    for folder in ["state/containers", "state/headers"] {
+        std::fs::create_dir(machine.path(folder)).unwrap();
+        let tmpfs = Tmpfs::mount(&machine.path(folder), 1);
+        tmpfs.remount("ro");
+        full.push(tmpfs);
+    }
+    let ran = machine.sprat(&[&INIT[..], &["--html", "page.html"]].concat());
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert!(ran.stdout.contains("RECOVERY KEY"), "{}", ran.whole());
+    for told in [
+        "can't remember the container",
+        "can't keep a copy of the header",
+    ] {
+        assert!(ran.stderr.contains(told), "{}", ran.whole());
+    }
+    let page = std::fs::metadata(machine.path("page.html")).unwrap();
+    assert!(page.len() > 1000);
+}
+
+#[test]
+fn an_init_cut_off_after_its_last_rename_says_what_is_there_and_how_to_get_a_sheet() {
+    requires!(strikes::missing());
+    for how in ["cut", "kill"] {
+        let machine = Machine::new();
+        let target = machine.on_line(CONTAINER);
+        let init = ["init", &target, "--size", "64M", "--html", "page.html"];
+        let blow = Blow {
+            how,
+            when: "after",
+            nth: 1,
+            kind: Some("rename"),
+        };
+        let ran = machine.sprat_struck(&init, Some(blow));
+        assert!(machine.was_struck(), "{how}: {}", ran.whole());
+        assert!(machine.path(CONTAINER).exists(), "{how}: {}", ran.whole());
+        if how == "cut" {
+            assert!([1, 14].contains(&ran.code), "{}", ran.whole());
+            let told = "the container may be made, whole, and no sheet was shown";
+            assert!(ran.stderr.contains(told), "{}", ran.whole());
+            assert!(!machine.path("page.html").exists());
+        }
+        let _ = std::fs::remove_file(machine.path("page.html"));
+        let again = machine.sprat_struck(&init, None).failed_with(1);
+        assert!(again.contains("exists already"), "{how}: {again}");
+        assert!(again.contains("--new-recovery"), "{how}: {again}");
+        let ran = machine.sprat_struck(&["key", "add", &target, "--new-recovery"], None);
+        assert_eq!(ran.code, 0, "{how}: {}", ran.whole());
+        assert!(
+            ran.stdout.contains("RECOVERY KEY"),
+            "{how}: {}",
+            ran.whole()
+        );
+        machine.nothing_is_left();
+    }
 }

@@ -2,8 +2,9 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-use sprat_luks::Secret;
+use sprat_luks::{RecoveryKeyError, Secret};
 
 use crate::args::GlobalArgs;
 use crate::config::{self, Config, Container};
@@ -24,6 +25,8 @@ pub(crate) struct Context {
     pub config: Config,
     pub output: Output,
     pub interrupt: Interrupt,
+    /// Why what was given to open a container looks like a recovery key with a typing error.
+    doubt: OnceLock<RecoveryKeyError>,
 }
 
 /// A TARGET with all that belongs to it.
@@ -34,6 +37,8 @@ pub(crate) struct Resolved {
     pub target: Target,
     pub ssh_command: Vec<OsString>,
     pub secret: SecretSource,
+    /// The same where the command line names none: what this machine's backups open it with.
+    pub own_secret: SecretSource,
     /// The key file that `init` makes where it is missing.
     pub default_key_file: Option<PathBuf>,
     pub insist_without_fsync: bool,
@@ -58,6 +63,7 @@ impl Context {
             config,
             output,
             interrupt,
+            doubt: OnceLock::new(),
         })
     }
 
@@ -124,8 +130,10 @@ impl Context {
             .as_ref()
             .map(|folder| folder.join("keys").join(format!("{name}.key")));
         let insisted = container.is_some_and(|container| container.insist_without_fsync);
+        let own_secret = own_source(container, default_key_file.as_deref());
         Ok(Resolved {
-            secret: self.secret_source(container, default_key_file.as_deref())?,
+            secret: self.named_source()?.unwrap_or_else(|| own_secret.clone()),
+            own_secret,
             insist_without_fsync: self.global.insist_without_fsync || insisted,
             name,
             target,
@@ -134,47 +142,52 @@ impl Context {
         })
     }
 
-    /// The command line first, then the config, then the default key file, then the terminal.
-    fn secret_source(
-        &self,
-        container: Option<&Container>,
-        default_key_file: Option<&Path>,
-    ) -> Result<SecretSource, Failure> {
+    /// What the command line names, if it does.
+    pub(crate) fn named_source(&self) -> Result<Option<SecretSource>, Failure> {
         let global = &self.global;
         if let Some(path) = &global.key_file {
-            return Ok(SecretSource::KeyFile(self.environment.absolute(path)));
+            return Ok(Some(SecretSource::KeyFile(self.environment.absolute(path))));
         }
         if let Some(path) = &global.passphrase_file {
-            return Ok(SecretSource::PassphraseFile(
-                self.environment.absolute(path),
-            ));
+            let path = self.environment.absolute(path);
+            return Ok(Some(SecretSource::PassphraseFile(path)));
         }
-        if let Some(text) = &global.passphrase_command {
-            return Ok(SecretSource::PassphraseCommand(split(
-                text,
-                "--passphrase-command",
-            )?));
+        let Some(text) = &global.passphrase_command else {
+            return Ok(None);
+        };
+        let words = split(text, "--passphrase-command")?;
+        Ok(Some(SecretSource::PassphraseCommand(words)))
+    }
+
+    /// Fetches what opens a container, from wherever. What looks like a recovery key and is none
+    /// is told should it open nothing.
+    pub(crate) fn fetch(&self, source: &SecretSource) -> Result<Secret, Failure> {
+        let (secret, doubt) = source.fetch(self.output, &self.interrupt)?;
+        if let Some(doubt) = doubt {
+            let _ = self.doubt.set(doubt);
         }
-        if let Some(container) = container {
-            if let Some(path) = &container.key_file {
-                return Ok(SecretSource::KeyFile(path.clone()));
-            }
-            if let Some(path) = &container.passphrase_file {
-                return Ok(SecretSource::PassphraseFile(path.clone()));
-            }
-            if let Some(words) = &container.passphrase_command {
-                return Ok(SecretSource::PassphraseCommand(words.clone()));
-            }
+        Ok(secret)
+    }
+
+    /// Adds to a wrong key what may be wrong with it.
+    pub(crate) fn doubtful(&self, failure: Failure) -> Failure {
+        match self.doubt.get() {
+            Some(doubt) if failure.exit == Exit::WrongKey => failure
+                .because(format!("if it is meant to be a recovery key: {doubt}"))
+                .with_more_hint("Compare each group with the sheet"),
+            _ => failure,
         }
-        match default_key_file {
-            Some(path) if path.exists() => Ok(SecretSource::KeyFile(path.to_owned())),
-            _ => Ok(SecretSource::Terminal),
-        }
+    }
+
+    /// Tells a failure that stops nothing.
+    pub(crate) fn warn(&self, failure: &Failure) {
+        let causes = failure.causes.join("; ");
+        self.output.warning(&format!("{}: {causes}", failure.what));
     }
 
     /// Fetches the key of a container.
     pub(crate) fn secret(&self, resolved: &Resolved) -> Result<Secret, Failure> {
-        let fetched = resolved.secret.fetch(self.output, &self.interrupt);
+        let fetched = self.fetch(&resolved.secret);
         fetched.map_err(|failure| {
             match (&resolved.secret, &resolved.default_key_file, failure.exit) {
                 (SecretSource::Terminal, Some(path), Exit::Usage) => {
@@ -267,8 +280,7 @@ impl Context {
         facts: &crate::session::ContainerFacts,
     ) {
         if let Err(failure) = pinned::remember(state_dir, &resolved.target, policy, facts) {
-            let causes = failure.causes.join("; ");
-            self.output.warning(&format!("{}: {causes}", failure.what));
+            self.warn(&failure);
         }
     }
 }
@@ -282,6 +294,25 @@ impl Context {
                 "what `sprat status` shows can't be noted: {error}"
             ));
         }
+    }
+}
+
+/// The config first, then the default key file, then the terminal.
+fn own_source(container: Option<&Container>, default_key_file: Option<&Path>) -> SecretSource {
+    if let Some(container) = container {
+        if let Some(path) = &container.key_file {
+            return SecretSource::KeyFile(path.clone());
+        }
+        if let Some(path) = &container.passphrase_file {
+            return SecretSource::PassphraseFile(path.clone());
+        }
+        if let Some(words) = &container.passphrase_command {
+            return SecretSource::PassphraseCommand(words.clone());
+        }
+    }
+    match default_key_file {
+        Some(path) if path.exists() => SecretSource::KeyFile(path.to_owned()),
+        _ => SecretSource::Terminal,
     }
 }
 

@@ -10,7 +10,6 @@ use zeroize::Zeroizing;
 
 use super::context::{Context, Resolved};
 use crate::args::InitArgs;
-use crate::kept_header::Which;
 use crate::key_notes::{KeyKind, KeyNote, KeyNotes};
 use crate::output::{Reporter, exit_json, text};
 use crate::secrets::{self, SecretSource};
@@ -73,7 +72,10 @@ pub(super) fn run(context: &Context, args: &InitArgs) -> Result<Exit, Failure> {
         )),
         _ => failure,
     })?;
-    pinned::store(&state_dir, &resolved.target, &created.facts.pins)?;
+    // The sheet must be shown, whatever becomes of this machine's own notes.
+    if let Err(failure) = pinned::store(&state_dir, &resolved.target, &created.facts.pins) {
+        context.warn(&failure);
+    }
     note_keys(&state_dir, &created.facts.uuid, &source);
     let shown = Shown {
         source: &source,
@@ -84,8 +86,9 @@ pub(super) fn run(context: &Context, args: &InitArgs) -> Result<Exit, Failure> {
     };
     print(context, &resolved, &created, &shown).map_err(|failure| {
         failure.with_hint(
-            "the container is made and its key opens it, but the recovery key was never shown. \
-             Remove the container file and run init again",
+            "the container is made and its key opens it, but the recovery key was never shown: \
+             `sprat key add TARGET --new-recovery` makes another one and shows the sheet, `sprat key \
+             remove TARGET 1` removes the one of slot 1",
         )
     })?;
     Ok(Exit::Done)
@@ -110,7 +113,7 @@ fn key(resolved: &Resolved) -> Result<(SecretSource, bool), Failure> {
 
 /// Notes what the slots are, for `sprat key list`; without it nothing is lost.
 fn note_keys(state_dir: &Path, uuid: &str, source: &SecretSource) {
-    let path = kept_header::path(state_dir, uuid, Which::Newest);
+    let path = kept_header::newest(state_dir, uuid);
     let Ok(header) = kept_header::open(&path).and_then(|file| kept_header::load(&file, &path))
     else {
         return;

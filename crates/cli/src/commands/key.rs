@@ -57,7 +57,7 @@ fn judged(context: &Context, resolved: &Resolved, file: &dyn StoreFile) -> Resul
     let fingerprint = context.global.fingerprint.as_deref();
     match pinned::policy(&state_dir(context), &resolved.target, fingerprint)? {
         PinPolicy::Known(pins) => header.check_pins(&pins)?,
-        PinPolicy::Expect(typed) => header.check_fingerprint(&typed)?,
+        PinPolicy::Expect(typed) => check_typed(context, resolved, &header, &typed)?,
         PinPolicy::TrustOnce => context.output.note(&format!(
             "nothing is pinned of this container here; compare its fingerprint {} with the \
              recovery sheet",
@@ -65,6 +65,31 @@ fn judged(context: &Context, resolved: &Resolved, file: &dyn StoreFile) -> Resul
         )),
     }
     Ok(header)
+}
+
+/// Compares the header with a fingerprint off the sheet.
+fn check_typed(
+    context: &Context,
+    resolved: &Resolved,
+    header: &Header,
+    typed: &str,
+) -> Result<(), Failure> {
+    let Err(error) = header.check_fingerprint(typed) else {
+        return Ok(());
+    };
+    if !pinned::is_known(&state_dir(context), &resolved.target, header) {
+        return Err(error.into());
+    }
+    Err(Failure::new(
+        Exit::Damaged,
+        "that is not this container's fingerprint: compare it with the sheet",
+    )
+    .because(format!(
+        "{}, and what is pinned here, say {}",
+        resolved.target,
+        header.pins().fingerprint()
+    ))
+    .with_hint("nothing was changed. It is a typing error, or another container's sheet"))
 }
 
 fn list(context: &Context, args: &KeyTargetArgs) -> Result<Exit, Failure> {
@@ -213,13 +238,16 @@ fn add(context: &Context, args: &KeyAddArgs) -> Result<Exit, Failure> {
     };
     note_key(context, &changed, |notes| {
         let known = notes.of(&changed.mark).cloned();
-        let known = known.filter(|_| changed.as_before);
-        notes.note(KeyNote {
+        let known = known.filter(|_| changed.as_before).unwrap_or(KeyNote {
             mark: changed.mark.clone(),
             kind: new.kind,
-            label: args.label.clone(),
-            added: known.map_or(Some(Timestamp::now()), |known| known.added),
+            label: None,
+            added: Some(Timestamp::now()),
             proved: None,
+        });
+        notes.note(KeyNote {
+            label: args.label.clone().or(known.label),
+            ..known
         });
     });
     let json = json!({
@@ -241,9 +269,11 @@ fn add(context: &Context, args: &KeyAddArgs) -> Result<Exit, Failure> {
     );
     match &new.recovery {
         Some(recovery) => {
+            let key_file = sheet::key_file_now(context, &resolved, &secret);
             let shown = sheet::Shown {
                 resolved: &resolved,
                 pins: &changed.facts.pins,
+                key_file,
                 recovery: Some(recovery.text()),
                 page: page.as_ref().map(|(file, path)| (file, path.as_path())),
             };
@@ -267,6 +297,7 @@ fn remove(context: &Context, args: &KeyRemoveArgs) -> Result<Exit, Failure> {
     let change = HeaderChange::Remove {
         slot: args.slot,
         although_in_use: args.although_in_use,
+        used_here: used_here(context, &resolved, args)?,
     };
     let changed = change_header(context, &resolved, &secret, &change)?;
     let json = json!({
@@ -290,6 +321,32 @@ fn remove(context: &Context, args: &KeyRemoveArgs) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
+/// What this machine's backups open the container with, where another key was given and the
+/// removal must not cost it. A file that is gone is used by nobody.
+fn used_here(
+    context: &Context,
+    resolved: &Resolved,
+    args: &KeyRemoveArgs,
+) -> Result<Option<Secret>, Failure> {
+    let own = &resolved.own_secret;
+    let asked = matches!(own, SecretSource::Terminal);
+    if args.although_in_use || asked || *own == resolved.secret || own.is_gone() {
+        return Ok(None);
+    }
+    let fetched = context.fetch(own);
+    Ok(Some(fetched.map_err(|failure| {
+        failure
+            .context(format!(
+                "can't tell whether this machine's backups use key slot {}",
+                args.slot
+            ))
+            .with_hint(
+                "nothing was changed. Make what the config names readable, or insist with \
+                 --although-in-use",
+            )
+    })?))
+}
+
 /// Changes the header, and pins what it is now.
 fn change_header(
     context: &Context,
@@ -304,14 +361,8 @@ fn change_header(
         session::change_header(options, secret, change, &mut reporter, &context.interrupt);
     reporter.clear();
     let changed = changed?;
-    let warn = |failure: &Failure| {
-        let causes = failure.causes.join("; ");
-        context
-            .output
-            .warning(&format!("{}: {causes}", failure.what));
-    };
     if let Err(failure) = pinned::store(&state_dir, &resolved.target, &changed.facts.pins) {
-        warn(&failure);
+        context.warn(&failure);
     }
     if let Err(reason) = &changed.kept {
         context.output.warning(reason);
@@ -337,9 +388,6 @@ fn note_key(context: &Context, changed: &HeaderChanged, edit: impl FnOnce(&mut K
     let mut notes = KeyNotes::load(&state_dir, uuid);
     edit(&mut notes);
     if let Err(failure) = notes.store(&state_dir, uuid) {
-        let causes = failure.causes.join("; ");
-        context
-            .output
-            .warning(&format!("{}: {causes}", failure.what));
+        context.warn(&failure);
     }
 }

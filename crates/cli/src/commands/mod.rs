@@ -39,7 +39,7 @@ pub(crate) fn run(cli: Cli) -> Exit {
                 environment.need_root(name)?;
             }
             let context = Context::begin(cli.global, environment, output)?;
-            run_in(&context, command)
+            run_in(&context, command).map_err(|failure| context.doubtful(failure))
         }),
     };
     done.unwrap_or_else(|failure| {

@@ -156,18 +156,44 @@ fn luks_hint(error: &LuksError) -> Option<&'static str> {
         LuksError::Truncated { .. } => {
             "nothing was changed. Don't write to the file; look for a copy of it on the server"
         }
-        LuksError::Pin { .. }
-        | LuksError::Refused { .. }
-        | LuksError::Invalid { .. }
-        | LuksError::OlderHeader { .. } => {
+        LuksError::Pin {
+            field: "fingerprint",
+            ..
+        } => {
+            "nothing was sent and no key was used. Compare what was typed with the sheet. If it is \
+             right, somebody changed the container on the server, or it is another one: find out \
+             before you go on"
+        }
+        LuksError::Pin { .. } | LuksError::Refused { .. } | LuksError::Invalid { .. } => {
             "nothing was sent and no key was used. Somebody changed the container on the server, \
              or it is another one: find out before you go on"
+        }
+        LuksError::OlderHeader { .. } => {
+            "nothing was sent and no key was used. The server shows a header that was replaced, and \
+             removed keys may open it; or another machine put a kept one back. Find out which; then \
+             `sprat key header-restore` puts the one that this machine keeps back, in a way that \
+             every machine accepts"
         }
         LuksError::KdfTooCostly { .. } => {
             "nothing was changed. The server may have changed the header to exhaust this machine"
         }
         _ => return None,
     })
+}
+
+impl Failure {
+    /// For the work on keys, which is done in user mode wherever it is.
+    pub(crate) fn of_key_work(error: &LuksError) -> Self {
+        let failure = Self::from(error);
+        match error {
+            LuksError::Luks1 | LuksError::KernelOnly { .. } => failure.with_hint(
+                "nothing was changed. Backups work where the kernel has dm-crypt; its keys and its \
+                 header are cryptsetup's to change: luksAddKey, luksRemoveKey, luksHeaderBackup, on \
+                 the server's file while no backup runs",
+            ),
+            _ => failure,
+        }
+    }
 }
 
 impl From<LuksError> for Failure {

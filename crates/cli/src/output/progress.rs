@@ -386,6 +386,29 @@ fn notice_text(notice: &Notice) -> (String, bool) {
             false,
         ),
         Notice::NotHardened { reason } => (format!("not hardened: {reason}"), false),
+        Notice::HeaderNotKept { reason } => (
+            format!(
+                "{reason}; the container is whole all the same. `sprat key header-backup` keeps its \
+                 header where there is room"
+            ),
+            true,
+        ),
+        Notice::SlotsDiffer { slots, kept } => {
+            let slots: Vec<String> = slots.iter().map(u32::to_string).collect();
+            let which = match &slots[..] {
+                [one] => format!("the area of key slot {one} is"),
+                more => format!("the areas of key slots {} are", more.join(", ")),
+            };
+            (
+                format!(
+                    "{which} not what this machine had kept of it: its key may open nothing \
+                     any more. The header of before is in {0}: see whether your keys \
+                     open, and put it back where they don't: `sprat key header-restore TARGET {0}`",
+                    kept.display()
+                ),
+                true,
+            )
+        }
         Notice::TrimRoutePassed { reason } => (reason.clone(), false),
         Notice::LineLost { reason } => (format!("line lost, reconnecting: {reason}"), false),
         Notice::LineBack { away_s } => (

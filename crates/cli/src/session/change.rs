@@ -27,8 +27,10 @@ pub enum HeaderChange {
     Remove {
         /// The key slot's number.
         slot: u32,
-        /// Even the one that the given secret opens.
+        /// Even the one that the given secret, or this machine's own, opens.
         although_in_use: bool,
+        /// What this machine's backups open the container with, where that is another secret.
+        used_here: Option<Secret>,
     },
     /// A header that was kept is put back.
     Restore {
@@ -54,6 +56,8 @@ pub struct HeaderChanged {
     pub as_before: bool,
     /// A copy of the header that an interrupted change had left behind was made good.
     pub repaired: bool,
+    /// After a header was put back: where what lay there before is kept.
+    pub replaced: Option<PathBuf>,
     /// Where this machine keeps a copy of the new header; else why it doesn't.
     pub kept: Result<PathBuf, String>,
     /// Everything is done and durable, but the lock could not be given back, because of this.
@@ -91,10 +95,14 @@ pub fn change_header(
         HeaderChange::Remove {
             slot,
             although_in_use,
-        } => ChangeStart::Remove {
-            slot: *slot,
-            although_in_use: *although_in_use,
-        },
+            used_here,
+        } => {
+            secrets.extend(used_here);
+            ChangeStart::Remove {
+                slot: *slot,
+                although_in_use: *although_in_use,
+            }
+        }
         HeaderChange::Restore { kept, shown } => ChangeStart::Restore {
             kept: kept.clone().into_os_string(),
             shown: *shown,

@@ -201,8 +201,8 @@ pub(super) fn take_sockets() -> std::io::Result<(UnixStream, UnixStream)> {
 /// sends SIGTERM to every process at once. A handler, not SIG_IGN, which ssh and rsync would
 /// inherit.
 pub(super) fn leave_signals_to_the_session() {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    for signal in [SIGHUP, SIGINT, SIGTERM] {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+    for signal in [SIGHUP, SIGINT, SIGQUIT, SIGTERM] {
         // Without it the process ends too early, which every other part is prepared for.
         let _ = signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)));
     }

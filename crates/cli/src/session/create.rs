@@ -48,14 +48,26 @@ pub fn create(
                 crew.fail(failure)
             };
             let unfinished = format!("{}.new", session.target.name);
-            let state = if crew.aborted().removed {
+            let naming = crew.aborted().made || crew.may_be_named();
+            let state = if naming {
+                let is = match crew.aborted().made {
+                    true => "is",
+                    false => "may be",
+                };
+                format!(
+                    "the container {is} made, whole, and no sheet was shown: `sprat key add TARGET \
+                     --new-recovery` makes another recovery key and shows the sheet. Where it says \
+                     that there is no container, run init again"
+                )
+            } else if crew.aborted().removed {
                 "what init had made on the server was removed".to_owned()
             } else {
                 format!("{unfinished} may be left on the server; the next init removes it")
             };
             let hint = match &failure.hint {
-                Some(hint) => format!("{state}. {hint}"),
-                None => state,
+                // What it says of running the same again holds for what has no name yet.
+                Some(hint) if !naming => format!("{state}. {hint}"),
+                _ => state,
             };
             Err(failure.with_hint(hint))
         }

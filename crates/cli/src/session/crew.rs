@@ -56,6 +56,8 @@ pub(super) enum OnInterrupt {
     GiveUp,
     /// Asks the worker to stop what it does.
     Cancel,
+    /// Asks V to stop, and takes what it answers: it may be past the point of return.
+    Ask,
     /// Goes on to the end, which is near.
     Finish,
 }
@@ -81,6 +83,10 @@ pub(super) struct Crew {
     worker_gone: bool,
     /// The interrupt was acted upon.
     interrupted: bool,
+    /// Until when V may take to answer an interrupt.
+    asked_until: Option<Instant>,
+    /// The server was asked to give a new container its name.
+    naming: bool,
     /// The server's room runs out: what is left of it, and whether that was acted upon.
     room: Option<(u64, bool)>,
     /// Everything is torn down, because of this.
@@ -159,6 +165,8 @@ impl Crew {
             volume_gone: false,
             worker_gone: false,
             interrupted: false,
+            asked_until: None,
+            naming: false,
             room: None,
             over: None,
             aborted: AbortReport::default(),
@@ -174,9 +182,15 @@ impl Crew {
         watch: &mut Watch<'_>,
     ) -> Result<HeaderChanged, Failure> {
         let mut crew = Self::launch(options, Shape::Change(change), secrets, watch)?;
-        let changed = crew.wait(watch, OnInterrupt::GiveUp, |heard| match heard {
+        let changed = crew.wait(watch, OnInterrupt::Ask, |heard| match heard {
             Heard::Volume(VolumeReply::Changed(changed)) => Some(*changed),
             _ => None,
+        });
+        // Where it holds nothing yet it ends on the spot, without a word.
+        let ended_at_once = crew.interrupted && crew.volume_gone;
+        let changed = changed.map_err(|failure| match ended_at_once {
+            true => Failure::interrupted(),
+            false => failure,
         })?;
         if !crew.volume.wait(DEATH_LIMIT) {
             crew.volume.kill();
@@ -369,7 +383,10 @@ impl Crew {
             )));
         }
         if self.interrupted {
-            return Ok(());
+            return match self.asked_until {
+                Some(until) if Instant::now() > until => Err(self.fail(Failure::interrupted())),
+                _ => Ok(()),
+            };
         }
         self.interrupted = true;
         watch.observer.phase(Phase::Stopping);
@@ -377,6 +394,11 @@ impl Crew {
             OnInterrupt::GiveUp => Err(self.fail(Failure::interrupted())),
             OnInterrupt::Cancel => {
                 self.order(&WorkerOrder::Cancel);
+                Ok(())
+            }
+            OnInterrupt::Ask => {
+                self.asked_until = Some(Instant::now() + ABORT_LIMIT);
+                self.volume.send(&VolumeOrder::Abort);
                 Ok(())
             }
             OnInterrupt::Finish => Ok(()),
@@ -403,6 +425,7 @@ impl Crew {
         match reply {
             VolumeReply::Phase(phase) => watch.observer.phase(phase),
             VolumeReply::Notice(notice) => watch.observer.notice(notice),
+            VolumeReply::Naming(naming) => self.naming = naming,
             VolumeReply::RoomRunsOut { available_bytes } => {
                 self.room.get_or_insert((available_bytes, false));
             }
@@ -471,6 +494,11 @@ impl Crew {
         self.aborted
     }
 
+    /// Whether a new container may have its name: the server was asked, and no answer was heard.
+    pub(super) fn may_be_named(&self) -> bool {
+        self.naming && !self.aborted.removed
+    }
+
     /// What the session died of, if it did.
     pub(super) fn over(&self) -> Option<&Failure> {
         self.over.as_ref()
@@ -504,6 +532,7 @@ impl Crew {
                     self.aborted = told;
                     volume_done = true;
                 }
+                Ok(Event::Volume(Some(VolumeReply::Naming(naming)))) => self.naming = naming,
                 Ok(Event::Volume(None)) => volume_done = true,
                 Ok(Event::Worker(number, None)) if number == self.worker_number => {
                     worker_done = true;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use sprat_luks::{OpenedBy, Pins, Secret, SlotKind};
+use sprat_luks::{Header, LuksError, OpenedBy, Pins, Secret, SlotKind};
 
 use crate::Failure;
 use crate::target::Target;
@@ -72,6 +72,21 @@ pub enum PinPolicy {
     /// A machine that never saw this container: what is found is trusted, told
     /// ([`Notice::TrustedOnce`]), and to be pinned by the caller.
     TrustOnce,
+}
+
+impl PinPolicy {
+    /// Whether a header is this container's, old or new: a kept header is an old one by its nature.
+    pub(crate) fn fits(&self, header: &Header) -> Result<(), LuksError> {
+        match self {
+            Self::Known(pins) => {
+                let mut pins = pins.clone();
+                pins.sequence_id = 0;
+                header.check_pins(&pins)
+            }
+            Self::Expect(fingerprint) => header.check_fingerprint(fingerprint),
+            Self::TrustOnce => Ok(()),
+        }
+    }
 }
 
 /// How a container is opened.
@@ -272,6 +287,18 @@ pub enum Notice {
     LockLeft {
         /// Why.
         reason: String,
+    },
+    /// This machine could not keep a copy of a new container's header.
+    HeaderNotKept {
+        /// Why.
+        reason: String,
+    },
+    /// Areas of key slots hold other bytes than this machine had kept of the same slots.
+    SlotsDiffer {
+        /// The slots' numbers.
+        slots: Vec<u32>,
+        /// The file that they lie in as they were.
+        kept: PathBuf,
     },
     /// A way of giving space back does not exist here, and the next one is taken.
     TrimRoutePassed {

@@ -90,10 +90,8 @@ pub(super) enum ChangeStart {
         slot: Slot,
         fast_kdf_for_tests: bool,
     },
-    Remove {
-        slot: u32,
-        although_in_use: bool,
-    },
+    /// A second secret, where there is one, is what this machine's backups open it with.
+    Remove { slot: u32, although_in_use: bool },
     Restore {
         kept: OsString,
         /// The sequence that was shown to the user; `None`: no header was readable.
@@ -170,6 +168,8 @@ pub(super) enum VolumeReply {
     },
     /// Store, lock, header and volume are open.
     Ready(ContainerFacts),
+    /// In creation: the server is asked to give the container its name; `false`: it was not given.
+    Naming(bool),
     /// The FUSE connection is up.
     Serving,
     /// On the descriptor socket is a pipe with the volume key in it.
@@ -194,6 +194,8 @@ pub(super) enum VolumeReply {
 pub(super) struct AbortReport {
     /// In creation: what had been made is removed.
     pub removed: bool,
+    /// In creation: the container has its name, and is whole.
+    pub made: bool,
     /// The lock is released.
     pub lock_released: bool,
 }

@@ -1,17 +1,16 @@
 //! `sprat key header-backup` and `header-restore`: a header kept elsewhere, and put back.
 
 use serde_json::json;
-use sprat_luks::{Header, HeaderBackup};
+use sprat_luks::{Header, HeaderBackup, LuksErrorKind};
 use sprat_store::StoreFile;
 
 use super::super::context::Context;
 use super::{change_header, judged, open, state_dir};
 use crate::args::{KeyHeaderBackupArgs, KeyHeaderRestoreArgs};
-use crate::kept_header::{self, Which};
 use crate::key_notes::KeyNotes;
 use crate::output::{exit_json, text};
 use crate::session::{HeaderChange, PinPolicy};
-use crate::{Exit, Failure, pinned, reach, terminal};
+use crate::{Exit, Failure, kept_header, pinned, reach, terminal};
 
 pub(super) fn backup(context: &Context, args: &KeyHeaderBackupArgs) -> Result<Exit, Failure> {
     let resolved = context.resolve(&args.target)?;
@@ -52,25 +51,47 @@ fn whole(header: &Header, file: &dyn StoreFile) -> Result<HeaderBackup, Failure>
         .with_hint("nothing was written. Run it again"))
 }
 
+/// What lies where the header belongs.
+enum LiesThere {
+    /// One that can be of this container.
+    Own(Box<Header>),
+    /// Something else, in words.
+    Another(String),
+}
+
+impl LiesThere {
+    fn look(file: &dyn StoreFile, policy: &PinPolicy) -> Result<Self, Failure> {
+        Ok(match Header::load(&reach::HeaderBytes(file)) {
+            Ok(present) if policy.fits(&present).is_ok() => Self::Own(Box::new(present)),
+            Ok(present) => Self::Another(format!(
+                "a header of another container lies there and goes away: {}",
+                present.uuid()
+            )),
+            Err(error) if error.kind() == LuksErrorKind::Read => return Err(error.into()),
+            Err(error) => Self::Another(format!(
+                "no header of this container lies there, and what does goes away: {error}"
+            )),
+        })
+    }
+
+    fn header(&self) -> Option<&Header> {
+        match self {
+            Self::Own(header) => Some(header),
+            Self::Another(_) => None,
+        }
+    }
+}
+
 pub(super) fn restore(context: &Context, args: &KeyHeaderRestoreArgs) -> Result<Exit, Failure> {
     let resolved = context.resolve(&args.target)?;
     let file = open(&resolved)?;
-    let present = match reach::header(&*file) {
-        Ok(header) => Some(header),
-        Err(failure) if matches!(failure.exit, Exit::Damaged | Exit::NoContainer) => {
-            context
-                .output
-                .warning(&format!("no header can be read there: {}", failure.what));
-            None
-        }
-        Err(failure) => return Err(failure),
-    };
+    let fingerprint = context.global.fingerprint.as_deref();
+    let policy = pinned::policy(&state_dir(context), &resolved.target, fingerprint)?;
+    let lies_there = LiesThere::look(&*file, &policy)?;
     let path = match &args.file {
         Some(path) => context.environment.absolute(path),
         None => {
-            let fingerprint = context.global.fingerprint.as_deref();
-            let policy = pinned::policy(&state_dir(context), &resolved.target, fingerprint)?;
-            let uuid = match (&policy, &present) {
+            let uuid = match (&policy, lies_there.header()) {
                 (PinPolicy::Known(pins), _) => pins.uuid.clone(),
                 (_, Some(header)) => header.uuid().to_owned(),
                 _ => {
@@ -80,26 +101,30 @@ pub(super) fn restore(context: &Context, args: &KeyHeaderRestoreArgs) -> Result<
                     );
                 }
             };
-            kept_header::path(&state_dir(context), &uuid, Which::Newest)
+            kept_header::newest(&state_dir(context), &uuid)
         }
     };
     let from = kept_header::load(&kept_header::open(&path)?, &path)?;
-    if let Some(present) = &present
+    // Known by its pins or by the sheet, it was judged already; that of the kept one comes later.
+    if let Some(present) = lies_there.header()
         && from.uuid() != present.uuid()
     {
         return Err(another(&from, present));
     }
     let secret = context.secret(&resolved)?;
     let notes = KeyNotes::load(&state_dir(context), from.uuid());
-    for line in difference(&from, present.as_ref(), &notes) {
-        context.output.note(&line);
+    for line in difference(&from, &lies_there, &notes) {
+        match args.yes {
+            true => context.output.note(&line),
+            false => context.output.asked_about(&line),
+        }
     }
     if !args.yes && !confirmed(context)? {
         return Err(Failure::interrupted().with_hint("nothing was changed"));
     }
     let change = HeaderChange::Restore {
         kept: path.clone(),
-        shown: present.as_ref().map(Header::sequence_id),
+        shown: lies_there.header().map(Header::sequence_id),
     };
     let changed = change_header(context, &resolved, &secret, &change)?;
     let json = json!({
@@ -109,12 +134,17 @@ pub(super) fn restore(context: &Context, args: &KeyHeaderRestoreArgs) -> Result<
         "file": path,
         "sequence": changed.facts.pins.sequence_id,
         "opened_by": changed.slot,
+        "replaced": changed.replaced,
     });
     let said = format!(
         "put the header of {} back; the given key opens slot {}\n",
         resolved.target, changed.slot
     );
     context.output.result(&said, &json)?;
+    if let Some(replaced) = &changed.replaced {
+        let kept = format!("what lay there before is kept in {}", replaced.display());
+        context.output.note(&kept);
+    }
     Ok(Exit::Done)
 }
 
@@ -138,7 +168,8 @@ fn confirmed(context: &Context) -> Result<bool, Failure> {
 }
 
 /// What would change, in lines.
-fn difference(from: &Header, present: Option<&Header>, notes: &KeyNotes) -> Vec<String> {
+fn difference(from: &Header, lies_there: &LiesThere, notes: &KeyNotes) -> Vec<String> {
+    let present = lies_there.header();
     let now = present.map(Header::slots).unwrap_or_default();
     let then = from.slots();
     let words = |slot: &sprat_luks::Slot| match notes.of(&slot.mark) {
@@ -152,14 +183,17 @@ fn difference(from: &Header, present: Option<&Header>, notes: &KeyNotes) -> Vec<
         },
         None => slot.kdf.clone(),
     };
-    let mut lines = vec![match present {
-        Some(present) => format!(
+    let mut lines = match lies_there {
+        LiesThere::Own(present) => vec![format!(
             "the header there has sequence {}, the kept one {}",
             present.sequence_id(),
             from.sequence_id()
-        ),
-        None => format!("the kept header has sequence {}", from.sequence_id()),
-    }];
+        )],
+        LiesThere::Another(what) => vec![
+            what.clone(),
+            format!("the kept header has sequence {}", from.sequence_id()),
+        ],
+    };
     let has = |slots: &[sprat_luks::Slot], mark: &str| slots.iter().any(|slot| slot.mark == mark);
     for slot in &then {
         let what = if has(&now, &slot.mark) {

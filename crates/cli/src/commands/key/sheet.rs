@@ -1,28 +1,29 @@
 //! `sprat key sheet` and `sprat key rehearse`: the recovery sheet printed again, and proved.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde_json::json;
-use sprat_luks::{Pins, RecoveryKey, Secret, SectorCipher};
+use sprat_luks::{Header, Pins, RecoveryKey, Secret, SectorCipher};
 use sprat_store::{ReadClass, StoreFile};
 use zeroize::Zeroizing;
 
 use super::super::context::{Context, Resolved};
-use super::{judged, open, state_dir};
+use super::{check_typed, judged, open, state_dir};
 use crate::args::{KeySheetArgs, KeyTargetArgs};
-use crate::config;
-use crate::key_notes::KeyNotes;
+use crate::key_notes::{KeyKind, KeyNote, KeyNotes};
 use crate::output::exit_json;
 use crate::secrets::{self, SecretSource};
 use crate::sheet::Sheet;
-use crate::{Exit, Failure, reach, sheet_page, terminal};
+use crate::{Exit, Failure, reach, session, sheet_page, terminal};
 
 /// A sheet that is to be shown.
 pub(in crate::commands) struct Shown<'s> {
     pub resolved: &'s Resolved,
     pub pins: &'s Pins,
+    /// A key file that opens it, and its hash.
+    pub key_file: Option<(PathBuf, String)>,
     pub recovery: Option<&'s str>,
     /// The page's file, made already.
     pub page: Option<(&'s File, &'s Path)>,
@@ -40,7 +41,6 @@ impl Shown<'_> {
             .strftime("%Y-%m-%d %H:%M:%S UTC")
             .to_string();
         let jobs = jobs(context, self.resolved);
-        let key_file = key_file(self.resolved);
         let sheet = Sheet {
             target: &self.resolved.target,
             ssh_command: &self.resolved.ssh_command,
@@ -48,7 +48,8 @@ impl Shown<'_> {
             recovery_key: self
                 .recovery
                 .unwrap_or("____-____-____-____-____-____-____-____-____-____"),
-            key_file: key_file
+            key_file: self
+                .key_file
                 .as_ref()
                 .map(|(path, sha256)| (path.as_path(), sha256.as_str())),
             jobs: &jobs,
@@ -78,16 +79,51 @@ pub(in crate::commands) fn jobs(context: &Context, resolved: &Resolved) -> Vec<S
         .collect()
 }
 
-/// The key file that this machine opens the container with, and its hash.
-fn key_file(resolved: &Resolved) -> Option<(std::path::PathBuf, String)> {
-    let SecretSource::KeyFile(path) = &resolved.secret else {
+/// The key file that this machine opens the container with, and its hash; only one that does open
+/// it goes onto a sheet.
+fn key_file(
+    context: &Context,
+    resolved: &Resolved,
+    opens: impl FnOnce(&Secret) -> Result<(), Failure>,
+) -> Option<(PathBuf, String)> {
+    let ((SecretSource::KeyFile(path), _) | (_, SecretSource::KeyFile(path))) =
+        (&resolved.own_secret, &resolved.secret)
+    else {
         return None;
     };
-    let bytes = Zeroizing::new(std::fs::read(path).ok()?);
-    Some((
-        path.clone(),
-        secrets::sha256_hex(&Secret::key_file(bytes.to_vec())),
-    ))
+    let source = SecretSource::KeyFile(path.clone());
+    let opened = context.fetch(&source).and_then(|secret| {
+        opens(&secret)?;
+        Ok(secrets::sha256_hex(&secret))
+    });
+    match opened {
+        Ok(sha256) => Some((path.clone(), sha256)),
+        Err(failure) => {
+            context.output.warning(&format!(
+                "the key file {} is not on the sheet, because it opens nothing: {}",
+                path.display(),
+                failure.what
+            ));
+            None
+        }
+    }
+}
+
+/// The same right after `secret` has opened the container.
+pub(super) fn key_file_now(
+    context: &Context,
+    resolved: &Resolved,
+    secret: &Secret,
+) -> Option<(PathBuf, String)> {
+    key_file(context, resolved, |own| {
+        if own.expose() == secret.expose() {
+            return Ok(());
+        }
+        let file = open(resolved)?;
+        let header = judged(context, resolved, &*file)?;
+        header.unlock(&reach::HeaderBytes(&*file), own)?;
+        Ok(())
+    })
 }
 
 pub(super) fn print_again(context: &Context, args: &KeySheetArgs) -> Result<Exit, Failure> {
@@ -111,9 +147,14 @@ pub(super) fn print_again(context: &Context, args: &KeySheetArgs) -> Result<Exit
         None => None,
     };
     let pins = header.pins();
+    let key_file = key_file(context, &resolved, |own| {
+        header.unlock(&reach::HeaderBytes(&*file), own)?;
+        Ok(())
+    });
     let shown = Shown {
         resolved: &resolved,
         pins: &pins,
+        key_file,
         recovery: recovery.as_ref().map(RecoveryKey::text),
         page: page.as_ref().map(|(file, path)| (file, path.as_path())),
     };
@@ -132,23 +173,7 @@ pub(super) fn print_again(context: &Context, args: &KeySheetArgs) -> Result<Exit
 
 /// What a person reads off the sheet: never what the config or a default would take.
 fn from_the_sheet(context: &Context) -> Result<SecretSource, Failure> {
-    let global = &context.global;
-    let absolute = |path: &std::path::PathBuf| context.environment.absolute(path);
-    Ok(
-        match (
-            &global.key_file,
-            &global.passphrase_file,
-            &global.passphrase_command,
-        ) {
-            (Some(path), _, _) => SecretSource::KeyFile(absolute(path)),
-            (_, Some(path), _) => SecretSource::PassphraseFile(absolute(path)),
-            (_, _, Some(text)) => SecretSource::PassphraseCommand(
-                config::split_words(text)
-                    .map_err(|what| Failure::usage(format!("--passphrase-command: {what}")))?,
-            ),
-            (None, None, None) => SecretSource::Terminal,
-        },
-    )
+    Ok(context.named_source()?.unwrap_or(SecretSource::Terminal))
 }
 
 fn recovery_key(context: &Context) -> Result<RecoveryKey, Failure> {
@@ -158,7 +183,7 @@ fn recovery_key(context: &Context) -> Result<RecoveryKey, Failure> {
                 .with_hint("leave --key-file out and type the recovery key; or --without-secret"),
         );
     }
-    let secret = from_the_sheet(context)?.fetch(context.output, &context.interrupt)?;
+    let secret = context.fetch(&from_the_sheet(context)?)?;
     std::str::from_utf8(secret.expose())
         .ok()
         .and_then(|typed| RecoveryKey::parse(typed).ok())
@@ -179,26 +204,22 @@ pub(super) fn rehearse(context: &Context, args: &KeyTargetArgs) -> Result<Exit, 
         }
         _ => String::new(),
     };
-    let secret = source.fetch(context.output, &context.interrupt)?;
+    let secret = context.fetch(&source)?;
     let file = open(&resolved)?;
     let header = judged(context, &resolved, &*file)?;
     if !typed.is_empty() {
-        header.check_fingerprint(&typed)?;
+        check_typed(context, &resolved, &header, &typed)?;
     }
     let (slot, key) = header.unlock_by(&reach::HeaderBytes(&*file), &secret)?;
     let cipher = SectorCipher::new(&key, &header)?;
     drop(key);
-    let payload = header.geometry(file.len()?)?;
-    let reads = file_system_is_there(&*file, payload.offset_bytes, &cipher)?;
-    let slots = header.slots();
-    let mark = slots.iter().find(|found| found.number == slot);
-    let state_dir = state_dir(context);
-    let mut notes = KeyNotes::load(&state_dir, header.uuid());
-    if let Some(found) = mark {
-        notes.prove(&found.mark, Timestamp::now());
-        // Only for the list: the proof itself counts.
-        let _ = notes.store(&state_dir, header.uuid());
-    }
+    check_file_system(&*file, &header, &cipher).map_err(|failure| {
+        failure.context(format!(
+            "the key opens {} (slot {slot}), but not all of its volume is there",
+            resolved.target
+        ))
+    })?;
+    note_proof(context, &header, slot, kind_of(&source, &secret));
     let json = json!({
         "command": "key rehearse",
         "result": exit_json(Exit::Done),
@@ -206,15 +227,11 @@ pub(super) fn rehearse(context: &Context, args: &KeyTargetArgs) -> Result<Exit, 
         "uuid": header.uuid(),
         "fingerprint": header.pins().fingerprint(),
         "slot": slot,
-        "file_system": reads,
+        "file_system": true,
     });
-    let volume = if reads {
-        "and the file system behind it reads"
-    } else {
-        "but behind it lies no ext4 file system"
-    };
     let said = format!(
-        "the key opens {} (slot {slot}), {volume}\nits fingerprint is {}\n",
+        "the key opens {} (slot {slot}), and the file system behind it reads\n\
+         its fingerprint is {}\n",
         resolved.target,
         header.pins().fingerprint()
     );
@@ -222,14 +239,60 @@ pub(super) fn rehearse(context: &Context, args: &KeyTargetArgs) -> Result<Exit, 
     Ok(Exit::Done)
 }
 
-/// Whether ext4's magic number decrypts (Documentation/filesystems/ext4/super.rst, `s_magic`).
-fn file_system_is_there(
+/// What was typed, or read from where it was named.
+fn kind_of(source: &SecretSource, secret: &Secret) -> KeyKind {
+    let typed = std::str::from_utf8(secret.expose());
+    match source {
+        SecretSource::KeyFile(_) => KeyKind::KeyFile,
+        _ if typed.is_ok_and(|typed| RecoveryKey::parse(typed).is_ok()) => KeyKind::Recovery,
+        _ => KeyKind::Passphrase,
+    }
+}
+
+/// Only for the list: the proof itself counts.
+fn note_proof(context: &Context, header: &Header, slot: u32, kind: KeyKind) {
+    let slots = header.slots();
+    let Some(found) = slots.iter().find(|found| found.number == slot) else {
+        return;
+    };
+    let state_dir = state_dir(context);
+    let mut notes = KeyNotes::load(&state_dir, header.uuid());
+    if notes.of(&found.mark).is_none() {
+        notes.note(KeyNote {
+            mark: found.mark.clone(),
+            kind,
+            label: None,
+            added: None,
+            proved: None,
+        });
+    }
+    notes.prove(&found.mark, Timestamp::now());
+    let _ = notes.store(&state_dir, header.uuid());
+}
+
+/// Whether the beginning of the file system decrypts, and the file is as long as that says.
+fn check_file_system(
     file: &dyn StoreFile,
-    offset: u64,
+    header: &Header,
     cipher: &SectorCipher,
-) -> Result<bool, Failure> {
+) -> Result<(), Failure> {
+    let file_bytes = file.len()?;
+    let payload = header.geometry(file_bytes)?;
     let mut block = [0; 4096];
-    file.read_at(offset, &mut block, ReadClass::Demand)?;
+    file.read_at(payload.offset_bytes, &mut block, ReadClass::Demand)?;
     cipher.decrypt(0, &mut block)?;
-    Ok(block[1024 + 0x38..1024 + 0x3a] == 0xEF53_u16.to_le_bytes())
+    match session::ext4_bytes(&block[1024..2048]) {
+        Some(needed) if needed > payload.len_bytes => {
+            let needed = payload.offset_bytes.saturating_add(needed);
+            Err(session::truncated(file_bytes, needed))
+        }
+        Some(_) => Ok(()),
+        None => Err(
+            Failure::new(Exit::Damaged, "behind it lies no ext4 file system").with_hint(
+                "nothing was changed. The key is right; the beginning of the volume was \
+                 overwritten or damaged on the server: look for another copy of the container \
+                 there, and check the server's disk",
+            ),
+        ),
+    }
 }

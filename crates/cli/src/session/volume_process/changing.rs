@@ -3,9 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sprat_luks::{
-    FormatOptions, Header, HeaderRead, HeaderWrite, LuksErrorKind, Secret, SectorCipher, SlotKind,
-};
+use sprat_luks::{FormatOptions, Header, HeaderWrite, LuksError, LuksErrorKind, Secret, SlotKind};
 use sprat_store::{Access, ReadClass, Store, StoreFile};
 use sprat_volume::{Fenced, Session as _};
 
@@ -15,15 +13,17 @@ use super::super::protocol::{ChangeStart, VolumeStart};
 use super::connection::HeaderBytes;
 use super::hold::{Hold, keep_renewing};
 use super::opening::{
-    Known, Reached, check_writable, ext4_bytes, facts, hold, open_volume, reach, stat_container,
-    wait_for_quiet,
+    Known, Reached, check_writable, facts, hold, open_volume, reach, stat_container, wait_for_quiet,
 };
 use super::stop::{Say, Stop};
-use crate::kept_header::{self, Which};
+use crate::kept_header::{self, Kept};
 use crate::{Exit, Failure};
 
-const HALF_WAY: &str = "the container opens with every key that stays, and holds every snapshot. \
-                        Run the same command again: it goes on where this one stopped";
+const HALF_WAY: &str = "The container opens with every key that stays, and holds every snapshot; the \
+                        same command run again goes on where this one stopped";
+
+/// As many as LUKS2 has (cryptsetup: lib/luks2/luks2.h, `LUKS2_KEYSLOTS_MAX`).
+const SLOTS_MAX: usize = 32;
 
 /// Carries the change out. What fails leaves no lock, unless bytes may still be under way.
 pub(super) fn change(
@@ -58,20 +58,33 @@ pub(super) fn change(
 }
 
 /// A container whose header is being changed.
-struct Work<'w> {
-    start: &'w VolumeStart,
-    hold: &'w Arc<Hold>,
+pub(super) struct Work<'w> {
+    pub(super) start: &'w VolumeStart,
+    pub(super) hold: &'w Arc<Hold>,
     store: Arc<dyn Store>,
-    file: Arc<dyn StoreFile>,
-    stop: &'w Stop,
+    pub(super) file: Arc<dyn StoreFile>,
+    pub(super) stop: &'w Stop,
     say: &'w Say,
 }
 
 /// What the change came to.
-struct Done {
+#[derive(Default)]
+pub(super) struct Done {
     slot: u32,
     as_before: bool,
     repaired: bool,
+    /// Where what lay there before a restore is kept.
+    replaced: Option<PathBuf>,
+}
+
+impl Done {
+    /// A header was put back, and what lay there before is kept in that file.
+    pub(super) fn put_back(replaced: PathBuf) -> Self {
+        Self {
+            replaced: Some(replaced),
+            ..Self::default()
+        }
+    }
 }
 
 impl<'w> Work<'w> {
@@ -118,11 +131,12 @@ impl<'w> Work<'w> {
                 slot,
                 although_in_use,
             } => {
-                let (done, mark) = self.remove(*slot, *although_in_use, secret(0)?)?;
+                let used_here = secrets.get(1).filter(|_| !although_in_use);
+                let (done, mark) = self.remove(*slot, *although_in_use, secret(0)?, used_here)?;
                 return self.report(&done, Some(mark));
             }
             ChangeStart::Restore { kept, shown } => {
-                let done = self.restore(Path::new(kept), *shown, secret(0)?)?;
+                let done = self.put_back(Path::new(kept), *shown, secret(0)?)?;
                 (done, secret(0)?)
             }
         };
@@ -131,13 +145,13 @@ impl<'w> Work<'w> {
         self.report(&Done { slot, ..done }, None)
     }
 
-    fn bytes(&self) -> HeaderBytes<'_> {
+    pub(super) fn bytes(&self) -> HeaderBytes<'_> {
         HeaderBytes(&*self.file)
     }
 
     /// The header as it lies there, both copies good, and what a dead session left settled.
     fn present(&self) -> Result<(Header, bool), Failure> {
-        let header = Header::load(&self.bytes())?;
+        let header = Header::load(&self.bytes()).map_err(|error| Failure::of_key_work(&error))?;
         compare_with_pins(self.start, &header, self.say)?;
         self.settle(&header)?;
         let repair = header.repair()?;
@@ -149,7 +163,7 @@ impl<'w> Work<'w> {
     }
 
     /// The bytes that a dead session had under way in the volume are the volume's business.
-    fn settle(&self, header: &Header) -> Result<(), Failure> {
+    pub(super) fn settle(&self, header: &Header) -> Result<(), Failure> {
         let file_bytes = self.file.len()?;
         self.hold.learn(header.pins(), file_bytes);
         if self.hold.record().suspects().is_empty() {
@@ -179,26 +193,51 @@ impl<'w> Work<'w> {
         options: &FormatOptions,
     ) -> Result<Done, Failure> {
         let (header, repaired) = self.present()?;
-        let (_, key) = header.unlock_by(&self.bytes(), present)?;
-        match header.unlock_by(&self.bytes(), new) {
-            Ok((slot, _)) => {
-                return Ok(Done {
-                    slot,
-                    as_before: true,
-                    repaired,
-                });
-            }
-            Err(error) if error.kind() == LuksErrorKind::WrongSecret => {}
-            Err(error) => return Err(error.into()),
+        let opened = header.unlock_by(&self.bytes(), present);
+        let (_, key) = opened.map_err(|error| Failure::of_key_work(&error))?;
+        if let Some(slot) = self.opened_by(&header, new, kind)? {
+            return Ok(Done {
+                slot,
+                as_before: true,
+                repaired,
+                ..Done::default()
+            });
+        }
+        if header.slots().len() >= SLOTS_MAX {
+            return Err(
+                Failure::usage(format!("all {SLOTS_MAX} key slots are used")).with_hint(
+                    "nothing was changed. `sprat key list` shows them, `sprat key remove` makes \
+                     room",
+                ),
+            );
         }
         let writes = header.add_slot(&key, new, kind, options)?;
         drop(key);
-        self.change(&header, Which::Newest, &writes)?;
+        self.change(&header, None, &writes)?;
         Ok(Done {
-            slot: 0,
-            as_before: false,
             repaired,
+            ..Done::default()
         })
+    }
+
+    /// The slot that a key which is to be added opens already.
+    fn opened_by(
+        &self,
+        header: &Header,
+        new: &Secret,
+        kind: SlotKind,
+    ) -> Result<Option<u32>, Failure> {
+        // Nobody has had that one before.
+        if kind == SlotKind::Recovery {
+            return Ok(None);
+        }
+        match header.unlock_by(&self.bytes(), new) {
+            Ok((slot, _)) => Ok(Some(slot)),
+            // A slot that can't be tried is no reason against another one.
+            Err(LuksError::KdfTooCostly { .. } | LuksError::KernelOnly { .. }) => Ok(None),
+            Err(error) if error.kind() == LuksErrorKind::WrongSecret => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn remove(
@@ -206,18 +245,21 @@ impl<'w> Work<'w> {
         slot: u32,
         although_in_use: bool,
         present: &Secret,
+        used_here: Option<&Secret>,
     ) -> Result<(Done, String), Failure> {
         let (header, repaired) = self.present()?;
         let slots = header.slots();
-        let (opened_by, _) = header.unlock_by(&self.bytes(), present)?;
+        let opened = header.unlock_by(&self.bytes(), present);
+        let (opened_by, _) = opened.map_err(|error| Failure::of_key_work(&error))?;
         let done = |as_before| Done {
             slot,
             as_before,
             repaired,
+            ..Done::default()
         };
         let Some(found) = slots.iter().find(|found| found.number == slot) else {
-            // The session that died may have come to its end.
-            if repaired || self.hold.took_over() {
+            // The session that died may have come to its end: it kept the header as it was first.
+            if (repaired || self.hold.took_over()) && self.was_kept(&header, slot) {
                 return Ok((done(true), String::new()));
             }
             return Err(Failure::usage(format!("there is no key slot {slot}"))
@@ -237,8 +279,19 @@ impl<'w> Work<'w> {
                  and be sure that you have another key",
             ));
         }
+        if let Some(used_here) = used_here
+            && header.unlock_slot(&self.bytes(), used_here, slot).is_ok()
+        {
+            return Err(Failure::usage(format!(
+                "key slot {slot} is the one that this machine's backups open"
+            ))
+            .with_hint(
+                "nothing was changed. Its key is the one in the config, or the default key file: \
+                 let another one take its place first; or insist with --although-in-use",
+            ));
+        }
         let writes = header.remove_slot(slot)?;
-        self.change(&header, Which::Newest, &writes)?;
+        self.change(&header, Some(slot), &writes)?;
         let left = self.read_again()?;
         if opened_by != slot {
             left.unlock(&self.bytes(), present)?;
@@ -246,111 +299,45 @@ impl<'w> Work<'w> {
         Ok((done(false), found.mark.clone()))
     }
 
-    fn restore(&self, path: &Path, shown: Option<u64>, proof: &Secret) -> Result<Done, Failure> {
-        let kept = kept_header::open(path)?;
-        let from = kept_header::load(&kept, path)?;
-        self.check_kept(&from)?;
-        let present = match Header::load(&self.bytes()) {
-            Ok(present) => Some(present),
-            Err(error) if error.kind() == LuksErrorKind::Read => return Err(error.into()),
-            // That is what the kept one is for.
-            Err(_) => None,
-        };
-        if present.as_ref().map(Header::sequence_id) != shown {
-            return Err(Failure::failed("the header was changed in the meantime")
-                .with_hint("nothing was changed by this run. Look again and decide anew"));
-        }
-        let key = from
-            .unlock(&kept, proof)
-            .map_err(|error| Failure::from(&error).context("the kept header does not open"))?;
-        let cipher = SectorCipher::new(&key, &from)?;
-        drop(key);
-        if present.is_none() && matches!(self.start.pins, PinPolicy::TrustOnce) {
-            self.check_fits(&from, &cipher)?;
-        }
-        self.settle(&from)?;
-        let known = match &self.start.pins {
-            PinPolicy::Known(pins) => pins.sequence_id,
-            _ => 0,
-        };
-        let bytes = self.bytes();
-        let there = present
-            .as_ref()
-            .map(|present| (present, &bytes as &dyn HeaderRead));
-        let writes = from
-            .restore(&kept, there, known, proof, &[])
-            .map_err(|error| {
-                Failure::from(&error).context("the kept header can't be put back here")
-            })?;
-        match &present {
-            // The newest one may be what is put back.
-            Some(present) => self.change(present, Which::BeforeRestore, &writes)?,
-            None => self.write(&writes)?,
-        }
-        Ok(Done {
-            slot: 0,
-            as_before: false,
-            repaired: false,
-        })
+    /// Whether the newest header that this machine keeps had that slot.
+    fn was_kept(&self, header: &Header, slot: u32) -> bool {
+        let path = kept_header::newest(&self.state_dir(), header.uuid());
+        kept_header::open(&path)
+            .and_then(|file| kept_header::load(&file, &path))
+            .is_ok_and(|kept| kept.slots().iter().any(|kept| kept.number == slot))
     }
 
-    /// Refuses a header that is another container's.
-    fn check_kept(&self, from: &Header) -> Result<(), Failure> {
-        let compared = match &self.start.pins {
-            PinPolicy::Known(pins) => {
-                let mut pins = pins.clone();
-                // A kept header is an old one by its nature.
-                pins.sequence_id = 0;
-                from.check_pins(&pins)
-            }
-            PinPolicy::Expect(fingerprint) => from.check_fingerprint(fingerprint),
-            PinPolicy::TrustOnce => Ok(()),
-        };
-        compared.map_err(|error| {
-            Failure::from(&error)
-                .context("the kept header is not this container's")
-                .with_hint("nothing was changed")
-        })
-    }
-
-    /// With neither pins nor a header to compare with, the volume itself must fit the key.
-    fn check_fits(&self, from: &Header, cipher: &SectorCipher) -> Result<(), Failure> {
-        let payload = from.geometry(self.file.len()?)?;
-        let mut block = [0; 4096];
-        self.file
-            .read_at(payload.offset_bytes, &mut block, ReadClass::Demand)?;
-        cipher.decrypt(0, &mut block)?;
-        if ext4_bytes(&block[1024..2048]).is_some() {
-            return Ok(());
-        }
-        Err(Failure::new(
-            Exit::Damaged,
-            "the kept header's key does not fit this container's volume",
-        )
-        .with_hint(
-            "nothing was changed. If it is this container's all the same, give --fingerprint from \
-             its recovery sheet",
-        ))
+    pub(super) fn state_dir(&self) -> PathBuf {
+        PathBuf::from(&self.start.state_dir)
     }
 
     /// Keeps the present header on this machine, then writes.
     fn change(
         &self,
         present: &Header,
-        which: Which,
+        going: Option<u32>,
         writes: &[HeaderWrite],
     ) -> Result<(), Failure> {
-        let state_dir = PathBuf::from(&self.start.state_dir);
-        kept_header::keep(&state_dir, present, &self.bytes(), which)?;
+        self.keep_newest(present, going)?;
         self.stop.check()?;
         self.write(writes)
     }
 
+    /// Keeps it as the newest, and tells where slots are not what they were.
+    fn keep_newest(&self, header: &Header, going: Option<u32>) -> Result<PathBuf, Failure> {
+        let kept = kept_header::keep_newest(&self.state_dir(), header, &self.bytes(), going)?;
+        let Kept { path, differ } = kept;
+        if let Some((slots, kept)) = differ {
+            self.say.notice(Notice::SlotsDiffer { slots, kept });
+        }
+        Ok(path)
+    }
+
     /// Writes in order, each step durable before the next; then reads it back. From the first
     /// write on nobody is asked whether to stop: what follows is short.
-    fn write(&self, writes: &[HeaderWrite]) -> Result<(), Failure> {
+    pub(super) fn write(&self, writes: &[HeaderWrite]) -> Result<(), Failure> {
         self.say.phase(Phase::Syncing);
-        let half_way = |failure: Failure| failure.with_hint(HALF_WAY);
+        let half_way = |failure: Failure| failure.with_more_hint(HALF_WAY);
         for write in writes {
             let done = match write {
                 HeaderWrite::Write(extent) => self.write_extent(extent.offset, &extent.bytes),
@@ -415,8 +402,7 @@ impl<'w> Work<'w> {
 
     fn report(&self, done: &Done, mark: Option<String>) -> Result<HeaderChanged, Failure> {
         let header = self.read_again()?;
-        let state_dir = PathBuf::from(&self.start.state_dir);
-        let kept = kept_header::keep(&state_dir, &header, &self.bytes(), Which::Newest);
+        let kept = self.keep_newest(&header, None);
         let slots = header.slots();
         let slot = slots.iter().find(|slot| slot.number == done.slot);
         let mark = mark.or_else(|| Some(slot?.mark.clone()));
@@ -428,6 +414,7 @@ impl<'w> Work<'w> {
             mark: mark.unwrap_or_default(),
             as_before: done.as_before,
             repaired: done.repaired,
+            replaced: done.replaced.clone(),
             kept: kept.map_err(|failure| failure.to_string()),
             lock_left: None,
         })

@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use sprat_luks::{Extent, FormatOptions, Header, Pins, Secret, SectorCipher, SlotKind, format};
 use sprat_store::{Access, FileName, ReadClass, Store, StoreErrorKind, StoreFile};
 
 use super::super::options::{Notice, Phase, SIZE_BYTES_MIN};
-use super::super::protocol::{CreateStart, VolumeStart};
+use super::super::protocol::{CreateStart, VolumeReply, VolumeStart};
 use super::connection::{HeaderBytes, unfinished_name};
 use super::hold::{Hold, HoldParts, keep_renewing};
 use super::opening::{
@@ -15,7 +16,7 @@ use super::opening::{
     tell_overcommit,
 };
 use super::stop::{Say, Stop};
-use crate::kept_header::{self, Which};
+use crate::kept_header;
 use crate::{Exit, Failure};
 
 /// A container that is being made.
@@ -26,6 +27,8 @@ pub(super) struct Making {
     state_dir: PathBuf,
     /// Bytes of the header that were sent.
     pub header_bytes: u64,
+    /// The server was asked to give the container its name.
+    naming: AtomicBool,
 }
 
 /// Makes the file, its header and an empty volume. What fails leaves neither file nor lock.
@@ -94,7 +97,9 @@ fn refuse_existing(start: &VolumeStart, store: &dyn Store) -> Result<(), Failure
     match store.stat(&start.target.name) {
         Ok(_) => Err(Failure::failed(format!("{} exists already", start.target)).with_hint(
             "init never overwrites, and nothing was changed. Choose another name, or remove the \
-             old container on the server yourself",
+             old container on the server yourself. If an init made it that was cut off before it \
+             showed the sheet: `sprat key add TARGET --new-recovery` makes a recovery key and shows \
+             one",
         )),
         Err(error) if error.kind() == StoreErrorKind::NotFound => Ok(()),
         Err(error) => Err(Failure::from(&error)),
@@ -160,6 +165,7 @@ fn fill(
         secrets: slots.into_iter().map(|(secret, _)| secret).collect(),
         state_dir: PathBuf::from(&start.state_dir),
         header_bytes,
+        naming: AtomicBool::new(false),
     };
     Ok((opened, making))
 }
@@ -186,50 +192,80 @@ fn flush_folder(store: &dyn Store, say: &Say) -> Result<(), Failure> {
     }
 }
 
-/// Reads the header back from the server, opens it with every secret, and gives the container its
-/// name. The volume must be closed by now.
-pub(super) fn publish(making: &Making, hold: &Hold, stop: &Stop, say: &Say) -> Result<(), Failure> {
-    say.phase(Phase::Publishing);
-    let store = hold.store();
-    let file = store.open(hold.file_name(), Access::ReadOnly)?;
-    for extent in &making.header {
-        let mut found = vec![0; extent.bytes.len()];
-        file.read_at(extent.offset, &mut found, ReadClass::Demand)?;
-        if found != extent.bytes {
-            return Err(Failure::new(
-                Exit::Damaged,
-                format!(
-                    "the header does not read back as it was written (offset {})",
-                    extent.offset
-                ),
-            )
-            .with_hint("the new container was removed; check the server's disk"));
+impl Making {
+    /// Reads the header back from the server, opens it with every secret, and gives the container
+    /// its name. The volume must be closed by now.
+    pub(super) fn publish(&self, hold: &Hold, stop: &Stop, say: &Say) -> Result<(), Failure> {
+        say.phase(Phase::Publishing);
+        let store = hold.store();
+        let file = store.open(hold.file_name(), Access::ReadOnly)?;
+        for extent in &self.header {
+            let mut found = vec![0; extent.bytes.len()];
+            file.read_at(extent.offset, &mut found, ReadClass::Demand)?;
+            if found != extent.bytes {
+                return Err(Failure::new(
+                    Exit::Damaged,
+                    format!(
+                        "the header does not read back as it was written (offset {})",
+                        extent.offset
+                    ),
+                )
+                .with_hint("the new container was removed; check the server's disk"));
+            }
         }
-    }
-    let bytes = HeaderBytes(&*file);
-    let header = Header::load(&bytes)?;
-    header.check_pins(&making.pins)?;
-    for secret in &making.secrets {
+        let bytes = HeaderBytes(&*file);
+        let header = Header::load(&bytes)?;
+        header.check_pins(&self.pins)?;
+        for secret in &self.secrets {
+            stop.check()?;
+            header.unlock(&bytes, secret)?;
+        }
+        // Without it nothing is lost yet; the next change of keys tries again.
+        if let Err(failure) = kept_header::keep_newest(&self.state_dir, &header, &bytes, None) {
+            let causes = failure.causes.join("; ");
+            say.notice(Notice::HeaderNotKept {
+                reason: format!("{}: {causes}", failure.what),
+            });
+        }
+        drop(file);
         stop.check()?;
-        header.unlock(&bytes, secret)?;
+        hold.still_ours()?;
+        self.give_name(&*store, hold, say)?;
+        flush_folder(&*store, say)
     }
-    // Without it nothing is lost yet; the next change of keys tries again.
-    let _ = kept_header::keep(&making.state_dir, &header, &bytes, Which::Newest);
-    drop(file);
-    stop.check()?;
-    hold.still_ours()?;
-    match store.rename_new(hold.file_name(), hold.container()) {
-        Ok(()) => {}
-        Err(error) if error.kind() == StoreErrorKind::AlreadyExists => {
-            return Err(Failure::failed(format!(
-                "{} appeared while the new container was being made",
-                hold.container()
-            ))
-            .with_hint("it was left as it is; the new container was removed"));
+
+    /// From the request on the container may have its name, whatever becomes of the answer.
+    fn give_name(&self, store: &dyn Store, hold: &Hold, say: &Say) -> Result<(), Failure> {
+        let naming = |naming| {
+            self.naming.store(naming, Ordering::SeqCst);
+            say.reply(&VolumeReply::Naming(naming));
+        };
+        naming(true);
+        match store.rename_new(hold.file_name(), hold.container()) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == StoreErrorKind::AlreadyExists => {
+                naming(false);
+                Err(Failure::failed(format!(
+                    "{} appeared while the new container was being made",
+                    hold.container()
+                ))
+                .with_hint("it was left as it is; the new container was removed"))
+            }
+            Err(error) => Err(Failure::from(&error)),
         }
-        Err(error) => return Err(Failure::from(&error)),
     }
-    flush_folder(&*store, say)
+
+    /// Whether the container has its name; `None`: the server doesn't tell.
+    pub(super) fn is_named(&self, hold: &Hold) -> Option<bool> {
+        if !self.naming.load(Ordering::SeqCst) {
+            return Some(false);
+        }
+        match hold.store().stat(hold.container()) {
+            Ok(_) => Some(true),
+            Err(error) if error.kind() == StoreErrorKind::NotFound => Some(false),
+            Err(_) => None,
+        }
+    }
 }
 
 /// Removes what was made and gives the lock back. Bytes that are still under way go into a file

@@ -12,6 +12,7 @@ mod hold;
 mod lengthen;
 mod making;
 pub(super) mod opening;
+mod putting_back;
 pub(super) mod reserve;
 pub(super) mod rewrite;
 pub(super) mod room;
@@ -362,7 +363,7 @@ impl Served {
         });
         self.close_volume()?;
         if let Some(making) = &self.making {
-            making::publish(making, &self.hold, &self.stop, &self.say)?;
+            making.publish(&self.hold, &self.stop, &self.say)?;
         }
         if asked.is_some_and(|asked| !asked.join().unwrap_or(false)) {
             reserve::make_if_missing(self.reserve_bytes, &self.hold);
@@ -412,9 +413,14 @@ impl Served {
     fn give_up(&mut self) -> AbortReport {
         self.stop.request();
         let mut report = AbortReport::default();
-        if self.making.is_some() {
-            report.removed = making::undo(&self.hold).is_ok();
-            report.lock_released = report.removed;
+        if let Some(making) = &self.making {
+            report.lock_released = making::undo(&self.hold).is_ok();
+            // A line that is lost isn't asked once more.
+            if report.lock_released {
+                let named = making.is_named(&self.hold);
+                report.made = named == Some(true);
+                report.removed = named == Some(false);
+            }
         } else {
             report.lock_released =
                 self.access == Access::ReadWrite && matches!(self.hold.release(), Ok(true));

@@ -495,7 +495,7 @@ fn check_not_truncated(
     Ok(())
 }
 
-fn truncated(file_bytes: u64, needed_bytes: u64) -> Failure {
+pub(crate) fn truncated(file_bytes: u64, needed_bytes: u64) -> Failure {
     Failure::new(
         Exit::Damaged,
         format!("the container is cut short: it has {file_bytes} bytes and needs {needed_bytes}"),
@@ -507,7 +507,7 @@ fn truncated(file_bytes: u64, needed_bytes: u64) -> Failure {
 }
 
 /// The length that an ext4 super block tells.
-pub(super) fn ext4_bytes(block: &[u8]) -> Option<u64> {
+pub(crate) fn ext4_bytes(block: &[u8]) -> Option<u64> {
     let u32_at = |at: usize| -> Option<u32> {
         Some(u32::from_le_bytes(block.get(at..at + 4)?.try_into().ok()?))
     };

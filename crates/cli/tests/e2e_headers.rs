@@ -1,0 +1,338 @@
+//! Headers put back where something else lies, by several machines, and after damage.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
+
+mod machine;
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::process::Command;
+
+use machine::{CONTAINER, Machine, Ran, Tmpfs};
+use sprat_luks::{Header, Secret};
+use sprat_testkit::{needs, requires};
+
+const CHEAP: &str = "--cheap-kdf-for-tests";
+const HEADER_BYTES: usize = 16 << 20;
+const RESTORE: [&str; 4] = ["key", "header-restore", CONTAINER, "--yes"];
+
+fn small() -> (Machine, String) {
+    let machine = Machine::new();
+    let recovery = machine.init(&[CONTAINER, "--size", "64M"]);
+    machine.write("recovery", &recovery);
+    (machine, recovery)
+}
+
+#[track_caller]
+fn done(machine: &Machine, arguments: &[&str]) -> Ran {
+    let ran = machine.sprat(arguments);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    ran
+}
+
+/// Which of the keys open the file as it lies there.
+fn opens(machine: &Machine, file: &str, key: &Secret) -> bool {
+    let file = File::open(machine.path(file)).unwrap();
+    Header::load(&file).unwrap().unlock(&file, key).is_ok()
+}
+
+/// Files of kept headers whose names have that in them.
+fn kept(machine: &Machine, what: &str) -> Vec<String> {
+    let entries = fs::read_dir(machine.path("state/headers")).unwrap();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .filter(|name| name.contains(what))
+        .map(|name| format!("state/headers/{name}"))
+        .collect();
+    names.sort();
+    names
+}
+
+fn header_bytes(machine: &Machine, name: &str) -> Vec<u8> {
+    let mut bytes = vec![0; HEADER_BYTES];
+    let file = File::open(machine.path(name)).unwrap();
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+#[test]
+fn the_right_header_goes_back_where_another_containers_lies() {
+    requires!(needs::root());
+    let (machine, recovery) = small();
+    machine.write("src/a", "alpha\n");
+    assert_eq!(machine.backup(&[]).code, 0);
+    let sheet = ["key", "sheet", CONTAINER, "--without-secret", "--json"];
+    let said = done(&machine, &sheet).json();
+    let fingerprint = said["fingerprint"].as_str().unwrap();
+    done(&machine, &["key", "header-backup", CONTAINER, "kept"]);
+    machine.init(&["store/y.luks", "--size", "64M"]);
+    let foreign = header_bytes(&machine, "store/y.luks");
+    let overwrite = || machine.container_file().write_all_at(&foreign, 0).unwrap();
+    overwrite();
+    let ran = done(&machine, &RESTORE);
+    let told = "a header of another container lies there and goes away";
+    assert!(ran.stderr.contains(told), "{}", ran.whole());
+    let recovery = Secret::passphrase(recovery);
+    assert!(opens(&machine, CONTAINER, &recovery));
+    // What it was is kept, whole.
+    let before = kept(&machine, "before-restore-foreign");
+    assert_eq!(before.len(), 1);
+    let theirs = fs::read(machine.path("config/keys/y.key")).unwrap();
+    assert!(opens(&machine, &before[0], &Secret::key_file(theirs)));
+    machine.restores_whole(&[]);
+    // On a machine that knows nothing the sheet's fingerprint tells which of the two is right.
+    overwrite();
+    fs::remove_dir_all(machine.path("state")).unwrap();
+    fs::create_dir(machine.path("state")).unwrap();
+    let by_file = [&RESTORE[..], &["kept"]].concat();
+    let refused = machine.sprat(&by_file).failed_with(2);
+    assert!(refused.contains("another container's"), "{refused}");
+    let other = [&by_file[..], &["--fingerprint", "0000-0000"]].concat();
+    let refused = machine.sprat(&other).failed_with(13);
+    assert!(refused.contains("not this container's"), "{refused}");
+    assert!(foreign == header_bytes(&machine, CONTAINER));
+    done(
+        &machine,
+        &[&by_file[..], &["--fingerprint", fingerprint]].concat(),
+    );
+    assert!(opens(&machine, CONTAINER, &recovery));
+    machine.restores_whole(&[]);
+}
+
+#[test]
+fn the_right_header_goes_back_where_a_luks1_header_lies() {
+    requires!(needs::root(), needs::program("cryptsetup"));
+    let (machine, recovery) = small();
+    let old = File::create(machine.path("old.luks")).unwrap();
+    old.set_len(8 << 20).unwrap();
+    machine.write("pass", "correct horse battery");
+    let made = Command::new("cryptsetup")
+        .args([
+            "luksFormat",
+            "-q",
+            "--type",
+            "luks1",
+            "--pbkdf-force-iterations",
+            "1000",
+        ])
+        .arg(machine.path("old.luks"))
+        .arg(machine.path("pass"))
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let bytes = fs::read(machine.path("old.luks")).unwrap();
+    machine
+        .container_file()
+        .write_all_at(&bytes[..2 << 20], 0)
+        .unwrap();
+    // Keys of LUKS1 are not sprat's to change, whatever the mode.
+    let refused = machine.sprat(&["key", "list", CONTAINER]).failed_with(1);
+    assert!(
+        refused.contains("luksAddKey") && !refused.contains("--mode"),
+        "{refused}"
+    );
+    let ran = done(&machine, &RESTORE);
+    assert!(ran.stderr.contains("LUKS1"), "{}", ran.whole());
+    assert!(opens(&machine, CONTAINER, &Secret::passphrase(recovery)));
+    let before = kept(&machine, "before-restore-foreign");
+    let was = fs::read(machine.path(&before[0])).unwrap();
+    assert!(was[..2 << 20] == bytes[..2 << 20]);
+}
+
+#[test]
+fn each_restore_keeps_what_it_replaces() {
+    requires!(needs::root());
+    let (machine, recovery) = small();
+    done(&machine, &["key", "header-backup", CONTAINER, "kept"]);
+    machine.write("pass", "correct horse battery");
+    let add = [
+        "key",
+        "add",
+        CONTAINER,
+        CHEAP,
+        "--new-passphrase-file",
+        "pass",
+    ];
+    done(&machine, &add);
+    for _ in 0..2 {
+        done(
+            &machine,
+            &["key", "header-restore", CONTAINER, "kept", "--yes"],
+        );
+    }
+    let later = Secret::passphrase("correct horse battery".to_owned());
+    let before = kept(&machine, "before-restore-");
+    assert_eq!(before.len(), 2);
+    assert!(before.iter().any(|file| opens(&machine, file, &later)));
+    assert!(!opens(&machine, CONTAINER, &later));
+    assert!(opens(&machine, CONTAINER, &Secret::passphrase(recovery)));
+}
+
+#[test]
+fn a_restore_by_one_machine_locks_no_other_out() {
+    requires!(needs::root());
+    let (machine, _) = small();
+    let other = ["--state-dir", "state-of-the-other"];
+    let on_other = |arguments: &[&str]| machine.sprat(&[&other[..], arguments].concat());
+    // The other machine knows newer headers than this one.
+    machine.write("pass", "correct horse battery");
+    let add = [
+        "key",
+        "add",
+        CONTAINER,
+        CHEAP,
+        "--new-passphrase-file",
+        "pass",
+    ];
+    for change in [&add[..], &["key", "remove", CONTAINER, "2"], &add] {
+        let ran = on_other(change);
+        assert_eq!(ran.code, 0, "{}", ran.whole());
+    }
+    let newest = header_bytes(&machine, CONTAINER);
+    machine
+        .container_file()
+        .write_all_at(&vec![0; 1 << 20], 0)
+        .unwrap();
+    done(&machine, &RESTORE);
+    let ran = on_other(&["key", "list", CONTAINER]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = on_other(&["snapshots", CONTAINER]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    // An old header that comes from nobody's restore is refused, with the way out.
+    machine.container_file().write_all_at(&newest, 0).unwrap();
+    let refused = on_other(&["key", "list", CONTAINER]).failed_with(13);
+    assert!(refused.contains("`sprat key header-restore`"), "{refused}");
+    let ran = on_other(&RESTORE);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert_eq!(on_other(&["key", "list", CONTAINER]).code, 0);
+    assert_eq!(machine.sprat(&["key", "list", CONTAINER]).code, 0);
+}
+
+#[test]
+fn a_slot_that_was_damaged_on_the_server_is_told_and_its_good_copy_kept() {
+    requires!(needs::root());
+    let (machine, recovery) = small();
+    let recovery = Secret::passphrase(recovery);
+    let area = {
+        let file = machine.container_file();
+        let header = Header::load(&file).unwrap();
+        let (slot, _) = header.unlock_by(&file, &recovery).unwrap();
+        assert_eq!(slot, 1);
+        header.areas()[1].start
+    };
+    machine
+        .container_file()
+        .write_all_at(&[0xa5; 4096], area)
+        .unwrap();
+    assert!(!opens(&machine, CONTAINER, &recovery));
+    machine.write("pass", "correct horse battery");
+    let add = [
+        "key",
+        "add",
+        CONTAINER,
+        CHEAP,
+        "--new-passphrase-file",
+        "pass",
+    ];
+    let ran = done(&machine, &add);
+    assert!(
+        ran.stderr.contains("the area of key slot 1"),
+        "{}",
+        ran.whole()
+    );
+    let good = kept(&machine, ".differs-");
+    assert_eq!(good.len(), 1);
+    assert!(opens(&machine, &good[0], &recovery));
+    // It is told once: the next change finds what is known.
+    let ran = done(&machine, &["key", "remove", CONTAINER, "2"]);
+    assert!(!ran.stderr.contains("the area of"), "{}", ran.whole());
+    done(
+        &machine,
+        &["key", "header-restore", CONTAINER, &good[0], "--yes"],
+    );
+    assert!(opens(&machine, CONTAINER, &recovery));
+}
+
+#[test]
+fn a_held_container_keeps_its_keys() {
+    requires!(needs::root());
+    let (machine, _) = small();
+    machine.write("pass", "correct horse battery");
+    done(&machine, &["key", "header-backup", CONTAINER, "kept"]);
+    fs::create_dir(machine.path("mnt")).unwrap();
+    done(&machine, &["mount", CONTAINER, "mnt", "--rw"]);
+    let before = header_bytes(&machine, CONTAINER);
+    for change in [
+        &["add", CONTAINER, CHEAP, "--new-passphrase-file", "pass"][..],
+        &["remove", CONTAINER, "1"],
+        &["header-restore", CONTAINER, "kept", "--yes"],
+    ] {
+        let said = machine.sprat(&[&["key"], change].concat()).failed_with(11);
+        assert!(said.contains("nothing was changed"), "{said}");
+    }
+    assert!(before == header_bytes(&machine, CONTAINER));
+    done(&machine, &["umount", "mnt"]);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn keys_need_no_root() {
+    requires!(needs::root());
+    let (machine, recovery) = small();
+    machine.write("pass", "correct horse battery");
+    let owned = Command::new("chown")
+        .args(["-R", "65534:65534"])
+        .arg(machine.folder())
+        .status();
+    assert!(owned.unwrap().success());
+    let key = |arguments: &[&str]| {
+        let ran = machine.sprat_as_nobody(&[&["key"], arguments].concat());
+        assert_eq!(ran.code, 0, "{}", ran.whole());
+        ran
+    };
+    key(&["list", CONTAINER]);
+    key(&["header-backup", CONTAINER, "kept"]);
+    key(&["add", CONTAINER, CHEAP, "--new-passphrase-file", "pass"]);
+    key(&["rehearse", CONTAINER, "--passphrase-file", "pass"]);
+    key(&["remove", CONTAINER, "1"]);
+    key(&["sheet", CONTAINER, "--without-secret"]);
+    assert!(!opens(
+        &machine,
+        CONTAINER,
+        &Secret::passphrase(recovery.clone())
+    ));
+    key(&["header-restore", CONTAINER, "kept", "--yes"]);
+    assert!(opens(&machine, CONTAINER, &Secret::passphrase(recovery)));
+}
+
+#[test]
+fn a_change_that_finds_no_room_says_so_and_what_still_opens() {
+    requires!(needs::root());
+    let machine = Machine::new();
+    let disk = Tmpfs::mount(&machine.path("store"), 32);
+    let recovery = machine.init(&[CONTAINER, "--size", "64M"]);
+    machine.write("pass", "correct horse battery");
+    // Room for the lock, and not for a key slot's area.
+    let ballast = File::create(machine.path("store/ballast")).unwrap();
+    let mut filled = 0;
+    while ballast.write_all_at(&[1; 4096], filled).is_ok() {
+        filled += 4096;
+    }
+    ballast.set_len(filled - (64 << 10)).unwrap();
+    let add = [
+        "key",
+        "add",
+        CONTAINER,
+        CHEAP,
+        "--new-passphrase-file",
+        "pass",
+    ];
+    let said = machine.sprat(&add).failed_with(1);
+    for told in ["Make room on the server", "opens with every key that stays"] {
+        assert!(said.contains(told), "{said}");
+    }
+    assert!(opens(&machine, CONTAINER, &Secret::passphrase(recovery)));
+    ballast.set_len(0).unwrap();
+    done(&machine, &add);
+    drop(disk);
+}

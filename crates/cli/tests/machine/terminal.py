@@ -1,0 +1,43 @@
+# Runs a program on a terminal of its own, as a person would sit before it.
+# usage: terminal.py '[["what it shows","what is typed then"], …]' PROGRAM ARGUMENT…
+# Prints as JSON: its exit code, what the terminal showed, whether it echoed when each answer was
+# typed, and whether it does so after the program's end.
+import fcntl, json, os, pty, select, subprocess, sys, termios, time
+
+dialogue = json.loads(sys.argv[1])
+ours, theirs = pty.openpty()
+
+
+def echoes():
+    return bool(termios.tcgetattr(ours)[3] & termios.ECHO)
+
+
+def begin():
+    os.setsid()
+    fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+
+
+child = subprocess.Popen(
+    sys.argv[2:], stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=begin
+)
+shown, seen, echoed = b"", 0, []
+until = time.monotonic() + 60
+while time.monotonic() < until:
+    ended = child.poll() is not None
+    if select.select([ours], [], [], 0.05)[0]:
+        shown += os.read(ours, 65536)
+    elif ended:
+        break
+    if dialogue:
+        prompt, typed = dialogue[0]
+        at = shown.find(prompt.encode(), seen)
+        if at >= 0:
+            seen = at + len(prompt)
+            dialogue.pop(0)
+            echoed.append(echoes())
+            os.write(ours, typed.encode())
+if child.poll() is None:
+    child.kill()
+code = child.wait()
+said = shown.decode("utf-8", "replace").replace("\r\n", "\n")
+print(json.dumps({"code": code, "said": said, "echoed": echoed, "echoes_after": echoes()}))
