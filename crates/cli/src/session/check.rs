@@ -23,7 +23,7 @@ pub struct Checked {
 }
 
 /// Opens the container for reading, replays its journal locally, runs e2fsck, and then reads
-/// files as `spec` says.
+/// files as `spec` says, which is asked when their turn comes.
 pub fn check(
     options: SessionOptions,
     secret: &Secret,
@@ -33,7 +33,7 @@ pub fn check(
 ) -> Result<Checked, Failure> {
     let mut session = Session::attach(options, secret, observer, interrupt)?;
     let facts = session.facts.clone();
-    let looked = look(&mut session, spec(&facts), observer, interrupt);
+    let looked = look(&mut session, || spec(&facts), observer, interrupt);
     let closed = session.close(observer, interrupt);
     let (file_system, files) = looked?;
     closed?;
@@ -48,12 +48,12 @@ type Looked = (FileSystemCheck, Option<Result<CheckReport, Failure>>);
 
 fn look(
     session: &mut Session,
-    spec: Option<CheckSpec>,
+    spec: impl FnOnce() -> Option<CheckSpec>,
     observer: &mut dyn Observer,
     interrupt: &Interrupt,
 ) -> Result<Looked, Failure> {
     let file_system = session.look_at_file_system(observer, interrupt)?;
-    let Some(spec) = spec else {
+    let Some(spec) = spec() else {
         return Ok((file_system, None));
     };
     interrupt.check()?;

@@ -11,6 +11,7 @@ mod child;
 pub mod copy;
 mod create;
 mod crew;
+mod file_system_check;
 mod grow;
 mod link;
 mod mount;

@@ -7,7 +7,6 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
 
 use sprat_attach::{AttachError, AttachOptions, Attachment, MkfsOptions, MountOptions};
@@ -15,14 +14,12 @@ use sprat_snapshot::{Cancel, Progress};
 use zeroize::Zeroizing;
 
 use super::child::{leave_signals_to_the_session, take_sockets};
+use super::file_system_check;
 use super::link::{Receiver, Sender};
 use super::mount_keeper;
 use super::options::{Notice, VolumeRoom};
-use super::protocol::{FileSystemCheck, Mapping, WorkerOrder, WorkerReply};
+use super::protocol::{Mapping, WorkerOrder, WorkerReply};
 use crate::{Exit, Failure};
-
-/// e2fsck's report is cut after this many characters.
-const REPORT_CHARS_MAX: usize = 16 << 10;
 
 /// The longest volume key: AES-256-XTS. A pipe holds it without anybody reading.
 const KEY_BYTES_MAX: usize = 64;
@@ -173,7 +170,7 @@ impl Worker {
             }
             WorkerOrder::CheckFileSystem => {
                 let device = self.attachment()?.device().to_owned();
-                WorkerReply::Checked(check_file_system(&device)?)
+                WorkerReply::Checked(file_system_check::check(&device, &self.cancel)?)
             }
             WorkerOrder::Trim => WorkerReply::Trimmed(self.attachment()?.trim()?),
             WorkerOrder::Grow { volume_bytes } => {
@@ -321,43 +318,4 @@ impl Worker {
             .as_deref()
             .ok_or_else(|| Failure::failed("the worker was ordered out of turn: not mounted"))
     }
-}
-
-/// Replays the journal, as any mount would, then only looks. Exit 4 is "errors left uncorrected",
-/// 1 "errors corrected", which a replay may say (e2fsck(8)).
-fn check_file_system(device: &Path) -> Result<FileSystemCheck, Failure> {
-    let replay = e2fsck(&["-y", "-E", "journal_only"], device)?;
-    let look = e2fsck(&["-f", "-n"], device)?;
-    let output: String = format!("{}{}", text(&replay), text(&look))
-        .chars()
-        .take(REPORT_CHARS_MAX)
-        .collect();
-    match (replay.status.code(), look.status.code()) {
-        (Some(0 | 1), Some(code @ (0 | 4))) => Ok(FileSystemCheck {
-            clean: code == 0,
-            output,
-        }),
-        _ => Err(
-            Failure::failed(format!("e2fsck ended: {}, {}", replay.status, look.status))
-                .because(output),
-        ),
-    }
-}
-
-fn text(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
-}
-
-fn e2fsck(arguments: &[&str], device: &Path) -> Result<Output, Failure> {
-    Command::new("e2fsck")
-        .args(arguments)
-        .arg(device)
-        .env("LC_ALL", "C.UTF-8")
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| {
-            Failure::failed("can't run e2fsck")
-                .caused_by(&error)
-                .with_hint("install e2fsprogs")
-        })
 }
