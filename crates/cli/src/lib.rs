@@ -18,6 +18,7 @@ mod config;
 mod environment;
 pub mod failure;
 pub mod interrupt;
+mod kept_check;
 mod kept_header;
 mod key_notes;
 mod output;

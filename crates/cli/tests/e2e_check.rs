@@ -2,86 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
 
+mod damage;
 mod machine;
 mod stage;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::process::Command;
 
-use machine::{CONTAINER, Machine, Ran};
+use damage::{check, first_block, first_name, flip, inside, kept, snapshots, with_two_snapshots};
+use machine::CONTAINER;
 use sprat_testkit::{needs, requires};
-use stage::plain::PlainVolume;
-
-/// Where the payload of the containers that sprat makes begins.
-const PAYLOAD_BYTES: u64 = 16 << 20;
-
-/// Two snapshots of `src`, with a file of some blocks.
-fn with_two_snapshots() -> Machine {
-    let machine = Machine::new();
-    machine.init(&[CONTAINER, "--size", "256M"]);
-    machine.write("src/a", "alpha\n");
-    machine.write("src/folder/victim", vec![b'v'; 100_000]);
-    machine.write("src/folder/other", vec![b'o'; 50_000]);
-    for _ in 0..2 {
-        assert_eq!(machine.backup(&[]).code, 0);
-        std::thread::sleep(std::time::Duration::from_millis(1100));
-    }
-    machine
-}
-
-/// Asks debugfs for the first block of something in the volume, decrypted offline.
-fn first_block(machine: &Machine, request: &str) -> u64 {
-    let image = machine.path("plain");
-    let key = machine.path("config/keys/x.key");
-    let plain = PlainVolume::export(&machine.path(CONTAINER), &key, &image);
-    let asked = Command::new("debugfs")
-        .args(["-R", request])
-        .arg(&image)
-        .output()
-        .unwrap();
-    drop(plain);
-    let answer = String::from_utf8_lossy(&asked.stdout).into_owned();
-    let block = answer.split_whitespace().find_map(|word| word.parse().ok());
-    block.unwrap_or_else(|| panic!("{request}: {answer}"))
-}
-
-/// Flips some bytes of a block, as a disk does that forgets.
-fn flip(container: &Path, block: u64) {
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .open(container)
-        .unwrap();
-    let at = PAYLOAD_BYTES + block * 4096 + 512;
-    let mut bytes = [0; 16];
-    file.read_exact_at(&mut bytes, at).unwrap();
-    bytes.iter_mut().for_each(|byte| *byte ^= 0x55);
-    file.write_all_at(&bytes, at).unwrap();
-}
-
-fn snapshots(machine: &Machine) -> Vec<String> {
-    let listed = machine.sprat(&["snapshots", CONTAINER, "--json"]).json();
-    let all = listed["snapshots"].as_array().unwrap().iter();
-    all.map(|entry| entry["folder"].as_str().unwrap().to_owned())
-        .collect()
-}
-
-fn check(machine: &Machine, more: &[&str]) -> Ran {
-    let mut all = vec!["check", CONTAINER, "--json"];
-    all.extend(more);
-    machine.sprat(&all)
-}
-
-fn first_name(list: &serde_json::Value) -> String {
-    list["names"][0].as_str().unwrap_or_default().to_owned()
-}
-
-/// The name of a file of `src` within a snapshot.
-fn inside(machine: &Machine, name: &str) -> String {
-    format!("{}/{name}", machine.path("src").display())
-}
 
 #[test]
 fn a_whole_container_checks_clean_and_is_not_written_to() {
@@ -154,6 +84,13 @@ fn a_flipped_block_of_a_file_is_found_and_named_in_each_snapshot() {
         .collect();
     assert_eq!(files["affected"]["names"], serde_json::json!(expected));
 
+    // A quick look, which can't see it, doesn't take its place.
+    assert_eq!(check(&machine, &[]).code, 0);
+    let kept = kept(&machine);
+    assert_eq!(kept["quick"]["exit"], "done");
+    assert_eq!(kept["read_data"]["exit"], "damaged");
+    assert_eq!(kept["read_data"]["result"]["files"]["damaged"]["count"], 1);
+
     // A file that was changed since is told from one that was damaged.
     machine.write("src/folder/other", vec![b'n'; 50_000]);
     fs::remove_file(machine.path("src/a")).unwrap();
@@ -171,6 +108,7 @@ fn a_flipped_block_of_a_file_is_found_and_named_in_each_snapshot() {
     );
     assert!(first_name(&files["gone"]).ends_with("/a"), "{files}");
     let shown = machine.sprat(&["check", CONTAINER, "--read-data"]);
+    assert_eq!(shown.code, 13, "{}", shown.whole());
     assert!(shown.stdout.contains("What to do"), "{}", shown.whole());
     machine.nothing_is_left();
 }
@@ -214,6 +152,10 @@ fn a_damaged_header_copy_and_a_cut_file_are_told() {
     file.set_len(100 << 20).unwrap();
     let cut = check(&machine, &[]).failed_with(13);
     assert!(cut.contains("cut short"), "{cut}");
+    let kept = kept(&machine);
+    assert_eq!(kept["quick"]["exit"], "damaged");
+    let failure = &kept["quick"]["result"]["failure"]["what"];
+    assert!(failure.as_str().unwrap().contains("cut short"), "{kept}");
 }
 
 #[test]
@@ -222,9 +164,12 @@ fn a_check_that_ran_out_of_time_goes_on_at_the_next() {
     let machine = with_two_snapshots();
     let none = check(&machine, &["--read-data", "--max-duration", "0"]).json();
     assert_eq!(none["files"]["finished"], false);
-    assert_eq!(none["files"]["files_read"], 0);
+    assert_eq!(none["files"]["files_read"], 1, "however short its time is");
     let all = check(&machine, &["--read-data"]).json();
     assert_eq!(all["files"]["finished"], true);
+    assert_eq!(all["files"]["files_before"], 1);
+    let ran = check(&machine, &["--max-duration", "1h"]).failed_with(2);
+    assert!(ran.contains("--read-data"), "{ran}");
     let kept = fs::read_dir(machine.path("state/checks")).unwrap().count();
-    assert_eq!(kept, 2, "checksums, and the last result");
+    assert_eq!(kept, 2, "checksums, and the last results");
 }

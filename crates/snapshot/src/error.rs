@@ -114,6 +114,9 @@ pub enum SnapshotError {
     /// Somebody asked to stop a prune. What was begun is gone on with by the next run or prune.
     #[error("interrupted")]
     PruneCancelled,
+    /// Somebody asked to stop a check. What was read is noted.
+    #[error("interrupted")]
+    CheckCancelled,
     /// The machine failed (pipes, processes, memory).
     #[error("{op}")]
     System { op: &'static str, source: io::Error },
@@ -209,7 +212,10 @@ impl SnapshotError {
             }
             Self::DestinationFull { .. } | Self::DestinationRefused { .. } => Kind::Destination,
             Self::Busy { .. } => Kind::Busy,
-            Self::Cancelled | Self::RestoreCancelled | Self::PruneCancelled => Kind::Cancelled,
+            Self::Cancelled
+            | Self::RestoreCancelled
+            | Self::PruneCancelled
+            | Self::CheckCancelled => Kind::Cancelled,
             Self::System { .. } => Kind::System,
         }
     }
@@ -243,6 +249,9 @@ impl SnapshotError {
                 "Nothing was changed. The path is the one in the source; `sprat mount` lets you look round."
             }
             Self::Cancelled => "What was copied is kept, and the next run goes on from there.",
+            Self::CheckCancelled => {
+                "Nothing was changed. What was read is noted; the same command goes on where this one stopped."
+            }
             Self::PruneCancelled => {
                 "What is to be kept is whole. What was begun is no snapshot any more; the next prune or backup removes the rest of it."
             }

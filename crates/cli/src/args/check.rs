@@ -2,34 +2,39 @@
 
 use std::time::Duration;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 
 use super::TARGET_HELP;
 
 /// Arguments of `check`.
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("files").args(["read_data", "against_source"])))]
 pub struct CheckArgs {
     /// The container.
     #[arg(help = TARGET_HELP)]
     pub target: String,
-    /// Also read every file of every snapshot, and compare it with its checksum of earlier checks
+    /// Also read every file in the volume, and compare it with its checksum of earlier checks
     #[arg(long)]
     pub read_data: bool,
     /// Also compare the latest snapshot of this job with the files that it was made from
-    #[arg(long, value_name = "JOB", conflicts_with = "read_data")]
+    #[arg(long, value_name = "JOB")]
     pub against_source: Option<String>,
-    /// Begin nothing more after so long, such as 45m or 2h; the next check goes on there
-    #[arg(long, value_name = "TIME", value_parser = parse_time, requires = "read_data")]
+    /// Begin no more files after so long, such as 45m or 2h; the same command goes on there
+    #[arg(long, value_name = "TIME", value_parser = parse_time, requires = "files")]
     pub max_duration: Option<Duration>,
 }
 
 pub(super) const CHECK_EXAMPLES: &str = "\
-Nothing is written to the server. Exit code 13 tells of damage, which is named.
+Nothing is written to the server. Exit code 13 tells of damage, which is named. Without an option
+only the metadata is read, to the end: there is no limit to its time, and Ctrl-C harms nothing.
 
 Examples:
   sprat check home
   sprat check home --read-data --max-duration 2h
   sprat check home --against-source www";
+
+/// Ten years: a longer time is a typing error.
+const TIME_S_MAX: u64 = 10 * 365 * 86400;
 
 /// `90`, `90s`, `45m`, `2h` or `1d`.
 fn parse_time(text: &str) -> Result<Duration, String> {
@@ -47,8 +52,10 @@ fn parse_time(text: &str) -> Result<Duration, String> {
     let number: u64 = number
         .parse()
         .map_err(|_| "a number with s, m, h or d behind it is meant".to_owned())?;
-    let seconds = number.checked_mul(seconds).ok_or("that is too long")?;
-    Ok(Duration::from_secs(seconds))
+    match number.checked_mul(seconds) {
+        Some(seconds @ 0..=TIME_S_MAX) => Ok(Duration::from_secs(seconds)),
+        _ => Err("that is too long".to_owned()),
+    }
 }
 
 #[cfg(test)]
@@ -75,6 +82,8 @@ mod tests {
             "2é",
             "99999999999999999999",
             "999999999999999999d",
+            "200000000000000d",
+            "3651d",
         ] {
             assert!(parse_time(text).is_err(), "{text}");
         }

@@ -1,7 +1,8 @@
 //! `sprat check`: looks whether a container is whole, down to every file if asked for.
 
 use std::fmt::Write as _;
-use std::time::Instant;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -9,15 +10,20 @@ use sprat_snapshot::{CheckReport, CheckSpec, CheckWhat, JobName, NameList};
 
 use super::context::{Context, Resolved};
 use crate::args::CheckArgs;
+use crate::kept_check::{self, KeptCheck, KeptChecks, Kind};
 use crate::output::{Reporter, exit_json, failure_json, text};
 use crate::session::check::{Checked, check};
-use crate::session::{Access, Notice, Observer, Phase, SessionProgress};
-use crate::{Exit, Failure, state_file};
+use crate::session::{Access, ContainerFacts, Notice, Observer, Phase, PinPolicy, SessionProgress};
+use crate::{Exit, Failure};
 
 /// Names that are shown; JSON has more.
 const NAMES_SHOWN: usize = 20;
 
+/// A line that is lost costs no more than this of what was read.
+const NOTE_INTERVAL: Duration = Duration::from_secs(120);
+
 pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> {
+    let begun = Instant::now();
     let resolved = context.resolve(&args.target)?;
     let what = match (&args.against_source, args.read_data) {
         (Some(job), _) => Some(CheckWhat::AgainstSource(
@@ -29,29 +35,33 @@ pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> 
     let secret = context.secret(&resolved)?;
     let options = context.session_options(&resolved, Access::ReadOnly)?;
     let (state_dir, policy) = (options.state_dir.clone(), options.pins.clone());
-    let begun = Instant::now();
     let mut seen = Seen {
         reporter: Reporter::new(context.output, ""),
         header: Vec::new(),
     };
-    let spec = |facts: &crate::session::ContainerFacts| {
-        what.clone().map(|what| CheckSpec {
+    // Asked when files are to be read: what was before counts.
+    let spec = |facts: &ContainerFacts| {
+        what.map(|what| CheckSpec {
+            known: sums(&state_dir, &facts.uuid, &what),
             what,
-            known: state_dir
-                .join("checks")
-                .join(format!("{}.sums", facts.uuid)),
             duration_max: args.max_duration,
+            duration_over: begun.elapsed(),
+            note_interval: NOTE_INTERVAL,
         })
     };
     let checked = check(options, &secret, spec, &mut seen, &context.interrupt);
     seen.reporter.clear();
-    let checked = checked?;
-    context.remember(&state_dir, &resolved, &policy, &checked.facts);
-    let exit = if is_damaged(&checked, &seen.header) {
-        Exit::Damaged
-    } else {
-        Exit::Done
+    let checked = match checked {
+        Ok(checked) => checked,
+        Err(failure) => {
+            if let (Exit::Damaged, PinPolicy::Known(pins)) = (failure.exit, &policy) {
+                keep_failure(context, &state_dir, &pins.uuid, &failure);
+            }
+            return Err(failure);
+        }
     };
+    context.remember(&state_dir, &resolved, &policy, &checked.facts);
+    let exit = exit_of(is_damaged(&checked, &seen.header));
     let json = json!({
         "command": "check",
         "result": exit_json(exit),
@@ -70,19 +80,25 @@ pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> 
             Some(Err(failure)) => json!({ "failure": failure_json(failure) }),
         },
     });
-    let kept = state_dir
-        .join("checks")
-        .join(format!("{}.json", checked.facts.uuid));
-    if let Err(error) = state_file::write(&kept, &json) {
-        let path = kept.display();
-        context
-            .output
-            .warning(&format!("the result can't be kept in {path}: {error}"));
-    }
+    keep(context, args, &state_dir, &checked, &seen.header, &json);
     context
         .output
         .result(&told(&resolved, args, &checked, &seen.header), &json)?;
     Ok(exit)
+}
+
+/// The file that tells the next run what was read: an unfinished one of another kind is not gone
+/// on with.
+fn sums(state_dir: &Path, uuid: &str, what: &CheckWhat) -> PathBuf {
+    let name = match what {
+        CheckWhat::Everything => format!("{uuid}.sums"),
+        CheckWhat::AgainstSource(job) => format!("{uuid}.against-{job}.sums"),
+    };
+    state_dir.join("checks").join(name)
+}
+
+fn exit_of(damaged: bool) -> Exit {
+    if damaged { Exit::Damaged } else { Exit::Done }
 }
 
 fn is_damaged(checked: &Checked, header: &[String]) -> bool {
@@ -92,6 +108,74 @@ fn is_damaged(checked: &Checked, header: &[String]) -> bool {
         Some(Err(_)) => true,
     };
     !header.is_empty() || !checked.file_system.clean || files
+}
+
+/// The result stays on this machine, for whoever asks how things stand.
+fn keep(
+    context: &Context,
+    args: &CheckArgs,
+    state_dir: &Path,
+    checked: &Checked,
+    header: &[String],
+    json: &Value,
+) {
+    let at = Timestamp::now();
+    let uuid = &checked.facts.uuid;
+    let mut kept = kept_check::last(state_dir, uuid);
+    let quick_damaged = !header.is_empty() || !checked.file_system.clean;
+    let mut quick = json.clone();
+    quick["result"] = exit_json(exit_of(quick_damaged));
+    (quick["files"], quick["against_source"]) = (Value::Null, Value::Null);
+    kept.put(
+        Kind::Quick,
+        KeptCheck {
+            at,
+            exit: exit_of(quick_damaged),
+            finished: true,
+            result: quick,
+        },
+    );
+    let kind = args
+        .against_source
+        .as_deref()
+        .map_or(Kind::ReadData, Kind::AgainstSource);
+    if let Some(files) = &checked.files {
+        let check = KeptCheck {
+            at,
+            exit: exit_of(is_damaged(checked, header)),
+            finished: files.as_ref().is_ok_and(|report| report.finished),
+            result: json.clone(),
+        };
+        kept.put(kind, check);
+    }
+    store(context, &kept, state_dir, uuid);
+}
+
+/// So does damage that ended the check: a header or a file that can't be what it was.
+fn keep_failure(context: &Context, state_dir: &Path, uuid: &str, failure: &Failure) {
+    let mut kept = kept_check::last(state_dir, uuid);
+    let check = KeptCheck {
+        at: Timestamp::now(),
+        exit: failure.exit,
+        finished: false,
+        result: json!({
+            "command": "check",
+            "result": exit_json(failure.exit),
+            "failure": failure_json(failure),
+        }),
+    };
+    kept.put(Kind::Quick, check);
+    store(context, &kept, state_dir, uuid);
+}
+
+fn store(context: &Context, kept: &KeptChecks, state_dir: &Path, uuid: &str) {
+    if let Err(error) = kept.store(state_dir, uuid) {
+        let path = kept_check::path(state_dir, uuid);
+        context.output.warning(&format!(
+            "the result can't be kept in {}: {error}",
+            path.display()
+        ));
+    }
 }
 
 fn told(resolved: &Resolved, args: &CheckArgs, checked: &Checked, header: &[String]) -> String {
@@ -167,7 +251,20 @@ fn files_told(args: &CheckArgs, report: &CheckReport) -> String {
     list(&mut out, "CAN'T BE READ", &report.unreadable);
     list(&mut out, "DAMAGED", &report.damaged);
     list(&mut out, "the damage concerns", &report.affected);
+    if report.affected_left > 0 {
+        let _ = writeln!(
+            out,
+            "time was too short to look for {} that they also have",
+            text::counted(report.affected_left, "name", "names")
+        );
+    }
     list(&mut out, "changed in the source since", &report.changed);
+    list(
+        &mut out,
+        "differ from the source although size and time are the same, so that backups miss it \
+         (`touch` them there, and the next backup copies them)",
+        &report.missed,
+    );
     list(&mut out, "gone from the source", &report.gone);
     list(
         &mut out,

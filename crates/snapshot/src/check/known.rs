@@ -122,11 +122,23 @@ impl Known {
                 self.files.insert(key, (digest, self.check));
                 Verdict::New
             }
-            Some((known, _)) if *known != digest => Verdict::Differs,
+            // As if the last check had read it: this check's next run tells it again, and no later
+            // check takes the damaged content for a new file's.
+            Some((known, check)) if *known != digest => {
+                *check = self.check.wrapping_sub(1);
+                Verdict::Differs
+            }
             Some((_, check)) => {
                 *check = self.check;
                 Verdict::Same
             }
+        }
+    }
+
+    /// A file is there and can't be read: what was known of it stays known.
+    pub(super) fn keep(&mut self, key: Key) {
+        if let Some((_, check)) = self.files.get_mut(&key) {
+            *check = self.check.wrapping_sub(1);
         }
     }
 
@@ -141,7 +153,8 @@ impl Known {
         };
         content.extend(next.to_le_bytes());
         for (key, (digest, check)) in &self.files {
-            // One check more, for what could not be read or differed this time.
+            // Met neither by this check nor by the last one. What was met and could not be read, or
+            // differed, counts as read by the last one.
             let old = self.check.wrapping_sub(*check) > 1;
             if !(finished && old) {
                 content.extend(key.0.to_le_bytes());
@@ -196,10 +209,41 @@ mod tests {
         assert_eq!(known.put(Key(1), 10), Verdict::Same);
         assert_eq!(known.put(Key(2), 21), Verdict::Differs);
         known.save(&path, true).unwrap();
-        // Damage is damage the next time, too.
-        let mut known = Known::load(&path).unwrap();
-        assert_eq!(known.put(Key(2), 21), Verdict::Differs);
         std::fs::write(&path, b"sprtchk1 torn").unwrap();
         assert_eq!(Known::load(&path).unwrap().put(Key(1), 11), Verdict::New);
+    }
+
+    #[test]
+    fn damage_is_damage_at_every_later_check() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.sums");
+        let mut known = Known::load(&path).unwrap();
+        known.put(Key(1), 10);
+        known.put(Key(2), 20);
+        known.save(&path, true).unwrap();
+        for round in 0..5 {
+            let mut known = Known::load(&path).unwrap();
+            assert_eq!(known.put(Key(1), 11), Verdict::Differs, "check {round}");
+            assert!(!known.was_read(Key(1)), "its next run tells it again");
+            // One that can't be read is there all the same.
+            known.keep(Key(2));
+            known.save(&path, true).unwrap();
+        }
+        let mut known = Known::load(&path).unwrap();
+        assert_eq!(known.put(Key(1), 10), Verdict::Same);
+        assert_eq!(known.put(Key(2), 21), Verdict::Differs);
+    }
+
+    #[test]
+    fn a_file_that_two_checks_did_not_meet_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.sums");
+        let mut known = Known::load(&path).unwrap();
+        known.put(Key(1), 10);
+        for _ in 0..3 {
+            known.save(&path, true).unwrap();
+            known = Known::load(&path).unwrap();
+        }
+        assert_eq!(known.put(Key(1), 11), Verdict::New);
     }
 }

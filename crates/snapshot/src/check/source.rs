@@ -3,104 +3,132 @@
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
-use super::Outcome;
+use super::read::{Outcome, Stop};
 use crate::name::SnapshotName;
+
+/// The live file that belongs to a snapshot's.
+pub(super) struct Source {
+    pub(super) path: PathBuf,
+    /// See [`read_after`].
+    pub(super) read_after_s: Option<i64>,
+}
 
 /// How the two stand to each other.
 pub(super) enum Compared {
     /// Byte for byte.
     Same,
-    /// The source was changed after the snapshot, by its size or one of its times.
+    /// The source was changed after the snapshot, by its size or its modification time.
     Changed,
+    /// It differs, and neither size nor time tells; it was touched since it was copied. Backups
+    /// don't copy it again.
+    Missed,
     /// There is no such source any more.
     Gone,
-    /// The source's times and size are those of the snapshot, its content is not.
+    /// It differs, and nobody touched the source since it was copied.
     Differs,
     SourceUnreadable(io::Error),
     Unreadable(io::Error),
 }
 
-/// Compares. Nobody can set a file's change time (ctime), so one older than the snapshot says that
-/// the source was left alone since; a newer one says nothing, and a difference is then a change.
+/// A second before which the source of a file with this `stat` had not yet been read: when the run
+/// began that made it. That is the newest of the job's `moments` that is no later than the file's
+/// birth; where its run's snapshot is gone an older one is found, which is just as true. The birth
+/// itself is too late: rsync reads ahead of what it writes.
+pub(super) fn read_after(stat: &fs::Metadata, moments: &[SnapshotName]) -> Option<i64> {
+    let born = stat.created().ok()?.duration_since(UNIX_EPOCH).ok()?;
+    let born_s = i64::try_from(born.as_secs()).ok()?;
+    let seconds = moments.iter().map(|name| name.moment().as_second());
+    seconds.filter(|second| *second <= born_s).max()
+}
+
+/// Reads the snapshot's file to its end, and compares what can be compared. `None`: stopped.
 pub(super) fn compare(
     file: &Path,
-    source: &Path,
-    moment: SnapshotName,
+    source: &Source,
+    stop: &Stop<'_>,
     buffer: &mut [u8],
-) -> Outcome {
+) -> Option<Outcome> {
     let mut bytes = 0;
-    let is = judge(file, source, moment, buffer, &mut bytes);
-    Outcome::Compared {
-        bytes,
-        is: is.unwrap_or_else(Compared::Unreadable),
-    }
+    let is = match judge(file, source, stop, buffer, &mut bytes) {
+        Ok(is) => is?,
+        Err(error) => Compared::Unreadable(error),
+    };
+    Some(Outcome::Compared { bytes, is })
 }
 
 /// Fails where the snapshot's file can't be read.
 fn judge(
     file: &Path,
-    source: &Path,
-    moment: SnapshotName,
+    source: &Source,
+    stop: &Stop<'_>,
     buffer: &mut [u8],
     bytes: &mut u64,
-) -> io::Result<Compared> {
+) -> io::Result<Option<Compared>> {
     let kept = fs::symlink_metadata(file)?;
-    let live = match fs::symlink_metadata(source) {
-        Ok(live) => live,
-        Err(error) if is_gone(&error) => return Ok(Compared::Gone),
-        Err(error) => return Ok(Compared::SourceUnreadable(error)),
-    };
-    let times = |stat: &fs::Metadata| (stat.len(), stat.mtime(), stat.mtime_nsec());
-    let looks_same = live.is_file() && times(&kept) == times(&live);
-    let mut of_source = match File::open(source) {
-        _ if !looks_same => None,
-        Ok(open) => Some(open),
-        Err(error) if is_gone(&error) => return Ok(Compared::Gone),
-        Err(error) => return Ok(Compared::SourceUnreadable(error)),
+    let (mut live, mut so_far) = match open(&kept, &source.path) {
+        Ok(live) => (Some(live), Compared::Same),
+        Err(why) => (None, why),
     };
     let mut of_snapshot = File::open(file)?;
     let half = buffer.len() / 2;
     let (ours, theirs) = buffer.split_at_mut(half);
-    let mut same = true;
     loop {
-        let some = of_snapshot.read(ours)?;
-        if some == 0 {
-            break;
+        if stop.now() {
+            return Ok(None);
         }
+        let some = match of_snapshot.read(ours) {
+            Ok(0) => break,
+            Ok(some) => some,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
         *bytes += some as u64;
-        if let Some(live) = &mut of_source
-            && same
-        {
-            match live.read_exact(&mut theirs[..some]) {
-                Ok(()) => same = ours[..some] == theirs[..some],
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => same = false,
-                Err(error) => return Ok(Compared::SourceUnreadable(error)),
+        let Some(open) = &mut live else { continue };
+        match open.read_exact(&mut theirs[..some]) {
+            Ok(()) if ours[..some] == theirs[..some] => {}
+            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
+                (live, so_far) = (None, Compared::SourceUnreadable(error));
             }
+            _ => (live, so_far) = (None, of_difference(&kept, source)),
         }
     }
-    if of_source.is_none() {
-        return Ok(Compared::Changed);
-    }
-    if same {
-        return Ok(Compared::Same);
-    }
-    // It may have been changed while it was read.
-    let now = match fs::symlink_metadata(source) {
-        Ok(now) => now,
-        Err(_) => return Ok(Compared::Changed),
-    };
-    let touched_since = now.ctime() >= moment.moment().as_second();
-    if touched_since || times(&now) != times(&kept) {
-        return Ok(Compared::Changed);
-    }
-    Ok(Compared::Differs)
+    Ok(Some(so_far))
 }
 
-fn is_gone(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-    )
+/// Opens a source that should be the same, by its size and time.
+fn open(kept: &fs::Metadata, source: &Path) -> Result<File, Compared> {
+    let unusable = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Compared::Gone,
+        _ => Compared::SourceUnreadable(error),
+    };
+    let live = fs::symlink_metadata(source).map_err(unusable)?;
+    if !looks_the_same(kept, &live) {
+        return Err(Compared::Changed);
+    }
+    File::open(source).map_err(unusable)
+}
+
+/// What it says that the two differ. Nobody can set a file's change time (ctime): one before the
+/// copying says that the source is what it was then. One after it says nothing: it was rewritten
+/// with its times kept, or only its owner was changed.
+fn of_difference(kept: &fs::Metadata, source: &Source) -> Compared {
+    // Looked at again: it may have been changed while it was read.
+    match fs::symlink_metadata(&source.path) {
+        Ok(now) if looks_the_same(kept, &now) => {
+            if source.read_after_s.is_some_and(|read| now.ctime() < read) {
+                Compared::Differs
+            } else {
+                Compared::Missed
+            }
+        }
+        _ => Compared::Changed,
+    }
+}
+
+fn looks_the_same(kept: &fs::Metadata, live: &fs::Metadata) -> bool {
+    let about = |stat: &fs::Metadata| (stat.len(), stat.mtime(), stat.mtime_nsec());
+    live.is_file() && about(kept) == about(live)
 }

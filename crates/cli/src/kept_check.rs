@@ -1,0 +1,129 @@
+//! What the last check of each kind said of a container, kept on this machine.
+//!
+//! `checks/UUID.json` in the state folder: `quick` (header and file system; every check looks at
+//! those), `read_data`, and `against_source` with an entry a job. One kind never takes another's
+//! place: what a look at the metadata can't see stays known after it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{Exit, state_file};
+
+/// All that is kept of one container.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct KeptChecks {
+    /// Header, file length and file system.
+    pub quick: Option<KeptCheck>,
+    /// Every file read.
+    pub read_data: Option<KeptCheck>,
+    /// The latest snapshot beside its source, by job.
+    pub against_source: BTreeMap<String, KeptCheck>,
+}
+
+/// One check.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct KeptCheck {
+    /// When it ended.
+    pub at: Timestamp,
+    /// [`Exit::Done`] or [`Exit::Damaged`].
+    pub exit: Exit,
+    /// It looked at everything; else the next one goes on.
+    pub finished: bool,
+    /// The JSON that `sprat check --json` printed, or the failure that it ended with.
+    pub result: Value,
+}
+
+/// What was looked at.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Kind<'a> {
+    Quick,
+    ReadData,
+    AgainstSource(&'a str),
+}
+
+/// What is kept of the container with this UUID: nothing, where nothing usable is.
+pub(crate) fn last(state_dir: &Path, uuid: &str) -> KeptChecks {
+    let read = std::fs::read(path(state_dir, uuid)).ok();
+    read.and_then(|text| serde_json::from_slice(&text).ok())
+        .unwrap_or_default()
+}
+
+impl KeptChecks {
+    /// Takes a result. One that looked at a part and found nothing says nothing of the damage that
+    /// an earlier one found.
+    pub(crate) fn put(&mut self, kind: Kind<'_>, check: KeptCheck) {
+        let part_only = !check.finished && check.exit == Exit::Done;
+        let of_kind = match kind {
+            Kind::Quick => self.quick.as_ref(),
+            Kind::ReadData => self.read_data.as_ref(),
+            Kind::AgainstSource(job) => self.against_source.get(job),
+        };
+        if part_only && of_kind.is_some_and(|kept| kept.exit == Exit::Damaged) {
+            return;
+        }
+        match kind {
+            Kind::Quick => self.quick = Some(check),
+            Kind::ReadData => self.read_data = Some(check),
+            Kind::AgainstSource(job) => {
+                self.against_source.insert(job.to_owned(), check);
+            }
+        }
+    }
+
+    /// Keeps it.
+    pub(crate) fn store(&self, state_dir: &Path, uuid: &str) -> io::Result<()> {
+        state_file::write(&path(state_dir, uuid), self)
+    }
+}
+
+/// Where it is kept.
+pub(crate) fn path(state_dir: &Path, uuid: &str) -> PathBuf {
+    state_dir.join("checks").join(format!("{uuid}.json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(exit: Exit, finished: bool) -> KeptCheck {
+        KeptCheck {
+            at: Timestamp::UNIX_EPOCH,
+            exit,
+            finished,
+            result: Value::Null,
+        }
+    }
+
+    #[test]
+    fn damage_stays_known_until_a_whole_check_of_its_kind_finds_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut kept = last(dir.path(), "u");
+        kept.put(Kind::ReadData, check(Exit::Damaged, true));
+        kept.put(Kind::Quick, check(Exit::Done, true));
+        kept.put(Kind::AgainstSource("home"), check(Exit::Done, true));
+        kept.put(Kind::ReadData, check(Exit::Done, false));
+        kept.store(dir.path(), "u").unwrap();
+        let mut kept = last(dir.path(), "u");
+        assert_eq!(kept.read_data.as_ref().unwrap().exit, Exit::Damaged);
+        assert_eq!(kept.quick.as_ref().unwrap().exit, Exit::Done);
+        assert!(kept.against_source.contains_key("home"));
+        kept.put(Kind::ReadData, check(Exit::Done, true));
+        assert_eq!(kept.read_data.unwrap().exit, Exit::Done);
+    }
+
+    #[test]
+    fn what_an_older_sprat_kept_or_a_crash_tore_is_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("checks")).unwrap();
+        for text in ["{", "[]", r#"{"quick": 3}"#] {
+            std::fs::write(path(dir.path(), "u"), text).unwrap();
+            assert!(last(dir.path(), "u").quick.is_none());
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Finds every name of what is damaged: a file stands in each snapshot that links it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::record::NameList;
+use crate::text::escape_path;
+
+/// So many damaged files are looked for by their path in each snapshot, which is quick; more of
+/// them need a walk over everything anyway.
+const BY_PATH_MAX: usize = 1000;
+
+/// The names that were found, and how many links have names that were not.
+#[derive(Debug, Default)]
+pub(super) struct Affected {
+    pub(super) names: NameList,
+    pub(super) links_left: u64,
+}
+
+/// Looks for `bad`, inodes with one name each, below `root`. Links stand at the same path of each
+/// snapshot, but for files that the source had under several names; only for those everything is
+/// walked over, and no longer than until `stop` says so.
+pub(super) fn find(root: &Path, bad: &BTreeMap<u64, PathBuf>, stop: &dyn Fn() -> bool) -> Affected {
+    let mut found = BTreeSet::new();
+    let mut left = BTreeMap::new();
+    for (inode, path) in bad {
+        let links = fs::symlink_metadata(path).map_or(1, |stat| stat.nlink());
+        left.insert(*inode, links);
+    }
+    for (inode, path) in bad.iter().take(BY_PATH_MAX) {
+        // Its own name is known without a look, which may fail.
+        meet(path, *inode, &mut found, &mut left);
+        for other in same_path_elsewhere(root, path) {
+            if fs::symlink_metadata(&other).is_ok_and(|stat| stat.ino() == *inode) {
+                meet(&other, *inode, &mut found, &mut left);
+            }
+        }
+    }
+    walk(root, &mut found, &mut left, stop);
+    let mut names = NameList::default();
+    for path in &found {
+        names.push(escape_path(path.strip_prefix(root).unwrap_or(path)));
+    }
+    Affected {
+        names,
+        links_left: left.values().sum(),
+    }
+}
+
+fn meet(path: &Path, inode: u64, found: &mut BTreeSet<PathBuf>, left: &mut BTreeMap<u64, u64>) {
+    if let Some(links) = left.get_mut(&inode)
+        && found.insert(path.to_owned())
+    {
+        *links -= 1;
+        if *links == 0 {
+            left.remove(&inode);
+        }
+    }
+}
+
+/// `JOB/SNAPSHOT/path` in every other folder of the job.
+fn same_path_elsewhere(root: &Path, path: &Path) -> Vec<PathBuf> {
+    let Ok(inside) = path.strip_prefix(root) else {
+        return Vec::new();
+    };
+    let mut parts = inside.components();
+    let (Some(job), Some(_)) = (parts.next(), parts.next()) else {
+        return Vec::new();
+    };
+    let rest = parts.as_path();
+    let folders = fs::read_dir(root.join(job)).into_iter().flatten().flatten();
+    // Not by `latest`, which is a link.
+    folders
+        .filter(|folder| folder.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|folder| folder.path().join(rest))
+        .collect()
+}
+
+fn walk(
+    root: &Path,
+    found: &mut BTreeSet<PathBuf>,
+    left: &mut BTreeMap<u64, u64>,
+    stop: &dyn Fn() -> bool,
+) {
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            if left.is_empty() || stop() {
+                return;
+            }
+            let Ok(stat) = entry.metadata() else { continue };
+            if stat.is_dir() {
+                folders.push(entry.path());
+            } else {
+                meet(&entry.path(), stat.ino(), found, left);
+            }
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! One check's walk over the volume: which files are read, and what is made of the outcomes.
+
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError};
+use std::time::{Duration, Instant};
+
+use super::affected;
+use super::known::{Key, Known, Verdict};
+use super::read::{Outcome, Task};
+use super::source::{self, Source};
+use super::{CheckReport, CheckSpec};
+use crate::error::SnapshotError;
+use crate::name::{JobName, SnapshotName};
+use crate::spec::{Cancel, Phase, Progress};
+use crate::text::escape_path;
+
+/// How often progress is told and the wish to stop looked at.
+const TELL_INTERVAL: Duration = Duration::from_millis(200);
+/// How much longer than writing down what was read the time between must be.
+const NOTE_INTERVAL_TIMES: u32 = 20;
+/// Against a source there is no checksum to be kept, only that a file was compared.
+const COMPARED: u64 = 1;
+
+/// One check, on the thread that walks.
+pub(super) struct Run<'a> {
+    root: &'a Path,
+    spec: &'a CheckSpec,
+    pub(super) report: CheckReport,
+    pub(super) known: Known,
+    /// Something was not read after all.
+    pub(super) left_any: bool,
+    /// Inodes with several names that were met by this run.
+    seen: HashSet<u64>,
+    /// What is damaged.
+    bad_inodes: BTreeMap<u64, PathBuf>,
+    told: Instant,
+    /// When what was read was last written down.
+    note_from: Instant,
+    note_interval: Duration,
+    until: Option<Instant>,
+    /// Something is being read, or was.
+    begun: bool,
+    progress: &'a mut dyn FnMut(Progress),
+    cancel: &'a Cancel,
+}
+
+type Done = Receiver<(Task, Outcome)>;
+
+impl<'a> Run<'a> {
+    pub(super) fn begin(
+        root: &'a Path,
+        spec: &'a CheckSpec,
+        known: Known,
+        progress: &'a mut dyn FnMut(Progress),
+        cancel: &'a Cancel,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            root,
+            spec,
+            report: CheckReport::default(),
+            known,
+            left_any: false,
+            seen: HashSet::new(),
+            bad_inodes: BTreeMap::new(),
+            told: now,
+            note_from: now,
+            note_interval: spec.note_interval,
+            // One that no clock reaches is none.
+            until: spec
+                .duration_max
+                .and_then(|most| now.checked_add(most.saturating_sub(spec.duration_over))),
+            begun: false,
+            progress,
+            cancel,
+        }
+    }
+
+    /// The newest snapshots of all jobs first, then everything else. False if it was stopped before
+    /// the end.
+    pub(super) fn walk_all(
+        &mut self,
+        tasks: &SyncSender<Task>,
+        done: &Done,
+    ) -> Result<bool, SnapshotError> {
+        let root = self.root.to_owned();
+        let (mut snapshots, mut others) = (Vec::new(), Vec::new());
+        for name in self.names(&root) {
+            let path = root.join(name);
+            if !fs::symlink_metadata(&path).is_ok_and(|stat| stat.is_dir()) {
+                others.push(path);
+                continue;
+            }
+            for folder in self.names(&path) {
+                let inside = path.join(&folder);
+                match folder.to_str().map(SnapshotName::parse) {
+                    Some(Ok(moment)) => snapshots.push((moment, inside)),
+                    _ => others.push(inside),
+                }
+            }
+        }
+        snapshots.sort_by_key(|(moment, _)| std::cmp::Reverse(*moment));
+        let snapshots = snapshots.into_iter().map(|(_, path)| path);
+        for top in snapshots.chain(others) {
+            if !self.walk(&top, None, tasks, done) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The job's latest snapshot, beside its source.
+    pub(super) fn walk_job(
+        &mut self,
+        job: &JobName,
+        tasks: &SyncSender<Task>,
+        done: &Done,
+    ) -> Result<bool, SnapshotError> {
+        let folder = self.root.join(job.as_str());
+        if !folder.is_dir() {
+            return Err(SnapshotError::NoSuchJob {
+                job: job.as_str().to_owned(),
+            });
+        }
+        let names = self.names(&folder);
+        let names = names.iter().filter_map(|name| name.to_str());
+        let moments: Vec<_> = names
+            .filter_map(|name| SnapshotName::parse(name).ok())
+            .collect();
+        let latest = fs::read_link(folder.join("latest")).ok();
+        let latest = latest.as_ref().and_then(|name| name.to_str());
+        let latest = latest.and_then(|name| SnapshotName::parse(name).ok());
+        let Some(moment) = latest.or(moments.last().copied()) else {
+            return Err(SnapshotError::NoSuchSnapshot {
+                job: job.as_str().to_owned(),
+                snapshot: "latest".to_owned(),
+            });
+        };
+        let snapshot = folder.join(moment.to_string());
+        Ok(self.walk(&snapshot, Some(&moments), tasks, done))
+    }
+
+    /// Everything below `top`, a file or a folder; with `moments`, the job's snapshots, against its
+    /// source. False if it was stopped before the end.
+    fn walk(
+        &mut self,
+        top: &Path,
+        moments: Option<&[SnapshotName]>,
+        tasks: &SyncSender<Task>,
+        done: &Done,
+    ) -> bool {
+        let mut left = vec![top.to_owned()];
+        while let Some(path) = left.pop() {
+            if self.cancel.is_cancelled() || (self.begun && self.is_late()) {
+                return false;
+            }
+            self.tell();
+            let stat = match fs::symlink_metadata(&path) {
+                Ok(stat) => stat,
+                Err(error) => {
+                    self.unreadable(&path, &error);
+                    continue;
+                }
+            };
+            if stat.is_dir() {
+                let names = self.names(&path);
+                left.extend(names.into_iter().rev().map(|name| path.join(name)));
+                continue;
+            }
+            if stat.is_symlink() {
+                if let Err(error) = fs::read_link(&path) {
+                    self.unreadable(&path, &error);
+                }
+                continue;
+            }
+            if !stat.is_file() || (stat.nlink() > 1 && !self.seen.insert(stat.ino())) {
+                continue;
+            }
+            let key = Key::of(&stat);
+            if self.known.was_read(key) {
+                self.report.files_before += 1;
+                continue;
+            }
+            let source = moments.and_then(|moments| {
+                let inside = path.strip_prefix(top).ok()?;
+                Some(Source {
+                    path: Path::new("/").join(inside),
+                    read_after_s: source::read_after(&stat, moments),
+                })
+            });
+            let task = Task {
+                path,
+                inode: stat.ino(),
+                key,
+                source,
+                until: self.begin_one(),
+            };
+            self.hand_over(task, tasks, done);
+        }
+        true
+    }
+
+    fn is_late(&self) -> bool {
+        self.until.is_some_and(|until| Instant::now() >= until)
+    }
+
+    /// When the next file is not to be begun any more; the first one always is.
+    fn begin_one(&mut self) -> Option<Instant> {
+        if self.begun {
+            return self.until;
+        }
+        self.begun = true;
+        if let (Some(until), Some(most)) = (self.until, self.spec.duration_max) {
+            // Opening, or passing by what was read already, may have taken all the time.
+            self.until = Instant::now().checked_add(most / 10).max(Some(until));
+        }
+        None
+    }
+
+    /// Sorted; none of a folder that can't be read, which is reported.
+    fn names(&mut self, folder: &Path) -> Vec<OsString> {
+        let read = || -> io::Result<Vec<OsString>> {
+            fs::read_dir(folder)?
+                .map(|entry| Ok(entry?.file_name()))
+                .collect()
+        };
+        match read() {
+            Ok(mut names) => {
+                names.sort();
+                names
+            }
+            // Beside the job's folders there may be files: they are walked to as such.
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => Vec::new(),
+            Err(error) => {
+                self.unreadable(folder, &error);
+                Vec::new()
+            }
+        }
+    }
+
+    /// Waits until somebody is free, and takes what is finished meanwhile.
+    fn hand_over(&mut self, task: Task, tasks: &SyncSender<Task>, done: &Done) {
+        let mut task = task;
+        loop {
+            while let Ok((task, outcome)) = done.try_recv() {
+                self.take(&task, outcome);
+            }
+            match tasks.try_send(task) {
+                Ok(()) => return,
+                Err(TrySendError::Full(back)) => task = back,
+                Err(TrySendError::Disconnected(_)) => return,
+            }
+            if let Ok((task, outcome)) = done.recv_timeout(TELL_INTERVAL) {
+                self.take(&task, outcome);
+            }
+        }
+    }
+
+    pub(super) fn take(&mut self, task: &Task, outcome: Outcome) {
+        match outcome {
+            Outcome::Left => self.left_any = true,
+            Outcome::Read { bytes, digest } => {
+                self.report.files_read += 1;
+                self.report.bytes_read += bytes;
+                match self.known.put(task.key, digest) {
+                    Verdict::New => {}
+                    Verdict::Same => self.report.files_known += 1,
+                    Verdict::Differs => {
+                        self.report.files_known += 1;
+                        self.damaged(task, "is not what it was at an earlier check");
+                    }
+                }
+            }
+            Outcome::Unreadable(error) => self.unreadable_file(task, &error),
+            Outcome::Compared { bytes, is } => {
+                self.report.files_read += 1;
+                self.report.bytes_read += bytes;
+                self.compared(task, is);
+            }
+        }
+        self.tell();
+        if self.note_from.elapsed() >= self.note_interval {
+            let begun = Instant::now();
+            // Where it can't be written the end tells.
+            let _ = self.known.save(&self.spec.known, false);
+            let least = begun.elapsed() * NOTE_INTERVAL_TIMES;
+            self.note_interval = self.spec.note_interval.max(least);
+            self.note_from = Instant::now();
+        }
+    }
+
+    fn tell(&mut self) {
+        if self.told.elapsed() >= TELL_INTERVAL {
+            self.told = Instant::now();
+            let mut progress = Progress::begin(Phase::Checking);
+            progress.bytes_done = self.report.bytes_read;
+            progress.files_done = self.report.files_read;
+            (self.progress)(progress);
+        }
+    }
+
+    fn compared(&mut self, task: &Task, is: source::Compared) {
+        use source::Compared as C;
+        let name = self.name(&task.path);
+        match is {
+            C::Same => self.report.same += 1,
+            C::Changed => self.report.changed.push(name),
+            C::Missed => self.report.missed.push(name),
+            C::Gone => self.report.gone.push(name),
+            C::SourceUnreadable(error) => {
+                self.report
+                    .source_unreadable
+                    .push(format!("{name}: {error}"));
+            }
+            C::Unreadable(error) => {
+                self.unreadable_file(task, &error);
+                return;
+            }
+            C::Differs => {
+                self.damaged(task, "is not what its unchanged source is");
+                return;
+            }
+        }
+        // This check's next run needn't look at it again; at damage it does.
+        let _ = self.known.put(task.key, COMPARED);
+    }
+
+    fn damaged(&mut self, task: &Task, why: &str) {
+        self.bad_inodes.insert(task.inode, task.path.clone());
+        let name = self.name(&task.path);
+        self.report.damaged.push(format!("{name}: {why}"));
+    }
+
+    fn unreadable_file(&mut self, task: &Task, error: &io::Error) {
+        self.bad_inodes.insert(task.inode, task.path.clone());
+        self.known.keep(task.key);
+        self.unreadable(&task.path, error);
+    }
+
+    fn unreadable(&mut self, path: &Path, error: &io::Error) {
+        let name = self.name(path);
+        self.report.unreadable.push(format!("{name}: {error}"));
+    }
+
+    fn name(&self, path: &Path) -> String {
+        escape_path(path.strip_prefix(self.root).unwrap_or(path))
+    }
+
+    /// Notes every name of what is damaged, as far as time allows.
+    pub(super) fn name_affected(&mut self) {
+        if self.bad_inodes.is_empty() {
+            return;
+        }
+        let stop = || self.is_late() || self.cancel.is_cancelled();
+        let found = affected::find(self.root, &self.bad_inodes, &stop);
+        self.report.affected = found.names;
+        self.report.affected_left = found.links_left;
+    }
+}
