@@ -103,6 +103,10 @@ fn metadata_that_can_not_be_read_is_damage_and_kept_as_that() {
     }
     assert_eq!(check_on_bad_disk(&machine, &[], &[]).code, 0);
     assert_eq!(kept(&machine)["quick"]["exit"], "done");
+    // Without this one nothing is opened; it is damage all the same.
+    let said = check_on_bad_disk(&machine, &[0], &[]).failed_with(13);
+    assert!(said.contains("super block, can't be read"), "{said}");
+    assert_eq!(kept(&machine)["quick"]["exit"], "damaged");
     machine.nothing_is_left();
 }
 

@@ -130,7 +130,7 @@ struct ProgramEnd {
     child: Mutex<(Child, Option<ExitStatus>)>,
     heard: Arc<Mutex<Vec<u8>>>,
     /// Closing it ends the listener even if an escaped descendant keeps standard error open.
-    stop: Option<io::PipeWriter>,
+    stop: Option<PipeWriter>,
     listener: Option<JoinHandle<()>>,
 }
 
@@ -238,7 +238,7 @@ impl Drop for ProgramEnd {
 }
 
 /// Keeps the end of what the program says, until it has ended or `stopped` is closed.
-fn listen(mut stderr: ChildStderr, stopped: &io::PipeReader, heard: &Mutex<Vec<u8>>) {
+fn listen(mut stderr: ChildStderr, stopped: &PipeReader, heard: &Mutex<Vec<u8>>) {
     let mut chunk = [0; 1024];
     loop {
         let mut fds = [

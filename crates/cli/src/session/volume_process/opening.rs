@@ -7,7 +7,9 @@ use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
 use sprat_luks::{AnyHeader, CopyState, OpenedBy, Payload, Pins, Secret, SectorCipher, VolumeKey};
-use sprat_store::{FileStat, FirstLook, LocalRecord, Lock, Store, StoreErrorKind, StoreFile};
+use sprat_store::{
+    FileStat, FirstLook, LocalRecord, Lock, Store, StoreError, StoreErrorKind, StoreFile,
+};
 use sprat_volume::{Flush, Geometry, ReadOnlyOptions, Seen, Volume, VolumeOptions};
 
 use super::super::options::{Access, ContainerFacts, Notice, Phase, PinPolicy};
@@ -363,8 +365,10 @@ fn unlock(
     }
     hold.learn(pins.clone(), file_bytes);
     // Who insists on reading what another holds gets what it gets.
-    if start.access == Access::ReadOnly && !start.ignore_lock {
-        let first_block = looked.first_block(payload.offset_bytes)?;
+    if start.access == Access::ReadOnly
+        && !start.ignore_lock
+        && let Ok(first_block) = looked.first_block(payload.offset_bytes)
+    {
         hold.begin_reading(file_bytes, payload.offset_bytes, first_block);
     }
     let seen = looked.seen(payload.offset_bytes);
@@ -481,7 +485,9 @@ fn check_not_truncated(
     if payload.len_bytes < 4096 {
         return Err(truncated(file_bytes, payload.offset_bytes + 4096));
     }
-    let mut block = looked.first_block(payload.offset_bytes)?;
+    let mut block = looked
+        .first_block(payload.offset_bytes)
+        .map_err(|error| super_block_unread(&error))?;
     cipher.decrypt(0, &mut block)?;
     let Some(needed) = ext4_bytes(&block[1024..2048]) else {
         return Ok(());
@@ -493,6 +499,22 @@ fn check_not_truncated(
         ));
     }
     Ok(())
+}
+
+/// A server that answers, but can't give the block back, has a disk that lost it.
+fn super_block_unread(error: &StoreError) -> Failure {
+    if error.kind() != StoreErrorKind::Failed {
+        return error.into();
+    }
+    Failure::new(
+        Exit::Damaged,
+        "the first block of the volume, its file system's super block, can't be read",
+    )
+    .caused_by(error)
+    .with_hint(
+        "nothing was changed. Look after the server's disk, and copy the file away as far as it \
+         can be read; ext4 keeps copies of its super block (`e2fsck -b 32768`)",
+    )
 }
 
 pub(crate) fn truncated(file_bytes: u64, needed_bytes: u64) -> Failure {
