@@ -18,8 +18,9 @@ fn status_tells_room_jobs_and_lock_without_a_key() {
     // A run that fails leaves the snapshot before it known.
     std::fs::remove_dir_all(remote.machine.path("src")).unwrap();
     assert_eq!(remote.backup().code, 1);
-    std::fs::remove_dir_all(remote.machine.path("config")).unwrap();
-    std::fs::create_dir(remote.machine.path("config")).unwrap();
+    // No key lies where it is sought.
+    let key = remote.machine.path("elsewhere.key");
+    std::fs::rename(remote.machine.path("config/keys/x.key"), &key).unwrap();
 
     let ran = remote.sprat(&["status", "TARGET", "--json"]);
     assert_eq!(ran.code, 0, "{}", ran.whole());
@@ -41,7 +42,11 @@ fn status_tells_room_jobs_and_lock_without_a_key() {
     assert_eq!(job["last_snapshot"]["complete"], true, "{said}");
     assert_eq!(job["last_run"]["exit"], "failed", "{said}");
 
+    std::fs::copy(&key, remote.machine.path("key")).unwrap();
+    let ran = remote.sprat(&["check", "TARGET", "--key-file", "key"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
     let text = remote.sprat(&["status", "TARGET"]);
+    assert!(text.stdout.contains("quick: whole"), "{}", text.whole());
     assert!(text.stdout.contains("last run FAILED"), "{}", text.whole());
     let offline = remote.sprat(&["status", "TARGET", "--offline"]);
     assert!(offline.stdout.contains("not asked"), "{}", offline.whole());

@@ -12,6 +12,7 @@ use sprat_store::{Access, FileStat, SshTarget, Store, StoreError, StoreErrorKind
 
 use super::context::{Context, Resolved};
 use crate::args::StatusArgs;
+use crate::kept_check::{self, KeptCheck, KeptChecks};
 use crate::key_notes::KeyNotes;
 use crate::output::{exit_json, failure_json, text};
 use crate::session::{PinPolicy, SERVER_SPACE_LOW_BYTES, reserve_name};
@@ -34,6 +35,7 @@ struct Found {
 struct Known {
     uuid: String,
     standing: Standing,
+    checks: KeptChecks,
     proved: Option<Timestamp>,
 }
 
@@ -104,6 +106,7 @@ fn look(context: &Context, resolved: Resolved, offline: bool) -> Result<Found, F
     let known = match pinned::policy(&state_dir, &resolved.target, None)? {
         PinPolicy::Known(Pins { uuid, .. }) => Some(Known {
             standing: Standing::load(&state_dir, &uuid),
+            checks: kept_check::last(&state_dir, &uuid),
             proved: KeyNotes::load(&state_dir, &uuid).last_proved(),
             uuid,
         }),
@@ -208,6 +211,7 @@ impl Found {
             "failure": self.failure().map(failure_json),
             "volume": standing.and_then(|standing| standing.room.as_ref()),
             "jobs": standing.map(|standing| &standing.jobs),
+            "checks": self.known.as_ref().map(Known::checks_json),
             "key_proved": self.known.as_ref().and_then(|known| known.proved),
         })
     }
@@ -234,6 +238,7 @@ impl Found {
             ),
             Some(known) => {
                 row("volume", known.volume(now));
+                row("checks", known.checks(now));
                 row("keys", known.keys(now));
                 for (job, standing) in &known.standing.jobs {
                     row(&format!("job {job}"), told_job(standing, now));
@@ -316,6 +321,47 @@ impl Known {
         )
     }
 
+    /// Each kind's last one; the whole of what it said is not shown.
+    fn each_check(&self) -> impl Iterator<Item = (String, &KeptCheck)> {
+        let checks = &self.checks;
+        let quick = checks.quick.iter().map(|check| ("quick".to_owned(), check));
+        let read = checks.read_data.iter();
+        let read = read.map(|check| ("--read-data".to_owned(), check));
+        let against = checks.against_source.iter();
+        let against = against.map(|(job, check)| (format!("--against-source {job}"), check));
+        quick.chain(read).chain(against)
+    }
+
+    fn checks(&self, now: Timestamp) -> String {
+        let told: Vec<String> = self
+            .each_check()
+            .map(|(kind, check)| {
+                let found = match (check.exit, check.finished) {
+                    (Exit::Done, true) => "whole",
+                    (Exit::Done, false) => "whole as far as it came",
+                    _ => "DAMAGED",
+                };
+                format!("{kind}: {found}, {}", ago(check.at, now))
+            })
+            .collect();
+        match told.is_empty() {
+            true => "none by this machine yet: `sprat check`".to_owned(),
+            false => told.join("; "),
+        }
+    }
+
+    fn checks_json(&self) -> Value {
+        let each = self.each_check().map(|(kind, check)| {
+            let said = json!({
+                "at": check.at,
+                "result": exit_json(check.exit),
+                "finished": check.finished,
+            });
+            (kind, said)
+        });
+        each.collect::<serde_json::Map<_, _>>().into()
+    }
+
     fn keys(&self, now: Timestamp) -> String {
         match self.proved {
             Some(at) => format!("a key on paper was last proved {}", when(at, now)),
@@ -375,6 +421,7 @@ mod tests {
                 target: Target::parse("host:x.luks", std::path::Path::new("/")).unwrap(),
                 ssh_command: Vec::new(),
                 secret: SecretSource::Terminal,
+                own_secret: SecretSource::Terminal,
                 default_key_file: None,
                 insist_without_fsync: false,
             },
@@ -407,11 +454,22 @@ mod tests {
             name: "2026-11-25T13-21-01Z".to_owned(),
             complete: false,
         };
+        let kept = |exit, finished| KeptCheck {
+            at: at(0),
+            exit,
+            finished,
+            result: Value::Null,
+        };
         standing.ran("home", run(None), Some(made));
         standing.ran("www", run(Some("no \u{1b}[2Jline")), None);
         let known = Known {
             uuid: "u".to_owned(),
             standing,
+            checks: KeptChecks {
+                quick: Some(kept(Exit::Done, true)),
+                read_data: Some(kept(Exit::Damaged, false)),
+                ..KeptChecks::default()
+            },
             proved: None,
         };
         let server = Server {
@@ -433,6 +491,7 @@ mod tests {
           reserve    none: on a full disk even pruning may not work
           lock       locked since 2026-11-25 10:36 UTC, 1:10 h ago (x.luks.lock.3): a session runs, or one died
           volume     1.0 GiB of 5.0 TiB and 900 files free (2026-11-25 09:46 UTC, 2:00 h ago); NEARLY FULL: `sprat prune`, or `sprat grow`
+          checks     quick: whole, 2:00 h ago; --read-data: DAMAGED, 2:00 h ago
           keys       never rehearsed here: `sprat key rehearse` proves that the sheet opens it
           job home   last snapshot 2026-11-25T13-21-01Z, some files unread, 2:00 h ago
           job www    no snapshot by this machine yet; last run FAILED 1:00 h ago: no \u{1b}[2Jline

@@ -85,7 +85,7 @@ pub(super) fn open(
     let given_up = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let reading = Arc::clone(&store);
-        let mut ahead = Reading::Under(scope.spawn(|| {
+        let mut ahead = Reading::by(scope.spawn(|| {
             let reading = reading;
             Ahead::read(start, secret, &*reading, &given_up)
         }));
@@ -118,29 +118,30 @@ pub(super) fn open(
 }
 
 /// What is read ahead on a thread of its own.
-enum Reading<'scope> {
-    Under(ScopedJoinHandle<'scope, Option<Ahead>>),
-    Over(Option<Ahead>),
+struct Reading<'scope> {
+    thread: Option<ScopedJoinHandle<'scope, Option<Ahead>>>,
+    found: Option<Ahead>,
 }
 
-impl Reading<'_> {
+impl<'scope> Reading<'scope> {
+    fn by(thread: ScopedJoinHandle<'scope, Option<Ahead>>) -> Self {
+        Self {
+            thread: Some(thread),
+            found: None,
+        }
+    }
+
     /// Waits for it.
     fn wait(&mut self) -> Option<&Ahead> {
-        if let Self::Under(thread) = std::mem::replace(self, Self::Over(None)) {
-            *self = Self::Over(thread.join().ok().flatten());
+        if let Some(thread) = self.thread.take() {
+            self.found = thread.join().ok().flatten();
         }
-        match self {
-            Self::Over(ahead) => ahead.as_ref(),
-            Self::Under(_) => None,
-        }
+        self.found.as_ref()
     }
 
     fn end(mut self) -> Option<Ahead> {
         self.wait();
-        match self {
-            Self::Over(ahead) => ahead,
-            Self::Under(_) => None,
-        }
+        self.found
     }
 }
 
