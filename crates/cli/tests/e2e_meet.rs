@@ -1,4 +1,5 @@
-//! Sessions of two machines on one container: who slept, who only reads, and whose line is idle.
+//! Sessions whose machine, server or line was away, or who were not alone: who slept, who only reads,
+//! whose line is idle, whose server comes back without its disk.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
 
@@ -185,6 +186,41 @@ fn a_line_that_is_lost_while_nothing_is_asked_is_sought_and_the_lock_renewed() {
     });
     let ran = remote.sprat(&["umount", mnt.to_str().unwrap()]);
     assert_eq!(ran.code, 0, "{}", ran.whole());
+    remote.machine.nothing_is_left();
+}
+
+#[test]
+fn a_server_that_comes_back_without_its_disk_is_waited_for() {
+    requires!(sshd::missing(), needs::root());
+    let remote = Remote::start(&SshdOptions::default());
+    remote.init();
+    let (store, away) = (remote.machine.path("store"), remote.machine.path("away"));
+    remote.machine.write("src/large", noise(24 << 20, 3));
+    let slow = ["--write-buffer-bytes-max", "2097152", "backup", "TARGET"];
+    let mut command = remote.command(&[&slow[..], &["--name", "home", "src"]].concat());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let sprat = command.spawn().unwrap();
+    let taken = || {
+        let about = fs::metadata(store.join("x.luks")).unwrap();
+        std::os::unix::fs::MetadataExt::blocks(&about) * 512
+    };
+    let before = taken();
+    wait_until(Duration::from_secs(60), "nothing is sent", || {
+        taken() > before + (1 << 20)
+    });
+    fs::rename(&store, &away).unwrap();
+    fs::create_dir(&store).unwrap();
+    for pid in remote.sshd.session_pids() {
+        let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
+    }
+    // Some attempts find an empty mount point.
+    std::thread::sleep(Duration::from_secs(6));
+    fs::remove_dir(&store).unwrap();
+    fs::rename(&away, &store).unwrap();
+    let ended = sprat.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(0), "{said}");
+    assert!(said.contains("line lost"), "{said}");
     remote.machine.nothing_is_left();
 }
 

@@ -379,7 +379,10 @@ impl Hold {
 
     /// Opens the file on a new connection if it is still the same container, held by us.
     fn reopen(&self) -> Result<Arc<dyn StoreFile>, ReconnectError> {
-        let store = self.connection.connect().map_err(retry_or_give_up)?;
+        let store = self.connection.connect().map_err(retry_while_absent)?;
+        // A server that has just come back may not have mounted that disk yet: no container, and no
+        // lock either, which would be taken for lost.
+        store.stat(&self.file_name).map_err(retry_while_absent)?;
         self.verify_lock(&*store).map_err(|error| match error {
             LockError::Store { source, .. } => retry_or_give_up(source),
             other => {
@@ -500,6 +503,14 @@ fn retry_or_give_up(error: StoreError) -> ReconnectError {
     match error.kind() {
         StoreErrorKind::Disconnected | StoreErrorKind::Unreachable => ReconnectError::Retry(error),
         _ => ReconnectError::GiveUp(Box::new(error)),
+    }
+}
+
+/// The same while a connection is sought again: what isn't there may be there in a moment.
+fn retry_while_absent(error: StoreError) -> ReconnectError {
+    match error.kind() {
+        StoreErrorKind::NotFound | StoreErrorKind::PermissionDenied => ReconnectError::Retry(error),
+        _ => retry_or_give_up(error),
     }
 }
 
