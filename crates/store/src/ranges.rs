@@ -61,10 +61,10 @@ impl RangeSet {
     }
 
     /// Where there are more than `max` ranges, closes the smallest gaps until three quarters of
-    /// that are left, so that it is done rarely: a superset of what was there.
-    pub(crate) fn coarsen(&mut self, max: usize) {
+    /// that are left, so that it is done rarely: a superset of what was there. Returns those gaps.
+    pub(crate) fn coarsen(&mut self, max: usize) -> Vec<Range<u64>> {
         if self.0.len() <= max {
-            return;
+            return Vec::new();
         }
         let surplus = self.0.len() - (max - max / 4);
         let ranges = self.to_vec();
@@ -73,9 +73,11 @@ impl RangeSet {
             .map(|pair| pair[0].end..pair[1].start)
             .collect();
         gaps.sort_by_key(|gap| gap.end - gap.start);
-        for gap in gaps.iter().take(surplus) {
+        gaps.truncate(surplus);
+        for gap in &gaps {
             self.insert(gap);
         }
+        gaps
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -131,12 +133,16 @@ mod tests {
             for start in &starts {
                 set.insert(&(*start..*start + 3));
             }
-            let before = set.clone();
-            set.coarsen(max);
+            let mut before = set.clone();
+            let closed = set.coarsen(max);
             prop_assert!(set.to_vec().len() <= max);
             for range in before.to_vec() {
                 prop_assert!(set.covers(&range));
             }
+            for gap in &closed {
+                before.insert(gap);
+            }
+            prop_assert_eq!(before, set, "what is told is all that was added");
         }
     }
 }

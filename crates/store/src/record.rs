@@ -9,7 +9,8 @@
 //! | 0..4 | CRC-32 of bytes 4..40 |
 //! | 4..8 | kind: 1 in flight, 2 settled, 3 taking a lock, 4 lock given back or never taken, 5 boot, |
 //! | | 6 what is in flight can't arrive any more |
-//! | 8..32 | kind 1 and 2: start, end (2 with 0, 0 is "everything"); 3 and 4: number, token; 5: boot id, 0 |
+//! | 8..32 | kind 1 and 2: start, end (2 with 0, 0 is "everything"); 3 and 4: number, token; 5: boot id, 0: |
+//! | | the boot of the last holder whose bytes were not waited for, or else of the present one |
 //! | 32..40 | seconds since the epoch, for people only: clocks are set |
 //!
 //! What an entry says is true before what it announces is done, so a record that lost its last
@@ -54,6 +55,7 @@ struct Inner {
     lock_file: File,
     path: PathBuf,
     state: Mutex<State>,
+    ranges_max: usize,
     lock_is_out: AtomicBool,
     may_arrive: bool,
 }
@@ -64,8 +66,10 @@ struct State {
     len: u64,
     /// An append failed: nothing more is recorded, so nothing more may be sent.
     broken: bool,
-    /// This session has noted its boot and made that durable.
+    /// This session's first ranges are durable, and its boot with them.
     boot_noted: bool,
+    /// What the last holder sent may still arrive, and nobody has waited for it to its end.
+    owes_quiet: bool,
     content: Content,
 }
 
@@ -102,6 +106,10 @@ impl LocalRecord {
     /// The descriptor is close-on-exec: hand a duplicate of [`LocalRecord::fd`] to whom it should
     /// live in.
     pub fn open(dir: &Path, container_id: &str) -> Result<Self, LockError> {
+        Self::open_bounded(dir, container_id, RANGES_MAX)
+    }
+
+    fn open_bounded(dir: &Path, container_id: &str, ranges_max: usize) -> Result<Self, LockError> {
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         if container_id.is_empty()
             || container_id.starts_with('.')
@@ -131,7 +139,7 @@ impl LocalRecord {
             Err(errno) => return Err(failed("lock", &lock_path, errno.into())),
         }
         let path = dir.join(format!("{container_id}.record"));
-        let mut content = read_content(&path)?;
+        let mut content = read_content(&path, ranges_max)?;
         content.suspects = content.in_flight.to_vec();
         let in_order = content.suspects.is_empty() && content.takings.is_empty();
         let may_arrive = !content.quiet
@@ -142,6 +150,7 @@ impl LocalRecord {
             len,
             broken: false,
             boot_noted: false,
+            owes_quiet: may_arrive,
             content,
         };
         Ok(Self {
@@ -149,6 +158,7 @@ impl LocalRecord {
                 lock_file,
                 path,
                 state: Mutex::new(state),
+                ranges_max,
                 lock_is_out: AtomicBool::new(false),
                 may_arrive,
             }),
@@ -183,11 +193,23 @@ impl LocalRecord {
         self.inner.may_arrive
     }
 
+    /// Whether that is still so: [`LocalRecord::may_arrive`], and [`LocalRecord::quiet`] was not
+    /// called yet. Who ends in the middle of the wait leaves the lock, so that no other host writes
+    /// either; the next session of this host waits all of it again.
+    #[must_use]
+    pub fn owes_quiet(&self) -> bool {
+        self.state().owes_quiet
+    }
+
     /// Records that it can't any more, for whoever comes next.
     pub fn quiet(&self) -> Result<(), LockError> {
         let mut state = self.state();
         state.content.quiet = true;
-        self.append(&mut state, &[Entry::Quiet])
+        state.content.boot = boot_id();
+        let boot = Entry::Boot(state.content.boot);
+        self.append(&mut state, &[boot, Entry::Quiet])?;
+        state.owes_quiet = false;
+        Ok(())
     }
 
     /// Records ranges whose bytes are about to be sent. Returns once the record survives kill -9
@@ -201,7 +223,14 @@ impl LocalRecord {
                 entries.push(Entry::InFlight(range.start, range.end));
             }
         }
-        state.content.in_flight.coarsen(RANGES_MAX);
+        // A range in a gap that is closed counts as known from now on: whoever reads the record must
+        // know of it, too.
+        let closed = state.content.in_flight.coarsen(self.inner.ranges_max);
+        entries.extend(
+            closed
+                .into_iter()
+                .map(|gap| Entry::InFlight(gap.start, gap.end)),
+        );
         let was_quiet = std::mem::take(&mut state.content.quiet);
         if entries.is_empty() {
             match ranges.first() {
@@ -211,9 +240,8 @@ impl LocalRecord {
             }
         }
         let first = !state.boot_noted;
-        if first {
-            state.content.boot = boot_id();
-            entries.insert(0, Entry::Boot(state.content.boot));
+        if first && let Some(boot) = state.boot_to_note() {
+            entries.insert(0, boot);
         }
         self.append(&mut state, &entries)?;
         if first {
@@ -272,16 +300,24 @@ impl LocalRecord {
         let mut state = self.state();
         state.content.takings.push((number, token));
         state.content.quiet = false;
-        state.content.boot = boot_id();
-        let boot = Entry::Boot(state.content.boot);
-        self.append(&mut state, &[boot, Entry::Taking(number, token)])?;
+        let boot = state.boot_to_note();
+        let entries: Vec<Entry> = boot
+            .into_iter()
+            .chain([Entry::Taking(number, token)])
+            .collect();
+        self.append(&mut state, &entries)?;
         // A lock file that outlives a power cut must be known as ours.
         self.sync(&mut state)
     }
 
-    /// Records that a lock file of ours is gone, or was never made.
+    /// Records that a lock file of ours is gone, or was never made. The last one stays on record
+    /// while what an earlier holder sent was not waited for: with none, all would count as ended in
+    /// order. Its token is nobody else's, so it takes nothing over.
     pub(crate) fn not_taken(&self, number: u64, token: Token) -> Result<(), LockError> {
         let mut state = self.state();
+        if state.owes_quiet && state.content.takings == [(number, token)] {
+            return Ok(());
+        }
         state
             .content
             .takings
@@ -335,12 +371,24 @@ impl LocalRecord {
     }
 }
 
+impl State {
+    /// This boot, to be recorded; `None` while what was sent in an earlier one is not waited for:
+    /// that boot is how whoever comes next knows of it.
+    fn boot_to_note(&mut self) -> Option<Entry> {
+        if self.owes_quiet {
+            return None;
+        }
+        self.content.boot = boot_id();
+        Some(Entry::Boot(self.content.boot))
+    }
+}
+
 impl Content {
-    fn apply(&mut self, entry: Entry) {
+    fn apply(&mut self, entry: Entry, ranges_max: usize) {
         match entry {
             Entry::InFlight(start, end) => {
                 self.in_flight.insert(&(start..end));
-                self.in_flight.coarsen(RANGES_MAX);
+                self.in_flight.coarsen(ranges_max);
                 self.quiet = false;
             }
             Entry::Settled(0, 0) => self.in_flight.clear(),
@@ -384,7 +432,7 @@ impl Content {
     }
 
     /// Reads entries up to the first that is torn.
-    fn parse(bytes: &[u8]) -> Option<Self> {
+    fn parse(bytes: &[u8], ranges_max: usize) -> Option<Self> {
         let mut content = Self::default();
         let Some(entries) = bytes.strip_prefix(MAGIC) else {
             // A record that was being made when its maker was killed.
@@ -394,7 +442,7 @@ impl Content {
             let Some(entry) = Entry::parse(entry) else {
                 break;
             };
-            content.apply(entry);
+            content.apply(entry, ranges_max);
         }
         Some(content)
     }
@@ -450,7 +498,7 @@ impl Entry {
     }
 }
 
-fn read_content(path: &Path) -> Result<Content, LockError> {
+fn read_content(path: &Path, ranges_max: usize) -> Result<Content, LockError> {
     let mut bytes = Vec::new();
     let file = match File::open(path) {
         Ok(file) => file,
@@ -459,7 +507,7 @@ fn read_content(path: &Path) -> Result<Content, LockError> {
     };
     let read = file.take(RECORD_BYTES_SANE).read_to_end(&mut bytes);
     read.map_err(|source| failed("read", path, source))?;
-    Content::parse(&bytes).ok_or_else(|| {
+    Content::parse(&bytes, ranges_max).ok_or_else(|| {
         // Guessing "nothing was in flight" could cost data.
         failed(
             "read",

@@ -153,11 +153,88 @@ fn a_holder_that_died_with_its_host_is_told_even_if_its_last_entries_are_lost() 
     std::fs::write(&path, &other).unwrap();
     let record = open(dir.path());
     assert!(record.may_arrive() && record.suspects().is_empty());
+    record.quiet().unwrap();
     record.not_taken(1, Token([1; 16])).unwrap();
     assert!(
         !after_death(dir.path(), record).may_arrive(),
         "it ended in order"
     );
+}
+
+/// A record whose holder was taking lock 1 and died with its host, at another boot.
+fn dead_with_its_host(dir: &Path) -> LocalRecord {
+    let bytes: Vec<u8> = MAGIC
+        .iter()
+        .copied()
+        .chain(Entry::Boot(boot_id() ^ 1).encode(0))
+        .chain(Entry::Taking(1, Token([1; 16])).encode(0))
+        .collect();
+    std::fs::write(dir.join("id.record"), bytes).unwrap();
+    open(dir)
+}
+
+/// As [`crate::Lock`] does it: takes the next lock, clears the dead ones.
+fn take(record: &LocalRecord, number: u64) -> Token {
+    let token = Token([u8::try_from(number).unwrap(); 16]);
+    record.taking(number, token).unwrap();
+    for (other, of) in record.takings() {
+        if other != number {
+            record.not_taken(other, of).unwrap();
+        }
+    }
+    token
+}
+
+#[test]
+fn a_wait_that_was_killed_or_interrupted_is_owed_by_the_next_holder() {
+    for killed in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut record = dead_with_its_host(dir.path());
+        for number in 2..5 {
+            assert!(record.may_arrive() && record.owes_quiet(), "{number}");
+            let token = take(&record, number);
+            assert!(record.owes_quiet(), "a lock is no wait");
+            if !killed {
+                // Whatever happens to the lock: without the wait nothing ended in order.
+                record.all_settled().unwrap();
+                record.not_taken(number, token).unwrap();
+            }
+            record = after_death(dir.path(), record);
+        }
+        let token = take(&record, 5);
+        record.quiet().unwrap();
+        assert!(!record.owes_quiet() && record.may_arrive());
+        record.before_send(&[0..4096]).unwrap();
+        assert!(!record.owes_quiet(), "what is sent now is our own");
+        record.all_settled().unwrap();
+        record.not_taken(5, token).unwrap();
+        let record = after_death(dir.path(), record);
+        assert!(!record.may_arrive() && !record.owes_quiet());
+        assert_eq!(record.takings(), []);
+    }
+}
+
+#[test]
+fn who_waited_and_then_only_died_leaves_no_second_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let record = dead_with_its_host(dir.path());
+    take(&record, 2);
+    record.quiet().unwrap();
+    let record = after_death(dir.path(), record);
+    assert!(!record.may_arrive());
+    take(&record, 3);
+    let record = after_death(dir.path(), record);
+    assert!(!record.may_arrive(), "its host lives and it sent nothing");
+    drop(record);
+    // Also where it sent something before it waited.
+    let record = dead_with_its_host(dir.path());
+    take(&record, 4);
+    record.before_send(&[0..4096]).unwrap();
+    record.quiet().unwrap();
+    record.before_send(&[0..4096]).unwrap();
+    record.all_settled().unwrap();
+    let record = after_death(dir.path(), record);
+    assert!(!record.may_arrive(), "its host lives and all is settled");
 }
 
 #[test]
@@ -217,7 +294,109 @@ proptest::proptest! {
             bytes.extend_from_slice(&entry);
         }
         let keep = bytes.len().saturating_sub(cut);
-        let _ = Content::parse(&bytes[..keep]);
-        let _ = Content::parse(&bytes[keep..]);
+        let _ = Content::parse(&bytes[..keep], RANGES_MAX);
+        let _ = Content::parse(&bytes[keep..], RANGES_MAX);
     }
+
+    #[test]
+    fn what_is_said_to_be_sent_is_covered_after_reopening_at_any_moment(
+        steps in proptest::collection::vec((0u8..20, sends()), 1..60),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut record = open_small(dir.path());
+        let mut sent = RangeSet::default();
+        for (what, ranges) in steps {
+            let before = std::fs::read(record.path()).unwrap();
+            match what {
+                0 => {
+                    drop(record);
+                    record = open_small(dir.path());
+                }
+                1..=5 => {
+                    record.settled(&ranges).unwrap();
+                    // The last holder's stay.
+                    let suspects = record.suspects();
+                    for range in &ranges {
+                        let mut part = RangeSet::default();
+                        part.insert(range);
+                        for suspect in &suspects {
+                            part.remove(suspect);
+                        }
+                        for range in part.to_vec() {
+                            sent.remove(&range);
+                        }
+                    }
+                }
+                6..=10 => {
+                    // Known already, at least in part.
+                    let known: Vec<_> = sent.to_vec().into_iter().take(2).collect();
+                    record.before_send(&known).unwrap();
+                }
+                _ => {
+                    let known = sent.clone();
+                    record.before_send(&ranges).unwrap();
+                    let now = std::fs::read(record.path()).unwrap();
+                    // Killed in the middle of that: only what was sent before must be there.
+                    for torn in (before.len()..now.len()).step_by(ENTRY_BYTES) {
+                        assert!(now.starts_with(&before));
+                        covers(&now[..torn], &known);
+                    }
+                    for range in &ranges {
+                        sent.insert(range);
+                    }
+                }
+            }
+            covers(&std::fs::read(record.path()).unwrap(), &sent);
+        }
+    }
+}
+
+/// So few ranges that they are joined all the time.
+const FEW: usize = 8;
+
+fn open_small(dir: &Path) -> LocalRecord {
+    LocalRecord::open_bounded(dir, "id", FEW).unwrap()
+}
+
+fn sends() -> impl proptest::strategy::Strategy<Value = Vec<Range<u64>>> {
+    use proptest::strategy::Strategy;
+    let range = (0u64..300, 1u64..4).prop_map(|(start, len)| start..start + len);
+    proptest::collection::vec(range, 1..6)
+}
+
+#[track_caller]
+fn covers(record: &[u8], sent: &RangeSet) {
+    let found = Content::parse(record, FEW).unwrap().in_flight;
+    for range in sent.to_vec() {
+        let mut with = found.clone();
+        assert!(
+            !with.insert(&range),
+            "{range:?} was sent, recorded is {found:?}"
+        );
+    }
+}
+
+#[test]
+fn a_gap_that_was_closed_in_memory_is_closed_in_the_record_before_anything_is_sent_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let record = open(dir.path());
+    let blocks = RANGES_MAX as u64;
+    let block = |n: u64| n << 20..(n << 20) + 4096;
+    for n in 0..blocks {
+        record.before_send(&[block(n)]).unwrap();
+    }
+    // One more range than fits, by a split; it is seen at a range that was known.
+    let middle = (9 << 20) + 1024..(9 << 20) + 2048;
+    record.settled(&[middle]).unwrap();
+    record.before_send(&[block(3)]).unwrap();
+    let sent: Vec<_> = (10..16_000)
+        .map(|n| (n << 20) + 8192..(n << 20) + 12288)
+        .collect();
+    record.before_send(&sent).unwrap();
+    let suspects = after_death(dir.path(), record).suspects();
+    let missing = sent.iter().filter(|range| {
+        let from = suspects.partition_point(|suspect| suspect.end < range.end);
+        suspects.get(from).is_none_or(|at| at.start > range.start)
+    });
+    assert_eq!(missing.count(), 0, "of {}", sent.len());
 }
