@@ -9,6 +9,7 @@
 //! A lock file is one JSON object, padded with blanks to 512 bytes so that a renewal is one
 //! write in place that neither grows nor cuts the file.
 
+mod beside;
 mod seen;
 
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{fmt, io};
 
+use beside::beside;
 use seen::{Content, LOCK_BYTES, Seen, lock_name, look, look_for};
 
 use crate::record::Token;
@@ -239,10 +241,8 @@ impl Lock {
             Err(source) => return Err(lock.failed("take", source)),
         };
         let settled = filled.and_then(|()| {
-            std::thread::scope(|scope| {
-                scope.spawn(meanwhile);
-                lock.settle(store, &dead)
-            })
+            let ((), settled) = beside(meanwhile, || lock.settle(store, &dead));
+            settled
         });
         match settled {
             Ok(()) => Ok(lock),
@@ -401,16 +401,9 @@ impl Lock {
         read: impl FnOnce() -> Result<(T, Vec<u8>), StoreError>,
     ) -> Result<T, LockError> {
         // Both at once: on a slow line this lies before every epoch.
-        let (next, ours) = std::thread::scope(|scope| {
-            let next = scope.spawn(|| self.next_is_there(store));
-            let ours = read();
-            (next.join(), ours)
-        });
-        match next {
-            Ok(Ok(None)) => {}
-            Ok(Ok(Some(next))) => return Err(self.lost(format!("{next} is there"))),
-            Ok(Err(error)) => return Err(error),
-            Err(panic) => std::panic::resume_unwind(panic),
+        let (next, ours) = beside(|| self.next_is_there(store), read);
+        if let Some(next) = next? {
+            return Err(self.lost(format!("{next} is there")));
         }
         let (found, bytes) = ours.map_err(|error| match error.kind() {
             StoreErrorKind::NotFound => self.lost(format!("{} is gone", self.file)),

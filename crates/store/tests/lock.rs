@@ -368,6 +368,38 @@ fn child_that_takes_the_lock_and_waits() {
     std::thread::sleep(Duration::from_secs(60));
 }
 
+/// Where it says so no thread can be made: the stacks would be too large.
+const THREADLESS: &str = "SPRAT_TEST_LOCK_THREADLESS";
+
+#[test]
+fn a_lock_is_kept_where_no_thread_can_be_made() {
+    if std::env::var_os(THREADLESS).is_none() {
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "a_lock_is_kept_where_no_thread_can_be_made"])
+            .arg("--test-threads=1")
+            .env(THREADLESS, "1")
+            .env("RUST_MIN_STACK", (1u64 << 46).to_string())
+            .status();
+        assert!(status.unwrap().success());
+        return;
+    }
+    let thread = std::thread::Builder::new().spawn(|| ());
+    assert!(thread.is_err(), "there are threads, so this shows nothing");
+    let (store, host) = (MemoryStore::new(), host());
+    let record = record(host.path());
+    let mut called = false;
+    let first = Lock::first_look(&store, &container()).unwrap();
+    let lock = Lock::acquire_after(first, &store, &record, owner(), || called = true).unwrap();
+    assert!(called, "what goes on meanwhile goes on all the same");
+    lock.verify(&store).unwrap();
+    lock.renew(&store).unwrap();
+    let next = store.create_new(&lock_file(2)).unwrap();
+    assert_lost(lock.verify(&store));
+    drop(next);
+    store.remove(&lock_file(2)).unwrap();
+    lock.release(&store).unwrap();
+}
+
 struct Holder(Child);
 
 impl Holder {

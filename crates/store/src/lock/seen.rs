@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+use super::beside::beside;
 use super::{LockError, LockInfo, OwnerNote};
 use crate::record::Token;
 use crate::{Access, FileName, Store, StoreError, StoreErrorKind};
@@ -104,15 +105,10 @@ fn list_and_read(
         return Ok((store.list(), None));
     };
     let file = lock_name(container, number)?;
-    std::thread::scope(|scope| {
-        // Ours to write, and read in fewer round trips so.
-        let reading = scope.spawn(|| read_lock(store, number, &file, Access::ReadWrite));
-        let listed = store.list();
-        match reading.join() {
-            Ok(read) => Ok((listed, Some((number, read)))),
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-    })
+    // Ours to write, and read in fewer round trips so.
+    let read = || read_lock(store, number, &file, Access::ReadWrite);
+    let (read, listed) = beside(read, || store.list());
+    Ok((listed, Some((number, read))))
 }
 
 fn read_lock(
