@@ -2,7 +2,7 @@
 //! its kind, in bounded time and memory, and the session is dead afterwards.
 #![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -18,123 +18,10 @@ use sprat_testkit::{needs, requires};
 
 mod part;
 
-const OPEN: u8 = 3;
-const READ: u8 = 5;
-const WRITE: u8 = 6;
-const LSTAT: u8 = 7;
-const FSTAT: u8 = 8;
-const OPENDIR: u8 = 11;
-const READDIR: u8 = 12;
-const STAT: u8 = 17;
-const EXTENDED: u8 = 200;
-
-/// What the script does with one request; `None` leaves it to the honest server below it.
-type Script = dyn Fn(u8, u32, &[u8], &mut UnixStream) -> Option<Next> + Send + Sync;
-
-enum Next {
-    Answered,
-    HangUp,
-}
-
-fn packet(kind: u8, id: u32, rest: &[&[u8]]) -> Vec<u8> {
-    let body: Vec<u8> = [&[kind][..], &id.to_be_bytes()]
-        .iter()
-        .chain(rest)
-        .copied()
-        .flatten()
-        .copied()
-        .collect();
-    framed(&body)
-}
-
-fn framed(body: &[u8]) -> Vec<u8> {
-    let len = u32::try_from(body.len()).unwrap();
-    [&len.to_be_bytes()[..], body].concat()
-}
-
-fn string(bytes: &[u8]) -> Vec<u8> {
-    framed(bytes)
-}
-
-fn status(id: u32, code: u32) -> Vec<u8> {
-    packet(
-        101,
-        id,
-        &[&code.to_be_bytes(), &string(b"told"), &string(b"")],
-    )
-}
-
-fn data(id: u32, bytes: &[u8]) -> Vec<u8> {
-    packet(103, id, &[&string(bytes)])
-}
-
-/// Size, owner, mode and times of a file of 1 GiB, or of a folder.
-fn attributes(id: u32, mode: u32) -> Vec<u8> {
-    let fields: Vec<u8> = [0xf_u32, 0, 1 << 30, 1, 1, mode, 7, 8]
-        .iter()
-        .flat_map(|field| field.to_be_bytes())
-        .collect();
-    packet(105, id, &[&fields])
-}
-
-/// Serves one connection: honest where the script doesn't care.
-fn serve(mut stream: UnixStream, greeting: &[u8], script: &Script) {
-    let mut head = [0; 4];
-    while stream.read_exact(&mut head).is_ok() {
-        let mut body = vec![0; usize::try_from(u32::from_be_bytes(head)).unwrap()];
-        if stream.read_exact(&mut body).is_err() {
-            return;
-        }
-        if body[0] == 1 {
-            let _ = stream.write_all(greeting);
-            continue;
-        }
-        let id = u32::from_be_bytes(body[1..5].try_into().unwrap());
-        let answer = match (script(body[0], id, &body[5..], &mut stream), body[0]) {
-            (Some(Next::HangUp), _) => return,
-            (Some(Next::Answered), _) => continue,
-            (None, STAT) => attributes(id, 0o040_755),
-            (None, LSTAT | FSTAT) => attributes(id, 0o100_600),
-            (None, OPEN | OPENDIR) => packet(102, id, &[&string(b"h")]),
-            (None, WRITE | EXTENDED | 4) => status(id, 0),
-            (None, _) => status(id, 8),
-        };
-        if stream.write_all(&answer).is_err() {
-            return;
-        }
-    }
-}
-
-fn greeting(extensions: &[&str]) -> Vec<u8> {
-    let mut body = vec![2, 0, 0, 0, 3];
-    for name in extensions {
-        body.extend(string(name.as_bytes()));
-        body.extend(string(if *name == "statvfs@openssh.com" {
-            b"2"
-        } else {
-            b"1"
-        }));
-    }
-    framed(&body)
-}
-
-fn connect_to(
-    greeting: &[u8],
-    script: impl Fn(u8, u32, &[u8], &mut UnixStream) -> Option<Next> + Send + Sync + 'static,
-) -> Result<SftpStore, StoreError> {
-    let (greeting, script): (Vec<u8>, Arc<Script>) = (greeting.to_vec(), Arc::new(script));
-    let dial = move || {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let (greeting, script) = (greeting.clone(), Arc::clone(&script));
-        std::thread::spawn(move || serve(theirs, &greeting, &*script));
-        Ok(Wire::over_socket(ours).unwrap())
-    };
-    let mut options = SftpOptions::new(Vec::new(), "evil.host", "/folder");
-    options.data_channels = 0;
-    options.answer_timeout = Duration::from_millis(700);
-    options.flush_timeout = Duration::from_millis(1500);
-    SftpStore::connect_over(Box::new(dial), options)
-}
+use part::scripted::{
+    EXTENDED, FSTAT, LSTAT, Next, OPEN, READ, READDIR, WRITE, attributes, connect_to, data, framed,
+    greeting, packet, status, string,
+};
 
 /// A file on a server that is honest but for what `script` does with requests of type `kind`.
 fn file_with(

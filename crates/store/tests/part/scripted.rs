@@ -1,0 +1,129 @@
+//! A scripted SFTP server: honest, but for what a test's script does with a request.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sprat_store::sftp::Wire;
+use sprat_store::{SftpOptions, SftpStore, StoreError};
+
+pub const OPEN: u8 = 3;
+pub const CLOSE: u8 = 4;
+pub const READ: u8 = 5;
+pub const WRITE: u8 = 6;
+pub const LSTAT: u8 = 7;
+pub const FSTAT: u8 = 8;
+pub const FSETSTAT: u8 = 10;
+pub const OPENDIR: u8 = 11;
+pub const READDIR: u8 = 12;
+pub const STAT: u8 = 17;
+pub const EXTENDED: u8 = 200;
+
+/// What the script does with one request; `None` leaves it to the honest server below it.
+pub type Script = dyn Fn(u8, u32, &[u8], &mut UnixStream) -> Option<Next> + Send + Sync;
+
+pub enum Next {
+    Answered,
+    HangUp,
+}
+
+pub fn packet(kind: u8, id: u32, rest: &[&[u8]]) -> Vec<u8> {
+    let body: Vec<u8> = [&[kind][..], &id.to_be_bytes()]
+        .iter()
+        .chain(rest)
+        .copied()
+        .flatten()
+        .copied()
+        .collect();
+    framed(&body)
+}
+
+pub fn framed(body: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(body.len()).unwrap();
+    [&len.to_be_bytes()[..], body].concat()
+}
+
+pub fn string(bytes: &[u8]) -> Vec<u8> {
+    framed(bytes)
+}
+
+pub fn status(id: u32, code: u32) -> Vec<u8> {
+    packet(
+        101,
+        id,
+        &[&code.to_be_bytes(), &string(b"told"), &string(b"")],
+    )
+}
+
+pub fn data(id: u32, bytes: &[u8]) -> Vec<u8> {
+    packet(103, id, &[&string(bytes)])
+}
+
+/// Size, owner, mode and times of a file of 1 GiB, or of a folder.
+pub fn attributes(id: u32, mode: u32) -> Vec<u8> {
+    let fields: Vec<u8> = [0xf_u32, 0, 1 << 30, 1, 1, mode, 7, 8]
+        .iter()
+        .flat_map(|field| field.to_be_bytes())
+        .collect();
+    packet(105, id, &[&fields])
+}
+
+/// Serves one connection: honest where the script doesn't care.
+pub fn serve(mut stream: UnixStream, greeting: &[u8], script: &Script) {
+    let mut head = [0; 4];
+    while stream.read_exact(&mut head).is_ok() {
+        let mut body = vec![0; usize::try_from(u32::from_be_bytes(head)).unwrap()];
+        if stream.read_exact(&mut body).is_err() {
+            return;
+        }
+        if body[0] == 1 {
+            let _ = stream.write_all(greeting);
+            continue;
+        }
+        let id = u32::from_be_bytes(body[1..5].try_into().unwrap());
+        let answer = match (script(body[0], id, &body[5..], &mut stream), body[0]) {
+            (Some(Next::HangUp), _) => return,
+            (Some(Next::Answered), _) => continue,
+            (None, STAT) => attributes(id, 0o040_755),
+            (None, LSTAT | FSTAT) => attributes(id, 0o100_600),
+            (None, OPEN | OPENDIR) => packet(102, id, &[&string(b"h")]),
+            (None, WRITE | EXTENDED | FSETSTAT | CLOSE) => status(id, 0),
+            (None, _) => status(id, 8),
+        };
+        if stream.write_all(&answer).is_err() {
+            return;
+        }
+    }
+}
+
+pub fn greeting(extensions: &[&str]) -> Vec<u8> {
+    let mut body = vec![2, 0, 0, 0, 3];
+    for name in extensions {
+        body.extend(string(name.as_bytes()));
+        body.extend(string(if *name == "statvfs@openssh.com" {
+            b"2"
+        } else {
+            b"1"
+        }));
+    }
+    framed(&body)
+}
+
+pub fn connect_to(
+    greeting: &[u8],
+    script: impl Fn(u8, u32, &[u8], &mut UnixStream) -> Option<Next> + Send + Sync + 'static,
+) -> Result<SftpStore, StoreError> {
+    let (greeting, script): (Vec<u8>, Arc<Script>) = (greeting.to_vec(), Arc::new(script));
+    let dial = move || {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (greeting, script) = (greeting.clone(), Arc::clone(&script));
+        std::thread::spawn(move || serve(theirs, &greeting, &*script));
+        Ok(Wire::over_socket(ours).unwrap())
+    };
+    let mut options = SftpOptions::new(Vec::new(), "evil.host", "/folder");
+    options.data_channels = 0;
+    options.answer_timeout = Duration::from_millis(700);
+    options.flush_timeout = Duration::from_millis(1500);
+    SftpStore::connect_over(Box::new(dial), options)
+}
