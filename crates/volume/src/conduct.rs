@@ -174,8 +174,10 @@ pub(crate) fn flush_failed(
     line: &Connection,
     error: StoreError,
 ) {
-    state.failed_flushes += 1;
-    let again = error.kind() == StoreErrorKind::Failed
+    // A line that is lost during a flush says nothing of the server's disk.
+    let failed = error.kind() == StoreErrorKind::Failed;
+    state.failed_flushes += u32::from(failed);
+    let again = failed
         && state.failed_flushes <= FAILED_FLUSHES_MAX
         && !engine.options.reconnect_max.is_zero();
     if again {
