@@ -268,8 +268,10 @@ impl Hold {
     /// lock stays, so that the next session settles them first. True if no lock is left.
     pub(super) fn release(&self) -> Result<bool, LockError> {
         let mut held = self.lock.write().unwrap_or_else(PoisonError::into_inner);
-        // Under the lock: nothing is sent between this look and the end.
-        if self.unsettled.load(Ordering::SeqCst) || self.lost().is_some() {
+        // Under the lock: nothing is sent between this look and the end. A wait for a dead session's
+        // bytes that did not come to its end is still to be waited: the lock says so.
+        let unsettled = self.unsettled.load(Ordering::SeqCst) || self.record.owes_quiet();
+        if unsettled || self.lost().is_some() {
             return Ok(false);
         }
         if let Some(lock) = held.take() {

@@ -48,6 +48,9 @@ pub(super) fn make(
     tell_overcommit(available_bytes, create.size_bytes, say);
     stop.begin_holding()?;
     let lock = take_lock(start, &*store, &record, say)?;
+    // What a dead init sent may still arrive in the file that it made, which is removed: never in
+    // the new one. So there is nothing to wait for.
+    record.quiet()?;
     let hold = Arc::new(Hold::new(HoldParts {
         connection,
         record,
