@@ -224,6 +224,38 @@ fn a_server_that_comes_back_without_its_disk_is_waited_for() {
     remote.machine.nothing_is_left();
 }
 
+/// What waits for a server that says nothing holds nothing.
+#[test]
+fn commands_that_only_look_end_at_the_first_interrupt() {
+    let machine = Machine::new();
+    machine.write("hanging-ssh", "exec sleep 1000\n");
+    let command = format!("sh {}", machine.path("hanging-ssh").display());
+    let looks: [&[&str]; 4] = [&["status"], &["doctor"], &["unlock"], &["key", "list"]];
+    for look in looks {
+        let options = ["--ssh-command", &command, "--key-file", "key"];
+        let sprat = start(
+            &machine,
+            &[&options[..], look, &["ssh://nobody/x.luks"]].concat(),
+        );
+        wait_until(Duration::from_secs(20), "no ssh", || {
+            let processes = machine.processes();
+            processes
+                .iter()
+                .any(|(_, line)| line.contains("sleep 1000"))
+        });
+        let pid = Pid::from_raw(i32::try_from(sprat.id()).unwrap()).unwrap();
+        kill_process(pid, Signal::INT).unwrap();
+        let begun = Instant::now();
+        let ended = sprat.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert_eq!(ended.status.code(), Some(130), "{look:?}: {said}");
+        assert!(begun.elapsed() < Duration::from_secs(5), "{look:?}");
+        assert!(said.contains("interrupted\nHint: "), "{said}");
+        // A real ssh gives up by itself.
+        machine.kill_all();
+    }
+}
+
 #[test]
 fn kill_9_while_ssh_connects_leaves_no_ssh() {
     requires!(needs::root());

@@ -16,7 +16,7 @@ mod status;
 mod trim;
 mod unlock;
 
-use crate::args::{Cli, Command};
+use crate::args::{Cli, Command, KeyCommand};
 use crate::environment::Environment;
 use crate::output::{self, Output};
 use crate::{Exit, Failure, session};
@@ -49,6 +49,14 @@ pub(crate) fn run(cli: Cli) -> Exit {
 }
 
 fn run_in(context: &Context, command: Command) -> Result<Exit, Failure> {
+    if let Some(state) = state_at_any_moment(&command) {
+        let output = context.output;
+        context.interrupt.on_request(move |_| {
+            let failure = Failure::interrupted().with_hint(state);
+            output.failure(&failure);
+            std::process::exit(i32::from(failure.exit.code()));
+        });
+    }
     match command {
         Command::Init(args) => init::run(context, &args),
         Command::Backup(args) => backup::run(context, &args),
@@ -71,6 +79,21 @@ fn run_in(context: &Context, command: Command) -> Result<Exit, Failure> {
         | Command::Completions { .. } => {
             unreachable!("handled before")
         }
+    }
+}
+
+/// Commands that hold nothing and leave nothing half done: a first request to stop ends them at once,
+/// whatever they wait for. With what is true then.
+fn state_at_any_moment(command: &Command) -> Option<&'static str> {
+    match command {
+        Command::Doctor(_) | Command::Status(_) => Some("nothing was changed"),
+        Command::Key(args) if matches!(args.command, KeyCommand::List(_)) => {
+            Some("nothing was changed")
+        }
+        Command::Unlock(_) => {
+            Some("the lock is there as before, unless its removal was just under way")
+        }
+        _ => None,
     }
 }
 

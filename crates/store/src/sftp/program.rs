@@ -115,7 +115,7 @@ fn shell_script() -> String {
     let pipe = format!("/proc/self/fd/{lifeline}");
     format!(
         "{{ [ -p {pipe} ] && {{ read -r _ <{pipe}; kill -9 0; }}; }} </dev/null >/dev/null 2>&1 & \
-         \"$0\" \"$@\"; e=$?; kill -9 $! 2>/dev/null; exit $e"
+         \"$0\" \"$@\"; e=$?; {{ kill -9 $!; wait $!; }} 2>/dev/null; exit $e"
     )
 }
 
