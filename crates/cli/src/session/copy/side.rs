@@ -91,7 +91,7 @@ impl Side {
     ) -> Result<(), Failure> {
         let quiet_time = self.options.quiet_time;
         let mut until = self.lost_at.map(|at| at + quiet_time);
-        if self.held.record.may_arrive() {
+        if self.held.record.owes_quiet() {
             let takeover = self.held_since + quiet_time * TAKEOVER_QUIET_TIMES;
             until = Some(until.map_or(takeover, |until| until.max(takeover)));
         }
@@ -106,7 +106,7 @@ impl Side {
                 std::thread::sleep(Duration::from_millis(100));
             }
         }
-        if self.held.record.may_arrive() {
+        if self.held.record.owes_quiet() {
             self.held.record.quiet()?;
         }
         self.lost_at = None;
@@ -228,7 +228,7 @@ impl Held {
     /// Gives the lock back; everything sent is answered, and `settled` says that nothing of a dead
     /// session is open either.
     pub(super) fn release(&self, store: &dyn Store, settled: bool) -> Result<(), Failure> {
-        if !settled && !self.record.suspects().is_empty() {
+        if !settled && (!self.record.suspects().is_empty() || self.record.owes_quiet()) {
             // The next session of this host takes it over, and settles them.
             return Ok(());
         }
