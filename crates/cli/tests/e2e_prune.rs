@@ -4,6 +4,8 @@
 
 mod machine;
 
+use std::fs;
+
 use machine::{CONTAINER, Machine};
 use sprat_testkit::{needs, requires};
 
@@ -55,5 +57,54 @@ fn pruned_snapshots_are_gone_and_the_rest_comes_back() {
     let other = ["prune", CONTAINER, "--job", "other", "--keep-last", "1"];
     let whole = machine.sprat(&other).failed_with(1);
     assert!(whole.contains("there is no job other"), "{whole}");
+    machine.nothing_is_left();
+}
+
+#[test]
+fn interrupted_trees_are_told_and_go_where_that_is_asked_for() {
+    requires!(needs::root());
+    let machine = Machine::new();
+    machine.init(&[CONTAINER, "--size", "128M"]);
+    machine.write("src/a", "x".repeat(1 << 20));
+    assert_eq!(machine.backup(&[]).code, 0);
+    machine.write("src/b", "y".repeat(4 << 20));
+    assert_eq!(machine.backup(&[]).code, 0);
+    let mounted = machine.path("mnt");
+    fs::create_dir(&mounted).unwrap();
+    assert_eq!(machine.sprat(&["mount", CONTAINER, "mnt", "--rw"]).code, 0);
+    let newest = fs::read_link(mounted.join("home/latest")).unwrap();
+    let newest = newest.to_str().unwrap();
+    let partial = format!("{newest}.partial");
+    let job = mounted.join("home");
+    fs::rename(job.join(newest), job.join(&partial)).unwrap();
+    assert_eq!(machine.sprat(&["umount", "mnt"]).code, 0);
+
+    let prune = ["prune", CONTAINER, "--job", "home"];
+    let ran = machine.sprat(&[&prune[..], &["--keep-last", "5"]].concat());
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert!(
+        ran.stdout.contains(&format!("{partial}  kept")),
+        "{}",
+        ran.whole()
+    );
+    assert!(
+        ran.stdout.contains("--drop-interrupted removes it"),
+        "{}",
+        ran.whole()
+    );
+    let drop = [&prune[..], &["--drop-interrupted"]].concat();
+    let ran = machine.sprat(&[&drop[..], &["--dry-run"]].concat());
+    let told = "0 snapshots and 1 interrupted tree would go\n";
+    assert!(ran.stdout.ends_with(told), "{}", ran.whole());
+    let ran = machine.sprat(&drop);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let told = "0 snapshots and 1 interrupted tree removed";
+    assert!(ran.stdout.contains(told), "{}", ran.whole());
+    let left = machine.sprat(&["snapshots", CONTAINER, "--json"]).json();
+    let left = left["snapshots"].as_array().unwrap();
+    assert_eq!(left.len(), 1, "{left:?}");
+    assert_eq!(left[0]["kind"], "good");
+    assert_eq!(machine.backup(&[]).code, 0);
+    machine.restores_whole(&[]);
     machine.nothing_is_left();
 }

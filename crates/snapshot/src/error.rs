@@ -36,6 +36,9 @@ pub enum SnapshotError {
     /// A source was mounted, unmounted or removed while it was copied.
     #[error("source {path}: was replaced or removed while it was being copied")]
     SourceChanged { path: String },
+    /// A file with patterns can't be read.
+    #[error("file with exclude patterns (exclude_from) {path}: can't be read")]
+    PatternFile { path: String, source: io::Error },
     /// A pattern is refused.
     #[error("exclude pattern {pattern}: {why}")]
     PatternRefused { pattern: String, why: &'static str },
@@ -56,14 +59,16 @@ pub enum SnapshotError {
         messages: NameList,
     },
     /// The volume has no room left. Older snapshots are whole.
-    #[error("the volume is out of {kind} ({free_bytes} bytes and {free_inodes} inodes free)")]
+    #[error("{}", no_room("the volume", *kind, *free_bytes, object.as_deref()))]
     VolumeFull {
         kind: SpaceKind,
         free_bytes: u64,
         free_inodes: u64,
+        /// The source file that found no room, where rsync tells.
+        object: Option<String>,
     },
     /// The place restored to has no room left.
-    #[error("{path} is out of {kind} ({free_bytes} bytes and {free_inodes} inodes free)")]
+    #[error("{}", no_room(path, *kind, *free_bytes, None))]
     DestinationFull {
         path: String,
         kind: SpaceKind,
@@ -98,6 +103,18 @@ pub enum SnapshotError {
     /// The place to restore to can't be used.
     #[error("can't restore to {path}: {why}")]
     DestinationRefused { path: String, why: String },
+    /// Folders stand where the snapshot has files.
+    #[error(
+        "can't restore to {path}: {} not empty where the snapshot has a file: {}",
+        if folders.len() == 1 { "a folder is" } else { "folders are" },
+        folders.join(", ")
+    )]
+    DestinationInTheWay { path: String, folders: Vec<String> },
+    /// Deleting would take what the job's patterns kept out of the snapshot.
+    #[error(
+        "can't restore to {path}: with --delete, files that the job's patterns left out of the snapshot would be lost"
+    )]
+    DeleteLosesExcluded { path: String },
     /// rsync failed while it restored. What it restored so far is there.
     #[error("restoring failed, rsync ended with {ended}: {first_message}")]
     RestoreFailed {
@@ -123,6 +140,20 @@ pub enum SnapshotError {
     /// Somebody asked to stop. What was copied is kept as `.partial`.
     #[error("interrupted")]
     Cancelled,
+}
+
+/// What is full, and how: a file may find no room where smaller ones would.
+fn no_room(place: &str, kind: SpaceKind, free_bytes: u64, object: Option<&str>) -> String {
+    let free = free_bytes >> 20;
+    match (kind, object) {
+        (SpaceKind::Inodes, _) => {
+            format!("{place} is out of inodes: it can hold no more files ({free} MiB free)")
+        }
+        (SpaceKind::Blocks, None) => format!("{place} is out of space ({free} MiB free)"),
+        (SpaceKind::Blocks, Some(object)) => {
+            format!("{place} has no room for {object} ({free} MiB free)")
+        }
+    }
 }
 
 /// What a file system has run out of.
@@ -198,6 +229,7 @@ impl SnapshotError {
             | Self::NoSources { .. }
             | Self::SourceRefused { .. }
             | Self::PatternRefused { .. }
+            | Self::PatternFile { .. }
             | Self::PathRefused { .. } => Kind::Usage,
             Self::SourceMissing { .. }
             | Self::SourceUnreadable { .. }
@@ -210,7 +242,10 @@ impl SnapshotError {
             Self::NoSuchJob { .. } | Self::NoSuchSnapshot { .. } | Self::NoSuchPath { .. } => {
                 Kind::NotFound
             }
-            Self::DestinationFull { .. } | Self::DestinationRefused { .. } => Kind::Destination,
+            Self::DestinationFull { .. }
+            | Self::DestinationRefused { .. }
+            | Self::DestinationInTheWay { .. }
+            | Self::DeleteLosesExcluded { .. } => Kind::Destination,
             Self::Busy { .. } => Kind::Busy,
             Self::Cancelled
             | Self::RestoreCancelled
@@ -240,7 +275,16 @@ impl SnapshotError {
                 "Older snapshots are whole. What was copied is kept, and the next run goes on from there."
             }
             Self::VolumeFull { .. } => {
-                "Older snapshots are whole. Make room with `sprat prune`. The next run goes on from what is kept."
+                "Older snapshots are whole, and what was copied is kept for the next run. Make the volume larger with `sprat grow`, or make room with `sprat prune`; where interrupted runs fill it, its --drop-interrupted removes what they copied."
+            }
+            Self::PatternFile { .. } => {
+                "Nothing was changed. Make it readable, or take it out of the job."
+            }
+            Self::DestinationInTheWay { .. } => {
+                "The snapshot is untouched. Move the folder away, or restore to another place; --delete removes it."
+            }
+            Self::DeleteLosesExcluded { .. } => {
+                "Nothing was changed. --delete-excluded says that they may go; with --dry-run it tells which. Or leave --delete out."
             }
             Self::NoSuchJob { .. } | Self::NoSuchSnapshot { .. } => {
                 "Nothing was changed. `sprat snapshots` lists what there is."
@@ -255,7 +299,13 @@ impl SnapshotError {
             Self::PruneCancelled => {
                 "What is to be kept is whole. What was begun is no snapshot any more; the next prune or backup removes the rest of it."
             }
-            Self::DestinationFull { .. } | Self::RestoreFailed { .. } | Self::RestoreCancelled => {
+            Self::RestoreFailed { .. } => {
+                "The snapshot is untouched, and what was restored so far is there. Mend what the message tells of; then the same command does the rest."
+            }
+            Self::DestinationFull { .. } => {
+                "The snapshot is untouched, and what was restored so far is there. Make room; then the same command does the rest."
+            }
+            Self::RestoreCancelled => {
                 "The snapshot is untouched. The same command goes on where this one stopped."
             }
             _ => return None,

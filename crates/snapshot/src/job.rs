@@ -209,6 +209,16 @@ impl JobFolder {
         (kind, record)
     }
 
+    /// The record of the newest snapshot that is whole.
+    pub(crate) fn last_good(&self) -> Result<Option<RunRecord>, SnapshotError> {
+        let own = self.own_folders()?.into_iter().rev();
+        Ok(own
+            .filter(|own| matches!(own, Folder::Named(_)))
+            .map(|own| self.kind(own))
+            .find(|(kind, _)| *kind == EntryKind::Good)
+            .and_then(|(_, record)| record.ok()))
+    }
+
     /// Whether somebody pinned it: `.sprat/NAME.pin` is there.
     pub(crate) fn is_pinned(&self, name: SnapshotName) -> bool {
         let pin = format!("{STATE_FOLDER}/{name}.pin");
@@ -382,23 +392,25 @@ impl RunFolder {
         Ok(names.filter(deleting).collect())
     }
 
-    /// Takes a finished snapshot away from where snapshots are, into the state folder; its record
-    /// stays until its files are gone, so that its name is not given anew. Returns where it is.
-    pub(crate) fn take_away(&self, name: SnapshotName) -> Result<PathBuf, SnapshotError> {
-        let folder = Folder::Named(name);
+    /// Takes a snapshot or an interrupted tree away from where they are, into the state folder; its
+    /// record stays until its files are gone, so that its name is not given anew. Returns where it is.
+    pub(crate) fn take_away(&self, folder: Folder) -> Result<PathBuf, SnapshotError> {
         let away = format!("{DELETING}{folder}");
         renameat(&self.job.folder, folder.to_string(), &self.state, &away)
             .map_err(|e| on_volume("rename", &folder)(e.into()))?;
         Ok(PathBuf::from(away))
     }
 
-    /// Forgets the record of a snapshot whose files are gone.
+    /// Forgets the record of a tree whose files are gone.
     pub(crate) fn forget_record(&self, away: &Path) {
-        let name = away.to_str().and_then(|name| name.strip_prefix(DELETING));
-        if let Some(name) = name.and_then(|name| SnapshotName::parse(name).ok()) {
-            // A record without a snapshot harms nobody.
-            let _ = rustix::fs::unlinkat(&self.state, format!("{name}.json"), AtFlags::empty());
-        }
+        let folder = away.to_str().and_then(|name| name.strip_prefix(DELETING));
+        let Some(folder) = folder.and_then(Folder::parse) else {
+            return;
+        };
+        let name = folder.name();
+        checkpoint::forget(&self.state, name);
+        // A record without a snapshot harms nobody.
+        let _ = rustix::fs::unlinkat(&self.state, format!("{name}.json"), AtFlags::empty());
     }
 
     /// Removes one tree in the state folder, telling how many names are gone so far.

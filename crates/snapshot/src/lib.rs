@@ -18,10 +18,12 @@ mod by_hand;
 mod check;
 mod checkpoint;
 mod error;
+mod in_the_way;
 mod job;
 mod keep;
 mod list;
 mod mounts;
+mod mounts_inside;
 mod name;
 mod prune;
 mod record;
@@ -33,17 +35,19 @@ mod spec;
 mod take;
 mod text;
 mod walk;
+mod wholeness;
 
 pub use check::{CheckReport, CheckSpec, CheckWhat, check};
 pub use error::{ErrorReport, SnapshotError, SnapshotErrorKind, SpaceKind};
 pub use keep::{Candidate, KeepReason, KeepRules, Verdict, decide};
 pub use list::list;
 pub use name::{JobName, NameError, SnapshotName};
-pub use prune::{PruneReport, PruneSpec, Pruned, prune};
+pub use prune::{Interrupted, PruneReport, PruneSpec, Pruned, prune};
 pub use record::{
     EntryKind, LinkedFrom, NameList, RECORD_FORMAT, RunRecord, RunStats, SnapshotEntry, Warning,
 };
 pub use restore::restore;
+pub use sources::{mistakes, pattern_mistake};
 pub use spec::{Cancel, Phase, Progress, RestoreReport, RestoreSpec, SnapshotReport, SnapshotSpec};
 pub use take::take;
 pub use text::{escape_name, unescape_name};

@@ -33,6 +33,8 @@ const KERNEL_FILE_SYSTEMS: [&[u8]; 20] = [
 /// One mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mount {
+    /// The kernel's number of it, which another mount may get once it is gone.
+    pub(crate) id: u32,
     pub(crate) at: PathBuf,
     /// `major:minor`, as `st_dev` has them.
     pub(crate) device: (u32, u32),
@@ -50,11 +52,13 @@ fn parse(table: &[u8]) -> Vec<Mount> {
         .split(|b| *b == b'\n')
         .filter_map(|line| {
             let mut words = line.split(|b| *b == b' ');
-            let device = std::str::from_utf8(words.nth(2)?).ok()?;
+            let id = std::str::from_utf8(words.next()?).ok()?;
+            let device = std::str::from_utf8(words.nth(1)?).ok()?;
             let (major, minor) = device.split_once(':')?;
             let at = words.nth(1)?;
             let kind = words.skip_while(|word| *word != b"-").nth(1)?;
             Some(Mount {
+                id: id.parse().ok()?,
                 at: PathBuf::from(OsString::from_vec(without_octal(at))),
                 device: (major.parse().ok()?, minor.parse().ok()?),
                 kernel: KERNEL_FILE_SYSTEMS.contains(&kind),
@@ -110,7 +114,7 @@ mod tests {
         assert_eq!(found.len(), 2);
         assert!(found[0].kernel);
         assert_eq!(found[1].at, Path::new("/mnt/a b\\"));
-        assert_eq!(found[1].device, (7, 3));
+        assert_eq!((found[1].id, found[1].device), (50, (7, 3)));
         assert!(!found[1].kernel);
         assert!(mounts().unwrap().iter().any(|m| m.at == Path::new("/")));
     }

@@ -2,7 +2,8 @@
 //!
 //! A snapshot is renamed away first, into `.sprat/deleting-NAME`: from then on it is no snapshot
 //! any more, whatever interrupts the removal, and the next run or prune goes on with it.
-//! Interrupted trees (`.partial`, `.inflight`) and folders of others are left alone.
+//! Interrupted trees (`.partial`, `.inflight`) go only where that is asked for, in the same way; folders
+//! of others are left alone.
 
 use std::path::Path;
 
@@ -12,6 +13,7 @@ use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder};
 use crate::keep::{Candidate, KeepRules, Verdict, decide};
 use crate::name::JobName;
+use crate::record::EntryKind;
 use crate::spec::{Cancel, Phase, Progress};
 
 /// What to prune.
@@ -21,6 +23,9 @@ pub struct PruneSpec {
     pub job: JobName,
     /// What is kept. Without any rule nothing is removed.
     pub rules: KeepRules,
+    /// Also remove what interrupted runs copied: it would save the next run some work.
+    #[serde(default)]
+    pub drop_interrupted: bool,
     /// Only tell what would be done; works on a volume mounted read-only.
     #[serde(default)]
     pub dry_run: bool,
@@ -36,11 +41,29 @@ pub struct Pruned {
     pub removed: bool,
 }
 
+/// A tree that an interrupted run left.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interrupted {
+    /// Its folder.
+    pub folder: String,
+    /// [`EntryKind::Partial`] or [`EntryKind::Inflight`].
+    pub kind: EntryKind,
+    /// Why the run stopped, where that is known.
+    pub stopped_by: Option<String>,
+    /// Bytes of files that it had copied, where that is known.
+    pub bytes_copied: Option<u64>,
+    /// It is gone.
+    pub removed: bool,
+}
+
 /// What a prune did.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PruneReport {
     /// Every finished snapshot of the job, oldest first.
     pub snapshots: Vec<Pruned>,
+    /// What interrupted runs of the job left, oldest first.
+    #[serde(default)]
+    pub interrupted: Vec<Interrupted>,
     /// Files and folders removed, those of removals that were interrupted earlier included.
     pub names_removed: u64,
     /// Free bytes of the volume before and after; what is freed here is used again by later
@@ -64,6 +87,7 @@ pub fn prune(
         let before = free();
         return Ok(PruneReport {
             snapshots: undone(decided(&job, &spec.rules)?),
+            interrupted: interrupted(&job)?.into_iter().map(|(_, one)| one).collect(),
             names_removed: 0,
             free_bytes: [before, before],
         });
@@ -91,10 +115,21 @@ pub fn prune(
             if cancel.is_cancelled() {
                 return Err(SnapshotError::PruneCancelled);
             }
-            let away = run.take_away(snapshot.verdict.name)?;
+            let away = run.take_away(Folder::Named(snapshot.verdict.name))?;
             told.remove(&run, &away, cancel)?;
             snapshot.removed = true;
         }
+    }
+    for (folder, mut one) in interrupted(&run.job)? {
+        if spec.drop_interrupted {
+            if cancel.is_cancelled() {
+                return Err(SnapshotError::PruneCancelled);
+            }
+            let away = run.take_away(folder)?;
+            told.remove(&run, &away, cancel)?;
+            one.removed = true;
+        }
+        report.interrupted.push(one);
     }
     report.names_removed = told.before;
     report.free_bytes[1] = free();
@@ -143,6 +178,29 @@ fn decided(job: &JobFolder, rules: &KeepRules) -> Result<Vec<Verdict>, SnapshotE
         })
         .collect();
     Ok(decide(&candidates, rules, jiff::Timestamp::now()))
+}
+
+fn interrupted(job: &JobFolder) -> Result<Vec<(Folder, Interrupted)>, SnapshotError> {
+    let own = job.own_folders()?.into_iter();
+    Ok(own
+        .filter(|folder| !matches!(folder, Folder::Named(_)))
+        .map(|folder| {
+            let (kind, record) = job.kind(folder);
+            let record = record.ok();
+            let one = Interrupted {
+                folder: folder.to_string(),
+                kind,
+                bytes_copied: record
+                    .as_ref()
+                    .map(|record| record.stats.bytes_transferred)
+                    // A run that was stopped has no counts.
+                    .filter(|bytes| *bytes > 0),
+                stopped_by: record.and_then(|record| record.stopped_by),
+                removed: false,
+            };
+            (folder, one)
+        })
+        .collect())
 }
 
 fn undone(verdicts: Vec<Verdict>) -> Vec<Pruned> {

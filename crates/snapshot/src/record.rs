@@ -37,6 +37,23 @@ impl NameList {
         }
     }
 
+    /// The same list with each name changed.
+    pub(crate) fn map(&self, change: impl FnMut(&String) -> String) -> Self {
+        Self {
+            count: self.count,
+            names: self.names.iter().map(change).collect(),
+        }
+    }
+
+    /// Adds what `other` has.
+    pub(crate) fn append(&mut self, other: &Self) {
+        let count = self.count.saturating_add(other.count);
+        for name in &other.names {
+            self.push(name.clone());
+        }
+        self.count = count;
+    }
+
     /// Whether there was none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -112,6 +129,40 @@ pub enum Warning {
         /// Why.
         reason: String,
     },
+    /// A disk inside a source was unmounted, or another one mounted in its place, while the run went
+    /// on: what lies in it may be missing, so the snapshot is not whole.
+    UnmountedMeanwhile {
+        /// Where, escaped.
+        path: String,
+    },
+    /// A disk was mounted inside a source while the run went on: what lies in it, or below it, may be
+    /// missing, so the snapshot is not whole.
+    MountedMeanwhile {
+        /// Where, escaped.
+        path: String,
+    },
+    /// The last whole snapshot had a disk there, and today none is mounted.
+    NotMounted {
+        /// Where, escaped.
+        path: String,
+        /// That snapshot.
+        before: SnapshotName,
+    },
+    /// So large a part of the source vanished while the run went on that the snapshot is not called
+    /// whole.
+    ManyVanished {
+        /// How many files.
+        files: u64,
+    },
+    /// Files have more or larger attributes than the volume's file system holds (ext4: one block for
+    /// all of a file); their content is there, some attributes are not.
+    AttributesTooLarge {
+        /// How many files.
+        files: u64,
+    },
+    /// One that a newer program wrote.
+    #[serde(other)]
+    Unknown,
 }
 
 /// What ran, and what came of it: the content of `.sprat/NAME.json`.
@@ -123,7 +174,7 @@ pub struct RunRecord {
     pub job: JobName,
     /// The snapshot.
     pub name: SnapshotName,
-    /// Whether the snapshot holds every file that was asked for.
+    /// Whether the snapshot holds every file that was asked for, with all that belongs to it.
     pub complete: bool,
     /// Whether the run came to its end; false beside a `.partial`.
     #[serde(default)]
@@ -137,6 +188,9 @@ pub struct RunRecord {
     /// Files with further such patterns, escaped.
     #[serde(default)]
     pub exclude_from: Vec<String>,
+    /// What was mounted inside the sources and is in the snapshot; escaped, at most 1000.
+    #[serde(default)]
+    pub mounts: Vec<String>,
     /// When the run began.
     pub started: Timestamp,
     /// When the copying was over.
@@ -156,10 +210,11 @@ pub struct RunRecord {
     /// Trees whose unchanged files are shared.
     #[serde(default)]
     pub linked_from: Vec<LinkedFrom>,
-    /// Source files that could not be read, escaped.
+    /// Source files that could not be read, or not with all that belongs to them, escaped; also
+    /// places whose disk came or went meanwhile.
     #[serde(default)]
     pub unread: NameList,
-    /// Source files that were gone when rsync came to them: harmless.
+    /// Source files that were gone when rsync came to them: harmless, unless they are many.
     #[serde(default)]
     pub vanished: NameList,
     /// rsync's messages, escaped and cut.

@@ -10,8 +10,9 @@ use rustix::fs::{AtFlags, FileType, statat};
 
 use crate::by_hand;
 use crate::error::SnapshotError;
+use crate::in_the_way::in_the_way;
 use crate::job::{Folder, JobFolder};
-use crate::record::{EntryKind, RunRecord, Warning};
+use crate::record::{EntryKind, NameList, RunRecord, Warning};
 use crate::rsync::{Ended, Invocation, Outcome, Rsync, Side};
 use crate::scout::{Copied, Scout};
 use crate::sources::plain_path;
@@ -23,7 +24,9 @@ use crate::walk::{is_folder, names_in, open_folder};
 ///
 /// Files at the destination are overwritten, newer ones too; files that are equal in size and time
 /// are left as they are. Nothing else at the destination changes unless `spec.delete` is set. The
-/// folder restored to keeps its own owner, mode and times.
+/// folder restored to keeps its own owner, mode and times, and so do the folders between it and the
+/// snapshot's sources where they are there already; where one of them is a symbolic link, the
+/// restore is refused.
 pub fn restore(
     volume_root: &Path,
     spec: &RestoreSpec,
@@ -42,6 +45,14 @@ pub fn restore(
     if !spec.dry_run {
         std::fs::create_dir_all(&to).map_err(|e| refused(&to, e.to_string()))?;
     }
+    let parents = what.missing_parents(&to);
+    let mut changes = NameList::default();
+    if !parents.is_empty() {
+        let invocation = parents_invocation(&folder.path, &to, &what, &parents, spec);
+        let outcome = rsync.run(&invocation, &mut |_| {}, cancel)?;
+        judge(&outcome, &to)?;
+        changes = outcome.changes;
+    }
     let invocation = invocation(&folder.path, &to, &what, spec);
     let scout = what.scout(&folder, &to, spec);
     let mut followed = |now: Progress| {
@@ -53,19 +64,18 @@ pub fn restore(
     let outcome = rsync.run(&invocation, &mut followed, cancel)?;
     drop(scout);
     judge(&outcome, &to)?;
-    let last_good = folder
-        .own_folders()?
-        .into_iter()
-        .rev()
-        .find(|own| matches!(own, Folder::Named(_)) && folder.kind(*own).0 == EntryKind::Good)
-        .map(Folder::name);
+    changes.append(&outcome.changes);
+    if !spec.dry_run {
+        what.give_times(&folder, &to, &parents);
+    }
+    let last_good = folder.last_good()?.map(|record| record.name);
     Ok(RestoreReport {
         last_good: last_good.filter(|good| good.to_string() != chosen.folder_text()),
         snapshot: chosen.folder_text(),
         unread_count: chosen.record.as_ref().map_or(0, |r| r.unread.count),
         kind: chosen.kind,
         stats: outcome.stats,
-        changes: outcome.changes,
+        changes,
         messages: outcome.messages,
     })
 }
@@ -101,6 +111,37 @@ struct What {
     base: PathBuf,
     /// Each with its real type in the snapshot.
     paths: Vec<PathBuf>,
+}
+
+impl What {
+    /// The folders above `paths` that the destination lacks, outer ones first.
+    fn missing_parents(&self, to: &Path) -> Vec<PathBuf> {
+        let mut parents: Vec<PathBuf> = self
+            .paths
+            .iter()
+            .flat_map(|path| path.ancestors().skip(1))
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .filter(|parent| std::fs::symlink_metadata(to.join(parent)).is_err())
+            .map(Path::to_owned)
+            .collect();
+        parents.sort();
+        parents.dedup();
+        parents
+    }
+
+    /// Gives folders that this restore made their times again, which what came into them has changed.
+    fn give_times(&self, job: &JobFolder, to: &Path, parents: &[PathBuf]) {
+        for parent in parents {
+            let in_snapshot = job.path.join(&self.base).join(parent);
+            let modified = std::fs::symlink_metadata(in_snapshot).and_then(|m| m.modified());
+            // A time that can't be set is no loss worth a failure.
+            if let (Ok(modified), Ok(folder)) =
+                (modified, crate::walk::open_folder_at(&to.join(parent)))
+            {
+                let _ = std::fs::File::from(folder).set_modified(modified);
+            }
+        }
+    }
 }
 
 /// Finds the snapshot; where sprat made none of that name, the copy that a person's own rsync made.
@@ -198,11 +239,16 @@ impl Chosen {
             return self.one_path(tree.as_fd(), &path);
         }
         let paths = match &self.record {
-            // Only within the sources may anything be deleted, so these are named.
-            Some(record) if spec.delete => record
+            // Only the sources are the snapshot's: what lies above them stays as it is, and only
+            // within them may anything be deleted.
+            Some(record) if spec.delete || sources_tell(record) => record
                 .sources
                 .iter()
                 .map(|text| unescape_path(text.trim_start_matches('/')))
+                // One may have been unreadable, or lie in a run that never came to it.
+                .filter(|path| {
+                    spec.delete || std::fs::symlink_metadata(tree_path.join(path)).is_ok()
+                })
                 .collect(),
             _ => names_in(tree.as_fd(), Path::new("."))
                 .map_err(|source| SnapshotError::Volume {
@@ -282,11 +328,18 @@ impl Chosen {
         let patterns = !record.excludes.is_empty()
             || !record.exclude_from.is_empty()
             || record.warnings.iter().any(left_out);
-        if patterns && !spec.delete_excluded {
-            return refuse("files that the job's patterns left out of the snapshot would be lost");
+        if patterns && !spec.delete_excluded && !spec.dry_run {
+            return Err(SnapshotError::DeleteLosesExcluded {
+                path: escape_path(&spec.to),
+            });
         }
         Ok(())
     }
+}
+
+/// Whether the record names what was copied, and there is something above it.
+fn sources_tell(record: &RunRecord) -> bool {
+    !record.sources.is_empty() && record.sources.iter().all(|source| source != "/")
 }
 
 fn refused(path: &Path, why: String) -> SnapshotError {
@@ -296,8 +349,9 @@ fn refused(path: &Path, why: String) -> SnapshotError {
     }
 }
 
-/// Checks that the destination is a folder outside the volume, and that no symbolic link stands
-/// where the snapshot's first folders go: rsync would replace it with a folder.
+/// Checks that the destination is a folder outside the volume, that no symbolic link stands where a
+/// source of the snapshot or a folder above it goes (who put it there meant its target, and rsync would
+/// replace it with a folder), and that no folder stands where a file goes.
 fn check_destination(
     to: &Path,
     volume_root: &Path,
@@ -344,6 +398,16 @@ fn check_destination(
                 return Err(refused(to, why));
             }
         }
+        if !spec.delete {
+            let snapshot = job.path.join(&what.base).join(path);
+            let folders = in_the_way(&snapshot, &to.join(path));
+            if !folders.is_empty() {
+                return Err(SnapshotError::DestinationInTheWay {
+                    path: escape_path(to),
+                    folders: folders.iter().map(|folder| escape_path(folder)).collect(),
+                });
+            }
+        }
     }
     Ok(())
 }
@@ -367,17 +431,48 @@ fn real_path(path: &Path) -> PathBuf {
     path.to_owned()
 }
 
+/// Makes the folders `parents` as the snapshot has them, and nothing in them.
+fn parents_invocation(
+    job: &Path,
+    to: &Path,
+    what: &What,
+    parents: &[PathBuf],
+    spec: &RestoreSpec,
+) -> Invocation {
+    let arguments = ["-dlptgoDAX"].map(OsString::from).to_vec();
+    into_destination(arguments, job, to, what, parents, spec)
+}
+
 fn invocation(job: &Path, to: &Path, what: &What, spec: &RestoreSpec) -> Invocation {
-    let mut arguments: Vec<OsString> = [
-        "-aHAXS",
-        "--numeric-ids",
-        "--relative",
-        "--modify-window=-1",
-        "--no-human-readable",
-        "--outbuf=L",
-    ]
-    .map(OsString::from)
-    .to_vec();
+    let mut arguments: Vec<OsString> = ["-aHAXS", "--modify-window=-1"]
+        .map(OsString::from)
+        .to_vec();
+    if spec.delete {
+        arguments.push("--delete".into());
+    }
+    into_destination(arguments, job, to, what, &what.paths, spec)
+}
+
+fn into_destination(
+    mut arguments: Vec<OsString>,
+    job: &Path,
+    to: &Path,
+    what: &What,
+    paths: &[PathBuf],
+    spec: &RestoreSpec,
+) -> Invocation {
+    arguments.extend(
+        [
+            "--numeric-ids",
+            "--relative",
+            // Else folders above the paths would be given the snapshot's attributes, and a link
+            // there replaced.
+            "--no-implied-dirs",
+            "--no-human-readable",
+            "--outbuf=L",
+        ]
+        .map(OsString::from),
+    );
     if spec.dry_run {
         arguments.extend(
             ["--dry-run", "--info=stats2,flist0", "--out-format=%i %n%L"].map(OsString::from),
@@ -385,11 +480,8 @@ fn invocation(job: &Path, to: &Path, what: &What, spec: &RestoreSpec) -> Invocat
     } else {
         arguments.push("--info=progress2,stats2,flist0,name0".into());
     }
-    if spec.delete {
-        arguments.push("--delete".into());
-    }
     arguments.push("--".into());
-    for path in &what.paths {
+    for path in paths {
         // With --relative, what stands behind `/./` is what appears at the destination.
         let mut argument = OsString::from("./");
         argument.push(&what.base);
@@ -420,6 +512,10 @@ fn judge(outcome: &Outcome, to: &Path) -> Result<(), SnapshotError> {
             kind: full.kind,
             free_bytes: full.free_bytes,
             free_inodes: full.free_inodes,
+        }),
+        Ended::InTheWay(folder) => Err(SnapshotError::DestinationInTheWay {
+            path: escape_path(to),
+            folders: vec![folder.clone()],
         }),
         Ended::Failed { ended, message } => Err(SnapshotError::RestoreFailed {
             ended: ended.clone(),

@@ -4,6 +4,7 @@ mod messages;
 mod output;
 mod program;
 mod run;
+mod stillness;
 
 pub(crate) use program::Rsync;
 pub(crate) use run::{Ended, Invocation, Outcome, Side, room_at};

@@ -8,7 +8,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use crate::error::SnapshotError;
-use crate::mounts::{mounts, pattern_for};
+use crate::mounts::{Mount, mounts, pattern_for};
+use crate::mounts_inside::{MountChange, MountInside, Place, changes, mounts_inside};
 use crate::record::Warning;
 use crate::spec::SnapshotSpec;
 use crate::text::{escape_name, escape_path};
@@ -34,6 +35,10 @@ pub(crate) struct Sources {
     /// Patterns of what is left out in any case.
     pub(crate) left_out: Vec<OsString>,
     pub(crate) warnings: Vec<Warning>,
+    /// What is mounted inside them and belongs to them.
+    pub(crate) mounts: Vec<MountInside>,
+    /// Real paths, in which mounts are nobody's loss.
+    no_mounts_in: Vec<PathBuf>,
 }
 
 /// Brings a path into the one form that is used from here on.
@@ -76,23 +81,32 @@ impl Sources {
             list,
             left_out: Vec::new(),
             warnings: Vec::new(),
+            mounts: Vec::new(),
+            no_mounts_in: Vec::new(),
         };
-        this.leave_out(spec, volume_root)?;
+        let table = table()?;
+        this.leave_out(spec, volume_root, &table)?;
+        if spec.one_file_system {
+            // rsync enters none of them.
+            this.no_mounts_in.push("/".into());
+        }
+        this.mounts = this.mounts_in(&table);
         Ok(this)
     }
 
     /// Finds the volume's own mounts and the kernel's file systems inside the sources.
-    fn leave_out(&mut self, spec: &SnapshotSpec, volume_root: &Path) -> Result<(), SnapshotError> {
+    fn leave_out(
+        &mut self,
+        spec: &SnapshotSpec,
+        volume_root: &Path,
+        mounts: &[Mount],
+    ) -> Result<(), SnapshotError> {
         let volume =
             std::fs::canonicalize(volume_root).map_err(|source| SnapshotError::Volume {
                 op: "resolve",
                 object: escape_path(volume_root),
                 source,
             })?;
-        let mounts = mounts().map_err(|source| SnapshotError::System {
-            op: "read /proc/self/mountinfo",
-            source,
-        })?;
         // Wherever else the volume is mounted, it is the same volume.
         let own_mount = mounts.iter().rfind(|mount| mount.at == volume);
         let own: Vec<PathBuf> = std::iter::once(volume.clone())
@@ -103,11 +117,14 @@ impl Sources {
                     .map(|mount| mount.at.clone()),
             )
             .collect();
-        let real: Vec<PathBuf> = self
-            .list
+        let kernels = mounts.iter().filter(|mount| mount.kernel);
+        self.no_mounts_in = own
             .iter()
-            .map(|source| real_path(&source.path))
+            .cloned()
+            .chain(kernels.map(|mount| mount.at.clone()))
+            .chain(spec.never_enter.iter().map(|path| real_path(path)))
             .collect();
+        let real = self.real_paths();
         for (source, real) in self.list.iter().zip(&real) {
             if own.iter().any(|own| real.starts_with(own)) {
                 return Err(refused(
@@ -149,6 +166,44 @@ impl Sources {
         Ok(())
     }
 
+    fn real_paths(&self) -> Vec<PathBuf> {
+        let sources = self.list.iter();
+        sources.map(|source| real_path(&source.path)).collect()
+    }
+
+    fn mounts_in(&self, table: &[Mount]) -> Vec<MountInside> {
+        let real = self.real_paths();
+        let places: Vec<Place<'_>> = real
+            .iter()
+            .zip(&self.list)
+            .map(|(real, source)| Place {
+                real,
+                named: &source.path,
+            })
+            .collect();
+        mounts_inside(table, &places, &self.no_mounts_in)
+    }
+
+    /// Looks after the run which mounts inside the sources came or went. `in_tree` tells whether a
+    /// path of a source is in the tree that the run made.
+    pub(crate) fn mount_changes(
+        &self,
+        in_tree: &dyn Fn(&Path) -> bool,
+    ) -> Result<Vec<MountChange>, SnapshotError> {
+        let now = self.mounts_in(&table()?);
+        Ok(changes(&self.mounts, &now, in_tree))
+    }
+
+    /// Of the mounts that the last whole snapshot had, those that lie in today's sources and are not
+    /// mounted.
+    pub(crate) fn not_mounted(&self, earlier: &[PathBuf]) -> Vec<PathBuf> {
+        let missing = |path: &&PathBuf| {
+            let inside = |source: &Source| path.starts_with(&source.path) && **path != source.path;
+            self.list.iter().any(inside) && !self.mounts.iter().any(|mount| mount.path == **path)
+        };
+        earlier.iter().filter(missing).cloned().collect()
+    }
+
     /// Checks after the run that each source is still the one that the run began with.
     pub(crate) fn check_again(&self) -> Result<(), SnapshotError> {
         for source in &self.list {
@@ -167,6 +222,13 @@ impl Sources {
         }
         Ok(())
     }
+}
+
+fn table() -> Result<Vec<Mount>, SnapshotError> {
+    mounts().map_err(|source| SnapshotError::System {
+        op: "read /proc/self/mountinfo",
+        source,
+    })
 }
 
 fn refused(path: &Path, why: String) -> SnapshotError {
@@ -191,17 +253,21 @@ fn look_at(path: PathBuf, allow_empty: bool) -> Result<Source, SnapshotError> {
         Err(source) => return Err(SnapshotError::SourceUnreadable { path: text, source }),
     };
     if metadata.is_symlink() {
-        let target = std::fs::read_link(&path).map_or_else(|_| String::new(), |t| escape_path(&t));
-        // rsync would copy the link alone, and the owner would believe that the folder is safe.
-        return Err(refused(
-            &path,
-            format!("is a symbolic link to {target}; name the folder it points to"),
-        ));
+        return Err(is_link(&path));
     }
     if metadata.is_dir() && !allow_empty && is_empty(&path) {
         return Err(SnapshotError::SourceEmpty { path: text });
     }
     Ok(new_source(path, &metadata))
+}
+
+/// rsync would copy the link alone, and the owner would believe that the folder is safe.
+fn is_link(path: &Path) -> SnapshotError {
+    let target = std::fs::read_link(path).map_or_else(|_| String::new(), |t| escape_path(&t));
+    refused(
+        path,
+        format!("is a symbolic link to {target}; name the folder it points to"),
+    )
 }
 
 fn new_source(path: PathBuf, metadata: &Metadata) -> Source {
@@ -233,29 +299,58 @@ fn seen_through(inside: &Path, real: &Path, named: &Path) -> PathBuf {
     }
 }
 
-fn check_patterns(spec: &SnapshotSpec) -> Result<(), SnapshotError> {
-    for pattern in &spec.excludes {
-        let why = if pattern.is_empty() {
-            "it is empty"
-        } else if pattern == "!" {
-            "it would clear the list of patterns"
-        } else if pattern.contains(['\n', '\0']) {
-            "it has a newline or NUL in it"
-        } else {
-            continue;
-        };
-        return Err(SnapshotError::PatternRefused {
-            pattern: escape_name(pattern.as_bytes()),
-            why,
+/// Why a pattern of a job's own is refused.
+#[must_use]
+pub fn pattern_mistake(pattern: &str) -> Option<&'static str> {
+    if pattern.is_empty() {
+        Some("it is empty")
+    } else if pattern == "!" {
+        Some("it would clear the list of patterns")
+    } else if pattern.contains(['\n', '\0']) {
+        Some("it has a newline or NUL in it")
+    } else {
+        None
+    }
+}
+
+/// All that is wrong with the form of a job, whatever is mounted today: paths and patterns that can't
+/// be meant, and symbolic links, whose targets nobody would find in the snapshot.
+#[must_use]
+pub fn mistakes(spec: &SnapshotSpec) -> Vec<SnapshotError> {
+    let sources = spec
+        .sources
+        .iter()
+        .filter_map(|path| match plain_path(path) {
+            Ok(path) if path.is_symlink() => Some(is_link(&path)),
+            Ok(_) => None,
+            Err(why) => Some(refused(path, why.to_owned())),
         });
+    sources.chain(refused_patterns(spec)).collect()
+}
+
+fn refused_patterns(spec: &SnapshotSpec) -> impl Iterator<Item = SnapshotError> {
+    spec.excludes.iter().filter_map(|pattern| {
+        Some(SnapshotError::PatternRefused {
+            why: pattern_mistake(pattern)?,
+            pattern: escape_name(pattern.as_bytes()),
+        })
+    })
+}
+
+fn check_patterns(spec: &SnapshotSpec) -> Result<(), SnapshotError> {
+    if let Some(refused) = refused_patterns(spec).next() {
+        return Err(refused);
     }
     for file in &spec.exclude_from {
         if !file.is_absolute() {
-            return Err(refused(file, "the path must be absolute".to_owned()));
+            return Err(SnapshotError::PatternFile {
+                path: escape_path(file),
+                source: io::Error::new(io::ErrorKind::InvalidInput, "the path must be absolute"),
+            });
         }
         std::fs::File::open(file)
             .and_then(|file| file.metadata())
-            .map_err(|source| SnapshotError::SourceUnreadable {
+            .map_err(|source| SnapshotError::PatternFile {
                 path: escape_path(file),
                 source,
             })?;

@@ -157,6 +157,10 @@ pub struct Progress {
     pub files_found: u64,
     /// Whether `files_found` is all there is.
     pub all_found: bool,
+    /// For how many seconds rsync has said nothing and moved no byte, where that is long: something
+    /// hangs.
+    #[serde(default)]
+    pub still_s: Option<u64>,
 }
 
 impl Progress {
@@ -171,6 +175,7 @@ impl Progress {
             files_done: 0,
             files_found: 0,
             all_found: false,
+            still_s: None,
         }
     }
 }

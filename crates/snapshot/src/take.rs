@@ -18,7 +18,8 @@ use crate::rsync::{Ended, Invocation, Outcome, Rsync, Side, room_at};
 use crate::scout::Scout;
 use crate::sources::Sources;
 use crate::spec::{Cancel, Phase, Progress, SnapshotReport, SnapshotSpec};
-use crate::text::{escape_name, escape_path};
+use crate::text::{escape_name, escape_path, unescape_path};
+use crate::wholeness::Made;
 
 /// Takes a snapshot of `spec.sources` into the job's folder on the volume that is mounted at
 /// `volume_root`.
@@ -72,6 +73,7 @@ fn full_if_so(error: SnapshotError, volume_root: &Path) -> SnapshotError {
             kind: full.kind,
             free_bytes: full.free_bytes,
             free_inodes: full.free_inodes,
+            object: None,
         },
         None => error,
     }
@@ -108,6 +110,7 @@ fn take_or_fail(
             .map(|newest| Warning::ClockBehind { newest }),
     );
     let linked_from = folder.link_sources(chosen.name)?;
+    warnings.extend(not_mounted(&folder, &sources)?);
     let first = !linked_from
         .iter()
         .any(|(folder, _)| matches!(folder, Folder::Named(_)));
@@ -136,6 +139,21 @@ fn take_or_fail(
         sources,
     };
     run.carry_out(warnings, progress, cancel, checkpoint_every)
+}
+
+/// Warns of disks that the last whole snapshot has and today's would lack.
+fn not_mounted(folder: &RunFolder, sources: &Sources) -> Result<Vec<Warning>, SnapshotError> {
+    let Some(last) = folder.job.last_good()? else {
+        return Ok(Vec::new());
+    };
+    let mounts: Vec<PathBuf> = last.mounts.iter().map(|path| unescape_path(path)).collect();
+    let missing = sources.not_mounted(&mounts).into_iter();
+    Ok(missing
+        .map(|path| Warning::NotMounted {
+            path: escape_path(&path),
+            before: last.name,
+        })
+        .collect())
 }
 
 /// A copy made by hand, from which a first run links.
@@ -208,6 +226,7 @@ impl Run<'_> {
         let synced = checkpointed.map_err(|source| self.sync_failed(source));
         match self.verdict(&outcome, inflight) {
             Ok(()) => {
+                self.made(&outcome, inflight).look_for_gaps(&mut record)?;
                 // The record comes before the name, so that no finished snapshot is ever without
                 // one; one sync makes both it and the tree durable.
                 self.folder.write_record(&record)?;
@@ -250,6 +269,14 @@ impl Run<'_> {
         (!trees.is_empty()).then(|| Scout::begin(root, trees, None))
     }
 
+    fn made<'m>(&'m self, outcome: &'m Outcome, inflight: Folder) -> Made<'m> {
+        Made {
+            sources: &self.sources,
+            outcome,
+            tree: self.folder.job.path.join(inflight.to_string()),
+        }
+    }
+
     /// Whether what rsync made deserves a name.
     fn verdict(&self, outcome: &Outcome, inflight: Folder) -> Result<(), SnapshotError> {
         match &outcome.ended {
@@ -260,6 +287,14 @@ impl Run<'_> {
                     kind: full.kind,
                     free_bytes: full.free_bytes,
                     free_inodes: full.free_inodes,
+                    object: self.made(outcome, inflight).no_room_for(),
+                });
+            }
+            Ended::InTheWay(folder) => {
+                return Err(SnapshotError::RsyncFailed {
+                    ended: "stopped".to_owned(),
+                    first_message: format!("the folder {folder} is in the way"),
+                    messages: outcome.messages.clone(),
                 });
             }
             Ended::Failed { ended, message } => {
@@ -459,6 +494,7 @@ impl Run<'_> {
                     kind: EntryKind::ByHand,
                 }))
                 .collect(),
+            mounts: Vec::new(),
             unread: outcome.unread.clone(),
             vanished: outcome.vanished.clone(),
             messages: outcome.messages.clone(),

@@ -101,6 +101,74 @@ fn a_file_that_vanishes_under_way_is_harmless() {
     assert!(report.record.complete);
 }
 
+#[test]
+fn a_run_in_which_a_large_part_vanished_is_not_whole() {
+    let bench = Bench::new();
+    let source = bench.source();
+    fs::write(source.join("aaa"), vec![7; 4 << 20]).unwrap();
+    for n in 0..150 {
+        fs::write(source.join(format!("z{n}")), "x").unwrap();
+    }
+    let mut spec = bench.spec();
+    spec.rsync = bench.rsync_script("", "rsync --bwlimit=4000");
+    let volume = bench.volume();
+    let run = std::thread::spawn(move || take_into(&volume, &spec));
+    let job = bench.job();
+    wait_for("rsync's temporary file", || {
+        walk_finds(&job, &|name| name.starts_with(".aaa."))
+    });
+    for n in 0..150 {
+        fs::remove_file(source.join(format!("z{n}"))).unwrap();
+    }
+    let record = run.join().unwrap().unwrap().record;
+    assert_eq!((record.rsync_exit, record.vanished.count), (Some(24), 150));
+    assert!(!record.complete);
+    assert_eq!(record.warnings, [Warning::ManyVanished { files: 150 }]);
+    assert_eq!(bench.kinds(), [EntryKind::Unread]);
+}
+
+#[test]
+fn attributes_larger_than_the_volume_holds_make_a_file_incomplete_and_fail_no_run() {
+    requires!(loop_missing());
+    let bench = Bench::new();
+    let disk = SmallExt4::new(&bench, "64M", &[]);
+    // tmpfs holds what one block of ext4 doesn't.
+    let source = bench.path("large");
+    fs::create_dir(&source).unwrap();
+    folder::run("mount", &["-t", "tmpfs", "large", source.to_str().unwrap()]);
+    fs::write(source.join("file"), "content").unwrap();
+    fs::write(source.join("good"), "x").unwrap();
+    for n in 0..3 {
+        let name = format!("user.n{n}");
+        sprat_testkit::tree::set_xattr(&source.join("file"), &name, &[b'x'; 3000]).unwrap();
+    }
+    let spec = SnapshotSpec::new(job_name(), vec![source.clone()]);
+    let taken = take_into(&disk.at, &spec);
+    let again = take_into(&disk.at, &spec);
+    folder::run("umount", &[source.to_str().unwrap()]);
+    for report in [taken.unwrap(), again.unwrap()] {
+        let record = &report.record;
+        assert!(!record.complete);
+        assert_eq!(record.unread.names, [format!("{}/file", source.display())]);
+        assert_eq!(record.warnings, [Warning::AttributesTooLarge { files: 1 }]);
+        let tree = disk.at.join("home").join(report.name.to_string());
+        let there = folder::below(&tree, &source);
+        assert_eq!(fs::read(there.join("file")).unwrap(), b"content");
+        assert_eq!(fs::read(there.join("good")).unwrap(), b"x");
+    }
+}
+
+#[test]
+fn a_file_that_does_not_fit_is_named() {
+    requires!(loop_missing());
+    let bench = Bench::new();
+    let disk = SmallExt4::new(&bench, "24M", &[]);
+    fs::write(bench.source().join("large"), vec![7; 30 << 20]).unwrap();
+    let error = take_into(&disk.at, &bench.spec()).unwrap_err();
+    let name = format!("has no room for {}/large (", bench.source().display());
+    assert!(error.to_string().contains(&name), "{error}");
+}
+
 fn walk_finds(at: &Path, wanted: &dyn Fn(&str) -> bool) -> bool {
     let Ok(entries) = fs::read_dir(at) else {
         return false;

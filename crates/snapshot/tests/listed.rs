@@ -213,6 +213,10 @@ fn delete_is_refused_where_the_snapshot_does_not_hold_everything() {
     spec.delete = true;
     let error = bench.restore(&spec).unwrap_err();
     assert!(error.to_string().contains("patterns left out"), "{error}");
+    assert!(error.hint().unwrap().contains("--delete-excluded"));
+    spec.dry_run = true;
+    bench.restore(&spec).unwrap();
+    spec.dry_run = false;
     spec.delete_excluded = true;
     bench.restore(&spec).unwrap();
 }

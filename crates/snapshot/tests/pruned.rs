@@ -40,6 +40,7 @@ fn spec(rules: KeepRules) -> PruneSpec {
     PruneSpec {
         job: job_name(),
         rules,
+        drop_interrupted: false,
         dry_run: false,
     }
 }
@@ -185,4 +186,60 @@ fn a_job_that_is_not_there_is_not_made() {
     let error = prune(&bench, &spec(last(1))).unwrap_err();
     assert!(matches!(error, SnapshotError::NoSuchJob { .. }), "{error}");
     assert!(!bench.job().exists());
+}
+
+#[test]
+fn interrupted_trees_go_only_where_that_is_asked_for_and_an_interruption_is_gone_on_with() {
+    let (bench, names) = days(4);
+    let folder = |name: SnapshotName, kind: &str| bench.job().join(format!("{name}{kind}"));
+    fs::rename(folder(names[0], ""), folder(names[0], ".partial")).unwrap();
+    fs::rename(folder(names[1], ""), folder(names[1], ".inflight")).unwrap();
+    let found = |report: &PruneReport| -> Vec<(String, EntryKind, bool)> {
+        let all = report.interrupted.iter();
+        all.map(|one| (one.folder.clone(), one.kind, one.removed))
+            .collect()
+    };
+    let both = |removed| {
+        [
+            (format!("{}.partial", names[0]), EntryKind::Partial, removed),
+            (
+                format!("{}.inflight", names[1]),
+                EntryKind::Inflight,
+                removed,
+            ),
+        ]
+    };
+    let kept = prune(&bench, &spec(last(9))).unwrap();
+    assert_eq!(found(&kept), both(false));
+
+    // Without any rule no snapshot goes.
+    let mut drop = spec(KeepRules::default());
+    drop.drop_interrupted = true;
+    drop.dry_run = true;
+    let told = prune(&bench, &drop).unwrap();
+    assert_eq!(found(&told), both(false));
+    assert_eq!(left(&bench).len(), 4);
+    drop.dry_run = false;
+    let cancel = Cancel::new();
+    let stopped = sprat_snapshot::prune(
+        &bench.volume(),
+        &drop,
+        &mut |progress| {
+            if progress.files_done > 3 {
+                cancel.cancel();
+            }
+        },
+        &cancel,
+    );
+    assert!(matches!(stopped, Err(SnapshotError::PruneCancelled)));
+    let report = prune(&bench, &drop).unwrap();
+    assert!(report.names_removed > 10);
+    assert_eq!(left(&bench), names[2..]);
+    let state: Vec<_> = fs::read_dir(bench.job().join(".sprat"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| !name.ends_with(".json"))
+        .collect();
+    assert!(state.is_empty(), "{state:?}");
+    bench.take();
 }

@@ -34,6 +34,9 @@ pub struct PruneArgs {
     /// Keep all that are at most so much older than the newest, such as 36h, 14d, 6w
     #[arg(long, value_name = "TIME", value_parser = within)]
     pub keep_within: Option<Duration>,
+    /// Also remove what interrupted runs of the job copied, from which the next run would go on
+    #[arg(long)]
+    pub drop_interrupted: bool,
     /// Only tell what would be removed, and why the rest is kept
     #[arg(long)]
     pub dry_run: bool,
@@ -56,11 +59,12 @@ impl PruneArgs {
 
 pub(super) const EXAMPLES: &str = "\
 Each rule keeps what it says; what none keeps is removed. Days begin at midnight UTC, as the names
-do. The newest snapshot without unread files always stays.
+do. The newest snapshot without unread files always stays. With --drop-interrupted no rule is needed.
 
 Examples:
   sprat prune home --job www --keep-last 3 --keep-daily 14 --keep-monthly 12 --dry-run
-  sprat prune home --job www --keep-within 30d";
+  sprat prune home --job www --keep-within 30d
+  sprat prune home --job www --drop-interrupted";
 
 /// A number and a unit: h, d or w. Months and years have no fixed length.
 fn within(text: &str) -> Result<Duration, String> {

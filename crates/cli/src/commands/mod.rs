@@ -116,11 +116,53 @@ fn warning_text(warning: &sprat_snapshot::Warning) -> String {
         W::LeftoverKept { folder, reason } => {
             format!("the interrupted tree {folder} could not be removed: {reason}")
         }
+        W::UnmountedMeanwhile { path } => format!(
+            "{path} was unmounted, or mounted anew, while it was copied: the snapshot is NOT whole"
+        ),
+        W::MountedMeanwhile { path } => format!(
+            "something was mounted at {path} while it was copied: the snapshot is NOT whole"
+        ),
+        W::NotMounted { path, before } => format!(
+            "{path} is not mounted: {before} has what lay there, and this snapshot does not"
+        ),
+        W::ManyVanished { files } => format!(
+            "{} vanished while it ran, too large a part: the snapshot is NOT called whole",
+            output::text::counted(*files, "file", "files")
+        ),
+        W::AttributesTooLarge { files } => format!(
+            "{} with more attributes (xattrs, ACLs) than the volume's file system holds, about 4 KiB \
+             for each file: the content is there, some of the attributes are not",
+            output::text::counted(*files, "file", "files")
+        ),
         _ => "the run's record holds a warning that this version has no words for".to_owned(),
     }
 }
 
 fn completions(shell: clap_complete::Shell) {
     use clap::CommandFactory as _;
-    clap_complete::generate(shell, &mut Cli::command(), "sprat", &mut std::io::stdout());
+    let mut shown = without_hidden(&Cli::command());
+    clap_complete::generate(shell, &mut shown, "sprat", &mut std::io::stdout());
+}
+
+/// The same grammar without what only sprat itself and its tests use: completions would offer it.
+fn without_hidden(command: &clap::Command) -> clap::Command {
+    // clap wants names that live for ever; this process ends with the script.
+    let name: &'static str = Box::leak(command.get_name().to_owned().into_boxed_str());
+    let mut shown = clap::Command::new(name);
+    if let Some(about) = command.get_about() {
+        shown = shown.about(about.clone());
+    }
+    let arguments = command.get_arguments();
+    shown
+        .args(
+            arguments
+                .filter(|argument| !argument.is_hide_set())
+                .cloned(),
+        )
+        .subcommands(
+            command
+                .get_subcommands()
+                .filter(|command| !command.is_hide_set())
+                .map(without_hidden),
+        )
 }

@@ -1,7 +1,7 @@
 //! `sprat prune`: removes the snapshots of a job that no rule keeps.
 
 use serde_json::json;
-use sprat_snapshot::{KeepReason, PruneReport, PruneSpec, Pruned};
+use sprat_snapshot::{EntryKind, Interrupted, KeepReason, PruneReport, PruneSpec, Pruned};
 
 use super::context::{Context, close};
 use crate::args::PruneArgs;
@@ -14,10 +14,11 @@ pub(super) fn run(context: &Context, args: &PruneArgs) -> Result<Exit, Failure> 
     let resolved = context.resolve(&args.target)?;
     let job = config::job_name(&args.job).map_err(Failure::usage)?;
     let rules = args.rules();
-    if rules.is_empty() {
+    if rules.is_empty() && !args.drop_interrupted {
         return Err(Failure::usage("nothing says what to keep").with_hint(
             "nothing was started. Give at least one of --keep-last, --keep-daily, --keep-weekly, \
-             --keep-monthly, --keep-yearly and --keep-within; --dry-run shows what they do",
+             --keep-monthly, --keep-yearly and --keep-within; --dry-run shows what they do. \
+             --drop-interrupted removes what interrupted runs left, and needs none of them",
         ));
     }
     let secret = context.secret(&resolved)?;
@@ -34,6 +35,7 @@ pub(super) fn run(context: &Context, args: &PruneArgs) -> Result<Exit, Failure> 
     let spec = PruneSpec {
         job,
         rules,
+        drop_interrupted: args.drop_interrupted,
         dry_run: args.dry_run,
     };
     let pruned = session.prune(spec, &mut reporter, &context.interrupt);
@@ -49,28 +51,53 @@ pub(super) fn run(context: &Context, args: &PruneArgs) -> Result<Exit, Failure> 
     });
     context
         .output
-        .result(&table(&report, &args.target, args.dry_run), &json)?;
+        .result(&table(&report, args, reporter.server_is_low()), &json)?;
     Ok(Exit::Done)
 }
 
-fn table(report: &PruneReport, target: &str, dry_run: bool) -> String {
+fn table(report: &PruneReport, args: &PruneArgs, server_is_low: bool) -> String {
+    let (target, dry_run) = (&args.target, args.dry_run);
     let mut rows = vec![["SNAPSHOT", "WHAT", "WHY"].map(str::to_owned).to_vec()];
     for pruned in &report.snapshots {
         let what = match (pruned.verdict.keep.is_empty(), dry_run) {
             (false, _) => "kept",
+            // Without any rule nothing goes.
+            (true, _) if args.rules().is_empty() => "kept",
             (true, false) => "removed",
             (true, true) => "would go",
         };
         rows.push(vec![
             pruned.verdict.name.to_string(),
             what.to_owned(),
-            why(pruned),
+            why(pruned, args),
         ]);
     }
-    let gone = |pruned: &&Pruned| pruned.verdict.keep.is_empty();
+    for tree in &report.interrupted {
+        let what = match (args.drop_interrupted, dry_run) {
+            (false, _) => "kept",
+            (true, false) => "removed",
+            (true, true) => "would go",
+        };
+        rows.push(vec![
+            tree.folder.clone(),
+            what.to_owned(),
+            text::harmless(&interrupted(tree)),
+        ]);
+    }
+    let gone = |pruned: &&Pruned| !args.rules().is_empty() && pruned.verdict.keep.is_empty();
     let count = report.snapshots.iter().filter(gone).count() as u64;
     let mut said = text::table(&rows, &[]);
-    let snapshots = text::counted(count, "snapshot", "snapshots");
+    let mut snapshots = text::counted(count, "snapshot", "snapshots");
+    let trees = report.interrupted.len() as u64;
+    if trees > 0 && args.drop_interrupted {
+        let trees = text::counted(trees, "interrupted tree", "interrupted trees");
+        snapshots.push_str(&format!(" and {trees}"));
+    } else if trees > 0 {
+        said.push_str(
+            "the next backup of the job goes on from what was interrupted; --drop-interrupted \
+             removes it\n",
+        );
+    }
     if dry_run {
         said.push_str(&format!("{snapshots} would go\n"));
     } else {
@@ -80,7 +107,7 @@ fn table(report: &PruneReport, target: &str, dry_run: bool) -> String {
             text::counted(report.names_removed, "name", "names"),
             text::bytes(freed)
         ));
-        if freed > 0 {
+        if freed > 0 || server_is_low {
             said.push_str(&format!(
                 "`sprat trim {target}` gives the server back what the volume doesn't need\n"
             ));
@@ -89,9 +116,30 @@ fn table(report: &PruneReport, target: &str, dry_run: bool) -> String {
     said
 }
 
-fn why(pruned: &Pruned) -> String {
+/// What is known of a run that did not come to its end.
+fn interrupted(tree: &Interrupted) -> String {
+    let mut said = match tree.kind {
+        EntryKind::Inflight => "interrupted by a crash".to_owned(),
+        _ => "interrupted".to_owned(),
+    };
+    if let Some(bytes) = tree.bytes_copied {
+        said.push_str(&format!(", {} copied", text::bytes(bytes)));
+    }
+    if let Some(why) = &tree.stopped_by {
+        said.push_str(&format!(": {why}"));
+    }
+    said
+}
+
+fn why(pruned: &Pruned, args: &PruneArgs) -> String {
     if pruned.verdict.keep.is_empty() {
-        return "no rule keeps it".to_owned();
+        let rules = !args.rules().is_empty();
+        return if rules {
+            "no rule keeps it"
+        } else {
+            "no rule was given"
+        }
+        .to_owned();
     }
     let words: Vec<&str> = pruned
         .verdict

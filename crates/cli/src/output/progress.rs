@@ -24,6 +24,8 @@ pub(crate) struct Reporter {
     shown_at: Option<Instant>,
     /// The terminal's present line, which the next output replaces.
     line_shown: bool,
+    /// The server told of little room.
+    server_low: bool,
 }
 
 impl Reporter {
@@ -36,7 +38,13 @@ impl Reporter {
             // A run that is over in seconds needs no line in a log.
             shown_at: (!output.terminal).then(Instant::now),
             line_shown: false,
+            server_low: false,
         }
+    }
+
+    /// Whether the session told that the server has little room left, or gave up the reserve for it.
+    pub(crate) fn server_is_low(&self) -> bool {
+        self.server_low
     }
 
     /// Says whom the next lines are about.
@@ -155,6 +163,10 @@ impl Observer for Reporter {
     }
 
     fn notice(&mut self, notice: Notice) {
+        self.server_low |= matches!(
+            notice,
+            Notice::ServerSpaceLow { .. } | Notice::ReserveGivenUp
+        );
         let (text, matters) = notice_text(&notice);
         if self.output.quiet && !matters {
             return;
@@ -244,6 +256,12 @@ fn progress_text(phase: &str, progress: &SessionProgress) -> String {
             } else {
                 text::counted(rsync.files_done, "file", "files")
             });
+            if let Some(still) = rsync.still_s {
+                let still = text::duration(Duration::from_secs(still));
+                parts.push(format!(
+                    "rsync has neither said nor moved anything for {still}"
+                ));
+            }
         }
         None => {
             parts.push(phase.to_owned());

@@ -18,11 +18,13 @@ pub(crate) enum Verdict {
     Vanished(Vec<u8>),
     /// A source file or folder could not be read.
     Unread(Vec<u8>),
-    /// The receiving side is out of room (or quota).
-    NoSpace,
-    /// The receiving side had no room for an attribute: either it is out of room, or the attribute
-    /// is too large for its kind of file system.
-    NoSpaceForAttribute,
+    /// The receiving side is out of room (or quota). The file that it was for, where it is told.
+    NoSpace(Option<Vec<u8>>),
+    /// The receiving side had no room for an attribute of this file: either it is out of room, or the
+    /// attribute is too large for its kind of file system.
+    NoSpaceForAttribute(Vec<u8>),
+    /// A folder that holds something stands where a file is to go.
+    InTheWay(Vec<u8>),
     /// Anything else.
     Failure,
 }
@@ -87,16 +89,30 @@ pub(crate) fn judge(line: &[u8]) -> Verdict {
     {
         return Verdict::Unread(unescape_name(name));
     }
+    // generator.c and delete.c say so without any beginning of their own.
+    for beginning in [
+        "cannot delete non-empty directory: ",
+        "could not make way for new ",
+    ] {
+        if let Some(rest) = text.strip_prefix(beginning) {
+            let name = rest
+                .strip_prefix("regular file: ")
+                .or_else(|| rest.strip_prefix("symlink: "))
+                .unwrap_or(rest);
+            return Verdict::InTheWay(unescape_name(name));
+        }
+    }
     let Some(rest) = text.strip_prefix("rsync: ") else {
         return too_long(text).map_or(Verdict::Failure, Verdict::Unread);
     };
     let (role, said) = split_role(rest);
     match errno_at_end(said) {
         Some(ENOSPC | EDQUOT) if role != Some("sender") => {
+            let name = said.contains('"').then(|| quoted(said));
             return if ATTRIBUTE_CALLS.iter().any(|call| said.starts_with(call)) {
-                Verdict::NoSpaceForAttribute
+                Verdict::NoSpaceForAttribute(attribute_of(said))
             } else {
-                Verdict::NoSpace
+                Verdict::NoSpace(name)
             };
         }
         Some(errno) if SOURCE_ERRNO.contains(&errno) => {}
@@ -179,6 +195,15 @@ fn quoted(text: &str) -> Vec<u8> {
     unescape_name(name)
 }
 
+/// The file in `rsync_xal_set: lsetxattr("FILE","ATTRIBUTE") failed: …` and its like; older ones set
+/// no quotes round it.
+fn attribute_of(said: &str) -> Vec<u8> {
+    let rest = said.split_once('(').map_or(said, |(_, rest)| rest);
+    let end = rest.rfind(",\"").or_else(|| rest.rfind(", "));
+    let name = end.map_or(rest, |end| &rest[..end]);
+    unescape_name(name.trim_matches('"'))
+}
+
 /// A line for the record: printable, and cut.
 pub(crate) fn printable(line: &[u8]) -> String {
     const CHARS_MAX: usize = 500;
@@ -259,10 +284,19 @@ mod tests {
             r#"rsync: [receiver] mkstemp "/v/.a.X" failed: No space left on device (28)"#,
             r#"rsync: [generator] recv_generator: mkdir "/v/a" failed: Disk quota exceeded (122)"#,
         ] {
-            assert_eq!(judge(line.as_bytes()), Verdict::NoSpace, "{line}");
+            let named = Verdict::NoSpace(Some(b"/v/a".to_vec()));
+            let temporary = Verdict::NoSpace(Some(b"/v/.a.X".to_vec()));
+            let judged = judge(line.as_bytes());
+            assert!(judged == named || judged == temporary, "{line}");
         }
-        let line = r#"rsync: [receiver] rsync_xal_set: lsetxattr(a,"user.x") failed: No space left on device (28)"#;
-        assert_eq!(judge(line.as_bytes()), Verdict::NoSpaceForAttribute);
+        for line in [
+            r#"rsync: [receiver] rsync_xal_set: lsetxattr(/v/a,"user.x") failed: No space left on device (28)"#,
+            r#"rsync: [receiver] rsync_xal_set: fsetxattr("/v/a","user.x") failed: No space left on device (28)"#,
+            r#"rsync: [generator] set_acl: sys_acl_set_file(/v/a, ACL_TYPE_ACCESS): No space left on device (28)"#,
+        ] {
+            let expected = Verdict::NoSpaceForAttribute(b"/v/a".to_vec());
+            assert_eq!(judge(line.as_bytes()), expected, "{line}");
+        }
         let name = r#"rsync: [sender] opendir "/a: No space left on device (28)" failed: Permission denied (13)"#;
         assert_eq!(
             judge(name.as_bytes()),
@@ -270,6 +304,21 @@ mod tests {
         );
         let sender = r#"rsync: [sender] opendir "/a" failed: No space left on device (28)"#;
         assert_eq!(judge(sender.as_bytes()), Verdict::Failure);
+    }
+
+    #[test]
+    fn a_folder_in_the_way_is_told() {
+        for line in [
+            "cannot delete non-empty directory: t/a",
+            "could not make way for new regular file: t/a",
+            "could not make way for new symlink: t/a",
+        ] {
+            assert_eq!(
+                judge(line.as_bytes()),
+                Verdict::InTheWay(b"t/a".to_vec()),
+                "{line}"
+            );
+        }
     }
 
     #[test]

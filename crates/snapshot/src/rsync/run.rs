@@ -19,6 +19,7 @@ use rustix::process::{
 use super::messages::{Verdict, judge, printable};
 use super::output::{is_change, parse_progress, take_stat};
 use super::program::Rsync;
+use super::stillness::Stillness;
 use crate::error::{SnapshotError, SpaceKind};
 use crate::record::{NameList, RunStats};
 use crate::spec::{Cancel, Phase, Progress};
@@ -92,6 +93,8 @@ pub(crate) enum Ended {
     Full(Full),
     /// Somebody asked to stop.
     Cancelled,
+    /// A restore met a folder, by this path below its destination, where a file is to go.
+    InTheWay(String),
     /// Anything else; the exit code or signal in words, and the first message that says why.
     Failed { ended: String, message: String },
 }
@@ -108,6 +111,11 @@ pub(crate) struct Outcome {
     pub(crate) messages: NameList,
     pub(crate) changes: NameList,
     pub(crate) progress: Progress,
+    /// Files written without some of their attributes, which the volume has no room for by its kind;
+    /// by their escaped paths there.
+    pub(crate) attributes_lost: NameList,
+    /// The file that found no room, escaped, where rsync tells.
+    pub(crate) no_room_for: Option<String>,
 }
 
 enum Line {
@@ -247,6 +255,9 @@ struct Running<'a> {
     progress: Progress,
     first_failure: Option<String>,
     full: Option<Full>,
+    in_the_way: Option<String>,
+    attributes_lost: NameList,
+    no_room_for: Option<String>,
     asked_to_stop: Option<Instant>,
     killed: bool,
 }
@@ -264,6 +275,9 @@ impl<'a> Running<'a> {
             progress: Progress::begin(Phase::Copying),
             first_failure: None,
             full: None,
+            in_the_way: None,
+            attributes_lost: NameList::default(),
+            no_room_for: None,
             asked_to_stop: None,
             killed: false,
         }
@@ -290,13 +304,21 @@ impl<'a> Running<'a> {
         progress: &mut dyn FnMut(Progress),
     ) {
         let mut told = Instant::now();
+        let mut stillness = Stillness::of_children();
         loop {
             match lines.recv_timeout(POLL) {
-                Ok(Line::Out(line)) => self.take_out(&line),
-                Ok(Line::Err(line)) => self.take_err(&line),
+                Ok(Line::Out(line)) => {
+                    stillness.spoken();
+                    self.take_out(&line);
+                }
+                Ok(Line::Err(line)) => {
+                    stillness.spoken();
+                    self.take_err(&line);
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
+            self.progress.still_s = stillness.told_s();
             if told.elapsed() >= POLL {
                 told = Instant::now();
                 progress(self.progress);
@@ -308,7 +330,11 @@ impl<'a> Running<'a> {
 
     fn stop_if_wanted(&mut self, child: &Child) {
         match self.asked_to_stop {
-            None if self.cancel.is_cancelled() || self.full.is_some() => {
+            // With a folder in the way of a hard link it would wait for ever.
+            None if self.cancel.is_cancelled()
+                || self.full.is_some()
+                || self.in_the_way.is_some() =>
+            {
                 signal_group(child, Signal::TERM);
                 self.asked_to_stop = Some(Instant::now());
             }
@@ -340,14 +366,28 @@ impl<'a> Running<'a> {
             Verdict::Harmless => {}
             Verdict::Vanished(name) => self.vanished.push(escape_name(&name)),
             Verdict::Unread(name) => self.unread.push(escape_name(&name)),
-            Verdict::NoSpace => {
+            Verdict::NoSpace(name) => {
                 // Asked at once; rsync is about to remove the file that didn't fit.
                 self.full = self.full.or_else(|| room_at(&self.invocation.written_to));
+                self.no_room_for = self
+                    .no_room_for
+                    .take()
+                    .or_else(|| name.map(|name| escape_name(&name)));
                 self.first_failure.get_or_insert_with(|| printable(line));
             }
-            Verdict::NoSpaceForAttribute => {
+            Verdict::NoSpaceForAttribute(name) => {
                 let room = || room_at(&self.invocation.written_to);
                 self.full = self.full.or_else(|| room().filter(Full::is_certain));
+                if self.full.is_some() || self.invocation.side == Side::OutOfVolume {
+                    self.first_failure.get_or_insert_with(|| printable(line));
+                } else {
+                    self.attribute_lost(escape_name(&name));
+                }
+            }
+            Verdict::InTheWay(name) if self.invocation.side == Side::OutOfVolume => {
+                self.in_the_way.get_or_insert_with(|| escape_name(&name));
+            }
+            Verdict::InTheWay(_) => {
                 self.first_failure.get_or_insert_with(|| printable(line));
             }
             Verdict::Failure => {
@@ -356,11 +396,20 @@ impl<'a> Running<'a> {
         }
     }
 
+    /// rsync has a message for each attribute, one after the other.
+    fn attribute_lost(&mut self, file: String) {
+        if self.attributes_lost.names.last() != Some(&file) {
+            self.attributes_lost.push(file);
+        }
+    }
+
     fn conclude(self, status: ExitStatus) -> Outcome {
         let ended = if let Some(full) = self.full {
             Ended::Full(full)
         } else if self.cancel.is_cancelled() && !status.success() {
             Ended::Cancelled
+        } else if let Some(folder) = self.in_the_way.clone() {
+            Ended::InTheWay(folder)
         } else {
             self.judge_exit(status)
         };
@@ -373,16 +422,19 @@ impl<'a> Running<'a> {
             messages: self.messages,
             changes: self.changes,
             progress: self.progress,
+            attributes_lost: self.attributes_lost,
+            no_room_for: self.no_room_for,
         }
     }
 
     /// rsync's exit codes, man page, EXIT VALUES.
     fn judge_exit(&self, status: ExitStatus) -> Ended {
         let forgiving = self.invocation.side == Side::IntoVolume;
+        let none_unread = self.unread.is_empty() && self.attributes_lost.is_empty();
         match (status.code(), &self.first_failure) {
-            (Some(0), None) if self.unread.is_empty() => Ended::Whole,
-            (Some(24), None) if forgiving && self.unread.is_empty() => Ended::Whole,
-            (Some(0 | 23 | 24), None) if forgiving && !self.unread.is_empty() => Ended::WithUnread,
+            (Some(0), None) if none_unread => Ended::Whole,
+            (Some(24), None) if forgiving && none_unread => Ended::Whole,
+            (Some(0 | 23 | 24), None) if forgiving && !none_unread => Ended::WithUnread,
             (code, failure) => Ended::Failed {
                 ended: match (code, status.signal()) {
                     (Some(code), _) => format!("exit code {code}"),

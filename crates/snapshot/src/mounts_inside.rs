@@ -1,0 +1,181 @@
+//! What is mounted inside the sources, before a run and after it: a disk that comes or goes while
+//! rsync walks leaves a hole of which rsync itself knows nothing.
+
+use std::path::{Path, PathBuf};
+
+use crate::mounts::Mount;
+
+/// Mounts in these come and go with each login and each start of a service, and hold nothing that
+/// outlives them.
+const NOBODYS_LOSS: [&str; 2] = ["/run/user", "/run/credentials"];
+
+/// A mount inside a source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MountInside {
+    /// Where a walk of the source meets it.
+    pub(crate) path: PathBuf,
+    id: u32,
+    device: (u32, u32),
+}
+
+/// A mount inside a source that came or went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MountChange {
+    /// Where a walk of the source meets it.
+    pub(crate) path: PathBuf,
+    /// It was there at the beginning. Another one may be there now.
+    pub(crate) gone: bool,
+}
+
+/// A source by its real path, and as it is named.
+pub(crate) struct Place<'a> {
+    pub(crate) real: &'a Path,
+    pub(crate) named: &'a Path,
+}
+
+/// The mounts of `table` below `places`, but for those in what is `left_out` (real paths) anyway.
+/// Where several lie at one place, the one that is seen.
+pub(crate) fn mounts_inside(
+    table: &[Mount],
+    places: &[Place<'_>],
+    left_out: &[PathBuf],
+) -> Vec<MountInside> {
+    let mut inside: Vec<MountInside> = Vec::new();
+    for mount in table {
+        let out = |place: &Path| mount.at.starts_with(place);
+        if left_out.iter().any(|place| out(place)) || NOBODYS_LOSS.iter().any(|at| out(at.as_ref()))
+        {
+            continue;
+        }
+        for place in places {
+            let Ok(below) = mount.at.strip_prefix(place.real) else {
+                continue;
+            };
+            if below.as_os_str().is_empty() {
+                continue;
+            }
+            let path = place.named.join(below);
+            // The table is in the order of mounting.
+            inside.retain(|earlier| earlier.path != path);
+            inside.push(MountInside {
+                path,
+                id: mount.id,
+                device: mount.device,
+            });
+        }
+    }
+    inside.sort_by(|a, b| a.path.cmp(&b.path));
+    inside
+}
+
+/// What came or went between two looks. `in_tree` tells whether a path of a source is in the tree
+/// that was made: what the job's patterns leave out may come and go.
+pub(crate) fn changes(
+    before: &[MountInside],
+    after: &[MountInside],
+    in_tree: &dyn Fn(&Path) -> bool,
+) -> Vec<MountChange> {
+    let change = |gone| {
+        move |mount: &MountInside| MountChange {
+            path: mount.path.clone(),
+            gone,
+        }
+    };
+    let gone = before.iter().filter(|mount| !after.contains(mount));
+    let came = |mount: &&MountInside| before.iter().all(|earlier| earlier.path != mount.path);
+    let came = after.iter().filter(came);
+    gone.map(change(true))
+        .chain(came.map(change(false)))
+        .filter(|change| asked_for(&change.path, in_tree))
+        .collect()
+}
+
+/// Whether the job's patterns let `path` into the snapshot. The folder that a disk was mounted at may
+/// be gone with it, so the nearest one that is still there tells.
+fn asked_for(path: &Path, in_tree: &dyn Fn(&Path) -> bool) -> bool {
+    path.ancestors()
+        .find(|at| std::fs::symlink_metadata(at).is_ok())
+        .is_none_or(in_tree)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(id: u32, at: &str, minor: u32) -> Mount {
+        Mount {
+            id,
+            at: at.into(),
+            device: (0, minor),
+            kernel: false,
+        }
+    }
+
+    fn inside(table: &[Mount]) -> Vec<MountInside> {
+        let place = Place {
+            real: Path::new("/real/home"),
+            named: Path::new("/home"),
+        };
+        mounts_inside(table, &[place], &["/real/home/out".into()])
+    }
+
+    #[test]
+    fn only_the_mounts_that_are_seen_inside_a_source_count() {
+        let table = [
+            mount(1, "/", 1),
+            mount(2, "/real/home", 2),
+            mount(3, "/real/home/a", 3),
+            mount(4, "/real/home/out/b", 4),
+            mount(5, "/real/home/a", 5),
+            mount(6, "/real/homes", 6),
+        ];
+        let seen = inside(&table);
+        assert_eq!(seen.len(), 1);
+        assert_eq!(seen[0].path, Path::new("/home/a"));
+        assert_eq!(seen[0].device, (0, 5));
+    }
+
+    #[test]
+    fn logins_and_services_change_no_snapshot() {
+        let table = [
+            mount(1, "/run/user/1000", 1),
+            mount(2, "/run/credentials/x.service", 2),
+            mount(3, "/run/media/anna/disk", 3),
+        ];
+        let place = Place {
+            real: Path::new("/"),
+            named: Path::new("/"),
+        };
+        let seen = mounts_inside(&table, &[place], &[]);
+        assert_eq!(seen.len(), 1);
+        assert_eq!(seen[0].path, Path::new("/run/media/anna/disk"));
+    }
+
+    #[test]
+    fn what_came_went_or_was_replaced_is_told_unless_patterns_leave_it_out() {
+        let before = inside(&[
+            mount(1, "/real/home/stays", 1),
+            mount(2, "/real/home/goes", 2),
+            mount(3, "/real/home/changes", 3),
+        ]);
+        let after = inside(&[
+            mount(1, "/real/home/stays", 1),
+            mount(3, "/real/home/changes", 4),
+            mount(5, "/real/home/comes", 5),
+        ]);
+        let told = changes(&before, &after, &|_| true);
+        let told: Vec<_> = told
+            .iter()
+            .map(|change| (change.path.to_str().unwrap(), change.gone))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                ("/home/changes", true),
+                ("/home/goes", true),
+                ("/home/comes", false)
+            ]
+        );
+        assert!(changes(&before, &after, &|_| false).is_empty());
+    }
+}

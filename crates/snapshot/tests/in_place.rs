@@ -1,0 +1,143 @@
+//! Restores onto what is there: folders above the sources, links and folders in the way.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where something is wrong")]
+
+mod folder;
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::PathBuf;
+
+use folder::{Bench, job_name};
+use sprat_snapshot::{RestoreSpec, SnapshotError, SnapshotSpec};
+use sprat_testkit::compare::assert_same;
+use sprat_testkit::requires;
+use sprat_testkit::tree::{set_mode, set_owner, set_time};
+
+/// A snapshot of `srv/data/www` alone, the folders above it with modes and times of their own.
+fn www() -> (Bench, PathBuf) {
+    let bench = Bench::new();
+    let www = bench.path("srv/data/www");
+    fs::create_dir_all(&www).unwrap();
+    fs::write(www.join("index"), "x").unwrap();
+    set_mode(&bench.path("srv/data"), 0o711).unwrap();
+    set_time(&bench.path("srv/data"), 1_600_000_000, 0).unwrap();
+    bench
+        .try_take(&SnapshotSpec::new(job_name(), vec![www.clone()]))
+        .unwrap();
+    (bench, www)
+}
+
+fn to(place: PathBuf) -> RestoreSpec {
+    RestoreSpec::new(job_name(), place)
+}
+
+#[test]
+fn folders_above_the_sources_are_left_as_they_are_and_made_as_they_were() {
+    requires!(sprat_testkit::needs::root());
+    let (bench, www) = www();
+    let place = bench.path("place");
+    bench.restore(&to(place.clone())).unwrap();
+    let data = folder::below(&place, &bench.path("srv/data"));
+    let metadata = fs::metadata(&data).unwrap();
+    assert_eq!(metadata.mode() & 0o7777, 0o711);
+    assert_eq!(metadata.mtime(), 1_600_000_000);
+    assert_same(&www, &data.join("www"));
+
+    set_mode(&data, 0o750).unwrap();
+    set_owner(&data, 1234, 1235).unwrap();
+    fs::remove_file(data.join("www/index")).unwrap();
+    fs::write(data.join("beside"), "x").unwrap();
+    for delete in [false, true] {
+        let mut spec = to(place.clone());
+        spec.delete = delete;
+        bench.restore(&spec).unwrap();
+        let metadata = fs::metadata(&data).unwrap();
+        assert_eq!(metadata.mode() & 0o7777, 0o750);
+        assert_eq!((metadata.uid(), metadata.gid()), (1234, 1235));
+        assert_same(&www, &data.join("www"));
+        assert!(data.join("beside").exists());
+    }
+}
+
+#[test]
+fn a_dry_run_tells_the_folders_that_it_would_make_and_makes_none() {
+    let (bench, _) = www();
+    let place = bench.path("place");
+    let mut spec = to(place.clone());
+    spec.dry_run = true;
+    let report = bench.restore(&spec).unwrap();
+    let told = |end: &str| report.changes.names.iter().any(|line| line.ends_with(end));
+    assert!(told("srv/data/"), "{:?}", report.changes);
+    assert!(told("srv/data/www/index"), "{:?}", report.changes);
+    assert!(!place.exists());
+}
+
+#[test]
+fn a_link_where_the_snapshot_has_a_folder_above_its_sources_is_never_replaced() {
+    let (bench, www) = www();
+    let data = bench.path("srv/data");
+    let disk = bench.path("bigdisk");
+    fs::rename(&data, &disk).unwrap();
+    symlink(&disk, &data).unwrap();
+    fs::write(disk.join("www/index"), "later, longer").unwrap();
+    for delete in [false, true] {
+        let mut spec = to("/".into());
+        spec.delete = delete;
+        let error = bench.restore(&spec).unwrap_err();
+        assert!(
+            error.to_string().contains("is a symbolic link to"),
+            "{error}"
+        );
+        assert!(fs::symlink_metadata(&data).unwrap().is_symlink());
+        assert_eq!(fs::read(disk.join("www/index")).unwrap(), b"later, longer");
+    }
+    // As the message says.
+    let mut spec = to(disk.clone());
+    spec.path = Some(www);
+    bench.restore(&spec).unwrap();
+    assert_eq!(fs::read(disk.join("www/index")).unwrap(), b"x");
+}
+
+#[test]
+fn a_folder_in_the_way_of_a_hard_link_is_named_before_anything_is_written() {
+    let bench = Bench::new();
+    let source = bench.source();
+    fs::create_dir(source.join("deep")).unwrap();
+    fs::write(source.join("deep/a"), "x").unwrap();
+    fs::hard_link(source.join("deep/a"), source.join("deep/b")).unwrap();
+    bench.take();
+    let place = bench.path("place");
+    let there = folder::below(&place, &source).join("deep/b");
+    fs::create_dir_all(there.join("holds something")).unwrap();
+    for _ in 0..2 {
+        let error = bench.restore(&to(place.clone())).unwrap_err();
+        let SnapshotError::DestinationInTheWay { folders, .. } = &error else {
+            panic!("{error}")
+        };
+        assert_eq!(folders, &[there.display().to_string()]);
+        assert!(!there.with_file_name("a").exists());
+    }
+    fs::remove_dir(there.join("holds something")).unwrap();
+    bench.restore(&to(place.clone())).unwrap();
+    assert_same(&source, &folder::below(&place, &source));
+}
+
+#[test]
+fn a_folder_that_comes_into_the_way_later_ends_the_restore_and_does_not_hang_it() {
+    let bench = Bench::new();
+    let source = bench.source();
+    fs::write(source.join("a"), "x").unwrap();
+    fs::hard_link(source.join("a"), source.join("b")).unwrap();
+    bench.take();
+    let place = bench.path("place");
+    let there = folder::below(&place, &source).join("b");
+    let mut spec = to(place.clone());
+    let line = format!("mkdir -p '{}/x'", there.display());
+    spec.rsync = bench.rsync_script(&line, "rsync");
+    let error = bench.restore(&spec).unwrap_err();
+    assert!(
+        matches!(error, SnapshotError::DestinationInTheWay { .. }),
+        "{error}"
+    );
+}
