@@ -60,6 +60,48 @@ fn a_container_behind_sshd_is_backed_up_to_and_restored_from() {
     there_and_back(&Bench::ssh());
 }
 
+/// What is done to a container's file while a session writes to it; the session may not call that a success.
+fn a_container_that_is_lost_meanwhile(bench: &Bench, lose: impl Fn(&std::path::Path)) {
+    bench.create();
+    fill(&bench.path("source"), 3, 1000, 3);
+    let mut session = bench.open(Access::ReadWrite).unwrap();
+    session
+        .take_snapshot(bench.spec(), &mut Seen::default(), &never())
+        .unwrap();
+    lose(&bench.container());
+    let closed = session.close(&mut Seen::default(), &never());
+    let failure = session_bench::assert_exit(closed, sprat::Exit::Damaged);
+    assert!(failure.what.contains("no longer the file"), "{failure:?}");
+    bench.assert_nothing_remains();
+}
+
+#[test]
+fn a_container_that_was_moved_away_meanwhile_is_no_success() {
+    requires!(missing());
+    a_container_that_is_lost_meanwhile(&Bench::local(), |container| {
+        fs::rename(container, container.with_extension("moved")).unwrap();
+    });
+}
+
+#[test]
+fn a_container_that_another_file_stands_for_meanwhile_is_no_success() {
+    requires!(missing());
+    a_container_that_is_lost_meanwhile(&Bench::local(), |container| {
+        let copy = container.with_extension("copy");
+        let len = fs::metadata(container).unwrap().len();
+        fs::File::create(&copy).unwrap().set_len(len).unwrap();
+        fs::rename(&copy, container).unwrap();
+    });
+}
+
+#[test]
+fn a_container_that_was_removed_on_the_server_meanwhile_is_no_success() {
+    requires!(ssh_missing());
+    a_container_that_is_lost_meanwhile(&Bench::ssh(), |container| {
+        fs::remove_file(container).unwrap();
+    });
+}
+
 #[test]
 fn five_tebibytes_are_made_with_at_most_70_mib_sent() {
     requires!(ssh_missing());

@@ -16,6 +16,7 @@ mod putting_back;
 pub(super) mod reserve;
 pub(super) mod rewrite;
 pub(super) mod room;
+mod still_named;
 mod stop;
 mod taking;
 mod trim;
@@ -224,6 +225,7 @@ struct Served {
     key: Option<VolumeKey>,
     volume_closed: bool,
     facts: ContainerFacts,
+    as_opened: still_named::Opened,
     durable: bool,
     making: Option<Making>,
     stop: Arc<Stop>,
@@ -256,6 +258,11 @@ impl Served {
             volume_closed: false,
             device,
             key,
+            as_opened: still_named::Opened {
+                target: start.target.clone(),
+                inode: still_named::Inode::of(&start.target),
+                file_bytes: opened.facts.file_bytes,
+            },
             facts: opened.facts,
             durable: opened.durable,
             making,
@@ -361,7 +368,17 @@ impl Served {
             let (bytes, hold) = (self.reserve_bytes, Arc::clone(&self.hold));
             std::thread::spawn(move || reserve::is_there(bytes, &hold))
         });
+        // A rewrite has put another file there by itself, and a new container has no name yet.
+        let looked =
+            (self.access == Access::ReadWrite && !self.volume_closed && self.making.is_none())
+                .then(|| {
+                    let (opened, hold) = (self.as_opened.clone(), Arc::clone(&self.hold));
+                    std::thread::spawn(move || still_named::check(&opened, &hold))
+                });
         self.close_volume()?;
+        if let Some(Ok(found)) = looked.map(std::thread::JoinHandle::join) {
+            found?;
+        }
         if let Some(making) = &self.making {
             making.publish(&self.hold, &self.stop, &self.say)?;
         }
