@@ -403,6 +403,9 @@ pub struct RestoreArgs {
     /// Also delete from DIR what the snapshot does not have
     #[arg(long)]
     pub delete: bool,
+    /// With --delete, where the job has exclude patterns: what they left out may go from DIR, too
+    #[arg(long, requires = "delete")]
+    pub delete_excluded: bool,
 }
 
 const RESTORE_EXAMPLES: &str = "\
@@ -499,7 +502,7 @@ Example:
 /// Arguments of `doctor`.
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
-    /// Also look at these containers
+    /// Containers to look at (all of the config if none is named)
     #[arg(value_name = "TARGET")]
     pub targets: Vec<String>,
 }

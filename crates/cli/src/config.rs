@@ -5,7 +5,7 @@ mod reader;
 use std::ffi::OsString;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use sprat_snapshot::JobName;
 
@@ -296,6 +296,14 @@ fn job<'i>(
         );
     }
     let exclude = table.texts(reader, "exclude");
+    for pattern in &exclude {
+        if let Some(why) = sprat_snapshot::pattern_mistake(&pattern.value) {
+            reader.mistake(
+                pattern.span.clone(),
+                format!("`exclude`: {:?}: {why}", pattern.value),
+            );
+        }
+    }
     let exclude_from = paths(&mut table, reader, environment, "exclude_from");
     let one_file_system = table.flag(reader, "one_file_system");
     let allow_empty = table.flag(reader, "allow_empty");
@@ -378,10 +386,21 @@ fn paths<'i>(
     key: &'static str,
 ) -> Vec<PathBuf> {
     let texts = table.texts(reader, key);
-    texts
-        .iter()
-        .filter_map(|text| absolute(text, reader, environment, key))
-        .collect()
+    let mut paths = Vec::new();
+    for text in &texts {
+        let Some(path) = absolute(text, reader, environment, key) else {
+            continue;
+        };
+        // What lies below a source keeps its path, which must be the same in each run.
+        if key == "sources" && path.components().any(|part| part == Component::ParentDir) {
+            reader.mistake(
+                text.span.clone(),
+                format!("`{key}`: {:?} must not have `..` in it", text.value),
+            );
+        }
+        paths.push(path);
+    }
+    paths
 }
 
 fn absolute(

@@ -108,6 +108,12 @@ impl Output {
     }
 }
 
+/// A path as it stands in JSON, which has no place for bytes that are no text: escaped as rsync does it.
+pub(crate) fn path_json(path: &std::path::Path) -> String {
+    use std::os::unix::ffi::OsStrExt;
+    sprat_snapshot::escape_name(path.as_os_str().as_bytes())
+}
+
 /// A failure as it stands in JSON, in results and on stderr.
 pub(crate) fn failure_json(failure: &Failure) -> serde_json::Value {
     json!({

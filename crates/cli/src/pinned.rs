@@ -10,6 +10,9 @@ use crate::session::{ContainerFacts, PinPolicy};
 use crate::target::Target;
 use crate::{Exit, Failure, state_file};
 
+/// As [`Pins::fingerprint`] has them.
+const FINGERPRINT_DIGITS: usize = 20;
+
 /// One container, as remembered: the content of `containers/<16 hex>.json`.
 #[derive(Debug, Serialize, Deserialize)]
 struct Remembered {
@@ -41,6 +44,21 @@ pub(crate) fn policy(
 pub(crate) fn is_known(state_dir: &Path, target: &Target, header: &Header) -> bool {
     load(state_dir, target)
         .is_ok_and(|known| known.is_some_and(|pins| header.check_pins(&pins).is_ok()))
+}
+
+/// Refuses what is no fingerprint before anything starts: it would be told as a container that differs.
+pub(crate) fn check_form(typed: &str) -> Result<(), Failure> {
+    let digits = typed.chars().filter(|c| !c.is_whitespace() && *c != '-');
+    let (count, hex) = digits.fold((0, true), |(count, hex), c| {
+        (count + 1, hex && c.is_ascii_hexdigit())
+    });
+    if count == FINGERPRINT_DIGITS && hex {
+        return Ok(());
+    }
+    Err(Failure::usage(format!(
+        "--fingerprint {typed:?} is no fingerprint: it has {FINGERPRINT_DIGITS} hexadecimal digits"
+    ))
+    .with_hint("nothing was started. It stands on the recovery sheet, in groups with dashes"))
 }
 
 /// Remembers what a session found, where it tells something new.

@@ -207,7 +207,7 @@ fn wrong_arguments_exit_with_2_and_say_what_is_wrong() {
 #[test]
 fn requests_that_make_no_sense_are_refused_before_anything_starts() {
     let machine = Machine::new();
-    let cases: [&[&str]; 13] = [
+    let cases: [&[&str]; 16] = [
         &["snapshots", "home"],
         &["snapshots", "--", "-oProxyCommand=touch pwned:x.luks"],
         &["snapshots", "ssh://host/srv/../x.luks"],
@@ -221,6 +221,19 @@ fn requests_that_make_no_sense_are_refused_before_anything_starts() {
         &["restore", "x.luks", "home/", "--to", "back"],
         &["mount", "x.luks", "nowhere"],
         &["snapshots", "x.luks", "--ssh-command", "ssh 'x"],
+        &["snapshots", "x.luks", "--fingerprint", "1234"],
+        &["backup", "--name", "home", "store/x.luks", ""],
+        &[
+            "backup",
+            "--name",
+            "home",
+            "store/x.luks",
+            "/etc",
+            "--exclude",
+            "!",
+            "--exclude",
+            "",
+        ],
     ];
     let mut seen = String::new();
     for case in cases {
@@ -283,6 +296,21 @@ fn requests_that_make_no_sense_are_refused_before_anything_starts() {
 
     ["snapshots", "x.luks", "--ssh-command", "ssh 'x"]
     sprat: --ssh-command: a quote is not closed
+
+    ["snapshots", "x.luks", "--fingerprint", "1234"]
+    sprat: --fingerprint "1234" is no fingerprint: it has 20 hexadecimal digits
+    Hint: nothing was started. It stands on the recovery sheet, in groups with dashes
+
+    ["backup", "--name", "home", "store/x.luks", ""]
+    sprat: a SOURCE is empty
+    Hint: nothing was started. Is a variable of the shell not set? `.` is the current folder
+
+    ["backup", "--name", "home", "store/x.luks", "/etc", "--exclude", "!", "--exclude", ""]
+    sprat: what is to be backed up is named in a way that can't be meant
+    Caused by:
+      1: job home: exclude pattern !: it would clear the list of patterns
+      2: job home: exclude pattern : it is empty
+    Hint: nothing was started. Correct all of these, in the config or here
     "#);
 }
 
@@ -364,6 +392,11 @@ exclude = ["*.tmp", 5]
 sources = []
 one_file_system = "yes"
 
+[job.up]
+container = "home"
+sources = ["/srv/../etc"]
+exclude = ["!", "*.tmp"]
+
 [retention]
 "#,
     );
@@ -389,7 +422,9 @@ one_file_system = "yes"
       15: [DIR]/config/sprat.toml:24: [job.a:b] has no `container`
       16: [DIR]/config/sprat.toml:24: [job.a:b]: `sources` is empty
       17: [DIR]/config/sprat.toml:26: `one_file_system` must be true or false
-      18: [DIR]/config/sprat.toml:28: unknown key `retention` at the top of the file; known are container, job, ssh_command
+      18: [DIR]/config/sprat.toml:30: `sources`: "/srv/../etc" must not have `..` in it
+      19: [DIR]/config/sprat.toml:31: `exclude`: "!": it would clear the list of patterns
+      20: [DIR]/config/sprat.toml:33: unknown key `retention` at the top of the file; known are container, job, ssh_command
     Hint: nothing was started. docs/cli.md lists every key
     "#);
 }
@@ -484,6 +519,7 @@ fn keys_that_can_not_be_read_are_refused_with_their_path() {
         &["--passphrase-command", "true"],
         &[],
     ];
+    machine.write("store/x.luks", "");
     let mut seen = String::new();
     for case in cases {
         let mut arguments = vec!["snapshots", "store/x.luks"];
@@ -620,35 +656,11 @@ fn completions_are_made_for_the_usual_shells() {
         let ran = Machine::new().sprat(&["completions", shell]);
         assert_eq!(ran.code, 0);
         assert!(ran.stdout.contains("sprat") && ran.stdout.contains("snapshots"));
+        assert!(ran.stdout.contains("insist-without-fsync"));
+        for hidden in ["cheap-kdf", "state-dir", "volume-process", "mount-keeper"] {
+            assert!(!ran.stdout.contains(hidden), "{shell}: {hidden}");
+        }
     }
-}
-
-#[test]
-fn doctor_tells_what_is_missing_and_needs_no_root() {
-    let machine = Machine::new();
-    machine.write(
-        "config/sprat.toml",
-        "[container.x]\ntarget = \"/nowhere/x.luks\"\n",
-    );
-    let ran = machine.sprat(&["doctor", "x", "--json"]);
-    assert_eq!(ran.code, 1, "{}", ran.whole());
-    let said: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
-    let findings = said["findings"].as_array().unwrap();
-    let of = |what: &str| {
-        let found = findings.iter().find(|found| found["what"] == what);
-        found.unwrap_or_else(|| panic!("{what} in {said}")).clone()
-    };
-    assert_eq!(of("rsync")["state"], "fine");
-    assert_eq!(of("ssh")["state"], "fine");
-    assert_eq!(of("config")["state"], "fine");
-    assert_eq!(of("x: server")["state"], "missing");
-    fs::set_permissions(
-        machine.path("config/sprat.toml"),
-        fs::Permissions::from_mode(0o644),
-    )
-    .unwrap();
-    let ran = machine.sprat_as_nobody(&["doctor"]);
-    assert!(ran.stdout.contains("config"), "{}", ran.whole());
 }
 
 #[test]

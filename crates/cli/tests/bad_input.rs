@@ -113,8 +113,17 @@ fn a_mistyped_name_is_not_told_to_be_unlocked_and_where_its_key_was_sought() {
     sprat: there is no container [DIR]/store/x.luks
     Hint: nothing was changed: no lock is there either. Check the path
     ");
-    // `setsid`: without a terminal to ask on.
-    let ran = machine.sprat_under(&["setsid", "--wait"], &["snapshots", "store/x.luks"]);
+    // `setsid`: without a terminal to ask on. Where there is no container, no key is the lesser evil.
+    let sought = ["snapshots", "store/x.luks"];
+    let ran = machine.sprat_under(&["setsid", "--wait"], &sought);
+    assert_snapshot!(ran.failed_with(10), @r"
+    exit 10
+    --- stderr
+    sprat: there is no container [DIR]/store/x.luks
+    Hint: check the path, or make one with `sprat init`
+    ");
+    machine.write("store/x.luks", "");
+    let ran = machine.sprat_under(&["setsid", "--wait"], &sought);
     assert_snapshot!(ran.failed_with(2), @r"
     exit 2
     --- stderr
@@ -141,7 +150,7 @@ fn two_runs_at_once_are_told_which_container_is_open() {
     sprat: job home failed
     Caused by:
       1: another process on this machine has [DIR]/store/x.luks open
-    Hint: nothing was changed. Wait for the other run to end, or `sprat umount` what is mounted
+    Hint: nothing was changed. It is mounted at [DIR]/mnt: look round there, or `sprat umount [DIR]/mnt` first
     ");
     machine.nothing_is_left();
 }

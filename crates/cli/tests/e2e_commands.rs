@@ -173,3 +173,108 @@ fn lock_of_another_machine_stops_a_backup_until_it_is_removed() {
         "not locked is no failure"
     );
 }
+
+#[test]
+fn a_result_that_can_not_be_written_stops_no_job_of_another_container() {
+    requires!(needs::root());
+    let machine = with_jobs();
+    let folder = machine.folder().display().to_string();
+    let config = fs::read_to_string(machine.path("config/sprat.toml")).unwrap();
+    machine.write(
+        "config/sprat.toml",
+        format!(
+            "{config}\n[container.second]\ntarget = \"{folder}/store/y.luks\"\n\n\
+             [job.three]\ncontainer = \"second\"\nsources = \"{folder}/other\"\n"
+        ),
+    );
+    machine.init(&["second", "--size", "1G"]);
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let ran = machine.run(machine.command().arg("backup").stdout(full));
+    assert_eq!(ran.code, 1, "{}", ran.whole());
+    for job in ["one", "two", "three"] {
+        let state = format!("job {job}: snapshot 2");
+        assert!(ran.stderr.contains(&state), "{state}: {}", ran.whole());
+    }
+    let listed = machine.sprat(&["snapshots", "second", "--json"]).json();
+    assert_eq!(listed["snapshots"][0]["kind"], "good");
+}
+
+#[test]
+fn paths_that_are_no_text_stand_escaped_in_json() {
+    requires!(needs::root());
+    use std::os::unix::ffi::OsStrExt;
+    let machine = with_jobs();
+    assert_eq!(machine.sprat(&["backup", "one", "-q"]).code, 0);
+    let to = std::ffi::OsStr::from_bytes(b"back\xff");
+    let json = |arguments: &[&str]| {
+        let mut command = machine.command();
+        for word in arguments {
+            match *word {
+                "TO" => command.arg(to),
+                word => command.arg(word),
+            };
+        }
+        let ran = machine.run(command.arg("--json"));
+        assert_eq!(ran.code, 0, "{}", ran.whole());
+        ran.json()
+    };
+    let escaped = "[DIR]/back\\#377";
+    assert_eq!(
+        json(&["restore", "disk", "one", "--to", "TO"])["to"],
+        escaped
+    );
+    assert_eq!(json(&["mount", "disk", "TO"])["dir"], escaped);
+    assert_eq!(json(&["umount", "TO"])["dir"], escaped);
+}
+
+#[test]
+fn restore_deletes_what_patterns_left_out_only_where_that_is_said() {
+    requires!(needs::root());
+    let machine = with_jobs();
+    assert_eq!(machine.sprat(&["backup", "one", "-q"]).code, 0);
+    let left_out = machine.path("src/b.tmp");
+    let restore = |more: &[&str]| {
+        let all = [&["restore", "disk", "one", "--to", "/"], more].concat();
+        machine.sprat(&all)
+    };
+    let ran = restore(&["--delete"]);
+    assert_eq!(ran.code, 1, "{}", ran.whole());
+    assert!(ran.stderr.contains("--delete-excluded"), "{}", ran.whole());
+    let ran = restore(&["--delete", "--dry-run"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert!(ran.stdout.contains("b.tmp"), "{}", ran.whole());
+    assert!(left_out.exists());
+    assert_eq!(restore(&["--delete-excluded"]).code, 2);
+    assert_eq!(restore(&["--delete", "--delete-excluded"]).code, 0);
+    assert!(!left_out.exists());
+}
+
+#[test]
+fn a_source_that_is_a_link_is_told_before_anything_starts() {
+    requires!(needs::root());
+    let machine = with_jobs();
+    fs::rename(machine.path("other"), machine.path("elsewhere")).unwrap();
+    std::os::unix::fs::symlink("elsewhere", machine.path("other")).unwrap();
+    let ran = machine.sprat(&["backup"]);
+    assert_eq!(ran.code, 2, "{}", ran.whole());
+    let told = "job two: source [DIR]/other: is a symbolic link to elsewhere";
+    assert!(ran.stderr.contains(told), "{}", ran.whole());
+    let listed = machine.sprat(&["snapshots", "disk", "--json"]).json();
+    assert_eq!(listed["snapshots"].as_array().unwrap().len(), 0);
+}
+
+#[test]
+fn the_container_and_its_reserve_never_enter_a_snapshot() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    machine.write("store/x.luks.reserve", "noise");
+    machine.write("store/kept", "x");
+    let ran = machine.sprat(&["backup", CONTAINER, "--name", "all", "store"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let what = format!("all:{}", machine.path("store").display());
+    let ran = machine.sprat(&["restore", CONTAINER, &what, "--to", "back"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert!(machine.path("back/store/kept").exists());
+    assert!(!machine.path("back/store/x.luks").exists());
+    assert!(!machine.path("back/store/x.luks.reserve").exists());
+}

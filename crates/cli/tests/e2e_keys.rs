@@ -304,7 +304,7 @@ fn a_wrong_key_and_a_typing_error_are_told_by_a_rehearsal() {
         "--passphrase-file",
         "recovery",
     ];
-    let ran = machine.sprat(&[&right[..], &["--fingerprint", "0000"]].concat());
+    let ran = machine.sprat(&[&right[..], &["--fingerprint", "0000-0000-0000-0000-0000"]].concat());
     assert_eq!(ran.code, 13, "{}", ran.whole());
     assert_eq!(machine.sprat(&right).code, 0);
     let said = machine.sprat(&["key", "list", CONTAINER, "--json"]).json();

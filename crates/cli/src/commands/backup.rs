@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use sprat_luks::Secret;
-use sprat_snapshot::{SnapshotReport, SnapshotSpec};
+use sprat_snapshot::{SnapshotReport, SnapshotSpec, Warning};
 
 use super::context::{Context, Resolved, both};
 use crate::args::BackupArgs;
@@ -45,6 +45,7 @@ impl Outcome {
 
 pub(super) fn run(context: &Context, args: &BackupArgs) -> Result<Exit, Failure> {
     let groups = plan(context, args)?;
+    check_sources(&groups)?;
     // Every key is fetched before the first session: nobody waits at a terminal for hours.
     let mut secrets = Vec::new();
     for group in &groups {
@@ -54,6 +55,8 @@ pub(super) fn run(context: &Context, args: &BackupArgs) -> Result<Exit, Failure>
     let mut outcomes = Vec::new();
     let mut sessions = Vec::new();
     let mut skipped = false;
+    // Where nobody reads what is told, the jobs of the next container run all the same.
+    let mut unheard: Option<Failure> = None;
     for (group, secret) in groups.iter().zip(secrets) {
         if context.interrupt.requested() {
             skipped = true;
@@ -62,12 +65,14 @@ pub(super) fn run(context: &Context, args: &BackupArgs) -> Result<Exit, Failure>
         let (made, closed) = run_group(context, group, secret);
         note(context, group, &made, closed.as_ref());
         for outcome in &made {
-            report(context, outcome)?;
+            let told = report(context, outcome);
+            unheard = unheard.or(told.err());
         }
         if let Some(closed) = &closed
             && made.iter().any(|outcome| outcome.result.is_ok())
         {
-            report_closed(context, closed)?;
+            let told = report_closed(context, closed);
+            unheard = unheard.or(told.err());
         }
         sessions.push(json!({
             "target": group.resolved.target.to_string(),
@@ -85,9 +90,54 @@ pub(super) fn run(context: &Context, args: &BackupArgs) -> Result<Exit, Failure>
             "jobs": jobs,
             "sessions": sessions,
         });
-        context.output.result("", &json)?;
+        let told = context.output.result("", &json);
+        unheard = unheard.or(told.err());
     }
-    Ok(exit)
+    match unheard {
+        Some(failure) => Err(with_states(failure, exit, &outcomes)),
+        None => Ok(exit),
+    }
+}
+
+/// That results can't be written is a failure of its own; it says what became of each job.
+fn with_states(mut failure: Failure, exit: Exit, outcomes: &[Outcome]) -> Failure {
+    if !matches!(exit, Exit::Done | Exit::Unread) {
+        failure.exit = exit;
+    }
+    for outcome in outcomes {
+        let job = &outcome.job;
+        failure = failure.because(match &outcome.result {
+            Ok(report) if report.record.complete => {
+                format!("job {job}: snapshot {} is made", report.name)
+            }
+            Ok(report) => format!(
+                "job {job}: snapshot {} is made and lacks {}",
+                report.name,
+                text::counted(report.record.unread.count, "file", "files")
+            ),
+            Err(failed) => format!("job {job} failed: {}", failed.what),
+        });
+    }
+    failure.with_hint(
+        "every job ran to its end, and each snapshot named here is on the server's disk. See where \
+         the output was to go",
+    )
+}
+
+/// Tells at once all that is wrong with the form of sources and patterns. What isn't there or can't
+/// be read is its job's own failure, and stops no other.
+fn check_sources(groups: &[Group]) -> Result<(), Failure> {
+    let mut wrong = Vec::new();
+    for spec in groups.iter().flat_map(|group| &group.specs) {
+        let mistakes = sprat_snapshot::mistakes(spec).into_iter();
+        wrong.extend(mistakes.map(|mistake| format!("job {}: {mistake}", spec.job)));
+    }
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    let failure = Failure::usage("what is to be backed up is named in a way that can't be meant");
+    let failure = wrong.into_iter().fold(failure, Failure::because);
+    Err(failure.with_hint("nothing was started. Correct all of these, in the config or here"))
 }
 
 /// Checks all that was asked for, before anything starts.
@@ -103,6 +153,11 @@ fn plan(context: &Context, args: &BackupArgs) -> Result<Vec<Group>, Failure> {
         let job = job_name(name).map_err(Failure::usage)?;
         let resolved = context.resolve_os(target)?;
         let environment = &context.environment;
+        if sources.iter().any(|source| source.is_empty()) {
+            return Err(Failure::usage("a SOURCE is empty").with_hint(
+                "nothing was started. Is a variable of the shell not set? `.` is the current folder",
+            ));
+        }
         let sources = sources
             .iter()
             .map(|source| source_path(&environment.absolute(source.as_ref())))
@@ -142,11 +197,7 @@ fn plan(context: &Context, args: &BackupArgs) -> Result<Vec<Group>, Failure> {
             return Err(Failure::usage(format!("job {} is named twice", job.name)));
         }
         let resolved = context.resolve_container(context.config.container(&job.container)?)?;
-        let mut spec = SnapshotSpec::new(job.name.clone(), job.sources.clone());
-        spec.excludes.clone_from(&job.exclude);
-        spec.exclude_from.clone_from(&job.exclude_from);
-        spec.one_file_system = job.one_file_system;
-        spec.allow_empty = job.allow_empty;
+        let spec = job_spec(job);
         match groups
             .last_mut()
             .filter(|last| last.resolved.target == resolved.target)
@@ -159,6 +210,16 @@ fn plan(context: &Context, args: &BackupArgs) -> Result<Vec<Group>, Failure> {
         }
     }
     Ok(groups)
+}
+
+/// What a job of the config asks for.
+pub(super) fn job_spec(job: &Job) -> SnapshotSpec {
+    let mut spec = SnapshotSpec::new(job.name.clone(), job.sources.clone());
+    spec.excludes.clone_from(&job.exclude);
+    spec.exclude_from.clone_from(&job.exclude_from);
+    spec.one_file_system = job.one_file_system;
+    spec.allow_empty = job.allow_empty;
+    spec
 }
 
 /// Resolves `..` as the kernel does; a symbolic link at the end stays one. A source must keep one
@@ -274,11 +335,12 @@ fn report(context: &Context, outcome: &Outcome) -> Result<(), Failure> {
         }
     };
     for warning in &report.record.warnings {
-        context.output.note(&format!(
-            "{}: {}",
-            outcome.job,
-            super::warning_text(warning)
-        ));
+        let told = format!("{}: {}", outcome.job, super::warning_text(warning));
+        if lacks_something(warning) {
+            context.output.warning(&told);
+        } else {
+            context.output.note(&told);
+        }
     }
     if context.output.json {
         return Ok(());
@@ -286,6 +348,19 @@ fn report(context: &Context, outcome: &Outcome) -> Result<(), Failure> {
     context
         .output
         .result(&summary(&outcome.job, report, outcome.took), &json!(null))
+}
+
+/// Whether the snapshot has less than its owner may think.
+fn lacks_something(warning: &Warning) -> bool {
+    use Warning as W;
+    matches!(
+        warning,
+        W::UnmountedMeanwhile { .. }
+            | W::MountedMeanwhile { .. }
+            | W::NotMounted { .. }
+            | W::ManyVanished { .. }
+            | W::AttributesTooLarge { .. }
+    )
 }
 
 /// The result as text: one line, and the files that could not be read.
@@ -311,13 +386,20 @@ fn summary(job: &str, report: &SnapshotReport, took: Duration) -> String {
         ));
     }
     let unread = &report.record.unread;
-    if unread.is_empty() && report.record.complete {
-        summary.push('\n');
+    if unread.is_empty() {
+        summary.push_str(if report.record.complete {
+            "\n"
+        } else {
+            "; NOT whole\n"
+        });
         return summary;
     }
+    // Of a place whose disk went, or a file without its attributes, there is a part.
+    let part = report.record.warnings.iter().any(lacks_something);
     summary.push_str(&format!(
-        "\n{job}: {} could not be read and NOT in this snapshot:\n",
-        text::counted(unread.count, "source file", "source files")
+        "\n{job}: {} could not be read and NOT in this snapshot{}:\n",
+        text::counted(unread.count, "source file", "source files"),
+        if part { ", or not whole" } else { "" }
     ));
     for name in unread.names.iter().take(UNREAD_SHOWN_MAX) {
         summary.push_str(&format!("  {}\n", text::harmless(name)));

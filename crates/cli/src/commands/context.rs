@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use sprat_luks::{RecoveryKeyError, Secret};
+use sprat_store::StoreErrorKind;
 
 use crate::args::GlobalArgs;
 use crate::config::{self, Config, Container};
@@ -12,10 +13,10 @@ use crate::environment::Environment;
 use crate::interrupt::Interrupt;
 use crate::output::{Output, Reporter};
 use crate::secrets::SecretSource;
-use crate::session::{Access, Session, SessionOptions};
+use crate::session::{self, Access, Session, SessionOptions};
 use crate::standing::Standing;
 use crate::target::Target;
-use crate::{Exit, Failure, pinned};
+use crate::{Exit, Failure, pinned, reach};
 
 /// One run of sprat.
 #[derive(Debug)]
@@ -55,6 +56,9 @@ impl Context {
         // system lets us. Where it doesn't, a backup is still better than none.
         let _ = sprat_attach::hide_from_debuggers();
         let _ = sprat_attach::lock_memory();
+        if let Some(typed) = &global.fingerprint {
+            pinned::check_form(typed)?;
+        }
         let config = Config::load(global.config.as_deref(), &environment)?;
         let interrupt = Interrupt::listen()?;
         Ok(Self {
@@ -187,6 +191,9 @@ impl Context {
 
     /// Fetches the key of a container.
     pub(crate) fn secret(&self, resolved: &Resolved) -> Result<Secret, Failure> {
+        if resolved.secret == SecretSource::Terminal {
+            there_at_all(resolved)?;
+        }
         let fetched = self.fetch(&resolved.secret);
         fetched.map_err(|failure| {
             match (&resolved.secret, &resolved.default_key_file, failure.exit) {
@@ -266,9 +273,28 @@ impl Context {
         reporter: &mut Reporter,
     ) -> Result<Session, Failure> {
         let (state_dir, policy) = (options.state_dir.clone(), options.pins.clone());
-        let session = Session::open(options, secret, reporter, &self.interrupt)?;
+        let session = Session::open(options, secret, reporter, &self.interrupt)
+            .map_err(|failure| self.where_mounted(resolved, failure))?;
         self.remember(&state_dir, resolved, &policy, session.facts());
         Ok(session)
+    }
+
+    /// Where the container is mounted here, that is why it can't be opened.
+    pub(crate) fn where_mounted(&self, resolved: &Resolved, failure: Failure) -> Failure {
+        if failure.exit != Exit::Locked {
+            return failure;
+        }
+        let runtime_dir = self.environment.absolute(&self.global.runtime_dir);
+        match session::mounted_at(&runtime_dir, &resolved.target.to_string()) {
+            Some(dir) => {
+                let dir = dir.display();
+                failure.with_hint(format!(
+                    "nothing was changed. It is mounted at {dir}: look round there, or \
+                     `sprat umount {dir}` first"
+                ))
+            }
+            None => failure,
+        }
     }
 
     /// Pins what was found. That it can't be remembered is no reason to lose a backup.
@@ -276,8 +302,8 @@ impl Context {
         &self,
         state_dir: &Path,
         resolved: &Resolved,
-        policy: &crate::session::PinPolicy,
-        facts: &crate::session::ContainerFacts,
+        policy: &session::PinPolicy,
+        facts: &session::ContainerFacts,
     ) {
         if let Err(failure) = pinned::remember(state_dir, &resolved.target, policy, facts) {
             self.warn(&failure);
@@ -323,7 +349,7 @@ pub(crate) fn close<T>(
     done: Result<T, Failure>,
     context: &Context,
     reporter: &mut Reporter,
-) -> Result<(T, crate::session::ClosedReport), Failure> {
+) -> Result<(T, session::ClosedReport), Failure> {
     let uuid = session.facts().uuid.clone();
     let closed = session.close(reporter, &context.interrupt);
     reporter.clear();
@@ -354,6 +380,22 @@ pub(crate) fn both(first: Failure, last: Failure) -> Failure {
     main.causes.extend(other.causes);
     main.hint = main.hint.or(other.hint);
     main
+}
+
+/// Looks whether there is a container before anybody is asked for its key. What can't be told now the
+/// session tells.
+fn there_at_all(resolved: &Resolved) -> Result<(), Failure> {
+    let Ok(store) = reach::connect(&resolved.target, &resolved.ssh_command) else {
+        return Ok(());
+    };
+    match store.stat(&resolved.target.name) {
+        Err(error) if error.kind() == StoreErrorKind::NotFound => Err(Failure::new(
+            Exit::NoContainer,
+            format!("there is no container {}", resolved.target),
+        )
+        .with_hint("check the path, or make one with `sprat init`")),
+        _ => Ok(()),
+    }
 }
 
 fn split(text: &str, option: &str) -> Result<Vec<OsString>, Failure> {

@@ -6,11 +6,14 @@ use serde::Serialize;
 use serde_json::json;
 use sprat_attach::{Verdict, check_host};
 use sprat_luks::Copies;
-use sprat_store::{Access, FileName, Store, StoreError, lock};
+use sprat_store::{Access, FileStat, Store, StoreError, lock};
 
+use super::backup::job_spec;
 use super::context::{Context, Resolved};
 use crate::args::DoctorArgs;
+use crate::config::Job;
 use crate::output::{exit_json, text};
+use crate::secrets::SecretSource;
 use crate::session::{PinPolicy, RESERVE_FREE_TIMES, SERVER_SPACE_LOW_BYTES, reserve_name};
 use crate::target::Place;
 use crate::{Exit, Failure, pinned, reach};
@@ -65,6 +68,11 @@ pub(super) fn run(context: &Context, args: &DoctorArgs) -> Result<Exit, Failure>
     for target in &args.targets {
         resolved.push(context.resolve(target)?);
     }
+    if args.targets.is_empty() {
+        for container in &context.config.containers {
+            resolved.push(context.resolve_container(container)?);
+        }
+    }
     let mut findings: Vec<Finding> = check_host()
         .into_iter()
         .map(|found| Finding {
@@ -80,6 +88,7 @@ pub(super) fn run(context: &Context, args: &DoctorArgs) -> Result<Exit, Failure>
         .collect();
     findings.extend(PROGRAMS.iter().map(program));
     findings.push(config(context));
+    findings.extend(context.config.jobs.iter().flat_map(sources));
     for resolved in &resolved {
         context.interrupt.check()?;
         check_target(context, resolved, &mut findings);
@@ -192,8 +201,74 @@ fn config(context: &Context) -> Finding {
     }
 }
 
+/// The sources of a job that can't be backed up as things are; one line where all can.
+fn sources(job: &Job) -> Vec<Finding> {
+    let what = format!("job {}: sources", job.name);
+    let refused = sprat_snapshot::mistakes(&job_spec(job)).into_iter();
+    let mut findings: Vec<Finding> = refused
+        .map(|mistake| Finding::new(&what, State::Missing, mistake.to_string()))
+        .collect();
+    for (path, hint) in job
+        .sources
+        .iter()
+        .map(|path| (path, "mount its disk, or take it out of the job"))
+        .chain(job.exclude_from.iter().map(|path| {
+            (
+                path,
+                "make the file with patterns, or take it out of the job",
+            )
+        }))
+    {
+        if let Err(error) = std::fs::symlink_metadata(path) {
+            let detail = format!("{}: {error}", path.display());
+            // Who is not root may not be able to look everywhere.
+            let state = if error.kind() == std::io::ErrorKind::PermissionDenied {
+                State::Weak
+            } else {
+                State::Missing
+            };
+            findings.push(Finding::new(&what, state, detail).hint(hint));
+        }
+    }
+    if findings.is_empty() {
+        findings.push(Finding::new(what, State::Fine, "all are there"));
+    }
+    findings
+}
+
+/// Where the container's key comes from, without reading it.
+fn key(resolved: &Resolved) -> Finding {
+    let what = format!("{}: key", resolved.name);
+    let path = match &resolved.secret {
+        SecretSource::KeyFile(path) | SecretSource::PassphraseFile(path) => path,
+        SecretSource::PassphraseCommand(words) => {
+            let program = words.first().map(|word| word.to_string_lossy());
+            let program = program.unwrap_or_default();
+            return Finding::new(what, State::Fine, format!("what {program} prints"));
+        }
+        SecretSource::Terminal => {
+            return Finding::new(what, State::Weak, "no key file; asked for on a terminal").hint(
+                "what runs without a terminal, such as a timer, needs a key_file in the config",
+            );
+        }
+    };
+    match std::fs::metadata(path) {
+        Ok(about) if about.is_file() && about.len() == 0 => {
+            Finding::new(what, State::Missing, format!("{} is empty", path.display()))
+        }
+        Ok(_) => Finding::new(what, State::Fine, path.display().to_string()),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            Finding::new(what, State::Weak, format!("{}: {error}", path.display()))
+                .hint("run doctor as the user that backs up")
+        }
+        Err(error) => Finding::new(what, State::Missing, format!("{}: {error}", path.display()))
+            .hint("put it there from where its copy is kept; the recovery key opens the container, too"),
+    }
+}
+
 fn check_target(context: &Context, resolved: &Resolved, findings: &mut Vec<Finding>) {
     let name = &resolved.name;
+    findings.push(key(resolved));
     let store = match reach::connect(&resolved.target, &resolved.ssh_command) {
         Ok(store) => store,
         Err(error) => {
@@ -210,8 +285,11 @@ fn check_target(context: &Context, resolved: &Resolved, findings: &mut Vec<Findi
         store.describe(),
     ));
     findings.push(fsync(name, resolved, &*store));
-    findings.push(space(name, &resolved.target.name, &*store));
-    findings.extend(reserve(context, resolved, &*store));
+    let stat = store.stat(&resolved.target.name).ok();
+    findings.push(space(name, stat.as_ref(), &*store));
+    if stat.is_some() {
+        findings.extend(reserve(context, resolved, &*store));
+    }
     findings.push(lock_state(name, resolved, &*store));
     findings.push(container(context, resolved, &*store));
 }
@@ -232,7 +310,7 @@ fn fsync(name: &str, resolved: &Resolved, store: &dyn Store) -> Finding {
     )
 }
 
-fn space(name: &str, container: &FileName, store: &dyn Store) -> Finding {
+fn space(name: &str, container: Option<&FileStat>, store: &dyn Store) -> Finding {
     let what = format!("{name}: space");
     match store.free_space() {
         Ok(space) if space.read_only => {
@@ -246,7 +324,7 @@ fn space(name: &str, container: &FileName, store: &dyn Store) -> Finding {
                 text::bytes(space.total_bytes)
             );
             // SFTP tells a file's length only, which is what it may become.
-            if let Ok(container) = store.stat(container) {
+            if let Some(container) = container {
                 let limit = text::bytes(container.len);
                 detail.push_str(&match container.allocated_bytes {
                     Some(taken) => {
@@ -268,12 +346,12 @@ fn space(name: &str, container: &FileName, store: &dyn Store) -> Finding {
     }
 }
 
-/// The file beside the container that pruning gives up on a full disk.
+/// The file beside the container that pruning gives up on a full disk. Before there is a container there
+/// is nothing to keep room for.
 fn reserve(context: &Context, resolved: &Resolved, store: &dyn Store) -> Option<Finding> {
     let wanted_bytes = context.global.reserve_bytes;
     let container = &resolved.target.name;
-    // Before there is a container there is nothing to keep room for.
-    if wanted_bytes == 0 || store.stat(container).is_err() {
+    if wanted_bytes == 0 {
         return None;
     }
     let what = format!("{}: reserve", resolved.name);

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::context::Context;
 use crate::args::{MountArgs, UmountArgs};
-use crate::output::{Reporter, exit_json, text};
+use crate::output::{Reporter, exit_json, path_json, text};
 use crate::session::{self, Access};
 use crate::{Exit, Failure};
 
@@ -24,7 +24,8 @@ pub(super) fn run(context: &Context, args: &MountArgs) -> Result<Exit, Failure> 
     let options = context.session_options(&resolved, access)?;
     let (state_dir, policy) = (options.state_dir.clone(), options.pins.clone());
     let mut reporter = Reporter::new(context.output, "");
-    let facts = session::mount(options, &secret, &dir, &mut reporter, &context.interrupt)?;
+    let facts = session::mount(options, &secret, &dir, &mut reporter, &context.interrupt)
+        .map_err(|failure| context.where_mounted(&resolved, failure))?;
     reporter.clear();
     context.remember(&state_dir, &resolved, &policy, &facts);
     let how = if args.rw {
@@ -38,7 +39,7 @@ pub(super) fn run(context: &Context, args: &MountArgs) -> Result<Exit, Failure> 
         "command": "mount",
         "result": exit_json(Exit::Done),
         "target": resolved.target.to_string(),
-        "dir": dir,
+        "dir": path_json(&dir),
         "read_write": args.rw,
         "uuid": facts.uuid,
     });
@@ -67,7 +68,7 @@ pub(super) fn run_umount(context: &Context, args: &UmountArgs) -> Result<Exit, F
     let json = json!({
         "command": "umount",
         "result": exit_json(Exit::Done),
-        "dir": dir,
+        "dir": path_json(&dir),
         "durable": closed.durable,
         "volume": closed.volume,
     });

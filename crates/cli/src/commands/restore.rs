@@ -10,7 +10,7 @@ use sprat_snapshot::{EntryKind, JobName, RestoreReport, RestoreSpec};
 
 use super::context::{Context, close};
 use crate::args::RestoreArgs;
-use crate::output::{Reporter, exit_json, text};
+use crate::output::{Reporter, exit_json, path_json, text};
 use crate::session::Access;
 use crate::{Exit, Failure};
 
@@ -28,6 +28,7 @@ pub(super) fn run(context: &Context, args: &RestoreArgs) -> Result<Exit, Failure
     spec.path = wanted.path;
     spec.dry_run = args.dry_run;
     spec.delete = args.delete;
+    spec.delete_excluded = args.delete_excluded;
 
     let mut reporter = Reporter::new(context.output, "");
     let mut session = context.open(&resolved, &secret, Access::ReadOnly, &mut reporter)?;
@@ -41,7 +42,7 @@ pub(super) fn run(context: &Context, args: &RestoreArgs) -> Result<Exit, Failure
         "command": "restore",
         "result": exit_json(Exit::Done),
         "target": resolved.target.to_string(),
-        "to": spec.to,
+        "to": path_json(&spec.to),
         "dry_run": spec.dry_run,
         "seconds": took.as_secs_f64(),
         "report": report,

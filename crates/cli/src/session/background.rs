@@ -121,6 +121,19 @@ fn died() -> Failure {
     )
 }
 
+/// Where a container is mounted on this machine now, as far as the records tell.
+#[must_use]
+pub fn mounted_at(runtime_dir: &Path, target: &str) -> Option<PathBuf> {
+    let records = std::fs::read_dir(runtime_dir.join("mounts")).ok()?;
+    records
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|kind| kind == "json"))
+        .find_map(|path| {
+            let record = read_record(&path)?;
+            (record.target == target && !has_ended(&path)).then(|| PathBuf::from(record.dir))
+        })
+}
+
 /// What is known of the mount at `dir`; `None` if sprat never mounted there since the last boot.
 pub(super) fn read_record(record: &Path) -> Option<MountRecord> {
     serde_json::from_slice(&std::fs::read(record).ok()?).ok()

@@ -30,7 +30,7 @@ use sprat_snapshot::{
     PruneReport, PruneSpec, RestoreReport, RestoreSpec, SnapshotEntry, SnapshotReport, SnapshotSpec,
 };
 
-pub use background::MountRecord;
+pub use background::{MountRecord, mounted_at};
 pub use change::{HeaderChange, HeaderChanged, change_header};
 pub use create::create;
 pub use grow::{Grown, grow};
@@ -147,8 +147,8 @@ impl Session {
     }
 
     /// Takes a snapshot. After an interrupt the volume holds a `.partial`, and the error is
-    /// [`Exit::Interrupted`](crate::Exit). The container itself and sprat's own folders never
-    /// enter a snapshot.
+    /// [`Exit::Interrupted`](crate::Exit). The container itself, its reserve and sprat's own
+    /// folders never enter a snapshot.
     pub fn take_snapshot(
         &mut self,
         mut spec: SnapshotSpec,
@@ -158,8 +158,11 @@ impl Session {
         spec.never_enter.push(self.options.runtime_dir.clone());
         spec.never_enter.push(self.options.cache_dir.clone());
         if let Place::Local { folder } = &self.options.target.place {
-            let container = folder.join(self.options.target.name.as_str());
-            spec.never_enter.push(container);
+            let container = &self.options.target.name;
+            spec.never_enter.push(folder.join(container.as_str()));
+            if let Ok(reserve) = reserve_name(container) {
+                spec.never_enter.push(folder.join(reserve.as_str()));
+            }
         }
         self.ask(
             &WorkerOrder::TakeSnapshot(Box::new(spec)),

@@ -25,7 +25,7 @@ pub(super) fn backup(context: &Context, args: &KeyHeaderBackupArgs) -> Result<Ex
         "target": resolved.target.to_string(),
         "uuid": header.uuid(),
         "sequence": header.sequence_id(),
-        "file": path,
+        "file": crate::output::path_json(&path),
     });
     let said = format!(
         "kept the header of {} in {} ({} key slots)\n",
@@ -131,7 +131,7 @@ pub(super) fn restore(context: &Context, args: &KeyHeaderRestoreArgs) -> Result<
         "command": "key header-restore",
         "result": exit_json(Exit::Done),
         "target": resolved.target.to_string(),
-        "file": path,
+        "file": crate::output::path_json(&path),
         "sequence": changed.facts.pins.sequence_id,
         "opened_by": changed.slot,
         "replaced": changed.replaced,

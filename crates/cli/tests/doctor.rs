@@ -1,0 +1,55 @@
+//! `sprat doctor` as it is started by people: what it looks at, and what it calls missing.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
+
+mod machine;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use machine::Machine;
+
+#[test]
+fn doctor_tells_what_is_missing_and_needs_no_root() {
+    let machine = Machine::new();
+    machine.write(
+        "config/sprat.toml",
+        "[container.x]\ntarget = \"/nowhere/x.luks\"\n",
+    );
+    let ran = machine.sprat(&["doctor", "x", "--json"]);
+    assert_eq!(ran.code, 1, "{}", ran.whole());
+    let said: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    let findings = said["findings"].as_array().unwrap();
+    let of = |what: &str| {
+        let found = findings.iter().find(|found| found["what"] == what);
+        found.unwrap_or_else(|| panic!("{what} in {said}")).clone()
+    };
+    assert_eq!(of("rsync")["state"], "fine");
+    assert_eq!(of("ssh")["state"], "fine");
+    assert_eq!(of("config")["state"], "fine");
+    assert_eq!(of("x: server")["state"], "missing");
+    // Without a TARGET every container of the config is looked at, and what its jobs need.
+    machine.write(
+        "config/sprat.toml",
+        "[container.x]\ntarget = \"/nowhere/x.luks\"\nkey_file = \"/nowhere/x.key\"\n\
+         [job.j]\ncontainer = \"x\"\nsources = [\"/nowhere/source\", \"/etc\"]\n",
+    );
+    let ran = machine.sprat(&["doctor"]);
+    assert_eq!(ran.code, 1, "{}", ran.whole());
+    for (what, detail) in [
+        ("x: key", "/nowhere/x.key: No such file"),
+        ("x: server", "open folder /nowhere: not found"),
+        ("job j: sources", "/nowhere/source: No such file"),
+    ] {
+        let told =
+            |line: &str| line.starts_with(&format!("MISSING  {what}  ")) && line.contains(detail);
+        assert!(ran.stdout.lines().any(told), "{what} in {}", ran.stdout);
+    }
+    fs::set_permissions(
+        machine.path("config/sprat.toml"),
+        fs::Permissions::from_mode(0o644),
+    )
+    .unwrap();
+    let ran = machine.sprat_as_nobody(&["doctor"]);
+    assert!(ran.stdout.contains("config"), "{}", ran.whole());
+}
