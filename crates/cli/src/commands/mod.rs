@@ -152,13 +152,18 @@ fn without_hidden(command: &clap::Command) -> clap::Command {
     if let Some(about) = command.get_about() {
         shown = shown.about(about.clone());
     }
-    let arguments = command.get_arguments();
+    let arguments: Vec<&clap::Arg> = command
+        .get_arguments()
+        .filter(|argument| !argument.is_hide_set())
+        .collect();
+    // What an argument requires may be a group.
+    let is_shown = |id: &clap::Id| arguments.iter().any(|argument| argument.get_id() == id);
+    let groups = command
+        .get_groups()
+        .filter(|group| group.get_args().all(is_shown));
     shown
-        .args(
-            arguments
-                .filter(|argument| !argument.is_hide_set())
-                .cloned(),
-        )
+        .groups(groups.cloned())
+        .args(arguments.iter().map(|argument| (*argument).clone()))
         .subcommands(
             command
                 .get_subcommands()
