@@ -207,7 +207,14 @@ fn a_server_that_comes_back_without_its_disk_is_waited_for() {
     remote.init();
     let (store, away) = (remote.machine.path("store"), remote.machine.path("away"));
     remote.machine.write("src/large", noise(24 << 20, 3));
-    let slow = ["--write-buffer-bytes-max", "2097152", "backup", "TARGET"];
+    let slow = [
+        "--write-buffer-bytes-max",
+        "2097152",
+        "--quiet-time",
+        "2",
+        "backup",
+        "TARGET",
+    ];
     let mut command = remote.command(&[&slow[..], &["--name", "home", "src"]].concat());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let sprat = command.spawn().unwrap();
