@@ -87,7 +87,7 @@ fn the_right_header_goes_back_where_another_containers_lies() {
     let by_file = [&RESTORE[..], &["kept"]].concat();
     let refused = machine.sprat(&by_file).failed_with(2);
     assert!(refused.contains("another container's"), "{refused}");
-    let other = [&by_file[..], &["--fingerprint", "0000-0000"]].concat();
+    let other = [&by_file[..], &["--fingerprint", "0000-0000-0000-0000-0000"]].concat();
     let refused = machine.sprat(&other).failed_with(13);
     assert!(refused.contains("not this container's"), "{refused}");
     assert!(foreign == header_bytes(&machine, CONTAINER));

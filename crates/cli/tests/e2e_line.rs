@@ -212,20 +212,25 @@ fn a_machine_that_slept_until_its_server_had_given_up_goes_on() {
     let mut running = backup_under_way(&stage, &source, &["--quiet-time", "1"]);
     for _ in 0..2 {
         let losses = running.seen.losses;
-        let servers = stage.sshd.session_pids();
-        let all: Vec<u32> = stage
-            .processes()
-            .iter()
-            .filter(|(pid, _)| !servers.contains(pid))
-            .map(|(pid, _)| u32::try_from(*pid).unwrap())
-            .collect();
-        assert!(all.len() >= 3, "{all:?}");
-        all.iter().for_each(|pid| signal(*pid, Signal::STOP));
+        let mut all: Vec<u32> = Vec::new();
         let until = Instant::now() + LIMIT;
-        while !stage.sshd.session_pids().is_empty() {
+        loop {
+            // Again and again: an ssh that was just being started would answer for the others.
+            let servers = stage.sshd.session_pids();
+            for (pid, _) in stage.processes() {
+                let asleep = u32::try_from(pid).unwrap();
+                if !servers.contains(&pid) && !all.contains(&asleep) {
+                    signal(asleep, Signal::STOP);
+                    all.push(asleep);
+                }
+            }
+            if servers.is_empty() {
+                break;
+            }
             assert!(Instant::now() < until, "the server does not give up");
             std::thread::sleep(Duration::from_millis(50));
         }
+        assert!(all.len() >= 3, "{all:?}");
         all.iter().rev().for_each(|pid| signal(*pid, Signal::CONT));
         let noticed = running.until(LIMIT, "the loss is noticed", |seen| seen.losses > losses);
         assert!(noticed, "{:#?}", running.said);
