@@ -1,5 +1,6 @@
 //! What the threads of one volume share: the plan, the caches, the present connection, the end.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -75,6 +76,8 @@ pub(crate) struct State {
     pub(crate) streams: Streams,
     pub(crate) pace: Pace,
     pub(crate) file: Arc<dyn StoreFile>,
+    /// Blocks that the store can't give, and why; only on read-only volumes (others fail as a whole).
+    pub(crate) unreadable: BTreeMap<u64, Arc<StoreError>>,
     pub(crate) wire: Wire,
     pub(crate) outage: Option<Outage>,
     pub(crate) quiet: Vec<Quiet>,
@@ -191,6 +194,7 @@ impl Engine {
             plan: Plan::new(limits),
             clean: Clean::new(options.read_cache_bytes_max / BLOCK_BYTES),
             fetches: Fetches::new(len_blocks, (options.readers / 2).max(1)),
+            unreadable: BTreeMap::new(),
             fresh: Fresh::new(options.hole_from_bytes.div_ceil(BLOCK_BYTES as u64)),
             streams: Streams::default(),
             pace: Pace::default(),

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use sprat_store::{ReadClass, StoreError};
+use sprat_store::ReadClass;
 
 use crate::plan::{Block, Plan};
 
@@ -18,12 +18,10 @@ pub(crate) const CLUSTER_BLOCKS: u64 = 16;
 /// How a fetch ended.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    /// One entry per block; `None` where it is tainted.
+    /// One entry per block; `None` where it is tainted, or can't be read.
     Blocks(Vec<Option<Block>>),
     /// Read-ahead that came to nothing; ask again.
     Dropped,
-    /// The store failed; only on read-only volumes (others fail as a whole).
-    Failed(Arc<StoreError>),
 }
 
 /// One read from the store, shared by all who wait for it.
@@ -133,7 +131,7 @@ impl Fetches {
             .flat_map(|active| active.fetch.blocks.clone())
     }
 
-    /// A block was written: whatever is under way for it is of unknown age.
+    /// A block was written, and whatever is under way for it is of unknown age; or it can't be read.
     pub(crate) fn taint(&mut self, index: u64) {
         if let Some(id) = self.by_cluster.get(&(index / CLUSTER_BLOCKS))
             && let Some(active) = self.active.get_mut(id)
@@ -204,12 +202,8 @@ impl Fetches {
         }
     }
 
-    /// Ends a fetch; returns the blocks that may be cached.
-    pub(crate) fn finish(
-        &mut self,
-        fetch: &Fetch,
-        result: Result<&[u8], Outcome>,
-    ) -> Vec<(u64, Block)> {
+    /// Ends a fetch, with its bytes or with nothing; returns the blocks that may be cached.
+    pub(crate) fn finish(&mut self, fetch: &Fetch, bytes: Option<&[u8]>) -> Vec<(u64, Block)> {
         let active = self
             .active
             .remove(&fetch.id)
@@ -223,8 +217,8 @@ impl Fetches {
             self.by_cluster.remove(&cluster);
         }
         let mut good = Vec::new();
-        let outcome = match result {
-            Ok(bytes) => {
+        let outcome = match bytes {
+            Some(bytes) => {
                 let blocks = fetch
                     .blocks
                     .clone()
@@ -236,7 +230,7 @@ impl Fetches {
                 });
                 Outcome::Blocks(kept.collect())
             }
-            Err(outcome) => outcome,
+            None => Outcome::Dropped,
         };
         fetch.outcome.set(outcome).expect("a fetch ends once");
         good

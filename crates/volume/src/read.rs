@@ -4,10 +4,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sprat_store::{ReadClass, StoreError};
+use sprat_store::ReadClass;
 
 use crate::engine::{Connection, Engine, Meaning, State, meaning};
-use crate::fetch::{CLUSTER_BLOCKS, Fetch, Outcome};
+use crate::fetch::{CLUSTER_BLOCKS, Fetch};
 use crate::plan::Block;
 use crate::{BLOCK_BYTES, VolumeError};
 
@@ -38,10 +38,12 @@ impl Engine {
                 state = self.state();
                 continue;
             }
-            for fetch in &fetches {
-                if let Some(Outcome::Failed(cause)) = fetch.outcome.get() {
-                    return Err(VolumeError::ReadFailed(cause.clone()));
-                }
+            let mut unreadable = state.unreadable.range(wanted.clone());
+            let missed = |index: u64| {
+                usize::try_from(index - wanted.start).is_ok_and(|at| found[at].is_none())
+            };
+            if let Some((_, cause)) = unreadable.find(|(index, _)| missed(**index)) {
+                return Err(VolumeError::ReadFailed(cause.clone()));
             }
             fetches = state
                 .fetches
@@ -156,13 +158,32 @@ pub(crate) fn fetch(engine: &Engine) {
             connection
                 .file
                 .read_at(engine.offset_of(fetch.blocks.start), &mut buffer, class);
+        let answer = match answer.map_err(|error| meaning("read", error)) {
+            Ok(()) => Ok(None),
+            // What a volume is built on can't be read: writing on would bury the damage. Where nothing
+            // is written, whatever else can be read is still worth having.
+            Err(Meaning::Fatal(VolumeError::Store { source, .. }))
+                if engine.read_only && class == ReadClass::Demand =>
+            {
+                one_by_one(engine, &connection, &fetch, &mut buffer)
+                    .map(|blocks| Some((blocks, Arc::new(source))))
+            }
+            Err(meaning) => Err(meaning),
+        };
         state = engine.state();
         match answer {
-            Ok(()) => {
-                arrived(&mut state, &fetch, class, &buffer, begun.elapsed());
+            Ok(unreadable) => {
+                let took = unreadable.is_none().then(|| begun.elapsed());
+                if let Some((blocks, cause)) = unreadable {
+                    for index in blocks {
+                        state.fetches.taint(index);
+                        state.unreadable.insert(index, cause.clone());
+                    }
+                }
+                arrived(&mut state, &fetch, class, &buffer, took);
                 engine.cached.notify_all();
             }
-            Err(error) => failed(engine, &mut state, &connection, &fetch, class, error),
+            Err(meaning) => failed(engine, &mut state, &connection, &fetch, class, meaning),
         }
         engine.fetched.notify_all();
         // The old connection must not be dropped, which may block, under the lock.
@@ -176,14 +197,48 @@ pub(crate) fn fetch(engine: &Engine) {
     }
 }
 
-fn arrived(state: &mut State, fetch: &Fetch, class: ReadClass, bytes: &[u8], took: Duration) {
-    let blocks = fetch.blocks.end - fetch.blocks.start;
-    match class {
-        ReadClass::Demand if blocks <= CLUSTER_BLOCKS => state.pace.round_trip(took),
-        ReadClass::Demand => {}
-        ReadClass::Ahead => state.pace.answered(blocks, took),
+/// Of a run that can't be read whole, the blocks that can: a bad sector must not take its neighbours
+/// along, which are other files. Returns those that can't.
+fn one_by_one(
+    engine: &Engine,
+    connection: &Connection,
+    fetch: &Fetch,
+    buffer: &mut [u8],
+) -> Result<Vec<u64>, Meaning> {
+    let run = fetch.blocks.clone();
+    if run.end - run.start == 1 {
+        return Ok(vec![run.start]);
     }
-    state.wire.timed(bytes.len(), took);
+    let mut unreadable = Vec::new();
+    for (index, block) in run.zip(buffer.chunks_exact_mut(BLOCK_BYTES)) {
+        let offset = engine.offset_of(index);
+        let answer = connection.file.read_at(offset, block, ReadClass::Demand);
+        match answer.map_err(|error| meaning("read", error)) {
+            Ok(()) => {}
+            Err(Meaning::Fatal(VolumeError::Store { .. })) => unreadable.push(index),
+            Err(other) => return Err(other),
+        }
+    }
+    Ok(unreadable)
+}
+
+/// `took` where it came as one answer.
+fn arrived(
+    state: &mut State,
+    fetch: &Fetch,
+    class: ReadClass,
+    bytes: &[u8],
+    took: Option<Duration>,
+) {
+    let blocks = fetch.blocks.end - fetch.blocks.start;
+    if let Some(took) = took {
+        match class {
+            ReadClass::Demand if blocks <= CLUSTER_BLOCKS => state.pace.round_trip(took),
+            ReadClass::Demand => {}
+            ReadClass::Ahead => state.pace.answered(blocks, took),
+        }
+        state.wire.timed(bytes.len(), took);
+    }
     state.wire.read_requests += 1;
     state.wire.read_bytes += bytes.len() as u64;
     // While writes wait, only a durable epoch is progress: a line that breaks at each flush must not
@@ -191,7 +246,7 @@ fn arrived(state: &mut State, fetch: &Fetch, class: ReadClass, bytes: &[u8], too
     if state.plan.kept_blocks() == 0 {
         state.progressed();
     }
-    let good = state.fetches.finish(fetch, Ok(bytes));
+    let good = state.fetches.finish(fetch, Some(bytes));
     state.offer(good.iter().map(|(index, block)| (*index, block)));
     for (index, block) in good {
         state.clean.insert(index, block);
@@ -216,24 +271,15 @@ fn failed(
     connection: &Connection,
     fetch: &Fetch,
     class: ReadClass,
-    error: StoreError,
+    meaning: Meaning,
 ) {
-    match (meaning("read", error), class) {
+    match (meaning, class) {
         (Meaning::LineLost(cause), _) => {
             state.fetches.put_back(fetch);
             engine.line_lost(state, connection.generation, cause);
         }
         (Meaning::Fatal(_), ReadClass::Ahead) => {
-            state.fetches.finish(fetch, Err(Outcome::Dropped));
-        }
-        // What a volume is built on can't be read: writing on would bury the damage. Where nothing
-        // is written, whatever else can be read is still worth having.
-        (Meaning::Fatal(VolumeError::Store { source, .. }), ReadClass::Demand)
-            if engine.read_only =>
-        {
-            state
-                .fetches
-                .finish(fetch, Err(Outcome::Failed(Arc::new(source))));
+            state.fetches.finish(fetch, None);
         }
         (Meaning::Fatal(cause), ReadClass::Demand) => engine.fail(state, cause),
     }

@@ -1,4 +1,4 @@
-//! Sentences about a volume: waiting, ending, limits, read-only, suspects.
+//! Sentences about a volume: waiting, ending, limits, suspects.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -8,10 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use sprat_store::{Access, FileName, MemoryStore, Store, StoreFile};
 use sprat_testkit::crash::{CrashDisk, CrashOptions};
 use sprat_testkit::watchdog::within;
-use sprat_volume::{Flush, Geometry, ReadOnlyOptions, Volume, VolumeError, VolumeOptions};
+use sprat_volume::{Flush, Geometry, Volume, VolumeError, VolumeOptions};
 use support::{BLOCK, LIMIT, TestSession, geometry, stamp_of, stamped, tiny};
 
 const LEN: usize = 64 * BLOCK;
@@ -358,101 +357,6 @@ fn a_hundred_readers_of_one_block_cause_one_request() {
             reader.join().unwrap();
         }
         assert_eq!(volume.stats().wire_read_requests, 1);
-    });
-}
-
-fn read_only(overlay_blocks: u64) -> (Arc<dyn StoreFile>, Volume, tempfile::TempDir) {
-    let store = MemoryStore::new();
-    let name = FileName::new("x.luks").unwrap();
-    let file = store.create_new(&name).unwrap();
-    file.write_at(0, &stamped(7).repeat(64)).unwrap();
-    let session = TestSession::new(&kind_disk());
-    let dir = tempfile::tempdir().unwrap();
-    let options = ReadOnlyOptions {
-        overlay_bytes_max: overlay_blocks * BLOCK as u64,
-        ..ReadOnlyOptions::new(dir.path().to_owned())
-    };
-    let below = store.open(&name, Access::ReadOnly).unwrap();
-    let volume = Volume::open_read_only(below, geometry(LEN), session, options).unwrap();
-    (file, volume, dir)
-}
-
-#[test]
-fn a_read_only_volume_keeps_its_writes_to_itself() {
-    within(LIMIT, || {
-        let (file, volume, dir) = read_only(8);
-        volume
-            .write_at(at(3), &[stamped(1), stamped(2)].concat())
-            .unwrap();
-        volume.write_at(at(4), &stamped(3)).unwrap();
-        volume.flush(Flush::Durable).unwrap();
-        let mut found = vec![0; 8 * BLOCK];
-        volume.read_at(at(0), &mut found).unwrap();
-        let stamps: Vec<u64> = found.chunks_exact(BLOCK).map(stamp_of).collect();
-        assert_eq!(stamps, [7, 7, 7, 1, 3, 7, 7, 7]);
-        assert_eq!(
-            std::fs::read_dir(dir.path()).unwrap().count(),
-            0,
-            "the overlay has no name"
-        );
-        volume.close().unwrap();
-        let mut below = vec![0; LEN];
-        file.read_at(0, &mut below, sprat_store::ReadClass::Demand)
-            .unwrap();
-        assert_eq!(below, stamped(7).repeat(64));
-        assert_eq!(volume.stats().wire_write_requests, 0);
-    });
-}
-
-#[test]
-fn the_overlay_of_a_read_only_volume_is_bounded() {
-    within(LIMIT, || {
-        let (_, volume, _dir) = read_only(4);
-        for block in 0..4 {
-            volume.write_at(at(block), &stamped(1)).unwrap();
-        }
-        volume.write_at(at(2), &stamped(2)).unwrap();
-        let full = volume.write_at(at(9), &stamped(1));
-        assert!(matches!(
-            full,
-            Err(VolumeError::OverlayFull { bytes_max: 16384 })
-        ));
-        assert_eq!(read_stamp(&volume, 2).unwrap(), 2);
-        assert_eq!(read_stamp(&volume, 9).unwrap(), 7);
-        assert!(matches!(
-            volume.discard(0, 4096),
-            Err(VolumeError::Discard { .. })
-        ));
-    });
-}
-
-#[test]
-fn a_read_only_volume_reconnects_and_reads_on() {
-    within(LIMIT, || {
-        let disk = CrashDisk::new(
-            LEN,
-            5,
-            CrashOptions {
-                lose_line_per_1000: 200,
-                ..CrashOptions::default()
-            },
-        );
-        let session = TestSession::new(&disk);
-        let dir = tempfile::tempdir().unwrap();
-        let options = ReadOnlyOptions {
-            reconnect_delay: Duration::from_millis(1),
-            read_cache_bytes_max: 0,
-            ..ReadOnlyOptions::new(dir.path().to_owned())
-        };
-        let volume =
-            Volume::open_read_only(session.connect(), geometry(LEN), session.clone(), options);
-        let volume = volume.unwrap();
-        for round in 0..100 {
-            assert_eq!(read_stamp(&volume, round % 64).unwrap(), 0);
-        }
-        assert!(session.reconnects.load(Ordering::SeqCst) > 3);
-        volume.close().unwrap();
-        assert_eq!(session.settlements.load(Ordering::SeqCst), 0);
     });
 }
 

@@ -1,0 +1,208 @@
+//! Read-only volumes: the overlay, lost lines, and a disk that can't give all back.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use sprat_store::{
+    Access, FileName, FileStat, MemoryStore, ReadClass, Store, StoreError, StoreFile,
+};
+use sprat_testkit::crash::{CrashDisk, CrashOptions};
+use sprat_testkit::watchdog::within;
+use sprat_volume::{Flush, ReadOnlyOptions, Volume, VolumeError};
+use support::{BLOCK, LIMIT, TestSession, geometry, stamp_of, stamped};
+
+const LEN: usize = 64 * BLOCK;
+
+fn kind_disk() -> CrashDisk {
+    CrashDisk::new(LEN, 1, CrashOptions::default())
+}
+
+fn at(block: usize) -> u64 {
+    (block * BLOCK) as u64
+}
+
+fn read_stamp(volume: &Volume, block: usize) -> Result<u64, VolumeError> {
+    let mut found = vec![0; BLOCK];
+    volume.read_at(at(block), &mut found)?;
+    Ok(stamp_of(&found))
+}
+
+fn read_only(overlay_blocks: u64) -> (Arc<dyn StoreFile>, Volume, tempfile::TempDir) {
+    let store = MemoryStore::new();
+    let name = FileName::new("x.luks").unwrap();
+    let file = store.create_new(&name).unwrap();
+    file.write_at(0, &stamped(7).repeat(64)).unwrap();
+    let session = TestSession::new(&kind_disk());
+    let dir = tempfile::tempdir().unwrap();
+    let options = ReadOnlyOptions {
+        overlay_bytes_max: overlay_blocks * BLOCK as u64,
+        ..ReadOnlyOptions::new(dir.path().to_owned())
+    };
+    let below = store.open(&name, Access::ReadOnly).unwrap();
+    let volume = Volume::open_read_only(below, geometry(LEN), session, options).unwrap();
+    (file, volume, dir)
+}
+
+#[test]
+fn a_read_only_volume_keeps_its_writes_to_itself() {
+    within(LIMIT, || {
+        let (file, volume, dir) = read_only(8);
+        volume
+            .write_at(at(3), &[stamped(1), stamped(2)].concat())
+            .unwrap();
+        volume.write_at(at(4), &stamped(3)).unwrap();
+        volume.flush(Flush::Durable).unwrap();
+        let mut found = vec![0; 8 * BLOCK];
+        volume.read_at(at(0), &mut found).unwrap();
+        let stamps: Vec<u64> = found.chunks_exact(BLOCK).map(stamp_of).collect();
+        assert_eq!(stamps, [7, 7, 7, 1, 3, 7, 7, 7]);
+        assert_eq!(
+            std::fs::read_dir(dir.path()).unwrap().count(),
+            0,
+            "the overlay has no name"
+        );
+        volume.close().unwrap();
+        let mut below = vec![0; LEN];
+        file.read_at(0, &mut below, ReadClass::Demand).unwrap();
+        assert_eq!(below, stamped(7).repeat(64));
+        assert_eq!(volume.stats().wire_write_requests, 0);
+    });
+}
+
+#[test]
+fn the_overlay_of_a_read_only_volume_is_bounded() {
+    within(LIMIT, || {
+        let (_, volume, _dir) = read_only(4);
+        for block in 0..4 {
+            volume.write_at(at(block), &stamped(1)).unwrap();
+        }
+        volume.write_at(at(2), &stamped(2)).unwrap();
+        let full = volume.write_at(at(9), &stamped(1));
+        assert!(matches!(
+            full,
+            Err(VolumeError::OverlayFull { bytes_max: 16384 })
+        ));
+        assert_eq!(read_stamp(&volume, 2).unwrap(), 2);
+        assert_eq!(read_stamp(&volume, 9).unwrap(), 7);
+        assert!(matches!(
+            volume.discard(0, 4096),
+            Err(VolumeError::Discard { .. })
+        ));
+    });
+}
+
+/// A file on a disk that can't give some blocks back.
+struct BadDisk {
+    file: Arc<dyn StoreFile>,
+    bad: Vec<usize>,
+    reads: Arc<AtomicU64>,
+}
+
+impl StoreFile for BadDisk {
+    fn len(&self) -> Result<u64, StoreError> {
+        self.file.len()
+    }
+    fn stat(&self) -> Result<FileStat, StoreError> {
+        self.file.stat()
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8], class: ReadClass) -> Result<(), StoreError> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        let read = offset..offset + buf.len() as u64;
+        if self.bad.iter().any(|block| read.contains(&at(*block))) {
+            return Err(StoreError::Refused {
+                op: "read",
+                object: "x.luks".to_owned(),
+                reason: "Failure".to_owned(),
+            });
+        }
+        self.file.read_at(offset, buf, class)
+    }
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+        self.file.write_at(offset, data)
+    }
+    fn flush(&self) -> Result<(), StoreError> {
+        self.file.flush()
+    }
+    fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        self.file.discard(offset, len)
+    }
+    fn resize(&self, len: u64) -> Result<(), StoreError> {
+        self.file.resize(len)
+    }
+}
+
+#[test]
+fn a_block_that_can_not_be_read_takes_no_other_along() {
+    within(LIMIT, || {
+        let store = MemoryStore::new();
+        let name = FileName::new("x.luks").unwrap();
+        let file = store.create_new(&name).unwrap();
+        file.write_at(0, &stamped(7).repeat(64)).unwrap();
+        let reads = Arc::new(AtomicU64::new(0));
+        let bad = BadDisk {
+            file,
+            bad: vec![5, 38],
+            reads: Arc::clone(&reads),
+        };
+        let session = TestSession::new(&kind_disk());
+        let dir = tempfile::tempdir().unwrap();
+        let options = ReadOnlyOptions::new(dir.path().to_owned());
+        let volume =
+            Volume::open_read_only(Arc::new(bad), geometry(LEN), session, options).unwrap();
+        // As the kernel asks: much at once, and what fails again in its smallest pieces.
+        let all = volume.read_at(0, &mut vec![0; LEN]);
+        assert!(matches!(all, Err(VolumeError::ReadFailed(_))), "{all:?}");
+        for round in 0..2 {
+            for block in 0..64 {
+                let read = read_stamp(&volume, block);
+                match block {
+                    5 | 38 => assert!(matches!(read, Err(VolumeError::ReadFailed(_))), "{block}"),
+                    _ => assert_eq!(read.unwrap(), 7, "{block}"),
+                }
+            }
+            // What is known to fail is not asked for again.
+            if round == 0 {
+                reads.store(0, Ordering::SeqCst);
+            }
+        }
+        assert_eq!(reads.load(Ordering::SeqCst), 0);
+        volume.write_at(at(5), &stamped(8)).unwrap();
+        assert_eq!(read_stamp(&volume, 5).unwrap(), 8);
+        volume.close().unwrap();
+    });
+}
+
+#[test]
+fn a_read_only_volume_reconnects_and_reads_on() {
+    within(LIMIT, || {
+        let disk = CrashDisk::new(
+            LEN,
+            5,
+            CrashOptions {
+                lose_line_per_1000: 200,
+                ..CrashOptions::default()
+            },
+        );
+        let session = TestSession::new(&disk);
+        let dir = tempfile::tempdir().unwrap();
+        let options = ReadOnlyOptions {
+            reconnect_delay: Duration::from_millis(1),
+            read_cache_bytes_max: 0,
+            ..ReadOnlyOptions::new(dir.path().to_owned())
+        };
+        let volume =
+            Volume::open_read_only(session.connect(), geometry(LEN), session.clone(), options);
+        let volume = volume.unwrap();
+        for round in 0..100 {
+            assert_eq!(read_stamp(&volume, round % 64).unwrap(), 0);
+        }
+        assert!(session.reconnects.load(Ordering::SeqCst) > 3);
+        volume.close().unwrap();
+        assert_eq!(session.settlements.load(Ordering::SeqCst), 0);
+    });
+}
