@@ -21,6 +21,7 @@ pub mod interrupt;
 mod kept_check;
 mod kept_header;
 mod key_notes;
+mod known_server;
 mod output;
 mod own_names;
 mod pinned;

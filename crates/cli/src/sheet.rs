@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::Serialize;
 use sprat_luks::Pins;
 
+use crate::known_server::KnownServer;
 use crate::target::{Place, Target};
 
 /// Where the stock commands mount the server's folder and the volume.
@@ -21,6 +22,8 @@ pub(crate) const RECOVERY_KEY: &str = "RECOVERY KEY";
 pub(crate) struct Sheet<'s> {
     pub target: &'s Target,
     pub ssh_command: &'s [OsString],
+    /// What ssh's configuration says of the server.
+    pub server: Option<KnownServer>,
     pub pins: &'s Pins,
     pub recovery_key: &'s str,
     /// Path of the key file and the SHA-256 of its content.
@@ -145,19 +148,18 @@ impl Sheet<'_> {
                 port,
                 folder,
             } => {
-                fields.push(("Server", host.clone()));
-                let login = user.clone();
-                fields.push((
-                    "Login",
-                    login.unwrap_or_else(|| "as ~/.ssh/config says".to_owned()),
-                ));
-                fields.push((
-                    "Port",
-                    port.map_or_else(
-                        || "as ~/.ssh/config says (22)".to_owned(),
-                        |p| p.to_string(),
-                    ),
-                ));
+                match &self.server {
+                    Some(server) => fields.extend(known_fields(server, host)),
+                    None => {
+                        let elsewhere = || "as ~/.ssh/config says".to_owned();
+                        let port = port.map(|port| port.to_string());
+                        fields.extend([
+                            ("Server", host.clone()),
+                            ("Login", user.clone().unwrap_or_else(elsewhere)),
+                            ("Port", port.unwrap_or_else(|| elsewhere() + " (22)")),
+                        ]);
+                    }
+                }
                 fields.push(("Folder", folder.clone()));
             }
             Place::Local { folder } => fields.push(("Folder", folder.display().to_string())),
@@ -218,25 +220,34 @@ impl Sheet<'_> {
         else {
             return None;
         };
+        let mut ssh: Vec<String> = self
+            .ssh_command
+            .iter()
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect();
+        let (host, user, port) = match &self.server {
+            // Not by the alias: where these are typed nothing knows it.
+            Some(server) => {
+                if let Some((option, value)) = &server.proxy {
+                    ssh.extend(["-o".to_owned(), format!("{option}={value}")]);
+                }
+                let port = Some(server.port).filter(|port| *port != 22);
+                (&server.host, Some(&server.user), port)
+            }
+            None => (host, user.as_ref(), *port),
+        };
         let host = if host.contains(':') {
             format!("[{host}]")
         } else {
             host.clone()
         };
-        let login = user
-            .as_ref()
-            .map_or(host.clone(), |user| format!("{user}@{host}"));
+        let login = user.map_or(host.clone(), |user| format!("{user}@{host}"));
         let remote = format!("{login}:{folder}");
         let port = port.map(|port| port.to_string());
         let mut words = vec!["sshfs"];
         if let Some(port) = &port {
             words.extend(["-p", port]);
         }
-        let ssh: Vec<String> = self
-            .ssh_command
-            .iter()
-            .map(|word| word.to_string_lossy().into_owned())
-            .collect();
         let ssh_option = format!("ssh_command={}", sshfs_words(&ssh));
         if ssh != ["ssh"] {
             words.extend(["-o", &ssh_option]);
@@ -258,6 +269,25 @@ impl Sheet<'_> {
         }));
         commands
     }
+}
+
+/// The server without the help of the machine that is lost; `named` is what the target calls it.
+fn known_fields(server: &KnownServer, named: &str) -> Vec<(&'static str, String)> {
+    let mut host = server.host.clone();
+    if !host.eq_ignore_ascii_case(named) {
+        let _ = write!(host, " ({named} in this machine's ssh configuration)");
+    }
+    let mut fields = vec![
+        ("Server", host),
+        ("Login", server.user.clone()),
+        ("Port", server.port.to_string()),
+    ];
+    if let Some((option, value)) = &server.proxy {
+        fields.push(("Reached by", format!("{option} {value}")));
+    }
+    let keys = server.host_keys.iter();
+    fields.extend(keys.map(|key| ("Its host key", key.clone())));
+    fields
 }
 
 fn step(what: &str, commands: Vec<String>) -> Step {
@@ -306,6 +336,7 @@ mod tests {
         let sheet = Sheet {
             target: &target,
             ssh_command: &ssh,
+            server: None,
             pins: &pins(),
             recovery_key: "aaaa-cccc",
             key_file: Some((Path::new("/etc/sprat/keys/x y.key"), "ff00")),
@@ -366,6 +397,41 @@ mod tests {
         `mount -o ro,noload`.
         With sprat on a new machine: `sprat restore` with --fingerprint and the value above.
         ==============================================================================
+        "#);
+    }
+
+    #[test]
+    fn a_sheet_needs_nothing_of_the_machines_ssh_configuration() {
+        let target = Target::parse("nas:backup/x.luks", Path::new("/")).unwrap();
+        let sheet = Sheet {
+            target: &target,
+            ssh_command: &["ssh".into()],
+            server: Some(KnownServer {
+                host: "nas.example".to_owned(),
+                user: "u1".to_owned(),
+                port: 2222,
+                proxy: Some(("ProxyJump", "gate,u2@inner".to_owned())),
+                host_keys: vec!["ED25519 SHA256:abc".to_owned()],
+            }),
+            pins: &pins(),
+            recovery_key: "aaaa-cccc",
+            key_file: None,
+            jobs: &[],
+        };
+        let fields = sheet.fields("2026-11-23");
+        let of_server: Vec<_> = fields[2..7]
+            .iter()
+            .map(|(name, value)| format!("{name}: {value}"))
+            .collect();
+        insta::assert_snapshot!(of_server.join("\n"), @r"
+        Server: nas.example (nas in this machine's ssh configuration)
+        Login: u1
+        Port: 2222
+        Reached by: ProxyJump gate,u2@inner
+        Its host key: ED25519 SHA256:abc
+        ");
+        insta::assert_snapshot!(sheet.sshfs().unwrap(), @r#"
+        sshfs -p 2222 -o "ssh_command=ssh -o ProxyJump=gate\\,u2@inner" u1@nas.example:backup /mnt/sprat-server
         "#);
     }
 }

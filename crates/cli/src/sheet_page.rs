@@ -179,6 +179,7 @@ mod tests {
         let sheet = Sheet {
             target: &target,
             ssh_command: &ssh,
+            server: None,
             pins: &pins(),
             recovery_key: "aaaa-cccc",
             key_file: None,

@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 use super::context::{Context, Resolved};
 use crate::args::InitArgs;
 use crate::key_notes::{KeyKind, KeyNote, KeyNotes};
+use crate::known_server::KnownServer;
 use crate::output::{Reporter, exit_json, text};
 use crate::secrets::{self, SecretSource};
 use crate::session::{self, Access, CreateOptions, Created, SIZE_BYTES_MIN};
@@ -159,6 +160,7 @@ fn print(
     let sheet = Sheet {
         target: &resolved.target,
         ssh_command: &resolved.ssh_command,
+        server: KnownServer::look_up(&resolved.target, &resolved.ssh_command),
         pins: &facts.pins,
         recovery_key: shown.recovery.text(),
         key_file,

@@ -13,6 +13,7 @@ use super::super::context::{Context, Resolved};
 use super::{check_typed, judged, open, state_dir};
 use crate::args::{KeySheetArgs, KeyTargetArgs};
 use crate::key_notes::{KeyKind, KeyNote, KeyNotes};
+use crate::known_server::KnownServer;
 use crate::output::exit_json;
 use crate::secrets::{self, SecretSource};
 use crate::sheet::Sheet;
@@ -44,6 +45,7 @@ impl Shown<'_> {
         let sheet = Sheet {
             target: &self.resolved.target,
             ssh_command: &self.resolved.ssh_command,
+            server: KnownServer::look_up(&self.resolved.target, &self.resolved.ssh_command),
             pins: self.pins,
             recovery_key: self
                 .recovery
