@@ -25,8 +25,9 @@ const GROUP_BYTES: u64 = 1 << 30;
 const GROUP_RANGES: usize = 4096;
 /// One transfer through this machine.
 const CHUNK_BYTES: u64 = 1 << 20;
-/// How many threads copy through this machine, or compare.
-const THREADS: usize = 8;
+/// How many threads copy through this machine, or compare: most pieces are small, and each waits for its
+/// round trips.
+const THREADS: usize = 32;
 /// Blocks that are compared after a copy: half at the ends of ranges, half anywhere.
 const SAMPLES: u64 = 1024;
 /// What the new file needs beyond its bytes, for the server's file system: one in so many.
