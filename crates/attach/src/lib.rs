@@ -36,6 +36,7 @@ pub use error::AttachError;
 pub use ext4::{MkfsOptions, MountOptions, make_file_system};
 pub use fuse_file::open_fuse;
 pub use host::{HostFinding, Verdict, check_host, may_grow};
+pub use loop_device::DIRTY_BYTES_MAX;
 pub use mounts::{MountState, mount_state, unmount_at, unmount_dead};
 pub use process::{
     become_io_flusher, bind_to_this_process, die_with_parent, enter_private_namespaces,

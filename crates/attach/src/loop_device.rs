@@ -26,7 +26,7 @@ const REQUEST_KIB_MAX: &str = "512";
 /// The most that the page cache holds of written files before their writer waits, in bytes. The
 /// kernel begins to write at about half of it; left to itself it would wait for a tenth of the
 /// memory or for the journal's next commit, seconds in which the line carries nothing.
-const DIRTY_BYTES_MAX: &str = "134217728";
+pub const DIRTY_BYTES_MAX: u64 = 128 << 20;
 
 /// How often another process may snatch the free device that we were told of.
 const ATTEMPTS_MAX: u32 = 64;
@@ -147,7 +147,7 @@ impl LoopDevice {
     pub(crate) fn limit_dirty(&mut self) {
         lift_left_limits(&self.path);
         // Without `strict_limit` the other is looked at only once the whole machine is short.
-        if self.set("bdi/max_bytes", DIRTY_BYTES_MAX) {
+        if self.set("bdi/max_bytes", &DIRTY_BYTES_MAX.to_string()) {
             self.set("bdi/strict_limit", "1");
         }
         // `max_bytes` is kept as a share of a threshold that moves, so what was read may not be

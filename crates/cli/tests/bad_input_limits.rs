@@ -42,7 +42,7 @@ fn server_disk_full_during_init_leaves_nothing() {
     sprat: the server's disk is full
     Caused by:
       #: write [DIR]/store/x.luks.new: no space left (# bytes available)
-    Hint: what init had made on the server was removed. finished snapshots are unharmed. Make room on the server, or with `sprat prune`, which works on a full disk too; then run the same command again: it goes on where it stopped. The new key file [DIR]/config/keys/x.key is kept; the next init uses it
+    Hint: what init had made on the server was removed. finished snapshots are unharmed. Make room on the server; where NAME.luks.reserve lies there, `sprat prune` works on a full disk, too. Then run the same command again: it goes on where it stopped. The new key file [DIR]/config/keys/x.key is kept; the next init uses it
     ");
     assert_eq!(fs::read_dir(machine.path("store")).unwrap().count(), 0);
     disk.remount("size=200m");
@@ -68,7 +68,7 @@ fn server_disk_full_during_backup_harms_no_snapshot_and_the_next_run_goes_on() {
     Caused by:
       #: the server's disk is full
       #: write [DIR]/store/x.luks: no space left (# bytes available)
-    Hint: finished snapshots are unharmed. Make room on the server, or with `sprat prune`, which works on a full disk too; then run the same command again: it goes on where it stopped
+    Hint: finished snapshots are unharmed. Make room on the server; where NAME.luks.reserve lies there, `sprat prune` works on a full disk, too. Then run the same command again: it goes on where it stopped
     ");
     machine.nothing_is_left();
     // Still full: reading works.

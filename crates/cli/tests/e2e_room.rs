@@ -1,4 +1,4 @@
-//! The server's disk becomes full while a backup runs, by another file: it stops in order before.
+//! The server's disk becomes full while a backup runs, by another file or by itself: it stops in order before.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
 
@@ -9,7 +9,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use machine::remote::Remote;
-use machine::{Machine, Tmpfs};
+use machine::{Machine, Tmpfs, noise};
 use rustix::process::{Pid, Signal, kill_process};
 use sprat_testkit::sshd::{self, SshdOptions};
 use sprat_testkit::{needs, requires};
@@ -100,6 +100,48 @@ fn a_backup_stops_in_order_before_another_file_has_filled_the_servers_disk() {
         "with so little left it ends where the disk ends: {}",
         ran.whole()
     );
+    machine.nothing_is_left();
+}
+
+#[test]
+fn a_backup_of_more_than_a_local_disk_holds_stops_in_order_before_it_is_full() {
+    requires!(needs::root());
+    let machine = Machine::new();
+    let store = machine.path("store");
+    // No reserve lies there: nothing but the order of the end makes it possible to prune.
+    let _disk = Tmpfs::mount(&store, 250);
+    machine.init(&[machine::CONTAINER, "--size", "2G"]);
+    machine.write("src/a", "alpha\n");
+    let reserve = ["--reserve-bytes", "67108864"];
+    assert_eq!(machine.backup(&reserve).code, 0);
+    for file in 0..8 {
+        machine.write(&format!("src/large {file}"), noise(64 << 20, file));
+    }
+    let ran = machine.backup(&reserve);
+    let said = ran.failed_with(1);
+    assert!(said.contains("stopped in order: only "), "{said}");
+    let names: Vec<_> = fs::read_dir(&store).unwrap().flatten().collect();
+    assert_eq!(names.len(), 1, "neither lock nor reserve: {names:?}");
+    let free = rustix::fs::statvfs(&store).unwrap();
+    assert!(free.f_bavail > 0, "it was stopped before");
+
+    let prune = [
+        "prune",
+        machine::CONTAINER,
+        "--job",
+        "home",
+        "--keep-last",
+        "1",
+    ];
+    let ran = machine.sprat(&[&prune[..], &["--drop-interrupted"]].concat());
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = machine.sprat(&["trim", machine::CONTAINER]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    for file in 0..8 {
+        fs::remove_file(machine.path(&format!("src/large {file}"))).unwrap();
+    }
+    let ran = machine.backup(&reserve);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
     machine.nothing_is_left();
 }
 

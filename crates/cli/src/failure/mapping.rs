@@ -45,8 +45,9 @@ fn store_hint(kind: StoreErrorKind) -> Option<&'static str> {
              makes no folders on a server"
         }
         StoreErrorKind::NoSpace => {
-            "finished snapshots are unharmed. Make room on the server, or with `sprat prune`, which \
-             works on a full disk too; then run the same command again: it goes on where it stopped"
+            "finished snapshots are unharmed. Make room on the server; where NAME.luks.reserve lies \
+             there, `sprat prune` works on a full disk, too. Then run the same command again: it goes \
+             on where it stopped"
         }
         StoreErrorKind::ReadOnly | StoreErrorKind::PermissionDenied => {
             "nothing was changed. Check who owns the folder and whether the account may write; \

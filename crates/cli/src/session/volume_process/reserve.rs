@@ -16,7 +16,7 @@ use super::stop::Say;
 use crate::Failure;
 
 /// The reserve is made only where so many times its size is free: it must not be what fills a disk.
-pub const FREE_TIMES: u64 = 8;
+pub const FREE_TIMES: u64 = 4;
 const PIECE_BYTES: usize = 252 << 10;
 const WRITERS: usize = 8;
 

@@ -7,7 +7,7 @@
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use sprat_volume::Volume;
+use sprat_volume::{Volume, VolumeStats};
 
 use super::super::options::{Access, Notice};
 use super::super::protocol::{VolumeReply, VolumeStart};
@@ -17,8 +17,12 @@ use super::stop::Say;
 /// Below this the user is told that the server's disk is nearly full.
 pub const LOW_BYTES: u64 = 1 << 30;
 
-/// However fast the session itself writes, it asks no more often.
-const ASK_INTERVAL_MIN: Duration = Duration::from_millis(250);
+/// How often is looked at what the session itself wrote. A local disk takes some 50 MiB in that time.
+const TICK: Duration = Duration::from_millis(50);
+
+/// The most that the page cache holds of what rsync has written: a session that stops in order has to
+/// write that, too.
+const CACHED_BYTES_MAX: u64 = sprat_attach::DIRTY_BYTES_MAX;
 
 /// What is known of the room, and what follows from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,10 +55,12 @@ impl Room {
         }
     }
 
-    /// Whether half of what is left above the floor may be gone by what was sent since.
-    fn may_be_gone(&self, written_bytes: u64) -> bool {
-        let left = self.available_bytes.saturating_sub(self.floor_bytes);
-        self.stops && written_bytes.saturating_sub(self.written_bytes) > left / 2
+    /// Whether so little may be left by what was sent since that the session has to stop.
+    fn may_be_gone(&self, written_bytes: u64, unsent_bytes: u64) -> bool {
+        let sent = written_bytes.saturating_sub(self.written_bytes);
+        self.stops
+            && self.available_bytes.saturating_sub(sent)
+                < self.floor_bytes.saturating_add(unsent_bytes)
     }
 
     /// Takes in an answer. What is not sent yet needs room, too: it counts as gone.
@@ -70,6 +76,13 @@ impl Room {
         }
         Change::Nothing
     }
+}
+
+/// What is still to come: the volume's own, and what the page cache may hold, which is not told. It is no
+/// more than its limit, and in a session that has hardly written anything it is hardly anything.
+fn unsent_bytes(stats: &VolumeStats) -> u64 {
+    let accepted = stats.wire_written_bytes.saturating_add(stats.dirty_bytes);
+    stats.dirty_bytes + accepted.min(CACHED_BYTES_MAX)
 }
 
 /// Watches for as long as volume and hold live. `available_bytes` is what the server told at the
@@ -108,14 +121,15 @@ fn keep_asking(
 ) {
     let mut asked = Instant::now();
     loop {
-        std::thread::sleep(ASK_INTERVAL_MIN.min(interval));
+        std::thread::sleep(TICK.min(interval));
         let (Some(stats), Some(store)) = (
             volume.upgrade().map(|volume| volume.stats()),
             hold.upgrade().map(|hold| hold.store()),
         ) else {
             return;
         };
-        if asked.elapsed() < interval && !room.may_be_gone(stats.wire_written_bytes) {
+        let (written_bytes, unsent_bytes) = (stats.wire_written_bytes, unsent_bytes(&stats));
+        if asked.elapsed() < interval && !room.may_be_gone(written_bytes, unsent_bytes) {
             continue;
         }
         asked = Instant::now();
@@ -125,7 +139,7 @@ fn keep_asking(
         };
         drop(store);
         let available_bytes = space.available_bytes;
-        match room.learn(available_bytes, stats.wire_written_bytes, stats.dirty_bytes) {
+        match room.learn(available_bytes, written_bytes, unsent_bytes) {
             Change::Nothing => {}
             Change::Low => say.notice(Notice::ServerSpaceLow { available_bytes }),
             Change::RunsOut => say.reply(&VolumeReply::RoomRunsOut { available_bytes }),
@@ -151,7 +165,7 @@ mod tests {
     fn one_that_began_with_less_may_still_use_blocks_that_are_there() {
         let mut room = Room::new(3 * MIB, 64 * MIB);
         assert_eq!(room.learn(MIB, 0, 0), Change::Nothing);
-        assert!(!room.may_be_gone(u64::MAX));
+        assert!(!room.may_be_gone(u64::MAX, 0));
         let mut none = Room::new(500 * MIB, 0);
         assert_eq!(none.learn(0, 0, MIB), Change::Nothing);
     }
@@ -165,9 +179,20 @@ mod tests {
 
     #[test]
     fn it_asks_sooner_where_the_session_itself_takes_much() {
-        let mut room = Room::new(164 * MIB, 64 * MIB);
-        room.learn(164 * MIB, 1000 * MIB, 0);
-        assert!(!room.may_be_gone(1050 * MIB));
-        assert!(room.may_be_gone(1051 * MIB));
+        let mut room = Room::new(264 * MIB, 64 * MIB);
+        room.learn(264 * MIB, 1000 * MIB, 0);
+        assert!(!room.may_be_gone(1050 * MIB, 150 * MIB));
+        assert!(room.may_be_gone(1050 * MIB, 151 * MIB));
+    }
+
+    #[test]
+    fn what_waits_in_the_page_cache_counts_where_much_was_written() {
+        let stats = |written: u64, dirty: u64| VolumeStats {
+            wire_written_bytes: written * MIB,
+            dirty_bytes: dirty * MIB,
+            ..VolumeStats::default()
+        };
+        assert_eq!(unsent_bytes(&stats(1, 2)), 5 * MIB);
+        assert_eq!(unsent_bytes(&stats(1000, 2)), 130 * MIB);
     }
 }
