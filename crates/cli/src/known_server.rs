@@ -7,17 +7,41 @@ use std::process::{Command, Stdio};
 
 use crate::target::{Place, Target};
 
-/// What ssh's own configuration says of a target's server.
+/// A jump host may itself be reached by another one, so many deep at most; ssh has no limit.
+const DEPTH_MAX: usize = 8;
+
+/// What ssh's own configuration says of a server.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct KnownServer {
     /// Name (ssh makes it lower case) or address that is connected to, without brackets.
     pub host: String,
     pub user: String,
     pub port: u16,
-    /// `ProxyJump` or `ProxyCommand`, and its value, where the server is reached through one.
-    pub proxy: Option<(&'static str, String)>,
+    pub proxy: Option<Proxy>,
     /// Kind and SHA-256 of each key in `known_hosts`, such as `ED25519 SHA256:…`.
     pub host_keys: Vec<String>,
+}
+
+/// What a server is reached by.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Proxy {
+    /// `ProxyJump`: one after the other, the first of them from this machine.
+    Jump(Vec<KnownServer>),
+    /// `ProxyCommand`.
+    Command(String),
+}
+
+impl Proxy {
+    /// As an option of ssh, which needs no configuration file.
+    pub(crate) fn option(&self) -> String {
+        match self {
+            Self::Jump(hops) => {
+                let hops: Vec<String> = hops.iter().map(KnownServer::spelled).collect();
+                format!("ProxyJump={}", hops.join(","))
+            }
+            Self::Command(command) => format!("ProxyCommand={command}"),
+        }
+    }
 }
 
 impl KnownServer {
@@ -30,19 +54,24 @@ impl KnownServer {
         else {
             return None;
         };
-        let (program, options) = ssh_command.split_first()?;
         // What only stands in for ssh may do anything with an option that it doesn't know.
-        if Path::new(program).file_name() != Some(OsStr::new("ssh")) {
+        if Path::new(ssh_command.first()?).file_name() != Some(OsStr::new("ssh")) {
             return None;
         }
-        let mut command = Command::new(program);
-        command.args(options).arg("-G");
+        let mut options = Vec::new();
         if let Some(user) = user {
-            command.args(["-l", user]);
+            options.extend(["-l".to_owned(), user.clone()]);
         }
         if let Some(port) = port {
-            command.args(["-p", &port.to_string()]);
+            options.extend(["-p".to_owned(), port.to_string()]);
         }
+        Self::ask(ssh_command, &options, host, DEPTH_MAX)
+    }
+
+    fn ask(ssh: &[OsString], options: &[String], host: &str, depth: usize) -> Option<Self> {
+        let (program, first) = ssh.split_first()?;
+        let mut command = Command::new(program);
+        command.args(first).arg("-G").args(options);
         let said = said_by(command.args(["--", host]))?;
         let mut server = Self::default();
         let (mut known_as, mut files) = (None, Vec::new());
@@ -53,29 +82,26 @@ impl KnownServer {
                 "user" => value.clone_into(&mut server.user),
                 "port" => server.port = value.parse().ok()?,
                 "proxyjump" if value != "none" => {
-                    server.proxy = Some(("ProxyJump", value.to_owned()));
+                    server.proxy = Some(Proxy::Jump(hops(&of_jumps(ssh), value, depth)));
                 }
                 "proxycommand" if value != "none" => {
-                    server.proxy = Some(("ProxyCommand", value.to_owned()));
+                    server.proxy = Some(Proxy::Command(value.to_owned()));
                 }
                 "hostkeyalias" => known_as = Some(value.to_owned()),
-                "userknownhostsfile" | "globalknownhostsfile" => {
-                    files.extend(value.split_whitespace().map(str::to_owned));
-                }
+                "userknownhostsfile" | "globalknownhostsfile" => files.extend(paths(value)),
                 _ => {}
             }
         }
         if server.host.is_empty() || server.user.is_empty() || server.port == 0 {
             return None;
         }
-        let known_as =
-            known_as.unwrap_or_else(|| match (server.host.to_lowercase(), server.port) {
-                (host, 22) => host,
-                (host, port) => format!("[{host}]:{port}"),
-            });
-        for file in files.iter().filter(|file| Path::new(file).is_file()) {
+        let known_as = known_as.unwrap_or_else(|| match (&server.host, server.port) {
+            (host, 22) => host.clone(),
+            (host, port) => format!("[{host}]:{port}"),
+        });
+        for file in files {
             let mut command = Command::new("ssh-keygen");
-            let found = said_by(command.args(["-l", "-F", &known_as, "-f", file]));
+            let found = said_by(command.args(["-l", "-F", &known_as, "-f", &file]));
             for key in found.iter().flat_map(|found| keys(found)) {
                 if !server.host_keys.contains(&key) {
                     server.host_keys.push(key);
@@ -84,6 +110,95 @@ impl KnownServer {
         }
         Some(server)
     }
+
+    /// As ssh takes it for a jump host: `user@host:port`.
+    fn spelled(&self) -> String {
+        let mut spelled = match self.user.as_str() {
+            "" => String::new(),
+            user => format!("{user}@"),
+        };
+        match self.host.contains(':') {
+            true => spelled.push_str(&format!("[{}]", self.host)),
+            false => spelled.push_str(&self.host),
+        }
+        if !matches!(self.port, 0 | 22) {
+            spelled.push_str(&format!(":{}", self.port));
+        }
+        spelled
+    }
+}
+
+/// The command for a jump host: of all options ssh hands on only the configuration file
+/// (`main` in OpenSSH's ssh.c).
+fn of_jumps(ssh: &[OsString]) -> Vec<OsString> {
+    let mut command = vec![ssh[0].clone()];
+    let mut words = ssh[1..].iter();
+    while let Some(word) = words.next() {
+        if word.to_string_lossy().starts_with("-F") {
+            command.push(word.clone());
+            command.extend(words.next().filter(|_| word == "-F").cloned());
+        }
+    }
+    command
+}
+
+/// The hosts of a `ProxyJump`. Only the first of them may have a jump host of its own: ssh sets the
+/// others' itself.
+fn hops(ssh: &[OsString], value: &str, depth: usize) -> Vec<KnownServer> {
+    let mut hops: Vec<KnownServer> = Vec::new();
+    for hop in value.split(',') {
+        let hop = hop.strip_prefix("ssh://").unwrap_or(hop);
+        let (user, place) = match hop.rsplit_once('@') {
+            Some((user, place)) => (Some(user), place),
+            None => (None, hop),
+        };
+        let (host, port) = match place.rsplit_once(':') {
+            Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, Some(port)),
+            _ => (place, None),
+        };
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let mut options = Vec::new();
+        for (option, given) in [("-l", user), ("-p", port)] {
+            options.extend(given.map(|given| [option.to_owned(), given.to_owned()]));
+        }
+        let options = options.concat();
+        let asked = match depth {
+            0 => None,
+            _ => KnownServer::ask(ssh, &options, host, depth - 1),
+        };
+        let mut server = asked.unwrap_or_else(|| KnownServer {
+            host: host.to_owned(),
+            user: user.unwrap_or_default().to_owned(),
+            port: port.and_then(|port| port.parse().ok()).unwrap_or_default(),
+            ..KnownServer::default()
+        });
+        if let Some(Proxy::Jump(before)) = server.proxy.take()
+            && hops.is_empty()
+        {
+            hops.extend(before);
+        }
+        hops.push(server);
+    }
+    hops
+}
+
+/// The files in a list that is separated by blanks, which the names may hold, too.
+fn paths(list: &str) -> Vec<String> {
+    let words: Vec<&str> = list.split(' ').collect();
+    let mut files = Vec::new();
+    let mut from = 0;
+    while from < words.len() {
+        let file = (from + 1..=words.len())
+            .rev()
+            .map(|to| (to, words[from..to].join(" ")))
+            .find(|(_, path)| Path::new(path).is_file());
+        from += 1;
+        if let Some((to, path)) = file {
+            files.push(path);
+            from = to;
+        }
+    }
+    files
 }
 
 /// Standard output of a command that ended well.
@@ -141,25 +256,40 @@ mod tests {
             let hash = told.split_whitespace().nth(1).unwrap().to_owned();
             (public.trim().to_owned(), format!("ED25519 {hash}"))
         };
-        let ((good, good_hash), (bad, _)) = (key("good"), key("bad"));
+        let ((good, good_hash), (bad, bad_hash)) = (key("good"), key("bad"));
         let known =
             format!("[nas.example]:2222 {good}\n@revoked [nas.example]:2222 {bad}\nother {bad}\n");
         fs::write(path("known"), &known).unwrap();
-        fs::write(path("known too"), &known).unwrap();
+        let gate_known = format!("gate.example {bad}\n");
+        fs::write(path("known too"), gate_known).unwrap();
         let config = format!(
-            "Host nas\n HostName NAS.example\n User u1\n Port 2222\n ProxyJump gate\n\
-             UserKnownHostsFile {0}\n GlobalKnownHostsFile {0} /nowhere\n",
-            path("known")
+            "Host nas\n HostName NAS.example\n User u1\n Port 2222\n ProxyJump gate,u3@inner:23\n\
+             Host gate\n HostName gate.example\n User u2\n ProxyJump [fe80::1]:24\n\
+             Host inner\n ProxyJump elsewhere\n\
+             Host *\n UserKnownHostsFile \"{1}\" {0}\n GlobalKnownHostsFile {0} /nowhere\n User u0\n",
+            path("known"),
+            path("known too"),
         );
         fs::write(path("config"), config).unwrap();
         let ssh = ["ssh", "-F", &path("config")].map(OsString::from);
         let target = |text: &str| Target::parse(text, Path::new("/")).unwrap();
+        let hop = |host: &str, user: &str, port, host_keys: &[String]| KnownServer {
+            host: host.to_owned(),
+            user: user.to_owned(),
+            port,
+            proxy: None,
+            host_keys: host_keys.to_vec(),
+        };
+        let jump = Proxy::Jump(vec![
+            hop("fe80::1", "u0", 24, &[]),
+            hop("gate.example", "u2", 22, &[bad_hash]),
+            hop("inner", "u3", 23, &[]),
+        ]);
+        let option = "ProxyJump=u0@[fe80::1]:24,u2@gate.example,u3@inner:23";
+        assert_eq!(jump.option(), option);
         let mut expected = KnownServer {
-            host: "nas.example".to_owned(),
-            user: "u1".to_owned(),
-            port: 2222,
-            proxy: Some(("ProxyJump", "gate".to_owned())),
-            host_keys: vec![good_hash],
+            proxy: Some(jump),
+            ..hop("nas.example", "u1", 2222, &[good_hash])
         };
         let found = KnownServer::look_up(&target("nas:x.luks"), &ssh);
         assert_eq!(found.as_ref(), Some(&expected));

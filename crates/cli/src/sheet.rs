@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::Serialize;
 use sprat_luks::Pins;
 
-use crate::known_server::KnownServer;
+use crate::known_server::{KnownServer, Proxy};
 use crate::target::{Place, Target};
 
 /// Where the stock commands mount the server's folder and the volume.
@@ -228,8 +228,8 @@ impl Sheet<'_> {
         let (host, user, port) = match &self.server {
             // Not by the alias: where these are typed nothing knows it.
             Some(server) => {
-                if let Some((option, value)) = &server.proxy {
-                    ssh.extend(["-o".to_owned(), format!("{option}={value}")]);
+                if let Some(proxy) = &server.proxy {
+                    ssh.extend(["-o".to_owned(), proxy.option()]);
                 }
                 let port = Some(server.port).filter(|port| *port != 22);
                 (&server.host, Some(&server.user), port)
@@ -282,11 +282,17 @@ fn known_fields(server: &KnownServer, named: &str) -> Vec<(&'static str, String)
         ("Login", server.user.clone()),
         ("Port", server.port.to_string()),
     ];
-    if let Some((option, value)) = &server.proxy {
-        fields.push(("Reached by", format!("{option} {value}")));
-    }
     let keys = server.host_keys.iter();
     fields.extend(keys.map(|key| ("Its host key", key.clone())));
+    if let Some(proxy) = &server.proxy {
+        fields.push(("Reached by", proxy.option()));
+    }
+    if let Some(Proxy::Jump(hops)) = &server.proxy {
+        for hop in hops {
+            let keys = hop.host_keys.iter();
+            fields.extend(keys.map(|key| ("Jump host key", format!("{} {key}", hop.host))));
+        }
+    }
     fields
 }
 
@@ -410,7 +416,18 @@ mod tests {
                 host: "nas.example".to_owned(),
                 user: "u1".to_owned(),
                 port: 2222,
-                proxy: Some(("ProxyJump", "gate,u2@inner".to_owned())),
+                proxy: Some(Proxy::Jump(vec![
+                    KnownServer {
+                        host: "gate.example".to_owned(),
+                        host_keys: vec!["RSA SHA256:def".to_owned()],
+                        ..KnownServer::default()
+                    },
+                    KnownServer {
+                        host: "inner".to_owned(),
+                        user: "u2".to_owned(),
+                        ..KnownServer::default()
+                    },
+                ])),
                 host_keys: vec!["ED25519 SHA256:abc".to_owned()],
             }),
             pins: &pins(),
@@ -419,7 +436,7 @@ mod tests {
             jobs: &[],
         };
         let fields = sheet.fields("2026-11-23");
-        let of_server: Vec<_> = fields[2..7]
+        let of_server: Vec<_> = fields[2..8]
             .iter()
             .map(|(name, value)| format!("{name}: {value}"))
             .collect();
@@ -427,11 +444,12 @@ mod tests {
         Server: nas.example (nas in this machine's ssh configuration)
         Login: u1
         Port: 2222
-        Reached by: ProxyJump gate,u2@inner
         Its host key: ED25519 SHA256:abc
+        Reached by: ProxyJump=gate.example,u2@inner
+        Jump host key: gate.example RSA SHA256:def
         ");
         insta::assert_snapshot!(sheet.sshfs().unwrap(), @r#"
-        sshfs -p 2222 -o "ssh_command=ssh -o ProxyJump=gate\\,u2@inner" u1@nas.example:backup /mnt/sprat-server
+        sshfs -p 2222 -o "ssh_command=ssh -o ProxyJump=gate.example\\,u2@inner" u1@nas.example:backup /mnt/sprat-server
         "#);
     }
 }

@@ -197,3 +197,31 @@ fn an_init_cut_off_after_its_last_rename_says_what_is_there_and_how_to_get_a_she
         machine.nothing_is_left();
     }
 }
+
+#[test]
+fn a_page_may_have_a_name_that_is_no_text() {
+    use std::os::unix::ffi::OsStrExt;
+    requires!(needs::root());
+    let machine = Machine::new();
+    machine.init(&INIT[1..4]);
+    let name = std::ffi::OsStr::from_bytes(b"sheet-\xff.html");
+    let mut command = machine.command();
+    command.args([
+        "key",
+        "sheet",
+        CONTAINER,
+        "--without-secret",
+        "--json",
+        "--html",
+    ]);
+    let ran = machine.run(command.arg(name));
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let page = ran.json()["page"].as_str().unwrap().to_owned();
+    assert!(page.ends_with("/sheet-\\xff.html"), "{page}");
+    assert!(
+        std::fs::metadata(machine.folder().join(name))
+            .unwrap()
+            .len()
+            > 1000
+    );
+}

@@ -213,9 +213,10 @@ fn told(resolved: &Resolved, args: &CheckArgs, checked: &Checked, header: &[Stri
     }
     if is_damaged(checked, header) {
         out.push_str(
-            "What to do: don't back up into this container, copy it away first (`sprat copy`). \
-             Restore what you need; files that aren't named here are whole as far as was looked. \
-             Look after the server's disk\n",
+            "What to do: don't back up into this container. Restore what you need first; files that \
+             aren't named here are whole as far as was looked. Then look after the server's disk; \
+             where blocks can't be read, `ddrescue` saves the rest of the file, and `sprat copy` \
+             stops there\n",
         );
     }
     out

@@ -134,7 +134,7 @@ pub(super) fn restore(context: &Context, args: &KeyHeaderRestoreArgs) -> Result<
         "file": crate::output::path_json(&path),
         "sequence": changed.facts.pins.sequence_id,
         "opened_by": changed.slot,
-        "replaced": changed.replaced,
+        "replaced": changed.replaced.as_deref().map(crate::output::path_json),
     });
     let said = format!(
         "put the header of {} back; the given key opens slot {}\n",

@@ -167,7 +167,7 @@ pub(super) fn print_again(context: &Context, args: &KeySheetArgs) -> Result<Exit
         "uuid": header.uuid(),
         "fingerprint": pins.fingerprint(),
         "recovery_key": recovery.as_ref().map(RecoveryKey::text),
-        "page": html,
+        "page": html.as_deref().map(crate::output::path_json),
     });
     shown.print(context, &json)?;
     Ok(Exit::Done)
