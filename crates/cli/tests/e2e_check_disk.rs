@@ -162,6 +162,31 @@ fn dirty_journal(machine: &Machine) {
 }
 
 #[test]
+fn a_replay_that_finds_no_room_on_this_machine_is_no_damage() {
+    requires!(stage::missing(), machine::strikes::missing());
+    let machine = damage::with_two_snapshots();
+    dirty_journal(&machine);
+    // The state folder without room, and without what it knew of that session.
+    fs::remove_file(machine.path("store/x.luks.lock.1")).unwrap();
+    let disk = Tmpfs::mount(&machine.path("state"), 1);
+    assert_eq!(check(&machine, &[]).code, 0);
+    let before = kept(&machine);
+    let fill = machine.path("state/fill");
+    // A page for the record of the lock.
+    fs::write(&fill, []).unwrap();
+    let free = rustix::fs::statvfs(&fill).unwrap().f_bavail * 4096 - 4096;
+    fs::write(&fill, noise(usize::try_from(free).unwrap(), 5)).unwrap();
+    let said = check(&machine, &[]).failed_with(1);
+    assert!(said.contains("make room in the state folder"), "{said}");
+    assert_eq!(kept(&machine), before, "nothing new is known");
+    fs::remove_file(&fill).unwrap();
+    let ran = check(&machine, &[]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    drop(disk);
+    machine.nothing_is_left();
+}
+
+#[test]
 fn a_check_works_on_a_full_disk_a_read_only_one_and_an_account_that_only_reads() {
     requires!(stage::missing(), machine::strikes::missing());
     for dirty in [false, true] {

@@ -277,9 +277,14 @@ fn close_aside(state: &mut State, old: Arc<dyn StoreFile>) {
     }
 }
 
-/// Counts an attempt; ends the volume where the time for them is over.
+/// Counts an attempt; ends the volume where the time for them is over. That does not run while nobody
+/// waits for the line: a mount that is not used bears any outage.
 fn next_attempt(engine: &Engine, state: &mut State) -> Option<u32> {
+    let idle = state.plan.is_settled() && state.fetches.is_idle();
     let outage = state.outage.as_mut().expect("a lost line has an outage");
+    if idle {
+        outage.since = Instant::now();
+    }
     let waited = outage.since.elapsed();
     if waited < engine.options.reconnect_max {
         outage.attempts += 1;

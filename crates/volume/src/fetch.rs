@@ -120,6 +120,11 @@ impl Fetches {
         fetches.into_values().collect()
     }
 
+    /// Nobody waits for anything.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.active.is_empty()
+    }
+
     pub(crate) fn is_asked(&self, cluster: u64) -> bool {
         self.by_cluster.contains_key(&cluster)
     }

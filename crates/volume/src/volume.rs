@@ -157,6 +157,7 @@ impl Volume {
                 .for_each(|block| fill(block));
             return Ok(());
         };
+        self.engine.state().check()?;
         let mut index = blocks.start;
         while index < blocks.end {
             if let Some(block) = overlay.read(index)? {
@@ -184,7 +185,14 @@ impl Volume {
             None => self.engine.write(blocks.start, data),
             Some(overlay) => {
                 self.engine.state().check()?;
-                overlay.write(blocks.start, data)
+                let Err(error) = overlay.write(blocks.start, data) else {
+                    return Ok(());
+                };
+                // Half of a replay is no state that the file system ever had: whoever reads on
+                // would take it for damage.
+                let mut state = self.engine.state();
+                self.engine.fail(&mut state, error);
+                state.check()
             }
         }
     }

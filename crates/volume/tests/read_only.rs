@@ -82,17 +82,21 @@ fn the_overlay_of_a_read_only_volume_is_bounded() {
             volume.write_at(at(block), &stamped(1)).unwrap();
         }
         volume.write_at(at(2), &stamped(2)).unwrap();
-        let full = volume.write_at(at(9), &stamped(1));
-        assert!(matches!(
-            full,
-            Err(VolumeError::OverlayFull { bytes_max: 16384 })
-        ));
         assert_eq!(read_stamp(&volume, 2).unwrap(), 2);
         assert_eq!(read_stamp(&volume, 9).unwrap(), 7);
         assert!(matches!(
             volume.discard(0, 4096),
             Err(VolumeError::Discard { .. })
         ));
+        // One that lacks a write is no state to be read on.
+        volume.write_at(at(9), &stamped(1)).unwrap_err();
+        let cause = volume.failure().unwrap();
+        assert!(
+            matches!(*cause, VolumeError::OverlayFull { bytes_max: 16384 }),
+            "{cause}"
+        );
+        read_stamp(&volume, 2).unwrap_err();
+        volume.close().unwrap_err();
     });
 }
 
@@ -204,5 +208,42 @@ fn a_read_only_volume_reconnects_and_reads_on() {
         assert!(session.reconnects.load(Ordering::SeqCst) > 3);
         volume.close().unwrap();
         assert_eq!(session.settlements.load(Ordering::SeqCst), 0);
+    });
+}
+
+#[test]
+fn a_volume_that_nobody_uses_bears_an_outage_of_any_length() {
+    within(LIMIT, || {
+        let disk = kind_disk();
+        let session = TestSession::new(&disk);
+        let dir = tempfile::tempdir().unwrap();
+        let longest = Duration::from_millis(200);
+        let options = ReadOnlyOptions {
+            reconnect_delay: Duration::from_millis(1),
+            reconnect_max: longest,
+            read_cache_bytes_max: 0,
+            ..ReadOnlyOptions::new(dir.path().to_owned())
+        };
+        let file = session.connect();
+        let volume =
+            Volume::open_read_only(file.clone(), geometry(LEN), session.clone(), options).unwrap();
+        session.unreachable.store(true, Ordering::SeqCst);
+        disk.lose_lines();
+        let mut block = vec![0; BLOCK];
+        let lost = file.read_at(0, &mut block, ReadClass::Demand).unwrap_err();
+        volume.line_lost(lost);
+        std::thread::sleep(longest * 4);
+        assert!(volume.failure().is_none());
+        session.unreachable.store(false, Ordering::SeqCst);
+        assert_eq!(read_stamp(&volume, 3).unwrap(), 0);
+
+        // Once somebody waits, its time runs.
+        session.unreachable.store(true, Ordering::SeqCst);
+        disk.lose_lines();
+        read_stamp(&volume, 4).unwrap_err();
+        assert!(matches!(
+            *volume.failure().unwrap(),
+            VolumeError::ConnectionLost { .. }
+        ));
     });
 }

@@ -15,6 +15,7 @@ use super::hold::{Hold, keep_renewing};
 use super::opening::{
     Known, Reached, check_writable, facts, hold, open_volume, reach, stat_container, wait_for_quiet,
 };
+use super::rewrite::forestall_rename;
 use super::stop::{Say, Stop};
 use crate::kept_header::{self, Kept};
 use crate::{Exit, Failure};
@@ -47,8 +48,14 @@ pub(super) fn change(
     let hold = hold(start, reached, stop, say, || {})?;
     // The lock is read again before each write, so its loss needs no other answer.
     keep_renewing(&hold, stop);
-    let mut changed = wait_for_quiet(start, &hold, stop, say)
-        .and_then(|()| Work::begin(start, &hold, stop, say)?.carry_out(what, secrets));
+    let may_come_late = hold.record().may_arrive();
+    let mut changed = wait_for_quiet(start, &hold, stop, say).and_then(|()| {
+        // A late rename would bring the old header back, and a removed key with it.
+        if may_come_late || hold.took_over() {
+            forestall_rename(&hold)?;
+        }
+        Work::begin(start, &hold, stop, say)?.carry_out(what, secrets)
+    });
     match (hold.release(), &mut changed) {
         (Ok(true), _) | (_, Err(_)) => {}
         (Ok(false), Ok(changed)) => changed.lock_left = Some("it was lost".to_owned()),
@@ -178,6 +185,7 @@ impl<'w> Work<'w> {
             payload,
             known,
         )?;
+        self.stop.reaches(&volume);
         volume
             .close()
             .map_err(|error| self.hold.lost().unwrap_or_else(|| Failure::from(&error)))?;

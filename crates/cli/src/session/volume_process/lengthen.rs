@@ -28,6 +28,8 @@ pub(super) fn lengthen(
         return Ok(());
     }
     hold.still_ours()?;
+    // What a dead session had under way is settled by the volume, not by this.
+    let others = hold.record().suspects();
     // Should the answer be lost, the server may do it late: the next session waits for that. The
     // first block stands for it; it is no part of the volume, so nothing is written anew. Settled
     // with all else when the volume is closed.
@@ -39,7 +41,13 @@ pub(super) fn lengthen(
             other => Failure::failed(other.to_string()),
         })?;
     if let Err(error) = file.resize(wanted_bytes) {
-        if error.was_answered() {
+        if !error.was_answered() {
+            return Err(Failure::from(&error).with_more_hint(
+                "The container has its length as before, or the new one; it is used as before, and \
+                 the same command again finishes",
+            ));
+        }
+        if others.is_empty() {
             hold.all_settled()?;
         }
         return Err(Failure::from(&error).with_hint(format!(

@@ -296,12 +296,16 @@ fn hold_and_look(
     let quiet = !reached.record.may_arrive();
     let reading = Arc::clone(&reached.store);
     let mut looked = None;
+    let mut taken_later = false;
     // Where there is no room for the lock's file either. The server may say so in other words
     // (a quota, or no inodes left), so its reserve is tried.
-    let mut make_room = || match ahead.wait().map(Ahead::refusal) {
-        Some(None) => reserve::remove(start, &*reading, say),
-        Some(Some(failure)) => Err(failure.clone()),
-        None => Ok(false),
+    let mut make_room = || {
+        taken_later = true;
+        match ahead.wait().map(Ahead::refusal) {
+            Some(None) => reserve::remove(start, &*reading, say),
+            Some(Some(failure)) => Err(failure.clone()),
+            None => Ok(false),
+        }
     };
     let hold = hold_making_room(start, reached, stop, say, &mut make_room, || {
         if quiet {
@@ -312,7 +316,8 @@ fn hold_and_look(
                 .ok();
         }
     })?;
-    Ok((hold, looked))
+    // What was read below a lock that was withdrawn is of unknown age.
+    Ok((hold, looked.filter(|_| !taken_later)))
 }
 
 /// Header, pins, key, and the volume behind them.
