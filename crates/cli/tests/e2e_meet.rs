@@ -255,12 +255,13 @@ fn commands_that_only_look_end_at_the_first_interrupt() {
             &machine,
             &[&options[..], look, &["ssh://nobody/x.luks"]].concat(),
         );
-        wait_until(Duration::from_secs(20), "no ssh", || {
+        let hangs = || {
             let processes = machine.processes();
             processes
                 .iter()
                 .any(|(_, line)| line.contains("sleep 1000"))
-        });
+        };
+        wait_until(Duration::from_secs(20), "no ssh", hangs);
         let pid = Pid::from_raw(i32::try_from(sprat.id()).unwrap()).unwrap();
         kill_process(pid, Signal::INT).unwrap();
         let begun = Instant::now();
@@ -269,8 +270,9 @@ fn commands_that_only_look_end_at_the_first_interrupt() {
         assert_eq!(ended.status.code(), Some(130), "{look:?}: {said}");
         assert!(begun.elapsed() < Duration::from_secs(5), "{look:?}");
         assert!(said.contains("interrupted\nHint: "), "{said}");
-        // A real ssh gives up by itself.
+        // A real ssh gives up by itself. The next command's must not be taken for this one.
         machine.kill_all();
+        wait_until(Duration::from_secs(20), "it is not gone", || !hangs());
     }
 }
 
