@@ -403,7 +403,7 @@ pub struct RestoreArgs {
     /// Also delete from DIR what the snapshot does not have
     #[arg(long)]
     pub delete: bool,
-    /// With --delete, where the job has exclude patterns: what they left out may go from DIR, too
+    /// With --delete, where the job left something out (patterns, disks): that may go from DIR, too
     #[arg(long, requires = "delete")]
     pub delete_excluded: bool,
 }

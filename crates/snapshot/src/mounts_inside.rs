@@ -106,6 +106,7 @@ mod tests {
         Mount {
             id,
             at: at.into(),
+            root: "/".into(),
             device: (0, minor),
             kernel: false,
         }

@@ -13,7 +13,9 @@ use crate::checkpoint::{self, Checkpoints};
 use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder, RunFolder};
 use crate::name::{SnapshotName, choose_name};
-use crate::record::{EntryKind, LinkedFrom, RECORD_FORMAT, RunRecord, RunStats, Warning};
+use crate::record::{
+    EntryKind, LinkedFrom, ONE_FILE_SYSTEM, RECORD_FORMAT, RunRecord, RunStats, Warning,
+};
 use crate::rsync::{Ended, Invocation, Outcome, Rsync, Side, room_at};
 use crate::scout::Scout;
 use crate::sources::Sources;
@@ -416,7 +418,7 @@ impl Run<'_> {
         .map(OsString::from)
         .to_vec();
         if self.spec.one_file_system {
-            arguments.push("--one-file-system".into());
+            arguments.push(ONE_FILE_SYSTEM.into());
         }
         // A relative one is relative to the place written to.
         arguments.extend(
