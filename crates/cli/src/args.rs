@@ -355,6 +355,9 @@ pub struct BackupArgs {
     /// Accept sources that hold nothing (with --name)
     #[arg(long, requires = "name")]
     pub allow_empty: bool,
+    /// The disk that was mounted at PATH is gone for good: no longer warn of it (may be repeated)
+    #[arg(long, value_name = "PATH")]
+    pub disk_gone: Vec<PathBuf>,
 }
 
 const BACKUP_USAGE: &str = "sprat backup [OPTIONS] [JOB]...

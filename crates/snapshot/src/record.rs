@@ -144,11 +144,11 @@ pub enum Warning {
         /// Where, escaped.
         path: String,
     },
-    /// The last whole snapshot had a disk there, and today none is mounted.
+    /// The last whole snapshot had a disk there, or had this warning itself, and today none is mounted.
     NotMounted {
         /// Where, escaped.
         path: String,
-        /// That snapshot.
+        /// The newest whole snapshot that has the disk.
         before: SnapshotName,
     },
     /// So large a part of the source vanished while the run went on that the snapshot is not called

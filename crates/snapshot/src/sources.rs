@@ -190,14 +190,11 @@ impl Sources {
         Ok(changes(&self.mounts, &now, in_tree))
     }
 
-    /// Of the mounts that the last whole snapshot had, those that lie in today's sources and are not
-    /// mounted.
-    pub(crate) fn not_mounted(&self, earlier: &[PathBuf]) -> Vec<PathBuf> {
-        let missing = |path: &&PathBuf| {
-            let inside = |source: &Source| path.starts_with(&source.path) && **path != source.path;
-            self.list.iter().any(inside) && !self.mounts.iter().any(|mount| mount.path == **path)
-        };
-        earlier.iter().filter(missing).cloned().collect()
+    /// Whether `path`, at which an earlier snapshot had a disk, lies in today's sources and nothing is
+    /// mounted there.
+    pub(crate) fn is_not_mounted(&self, path: &Path) -> bool {
+        let inside = |source: &Source| path.starts_with(&source.path) && path != source.path;
+        self.list.iter().any(inside) && !self.mounts.iter().any(|mount| mount.path == path)
     }
 
     /// Checks after the run that each source is still the one that the run began with.

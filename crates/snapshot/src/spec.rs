@@ -42,6 +42,9 @@ pub struct SnapshotSpec {
     /// The container itself, left out in the same way with all that is beside it.
     #[serde(default)]
     pub container: Option<LocalContainer>,
+    /// Places whose disks are gone for good: that they aren't mounted is told no more.
+    #[serde(default, with = "path_texts")]
+    pub disks_gone: Vec<PathBuf>,
     /// Stay on the file system of each source (rsync's `--one-file-system`).
     #[serde(default)]
     pub one_file_system: bool,
@@ -69,6 +72,7 @@ impl SnapshotSpec {
             exclude_from: Vec::new(),
             never_enter: Vec::new(),
             container: None,
+            disks_gone: Vec::new(),
             one_file_system: false,
             allow_empty: false,
             rsync: rsync_name(),

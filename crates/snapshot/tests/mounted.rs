@@ -8,7 +8,10 @@ use std::fs;
 use std::path::PathBuf;
 
 use folder::{Bench, run};
-use sprat_snapshot::{EntryKind, KeepRules, PruneSpec, RestoreSpec, SnapshotError, Warning};
+use sprat_snapshot::{
+    EntryKind, KeepReason, KeepRules, PruneReport, PruneSpec, RestoreSpec, SnapshotError,
+    SnapshotName, SnapshotReport, Warning,
+};
 use sprat_testkit::requires;
 
 /// A file system with a file at `source/disk`; unmounted with the value.
@@ -43,7 +46,7 @@ fn mount(at: &std::path::Path) {
 }
 
 /// Prunes all but the newest snapshot, and what else must stay.
-fn keep_the_last(bench: &Bench) {
+fn keep_the_last(bench: &Bench) -> PruneReport {
     let spec = PruneSpec {
         job: folder::job_name(),
         rules: KeepRules {
@@ -54,7 +57,7 @@ fn keep_the_last(bench: &Bench) {
         dry_run: false,
     };
     let cancel = sprat_snapshot::Cancel::new();
-    sprat_snapshot::prune(&bench.volume(), &spec, &mut |_| {}, &cancel).unwrap();
+    sprat_snapshot::prune(&bench.volume(), &spec, &mut |_| {}, &cancel).unwrap()
 }
 
 #[test]
@@ -140,6 +143,73 @@ fn a_disk_of_the_last_whole_snapshot_that_is_not_mounted_is_warned_of() {
         report.record.warnings,
         [Warning::NotMounted { path, before }]
     );
+}
+
+fn not_mounted(disk: &Disk, before: SnapshotName) -> Vec<Warning> {
+    let path = disk.text();
+    vec![Warning::NotMounted { path, before }]
+}
+
+/// What is told of disks; runs within one second also tell of the clock.
+fn told(report: &SnapshotReport) -> Vec<Warning> {
+    let of_disks = |warning: &&Warning| matches!(warning, Warning::NotMounted { .. });
+    let warnings = report.record.warnings.iter();
+    warnings.filter(of_disks).cloned().collect()
+}
+
+#[test]
+fn a_disk_that_is_not_mounted_is_warned_of_at_each_run_and_the_snapshot_that_has_it_stays() {
+    requires!(sprat_testkit::needs::root());
+    let bench = Bench::new();
+    let disk = Disk::new(&bench);
+    let before = bench.take().name;
+    run("umount", &[&disk.text()]);
+    let warned = not_mounted(&disk, before);
+    for _ in 0..3 {
+        assert_eq!(told(&bench.take()), warned);
+    }
+    let pruned = keep_the_last(&bench);
+    let kept = &pruned.snapshots[0].verdict;
+    assert_eq!(
+        (kept.name, kept.keep.as_slice()),
+        (before, &[KeepReason::MissingDisk][..])
+    );
+    assert_eq!(bench.kinds().len(), 2);
+    assert_eq!(told(&bench.take()), warned);
+
+    // Back in its place, nothing of it is told or kept any more.
+    mount(&disk.0);
+    let back = bench.take();
+    assert!(told(&back).is_empty());
+    keep_the_last(&bench);
+    assert_eq!(bench.kinds().len(), 1);
+    run("umount", &[&disk.text()]);
+    assert_eq!(told(&bench.take()), not_mounted(&disk, back.name));
+}
+
+#[test]
+fn the_warning_of_a_missing_disk_ends_where_it_is_said_to_be_gone_or_left_out() {
+    requires!(sprat_testkit::needs::root());
+    for how in ["gone", "excluded", "one file system"] {
+        let bench = Bench::new();
+        let disk = Disk::new(&bench);
+        let before = bench.take().name;
+        run("umount", &[&disk.text()]);
+        let warned = not_mounted(&disk, before);
+        assert_eq!(told(&bench.take()), warned);
+        let mut spec = bench.spec();
+        match how {
+            "gone" => spec.disks_gone = vec![disk.0.join(".")],
+            "excluded" => spec.excludes = vec!["disk/".into()],
+            _ => spec.one_file_system = true,
+        }
+        let ended = bench.try_take(&spec).unwrap();
+        assert!(told(&ended).is_empty(), "{how}");
+        // Once is enough.
+        assert!(told(&bench.take()).is_empty(), "{how}");
+        keep_the_last(&bench);
+        assert_eq!(bench.kinds().len(), 1, "{how}");
+    }
 }
 
 /// Deletes in the place of the source, or, with `path`, of that file or folder of it.
