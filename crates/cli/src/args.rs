@@ -355,6 +355,9 @@ pub struct BackupArgs {
     /// Accept sources that hold nothing (with --name)
     #[arg(long, requires = "name")]
     pub allow_empty: bool,
+    /// The disk that was mounted at PATH is gone for good: no longer warn of it (may be repeated)
+    #[arg(long, value_name = "PATH")]
+    pub disk_gone: Vec<PathBuf>,
 }
 
 const BACKUP_USAGE: &str = "sprat backup [OPTIONS] [JOB]...
@@ -403,7 +406,7 @@ pub struct RestoreArgs {
     /// Also delete from DIR what the snapshot does not have
     #[arg(long)]
     pub delete: bool,
-    /// With --delete, where the job has exclude patterns: what they left out may go from DIR, too
+    /// With --delete, where the job left something out (patterns, disks): that may go from DIR, too
     #[arg(long, requires = "delete")]
     pub delete_excluded: bool,
 }

@@ -11,6 +11,11 @@ const SUFFIXES: [&str; 3] = [".reserve", ".new", ".trim"];
 const LOCK: &str = ".lock.";
 /// A copy that has no name yet; its note's token follows.
 const COPYING: &str = ".copying";
+/// A takeover counts a lock's number up by one, and a session that ends in order begins anew: more
+/// digits are never met, and each length needs a pattern of its own.
+const LOCK_DIGITS_MAX: usize = 6;
+/// As [`CopyNote::is_token`] has it.
+const TOKEN_DIGITS: usize = 16;
 
 /// Refuses a name that sprat would take for a file of its own, and remove or write over, where a
 /// container is made or copied.
@@ -30,6 +35,18 @@ pub(crate) fn check(name: &FileName) -> Result<(), Failure> {
         "nothing was changed. Choose a name that doesn't end in .reserve, .new, .trim, .copying or \
          .lock.N; a container that has such a name should get another before anything else",
     ))
+}
+
+/// What follows the name of a container in the names of all of sprat's own files beside it, as rsync's
+/// patterns have it; exact, since what matches is left out of every backup without a word.
+pub(crate) fn endings() -> Vec<String> {
+    let locks = (1..=LOCK_DIGITS_MAX).map(|digits| format!("{LOCK}{}", "[0-9]".repeat(digits)));
+    let token = "[0-9a-f]".repeat(TOKEN_DIGITS);
+    let plain = SUFFIXES.into_iter().chain([COPYING]).map(str::to_owned);
+    plain
+        .chain(locks)
+        .chain([format!("{COPYING}-{token}")])
+        .collect()
 }
 
 /// The name that a copy bears until all of it was read back.
@@ -86,6 +103,28 @@ mod tests {
         ] {
             check(&name(others)).unwrap();
         }
+    }
+
+    #[test]
+    fn every_ending_stands_for_a_name_of_our_own() {
+        let mut names = Vec::new();
+        for ending in endings() {
+            let one = ending.replace("[0-9a-f]", "f").replace("[0-9]", "7");
+            assert!(!one.contains('['), "{ending}");
+            check(&name(&format!("x.luks{one}"))).unwrap_err();
+            names.push(one);
+        }
+        for expected in [
+            ".reserve",
+            ".new",
+            ".trim",
+            ".lock.7",
+            ".lock.777777",
+            ".copying",
+        ] {
+            assert!(names.iter().any(|name| name == expected), "{expected}");
+        }
+        assert!(names.contains(&format!("{COPYING}-{}", "f".repeat(16))));
     }
 
     #[test]

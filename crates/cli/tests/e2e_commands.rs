@@ -7,7 +7,7 @@ mod machine;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use machine::{CONTAINER, Machine};
+use machine::{CONTAINER, Machine, Tmpfs};
 use sprat_testkit::{needs, requires};
 
 /// A machine with a config of two jobs in one container.
@@ -277,4 +277,35 @@ fn the_container_and_its_reserve_never_enter_a_snapshot() {
     assert!(machine.path("back/store/kept").exists());
     assert!(!machine.path("back/store/x.luks").exists());
     assert!(!machine.path("back/store/x.luks.reserve").exists());
+}
+
+#[test]
+fn a_disk_that_is_missing_is_told_at_each_backup_until_it_is_said_to_be_gone() {
+    requires!(needs::root());
+    let machine = with_jobs();
+    fs::create_dir(machine.path("src/disk")).unwrap();
+    let disk = Tmpfs::mount(&machine.path("src/disk"), 1);
+    machine.write("src/disk/precious", "x");
+    let backup = |more: &[&str]| {
+        let ran = machine.sprat(&[&["backup", "one"], more].concat());
+        assert_eq!(ran.code, 0, "{}", ran.whole());
+        ran.stderr
+    };
+    assert!(!backup(&[]).contains("is not mounted"));
+    drop(disk);
+    for _ in 0..3 {
+        let said = backup(&[]);
+        assert!(said.contains("src/disk is not mounted"), "{said}");
+        assert!(said.contains("--disk-gone [DIR]/src/disk"), "{said}");
+    }
+    let prune = ["prune", "disk", "--job", "one", "--keep-last", "1"];
+    let ran = machine.sprat(&prune);
+    let why = "has a disk that is not mounted now";
+    assert!(ran.stdout.contains(why), "{}", ran.whole());
+    for more in [&["--disk-gone", "src/disk"][..], &[]] {
+        let said = backup(more);
+        assert!(!said.contains("is not mounted"), "{said}");
+    }
+    let ran = machine.sprat(&prune);
+    assert!(!ran.stdout.contains(why), "{}", ran.whole());
 }

@@ -103,6 +103,23 @@ fn a_reader_is_told_that_another_machine_wrote_meanwhile() {
 }
 
 #[test]
+fn a_lock_that_is_taken_while_a_session_reads_is_not_told_as_if_nothing_had_been_done() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    assert_eq!(machine.backup(&[]).code, 0);
+    fs::create_dir(machine.path("mnt")).unwrap();
+    let ran = machine.sprat(&["mount", CONTAINER, "mnt"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let lock = machine.write("store/x.luks.lock.7", "");
+    let said = machine.sprat(&["umount", "mnt"]).failed_with(11);
+    assert!(said.contains("while this one was reading it"), "{said}");
+    assert!(said.contains("mixture"), "{said}");
+    assert!(!said.contains("Hint: nothing was changed"), "{said}");
+    fs::remove_file(lock).unwrap();
+    machine.nothing_is_left();
+}
+
+#[test]
 fn a_reader_that_goes_on_is_stopped_when_another_machine_has_written() {
     requires!(needs::root());
     let machine = Machine::with_container();

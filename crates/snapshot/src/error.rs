@@ -110,11 +110,26 @@ pub enum SnapshotError {
         folders.join(", ")
     )]
     DestinationInTheWay { path: String, folders: Vec<String> },
-    /// Deleting would take what the job's patterns kept out of the snapshot.
+    /// Deleting would take what the job kept out of the snapshot, or what was not there then.
     #[error(
-        "can't restore to {path}: with --delete, files that the job's patterns left out of the snapshot would be lost"
+        "can't restore to {path}: with --delete, files that the job left out of the snapshot (by its patterns, by one_file_system, or with a disk that was not mounted) would be lost"
     )]
     DeleteLosesExcluded { path: String },
+    /// Deleting would take the container itself.
+    #[error(
+        "can't restore to {path}: with --delete, and the container {container} lies in what is restored; no snapshot has it"
+    )]
+    DeleteReachesContainer { path: String, container: String },
+    /// Deleting would empty disks that the snapshot doesn't have.
+    #[error(
+        "can't restore to {path}: with --delete, and {} there whose files the snapshot doesn't have: {}",
+        if mounts.len() == 1 { "another file system is mounted" } else { "other file systems are mounted" },
+        some_of(mounts)
+    )]
+    DeleteReachesMounts { path: String, mounts: Vec<String> },
+    /// What would be restored goes where sprat keeps something of its own.
+    #[error("can't restore {path}: that place is sprat's own ({own})")]
+    DestinationIsOwn { path: String, own: String },
     /// rsync failed while it restored. What it restored so far is there.
     #[error("restoring failed, rsync ended with {ended}: {first_message}")]
     RestoreFailed {
@@ -140,6 +155,16 @@ pub enum SnapshotError {
     /// Somebody asked to stop. What was copied is kept as `.partial`.
     #[error("interrupted")]
     Cancelled,
+}
+
+/// The first of `names`.
+fn some_of(names: &[String]) -> String {
+    const NAMED_MAX: usize = 10;
+    let mut some = names[..names.len().min(NAMED_MAX)].join(", ");
+    if names.len() > NAMED_MAX {
+        some.push_str(&format!(" and {} more", names.len() - NAMED_MAX));
+    }
+    some
 }
 
 /// What is full, and how: a file may find no room where smaller ones would.
@@ -230,7 +255,10 @@ impl SnapshotError {
             | Self::SourceRefused { .. }
             | Self::PatternRefused { .. }
             | Self::PatternFile { .. }
-            | Self::PathRefused { .. } => Kind::Usage,
+            | Self::PathRefused { .. }
+            | Self::DeleteReachesContainer { .. }
+            | Self::DeleteReachesMounts { .. }
+            | Self::DestinationIsOwn { .. } => Kind::Usage,
             Self::SourceMissing { .. }
             | Self::SourceUnreadable { .. }
             | Self::SourceEmpty { .. }
@@ -286,6 +314,13 @@ impl SnapshotError {
             Self::DeleteLosesExcluded { .. } => {
                 "Nothing was changed. --delete-excluded says that they may go; with --dry-run it tells which. Or leave --delete out."
             }
+            Self::DeleteReachesContainer { .. } => {
+                "Nothing was changed. Leave --delete out, or restore parts that don't hold the container, with JOB:PATH."
+            }
+            Self::DeleteReachesMounts { .. } => {
+                "Nothing was changed. Unmount them, leave --delete out, or restore parts that don't hold them, with JOB:PATH."
+            }
+            Self::DestinationIsOwn { .. } => "Nothing was changed. Restore it to another folder.",
             Self::NoSuchJob { .. } | Self::NoSuchSnapshot { .. } => {
                 "Nothing was changed. `sprat snapshots` lists what there is."
             }

@@ -69,6 +69,8 @@ pub enum KeepReason {
     Latest,
     /// Somebody pinned it; always kept.
     Pinned,
+    /// It is the newest one that has a disk which was not mounted at the newest whole one; always kept.
+    MissingDisk,
     /// It has no record, so what it is isn't known; never touched.
     Unrecorded,
     /// It is dated in the future; kept, and not counted.
@@ -86,6 +88,8 @@ pub struct Candidate {
     pub is_latest: bool,
     /// It is pinned.
     pub pinned: bool,
+    /// The newest whole snapshot lacks a disk that this one has, and says so.
+    pub has_missing_disk: bool,
 }
 
 /// What becomes of one snapshot.
@@ -152,6 +156,9 @@ pub fn decide(candidates: &[Candidate], rules: &KeepRules, now: Timestamp) -> Ve
         if candidate.pinned {
             mark(candidate.name, KeepReason::Pinned);
         }
+        if candidate.has_missing_disk {
+            mark(candidate.name, KeepReason::MissingDisk);
+        }
         if candidate.kind == EntryKind::Unrecorded {
             mark(candidate.name, KeepReason::Unrecorded);
         }
@@ -216,6 +223,7 @@ mod tests {
             kind: EntryKind::Good,
             is_latest: false,
             pinned: false,
+            has_missing_disk: false,
         }
     }
 
@@ -319,6 +327,7 @@ mod tests {
                 kind,
                 is_latest: mark == 0,
                 pinned: mark == 1,
+                has_missing_disk: mark == 2,
             }
         });
         proptest::collection::vec(one, 0..60)
@@ -368,7 +377,10 @@ mod tests {
                 prop_assert!(keeps(good.name));
             }
             for one in all.iter().filter(|one| one.kind.is_snapshot()) {
-                let protected = one.pinned || one.is_latest || one.kind == EntryKind::Unrecorded;
+                let protected = one.pinned
+                    || one.is_latest
+                    || one.has_missing_disk
+                    || one.kind == EntryKind::Unrecorded;
                 prop_assert!(!protected || keeps(one.name));
             }
             for (reason, most) in [
@@ -413,6 +425,7 @@ mod tests {
                     kind,
                     is_latest: false,
                     pinned: false,
+                    has_missing_disk: false,
                 });
             }
             let mut expected = kept(&all, &rules);

@@ -25,12 +25,14 @@ mod list;
 mod mounts;
 mod mounts_inside;
 mod name;
+mod own_places;
 mod prune;
 mod record;
 mod restore;
 mod rsync;
 mod scout;
 mod sources;
+mod spared;
 mod spec;
 mod take;
 mod text;
@@ -48,6 +50,9 @@ pub use record::{
 };
 pub use restore::restore;
 pub use sources::{mistakes, pattern_mistake};
-pub use spec::{Cancel, Phase, Progress, RestoreReport, RestoreSpec, SnapshotReport, SnapshotSpec};
+pub use spec::{
+    Cancel, LocalContainer, Phase, Progress, RestoreReport, RestoreSpec, SnapshotReport,
+    SnapshotSpec,
+};
 pub use take::take;
 pub use text::{escape_name, unescape_name};

@@ -36,6 +36,8 @@ pub(crate) struct Mount {
     /// The kernel's number of it, which another mount may get once it is gone.
     pub(crate) id: u32,
     pub(crate) at: PathBuf,
+    /// The path in the file system of what is shown at `at`.
+    pub(crate) root: PathBuf,
     /// `major:minor`, as `st_dev` has them.
     pub(crate) device: (u32, u32),
     pub(crate) kernel: bool,
@@ -55,11 +57,13 @@ fn parse(table: &[u8]) -> Vec<Mount> {
             let id = std::str::from_utf8(words.next()?).ok()?;
             let device = std::str::from_utf8(words.nth(1)?).ok()?;
             let (major, minor) = device.split_once(':')?;
-            let at = words.nth(1)?;
+            let root = words.next()?;
+            let at = words.next()?;
             let kind = words.skip_while(|word| *word != b"-").nth(1)?;
             Some(Mount {
                 id: id.parse().ok()?,
                 at: PathBuf::from(OsString::from_vec(without_octal(at))),
+                root: PathBuf::from(OsString::from_vec(without_octal(root))),
                 device: (major.parse().ok()?, minor.parse().ok()?),
                 kernel: KERNEL_FILE_SYSTEMS.contains(&kind),
             })
@@ -85,19 +89,30 @@ fn without_octal(text: &[u8]) -> Vec<u8> {
 /// An rsync pattern that matches exactly `path` (absolute; the transfer's root is `/`), or with
 /// `content_only` what lies in it.
 pub(crate) fn pattern_for(path: &Path, content_only: bool) -> OsString {
+    let ending = match (content_only, path.as_os_str().as_bytes()) {
+        (false, _) => "",
+        (true, b"/") => "*",
+        (true, _) => "/*",
+    };
+    pattern_with_ending(path, ending)
+}
+
+/// An rsync pattern for the path, followed by what `ending` stands for, itself a pattern.
+pub(crate) fn pattern_with_ending(path: &Path, ending: &str) -> OsString {
     let bytes = path.as_os_str().as_bytes();
     // rsync takes a backslash for an escape only in a pattern that has a wildcard in it.
-    let wild = content_only || bytes.iter().any(|b| b"*?[".contains(b));
-    let mut pattern = Vec::with_capacity(bytes.len() + 2);
+    let wild = [bytes, ending.as_bytes()]
+        .concat()
+        .iter()
+        .any(|b| b"*?[".contains(b));
+    let mut pattern = Vec::with_capacity(bytes.len() + ending.len());
     for byte in bytes {
         if wild && b"*?[\\".contains(byte) {
             pattern.push(b'\\');
         }
         pattern.push(*byte);
     }
-    if content_only {
-        pattern.extend_from_slice(if bytes == b"/" { b"*" } else { b"/*" });
-    }
+    pattern.extend_from_slice(ending.as_bytes());
     OsString::from_vec(pattern)
 }
 
@@ -115,6 +130,7 @@ mod tests {
         assert!(found[0].kernel);
         assert_eq!(found[1].at, Path::new("/mnt/a b\\"));
         assert_eq!((found[1].id, found[1].device), (50, (7, 3)));
+        assert_eq!(found[1].root, Path::new("/"));
         assert!(!found[1].kernel);
         assert!(mounts().unwrap().iter().any(|m| m.at == Path::new("/")));
     }

@@ -92,7 +92,7 @@ pub(crate) fn changes(
 
 /// Whether the job's patterns let `path` into the snapshot. The folder that a disk was mounted at may
 /// be gone with it, so the nearest one that is still there tells.
-fn asked_for(path: &Path, in_tree: &dyn Fn(&Path) -> bool) -> bool {
+pub(crate) fn asked_for(path: &Path, in_tree: &dyn Fn(&Path) -> bool) -> bool {
     path.ancestors()
         .find(|at| std::fs::symlink_metadata(at).is_ok())
         .is_none_or(in_tree)
@@ -106,6 +106,7 @@ mod tests {
         Mount {
             id,
             at: at.into(),
+            root: "/".into(),
             device: (0, minor),
             kernel: false,
         }

@@ -13,7 +13,7 @@ use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder};
 use crate::keep::{Candidate, KeepRules, Verdict, decide};
 use crate::name::JobName;
-use crate::record::EntryKind;
+use crate::record::{EntryKind, Warning};
 use crate::spec::{Cancel, Phase, Progress};
 
 /// What to prune.
@@ -166,6 +166,11 @@ impl Told<'_> {
 
 fn decided(job: &JobFolder, rules: &KeepRules) -> Result<Vec<Verdict>, SnapshotError> {
     let latest = job.latest();
+    let warnings = job.last_good()?.map_or_else(Vec::new, |last| last.warnings);
+    let has_missing_disk = |name| {
+        let says_so = |warning: &Warning| matches!(warning, Warning::NotMounted { before, .. } if *before == name);
+        warnings.iter().any(says_so)
+    };
     let candidates: Vec<Candidate> = job
         .own_folders()?
         .into_iter()
@@ -175,6 +180,7 @@ fn decided(job: &JobFolder, rules: &KeepRules) -> Result<Vec<Verdict>, SnapshotE
             kind: job.kind(folder).0,
             is_latest: latest == Some(folder.name()),
             pinned: job.is_pinned(folder.name()),
+            has_missing_disk: has_missing_disk(folder.name()),
         })
         .collect();
     Ok(decide(&candidates, rules, jiff::Timestamp::now()))

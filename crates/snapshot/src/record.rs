@@ -11,6 +11,9 @@ use crate::name::{JobName, SnapshotName};
 /// The record's format. A higher number is still read, as far as its fields are known.
 pub const RECORD_FORMAT: u32 = 1;
 
+/// rsync's option, by which a record tells that the job left out what was mounted inside its sources.
+pub(crate) const ONE_FILE_SYSTEM: &str = "--one-file-system";
+
 /// How many names a list in a record keeps; further ones are only counted.
 pub const NAMES_MAX: usize = 1000;
 
@@ -141,11 +144,11 @@ pub enum Warning {
         /// Where, escaped.
         path: String,
     },
-    /// The last whole snapshot had a disk there, and today none is mounted.
+    /// The last whole snapshot had a disk there, or had this warning itself, and today none is mounted.
     NotMounted {
         /// Where, escaped.
         path: String,
-        /// That snapshot.
+        /// The newest whole snapshot that has the disk.
         before: SnapshotName,
     },
     /// So large a part of the source vanished while the run went on that the snapshot is not called

@@ -12,10 +12,12 @@ use crate::by_hand;
 use crate::error::SnapshotError;
 use crate::in_the_way::in_the_way;
 use crate::job::{Folder, JobFolder};
-use crate::record::{EntryKind, NameList, RunRecord, Warning};
+use crate::own_places::real_path;
+use crate::record::{EntryKind, NameList, ONE_FILE_SYSTEM, RunRecord, Warning};
 use crate::rsync::{Ended, Invocation, Outcome, Rsync, Side};
 use crate::scout::{Copied, Scout};
 use crate::sources::plain_path;
+use crate::spared::{self, Destination};
 use crate::spec::{Cancel, Phase, Progress, RestoreReport, RestoreSpec};
 use crate::text::{escape_path, unescape_path};
 use crate::walk::{is_folder, names_in, open_folder};
@@ -42,6 +44,13 @@ pub fn restore(
         why: why.to_owned(),
     })?;
     check_destination(&to, volume_root, &folder, &what, spec)?;
+    let destination = Destination {
+        to: &to,
+        in_source: Path::new("/")
+            .join(what.base.strip_prefix(&chosen.folder).unwrap_or(&what.base)),
+        trees: &what.paths,
+    };
+    let spared = spared::look(&destination, chosen.record.as_ref(), spec)?;
     if !spec.dry_run {
         std::fs::create_dir_all(&to).map_err(|e| refused(&to, e.to_string()))?;
     }
@@ -53,7 +62,7 @@ pub fn restore(
         judge(&outcome, &to)?;
         changes = outcome.changes;
     }
-    let invocation = invocation(&folder.path, &to, &what, spec);
+    let invocation = invocation(&folder.path, &to, &what, &spared, spec);
     let scout = what.scout(&folder, &to, spec);
     let mut followed = |now: Progress| {
         if let Some(scout) = &scout {
@@ -322,13 +331,19 @@ impl Chosen {
         let left_out = |warning: &Warning| {
             matches!(
                 warning,
-                Warning::OwnVolumeLeftOut { .. } | Warning::KernelFileSystemLeftOut { .. }
+                Warning::OwnVolumeLeftOut { .. }
+                    | Warning::KernelFileSystemLeftOut { .. }
+                    | Warning::NotMounted { .. }
             )
         };
-        let patterns = !record.excludes.is_empty()
+        let lacks = !record.excludes.is_empty()
             || !record.exclude_from.is_empty()
+            || record
+                .rsync_arguments
+                .iter()
+                .any(|argument| argument == ONE_FILE_SYSTEM)
             || record.warnings.iter().any(left_out);
-        if patterns && !spec.delete_excluded && !spec.dry_run {
+        if lacks && !spec.delete_excluded && !spec.dry_run {
             return Err(SnapshotError::DeleteLosesExcluded {
                 path: escape_path(&spec.to),
             });
@@ -419,18 +434,6 @@ fn is_folder_in(job: &JobFolder, what: &What, to: &Path, at: &Path) -> bool {
     rustix::fs::lstat(&in_snapshot).is_ok_and(|stat| is_folder(&stat))
 }
 
-/// The real path of `path`, of which the last parts may not exist yet.
-fn real_path(path: &Path) -> PathBuf {
-    for ancestor in path.ancestors() {
-        if let Ok(real) = std::fs::canonicalize(ancestor) {
-            return path
-                .strip_prefix(ancestor)
-                .map_or_else(|_| real.clone(), |rest| real.join(rest));
-        }
-    }
-    path.to_owned()
-}
-
 /// Makes the folders `parents` as the snapshot has them, and nothing in them.
 fn parents_invocation(
     job: &Path,
@@ -443,13 +446,25 @@ fn parents_invocation(
     into_destination(arguments, job, to, what, parents, spec)
 }
 
-fn invocation(job: &Path, to: &Path, what: &What, spec: &RestoreSpec) -> Invocation {
+fn invocation(
+    job: &Path,
+    to: &Path,
+    what: &What,
+    spared: &[OsString],
+    spec: &RestoreSpec,
+) -> Invocation {
     let mut arguments: Vec<OsString> = ["-aHAXS", "--modify-window=-1"]
         .map(OsString::from)
         .to_vec();
     if spec.delete {
         arguments.push("--delete".into());
     }
+    // Without --delete-excluded a pattern keeps what is there, and what is in the snapshot away.
+    arguments.extend(spared.iter().map(|pattern| {
+        let mut argument = OsString::from("--exclude=");
+        argument.push(pattern);
+        argument
+    }));
     into_destination(arguments, job, to, what, &what.paths, spec)
 }
 

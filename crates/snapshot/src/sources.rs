@@ -10,6 +10,7 @@ use std::path::{Component, Path, PathBuf};
 use crate::error::SnapshotError;
 use crate::mounts::{Mount, mounts, pattern_for};
 use crate::mounts_inside::{MountChange, MountInside, Place, changes, mounts_inside};
+use crate::own_places::{OwnPlaces, real_path};
 use crate::record::Warning;
 use crate::spec::SnapshotSpec;
 use crate::text::{escape_name, escape_path};
@@ -118,11 +119,12 @@ impl Sources {
             )
             .collect();
         let kernels = mounts.iter().filter(|mount| mount.kernel);
+        let sprats = OwnPlaces::find(&spec.never_enter, spec.container.as_ref(), mounts);
         self.no_mounts_in = own
             .iter()
             .cloned()
             .chain(kernels.map(|mount| mount.at.clone()))
-            .chain(spec.never_enter.iter().map(|path| real_path(path)))
+            .chain(sprats.paths().map(Path::to_owned))
             .collect();
         let real = self.real_paths();
         for (source, real) in self.list.iter().zip(&real) {
@@ -147,13 +149,7 @@ impl Sources {
                     path: escape_path(&path),
                 });
             }
-            for path in &spec.never_enter {
-                let path = real_path(path);
-                if path.starts_with(real) {
-                    let path = seen_through(&path, real, &source.path);
-                    self.left_out.push(pattern_for(&path, false));
-                }
-            }
+            self.left_out.extend(sprats.patterns_in(real, &source.path));
         }
         self.left_out.sort();
         self.left_out.dedup();
@@ -194,14 +190,11 @@ impl Sources {
         Ok(changes(&self.mounts, &now, in_tree))
     }
 
-    /// Of the mounts that the last whole snapshot had, those that lie in today's sources and are not
-    /// mounted.
-    pub(crate) fn not_mounted(&self, earlier: &[PathBuf]) -> Vec<PathBuf> {
-        let missing = |path: &&PathBuf| {
-            let inside = |source: &Source| path.starts_with(&source.path) && **path != source.path;
-            self.list.iter().any(inside) && !self.mounts.iter().any(|mount| mount.path == **path)
-        };
-        earlier.iter().filter(missing).cloned().collect()
+    /// Whether `path`, at which an earlier snapshot had a disk, lies in today's sources and nothing is
+    /// mounted there.
+    pub(crate) fn is_not_mounted(&self, path: &Path) -> bool {
+        let inside = |source: &Source| path.starts_with(&source.path) && path != source.path;
+        self.list.iter().any(inside) && !self.mounts.iter().any(|mount| mount.path == path)
     }
 
     /// Checks after the run that each source is still the one that the run began with.
@@ -284,10 +277,6 @@ fn is_empty(path: &Path) -> bool {
     open_folder_at(path)
         .and_then(|folder| holds_a_file(&folder, EMPTY_FOLDERS_MAX))
         .is_ok_and(|holds| !holds)
-}
-
-fn real_path(path: &Path) -> PathBuf {
-    std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// The path by which `inside` (below `real`) is met when `real` is walked under the name `named`.

@@ -10,6 +10,17 @@ use crate::name::{JobName, SnapshotName};
 use crate::record::{EntryKind, NameList, RunRecord, RunStats};
 use crate::text::{path_text, path_text_option, path_texts};
 
+/// The container, where it lies on this machine, and sprat's own files beside it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalContainer {
+    /// Its absolute path.
+    #[serde(with = "path_text")]
+    pub path: PathBuf,
+    /// What follows its name in the names of the files beside it; each is plain text and the classes
+    /// `[0-9]` and `[0-9a-f]`, as rsync's patterns have them.
+    pub endings: Vec<String>,
+}
+
 /// What to back up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotSpec {
@@ -24,11 +35,16 @@ pub struct SnapshotSpec {
     /// Files with one such pattern a line. Absolute paths.
     #[serde(default, with = "path_texts")]
     pub exclude_from: Vec<PathBuf>,
-    /// Files and folders that never belong into a snapshot, such as the container itself and the
-    /// run-time folder; they are left out without a word. The volume's own mount points need not
-    /// be named.
+    /// Files and folders that never belong into a snapshot, such as the run-time folder; they are
+    /// left out without a word. The volume's own mount points need not be named.
     #[serde(default, with = "path_texts")]
     pub never_enter: Vec<PathBuf>,
+    /// The container itself, left out in the same way with all that is beside it.
+    #[serde(default)]
+    pub container: Option<LocalContainer>,
+    /// Places whose disks are gone for good: that they aren't mounted is told no more.
+    #[serde(default, with = "path_texts")]
+    pub disks_gone: Vec<PathBuf>,
     /// Stay on the file system of each source (rsync's `--one-file-system`).
     #[serde(default)]
     pub one_file_system: bool,
@@ -55,6 +71,8 @@ impl SnapshotSpec {
             excludes: Vec::new(),
             exclude_from: Vec::new(),
             never_enter: Vec::new(),
+            container: None,
+            disks_gone: Vec::new(),
             one_file_system: false,
             allow_empty: false,
             rsync: rsync_name(),
@@ -99,6 +117,13 @@ pub struct RestoreSpec {
     /// destination.
     #[serde(default)]
     pub delete_excluded: bool,
+    /// What no snapshot ever holds is neither written over nor deleted: the same places as in
+    /// [`SnapshotSpec::never_enter`].
+    #[serde(default, with = "path_texts")]
+    pub never_enter: Vec<PathBuf>,
+    /// As in [`SnapshotSpec::container`]; with `delete` nothing is restored where it lies.
+    #[serde(default)]
+    pub container: Option<LocalContainer>,
     /// As in [`SnapshotSpec::rsync`].
     #[serde(default = "rsync_name", with = "path_text")]
     pub rsync: PathBuf,
@@ -116,6 +141,8 @@ impl RestoreSpec {
             dry_run: false,
             delete: false,
             delete_excluded: false,
+            never_enter: Vec::new(),
+            container: None,
             rsync: rsync_name(),
         }
     }

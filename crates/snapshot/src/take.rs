@@ -13,10 +13,12 @@ use crate::checkpoint::{self, Checkpoints};
 use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder, RunFolder};
 use crate::name::{SnapshotName, choose_name};
-use crate::record::{EntryKind, LinkedFrom, RECORD_FORMAT, RunRecord, RunStats, Warning};
+use crate::record::{
+    EntryKind, LinkedFrom, ONE_FILE_SYSTEM, RECORD_FORMAT, RunRecord, RunStats, Warning,
+};
 use crate::rsync::{Ended, Invocation, Outcome, Rsync, Side, room_at};
 use crate::scout::Scout;
-use crate::sources::Sources;
+use crate::sources::{Sources, plain_path};
 use crate::spec::{Cancel, Phase, Progress, SnapshotReport, SnapshotSpec};
 use crate::text::{escape_name, escape_path, unescape_path};
 use crate::wholeness::Made;
@@ -110,7 +112,7 @@ fn take_or_fail(
             .map(|newest| Warning::ClockBehind { newest }),
     );
     let linked_from = folder.link_sources(chosen.name)?;
-    warnings.extend(not_mounted(&folder, &sources)?);
+    warnings.extend(not_mounted(&folder, &sources, spec)?);
     let first = !linked_from
         .iter()
         .any(|(folder, _)| matches!(folder, Folder::Named(_)));
@@ -141,17 +143,39 @@ fn take_or_fail(
     run.carry_out(warnings, progress, cancel, checkpoint_every)
 }
 
-/// Warns of disks that the last whole snapshot has and today's would lack.
-fn not_mounted(folder: &RunFolder, sources: &Sources) -> Result<Vec<Warning>, SnapshotError> {
+/// Warns of disks that the last whole snapshot has and today's would lack, and of those that it lacked
+/// itself: told once only, the one snapshot that has them would go with the next prune.
+fn not_mounted(
+    folder: &RunFolder,
+    sources: &Sources,
+    spec: &SnapshotSpec,
+) -> Result<Vec<Warning>, SnapshotError> {
+    if spec.one_file_system {
+        // The job asks for none of them.
+        return Ok(Vec::new());
+    }
     let Some(last) = folder.job.last_good()? else {
         return Ok(Vec::new());
     };
-    let mounts: Vec<PathBuf> = last.mounts.iter().map(|path| unescape_path(path)).collect();
-    let missing = sources.not_mounted(&mounts).into_iter();
-    Ok(missing
-        .map(|path| Warning::NotMounted {
-            path: escape_path(&path),
-            before: last.name,
+    let gone: Vec<PathBuf> = spec
+        .disks_gone
+        .iter()
+        .filter_map(|path| plain_path(path).ok())
+        .collect();
+    let had = last.mounts.iter().map(|path| (path, last.name));
+    let lacked = last.warnings.iter().filter_map(|warning| match warning {
+        Warning::NotMounted { path, before } => Some((path, *before)),
+        _ => None,
+    });
+    Ok(had
+        .chain(lacked)
+        .filter(|(path, _)| {
+            let path = unescape_path(path);
+            sources.is_not_mounted(&path) && !gone.contains(&path)
+        })
+        .map(|(path, before)| Warning::NotMounted {
+            path: path.clone(),
+            before,
         })
         .collect())
 }
@@ -416,7 +440,7 @@ impl Run<'_> {
         .map(OsString::from)
         .to_vec();
         if self.spec.one_file_system {
-            arguments.push("--one-file-system".into());
+            arguments.push(ONE_FILE_SYSTEM.into());
         }
         // A relative one is relative to the place written to.
         arguments.extend(

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::SnapshotError;
+use crate::mounts_inside::asked_for;
 use crate::record::{NAMES_MAX, RunRecord, Warning};
 use crate::rsync::Outcome;
 use crate::sources::Sources;
@@ -37,6 +38,11 @@ impl Made<'_> {
             .take(NAMES_MAX)
             .map(|path| escape_path(path))
             .collect();
+        // What the job leaves out by now is no loss any more.
+        record.warnings.retain(|warning| match warning {
+            Warning::NotMounted { path, .. } => asked_for(&unescape_path(path), &in_tree),
+            _ => true,
+        });
         for change in self.sources.mount_changes(&in_tree)? {
             let path = escape_path(&change.path);
             record.unread.push(path.clone());

@@ -9,7 +9,7 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::PathBuf;
 
 use folder::{Bench, job_name};
-use sprat_snapshot::{RestoreSpec, SnapshotError, SnapshotSpec};
+use sprat_snapshot::{LocalContainer, RestoreSpec, SnapshotError, SnapshotSpec};
 use sprat_testkit::compare::assert_same;
 use sprat_testkit::requires;
 use sprat_testkit::tree::{set_mode, set_owner, set_time};
@@ -140,4 +140,112 @@ fn a_folder_that_comes_into_the_way_later_ends_the_restore_and_does_not_hang_it(
         matches!(error, SnapshotError::DestinationInTheWay { .. }),
         "{error}"
     );
+}
+
+/// A restore that knows what is sprat's own in `source`: a cache, and a container with a lock.
+fn sparing(bench: &Bench, to: PathBuf, path: Option<PathBuf>) -> RestoreSpec {
+    let mut spec = RestoreSpec::new(job_name(), to);
+    spec.path = path;
+    spec.never_enter = vec![bench.source().join("var/cache")];
+    spec.container = Some(LocalContainer {
+        path: bench.source().join("st/x.luks"),
+        endings: vec![".lock.[0-9]".into()],
+    });
+    spec
+}
+
+#[test]
+fn what_never_enters_a_snapshot_is_neither_written_over_nor_deleted() {
+    requires!(sprat_testkit::needs::root());
+    let bench = Bench::new();
+    let source = bench.source();
+    let own = ["var/cache/block", "st/x.luks", "st/x.luks.lock.1"];
+    for file in own.into_iter().chain(["st/kept", "var/kept"]) {
+        fs::create_dir_all(source.join(file).parent().unwrap()).unwrap();
+        fs::write(source.join(file), "old").unwrap();
+    }
+    // As before these were left out.
+    bench.take();
+    let all_new = || {
+        for file in own {
+            fs::write(source.join(file), "newer").unwrap();
+        }
+        fs::write(source.join("var/cache/later"), "newer").unwrap();
+        fs::write(source.join("var/later"), "newer").unwrap();
+    };
+    let var = source.join("var");
+    for (to, path, delete) in [
+        (PathBuf::from("/"), None, false),
+        (bench.path(""), Some(source.clone()), false),
+        (source.clone(), Some(var.clone()), false),
+        (source.clone(), Some(var.clone()), true),
+    ] {
+        all_new();
+        let mut spec = sparing(&bench, to, path);
+        spec.delete = delete;
+        bench.restore(&spec).unwrap();
+        for file in own.into_iter().chain(["var/cache/later"]) {
+            assert_eq!(fs::read(source.join(file)).unwrap(), b"newer", "{file}");
+        }
+        assert_eq!(var.join("later").exists(), !delete);
+        assert_eq!(fs::read(source.join("st/kept")).unwrap(), b"old");
+    }
+    for (to, path) in [
+        (PathBuf::from("/"), None),
+        (bench.path(""), Some(source.clone())),
+        (source.clone(), Some(source.join("st"))),
+    ] {
+        let mut spec = sparing(&bench, to, path);
+        spec.delete = true;
+        let error = bench.restore(&spec).unwrap_err();
+        assert!(
+            matches!(error, SnapshotError::DeleteReachesContainer { .. }),
+            "{error}"
+        );
+    }
+    for file in own {
+        let path = source.join(file);
+        let spec = sparing(
+            &bench,
+            path.parent().unwrap().to_owned(),
+            Some(path.clone()),
+        );
+        let error = bench.restore(&spec).unwrap_err();
+        assert!(
+            matches!(error, SnapshotError::DestinationIsOwn { .. }),
+            "{error}"
+        );
+        assert_eq!(fs::read(path).unwrap(), b"newer");
+    }
+    // In another place they are files like any other.
+    let mut spec = sparing(&bench, bench.path("place"), None);
+    spec.delete = true;
+    bench.restore(&spec).unwrap();
+    let there = folder::below(&bench.path("place"), &source);
+    assert_eq!(fs::read(there.join("st/x.luks.lock.1")).unwrap(), b"old");
+}
+
+#[test]
+fn what_is_sprats_own_stays_where_the_snapshot_lacks_the_folder_or_has_a_file_there() {
+    requires!(sprat_testkit::needs::root());
+    for in_the_way in [false, true] {
+        let bench = Bench::new();
+        let var = bench.source().join("var");
+        fs::write(bench.source().join("kept"), "x").unwrap();
+        if in_the_way {
+            fs::write(&var, "a file").unwrap();
+        }
+        bench.take();
+        if in_the_way {
+            fs::remove_file(&var).unwrap();
+        }
+        fs::create_dir_all(var.join("cache")).unwrap();
+        fs::write(var.join("cache/block"), "x").unwrap();
+        let mut spec = sparing(&bench, "/".into(), None);
+        spec.container = None;
+        spec.delete = true;
+        let restored = bench.restore(&spec);
+        assert_eq!(restored.is_err(), in_the_way, "{restored:?}");
+        assert!(var.join("cache/block").exists(), "{restored:?}");
+    }
 }

@@ -212,7 +212,10 @@ fn delete_is_refused_where_the_snapshot_does_not_hold_everything() {
     let mut spec = RestoreSpec::new(job_name(), bench.path("to"));
     spec.delete = true;
     let error = bench.restore(&spec).unwrap_err();
-    assert!(error.to_string().contains("patterns left out"), "{error}");
+    assert!(
+        error.to_string().contains("left out of the snapshot"),
+        "{error}"
+    );
     assert!(error.hint().unwrap().contains("--delete-excluded"));
     spec.dry_run = true;
     bench.restore(&spec).unwrap();

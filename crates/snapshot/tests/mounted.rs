@@ -8,7 +8,10 @@ use std::fs;
 use std::path::PathBuf;
 
 use folder::{Bench, run};
-use sprat_snapshot::{EntryKind, KeepRules, PruneSpec, Warning};
+use sprat_snapshot::{
+    EntryKind, KeepReason, KeepRules, PruneReport, PruneSpec, RestoreSpec, SnapshotError,
+    SnapshotName, SnapshotReport, Warning,
+};
 use sprat_testkit::requires;
 
 /// A file system with a file at `source/disk`; unmounted with the value.
@@ -42,6 +45,21 @@ fn mount(at: &std::path::Path) {
     fs::write(at.join("precious"), "x").unwrap();
 }
 
+/// Prunes all but the newest snapshot, and what else must stay.
+fn keep_the_last(bench: &Bench) -> PruneReport {
+    let spec = PruneSpec {
+        job: folder::job_name(),
+        rules: KeepRules {
+            last: 1,
+            ..KeepRules::default()
+        },
+        drop_interrupted: false,
+        dry_run: false,
+    };
+    let cancel = sprat_snapshot::Cancel::new();
+    sprat_snapshot::prune(&bench.volume(), &spec, &mut |_| {}, &cancel).unwrap()
+}
+
 #[test]
 fn a_disk_that_is_unmounted_under_way_is_named_and_the_snapshot_is_not_whole() {
     requires!(sprat_testkit::needs::root());
@@ -72,17 +90,7 @@ fn a_disk_that_is_unmounted_under_way_is_named_and_the_snapshot_is_not_whole() {
         [EntryKind::Good, EntryKind::Unread, EntryKind::Unread]
     );
     // Retention keeps the one that has everything.
-    let spec = PruneSpec {
-        job: folder::job_name(),
-        rules: KeepRules {
-            last: 1,
-            ..KeepRules::default()
-        },
-        drop_interrupted: false,
-        dry_run: false,
-    };
-    let cancel = sprat_snapshot::Cancel::new();
-    sprat_snapshot::prune(&bench.volume(), &spec, &mut |_| {}, &cancel).unwrap();
+    keep_the_last(&bench);
     assert_eq!(bench.kinds(), [EntryKind::Good, EntryKind::Unread]);
 }
 
@@ -135,4 +143,179 @@ fn a_disk_of_the_last_whole_snapshot_that_is_not_mounted_is_warned_of() {
         report.record.warnings,
         [Warning::NotMounted { path, before }]
     );
+}
+
+fn not_mounted(disk: &Disk, before: SnapshotName) -> Vec<Warning> {
+    let path = disk.text();
+    vec![Warning::NotMounted { path, before }]
+}
+
+/// What is told of disks; runs within one second also tell of the clock.
+fn told(report: &SnapshotReport) -> Vec<Warning> {
+    let of_disks = |warning: &&Warning| matches!(warning, Warning::NotMounted { .. });
+    let warnings = report.record.warnings.iter();
+    warnings.filter(of_disks).cloned().collect()
+}
+
+#[test]
+fn a_disk_that_is_not_mounted_is_warned_of_at_each_run_and_the_snapshot_that_has_it_stays() {
+    requires!(sprat_testkit::needs::root());
+    let bench = Bench::new();
+    let disk = Disk::new(&bench);
+    let before = bench.take().name;
+    run("umount", &[&disk.text()]);
+    let warned = not_mounted(&disk, before);
+    for _ in 0..3 {
+        assert_eq!(told(&bench.take()), warned);
+    }
+    let pruned = keep_the_last(&bench);
+    let kept = &pruned.snapshots[0].verdict;
+    assert_eq!(
+        (kept.name, kept.keep.as_slice()),
+        (before, &[KeepReason::MissingDisk][..])
+    );
+    assert_eq!(bench.kinds().len(), 2);
+    assert_eq!(told(&bench.take()), warned);
+
+    // Back in its place, nothing of it is told or kept any more.
+    mount(&disk.0);
+    let back = bench.take();
+    assert!(told(&back).is_empty());
+    keep_the_last(&bench);
+    assert_eq!(bench.kinds().len(), 1);
+    run("umount", &[&disk.text()]);
+    assert_eq!(told(&bench.take()), not_mounted(&disk, back.name));
+}
+
+#[test]
+fn the_warning_of_a_missing_disk_ends_where_it_is_said_to_be_gone_or_left_out() {
+    requires!(sprat_testkit::needs::root());
+    for how in ["gone", "excluded", "one file system"] {
+        let bench = Bench::new();
+        let disk = Disk::new(&bench);
+        let before = bench.take().name;
+        run("umount", &[&disk.text()]);
+        let warned = not_mounted(&disk, before);
+        assert_eq!(told(&bench.take()), warned);
+        let mut spec = bench.spec();
+        match how {
+            "gone" => spec.disks_gone = vec![disk.0.join(".")],
+            "excluded" => spec.excludes = vec!["disk/".into()],
+            _ => spec.one_file_system = true,
+        }
+        let ended = bench.try_take(&spec).unwrap();
+        assert!(told(&ended).is_empty(), "{how}");
+        // Once is enough.
+        assert!(told(&bench.take()).is_empty(), "{how}");
+        keep_the_last(&bench);
+        assert_eq!(bench.kinds().len(), 1, "{how}");
+    }
+}
+
+/// Deletes in the place of the source, or, with `path`, of that file or folder of it.
+fn restore_with_delete(bench: &Bench, path: Option<PathBuf>) -> Result<(), SnapshotError> {
+    let to = path.as_ref().and_then(|path| path.parent());
+    let to = to.map_or("/".into(), ToOwned::to_owned);
+    let mut spec = RestoreSpec::new(folder::job_name(), to);
+    spec.path = path;
+    spec.delete = true;
+    spec.delete_excluded = true;
+    bench.restore(&spec).map(drop)
+}
+
+#[track_caller]
+fn refused_for(disk: &Disk, done: Result<(), SnapshotError>) {
+    match done {
+        Err(SnapshotError::DeleteReachesMounts { mounts, .. }) => {
+            assert_eq!(mounts, [disk.text()]);
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(disk.0.join("precious").exists());
+}
+
+#[test]
+fn delete_empties_no_disk_that_the_snapshot_does_not_have() {
+    requires!(sprat_testkit::needs::root());
+    let bench = Bench::new();
+    let disk = Disk::new(&bench);
+    let mut spec = bench.spec();
+    spec.one_file_system = true;
+    bench.try_take(&spec).unwrap();
+    let source = bench.source();
+    for path in [None, Some(source.clone()), Some(disk.0.clone())] {
+        refused_for(&disk, restore_with_delete(&bench, path));
+    }
+    run("umount", &[&disk.text()]);
+    bench.take();
+    mount(&disk.0);
+    for path in [None, Some(source.clone()), Some(disk.0.clone())] {
+        refused_for(&disk, restore_with_delete(&bench, path));
+    }
+    // One that it has is brought back as it was.
+    bench.take();
+    fs::write(disk.0.join("later"), "x").unwrap();
+    for path in [None, Some(source), Some(disk.0.clone())] {
+        restore_with_delete(&bench, path).unwrap();
+        assert!(disk.0.join("precious").exists());
+        assert!(!disk.0.join("later").exists());
+        fs::write(disk.0.join("later"), "x").unwrap();
+    }
+    // One that is the source itself, too.
+    let spec = sprat_snapshot::SnapshotSpec::new(folder::job_name(), vec![disk.0.clone()]);
+    bench.try_take(&spec).unwrap();
+    restore_with_delete(&bench, None).unwrap();
+    assert!(disk.0.join("precious").exists());
+}
+
+#[test]
+fn what_is_mounted_below_another_place_is_told_from_what_is_mounted_at_it() {
+    requires!(sprat_testkit::needs::root());
+    let bench = Bench::new();
+    fs::create_dir(bench.source().join("disk")).unwrap();
+    fs::write(bench.source().join("file"), "x").unwrap();
+    bench.take();
+    let place = bench.path("place");
+    fs::create_dir_all(place.join("source/disk")).unwrap();
+    let to = |delete| {
+        let mut spec = RestoreSpec::new(folder::job_name(), place.clone());
+        spec.path = Some(bench.source());
+        spec.delete = delete;
+        bench.restore(&spec).map(drop)
+    };
+    mount(&place.join("source/disk"));
+    let disk = Disk(place.join("source/disk"));
+    refused_for(&disk, to(true));
+    to(false).unwrap();
+    assert!(disk.0.join("precious").exists());
+    drop(disk);
+    // The destination itself may be a disk.
+    mount(&place);
+    let disk = Disk(place.clone());
+    to(true).unwrap();
+    assert!(disk.0.join("source/file").exists());
+    assert!(disk.0.join("precious").exists());
+}
+
+#[test]
+fn what_a_job_leaves_out_by_its_disk_is_deleted_only_where_that_is_said() {
+    requires!(sprat_testkit::needs::root());
+    let bench = Bench::new();
+    let disk = Disk::new(&bench);
+    bench.take();
+    run("umount", &[&disk.text()]);
+    let mut lacking = vec![bench.spec(), bench.spec()];
+    lacking[1].one_file_system = true;
+    for job in lacking {
+        bench.try_take(&job).unwrap();
+        let mut spec = RestoreSpec::new(folder::job_name(), "/".into());
+        spec.delete = true;
+        let error = bench.restore(&spec).unwrap_err();
+        assert!(
+            matches!(error, SnapshotError::DeleteLosesExcluded { .. }),
+            "{error}"
+        );
+        spec.delete_excluded = true;
+        bench.restore(&spec).unwrap();
+    }
 }

@@ -98,6 +98,12 @@ pub enum LockError {
     /// The lock is no longer ours; nothing may be sent any more.
     #[error("the lock on container {container} was lost: {reason}")]
     Lost { container: FileName, reason: String },
+    /// Another session took the lock while this one, which only reads and so has none, had it open.
+    #[error("another session locked container {container} while this one was reading it: {info}")]
+    TakenMeanwhile {
+        container: FileName,
+        info: Box<LockInfo>,
+    },
     /// Another session wrote while this one, which only reads and so has no lock, had it open.
     #[error("another session wrote to container {container} while this one was reading it")]
     Disturbed { container: FileName },

@@ -44,7 +44,13 @@ impl Outcome {
 }
 
 pub(super) fn run(context: &Context, args: &BackupArgs) -> Result<Exit, Failure> {
-    let groups = plan(context, args)?;
+    let mut groups = plan(context, args)?;
+    for spec in groups.iter_mut().flat_map(|group| &mut group.specs) {
+        let gone = args.disk_gone.iter();
+        spec.disks_gone = gone
+            .map(|path| context.environment.absolute(path))
+            .collect();
+    }
     check_sources(&groups)?;
     // Every key is fetched before the first session: nobody waits at a terminal for hours.
     let mut secrets = Vec::new();

@@ -123,7 +123,9 @@ fn warning_text(warning: &sprat_snapshot::Warning) -> String {
             "something was mounted at {path} while it was copied: the snapshot is NOT whole"
         ),
         W::NotMounted { path, before } => format!(
-            "{path} is not mounted: {before} has what lay there, and this snapshot does not"
+            "{path} is not mounted: {before} has what lay there, and this snapshot does not. Told \
+             until it is mounted or excluded; if its disk is gone for good, say so in one backup: \
+             --disk-gone {path}"
         ),
         W::ManyVanished { files } => format!(
             "{} vanished while it ran, too large a part: the snapshot is NOT called whole",

@@ -230,10 +230,17 @@ impl From<&LockError> for Failure {
                 "nothing more was sent. Finished snapshots are unharmed; find out who took the \
                  lock, then run the same command again",
             ),
+            LockError::TakenMeanwhile { .. } => (
+                Exit::Locked,
+                "what was read may be a mixture of two states, and so may files be that were \
+                 restored by now; nothing on the server was changed by this session. Run the same \
+                 command again once the other session has ended",
+            ),
             LockError::Disturbed { .. } => (
                 Exit::Locked,
-                "what was read may be a mixture of two states; nothing on the server was changed \
-                 by this session. Run the same command again",
+                "what was read may be a mixture of two states, and so may files be that were \
+                 restored by now; nothing on the server was changed by this session. Run the same \
+                 command again",
             ),
             LockError::Renewed { .. } => (
                 Exit::Locked,

@@ -23,11 +23,12 @@ pub mod volume_process;
 pub mod worker;
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sprat_luks::Secret;
 use sprat_snapshot::{
-    PruneReport, PruneSpec, RestoreReport, RestoreSpec, SnapshotEntry, SnapshotReport, SnapshotSpec,
+    LocalContainer, PruneReport, PruneSpec, RestoreReport, RestoreSpec, SnapshotEntry,
+    SnapshotReport, SnapshotSpec,
 };
 
 pub use background::{MountRecord, mounted_at};
@@ -49,7 +50,7 @@ pub use volume_process::room::LOW_BYTES as SERVER_SPACE_LOW_BYTES;
 
 use crate::interrupt::Interrupt;
 use crate::target::Place;
-use crate::{Exit, Failure};
+use crate::{Exit, Failure, own_names};
 use child::Role;
 use crew::{Crew, OnInterrupt, Shape, Watch};
 use protocol::{WorkerOrder, WorkerReply};
@@ -147,23 +148,16 @@ impl Session {
     }
 
     /// Takes a snapshot. After an interrupt the volume holds a `.partial`, and the error is
-    /// [`Exit::Interrupted`](crate::Exit). The container itself, its reserve and sprat's own
-    /// folders never enter a snapshot.
+    /// [`Exit::Interrupted`](crate::Exit). The container itself, sprat's own files beside it and
+    /// its own folders never enter a snapshot.
     pub fn take_snapshot(
         &mut self,
         mut spec: SnapshotSpec,
         observer: &mut dyn Observer,
         interrupt: &Interrupt,
     ) -> Result<SnapshotReport, Failure> {
-        spec.never_enter.push(self.options.runtime_dir.clone());
-        spec.never_enter.push(self.options.cache_dir.clone());
-        if let Place::Local { folder } = &self.options.target.place {
-            let container = &self.options.target.name;
-            spec.never_enter.push(folder.join(container.as_str()));
-            if let Ok(reserve) = reserve_name(container) {
-                spec.never_enter.push(folder.join(reserve.as_str()));
-            }
-        }
+        spec.never_enter.extend(self.own_folders());
+        spec.container = self.local_container();
         self.ask(
             &WorkerOrder::TakeSnapshot(Box::new(spec)),
             observer,
@@ -192,13 +186,15 @@ impl Session {
         )
     }
 
-    /// Copies a snapshot, or a part of it, back.
+    /// Copies a snapshot, or a part of it, back. What never enters a snapshot stays as it is.
     pub fn restore(
         &mut self,
-        spec: RestoreSpec,
+        mut spec: RestoreSpec,
         observer: &mut dyn Observer,
         interrupt: &Interrupt,
     ) -> Result<RestoreReport, Failure> {
+        spec.never_enter.extend(self.own_folders());
+        spec.container = self.local_container();
         self.ask(
             &WorkerOrder::Restore(Box::new(spec)),
             observer,
@@ -226,6 +222,25 @@ impl Session {
                 _ => None,
             },
         )
+    }
+
+    /// sprat's folders of which nothing is worth a backup, and which a running session needs.
+    fn own_folders(&self) -> [PathBuf; 2] {
+        [
+            self.options.runtime_dir.clone(),
+            self.options.cache_dir.clone(),
+        ]
+    }
+
+    /// The container, where it lies on this machine and so may lie in a source or a destination.
+    fn local_container(&self) -> Option<LocalContainer> {
+        let Place::Local { folder } = &self.options.target.place else {
+            return None;
+        };
+        Some(LocalContainer {
+            path: folder.join(self.options.target.name.as_str()),
+            endings: own_names::endings(),
+        })
     }
 
     fn ask<T>(

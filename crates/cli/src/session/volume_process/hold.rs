@@ -194,15 +194,7 @@ impl Hold {
             // is still read before each epoch.
             Err(LockError::Store { .. }) => Renewed::Held,
             Err(error) => {
-                let failure = Failure::from(&error);
-                self.lose(match error {
-                    LockError::HeldElsewhere { .. } => failure.with_hint(
-                        "another session began to write while this one was reading, so what was \
-                         read may be a mixture; nothing on the server was changed by this one. \
-                         Run it again once the other has ended",
-                    ),
-                    _ => failure,
-                });
+                self.lose(Failure::from(&error));
                 Renewed::Lost
             }
         }
@@ -230,7 +222,7 @@ impl Hold {
     /// A read-only session takes no lock, so it must see for itself that nobody writes, or did.
     fn still_alone(&self, store: &dyn Store) -> Result<(), LockError> {
         match lock::inspect(store, &self.container)? {
-            Some(info) if !self.is_stale(&info) => Err(LockError::HeldElsewhere {
+            Some(info) if !self.is_stale(&info) => Err(LockError::TakenMeanwhile {
                 container: self.container.clone(),
                 info: Box::new(info),
             }),
