@@ -163,8 +163,10 @@ fn not_mounted(
         .filter_map(|path| plain_path(path).ok())
         .collect();
     let had = last.mounts.iter().map(|path| (path, last.name));
+    // A mount point that went with its disk, as a desktop makes them for sticks, is told once.
+    let stays = |path: &String| std::fs::symlink_metadata(unescape_path(path)).is_ok();
     let lacked = last.warnings.iter().filter_map(|warning| match warning {
-        Warning::NotMounted { path, before } => Some((path, *before)),
+        Warning::NotMounted { path, before } if stays(path) => Some((path, *before)),
         _ => None,
     });
     Ok(had

@@ -190,7 +190,7 @@ fn a_disk_that_is_not_mounted_is_warned_of_at_each_run_and_the_snapshot_that_has
 #[test]
 fn the_warning_of_a_missing_disk_ends_where_it_is_said_to_be_gone_or_left_out() {
     requires!(sprat_testkit::needs::root());
-    for how in ["gone", "excluded", "one file system"] {
+    for how in ["gone", "excluded", "mount point removed", "one file system"] {
         let bench = Bench::new();
         let disk = Disk::new(&bench);
         let before = bench.take().name;
@@ -201,6 +201,7 @@ fn the_warning_of_a_missing_disk_ends_where_it_is_said_to_be_gone_or_left_out() 
         match how {
             "gone" => spec.disks_gone = vec![disk.0.join(".")],
             "excluded" => spec.excludes = vec!["disk/".into()],
+            "mount point removed" => std::fs::remove_dir(&disk.0).unwrap(),
             _ => spec.one_file_system = true,
         }
         let ended = bench.try_take(&spec).unwrap();
