@@ -303,7 +303,7 @@ fn note(context: &Context, group: &Group, made: &[Outcome], closed: Option<&Clos
         return;
     };
     let at = Timestamp::now();
-    context.note_standing(&pins.uuid, |standing| {
+    context.note_standing(&pins.uuid, &group.resolved.target, |standing| {
         standing.saw(closed.and_then(|closed| closed.room));
         for outcome in made {
             let failure = outcome.result.as_ref().err();

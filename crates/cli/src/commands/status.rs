@@ -12,6 +12,7 @@ use sprat_store::{Access, FileStat, SshTarget, Store, StoreError, StoreErrorKind
 
 use super::context::{Context, Resolved};
 use crate::args::StatusArgs;
+use crate::filed::Filed;
 use crate::kept_check::{self, KeptCheck, KeptChecks};
 use crate::key_notes::KeyNotes;
 use crate::output::{exit_json, failure_json, text};
@@ -104,12 +105,15 @@ pub(super) fn run(context: &Context, args: &StatusArgs) -> Result<Exit, Failure>
 fn look(context: &Context, resolved: Resolved, offline: bool) -> Result<Found, Failure> {
     let state_dir = context.environment.absolute(&context.global.state_dir);
     let known = match pinned::policy(&state_dir, &resolved.target, None)? {
-        PinPolicy::Known(Pins { uuid, .. }) => Some(Known {
-            standing: Standing::load(&state_dir, &uuid),
-            checks: kept_check::last(&state_dir, &uuid),
-            proved: KeyNotes::load(&state_dir, &uuid).last_proved(),
-            uuid,
-        }),
+        PinPolicy::Known(Pins { uuid, .. }) => {
+            let filed = Filed::new(&state_dir, &uuid, &resolved.target);
+            Some(Known {
+                standing: Standing::load(&filed),
+                checks: kept_check::last(&filed),
+                proved: KeyNotes::load(&state_dir, &uuid).last_proved(),
+                uuid,
+            })
+        }
         _ => None,
     };
     let server = (!offline).then(|| ask(&resolved));

@@ -4,9 +4,10 @@ use serde_json::json;
 use sprat_luks::{Header, HeaderBackup, LuksErrorKind};
 use sprat_store::StoreFile;
 
-use super::super::context::Context;
+use super::super::context::{Context, Resolved};
 use super::{change_header, judged, open, state_dir};
 use crate::args::{KeyHeaderBackupArgs, KeyHeaderRestoreArgs};
+use crate::filed::{Elsewhere, Filed};
 use crate::key_notes::KeyNotes;
 use crate::output::{exit_json, text};
 use crate::session::{HeaderChange, PinPolicy};
@@ -88,8 +89,8 @@ pub(super) fn restore(context: &Context, args: &KeyHeaderRestoreArgs) -> Result<
     let fingerprint = context.global.fingerprint.as_deref();
     let policy = pinned::policy(&state_dir(context), &resolved.target, fingerprint)?;
     let lies_there = LiesThere::look(&*file, &policy)?;
-    let path = match &args.file {
-        Some(path) => context.environment.absolute(path),
+    let (path, of_another) = match &args.file {
+        Some(path) => (context.environment.absolute(path), None),
         None => {
             let uuid = match (&policy, lies_there.header()) {
                 (PinPolicy::Known(pins), _) => pins.uuid.clone(),
@@ -101,7 +102,7 @@ pub(super) fn restore(context: &Context, args: &KeyHeaderRestoreArgs) -> Result<
                     );
                 }
             };
-            kept_header::newest(&state_dir(context), &uuid)
+            kept_header::to_put_back(&Filed::new(&state_dir(context), &uuid, &resolved.target))
         }
     };
     let from = kept_header::load(&kept_header::open(&path)?, &path)?;
@@ -113,7 +114,9 @@ pub(super) fn restore(context: &Context, args: &KeyHeaderRestoreArgs) -> Result<
     }
     let secret = context.secret(&resolved)?;
     let notes = KeyNotes::load(&state_dir(context), from.uuid());
-    for line in difference(&from, &lies_there, &notes) {
+    let of_another = of_another.map(|other| whose(&resolved, &other));
+    let difference = difference(&from, &lies_there, &notes);
+    for line in of_another.into_iter().chain(difference) {
         match args.yes {
             true => context.output.note(&line),
             false => context.output.asked_about(&line),
@@ -156,6 +159,22 @@ fn another(from: &Header, present: &Header) -> Failure {
             text::harmless(present.uuid())
         ))
         .with_hint("nothing was changed")
+}
+
+/// Says whose header is to be put back where none was kept of the container at this place.
+fn whose(resolved: &Resolved, other: &Elsewhere) -> String {
+    let target = &resolved.target;
+    let begin = format!("no header of {target} itself is kept on this machine; this one is of");
+    match &other.target {
+        Some(other) => {
+            let other = text::harmless(other);
+            format!("{begin} {other}, which has the same UUID: it may be a copy with other keys")
+        }
+        None => format!(
+            "{begin} a container with the same UUID, of a place that isn't known any more: it may \
+             be a copy with other keys"
+        ),
+    }
 }
 
 fn confirmed(context: &Context) -> Result<bool, Failure> {
