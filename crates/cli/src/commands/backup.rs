@@ -454,14 +454,7 @@ fn worst(exits: impl Iterator<Item = Exit>, skipped: bool) -> Exit {
     if skipped {
         return Exit::Interrupted;
     }
-    exits.fold(Exit::Done, |worst, exit| match (worst, exit) {
-        (_, Exit::Interrupted) | (Exit::Interrupted, _) => Exit::Interrupted,
-        (worst, Exit::Done) => worst,
-        (Exit::Done | Exit::Unread, exit) => exit,
-        (worst, Exit::Unread) => worst,
-        (worst, exit) if worst == exit => worst,
-        _ => Exit::Failed,
-    })
+    Exit::of_several(exits)
 }
 
 #[cfg(test)]
