@@ -114,9 +114,10 @@ pub(super) fn restore(context: &Context, args: &KeyHeaderRestoreArgs) -> Result<
     }
     let secret = context.secret(&resolved)?;
     let notes = KeyNotes::load(&state_dir(context), from.uuid());
-    let of_another = of_another.map(|other| whose(&resolved, &other));
-    let difference = difference(&from, &lies_there, &notes);
-    for line in of_another.into_iter().chain(difference) {
+    if let Some(other) = of_another {
+        tell_whose(context, args.yes, &resolved, &other);
+    }
+    for line in difference(&from, &lies_there, &notes) {
         match args.yes {
             true => context.output.note(&line),
             false => context.output.asked_about(&line),
@@ -162,10 +163,10 @@ fn another(from: &Header, present: &Header) -> Failure {
 }
 
 /// Says whose header is to be put back where none was kept of the container at this place.
-fn whose(resolved: &Resolved, other: &Elsewhere) -> String {
+fn tell_whose(context: &Context, yes: bool, resolved: &Resolved, other: &Elsewhere) {
     let target = &resolved.target;
     let begin = format!("no header of {target} itself is kept on this machine; this one is of");
-    match &other.target {
+    let told = match &other.target {
         Some(other) => {
             let other = text::harmless(other);
             format!("{begin} {other}, which has the same UUID: it may be a copy with other keys")
@@ -174,6 +175,10 @@ fn whose(resolved: &Resolved, other: &Elsewhere) -> String {
             "{begin} a container with the same UUID, of a place that isn't known any more: it may \
              be a copy with other keys"
         ),
+    };
+    match yes {
+        true => context.output.warning(&told),
+        false => context.output.asked_about(&told),
     }
 }
 
