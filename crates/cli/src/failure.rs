@@ -66,6 +66,19 @@ impl Exit {
         }
     }
 
+    /// Of a command that did several things: theirs where those that failed agree, else
+    /// [`Failed`](Self::Failed); [`Unread`](Self::Unread) only if none failed.
+    pub(crate) fn of_several(exits: impl Iterator<Item = Self>) -> Self {
+        exits.fold(Self::Done, |all, exit| match (all, exit) {
+            (_, Self::Interrupted) | (Self::Interrupted, _) => Self::Interrupted,
+            (all, Self::Done) => all,
+            (Self::Done | Self::Unread, exit) => exit,
+            (all, Self::Unread) => all,
+            (all, exit) if all == exit => all,
+            _ => Self::Failed,
+        })
+    }
+
     /// What the code says, in the words of the documentation.
     #[must_use]
     pub const fn meaning(self) -> &'static str {

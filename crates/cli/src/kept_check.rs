@@ -1,17 +1,18 @@
 //! What the last check of each kind said of a container, kept on this machine.
 //!
-//! `checks/UUID.json` in the state folder: `quick` (header and file system; every check looks at
-//! those), `read_data`, and `against_source` with an entry a job. One kind never takes another's
-//! place: what a look at the metadata can't see stays known after it.
+//! `checks/UUID-TARGET.json` ([`Filed`]) in the state folder: `quick` (header and file system; every
+//! check looks at those), `read_data`, and `against_source` with an entry a job. One kind never
+//! takes another's place: what a look at the metadata can't see stays known after it.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::filed::{self, Filed};
 use crate::{Exit, state_file};
 
 /// All that is kept of one container.
@@ -47,9 +48,9 @@ pub(crate) enum Kind<'a> {
     AgainstSource(&'a str),
 }
 
-/// What is kept of the container with this UUID: nothing, where nothing usable is.
-pub(crate) fn last(state_dir: &Path, uuid: &str) -> KeptChecks {
-    let read = std::fs::read(path(state_dir, uuid)).ok();
+/// What is kept of a container: nothing, where nothing usable is.
+pub(crate) fn last(filed: &Filed) -> KeptChecks {
+    let read = std::fs::read(path(filed)).ok();
     read.and_then(|text| serde_json::from_slice(&text).ok())
         .unwrap_or_default()
 }
@@ -77,14 +78,14 @@ impl KeptChecks {
     }
 
     /// Keeps it.
-    pub(crate) fn store(&self, state_dir: &Path, uuid: &str) -> io::Result<()> {
-        state_file::write(&path(state_dir, uuid), self)
+    pub(crate) fn store(&self, filed: &Filed) -> io::Result<()> {
+        state_file::write(&path(filed), self)
     }
 }
 
 /// Where it is kept.
-pub(crate) fn path(state_dir: &Path, uuid: &str) -> PathBuf {
-    state_dir.join("checks").join(format!("{uuid}.json"))
+pub(crate) fn path(filed: &Filed) -> PathBuf {
+    filed.file(filed::CHECKS, ".json")
 }
 
 #[cfg(test)]
@@ -103,13 +104,14 @@ mod tests {
     #[test]
     fn damage_stays_known_until_a_whole_check_of_its_kind_finds_none() {
         let dir = tempfile::tempdir().unwrap();
-        let mut kept = last(dir.path(), "u");
+        let filed = &filed::tests::filed(dir.path(), "host:x.luks");
+        let mut kept = last(filed);
         kept.put(Kind::ReadData, check(Exit::Damaged, true));
         kept.put(Kind::Quick, check(Exit::Done, true));
         kept.put(Kind::AgainstSource("home"), check(Exit::Done, true));
         kept.put(Kind::ReadData, check(Exit::Done, false));
-        kept.store(dir.path(), "u").unwrap();
-        let mut kept = last(dir.path(), "u");
+        kept.store(filed).unwrap();
+        let mut kept = last(filed);
         assert_eq!(kept.read_data.as_ref().unwrap().exit, Exit::Damaged);
         assert_eq!(kept.quick.as_ref().unwrap().exit, Exit::Done);
         assert!(kept.against_source.contains_key("home"));
@@ -120,10 +122,11 @@ mod tests {
     #[test]
     fn what_an_older_sprat_kept_or_a_crash_tore_is_nothing() {
         let dir = tempfile::tempdir().unwrap();
+        let filed = &filed::tests::filed(dir.path(), "host:x.luks");
         std::fs::create_dir(dir.path().join("checks")).unwrap();
         for text in ["{", "[]", r#"{"quick": 3}"#] {
-            std::fs::write(path(dir.path(), "u"), text).unwrap();
-            assert!(last(dir.path(), "u").quick.is_none());
+            std::fs::write(path(filed), text).unwrap();
+            assert!(last(filed).quick.is_none());
         }
     }
 }

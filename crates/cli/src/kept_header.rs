@@ -7,19 +7,45 @@ use std::path::{Path, PathBuf};
 use sprat_luks::{Extent, Header, HeaderBackup, HeaderRead, LuksErrorKind};
 
 use crate::Failure;
+use crate::filed::{self, Elsewhere, Filed, HEADERS};
 
 /// Most of what is kept of bytes that are no LUKS2 header: all of LUKS1 with eight slots and a
 /// 512-bit key is 2 MiB.
 const FOREIGN_BYTES_MAX: u64 = 4 << 20;
 
 /// Where the newest header of the container is kept.
-pub(crate) fn newest(state_dir: &Path, uuid: &str) -> PathBuf {
-    named(state_dir, uuid, "")
+pub(crate) fn newest(filed: &Filed) -> PathBuf {
+    named(filed, "")
 }
 
-/// A header's UUID was parsed as one, so it can name a file.
-fn named(state_dir: &Path, uuid: &str, what: &str) -> PathBuf {
-    state_dir.join("headers").join(format!("{uuid}{what}.luks"))
+fn named(filed: &Filed, what: &str) -> PathBuf {
+    filed.file(HEADERS, &format!("{what}.luks"))
+}
+
+/// A name for a header that is not the newest. With its content in it a server that shows one
+/// content after the other takes the place of no good one.
+fn aside(filed: &Filed, what: &str, backup: &HeaderBackup) -> PathBuf {
+    let hash = filed::short_hash(&backup.content_hash());
+    named(filed, &format!("{what}-{hash}"))
+}
+
+/// The header to be put back where nobody names one: that of this container, else the newest that
+/// is kept of another one with its UUID, and then also where that one lies, if that is known. The
+/// container may have been moved by hand, or be spelled otherwise.
+pub(crate) fn to_put_back(filed: &Filed) -> (PathBuf, Option<Elsewhere>) {
+    let own = newest(filed);
+    if own.symlink_metadata().is_ok() {
+        return (own, None);
+    }
+    let others = filed.of_others(HEADERS, ".luks").into_iter();
+    let usable = others.filter_map(|other| {
+        let header = load(&open(&other.path).ok()?, &other.path).ok()?;
+        Some((header.sequence_id(), other))
+    });
+    match usable.max_by_key(|(sequence, _)| *sequence) {
+        Some((_, other)) => (other.path.clone(), Some(other)),
+        None => (own, None),
+    }
 }
 
 /// A header that was kept as the newest.
@@ -34,20 +60,20 @@ pub(crate) struct Kept {
 /// bytes of a slot that both have, it stays under another name: one of the two is damaged. Of the
 /// slot `going`, which is being removed, that is no wonder.
 pub(crate) fn keep_newest(
-    state_dir: &Path,
+    filed: &Filed,
     header: &Header,
     source: &dyn HeaderRead,
     going: Option<u32>,
 ) -> Result<Kept, Failure> {
-    let path = newest(state_dir, header.uuid());
+    let path = newest(filed);
     let backup = header.backup(source)?;
-    let differ = set_aside(state_dir, header, &backup, &path, going)?;
+    let differ = set_aside(filed, header, &backup, &path, going)?;
     write_over(&path, &backup)?;
     Ok(Kept { path, differ })
 }
 
 fn set_aside(
-    state_dir: &Path,
+    filed: &Filed,
     header: &Header,
     backup: &HeaderBackup,
     path: &Path,
@@ -62,34 +88,32 @@ fn set_aside(
     };
     let mut slots = header.slots_that_differ(backup, &earlier, &file)?;
     slots.retain(|slot| going != Some(*slot));
-    if slots.is_empty() {
+    // A newer one than this may be all that is left of its keys.
+    if slots.is_empty() && earlier.sequence_id() <= header.sequence_id() {
         return Ok(None);
     }
     let what = format!(".differs-{}", earlier.sequence_id());
-    let aside = named(state_dir, header.uuid(), &what);
-    write_over(&aside, &earlier.backup(&file)?)?;
-    Ok(Some((slots, aside)))
+    let earlier = earlier.backup(&file)?;
+    let aside = aside(filed, &what, &earlier);
+    write_over(&aside, &earlier)?;
+    Ok((!slots.is_empty()).then_some((slots, aside)))
 }
 
 /// Keeps the header that a kept one is about to replace.
 pub(crate) fn keep_replaced(
-    state_dir: &Path,
+    filed: &Filed,
     header: &Header,
     source: &dyn HeaderRead,
 ) -> Result<PathBuf, Failure> {
-    // The sequence keeps those of several restores, or of one that was run again, apart.
     let what = format!("{BEFORE_RESTORE}{}", header.sequence_id());
-    let path = named(state_dir, header.uuid(), &what);
-    write_over(&path, &header.backup(source)?)?;
+    let backup = header.backup(source)?;
+    let path = aside(filed, &what, &backup);
+    write_over(&path, &backup)?;
     Ok(path)
 }
 
-/// Keeps the bytes that lie where the container `uuid` had its header, whatever they are.
-pub(crate) fn keep_foreign(
-    state_dir: &Path,
-    uuid: &str,
-    source: &dyn HeaderRead,
-) -> Result<PathBuf, Failure> {
+/// Keeps the bytes that lie where the container had its header, whatever they are.
+pub(crate) fn keep_foreign(filed: &Filed, source: &dyn HeaderRead) -> Result<PathBuf, Failure> {
     // A foreign header may name areas that are not there.
     let backup = match Header::load(source).and_then(|header| header.backup(source)) {
         Ok(backup) => backup,
@@ -97,15 +121,7 @@ pub(crate) fn keep_foreign(
             Failure::failed("what lies in the header's place can't be read").caused_by(&error)
         })?,
     };
-    let mut hash = openssl::sha::Sha256::new();
-    for extent in &backup.extents {
-        hash.update(&extent.bytes);
-    }
-    let hash: String = hash.finish()[..4]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    let path = named(state_dir, uuid, &format!("{BEFORE_RESTORE}foreign-{hash}"));
+    let path = aside(filed, &format!("{BEFORE_RESTORE}foreign"), &backup);
     write_over(&path, &backup)?;
     Ok(path)
 }
@@ -122,15 +138,17 @@ fn beginning(source: &dyn HeaderRead) -> std::io::Result<HeaderBackup> {
 
 const BEFORE_RESTORE: &str = ".before-restore-";
 
-/// The headers that kept ones have replaced here; those that can't be read are left out.
+/// The headers that kept ones have replaced here; those that can't be read are left out. Of every
+/// place: one that was run again may spell it otherwise, and where another copy had a slot no key of
+/// this one's is lost.
 pub(crate) fn replaced(state_dir: &Path, uuid: &str) -> Vec<Header> {
-    let begin = format!("{uuid}{BEFORE_RESTORE}");
-    let Ok(entries) = std::fs::read_dir(state_dir.join("headers")) else {
+    let is_one = |name: &str| name.starts_with(uuid) && name.contains(BEFORE_RESTORE);
+    let Ok(entries) = std::fs::read_dir(state_dir.join(HEADERS)) else {
         return Vec::new();
     };
     entries
         .flatten()
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&begin))
+        .filter(|entry| is_one(&entry.file_name().to_string_lossy()))
         .filter_map(|entry| load(&open(&entry.path()).ok()?, &entry.path()).ok())
         .filter(|header| header.uuid() == uuid)
         .collect()

@@ -38,7 +38,7 @@ pub(crate) struct KeyNote {
     pub kind: KeyKind,
     pub label: Option<String>,
     pub added: Option<Timestamp>,
-    /// When a rehearsal opened the container with it.
+    /// When a rehearsal opened the container with it; `None` again once its slot was removed.
     pub proved: Option<Timestamp>,
 }
 
@@ -74,9 +74,18 @@ impl KeyNotes {
         }
     }
 
-    /// When any of them was last proved.
+    /// Notes that the key opens nothing any more; a header that is put back must prove it anew.
+    pub(crate) fn removed(&mut self, mark: &str) {
+        for key in self.keys.iter_mut().filter(|key| key.mark == mark) {
+            key.proved = None;
+        }
+    }
+
+    /// When any of those that can stand on paper was last proved: a key file goes with the machine.
     pub(crate) fn last_proved(&self) -> Option<Timestamp> {
-        self.keys.iter().filter_map(|key| key.proved).max()
+        let on_paper = |key: &&KeyNote| key.kind != KeyKind::KeyFile;
+        let keys = self.keys.iter().filter(on_paper);
+        keys.filter_map(|key| key.proved).max()
     }
 
     pub(crate) fn store(&self, state_dir: &Path, uuid: &str) -> Result<(), Failure> {

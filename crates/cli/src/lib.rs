@@ -17,6 +17,7 @@ mod commands;
 mod config;
 mod environment;
 pub mod failure;
+mod filed;
 pub mod interrupt;
 mod kept_check;
 mod kept_header;

@@ -16,7 +16,7 @@ const FINGERPRINT_DIGITS: usize = 20;
 /// One container, as remembered: the content of `containers/<16 hex>.json`.
 #[derive(Debug, Serialize, Deserialize)]
 struct Remembered {
-    /// For people who look into the file.
+    /// For people who look into the file, and to say whose a note is that was filed by its id.
     target: String,
     pins: Pins,
     fingerprint: String,
@@ -131,11 +131,19 @@ fn load(state_dir: &Path, target: &Target) -> Result<Option<Pins>, Failure> {
     Ok(Some(remembered.pins))
 }
 
-/// 64 bits of a hash: the name must suit a file system, and be the same for the same target.
+/// The target whose [`Target::id`] is `id`, as text, where something is pinned of it.
+pub(crate) fn target_of(state_dir: &Path, id: &str) -> Option<String> {
+    let text = std::fs::read(named(state_dir, id)).ok()?;
+    let remembered: Remembered = serde_json::from_slice(&text).ok()?;
+    Some(remembered.target)
+}
+
 fn file(state_dir: &Path, target: &Target) -> PathBuf {
-    let hash = openssl::sha::sha256(target.identity().as_bytes());
-    let name: String = hash[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-    state_dir.join("containers").join(format!("{name}.json"))
+    named(state_dir, &target.id())
+}
+
+fn named(state_dir: &Path, id: &str) -> PathBuf {
+    state_dir.join("containers").join(format!("{id}.json"))
 }
 
 #[cfg(test)]

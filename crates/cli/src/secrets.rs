@@ -59,17 +59,6 @@ impl SecretSource {
         }
     }
 
-    /// Whether it is a file that is not there any more.
-    pub(crate) fn is_gone(&self) -> bool {
-        match self {
-            Self::KeyFile(path) | Self::PassphraseFile(path) => {
-                matches!(path.symlink_metadata(), Err(error)
-                    if error.kind() == std::io::ErrorKind::NotFound)
-            }
-            Self::PassphraseCommand(_) | Self::Terminal => false,
-        }
-    }
-
     /// Fetches the secret for a new container, and says how its slot is derived.
     pub(crate) fn fetch_for_new(
         &self,

@@ -1,7 +1,7 @@
 //! What this machine saw of a container at its last sessions: how its jobs went, and what room was
 //! left. For `sprat status`; nothing else depends on it.
 //!
-//! In the state folder, `status/UUID.json`: the server never learns it.
+//! In the state folder, `status/UUID-TARGET.json` ([`Filed`]): the server never learns it.
 
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File};
@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use crate::filed::{self, Filed};
 use crate::session::VolumeRoom;
 use crate::{Exit, state_file};
 
@@ -62,28 +63,24 @@ pub(crate) struct MadeSnapshot {
 
 impl Standing {
     /// Reads what is known; nothing where that can't be read: it is for people only.
-    pub(crate) fn load(state_dir: &Path, uuid: &str) -> Self {
-        std::fs::read(path(state_dir, uuid))
+    pub(crate) fn load(filed: &Filed) -> Self {
+        std::fs::read(path(filed))
             .ok()
             .and_then(|text| serde_json::from_slice(&text).ok())
             .unwrap_or_default()
     }
 
     /// Changes what is known. Sessions that end at the same moment take turns.
-    pub(crate) fn update(
-        state_dir: &Path,
-        uuid: &str,
-        change: impl FnOnce(&mut Self),
-    ) -> std::io::Result<()> {
-        let path = path(state_dir, uuid);
-        let folder = path.parent().unwrap_or(state_dir);
+    pub(crate) fn update(filed: &Filed, change: impl FnOnce(&mut Self)) -> std::io::Result<()> {
+        let path = path(filed);
+        let folder = path.parent().unwrap_or(Path::new("."));
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(folder)?;
         let turn = File::open(folder)?;
         flock(&turn, FlockOperation::LockExclusive)?;
-        let mut standing = Self::load(state_dir, uuid);
+        let mut standing = Self::load(filed);
         change(&mut standing);
         state_file::write(&path, &standing)
     }
@@ -108,16 +105,13 @@ impl Standing {
     }
 }
 
-/// A header's UUID was parsed as one, so it can name a file.
-fn path(state_dir: &Path, uuid: &str) -> PathBuf {
-    state_dir.join("status").join(format!("{uuid}.json"))
+fn path(filed: &Filed) -> PathBuf {
+    filed.file(filed::STATUS, ".json")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const UUID: &str = "8a2ac4f5-8d45-4a0c-a1f3-3c3c7c4fca46";
 
     fn run(second: i64, exit: Exit) -> Run {
         Run {
@@ -130,46 +124,46 @@ mod tests {
     #[test]
     fn a_failed_run_leaves_the_last_snapshot_known() {
         let folder = tempfile::tempdir().unwrap();
-        let state = folder.path();
-        assert_eq!(Standing::load(state, UUID), Standing::default());
+        let filed = &filed::tests::filed(folder.path(), "host:x.luks");
+        assert_eq!(Standing::load(filed), Standing::default());
         let made = MadeSnapshot {
             at: Timestamp::from_second(7).unwrap(),
             name: "2026-11-23T13-21-01Z".to_owned(),
             complete: true,
         };
         let first = made.clone();
-        Standing::update(state, UUID, |known| {
+        Standing::update(filed, |known| {
             known.ran("home", run(7, Exit::Done), Some(first));
         })
         .unwrap();
-        Standing::update(state, UUID, |known| {
+        Standing::update(filed, |known| {
             known.ran("home", run(9, Exit::Unreachable), None);
             known.ran("www", run(9, Exit::Failed), None);
         })
         .unwrap();
-        let known = Standing::load(state, UUID);
+        let known = Standing::load(filed);
         assert_eq!(known.jobs["home"].last_snapshot, Some(made));
         assert_eq!(known.jobs["home"].last_run, run(9, Exit::Unreachable));
         assert_eq!(known.jobs["www"].last_snapshot, None);
-        std::fs::write(path(state, UUID), "{").unwrap();
-        assert_eq!(Standing::load(state, UUID), Standing::default());
+        std::fs::write(path(filed), "{").unwrap();
+        assert_eq!(Standing::load(filed), Standing::default());
     }
 
     #[test]
     fn runs_that_end_at_once_are_all_noted() {
         let folder = tempfile::tempdir().unwrap();
-        let state = folder.path();
+        let filed = &filed::tests::filed(folder.path(), "host:x.luks");
         std::thread::scope(|scope| {
             for number in 0..8 {
                 scope.spawn(move || {
                     let job = format!("job-{number}");
-                    Standing::update(state, UUID, |known| {
+                    Standing::update(filed, |known| {
                         known.ran(&job, run(number, Exit::Done), None);
                     })
                     .unwrap();
                 });
             }
         });
-        assert_eq!(Standing::load(state, UUID).jobs.len(), 8);
+        assert_eq!(Standing::load(filed).jobs.len(), 8);
     }
 }

@@ -6,6 +6,8 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sprat_store::FileName;
 
+use crate::filed;
+
 /// A folder that holds containers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -112,6 +114,12 @@ impl Target {
     #[must_use]
     pub fn identity(&self) -> String {
         self.to_string()
+    }
+
+    /// The same as part of a file's name: 16 digits of a hash.
+    #[must_use]
+    pub fn id(&self) -> String {
+        filed::short_hash(self.identity().as_bytes())
     }
 
     /// `[user@]host` as ssh and sshfs take it, for a remote target.

@@ -173,3 +173,32 @@ fn a_check_that_ran_out_of_time_goes_on_at_the_next() {
     let kept = fs::read_dir(machine.path("state/checks")).unwrap().count();
     assert_eq!(kept, 2, "checksums, and the last results");
 }
+
+#[test]
+fn what_was_read_of_one_copy_counts_for_no_other() {
+    requires!(needs::root());
+    let machine = with_two_snapshots();
+    let copied = machine.sprat(&["copy", CONTAINER, "store/c.luks"]);
+    assert_eq!(copied.code, 0, "{}", copied.whole());
+    let begun = check(&machine, &["--read-data", "--max-duration", "0"]).json();
+    assert_eq!(begun["files"]["files_read"], 1);
+    let of_copy = ["check", "store/c.luks", "--read-data", "--json"];
+    let of_copy = [&of_copy[..], &["--key-file", "config/keys/x.key"]].concat();
+    let files = |ran: machine::Ran| {
+        assert_eq!(ran.code, 0, "{}", ran.whole());
+        ran.json()["files"].clone()
+    };
+    let copy = files(machine.sprat(&of_copy));
+    assert_eq!(
+        (&copy["files_read"], &copy["files_before"]),
+        (&5.into(), &0.into())
+    );
+    // Its checksums are what the files are compared with all the same.
+    assert_eq!(copy["files_known"], 1, "{copy}");
+    let own = files(check(&machine, &["--read-data"]));
+    assert_eq!(
+        (&own["files_read"], &own["files_before"]),
+        (&4.into(), &1.into())
+    );
+    machine.nothing_is_left();
+}

@@ -309,3 +309,40 @@ fn a_reserve_goes_with_its_container_and_a_container_of_that_name_stays() {
         assert_eq!(names.len(), left, "{names:?}");
     }
 }
+
+#[test]
+fn what_is_known_of_a_container_moves_with_it() {
+    requires!(needs::root());
+    let machine = seeded();
+    let key = ["--key-file", "config/keys/x.key"];
+    ok(machine.sprat(&["check", CONTAINER, "--read-data"]));
+    let known = |target: &str| {
+        let ran = ok(machine.sprat(&["status", target, "--offline", "--json"]));
+        let found = ran.json()["containers"][0].clone();
+        ["uuid", "volume", "jobs", "checks"].map(|what| found[what].clone())
+    };
+    let (before, moved) = (known(CONTAINER), "server/x.luks");
+    assert!(before[3]["--read-data"].is_object(), "{before:?}");
+    ok(machine.sprat(&["copy", "--move", CONTAINER, moved]));
+    assert_eq!(known(moved), before);
+    assert!(known(CONTAINER)[0].is_null());
+    let check = ["check", moved, "--read-data", "--json"];
+    let files = ok(machine.sprat(&[&check[..], &key].concat())).json()["files"].clone();
+    assert_eq!(files["files_known"], files["files_read"]);
+    for (folder, count) in [("headers", 1), ("status", 1), ("checks", 2)] {
+        let names = names(&machine.path("state").join(folder));
+        assert_eq!(
+            names.len(),
+            count,
+            "nothing stays of the old place: {names:?}"
+        );
+    }
+    let file = fs::File::options().write(true).open(machine.path(moved));
+    let zeros = vec![0; 1 << 20];
+    std::os::unix::fs::FileExt::write_all_at(&file.unwrap(), &zeros, 0).unwrap();
+    let restore = ["key", "header-restore", moved, "--yes"];
+    let ran = ok(machine.sprat(&[&restore[..], &key].concat()));
+    assert!(!ran.stderr.contains("same UUID"), "{}", ran.whole());
+    ok(machine.sprat(&[&["snapshots", moved], &key[..]].concat()));
+    machine.nothing_is_left();
+}

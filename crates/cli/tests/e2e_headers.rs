@@ -336,3 +336,90 @@ fn a_change_that_finds_no_room_says_so_and_what_still_opens() {
     done(&machine, &add);
     drop(disk);
 }
+
+#[test]
+fn a_good_copy_stays_however_often_the_server_shows_another() {
+    requires!(needs::root());
+    let (machine, recovery) = small();
+    let recovery = Secret::passphrase(recovery);
+    let file = machine.container_file();
+    let area = Header::load(&file).unwrap().areas()[1].start;
+    // A key that is there already changes no sequence, but keeps the header anew.
+    let again = [
+        "key",
+        "add",
+        CONTAINER,
+        CHEAP,
+        "--new-key-file",
+        "config/keys/x.key",
+    ];
+    for noise in [0xa5, 0x5a, 0xa5, 0x5a] {
+        file.write_all_at(&[noise; 4096], area).unwrap();
+        done(&machine, &again);
+    }
+    let aside = kept(&machine, ".differs-");
+    let good = aside.iter().filter(|file| opens(&machine, file, &recovery));
+    assert_eq!(good.count(), 1, "{aside:?}");
+    assert_eq!(aside.len(), 3, "one file for each content: {aside:?}");
+}
+
+/// `store/c.luks`, a copy of the container, whose keys then changed in another way than those of
+/// `store/x.luks`: "only in c" opens the one, and the other has the higher sequence.
+fn with_a_copy() -> (Machine, String) {
+    let (machine, recovery) = small();
+    done(&machine, &["copy", CONTAINER, "store/c.luks"]);
+    machine.write("pass", "correct horse battery");
+    machine.write("c-pass", "only in c, and nowhere else");
+    let add = ["key", "add", CHEAP, "--key-file", "config/keys/x.key"];
+    let add = |more: &[&str]| done(&machine, &[&add[..], more].concat());
+    add(&[CONTAINER, "--new-passphrase-file", "pass"]);
+    done(&machine, &["key", "remove", CONTAINER, "2"]);
+    add(&["store/c.luks", "--new-passphrase-file", "c-pass"]);
+    (machine, recovery)
+}
+
+#[test]
+fn each_copy_of_a_container_has_its_own_header_kept() {
+    requires!(needs::root());
+    let (machine, recovery) = with_a_copy();
+    let in_c = Secret::passphrase("only in c, and nowhere else".to_owned());
+    let zeros = vec![0; 1 << 20];
+    machine.container_file().write_all_at(&zeros, 0).unwrap();
+    let ran = done(&machine, &RESTORE);
+    assert!(!ran.stderr.contains("same UUID"), "{}", ran.whole());
+    assert!(opens(&machine, CONTAINER, &Secret::passphrase(recovery)));
+    assert!(!opens(&machine, CONTAINER, &in_c));
+    assert!(opens(&machine, "store/c.luks", &in_c));
+}
+
+#[test]
+fn a_kept_header_of_another_place_is_told_as_that() {
+    requires!(needs::root());
+    let (machine, recovery) = with_a_copy();
+    let recovery = Secret::passphrase(recovery);
+    // Moved by hand: nothing is known of the new place.
+    fs::rename(machine.path(CONTAINER), machine.path("store/d.luks")).unwrap();
+    let of_d = ["--key-file", "config/keys/x.key", "--yes"];
+    let of_d = [&["key", "header-restore", "store/d.luks"], &of_d[..]].concat();
+    let ran = done(&machine, &of_d);
+    // That of x is the newest by its sequence, though that of c was kept after it.
+    let told = "no header of [DIR]/store/d.luks itself is kept on this machine; this one is of \
+                [DIR]/store/x.luks, which has the same UUID";
+    assert!(ran.stderr.contains(told), "{}", ran.whole());
+    assert!(opens(&machine, "store/d.luks", &recovery));
+    let own = done(&machine, &of_d);
+    assert!(!own.stderr.contains("same UUID"), "{}", own.whole());
+    // A file without a place in its name serves, too.
+    let headers = kept(&machine, ".luks");
+    let newest = headers.iter().find(|name| !name.contains("before-restore"));
+    let uuid = &newest.unwrap()["state/headers/".len()..][..36];
+    let bytes = fs::read(machine.path(newest.unwrap())).unwrap();
+    for name in &headers {
+        fs::remove_file(machine.path(name)).unwrap();
+    }
+    machine.write(&format!("state/headers/{uuid}.luks"), bytes);
+    let ran = done(&machine, &of_d);
+    let told = "of a place that isn't known any more";
+    assert!(ran.stderr.contains(told), "{}", ran.whole());
+    assert!(machine.path(&format!("state/headers/{uuid}.luks")).exists());
+}

@@ -217,3 +217,38 @@ impl Drop for Bind {
             .status();
     }
 }
+
+#[test]
+fn a_restore_in_place_leaves_what_this_machine_knows_now() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    let all = ["backup", CONTAINER, "--name", "state", "state"];
+    assert_eq!(machine.sprat(&all).code, 0);
+    // Something that no snapshot has.
+    machine.write("state/containers/later.json", "{}");
+    let ran = restore(&machine, &["state", "--to", "/", "--delete"]);
+    let said = ran.failed_with(2);
+    assert!(said.contains("sprat's own"), "{said}");
+    // Its locks are in no snapshot; the rest may be had elsewhere.
+    let ran = restore(&machine, &["state", "--to", "out"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let out = machine
+        .path("out")
+        .join(machine.path("state").strip_prefix("/").unwrap());
+    assert!(out.join("containers").exists() && !out.join("locks").exists());
+    machine.write("state/note", "of then");
+    let whole = ["backup", CONTAINER, "--name", "folder", "."];
+    assert_eq!(
+        machine
+            .sprat(&[&whole[..], &["--exclude", "store"]].concat())
+            .code,
+        0
+    );
+    machine.write("state/note", "of today");
+    let ran = restore(&machine, &["folder", "--to", "/"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert!(machine.path("state/containers/later.json").exists());
+    assert_eq!(fs::read(machine.path("state/note")).unwrap(), b"of today");
+    assert_eq!(machine.backup(&[]).code, 0, "its lock is whose it was");
+    machine.nothing_is_left();
+}

@@ -4,7 +4,11 @@
 
 mod machine;
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
 use machine::remote::Remote;
+use machine::{CONTAINER, Machine};
 use sprat_testkit::sshd::{self, SshdOptions};
 use sprat_testkit::{needs, requires};
 
@@ -55,8 +59,8 @@ fn status_tells_room_jobs_and_lock_without_a_key() {
 
 #[test]
 fn status_of_what_is_not_there_or_not_reached_says_so_and_shows_the_rest() {
-    let machine = machine::Machine::with_container();
-    let ran = machine.sprat(&["status", "store/nothing.luks", machine::CONTAINER]);
+    let machine = Machine::with_container();
+    let ran = machine.sprat(&["status", "store/nothing.luks", CONTAINER]);
     let said = ran.failed_with(10);
     assert!(said.contains("there is no container"), "{said}");
     assert!(ran.stdout.contains("may grow to 1.0 GiB"), "{said}");
@@ -64,4 +68,93 @@ fn status_of_what_is_not_there_or_not_reached_says_so_and_shows_the_rest() {
     machine.sprat(&away).failed_with(14);
     let none = machine.sprat(&["status"]).failed_with(2);
     assert!(none.contains("the config has no container"), "{none}");
+}
+
+#[test]
+fn a_copy_has_a_standing_of_its_own() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    assert_eq!(machine.backup(&[]).code, 0);
+    assert_eq!(machine.sprat(&["copy", CONTAINER, "store/c.luks"]).code, 0);
+    let of = |target: &str| {
+        let ran = machine.sprat(&["status", target, "--offline", "--json"]);
+        assert_eq!(ran.code, 0, "{}", ran.whole());
+        ran.json()["containers"][0].clone()
+    };
+    let check = |target: &str| {
+        let with = ["--key-file", "config/keys/x.key"];
+        machine
+            .sprat(&[&["check", target], &with[..]].concat())
+            .code
+    };
+    let copy = of("store/c.luks");
+    assert!(
+        copy["uuid"].is_string() && copy["volume"].is_null(),
+        "{copy}"
+    );
+    assert_eq!(copy["jobs"], serde_json::json!({}), "{copy}");
+    assert!(of(CONTAINER)["jobs"]["home"].is_object());
+    let file = File::options()
+        .write(true)
+        .open(machine.path("store/c.luks"));
+    // In the second copy of the header.
+    file.unwrap().write_all_at(&[0; 64], 20_490).unwrap();
+    assert_eq!((check("store/c.luks"), check(CONTAINER)), (13, 0));
+    let said = |target| of(target)["checks"]["quick"]["result"]["exit"].clone();
+    assert_eq!(said("store/c.luks"), "damaged");
+    assert_eq!(said(CONTAINER), "done");
+    // Another copy under that name is not the one that was damaged.
+    std::fs::remove_file(machine.path("store/c.luks")).unwrap();
+    assert_eq!(machine.sprat(&["copy", CONTAINER, "store/c.luks"]).code, 0);
+    assert_eq!(of("store/c.luks")["checks"], serde_json::json!({}));
+    machine.nothing_is_left();
+}
+
+#[test]
+fn a_pin_file_that_is_unusable_hides_no_other_container() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    let with = ["store/y.luks", "--size", "64M"];
+    machine.init(&with);
+    let pins = std::fs::read_dir(machine.path("state/containers")).unwrap();
+    for entry in pins {
+        let path = entry.unwrap().path();
+        if std::fs::read_to_string(&path).unwrap().contains("y.luks") {
+            std::fs::write(&path, "{").unwrap();
+        }
+    }
+    let status = ["status", "store/y.luks", CONTAINER];
+    let ran = machine.sprat(&status);
+    let said = ran.failed_with(1);
+    assert!(said.contains("what is pinned of the container can't be read"));
+    assert!(ran.stdout.contains("x: [DIR]/store/x.luks"), "{said}");
+    let json = machine.sprat(&[&status[..], &["--json"]].concat()).json();
+    let containers = &json["containers"];
+    assert_eq!(containers[0]["failure"]["exit"], "failed", "{json}");
+    assert!(containers[0]["server"].is_object(), "{json}");
+    assert!(containers[1]["uuid"].is_string(), "{json}");
+    assert!(containers[1]["failure"].is_null(), "{json}");
+    // Codes that disagree are told as `backup` does.
+    let ran = machine.sprat(&[&status[..], &["store/nothing.luks"]].concat());
+    ran.failed_with(1);
+    let two = ["status", "store/nothing.luks", "--ssh-command", "false"];
+    machine.sprat(&two).failed_with(10);
+    let two = [&two[..], &["ssh://nobody/x.luks", CONTAINER]].concat();
+    machine.sprat(&two).failed_with(1);
+}
+
+#[test]
+fn options_that_open_a_container_are_refused_by_a_status() {
+    let machine = Machine::new();
+    for option in [
+        ["--key-file", "key"],
+        ["--passphrase-file", "key"],
+        ["--passphrase-command", "cat key"],
+        ["--fingerprint", "0000-0000-0000-0000-0000"],
+    ] {
+        let all = [&["status", CONTAINER], &option[..]].concat();
+        let said = machine.sprat(&all).failed_with(2);
+        assert!(said.contains(option[0]), "{said}");
+        assert!(said.contains("nothing was asked"), "{said}");
+    }
 }

@@ -5,12 +5,15 @@
 
 use std::ops::Range;
 
-use openssl::rand::rand_bytes;
+use openssl::{rand::rand_bytes, sha::Sha256};
 use serde_json::Value;
 
 use crate::{
-    Copies, CopyState, Extent, Header, HeaderRead, HeaderWrite, LuksError, Secret, change::Written,
-    copies::Place, header::fetch, metadata::Metadata,
+    Copies, CopyState, Extent, Header, HeaderRead, HeaderWrite, LuksError, Secret,
+    change::Written,
+    copies::{Place, plain},
+    header::fetch,
+    metadata::Metadata,
 };
 
 /// Areas begin at multiples of this (cryptsetup: lib/luks2/luks2_json_metadata.c,
@@ -28,6 +31,20 @@ pub struct HeaderBackup {
     pub extents: Vec<Extent>,
     /// Length of the file: up to the end of the key slots' space.
     pub len_bytes: u64,
+}
+
+impl HeaderBackup {
+    /// A hash of what it holds, the same for each backup of one header: a copy that is made good
+    /// from the other one has another salt each time, and that is left out.
+    #[must_use]
+    pub fn content_hash(&self) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        for extent in &self.extents {
+            hash.update(&extent.offset.to_le_bytes());
+            hash.update(&plain(&extent.bytes));
+        }
+        hash.finish()
+    }
 }
 
 impl Header {

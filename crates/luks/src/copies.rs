@@ -309,18 +309,25 @@ fn check_whole(bytes: Vec<u8>) -> Result<WholeCopy, CopyFault> {
     })
 }
 
+/// The bytes of a copy without what must differ: magic, salt, offset and checksum. Others stay as
+/// they are.
+pub(crate) fn plain(bytes: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    let of_luks2 = [MAGIC_PRIMARY, MAGIC_SECONDARY]
+        .iter()
+        .any(|magic| bytes.starts_with(*magic) && bytes[magic.len()..].starts_with(&[0, 2]));
+    if of_luks2 && bytes.len() >= BINARY_BYTES {
+        bytes[..6].fill(0);
+        bytes[SALT].fill(0);
+        bytes[256..264].fill(0);
+        bytes[CHECKSUM].fill(0);
+    }
+    bytes
+}
+
 impl WholeCopy {
-    /// Compares all but what must differ: magic, salt, offset and checksum.
     fn says_the_same_as(&self, other: &Self) -> bool {
-        let plain = |copy: &Self| {
-            let mut bytes = copy.bytes.clone();
-            bytes[..6].fill(0);
-            bytes[SALT].fill(0);
-            bytes[256..264].fill(0);
-            bytes[CHECKSUM].fill(0);
-            bytes
-        };
-        plain(self) == plain(other)
+        plain(&self.bytes) == plain(&other.bytes)
     }
 
     /// This header with another sequence and, where `json` is given, other metadata.

@@ -39,7 +39,7 @@ mod text;
 mod walk;
 mod wholeness;
 
-pub use check::{CheckReport, CheckSpec, CheckWhat, check};
+pub use check::{CheckReport, CheckSpec, CheckWhat, begin_known_from, check};
 pub use error::{ErrorReport, SnapshotError, SnapshotErrorKind, SpaceKind};
 pub use keep::{Candidate, KeepReason, KeepRules, Verdict, decide};
 pub use list::list;

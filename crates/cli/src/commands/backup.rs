@@ -309,7 +309,7 @@ fn note(context: &Context, group: &Group, made: &[Outcome], closed: Option<&Clos
         return;
     };
     let at = Timestamp::now();
-    context.note_standing(&pins.uuid, |standing| {
+    context.note_standing(&pins.uuid, &group.resolved.target, |standing| {
         standing.saw(closed.and_then(|closed| closed.room));
         for outcome in made {
             let failure = outcome.result.as_ref().err();
@@ -460,14 +460,7 @@ fn worst(exits: impl Iterator<Item = Exit>, skipped: bool) -> Exit {
     if skipped {
         return Exit::Interrupted;
     }
-    exits.fold(Exit::Done, |worst, exit| match (worst, exit) {
-        (_, Exit::Interrupted) | (Exit::Interrupted, _) => Exit::Interrupted,
-        (worst, Exit::Done) => worst,
-        (Exit::Done | Exit::Unread, exit) => exit,
-        (worst, Exit::Unread) => worst,
-        (worst, exit) if worst == exit => worst,
-        _ => Exit::Failed,
-    })
+    Exit::of_several(exits)
 }
 
 #[cfg(test)]

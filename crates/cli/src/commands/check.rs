@@ -1,7 +1,7 @@
 //! `sprat check`: looks whether a container is whole, down to every file if asked for.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -10,6 +10,7 @@ use sprat_snapshot::{CheckReport, CheckSpec, CheckWhat, JobName, NameList};
 
 use super::context::{Context, Resolved};
 use crate::args::CheckArgs;
+use crate::filed::{CHECKS, Filed};
 use crate::kept_check::{self, KeptCheck, KeptChecks, Kind};
 use crate::output::{Reporter, exit_json, failure_json, text};
 use crate::session::check::{Checked, check};
@@ -42,7 +43,11 @@ pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> 
     // Asked when files are to be read: what was before counts.
     let spec = |facts: &ContainerFacts| {
         what.map(|what| CheckSpec {
-            known: sums(&state_dir, &facts.uuid, &what),
+            known: sums(
+                context,
+                &Filed::new(&state_dir, &facts.uuid, &resolved.target),
+                &what,
+            ),
             what,
             duration_max: args.max_duration,
             duration_over: begun.elapsed(),
@@ -55,7 +60,8 @@ pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> 
         Ok(checked) => checked,
         Err(failure) => {
             if let (Exit::Damaged, PinPolicy::Known(pins)) = (failure.exit, &policy) {
-                keep_failure(context, &state_dir, &pins.uuid, &failure);
+                let filed = Filed::new(&state_dir, &pins.uuid, &resolved.target);
+                keep_failure(context, &filed, &failure);
             }
             return Err(failure);
         }
@@ -80,7 +86,8 @@ pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> 
             Some(Err(failure)) => json!({ "failure": failure_json(failure) }),
         },
     });
-    keep(context, args, &state_dir, &checked, &seen.header, &json);
+    let filed = Filed::new(&state_dir, &checked.facts.uuid, &resolved.target);
+    keep(context, args, &filed, &checked, &seen.header, &json);
     context
         .output
         .result(&told(&resolved, args, &checked, &seen.header), &json)?;
@@ -88,13 +95,32 @@ pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> 
 }
 
 /// The file that tells the next run what was read: an unfinished one of another kind is not gone
-/// on with.
-fn sums(state_dir: &Path, uuid: &str, what: &CheckWhat) -> PathBuf {
+/// on with. The first check of a container compares it with what the last one of a copy of it read;
+/// what was read of that one is not read of this one.
+fn sums(context: &Context, filed: &Filed, what: &CheckWhat) -> PathBuf {
     let name = match what {
-        CheckWhat::Everything => format!("{uuid}.sums"),
-        CheckWhat::AgainstSource(job) => format!("{uuid}.against-{job}.sums"),
+        CheckWhat::Everything => ".sums".to_owned(),
+        CheckWhat::AgainstSource(job) => format!(".against-{job}.sums"),
     };
-    state_dir.join("checks").join(name)
+    let own = filed.file(CHECKS, &name);
+    if own.exists() {
+        return own;
+    }
+    let others = filed.of_others(CHECKS, &name).into_iter();
+    let dated = others.filter_map(|other| {
+        let written = other.path.metadata().ok()?.modified().ok()?;
+        Some((written, other.path))
+    });
+    if let Some((_, newest)) = dated.max()
+        && let Err(error) = sprat_snapshot::begin_known_from(&newest, &own)
+    {
+        context.output.warning(&format!(
+            "files are compared from the next check on only, as what an earlier one read can't be \
+             taken over into {}: {error}",
+            own.display()
+        ));
+    }
+    own
 }
 
 fn exit_of(damaged: bool) -> Exit {
@@ -114,14 +140,13 @@ fn is_damaged(checked: &Checked, header: &[String]) -> bool {
 fn keep(
     context: &Context,
     args: &CheckArgs,
-    state_dir: &Path,
+    filed: &Filed,
     checked: &Checked,
     header: &[String],
     json: &Value,
 ) {
     let at = Timestamp::now();
-    let uuid = &checked.facts.uuid;
-    let mut kept = kept_check::last(state_dir, uuid);
+    let mut kept = kept_check::last(filed);
     let quick_damaged = !header.is_empty() || !checked.file_system.clean;
     let mut quick = json.clone();
     quick["result"] = exit_json(exit_of(quick_damaged));
@@ -148,12 +173,12 @@ fn keep(
         };
         kept.put(kind, check);
     }
-    store(context, &kept, state_dir, uuid);
+    store(context, &kept, filed);
 }
 
 /// So does damage that ended the check: a header or a file that can't be what it was.
-fn keep_failure(context: &Context, state_dir: &Path, uuid: &str, failure: &Failure) {
-    let mut kept = kept_check::last(state_dir, uuid);
+fn keep_failure(context: &Context, filed: &Filed, failure: &Failure) {
+    let mut kept = kept_check::last(filed);
     let check = KeptCheck {
         at: Timestamp::now(),
         exit: failure.exit,
@@ -165,12 +190,12 @@ fn keep_failure(context: &Context, state_dir: &Path, uuid: &str, failure: &Failu
         }),
     };
     kept.put(Kind::Quick, check);
-    store(context, &kept, state_dir, uuid);
+    store(context, &kept, filed);
 }
 
-fn store(context: &Context, kept: &KeptChecks, state_dir: &Path, uuid: &str) {
-    if let Err(error) = kept.store(state_dir, uuid) {
-        let path = kept_check::path(state_dir, uuid);
+fn store(context: &Context, kept: &KeptChecks, filed: &Filed) {
+    if let Err(error) = kept.store(filed) {
+        let path = kept_check::path(filed);
         context.output.warning(&format!(
             "the result can't be kept in {}: {error}",
             path.display()

@@ -10,6 +10,7 @@ use sprat_store::StoreErrorKind;
 use crate::args::GlobalArgs;
 use crate::config::{self, Config, Container};
 use crate::environment::Environment;
+use crate::filed::Filed;
 use crate::interrupt::Interrupt;
 use crate::output::{Output, Reporter};
 use crate::secrets::SecretSource;
@@ -313,9 +314,15 @@ impl Context {
 
 impl Context {
     /// Notes for `sprat status` what a session saw; that it can't is no reason to fail.
-    pub(crate) fn note_standing(&self, uuid: &str, change: impl FnOnce(&mut Standing)) {
+    pub(crate) fn note_standing(
+        &self,
+        uuid: &str,
+        target: &Target,
+        change: impl FnOnce(&mut Standing),
+    ) {
         let state_dir = self.environment.absolute(&self.global.state_dir);
-        if let Err(error) = Standing::update(&state_dir, uuid, change) {
+        let filed = Filed::new(&state_dir, uuid, target);
+        if let Err(error) = Standing::update(&filed, change) {
             self.output.warning(&format!(
                 "what `sprat status` shows can't be noted: {error}"
             ));
@@ -348,13 +355,16 @@ pub(crate) fn close<T>(
     session: Session,
     done: Result<T, Failure>,
     context: &Context,
+    resolved: &Resolved,
     reporter: &mut Reporter,
 ) -> Result<(T, session::ClosedReport), Failure> {
     let uuid = session.facts().uuid.clone();
     let closed = session.close(reporter, &context.interrupt);
     reporter.clear();
     if let Ok(closed) = &closed {
-        context.note_standing(&uuid, |standing| standing.saw(closed.room));
+        context.note_standing(&uuid, &resolved.target, |standing| {
+            standing.saw(closed.room);
+        });
     }
     match (done, closed) {
         (Ok(done), Ok(closed)) => Ok((done, closed)),

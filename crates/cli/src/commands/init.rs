@@ -10,12 +10,14 @@ use zeroize::Zeroizing;
 
 use super::context::{Context, Resolved};
 use crate::args::InitArgs;
+use crate::filed::Filed;
 use crate::key_notes::{KeyKind, KeyNote, KeyNotes};
 use crate::known_server::KnownServer;
 use crate::output::{Reporter, exit_json, text};
 use crate::secrets::{self, SecretSource};
 use crate::session::{self, Access, CreateOptions, Created, SIZE_BYTES_MIN};
 use crate::sheet::Sheet;
+use crate::target::Target;
 use crate::{Exit, Failure, kept_header, own_names, pinned, sheet_page};
 
 pub(super) fn run(context: &Context, args: &InitArgs) -> Result<Exit, Failure> {
@@ -77,7 +79,7 @@ pub(super) fn run(context: &Context, args: &InitArgs) -> Result<Exit, Failure> {
     if let Err(failure) = pinned::store(&state_dir, &resolved.target, &created.facts.pins) {
         context.warn(&failure);
     }
-    note_keys(&state_dir, &created.facts.uuid, &source);
+    note_keys(&state_dir, &created.facts.uuid, &resolved.target, &source);
     let shown = Shown {
         source: &source,
         sha256: &sha256,
@@ -113,8 +115,8 @@ fn key(resolved: &Resolved) -> Result<(SecretSource, bool), Failure> {
 }
 
 /// Notes what the slots are, for `sprat key list`; without it nothing is lost.
-fn note_keys(state_dir: &Path, uuid: &str, source: &SecretSource) {
-    let path = kept_header::newest(state_dir, uuid);
+fn note_keys(state_dir: &Path, uuid: &str, target: &Target, source: &SecretSource) {
+    let path = kept_header::newest(&Filed::new(state_dir, uuid, target));
     let Ok(header) = kept_header::open(&path).and_then(|file| kept_header::load(&file, &path))
     else {
         return;

@@ -300,6 +300,7 @@ fn remove(context: &Context, args: &KeyRemoveArgs) -> Result<Exit, Failure> {
         used_here: used_here(context, &resolved, args)?,
     };
     let changed = change_header(context, &resolved, &secret, &change)?;
+    note_key(context, &changed, |notes| notes.removed(&changed.mark));
     let json = json!({
         "command": "key remove",
         "result": exit_json(Exit::Done),
@@ -322,7 +323,8 @@ fn remove(context: &Context, args: &KeyRemoveArgs) -> Result<Exit, Failure> {
 }
 
 /// What this machine's backups open the container with, where another key was given and the
-/// removal must not cost it. A file that is gone is used by nobody.
+/// removal must not cost it. A file that the config names and that isn't there counts: its disk may
+/// just not be mounted. A default key file that is gone is used by nobody.
 fn used_here(
     context: &Context,
     resolved: &Resolved,
@@ -330,7 +332,7 @@ fn used_here(
 ) -> Result<Option<Secret>, Failure> {
     let own = &resolved.own_secret;
     let asked = matches!(own, SecretSource::Terminal);
-    if args.although_in_use || asked || *own == resolved.secret || own.is_gone() {
+    if args.although_in_use || asked || *own == resolved.secret {
         return Ok(None);
     }
     let fetched = context.fetch(own);
@@ -341,8 +343,8 @@ fn used_here(
                 args.slot
             ))
             .with_hint(
-                "nothing was changed. Make what the config names readable, or insist with \
-                 --although-in-use",
+                "nothing was changed. Make what the config names readable (is its disk mounted?); or, \
+                 if it is gone for good, insist with --although-in-use",
             )
     })?))
 }

@@ -39,7 +39,7 @@ pub(super) fn run(context: &Context, args: &PruneArgs) -> Result<Exit, Failure> 
         dry_run: args.dry_run,
     };
     let pruned = session.prune(spec, &mut reporter, &context.interrupt);
-    let (report, closed) = close(session, pruned, context, &mut reporter)?;
+    let (report, closed) = close(session, pruned, context, &resolved, &mut reporter)?;
     let json = json!({
         "command": "prune",
         "result": exit_json(Exit::Done),

@@ -36,7 +36,7 @@ pub(super) fn run(context: &Context, args: &RestoreArgs) -> Result<Exit, Failure
     let began = Instant::now();
     let restored = session.restore(spec.clone(), &mut reporter, &context.interrupt);
     let took = began.elapsed();
-    let (report, closed) = close(session, restored, context, &mut reporter)?;
+    let (report, closed) = close(session, restored, context, &resolved, &mut reporter)?;
     tell_state(context, &report);
     let json = json!({
         "command": "restore",

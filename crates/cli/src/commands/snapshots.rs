@@ -16,7 +16,7 @@ pub(super) fn run(context: &Context, args: &SnapshotsArgs) -> Result<Exit, Failu
     let mut session = context.open(&resolved, &secret, Access::ReadOnly, &mut reporter)?;
     drop(secret);
     let listed = session.snapshots(&mut reporter, &context.interrupt);
-    let (mut entries, _) = close(session, listed, context, &mut reporter)?;
+    let (mut entries, _) = close(session, listed, context, &resolved, &mut reporter)?;
     if let Some(job) = &args.job {
         if !entries.iter().any(|entry| entry.job == *job) {
             return Err(no_such_job(job, &entries));

@@ -10,8 +10,9 @@ use sprat_store::copy::{DataMap, read_remote_map};
 use sprat_store::lock::{self, LockInfo};
 use sprat_store::{Access, FileStat, SshTarget, Store, StoreError, StoreErrorKind};
 
-use super::context::{Context, Resolved};
+use super::context::{Context, Resolved, both};
 use crate::args::StatusArgs;
+use crate::filed::Filed;
 use crate::kept_check::{self, KeptCheck, KeptChecks};
 use crate::key_notes::KeyNotes;
 use crate::output::{exit_json, failure_json, text};
@@ -26,7 +27,8 @@ const SHELL_LIMIT: Duration = Duration::from_secs(15);
 /// What is known of one container.
 struct Found {
     resolved: Resolved,
-    known: Option<Known>,
+    /// `None`: no session of this machine yet. A failure: what is pinned can't be read.
+    known: Result<Option<Known>, Failure>,
     /// `None`: it was not asked.
     server: Option<Result<Server, Failure>>,
 }
@@ -60,6 +62,7 @@ struct Lock {
 }
 
 pub(super) fn run(context: &Context, args: &StatusArgs) -> Result<Exit, Failure> {
+    refuse_what_opens(context)?;
     let mut resolved = Vec::new();
     for target in &args.targets {
         resolved.push(context.resolve(target)?);
@@ -78,13 +81,9 @@ pub(super) fn run(context: &Context, args: &StatusArgs) -> Result<Exit, Failure>
     let mut found = Vec::new();
     for resolved in resolved {
         context.interrupt.check()?;
-        found.push(look(context, resolved, args.offline)?);
+        found.push(look(context, resolved, args.offline));
     }
-    let exit = found
-        .iter()
-        .map(Found::exit)
-        .find(|exit| *exit != Exit::Done);
-    let exit = exit.unwrap_or(Exit::Done);
+    let exit = Exit::of_several(found.iter().map(Found::exit));
     let containers: Vec<Value> = found.iter().map(Found::json).collect();
     let json = json!({
         "command": "status",
@@ -96,28 +95,52 @@ pub(super) fn run(context: &Context, args: &StatusArgs) -> Result<Exit, Failure>
     let shown: Vec<String> = found.iter().map(|found| found.text(now)).collect();
     context.output.result(&shown.join("\n"), &json)?;
     for failure in found.iter().filter_map(Found::failure) {
-        context.output.failure(failure);
+        context.output.failure(&failure);
     }
     Ok(exit)
 }
 
-fn look(context: &Context, resolved: Resolved, offline: bool) -> Result<Found, Failure> {
-    let state_dir = context.environment.absolute(&context.global.state_dir);
-    let known = match pinned::policy(&state_dir, &resolved.target, None)? {
-        PinPolicy::Known(Pins { uuid, .. }) => Some(Known {
-            standing: Standing::load(&state_dir, &uuid),
-            checks: kept_check::last(&state_dir, &uuid),
-            proved: KeyNotes::load(&state_dir, &uuid).last_proved(),
-            uuid,
-        }),
-        _ => None,
+/// Whoever gives a key or a fingerprint may think that it was tried.
+fn refuse_what_opens(context: &Context) -> Result<(), Failure> {
+    let global = &context.global;
+    let given = [
+        ("--key-file", global.key_file.is_some()),
+        ("--passphrase-file", global.passphrase_file.is_some()),
+        ("--passphrase-command", global.passphrase_command.is_some()),
+        ("--fingerprint", global.fingerprint.is_some()),
+    ];
+    let Some((option, _)) = given.iter().find(|(_, given)| *given) else {
+        return Ok(());
     };
+    Err(Failure::usage(format!(
+        "a status opens nothing, so it has no use for {option}"
+    ))
+    .with_hint(
+        "nothing was asked. Leave it out; `sprat key rehearse` tries a key, and compares a \
+             fingerprint",
+    ))
+}
+
+fn look(context: &Context, resolved: Resolved, offline: bool) -> Found {
+    let state_dir = context.environment.absolute(&context.global.state_dir);
+    let known = pinned::policy(&state_dir, &resolved.target, None).map(|policy| match policy {
+        PinPolicy::Known(Pins { uuid, .. }) => {
+            let filed = Filed::new(&state_dir, &uuid, &resolved.target);
+            Some(Known {
+                standing: Standing::load(&filed),
+                checks: kept_check::last(&filed),
+                proved: KeyNotes::load(&state_dir, &uuid).last_proved(),
+                uuid,
+            })
+        }
+        _ => None,
+    });
     let server = (!offline).then(|| ask(&resolved));
-    Ok(Found {
+    Found {
         resolved,
         known,
         server,
-    })
+    }
 }
 
 fn ask(resolved: &Resolved) -> Result<Server, Failure> {
@@ -193,26 +216,35 @@ impl Lock {
 }
 
 impl Found {
-    fn failure(&self) -> Option<&Failure> {
-        self.server.as_ref()?.as_ref().err()
+    fn failure(&self) -> Option<Failure> {
+        let server = self.server.as_ref();
+        let server = server.and_then(|server| server.as_ref().err()).cloned();
+        match (server, self.known.as_ref().err().cloned()) {
+            (Some(server), Some(known)) => Some(both(server, known)),
+            (server, known) => server.or(known),
+        }
     }
 
     fn exit(&self) -> Exit {
         self.failure().map_or(Exit::Done, |failure| failure.exit)
     }
 
+    fn known(&self) -> Option<&Known> {
+        self.known.as_ref().ok()?.as_ref()
+    }
+
     fn json(&self) -> Value {
-        let standing = self.known.as_ref().map(|known| &known.standing);
+        let standing = self.known().map(|known| &known.standing);
         json!({
             "name": self.resolved.name,
             "target": self.resolved.target.to_string(),
-            "uuid": self.known.as_ref().map(|known| &known.uuid),
+            "uuid": self.known().map(|known| &known.uuid),
             "server": self.server.as_ref().and_then(|server| server.as_ref().ok()),
-            "failure": self.failure().map(failure_json),
+            "failure": self.failure().as_ref().map(failure_json),
             "volume": standing.and_then(|standing| standing.room.as_ref()),
             "jobs": standing.map(|standing| &standing.jobs),
-            "checks": self.known.as_ref().map(Known::checks_json),
-            "key_proved": self.known.as_ref().and_then(|known| known.proved),
+            "checks": self.known().map(Known::checks_json),
+            "key_proved": self.known().and_then(|known| known.proved),
         })
     }
 
@@ -232,11 +264,12 @@ impl Found {
             }
         }
         match &self.known {
-            None => row(
+            Err(failure) => row("known here", failure.what.clone()),
+            Ok(None) => row(
                 "known here",
                 "nothing: no session of this machine yet".to_owned(),
             ),
-            Some(known) => {
+            Ok(Some(known)) => {
                 row("volume", known.volume(now));
                 row("checks", known.checks(now));
                 row("keys", known.keys(now));
@@ -425,7 +458,7 @@ mod tests {
                 default_key_file: None,
                 insist_without_fsync: false,
             },
-            known,
+            known: Ok(known),
             server,
         }
     }

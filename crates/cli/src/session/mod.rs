@@ -157,6 +157,9 @@ impl Session {
         interrupt: &Interrupt,
     ) -> Result<SnapshotReport, Failure> {
         spec.never_enter.extend(self.own_folders());
+        // What a session notes of its lock is of no use later, and untrue.
+        let locks = self.options.state_dir.join("locks");
+        spec.never_enter.push(locks);
         spec.container = self.local_container();
         self.ask(
             &WorkerOrder::TakeSnapshot(Box::new(spec)),
@@ -194,6 +197,8 @@ impl Session {
         interrupt: &Interrupt,
     ) -> Result<RestoreReport, Failure> {
         spec.never_enter.extend(self.own_folders());
+        // What is known of locks, keys and headers now is newer than what any snapshot has.
+        spec.never_enter.push(self.options.state_dir.clone());
         spec.container = self.local_container();
         self.ask(
             &WorkerOrder::Restore(Box::new(spec)),

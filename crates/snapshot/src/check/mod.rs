@@ -25,6 +25,7 @@ use crate::record::NameList;
 use crate::spec::{Cancel, Progress};
 use crate::text::{escape_path, path_text};
 use known::Known;
+pub use known::begin_known_from;
 use read::{Stop, Task, read_tasks};
 use walk::Run;
 

@@ -4,9 +4,10 @@ use serde_json::json;
 use sprat_luks::{Header, HeaderBackup, LuksErrorKind};
 use sprat_store::StoreFile;
 
-use super::super::context::Context;
+use super::super::context::{Context, Resolved};
 use super::{change_header, judged, open, state_dir};
 use crate::args::{KeyHeaderBackupArgs, KeyHeaderRestoreArgs};
+use crate::filed::{Elsewhere, Filed};
 use crate::key_notes::KeyNotes;
 use crate::output::{exit_json, text};
 use crate::session::{HeaderChange, PinPolicy};
@@ -88,8 +89,8 @@ pub(super) fn restore(context: &Context, args: &KeyHeaderRestoreArgs) -> Result<
     let fingerprint = context.global.fingerprint.as_deref();
     let policy = pinned::policy(&state_dir(context), &resolved.target, fingerprint)?;
     let lies_there = LiesThere::look(&*file, &policy)?;
-    let path = match &args.file {
-        Some(path) => context.environment.absolute(path),
+    let (path, of_another) = match &args.file {
+        Some(path) => (context.environment.absolute(path), None),
         None => {
             let uuid = match (&policy, lies_there.header()) {
                 (PinPolicy::Known(pins), _) => pins.uuid.clone(),
@@ -101,7 +102,7 @@ pub(super) fn restore(context: &Context, args: &KeyHeaderRestoreArgs) -> Result<
                     );
                 }
             };
-            kept_header::newest(&state_dir(context), &uuid)
+            kept_header::to_put_back(&Filed::new(&state_dir(context), &uuid, &resolved.target))
         }
     };
     let from = kept_header::load(&kept_header::open(&path)?, &path)?;
@@ -113,6 +114,9 @@ pub(super) fn restore(context: &Context, args: &KeyHeaderRestoreArgs) -> Result<
     }
     let secret = context.secret(&resolved)?;
     let notes = KeyNotes::load(&state_dir(context), from.uuid());
+    if let Some(other) = of_another {
+        tell_whose(context, args.yes, &resolved, &other);
+    }
     for line in difference(&from, &lies_there, &notes) {
         match args.yes {
             true => context.output.note(&line),
@@ -156,6 +160,26 @@ fn another(from: &Header, present: &Header) -> Failure {
             text::harmless(present.uuid())
         ))
         .with_hint("nothing was changed")
+}
+
+/// Says whose header is to be put back where none was kept of the container at this place.
+fn tell_whose(context: &Context, yes: bool, resolved: &Resolved, other: &Elsewhere) {
+    let target = &resolved.target;
+    let begin = format!("no header of {target} itself is kept on this machine; this one is of");
+    let told = match &other.target {
+        Some(other) => {
+            let other = text::harmless(other);
+            format!("{begin} {other}, which has the same UUID: it may be a copy with other keys")
+        }
+        None => format!(
+            "{begin} a container with the same UUID, of a place that isn't known any more: it may \
+             be a copy with other keys"
+        ),
+    };
+    match yes {
+        true => context.output.warning(&told),
+        false => context.output.asked_about(&told),
+    }
 }
 
 fn confirmed(context: &Context) -> Result<bool, Failure> {

@@ -4,12 +4,13 @@ use sprat_luks::{Header, Pins};
 use sprat_store::copy::{self, CopyError, CopyStage};
 use sprat_store::{Access, Store, StoreFile};
 
-use super::super::options::PinPolicy;
+use super::super::options::{PinPolicy, SessionOptions};
 use super::super::volume_process::connection::{HeaderBytes, record_id};
 use super::super::volume_process::reserve;
 use super::attempt::{Present, Source, Stores, flush_folder, remove_if_there, stat_if_there};
 use super::watch::Watch;
 use super::{CopyObserver, CopyPhase, Job};
+use crate::filed::Filed;
 use crate::{Failure, pinned};
 
 /// What a container of LUKS begins with.
@@ -143,6 +144,12 @@ impl Job<'_> {
         self.removing = true;
         // First: without its container nobody would look for it.
         self.remove_reserve(store)?;
+        // Before, too: whatever ends this run, they are found at the new place.
+        let [from, to] = [&self.options.source, &self.options.destination];
+        let linked = self.filed(from, pins).link_to(&self.filed(to, pins));
+        if let Err(error) = linked {
+            self.tell_unmoved(&error, observer);
+        }
         remove_if_there(store, self.source.name())?;
         self.forget_source(stores, pins, observer)
     }
@@ -162,6 +169,21 @@ impl Job<'_> {
         Ok(())
     }
 
+    /// Where this machine files what it keeps of one of the two.
+    pub(super) fn filed(&self, end: &SessionOptions, pins: &Pins) -> Filed {
+        Filed::new(&end.state_dir, &pins.uuid, &end.target)
+    }
+
+    fn tell_unmoved(&self, error: &std::io::Error, observer: &mut dyn CopyObserver) {
+        observer.tell(
+            &format!(
+                "kept headers and what `sprat status` shows stay under {}: {error}",
+                self.options.source.target
+            ),
+            true,
+        );
+    }
+
     /// Makes the removal of the source durable, and forgets what this machine knew of it.
     pub(super) fn forget_source(
         &mut self,
@@ -171,6 +193,11 @@ impl Job<'_> {
     ) -> Result<(), Failure> {
         flush_folder(&*stores.source, observer)?;
         self.source_removed = true;
+        let [from, to] = [&self.options.source, &self.options.destination];
+        let (from, to) = (self.filed(from, pins), self.filed(to, pins));
+        if let Err(error) = from.link_to(&to).and_then(|()| from.forget()) {
+            self.tell_unmoved(&error, observer);
+        }
         pinned::forget(&self.source.options.state_dir, &self.options.source.target)?;
         let cache = format!("{}-{}", pins.uuid, record_id(&self.options.source.target));
         // Of no use any more, and no harm.

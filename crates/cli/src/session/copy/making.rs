@@ -176,6 +176,19 @@ impl Job<'_> {
         self.destination.held.still_ours(store)?;
         self.source.held.still_ours(&*stores.source)?;
         self.interrupt.check()?;
+        // Nothing has that name, so what is known of that place is of a file that is gone.
+        if let Err(error) = self
+            .filed(&self.options.destination, &source.pins)
+            .make_way()
+        {
+            observer.tell(
+                &format!(
+                    "what this machine knew of an earlier {} may be taken for the copy's: {error}",
+                    self.options.destination.target
+                ),
+                true,
+            );
+        }
         match store.rename_new(&unfinished, self.destination.name()) {
             Err(error) if error.kind() == StoreErrorKind::AlreadyExists => {
                 return Err(self.last_word(self.exists_already()));

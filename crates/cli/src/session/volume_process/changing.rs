@@ -17,6 +17,7 @@ use super::opening::{
 };
 use super::rewrite::forestall_rename;
 use super::stop::{Say, Stop};
+use crate::filed::Filed;
 use crate::kept_header::{self, Kept};
 use crate::{Exit, Failure};
 
@@ -267,8 +268,10 @@ impl<'w> Work<'w> {
         };
         let Some(found) = slots.iter().find(|found| found.number == slot) else {
             // The session that died may have come to its end: it kept the header as it was first.
-            if (repaired || self.hold.took_over()) && self.was_kept(&header, slot) {
-                return Ok((done(true), String::new()));
+            if (repaired || self.hold.took_over())
+                && let Some(mark) = self.mark_kept(&header, slot)
+            {
+                return Ok((done(true), mark));
             }
             return Err(Failure::usage(format!("there is no key slot {slot}"))
                 .with_hint("nothing was changed. `sprat key list` shows the slots"));
@@ -307,12 +310,17 @@ impl<'w> Work<'w> {
         Ok((done(false), found.mark.clone()))
     }
 
-    /// Whether the newest header that this machine keeps had that slot.
-    fn was_kept(&self, header: &Header, slot: u32) -> bool {
-        let path = kept_header::newest(&self.state_dir(), header.uuid());
-        kept_header::open(&path)
-            .and_then(|file| kept_header::load(&file, &path))
-            .is_ok_and(|kept| kept.slots().iter().any(|kept| kept.number == slot))
+    /// The mark of that slot in the newest header that this machine keeps, if it had it.
+    fn mark_kept(&self, header: &Header, slot: u32) -> Option<String> {
+        let path = kept_header::newest(&self.filed(header));
+        let kept = kept_header::load(&kept_header::open(&path).ok()?, &path).ok()?;
+        let mut slots = kept.slots().into_iter();
+        slots.find_map(|kept| (kept.number == slot).then_some(kept.mark))
+    }
+
+    /// Where this machine files what it keeps of the container.
+    pub(super) fn filed(&self, header: &Header) -> Filed {
+        Filed::new(&self.state_dir(), header.uuid(), &self.start.target)
     }
 
     pub(super) fn state_dir(&self) -> PathBuf {
@@ -333,7 +341,7 @@ impl<'w> Work<'w> {
 
     /// Keeps it as the newest, and tells where slots are not what they were.
     fn keep_newest(&self, header: &Header, going: Option<u32>) -> Result<PathBuf, Failure> {
-        let kept = kept_header::keep_newest(&self.state_dir(), header, &self.bytes(), going)?;
+        let kept = kept_header::keep_newest(&self.filed(header), header, &self.bytes(), going)?;
         let Kept { path, differ } = kept;
         if let Some((slots, kept)) = differ {
             self.say.notice(Notice::SlotsDiffer { slots, kept });

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use openssl::sha::sha256;
 use sprat_luks::HeaderRead;
 use sprat_store::{
     Fence, FileName, LocalRecord, LocalStore, LockError, OwnerNote, Puncher, PuncherOptions,
@@ -182,7 +181,7 @@ pub(in crate::session) fn record_id(target: &Target) -> String {
     {
         *folder = real;
     }
-    hex(&sha256(target.identity().as_bytes())[..8])
+    target.id()
 }
 
 /// Who this host is to a server: a random id, no name.

@@ -1,6 +1,6 @@
 //! Makes a container under another name, and gives it its own once it is whole and durable.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -16,6 +16,7 @@ use super::opening::{
     tell_overcommit,
 };
 use super::stop::{Say, Stop};
+use crate::filed::Filed;
 use crate::kept_header;
 use crate::{Exit, Failure};
 
@@ -24,7 +25,7 @@ pub(super) struct Making {
     header: Vec<Extent>,
     pins: Pins,
     secrets: Vec<Secret>,
-    state_dir: PathBuf,
+    filed: Filed,
     /// Bytes of the header that were sent.
     pub header_bytes: u64,
     /// The server was asked to give the container its name.
@@ -162,11 +163,13 @@ fn fill(
         // What is made is small, and removed again where it finds no room.
         available_bytes: None,
     };
+    let state_dir = Path::new(&start.state_dir);
+    let filed = Filed::new(state_dir, &new.pins.uuid, &start.target);
     let making = Making {
         header: new.header,
         pins: new.pins,
         secrets: slots.into_iter().map(|(secret, _)| secret).collect(),
-        state_dir: PathBuf::from(&start.state_dir),
+        filed,
         header_bytes,
         naming: AtomicBool::new(false),
     };
@@ -224,7 +227,7 @@ impl Making {
             header.unlock(&bytes, secret)?;
         }
         // Without it nothing is lost yet; the next change of keys tries again.
-        if let Err(failure) = kept_header::keep_newest(&self.state_dir, &header, &bytes, None) {
+        if let Err(failure) = kept_header::keep_newest(&self.filed, &header, &bytes, None) {
             let causes = failure.causes.join("; ");
             say.notice(Notice::HeaderNotKept {
                 reason: format!("{}: {causes}", failure.what),

@@ -66,10 +66,10 @@ impl Work<'_> {
     /// What lies in the header's place; the newest one kept may be what is put back, so it is not
     /// replaced.
     fn keep_what_goes(&self, from: &Header, present: Option<&Header>) -> Result<PathBuf, Failure> {
-        let (state_dir, bytes) = (self.state_dir(), self.bytes());
+        let (filed, bytes) = (self.filed(from), self.bytes());
         match present {
-            Some(present) => kept_header::keep_replaced(&state_dir, present, &bytes),
-            None => kept_header::keep_foreign(&state_dir, from.uuid(), &bytes),
+            Some(present) => kept_header::keep_replaced(&filed, present, &bytes),
+            None => kept_header::keep_foreign(&filed, &bytes),
         }
     }
 
