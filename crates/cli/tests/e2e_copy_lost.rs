@@ -180,3 +180,26 @@ fn a_source_that_is_lost_about_its_removal_leaves_no_lock_at_the_copy() {
     assert_eq!(again.code, 0, "{}", again.whole());
     assert_eq!(again.json()["source_removed"], true);
 }
+
+#[test]
+fn a_source_that_is_lost_costs_nothing_that_has_arrived_and_no_lock() {
+    requires!(missing());
+    let scene = Scene::new();
+    let (from, to) = (
+        scene.machine.on_line(CONTAINER),
+        scene.machine.on_other_line(COPY),
+    );
+    let copy = ["copy", &from, &to, "--json"];
+    let lost = scene.struck(&copy, blow("cut", "before", "read", 70));
+    let said = lost.failed_with(14);
+    assert!(said.contains("read from the source"), "{said}");
+    let names = scene.names("server");
+    assert_eq!(names.len(), 1, "{names:?}: {said}");
+    assert!(names[0].starts_with("x.luks.copying-"), "{names:?}");
+    let again = scene.struck(&copy, None);
+    assert_eq!(again.code, 0, "{}", again.whole());
+    let resumed = again.json()["resumed_bytes"].as_u64().unwrap();
+    assert!(resumed > 0, "{said}{}", again.whole());
+    scene.arrived_whole();
+    assert_eq!(scene.names("server"), ["x.luks"]);
+}

@@ -75,14 +75,14 @@ impl Job<'_> {
         let mut watch = Watch::new(observer, self.interrupt, both, stores);
         let copied = copy::copy(&sides, note, &mut watch);
         let figures = match (copied, watch.failure.take()) {
-            (_, Some(failure)) => return Err(failure),
-            (Err(error), None) => {
-                if matches!(error, CopyError::Source(_)) {
-                    // What was sent is answered, on every connection, or this fails.
-                    self.under_way = sides.destination.flush().is_err();
-                }
+            // First: whatever else was seen by then came of it, or is seen again.
+            (Err(error @ CopyError::Source(_)), _) => {
+                // What was sent is answered, on every connection, or this fails.
+                self.under_way = sides.destination.flush().is_err();
                 return Err(self.failed_copy(&error));
             }
+            (_, Some(failure)) => return Err(failure),
+            (Err(error), None) => return Err(self.failed_copy(&error)),
             (Ok(figures), None) => figures,
         };
         self.under_way = false;
