@@ -203,3 +203,36 @@ fn a_source_that_is_lost_costs_nothing_that_has_arrived_and_no_lock() {
     scene.arrived_whole();
     assert_eq!(scene.names("server"), ["x.luks"]);
 }
+
+#[test]
+fn a_server_that_is_back_before_its_disk_is_waited_for() {
+    requires!(missing());
+    for (folder, when, kind, nth) in [
+        ("server", "before", "write", 20),
+        ("server", "after", "rename", 1),
+        ("store", "before", "write", 20),
+        ("store", "before", "remove", 1),
+    ] {
+        let scene = Scene::new();
+        // Whoever brings it back must not go with the line, whose processes are one group.
+        let script = format!(
+            "mv {folder} away && mkdir {folder}\n\
+             setsid sh -c 'touch begun; sleep 3; rmdir {folder} && mv away {folder}' \
+             >/dev/null 2>&1 &\n\
+             until test -e begun; do sleep 0.01; done\n"
+        );
+        scene.machine.write("act", script);
+        let (from, to) = (
+            scene.machine.on_line(CONTAINER),
+            scene.machine.on_line(COPY),
+        );
+        let copy = ["copy", "--move", &from, &to, "--json"];
+        let ran = scene.struck(&copy, blow("leave", when, kind, nth));
+        assert_eq!(ran.code, 0, "{folder} {kind}: {}", ran.whole());
+        assert!(ran.stderr.contains("its disk may"), "{}", ran.whole());
+        scene.arrived_whole();
+        assert_eq!(scene.names("server"), ["x.luks"]);
+        assert_eq!(scene.names("store"), [""; 0]);
+        scene.machine.nothing_is_left();
+    }
+}

@@ -48,10 +48,7 @@ impl Job<'_> {
         observer: &mut dyn CopyObserver,
     ) -> Result<CopyReport, Failure> {
         observer.phase(CopyPhase::Opening);
-        let stores = Stores {
-            source: self.source.connect()?,
-            destination: self.destination.connect()?,
-        };
+        let stores = self.connect()?;
         self.interrupt.check()?;
         let done = self.hold(&stores, observer);
         if done
@@ -136,11 +133,8 @@ impl Job<'_> {
             let note = CopyNote::open(&self.note_path());
             self.note = note.map_err(|error| refusals::of_copy(&error))?;
         }
+        let there = self.look(stores)?;
         check_writable(&self.destination, &*stores.destination)?;
-        let there = Present {
-            source: stat_if_there(&*stores.source, self.source.name())?,
-            destination: stat_if_there(&*stores.destination, self.destination.name())?,
-        };
         // What a dead session had under way went into what has the name, if anything has.
         self.file_is_ours = self.named || there.destination.is_none();
         // Refused before any lock is taken.

@@ -9,6 +9,7 @@ mod ending;
 mod finding;
 mod making;
 mod refusals;
+mod returning;
 mod side;
 mod watch;
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use sprat_store::lock::{self, RENEW_INTERVAL};
-use sprat_store::{FileName, LocalRecord, Lock, LockError, Store, StoreErrorKind};
+use sprat_store::{FileName, LocalRecord, Lock, LockError, Store, StoreError, StoreErrorKind};
 
 use super::super::options::{SessionOptions, TAKEOVER_QUIET_TIMES};
 use super::super::volume_process::connection::{Connection, open_record, owner_note};
@@ -66,10 +66,10 @@ impl Side {
     }
 
     /// Connects.
-    pub(super) fn connect(&mut self) -> Result<Arc<dyn Store>, Failure> {
+    pub(super) fn connect(&mut self) -> Result<Arc<dyn Store>, StoreError> {
         let store = self.connection.connect();
         self.answers = store.is_ok();
-        Ok(store?)
+        store
     }
 
     /// Gives the lock back once no line is sought any more, where this side still answers. Only
