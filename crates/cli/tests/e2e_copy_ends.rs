@@ -260,6 +260,21 @@ fn a_swapped_copy_is_refused_and_its_pins_stay() {
 }
 
 #[test]
+fn a_name_that_is_taken_at_the_last_moment_gets_no_pins() {
+    requires!(missing());
+    let scene = Scene::new();
+    let pins = scene.names("state/containers");
+    scene.machine.write("act", "echo other >server/x.luks\n");
+    let refused = scene.copy(&["--move"], blow("act", "before", "rename", 1));
+    let said = refused.failed_with(1);
+    assert!(said.contains("exists already"), "{said}");
+    assert_eq!(scene.names("state/containers"), pins);
+    let other = fs::read(scene.machine.path("server/x.luks")).unwrap();
+    assert_eq!(other, b"other\n");
+    assert!(same_bytes(&scene.pristine, &scene.machine.path(CONTAINER)));
+}
+
+#[test]
 fn a_source_that_is_not_within_reach_is_not_told_as_removed() {
     requires!(missing());
     let scene = Scene::new();

@@ -6,15 +6,17 @@
 # FOLDER/changes: the kind of each, a line each. FOLDER/struck is there once the blow has fallen, or is
 # about to. After `cut` there is no line any more; after `lose` a new one may be taken. `act` strikes at
 # nobody: half a second later, when other channels have had their answers, FOLDER/../act is run, with
-# sprat's pid in $SPRAT. `acts` does that at each such change from the NTH on.
+# sprat's pid in $SPRAT. `acts` does that at each such change from the NTH on. `leave` runs it, and then loses the
+# line. With KIND `read`, reads are counted. The host `other` is never struck, and nothing of it counts.
 import fcntl, os, signal, struct, subprocess, sys, threading, time
 
 folder, server, how, when = sys.argv[1:5]
 *of_kind, nth = sys.argv[5].split(":")
 shell = sys.argv[-1].split()[0] == "sh"
+spared = sys.argv[-2] == "other"
 CHANGES = {6: "write", 9: "setstat", 10: "setstat", 13: "remove", 18: "rename"}
 EXTENDED = {b"fsync@": "fsync", b"posix-rename@": "rename", b"copy-data": "copy"}
-OPEN, CREAT, EXTENDED_REQUEST = 3, 8, 200
+OPEN, READ, CREAT, EXTENDED_REQUEST = 3, 5, 8, 200
 
 
 def of_process(pid, what):
@@ -54,13 +56,18 @@ def kill(pid):
         pass
 
 
+def act():
+    surroundings = {**os.environ, "SPRAT": str(next(sprats()))}
+    script = ["sh", f"{folder}/../act"]
+    subprocess.run(script, stdin=subprocess.DEVNULL, env=surroundings, check=True)
+
+
 def strike():
     if how in ("act", "acts"):
         time.sleep(0.5)
-        surroundings = {**os.environ, "SPRAT": str(next(sprats()))}
-        script = ["sh", f"{folder}/../act"]
-        subprocess.run(script, stdin=subprocess.DEVNULL, env=surroundings, check=True)
-        return
+        return act()
+    if how == "leave":
+        act()
     if how == "kill":
         for pid in list(sprats()):
             kill(pid)
@@ -73,6 +80,8 @@ def strike():
 
 def change(body):
     """What a request changes, if anything."""
+    if body[0] == READ:
+        return "read" if "read" in of_kind else None
     if body[0] == OPEN:
         (length,) = struct.unpack(">I", body[5:9])
         (flags,) = struct.unpack(">I", body[9 + length : 13 + length])
@@ -100,6 +109,7 @@ def read(size):
 
 
 def pass_on(data, kind):
+    kind = None if spared else kind
     nth_now = count(kind) if kind else 0
     due = nth_now == int(nth) or (how == "acts" and nth_now > int(nth))
     due = due and kind and (not of_kind or kind in of_kind)
@@ -116,10 +126,11 @@ def pass_on(data, kind):
         strike()
 
 
-if how == "cut" and os.path.exists(f"{folder}/struck"):
+if how == "cut" and os.path.exists(f"{folder}/struck") and not spared:
     sys.exit("the line is cut")
-with open(f"{folder}/pids", "a") as pids:
-    pids.write(f"{os.getpid()}\n")
+if not spared:
+    with open(f"{folder}/pids", "a") as pids:
+        pids.write(f"{os.getpid()}\n")
 child = subprocess.Popen(
     ["sh"] if shell else [server], stdin=subprocess.PIPE, stdout=subprocess.PIPE
 )

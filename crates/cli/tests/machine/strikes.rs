@@ -26,13 +26,14 @@ const CHANGES_MIN: usize = 9;
 #[derive(Debug, Clone, Copy)]
 pub struct Blow {
     /// `kill`; `cut`: the line, for good; `lose`: the line, and a new one may be taken; `act`: the
-    /// machine's script `act` is run instead; `acts`: from that change on, at each.
+    /// machine's script `act` is run instead; `acts`: from that change on, at each; `leave`: it is
+    /// run, and then the line is lost.
     pub how: &'static str,
     /// `before` or `after` the change is passed on.
     pub when: &'static str,
     /// Which change, from 1.
     pub nth: usize,
-    /// Only changes of this kind are counted.
+    /// Only changes of this kind are counted, or, with `read`, what is read.
     pub kind: Option<&'static str>,
 }
 
@@ -67,6 +68,11 @@ impl Machine {
         format!("ssh://server{}", self.path(path).display())
     }
 
+    /// The same on another line, which is never struck.
+    pub fn on_other_line(&self, path: &str) -> String {
+        format!("ssh://other{}", self.path(path).display())
+    }
+
     /// sprat behind a line that strikes; `None`: never.
     pub fn sprat_struck(&self, arguments: &[&str], blow: Option<Blow>) -> Ran {
         let folder = self.path("striker");
@@ -92,7 +98,11 @@ impl Machine {
             folder.display(),
             needs::sftp_server().unwrap().display()
         );
-        let patience = if how == "lose" { "60" } else { "0" };
+        let patience = if matches!(how, "lose" | "leave") {
+            "60"
+        } else {
+            "0"
+        };
         let mut all = vec!["--ssh-command", &ssh, "--cheap-kdf-for-tests"];
         all.extend(["--quiet-time", "0", "--data-channels", "1"]);
         all.extend(["--reconnect-max", patience]);

@@ -48,11 +48,7 @@ impl Job<'_> {
         observer: &mut dyn CopyObserver,
     ) -> Result<CopyReport, Failure> {
         observer.phase(CopyPhase::Opening);
-        self.only_source_lost = false;
-        let stores = Stores {
-            source: self.source.connect()?,
-            destination: self.destination.connect()?,
-        };
+        let stores = self.connect()?;
         self.interrupt.check()?;
         let done = self.hold(&stores, observer);
         if done
@@ -61,11 +57,11 @@ impl Job<'_> {
         {
             let now = Some(Instant::now());
             self.source.lost_at = now;
-            if !self.only_source_lost {
+            if std::mem::take(&mut self.under_way) {
                 self.destination.lost_at = now;
             }
         } else {
-            let released = self.let_go(&stores);
+            let released = self.let_go(&stores, observer);
             if done.is_ok() {
                 if let Err(failure) = released {
                     let why = failure.what;
@@ -92,16 +88,25 @@ impl Job<'_> {
         more
     }
 
-    /// What was asked and not answered may still arrive, so its lock stays; everything else goes.
-    /// Should that fail, the next run on this host takes the lock over.
-    fn let_go(&self, stores: &Stores) -> Result<(), Failure> {
-        let (from, to) = (&self.source.held, &self.destination.held);
-        let there = to
-            .still_ours(&*stores.destination)
-            .and_then(|()| to.release(&*stores.destination, true));
-        let here = from
-            .still_ours(&*stores.source)
-            .and_then(|()| from.release(&*stores.source, self.source_removed));
+    /// Everything sent is answered, so both locks go; but one under which a session died only where
+    /// its bytes are of no account any more. Should that fail, the next run on this host takes the
+    /// lock over.
+    fn let_go(&self, stores: &Stores, observer: &mut dyn CopyObserver) -> Result<(), Failure> {
+        let mut let_go = |side: &Side, store: &dyn Store, settled| {
+            side.held.still_ours(store)?;
+            if !side.held.release(store, settled)? {
+                let text = format!(
+                    "the lock on {} stays: a session of this machine died while it wrote there, \
+                     and only a session can see to what it had under way. The next one on this \
+                     machine does",
+                    side.options.target
+                );
+                observer.tell(&text, true);
+            }
+            Ok(())
+        };
+        let there = let_go(&self.destination, &*stores.destination, self.file_is_ours);
+        let here = let_go(&self.source, &*stores.source, self.source_removed);
         there.and(here)
     }
 
@@ -115,7 +120,7 @@ impl Job<'_> {
             let _ = self.source.give_up(self.source_removed);
         }
         if self.destination.lost_at.is_none() || !outlives(&self.destination) {
-            let _ = self.destination.give_up(true);
+            let _ = self.destination.give_up(self.file_is_ours);
         }
     }
 
@@ -128,11 +133,10 @@ impl Job<'_> {
             let note = CopyNote::open(&self.note_path());
             self.note = note.map_err(|error| refusals::of_copy(&error))?;
         }
+        let there = self.look(stores)?;
         check_writable(&self.destination, &*stores.destination)?;
-        let there = Present {
-            source: stat_if_there(&*stores.source, self.source.name())?,
-            destination: stat_if_there(&*stores.destination, self.destination.name())?,
-        };
+        // What a dead session had under way went into what has the name, if anything has.
+        self.file_is_ours = self.named || there.destination.is_none();
         // Refused before any lock is taken.
         let near_its_end = self.is_near_its_end();
         let may_lack_source = there.destination.is_some() && near_its_end && self.may_lack_source();

@@ -18,7 +18,9 @@ const LUKS_MAGIC: &[u8] = b"LUKS\xba\xbe";
 
 impl Job<'_> {
     /// A run before gave the copy its name, or was about to note that it had. Others may have put
-    /// something else there since, so all of it is read back once more.
+    /// something else there since, so all of it is read back once more. A session may have died
+    /// there: what it sent is waited for, but not settled, as some of it may have arrived where the
+    /// copy has holes, which are not read.
     pub(super) fn take_up_published(
         &mut self,
         stores: &Stores,
@@ -27,6 +29,7 @@ impl Job<'_> {
         observer: &mut dyn CopyObserver,
     ) -> Result<(), Failure> {
         let store = &*stores.destination;
+        self.destination.wait_for_quiet(observer, self.interrupt)?;
         let Some(note) = &self.note else {
             return Err(self.last_word(self.exists_already()));
         };

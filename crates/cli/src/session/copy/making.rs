@@ -12,7 +12,7 @@ use super::attempt::{Made, Source, Stores, flush_folder, remove_if_there, stat_i
 use super::refusals::{of_copy, too_little_space};
 use super::watch::Watch;
 use super::{CopyObserver, CopyPhase, Job, finding};
-use crate::{Failure, own_names};
+use crate::{Failure, own_names, pinned};
 
 impl Job<'_> {
     /// Opens the source and judges its header; no key is needed for that.
@@ -69,21 +69,23 @@ impl Job<'_> {
         }
         // From here on bytes of ours may be under way to the destination.
         let whole = 0..sides.len;
+        self.under_way = true;
         self.destination.held.record.before_send(&[whole])?;
         let both = [&self.source, &self.destination];
         let mut watch = Watch::new(observer, self.interrupt, both, stores);
         let copied = copy::copy(&sides, note, &mut watch);
         let figures = match (copied, watch.failure.take()) {
-            (_, Some(failure)) => return Err(failure),
-            (Err(error), None) => {
-                if matches!(error, CopyError::Source(_)) {
-                    // What was sent is answered, on every connection, or this fails.
-                    self.only_source_lost = sides.destination.flush().is_ok();
-                }
+            // First: whatever else was seen by then came of it, or is seen again.
+            (Err(error @ CopyError::Source(_)), _) => {
+                // What was sent is answered, on every connection, or this fails.
+                self.under_way = sides.destination.flush().is_err();
                 return Err(self.failed_copy(&error));
             }
+            (_, Some(failure)) => return Err(failure),
+            (Err(error), None) => return Err(self.failed_copy(&error)),
             (Ok(figures), None) => figures,
         };
+        self.under_way = false;
         let now = stores.source.stat(self.source.name())?;
         let same = (now.len, now.modified_s) == (source.stat.len, source.stat.modified_s);
         if !same || (!locked && !copy::same_beginning(&*source.file, note)?) {
@@ -189,15 +191,32 @@ impl Job<'_> {
                 true,
             );
         }
+        // Both before the name is given: whoever opens the copy next, after a kill just now, finds
+        // its pins and no suspects. All of it was read back, and the server's old processes are gone.
+        let state_dir = &self.destination.options.state_dir;
+        pinned::store(state_dir, &self.options.destination.target, &source.pins)?;
+        self.destination.held.record.all_settled()?;
+        self.under_way = true;
         match store.rename_new(&unfinished, self.destination.name()) {
             Err(error) if error.kind() == StoreErrorKind::AlreadyExists => {
+                self.put_pins_back()?;
                 return Err(self.last_word(self.exists_already()));
             }
             other => other?,
         }
-        self.named = true;
+        (self.named, self.under_way) = (true, false);
         flush_folder(store, observer)?;
         self.mark(CopyStage::Published)
+    }
+
+    /// Somebody else's file has the name: what was known of it before is known again.
+    fn put_pins_back(&self) -> Result<(), Failure> {
+        let target = &self.options.destination.target;
+        let state_dir = &self.destination.options.state_dir;
+        match &self.options.destination.pins {
+            PinPolicy::Known(pins) => pinned::store(state_dir, target, pins),
+            PinPolicy::Expect(_) | PinPolicy::TrustOnce => pinned::forget(state_dir, target),
+        }
     }
 
     pub(super) fn mark(&mut self, stage: CopyStage) -> Result<(), Failure> {

@@ -9,6 +9,7 @@ mod ending;
 mod finding;
 mod making;
 mod refusals;
+mod returning;
 mod side;
 mod watch;
 
@@ -115,8 +116,11 @@ struct Job<'a> {
     /// This run asked for the source's removal, and may not have had the answer.
     removing: bool,
     source_removed: bool,
-    /// The last attempt lost the source's line and no other.
-    only_source_lost: bool,
+    /// Something was sent to the destination that its server may not have carried out yet.
+    under_way: bool,
+    /// What has the destination's name was made by this run, or nothing has it yet: whatever a dead
+    /// session had under way there went into a file that is gone.
+    file_is_ours: bool,
     /// The last failure's own hint says all.
     explained: bool,
 }
@@ -152,7 +156,8 @@ pub fn copy(
         named: false,
         removing: false,
         source_removed: false,
-        only_source_lost: false,
+        under_way: false,
+        file_is_ours: false,
         explained: false,
     };
     let mut lost: Option<Instant> = None;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use sprat_store::lock::{self, RENEW_INTERVAL};
-use sprat_store::{FileName, LocalRecord, Lock, LockError, Store, StoreErrorKind};
+use sprat_store::{FileName, LocalRecord, Lock, LockError, Store, StoreError, StoreErrorKind};
 
 use super::super::options::{SessionOptions, TAKEOVER_QUIET_TIMES};
 use super::super::volume_process::connection::{Connection, open_record, owner_note};
@@ -66,10 +66,10 @@ impl Side {
     }
 
     /// Connects.
-    pub(super) fn connect(&mut self) -> Result<Arc<dyn Store>, Failure> {
+    pub(super) fn connect(&mut self) -> Result<Arc<dyn Store>, StoreError> {
         let store = self.connection.connect();
         self.answers = store.is_ok();
-        Ok(store?)
+        store
     }
 
     /// Gives the lock back once no line is sought any more, where this side still answers. Only
@@ -80,7 +80,7 @@ impl Side {
         }
         let store = self.connect()?;
         self.held.still_ours(&*store)?;
-        self.held.release(&*store, settled)
+        self.held.release(&*store, settled).map(drop)
     }
 
     /// Waits until nothing of a session that died, or of a line that was lost, can arrive any more.
@@ -226,11 +226,14 @@ impl Held {
     }
 
     /// Gives the lock back; everything sent is answered, and `settled` says that nothing of a dead
-    /// session is open either.
-    pub(super) fn release(&self, store: &dyn Store, settled: bool) -> Result<(), Failure> {
+    /// session is open either. False where it is left to the next session of this host, which takes
+    /// it over and settles what is.
+    pub(super) fn release(&self, store: &dyn Store, settled: bool) -> Result<bool, Failure> {
+        if !self.has_lock() {
+            return Ok(true);
+        }
         if !settled && (!self.record.suspects().is_empty() || self.record.owes_quiet()) {
-            // The next session of this host takes it over, and settles them.
-            return Ok(());
+            return Ok(false);
         }
         let lock = {
             let mut held = self.lock.write().unwrap_or_else(PoisonError::into_inner);
@@ -240,7 +243,7 @@ impl Held {
             self.record.all_settled()?;
             lock.release(store)?;
         }
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -7,8 +7,8 @@ use super::attempt::Stores;
 use super::refusals::too_little_space;
 use super::side::Side;
 use super::{CopyObserver, CopyPhase};
-use crate::Failure;
 use crate::interrupt::Interrupt;
+use crate::{Exit, Failure};
 
 /// A destination with less than this is full: the account may need some for its own files.
 const FREE_BYTES_MIN: u64 = 16 << 20;
@@ -70,11 +70,13 @@ impl CopyWatch for Watch<'_> {
 
     fn checkpoint(&mut self, left: CopyLeft) -> bool {
         let [from, to] = self.sides;
-        let ours = from
-            .held
-            .still_ours(&*self.stores.source)
-            .and_then(|()| to.held.still_ours(&*self.stores.destination));
-        if let Err(failure) = ours {
+        match from.held.still_ours(&*self.stores.source) {
+            Err(failure) if failure.exit == Exit::Locked => return self.stop(failure),
+            // A lost line says nothing of the lock, and what has arrived is noted all the same. Both
+            // are looked at again before the copy goes on or gets its name.
+            _ => {}
+        }
+        if let Err(failure) = to.held.still_ours(&*self.stores.destination) {
             return self.stop(failure);
         }
         // What has arrived is noted all the same, and then it stops.

@@ -1,0 +1,238 @@
+//! Copies whose lines are lost, and those that are run again when a session died at the destination
+//! meanwhile: nobody's bytes in flight are forgotten, and no lock stays without need.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
+
+mod machine;
+
+use std::fs;
+use std::ops::Range;
+use std::path::PathBuf;
+
+use machine::strikes::{Blow, copy_sparse, missing, same_bytes};
+use machine::{CONTAINER, Machine, Ran};
+use sprat_store::LocalRecord;
+use sprat_testkit::requires;
+
+const COPY: &str = "server/x.luks";
+
+/// A container with some MiB in it at `store/x.luks`, the same at `pristine`, and a folder `server`
+/// for its copy.
+struct Scene {
+    machine: Machine,
+    pristine: PathBuf,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let machine = Machine::new();
+        fs::create_dir(machine.path("server")).unwrap();
+        machine.write("src/large", machine::noise(24 << 20, 7));
+        machine.init(&[CONTAINER, "--size", "128M"]);
+        assert_eq!(machine.backup(&[]).code, 0);
+        let pristine = machine.path("pristine");
+        copy_sparse(&machine.path(CONTAINER), &pristine);
+        Self { machine, pristine }
+    }
+
+    /// sprat, struck.
+    #[track_caller]
+    fn struck(&self, arguments: &[&str], blow: Option<Blow>) -> Ran {
+        let ran = self.machine.sprat_struck(arguments, blow);
+        assert_eq!(self.machine.was_struck(), blow.is_some(), "{}", ran.whole());
+        ran
+    }
+
+    /// A move of the local container to the line that strikes.
+    #[track_caller]
+    fn moved(&self, blow: Option<Blow>) -> Ran {
+        let to = self.machine.on_line(COPY);
+        self.struck(&["copy", "--move", CONTAINER, &to, "--json"], blow)
+    }
+
+    /// A backup into the copy.
+    #[track_caller]
+    fn backup(&self, blow: Option<Blow>) -> Ran {
+        let to = self.machine.on_line(COPY);
+        self.struck(&["backup", &to, "--name", "home", "src"], blow)
+    }
+
+    fn names(&self, folder: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.machine.path(folder)).unwrap();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// What this machine's records tell as in flight, of all containers, and whether it may still
+    /// arrive.
+    fn in_flight(&self) -> (Vec<Range<u64>>, bool) {
+        let folder = self.machine.path("state/locks");
+        let records: Vec<LocalRecord> = self
+            .names("state/locks")
+            .iter()
+            .filter_map(|name| name.strip_suffix(".record"))
+            .map(|id| LocalRecord::open(&folder, id).unwrap())
+            .collect();
+        let ranges = records.iter().flat_map(LocalRecord::suspects).collect();
+        (ranges, records.iter().any(LocalRecord::may_arrive))
+    }
+
+    #[track_caller]
+    fn arrived_whole(&self) {
+        let copy = self.machine.path(COPY);
+        assert!(same_bytes(&self.pristine, &copy), "the copy differs");
+    }
+
+    /// The copy gives back all that is in the source folder.
+    #[track_caller]
+    fn restores_whole(&self) {
+        let _ = fs::remove_file(self.machine.path(CONTAINER));
+        copy_sparse(&self.machine.path(COPY), &self.machine.path(CONTAINER));
+        self.machine.restores_whole(&[]);
+    }
+}
+
+fn blow(how: &'static str, when: &'static str, kind: &'static str, nth: usize) -> Option<Blow> {
+    Some(Blow {
+        how,
+        when,
+        nth,
+        kind: Some(kind),
+    })
+}
+
+#[test]
+fn what_a_dead_session_had_in_flight_outlives_a_copy_that_is_taken_up() {
+    requires!(missing());
+    // With the source still there, and some, or nothing, of the session's bytes arrived; and when the
+    // source is gone. The first write is the lock's.
+    for (first, nth, code) in [
+        (blow("kill", "after", "rename", 1), 40, 1),
+        (blow("kill", "after", "rename", 1), 2, 0),
+        (blow("kill", "before", "remove", 1), 40, 0),
+    ] {
+        let scene = Scene::new();
+        scene.moved(first);
+        scene.machine.write("src/newer", machine::noise(8 << 20, 9));
+        scene.backup(blow("kill", "before", "write", nth));
+        let (ranges, may_arrive) = scene.in_flight();
+        assert!(!ranges.is_empty() && may_arrive);
+
+        let again = scene.moved(None);
+        let said = again.failed_with(code);
+        assert!(
+            code == 0 || said.contains("is not what was copied"),
+            "{said}"
+        );
+        assert!(said.contains("only a session can"), "{said}");
+        // Waited for, so that the next one need not.
+        assert_eq!(scene.in_flight(), (ranges, false), "{said}");
+        let names = scene.names("server");
+        assert!(
+            names.len() == 2 && names[1].contains(".lock."),
+            "{names:?}: {said}"
+        );
+
+        let next = scene.backup(None);
+        assert_eq!(next.code, 0, "{}", next.whole());
+        assert!(next.stderr.contains("that died"), "{}", next.whole());
+        assert_eq!(scene.in_flight(), (Vec::new(), false));
+        assert_eq!(scene.names("server"), ["x.luks"]);
+        scene.restores_whole();
+        scene.machine.nothing_is_left();
+    }
+}
+
+#[test]
+fn a_backup_after_a_copy_that_was_killed_with_its_name_given_suspects_nothing() {
+    requires!(missing());
+    let scene = Scene::new();
+    let killed = scene.moved(blow("kill", "after", "rename", 1));
+    scene.arrived_whole();
+    assert_eq!(scene.in_flight(), (Vec::new(), false), "{}", killed.whole());
+    let backup = scene.backup(None);
+    assert_eq!(backup.code, 0, "{}", backup.whole());
+    for word in ["trusted", "on the wire"] {
+        assert!(!backup.stderr.contains(word), "{}", backup.whole());
+    }
+    assert_eq!(scene.names("server"), ["x.luks"]);
+}
+
+#[test]
+fn a_source_that_is_lost_about_its_removal_leaves_no_lock_at_the_copy() {
+    requires!(missing());
+    let scene = Scene::new();
+    let (from, to) = (
+        scene.machine.on_line(CONTAINER),
+        scene.machine.on_other_line(COPY),
+    );
+    let copy = ["copy", "--move", &from, &to, "--json"];
+    let lost = scene.struck(&copy, blow("cut", "before", "remove", 1));
+    let said = lost.failed_with(14);
+    assert!(said.contains("removed or about to be"), "{said}");
+    scene.arrived_whole();
+    assert_eq!(scene.names("server"), ["x.luks"], "{said}");
+    assert_eq!(scene.in_flight(), (Vec::new(), false), "{said}");
+    let again = scene.struck(&copy, None);
+    assert_eq!(again.code, 0, "{}", again.whole());
+    assert_eq!(again.json()["source_removed"], true);
+}
+
+#[test]
+fn a_source_that_is_lost_costs_nothing_that_has_arrived_and_no_lock() {
+    requires!(missing());
+    let scene = Scene::new();
+    let (from, to) = (
+        scene.machine.on_line(CONTAINER),
+        scene.machine.on_other_line(COPY),
+    );
+    let copy = ["copy", &from, &to, "--json"];
+    let lost = scene.struck(&copy, blow("cut", "before", "read", 70));
+    let said = lost.failed_with(14);
+    assert!(said.contains("read from the source"), "{said}");
+    let names = scene.names("server");
+    assert_eq!(names.len(), 1, "{names:?}: {said}");
+    assert!(names[0].starts_with("x.luks.copying-"), "{names:?}");
+    let again = scene.struck(&copy, None);
+    assert_eq!(again.code, 0, "{}", again.whole());
+    let resumed = again.json()["resumed_bytes"].as_u64().unwrap();
+    assert!(resumed > 0, "{said}{}", again.whole());
+    scene.arrived_whole();
+    assert_eq!(scene.names("server"), ["x.luks"]);
+}
+
+#[test]
+fn a_server_that_is_back_before_its_disk_is_waited_for() {
+    requires!(missing());
+    for (folder, when, kind, nth) in [
+        ("server", "before", "write", 20),
+        ("server", "after", "rename", 1),
+        ("store", "before", "write", 20),
+        ("store", "before", "remove", 1),
+    ] {
+        let scene = Scene::new();
+        // Whoever brings it back must not go with the line, whose processes are one group.
+        let script = format!(
+            "mv {folder} away && mkdir {folder}\n\
+             setsid sh -c 'touch begun; sleep 3; rmdir {folder} && mv away {folder}' \
+             >/dev/null 2>&1 &\n\
+             until test -e begun; do sleep 0.01; done\n"
+        );
+        scene.machine.write("act", script);
+        let (from, to) = (
+            scene.machine.on_line(CONTAINER),
+            scene.machine.on_line(COPY),
+        );
+        let copy = ["copy", "--move", &from, &to, "--json"];
+        let ran = scene.struck(&copy, blow("leave", when, kind, nth));
+        assert_eq!(ran.code, 0, "{folder} {kind}: {}", ran.whole());
+        assert!(ran.stderr.contains("its disk may"), "{}", ran.whole());
+        scene.arrived_whole();
+        assert_eq!(scene.names("server"), ["x.luks"]);
+        assert_eq!(scene.names("store"), [""; 0]);
+        scene.machine.nothing_is_left();
+    }
+}
