@@ -58,6 +58,20 @@ fn signal(pid: u32, signal: Signal) {
     kill_process(pid, signal).unwrap();
 }
 
+/// What these processes are and do.
+fn told(pids: &[i32]) -> Vec<String> {
+    let told = pids.iter().map(|pid| {
+        let file =
+            |name| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+        let stat = file("stat");
+        let after = stat.rsplit_once(')').map_or("", |(_, after)| after);
+        let state: String = after.chars().take(12).collect();
+        let line = file("cmdline").replace('\0', " ");
+        format!("{pid} {state} {} {line}", file("wchan"))
+    });
+    told.collect()
+}
+
 fn end(mut child: Child) -> Option<i32> {
     let until = Instant::now() + LIMIT;
     loop {
@@ -216,8 +230,10 @@ fn a_machine_that_slept_until_its_server_had_given_up_goes_on() {
         let until = Instant::now() + LIMIT;
         loop {
             // Again and again: an ssh that was just being started would answer for the others.
+            let found = stage.processes();
+            // Afterwards: a server that came meanwhile must not be taken for a client.
             let servers = stage.sshd.session_pids();
-            for (pid, _) in stage.processes() {
+            for (pid, _) in found {
                 let asleep = u32::try_from(pid).unwrap();
                 if !servers.contains(&pid) && !all.contains(&asleep) {
                     signal(asleep, Signal::STOP);
@@ -227,7 +243,12 @@ fn a_machine_that_slept_until_its_server_had_given_up_goes_on() {
             if servers.is_empty() {
                 break;
             }
-            assert!(Instant::now() < until, "the server does not give up");
+            assert!(
+                Instant::now() < until,
+                "the server does not give up: {:#?}\nof {:#?}",
+                told(&servers),
+                stage.processes()
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
         assert!(all.len() >= 3, "{all:?}");

@@ -201,7 +201,7 @@ fn the_warning_of_a_missing_disk_ends_where_it_is_said_to_be_gone_or_left_out() 
         match how {
             "gone" => spec.disks_gone = vec![disk.0.join(".")],
             "excluded" => spec.excludes = vec!["disk/".into()],
-            "mount point removed" => std::fs::remove_dir(&disk.0).unwrap(),
+            "mount point removed" => fs::remove_dir(&disk.0).unwrap(),
             _ => spec.one_file_system = true,
         }
         let ended = bench.try_take(&spec).unwrap();
