@@ -26,9 +26,11 @@ pub fn give_keys(stage: &Stage) {
     let known = format!("[{SERVER}]:{port} {}", read("host_key.pub"));
     give(stage, "root/.ssh/known_hosts", known, 0o600);
     give(stage, "root/.ssh/id_ed25519", read("user_key"), 0o600);
+    // The recovery sheet names the address that the alias stands for on this machine, its loopback.
     // Each session makes several connections; with the usual key exchange one takes a second here.
     let config = format!(
-        "Host {SERVER}\n  Port {port}\n  KexAlgorithms ecdh-sha2-nistp256,curve25519-sha256\n"
+        "Host 127.0.0.1\n  HostName 10.0.2.2\n  HostKeyAlias [{SERVER}]:{port}\n\
+         Host *\n  Port {port}\n  KexAlgorithms ecdh-sha2-nistp256,curve25519-sha256\n"
     );
     give(stage, "root/.ssh/config", config, 0o600);
     let hosts = format!("127.0.0.1 localhost\n10.0.2.2 {SERVER}\n");
