@@ -48,30 +48,29 @@ impl KnownServer {
     /// Asks `ssh -G` and `ssh-keygen -F`, neither of which connects. `None` for a local target, and
     /// where they can't tell: another program than OpenSSH's stands in for ssh, or fails.
     pub(crate) fn look_up(target: &Target, ssh_command: &[OsString]) -> Option<Self> {
+        // What only stands in for ssh may do anything with an option that it doesn't know.
+        if Path::new(ssh_command.first()?).file_name() != Some(OsStr::new("ssh")) {
+            return None;
+        }
+        Self::ask(ssh_command, target, DEPTH_MAX)
+    }
+
+    fn ask(ssh: &[OsString], target: &Target, depth: usize) -> Option<Self> {
         let Place::Ssh {
             user, host, port, ..
         } = &target.place
         else {
             return None;
         };
-        // What only stands in for ssh may do anything with an option that it doesn't know.
-        if Path::new(ssh_command.first()?).file_name() != Some(OsStr::new("ssh")) {
-            return None;
-        }
-        let mut options = Vec::new();
-        if let Some(user) = user {
-            options.extend(["-l".to_owned(), user.clone()]);
-        }
-        if let Some(port) = port {
-            options.extend(["-p".to_owned(), port.to_string()]);
-        }
-        Self::ask(ssh_command, &options, host, DEPTH_MAX)
-    }
-
-    fn ask(ssh: &[OsString], options: &[String], host: &str, depth: usize) -> Option<Self> {
         let (program, first) = ssh.split_first()?;
         let mut command = Command::new(program);
-        command.args(first).arg("-G").args(options);
+        command.args(first).arg("-G");
+        if let Some(user) = user {
+            command.args(["-l", user]);
+        }
+        if let Some(port) = port {
+            command.args(["-p", &port.to_string()]);
+        }
         let said = said_by(command.args(["--", host]))?;
         let mut server = Self::default();
         let (mut known_as, mut files) = (None, Vec::new());
@@ -111,17 +110,17 @@ impl KnownServer {
         Some(server)
     }
 
-    /// As ssh takes it for a jump host: `user@host:port`.
+    /// As ssh takes it for a jump host: `user@host:port`; without a user it was not told by ssh.
     fn spelled(&self) -> String {
-        let mut spelled = match self.user.as_str() {
-            "" => String::new(),
-            user => format!("{user}@"),
-        };
+        if self.user.is_empty() {
+            return self.host.clone();
+        }
+        let mut spelled = format!("{}@", self.user);
         match self.host.contains(':') {
             true => spelled.push_str(&format!("[{}]", self.host)),
             false => spelled.push_str(&self.host),
         }
-        if !matches!(self.port, 0 | 22) {
+        if self.port != 22 {
             spelled.push_str(&format!(":{}", self.port));
         }
         spelled
@@ -148,28 +147,14 @@ fn hops(ssh: &[OsString], value: &str, depth: usize) -> Vec<KnownServer> {
     let mut hops: Vec<KnownServer> = Vec::new();
     for hop in value.split(',') {
         let hop = hop.strip_prefix("ssh://").unwrap_or(hop);
-        let (user, place) = match hop.rsplit_once('@') {
-            Some((user, place)) => (Some(user), place),
-            None => (None, hop),
-        };
-        let (host, port) = match place.rsplit_once(':') {
-            Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, Some(port)),
-            _ => (place, None),
-        };
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        let mut options = Vec::new();
-        for (option, given) in [("-l", user), ("-p", port)] {
-            options.extend(given.map(|given| [option.to_owned(), given.to_owned()]));
-        }
-        let options = options.concat();
-        let asked = match depth {
-            0 => None,
-            _ => KnownServer::ask(ssh, &options, host, depth - 1),
-        };
+        // As the server of a target is written.
+        let target = Target::parse(&format!("ssh://{hop}/x.luks"), Path::new("/")).ok();
+        let asked = target
+            .filter(|_| depth > 0)
+            .and_then(|target| KnownServer::ask(ssh, &target, depth - 1));
+        // What can't be told stands there as it is written.
         let mut server = asked.unwrap_or_else(|| KnownServer {
-            host: host.to_owned(),
-            user: user.unwrap_or_default().to_owned(),
-            port: port.and_then(|port| port.parse().ok()).unwrap_or_default(),
+            host: hop.to_owned(),
             ..KnownServer::default()
         });
         if let Some(Proxy::Jump(before)) = server.proxy.take()

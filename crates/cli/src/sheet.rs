@@ -425,6 +425,7 @@ mod tests {
                     KnownServer {
                         host: "inner".to_owned(),
                         user: "u2".to_owned(),
+                        port: 22,
                         ..KnownServer::default()
                     },
                 ])),

@@ -5,11 +5,11 @@
 mod machine;
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
 
+use machine::copying::Scene;
 use machine::strikes::{Blow, copy_sparse, missing, same_bytes};
-use machine::{CONTAINER, Machine, Ran};
+use machine::{CONTAINER, Ran};
 use sprat_testkit::{needs, requires};
 
 /// Sends Ctrl-C to sprat.
@@ -17,25 +17,7 @@ const INTERRUPT: &str = "kill -INT $SPRAT\n";
 /// The destination's fsyncs before that of the first pieces: of the lock, and of its folder.
 const LOCK_FSYNCS: usize = 2;
 
-/// A container with some MiB in it at `store/x.luks`, the same at `pristine`, and a folder `server`
-/// that lies behind a line that strikes.
-struct Scene {
-    machine: Machine,
-    pristine: PathBuf,
-}
-
 impl Scene {
-    fn new() -> Self {
-        let machine = Machine::new();
-        fs::create_dir(machine.path("server")).unwrap();
-        machine.write("src/large", machine::noise(24 << 20, 7));
-        machine.init(&[CONTAINER, "--size", "128M"]);
-        assert_eq!(machine.backup(&[]).code, 0);
-        let pristine = machine.path("pristine");
-        copy_sparse(&machine.path(CONTAINER), &pristine);
-        Self { machine, pristine }
-    }
-
     /// `sprat copy` to the server, struck.
     fn copy(&self, more: &[&str], blow: Option<Blow>) -> Ran {
         let to = self.machine.on_line("server/x.luks");
@@ -44,15 +26,6 @@ impl Scene {
         let ran = self.machine.sprat_struck(&all, blow);
         assert_eq!(self.machine.was_struck(), blow.is_some(), "{}", ran.whole());
         ran
-    }
-
-    fn names(&self, folder: &str) -> Vec<String> {
-        let entries = fs::read_dir(self.machine.path(folder)).unwrap();
-        let mut names: Vec<String> = entries
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
     }
 
     #[track_caller]

@@ -7,34 +7,16 @@ mod machine;
 
 use std::fs;
 use std::ops::Range;
-use std::path::PathBuf;
 
+use machine::copying::Scene;
 use machine::strikes::{Blow, copy_sparse, missing, same_bytes};
-use machine::{CONTAINER, Machine, Ran};
+use machine::{CONTAINER, Ran};
 use sprat_store::LocalRecord;
 use sprat_testkit::requires;
 
 const COPY: &str = "server/x.luks";
 
-/// A container with some MiB in it at `store/x.luks`, the same at `pristine`, and a folder `server`
-/// for its copy.
-struct Scene {
-    machine: Machine,
-    pristine: PathBuf,
-}
-
 impl Scene {
-    fn new() -> Self {
-        let machine = Machine::new();
-        fs::create_dir(machine.path("server")).unwrap();
-        machine.write("src/large", machine::noise(24 << 20, 7));
-        machine.init(&[CONTAINER, "--size", "128M"]);
-        assert_eq!(machine.backup(&[]).code, 0);
-        let pristine = machine.path("pristine");
-        copy_sparse(&machine.path(CONTAINER), &pristine);
-        Self { machine, pristine }
-    }
-
     /// sprat, struck.
     #[track_caller]
     fn struck(&self, arguments: &[&str], blow: Option<Blow>) -> Ran {
@@ -55,15 +37,6 @@ impl Scene {
     fn backup(&self, blow: Option<Blow>) -> Ran {
         let to = self.machine.on_line(COPY);
         self.struck(&["backup", &to, "--name", "home", "src"], blow)
-    }
-
-    fn names(&self, folder: &str) -> Vec<String> {
-        let entries = fs::read_dir(self.machine.path(folder)).unwrap();
-        let mut names: Vec<String> = entries
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
     }
 
     /// What this machine's records tell as in flight, of all containers, and whether it may still

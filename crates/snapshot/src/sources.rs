@@ -10,7 +10,7 @@ use std::path::{Component, Path, PathBuf};
 use crate::error::SnapshotError;
 use crate::mounts::{Mount, mounts, pattern_for};
 use crate::mounts_inside::{MountChange, MountInside, Place, changes, mounts_inside};
-use crate::own_places::{OwnPlaces, real_path};
+use crate::own_places::{OwnPlaces, joined, real_path};
 use crate::record::Warning;
 use crate::spec::SnapshotSpec;
 use crate::text::{escape_name, escape_path};
@@ -282,8 +282,7 @@ fn is_empty(path: &Path) -> bool {
 /// The path by which `inside` (below `real`) is met when `real` is walked under the name `named`.
 fn seen_through(inside: &Path, real: &Path, named: &Path) -> PathBuf {
     match inside.strip_prefix(real) {
-        Ok(rest) if rest.as_os_str().is_empty() => named.to_owned(),
-        Ok(rest) => named.join(rest),
+        Ok(rest) => joined(named, rest),
         Err(_) => inside.to_owned(),
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use sprat_testkit::crash::{CrashDisk, CrashOptions};
 use sprat_testkit::watchdog::within;
 use sprat_volume::{Flush, Geometry, Volume, VolumeError, VolumeOptions};
-use support::{BLOCK, LIMIT, TestSession, geometry, stamp_of, stamped, tiny};
+use support::{BLOCK, LIMIT, TestSession, at, geometry, read_stamp, stamp_of, stamped, tiny};
 
 const LEN: usize = 64 * BLOCK;
 
@@ -32,16 +32,6 @@ fn open_quiet(disk: &CrashDisk, quiet_time: Duration) -> (Arc<TestSession>, Arc<
         ..tiny()
     };
     open(disk, options)
-}
-
-fn at(block: usize) -> u64 {
-    (block * BLOCK) as u64
-}
-
-fn read_stamp(volume: &Volume, block: usize) -> Result<u64, VolumeError> {
-    let mut found = vec![0; BLOCK];
-    volume.read_at(at(block), &mut found)?;
-    Ok(stamp_of(&found))
 }
 
 /// Takes the line down so that nothing gets out until `unreachable` is taken back.

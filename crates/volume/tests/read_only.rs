@@ -14,22 +14,12 @@ use sprat_store::{
 use sprat_testkit::crash::{CrashDisk, CrashOptions};
 use sprat_testkit::watchdog::within;
 use sprat_volume::{Flush, ReadOnlyOptions, Volume, VolumeError};
-use support::{BLOCK, LIMIT, TestSession, geometry, stamp_of, stamped};
+use support::{BLOCK, LIMIT, TestSession, at, geometry, read_stamp, stamp_of, stamped};
 
 const LEN: usize = 64 * BLOCK;
 
 fn kind_disk() -> CrashDisk {
     CrashDisk::new(LEN, 1, CrashOptions::default())
-}
-
-fn at(block: usize) -> u64 {
-    (block * BLOCK) as u64
-}
-
-fn read_stamp(volume: &Volume, block: usize) -> Result<u64, VolumeError> {
-    let mut found = vec![0; BLOCK];
-    volume.read_at(at(block), &mut found)?;
-    Ok(stamp_of(&found))
 }
 
 fn read_only(overlay_blocks: u64) -> (Arc<dyn StoreFile>, Volume, tempfile::TempDir) {

@@ -5,6 +5,7 @@
     reason = "each test file uses a part of it, and a test may panic"
 )]
 
+pub mod copying;
 pub mod remote;
 pub mod strikes;
 

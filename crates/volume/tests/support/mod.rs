@@ -12,7 +12,7 @@ use std::time::Duration;
 use sprat_store::{FileStat, ReadClass, StoreError, StoreFile};
 use sprat_testkit::crash::CrashDisk;
 use sprat_testkit::fault::{FaultFile, FaultPlan};
-use sprat_volume::{Fenced, Geometry, ReconnectError, Session, VolumeOptions};
+use sprat_volume::{Fenced, Geometry, ReconnectError, Session, Volume, VolumeError, VolumeOptions};
 
 pub const BLOCK: usize = 4096;
 
@@ -223,4 +223,16 @@ pub fn tiny() -> VolumeOptions {
         quiet_time: Duration::from_millis(20),
         ..VolumeOptions::default()
     }
+}
+
+/// Where a block begins.
+pub fn at(block: usize) -> u64 {
+    (block * BLOCK) as u64
+}
+
+/// The stamp of a block.
+pub fn read_stamp(volume: &Volume, block: usize) -> Result<u64, VolumeError> {
+    let mut found = vec![0; BLOCK];
+    volume.read_at(at(block), &mut found)?;
+    Ok(stamp_of(&found))
 }

@@ -1,0 +1,36 @@
+//! What the tests of copies begin with.
+
+use std::fs;
+use std::path::PathBuf;
+
+use super::strikes::copy_sparse;
+use super::{CONTAINER, Machine, noise};
+
+/// A container with some MiB in it at `store/x.luks`, the same at `pristine`, and a folder `server`
+/// for its copy, which may lie behind a line that strikes.
+pub struct Scene {
+    pub machine: Machine,
+    pub pristine: PathBuf,
+}
+
+impl Scene {
+    pub fn new() -> Self {
+        let machine = Machine::new();
+        fs::create_dir(machine.path("server")).unwrap();
+        machine.write("src/large", noise(24 << 20, 7));
+        machine.init(&[CONTAINER, "--size", "128M"]);
+        assert_eq!(machine.backup(&[]).code, 0);
+        let pristine = machine.path("pristine");
+        copy_sparse(&machine.path(CONTAINER), &pristine);
+        Self { machine, pristine }
+    }
+
+    pub fn names(&self, folder: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.machine.path(folder)).unwrap();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+}
