@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
 
 use std::io::Write;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
@@ -15,7 +16,9 @@ use sprat_testkit::{needs, requires};
 
 mod part;
 
-use part::scripted::{EXTENDED, Next, connect_to, greeting, status};
+use part::scripted::{
+    EXTENDED, Next, WRITE, connect_by, connect_to, greeting, serial_greeting, status,
+};
 
 fn name() -> FileName {
     FileName::new("x").unwrap()
@@ -87,6 +90,109 @@ fn a_new_length_and_what_others_changed_are_synced_by_the_next_flush() {
     let new = store.create_new(&name()).unwrap();
     new.flush().unwrap();
     assert_eq!(asked(), 3, "an empty new file has an inode");
+}
+
+/// What the connections of a server carried, in the order in which it came.
+type Carried = Arc<Mutex<Vec<(RawFd, Carry)>>>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Carry {
+    Write,
+    Fsync,
+}
+
+/// A file that three connections are open for, each of which has carried a write. `unsynced`: no
+/// fsync was asked for since.
+fn on_three_connections(
+    greeting: &[u8],
+    unsynced: bool,
+) -> (SftpStore, Arc<dyn StoreFile>, Carried) {
+    let carried = Carried::default();
+    let noted = Arc::clone(&carried);
+    let script = move |kind: u8, _: u32, rest: &[u8], stream: &mut UnixStream| {
+        let carry = match kind {
+            WRITE => {
+                // Slow enough that one connection alone is never the least busy one.
+                std::thread::sleep(std::time::Duration::from_millis(3));
+                Carry::Write
+            }
+            EXTENDED if rest[4..].starts_with(b"fsync") => Carry::Fsync,
+            _ => return None,
+        };
+        noted.lock().unwrap().push((stream.as_raw_fd(), carry));
+        None
+    };
+    let store = connect_by(greeting, 2, script).unwrap();
+    let file = store.open(&name(), Access::ReadWrite).unwrap();
+    // A small write goes over the first connection; bulk over the others once they are up.
+    file.write_at(0, &[1; 4096]).unwrap();
+    let mut offset = 0;
+    part::eventually(|| {
+        file.write_at(offset, &vec![1; 2 << 20]).unwrap();
+        offset += 2 << 20;
+        (connections(&carried.lock().unwrap()).len() == 3).then_some(())
+    });
+    if !unsynced {
+        file.flush().unwrap();
+    }
+    (store, file, carried)
+}
+
+fn connections(carried: &[(RawFd, Carry)]) -> std::collections::BTreeSet<RawFd> {
+    carried.iter().map(|(connection, _)| *connection).collect()
+}
+
+/// The connections on which a write has no fsync behind it.
+fn uncovered(carried: &[(RawFd, Carry)]) -> Vec<RawFd> {
+    let last = |connection: &RawFd| carried.iter().rfind(|(on, _)| on == connection);
+    let open =
+        |connection: &RawFd| last(connection).is_some_and(|(_, carry)| *carry == Carry::Write);
+    connections(carried).into_iter().filter(open).collect()
+}
+
+/// OpenSSH's server and one of unknown order: the first is sent write and fsync in one round trip.
+fn both_greetings() -> [Vec<u8>; 2] {
+    [serial_greeting(), greeting(&["fsync@openssh.com"])]
+}
+
+#[test]
+fn flush_syncs_each_connection_that_carried_a_write() {
+    for greeting in both_greetings() {
+        let (_store, file, carried) = on_three_connections(&greeting, true);
+        assert_eq!(uncovered(&carried.lock().unwrap()).len(), 3);
+        file.flush().unwrap();
+        assert_eq!(uncovered(&carried.lock().unwrap()), [0; 0]);
+    }
+}
+
+#[test]
+fn a_durable_write_syncs_each_connection_that_carried_a_part() {
+    for greeting in both_greetings() {
+        let (_store, file, carried) = on_three_connections(&greeting, false);
+        let parts: Vec<(u64, Vec<u8>)> =
+            (0..64).map(|part| (part << 20, vec![2; 1 << 18])).collect();
+        let parts: Vec<(u64, &[u8])> = parts.iter().map(|(at, data)| (*at, &data[..])).collect();
+        carried.lock().unwrap().clear();
+        file.write_parts_durably(&parts).unwrap().unwrap();
+        let carried = carried.lock().unwrap();
+        assert!(
+            connections(&carried).len() > 1,
+            "one connection carried all of it"
+        );
+        assert_eq!(uncovered(&carried), [0; 0]);
+    }
+}
+
+#[test]
+fn a_durable_write_syncs_the_connections_that_carried_earlier_writes() {
+    for greeting in both_greetings() {
+        let (_store, file, carried) = on_three_connections(&greeting, true);
+        // One small write goes over one connection; the other two carried the earlier ones.
+        file.write_parts_durably(&[(0, &[2; 4096])])
+            .unwrap()
+            .unwrap();
+        assert_eq!(uncovered(&carried.lock().unwrap()), [0; 0]);
+    }
 }
 
 /// The file is opened once more on each data channel, by its name.

@@ -69,6 +69,12 @@ pub fn attributes(id: u32, mode: u32) -> Vec<u8> {
     packet(105, id, &[&fields])
 }
 
+/// OpenSSH's answer to `limits@openssh.com`: packet, read and write length, open handles.
+fn limits(id: u32) -> Vec<u8> {
+    let limits = [256 << 10, 255 << 10, 255 << 10, 100_u64].map(u64::to_be_bytes);
+    packet(201, id, &[limits.as_flattened()])
+}
+
 /// Serves one connection: honest where the script doesn't care.
 pub fn serve(mut stream: UnixStream, greeting: &[u8], script: &Script) {
     let mut head = [0; 4];
@@ -88,6 +94,7 @@ pub fn serve(mut stream: UnixStream, greeting: &[u8], script: &Script) {
             (None, STAT) => attributes(id, 0o040_755),
             (None, LSTAT | FSTAT) => attributes(id, 0o100_600),
             (None, OPEN | OPENDIR) => packet(102, id, &[&string(b"h")]),
+            (None, EXTENDED) if body[9..].starts_with(b"limits@openssh.com") => limits(id),
             (None, WRITE | EXTENDED | FSETSTAT | CLOSE) => status(id, 0),
             (None, _) => status(id, 8),
         };
@@ -101,7 +108,7 @@ pub fn greeting(extensions: &[&str]) -> Vec<u8> {
     let mut body = vec![2, 0, 0, 0, 3];
     for name in extensions {
         body.extend(string(name.as_bytes()));
-        body.extend(string(if *name == "statvfs@openssh.com" {
+        body.extend(string(if name.ends_with("statvfs@openssh.com") {
             b"2"
         } else {
             b"1"
@@ -110,8 +117,34 @@ pub fn greeting(extensions: &[&str]) -> Vec<u8> {
     framed(&body)
 }
 
+/// The greeting of a server that is known to carry out one request after another: OpenSSH's.
+pub fn serial_greeting() -> Vec<u8> {
+    greeting(&[
+        "posix-rename@openssh.com",
+        "statvfs@openssh.com",
+        "fstatvfs@openssh.com",
+        "hardlink@openssh.com",
+        "fsync@openssh.com",
+        "lsetstat@openssh.com",
+        "limits@openssh.com",
+        "expand-path@openssh.com",
+        "copy-data",
+        "home-directory",
+        "users-groups-by-id@openssh.com",
+    ])
+}
+
 pub fn connect_to(
     greeting: &[u8],
+    script: impl Fn(u8, u32, &[u8], &mut UnixStream) -> Option<Next> + Send + Sync + 'static,
+) -> Result<SftpStore, StoreError> {
+    connect_by(greeting, 0, script)
+}
+
+/// As [`connect_to`], with so many data channels. Each connection has a stream of its own.
+pub fn connect_by(
+    greeting: &[u8],
+    data_channels: usize,
     script: impl Fn(u8, u32, &[u8], &mut UnixStream) -> Option<Next> + Send + Sync + 'static,
 ) -> Result<SftpStore, StoreError> {
     let (greeting, script): (Vec<u8>, Arc<Script>) = (greeting.to_vec(), Arc::new(script));
@@ -122,7 +155,7 @@ pub fn connect_to(
         Ok(Wire::over_socket(ours).unwrap())
     };
     let mut options = SftpOptions::new(Vec::new(), "evil.host", "/folder");
-    options.data_channels = 0;
+    options.data_channels = data_channels;
     options.answer_timeout = Duration::from_millis(700);
     options.flush_timeout = Duration::from_millis(1500);
     SftpStore::connect_over(Box::new(dial), options)
