@@ -127,6 +127,12 @@ pub enum SnapshotError {
         some_of(mounts)
     )]
     DeleteReachesMounts { path: String, mounts: Vec<String> },
+    /// With `delete`, another file system than the snapshot's is where files would be deleted.
+    #[error(
+        "can't restore to {path}: with --delete, and another disk than the snapshot's is there: {}",
+        some_of(disks)
+    )]
+    DeleteReachesOtherDisk { path: String, disks: Vec<String> },
     /// What would be restored goes where sprat keeps something of its own.
     #[error("can't restore {path}: that place is sprat's own ({own})")]
     DestinationIsOwn { path: String, own: String },
@@ -258,6 +264,7 @@ impl SnapshotError {
             | Self::PathRefused { .. }
             | Self::DeleteReachesContainer { .. }
             | Self::DeleteReachesMounts { .. }
+            | Self::DeleteReachesOtherDisk { .. }
             | Self::DestinationIsOwn { .. } => Kind::Usage,
             Self::SourceMissing { .. }
             | Self::SourceUnreadable { .. }
@@ -316,6 +323,10 @@ impl SnapshotError {
             }
             Self::DeleteReachesContainer { .. } => {
                 "Nothing was changed. Leave --delete out, or restore parts that don't hold the container, with JOB:PATH."
+            }
+            Self::DeleteReachesOtherDisk { .. } => {
+                "Nothing was changed. Mount the disk that the snapshot has. To restore onto the disk that is \
+                 there now, leave --delete out: its other files stay, those of the same name are replaced."
             }
             Self::DeleteReachesMounts { .. } => {
                 "Nothing was changed. Unmount them, leave --delete out, or restore parts that don't hold them, with JOB:PATH."

@@ -39,7 +39,7 @@ const INFLIGHT: &str = ".inflight";
 const PARTIAL: &str = ".partial";
 /// A record is some kilobytes, with all its lists full about 300; more is not ours.
 const RECORD_BYTES_MAX: u64 = 16 << 20;
-/// rsync takes 20 `--link-dest`; the snapshots need some too.
+/// rsync takes 20 `--link-dest`; the snapshots (at most 4) and a copy need some too.
 pub(crate) const PARTIALS_MAX: usize = 10;
 
 /// A folder of the job, by what its name says.
@@ -504,7 +504,8 @@ impl RunFolder {
     }
 
     /// The trees to link unchanged files from, best first: interrupted ones, newest first, then
-    /// the newest two snapshots, of which one is whole if there is any whole one.
+    /// the newest two snapshots, of which one is whole if there is any whole one. The one that
+    /// `latest` points to was made last, whatever the clock said then, so it is always among them.
     pub(crate) fn link_sources(
         &self,
         new: SnapshotName,
@@ -529,6 +530,11 @@ impl RunFolder {
             .map(|folder| (*folder, self.job.kind(*folder).0))
             .collect();
         from.extend(&newest);
+        if let Some(latest) = self.job.latest().map(Folder::Named)
+            && !newest.iter().any(|(folder, _)| *folder == latest)
+        {
+            from.push((latest, self.job.kind(latest).0));
+        }
         if !newest.iter().any(|(_, kind)| *kind == EntryKind::Good) {
             let good = snapshots.iter().skip(2).find_map(|folder| {
                 (self.job.kind(*folder).0 == EntryKind::Good).then_some((*folder, EntryKind::Good))

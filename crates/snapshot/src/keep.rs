@@ -20,6 +20,11 @@ use crate::record::EntryKind;
 /// How far ahead of the clock a snapshot may be dated: clocks differ, time zones were mistaken.
 const AHEAD_MAX: SignedDuration = SignedDuration::from_hours(24);
 
+/// Whether a clock that was wrong gave the name: it is more than a day ahead of `now`.
+pub(crate) fn is_future(name: SnapshotName, now: Timestamp) -> bool {
+    name.moment().duration_since(now) > AHEAD_MAX
+}
+
 /// How much is kept; zeros keep nothing by that rule.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -69,7 +74,7 @@ pub enum KeepReason {
     Latest,
     /// Somebody pinned it; always kept.
     Pinned,
-    /// It is the newest one that has a disk which was not mounted at the newest whole one; always kept.
+    /// It is the newest one that has a disk which the newest whole one lacks; always kept.
     MissingDisk,
     /// It has no record, so what it is isn't known; never touched.
     Unrecorded,
@@ -88,7 +93,7 @@ pub struct Candidate {
     pub is_latest: bool,
     /// It is pinned.
     pub pinned: bool,
-    /// The newest whole snapshot lacks a disk that this one has, and says so.
+    /// The newest whole snapshot lacks a disk, of which this one is the newest copy.
     pub has_missing_disk: bool,
 }
 
@@ -119,7 +124,7 @@ pub fn decide(candidates: &[Candidate], rules: &KeepRules, now: Timestamp) -> Ve
     };
     let (future, all): (Vec<&Candidate>, Vec<&Candidate>) = all
         .into_iter()
-        .partition(|candidate| candidate.name.moment().duration_since(now) > AHEAD_MAX);
+        .partition(|candidate| is_future(candidate.name, now));
     for candidate in future {
         mark(candidate.name, KeepReason::Future);
     }

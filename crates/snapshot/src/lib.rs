@@ -14,10 +14,13 @@
 //! - Nothing is printed, and no environment variable is read.
 #![forbid(unsafe_code)]
 
+mod automounts;
 mod by_hand;
 mod check;
 mod checkpoint;
+mod disks;
 mod error;
+mod file_system;
 mod in_the_way;
 mod job;
 mod keep;
@@ -40,7 +43,9 @@ mod walk;
 mod wholeness;
 
 pub use check::{CheckReport, CheckSpec, CheckWhat, begin_known_from, check};
+pub use disks::GoneDisk;
 pub use error::{ErrorReport, SnapshotError, SnapshotErrorKind, SpaceKind};
+pub use file_system::FileSystem;
 pub use keep::{Candidate, KeepReason, KeepRules, Verdict, decide};
 pub use list::list;
 pub use name::{JobName, NameError, SnapshotName};

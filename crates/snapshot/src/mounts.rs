@@ -1,13 +1,14 @@
 //! The mount table, as far as a snapshot must know it: what lies inside a source and doesn't belong
 //! into a backup.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 /// File systems that hold the kernel's state and no files.
-const KERNEL_FILE_SYSTEMS: [&[u8]; 20] = [
+const KERNEL_FILE_SYSTEMS: [&[u8]; 19] = [
     b"proc",
     b"sysfs",
     b"devtmpfs",
@@ -23,29 +24,95 @@ const KERNEL_FILE_SYSTEMS: [&[u8]; 20] = [
     b"mqueue",
     b"hugetlbfs",
     b"binfmt_misc",
-    b"autofs",
     b"rpc_pipefs",
     b"nsfs",
     b"efivarfs",
     b"fusectl",
 ];
 
+/// A mount point at which the kernel waits for somebody to mount something on first use.
+const AUTOFS: &str = "autofs";
+
 /// One mount.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Mount {
     /// The kernel's number of it, which another mount may get once it is gone.
     pub(crate) id: u32,
+    /// The number of the mount that it lies on.
+    pub(crate) parent: u32,
     pub(crate) at: PathBuf,
     /// The path in the file system of what is shown at `at`.
     pub(crate) root: PathBuf,
     /// `major:minor`, as `st_dev` has them.
     pub(crate) device: (u32, u32),
+    /// The file system's type.
+    pub(crate) kind: String,
+    /// What was mounted: a device, a server's share, or any word.
+    pub(crate) source: OsString,
     pub(crate) kernel: bool,
+    /// An automount point with nothing mounted on it.
+    pub(crate) empty_automount: bool,
+    /// It lies on an automount point: it is unmounted when it is idle, and mounted on use.
+    pub(crate) on_automount: bool,
 }
 
-/// The mounts of this process's mount namespace.
+/// The mounts of this process's mount namespace that paths lead to. A mount that another one hides
+/// is not among them: nobody can reach its files.
 pub(crate) fn mounts() -> io::Result<Vec<Mount>> {
-    Ok(parse(&std::fs::read("/proc/self/mountinfo")?))
+    Ok(visible(&parse(&std::fs::read("/proc/self/mountinfo")?)))
+}
+
+/// The mount of `table` ([`mounts`]) that holds the real path `path`.
+pub(crate) fn holding<'t>(table: &'t [Mount], path: &Path) -> Option<&'t Mount> {
+    let above = table.iter().filter(|mount| path.starts_with(&mount.at));
+    above.max_by_key(|mount| mount.at.as_os_str().len())
+}
+
+/// Follows each mount point as the kernel resolves a path: from mount to mount, at each step onto
+/// the one that lies on top.
+fn visible(table: &[Mount]) -> Vec<Mount> {
+    let ids: std::collections::HashSet<u32> = table.iter().map(|mount| mount.id).collect();
+    // A mount whose parent is not listed is where the walk begins.
+    let parent = |mount: &Mount| {
+        let listed = mount.parent != mount.id && ids.contains(&mount.parent);
+        listed.then_some(mount.parent)
+    };
+    let mut on: HashMap<(Option<u32>, &Path), &Mount> = HashMap::new();
+    for mount in table {
+        on.insert((parent(mount), &mount.at), mount);
+    }
+    let top = |path: &Path| {
+        let (mut at, mut on_automount) = (None::<&Mount>, false);
+        let mut steps: Vec<&Path> = path.ancestors().collect();
+        steps.reverse();
+        for step in steps {
+            on_automount = false;
+            let mut next = on.get(&(None, step));
+            if let Some(at) = at {
+                next = on.get(&(Some(at.id), step)).or(next);
+            }
+            // Each mount lies on one that was mounted before it, so this ends; a table that says
+            // otherwise is not followed for ever.
+            for _ in 0..table.len() {
+                let Some(mount) = next else { break };
+                on_automount |= at.is_some_and(|below| below.at == step && below.kind == AUTOFS);
+                at = Some(mount);
+                next = on.get(&(Some(mount.id), step));
+            }
+        }
+        at.map(|mount| (mount.id, on_automount))
+    };
+    let tops: Vec<_> = table.iter().map(|mount| top(&mount.at)).collect();
+    let mut seen = Vec::new();
+    for (mut mount, top) in table.iter().cloned().zip(tops) {
+        if let Some((id, on_automount)) = top
+            && id == mount.id
+        {
+            mount.on_automount = on_automount;
+            seen.push(mount);
+        }
+    }
+    seen
 }
 
 /// Reads mountinfo (`Documentation/filesystems/proc.rst`, 3.5); lines that are none are left out.
@@ -54,18 +121,32 @@ fn parse(table: &[u8]) -> Vec<Mount> {
         .split(|b| *b == b'\n')
         .filter_map(|line| {
             let mut words = line.split(|b| *b == b' ');
-            let id = std::str::from_utf8(words.next()?).ok()?;
-            let device = std::str::from_utf8(words.nth(1)?).ok()?;
+            let mut number = || std::str::from_utf8(words.next()?).ok()?.parse().ok();
+            let (id, parent) = (number()?, number()?);
+            let device = std::str::from_utf8(words.next()?).ok()?;
             let (major, minor) = device.split_once(':')?;
             let root = words.next()?;
             let at = words.next()?;
-            let kind = words.skip_while(|word| *word != b"-").nth(1)?;
+            let mut words = words.skip_while(|word| *word != b"-").skip(1);
+            let kind = words.next()?;
+            let source = words.next().unwrap_or_default();
+            let options = words.next().unwrap_or_default();
+            let path = |text| OsString::from_vec(without_octal(text));
+            // An indirect automount point is a folder of mount points, not one itself.
+            let indirect = options
+                .split(|b| *b == b',')
+                .any(|word| word == b"indirect");
             Some(Mount {
-                id: id.parse().ok()?,
-                at: PathBuf::from(OsString::from_vec(without_octal(at))),
-                root: PathBuf::from(OsString::from_vec(without_octal(root))),
+                id,
+                parent,
+                at: path(at).into(),
+                root: path(root).into(),
                 device: (major.parse().ok()?, minor.parse().ok()?),
+                kind: String::from_utf8_lossy(kind).into_owned(),
+                source: path(source),
                 kernel: KERNEL_FILE_SYSTEMS.contains(&kind),
+                empty_automount: kind == AUTOFS.as_bytes() && !indirect,
+                on_automount: false,
             })
         })
         .collect()
@@ -132,7 +213,32 @@ mod tests {
         assert_eq!((found[1].id, found[1].device), (50, (7, 3)));
         assert_eq!(found[1].root, Path::new("/"));
         assert!(!found[1].kernel);
+        assert_eq!((found[1].parent, &*found[1].kind), (27, "ext4"));
+        assert_eq!(found[1].source, "/dev/loop3");
         assert!(mounts().unwrap().iter().any(|m| m.at == Path::new("/")));
+    }
+
+    #[test]
+    fn only_the_mounts_that_a_path_leads_to_are_seen() {
+        let table = b"1 0 8:1 / / rw - ext4 /dev/sda1 rw\n\
+            2 1 8:2 / /a rw - ext4 /dev/sda2 rw\n\
+            3 2 8:3 / /a/b rw - ext4 /dev/sda3 rw\n\
+            4 2 8:4 / /a rw - ext4 /dev/sda4 rw\n\
+            5 1 0:9 / /auto rw - autofs systemd-1 rw,fd=3,direct\n\
+            6 5 8:5 / /auto rw - ext4 /dev/sda5 rw\n\
+            7 1 0:8 / /empty rw - autofs systemd-1 rw,fd=3,direct\n\
+            8 1 0:7 / /net rw - autofs auto.net rw,fd=3,indirect\n\
+            9 4 8:6 / /a/c rw - ext4 /dev/sda6 rw\n";
+        let seen = visible(&parse(table));
+        let ids: Vec<_> = seen.iter().map(|mount| mount.id).collect();
+        assert_eq!(ids, [1, 4, 6, 7, 8, 9]);
+        let automounts: Vec<_> = seen.iter().filter(|mount| mount.on_automount).collect();
+        assert_eq!(automounts.len(), 1);
+        assert_eq!(automounts[0].id, 6);
+        let empty: Vec<_> = seen.iter().filter(|mount| mount.empty_automount).collect();
+        assert_eq!((empty.len(), empty[0].id), (1, 7));
+        assert_eq!(holding(&seen, Path::new("/a/b/x")).unwrap().id, 4);
+        assert_eq!(holding(&seen, Path::new("/ab")).unwrap().id, 1);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::file_system::FileSystem;
 use crate::mounts::Mount;
 
 /// Mounts in these come and go with each login and each start of a service, and hold nothing that
@@ -14,8 +15,32 @@ const NOBODYS_LOSS: [&str; 2] = ["/run/user", "/run/credentials"];
 pub(crate) struct MountInside {
     /// Where a walk of the source meets it.
     pub(crate) path: PathBuf,
-    id: u32,
-    device: (u32, u32),
+    pub(crate) id: u32,
+    pub(crate) device: (u32, u32),
+    /// See [`Mount::on_automount`].
+    pub(crate) on_automount: bool,
+    /// An automount point with nothing on it: there is nothing to back up.
+    pub(crate) is_empty_automount: bool,
+    pub(crate) file_system: FileSystem,
+}
+
+impl MountInside {
+    fn is_same_mount(&self, other: &Self) -> bool {
+        (&self.path, self.id, self.device) == (&other.path, other.id, other.device)
+    }
+
+    /// Whether nothing changed for a walk that met `self` first. What lies on an automount point is
+    /// unmounted when it is idle; each use mounts it again, or fails and is reported as unread.
+    fn still_there(&self, after: &[Self]) -> bool {
+        let now = after.iter().find(|now| now.path == self.path);
+        match now {
+            Some(now) if self.is_same_mount(now) => true,
+            Some(now) if self.on_automount => {
+                now.is_empty_automount || self.file_system.is_same(&now.file_system) == Some(true)
+            }
+            _ => false,
+        }
+    }
 }
 
 /// A mount inside a source that came or went.
@@ -58,9 +83,12 @@ pub(crate) fn mounts_inside(
             // The table is in the order of mounting.
             inside.retain(|earlier| earlier.path != path);
             inside.push(MountInside {
+                file_system: FileSystem::at(mount, &path, &mount.at),
                 path,
                 id: mount.id,
                 device: mount.device,
+                on_automount: mount.on_automount,
+                is_empty_automount: mount.empty_automount,
             });
         }
     }
@@ -81,8 +109,14 @@ pub(crate) fn changes(
             gone,
         }
     };
-    let gone = before.iter().filter(|mount| !after.contains(mount));
-    let came = |mount: &&MountInside| before.iter().all(|earlier| earlier.path != mount.path);
+    let gone = before
+        .iter()
+        .filter(|mount| !mount.is_empty_automount && !mount.still_there(after));
+    let came = |mount: &&MountInside| {
+        let was_there =
+            |earlier: &MountInside| earlier.path == mount.path && !earlier.is_empty_automount;
+        !mount.is_empty_automount && !before.iter().any(was_there)
+    };
     let came = after.iter().filter(came);
     gone.map(change(true))
         .chain(came.map(change(false)))
@@ -108,7 +142,8 @@ mod tests {
             at: at.into(),
             root: "/".into(),
             device: (0, minor),
-            kernel: false,
+            kind: "ext4".into(),
+            ..Mount::default()
         }
     }
 

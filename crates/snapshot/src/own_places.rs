@@ -249,7 +249,7 @@ mod tests {
             at,
             root: root.into(),
             device: (8, 1),
-            kernel: false,
+            ..Mount::default()
         };
         let table = [
             mount("/".into(), "/"),

@@ -9,11 +9,12 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::disks::{holders, kept_for_disks};
 use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder};
 use crate::keep::{Candidate, KeepRules, Verdict, decide};
 use crate::name::JobName;
-use crate::record::{EntryKind, Warning};
+use crate::record::EntryKind;
 use crate::spec::{Cancel, Phase, Progress};
 
 /// What to prune.
@@ -166,11 +167,8 @@ impl Told<'_> {
 
 fn decided(job: &JobFolder, rules: &KeepRules) -> Result<Vec<Verdict>, SnapshotError> {
     let latest = job.latest();
-    let warnings = job.last_good()?.map_or_else(Vec::new, |last| last.warnings);
-    let has_missing_disk = |name| {
-        let says_so = |warning: &Warning| matches!(warning, Warning::NotMounted { before, .. } if *before == name);
-        warnings.iter().any(says_so)
-    };
+    let now = jiff::Timestamp::now();
+    let for_disks = kept_for_disks(&holders(job, now)?);
     let candidates: Vec<Candidate> = job
         .own_folders()?
         .into_iter()
@@ -180,10 +178,10 @@ fn decided(job: &JobFolder, rules: &KeepRules) -> Result<Vec<Verdict>, SnapshotE
             kind: job.kind(folder).0,
             is_latest: latest == Some(folder.name()),
             pinned: job.is_pinned(folder.name()),
-            has_missing_disk: has_missing_disk(folder.name()),
+            has_missing_disk: for_disks.contains(&folder.name()),
         })
         .collect();
-    Ok(decide(&candidates, rules, jiff::Timestamp::now()))
+    Ok(decide(&candidates, rules, now))
 }
 
 fn interrupted(job: &JobFolder) -> Result<Vec<(Folder, Interrupted)>, SnapshotError> {

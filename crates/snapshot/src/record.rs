@@ -6,6 +6,8 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::disks::GoneDisk;
+use crate::file_system::FileSystem;
 use crate::name::{JobName, SnapshotName};
 
 /// The record's format. A higher number is still read, as far as its fields are known.
@@ -144,12 +146,36 @@ pub enum Warning {
         /// Where, escaped.
         path: String,
     },
-    /// The last whole snapshot had a disk there, or had this warning itself, and today none is mounted.
+    /// A finished snapshot has a disk there, and today none is mounted.
     NotMounted {
         /// Where, escaped.
         path: String,
-        /// The newest whole snapshot that has the disk.
+        /// The newest snapshot that has the disk in full, else the newest that has it; `prune` keeps it.
         before: SnapshotName,
+    },
+    /// A finished snapshot has another file system there than is there today: this snapshot has the
+    /// one of today.
+    OtherFileSystem {
+        /// Where, escaped.
+        path: String,
+        /// The newest snapshot that has the former one in full, else the newest that has it; `prune`
+        /// keeps it.
+        before: SnapshotName,
+        /// What was there, for people.
+        was: String,
+        /// What is there, for people.
+        now: String,
+    },
+    /// An automount point on which nothing could be mounted.
+    AutomountEmpty {
+        /// Where, escaped.
+        path: String,
+    },
+    /// Folders were moved or removed while the run went on: what is in them may be missing, so the
+    /// snapshot is not whole.
+    FoldersVanished {
+        /// How many folders.
+        folders: u64,
     },
     /// So large a part of the source vanished while the run went on that the snapshot is not called
     /// whole.
@@ -194,6 +220,16 @@ pub struct RunRecord {
     /// What was mounted inside the sources and is in the snapshot; escaped, at most 1000.
     #[serde(default)]
     pub mounts: Vec<String>,
+    /// The file systems that the run met, at the sources and inside them; at most 1000. Empty in
+    /// records of older programs.
+    #[serde(default)]
+    pub file_systems: Vec<FileSystem>,
+    /// File systems of earlier snapshots that the user said to be gone.
+    #[serde(default)]
+    pub disks_gone: Vec<GoneDisk>,
+    /// Places, escaped, of missing disks that the job's patterns leave out.
+    #[serde(default)]
+    pub disks_left_out: Vec<String>,
     /// When the run began.
     pub started: Timestamp,
     /// When the copying was over.

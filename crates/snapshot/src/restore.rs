@@ -334,6 +334,7 @@ impl Chosen {
                 Warning::OwnVolumeLeftOut { .. }
                     | Warning::KernelFileSystemLeftOut { .. }
                     | Warning::NotMounted { .. }
+                    | Warning::AutomountEmpty { .. }
             )
         };
         let lacks = !record.excludes.is_empty()

@@ -7,8 +7,11 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
+use crate::automounts;
+use crate::disks::Disks;
 use crate::error::SnapshotError;
-use crate::mounts::{Mount, mounts, pattern_for};
+use crate::file_system::FileSystem;
+use crate::mounts::{Mount, holding, mounts, pattern_for};
 use crate::mounts_inside::{MountChange, MountInside, Place, changes, mounts_inside};
 use crate::own_places::{OwnPlaces, joined, real_path};
 use crate::record::Warning;
@@ -27,6 +30,8 @@ pub(crate) struct Source {
     device: u64,
     inode: u64,
     pub(crate) folder: bool,
+    /// It lies on an automount point, which may have been idle since.
+    on_automount: Option<FileSystem>,
 }
 
 /// All sources of a run.
@@ -38,6 +43,8 @@ pub(crate) struct Sources {
     pub(crate) warnings: Vec<Warning>,
     /// What is mounted inside them and belongs to them.
     pub(crate) mounts: Vec<MountInside>,
+    /// The file systems that hold the sources, and those inside.
+    pub(crate) file_systems: Vec<FileSystem>,
     /// Real paths, in which mounts are nobody's loss.
     no_mounts_in: Vec<PathBuf>,
 }
@@ -69,6 +76,7 @@ impl Sources {
                 job: spec.job.to_string(),
             });
         }
+        let table = use_automounts(spec)?;
         let mut list: Vec<Source> = Vec::new();
         for path in &spec.sources {
             let path = plain_path(path).map_err(|why| refused(path, why.to_owned()))?;
@@ -83,15 +91,17 @@ impl Sources {
             left_out: Vec::new(),
             warnings: Vec::new(),
             mounts: Vec::new(),
+            file_systems: Vec::new(),
             no_mounts_in: Vec::new(),
         };
-        let table = table()?;
         this.leave_out(spec, volume_root, &table)?;
         if spec.one_file_system {
             // rsync enters none of them.
             this.no_mounts_in.push("/".into());
         }
         this.mounts = this.mounts_in(&table);
+        this.leave_out_empty_automounts();
+        this.file_systems = this.file_systems_in(&table);
         Ok(this)
     }
 
@@ -190,16 +200,48 @@ impl Sources {
         Ok(changes(&self.mounts, &now, in_tree))
     }
 
-    /// Whether `path`, at which an earlier snapshot had a disk, lies in today's sources and nothing is
-    /// mounted there.
-    pub(crate) fn is_not_mounted(&self, path: &Path) -> bool {
-        let inside = |source: &Source| path.starts_with(&source.path) && path != source.path;
-        self.list.iter().any(inside) && !self.mounts.iter().any(|mount| mount.path == path)
+    /// A walk would try again to mount what could not be mounted, and fail.
+    fn leave_out_empty_automounts(&mut self) {
+        for mount in self.mounts.iter().filter(|mount| mount.is_empty_automount) {
+            self.left_out.push(pattern_for(&mount.path, true));
+            self.warnings.push(Warning::AutomountEmpty {
+                path: escape_path(&mount.path),
+            });
+        }
+    }
+
+    fn file_systems_in(&mut self, table: &[Mount]) -> Vec<FileSystem> {
+        let real = self.real_paths();
+        let mut all = Vec::new();
+        for (source, real) in self.list.iter_mut().zip(&real) {
+            let Some(mount) = holding(table, real) else {
+                continue;
+            };
+            let file_system = FileSystem::at(mount, &source.path, real);
+            source.on_automount = mount.on_automount.then(|| file_system.clone());
+            all.push(file_system);
+        }
+        for mount in self.mounts.iter().filter(|mount| !mount.is_empty_automount) {
+            let is_source = |had: &FileSystem| had.place == mount.file_system.place;
+            if !all.iter().any(is_source) {
+                all.push(mount.file_system.clone());
+            }
+        }
+        all
     }
 
     /// Checks after the run that each source is still the one that the run began with.
     pub(crate) fn check_again(&self) -> Result<(), SnapshotError> {
         for source in &self.list {
+            if let Some(before) = &source.on_automount {
+                automounts::use_once(&source.path);
+                let real = real_path(&source.path);
+                let table = table()?;
+                let now = holding(&table, &real).map(|m| FileSystem::at(m, &source.path, &real));
+                if now.is_some_and(|now| before.is_same(&now) == Some(true)) {
+                    continue;
+                }
+            }
             let same = std::fs::symlink_metadata(&source.path).is_ok_and(|now| {
                 // A file may be replaced by a new version of itself; a folder that is another one
                 // was mounted, unmounted or removed.
@@ -215,6 +257,35 @@ impl Sources {
         }
         Ok(())
     }
+}
+
+/// Mounts what belongs on the automount points in the sources, and those that lead to them.
+fn use_automounts(spec: &SnapshotSpec) -> Result<Vec<Mount>, SnapshotError> {
+    let sources: Vec<PathBuf> = spec.sources.iter().map(|path| real_path(path)).collect();
+    let is_needed = |at: &Path| {
+        let inside = |source: &PathBuf| !spec.one_file_system && at.starts_with(source);
+        let needed = sources
+            .iter()
+            .any(|source| source.starts_with(at) || inside(source));
+        needed && !automounts::is_plainly_left_out(spec, at)
+    };
+    let before = table()?;
+    if automounts::mount_all(&before, &is_needed) {
+        return table();
+    }
+    Ok(before)
+}
+
+/// One report is enough: a missing disk of which more is known says where it is.
+pub(crate) fn forget_known_automounts(warnings: &mut Vec<Warning>, disks: &Disks) {
+    let is_known = |path: &String| {
+        let mut missing = disks.missing.iter();
+        missing.any(|one| one.disk.file_system.place == *path)
+    };
+    warnings.retain(|warning| match warning {
+        Warning::AutomountEmpty { path } => !is_known(path),
+        _ => true,
+    });
 }
 
 fn table() -> Result<Vec<Mount>, SnapshotError> {
@@ -269,6 +340,7 @@ fn new_source(path: PathBuf, metadata: &Metadata) -> Source {
         inode: metadata.ino(),
         folder: metadata.is_dir(),
         path,
+        on_automount: None,
     }
 }
 

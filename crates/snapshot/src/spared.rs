@@ -4,12 +4,14 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use crate::automounts;
 use crate::error::SnapshotError;
-use crate::mounts::{Mount, mounts};
+use crate::file_system::FileSystem;
+use crate::mounts::{Mount, holding, mounts};
 use crate::own_places::{OwnPlaces, joined, real_path};
 use crate::record::RunRecord;
 use crate::spec::RestoreSpec;
-use crate::text::escape_path;
+use crate::text::{escape_path, unescape_path};
 
 /// Where a restore goes.
 pub(crate) struct Destination<'a> {
@@ -28,10 +30,27 @@ pub(crate) fn look(
     record: Option<&RunRecord>,
     spec: &RestoreSpec,
 ) -> Result<Vec<OsString>, SnapshotError> {
-    let table = mounts().map_err(|source| SnapshotError::System {
-        op: "read /proc/self/mountinfo",
-        source,
-    })?;
+    let read = || {
+        mounts().map_err(|source| SnapshotError::System {
+            op: "read /proc/self/mountinfo",
+            source,
+        })
+    };
+    let mut table = read()?;
+    if spec.delete {
+        // A disk that is mounted on first use would be mounted by the restore, and emptied.
+        let real = real_path(destination.to);
+        let is_reached = |at: &Path| {
+            let tree = |tree: &PathBuf| {
+                let root = joined(&real, tree);
+                at.starts_with(&root) || root.starts_with(at)
+            };
+            destination.trees.iter().any(tree)
+        };
+        if automounts::mount_all(&table, &is_reached) {
+            table = read()?;
+        }
+    }
     let own = OwnPlaces::find(&spec.never_enter, spec.container.as_ref(), &table);
     let real = real_path(destination.to);
     let path = escape_path(destination.to);
@@ -66,8 +85,92 @@ pub(crate) fn look(
                 mounts: others,
             });
         }
+        let disks = other_disks(destination, &real, record, &table);
+        if !disks.is_empty() {
+            return Err(SnapshotError::DeleteReachesOtherDisk { path, disks });
+        }
     }
     Ok(patterns)
+}
+
+/// The places of the snapshot's file systems where another one is today, for people. Files of the
+/// one must not be deleted because the other doesn't have them.
+fn other_disks(
+    destination: &Destination<'_>,
+    real: &Path,
+    record: Option<&RunRecord>,
+    table: &[Mount],
+) -> Vec<String> {
+    let had = record.map_or(&[][..], |record| &record.file_systems);
+    let mut others = Vec::new();
+    for tree in destination.trees {
+        let source = joined(&destination.in_source, tree);
+        let target = joined(real, tree);
+        // In another place than its own, the snapshot's root lies on whatever disk the user chose.
+        let in_place = real_path(&source) == target;
+        let mut expected: Vec<FileSystem> = had
+            .iter()
+            .filter(|one| unescape_path(&one.place).starts_with(&source))
+            .cloned()
+            .collect();
+        let is_there = |one: &FileSystem| unescape_path(&one.place) == source;
+        if !expected.iter().any(is_there) {
+            expected.extend(holding_in_snapshot(had, &source));
+        }
+        for one in expected {
+            let place = unescape_path(&one.place);
+            let at = joined(
+                &target,
+                place.strip_prefix(&source).unwrap_or(Path::new("")),
+            );
+            let Some(mount) = holding(table, &at) else {
+                continue;
+            };
+            // Elsewhere a disk counts only where one is mounted for it.
+            if !in_place && (mount.at != at || at == real) {
+                continue;
+            }
+            let now = FileSystem::at(mount, &place, &at);
+            if one.is_same(&now) == Some(false) && holds_anything(&at) {
+                others.push(format!(
+                    "{}: the snapshot has {}, today it is {}",
+                    escape_path(&at),
+                    one.text(),
+                    now.text()
+                ));
+            }
+        }
+    }
+    others.sort();
+    others.dedup();
+    others
+}
+
+/// What the snapshot has at `path`, which is no source or mount point of its own, but lies in one.
+fn holding_in_snapshot(had: &[FileSystem], path: &Path) -> Option<FileSystem> {
+    let above = had
+        .iter()
+        .filter(|one| path.starts_with(unescape_path(&one.place)));
+    let holding = above.max_by_key(|one| one.place.len())?;
+    let place = unescape_path(&holding.place);
+    let below = path.strip_prefix(&place).ok()?;
+    Some(FileSystem {
+        place: escape_path(path),
+        root: escape_path(&joined(&unescape_path(&holding.root), below)),
+        ..holding.clone()
+    })
+}
+
+/// Whether a file could be deleted there.
+fn holds_anything(at: &Path) -> bool {
+    match std::fs::read_dir(at) {
+        Ok(mut names) => names.next().is_some(),
+        // A file is replaced, not deleted; what can't be read is not known to be empty.
+        Err(e) => !matches!(
+            e.kind(),
+            std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+        ),
+    }
 }
 
 /// What is mounted where files would be deleted, but for what is in the snapshot with the disk that it

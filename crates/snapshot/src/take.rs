@@ -10,6 +10,7 @@ use jiff::Timestamp;
 
 use crate::by_hand;
 use crate::checkpoint::{self, Checkpoints};
+use crate::disks::{self, Disks};
 use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder, RunFolder};
 use crate::name::{SnapshotName, choose_name};
@@ -18,9 +19,9 @@ use crate::record::{
 };
 use crate::rsync::{Ended, Invocation, Outcome, Rsync, Side, room_at};
 use crate::scout::Scout;
-use crate::sources::{Sources, plain_path};
+use crate::sources::{self, Sources};
 use crate::spec::{Cancel, Phase, Progress, SnapshotReport, SnapshotSpec};
-use crate::text::{escape_name, escape_path, unescape_path};
+use crate::text::{escape_name, escape_path};
 use crate::wholeness::Made;
 
 /// Takes a snapshot of `spec.sources` into the job's folder on the volume that is mounted at
@@ -112,7 +113,14 @@ fn take_or_fail(
             .map(|newest| Warning::ClockBehind { newest }),
     );
     let linked_from = folder.link_sources(chosen.name)?;
-    warnings.extend(not_mounted(&folder, &sources, spec)?);
+    let paths: Vec<PathBuf> = sources
+        .list
+        .iter()
+        .map(|source| source.path.clone())
+        .collect();
+    let held = disks::holders(&folder.job, now)?;
+    let disks = Disks::find(&held, &sources.file_systems, &paths, spec);
+    sources::forget_known_automounts(&mut warnings, &disks);
     let first = !linked_from
         .iter()
         .any(|(folder, _)| matches!(folder, Folder::Named(_)));
@@ -139,47 +147,9 @@ fn take_or_fail(
         sync,
         rsync,
         sources,
+        disks,
     };
     run.carry_out(warnings, progress, cancel, checkpoint_every)
-}
-
-/// Warns of disks that the last whole snapshot has and today's would lack, and of those that it lacked
-/// itself: told once only, the one snapshot that has them would go with the next prune.
-fn not_mounted(
-    folder: &RunFolder,
-    sources: &Sources,
-    spec: &SnapshotSpec,
-) -> Result<Vec<Warning>, SnapshotError> {
-    if spec.one_file_system {
-        // The job asks for none of them.
-        return Ok(Vec::new());
-    }
-    let Some(last) = folder.job.last_good()? else {
-        return Ok(Vec::new());
-    };
-    let gone: Vec<PathBuf> = spec
-        .disks_gone
-        .iter()
-        .filter_map(|path| plain_path(path).ok())
-        .collect();
-    let had = last.mounts.iter().map(|path| (path, last.name));
-    // A mount point that went with its disk, as a desktop makes them for sticks, is told once.
-    let stays = |path: &String| std::fs::symlink_metadata(unescape_path(path)).is_ok();
-    let lacked = last.warnings.iter().filter_map(|warning| match warning {
-        Warning::NotMounted { path, before } if stays(path) => Some((path, *before)),
-        _ => None,
-    });
-    Ok(had
-        .chain(lacked)
-        .filter(|(path, _)| {
-            let path = unescape_path(path);
-            sources.is_not_mounted(&path) && !gone.contains(&path)
-        })
-        .map(|(path, before)| Warning::NotMounted {
-            path: path.clone(),
-            before,
-        })
-        .collect())
 }
 
 /// A copy made by hand, from which a first run links.
@@ -201,6 +171,7 @@ struct Run<'a> {
     sync: File,
     rsync: Rsync,
     sources: Sources,
+    disks: Disks,
 }
 
 impl Run<'_> {
@@ -298,6 +269,7 @@ impl Run<'_> {
     fn made<'m>(&'m self, outcome: &'m Outcome, inflight: Folder) -> Made<'m> {
         Made {
             sources: &self.sources,
+            disks: &self.disks,
             outcome,
             tree: self.folder.job.path.join(inflight.to_string()),
         }
@@ -521,6 +493,9 @@ impl Run<'_> {
                 }))
                 .collect(),
             mounts: Vec::new(),
+            file_systems: Vec::new(),
+            disks_gone: Vec::new(),
+            disks_left_out: Vec::new(),
             unread: outcome.unread.clone(),
             vanished: outcome.vanished.clone(),
             messages: outcome.messages.clone(),

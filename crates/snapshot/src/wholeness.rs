@@ -5,7 +5,9 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use crate::disks::Disks;
 use crate::error::SnapshotError;
+use crate::file_system::FileSystem;
 use crate::mounts_inside::asked_for;
 use crate::record::{NAMES_MAX, RunRecord, Warning};
 use crate::rsync::Outcome;
@@ -20,6 +22,8 @@ const VANISHED_SHARE: u64 = 100;
 /// What was made, and from what.
 pub(crate) struct Made<'a> {
     pub(crate) sources: &'a Sources,
+    /// As the run found them.
+    pub(crate) disks: &'a Disks,
     pub(crate) outcome: &'a Outcome,
     /// The `.inflight`, absolute.
     pub(crate) tree: PathBuf,
@@ -32,17 +36,29 @@ impl Made<'_> {
             let below = path.strip_prefix("/").unwrap_or(path);
             std::fs::symlink_metadata(self.tree.join(below)).is_ok()
         };
-        let mounted = self.sources.mounts.iter().map(|mount| &mount.path);
+        let mounted = self
+            .sources
+            .mounts
+            .iter()
+            .filter(|mount| !mount.is_empty_automount);
         record.mounts = mounted
+            .map(|mount| &mount.path)
             .filter(|path| in_tree(path))
             .take(NAMES_MAX)
             .map(|path| escape_path(path))
             .collect();
         // What the job leaves out by now is no loss any more.
+        let left_out = |path: &Path| !asked_for(path, &in_tree);
+        let mut disks = self.disks.clone();
+        disks.leave_out(&left_out);
         record.warnings.retain(|warning| match warning {
-            Warning::NotMounted { path, .. } => asked_for(&unescape_path(path), &in_tree),
+            Warning::AutomountEmpty { path } => !left_out(&unescape_path(path)),
             _ => true,
         });
+        let missing = disks.missing.into_iter().map(|one| one.warning);
+        record.warnings.extend(missing);
+        record.disks_gone = disks.gone;
+        record.disks_left_out = disks.left_out;
         for change in self.sources.mount_changes(&in_tree)? {
             let path = escape_path(&change.path);
             record.unread.push(path.clone());
@@ -53,6 +69,7 @@ impl Made<'_> {
             });
         }
         self.attributes_lost(record);
+        self.folders_vanished(record, &in_tree);
         let vanished = record.vanished.count;
         let many = vanished > VANISHED_HARMLESS_MAX
             && vanished.saturating_mul(VANISHED_SHARE) > record.stats.files;
@@ -62,7 +79,75 @@ impl Made<'_> {
                 .push(Warning::ManyVanished { files: vanished });
         }
         record.complete = record.complete && record.unread.is_empty() && !many;
+        record.file_systems = self.file_systems(record, many, &in_tree);
         Ok(())
+    }
+
+    /// The file systems that are in the tree, and whether each is there in full.
+    fn file_systems(
+        &self,
+        record: &RunRecord,
+        many_vanished: bool,
+        in_tree: &dyn Fn(&Path) -> bool,
+    ) -> Vec<FileSystem> {
+        let met = self.sources.file_systems.iter();
+        let mut all: Vec<FileSystem> = met
+            .filter(|one| in_tree(&unescape_path(&one.place)))
+            .take(NAMES_MAX)
+            .cloned()
+            .collect();
+        let places: Vec<PathBuf> = all.iter().map(|one| unescape_path(&one.place)).collect();
+        let holding = |path: &Path| {
+            let above = places.iter().filter(|place| path.starts_with(place));
+            above.max_by_key(|place| place.as_os_str().len())
+        };
+        let unread: Vec<PathBuf> = record
+            .unread
+            .names
+            .iter()
+            .map(|one| unescape_path(one))
+            .collect();
+        let all_named = record.unread.count == record.unread.names.len() as u64;
+        for (one, place) in all.iter_mut().zip(&places) {
+            let lacks = |path: &PathBuf| holding(path).is_none_or(|holding| holding == place);
+            let whole = !many_vanished && all_named && record.rsync_exit.is_some();
+            one.full = record.complete || (whole && !unread.iter().any(lacks));
+        }
+        all
+    }
+
+    /// A folder that vanished was most often moved: all that it held is missing, of which rsync has
+    /// one message, or none for each file.
+    fn folders_vanished(&self, record: &mut RunRecord, in_tree: &dyn Fn(&Path) -> bool) {
+        let is_there = |path: &Path| std::fs::symlink_metadata(path).is_ok();
+        let mut folders: Vec<PathBuf> = Vec::new();
+        for name in &record.vanished.names {
+            let path = unescape_path(name);
+            let is_folder = |path: &Path| {
+                let below = path.strip_prefix("/").unwrap_or(path);
+                std::fs::symlink_metadata(self.tree.join(below)).is_ok_and(|made| made.is_dir())
+            };
+            // The outermost one that is gone.
+            let gone = path.ancestors().take_while(|at| !is_there(at)).last();
+            let gone = gone.filter(|gone| *gone != path || is_folder(gone));
+            let back_as_other = gone.is_none() && is_folder(&path);
+            let folder = gone.or(back_as_other.then_some(&*path));
+            if let Some(folder) = folder
+                && asked_for(folder, in_tree)
+                && !folders.iter().any(|known| known == folder)
+            {
+                folders.push(folder.to_owned());
+            }
+        }
+        if folders.is_empty() {
+            return;
+        }
+        record.warnings.push(Warning::FoldersVanished {
+            folders: folders.len() as u64,
+        });
+        for folder in folders {
+            record.unread.push(escape_path(&folder));
+        }
     }
 
     /// The source file that found no room on the volume, escaped.

@@ -364,6 +364,9 @@ fn lacks_something(warning: &Warning) -> bool {
         W::UnmountedMeanwhile { .. }
             | W::MountedMeanwhile { .. }
             | W::NotMounted { .. }
+            | W::OtherFileSystem { .. }
+            | W::AutomountEmpty { .. }
+            | W::FoldersVanished { .. }
             | W::ManyVanished { .. }
             | W::AttributesTooLarge { .. }
     )

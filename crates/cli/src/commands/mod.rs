@@ -123,9 +123,26 @@ fn warning_text(warning: &sprat_snapshot::Warning) -> String {
             "something was mounted at {path} while it was copied: the snapshot is NOT whole"
         ),
         W::NotMounted { path, before } => format!(
-            "{path} is not mounted: {before} has what lay there, and this snapshot does not. Told \
-             until it is mounted or excluded; if its disk is gone for good, say so in one backup: \
-             --disk-gone {path}"
+            "{path}: its disk is not mounted. This snapshot does not have it; {before} does, and prune \
+             keeps that one. Mount the disk, exclude its place, or if it is gone for good, run one \
+             backup with --disk-gone {path}"
+        ),
+        W::OtherFileSystem {
+            path,
+            before,
+            was,
+            now,
+        } => format!(
+            "{path}: another file system ({now}) is there than before ({was}). This snapshot has the new \
+             one; {before} has the former one, and prune keeps that one. If the former one is gone for \
+             good, run one backup with --disk-gone {path}"
+        ),
+        W::AutomountEmpty { path } => format!(
+            "{path}: nothing could be mounted at this automount point, so this snapshot has nothing of it"
+        ),
+        W::FoldersVanished { folders } => format!(
+            "{} moved or removed while the backup ran: the snapshot is NOT whole",
+            output::text::counted(*folders, "folder was", "folders were")
         ),
         W::ManyVanished { files } => format!(
             "{} vanished while it ran, too large a part: the snapshot is NOT called whole",

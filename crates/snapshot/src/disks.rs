@@ -1,0 +1,492 @@
+//! What all finished snapshots of a job say of its disks: which file systems there were, which
+//! snapshots hold them, and which are missing today.
+//!
+//! The newest snapshot that holds a file system in full is kept while the newest whole one lacks it,
+//! until the user says that the disk is gone, or the job leaves its place out. That the mount point
+//! is gone, too, proves nothing.
+
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::error::SnapshotError;
+use crate::file_system::FileSystem;
+use crate::job::{Folder, JobFolder};
+use crate::keep::is_future;
+use crate::name::SnapshotName;
+use crate::record::{EntryKind, ONE_FILE_SYSTEM, RunRecord, Warning};
+use crate::sources::plain_path;
+use crate::spec::SnapshotSpec;
+use crate::text::unescape_path;
+
+/// Records that are read at the same time: one after the other would cost a slow server a round trip
+/// for each.
+const READERS: usize = 16;
+
+/// A file system of which the user said that it is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GoneDisk {
+    /// The file system, as the snapshots have it.
+    pub file_system: FileSystem,
+    /// The snapshots that are no longer kept for its sake.
+    pub snapshots: Vec<SnapshotName>,
+}
+
+/// What one finished snapshot holds.
+#[derive(Debug, Clone)]
+pub(crate) struct Holder {
+    pub(crate) name: SnapshotName,
+    good: bool,
+    file_systems: Vec<FileSystem>,
+    gone: Vec<GoneDisk>,
+    sources: Vec<PathBuf>,
+    one_file_system: bool,
+    /// Places of missing disks that the job's patterns left out.
+    left_out: Vec<String>,
+}
+
+/// A file system that finished snapshots hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Disk {
+    /// Its identity, and its newest place.
+    pub(crate) file_system: FileSystem,
+    /// Oldest first; with whether it is there in full.
+    holders: Vec<(SnapshotName, bool)>,
+}
+
+/// How a file system stands today.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Presence {
+    Present,
+    /// Nothing is mounted at its place.
+    Missing,
+    /// Another one lies at its place.
+    Replaced(FileSystem),
+}
+
+/// One that is missing, or whose place another one has.
+#[derive(Debug, Clone)]
+pub(crate) struct MissingDisk {
+    pub(crate) disk: Disk,
+    pub(crate) warning: Warning,
+}
+
+/// The disks of a job as a run finds them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Disks {
+    pub(crate) missing: Vec<MissingDisk>,
+    /// What was said to be gone, now or earlier.
+    pub(crate) gone: Vec<GoneDisk>,
+    /// Places of missing disks that the job's patterns leave out, escaped.
+    pub(crate) left_out: Vec<String>,
+}
+
+impl Holder {
+    fn new(record: RunRecord) -> Self {
+        let file_systems = if record.file_systems.is_empty() {
+            // An older program's record knows the places only.
+            let known = record.mounts.iter().map(|place| FileSystem {
+                full: record.complete,
+                ..FileSystem::unknown_at(place)
+            });
+            known.collect()
+        } else {
+            record.file_systems
+        };
+        Self {
+            name: record.name,
+            good: record.complete,
+            file_systems,
+            gone: record.disks_gone,
+            sources: record
+                .sources
+                .iter()
+                .map(|path| unescape_path(path))
+                .collect(),
+            one_file_system: record
+                .rsync_arguments
+                .iter()
+                .any(|one| one == ONE_FILE_SYSTEM),
+            left_out: record.disks_left_out,
+        }
+    }
+
+    /// Whether the job asked for what lies at `place` (escaped).
+    fn asks_for(&self, place: &String) -> bool {
+        !self.left_out.contains(place)
+            && asks_for(
+                self.sources.iter().map(|path| &**path),
+                self.one_file_system,
+                &unescape_path(place),
+            )
+    }
+}
+
+fn asks_for<'s>(
+    mut sources: impl Iterator<Item = &'s Path>,
+    one_file_system: bool,
+    place: &Path,
+) -> bool {
+    sources.any(|source| place == source || (!one_file_system && place.starts_with(source)))
+}
+
+/// Reads what the finished snapshots hold, oldest first; one that is dated in the future, by a clock
+/// that was wrong, counts for nothing.
+pub(crate) fn holders(job: &JobFolder, now: Timestamp) -> Result<Vec<Holder>, SnapshotError> {
+    let own = job.own_folders()?.into_iter();
+    let named: Vec<Folder> = own
+        .filter(|own| matches!(own, Folder::Named(name) if !is_future(*name, now)))
+        .collect();
+    let read = |folders: &[Folder]| -> Vec<Holder> {
+        let finished = folders.iter().map(|folder| job.kind(*folder));
+        finished
+            .filter(|(kind, _)| matches!(kind, EntryKind::Good | EntryKind::Unread))
+            .filter_map(|(_, record)| Some(Holder::new(record.ok()?)))
+            .collect()
+    };
+    let share = named.len().div_ceil(READERS).max(1);
+    let mut all: Vec<Holder> = std::thread::scope(|scope| {
+        let readers: Vec<_> = named
+            .chunks(share)
+            .map(|part| {
+                let thread = std::thread::Builder::new();
+                (part, thread.spawn_scoped(scope, move || read(part)))
+            })
+            .collect();
+        let mut all = Vec::new();
+        for (part, reader) in readers {
+            let found = reader.ok().and_then(|reader| reader.join().ok());
+            // A thread that can't be started is no reason to forget a disk.
+            all.extend(found.unwrap_or_else(|| read(part)));
+        }
+        all
+    });
+    all.sort_by_key(|holder| holder.name);
+    Ok(all)
+}
+
+/// All file systems that `holders` (oldest first) have, but for those that were said to be gone.
+pub(crate) fn known(holders: &[Holder]) -> Vec<Disk> {
+    let mut disks: Vec<Disk> = Vec::new();
+    for (number, holder) in holders.iter().enumerate() {
+        for met in &holder.file_systems {
+            let at = same_at_its_place(&disks, met)
+                .or_else(|| moved_here(&disks, met, holder, &holders[..number]));
+            let Some(at) = at else {
+                disks.push(Disk {
+                    file_system: met.clone(),
+                    holders: vec![(holder.name, met.full)],
+                });
+                continue;
+            };
+            let disk = &mut disks[at];
+            disk.file_system = met.clone();
+            disk.holders.push((holder.name, met.full));
+        }
+    }
+    for gone in holders.iter().flat_map(|holder| &holder.gone) {
+        for disk in &mut disks {
+            if gone.is_about(&disk.file_system) {
+                disk.holders
+                    .retain(|(name, _)| !gone.snapshots.contains(name));
+            }
+        }
+    }
+    disks.retain(|disk| !disk.holders.is_empty());
+    disks
+}
+
+fn same_at_its_place(disks: &[Disk], met: &FileSystem) -> Option<usize> {
+    let at_place = |disk: &Disk| disk.file_system.place == met.place;
+    let surely = |disk: &Disk| at_place(disk) && disk.file_system.is_same(met) == Some(true);
+    let maybe = |disk: &Disk| at_place(disk) && disk.file_system.is_continued_by(met);
+    let surely = disks.iter().position(surely);
+    surely.or_else(|| disks.iter().rposition(maybe))
+}
+
+/// The disk that `met` is, where it lay at another place before and has left that one. One that both
+/// places show (a bind mount, a clone with the same UUID) has not moved.
+fn moved_here(
+    disks: &[Disk],
+    met: &FileSystem,
+    holder: &Holder,
+    before: &[Holder],
+) -> Option<usize> {
+    disks.iter().position(|disk| {
+        let old = &disk.file_system;
+        old.is_same(met) == Some(true)
+            && !holder
+                .file_systems
+                .iter()
+                .any(|now| is_at_place_of(now, old))
+            && !disk.newest_had(met, before)
+    })
+}
+
+fn is_at_place_of(now: &FileSystem, old: &FileSystem) -> bool {
+    now.place == old.place && old.is_continued_by(now)
+}
+
+impl Disk {
+    /// The snapshot that is kept for it: the newest that has it in full, else the newest that has it.
+    pub(crate) fn kept_in(&self) -> Option<SnapshotName> {
+        let full = self.holders.iter().rev().find(|(_, full)| *full);
+        full.or(self.holders.last()).map(|(name, _)| *name)
+    }
+
+    /// Whether the newest snapshot that has this one had the same also at the place of `other`.
+    fn newest_had(&self, other: &FileSystem, holders: &[Holder]) -> bool {
+        let newest = self.holders.last().map(|(name, _)| *name);
+        let newest = holders.iter().find(|holder| Some(holder.name) == newest);
+        newest.is_some_and(|newest| {
+            newest
+                .file_systems
+                .iter()
+                .any(|had| had.place == other.place && self.file_system.is_same(had) == Some(true))
+        })
+    }
+
+    /// How it stands where `present` is what there is.
+    pub(crate) fn presence(&self, present: &[FileSystem], holders: &[Holder]) -> Presence {
+        let old = &self.file_system;
+        let at_place = present.iter().find(|now| now.place == old.place);
+        if at_place.is_some_and(|now| old.is_continued_by(now)) {
+            return Presence::Present;
+        }
+        let moved = |now: &&FileSystem| {
+            now.place != old.place
+                && old.is_same(now) == Some(true)
+                && !self.newest_had(now, holders)
+        };
+        if present.iter().any(|now| moved(&now)) {
+            return Presence::Present;
+        }
+        at_place.map_or(Presence::Missing, |now| Presence::Replaced(now.clone()))
+    }
+
+    fn gone(&self) -> GoneDisk {
+        GoneDisk {
+            file_system: self.file_system.clone(),
+            snapshots: self.holders.iter().map(|(name, _)| *name).collect(),
+        }
+    }
+
+    /// Whether `said` (a place, or a UUID) names it.
+    fn is_named(&self, said: &Path) -> bool {
+        let is_place =
+            plain_path(said).is_ok_and(|path| path == unescape_path(&self.file_system.place));
+        let uuid = self
+            .file_system
+            .uuid
+            .as_ref()
+            .or(self.file_system.fsid.as_ref());
+        // The caller makes a path of all that is said.
+        is_place || uuid.is_some_and(|uuid| said.file_name().is_some_and(|name| name == &**uuid))
+    }
+}
+
+impl GoneDisk {
+    fn is_about(&self, disk: &FileSystem) -> bool {
+        let gone = &self.file_system;
+        gone.is_same(disk)
+            .unwrap_or(gone.place == disk.place && gone.kind == disk.kind)
+    }
+}
+
+impl Disks {
+    /// Compares what is known with what is `present`.
+    pub(crate) fn find(
+        holders: &[Holder],
+        present: &[FileSystem],
+        sources: &[PathBuf],
+        spec: &SnapshotSpec,
+    ) -> Self {
+        let mut this = Self::default();
+        let names: Vec<SnapshotName> = holders.iter().map(|holder| holder.name).collect();
+        for gone in holders.iter().flat_map(|holder| &holder.gone) {
+            let mut gone = gone.clone();
+            gone.snapshots.retain(|name| names.contains(name));
+            this.say_gone(gone);
+        }
+        for disk in known(holders) {
+            let place = unescape_path(&disk.file_system.place);
+            let sources = sources.iter().map(|path| &**path);
+            if !asks_for(sources, spec.one_file_system, &place) {
+                continue;
+            }
+            let presence = disk.presence(present, holders);
+            let Some(before) = disk.kept_in().filter(|_| presence != Presence::Present) else {
+                continue;
+            };
+            if spec.disks_gone.iter().any(|said| disk.is_named(said)) {
+                this.say_gone(disk.gone());
+                continue;
+            }
+            let path = disk.file_system.place.clone();
+            let warning = match presence {
+                Presence::Replaced(now) => Warning::OtherFileSystem {
+                    path,
+                    before,
+                    was: disk.file_system.text(),
+                    now: now.text(),
+                },
+                _ => Warning::NotMounted { path, before },
+            };
+            this.missing.push(MissingDisk { disk, warning });
+        }
+        this
+    }
+
+    /// Where the job leaves the place of a missing disk out, nothing of it is reported or kept for as
+    /// long as it does.
+    pub(crate) fn leave_out(&mut self, left_out: &dyn Fn(&Path) -> bool) {
+        let (out, missing) = std::mem::take(&mut self.missing)
+            .into_iter()
+            .partition(|one: &MissingDisk| left_out(&unescape_path(&one.disk.file_system.place)));
+        self.missing = missing;
+        let places = out.into_iter().map(|one| one.disk.file_system.place);
+        self.left_out.extend(places);
+    }
+
+    fn say_gone(&mut self, gone: GoneDisk) {
+        if gone.snapshots.is_empty() {
+            return;
+        }
+        let same = |one: &&mut GoneDisk| {
+            one.file_system.place == gone.file_system.place && one.is_about(&gone.file_system)
+        };
+        match self.gone.iter_mut().find(same) {
+            Some(known) => {
+                known.snapshots.extend(&gone.snapshots);
+                known.snapshots.sort();
+                known.snapshots.dedup();
+            }
+            None => self.gone.push(gone),
+        }
+    }
+}
+
+/// The snapshots that are kept because each is the newest that holds a file system which the newest
+/// whole one lacks.
+pub(crate) fn kept_for_disks(holders: &[Holder]) -> Vec<SnapshotName> {
+    // The newest one was made of what the job asks for today.
+    let Some(newest) = holders.last() else {
+        return Vec::new();
+    };
+    let good = holders.iter().rev().find(|holder| holder.good);
+    let mut kept: Vec<SnapshotName> = known(holders)
+        .iter()
+        .filter(|disk| newest.asks_for(&disk.file_system.place))
+        .filter(|disk| {
+            let has =
+                |good: &Holder| disk.presence(&good.file_systems, holders) == Presence::Present;
+            !good.is_some_and(has)
+        })
+        .filter_map(Disk::kept_in)
+        .collect();
+    kept.sort();
+    kept.dedup();
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(day: i64) -> SnapshotName {
+        SnapshotName::at(Timestamp::from_second(1_700_000_000 + day * 86_400).unwrap())
+    }
+
+    fn disk(place: &str, uuid: &str, full: bool) -> FileSystem {
+        FileSystem {
+            place: place.into(),
+            kind: "ext4".into(),
+            uuid: Some(uuid.into()),
+            root: "/".into(),
+            full,
+            ..FileSystem::default()
+        }
+    }
+
+    fn holder(day: i64, file_systems: &[FileSystem]) -> Holder {
+        Holder {
+            name: name(day),
+            good: file_systems.iter().all(|one| one.full),
+            file_systems: file_systems.to_vec(),
+            gone: Vec::new(),
+            sources: vec!["/s".into()],
+            one_file_system: false,
+            left_out: Vec::new(),
+        }
+    }
+
+    fn kept(holders: &[Holder]) -> Vec<i64> {
+        let day = |name: SnapshotName| (name.moment().as_second() - 1_700_000_000) / 86_400;
+        kept_for_disks(holders).into_iter().map(day).collect()
+    }
+
+    #[test]
+    fn the_newest_full_snapshot_of_a_missing_disk_is_kept() {
+        let (root, a) = (disk("/s", "root", true), disk("/s/a", "A", true));
+        let part = disk("/s/a", "A", false);
+        let all = [
+            holder(1, &[root.clone(), a.clone()]),
+            holder(2, &[root.clone(), a.clone()]),
+            holder(3, &[root.clone(), part]),
+            holder(4, std::slice::from_ref(&root)),
+        ];
+        assert_eq!(kept(&all), [2]);
+        // Back again, the newest whole one has it.
+        let back = [&all[..], &[holder(5, &[root, a])]].concat();
+        assert!(kept(&back).is_empty());
+    }
+
+    #[test]
+    fn another_disk_at_the_place_and_a_moved_one_are_told_apart() {
+        let (a, b) = (disk("/s/p", "A", true), disk("/s/p", "B", true));
+        let moved = disk("/s/q", "A", true);
+        let all = [
+            holder(1, std::slice::from_ref(&a)),
+            holder(2, std::slice::from_ref(&b)),
+        ];
+        assert_eq!(kept(&all), [1]);
+        let both = [&all[..], &[holder(3, &[moved.clone(), b])]].concat();
+        assert!(kept(&both).is_empty());
+        assert_eq!(known(&both).len(), 2);
+        // A clone at a second place has not moved: it is missing when it is away.
+        let clones = [holder(1, &[a.clone(), moved]), holder(2, &[a])];
+        assert_eq!(kept(&clones), [1]);
+    }
+
+    #[test]
+    fn a_disk_that_is_said_to_be_gone_is_kept_again_when_it_came_back() {
+        let (root, a) = (disk("/s", "root", true), disk("/s/a", "A", true));
+        let mut said = holder(2, std::slice::from_ref(&root));
+        said.gone = vec![GoneDisk {
+            file_system: a.clone(),
+            snapshots: vec![name(1)],
+        }];
+        let all = [holder(1, &[root.clone(), a.clone()]), said];
+        assert!(kept(&all).is_empty());
+        let later = [holder(3, &[root.clone(), a]), holder(4, &[root])];
+        assert_eq!(kept(&[&all[..], &later[..]].concat()), [3]);
+    }
+
+    #[test]
+    fn what_the_newest_snapshot_does_not_ask_for_is_not_kept() {
+        let a = disk("/s/a", "A", true);
+        let mut other = holder(2, &[]);
+        other.sources = vec!["/other".into()];
+        assert!(kept(&[holder(1, std::slice::from_ref(&a)), other]).is_empty());
+        let mut one = holder(2, &[]);
+        one.one_file_system = true;
+        assert!(kept(&[holder(1, std::slice::from_ref(&a)), one]).is_empty());
+        let mut pattern = holder(2, &[]);
+        pattern.left_out = vec!["/s/a".into()];
+        let all = [holder(1, &[a]), pattern];
+        assert!(kept(&all).is_empty());
+        // Asked for again, it counts again.
+        assert_eq!(kept(&[&all[..], &[holder(3, &[])]].concat()), [1]);
+    }
+}

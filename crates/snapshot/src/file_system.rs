@@ -1,0 +1,227 @@
+//! Which file system lies at a place: disks are known by what they are, not by where they are mounted.
+
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde::{Deserialize, Serialize};
+
+use crate::mounts::Mount;
+use crate::own_places::joined;
+use crate::text::{escape_name, escape_path};
+
+/// File systems that report the same `f_fsid` at each mount. Others report the number of the device,
+/// which is another one after each start.
+const STABLE_FSID: [&str; 6] = ["ext2", "ext3", "ext4", "btrfs", "bcachefs", "zfs"];
+
+/// File systems in memory: what they held is lost with the mount.
+const VOLATILE: [&str; 3] = ["tmpfs", "ramfs", "rootfs"];
+
+/// Where udev lists the devices by the UUID of what they hold.
+const BY_UUID: &str = "/dev/disk/by-uuid";
+
+/// A file system that a run met: at a source, or mounted inside one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FileSystem {
+    /// Where: the source's path, or the place inside it; escaped.
+    pub place: String,
+    /// Its type, as `/proc/self/mountinfo` has it.
+    pub kind: String,
+    /// The UUID in its superblock, as udev or blkid shows it.
+    pub uuid: Option<String>,
+    /// `f_fsid` of statvfs(3), in hexadecimal; only of types that report the same one at each mount,
+    /// and of tmpfs, where each mount has its own.
+    pub fsid: Option<String>,
+    /// What was mounted, where it is no device: a server's share, a dataset, any word; escaped.
+    pub name: Option<String>,
+    /// The folder or subvolume of it that lies at the place; `/` is all of it. Escaped.
+    pub root: String,
+    /// Whether all of it that the job asks for is in the snapshot.
+    pub full: bool,
+}
+
+impl FileSystem {
+    /// The one of `mount`, of which the real path `real` is met at `place`.
+    pub(crate) fn at(mount: &Mount, place: &Path, real: &Path) -> Self {
+        let below = real.strip_prefix(&mount.at).unwrap_or(Path::new(""));
+        let fsid = (mount.kind == "tmpfs" || STABLE_FSID.contains(&&*mount.kind))
+            .then(|| rustix::fs::statvfs(&mount.at).ok())
+            .flatten()
+            .map(|about| about.f_fsid)
+            .filter(|fsid| *fsid != 0)
+            .map(|fsid| format!("{fsid:016x}"));
+        let is_device = mount.source.as_bytes().starts_with(b"/dev/");
+        let uuid = is_device
+            .then(|| uuid_of(mount).or_else(|| probe(mount).filter(|_| fsid.is_none())))
+            .flatten();
+        Self {
+            place: escape_path(place),
+            kind: mount.kind.clone(),
+            uuid,
+            fsid,
+            name: (!is_device).then(|| escape_name(mount.source.as_bytes())),
+            root: escape_path(&joined(&mount.root, below)),
+            full: false,
+        }
+    }
+
+    /// One of which only the place is known: an older record has no more.
+    pub(crate) fn unknown_at(place: &str) -> Self {
+        Self {
+            place: place.to_owned(),
+            ..Self::default()
+        }
+    }
+
+    /// Whether nothing but its place is known.
+    pub(crate) fn is_unknown(&self) -> bool {
+        self.kind.is_empty()
+    }
+
+    fn is_volatile(&self) -> bool {
+        VOLATILE.contains(&&*self.kind)
+    }
+
+    /// Whether both are the same part of the same file system, wherever it is mounted; `None` where
+    /// too little is known to say.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> Option<bool> {
+        if self.is_unknown() || other.is_unknown() {
+            return None;
+        }
+        let both =
+            |one: &Option<String>, other: &Option<String>| Some(one.as_ref()? == other.as_ref()?);
+        let same_uuid = both(&self.uuid, &other.uuid);
+        if self.root != other.root {
+            // A system that starts from another snapshot of its root is still the same disk.
+            let system = self.place == "/" && other.place == "/" && self.kind == "btrfs";
+            return Some(system && same_uuid == Some(true));
+        }
+        same_uuid
+            .or_else(|| both(&self.fsid, &other.fsid))
+            .or_else(|| both(&self.name, &other.name))
+            .or_else(|| (family(&self.kind) != family(&other.kind)).then_some(false))
+    }
+
+    /// Whether `other`, at the same place, is what stands for this one today: the same file system,
+    /// or where nobody can say another thing. What was in memory never comes back, so there a later
+    /// one is the same.
+    pub(crate) fn is_continued_by(&self, other: &Self) -> bool {
+        (self.is_volatile() && other.is_volatile()) || self.is_same(other) != Some(false)
+    }
+
+    /// For people: type and what names it.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let kind = if self.is_unknown() {
+            "file system"
+        } else {
+            &self.kind
+        };
+        let name = self
+            .uuid
+            .as_ref()
+            .or(self.name.as_ref())
+            .or(self.fsid.as_ref());
+        name.map_or_else(|| kind.to_owned(), |name| format!("{kind} {name}"))
+    }
+}
+
+/// Names of one type that depend on how it was mounted.
+fn family(kind: &str) -> &str {
+    match kind {
+        "ext2" | "ext3" | "ext4" => "ext",
+        "nfs" | "nfs4" => "nfs",
+        "cifs" | "smb3" => "smb",
+        "ntfs" | "ntfs3" | "fuseblk" => "ntfs",
+        "vfat" | "msdos" => "fat",
+        other => other,
+    }
+}
+
+/// The UUID that udev lists for the device.
+fn uuid_of(mount: &Mount) -> Option<String> {
+    // btrfs has a number of its own in place of its device's.
+    let devices = [
+        Some(makedev(mount.device)),
+        std::fs::metadata(&mount.source).ok().map(|m| m.rdev()),
+    ];
+    let entries = std::fs::read_dir(BY_UUID).ok()?;
+    let of_device = |entry: &std::fs::DirEntry| {
+        std::fs::metadata(entry.path()).is_ok_and(|device| devices.contains(&Some(device.rdev())))
+    };
+    let entry = entries.flatten().find(of_device)?;
+    Some(escape_name(entry.file_name().as_bytes()))
+}
+
+/// The UUID in the superblock, read by util-linux, for a machine without udev.
+fn probe(mount: &Mount) -> Option<String> {
+    let blkid = ["/usr/sbin/blkid", "/sbin/blkid"]
+        .into_iter()
+        .find(|path| Path::new(path).exists())?;
+    let output = Command::new(blkid)
+        .args(["-p", "-s", "UUID", "-o", "value", "--"])
+        .arg(&mount.source)
+        .env_clear()
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    let text = output.stdout.trim_ascii();
+    (output.status.success() && !text.is_empty()).then(|| escape_name(text))
+}
+
+fn makedev((major, minor): (u32, u32)) -> u64 {
+    rustix::fs::makedev(major, minor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk(uuid: Option<&str>, fsid: Option<&str>, root: &str) -> FileSystem {
+        FileSystem {
+            place: "/p".into(),
+            kind: "ext4".into(),
+            uuid: uuid.map(Into::into),
+            fsid: fsid.map(Into::into),
+            name: None,
+            root: root.into(),
+            full: true,
+        }
+    }
+
+    #[test]
+    fn disks_are_compared_by_what_both_records_know() {
+        let one = disk(Some("u1"), Some("f1"), "/");
+        for (other, same) in [
+            (disk(Some("u1"), None, "/"), Some(true)),
+            (disk(Some("u2"), Some("f1"), "/"), Some(false)),
+            (disk(None, Some("f1"), "/"), Some(true)),
+            (disk(None, Some("f2"), "/"), Some(false)),
+            (disk(None, None, "/"), None),
+            (disk(Some("u1"), None, "/sub"), Some(false)),
+            (FileSystem::unknown_at("/p"), None),
+        ] {
+            assert_eq!(one.is_same(&other), same, "{other:?}");
+        }
+        let xfs = FileSystem {
+            kind: "xfs".into(),
+            ..disk(None, None, "/")
+        };
+        assert_eq!(one.is_same(&xfs), Some(false));
+    }
+
+    #[test]
+    fn a_later_memory_file_system_stands_for_an_earlier_one() {
+        let memory = |fsid| FileSystem {
+            kind: "tmpfs".into(),
+            ..disk(None, Some(fsid), "/")
+        };
+        assert_eq!(memory("1").is_same(&memory("2")), Some(false));
+        assert!(memory("1").is_continued_by(&memory("2")));
+        assert!(!memory("1").is_continued_by(&disk(None, Some("3"), "/")));
+    }
+}
