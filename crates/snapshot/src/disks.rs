@@ -262,7 +262,11 @@ impl Disk {
         if present.iter().any(|now| moved(&now)) {
             return Presence::Present;
         }
-        at_place.map_or(Presence::Missing, |now| Presence::Replaced(now.clone()))
+        match at_place {
+            // A source that was a mount point, and is a plain folder today.
+            Some(now) if !old.mounted_here || now.mounted_here => Presence::Replaced(now.clone()),
+            _ => Presence::Missing,
+        }
     }
 
     fn gone(&self) -> GoneDisk {

@@ -38,6 +38,8 @@ pub struct FileSystem {
     pub name: Option<String>,
     /// The folder or subvolume of it that lies at the place; `/` is all of it. Escaped.
     pub root: String,
+    /// Whether it is mounted at the place itself; else it holds the place somewhere below.
+    pub mounted_here: bool,
     /// Whether all of it that the job asks for is in the snapshot.
     pub full: bool,
 }
@@ -63,6 +65,7 @@ impl FileSystem {
             fsid,
             name: (!is_device).then(|| escape_name(mount.source.as_bytes())),
             root: escape_path(&joined(&mount.root, below)),
+            mounted_here: real == mount.at,
             full: false,
         }
     }
@@ -189,6 +192,7 @@ mod tests {
             fsid: fsid.map(Into::into),
             name: None,
             root: root.into(),
+            mounted_here: true,
             full: true,
         }
     }
