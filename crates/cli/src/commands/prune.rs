@@ -161,7 +161,7 @@ fn word(reason: KeepReason) -> &'static str {
         KeepReason::LastGood => "the newest whole one",
         KeepReason::Latest => "latest",
         KeepReason::Pinned => "pinned",
-        KeepReason::MissingDisk => "has a disk that is not mounted now",
+        KeepReason::MissingDisk => "the newest copy of a disk that the newest whole one lacks",
         KeepReason::Unrecorded => "has no record: never touched",
         KeepReason::Future => "dated in the future: not counted",
         _ => "a reason that this version has no words for",
