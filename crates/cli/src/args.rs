@@ -318,6 +318,9 @@ pub struct InitArgs {
     /// The container.
     #[arg(help = TARGET_HELP)]
     pub target: String,
+    /// Write the recovery sheet to this new file (mode 0600) instead of standard output
+    #[arg(long, value_name = "FILE")]
+    pub sheet: Option<PathBuf>,
     /// Also write the sheet as a page to print, with the recovery key as a QR code
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
@@ -332,7 +335,7 @@ Makes a key file of 4096 random bytes if it is missing (--key-file, the config's
 
 Examples:
   sprat init ssh://u1234@example.org/backup/home.luks
-  sprat init --size 500G home > sheet.txt";
+  sprat init --size 500G --sheet sheet.txt home";
 
 /// Arguments of `backup`.
 #[derive(Debug, Args)]
@@ -428,11 +431,19 @@ pub struct MountArgs {
     /// Mount for reading and writing; without it nothing is ever written to the server
     #[arg(long)]
     pub rw: bool,
+    /// Mount where other users can enter: they see the files as their old modes allow
+    #[arg(long)]
+    pub allow_other: bool,
 }
 
 const MOUNT_EXAMPLES: &str = "\
+DIR must lie in a folder that only root can enter, or other users could read what the modes in the
+backup let them; --allow-other does without.
+
 Example:
-  sprat mount home /mnt/backup && ls /mnt/backup/www/latest && sprat umount /mnt/backup";
+  mkdir -p -m 700 /mnt/private && mkdir -p /mnt/private/backup
+  sprat mount home /mnt/private/backup && ls /mnt/private/backup/www/latest
+  sprat umount /mnt/private/backup";
 
 /// Arguments of `umount`.
 #[derive(Debug, Args)]
@@ -522,9 +533,16 @@ fn exit_codes() -> String {
 /// Prints help, version or a complaint of the parser, and says how to exit.
 pub fn report(error: &clap::Error) -> Exit {
     if !error.use_stderr() {
-        // Nothing is left to do where stdout is closed.
-        let _ = error.print();
-        return Exit::Done;
+        use std::io::Write as _;
+        // `print` buffers: what can't be written is seen only when it is flushed.
+        let shown = error.print().and_then(|()| std::io::stdout().flush());
+        return match shown {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                crate::output::complain(&format!("standard output can't be written to: {error}\n"));
+                Exit::Failed
+            }
+            _ => Exit::Done,
+        };
     }
     let text = error.render().to_string();
     crate::output::complain(text.strip_prefix("error: ").unwrap_or(&text));

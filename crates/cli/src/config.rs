@@ -4,7 +4,6 @@ mod reader;
 
 use std::ffi::OsString;
 use std::io::Read;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use sprat_snapshot::JobName;
@@ -13,6 +12,7 @@ use crate::Failure;
 use crate::environment::Environment;
 use crate::suggest::near_miss;
 use crate::target::{Target, is_name};
+use crate::trusted_file;
 use reader::{Mistake, Reader, Table, Text};
 
 /// A config longer than this is none.
@@ -185,19 +185,18 @@ fn wrong(path: &Path, mistakes: &[Mistake]) -> Failure {
     failure.with_hint("nothing was started. docs/cli.md lists every key")
 }
 
-/// Reads the file. One that others can write could make root run anything (`ssh_command`).
+/// Reads the file. One that others could write to or replace could make root run anything
+/// (`ssh_command`).
 fn read(path: &Path, environment: &Environment) -> std::io::Result<String> {
-    let file = std::fs::File::open(path)?;
-    let about = file.metadata()?;
+    let file = trusted_file::open(path)?;
     let refuse = |why: &str| Err(std::io::Error::other(why.to_owned()));
-    if !about.is_file() {
-        return refuse("not a regular file");
-    }
-    if environment.root && (about.uid() != 0 || about.mode() & 0o022 != 0) {
-        return refuse(
-            "others than root can write to it, and it names commands that root runs \
-             (chown root, chmod go-w)",
-        );
+    if environment.root
+        && let Some(why) = trusted_file::writable_by_others(path)?
+    {
+        return refuse(&format!(
+            "others than root can write to it or replace it, and it names commands that root runs: \
+             {why} (chown root, chmod go-w)"
+        ));
     }
     let mut text = String::new();
     file.take(CONFIG_BYTES_MAX + 1).read_to_string(&mut text)?;

@@ -1,4 +1,5 @@
-//! Ctrl-C, Ctrl-\, SIGTERM and SIGHUP: a request to end in order, and a second one to end at once.
+//! Ctrl-C, Ctrl-\, SIGTERM and SIGHUP: a request to end in order, and a second one to end at once. Ctrl-Z
+//! stops the process as ever, but gives the terminal back first.
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -6,10 +7,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGTTOU};
 use signal_hook::iterator::Signals;
 
-use crate::Failure;
+use crate::{Failure, terminal};
 
 type Wake = Box<dyn Fn(u32) + Send>;
 
@@ -33,7 +34,11 @@ impl Interrupt {
     pub fn listen() -> Result<Self, Failure> {
         let interrupt = Self::never()?;
         // SIGQUIT too: a terminal that is asked on must echo again afterwards.
-        let mut wanted = vec![SIGINT, SIGQUIT, SIGTERM];
+        let mut wanted = vec![SIGINT, SIGQUIT, SIGTERM, SIGCONT];
+        // Ignored where a shell has no job control.
+        if !ignored_from_the_start(SIGTSTP) {
+            wanted.push(SIGTSTP);
+        }
         if !ignored_from_the_start(SIGHUP) {
             wanted.push(SIGHUP);
         }
@@ -44,9 +49,24 @@ impl Interrupt {
         std::thread::Builder::new()
             .name("signals".to_owned())
             .spawn(move || {
-                for _ in signals.forever() {
-                    listener.request();
+                for signal in signals.forever() {
+                    match signal {
+                        SIGTSTP => {
+                            terminal::give_back();
+                            let _ = signal_hook::low_level::emulate_default_handler(SIGTSTP);
+                            continue;
+                        }
+                        SIGCONT => {
+                            // In the background it waits, stopped, until it may ask again.
+                            if !listener.requested() && !terminal::take_again() {
+                                let _ = signal_hook::low_level::emulate_default_handler(SIGTTOU);
+                            }
+                            continue;
+                        }
+                        _ => listener.request(),
+                    }
                     if listener.requests() >= 3 {
+                        terminal::give_back();
                         signal_hook::low_level::exit(i32::from(crate::Exit::Interrupted.code()));
                     }
                 }

@@ -8,6 +8,7 @@ use sprat_luks::{Extent, Header, HeaderBackup, HeaderRead, LuksErrorKind};
 
 use crate::Failure;
 use crate::filed::{self, Elsewhere, Filed, HEADERS};
+use crate::trusted_file;
 
 /// Most of what is kept of bytes that are no LUKS2 header: all of LUKS1 with eight slots and a
 /// 512-bit key is 2 MiB.
@@ -213,7 +214,7 @@ pub(crate) fn open(path: &Path) -> Result<File, Failure> {
     let unreadable = |error: &std::io::Error| {
         Failure::usage(format!("{} can't be read", path.display())).caused_by(error)
     };
-    let file = File::open(path).map_err(|error| unreadable(&error))?;
+    let file = trusted_file::open(path).map_err(|error| unreadable(&error))?;
     let about = file.metadata().map_err(|error| unreadable(&error))?;
     if about.is_file() {
         return Ok(file);

@@ -25,6 +25,7 @@ mod key_notes;
 mod known_server;
 mod output;
 mod own_names;
+mod passphrase_command;
 mod pinned;
 mod reach;
 mod secrets;
@@ -36,6 +37,7 @@ mod state_file;
 mod suggest;
 pub mod target;
 mod terminal;
+mod trusted_file;
 
 use std::ffi::OsString;
 

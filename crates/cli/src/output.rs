@@ -58,6 +58,49 @@ impl Output {
         }
     }
 
+    /// Checks that standard output can show a secret, and to nobody else. To be called before anything
+    /// depends on the secret.
+    ///
+    /// # Errors
+    /// Standard output is closed, is `/dev/null`, or is a file that others can read: an empty one of this
+    /// user's gets mode 0600, any other is refused.
+    pub(crate) fn ready_for_secret(self) -> Result<(), Failure> {
+        let out = rustix::stdio::stdout();
+        let refused = |why: &str| {
+            Err(
+                Failure::usage(format!("the recovery sheet can't be shown: {why}"))
+                    .with_hint("nothing was started. Have it written to a new file: --sheet FILE"),
+            )
+        };
+        let (Ok(about), Ok(flags)) = (rustix::fs::fstat(out), rustix::fs::fcntl_getfl(out)) else {
+            return refused("standard output is closed");
+        };
+        if flags & rustix::fs::OFlags::ACCMODE == rustix::fs::OFlags::RDONLY {
+            return refused("standard output can't be written to");
+        }
+        // A standard output that was closed when the program began is /dev/null by now (Rust's
+        // runtime opens it).
+        let kind = rustix::fs::FileType::from_raw_mode(about.st_mode);
+        let null = rustix::fs::makedev(1, 3);
+        if kind == rustix::fs::FileType::CharacterDevice && about.st_rdev == null {
+            return refused("standard output is closed, or is /dev/null");
+        }
+        if kind != rustix::fs::FileType::RegularFile || about.st_mode & 0o077 == 0 {
+            return Ok(());
+        }
+        // Who has opened the file already can read on.
+        if about.st_size == 0 && rustix::fs::fchmod(out, rustix::fs::Mode::from(0o600)).is_ok() {
+            self.note(
+                "the mode of the file on standard output is 0600 now: it gets the recovery key",
+            );
+            return Ok(());
+        }
+        refused(&format!(
+            "standard output is a file that others can read (mode {:04o})",
+            about.st_mode & 0o7777
+        ))
+    }
+
     /// Tells something that happened, unless quiet.
     pub(crate) fn note(self, text: &str) {
         if !self.quiet {

@@ -1,19 +1,19 @@
 //! Where keys and passphrases come from: files, commands, the terminal; and how a key file is made.
 
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use sprat_luks::{RecoveryKey, RecoveryKeyError, Secret, SlotKind};
 use zeroize::Zeroizing;
 
+use crate::Failure;
 use crate::interrupt::Interrupt;
 use crate::output::Output;
-use crate::terminal;
-use crate::{Exit, Failure};
+use crate::passphrase_command;
+use crate::{terminal, trusted_file};
 
 /// Bytes of a key file that `init` makes; so many random bytes need no slow derivation.
 pub(crate) const KEY_BYTES: usize = 4096;
@@ -25,9 +25,50 @@ const CHEAP_KDF_BYTES_MIN: usize = 512;
 /// `MAX_PASSPHRASE_LENGTH`), and the sheet's commands must open what sprat makes.
 const NEW_PASSPHRASE_BYTES_MAX: usize = 512;
 /// Longest passphrase, from a file or a command: 8 KiB is more than anybody types.
-const PASSPHRASE_BYTES_MAX: usize = 8192;
+pub(crate) const PASSPHRASE_BYTES_MAX: usize = 8192;
 /// Shortest passphrase that `init` accepts, in bytes.
 const PASSPHRASE_BYTES_MIN: usize = 12;
+/// What some editors put before UTF-8 text.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
+/// What may be wrong with a secret that opens nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Doubt {
+    /// It looks like a recovery key, and is none.
+    RecoveryKey(RecoveryKeyError),
+    /// Its line ended in a carriage return, which was dropped.
+    CarriageReturn,
+    /// It begins with a byte order mark, as some editors write.
+    ByteOrderMark,
+}
+
+impl Doubt {
+    /// What is to be told of it: a cause, and what to do.
+    pub(crate) fn told(&self) -> (String, &'static str) {
+        match self {
+            Self::RecoveryKey(error) => (
+                format!("if it is meant to be a recovery key: {error}"),
+                "Compare each group with the sheet",
+            ),
+            Self::CarriageReturn => (
+                "the passphrase's line ends in a carriage return (CR LF), which was dropped"
+                    .to_owned(),
+                "Where the carriage return belongs to the passphrase, give the file with --key-file, \
+                 without a newline at its end",
+            ),
+            Self::ByteOrderMark => (
+                "the passphrase begins with a byte order mark (U+FEFF)".to_owned(),
+                "Write the file as UTF-8 without a byte order mark",
+            ),
+        }
+    }
+}
+
+/// A passphrase as it was typed or read.
+struct Typed {
+    text: Zeroizing<String>,
+    carriage_return: bool,
+}
 
 /// Where the secret comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,18 +84,18 @@ pub(crate) enum SecretSource {
 }
 
 impl SecretSource {
-    /// Fetches the secret, to open a container with; and what is wrong with it as a recovery key,
-    /// where it looks like one.
+    /// Fetches the secret, to open a container with; and what may be wrong with it should it open
+    /// nothing.
     pub(crate) fn fetch(
         &self,
         output: Output,
         interrupt: &Interrupt,
-    ) -> Result<(Secret, Option<RecoveryKeyError>), Failure> {
+    ) -> Result<(Secret, Option<Doubt>), Failure> {
         match self {
             Self::KeyFile(path) => Ok((Secret::key_file(read_key_file(path, output)?), None)),
             Self::PassphraseFile(_) | Self::PassphraseCommand(_) | Self::Terminal => {
-                let typed = self.passphrase("Passphrase or recovery key: ", interrupt)?;
-                Ok((passphrase_secret(&typed)?, doubt(&typed)))
+                let typed = self.passphrase("Passphrase or recovery key: ", output, interrupt)?;
+                Ok((passphrase_secret(&typed.text), doubt(&typed)))
             }
         }
     }
@@ -82,7 +123,10 @@ impl SecretSource {
             };
             return Ok((Secret::key_file(bytes), kind));
         }
-        let typed = self.passphrase("New passphrase: ", interrupt)?;
+        let Typed {
+            text: typed,
+            carriage_return,
+        } = self.passphrase("New passphrase: ", output, interrupt)?;
         if matches!(self, Self::Terminal) {
             let again = terminal::ask("The same again: ", interrupt)?;
             if again != typed {
@@ -99,57 +143,89 @@ impl SecretSource {
         }
         let untypable = if typed.len() > NEW_PASSPHRASE_BYTES_MAX {
             format!("is too long: at most {NEW_PASSPHRASE_BYTES_MAX} bytes can be typed")
+        } else if carriage_return {
+            "ends in a carriage return (CR LF): cryptsetup would take that for a part of it"
+                .to_owned()
         } else if typed.contains(['\n', '\r']) {
             "has more than one line: nobody can type it".to_owned()
+        } else if typed.starts_with(BYTE_ORDER_MARK) {
+            "begins with a byte order mark (U+FEFF): nobody can type it".to_owned()
+        } else if typed.chars().any(|c| c.is_control() && c != '\t') {
+            "has a control character: nobody can type it".to_owned()
         } else {
-            return Ok((passphrase_secret(&typed)?, SlotKind::Passphrase));
+            return Ok((passphrase_secret(&typed), SlotKind::Passphrase));
         };
-        Err(Failure::usage(format!("the new passphrase {untypable}"))
-            .with_hint("nothing was changed. Give random bytes as a key file, not as a passphrase"))
+        Err(
+            Failure::usage(format!("the new passphrase {untypable}")).with_hint(
+                "nothing was changed. Give one line of plain text; give random bytes as a key file",
+            ),
+        )
     }
 
     fn passphrase(
         &self,
         prompt: &str,
+        output: Output,
         interrupt: &Interrupt,
-    ) -> Result<Zeroizing<String>, Failure> {
+    ) -> Result<Typed, Failure> {
         let bytes = match self {
             Self::PassphraseFile(path) => {
-                let what = || format!("the passphrase file {}", path.display());
-                let file = File::open(path).map_err(|error| unreadable(&what(), &error))?;
-                read_bounded(file, PASSPHRASE_BYTES_MAX, &what())?
+                let what = format!("the passphrase file {}", path.display());
+                read_bounded(
+                    open_secret(path, &what, output)?,
+                    PASSPHRASE_BYTES_MAX,
+                    &what,
+                )?
             }
-            Self::PassphraseCommand(words) => run_passphrase_command(words)?,
-            Self::Terminal => return terminal::ask(prompt, interrupt),
+            Self::PassphraseCommand(words) => passphrase_command::run(words, interrupt)?,
+            Self::Terminal => {
+                return Ok(Typed {
+                    text: terminal::ask(prompt, interrupt)?,
+                    carriage_return: false,
+                });
+            }
             Self::KeyFile(_) => unreachable!("a key file is no passphrase"),
         };
         let text = std::str::from_utf8(&bytes)
             .map_err(|_| Failure::usage("the passphrase is not UTF-8 text"))?;
-        let text = text.strip_suffix('\n').unwrap_or(text);
-        let text = text.strip_suffix('\r').unwrap_or(text);
+        let line = text.strip_suffix('\n').unwrap_or(text);
+        let text = line.strip_suffix('\r').unwrap_or(line);
         if text.is_empty() {
             return Err(Failure::usage("the passphrase is empty"));
         }
-        Ok(Zeroizing::new(text.to_owned()))
+        Ok(Typed {
+            text: Zeroizing::new(text.to_owned()),
+            carriage_return: text.len() < line.len(),
+        })
     }
 }
 
-/// A typed recovery key is brought into its printed form; everything else is taken as it is.
-fn passphrase_secret(typed: &str) -> Result<Secret, Failure> {
+/// A typed recovery key is brought into its printed form; everything else is taken as it is: what only
+/// looks like a recovery key may be a passphrase of cryptsetup's.
+fn passphrase_secret(typed: &str) -> Secret {
     match RecoveryKey::parse(typed) {
-        Ok(key) => Ok(key.secret()),
-        Err(RecoveryKeyError::Checksum) => Err(Failure::new(
-            Exit::WrongKey,
-            "the recovery key has a typing error",
-        )
-        .because(RecoveryKeyError::Checksum.to_string())
-        .with_hint("compare each group with the sheet")),
-        Err(_) => Ok(Secret::passphrase(typed.to_owned())),
+        Ok(key) => key.secret(),
+        Err(_) => Secret::passphrase(typed.to_owned()),
     }
 }
 
-/// Why it is no recovery key, where it looks like one: about as long, and in groups.
-fn doubt(typed: &str) -> Option<RecoveryKeyError> {
+fn doubt(typed: &Typed) -> Option<Doubt> {
+    let text = &typed.text;
+    let recovery_key = || no_recovery_key(text).map(Doubt::RecoveryKey);
+    let mark = || {
+        text.starts_with(BYTE_ORDER_MARK)
+            .then_some(Doubt::ByteOrderMark)
+    };
+    let carriage_return = || typed.carriage_return.then_some(Doubt::CarriageReturn);
+    mark().or_else(recovery_key).or_else(carriage_return)
+}
+
+/// Why it is no recovery key, where it looks like one: about as long, and in groups or of its
+/// characters only.
+fn no_recovery_key(typed: &str) -> Option<RecoveryKeyError> {
+    if let Err(error @ RecoveryKeyError::Checksum) = RecoveryKey::parse(typed) {
+        return Some(error);
+    }
     const CHARACTERS: std::ops::RangeInclusive<usize> = 36..=44;
     let groups = typed.trim().split(|c: char| c == '-' || c.is_whitespace());
     let lengths: Vec<usize> = groups
@@ -172,20 +248,36 @@ fn unreadable(what: &str, error: &std::io::Error) -> Failure {
     failure
 }
 
-/// Reads a key file; empty ones and those that are no file are refused.
-fn read_key_file(path: &Path, output: Output) -> Result<Vec<u8>, Failure> {
-    let what = format!("the key file {}", path.display());
-    let file = File::open(path).map_err(|error| unreadable(&what, &error))?;
-    let about = file.metadata().map_err(|error| unreadable(&what, &error))?;
-    if about.is_dir() {
-        return Err(Failure::usage(format!("{what} is a folder")));
-    }
-    if about.is_file() && about.mode() & 0o077 != 0 {
+/// Opens a file that holds a secret; warns where others can read or change it.
+fn open_secret(path: &Path, what: &str, output: Output) -> Result<File, Failure> {
+    let file = trusted_file::open(path).map_err(|error| {
+        let failure = unreadable(what, &error);
+        match error.kind() {
+            std::io::ErrorKind::InvalidInput => failure.with_hint(
+                "give a regular file; use --passphrase-command for what a program prints",
+            ),
+            _ => failure,
+        }
+    })?;
+    let about = file.metadata().map_err(|error| unreadable(what, &error))?;
+    if about.mode() & 0o077 != 0 {
         output.warning(&format!(
             "{what} can be read by others (mode {:04o}): chmod 600 it",
             about.mode() & 0o7777
         ));
     }
+    if let Ok(Some(why)) = trusted_file::writable_by_others(path) {
+        output.warning(&format!(
+            "{what} can be replaced by others: {why}. Let only root and its user write there"
+        ));
+    }
+    Ok(file)
+}
+
+/// Reads a key file; empty ones are refused.
+fn read_key_file(path: &Path, output: Output) -> Result<Vec<u8>, Failure> {
+    let what = format!("the key file {}", path.display());
+    let file = open_secret(path, &what, output)?;
     let mut bytes = read_bounded(file, Secret::LEN_MAX, &what)?;
     if bytes.is_empty() {
         return Err(Failure::usage(format!("{what} is empty")));
@@ -194,7 +286,7 @@ fn read_key_file(path: &Path, output: Output) -> Result<Vec<u8>, Failure> {
 }
 
 /// Reads at most `bytes_max` bytes. No copy of a part of them is left in freed memory.
-fn read_bounded(
+pub(crate) fn read_bounded(
     mut from: impl Read,
     bytes_max: usize,
     what: &str,
@@ -222,34 +314,6 @@ fn read_bounded(
     }
 }
 
-/// Runs the command with our stderr and no input, and takes what it prints.
-fn run_passphrase_command(words: &[OsString]) -> Result<Zeroizing<Vec<u8>>, Failure> {
-    let program = words[0].to_string_lossy().into_owned();
-    let what = format!("the passphrase command {program:?}");
-    let mut child = Command::new(&words[0])
-        .args(&words[1..])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|error| Failure::usage(format!("{what} can't be started")).caused_by(&error))?;
-    let printed = match child.stdout.take() {
-        Some(stdout) => read_bounded(
-            stdout,
-            PASSPHRASE_BYTES_MAX,
-            &format!("the answer of {what}"),
-        ),
-        None => unreachable!("its stdout is a pipe"),
-    };
-    let status = child.wait().map_err(|error| {
-        Failure::failed(format!("{what} can't be waited for")).caused_by(&error)
-    })?;
-    let printed = printed?;
-    if !status.success() {
-        return Err(Failure::failed(format!("{what} failed")).because(status.to_string()));
-    }
-    Ok(printed)
-}
-
 /// Makes a key file of random bytes, mode 0600, durable before it is used; its folder (0700) too
 /// where it is missing. `false`: there is one already, and it was left alone.
 pub(crate) fn make_key_file(path: &Path) -> Result<bool, Failure> {
@@ -270,43 +334,22 @@ pub(crate) fn make_key_file(path: &Path) -> Result<bool, Failure> {
         .map_err(|error| cannot(&error))?;
     let mut key = Zeroizing::new([0u8; KEY_BYTES]);
     openssl::rand::rand_priv_bytes(&mut *key).map_err(|error| cannot(&error))?;
-    // Written under another name: a half-written key file must never look like a whole one.
-    let mut part = path.as_os_str().to_owned();
-    part.push(".part");
-    let part = PathBuf::from(part);
-    let _ = std::fs::remove_file(&part);
+    // Written under another name, which nobody else uses: a half-written key file must never look like
+    // a whole one.
     let made = (|| {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&part)?;
+        let mut file = tempfile::Builder::new()
+            .prefix(".")
+            .suffix(".part")
+            .tempfile_in(folder)?;
         file.write_all(&*key)?;
-        file.sync_all()?;
-        rename_new(&part, path)?;
+        file.as_file().sync_all()?;
+        file.persist_noclobber(path).map_err(|error| error.error)?;
         File::open(folder)?.sync_all()
     })();
     match made {
         Ok(()) => Ok(true),
-        Err(error) => {
-            let _ = std::fs::remove_file(&part);
-            if error.kind() == std::io::ErrorKind::AlreadyExists {
-                return Ok(false);
-            }
-            Err(cannot(&error))
-        }
-    }
-}
-
-/// Renames; fails where `to` exists. Some file systems (NFS) need the way round by a hard link.
-fn rename_new(from: &Path, to: &Path) -> std::io::Result<()> {
-    use rustix::fs::{CWD, RenameFlags, renameat_with};
-    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-            std::fs::hard_link(from, to)?;
-            std::fs::remove_file(from)
-        }
-        done => Ok(done?),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(cannot(&error)),
     }
 }
 
@@ -323,22 +366,32 @@ mod tests {
     #[test]
     fn what_looks_like_a_recovery_key_and_is_none_says_why() {
         let key = RecoveryKey::generate().unwrap().text().to_owned();
-        assert_eq!(doubt(&key), None);
+        assert_eq!(no_recovery_key(&key), None);
         let lost = &key[1..];
-        assert_eq!(doubt(lost), Some(RecoveryKeyError::Length { found: 39 }));
+        assert_eq!(
+            no_recovery_key(lost),
+            Some(RecoveryKeyError::Length { found: 39 })
+        );
         let one_more = format!("{key}a");
         let found = Some(RecoveryKeyError::Length { found: 41 });
-        assert_eq!(doubt(&one_more), found);
+        assert_eq!(no_recovery_key(&one_more), found);
         let zero = format!("{}0{}", &key[..5], &key[6..]);
         let group = Some(RecoveryKeyError::Character { group: 2 });
-        assert_eq!(doubt(&zero), group);
-        assert_eq!(doubt(&zero.replace('-', " ")), group);
+        assert_eq!(no_recovery_key(&zero), group);
+        assert_eq!(no_recovery_key(&zero.replace('-', " ")), group);
         for passphrase in [
             "correct horse battery staple",
             "a passphrase of forty characters and more",
-            &"x".repeat(40),
+            &"z".repeat(40),
         ] {
-            assert_eq!(doubt(passphrase), None, "{passphrase}");
+            assert_eq!(no_recovery_key(passphrase), None, "{passphrase}");
         }
+    }
+
+    #[test]
+    fn forty_letters_of_the_alphabet_are_a_passphrase_with_a_doubt() {
+        let typed = "a".repeat(40);
+        assert_eq!(passphrase_secret(&typed).expose(), typed.as_bytes());
+        assert_eq!(no_recovery_key(&typed), Some(RecoveryKeyError::Checksum));
     }
 }

@@ -1,19 +1,21 @@
 //! The recovery sheet: all that is needed to get everything back without sprat.
 
-use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::Path;
 
 use serde::Serialize;
 use sprat_luks::Pins;
 
-use crate::known_server::{KnownServer, Proxy};
+use crate::known_server::{Known, KnownServer, Proxy};
 use crate::target::{Place, Target};
 
 /// Where the stock commands mount the server's folder and the volume.
 const SERVER_DIR: &str = "/mnt/sprat-server";
 const VOLUME_DIR: &str = "/mnt/sprat-volume";
 const MAPPER_NAME: &str = "sprat-restore";
+/// Where the sheet has ssh's configuration written, and what the server is called in it.
+const SSH_CONFIG: &str = "/root/sprat-ssh.conf";
+const SSH_NAME: &str = "sprat-server";
 /// The field that holds the secret.
 pub(crate) const RECOVERY_KEY: &str = "RECOVERY KEY";
 
@@ -21,15 +23,22 @@ pub(crate) const RECOVERY_KEY: &str = "RECOVERY KEY";
 #[derive(Debug)]
 pub(crate) struct Sheet<'s> {
     pub target: &'s Target,
-    pub ssh_command: &'s [OsString],
     /// What ssh's configuration says of the server.
-    pub server: Option<KnownServer>,
+    pub known: &'s Known,
     pub pins: &'s Pins,
     pub recovery_key: &'s str,
     /// Path of the key file and the SHA-256 of its content.
     pub key_file: Option<(&'s Path, &'s str)>,
     /// Jobs that the config sends into this container.
-    pub jobs: &'s [String],
+    pub jobs: &'s [SheetJob],
+}
+
+/// A job of the config.
+#[derive(Debug, Clone)]
+pub(crate) struct SheetJob {
+    pub name: String,
+    /// What is backed up, absolute paths.
+    pub sources: Vec<String>,
 }
 
 /// One step of getting everything back.
@@ -37,7 +46,8 @@ pub(crate) struct Sheet<'s> {
 pub(crate) struct Step {
     /// What it is for.
     pub what: String,
-    /// The commands, each a line to be typed as it stands.
+    /// The commands, each to be typed as it stands; one of several lines has a `\` at the end of each
+    /// line but the last.
     pub commands: Vec<String>,
 }
 
@@ -45,8 +55,14 @@ impl Sheet<'_> {
     /// The stock commands, with real values.
     pub(crate) fn steps(&self) -> Vec<Step> {
         let file = self.container_path();
+        let mut steps = Vec::new();
         let mut begin = vec![format!("mkdir -p {VOLUME_DIR}")];
-        if let Some(sshfs) = self.sshfs() {
+        if let (Some(config), Some(sshfs)) = (self.ssh_config(), self.sshfs()) {
+            steps.push(step(
+                "Write down how ssh reaches the server. Put ssh's key where IdentityFile names it, or \
+                 name another one that the server accepts",
+                vec![config],
+            ));
             begin = vec![format!("mkdir -p {SERVER_DIR} {VOLUME_DIR}"), sshfs];
         }
         let open = |key: &[&str]| {
@@ -55,13 +71,11 @@ impl Sheet<'_> {
             words.extend([file.as_str(), MAPPER_NAME]);
             quoted(&words)
         };
-        let mut steps = vec![
-            step("Reach the server's folder", begin),
-            step(
-                "Look at the container: the UUID, aes-xts-plain64 and the offset must be those above",
-                vec![quoted(&["cryptsetup", "luksDump", &file])],
-            ),
-        ];
+        steps.push(step("Reach the server's folder", begin));
+        steps.push(step(
+            "Look at the container: the UUID, aes-xts-plain64 and the offset must be those above",
+            vec![quoted(&["cryptsetup", "luksDump", &file])],
+        ));
         let typed = open(&[]);
         match self.key_file {
             Some((path, _)) => {
@@ -103,6 +117,92 @@ impl Sheet<'_> {
         steps
     }
 
+    /// Getting everything back, and going on with backups, on a new machine with sprat.
+    pub(crate) fn steps_with_sprat(&self) -> Vec<Step> {
+        let name = self.target.name.as_str();
+        let name = name.strip_suffix(".luks").unwrap_or(name);
+        // As a container may be called in the config.
+        let name: String = name
+            .chars()
+            .map(|c| match c {
+                c if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') => c,
+                _ => '-',
+            })
+            .collect();
+        let name = name.as_str();
+        let key = format!("/etc/sprat/keys/{name}.key");
+        let fingerprint = self.pins.fingerprint();
+        let ssh = format!("ssh -F {SSH_CONFIG}");
+        let (target, mut first) = match &self.target.place {
+            Place::Ssh { folder, .. } => (
+                format!("{SSH_NAME}:{folder}/{}", self.target.name),
+                vec!["sprat", "--ssh-command", &ssh],
+            ),
+            Place::Local { .. } => (self.container_path(), vec!["sprat"]),
+        };
+        let mut steps = Vec::new();
+        if let Some(config) = self.ssh_config() {
+            steps.push(step(
+                "Write down how ssh reaches the server, as above in step 1",
+                vec![config],
+            ));
+        }
+        first.extend(["--fingerprint", &fingerprint]);
+        let with = |words: &[&str]| quoted(&[&first, words].concat());
+        steps.push(step(
+            "Make a new key file for the new machine; the recovery key is asked for",
+            vec![with(&["key", "add", &target, "--new-key-file", &key])],
+        ));
+        let no_job = [SheetJob {
+            name: "JOB".to_owned(),
+            sources: vec!["/home".to_owned()],
+        }];
+        let jobs = if self.jobs.is_empty() {
+            &no_job[..]
+        } else {
+            self.jobs
+        };
+        steps.push(step(
+            "Bring everything back to /restore; `--to /` puts it where it was",
+            jobs.iter()
+                .map(|job| {
+                    let words = ["--key-file", &key, "restore", &target, &job.name];
+                    with(&[&words[..], &["--to", "/restore"]].concat())
+                })
+                .collect(),
+        ));
+        let text = |text: &str| toml::Value::from(text).to_string();
+        let mut config = vec![
+            format!("[container.{}]", text(name)),
+            format!("target = {}", text(&target)),
+            format!("key_file = {}", text(&key)),
+        ];
+        if matches!(self.target.place, Place::Ssh { .. }) {
+            config.push(format!("ssh_command = {}", text(&ssh)));
+        }
+        for job in jobs {
+            let sources: Vec<String> = job.sources.iter().map(|source| text(source)).collect();
+            config.extend([
+                format!("[job.{}]", text(&job.name)),
+                format!("container = {}", text(name)),
+                format!("sources = [{}]", sources.join(", ")),
+            ]);
+        }
+        steps.push(step(
+            "Go on with backups. Where your own sprat.toml came back, take its patterns over",
+            vec![
+                write_file("/etc/sprat/sprat.toml", &config),
+                "sprat backup".to_owned(),
+            ],
+        ));
+        steps
+    }
+
+    /// What the sheet can't tell, each a sentence.
+    pub(crate) fn unknown(&self) -> &[String] {
+        &self.known.unknown
+    }
+
     /// The sheet as it is printed.
     pub(crate) fn text(&self, made_at: &str) -> String {
         let mut text = String::new();
@@ -116,21 +216,20 @@ impl Sheet<'_> {
             let _ = writeln!(text, "{name:<14} {value}");
         }
         let _ = writeln!(text, "\n{}", self.advice());
+        for unknown in self.unknown() {
+            let _ = writeln!(text, "\nNOT ON THIS SHEET: {unknown}");
+        }
         text.push_str(
             "\nTo get everything back without sprat, type these as root on any Linux machine with\n\
              cryptsetup, sshfs and rsync, while no backup runs:\n",
         );
-        for (number, step) in self.steps().iter().enumerate() {
-            let _ = writeln!(text, "\n{}. {}", number + 1, step.what);
-            for command in &step.commands {
-                let _ = writeln!(text, "       {command}");
-            }
-        }
+        print_steps(&mut text, &self.steps());
         text.push_str(
             "\nIf the server lets you only read: add --readonly to `cryptsetup open` and use\n\
-             `mount -o ro,noload`.\n\
-             With sprat on a new machine: `sprat restore` with --fingerprint and the value above.\n",
+             `mount -o ro,noload`.\n",
         );
+        text.push_str("\nWith sprat on a new machine, as root:\n");
+        print_steps(&mut text, &self.steps_with_sprat());
         let _ = writeln!(text, "{rule}");
         text
     }
@@ -148,7 +247,7 @@ impl Sheet<'_> {
                 port,
                 folder,
             } => {
-                match &self.server {
+                match &self.known.server {
                     Some(server) => fields.extend(known_fields(server, host)),
                     None => {
                         let elsewhere = || "as ~/.ssh/config says".to_owned();
@@ -189,17 +288,22 @@ impl Sheet<'_> {
     }
 
     /// What the keys are worth, and where they lie.
-    pub(crate) fn advice(&self) -> &'static str {
-        match self.key_file {
-            Some(_) => {
-                "Either the key file or the recovery key opens the container; without both nobody\n\
-                 can. The key file lies on this machine only: copy it to a safe place too."
-            }
-            None => {
-                "Either the passphrase or the recovery key opens the container; without both nobody\n\
-                 can."
-            }
+    pub(crate) fn advice(&self) -> String {
+        let (what, key_file) = match self.key_file {
+            Some(_) => ("key file", true),
+            None => ("passphrase", false),
+        };
+        let mut advice = format!(
+            "Either the {what} or the recovery key opens the container; without both nobody can."
+        );
+        if key_file {
+            advice += "\nThe key file lies on this machine only: copy it to a safe place too.";
         }
+        if matches!(self.target.place, Place::Ssh { .. }) {
+            advice += "\nssh's own key lies on this machine only: copy it to a safe place too, or have \
+                       the\nserver accept a new one.";
+        }
+        advice
     }
 
     fn container_path(&self) -> String {
@@ -209,59 +313,41 @@ impl Sheet<'_> {
         }
     }
 
-    /// `sshfs [-p PORT] [-o ssh_command=…] user@host:folder DIR`
-    fn sshfs(&self) -> Option<String> {
+    /// Has a configuration of ssh's written that needs no other; `None` for a local container.
+    fn ssh_config(&self) -> Option<String> {
         let Place::Ssh {
-            user,
-            host,
-            port,
-            folder,
+            user, host, port, ..
         } = &self.target.place
         else {
             return None;
         };
-        let mut ssh: Vec<String> = self
-            .ssh_command
-            .iter()
-            .map(|word| word.to_string_lossy().into_owned())
-            .collect();
-        let (host, user, port) = match &self.server {
-            // Not by the alias: where these are typed nothing knows it.
-            Some(server) => {
-                if let Some(proxy) = &server.proxy {
-                    ssh.extend(["-o".to_owned(), proxy.option()]);
-                }
-                let port = Some(server.port).filter(|port| *port != 22);
-                (&server.host, Some(&server.user), port)
+        let lines = match &self.known.server {
+            Some(server) => server.ssh_config(SSH_NAME),
+            None => KnownServer {
+                host: host.clone(),
+                user: user.clone().unwrap_or_default(),
+                port: port.unwrap_or(0),
+                ..KnownServer::default()
             }
-            None => (host, user.as_ref(), *port),
+            .ssh_config(SSH_NAME),
         };
-        let host = if host.contains(':') {
-            format!("[{host}]")
-        } else {
-            host.clone()
+        Some(write_file(SSH_CONFIG, &lines))
+    }
+
+    /// `sshfs -F CONFIG sprat-server:FOLDER DIR`
+    fn sshfs(&self) -> Option<String> {
+        let Place::Ssh { folder, .. } = &self.target.place else {
+            return None;
         };
-        let login = user.map_or(host.clone(), |user| format!("{user}@{host}"));
-        let remote = format!("{login}:{folder}");
-        let port = port.map(|port| port.to_string());
-        let mut words = vec!["sshfs"];
-        if let Some(port) = &port {
-            words.extend(["-p", port]);
-        }
-        let ssh_option = format!("ssh_command={}", sshfs_words(&ssh));
-        if ssh != ["ssh"] {
-            words.extend(["-o", &ssh_option]);
-        }
-        words.extend([remote.as_str(), SERVER_DIR]);
-        Some(quoted(&words))
+        let remote = format!("{SSH_NAME}:{folder}");
+        Some(quoted(&["sshfs", "-F", SSH_CONFIG, &remote, SERVER_DIR]))
     }
 
     fn copy_commands(&self) -> Vec<String> {
-        let jobs = if self.jobs.is_empty() {
-            &["JOB".to_owned()]
-        } else {
-            self.jobs
-        };
+        let mut jobs: Vec<&str> = self.jobs.iter().map(|job| job.name.as_str()).collect();
+        if jobs.is_empty() {
+            jobs.push("JOB");
+        }
         let mut commands = vec!["mkdir -p /restore".to_owned()];
         commands.extend(jobs.iter().map(|job| {
             let from = format!("{VOLUME_DIR}/{job}/latest/");
@@ -282,6 +368,13 @@ fn known_fields(server: &KnownServer, named: &str) -> Vec<(&'static str, String)
         ("Login", server.user.clone()),
         ("Port", server.port.to_string()),
     ];
+    for identity in &server.identities {
+        let mut shown = identity.path.display().to_string();
+        if let Some(fingerprint) = &identity.fingerprint {
+            let _ = write!(shown, " ({fingerprint})");
+        }
+        fields.push(("ssh's key", shown));
+    }
     let keys = server.host_keys.iter();
     fields.extend(keys.map(|key| ("Its host key", key.clone())));
     if let Some(proxy) = &server.proxy {
@@ -312,21 +405,24 @@ fn quoted(words: &[&str]) -> String {
     quoted.collect::<Vec<_>>().join(" ")
 }
 
-/// How sshfs splits `ssh_command`: at blanks, unless a backslash is before them; its option
-/// parser before that (fuse_opt) takes a comma as the end, unless a backslash is before it.
-fn sshfs_words(words: &[String]) -> String {
-    let escape = |text: &str, special: &[char]| {
-        let mut escaped = String::new();
-        for c in text.chars() {
-            if special.contains(&c) {
-                escaped.push('\\');
-            }
-            escaped.push(c);
+/// One command that makes a file of these lines. It may be copied with any indentation.
+fn write_file(path: &str, lines: &[String]) -> String {
+    let mut command = "printf '%s\\n'".to_owned();
+    for line in lines {
+        command.push_str(" \\\n  ");
+        command.push_str(&quoted(&[line]));
+    }
+    let _ = write!(command, " \\\n  > {path}");
+    command
+}
+
+fn print_steps(text: &mut String, steps: &[Step]) {
+    for (number, step) in steps.iter().enumerate() {
+        let _ = writeln!(text, "\n{}. {}", number + 1, step.what);
+        for line in step.commands.iter().flat_map(|command| command.lines()) {
+            let _ = writeln!(text, "       {line}");
         }
-        escaped
-    };
-    let words: Vec<String> = words.iter().map(|word| escape(word, &[' '])).collect();
-    escape(&words.join(" "), &[',', '\\'])
+    }
 }
 
 #[cfg(test)]
@@ -335,20 +431,22 @@ mod tests {
     use crate::pinned::tests::pins;
 
     #[test]
-    fn commands_of_the_sheet_are_quoted_for_the_shell_and_for_sshfs() {
+    fn commands_of_the_sheet_are_quoted_for_the_shell() {
         let target = "ssh://u1@[2001:db8::1]:2222/srv/it's here/x y.luks";
         let target = Target::parse(target, Path::new("/")).unwrap();
-        let ssh = ["ssh", "-i", "/root/my key", "-o", "Ciphers=a,b"].map(OsString::from);
+        let known = Known::default();
         let sheet = Sheet {
             target: &target,
-            ssh_command: &ssh,
-            server: None,
+            known: &known,
             pins: &pins(),
             recovery_key: "aaaa-cccc",
             key_file: Some((Path::new("/etc/sprat/keys/x y.key"), "ff00")),
-            jobs: &["büro 2".to_owned()],
+            jobs: &[SheetJob {
+                name: "büro 2".to_owned(),
+                sources: vec!["/home".to_owned()],
+            }],
         };
-        insta::assert_snapshot!(sheet.text("2026-11-23 13:21:01 UTC"), @r#"
+        insta::assert_snapshot!(sheet.text("2026-11-23 13:21:01 UTC"), @r##"
         ==============================================================================
         SPRAT RECOVERY SHEET                     SECRET: print it, keep it off this machine
         ==============================================================================
@@ -367,51 +465,86 @@ mod tests {
           its SHA-256  ff00
         RECOVERY KEY   aaaa-cccc
 
-        Either the key file or the recovery key opens the container; without both nobody
-        can. The key file lies on this machine only: copy it to a safe place too.
+        Either the key file or the recovery key opens the container; without both nobody can.
+        The key file lies on this machine only: copy it to a safe place too.
+        ssh's own key lies on this machine only: copy it to a safe place too, or have the
+        server accept a new one.
 
         To get everything back without sprat, type these as root on any Linux machine with
         cryptsetup, sshfs and rsync, while no backup runs:
 
-        1. Reach the server's folder
-               mkdir -p /mnt/sprat-server /mnt/sprat-volume
-               sshfs -p 2222 -o "ssh_command=ssh -i /root/my\\\\ key -o Ciphers=a\\,b" "u1@[2001:db8::1]:/srv/it's here" /mnt/sprat-server
+        1. Write down how ssh reaches the server. Put ssh's key where IdentityFile names it, or name another one that the server accepts
+               printf '%s\n' \
+                 'Host sprat-server' \
+                 '  HostName 2001:db8::1' \
+                 '  User u1' \
+                 '  Port 2222' \
+                 > /root/sprat-ssh.conf
 
-        2. Look at the container: the UUID, aes-xts-plain64 and the offset must be those above
+        2. Reach the server's folder
+               mkdir -p /mnt/sprat-server /mnt/sprat-volume
+               sshfs -F /root/sprat-ssh.conf "sprat-server:/srv/it's here" /mnt/sprat-server
+
+        3. Look at the container: the UUID, aes-xts-plain64 and the offset must be those above
                cryptsetup luksDump '/mnt/sprat-server/x y.luks'
 
-        3. Open it with the key file
+        4. Open it with the key file
                cryptsetup open --type luks2 --key-file '/etc/sprat/keys/x y.key' '/mnt/sprat-server/x y.luks' sprat-restore
 
-        4. … or, without the key file, with the recovery key, typed with its dashes
+        5. … or, without the key file, with the recovery key, typed with its dashes
                cryptsetup open --type luks2 '/mnt/sprat-server/x y.luks' sprat-restore
 
-        5. Look inside
+        6. Look inside
                mount -o ro /dev/mapper/sprat-restore /mnt/sprat-volume
                ls -l /mnt/sprat-volume
 
-        6. Copy everything back to /restore, owners, times, links and all
+        7. Copy everything back to /restore, owners, times, links and all
                mkdir -p /restore
                rsync -aHAXS --numeric-ids '/mnt/sprat-volume/büro 2/latest/' /restore/
 
-        7. Leave it as it was
+        8. Leave it as it was
                umount /mnt/sprat-volume
                cryptsetup close sprat-restore
                fusermount3 -u /mnt/sprat-server
 
         If the server lets you only read: add --readonly to `cryptsetup open` and use
         `mount -o ro,noload`.
-        With sprat on a new machine: `sprat restore` with --fingerprint and the value above.
+
+        With sprat on a new machine, as root:
+
+        1. Write down how ssh reaches the server, as above in step 1
+               printf '%s\n' \
+                 'Host sprat-server' \
+                 '  HostName 2001:db8::1' \
+                 '  User u1' \
+                 '  Port 2222' \
+                 > /root/sprat-ssh.conf
+
+        2. Make a new key file for the new machine; the recovery key is asked for
+               sprat --ssh-command 'ssh -F /root/sprat-ssh.conf' --fingerprint 893B-F403-70A0-DA3E-1442 key add "sprat-server:/srv/it's here/x y.luks" --new-key-file /etc/sprat/keys/x-y.key
+
+        3. Bring everything back to /restore; `--to /` puts it where it was
+               sprat --ssh-command 'ssh -F /root/sprat-ssh.conf' --fingerprint 893B-F403-70A0-DA3E-1442 --key-file /etc/sprat/keys/x-y.key restore "sprat-server:/srv/it's here/x y.luks" 'büro 2' --to /restore
+
+        4. Go on with backups. Where your own sprat.toml came back, take its patterns over
+               printf '%s\n' \
+                 '[container."x-y"]' \
+                 "target = \"sprat-server:/srv/it's here/x y.luks\"" \
+                 'key_file = "/etc/sprat/keys/x-y.key"' \
+                 'ssh_command = "ssh -F /root/sprat-ssh.conf"' \
+                 '[job."büro 2"]' \
+                 'container = "x-y"' \
+                 'sources = ["/home"]' \
+                 > /etc/sprat/sprat.toml
+               sprat backup
         ==============================================================================
-        "#);
+        "##);
     }
 
     #[test]
-    fn a_sheet_needs_nothing_of_the_machines_ssh_configuration() {
+    fn sheet_needs_nothing_of_the_machines_ssh_configuration() {
         let target = Target::parse("nas:backup/x.luks", Path::new("/")).unwrap();
-        let sheet = Sheet {
-            target: &target,
-            ssh_command: &["ssh".into()],
+        let known = Known {
             server: Some(KnownServer {
                 host: "nas.example".to_owned(),
                 user: "u1".to_owned(),
@@ -430,27 +563,60 @@ mod tests {
                     },
                 ])),
                 host_keys: vec!["ED25519 SHA256:abc".to_owned()],
+                identities: vec![crate::known_server::Identity {
+                    path: "/root/my key".into(),
+                    fingerprint: Some("ED25519 SHA256:def".to_owned()),
+                }],
+                settings: vec![("ciphers".to_owned(), "a,b".to_owned())],
             }),
+            unknown: vec!["What the moon does is not known.".to_owned()],
+        };
+        let sheet = Sheet {
+            target: &target,
+            known: &known,
             pins: &pins(),
             recovery_key: "aaaa-cccc",
             key_file: None,
             jobs: &[],
         };
         let fields = sheet.fields("2026-11-23");
-        let of_server: Vec<_> = fields[2..8]
+        let of_server: Vec<_> = fields[2..9]
             .iter()
             .map(|(name, value)| format!("{name}: {value}"))
             .collect();
-        insta::assert_snapshot!(of_server.join("\n"), @r"
+        insta::assert_snapshot!(of_server.join("\n"), @r##"
         Server: nas.example (nas in this machine's ssh configuration)
         Login: u1
         Port: 2222
+        ssh's key: /root/my key (ED25519 SHA256:def)
         Its host key: ED25519 SHA256:abc
         Reached by: ProxyJump=gate.example,u2@inner
         Jump host key: gate.example RSA SHA256:def
-        ");
-        insta::assert_snapshot!(sheet.sshfs().unwrap(), @r#"
-        sshfs -p 2222 -o "ssh_command=ssh -o ProxyJump=gate.example\\,u2@inner" u1@nas.example:backup /mnt/sprat-server
+        "##);
+        let config = sheet.known.server.as_ref().unwrap().ssh_config("s");
+        insta::assert_snapshot!(config.join("\n"), @r#"
+        Host s-hop-1
+          HostName gate.example
+        Host s-hop-2
+          HostName inner
+          User u2
+          ProxyJump s-hop-1
+        Host s
+          HostName nas.example
+          User u1
+          Port 2222
+          IdentityFile "/root/my key"
+          ciphers a,b
+          ProxyJump s-hop-2
         "#);
+        insta::assert_snapshot!(
+            sheet.sshfs().unwrap(),
+            @"sshfs -F /root/sprat-ssh.conf sprat-server:backup /mnt/sprat-server"
+        );
+        assert!(
+            sheet
+                .text("now")
+                .contains("NOT ON THIS SHEET: What the moon")
+        );
     }
 }

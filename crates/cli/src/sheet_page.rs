@@ -10,7 +10,7 @@ use qrcode::{Color, EcLevel, QrCode};
 use zeroize::Zeroizing;
 
 use crate::Failure;
-use crate::sheet::Sheet;
+use crate::sheet::{Sheet, Step};
 
 /// Light modules round the code, without which readers don't find it (ISO/IEC 18004).
 const QUIET_ZONE: usize = 4;
@@ -59,6 +59,10 @@ pub(crate) fn page(
              <code>____-____-____-____-____-____-____-____-____-____</code></div></div>\n",
         ),
     }
+    for unknown in sheet.unknown() {
+        let unknown = escaped(unknown);
+        let _ = writeln!(page, "<p>NOT ON THIS SHEET: {}</p>", unknown.as_str());
+    }
     page.push_str("<table>\n");
     for (name, value) in sheet.fields(made_at) {
         if name != crate::sheet::RECOVERY_KEY {
@@ -74,24 +78,32 @@ pub(crate) fn page(
         page,
         "</table>\n<p>{}</p>\n<p>To get everything back without sprat, type these as root on any \
          Linux machine with cryptsetup, sshfs and rsync, while no backup runs:</p>\n<ol>",
-        escaped(sheet.advice()).as_str()
+        escaped(&sheet.advice()).as_str()
     );
-    for step in sheet.steps() {
-        let commands = escaped(&step.commands.join("\n"));
-        let commands = commands.as_str();
-        let _ = writeln!(
-            page,
-            "<li>{}<pre>{commands}</pre></li>",
-            escaped(&step.what).as_str()
-        );
-    }
+    print_steps(&mut page, &sheet.steps());
     page.push_str(
         "</ol>\n<p>If the server lets you only read: add <code>--readonly</code> to \
-         <code>cryptsetup open</code> and use <code>mount -o ro,noload</code>. With sprat on a new \
-         machine: <code>sprat restore</code> with <code>--fingerprint</code> and the value above. \
-         To prove that this sheet works: <code>sprat key rehearse</code>.</p>\n</body></html>\n",
+         <code>cryptsetup open</code> and use <code>mount -o ro,noload</code>.</p>\n\
+         <p>With sprat on a new machine, as root:</p>\n<ol>",
+    );
+    print_steps(&mut page, &sheet.steps_with_sprat());
+    page.push_str(
+        "</ol>\n<p>To prove that this sheet works: <code>sprat key rehearse</code>.</p>\n\
+         </body></html>\n",
     );
     Ok(page)
+}
+
+fn print_steps(page: &mut String, steps: &[Step]) {
+    for step in steps {
+        let commands = escaped(&step.commands.join("\n"));
+        let _ = writeln!(
+            page,
+            "<li>{}<pre>{}</pre></li>",
+            escaped(&step.what).as_str(),
+            commands.as_str()
+        );
+    }
 }
 
 /// Draws the QR code as SVG: one square a dark module.
@@ -137,7 +149,7 @@ fn escaped(text: &str) -> Zeroizing<String> {
     out
 }
 
-/// Makes the file of a page, before there is a secret to put into it: mode 0600, never one that
+/// Makes the file of a sheet or a page, before there is a secret to put into it: mode 0600, never one that
 /// exists.
 pub(crate) fn create(path: &Path) -> Result<File, Failure> {
     let file = OpenOptions::new()
@@ -175,15 +187,16 @@ mod tests {
     #[test]
     fn a_page_holds_everything_and_runs_nothing() {
         let target = Target::parse("ssh://u1@host/srv/<b>x.luks", Path::new("/")).unwrap();
-        let ssh = ["ssh".into()];
         let sheet = Sheet {
             target: &target,
-            ssh_command: &ssh,
-            server: None,
+            known: &crate::known_server::Known::default(),
             pins: &pins(),
             recovery_key: "aaaa-cccc",
             key_file: None,
-            jobs: &["a<script>&".to_owned()],
+            jobs: &[crate::sheet::SheetJob {
+                name: "a<script>&".to_owned(),
+                sources: Vec::new(),
+            }],
         };
         let whole = page(&sheet, "2026-11-23", Some("aaaa-cccc")).unwrap();
         assert!(whole.contains("<code>aaaa-cccc</code>"));

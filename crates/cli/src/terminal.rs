@@ -1,10 +1,15 @@
 //! Asks for a passphrase on the terminal, without echo.
+//!
+//! Ctrl-Z gives the terminal back as it was before the process stops, and `fg` takes the echo away again
+//! and shows the prompt once more, as `readpassphrase(3)` does. Shells differ: bash would bring the echo
+//! back with `fg`, dash would be left without one.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::Failure;
@@ -27,10 +32,9 @@ pub(crate) fn ask(prompt: &str, interrupt: &Interrupt) -> Result<Zeroizing<Strin
     let failed = |error: std::io::Error| {
         Failure::failed("can't ask for the passphrase on the terminal").caused_by(&error)
     };
-    let silence = Silence::begin(&tty).map_err(failed)?;
-    (&tty).write_all(prompt.as_bytes()).map_err(failed)?;
+    let shown = Shown::silently(&tty, prompt).map_err(failed)?;
     let line = read_line(&tty, interrupt);
-    drop(silence);
+    drop(shown);
     let _ = (&tty).write_all(b"\n");
     let line = line?;
     if line.is_empty() {
@@ -51,8 +55,10 @@ pub(crate) fn ask_openly(prompt: &str, interrupt: &Interrupt) -> Result<String, 
     let failed =
         |error: std::io::Error| Failure::usage("there is no terminal to ask on").caused_by(&error);
     let tty = open().map_err(failed)?;
-    (&tty).write_all(prompt.as_bytes()).map_err(failed)?;
-    let line = read_line(&tty, interrupt)?;
+    let shown = Shown::openly(&tty, prompt).map_err(failed)?;
+    let line = read_line(&tty, interrupt);
+    drop(shown);
+    let line = line?;
     Ok(String::from_utf8_lossy(&line).trim().to_owned())
 }
 
@@ -94,24 +100,100 @@ fn read_line(tty: &File, interrupt: &Interrupt) -> Result<Zeroizing<Vec<u8>>, Fa
     Ok(line)
 }
 
-/// No echo for as long as this lives.
-struct Silence<'t> {
-    tty: &'t File,
-    before: Termios,
+/// The prompt that is shown now.
+static PROMPT: Mutex<Option<Prompt>> = Mutex::new(None);
+
+struct Prompt {
+    tty: File,
+    text: String,
+    /// How the terminal was before, and how it is without echo; `None`: it echoes.
+    modes: Option<(Termios, Termios)>,
 }
 
-impl<'t> Silence<'t> {
-    fn begin(tty: &'t File) -> std::io::Result<Self> {
-        let before = tcgetattr(tty)?;
-        let mut silent = before.clone();
-        silent.local_modes.remove(LocalModes::ECHO);
-        tcsetattr(tty, OptionalActions::Flush, &silent)?;
-        Ok(Self { tty, before })
+impl Prompt {
+    /// Whether this process may change the terminal. In the background the kernel would stop it for that.
+    fn in_foreground(&self) -> bool {
+        tcgetpgrp(&self.tty).is_ok_and(|group| group == rustix::process::getpgrp())
+    }
+
+    fn echo_again(&self) {
+        if let Some((before, _)) = &self.modes
+            && self.in_foreground()
+        {
+            let _ = tcsetattr(&self.tty, OptionalActions::Now, before);
+        }
     }
 }
 
-impl Drop for Silence<'_> {
+fn prompt() -> MutexGuard<'static, Option<Prompt>> {
+    PROMPT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Brings the echo back, before this process stops or ends while something is asked.
+pub(crate) fn give_back() {
+    if let Some(prompt) = &*prompt() {
+        prompt.echo_again();
+    }
+}
+
+/// After a stop: takes the echo away again, with all that was typed meanwhile, and shows the prompt.
+/// `false`: something is asked, and this process is in the background.
+pub(crate) fn take_again() -> bool {
+    let Some(prompt) = &*prompt() else {
+        return true;
+    };
+    if !prompt.in_foreground() {
+        return false;
+    }
+    if let Some((_, silent)) = &prompt.modes {
+        let _ = tcsetattr(&prompt.tty, OptionalActions::Flush, silent);
+    }
+    let _ = (&prompt.tty).write_all(prompt.text.as_bytes());
+    true
+}
+
+/// A prompt for as long as this lives.
+struct Shown;
+
+impl Shown {
+    /// Shows a prompt; what is typed is echoed.
+    fn openly(tty: &File, text: &str) -> std::io::Result<Self> {
+        Self::begin(tty, text, None)
+    }
+
+    /// Shows a prompt; nothing that is typed is shown.
+    fn silently(tty: &File, text: &str) -> std::io::Result<Self> {
+        let before = tcgetattr(tty)?;
+        let mut silent = before.clone();
+        silent
+            .local_modes
+            .remove(LocalModes::ECHO | LocalModes::ECHONL);
+        Self::begin(tty, text, Some((before, silent)))
+    }
+
+    fn begin(tty: &File, text: &str, modes: Option<(Termios, Termios)>) -> std::io::Result<Self> {
+        let silent = modes.as_ref().map(|(_, silent)| silent.clone());
+        *prompt() = Some(Prompt {
+            tty: tty.try_clone()?,
+            text: text.to_owned(),
+            modes,
+        });
+        // From here on the terminal is as before again when this is dropped.
+        let shown = Self;
+        if let Some(silent) = silent {
+            // Started in the background, the process stops here until it is in the foreground.
+            tcsetattr(tty, OptionalActions::Flush, &silent)?;
+        }
+        let mut tty = tty;
+        tty.write_all(text.as_bytes())?;
+        Ok(shown)
+    }
+}
+
+impl Drop for Shown {
     fn drop(&mut self) {
-        let _ = tcsetattr(self.tty, OptionalActions::Now, &self.before);
+        if let Some(prompt) = prompt().take() {
+            prompt.echo_again();
+        }
     }
 }

@@ -129,7 +129,11 @@ fn the_last_key_and_the_one_in_use_are_not_removed_by_chance() {
     let (machine, recovery) = small();
     machine.write("recovery", &recovery);
     let mut seen = String::new();
-    for arguments in [&["0"][..], &["7"], &["1", "--passphrase-file", "recovery"]] {
+    for arguments in [
+        &["0"][..],
+        &["7"],
+        &["1", "--allow-last", "--passphrase-file", "recovery"],
+    ] {
         let before = fs::read(machine.path(CONTAINER)).unwrap();
         let ran = machine.sprat(&[&["key", "remove", CONTAINER], arguments].concat());
         seen.push_str(&format!("{arguments:?}\n{}", ran.failed_with(2)));
@@ -151,7 +155,7 @@ fn the_last_key_and_the_one_in_use_are_not_removed_by_chance() {
     --- stderr
     sprat: there is no key slot 7
     Hint: nothing was changed. `sprat key list` shows the slots
-    ["1", "--passphrase-file", "recovery"]
+    ["1", "--allow-last", "--passphrase-file", "recovery"]
     exit 2
     --- stderr
     sprat: key slot 1 is the one that the given key opens
@@ -394,7 +398,7 @@ fn a_sheet_names_only_a_key_file_that_opens() {
     ] {
         let ran = machine.sprat(sheet);
         assert_eq!(ran.code, 0, "{}", ran.whole());
-        assert!(!ran.stdout.contains("keys/x.key"), "{}", ran.whole());
+        assert!(!ran.stdout.contains("config/keys/x.key"), "{}", ran.whole());
         assert!(
             ran.stderr.contains("is not on the sheet"),
             "{}",
@@ -587,7 +591,9 @@ fn a_page_that_finds_no_room_leaves_no_half_secret() {
     let ran = machine.sprat(&[&add[..], &["--html", "full/page.html"]].concat());
     assert_eq!(ran.code, 1, "{}", ran.whole());
     assert!(!machine.path("full/page.html").exists());
-    assert!(ran.stderr.contains("was never shown"), "{}", ran.whole());
+    let told = "not all of its sheet was shown";
+    assert!(ran.stderr.contains(told), "{}", ran.whole());
+    assert!(ran.stdout.contains("RECOVERY KEY"), "{}", ran.whole());
     drop(full);
 }
 
@@ -635,7 +641,7 @@ fn only_a_key_that_lies_on_no_machine_counts_as_rehearsed() {
         assert_eq!(machine.sprat(&ADD).code, 0);
         assert!(opens(&machine, &["--passphrase-file", secret]));
         assert!(proved(), "{secret}");
-        let ran = machine.sprat(&["key", "remove", CONTAINER, slot]);
+        let ran = machine.sprat(&["key", "remove", CONTAINER, slot, "--allow-last"]);
         assert_eq!(ran.code, 0, "{}", ran.whole());
         assert!(!proved(), "the slot of {secret} is gone");
     }

@@ -225,3 +225,276 @@ fn a_recovery_key_that_is_mistyped_is_told_from_a_wrong_one() {
     let said = seen.ended_with(12);
     assert!(!said.contains("meant to be a recovery key"), "{said}");
 }
+
+const CTRL_Z: &str = "\u{1a}";
+
+/// A shell with job control on a terminal, in which a person types; as [`talk`].
+fn talk_to_shell(machine: &Machine, shell: &[&str], dialogue: &[(&str, &str)]) -> Seen {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machine/terminal.py");
+    let dialogue = serde_json::to_string(dialogue).unwrap();
+    let mut command = machine.command_of("python3");
+    command.args(["-S", script.to_str().unwrap(), &dialogue]);
+    command
+        .args(shell)
+        .env("PS1", "READY> ")
+        .env("SPRAT", env!("CARGO_BIN_EXE_sprat"));
+    let ran = machine.run(&mut command);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let told = ran.json();
+    let echoed = told["echoed"].as_array().unwrap().iter();
+    Seen {
+        code: told["code"].as_i64().unwrap(),
+        said: told["said"].as_str().unwrap().to_owned(),
+        echoed: echoed.map(|echo| echo.as_bool().unwrap()).collect(),
+        echoes_after: told["echoes_after"].as_bool().unwrap(),
+    }
+}
+
+#[test]
+fn stop_at_a_prompt_shows_no_secret_and_leaves_a_terminal_that_echoes() {
+    requires!(missing(), needs::program("bash"), needs::program("dash"));
+    let (machine, _) = with_passphrase();
+    let rehearse = format!(
+        "\"$SPRAT\" key rehearse {CONTAINER} --fingerprint \
+         $(\"$SPRAT\" --json key sheet {CONTAINER} --without-secret | grep -o '....-....-....-....-....' | head -n1)\n"
+    );
+    let right = format!("{PASSPHRASE}\n");
+    let half = format!("corr{CTRL_Z}");
+    let state = "stty -a | grep -o '[-]*echo ' | head -n1\n";
+    for shell in [
+        &["bash", "--norc", "--noprofile", "-i"][..],
+        &["dash", "-i"],
+    ] {
+        let seen = talk_to_shell(
+            &machine,
+            shell,
+            &[
+                ("READY> ", &rehearse),
+                (PRESENT, &half),
+                ("READY> ", state),
+                ("READY> ", "bg\n"),
+                ("READY> ", "fg\n"),
+                (PRESENT, CTRL_Z),
+                ("READY> ", "fg\n"),
+                (PRESENT, &right),
+                ("READY> ", state),
+                ("READY> ", "exit\n"),
+            ],
+        );
+        let said = seen.ended_with(0);
+        assert!(said.contains("file system behind it reads"), "{said}");
+        assert!(!said.contains("corr") && !said.contains("horse"), "{said}");
+        assert_eq!(said.matches("\necho \n").count(), 2, "{said}");
+        for at in [1, 5, 7] {
+            assert!(!seen.echoed[at], "{shell:?}: answer {at}: {said}");
+        }
+    }
+}
+
+#[test]
+fn init_touches_no_file_of_others_and_makes_no_key_for_a_container_that_is_there() {
+    requires!(needs::root());
+    let machine = Machine::new();
+    machine.write("k.part", "precious");
+    let init = [
+        "init",
+        CONTAINER,
+        "--size",
+        "64M",
+        "--cheap-kdf-for-tests",
+        "--key-file",
+        "k",
+    ];
+    let ran = machine.sprat(&init);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert_eq!(fs::read(machine.path("k.part")).unwrap(), b"precious");
+    // The key file is lost: another one would only hide that.
+    fs::remove_file(machine.path("k")).unwrap();
+    let ran = machine.sprat(&init);
+    assert!(
+        ran.failed_with(1).contains("exists already"),
+        "{}",
+        ran.whole()
+    );
+    assert!(!machine.path("k").exists());
+}
+
+#[test]
+fn last_recovery_key_and_last_key_that_is_no_file_are_not_removed_without_a_word() {
+    requires!(needs::root());
+    let machine = Machine::new();
+    machine.init(&[CONTAINER, "--size", "64M"]);
+    let remove = ["key", "remove", CONTAINER, "1"];
+    let ran = machine.sprat(&remove);
+    assert!(
+        ran.failed_with(2)
+            .contains("the only key that is not a file"),
+        "{}",
+        ran.whole()
+    );
+    machine.write("pass", "correct horse battery");
+    let add = ["key", "add", CONTAINER, "--cheap-kdf-for-tests"];
+    let ran = machine.sprat(&[&add[..], &["--new-passphrase-file", "pass"]].concat());
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = machine.sprat(&remove);
+    assert!(
+        ran.failed_with(2).contains("the only recovery key"),
+        "{}",
+        ran.whole()
+    );
+    // The same on a machine that knows nothing of the slots: the other one may be a recovery key.
+    let ran = machine.sprat(&[&remove[..], &["--allow-last"]].concat());
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = machine.sprat(&["key", "remove", CONTAINER, "2"]);
+    assert!(
+        ran.failed_with(2)
+            .contains("the only key that is not a file"),
+        "{}",
+        ran.whole()
+    );
+}
+
+#[test]
+fn secret_never_stands_in_a_message_where_an_order_cannot_be_sent() {
+    use std::os::unix::ffi::OsStrExt;
+    requires!(needs::root());
+    let machine = Machine::new();
+    machine.write("pass", "\"my secret passphrase\"");
+    let folder = machine
+        .folder()
+        .join(std::ffi::OsStr::from_bytes(b"caf\xe9"));
+    fs::create_dir(&folder).unwrap();
+    let mut command = machine.command();
+    command
+        .current_dir(&folder)
+        .arg("--passphrase-file")
+        .arg(machine.path("pass"));
+    let init = ["init", "x.luks", "--size", "64M", "--cheap-kdf-for-tests"];
+    let ran = machine.run(command.args(init));
+    assert_ne!(ran.code, 0, "{}", ran.whole());
+    assert!(!ran.stderr.contains("my secret"), "{}", ran.whole());
+}
+
+#[test]
+fn new_passphrase_that_nobody_can_type_is_refused_and_an_odd_one_opens() {
+    requires!(needs::root());
+    let machine = Machine::new();
+    machine.init(&[CONTAINER, "--size", "64M"]);
+    let add = [
+        "key",
+        "add",
+        CONTAINER,
+        "--cheap-kdf-for-tests",
+        "--new-passphrase-file",
+        "new",
+    ];
+    for (content, told) in [
+        ("\u{feff}correct horse battery\n", "byte order mark"),
+        ("correct horse\u{3} battery\n", "control character"),
+        ("correct horse\u{0} battery\n", "control character"),
+        ("correct horse battery\r\n", "carriage return"),
+    ] {
+        machine.write("new", content);
+        let ran = machine.sprat(&add);
+        assert!(ran.failed_with(2).contains(told), "{}", ran.whole());
+    }
+    // Forty letters that could be a mistyped recovery key are a passphrase as well.
+    machine.write("new", "a".repeat(40));
+    assert_eq!(machine.sprat(&add).code, 0);
+    let rehearse = ["key", "rehearse", CONTAINER, "--passphrase-file"];
+    assert_eq!(machine.sprat(&[&rehearse[..], &["new"]].concat()).code, 0);
+    machine.write("wrong", "b".repeat(12) + "\r\n");
+    let ran = machine.sprat(&[&rehearse[..], &["wrong"]].concat());
+    assert!(
+        ran.failed_with(12).contains("carriage return"),
+        "{}",
+        ran.whole()
+    );
+}
+
+#[test]
+fn secrets_that_others_can_read_or_change_are_told_and_no_fifo_is_waited_for() {
+    use std::os::unix::fs::PermissionsExt;
+    requires!(needs::root());
+    let machine = Machine::new();
+    machine.init(&[CONTAINER, "--size", "64M", "--key-file", "k"]);
+    let rehearse = ["key", "rehearse", CONTAINER, "--key-file", "k"];
+    let ran = machine.sprat(&rehearse);
+    assert!(
+        ran.code == 0 && !ran.stderr.contains("others"),
+        "{}",
+        ran.whole()
+    );
+    std::os::unix::fs::chown(machine.path("k"), Some(65534), None).unwrap();
+    let ran = machine.sprat(&rehearse);
+    assert!(
+        ran.stderr.contains("belongs to another user"),
+        "{}",
+        ran.whole()
+    );
+    machine.write("typed", "not the passphrase");
+    fs::set_permissions(machine.path("typed"), PermissionsExt::from_mode(0o666)).unwrap();
+    let wrong = ["key", "rehearse", CONTAINER, "--passphrase-file", "typed"];
+    let ran = machine.sprat(&wrong);
+    assert!(
+        ran.failed_with(12).contains("can be read by others"),
+        "{}",
+        ran.whole()
+    );
+    assert!(
+        ran.stderr.contains("others can write to it"),
+        "{}",
+        ran.whole()
+    );
+    // What is no regular file is refused at once.
+    let made = std::process::Command::new("mkfifo")
+        .arg(machine.path("fifo"))
+        .status();
+    assert!(made.unwrap().success());
+    for option in ["--key-file", "--passphrase-file"] {
+        let ran = machine.sprat(&["key", "rehearse", CONTAINER, option, "fifo"]);
+        assert!(
+            ran.failed_with(2).contains("not a regular file"),
+            "{}",
+            ran.whole()
+        );
+    }
+    let ran = machine.sprat(&["key", "header-restore", CONTAINER, "fifo", "--yes"]);
+    assert_ne!(ran.code, 0);
+    assert!(ran.stderr.contains("not a regular file"), "{}", ran.whole());
+    let ran = machine.sprat(&["--config", "fifo", "status"]);
+    assert!(
+        ran.failed_with(2).contains("not a regular file"),
+        "{}",
+        ran.whole()
+    );
+    // A config in a folder where another user could replace it names commands that root would run.
+    machine.write("config/sprat.toml", "");
+    fs::set_permissions(machine.path("config"), PermissionsExt::from_mode(0o777)).unwrap();
+    let ran = machine.sprat(&["status"]);
+    assert!(ran.failed_with(2).contains("replace it"), "{}", ran.whole());
+}
+
+#[test]
+fn mount_where_others_can_enter_is_refused_unless_they_are_let_in() {
+    use std::os::unix::fs::PermissionsExt;
+    requires!(needs::root());
+    let machine = Machine::new();
+    machine.init(&[CONTAINER, "--size", "64M"]);
+    fs::create_dir(machine.path("mnt")).unwrap();
+    fs::set_permissions(machine.folder(), PermissionsExt::from_mode(0o755)).unwrap();
+    let mount = ["mount", CONTAINER, "mnt"];
+    let ran = machine.sprat(&mount);
+    assert!(
+        ran.failed_with(2).contains("--allow-other"),
+        "{}",
+        ran.whole()
+    );
+    let ran = machine.sprat(&[&mount[..], &["--allow-other"]].concat());
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert_eq!(machine.sprat(&["umount", "mnt"]).code, 0);
+    fs::set_permissions(machine.folder(), PermissionsExt::from_mode(0o700)).unwrap();
+    let ran = machine.sprat(&mount);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert_eq!(machine.sprat(&["umount", "mnt"]).code, 0);
+}

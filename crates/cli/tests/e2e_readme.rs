@@ -1,4 +1,4 @@
-//! Runs README's example word for word against a real sshd, in a private mount namespace.
+//! Runs README's example word for word against a real sshd, in a root folder as of a new machine.
 
 #![allow(
     clippy::unwrap_used,
@@ -9,6 +9,7 @@
 mod stage;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -25,28 +26,48 @@ fn example() -> String {
     example.to_owned()
 }
 
-/// What a new machine has before the first line is typed: `ssh backup.example` works, and there is
-/// something to back up. The folders that the example names are laid over with our own, where only
-/// this script and what it starts see them.
+/// What a new machine has before the first line is typed: this machine's programs, an `/etc` with
+/// nothing of sprat's in it, `ssh backup.example` works, and there is something to back up. All of it
+/// lies in memory and is seen by this script and what it starts only.
 const SETTING: &str = r#"
 set -eu
-for folder in /etc/sprat /home /root/.ssh; do mkdir -p "$folder"; done
-mount --bind "$STAGE/etc" /etc/sprat
-mount --bind "$STAGE/source" /home
-mount --bind "$STAGE/ssh" /root/.ssh
-cd "$STAGE/work"
-PATH="$STAGE/bin:$PATH"
+root="$STAGE/root"
+mkdir "$root"
+mount -t tmpfs -o mode=755 none "$root"
+mkdir -m 1777 "$root/tmp"
+mkdir -m 700 "$root/root" "$root/root/.ssh"
+mkdir -p "$root"/{dev,proc,sys,run,var,home,etc,opt} "$root$STAGE" "$root$SSHD"
+for folder in usr bin sbin lib lib32 lib64 libx32; do
+    if [ -L "/$folder" ]; then
+        cp -P "/$folder" "$root/$folder"
+    elif [ -d "/$folder" ]; then
+        mkdir "$root/$folder"
+        mount --bind -o ro "/$folder" "$root/$folder"
+    fi
+done
+for name in alternatives group hosts ld.so.cache mke2fs.conf nsswitch.conf passwd; do
+    if [ -e "/etc/$name" ]; then cp -a "/etc/$name" "$root/etc/$name"; fi
+done
+mount --rbind /dev "$root/dev"
+mount --rbind /sys "$root/sys"
+mount -t proc none "$root/proc"
+# The server's key and address, and where the result goes, at the same path.
+mount --bind "$STAGE" "$root$STAGE"
+mount --bind "$SSHD" "$root$SSHD"
+cp "$STAGE/ssh/config" "$root/root/.ssh/config"
+cp -a "$STAGE/source/anna" "$root/home/anna"
+touch "$root/opt/sprat"
+mount --bind "$SPRAT" "$root/opt/sprat"
+PATH="/opt:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" exec chroot "$root" \
+    /bin/bash -euc 'cd /root; . "$STAGE/example"; cp -a /root/back "$STAGE/back"; cp -a recovery-sheet.txt "$STAGE/"'
 "#;
 
 #[test]
-fn readme_example_works_as_it_stands() {
+fn readme_example_works_as_it_stands_on_a_new_machine() {
     sprat_testkit::requires!(stage::missing(), sprat_testkit::needs::program("unshare"));
     let stage = Stage::new();
-    for name in ["etc", "ssh", "bin", "work"] {
-        fs::create_dir(stage.path(name)).unwrap();
-    }
+    fs::create_dir(stage.path("ssh")).unwrap();
     fs::copy(stage.sshd.path("ssh_config"), stage.path("ssh/config")).unwrap();
-    std::os::unix::fs::symlink(stage::SPRAT, stage.path("bin/sprat")).unwrap();
     fs::create_dir_all(stage.path("source/anna/thesis")).unwrap();
     fs::write(
         stage.path("source/anna/thesis/chapter 1"),
@@ -54,36 +75,37 @@ fn readme_example_works_as_it_stands() {
     )
     .unwrap();
     let should = Manifest::of(&stage.path("source/anna/thesis"));
-
-    let made = ["/etc/sprat", "/root/.ssh"].map(|folder| (folder, !Path::new(folder).exists()));
-    let back = stage.path("back");
-    // The one place that a reader would choose, and that isn't ours to write to.
-    let script = example().replace("/tmp/back", &back.display().to_string());
-    assert_ne!(script, example(), "the example restores to /tmp/back");
+    fs::write(stage.path("example"), example()).unwrap();
     let mut command = Command::new("unshare");
     command
         .args(["--mount", "--propagation", "private", "bash", "-euc"])
-        .arg(format!("{SETTING}{script}"))
-        .env("STAGE", stage.path(""))
-        .env("SPRAT_STATE_DIR", stage.path("state"))
-        .env("SPRAT_RUNTIME_DIR", stage.path("run"))
-        .env("SPRAT_CACHE_DIR", stage.path("cache"))
-        .env("SPRAT_RESERVE_BYTES", "0")
+        .arg(SETTING)
+        .env("STAGE", stage.path("x").parent().unwrap())
+        .env("SSHD", stage.sshd.folder())
+        .env("SPRAT", stage::SPRAT)
+        .env("HOME", "/root")
         .stdin(Stdio::null());
-    let output = stage::run_within(&mut command, Duration::from_secs(200));
-    for (folder, was_made) in made {
-        if was_made {
-            let _ = fs::remove_dir(folder);
-        }
+    for ours in [
+        "SPRAT_STATE_DIR",
+        "SPRAT_RUNTIME_DIR",
+        "SPRAT_CACHE_DIR",
+        "SPRAT_CONFIG_DIR",
+        "SPRAT_RESERVE_BYTES",
+    ] {
+        command.env_remove(ours);
     }
+    let output = stage::run_within(&mut command, Duration::from_secs(200));
     assert!(
         output.status.success(),
         "{}",
         stage::shown(&command, &output)
     );
 
-    assert_same(&should, &back.join("thesis"), "what came back");
-    let sheet = fs::read_to_string(stage.path("work/recovery-sheet.txt")).unwrap();
+    assert_same(&should, &stage.path("back/thesis"), "what came back");
+    let sheet = stage.path("recovery-sheet.txt");
+    let mode = fs::metadata(&sheet).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o600, "nobody else reads the recovery key");
+    let sheet = fs::read_to_string(sheet).unwrap();
     assert!(
         sheet.contains("cryptsetup"),
         "the sheet names the stock commands: {sheet}"

@@ -72,6 +72,9 @@ pub struct KeyAddArgs {
     /// A name for `sprat key list`, kept on this machine only
     #[arg(long, value_name = "TEXT")]
     pub label: Option<String>,
+    /// Write the sheet to this new file (mode 0600) instead of standard output (with --new-recovery)
+    #[arg(long, value_name = "FILE", requires = "new_recovery")]
+    pub sheet: Option<PathBuf>,
     /// Also write the sheet as a page to print (with --new-recovery)
     #[arg(long, value_name = "FILE", requires = "new_recovery")]
     pub html: Option<PathBuf>,
@@ -88,6 +91,9 @@ pub struct KeyRemoveArgs {
     /// Remove the slot although it is the one that the given key opens
     #[arg(long)]
     pub although_in_use: bool,
+    /// Remove the slot although it holds the only recovery key, or the last key that is not a file
+    #[arg(long)]
+    pub allow_last: bool,
 }
 
 /// Arguments of `key sheet`.
@@ -96,6 +102,9 @@ pub struct KeySheetArgs {
     /// The container.
     #[arg(help = TARGET_HELP)]
     pub target: String,
+    /// Write it to this new file (mode 0600) instead of standard output
+    #[arg(long, value_name = "FILE")]
+    pub sheet: Option<PathBuf>,
     /// Write it as a page to print, with the recovery key as a QR code, instead of text
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,

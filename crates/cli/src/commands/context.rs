@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use sprat_luks::{RecoveryKeyError, Secret};
+use sprat_luks::Secret;
 use sprat_store::StoreErrorKind;
 
 use crate::args::GlobalArgs;
@@ -13,7 +13,7 @@ use crate::environment::Environment;
 use crate::filed::Filed;
 use crate::interrupt::Interrupt;
 use crate::output::{Output, Reporter};
-use crate::secrets::SecretSource;
+use crate::secrets::{Doubt, SecretSource};
 use crate::session::{self, Access, Session, SessionOptions};
 use crate::standing::Standing;
 use crate::target::Target;
@@ -27,8 +27,8 @@ pub(crate) struct Context {
     pub config: Config,
     pub output: Output,
     pub interrupt: Interrupt,
-    /// Why what was given to open a container looks like a recovery key with a typing error.
-    doubt: OnceLock<RecoveryKeyError>,
+    /// What may be wrong with what was given to open a container.
+    doubt: OnceLock<Doubt>,
 }
 
 /// A TARGET with all that belongs to it.
@@ -164,8 +164,8 @@ impl Context {
         Ok(Some(SecretSource::PassphraseCommand(words)))
     }
 
-    /// Fetches what opens a container, from wherever. What looks like a recovery key and is none
-    /// is told should it open nothing.
+    /// Fetches what opens a container, from wherever. What may be wrong with it is reported should
+    /// it open nothing.
     pub(crate) fn fetch(&self, source: &SecretSource) -> Result<Secret, Failure> {
         let (secret, doubt) = source.fetch(self.output, &self.interrupt)?;
         if let Some(doubt) = doubt {
@@ -177,9 +177,10 @@ impl Context {
     /// Adds to a wrong key what may be wrong with it.
     pub(crate) fn doubtful(&self, failure: Failure) -> Failure {
         match self.doubt.get() {
-            Some(doubt) if failure.exit == Exit::WrongKey => failure
-                .because(format!("if it is meant to be a recovery key: {doubt}"))
-                .with_more_hint("Compare each group with the sheet"),
+            Some(doubt) if failure.exit == Exit::WrongKey => {
+                let (cause, hint) = doubt.told();
+                failure.because(cause).with_more_hint(hint)
+            }
             _ => failure,
         }
     }

@@ -1,24 +1,25 @@
 //! `sprat init`: key file, container, recovery key, recovery sheet.
 
-use std::fs::File;
 use std::path::Path;
 
 use jiff::Timestamp;
 use serde_json::json;
-use sprat_luks::{RecoveryKey, SlotKind};
+use sprat_luks::{Pins, RecoveryKey, Secret, SlotKind};
+use sprat_store::StoreErrorKind;
 use zeroize::Zeroizing;
 
 use super::context::{Context, Resolved};
+use super::sheet_files::SheetFiles;
 use crate::args::InitArgs;
 use crate::filed::Filed;
 use crate::key_notes::{KeyKind, KeyNote, KeyNotes};
-use crate::known_server::KnownServer;
+use crate::known_server::Known;
 use crate::output::{Reporter, exit_json, text};
 use crate::secrets::{self, SecretSource};
-use crate::session::{self, Access, CreateOptions, Created, SIZE_BYTES_MIN};
-use crate::sheet::Sheet;
+use crate::session::{self, Access, ContainerFacts, CreateOptions, SIZE_BYTES_MIN, SessionOptions};
+use crate::sheet::{Sheet, SheetJob};
 use crate::target::Target;
-use crate::{Exit, Failure, kept_header, own_names, pinned, sheet_page};
+use crate::{Exit, Failure, kept_header, own_names, pinned, reach};
 
 pub(super) fn run(context: &Context, args: &InitArgs) -> Result<Exit, Failure> {
     let resolved = context.resolve(&args.target)?;
@@ -31,26 +32,58 @@ pub(super) fn run(context: &Context, args: &InitArgs) -> Result<Exit, Failure> {
         )));
     }
     let session_options = context.session_options(&resolved, Access::ReadWrite)?;
-    let html = args
-        .html
-        .as_ref()
-        .map(|path| context.environment.absolute(path));
-    let (source, key_file_made) = key(&resolved)?;
-    let (secret, kind) = source.fetch_for_new(context.output, &context.interrupt)?;
-    if let (SecretSource::KeyFile(path), false) = (&source, key_file_made) {
-        let note = format!(
-            "the key file {} exists and is used as it is",
-            path.display()
-        );
-        context.output.note(&note);
-    }
+    let source = key_source(&resolved)?;
+    // What it asks ssh may take seconds, or fail: before anything is made.
+    let known = Known::look_up(&resolved.target, &resolved.ssh_command);
+    refuse_existing(&resolved, &source)?;
+    let on_stdout = context.output.json || args.sheet.is_none();
+    let files = SheetFiles::create(context, args.sheet.as_ref(), args.html.as_ref(), on_stdout)?;
+    init(
+        context,
+        args,
+        &resolved,
+        session_options,
+        &source,
+        &known,
+        &files,
+    )
+}
+
+fn init(
+    context: &Context,
+    args: &InitArgs,
+    resolved: &Resolved,
+    session_options: SessionOptions,
+    source: &SecretSource,
+    known: &Known,
+    files: &SheetFiles,
+) -> Result<Exit, Failure> {
+    let prepared = prepare(context, source);
+    let (key_file_made, secret, kind, recovery) = prepared.inspect_err(|_| files.remove())?;
     let sha256 = secrets::sha256_hex(&secret);
-    let recovery = RecoveryKey::generate()
-        .map_err(|error| Failure::from(&error).context("can't make a recovery key"))?;
-    context.interrupt.check()?;
-    let page = match &html {
-        Some(path) => Some((sheet_page::create(path)?, path)),
-        None => None,
+    let made_at = Timestamp::now()
+        .strftime("%Y-%m-%d %H:%M:%S UTC")
+        .to_string();
+    let jobs = super::key::jobs(context, resolved);
+    let key_file = match source {
+        SecretSource::KeyFile(path) => Some((path.as_path(), sha256.as_str())),
+        _ => None,
+    };
+    let parts = Parts {
+        target: &resolved.target,
+        known,
+        recovery_key: recovery.text(),
+        key_file,
+        jobs: &jobs,
+    };
+    let mut show = |facts: &ContainerFacts| {
+        let sheet = parts.sheet(&facts.pins);
+        files.write(context, &sheet, &made_at, Some(recovery.text()))?;
+        if context.output.json || files.text_in_file() {
+            return Ok(());
+        }
+        let text = Zeroizing::new(sheet.text(&made_at));
+        context.output.result(&text, &())
     };
 
     let mut reporter = Reporter::new(context.output, "");
@@ -63,55 +96,160 @@ pub(super) fn run(context: &Context, args: &InitArgs) -> Result<Exit, Failure> {
         label: None,
         fast_kdf_for_tests: context.global.cheap_kdf_for_tests,
     };
-    let created = session::create(options, &mut reporter, &context.interrupt);
+    // JSON tells of the whole run, so it is printed at its end.
+    let json_only = context.output.json && !files.text_in_file() && !files.has_page();
+    let shown: Option<session::Show<'_>> = match json_only {
+        true => None,
+        false => Some(&mut show),
+    };
+    let created = session::create_and_show(options, shown, &mut reporter, &context.interrupt);
     reporter.clear();
-    if let (Err(_), Some((_, path))) = (&created, &page) {
-        let _ = std::fs::remove_file(path);
-    }
-    let created = created.map_err(|failure| match (&source, key_file_made) {
-        (SecretSource::KeyFile(path), true) => failure.with_more_hint(&format!(
-            "The new key file {} is kept; the next init uses it",
-            path.display()
-        )),
-        _ => failure,
+    let created = created.map_err(|not_created| {
+        if !not_created.may_be_made {
+            files.remove();
+        }
+        let failure = not_created.failure;
+        match (source, key_file_made) {
+            (SecretSource::KeyFile(path), true) => failure.with_more_hint(&format!(
+                "The new key file {} is kept; the next init uses it",
+                path.display()
+            )),
+            _ => failure,
+        }
     })?;
     // The sheet must be shown, whatever becomes of this machine's own notes.
     if let Err(failure) = pinned::store(&state_dir, &resolved.target, &created.facts.pins) {
         context.warn(&failure);
     }
-    note_keys(&state_dir, &created.facts.uuid, &resolved.target, &source);
-    let shown = Shown {
-        source: &source,
-        sha256: &sha256,
-        key_file_made,
-        recovery: &recovery,
-        page: page.as_ref().map(|(file, path)| (file, path.as_path())),
-    };
-    print(context, &resolved, &created, &shown).map_err(|failure| {
-        failure.with_hint(
-            "the container is made and its key opens it, but the recovery key was never shown: \
-             `sprat key add TARGET --new-recovery` makes another one and shows the sheet, `sprat key \
-             remove TARGET 1` removes the one of slot 1",
-        )
-    })?;
+    note_keys(&state_dir, &created.facts.uuid, &resolved.target, source);
+    let facts = &created.facts;
+    if context.output.json {
+        let sheet = parts.sheet(&facts.pins);
+        let text = Zeroizing::new(sheet.text(&made_at));
+        let json = json!({
+            "command": "init",
+            "result": exit_json(Exit::Done),
+            "target": resolved.target.to_string(),
+            "uuid": facts.uuid,
+            "fingerprint": facts.pins.fingerprint(),
+            "pins": facts.pins,
+            "container_bytes": facts.file_bytes,
+            "volume_bytes": facts.volume_bytes,
+            "sent_bytes": created.sent_bytes,
+            "key_file": key_file.map(|(path, _)| crate::output::path_json(path)),
+            "key_file_made": key_file_made,
+            "sheet": files.text_path(),
+            "recovery_sheet": {
+                "secret": true,
+                "made": made_at,
+                "recovery_key": recovery.text(),
+                "key_file": key_file.map(|(path, _)| crate::output::path_json(path)),
+                "key_file_sha256": key_file.map(|(_, sha256)| sha256),
+                "steps": sheet.steps(),
+                "steps_with_sprat": sheet.steps_with_sprat(),
+                "unknown": sheet.unknown(),
+                "text": text.as_str(),
+            },
+        });
+        context.output.result("", &json).map_err(|failure| {
+            failure.with_hint(
+                "the container is made and its key opens it, but the recovery key was never shown: \
+                 `sprat key add TARGET --new-recovery` makes another one and shows the sheet, `sprat \
+                 key remove TARGET 1` removes the one of slot 1",
+            )
+        })?;
+    }
+    context.output.note(&format!(
+        "made {} ({}, {} sent)",
+        resolved.target,
+        text::bytes(facts.file_bytes),
+        text::bytes(created.sent_bytes)
+    ));
+    if !files.text_in_file() {
+        context.output.note(
+            "the sheet above is SECRET: print it or put it into a password manager, and keep it and \
+             a copy of the key file off this machine",
+        );
+    }
     Ok(Exit::Done)
 }
 
-/// The secret of the first slot; a key file is made where none is there.
-fn key(resolved: &Resolved) -> Result<(SecretSource, bool), Failure> {
-    let source = match (&resolved.secret, &resolved.default_key_file) {
-        (SecretSource::Terminal, Some(path)) => SecretSource::KeyFile(path.clone()),
-        (SecretSource::Terminal, None) => {
-            return Err(Failure::usage("no place for the key file is known")
-                .with_hint("name it with --key-file"));
+/// What the sheet shows beside what the new container is known by.
+struct Parts<'s> {
+    target: &'s Target,
+    known: &'s Known,
+    recovery_key: &'s str,
+    key_file: Option<(&'s Path, &'s str)>,
+    jobs: &'s [SheetJob],
+}
+
+impl<'s> Parts<'s> {
+    fn sheet<'p>(&self, pins: &'p Pins) -> Sheet<'p>
+    where
+        's: 'p,
+    {
+        Sheet {
+            target: self.target,
+            known: self.known,
+            pins,
+            recovery_key: self.recovery_key,
+            key_file: self.key_file,
+            jobs: self.jobs,
         }
-        (named, _) => named.clone(),
+    }
+}
+
+/// Before a key file is made or a passphrase is asked for: a new key file in the place of a lost one
+/// would hide that the old one is lost.
+fn refuse_existing(resolved: &Resolved, source: &SecretSource) -> Result<(), Failure> {
+    let needed = match source {
+        SecretSource::KeyFile(path) => path.symlink_metadata().is_err(),
+        SecretSource::Terminal => true,
+        SecretSource::PassphraseFile(_) | SecretSource::PassphraseCommand(_) => false,
     };
-    let made = match &source {
+    if !needed {
+        return Ok(());
+    }
+    let store = reach::connect(&resolved.target, &resolved.ssh_command)
+        .map_err(|error| Failure::from(&error))?;
+    match store.stat(&resolved.target.name) {
+        Ok(_) => Err(session::exists_already(&resolved.target)),
+        Err(error) if error.kind() == StoreErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Failure::from(&error)),
+    }
+}
+
+/// The key of the first slot, and whether its file was made; and a recovery key.
+fn prepare(
+    context: &Context,
+    source: &SecretSource,
+) -> Result<(bool, Secret, SlotKind, RecoveryKey), Failure> {
+    let key_file_made = match source {
         SecretSource::KeyFile(path) => secrets::make_key_file(path)?,
         _ => false,
     };
-    Ok((source, made))
+    let (secret, kind) = source.fetch_for_new(context.output, &context.interrupt)?;
+    if let (SecretSource::KeyFile(path), false) = (source, key_file_made) {
+        let note = format!(
+            "the key file {} exists and is used as it is",
+            path.display()
+        );
+        context.output.note(&note);
+    }
+    let recovery = RecoveryKey::generate()
+        .map_err(|error| Failure::from(&error).context("can't make a recovery key"))?;
+    context.interrupt.check()?;
+    Ok((key_file_made, secret, kind, recovery))
+}
+
+/// Where the secret of the first slot comes from.
+fn key_source(resolved: &Resolved) -> Result<SecretSource, Failure> {
+    match (&resolved.secret, &resolved.default_key_file) {
+        (SecretSource::Terminal, Some(path)) => Ok(SecretSource::KeyFile(path.clone())),
+        (SecretSource::Terminal, None) => Err(Failure::usage("no place for the key file is known")
+            .with_hint("name it with --key-file")),
+        (named, _) => Ok(named.clone()),
+    }
 }
 
 /// Notes what the slots are, for `sprat key list`; without it nothing is lost.
@@ -136,78 +274,4 @@ fn note_keys(state_dir: &Path, uuid: &str, target: &Target, source: &SecretSourc
         });
     }
     let _ = notes.store(state_dir, uuid);
-}
-
-/// What the sheet tells of the keys.
-struct Shown<'s> {
-    source: &'s SecretSource,
-    sha256: &'s str,
-    key_file_made: bool,
-    recovery: &'s RecoveryKey,
-    page: Option<(&'s File, &'s Path)>,
-}
-
-fn print(
-    context: &Context,
-    resolved: &Resolved,
-    created: &Created,
-    shown: &Shown<'_>,
-) -> Result<(), Failure> {
-    let key_file = match shown.source {
-        SecretSource::KeyFile(path) => Some((path.as_path(), shown.sha256)),
-        _ => None,
-    };
-    let jobs = super::key::jobs(context, resolved);
-    let facts = &created.facts;
-    let sheet = Sheet {
-        target: &resolved.target,
-        ssh_command: &resolved.ssh_command,
-        server: KnownServer::look_up(&resolved.target, &resolved.ssh_command),
-        pins: &facts.pins,
-        recovery_key: shown.recovery.text(),
-        key_file,
-        jobs: &jobs,
-    };
-    let made_at = Timestamp::now()
-        .strftime("%Y-%m-%d %H:%M:%S UTC")
-        .to_string();
-    if let Some((file, path)) = shown.page {
-        let page = sheet_page::page(&sheet, &made_at, Some(shown.recovery.text()))?;
-        sheet_page::write(file, path, &page)?;
-    }
-    let sheet_text = Zeroizing::new(sheet.text(&made_at));
-    let json = json!({
-        "command": "init",
-        "result": exit_json(Exit::Done),
-        "target": resolved.target.to_string(),
-        "uuid": facts.uuid,
-        "fingerprint": facts.pins.fingerprint(),
-        "pins": facts.pins,
-        "container_bytes": facts.file_bytes,
-        "volume_bytes": facts.volume_bytes,
-        "sent_bytes": created.sent_bytes,
-        "key_file": key_file.map(|(path, _)| crate::output::path_json(path)),
-        "key_file_made": shown.key_file_made,
-        "recovery_sheet": {
-            "secret": true,
-            "made": made_at,
-            "recovery_key": shown.recovery.text(),
-            "key_file": key_file.map(|(path, _)| crate::output::path_json(path)),
-            "key_file_sha256": key_file.map(|(_, sha256)| sha256),
-            "steps": sheet.steps(),
-            "text": sheet_text.as_str(),
-        },
-    });
-    context.output.result(&sheet_text, &json)?;
-    context.output.note(&format!(
-        "made {} ({}, {} sent)",
-        resolved.target,
-        text::bytes(facts.file_bytes),
-        text::bytes(created.sent_bytes)
-    ));
-    context.output.note(
-        "the sheet above is SECRET: print it or put it into a password manager, and keep it and a \
-         copy of the key file off this machine",
-    );
-    Ok(())
 }

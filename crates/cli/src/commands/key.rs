@@ -12,12 +12,14 @@ use sprat_luks::{Header, RecoveryKey, Secret, Slot, SlotKind};
 use sprat_store::{Access as StoreAccess, StoreErrorKind, StoreFile};
 
 use super::context::{Context, Resolved};
+use super::sheet_files::SheetFiles;
 use crate::args::{KeyAddArgs, KeyCommand, KeyRemoveArgs, KeyTargetArgs};
 use crate::key_notes::{KeyKind, KeyNote, KeyNotes};
+use crate::known_server::Known;
 use crate::output::{Reporter, exit_json, text};
 use crate::secrets::{self, SecretSource};
 use crate::session::{self, Access, HeaderChange, HeaderChanged, PinPolicy};
-use crate::{Exit, Failure, pinned, reach, sheet_page};
+use crate::{Exit, Failure, pinned, reach};
 
 pub(super) use sheet::jobs;
 
@@ -207,15 +209,19 @@ fn new_key(context: &Context, args: &KeyAddArgs) -> Result<New, Failure> {
 fn add(context: &Context, args: &KeyAddArgs) -> Result<Exit, Failure> {
     let resolved = context.resolve(&args.target)?;
     let secret = context.secret(&resolved)?;
-    let html = args
-        .html
-        .as_ref()
-        .map(|path| context.environment.absolute(path));
-    let new = new_key(context, args)?;
-    let page = match &html {
-        Some(path) => Some((sheet_page::create(path)?, path)),
-        None => None,
+    // Before anything is made: it may take seconds.
+    let known = match args.new_recovery {
+        true => Known::look_up(&resolved.target, &resolved.ssh_command),
+        false => Known::default(),
     };
+    let on_stdout = context.output.json || args.sheet.is_none();
+    let files = SheetFiles::create(
+        context,
+        args.sheet.as_ref(),
+        args.html.as_ref(),
+        args.new_recovery && on_stdout,
+    )?;
+    let new = new_key(context, args).inspect_err(|_| files.remove())?;
     let change = HeaderChange::Add {
         secret: new.secret,
         kind: new.slot_kind,
@@ -224,9 +230,7 @@ fn add(context: &Context, args: &KeyAddArgs) -> Result<Exit, Failure> {
     let changed = match change_header(context, &resolved, &secret, &change) {
         Ok(changed) => changed,
         Err(failure) => {
-            if let Some((_, path)) = &page {
-                let _ = std::fs::remove_file(path);
-            }
+            files.remove();
             return Err(match new.kind {
                 KeyKind::Recovery => failure.with_more_hint(
                     "The new recovery key was thrown away: if `sprat key list` shows a new slot, \
@@ -274,13 +278,16 @@ fn add(context: &Context, args: &KeyAddArgs) -> Result<Exit, Failure> {
                 resolved: &resolved,
                 pins: &changed.facts.pins,
                 key_file,
+                known: &known,
                 recovery: Some(recovery.text()),
-                page: page.as_ref().map(|(file, path)| (file, path.as_path())),
+                files: &files,
+                text: true,
             };
             shown.print(context, &json).map_err(|failure| {
                 failure.with_hint(format!(
-                    "the recovery key in slot {} was never shown: remove it with `sprat key \
-                     remove`, and add another",
+                    "the new recovery key is in slot {}, and not all of its sheet was shown. Where \
+                     you have it, `sprat key sheet` prints it again; else remove the slot with \
+                     `sprat key remove` and add another key",
                     changed.slot
                 ))
             })?;
@@ -294,6 +301,9 @@ fn add(context: &Context, args: &KeyAddArgs) -> Result<Exit, Failure> {
 fn remove(context: &Context, args: &KeyRemoveArgs) -> Result<Exit, Failure> {
     let resolved = context.resolve(&args.target)?;
     let secret = context.secret(&resolved)?;
+    if !args.allow_last {
+        refuse_last(context, &resolved, args.slot)?;
+    }
     let change = HeaderChange::Remove {
         slot: args.slot,
         although_in_use: args.although_in_use,
@@ -320,6 +330,58 @@ fn remove(context: &Context, args: &KeyRemoveArgs) -> Result<Exit, Failure> {
          the removed key. If the key is in wrong hands, make a new container",
     );
     Ok(Exit::Done)
+}
+
+/// Refuses to remove what the printed sheet shows, or the last key that is more than a file. What a key
+/// is this machine knows of those that it added; of others their derivation says as much as a key file's
+/// does.
+fn refuse_last(context: &Context, resolved: &Resolved, slot: u32) -> Result<(), Failure> {
+    let file = open(resolved)?;
+    // A header that can't be used the change itself judges, with the right words.
+    let Ok(header) = Header::load(&reach::HeaderBytes(&*file)) else {
+        return Ok(());
+    };
+    let notes = KeyNotes::load(&state_dir(context), header.uuid());
+    let kind = |slot: &Slot| match notes.of(&slot.mark) {
+        Some(note) => Some(note.kind),
+        None if slot.kdf.starts_with("pbkdf2") => Some(KeyKind::KeyFile),
+        None => None,
+    };
+    let slots = header.slots();
+    let Some(going) = slots.iter().find(|found| found.number == slot) else {
+        return Ok(());
+    };
+    if slots.len() == 1 {
+        // That one is never removed.
+        return Ok(());
+    }
+    let going = kind(going);
+    let left: Vec<_> = slots
+        .iter()
+        .filter(|left| left.number != slot)
+        .map(kind)
+        .collect();
+    let what = match going {
+        Some(KeyKind::KeyFile) => return Ok(()),
+        _ if left.iter().all(|kind| *kind == Some(KeyKind::KeyFile)) => {
+            "the only key that is not a file: once the key files are lost, nobody can open the container"
+        }
+        Some(KeyKind::Passphrase) => return Ok(()),
+        // One that this machine doesn't know may be a recovery key as well.
+        _ if left
+            .iter()
+            .any(|kind| matches!(kind, None | Some(KeyKind::Recovery))) =>
+        {
+            return Ok(());
+        }
+        _ => "the only recovery key: the printed recovery sheet would open nothing any more",
+    };
+    Err(
+        Failure::usage(format!("key slot {slot} holds {what}")).with_hint(
+            "nothing was changed. Make a new recovery key and sheet first: `sprat key add TARGET \
+             --new-recovery`; or insist with --allow-last",
+        ),
+    )
 }
 
 /// What this machine's backups open the container with, where another key was given and the

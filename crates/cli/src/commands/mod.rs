@@ -11,6 +11,7 @@ mod key;
 mod mount;
 mod prune;
 mod restore;
+mod sheet_files;
 mod snapshots;
 mod status;
 mod trim;

@@ -1,5 +1,8 @@
 //! `sprat mount` and `sprat umount`.
 
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
 use serde_json::json;
 
 use super::context::Context;
@@ -14,6 +17,16 @@ pub(super) fn run(context: &Context, args: &MountArgs) -> Result<Exit, Failure> 
     if !dir.is_dir() {
         return Err(Failure::usage(format!("{} is not a folder", dir.display()))
             .with_hint("nothing was started. Make it with mkdir"));
+    }
+    if !args.allow_other && others_can_enter(&dir) {
+        return Err(Failure::usage(format!(
+            "other users can enter {}: they would see the files in the backup as their old modes allow",
+            dir.display()
+        ))
+        .with_hint(
+            "nothing was started. Mount in a folder that only root can enter (`mkdir -m 700 \
+             /mnt/private; mkdir /mnt/private/backup`), or let the others in with --allow-other",
+        ));
     }
     let secret = context.secret(&resolved)?;
     let access = if args.rw {
@@ -48,6 +61,19 @@ pub(super) fn run(context: &Context, args: &MountArgs) -> Result<Exit, Failure> 
         .output
         .note(&format!("it stays mounted until `sprat umount {shown}`"));
     Ok(Exit::Done)
+}
+
+/// Whether anybody but root and this user can walk to `dir`: what is mounted there has the modes of the
+/// backup, and those of `dir` itself are covered by it.
+fn others_can_enter(dir: &Path) -> bool {
+    let me = rustix::process::geteuid().as_raw();
+    let real = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    !real.ancestors().skip(1).any(|above| {
+        above.metadata().is_ok_and(|about| {
+            // With an ACL the bits of the group are its mask, the most that it gives.
+            about.mode() & 0o011 == 0 && (about.uid() == 0 || about.uid() == me)
+        })
+    })
 }
 
 pub(super) fn run_umount(context: &Context, args: &UmountArgs) -> Result<Exit, Failure> {

@@ -12,7 +12,7 @@ use super::context::{Context, close};
 use crate::args::RestoreArgs;
 use crate::output::{Reporter, exit_json, path_json, text};
 use crate::session::Access;
-use crate::{Exit, Failure};
+use crate::{Exit, Failure, trusted_file};
 
 /// Changes that a dry run lists as text; JSON has more.
 const CHANGES_SHOWN_MAX: usize = 200;
@@ -30,6 +30,15 @@ pub(super) fn run(context: &Context, args: &RestoreArgs) -> Result<Exit, Failure
     spec.delete = args.delete;
     spec.delete_excluded = args.delete_excluded;
 
+    if !spec.dry_run
+        && let Some(why) = others_at(&spec.to)
+    {
+        context.output.warning(&format!(
+            "other users can change where {} is restored to while it runs: {why}. Safer is a folder of \
+             root's, from which you move it",
+            spec.to.display()
+        ));
+    }
     let mut reporter = Reporter::new(context.output, "");
     let mut session = context.open(&resolved, &secret, Access::ReadOnly, &mut reporter)?;
     drop(secret);
@@ -52,6 +61,12 @@ pub(super) fn run(context: &Context, args: &RestoreArgs) -> Result<Exit, Failure
         .output
         .result(&summary(&spec, &report, took), &json)?;
     Ok(Exit::Done)
+}
+
+/// Who else can write to the folder, or to the nearest one above it that is there.
+fn others_at(to: &Path) -> Option<String> {
+    let there = to.ancestors().find(|folder| folder.is_dir())?;
+    trusted_file::writable_by_others(there).ok().flatten()
 }
 
 /// What is to be restored.

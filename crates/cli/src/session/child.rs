@@ -115,14 +115,27 @@ impl Child {
         self.role
     }
 
-    /// Sends an order; that the process is gone is heard elsewhere.
-    pub(super) fn send<T: Serialize>(&self, order: &T) {
-        let _ = self.sender.send(order);
+    /// Sends an order. That the process is gone is heard elsewhere.
+    ///
+    /// # Errors
+    /// An order that can't be sent at all: nobody will ever answer it.
+    pub(super) fn send<T: Serialize>(&self, order: &T) -> Result<(), Failure> {
+        self.unless_gone(self.sender.send(order))
     }
 
-    /// Sends raw bytes, such as a secret.
-    pub(super) fn send_bytes(&self, bytes: &[u8]) {
-        let _ = self.sender.send_bytes(bytes);
+    /// Sends a secret. Errors as in [`Self::send`].
+    pub(super) fn send_secret(&self, secret: &[u8]) -> Result<(), Failure> {
+        self.unless_gone(self.sender.send_secret(secret))
+    }
+
+    fn unless_gone(&self, sent: std::io::Result<()>) -> Result<(), Failure> {
+        match sent {
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+                let what = format!("the {} can't be given its orders", self.role.name());
+                Err(Failure::failed(what).caused_by(&error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The control socket itself, to be handed to another process.

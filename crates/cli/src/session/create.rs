@@ -2,10 +2,31 @@
 
 use super::child::Role;
 use super::crew::{Crew, OnInterrupt, Shape, Watch};
-use super::options::{CreateOptions, Created, Observer, Phase};
+use super::options::{ContainerFacts, CreateOptions, Created, Observer, Phase};
 use super::protocol::{CreateStart, Slot, WorkerOrder, WorkerReply};
 use crate::Failure;
 use crate::interrupt::Interrupt;
+
+/// Shows the sheet of a new container; called at most once.
+pub type Show<'s> = &'s mut dyn FnMut(&ContainerFacts) -> Result<(), Failure>;
+
+/// No container was made, or it is unknown whether one was.
+#[derive(Debug)]
+pub struct NotCreated {
+    /// Why.
+    pub failure: Failure,
+    /// The container may be there, and what was shown of it holds.
+    pub may_be_made: bool,
+}
+
+impl From<Failure> for NotCreated {
+    fn from(failure: Failure) -> Self {
+        Self {
+            failure,
+            may_be_made: false,
+        }
+    }
+}
 
 /// Makes a container: file, header, key slots, file system. It gets its name only when it is
 /// whole and durable, and never replaces one. What fails is removed.
@@ -14,8 +35,19 @@ pub fn create(
     observer: &mut dyn Observer,
     interrupt: &Interrupt,
 ) -> Result<Created, Failure> {
+    create_and_show(options, None, observer, interrupt).map_err(|not| not.failure)
+}
+
+/// As [`create`]. What `show` shows is shown before the container gets its name: a container whose
+/// recovery key nobody saw must not come about. If `show` fails, nothing is made.
+pub fn create_and_show(
+    options: CreateOptions,
+    show: Option<Show<'_>>,
+    observer: &mut dyn Observer,
+    interrupt: &Interrupt,
+) -> Result<Created, NotCreated> {
     if options.secrets.is_empty() {
-        return Err(Failure::usage("a container needs at least one key"));
+        return Err(Failure::usage("a container needs at least one key").into());
     }
     let mut watch = Watch {
         observer,
@@ -32,9 +64,14 @@ pub fn create(
     let mut session = options.session;
     session.access = super::options::Access::ReadWrite;
     let (mut crew, facts) = Crew::start(&session, shape, &secrets, &mut watch)?;
+    let mut shown = false;
     let made = make_file_system(&mut crew, options.label, &mut watch)
         .and_then(|()| crew.detach(&mut watch))
         .and_then(|()| interrupt.check())
+        .and_then(|()| match show {
+            Some(show) => show(&facts).map(|()| shown = true),
+            None => Ok(()),
+        })
         .and_then(|()| crew.close(&mut watch));
     match made {
         Ok(report) => Ok(Created {
@@ -54,22 +91,41 @@ pub fn create(
                     true => "is",
                     false => "may be",
                 };
-                format!(
-                    "the container {is} made, whole, and no sheet was shown: `sprat key add TARGET \
-                     --new-recovery` makes another recovery key and shows the sheet. Where it says \
-                     that there is no container, run init again"
-                )
-            } else if crew.aborted().removed {
-                "what init had made on the server was removed".to_owned()
+                if shown {
+                    format!(
+                        "the container {is} made, whole: keep the sheet that was shown, it opens \
+                         it. If `sprat key list TARGET` says that there is no container, run init \
+                         again and throw that sheet away"
+                    )
+                } else {
+                    format!(
+                        "the container {is} made, whole, and no sheet was shown: `sprat key add \
+                         TARGET --new-recovery` makes another recovery key and shows the sheet. \
+                         Where it says that there is no container, run init again"
+                    )
+                }
             } else {
-                format!("{unfinished} may be left on the server; the next init removes it")
+                let left = if crew.aborted().removed {
+                    "what init had made on the server was removed".to_owned()
+                } else {
+                    format!("{unfinished} may be left on the server; the next init removes it")
+                };
+                match shown {
+                    true => {
+                        format!("{left}. The sheet that was shown opens nothing: throw it away")
+                    }
+                    false => left,
+                }
             };
             let hint = match &failure.hint {
                 // What it says of running the same again holds for what has no name yet.
                 Some(hint) if !naming => format!("{state}. {hint}"),
                 _ => state,
             };
-            Err(failure.with_hint(hint))
+            Err(NotCreated {
+                failure: failure.with_hint(hint),
+                may_be_made: naming,
+            })
         }
     }
 }

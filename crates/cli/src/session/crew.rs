@@ -40,6 +40,8 @@ enum Event {
     Volume(Option<VolumeReply>),
     /// Of the worker of that number: what an earlier one says comes late, its end included.
     Worker(u32, Option<WorkerReply>),
+    /// An order could not be sent: whoever waits for its answer would wait for ever.
+    Unsent(Failure),
     Interrupt,
 }
 
@@ -144,16 +146,8 @@ impl Crew {
         watch.interrupt.on_request(move |_| {
             let _ = wakes.send(Event::Interrupt);
         });
-        volume.send(&VolumeOrder::Start(Box::new(start_order(
-            options,
-            opened_by,
-            shape,
-            secrets.len(),
-        ))));
-        for secret in secrets {
-            volume.send_bytes(secret.expose());
-        }
-        Ok(Self {
+        let start = start_order(options, opened_by, shape, secrets.len());
+        let crew = Self {
             program: options.program.clone(),
             volume,
             worker: None,
@@ -171,7 +165,13 @@ impl Crew {
             over: None,
             aborted: AbortReport::default(),
             volume_room: None,
-        })
+        };
+        // A failure drops `crew`, which ends V.
+        crew.volume.send(&VolumeOrder::Start(Box::new(start)))?;
+        for secret in secrets {
+            crew.volume.send_secret(secret.expose())?;
+        }
+        Ok(crew)
     }
 
     /// Has V change the header; it ends by itself.
@@ -219,7 +219,7 @@ impl Crew {
         if let Err(failure) = self.hand_over_fuse() {
             return Err(self.fail(failure));
         }
-        self.volume.send(&VolumeOrder::Serve);
+        self.order_volume(&VolumeOrder::Serve);
         self.wait(watch, OnInterrupt::GiveUp, |heard| {
             matches!(heard, Heard::Volume(VolumeReply::Serving)).then_some(())
         })?;
@@ -236,7 +236,7 @@ impl Crew {
     /// The volume key goes from V to W, unseen here, and W has dm-crypt use it. Not V: a process
     /// that waits for a device which it serves itself can't be killed.
     fn map(&mut self, watch: &mut Watch<'_>) -> Result<(), Failure> {
-        self.volume.send(&VolumeOrder::GiveKey);
+        self.order_volume(&VolumeOrder::GiveKey);
         let mapping = self.wait(watch, OnInterrupt::GiveUp, |heard| match heard {
             Heard::Volume(VolumeReply::KeyGiven(mapping)) => Some(mapping),
             _ => None,
@@ -269,10 +269,22 @@ impl Crew {
         Ok(())
     }
 
-    /// Tells W what to do.
+    /// Tells W what to do. An order that can't be sent fails what waits for its answer.
     pub(super) fn order(&self, order: &WorkerOrder) {
         if let Some(worker) = &self.worker {
-            worker.send(order);
+            self.note_unsent(worker.send(order));
+        }
+    }
+
+    /// Tells V what to do; as [`Self::order`].
+    pub(super) fn order_volume(&self, order: &VolumeOrder) {
+        self.note_unsent(self.volume.send(order));
+    }
+
+    fn note_unsent(&self, sent: Result<(), Failure>) {
+        if let Err(failure) = sent {
+            // The receiver lives as long as this does.
+            let _ = self.queue.send(Event::Unsent(failure));
         }
     }
 
@@ -323,6 +335,7 @@ impl Crew {
             };
             let heard = match event {
                 Event::Interrupt => continue,
+                Event::Unsent(failure) => return Err(self.fail(failure)),
                 Event::Volume(None) => return Err(self.volume_died()),
                 Event::Worker(number, _) if number != self.worker_number => continue,
                 Event::Worker(_, None) if self.worker.is_none() => continue,
@@ -398,7 +411,7 @@ impl Crew {
             }
             OnInterrupt::Ask => {
                 self.asked_until = Some(Instant::now() + ABORT_LIMIT);
-                self.volume.send(&VolumeOrder::Abort);
+                self.order_volume(&VolumeOrder::Abort);
                 Ok(())
             }
             OnInterrupt::Finish => Ok(()),
@@ -511,7 +524,7 @@ impl Crew {
             return;
         }
         self.over = Some(Failure::failed("the session has ended"));
-        self.volume.send(&VolumeOrder::Abort);
+        self.order_volume(&VolumeOrder::Abort);
         let keeps_mount = self
             .worker
             .as_mut()
@@ -578,7 +591,7 @@ impl Crew {
 
     /// V sends the rest, waits for the server's fsync, lets go and ends.
     pub(super) fn close(&mut self, watch: &mut Watch<'_>) -> Result<ClosedReport, Failure> {
-        self.volume.send(&VolumeOrder::Close);
+        self.order_volume(&VolumeOrder::Close);
         let report = self.wait(watch, OnInterrupt::Finish, |heard| match heard {
             Heard::Volume(VolumeReply::Closed(report)) => Some(report),
             _ => None,

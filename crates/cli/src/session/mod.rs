@@ -33,7 +33,7 @@ use sprat_snapshot::{
 
 pub use background::{MountRecord, mounted_at};
 pub use change::{HeaderChange, HeaderChanged, change_header};
-pub use create::create;
+pub use create::{NotCreated, Show, create, create_and_show};
 pub use grow::{Grown, grow};
 pub use mount::{mount, unmount};
 pub use options::{
@@ -43,6 +43,7 @@ pub use options::{
 };
 pub use protocol::FileSystemCheck;
 pub use trim::{Measure, TrimHow, TrimReport, TrimRoute, trim};
+pub(crate) use volume_process::making::exists_already;
 pub(crate) use volume_process::opening::{ext4_bytes, truncated};
 pub use volume_process::reserve::{FREE_TIMES as RESERVE_FREE_TIMES, name as reserve_name};
 pub use volume_process::rewrite::name as rewrite_name;

@@ -83,7 +83,7 @@ fn leave(
     background: BackgroundMount,
     watch: &mut Watch<'_>,
 ) -> Result<(), Failure> {
-    crew.volume().send(&VolumeOrder::Detach(background.clone()));
+    crew.order_volume(&VolumeOrder::Detach(background.clone()));
     crew.wait(watch, OnInterrupt::Finish, |heard| {
         matches!(heard, Heard::Volume(VolumeReply::Detached)).then_some(())
     })?;

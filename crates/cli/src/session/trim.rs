@@ -155,7 +155,7 @@ fn order<T>(
     order: &VolumeOrder,
     mut wanted: impl FnMut(VolumeReply) -> Option<T>,
 ) -> Result<T, Failure> {
-    crew.volume().send(order);
+    crew.order_volume(order);
     crew.wait(watch, OnInterrupt::GiveUp, |heard| match heard {
         Heard::Volume(reply) => wanted(reply),
         Heard::Worker(_) => None,

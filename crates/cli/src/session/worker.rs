@@ -129,8 +129,14 @@ struct Worker {
 
 impl Worker {
     fn reply(&self, reply: &WorkerReply) {
-        // Without anybody to hear it this process is about to end anyway.
-        let _ = self.say.send(reply);
+        // If the session process is gone, so is this one in a moment.
+        if let Err(error) = self.say.send(reply)
+            && error.kind() == std::io::ErrorKind::InvalidData
+        {
+            // The session process waits for this answer.
+            let failure = Failure::failed("the worker can't answer").caused_by(&error);
+            let _ = self.say.send(&WorkerReply::Failed(failure));
+        }
     }
 
     fn obey(&mut self, order: WorkerOrder) -> Result<Option<WorkerReply>, Failure> {

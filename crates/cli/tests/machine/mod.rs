@@ -67,6 +67,13 @@ impl Machine {
         command
     }
 
+    /// Another program with the same settings.
+    pub fn command_of(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        self.settle(&mut command);
+        command
+    }
+
     fn settle(&self, command: &mut Command) {
         command
             .env_clear()

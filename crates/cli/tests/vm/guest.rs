@@ -26,6 +26,14 @@ pub fn give_keys(stage: &Stage) {
     let known = format!("[{SERVER}]:{port} {}", read("host_key.pub"));
     give(stage, "root/.ssh/known_hosts", known, 0o600);
     give(stage, "root/.ssh/id_ed25519", read("user_key"), 0o600);
+    // Where the sheet names them: the person has brought the key, and has said yes to the server's.
+    let at = |name: &str| {
+        let path = stage.sshd.path(name).display().to_string();
+        path.trim_start_matches('/').to_owned()
+    };
+    give(stage, &at("user_key"), read("user_key"), 0o600);
+    let on_the_sheet = format!("[10.0.2.2]:{port} {}", read("host_key.pub"));
+    give(stage, &at("known_hosts"), on_the_sheet, 0o600);
     // The recovery sheet names the address that the alias stands for on this machine, its loopback.
     // Each session makes several connections; with the usual key exchange one takes a second here.
     let config = format!(

@@ -189,12 +189,21 @@ pub struct Sheet {
 
 impl Sheet {
     /// The lines that it tells to type, in their order.
-    fn commands(&self) -> Vec<&str> {
-        let commands = self
-            .text
+    fn commands(&self) -> Vec<String> {
+        // Those behind it are for a machine with sprat.
+        let without_sprat = self.text.split("\nWith sprat").next().unwrap_or_default();
+        let lines = without_sprat
             .lines()
             .filter_map(|line| line.strip_prefix("       "));
-        let commands: Vec<_> = commands.collect();
+        let mut commands: Vec<String> = Vec::new();
+        let mut goes_on = false;
+        for line in lines {
+            match commands.last_mut() {
+                Some(last) if goes_on => *last += &format!("\n{line}"),
+                _ => commands.push(line.to_owned()),
+            }
+            goes_on = line.ends_with('\\');
+        }
         assert!(
             commands.len() >= 6,
             "a sheet with its commands: {}",
@@ -329,7 +338,14 @@ impl<'o> Guest<'o> {
                     source.display(),
                 );
             }
-            self.type_it(sheet, with, command);
+            self.type_it(sheet, with, &command);
+            if command.starts_with("printf") {
+                // The sheet names this machine's loopback, which from the guest is another address.
+                let _ = writeln!(
+                    self.script,
+                    "sed -i 's/HostName 127\\.0\\.0\\.1/HostName 10.0.2.2/' /root/sprat-ssh.conf"
+                );
+            }
         }
     }
 

@@ -1,38 +1,39 @@
 //! `sprat key sheet` and `sprat key rehearse`: the recovery sheet printed again, and proved.
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde_json::json;
-use sprat_luks::{Header, Pins, RecoveryKey, Secret, SectorCipher};
+use sprat_luks::{Header, Pins, RecoveryKey, RecoveryKeyError, Secret, SectorCipher};
 use sprat_store::{ReadClass, StoreFile};
 use zeroize::Zeroizing;
 
 use super::super::context::{Context, Resolved};
+use super::super::sheet_files::SheetFiles;
 use super::{check_typed, judged, open, state_dir};
 use crate::args::{KeySheetArgs, KeyTargetArgs};
 use crate::key_notes::{KeyKind, KeyNote, KeyNotes};
-use crate::known_server::KnownServer;
+use crate::known_server::Known;
 use crate::output::exit_json;
 use crate::secrets::{self, SecretSource};
-use crate::sheet::Sheet;
-use crate::{Exit, Failure, reach, session, sheet_page, terminal};
+use crate::sheet::{Sheet, SheetJob};
+use crate::{Exit, Failure, reach, session, terminal};
 
 /// A sheet that is to be shown.
 pub(in crate::commands) struct Shown<'s> {
     pub resolved: &'s Resolved,
+    pub known: &'s Known,
     pub pins: &'s Pins,
     /// A key file that opens it, and its hash.
     pub key_file: Option<(PathBuf, String)>,
     pub recovery: Option<&'s str>,
-    /// The page's file, made already.
-    pub page: Option<(&'s File, &'s Path)>,
+    pub files: &'s SheetFiles,
+    /// The text is printed, unless it goes to a file.
+    pub text: bool,
 }
 
 impl Shown<'_> {
-    /// Writes the page where one is wanted; prints the text, or where it is JSON that `json`
-    /// tells.
+    /// Prints the text, or where it is JSON what `json` says; then writes the files.
     pub(in crate::commands) fn print(
         &self,
         context: &Context,
@@ -44,8 +45,7 @@ impl Shown<'_> {
         let jobs = jobs(context, self.resolved);
         let sheet = Sheet {
             target: &self.resolved.target,
-            ssh_command: &self.resolved.ssh_command,
-            server: KnownServer::look_up(&self.resolved.target, &self.resolved.ssh_command),
+            known: self.known,
             pins: self.pins,
             recovery_key: self
                 .recovery
@@ -56,28 +56,29 @@ impl Shown<'_> {
                 .map(|(path, sha256)| (path.as_path(), sha256.as_str())),
             jobs: &jobs,
         };
-        if let Some((file, path)) = self.page {
-            let page = sheet_page::page(&sheet, &made_at, self.recovery)?;
-            sheet_page::write(file, path, &page)?;
-            context.output.note(&format!(
-                "{} is SECRET: print it, keep the paper off this machine, and delete the file",
-                path.display()
-            ));
-        }
-        let text = Zeroizing::new(match self.page {
-            // The secret once is enough.
-            Some(_) => String::new(),
-            None => sheet.text(&made_at),
+        let text = Zeroizing::new(match self.text && !self.files.text_in_file() {
+            true => sheet.text(&made_at),
+            false => String::new(),
         });
-        context.output.result(&text, json)
+        // One of the two is enough, so what can be shown is shown.
+        let printed = context.output.result(&text, json);
+        self.files.write(context, &sheet, &made_at, self.recovery)?;
+        printed
     }
 }
 
 /// Jobs that the config sends into this container.
-pub(in crate::commands) fn jobs(context: &Context, resolved: &Resolved) -> Vec<String> {
+pub(in crate::commands) fn jobs(context: &Context, resolved: &Resolved) -> Vec<SheetJob> {
     let jobs = context.config.jobs.iter();
     jobs.filter(|job| job.container == resolved.name)
-        .map(|job| job.name.to_string())
+        .map(|job| SheetJob {
+            name: job.name.to_string(),
+            sources: job
+                .sources
+                .iter()
+                .map(|source| source.display().to_string())
+                .collect(),
+        })
         .collect()
 }
 
@@ -140,14 +141,17 @@ pub(super) fn print_again(context: &Context, args: &KeySheetArgs) -> Result<Exit
     if let Some(recovery) = &recovery {
         header.unlock(&reach::HeaderBytes(&*file), &recovery.secret())?;
     }
-    let html = args
-        .html
-        .as_ref()
-        .map(|path| context.environment.absolute(path));
-    let page = match &html {
-        Some(path) => Some((sheet_page::create(path)?, path)),
-        None => None,
-    };
+    let known = Known::look_up(&resolved.target, &resolved.ssh_command);
+    let text = args.html.is_none() || args.sheet.is_some();
+    let on_stdout = context.output.json || (text && args.sheet.is_none());
+    let files = SheetFiles::create(
+        context,
+        args.sheet.as_ref(),
+        args.html.as_ref(),
+        on_stdout && recovery.is_some(),
+    )?;
+    let page = args.html.as_ref();
+    let page = page.map(|path| context.environment.absolute(path));
     let pins = header.pins();
     let key_file = key_file(context, &resolved, |own| {
         header.unlock(&reach::HeaderBytes(&*file), own)?;
@@ -158,7 +162,9 @@ pub(super) fn print_again(context: &Context, args: &KeySheetArgs) -> Result<Exit
         pins: &pins,
         key_file,
         recovery: recovery.as_ref().map(RecoveryKey::text),
-        page: page.as_ref().map(|(file, path)| (file, path.as_path())),
+        known: &known,
+        files: &files,
+        text,
     };
     let json = json!({
         "command": "key sheet",
@@ -167,7 +173,8 @@ pub(super) fn print_again(context: &Context, args: &KeySheetArgs) -> Result<Exit
         "uuid": header.uuid(),
         "fingerprint": pins.fingerprint(),
         "recovery_key": recovery.as_ref().map(RecoveryKey::text),
-        "page": html.as_deref().map(crate::output::path_json),
+        "page": page.as_deref().map(crate::output::path_json),
+        "sheet": files.text_path(),
     });
     shown.print(context, &json)?;
     Ok(Exit::Done)
@@ -186,15 +193,22 @@ fn recovery_key(context: &Context) -> Result<RecoveryKey, Failure> {
         );
     }
     let secret = context.fetch(&from_the_sheet(context)?)?;
-    std::str::from_utf8(secret.expose())
+    let parsed = std::str::from_utf8(secret.expose())
         .ok()
-        .and_then(|typed| RecoveryKey::parse(typed).ok())
-        .ok_or_else(|| {
-            Failure::usage("that is no recovery key").with_hint(
-                "it has ten groups of four characters. `sprat key add --new-recovery` makes a new \
-                 one where the old one is lost",
-            )
-        })
+        .map(RecoveryKey::parse);
+    match parsed {
+        Some(Ok(key)) => Ok(key),
+        Some(Err(error @ RecoveryKeyError::Checksum)) => Err(Failure::new(
+            Exit::WrongKey,
+            "the recovery key has a typing error",
+        )
+        .because(error.to_string())
+        .with_hint("compare each group with the sheet")),
+        _ => Err(Failure::usage("that is no recovery key").with_hint(
+            "it has ten groups of four characters. `sprat key add --new-recovery` makes a new one \
+             where the old one is lost",
+        )),
+    }
 }
 
 pub(super) fn rehearse(context: &Context, args: &KeyTargetArgs) -> Result<Exit, Failure> {

@@ -18,6 +18,7 @@ use super::opening::{
 use super::stop::{Say, Stop};
 use crate::filed::Filed;
 use crate::kept_header;
+use crate::target::Target;
 use crate::{Exit, Failure};
 
 /// A container that is being made.
@@ -96,15 +97,20 @@ fn check_size(size_bytes: u64) -> Result<(), Failure> {
     Ok(())
 }
 
+/// There is a container where one is to be made.
+pub(crate) fn exists_already(target: &Target) -> Failure {
+    Failure::failed(format!("{target} exists already")).with_hint(
+        "init never overwrites, and nothing was changed. Choose another name, or remove the old \
+         container on the server yourself. If an init made it that was cut off before it showed the \
+         sheet: `sprat key add TARGET --new-recovery` makes a recovery key and shows one. If its key \
+         file is lost: the recovery key on the sheet opens it",
+    )
+}
+
 /// Never overwrites.
 fn refuse_existing(start: &VolumeStart, store: &dyn Store) -> Result<(), Failure> {
     match store.stat(&start.target.name) {
-        Ok(_) => Err(Failure::failed(format!("{} exists already", start.target)).with_hint(
-            "init never overwrites, and nothing was changed. Choose another name, or remove the \
-             old container on the server yourself. If an init made it that was cut off before it \
-             showed the sheet: `sprat key add TARGET --new-recovery` makes a recovery key and shows \
-             one",
-        )),
+        Ok(_) => Err(exists_already(&start.target)),
         Err(error) if error.kind() == StoreErrorKind::NotFound => Ok(()),
         Err(error) => Err(Failure::from(&error)),
     }

@@ -10,7 +10,7 @@ mod device;
 mod ext4;
 mod hold;
 mod lengthen;
-mod making;
+pub(crate) mod making;
 pub(super) mod opening;
 mod putting_back;
 pub(super) mod reserve;
@@ -88,7 +88,7 @@ fn converse(mut receiver: Receiver, descriptors: &UnixStream, say: &Say) -> Resu
     };
     let mut secrets = Vec::new();
     for _ in 0..start.secrets {
-        let bytes = receiver.receive_bytes().map_err(broken)?;
+        let bytes = receiver.receive_secret().map_err(broken)?;
         let bytes = bytes.ok_or_else(Failure::interrupted)?;
         secrets.push(Secret::key_file(bytes.to_vec()));
     }

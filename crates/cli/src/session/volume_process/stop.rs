@@ -79,7 +79,13 @@ pub(super) struct Say(pub Sender);
 
 impl Say {
     pub(super) fn reply(&self, reply: &VolumeReply) {
-        let _ = self.0.send(reply);
+        if let Err(error) = self.0.send(reply)
+            && error.kind() == std::io::ErrorKind::InvalidData
+        {
+            // The session process waits for this answer.
+            let failure = Failure::failed("the volume process can't answer").caused_by(&error);
+            let _ = self.0.send(&VolumeReply::Failed(failure));
+        }
     }
 
     pub(super) fn phase(&self, phase: Phase) {

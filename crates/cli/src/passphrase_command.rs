@@ -1,0 +1,235 @@
+//! Runs the command that prints a passphrase; a signal ends it and all that it started.
+
+use std::ffi::OsString;
+use std::io::{self, Read};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use zeroize::Zeroizing;
+
+use crate::Failure;
+use crate::interrupt::Interrupt;
+use crate::secrets::{PASSPHRASE_BYTES_MAX, read_bounded};
+use crate::terminal;
+
+/// How long the command may take to end after SIGTERM, before SIGKILL.
+const END_LIMIT: Duration = Duration::from_secs(2);
+
+/// Runs the command with our stderr and no input, and takes what it prints.
+pub(crate) fn run(
+    words: &[OsString],
+    interrupt: &Interrupt,
+) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let program = words[0].to_string_lossy().into_owned();
+    let what = format!("the passphrase command {program:?}");
+    let mut command = Command::new(&words[0]);
+    command
+        .args(&words[1..])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    // On a terminal the command may ask there; in a process group of its own it would be stopped.
+    let own_group = !terminal::is_there();
+    if own_group {
+        command.process_group(0);
+    }
+    let child = command
+        .spawn()
+        .map_err(|error| Failure::usage(format!("{what} can't be started")).caused_by(&error))?;
+    let mut running = Running { child, own_group };
+    let Some(stdout) = running.child.stdout.take() else {
+        unreachable!("its stdout is a pipe")
+    };
+    let printed = read_bounded(
+        Answer { stdout, interrupt },
+        PASSPHRASE_BYTES_MAX,
+        &format!("the answer of {what}"),
+    );
+    let status = match &printed {
+        Ok(_) => running.wait(interrupt).map_err(|error| {
+            Failure::failed(format!("{what} can't be waited for")).caused_by(&error)
+        })?,
+        Err(_) => None,
+    };
+    let Some(status) = status else {
+        running.end();
+        interrupt.check().map_err(|failure| {
+            failure.with_hint(format!("nothing was changed, and {what} was ended"))
+        })?;
+        return printed;
+    };
+    // On a terminal Ctrl-C reaches the command, too.
+    let interrupted = [Signal::INT, Signal::QUIT, Signal::TERM, Signal::HUP]
+        .iter()
+        .any(|signal| status.signal() == Some(signal.as_raw()));
+    if interrupted && !own_group {
+        return Err(Failure::interrupted().with_hint("nothing was changed"));
+    }
+    if !status.success() {
+        return Err(Failure::failed(format!("{what} failed")).because(status.to_string()));
+    }
+    printed
+}
+
+/// The command's output; an interrupt ends the reading.
+struct Answer<'i> {
+    stdout: ChildStdout,
+    interrupt: &'i Interrupt,
+}
+
+impl Read for Answer<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if self.interrupt.requested() {
+                // Not the kind `Interrupted`, which asks to try again.
+                return Err(io::Error::other("interrupted"));
+            }
+            let woken = self.interrupt.readable_when_requested();
+            let mut fds = [
+                PollFd::new(&self.stdout, PollFlags::IN),
+                PollFd::new(&woken, PollFlags::IN),
+            ];
+            match poll(&mut fds, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            if !fds[0].revents().is_empty() {
+                return self.stdout.read(buf);
+            }
+        }
+    }
+}
+
+struct Running {
+    child: Child,
+    /// It leads a process group of its own.
+    own_group: bool,
+}
+
+impl Running {
+    /// Waits for its end; `None` after an interrupt.
+    fn wait(&mut self, interrupt: &Interrupt) -> io::Result<Option<ExitStatus>> {
+        while !interrupt.requested() {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(Some(status));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(None)
+    }
+
+    /// Ends it and all that it started.
+    fn end(&mut self) {
+        let Some(leader) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) else {
+            return;
+        };
+        let descendants = descendants(leader);
+        // Each may have ended by itself already.
+        let signal = |signal: Signal, with_leader: bool| {
+            if self.own_group {
+                let _ = kill_process_group(leader, signal);
+            } else if with_leader {
+                let _ = kill_process(leader, signal);
+            }
+            for pid in &descendants {
+                let _ = kill_process(*pid, signal);
+            }
+        };
+        signal(Signal::TERM, true);
+        let deadline = Instant::now() + END_LIMIT;
+        while Instant::now() < deadline {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let gone = !matches!(self.child.try_wait(), Ok(None));
+        signal(Signal::KILL, !gone);
+        let _ = self.child.wait();
+    }
+}
+
+/// All processes below `leader` at this moment, from proc(5).
+fn descendants(leader: Pid) -> Vec<Pid> {
+    let parents: Vec<(Pid, Pid)> = std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.ok()?.file_name();
+            let pid = Pid::from_raw(name.to_str()?.parse().ok()?)?;
+            let stat =
+                std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+            // `PID (NAME) STATE PARENT …`, and NAME may hold anything.
+            let (_, rest) = stat.rsplit_once(')')?;
+            let parent = rest.split_whitespace().nth(1)?.parse().ok()?;
+            Some((pid, Pid::from_raw(parent)?))
+        })
+        .collect();
+    let mut found = vec![leader];
+    let mut at = 0;
+    while at < found.len() {
+        let above = found[at];
+        found.extend(
+            parents
+                .iter()
+                .filter(|(_, parent)| *parent == above)
+                .map(|(pid, _)| *pid),
+        );
+        at += 1;
+    }
+    found.remove(0);
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(script: &str) -> Vec<OsString> {
+        ["sh", "-c", script].map(OsString::from).to_vec()
+    }
+
+    #[test]
+    fn hanging_command_and_its_children_end_with_an_interrupt() {
+        let folder = tempfile::tempdir().unwrap();
+        let pid = folder.path().join("pid");
+        // It ignores SIGTERM and leaves a child that holds the pipe.
+        let script = format!(
+            "trap '' TERM; sleep 600 & echo $! > {}; wait; sleep 600",
+            pid.display()
+        );
+        let interrupt = Interrupt::never().unwrap();
+        let stops = interrupt.clone();
+        let seen = pid.clone();
+        let stopper = std::thread::spawn(move || {
+            while std::fs::read_to_string(&seen).map_or(true, |text| !text.ends_with('\n')) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            stops.request();
+        });
+        let failure = run(&words(&script), &interrupt).unwrap_err();
+        stopper.join().unwrap();
+        assert_eq!(failure.exit, crate::Exit::Interrupted);
+        let left = std::fs::read_to_string(&pid).unwrap();
+        let gone = || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", left.trim()));
+            // Without anybody to collect it, it stays as a zombie.
+            stat.map_or(true, |stat| stat.contains(") Z "))
+        };
+        let until = Instant::now() + Duration::from_secs(20);
+        while !gone() {
+            assert!(Instant::now() < until, "process {left} is left");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    #[test]
+    fn failure_of_the_command_is_reported_and_its_answer_is_taken() {
+        let interrupt = Interrupt::never().unwrap();
+        let answer = run(&words("printf 'a b'"), &interrupt).unwrap();
+        assert_eq!(answer.as_slice(), b"a b");
+        assert!(run(&words("printf x; exit 3"), &interrupt).is_err());
+    }
+}
