@@ -35,6 +35,8 @@ impl Machine {
     pub fn new() -> Self {
         let folder = tempfile::Builder::new()
             .prefix("sprat-cli-")
+            // A mount shows files to whoever can enter.
+            .permissions(PermissionsExt::from_mode(0o700))
             .tempdir()
             .unwrap();
         for name in ["config", "state", "run", "home", "store"] {

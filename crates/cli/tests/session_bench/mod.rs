@@ -83,6 +83,8 @@ impl Bench {
         let serial = u64::from(std::process::id()) * 8 + COUNT.fetch_add(1, Ordering::Relaxed);
         let folder = tempfile::Builder::new()
             .prefix("sprat-session-")
+            // A mount shows files to whoever can enter.
+            .permissions(PermissionsExt::from_mode(0o700))
             .tempdir()
             .unwrap();
         for name in ["state", "run", "store", "source", "out", "mnt"] {

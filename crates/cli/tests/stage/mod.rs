@@ -63,7 +63,12 @@ impl Stage {
 
     /// The same with another sshd.
     pub fn with(mut options: SshdOptions) -> Self {
-        let folder = tempfile::TempDir::with_prefix("sprat-stage-").expect("a folder");
+        // A mount shows files to whoever can enter.
+        let folder = tempfile::Builder::new()
+            .prefix("sprat-stage-")
+            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
+            .tempdir()
+            .expect("a folder");
         for name in ["server", "state", "run", "source", "restored"] {
             std::fs::create_dir(folder.path().join(name)).expect("a folder");
         }
