@@ -13,6 +13,7 @@
 
 mod attachment;
 mod crypt_map;
+mod current_mounts;
 mod descriptor;
 mod device;
 mod error;
@@ -30,6 +31,7 @@ mod write_queue;
 
 pub use attachment::{AttachOptions, Attachment};
 pub use crypt_map::{CryptMapping, kernel_mode_works};
+pub use current_mounts::{keep_only, with_current_mounts};
 pub use descriptor::{receive_fd, send_fd};
 pub use device::{BLOCK_BYTES, BlockDevice};
 pub use error::AttachError;

@@ -198,15 +198,17 @@ fn resolve(dir: &Path) -> PathBuf {
 
 /// One line of `/proc/self/mountinfo`, as far as it matters here.
 #[derive(Debug, PartialEq, Eq)]
-struct MountLine {
+pub(crate) struct MountLine {
+    pub(crate) id: u32,
     major: u32,
     minor: u32,
-    mount_point: PathBuf,
-    kind: Vec<u8>,
+    pub(crate) mount_point: PathBuf,
+    pub(crate) kind: Vec<u8>,
 }
 
-fn read_mounts() -> Result<Vec<MountLine>, AttachError> {
-    let path = "/proc/self/mountinfo";
+pub(crate) fn read_mounts() -> Result<Vec<MountLine>, AttachError> {
+    // Of this thread: one may be in a namespace of its own.
+    let path = "/proc/thread-self/mountinfo";
     let text = fs::read(path).map_err(|e| AttachError::io("read", path, e))?;
     Ok(text
         .split(|&b| b == b'\n')
@@ -218,11 +220,13 @@ fn read_mounts() -> Result<Vec<MountLine>, AttachError> {
 /// may come before the dash.
 fn parse_mount_line(line: &[u8]) -> Option<MountLine> {
     let mut fields = line.split(|&b| b == b' ');
-    let device = std::str::from_utf8(fields.nth(2)?).ok()?;
+    let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let device = std::str::from_utf8(fields.nth(1)?).ok()?;
     let (major, minor) = device.split_once(':')?;
     let mount_point = unescape(fields.nth(1)?);
     let kind = fields.skip_while(|&field| field != b"-").nth(1)?;
     Some(MountLine {
+        id,
         major: major.parse().ok()?,
         minor: minor.parse().ok()?,
         mount_point: OsString::from_vec(mount_point).into(),
@@ -270,6 +274,36 @@ fn users_of(dir: &Path) -> Vec<String> {
         .collect()
 }
 
+/// Processes in whose mount namespaces the block device is mounted, one for each namespace.
+pub(crate) fn holders_elsewhere(major: u32, minor: u32) -> Vec<String> {
+    let own = fs::read_link("/proc/thread-self/ns/mnt").ok();
+    let mut seen: Vec<PathBuf> = own.into_iter().collect();
+    let mut holders = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        if !entry.file_name().as_bytes().iter().all(u8::is_ascii_digit) {
+            continue;
+        }
+        let Ok(namespace) = fs::read_link(entry.path().join("ns/mnt")) else {
+            continue;
+        };
+        if seen.contains(&namespace) {
+            continue;
+        }
+        seen.push(namespace);
+        let text = fs::read(entry.path().join("mountinfo")).unwrap_or_default();
+        let lines = &mut text.split(|&b| b == b'\n').filter_map(parse_mount_line);
+        if lines.any(|mount| (mount.major, mount.minor) == (major, minor)) {
+            let name = fs::read(entry.path().join("comm")).unwrap_or_default();
+            let name = program::printable(&name);
+            holders.push(format!("{name} ({})", entry.file_name().to_string_lossy()));
+            if holders.len() == USERS_MAX {
+                break;
+            }
+        }
+    }
+    holders
+}
+
 fn uses(process: &Path, device: u64) -> bool {
     let on_device = |path: &Path| fs::metadata(path).is_ok_and(|m| m.dev() == device);
     if on_device(&process.join("cwd")) || on_device(&process.join("root")) {
@@ -290,6 +324,7 @@ mod tests {
         let line =
             b"36 35 7:12 / /mnt/a\\040b\\134c rw,noatime shared:1 master:2 - ext4 /dev/loop12 rw";
         let expected = MountLine {
+            id: 36,
             major: 7,
             minor: 12,
             mount_point: "/mnt/a b\\c".into(),

@@ -11,6 +11,7 @@ use rustix::process::{DumpableBehavior, Pid, Resource, Signal, WaitOptions};
 use rustix::thread::{CapabilitySet, UnshareFlags};
 
 use crate::AttachError;
+use crate::current_mounts;
 use crate::sys::{self, Fork};
 
 /// Makes the child that `command` will start die (SIGKILL) with this process, and gives it a
@@ -71,17 +72,15 @@ pub fn enter_private_namespaces() -> Result<(), AttachError> {
         Fork::Child => {
             drop(outer_end);
             die_with_outer(&outer_lives)?;
-            sys::unshare(UnshareFlags::NEWNS)
-                .map_err(|e| AttachError::io("enter", "a new mount namespace", e))?;
-            // Ours don't show outside. What is mounted and unmounted outside still shows in here, or
-            // sources below an automounter couldn't be read, nor a disk be let go.
-            keep_mounts_inside()
+            // Ours don't show outside. What is mounted and unmounted outside still shows in here where
+            // `/` is shared, or sources below an automounter couldn't be read, nor a disk be let go.
+            current_mounts::enter_copy()
         }
     }
 }
 
 /// In a mount namespace of its own: what is mounted here shows nowhere else.
-fn keep_mounts_inside() -> Result<(), AttachError> {
+pub(crate) fn keep_mounts_inside() -> Result<(), AttachError> {
     let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     mount_change("/", flags).map_err(|e| match e {
         // do_change_type in fs/namespace.c: the path is not the root of a mount. The mount that it

@@ -59,6 +59,18 @@ pub(crate) struct MadeSnapshot {
     pub name: String,
     /// No source file was left unread.
     pub complete: bool,
+    /// Disks that it lacks, or whose place another one has.
+    #[serde(default)]
+    pub missing: Vec<MissingPlace>,
+}
+
+/// A disk that a run did not find.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MissingPlace {
+    /// Where it was mounted, escaped.
+    pub path: String,
+    /// The snapshot that has it.
+    pub kept_in: String,
 }
 
 impl Standing {
@@ -130,6 +142,7 @@ mod tests {
             at: Timestamp::from_second(7).unwrap(),
             name: "2026-11-23T13-21-01Z".to_owned(),
             complete: true,
+            missing: Vec::new(),
         };
         let first = made.clone();
         Standing::update(filed, |known| {

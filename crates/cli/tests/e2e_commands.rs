@@ -300,7 +300,7 @@ fn a_disk_that_is_missing_is_told_at_each_backup_until_it_is_said_to_be_gone() {
     }
     let prune = ["prune", "disk", "--job", "one", "--keep-last", "1"];
     let ran = machine.sprat(&prune);
-    let why = "has a disk that is not mounted now";
+    let why = "the newest copy of a disk that the newest whole one lacks";
     assert!(ran.stdout.contains(why), "{}", ran.whole());
     for more in [&["--disk-gone", "src/disk"][..], &[]] {
         let said = backup(more);
@@ -308,4 +308,51 @@ fn a_disk_that_is_missing_is_told_at_each_backup_until_it_is_said_to_be_gone() {
     }
     let ran = machine.sprat(&prune);
     assert!(!ran.stdout.contains(why), "{}", ran.whole());
+}
+
+/// Where `/` is not a shared mount, a copy of the mounts stays as it was made.
+#[test]
+fn a_session_sees_later_disks_and_keeps_no_other_disk_busy() {
+    requires!(
+        needs::root(),
+        needs::program("unshare"),
+        needs::program("mkfs.ext4")
+    );
+    let machine = with_jobs();
+    for folder in ["other/disk", "foreign"] {
+        fs::create_dir(machine.path(folder)).unwrap();
+    }
+    let big: Vec<u8> = (0..150_u32 << 20)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
+    fs::write(machine.path("src/big"), big).unwrap();
+    // The backup runs beside: when rsync copies the first job, one disk comes and another goes.
+    let script = "set -e; sprat=$1; src=$2; other=$3; foreign=$4; image=$5; shift 5\n\
+        truncate -s 8M \"$image\"; mkfs.ext4 -q -F \"$image\"; mount -o loop \"$image\" \"$foreign\"\n\
+        loop=$(losetup -n -O NAME -j \"$image\")\n\
+        \"$sprat\" backup & session=$!\n\
+        copies() { for p in $(pgrep -x rsync); do\n\
+          tr '\\0' '\\n' < /proc/$p/cmdline 2> /dev/null | grep -qxF \"$src\" && return; done; return 1; }\n\
+        until copies; do kill -0 $session; sleep 0.02; done\n\
+        mount -t tmpfs later \"$other/disk\"; echo x > \"$other/disk/precious\"\n\
+        umount \"$foreign\"\n\
+        kill -0 $session; sleep 0.3; if losetup \"$loop\" 2> /dev/null | grep -qF \"$image\"; then echo BUSY; fi\n\
+        wait $session; umount \"$other/disk\"";
+    let text = |name: &str| machine.path(name).to_str().unwrap().to_owned();
+    let mut command = machine.command_of("unshare");
+    command.args(["-m", "--propagation", "private", "sh", "-c", script, "sh"]);
+    command.args([
+        env!("CARGO_BIN_EXE_sprat").to_owned(),
+        text("src"),
+        text("other"),
+    ]);
+    command.args([text("foreign"), text("image")]);
+    let ran = machine.run(&mut command);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert!(!ran.whole().contains("BUSY"), "{}", ran.whole());
+    let listed = machine.sprat(&["restore", "disk", "two", "--to", &text("back")]);
+    assert_eq!(listed.code, 0, "{}", listed.whole());
+    let source = machine.path("other/disk/precious");
+    let back = machine.path("back").join(source.strip_prefix("/").unwrap());
+    assert!(back.exists(), "{}", ran.whole());
 }

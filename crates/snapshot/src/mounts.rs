@@ -56,10 +56,12 @@ pub(crate) struct Mount {
     pub(crate) on_automount: bool,
 }
 
-/// The mounts of this process's mount namespace that paths lead to. A mount that another one hides
+/// The mounts of this thread's mount namespace that paths lead to. A mount that another one hides
 /// is not among them: nobody can reach its files.
 pub(crate) fn mounts() -> io::Result<Vec<Mount>> {
-    Ok(visible(&parse(&std::fs::read("/proc/self/mountinfo")?)))
+    Ok(visible(&parse(&std::fs::read(
+        "/proc/thread-self/mountinfo",
+    )?)))
 }
 
 /// The mount of `table` ([`mounts`]) that holds the real path `path`.

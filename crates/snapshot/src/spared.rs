@@ -131,7 +131,9 @@ fn other_disks(
                 continue;
             }
             let now = FileSystem::at(mount, &place, &at);
-            if one.is_same(&now) == Some(false) && holds_anything(&at) {
+            // An automount point takes no file.
+            let in_danger = mount.empty_automount || holds_anything(&at);
+            if one.is_same(&now) == Some(false) && in_danger {
                 others.push(format!(
                     "{}: the snapshot has {}, today it is {}",
                     escape_path(&at),

@@ -426,3 +426,55 @@ fn the_root_folder_can_be_a_source_and_the_kernels_file_systems_stay_out() {
     };
     assert!(report.record.warnings.contains(&out));
 }
+
+#[test]
+fn a_folder_that_vanishes_under_way_makes_the_run_incomplete() {
+    let bench = Bench::new();
+    let source = bench.source();
+    // rsync says one line of a folder that it meant to read, and one of each file of one that it had
+    // read already.
+    for (gone, vanished) in [
+        ("z", "directory has vanished: \\\"SOURCE/z\\\""),
+        ("z", "file has vanished: \\\"SOURCE/z/1\\\""),
+    ] {
+        fs::create_dir_all(source.join(gone)).unwrap();
+        fs::write(source.join("z/1"), "x").unwrap();
+        fs::write(source.join("file"), "x").unwrap();
+        let text = vanished.replace("SOURCE", source.to_str().unwrap());
+        let after = format!(
+            "rsync \"$@\"; rm -r '{}'; echo \"{text}\" >&2; exit 24",
+            source.join(gone).display()
+        );
+        let mut spec = bench.spec();
+        spec.rsync = bench.rsync_script(&after, "rsync");
+        let report = bench.try_take(&spec).unwrap();
+        assert!(!report.record.complete, "{vanished}");
+        assert_eq!(
+            report.record.unread.names,
+            [source.join(gone).display().to_string()]
+        );
+        assert!(
+            report
+                .record
+                .warnings
+                .contains(&Warning::FoldersVanished { folders: 1 })
+        );
+    }
+}
+
+#[test]
+fn a_clock_that_was_set_back_copies_nothing_again() {
+    let bench = Bench::new();
+    let at = |days: i64| {
+        let now = folder::now() - jiff::SignedDuration::from_hours(24 * days);
+        let cancel = sprat_snapshot::Cancel::new();
+        sprat_snapshot::take(&bench.volume(), &bench.spec(), now, &mut |_| {}, &cancel).unwrap()
+    };
+    fs::write(bench.source().join("old"), "x").unwrap();
+    at(30);
+    at(29);
+    at(28);
+    fs::write(bench.source().join("new"), "x").unwrap();
+    assert_eq!(at(0).record.stats.transferred, 1);
+    assert_eq!(at(10).record.stats.transferred, 0);
+}

@@ -533,3 +533,50 @@ fn what_a_job_leaves_out_by_its_disk_is_deleted_only_where_that_is_said() {
         bench.restore(&spec).unwrap();
     }
 }
+
+/// What `x-systemd.automount` makes, with a daemon that is gone: nothing comes by itself.
+fn automount(at: &std::path::Path) {
+    let program = "import ctypes, os, sys\n\
+        os.setpgrp(); r, w = os.pipe(); os.set_inheritable(w, True)\n\
+        o = f'fd={w},pgrp={os.getpgrp()},minproto=5,maxproto=5,direct'\n\
+        libc = ctypes.CDLL(None)\n\
+        sys.exit(libc.mount(b'auto', sys.argv[1].encode(), b'autofs', 0, o.encode()) != 0)";
+    run("python3", &["-c", program, at.to_str().unwrap()]);
+}
+
+#[test]
+fn what_lies_on_an_automount_point_belongs_to_the_source_and_is_missing_without() {
+    requires!(
+        sprat_testkit::needs::root(),
+        sprat_testkit::needs::program("python3")
+    );
+    let bench = Bench::new();
+    let at = bench.source().join("disk");
+    fs::create_dir(&at).unwrap();
+    fs::write(bench.source().join("file"), "x").unwrap();
+    automount(&at);
+    let _unmount = [Disk(at.clone()), Disk(at.clone())];
+    let path = at.display().to_string();
+    let empty = bench.take();
+    assert!(empty.record.complete, "{:?}", empty.record);
+    assert_eq!(empty.record.warnings, [Warning::AutomountEmpty { path }]);
+    mount(&at);
+    let with = bench.take();
+    assert!(told(&with).is_empty());
+    assert!(bench.in_snapshot(with.name).join("disk/precious").exists());
+    umount(&at);
+    let without = bench.take();
+    assert_eq!(told(&without), missing_at(&at, with.name));
+    assert!(without.record.complete);
+    keep_the_last(&bench);
+    assert!(bench.in_snapshot(with.name).join("disk/precious").exists());
+    // No file can be written there.
+    let mut spec = RestoreSpec::new(folder::job_name(), "/".into());
+    spec.snapshot = Some(with.name.to_string());
+    spec.delete = true;
+    let error = bench.restore(&spec).unwrap_err();
+    assert!(
+        matches!(error, SnapshotError::DeleteReachesOtherDisk { .. }),
+        "{error}"
+    );
+}

@@ -13,7 +13,7 @@ use crate::args::BackupArgs;
 use crate::config::{Job, job_name};
 use crate::output::{Reporter, exit_json, failure_json, text};
 use crate::session::{Access, ClosedReport, PinPolicy};
-use crate::standing::{MadeSnapshot, Run};
+use crate::standing::{MadeSnapshot, MissingPlace, Run};
 use crate::{Exit, Failure, pinned};
 
 /// Unread files that are listed as text; JSON has them all.
@@ -322,6 +322,7 @@ fn note(context: &Context, group: &Group, made: &[Outcome], closed: Option<&Clos
                 at,
                 name: report.name.to_string(),
                 complete: report.record.complete,
+                missing: missing(report),
             });
             standing.ran(&outcome.job, run, snapshot);
         }
@@ -354,6 +355,19 @@ fn report(context: &Context, outcome: &Outcome) -> Result<(), Failure> {
     context
         .output
         .result(&summary(&outcome.job, report, outcome.took), &json!(null))
+}
+
+fn missing(report: &SnapshotReport) -> Vec<MissingPlace> {
+    let place = |warning: &Warning| match warning {
+        Warning::NotMounted { path, before } | Warning::OtherFileSystem { path, before, .. } => {
+            Some(MissingPlace {
+                path: path.clone(),
+                kept_in: before.to_string(),
+            })
+        }
+        _ => None,
+    };
+    report.record.warnings.iter().filter_map(place).collect()
 }
 
 /// Whether the snapshot has less than its owner may think.

@@ -124,9 +124,9 @@ fn warning_text(warning: &sprat_snapshot::Warning) -> String {
             "something was mounted at {path} while it was copied: the snapshot is NOT whole"
         ),
         W::NotMounted { path, before } => format!(
-            "{path}: its disk is not mounted. This snapshot does not have it; {before} does, and prune \
-             keeps that one. Mount the disk, exclude its place, or if it is gone for good, run one \
-             backup with --disk-gone {path}"
+            "{path} is not mounted: this snapshot lacks its disk. {before} has it, and prune keeps that \
+             one. Mount the disk, exclude its place, or if the disk is gone for good, run \
+             one backup with --disk-gone {path}"
         ),
         W::OtherFileSystem {
             path,

@@ -412,7 +412,20 @@ fn told_job(job: &JobStanding, now: Timestamp) -> String {
             } else {
                 ", some files unread"
             };
-            format!("last snapshot {}{unread}, {}", made.name, ago(made.at, now))
+            let missing: Vec<String> = made
+                .missing
+                .iter()
+                .map(|disk| {
+                    let path = text::harmless(&disk.path);
+                    format!("; the disk of {path} is MISSING, last in {}", disk.kept_in)
+                })
+                .collect();
+            let missing = missing.concat();
+            format!(
+                "last snapshot {}{unread}, {}{missing}",
+                made.name,
+                ago(made.at, now)
+            )
         }
         None => "no snapshot by this machine yet".to_owned(),
     };
@@ -486,6 +499,7 @@ mod tests {
             at: at(0),
             name: "2026-11-25T13-21-01Z".to_owned(),
             complete: false,
+            missing: Vec::new(),
         };
         let kept = |exit, finished| KeptCheck {
             at: at(0),

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
 use sprat_attach::{AttachError, AttachOptions, Attachment, MkfsOptions, MountOptions};
-use sprat_snapshot::{Cancel, Progress};
+use sprat_snapshot::{Cancel, Progress, SnapshotError};
 use zeroize::Zeroizing;
 
 use super::child::{leave_signals_to_the_session, take_sockets};
@@ -170,6 +170,7 @@ impl Worker {
                 options.read_only = read_only;
                 options.browse = browse;
                 options.grow = grow;
+                sprat_attach::keep_only(&[&dir])?;
                 self.attachment()?.mount(&dir, &options)?;
                 self.mounted = Some(dir);
                 WorkerReply::Mounted
@@ -186,25 +187,30 @@ impl Worker {
             WorkerOrder::TakeSnapshot(spec) => {
                 let now = jiff::Timestamp::now();
                 let cancel = self.cancel.clone();
-                let report = sprat_snapshot::take(
-                    self.root()?,
-                    &spec,
-                    now,
-                    &mut |progress| self.progress(progress),
-                    &cancel,
-                )?;
+                let root = self.root()?;
+                let paths = spec
+                    .sources
+                    .iter()
+                    .chain(&spec.exclude_from)
+                    .chain(&spec.never_enter);
+                let container = spec.container.iter().map(|container| &container.path);
+                let needed = paths.chain(container).map(|path| &**path).collect();
+                let report = self.with_mounts(needed, &spec.rsync, |say| {
+                    sprat_snapshot::take(root, &spec, now, say, &cancel)
+                })?;
                 self.tell_room();
                 WorkerReply::SnapshotTaken(Box::new(report))
             }
             WorkerOrder::List => WorkerReply::Listed(sprat_snapshot::list(self.root()?)?),
             WorkerOrder::Restore(spec) => {
                 let cancel = self.cancel.clone();
-                let report = sprat_snapshot::restore(
-                    self.root()?,
-                    &spec,
-                    &mut |progress| self.progress(progress),
-                    &cancel,
-                )?;
+                let root = self.root()?;
+                let container = spec.container.iter().map(|container| &container.path);
+                let paths = spec.never_enter.iter().chain(container).chain([&spec.to]);
+                let needed = paths.map(|path| &**path).collect();
+                let report = self.with_mounts(needed, &spec.rsync, |say| {
+                    sprat_snapshot::restore(root, &spec, say, &cancel)
+                })?;
                 WorkerReply::Restored(Box::new(report))
             }
             WorkerOrder::Prune(spec) => {
@@ -219,12 +225,11 @@ impl Worker {
             }
             WorkerOrder::CheckFiles(spec) => {
                 let cancel = self.cancel.clone();
-                let report = sprat_snapshot::check(
-                    self.root()?,
-                    &spec,
-                    &mut |progress| self.progress(progress),
-                    &cancel,
-                )?;
+                let root = self.root()?;
+                // The sources stand in the volume only.
+                let report = self.with_mounts(vec![Path::new("/")], Path::new("/"), |say| {
+                    sprat_snapshot::check(root, &spec, say, &cancel)
+                })?;
                 WorkerReply::FilesChecked(Box::new(report))
             }
             WorkerOrder::Cancel | WorkerOrder::Keep(_) => return Ok(None),
@@ -237,6 +242,28 @@ impl Worker {
                 WorkerReply::Unmounted(room)
             }
         }))
+    }
+
+    /// Runs a job that reads or writes files of this machine, with the mounts as they are now.
+    fn with_mounts<'p, T: Send>(
+        &self,
+        mut needed: Vec<&'p Path>,
+        program: &'p Path,
+        job: impl FnOnce(&mut dyn FnMut(Progress)) -> Result<T, SnapshotError> + Send,
+    ) -> Result<T, Failure> {
+        needed.extend(program.is_absolute().then_some(program));
+        let say = self.say.clone();
+        let run = || {
+            job(&mut |progress| {
+                // Without anybody to hear it this process is about to end anyway.
+                let _ = say.send(&WorkerReply::Progress(progress));
+            })
+        };
+        Ok(sprat_attach::with_current_mounts(
+            self.root()?,
+            &needed,
+            run,
+        )??)
     }
 
     /// Says it where the volume is nearly full, in time for somebody to do something.
