@@ -265,7 +265,7 @@ impl Sheet<'_> {
         let mut commands = vec!["mkdir -p /restore".to_owned()];
         commands.extend(jobs.iter().map(|job| {
             let from = format!("{VOLUME_DIR}/{job}/latest/");
-            quoted(&["rsync", "-aHAXS", "--numeric-ids", &from, "/restore/"])
+            quoted(&["rsync", "-aHAXXS", "--numeric-ids", &from, "/restore/"])
         }));
         commands
     }
@@ -392,7 +392,7 @@ mod tests {
 
         6. Copy everything back to /restore, owners, times, links and all
                mkdir -p /restore
-               rsync -aHAXS --numeric-ids '/mnt/sprat-volume/büro 2/latest/' /restore/
+               rsync -aHAXXS --numeric-ids '/mnt/sprat-volume/büro 2/latest/' /restore/
 
         7. Leave it as it was
                umount /mnt/sprat-volume
