@@ -43,6 +43,8 @@ enum Why {
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
     paths: BTreeMap<PathBuf, Why>,
+    /// Damaged files that rsync itself has read from the source, for their attributes.
+    healed: BTreeSet<PathBuf>,
     /// Files that seem unchanged and whose time still proves nothing.
     pub(crate) still_recent: NameList,
 }
@@ -56,6 +58,8 @@ pub(crate) struct Tree<'t> {
     pub(crate) links_to_copy: bool,
     /// See [`recent::from_s`].
     pub(crate) recent_from_s: i64,
+    /// The tree beside it that unchanged files were linked from first.
+    pub(crate) linked_first: Option<String>,
 }
 
 impl Plan {
@@ -100,9 +104,12 @@ impl Plan {
                 inodes.insert(suspect.inode, why);
             } else if let Some(path) = suspect.below(tree.job)
                 && let Some((_, about)) = open(tree.root, path)?
-                && suspects.is(&about).is_some()
             {
-                plan.add(path.to_owned(), &about, why, &mut inodes);
+                if suspects.is(&about).is_some() {
+                    plan.add(path.to_owned(), &about, why, &mut inodes);
+                } else if suspect.damaged && was_suspect(tree, path, &about, suspects)? {
+                    plan.healed.insert(path.to_owned());
+                }
             }
         }
         if !inodes.is_empty() {
@@ -179,11 +186,16 @@ impl Plan {
             let name = name_of(path);
             match why {
                 Why::FromOlder => {}
+                // Named below.
+                _ if self.healed.contains(path) => {}
                 _ if unread.contains(&name) => {}
                 Why::Damaged => of[0].push(name),
                 Why::Missed | Why::Recent => of[1].push(name),
             }
         }
+        self.healed
+            .iter()
+            .for_each(|path| of[0].push(name_of(path)));
         [record.healed, record.caught_up] = of;
         let (healed, caught_up) = (record.healed.count, record.caught_up.count);
         if healed > 0 {
@@ -197,6 +209,23 @@ impl Plan {
                 .push(Warning::MissedChangeCopied { files: caught_up });
         }
     }
+}
+
+/// Whether the snapshot before has the same version of the file in a damaged inode.
+fn was_suspect(
+    tree: &Tree<'_>,
+    path: &Path,
+    now: &Metadata,
+    suspects: &Suspects,
+) -> io::Result<bool> {
+    let Some(linked) = &tree.linked_first else {
+        return Ok(false);
+    };
+    let before = open(tree.root, &Path::new("..").join(linked).join(path))?;
+    let version = |about: &Metadata| (about.len(), about.mtime(), about.mtime_nsec());
+    Ok(before.is_some_and(|(_, before)| {
+        suspects.is(&before).is_some() && version(&before) == version(now)
+    }))
 }
 
 /// Opens a regular file of the tree; `None` where there is none. A file that can't be opened fails.

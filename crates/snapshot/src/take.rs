@@ -510,6 +510,10 @@ impl Run<'_> {
             job: self.spec.job.as_str(),
             links_to_copy: self.copy.is_some(),
             recent_from_s: recent::from_s(self.started),
+            linked_first: self
+                .linked_from
+                .first()
+                .map(|(folder, _)| folder.to_string()),
         };
         let plan = Plan::make(
             &about,
