@@ -265,9 +265,13 @@ fn random_attribute_changes_cost_no_holes_and_change_no_older_snapshot() {
     let rounds = std::env::var("SPRAT_TORTURE_ROUNDS")
         .ok()
         .and_then(|rounds| rounds.parse::<usize>().ok());
-    let files = if rounds.is_some() { 10_000 } else { 400 };
+    let (files, sparse_mib) = if rounds.is_some() {
+        (10_000, 64)
+    } else {
+        (200, 8)
+    };
     let bench = Bench::new();
-    let disk = SmallExt4::new(&bench, if rounds.is_some() { "512M" } else { "64M" }, &[]);
+    let disk = SmallExt4::new(&bench, if rounds.is_some() { "512M" } else { "48M" }, &[]);
     let mut dice = Dice::new(19);
     let mut paths = Vec::new();
     for number in 0..files {
@@ -276,7 +280,7 @@ fn random_attribute_changes_cost_no_holes_and_change_no_older_snapshot() {
         let path = folder.join(format!("{number}"));
         match dice.below(10) {
             // More than the volume holds, all in all.
-            0 => sparse(&path, (1 + dice.below(512)) << 20, b"tail"),
+            0 => sparse(&path, (1 + dice.below(sparse_mib)) << 20, b"tail"),
             1 if number > 0 => {
                 let other: &PathBuf = &paths[usize::try_from(dice.below(number)).unwrap()];
                 fs::hard_link(other, &path).unwrap();
