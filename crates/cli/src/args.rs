@@ -355,6 +355,9 @@ pub struct BackupArgs {
     /// Stay on the file system of each source (with --name)
     #[arg(long, requires = "name")]
     pub one_file_system: bool,
+    /// Compare the content of every file, not only its size and time; reads all of source and snapshot
+    #[arg(long)]
+    pub checksum: bool,
     /// Accept sources that hold nothing (with --name)
     #[arg(long, requires = "name")]
     pub allow_empty: bool,

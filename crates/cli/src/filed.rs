@@ -18,6 +18,9 @@ pub(crate) const STATUS: &str = "status";
 /// Results of checks, and the checksums of what was read.
 pub(crate) const CHECKS: &str = "checks";
 
+/// Among those: the files of the volume whose content is wrong.
+pub(crate) const SUSPECTS: &str = ".suspects.json";
+
 /// A container at a place, as what is kept of it is filed.
 #[derive(Debug, Clone)]
 pub(crate) struct Filed {

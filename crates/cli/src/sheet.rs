@@ -351,7 +351,7 @@ impl Sheet<'_> {
         let mut commands = vec!["mkdir -p /restore".to_owned()];
         commands.extend(jobs.iter().map(|job| {
             let from = format!("{VOLUME_DIR}/{job}/latest/");
-            quoted(&["rsync", "-aHAXS", "--numeric-ids", &from, "/restore/"])
+            quoted(&["rsync", "-aHAXXS", "--numeric-ids", &from, "/restore/"])
         }));
         commands
     }
@@ -500,7 +500,7 @@ mod tests {
 
         7. Copy everything back to /restore, owners, times, links and all
                mkdir -p /restore
-               rsync -aHAXS --numeric-ids '/mnt/sprat-volume/büro 2/latest/' /restore/
+               rsync -aHAXXS --numeric-ids '/mnt/sprat-volume/büro 2/latest/' /restore/
 
         8. Leave it as it was
                umount /mnt/sprat-volume

@@ -7,6 +7,7 @@
 //! | `latest` | relative symbolic link to a finished snapshot | rename over the old one |
 //! | `NAME.partial` | an interrupted tree whose files are all durable | rename of `.inflight` |
 //! | `.sprat/NAME.json` | the record | write, rename |
+//! | `.sprat/NAME.recent` | files that may have changed after they had been read, see `recent` | write, rename |
 //! | `.sprat/NAME.checkpoint` | what of `NAME.inflight` is durable | see `checkpoint` |
 //! | `.sprat/deleting-*` | a tree being removed, a snapshot's or an interrupted one | rename; the next run or prune goes on removing |
 //! | `.sprat/NAME.pin` | somebody wants the snapshot kept; content and owner don't matter | – |
@@ -23,6 +24,7 @@ use rustix::fs::{
 use crate::checkpoint;
 use crate::error::SnapshotError;
 use crate::name::{JobName, SnapshotName};
+use crate::recent;
 use crate::record::{EntryKind, RunRecord, Warning};
 use crate::scout::Scout;
 use crate::spec::Cancel;
@@ -39,6 +41,8 @@ const INFLIGHT: &str = ".inflight";
 const PARTIAL: &str = ".partial";
 /// A record is some kilobytes, with all its lists full about 300; more is not ours.
 const RECORD_BYTES_MAX: u64 = 16 << 20;
+/// Names that `latest` may have before it gets its own.
+const LATEST_NAMES: u32 = 10;
 /// rsync takes 20 `--link-dest`; the snapshots (at most 4) and a copy need some too.
 pub(crate) const PARTIALS_MAX: usize = 10;
 
@@ -330,6 +334,7 @@ impl RunFolder {
         let Some(files) = swept else {
             return Err(SnapshotError::Cancelled);
         };
+        recent::list_again(&self.state, name, &tree).map_err(on_volume("list", &folder))?;
         self.inflight_becomes(name, Folder::Partial(name))?;
         checkpoint::forget(&self.state, name);
         Ok((files > 0).then_some(Warning::CrashedRunSwept { files }))
@@ -379,6 +384,7 @@ impl RunFolder {
         renameat(&self.job.folder, folder.to_string(), &self.state, &away)
             .map_err(|e| on_volume("rename", &folder)(e.into()))?;
         checkpoint::forget(&self.state, folder.name());
+        recent::forget(&self.state, folder.name());
         let record = format!("{}.json", folder.name());
         let _ = rustix::fs::unlinkat(&self.state, record, AtFlags::empty());
         self.finish_removal(Path::new(&away), cancel)
@@ -409,6 +415,7 @@ impl RunFolder {
         };
         let name = folder.name();
         checkpoint::forget(&self.state, name);
+        recent::forget(&self.state, name);
         // A record without a snapshot harms nobody.
         let _ = rustix::fs::unlinkat(&self.state, format!("{name}.json"), AtFlags::empty());
     }
@@ -496,10 +503,22 @@ impl RunFolder {
             }
             _ => {}
         }
-        let _ = rustix::fs::unlinkat(&self.state, "latest.new", AtFlags::empty());
-        rustix::fs::symlinkat(name.to_string(), &self.state, "latest.new")
-            .and_then(|()| renameat(&self.state, "latest.new", &self.job.folder, "latest"))
-            .map_err(|e| on_volume("replace", &"latest")(e.into()))?;
+        let moved = (0..LATEST_NAMES).find_map(|number| {
+            let fresh = format!("latest.new{number}");
+            let _ = rustix::fs::unlinkat(&self.state, &fresh, AtFlags::empty());
+            match rustix::fs::symlinkat(name.to_string(), &self.state, &fresh) {
+                // Something else stands there: the next name.
+                Err(rustix::io::Errno::EXIST) => None,
+                other => Some(
+                    other.and_then(|()| renameat(&self.state, &fresh, &self.job.folder, "latest")),
+                ),
+            }
+        });
+        if let Err(e) = moved.unwrap_or(Err(rustix::io::Errno::EXIST)) {
+            // Without it the newest name counts; an old one would hide this snapshot.
+            let _ = rustix::fs::unlinkat(&self.job.folder, "latest", AtFlags::empty());
+            return Err(on_volume("replace", &"latest")(e.into()));
+        }
         Ok(true)
     }
 

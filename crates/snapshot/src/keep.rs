@@ -76,6 +76,8 @@ pub enum KeepReason {
     Pinned,
     /// It is the newest one that has a disk which the newest whole one lacks; always kept.
     MissingDisk,
+    /// It has the last right content of a file that is damaged in a snapshot which is kept; always kept.
+    RightContent,
     /// It has no record, so what it is isn't known; never touched.
     Unrecorded,
     /// It is dated in the future; kept, and not counted.

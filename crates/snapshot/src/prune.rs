@@ -5,17 +5,18 @@
 //! Interrupted trees (`.partial`, `.inflight`) go only where that is asked for, in the same way; folders
 //! of others are left alone.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::disks::{holders, kept_for_disks};
 use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder};
-use crate::keep::{Candidate, KeepRules, Verdict, decide};
+use crate::keep::{Candidate, KeepReason, KeepRules, Verdict, decide};
 use crate::name::JobName;
 use crate::record::EntryKind;
 use crate::spec::{Cancel, Phase, Progress};
+use crate::suspects::Suspects;
 
 /// What to prune.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +25,10 @@ pub struct PruneSpec {
     pub job: JobName,
     /// What is kept. Without any rule nothing is removed.
     pub rules: KeepRules,
+    /// The list of files whose content is wrong, see [`crate::CheckSpec::suspects`]: a snapshot with
+    /// the last right content of one of them is kept.
+    #[serde(default, with = "crate::text::path_text_option")]
+    pub suspects: Option<PathBuf>,
     /// Also remove what interrupted runs copied: it would save the next run some work.
     #[serde(default)]
     pub drop_interrupted: bool,
@@ -87,7 +92,7 @@ pub fn prune(
     if spec.dry_run {
         let before = free();
         return Ok(PruneReport {
-            snapshots: undone(decided(&job, &spec.rules)?),
+            snapshots: undone(decided(&job, spec)?),
             interrupted: interrupted(&job)?.into_iter().map(|(_, one)| one).collect(),
             names_removed: 0,
             free_bytes: [before, before],
@@ -98,7 +103,7 @@ pub fn prune(
         free_bytes: [free(), 0],
         ..PruneReport::default()
     };
-    report.snapshots = undone(decided(&run.job, &spec.rules)?);
+    report.snapshots = undone(decided(&run.job, spec)?);
     let mut told = Told {
         progress,
         before: 0,
@@ -165,7 +170,7 @@ impl Told<'_> {
     }
 }
 
-fn decided(job: &JobFolder, rules: &KeepRules) -> Result<Vec<Verdict>, SnapshotError> {
+fn decided(job: &JobFolder, spec: &PruneSpec) -> Result<Vec<Verdict>, SnapshotError> {
     let latest = job.latest();
     let now = jiff::Timestamp::now();
     let for_disks = kept_for_disks(&holders(job, now)?);
@@ -181,7 +186,28 @@ fn decided(job: &JobFolder, rules: &KeepRules) -> Result<Vec<Verdict>, SnapshotE
             has_missing_disk: for_disks.contains(&folder.name()),
         })
         .collect();
-    Ok(decide(&candidates, rules, now))
+    let mut verdicts = decide(&candidates, &spec.rules, now);
+    keep_right_content(job, spec, &mut verdicts);
+    Ok(verdicts)
+}
+
+/// Keeps what would take the last right content of a damaged file away.
+fn keep_right_content(job: &JobFolder, spec: &PruneSpec, verdicts: &mut [Verdict]) {
+    let Some(list) = &spec.suspects else { return };
+    let names = |kept: bool| -> Vec<String> {
+        let chosen = verdicts.iter().filter(|one| one.keep.is_empty() != kept);
+        chosen.map(|one| one.name.to_string()).collect()
+    };
+    let (kept, others) = (names(true), names(false));
+    if others.is_empty() {
+        return;
+    }
+    let keep = Suspects::load(list).snapshots_to_keep(&job.path, spec.job.as_str(), &kept, &others);
+    for verdict in verdicts {
+        if keep.contains(&verdict.name.to_string()) {
+            verdict.keep.push(KeepReason::RightContent);
+        }
+    }
 }
 
 fn interrupted(job: &JobFolder) -> Result<Vec<(Folder, Interrupted)>, SnapshotError> {

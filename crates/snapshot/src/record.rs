@@ -50,13 +50,18 @@ impl NameList {
         }
     }
 
-    /// Adds what `other` has.
-    pub(crate) fn append(&mut self, other: &Self) {
+    /// Adds what `other` has, up to `names_max` names.
+    pub(crate) fn append_within(&mut self, other: &Self, names_max: usize) {
         let count = self.count.saturating_add(other.count);
         for name in &other.names {
-            self.push(name.clone());
+            self.push_within(name.clone(), names_max);
         }
         self.count = count;
+    }
+
+    /// Adds what `other` has.
+    pub(crate) fn append(&mut self, other: &Self) {
+        self.append_within(other, NAMES_MAX);
     }
 
     /// Whether there was none.
@@ -189,6 +194,23 @@ pub enum Warning {
         /// How many files.
         files: u64,
     },
+    /// A check had found these files damaged in an older snapshot: they were read from their source
+    /// again, and are right in this one. [`RunRecord::healed`] names them.
+    DamageHealed {
+        /// How many files.
+        files: u64,
+    },
+    /// These files had changed without a sign (equal size and time), which an older snapshot lacks;
+    /// this one has the change. [`RunRecord::caught_up`] names them.
+    MissedChangeCopied {
+        /// How many files.
+        files: u64,
+    },
+    /// `latest` could not be pointed to this snapshot.
+    LatestNotMoved {
+        /// Why.
+        reason: String,
+    },
     /// One that a newer program wrote.
     #[serde(other)]
     Unknown,
@@ -256,6 +278,12 @@ pub struct RunRecord {
     /// Source files that were gone when rsync came to them: harmless, unless they are many.
     #[serde(default)]
     pub vanished: NameList,
+    /// Files that an older snapshot has damaged and this one does not, escaped.
+    #[serde(default)]
+    pub healed: NameList,
+    /// Files whose change an older snapshot missed, escaped.
+    #[serde(default)]
+    pub caught_up: NameList,
     /// rsync's messages, escaped and cut.
     #[serde(default)]
     pub messages: NameList,

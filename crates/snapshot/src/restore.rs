@@ -443,7 +443,7 @@ fn parents_invocation(
     parents: &[PathBuf],
     spec: &RestoreSpec,
 ) -> Invocation {
-    let arguments = ["-dlptgoDAX"].map(OsString::from).to_vec();
+    let arguments = ["-dlptgoDAXX"].map(OsString::from).to_vec();
     into_destination(arguments, job, to, what, parents, spec)
 }
 
@@ -454,7 +454,7 @@ fn invocation(
     spared: &[OsString],
     spec: &RestoreSpec,
 ) -> Invocation {
-    let mut arguments: Vec<OsString> = ["-aHAXS", "--modify-window=-1"]
+    let mut arguments: Vec<OsString> = ["-aHAXXS", "--modify-window=-1"]
         .map(OsString::from)
         .to_vec();
     if spec.delete {

@@ -1,10 +1,13 @@
 //! The system's rsync: finds it, runs it as a child, and turns what it prints into values.
 
+mod guard;
 mod messages;
 mod output;
 mod program;
 mod run;
 mod stillness;
 
+pub(crate) use guard::Guard;
+pub(crate) use output::ITEM_FORMAT;
 pub(crate) use program::Rsync;
-pub(crate) use run::{Ended, Invocation, Outcome, Side, room_at};
+pub(crate) use run::{Ended, ITEMS_MAX, Invocation, Outcome, Side, room_at};

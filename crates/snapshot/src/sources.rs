@@ -385,7 +385,13 @@ pub fn mistakes(spec: &SnapshotSpec) -> Vec<SnapshotError> {
             Ok(_) => None,
             Err(why) => Some(refused(path, why.to_owned())),
         });
-    sources.chain(refused_patterns(spec)).collect()
+    // One that can't be read is its job's own failure.
+    let files = spec.exclude_from.iter().filter_map(|file| {
+        let is_file = std::fs::metadata(file).is_ok_and(|about| about.is_file());
+        let text = is_file.then(|| std::fs::read(file).ok()).flatten()?;
+        clears_patterns(file, &text)
+    });
+    sources.chain(refused_patterns(spec)).chain(files).collect()
 }
 
 fn refused_patterns(spec: &SnapshotSpec) -> impl Iterator<Item = SnapshotError> {
@@ -395,6 +401,18 @@ fn refused_patterns(spec: &SnapshotSpec) -> impl Iterator<Item = SnapshotError> 
             pattern: escape_name(pattern.as_bytes()),
         })
     })
+}
+
+/// Refuses a file whose patterns would clear sprat's own: the container would enter its snapshot.
+/// rsync ends lines at both characters (exclude.c, `parse_filter_file`).
+fn clears_patterns(file: &Path, text: &[u8]) -> Option<SnapshotError> {
+    let mut lines = text.split(|byte| matches!(byte, b'\n' | b'\r'));
+    lines
+        .any(|line| line == b"!")
+        .then(|| SnapshotError::PatternRefused {
+            pattern: format!("! in {}", escape_path(file)),
+            why: "it would clear the list of patterns. Remove the line, and what it was to clear",
+        })
 }
 
 fn check_patterns(spec: &SnapshotSpec) -> Result<(), SnapshotError> {
@@ -408,12 +426,13 @@ fn check_patterns(spec: &SnapshotSpec) -> Result<(), SnapshotError> {
                 source: io::Error::new(io::ErrorKind::InvalidInput, "the path must be absolute"),
             });
         }
-        std::fs::File::open(file)
-            .and_then(|file| file.metadata())
-            .map_err(|source| SnapshotError::PatternFile {
-                path: escape_path(file),
-                source,
-            })?;
+        let text = std::fs::read(file).map_err(|source| SnapshotError::PatternFile {
+            path: escape_path(file),
+            source,
+        })?;
+        if let Some(refused) = clears_patterns(file, &text) {
+            return Err(refused);
+        }
     }
     Ok(())
 }

@@ -48,6 +48,13 @@ pub struct SnapshotSpec {
     /// Stay on the file system of each source (rsync's `--one-file-system`).
     #[serde(default)]
     pub one_file_system: bool,
+    /// Compare the content of every file with the snapshot that it would be linked from (rsync's
+    /// `--checksum`): reads all of both.
+    #[serde(default)]
+    pub checksum: bool,
+    /// The list of files whose content is wrong, see [`crate::CheckSpec::suspects`].
+    #[serde(default, with = "path_text_option")]
+    pub suspects: Option<PathBuf>,
     /// Accept sources that hold no file at all. Else they are refused: an empty folder is most
     /// often one whose disk is not mounted.
     #[serde(default)]
@@ -74,6 +81,8 @@ impl SnapshotSpec {
             container: None,
             disks_gone: Vec::new(),
             one_file_system: false,
+            checksum: false,
+            suspects: None,
             allow_empty: false,
             rsync: rsync_name(),
         }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use rustix::fs::AtFlags;
 
 use crate::by_hand;
 use crate::checkpoint::{self, Checkpoints};
@@ -14,13 +15,18 @@ use crate::disks::{self, Disks};
 use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder, RunFolder};
 use crate::name::{SnapshotName, choose_name};
+use crate::recent::{self, Recent};
 use crate::record::{
-    EntryKind, LinkedFrom, ONE_FILE_SYSTEM, RECORD_FORMAT, RunRecord, RunStats, Warning,
+    EntryKind, LinkedFrom, NameList, ONE_FILE_SYSTEM, RECORD_FORMAT, RunRecord, Warning,
 };
-use crate::rsync::{Ended, Invocation, Outcome, Rsync, Side, room_at};
+use crate::reread::{self, Plan, Tree};
+use crate::rsync::{
+    Ended, Guard, ITEM_FORMAT, ITEMS_MAX, Invocation, Outcome, Rsync, Side, room_at,
+};
 use crate::scout::Scout;
 use crate::sources::{self, Sources};
 use crate::spec::{Cancel, Phase, Progress, SnapshotReport, SnapshotSpec};
+use crate::suspects::Suspects;
 use crate::text::{escape_name, escape_path};
 use crate::wholeness::Made;
 
@@ -121,6 +127,10 @@ fn take_or_fail(
     let held = disks::holders(&folder.job, now)?;
     let disks = Disks::find(&held, &sources.file_systems, &paths, spec);
     sources::forget_known_automounts(&mut warnings, &disks);
+    let mut recent = Recent::default();
+    for (linked, _) in &linked_from {
+        recent.read(&folder.state, linked.name());
+    }
     let first = !linked_from
         .iter()
         .any(|(folder, _)| matches!(folder, Folder::Named(_)));
@@ -141,7 +151,9 @@ fn take_or_fail(
         spec,
         name: chosen.name,
         started: now,
+        volume_root,
         linked_from,
+        recent,
         copy,
         folder,
         sync,
@@ -164,7 +176,10 @@ struct Run<'a> {
     spec: &'a SnapshotSpec,
     name: SnapshotName,
     started: Timestamp,
+    volume_root: &'a Path,
     linked_from: Vec<(Folder, EntryKind)>,
+    /// What is to be compared with its source.
+    recent: Recent,
     copy: Option<LinkedCopy>,
     folder: RunFolder,
     /// For `syncfs`.
@@ -189,7 +204,13 @@ impl Run<'_> {
                 op: "start a thread",
                 source,
             })?;
-        let invocation = self.invocation(inflight);
+        let mut invocation = self.invocation(inflight);
+        // With `--checksum` rsync has to read the older files, and proves what it copies.
+        let tree = self.folder.job.path.join(inflight.to_string());
+        let guard = (!self.recent.all && !self.spec.checksum)
+            .then(|| Guard::begin(self.volume_root, &tree))
+            .flatten();
+        invocation.guarded = guard.is_some();
         let scout = self.scout();
         let mut followed = |now: Progress| {
             if let Some(scout) = &scout {
@@ -199,11 +220,14 @@ impl Run<'_> {
         };
         let outcome = self.rsync.run(&invocation, &mut followed, cancel);
         drop(scout);
+        drop(guard);
         if self.copy.is_some() {
             self.folder.forget_link_to_copy(&Cancel::new());
         }
+        let outcome =
+            outcome.and_then(|outcome| self.read_again(outcome, inflight, progress, cancel));
         let checkpointed = checkpoints.end();
-        let outcome = match outcome {
+        let (outcome, plan) = match outcome {
             Ok(outcome) => outcome,
             Err(e) => {
                 let _ = self.keep_partial(None);
@@ -215,6 +239,7 @@ impl Run<'_> {
             ..outcome.progress
         });
         let mut record = self.record(&invocation, &outcome, warnings);
+        plan.note_in(&mut record);
         // By the clock that nobody sets, so that it never lies before the start.
         record.ended = self
             .started
@@ -224,12 +249,13 @@ impl Run<'_> {
         match self.verdict(&outcome, inflight) {
             Ok(()) => {
                 self.made(&outcome, inflight).look_for_gaps(&mut record)?;
+                self.note_recent(&outcome)?;
                 // The record comes before the name, so that no finished snapshot is ever without
                 // one; one sync makes both it and the tree durable.
                 self.folder.write_record(&record)?;
                 // A failed sync leaves `.inflight` behind, of which nothing is trusted.
                 synced?;
-                if !copied_nothing(&record.stats) {
+                if !copied_nothing(&outcome) {
                     self.sync()?;
                 }
                 self.finish(record, progress, cancel)
@@ -239,6 +265,7 @@ impl Run<'_> {
                 record.finished_run = false;
                 record.complete = false;
                 record.stopped_by = Some(stopped.to_string());
+                let _ = self.note_recent(&outcome);
                 self.keep_partial(Some(&record))?;
                 Err(stopped)
             }
@@ -346,13 +373,19 @@ impl Run<'_> {
         progress(Progress::begin(Phase::Naming));
         self.folder
             .inflight_becomes(self.name, Folder::Named(self.name))?;
-        if !self.folder.point_latest(self.name)? {
-            record.warnings.push(Warning::LatestLeftAlone);
+        // The snapshot has its name: what fails from here on takes nothing of it back.
+        match self.folder.point_latest(self.name) {
+            Ok(true) => {}
+            Ok(false) => record.warnings.push(Warning::LatestLeftAlone),
+            Err(e) => record.warnings.push(Warning::LatestNotMoved {
+                reason: e.to_string(),
+            }),
         }
         checkpoint::forget(&self.folder.state, self.name);
         self.sync()?;
         progress(Progress::begin(Phase::Removing));
-        let partials = self.folder.partials()?;
+        // As below.
+        let partials = self.folder.partials().unwrap_or_default();
         for partial in &partials {
             // The snapshot is made; what can't be removed now is removed by the next run.
             if let Err(e) = self.folder.remove(*partial, cancel) {
@@ -399,7 +432,7 @@ impl Run<'_> {
     /// stands in it.
     fn invocation(&self, inflight: Folder) -> Invocation {
         let mut arguments: Vec<OsString> = [
-            "-aHAXS",
+            "-aHAXXS",
             "--numeric-ids",
             "--delete",
             "--delete-excluded",
@@ -409,10 +442,14 @@ impl Run<'_> {
             "--modify-window=-1",
             "--no-human-readable",
             "--info=progress2,stats2,flist0,name0",
+            ITEM_FORMAT,
             "--outbuf=L",
         ]
         .map(OsString::from)
         .to_vec();
+        if self.recent.all || self.spec.checksum {
+            arguments.push("--checksum".into());
+        }
         if self.spec.one_file_system {
             arguments.push(ONE_FILE_SYSTEM.into());
         }
@@ -427,26 +464,87 @@ impl Run<'_> {
             let folder = Path::new("..").join(&copy.link_dest);
             joined("--link-dest=", folder.as_os_str())
         }));
-        // First match wins, so ours come first; and again last, because a `!` in a file with
-        // patterns clears those before it.
-        let ours = || {
+        // First match wins, so ours come first. A `!`, which would clear them, is refused.
+        arguments.extend(
             self.sources
                 .left_out
                 .iter()
-                .map(|pattern| joined("--exclude=", pattern))
-        };
-        arguments.extend(ours());
+                .map(|pattern| joined("--exclude=", pattern)),
+        );
         let own_patterns = self.spec.excludes.iter();
         arguments.extend(own_patterns.map(|pattern| format!("--exclude={pattern}").into()));
         let files = self.spec.exclude_from.iter();
         arguments.extend(files.map(|file| joined("--exclude-from=", file.as_os_str())));
-        arguments.extend(ours());
         arguments.push("--".into());
         let sources = self.sources.list.iter();
         arguments.extend(sources.map(|source| source.path.clone().into_os_string()));
         arguments.push(format!("./{inflight}/").into());
+        self.run_into_volume(arguments)
+    }
+
+    fn run_into_volume(&self, arguments: Vec<OsString>) -> Invocation {
         let job = &self.folder.job.path;
-        Invocation::new(arguments, job, job, Side::IntoVolume)
+        let mut invocation = Invocation::new(arguments, job, job, Side::IntoVolume);
+        invocation.recent_from = Some(recent::from_text(self.started));
+        invocation
+    }
+
+    /// Reads those files from their source whose content must not come from an older snapshot.
+    fn read_again(
+        &self,
+        mut outcome: Outcome,
+        inflight: Folder,
+        progress: &mut dyn FnMut(Progress),
+        cancel: &Cancel,
+    ) -> Result<(Outcome, Plan), SnapshotError> {
+        let failed = |source| SnapshotError::Volume {
+            op: "check",
+            object: inflight.to_string(),
+            source,
+        };
+        let tree = self.folder.job.path.join(inflight.to_string());
+        let root = crate::walk::open_folder_at(&tree).map_err(failed)?;
+        let suspects = self.spec.suspects.as_deref().map(Suspects::load);
+        let about = Tree {
+            root: &root,
+            job: self.spec.job.as_str(),
+            links_to_copy: self.copy.is_some(),
+            recent_from_s: recent::from_s(self.started),
+            linked_first: self
+                .linked_from
+                .first()
+                .map(|(folder, _)| folder.to_string()),
+        };
+        let plan = Plan::make(
+            &about,
+            &suspects.unwrap_or_default(),
+            &self.recent,
+            &outcome.copied_from_older,
+        )
+        .map_err(failed)?;
+        outcome.recent.append_within(&plan.still_recent, ITEMS_MAX);
+        if plan.is_empty() {
+            return Ok((outcome, plan));
+        }
+        plan.prepare(&self.folder.state, &root).map_err(failed)?;
+        if matches!(outcome.ended, Ended::Whole | Ended::WithUnread) && !cancel.is_cancelled() {
+            let invocation = self.run_into_volume(reread::arguments(&inflight.to_string()));
+            let second = self.rsync.run(&invocation, progress, cancel)?;
+            outcome.add(second);
+        }
+        let _ = rustix::fs::unlinkat(&self.folder.state, reread::LIST, AtFlags::empty());
+        Ok((outcome, plan))
+    }
+
+    /// Lists the files that the next run must compare.
+    fn note_recent(&self, outcome: &Outcome) -> Result<(), SnapshotError> {
+        recent::write(&self.folder.state, self.name, &outcome.recent).map_err(|source| {
+            SnapshotError::Volume {
+                op: "write",
+                object: format!("{}.recent", self.name),
+                source,
+            }
+        })
     }
 
     fn record(
@@ -498,6 +596,8 @@ impl Run<'_> {
             disks_left_out: Vec::new(),
             unread: outcome.unread.clone(),
             vanished: outcome.vanished.clone(),
+            healed: NameList::default(),
+            caught_up: NameList::default(),
             messages: outcome.messages.clone(),
             warnings,
             stopped_by: None,
@@ -508,8 +608,9 @@ impl Run<'_> {
 /// Whether the tree is folders, links and inodes alone. All of these are in the journal, of which no
 /// power cut ever leaves a later part without the earlier: a name that is there has its tree. The
 /// content of files is not in it, and needs a sync before the name. Without counts nothing is known.
-fn copied_nothing(stats: &RunStats) -> bool {
-    stats.files > 0 && stats.transferred == 0
+fn copied_nothing(outcome: &Outcome) -> bool {
+    let stats = &outcome.stats;
+    stats.files > 0 && stats.transferred == 0 && outcome.copied_from_older.is_empty()
 }
 
 fn joined(option: &str, value: &std::ffi::OsStr) -> OsString {

@@ -127,6 +127,28 @@ pub(crate) fn remove_files_changed_since(
     Ok(Some(removed))
 }
 
+/// Calls `meet` with each regular file below `root`, and its path relative to it.
+pub(crate) fn each_file(root: &OwnedFd, meet: &mut dyn FnMut(&Path, &Stat)) -> io::Result<()> {
+    let mut todo = vec![PathBuf::new()];
+    while let Some(folder) = todo.pop() {
+        let at = if folder.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            &folder
+        };
+        for (name, _) in names_in(root.as_fd(), at)? {
+            let below = folder.join(name);
+            let stat = statat(root, &below, AtFlags::SYMLINK_NOFOLLOW)?;
+            match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Directory => todo.push(below),
+                FileType::RegularFile => meet(&below, &stat),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
 /// When the inode last changed, in nanoseconds since 1970.
 pub(crate) fn change_time_ns(stat: &Stat) -> i128 {
     i128::from(stat.st_ctime) * 1_000_000_000 + i128::from(stat.st_ctime_nsec)

@@ -10,7 +10,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use folder::{Bench, job_name};
-use sprat_snapshot::{Cancel, CheckReport, CheckSpec, CheckWhat, SnapshotError};
+use sprat_snapshot::{
+    Cancel, CheckReport, CheckSpec, CheckWhat, KeepReason, KeepRules, PruneSpec, SnapshotError,
+    Warning,
+};
+use sprat_testkit::compare::assert_same;
 
 const OLDER: &str = "2026-01-01T00-00-00Z";
 const NEWER: &str = "2026-02-01T00-00-00Z";
@@ -21,6 +25,7 @@ fn spec(bench: &Bench, what: CheckWhat) -> CheckSpec {
         CheckWhat::AgainstSource(_) => "source.sums",
     };
     CheckSpec {
+        suspects: bench.path("suspects.json"),
         what,
         known: bench.path(known),
         duration_max: None,
@@ -124,7 +129,12 @@ fn every_run_gets_on_however_short_its_time() {
     let bench = Bench::new();
     next_second();
     for name in ["a", "b", "c"] {
-        fs::write(bench.source().join(name), name).unwrap();
+        let path = bench.source().join(name);
+        fs::write(&path, name).unwrap();
+        // A young time would be noted in a file of its own.
+        let hour_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_modified(hour_ago).unwrap();
     }
     next_second();
     bench.take();
@@ -277,7 +287,12 @@ fn every_name_of_a_damaged_file_is_told() {
 fn with_source() -> Bench {
     let bench = Bench::new();
     for name in ["a", "b", "c"] {
-        fs::write(bench.source().join(name), "alpha").unwrap();
+        let path = bench.source().join(name);
+        fs::write(&path, "alpha").unwrap();
+        // A time so young would make the next run compare the content.
+        let hour_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_modified(hour_ago).unwrap();
     }
     next_second();
     bench
@@ -326,4 +341,272 @@ fn what_is_gone_or_changed_in_the_source_is_read_all_the_same() {
     let report = against_source(&bench);
     assert_eq!((report.gone.count, report.changed.count), (1, 1));
     assert_eq!((report.files_read, report.bytes_read), (3, 15));
+}
+
+/// A job on a volume of its own, whose source has one file that a check has read.
+fn checked_once(bench: &Bench) -> (String, PathBuf) {
+    for (name, content) in [("file", b"alpha"), ("other", b"other")] {
+        let path = bench.source().join(name);
+        fs::write(&path, content).unwrap();
+        let hour_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_modified(hour_ago).unwrap();
+    }
+    next_second();
+    let first = bench.take().name.to_string();
+    assert!(!read_all(bench).is_damaged());
+    let kept = bench.in_snapshot(&first).join("file");
+    (first, kept)
+}
+
+fn with_suspects(bench: &Bench) -> sprat_snapshot::SnapshotSpec {
+    let mut spec = bench.spec();
+    spec.suspects = Some(bench.path("suspects.json"));
+    spec
+}
+
+fn prune_to(bench: &Bench, last: u32) -> sprat_snapshot::PruneReport {
+    let spec = PruneSpec {
+        job: job_name(),
+        rules: KeepRules {
+            last,
+            ..KeepRules::default()
+        },
+        suspects: Some(bench.path("suspects.json")),
+        drop_interrupted: false,
+        dry_run: false,
+    };
+    sprat_snapshot::prune(&bench.volume(), &spec, &mut |_| {}, &Cancel::new()).unwrap()
+}
+
+#[test]
+fn the_next_backup_reads_damaged_files_from_the_source() {
+    use std::os::unix::fs::PermissionsExt;
+    for only_damaged in [true, false] {
+        let bench = Bench::new();
+        let (_, kept) = checked_once(&bench);
+        rewrite(&kept, b"noise");
+        assert_eq!(read_all(&bench).damaged.count, 1);
+        if !only_damaged {
+            let mode = fs::Permissions::from_mode(0o600);
+            fs::set_permissions(bench.source().join("file"), mode).unwrap();
+        }
+        let second = bench.try_take(&with_suspects(&bench)).unwrap();
+        assert!(second.record.complete);
+        let in_second = bench.in_snapshot(second.name);
+        assert_same(&bench.source(), &in_second);
+        let named = escaped(&bench.source().join("file"));
+        assert_eq!(second.record.healed.names, [named]);
+        assert!(
+            second
+                .record
+                .warnings
+                .contains(&Warning::DamageHealed { files: 1 })
+        );
+        // The older one is as it was, and still known as damaged.
+        assert_eq!(fs::read(&kept).unwrap(), b"noise");
+        assert_eq!(read_all(&bench).damaged.count, 1);
+        // The third links to the right one, and has nothing to say.
+        let third = bench.try_take(&with_suspects(&bench)).unwrap();
+        let in_third = bench.in_snapshot(third.name);
+        assert_eq!(
+            folder::inode(&in_third.join("file")),
+            folder::inode(&in_second.join("file"))
+        );
+        assert!(third.record.healed.is_empty() && third.record.warnings.is_empty());
+        // Once the damaged one is gone, so is what is known of it.
+        prune_to(&bench, 1);
+        assert!(!read_all(&bench).is_damaged());
+        assert!(!bench.path("suspects.json").exists());
+    }
+}
+
+fn escaped(path: &Path) -> String {
+    sprat_snapshot::escape_name(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()))
+}
+
+#[test]
+fn every_name_of_a_damaged_file_is_healed() {
+    let bench = Bench::new();
+    let (_, kept) = checked_once(&bench);
+    let (one, two) = (bench.source().join("file"), bench.source().join("sub/two"));
+    fs::create_dir(bench.source().join("sub")).unwrap();
+    fs::hard_link(&one, &two).unwrap();
+    let second = bench.take();
+    assert_eq!(
+        folder::inode(&bench.in_snapshot(second.name).join("sub/two")),
+        folder::inode(&kept)
+    );
+    assert!(!read_all(&bench).is_damaged());
+    rewrite(&kept, b"noise");
+    assert_eq!(read_all(&bench).damaged.count, 1);
+    let third = bench.try_take(&with_suspects(&bench)).unwrap();
+    let tree = bench.in_snapshot(third.name);
+    assert_same(&bench.source(), &tree);
+    assert_eq!(
+        folder::inode(&tree.join("file")),
+        folder::inode(&tree.join("sub/two"))
+    );
+    assert_eq!(third.record.healed.count, 2);
+}
+
+#[test]
+fn a_change_that_backups_missed_is_copied_after_a_comparison_with_the_source() {
+    let bench = Bench::new();
+    checked_once(&bench);
+    next_second();
+    rewrite(&bench.source().join("file"), b"omega");
+    let report = against_source(&bench);
+    assert_eq!((report.missed.count, report.damaged.count), (1, 0));
+    let second = bench.try_take(&with_suspects(&bench)).unwrap();
+    assert_same(&bench.source(), &bench.in_snapshot(second.name));
+    assert!(
+        second
+            .record
+            .warnings
+            .contains(&Warning::MissedChangeCopied { files: 1 })
+    );
+    let report = against_source(&bench);
+    assert!(report.missed.is_empty(), "{report:?}");
+}
+
+#[test]
+fn checksum_finds_what_size_and_time_hide() {
+    let bench = Bench::new();
+    let (_, kept) = checked_once(&bench);
+    rewrite(&kept, b"noise");
+    rewrite(&bench.source().join("other"), b"OTHER");
+    let plain = bench.take();
+    assert_eq!(
+        fs::read(bench.in_snapshot(plain.name).join("file")).unwrap(),
+        b"noise"
+    );
+    let mut spec = bench.spec();
+    spec.checksum = true;
+    let second = bench.try_take(&spec).unwrap();
+    assert!(second.record.complete);
+    assert_same(&bench.source(), &bench.in_snapshot(second.name));
+    assert_eq!(second.record.stats.transferred, 2);
+    let third = bench.try_take(&spec).unwrap();
+    assert_eq!(third.record.stats.transferred, 0);
+}
+
+#[test]
+fn prune_keeps_the_last_right_content_of_a_damaged_file() {
+    let bench = Bench::new();
+    let (first, _) = checked_once(&bench);
+    // Another inode with the same version of the content: its mode changed.
+    use std::os::unix::fs::PermissionsExt;
+    let file = bench.source().join("file");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    let second = bench.take();
+    assert!(!read_all(&bench).is_damaged());
+    rewrite(&bench.in_snapshot(second.name).join("file"), b"noise");
+    assert_eq!(read_all(&bench).damaged.count, 1);
+    let report = prune_to(&bench, 1);
+    let why = |name: &str| {
+        let of = |one: &&sprat_snapshot::Pruned| one.verdict.name.to_string() == name;
+        report
+            .snapshots
+            .iter()
+            .find(of)
+            .unwrap()
+            .verdict
+            .keep
+            .clone()
+    };
+    assert_eq!(why(&first), [KeepReason::RightContent]);
+    // The next backup heals it; then the older ones may go.
+    bench.try_take(&with_suspects(&bench)).unwrap();
+    prune_to(&bench, 1);
+    assert!(!read_all(&bench).is_damaged());
+    assert_eq!(bench.list().len(), 1);
+}
+
+#[test]
+fn damage_in_a_random_file_and_block_is_healed_every_time() {
+    let rounds: u64 = std::env::var("SPRAT_TORTURE_ROUNDS")
+        .ok()
+        .and_then(|rounds| rounds.parse().ok())
+        .unwrap_or(5);
+    let mut dice = sprat_testkit::dice::Dice::new(9);
+    let bench = Bench::new();
+    for number in 0..20u64 {
+        let content: Vec<u8> = (0..10_000 + number * 977)
+            .map(|_| u8::try_from(dice.below(256)).unwrap())
+            .collect();
+        fs::write(bench.source().join(format!("{number}")), content).unwrap();
+    }
+    next_second();
+    let mut newest = bench.take();
+    for round in 0..rounds {
+        assert!(!read_all(&bench).is_damaged(), "round {round}");
+        let kept = bench
+            .in_snapshot(newest.name)
+            .join(format!("{}", dice.below(20)));
+        let mut content = fs::read(&kept).unwrap();
+        let block = usize::try_from(dice.below(content.len() as u64)).unwrap() / 4096 * 4096;
+        let end = content.len().min(block + 4096);
+        content[block..end]
+            .iter_mut()
+            .for_each(|byte| *byte ^= 0x55);
+        rewrite(&kept, &content);
+        assert_eq!(read_all(&bench).damaged.count, 1, "round {round}");
+        newest = bench.try_take(&with_suspects(&bench)).unwrap();
+        assert_same(&bench.source(), &bench.in_snapshot(newest.name));
+        prune_to(&bench, 1);
+    }
+}
+
+#[test]
+fn a_check_that_cannot_save_its_sums_reports_what_it_found() {
+    let bench = Bench::new();
+    let (_, kept) = checked_once(&bench);
+    rewrite(&kept, b"noise");
+    let mut one = spec(&bench, CheckWhat::Everything);
+    // A folder stands where the new file goes.
+    fs::create_dir_all(one.known.with_extension("new")).unwrap();
+    one.suspects = bench.path("suspects.json");
+    let report = try_check(&bench, &one, &Cancel::new()).unwrap();
+    assert_eq!(report.damaged.count, 1);
+    assert_eq!(report.not_saved.len(), 1, "{:?}", report.not_saved);
+    // Backups know of it all the same.
+    let second = bench.try_take(&with_suspects(&bench)).unwrap();
+    assert_same(&bench.source(), &bench.in_snapshot(second.name));
+}
+
+#[test]
+fn a_change_within_the_step_of_a_files_time_is_copied_by_the_next_run() {
+    let bench = Bench::new();
+    let file = bench.source().join("file");
+    let long_ago = std::time::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    fs::write(bench.source().join("old"), b"old").unwrap();
+    File::options()
+        .write(true)
+        .open(bench.source().join("old"))
+        .unwrap()
+        .set_modified(long_ago)
+        .unwrap();
+    fs::write(&file, b"alpha").unwrap();
+    let first = bench.take();
+    // Within one step of a coarse file time: the same time, the same length.
+    rewrite(&file, b"omega");
+    let second = bench.take();
+    assert_same(&bench.source(), &bench.in_snapshot(second.name));
+    let named = escaped(&file);
+    assert_eq!(second.record.caught_up.names, [named]);
+    assert_eq!(
+        fs::read(bench.in_snapshot(first.name).join("file")).unwrap(),
+        b"alpha"
+    );
+    // After some seconds its time proves that it is unchanged.
+    std::thread::sleep(Duration::from_secs(4));
+    let third = bench.take();
+    assert!(third.record.caught_up.is_empty());
+    let lists = || {
+        let names = fs::read_dir(bench.job().join(".sprat")).unwrap();
+        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.ends_with(".recent")).count()
+    };
+    assert_eq!(lists(), 2, "those of the first two");
 }

@@ -380,14 +380,23 @@ fn patterns_work_as_rsyncs_do() {
 }
 
 #[test]
-fn a_volume_inside_the_source_is_left_out_even_if_a_pattern_file_clears_the_list() {
+fn a_volume_inside_the_source_is_left_out_whatever_a_pattern_file_includes() {
     let bench = Bench::new();
     fs::write(bench.source().join("file"), "x").unwrap();
     fs::write(bench.path("never"), "x").unwrap();
-    fs::write(bench.path("patterns"), "!\n").unwrap();
     let mut spec = SnapshotSpec::new(job_name(), vec![bench.path("")]);
     spec.exclude_from = vec![bench.path("patterns")];
     spec.never_enter = vec![bench.path("never")];
+    // A line that clears the list would clear sprat's own patterns.
+    for clears in ["!\n", "!\n+ *\n", "# all\r\n!\r\n+ *\r\n", "a\n!"] {
+        fs::write(bench.path("patterns"), clears).unwrap();
+        let refused = bench.try_take(&spec).unwrap_err().to_string();
+        assert!(refused.contains("would clear the list"), "{refused}");
+        assert_eq!(sprat_snapshot::mistakes(&spec).len(), 1);
+    }
+    assert!(bench.kinds().is_empty());
+    fs::write(bench.path("patterns"), "+ *\n! \n!x\n").unwrap();
+    assert!(sprat_snapshot::mistakes(&spec).is_empty());
     let report = bench.try_take(&spec).unwrap();
     let tree = folder::below(&bench.job().join(report.name.to_string()), &bench.path(""));
     assert!(tree.join("source/file").exists());

@@ -321,6 +321,7 @@ impl Life {
         }
         let needed = self.needed();
         let spec = PruneSpec {
+            suspects: None,
             job: job_name(),
             rules: KeepRules {
                 last: 1 + u32::try_from(self.dice.below(3)).unwrap(),

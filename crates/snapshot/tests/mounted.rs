@@ -48,6 +48,7 @@ fn mount(at: &std::path::Path) {
 /// Prunes all but the newest snapshot, and what else must stay.
 fn keep_the_last(bench: &Bench) -> PruneReport {
     let spec = PruneSpec {
+        suspects: None,
         job: folder::job_name(),
         rules: KeepRules {
             last: 1,

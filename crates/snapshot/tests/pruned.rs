@@ -38,6 +38,7 @@ fn days(count: i64) -> (Bench, Vec<SnapshotName>) {
 
 fn spec(rules: KeepRules) -> PruneSpec {
     PruneSpec {
+        suspects: None,
         job: job_name(),
         rules,
         drop_interrupted: false,
@@ -74,6 +75,7 @@ fn what_no_rule_keeps_goes_and_the_rest_is_untouched() {
         &["-a", kept.to_str().unwrap(), copy.to_str().unwrap()],
     );
     let dry = PruneSpec {
+        suspects: None,
         dry_run: true,
         ..spec(last(2))
     };

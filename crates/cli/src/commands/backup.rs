@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use sprat_luks::Secret;
-use sprat_snapshot::{SnapshotReport, SnapshotSpec, Warning};
+use sprat_snapshot::{RunRecord, SnapshotReport, SnapshotSpec, Warning};
 
 use super::context::{Context, Resolved, both};
 use crate::args::BackupArgs;
@@ -50,6 +50,7 @@ pub(super) fn run(context: &Context, args: &BackupArgs) -> Result<Exit, Failure>
         spec.disks_gone = gone
             .map(|path| context.environment.absolute(path))
             .collect();
+        spec.checksum = args.checksum;
     }
     check_sources(&groups)?;
     // Every key is fetched before the first session: nobody waits at a terminal for hours.
@@ -343,11 +344,14 @@ fn report(context: &Context, outcome: &Outcome) -> Result<(), Failure> {
     };
     for warning in &report.record.warnings {
         let told = format!("{}: {}", outcome.job, super::warning_text(warning));
-        if lacks_something(warning) {
+        if lacks_something(warning) || is_of_content(warning) {
             context.output.warning(&told);
         } else {
             context.output.note(&told);
         }
+    }
+    for name in names_of_content(&report.record) {
+        context.output.note(&name);
     }
     if context.output.json {
         return Ok(());
@@ -383,6 +387,25 @@ fn lacks_something(warning: &Warning) -> bool {
             | W::FoldersVanished { .. }
             | W::ManyVanished { .. }
             | W::AttributesTooLarge { .. }
+    )
+}
+
+/// What such warnings are about; the record has more of them.
+fn names_of_content(record: &RunRecord) -> Vec<String> {
+    let line = |what: &'static str| {
+        move |name: &String| format!("{}: {what}: {}", record.job, text::harmless(name))
+    };
+    let healed = record.healed.names.iter().map(line("was damaged"));
+    let caught_up = record.caught_up.names.iter().map(line("was missed"));
+    healed.chain(caught_up).take(UNREAD_SHOWN_MAX).collect()
+}
+
+/// Whether an older snapshot has, or had, another content than its owner may think.
+fn is_of_content(warning: &Warning) -> bool {
+    use Warning as W;
+    matches!(
+        warning,
+        W::DamageHealed { .. } | W::MissedChangeCopied { .. } | W::LatestNotMoved { .. }
     )
 }
 

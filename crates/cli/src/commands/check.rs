@@ -10,7 +10,7 @@ use sprat_snapshot::{CheckReport, CheckSpec, CheckWhat, JobName, NameList};
 
 use super::context::{Context, Resolved};
 use crate::args::CheckArgs;
-use crate::filed::{CHECKS, Filed};
+use crate::filed::{CHECKS, Filed, SUSPECTS};
 use crate::kept_check::{self, KeptCheck, KeptChecks, Kind};
 use crate::output::{Reporter, exit_json, failure_json, text};
 use crate::session::check::{Checked, check};
@@ -49,6 +49,7 @@ pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> 
                 &what,
             ),
             what,
+            suspects: Filed::new(&state_dir, &facts.uuid, &resolved.target).file(CHECKS, SUSPECTS),
             duration_max: args.max_duration,
             duration_over: begun.elapsed(),
             note_interval: NOTE_INTERVAL,
@@ -86,6 +87,14 @@ pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> 
             Some(Err(failure)) => json!({ "failure": failure_json(failure) }),
         },
     });
+    if let Some(Ok(report)) = &checked.files {
+        for reason in &report.not_saved {
+            context.output.warning(&format!(
+                "what this check read and found can't be kept on this machine; later checks compare \
+                 with nothing newer, and backups don't know of damage found here: {reason}"
+            ));
+        }
+    }
     let filed = Filed::new(&state_dir, &checked.facts.uuid, &resolved.target);
     keep(context, args, &filed, &checked, &seen.header, &json);
     context
@@ -244,6 +253,14 @@ fn told(resolved: &Resolved, args: &CheckArgs, checked: &Checked, header: &[Stri
              stops there\n",
         );
     }
+    if let Some(Ok(report)) = &checked.files
+        && (report.is_damaged() || !report.missed.is_empty())
+    {
+        out.push_str(
+            "The next backup from this machine reads these files from their source, where the source \
+             still has them, and names them. It never links to the damaged content again\n",
+        );
+    }
     out
 }
 
@@ -287,8 +304,8 @@ fn files_told(args: &CheckArgs, report: &CheckReport) -> String {
     list(&mut out, "changed in the source since", &report.changed);
     list(
         &mut out,
-        "differ from the source although size and time are the same, so that backups miss it \
-         (`touch` them there, and the next backup copies them)",
+        "differ from the source although size and time are the same, so that backups missed it \
+         (the next backup from this machine copies them)",
         &report.missed,
     );
     list(&mut out, "gone from the source", &report.gone);

@@ -154,6 +154,19 @@ fn warning_text(warning: &sprat_snapshot::Warning) -> String {
              for each file: the content is there, some of the attributes are not",
             output::text::counted(*files, "file", "files")
         ),
+        W::DamageHealed { files } => format!(
+            "{} that a check had found damaged in an older snapshot: read from the source again, and \
+             right in this snapshot. Older snapshots keep the damage",
+            output::text::counted(*files, "file", "files")
+        ),
+        W::MissedChangeCopied { files } => format!(
+            "{} changed without a new size or time, which an older snapshot missed: the content is in \
+             this snapshot",
+            output::text::counted(*files, "file", "files")
+        ),
+        W::LatestNotMoved { reason } => format!(
+            "the snapshot is made, but `latest` in the volume could not be pointed to it: {reason}"
+        ),
         _ => "the run's record holds a warning that this version has no words for".to_owned(),
     }
 }

@@ -33,6 +33,7 @@ pub(super) fn run(context: &Context, args: &PruneArgs) -> Result<Exit, Failure> 
     let mut session = context.open_with(&resolved, &secret, options, &mut reporter)?;
     drop(secret);
     let spec = PruneSpec {
+        suspects: None,
         job,
         rules,
         drop_interrupted: args.drop_interrupted,
@@ -162,6 +163,9 @@ fn word(reason: KeepReason) -> &'static str {
         KeepReason::Latest => "latest",
         KeepReason::Pinned => "pinned",
         KeepReason::MissingDisk => "the newest copy of a disk that the newest whole one lacks",
+        KeepReason::RightContent => {
+            "has the last right content of a file that is damaged elsewhere"
+        }
         KeepReason::Unrecorded => "has no record: never touched",
         KeepReason::Future => "dated in the future: not counted",
         _ => "a reason that this version has no words for",

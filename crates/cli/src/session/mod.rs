@@ -49,6 +49,7 @@ pub use volume_process::reserve::{FREE_TIMES as RESERVE_FREE_TIMES, name as rese
 pub use volume_process::rewrite::name as rewrite_name;
 pub use volume_process::room::LOW_BYTES as SERVER_SPACE_LOW_BYTES;
 
+use crate::filed::{self, Filed};
 use crate::interrupt::Interrupt;
 use crate::target::Place;
 use crate::{Exit, Failure, own_names};
@@ -162,6 +163,7 @@ impl Session {
         let locks = self.options.state_dir.join("locks");
         spec.never_enter.push(locks);
         spec.container = self.local_container();
+        spec.suspects = Some(self.suspects());
         self.ask(
             &WorkerOrder::TakeSnapshot(Box::new(spec)),
             observer,
@@ -171,6 +173,13 @@ impl Session {
                 _ => None,
             },
         )
+    }
+
+    /// The list that checks keep of files whose content is wrong.
+    fn suspects(&self) -> PathBuf {
+        let options = &self.options;
+        Filed::new(&options.state_dir, &self.facts.uuid, &options.target)
+            .file(filed::CHECKS, filed::SUSPECTS)
     }
 
     /// Lists the snapshots of all jobs.
@@ -215,10 +224,11 @@ impl Session {
     /// Removes the snapshots of a job that no rule keeps.
     pub fn prune(
         &mut self,
-        spec: PruneSpec,
+        mut spec: PruneSpec,
         observer: &mut dyn Observer,
         interrupt: &Interrupt,
     ) -> Result<PruneReport, Failure> {
+        spec.suspects = Some(self.suspects());
         self.ask(
             &WorkerOrder::Prune(Box::new(spec)),
             observer,

@@ -61,7 +61,7 @@ fn meet(path: &Path, inode: u64, found: &mut BTreeSet<PathBuf>, left: &mut BTree
 }
 
 /// `JOB/SNAPSHOT/path` in every other folder of the job.
-fn same_path_elsewhere(root: &Path, path: &Path) -> Vec<PathBuf> {
+pub(crate) fn same_path_elsewhere(root: &Path, path: &Path) -> Vec<PathBuf> {
     let Ok(inside) = path.strip_prefix(root) else {
         return Vec::new();
     };

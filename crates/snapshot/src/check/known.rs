@@ -19,6 +19,7 @@ use std::path::Path;
 use std::time::UNIX_EPOCH;
 
 use openssl::sha::{Sha256, sha256};
+use serde::{Deserialize, Serialize};
 
 const MAGIC: &[u8; 8] = b"sprtchk1";
 const HEAD_BYTES: usize = 12;
@@ -27,8 +28,8 @@ const ENTRY_BYTES: usize = 20;
 const FILE_BYTES_MAX: u64 = 4 << 30;
 
 /// Which file, whatever its names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Key(u64);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Key(u64);
 
 /// A checksum of a file's content.
 pub(super) struct Hash(Sha256);
@@ -51,7 +52,7 @@ pub(super) struct Known {
 
 impl Key {
     /// An inode that was given to another file has another time of birth.
-    pub(super) fn of(stat: &Metadata) -> Self {
+    pub(crate) fn of(stat: &Metadata) -> Self {
         let born = stat.created().ok();
         let born = born.and_then(|born| born.duration_since(UNIX_EPOCH).ok());
         let mut text = Vec::with_capacity(48);

@@ -24,6 +24,8 @@ use crate::name::JobName;
 use crate::record::NameList;
 use crate::spec::{Cancel, Progress};
 use crate::text::{escape_path, path_text};
+pub(crate) use affected::same_path_elsewhere;
+pub(crate) use known::Key;
 use known::Known;
 pub use known::begin_known_from;
 use read::{Stop, Task, read_tasks};
@@ -42,6 +44,10 @@ pub struct CheckSpec {
     /// The file on this host that keeps checksums from one check to the next.
     #[serde(with = "path_text")]
     pub known: PathBuf,
+    /// The file on this host that lists the files whose content is wrong. Backups read those from
+    /// their source.
+    #[serde(with = "path_text")]
+    pub suspects: PathBuf,
     /// After so long nothing more is begun; the next check goes on there. So that it gets on however
     /// short this is, one file at least is begun that wasn't read yet, and files are for at least a
     /// tenth of it from then on.
@@ -96,6 +102,9 @@ pub struct CheckReport {
     pub gone: NameList,
     /// Against a source: files that can't be read there.
     pub source_unreadable: NameList,
+    /// Files on this machine that could not be written, and why: later checks and backups don't know
+    /// what this check read and found.
+    pub not_saved: Vec<String>,
 }
 
 impl CheckReport {
@@ -140,8 +149,13 @@ pub fn check(
     if !cancel.is_cancelled() {
         run.name_affected();
     }
+    // First: what was found is worth more than what need not be read again.
+    let noted = run.note_suspects();
     let saved = run.known.save(&spec.known, finished);
-    saved.map_err(|source| volume("write", &spec.known, source))?;
+    run.report.not_saved = [(&spec.suspects, noted), (&spec.known, saved)]
+        .into_iter()
+        .filter_map(|(path, result)| Some(format!("{}: {}", escape_path(path), result.err()?)))
+        .collect();
     if cancel.is_cancelled() {
         return Err(SnapshotError::CheckCancelled);
     }

@@ -13,10 +13,11 @@ use super::affected;
 use super::known::{Key, Known, Verdict};
 use super::read::{Outcome, Task};
 use super::source::{self, Source};
-use super::{CheckReport, CheckSpec};
+use super::{CheckReport, CheckSpec, CheckWhat};
 use crate::error::SnapshotError;
 use crate::name::{JobName, SnapshotName};
 use crate::spec::{Cancel, Phase, Progress};
+use crate::suspects::{Suspect, Suspects};
 use crate::text::escape_path;
 
 /// How often progress is told and the wish to stop looked at.
@@ -38,6 +39,12 @@ pub(super) struct Run<'a> {
     seen: HashSet<u64>,
     /// What is damaged.
     bad_inodes: BTreeMap<u64, PathBuf>,
+    /// Every file whose content is wrong, as far as this check and earlier ones know.
+    suspects: Suspects,
+    /// Keys of suspects that this check met.
+    met: HashSet<Key>,
+    /// The suspects of this check.
+    found: Vec<Suspect>,
     told: Instant,
     /// When what was read was last written down.
     note_from: Instant,
@@ -68,6 +75,9 @@ impl<'a> Run<'a> {
             left_any: false,
             seen: HashSet::new(),
             bad_inodes: BTreeMap::new(),
+            suspects: Suspects::load(&spec.suspects),
+            met: HashSet::new(),
+            found: Vec::new(),
             told: now,
             note_from: now,
             note_interval: spec.note_interval,
@@ -182,6 +192,9 @@ impl<'a> Run<'a> {
                 continue;
             }
             let key = Key::of(&stat);
+            if self.suspects.is(&stat).is_some() {
+                self.met.insert(key);
+            }
             if self.known.was_read(key) {
                 self.report.files_before += 1;
                 continue;
@@ -269,7 +282,10 @@ impl<'a> Run<'a> {
                 self.report.bytes_read += bytes;
                 match self.known.put(task.key, digest) {
                     Verdict::New => {}
-                    Verdict::Same => self.report.files_known += 1,
+                    Verdict::Same => {
+                        self.report.files_known += 1;
+                        self.healthy(task);
+                    }
                     Verdict::Differs => {
                         self.report.files_known += 1;
                         self.damaged(task, "is not what it was at an earlier check");
@@ -308,9 +324,15 @@ impl<'a> Run<'a> {
         use source::Compared as C;
         let name = self.name(&task.path);
         match is {
-            C::Same => self.report.same += 1,
+            C::Same => {
+                self.report.same += 1;
+                self.healthy(task);
+            }
             C::Changed => self.report.changed.push(name),
-            C::Missed => self.report.missed.push(name),
+            C::Missed => {
+                self.suspect(task, false);
+                self.report.missed.push(name);
+            }
             C::Gone => self.report.gone.push(name),
             C::SourceUnreadable(error) => {
                 self.report
@@ -330,14 +352,52 @@ impl<'a> Run<'a> {
         let _ = self.known.put(task.key, COMPARED);
     }
 
+    fn suspect(&mut self, task: &Task, damaged: bool) {
+        self.found.push(Suspect {
+            inode: task.inode,
+            key: task.key,
+            path: task.path.clone(),
+            several: false,
+            damaged,
+            by_source: task.source.is_some(),
+        });
+    }
+
+    /// Its content is right. Its own checksum proves that only where no source has proved it wrong.
+    fn healthy(&mut self, task: &Task) {
+        let suspect = self.suspects.files.get(&task.inode);
+        let is_it = suspect.is_some_and(|suspect| {
+            suspect.key == task.key && (task.source.is_some() || !suspect.by_source)
+        });
+        if is_it {
+            self.suspects.files.remove(&task.inode);
+        }
+    }
+
+    /// Writes the list of files whose content is wrong.
+    pub(super) fn note_suspects(&mut self) -> io::Result<()> {
+        if self.report.finished && matches!(self.spec.what, CheckWhat::Everything) {
+            // What was not met is gone.
+            let met = &self.met;
+            let files = &mut self.suspects.files;
+            files.retain(|_, suspect| met.contains(&suspect.key));
+        }
+        for suspect in std::mem::take(&mut self.found) {
+            self.suspects.note(self.root, suspect);
+        }
+        self.suspects.save(&self.spec.suspects)
+    }
+
     fn damaged(&mut self, task: &Task, why: &str) {
         self.bad_inodes.insert(task.inode, task.path.clone());
+        self.suspect(task, true);
         let name = self.name(&task.path);
         self.report.damaged.push(format!("{name}: {why}"));
     }
 
     fn unreadable_file(&mut self, task: &Task, error: &io::Error) {
         self.bad_inodes.insert(task.inode, task.path.clone());
+        self.suspect(task, true);
         self.known.keep(task.key);
         self.unreadable(&task.path, error);
     }

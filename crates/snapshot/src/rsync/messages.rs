@@ -25,6 +25,8 @@ pub(crate) enum Verdict {
     NoSpaceForAttribute(Vec<u8>),
     /// A folder that holds something stands where a file is to go.
     InTheWay(Vec<u8>),
+    /// The content of an older snapshot's file was not read, as the guard wants it.
+    OlderNotRead,
     /// Anything else.
     Failure,
 }
@@ -66,6 +68,7 @@ const ATTRIBUTE_CALLS: [&str; 5] = [
     "set_acl: ",
     "failed to write xattr ",
 ];
+const EPERM: i32 = 1;
 const ENOSPC: i32 = 28;
 const EDQUOT: i32 = 122;
 
@@ -114,6 +117,13 @@ pub(crate) fn judge(line: &[u8]) -> Verdict {
             } else {
                 Verdict::NoSpace(name)
             };
+        }
+        // Of an older file whose content is to be copied (util1.c, `copy_file`). Nothing else that
+        // rsync says begins so.
+        Some(EPERM)
+            if role.is_none_or(|role| role == "generator") && said.starts_with("open \"") =>
+        {
+            return Verdict::OlderNotRead;
         }
         Some(errno) if SOURCE_ERRNO.contains(&errno) => {}
         _ => return Verdict::Failure,
@@ -245,6 +255,23 @@ mod tests {
             } else {
                 assert_eq!(got, unread("/a"), "{line}");
             }
+        }
+    }
+
+    #[test]
+    fn an_older_file_that_was_not_opened_is_known() {
+        let line = r#"rsync: [generator] open "/v/x.inflight/../y/a": Operation not permitted (1)"#;
+        assert_eq!(judge(line.as_bytes()), Verdict::OlderNotRead);
+        assert_eq!(
+            judge(line.replace("[generator] ", "").as_bytes()),
+            Verdict::OlderNotRead
+        );
+        for other in [
+            line.replace("permitted (1)", "permitted (13)"),
+            line.replace("generator", "receiver"),
+            line.replace("] open", "] opendir"),
+        ] {
+            assert_eq!(judge(other.as_bytes()), Verdict::Failure, "{other}");
         }
     }
 

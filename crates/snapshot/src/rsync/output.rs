@@ -110,6 +110,47 @@ pub(crate) fn is_change(line: &str) -> bool {
     }
 }
 
+/// The format whose lines [`parse_item`] reads: what was done, the file's time in UTC, its name.
+pub(crate) const ITEM_FORMAT: &str = "--out-format=%i %M %n";
+
+/// What a line of [`ITEM_FORMAT`] says of a regular file that is new in the tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Item<'l> {
+    /// Its content came from the source.
+    Written {
+        /// `2026/11/28-15:28:34`.
+        modified: &'l str,
+        /// Relative to the root, as rsync escapes it.
+        name: &'l str,
+    },
+    /// Its content came from an older snapshot, as only its attributes have changed.
+    CopiedFromOlder {
+        /// As above.
+        name: &'l str,
+    },
+    /// A folder, a link, another kind of file.
+    Other,
+}
+
+/// Reads a line of [`ITEM_FORMAT`].
+pub(crate) fn parse_item(line: &str) -> Option<Item<'_>> {
+    let (flags, rest) = line.split_once(' ')?;
+    if !is_change(flags) {
+        return None;
+    }
+    let (modified, name) = rest.split_once(' ')?;
+    // The sending side names the file as it was asked for, with its leading slash.
+    let name = name.trim_start_matches('/');
+    let is_time = modified.len() == "2026/11/28-15:28:34".len() && modified.contains('/');
+    Some(match flags.as_bytes() {
+        _ if !is_time => return None,
+        [b'<' | b'>', b'f', ..] => Item::Written { modified, name },
+        // With `+` it is an empty file that was made.
+        [b'c', b'f', marks @ ..] if !marks.contains(&b'+') => Item::CopiedFromOlder { name },
+        _ => Item::Other,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,12 +202,34 @@ mod tests {
         }
     }
 
+    #[test]
+    fn items_are_read() {
+        let name = "home/a b";
+        let modified = "2026/11/28-15:28:34";
+        let line = |flags: &str| format!("{flags} {modified} /{name}");
+        assert_eq!(
+            parse_item(&line(">f+++++++++")),
+            Some(Item::Written { modified, name })
+        );
+        assert_eq!(
+            parse_item(&line("cf...p.....")),
+            Some(Item::CopiedFromOlder { name })
+        );
+        for other in ["cd+++++++++", "hf+++++++++", "cL+++++++++"] {
+            assert_eq!(parse_item(&line(other)), Some(Item::Other), "{other}");
+        }
+        for none in ["Number of files: 1", "", ">f+++++++++ name", "sent 1 bytes"] {
+            assert_eq!(parse_item(none), None, "{none}");
+        }
+    }
+
     proptest! {
         #[test]
         fn no_line_makes_the_readers_panic(line in "[ -~é%:()/=,.kMB]{0,60}") {
             let _ = parse_progress(&line, &Progress::begin(Phase::Copying));
             let _ = take_stat(&line, &mut RunStats::default());
             let _ = is_change(&line);
+            let _ = parse_item(&line);
         }
     }
 }

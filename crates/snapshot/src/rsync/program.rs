@@ -90,6 +90,8 @@ fn clean(command: &mut Command) -> &mut Command {
     command
         .env_clear()
         .env("LC_ALL", "C")
+        // For the times in rsync's output.
+        .env("TZ", "UTC0")
         .env("PATH", FOLDERS[..6].join(":"))
 }
 

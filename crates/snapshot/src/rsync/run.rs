@@ -17,7 +17,7 @@ use rustix::process::{
 };
 
 use super::messages::{Verdict, judge, printable};
-use super::output::{is_change, parse_progress, take_stat};
+use super::output::{Item, is_change, parse_item, parse_progress, take_stat};
 use super::program::Rsync;
 use super::stillness::Stillness;
 use crate::error::{SnapshotError, SpaceKind};
@@ -37,6 +37,9 @@ const FULL_BELOW_BYTES: u64 = 1 << 20;
 /// So many changes of a dry run are kept.
 const CHANGES_MAX: usize = 10_000;
 
+/// So many files of a run are listed; a file that finds no place is never taken for another.
+pub(crate) const ITEMS_MAX: usize = 500_000;
+
 /// Which side of the run lies on the volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
@@ -55,6 +58,11 @@ pub(crate) struct Invocation {
     pub(crate) written_to: PathBuf,
     pub(crate) side: Side,
     pub(crate) term_patience: Duration,
+    /// The run has [`super::ITEM_FORMAT`]; files of this time and younger are listed in
+    /// [`Outcome::recent`]. The time is UTC and has the form of rsync's `%M`.
+    pub(crate) recent_from: Option<String>,
+    /// A [`super::Guard`] watches the volume.
+    pub(crate) guarded: bool,
 }
 
 impl Invocation {
@@ -70,6 +78,8 @@ impl Invocation {
             written_to: written_to.to_owned(),
             side,
             term_patience: TERM_PATIENCE,
+            recent_from: None,
+            guarded: false,
         }
     }
 }
@@ -116,6 +126,34 @@ pub(crate) struct Outcome {
     pub(crate) attributes_lost: NameList,
     /// The file that found no room, escaped, where rsync tells.
     pub(crate) no_room_for: Option<String>,
+    /// Files whose content rsync copied out of an older snapshot; escaped, relative to the root.
+    pub(crate) copied_from_older: NameList,
+    /// Files that were written and whose time is not older than [`Invocation::recent_from`].
+    pub(crate) recent: NameList,
+}
+
+impl Outcome {
+    /// Adds what a later run into the same tree came to.
+    pub(crate) fn add(&mut self, later: Self) {
+        // A file that could not be read the first time is missing all the same.
+        if later.ended != Ended::Whole {
+            self.ended = later.ended;
+        }
+        if later.exit != Some(0) {
+            self.exit = later.exit;
+        }
+        self.stats.created += later.stats.created;
+        self.stats.transferred += later.stats.transferred;
+        self.stats.bytes_transferred += later.stats.bytes_transferred;
+        self.stats.bytes_literal += later.stats.bytes_literal;
+        self.stats.bytes_matched += later.stats.bytes_matched;
+        self.unread.append(&later.unread);
+        self.vanished.append(&later.vanished);
+        self.messages.append(&later.messages);
+        self.attributes_lost.append(&later.attributes_lost);
+        self.recent.append_within(&later.recent, ITEMS_MAX);
+        self.no_room_for = self.no_room_for.take().or(later.no_room_for);
+    }
 }
 
 enum Line {
@@ -258,6 +296,10 @@ struct Running<'a> {
     in_the_way: Option<String>,
     attributes_lost: NameList,
     no_room_for: Option<String>,
+    copied_from_older: NameList,
+    recent: NameList,
+    /// Older files that the guard kept closed.
+    older_not_read: u64,
     asked_to_stop: Option<Instant>,
     killed: bool,
 }
@@ -278,6 +320,9 @@ impl<'a> Running<'a> {
             in_the_way: None,
             attributes_lost: NameList::default(),
             no_room_for: None,
+            copied_from_older: NameList::default(),
+            recent: NameList::default(),
+            older_not_read: 0,
             asked_to_stop: None,
             killed: false,
         }
@@ -348,6 +393,21 @@ impl<'a> Running<'a> {
 
     fn take_out(&mut self, line: &[u8]) {
         let text = String::from_utf8_lossy(line);
+        if let Some(from) = &self.invocation.recent_from
+            && let Some(item) = parse_item(&text)
+        {
+            match item {
+                Item::Written { modified, name } if modified >= from.as_str() => {
+                    self.recent.push_within(name.to_owned(), ITEMS_MAX);
+                }
+                Item::CopiedFromOlder { name } => {
+                    self.copied_from_older
+                        .push_within(name.to_owned(), ITEMS_MAX);
+                }
+                Item::Written { .. } | Item::Other => {}
+            }
+            return;
+        }
         if let Some(now) = parse_progress(&text, &self.progress) {
             self.progress = now;
         } else if is_change(&text) {
@@ -359,6 +419,10 @@ impl<'a> Running<'a> {
 
     fn take_err(&mut self, line: &[u8]) {
         let verdict = judge(line);
+        if verdict == Verdict::OlderNotRead && self.invocation.guarded {
+            self.older_not_read += 1;
+            return;
+        }
         if verdict != Verdict::Harmless {
             self.messages.push(printable(line));
         }
@@ -390,7 +454,7 @@ impl<'a> Running<'a> {
             Verdict::InTheWay(_) => {
                 self.first_failure.get_or_insert_with(|| printable(line));
             }
-            Verdict::Failure => {
+            Verdict::OlderNotRead | Verdict::Failure => {
                 self.first_failure.get_or_insert_with(|| printable(line));
             }
         }
@@ -424,6 +488,8 @@ impl<'a> Running<'a> {
             progress: self.progress,
             attributes_lost: self.attributes_lost,
             no_room_for: self.no_room_for,
+            copied_from_older: self.copied_from_older,
+            recent: self.recent,
         }
     }
 
@@ -434,6 +500,8 @@ impl<'a> Running<'a> {
         match (status.code(), &self.first_failure) {
             (Some(0), None) if none_unread => Ended::Whole,
             (Some(24), None) if forgiving && none_unread => Ended::Whole,
+            // All that it counts as not transferred it then read from the source.
+            (Some(23), None) if forgiving && none_unread && self.older_not_read > 0 => Ended::Whole,
             (Some(0 | 23 | 24), None) if forgiving && !none_unread => Ended::WithUnread,
             (code, failure) => Ended::Failed {
                 ended: match (code, status.signal()) {

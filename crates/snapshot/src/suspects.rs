@@ -1,0 +1,247 @@
+//! The files of a volume whose content is known to be wrong, as this machine's checks found them.
+//!
+//! Backups never link or copy from them again: they read such a file from its source. Prune keeps a
+//! snapshot that has the right content where a kept one has the wrong content. The list is a JSON
+//! file on this machine, written by `check`. A list that is missing or damaged is an empty one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::check::Key;
+use crate::text::{escape_path, path_text};
+
+/// So many are kept; a volume with more is no place for backups.
+const SUSPECTS_MAX: usize = 100_000;
+const FILE_BYTES_MAX: u64 = 512 << 20;
+
+/// One file of the volume, whatever its names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Suspect {
+    pub(crate) inode: u64,
+    /// Tells it from another file that got its inode later.
+    pub(crate) key: Key,
+    /// One of its names, relative to the volume's root.
+    #[serde(with = "path_text")]
+    pub(crate) path: PathBuf,
+    /// It has, or may have, other names in one snapshot: the source has hard links.
+    pub(crate) several: bool,
+    /// The volume damaged it. Else only the source has changed without a sign.
+    pub(crate) damaged: bool,
+    /// A comparison with the source found it; a checksum of an earlier check may be that of the wrong
+    /// content.
+    pub(crate) by_source: bool,
+}
+
+/// All of them, by inode.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Suspects {
+    pub(crate) files: BTreeMap<u64, Suspect>,
+}
+
+impl Suspects {
+    pub(crate) fn load(path: &Path) -> Self {
+        let is_small = fs::metadata(path).is_ok_and(|about| about.len() <= FILE_BYTES_MAX);
+        let text = is_small.then(|| fs::read(path).ok()).flatten();
+        text.and_then(|text| serde_json::from_slice(&text).ok())
+            .unwrap_or_default()
+    }
+
+    /// Writes it, whole or not at all; an empty list is no file.
+    pub(crate) fn save(&self, path: &Path) -> io::Result<()> {
+        if self.files.is_empty() {
+            return match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            };
+        }
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let mut maker = fs::DirBuilder::new();
+        maker.recursive(true).mode(0o700).create(folder)?;
+        let fresh = path.with_extension("new");
+        match fs::remove_file(&fresh) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut options = fs::File::options();
+        let mut file = options
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&fresh)?;
+        io::Write::write_all(&mut file, &serde_json::to_vec(self)?)?;
+        file.sync_all()?;
+        fs::rename(&fresh, path)?;
+        fs::File::open(folder)?.sync_all()
+    }
+
+    /// Notes `suspect`, whose path is that in the volume mounted at `root`.
+    pub(crate) fn note(&mut self, root: &Path, mut suspect: Suspect) {
+        let inode = suspect.inode;
+        if self.files.len() >= SUSPECTS_MAX && !self.files.contains_key(&inode) {
+            return;
+        }
+        suspect.several = has_several_paths(root, &suspect.path, inode);
+        if let Ok(below) = suspect.path.strip_prefix(root) {
+            suspect.path = below.to_owned();
+        }
+        if let Some(known) = self.files.get(&inode)
+            && known.key == suspect.key
+        {
+            suspect.damaged |= known.damaged;
+            suspect.by_source |= known.by_source;
+        }
+        self.files.insert(inode, suspect);
+    }
+
+    /// The suspect that `about`, a file of the volume, is.
+    pub(crate) fn is(&self, about: &fs::Metadata) -> Option<&Suspect> {
+        let suspect = self.files.get(&about.ino())?;
+        (suspect.key == Key::of(about)).then_some(suspect)
+    }
+
+    /// The snapshots of `job` to be kept because of what is wrong in those of `kept`: of each damaged
+    /// file in one of them, the newest of `others` that has the same version of it in another,
+    /// undamaged inode, if none of `kept` has.
+    pub(crate) fn snapshots_to_keep(
+        &self,
+        job_folder: &Path,
+        job: &str,
+        kept: &[String],
+        others: &[String],
+    ) -> BTreeSet<String> {
+        let mut keep = BTreeSet::new();
+        for suspect in self.files.values().filter(|suspect| suspect.damaged) {
+            let Some(below) = suspect.below(job) else {
+                continue;
+            };
+            let in_snapshot = |name: &String| {
+                let path = job_folder.join(name).join(below);
+                fs::symlink_metadata(path)
+                    .ok()
+                    .filter(fs::Metadata::is_file)
+            };
+            let is_suspect = |about: &fs::Metadata| self.is(about).is_some();
+            let damaged = kept
+                .iter()
+                .filter_map(&in_snapshot)
+                .find(|about| about.ino() == suspect.inode && is_suspect(about));
+            let Some(damaged) = damaged else { continue };
+            let version = |about: &fs::Metadata| (about.len(), about.mtime(), about.mtime_nsec());
+            let is_right = |name: &&String| {
+                in_snapshot(name).is_some_and(|about| {
+                    version(&about) == version(&damaged) && !is_suspect(&about)
+                })
+            };
+            let has_one =
+                kept.iter().any(|name| is_right(&name)) || keep.iter().any(|name| is_right(&name));
+            if !has_one {
+                keep.extend(others.iter().rev().find(is_right).cloned());
+            }
+        }
+        keep
+    }
+}
+
+impl Suspect {
+    /// Its path in a snapshot of `job`, where it lies in one.
+    pub(crate) fn below(&self, job: &str) -> Option<&Path> {
+        let mut parts = self.path.components();
+        let of_job = parts.next()?.as_os_str() == job;
+        parts.next()?;
+        of_job.then_some(parts.as_path())
+    }
+}
+
+/// Whether the file has other names than one path in several snapshots of one job.
+fn has_several_paths(root: &Path, path: &Path, inode: u64) -> bool {
+    let links = fs::symlink_metadata(path).map_or(2, |about| about.nlink());
+    let others = crate::check::same_path_elsewhere(root, path);
+    let found = others
+        .iter()
+        .filter(|other| fs::symlink_metadata(other).is_ok_and(|about| about.ino() == inode))
+        .count();
+    links > u64::try_from(found).unwrap_or(0).max(1)
+}
+
+/// For messages.
+pub(crate) fn name_of(path: &Path) -> String {
+    escape_path(&Path::new("/").join(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn note(list: &mut Suspects, root: &Path, path: &Path) {
+        let about = fs::symlink_metadata(path).unwrap();
+        let suspect = Suspect {
+            inode: about.ino(),
+            key: Key::of(&about),
+            path: path.to_owned(),
+            several: false,
+            damaged: true,
+            by_source: false,
+        };
+        list.note(root, suspect);
+    }
+
+    #[test]
+    fn a_list_comes_back_and_a_torn_one_is_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, file) = (dir.path(), dir.path().join("home/1/etc/f"));
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, "x").unwrap();
+        let mut list = Suspects::default();
+        note(&mut list, root, &file);
+        let path = dir.path().join("checks/x.json");
+        list.save(&path).unwrap();
+        let again = Suspects::load(&path);
+        assert_eq!(again, list);
+        let suspect = again.is(&fs::symlink_metadata(&file).unwrap()).unwrap();
+        assert_eq!(suspect.below("home"), Some(Path::new("etc/f")));
+        assert_eq!(suspect.below("other"), None);
+        assert!(!suspect.several);
+        fs::write(&path, "{").unwrap();
+        assert_eq!(Suspects::load(&path), Suspects::default());
+        Suspects::default().save(&path).unwrap();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn the_last_right_content_of_a_damaged_file_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let job = dir.path().join("home");
+        let names: Vec<String> = ["1", "2", "3"].map(str::to_owned).to_vec();
+        let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
+        for name in &names {
+            fs::create_dir_all(job.join(name)).unwrap();
+            let file = fs::File::create(job.join(name).join("f")).unwrap();
+            file.set_modified(time).unwrap();
+        }
+        let mut list = Suspects::default();
+        note(&mut list, dir.path(), &job.join("3/f"));
+        let keep = |list: &Suspects, kept: &[String], others: &[String]| {
+            let keep = list.snapshots_to_keep(&job, "home", kept, others);
+            keep.into_iter().collect::<Vec<_>>()
+        };
+        // The newest of the right ones.
+        assert_eq!(keep(&list, &names[2..], &names[..2]), ["2"]);
+        // One of the kept has it.
+        assert!(keep(&list, &names[1..], &names[..1]).is_empty());
+        // Nothing damaged is kept.
+        assert!(keep(&list, &names[..1], &names[1..]).is_empty());
+        // Another version is not what is missing.
+        let other = fs::File::options()
+            .write(true)
+            .open(job.join("2/f"))
+            .unwrap();
+        other.set_len(7).unwrap();
+        assert_eq!(keep(&list, &names[2..], &names[..2]), ["1"]);
+    }
+}
