@@ -201,6 +201,18 @@ pub trait StoreFile: Send + Sync {
     /// Fills `buf` from `offset`; reaching the end of the file first is `Truncated`.
     fn read_at(&self, offset: u64, buf: &mut [u8], class: ReadClass) -> Result<(), StoreError>;
 
+    /// Fills several parts, each as [`StoreFile::read_at`] does, in any order; a store on a slow line
+    /// has them under way together.
+    fn read_parts_at(
+        &self,
+        parts: &mut [(u64, &mut [u8])],
+        class: ReadClass,
+    ) -> Result<(), StoreError> {
+        parts
+            .iter_mut()
+            .try_for_each(|(offset, buf)| self.read_at(*offset, buf, class))
+    }
+
     /// Writes all of `data` at `offset`, growing the file where it ends earlier. Answered, not
     /// durable. After an error the range holds any mix of old and new bytes, and after
     /// `Disconnected` that may change until the server's process is gone.

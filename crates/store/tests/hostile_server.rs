@@ -224,6 +224,79 @@ fn a_server_that_never_answers_is_a_lost_line() {
     }
 }
 
+/// `trickle` sends the answers' bytes one by one, with pauses in which every rule about silence is kept.
+#[test]
+fn a_server_that_answers_a_byte_now_and_then_is_a_lost_line() {
+    let trickle = |id: u32, stream: &mut UnixStream| {
+        for byte in data(id, &[7; 10]) {
+            let _ = stream.write_all(&[byte]);
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        Some(Next::Answered)
+    };
+    let (_store, file) = file_with(READ, trickle);
+    let error = read_fails(&*file, StoreErrorKind::Disconnected);
+    let text = error.to_string();
+    assert!(text.contains("though other bytes came"), "{text}");
+    // The greeting, too.
+    let dial = || {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        std::thread::spawn(move || {
+            for byte in greeting(&[]) {
+                let _ = theirs.write_all(&[byte]);
+                std::thread::sleep(Duration::from_millis(300));
+            }
+        });
+        Ok(Wire::over_socket(ours).unwrap())
+    };
+    let mut options = SftpOptions::new(Vec::new(), "evil.host", "/folder");
+    options.answer_timeout = Duration::from_millis(700);
+    let begun = Instant::now();
+    let error = SftpStore::connect_over(Box::new(dial), options).unwrap_err();
+    assert!(
+        error.to_string().contains("the greeting was not answered"),
+        "{error}"
+    );
+    assert!(begun.elapsed() < Duration::from_secs(4), "{error}");
+}
+
+#[test]
+fn one_read_that_is_never_answered_while_writes_are_is_a_lost_line() {
+    let (_store, file) = file_with(READ, |_, _| Some(Next::Answered));
+    let begun = Instant::now();
+    let error = std::thread::scope(|scope| {
+        let reading = scope.spawn(|| {
+            file.read_at(0, &mut [0; 10], ReadClass::Demand)
+                .unwrap_err()
+        });
+        let until = begun + Duration::from_secs(4);
+        while !reading.is_finished() && Instant::now() < until {
+            let _ = file.write_at(0, b"x");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert!(reading.is_finished(), "it waits for ever");
+        reading.join().unwrap()
+    });
+    assert_eq!(error.kind(), StoreErrorKind::Disconnected, "{error}");
+    let text = error.to_string();
+    assert!(text.contains("though other bytes came"), "{text}");
+}
+
+/// The server is slow, but each answer comes in its turn: none of 40 reads waits too long.
+#[test]
+fn requests_that_wait_in_turn_are_not_overdue() {
+    let (_store, file) = file_with(READ, |id, stream| {
+        std::thread::sleep(Duration::from_millis(60));
+        let _ = stream.write_all(&data(id, &[7; 10]));
+        Some(Next::Answered)
+    });
+    let mut bufs = [[0; 10]; 40];
+    let mut parts: Vec<(u64, &mut [u8])> =
+        bufs.iter_mut().map(|buf| (0, buf.as_mut_slice())).collect();
+    file.read_parts_at(&mut parts, ReadClass::Demand).unwrap();
+    assert!(bufs.iter().flatten().all(|byte| *byte == 7));
+}
+
 #[test]
 fn a_flush_may_take_longer_than_another_answer_but_not_for_ever() {
     let (_store, file) = file_with(EXTENDED, |id, stream| {

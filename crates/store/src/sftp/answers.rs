@@ -18,6 +18,7 @@ pub(super) struct Owed<'a> {
 }
 
 /// What a caller asked for as a whole.
+#[derive(Clone, Copy)]
 pub(super) struct Whole {
     pub(super) offset: u64,
     pub(super) len: usize,

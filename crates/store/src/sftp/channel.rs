@@ -27,13 +27,18 @@ const ENDING_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a server may take to close its side after we closed ours.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long a channel waits while it is owed an answer and no byte moves.
+/// How long a channel waits while it is owed an answer: where no byte moves, and for one answer once
+/// all requests before it were answered. A server that answers one byte now and then, or everything
+/// but one request, must not keep a session for ever.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Patience {
     pub answer: Duration,
     /// While an fsync is owed.
     pub flush: Duration,
 }
+
+/// The least speed of one request's bytes. A line of 64 kbit/s, shared by five channels, still has more.
+const BYTES_PER_SECOND_MIN: usize = 1024;
 
 /// Told why a channel died, and whether the server had greeted on it.
 type OnDeath = Box<dyn Fn(&Ending, bool) + Send + Sync>;
@@ -84,6 +89,11 @@ struct State {
     arrivals: u64,
     /// When a byte moved last in either direction, or the first of the owed answers was asked for.
     moved: Instant,
+    /// Requests so far.
+    asked: u64,
+    /// Since when the oldest of the owed answers has been the oldest: everything asked before it was
+    /// answered then.
+    oldest_since: Instant,
     greeting_owed: bool,
     closing: bool,
     reader_ended: bool,
@@ -91,6 +101,8 @@ struct State {
 }
 
 struct Pending {
+    /// The how manyth request of its channel it is; set by [`State::owe`].
+    order: u64,
     bytes: usize,
     fsync: bool,
     answer: SyncSender<Arrived>,
@@ -125,6 +137,8 @@ impl Channel {
                 queue: VecDeque::from([Request::Init.encode(0)]),
                 arrivals: 0,
                 moved: Instant::now(),
+                asked: 0,
+                oldest_since: Instant::now(),
                 greeting_owed: true,
                 closing: false,
                 reader_ended: false,
@@ -243,6 +257,7 @@ impl Channel {
         let (answer, owed) = sync_channel(1);
         let fsync = matches!(request, Request::Fsync { .. });
         let id = state.owe(Pending {
+            order: 0,
             bytes,
             fsync,
             answer,
@@ -264,6 +279,7 @@ impl Channel {
         if state.dead.is_none() {
             let (answer, _) = sync_channel(1);
             let id = state.owe(Pending {
+                order: 0,
                 bytes: 0,
                 fsync: false,
                 answer,
@@ -319,10 +335,15 @@ impl Drop for Channel {
 }
 
 impl State {
-    fn owe(&mut self, pending: Pending) -> u32 {
+    fn owe(&mut self, mut pending: Pending) -> u32 {
         if self.pending.is_empty() {
             self.moved = Instant::now();
+            if !self.greeting_owed {
+                self.oldest_since = self.moved;
+            }
         }
+        pending.order = self.asked;
+        self.asked += 1;
         self.bytes_in_flight += pending.bytes;
         self.fsyncs_in_flight += usize::from(pending.fsync);
         // At most a few dozen ids are taken, so this ends.
@@ -339,7 +360,15 @@ impl State {
         let pending = self.pending.remove(&id)?;
         self.bytes_in_flight -= pending.bytes;
         self.fsyncs_in_flight -= usize::from(pending.fsync);
+        if self.oldest().is_none_or(|next| next.order > pending.order) {
+            self.oldest_since = Instant::now();
+        }
         Some(pending)
+    }
+
+    /// The request that has waited longest. There are a few dozen at most.
+    fn oldest(&self) -> Option<&Pending> {
+        self.pending.values().min_by_key(|pending| pending.order)
     }
 }
 
@@ -371,7 +400,12 @@ impl Shared {
             0 => self.patience.answer,
             _ => self.patience.flush,
         };
-        state.moved + patience
+        let bytes = match state.greeting_owed {
+            true => 0,
+            false => state.oldest().map_or(0, |oldest| oldest.bytes),
+        };
+        let transfer = Duration::from_secs((bytes / BYTES_PER_SECOND_MIN) as u64);
+        (state.moved + patience).min(state.oldest_since + patience + transfer)
     }
 
     fn time_to_look(&self) -> Duration {
@@ -384,12 +418,23 @@ impl Shared {
     fn look_for_stall(&self) {
         let state = self.lock();
         let owed = state.greeting_owed || !state.pending.is_empty();
-        let waited = state.moved.elapsed();
         if !owed || Instant::now() < self.stall_after(&state) {
             return;
         }
+        let (silent, waited) = (state.moved.elapsed(), state.oldest_since.elapsed());
+        let what = match state.greeting_owed {
+            true => "the greeting",
+            false => "one request",
+        };
         drop(state);
-        let reason = format!("no byte of an answer for {} s", waited.as_secs());
+        let reason = if silent >= self.patience.answer {
+            format!("no byte of an answer for {} s", silent.as_secs())
+        } else {
+            format!(
+                "{what} was not answered for {} s, though other bytes came",
+                waited.as_secs()
+            )
+        };
         self.die(&Ending {
             kind: EndingKind::Lost,
             reason,
@@ -523,7 +568,10 @@ impl Shared {
             if self.greeting.set(extensions).is_err() {
                 return Err("a second greeting".to_owned());
             }
-            self.lock().greeting_owed = false;
+            let mut state = self.lock();
+            state.greeting_owed = false;
+            state.oldest_since = Instant::now();
+            drop(state);
             self.room.notify_all();
             return Ok(());
         };

@@ -286,49 +286,57 @@ impl StoreFile for SftpFile {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8], class: ReadClass) -> Result<(), StoreError> {
-        self.in_range("read", offset, buf.len())?;
-        let whole = Whole {
-            offset,
-            len: buf.len(),
-        };
-        let mut owed: VecDeque<Owed<'_>> = VecDeque::new();
+        self.read_parts_at(&mut [(offset, buf)], class)
+    }
+
+    fn read_parts_at(
+        &self,
+        parts: &mut [(u64, &mut [u8])],
+        class: ReadClass,
+    ) -> Result<(), StoreError> {
+        let mut owed: VecDeque<(Owed<'_>, Whole, &mut [u8])> = VecDeque::new();
         let mut waiting = 0;
-        let mut rest = buf;
-        let mut take = |owed: &mut VecDeque<Owed<'_>>, waiting: &mut usize| {
-            let Some(read) = owed.pop_front() else {
-                return Ok(());
+        for (offset, buf) in parts {
+            self.in_range("read", *offset, buf.len())?;
+            let whole = Whole {
+                offset: *offset,
+                len: buf.len(),
             };
-            *waiting -= read.len;
-            let (part, behind) = std::mem::take(&mut rest).split_at_mut(read.len);
-            rest = behind;
-            self.take_read(&read, &whole, part)
-        };
-        for (at, part) in Self::cut(offset, whole.len, self.session.read_bytes_max) {
-            while waiting + part.len() > READ_WINDOW_BYTES {
-                take(&mut owed, &mut waiting)?;
+            let mut rest: &mut [u8] = buf;
+            for (at, part) in Self::cut(*offset, whole.len, self.session.read_bytes_max) {
+                while waiting + part.len() > READ_WINDOW_BYTES
+                    && let Some((read, whole, into)) = owed.pop_front()
+                {
+                    waiting -= read.len;
+                    self.take_read(&read, &whole, into)?;
+                }
+                let (channel, handle) = match class {
+                    ReadClass::Demand => self.demand_channel(),
+                    ReadClass::Ahead => self.ahead_channel(part.len()),
+                };
+                let len = u32::try_from(part.len()).unwrap_or(self.session.read_bytes_max);
+                let request = Request::Read {
+                    handle: &handle.bytes,
+                    offset: at,
+                    len,
+                };
+                let answer = self.call(channel, "read").ask(&request)?;
+                waiting += part.len();
+                let (into, behind) = std::mem::take(&mut rest).split_at_mut(part.len());
+                rest = behind;
+                let len = part.len();
+                let read = Owed {
+                    channel,
+                    handle,
+                    at,
+                    len,
+                    answer,
+                };
+                owed.push_back((read, whole, into));
             }
-            let (channel, handle) = match class {
-                ReadClass::Demand => self.demand_channel(),
-                ReadClass::Ahead => self.ahead_channel(part.len()),
-            };
-            let len = u32::try_from(part.len()).unwrap_or(self.session.read_bytes_max);
-            let request = Request::Read {
-                handle: &handle.bytes,
-                offset: at,
-                len,
-            };
-            let answer = self.call(channel, "read").ask(&request)?;
-            waiting += part.len();
-            owed.push_back(Owed {
-                channel,
-                handle,
-                at,
-                len: part.len(),
-                answer,
-            });
         }
-        while !owed.is_empty() {
-            take(&mut owed, &mut waiting)?;
+        while let Some((read, whole, into)) = owed.pop_front() {
+            self.take_read(&read, &whole, into)?;
         }
         Ok(())
     }
