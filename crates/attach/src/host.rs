@@ -61,6 +61,7 @@ impl HostFinding {
 pub fn check_host() -> Vec<HostFinding> {
     let mut findings = vec![
         kernel(),
+        proc_folder(),
         admin(),
         fuse(),
         loop_devices(),
@@ -104,6 +105,18 @@ fn kernel() -> HostFinding {
             format!("Linux {release}, too old"),
             "Linux 5.8 or newer is needed (LOOP_CONFIGURE)",
         )
+    }
+}
+
+fn proc_folder() -> HostFinding {
+    match mounts::read_mounts() {
+        Ok(_) => HostFinding::fine("proc", "/proc is mounted"),
+        Err(e) => HostFinding::bad(
+            "proc",
+            Verdict::Missing,
+            with_cause(&e),
+            "mount it: mount -t proc proc /proc",
+        ),
     }
 }
 
@@ -265,7 +278,7 @@ fn volumes() -> Vec<HostFinding> {
             let dir = volume.mount_point.display();
             if mounts::is_dead(&volume.device) {
                 let detail = format!("{dir}: its volume process is gone");
-                let hint = format!("sprat umount {dir}");
+                let hint = format!("sprat umount {}", program::quoted(&volume.mount_point));
                 HostFinding::bad(what, Verdict::Weak, detail, &hint)
             } else {
                 HostFinding::fine(what, format!("{dir} on {}", volume.device.display()))

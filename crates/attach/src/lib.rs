@@ -27,6 +27,7 @@ mod program;
 mod serve;
 #[allow(unsafe_code)]
 mod sys;
+mod users;
 mod write_queue;
 
 pub use attachment::{AttachOptions, Attachment};
@@ -39,9 +40,11 @@ pub use ext4::{MkfsOptions, MountOptions, make_file_system};
 pub use fuse_file::open_fuse;
 pub use host::{HostFinding, Verdict, check_host, may_grow};
 pub use loop_device::DIRTY_BYTES_MAX;
-pub use mounts::{MountState, mount_state, unmount_at, unmount_dead};
+pub use mounts::{MountState, mount_state, unmount_at, unmount_dead, unmount_only, volume_id};
 pub use process::{
     become_io_flusher, bind_to_this_process, die_with_parent, enter_private_namespaces,
     hide_from_debuggers, lock_memory, return_freed_memory,
 };
+pub use program::find_system_programs;
 pub use serve::{ServeOptions, Serving, serve};
+pub use users::holders_of;

@@ -58,6 +58,12 @@ impl LoopName {
         Ok(Self(name))
     }
 
+    /// The name as text.
+    pub(crate) fn text(&self) -> String {
+        let bytes: Vec<u8> = self.0.iter().copied().take_while(|&b| b != 0).collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
     fn of(info: &LoopInfo64) -> Option<Self> {
         info.file_name
             .starts_with(NAME_PREFIX)
@@ -263,28 +269,11 @@ pub(crate) fn wait_until_free(path: &Path, name: LoopName) -> Result<(), AttachE
             return Err(AttachError::StillHeld {
                 device: path.display().to_string(),
                 waited_s: begun.elapsed().as_secs(),
-                holder: holder_of(path),
+                holder: crate::users::holders_text(&crate::users::holders_of(&name.text())),
             });
         }
         sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(100));
-    }
-}
-
-/// Who keeps the device, in words.
-fn holder_of(path: &Path) -> String {
-    use std::os::unix::fs::MetadataExt;
-    let number = std::fs::metadata(path).map(|device| device.rdev());
-    let holders = number.map_or_else(
-        |_| Vec::new(),
-        |number| {
-            crate::mounts::holders_elsewhere(rustix::fs::major(number), rustix::fs::minor(number))
-        },
-    );
-    if holders.is_empty() {
-        "another mount namespace, or a process that has the device open".into()
-    } else {
-        format!("the mount namespace of {}", holders.join(", "))
     }
 }
 

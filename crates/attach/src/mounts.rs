@@ -2,8 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::mpsc;
@@ -14,16 +13,13 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
 use crate::loop_device::{self, LoopName};
-use crate::{AttachError, crypt_map, program};
+use crate::{AttachError, crypt_map, program, users};
 
 /// How long a device that is asked for one block may take before it counts as slow, not dead.
 const ANSWER_WAIT: Duration = Duration::from_secs(2);
 
 /// How long an unmount waits for the last user; a shell that just left is gone by then.
 const BUSY_WAIT_MAX: Duration = Duration::from_millis(500);
-
-/// How many users of a busy mount are named.
-const USERS_MAX: usize = 5;
 
 /// What lies at a mount point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +57,22 @@ pub fn unmount_at(dir: &Path) -> Result<(), AttachError> {
     loop_device::wait_until_free(&volume.device, volume.name)
 }
 
+/// Unmounts the volume at `dir` and returns at once. Its volume process ends when nothing else holds
+/// the device ([`holders_of`](crate::holders_of)).
+///
+/// # Errors
+/// `NotMounted` if no volume of ours is there; `Busy`, naming the users, if it is in use.
+pub fn unmount_only(dir: &Path) -> Result<(), AttachError> {
+    let volume = volume_at(dir)?.ok_or_else(|| AttachError::NotMounted { dir: dir.into() })?;
+    unmount_patiently(&volume.mount_point, BUSY_WAIT_MAX)
+}
+
+/// Which volume is mounted at `dir`: the name of its loop device, random and unlike any other. It
+/// stays the same where the mount point gets another path. `None` if no volume of ours is there.
+pub fn volume_id(dir: &Path) -> Result<Option<String>, AttachError> {
+    Ok(volume_at(dir)?.map(|volume| volume.name.text()))
+}
+
 /// Takes a mount away from `dir` at once, though files may be open in it; for one that is
 /// [`MountState::Dead`]. What it holds is freed when its last user ends.
 pub fn unmount_dead(dir: &Path) -> Result<(), AttachError> {
@@ -81,7 +93,7 @@ pub(crate) fn unmount_patiently(dir: &Path, patience: Duration) -> Result<(), At
                 return Err(AttachError::Busy {
                     op: "unmount",
                     dir: dir.into(),
-                    users: users_of(dir),
+                    users: users::users_of(dir),
                 });
             }
             Err(Errno::INVAL) => return Err(AttachError::NotMounted { dir: dir.into() }),
@@ -187,7 +199,7 @@ pub(crate) fn is_dead(device: &Path) -> bool {
 }
 
 /// `dir` as the kernel lists it; a dead mount point can't always be resolved itself.
-fn resolve(dir: &Path) -> PathBuf {
+pub(crate) fn resolve(dir: &Path) -> PathBuf {
     fs::canonicalize(dir).unwrap_or_else(|_| {
         match (dir.parent().map(fs::canonicalize), dir.file_name()) {
             (Some(Ok(parent)), Some(name)) => parent.join(name),
@@ -196,12 +208,15 @@ fn resolve(dir: &Path) -> PathBuf {
     })
 }
 
-/// One line of `/proc/self/mountinfo`, as far as it matters here.
+/// One line of `/proc/PID/mountinfo`, as far as it matters here.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct MountLine {
+    /// The mount's number; `mnt_id` of `/proc/PID/fdinfo/N` is the same.
     pub(crate) id: u32,
-    major: u32,
-    minor: u32,
+    /// The number of the mount that it lies on.
+    pub(crate) parent: u32,
+    pub(crate) major: u32,
+    pub(crate) minor: u32,
     pub(crate) mount_point: PathBuf,
     pub(crate) kind: Vec<u8>,
 }
@@ -209,7 +224,12 @@ pub(crate) struct MountLine {
 pub(crate) fn read_mounts() -> Result<Vec<MountLine>, AttachError> {
     // Of this thread: one may be in a namespace of its own.
     let path = "/proc/thread-self/mountinfo";
-    let text = fs::read(path).map_err(|e| AttachError::io("read", path, e))?;
+    read_mounts_of(Path::new(path)).map_err(|e| AttachError::io("read", path, e))
+}
+
+/// All mounts that a `mountinfo` file of `/proc` lists.
+pub(crate) fn read_mounts_of(mountinfo: &Path) -> std::io::Result<Vec<MountLine>> {
+    let text = fs::read(mountinfo)?;
     Ok(text
         .split(|&b| b == b'\n')
         .filter_map(parse_mount_line)
@@ -220,13 +240,15 @@ pub(crate) fn read_mounts() -> Result<Vec<MountLine>, AttachError> {
 /// may come before the dash.
 fn parse_mount_line(line: &[u8]) -> Option<MountLine> {
     let mut fields = line.split(|&b| b == b' ');
-    let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
-    let device = std::str::from_utf8(fields.nth(1)?).ok()?;
+    let mut number = || std::str::from_utf8(fields.next()?).ok()?.parse().ok();
+    let (id, parent) = (number()?, number()?);
+    let device = std::str::from_utf8(fields.next()?).ok()?;
     let (major, minor) = device.split_once(':')?;
     let mount_point = unescape(fields.nth(1)?);
     let kind = fields.skip_while(|&field| field != b"-").nth(1)?;
     Some(MountLine {
         id,
+        parent,
         major: major.parse().ok()?,
         minor: minor.parse().ok()?,
         mount_point: OsString::from_vec(mount_point).into(),
@@ -253,68 +275,6 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Processes with a working folder, root or open file on the file system at `dir`, a few of them.
-fn users_of(dir: &Path) -> Vec<String> {
-    let Ok(device) = fs::metadata(dir).map(|m| m.dev()) else {
-        return Vec::new();
-    };
-    let Ok(processes) = fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    processes
-        .flatten()
-        .filter(|entry| entry.file_name().as_bytes().iter().all(u8::is_ascii_digit))
-        .filter(|entry| uses(&entry.path(), device))
-        .take(USERS_MAX)
-        .map(|entry| {
-            let name = fs::read(entry.path().join("comm")).unwrap_or_default();
-            let name = program::printable(&name);
-            format!("{name} ({})", entry.file_name().to_string_lossy())
-        })
-        .collect()
-}
-
-/// Processes in whose mount namespaces the block device is mounted, one for each namespace.
-pub(crate) fn holders_elsewhere(major: u32, minor: u32) -> Vec<String> {
-    let own = fs::read_link("/proc/thread-self/ns/mnt").ok();
-    let mut seen: Vec<PathBuf> = own.into_iter().collect();
-    let mut holders = Vec::new();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        if !entry.file_name().as_bytes().iter().all(u8::is_ascii_digit) {
-            continue;
-        }
-        let Ok(namespace) = fs::read_link(entry.path().join("ns/mnt")) else {
-            continue;
-        };
-        if seen.contains(&namespace) {
-            continue;
-        }
-        seen.push(namespace);
-        let text = fs::read(entry.path().join("mountinfo")).unwrap_or_default();
-        let lines = &mut text.split(|&b| b == b'\n').filter_map(parse_mount_line);
-        if lines.any(|mount| (mount.major, mount.minor) == (major, minor)) {
-            let name = fs::read(entry.path().join("comm")).unwrap_or_default();
-            let name = program::printable(&name);
-            holders.push(format!("{name} ({})", entry.file_name().to_string_lossy()));
-            if holders.len() == USERS_MAX {
-                break;
-            }
-        }
-    }
-    holders
-}
-
-fn uses(process: &Path, device: u64) -> bool {
-    let on_device = |path: &Path| fs::metadata(path).is_ok_and(|m| m.dev() == device);
-    if on_device(&process.join("cwd")) || on_device(&process.join("root")) {
-        return true;
-    }
-    let Ok(files) = fs::read_dir(process.join("fd")) else {
-        return false;
-    };
-    files.flatten().any(|file| on_device(&file.path()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -325,6 +285,7 @@ mod tests {
             b"36 35 7:12 / /mnt/a\\040b\\134c rw,noatime shared:1 master:2 - ext4 /dev/loop12 rw";
         let expected = MountLine {
             id: 36,
+            parent: 35,
             major: 7,
             minor: 12,
             mount_point: "/mnt/a b\\c".into(),

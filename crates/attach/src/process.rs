@@ -133,7 +133,7 @@ fn wait_for(inner: Pid) -> i32 {
     }
 }
 
-fn require_one_thread(op: &'static str) -> Result<(), AttachError> {
+pub(crate) fn require_one_thread(op: &'static str) -> Result<(), AttachError> {
     let threads = std::fs::read_dir("/proc/self/task")
         .map_err(|e| AttachError::io("count", "the threads of this process", e))?
         .count();

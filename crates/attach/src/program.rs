@@ -1,18 +1,52 @@
 //! Finds and runs the one system program that is needed, and keeps what it complains about.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::AttachError;
+use crate::{AttachError, process, sys};
 
 /// Where system programs lie, also where a user's PATH leaves them out.
 const SYSTEM_FOLDERS: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin";
 
+/// Those of them that a user's, or cron's, PATH leaves out.
+const ADMIN_FOLDERS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
+
+/// PATH where there is none (as `execvp` has it, and the folders for admins).
+const PATH_DEFAULT: &str = "/usr/local/bin:/usr/bin:/bin";
+
 /// How much of a program's complaint is kept; the rest is read and dropped.
 const STDERR_BYTES_MAX: u64 = 4096;
+
+/// Adds the folders of system programs to this process's PATH, behind what is there, so that every
+/// program that it and its children start is found in the same way: cron has `/usr/bin:/bin`, and
+/// e2fsck lies in `/usr/sbin`. First thing in a program; does nothing once there are threads.
+pub fn find_system_programs() {
+    if process::require_one_thread("set PATH").is_err() {
+        return;
+    }
+    let path = std::env::var_os("PATH").filter(|path| !path.is_empty());
+    let path = path.unwrap_or_else(|| PATH_DEFAULT.into());
+    if let Some(path) = with_admin_folders(&path) {
+        sys::set_variable("PATH", &path);
+    }
+}
+
+/// `None` where nothing is missing.
+fn with_admin_folders(path: &OsStr) -> Option<OsString> {
+    let known: Vec<PathBuf> = std::env::split_paths(path).collect();
+    let missing = ADMIN_FOLDERS
+        .iter()
+        .map(PathBuf::from)
+        .filter(|folder| !known.contains(folder));
+    let missing: Vec<PathBuf> = missing.collect();
+    if missing.is_empty() {
+        return None;
+    }
+    std::env::join_paths(known.iter().chain(&missing)).ok()
+}
 
 /// A command for `name`, found on PATH or in the system's folders.
 pub(crate) fn command(name: &'static str) -> Result<Command, AttachError> {
@@ -69,6 +103,17 @@ pub(crate) fn printable(bytes: &[u8]) -> String {
     out
 }
 
+/// A path for a shell command in a hint: quoted where the shell would take it for something else.
+pub(crate) fn quoted(path: &Path) -> String {
+    let text = printable(path.as_os_str().as_encoded_bytes());
+    let plain = |c: char| c.is_alphanumeric() || "/._-+:@%,=".contains(c);
+    if text.chars().all(plain) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
 fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
@@ -94,6 +139,13 @@ mod tests {
                 .to_string()
                 .starts_with("no-such-program-anywhere not found (looked in PATH")
         );
+    }
+
+    #[test]
+    fn admin_folders_are_added_behind_what_is_there() {
+        let path = with_admin_folders(OsStr::new("/usr/bin:/bin")).unwrap();
+        assert_eq!(path, "/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin");
+        assert_eq!(with_admin_folders(&path), None);
     }
 
     #[test]

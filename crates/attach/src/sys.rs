@@ -98,6 +98,13 @@ fn checked(result: c_int) -> io::Result<c_int> {
     }
 }
 
+/// Sets an environment variable of this process and its children. The caller has made sure that
+/// this process has one thread.
+pub(crate) fn set_variable(name: &str, value: &std::ffi::OsStr) {
+    // SAFETY: no other thread reads or writes the environment meanwhile.
+    unsafe { std::env::set_var(name, value) };
+}
+
 /// Finds (or makes) a loop device that is free at this moment; returns its number.
 pub(crate) fn loop_free_number(control: BorrowedFd<'_>) -> io::Result<u32> {
     // SAFETY: LOOP_CTL_GET_FREE takes no argument and touches no memory of ours.

@@ -4,5 +4,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    sprat_attach::find_system_programs();
     sprat::run(std::env::args_os()).into()
 }

@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use session_bench::{Bench, Seen, assert_exit, fill, missing, never, ssh_missing};
 use sprat::session::{self, Access, ClosedReport};
 use sprat::{Exit, Failure};
-use sprat_testkit::requires;
+use sprat_testkit::{needs, requires};
 
 fn mount(bench: &Bench, access: Access) -> Result<(), Failure> {
     let mut options = bench.options(access);
@@ -142,6 +142,166 @@ fn doctor_ends_while_a_mounted_volume_does_not_answer() {
         .filter(|found| found["what"] == "mounted volumes")
         .find(|found| found["detail"].as_str().unwrap().contains(&dir));
     assert_eq!(found.unwrap()["state"], "fine", "{said}");
+    unmount(&bench).unwrap();
+    bench.assert_nothing_remains();
+}
+
+#[test]
+fn read_only_mount_can_not_be_made_writable() {
+    requires!(missing());
+    let bench = with_a_snapshot(Bench::local());
+    mount(&bench, Access::ReadOnly).unwrap();
+    let mounted = bench.path("mnt");
+    let remounted = Command::new("mount")
+        .args(["-o", "remount,rw"])
+        .arg(&mounted)
+        .stderr(Stdio::null())
+        .status()
+        .unwrap();
+    let kept = fs::write(mounted.join("x"), "lost")
+        .and_then(|()| fs::File::open(mounted.join("x"))?.sync_all());
+    assert!(kept.is_err(), "a write succeeded; remount: {remounted}");
+    // What is there can still be read.
+    assert!(mounted.join("docs/latest").exists());
+    unmount(&bench).unwrap();
+    bench.assert_nothing_remains();
+}
+
+#[test]
+fn every_umount_of_one_mount_gets_its_one_result() {
+    requires!(missing());
+    let bench = with_a_snapshot(Bench::local());
+    mount(&bench, Access::ReadWrite).unwrap();
+    fs::write(bench.path("mnt/x"), vec![7; 3 << 20]).unwrap();
+    // All have found the mount before the first one ends it.
+    let user = fs::File::open(bench.path("mnt/x")).unwrap();
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..3).map(|_| scope.spawn(|| unmount(&bench))).collect();
+        std::thread::sleep(Duration::from_millis(250));
+        drop(user);
+        for one in all {
+            let closed = one.join().unwrap().unwrap();
+            assert!(
+                closed.durable && closed.volume.written_bytes > 3 << 20,
+                "{closed:?}"
+            );
+        }
+    });
+    bench.assert_nothing_remains();
+    let none = assert_exit(unmount(&bench), Exit::Failed);
+    assert!(none.what.starts_with("no container is mounted"), "{none}");
+}
+
+#[test]
+fn umount_finds_its_mount_under_another_path_and_without_its_record() {
+    requires!(missing());
+    let bench = with_a_snapshot(Bench::local());
+    let folder = bench.path("folder");
+    let end = |dir: &std::path::Path| {
+        session::unmount(&bench.path("run"), dir, &mut Seen::default(), &never())
+    };
+    let begin = |dir: &std::path::Path| {
+        fs::create_dir_all(dir).unwrap();
+        let options = bench.options(Access::ReadWrite);
+        session::mount(options, &bench.secret, dir, &mut Seen::default(), &never()).unwrap();
+        fs::write(dir.join("x"), "x").unwrap();
+    };
+    begin(&folder.join("mnt"));
+    fs::rename(&folder, bench.path("renamed")).unwrap();
+    assert!(end(&bench.path("renamed/mnt")).unwrap().durable);
+    bench.assert_nothing_remains();
+
+    begin(&bench.path("mnt"));
+    fs::remove_dir_all(bench.path("run/mounts")).unwrap();
+    assert!(end(&bench.path("mnt")).unwrap().durable);
+    bench.assert_nothing_remains();
+}
+
+#[test]
+fn umount_names_the_other_place_where_the_volume_is_mounted() {
+    requires!(missing());
+    let bench = with_a_snapshot(Bench::local());
+    mount(&bench, Access::ReadWrite).unwrap();
+    let other = bench.path("other");
+    fs::create_dir(&other).unwrap();
+    let run = |program: &str, arguments: &[&std::path::Path]| {
+        let ended = Command::new(program).args(arguments).status().unwrap();
+        assert!(ended.success());
+    };
+    run("mount", &["--bind".as_ref(), &bench.path("mnt"), &other]);
+    for _ in 0..2 {
+        let begun = Instant::now();
+        let failure = assert_exit(unmount(&bench), Exit::Failed);
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        let place = format!("mounted at {}", other.display());
+        assert!(failure.what.contains(&place), "{failure}");
+    }
+    fs::write(other.join("x"), "kept").unwrap();
+    run("umount", &[&other]);
+    assert!(unmount(&bench).unwrap().durable);
+    bench.assert_nothing_remains();
+}
+
+#[test]
+fn umount_of_a_busy_mount_ends_while_a_network_mount_does_not_answer() {
+    requires!(
+        missing()
+            .or_else(|| needs::program("sshfs"))
+            .or_else(needs::sftp_server_missing)
+    );
+    let bench = with_a_snapshot(Bench::local());
+    mount(&bench, Access::ReadOnly).unwrap();
+    let net = bench.path("net");
+    fs::create_dir(&net).unwrap();
+    fs::write(bench.path("out/f"), "hello").unwrap();
+    let login = bench.path("login");
+    let server = needs::sftp_server().unwrap();
+    fs::write(&login, format!("#!/bin/sh\nexec {}\n", server.display())).unwrap();
+    fs::set_permissions(&login, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut sshfs = Command::new("sshfs")
+        .arg(format!("host:{}", bench.path("out").display()))
+        .arg(&net)
+        .arg("-f")
+        .args(["-o", &format!("ssh_command={}", login.display())])
+        .spawn()
+        .unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    while !net.join("f").exists() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // Open in a process of its own: a child of this one would wait for the server at its exec.
+    let mut foreign = Command::new("sleep")
+        .arg("60")
+        .stdin(fs::File::open(net.join("f")).unwrap())
+        .spawn()
+        .unwrap();
+    let busy = fs::File::open(bench.path("mnt")).unwrap();
+    let pid = rustix::process::Pid::from_child(&sshfs);
+    rustix::process::kill_process(pid, Signal::STOP).unwrap();
+    // Attributes are remembered for a second.
+    std::thread::sleep(Duration::from_millis(1500));
+    let mounted = bench.path("mnt").display().to_string();
+    let mut umount = bench.command(&["umount", &mounted]);
+    let mut umount = umount.stderr(Stdio::piped()).spawn().unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    let mut ended = None;
+    while ended.is_none() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(50));
+        ended = umount.try_wait().unwrap();
+    }
+    rustix::process::kill_process(pid, Signal::CONT).unwrap();
+    foreign.kill().unwrap();
+    foreign.wait().unwrap();
+    let output = umount.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let _ = Command::new("umount").arg(&net).status();
+    let _ = sshfs.wait();
+    assert_eq!(ended.and_then(|ended| ended.code()), Some(1), "{said}");
+    assert!(
+        said.contains(&format!("({})", std::process::id())),
+        "{said}"
+    );
+    drop(busy);
     unmount(&bench).unwrap();
     bench.assert_nothing_remains();
 }

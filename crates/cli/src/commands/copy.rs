@@ -200,7 +200,7 @@ mod tests {
         let left = time_left(&progress, rate);
         insta::assert_snapshot!(
             progress_text(&progress, rate, left),
-            @"copying, 29%, 300 MiB of 1.0 GiB, 10.0 MiB sent, 10.0 MiB/s, 1:12 min left"
+            @"copying, 29%, 300 MiB of 1.0 GiB, 10.0 MiB sent, 10.0 MiB/s, 1 min 12 s left"
         );
         assert_eq!(super::rate(5, Duration::from_millis(100)), None);
     }

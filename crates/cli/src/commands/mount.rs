@@ -1,14 +1,15 @@
 //! `sprat mount` and `sprat umount`.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::context::Context;
+use super::context::{Context, Resolved};
 use crate::args::{MountArgs, UmountArgs};
 use crate::output::{Reporter, exit_json, path_json, text};
 use crate::session::{self, Access};
+use crate::target::Place;
 use crate::{Exit, Failure};
 
 pub(super) fn run(context: &Context, args: &MountArgs) -> Result<Exit, Failure> {
@@ -18,6 +19,7 @@ pub(super) fn run(context: &Context, args: &MountArgs) -> Result<Exit, Failure> 
         return Err(Failure::usage(format!("{} is not a folder", dir.display()))
             .with_hint("nothing was started. Make it with mkdir"));
     }
+    refuse_own_places(context, &resolved, &dir)?;
     if !args.allow_other && others_can_enter(&dir) {
         return Err(Failure::usage(format!(
             "other users can enter {}: they would see the files in the backup as their old modes allow",
@@ -57,9 +59,10 @@ pub(super) fn run(context: &Context, args: &MountArgs) -> Result<Exit, Failure> 
         "uuid": facts.uuid,
     });
     context.output.result(&text, &json)?;
-    context
-        .output
-        .note(&format!("it stays mounted until `sprat umount {shown}`"));
+    context.output.note(&format!(
+        "it stays mounted until `sprat umount {}`",
+        text::quoted(&dir)
+    ));
     Ok(Exit::Done)
 }
 
@@ -73,6 +76,47 @@ fn others_can_enter(dir: &Path) -> bool {
             // With an ACL the bits of the group are its mask, the most that it gives.
             about.mode() & 0o011 == 0 && (about.uid() == 0 || about.uid() == me)
         })
+    })
+}
+
+/// Refuses a mount point that would hide what the session and its `umount` need.
+fn refuse_own_places(context: &Context, resolved: &Resolved, dir: &Path) -> Result<(), Failure> {
+    let environment = &context.environment;
+    let global = &context.global;
+    let real = |path: &Path| canonical(&environment.absolute(path));
+    let dir = real(dir);
+    let mut places = vec![
+        (real(&global.state_dir), "state folder"),
+        (real(&global.cache_dir), "cache folder"),
+        (real(&global.runtime_dir), "runtime folder"),
+        (PathBuf::from("/proc"), "processes of this machine"),
+        (PathBuf::from("/dev"), "devices of this machine"),
+        (PathBuf::from("/sys"), "devices of this machine"),
+    ];
+    if let Some(config) = &environment.config_dir {
+        places.push((real(config), "config folder"));
+    }
+    if let Place::Local { folder } = &resolved.target.place {
+        places.push((real(folder), "container's folder"));
+    }
+    for (place, what) in places {
+        if place.starts_with(&dir) {
+            return Err(Failure::usage(format!(
+                "can't mount at {}: that would hide the {what} ({})",
+                dir.display(),
+                place.display()
+            ))
+            .with_hint("nothing was started. Mount it at an empty folder"));
+        }
+    }
+    Ok(())
+}
+
+/// As the kernel names it; of what doesn't exist yet, as much as does.
+fn canonical(path: &Path) -> PathBuf {
+    std::fs::canonicalize(path).unwrap_or_else(|_| match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => canonical(parent).join(name),
+        _ => path.to_owned(),
     })
 }
 

@@ -463,7 +463,7 @@ mod tests {
             rsync: Some(rsync),
             volume,
         };
-        insta::assert_snapshot!(progress_text("working", &progress), @"copying, 30%, 300 MiB, 10.0 MiB/s, 1:10 min left, 1,200/4,000 files, 5.0 MiB buffered, 20.0 MiB unsynced, line lost, reconnecting for 12 s");
+        insta::assert_snapshot!(progress_text("working", &progress), @"copying, 30%, 300 MiB, 10.0 MiB/s, 1 min 10 s left, 1,200/4,000 files, 5.0 MiB buffered, 20.0 MiB unsynced, line lost, reconnecting for 12 s");
     }
 
     #[test]

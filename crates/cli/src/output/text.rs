@@ -78,13 +78,22 @@ pub(crate) fn counted(number: u64, one: &str, many: &str) -> String {
     format!("{} {}", count(number), if number == 1 { one } else { many })
 }
 
-/// `7 s`, `4:05 min`, `2:10 h`, `3 d 4 h`.
+/// A path for a shell command in a hint: quoted where the shell would take it for something else.
+pub(crate) fn quoted(path: &std::path::Path) -> String {
+    let text = harmless(&path.display().to_string());
+    match shlex::try_quote(&text) {
+        Ok(quoted) => quoted.into_owned(),
+        Err(_) => text,
+    }
+}
+
+/// `7 s`, `4 min 5 s`, `2 h 10 min`, `3 d 4 h`.
 pub(crate) fn duration(time: Duration) -> String {
     let seconds = time.as_secs();
     match seconds {
         0..60 => format!("{seconds} s"),
-        60..3600 => format!("{}:{:02} min", seconds / 60, seconds % 60),
-        3600..86_400 => format!("{}:{:02} h", seconds / 3600, seconds / 60 % 60),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
         _ => format!("{} d {} h", seconds / 86_400, seconds / 3600 % 24),
     }
 }
@@ -182,7 +191,13 @@ mod tests {
         assert_eq!(count(1_234_567), "1,234,567");
         assert_eq!(counted(1, "file", "files"), "1 file");
         let shown = [5, 65, 7_800, 100_000].map(|s| duration(Duration::from_secs(s)));
-        assert_eq!(shown, ["5 s", "1:05 min", "2:10 h", "1 d 3 h"]);
+        assert_eq!(shown, ["5 s", "1 min 5 s", "2 h 10 min", "1 d 3 h"]);
+    }
+
+    #[test]
+    fn paths_in_hints_are_quoted_where_a_shell_needs_it() {
+        let shown = ["/mnt/a", "/mnt/my disk", "/mnt/a'b"].map(|path| quoted(path.as_ref()));
+        assert_eq!(shown, ["/mnt/a", "'/mnt/my disk'", "\"/mnt/a'b\""]);
     }
 
     #[test]

@@ -2,10 +2,11 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use openssl::sha::sha256;
 use rustix::fs::{FlockOperation, flock};
@@ -15,7 +16,11 @@ use super::options::{Access, ClosedReport};
 use super::protocol::BackgroundMount;
 use crate::Failure;
 
-/// What `RUNTIME/mounts/ID.json` says.
+/// How often the volume process tries to lock its record: `umount` locks it for a moment to see
+/// whether anybody holds it.
+const LOCK_ATTEMPTS: u32 = 100;
+
+/// The first line of `RUNTIME/mounts/ID.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MountRecord {
     /// Where it is mounted.
@@ -26,13 +31,77 @@ pub struct MountRecord {
     pub access: Access,
     /// When it was mounted.
     pub since: SystemTime,
+    /// [`sprat_attach::volume_id`]: finds the record where the mount point has another path.
+    #[serde(default)]
+    pub volume: Option<String>,
 }
 
-/// How the volume process of a background mount ended.
+/// How the volume process of a background mount ended; the second line of the record.
 #[derive(Debug, Serialize, Deserialize)]
 enum MountResult {
     Closed(ClosedReport),
     Failed(Failure),
+}
+
+/// A record that is open. It can be read to the end, and waited for, though its name is removed:
+/// so every `umount` that began before the end gets the one result.
+#[derive(Debug)]
+pub(super) struct OpenRecord {
+    file: File,
+    path: PathBuf,
+    pub(super) record: MountRecord,
+}
+
+impl OpenRecord {
+    /// Opens the record at `path`; `None` where there is none that can be read.
+    pub(super) fn open(path: &Path) -> Option<Self> {
+        let file = File::open(path).ok()?;
+        let record = serde_json::from_str(lines_of(&file).ok()?.lines().next()?).ok()?;
+        Some(Self {
+            file,
+            path: path.to_owned(),
+            record,
+        })
+    }
+
+    /// Whether the volume process that holds the record has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        is_free(&self.file)
+    }
+
+    /// The result, after the end. Removes the record's name, unless it is another's by now.
+    pub(super) fn take_result(&self) -> Result<ClosedReport, Failure> {
+        let is_this = |named: std::fs::Metadata| {
+            let ours = self.file.metadata();
+            ours.is_ok_and(|ours| (ours.dev(), ours.ino()) == (named.dev(), named.ino()))
+        };
+        if std::fs::metadata(&self.path).is_ok_and(is_this) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+        let text = lines_of(&self.file).unwrap_or_default();
+        let result = text.lines().nth(1);
+        match result.and_then(|line| serde_json::from_str(line).ok()) {
+            Some(MountResult::Closed(report)) => Ok(report),
+            Some(MountResult::Failed(failure)) => Err(failure),
+            None => Err(died()),
+        }
+    }
+}
+
+fn lines_of(mut file: &File) -> io::Result<String> {
+    let mut text = String::new();
+    file.rewind()?;
+    file.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Whether nobody holds the record.
+fn is_free(file: &File) -> bool {
+    let free = flock(file, FlockOperation::NonBlockingLockShared).is_ok();
+    if free {
+        let _ = flock(file, FlockOperation::Unlock);
+    }
+    free
 }
 
 /// The record of a mount at `dir`. One name for one folder.
@@ -44,25 +113,71 @@ pub(super) fn record_path(runtime_dir: &Path, dir: &Path) -> PathBuf {
     runtime_dir.join("mounts").join(format!("{id}.json"))
 }
 
-fn result_path(record: &Path) -> PathBuf {
-    record.with_extension("result")
+/// Finds the record of the mount at `dir`, on which `volume` is mounted now, if any is: by the path,
+/// or by the volume where the path has changed, or at the volume process itself where the record was
+/// removed.
+pub(super) fn find(runtime_dir: &Path, dir: &Path, volume: Option<&str>) -> Option<OpenRecord> {
+    let by_path = OpenRecord::open(&record_path(runtime_dir, dir));
+    let Some(volume) = volume else {
+        return by_path;
+    };
+    let is_it = |record: &OpenRecord| record.record.volume.as_deref() == Some(volume);
+    by_path.filter(|record| is_it(record)).or_else(|| {
+        record_files(runtime_dir)
+            .into_iter()
+            .chain(records_in_use())
+            .filter_map(|path| OpenRecord::open(&path))
+            .find(is_it)
+    })
 }
 
-/// Writes the record of a mount that is about to be left alone.
+fn record_files(runtime_dir: &Path) -> Vec<PathBuf> {
+    let records = std::fs::read_dir(runtime_dir.join("mounts"));
+    records
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|kind| kind == "json"))
+        .collect()
+}
+
+/// Records that volume processes have open, as paths in `/proc` that open also what was removed.
+fn records_in_use() -> Vec<PathBuf> {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let volume_processes = processes.map(|entry| entry.path()).filter(|process| {
+        let arguments = std::fs::read(process.join("cmdline")).unwrap_or_default();
+        let mut arguments = arguments.split(|&byte| byte == 0);
+        arguments.any(|argument| argument == b"volume-process")
+    });
+    let open = volume_processes.flat_map(|process| {
+        let files = std::fs::read_dir(process.join("fd"));
+        files.into_iter().flatten().flatten()
+    });
+    open.map(|file| file.path())
+        .filter(|file| {
+            std::fs::read_link(file).is_ok_and(|name| {
+                let name = name.to_string_lossy();
+                name.contains("/mounts/") && name.trim_end_matches(" (deleted)").ends_with(".json")
+            })
+        })
+        .collect()
+}
+
+/// Writes the record of a mount that is about to be left alone. A record that is there already is
+/// replaced, not changed: somebody may be waiting for its result.
 pub(super) fn write_record(path: &Path, record: &MountRecord) -> Result<(), Failure> {
     let failed = |error: &dyn std::error::Error| {
         Failure::failed(format!("can't write {}", path.display())).caused_by(error)
     };
-    if let Some(folder) = path.parent() {
-        super::make_private_dir(folder)?;
-    }
-    match std::fs::remove_file(result_path(path)) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(&error)),
-    }
-    let text = serde_json::to_vec(record).map_err(|error| failed(&error))?;
-    std::fs::write(path, text).map_err(|error| failed(&error))
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    super::make_private_dir(folder)?;
+    let mut text = serde_json::to_vec(record).map_err(|error| failed(&error))?;
+    text.push(b'\n');
+    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(|error| failed(&error))?;
+    file.write_all(&text).map_err(|error| failed(&error))?;
+    file.persist(path)
+        .map(drop)
+        .map_err(|error| failed(&error.error))
 }
 
 /// Holds the record for as long as this process lives: that is how others see that it does.
@@ -71,50 +186,35 @@ pub(super) fn hold_record(mount: &BackgroundMount) -> Result<File, Failure> {
     let failed = |error: &dyn std::error::Error| {
         Failure::failed(format!("can't hold {}", path.display())).caused_by(error)
     };
-    let file = File::open(path).map_err(|error| failed(&error))?;
+    let file = File::options()
+        .read(true)
+        .append(true)
+        .open(path)
+        .map_err(|error| failed(&error))?;
+    for _ in 1..LOCK_ATTEMPTS {
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return Ok(file);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
     flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| failed(&error))?;
     Ok(file)
 }
 
-/// Whether the volume process that holds the record has ended.
-pub(super) fn has_ended(record: &Path) -> bool {
-    match File::open(record) {
-        Ok(file) => flock(&file, FlockOperation::NonBlockingLockShared).is_ok(),
-        Err(_) => true,
-    }
-}
-
-/// Leaves word of how it ended. The record must still be held, so that nobody looks too early.
-pub(super) fn report(
-    mount: &BackgroundMount,
-    result: &Result<ClosedReport, Failure>,
-    _held: &File,
-) {
+/// Leaves word of how it ended, in the record, which is held until this process has ended.
+pub(super) fn report(mut held: &File, result: &Result<ClosedReport, Failure>) {
     let result = match result {
         Ok(report) => MountResult::Closed(*report),
         Err(failure) => MountResult::Failed(failure.clone()),
     };
-    // Whoever waits for it then says that the process died without a word.
-    let _ = write_result(Path::new(&mount.record), &result);
-}
-
-/// Leaves word of a volume process that could not do so itself.
-pub(super) fn report_death(mount: &BackgroundMount) {
-    let record = Path::new(&mount.record);
-    if !result_path(record).exists() {
-        let _ = write_result(record, &MountResult::Failed(died()));
+    // Without it, `umount` reports that the process died.
+    if let Ok(mut line) = serde_json::to_vec(&result) {
+        line.push(b'\n');
+        let _ = held.write_all(&line);
     }
 }
 
-fn write_result(record: &Path, result: &MountResult) -> io::Result<()> {
-    let folder = record.parent().unwrap_or(Path::new("/"));
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(&serde_json::to_vec(result)?)?;
-    file.persist(result_path(record))?;
-    Ok(())
-}
-
-fn died() -> Failure {
+pub(super) fn died() -> Failure {
     Failure::failed("the volume process of the mount died").with_hint(
         "what was written since the last fsync may be missing; the file system itself is intact \
          and its journal is replayed by the next run",
@@ -124,34 +224,11 @@ fn died() -> Failure {
 /// Where a container is mounted on this machine now, as far as the records tell.
 #[must_use]
 pub fn mounted_at(runtime_dir: &Path, target: &str) -> Option<PathBuf> {
-    let records = std::fs::read_dir(runtime_dir.join("mounts")).ok()?;
-    records
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|kind| kind == "json"))
-        .find_map(|path| {
-            let record = read_record(&path)?;
-            (record.target == target && !has_ended(&path)).then(|| PathBuf::from(record.dir))
-        })
-}
-
-/// What is known of the mount at `dir`; `None` if sprat never mounted there since the last boot.
-pub(super) fn read_record(record: &Path) -> Option<MountRecord> {
-    serde_json::from_slice(&std::fs::read(record).ok()?).ok()
-}
-
-/// Takes the result, and with it everything that reminds of the mount.
-pub(super) fn take_result(record: &Path) -> Result<ClosedReport, Failure> {
-    let path = result_path(record);
-    let result = std::fs::read(&path)
-        .ok()
-        .and_then(|text| serde_json::from_slice(&text).ok());
-    let _ = std::fs::remove_file(record);
-    let _ = std::fs::remove_file(path);
-    match result {
-        Some(MountResult::Closed(report)) => Ok(report),
-        Some(MountResult::Failed(failure)) => Err(failure),
-        None => Err(died()),
-    }
+    record_files(runtime_dir)
+        .into_iter()
+        .filter_map(|path| OpenRecord::open(&path))
+        .find(|open| open.record.target == target && !open.has_ended())
+        .map(|open| PathBuf::from(open.record.dir))
 }
 
 /// Lets go of the terminal and of the folder that the user stood in.

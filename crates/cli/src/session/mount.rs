@@ -4,18 +4,27 @@ use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use sprat_attach::{AttachError, MountState, mount_state, unmount_at, unmount_dead};
+use sprat_attach::{
+    AttachError, MountState, holders_of, mount_state, unmount_dead, unmount_only, volume_id,
+};
 use sprat_luks::Secret;
 
-use super::background::{self, MountRecord, record_path};
+use super::background::{self, MountRecord, OpenRecord, record_path};
 use super::child::Role;
 use super::crew::{Crew, Heard, OnInterrupt, Shape, Watch};
 use super::options::{Access, ClosedReport, ContainerFacts, Observer, Phase, SessionOptions};
 use super::protocol::{BackgroundMount, VolumeOrder, VolumeReply, WorkerOrder, WorkerReply};
 use crate::interrupt::Interrupt;
+use crate::output::text;
 use crate::{Exit, Failure};
+
+/// How long `umount` waits for whatever else holds the volume after the unmount.
+const HOLDER_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// How often that is looked for: it reads a file of each process.
+const HOLDER_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Mounts the volume at `dir` for everybody; it stays when the command ends. Reads only, unless
 /// `options.access` says otherwise; then every fsync waits for the server's.
@@ -57,6 +66,10 @@ pub fn mount(
         dir: OsString::from(&dir),
         record: OsString::from(&record),
     };
+    let volume = match volume_id(&dir) {
+        Ok(volume) => volume,
+        Err(error) => return Err(crew.fail(Failure::from(&error))),
+    };
     let written = background::write_record(
         &record,
         &MountRecord {
@@ -64,6 +77,7 @@ pub fn mount(
             target: options.target.to_string(),
             access: options.access,
             since: SystemTime::now(),
+            volume,
         },
     );
     if let Err(failure) = written {
@@ -105,7 +119,7 @@ fn mount_point(dir: &Path) -> Result<PathBuf, Failure> {
         }
         Ok(MountState::Dead) => {
             return Err(refused("a dead mount is there")
-                .with_hint(format!("run `sprat umount {}` first", dir.display())));
+                .with_hint(format!("run `sprat umount {}` first", text::quoted(dir))));
         }
         _ => {}
     }
@@ -127,38 +141,84 @@ pub fn unmount(
     let dir = std::fs::canonicalize(dir)
         .or_else(|_| std::path::absolute(dir))
         .map_err(|error| Failure::usage(format!("{}: {error}", dir.display())))?;
-    let record = record_path(runtime_dir, &dir);
     observer.phase(Phase::Unmounting);
-    let known = background::read_record(&record).is_some();
+    let volume = volume_id(&dir)?;
+    let record = background::find(runtime_dir, &dir, volume.as_deref());
+    if volume.is_none() && record.is_none() {
+        return Err(Failure::failed(format!(
+            "no container is mounted at {}",
+            dir.display()
+        )));
+    }
     // Its process lives: asking the device would wait for a line that is away, and hold the device.
-    let state = if known && !background::has_ended(&record) {
+    let state = if record.as_ref().is_some_and(|record| !record.has_ended()) {
         MountState::Alive
     } else {
         mount_state(&dir)?
     };
     match state {
-        MountState::Alive => match unmount_watching(&dir, interrupt)? {
-            // It is ending already.
-            Err(AttachError::NotMounted { .. }) if known => {}
+        MountState::Alive if volume.is_some() => match unmount_watching(&dir, interrupt)? {
+            // Another `umount` was faster.
+            Err(AttachError::NotMounted { .. }) if record.is_some() => {}
             unmounted => unmounted?,
         },
         MountState::Dead => unmount_dead(&dir)?,
-        _ if !known => {
-            return Err(Failure::failed(format!(
-                "no container is mounted at {}",
-                dir.display()
-            )));
-        }
         _ => {}
     }
     observer.phase(Phase::Syncing);
-    while !background::has_ended(&record) {
+    let held = |record: &OpenRecord| record.record.volume.clone();
+    let volume = volume.or_else(|| record.as_ref().and_then(held));
+    let mut held_until = Instant::now() + HOLDER_WAIT_MAX;
+    let mut looked = Instant::now();
+    loop {
+        if record.as_ref().is_some_and(OpenRecord::has_ended) {
+            break;
+        }
         if interrupt.requested() {
             return Err(goes_on(&dir));
         }
         std::thread::sleep(Duration::from_millis(50));
+        // Without a record only the device shows that the volume process can end.
+        if record.is_some() && looked.elapsed() < HOLDER_INTERVAL {
+            continue;
+        }
+        looked = Instant::now();
+        let holders = volume.as_deref().map(holders_of).unwrap_or_default();
+        if holders.is_empty() && record.is_none() {
+            break;
+        }
+        if holders.is_empty() {
+            held_until = Instant::now() + HOLDER_WAIT_MAX;
+        } else if Instant::now() > held_until {
+            return Err(still_held(&dir, &holders));
+        }
     }
-    background::take_result(&record)
+    match record {
+        Some(record) => record.take_result(),
+        None if state == MountState::Dead => Err(background::died()),
+        None => Err(Failure::failed(format!(
+            "{} is unmounted, but how its volume process ends is not known: its record is missing",
+            dir.display()
+        ))
+        .with_hint(
+            "it still sends what was written. Wait until no `sprat volume-process` runs for this \
+             container, then run `sprat check`",
+        )),
+    }
+}
+
+fn still_held(dir: &Path, holders: &[String]) -> Failure {
+    Failure::failed(format!(
+        "{} is unmounted, but the volume is still in use: {}",
+        dir.display(),
+        holders.join(", ")
+    ))
+    .with_hint(format!(
+        "the session goes on: what is written there still reaches the server. Unmount it there \
+         with `umount DIR` (in another mount namespace: `nsenter -t PID -m umount DIR`), then run \
+         `sprat umount {}` again for the result",
+        text::quoted(dir)
+    ))
 }
 
 /// The unmount waits for everything to be written, for as long as a line is away; an interrupt
@@ -169,7 +229,7 @@ fn unmount_watching(dir: &Path, interrupt: &Interrupt) -> Result<Result<(), Atta
     std::thread::Builder::new()
         .name("unmount".to_owned())
         .spawn(move || {
-            let _ = done.send(unmount_at(&unmounted));
+            let _ = done.send(unmount_only(&unmounted));
         })
         .map_err(|error| Failure::failed("can't start a thread").caused_by(&error))?;
     loop {
@@ -186,8 +246,8 @@ fn unmount_watching(dir: &Path, interrupt: &Interrupt) -> Result<Result<(), Atta
 
 fn goes_on(dir: &Path) -> Failure {
     Failure::new(Exit::Interrupted, "interrupted while unmounting").with_hint(format!(
-        "it goes on in the background; `sprat umount {}` again waits for its end and tells the \
-         result",
-        dir.display()
+        "it goes on in the background. Run `sprat umount {}` again: it waits for the end and \
+         shows the result",
+        text::quoted(dir)
     ))
 }

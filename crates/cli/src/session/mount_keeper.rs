@@ -5,9 +5,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use sprat_attach::{MountState, mount_state, unmount_dead};
+use sprat_attach::{MountState, mount_state, unmount_dead, volume_id};
 
-use super::background;
+use super::background::{self, OpenRecord};
 use super::link::Receiver;
 use super::protocol::{BackgroundMount, VolumeReply};
 use crate::Exit;
@@ -23,16 +23,22 @@ pub fn run() -> Exit {
 /// Waits for the end of V, which is the end of its control socket.
 pub(super) fn keep(mount: &BackgroundMount, control: OwnedFd) -> Exit {
     background::leave_terminal();
+    // Opened while V lives: afterwards an `umount` may remove it at any moment.
+    let record = OpenRecord::open(Path::new(&mount.record));
     let mut receiver = Receiver::new(UnixStream::from(control));
     while let Ok(Some(_)) = receiver.receive::<VolumeReply>() {}
+    let Some(record) = record else {
+        return Exit::Failed;
+    };
     let deadline = Instant::now() + NOTICE_LIMIT;
-    let record = Path::new(&mount.record);
+    let dir = Path::new(&mount.dir);
     while Instant::now() < deadline {
-        // Another mount may have come to this folder meanwhile; that one has its own keeper.
-        if background::has_ended(record) {
-            match mount_state(Path::new(&mount.dir)) {
-                Ok(MountState::Dead) => {
-                    let _ = unmount_dead(Path::new(&mount.dir));
+        // Another volume may be mounted at this folder meanwhile; that one has its own keeper.
+        let is_ours = volume_id(dir).is_ok_and(|volume| volume == record.record.volume);
+        if record.has_ended() {
+            match mount_state(dir) {
+                Ok(MountState::Dead) if is_ours => {
+                    let _ = unmount_dead(dir);
                     break;
                 }
                 Ok(MountState::NotMounted) => break,
@@ -40,9 +46,6 @@ pub(super) fn keep(mount: &BackgroundMount, control: OwnedFd) -> Exit {
             }
         }
         std::thread::sleep(Duration::from_millis(50));
-    }
-    if background::has_ended(record) && background::read_record(record).is_some() {
-        background::report_death(mount);
     }
     Exit::Done
 }

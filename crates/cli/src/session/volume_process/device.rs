@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sprat_attach::BlockDevice;
@@ -16,6 +17,7 @@ pub(super) struct EdgeDevice {
     cipher: Option<SectorCipher>,
     flush: Flush,
     collected: Mutex<Option<Collected>>,
+    refuses_writes: AtomicBool,
 }
 
 /// More ranges than this are not kept at a time: 64 MiB of memory.
@@ -65,7 +67,15 @@ impl EdgeDevice {
             cipher,
             flush,
             collected: Mutex::new(None),
+            refuses_writes: AtomicBool::new(false),
         }
+    }
+
+    /// Refuses every write from now on. For a volume that is mounted read-only and whose journal is
+    /// replayed: the writes of a read-only session go to a local file that nobody keeps, so after
+    /// `mount -o remount,rw` files could be written that are gone at the end.
+    pub(super) fn refuse_writes(&self) {
+        self.refuses_writes.store(true, Ordering::Release);
     }
 
     /// Takes no write from now on, and notes what is unneeded.
@@ -102,7 +112,7 @@ impl BlockDevice for EdgeDevice {
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         // What is noted as unneeded must not come into use behind the note's back.
-        if self.collected().is_some() {
+        if self.refuses_writes.load(Ordering::Acquire) || self.collected().is_some() {
             return Err(io::ErrorKind::ReadOnlyFilesystem.into());
         }
         let Some(cipher) = &self.cipher else {

@@ -1,0 +1,170 @@
+//! Who uses a mount or holds a device, found in `/proc` without touching any file system but that.
+//!
+//! Nothing here calls stat(2) on what a process has open: a file on a network mount that is down
+//! would not answer, and neither would this.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use crate::mounts::{self, MountLine};
+use crate::{loop_device, program};
+
+/// How many users are named.
+const USERS_MAX: usize = 5;
+
+/// What keeps the mount at `dir` busy, a few of it: processes with a working folder, root or open
+/// file there, as `name (pid)`, and mounts on it.
+pub(crate) fn users_of(dir: &Path) -> Vec<String> {
+    let there = mounts::resolve(dir);
+    let Ok(lines) = mounts::read_mounts() else {
+        return Vec::new();
+    };
+    let Some(mount) = lines.iter().rfind(|line| line.mount_point == there) else {
+        return Vec::new();
+    };
+    let upon = lines
+        .iter()
+        .filter(|line| line.parent == mount.id && line.id != mount.id)
+        .map(|line| format!("a mount at {}", line.mount_point.display()));
+    let using = processes()
+        .into_iter()
+        .filter(|process| uses(process, mount))
+        .map(|process| named(&process));
+    upon.chain(using).take(USERS_MAX).collect()
+}
+
+/// What still holds the volume with this id ([`volume_id`](crate::volume_id)), a few of it: places
+/// where it is mounted in this namespace, and processes whose mount namespace has it mounted.
+#[must_use]
+pub fn holders_of(volume_id: &str) -> Vec<String> {
+    let devices = devices_of(volume_id);
+    let holds = |line: &MountLine| devices.contains(&(line.major, line.minor));
+    let here = mounts::read_mounts().unwrap_or_default();
+    let mut holders: Vec<String> = here
+        .iter()
+        .filter(|line| holds(line))
+        .map(|line| format!("it is mounted at {}", line.mount_point.display()))
+        .collect();
+    // Namespaces that follow this one have the same mounts; they say nothing more.
+    if !holders.is_empty() {
+        holders.truncate(USERS_MAX);
+        return holders;
+    }
+    let mut seen = BTreeSet::from([namespace_of(Path::new("/proc/thread-self"))]);
+    for process in processes() {
+        if holders.len() >= USERS_MAX {
+            break;
+        }
+        // One process for each namespace is enough.
+        if !seen.insert(namespace_of(&process)) {
+            continue;
+        }
+        let there = mounts::read_mounts_of(&process.join("mountinfo")).unwrap_or_default();
+        if let Some(line) = there.iter().find(|line| holds(line)) {
+            let (name, dir) = (named(&process), line.mount_point.display());
+            holders.push(format!("the mount namespace of {name} has it at {dir}"));
+        }
+    }
+    holders.truncate(USERS_MAX);
+    holders
+}
+
+/// The holders as part of a message.
+pub(crate) fn holders_text(holders: &[String]) -> String {
+    if holders.is_empty() {
+        "a process that has the device open".to_owned()
+    } else {
+        holders.join(", ")
+    }
+}
+
+/// Device numbers of the loop device that carries the name, and of the map on it.
+fn devices_of(volume_id: &str) -> Vec<(u32, u32)> {
+    let mut devices = Vec::new();
+    for path in loop_device::all_ours() {
+        let carries = loop_device::name_at(&path)
+            .is_ok_and(|name| name.is_some_and(|name| name.text() == volume_id));
+        let Some(name) = path.file_name().filter(|_| carries) else {
+            continue;
+        };
+        let block = Path::new("/sys/block").join(name);
+        let maps = fs::read_dir(block.join("holders"));
+        let maps = maps.into_iter().flatten().flatten();
+        let maps = maps.map(|map| Path::new("/sys/block").join(map.file_name()));
+        devices.extend(
+            std::iter::once(block.clone())
+                .chain(maps)
+                .filter_map(|device| number_of(&device)),
+        );
+    }
+    devices
+}
+
+fn number_of(block: &Path) -> Option<(u32, u32)> {
+    let text = fs::read_to_string(block.join("dev")).ok()?;
+    let (major, minor) = text.trim_end().split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+fn processes() -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter(|entry| entry.file_name().as_bytes().iter().all(u8::is_ascii_digit))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+fn named(process: &Path) -> String {
+    let name = fs::read(process.join("comm")).unwrap_or_default();
+    let pid = process.file_name().unwrap_or_else(|| OsStr::new("?"));
+    format!("{} ({})", program::printable(&name), pid.to_string_lossy())
+}
+
+/// The link's text, `mnt:[NUMBER]`; empty where it can't be read.
+fn namespace_of(process: &Path) -> PathBuf {
+    fs::read_link(process.join("ns/mnt")).unwrap_or_default()
+}
+
+fn uses(process: &Path, mount: &MountLine) -> bool {
+    // Of its folders only the path can be known without asking their file system. It is shown as
+    // this process would name it, so what lies below the mount point lies on the mount.
+    let below = |link: &str| {
+        fs::read_link(process.join(link)).is_ok_and(|path| path.starts_with(&mount.mount_point))
+    };
+    if below("cwd") || below("root") {
+        return true;
+    }
+    let Ok(files) = fs::read_dir(process.join("fdinfo")) else {
+        return false;
+    };
+    files.flatten().any(|file| {
+        let text = fs::read_to_string(file.path()).unwrap_or_default();
+        mount_id(&text) == Some(mount.id)
+    })
+}
+
+/// The number in the line `mnt_id:` of a file in `/proc/PID/fdinfo` (proc(5)).
+fn mount_id(fdinfo: &str) -> Option<u32> {
+    let line = fdinfo
+        .lines()
+        .find_map(|line| line.strip_prefix("mnt_id:"))?;
+    line.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_id_is_read_from_fdinfo() {
+        let text = "pos:\t0\nflags:\t0100000\nmnt_id:\t1234\nino:\t7\n";
+        assert_eq!(mount_id(text), Some(1234));
+        assert_eq!(mount_id("pos:\t0\n"), None);
+    }
+}
