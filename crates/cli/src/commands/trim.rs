@@ -39,8 +39,8 @@ fn told(report: &TrimReport) -> String {
     let way = match report.route {
         TrimRoute::LocalPunch => "holes made in the local file",
         TrimRoute::ShellPunch => "holes made with fallocate on the server",
-        TrimRoute::Rewrite => "written anew by the server",
-        TrimRoute::RewriteThroughClient => "written anew through this machine",
+        TrimRoute::Rewrite => "rewritten by the server",
+        TrimRoute::RewriteThroughClient => "rewritten through this machine",
     };
     let given_back = match &report.measure {
         Some(measure) => format!(
@@ -48,7 +48,13 @@ fn told(report: &TrimReport) -> String {
             text::bytes(measure.given_back_bytes),
             measure.by
         ),
-        None => "space given back (the server can't tell how much)".to_owned(),
+        None => match report.kept_bytes {
+            Some(kept) => format!(
+                "the container now takes {} at most (how much it took before can't be measured there)",
+                text::bytes(kept)
+            ),
+            None => "space given back (how much can't be measured there)".to_owned(),
+        },
     };
     format!(
         "{given_back}: {way}; {} of the volume unused, in {}\n",

@@ -4,8 +4,6 @@
 //! not need, which is only noted; then nothing is mounted any more, and the space is given back.
 //! Only after every answer of that the lock is released, so nobody can have begun to write.
 
-use std::time::Duration;
-
 use serde::{Deserialize, Serialize};
 use sprat_luks::Secret;
 
@@ -15,10 +13,8 @@ use super::options::{Access, ContainerFacts, Mode, Observer, Phase, SessionOptio
 use super::protocol::{VolumeOrder, VolumeReply, WorkerOrder, WorkerReply};
 use super::{MountFor, mount_privately};
 use crate::interrupt::Interrupt;
-use crate::{Exit, Failure, reach};
-
-/// Freed space is counted by the server's file system a moment later: how often it is asked.
-const MEASURE_ATTEMPTS: u32 = 10;
+use crate::output::text;
+use crate::{Exit, Failure};
 
 /// Which ways may be taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,17 +60,10 @@ pub struct TrimReport {
     pub unneeded_bytes: u64,
     /// In how many separate ranges.
     pub ranges: u64,
-    /// `None` where the server can't tell.
+    /// Of the container itself; `None` where that can't be measured.
     pub measure: Option<Measure>,
-}
-
-/// V's part of the report.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct TrimDone {
-    pub report: TrimReport,
-    /// The server's free space before; what replaced the file counts only once this session's
-    /// connections, which hold the old one, have ended.
-    pub available_before_bytes: Option<u64>,
+    /// After a rewrite: what the new file takes at most, in bytes.
+    pub kept_bytes: Option<u64>,
 }
 
 /// Trims the container; returns what was done once all of it is durable and the lock released.
@@ -105,11 +94,8 @@ pub fn trim(
         Err(failure) => return Err(crew.fail(failure)),
     };
     crew.close(&mut watch)?;
-    let mut report = done.report;
-    if let Some(before_bytes) = done.available_before_bytes {
-        report.measure = measure_free_space(&options, before_bytes);
-    }
-    Ok((facts, report))
+    crew.finish();
+    Ok((facts, done))
 }
 
 fn run(
@@ -117,7 +103,7 @@ fn run(
     options: &SessionOptions,
     how: TrimHow,
     watch: &mut Watch<'_>,
-) -> Result<TrimDone, Failure> {
+) -> Result<TrimReport, Failure> {
     // Replays the journal of a session that died, which is a write like any other.
     mount_read_only(crew, options, watch)?;
     crew.detach(watch)?;
@@ -162,24 +148,6 @@ fn order<T>(
     })
 }
 
-/// How much more is free now. The server's file system counts what was freed a moment later.
-fn measure_free_space(options: &SessionOptions, before_bytes: u64) -> Option<Measure> {
-    let store = reach::connect(&options.target, &options.ssh_command).ok()?;
-    let mut last = None;
-    for _ in 0..MEASURE_ATTEMPTS {
-        let now = store.free_space().ok()?.available_bytes;
-        if last == Some(now) && now > before_bytes {
-            break;
-        }
-        last = Some(now);
-        std::thread::sleep(Duration::from_millis(200));
-    }
-    Some(Measure {
-        given_back_bytes: last?.saturating_sub(before_bytes),
-        by: "the server's free space, which others may have changed meanwhile".to_owned(),
-    })
-}
-
 /// The failure of a way that does not exist here, with the way that would.
 pub(super) fn no_way(reasons: &[String], needed_bytes: u64, available: Option<u64>) -> Failure {
     let mut failure = Failure::new(
@@ -189,13 +157,20 @@ pub(super) fn no_way(reasons: &[String], needed_bytes: u64, available: Option<u6
     for reason in reasons {
         failure = failure.because(reason);
     }
-    let gib = |bytes: u64| crate::output::text::bytes(bytes);
-    let room = available.map_or_else(String::new, |available| {
-        format!(", and {} are free there", gib(available))
-    });
-    failure.with_hint(format!(
-        "nothing was changed. `sprat trim --rewrite` has the server write the container anew: it \
-         needs room for {}{room}",
-        gib(needed_bytes)
-    ))
+    let needed = text::bytes(needed_bytes);
+    failure.with_hint(match available {
+        Some(available) if available < needed_bytes => format!(
+            "nothing was changed. A rewrite (`sprat trim --rewrite`) needs room for {needed} there, \
+             and only {} are free. `sprat copy` to another server copies only what is used",
+            text::bytes(available)
+        ),
+        available => format!(
+            "nothing was changed. `sprat trim --rewrite` has the server rewrite the container: it \
+             needs room for {needed}{}",
+            available.map_or_else(String::new, |available| format!(
+                ", and {} are free there",
+                text::bytes(available)
+            ))
+        ),
+    })
 }

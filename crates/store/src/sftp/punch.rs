@@ -270,10 +270,24 @@ impl Puncher {
             },
             "missing" => self.unsupported("the server has no fallocate"),
             "old" => self.unsupported("the server's fallocate can't punch holes (as BusyBox's)"),
-            "range" if heard.contains("not supported") => {
-                self.unsupported("the server's file system can't punch holes")
+            // The first of all. Programs word it differently ("not supported", "unsupported"), so
+            // what counts is that it failed, but for causes that pass.
+            "hole"
+                if ![
+                    "No space",
+                    "Input/output",
+                    "denied",
+                    "not permitted",
+                    "quota",
+                ]
+                .iter()
+                .any(|cause| heard.contains(cause)) =>
+            {
+                self.unsupported(&format!(
+                    "the server's file system can't punch holes ({heard})"
+                ))
             }
-            "range" => StoreError::Refused {
+            "hole" | "range" => StoreError::Refused {
                 op: "punch",
                 object: self.object.clone(),
                 reason: heard,
@@ -377,6 +391,7 @@ n={next}
 case \"$(cat \"$l\" 2>/dev/null)\" in *{token}*) ;; *) no place ;; esac
 command -v fallocate >/dev/null 2>&1 || no missing
 case \"$(fallocate --help 2>&1 </dev/null)\" in *punch-hole*) ;; *) no old ;; esac
+failed=hole
 echo \"$t ready\"
 while read -r o s
 do
@@ -387,7 +402,8 @@ esac
 h=; IFS= read -r h 2>/dev/null <\"$l\"
 case \"$h\" in *{token}*) ;; *) no lock ;; esac
 [ ! -e \"$n\" ] || no lock
-fallocate -n -p -o \"$o\" -l \"$s\" \"$f\" </dev/null 2>&1 || no range
+fallocate -n -p -o \"$o\" -l \"$s\" \"$f\" </dev/null 2>&1 || no \"$failed\"
+failed=range
 done
 exit 0
 }}

@@ -75,6 +75,13 @@ impl Rewrite {
         self.kept.iter().map(|range| range.end - range.start).sum()
     }
 
+    /// Of these, what lies behind the header. The header's 16 MiB are nearly all holes.
+    pub(super) fn kept_behind_header_bytes(&self) -> u64 {
+        let behind =
+            |range: &Range<u64>| range.end.saturating_sub(range.start.max(self.offset_bytes));
+        self.kept.iter().map(behind).sum()
+    }
+
     /// The ranges behind the header, in groups that are copied between two looks at the lock.
     fn groups(&self) -> Vec<Vec<Range<u64>>> {
         let mut groups = vec![Vec::new()];

@@ -8,11 +8,12 @@ use sprat_store::{Puncher, ReadClass, StoreError, StoreErrorKind, StoreFile};
 use sprat_volume::{Flush, VolumeError};
 
 use super::super::options::{Notice, Phase};
-use super::super::trim::{Measure, TrimDone, TrimHow, TrimReport, TrimRoute, no_way};
+use super::super::trim::{Measure, TrimHow, TrimReport, TrimRoute, no_way};
 use super::Served;
 use super::device::EdgeDevice;
 use super::ext4::Super;
 use super::rewrite::{self, Rewrite};
+use crate::output::text;
 use crate::{Exit, Failure};
 
 /// Holes between two looks at the lock, and two chances to stop.
@@ -45,39 +46,56 @@ impl Served {
     }
 
     /// Nothing is mounted any more: gives back what was noted.
-    pub(super) fn trim(&mut self, how: TrimHow) -> Result<TrimDone, Failure> {
+    pub(super) fn trim(&mut self, how: TrimHow) -> Result<TrimReport, Failure> {
         self.wait_until_unmounted()?;
         let free = self
             .device
             .take_collected()
             .ok_or_else(|| Failure::failed("the volume process was ordered out of turn"))?;
-        let report = |route: TrimRoute, measure: Option<Measure>| TrimReport {
-            route,
-            unneeded_bytes: free.iter().map(|range| range.end - range.start).sum(),
-            ranges: free.len() as u64,
-            measure,
-        };
+        let report =
+            |route: TrimRoute, measure: Option<Measure>, kept_bytes: Option<u64>| TrimReport {
+                route,
+                unneeded_bytes: free.iter().map(|range| range.end - range.start).sum(),
+                ranges: free.len() as u64,
+                measure,
+                kept_bytes,
+            };
         match how {
             TrimHow::Punch => {
                 let (route, measure) = self.punch(&free)?;
-                Ok(TrimDone {
-                    report: report(route, measure),
-                    available_before_bytes: None,
-                })
+                Ok(report(route, measure, None))
             }
             TrimHow::Rewrite | TrimHow::RewriteThroughClient => {
                 let rewrite = self.plan_rewrite(&free)?;
                 self.close_volume()?;
+                let before = self.allocated();
+                if let Some((bytes, _)) = before
+                    && rewrite.kept_behind_header_bytes() >= bytes
+                {
+                    return Err(nothing_to_gain(bytes, &rewrite));
+                }
                 self.say.phase(Phase::Rewriting);
-                let available = self.hold.store().free_space().ok();
                 let through = how == TrimHow::RewriteThroughClient;
                 let route = rewrite::run(&self.hold, &self.stop, &rewrite, through)?;
-                Ok(TrimDone {
-                    report: report(route, None),
-                    available_before_bytes: available.map(|space| space.available_bytes),
-                })
+                let after = before.and_then(|_| self.allocated());
+                let by = before.map_or("", |(_, by)| by);
+                let bytes = |found: Option<(u64, &str)>| found.map(|(bytes, _)| bytes);
+                let measure = measure(bytes(before), bytes(after), by);
+                Ok(report(route, measure, Some(rewrite.kept_bytes())))
             }
         }
+    }
+
+    /// What the container takes on its disk, and what measured it; `None` where that can't be
+    /// found out. The free space of the server's disk says nothing: others write there too.
+    fn allocated(&self) -> Option<(u64, &'static str)> {
+        let store = self.hold.store();
+        if store.capabilities().discard {
+            let bytes = store.stat(self.hold.file_name()).ok()?.allocated_bytes?;
+            return Some((bytes, "stat"));
+        }
+        let mut puncher = self.hold.puncher().ok().flatten()?;
+        Some((puncher.allocated_bytes().ok()?, "du on the server"))
     }
 
     fn wait_until_unmounted(&mut self) -> Result<(), Failure> {
@@ -229,6 +247,16 @@ impl From<StoreError> for Way {
             _ => Self::Failed(Failure::from(&error)),
         }
     }
+}
+
+fn nothing_to_gain(allocated_bytes: u64, rewrite: &Rewrite) -> Failure {
+    Failure::failed(format!(
+        "a rewrite would give nothing back: the container takes {} on its disk, and {} of it are in \
+         use",
+        text::bytes(allocated_bytes),
+        text::bytes(rewrite.kept_behind_header_bytes()),
+    ))
+    .with_hint("nothing was changed. To free space, remove snapshots first: sprat prune")
 }
 
 fn measure(before: Option<u64>, after: Option<u64>, by: &str) -> Option<Measure> {
