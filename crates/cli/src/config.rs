@@ -70,6 +70,17 @@ pub(crate) struct Job {
 }
 
 impl Config {
+    /// The names of a container's jobs.
+    pub(crate) fn jobs_of(&self, container: &str) -> Vec<String> {
+        let jobs = self.jobs.iter().filter(|job| job.container == container);
+        jobs.map(|job| job.name.to_string()).collect()
+    }
+
+    /// Whether the container has a job of that name.
+    pub(crate) fn has_job(&self, container: &str, job: &str) -> bool {
+        self.jobs_of(container).iter().any(|known| known == job)
+    }
+
     /// Reads the config: `named` (which must exist), else the default one if there is one.
     pub(crate) fn load(named: Option<&Path>, environment: &Environment) -> Result<Self, Failure> {
         let path = match (named, &environment.config_dir) {
@@ -410,9 +421,14 @@ fn absolute(
 ) -> Option<PathBuf> {
     let path = environment.absolute_in_config(&text.value);
     if path.is_none() {
+        let what = if text.value.starts_with("~/") {
+            "begins with ~/, and HOME is not set (a system service has none): write the whole path"
+        } else {
+            "must begin with / or ~/"
+        };
         reader.mistake(
             text.span.clone(),
-            format!("`{key}`: {:?} must begin with / or ~/", text.value),
+            format!("`{key}`: {:?} {what}", text.value),
         );
     }
     path

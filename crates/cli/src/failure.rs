@@ -79,6 +79,23 @@ impl Exit {
         })
     }
 
+    /// Of a status that shows several things: the one that a monitor should report first.
+    pub(crate) fn worst(exits: impl Iterator<Item = Self>) -> Self {
+        let rank = |exit: &Self| match exit {
+            Self::Interrupted => 9,
+            Self::Damaged => 8,
+            Self::WrongKey => 7,
+            Self::NoContainer => 6,
+            Self::Usage => 5,
+            Self::Failed => 4,
+            Self::Unreachable => 3,
+            Self::Locked => 2,
+            Self::Unread => 1,
+            Self::Done => 0,
+        };
+        exits.max_by_key(rank).unwrap_or(Self::Done)
+    }
+
     /// What the code says, in the words of the documentation.
     #[must_use]
     pub const fn meaning(self) -> &'static str {

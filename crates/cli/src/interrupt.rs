@@ -28,20 +28,16 @@ struct Shared {
 }
 
 impl Interrupt {
-    /// Takes over the signals of this process. Called once, before any thread is started. SIGHUP
-    /// stays ignored where it was ignored from the start (`nohup`). The third request ends the
+    /// Takes over the signals of this process. Called once, before any thread is started. SIGHUP,
+    /// SIGINT and SIGQUIT stay ignored where they were ignored from the start: by `nohup`, or by a
+    /// shell that runs this in the background. The third request ends the
     /// process on the spot; what it started ends with it.
     pub fn listen() -> Result<Self, Failure> {
         let interrupt = Self::never()?;
         // SIGQUIT too: a terminal that is asked on must echo again afterwards.
-        let mut wanted = vec![SIGINT, SIGQUIT, SIGTERM, SIGCONT];
-        // Ignored where a shell has no job control.
-        if !ignored_from_the_start(SIGTSTP) {
-            wanted.push(SIGTSTP);
-        }
-        if !ignored_from_the_start(SIGHUP) {
-            wanted.push(SIGHUP);
-        }
+        let ignorable = [SIGINT, SIGQUIT, SIGHUP, SIGTSTP].into_iter();
+        let wanted = ignorable.filter(|signal| !ignored_from_the_start(*signal));
+        let wanted: Vec<i32> = wanted.chain([SIGTERM, SIGCONT]).collect();
         let cannot =
             |error: std::io::Error| Failure::failed("can't handle signals").caused_by(&error);
         let mut signals = Signals::new(wanted).map_err(cannot)?;

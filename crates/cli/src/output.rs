@@ -28,6 +28,18 @@ pub(crate) struct Output {
     pub progress_interval: Option<Duration>,
 }
 
+/// Whether nobody reads what is written any more: a pipe without a reader, or a socket.
+pub(crate) fn is_closed(out: &impl std::os::fd::AsFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut polled = [PollFd::new(out, PollFlags::OUT)];
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // POLLERR: "the reading end of the pipe has been closed" (poll(2)).
+    poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().contains(PollFlags::ERR)
+}
+
 impl Output {
     /// As the command line asks.
     pub(crate) fn new(global: &GlobalArgs) -> Self {
@@ -99,6 +111,18 @@ impl Output {
             "standard output is a file that others can read (mode {:04o})",
             about.st_mode & 0o7777
         ))
+    }
+
+    /// As [`result`](Self::result), for what is only shown: a reader that has seen enough (`| head`)
+    /// ends it quietly.
+    pub(crate) fn listing(self, text: &str, json: &impl Serialize) -> Result<(), Failure> {
+        if is_closed(&std::io::stdout()) {
+            return Ok(());
+        }
+        match self.result(text, json) {
+            Err(_) if is_closed(&std::io::stdout()) => Ok(()),
+            written => written,
+        }
     }
 
     /// Tells something that happened, unless quiet.

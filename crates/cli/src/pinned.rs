@@ -125,6 +125,18 @@ fn load(state_dir: &Path, target: &Target) -> Result<Option<Pins>, Failure> {
     let text = match std::fs::read(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        // Removing the file would remove what guards against a changed header.
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            return Err(Failure::failed(format!(
+                "this user may not read what is pinned of the container: {}",
+                path.display()
+            ))
+            .caused_by(&error)
+            .with_hint(
+                "nothing was changed. Run the command as root, who made it, or give a --state-dir \
+                 of your own",
+            ));
+        }
         Err(error) => return Err(unusable(&error)),
     };
     let remembered: Remembered = serde_json::from_slice(&text).map_err(|error| unusable(&error))?;

@@ -72,6 +72,9 @@ pub enum TargetError {
     /// The path's last part is not a usable file name.
     #[error(transparent)]
     BadFileName(#[from] sprat_store::FileNameError),
+    /// A login without a path, or with a slash where the colon belongs.
+    #[error("{0:?} looks like a login on a server, without the path of a container there")]
+    LoginOnly(String),
     /// A URL of another kind.
     #[error("{0:?}: of URLs only ssh:// is known")]
     UnknownScheme(String),
@@ -100,6 +103,14 @@ impl Target {
         }
         match remote_parts(text) {
             Some((authority, path)) => parse_remote(authority, path),
+            // It would be a local file of that name, which nobody means.
+            None if text
+                .split('/')
+                .next()
+                .is_some_and(|first| first.contains('@')) =>
+            {
+                Err(TargetError::LoginOnly(text.to_owned()))
+            }
             None => parse_local(text, current_folder),
         }
     }
@@ -392,6 +403,15 @@ mod tests {
         Local { folder: "/cwd" } a:b.luks
         Local { folder: "/mnt/usb/.." } x.luks
         "#);
+    }
+
+    #[test]
+    fn a_login_without_a_path_is_no_local_file() {
+        for login in ["user@host", "user@host/srv/x.luks"] {
+            let refused = parse(login).expect_err(login);
+            assert!(refused.contains("looks like a login"), "{refused}");
+        }
+        assert!(parse("./user@host").is_ok());
     }
 
     #[test]

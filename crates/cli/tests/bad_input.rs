@@ -87,8 +87,8 @@ fn folder_of_the_container_is_missing() {
     let machine = Machine::new();
     machine.write("x.key", vec![7u8; 4096]);
     let ran = machine.sprat(&["snapshots", "nowhere/x.luks", "--key-file", "x.key"]);
-    assert_snapshot!(ran.failed_with(1), @r"
-    exit 1
+    assert_snapshot!(ran.failed_with(10), @r"
+    exit 10
     --- stderr
     sprat: open folder [DIR]/nowhere: not found
     Hint: nothing was changed. Check the path, and whether its disk is mounted there; sprat makes no folders on a server
@@ -536,6 +536,11 @@ fn mount_points_that_are_in_use_or_nobodys() {
     --- stderr
     sprat: no container is mounted at [DIR]/mnt
     ");
+    // Over its own folders, or the container's, umount would not find what it needs.
+    for own in ["state", "store", "."] {
+        let refused = machine.sprat(&["mount", CONTAINER, own]).failed_with(2);
+        assert!(refused.contains("that would hide the"), "{refused}");
+    }
     let mounted = machine.sprat(&["mount", CONTAINER, "mnt"]);
     assert_eq!(mounted.code, 0, "{}", mounted.whole());
     let again = machine.sprat(&["mount", CONTAINER, "mnt"]);
@@ -546,4 +551,113 @@ fn mount_points_that_are_in_use_or_nobodys() {
     --- stderr
     sprat: can't mount at [DIR]/mnt: a container is mounted there already
     ");
+}
+
+#[test]
+fn check_finds_its_programs_with_the_path_that_cron_has() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    let ran = machine.run(
+        machine
+            .command()
+            .env("PATH", "/usr/bin:/bin")
+            .args(["check", CONTAINER]),
+    );
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+}
+
+#[test]
+fn login_without_a_path_makes_no_local_container() {
+    requires!(needs::root());
+    let machine = Machine::new();
+    let said = machine.sprat(&["init", "user@host"]).failed_with(2);
+    assert!(
+        said.contains("did you mean user@host:PATH/x.luks?"),
+        "{said}"
+    );
+    assert!(!machine.path("user@host").exists());
+    assert!(!machine.path("config/keys").exists());
+}
+
+#[test]
+fn state_folder_that_can_not_be_written_stops_no_reading() {
+    requires!(needs::root(), needs::program("unshare"));
+    let machine = Machine::with_container();
+    assert_eq!(machine.backup(&[]).code, 0);
+    // As on a root file system that was remounted read-only, and on one without a free byte.
+    let read_only = "mount --bind state state && mount -o remount,ro,bind state && exec \"$@\"";
+    let full = "cp -a state kept && mount -t tmpfs -o size=4m,mode=700 t state && \
+                cp -a kept/. state && rm -rf kept && \
+                dd if=/dev/zero of=state/fill bs=4k 2>/dev/null; exec \"$@\"";
+    for unwritable in [read_only, full] {
+        let outer = ["unshare", "-m", "sh", "-c", unwritable, "sh"];
+        let reads: [&[&str]; 3] = [
+            &["snapshots", CONTAINER],
+            &["check", CONTAINER],
+            &["restore", CONTAINER, "home", "--to", "out"],
+        ];
+        for command in reads {
+            let ran = machine.sprat_under(&outer, command);
+            assert_eq!(ran.code, 0, "{command:?}: {}", ran.whole());
+        }
+        assert!(machine.path("out").read_dir().unwrap().next().is_some());
+        fs::remove_dir_all(machine.path("out")).unwrap();
+        let backup = ["backup", CONTAINER, "--name", "home", "src"];
+        let said = machine.sprat_under(&outer, &backup).failed_with(1);
+        assert!(said.contains("--state-dir"), "{said}");
+    }
+}
+
+#[test]
+fn output_that_nobody_reads_ends_quietly() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    let reads: [&[&str]; 3] = [
+        &["completions", "bash"],
+        &["snapshots", CONTAINER],
+        &["doctor"],
+    ];
+    for command in reads {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let ran = machine
+            .command()
+            .args(command)
+            .stdout(writer)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+        assert!(
+            ran.status.code().is_some_and(|code| code <= 1),
+            "{command:?}: {said}"
+        );
+        assert!(
+            !said.contains("panicked") && !said.contains("Broken pipe"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn missing_home_and_an_ignored_interrupt() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    machine.write(
+        "config/sprat.toml",
+        "[container.x]\ntarget = \"/nowhere/x.luks\"\n[job.j]\ncontainer = \"x\"\nsources = [\"~/src\"]\n",
+    );
+    let ran = machine.run(machine.command().env_remove("HOME").arg("backup"));
+    let said = ran.failed_with(2);
+    assert!(said.contains("HOME is not set"), "{said}");
+    fs::remove_file(machine.path("config/sprat.toml")).unwrap();
+
+    // A shell that runs it in the background has it ignore SIGINT.
+    machine.write(
+        "pass",
+        "kill -INT $PPID; sleep 0.3; echo 'a long enough passphrase'\n",
+    );
+    let command = ["snapshots", CONTAINER, "--passphrase-command", "sh ./pass"];
+    machine.sprat(&command).failed_with(130);
+    let outer = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh"];
+    machine.sprat_under(&outer, &command).failed_with(12);
 }

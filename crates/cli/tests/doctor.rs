@@ -53,3 +53,33 @@ fn doctor_tells_what_is_missing_and_needs_no_root() {
     let ran = machine.sprat_as_nobody(&["doctor"]);
     assert!(ran.stdout.contains("config"), "{}", ran.whole());
 }
+
+#[test]
+fn doctor_reports_programs_that_start_but_fail() {
+    let machine = Machine::new();
+    fs::create_dir(machine.path("bin")).unwrap();
+    for program in ["rsync", "ssh", "e2fsck"] {
+        let text =
+            "#!/bin/sh\necho 'error while loading shared libraries: libx.so' >&2\nexit 127\n";
+        machine.write(&format!("bin/{program}"), text);
+        fs::set_permissions(
+            machine.path(&format!("bin/{program}")),
+            fs::Permissions::from_mode(0o755),
+        )
+        .unwrap();
+    }
+    let path = format!("{}:/usr/bin:/bin", machine.path("bin").display());
+    let ran = machine.run(machine.command().env("PATH", path).arg("doctor"));
+    assert_eq!(ran.code, 1, "{}", ran.whole());
+    for (state, program) in [("MISSING", "rsync"), ("MISSING", "ssh"), ("weak", "e2fsck")] {
+        let told = |line: &&str| {
+            line.split_whitespace().nth(1) == Some(program) && line.contains("it starts, but fails")
+        };
+        let line = ran.stdout.lines().find(told);
+        let line = line.unwrap_or_else(|| panic!("{program}: {}", ran.stdout));
+        assert!(
+            line.to_lowercase().starts_with(&state.to_lowercase()),
+            "{line}"
+        );
+    }
+}

@@ -26,8 +26,9 @@ fn status_tells_room_jobs_and_lock_without_a_key() {
     let key = remote.machine.path("elsewhere.key");
     std::fs::rename(remote.machine.path("config/keys/x.key"), &key).unwrap();
 
+    // A monitor hears of the job that failed.
     let ran = remote.sprat(&["status", "TARGET", "--json"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert_eq!(ran.code, 1, "{}", ran.whole());
     let said = ran.json();
     let found = &said["containers"][0];
     let number = |value: &serde_json::Value| value.as_u64().unwrap();
@@ -54,7 +55,7 @@ fn status_tells_room_jobs_and_lock_without_a_key() {
     assert!(text.stdout.contains("last run FAILED"), "{}", text.whole());
     let offline = remote.sprat(&["status", "TARGET", "--offline"]);
     assert!(offline.stdout.contains("not asked"), "{}", offline.whole());
-    assert_eq!(offline.code, 0);
+    assert_eq!(offline.code, 1);
 }
 
 #[test]
@@ -78,7 +79,7 @@ fn a_copy_has_a_standing_of_its_own() {
     assert_eq!(machine.sprat(&["copy", CONTAINER, "store/c.luks"]).code, 0);
     let of = |target: &str| {
         let ran = machine.sprat(&["status", target, "--offline", "--json"]);
-        assert_eq!(ran.code, 0, "{}", ran.whole());
+        assert!([0, 13].contains(&ran.code), "{}", ran.whole());
         ran.json()["containers"][0].clone()
     };
     let check = |target: &str| {
@@ -103,6 +104,8 @@ fn a_copy_has_a_standing_of_its_own() {
     let said = |target| of(target)["checks"]["quick"]["result"]["exit"].clone();
     assert_eq!(said("store/c.luks"), "damaged");
     assert_eq!(said(CONTAINER), "done");
+    let damaged = ["status", "--offline", CONTAINER, "store/c.luks"];
+    machine.sprat(&damaged).failed_with(13);
     // Another copy under that name is not the one that was damaged.
     std::fs::remove_file(machine.path("store/c.luks")).unwrap();
     assert_eq!(machine.sprat(&["copy", CONTAINER, "store/c.luks"]).code, 0);
@@ -134,13 +137,62 @@ fn a_pin_file_that_is_unusable_hides_no_other_container() {
     assert!(containers[0]["server"].is_object(), "{json}");
     assert!(containers[1]["uuid"].is_string(), "{json}");
     assert!(containers[1]["failure"].is_null(), "{json}");
-    // Codes that disagree are told as `backup` does.
+    // Of several codes the worst counts.
     let ran = machine.sprat(&[&status[..], &["store/nothing.luks"]].concat());
-    ran.failed_with(1);
+    ran.failed_with(10);
     let two = ["status", "store/nothing.luks", "--ssh-command", "false"];
     machine.sprat(&two).failed_with(10);
     let two = [&two[..], &["ssh://nobody/x.luks", CONTAINER]].concat();
-    machine.sprat(&two).failed_with(1);
+    machine.sprat(&two).failed_with(10);
+}
+
+#[test]
+fn status_and_unlock_report_what_is_no_container() {
+    requires!(needs::root());
+    let machine = Machine::new();
+    std::fs::create_dir(machine.path("store/folder.luks")).unwrap();
+    machine.write("store/empty.luks", b"");
+    machine.write("store/zeros.luks", vec![0; 1 << 20]);
+    machine.write("store/text.luks", "no container\n");
+    let fifo = machine.path("store/fifo.luks");
+    let mode = rustix::fs::Mode::RUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    for name in [
+        "folder",
+        "empty",
+        "zeros",
+        "text",
+        "fifo",
+        "nowhere/missing",
+    ] {
+        let target = format!("store/{name}.luks");
+        for command in ["status", "unlock"] {
+            let said = machine.sprat(&[command, &target]).failed_with(10);
+            assert!(!said.contains("Run it again"), "{said}");
+        }
+    }
+}
+
+#[test]
+fn runs_that_overlap_and_mistyped_names_leave_no_failure() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    assert_eq!(machine.backup(&[]).code, 0);
+    std::fs::create_dir(machine.path("mnt")).unwrap();
+    assert_eq!(machine.sprat(&["mount", CONTAINER, "mnt"]).code, 0);
+    // Another run has the container.
+    machine.backup(&[]).failed_with(11);
+    assert_eq!(machine.sprat(&["umount", "mnt"]).code, 0);
+    // A name that never had a snapshot.
+    let mistyped = ["backup", CONTAINER, "--name", "hmoe", "nothing-there"];
+    assert_ne!(machine.sprat(&mistyped).code, 0);
+    let ran = machine.sprat(&["status", CONTAINER]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert!(
+        !ran.stdout.contains("hmoe") && !ran.stdout.contains("FAILED"),
+        "{}",
+        ran.whole()
+    );
 }
 
 #[test]

@@ -409,3 +409,26 @@ fn the_commands_that_the_docs_tell_to_type_exist() {
     }
     none(&findings, "commands in the docs exist");
 }
+
+/// grep ends at its first hit; under pipefail the program before it is then a failure (SIGPIPE).
+#[test]
+fn no_script_pipes_into_a_grep_that_ends_early() {
+    let mut findings = Vec::new();
+    for folder in ["scripts", "tests/vm", ".ci", "bench"] {
+        let entries = fs::read_dir(root().join(folder)).into_iter().flatten();
+        for path in entries.flatten().map(|entry| entry.path()) {
+            let Ok(source) = fs::read_to_string(&path) else {
+                continue;
+            };
+            let is_bad = |line: &&str| {
+                let code = line.split('#').next().unwrap_or_default();
+                code.contains("| grep -q")
+            };
+            if source.contains("pipefail") {
+                let bad = source.lines().filter(is_bad);
+                findings.extend(bad.map(|line| format!("{}: {line}", path.display())));
+            }
+        }
+    }
+    none(&findings, "no pipe into a program that ends early");
+}

@@ -60,6 +60,13 @@ struct Inner {
     may_arrive: bool,
 }
 
+/// Where a record is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kept {
+    OnDisk,
+    InMemory,
+}
+
 #[derive(Debug)]
 struct State {
     file: File,
@@ -106,10 +113,22 @@ impl LocalRecord {
     /// The descriptor is close-on-exec: hand a duplicate of [`LocalRecord::fd`] to whom it should
     /// live in.
     pub fn open(dir: &Path, container_id: &str) -> Result<Self, LockError> {
-        Self::open_bounded(dir, container_id, RANGES_MAX)
+        Self::open_bounded(dir, container_id, RANGES_MAX, Kept::OnDisk)
     }
 
-    fn open_bounded(dir: &Path, container_id: &str, ranges_max: usize) -> Result<Self, LockError> {
+    /// As [`LocalRecord::open`], in a folder that can't be written: on a full disk, or a read-only
+    /// one. For a session that only reads: what it would record is kept in memory and ends with it.
+    /// A living session of this host is still respected, and what a dead one left is still known.
+    pub fn open_in_memory(dir: &Path, container_id: &str) -> Result<Self, LockError> {
+        Self::open_bounded(dir, container_id, RANGES_MAX, Kept::InMemory)
+    }
+
+    fn open_bounded(
+        dir: &Path,
+        container_id: &str,
+        ranges_max: usize,
+        kept: Kept,
+    ) -> Result<Self, LockError> {
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         if container_id.is_empty()
             || container_id.starts_with('.')
@@ -121,14 +140,19 @@ impl LocalRecord {
                 reason: format!("{container_id:?} can't be part of a file's name"),
             });
         }
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .map_err(|source| failed("make the folder of", dir, source))?;
         let lock_path = dir.join(format!("{container_id}.lock"));
-        let lock_file =
-            open_private(&lock_path).map_err(|source| failed("open", &lock_path, source))?;
+        let lock_file = match kept {
+            Kept::OnDisk => {
+                std::fs::DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o700)
+                    .create(dir)
+                    .map_err(|source| failed("make the folder of", dir, source))?;
+                open_private(&lock_path)
+            }
+            Kept::InMemory => open_existing(&lock_path),
+        }
+        .map_err(|source| failed("open", &lock_path, source))?;
         match rustix::fs::flock(&lock_file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -144,7 +168,12 @@ impl LocalRecord {
         let in_order = content.suspects.is_empty() && content.takings.is_empty();
         let may_arrive = !content.quiet
             && (!content.suspects.is_empty() || (!in_order && content.boot != boot_id()));
-        let (file, len) = rewrite(&path, &content)?;
+        let (file, len) = match kept {
+            Kept::OnDisk => rewrite(&path, &content)?,
+            Kept::InMemory => {
+                in_memory(&content.encode()).map_err(|source| failed("copy", &path, source))?
+            }
+        };
         let state = State {
             file,
             len,
@@ -533,6 +562,22 @@ fn rewrite(path: &Path, content: &Content) -> Result<(File, u64), LockError> {
         Ok((file, bytes.len() as u64))
     };
     write().map_err(|source| failed("rewrite", path, source))
+}
+
+/// The lock file, to be read only; where there is none, no session of this host can have it.
+fn open_existing(path: &Path) -> io::Result<File> {
+    let flags = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or(0);
+    match File::options().read(true).custom_flags(flags).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => in_memory(&[]).map(|made| made.0),
+        opened => opened,
+    }
+}
+
+fn in_memory(bytes: &[u8]) -> io::Result<(File, u64)> {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::memfd_create("sprat-record", flags)?);
+    file.write_all(bytes)?;
+    Ok((file, bytes.len() as u64))
 }
 
 fn open_private(path: &Path) -> io::Result<File> {

@@ -313,7 +313,17 @@ fn note(context: &Context, group: &Group, made: &[Outcome], closed: Option<&Clos
     context.note_standing(&pins.uuid, &group.resolved.target, |standing| {
         standing.saw(closed.and_then(|closed| closed.room));
         for outcome in made {
+            // The run that has the container reports for itself.
+            if closed.is_none() && outcome.exit() == Exit::Locked {
+                continue;
+            }
+            // A name that never had a snapshot may be a typing error.
+            let in_config = context.config.has_job(&group.resolved.name, &outcome.job);
+            if outcome.result.is_err() && !in_config && !standing.jobs.contains_key(&outcome.job) {
+                continue;
+            }
             let failure = outcome.result.as_ref().err();
+            let failure = failure.filter(|failure| failure.exit != Exit::Interrupted);
             let run = Run {
                 at,
                 exit: outcome.exit(),

@@ -16,7 +16,7 @@ use crate::output::{Output, Reporter};
 use crate::secrets::{Doubt, SecretSource};
 use crate::session::{self, Access, Session, SessionOptions};
 use crate::standing::Standing;
-use crate::target::Target;
+use crate::target::{Target, TargetError};
 use crate::{Exit, Failure, pinned, reach};
 
 /// One run of sprat.
@@ -78,10 +78,16 @@ impl Context {
             return self.resolve_container(self.config.container(text)?);
         }
         let target = Target::parse(text, &self.environment.current_dir).map_err(|error| {
-            Failure::usage(error.to_string()).with_hint(
-                "a TARGET is a container's name in the config, ssh://user@host[:port]/path/x.luks, \
-                 host:path/x.luks or a local path",
-            )
+            let hint = match &error {
+                TargetError::LoginOnly(text) => {
+                    let (login, path) = text.split_once('/').unwrap_or((text, "PATH/x.luks"));
+                    format!("did you mean {login}:{path}? A local file of that name is ./{text}")
+                }
+                _ => "a TARGET is a container's name in the config, \
+                      ssh://user@host[:port]/path/x.luks, host:path/x.luks or a local path"
+                    .to_owned(),
+            };
+            Failure::usage(error.to_string()).with_hint(hint)
         })?;
         // The same container may be in the config under a name; then that entry counts.
         if let Some(known) = self

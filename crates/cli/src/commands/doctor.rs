@@ -12,9 +12,11 @@ use super::backup::job_spec;
 use super::context::{Context, Resolved};
 use crate::args::DoctorArgs;
 use crate::config::Job;
+use crate::filed::Filed;
 use crate::output::{exit_json, text};
 use crate::secrets::SecretSource;
 use crate::session::{PinPolicy, RESERVE_FREE_TIMES, SERVER_SPACE_LOW_BYTES, reserve_name};
+use crate::standing::Standing;
 use crate::target::Place;
 use crate::{Exit, Failure, pinned, reach};
 
@@ -107,7 +109,7 @@ pub(super) fn run(context: &Context, args: &DoctorArgs) -> Result<Exit, Failure>
         "result": exit_json(exit),
         "findings": findings,
     });
-    context.output.result(&report(&findings, missing), &json)?;
+    context.output.listing(&report(&findings, missing), &json)?;
     Ok(exit)
 }
 
@@ -157,8 +159,14 @@ fn program(program: &Program) -> Finding {
         .args(program.arguments)
         .stdin(Stdio::null())
         .output();
+    let state = if program.needed {
+        State::Missing
+    } else {
+        State::Weak
+    };
     match ran {
         Ok(output) => {
+            let works = output.status.success();
             let said = [output.stdout, output.stderr].concat();
             let said = String::from_utf8_lossy(&said);
             let mut lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
@@ -166,18 +174,21 @@ fn program(program: &Program) -> Finding {
             // sshfs tells that of FUSE first.
             let own = lines.find(|line| line.to_lowercase().starts_with(program.name));
             let version = own.or(first);
-            let version = text::harmless_within(version.unwrap_or("no version told"), 60);
-            Finding::new(program.name, State::Fine, version)
+            let version = version.unwrap_or("it printed no version");
+            if works {
+                let version = text::harmless_within(version, 60);
+                return Finding::new(program.name, State::Fine, version);
+            }
+            let version = text::harmless_within(version, 200);
+            Finding::new(
+                program.name,
+                state,
+                format!("it starts, but fails ({}): {version}", output.status),
+            )
+            .hint(format!("install it again: it {}", program.purpose))
         }
-        Err(error) => {
-            let state = if program.needed {
-                State::Missing
-            } else {
-                State::Weak
-            };
-            Finding::new(program.name, state, format!("can't be started: {error}"))
-                .hint(format!("install it: it {}", program.purpose))
-        }
+        Err(error) => Finding::new(program.name, state, format!("can't be started: {error}"))
+            .hint(format!("install it: it {}", program.purpose)),
     }
 }
 
@@ -290,8 +301,32 @@ fn check_target(context: &Context, resolved: &Resolved, findings: &mut Vec<Findi
     if stat.is_some() {
         findings.extend(reserve(context, resolved, &*store));
     }
+    findings.extend(volume(context, resolved));
     findings.push(lock_state(name, resolved, &*store));
     findings.push(container(context, resolved, &*store));
+}
+
+/// What the last session of this machine saw free in the volume.
+fn volume(context: &Context, resolved: &Resolved) -> Option<Finding> {
+    let state_dir = context.environment.absolute(&context.global.state_dir);
+    let policy = pinned::policy(&state_dir, &resolved.target, None).ok()?;
+    let PinPolicy::Known(pins) = policy else {
+        return None;
+    };
+    let seen = Standing::load(&Filed::new(&state_dir, &pins.uuid, &resolved.target)).room?;
+    let room = seen.room;
+    let what = format!("{}: volume", resolved.name);
+    let detail = format!(
+        "{} and {} free at the last session",
+        text::bytes(room.available_bytes),
+        text::counted(room.free_inodes, "file", "files")
+    );
+    let state = match room.available_bytes == 0 || room.free_inodes == 0 {
+        true => State::Missing,
+        false if room.is_low() => State::Weak,
+        false => return Some(Finding::new(what, State::Fine, detail)),
+    };
+    Some(Finding::new(what, state, detail).hint("`sprat prune` removes snapshots; `sprat grow`"))
 }
 
 fn fsync(name: &str, resolved: &Resolved, store: &dyn Store) -> Finding {

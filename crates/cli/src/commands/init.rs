@@ -108,7 +108,11 @@ fn init(
         if !not_created.may_be_made {
             files.remove();
         }
-        let failure = not_created.failure;
+        let mut failure = not_created.failure;
+        // A folder that is missing is no missing container here.
+        if failure.exit == Exit::NoContainer {
+            failure.exit = Exit::Failed;
+        }
         match (source, key_file_made) {
             (SecretSource::KeyFile(path), true) => failure.with_more_hint(&format!(
                 "The new key file {} is kept; the next init uses it",

@@ -108,7 +108,7 @@ fn list(context: &Context, args: &KeyTargetArgs) -> Result<Exit, Failure> {
         "copies_good": header.copies().both_good(),
         "keys": slots.iter().map(|slot| key_json(slot, &notes)).collect::<Vec<_>>(),
     });
-    context.output.result(&key_table(&slots, &notes), &json)?;
+    context.output.listing(&key_table(&slots, &notes), &json)?;
     if !header.copies().both_good() {
         context.output.warning(
             "one of the header's two copies is not good; the next change of keys makes it good \

@@ -17,6 +17,8 @@ mod status;
 mod trim;
 mod unlock;
 
+use std::io::Write as _;
+
 use crate::args::{Cli, Command, KeyCommand};
 use crate::environment::Environment;
 use crate::output::{self, Output};
@@ -26,27 +28,36 @@ use context::Context;
 /// Runs the command and prints how it ended.
 pub(crate) fn run(cli: Cli) -> Exit {
     let output = Output::new(&cli.global);
+    let mut interrupt = None;
     let done = match cli.command {
         // First, and alone: they may not have threads yet.
         Command::VolumeProcess => return session::volume_process::run(),
         Command::Worker => return session::worker::run(),
         Command::MountKeeper => return session::mount_keeper::run(),
-        Command::Completions { shell } => {
-            completions(shell);
-            Ok(Exit::Done)
-        }
+        Command::Completions { shell } => completions(shell),
         command => Environment::read().and_then(|environment| {
             if let Some(name) = command.needs_root() {
                 environment.need_root(name)?;
             }
             let context = Context::begin(cli.global, environment, output)?;
+            interrupt = Some(context.interrupt.clone());
             run_in(&context, command).map_err(|failure| context.doubtful(failure))
         }),
     };
-    done.unwrap_or_else(|failure| {
+    let exit = done.unwrap_or_else(|failure| {
         output.failure(&failure);
         failure.exit
-    })
+    });
+    // Everything is done, durable and reported: what is left may be stopped.
+    if let Some(interrupt) = interrupt {
+        session::make_reserves(&interrupt, || {
+            output.note(
+                "all is done; the reserve for a full disk is being made beside the container, once. \
+                 Ctrl-C leaves it to the next run",
+            );
+        });
+    }
+    exit
 }
 
 fn run_in(context: &Context, command: Command) -> Result<Exit, Failure> {
@@ -171,10 +182,19 @@ fn warning_text(warning: &sprat_snapshot::Warning) -> String {
     }
 }
 
-fn completions(shell: clap_complete::Shell) {
+fn completions(shell: clap_complete::Shell) -> Result<Exit, Failure> {
     use clap::CommandFactory as _;
     let mut shown = without_hidden(&Cli::command());
-    clap_complete::generate(shell, &mut shown, "sprat", &mut std::io::stdout());
+    // clap_complete panics where it can't write.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut shown, "sprat", &mut script);
+    let mut out = std::io::stdout().lock();
+    match out.write_all(&script).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::failed("the script can't be written to standard output").caused_by(&error))
+        }
+        _ => Ok(Exit::Done),
+    }
 }
 
 /// The same grammar without what only sprat itself and its tests use: completions would offer it.

@@ -31,7 +31,7 @@ pub(super) fn run(context: &Context, args: &SnapshotsArgs) -> Result<Exit, Failu
         "target": resolved.target.to_string(),
         "snapshots": entries,
     });
-    context.output.result(&table(&entries), &json)?;
+    context.output.listing(&table(&entries), &json)?;
     Ok(Exit::Done)
 }
 

@@ -24,11 +24,17 @@ use crate::{Exit, Failure, pinned, reach};
 /// How long the server's shell may take to tell where the container holds data.
 const SHELL_LIMIT: Duration = Duration::from_secs(15);
 
+/// A lock that was not renewed for so long was left by a session that died; a server's clock may be
+/// some hours off.
+const LEFT_LOCKED: jiff::SignedDuration = jiff::SignedDuration::from_hours(24);
+
 /// What is known of one container.
 struct Found {
     resolved: Resolved,
     /// `None`: no session of this machine yet. A failure: what is pinned can't be read.
     known: Result<Option<Known>, Failure>,
+    /// The container's jobs in the config; `None` where it has none.
+    jobs: Option<Vec<String>>,
     /// `None`: it was not asked.
     server: Option<Result<Server, Failure>>,
 }
@@ -83,7 +89,7 @@ pub(super) fn run(context: &Context, args: &StatusArgs) -> Result<Exit, Failure>
         context.interrupt.check()?;
         found.push(look(context, resolved, args.offline));
     }
-    let exit = Exit::of_several(found.iter().map(Found::exit));
+    let exit = Exit::worst(found.iter().map(Found::exit));
     let containers: Vec<Value> = found.iter().map(Found::json).collect();
     let json = json!({
         "command": "status",
@@ -93,7 +99,7 @@ pub(super) fn run(context: &Context, args: &StatusArgs) -> Result<Exit, Failure>
     });
     let now = Timestamp::now();
     let shown: Vec<String> = found.iter().map(|found| found.text(now)).collect();
-    context.output.result(&shown.join("\n"), &json)?;
+    context.output.listing(&shown.join("\n"), &json)?;
     for failure in found.iter().filter_map(Found::failure) {
         context.output.failure(&failure);
     }
@@ -136,7 +142,9 @@ fn look(context: &Context, resolved: Resolved, offline: bool) -> Found {
         _ => None,
     });
     let server = (!offline).then(|| ask(&resolved));
+    let jobs = context.config.jobs_of(&resolved.name);
     Found {
+        jobs: (!jobs.is_empty()).then_some(jobs),
         resolved,
         known,
         server,
@@ -155,6 +163,10 @@ fn ask(resolved: &Resolved) -> Result<Server, Failure> {
         }
         _ => Failure::from(error),
     })?;
+    let file = store.open(name, Access::ReadOnly)?;
+    // Any that cryptsetup opens: the header is looked at, not used.
+    reach::any_header(&*file)?;
+    drop(file);
     let space = unless_unsupported(store.free_space())?;
     let reserve = match store.stat(&reserve_name(name)?) {
         Ok(stat) => stat.len,
@@ -225,8 +237,39 @@ impl Found {
         }
     }
 
+    /// What a monitor should report: a failure now, damage that the last check found, a job whose
+    /// last run failed, too little room, or files that were not read.
     fn exit(&self) -> Exit {
-        self.failure().map_or(Exit::Done, |failure| failure.exit)
+        let failure = self.failure().map(|failure| failure.exit);
+        let low = match &self.server {
+            Some(Ok(server)) if server.is_low() => Some(Exit::Failed),
+            Some(Ok(server)) if server.is_left_locked(Timestamp::now()) => Some(Exit::Locked),
+            _ => None,
+        };
+        let known = self.known().into_iter().flat_map(|known| {
+            let room = known.standing.room.as_ref();
+            let full = room.filter(|seen| seen.room.is_low()).map(|_| Exit::Failed);
+            let damaged = known
+                .each_check()
+                .any(|(_, check)| check.exit != Exit::Done)
+                .then_some(Exit::Damaged);
+            let jobs = known.standing.jobs.iter();
+            let jobs = jobs.filter(|(job, _)| self.in_config(job));
+            let jobs = jobs.filter_map(|(_, standing)| job_exit(standing));
+            full.into_iter()
+                .chain(damaged)
+                .chain(jobs)
+                .collect::<Vec<_>>()
+        });
+        Exit::worst(failure.into_iter().chain(low).chain(known))
+    }
+
+    /// Whether the config has the job, or has no job of the container at all: it is backed up by
+    /// hand then.
+    fn in_config(&self, job: &str) -> bool {
+        self.jobs
+            .as_ref()
+            .is_none_or(|jobs| jobs.iter().any(|known| known == job))
     }
 
     fn known(&self) -> Option<&Known> {
@@ -274,7 +317,11 @@ impl Found {
                 row("checks", known.checks(now));
                 row("keys", known.keys(now));
                 for (job, standing) in &known.standing.jobs {
-                    row(&format!("job {job}"), told_job(standing, now));
+                    let told = match self.in_config(job) {
+                        true => told_job(standing, now),
+                        false => format!("not in the config; {}", told_snapshot(standing, now)),
+                    };
+                    row(&format!("job {job}"), told);
                 }
             }
         }
@@ -287,11 +334,34 @@ impl Found {
     }
 }
 
+/// What is wrong with a job, if anything is.
+fn job_exit(job: &JobStanding) -> Option<Exit> {
+    if job.last_run.failure.is_some() {
+        return Some(Exit::Failed);
+    }
+    let unread = job
+        .last_snapshot
+        .as_ref()
+        .is_some_and(|made| !made.complete);
+    unread.then_some(Exit::Unread)
+}
+
 impl Server {
+    /// Nobody renewed the lock for a day: no run on another machine can go on.
+    fn is_left_locked(&self, now: Timestamp) -> bool {
+        let renewed = self.locked.as_ref().and_then(|lock| lock.renewed);
+        renewed.is_some_and(|renewed| now.duration_since(renewed) > LEFT_LOCKED)
+    }
+
+    fn is_low(&self) -> bool {
+        self.available_bytes
+            .is_some_and(|available| available < SERVER_SPACE_LOW_BYTES)
+    }
+
     fn space(&self) -> String {
         match (self.available_bytes, self.total_bytes) {
             (Some(available), Some(total)) => {
-                let low = if available < SERVER_SPACE_LOW_BYTES {
+                let low = if self.is_low() {
                     "; LOW: make room there, or with `sprat prune` and `sprat trim`"
                 } else {
                     ""
@@ -404,8 +474,8 @@ impl Known {
     }
 }
 
-fn told_job(job: &JobStanding, now: Timestamp) -> String {
-    let made = match &job.last_snapshot {
+fn told_snapshot(job: &JobStanding, now: Timestamp) -> String {
+    match &job.last_snapshot {
         Some(made) => {
             let unread = if made.complete {
                 ""
@@ -428,7 +498,11 @@ fn told_job(job: &JobStanding, now: Timestamp) -> String {
             )
         }
         None => "no snapshot by this machine yet".to_owned(),
-    };
+    }
+}
+
+fn told_job(job: &JobStanding, now: Timestamp) -> String {
+    let made = told_snapshot(job, now);
     let run = &job.last_run;
     match &run.failure {
         Some(why) => format!("{made}; last run FAILED {}: {why}", ago(run.at, now)),
@@ -436,7 +510,7 @@ fn told_job(job: &JobStanding, now: Timestamp) -> String {
     }
 }
 
-/// `2026-11-25 13:21 UTC, 2:10 h ago`.
+/// `2026-11-25 13:21 UTC, 2 h 10 min ago`.
 fn when(at: Timestamp, now: Timestamp) -> String {
     format!("{}, {}", at.strftime("%Y-%m-%d %H:%M UTC"), ago(at, now))
 }
@@ -472,6 +546,7 @@ mod tests {
                 insist_without_fsync: false,
             },
             known: Ok(known),
+            jobs: None,
             server,
         }
     }
@@ -531,18 +606,39 @@ mod tests {
                 renewed: None,
             }),
         };
-        insta::assert_snapshot!(found(Some(Ok(server)), Some(known)).text(at(7200)), @r"
+        let mut all = found(Some(Ok(server)), Some(known));
+        insta::assert_snapshot!(all.text(at(7200)), @r"
         laptop: host:./x.luks
           server     1.0 MiB of 1.0 TiB free; LOW: make room there, or with `sprat prune` and `sprat trim`
           container  may grow to 5.0 TiB; the server can't tell what it takes now
           reserve    none: on a full disk even pruning may not work
-          lock       locked since 2026-11-25 10:36 UTC, 1:10 h ago (x.luks.lock.3): a session runs, or one died
-          volume     1.0 GiB of 5.0 TiB and 900 files free (2026-11-25 09:46 UTC, 2:00 h ago); NEARLY FULL: `sprat prune`, or `sprat grow`
-          checks     quick: whole, 2:00 h ago; --read-data: DAMAGED, 2:00 h ago
+          lock       locked since 2026-11-25 10:36 UTC, 1 h 10 min ago (x.luks.lock.3): a session runs, or one died
+          volume     1.0 GiB of 5.0 TiB and 900 files free (2026-11-25 09:46 UTC, 2 h 0 min ago); NEARLY FULL: `sprat prune`, or `sprat grow`
+          checks     quick: whole, 2 h 0 min ago; --read-data: DAMAGED, 2 h 0 min ago
           keys       never rehearsed here: `sprat key rehearse` proves that the sheet opens it
-          job home   last snapshot 2026-11-25T13-21-01Z, some files unread, 2:00 h ago
-          job www    no snapshot by this machine yet; last run FAILED 1:00 h ago: no \u{1b}[2Jline
+          job home   last snapshot 2026-11-25T13-21-01Z, some files unread, 2 h 0 min ago
+          job www    no snapshot by this machine yet; last run FAILED 1 h 0 min ago: no \u{1b}[2Jline
         ");
+        // The damage that a check found comes first; then what failed; then what is missing.
+        assert_eq!(all.exit(), Exit::Damaged);
+        if let Ok(Some(known)) = &mut all.known {
+            known.checks = KeptChecks {
+                quick: Some(kept(Exit::Done, true)),
+                ..KeptChecks::default()
+            };
+        }
+        assert_eq!(all.exit(), Exit::Failed);
+        if let (Ok(Some(known)), Some(Ok(server))) = (&mut all.known, &mut all.server) {
+            known.standing.room = None;
+            server.available_bytes = Some(1 << 40);
+        }
+        assert_eq!(all.exit(), Exit::Failed, "the job www");
+        all.jobs = Some(vec!["home".to_owned()]);
+        assert_eq!(all.exit(), Exit::Unread, "of the job home");
+        assert!(
+            all.text(at(7200))
+                .contains("job www    not in the config; no snapshot")
+        );
         let gone = Failure::new(Exit::Unreachable, "the server was not reached");
         let gone = found(Some(Err(gone)), None);
         assert_eq!(gone.exit(), Exit::Unreachable);

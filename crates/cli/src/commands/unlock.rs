@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::json;
-use sprat_store::StoreErrorKind;
 use sprat_store::lock::{self, LockInfo, RENEW_INTERVAL};
+use sprat_store::{Access, FileName, Store, StoreError};
 
 use super::context::Context;
 use crate::args::UnlockArgs;
@@ -25,13 +25,18 @@ pub(super) fn run(context: &Context, args: &UnlockArgs) -> Result<Exit, Failure>
     let store = reach::connect(&resolved.target, &resolved.ssh_command)?;
     let name = &resolved.target.name;
     let Some(info) = lock::inspect(&*store, name)? else {
-        // A name mistyped is no container set free.
-        if let Err(error) = store.stat(name)
-            && error.kind() == StoreErrorKind::NotFound
-        {
+        // A mistyped name must not be reported as a container that is not locked.
+        if let Err(failure) = is_container(&*store, name) {
+            let hint = "nothing was changed: no lock is there either. Check the path";
             let what = format!("there is no container {}", resolved.target);
-            return Err(Failure::new(Exit::NoContainer, what)
-                .with_hint("nothing was changed: no lock is there either. Check the path"));
+            let failure = match failure.exit {
+                Exit::NoContainer if !is_there(&*store, name) => {
+                    Failure::new(Exit::NoContainer, what)
+                }
+                Exit::NoContainer => Failure::new(Exit::NoContainer, what).caused_by(&failure),
+                _ => failure,
+            };
+            return Err(failure.with_hint(hint));
         }
         let text = format!("{} is not locked\n", resolved.target);
         return done(context, &text, &resolved.target.to_string(), None, false);
@@ -65,6 +70,15 @@ pub(super) fn run(context: &Context, args: &UnlockArgs) -> Result<Exit, Failure>
     done(context, &text, &target, Some(&removed), broken.was_renewed)
 }
 
+fn is_there(store: &dyn Store, name: &FileName) -> bool {
+    !matches!(store.stat(name), Err(StoreError::NotFound { .. }))
+}
+
+fn is_container(store: &dyn Store, name: &FileName) -> Result<(), Failure> {
+    let file = store.open(name, Access::ReadOnly)?;
+    reach::any_header(&*file).map(drop)
+}
+
 fn done(
     context: &Context,
     text: &str,
@@ -91,9 +105,9 @@ fn describe(info: &LockInfo) -> String {
         .map_or_else(|| "an unknown time".to_owned(), |time| time.to_string());
     match &info.token {
         Some(_) => format!(
-            "locked by {} since {since}, renewed {} times (host {}, sprat {})",
+            "locked by {} since {since}, renewed {} (host {}, sprat {})",
             info.file,
-            text::count(info.renewed),
+            text::counted(info.renewed, "time", "times"),
             text::harmless_within(&info.host, 40),
             text::harmless_within(&info.version, 40),
         ),

@@ -19,6 +19,8 @@ impl From<&StoreError> for Failure {
             | StoreErrorKind::LoginRefused
             | StoreErrorKind::HostKey => Exit::Unreachable,
             StoreErrorKind::Truncated => Exit::Damaged,
+            // No file, no folder, or something else at the container's place.
+            StoreErrorKind::NotFound | StoreErrorKind::NotRegular => Exit::NoContainer,
             _ => Exit::Failed,
         };
         let mut failure = Self::new(exit, error.to_string());
@@ -212,7 +214,8 @@ impl From<&LockError> for Failure {
             LockError::Record { .. } => (
                 Exit::Failed,
                 "nothing was changed on the server. sprat's folder on this machine must be \
-                 writable and have room",
+                 writable and have room; --state-dir names another one. Reading works without: \
+                 restore, snapshots, check, mount",
             ),
             LockError::HeldHere { .. } => (
                 Exit::Locked,

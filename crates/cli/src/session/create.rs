@@ -74,10 +74,13 @@ pub fn create_and_show(
         })
         .and_then(|()| crew.close(&mut watch));
     match made {
-        Ok(report) => Ok(Created {
-            facts,
-            sent_bytes: report.volume.written_bytes,
-        }),
+        Ok(report) => {
+            crew.finish();
+            Ok(Created {
+                facts,
+                sent_bytes: report.volume.written_bytes,
+            })
+        }
         Err(failure) => {
             let failure = if crew.over().is_some() {
                 failure

@@ -1,6 +1,8 @@
 //! The processes of a session as S drives them: it never waits for one without watching all, the
 //! interrupt included.
 
+mod reserves;
+
 use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -21,6 +23,8 @@ use super::protocol::{
 };
 use crate::interrupt::Interrupt;
 use crate::{Exit, Failure};
+
+pub use reserves::make_reserves;
 
 /// How long an abort may take before the volume process is killed: removing what init made and
 /// giving the lock back are a few round trips.
@@ -96,6 +100,8 @@ pub(super) struct Crew {
     aborted: AbortReport,
     /// What was left in the volume when it was unmounted.
     volume_room: Option<VolumeRoom>,
+    /// It is closed, and V waits for the order to make the reserve.
+    reserve_missing: bool,
 }
 
 impl std::fmt::Debug for Crew {
@@ -165,6 +171,7 @@ impl Crew {
             over: None,
             aborted: AbortReport::default(),
             volume_room: None,
+            reserve_missing: false,
         };
         // A failure drops `crew`, which ends V.
         crew.volume.send(&VolumeOrder::Start(Box::new(start)))?;
@@ -593,10 +600,14 @@ impl Crew {
     pub(super) fn close(&mut self, watch: &mut Watch<'_>) -> Result<ClosedReport, Failure> {
         self.order_volume(&VolumeOrder::Close);
         let report = self.wait(watch, OnInterrupt::Finish, |heard| match heard {
-            Heard::Volume(VolumeReply::Closed(report)) => Some(report),
+            Heard::Volume(VolumeReply::Closed(report, reserve_missing)) => {
+                Some((report, reserve_missing))
+            }
             _ => None,
-        })?;
-        if !self.volume.wait(DEATH_LIMIT) {
+        });
+        let (report, reserve_missing) = report?;
+        self.reserve_missing = reserve_missing;
+        if !reserve_missing && !self.volume.wait(DEATH_LIMIT) {
             self.volume.kill();
         }
         self.over = Some(Failure::failed("the session is closed"));

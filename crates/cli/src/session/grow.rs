@@ -56,7 +56,10 @@ pub fn grow(
         .and_then(|()| crew.detach(&mut watch))
         .and_then(|()| crew.close(&mut watch));
     match grown {
-        Ok(closed) => Ok(Grown { facts, closed }),
+        Ok(closed) => {
+            crew.finish();
+            Ok(Grown { facts, closed })
+        }
         Err(failure) if crew.over().is_some() => Err(failure),
         Err(failure) => Err(crew.fail(failure)),
     }

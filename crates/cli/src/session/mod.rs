@@ -34,6 +34,7 @@ use sprat_snapshot::{
 pub use background::{MountRecord, mounted_at};
 pub use change::{HeaderChange, HeaderChanged, change_header};
 pub use create::{NotCreated, Show, create, create_and_show};
+pub use crew::make_reserves;
 pub use grow::{Grown, grow};
 pub use mount::{mount, unmount};
 pub use options::{
@@ -304,7 +305,9 @@ impl Session {
             interrupt,
         };
         self.crew.detach(&mut watch)?;
-        self.crew.close(&mut watch)
+        let closed = self.crew.close(&mut watch)?;
+        self.crew.finish();
+        Ok(closed)
     }
 }
 

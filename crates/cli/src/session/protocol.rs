@@ -14,7 +14,7 @@ use super::change::HeaderChanged;
 use super::options::{
     Access, ClosedReport, ContainerFacts, Notice, Phase, PinPolicy, VolumeFigures, VolumeRoom,
 };
-use super::trim::{TrimDone, TrimHow};
+use super::trim::{TrimHow, TrimReport};
 use crate::Failure;
 use crate::target::Target;
 
@@ -35,6 +35,8 @@ pub(super) enum VolumeOrder {
     /// Everything above is unmounted: close the volume, in creation give the container its name,
     /// release the lock.
     Close,
+    /// After a Closed that said that the reserve is missing: make it.
+    MakeReserve,
     /// Give up: send nothing more; in creation remove what was made. Never waits for a lost line.
     Abort,
     /// From now on live without S (background mount): the end of the control socket means
@@ -179,10 +181,14 @@ pub(super) enum VolumeReply {
     /// Answers Collect.
     Collecting,
     /// Answers Trim.
-    Trimmed(Box<TrimDone>),
+    Trimmed(Box<TrimReport>),
     /// Lives without S from now on.
     Detached,
-    Closed(ClosedReport),
+    /// The lock is released and everything is durable. With whether the reserve is missing: V then
+    /// lives on, to make it when it is ordered to.
+    Closed(ClosedReport, bool),
+    /// Answers MakeReserve: it is made, or can't be.
+    ReserveMade,
     /// Answers Abort.
     Aborted(AbortReport),
     /// It can't go on; only Abort is useful now.

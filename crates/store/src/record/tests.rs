@@ -355,7 +355,7 @@ proptest::proptest! {
 const FEW: usize = 8;
 
 fn open_small(dir: &Path) -> LocalRecord {
-    LocalRecord::open_bounded(dir, "id", FEW).unwrap()
+    LocalRecord::open_bounded(dir, "id", FEW, Kept::OnDisk).unwrap()
 }
 
 fn sends() -> impl proptest::strategy::Strategy<Value = Vec<Range<u64>>> {
@@ -399,4 +399,28 @@ fn a_gap_that_was_closed_in_memory_is_closed_in_the_record_before_anything_is_se
         suspects.get(from).is_none_or(|at| at.start > range.start)
     });
     assert_eq!(missing.count(), 0, "of {}", sent.len());
+}
+
+#[test]
+fn a_folder_that_can_not_be_written_is_enough_for_reading() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    let held = || LocalRecord::open_in_memory(dir, "x").err();
+    // No file is made, and what a dead session left is known.
+    assert_eq!(
+        LocalRecord::open_in_memory(dir, "x").unwrap().suspects(),
+        []
+    );
+    assert_eq!(std::fs::read_dir(dir).unwrap().count(), 0);
+    let writer = LocalRecord::open(dir, "x").unwrap();
+    assert!(matches!(held(), Some(LockError::HeldHere { .. })));
+    writer.before_send(&[0..4096]).unwrap();
+    drop(writer);
+    let before = std::fs::read(dir.join("x.record")).unwrap();
+    let reader = LocalRecord::open_in_memory(dir, "x").unwrap();
+    assert_eq!(reader.suspects(), [0..4096]);
+    reader.all_settled().unwrap();
+    assert!(LocalRecord::open(dir, "x").is_err());
+    drop(reader);
+    assert_eq!(std::fs::read(dir.join("x.record")).unwrap(), before);
 }

@@ -277,10 +277,24 @@ impl Builder {
     }
 }
 
+/// A length that is text: a login that prints something before SFTP begins.
+fn as_text(length: u32) -> String {
+    let bytes = length.to_be_bytes();
+    let printable = |byte: &u8| matches!(byte, b' '..=b'~' | b'\n' | b'\r' | b'\t');
+    if !bytes.iter().all(printable) {
+        return String::new();
+    }
+    let text = String::from_utf8_lossy(&bytes).escape_default().to_string();
+    format!(
+        ", which is the text \"{text}\": something on the server prints text before SFTP begins (a \
+         start-up file of its shell, such as .bashrc); it must print nothing where nobody logs in"
+    )
+}
+
 /// A packet that is not what the protocol says.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Malformed {
-    #[error("a packet of {0} bytes")]
+    #[error("a packet of {0} bytes{text}", text = as_text(*.0))]
     PacketLength(u32),
     #[error("a packet ends inside its {0}")]
     Short(&'static str),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use sprat_store::lock::{self, RENEW_INTERVAL};
 use sprat_store::{FileName, LocalRecord, Lock, LockError, Store, StoreError, StoreErrorKind};
 
-use super::super::options::{SessionOptions, TAKEOVER_QUIET_TIMES};
+use super::super::options::{Access, SessionOptions, TAKEOVER_QUIET_TIMES};
 use super::super::volume_process::connection::{Connection, open_record, owner_note};
 use super::CopyObserver;
 use crate::Failure;
@@ -41,7 +41,7 @@ pub(super) struct Held {
 impl Side {
     /// Takes the local record; nothing is asked of the server yet.
     pub(super) fn new(options: &SessionOptions) -> Result<Self, Failure> {
-        let record = open_record(&options.state_dir, &options.target)?;
+        let record = open_record(&options.state_dir, &options.target, Access::ReadWrite)?;
         let connection = Connection::to(options, &record)?;
         let held = Held {
             target: options.target.clone(),

@@ -152,13 +152,28 @@ impl Connection {
 pub(in crate::session) fn open_record(
     state_dir: &Path,
     target: &Target,
+    access: Access,
 ) -> Result<LocalRecord, Failure> {
     let dir = state_dir.join("locks");
-    make_private_dir(&dir)?;
+    let made = make_private_dir(&dir);
     let id = record_id(target);
     let deadline = Instant::now() + DEAD_SESSION_GRACE;
+    let open = || match (&made, access) {
+        (Ok(()), _) => LocalRecord::open(&dir, &id),
+        _ => LocalRecord::open_in_memory(&dir, &id),
+    };
+    if access == Access::ReadWrite {
+        made.clone()?;
+    }
     loop {
-        match LocalRecord::open(&dir, &id) {
+        let opened = match open() {
+            // Whoever restores on a machine whose disk is full or read-only must be able to.
+            Err(LockError::Record { .. }) if access == Access::ReadOnly => {
+                LocalRecord::open_in_memory(&dir, &id)
+            }
+            opened => opened,
+        };
+        match opened {
             Err(LockError::HeldHere { .. }) if Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(20));
             }

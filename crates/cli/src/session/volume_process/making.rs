@@ -18,6 +18,7 @@ use super::opening::{
 use super::stop::{Say, Stop};
 use crate::filed::Filed;
 use crate::kept_header;
+use crate::output::text;
 use crate::target::Target;
 use crate::{Exit, Failure};
 
@@ -188,7 +189,26 @@ fn write_header(file: &dyn StoreFile, header: &[Extent], size_bytes: u64) -> Res
         file.write_at(extent.offset, &extent.bytes)?;
         sent += extent.bytes.len() as u64;
     }
-    file.resize(size_bytes)?;
+    file.resize(size_bytes).map_err(|error| {
+        // EFBIG, for which SFTP has no word. A line that is lost says so itself.
+        if matches!(
+            error.kind(),
+            StoreErrorKind::Failed | StoreErrorKind::Unsupported
+        ) {
+            Failure::from(&error)
+                .context(format!(
+                    "the server can't hold a file of {}",
+                    text::bytes(size_bytes)
+                ))
+                .with_hint(
+                    "what was made is removed. Each file system has a limit for the size of a file \
+                     (ext4: 16 TiB, with blocks of 1 KiB 4 TiB; FAT: 4 GiB), and so may the account. \
+                     Choose a smaller --size",
+                )
+        } else {
+            Failure::from(&error)
+        }
+    })?;
     file.flush()?;
     Ok(sent)
 }

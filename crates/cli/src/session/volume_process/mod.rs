@@ -285,7 +285,7 @@ impl Served {
         watch(&self.volume, &self.hold, &self.say, figures_interval)?;
         while let Ok(order) = orders.recv() {
             match order {
-                VolumeOrder::Start(_) => {}
+                VolumeOrder::Start(_) | VolumeOrder::MakeReserve => {}
                 VolumeOrder::Serve => match self.serve(descriptors) {
                     Ok(()) => self.say.reply(&VolumeReply::Serving),
                     Err(failure) => self.say.reply(&VolumeReply::Failed(failure)),
@@ -304,8 +304,14 @@ impl Served {
                 },
                 VolumeOrder::Detach(mount) => return self.run_detached(&mount),
                 VolumeOrder::Close => match self.close() {
-                    Ok(report) => {
-                        self.say.reply(&VolumeReply::Closed(report));
+                    Ok((report, reserve_missing)) => {
+                        self.say
+                            .reply(&VolumeReply::Closed(report, reserve_missing));
+                        if reserve_missing && matches!(orders.recv(), Ok(VolumeOrder::MakeReserve))
+                        {
+                            reserve::make_if_missing(self.reserve_bytes, &self.hold);
+                            self.say.reply(&VolumeReply::ReserveMade);
+                        }
                         return Ok(());
                     }
                     Err(failure) => self.say.reply(&VolumeReply::Failed(failure)),
@@ -348,8 +354,9 @@ impl Served {
         })
     }
 
-    /// Everything above is down: sends the rest, waits for the server's fsync, lets go.
-    fn close(&mut self) -> Result<ClosedReport, Failure> {
+    /// Everything above is down: sends the rest, waits for the server's fsync, lets go. Also returns
+    /// whether the reserve beside the container is missing.
+    fn close(&mut self) -> Result<(ClosedReport, bool), Failure> {
         if let Some(serving) = self.serving.take() {
             serving.wait()?;
         }
@@ -382,18 +389,17 @@ impl Served {
         if let Some(making) = &self.making {
             making.publish(&self.hold, &self.stop, &self.say)?;
         }
-        if asked.is_some_and(|asked| !asked.join().unwrap_or(false)) {
-            reserve::make_if_missing(self.reserve_bytes, &self.hold);
-        }
+        let reserve_missing = asked.is_some_and(|asked| !asked.join().unwrap_or(false));
         self.release()?;
         let mut volume = figures(&self.volume);
         volume.written_bytes += self.making.as_ref().map_or(0, |making| making.header_bytes);
-        Ok(ClosedReport {
+        let report = ClosedReport {
             volume,
             durable: self.durable,
             // Known to the session, which unmounted it.
             room: None,
-        })
+        };
+        Ok((report, reserve_missing))
     }
 
     /// Once; a rewrite of the container has closed it before.
@@ -455,12 +461,18 @@ impl Served {
             }
         };
         background::leave_terminal();
+        if self.access == Access::ReadOnly {
+            // It is mounted by now, and so its journal is replayed.
+            self.device.refuse_writes();
+        }
         self.say.reply(&VolumeReply::Detached);
-        let result = self.close();
+        // The reserve is left to the next session: nobody could stop it here, and it would keep the
+        // container from that session.
+        let result = self.close().map(|(report, _)| report);
         if result.is_err() {
             self.give_up();
         }
-        background::report(mount, &result, &record);
+        background::report(&record, &result);
         Ok(())
     }
 }

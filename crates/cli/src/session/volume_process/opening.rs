@@ -204,7 +204,11 @@ pub(super) struct Reached {
 pub(super) fn reach(
     start: &VolumeStart,
 ) -> Result<(LocalRecord, Connection, Arc<dyn Store>), Failure> {
-    let record = open_record(&PathBuf::from(&start.state_dir), &start.target)?;
+    let record = open_record(
+        &PathBuf::from(&start.state_dir),
+        &start.target,
+        start.access,
+    )?;
     let connection = Connection::new(start, &record)?;
     let store = connection.connect()?;
     Ok((record, connection, store))

@@ -60,10 +60,12 @@ pub(super) fn is_there(bytes: u64, hold: &Hold) -> bool {
     there().is_some_and(|stat| stat.len >= bytes)
 }
 
-/// Makes the reserve where there is room, at the end of a session, when all else is durable. That it
-/// can't be made is no reason to call a backup failed; the next one tries again.
+/// Makes the reserve where there is room. The session is over by then: all is durable, the lock is
+/// released, and success was reported. So this may be killed at any moment, and that it can't be made
+/// is no failure; the next session tries again. Another session may make it at the same time: only
+/// one of them creates the file.
 pub(super) fn make_if_missing(bytes: u64, hold: &Arc<Hold>) {
-    if bytes > 0 && hold.lost().is_none() {
+    if bytes > 0 {
         let _ = make(bytes, hold);
     }
 }
@@ -81,25 +83,19 @@ fn make(bytes: u64, hold: &Arc<Hold>) -> Result<(), Failure> {
     if store.free_space()?.available_bytes < bytes.saturating_mul(FREE_TIMES) {
         return Ok(());
     }
-    let made = fill(&*store, &name, bytes, hold);
+    let file = store.create_new(&name)?;
+    let made = fill(&*store, &*file, bytes);
     if made.is_err() {
         let _ = store.remove(&name);
     }
     made
 }
 
-fn fill(store: &dyn Store, name: &FileName, bytes: u64, hold: &Hold) -> Result<(), Failure> {
-    let file = store.create_new(name)?;
-    hold.still_ours()?;
+fn fill(store: &dyn Store, file: &dyn StoreFile, bytes: u64) -> Result<(), Failure> {
     // Several at a time: a slow line would make each of them wait for its answer.
     std::thread::scope(|scope| {
         let writers: Vec<_> = (0..WRITERS)
-            .map(|first| {
-                scope.spawn({
-                    let file = &*file;
-                    move || fill_pieces(file, bytes, first)
-                })
-            })
+            .map(|first| scope.spawn(move || fill_pieces(file, bytes, first)))
             .collect();
         writers
             .into_iter()
