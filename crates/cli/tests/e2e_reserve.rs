@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use machine::remote::Remote;
-use machine::{Machine, Tmpfs, noise};
+use machine::{CONTAINER, Machine, Tmpfs, noise};
 use sprat_testkit::sshd::{self, SshdOptions};
 use sprat_testkit::{needs, requires};
 
@@ -143,4 +143,65 @@ fn gets_out_of_a_full_disk(machine: Machine) {
     assert_eq!(ran.code, 0, "{}", ran.whole());
     assert_eq!(fs::metadata(&reserve).unwrap().len(), 4 << 20);
     remote.machine.nothing_is_left();
+}
+
+#[test]
+fn reserve_is_made_after_success_and_can_be_stopped() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    let reserve = machine.path("store/x.luks.reserve");
+    assert!(!reserve.exists());
+    // Large enough to be under way for a moment.
+    let size = 512 << 20;
+    let free = rustix::fs::statvfs(machine.path("store")).unwrap();
+    if free.f_bavail * free.f_frsize < 5 * size {
+        println!("skipped: too little room here");
+        return;
+    }
+    let text = size.to_string();
+    let backup = [
+        "--reserve-bytes",
+        &text,
+        "backup",
+        CONTAINER,
+        "--name",
+        "home",
+        "src",
+    ];
+    let mut child = machine
+        .command()
+        .args(backup)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let notes = std::io::BufReader::new(child.stderr.take().unwrap());
+    let announced =
+        std::io::BufRead::lines(notes).any(|line| line.unwrap().contains("all is done"));
+    assert!(announced);
+    // Nothing is left to be lost: the lock is released, the snapshot whole, the result printed.
+    assert!(!machine.path("store/x.luks.lock.1").exists());
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("home: snapshot"), "{said}");
+    assert!(fs::metadata(&reserve).map_or(0, |about| about.len()) < size);
+    let status = machine.sprat(&["status", CONTAINER]);
+    assert_eq!(status.code, 0, "{}", status.whole());
+    // The next run makes it where it is missing.
+    let _ = fs::remove_file(&reserve);
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let again = [
+        "--reserve-bytes",
+        "4194304",
+        "backup",
+        CONTAINER,
+        "--name",
+        "home",
+        "src",
+    ];
+    assert_eq!(machine.sprat(&again).code, 0);
+    assert_eq!(fs::metadata(&reserve).unwrap().len(), 4 << 20);
 }

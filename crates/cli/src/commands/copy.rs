@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use sprat_store::StoreError;
 use sprat_store::copy::{CopyProgress, CopyStep};
 
 use super::context::{Context, Resolved};
@@ -10,7 +11,7 @@ use crate::args::CopyArgs;
 use crate::output::{Reporter, exit_json, text};
 use crate::session::Access;
 use crate::session::copy::{CopyObserver, CopyOptions, CopyPhase, CopyReport, copy};
-use crate::{Exit, Failure};
+use crate::{Exit, Failure, reach};
 
 pub(super) fn run(context: &Context, args: &CopyArgs) -> Result<Exit, Failure> {
     let source = context.resolve(&args.source)?;
@@ -28,7 +29,13 @@ pub(super) fn run(context: &Context, args: &CopyArgs) -> Result<Exit, Failure> {
     };
     let report = copy(&options, &mut shown, &context.interrupt);
     shown.reporter.clear();
-    let report = report?;
+    let report = report.map_err(|mut failure| {
+        // Where the copy was to go, a missing folder is no missing container.
+        if failure.exit == Exit::NoContainer && has_no_folder(&destination) {
+            failure.exit = Exit::Failed;
+        }
+        failure
+    })?;
     let text = told(&source, &destination, &report);
     let figures = report.figures;
     let json = json!({
@@ -50,6 +57,13 @@ pub(super) fn run(context: &Context, args: &CopyArgs) -> Result<Exit, Failure> {
     });
     context.output.result(&text, &json)?;
     Ok(Exit::Done)
+}
+
+fn has_no_folder(resolved: &Resolved) -> bool {
+    matches!(
+        reach::connect(&resolved.target, &resolved.ssh_command),
+        Err(StoreError::NotFound { .. })
+    )
 }
 
 /// The result for people, and what is left for them to do.
