@@ -580,35 +580,6 @@ fn login_without_a_path_makes_no_local_container() {
 }
 
 #[test]
-fn state_folder_that_can_not_be_written_stops_no_reading() {
-    requires!(needs::root(), needs::program("unshare"));
-    let machine = Machine::with_container();
-    assert_eq!(machine.backup(&[]).code, 0);
-    // As on a root file system that was remounted read-only, and on one without a free byte.
-    let read_only = "mount --bind state state && mount -o remount,ro,bind state && exec \"$@\"";
-    let full = "cp -a state kept && mount -t tmpfs -o size=4m,mode=700 t state && \
-                cp -a kept/. state && rm -rf kept && \
-                dd if=/dev/zero of=state/fill bs=4k 2>/dev/null; exec \"$@\"";
-    for unwritable in [read_only, full] {
-        let outer = ["unshare", "-m", "sh", "-c", unwritable, "sh"];
-        let reads: [&[&str]; 3] = [
-            &["snapshots", CONTAINER],
-            &["check", CONTAINER],
-            &["restore", CONTAINER, "home", "--to", "out"],
-        ];
-        for command in reads {
-            let ran = machine.sprat_under(&outer, command);
-            assert_eq!(ran.code, 0, "{command:?}: {}", ran.whole());
-        }
-        assert!(machine.path("out").read_dir().unwrap().next().is_some());
-        fs::remove_dir_all(machine.path("out")).unwrap();
-        let backup = ["backup", CONTAINER, "--name", "home", "src"];
-        let said = machine.sprat_under(&outer, &backup).failed_with(1);
-        assert!(said.contains("--state-dir"), "{said}");
-    }
-}
-
-#[test]
 fn output_that_nobody_reads_ends_quietly() {
     requires!(needs::root());
     let machine = Machine::with_container();

@@ -214,8 +214,7 @@ impl From<&LockError> for Failure {
             LockError::Record { .. } => (
                 Exit::Failed,
                 "nothing was changed on the server. sprat's folder on this machine must be \
-                 writable and have room; --state-dir names another one. Reading works without: \
-                 restore, snapshots, check, mount",
+                 writable and have room; --state-dir names another one",
             ),
             LockError::HeldHere { .. } => (
                 Exit::Locked,
