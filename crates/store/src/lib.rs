@@ -9,6 +9,7 @@
 //! - Memory is bounded, whatever the server sends or the caller asks.
 #![forbid(unsafe_code)]
 
+pub mod clock;
 mod contract;
 pub mod copy;
 mod error;
@@ -16,6 +17,7 @@ mod local;
 pub mod lock;
 mod memory;
 mod name;
+mod outage;
 mod ranges;
 mod record;
 pub mod sftp;
@@ -26,5 +28,6 @@ pub use local::LocalStore;
 pub use lock::{FirstLook, Lock, LockError, LockInfo, OwnerNote};
 pub use memory::MemoryStore;
 pub use name::{FileName, FileNameError};
+pub use outage::Outage;
 pub use record::LocalRecord;
 pub use sftp::{Fence, Puncher, PuncherOptions, SftpOptions, SftpStore, SshTarget};

@@ -1,0 +1,13 @@
+//! The clock for ages that decide whether bytes may be sent.
+
+use std::time::Duration;
+
+/// Time since boot, time asleep included (`CLOCK_BOOTTIME`, clock_gettime(2)).
+///
+/// [`std::time::Instant`] stands still while the machine sleeps: a look at the lock from before a
+/// sleep of hours would count as a moment old.
+#[must_use]
+pub fn since_boot() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::try_from(now).unwrap_or_default()
+}
