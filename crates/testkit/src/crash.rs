@@ -161,6 +161,18 @@ impl CrashDisk {
         self.disk().cut_power();
     }
 
+    /// The server comes back with an older state, whatever it had called durable since; every
+    /// connection is lost.
+    pub fn go_back_to(&self, image: &[u8]) {
+        let mut disk = self.disk();
+        disk.durable = image.to_vec();
+        disk.present = image.to_vec();
+        disk.unsynced.clear();
+        disk.late.clear();
+        disk.alive_from = disk.next_connection;
+        disk.losses += 1;
+    }
+
     /// Loses every connection now.
     pub fn lose_lines(&self) {
         let mut disk = self.disk();
@@ -346,27 +358,38 @@ impl StoreFile for CrashFile {
         })
     }
 
-    fn read_at(&self, offset: u64, buf: &mut [u8], _: ReadClass) -> Result<(), StoreError> {
+    fn read_at(&self, offset: u64, buf: &mut [u8], class: ReadClass) -> Result<(), StoreError> {
+        self.read_parts_at(&mut [(offset, buf)], class)
+    }
+
+    /// One operation, as it is one round trip.
+    fn read_parts_at(
+        &self,
+        parts: &mut [(u64, &mut [u8])],
+        _: ReadClass,
+    ) -> Result<(), StoreError> {
         self.server.delay();
         let mut disk = self.server.disk();
         if self.dies(&mut disk) {
             return Err(Self::lost("read"));
         }
         let have = disk.present.len() as u64;
-        let asked = buf.len() as u64;
-        if offset + asked > have {
-            let (op, object) = ("read", "container".to_owned());
-            let got = have.saturating_sub(offset).min(asked);
-            return Err(StoreError::Truncated {
-                op,
-                object,
-                offset,
-                asked,
-                got,
-            });
+        for (offset, buf) in parts {
+            let (offset, asked) = (*offset, buf.len() as u64);
+            if offset + asked > have {
+                let (op, object) = ("read", "container".to_owned());
+                let got = have.saturating_sub(offset).min(asked);
+                return Err(StoreError::Truncated {
+                    op,
+                    object,
+                    offset,
+                    asked,
+                    got,
+                });
+            }
+            let start = usize::try_from(offset).unwrap_or(usize::MAX);
+            buf.copy_from_slice(&disk.present[start..start + buf.len()]);
         }
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        buf.copy_from_slice(&disk.present[start..start + buf.len()]);
         drop(disk);
         self.server.delay();
         Ok(())

@@ -147,6 +147,14 @@ impl StoreFile for FaultFile {
         self.run("read", || self.below.read_at(offset, buf, class))
     }
 
+    fn read_parts_at(
+        &self,
+        parts: &mut [(u64, &mut [u8])],
+        class: ReadClass,
+    ) -> Result<(), StoreError> {
+        self.run("read", || self.below.read_parts_at(parts, class))
+    }
+
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
         self.run("write", || self.below.write_at(offset, data))
     }

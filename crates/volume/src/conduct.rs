@@ -8,19 +8,17 @@ use std::time::{Duration, Instant};
 
 use sprat_store::{ReadClass, StoreError, StoreErrorKind, StoreFile};
 
-use crate::engine::{Connection, Engine, Meaning, Quiet, State, THREAD_STACK_BYTES, meaning};
+use crate::engine::{
+    Connection, Engine, FAILURES_MAX, Meaning, Quiet, State, THREAD_STACK_BYTES, meaning,
+};
 use crate::permit::Ahead;
 use crate::plan::{EpochNumber, Step, Verdict};
 use crate::session::ReconnectError;
 use crate::together::send_together;
 use crate::{BLOCK_BYTES, VolumeError};
 
-/// Longest delay between two attempts to reconnect: sshd's penalties for storms (PerSourcePenalties)
-/// are not provoked, and a line that is back is noticed soon.
-const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(30);
-
-/// Server flushes that fail one after another, each on a new connection, before the volume fails.
-const FAILED_FLUSHES_MAX: u32 = 3;
+/// Suspects that are read back together: what a connection with a long round trip carries at once.
+const READ_BACK_BLOCKS: usize = 1024;
 
 /// Body of the conductor thread; returns when the volume ends.
 pub(crate) fn conduct(engine: &Engine) {
@@ -33,9 +31,7 @@ pub(crate) fn conduct(engine: &Engine) {
             (Step::Together(epoch), Some(line)) => send_together(engine, state, &line, epoch),
             (Step::Flush(epoch), Some(line)) => flush(engine, state, &line, epoch),
             (Step::FlushBehind, Some(line)) => flush_behind(engine, state, &line),
-            (Step::ReadBack { first, blocks }, Some(line)) => {
-                read_back(engine, state, &line, first, blocks)
-            }
+            (Step::ReadBack { .. }, Some(line)) => read_back(engine, state, &line),
             (_, _) => match next_quiet {
                 Some(in_) => engine.wait_for(&engine.step, state, in_),
                 None => engine.wait(&engine.step, state),
@@ -122,6 +118,7 @@ pub(crate) fn made_durable<'a>(
     epoch: EpochNumber,
 ) -> MutexGuard<'a, State> {
     let retired = state.plan.flushed(epoch);
+    state.proof.durable(retired.blocks());
     state.flushed();
     state.offer(retired.blocks());
     drop(state);
@@ -148,6 +145,7 @@ fn flush_behind<'a>(
         return state;
     }
     let retired = state.plan.flushed_behind(behind);
+    state.proof.durable(retired.blocks());
     state.flushed();
     state.offer(retired.blocks());
     drop(state);
@@ -177,9 +175,8 @@ pub(crate) fn flush_failed(
     // A line that is lost during a flush says nothing of the server's disk.
     let failed = error.kind() == StoreErrorKind::Failed;
     state.failed_flushes += u32::from(failed);
-    let again = failed
-        && state.failed_flushes <= FAILED_FLUSHES_MAX
-        && !engine.options.reconnect_max.is_zero();
+    let again =
+        failed && state.failed_flushes <= FAILURES_MAX && !engine.options.reconnect_max.is_zero();
     if again {
         engine.line_lost(state, line.generation, error);
         return;
@@ -194,18 +191,25 @@ fn read_back<'a>(
     engine: &'a Engine,
     state: MutexGuard<'a, State>,
     line: &Connection,
-    first: u64,
-    blocks: usize,
 ) -> MutexGuard<'a, State> {
+    let runs = state.plan.next_read_backs(READ_BACK_BLOCKS);
     drop(state);
-    let mut bytes = vec![0; blocks * BLOCK_BYTES];
-    let answer = line
-        .file
-        .read_at(engine.offset_of(first), &mut bytes, ReadClass::Ahead);
+    let mut bytes = vec![0; runs.iter().map(|(_, blocks)| blocks * BLOCK_BYTES).sum()];
+    let mut rest = bytes.as_mut_slice();
+    let mut parts = Vec::new();
+    for (first, blocks) in &runs {
+        let (part, behind) = std::mem::take(&mut rest).split_at_mut(blocks * BLOCK_BYTES);
+        rest = behind;
+        parts.push((engine.offset_of(*first), part));
+    }
+    let answer = line.file.read_parts_at(&mut parts, ReadClass::Demand);
     let mut state = engine.state();
     match answer.map_err(|error| meaning("read", error)) {
         Ok(()) => {
-            for (index, found) in (first..).zip(bytes.chunks_exact(BLOCK_BYTES)) {
+            let indices = runs
+                .iter()
+                .flat_map(|(first, blocks)| (*first..).take(*blocks));
+            for (index, found) in indices.zip(bytes.chunks_exact(BLOCK_BYTES)) {
                 if state.plan.judge(index, found) == Verdict::Foreign {
                     let offset = engine.offset_of(index);
                     engine.fail(&mut state, VolumeError::ForeignWrite { offset });
@@ -225,16 +229,20 @@ fn reconnect<'a>(engine: &'a Engine, mut state: MutexGuard<'a, State>) -> MutexG
     let loss = state.plan.losses();
     let until = Instant::now() + engine.options.quiet_time;
     state.quiet.push(Quiet { loss, until });
+    let mut attempt = 0;
     loop {
-        let Some(attempt) = next_attempt(engine, &mut state) else {
+        if !begin_attempt(engine, &mut state) {
             return state;
-        };
-        state = pause(engine, state, attempt);
+        }
+        state = pause(engine, state);
         if state.ended.is_some() {
             return state;
         }
         drop(state);
+        let samples = engine.samples();
         let answer = engine.session.reconnect(attempt);
+        attempt += 1;
+        let answer = answer.and_then(|file| engine.still_has(file, &samples));
         let quiet = answer.is_ok() && engine.session.old_server_dead();
         state = engine.state();
         match answer {
@@ -243,21 +251,18 @@ fn reconnect<'a>(engine: &'a Engine, mut state: MutexGuard<'a, State>) -> MutexG
                     state.plan.quiet_over(loss);
                 }
                 let old = std::mem::replace(&mut state.file, file);
-                state.plan.reconnected();
-                if let Some(outage) = &mut state.outage {
-                    outage.up_since = Some(Instant::now());
-                }
+                state.connected(engine.now());
                 close_aside(&mut state, old);
                 engine.wake_all();
                 return state;
             }
             Err(ReconnectError::Retry(cause)) => {
-                if let Some(outage) = &mut state.outage {
-                    outage.last = cause;
-                }
+                state.loss.last = Some(cause);
             }
             Err(ReconnectError::GiveUp(cause)) => {
-                engine.fail(&mut state, VolumeError::NotReconnected(cause));
+                let own = cause.downcast::<VolumeError>();
+                let cause = own.map_or_else(VolumeError::NotReconnected, |own| *own);
+                engine.fail(&mut state, cause);
                 return state;
             }
         }
@@ -277,46 +282,37 @@ fn close_aside(state: &mut State, old: Arc<dyn StoreFile>) {
     }
 }
 
-/// Counts an attempt; ends the volume where the time for them is over. That does not run while nobody
-/// waits for the line: a mount that is not used bears any outage.
-fn next_attempt(engine: &Engine, state: &mut State) -> Option<u32> {
-    let idle = state.plan.is_settled() && state.fetches.is_idle();
-    let outage = state.outage.as_mut().expect("a lost line has an outage");
-    if idle {
-        outage.since = Instant::now();
+/// Begins an attempt; ends the volume where the time for them is over. That does not run while nobody
+/// waits for the connection: a mount that is not used bears any outage.
+fn begin_attempt(engine: &Engine, state: &mut State) -> bool {
+    let now = engine.now();
+    if !state.somebody_waits() {
+        state.outage.nobody_waits(now);
     }
-    let waited = outage.since.elapsed();
-    if waited < engine.options.reconnect_max {
-        outage.attempts += 1;
-        return Some(outage.attempts - 1);
+    if state.outage.begin_attempt(now) {
+        return true;
     }
-    let outage = state.outage.take().expect("seen above");
-    engine.fail(
-        state,
-        VolumeError::ConnectionLost {
-            waited,
-            source: outage.last,
-        },
-    );
-    None
+    let source = state.loss.last.take().unwrap_or_else(no_cause);
+    let waited = state.outage.waited(now);
+    engine.fail(state, VolumeError::ConnectionLost { waited, source });
+    false
+}
+
+/// Every loss has a cause; this stands in for one all the same.
+fn no_cause() -> StoreError {
+    StoreError::Disconnected {
+        op: "reach",
+        object: "the container".to_owned(),
+        reason: "no cause is known".to_owned(),
+    }
 }
 
 /// Waits before an attempt, not before the first; ends early where the volume ends.
-fn pause<'a>(
-    engine: &'a Engine,
-    mut state: MutexGuard<'a, State>,
-    attempt: u32,
-) -> MutexGuard<'a, State> {
-    if attempt == 0 {
-        return state;
-    }
-    let full = engine.options.reconnect_delay * 2u32.saturating_pow((attempt - 1).min(10));
-    let full = full
-        .min(RECONNECT_DELAY_MAX)
-        .min(engine.options.reconnect_max);
+fn pause<'a>(engine: &'a Engine, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+    let full = state.outage.pause(engine.options.reconnect_delay);
     // Half of it fixed, half of it by chance: clients that were cut together come back apart.
-    let chance = RandomState::new().hash_one(attempt) % 1024;
-    let until = Instant::now() + full / 2 + full / 2 * u32::try_from(chance).unwrap_or(0) / 1024;
+    let chance = u32::try_from(RandomState::new().hash_one(()) % 1024).unwrap_or(0);
+    let until = Instant::now() + full / 2 + full / 2 * chance / 1024;
     while state.ended.is_none() {
         let now = Instant::now();
         if now >= until {

@@ -95,6 +95,7 @@ fn forget(state: &mut State, blocks: &[Range<u64>]) {
     for index in state.fetches.under_way().filter(gone).collect::<Vec<_>>() {
         state.fetches.taint(index);
     }
+    state.proof.forget(&gone);
     if let Some(cache) = &mut state.cache {
         for index in cache.known().filter(gone).collect::<Vec<_>>() {
             cache.forget(index);

@@ -5,15 +5,16 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use sprat_store::{StoreError, StoreErrorKind, StoreFile};
+use sprat_store::{Outage, StoreError, StoreErrorKind, StoreFile};
 
 use crate::cache::Cache;
 use crate::clean::Clean;
-use crate::fetch::Fetches;
+use crate::fetch::{Fetch, Fetches};
 use crate::fresh::Fresh;
 use crate::pace::Pace;
 use crate::permit::Permits;
 use crate::plan::{Generation, Limits, Plan};
+use crate::proof::Proof;
 use crate::session::{Fenced, Session};
 use crate::streams::Streams;
 use crate::{BLOCK_BYTES, Flush, Geometry, VolumeError, VolumeOptions, VolumeStats};
@@ -30,14 +31,27 @@ pub(crate) struct Connection {
     pub(crate) generation: Generation,
 }
 
-/// A lost line, from the loss to the first progress after it.
-pub(crate) struct Outage {
-    pub(crate) since: Instant,
+/// What the latest loss was, and what was owed on the first connection behind it.
+pub(crate) struct Loss {
     pub(crate) since_system: SystemTime,
-    pub(crate) attempts: u32,
-    pub(crate) up_since: Option<Instant>,
-    pub(crate) last: StoreError,
+    /// The latest cause: of the loss, or why no connection came up.
+    pub(crate) last: Option<StoreError>,
+    /// Reads that somebody waits for.
+    owed_reads: Vec<Arc<Fetch>>,
+    /// Blocks that somebody asked to be made durable.
+    owes_writes: bool,
 }
+
+/// Failures of the store that are borne one after another, each on a new connection, before the
+/// volume fails.
+pub(crate) const FAILURES_MAX: u32 = 3;
+
+/// Failed writes that far apart are not one after another.
+const FAILURES_APART: Duration = Duration::from_secs(60);
+
+/// How often a read-only volume seeks another connection because of blocks that can't be read: a disk
+/// with many of them must not cost many logins.
+const ASK_AGAIN_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The end of the quiet time of a loss.
 pub(crate) struct Quiet {
@@ -79,9 +93,17 @@ pub(crate) struct State {
     /// Blocks that the store can't give, and why; only on read-only volumes (others fail as a whole).
     pub(crate) unreadable: BTreeMap<u64, Arc<StoreError>>,
     pub(crate) wire: Wire,
-    pub(crate) outage: Option<Outage>,
+    pub(crate) outage: Outage,
+    pub(crate) loss: Loss,
+    /// Callers that wait for the connection, besides those whose reads or writes are owed.
+    pub(crate) waiting: usize,
+    pub(crate) proof: Proof,
     pub(crate) quiet: Vec<Quiet>,
     pub(crate) failed_flushes: u32,
+    failed_writes: u32,
+    write_failed_at: Option<Instant>,
+    /// When a read-only volume last asked another connection because of a failed read.
+    asked_again_at: Option<Instant>,
     /// When the first answer came of what is not durable yet.
     pub(crate) busy_since: Option<Instant>,
     pub(crate) permits: Permits,
@@ -105,6 +127,16 @@ impl State {
         })
     }
 
+    fn bears_failed_write(&mut self) -> bool {
+        let apart = |at: Instant| at.elapsed() >= FAILURES_APART;
+        if self.write_failed_at.is_none_or(apart) {
+            self.failed_writes = 0;
+        }
+        self.write_failed_at = Some(Instant::now());
+        self.failed_writes += 1;
+        self.failed_writes <= FAILURES_MAX
+    }
+
     pub(crate) fn check(&self) -> Result<(), VolumeError> {
         match &self.ended {
             None => Ok(()),
@@ -120,14 +152,56 @@ impl State {
         if let Some(since) = self.busy_since.take() {
             self.plan.took(since.elapsed());
         }
-        self.progressed();
+        self.answered(true);
     }
 
-    /// Something got through: the outage, if there was one, is over.
-    pub(crate) fn progressed(&mut self) {
-        if self.plan.connection().is_some() {
-            self.outage = None;
+    /// Something got through. Only with all that was owed the outage, if there was one, is over: a
+    /// connection that breaks at each flush, or at one read, must not keep the session for ever
+    /// because other things get through.
+    pub(crate) fn answered(&mut self, durable: bool) {
+        if self.plan.connection().is_none() {
+            return;
         }
+        self.loss.owes_writes &= !durable;
+        self.loss
+            .owed_reads
+            .retain(|fetch| fetch.outcome.get().is_none());
+        if !self.owes() {
+            self.outage.answered();
+        }
+    }
+
+    fn owes(&self) -> bool {
+        self.loss.owes_writes || !self.loss.owed_reads.is_empty()
+    }
+
+    /// Whether somebody waits for the connection. Blocks that nobody asked to be sent, and read-ahead,
+    /// don't count.
+    pub(crate) fn somebody_waits(&self) -> bool {
+        self.waiting > 0 || self.plan.owes() || self.fetches.demanded().next().is_some()
+    }
+
+    /// There is a new connection.
+    pub(crate) fn connected(&mut self, now: Duration) {
+        self.plan.reconnected();
+        if !self.owes() {
+            self.loss.owes_writes = self.plan.owes();
+            self.loss.owed_reads = self.fetches.demanded().cloned().collect();
+        }
+        self.outage.connected(now, self.owes());
+    }
+
+    /// Whether a fetch that failed on a read-only volume is asked for on a new connection: a server
+    /// that comes back without its disk answers so, too.
+    pub(crate) fn may_ask_again(&mut self, engine: &Engine, fetch: &Fetch) -> bool {
+        let lately = self
+            .asked_again_at
+            .is_some_and(|at| at.elapsed() < ASK_AGAIN_INTERVAL);
+        if lately || engine.options.reconnect_max.is_zero() || self.fetches.failed(fetch) > 1 {
+            return false;
+        }
+        self.asked_again_at = Some(Instant::now());
+        true
     }
 }
 
@@ -153,6 +227,7 @@ pub(crate) struct Engine {
     pub(crate) options: VolumeOptions,
     pub(crate) session: Arc<dyn Session>,
     pub(crate) read_only: bool,
+    begun: Instant,
     state: Mutex<State>,
     /// A run may be ready (senders wait).
     pub(crate) send: Condvar,
@@ -200,9 +275,20 @@ impl Engine {
             pace: Pace::default(),
             file,
             wire: Wire::default(),
-            outage: None,
+            outage: Outage::new(options.reconnect_max),
+            loss: Loss {
+                since_system: SystemTime::now(),
+                last: None,
+                owed_reads: Vec::new(),
+                owes_writes: false,
+            },
+            waiting: 0,
+            proof: Proof::default(),
             quiet: Vec::new(),
             failed_flushes: 0,
+            failed_writes: 0,
+            write_failed_at: None,
+            asked_again_at: None,
             busy_since: None,
             permits: Permits::default(),
             cache: None,
@@ -215,6 +301,7 @@ impl Engine {
             geometry,
             options,
             session,
+            begun: Instant::now(),
             read_only,
             state: Mutex::new(state),
             send: Condvar::new(),
@@ -291,25 +378,42 @@ impl Engine {
             self.fail(state, lost);
             return;
         }
-        // While something waits to be made durable, only that is progress.
-        let idle = state.plan.kept_blocks() == 0;
-        let long_enough = |up: Instant| idle && up.elapsed() >= UP_LONG_ENOUGH;
-        match &mut state.outage {
-            Some(outage) if !outage.up_since.is_some_and(long_enough) => {
-                outage.up_since = None;
-                outage.last = cause;
-            }
-            outage => {
-                *outage = Some(Outage {
-                    since: Instant::now(),
-                    since_system: SystemTime::now(),
-                    attempts: 0,
-                    up_since: None,
-                    last: cause,
-                });
-            }
+        if !state.outage.is_on() {
+            state.loss.since_system = SystemTime::now();
         }
+        state.loss.last = Some(cause);
+        state.outage.lost(self.now());
+        state.fetches.drop_ahead();
         self.wake_all();
+    }
+
+    /// The clock of outages: it stands still while the machine sleeps, so that who wakes up gets the
+    /// whole time.
+    pub(crate) fn now(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// A write was answered with an error. One that the server can't explain has the patience of a
+    /// failed flush: all is sent again on a new connection.
+    pub(crate) fn write_failed(
+        &self,
+        state: &mut State,
+        generation: Generation,
+        cause: VolumeError,
+    ) {
+        if state.plan.connection() != Some(generation) {
+            return;
+        }
+        match cause {
+            VolumeError::Store { source, .. }
+                if source.kind() == StoreErrorKind::Failed
+                    && !self.options.reconnect_max.is_zero()
+                    && state.bears_failed_write() =>
+            {
+                self.line_lost(state, generation, source);
+            }
+            cause => self.fail(state, cause),
+        }
     }
 
     /// Acts on an error of the session's checks before sending.
@@ -377,14 +481,16 @@ impl Engine {
     pub(crate) fn close(&self) -> Result<(), VolumeError> {
         let mut state = self.state();
         state.check()?;
-        while !state.plan.is_settled() {
-            // A suspect that was found overwritten is in the open epoch again: seal each time.
-            state.plan.seal();
-            self.step.notify_one();
-            self.send.notify_one();
-            state = self.wait(&self.durable, state);
-            state.check()?;
+        state.waiting += 1;
+        drop(state);
+        let settled = self.settle_and_prove();
+        let mut state = self.state();
+        state.waiting -= 1;
+        state.check()?;
+        if let Err(cause) = settled {
+            self.fail(&mut state, cause);
         }
+        state.check()?;
         self.fail(&mut state, VolumeError::Closed);
         drop(state);
         if !self.read_only {
@@ -392,6 +498,47 @@ impl Engine {
         }
         self.keep_cache();
         Ok(())
+    }
+
+    /// Makes everything durable and reads every suspect back. Beside the last of it, so that it takes
+    /// no round trip more, the server shows that it still has what it called durable before.
+    fn settle_and_prove(&self) -> Result<(), VolumeError> {
+        thread::scope(|scope| {
+            let mut proving = None;
+            let mut state = self.state();
+            loop {
+                state.check()?;
+                // A suspect that was found overwritten is in the open epoch again: seal each time.
+                state.plan.seal();
+                if proving.is_none() && state.plan.sealed_len() <= 1 {
+                    let samples = self.samples_of(&state);
+                    if let (Some(line), false) = (state.connection(), samples.is_empty()) {
+                        proving =
+                            Some(scope.spawn(move || self.prove_patiently(&*line.file, &samples)));
+                    }
+                }
+                if state.plan.is_settled() {
+                    break;
+                }
+                self.step.notify_one();
+                self.send.notify_one();
+                state = self.wait(&self.durable, state);
+            }
+            drop(state);
+            match proving.map(thread::ScopedJoinHandle::join) {
+                None => Ok(()),
+                Some(Err(_)) => Err(VolumeError::Bug),
+                Some(Ok(proved)) => match proved {
+                    // All is durable by the word of an fsync; a connection that is lost now takes
+                    // nothing from it.
+                    Err(VolumeError::Store { op, source }) => match meaning(op, source) {
+                        Meaning::LineLost(_) => Ok(()),
+                        Meaning::Fatal(cause) => Err(cause),
+                    },
+                    proved => proved,
+                },
+            }
+        })
     }
 
     pub(crate) fn stats(&self) -> VolumeStats {
@@ -409,9 +556,13 @@ impl Engine {
             wire_read_requests: state.wire.read_requests,
             wire_flushes: state.wire.flushes,
             losses: state.plan.losses(),
-            reconnecting_since: match (&state.outage, state.plan.connection()) {
-                (Some(outage), None) => Some(outage.since_system),
-                _ => None,
+            reconnecting_since: match state.plan.connection() {
+                None => Some(state.loss.since_system),
+                Some(_) => None,
+            },
+            lost_because: match state.plan.connection() {
+                None => state.loss.last.as_ref().map(ToString::to_string),
+                Some(_) => None,
             },
             suspect_blocks: state.plan.suspects_len() as u64,
             cache_read_blocks: state.wire.cache_read_blocks,
@@ -419,9 +570,6 @@ impl Engine {
         }
     }
 }
-
-/// A connection on which nothing had to be sent counts as progress once it lived this long.
-const UP_LONG_ENOUGH: Duration = Duration::from_secs(60);
 
 /// Fails the volume when its thread ends by a panic, so that nobody waits for that thread.
 struct EndOfThread(Arc<Engine>);

@@ -61,6 +61,10 @@ pub enum VolumeError {
     /// container, or a server's old process wrote later than the quiet time.
     #[error("the container file was changed from elsewhere at {offset}")]
     ForeignWrite { offset: u64 },
+    /// A block that the server had called durable holds other bytes: the server came back without
+    /// what it had, or never kept it.
+    #[error("the server lost what it had called durable, at {offset}")]
+    LostDurable { offset: u64 },
     /// The local overlay of a read-only volume failed.
     #[error("{op} on the local overlay failed")]
     Overlay {

@@ -57,6 +57,8 @@ struct Active {
     tainted: HashSet<u64>,
     class: ReadClass,
     running: bool,
+    /// How often the store answered with a failure.
+    failures: u32,
 }
 
 /// See the module.
@@ -120,9 +122,21 @@ impl Fetches {
         fetches.into_values().collect()
     }
 
-    /// Nobody waits for anything.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.active.is_empty()
+    /// The fetches that somebody waits for.
+    pub(crate) fn demanded(&self) -> impl Iterator<Item = &Arc<Fetch>> {
+        self.active
+            .values()
+            .filter(|active| active.class == ReadClass::Demand)
+            .map(|active| &active.fetch)
+    }
+
+    /// Forgets the read-ahead that is not under way. With the connection lost nobody waits for it, and
+    /// what is read ahead of readers that went on waiting elsewhere is of no use.
+    pub(crate) fn drop_ahead(&mut self) {
+        while let Some(id) = self.ahead.pop_front() {
+            let fetch = Arc::clone(&self.active[&id].fetch);
+            self.finish(&fetch, None);
+        }
     }
 
     pub(crate) fn is_asked(&self, cluster: u64) -> bool {
@@ -190,21 +204,23 @@ impl Fetches {
             && (self.ahead_running == 0 || with_it <= ahead_blocks_max)
     }
 
-    /// Puts a fetch back whose connection was lost.
+    /// Puts a fetch back that somebody waits for and whose connection was lost.
     pub(crate) fn put_back(&mut self, fetch: &Fetch) {
         let active = self
             .active
             .get_mut(&fetch.id)
             .expect("a running fetch is active");
+        assert_eq!(active.class, ReadClass::Demand, "read-ahead is dropped");
         active.running = false;
-        match active.class {
-            ReadClass::Demand => self.demand.push_front(fetch.id),
-            ReadClass::Ahead => {
-                self.ahead_running -= 1;
-                self.ahead_blocks_running -= fetch.len_blocks();
-                self.ahead.push_front(fetch.id);
-            }
-        }
+        self.demand.push_front(fetch.id);
+    }
+
+    /// Notes that the store answered a fetch with a failure; returns how often it has.
+    pub(crate) fn failed(&mut self, fetch: &Fetch) -> u32 {
+        self.active.get_mut(&fetch.id).map_or(u32::MAX, |active| {
+            active.failures += 1;
+            active.failures
+        })
     }
 
     /// Ends a fetch, with its bytes or with nothing; returns the blocks that may be cached.
@@ -214,9 +230,11 @@ impl Fetches {
             .remove(&fetch.id)
             .expect("a running fetch is active");
         if active.class == ReadClass::Ahead {
-            self.ahead_running -= 1;
-            self.ahead_blocks_running -= fetch.len_blocks();
             self.ahead_blocks -= fetch.len_blocks();
+            if active.running {
+                self.ahead_running -= 1;
+                self.ahead_blocks_running -= fetch.len_blocks();
+            }
         }
         for cluster in clusters_of(&fetch.blocks) {
             self.by_cluster.remove(&cluster);
@@ -272,6 +290,7 @@ impl Fetches {
             tainted: HashSet::new(),
             class,
             running: false,
+            failures: 0,
         };
         self.active.insert(id, active);
         match class {

@@ -6,7 +6,7 @@
 //! an epoch is small), `permit` and `read` are the threads that carry it out, over what they share in `engine`; `fetch`, `streams` and `pace`
 //! say what is read, and how far ahead. `cache` keeps blocks over sessions: `slots` says which,
 //! `cache_file` where. `settle` takes over from a dead session, `overlay` takes the writes of a
-//! read-only volume.
+//! read-only volume, `proof` finds out a server that lost what it had called durable.
 //!
 //! Always true:
 //! - The store sees epoch n+1 only after every write of epoch n was answered and its fsync
@@ -36,6 +36,7 @@ mod pace;
 mod permit;
 mod plan;
 mod portion;
+mod proof;
 mod read;
 mod send;
 mod session;

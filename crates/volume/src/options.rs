@@ -193,6 +193,8 @@ pub struct VolumeStats {
     pub losses: u64,
     /// Since when the line has been down; `None` while it is up.
     pub reconnecting_since: Option<SystemTime>,
+    /// Why the connection is down, or could not be made again; `None` while it is up.
+    pub lost_because: Option<String>,
     /// Blocks that a server's old process might still overwrite, or that are not yet read back.
     pub suspect_blocks: u64,
     /// Blocks that were read from the persistent cache instead of the wire.

@@ -6,7 +6,9 @@
 //! open epoch's begins with its first block.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use sprat_store::clock::since_boot;
 
 use crate::engine::{Engine, State};
 use crate::plan::{EpochNumber, Generation};
@@ -15,13 +17,15 @@ use crate::plan::{EpochNumber, Generation};
 /// as a small epoch does.
 pub(crate) const PERMITTERS: usize = 3;
 
-/// A check that began longer ago than the lock's renewal interval is not used any more.
+/// A check that began longer ago than the lock's renewal interval is not used any more, time asleep
+/// included.
 const PERMIT_AGE_MAX: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 struct Permit {
     generation: Generation,
-    begun: Instant,
+    /// By [`since_boot`].
+    begun: Duration,
     granted: bool,
 }
 
@@ -49,7 +53,8 @@ impl Permits {
         let Some(permit) = self.by_epoch.get(&epoch) else {
             return Ahead::Unknown;
         };
-        let usable = permit.generation == generation && permit.begun.elapsed() < PERMIT_AGE_MAX;
+        let usable = permit.generation == generation
+            && since_boot().saturating_sub(permit.begun) < PERMIT_AGE_MAX;
         if usable && !permit.granted {
             return Ahead::UnderWay;
         }
@@ -61,8 +66,8 @@ impl Permits {
         }
     }
 
-    fn begin(&mut self, epoch: EpochNumber, generation: Generation) -> Instant {
-        let begun = Instant::now();
+    fn begin(&mut self, epoch: EpochNumber, generation: Generation) -> Duration {
+        let begun = since_boot();
         let permit = Permit {
             generation,
             begun,
@@ -73,7 +78,7 @@ impl Permits {
     }
 
     /// Notes the end of a check, unless another one has taken its place.
-    fn end(&mut self, epoch: EpochNumber, begun: Instant, granted: bool) {
+    fn end(&mut self, epoch: EpochNumber, begun: Duration, granted: bool) {
         let Some(permit) = self.by_epoch.get_mut(&epoch) else {
             return;
         };

@@ -415,12 +415,12 @@ impl Plan {
         }
     }
 
-    /// Adds a block that was settled for a dead session and has to be read back; what it should
-    /// hold is `bytes`, of which only a digest is kept.
-    pub(crate) fn add_settled_suspect(&mut self, index: u64, bytes: &[u8]) {
+    /// Adds a block that was settled for a dead session and has to be read back, by the
+    /// [`digest_of`] what it should hold.
+    pub(crate) fn add_settled_suspect(&mut self, index: u64, digest: u64) {
         // It may have been sent and lost already: that holds newer bytes back, and stays.
         self.suspects.entry(index).or_insert_with(|| Suspect {
-            expected: Expected::Digest(digest_of(bytes)),
+            expected: Expected::Digest(digest),
             held: None,
             rewrites: 0,
         });
@@ -463,6 +463,24 @@ impl Plan {
     /// Everything written is durable and no suspect is left.
     pub(crate) fn is_settled(&self) -> bool {
         self.newest.is_empty() && self.suspects.is_empty()
+    }
+
+    /// Sealed epochs that are not durable yet.
+    pub(crate) fn sealed_len(&self) -> usize {
+        self.sealed.len()
+    }
+
+    /// Somebody asked for blocks to be made durable, or waits for the room that they take.
+    pub(crate) fn owes(&self) -> bool {
+        !self.sealed.is_empty() || self.pressed
+    }
+
+    /// Whether the store holds the bytes of this block that were made durable last, and none of a
+    /// later or a lost write.
+    pub(crate) fn rests(&self, index: u64) -> bool {
+        !self.newest.contains_key(&index)
+            && !self.suspects.contains_key(&index)
+            && !self.in_flight.contains(&index)
     }
 
     pub(crate) fn suspects_len(&self) -> usize {
@@ -615,6 +633,26 @@ impl Plan {
         self.suspects.len()
     }
 
+    /// Runs of suspects to be read back, of `blocks_max` blocks in all or a little more.
+    pub(crate) fn next_read_backs(&self, blocks_max: usize) -> Vec<(u64, usize)> {
+        let ready = self
+            .suspects
+            .iter()
+            .filter(|(index, suspect)| suspect.held.is_none() && !self.newest.contains_key(index));
+        let mut runs: Vec<(u64, usize)> = Vec::new();
+        for (index, _) in ready.take(blocks_max) {
+            match runs.last_mut() {
+                Some((first, blocks))
+                    if *first + *blocks as u64 == *index && *blocks < self.limits.run_blocks =>
+                {
+                    *blocks += 1;
+                }
+                _ => runs.push((*index, 1)),
+            }
+        }
+        runs
+    }
+
     fn next_read_back(&self) -> Option<(u64, usize)> {
         let ready = |(index, suspect): &(&u64, &Suspect)| {
             suspect.held.is_none() && !self.newest.contains_key(index)
@@ -627,7 +665,7 @@ impl Plan {
     }
 }
 
-fn digest_of(bytes: &[u8]) -> u64 {
+pub(crate) fn digest_of(bytes: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     hasher.write(bytes);
     hasher.finish()

@@ -4,9 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sprat_store::ReadClass;
+use sprat_store::{ReadClass, StoreErrorKind};
 
-use crate::engine::{Connection, Engine, Meaning, State, meaning};
+use crate::engine::{Connection, Engine, FAILURES_MAX, Meaning, State, meaning};
 use crate::fetch::{CLUSTER_BLOCKS, Fetch};
 use crate::plan::Block;
 use crate::{BLOCK_BYTES, VolumeError};
@@ -163,7 +163,9 @@ pub(crate) fn fetch(engine: &Engine) {
             // What a volume is built on can't be read: writing on would bury the damage. Where nothing
             // is written, whatever else can be read is still worth having.
             Err(Meaning::Fatal(VolumeError::Store { source, .. }))
-                if engine.read_only && class == ReadClass::Demand =>
+                if engine.read_only
+                    && class == ReadClass::Demand
+                    && !engine.state().may_ask_again(engine, &fetch) =>
             {
                 one_by_one(engine, &connection, &fetch, &mut buffer)
                     .map(|blocks| Some((blocks, Arc::new(source))))
@@ -241,12 +243,9 @@ fn arrived(
     }
     state.wire.read_requests += 1;
     state.wire.read_bytes += bytes.len() as u64;
-    // While writes wait, only a durable epoch is progress: a line that breaks at each flush must not
-    // keep the session for ever because reads get through.
-    if state.plan.kept_blocks() == 0 {
-        state.progressed();
-    }
     let good = state.fetches.finish(fetch, Some(bytes));
+    state.answered(false);
+    state.proof.read(&good);
     state.offer(good.iter().map(|(index, block)| (*index, block)));
     for (index, block) in good {
         state.clean.insert(index, block);
@@ -274,12 +273,32 @@ fn failed(
     meaning: Meaning,
 ) {
     match (meaning, class) {
-        (Meaning::LineLost(cause), _) => {
+        (Meaning::LineLost(cause), ReadClass::Ahead) => {
+            state.fetches.finish(fetch, None);
+            engine.line_lost(state, connection.generation, cause);
+        }
+        (Meaning::LineLost(cause), ReadClass::Demand) => {
             state.fetches.put_back(fetch);
             engine.line_lost(state, connection.generation, cause);
         }
         (Meaning::Fatal(_), ReadClass::Ahead) => {
             state.fetches.finish(fetch, None);
+        }
+        (Meaning::Fatal(VolumeError::Store { source, op }), ReadClass::Demand)
+            if source.kind() == StoreErrorKind::Failed =>
+        {
+            // A server that has lost its disk for a moment answers so, too: another connection is
+            // asked.
+            let again = match engine.read_only {
+                true => true,
+                false => state.fetches.failed(fetch) <= FAILURES_MAX,
+            };
+            if again && !engine.options.reconnect_max.is_zero() {
+                state.fetches.put_back(fetch);
+                engine.line_lost(state, connection.generation, source);
+            } else {
+                engine.fail(state, VolumeError::Store { op, source });
+            }
         }
         (Meaning::Fatal(cause), ReadClass::Demand) => engine.fail(state, cause),
     }

@@ -96,7 +96,7 @@ fn report(engine: &Engine, state: &mut State, connection: &Connection, run: &Run
             state.plan.lost_run(run);
         }
         Sent::Broken(Meaning::Fatal(cause)) => {
-            engine.fail(state, cause);
+            engine.write_failed(state, connection.generation, cause);
             state.plan.lost_run(run);
         }
     }

@@ -57,6 +57,10 @@ pub trait Session: Send + Sync {
     /// since the last progress. The waiting between attempts is the volume's.
     fn reconnect(&self, attempt: u32) -> Result<Arc<dyn StoreFile>, ReconnectError>;
 
+    /// So many bytes of a dead session's suspects are read and on their way back, of `whole`: called
+    /// while the volume is opened.
+    fn settling(&self, _done: u64, _whole: u64) {}
+
     /// The server's processes of all earlier connections are known to be gone, so that nothing
     /// written late can arrive. Asked after each reconnect and at open with suspects.
     fn old_server_dead(&self) -> bool {

@@ -7,10 +7,18 @@
 
 use std::ops::Range;
 
-use crate::engine::Engine;
+use sprat_store::{ReadClass, StoreErrorKind};
+
+use crate::engine::{Engine, FAILURES_MAX, Meaning, meaning};
+use crate::plan::digest_of;
 use crate::{BLOCK_BYTES, Flush, VolumeError};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
+
+/// Blocks that are read together, and written together with their fsync: a few round trips for each
+/// 4 MiB, however scattered they are. Less than what is sent early (`early_send_bytes_min`), which
+/// would go out run by run.
+const BATCH_BLOCKS: usize = 1000;
 
 pub(crate) fn suspects_of_dead_session(engine: &Engine) -> Result<(), VolumeError> {
     let ranges = blocks_of_suspects(engine);
@@ -25,25 +33,88 @@ fn write_anew(engine: &Engine, ranges: &[Range<u64>]) -> Result<(), VolumeError>
     if !engine.options.suspects_quiet && !engine.session.old_server_dead() {
         std::thread::sleep(engine.options.quiet_time);
     }
-    let chunk = u64::try_from(engine.state().plan.write_blocks_max())
-        .unwrap_or(1)
-        .min(256);
-    for range in ranges {
-        let mut first = range.start;
-        while first < range.end {
-            let end = range.end.min(first + chunk);
-            let blocks = engine.read(first..end)?;
-            for (index, block) in (first..).zip(&blocks) {
-                if engine.options.zeros_are_holes && block.iter().all(|byte| *byte == 0) {
-                    continue;
-                }
-                engine.write(index, block)?;
-                engine.state().plan.add_settled_suspect(index, block);
+    // The room of a write comes in this measure.
+    let most = engine.state().plan.write_blocks_max().min(BATCH_BLOCKS);
+    let whole: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+    let mut done = 0;
+    let mut written = Vec::new();
+    let mut indices = ranges.iter().cloned().flatten().peekable();
+    while indices.peek().is_some() {
+        let batch: Vec<u64> = indices.by_ref().take(most).collect();
+        let bytes = read_together(engine, &batch)?;
+        for (index, block) in batch.iter().zip(bytes.chunks_exact(BLOCK_BYTES)) {
+            if engine.options.zeros_are_holes && block.iter().all(|byte| *byte == 0) {
+                continue;
             }
-            first = end;
+            engine.write(*index, block)?;
+            written.push((*index, digest_of(block)));
+        }
+        // Goes out while the next batch is read.
+        engine.flush(Flush::Ordered)?;
+        done += batch.len() as u64;
+        engine.session.settling(done * BLOCK, whole * BLOCK);
+    }
+    engine.flush(Flush::Durable)?;
+    // Only now, for while there are suspects, nothing goes out together with its fsync.
+    let mut state = engine.state();
+    for (index, digest) in written {
+        state.plan.add_settled_suspect(index, digest);
+    }
+    Ok(())
+}
+
+/// Reads blocks from the store, many of them under way at once, and past all caches; on as many
+/// connections as it takes.
+fn read_together(engine: &Engine, indices: &[u64]) -> Result<Vec<u8>, VolumeError> {
+    let mut bytes = vec![0; indices.len() * BLOCK_BYTES];
+    engine.state().waiting += 1;
+    let read = read_on_any(engine, indices, &mut bytes);
+    engine.state().waiting -= 1;
+    read.map(|()| bytes)
+}
+
+fn read_on_any(engine: &Engine, indices: &[u64], bytes: &mut [u8]) -> Result<(), VolumeError> {
+    let mut failures = 0;
+    loop {
+        let mut state = engine.state();
+        let line = loop {
+            state.check()?;
+            match state.connection() {
+                Some(line) => break line,
+                None => state = engine.wait(&engine.fetched, state),
+            }
+        };
+        drop(state);
+        let mut parts: Vec<(u64, &mut [u8])> = Vec::new();
+        let (mut rest, mut left) = (&mut *bytes, indices);
+        while let Some((first, _)) = left.split_first() {
+            let run = (*first..)
+                .zip(left)
+                .take_while(|(want, have)| want == *have)
+                .count();
+            let (part, behind) = std::mem::take(&mut rest).split_at_mut(run * BLOCK_BYTES);
+            parts.push((engine.offset_of(*first), part));
+            (rest, left) = (behind, &left[run..]);
+        }
+        let Err(error) = line.file.read_parts_at(&mut parts, ReadClass::Demand) else {
+            return Ok(());
+        };
+        let mut state = engine.state();
+        failures += u32::from(error.kind() == StoreErrorKind::Failed);
+        let again = (1..=FAILURES_MAX).contains(&failures)
+            && error.kind() == StoreErrorKind::Failed
+            && !engine.options.reconnect_max.is_zero();
+        match meaning("read", error) {
+            Meaning::Fatal(VolumeError::Store { source, .. }) if again => {
+                engine.line_lost(&mut state, line.generation, source);
+            }
+            Meaning::LineLost(cause) => engine.line_lost(&mut state, line.generation, cause),
+            Meaning::Fatal(cause) => {
+                engine.fail(&mut state, cause);
+                state.check()?;
+            }
         }
     }
-    engine.flush(Flush::Durable)
 }
 
 /// The device's blocks that the suspect byte ranges touch: in order, no block twice.

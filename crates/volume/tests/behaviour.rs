@@ -520,7 +520,12 @@ fn dropping_a_volume_leaves_no_thread_behind() {
 fn a_discarded_range_reads_as_zeros_and_is_refused_while_writes_wait() {
     within(LIMIT, || {
         let disk = kind_disk();
-        let (_, volume) = open(&disk, tiny());
+        // Nothing is sent, and so nothing becomes durable, before it is asked for.
+        let options = VolumeOptions {
+            early_send_bytes_min: 8 * BLOCK,
+            ..tiny()
+        };
+        let (_, volume) = open(&disk, options);
         volume.write_at(0, &stamped(1).repeat(4)).unwrap();
         let early = volume.discard(0, 4096);
         assert!(matches!(early, Err(VolumeError::Discard { .. })));

@@ -4,17 +4,19 @@
 
 mod support;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sprat_store::{FileStat, ReadClass, StoreError, StoreFile};
 use sprat_testkit::crash::{CrashDisk, CrashOptions};
+use sprat_testkit::dice::Dice;
+use sprat_testkit::fault::{Fault, FaultPlan};
 use sprat_testkit::watchdog::within;
 use sprat_volume::{Fenced, Flush, ReconnectError, Session, Volume, VolumeError, VolumeOptions};
-use support::{BLOCK, LIMIT, TestSession, geometry, stamp_of, stamped, tiny};
+use support::{BLOCK, LIMIT, TestSession, at, geometry, read_stamp, stamp_of, stamped, tiny};
 
 const LEN: usize = 64 * BLOCK;
 
@@ -210,5 +212,426 @@ fn what_a_dead_session_left_is_read_back_after_it_was_settled() {
         assert_eq!(format!("{cause:?}"), format!("{foreign:?}"));
         assert_eq!(scripted.left(), 0);
         assert_eq!(scripted.session.settlements.load(Ordering::SeqCst), 0);
+    });
+}
+
+fn lost() -> StoreError {
+    StoreError::Disconnected {
+        op: "renew",
+        object: "lock".into(),
+        reason: "cut".into(),
+    }
+}
+
+/// Two short losses, further apart than `reconnect_max`; with a block in the open epoch that no flush
+/// was asked for, and with reads in between.
+#[test]
+fn a_second_short_loss_long_after_the_first_is_an_outage_of_its_own() {
+    within(LIMIT, || {
+        for (unsealed, reads) in [(false, true), (true, false), (true, true)] {
+            let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
+            let session = TestSession::new(&disk);
+            let options = VolumeOptions {
+                reconnect_max: Duration::from_millis(400),
+                early_send_bytes_min: 8 * BLOCK,
+                read_cache_bytes_max: 0,
+                read_ahead_bytes_max: 0,
+                ..tiny()
+            };
+            let volume =
+                Volume::open(session.connect(), geometry(LEN), session.clone(), options).unwrap();
+            volume.write_at(at(1), &stamped(1)).unwrap();
+            volume.flush(Flush::Durable).unwrap();
+            if unsealed {
+                volume.write_at(at(2), &stamped(2)).unwrap();
+            }
+            for loss in 1..=3 {
+                disk.lose_lines();
+                volume.line_lost(lost());
+                let until = Instant::now() + Duration::from_secs(5);
+                while session.reconnects.load(Ordering::SeqCst) < loss && Instant::now() < until {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                std::thread::sleep(Duration::from_millis(600));
+                if reads {
+                    read_stamp(&volume, 20).unwrap();
+                }
+                assert_eq!(session.reconnects.load(Ordering::SeqCst), loss);
+                assert!(volume.failure().is_none(), "{:?}", volume.failure());
+            }
+            volume.close().unwrap();
+        }
+    });
+}
+
+/// Nobody waits: the block lies in the open epoch, and the server is away far longer than the limit.
+#[test]
+fn a_block_that_nobody_asked_to_send_bears_any_outage() {
+    within(LIMIT, || {
+        let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
+        let session = TestSession::new(&disk);
+        let options = VolumeOptions {
+            reconnect_max: Duration::from_millis(200),
+            ..tiny()
+        };
+        let volume =
+            Volume::open(session.connect(), geometry(LEN), session.clone(), options).unwrap();
+        volume.write_at(at(2), &stamped(2)).unwrap();
+        session.unreachable.store(true, Ordering::SeqCst);
+        disk.lose_lines();
+        volume.line_lost(lost());
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(volume.failure().is_none(), "{:?}", volume.failure());
+        let stats = volume.stats();
+        assert!(stats.reconnecting_since.is_some());
+        assert!(stats.lost_because.unwrap().contains("refused"));
+        // From now on somebody waits.
+        let ended = volume.flush(Flush::Durable);
+        let Err(VolumeError::Failed(cause)) = ended else {
+            panic!("{ended:?}");
+        };
+        assert!(
+            matches!(*cause, VolumeError::ConnectionLost { .. }),
+            "{cause:?}"
+        );
+    });
+}
+
+/// A server that answers all but one read, on each connection: the session ends, though other reads
+/// and flushes get through.
+#[test]
+fn one_read_that_no_connection_answers_ends_the_session() {
+    struct Deaf(Arc<TestSession>);
+    struct DeafFile(Arc<dyn StoreFile>);
+    impl StoreFile for DeafFile {
+        fn len(&self) -> Result<u64, StoreError> {
+            self.0.len()
+        }
+        fn stat(&self) -> Result<FileStat, StoreError> {
+            self.0.stat()
+        }
+        fn read_at(&self, offset: u64, buf: &mut [u8], class: ReadClass) -> Result<(), StoreError> {
+            if offset == at(32) {
+                // As a store does that has waited for long enough.
+                std::thread::sleep(Duration::from_millis(100));
+                return Err(lost());
+            }
+            self.0.read_at(offset, buf, class)
+        }
+        fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+            self.0.write_at(offset, data)
+        }
+        fn flush(&self) -> Result<(), StoreError> {
+            self.0.flush()
+        }
+        fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+            self.0.discard(offset, len)
+        }
+        fn resize(&self, len: u64) -> Result<(), StoreError> {
+            self.0.resize(len)
+        }
+    }
+    impl Session for Deaf {
+        fn before_epoch(&self) -> Result<(), Fenced> {
+            self.0.before_epoch()
+        }
+        fn before_send(&self, ranges: &[Range<u64>]) -> Result<(), Fenced> {
+            self.0.before_send(ranges)
+        }
+        fn settled(&self) {
+            self.0.settled();
+        }
+        fn settled_in_part(&self, ranges: &[Range<u64>]) {
+            self.0.settled_in_part(ranges);
+        }
+        fn reconnect(&self, attempt: u32) -> Result<Arc<dyn StoreFile>, ReconnectError> {
+            Ok(Arc::new(DeafFile(self.0.reconnect(attempt)?)))
+        }
+    }
+    within(LIMIT, || {
+        let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
+        let session = Arc::new(Deaf(TestSession::new(&disk)));
+        let options = VolumeOptions {
+            reconnect_max: Duration::from_millis(300),
+            read_ahead_bytes_max: 0,
+            ..tiny()
+        };
+        let file = Arc::new(DeafFile(session.0.connect()));
+        let volume = Volume::open(file, geometry(LEN), session, options).unwrap();
+        std::thread::scope(|scope| {
+            let reading = scope.spawn(|| read_stamp(&volume, 32));
+            let mut stamp = 0;
+            while !reading.is_finished() {
+                stamp += 1;
+                let written = volume.write_at(at(1), &stamped(stamp));
+                let _ = written.and_then(|()| volume.flush(Flush::Durable));
+                let _ = read_stamp(&volume, 1);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            assert!(reading.join().unwrap().is_err());
+        });
+        let cause = volume.failure().unwrap();
+        assert!(
+            matches!(*cause, VolumeError::ConnectionLost { .. }),
+            "{cause:?}"
+        );
+    });
+}
+
+/// Each operation is answered with "failure" once, as a server does whose disk is away for a moment.
+#[test]
+fn a_failure_of_any_one_operation_is_borne_on_a_new_connection() {
+    within(LIMIT, || {
+        for nth in 1..20 {
+            let disk = CrashDisk::new(LEN, nth, CrashOptions::default());
+            let plan = FaultPlan::new(nth, false, Fault::Refused);
+            let session = TestSession::with_faults(&disk, Some(plan));
+            let volume =
+                Volume::open(session.connect(), geometry(LEN), session.clone(), tiny()).unwrap();
+            for block in 0..4 {
+                volume
+                    .write_at(at(block), &stamped(block as u64 + 1))
+                    .unwrap();
+                volume.flush(Flush::Durable).unwrap();
+                assert_eq!(read_stamp(&volume, 40 + block).unwrap(), 0);
+            }
+            volume.close().unwrap();
+            for block in 0..4 {
+                let found = stamp_of(&disk.durable()[block * BLOCK..(block + 1) * BLOCK]);
+                assert_eq!(found, block as u64 + 1, "operation {nth}");
+            }
+        }
+        // One that fails for ever ends the session.
+        let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
+        let plan = FaultPlan::new(1, true, Fault::Refused);
+        let session = TestSession::with_faults(&disk, Some(plan));
+        let volume =
+            Volume::open(session.connect(), geometry(LEN), session.clone(), tiny()).unwrap();
+        assert!(read_stamp(&volume, 3).is_err());
+        assert!(session.reconnects.load(Ordering::SeqCst) >= 3);
+    });
+}
+
+/// Epochs that were answered as durable are gone after the reconnect: 100 of 100 times it is noticed,
+/// before anything more is sent, whatever part of them is gone.
+#[test]
+fn a_server_that_lost_what_it_had_called_durable_is_found_out_at_the_reconnect() {
+    within(LIMIT, || {
+        for seed in 0..100 {
+            let mut dice = Dice::new(seed);
+            let disk = CrashDisk::new(LEN, seed, CrashOptions::default());
+            let session = TestSession::new(&disk);
+            let volume =
+                Volume::open(session.connect(), geometry(LEN), session.clone(), tiny()).unwrap();
+            let epochs = 2 + dice.below(12);
+            let kept = dice.below(epochs);
+            let mut image = disk.durable();
+            for epoch in 0..epochs {
+                if epoch == kept {
+                    image = disk.durable();
+                }
+                for _ in 0..=dice.below(3) {
+                    let block = usize::try_from(dice.below(60)).unwrap();
+                    volume.write_at(at(block), &stamped(100 + epoch)).unwrap();
+                }
+                volume.flush(Flush::Durable).unwrap();
+            }
+            disk.go_back_to(&image);
+            volume.write_at(at(62), &stamped(7)).unwrap();
+            let flushed = volume.flush(Flush::Durable);
+            let Err(VolumeError::Failed(cause)) = flushed else {
+                panic!("seed {seed}: {flushed:?}");
+            };
+            assert!(
+                matches!(*cause, VolumeError::LostDurable { .. }),
+                "seed {seed}: {cause:?}"
+            );
+            // What was on its way when the connection was lost may have arrived.
+            let sent = |bytes: Vec<u8>| [&bytes[..62 * BLOCK], &bytes[63 * BLOCK..]].concat();
+            assert!(
+                sent(disk.present()) == sent(image),
+                "seed {seed}: something was sent"
+            );
+        }
+    });
+}
+
+/// The same where no connection was lost: it is found out at the close.
+#[test]
+fn a_server_that_lost_what_it_had_called_durable_is_found_out_at_the_close() {
+    within(LIMIT, || {
+        let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
+        let session = TestSession::new(&disk);
+        let volume =
+            Volume::open(session.connect(), geometry(LEN), session.clone(), tiny()).unwrap();
+        for block in 0..8 {
+            volume.write_at(at(block), &stamped(100)).unwrap();
+            volume.flush(Flush::Durable).unwrap();
+        }
+        disk.connect().write_at(at(7), &stamped(0)).unwrap();
+        let closed = volume.close();
+        let Err(VolumeError::Failed(cause)) = closed else {
+            panic!("{closed:?}");
+        };
+        let lost_at = VolumeError::LostDurable { offset: at(7) };
+        assert_eq!(format!("{cause:?}"), format!("{lost_at:?}"));
+    });
+}
+
+/// An hour on a clock 1,000 times as fast: 20 losses of a second each, at random.
+#[test]
+fn many_short_losses_over_a_long_time_end_no_session() {
+    within(LIMIT, || {
+        let mut dice = Dice::new(18);
+        let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
+        let options = VolumeOptions {
+            reconnect_max: Duration::from_millis(900),
+            read_cache_bytes_max: 0,
+            ..tiny()
+        };
+        let open = |busy: bool| {
+            let session = TestSession::new(&disk);
+            let volume = Volume::open(
+                session.connect(),
+                geometry(LEN),
+                session.clone(),
+                options.clone(),
+            );
+            (busy, session, volume.unwrap())
+        };
+        let volumes = [open(true), open(false)];
+        volumes[1].2.write_at(at(50), &stamped(5)).unwrap();
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let writing = scope.spawn(|| {
+                let mut stamp = 0;
+                while !stop.load(Ordering::SeqCst) {
+                    stamp += 1;
+                    volumes[0].2.write_at(at(3), &stamped(stamp)).unwrap();
+                    volumes[0].2.flush(Flush::Durable).unwrap();
+                    read_stamp(&volumes[0].2, 30).unwrap();
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+            });
+            for _ in 0..20 {
+                std::thread::sleep(Duration::from_millis(dice.below(360)));
+                for (_, session, volume) in &volumes {
+                    session.unreachable.store(true, Ordering::SeqCst);
+                    volume.line_lost(lost());
+                }
+                disk.lose_lines();
+                std::thread::sleep(Duration::from_millis(3));
+                for (_, session, _) in &volumes {
+                    session.unreachable.store(false, Ordering::SeqCst);
+                }
+            }
+            stop.store(true, Ordering::SeqCst);
+            writing.join().unwrap();
+        });
+        for (busy, session, volume) in &volumes {
+            assert!(volume.failure().is_none(), "{busy} {:?}", volume.failure());
+            // One that carries nothing is not sought each time at once.
+            let times = session.reconnects.load(Ordering::SeqCst);
+            assert!(times >= if *busy { 10 } else { 1 }, "{busy} {times}");
+            volume.close().unwrap();
+        }
+    });
+}
+
+/// How many requests a takeover has under way at once, and how many round trips it takes.
+#[derive(Default)]
+struct Counted {
+    blocks: Mutex<HashMap<u64, Vec<u8>>>,
+    read_batches: AtomicUsize,
+    read_blocks: AtomicUsize,
+    written_blocks: AtomicUsize,
+    write_batches: AtomicUsize,
+}
+
+const HUGE: u64 = 1 << 40;
+
+impl StoreFile for Counted {
+    fn len(&self) -> Result<u64, StoreError> {
+        Ok(HUGE)
+    }
+    fn stat(&self) -> Result<FileStat, StoreError> {
+        Ok(FileStat {
+            len: HUGE,
+            modified_s: None,
+            regular: true,
+            allocated_bytes: None,
+        })
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8], class: ReadClass) -> Result<(), StoreError> {
+        self.read_parts_at(&mut [(offset, buf)], class)
+    }
+    fn read_parts_at(
+        &self,
+        parts: &mut [(u64, &mut [u8])],
+        _: ReadClass,
+    ) -> Result<(), StoreError> {
+        self.read_batches.fetch_add(1, Ordering::SeqCst);
+        let blocks = self.blocks.lock().unwrap();
+        for (offset, buf) in parts {
+            for (index, piece) in buf.chunks_exact_mut(BLOCK).enumerate() {
+                self.read_blocks.fetch_add(1, Ordering::SeqCst);
+                let block = *offset / BLOCK as u64 + index as u64;
+                match blocks.get(&block) {
+                    Some(bytes) => piece.copy_from_slice(bytes),
+                    None => piece.fill(9),
+                }
+            }
+        }
+        Ok(())
+    }
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+        self.write_parts_at(&[(offset, data)])
+    }
+    fn write_parts_at(&self, parts: &[(u64, &[u8])]) -> Result<(), StoreError> {
+        self.write_batches.fetch_add(1, Ordering::SeqCst);
+        let mut blocks = self.blocks.lock().unwrap();
+        for (offset, data) in parts {
+            for (index, piece) in data.chunks_exact(BLOCK).enumerate() {
+                self.written_blocks.fetch_add(1, Ordering::SeqCst);
+                blocks.insert(offset / BLOCK as u64 + index as u64, piece.to_vec());
+            }
+        }
+        Ok(())
+    }
+    fn flush(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+    fn discard(&self, _: u64, _: u64) -> Result<(), StoreError> {
+        unreachable!()
+    }
+    fn resize(&self, _: u64) -> Result<(), StoreError> {
+        unreachable!()
+    }
+}
+
+#[test]
+fn a_takeover_reads_and_writes_scattered_blocks_in_few_round_trips() {
+    within(LIMIT, || {
+        const SUSPECTS: usize = 4000;
+        let file = Arc::new(Counted::default());
+        let session = TestSession::new(&CrashDisk::new(LEN, 1, CrashOptions::default()));
+        let suspects: Vec<Range<u64>> = (0..SUSPECTS as u64)
+            .map(|n| n * 4096 * 1000..n * 4096 * 1000 + 4096)
+            .collect();
+        let options = VolumeOptions {
+            suspects,
+            suspects_quiet: true,
+            zeros_are_holes: true,
+            ..VolumeOptions::default()
+        };
+        let len = usize::try_from(HUGE).unwrap();
+        let volume = Volume::open(file.clone(), geometry(len), session, options).unwrap();
+        volume.close().unwrap();
+        let count = |counter: &AtomicUsize| counter.load(Ordering::SeqCst);
+        // Read, and read back once it was durable; beside it a few samples.
+        assert!(count(&file.read_blocks) <= 2 * SUSPECTS + 200);
+        assert_eq!(count(&file.written_blocks), SUSPECTS);
+        let (reads, writes) = (count(&file.read_batches), count(&file.write_batches));
+        assert!(reads <= 12 && writes <= 8, "{reads} reads, {writes} writes");
     });
 }

@@ -5,7 +5,7 @@
 mod support;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use sprat_store::{
@@ -145,7 +145,11 @@ fn a_block_that_can_not_be_read_takes_no_other_along() {
         };
         let session = TestSession::new(&kind_disk());
         let dir = tempfile::tempdir().unwrap();
-        let options = ReadOnlyOptions::new(dir.path().to_owned());
+        // The session's other connections lead to a disk that is whole.
+        let options = ReadOnlyOptions {
+            reconnect_max: Duration::ZERO,
+            ..ReadOnlyOptions::new(dir.path().to_owned())
+        };
         let volume =
             Volume::open_read_only(Arc::new(bad), geometry(LEN), session, options).unwrap();
         // As the kernel asks: much at once, and what fails again in its smallest pieces.
@@ -235,5 +239,95 @@ fn a_volume_that_nobody_uses_bears_an_outage_of_any_length() {
             *volume.failure().unwrap(),
             VolumeError::ConnectionLost { .. }
         ));
+    });
+}
+
+/// Its read-ahead is under way for as long as the connection lives.
+struct Ahead {
+    up: Arc<AtomicBool>,
+    asked: Arc<AtomicU64>,
+}
+
+fn cut() -> StoreError {
+    StoreError::Disconnected {
+        op: "read",
+        object: "container".into(),
+        reason: "reset".into(),
+    }
+}
+
+impl StoreFile for Ahead {
+    fn len(&self) -> Result<u64, StoreError> {
+        Ok(4096 * BLOCK as u64)
+    }
+    fn stat(&self) -> Result<FileStat, StoreError> {
+        Ok(FileStat {
+            len: self.len()?,
+            modified_s: None,
+            regular: true,
+            allocated_bytes: None,
+        })
+    }
+    fn read_at(&self, _: u64, buf: &mut [u8], class: ReadClass) -> Result<(), StoreError> {
+        if class == ReadClass::Ahead {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            while self.up.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        if !self.up.load(Ordering::SeqCst) {
+            return Err(cut());
+        }
+        buf.fill(7);
+        Ok(())
+    }
+    fn write_at(&self, _: u64, _: &[u8]) -> Result<(), StoreError> {
+        unreachable!()
+    }
+    fn flush(&self) -> Result<(), StoreError> {
+        unreachable!()
+    }
+    fn discard(&self, _: u64, _: u64) -> Result<(), StoreError> {
+        unreachable!()
+    }
+    fn resize(&self, _: u64) -> Result<(), StoreError> {
+        unreachable!()
+    }
+}
+
+/// Read-ahead that was under way at the loss is owed to nobody.
+#[test]
+fn a_read_only_volume_that_nobody_reads_bears_any_outage() {
+    within(LIMIT, || {
+        for with_ahead in [false, true] {
+            let up = Arc::new(AtomicBool::new(true));
+            let asked = Arc::new(AtomicU64::new(0));
+            let file = Arc::new(Ahead {
+                up: up.clone(),
+                asked: asked.clone(),
+            });
+            let session = TestSession::new(&kind_disk());
+            session.unreachable.store(true, Ordering::SeqCst);
+            let options = ReadOnlyOptions {
+                reconnect_max: Duration::from_millis(200),
+                reconnect_delay: Duration::from_millis(5),
+                ..ReadOnlyOptions::new(std::env::temp_dir())
+            };
+            let volume =
+                Volume::open_read_only(file, geometry(4096 * BLOCK), session, options).unwrap();
+            let mut bytes = vec![0; BLOCK];
+            for cluster in 0..if with_ahead { 6 } else { 1 } {
+                if asked.load(Ordering::SeqCst) > 0 {
+                    break;
+                }
+                volume.read_at(at(cluster * 16), &mut bytes).unwrap();
+                std::thread::sleep(Duration::from_millis(30));
+            }
+            assert_eq!(asked.load(Ordering::SeqCst) > 0, with_ahead);
+            up.store(false, Ordering::SeqCst);
+            volume.line_lost(cut());
+            std::thread::sleep(Duration::from_secs(1));
+            assert!(volume.failure().is_none(), "{:?}", volume.failure());
+        }
     });
 }

@@ -9,7 +9,7 @@
 
 mod support;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::ops::Range;
@@ -153,14 +153,17 @@ impl Referee {
     /// Every connection is lost; what was not answered is there, is not, or comes late.
     fn lose(&mut self) {
         self.losses += 1;
-        for (_, stream) in self.connections.drain() {
+        let mut alive = HashSet::new();
+        for (connection, stream) in self.connections.drain() {
+            alive.insert(connection);
             let _ = stream.shutdown(Shutdown::Both);
         }
         let since = Instant::now();
         let under_way: Vec<(u64, u64)> = self
             .unsynced
             .iter()
-            .filter(|(_, one)| !one.answered)
+            // One of an earlier loss was counted then, and is not sent again yet.
+            .filter(|(_, one)| !one.answered && alive.contains(&one.connection))
             .map(|(block, one)| (*block, one.stamp))
             .collect();
         for (block, stamp) in under_way {

@@ -360,7 +360,7 @@ fn a_writer_without_room_has_the_least_sent() {
     let mut plan = plan();
     write(&mut plan, 0, &[1]);
     for suspect in 100..112 {
-        plan.add_settled_suspect(suspect, &[0]);
+        plan.add_settled_suspect(suspect, digest_of(&[0]));
     }
     assert!(!plan.has_run());
     assert!(!plan.room_for(4));
@@ -569,7 +569,7 @@ fn a_settled_block_that_was_lost_on_its_way_still_holds_newer_bytes_back() {
     permit(&mut plan);
     let run = plan.next_run().unwrap();
     plan.lost_run(&run);
-    plan.add_settled_suspect(3, &[1]);
+    plan.add_settled_suspect(3, digest_of(&[1]));
     plan.reconnected();
     write(&mut plan, 3, &[2]);
     plan.seal();

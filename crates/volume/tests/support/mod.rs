@@ -142,6 +142,13 @@ impl StoreFile for NotedFile {
     fn read_at(&self, offset: u64, buf: &mut [u8], class: ReadClass) -> Result<(), StoreError> {
         self.below.read_at(offset, buf, class)
     }
+    fn read_parts_at(
+        &self,
+        parts: &mut [(u64, &mut [u8])],
+        class: ReadClass,
+    ) -> Result<(), StoreError> {
+        self.below.read_parts_at(parts, class)
+    }
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
         let first = offset / BLOCK as u64;
         let blocks = first..first + (data.len() / BLOCK) as u64;

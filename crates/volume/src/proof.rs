@@ -1,0 +1,284 @@
+//! What the server called durable, kept as digests: a server that came back without it is found out.
+//!
+//! A server may answer an fsync and keep nothing: a volatile cache, `sync=disabled`, a virtual disk
+//! with `cache=unsafe`, a machine put back to a snapshot. What is lost then is the end, so the newest
+//! blocks are compared, and some by chance.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sprat_store::{ReadClass, StoreError, StoreErrorKind, StoreFile};
+
+use crate::engine::{Engine, FAILURES_MAX, Meaning, State, meaning};
+use crate::plan::{Block, Plan};
+use crate::session::ReconnectError;
+use crate::{BLOCK_BYTES, VolumeError};
+
+/// Most digests that are kept.
+const KEPT_MAX: usize = 4096;
+/// How much older than the newest one a digest may be.
+const AGE_MAX: Duration = Duration::from_secs(60);
+/// The newest that are compared, and as many by chance.
+const SAMPLES: usize = 32;
+/// Where file systems keep their super block: ext4 in its first block, btrfs at 64 KiB
+/// (btrfs_tree.h, `BTRFS_SUPER_INFO_OFFSET`). Each commit changes it.
+const SUPER_BLOCKS: [u64; 2] = [0, 16];
+
+/// What a block of the store should hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sample {
+    pub(crate) index: u64,
+    digest: u64,
+}
+
+/// Digests of blocks that the server holds by its own word. The key of the digests is made by chance,
+/// so that no server can prepare bytes that look alike.
+#[derive(Debug, Default)]
+pub(crate) struct Proof {
+    key: RandomState,
+    digests: HashMap<u64, (u64, Instant)>,
+    /// Oldest first. An entry whose time is not the digest's is outdated.
+    order: VecDeque<(u64, Instant)>,
+    supers: [Option<u64>; SUPER_BLOCKS.len()],
+}
+
+impl Proof {
+    /// These blocks are durable now.
+    pub(crate) fn durable<'a>(&mut self, blocks: impl Iterator<Item = (u64, &'a Block)>) {
+        let now = Instant::now();
+        for (index, block) in blocks {
+            let digest = self.digest(block);
+            self.note_super(index, digest);
+            self.digests.insert(index, (digest, now));
+            self.order.push_back((index, now));
+        }
+        while let Some((index, at)) = self.order.front().copied() {
+            let outdated = self
+                .digests
+                .get(&index)
+                .is_none_or(|(_, newest)| *newest != at);
+            let old = now.duration_since(at) > AGE_MAX || self.digests.len() > KEPT_MAX;
+            if !outdated && !old {
+                break;
+            }
+            self.order.pop_front();
+            if !outdated {
+                self.digests.remove(&index);
+            }
+        }
+    }
+
+    /// These blocks were read from the store.
+    pub(crate) fn read(&mut self, blocks: &[(u64, Block)]) {
+        for (index, block) in blocks {
+            if SUPER_BLOCKS.contains(index) {
+                let digest = self.digest(block);
+                self.note_super(*index, digest);
+            }
+        }
+    }
+
+    /// These blocks were given back to the server: they hold zeros, or what they held.
+    pub(crate) fn forget(&mut self, gone: &impl Fn(&u64) -> bool) {
+        self.digests.retain(|index, _| !gone(index));
+        for (slot, index) in self.supers.iter_mut().zip(SUPER_BLOCKS) {
+            if gone(&index) {
+                *slot = None;
+            }
+        }
+    }
+
+    fn note_super(&mut self, index: u64, digest: u64) {
+        if let Some(at) = SUPER_BLOCKS.iter().position(|block| *block == index) {
+            self.supers[at] = Some(digest);
+        }
+    }
+
+    /// What is to be compared now: nothing of which newer bytes may have been sent, or may arrive.
+    pub(crate) fn samples(&self, plan: &Plan) -> Vec<Sample> {
+        let supers = SUPER_BLOCKS.into_iter().zip(self.supers);
+        let mut samples: Vec<Sample> = supers
+            .filter(|(index, _)| plan.rests(*index))
+            .filter_map(|(index, digest)| {
+                Some(Sample {
+                    index,
+                    digest: digest?,
+                })
+            })
+            .collect();
+        let mut resting: Vec<Sample> = Vec::new();
+        for (index, at) in self.order.iter().rev() {
+            match self.digests.get(index) {
+                Some((digest, newest)) if newest == at && plan.rests(*index) => {
+                    let (index, digest) = (*index, *digest);
+                    resting.push(Sample { index, digest });
+                }
+                _ => {}
+            }
+        }
+        let older = resting.split_off(SAMPLES.min(resting.len()));
+        samples.extend(resting);
+        // Chosen by chance: the smallest of keyed digests that no server knows.
+        let mut older: Vec<(u64, Sample)> = older
+            .into_iter()
+            .map(|sample| (RandomState::new().hash_one(sample.index), sample))
+            .collect();
+        older.sort_by_key(|(chance, _)| *chance);
+        samples.extend(older.into_iter().take(SAMPLES).map(|(_, sample)| sample));
+        samples.sort_by_key(|sample| sample.index);
+        samples.dedup_by_key(|sample| sample.index);
+        samples
+    }
+
+    fn digest(&self, bytes: &[u8]) -> u64 {
+        let mut hasher = self.key.build_hasher();
+        hasher.write(bytes);
+        hasher.finish()
+    }
+}
+
+impl Engine {
+    /// What the server is asked to show once there is a new connection.
+    pub(crate) fn samples(&self) -> Vec<Sample> {
+        self.samples_of(&self.state())
+    }
+
+    /// None of a container that is only read: who reads what another one writes, or nobody does,
+    /// looks after that by other means.
+    pub(crate) fn samples_of(&self, state: &State) -> Vec<Sample> {
+        match self.read_only {
+            true => Vec::new(),
+            false => state.proof.samples(&state.plan),
+        }
+    }
+
+    /// Whether the store still holds what it called durable: before anything is sent to it.
+    pub(crate) fn still_has(
+        &self,
+        file: Arc<dyn StoreFile>,
+        samples: &[Sample],
+    ) -> Result<Arc<dyn StoreFile>, ReconnectError> {
+        match self.prove(&*file, samples) {
+            Ok(()) => Ok(file),
+            Err(VolumeError::Store { op, source }) => Err(match meaning(op, source) {
+                Meaning::LineLost(cause) => ReconnectError::Retry(cause),
+                // A server that has just come back may not have its disk yet.
+                Meaning::Fatal(VolumeError::Store { source, .. })
+                    if source.kind() == StoreErrorKind::Failed =>
+                {
+                    ReconnectError::Retry(source)
+                }
+                Meaning::Fatal(cause) => ReconnectError::GiveUp(Box::new(cause)),
+            }),
+            Err(cause) => Err(ReconnectError::GiveUp(Box::new(cause))),
+        }
+    }
+
+    /// As [`prove`](Self::prove), of a server that may answer with a failure now and then.
+    pub(crate) fn prove_patiently(
+        &self,
+        file: &dyn StoreFile,
+        samples: &[Sample],
+    ) -> Result<(), VolumeError> {
+        let mut failures = 0;
+        loop {
+            match self.prove(file, samples) {
+                Err(VolumeError::Store { source, .. })
+                    if source.kind() == StoreErrorKind::Failed && failures < FAILURES_MAX =>
+                {
+                    failures += 1;
+                }
+                proved => return proved,
+            }
+        }
+    }
+
+    /// Reads the samples in one round trip and compares them.
+    fn prove(&self, file: &dyn StoreFile, samples: &[Sample]) -> Result<(), VolumeError> {
+        if samples.is_empty() {
+            return Ok(());
+        }
+        let mut bytes = vec![0; samples.len() * BLOCK_BYTES];
+        let mut parts: Vec<(u64, &mut [u8])> = samples
+            .iter()
+            .map(|sample| self.offset_of(sample.index))
+            .zip(bytes.chunks_exact_mut(BLOCK_BYTES))
+            .collect();
+        match file.read_parts_at(&mut parts, ReadClass::Demand) {
+            Ok(()) => {}
+            Err(StoreError::Truncated { offset, .. }) => {
+                return Err(VolumeError::LostDurable { offset });
+            }
+            Err(source) => return Err(VolumeError::Store { op: "read", source }),
+        }
+        let state = self.state();
+        let found = samples.iter().zip(bytes.chunks_exact(BLOCK_BYTES));
+        for (sample, found) in found {
+            if state.proof.digest(found) != sample.digest {
+                let offset = self.offset_of(sample.index);
+                return Err(VolumeError::LostDurable { offset });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Limits;
+
+    fn plan() -> Plan {
+        Plan::new(Limits {
+            buffer_blocks: 64,
+            in_flight_blocks: 64,
+            run_blocks: 64,
+            early_blocks: 64,
+            behind_blocks: 64,
+            together_blocks: 0,
+        })
+    }
+
+    fn block(stamp: u64) -> Block {
+        Block::from(stamp.to_le_bytes().repeat(512))
+    }
+
+    #[test]
+    fn the_newest_blocks_and_the_super_block_are_always_among_the_samples() {
+        let mut proof = Proof::default();
+        for index in 0..10_000 {
+            proof.durable(std::iter::once((index, &block(index))));
+        }
+        assert_eq!(proof.digests.len(), KEPT_MAX);
+        let samples = proof.samples(&plan());
+        assert_eq!(samples.len(), 2 + 2 * SAMPLES);
+        for index in (9_968..10_000).chain([0, 16]) {
+            let found = samples.iter().find(|sample| sample.index == index);
+            assert_eq!(
+                found.map(|found| found.digest),
+                Some(proof.digest(&block(index)))
+            );
+        }
+        assert_ne!(samples, proof.samples(&plan()), "not by chance");
+    }
+
+    #[test]
+    fn what_was_written_again_is_left_out() {
+        let mut proof = Proof::default();
+        let mut plan = plan();
+        proof.durable([(3, &block(3)), (4, &block(4))].into_iter());
+        plan.write(3, vec![block(9)]);
+        let samples = proof.samples(&plan);
+        assert_eq!(
+            samples
+                .iter()
+                .map(|sample| sample.index)
+                .collect::<Vec<_>>(),
+            [4]
+        );
+        proof.forget(&|index| *index == 4);
+        assert!(proof.samples(&plan).is_empty());
+    }
+}
