@@ -55,7 +55,7 @@ fn server_that_is_not_there() {
     sprat: job home failed
     Caused by:
       1: can't reach 127.0.0.1: ssh: connect to host 127.0.0.1 port [PORT]: Connection refused (ssh ended with status 255)
-    Hint: check that `ssh HOST` works from this account without asking for anything
+    Hint: check that `sftp HOST` works from this account without asking for anything
     ");
 }
 
@@ -71,7 +71,7 @@ fn ssh_that_is_not_installed() {
     exit 14
     --- stderr
     sprat: can't reach host: the connection was closed: /nowhere/ssh: 1: /nowhere/ssh: not found (/nowhere/ssh ended with status 127)
-    Hint: check that `ssh HOST` works from this account without asking for anything
+    Hint: check that `sftp HOST` works from this account without asking for anything
     ");
 }
 
@@ -90,7 +90,7 @@ fn server_without_sftp() {
     sprat: job home failed
     Caused by:
       1: can't reach 127.0.0.1: the server offers no SFTP (subsystem request failed on channel 0)
-    Hint: check that `ssh HOST` works from this account without asking for anything
+    Hint: check that `sftp HOST` works from this account without asking for anything
     ");
 }
 

@@ -67,7 +67,7 @@ fn store_hint(kind: StoreErrorKind) -> Option<&'static str> {
              stopped"
         }
         StoreErrorKind::Unreachable => {
-            "check that `ssh HOST` works from this account without asking for anything"
+            "check that `sftp HOST` works from this account without asking for anything"
         }
         StoreErrorKind::LoginRefused => {
             "sprat never asks for ssh passwords: add this account's public key to the server's \
@@ -299,6 +299,16 @@ impl From<&VolumeError> for Failure {
                 Some(
                     "something else writes to the container. Find it before the next run; then \
                      run `e2fsck -fn` on the volume",
+                ),
+            ),
+            VolumeError::LostDurable { .. } => (
+                Exit::Damaged,
+                Some(
+                    "nothing more was sent. The server answered that these bytes are on its disk, and \
+                     now they aren't: it lost power with a cache that keeps nothing, or was put back to \
+                     an older state. What was written in the last minutes before that is damaged or \
+                     gone, snapshots too. Find out what happened to the server, then run `sprat check \
+                     --read-data` before the next backup",
                 ),
             ),
             VolumeError::Overlay { .. } | VolumeError::OverlayFull { .. } => (
