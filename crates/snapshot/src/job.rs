@@ -298,6 +298,7 @@ impl RunFolder {
             let deleting = name.to_str().is_some_and(|name| name.starts_with(DELETING));
             if deleting {
                 self.finish_removal(&name, cancel)?;
+                self.forget_record(&name);
             }
         }
         for folder in self.job.own_folders()? {

@@ -27,7 +27,7 @@ use crate::scout::Scout;
 use crate::sources::{self, Sources};
 use crate::spec::{Cancel, Phase, Progress, SnapshotReport, SnapshotSpec};
 use crate::suspects::Suspects;
-use crate::text::{escape_name, escape_path};
+use crate::text::{escape_name, escape_path, unescape_path};
 use crate::wholeness::Made;
 
 /// Takes a snapshot of `spec.sources` into the job's folder on the volume that is mounted at
@@ -337,7 +337,12 @@ impl Run<'_> {
         for source in &self.sources.list {
             let below = source.path.strip_prefix("/").unwrap_or(&source.path);
             let there = std::fs::symlink_metadata(tree.join(below)).is_ok();
-            if !there && outcome.unread.is_empty() {
+            // One that could not be read is named as that.
+            let unread = &outcome.unread;
+            let mut names = unread.names.iter().map(|name| unescape_path(name));
+            let is_unread = names.any(|name| name.starts_with(&source.path))
+                || unread.count > unread.names.len() as u64;
+            if !there && !is_unread {
                 return Err(SnapshotError::SourceRefused {
                     path: escape_path(&source.path),
                     why: "the job's own patterns leave all of it out".to_owned(),

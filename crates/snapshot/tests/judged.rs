@@ -487,3 +487,22 @@ fn a_clock_that_was_set_back_copies_nothing_again() {
     assert_eq!(at(0).record.stats.transferred, 1);
     assert_eq!(at(10).record.stats.transferred, 0);
 }
+
+#[test]
+fn a_source_that_patterns_leave_out_is_named_though_another_file_is_unread() {
+    let bench = Bench::new();
+    fs::write(bench.source().join("file"), "x").unwrap();
+    let other = bench.path("other");
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("file"), "x").unwrap();
+    let mut spec = bench.spec();
+    spec.sources.push(other);
+    spec.excludes = vec!["other".into()];
+    let line = "rsync: [sender] send_files failed to open \\\"/x\\\": Permission denied (13)";
+    spec.rsync = bench.rsync_script(&format!("echo \"{line}\" >&2"), "rsync");
+    let error = bench.try_take(&spec).unwrap_err();
+    assert!(
+        matches!(error, SnapshotError::SourceRefused { .. }),
+        "{error}"
+    );
+}

@@ -282,7 +282,7 @@ impl Life {
             self.say_gone(place, &seen);
         }
         let units = seen.into_iter().map(|(place, (unit, files))| {
-            let full = unread.is_none_or(|unread| !unread.starts_with(place));
+            let full = unread.is_none_or(|unread| !Path::new(unread).starts_with(place));
             (place, (unit, files, full))
         });
         let taken = Taken {

@@ -183,6 +183,33 @@ fn an_interrupted_prune_is_gone_on_with() {
 }
 
 #[test]
+fn a_prune_that_a_backup_goes_on_with_leaves_no_record() {
+    let (bench, names) = days(2);
+    let cancel = Cancel::new();
+    let stopped = sprat_snapshot::prune(
+        &bench.volume(),
+        &spec(last(1)),
+        &mut |progress| {
+            if progress.files_done > 3 {
+                cancel.cancel();
+            }
+        },
+        &cancel,
+    );
+    assert!(matches!(stopped, Err(SnapshotError::PruneCancelled)));
+    let record = bench.job().join(format!(".sprat/{}.json", names[0]));
+    assert!(record.exists());
+    bench.take();
+    assert!(!record.exists());
+    assert!(
+        bench
+            .job()
+            .join(format!(".sprat/{}.json", names[1]))
+            .exists()
+    );
+}
+
+#[test]
 fn a_job_that_is_not_there_is_not_made() {
     let bench = Bench::new();
     let error = prune(&bench, &spec(last(1))).unwrap_err();

@@ -19,6 +19,9 @@ use crate::{Exit, Failure, pinned};
 /// Unread files that are listed as text; JSON has them all.
 const UNREAD_SHOWN_MAX: usize = 20;
 
+/// Places of the kernel's own file systems that are named one by one; JSON has them all.
+const KERNEL_PLACES_SHOWN_MAX: usize = 3;
+
 /// Jobs that share one session.
 struct Group {
     resolved: Resolved,
@@ -352,7 +355,21 @@ fn report(context: &Context, outcome: &Outcome) -> Result<(), Failure> {
             return Ok(());
         }
     };
-    for warning in &report.record.warnings {
+    let warnings = &report.record.warnings;
+    let is_kernels =
+        |warning: &&Warning| matches!(warning, Warning::KernelFileSystemLeftOut { .. });
+    // A backup of `/` leaves out more than ten; one line says as much.
+    let kernels = warnings.iter().filter(is_kernels).count();
+    if kernels > KERNEL_PLACES_SHOWN_MAX {
+        let told = "left out the kernel's own file systems";
+        context
+            .output
+            .note(&format!("{}: {told} ({kernels} places)", outcome.job));
+    }
+    for warning in warnings {
+        if is_kernels(&warning) && kernels > KERNEL_PLACES_SHOWN_MAX {
+            continue;
+        }
         let told = format!("{}: {}", outcome.job, super::warning_text(warning));
         if lacks_something(warning) || is_of_content(warning) {
             context.output.warning(&told);

@@ -73,6 +73,7 @@ fn state(entry: &SnapshotEntry) -> String {
         .map_or(0, |record| record.unread.count);
     let state = match entry.kind {
         EntryKind::Good => "whole".to_owned(),
+        EntryKind::Unread if unread == 0 => "incomplete: files vanished under way".to_owned(),
         EntryKind::Unread => format!("{} unread", text::counted(unread, "file", "files")),
         EntryKind::Unrecorded => "no record (its files are there)".to_owned(),
         EntryKind::Partial => "interrupted; the next run goes on from it".to_owned(),
