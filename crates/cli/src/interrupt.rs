@@ -5,12 +5,16 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGTTOU};
 use signal_hook::iterator::Signals;
 
 use crate::{Failure, terminal};
+
+/// How long this process may go on after the first request.
+const END_LIMIT: Duration = Duration::from_secs(10);
 
 type Wake = Box<dyn Fn(u32) + Send>;
 
@@ -60,6 +64,9 @@ impl Interrupt {
                             continue;
                         }
                         _ => listener.request(),
+                    }
+                    if listener.requests() == 1 {
+                        end_in_time();
                     }
                     if listener.requests() >= 3 {
                         terminal::give_back();
@@ -150,6 +157,26 @@ impl fmt::Debug for Interrupt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Interrupt({})", self.requests())
     }
+}
+
+/// Whatever waits for a server then, however it waits: after the first request this process ends within
+/// [`END_LIMIT`], as at the third request.
+fn end_in_time() {
+    // Without the thread a second and third request end it.
+    let _ = std::thread::Builder::new()
+        .name("end in time".to_owned())
+        .spawn(|| {
+            std::thread::sleep(END_LIMIT);
+            let text = format!(
+                "sprat: interrupted; what was waited for didn't end in {} s. Finished snapshots are \
+                 unharmed, and the next run goes on from there\n",
+                END_LIMIT.as_secs()
+            );
+            // Past the output's lock, which may be what is waited for.
+            let _ = rustix::io::write(rustix::stdio::stderr(), text.as_bytes());
+            terminal::give_back();
+            signal_hook::low_level::exit(i32::from(crate::Exit::Interrupted.code()));
+        });
 }
 
 /// Whether this process was started with `signal` ignored (`SigIgn` in proc(5), a bit mask in

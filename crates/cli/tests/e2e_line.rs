@@ -20,6 +20,9 @@ use stage::{Stage, tree};
 /// Far beyond what anything here takes, on a busy machine too: it would be for ever.
 const LIMIT: Duration = Duration::from_secs(90);
 
+/// The 10 s after the first interrupt, with some room for a busy machine.
+const PROMISED: Duration = Duration::from_secs(20);
+
 const SLOW: WireOptions = WireOptions {
     round_trip: Duration::from_millis(10),
     bytes_per_s: Some(3_000_000),
@@ -123,12 +126,14 @@ fn an_interrupt_while_the_line_is_down_ends_the_backup() {
         if loss == Loss::Reset {
             assert!(running.until(LIMIT, "the line is down", |seen| seen.away));
         }
+        let asked = Instant::now();
         for _ in 0..interrupts {
             signal(running.child.id(), Signal::INT);
             std::thread::sleep(Duration::from_millis(300));
         }
         let exit = running.end(LIMIT);
         assert_eq!(exit, Some(130), "{loss:?}: {:#?}", running.said);
+        assert!(asked.elapsed() < PROMISED, "{:?}", asked.elapsed());
         stage.assert_nothing_is_left(Duration::from_secs(30));
         stage.line().door(Door::Open);
     }
@@ -153,8 +158,10 @@ fn an_interrupt_while_the_line_is_down_ends_a_restore() {
     line.lose(Loss::Reset);
     // rsync waits for the kernel, and the kernel for the line: no signal reaches it there.
     assert!(running.until(LIMIT, "the line is down", |seen| seen.away));
+    let asked = Instant::now();
     signal(running.child.id(), Signal::INT);
     assert_eq!(running.end(LIMIT), Some(130), "{:#?}", running.said);
+    assert!(asked.elapsed() < PROMISED, "{:?}", asked.elapsed());
     stage.assert_nothing_is_left(Duration::from_secs(30));
     assert_the_next_run_goes_on(&stage, &source);
 }

@@ -255,7 +255,7 @@ fn a_server_that_comes_back_without_its_disk_is_waited_for() {
     let ended = sprat.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&ended.stderr).into_owned();
     assert_eq!(ended.status.code(), Some(0), "{said}");
-    assert!(said.contains("line lost"), "{said}");
+    assert!(said.contains("connection lost"), "{said}");
     remote.machine.nothing_is_left();
 }
 

@@ -211,7 +211,7 @@ fn phase_text(phase: Phase) -> &'static str {
         Phase::Punching => "giving space back to the server",
         Phase::Rewriting => "writing the container anew on the server",
         Phase::Growing => "growing the file system",
-        Phase::Stopping => "stopping in order",
+        Phase::Stopping => "stopping in order, in 10 s at most; a second Ctrl-C ends at once",
         Phase::Unmounting => "unmounting",
         Phase::Syncing => "waiting until the server has everything on its disk",
         Phase::Publishing => "giving the container its name",
@@ -282,7 +282,7 @@ fn progress_text(phase: &str, progress: &SessionProgress) -> String {
     }
     if let Some(ms) = volume.reconnecting_ms {
         let away = text::duration(Duration::from_millis(ms));
-        parts.push(format!("line lost, reconnecting for {away}"));
+        parts.push(format!("connection lost, reconnecting for {away}"));
     }
     parts.join(", ")
 }
@@ -428,7 +428,28 @@ fn notice_text(notice: &Notice) -> (String, bool) {
             )
         }
         Notice::TrimRoutePassed { reason } => (reason.clone(), false),
-        Notice::LineLost { reason } => (format!("line lost, reconnecting: {reason}"), false),
+        Notice::Settling {
+            done_bytes,
+            whole_bytes,
+        } => (
+            format!(
+                "settling what the dead session had under way: {} of {}",
+                text::bytes(*done_bytes),
+                text::bytes(*whole_bytes)
+            ),
+            false,
+        ),
+        Notice::LateWrites { wait_s } => (
+            format!(
+                "the server may still carry out what was under way on the lost connection: what \
+                 replaces it waits, and so does the end of this run, for {wait_s} s at most"
+            ),
+            false,
+        ),
+        Notice::LineLost { reason } => (
+            format!("connection lost, reconnecting: {reason}"),
+            false,
+        ),
         Notice::LineBack { away_s } => (
             format!(
                 "line back after {}",
@@ -463,7 +484,7 @@ mod tests {
             rsync: Some(rsync),
             volume,
         };
-        insta::assert_snapshot!(progress_text("working", &progress), @"copying, 30%, 300 MiB, 10.0 MiB/s, 1 min 10 s left, 1,200/4,000 files, 5.0 MiB buffered, 20.0 MiB unsynced, line lost, reconnecting for 12 s");
+        insta::assert_snapshot!(progress_text("working", &progress), @"copying, 30%, 300 MiB, 10.0 MiB/s, 1 min 10 s left, 1,200/4,000 files, 5.0 MiB buffered, 20.0 MiB unsynced, connection lost, reconnecting for 12 s");
     }
 
     #[test]

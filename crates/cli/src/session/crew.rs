@@ -30,6 +30,13 @@ pub use reserves::make_reserves;
 /// giving the lock back are a few round trips.
 const ABORT_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long the orderly end may take after the first interrupt, before everything is torn down. What is
+/// not on the server by then is left to the next run.
+const ORDERLY_LIMIT: Duration = Duration::from_secs(7);
+
+/// By when after the first interrupt it is torn down.
+const INTERRUPTED_LIMIT: Duration = Duration::from_secs(9);
+
 /// How long a killed process may take to be gone.
 const DEATH_LIMIT: Duration = Duration::from_secs(20);
 
@@ -38,6 +45,10 @@ const VOLUME_WORD_LIMIT: Duration = Duration::from_secs(1);
 
 /// With the line away for so long, an interrupt doesn't wait for it any more.
 const LINE_AWAY_MS_MAX: u64 = 3000;
+
+/// What an end before everything was sent means.
+const LEFT_OUT: &str = "finished snapshots are unharmed; what was not yet on the server is left out. The \
+     next run goes on from there";
 
 /// What arrives in S.
 enum Event {
@@ -87,10 +98,8 @@ pub(super) struct Crew {
     /// The ends of their control sockets were heard.
     volume_gone: bool,
     worker_gone: bool,
-    /// The interrupt was acted upon.
-    interrupted: bool,
-    /// Until when V may take to answer an interrupt.
-    asked_until: Option<Instant>,
+    /// When the interrupt was acted upon.
+    interrupted: Option<Instant>,
     /// The server was asked to give a new container its name.
     naming: bool,
     /// The server's room runs out: what is left of it, and whether that was acted upon.
@@ -164,8 +173,7 @@ impl Crew {
             progress: SessionProgress::default(),
             volume_gone: false,
             worker_gone: false,
-            interrupted: false,
-            asked_until: None,
+            interrupted: None,
             naming: false,
             room: None,
             over: None,
@@ -194,7 +202,7 @@ impl Crew {
             _ => None,
         });
         // Where it holds nothing yet it ends on the spot, without a word.
-        let ended_at_once = crew.interrupted && crew.volume_gone;
+        let ended_at_once = crew.interrupted.is_some() && crew.volume_gone;
         let changed = changed.map_err(|failure| match ended_at_once {
             true => Failure::interrupted(),
             false => failure,
@@ -397,18 +405,16 @@ impl Crew {
             } else {
                 "interrupted twice: ended at once"
             };
-            return Err(self.fail(Failure::new(Exit::Interrupted, why).with_hint(
-                "finished snapshots are unharmed; what was not yet on the server is left out. \
-                 The next run goes on from there",
-            )));
+            return Err(self.fail(Failure::new(Exit::Interrupted, why).with_hint(LEFT_OUT)));
         }
-        if self.interrupted {
-            return match self.asked_until {
-                Some(until) if Instant::now() > until => Err(self.fail(Failure::interrupted())),
-                _ => Ok(()),
-            };
+        if let Some(since) = self.interrupted {
+            if since.elapsed() < ORDERLY_LIMIT {
+                return Ok(());
+            }
+            let why = "interrupted, and the server took too long to end in order";
+            return Err(self.fail(Failure::new(Exit::Interrupted, why).with_hint(LEFT_OUT)));
         }
-        self.interrupted = true;
+        self.interrupted = Some(Instant::now());
         watch.observer.phase(Phase::Stopping);
         match on_interrupt {
             OnInterrupt::GiveUp => Err(self.fail(Failure::interrupted())),
@@ -417,7 +423,6 @@ impl Crew {
                 Ok(())
             }
             OnInterrupt::Ask => {
-                self.asked_until = Some(Instant::now() + ABORT_LIMIT);
                 self.order_volume(&VolumeOrder::Abort);
                 Ok(())
             }
@@ -542,7 +547,11 @@ impl Crew {
         } else if let Some(worker) = &mut self.worker {
             worker.kill();
         }
-        let deadline = Instant::now() + ABORT_LIMIT;
+        let limit = match self.interrupted {
+            Some(since) => INTERRUPTED_LIMIT.saturating_sub(since.elapsed()),
+            None => ABORT_LIMIT,
+        };
+        let deadline = Instant::now() + limit;
         let mut volume_done = self.volume_gone;
         let mut worker_done = self.worker_gone || self.worker.is_none();
         while !(volume_done && worker_done) {

@@ -305,7 +305,20 @@ pub enum Notice {
         /// Which one, and why not.
         reason: String,
     },
-    /// The line was lost; reconnecting.
+    /// So much of what a dead session had under way was read and written anew.
+    Settling {
+        /// Bytes that are done.
+        done_bytes: u64,
+        /// Bytes in all.
+        whole_bytes: u64,
+    },
+    /// Blocks of a lost connection may still be carried out by its server: what replaces them, and the
+    /// end of the run, waits for this long at most.
+    LateWrites {
+        /// Seconds.
+        wait_s: u64,
+    },
+    /// The line was lost, or could not be made again for another reason; reconnecting.
     LineLost {
         /// Why.
         reason: String,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use sprat_luks::{AnyHeader, Header, OpenedBy, Pins};
 use sprat_store::{
     Access, FileName, LocalRecord, Lock, LockError, LockInfo, Puncher, ReadClass, Store,
-    StoreError, StoreErrorKind, StoreFile, lock,
+    StoreError, StoreErrorKind, StoreFile, clock::since_boot, lock,
 };
 use sprat_volume::{Fenced, ReconnectError};
 
@@ -38,12 +38,14 @@ pub(super) struct Hold {
     held_since: Instant,
     /// Bytes may be on their way that no fsync covers.
     unsettled: AtomicBool,
-    /// When the lock was last read and ours, as [`awake_or_not`] counts.
+    /// When the lock was last read and ours, as [`since_boot`] counts.
     verified: Mutex<Option<Duration>>,
     /// What a session that only reads began with.
     began_with: OnceLock<BeganWith>,
     /// Why nothing may be sent any more.
     lost: Mutex<Option<Failure>>,
+    /// Who hears how far a dead session's bytes are settled.
+    says: OnceLock<Box<dyn Fn(u64, u64) + Send + Sync>>,
 }
 
 /// What every session that writes changes: ext4's super block, at each mount for writing.
@@ -106,7 +108,13 @@ impl Hold {
             verified: Mutex::new(None),
             began_with: OnceLock::new(),
             lost: Mutex::new(None),
+            says: OnceLock::new(),
         }
+    }
+
+    /// Calls `say` with the bytes that are settled, and of how many, while the volume is opened.
+    pub(super) fn while_settling(&self, say: impl Fn(u64, u64) + Send + Sync + 'static) {
+        let _ = self.says.set(Box::new(say));
     }
 
     /// The store as it is reached now.
@@ -129,6 +137,14 @@ impl Hold {
     /// Since when every process of the session before is surely gone: its flock is ours.
     pub(super) fn held_since(&self) -> Instant {
         self.held_since
+    }
+
+    /// For how long what was under way at a loss may still be carried out; zero where nothing can.
+    pub(super) fn quiet_time(&self) -> Duration {
+        match self.server_outlives_us() {
+            true => self.connection.quiet_time(),
+            false => Duration::ZERO,
+        }
     }
 
     /// Whether what a dead session sent may still arrive in the file.
@@ -170,7 +186,7 @@ impl Hold {
     /// meanwhile.
     pub(super) fn renew(&self) -> Renewed {
         let store = self.store();
-        let begun = awake_or_not();
+        let begun = since_boot();
         let held = match &*self.lock.read().unwrap_or_else(PoisonError::into_inner) {
             Some(lock) => lock.renew(&*store),
             None if self.access == Access::ReadOnly => self.still_alone(&*store),
@@ -281,7 +297,7 @@ impl Hold {
 
     fn verified_just_now(&self) -> bool {
         let verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
-        verified.is_some_and(|at| awake_or_not().saturating_sub(at) < VERIFIED_AGE_MAX)
+        verified.is_some_and(|at| since_boot().saturating_sub(at) < VERIFIED_AGE_MAX)
     }
 
     /// Gives the lock back after `last`, before which nothing more is sent and after which nothing
@@ -335,7 +351,7 @@ impl Hold {
     }
 
     fn verify_lock(&self, store: &dyn Store) -> Result<(), LockError> {
-        let begun = awake_or_not();
+        let begun = since_boot();
         self.read_lock_again(store)?;
         self.note_verified(begun);
         Ok(())
@@ -351,7 +367,7 @@ impl Hold {
         let verified = *self.verified.lock().unwrap_or_else(PoisonError::into_inner);
         match verified {
             Some(at)
-                if awake_or_not().saturating_sub(at)
+                if since_boot().saturating_sub(at)
                     >= verified_to_send_age_max(self.connection.quiet_time()) =>
             {
                 sprat_volume::Session::before_epoch(self)
@@ -373,12 +389,14 @@ impl Hold {
 
     /// Opens the file on a new connection if it is still the same container, held by us.
     fn reopen(&self) -> Result<Arc<dyn StoreFile>, ReconnectError> {
-        let store = self.connection.connect().map_err(retry_while_absent)?;
-        // A server that has just come back may not have mounted that disk yet: no container, and no
-        // lock either, which would be taken for lost.
-        store.stat(&self.file_name).map_err(retry_while_absent)?;
+        // Whatever is said before the lock was read is waited out: a server that starts answers logins
+        // before its keys, its home or its disk are there, or with another host key (one that asks for
+        // the disk's passphrase). ssh sends nothing to a host that it doesn't know.
+        let store = self.connection.connect().map_err(ReconnectError::Retry)?;
+        // No container, and no lock either, which would be taken for lost.
+        store.stat(&self.file_name).map_err(ReconnectError::Retry)?;
         self.verify_lock(&*store).map_err(|error| match error {
-            LockError::Store { source, .. } => retry_or_give_up(source),
+            LockError::Store { source, .. } => ReconnectError::Retry(source),
             other => {
                 self.lose(Failure::from(&other));
                 ReconnectError::GiveUp(Box::new(other))
@@ -397,11 +415,11 @@ impl Hold {
             )));
         }
         let header = AnyHeader::load(&HeaderBytes(&*file), self.opened_by).map_err(|error| {
-            if disconnected(&error) {
+            if passes(&error) {
                 return ReconnectError::Retry(StoreError::Disconnected {
                     op: "read the header of",
                     object: self.file_name.to_string(),
-                    reason: "the line was lost again".to_owned(),
+                    reason: "it can't be read at present".to_owned(),
                 });
             }
             self.lose(Failure::from(&error));
@@ -481,35 +499,39 @@ impl sprat_volume::Session for Hold {
         self.reopen()
     }
 
+    fn settling(&self, done: u64, whole: u64) {
+        if let Some(say) = self.says.get() {
+            say(done, whole);
+        }
+    }
+
     fn old_server_dead(&self) -> bool {
         !self.connection.outlives_us()
     }
 }
 
-/// Time since boot, suspended time included.
-fn awake_or_not() -> Duration {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    Duration::try_from(now).unwrap_or_default()
-}
-
 /// Whether trying again may help, or the server said something that will not change.
 fn retry_or_give_up(error: StoreError) -> ReconnectError {
-    match error.kind() {
-        StoreErrorKind::Disconnected | StoreErrorKind::Unreachable => ReconnectError::Retry(error),
-        _ => ReconnectError::GiveUp(Box::new(error)),
+    match is_passing(&error) {
+        true => ReconnectError::Retry(error),
+        false => ReconnectError::GiveUp(Box::new(error)),
     }
 }
 
-/// The same while a connection is sought again: what isn't there may be there in a moment.
-fn retry_while_absent(error: StoreError) -> ReconnectError {
-    match error.kind() {
-        StoreErrorKind::NotFound | StoreErrorKind::PermissionDenied => ReconnectError::Retry(error),
-        _ => retry_or_give_up(error),
-    }
+/// What a server says for as long as its disk is not there, or a connection is lost.
+fn is_passing(error: &StoreError) -> bool {
+    matches!(
+        error.kind(),
+        StoreErrorKind::Disconnected
+            | StoreErrorKind::Unreachable
+            | StoreErrorKind::NotFound
+            | StoreErrorKind::PermissionDenied
+            | StoreErrorKind::Failed
+    )
 }
 
-/// Looks through an error's sources for a lost line.
-fn disconnected(error: &(dyn std::error::Error + 'static)) -> bool {
+/// Looks through an error's sources for one that passes.
+fn passes(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
         let store = error.downcast_ref::<StoreError>().or_else(|| {
@@ -518,12 +540,7 @@ fn disconnected(error: &(dyn std::error::Error + 'static)) -> bool {
                 .and_then(|error| error.get_ref())
                 .and_then(|inner| inner.downcast_ref::<StoreError>())
         });
-        if store.is_some_and(|error| {
-            matches!(
-                error.kind(),
-                StoreErrorKind::Disconnected | StoreErrorKind::Unreachable
-            )
-        }) {
+        if store.is_some_and(is_passing) {
             return true;
         }
         next = error.source();

@@ -490,22 +490,23 @@ fn watch(
     say: &Say,
     figures_interval: Duration,
 ) -> Result<(), Failure> {
+    let quiet_time = hold.quiet_time();
     let (volume, hold, say) = (Arc::downgrade(volume), Arc::downgrade(hold), say.clone());
     std::thread::Builder::new()
         .name("watch".to_owned())
         .spawn(move || {
             let mut told = Instant::now();
             let mut last = VolumeFigures::default();
-            let mut line = Line::default();
+            let mut line = Line::new(quiet_time);
             while let (Some(volume), Some(hold)) = (volume.upgrade(), hold.upgrade()) {
                 if let Some(failure) = failure_of(&volume, &hold) {
                     say.reply(&VolumeReply::Failed(failure));
                     return;
                 }
+                line.tell(&volume, &say);
                 if told.elapsed() >= figures_interval {
                     told = Instant::now();
                     let now = figures(&volume);
-                    line.tell(&now, &say);
                     if now != last {
                         say.reply(&VolumeReply::Figures(now));
                         last = now;
@@ -519,28 +520,58 @@ fn watch(
         .map_err(|error| Failure::failed("can't start a thread").caused_by(&error))
 }
 
-/// Whether the line is up, as last told.
-#[derive(Default)]
+/// What was said of the connection last.
 struct Line {
+    quiet_time: Duration,
+    losses: u64,
     lost_since: Option<Instant>,
+    /// Each reason once for each loss.
+    reasons: Vec<String>,
 }
 
+/// Most reasons that are said for one loss.
+const REASONS_MAX: usize = 5;
+
 impl Line {
-    fn tell(&mut self, now: &VolumeFigures, say: &Say) {
-        match (now.reconnecting_ms, self.lost_since) {
-            (Some(_), None) => {
-                self.lost_since = Some(Instant::now());
-                say.notice(Notice::LineLost {
-                    reason: "the server no longer answers".to_owned(),
+    fn new(quiet_time: Duration) -> Self {
+        Self {
+            quiet_time,
+            losses: 0,
+            lost_since: None,
+            reasons: Vec::new(),
+        }
+    }
+
+    /// Says each loss, however short, and what is waited for.
+    fn tell(&mut self, volume: &Volume, say: &Say) {
+        let stats = volume.stats();
+        if stats.losses > self.losses {
+            self.losses = stats.losses;
+            self.lost_since.get_or_insert_with(Instant::now);
+            self.reasons.clear();
+            if stats.lost_because.is_none() {
+                let reason = "it is back already".to_owned();
+                say.notice(Notice::LineLost { reason });
+            }
+        }
+        if let Some(reason) = stats.lost_because
+            && self.reasons.len() < REASONS_MAX
+            && !self.reasons.contains(&reason)
+        {
+            self.reasons.push(reason.clone());
+            say.notice(Notice::LineLost { reason });
+        }
+        if stats.reconnecting_since.is_none()
+            && let Some(since) = self.lost_since.take()
+        {
+            say.notice(Notice::LineBack {
+                away_s: since.elapsed().as_secs(),
+            });
+            if stats.suspect_blocks > 0 && !self.quiet_time.is_zero() {
+                say.notice(Notice::LateWrites {
+                    wait_s: self.quiet_time.as_secs(),
                 });
             }
-            (None, Some(since)) => {
-                self.lost_since = None;
-                say.notice(Notice::LineBack {
-                    away_s: since.elapsed().as_secs(),
-                });
-            }
-            _ => {}
         }
     }
 }

@@ -1,10 +1,10 @@
 //! Opens an existing container: store, lock, header, pins, key, volume.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::ScopedJoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sprat_luks::{AnyHeader, CopyState, OpenedBy, Payload, Pins, Secret, SectorCipher, VolumeKey};
 use sprat_store::{
@@ -386,6 +386,7 @@ fn unlock(
         seen: seen.filter(|_| start.grow_to.is_none()),
         hole_from_bytes,
     };
+    tell_settling(hold, say);
     let volume = open_volume(start, hold, looked.file, payload, known)?;
     if volume.cache_was_outdated() {
         say.notice(Notice::CacheOutdated);
@@ -401,6 +402,25 @@ fn unlock(
         available_bytes: None,
     })
 }
+
+/// Says how far a dead session's bytes are settled, every few seconds.
+fn tell_settling(hold: &Hold, say: &Say) {
+    let say = say.clone();
+    let told = Mutex::new(Instant::now());
+    hold.while_settling(move |done_bytes, whole_bytes| {
+        let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.elapsed() >= SETTLING_INTERVAL {
+            *told = Instant::now();
+            say.notice(Notice::Settling {
+                done_bytes,
+                whole_bytes,
+            });
+        }
+    });
+}
+
+/// How often a takeover says how far it is.
+const SETTLING_INTERVAL: Duration = Duration::from_secs(5);
 
 pub(super) fn facts(pins: Pins, file_bytes: u64, payload: Payload) -> ContainerFacts {
     ContainerFacts {
