@@ -197,7 +197,7 @@ fn init_never_overwrites() {
     --- stderr
     sprat: the key file [DIR]/config/keys/x.key exists and is used as it is
     sprat: [DIR]/store/x.luks exists already
-    Hint: init never overwrites, and nothing was changed. Choose another name, or remove the old container on the server yourself. If an init made it that was cut off before it showed the sheet: `sprat key add TARGET --new-recovery` makes a recovery key and shows one
+    Hint: init never overwrites, and nothing was changed. Choose another name, or remove the old container on the server yourself. If an init made it that was cut off before it showed the sheet: `sprat key add TARGET --new-recovery` makes a recovery key and shows one. If its key file is lost: the recovery key on the sheet opens it
     ");
     assert_eq!(fs::read(machine.path("config/keys/x.key")).unwrap(), key);
     assert_eq!(machine.sprat(&["snapshots", CONTAINER]).code, 0);
@@ -577,6 +577,35 @@ fn login_without_a_path_makes_no_local_container() {
     );
     assert!(!machine.path("user@host").exists());
     assert!(!machine.path("config/keys").exists());
+}
+
+#[test]
+fn state_folder_that_can_not_be_written_stops_no_reading() {
+    requires!(needs::root(), needs::program("unshare"));
+    let machine = Machine::with_container();
+    assert_eq!(machine.backup(&[]).code, 0);
+    // As on a root file system that was remounted read-only, and on one without a free byte.
+    let read_only = "mount --bind state state && mount -o remount,ro,bind state && exec \"$@\"";
+    let full = "cp -a state kept && mount -t tmpfs -o size=4m,mode=700 t state && \
+                cp -a kept/. state && rm -rf kept && \
+                dd if=/dev/zero of=state/fill bs=4k 2>/dev/null; exec \"$@\"";
+    for unwritable in [read_only, full] {
+        let outer = ["unshare", "-m", "sh", "-c", unwritable, "sh"];
+        let reads: [&[&str]; 3] = [
+            &["snapshots", CONTAINER],
+            &["check", CONTAINER],
+            &["restore", CONTAINER, "home", "--to", "out"],
+        ];
+        for command in reads {
+            let ran = machine.sprat_under(&outer, command);
+            assert_eq!(ran.code, 0, "{command:?}: {}", ran.whole());
+        }
+        assert!(machine.path("out").read_dir().unwrap().next().is_some());
+        fs::remove_dir_all(machine.path("out")).unwrap();
+        let backup = ["backup", CONTAINER, "--name", "home", "src"];
+        let said = machine.sprat_under(&outer, &backup).failed_with(1);
+        assert!(said.contains("--state-dir"), "{said}");
+    }
 }
 
 #[test]

@@ -2,12 +2,23 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Mutex;
 
+use rustix::fs::{FallocateFlags, MemfdFlags};
+use rustix::io::Errno;
+
 use crate::plan::Block;
 use crate::{BLOCK_BYTES, VolumeError};
+
+/// The most that an overlay takes of the memory, where no disk takes it. Replaying a journal writes
+/// no more blocks than the journal has: 32 MiB in a container that sprat made.
+const MEMORY_BYTES_MAX: u64 = 256 << 20;
+
+/// With less room on the disk than this the overlay is kept in memory.
+const ROOM_BYTES: u64 = 32 << 20;
 
 /// Blocks in a file without a name: gone with the process, however that ends.
 #[derive(Debug)]
@@ -21,10 +32,11 @@ pub(crate) struct Overlay {
 
 impl Overlay {
     pub(crate) fn new(dir: &Path, bytes_max: u64) -> Result<Self, VolumeError> {
-        let file = tempfile::tempfile_in(dir).map_err(|source| VolumeError::Overlay {
-            op: "create",
-            source,
-        })?;
+        let (file, bytes_max) = match on_disk(dir) {
+            Ok(file) => (file, bytes_max),
+            // Whoever restores on a machine whose disk is full or read-only must be able to.
+            Err(_) => (in_memory()?, bytes_max.min(MEMORY_BYTES_MAX)),
+        };
         let blocks_max = bytes_max / BLOCK_BYTES as u64;
         Ok(Self {
             file,
@@ -69,5 +81,40 @@ impl Overlay {
             slots.insert(index, slot);
         }
         Ok(())
+    }
+}
+
+/// A file in `dir`; an error where it can't be made, or has no room.
+fn on_disk(dir: &Path) -> io::Result<File> {
+    let file = tempfile::tempfile_in(dir)?;
+    match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, ROOM_BYTES) {
+        Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => return Err(errno.into()),
+        // A file system that can't tell.
+        Err(_) | Ok(()) => {}
+    }
+    file.set_len(0)?;
+    Ok(file)
+}
+
+fn in_memory() -> Result<File, VolumeError> {
+    rustix::fs::memfd_create("sprat-overlay", MemfdFlags::CLOEXEC)
+        .map(File::from)
+        .map_err(|errno| VolumeError::Overlay {
+            op: "create",
+            source: errno.into(),
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_folder_the_overlay_is_kept_in_memory() {
+        let overlay = Overlay::new(Path::new("/nowhere"), 1 << 20).unwrap();
+        overlay.write(7, &[9; BLOCK_BYTES]).unwrap();
+        let block = overlay.read(7).unwrap().unwrap();
+        assert!(block.iter().all(|byte| *byte == 9));
+        assert!(overlay.read(8).unwrap().is_none());
     }
 }

@@ -214,8 +214,14 @@ fn refuse_existing(resolved: &Resolved, source: &SecretSource) -> Result<(), Fai
     if !needed {
         return Ok(());
     }
-    let store = reach::connect(&resolved.target, &resolved.ssh_command)
-        .map_err(|error| Failure::from(&error))?;
+    let store = reach::connect(&resolved.target, &resolved.ssh_command).map_err(|error| {
+        let mut failure = Failure::from(&error);
+        // A folder that is missing is no missing container here.
+        if failure.exit == Exit::NoContainer {
+            failure.exit = Exit::Failed;
+        }
+        failure
+    })?;
     match store.stat(&resolved.target.name) {
         Ok(_) => Err(session::exists_already(&resolved.target)),
         Err(error) if error.kind() == StoreErrorKind::NotFound => Ok(()),
