@@ -98,7 +98,7 @@ fn folder_of_the_container_is_missing() {
     exit 1
     --- stderr
     sprat: open folder [DIR]/nowhere: not found
-    Hint: nothing was changed. Check the path, and whether its disk is mounted there; sprat makes no folders on a server. The new key file [DIR]/config/keys/x.key is kept; the next init uses it
+    Hint: nothing was changed. Check the path, and whether its disk is mounted there; sprat makes no folders on a server
     ");
 }
 
