@@ -33,7 +33,7 @@ for last; do :; done
 [ "${last%% *}" = sh ] || exec ssh "$@"
 date +%s.%N >{kept}/begun
 exec 3<&0
-{ while ! cp {store}/x.luks.lock.* {kept}/ 2>/dev/null; do sleep 0.01; done; } &
+{ until cp $(grep -l '"free":false' {store}/x.luks.lock.*) {kept}/ 2>/dev/null; do sleep 0.01; done; } &
 tee {kept}/told <&3 | ssh "$@" | tee {kept}/answers
 """
 

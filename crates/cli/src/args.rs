@@ -502,12 +502,21 @@ pub struct UnlockArgs {
     /// The container.
     #[arg(help = TARGET_HELP)]
     pub target: String,
-    /// Remove the lock even if its owner still renews it: that session stops, and its run fails
+    /// Take over even if the lock's owner still renews it: that session stops, and its run fails
     #[arg(long)]
     pub force: bool,
+    /// Do not wait for a machine that is off (not asleep)
+    #[arg(long)]
+    pub that_machine_is_off: bool,
+    /// Stop waiting for the comparison of what sessions wrote after a takeover
+    #[arg(long)]
+    pub forget_watch: bool,
     /// How long the lock is watched, in seconds.
     #[arg(long, hide = true, value_parser = seconds)]
     pub watch: Option<Duration>,
+    /// The silence after which a session counts as gone, in seconds.
+    #[arg(long, hide = true, value_parser = seconds)]
+    pub silence: Option<Duration>,
 }
 
 const UNLOCK_EXAMPLES: &str = "\

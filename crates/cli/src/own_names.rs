@@ -11,9 +11,10 @@ const SUFFIXES: [&str; 3] = [".reserve", ".new", ".trim"];
 const LOCK: &str = ".lock.";
 /// A copy that has no name yet; its note's token follows.
 const COPYING: &str = ".copying";
-/// A takeover counts a lock's number up by one, and a session that ends in order begins anew: more
-/// digits are never met, and each length needs a pattern of its own.
-const LOCK_DIGITS_MAX: usize = 6;
+/// Each session and each reconnect counts a lease's number up by one, from 1,000,001 on; sprat up to
+/// 0.x counted from 1. Eight digits last for a century of one a minute, and each length needs a
+/// pattern of its own.
+const LOCK_DIGITS_MAX: usize = 8;
 /// As [`CopyNote::is_token`] has it.
 const TOKEN_DIGITS: usize = 16;
 
@@ -119,7 +120,7 @@ mod tests {
             ".new",
             ".trim",
             ".lock.7",
-            ".lock.777777",
+            ".lock.77777777",
             ".copying",
         ] {
             assert!(names.iter().any(|name| name == expected), "{expected}");

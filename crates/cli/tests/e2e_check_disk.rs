@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use damage::{PAYLOAD_BYTES, check, debugfs, first_name, inside, kept, snapshots};
 use machine::{CONTAINER, Machine, Ran, Tmpfs, noise};
 use rustix::process::{Pid, Signal, kill_process};
-use sprat_testkit::{needs, requires};
+use sprat_testkit::{leases, needs, requires};
 
 /// sprat's check as on a server whose disk can't give these blocks of the volume back.
 fn command_on_bad_disk(machine: &Machine, blocks: &[u64], more: &[&str]) -> Command {
@@ -167,7 +167,7 @@ fn a_replay_that_finds_no_room_on_this_machine_is_no_damage() {
     let machine = damage::with_two_snapshots();
     dirty_journal(&machine);
     // The state folder without room, and without what it knew of that session.
-    fs::remove_file(machine.path("store/x.luks.lock.1")).unwrap();
+    leases::remove_all(&machine.path("store"));
     let disk = Tmpfs::mount(&machine.path("state"), 1);
     assert_eq!(check(&machine, &[]).code, 0);
     let before = kept(&machine);

@@ -149,7 +149,8 @@ fn quiet_backup_says_its_result_and_nothing_else() {
 fn lock_of_another_machine_stops_a_backup_until_it_is_removed() {
     requires!(needs::root());
     let machine = with_jobs();
-    machine.write("store/x.luks.lock.3", "");
+    // Not readable as a lease, so nobody knows whose it is.
+    machine.write("store/x.luks.lock.2000000", "x");
     let ran = machine.sprat(&["backup", "one"]);
     assert_eq!(ran.code, 11, "{}", ran.whole());
     assert!(ran.stderr.contains("sprat unlock"), "{}", ran.whole());
@@ -162,9 +163,11 @@ fn lock_of_another_machine_stops_a_backup_until_it_is_removed() {
     assert_eq!(machine.sprat(&["backup", "one", "--ignore-lock"]).code, 2);
     // That machine may have died while it wrote the container anew.
     let left = machine.write("store/x.luks.trim", "");
-    let ran = machine.sprat(&["unlock", "disk", "--watch", "0.1", "--json"]);
+    let off = ["--watch", "0.1", "--that-machine-is-off", "--json"];
+    let ran = machine.sprat(&[&["unlock", "disk"][..], &off].concat());
     assert_eq!(ran.code, 0, "{}", ran.whole());
-    assert_eq!(ran.json()["removed"], "x.luks.lock.3");
+    assert_eq!(ran.json()["taken_over"], "x.luks.lock.2000000");
+    assert_eq!(ran.json()["ways"][0]["way"], "off");
     assert!(!left.exists());
     assert_eq!(machine.sprat(&["backup", "one"]).code, 0);
     assert_eq!(

@@ -12,7 +12,7 @@ use std::process::Command;
 use machine::remote::Remote;
 use machine::{CONTAINER, Machine, Ran, Tmpfs};
 use sprat_testkit::sshd::SshdOptions;
-use sprat_testkit::{needs, requires, sshd};
+use sprat_testkit::{leases, needs, requires, sshd};
 
 /// A container with one snapshot on a "USB disk", and a server whose folder is the machine's
 /// `server`.
@@ -38,12 +38,7 @@ fn allocated(path: &Path) -> u64 {
 }
 
 fn names(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).unwrap();
-    let mut names: Vec<String> = entries
-        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
-        .collect();
-    names.sort();
-    names
+    leases::names_but_free(folder)
 }
 
 #[track_caller]
@@ -173,7 +168,7 @@ fn copy_never_overwrites_and_never_touches_what_is_in_use() {
     ok(machine.sprat(&["mount", CONTAINER, "mnt", "--rw"]));
     copy(&["--move", CONTAINER, "server/y.luks"]).failed_with(11);
     ok(machine.sprat(&["umount", "mnt"]));
-    let lock = machine.write("server/y.luks.lock.1", "");
+    let lock = machine.write("server/y.luks.lock.2000000", "held");
     copy(&[CONTAINER, "server/y.luks"]).failed_with(11);
     fs::remove_file(lock).unwrap();
     assert_eq!(names(&machine.path("server")), ["x.luks"]);

@@ -10,7 +10,7 @@ use std::process::Command;
 use machine::copying::Scene;
 use machine::strikes::{Blow, copy_sparse, missing, same_bytes};
 use machine::{CONTAINER, Ran};
-use sprat_testkit::{needs, requires};
+use sprat_testkit::{leases, needs, requires};
 
 /// Sends Ctrl-C to sprat.
 const INTERRUPT: &str = "kill -INT $SPRAT\n";
@@ -123,10 +123,8 @@ fn what_another_machine_put_there_is_not_taken_for_what_was_read_back() {
     scene.copy(&[], blow("kill", "before", "write", 40));
     let unfinished = scene.names("server");
     assert_eq!(unfinished.len(), 2, "{unfinished:?}");
-    // As `sprat unlock` does, which watches first.
     for folder in ["store", "server"] {
-        let lock = format!("{folder}/x.luks.lock.1");
-        fs::remove_file(scene.machine.path(&lock)).unwrap();
+        leases::remove_all(&scene.machine.path(folder));
     }
     scene.swap_machines();
     let moved = ok(&scene.copy(&["--move"], None));
@@ -203,8 +201,9 @@ fn a_swapped_copy_is_refused_and_its_pins_stay() {
     requires!(missing(), needs::program("cryptsetup"));
     let scene = Scene::new();
     // All is done but that the lock is given back.
-    scene.copy(&["--move"], blow("kill", "before", "remove", 1));
-    assert!(scene.names("store").is_empty() || scene.names("store") == ["x.luks.lock.1"]);
+    scene.copy(&["--move"], blow("kill", "before", "free", 1));
+    assert!(leases::held(&scene.machine.path("store")).len() <= 1);
+    assert!(!scene.machine.path(CONTAINER).exists());
     let pins = || {
         let folder = scene.machine.path("state/containers");
         let files = fs::read_dir(folder).unwrap();

@@ -85,7 +85,7 @@ fn what_a_dead_session_had_in_flight_outlives_a_copy_that_is_taken_up() {
     for (first, nth, code) in [
         (blow("kill", "after", "rename", 1), 40, 1),
         (blow("kill", "after", "rename", 1), 2, 0),
-        (blow("kill", "before", "remove", 1), 40, 0),
+        (blow("kill", "before", "free", 1), 40, 0),
     ] {
         let scene = Scene::new();
         scene.moved(first);

@@ -12,7 +12,7 @@ use insta::assert_snapshot;
 use machine::strikes::{self, Blow};
 use machine::{CONTAINER, Machine, Tmpfs};
 use sprat_luks::{FormatOptions, Header, HeaderWrite, Secret, SlotKind};
-use sprat_testkit::{needs, requires};
+use sprat_testkit::{leases, needs, requires};
 
 const CHEAP: &str = "--cheap-kdf-for-tests";
 
@@ -90,7 +90,7 @@ fn a_key_is_added_listed_rehearsed_and_removed() {
     machine.write("src/a", "alpha\n");
     assert_eq!(machine.backup(&[]).code, 0);
     machine.restores_whole(&[]);
-    assert!(!machine.path("store/x.luks.lock.1").exists());
+    assert!(leases::held(&machine.path("store")).is_empty());
 }
 
 #[test]
@@ -449,7 +449,7 @@ fn a_change_that_is_interrupted_tells_what_became_of_it() {
         "{}",
         ran.whole()
     );
-    assert!(!machine.path("store/x.luks.lock.1").exists());
+    assert!(leases::held(&machine.path("store")).is_empty());
     machine.nothing_is_left();
 }
 

@@ -14,7 +14,7 @@ use machine::remote::Remote;
 use machine::{CONTAINER, Machine, noise};
 use rustix::process::{Pid, Signal, kill_process};
 use sprat_testkit::sshd::{self, SshdOptions};
-use sprat_testkit::{needs, requires};
+use sprat_testkit::{leases, needs, requires};
 
 /// Another machine with the same key, to whom the container lies somewhere else.
 struct Other {
@@ -110,7 +110,7 @@ fn a_lock_that_is_taken_while_a_session_reads_is_not_told_as_if_nothing_had_been
     fs::create_dir(machine.path("mnt")).unwrap();
     let ran = machine.sprat(&["mount", CONTAINER, "mnt"]);
     assert_eq!(ran.code, 0, "{}", ran.whole());
-    let lock = machine.write("store/x.luks.lock.7", "");
+    let lock = machine.write("store/x.luks.lock.2000000", "");
     let said = machine.sprat(&["umount", "mnt"]).failed_with(11);
     assert!(said.contains("while this one was reading it"), "{said}");
     assert!(said.contains("mixture"), "{said}");
@@ -170,8 +170,37 @@ fn sleeper_writes() -> Option<String> {
     });
     kill_process(volume, Signal::STOP).unwrap();
     std::thread::sleep(Duration::from_secs(3));
-    let ran = other.sprat(&["unlock"], &["--watch", "1"]);
+    // As long as it may only sleep, nobody gets in; and whoever ends the waiting lets nobody in.
+    let target = other.container.to_str().unwrap();
+    let mut waiting = start(&other.machine, &["unlock", target, "--watch", "1"]);
+    std::thread::sleep(Duration::from_secs(5));
+    assert!(waiting.try_wait().unwrap().is_none(), "it does not wait");
+    let pid = Pid::from_child(&waiting);
+    kill_process(pid, Signal::INT).unwrap();
+    let ended = waiting.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(130), "{said}");
+    assert!(said.contains("run `sprat unlock` again"), "{said}");
+    let refused = other.sprat(&["backup"], &["--name", "other", "src"]);
+    let said = refused.failed_with(11);
+    assert!(said.contains("may still write"), "{said}");
+    let third = Other {
+        machine: Machine::new(),
+        container: other.container.clone(),
+    };
+    let key = fs::read(machine.path("config/keys/x.key")).unwrap();
+    third.machine.write("config/keys/x.key", key);
+    third.sprat(&["snapshots"], &[]).failed_with(11);
+    let off = ["--watch", "1", "--that-machine-is-off", "--json"];
+    let ran = other.sprat(&["unlock"], &off);
     assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ways = ran.json()["ways"].clone();
+    let way = |at: usize| ways[at]["way"].as_str().unwrap_or_default().to_owned();
+    assert_eq!(
+        (way(0), way(1)),
+        ("off".to_owned(), String::new()),
+        "{ways}"
+    );
     other.backs_up();
     let after = fs::read(&container).unwrap();
     kill_process(volume, Signal::CONT).unwrap();
@@ -196,9 +225,11 @@ fn a_line_that_is_lost_while_nothing_is_asked_is_sought_and_the_lock_renewed() {
     fs::create_dir(&mnt).unwrap();
     let ran = remote.sprat(&["mount", "TARGET", mnt.to_str().unwrap(), "--rw"]);
     assert_eq!(ran.code, 0, "{}", ran.whole());
-    let lock = remote.machine.path("store/x.luks.lock.1");
+    let store = remote.machine.path("store");
+    let lease = || leases::held(&store).pop().unwrap();
+    let first = lease();
     let renewals = || -> u64 {
-        let text = fs::read_to_string(&lock).unwrap();
+        let text = fs::read_to_string(lease()).unwrap();
         let found = text.split("\"renewed\":").nth(1).unwrap();
         let digits: String = found.chars().take_while(char::is_ascii_digit).collect();
         digits.parse().unwrap()
@@ -210,7 +241,7 @@ fn a_line_that_is_lost_while_nothing_is_asked_is_sought_and_the_lock_renewed() {
     }
     let before = renewals();
     wait_until(Duration::from_secs(50), "nobody renews", || {
-        renewals() >= before + 2
+        lease() != first && renewals() >= before + 2
     });
     let ran = remote.sprat(&["umount", mnt.to_str().unwrap()]);
     assert_eq!(ran.code, 0, "{}", ran.whole());

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use session_bench::{Bench, Seen, assert_exit, fill, job, known, missing, never, ssh_missing};
 use sprat::Exit;
-use sprat::session::{self, Access, Notice, Phase, Session};
+use sprat::session::{self, Access, Notice, Phase, Session, UnlockWish, unlock};
 use sprat_luks::Secret;
 use sprat_snapshot::RestoreSpec;
-use sprat_testkit::requires;
 use sprat_testkit::sshd::SshdOptions;
+use sprat_testkit::{leases, requires};
 
 #[test]
 fn a_wrong_key_is_told_and_gives_the_lock_back() {
@@ -161,9 +161,9 @@ fn a_session_whose_lock_was_taken_sends_nothing_more() {
     bench.create();
     fill(&bench.path("source"), 20, 100_000, 4);
     let mut session = bench.open(Access::ReadWrite).unwrap();
-    let lock = bench.path("store/x.luks.lock.1");
-    let text = fs::read_to_string(&lock).unwrap();
-    fs::write(bench.path("store/x.luks.lock.2"), text).unwrap();
+    let lock = leases::held(&bench.path("store")).remove(0);
+    let number: u64 = lock.extension().unwrap().to_str().unwrap().parse().unwrap();
+    fs::copy(&lock, lock.with_extension((number + 1).to_string())).unwrap();
     let taken = session.take_snapshot(bench.spec(), &mut Seen::default(), &never());
     let ended = session.close(&mut Seen::default(), &never());
     let failure = assert_exit(taken.and(ended.map(drop)), Exit::Locked);
@@ -499,9 +499,17 @@ fn a_session_that_comes_back_and_finds_another_there_sends_nothing_more() {
     // Somebody elsewhere insisted.
     let store = sprat_store::LocalStore::open(&bench.path("store")).unwrap();
     let name = sprat_store::FileName::new("x.luks").unwrap();
-    sprat_store::lock::break_lock(&store, &name, true, Duration::ZERO).unwrap();
     let mut elsewhere = bench.options(Access::ReadWrite);
     elsewhere.state_dir = bench.path("other-state");
+    let wish = UnlockWish {
+        force: true,
+        is_off: true,
+        watch: Duration::ZERO,
+        answer_wait: Duration::ZERO,
+        ..UnlockWish::default()
+    };
+    let unlocked = unlock(&elsewhere, &wish, &never(), &mut |_| ()).unwrap();
+    assert_eq!(unlocked.ways.len(), 1);
     let second = Session::open(elsewhere, &bench.secret, &mut Seen::default(), &never()).unwrap();
     let pids = bench.sshd().sftp_server_pids();
     pids.into_iter().for_each(session_bench::kill);
@@ -511,5 +519,6 @@ fn a_session_that_comes_back_and_finds_another_there_sends_nothing_more() {
     second.close(&mut Seen::default(), &never()).unwrap();
     bench.assert_nothing_remains();
     bench.assert_clean();
-    assert_eq!(bench.server_files(), ["x.luks"]);
+    let left = sprat_store::lock::inspect(&store, &name, None).unwrap();
+    assert_eq!(left.held, None, "the lost lease is not the highest");
 }

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use machine::strikes::{self, Blow, Struck, copy_sparse, same_bytes, strike};
 use machine::{CONTAINER, Machine, Ran};
 use sprat_luks::{Header, Secret};
-use sprat_testkit::{needs, requires};
+use sprat_testkit::{leases, needs, requires};
 use stage::plain::PlainVolume;
 
 /// What a command may change: the server's folder, and what the client knows.
@@ -32,12 +32,7 @@ const HEADER_BYTES: usize = 16 << 20;
 
 /// Names in one of the machine's folders.
 fn names(machine: &Machine, folder: &str) -> Vec<String> {
-    let entries = fs::read_dir(machine.path(folder)).unwrap().flatten();
-    let mut names: Vec<String> = entries
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect();
-    names.sort();
-    names
+    leases::names_but_free(&machine.path(folder))
 }
 
 /// A container whose keys are changed.

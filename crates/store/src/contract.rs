@@ -174,6 +174,22 @@ pub trait Store: Send + Sync {
         Ok(filled)
     }
 
+    /// Writes over a small file's first bytes, and then asks for what lies at `next`; `None` where
+    /// nothing does. An error if either was not answered with success.
+    fn overwrite_and_stat(
+        &self,
+        name: &FileName,
+        content: &[u8],
+        next: &FileName,
+    ) -> Result<Option<FileStat>, StoreError> {
+        self.open(name, Access::ReadWrite)?.write_at(0, content)?;
+        match self.stat(next) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Removes a file, whose outcome is the outer result, and makes that durable, which is the
     /// inner one.
     fn remove_durably(&self, name: &FileName) -> Result<Result<(), StoreError>, StoreError> {

@@ -1,30 +1,46 @@
-//! One session per container: the numbered lock files beside it.
+//! One session per container: the numbered leases beside it.
 //!
-//! `NAME.lock.N`, N = 1, 2, …; the highest number is the holder. A lock is taken by exclusive
-//! create of N = 1, or of the next number where every present one is provably a dead session of
-//! this host: the local record, whose flock we hold, says that we were taking exactly that number
-//! with that token. Then the folder is listed again. Of two that take at the same time at least
-//! the one that lists last sees the other, so at most one of them goes on.
+//! `NAME.lock.N`, N = 1,000,001, 1,000,002, …; the highest number decides. A lease is taken by the
+//! exclusive creation of the next number, the only compare-and-swap that SFTP has. It is one only
+//! while no number comes back, so whoever gives a lease back writes "free" into it and leaves the
+//! file; nobody ever removes the highest. Then everything is looked at once more, by names: of two
+//! that take at the same time at least the one that looks last sees the other.
 //!
-//! A lock file is one JSON object, padded with blanks to 512 bytes so that a renewal is one
-//! write in place that neither grows nor cuts the file.
+//! What is taken over while something of its session may still arrive stays in the next lease as a
+//! *door*: open until that session answers or a time is known, and passed on from lease to lease
+//! until that time is over.
 
+mod again;
 mod beside;
+mod content;
+mod inspect;
+mod old;
 mod seen;
+mod takeover;
+mod taking;
 
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use std::{fmt, io};
 
 use beside::beside;
-use seen::{Content, LOCK_BYTES, Seen, lock_name, look, look_for};
+pub use content::DOOR_S;
+use content::{Content, Door, LEASE_BYTES};
+pub use inspect::{Inspected, inspect, inspect_near};
+use seen::{Seen, lock_name, numbers_in, read_lease};
+pub use takeover::{Watched, watch};
+pub use taking::{EMPTY_WAIT, FirstLook};
 
 use crate::record::Token;
 use crate::{Access, Fence, FileName, LocalRecord, ReadClass, Store, StoreError, StoreErrorKind};
 
 /// How often a holder renews its lock.
 pub const RENEW_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A counter that is further ahead of the record was not counted by a session of this machine's
+/// record: the record is synced once for each six renewals.
+const UNRECORDED_RENEWALS_MAX: u64 = 7;
 
 /// Who takes a lock. The server learns no host name from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +71,10 @@ pub struct LockInfo {
     pub renewed: u64,
     /// Last change of the file by the server's clock, seconds since the epoch.
     pub modified_s: Option<u64>,
+    /// Its session gave it back.
+    pub free: bool,
+    /// Earlier leases from which something may arrive, nobody knows until when.
+    pub waits_for: Vec<u64>,
 }
 
 impl LockInfo {
@@ -62,20 +82,12 @@ impl LockInfo {
     /// the caller holds, prove anything. The same host may hold it under another record.
     #[must_use]
     pub fn is_left_by(&self, record: &LocalRecord) -> bool {
-        record.takings().iter().any(|(number, token)| {
+        let taken = record.takings().iter().any(|(number, token)| {
             let token = token.to_string();
             *number == self.number && self.token.as_ref().is_none_or(|found| *found == token)
-        })
+        });
+        taken && seen::may_be_ours(self.number, self.renewed, record.known_renewals())
     }
-}
-
-/// What [`break_lock`] did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Broken {
-    /// The lock that was removed; `None` where there was none.
-    pub lock: Option<LockInfo>,
-    /// It had been renewed while watched, and was removed all the same.
-    pub was_renewed: bool,
 }
 
 /// A lock could not be taken, kept or broken.
@@ -95,6 +107,17 @@ pub enum LockError {
         container: FileName,
         info: Box<LockInfo>,
     },
+    /// The container was taken over from a session that may still write to it.
+    #[error(
+        "container {container} was taken over, and an earlier session may still write to it: {info}"
+    )]
+    Waiting {
+        container: FileName,
+        info: Box<LockInfo>,
+    },
+    /// The server does not list a file that was made and is there.
+    #[error("the server does not list {file}, which was just made: it can't keep a lease")]
+    Unlisted { file: FileName },
     /// The lock is no longer ours; nothing may be sent any more.
     #[error("the lock on container {container} was lost: {reason}")]
     Lost { container: FileName, reason: String },
@@ -134,25 +157,35 @@ pub enum LockError {
     },
 }
 
-/// The lock on a container, ours. Dropping it without [`Lock::release`] leaves the file, as a
+/// The lease on a container, ours. Dropping it without [`Lock::release`] leaves it held, as a
 /// kill does; the next session of this host takes it over.
 #[derive(Debug)]
 pub struct Lock {
     container: FileName,
-    file: FileName,
-    number: u64,
     token: Token,
-    content: Mutex<Content>,
+    current: Mutex<Current>,
+    /// Renewals, and everything else that writes into the file, one after another.
+    writing: Mutex<()>,
+    took_over: bool,
     #[expect(dead_code, reason = "held, not read")]
     busy: LockBusy,
     record: LocalRecord,
 }
 
-/// The locks that were there before one is taken.
-#[derive(Debug)]
-pub struct FirstLook {
-    container: FileName,
-    seen: Vec<Seen>,
+/// The lease file that we hold now. A reconnect makes the next one.
+#[derive(Debug, Clone)]
+struct Current {
+    number: u64,
+    file: FileName,
+    content: Content,
+    /// The lease below it that it was made behind.
+    predecessor: Option<u64>,
+    /// The renewals that were answered; `content.renewed` were asked for.
+    answered: u64,
+    /// A next lease of ours that may have been made, by a connection that was lost meanwhile.
+    pending: Option<Content>,
+    /// The server's clock when it was made, and our own clock then.
+    made_at: (u64, Duration),
 }
 
 /// A record carries one lock at a time: a second one would find the first in the record and take
@@ -178,256 +211,183 @@ impl Drop for LockBusy {
 }
 
 impl Lock {
-    /// Takes the lock, taking over any whose holder provably died on this host. Keeps a clone of
-    /// `record`, and with it the flock.
-    ///
-    /// After `Store` with a lost connection the lock may have been made; the record knows, and
-    /// the next try takes it over.
-    pub fn acquire(
-        store: &dyn Store,
-        container: &FileName,
-        record: &LocalRecord,
-        owner: OwnerNote,
-    ) -> Result<Self, LockError> {
-        let first = Self::first_look(store, container)?;
-        Self::acquire_after(first, store, record, owner, || {})
-    }
-
-    /// Looks which locks there are, for [`acquire_after`](Self::acquire_after).
-    pub fn first_look(store: &dyn Store, container: &FileName) -> Result<FirstLook, LockError> {
-        Ok(FirstLook {
-            container: container.clone(),
-            seen: look(store, container)?,
-        })
-    }
-
-    /// As [`acquire`](Self::acquire), after a first look a moment ago: whatever has changed since
-    /// shows in the second one. Calls `meanwhile` once the lock's file is made, while the second look is under
-    /// way. What it read of the container counts only if the lock is ours at the end: then nobody
-    /// else could write since.
-    pub fn acquire_after(
-        first: FirstLook,
-        store: &dyn Store,
-        record: &LocalRecord,
-        owner: OwnerNote,
-        meanwhile: impl FnOnce() + Send,
-    ) -> Result<Self, LockError> {
-        let FirstLook {
-            container,
-            seen: dead,
-        } = first;
-        let container = &container;
-        let busy = LockBusy::begin(record, container)?;
-        let takings = record.takings();
-        if let Some(alive) = dead.iter().rev().find(|seen| !seen.is_ours(&takings)) {
-            return Err(alive.held(container));
-        }
-        let number = dead
-            .last()
-            .map_or(Some(1), |highest| highest.number.checked_add(1));
-        let number = number.ok_or_else(|| dead[dead.len() - 1].held(container))?;
-        let token = Token::random()?;
-        let lock = Self {
-            container: container.clone(),
-            file: lock_name(container, number)?,
-            number,
-            token,
-            content: Mutex::new(Content::new(token, owner)),
-            busy,
-            record: record.clone(),
-        };
-        record.taking(number, token)?;
-        let filled = match store.create_filled(&lock.file, &lock.bytes()) {
-            Ok(filled) => filled.map_err(|source| lock.failed("take", source)),
-            Err(error) if error.kind() == StoreErrorKind::AlreadyExists => {
-                record.not_taken(number, token)?;
-                return Err(lock.held_by_other(store, Some(number)));
-            }
-            // It may have been made all the same, so the record stays.
-            Err(source) => return Err(lock.failed("take", source)),
-        };
-        let settled = filled.and_then(|()| {
-            let ((), settled) = beside(meanwhile, || lock.settle(store, &dead));
-            settled
-        });
-        match settled {
-            Ok(()) => Ok(lock),
-            Err(error) => {
-                // Where even that fails the record stays, and the next try takes it over.
-                let _ = lock.withdraw(store);
-                Err(error)
-            }
-        }
-    }
-
-    /// Sees to it that nobody else took at the same time: looks again, after our file was made.
-    fn settle(&self, store: &dyn Store, dead: &[Seen]) -> Result<(), LockError> {
-        let failed = |source| self.failed("take", source);
-        let now = look_for(store, &self.container, Some(self.number))?;
-        let (ours, others): (Vec<Seen>, Vec<Seen>) =
-            now.into_iter().partition(|seen| seen.number == self.number);
-        let same = others.len() == dead.len()
-            && others
-                .iter()
-                .zip(dead)
-                .all(|(now, then)| now.same_owner(then));
-        if !same || ours.is_empty() || !ours.iter().all(|seen| seen.has(self.token)) {
-            return Err(self.held_by_other(store, None));
-        }
-        for seen in dead {
-            match store.remove(&seen.file) {
-                Err(error) if error.kind() != StoreErrorKind::NotFound => {
-                    return Err(failed(error));
-                }
-                _ => {}
-            }
-        }
-        if !dead.is_empty() {
-            store.flush_folder().map_err(failed)?;
-        }
-        for (number, token) in self.record.takings() {
-            if (number, token) != (self.number, self.token) {
-                self.record.not_taken(number, token)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes a file back that we made and that did not become the lock.
-    fn withdraw(&self, store: &dyn Store) -> Result<(), LockError> {
-        let ours = |seen: &Seen| {
-            seen.number == self.number && (seen.content.is_none() || seen.has(self.token))
-        };
-        if look(store, &self.container)?.iter().any(ours) {
-            store
-                .remove(&self.file)
-                .map_err(|source| self.failed("withdraw", source))?;
-        }
-        self.record.not_taken(self.number, self.token)
-    }
-
-    /// The error that says who was faster. `number` is the one to name, else the highest other.
-    fn held_by_other(&self, store: &dyn Store, number: Option<u64>) -> LockError {
-        match look(store, &self.container) {
-            Ok(seen) => {
-                let other = seen.iter().rev().find(|seen| {
-                    number.map_or(!seen.has(self.token), |number| seen.number == number)
-                });
-                let gone = Seen {
-                    number: self.number,
-                    file: self.file.clone(),
-                    content: None,
-                    empty: true,
-                    modified_s: None,
-                };
-                other.unwrap_or(&gone).held(&self.container)
-            }
-            Err(error) => error,
-        }
-    }
-
-    /// The number in the lock file's name.
+    /// The number in the lease file's name.
     #[must_use]
     pub fn number(&self) -> u64 {
-        self.number
+        self.now().number
     }
 
-    /// The lock file's name.
+    /// The lease file's name.
     #[must_use]
-    pub fn file(&self) -> &FileName {
-        &self.file
+    pub fn file(&self) -> FileName {
+        self.now().file
     }
 
-    /// What a helper on the server can tell by itself that this lock is still ours.
+    /// The lease below it was not free: its session died, or never came to be.
+    #[must_use]
+    pub fn took_over(&self) -> bool {
+        self.took_over
+    }
+
+    /// Something of an earlier session may still arrive.
+    #[must_use]
+    pub fn may_arrive(&self) -> bool {
+        let now = self.now();
+        let over = |door: &Door| door.until_s.is_some_and(|until| until <= now.server_s());
+        !now.content.doors.iter().all(over)
+    }
+
+    /// What a helper on the server can tell by itself that this lease is still ours.
     pub fn fence(&self) -> Result<Fence, LockError> {
+        let now = self.now();
         Ok(Fence {
-            lock: self.file.clone(),
-            next: lock_name(&self.container, self.number + 1)?,
-            token: self.token.to_string(),
+            lock: now.file,
+            next: lock_name(&self.container, now.number + 1)?,
+            token: now.content.held_word(),
         })
     }
 
-    /// Reads the lock again; [`LockError::Lost`] if it isn't ours any more. Any other error tells
-    /// nothing about the lock (the line may be down): nothing may be sent until a later call
+    /// Reads the lease again; [`LockError::Lost`] if it isn't ours any more. Any other error tells
+    /// nothing about the lease (the line may be down): nothing may be sent until a later call
     /// returns `Ok`.
     pub fn verify(&self, store: &dyn Store) -> Result<(), LockError> {
         self.check(store, || {
-            let read = store.read_small(&self.file, Access::ReadWrite, LOCK_BYTES);
+            let file = self.now().file;
+            let read = store.read_small(&file, Access::ReadWrite, LEASE_BYTES);
             read.map(|(_, bytes)| ((), bytes))
         })
     }
 
     /// Verifies and rewrites the counter; to be called every [`RENEW_INTERVAL`].
     pub fn renew(&self, store: &dyn Store) -> Result<(), LockError> {
-        // Checked and written through one handle: should the name be given to another lock in
-        // between, the write reaches the removed file.
+        let _writing = self.writing();
+        // Checked and written through one handle: should the name be given to another file in
+        // between, the write reaches the removed one.
         let file = self.check(store, || {
-            let file = store.open(&self.file, Access::ReadWrite)?;
-            let mut bytes = vec![0; LOCK_BYTES];
+            let file = store.open(&self.now().file, Access::ReadWrite)?;
+            let mut bytes = vec![0; LEASE_BYTES];
             match file.read_at(0, &mut bytes, ReadClass::Demand) {
                 Err(StoreError::Truncated { .. }) => bytes.clear(),
                 other => other?,
             }
             Ok((file, bytes))
         })?;
-        {
-            let mut content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
-            content.renewed += 1;
+        let now = {
+            let mut now = self.current();
+            now.content.renewed += 1;
+            let server_s = now.server_s();
+            let predecessor = now.predecessor;
+            now.content.drop_past(server_s, predecessor);
+            now.clone()
+        };
+        let known = self.record.known_renewals();
+        if known.0 != now.number || now.content.renewed > known.1 + UNRECORDED_RENEWALS_MAX - 1 {
+            self.record.renewals(now.number, now.content.renewed)?;
         }
-        file.write_at(0, &self.bytes())
-            .map_err(|source| self.failed("renew", source))
+        file.write_at(0, &now.content.bytes())
+            .map_err(|source| self.failed("renew", source))?;
+        self.current().answered = now.content.renewed;
+        Ok(())
     }
 
-    /// Gives the lock back. Call it after [`LocalRecord::all_settled`]; where that was not
-    /// possible drop the lock instead, so that nobody else starts before the suspects are dealt
-    /// with on this host.
+    /// Gives the lease back: "free", and behind it a look at what is above. Call it after
+    /// [`LocalRecord::all_settled`], with everything that was sent answered; where that is not so
+    /// drop the lease instead, so that nobody else starts before the suspects are dealt with on
+    /// this host. [`LockError::Lost`] where a copy of this process or a takeover got in: then not
+    /// all that this session did need be there.
     pub fn release(self, store: &dyn Store) -> Result<(), LockError> {
-        match self.verify(store) {
-            Ok(()) => self.release_verified(store),
-            Err(error @ LockError::Lost { .. }) => {
-                self.record.not_taken(self.number, self.token)?;
-                Err(error)
-            }
-            Err(error) => Err(error),
+        let _writing = self.writing();
+        self.change(|content| content.free = true);
+        let now = self.now();
+        let next = self.overwrite(store, "release", &now)?;
+        self.record.known_free(now.number)?;
+        if next.is_some() {
+            self.check_above(store, &now)?;
         }
+        Ok(())
     }
 
-    /// The same for a caller who has called [`Lock::verify`] a moment ago.
-    pub fn release_verified(self, store: &dyn Store) -> Result<(), LockError> {
+    /// Whether the leases above ours were made by sessions that began after ours ended.
+    fn check_above(&self, store: &dyn Store, now: &Current) -> Result<(), LockError> {
         let failed = |source| self.failed("release", source);
-        let removed = store.remove_durably(&self.file).map_err(failed)?;
-        removed.map_err(failed)?;
-        self.record.not_taken(self.number, self.token)
+        let (numbers, _) = numbers_in(&self.container, &store.list().map_err(failed)?);
+        let mut above: Vec<u64> = numbers.into_iter().filter(|n| *n > now.number).collect();
+        // By name, however old the listing is.
+        if let Some(next) = now.number.checked_add(1)
+            && !above.contains(&next)
+        {
+            above.push(next);
+        }
+        for number in above {
+            let file = lock_name(&self.container, number)?;
+            let Some(seen) = read_if_there(store, number, &file).map_err(failed)? else {
+                continue;
+            };
+            let Some(content) = &seen.content else {
+                continue;
+            };
+            let entered_past_us = |door: &Door| door.number == now.number && door.until_s.is_some();
+            if seen.has(self.token) || content.doors.iter().any(entered_past_us) {
+                return Err(self.lost(&format!("{file} is there")));
+            }
+        }
+        Ok(())
     }
 
-    /// Reads the lock with `read`, and looks for one that took it over.
+    /// Reads the lease with `read`, and looks for one that took it over.
     fn check<T>(
         &self,
         store: &dyn Store,
         read: impl FnOnce() -> Result<(T, Vec<u8>), StoreError>,
     ) -> Result<T, LockError> {
+        let now = self.now();
         // Both at once: on a slow line this lies before every epoch.
-        let (next, ours) = beside(|| self.next_is_there(store), read);
+        let (next, ours) = beside(|| self.next_is_there(store, &now), read);
         if let Some(next) = next? {
-            return Err(self.lost(format!("{next} is there")));
+            return Err(self.lost(&format!("{next} is there")));
         }
         let (found, bytes) = ours.map_err(|error| match error.kind() {
-            StoreErrorKind::NotFound => self.lost(format!("{} is gone", self.file)),
-            StoreErrorKind::NotRegular => self.lost(format!("{} is no regular file", self.file)),
+            StoreErrorKind::NotFound => self.lost(&format!("{} is gone", now.file)),
+            StoreErrorKind::NotRegular => self.lost(&format!("{} is no regular file", now.file)),
             _ => self.failed("verify", error),
         })?;
-        if bytes.len() < LOCK_BYTES {
-            return Err(self.lost(format!("{} was cut", self.file)));
+        if bytes.len() < LEASE_BYTES {
+            return Err(self.lost(&format!("{} was cut", now.file)));
         }
-        match Content::parse(&bytes) {
-            Some(content) if content.token == self.token.to_string() => Ok(found),
-            _ => Err(self.lost(format!("{} is another's", self.file))),
+        // Our own renewal may be under way.
+        let read_again = || read_if_there(store, now.number, &now.file);
+        let mut content = Content::parse(&bytes);
+        if content.is_none() {
+            let again = read_again().map_err(|source| self.failed("verify", source))?;
+            content = again.and_then(|seen| seen.content);
         }
+        let Some(content) = content else {
+            return Err(self.lost(&format!("{} is not readable", now.file)));
+        };
+        if content.token != now.content.token || content.attempt != now.content.attempt {
+            return Err(self.lost(&format!("{} is another's", now.file)));
+        }
+        if content.free {
+            return Err(self.lost(&format!("{} says that it was given back", now.file)));
+        }
+        let asked = self.current().content.renewed;
+        if !counted(content.renewed, (now.answered, asked)) {
+            return Err(self.lost(&format!(
+                "{} was renewed {} times, by us {} times: a copy of this process holds it, or the \
+                 server went back to an older state",
+                now.file, content.renewed, now.answered
+            )));
+        }
+        Ok(found)
     }
 
-    /// The lock that a takeover would have made: exactly the next number.
-    fn next_is_there(&self, store: &dyn Store) -> Result<Option<FileName>, LockError> {
-        let Some(next) = self.number.checked_add(1) else {
+    /// The lease that a takeover would have made: exactly the next number.
+    fn next_is_there(
+        &self,
+        store: &dyn Store,
+        now: &Current,
+    ) -> Result<Option<FileName>, LockError> {
+        let Some(next) = now.number.checked_add(1) else {
             return Ok(None);
         };
         let next = lock_name(&self.container, next)?;
@@ -438,18 +398,43 @@ impl Lock {
         }
     }
 
-    fn lost(&self, reason: String) -> LockError {
-        LockError::Lost {
-            container: self.container.clone(),
-            reason,
-        }
+    /// Writes our content, without syncing it, and looks for the next lease behind that.
+    fn overwrite(
+        &self,
+        store: &dyn Store,
+        op: &'static str,
+        now: &Current,
+    ) -> Result<Option<crate::FileStat>, LockError> {
+        let next = lock_name(&self.container, now.number.saturating_add(1))?;
+        store
+            .overwrite_and_stat(&now.file, &now.content.bytes(), &next)
+            .map_err(|error| match error.kind() {
+                StoreErrorKind::NotFound => self.lost(&format!("{} is gone", now.file)),
+                _ => self.failed(op, error),
+            })
     }
 
-    fn bytes(&self) -> [u8; LOCK_BYTES] {
-        self.content
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .bytes()
+    fn change(&self, change: impl FnOnce(&mut Content)) {
+        change(&mut self.current().content);
+    }
+
+    fn now(&self) -> Current {
+        self.current().clone()
+    }
+
+    fn current(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writing(&self) -> MutexGuard<'_, ()> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lost(&self, reason: &str) -> LockError {
+        LockError::Lost {
+            container: self.container.clone(),
+            reason: reason.to_owned(),
+        }
     }
 
     fn failed(&self, op: &'static str, source: StoreError) -> LockError {
@@ -461,63 +446,40 @@ impl Lock {
     }
 }
 
-/// What the highest lock says; `None` where the container is not locked.
-pub fn inspect(store: &dyn Store, container: &FileName) -> Result<Option<LockInfo>, LockError> {
-    Ok(look(store, container)?.last().map(Seen::info))
+impl Current {
+    /// The server's clock, seconds since the epoch.
+    fn server_s(&self) -> u64 {
+        let since = boot_time().saturating_sub(self.made_at.1);
+        self.made_at.0.saturating_add(since.as_secs())
+    }
 }
 
-/// Removes the container's lock after having watched it for `watch` (two [`RENEW_INTERVAL`]s at
-/// least are wise); one that was renewed meanwhile is [`LockError::Renewed`] unless `force`. The
-/// next session finds no lock, and none of the old one's record unless it is on that host: make
-/// sure that the old session's server process is gone.
-pub fn break_lock(
+/// A counter that was written at least as often as `from` and at most as often as `to`.
+fn counted(renewed: u64, (from, to): (u64, u64)) -> bool {
+    (from..=to).contains(&renewed)
+}
+
+fn read_if_there(
     store: &dyn Store,
-    container: &FileName,
-    force: bool,
-    watch: Duration,
-) -> Result<Broken, LockError> {
-    let begun = Instant::now();
-    let info = |seen: &[Seen]| seen.last().map(Seen::info);
-    let mut seen = look(store, container)?;
-    let before = info(&seen);
-    let mut was_renewed = false;
-    while !seen.is_empty() {
-        let left = watch.saturating_sub(begun.elapsed());
-        std::thread::sleep(left.min(Duration::from_secs(1)));
-        // What is removed below is what was seen here, not what may have come since.
-        seen = look(store, container)?;
-        let Some(now) = info(&seen) else { break };
-        if before.as_ref() != Some(&now) {
-            was_renewed = true;
-            if !force {
-                return Err(LockError::Renewed {
-                    container: container.clone(),
-                    info: Box::new(now),
-                });
-            }
-            break;
-        }
-        if left.is_zero() {
-            break;
-        }
+    number: u64,
+    file: &FileName,
+) -> Result<Option<Seen>, StoreError> {
+    match read_lease(store, number, file) {
+        Ok(seen) => Ok(Some(seen)),
+        Err(error) if error.kind() == StoreErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
-    let lock = info(&seen);
-    let failed = |source| LockError::Store {
-        op: "break",
-        container: container.clone(),
-        source,
-    };
-    // The highest last: it keeps others out until the end.
-    for seen in &seen {
-        match store.remove(&seen.file) {
-            Err(error) if error.kind() != StoreErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
-        }
-    }
-    if !seen.is_empty() {
-        store.flush_folder().map_err(failed)?;
-    }
-    Ok(Broken { lock, was_renewed })
+}
+
+/// Time since boot, suspended time included.
+fn boot_time() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::try_from(now).unwrap_or_default()
+}
+
+fn now_s() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
+    now.map_or(0, |now| now.as_secs())
 }
 
 impl Token {
@@ -552,6 +514,9 @@ impl fmt::Display for LockInfo {
         write!(f, "{}", self.file)?;
         if self.token.is_none() {
             return write!(f, " (which says nothing of its owner)");
+        }
+        if self.free {
+            return write!(f, " of host {}, given back", self.host);
         }
         write!(f, " of host {}, renewed {} times", self.host, self.renewed)
     }

@@ -1,7 +1,9 @@
 //! A store in memory: the reference for what every other store must do, and the base of tests.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use crate::contract::{Access, Capabilities, FileStat, FreeSpace, ReadClass, Store, StoreFile};
 use crate::{FileName, StoreError};
@@ -10,12 +12,16 @@ use crate::{FileName, StoreError};
 #[derive(Debug, Clone, Default)]
 pub struct MemoryStore {
     files: Arc<Mutex<BTreeMap<FileName, Arc<MemoryFile>>>>,
+    /// By how much this store's clock is ahead of the system's, in seconds.
+    ahead_s: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
 struct MemoryFile {
     name: String,
     bytes: Mutex<Vec<u8>>,
+    modified_s: AtomicU64,
+    ahead_s: Arc<AtomicU64>,
 }
 
 /// A handle on a [`MemoryFile`] with the access it was opened for.
@@ -33,6 +39,11 @@ impl MemoryStore {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Sets this store's clock ahead, for the times of files that are changed from now on.
+    pub fn let_pass(&self, seconds: u64) {
+        self.ahead_s.fetch_add(seconds, Ordering::SeqCst);
     }
 
     fn find(&self, op: &'static str, name: &FileName) -> Result<Arc<MemoryFile>, StoreError> {
@@ -76,7 +87,10 @@ impl Store for MemoryStore {
         let file = Arc::new(MemoryFile {
             name: name.to_string(),
             bytes: Mutex::default(),
+            modified_s: AtomicU64::new(0),
+            ahead_s: Arc::clone(&self.ahead_s),
         });
+        file.touch();
         files.insert(name.clone(), Arc::clone(&file));
         Ok(Arc::new(MemoryHandle {
             file,
@@ -145,11 +159,18 @@ impl Store for MemoryStore {
 }
 
 impl MemoryFile {
+    fn touch(&self) {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let now = now.map_or(0, |now| now.as_secs());
+        let ahead = self.ahead_s.load(Ordering::SeqCst);
+        self.modified_s.store(now + ahead, Ordering::SeqCst);
+    }
+
     fn stat(&self) -> FileStat {
         let len = lock(&self.bytes).len() as u64;
         FileStat {
             len,
-            modified_s: None,
+            modified_s: Some(self.modified_s.load(Ordering::SeqCst)),
             regular: true,
             allocated_bytes: Some(len),
         }
@@ -227,6 +248,7 @@ impl StoreFile for MemoryHandle {
             bytes.resize(range.end, 0);
         }
         bytes[range].copy_from_slice(data);
+        self.file.touch();
         Ok(())
     }
 

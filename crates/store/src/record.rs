@@ -8,9 +8,10 @@
 //! | --- | --- |
 //! | 0..4 | CRC-32 of bytes 4..40 |
 //! | 4..8 | kind: 1 in flight, 2 settled, 3 taking a lock, 4 lock given back or never taken, 5 boot, |
-//! | | 6 what is in flight can't arrive any more |
+//! | | 6 what is in flight can't arrive any more, 7 renewals of a lease, 8 a lease is known to be free |
 //! | 8..32 | kind 1 and 2: start, end (2 with 0, 0 is "everything"); 3 and 4: number, token; 5: boot id, 0: |
-//! | | the boot of the last holder whose bytes were not waited for, or else of the present one |
+//! | | the boot of the last holder whose bytes were not waited for, or else of the present one; |
+//! | | 7: number, counter; 8: number, 0 |
 //! | 32..40 | seconds since the epoch, for people only: clocks are set |
 //!
 //! What an entry says is true before what it announces is done, so a record that lost its last
@@ -90,6 +91,10 @@ struct Content {
     boot: u64,
     /// The server's processes of all that was sent can't write any more.
     quiet: bool,
+    /// A lease, and how often it was renewed at most when this was noted.
+    renewals: (u64, u64),
+    /// The highest lease that this machine knows to be free.
+    free: u64,
 }
 
 /// A lock's token: 128 random bits.
@@ -104,6 +109,8 @@ enum Entry {
     NotTaken(u64, Token),
     Boot(u64),
     Quiet,
+    Renewed(u64, u64),
+    Free(u64),
 }
 
 impl LocalRecord {
@@ -165,7 +172,10 @@ impl LocalRecord {
         let path = dir.join(format!("{container_id}.record"));
         let mut content = read_content(&path, ranges_max)?;
         content.suspects = content.in_flight.to_vec();
-        let in_order = content.suspects.is_empty() && content.takings.is_empty();
+        // A taking stays on record after its lease was given back: a crash of the server may show
+        // that lease as held again.
+        let given_back = |(number, _): &(u64, Token)| *number <= content.free;
+        let in_order = content.suspects.is_empty() && content.takings.iter().all(given_back);
         let may_arrive = !content.quiet
             && (!content.suspects.is_empty() || (!in_order && content.boot != boot_id()));
         let (file, len) = match kept {
@@ -327,13 +337,10 @@ impl LocalRecord {
     /// Records that a lock file is about to be made.
     pub(crate) fn taking(&self, number: u64, token: Token) -> Result<(), LockError> {
         let mut state = self.state();
-        state.content.takings.push((number, token));
-        state.content.quiet = false;
+        let taking = Entry::Taking(number, token);
+        state.content.apply(taking, self.inner.ranges_max);
         let boot = state.boot_to_note();
-        let entries: Vec<Entry> = boot
-            .into_iter()
-            .chain([Entry::Taking(number, token)])
-            .collect();
+        let entries: Vec<Entry> = boot.into_iter().chain([taking]).collect();
         self.append(&mut state, &entries)?;
         // A lock file that outlives a power cut must be known as ours.
         self.sync(&mut state)
@@ -354,9 +361,50 @@ impl LocalRecord {
         self.append(&mut state, &[Entry::NotTaken(number, token)])
     }
 
-    /// The locks that this host was taking or held, and did not give back.
+    /// The locks that this host was taking or held, and that may be held by its name yet.
     pub(crate) fn takings(&self) -> Vec<(u64, Token)> {
         self.state().content.takings.clone()
+    }
+
+    /// Records that lease `number`, which is synced, is ours: what is lower counts no more, whatever
+    /// a crash of the server brings back.
+    pub(crate) fn taken(&self, number: u64) -> Result<(), LockError> {
+        let mut state = self.state();
+        let below: Vec<(u64, Token)> = state.content.takings.clone();
+        let below = below.into_iter().filter(|(taken, _)| *taken < number);
+        let entries: Vec<Entry> = below.map(|(n, token)| Entry::NotTaken(n, token)).collect();
+        state.content.takings.retain(|(taken, _)| *taken >= number);
+        self.append(&mut state, &entries)
+    }
+
+    /// Records how often lease `number` may be renewed before this is called again, durably: a
+    /// higher counter is the work of a copy of this machine.
+    pub(crate) fn renewals(&self, number: u64, counter: u64) -> Result<(), LockError> {
+        let mut state = self.state();
+        state.content.renewals = (number, counter);
+        self.append(&mut state, &[Entry::Renewed(number, counter)])?;
+        self.sync(&mut state)
+    }
+
+    /// The lease whose renewals were noted last, and how many.
+    pub(crate) fn known_renewals(&self) -> (u64, u64) {
+        self.state().content.renewals
+    }
+
+    /// Records that lease `number` is free: this machine wrote so, or read it. Its taking stays
+    /// until a later lease of this machine is synced.
+    pub(crate) fn known_free(&self, number: u64) -> Result<(), LockError> {
+        let mut state = self.state();
+        if state.content.free >= number {
+            return Ok(());
+        }
+        state.content.free = number;
+        self.append(&mut state, &[Entry::Free(number)])
+    }
+
+    /// The highest lease that is known to be free; 0 where none is.
+    pub(crate) fn highest_free(&self) -> u64 {
+        self.state().content.free
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -427,12 +475,16 @@ impl Content {
             Entry::Taking(number, token) => {
                 self.takings.push((number, token));
                 self.quiet = false;
+                // In a chain that begins again nothing of the earlier one is known to be free.
+                self.free = self.free.min(number.saturating_sub(1));
             }
             Entry::NotTaken(number, token) => {
                 self.takings.retain(|taking| *taking != (number, token));
             }
             Entry::Boot(boot) => self.boot = boot,
             Entry::Quiet => self.quiet = true,
+            Entry::Renewed(number, counter) => self.renewals = (number, counter),
+            Entry::Free(number) => self.free = self.free.max(number),
         }
     }
 
@@ -452,7 +504,11 @@ impl Content {
                     .iter()
                     .map(|(number, token)| Entry::Taking(*number, *token)),
             )
-            .chain(self.quiet.then_some(Entry::Quiet));
+            .chain(self.quiet.then_some(Entry::Quiet))
+            .chain(
+                (self.renewals.0 > 0).then_some(Entry::Renewed(self.renewals.0, self.renewals.1)),
+            )
+            .chain((self.free > 0).then_some(Entry::Free(self.free)));
         MAGIC
             .iter()
             .copied()
@@ -497,6 +553,8 @@ impl Entry {
             Self::NotTaken(number, token) => (4, tagged(number, token)),
             Self::Boot(boot) => (5, pair(boot, 0)),
             Self::Quiet => (6, pair(0, 0)),
+            Self::Renewed(number, counter) => (7, pair(number, counter)),
+            Self::Free(number) => (8, pair(number, 0)),
         };
         let mut entry = [0; ENTRY_BYTES];
         entry[4..8].copy_from_slice(&kind.to_le_bytes());
@@ -522,6 +580,8 @@ impl Entry {
             4 => Self::NotTaken(a, token),
             5 => Self::Boot(a),
             6 => Self::Quiet,
+            7 => Self::Renewed(a, b),
+            8 => Self::Free(a),
             _ => return None,
         })
     }

@@ -15,18 +15,25 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use sprat_store::lock::{self, Broken};
+use sprat_store::lock;
 use sprat_store::sftp::Wire;
 use sprat_store::{
     FileName, LocalRecord, LocalStore, Lock, LockError, MemoryStore, OwnerNote, SftpStore, Store,
 };
 use sprat_testkit::{needs, requires};
 
+#[path = "lock/left_over.rs"]
+mod left_over;
+#[path = "lock/lost_lines.rs"]
+mod lost_lines;
 mod part;
 
 fn container() -> FileName {
     FileName::new("box.luks").unwrap()
 }
+
+/// The first number of a chain.
+const FIRST: u64 = 1_000_001;
 
 fn lock_file(number: u64) -> FileName {
     FileName::new(&format!("box.luks.lock.{number}")).unwrap()
@@ -45,6 +52,10 @@ fn record(state: &Path) -> LocalRecord {
 
 fn take(store: &dyn Store, record: &LocalRecord) -> Result<Lock, LockError> {
     Lock::acquire(store, &container(), record, owner())
+}
+
+fn held(store: &dyn Store) -> Option<lock::LockInfo> {
+    lock::inspect(store, &container(), None).unwrap().held
 }
 
 /// A state folder for each host that is played.
@@ -77,12 +88,15 @@ fn assert_lost(result: Result<(), LockError>) {
 }
 
 #[test]
-fn a_lock_is_taken_renewed_and_given_back() {
+fn a_lease_is_taken_renewed_and_given_back_by_writing_free() {
     let (store, state) = (MemoryStore::new(), host());
     let record = record(state.path());
     let lock = take(&store, &record).unwrap();
-    assert_eq!((lock.number(), lock_files(&store)), (1, vec![lock_file(1)]));
-    let first = lock::inspect(&store, &container()).unwrap().unwrap();
+    assert_eq!(
+        (lock.number(), lock_files(&store)),
+        (FIRST, vec![lock_file(FIRST)])
+    );
+    let first = held(&store).unwrap();
     assert_eq!(
         (first.host.as_str(), first.version.as_str(), first.renewed),
         ("ab12", "0.1", 0)
@@ -91,13 +105,17 @@ fn a_lock_is_taken_renewed_and_given_back() {
         lock.renew(&store).unwrap();
         lock.verify(&store).unwrap();
     }
-    let renewed = lock::inspect(&store, &container()).unwrap().unwrap();
+    let renewed = held(&store).unwrap();
     assert_eq!((renewed.renewed, &renewed.token), (3, &first.token));
     lock.release(&store).unwrap();
-    assert_eq!(lock::inspect(&store, &container()).unwrap(), None);
+    assert_eq!(held(&store), None);
     let again = take(&store, &record).unwrap();
-    let token = lock::inspect(&store, &container()).unwrap().unwrap().token;
-    assert_ne!(token, first.token);
+    assert_eq!(
+        (again.number(), again.took_over(), again.may_arrive()),
+        (FIRST + 1, false, false),
+        "no number comes back"
+    );
+    assert_ne!(held(&store).unwrap().token, first.token);
     again.release(&store).unwrap();
 }
 
@@ -106,28 +124,44 @@ fn another_host_is_refused_and_told_who_holds_it() {
     let (store, here, there) = (MemoryStore::new(), host(), host());
     let (mine, theirs) = (record(here.path()), record(there.path()));
     let lock = take(&store, &mine).unwrap();
-    assert_held(take(&store, &theirs), 1);
-    assert_eq!(lock_files(&store), [lock_file(1)]);
+    assert_held(take(&store, &theirs), FIRST);
+    assert_eq!(lock_files(&store), [lock_file(FIRST)]);
     lock.verify(&store).unwrap();
     lock.release(&store).unwrap();
-    take(&store, &theirs).unwrap();
+    assert_eq!(take(&store, &theirs).unwrap().number(), FIRST + 1);
 }
 
 #[test]
-fn a_dropped_lock_is_taken_over_on_its_host_only() {
+fn a_dropped_lease_is_taken_over_on_its_host_only_and_is_a_door_with_a_time() {
     let (store, here, there) = (MemoryStore::new(), host(), host());
     drop(take(&store, &record(here.path())).unwrap());
-    assert_held(take(&store, &record(there.path())), 1);
+    assert_held(take(&store, &record(there.path())), FIRST);
     let lock = take(&store, &record(here.path())).unwrap();
-    assert_eq!((lock.number(), lock_files(&store)), (2, vec![lock_file(2)]));
+    assert_eq!(
+        (lock.number(), lock.took_over(), lock.may_arrive()),
+        (FIRST + 1, true, true)
+    );
+    assert!(lock.open_doors().is_empty());
     lock.verify(&store).unwrap();
+    lock.release(&store).unwrap();
+    // Passed on until its time is over, also over several sessions and machines.
+    for (state, after_s, may_arrive) in [
+        (&there, 3600, true),
+        (&here, 3600, true),
+        (&there, 1000, false),
+    ] {
+        store.let_pass(after_s);
+        let lock = take(&store, &record(state.path())).unwrap();
+        assert_eq!(lock.may_arrive(), may_arrive, "after {after_s} s");
+        lock.release(&store).unwrap();
+    }
 }
 
 #[test]
-fn a_lock_is_a_dead_sessions_only_by_the_record_that_took_it() {
+fn a_lease_is_a_dead_sessions_only_by_the_record_that_took_it() {
     let (store, state) = (MemoryStore::new(), host());
     let lock = take(&store, &record(state.path())).unwrap();
-    let info = || lock::inspect(&store, &container()).unwrap().unwrap();
+    let info = || held(&store).unwrap();
     // The same host under another spelling of the target: its flock is free, and says nothing.
     let other = LocalRecord::open(state.path(), "other").unwrap();
     assert!(!info().is_left_by(&other));
@@ -149,27 +183,169 @@ fn one_record_carries_one_lock_at_a_time() {
 }
 
 #[test]
-fn a_holder_that_comes_back_after_a_takeover_finds_its_lock_lost() {
+fn a_lease_that_a_copy_of_the_machine_renewed_is_not_ours_to_take_over() {
+    let (store, state) = (MemoryStore::new(), host());
+    let copied = host();
+    let lock = take(&store, &record(state.path())).unwrap();
+    for _ in 0..20 {
+        lock.renew(&store).unwrap();
+    }
+    drop(lock);
+    // The disk of the machine was copied when the session had just begun.
+    let record_of = |dir: &Path| dir.join("id.record");
+    std::fs::copy(record_of(state.path()), record_of(copied.path())).unwrap();
+    let at_first = {
+        let (store, state) = (MemoryStore::new(), host());
+        drop(take(&store, &record(state.path())).unwrap());
+        std::fs::read(record_of(state.path())).unwrap()
+    };
+    assert!(at_first.len() < std::fs::read(record_of(copied.path())).unwrap().len());
+    take(&store, &record(copied.path())).unwrap();
+    let (store, state) = (MemoryStore::new(), host());
+    let lock = take(&store, &record(state.path())).unwrap();
+    std::fs::copy(record_of(state.path()), record_of(copied.path())).unwrap();
+    for _ in 0..20 {
+        lock.renew(&store).unwrap();
+    }
+    assert_held(take(&store, &record(copied.path())), FIRST);
+}
+
+/// As `rev_twin.rs`: the machine went back to a snapshot of its memory, or was cloned with it.
+#[test]
+fn a_lease_that_a_copy_of_the_process_renewed_is_lost() {
+    let (store, state) = (MemoryStore::new(), host());
+    let ours = take(&store, &record(state.path())).unwrap();
+    ours.renew(&store).unwrap();
+    let file = store
+        .open(&ours.file(), sprat_store::Access::ReadWrite)
+        .unwrap();
+    let mut bytes = vec![0; 4096];
+    file.read_at(0, &mut bytes, sprat_store::ReadClass::Demand)
+        .unwrap();
+    // The copy renews six times meanwhile.
+    let text = String::from_utf8(bytes).unwrap();
+    let text = text.replace("\"renewed\":1,", "\"renewed\":7,");
+    let checksum = crc32(&text.as_bytes()[..4087]);
+    let text = format!("{}{checksum:08x}\n", &text[..4087]);
+    file.write_at(0, text.as_bytes()).unwrap();
+    assert_eq!(held(&store).unwrap().renewed, 7);
+    assert_lost(ours.verify(&store));
+    assert_lost(ours.renew(&store));
+    assert_lost(ours.take_again(&store));
+    assert_eq!(held(&store).unwrap().renewed, 7, "and nothing is written");
+}
+
+/// CRC-32 as in zlib.
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |crc: u32, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg())
+        })
+    })
+}
+
+#[test]
+fn a_reconnect_takes_the_next_number_and_a_late_renewal_harms_nothing() {
+    let (store, here, there) = (MemoryStore::new(), host(), host());
+    let (mine, theirs) = (record(here.path()), record(there.path()));
+    let lock = take(&store, &mine).unwrap();
+    lock.renew(&store).unwrap();
+    let late = store
+        .open(&lock_file(FIRST), sprat_store::Access::ReadWrite)
+        .unwrap();
+    let mut renewal = vec![0; 4096];
+    late.read_at(0, &mut renewal, sprat_store::ReadClass::Demand)
+        .unwrap();
+    for number in [FIRST + 1, FIRST + 2] {
+        lock.take_again(&store).unwrap();
+        assert_eq!(lock.number(), number);
+        lock.verify(&store).unwrap();
+        lock.renew(&store).unwrap();
+    }
+    lock.release(&store).unwrap();
+    // A write of the first connection is carried out now.
+    late.write_at(0, &renewal).unwrap();
+    assert_eq!(held(&store), None);
+    assert_eq!(take(&store, &theirs).unwrap().number(), FIRST + 3);
+}
+
+#[test]
+fn a_session_that_was_taken_over_finds_its_lease_lost_and_harms_no_other() {
     let (store, here, there) = (MemoryStore::new(), host(), host());
     let mine = record(here.path());
     let lock = take(&store, &mine).unwrap();
-    // Broken by hand while its line was down, and taken by another host under the same number.
-    lock::break_lock(&store, &container(), false, Duration::ZERO).unwrap();
-    assert_lost(lock.verify(&store));
     let theirs = record(there.path());
-    let other = take(&store, &theirs).unwrap();
-    assert_eq!(other.number(), lock.number());
-    let before = lock::inspect(&store, &container()).unwrap();
+    let other = Lock::take_over(&store, &container(), &theirs, owner()).unwrap();
+    assert_eq!(other.number(), FIRST + 1);
     assert_lost(lock.verify(&store));
     assert_lost(lock.renew(&store));
-    assert_lost(lock.release(&store));
-    assert_eq!(
-        lock::inspect(&store, &container()).unwrap(),
-        before,
-        "the other's is untouched"
-    );
+    assert_lost(lock.take_again(&store));
+    let before = held(&store);
+    assert_eq!(other.open_doors(), [FIRST]);
+    assert!(other.close_answered(&store).unwrap().is_empty());
     other.verify(&store).unwrap();
-    assert_held(take(&store, &mine), 1);
+    drop(lock);
+    // Whose lease waits is refused, too: its own machine goes on only by another unlock.
+    assert_held(take(&store, &mine), FIRST + 1);
+    drop(other);
+    assert!(matches!(
+        take(&store, &theirs),
+        Err(LockError::Waiting { .. })
+    ));
+    assert_eq!(held(&store), before, "a waiting lease is left as it is");
+}
+
+#[test]
+fn who_gives_a_lease_back_after_a_takeover_got_in_reports_no_success() {
+    for by_word in [true, false] {
+        let (store, here, there) = (MemoryStore::new(), host(), host());
+        let lock = take(&store, &record(here.path())).unwrap();
+        let theirs = record(there.path());
+        let other = Lock::take_over(&store, &container(), &theirs, owner()).unwrap();
+        if by_word {
+            assert_eq!(other.close_by_word(), [FIRST]);
+            other.confirm(&store).unwrap();
+            assert_lost(lock.release(&store));
+        } else {
+            // It waits yet, and so it begins after all that was sent.
+            lock.release(&store).unwrap();
+            assert_eq!(other.close_answered(&store).unwrap(), [FIRST]);
+            assert!(!other.may_arrive());
+        }
+        assert!(other.open_doors().is_empty());
+        other.confirm(&store).unwrap();
+        other.release(&store).unwrap();
+        let next = take(&store, &theirs).unwrap();
+        assert_eq!((next.took_over(), next.may_arrive()), (false, by_word));
+    }
+}
+
+#[test]
+fn a_silent_session_counts_as_gone_after_its_time_by_the_servers_clock() {
+    let (store, here, there) = (MemoryStore::new(), host(), host());
+    let lock = take(&store, &record(here.path())).unwrap();
+    lock.renew(&store).unwrap();
+    store.let_pass(lock::DOOR_S / 2);
+    let theirs = record(there.path());
+    let other = Lock::take_over(&store, &container(), &theirs, owner()).unwrap();
+    assert!(other.close_silent(&store, lock::DOOR_S).unwrap().is_empty());
+    assert_eq!(
+        other.close_silent(&store, lock::DOOR_S / 2).unwrap(),
+        [FIRST]
+    );
+    assert!(other.may_arrive() && other.open_doors().is_empty());
+}
+
+#[test]
+fn who_takes_over_from_one_that_waits_waits_for_both() {
+    let (store, here, there) = (MemoryStore::new(), host(), host());
+    let third = host();
+    let lock = take(&store, &record(here.path())).unwrap();
+    let waits = Lock::take_over(&store, &container(), &record(there.path()), owner()).unwrap();
+    let last = Lock::take_over(&store, &container(), &record(third.path()), owner()).unwrap();
+    assert_eq!(last.open_doors(), [FIRST, FIRST + 1]);
+    assert_lost(waits.confirm(&store));
+    drop(lock);
 }
 
 #[test]
@@ -177,43 +353,15 @@ fn a_higher_number_or_a_cut_file_means_lost() {
     let (store, state) = (MemoryStore::new(), host());
     let record = record(state.path());
     let lock = take(&store, &record).unwrap();
-    store.create_new(&lock_file(2)).unwrap();
+    store.create_new(&lock_file(FIRST + 1)).unwrap();
     assert_lost(lock.verify(&store));
-    store.remove(&lock_file(2)).unwrap();
+    store.remove(&lock_file(FIRST + 1)).unwrap();
     lock.verify(&store).unwrap();
     let file = store
-        .open(&lock_file(1), sprat_store::Access::ReadWrite)
+        .open(&lock_file(FIRST), sprat_store::Access::ReadWrite)
         .unwrap();
     file.resize(100).unwrap();
     assert_lost(lock.renew(&store));
-}
-
-#[test]
-fn an_empty_lock_file_is_dead_only_where_this_host_was_taking_that_number() {
-    let (store, here, there) = (MemoryStore::new(), host(), host());
-    // Died between create and write: the record knows the number, the file says nothing.
-    drop(take(&store, &record(here.path())).unwrap());
-    store
-        .open(&lock_file(1), sprat_store::Access::ReadWrite)
-        .unwrap()
-        .resize(0)
-        .unwrap();
-    assert_held(take(&store, &record(there.path())), 1);
-    let lock = take(&store, &record(here.path())).unwrap();
-    assert_eq!(lock.number(), 2);
-    lock.release(&store).unwrap();
-    // One that nobody here made.
-    store.create_new(&lock_file(7)).unwrap();
-    assert_held(take(&store, &record(here.path())), 7);
-}
-
-#[test]
-fn of_a_dead_one_of_ours_and_one_of_another_host_the_other_wins() {
-    let (store, here) = (MemoryStore::new(), host());
-    drop(take(&store, &record(here.path())).unwrap());
-    store.create_new(&lock_file(2)).unwrap();
-    assert_held(take(&store, &record(here.path())), 2);
-    assert_eq!(lock_files(&store), [lock_file(1), lock_file(2)]);
 }
 
 #[test]
@@ -229,9 +377,9 @@ fn other_files_beside_the_container_are_no_locks() {
         store.create_new(&FileName::new(odd).unwrap()).unwrap();
     }
     let lock = take(&store, &record(state.path())).unwrap();
-    assert_eq!(lock.number(), 1);
+    assert_eq!(lock.number(), FIRST);
     lock.release(&store).unwrap();
-    assert_eq!(store.list().unwrap().len(), 5);
+    assert_eq!(store.list().unwrap().len(), 6);
 }
 
 /// Many hosts and many rounds: never two holders at once.
@@ -300,54 +448,31 @@ fn a_full_disk_leaves_no_lock_that_nobody_can_take() {
     assert!(matches!(failed, Err(LockError::Store { .. })), "{failed:?}");
     assert_eq!(lock_files(&store), []);
     filler.resize(0).unwrap();
-    take(&store, &record).unwrap();
+    assert_eq!(take(&store, &record).unwrap().number(), FIRST);
 }
 
 #[test]
-fn break_lock_watches_and_spares_a_renewed_lock() {
+fn a_lease_that_is_renewed_while_it_is_watched_is_reported_at_once() {
     let (store, state) = (MemoryStore::new(), host());
     let record = record(state.path());
-    let nothing = lock::break_lock(&store, &container(), false, Duration::ZERO).unwrap();
-    assert_eq!(
-        nothing,
-        Broken {
-            lock: None,
-            was_renewed: false
-        }
-    );
+    let watch = |store: &MemoryStore, time: u64| {
+        let (time, tick) = (Duration::from_secs(time), || Ok::<(), LockError>(()));
+        lock::watch(store, &container(), time, tick).unwrap()
+    };
+    assert_eq!(watch(&store, 0), lock::Watched::Free);
     let lock = take(&store, &record).unwrap();
+    assert!(matches!(watch(&store, 0), lock::Watched::Still(_)));
     std::thread::scope(|scope| {
-        for force in [false, true] {
-            let breaking = store.clone();
-            let breaker = scope.spawn(move || {
-                let watch = Duration::from_secs(5);
-                (
-                    force,
-                    lock::break_lock(&breaking, &container(), force, watch),
-                )
-            });
-            std::thread::sleep(Duration::from_millis(300));
-            lock.renew(&store).unwrap();
-            let begun = Instant::now();
-            match breaker.join().unwrap() {
-                (false, Err(LockError::Renewed { .. })) => lock.verify(&store).unwrap(),
-                (
-                    true,
-                    Ok(Broken {
-                        lock: Some(_),
-                        was_renewed: true,
-                    }),
-                ) => {}
-                other => panic!("{other:?}"),
-            }
-            assert!(
-                begun.elapsed() < Duration::from_secs(4),
-                "told as soon as it was renewed"
-            );
-        }
+        let watching = scope.spawn(|| (watch(&store, 20), Instant::now()));
+        std::thread::sleep(Duration::from_millis(300));
+        lock.renew(&store).unwrap();
+        let renewed = Instant::now();
+        let (watched, at) = watching.join().unwrap();
+        assert!(matches!(watched, lock::Watched::Renewed(info) if info.renewed == 1));
+        assert!(at.saturating_duration_since(renewed) < Duration::from_secs(10));
     });
-    assert_lost(lock.verify(&store));
-    assert_eq!(lock_files(&store), []);
+    lock.release(&store).unwrap();
+    assert_eq!(watch(&store, 0), lock::Watched::Free);
 }
 
 // Real processes. This binary runs itself as the holder.
@@ -388,15 +513,15 @@ fn a_lock_is_kept_where_no_thread_can_be_made() {
     let (store, host) = (MemoryStore::new(), host());
     let record = record(host.path());
     let mut called = false;
-    let first = Lock::first_look(&store, &container()).unwrap();
-    let lock = Lock::acquire_after(first, &store, &record, owner(), || called = true).unwrap();
+    let first = Lock::first_look(&store, &container(), &record).unwrap();
+    let lock = Lock::acquire_after(&first, &store, &record, owner(), || called = true).unwrap();
     assert!(called, "what goes on meanwhile goes on all the same");
     lock.verify(&store).unwrap();
     lock.renew(&store).unwrap();
-    let next = store.create_new(&lock_file(2)).unwrap();
+    let next = store.create_new(&lock_file(FIRST + 1)).unwrap();
     assert_lost(lock.verify(&store));
     drop(next);
-    store.remove(&lock_file(2)).unwrap();
+    store.remove(&lock_file(FIRST + 1)).unwrap();
     lock.release(&store).unwrap();
 }
 
@@ -459,7 +584,7 @@ fn a_living_process_is_refused_and_a_dead_one_taken_over(wrapper: &[&str]) {
     assert_eq!(record.suspects(), [4096..8192]);
     let store = LocalStore::open(&place.path().join("store")).unwrap();
     let lock = take(&store, &record).unwrap();
-    assert_eq!((lock.number(), lock_files(&store)), (2, vec![lock_file(2)]));
+    assert_eq!((lock.number(), lock.took_over()), (FIRST + 1, true));
 }
 
 #[test]
@@ -493,133 +618,4 @@ fn a_connection_that_outlives_its_session_keeps_the_record_locked() {
     assert!(matches!(refused, Err(LockError::HeldHere { .. })));
     drop(store);
     LocalRecord::open(state.path(), "id").unwrap();
-}
-
-/// What becomes of a line at a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Line {
-    Goes,
-    /// Before the request arrives.
-    EndsBefore,
-    /// The request may be carried out, and its answer is lost.
-    EndsAfter,
-}
-
-/// A server over a socket; `at` is asked about each request that it is sent.
-fn behind(folder: &Path, at: impl Fn(&[u8]) -> Line + Send + Sync + 'static) -> SftpStore {
-    let at = Arc::new(at);
-    let dial = move || {
-        let (here, mut there) = UnixStream::pair().unwrap();
-        let mut server = Command::new(needs::sftp_server().unwrap())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut answers = server.stdout.take().unwrap();
-        let mut back = there.try_clone().unwrap();
-        std::thread::spawn(move || std::io::copy(&mut answers, &mut back));
-        let at = Arc::clone(&at);
-        std::thread::spawn(move || {
-            let mut requests = server.stdin.take().unwrap();
-            let mut head = [0; 4];
-            while there.read_exact(&mut head).is_ok() {
-                let mut body = vec![0; u32::from_be_bytes(head) as usize];
-                there.read_exact(&mut body).unwrap();
-                let line = at(&body);
-                if line != Line::Goes {
-                    there.shutdown(Shutdown::Both).unwrap();
-                }
-                if line == Line::EndsBefore
-                    || requests.write_all(&[&head[..], &body].concat()).is_err()
-                {
-                    break;
-                }
-                if line == Line::EndsAfter {
-                    // At its end sftp-server carries nothing more out.
-                    std::thread::sleep(Duration::from_millis(50));
-                }
-            }
-            drop(requests);
-            server.wait().unwrap();
-        });
-        Ok(Wire::over_socket(here).unwrap())
-    };
-    let options = part::piped(folder, &[]);
-    SftpStore::connect_over(Box::new(dial), options).unwrap()
-}
-
-/// A server, and the requests that it was sent and that somebody waits for: not those that close.
-fn counted(folder: &Path) -> (SftpStore, Arc<AtomicUsize>) {
-    let count = Arc::new(AtomicUsize::new(0));
-    let counting = Arc::clone(&count);
-    let store = behind(folder, move |body| {
-        counting.fetch_add(usize::from(body[0] != 4), Ordering::SeqCst);
-        Line::Goes
-    });
-    (store, count)
-}
-
-#[test]
-fn a_lock_that_could_not_be_given_back_is_its_hosts_to_take_over() {
-    requires!(needs::sftp_server_missing());
-    let removes = |body: &[u8]| body[0] == 13;
-    // Of the folder, behind the removal.
-    let flushes = |body: &[u8]| body[9..].starts_with(b"fsync@openssh.com");
-    for (ends, end) in [
-        (removes as fn(&[u8]) -> bool, Line::EndsBefore),
-        (removes, Line::EndsAfter),
-        (flushes, Line::EndsBefore),
-        (flushes, Line::EndsAfter),
-    ] {
-        let (folder, here, there) = (host(), host(), host());
-        let (mine, theirs) = (record(here.path()), record(there.path()));
-        let armed = Arc::new(AtomicBool::new(false));
-        let arming = Arc::clone(&armed);
-        let store = behind(folder.path(), move |body| {
-            if arming.load(Ordering::SeqCst) && body.len() > 9 && ends(body) {
-                return end;
-            }
-            Line::Goes
-        });
-        let lock = take(&store, &mine).unwrap();
-        armed.store(true, Ordering::SeqCst);
-        let failed = lock.release(&store);
-        assert!(matches!(failed, Err(LockError::Store { .. })), "{failed:?}");
-        drop(store);
-
-        let store = behind(folder.path(), |_| Line::Goes);
-        let is_left = !lock_files(&store).is_empty();
-        assert!(is_left || (end, ends(&[13; 20])) != (Line::EndsBefore, true));
-        if is_left {
-            assert_held(take(&store, &theirs), 1);
-        }
-        let lock = take(&store, &mine).unwrap();
-        assert_eq!(lock.number(), 1 + u64::from(is_left), "{end:?}");
-        lock.verify(&store).unwrap();
-        lock.release(&store).unwrap();
-        assert_eq!(lock_files(&store), []);
-        take(&store, &theirs).unwrap();
-    }
-}
-
-#[test]
-fn a_lock_costs_no_request_twice() {
-    requires!(needs::sftp_server_missing());
-    let (folder, state) = (host(), host());
-    let (store, count) = counted(folder.path());
-    // All together: nobody waits for the answer to a close, so it may be counted with what follows.
-    let mut bound = count.load(Ordering::SeqCst);
-    let mut asked = |what: &str, at_most: usize| {
-        bound += at_most;
-        let now = count.load(Ordering::SeqCst);
-        assert!(now <= bound, "{what}: {} requests too many", now - bound);
-    };
-    let lock = take(&store, &record(state.path())).unwrap();
-    // Two looks at the folder, one of them with the own lock in it; a file and a folder that are
-    // opened and flushed; the content.
-    asked("taking", 3 + 7 + 5);
-    lock.verify(&store).unwrap();
-    asked("looking at it again", 2 + 3);
-    lock.release_verified(&store).unwrap();
-    asked("giving it back", 3);
 }

@@ -223,7 +223,7 @@ impl Context {
         if global.ignore_lock && access == Access::ReadWrite {
             return Err(
                 Failure::usage("--ignore-lock is for commands that only read").with_hint(
-                    "nothing was done. `sprat unlock` removes the lock of a machine that is gone",
+                    "nothing was done. `sprat unlock` takes over from a machine that is gone",
                 ),
             );
         }

@@ -413,7 +413,7 @@ fn reserve(context: &Context, resolved: &Resolved, store: &dyn Store) -> Option<
 
 fn lock_state(name: &str, resolved: &Resolved, store: &dyn Store) -> Finding {
     let what = format!("{name}: lock");
-    match lock::inspect(store, &resolved.target.name) {
+    match lock::inspect(store, &resolved.target.name, None).map(|found| found.held) {
         Ok(None) => Finding::new(what, State::Fine, "not locked"),
         Ok(Some(info)) => Finding::new(what, State::Weak, format!("locked by {}", info.file)).hint(
             "a backup is running, or one died; on the machine where it died the next run \

@@ -103,7 +103,7 @@ fn state_at_any_moment(command: &Command) -> Option<&'static str> {
             Some("nothing was changed")
         }
         Command::Unlock(_) => {
-            Some("the lock is there as before, unless its removal was just under way")
+            Some("the container stays locked, or taken over: run `sprat unlock` again, it goes on")
         }
         _ => None,
     }

@@ -173,7 +173,9 @@ fn ask(resolved: &Resolved) -> Result<Server, Failure> {
         Err(error) if error.kind() == StoreErrorKind::NotFound => 0,
         Err(error) => return Err(error.into()),
     };
-    let locked = lock::inspect(&*store, name).map_err(|error| Failure::from(&error))?;
+    let locked = lock::inspect(&*store, name, None)
+        .map_err(|error| Failure::from(&error))?
+        .held;
     Ok(Server {
         available_bytes: space.map(|space| space.available_bytes),
         total_bytes: space.map(|space| space.total_bytes),

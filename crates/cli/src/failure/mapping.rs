@@ -223,9 +223,19 @@ impl From<&LockError> for Failure {
             ),
             LockError::HeldElsewhere { .. } => (
                 Exit::Locked,
-                "nothing was changed. If the machine that holds it is known to be dead, run \
-                 `sprat unlock`: it watches the lock before it removes it. Where the account may \
-                 only read, restore with --ignore-lock",
+                "nothing was changed. If the machine that holds it is dead, asleep or lost, run \
+                 `sprat unlock`: it takes the container over as soon as nothing of that session can \
+                 arrive any more. Where the account may only read, restore with --ignore-lock",
+            ),
+            LockError::Waiting { .. } => (
+                Exit::Locked,
+                "nothing was changed. Run `sprat unlock`: it waits until nothing of that session \
+                 can arrive any more. Where the account may only read, restore with --ignore-lock",
+            ),
+            LockError::Unlisted { .. } => (
+                Exit::Failed,
+                "no data was changed. Such a server shows new files only when they are closed \
+                 (ProFTPD: HiddenStores off). Change that, or use another server",
             ),
             LockError::Lost { .. } => (
                 Exit::Locked,

@@ -19,6 +19,7 @@ pub mod mount_keeper;
 mod options;
 mod protocol;
 mod trim;
+mod unlock;
 pub mod volume_process;
 pub mod worker;
 
@@ -44,6 +45,7 @@ pub use options::{
 };
 pub use protocol::FileSystemCheck;
 pub use trim::{Measure, TrimHow, TrimReport, TrimRoute, trim};
+pub use unlock::{DoorWay, UnlockWish, Unlocked, unlock};
 pub(crate) use volume_process::making::exists_already;
 pub(crate) use volume_process::opening::{ext4_bytes, truncated};
 pub use volume_process::reserve::{FREE_TIMES as RESERVE_FREE_TIMES, name as reserve_name};

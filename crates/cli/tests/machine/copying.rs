@@ -26,11 +26,6 @@ impl Scene {
     }
 
     pub fn names(&self, folder: &str) -> Vec<String> {
-        let entries = fs::read_dir(self.machine.path(folder)).unwrap();
-        let mut names: Vec<String> = entries
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
+        sprat_testkit::leases::names_but_free(&self.machine.path(folder))
     }
 }

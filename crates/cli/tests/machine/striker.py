@@ -14,7 +14,8 @@ folder, server, how, when = sys.argv[1:5]
 *of_kind, nth = sys.argv[5].split(":")
 shell = sys.argv[-1].split()[0] == "sh"
 spared = sys.argv[-2] == "other"
-CHANGES = {6: "write", 9: "setstat", 10: "setstat", 13: "remove", 18: "rename"}
+WRITE = 6
+CHANGES = {WRITE: "write", 9: "setstat", 10: "setstat", 13: "remove", 18: "rename"}
 EXTENDED = {b"fsync@": "fsync", b"posix-rename@": "rename", b"copy-data": "copy"}
 OPEN, READ, CREAT, EXTENDED_REQUEST = 3, 5, 8, 200
 
@@ -89,6 +90,8 @@ def change(body):
     if body[0] == EXTENDED_REQUEST:
         name = body[9:40]
         return next((EXTENDED[key] for key in EXTENDED if name.startswith(key)), None)
+    if body[0] == WRITE and b'"free":true' in body[:400]:
+        return "free"
     return CHANGES.get(body[0])
 
 

@@ -18,8 +18,8 @@ use super::{Machine, Ran};
 
 /// Strikes at each command in `make test`.
 const SHORT: u64 = 4;
-/// A command with fewer changes than this was not seen as a whole: a lock is made, flushed and
-/// removed, and something is done between.
+/// A command with fewer changes than this was not seen as a whole: a lease is made, flushed and
+/// given back, and something is done between.
 const CHANGES_MIN: usize = 9;
 
 /// One blow at a command.
@@ -33,7 +33,8 @@ pub struct Blow {
     pub when: &'static str,
     /// Which change, from 1.
     pub nth: usize,
-    /// Only changes of this kind are counted, or, with `read`, what is read.
+    /// Only changes of this kind are counted, or, with `read`, what is read; with `free`, the write
+    /// that gives a lease back, which is no `write`.
     pub kind: Option<&'static str>,
 }
 

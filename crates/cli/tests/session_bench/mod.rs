@@ -394,13 +394,7 @@ impl Bench {
 
     /// Names in the server's folder.
     pub fn server_files(&self) -> Vec<String> {
-        let mut names: Vec<String> = fs::read_dir(self.path("store"))
-            .unwrap()
-            .flatten()
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
-            .collect();
-        names.sort();
-        names
+        sprat_testkit::leases::names_but_free(&self.path("store"))
     }
 }
 

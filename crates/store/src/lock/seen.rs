@@ -1,30 +1,19 @@
-//! The lock files of a container as they are found, and the bytes in one.
-
-use std::time::SystemTime;
-
-use serde::{Deserialize, Serialize};
+//! The leases of a container as they are found in its folder.
 
 use super::beside::beside;
-use super::{LockError, LockInfo, OwnerNote};
+use super::content::{Content, FIRST_NUMBER, LEASE_BYTES};
+use super::{LockError, LockInfo};
 use crate::record::Token;
 use crate::{Access, FileName, Store, StoreError, StoreErrorKind};
 
-/// The length of a lock file.
-pub(super) const LOCK_BYTES: usize = 512;
 /// How often names that come and go are looked at before that counts as held.
 const LOOK_ATTEMPTS: u32 = 3;
+/// How often a lease that is just being written is read before it counts as held.
+const READ_ATTEMPTS: u32 = 3;
+/// Empty leases that are passed on the way down to one that says something.
+const EMPTY_MAX: usize = 64;
 
-/// The bytes of a lock file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Content {
-    pub(super) token: String,
-    host: String,
-    started_s: u64,
-    pub(super) renewed: u64,
-    version: String,
-}
-
-/// A lock file as it was found. `content` is `None` where it is empty or no lock.
+/// A lease file as it was found. `content` is `None` where it is empty or no lease.
 #[derive(Debug, Clone)]
 pub(super) struct Seen {
     pub(super) number: u64,
@@ -34,17 +23,38 @@ pub(super) struct Seen {
     pub(super) modified_s: Option<u64>,
 }
 
-/// All lock files of a container, by number.
-pub(super) fn look(store: &dyn Store, container: &FileName) -> Result<Vec<Seen>, LockError> {
-    look_for(store, container, None)
+/// What lies in a container's folder.
+#[derive(Debug, Clone)]
+pub(super) struct Folder {
+    /// The numbers of all leases, ascending. A lock of sprat up to 0.x (below the first number)
+    /// counts only where there is no lease.
+    pub(super) numbers: Vec<u64>,
+    /// Locks of sprat up to 0.x.
+    pub(super) old: Vec<u64>,
+    /// The highest lease; where that one is empty, those below it down to one that is not.
+    /// Descending.
+    pub(super) read: Vec<Seen>,
 }
 
-/// The same; the lock `expected`, which we made, is read while the folder is being listed.
-pub(super) fn look_for(
+impl Folder {
+    /// The lease that decides.
+    pub(super) fn highest(&self) -> Option<&Seen> {
+        self.read.first()
+    }
+
+    /// The highest lease that says something, below one that is empty.
+    pub(super) fn below(&self) -> Option<&Seen> {
+        self.read.iter().skip(1).find(|seen| !seen.empty)
+    }
+}
+
+/// Lists the folder and reads the highest lease. The lease `hint` is read while the folder is
+/// being listed: where it is the highest that saves the round trips for reading it.
+pub(super) fn look(
     store: &dyn Store,
     container: &FileName,
-    expected: Option<u64>,
-) -> Result<Vec<Seen>, LockError> {
+    hint: Option<u64>,
+) -> Result<Folder, LockError> {
     let failed = |source| LockError::Store {
         op: "read",
         container: container.clone(),
@@ -53,69 +63,77 @@ pub(super) fn look_for(
     let mut attempt = 0;
     'again: loop {
         attempt += 1;
-        let mut found = Vec::new();
-        let (listed, mut expected) = list_and_read(store, container, expected)?;
-        for file in listed.map_err(failed)? {
-            let number = file.as_str().strip_prefix(container.as_str());
-            let number = number.and_then(|rest| rest.strip_prefix(".lock."));
-            let Some(number) = number.and_then(|digits| digits.parse::<u64>().ok()) else {
-                continue;
+        let hinted = match hint {
+            Some(number) => Some((number, lock_name(container, number)?)),
+            None => None,
+        };
+        let read = || {
+            let (number, file) = hinted.as_ref()?;
+            Some(read_lease(store, *number, file))
+        };
+        let (mut hinted, names) = beside(read, || store.list());
+        let (numbers, old) = numbers_in(container, &names.map_err(failed)?);
+        let mut folder = Folder {
+            numbers,
+            old,
+            read: Vec::new(),
+        };
+        for number in folder.numbers.iter().rev().take(EMPTY_MAX) {
+            let read = match hinted.take() {
+                Some(read) if hint == Some(*number) => read,
+                _ => read_lease(store, *number, &lock_name(container, *number)?),
             };
-            if number == 0 || lock_name(container, number)? != file {
-                continue;
-            }
-            let read = match expected.take() {
-                Some((read_number, read)) if read_number == number => read,
-                other => {
-                    expected = other;
-                    read_lock(store, number, &file, Access::ReadOnly)
-                }
-            };
-            match read {
-                Ok(seen) => found.push(seen),
-                // Removed since it was listed: another may have come for it.
+            let seen = match read {
+                Ok(seen) => seen,
+                // Removed since it was listed: look again what is there now.
                 Err(error)
                     if error.kind() == StoreErrorKind::NotFound && attempt < LOOK_ATTEMPTS =>
                 {
                     continue 'again;
                 }
-                Err(error) if error.kind() == StoreErrorKind::NotFound => {}
+                // Listed and not there: it can't be ruled out that somebody holds it.
+                Err(error) if error.kind() == StoreErrorKind::NotFound => Seen {
+                    number: *number,
+                    file: lock_name(container, *number)?,
+                    content: None,
+                    empty: false,
+                    modified_s: None,
+                },
                 Err(error) => return Err(failed(error)),
+            };
+            let is_last = !seen.empty;
+            folder.read.push(seen);
+            if is_last {
+                break;
             }
         }
-        found.sort_by_key(|seen| seen.number);
-        return Ok(found);
+        return Ok(folder);
     }
 }
 
-/// The folder's names, and what lies at the name of lock `expected`.
-#[expect(clippy::type_complexity, reason = "two outcomes, used once")]
-fn list_and_read(
-    store: &dyn Store,
-    container: &FileName,
-    expected: Option<u64>,
-) -> Result<
-    (
-        Result<Vec<FileName>, StoreError>,
-        Option<(u64, Result<Seen, StoreError>)>,
-    ),
-    LockError,
-> {
-    let Some(number) = expected else {
-        return Ok((store.list(), None));
+/// The leases among the names of a folder, ascending, and the locks of sprat up to 0.x.
+pub(super) fn numbers_in(container: &FileName, names: &[FileName]) -> (Vec<u64>, Vec<u64>) {
+    let number_of = |file: &FileName| {
+        let number = file.as_str().strip_prefix(container.as_str())?;
+        let number = number.strip_prefix(".lock.")?.parse::<u64>().ok()?;
+        let same = lock_name(container, number).is_ok_and(|name| name == *file);
+        (number > 0 && same).then_some(number)
     };
-    let file = lock_name(container, number)?;
-    // Ours to write, and read in fewer round trips so.
-    let read = || read_lock(store, number, &file, Access::ReadWrite);
-    let (read, listed) = beside(read, || store.list());
-    Ok((listed, Some((number, read))))
+    let mut numbers: Vec<u64> = names.iter().filter_map(number_of).collect();
+    numbers.sort_unstable();
+    let first = numbers.partition_point(|number| *number < FIRST_NUMBER);
+    let new = numbers.split_off(first);
+    match new.is_empty() {
+        true => (numbers.clone(), numbers),
+        false => (new, numbers),
+    }
 }
 
-fn read_lock(
+/// Reads a lease by its name. One that is being written while it is read is read again.
+pub(super) fn read_lease(
     store: &dyn Store,
     number: u64,
     file: &FileName,
-    access: Access,
 ) -> Result<Seen, StoreError> {
     let mut seen = Seen {
         number,
@@ -124,18 +142,37 @@ fn read_lock(
         empty: false,
         modified_s: None,
     };
-    let (stat, bytes) = match store.read_small(file, access, LOCK_BYTES) {
-        Ok(read) => read,
-        // Not ours whatever it is, so it counts as held.
-        Err(error) if error.kind() == StoreErrorKind::NotRegular => return Ok(seen),
-        Err(error) => return Err(error),
-    };
-    seen.modified_s = stat.modified_s;
-    seen.empty = stat.len == 0;
-    if stat.len == LOCK_BYTES as u64 && bytes.len() == LOCK_BYTES {
-        seen.content = Content::parse(&bytes);
+    for _ in 0..READ_ATTEMPTS {
+        // For reading and writing: that takes fewer round trips.
+        let read = match store.read_small(file, Access::ReadWrite, LEASE_BYTES) {
+            Err(error) if may_not_write(error.kind()) => {
+                store.read_small(file, Access::ReadOnly, LEASE_BYTES)
+            }
+            read => read,
+        };
+        let (stat, bytes) = match read {
+            Ok(read) => read,
+            // Not ours whatever it is, so it counts as held.
+            Err(error) if error.kind() == StoreErrorKind::NotRegular => return Ok(seen),
+            Err(error) => return Err(error),
+        };
+        seen.modified_s = stat.modified_s;
+        seen.empty = stat.len == 0;
+        if stat.len == bytes.len() as u64 {
+            seen.content = Content::parse(&bytes);
+        }
+        if seen.empty || seen.content.is_some() {
+            break;
+        }
     }
     Ok(seen)
+}
+
+fn may_not_write(kind: StoreErrorKind) -> bool {
+    matches!(
+        kind,
+        StoreErrorKind::PermissionDenied | StoreErrorKind::ReadOnly | StoreErrorKind::Failed
+    )
 }
 
 pub(super) fn lock_name(container: &FileName, number: u64) -> Result<FileName, LockError> {
@@ -147,13 +184,23 @@ pub(super) fn lock_name(container: &FileName, number: u64) -> Result<FileName, L
         })
 }
 
+/// Whether a session of this machine may have renewed lease `number` so often. sprat up to 0.x noted
+/// no renewals.
+pub(super) fn may_be_ours(number: u64, renewed: u64, renewals: (u64, u64)) -> bool {
+    let known = if renewals.0 == number { renewals.1 } else { 0 };
+    number < FIRST_NUMBER || renewed <= known.saturating_add(super::UNRECORDED_RENEWALS_MAX)
+}
+
 impl Seen {
-    /// Whether the local record proves that this is a lock of a dead session of this host. An
-    /// empty one was made and not yet written: ours, if we were taking that number.
-    pub(super) fn is_ours(&self, takings: &[(u64, Token)]) -> bool {
-        takings
+    /// Whether the local record says that a dead session of this host made it. An empty one was
+    /// made and never written: ours, if we were taking that number. One whose counter is far ahead
+    /// of the record is held by a copy of this machine.
+    pub(super) fn is_ours(&self, takings: &[(u64, Token)], renewals: (u64, u64)) -> bool {
+        let taken = takings
             .iter()
-            .any(|(number, token)| *number == self.number && (self.empty || self.has(*token)))
+            .any(|(number, token)| *number == self.number && (self.empty || self.has(*token)));
+        let renewed = self.content.as_ref().map_or(0, |content| content.renewed);
+        taken && may_be_ours(self.number, renewed, renewals)
     }
 
     pub(super) fn has(&self, token: Token) -> bool {
@@ -162,9 +209,8 @@ impl Seen {
             .is_some_and(|content| content.token == token.to_string())
     }
 
-    pub(super) fn same_owner(&self, other: &Self) -> bool {
-        let token = |seen: &Self| seen.content.as_ref().map(|content| content.token.clone());
-        (self.number, self.empty, token(self)) == (other.number, other.empty, token(other))
+    pub(super) fn is_free(&self) -> bool {
+        self.content.as_ref().is_some_and(|content| content.free)
     }
 
     pub(super) fn held(&self, container: &FileName) -> LockError {
@@ -175,58 +221,29 @@ impl Seen {
     }
 
     pub(super) fn info(&self) -> LockInfo {
-        let content = self.content.clone();
+        let content = self.content.as_ref();
         let text = |text: &str| crate::sftp::printable(text.as_bytes());
         LockInfo {
             number: self.number,
             file: self.file.clone(),
-            token: content.as_ref().map(|content| text(&content.token)),
+            token: content.map(|content| text(&content.token)),
             host: content
-                .as_ref()
                 .map(|content| text(&content.host))
                 .unwrap_or_default(),
             version: content
-                .as_ref()
                 .map(|content| text(&content.version))
                 .unwrap_or_default(),
-            started_s: content.as_ref().map_or(0, |content| content.started_s),
-            renewed: content.as_ref().map_or(0, |content| content.renewed),
+            started_s: content.map_or(0, |content| content.started_s),
+            renewed: content.map_or(0, |content| content.renewed),
             modified_s: self.modified_s,
+            free: self.is_free(),
+            waits_for: content
+                .map(|content| &content.doors[..])
+                .unwrap_or_default()
+                .iter()
+                .filter(|door| door.until_s.is_none())
+                .map(|door| door.number)
+                .collect(),
         }
-    }
-}
-
-impl Content {
-    pub(super) fn new(token: Token, owner: OwnerNote) -> Self {
-        let plain = |mut text: String| {
-            text.retain(|c| c.is_ascii_alphanumeric() || "._+-".contains(c));
-            text.truncate(64);
-            text
-        };
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        Self {
-            token: token.to_string(),
-            host: plain(owner.host),
-            started_s: now.map_or(0, |now| now.as_secs()),
-            renewed: 0,
-            version: plain(owner.version),
-        }
-    }
-
-    pub(super) fn bytes(&self) -> [u8; LOCK_BYTES] {
-        let mut bytes = [b' '; LOCK_BYTES];
-        let json = serde_json::to_vec(self).unwrap_or_default();
-        assert!(
-            !json.is_empty() && json.len() < LOCK_BYTES,
-            "a lock of {} bytes",
-            json.len()
-        );
-        bytes[..json.len()].copy_from_slice(&json);
-        bytes[LOCK_BYTES - 1] = b'\n';
-        bytes
-    }
-
-    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
-        serde_json::from_slice(bytes).ok()
     }
 }

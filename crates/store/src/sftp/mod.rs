@@ -291,6 +291,16 @@ impl Store for SftpStore {
             .map_err(|error| self.explain_with(error, "create", name))
     }
 
+    fn overwrite_and_stat(
+        &self,
+        name: &FileName,
+        content: &[u8],
+        next: &FileName,
+    ) -> Result<Option<FileStat>, StoreError> {
+        let found = self.session.overwrite_and_stat(name, content, next)?;
+        found.map(|found| self.told(next, &found)).transpose()
+    }
+
     fn remove_durably(&self, name: &FileName) -> Result<Result<(), StoreError>, StoreError> {
         self.session.remove_durably(name)
     }

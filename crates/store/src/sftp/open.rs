@@ -152,6 +152,42 @@ impl Session {
         }
     }
 
+    /// Writes over a small file, and looks at another name behind that: see
+    /// [`crate::Store::overwrite_and_stat`]. Both on one channel; where its server may not keep the
+    /// order, one after the other.
+    pub(crate) fn overwrite_and_stat(
+        &self,
+        name: &FileName,
+        content: &[u8],
+        next: &FileName,
+    ) -> Result<Option<Attributes>, StoreError> {
+        let (object, path) = (self.object(name), self.path(name));
+        let call = self.call("write", &object);
+        let (_, handle) = look_and_open(&call, &path, OpenFor::Writing)?;
+        let (next_object, next_path) = (self.object(next), self.path(next));
+        let stat_call = self.call("stat", &next_object);
+        let stat = Request::Lstat { path: &next_path };
+        let written = call.ask(&Request::Write {
+            handle: &handle,
+            offset: 0,
+            data: content,
+        });
+        let outcome = written.and_then(|written| {
+            if self.one_by_one() {
+                let stat = stat_call.ask(&stat)?;
+                call.wait_status(&written)?;
+                return stat_call.wait_attributes(&stat).map(Some);
+            }
+            call.wait_status(&written)?;
+            stat_call.attributes(&stat).map(Some)
+        });
+        self.close(&handle);
+        match outcome {
+            Err(StoreError::NotFound { op: "stat", .. }) => Ok(None),
+            other => other.map_err(|error| self.explain(error)),
+        }
+    }
+
     /// Removes a name, and then makes that durable: see [`crate::Store::remove_durably`].
     pub(crate) fn remove_durably(
         &self,

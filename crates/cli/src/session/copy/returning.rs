@@ -67,8 +67,8 @@ impl Job<'_> {
 }
 
 fn has_lock(store: &dyn Store, name: &FileName) -> Result<bool, Failure> {
-    match lock::inspect(store, name) {
-        Ok(info) => Ok(info.is_some()),
+    match lock::inspect(store, name, None) {
+        Ok(found) => Ok(found.held.is_some()),
         Err(LockError::Store { source, .. }) if is_absent(&source) => Ok(false),
         Err(error) => Err(Failure::from(&error)),
     }

@@ -32,6 +32,7 @@ pub(super) struct Side {
 pub(super) struct Held {
     target: Target,
     state_dir: PathBuf,
+    quiet_time: Duration,
     pub record: LocalRecord,
     lock: RwLock<Option<Lock>>,
     /// Why nothing may be done any more.
@@ -46,6 +47,7 @@ impl Side {
         let held = Held {
             target: options.target.clone(),
             state_dir: options.state_dir.clone(),
+            quiet_time: options.quiet_time,
             record,
             lock: RwLock::new(None),
             lost: Mutex::new(None),
@@ -123,11 +125,11 @@ impl Held {
     ) -> Result<(), Failure> {
         let mut held = self.lock.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(lock) = &*held {
-            return Ok(lock.verify(store)?);
+            // On a new connection.
+            return Ok(lock.take_again(store)?);
         }
-        let owner = owner_note(&self.state_dir)?;
-        let lock = Lock::acquire(store, &self.target.name, &self.record, owner)?;
-        if lock.number() > 1 {
+        let lock = self.acquire(store)?;
+        if lock.took_over() {
             observer.tell(
                 &format!(
                     "took over the lock on {} of a session that died on this machine",
@@ -149,26 +151,46 @@ impl Held {
     ) -> Result<bool, Failure> {
         let mut held = self.lock.write().unwrap_or_else(PoisonError::into_inner);
         if held.is_none() {
-            let owner = owner_note(&self.state_dir)?;
-            match Lock::acquire(store, &self.target.name, &self.record, owner) {
+            match self.acquire(store) {
                 Ok(lock) => *held = Some(lock),
-                Err(LockError::Store { source, .. }) if cannot_write(source.kind()) => {
+                Err(AcquireError::Lock(LockError::Store { source, .. }))
+                    if cannot_write(source.kind()) =>
+                {
                     drop(held);
                     self.look(store)?;
                     return Ok(false);
                 }
-                Err(error) => return Err(Failure::from(&error)),
+                Err(error) => return Err(Failure::from(error)),
             }
+            return Ok(true);
         }
         drop(held);
         self.hold(store, observer)?;
         Ok(true)
     }
 
+    /// Takes the lease. One that was made and never filled is waited for.
+    fn acquire(&self, store: &dyn Store) -> Result<Lock, AcquireError> {
+        let owner = owner_note(&self.state_dir).map_err(AcquireError::Other)?;
+        let mut first = Lock::first_look(store, &self.target.name, &self.record)?;
+        let patience = lock::EMPTY_WAIT.min(self.quiet_time);
+        while let Some(wait) = first.wait_for_empty(&self.record, patience) {
+            std::thread::sleep(wait);
+            first = first.again(store)?;
+        }
+        Ok(Lock::acquire_after(
+            &first,
+            store,
+            &self.record,
+            owner,
+            || {},
+        )?)
+    }
+
     /// Fails if anybody else holds the container.
     pub(super) fn look(&self, store: &dyn Store) -> Result<(), Failure> {
-        match lock::inspect(store, &self.target.name)? {
-            Some(info) if !info.is_left_by(&self.record) => {
+        match lock::inspect(store, &self.target.name, Some(&self.record))?.held {
+            Some(info) if !info.is_left_by(&self.record) || !info.waits_for.is_empty() => {
                 Err(Failure::from(&LockError::HeldElsewhere {
                     container: self.target.name.clone(),
                     info: Box::new(info),
@@ -244,6 +266,27 @@ impl Held {
             lock.release(store)?;
         }
         Ok(true)
+    }
+}
+
+/// Why a lease was not taken.
+enum AcquireError {
+    Lock(LockError),
+    Other(Failure),
+}
+
+impl From<LockError> for AcquireError {
+    fn from(error: LockError) -> Self {
+        Self::Lock(error)
+    }
+}
+
+impl From<AcquireError> for Failure {
+    fn from(error: AcquireError) -> Self {
+        match error {
+            AcquireError::Lock(error) => Self::from(&error),
+            AcquireError::Other(failure) => failure,
+        }
     }
 }
 

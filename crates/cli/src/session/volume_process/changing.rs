@@ -48,11 +48,11 @@ pub(super) fn change(
     };
     let hold = hold(start, reached, stop, say, || {})?;
     // The lock is read again before each write, so its loss needs no other answer.
-    keep_renewing(&hold, stop);
+    keep_renewing(&hold, stop)?;
     let may_come_late = hold.record().may_arrive();
     let mut changed = wait_for_quiet(start, &hold, stop, say).and_then(|()| {
         // A late rename would bring the old header back, and a removed key with it.
-        if may_come_late || hold.took_over() {
+        if may_come_late || hold.late_requests_may_arrive() {
             forestall_rename(&hold)?;
         }
         Work::begin(start, &hold, stop, say)?.carry_out(what, secrets)

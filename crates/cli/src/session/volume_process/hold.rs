@@ -1,7 +1,7 @@
 //! What keeps a container this session's own: local record, lock, renewal, safe reconnecting.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,10 @@ pub(super) struct Hold {
     lock: RwLock<Option<Lock>>,
     /// A lock that a dead session of this host left, for a read-only session.
     stale_lock: Option<LockInfo>,
+    /// The highest lease when a session that only reads began: it counts every session that writes.
+    highest: Option<u64>,
+    /// Renewals that failed, one after another.
+    failed_renewals: AtomicU32,
     /// What was found first; what a reconnect must find again.
     known: OnceLock<(Pins, u64)>,
     /// Since when every process of the session before is surely gone.
@@ -67,14 +71,13 @@ pub(super) enum Renewed {
 
 /// A lock that was read longer ago is read again before anything is sent: whoever watched it since
 /// may have taken it for a dead session's. A machine that slept has renewed nothing. A quarter of
-/// the time for which `sprat unlock` watches, which is two quiet times.
+/// the time for which `sprat unlock` watches.
 fn verified_to_send_age_max(quiet_time: Duration) -> Duration {
-    (quiet_time / 2).clamp(Duration::from_secs(2), Duration::from_secs(30))
+    (quiet_time / 2).clamp(Duration::from_secs(2), Duration::from_secs(10))
 }
 
-/// A lock that was read so short a time ago is given back without another look: on a slow line
-/// the look itself is as old once it has come back.
-const VERIFIED_AGE_MAX: Duration = Duration::from_secs(1);
+/// A lease whose counter can't be written looks like a dead session's: then nothing more is sent.
+const FAILED_RENEWALS_MAX: u32 = 3;
 
 /// What a [`Hold`] is made of.
 pub(super) struct HoldParts {
@@ -87,6 +90,7 @@ pub(super) struct HoldParts {
     pub store: Arc<dyn Store>,
     pub lock: Option<Lock>,
     pub stale_lock: Option<LockInfo>,
+    pub highest: Option<u64>,
 }
 
 impl Hold {
@@ -102,6 +106,8 @@ impl Hold {
             store: RwLock::new(parts.store),
             lock: RwLock::new(parts.lock),
             stale_lock: parts.stale_lock,
+            highest: parts.highest,
+            failed_renewals: AtomicU32::new(0),
             known: OnceLock::new(),
             held_since: Instant::now(),
             unsettled: AtomicBool::new(unsettled),
@@ -152,10 +158,25 @@ impl Hold {
         self.connection.outlives_us()
     }
 
-    /// Whether the lock was a dead session's of this machine.
+    /// Whether the lease was a dead session's of this machine.
     pub(super) fn took_over(&self) -> bool {
         let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
-        held.as_ref().is_some_and(|lock| lock.number() > 1)
+        held.as_ref().is_some_and(Lock::took_over)
+    }
+
+    /// Whether something of an earlier session may still arrive: a rename, too.
+    pub(super) fn late_requests_may_arrive(&self) -> bool {
+        let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
+        held.as_ref()
+            .is_some_and(|lock| lock.took_over() || lock.may_arrive())
+    }
+
+    /// Removes leases that nobody needs any more. What fails is tried by the next session.
+    fn remove_old_leases(&self) {
+        let store = self.store();
+        if let Some(lock) = &*self.lock.read().unwrap_or_else(PoisonError::into_inner) {
+            let _ = lock.remove_old(&*store);
+        }
     }
 
     /// Notes what the container is; a reconnect accepts nothing else.
@@ -195,6 +216,7 @@ impl Hold {
         match held {
             Ok(()) => {
                 self.note_verified(begun);
+                self.failed_renewals.store(0, Ordering::SeqCst);
                 Renewed::Held
             }
             // A lost line says nothing of the lock: it is checked again on the new one, which
@@ -206,14 +228,34 @@ impl Hold {
             {
                 Renewed::LineLost(source)
             }
-            // A counter that can't be written (full disk) doesn't end the session: the lock itself
-            // is still read before each epoch.
-            Err(LockError::Store { .. }) => Renewed::Held,
+            Err(LockError::Store { .. })
+                if self.failed_renewals.fetch_add(1, Ordering::SeqCst) + 1
+                    < FAILED_RENEWALS_MAX =>
+            {
+                Renewed::Held
+            }
             Err(error) => {
                 self.lose(Failure::from(&error));
                 Renewed::Lost
             }
         }
+    }
+
+    /// Between two renewals: reads the lease of a session that writes.
+    fn look_early(&self) -> Renewed {
+        if self.access == Access::ReadWrite
+            && let Err(error) = self.still_ours()
+        {
+            return match error {
+                // The next renewal finds the same, and says so.
+                LockError::Store { .. } => Renewed::Held,
+                error => {
+                    self.lose(Failure::from(&error));
+                    Renewed::Lost
+                }
+            };
+        }
+        Renewed::Held
     }
 
     /// Notes what a session that only reads begins with: a session that came and went between two
@@ -237,15 +279,18 @@ impl Hold {
 
     /// A read-only session takes no lock, so it must see for itself that nobody writes, or did.
     fn still_alone(&self, store: &dyn Store) -> Result<(), LockError> {
-        match lock::inspect(store, &self.container)? {
+        let now = lock::inspect_near(store, &self.container, self.highest)?;
+        let came_and_went = now.highest != self.highest && !self.ignores_locks();
+        match now.held {
             Some(info) if !self.is_stale(&info) => Err(LockError::TakenMeanwhile {
                 container: self.container.clone(),
                 info: Box::new(info),
             }),
-            _ if self.began_with.get().is_some_and(|began| {
-                // Locks are looked at first: whoever wrote and is gone wrote before that.
-                !self.is_as(began, store).unwrap_or(true)
-            }) =>
+            _ if came_and_went
+                || self.began_with.get().is_some_and(|began| {
+                    // Locks are looked at first: whoever wrote and is gone wrote before that.
+                    !self.is_as(began, store).unwrap_or(true)
+                }) =>
             {
                 Err(LockError::Disturbed {
                     container: self.container.clone(),
@@ -264,6 +309,11 @@ impl Hold {
             Err(error) => return Err(error),
         }
         Ok(block == began.first_block && file.len()? >= began.file_bytes)
+    }
+
+    /// A session that reads behind a lock that it was asked to ignore.
+    fn ignores_locks(&self) -> bool {
+        self.began_with.get().is_none() && self.known.get().is_some()
     }
 
     fn is_stale(&self, info: &LockInfo) -> bool {
@@ -285,19 +335,9 @@ impl Hold {
         if let Some(lock) = held.take() {
             drop(held);
             self.record.all_settled()?;
-            let store = self.store();
-            if self.verified_just_now() {
-                lock.release_verified(&*store)?;
-            } else {
-                lock.release(&*store)?;
-            }
+            lock.release(&*self.store())?;
         }
         Ok(true)
-    }
-
-    fn verified_just_now(&self) -> bool {
-        let verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
-        verified.is_some_and(|at| since_boot().saturating_sub(at) < VERIFIED_AGE_MAX)
     }
 
     /// Gives the lock back after `last`, before which nothing more is sent and after which nothing
@@ -357,6 +397,17 @@ impl Hold {
         Ok(())
     }
 
+    /// On a new connection: makes the next lease, or looks once more where there is none.
+    fn take_again(&self, store: &dyn Store) -> Result<(), LockError> {
+        let begun = since_boot();
+        match &*self.lock.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(lock) => lock.take_again(store)?,
+            None => return self.verify_lock(store),
+        }
+        self.note_verified(begun);
+        Ok(())
+    }
+
     fn note_verified(&self, begun: Duration) {
         let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
         *verified = (*verified).max(Some(begun));
@@ -395,7 +446,7 @@ impl Hold {
         let store = self.connection.connect().map_err(ReconnectError::Retry)?;
         // No container, and no lock either, which would be taken for lost.
         store.stat(&self.file_name).map_err(ReconnectError::Retry)?;
-        self.verify_lock(&*store).map_err(|error| match error {
+        self.take_again(&*store).map_err(|error| match error {
             LockError::Store { source, .. } => ReconnectError::Retry(source),
             other => {
                 self.lose(Failure::from(&other));
@@ -548,21 +599,30 @@ fn passes(error: &(dyn std::error::Error + 'static)) -> bool {
     false
 }
 
-/// Renews the lock for as long as `hold` lives; where it can't, the volume is told.
-pub(super) fn keep_renewing(hold: &Arc<Hold>, stop: &Arc<Stop>) {
+/// Renews the lease for as long as `hold` lives; where it can't, the volume is aborted. Every other
+/// time the lease is only read, so that a look is seldom so old that sending waits for another.
+pub(super) fn keep_renewing(hold: &Arc<Hold>, stop: &Arc<Stop>) -> Result<(), Failure> {
     let (hold, stop) = (Arc::downgrade(hold), Arc::clone(stop));
-    // Without this thread the lock is still read before each epoch; nothing is sent unlocked.
-    let _ = std::thread::Builder::new()
+    std::thread::Builder::new()
         .name("lock renewal".to_owned())
         .spawn(move || {
-            loop {
-                std::thread::sleep(lock::RENEW_INTERVAL.min(Duration::from_secs(10)));
+            if let Some(hold) = hold.upgrade() {
+                hold.remove_old_leases();
+            }
+            for turn in 1u64.. {
+                std::thread::sleep(lock::RENEW_INTERVAL / 2);
                 let Some(hold) = hold.upgrade() else { return };
-                match hold.renew() {
+                match if turn % 2 == 0 {
+                    hold.renew()
+                } else {
+                    hold.look_early()
+                } {
                     Renewed::Held => {}
                     Renewed::LineLost(cause) => stop.line_lost(cause),
                     Renewed::Lost => return stop.abort_volume(),
                 }
             }
-        });
+        })
+        .map(drop)
+        .map_err(|error| Failure::failed("can't start a thread").caused_by(&error))
 }

@@ -50,7 +50,7 @@ pub(super) fn make(
     let available_bytes = check_writable(start, &*store, say)?;
     tell_overcommit(available_bytes, create.size_bytes, say);
     stop.begin_holding()?;
-    let lock = take_lock(start, &*store, &record, say)?;
+    let lock = take_lock(start, &*store, &record, stop, say)?;
     // What a dead init sent may still arrive in the file that it made, which is removed: never in
     // the new one. So there is nothing to wait for.
     record.quiet()?;
@@ -64,8 +64,9 @@ pub(super) fn make(
         store,
         lock: Some(lock),
         stale_lock: None,
+        highest: None,
     }));
-    keep_renewing(&hold, stop);
+    keep_renewing(&hold, stop)?;
     let made = fill(start, create, secrets, &hold, stop, say);
     made.map_err(|failure| {
         let state = match undo(&hold) {

@@ -89,29 +89,30 @@ pub(super) fn open(
             let reading = reading;
             Ahead::read(start, secret, &*reading, &given_up)
         }));
-        let opened = check_container(start, &*store, say).and_then(|(available_bytes, first)| {
-            let reached = Reached {
-                record,
-                connection,
-                store,
-                first,
-            };
-            let (hold, looked) = hold_and_look(start, reached, &mut ahead, stop, say)?;
-            let opened = open_held(
-                start,
-                secret,
-                &hold,
-                (ahead, looked),
-                available_bytes,
-                stop,
-                say,
-            );
-            if opened.is_err() {
-                // Should this fail too, the next session of this host takes the lock over.
-                let _ = hold.release();
-            }
-            opened
-        });
+        let opened =
+            check_container(start, &*store, &record, say).and_then(|(available_bytes, first)| {
+                let reached = Reached {
+                    record,
+                    connection,
+                    store,
+                    first,
+                };
+                let (hold, looked) = hold_and_look(start, reached, &mut ahead, stop, say)?;
+                let opened = open_held(
+                    start,
+                    secret,
+                    &hold,
+                    (ahead, looked),
+                    available_bytes,
+                    stop,
+                    say,
+                );
+                if opened.is_err() {
+                    // Should this fail too, the next session of this host takes the lock over.
+                    let _ = hold.release();
+                }
+                opened
+            });
         given_up.store(true, Ordering::SeqCst);
         opened
     })
@@ -150,16 +151,18 @@ fn open_held(
     start: &VolumeStart,
     secret: &Secret,
     hold: &Arc<Hold>,
-    (ahead, looked): (Reading<'_>, Option<Looked>),
+    (ahead, mut looked): (Reading<'_>, Option<Looked>),
     available_bytes: Option<u64>,
     stop: &Arc<Stop>,
     say: &Say,
 ) -> Result<Opened, Failure> {
-    keep_renewing(hold, stop);
+    keep_renewing(hold, stop)?;
     let may_come_late = hold.record().may_arrive();
     wait_for_quiet(start, hold, stop, say)?;
-    if start.access == Access::ReadWrite && (may_come_late || hold.took_over()) {
+    if start.access == Access::ReadWrite && (may_come_late || hold.late_requests_may_arrive()) {
         forestall_rename(hold)?;
+        // A rename may have come in between.
+        looked = None;
     }
     let opened = unlock(start, secret, hold, ahead.end(), looked, stop, say)?;
     if let Some(size_bytes) = start.grow_to {
@@ -176,12 +179,13 @@ fn open_held(
 fn check_container(
     start: &VolumeStart,
     store: &dyn Store,
+    record: &LocalRecord,
     say: &Say,
 ) -> Result<(Option<u64>, Option<FirstLook>), Failure> {
     let takes_lock = start.access == Access::ReadWrite;
     let (writable, found, locks) = std::thread::scope(|scope| {
         let found = scope.spawn(|| stat_container(start, store));
-        let look = || Lock::first_look(store, &start.target.name);
+        let look = || Lock::first_look(store, &start.target.name, record);
         let locks = takes_lock.then(|| scope.spawn(look));
         let writable = check_writable(start, store, say);
         (writable, joined(found), locks.map(joined))

@@ -42,18 +42,22 @@ pub(super) fn hold_making_room(
         first,
     } = reached;
     let name = start.target.name.clone();
-    let (lock, stale_lock) = match start.access {
+    let (lock, stale_lock, highest) = match start.access {
         Access::ReadWrite => {
             stop.begin_holding()?;
-            let lock = match take_lock_while(start, &*store, &record, first, say, meanwhile) {
+            let lock = match take_lock_while(start, &*store, &record, first, (stop, say), meanwhile)
+            {
                 Err(error) if finds_no_room(&error) && make_room()? => {
-                    take_lock(start, &*store, &record, say)?
+                    take_lock(start, &*store, &record, stop, say)?
                 }
                 taken => taken?,
             };
-            (Some(lock), None)
+            (Some(lock), None, None)
         }
-        Access::ReadOnly => (None, look_at_lock(start, &*store, &record, say)?),
+        Access::ReadOnly => {
+            let (stale_lock, highest) = look_at_lock(start, &*store, &record, say)?;
+            (None, stale_lock, highest)
+        }
     };
     Ok(Arc::new(Hold::new(HoldParts {
         connection,
@@ -65,6 +69,7 @@ pub(super) fn hold_making_room(
         store,
         lock,
         stale_lock,
+        highest,
     })))
 }
 
@@ -72,9 +77,17 @@ pub(super) fn take_lock(
     start: &VolumeStart,
     store: &dyn Store,
     record: &LocalRecord,
+    stop: &Stop,
     say: &Say,
 ) -> Result<Lock, Failure> {
-    Ok(take_lock_while(start, store, record, None, say, || {})?)
+    Ok(take_lock_while(
+        start,
+        store,
+        record,
+        None,
+        (stop, say),
+        || {},
+    )?)
 }
 
 fn finds_no_room(error: &TakeError) -> bool {
@@ -113,17 +126,26 @@ fn take_lock_while(
     store: &dyn Store,
     record: &LocalRecord,
     first: Option<FirstLook>,
-    say: &Say,
+    (stop, say): (&Stop, &Say),
     meanwhile: impl FnOnce() + Send,
 ) -> Result<Lock, TakeError> {
     say.phase(Phase::Locking);
     let owner = owner_note(&PathBuf::from(&start.state_dir)).map_err(TakeError::Other)?;
-    let first = match first {
+    let mut first = match first {
         Some(first) => first,
-        None => Lock::first_look(store, &start.target.name)?,
+        None => Lock::first_look(store, &start.target.name, record)?,
     };
-    let lock = Lock::acquire_after(first, store, record, owner, meanwhile)?;
-    if lock.number() > 1 {
+    let patience = lock::EMPTY_WAIT.min(Duration::from_millis(start.quiet_time_ms));
+    while let Some(wait) = first.wait_for_empty(record, patience) {
+        let until = Instant::now() + wait;
+        while Instant::now() < until {
+            stop.check().map_err(TakeError::Other)?;
+            std::thread::sleep(wait.min(Duration::from_millis(100)));
+        }
+        first = first.again(store)?;
+    }
+    let lock = Lock::acquire_after(&first, store, record, owner, meanwhile)?;
+    if lock.took_over() {
         say.notice(Notice::TookOverDeadSession);
     }
     Ok(lock)
@@ -137,20 +159,22 @@ fn look_at_lock(
     store: &dyn Store,
     record: &LocalRecord,
     say: &Say,
-) -> Result<Option<LockInfo>, Failure> {
+) -> Result<(Option<LockInfo>, Option<u64>), Failure> {
     let name = &start.target.name;
-    let Some(info) = lock::inspect(store, name)? else {
-        return Ok(None);
+    let found = lock::inspect(store, name, Some(record))?;
+    let Some(info) = found.held else {
+        return Ok((None, found.highest));
     };
-    if info.is_left_by(record) {
+    // Not one that waits for a session of another machine.
+    if info.is_left_by(record) && info.waits_for.is_empty() {
         say.notice(Notice::DeadSessionLeftLock);
-        return Ok(Some(info));
+        return Ok((Some(info), found.highest));
     }
     if start.ignore_lock {
         say.notice(Notice::LockIgnored {
             holder: info.to_string(),
         });
-        return Ok(Some(info));
+        return Ok((Some(info), found.highest));
     }
     Err(Failure::from(&LockError::HeldElsewhere {
         container: name.clone(),

@@ -1,0 +1,305 @@
+//! The bytes of a lease file, and what they say of earlier leases.
+//!
+//! A lease is 4,096 bytes: one JSON object, padded with blanks, then at 4,087 the CRC-32 of the
+//! bytes before it as 8 hex digits and a newline. One write in place replaces all of it, so the
+//! file neither grows nor shrinks; a reader that sees a part of two writes finds a wrong checksum.
+
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use super::OwnerNote;
+use crate::record::{Token, crc32};
+
+/// The length of a lease file.
+pub(super) const LEASE_BYTES: usize = 4096;
+/// The length of a lock file of sprat up to 0.x: one JSON object, padded.
+const OLD_BYTES: usize = 512;
+/// Where the checksum begins.
+const CHECKED_BYTES: usize = LEASE_BYTES - 9;
+/// The first number of a chain. sprat up to 0.x counts from 1, and a removal that it asked for may
+/// be carried out late: it must hit none of ours.
+pub(super) const FIRST_NUMBER: u64 = 1_000_001;
+/// For how long a write of an earlier session may still arrive, in seconds: until the server's
+/// kernel drops a silent connection. With TCP keepalive as sshd sets it up that takes 2 h 11 min.
+pub const DOOR_S: u64 = (2 * 60 + 15) * 60;
+
+const DOORS_MAX: usize = 16;
+const WATCHES_MAX: usize = 16;
+
+/// The bytes of a lease file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Content {
+    /// Of the process that made it: 32 hex digits.
+    pub token: String,
+    /// The session has ended: the next number may be taken. Stands behind the token, and nothing
+    /// between them: [`Content::held_word`].
+    #[serde(default)]
+    pub free: bool,
+    /// Of this file alone. Two copies of one process share a token, but not this.
+    #[serde(default)]
+    pub attempt: String,
+    pub renewed: u64,
+    pub host: String,
+    pub started_s: u64,
+    pub version: String,
+    /// Earlier leases from which something may still arrive.
+    #[serde(default)]
+    pub doors: Vec<Door>,
+    /// Sessions whose writes have not been compared yet.
+    #[serde(default)]
+    pub watch: Vec<Watch>,
+    /// The agent on the server through which it is held.
+    #[serde(default)]
+    pub agent: Option<String>,
+    /// Several epochs may be under way at once: a crash may leave a later one without an earlier.
+    #[serde(default)]
+    pub flight: bool,
+}
+
+/// An earlier lease from which something may still arrive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Door {
+    pub number: u64,
+    /// By the server's clock, seconds since the epoch; `None`: nobody knows yet when.
+    pub until_s: Option<u64>,
+    /// Every lease below `number` is meant, too.
+    #[serde(default)]
+    pub all_before: bool,
+}
+
+/// A session that wrote while something of an earlier one could still arrive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Watch {
+    /// The host that can compare; empty where several were joined.
+    pub host: String,
+    pub token: String,
+    pub until_s: u64,
+}
+
+impl Content {
+    pub(super) fn new(token: Token, attempt: Token, owner: OwnerNote) -> Self {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        Self {
+            token: token.to_string(),
+            free: false,
+            attempt: attempt.to_string(),
+            renewed: 0,
+            host: plain(owner.host),
+            started_s: now.map_or(0, |now| now.as_secs()),
+            version: plain(owner.version),
+            doors: Vec::new(),
+            watch: Vec::new(),
+            agent: None,
+            flight: false,
+        }
+    }
+
+    pub(super) fn bytes(&self) -> [u8; LEASE_BYTES] {
+        let mut bytes = [b' '; LEASE_BYTES];
+        let json = serde_json::to_vec(self).unwrap_or_default();
+        assert!(
+            !json.is_empty() && json.len() <= CHECKED_BYTES,
+            "a lease of {} bytes",
+            json.len()
+        );
+        bytes[..json.len()].copy_from_slice(&json);
+        let checksum = crc32(&bytes[..CHECKED_BYTES]);
+        bytes[CHECKED_BYTES..].copy_from_slice(format!("{checksum:08x}\n").as_bytes());
+        bytes
+    }
+
+    /// Reads a lease, or a lock of sprat up to 0.x; `None` where it is neither.
+    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
+        let json = match bytes.len() {
+            OLD_BYTES => bytes,
+            LEASE_BYTES => {
+                let (checked, checksum) = bytes.split_at(CHECKED_BYTES);
+                if format!("{:08x}\n", crc32(checked)).as_bytes() != checksum {
+                    return None;
+                }
+                checked
+            }
+            _ => return None,
+        };
+        let mut content: Self = serde_json::from_slice(json).ok()?;
+        content.doors = joined_doors(content.doors);
+        content.watch = joined_watches(content.watch);
+        Some(content)
+    }
+
+    /// What stands in a lease for as long as it is held, and in no other.
+    pub(super) fn held_word(&self) -> String {
+        format!("\"token\":\"{}\",\"free\":false", self.token)
+    }
+
+    pub(super) fn has_open_door(&self) -> bool {
+        self.doors.iter().any(|door| door.until_s.is_none())
+    }
+
+    /// Adds what another lease says of doors and watches.
+    pub(super) fn inherit(&mut self, doors: &[Door], watch: &[Watch]) {
+        for door in doors {
+            self.add_door(door.clone());
+        }
+        for note in watch {
+            if !self.watch.contains(note) {
+                self.watch.push(note.clone());
+            }
+        }
+        self.watch = joined_watches(std::mem::take(&mut self.watch));
+    }
+
+    /// Adds a door; one of that number that is there already keeps the later time.
+    pub(super) fn add_door(&mut self, door: Door) {
+        let same =
+            |there: &&mut Door| there.number == door.number && there.all_before == door.all_before;
+        match self.doors.iter_mut().find(same) {
+            Some(there) => there.until_s = later(there.until_s, door.until_s),
+            None => self.doors.push(door),
+        }
+        self.doors = joined_doors(std::mem::take(&mut self.doors));
+    }
+
+    /// Drops what is over at `now_s`. The door of the lease's own predecessor stays: who gives
+    /// that one back looks for it.
+    pub(super) fn drop_past(&mut self, now_s: u64, predecessor: Option<u64>) {
+        self.doors.retain(|door| {
+            Some(door.number) == predecessor || door.until_s.is_none_or(|until| until > now_s)
+        });
+    }
+}
+
+/// `None` is the latest of all.
+fn later(a: Option<u64>, b: Option<u64>) -> Option<u64> {
+    Some(a?.max(b?))
+}
+
+/// At most [`DOORS_MAX`]: the lowest ones become one, with the latest of their times.
+fn joined_doors(mut doors: Vec<Door>) -> Vec<Door> {
+    doors.sort_by_key(|door| door.number);
+    let many = doors.len().saturating_sub(DOORS_MAX - 1);
+    if many > 1 {
+        let joined: Vec<Door> = doors.drain(..many).collect();
+        let until_s = joined.iter().map(|door| door.until_s).fold(Some(0), later);
+        let number = joined.last().map_or(0, |door| door.number);
+        let all_before = true;
+        doors.insert(
+            0,
+            Door {
+                number,
+                until_s,
+                all_before,
+            },
+        );
+    }
+    doors
+}
+
+/// At most [`WATCHES_MAX`]: the first ones become one that no host can end.
+fn joined_watches(mut watch: Vec<Watch>) -> Vec<Watch> {
+    for note in &mut watch {
+        note.host = plain(std::mem::take(&mut note.host));
+        note.token = plain(std::mem::take(&mut note.token));
+        note.host.truncate(32);
+        note.token.truncate(32);
+    }
+    let many = watch.len().saturating_sub(WATCHES_MAX - 1);
+    if many > 1 {
+        let joined: Vec<Watch> = watch.drain(..many).collect();
+        let until_s = joined.iter().map(|note| note.until_s).max().unwrap_or(0);
+        let (host, token) = (String::new(), String::new());
+        watch.insert(
+            0,
+            Watch {
+                host,
+                token,
+                until_s,
+            },
+        );
+    }
+    watch
+}
+
+fn plain(mut text: String) -> String {
+    text.retain(|c| c.is_ascii_alphanumeric() || "._+-".contains(c));
+    text.truncate(64);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn content() -> Content {
+        let owner = OwnerNote {
+            host: "a".repeat(100),
+            version: "v".repeat(100),
+        };
+        Content::new(Token([0xff; 16]), Token([1; 16]), owner)
+    }
+
+    #[test]
+    fn the_largest_lease_fits_and_reads_back() {
+        let mut lease = content();
+        lease.renewed = u64::MAX;
+        lease.agent = Some("f".repeat(16));
+        for n in 0..40 {
+            lease.add_door(Door {
+                number: u64::MAX - n,
+                until_s: Some(u64::MAX - n),
+                all_before: false,
+            });
+            let note = Watch {
+                host: format!("{n:064}"),
+                token: "e".repeat(64),
+                until_s: u64::MAX,
+            };
+            lease.inherit(&[], &[note]);
+        }
+        assert_eq!((lease.doors.len(), lease.watch.len()), (16, 16));
+        assert_eq!(Content::parse(&lease.bytes()), Some(lease));
+    }
+
+    #[test]
+    fn doors_that_are_joined_keep_the_latest_time_and_an_open_one_stays_open() {
+        let mut lease = content();
+        for n in 1..=20 {
+            let until_s = (n != 3).then_some(1000 - n);
+            lease.add_door(Door {
+                number: n,
+                until_s,
+                all_before: false,
+            });
+        }
+        let first = &lease.doors[0];
+        assert_eq!(
+            (first.number, first.all_before, first.until_s),
+            (5, true, None)
+        );
+        assert!(lease.has_open_door());
+        lease.drop_past(985, Some(20));
+        let left: Vec<u64> = lease.doors.iter().map(|door| door.number).collect();
+        assert_eq!(left, [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 20]);
+    }
+
+    #[test]
+    fn a_torn_lease_is_none_and_an_old_lock_is_read() {
+        let (mut one, mut two) = (content(), content());
+        two.renewed = 1;
+        two.free = true;
+        assert!(one.held_word().len() > 40);
+        let (bytes, mut torn) = (two.bytes(), one.bytes());
+        torn[..60].copy_from_slice(&bytes[..60]);
+        assert_eq!(Content::parse(&torn), None);
+        let json = r#"{"token":"ab","host":"h","started_s":1,"renewed":2,"version":"0.1"}"#;
+        let old = Content::parse(format!("{json:<511}\n").as_bytes()).unwrap();
+        assert_eq!((old.free, old.renewed, old.doors.len()), (false, 2, 0));
+        one.free = true;
+        let text = String::from_utf8(one.bytes().to_vec()).unwrap();
+        assert!(!text.contains(&one.held_word()));
+        one.free = false;
+        let text = String::from_utf8(one.bytes().to_vec()).unwrap();
+        assert!(text.contains(&one.held_word()));
+    }
+}

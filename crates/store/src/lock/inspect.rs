@@ -1,0 +1,44 @@
+//! What others see of a lease.
+
+use super::seen::{Seen, look};
+use super::taking::hint;
+use super::{LockError, LockInfo};
+use crate::{FileName, LocalRecord, Store};
+
+/// Who holds a container, by the highest lease, and that lease's number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inspected {
+    /// The lease by which nobody may enter just so: held, or free with a session before it that may
+    /// still write. `None` where the container is free.
+    pub held: Option<LockInfo>,
+    /// It tells every session that came and went. `None` without any lease.
+    pub highest: Option<u64>,
+}
+
+/// What the highest lease says. `record` saves round trips where that is the last one of its
+/// machine.
+pub fn inspect(
+    store: &dyn Store,
+    container: &FileName,
+    record: Option<&LocalRecord>,
+) -> Result<Inspected, LockError> {
+    inspect_near(store, container, record.and_then(hint))
+}
+
+/// The same; `hint` is the number that is probably the highest.
+pub fn inspect_near(
+    store: &dyn Store,
+    container: &FileName,
+    hint: Option<u64>,
+) -> Result<Inspected, LockError> {
+    let folder = look(store, container, hint)?;
+    let highest = folder.highest();
+    let enters = |seen: &&Seen| {
+        let content = seen.content.as_ref();
+        content.is_some_and(|content| content.free && !content.has_open_door())
+    };
+    Ok(Inspected {
+        held: highest.filter(|seen| !enters(seen)).map(Seen::info),
+        highest: highest.map(|seen| seen.number),
+    })
+}
