@@ -98,7 +98,7 @@ fn folder_of_the_container_is_missing() {
     exit 1
     --- stderr
     sprat: open folder [DIR]/nowhere: not found
-    Hint: nothing was changed. Check the path, and whether its disk is mounted there; sprat makes no folders on a server. The new key file [DIR]/config/keys/x.key is kept; the next init uses it
+    Hint: nothing was changed. Check the path, and whether its disk is mounted there; sprat makes no folders on a server
     ");
 }
 
@@ -197,7 +197,7 @@ fn init_never_overwrites() {
     --- stderr
     sprat: the key file [DIR]/config/keys/x.key exists and is used as it is
     sprat: [DIR]/store/x.luks exists already
-    Hint: init never overwrites, and nothing was changed. Choose another name, or remove the old container on the server yourself. If an init made it that was cut off before it showed the sheet: `sprat key add TARGET --new-recovery` makes a recovery key and shows one
+    Hint: init never overwrites, and nothing was changed. Choose another name, or remove the old container on the server yourself. If an init made it that was cut off before it showed the sheet: `sprat key add TARGET --new-recovery` makes a recovery key and shows one. If its key file is lost: the recovery key on the sheet opens it
     ");
     assert_eq!(fs::read(machine.path("config/keys/x.key")).unwrap(), key);
     assert_eq!(machine.sprat(&["snapshots", CONTAINER]).code, 0);
