@@ -25,6 +25,7 @@ use std::time::Duration;
 use rustix::fs::{AtFlags, Mode, OFlags, openat};
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::foreign::temporary_name;
 use crate::job::replace_file;
 use crate::name::SnapshotName;
 use crate::walk::change_time_ns;
@@ -42,6 +43,9 @@ pub(crate) struct Checkpoints {
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<Result<(), io::Error>>>,
 }
+
+/// A file that is written for its change time.
+const CLOCK: &str = "checkpoint.clock";
 
 fn file_name(name: SnapshotName) -> String {
     format!("{name}.checkpoint")
@@ -102,9 +106,10 @@ fn clock_offset_ns() -> i128 {
 
 /// Makes one checkpoint.
 pub(crate) fn make(state: &OwnedFd, name: SnapshotName) -> io::Result<()> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
-    let mut clock =
-        std::fs::File::from(openat(state, "checkpoint.clock", flags, Mode::from(0o600))?);
+    // Exclusive: never through a symbolic link, nor into a pipe, that somebody else put there.
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let clock = temporary_name(state, CLOCK)?;
+    let mut clock = std::fs::File::from(openat(state, clock, flags, Mode::from(0o600))?);
     io::Write::write_all(&mut clock, b"now\n")?;
     let now_ns = change_time_ns(&rustix::fs::fstat(&clock)?);
     rustix::fs::syncfs(state)?;
@@ -128,7 +133,7 @@ pub(crate) fn read(state: &OwnedFd, name: SnapshotName) -> Option<i128> {
 /// Withdraws the checkpoint of `name`.
 pub(crate) fn forget(state: &OwnedFd, name: SnapshotName) {
     let _ = rustix::fs::unlinkat(state, file_name(name), AtFlags::empty());
-    let _ = rustix::fs::unlinkat(state, "checkpoint.clock", AtFlags::empty());
+    let _ = rustix::fs::unlinkat(state, CLOCK, AtFlags::empty());
 }
 
 #[cfg(test)]

@@ -42,6 +42,14 @@ pub enum SnapshotError {
     /// A pattern is refused.
     #[error("exclude pattern {pattern}: {why}")]
     PatternRefused { pattern: String, why: &'static str },
+    /// A line of a file with patterns is refused.
+    #[error("{path}, line {line}: exclude pattern {pattern}: {why}")]
+    PatternLineRefused {
+        path: String,
+        line: usize,
+        pattern: String,
+        why: &'static str,
+    },
     /// rsync isn't there.
     #[error("rsync was not found ({program})")]
     RsyncMissing { program: String },
@@ -261,6 +269,7 @@ impl SnapshotError {
             | Self::SourceRefused { .. }
             | Self::PatternRefused { .. }
             | Self::PatternFile { .. }
+            | Self::PatternLineRefused { .. }
             | Self::PathRefused { .. }
             | Self::DeleteReachesContainer { .. }
             | Self::DeleteReachesMounts { .. }
@@ -312,8 +321,11 @@ impl SnapshotError {
             Self::VolumeFull { .. } => {
                 "Older snapshots are whole, and what was copied is kept for the next run. Make the volume larger with `sprat grow`, or make room with `sprat prune`; where interrupted runs fill it, its --drop-interrupted removes what they copied."
             }
+            Self::PatternRefused { .. } | Self::PatternLineRefused { .. } => {
+                "Nothing was changed. A pattern begins with / for a whole path, or is a name, as in rsync's manual."
+            }
             Self::PatternFile { .. } => {
-                "Nothing was changed. Make it readable, or take it out of the job."
+                "Nothing was changed. Make it a readable file, or take it out of the job."
             }
             Self::DestinationInTheWay { .. } => {
                 "The snapshot is untouched. Move the folder away, or restore to another place; --delete removes it."

@@ -23,9 +23,11 @@ use rustix::fs::{
 
 use crate::checkpoint;
 use crate::error::SnapshotError;
+use crate::foreign;
 use crate::name::{JobName, SnapshotName};
 use crate::recent;
 use crate::record::{EntryKind, RunRecord, Warning};
+use crate::rsync::ends_run;
 use crate::scout::Scout;
 use crate::spec::Cancel;
 use crate::text::escape_path;
@@ -37,6 +39,10 @@ pub(crate) const STATE_FOLDER: &str = ".sprat";
 const DELETING: &str = "deleting-";
 /// Begins as what the next run goes on removing.
 const LINKS_TO_COPY: &str = "deleting-links-to-copy";
+/// Before a number, where somebody else's object has the name.
+const NUMBERED: char = '~';
+/// So many names are tried where somebody else's objects have those before.
+const NAMES_TRIED_MAX: u32 = 100;
 const INFLIGHT: &str = ".inflight";
 const PARTIAL: &str = ".partial";
 /// A record is some kilobytes, with all its lists full about 300; more is not ours.
@@ -96,6 +102,8 @@ pub(crate) struct RunFolder {
     pub(crate) job: JobFolder,
     /// `.sprat`; carries the flock.
     pub(crate) state: OwnedFd,
+    /// What lay where the folders belong and was renamed.
+    renamed: Vec<Warning>,
 }
 
 fn on_volume(op: &'static str, object: &dyn ToString) -> impl FnOnce(io::Error) -> SnapshotError {
@@ -133,15 +141,28 @@ impl JobFolder {
         job: &JobName,
     ) -> Result<RunFolder, SnapshotError> {
         let root = open_folder_at(volume_root).map_err(on_volume("open", &"its root"))?;
+        let mut renamed = Vec::new();
+        renamed.extend(
+            foreign::rename_if_no_folder(&root, "", job.as_str())
+                .map_err(on_volume("rename", &job))?,
+        );
         make_folder(&root, job.as_str(), 0o755).map_err(on_volume("make folder", &job))?;
         let this = Self::open(volume_root, Path::new(job.as_str()))?;
+        renamed.extend(
+            foreign::rename_if_no_folder(&this.folder, &format!("{job}/"), STATE_FOLDER)
+                .map_err(on_volume("rename", &STATE_FOLDER))?,
+        );
         // Only root reads it: names of unread files stand in it.
         make_folder(&this.folder, STATE_FOLDER, 0o700)
             .map_err(on_volume("make folder", &STATE_FOLDER))?;
         let state = open_folder(this.folder.as_fd(), Path::new(STATE_FOLDER))
             .map_err(on_volume("open", &STATE_FOLDER))?;
         match flock(&state, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(RunFolder { job: this, state }),
+            Ok(()) => Ok(RunFolder {
+                job: this,
+                state,
+                renamed,
+            }),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(SnapshotError::Busy {
                 job: job.to_string(),
             }),
@@ -237,6 +258,21 @@ impl JobFolder {
     }
 }
 
+/// The warning of a tree that can't be removed. What concerns the whole volume is an error.
+fn kept(folder: &Path, error: SnapshotError) -> Result<Warning, SnapshotError> {
+    match &error {
+        SnapshotError::Volume { source, .. }
+            if source.raw_os_error().is_some_and(|errno| !ends_run(errno)) =>
+        {
+            Ok(Warning::LeftoverKept {
+                folder: escape_path(folder),
+                reason: format!("{error}: {source}"),
+            })
+        }
+        _ => Err(error),
+    }
+}
+
 fn is_loop(e: &io::Error) -> bool {
     e.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }
@@ -296,11 +332,23 @@ impl RunFolder {
         let mut warnings = Vec::new();
         for (name, _) in self.state_names()? {
             let deleting = name.to_str().is_some_and(|name| name.starts_with(DELETING));
-            if deleting {
-                self.finish_removal(&name, cancel)?;
+            if !deleting {
+                continue;
+            }
+            let path = Path::new(STATE_FOLDER).join(&name);
+            if !self.job.is_folder(&path) {
+                // Never made by sprat.
+                warnings.push(Warning::ForeignObject {
+                    path: format!("{}/{}", self.job.job, escape_path(&path)),
+                    done: "left alone".to_owned(),
+                });
+            } else if let Err(error) = self.finish_removal(&name, cancel) {
+                warnings.push(kept(&path, error)?);
+            } else {
                 self.forget_record(&name);
             }
         }
+        warnings.extend(self.renamed.iter().cloned());
         for folder in self.job.own_folders()? {
             if let Folder::Inflight(name) = folder {
                 warnings.extend(self.recover_inflight(name, cancel)?);
@@ -310,7 +358,9 @@ impl RunFolder {
         if partials.len() > PARTIALS_MAX {
             // The newest may have been stopped early, the oldest was the first and maybe longest.
             for partial in &partials[1..=partials.len() - PARTIALS_MAX] {
-                self.remove(*partial, cancel)?;
+                if let Err(error) = self.remove(*partial, cancel) {
+                    warnings.push(kept(Path::new(&partial.to_string()), error)?);
+                }
             }
         }
         Ok(warnings)
@@ -326,9 +376,20 @@ impl RunFolder {
             .map_err(on_volume("open", &folder))?;
         let Some(durable_before_ns) = checkpoint::read(&self.state, name) else {
             // Nothing in it can be trusted. Its links are in older snapshots anyway.
-            self.remove(folder, cancel)?;
-            return Ok(None);
+            return match self.remove(folder, cancel) {
+                Ok(()) => Ok(None),
+                Err(error) => kept(Path::new(&folder.to_string()), error).map(Some),
+            };
         };
+        let partial = Folder::Partial(name).to_string();
+        if statat(&self.job.folder, &partial, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+            // Somebody else's: what was copied can't get its name.
+            self.remove(folder, cancel)?;
+            return Ok(Some(Warning::ForeignObject {
+                path: format!("{}/{partial}", self.job.job),
+                done: "left alone, and the interrupted run of that name was removed".to_owned(),
+            }));
+        }
         let swept =
             crate::walk::remove_files_changed_since(tree.as_fd(), durable_before_ns, cancel)
                 .map_err(on_volume("sweep", &folder))?;
@@ -381,14 +442,26 @@ impl RunFolder {
             !matches!(folder, Folder::Named(_)),
             "finished snapshots are not removed here"
         );
-        let away = format!("{DELETING}{folder}");
-        renameat(&self.job.folder, folder.to_string(), &self.state, &away)
-            .map_err(|e| on_volume("rename", &folder)(e.into()))?;
+        let away = self.rename_away(folder)?;
         checkpoint::forget(&self.state, folder.name());
         recent::forget(&self.state, folder.name());
         let record = format!("{}.json", folder.name());
         let _ = rustix::fs::unlinkat(&self.state, record, AtFlags::empty());
-        self.finish_removal(Path::new(&away), cancel)
+        self.finish_removal(&away, cancel)
+    }
+
+    /// Renames a tree into the state folder, to a name that is free. Returns that.
+    fn rename_away(&self, folder: Folder) -> Result<PathBuf, SnapshotError> {
+        let first = format!("{DELETING}{folder}");
+        let others = (2..=NAMES_TRIED_MAX).map(|n| format!("{first}{NUMBERED}{n}"));
+        let is_free = |name: &String| statat(&self.state, name, AtFlags::SYMLINK_NOFOLLOW).is_err();
+        let away = std::iter::once(first.clone())
+            .chain(others)
+            .find(is_free)
+            .unwrap_or(first);
+        renameat(&self.job.folder, folder.to_string(), &self.state, &away)
+            .map_err(|e| on_volume("rename", &folder)(e.into()))?;
+        Ok(PathBuf::from(away))
     }
 
     /// The trees that earlier runs began to remove, by their names in the state folder.
@@ -396,21 +469,20 @@ impl RunFolder {
         let names = self.state_names()?.into_iter().map(|(name, _)| name);
         let deleting =
             |name: &PathBuf| name.to_str().is_some_and(|name| name.starts_with(DELETING));
-        Ok(names.filter(deleting).collect())
+        let folder = |name: &PathBuf| self.job.is_folder(&Path::new(STATE_FOLDER).join(name));
+        Ok(names.filter(deleting).filter(folder).collect())
     }
 
     /// Takes a snapshot or an interrupted tree away from where they are, into the state folder; its
     /// record stays until its files are gone, so that its name is not given anew. Returns where it is.
     pub(crate) fn take_away(&self, folder: Folder) -> Result<PathBuf, SnapshotError> {
-        let away = format!("{DELETING}{folder}");
-        renameat(&self.job.folder, folder.to_string(), &self.state, &away)
-            .map_err(|e| on_volume("rename", &folder)(e.into()))?;
-        Ok(PathBuf::from(away))
+        self.rename_away(folder)
     }
 
     /// Forgets the record of a tree whose files are gone.
     pub(crate) fn forget_record(&self, away: &Path) {
         let folder = away.to_str().and_then(|name| name.strip_prefix(DELETING));
+        let folder = folder.map(|name| name.split(NUMBERED).next().unwrap_or(name));
         let Some(folder) = folder.and_then(Folder::parse) else {
             return;
         };
@@ -471,6 +543,10 @@ impl RunFolder {
         let object = escape_path(copy);
         let failed = on_volume("link to", &object);
         let tree = Path::new(STATE_FOLDER).join(LINKS_TO_COPY);
+        if std::fs::symlink_metadata(self.job.path.join(&tree)).is_ok() {
+            // Never through somebody else's symbolic link.
+            return Err(failed(io::ErrorKind::AlreadyExists.into()));
+        }
         let mut to = PathBuf::from("../../..");
         to.extend(above.components().map(|_| ".."));
         to.push(copy);
@@ -571,11 +647,7 @@ impl RunFolder {
 /// lead to it (Documentation/filesystems/ext4/journal.rst).
 pub(crate) fn replace_file(folder: &OwnedFd, name: &str, content: &[u8]) -> io::Result<()> {
     use rustix::fs::{OFlags, openat};
-    let new = format!("{name}.new");
-    match rustix::fs::unlinkat(folder, &new, AtFlags::empty()) {
-        Ok(()) | Err(rustix::io::Errno::NOENT) => {}
-        Err(e) => return Err(e.into()),
-    }
+    let new = foreign::temporary_name(folder, &format!("{name}.new"))?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let mut file = std::fs::File::from(openat(folder, &new, flags, Mode::from(0o600))?);
     io::Write::write_all(&mut file, content)?;

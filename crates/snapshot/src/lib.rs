@@ -14,6 +14,7 @@
 //! - Nothing is printed, and no environment variable is read.
 #![forbid(unsafe_code)]
 
+mod attempts;
 mod automounts;
 mod by_hand;
 mod check;
@@ -21,6 +22,7 @@ mod checkpoint;
 mod disks;
 mod error;
 mod file_system;
+mod foreign;
 mod in_the_way;
 mod job;
 mod keep;
@@ -29,6 +31,7 @@ mod mounts;
 mod mounts_inside;
 mod name;
 mod own_places;
+mod patterns;
 mod prune;
 mod recent;
 mod record;
@@ -52,12 +55,13 @@ pub use file_system::FileSystem;
 pub use keep::{Candidate, KeepReason, KeepRules, Verdict, decide};
 pub use list::list;
 pub use name::{JobName, NameError, SnapshotName};
+pub use patterns::pattern_mistake;
 pub use prune::{Interrupted, PruneReport, PruneSpec, Pruned, prune};
 pub use record::{
     EntryKind, LinkedFrom, NameList, RECORD_FORMAT, RunRecord, RunStats, SnapshotEntry, Warning,
 };
 pub use restore::restore;
-pub use sources::{mistakes, pattern_mistake};
+pub use sources::mistakes;
 pub use spec::{
     Cancel, LocalContainer, Phase, Progress, RestoreReport, RestoreSpec, SnapshotReport,
     SnapshotSpec,

@@ -35,6 +35,14 @@ impl NameList {
         self.push_within(name, NAMES_MAX);
     }
 
+    /// As [`NameList::push`], unless it is the name that came last: rsync has a message for each
+    /// attribute of a file, one after the other.
+    pub(crate) fn push_new(&mut self, name: String) {
+        if self.names.last() != Some(&name) {
+            self.push(name);
+        }
+    }
+
     pub(crate) fn push_within(&mut self, name: String, names_max: usize) {
         self.count = self.count.saturating_add(1);
         if self.names.len() < names_max {
@@ -210,6 +218,32 @@ pub enum Warning {
     LatestNotMoved {
         /// Why.
         reason: String,
+    },
+    /// Files have attributes that the volume's file system refuses, such as `btrfs.compression`; their
+    /// content is there, those attributes are not.
+    AttributesRefused {
+        /// How many files.
+        files: u64,
+    },
+    /// A source is not there, empty or unreadable: the snapshot has the others.
+    SourceLeftOut {
+        /// The source, escaped.
+        path: String,
+        /// Why.
+        why: String,
+    },
+    /// A file has more names (hard links) than the volume allows for one file: some of the names are
+    /// files of their own in this snapshot, and so may be names of other files.
+    LinksSplit {
+        /// One of its names, escaped.
+        path: String,
+    },
+    /// Something of somebody else's lies where sprat keeps its own; it was left alone, or renamed.
+    ForeignObject {
+        /// Its path on the volume, escaped.
+        path: String,
+        /// What was done.
+        done: String,
     },
     /// One that a newer program wrote.
     #[serde(other)]

@@ -533,6 +533,12 @@ fn judge(outcome: &Outcome, to: &Path) -> Result<(), SnapshotError> {
             path: escape_path(to),
             folders: vec![folder.clone()],
         }),
+        // A restore has none: to it such a file is a failure.
+        Ended::Because(_) => Err(SnapshotError::RestoreFailed {
+            ended: "stopped".to_owned(),
+            first_message: outcome.messages.names.first().cloned().unwrap_or_default(),
+            messages: outcome.messages.clone(),
+        }),
         Ended::Failed { ended, message } => Err(SnapshotError::RestoreFailed {
             ended: ended.clone(),
             first_message: message.clone(),

@@ -5,9 +5,12 @@ mod messages;
 mod output;
 mod program;
 mod run;
+mod scope;
 mod stillness;
+mod waiting;
 
 pub(crate) use guard::Guard;
 pub(crate) use output::ITEM_FORMAT;
 pub(crate) use program::Rsync;
-pub(crate) use run::{Ended, ITEMS_MAX, Invocation, Outcome, Side, room_at};
+pub(crate) use run::{Ended, ITEMS_MAX, Invocation, Obstacle, Outcome, Side, room_at};
+pub(crate) use scope::ends_run;

@@ -9,14 +9,15 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::automounts;
 use crate::disks::Disks;
-use crate::error::SnapshotError;
+use crate::error::{SnapshotError, SnapshotErrorKind};
 use crate::file_system::FileSystem;
 use crate::mounts::{Mount, holding, mounts, pattern_for};
 use crate::mounts_inside::{MountChange, MountInside, Place, changes, mounts_inside};
 use crate::own_places::{OwnPlaces, joined, real_path};
+use crate::patterns;
 use crate::record::Warning;
 use crate::spec::SnapshotSpec;
-use crate::text::{escape_name, escape_path};
+use crate::text::escape_path;
 use crate::walk::{holds_a_file, open_folder_at};
 
 /// A tree of only folders is called empty; looked for in so many folders, then taken for filled.
@@ -41,6 +42,8 @@ pub(crate) struct Sources {
     /// Patterns of what is left out in any case.
     pub(crate) left_out: Vec<OsString>,
     pub(crate) warnings: Vec<Warning>,
+    /// Sources that are left out because they are not there, empty or unreadable; escaped.
+    pub(crate) missing: Vec<String>,
     /// What is mounted inside them and belongs to them.
     pub(crate) mounts: Vec<MountInside>,
     /// The file systems that hold the sources, and those inside.
@@ -70,7 +73,7 @@ pub(crate) fn plain_path(path: &Path) -> Result<PathBuf, &'static str> {
 impl Sources {
     /// Looks at the sources of `spec`, and for what lies in them and must stay out.
     pub(crate) fn look(spec: &SnapshotSpec, volume_root: &Path) -> Result<Self, SnapshotError> {
-        check_patterns(spec)?;
+        patterns::check(spec)?;
         if spec.sources.is_empty() {
             return Err(SnapshotError::NoSources {
                 job: spec.job.to_string(),
@@ -78,18 +81,32 @@ impl Sources {
         }
         let table = use_automounts(spec)?;
         let mut list: Vec<Source> = Vec::new();
+        let mut missing: Vec<(String, SnapshotError)> = Vec::new();
         for path in &spec.sources {
             let path = plain_path(path).map_err(|why| refused(path, why.to_owned()))?;
             // Named twice is the same as named once. Nested ones stay: with patterns or
             // `one_file_system` they add what the outer one leaves out.
             if !list.iter().any(|source| source.path == path) {
-                list.push(look_at(path, spec.allow_empty)?);
+                match look_at(path.clone(), spec.allow_empty) {
+                    Ok(source) => list.push(source),
+                    // The others are backed up without it.
+                    Err(error) if error.kind() == SnapshotErrorKind::Source => {
+                        missing.push((escape_path(&path), error));
+                    }
+                    Err(error) => return Err(error),
+                }
             }
+        }
+        if list.is_empty()
+            && let Some((_, error)) = missing.pop()
+        {
+            return Err(error);
         }
         let mut this = Self {
             list,
             left_out: Vec::new(),
             warnings: Vec::new(),
+            missing: missing.iter().map(|(path, _)| path.clone()).collect(),
             mounts: Vec::new(),
             file_systems: Vec::new(),
             no_mounts_in: Vec::new(),
@@ -102,6 +119,18 @@ impl Sources {
         this.mounts = this.mounts_in(&table);
         this.leave_out_empty_automounts();
         this.file_systems = this.file_systems_in(&table);
+        let left_out = missing.into_iter().map(|(path, error)| {
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+            let why = error.to_string();
+            let why = why
+                .strip_prefix(&format!("source {path}: "))
+                .unwrap_or(&why);
+            Warning::SourceLeftOut {
+                why: format!("{why}{}", cause.unwrap_or_default()),
+                path,
+            }
+        });
+        this.warnings.extend(left_out);
         Ok(this)
     }
 
@@ -319,6 +348,15 @@ fn look_at(path: PathBuf, allow_empty: bool) -> Result<Source, SnapshotError> {
     if metadata.is_symlink() {
         return Err(is_link(&path));
     }
+    if !metadata.is_dir() && !metadata.is_file() {
+        // rsync would make such a thing again, without any content, and call it done.
+        return Err(refused(
+            &path,
+            "is a pipe, socket or device, which has no content that could be saved; name a file or \
+             folder"
+                .to_owned(),
+        ));
+    }
     if metadata.is_dir() && !allow_empty && is_empty(&path) {
         return Err(SnapshotError::SourceEmpty { path: text });
     }
@@ -359,20 +397,6 @@ fn seen_through(inside: &Path, real: &Path, named: &Path) -> PathBuf {
     }
 }
 
-/// Why a pattern of a job's own is refused.
-#[must_use]
-pub fn pattern_mistake(pattern: &str) -> Option<&'static str> {
-    if pattern.is_empty() {
-        Some("it is empty")
-    } else if pattern == "!" {
-        Some("it would clear the list of patterns")
-    } else if pattern.contains(['\n', '\0']) {
-        Some("it has a newline or NUL in it")
-    } else {
-        None
-    }
-}
-
 /// All that is wrong with the form of a job, whatever is mounted today: paths and patterns that can't
 /// be meant, and symbolic links, whose targets nobody would find in the snapshot.
 #[must_use]
@@ -385,54 +409,8 @@ pub fn mistakes(spec: &SnapshotSpec) -> Vec<SnapshotError> {
             Ok(_) => None,
             Err(why) => Some(refused(path, why.to_owned())),
         });
-    // One that can't be read is its job's own failure.
-    let files = spec.exclude_from.iter().filter_map(|file| {
-        let is_file = std::fs::metadata(file).is_ok_and(|about| about.is_file());
-        let text = is_file.then(|| std::fs::read(file).ok()).flatten()?;
-        clears_patterns(file, &text)
-    });
-    sources.chain(refused_patterns(spec)).chain(files).collect()
-}
-
-fn refused_patterns(spec: &SnapshotSpec) -> impl Iterator<Item = SnapshotError> {
-    spec.excludes.iter().filter_map(|pattern| {
-        Some(SnapshotError::PatternRefused {
-            why: pattern_mistake(pattern)?,
-            pattern: escape_name(pattern.as_bytes()),
-        })
-    })
-}
-
-/// Refuses a file whose patterns would clear sprat's own: the container would enter its snapshot.
-/// rsync ends lines at both characters (exclude.c, `parse_filter_file`).
-fn clears_patterns(file: &Path, text: &[u8]) -> Option<SnapshotError> {
-    let mut lines = text.split(|byte| matches!(byte, b'\n' | b'\r'));
-    lines
-        .any(|line| line == b"!")
-        .then(|| SnapshotError::PatternRefused {
-            pattern: format!("! in {}", escape_path(file)),
-            why: "it would clear the list of patterns. Remove the line, and what it was to clear",
-        })
-}
-
-fn check_patterns(spec: &SnapshotSpec) -> Result<(), SnapshotError> {
-    if let Some(refused) = refused_patterns(spec).next() {
-        return Err(refused);
-    }
-    for file in &spec.exclude_from {
-        if !file.is_absolute() {
-            return Err(SnapshotError::PatternFile {
-                path: escape_path(file),
-                source: io::Error::new(io::ErrorKind::InvalidInput, "the path must be absolute"),
-            });
-        }
-        let text = std::fs::read(file).map_err(|source| SnapshotError::PatternFile {
-            path: escape_path(file),
-            source,
-        })?;
-        if let Some(refused) = clears_patterns(file, &text) {
-            return Err(refused);
-        }
-    }
-    Ok(())
+    sources
+        .chain(patterns::refused(spec))
+        .chain(patterns::refused_lines(spec))
+        .collect()
 }

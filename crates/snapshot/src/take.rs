@@ -9,6 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rustix::fs::AtFlags;
 
+use crate::attempts::{self, Attempts};
 use crate::by_hand;
 use crate::checkpoint::{self, Checkpoints};
 use crate::disks::{self, Disks};
@@ -24,11 +25,11 @@ use crate::rsync::{
     Ended, Guard, ITEM_FORMAT, ITEMS_MAX, Invocation, Outcome, Rsync, Side, room_at,
 };
 use crate::scout::Scout;
-use crate::sources::{self, Sources};
+use crate::sources::{self, Source, Sources};
 use crate::spec::{Cancel, Phase, Progress, SnapshotReport, SnapshotSpec};
 use crate::suspects::Suspects;
 use crate::text::{escape_name, escape_path, unescape_path};
-use crate::wholeness::Made;
+use crate::wholeness::{Made, source_of};
 
 /// Takes a snapshot of `spec.sources` into the job's folder on the volume that is mounted at
 /// `volume_root`.
@@ -141,10 +142,16 @@ fn take_or_fail(
         None
     };
     let copy = match copy {
-        Some((copy, source)) => Some(LinkedCopy {
-            link_dest: folder.link_to_copy(&copy, &source)?,
-            copy,
-        }),
+        Some((copy, source)) => match folder.link_to_copy(&copy, &source) {
+            Ok(link_dest) => Some(LinkedCopy { link_dest, copy }),
+            // Somebody else's object has the place of the links: all is copied.
+            Err(SnapshotError::Volume { source, .. })
+                if source.kind() == std::io::ErrorKind::AlreadyExists =>
+            {
+                None
+            }
+            Err(error) => return Err(error),
+        },
         None => None,
     };
     let run = Run {
@@ -192,7 +199,7 @@ struct Run<'a> {
 impl Run<'_> {
     fn carry_out(
         &self,
-        warnings: Vec<Warning>,
+        mut warnings: Vec<Warning>,
         progress: &mut dyn FnMut(Progress),
         cancel: &Cancel,
         checkpoint_every: Duration,
@@ -218,7 +225,7 @@ impl Run<'_> {
             }
             progress(now);
         };
-        let outcome = self.rsync.run(&invocation, &mut followed, cancel);
+        let outcome = self.attempt(&invocation, inflight, &mut followed, cancel);
         drop(scout);
         drop(guard);
         if self.copy.is_some() {
@@ -238,6 +245,7 @@ impl Run<'_> {
             phase: Phase::Syncing,
             ..outcome.progress
         });
+        warnings.extend(outcome.warnings.iter().cloned());
         let mut record = self.record(&invocation, &outcome, warnings);
         plan.note_in(&mut record);
         // By the clock that nobody sets, so that it never lies before the start.
@@ -315,6 +323,13 @@ impl Run<'_> {
                     object: self.made(outcome, inflight).no_room_for(),
                 });
             }
+            Ended::Because(_) => {
+                return Err(SnapshotError::RsyncFailed {
+                    ended: "stopped".to_owned(),
+                    first_message: outcome.messages.names.first().cloned().unwrap_or_default(),
+                    messages: outcome.messages.clone(),
+                });
+            }
             Ended::InTheWay(folder) => {
                 return Err(SnapshotError::RsyncFailed {
                     ended: "stopped".to_owned(),
@@ -334,9 +349,20 @@ impl Run<'_> {
         }
         self.sources.check_again()?;
         let tree = self.folder.job.path.join(inflight.to_string());
-        for source in &self.sources.list {
+        let is_there = |source: &Source| {
             let below = source.path.strip_prefix("/").unwrap_or(&source.path);
-            let there = std::fs::symlink_metadata(tree.join(below)).is_ok();
+            std::fs::symlink_metadata(tree.join(below)).is_ok()
+        };
+        if outcome.ended == Ended::WithUnread && !self.sources.list.iter().any(is_there) {
+            // A snapshot of nothing would look like one.
+            return Err(SnapshotError::RsyncFailed {
+                ended: "nothing was copied".to_owned(),
+                first_message: outcome.messages.names.first().cloned().unwrap_or_default(),
+                messages: outcome.messages.clone(),
+            });
+        }
+        for source in &self.sources.list {
+            let there = is_there(source);
             // One that could not be read is named as that.
             let unread = &outcome.unread;
             let mut names = unread.names.iter().map(|name| unescape_path(name));
@@ -437,7 +463,7 @@ impl Run<'_> {
     /// stands in it.
     fn invocation(&self, inflight: Folder) -> Invocation {
         let mut arguments: Vec<OsString> = [
-            "-aHAXXS",
+            attempts::OPTIONS,
             "--numeric-ids",
             "--delete",
             "--delete-excluded",
@@ -534,11 +560,28 @@ impl Run<'_> {
         plan.prepare(&self.folder.state, &root).map_err(failed)?;
         if matches!(outcome.ended, Ended::Whole | Ended::WithUnread) && !cancel.is_cancelled() {
             let invocation = self.run_into_volume(reread::arguments(&inflight.to_string()));
-            let second = self.rsync.run(&invocation, progress, cancel)?;
+            let second = self.attempt(&invocation, inflight, progress, cancel)?;
             outcome.add(second);
         }
         let _ = rustix::fs::unlinkat(&self.folder.state, reread::LIST, AtFlags::empty());
         Ok((outcome, plan))
+    }
+
+    /// Runs rsync into the new tree, again where one file ended it.
+    fn attempt(
+        &self,
+        invocation: &Invocation,
+        inflight: Folder,
+        progress: &mut dyn FnMut(Progress),
+        cancel: &Cancel,
+    ) -> Result<Outcome, SnapshotError> {
+        let tree = self.folder.job.path.join(inflight.to_string());
+        let attempts = Attempts {
+            rsync: &self.rsync,
+            tree: &tree,
+            source_of: &|path| source_of(&tree, path),
+        };
+        attempts.run(invocation, progress, cancel)
     }
 
     /// Lists the files that the next run must compare.
@@ -615,7 +658,10 @@ impl Run<'_> {
 /// content of files is not in it, and needs a sync before the name. Without counts nothing is known.
 fn copied_nothing(outcome: &Outcome) -> bool {
     let stats = &outcome.stats;
-    stats.files > 0 && stats.transferred == 0 && outcome.copied_from_older.is_empty()
+    !outcome.counts_unknown
+        && stats.files > 0
+        && stats.transferred == 0
+        && outcome.copied_from_older.is_empty()
 }
 
 fn joined(option: &str, value: &std::ffi::OsStr) -> OsString {

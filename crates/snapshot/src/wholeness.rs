@@ -68,8 +68,20 @@ impl Made<'_> {
                 Warning::MountedMeanwhile { path }
             });
         }
+        for left_out in &self.sources.missing {
+            record.unread.push(left_out.clone());
+        }
         self.attributes_lost(record);
         self.folders_vanished(record, &in_tree);
+        let refused = &self.outcome.attributes_refused;
+        if !refused.is_empty() {
+            let files = refused.count;
+            record.warnings.push(Warning::AttributesRefused { files });
+        }
+        for list in [refused, &self.outcome.unwritten] {
+            let seen = |name: &String| escape_path(&source_of(&self.tree, &unescape_path(name)));
+            record.unread.append(&list.map(seen));
+        }
         let vanished = record.vanished.count;
         let many = vanished > VANISHED_HARMLESS_MAX
             && vanished.saturating_mul(VANISHED_SHARE) > record.stats.files;
@@ -153,7 +165,7 @@ impl Made<'_> {
     /// The source file that found no room on the volume, escaped.
     pub(crate) fn no_room_for(&self) -> Option<String> {
         let name = self.outcome.no_room_for.as_ref()?;
-        Some(escape_path(&self.source_of(&unescape_path(name))))
+        Some(escape_path(&source_of(&self.tree, &unescape_path(name))))
     }
 
     fn attributes_lost(&self, record: &mut RunRecord) {
@@ -164,26 +176,26 @@ impl Made<'_> {
         record
             .warnings
             .push(Warning::AttributesTooLarge { files: lost.count });
-        let seen = |name: &String| escape_path(&self.source_of(&unescape_path(name)));
+        let seen = |name: &String| escape_path(&source_of(&self.tree, &unescape_path(name)));
         record.unread.append(&lost.map(seen));
     }
+}
 
-    /// The source file of which rsync told under `path`, where it wrote it: mostly under the name
-    /// that it has until it is whole, `.NAME.XXXXXX`.
-    fn source_of(&self, path: &Path) -> PathBuf {
-        let folder = self.tree.file_name().unwrap_or_default();
-        let mut parts = path.components().map(std::path::Component::as_os_str);
-        let below: PathBuf = match parts.by_ref().find(|part| *part == folder) {
-            Some(_) => parts.collect(),
-            None => path.strip_prefix("/").unwrap_or(path).to_owned(),
-        };
-        if std::fs::symlink_metadata(self.tree.join(&below)).is_ok() {
-            return Path::new("/").join(below);
-        }
-        let name = below.file_name().unwrap_or_default();
-        let name = until_whole(name).unwrap_or(name);
-        Path::new("/").join(below.with_file_name(name))
+/// The source file of which rsync reported under `path`, where it wrote it in `tree`: mostly under the
+/// name that it has until it is whole, `.NAME.XXXXXX`.
+pub(crate) fn source_of(tree: &Path, path: &Path) -> PathBuf {
+    let folder = tree.file_name().unwrap_or_default();
+    let mut parts = path.components().map(std::path::Component::as_os_str);
+    let below: PathBuf = match parts.by_ref().find(|part| *part == folder) {
+        Some(_) => parts.collect(),
+        None => path.strip_prefix("/").unwrap_or(path).to_owned(),
+    };
+    if std::fs::symlink_metadata(tree.join(&below)).is_ok() {
+        return Path::new("/").join(below);
     }
+    let name = below.file_name().unwrap_or_default();
+    let name = until_whole(name).unwrap_or(name);
+    Path::new("/").join(below.with_file_name(name))
 }
 
 /// The name that rsync gives a file whose temporary name is `name` (receiver.c, `get_tmpname`).

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where something is wrong")]
 
 mod folder;
+#[path = "judged/one_file.rs"]
+mod one_file;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -308,7 +310,10 @@ fn sources_that_can_not_be_meant_are_refused_before_anything_is_written() {
         (&|s| s.sources.clear(), "no sources"),
         (&|s| s.sources = vec!["relative".into()], "absolute"),
         (&|s| s.sources = vec!["/tmp/../etc".into()], "'..'"),
-        (&|s| s.sources.push("/no/such/place".into()), "no such file"),
+        (
+            &|s| s.sources = vec!["/no/such/place".into()],
+            "no such file",
+        ),
         (
             &|s| s.sources = vec![bench.path("link")],
             "symbolic link to source",

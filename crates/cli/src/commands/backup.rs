@@ -414,6 +414,10 @@ fn lacks_something(warning: &Warning) -> bool {
             | W::FoldersVanished { .. }
             | W::ManyVanished { .. }
             | W::AttributesTooLarge { .. }
+            | W::AttributesRefused { .. }
+            | W::SourceLeftOut { .. }
+            | W::LinksSplit { .. }
+            | W::ForeignObject { .. }
     )
 }
 
@@ -434,6 +438,27 @@ fn is_of_content(warning: &Warning) -> bool {
         warning,
         W::DamageHealed { .. } | W::MissedChangeCopied { .. } | W::LatestNotMoved { .. }
     )
+}
+
+/// Why a file is missing: what rsync said of it, or of its place on the volume.
+fn reason_of(name: &str, record: &RunRecord) -> Option<String> {
+    let left_out = record.warnings.iter().find_map(|warning| match warning {
+        Warning::SourceLeftOut { path, why } if path == name => Some(why.clone()),
+        _ => None,
+    });
+    // The name ends where the quote does; in a few messages there is a comma instead.
+    let ends = [format!("{name}\""), format!("{name},")];
+    let mut messages = record.messages.names.iter();
+    left_out.or_else(|| {
+        let message = messages.find(|message| ends.iter().any(|end| message.contains(end)))?;
+        let (_, reason) = message.rsplit_once(": ")?;
+        let attribute = message
+            .contains("xattr(")
+            .then(|| message.split('"').nth(3))
+            .flatten()
+            .map(|attribute| format!("attribute {attribute}: "));
+        Some(format!("{}{reason}", attribute.unwrap_or_default()))
+    })
 }
 
 /// The result as text: one line, and the files that could not be read.
@@ -475,7 +500,12 @@ fn summary(job: &str, report: &SnapshotReport, took: Duration) -> String {
         if part { ", or not whole" } else { "" }
     ));
     for name in unread.names.iter().take(UNREAD_SHOWN_MAX) {
-        summary.push_str(&format!("  {}\n", text::harmless(name)));
+        let reason = reason_of(name, &report.record).map(|reason| format!(": {reason}"));
+        summary.push_str(&format!(
+            "  {}{}\n",
+            text::harmless(name),
+            text::harmless(&reason.unwrap_or_default())
+        ));
     }
     let shown = u64::try_from(unread.names.len().min(UNREAD_SHOWN_MAX)).unwrap_or(u64::MAX);
     if unread.count > shown {
@@ -484,6 +514,9 @@ fn summary(job: &str, report: &SnapshotReport, took: Duration) -> String {
             text::count(unread.count - shown)
         ));
     }
+    summary.push_str(
+        "To leave one out for good, exclude its path: --exclude PATH, or `exclude` of the job.\n",
+    );
     summary
 }
 

@@ -178,6 +178,21 @@ fn warning_text(warning: &sprat_snapshot::Warning) -> String {
         W::LatestNotMoved { reason } => format!(
             "the snapshot is made, but `latest` in the volume could not be pointed to it: {reason}"
         ),
+        W::AttributesRefused { files } => format!(
+            "{} with attributes that the volume's file system refuses: the content is there, those \
+             attributes are not",
+            output::text::counted(*files, "file", "files")
+        ),
+        W::SourceLeftOut { path, why } => {
+            format!("source {path}: {why}; the snapshot is made without it")
+        }
+        W::LinksSplit { path } => format!(
+            "{path} has more hard links than the volume allows for one file: some of them, and of \
+             others, are files of their own in this snapshot"
+        ),
+        W::ForeignObject { path, done } => {
+            format!("{path} on the volume is not sprat's; it was {done}")
+        }
         _ => "the run's record holds a warning that this version has no words for".to_owned(),
     }
 }

@@ -1,5 +1,6 @@
 //! Judges each line that rsync writes to stderr: harmless, a source file that could not be read, or
-//! a failure. What is not known is a failure.
+//! a failure. A message of an unknown form is a failure; an unknown error number is none: `scope`
+//! says what it concerns.
 //!
 //! The texts are those of rsync 3.1 to 3.5 (flist.c, sender.c, generator.c, receiver.c, xattrs.c,
 //! acls.c, main.c). Since 3.2 a system error begins with `rsync: [ROLE] `, before with `rsync: `.
@@ -7,6 +8,7 @@
 //! but a name may hold any text, quotes too. So a line is judged only by its beginning, which no
 //! name can reach, and by the error number at its end.
 
+use super::scope::{Operation, Role, Scope, scope};
 use crate::text::{escape_name, unescape_name};
 
 /// What a line means for the run.
@@ -23,6 +25,15 @@ pub(crate) enum Verdict {
     /// The receiving side had no room for an attribute of this file: either it is out of room, or the
     /// attribute is too large for its kind of file system.
     NoSpaceForAttribute(Vec<u8>),
+    /// The volume does not take this file, by its path there: it lacks the file, or a part of it.
+    Unwritten(Vec<u8>),
+    /// The volume does not take an attribute of this file, by its path there.
+    AttributeRefused(Vec<u8>),
+    /// This file has more names than the volume allows for one; rsync ends. Its first name, relative
+    /// to the folder written to.
+    TooManyLinks(Vec<u8>),
+    /// This file can't be written on, by its path on the volume; rsync ends.
+    WriteRefused(Vec<u8>),
     /// A folder that holds something stands where a file is to go.
     InTheWay(Vec<u8>),
     /// The content of an older snapshot's file was not read, as the guard wants it.
@@ -30,47 +41,6 @@ pub(crate) enum Verdict {
     /// Anything else.
     Failure,
 }
-
-/// What the sender says about one source file. The name follows, up to the closing quote.
-const UNREAD: [&str; 7] = [
-    "send_files failed to open ",
-    "readlink_stat(",
-    "opendir ",
-    "readdir(",
-    "read errors mapping ",
-    "get_xattr_names: llistxattr(",
-    "get_xattr_data: lgetxattr(",
-];
-
-/// Errors of a source file's own: permission, gone, damaged, a stale or strange file system. Not
-/// among them are those that tell of the machine (memory, open files, space).
-const SOURCE_ERRNO: [i32; 14] = [
-    1,   // EPERM
-    2,   // ENOENT
-    5,   // EIO
-    6,   // ENXIO
-    13,  // EACCES
-    20,  // ENOTDIR
-    22,  // EINVAL
-    36,  // ENAMETOOLONG
-    40,  // ELOOP
-    61,  // ENODATA: the file became shorter while it was read
-    74,  // EBADMSG: ext4 and xfs say so of damaged metadata
-    107, // ENOTCONN: a FUSE file system whose process died
-    116, // ESTALE
-    117, // EUCLEAN: damaged file system
-];
-/// The receiver's calls that store attributes and ACLs.
-const ATTRIBUTE_CALLS: [&str; 5] = [
-    "rsync_xal_set: ",
-    "set_xattr_acl: ",
-    "copy_xattrs: ",
-    "set_acl: ",
-    "failed to write xattr ",
-];
-const EPERM: i32 = 1;
-const ENOSPC: i32 = 28;
-const EDQUOT: i32 = 122;
 
 /// Judges one line without its newline.
 pub(crate) fn judge(line: &[u8]) -> Verdict {
@@ -108,49 +78,84 @@ pub(crate) fn judge(line: &[u8]) -> Verdict {
     let Some(rest) = text.strip_prefix("rsync: ") else {
         return too_long(text).map_or(Verdict::Failure, Verdict::Unread);
     };
-    let (role, said) = split_role(rest);
-    match errno_at_end(said) {
-        Some(ENOSPC | EDQUOT) if role != Some("sender") => {
-            let name = said.contains('"').then(|| quoted(said));
-            return if ATTRIBUTE_CALLS.iter().any(|call| said.starts_with(call)) {
-                Verdict::NoSpaceForAttribute(attribute_of(said))
-            } else {
-                Verdict::NoSpace(name)
-            };
-        }
-        // Of an older file whose content is to be copied (util1.c, `copy_file`). Nothing else that
-        // rsync says begins so.
-        Some(EPERM)
-            if role.is_none_or(|role| role == "generator") && said.starts_with("open \"") =>
-        {
-            return Verdict::OlderNotRead;
-        }
-        Some(errno) if SOURCE_ERRNO.contains(&errno) => {}
-        _ => return Verdict::Failure,
-    }
-    if role.is_some_and(|role| role != "sender") {
+    let (word, said) = split_role(rest);
+    let Some(errno) = errno_at_end(said) else {
         return Verdict::Failure;
+    };
+    // Of an older file whose content is to be copied (util1.c, `copy_file`). Nothing else that rsync says
+    // begins so.
+    if errno == EPERM && word.is_none_or(|word| word == "generator") && said.starts_with("open \"")
+    {
+        return Verdict::OlderNotRead;
     }
-    for beginning in UNREAD {
-        if let Some(rest) = said.strip_prefix(beginning) {
-            // The xattr calls are the receiver's too; without a role they can't be told apart.
-            if role.is_none() && beginning.starts_with("get_xattr") {
-                return Verdict::Failure;
-            }
-            return Verdict::Unread(quoted(rest));
-        }
+    let operation = Operation::of(said);
+    let mut role = Role::named(word);
+    // Both sides read attributes and ACLs; without a role the volume can't be told from the source.
+    let reads_attribute = said.starts_with("get_xattr") || said.starts_with("get_acl");
+    if role == Role::Unnamed && (reads_attribute || word.is_some()) {
+        role = Role::Receiver;
     }
-    match said.strip_prefix("get_acl: sys_acl_get_file(") {
-        Some(rest) if role == Some("sender") => {
-            Verdict::Unread(unescape_name(rest.split(", ").next().unwrap_or(rest)))
+    let name = name_in(said, operation);
+    let scope = scope(role, operation, errno, name.is_some());
+    match (scope, name) {
+        (Scope::SourceFile, Some(name)) => Verdict::Unread(name),
+        (Scope::VolumeFile, Some(name)) => match operation {
+            Operation::SetAttribute => Verdict::AttributeRefused(name),
+            Operation::Write => Verdict::WriteRefused(name),
+            Operation::Create if errno == EMLINK => match link_target(said) {
+                Some(first) => Verdict::TooManyLinks(first),
+                None => Verdict::Unwritten(name),
+            },
+            _ => Verdict::Unwritten(name),
+        },
+        (Scope::NoSpace, Some(name)) if operation == Operation::SetAttribute => {
+            Verdict::NoSpaceForAttribute(name)
         }
+        (Scope::NoSpace, name) => Verdict::NoSpace(name),
         _ => Verdict::Failure,
     }
+}
+
+const EPERM: i32 = 1;
+const EMLINK: i32 = 31;
+
+/// The file that a message names. Some of the calls about attributes have no quotes in old versions.
+fn name_in(said: &str, operation: Operation) -> Option<Vec<u8>> {
+    if operation == Operation::SetAttribute {
+        return Some(attribute_of(said));
+    }
+    if let Some(rest) = said.strip_prefix("get_acl: sys_acl_get_file(") {
+        return Some(unescape_name(rest.split(", ").next().unwrap_or(rest)));
+    }
+    if !said.contains('"') {
+        return None;
+    }
+    // Of two names (`rename "TEMPORARY" -> "NAME": …`, `symlink "NAME" -> "TARGET" failed: …`, `link
+    // "NEW" => OLD failed: …`) the first one is the file's.
+    if matches!(operation, Operation::Create | Operation::Rename) {
+        let first = ["\" -> \"", "\" => "]
+            .iter()
+            .find_map(|between| said.split_once(between));
+        if let Some((first, _)) = first {
+            let name = first.split_once('"').map_or(first, |(_, name)| name);
+            return Some(unescape_name(name));
+        }
+    }
+    Some(quoted(said))
+}
+
+/// The name linked to in `link "NEW" => OLD failed: Too many links (31)` (hlink.c).
+fn link_target(said: &str) -> Option<Vec<u8>> {
+    let (_, rest) = said.strip_prefix("link ")?.rsplit_once("\" => ")?;
+    let (old, _) = rest.rsplit_once(" failed: ")?;
+    Some(unescape_name(old))
 }
 
 fn is_harmless(text: &str) -> bool {
     text.is_empty()
         || text == "IO error encountered -- skipping file deletion"
+        // Follows what was said about the folder.
+        || text == "*** Skipping any contents from this failed directory ***"
         // The closing lines repeat the exit code, which is looked at by itself.
         || ["rsync error: ", "rsync warning: "]
             .iter()
@@ -278,26 +283,22 @@ mod tests {
     #[test]
     fn what_the_receiving_side_says_and_what_is_unknown_is_a_failure() {
         for line in [
-            r#"rsync: [receiver] mkstemp "/v/.a.X" failed: Permission denied (13)"#,
+            r#"rsync: [receiver] mkstemp "/v/.a.X" failed: Read-only file system (30)"#,
             r#"rsync: [receiver] rename "/v/.a.X" -> "a": Input/output error (5)"#,
             r#"rsync: [generator] recv_generator: mkdir "/v/a" failed: Input/output error (5)"#,
-            "*** Skipping any contents from this failed directory ***",
-            r#"rsync: [generator] chown "/v/a" failed: Operation not permitted (1)"#,
-            r#"rsync: [receiver] rsync_xal_set: lsetxattr("a","user.x") failed: Operation not supported (95)"#,
-            r#"rsync: [generator] set_acl: sys_acl_set_file(a, ACL_TYPE_ACCESS): Operation not supported (95)"#,
+            r#"rsync: [generator] chown "/v/a" failed: Structure needs cleaning (117)"#,
+            r#"rsync: [receiver] rsync_xal_set: lsetxattr("a","user.x") failed: Input/output error (5)"#,
+            r#"rsync: [receiver] mkstemp "/v/.a.X" failed: Too many open files (24)"#,
             r#"rsync: [generator] opendir "/v/a" failed: Input/output error (5)"#,
             r#"rsync: get_xattr_names: llistxattr("/a",1024) failed: Input/output error (5)"#,
-            r#"rsync: [sender] send_files failed to open "/a": Too many open files (24)"#,
-            r#"rsync: [sender] opendir "/a" failed: Cannot allocate memory (12)"#,
-            r#"rsync: [sender] link_stat "/a" failed: No such file or directory (2)"#,
             "rsync: [sender] fstat failed: Input/output error (5)",
             "rsync error: error in file IO (code 11) at receiver.c(380) [receiver=3.2.7]",
             "rsync error: received SIGINT, SIGTERM, or SIGHUP (code 20) at rsync.c(644)",
             "something new",
             // Names that look like another message.
-            r#"rsync: [receiver] mkstemp "/x: [sender] opendir "/a" failed": Permission denied (13)"#,
+            r#"rsync: [receiver] mkstemp "/x: [sender] opendir "/a" failed": Input/output error (5)"#,
             r#"x rsync: [sender] opendir "/a" failed: Permission denied (13)"#,
-            r#"rsync: [sender]x opendir "/a" failed: Permission denied (13)"#,
+            r#"rsync: [sender]x opendir "/a" failed: Input/output error (5)"#,
         ] {
             assert_eq!(judge(line.as_bytes()), Verdict::Failure, "{line}");
         }
@@ -330,7 +331,80 @@ mod tests {
             unread("/a: No space left on device (28)")
         );
         let sender = r#"rsync: [sender] opendir "/a" failed: No space left on device (28)"#;
-        assert_eq!(judge(sender.as_bytes()), Verdict::Failure);
+        assert_eq!(judge(sender.as_bytes()), unread("/a"));
+    }
+
+    #[test]
+    fn every_error_of_a_source_file_is_unread() {
+        for errno in 1..=4095 {
+            for said in [
+                "send_files failed to open \"/a\"",
+                "readlink_stat(\"/a\") failed",
+                "link_stat \"/a\" failed",
+                "opendir \"/a\" failed",
+                "readdir(\"/a\")",
+                "read errors mapping \"/a\"",
+                "change_dir \"/a\" failed",
+                "get_acl: sys_acl_get_file(/a, ACL_TYPE_ACCESS)",
+                "some new operation \"/a\" failed",
+            ] {
+                let line = format!("rsync: [sender] {said}: Some reason ({errno})");
+                assert_eq!(judge(line.as_bytes()), unread("/a"), "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_volume_refuses_for_one_file_concerns_that_file() {
+        let file = |name: &str| name.as_bytes().to_vec();
+        for (line, expected) in [
+            (
+                r#"rsync: [receiver] mkstemp "/v/.a.X" failed: File name too long (36)"#,
+                Verdict::Unwritten(file("/v/.a.X")),
+            ),
+            (
+                r#"rsync: [generator] recv_generator: mkdir "/v/a" failed: Invalid argument (22)"#,
+                Verdict::Unwritten(file("/v/a")),
+            ),
+            (
+                r#"rsync: [generator] symlink "/v/a" -> "b" failed: File name too long (36)"#,
+                Verdict::Unwritten(file("/v/a")),
+            ),
+            (
+                r#"rsync: [receiver] rename "/v/.a.X" -> "a": Operation not permitted (1)"#,
+                Verdict::Unwritten(file("/v/.a.X")),
+            ),
+            (
+                r#"rsync: [generator] chown "/v/a" failed: Invalid argument (22)"#,
+                Verdict::Unwritten(file("/v/a")),
+            ),
+            (
+                r#"rsync: [receiver] failed to set times on "/v/.a.X": Invalid argument (22)"#,
+                Verdict::Unwritten(file("/v/.a.X")),
+            ),
+            (
+                r#"rsync: [receiver] write failed on "/v/a": File too large (27)"#,
+                Verdict::WriteRefused(file("/v/a")),
+            ),
+            (
+                r#"rsync: [receiver] rsync_xal_set: lsetxattr("/v/a","btrfs.compression") failed: Operation not supported (95)"#,
+                Verdict::AttributeRefused(file("/v/a")),
+            ),
+            (
+                r#"rsync: [generator] set_acl: sys_acl_set_file(a, ACL_TYPE_ACCESS): Operation not supported (95)"#,
+                Verdict::AttributeRefused(file("a")),
+            ),
+            (
+                r#"rsync: [generator] link "/v/s3/t/l/2" => t/f failed: Too many links (31)"#,
+                Verdict::TooManyLinks(file("t/f")),
+            ),
+            (
+                "*** Skipping any contents from this failed directory ***",
+                Verdict::Harmless,
+            ),
+        ] {
+            assert_eq!(judge(line.as_bytes()), expected, "{line}");
+        }
     }
 
     #[test]

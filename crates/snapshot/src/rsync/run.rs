@@ -12,6 +12,7 @@ use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{
     Pid, Signal, WaitOptions, kill_process_group, test_kill_process_group, waitpgid,
 };
@@ -21,7 +22,7 @@ use super::output::{Item, is_change, parse_item, parse_progress, take_stat};
 use super::program::Rsync;
 use super::stillness::Stillness;
 use crate::error::{SnapshotError, SpaceKind};
-use crate::record::{NameList, RunStats};
+use crate::record::{NameList, RunStats, Warning};
 use crate::spec::{Cancel, Phase, Progress};
 use crate::text::escape_name;
 
@@ -31,6 +32,8 @@ const LINE_BYTES_MAX: usize = 16 << 10;
 const TERM_PATIENCE: Duration = Duration::from_secs(10);
 /// How long rsync's processes may take to leave after they have closed their pipes.
 const GROUP_PATIENCE: Duration = Duration::from_secs(5);
+/// How often rsync's processes are examined for one that waits for a pipe.
+const PIPE_INTERVAL: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(100);
 /// A file system with less than this free has no room for anything, whatever it was that failed.
 const FULL_BELOW_BYTES: u64 = 1 << 20;
@@ -50,7 +53,7 @@ pub(crate) enum Side {
 }
 
 /// What to run.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Invocation {
     pub(crate) arguments: Vec<OsString>,
     pub(crate) folder: PathBuf,
@@ -105,8 +108,20 @@ pub(crate) enum Ended {
     Cancelled,
     /// A restore met a folder, by this path below its destination, where a file is to go.
     InTheWay(String),
+    /// rsync ended because of one file; the run goes on in another way.
+    Because(Obstacle),
     /// Anything else; the exit code or signal in words, and the first message that says why.
     Failed { ended: String, message: String },
+}
+
+/// One file for which rsync ends, although the others could be copied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Obstacle {
+    /// It has more names than the volume allows for one file; its first name below the folder written
+    /// to.
+    TooManyLinks(Vec<u8>),
+    /// The volume refuses its content; its escaped path there.
+    WriteRefused(String),
 }
 
 /// What a run of rsync came to.
@@ -124,6 +139,18 @@ pub(crate) struct Outcome {
     /// Files written without some of their attributes, which the volume has no room for by its kind;
     /// by their escaped paths there.
     pub(crate) attributes_lost: NameList,
+    /// Files written without some of their attributes, which the volume refused; by their escaped
+    /// paths there.
+    pub(crate) attributes_refused: NameList,
+    /// Files that the volume did not take, or not with owner, mode and times; by their escaped paths
+    /// there.
+    pub(crate) unwritten: NameList,
+    /// What the owner should know of how the tree was made.
+    pub(crate) warnings: Vec<Warning>,
+    /// Whether rsync ended once without its counts.
+    pub(crate) counts_unknown: bool,
+    /// Pipes that rsync opened where a file had been: it wrote empty files in their place.
+    pub(crate) pipes: Vec<PathBuf>,
     /// The file that found no room, escaped, where rsync tells.
     pub(crate) no_room_for: Option<String>,
     /// Files whose content rsync copied out of an older snapshot; escaped, relative to the root.
@@ -151,6 +178,10 @@ impl Outcome {
         self.vanished.append(&later.vanished);
         self.messages.append(&later.messages);
         self.attributes_lost.append(&later.attributes_lost);
+        self.attributes_refused.append(&later.attributes_refused);
+        self.unwritten.append(&later.unwritten);
+        self.warnings.extend(later.warnings);
+        self.counts_unknown |= later.counts_unknown;
         self.recent.append_within(&later.recent, ITEMS_MAX);
         self.no_room_for = self.no_room_for.take().or(later.no_room_for);
     }
@@ -295,6 +326,10 @@ struct Running<'a> {
     full: Option<Full>,
     in_the_way: Option<String>,
     attributes_lost: NameList,
+    attributes_refused: NameList,
+    unwritten: NameList,
+    obstacle: Option<Obstacle>,
+    pipes: Vec<PathBuf>,
     no_room_for: Option<String>,
     copied_from_older: NameList,
     recent: NameList,
@@ -319,6 +354,10 @@ impl<'a> Running<'a> {
             full: None,
             in_the_way: None,
             attributes_lost: NameList::default(),
+            attributes_refused: NameList::default(),
+            unwritten: NameList::default(),
+            obstacle: None,
+            pipes: Vec::new(),
             no_room_for: None,
             copied_from_older: NameList::default(),
             recent: NameList::default(),
@@ -350,6 +389,7 @@ impl<'a> Running<'a> {
     ) {
         let mut told = Instant::now();
         let mut stillness = Stillness::of_children();
+        let mut examined = Instant::now();
         loop {
             match lines.recv_timeout(POLL) {
                 Ok(Line::Out(line)) => {
@@ -363,6 +403,10 @@ impl<'a> Running<'a> {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
+            if examined.elapsed() >= PIPE_INTERVAL {
+                examined = Instant::now();
+                self.leave_pipe(&stillness);
+            }
             self.progress.still_s = stillness.told_s();
             if told.elapsed() >= POLL {
                 told = Instant::now();
@@ -371,6 +415,22 @@ impl<'a> Running<'a> {
             self.stop_if_wanted(child);
         }
         progress(self.progress);
+    }
+
+    /// A file may become a pipe after rsync has examined it. rsync then waits in `open` until somebody
+    /// writes into the pipe, maybe for ever. A writer that comes and goes at once ends that.
+    fn leave_pipe(&mut self, stillness: &Stillness) {
+        if self.invocation.side != Side::IntoVolume {
+            return;
+        }
+        if let Some(pipe) = stillness.pipe_waited_for() {
+            let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            // Fails only where rsync waits no more.
+            let opened = rustix::fs::open(&pipe, flags, Mode::empty()).is_ok();
+            if opened && !self.pipes.contains(&pipe) {
+                self.pipes.push(pipe);
+            }
+        }
     }
 
     fn stop_if_wanted(&mut self, child: &Child) {
@@ -445,8 +505,28 @@ impl<'a> Running<'a> {
                 if self.full.is_some() || self.invocation.side == Side::OutOfVolume {
                     self.first_failure.get_or_insert_with(|| printable(line));
                 } else {
-                    self.attribute_lost(escape_name(&name));
+                    self.attributes_lost.push_new(escape_name(&name));
                 }
+            }
+            // A restore brings back all or says that it failed.
+            Verdict::Unwritten(_)
+            | Verdict::AttributeRefused(_)
+            | Verdict::TooManyLinks(_)
+            | Verdict::WriteRefused(_)
+                if self.invocation.side == Side::OutOfVolume =>
+            {
+                self.first_failure.get_or_insert_with(|| printable(line));
+            }
+            Verdict::Unwritten(name) => self.unwritten.push_new(escape_name(&name)),
+            Verdict::AttributeRefused(name) => {
+                self.attributes_refused.push_new(escape_name(&name));
+            }
+            Verdict::TooManyLinks(name) => {
+                self.obstacle.get_or_insert(Obstacle::TooManyLinks(name));
+            }
+            Verdict::WriteRefused(name) => {
+                let name = escape_name(&name);
+                self.obstacle.get_or_insert(Obstacle::WriteRefused(name));
             }
             Verdict::InTheWay(name) if self.invocation.side == Side::OutOfVolume => {
                 self.in_the_way.get_or_insert_with(|| escape_name(&name));
@@ -460,13 +540,6 @@ impl<'a> Running<'a> {
         }
     }
 
-    /// rsync has a message for each attribute, one after the other.
-    fn attribute_lost(&mut self, file: String) {
-        if self.attributes_lost.names.last() != Some(&file) {
-            self.attributes_lost.push(file);
-        }
-    }
-
     fn conclude(self, status: ExitStatus) -> Outcome {
         let ended = if let Some(full) = self.full {
             Ended::Full(full)
@@ -474,6 +547,9 @@ impl<'a> Running<'a> {
             Ended::Cancelled
         } else if let Some(folder) = self.in_the_way.clone() {
             Ended::InTheWay(folder)
+        } else if let Some(obstacle) = self.obstacle.clone() {
+            // What rsync says after it follows from it. Another failure shows itself again.
+            Ended::Because(obstacle)
         } else {
             self.judge_exit(status)
         };
@@ -487,6 +563,11 @@ impl<'a> Running<'a> {
             changes: self.changes,
             progress: self.progress,
             attributes_lost: self.attributes_lost,
+            attributes_refused: self.attributes_refused,
+            unwritten: self.unwritten,
+            warnings: Vec::new(),
+            counts_unknown: false,
+            pipes: self.pipes,
             no_room_for: self.no_room_for,
             copied_from_older: self.copied_from_older,
             recent: self.recent,
@@ -496,7 +577,10 @@ impl<'a> Running<'a> {
     /// rsync's exit codes, man page, EXIT VALUES.
     fn judge_exit(&self, status: ExitStatus) -> Ended {
         let forgiving = self.invocation.side == Side::IntoVolume;
-        let none_unread = self.unread.is_empty() && self.attributes_lost.is_empty();
+        let none_unread = self.unread.is_empty()
+            && self.unwritten.is_empty()
+            && self.attributes_refused.is_empty()
+            && self.attributes_lost.is_empty();
         match (status.code(), &self.first_failure) {
             (Some(0), None) if none_unread => Ended::Whole,
             (Some(24), None) if forgiving && none_unread => Ended::Whole,

@@ -2,8 +2,10 @@
 //! It is only told, never ended: a slow disk or a line that is away may take long.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use super::waiting::pipe_opened_by;
 
 /// Between two looks.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
@@ -40,6 +42,19 @@ impl Stillness {
     /// rsync has said something.
     pub(super) fn spoken(&mut self) {
         self.since = Instant::now();
+    }
+
+    /// The pipe for whose writer one of the processes below waits, if any does.
+    pub(super) fn pipe_waited_for(&self) -> Option<PathBuf> {
+        let mut todo = children(self.process)?;
+        for _ in 0..PROCESSES_MAX {
+            let child = todo.pop()?;
+            if let Some(pipe) = pipe_opened_by(child) {
+                return Some(pipe);
+            }
+            todo.extend(children(child).unwrap_or_default());
+        }
+        None
     }
 
     /// For how many seconds nothing has moved, where that is long and the kernel tells.

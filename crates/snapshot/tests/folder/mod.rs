@@ -1,6 +1,8 @@
 //! A volume's folder and a source tree for tests, and the calls that every test makes.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod failing_source;
+
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};

@@ -1,0 +1,217 @@
+//! Checks a job's exclude patterns before the run: rsync takes every text as a pattern, and one that
+//! can match nothing leaves in the snapshot what its owner wants out.
+
+use std::io::{self, Read};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+
+use crate::error::SnapshotError;
+use crate::spec::SnapshotSpec;
+use crate::text::{escape_name, escape_path};
+
+/// Larger files are no lists of patterns.
+const FILE_BYTES_MAX: u64 = 16 << 20;
+/// What some editors write at the beginning of a file. rsync takes it as a part of the first pattern.
+const BYTE_ORDER_MARK: &str = "\u{feff}";
+
+/// Why a pattern of a job's own can't be read from a config. Patterns that match nothing are refused by
+/// a run alone: a restore must not fail because of them.
+#[must_use]
+pub fn pattern_mistake(pattern: &str) -> Option<&'static str> {
+    if pattern.is_empty() {
+        Some("it is empty")
+    } else if pattern == "!" {
+        Some("it would clear the list of patterns")
+    } else if pattern.contains(['\n', '\0']) {
+        Some("it has a newline or NUL in it")
+    } else {
+        None
+    }
+}
+
+/// Why a pattern can match no file: no shell expands it, and rsync compares it with the names as they
+/// are (man page, PATTERN MATCHING RULES).
+fn never_matches(pattern: &str) -> Option<&'static str> {
+    if pattern.starts_with(BYTE_ORDER_MARK) {
+        return Some("it begins with a byte order mark, so it matches nothing");
+    }
+    // The old forms of a rule, which rsync reads in a pattern, too.
+    let pattern = pattern
+        .strip_prefix("- ")
+        .or_else(|| pattern.strip_prefix("+ "))
+        .unwrap_or(pattern);
+    if pattern == "~" || pattern.starts_with("~/") {
+        return Some("'~' is not expanded here, so it matches nothing; write the whole path");
+    }
+    if pattern.starts_with("$HOME") || pattern.starts_with("${") {
+        return Some(
+            "variables are not expanded here, so it matches nothing; write the whole path",
+        );
+    }
+    // A trailing "/." is such a name, too.
+    if pattern.split('/').any(|name| name == "." || name == "..") {
+        return Some("no file is named '.' or '..', so it matches nothing; leave that part out");
+    }
+    None
+}
+
+/// All patterns on the command line and in the config that are refused.
+pub(crate) fn refused(spec: &SnapshotSpec) -> impl Iterator<Item = SnapshotError> {
+    spec.excludes.iter().filter_map(|pattern| {
+        Some(SnapshotError::PatternRefused {
+            why: pattern_mistake(pattern).or_else(|| never_matches(pattern))?,
+            pattern: escape_name(pattern.as_bytes()),
+        })
+    })
+}
+
+/// All lines in files that are refused. A file that can't be read is its job's own failure.
+pub(crate) fn refused_lines(spec: &SnapshotSpec) -> impl Iterator<Item = SnapshotError> {
+    spec.exclude_from
+        .iter()
+        .filter_map(|file| check_text(file, &read_plain(file).ok()?).err())
+}
+
+/// Checks all patterns of a job, those in files, too.
+pub(crate) fn check(spec: &SnapshotSpec) -> Result<(), SnapshotError> {
+    if let Some(refused) = refused(spec).next() {
+        return Err(refused);
+    }
+    spec.exclude_from
+        .iter()
+        .try_for_each(|file| check_file(file))
+}
+
+fn check_file(file: &Path) -> Result<(), SnapshotError> {
+    let failed = |source| SnapshotError::PatternFile {
+        path: escape_path(file),
+        source,
+    };
+    if !file.is_absolute() {
+        let error = io::Error::new(io::ErrorKind::InvalidInput, "the path must be absolute");
+        return Err(failed(error));
+    }
+    check_text(file, &read_plain(file).map_err(failed)?)
+}
+
+fn check_text(file: &Path, text: &[u8]) -> Result<(), SnapshotError> {
+    // rsync ends a pattern at each of both (exclude.c, parse_filter_file).
+    let lines = text.split(|byte| matches!(byte, b'\n' | b'\r'));
+    for (index, line) in lines.enumerate() {
+        let pattern = String::from_utf8_lossy(line);
+        if line == b"!" {
+            // sprat's own patterns, too: the container would enter its snapshot.
+            return Err(SnapshotError::PatternRefused {
+                pattern: format!("! in {}", escape_path(file)),
+                why: "it would clear the list of patterns. Remove the line, and what it was to clear",
+            });
+        }
+        if pattern.starts_with(['#', ';']) {
+            continue;
+        }
+        if let Some(why) = never_matches(&pattern) {
+            return Err(SnapshotError::PatternLineRefused {
+                path: escape_path(file),
+                line: text_line(text, index),
+                pattern: escape_name(line),
+                why,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The number of the line, counted as an editor does, in which the piece `index` is. Lines end with
+/// `\n`, `\r\n` or `\r`.
+fn text_line(text: &[u8], index: usize) -> usize {
+    let mut ends = 0;
+    let mut line = 1;
+    for (at, byte) in text.iter().enumerate() {
+        if ends == index {
+            break;
+        }
+        if matches!(byte, b'\n' | b'\r') {
+            ends += 1;
+            let first_of_two = *byte == b'\r' && text.get(at + 1) == Some(&b'\n');
+            line += usize::from(!first_of_two);
+        }
+    }
+    line
+}
+
+/// Reads a regular file. Never waits for the writer of a pipe: a run would hang on it, and rsync would
+/// find the pipe empty.
+fn read_plain(path: &Path) -> io::Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    // Examined first: to open a device may do something.
+    let refused = || io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(refused());
+    }
+    let file = std::fs::File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    if !file.metadata()?.is_file() {
+        return Err(refused());
+    }
+    let mut text = Vec::new();
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut text)?;
+    if u64::try_from(text.len()).is_ok_and(|length| length > FILE_BYTES_MAX) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is larger than 16 MiB, so it is no list of patterns",
+        ));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mistake(pattern: &str) -> Option<&'static str> {
+        pattern_mistake(pattern).or_else(|| never_matches(pattern))
+    }
+
+    #[test]
+    fn patterns_that_match_nothing_are_refused_and_others_are_not() {
+        for pattern in [
+            "",
+            "!",
+            "a\nb",
+            "~",
+            "~/.cache",
+            "- ~/.cache",
+            "$HOME/x",
+            "${HOME}/x",
+            "./x",
+            "a/./b",
+            "a/..",
+            "../a",
+            "/a/.",
+            "\u{feff}*.tmp",
+        ] {
+            assert!(mistake(pattern).is_some(), "{pattern}");
+        }
+        for pattern in [
+            "*.tmp",
+            "/home/*/.cache/",
+            "~backup",
+            "a~",
+            "*~",
+            ".cache/",
+            "...",
+            "$RECYCLE.BIN",
+            "+ /a/***",
+            "- b",
+        ] {
+            assert_eq!(mistake(pattern), None, "{pattern}");
+        }
+    }
+
+    #[test]
+    fn lines_are_counted_as_editors_do() {
+        assert_eq!(text_line(b"a\r\nb\r\nc", 4), 3);
+        assert_eq!(text_line(b"a\nb\nc", 2), 3);
+        assert_eq!(text_line(b"a\nb", 0), 1);
+    }
+}

@@ -1,0 +1,134 @@
+//! A FUSE file system in which each name fails as it says: `open-13` can't be opened, with error 13.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
+
+use fuser::{
+    BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
+    ReplyEntry, ReplyOpen, Request,
+};
+
+/// What every readable file holds.
+pub const CONTENT: &[u8] = b"hello\n";
+/// Nothing is kept by the kernel: each question reaches the file system.
+const TTL: Duration = Duration::ZERO;
+
+/// The names at the top; what is listed below a folder is nothing.
+pub struct FailingSource {
+    names: Vec<String>,
+}
+
+impl FailingSource {
+    /// Mounts it at `at`, until the session is dropped.
+    pub fn mount(at: &Path, names: Vec<String>) -> BackgroundSession {
+        let mut config = Config::default();
+        config.mount_options = vec![MountOption::RO, MountOption::FSName("failing".to_owned())];
+        fuser::spawn_mount(Self { names }, at, &config).unwrap()
+    }
+
+    /// The error by which `what` fails for the file.
+    fn error(&self, inode: INodeNo, what: &str) -> Option<Errno> {
+        let name = self
+            .names
+            .get(usize::try_from(u64::from(inode)).ok()?.checked_sub(2)?)?;
+        error_of(name, what)
+    }
+
+    fn attr(&self, inode: INodeNo) -> FileAttr {
+        let folder = inode == INodeNo::ROOT || self.error(inode, "readdir").is_some();
+        FileAttr {
+            ino: inode,
+            size: if folder { 0 } else { CONTENT.len() as u64 },
+            blocks: 1,
+            atime: UNIX_EPOCH,
+            mtime: UNIX_EPOCH,
+            ctime: UNIX_EPOCH,
+            crtime: UNIX_EPOCH,
+            kind: if folder {
+                FileType::Directory
+            } else {
+                FileType::RegularFile
+            },
+            perm: if folder { 0o755 } else { 0o644 },
+            nlink: if folder { 2 } else { 1 },
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            flags: 0,
+            blksize: 4096,
+        }
+    }
+}
+
+fn error_of(name: &str, what: &str) -> Option<Errno> {
+    let (operation, number) = name.split_once('-')?;
+    (operation == what).then(|| Errno::from_i32(number.parse().unwrap()))
+}
+
+impl Filesystem for FailingSource {
+    fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let Some(index) = self.names.iter().position(|known| name == known.as_str()) else {
+            return reply.error(Errno::ENOENT);
+        };
+        if let Some(error) = error_of(&self.names[index], "stat") {
+            return reply.error(error);
+        }
+        let attr = self.attr(INodeNo(index as u64 + 2));
+        reply.entry(&TTL, &attr, Generation(0));
+    }
+
+    fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        reply.attr(&TTL, &self.attr(inode));
+    }
+
+    fn open(&self, _: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        match self.error(inode, "open") {
+            Some(error) => reply.error(error),
+            // Past the page cache, which turns every error into EIO.
+            None => reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO),
+        }
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        inode: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        _: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        match self.error(inode, "read") {
+            Some(error) => reply.error(error),
+            None => {
+                let from = usize::try_from(offset).unwrap().min(CONTENT.len());
+                reply.data(&CONTENT[from..]);
+            }
+        }
+    }
+
+    fn readdir(
+        &self,
+        _: &Request,
+        inode: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        if let Some(error) = self.error(inode, "readdir") {
+            return reply.error(error);
+        }
+        let from = usize::try_from(offset).unwrap();
+        for (index, name) in self.names.iter().enumerate().skip(from) {
+            let at = index as u64;
+            if reply.add(INodeNo(at + 2), at + 1, FileType::RegularFile, name) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+}
