@@ -97,6 +97,8 @@ pub enum AttachError {
         device: String,
         dir: PathBuf,
         reason: &'static str,
+        /// What lies on the device is no whole file system.
+        damaged: bool,
         #[source]
         source: io::Error,
     },

@@ -153,6 +153,12 @@ fn refused(device: &Path, dir: &Path, e: Errno) -> AttachError {
         device: device.display().to_string(),
         dir: dir.into(),
         reason,
+        // Of these the kernel gives EIO also for a device that fails, which the volume reports by
+        // itself; what it reports counts then.
+        damaged: matches!(
+            e,
+            Errno::INVAL | Errno::UCLEAN | Errno::BADMSG | Errno::NOTBLK | Errno::IO
+        ),
         source: e.into(),
     }
 }

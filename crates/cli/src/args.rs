@@ -124,6 +124,12 @@ pub struct GlobalArgs {
     /// Read although another machine holds the lock: for when that machine is gone for good
     #[arg(long, global = true, help_heading = "Global options")]
     pub ignore_lock: bool,
+    /// Go on although the container is older than this machine knows it: snapshots may be missing
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub accept_older_state: bool,
+    /// Go on although key slots were changed, and not by this machine
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub accept_changed_keys: bool,
     /// Where sprat keeps what it knows of containers.
     #[arg(
         long,

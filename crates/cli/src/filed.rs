@@ -17,6 +17,8 @@ pub(crate) const HEADERS: &str = "headers";
 pub(crate) const STATUS: &str = "status";
 /// Results of checks, and the checksums of what was read.
 pub(crate) const CHECKS: &str = "checks";
+/// In which state the container was left (see `state`).
+pub(crate) const KNOWN: &str = "known";
 
 /// Among those: the files of the volume whose content is wrong.
 pub(crate) const SUSPECTS: &str = ".suspects.json";
@@ -97,7 +99,7 @@ impl Filed {
     /// Another container file comes to this place: what was found of the one that is gone is not
     /// true of it. A header that was kept stays, but not as that of this place.
     pub(crate) fn make_way(&self) -> io::Result<()> {
-        for folder in [STATUS, CHECKS] {
+        for folder in [STATUS, CHECKS, KNOWN] {
             for (path, _) in self.all(folder)? {
                 fs::remove_file(path)?;
             }
@@ -113,7 +115,7 @@ impl Filed {
     /// The container moves to `to`: what is kept of it is filed there, too. What lies there already
     /// was found there and stays; a header with other content stays beside that one.
     pub(crate) fn link_to(&self, to: &Self) -> io::Result<()> {
-        for folder in [HEADERS, STATUS, CHECKS] {
+        for folder in [HEADERS, STATUS, CHECKS, KNOWN] {
             let all = self.all(folder)?;
             for (path, what) in &all {
                 let there = to.file(folder, what);
@@ -131,7 +133,7 @@ impl Filed {
 
     /// Removes what is kept of it.
     pub(crate) fn forget(&self) -> io::Result<()> {
-        for folder in [HEADERS, STATUS, CHECKS] {
+        for folder in [HEADERS, STATUS, CHECKS, KNOWN] {
             for (path, _) in self.all(folder)? {
                 fs::remove_file(path)?;
             }

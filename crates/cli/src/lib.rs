@@ -33,6 +33,7 @@ pub mod session;
 mod sheet;
 mod sheet_page;
 mod standing;
+mod state;
 mod state_file;
 mod suggest;
 pub mod target;

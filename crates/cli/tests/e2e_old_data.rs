@@ -8,13 +8,17 @@
 )]
 
 mod machine;
+mod stage;
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::process::Command;
 
 use machine::strikes::{copy_sparse, dice};
 use machine::{CONTAINER, Machine};
 use sprat_testkit::{needs, requires};
+use stage::plain::PlainVolume;
 
 const HEADER_BYTES: u64 = 16 << 20;
 
@@ -22,6 +26,7 @@ const HEADER_BYTES: u64 = 16 << 20;
 fn with_a_yesterday() -> Machine {
     let machine = Machine::new();
     machine.init(&[CONTAINER, "--size", "64M"]);
+    fs::create_dir(machine.path("m")).unwrap();
     for (name, byte) in [("kept", 1), ("changed", 2)] {
         machine.write(&format!("src/{name}"), vec![byte; 300_000]);
     }
@@ -45,14 +50,20 @@ fn roll_back(machine: &Machine) {
 }
 
 #[test]
-fn yesterdays_container_is_whole_and_never_mixed_with_todays_cache() {
+fn yesterdays_container_is_refused_until_it_is_accepted() {
     requires!(needs::root());
     let machine = with_a_yesterday();
-    // The cache is full of today's blocks.
     machine.restores_whole(&[]);
     roll_back(&machine);
-    // Not noticed: sprat keeps no count of snapshots or blocks that the server can't forge.
-    let listed = machine.sprat(&["snapshots", CONTAINER, "--json"]).json();
+    let before = fs::read(machine.path(CONTAINER)).unwrap();
+    for arguments in commands() {
+        let text = machine.sprat(&arguments).failed_with(13);
+        assert!(text.contains("--accept-older-state"), "{text}");
+    }
+    assert!(fs::read(machine.path(CONTAINER)).unwrap() == before);
+    // It is whole, and never mixed with what is kept of today's. Accepted once is accepted.
+    let accepted = ["snapshots", CONTAINER, "--json", "--accept-older-state"];
+    let listed = machine.sprat(&accepted).json();
     assert_eq!(listed["snapshots"].as_array().unwrap().len(), 1);
     fs::rename(machine.path("src"), machine.path("src-today")).unwrap();
     copy_sparse(&machine.path("src-yesterday"), &machine.path("src"));
@@ -64,6 +75,290 @@ fn yesterdays_container_is_whole_and_never_mixed_with_todays_cache() {
     fs::rename(machine.path("src-today"), machine.path("src")).unwrap();
     assert_eq!(machine.backup(&[]).code, 0);
     machine.restores_whole(&[]);
+}
+
+/// A command of each kind that opens the container.
+fn commands() -> Vec<Vec<&'static str>> {
+    let lines = [
+        "backup C --name home src",
+        "restore C home --to back",
+        "snapshots C",
+        "check C",
+        "check C --read-data",
+        "prune C --job home --keep-last 1",
+        "mount C m",
+        "mount C m --rw",
+        "trim C",
+        "key add C --new-key-file k2 --cheap-kdf-for-tests",
+        "key remove C 1",
+    ];
+    let words = |line: &'static str| {
+        let words = line.split(' ');
+        words
+            .map(|word| if word == "C" { CONTAINER } else { word })
+            .collect()
+    };
+    lines.map(words).to_vec()
+}
+
+/// Rounds of the long form (`make torture`), else those of the short one.
+fn rounds(short: u64, long: u64) -> u64 {
+    let asked = std::env::var("SPRAT_TORTURE_ROUNDS").is_ok();
+    if asked { long } else { short }
+}
+
+#[test]
+fn each_rollback_is_noticed_by_the_next_command_of_any_kind() {
+    requires!(needs::root());
+    let machine = with_a_yesterday();
+    let mut dice = dice();
+    let commands = commands();
+    for round in 0..rounds(6, 50) {
+        fs::remove_file(machine.path("yesterday")).unwrap();
+        copy_sparse(&machine.path(CONTAINER), &machine.path("yesterday"));
+        let sessions = 1 + dice.below(5);
+        for session in 0..sessions {
+            machine.write(&format!("src/{round}-{session}"), vec![5; 5000]);
+            assert_eq!(machine.backup(&[]).code, 0);
+        }
+        copy_sparse(&machine.path(CONTAINER), &machine.path("today"));
+        roll_back(&machine);
+        let before = fs::read(machine.path(CONTAINER)).unwrap();
+        let number = usize::try_from(dice.below(commands.len() as u64)).unwrap();
+        println!(
+            "round {round}: {sessions} sessions back, {:?}",
+            commands[number]
+        );
+        machine.sprat(&commands[number]).failed_with(13);
+        assert!(fs::read(machine.path(CONTAINER)).unwrap() == before);
+        fs::rename(machine.path("today"), machine.path(CONTAINER)).unwrap();
+    }
+    machine.restores_whole(&[]);
+    machine.nothing_is_left();
+}
+
+/// The same container as if it lay on a server, so that there is a cache.
+fn served(machine: &Machine, arguments: &[&str]) -> machine::Ran {
+    let script = machine.path("ssh");
+    if !script.exists() {
+        let server = needs::sftp_server().unwrap();
+        machine.write("ssh", format!("#!/bin/sh\nexec {}\n", server.display()));
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let target = format!("x:{}", machine.path(CONTAINER).display());
+    let mut all = vec!["--ssh-command", script.to_str().unwrap()];
+    all.extend(arguments.iter().map(|word| match *word {
+        CONTAINER => target.as_str(),
+        other => other,
+    }));
+    machine.sprat(&all)
+}
+
+/// Two snapshots on a server, and a cache that has all of them.
+fn with_a_warm_cache() -> Machine {
+    let machine = Machine::new();
+    let init = ["init", CONTAINER, "--size", "64M", "--cheap-kdf-for-tests"];
+    assert_eq!(served(&machine, &init).code, 0);
+    for name in 0..40 {
+        machine.write(&format!("src/{name}"), machine::noise(20_000, name));
+    }
+    for round in 0..2 {
+        if round == 1 {
+            copy_sparse(&machine.path(CONTAINER), &machine.path("yesterday"));
+            machine.write("src/new", machine::noise(300_000, 99));
+            machine.write("src/3", machine::noise(20_000, 98));
+        }
+        let ran = served(&machine, &["backup", CONTAINER, "--name", "home", "src"]);
+        assert_eq!(ran.code, 0, "{}", ran.whole());
+    }
+    machine
+}
+
+/// Blocks of the file that the file system uses, and of these those that are no file's content.
+fn used_blocks(machine: &Machine) -> (BTreeSet<u64>, BTreeSet<u64>) {
+    let (container, image) = (machine.path(CONTAINER), machine.path("image"));
+    let key = machine.path("config/keys/x.key");
+    let plain = PlainVolume::export(&container, &key, &image);
+    let run = |program: &str, arguments: &[&str]| {
+        let mut command = Command::new(program);
+        let output = command.args(arguments).arg(&image).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let about = run("dumpe2fs", &[]);
+    let free: BTreeSet<u64> = about
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Free blocks: "))
+        .flat_map(|list| list.split(", "))
+        .filter_map(|range| {
+            let (from, to) = range.split_once('-').unwrap_or((range, range));
+            Some(from.parse::<u64>().ok()?..=to.parse().ok()?)
+        })
+        .flatten()
+        .collect();
+    let blocks_of = |inode: &str| -> BTreeSet<u64> {
+        let said = run("debugfs", &["-R", &format!("blocks <{inode}>")]);
+        said.split_whitespace()
+            .filter_map(|word| word.parse().ok())
+            .collect()
+    };
+    // What lies in the journal was carried out long ago.
+    let journal = blocks_of("8");
+    let file = File::open(&container).unwrap();
+    let mut block = vec![0; 4096];
+    let blocks = (fs::metadata(&container).unwrap().len() - HEADER_BYTES) / 4096;
+    let used: BTreeSet<u64> = (0..blocks)
+        .filter(|block| !free.contains(block) && !journal.contains(block))
+        .filter(|number| {
+            file.read_exact_at(&mut block, HEADER_BYTES + number * 4096)
+                .unwrap();
+            // A hole.
+            block.iter().any(|byte| *byte != 0)
+        })
+        .collect();
+    let mut content = BTreeSet::new();
+    let mounted = machine.path("plain");
+    let guard = plain.mount(&mounted);
+    let mut folders = vec![mounted.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap().flatten() {
+            let about = entry.metadata().unwrap();
+            if about.is_dir() {
+                folders.push(entry.path());
+            } else if about.is_file() {
+                content.extend(blocks_of(&about.ino().to_string()));
+            }
+        }
+    }
+    drop(guard);
+    let metadata = used.difference(&content).copied().collect();
+    (used, metadata)
+}
+
+#[test]
+fn check_reports_each_damage_though_the_cache_is_warm_and_the_time_is_kept() {
+    requires!(stage::missing());
+    let machine = with_a_warm_cache();
+    let (used, metadata) = used_blocks(&machine);
+    assert!(used.len() > metadata.len() && metadata.len() > 10);
+    let container = machine.path(CONTAINER);
+    let time = fs::metadata(&container).unwrap().modified().unwrap();
+    let (whole, old) = (
+        fs::read(&container).unwrap(),
+        fs::read(machine.path("yesterday")).unwrap(),
+    );
+    let cache = machine.path("cache");
+    copy_sparse(&cache, &machine.path("cache-warm"));
+    let known = machine.path("state");
+    copy_sparse(&known, &machine.path("state-kept"));
+    let mut dice = dice();
+    let all: Vec<u64> = used.iter().copied().collect();
+    let mut reported = [0, 0];
+    let total = rounds(20, 200);
+    for round in 0..total {
+        let mut damaged = whole.clone();
+        let at = |block: u64| usize::try_from(HEADER_BYTES + block * 4096).unwrap();
+        let mut pick = || all[usize::try_from(dice.below(all.len() as u64)).unwrap()];
+        let what = match round % 5 {
+            0 => {
+                let block = at(pick());
+                damaged[block + 77] ^= 1;
+                "a bit of a block"
+            }
+            1 => {
+                let first = pick();
+                for block in all
+                    .iter()
+                    .filter(|block| (first..first + 8).contains(*block))
+                {
+                    damaged[at(*block)..at(*block) + 4096].fill(0xA5);
+                }
+                "a range"
+            }
+            2 => {
+                let (a, b) = (at(pick()), at(pick()));
+                let (first, second) = (whole[a..a + 4096].to_vec(), whole[b..b + 4096].to_vec());
+                damaged[a..a + 4096].copy_from_slice(&second);
+                damaged[b..b + 4096].copy_from_slice(&first);
+                "two blocks swapped"
+            }
+            3 => {
+                for block in all.iter().filter(|_| dice.percent(30)) {
+                    damaged[at(*block)..at(*block) + 4096]
+                        .copy_from_slice(&old[at(*block)..at(*block) + 4096]);
+                }
+                "older blocks"
+            }
+            _ => {
+                damaged[at(1)..].copy_from_slice(&old[at(1)..]);
+                "all but block 0 is older"
+            }
+        };
+        let touched: Vec<u64> = all
+            .iter()
+            .copied()
+            .filter(|block| damaged[at(*block)..][..4096] != whole[at(*block)..][..4096])
+            .collect();
+        let touches_metadata = touched.iter().any(|block| metadata.contains(block));
+        let file = File::options().write(true).open(&container).unwrap();
+        file.write_all_at(&damaged, 0).unwrap();
+        file.set_modified(time).unwrap();
+        for (number, arguments) in [
+            &["check", CONTAINER][..],
+            &["check", CONTAINER, "--read-data"],
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            for (kept, place) in [("cache-warm", &cache), ("state-kept", &known)] {
+                fs::remove_dir_all(place).unwrap();
+                copy_sparse(&machine.path(kept), place);
+            }
+            let ran = served(&machine, arguments);
+            let must = !touched.is_empty() && (number == 1 || touches_metadata);
+            assert!(
+                ran.code == 13 || !must && ran.code == 0,
+                "round {round}, {what}: {touched:?} {}",
+                ran.whole()
+            );
+            reported[number] += u64::from(ran.code == 13);
+        }
+    }
+    println!(
+        "of {total}: {} by check, {} by --read-data",
+        reported[0], reported[1]
+    );
+    assert!(reported[1] > 0);
+    let file = File::options().write(true).open(&container).unwrap();
+    file.write_all_at(&whole, 0).unwrap();
+    file.set_modified(time).unwrap();
+    let ran = served(&machine, &["check", CONTAINER, "--read-data"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+}
+
+#[test]
+fn an_older_file_behind_the_newest_super_block_is_noticed_and_the_cache_dropped() {
+    requires!(needs::root());
+    let machine = with_a_warm_cache();
+    let container = machine.path(CONTAINER);
+    let time = fs::metadata(&container).unwrap().modified().unwrap();
+    let old = fs::read(machine.path("yesterday")).unwrap();
+    let file = File::options().write(true).open(&container).unwrap();
+    let behind = usize::try_from(HEADER_BYTES + 4096).unwrap();
+    file.write_all_at(&old[behind..], behind as u64).unwrap();
+    file.set_modified(time).unwrap();
+    let before = fs::read(&container).unwrap();
+    let backup = ["backup", CONTAINER, "--name", "home", "src"];
+    // First by the blocks, before anything is written.
+    served(&machine, &backup).failed_with(13);
+    assert!(fs::read(&container).unwrap() == before);
+    // Then the cache is gone, and the missing snapshot is seen: each time.
+    for _ in 0..3 {
+        let text = served(&machine, &backup).failed_with(13);
+        assert!(text.contains("the newest snapshot is gone"), "{text}");
+    }
+    let accepted = [&backup[..], &["--accept-older-state"]].concat();
+    assert_eq!(served(&machine, &accepted).code, 0);
+    assert_eq!(served(&machine, &backup).code, 0);
 }
 
 #[test]

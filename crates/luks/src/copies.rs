@@ -46,6 +46,15 @@ const SIZES: [u64; 9] = [
     4 << 20,
 ];
 
+/// The highest sequence of a header that is read. Each change of keys adds 1, and a header that is
+/// put back at most [`SEQUENCE_JUMP`](crate::backup::SEQUENCE_JUMP).
+pub(crate) const SEQUENCE_MAX: u64 = 1 << 48;
+/// The highest one of a header that nothing is known of: what is left to [`SEQUENCE_MAX`] is more
+/// than any container's life needs.
+pub(crate) const SEQUENCE_FIRST_MAX: u64 = 1 << 40;
+/// How far a sequence may go up between two openings on one machine.
+pub(crate) const SEQUENCE_STEP_MAX: u64 = 1 << 32;
+
 /// What is wrong with one header copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -64,6 +73,9 @@ pub enum CopyFault {
     Checksum,
     /// The file ends within it.
     Truncated,
+    /// A sequence that no count of key changes comes to: only somebody who wants the next change to
+    /// wrap it to zero, so that removed keys count again, writes it.
+    Sequence(u64),
     /// The checksum fits, but the metadata can't be read.
     Metadata(String),
 }
@@ -78,6 +90,7 @@ impl fmt::Display for CopyFault {
             Self::ChecksumKind(kind) => write!(f, "unknown checksum {kind}"),
             Self::Checksum => f.write_str("wrong checksum"),
             Self::Truncated => f.write_str("cut short"),
+            Self::Sequence(number) => write!(f, "an implausible sequence, {number}"),
             Self::Metadata(what) => f.write_str(what),
         }
     }
@@ -299,9 +312,13 @@ fn check_whole(bytes: Vec<u8>) -> Result<WholeCopy, CopyFault> {
     if sum != found || rest.iter().any(|&byte| byte != 0) {
         return Err(CopyFault::Checksum);
     }
+    let sequence_id = big_endian(&bytes, 16);
+    if sequence_id > SEQUENCE_MAX {
+        return Err(CopyFault::Sequence(sequence_id));
+    }
     let metadata = parse_area(&bytes[BINARY_BYTES..]).map_err(CopyFault::Metadata)?;
     Ok(WholeCopy {
-        sequence_id: big_endian(&bytes, 16),
+        sequence_id,
         uuid: text(&bytes[168..208]),
         label: text(&bytes[24..72]),
         metadata,

@@ -61,6 +61,9 @@ pub enum LuksError {
     /// The header is older than one seen before.
     #[error("the LUKS2 header is an old one: sequence {found}, known is {known}")]
     OlderHeader { known: u64, found: u64 },
+    /// The header's sequence went up further than any number of key changes explains.
+    #[error("the LUKS2 header has an implausible sequence, {found}; known is {known}")]
+    Sequence { known: u64, found: u64 },
     /// The secret opens none of the key slots.
     #[error("the key or passphrase opens none of the {slots_tried} key slots")]
     WrongSecret { slots_tried: usize },
@@ -132,6 +135,7 @@ impl LuksError {
             | Self::Refused { .. }
             | Self::Pin { .. }
             | Self::OlderHeader { .. }
+            | Self::Sequence { .. }
             | Self::KdfTooCostly { .. } => LuksErrorKind::Damaged,
             Self::Luks1 | Self::KernelOnly { .. } | Self::Unsupported { .. } => {
                 LuksErrorKind::Unsupported

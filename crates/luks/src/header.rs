@@ -1,6 +1,8 @@
 //! A container's header as fetched, judged, and unlocked.
 
-use std::{fmt, fs::File, io, ops::Range, os::unix::fs::FileExt};
+use std::{collections::BTreeMap, fmt, fs::File, io, ops::Range, os::unix::fs::FileExt};
+
+use serde_json::Value;
 
 use crate::{
     Copies, CopyState, LuksError, Pins, Secret, VolumeKey,
@@ -8,6 +10,7 @@ use crate::{
     error::shown,
     keyslot::Keyslot,
     metadata::{Metadata, OpenedBy},
+    pins::hex,
     reference::Reference,
 };
 
@@ -193,6 +196,32 @@ impl Header {
     pub fn geometry(&self, file_len: u64) -> Result<Payload, LuksError> {
         let segment = &self.metadata.segment;
         Payload::new(segment.offset_bytes, segment.sector_bytes, file_len)
+    }
+
+    /// A digest (SHA-256, hexadecimal digits) of all that the metadata say of each key slot, its
+    /// number included: area, key derivation with its salt, and the digests that it belongs to.
+    /// What lies in the slot's area is not part of it.
+    #[must_use]
+    pub fn slot_digests(&self) -> BTreeMap<u32, String> {
+        let json = &self.copy.metadata;
+        let belongs = |digest: &Value, number: &str| {
+            let slots = digest.get("keyslots").and_then(Value::as_array);
+            slots.is_some_and(|slots| slots.iter().any(|slot| slot.as_str() == Some(number)))
+        };
+        let digests = json.get("digests").and_then(Value::as_object);
+        let slots = json.get("keyslots").and_then(Value::as_object);
+        let slots = slots.into_iter().flatten();
+        let facts = slots.filter_map(|(number, slot)| {
+            let all = digests.into_iter().flatten();
+            let of: Vec<&String> = all
+                .filter(|(_, digest)| belongs(digest, number))
+                .map(|(name, _)| name)
+                .collect();
+            let facts = serde_json::json!([number, slot, of]).to_string();
+            let hash = openssl::sha::sha256(facts.as_bytes());
+            Some((number.parse().ok()?, hex(&hash)))
+        });
+        facts.collect()
     }
 
     /// The key slots, by number.

@@ -17,6 +17,7 @@
 //! | 168 | 40 | UUID, as text |
 //! | 208 | 8 × 48 | key slots: state, rounds, salt (32), offset of the area in sectors, stripes |
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use openssl::sha::Sha256;
@@ -268,6 +269,15 @@ impl AnyHeader {
     pub fn copies(&self) -> Option<&Copies> {
         match self {
             Self::Luks2(header) => Some(header.copies()),
+            Self::Luks1(_) => None,
+        }
+    }
+
+    /// As [`Header::slot_digests`]; `None` of LUKS1, whose slots are not compared.
+    #[must_use]
+    pub fn slot_digests(&self) -> Option<BTreeMap<u32, String>> {
+        match self {
+            Self::Luks2(header) => Some(header.slot_digests()),
             Self::Luks1(_) => None,
         }
     }

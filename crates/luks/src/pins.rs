@@ -5,7 +5,11 @@ use std::fmt::Write as _;
 use openssl::sha::Sha256;
 use serde::{Deserialize, Serialize};
 
-use crate::{Header, LuksError, error::shown};
+use crate::{
+    Header, LuksError,
+    copies::{SEQUENCE_FIRST_MAX, SEQUENCE_STEP_MAX},
+    error::shown,
+};
 
 /// The facts of a header that never change in a container's life, and the newest sequence seen.
 ///
@@ -115,6 +119,15 @@ impl Pins {
                 });
             }
         }
+        // Nothing is known of sequence 0.
+        if self.sequence_id > 0
+            && found.sequence_id - self.sequence_id.min(found.sequence_id) > SEQUENCE_STEP_MAX
+        {
+            return Err(LuksError::Sequence {
+                known: self.sequence_id,
+                found: found.sequence_id,
+            });
+        }
         if found.sequence_id < self.sequence_id {
             return Err(LuksError::OlderHeader {
                 known: self.sequence_id,
@@ -126,6 +139,18 @@ impl Pins {
 }
 
 impl Pins {
+    /// Refuses to trust a sequence that leaves no room for later changes of keys:
+    /// [`LuksError::Sequence`]. To be called before anything is pinned.
+    pub fn check_first(&self) -> Result<(), LuksError> {
+        if self.sequence_id > SEQUENCE_FIRST_MAX {
+            return Err(LuksError::Sequence {
+                known: 0,
+                found: self.sequence_id,
+            });
+        }
+        Ok(())
+    }
+
     /// Compares what is found with the fingerprint typed from a recovery sheet.
     pub(crate) fn check_typed(&self, typed: &str) -> Result<(), LuksError> {
         if self.matches_fingerprint(typed) {

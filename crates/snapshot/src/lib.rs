@@ -53,7 +53,7 @@ pub use disks::GoneDisk;
 pub use error::{ErrorReport, SnapshotError, SnapshotErrorKind, SpaceKind};
 pub use file_system::FileSystem;
 pub use keep::{Candidate, KeepReason, KeepRules, Verdict, decide};
-pub use list::list;
+pub use list::{list, missing, newest};
 pub use name::{JobName, NameError, SnapshotName};
 pub use patterns::pattern_mistake;
 pub use prune::{Interrupted, PruneReport, PruneSpec, Pruned, prune};

@@ -1,5 +1,6 @@
 //! Lists what a volume holds: every job's folders, ours and others'.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -9,7 +10,7 @@ use rustix::fs::{AtFlags, FileType, statat};
 use crate::by_hand::{Dated, is_copy, is_copy_in_job};
 use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder};
-use crate::name::SnapshotName;
+use crate::name::{JobName, SnapshotName};
 use crate::record::{EntryKind, SnapshotEntry};
 use crate::text::escape_path;
 use crate::walk::{is_folder, names_in, open_folder_at};
@@ -48,6 +49,51 @@ pub fn list(volume_root: &Path) -> Result<Vec<SnapshotEntry>, SnapshotError> {
         list_job(&JobFolder::open(volume_root, &job)?, &job, &mut entries)?;
     }
     Ok(entries)
+}
+
+/// The newest finished snapshot of each job, by the job's name. Reads folders only.
+pub fn newest(volume_root: &Path) -> Result<BTreeMap<String, String>, SnapshotError> {
+    let failed = |source: io::Error| SnapshotError::Volume {
+        op: "list",
+        object: "its root".to_owned(),
+        source,
+    };
+    let root = open_folder_at(volume_root).map_err(failed)?;
+    let mut newest = BTreeMap::new();
+    for (name, _) in names_in(root.as_fd(), Path::new(".")).map_err(failed)? {
+        let Some(job) = name.to_str().filter(|job| JobName::new(job).is_ok()) else {
+            continue;
+        };
+        let is_job = statat(&root, &name, AtFlags::SYMLINK_NOFOLLOW)
+            .is_ok_and(|stat| is_folder(&stat))
+            && !is_copy(&root, &name);
+        if !is_job {
+            continue;
+        }
+        let folders = JobFolder::open(volume_root, &name)?.folders()?;
+        let finished = folders
+            .iter()
+            .filter_map(|folder| match Folder::parse(folder.to_str()?)? {
+                Folder::Named(name) => Some(name),
+                _ => None,
+            });
+        if let Some(name) = finished.max() {
+            newest.insert(job.to_owned(), name.to_string());
+        }
+    }
+    Ok(newest)
+}
+
+/// Those of `expected`, snapshots by job as [`newest`] returns them, that are not in the volume.
+/// What can't be asked counts as there.
+#[must_use]
+pub fn missing(volume_root: &Path, expected: &BTreeMap<String, String>) -> Vec<String> {
+    let gone = expected.iter().filter(|(job, name)| {
+        let path = volume_root.join(job).join(name);
+        path.symlink_metadata()
+            .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    });
+    gone.map(|(job, name)| format!("{job}/{name}")).collect()
 }
 
 fn copy_at_the_top(name: &Path) -> SnapshotEntry {

@@ -14,6 +14,7 @@ use sprat_store::{FileStat, ReadClass, StoreFile};
 use crate::cache_file::{Basis, CacheFile, Mark, remove_mark};
 use crate::engine::{Engine, State, THREAD_STACK_BYTES};
 use crate::plan::Block;
+use crate::sample::{self, Digests};
 use crate::slots::{Place, Slots, digest_of};
 use crate::{BLOCK_BYTES, CacheOptions, Geometry, VolumeError};
 
@@ -28,6 +29,10 @@ pub(crate) struct Cache {
     slots: Slots,
     writing: bool,
     outdated: bool,
+    /// Nothing is read from it: what comes from the store is compared with it.
+    only_compare: bool,
+    /// Blocks that the store gave with other bytes.
+    differing: u64,
     queue: VecDeque<(u64, u64, Block)>,
     /// The ticket of each block in the queue or being written; without it the write is void.
     tickets: HashMap<u64, u64>,
@@ -72,6 +77,8 @@ impl Cache {
             slots,
             writing,
             outdated: mark == Mark::Outdated,
+            only_compare: options.only_compare,
+            differing: 0,
             queue: VecDeque::new(),
             tickets: HashMap::new(),
             next_ticket: 0,
@@ -86,6 +93,31 @@ impl Cache {
     /// Whether it was of a state that the container isn't in any more.
     pub(crate) fn was_outdated(&self) -> bool {
         self.outdated
+    }
+
+    /// Whether the session may write.
+    pub(crate) fn is_written(&self) -> bool {
+        self.writing
+    }
+
+    pub(crate) fn differing(&self) -> u64 {
+        self.differing
+    }
+
+    /// A sample of what it holds of the container's present state.
+    pub(crate) fn sample(&self) -> Digests {
+        sample::of_cache(&self.slots.held())
+    }
+
+    /// Compares a block that the store gave.
+    pub(crate) fn compare(&mut self, index: u64, block: &[u8]) {
+        if self.only_compare
+            && let Some(place) = self.slots.find(index)
+            && place.digest != digest_of(index, block)
+        {
+            self.differing += 1;
+            self.slots.forget(index);
+        }
     }
 
     /// Takes a durable block in, later.
@@ -139,7 +171,7 @@ impl State {
         let Some(cache) = &self.cache else {
             return Vec::new();
         };
-        if self.plan.losses() > 0 {
+        if self.plan.losses() > 0 || cache.only_compare {
             return Vec::new();
         }
         let missing = wanted.clone().zip(found).filter(|(_, slot)| slot.is_none());
@@ -192,6 +224,16 @@ impl Engine {
             }
         }
         good
+    }
+
+    /// A reader has found that the cache and the store differ.
+    pub(crate) fn drop_cache_that_differs(&self) {
+        let differing = self.state().cache.as_ref().map_or(0, Cache::differing);
+        if differing > 0
+            && let Some(options) = &self.options.cache
+        {
+            let _ = remove_mark(&options.dir);
+        }
     }
 
     /// Waits until nothing waits to enter the cache, and marks it as clean for the container's

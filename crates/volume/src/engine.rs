@@ -496,7 +496,11 @@ impl Engine {
         if !self.read_only {
             self.session.settled();
         }
-        self.keep_cache();
+        if self.read_only {
+            self.drop_cache_that_differs();
+        } else {
+            self.keep_cache();
+        }
         Ok(())
     }
 

@@ -65,6 +65,10 @@ pub enum VolumeError {
     /// what it had, or never kept it.
     #[error("the server lost what it had called durable, at {offset}")]
     LostDurable { offset: u64 },
+    /// A block of the container holds other bytes than the persistent cache has of the same state;
+    /// nothing was sent, and the cache is dropped.
+    #[error("the container differs at {offset} from what this machine left there")]
+    CacheDiffers { offset: u64 },
     /// The local overlay of a read-only volume failed.
     #[error("{op} on the local overlay failed")]
     Overlay {

@@ -5,7 +5,7 @@
 //! `plan` decides, without I/O (of `epoch`s and `portion`s); `send`, `conduct` (`together`, where
 //! an epoch is small), `permit` and `read` are the threads that carry it out, over what they share in `engine`; `fetch`, `streams` and `pace`
 //! say what is read, and how far ahead. `cache` keeps blocks over sessions: `slots` says which,
-//! `cache_file` where. `settle` takes over from a dead session, `overlay` takes the writes of a
+//! `cache_file` where, `sample` compares some of them. `settle` takes over from a dead session, `overlay` takes the writes of a
 //! read-only volume, `proof` finds out a server that lost what it had called durable.
 //!
 //! Always true:
@@ -38,6 +38,7 @@ mod plan;
 mod portion;
 mod proof;
 mod read;
+mod sample;
 mod send;
 mod session;
 mod settle;

@@ -39,6 +39,9 @@ pub struct CacheOptions {
     /// What the caller has seen of the container file since nobody else may write to it and before
     /// anything is written; `None`: it is asked for.
     pub seen: Option<Seen>,
+    /// Read everything from the store, and compare it with the cache
+    /// ([`Volume::differing_blocks`](crate::Volume::differing_blocks)).
+    pub only_compare: bool,
 }
 
 /// The state of a container file.

@@ -246,6 +246,11 @@ fn arrived(
     let good = state.fetches.finish(fetch, Some(bytes));
     state.answered(false);
     state.proof.read(&good);
+    if let Some(cache) = &mut state.cache {
+        for (index, block) in &good {
+            cache.compare(*index, block);
+        }
+    }
     state.offer(good.iter().map(|(index, block)| (*index, block)));
     for (index, block) in good {
         state.clean.insert(index, block);

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use sprat_store::{StoreError, StoreFile};
+use sprat_store::{StoreError, StoreErrorKind, StoreFile};
 
 use crate::cache::Cache;
-use crate::cache_file::Basis;
+use crate::cache_file::{Basis, remove_mark};
 use crate::discard::Punch;
 use crate::engine::{Engine, spawn};
 use crate::overlay::Overlay;
+use crate::sample::first_that_differs;
 use crate::{
     BLOCK_BYTES, CacheOptions, Fenced, Flush, Geometry, ReadOnlyOptions, Session, VolumeError,
     VolumeOptions, VolumeStats, cache, conduct, permit, read, send, settle,
@@ -48,6 +49,7 @@ impl Volume {
             Some(cache) => Cache::open(cache, basis, true, doubtful)?,
             None => None,
         };
+        compare_sample(&*file, geometry, options.cache.as_ref(), cache.as_ref())?;
         let engine = Engine::new(file, geometry, session, options, false);
         engine.state().cache = cache;
         let volume = Self::start(engine, None, senders)?;
@@ -84,6 +86,7 @@ impl Volume {
             Some(cache) => Cache::open(cache, basis, false, false)?,
             None => None,
         };
+        compare_sample(&*file, geometry, options.cache.as_ref(), cache.as_ref())?;
         let engine = Engine::new(file, geometry, session, options, true);
         engine.state().cache = cache;
         Self::start(engine, Some(overlay), 0)
@@ -251,6 +254,17 @@ impl Volume {
         state.cache.as_ref().is_some_and(Cache::was_outdated)
     }
 
+    /// How many blocks the store gave with other bytes than the persistent cache has of the same
+    /// state of the container, where it was opened to compare.
+    #[must_use]
+    pub fn differing_blocks(&self) -> u64 {
+        self.engine
+            .state()
+            .cache
+            .as_ref()
+            .map_or(0, Cache::differing)
+    }
+
     /// What was done and is held now.
     #[must_use]
     pub fn stats(&self) -> VolumeStats {
@@ -325,6 +339,37 @@ fn present_basis(
         Some(seen) => cache::basis_of(&seen.stat, seen.first_block.clone(), geometry),
         None => cache::basis(file, geometry),
     }
+}
+
+/// Compares some of the blocks that the cache holds with the container, in one round trip. Where
+/// one differs the cache is dropped: it is of a state that the server doesn't have.
+///
+/// A line that is lost meanwhile is no error: nothing of the cache is used after a loss. Nor, for
+/// a reader, is a block that can't be read: others may still be worth having.
+fn compare_sample(
+    file: &dyn StoreFile,
+    geometry: Geometry,
+    options: Option<&CacheOptions>,
+    cache: Option<&Cache>,
+) -> Result<(), VolumeError> {
+    // What is only compared is compared as it is read.
+    let (Some(options), Some(cache)) = (options.filter(|options| !options.only_compare), cache)
+    else {
+        return Ok(());
+    };
+    let index = match first_that_differs(file, geometry, &cache.sample()) {
+        Ok(Some(index)) => index,
+        Ok(None) => return Ok(()),
+        Err(error) if error.kind() == StoreErrorKind::Disconnected || !cache.is_written() => {
+            return Ok(());
+        }
+        Err(source) => return Err(VolumeError::Store { op: "read", source }),
+    };
+    // A reader on a file system that can't be written to leaves it.
+    let _ = remove_mark(&options.dir);
+    Err(VolumeError::CacheDiffers {
+        offset: geometry.offset_bytes + index * BLOCK,
+    })
 }
 
 /// The file must reach as far as the volume; `basis`, if there is one, tells how far it does.

@@ -147,6 +147,7 @@ fn cache_options(dir: &Path, bytes_max: usize) -> CacheOptions {
         seen: None,
         dir: dir.to_owned(),
         bytes_max: bytes_max as u64,
+        only_compare: false,
     }
 }
 

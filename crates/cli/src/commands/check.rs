@@ -34,7 +34,9 @@ pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> 
         (None, false) => None,
     };
     let secret = context.secret(&resolved)?;
-    let options = context.session_options(&resolved, Access::ReadOnly)?;
+    let mut options = context.session_options(&resolved, Access::ReadOnly)?;
+    // What is checked is what the server has.
+    options.past_cache = true;
     let (state_dir, policy) = (options.state_dir.clone(), options.pins.clone());
     let mut seen = Seen {
         reporter: Reporter::new(context.output, ""),
@@ -80,6 +82,8 @@ pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> 
         "volume_bytes": checked.facts.volume_bytes,
         "header_copies_damaged": seen.header,
         "file_system": checked.file_system,
+        "file_system_errors": checked.facts.file_system_errors,
+        "differing_blocks": checked.differing_blocks,
         "against_source": args.against_source,
         "files": match &checked.files {
             None => Value::Null,
@@ -142,7 +146,14 @@ fn is_damaged(checked: &Checked, header: &[String]) -> bool {
         Some(Ok(report)) => report.is_damaged(),
         Some(Err(_)) => true,
     };
-    !header.is_empty() || !checked.file_system.clean || files
+    !header.is_empty() || quick_is_damaged(checked) || files
+}
+
+/// What needs no file to be read.
+fn quick_is_damaged(checked: &Checked) -> bool {
+    !checked.file_system.clean
+        || checked.facts.file_system_errors.is_some()
+        || checked.differing_blocks > 0
 }
 
 /// The result stays on this machine, for whoever asks how things stand.
@@ -156,7 +167,7 @@ fn keep(
 ) {
     let at = Timestamp::now();
     let mut kept = kept_check::last(filed);
-    let quick_damaged = !header.is_empty() || !checked.file_system.clean;
+    let quick_damaged = !header.is_empty() || quick_is_damaged(checked);
     let mut quick = json.clone();
     quick["result"] = exit_json(exit_of(quick_damaged));
     (quick["files"], quick["against_source"]) = (Value::Null, Value::Null);
@@ -237,6 +248,22 @@ fn told(resolved: &Resolved, args: &CheckArgs, checked: &Checked, header: &[Stri
         for line in checked.file_system.output.lines().take(NAMES_SHOWN) {
             let _ = writeln!(out, "  {}", text::harmless(line));
         }
+    }
+    if let Some(errors) = checked.facts.file_system_errors {
+        let _ = writeln!(
+            out,
+            "file system: DAMAGED, marked as faulty: the kernel has met {}. e2fsck repairs it, and \
+             takes the mark off",
+            text::counted(errors.into(), "error", "errors")
+        );
+    }
+    if checked.differing_blocks > 0 {
+        let _ = writeln!(
+            out,
+            "server: DAMAGED, {} as this machine left them: its disk is damaged, it lost what it \
+             had called durable, or it shows an older copy",
+            text::counted(checked.differing_blocks, "block is not", "blocks are not")
+        );
     }
     match &checked.files {
         None => {}

@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use sprat_luks::Secret;
 use sprat_store::StoreErrorKind;
@@ -17,7 +18,7 @@ use crate::secrets::{Doubt, SecretSource};
 use crate::session::{self, Access, Session, SessionOptions};
 use crate::standing::Standing;
 use crate::target::{Target, TargetError};
-use crate::{Exit, Failure, pinned, reach};
+use crate::{Exit, Failure, output, pinned, reach};
 
 /// One run of sprat.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub(crate) struct Context {
     pub interrupt: Interrupt,
     /// What may be wrong with what was given to open a container.
     doubt: OnceLock<Doubt>,
+    /// A file system that a session read is marked as faulty.
+    faulty: AtomicBool,
 }
 
 /// A TARGET with all that belongs to it.
@@ -69,6 +72,7 @@ impl Context {
             output,
             interrupt,
             doubt: OnceLock::new(),
+            faulty: AtomicBool::new(false),
         })
     }
 
@@ -180,6 +184,15 @@ impl Context {
         Ok(secret)
     }
 
+    /// The exit code of a command that did what it was asked for: a container that is marked as
+    /// faulty is damage.
+    pub(crate) fn exit(&self, exit: Exit) -> Exit {
+        match exit {
+            Exit::Done if self.faulty.load(Ordering::Relaxed) => Exit::Damaged,
+            other => other,
+        }
+    }
+
     /// Adds to a wrong key what may be wrong with it.
     pub(crate) fn doubtful(&self, failure: Failure) -> Failure {
         match self.doubt.get() {
@@ -237,6 +250,8 @@ impl Context {
         options.ssh_command.clone_from(&resolved.ssh_command);
         options.allow_no_fsync = resolved.insist_without_fsync;
         options.ignore_lock = global.ignore_lock;
+        options.accept_older_state = global.accept_older_state;
+        options.accept_changed_keys = global.accept_changed_keys;
         options.reconnect_max = global.reconnect_max;
         options.quiet_time = global.quiet_time;
         if let Some(interval) = global.progress_interval {
@@ -313,6 +328,15 @@ impl Context {
         policy: &session::PinPolicy,
         facts: &session::ContainerFacts,
     ) {
+        if let Some(errors) = facts.file_system_errors {
+            self.faulty.store(true, Ordering::Relaxed);
+            self.output.warning(&format!(
+                "the file system in {} is marked as faulty ({}). Files can be read; don't write to \
+                 it before it is repaired: `sprat check` says more",
+                resolved.target,
+                output::text::counted(errors.into(), "error", "errors")
+            ));
+        }
         if let Err(failure) = pinned::remember(state_dir, &resolved.target, policy, facts) {
             self.warn(&failure);
         }

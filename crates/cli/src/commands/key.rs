@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde_json::json;
-use sprat_luks::{Header, RecoveryKey, Secret, Slot, SlotKind};
+use sprat_luks::{Header, LuksErrorKind, RecoveryKey, Secret, Slot, SlotKind};
 use sprat_store::{Access as StoreAccess, StoreErrorKind, StoreFile};
 
 use super::context::{Context, Resolved};
@@ -19,7 +19,7 @@ use crate::known_server::Known;
 use crate::output::{Reporter, exit_json, text};
 use crate::secrets::{self, SecretSource};
 use crate::session::{self, Access, HeaderChange, HeaderChanged, PinPolicy};
-use crate::{Exit, Failure, pinned, reach};
+use crate::{Exit, Failure, pinned, reach, state};
 
 pub(super) use sheet::jobs;
 
@@ -55,9 +55,15 @@ fn open(resolved: &Resolved) -> Result<Arc<dyn StoreFile>, Failure> {
 
 /// The container's header, compared with what is pinned here or was given.
 fn judged(context: &Context, resolved: &Resolved, file: &dyn StoreFile) -> Result<Header, Failure> {
-    let header = reach::header(file)?;
     let fingerprint = context.global.fingerprint.as_deref();
-    match pinned::policy(&state_dir(context), &resolved.target, fingerprint)? {
+    let policy = pinned::policy(&state_dir(context), &resolved.target, fingerprint)?;
+    let header = Header::load(&reach::HeaderBytes(file)).map_err(|error| match error.kind() {
+        LuksErrorKind::NoContainer | LuksErrorKind::Damaged => {
+            state::header_unreadable(&state_dir(context), &resolved.target, &policy, &error)
+        }
+        _ => Failure::of_key_work(&error),
+    })?;
+    match policy {
         PinPolicy::Known(pins) => header.check_pins(&pins)?,
         PinPolicy::Expect(typed) => check_typed(context, resolved, &header, &typed)?,
         PinPolicy::TrustOnce => context.output.note(&format!(

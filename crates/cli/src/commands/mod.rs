@@ -41,7 +41,9 @@ pub(crate) fn run(cli: Cli) -> Exit {
             }
             let context = Context::begin(cli.global, environment, output)?;
             interrupt = Some(context.interrupt.clone());
-            run_in(&context, command).map_err(|failure| context.doubtful(failure))
+            let done = run_in(&context, command);
+            done.map(|exit| context.exit(exit))
+                .map_err(|failure| context.doubtful(failure))
         }),
     };
     let exit = done.unwrap_or_else(|failure| {

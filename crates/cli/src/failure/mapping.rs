@@ -177,6 +177,11 @@ fn luks_hint(error: &LuksError) -> Option<&'static str> {
              `sprat key header-restore` puts the one that this machine keeps back, in a way that \
              every machine accepts"
         }
+        LuksError::Sequence { .. } => {
+            "nothing was sent and no key was used. Somebody changed the header on the server, so \
+             that a later change of keys would make removed keys count again. `sprat key \
+             header-restore` puts the header back that this machine keeps"
+        }
         LuksError::KdfTooCostly { .. } => {
             "nothing was changed. The server may have changed the header to exhaust this machine"
         }
@@ -304,6 +309,15 @@ impl From<&VolumeError> for Failure {
                 Exit::Damaged,
                 Some("nothing was changed. Look for a whole copy of the file on the server"),
             ),
+            VolumeError::CacheDiffers { .. } => (
+                Exit::Damaged,
+                Some(
+                    "nothing was written. The server shows other data than this machine left there: \
+                     its disk is damaged, it lost what it had called durable, or it shows an older \
+                     copy. What was kept of the container here is dropped. `sprat check --read-data` \
+                     says which files are damaged",
+                ),
+            ),
             VolumeError::ForeignWrite { .. } => (
                 Exit::Damaged,
                 Some(
@@ -378,13 +392,22 @@ impl From<&AttachError> for Failure {
             AttachError::ProgramMissing { .. } => {
                 Some("install it with your package manager (e2fsprogs)")
             }
+            AttachError::MountRefused { damaged: true, .. } => Some(
+                "the container was opened, but its file system is damaged. Nothing was changed \
+                 beyond a journal replay. `sprat check` says what is damaged; docs/recovery.md says \
+                 how to repair or to save it",
+            ),
             AttachError::MountRefused { .. } => Some(
                 "the container was opened, but its file system can't be mounted. Nothing was \
                  changed beyond a journal replay",
             ),
             _ => None,
         };
-        let mut failure = Self::failed(error.to_string());
+        let exit = match error {
+            AttachError::MountRefused { damaged: true, .. } => Exit::Damaged,
+            _ => Exit::Failed,
+        };
+        let mut failure = Self::new(exit, error.to_string());
         if let Some(source) = error.source() {
             failure = failure.caused_by(source);
         }

@@ -356,6 +356,23 @@ fn notice_text(notice: &Notice) -> (String, bool) {
                 .to_owned(),
             false,
         ),
+        Notice::WrittenElsewhere => (
+            "the container was written to since this machine's last session, by another machine or \
+             by stock tools"
+                .to_owned(),
+            false,
+        ),
+        Notice::OlderStateAccepted => (
+            "the container is older than this machine knew it; this state is accepted from now on"
+                .to_owned(),
+            true,
+        ),
+        Notice::NotNoted { reason } => (
+            format!(
+                "{reason}. The container is in order; but an older state of it may not be noticed"
+            ),
+            true,
+        ),
         Notice::ServerSpaceLow { available_bytes } => (
             format!(
                 "only {} are left on the server",

@@ -15,6 +15,8 @@ use crate::{Exit, Failure};
 pub struct Checked {
     /// What the container is.
     pub facts: ContainerFacts,
+    /// Blocks that the server showed with other bytes than this machine had left there.
+    pub differing_blocks: u64,
     /// What e2fsck said after the journal's replay.
     pub file_system: FileSystemCheck,
     /// What the files said, where they were asked for; with a file system that can't be mounted,
@@ -36,9 +38,9 @@ pub fn check(
     let looked = look(&mut session, || spec(&facts), observer, interrupt);
     let closed = session.close(observer, interrupt);
     let (file_system, files) = looked?;
-    closed?;
     Ok(Checked {
         facts,
+        differing_blocks: closed?.differing_blocks,
         file_system,
         files,
     })

@@ -3,6 +3,7 @@
 
 mod reserves;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -107,10 +108,12 @@ pub(super) struct Crew {
     /// Everything is torn down, because of this.
     over: Option<Failure>,
     aborted: AbortReport,
-    /// What was left in the volume when it was unmounted.
-    volume_room: Option<VolumeRoom>,
+    /// What was left in the volume when it was unmounted, and the newest snapshot of each job.
+    unmounted: (Option<VolumeRoom>, Option<BTreeMap<String, String>>),
     /// It is closed, and V waits for the order to make the reserve.
     reserve_missing: bool,
+    /// The snapshots that must be there when the volume is mounted.
+    pub(super) expected: BTreeMap<String, String>,
 }
 
 impl std::fmt::Debug for Crew {
@@ -136,6 +139,7 @@ impl Crew {
             Heard::Volume(VolumeReply::Ready(facts)) => Some(facts),
             _ => None,
         })?;
+        crew.expected.clone_from(&facts.newest_known);
         Ok((crew, facts))
     }
 
@@ -178,8 +182,9 @@ impl Crew {
             room: None,
             over: None,
             aborted: AbortReport::default(),
-            volume_room: None,
+            unmounted: (None, None),
             reserve_missing: false,
+            expected: BTreeMap::new(),
         };
         // A failure drops `crew`, which ends V.
         crew.volume.send(&VolumeOrder::Start(Box::new(start)))?;
@@ -589,11 +594,11 @@ impl Crew {
         watch.observer.phase(Phase::Unmounting);
         self.order(&WorkerOrder::Unmount);
         let unmounted = self.wait_worker(watch, OnInterrupt::Finish, |reply| match reply {
-            WorkerReply::Unmounted(room) => Some(room),
+            WorkerReply::Unmounted(room, newest) => Some((room, newest)),
             _ => None,
         });
         match unmounted {
-            Ok(room) => self.volume_room = room,
+            Ok(unmounted) => self.unmounted = unmounted,
             Err(failure) if self.over.is_some() => return Err(failure),
             Err(failure) => return Err(self.fail(failure)),
         }
@@ -607,7 +612,8 @@ impl Crew {
 
     /// V sends the rest, waits for the server's fsync, lets go and ends.
     pub(super) fn close(&mut self, watch: &mut Watch<'_>) -> Result<ClosedReport, Failure> {
-        self.order_volume(&VolumeOrder::Close);
+        let close = VolumeOrder::Close(self.unmounted.1.take());
+        self.order_volume(&close);
         let report = self.wait(watch, OnInterrupt::Finish, |heard| match heard {
             Heard::Volume(VolumeReply::Closed(report, reserve_missing)) => {
                 Some((report, reserve_missing))
@@ -621,7 +627,7 @@ impl Crew {
         }
         self.over = Some(Failure::failed("the session is closed"));
         Ok(ClosedReport {
-            room: self.volume_room,
+            room: self.unmounted.0,
             ..report
         })
     }
@@ -672,6 +678,9 @@ fn start_order(
         runtime_dir: OsString::from(&options.runtime_dir),
         allow_no_fsync: options.allow_no_fsync,
         ignore_lock: options.ignore_lock,
+        accept_older_state: options.accept_older_state,
+        accept_changed_keys: options.accept_changed_keys,
+        past_cache: options.past_cache,
         reconnect_max_ms: millis(options.reconnect_max),
         quiet_time_ms: millis(options.quiet_time),
         figures_interval_ms: millis(options.figures_interval),

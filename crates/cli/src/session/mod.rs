@@ -350,6 +350,7 @@ fn mount_privately(
         read_only: purpose == MountFor::Reading,
         browse: false,
         grow: purpose == MountFor::Growing,
+        expected: crew.expected.clone(),
     });
     crew.wait_worker(watch, OnInterrupt::Finish, |reply| {
         matches!(reply, WorkerReply::Mounted).then_some(())

@@ -52,6 +52,7 @@ pub fn mount(
         read_only: options.access == Access::ReadOnly,
         browse: true,
         grow: false,
+        expected: crew.expected.clone(),
     });
     let mounted = crew.wait_worker(&mut watch, OnInterrupt::Finish, |reply| {
         matches!(reply, WorkerReply::Mounted).then_some(())

@@ -1,5 +1,6 @@
 //! What a session is asked for, and what it tells while it runs.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -108,6 +109,12 @@ pub struct SessionOptions {
     pub allow_no_fsync: bool,
     /// Read although another host holds the lock; a read-only session alone may.
     pub ignore_lock: bool,
+    /// Accept a state of the container that is older than the known one.
+    pub accept_older_state: bool,
+    /// Accept key slots that were changed, and not by this machine.
+    pub accept_changed_keys: bool,
+    /// Read everything from the server, and compare it with what the cache holds.
+    pub past_cache: bool,
     /// How long a lost line is waited for; zero ends the session at the first loss.
     pub reconnect_max: Duration,
     /// How long blocks that were in flight at a loss are held back afterwards.
@@ -152,6 +159,9 @@ impl SessionOptions {
             runtime_dir,
             allow_no_fsync: false,
             ignore_lock: false,
+            accept_older_state: false,
+            accept_changed_keys: false,
+            past_cache: false,
             reconnect_max: Duration::from_secs(15 * 60),
             quiet_time: Duration::from_secs(60),
             figures_interval: Duration::from_millis(500),
@@ -253,6 +263,15 @@ pub enum Notice {
     /// The container was written to since this machine last closed it; nothing that was kept of it
     /// here is used.
     CacheOutdated,
+    /// The container was written to since this machine last left it, and not by this machine.
+    WrittenElsewhere,
+    /// The container is older than this machine knows it, and the user accepts that.
+    OlderStateAccepted,
+    /// What is known of the container can't be noted in the state folder.
+    NotNoted {
+        /// Why.
+        reason: String,
+    },
     /// Little space is left on the server.
     ServerSpaceLow {
         /// What this account may still write.
@@ -383,6 +402,11 @@ pub struct ContainerFacts {
     pub file_bytes: u64,
     /// Length of the volume in bytes.
     pub volume_bytes: u64,
+    /// The newest snapshot of each job that must be there: what this machine knows of the state
+    /// that was found.
+    pub newest_known: BTreeMap<String, String>,
+    /// How many errors the file system has met since it was last repaired, if any.
+    pub file_system_errors: Option<u32>,
 }
 
 /// Room in the file system in the volume.
@@ -420,6 +444,10 @@ pub struct ClosedReport {
     /// The server made everything durable; false only where the user insisted on a server that
     /// can't, and for a read-only session.
     pub durable: bool,
+    /// Blocks that the server showed with other bytes than this machine had left there, in a
+    /// session that compared.
+    #[serde(default)]
+    pub differing_blocks: u64,
 }
 
 /// A new container.

@@ -1,5 +1,6 @@
 //! The messages between the session process (S), the volume process (V) and the worker (W).
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 
 use serde::{Deserialize, Serialize};
@@ -33,8 +34,8 @@ pub(super) enum VolumeOrder {
     /// Nothing is mounted any more: give that space back.
     Trim(TrimHow),
     /// Everything above is unmounted: close the volume, in creation give the container its name,
-    /// release the lock.
-    Close,
+    /// release the lock. With the newest snapshot of each job, where it is known.
+    Close(Option<BTreeMap<String, String>>),
     /// After a Closed that said that the reserve is missing: make it.
     MakeReserve,
     /// Give up: send nothing more; in creation remove what was made. Never waits for a lost line.
@@ -56,6 +57,9 @@ pub(super) struct VolumeStart {
     pub runtime_dir: OsString,
     pub allow_no_fsync: bool,
     pub ignore_lock: bool,
+    pub accept_older_state: bool,
+    pub accept_changed_keys: bool,
+    pub past_cache: bool,
     pub reconnect_max_ms: u64,
     pub quiet_time_ms: u64,
     pub figures_interval_ms: u64,
@@ -226,6 +230,8 @@ pub(super) enum WorkerOrder {
         browse: bool,
         /// See [`sprat_attach::MountOptions`].
         grow: bool,
+        /// Snapshots, by job, that must be there.
+        expected: BTreeMap<String, String>,
     },
     TakeSnapshot(Box<SnapshotSpec>),
     List,
@@ -270,8 +276,9 @@ pub(super) enum WorkerReply {
     /// Bytes that the file system says it doesn't need.
     Trimmed(u64),
     Grown,
-    /// With what was left in the volume.
-    Unmounted(Option<VolumeRoom>),
+    /// With what was left in the volume and, of one that was written to, the newest snapshot of
+    /// each job.
+    Unmounted(Option<VolumeRoom>, Option<BTreeMap<String, String>>),
     /// Answers Keep.
     Kept,
     /// The last order failed.

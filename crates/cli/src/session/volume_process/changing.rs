@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sprat_luks::{FormatOptions, Header, HeaderWrite, LuksError, LuksErrorKind, Secret, SlotKind};
+use sprat_luks::{
+    FormatOptions, Header, HeaderWrite, LuksError, LuksErrorKind, Secret, SectorCipher, SlotKind,
+    VolumeKey,
+};
 use sprat_store::{Access, ReadClass, Store, StoreFile};
 use sprat_volume::{Fenced, Session as _};
 
@@ -12,13 +15,16 @@ use super::super::options::{Notice, Phase, PinPolicy};
 use super::super::protocol::{ChangeStart, VolumeStart};
 use super::connection::HeaderBytes;
 use super::hold::{Hold, keep_renewing};
+use super::knowledge;
 use super::opening::{
-    Known, Reached, check_writable, facts, hold, open_volume, reach, stat_container, wait_for_quiet,
+    Known as KnownOfVolume, Reached, check_writable, facts, hold, open_volume, reach,
+    stat_container, wait_for_quiet,
 };
 use super::rewrite::forestall_rename;
 use super::stop::{Say, Stop};
 use crate::filed::Filed;
 use crate::kept_header::{self, Kept};
+use crate::state::{self, Known};
 use crate::{Exit, Failure};
 
 const HALF_WAY: &str = "The container opens with every key that stays, and holds every snapshot; the \
@@ -159,7 +165,15 @@ impl<'w> Work<'w> {
 
     /// The header as it lies there, both copies good, and what a dead session left settled.
     fn present(&self) -> Result<(Header, bool), Failure> {
-        let header = Header::load(&self.bytes()).map_err(|error| Failure::of_key_work(&error))?;
+        let header = Header::load(&self.bytes()).map_err(|error| match error.kind() {
+            LuksErrorKind::NoContainer | LuksErrorKind::Damaged => state::header_unreadable(
+                &self.state_dir(),
+                &self.start.target,
+                &self.start.pins,
+                &error,
+            ),
+            _ => Failure::of_key_work(&error),
+        })?;
         compare_with_pins(self.start, &header, self.say)?;
         self.settle(&header)?;
         let repair = header.repair()?;
@@ -170,6 +184,20 @@ impl<'w> Work<'w> {
         Ok((self.read_again()?, true))
     }
 
+    /// Keys are not changed in an old copy of the container.
+    fn refuse_older(&self, header: &Header, key: &VolumeKey) -> Result<(), Failure> {
+        if self.start.accept_older_state {
+            return Ok(());
+        }
+        let file_bytes = self.file.len()?;
+        let offset = header.geometry(file_bytes)?.offset_bytes;
+        let mut block = vec![0; 4096];
+        self.file.read_at(offset, &mut block, ReadClass::Demand)?;
+        SectorCipher::new(key, header)?.decrypt(0, &mut block)?;
+        let target = &self.start.target;
+        state::refuse_older(&self.state_dir(), target, header.uuid(), &block, file_bytes)
+    }
+
     /// The bytes that a dead session had under way in the volume are the volume's business.
     pub(super) fn settle(&self, header: &Header) -> Result<(), Failure> {
         let file_bytes = self.file.len()?;
@@ -178,7 +206,7 @@ impl<'w> Work<'w> {
             return Ok(());
         }
         let payload = header.geometry(file_bytes)?;
-        let known = Known::default();
+        let known = KnownOfVolume::default();
         let volume = open_volume(
             self.start,
             self.hold,
@@ -204,6 +232,7 @@ impl<'w> Work<'w> {
         let (header, repaired) = self.present()?;
         let opened = header.unlock_by(&self.bytes(), present);
         let (_, key) = opened.map_err(|error| Failure::of_key_work(&error))?;
+        self.refuse_older(&header, &key)?;
         if let Some(slot) = self.opened_by(&header, new, kind)? {
             return Ok(Done {
                 slot,
@@ -259,7 +288,9 @@ impl<'w> Work<'w> {
         let (header, repaired) = self.present()?;
         let slots = header.slots();
         let opened = header.unlock_by(&self.bytes(), present);
-        let (opened_by, _) = opened.map_err(|error| Failure::of_key_work(&error))?;
+        let (opened_by, key) = opened.map_err(|error| Failure::of_key_work(&error))?;
+        self.refuse_older(&header, &key)?;
+        drop(key);
         let done = |as_before| Done {
             slot,
             as_before,
@@ -424,6 +455,9 @@ impl<'w> Work<'w> {
         let mark = mark.or_else(|| Some(slot?.mark.clone()));
         let file_bytes = self.file.len()?;
         let payload = header.geometry(file_bytes)?;
+        let filed = self.filed(&header);
+        let noted = Known::load(&filed).accept_slots(&filed, header.slot_digests());
+        knowledge::tell(noted, self.say);
         Ok(HeaderChanged {
             facts: facts(header.pins(), file_bytes, payload),
             slot: done.slot,
@@ -446,5 +480,17 @@ fn compare_with_pins(start: &VolumeStart, header: &Header, say: &Say) -> Result<
             fingerprint: header.pins().fingerprint(),
         }),
     }
-    Ok(())
+    if !matches!(start.pins, PinPolicy::Known(_)) {
+        header.pins().check_first()?;
+    }
+    if start.accept_changed_keys {
+        return Ok(());
+    }
+    let slots = header.slot_digests();
+    state::check_slots(
+        Path::new(&start.state_dir),
+        &start.target,
+        header.uuid(),
+        &slots,
+    )
 }

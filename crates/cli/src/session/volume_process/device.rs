@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sprat_attach::BlockDevice;
 use sprat_luks::SectorCipher;
-use sprat_volume::{Flush, Volume};
+use sprat_volume::{BLOCK_BYTES, Flush, Volume};
 use zeroize::Zeroize;
 
 /// The volume: in user mode in plaintext, in kernel mode as it is. Below it everything is ciphertext.
@@ -18,6 +18,8 @@ pub(super) struct EdgeDevice {
     flush: Flush,
     collected: Mutex<Option<Collected>>,
     refuses_writes: AtomicBool,
+    /// The volume's first block as it was last written from above, before it is enciphered here.
+    first_block: Mutex<Option<Vec<u8>>>,
 }
 
 /// More ranges than this are not kept at a time: 64 MiB of memory.
@@ -68,6 +70,7 @@ impl EdgeDevice {
             flush,
             collected: Mutex::new(None),
             refuses_writes: AtomicBool::new(false),
+            first_block: Mutex::new(None),
         }
     }
 
@@ -88,6 +91,22 @@ impl EdgeDevice {
         let mut collected = self.collected();
         let ranges = std::mem::take(&mut collected.as_mut()?.ranges);
         Some(joined(ranges))
+    }
+
+    /// The volume's first block as it was last written, where it was: in plaintext, unless the
+    /// kernel enciphers.
+    pub(super) fn first_block(&self) -> Option<Vec<u8>> {
+        let first_block = self.first_block.lock();
+        first_block.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note_first_block(&self, offset: u64, data: &[u8]) {
+        if offset == 0
+            && let Some(block) = data.get(..BLOCK_BYTES)
+        {
+            let first_block = self.first_block.lock();
+            *first_block.unwrap_or_else(PoisonError::into_inner) = Some(block.to_vec());
+        }
     }
 
     fn collected(&self) -> MutexGuard<'_, Option<Collected>> {
@@ -115,6 +134,7 @@ impl BlockDevice for EdgeDevice {
         if self.refuses_writes.load(Ordering::Acquire) || self.collected().is_some() {
             return Err(io::ErrorKind::ReadOnlyFilesystem.into());
         }
+        self.note_first_block(offset, data);
         let Some(cipher) = &self.cipher else {
             return self.volume.write_at(offset, data).map_err(io::Error::other);
         };

@@ -158,6 +158,11 @@ impl Hold {
         self.connection.outlives_us()
     }
 
+    /// Whether a dead session of this machine has left its lock, and this session only reads.
+    pub(super) fn left_by_dead_session(&self) -> bool {
+        self.stale_lock.is_some()
+    }
+
     /// Whether the lease was a dead session's of this machine.
     pub(super) fn took_over(&self) -> bool {
         let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);

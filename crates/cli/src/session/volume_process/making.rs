@@ -4,13 +4,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use sprat_luks::{Extent, FormatOptions, Header, Pins, Secret, SectorCipher, SlotKind, format};
+use sprat_luks::{
+    Extent, FormatOptions, Header, OpenedBy, Pins, Secret, SectorCipher, SlotKind, format,
+};
 use sprat_store::{Access, FileName, ReadClass, Store, StoreErrorKind, StoreFile};
 
 use super::super::options::{Notice, Phase, SIZE_BYTES_MIN};
 use super::super::protocol::{CreateStart, VolumeReply, VolumeStart};
 use super::connection::{HeaderBytes, unfinished_name};
 use super::hold::{Hold, HoldParts, keep_renewing};
+use super::knowledge::Knowledge;
 use super::opening::{
     Edge, Known, Opened, check_writable, facts, open_volume, opened_by, reach, take_lock,
     tell_overcommit,
@@ -152,6 +155,10 @@ fn fill(
     let file_bytes = file.len()?;
     let payload = header.geometry(file_bytes)?;
     let cipher = SectorCipher::new(&new.volume_key, &header)?;
+    let cipher_of_kernel = match opened_by(start) {
+        OpenedBy::Kernel => Some(SectorCipher::new(&new.volume_key, &header)?),
+        OpenedBy::Sprat => None,
+    };
     let edge = Edge::new(opened_by(start), new.volume_key, Some(cipher))?;
     hold.learn(new.pins.clone(), file_bytes);
     let known = Known {
@@ -161,7 +168,9 @@ fn fill(
     };
     let volume = open_volume(start, hold, file, payload, known)?;
     stop.reaches(&volume);
+    let knowledge = Knowledge::of_new(start, &header, cipher_of_kernel);
     let opened = Opened {
+        knowledge,
         hold: Arc::clone(hold),
         volume,
         edge,
@@ -264,7 +273,34 @@ impl Making {
         stop.check()?;
         hold.still_ours()?;
         self.give_name(&*store, hold, say)?;
-        flush_folder(&*store, say)
+        flush_folder(&*store, say)?;
+        self.check_named(&*store, hold)
+    }
+
+    /// A server may answer that it renamed, and not have done it.
+    fn check_named(&self, store: &dyn Store, hold: &Hold) -> Result<(), Failure> {
+        let not_named = |why: String| {
+            Failure::new(
+                Exit::Damaged,
+                format!(
+                    "the server answered that {} has its name, and it has not",
+                    hold.container()
+                ),
+            )
+            .because(why)
+            .with_hint("the server can't be relied on: check its disk and its software")
+        };
+        let file = store
+            .open(hold.container(), Access::ReadOnly)
+            .map_err(|error| match error.kind() {
+                StoreErrorKind::NotFound => not_named(error.to_string()),
+                _ => Failure::from(&error),
+            })?;
+        let header =
+            Header::load(&HeaderBytes(&*file)).map_err(|error| not_named(error.to_string()))?;
+        header
+            .check_pins(&self.pins)
+            .map_err(|error| not_named(error.to_string()))
     }
 
     /// From the request on the container may have its name, whatever becomes of the answer.

@@ -9,6 +9,7 @@ pub(super) mod connection;
 mod device;
 mod ext4;
 mod hold;
+mod knowledge;
 mod lengthen;
 pub(crate) mod making;
 pub(super) mod opening;
@@ -21,6 +22,7 @@ mod stop;
 mod taking;
 mod trim;
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -43,6 +45,7 @@ use super::protocol::{
 use crate::{Exit, Failure};
 use device::EdgeDevice;
 use hold::Hold;
+use knowledge::Knowledge;
 use making::Making;
 use opening::{Edge, Opened};
 use stop::{Say, Stop};
@@ -225,6 +228,7 @@ struct Served {
     key: Option<VolumeKey>,
     volume_closed: bool,
     facts: ContainerFacts,
+    knowledge: Knowledge,
     as_opened: still_named::Opened,
     durable: bool,
     making: Option<Making>,
@@ -255,6 +259,7 @@ impl Served {
             reserve_bytes: start.reserve_bytes,
             hold: opened.hold,
             volume: opened.volume,
+            knowledge: opened.knowledge,
             volume_closed: false,
             device,
             key,
@@ -303,7 +308,7 @@ impl Served {
                     Err(failure) => self.say.reply(&VolumeReply::Failed(failure)),
                 },
                 VolumeOrder::Detach(mount) => return self.run_detached(&mount),
-                VolumeOrder::Close => match self.close() {
+                VolumeOrder::Close(newest) => match self.close(newest) {
                     Ok((report, reserve_missing)) => {
                         self.say
                             .reply(&VolumeReply::Closed(report, reserve_missing));
@@ -356,7 +361,10 @@ impl Served {
 
     /// Everything above is down: sends the rest, waits for the server's fsync, lets go. Also returns
     /// whether the reserve beside the container is missing.
-    fn close(&mut self) -> Result<(ClosedReport, bool), Failure> {
+    fn close(
+        &mut self,
+        newest: Option<BTreeMap<String, String>>,
+    ) -> Result<(ClosedReport, bool), Failure> {
         if let Some(serving) = self.serving.take() {
             serving.wait()?;
         }
@@ -390,16 +398,33 @@ impl Served {
             making.publish(&self.hold, &self.stop, &self.say)?;
         }
         let reserve_missing = asked.is_some_and(|asked| !asked.join().unwrap_or(false));
+        let noted = self.note_end(newest);
         self.release()?;
+        noted?;
         let mut volume = figures(&self.volume);
         volume.written_bytes += self.making.as_ref().map_or(0, |making| making.header_bytes);
         let report = ClosedReport {
             volume,
             durable: self.durable,
+            differing_blocks: self.volume.differing_blocks(),
             // Known to the session, which unmounted it.
             room: None,
         };
         Ok((report, reserve_missing))
+    }
+
+    /// Notes the state that the container is left in.
+    fn note_end(&mut self, newest: Option<BTreeMap<String, String>>) -> Result<(), Failure> {
+        if self.access == Access::ReadOnly {
+            if self.volume.differing_blocks() == 0 {
+                self.knowledge.end_reading();
+            }
+            return Ok(());
+        }
+        let first_block = self.device.first_block();
+        let file_bytes = self.facts.file_bytes;
+        self.knowledge
+            .end_writing(first_block, file_bytes, newest, &self.say)
     }
 
     /// Once; a rewrite of the container has closed it before.
@@ -468,7 +493,7 @@ impl Served {
         self.say.reply(&VolumeReply::Detached);
         // The reserve is left to the next session: nobody could stop it here, and it would keep the
         // container from that session.
-        let result = self.close().map(|(report, _)| report);
+        let result = self.close(None).map(|(report, _)| report);
         if result.is_err() {
             self.give_up();
         }

@@ -1,5 +1,6 @@
 //! Opens an existing container: store, lock, header, pins, key, volume.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,6 +19,7 @@ use super::ahead::{Ahead, Looked, Unlocked, joined};
 use super::cache::cache_options;
 use super::connection::{Connection, open_record};
 use super::hold::{Hold, keep_renewing};
+use super::knowledge::Knowledge;
 use super::lengthen::lengthen;
 use super::reserve;
 use super::rewrite::forestall_rename;
@@ -25,6 +27,7 @@ use super::room;
 use super::stop::{Say, Stop};
 use super::taking::hold_making_room;
 pub(super) use super::taking::{hold, take_lock, wait_for_quiet};
+use crate::target::Place;
 use crate::{Exit, Failure};
 
 /// A container that is ready to be served.
@@ -39,6 +42,8 @@ pub(super) struct Opened {
     pub durable: bool,
     /// What was free on the server before, for a session that writes, where the server tells.
     pub available_bytes: Option<u64>,
+    /// What this machine knows of the container.
+    pub knowledge: Knowledge,
 }
 
 /// Where ciphertext becomes plaintext.
@@ -273,7 +278,10 @@ pub(super) fn check_writable(
 pub(super) fn stat_container(start: &VolumeStart, store: &dyn Store) -> Result<FileStat, Failure> {
     let name = &start.target.name;
     match store.stat(name) {
-        Ok(stat) => Ok(stat),
+        Ok(stat) => {
+            refuse_second_name(start)?;
+            Ok(stat)
+        }
         Err(error) if error.kind() == StoreErrorKind::NotFound => {
             let failure = Failure::new(
                 Exit::NoContainer,
@@ -290,6 +298,28 @@ pub(super) fn stat_container(start: &VolumeStart, store: &dyn Store) -> Result<F
         }
         Err(error) => Err(Failure::from(&error)),
     }
+}
+
+/// Refuses to write to a local file that has a second name: the lock lies beside one of them, so a
+/// session under the other would write at the same time. SFTP does not say how many names there are.
+fn refuse_second_name(start: &VolumeStart) -> Result<(), Failure> {
+    let (Access::ReadWrite, Place::Local { folder }) = (start.access, &start.target.place) else {
+        return Ok(());
+    };
+    let about = std::fs::symlink_metadata(folder.join(start.target.name.as_str()));
+    let links = about.map_or(1, |about| about.nlink());
+    if links <= 1 {
+        return Ok(());
+    }
+    Err(Failure::failed(format!(
+        "{} has {links} names (hard links): two sessions could write to it at once",
+        start.target
+    ))
+    .with_hint(format!(
+        "nothing was changed. Find the others (`find DISK -samefile {}`), and remove them, or \
+         replace them by copies. `restore` and `mount` work all the same",
+        start.target
+    )))
 }
 
 /// Holds the container, and reads of it while the lock is being settled; nothing behind a dead
@@ -363,9 +393,12 @@ fn unlock(
     let pins = header.pins();
     let cipher = SectorCipher::of_pins(&key, &pins)?;
     // Without the cipher it is left to mount, which looks at the length, too.
-    if let Some(cipher) = &cipher {
-        check_not_truncated(&looked, &payload, cipher)?;
-    }
+    let first_block = match &cipher {
+        Some(cipher) => Some(check_not_truncated(&looked, &payload, cipher)?),
+        None => None,
+    };
+    let mut knowledge = Knowledge::new(start, hold, &header, &key)?;
+    knowledge.compare(start, first_block.as_deref(), file_bytes, say)?;
     let edge = Edge::new(opened_by(start), key, cipher)?;
     stop.check()?;
     let mut hole_from_bytes = u64::MAX;
@@ -378,6 +411,9 @@ fn unlock(
         payload = header.geometry(file_bytes)?;
     }
     hold.learn(pins.clone(), file_bytes);
+    if start.access == Access::ReadWrite {
+        knowledge.begin_writing()?;
+    }
     // Who insists on reading what another holds gets what it gets.
     if start.access == Access::ReadOnly
         && !start.ignore_lock
@@ -394,13 +430,20 @@ fn unlock(
     let volume = open_volume(start, hold, looked.file, payload, known)?;
     if volume.cache_was_outdated() {
         say.notice(Notice::CacheOutdated);
+    } else if knowledge.written_elsewhere() {
+        say.notice(Notice::WrittenElsewhere);
     }
     stop.reaches(&volume);
     Ok(Opened {
         hold: Arc::clone(hold),
         volume,
         edge,
-        facts: facts(pins, file_bytes, payload),
+        facts: ContainerFacts {
+            newest_known: knowledge.expected(start),
+            file_system_errors: knowledge.errors(),
+            ..facts(pins, file_bytes, payload)
+        },
+        knowledge,
         flush: super::flush_kind(start),
         durable: start.access == Access::ReadWrite && store.capabilities().durable_flush,
         available_bytes: None,
@@ -432,6 +475,8 @@ pub(super) fn facts(pins: Pins, file_bytes: u64, payload: Payload) -> ContainerF
         pins,
         file_bytes,
         volume_bytes: payload.len_bytes,
+        newest_known: std::collections::BTreeMap::new(),
+        file_system_errors: None,
     }
 }
 
@@ -510,11 +555,12 @@ pub(super) fn open_volume(
 /// The length of a LUKS2 payload is whatever the file has, so a file that was cut short opens all
 /// the same. The file system in it knows its length (`s_blocks_count`, `s_log_block_size`,
 /// `s_magic`: Documentation/filesystems/ext4/super.rst); one that is no ext4 is left to mount.
+/// Returns the volume's first block in plaintext.
 fn check_not_truncated(
     looked: &Looked,
     payload: &Payload,
     cipher: &SectorCipher,
-) -> Result<(), Failure> {
+) -> Result<Vec<u8>, Failure> {
     let file_bytes = looked.file_bytes;
     if payload.len_bytes < 4096 {
         return Err(truncated(file_bytes, payload.offset_bytes + 4096));
@@ -523,16 +569,15 @@ fn check_not_truncated(
         .first_block(payload.offset_bytes)
         .map_err(|error| super_block_unread(&error))?;
     cipher.decrypt(0, &mut block)?;
-    let Some(needed) = ext4_bytes(&block[1024..2048]) else {
-        return Ok(());
-    };
-    if needed > payload.len_bytes {
+    if let Some(needed) = ext4_bytes(&block[1024..2048])
+        && needed > payload.len_bytes
+    {
         return Err(truncated(
             file_bytes,
             payload.offset_bytes.saturating_add(needed),
         ));
     }
-    Ok(())
+    Ok(block)
 }
 
 /// A server that answers, but can't give the block back, has a disk that lost it.

@@ -1,0 +1,62 @@
+//! What the header that a server shows is compared with, and what it means that there is none.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use sprat_luks::{LuksError, LuksErrorKind};
+
+use super::Known;
+use crate::filed::Filed;
+use crate::output::text;
+use crate::session::PinPolicy;
+use crate::target::Target;
+use crate::{Exit, Failure, kept_header};
+
+/// Compares the key slots with those that this machine knows.
+pub(crate) fn check_slots(
+    state_dir: &Path,
+    target: &Target,
+    uuid: &str,
+    slots: &BTreeMap<u32, String>,
+) -> Result<(), Failure> {
+    let filed = Filed::new(state_dir, uuid, target);
+    Known::load(&filed).check_slots(slots, &target.to_string())
+}
+
+/// Why a header can't be read. Where one was pinned, and what lies there is none any more, it was
+/// destroyed: that is damage, and not a wrong path.
+pub(crate) fn header_unreadable(
+    state_dir: &Path,
+    target: &Target,
+    pins: &PinPolicy,
+    error: &LuksError,
+) -> Failure {
+    let failure = Failure::from(error);
+    let PinPolicy::Known(pins) = pins else {
+        return failure;
+    };
+    let failure = match error.kind() {
+        LuksErrorKind::NoContainer => Failure::new(
+            Exit::Damaged,
+            format!("the header of {target} is destroyed, or another file lies in its place"),
+        )
+        .because(failure.what),
+        LuksErrorKind::Damaged => failure,
+        _ => return failure,
+    };
+    let (path, _) = kept_header::to_put_back(&Filed::new(state_dir, &pins.uuid, target));
+    let kept = kept_header::open(&path).and_then(|file| kept_header::load(&file, &path));
+    failure.with_hint(match kept {
+        Ok(kept) => format!(
+            "nothing was changed. This machine keeps a copy of the header, which opens with {}: \
+             `sprat key header-restore` puts it back, and where only the header was damaged all \
+             data is there again",
+            text::counted(kept.slots().len() as u64, "key", "keys")
+        ),
+        Err(_) => "nothing was changed, and this machine keeps no copy of the header. Other \
+                   machines that open this container keep one, and so may whoever ran `sprat key \
+                   header-backup`: put it back with `sprat key header-restore`. Without a header \
+                   the data can't be decrypted"
+            .to_owned(),
+    })
+}

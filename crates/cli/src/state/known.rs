@@ -1,0 +1,289 @@
+//! The file that holds what is known of a container, and the one routine that compares.
+//!
+//! The file is replaced as a whole. One that is missing, torn or of another format is the same as
+//! knowing nothing: it stops no command. It holds no secret.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::stamp::{Age, Stamp};
+use crate::filed::{Filed, KNOWN};
+use crate::{Exit, Failure, state_file};
+
+const FORMAT: u32 = 1;
+
+/// The newest snapshot of each job: job, snapshot.
+pub(crate) type Newest = BTreeMap<String, String>;
+
+/// Key slots: number, digest of what the header says of the slot.
+type Slots = BTreeMap<u32, String>;
+
+/// What is known of a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Known {
+    format: u32,
+    /// The state in which a session of this machine last left or saw the container.
+    stamp: Option<Stamp>,
+    /// A session of this machine may have written since, and did not end in order.
+    #[serde(default)]
+    writing: bool,
+    /// The newest snapshots in the state of `stamp`. `None`: not known.
+    #[serde(default)]
+    newest: Option<Newest>,
+    /// The key slots, as this machine last accepted them.
+    #[serde(default)]
+    slots: Option<Slots>,
+}
+
+/// What a comparison came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Finding {
+    /// Nothing is known, or the file system has no stamp.
+    Unknown,
+    /// The container is as this machine left it.
+    Same,
+    /// A session of this machine that did not end in order may have written.
+    OwnInterrupted,
+    /// Another machine or program has written.
+    WrittenElsewhere,
+    /// The container is older than this machine knows it.
+    Older { known: String, found: String },
+}
+
+impl Known {
+    /// What the state folder has of the container.
+    pub(crate) fn load(filed: &Filed) -> Self {
+        let read = std::fs::read(path(filed)).ok();
+        let known: Option<Self> = read.and_then(|text| serde_json::from_slice(&text).ok());
+        known
+            .filter(|known| known.format == FORMAT)
+            .unwrap_or_default()
+    }
+
+    /// Compares the state that the server shows with the known one.
+    pub(crate) fn compare(&self, found: Option<&Stamp>) -> Finding {
+        let (Some(known), Some(found)) = (&self.stamp, found) else {
+            return Finding::Unknown;
+        };
+        match found.age(known) {
+            Age::Same => Finding::Same,
+            Age::Newer if self.writing => Finding::OwnInterrupted,
+            Age::Newer => Finding::WrittenElsewhere,
+            Age::Older => Finding::Older {
+                known: known.written(),
+                found: found.written(),
+            },
+        }
+    }
+
+    /// Compares the key slots. A slot that was added is no danger: a server can't make one that
+    /// opens the container.
+    pub(crate) fn check_slots(&self, found: &Slots, target: &str) -> Result<(), Failure> {
+        let Some(known) = &self.slots else {
+            return Ok(());
+        };
+        let numbers = |wanted: &dyn Fn(Option<&String>, &String) -> bool| -> Vec<String> {
+            let differ = known
+                .iter()
+                .filter(|(number, slot)| wanted(found.get(number), slot));
+            differ.map(|(number, _)| number.to_string()).collect()
+        };
+        let gone = numbers(&|found, _| found.is_none());
+        let changed = numbers(&|found, slot| found.is_some_and(|found| found != slot));
+        if gone.is_empty() && changed.is_empty() {
+            return Ok(());
+        }
+        let mut failure = Failure::new(
+            Exit::Damaged,
+            format!("the key slots of {target} were changed, and not by this machine"),
+        );
+        for (what, slots) in [("gone", gone), ("changed", changed)] {
+            if !slots.is_empty() {
+                failure = failure.because(format!("{what}: key slot {}", slots.join(", ")));
+            }
+        }
+        Err(failure.with_hint(
+            "no key was used and nothing was written. If somebody changed the keys with another \
+             machine or with cryptsetup, accept the slots by adding --accept-changed-keys once; \
+             else the server did it, and `sprat key header-restore` puts back the header that this \
+             machine keeps",
+        ))
+    }
+
+    /// The newest snapshots that must be there in the state of `finding`. A session of this machine
+    /// that did not end in order has removed none of them: it adds newer ones, and `prune` keeps
+    /// the newest. One that was refused because they are gone must not hide that from the next.
+    pub(crate) fn expected(&self, finding: &Finding) -> Newest {
+        match finding {
+            Finding::Same | Finding::OwnInterrupted => self.newest.clone().unwrap_or_default(),
+            _ => Newest::new(),
+        }
+    }
+
+    /// Notes that this machine is about to write. Durable when it returns.
+    pub(crate) fn begin_writing(&mut self, filed: &Filed) -> Result<(), Failure> {
+        self.writing = true;
+        self.store(filed)
+    }
+
+    /// Notes the state in which a session that wrote has left the container.
+    pub(crate) fn end_writing(
+        &mut self,
+        filed: &Filed,
+        stamp: Option<Stamp>,
+        newest: Option<Newest>,
+    ) -> Result<(), Failure> {
+        self.writing = false;
+        self.stamp = stamp;
+        self.newest = newest;
+        self.store(filed)
+    }
+
+    /// Notes the state that a session which only read has seen.
+    pub(crate) fn end_reading(
+        &mut self,
+        filed: &Filed,
+        finding: &Finding,
+        stamp: Option<Stamp>,
+    ) -> Result<(), Failure> {
+        match finding {
+            Finding::Unknown | Finding::WrittenElsewhere | Finding::Older { .. } => {
+                self.writing = false;
+                self.stamp = stamp;
+                self.newest = None;
+                self.store(filed)
+            }
+            // The session that writes next ends the note.
+            Finding::Same | Finding::OwnInterrupted => Ok(()),
+        }
+    }
+
+    /// Notes the key slots as they are now.
+    pub(crate) fn accept_slots(&mut self, filed: &Filed, slots: Slots) -> Result<(), Failure> {
+        if self.slots.as_ref() == Some(&slots) {
+            return Ok(());
+        }
+        self.slots = Some(slots);
+        self.store(filed)
+    }
+
+    fn store(&mut self, filed: &Filed) -> Result<(), Failure> {
+        self.format = FORMAT;
+        let path = path(filed);
+        state_file::write(&path, self).map_err(|error| {
+            Failure::failed(format!(
+                "can't note the state of the container in {}",
+                path.display()
+            ))
+            .caused_by(&error)
+            .with_hint("make room in the state folder, or make it writable")
+        })
+    }
+}
+
+/// The failure of a session that was shown an older state.
+pub(crate) fn older(target: &str, known: &str, found: &str) -> Failure {
+    Failure::new(
+        Exit::Damaged,
+        format!("{target} is older than this machine knows it"),
+    )
+    .because(format!(
+        "last written {found}; this machine last saw a state written {known}"
+    ))
+    .with_hint(
+        "nothing was written. Either the server shows an old copy of the file (a snapshot of its \
+         disk, a backup that was put back), or it lost what it had called durable. Find out which. \
+         To go on with the older state, add --accept-older-state once: snapshots that are missing \
+         in it are lost",
+    )
+}
+
+fn path(filed: &Filed) -> PathBuf {
+    filed.file(KNOWN, ".json")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::stamp::FirstBlock;
+    use super::super::stamp::tests::block;
+    use super::*;
+    use crate::filed::tests::filed;
+
+    fn stamp(counter: u64) -> Option<Stamp> {
+        Some(FirstBlock::read(&block(counter, 1, 0), 4096)?.stamp)
+    }
+
+    #[test]
+    fn each_finding_follows_from_the_stamp_and_the_note() {
+        let state = tempfile::tempdir().unwrap();
+        let filed = filed(state.path(), "h:x.luks");
+        let mut known = Known::load(&filed);
+        assert_eq!(known.compare(stamp(5).as_ref()), Finding::Unknown);
+        known.begin_writing(&filed).unwrap();
+        assert_eq!(known.compare(stamp(5).as_ref()), Finding::Unknown);
+        let newest = Newest::from([("home".to_owned(), "2026-01-01T00-00-00Z".to_owned())]);
+        known
+            .end_writing(&filed, stamp(5), Some(newest.clone()))
+            .unwrap();
+        let mut known = Known::load(&filed);
+        assert_eq!(known.compare(stamp(5).as_ref()), Finding::Same);
+        assert_eq!(known.expected(&Finding::Same), newest);
+        assert!(known.expected(&Finding::WrittenElsewhere).is_empty());
+        assert_eq!(known.compare(stamp(6).as_ref()), Finding::WrittenElsewhere);
+        assert_eq!(known.compare(None), Finding::Unknown);
+        let older = known.compare(stamp(4).as_ref());
+        assert!(matches!(older, Finding::Older { .. }));
+        known.begin_writing(&filed).unwrap();
+        let mut known = Known::load(&filed);
+        assert_eq!(known.compare(stamp(6).as_ref()), Finding::OwnInterrupted);
+        for finding in [Finding::Same, Finding::OwnInterrupted] {
+            assert_eq!(known.expected(&finding), newest);
+        }
+        assert!(matches!(
+            known.compare(stamp(4).as_ref()),
+            Finding::Older { .. }
+        ));
+        known.end_reading(&filed, &older, stamp(4)).unwrap();
+        assert_eq!(
+            Known::load(&filed).compare(stamp(4).as_ref()),
+            Finding::Same
+        );
+    }
+
+    #[test]
+    fn a_torn_file_is_the_same_as_knowing_nothing() {
+        let state = tempfile::tempdir().unwrap();
+        let filed = filed(state.path(), "h:x.luks");
+        let mut known = Known::default();
+        known.end_writing(&filed, stamp(5), None).unwrap();
+        let whole = std::fs::read(path(&filed)).unwrap();
+        for end in 0..whole.len() - 2 {
+            std::fs::write(path(&filed), &whole[..end]).unwrap();
+            assert_eq!(Known::load(&filed), Known::default());
+        }
+    }
+
+    #[test]
+    fn slots_that_went_or_changed_are_refused_and_added_ones_are_not() {
+        let state = tempfile::tempdir().unwrap();
+        let filed = filed(state.path(), "h:x.luks");
+        let slots = |texts: &[(u32, &str)]| -> Slots {
+            let texts = texts.iter();
+            texts.map(|(n, text)| (*n, (*text).to_owned())).collect()
+        };
+        let mut known = Known::default();
+        assert!(known.check_slots(&slots(&[]), "x").is_ok());
+        known
+            .accept_slots(&filed, slots(&[(0, "a"), (1, "b")]))
+            .unwrap();
+        let known = Known::load(&filed);
+        let check = |texts: &[(u32, &str)]| known.check_slots(&slots(texts), "x");
+        assert!(check(&[(0, "a"), (1, "b")]).is_ok());
+        assert!(check(&[(0, "a"), (1, "b"), (2, "c")]).is_ok());
+        for texts in [&[(0, "a")][..], &[(0, "a"), (1, "c")]] {
+            assert_eq!(check(texts).unwrap_err().exit, Exit::Damaged);
+        }
+    }
+}

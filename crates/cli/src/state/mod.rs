@@ -1,0 +1,35 @@
+//! What this machine knows of a container, and how it compares with what the server shows.
+//!
+//! `stamp` is the file system's own count of its writes, `known` the file in the state folder.
+//! A command learns the outcome of a comparison as a [`Finding`] and decides what to do with it.
+
+mod header;
+mod known;
+mod stamp;
+
+pub(crate) use header::{check_slots, header_unreadable};
+pub(crate) use known::{Finding, Known, older};
+pub(crate) use stamp::FirstBlock;
+
+use std::path::Path;
+
+use crate::Failure;
+use crate::filed::Filed;
+use crate::target::Target;
+
+/// For what doesn't open the volume: refuses a container that is older than this machine knows it.
+/// `first_block` is the volume's, in plaintext.
+pub(crate) fn refuse_older(
+    state_dir: &Path,
+    target: &Target,
+    uuid: &str,
+    first_block: &[u8],
+    file_bytes: u64,
+) -> Result<(), Failure> {
+    let found = FirstBlock::read(first_block, file_bytes);
+    let known = Known::load(&Filed::new(state_dir, uuid, target));
+    match known.compare(found.as_ref().map(|found| &found.stamp)) {
+        Finding::Older { known, found } => Err(older(&target.to_string(), &known, &found)),
+        _ => Ok(()),
+    }
+}
