@@ -87,10 +87,11 @@ impl Overlay {
 /// A file in `dir`; an error where it can't be made, or has no room.
 fn on_disk(dir: &Path) -> io::Result<File> {
     let file = tempfile::tempfile_in(dir)?;
-    match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, ROOM_BYTES) {
-        Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => return Err(errno.into()),
-        // A file system that can't tell.
-        Err(_) | Ok(()) => {}
+    // Any other error is of a file system that can't tell.
+    if let Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) =
+        rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, ROOM_BYTES)
+    {
+        return Err(errno.into());
     }
     file.set_len(0)?;
     Ok(file)
