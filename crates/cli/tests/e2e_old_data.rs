@@ -90,7 +90,7 @@ fn commands() -> Vec<Vec<&'static str>> {
         "mount C m --rw",
         "trim C",
         "key add C --new-key-file k2 --cheap-kdf-for-tests",
-        "key remove C 1",
+        "key remove C 1 --allow-last",
     ];
     let words = |line: &'static str| {
         let words = line.split(' ');

@@ -3,7 +3,6 @@
 
 mod reserves;
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -15,7 +14,7 @@ use sprat_luks::{OpenedBy, Secret};
 use super::change::HeaderChanged;
 use super::child::{Child, Role};
 use super::options::{
-    Access, ClosedReport, ContainerFacts, Observer, Phase, SessionOptions, SessionProgress,
+    Access, ClosedReport, ContainerFacts, Newest, Observer, Phase, SessionOptions, SessionProgress,
     VolumeRoom,
 };
 use super::protocol::{
@@ -109,11 +108,11 @@ pub(super) struct Crew {
     over: Option<Failure>,
     aborted: AbortReport,
     /// What was left in the volume when it was unmounted, and the newest snapshot of each job.
-    unmounted: (Option<VolumeRoom>, Option<BTreeMap<String, String>>),
+    unmounted: (Option<VolumeRoom>, Option<Newest>),
     /// It is closed, and V waits for the order to make the reserve.
     reserve_missing: bool,
     /// The snapshots that must be there when the volume is mounted.
-    pub(super) expected: BTreeMap<String, String>,
+    pub(super) expected: Newest,
 }
 
 impl std::fmt::Debug for Crew {
@@ -184,7 +183,7 @@ impl Crew {
             aborted: AbortReport::default(),
             unmounted: (None, None),
             reserve_missing: false,
-            expected: BTreeMap::new(),
+            expected: Newest::new(),
         };
         // A failure drops `crew`, which ends V.
         crew.volume.send(&VolumeOrder::Start(Box::new(start)))?;
@@ -612,8 +611,7 @@ impl Crew {
 
     /// V sends the rest, waits for the server's fsync, lets go and ends.
     pub(super) fn close(&mut self, watch: &mut Watch<'_>) -> Result<ClosedReport, Failure> {
-        let close = VolumeOrder::Close(self.unmounted.1.take());
-        self.order_volume(&close);
+        self.order_volume(&VolumeOrder::Close(self.unmounted.1.clone()));
         let report = self.wait(watch, OnInterrupt::Finish, |heard| match heard {
             Heard::Volume(VolumeReply::Closed(report, reserve_missing)) => {
                 Some((report, reserve_missing))

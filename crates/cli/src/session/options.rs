@@ -391,6 +391,9 @@ pub trait Observer {
     fn notice(&mut self, notice: Notice);
 }
 
+/// The newest snapshot of each job: job, snapshot.
+pub type Newest = BTreeMap<String, String>;
+
 /// What the volume process found at the target.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ContainerFacts {
@@ -404,7 +407,7 @@ pub struct ContainerFacts {
     pub volume_bytes: u64,
     /// The newest snapshot of each job that must be there: what this machine knows of the state
     /// that was found.
-    pub newest_known: BTreeMap<String, String>,
+    pub newest_known: Newest,
     /// How many errors the file system has met since it was last repaired, if any.
     pub file_system_errors: Option<u32>,
 }
