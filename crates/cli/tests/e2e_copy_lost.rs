@@ -7,11 +7,12 @@ mod machine;
 
 use std::fs;
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use machine::copying::Scene;
 use machine::strikes::{Blow, copy_sparse, missing, same_bytes};
 use machine::{CONTAINER, Ran};
-use sprat_store::LocalRecord;
+use sprat_store::{LocalRecord, LockError};
 use sprat_testkit::requires;
 
 const COPY: &str = "server/x.luks";
@@ -47,7 +48,18 @@ impl Scene {
             .names("state/locks")
             .iter()
             .filter_map(|name| name.strip_suffix(".record"))
-            .map(|id| LocalRecord::open(&folder, id).unwrap())
+            .map(|id| {
+                // What was killed may take a moment to be gone.
+                let until = Instant::now() + Duration::from_secs(10);
+                loop {
+                    match LocalRecord::open(&folder, id) {
+                        Err(LockError::HeldHere { .. }) if Instant::now() < until => {
+                            std::thread::sleep(Duration::from_millis(20));
+                        }
+                        opened => return opened.unwrap(),
+                    }
+                }
+            })
             .collect();
         let ranges = records.iter().flat_map(LocalRecord::suspects).collect();
         (ranges, records.iter().any(LocalRecord::may_arrive))
