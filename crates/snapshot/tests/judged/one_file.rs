@@ -24,6 +24,8 @@ fn whatever_error_a_source_file_gives_the_others_are_saved() {
     let mut names: Vec<String> = all_errors()
         .flat_map(|errno| ["open", "stat", "read", "readdir"].map(|what| format!("{what}-{errno}")))
         .collect();
+    // glibc takes ENOENT of a folder that is being read for its end (readdir of a removed folder).
+    names.retain(|name| name != "readdir-2");
     names.push("good".to_owned());
     fs::write(bench.source().join("letter"), "x").unwrap();
     let mounted = bench.source().join("nas");
