@@ -88,6 +88,12 @@ fn help_lists_the_commands_and_the_exit_codes() {
           --ignore-lock
               Read although another machine holds the lock: for when that machine is gone for good
 
+          --accept-older-state
+              Go on although the container is older than this machine knows it: snapshots may be missing
+
+          --accept-changed-keys
+              Go on although key slots were changed, and not by this machine
+
           --no-cache
               Read everything from the server: neither use nor fill the local cache of encrypted blocks
 

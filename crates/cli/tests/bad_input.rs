@@ -281,7 +281,7 @@ fn one_damaged_header_copy_is_told_and_two_are_refused() {
     sprat: job home failed
     Caused by:
       1: both LUKS2 header copies are damaged (primary: wrong checksum; secondary: wrong checksum)
-    Hint: the data may be whole, only its header is not: nothing was changed. Restore a header backup, if you have one
+    Hint: nothing was changed. This machine keeps a copy of the header, which opens with 2 keys: `sprat key header-restore` puts it back, and where only the header was damaged all data is there again
     ");
 }
 

@@ -62,7 +62,9 @@ fn look(
     match read_files(session, spec, observer, interrupt) {
         Ok(report) => Ok((file_system, Some(Ok(report)))),
         // A damaged file system that doesn't mount is what the check found, not its failure.
-        Err(failure) if !file_system.clean && failure.exit == Exit::Failed => {
+        Err(failure)
+            if !file_system.clean && matches!(failure.exit, Exit::Failed | Exit::Damaged) =>
+        {
             Ok((file_system, Some(Err(failure))))
         }
         Err(failure) => Err(failure),

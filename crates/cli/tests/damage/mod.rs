@@ -92,6 +92,10 @@ pub fn inside(machine: &Machine, name: &str) -> String {
 pub fn kept(machine: &Machine) -> serde_json::Value {
     let files = std::fs::read_dir(machine.path("state/checks")).unwrap();
     let mut files = files.map(|entry| entry.unwrap().path());
-    let json = files.find(|path| path.extension().is_some_and(|end| end == "json"));
+    // Beside it: the files that a check named, which the next backup reads from the source.
+    let json = files.find(|path| {
+        let name = path.to_string_lossy();
+        name.ends_with(".json") && !name.ends_with(".suspects.json")
+    });
     serde_json::from_slice(&std::fs::read(json.unwrap()).unwrap()).unwrap()
 }
