@@ -196,6 +196,11 @@ fn a_restore_by_one_machine_locks_no_other_out() {
     done(&machine, &RESTORE);
     let ran = on_other(&["key", "list", CONTAINER]);
     assert_eq!(ran.code, 0, "{}", ran.whole());
+    // The other machine did not make that change: it asks once, and is not locked out.
+    let refused = on_other(&["snapshots", CONTAINER]).failed_with(13);
+    assert!(refused.contains("--accept-changed-keys"), "{refused}");
+    let ran = on_other(&["--accept-changed-keys", "snapshots", CONTAINER]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
     let ran = on_other(&["snapshots", CONTAINER]);
     assert_eq!(ran.code, 0, "{}", ran.whole());
     // An old header that comes from nobody's restore is refused, with the way out.
@@ -264,7 +269,7 @@ fn a_held_container_keeps_its_keys() {
     let before = header_bytes(&machine, CONTAINER);
     for change in [
         &["add", CONTAINER, CHEAP, "--new-passphrase-file", "pass"][..],
-        &["remove", CONTAINER, "1"],
+        &["remove", CONTAINER, "1", "--allow-last"],
         &["header-restore", CONTAINER, "kept", "--yes"],
     ] {
         let said = machine.sprat(&[&["key"], change].concat()).failed_with(11);
@@ -294,7 +299,7 @@ fn keys_need_no_root() {
     key(&["header-backup", CONTAINER, "kept"]);
     key(&["add", CONTAINER, CHEAP, "--new-passphrase-file", "pass"]);
     key(&["rehearse", CONTAINER, "--passphrase-file", "pass"]);
-    key(&["remove", CONTAINER, "1"]);
+    key(&["remove", CONTAINER, "1", "--allow-last"]);
     key(&["sheet", CONTAINER, "--without-secret"]);
     assert!(!opens(
         &machine,

@@ -100,7 +100,8 @@ fn a_header_that_is_changed_before_the_container_is_held_is_read_again() {
     change("removed.luks", &removed);
     change("another.luks", &another);
     let header = machine.path("header");
-    for (name, code) in [("removed.luks", 12), ("another.luks", 13)] {
+    // This machine made neither change.
+    for name in ["removed.luks", "another.luks"] {
         copy_sparse(&machine.path("pristine"), &container);
         fs::copy(machine.path(&format!("{name}.header")), &header).unwrap();
         let swap = format!(
@@ -117,7 +118,7 @@ fn a_header_that_is_changed_before_the_container_is_held_is_read_again() {
         };
         let ran = run(&machine, &backup, Some(blow));
         assert!(machine.was_struck(), "{name}");
-        assert_eq!(ran.code, code, "{name}: {}", ran.whole());
+        assert_eq!(ran.code, 13, "{name}: {}", ran.whole());
         assert_eq!(locks(&machine), 0, "{name}");
         let now = fs::read(&container).unwrap();
         let (then, payload) = (fs::read(machine.path("pristine")).unwrap(), 16 << 20);
