@@ -104,7 +104,7 @@ fn folder_on_the_server_is_missing() {
     exit 1
     --- stderr
     sprat: open folder ssh://127.0.0.1[DIR]/store: not found
-    Hint: nothing was changed. Check the path, and whether its disk is mounted there; sprat makes no folders on a server.
+    Hint: nothing was changed. Check the path, and whether its disk is mounted there; sprat makes no folders on a server
     ");
 }
 

@@ -272,7 +272,7 @@ fn stop_at_a_prompt_shows_no_secret_and_leaves_a_terminal_that_echoes() {
                 ("READY> ", &rehearse),
                 (PRESENT, &half),
                 ("READY> ", state),
-                ("READY> ", "bg\n"),
+                ("READY> ", "bg; sleep 3\n"),
                 ("READY> ", "fg\n"),
                 (PRESENT, CTRL_Z),
                 ("READY> ", "fg\n"),

@@ -299,5 +299,5 @@ fn a_damaged_file_system_is_not_trimmed() {
     let refused = bench.command(&["trim", &target]).output().unwrap();
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(13), "{said}");
-    assert!(said.contains("marked as damaged"), "{said}");
+    assert!(said.contains("marked as faulty"), "{said}");
 }
