@@ -142,7 +142,7 @@ fn keys_and_headers_struck_at_any_write_leave_a_container_that_opens() {
     assert_eq!(ran.code, 0, "{}", ran.whole());
     let add = with(&["key", "add", "--new-passphrase-file", "pass"]);
     keys.strike(&add, &[true, true, true]);
-    let remove = with(&["key", "remove", "1"]);
+    let remove = with(&["key", "remove", "1", "--allow-last"]);
     keys.strike(&remove, &[true, false, true]);
     let restore = with(&["key", "header-restore", "kept", "--yes"]);
     keys.strike(&restore, &[true, true, false]);
