@@ -1,8 +1,7 @@
 //! Runs rsync again where it ended because of one file. rsync gives up on a file with more names than
 //! the volume allows, and on a file whose content the volume refuses; the others can be copied.
 
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt;
+use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -13,11 +12,11 @@ use crate::rsync::{Ended, ITEMS_MAX, Invocation, Obstacle, Outcome, Rsync};
 use crate::spec::{Cancel, Progress};
 use crate::text::{escape_path, unescape_path};
 
+/// What every run of rsync for a snapshot keeps: hard links, among others.
+pub(crate) const OPTIONS: &str = "-aHAXXS";
+
 /// So many files may be such obstacles; one more and the run fails.
 const OBSTACLES_MAX: usize = 32;
-/// The option that keeps hard links, among others, and the same without it.
-pub(crate) const OPTIONS: &str = "-aHAXXS";
-const OPTIONS_WITHOUT_LINKS: &str = "-aAXXS";
 
 /// One or more runs of rsync into the same tree.
 pub(crate) struct Attempts<'a> {
@@ -52,12 +51,14 @@ impl Attempts<'_> {
                 return Ok(before.complete(outcome));
             }
             match obstacle {
-                Obstacle::TooManyLinks(first) => {
-                    without_links(&mut invocation);
-                    let path = Path::new("/").join(OsStr::from_bytes(first));
-                    before.warnings.push(Warning::LinksSplit {
-                        path: escape_path(&path),
-                    });
+                // A second run without hard links was seen to lose names: no snapshot is better.
+                Obstacle::TooManyLinks(_) => {
+                    outcome.ended = Ended::Failed {
+                        ended: "the volume's file system can't give a file so many names"
+                            .to_owned(),
+                        message: outcome.messages.names.first().cloned().unwrap_or_default(),
+                    };
+                    return Ok(before.complete(outcome));
                 }
                 Obstacle::WriteRefused(written) => {
                     let source = (self.source_of)(&unescape_path(written));
@@ -132,15 +133,5 @@ impl Before {
             outcome.ended = Ended::WithUnread;
         }
         outcome
-    }
-}
-
-/// Names that find no room at the first inode become files of their own. rsync can't be asked to do
-/// so for one file alone.
-fn without_links(invocation: &mut Invocation) {
-    for argument in &mut invocation.arguments {
-        if argument == OPTIONS {
-            *argument = OPTIONS_WITHOUT_LINKS.into();
-        }
     }
 }

@@ -122,7 +122,7 @@ fn attributes_that_the_volume_refuses_make_a_file_incomplete_and_fail_no_run() {
 }
 
 #[test]
-fn more_names_than_one_file_can_have_fail_no_run() {
+fn more_names_than_one_file_can_have_make_no_snapshot_that_lacks_them() {
     requires!(loop_missing());
     let bench = Bench::new();
     let disk = SmallExt4::new(&bench, "128M", &["-N", "40000"]);
@@ -134,39 +134,16 @@ fn more_names_than_one_file_can_have_fail_no_run() {
     }
     // The third run finds no room for its names at the inode of the first two.
     for run in 1..=3 {
-        let report = take_into(&disk.at, &bench.spec()).unwrap();
-        assert!(report.record.complete);
-        let split = Warning::LinksSplit {
-            path: format!("{}/f", source.display()),
+        let Ok(report) = take_into(&disk.at, &bench.spec()) else {
+            assert_eq!(run, 3);
+            return;
         };
-        assert_eq!(report.record.warnings.contains(&split), run == 3, "{run}");
         let tree = folder::below(&disk.at.join("home").join(report.name.to_string()), &source);
         for n in 0..25_000 {
             assert_eq!(fs::metadata(tree.join(format!("l/{n}"))).unwrap().len(), 1);
         }
     }
-    // More than any one file of ext4 can have.
-    let many = bench.path("many");
-    fs::create_dir(&many).unwrap();
-    folder::run("mount", &["-t", "tmpfs", "none", many.to_str().unwrap()]);
-    fs::write(many.join("f"), "x").unwrap();
-    for n in 0..66_000 {
-        fs::hard_link(many.join("f"), many.join(format!("l{n}"))).unwrap();
-    }
-    let mut spec = bench.spec();
-    spec.sources = vec![many.clone()];
-    let report = take_into(&disk.at, &spec);
-    let tree = report
-        .as_ref()
-        .ok()
-        .map(|report| folder::below(&disk.at.join("home").join(report.name.to_string()), &many));
-    let names = tree.map(|tree| fs::read_dir(tree).unwrap().count());
-    folder::run("umount", &[many.to_str().unwrap()]);
-    let split = Warning::LinksSplit {
-        path: format!("{}/f", many.display()),
-    };
-    assert!(report.unwrap().record.warnings.contains(&split));
-    assert_eq!(names, Some(66_001));
+    panic!("75,000 names of one file");
 }
 
 #[test]
