@@ -47,7 +47,7 @@ const SIZES: [u64; 9] = [
 ];
 
 /// The highest sequence of a header that is read. Each change of keys adds 1, and a header that is
-/// put back at most [`SEQUENCE_JUMP`](crate::backup::SEQUENCE_JUMP).
+/// put back at most `SEQUENCE_JUMP` of `backup.rs`.
 pub(crate) const SEQUENCE_MAX: u64 = 1 << 48;
 /// The highest one of a header that nothing is known of: what is left to [`SEQUENCE_MAX`] is more
 /// than any container's life needs.
