@@ -35,6 +35,10 @@ pub(crate) struct Known {
     /// The key slots, as this machine last accepted them.
     #[serde(default)]
     slots: Option<Slots>,
+    /// The key slots as a change of this machine makes them, from before its first write until its
+    /// end. Where it was interrupted, each slot may be as before or as it was to be.
+    #[serde(default)]
+    changing_to: Option<Slots>,
 }
 
 /// What a comparison came to.
@@ -84,10 +88,14 @@ impl Known {
         let Some(known) = &self.slots else {
             return Ok(());
         };
+        let by_own_change = |number: &u32| {
+            let changing = self.changing_to.as_ref();
+            changing.is_some_and(|changing| changing.get(number) == found.get(number))
+        };
         let numbers = |wanted: &dyn Fn(Option<&String>, &String) -> bool| -> Vec<String> {
             let differ = known
                 .iter()
-                .filter(|(number, slot)| wanted(found.get(number), slot));
+                .filter(|(number, slot)| wanted(found.get(number), slot) && !by_own_change(number));
             differ.map(|(number, _)| number.to_string()).collect()
         };
         let gone = numbers(&|found, _| found.is_none());
@@ -162,10 +170,24 @@ impl Known {
 
     /// Notes the key slots as they are now.
     pub(crate) fn accept_slots(&mut self, filed: &Filed, slots: Slots) -> Result<(), Failure> {
-        if self.slots.as_ref() == Some(&slots) {
+        if self.slots.as_ref() == Some(&slots) && self.changing_to.is_none() {
             return Ok(());
         }
         self.slots = Some(slots);
+        self.changing_to = None;
+        self.store(filed)
+    }
+
+    /// Notes the key slots that this machine is about to write. Durable when it returns.
+    pub(crate) fn begin_changing_slots(
+        &mut self,
+        filed: &Filed,
+        slots: Slots,
+    ) -> Result<(), Failure> {
+        if self.slots.as_ref() == Some(&slots) {
+            return Ok(());
+        }
+        self.changing_to = Some(slots);
         self.store(filed)
     }
 
@@ -285,5 +307,36 @@ mod tests {
         for texts in [&[(0, "a")][..], &[(0, "a"), (1, "c")]] {
             assert_eq!(check(texts).unwrap_err().exit, Exit::Damaged);
         }
+    }
+
+    #[test]
+    fn an_interrupted_change_of_slots_is_accepted_as_before_and_as_it_was_to_be() {
+        let state = tempfile::tempdir().unwrap();
+        let filed = filed(state.path(), "h:x.luks");
+        let slots = |texts: &[(u32, &str)]| -> Slots {
+            let texts = texts.iter();
+            texts.map(|(n, text)| (*n, (*text).to_owned())).collect()
+        };
+        let before = [(0, "a"), (1, "b"), (2, "c")];
+        let mut known = Known::default();
+        known.accept_slots(&filed, slots(&before)).unwrap();
+        known
+            .begin_changing_slots(&filed, slots(&[(0, "a"), (2, "d")]))
+            .unwrap();
+        let mut known = Known::load(&filed);
+        let check = |known: &Known, texts: &[(u32, &str)]| known.check_slots(&slots(texts), "x");
+        for texts in [&before[..], &[(0, "a"), (2, "d")], &[(0, "a"), (2, "c")]] {
+            assert!(check(&known, texts).is_ok(), "{texts:?}");
+        }
+        for texts in [
+            &[(1, "b"), (2, "c")][..],
+            &[(0, "a")],
+            &[(0, "b"), (2, "d")],
+        ] {
+            assert!(check(&known, texts).is_err(), "{texts:?}");
+        }
+        // Back to what was known: the change is over all the same.
+        known.accept_slots(&filed, slots(&before)).unwrap();
+        assert!(check(&Known::load(&filed), &[(0, "a"), (2, "d")]).is_err());
     }
 }

@@ -1,11 +1,12 @@
 //! Changes the header of a container: under its lock, one whole copy at every instant.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sprat_luks::{
-    FormatOptions, Header, HeaderWrite, LuksError, LuksErrorKind, Secret, SectorCipher, SlotKind,
-    VolumeKey,
+    FormatOptions, Header, HeaderRead, HeaderWrite, LuksError, LuksErrorKind, Secret, SectorCipher,
+    SlotKind, VolumeKey,
 };
 use sprat_store::{Access, ReadClass, Store, StoreFile};
 use sprat_volume::{Fenced, Session as _};
@@ -383,6 +384,7 @@ impl<'w> Work<'w> {
     /// Writes in order, each step durable before the next; then reads it back. From the first
     /// write on nobody is asked whether to stop: what follows is short.
     pub(super) fn write(&self, writes: &[HeaderWrite]) -> Result<(), Failure> {
+        self.note_slots_to_be(writes)?;
         self.say.phase(Phase::Syncing);
         let half_way = |failure: Failure| failure.with_more_hint(HALF_WAY);
         for write in writes {
@@ -416,6 +418,16 @@ impl<'w> Work<'w> {
         }
         self.hold.all_settled()?;
         Ok(())
+    }
+
+    /// A change that is interrupted must not look like one of the server's to the next session.
+    fn note_slots_to_be(&self, writes: &[HeaderWrite]) -> Result<(), Failure> {
+        let changed = Header::load(&Changed {
+            present: self.bytes(),
+            writes,
+        })?;
+        let filed = self.filed(&changed);
+        Known::load(&filed).begin_changing_slots(&filed, changed.slot_digests())
     }
 
     fn write_extent(&self, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
@@ -468,6 +480,37 @@ impl<'w> Work<'w> {
             kept: kept.map_err(|failure| failure.to_string()),
             lock_left: None,
         })
+    }
+}
+
+/// The header's bytes as they are when all of `writes` is done.
+struct Changed<'a> {
+    present: HeaderBytes<'a>,
+    writes: &'a [HeaderWrite],
+}
+
+impl HeaderRead for Changed<'_> {
+    fn len(&self) -> io::Result<u64> {
+        self.present.len()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.present.read_at(offset, buf)?;
+        for write in self.writes {
+            let HeaderWrite::Write(extent) = write else {
+                continue;
+            };
+            // Both are distances inside a buffer.
+            let within = |from: u64, begin: u64| {
+                usize::try_from(from.saturating_sub(begin)).map_err(io::Error::other)
+            };
+            let into = within(extent.offset, offset)?.min(buf.len());
+            let skipped = within(offset, extent.offset)?.min(extent.bytes.len());
+            let bytes = &extent.bytes[skipped..];
+            let count = bytes.len().min(buf.len() - into);
+            buf[into..][..count].copy_from_slice(&bytes[..count]);
+        }
+        Ok(())
     }
 }
 
