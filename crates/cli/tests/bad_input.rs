@@ -591,10 +591,13 @@ fn state_folder_that_can_not_be_written_stops_no_reading() {
                 dd if=/dev/zero of=state/fill bs=4k 2>/dev/null; exec \"$@\"";
     for unwritable in [read_only, full] {
         let outer = ["unshare", "-m", "sh", "-c", unwritable, "sh"];
-        let reads: [&[&str]; 3] = [
+        let reads: [&[&str]; 6] = [
             &["snapshots", CONTAINER],
             &["check", CONTAINER],
             &["restore", CONTAINER, "home", "--to", "out"],
+            &["key", "list", CONTAINER],
+            &["key", "sheet", CONTAINER, "--without-secret"],
+            &["key", "header-backup", CONTAINER, "out/header"],
         ];
         for command in reads {
             let ran = machine.sprat_under(&outer, command);
@@ -602,9 +605,17 @@ fn state_folder_that_can_not_be_written_stops_no_reading() {
         }
         assert!(machine.path("out").read_dir().unwrap().next().is_some());
         fs::remove_dir_all(machine.path("out")).unwrap();
-        let backup = ["backup", CONTAINER, "--name", "home", "src"];
-        let said = machine.sprat_under(&outer, &backup).failed_with(1);
-        assert!(said.contains("--state-dir"), "{said}");
+        let writes: [&[&str]; 4] = [
+            &["backup", CONTAINER, "--name", "home", "src"],
+            &["key", "remove", CONTAINER, "1"],
+            &["copy", CONTAINER, "another.luks"],
+            &["prune", CONTAINER, "--job", "home", "--keep-last", "1"],
+        ];
+        for command in writes {
+            let said = machine.sprat_under(&outer, command).failed_with(1);
+            assert!(said.contains("--state-dir"), "{command:?}: {said}");
+        }
+        assert!(!machine.path("another.luks").exists());
     }
 }
 

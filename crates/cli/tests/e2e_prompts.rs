@@ -291,6 +291,138 @@ fn stop_at_a_prompt_shows_no_secret_and_leaves_a_terminal_that_echoes() {
     }
 }
 
+const FINGERPRINT: &str = "Fingerprint on the sheet: ";
+const YES: &str = "Type yes to put it back: ";
+
+/// What is shown, what is typed then, and whether that is a secret.
+type Asked<'a> = (&'static str, &'a str, bool);
+
+/// The commands that ask, each with all that it asks.
+fn all_prompts(recovery: &str) -> Vec<(String, Vec<Asked<'_>>)> {
+    vec![
+        (
+            format!("key add {CONTAINER} --new-passphrase {CHEAP}"),
+            vec![
+                (PRESENT, PASSPHRASE, true),
+                (NEW, "another horse altogether", true),
+                (AGAIN, "another horse altogether", true),
+            ],
+        ),
+        (
+            format!("key rehearse {CONTAINER}"),
+            vec![(FINGERPRINT, "", false), (PRESENT, recovery, true)],
+        ),
+        (
+            format!("-q key header-restore {CONTAINER} kept --passphrase-file right"),
+            vec![(YES, "yes", false)],
+        ),
+    ]
+}
+
+fn with_all_prompts() -> (Machine, String) {
+    let (machine, recovery) = with_passphrase();
+    let backup = [
+        "key",
+        "header-backup",
+        CONTAINER,
+        "kept",
+        "--passphrase-file",
+        "right",
+    ];
+    let ran = machine.sprat(&backup);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    (machine, recovery)
+}
+
+#[test]
+fn a_stop_at_every_prompt_of_every_command_shows_no_secret_and_goes_on() {
+    requires!(missing(), needs::program("bash"), needs::program("dash"));
+    let state = "stty -a | grep -o '[-]*echo ' | head -n1\n";
+    for shell in [
+        &["bash", "--norc", "--noprofile", "-i"][..],
+        &["dash", "-i"],
+    ] {
+        let (machine, recovery) = with_all_prompts();
+        for (command, prompts) in all_prompts(&recovery) {
+            let begin = format!("\"$SPRAT\" {command}\n");
+            let typed: Vec<(&str, String, bool)> = prompts
+                .iter()
+                .map(|(prompt, answer, secret)| (*prompt, format!("{answer}\n"), *secret))
+                .collect();
+            let halves: Vec<String> = prompts
+                .iter()
+                .map(|(_, answer, _)| format!("{}{CTRL_Z}", &answer[..answer.len() / 2]))
+                .collect();
+            let mut dialogue = vec![("READY> ", begin.as_str())];
+            let mut silent = Vec::new();
+            for ((prompt, answer, secret), half) in typed.iter().zip(&halves) {
+                for answer in [half, answer] {
+                    if *secret {
+                        silent.push(dialogue.len());
+                    }
+                    dialogue.push((prompt, answer));
+                    if answer == half {
+                        dialogue.extend([("READY> ", state), ("READY> ", "fg\n")]);
+                    }
+                }
+            }
+            dialogue.extend([
+                ("READY> ", "echo it ended with $?\n"),
+                ("READY> ", state),
+                ("READY> ", "exit\n"),
+            ]);
+            let seen = talk_to_shell(&machine, shell, &dialogue);
+            let said = seen.ended_with(0);
+            assert!(
+                said.contains("it ended with 0"),
+                "{shell:?} {command}: {said}"
+            );
+            for (_, answer, secret) in &prompts {
+                let half = &answer[..answer.len() / 2];
+                assert!(
+                    !secret || !said.contains(half),
+                    "{shell:?} {command}: {said}"
+                );
+            }
+            let echoing = said.matches("\necho \n").count();
+            assert_eq!(echoing, prompts.len() + 1, "{shell:?} {command}: {said}");
+            for at in silent {
+                assert!(!seen.echoed[at], "{shell:?} {command}, answer {at}: {said}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_terminal_that_goes_away_at_a_prompt_ends_the_command_and_changes_nothing() {
+    requires!(missing());
+    let (machine, recovery) = with_all_prompts();
+    let before = fs::read(machine.path(CONTAINER)).unwrap();
+    for (command, prompts) in all_prompts(&recovery) {
+        for last in 0..prompts.len() {
+            let answers: Vec<(&str, String)> = prompts[..=last]
+                .iter()
+                .enumerate()
+                .map(|(at, (prompt, answer, _))| match at == last {
+                    true => (*prompt, "HANG UP".to_owned()),
+                    false => (*prompt, format!("{answer}\n")),
+                })
+                .collect();
+            let dialogue: Vec<(&str, &str)> = answers
+                .iter()
+                .map(|(prompt, answer)| (*prompt, answer.as_str()))
+                .collect();
+            let arguments: Vec<&str> = command.split(' ').collect();
+            let seen = talk(&machine, &arguments, &dialogue);
+            assert_eq!(seen.code, 130, "{command}, prompt {last}: {}", seen.said);
+            assert!(
+                before == fs::read(machine.path(CONTAINER)).unwrap(),
+                "{command}, prompt {last}"
+            );
+        }
+    }
+}
+
 #[test]
 fn init_touches_no_file_of_others_and_makes_no_key_for_a_container_that_is_there() {
     requires!(needs::root());

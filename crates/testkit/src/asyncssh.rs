@@ -1,7 +1,7 @@
 //! A real SSH server that is not OpenSSH, on loopback: asyncssh's, with SFTP and without a shell.
 //!
-//! Its SFTP has fsync, free space and renames of OpenSSH's kind, but neither limits nor copies,
-//! and opens no folder: what a plain account elsewhere is like.
+//! Its SFTP has fsync, free space and renames of OpenSSH's kind, but no limits, and opens no folder:
+//! what a plain account elsewhere is like. Whether it copies by itself depends on its release.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader};
@@ -21,6 +21,7 @@ const PYTHON: &str = "/usr/bin/python3";
 pub struct AsyncSsh {
     folder: TempDir,
     port: u16,
+    copies: bool,
     child: Child,
 }
 
@@ -46,13 +47,31 @@ impl AsyncSsh {
     /// When it does not come up; check [`missing`] first.
     #[must_use]
     pub fn start() -> Self {
-        match Self::try_start() {
+        match Self::try_start(&[]) {
             Ok(server) => server,
             Err(error) => panic!("asyncssh for tests: {error}"),
         }
     }
 
-    fn try_start() -> io::Result<Self> {
+    /// As [`AsyncSsh::start`], without the extension `copy-data`.
+    ///
+    /// # Panics
+    /// As there.
+    #[must_use]
+    pub fn start_without_copies() -> Self {
+        match Self::try_start(&["--no-copies"]) {
+            Ok(server) => server,
+            Err(error) => panic!("asyncssh for tests: {error}"),
+        }
+    }
+
+    /// Whether it has the extension `copy-data`: it copies within a file by itself.
+    #[must_use]
+    pub fn copies(&self) -> bool {
+        self.copies
+    }
+
+    fn try_start(options: &[&str]) -> io::Result<Self> {
         let folder = TempDir::with_prefix("sprat-asyncssh-")?;
         let path = |file: &str| folder.path().join(file);
         for key in ["host_key", "user_key"] {
@@ -68,6 +87,7 @@ impl AsyncSsh {
         let mut child = Command::new(PYTHON)
             .arg(path("server.py"))
             .args([path("host_key"), path("user_key.pub")])
+            .args(options)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(path("log"))?)
@@ -76,7 +96,11 @@ impl AsyncSsh {
         if let Some(stdout) = child.stdout.take() {
             BufReader::new(stdout).read_line(&mut line)?;
         }
-        let Ok(port) = line.trim().parse::<u16>() else {
+        let said = line
+            .trim()
+            .split_once(' ')
+            .and_then(|(port, copies)| Some((port.parse::<u16>().ok()?, copies == "1")));
+        let Some((port, copies)) = said else {
             let _ = child.kill();
             let _ = child.wait();
             return Err(io::Error::other(std::fs::read_to_string(path("log"))?));
@@ -89,6 +113,7 @@ impl AsyncSsh {
         Ok(Self {
             folder,
             port,
+            copies,
             child,
         })
     }

@@ -1,5 +1,6 @@
 # Runs a program on a terminal of its own, as a person would sit before it.
 # usage: terminal.py '[["what it shows","what is typed then"], …]' PROGRAM ARGUMENT…
+# Typed as HANG UP, the terminal goes away, and only the exit code is known afterwards.
 # Prints as JSON: its exit code, what the terminal showed, whether it echoed when each answer was
 # typed, and whether it does so after the program's end.
 import fcntl, json, os, pty, select, subprocess, sys, termios, time
@@ -35,9 +36,20 @@ while time.monotonic() < until:
             seen = at + len(prompt)
             dialogue.pop(0)
             echoed.append(echoes())
+            if typed == "HANG UP":
+                os.close(ours)
+                ours = None
+                break
             os.write(ours, typed.encode())
+if ours is None:
+    os.close(theirs)
+    try:
+        child.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        pass
 if child.poll() is None:
     child.kill()
 code = child.wait()
 said = shown.decode("utf-8", "replace").replace("\r\n", "\n")
-print(json.dumps({"code": code, "said": said, "echoed": echoed, "echoes_after": echoes()}))
+after = ours is None or echoes()
+print(json.dumps({"code": code, "said": said, "echoed": echoed, "echoes_after": after}))
