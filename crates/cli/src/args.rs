@@ -421,6 +421,12 @@ pub struct RestoreArgs {
     /// With --delete, where the job left something out (patterns, disks): that may go from DIR, too
     #[arg(long, requires = "delete")]
     pub delete_excluded: bool,
+    /// Leave files of equal size and time as they are without reading them: to go on after an interruption
+    #[arg(long)]
+    pub trust_times: bool,
+    /// When all is written, compare it with the snapshot: read from both disks, byte for byte
+    #[arg(long, conflicts_with = "dry_run")]
+    pub verify: bool,
 }
 
 const RESTORE_EXAMPLES: &str = "\

@@ -78,7 +78,7 @@ impl Attempts<'_> {
         for pipe in &outcome.pipes {
             let below = pipe.strip_prefix("/").unwrap_or(pipe);
             let path = self.tree.join(below);
-            let Ok(written) = std::fs::symlink_metadata(&path) else {
+            let Ok(written) = crate::long_path::lstat(&path) else {
                 continue;
             };
             // What older snapshots share was not written now, and is not empty by this.

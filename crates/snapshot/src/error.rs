@@ -154,6 +154,13 @@ pub enum SnapshotError {
         /// All of its messages.
         messages: NameList,
     },
+    /// A comparison after a restore found differences.
+    #[error(
+        "what was restored to {path} is not what the snapshot has, {} in all: {}",
+        different.count,
+        some_of(&different.names)
+    )]
+    RestoreDiffers { path: String, different: NameList },
     /// Somebody asked to stop a restore. What was restored so far is there.
     #[error("interrupted")]
     RestoreCancelled,
@@ -289,6 +296,7 @@ impl SnapshotError {
             Self::DestinationFull { .. }
             | Self::DestinationRefused { .. }
             | Self::DestinationInTheWay { .. }
+            | Self::RestoreDiffers { .. }
             | Self::DeleteLosesExcluded { .. } => Kind::Destination,
             Self::Busy { .. } => Kind::Busy,
             Self::Cancelled
@@ -364,7 +372,10 @@ impl SnapshotError {
                 "The snapshot is untouched, and what was restored so far is there. Make room; then the same command does the rest."
             }
             Self::RestoreCancelled => {
-                "The snapshot is untouched. The same command goes on where this one stopped."
+                "The snapshot is untouched. The same command goes on where this one stopped; with --trust-times it doesn't compare what is restored already."
+            }
+            Self::RestoreDiffers { .. } => {
+                "The snapshot is untouched. Either somebody changes these files, or the disk does not keep what is written to it. The same command restores them again."
             }
             _ => return None,
         })

@@ -250,11 +250,41 @@ impl JobFolder {
         statat(&self.folder, pin, AtFlags::SYMLINK_NOFOLLOW).is_ok()
     }
 
-    /// The finished snapshot that `latest` points to.
+    /// The finished snapshot that was made last: the one that `latest` points to, or one after it
+    /// whose run ended before it could point there.
     pub(crate) fn latest(&self) -> Option<SnapshotName> {
         let target = rustix::fs::readlinkat(&self.folder, "latest", Vec::new()).ok()?;
-        let name = SnapshotName::parse(target.to_str().ok()?).ok()?;
-        self.is_folder(Path::new(&name.to_string())).then_some(name)
+        let named = SnapshotName::parse(target.to_str().ok()?).ok()?;
+        if !self.is_folder(Path::new(&named.to_string())) {
+            return None;
+        }
+        let mut later: Vec<SnapshotName> = self
+            .own_folders()
+            .unwrap_or_default()
+            .into_iter()
+            .filter_map(|folder| match folder {
+                Folder::Named(name) if name > named => Some(name),
+                _ => None,
+            })
+            .collect();
+        // A greater name may be that of a clock that ran ahead. A run links from the last snapshot
+        // before it, so its record proves the order.
+        let mut last = named;
+        while let Some(at) = later
+            .iter()
+            .position(|name| self.is_made_after(*name, last))
+        {
+            last = later.swap_remove(at);
+        }
+        Some(last)
+    }
+
+    fn is_made_after(&self, name: SnapshotName, before: SnapshotName) -> bool {
+        let before = before.to_string();
+        self.record(name).is_ok_and(|record| {
+            let from = record.linked_from.iter();
+            record.finished_run && from.into_iter().any(|linked| linked.folder == before)
+        })
     }
 }
 

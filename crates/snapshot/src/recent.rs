@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use rustix::fs::{Mode, OFlags, openat};
 
+use crate::compare::{Unread, same_content};
 use crate::job::replace_file;
 use crate::name::SnapshotName;
 use crate::record::NameList;
@@ -123,36 +124,12 @@ pub(crate) fn differs(kept: &mut File, source: &Path) -> io::Result<Option<bool>
     let compared = (|| {
         same_looks()?;
         let mut live = File::open(source).ok()?;
-        Some(same_content(kept, &mut live))
+        Some(same_content(kept, &mut live, &mut |_| true))
     })();
     match compared {
-        Some(Ok(same)) if same_looks().is_some() => Ok(Some(!same)),
-        Some(Err(Side::Kept(error))) => Err(error),
+        Some(Ok(Some(same))) if same_looks().is_some() => Ok(Some(!same)),
+        Some(Err(Unread::Kept(error))) => Err(error),
         _ => Ok(None),
-    }
-}
-
-enum Side {
-    Kept(io::Error),
-    Source,
-}
-
-fn same_content(kept: &mut File, live: &mut File) -> Result<bool, Side> {
-    const BUFFER_BYTES: usize = 256 << 10;
-    let (mut ours, mut theirs) = (vec![0; BUFFER_BYTES], vec![0; BUFFER_BYTES]);
-    loop {
-        let some = match kept.read(&mut ours) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            other => other.map_err(Side::Kept)?,
-        };
-        if some == 0 {
-            return Ok(matches!(live.read(&mut theirs), Ok(0)));
-        }
-        match live.read_exact(&mut theirs[..some]) {
-            Ok(()) if ours[..some] == theirs[..some] => {}
-            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(Side::Source),
-            _ => return Ok(false),
-        }
     }
 }
 

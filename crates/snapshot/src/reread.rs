@@ -10,14 +10,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::{File, Metadata};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
+use rustix::fs::{AtFlags, OFlags, unlinkat};
 
 use crate::job::replace_file;
+use crate::long_path;
 use crate::recent::{self, Recent};
 use crate::record::{NameList, RunRecord, Warning};
 use crate::suspects::{Suspects, name_of};
@@ -231,7 +232,7 @@ fn was_suspect(
 /// Opens a regular file of the tree; `None` where there is none. A file that can't be opened fails.
 fn open(root: &OwnedFd, path: &Path) -> io::Result<Option<(File, Metadata)>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = match openat(root, path, flags, Mode::empty()) {
+    let file = match long_path::open_at(root.as_fd(), path, flags) {
         Ok(file) => File::from(file),
         Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => {
             return Ok(None);

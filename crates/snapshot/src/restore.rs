@@ -1,14 +1,16 @@
 //! Brings a snapshot, or a file or folder of it, back to a folder of the machine.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, statat};
 
 use crate::by_hand;
+use crate::compare::{self, Sides, Unequal};
 use crate::error::SnapshotError;
 use crate::in_the_way::in_the_way;
 use crate::job::{Folder, JobFolder};
@@ -17,15 +19,17 @@ use crate::record::{EntryKind, NameList, ONE_FILE_SYSTEM, RunRecord, Warning};
 use crate::rsync::{Ended, Invocation, Outcome, Rsync, Side};
 use crate::scout::{Copied, Scout};
 use crate::sources::plain_path;
-use crate::spared::{self, Destination};
+use crate::spared::{self, Destination, Spared};
 use crate::spec::{Cancel, Phase, Progress, RestoreReport, RestoreSpec};
 use crate::text::{escape_path, unescape_path};
 use crate::walk::{is_folder, names_in, open_folder};
 
 /// Restores what `spec` names from the volume that is mounted at `volume_root` (read-only will do).
 ///
-/// Files at the destination are overwritten, newer ones too; files that are equal in size and time
-/// are left as they are. Nothing else at the destination changes unless `spec.delete` is set. The
+/// Files at the destination are overwritten, newer ones too. Files that are equal in size and time are
+/// compared by content, and left as they are only where that is equal, too (not with
+/// `spec.trust_times`); where one is a hard link to something else, it is written as a new file.
+/// Nothing else at the destination changes unless `spec.delete` is set. The
 /// folder restored to keeps its own owner, mode and times, and so do the folders between it and the
 /// snapshot's sources where they are there already; where one of them is a symbolic link, the
 /// restore is refused.
@@ -62,7 +66,37 @@ pub fn restore(
         judge(&outcome, &to)?;
         changes = outcome.changes;
     }
-    let invocation = invocation(&folder.path, &to, &what, &spared, spec);
+    let compared = Compared {
+        what: &what,
+        job: &folder,
+        to: &to,
+        spared: &spared,
+    };
+    let unequal = if spec.trust_times {
+        Unequal::default()
+    } else {
+        compared.before(progress, cancel)?
+    };
+    let mut written = None;
+    if !unequal.files.is_empty() {
+        let invocation = rewriting(&folder.path, &to, &what, &unequal.files, spec);
+        let outcome = rsync.run(&invocation, progress, cancel)?;
+        // One file that can't be written doesn't keep the others from being restored.
+        if !matches!(outcome.ended, Ended::Failed { .. }) {
+            judge(&outcome, &to)?;
+        }
+        changes.append(&outcome.changes);
+        written = Some(outcome);
+    }
+    for path in &unequal.others {
+        if spec.dry_run {
+            changes.push(format!("c.+++++++++ {}", escape_path(path)));
+        } else {
+            // It is made again below. What can't be removed rsync reports.
+            let _ = std::fs::remove_file(to.join(path));
+        }
+    }
+    let invocation = invocation(&folder.path, &to, &what, &spared.patterns, spec);
     let scout = what.scout(&folder, &to, spec);
     let mut followed = |now: Progress| {
         if let Some(scout) = &scout {
@@ -70,23 +104,128 @@ pub fn restore(
         }
         progress(now);
     };
-    let outcome = rsync.run(&invocation, &mut followed, cancel)?;
+    let mut outcome = rsync.run(&invocation, &mut followed, cancel)?;
     drop(scout);
     judge(&outcome, &to)?;
     changes.append(&outcome.changes);
+    if let Some(written) = written {
+        outcome.add(written);
+        judge(&outcome, &to)?;
+    }
     if !spec.dry_run {
         what.give_times(&folder, &to, &parents);
     }
+    let verified = if spec.verify && !spec.dry_run {
+        Some(compared.after(progress, cancel)?)
+    } else {
+        None
+    };
     let last_good = folder.last_good()?.map(|record| record.name);
+    let mut names = NameList::default();
+    for path in unequal.files.iter().chain(&unequal.others) {
+        names.push(escape_path(path));
+    }
     Ok(RestoreReport {
         last_good: last_good.filter(|good| good.to_string() != chosen.folder_text()),
         snapshot: chosen.folder_text(),
         unread_count: chosen.record.as_ref().map_or(0, |r| r.unread.count),
         kind: chosen.kind,
         stats: outcome.stats,
+        same: unequal.same,
+        unequal: names,
+        verified,
         changes,
         messages: outcome.messages,
     })
+}
+
+/// What a restore is compared with, and where.
+struct Compared<'a> {
+    what: &'a What,
+    job: &'a JobFolder,
+    to: &'a Path,
+    spared: &'a Spared,
+}
+
+impl Compared<'_> {
+    fn before(
+        &self,
+        progress: &mut dyn FnMut(Progress),
+        cancel: &Cancel,
+    ) -> Result<Unequal, SnapshotError> {
+        let Some((snapshot, destination)) = self.open()? else {
+            return Ok(Unequal::default());
+        };
+        let found = compare::before(
+            &self.sides(&snapshot, &destination, false),
+            progress,
+            cancel,
+        );
+        found
+            .map_err(comparing)?
+            .ok_or(SnapshotError::RestoreCancelled)
+    }
+
+    /// Returns how many files' contents are right; fails where anything is wrong.
+    fn after(
+        &self,
+        progress: &mut dyn FnMut(Progress),
+        cancel: &Cancel,
+    ) -> Result<u64, SnapshotError> {
+        let Some((snapshot, destination)) = self.open()? else {
+            return Ok(0);
+        };
+        let found = compare::after(&self.sides(&snapshot, &destination, true), progress, cancel);
+        let proved = found
+            .map_err(comparing)?
+            .ok_or(SnapshotError::RestoreCancelled)?;
+        if proved.different.is_empty() {
+            return Ok(proved.same);
+        }
+        Err(SnapshotError::RestoreDiffers {
+            path: escape_path(self.to),
+            different: proved.different,
+        })
+    }
+
+    fn sides<'s>(
+        &'s self,
+        snapshot: &'s OwnedFd,
+        destination: &'s OwnedFd,
+        from_disk: bool,
+    ) -> Sides<'s> {
+        Sides {
+            snapshot,
+            destination,
+            trees: &self.what.paths,
+            spared: self.spared,
+            from_disk,
+        }
+    }
+
+    /// `None`: there is no destination yet.
+    fn open(&self) -> Result<Option<(OwnedFd, OwnedFd)>, SnapshotError> {
+        let base = self.job.path.join(&self.what.base);
+        let snapshot =
+            crate::walk::open_folder_at(&base).map_err(|source| SnapshotError::Volume {
+                op: "open",
+                object: escape_path(&self.what.base),
+                source,
+            })?;
+        // It may be a symbolic link that the user named.
+        match crate::walk::open_folder_at(&real_path(self.to)) {
+            Ok(destination) => Ok(Some((snapshot, destination))),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(refused(self.to, e.to_string())),
+        }
+    }
+}
+
+fn comparing(source: io::Error) -> SnapshotError {
+    SnapshotError::System {
+        op: "compare what is restored with what is there",
+        source,
+    }
 }
 
 impl What {
@@ -130,7 +269,7 @@ impl What {
             .iter()
             .flat_map(|path| path.ancestors().skip(1))
             .filter(|parent| !parent.as_os_str().is_empty())
-            .filter(|parent| std::fs::symlink_metadata(to.join(parent)).is_err())
+            .filter(|parent| crate::long_path::lstat(&to.join(parent)).is_err())
             .map(Path::to_owned)
             .collect();
         parents.sort();
@@ -142,7 +281,7 @@ impl What {
     fn give_times(&self, job: &JobFolder, to: &Path, parents: &[PathBuf]) {
         for parent in parents {
             let in_snapshot = job.path.join(&self.base).join(parent);
-            let modified = std::fs::symlink_metadata(in_snapshot).and_then(|m| m.modified());
+            let modified = crate::long_path::lstat(&in_snapshot).and_then(|m| m.modified());
             // A time that can't be set is no loss worth a failure.
             if let (Ok(modified), Ok(folder)) =
                 (modified, crate::walk::open_folder_at(&to.join(parent)))
@@ -256,7 +395,7 @@ impl Chosen {
                 .map(|text| unescape_path(text.trim_start_matches('/')))
                 // One may have been unreadable, or lie in a run that never came to it.
                 .filter(|path| {
-                    spec.delete || std::fs::symlink_metadata(tree_path.join(path)).is_ok()
+                    spec.delete || crate::long_path::lstat(&tree_path.join(path)).is_ok()
                 })
                 .collect(),
             _ => names_in(tree.as_fd(), Path::new("."))
@@ -467,6 +606,27 @@ fn invocation(
         argument
     }));
     into_destination(arguments, job, to, what, &what.paths, spec)
+}
+
+/// Writes `files`, whatever is there, and nothing else.
+fn rewriting(
+    job: &Path,
+    to: &Path,
+    what: &What,
+    files: &BTreeSet<PathBuf>,
+    spec: &RestoreSpec,
+) -> Invocation {
+    let arguments = ["-aHAXXS", "--ignore-times", "--from0", "--files-from=-"];
+    let arguments = arguments.map(OsString::from).to_vec();
+    // The names are relative to the folder itself.
+    let mut invocation = into_destination(arguments, job, to, what, &[PathBuf::new()], spec);
+    let mut names = Vec::new();
+    for path in files {
+        names.extend_from_slice(path.as_os_str().as_bytes());
+        names.push(0);
+    }
+    invocation.input = Some(names);
+    invocation
 }
 
 fn into_destination(

@@ -23,13 +23,28 @@ pub(crate) struct Destination<'a> {
     pub(crate) trees: &'a [PathBuf],
 }
 
-/// Looks at the destination before anything is written. Returns rsync patterns for what must neither be
-/// written over nor deleted there.
+/// What must neither be written over nor deleted.
+pub(crate) struct Spared {
+    /// The same as rsync patterns.
+    pub(crate) patterns: Vec<OsString>,
+    own: OwnPlaces,
+    /// The destination, without symbolic links.
+    real: PathBuf,
+}
+
+impl Spared {
+    /// Whether `path`, relative to the destination, is such a place or lies in one.
+    pub(crate) fn holds(&self, path: &Path) -> bool {
+        self.own.holding(&joined(&self.real, path)).is_some()
+    }
+}
+
+/// Looks at the destination before anything is written.
 pub(crate) fn look(
     destination: &Destination<'_>,
     record: Option<&RunRecord>,
     spec: &RestoreSpec,
-) -> Result<Vec<OsString>, SnapshotError> {
+) -> Result<Spared, SnapshotError> {
     let read = || {
         mounts().map_err(|source| SnapshotError::System {
             op: "read /proc/self/mountinfo",
@@ -90,7 +105,11 @@ pub(crate) fn look(
             return Err(SnapshotError::DeleteReachesOtherDisk { path, disks });
         }
     }
-    Ok(patterns)
+    Ok(Spared {
+        patterns,
+        own,
+        real,
+    })
 }
 
 /// The places of the snapshot's file systems where another one is today, for people. Files of the

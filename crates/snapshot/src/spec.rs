@@ -126,6 +126,13 @@ pub struct RestoreSpec {
     /// destination.
     #[serde(default)]
     pub delete_excluded: bool,
+    /// Leave files whose size and time are equal as they are, without comparing their content: for
+    /// going on with a restore that was interrupted.
+    #[serde(default)]
+    pub trust_times: bool,
+    /// Compare all that is in the snapshot with what is at the destination when everything is written.
+    #[serde(default)]
+    pub verify: bool,
     /// What no snapshot ever holds is neither written over nor deleted: the same places as in
     /// [`SnapshotSpec::never_enter`].
     #[serde(default, with = "path_texts")]
@@ -150,6 +157,8 @@ impl RestoreSpec {
             dry_run: false,
             delete: false,
             delete_excluded: false,
+            trust_times: false,
+            verify: false,
             never_enter: Vec::new(),
             container: None,
             rsync: rsync_name(),
@@ -170,6 +179,16 @@ pub struct RestoreReport {
     pub last_good: Option<SnapshotName>,
     /// rsync's counts.
     pub stats: RunStats,
+    /// Files that were compared and left as they are: size, time and content were equal.
+    #[serde(default)]
+    pub same: u64,
+    /// Files that were written although size and time were equal: their content was another one, or
+    /// they were hard links to something else. Escaped, relative to the destination.
+    #[serde(default)]
+    pub unequal: NameList,
+    /// With [`RestoreSpec::verify`]: files whose content was compared afterwards, and is the snapshot's.
+    #[serde(default)]
+    pub verified: Option<u64>,
     /// With `dry_run`: what would be written or deleted, one escaped line each.
     pub changes: NameList,
     /// Messages of rsync that were no failure, escaped.
@@ -229,6 +248,8 @@ pub enum Phase {
     Copying,
     /// Waits until everything is written.
     Syncing,
+    /// Compares files of a restore with those that are there.
+    Comparing,
     /// Gives the snapshot its name.
     Naming,
     /// Removes the interrupted tree that is no longer needed. The snapshot is finished.

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::check::Key;
+use crate::long_path;
 use crate::text::{escape_path, path_text};
 
 /// So many are kept; a volume with more is no place for backups.
@@ -122,9 +123,7 @@ impl Suspects {
             };
             let in_snapshot = |name: &String| {
                 let path = job_folder.join(name).join(below);
-                fs::symlink_metadata(path)
-                    .ok()
-                    .filter(fs::Metadata::is_file)
+                long_path::lstat(&path).ok().filter(fs::Metadata::is_file)
             };
             let is_suspect = |about: &fs::Metadata| self.is(about).is_some();
             let damaged = kept
@@ -160,11 +159,11 @@ impl Suspect {
 
 /// Whether the file has other names than one path in several snapshots of one job.
 fn has_several_paths(root: &Path, path: &Path, inode: u64) -> bool {
-    let links = fs::symlink_metadata(path).map_or(2, |about| about.nlink());
+    let links = long_path::lstat(path).map_or(2, |about| about.nlink());
     let others = crate::check::same_path_elsewhere(root, path);
     let found = others
         .iter()
-        .filter(|other| fs::symlink_metadata(other).is_ok_and(|about| about.ino() == inode))
+        .filter(|other| long_path::lstat(other).is_ok_and(|about| about.ino() == inode))
         .count();
     links > u64::try_from(found).unwrap_or(0).max(1)
 }

@@ -29,6 +29,7 @@ use crate::sources::{self, Source, Sources};
 use crate::spec::{Cancel, Phase, Progress, SnapshotReport, SnapshotSpec};
 use crate::suspects::Suspects;
 use crate::text::{escape_name, escape_path, unescape_path};
+use crate::unfit::Unfit;
 use crate::wholeness::{Made, source_of};
 
 /// Takes a snapshot of `spec.sources` into the job's folder on the volume that is mounted at
@@ -218,6 +219,9 @@ impl Run<'_> {
             .then(|| Guard::begin(self.volume_root, &tree))
             .flatten();
         invocation.guarded = guard.is_some();
+        let newest = self.linked_from.first().map(|(folder, _)| *folder);
+        let unfit = Unfit::find(&self.folder.job, newest, &self.sources, self.spec);
+        unfit.leave_out_of(&mut invocation);
         let scout = self.scout();
         let mut followed = |now: Progress| {
             if let Some(scout) = &scout {
@@ -231,13 +235,17 @@ impl Run<'_> {
         if self.copy.is_some() {
             self.folder.forget_link_to_copy(&Cancel::new());
         }
-        let outcome =
-            outcome.and_then(|outcome| self.read_again(outcome, inflight, progress, cancel));
+        let outcome = outcome.and_then(|mut outcome| {
+            unfit.link(&self.folder.job, &tree, &mut outcome);
+            self.read_again(outcome, inflight, progress, cancel)
+        });
         let checkpointed = checkpoints.end();
         let (outcome, plan) = match outcome {
             Ok(outcome) => outcome,
             Err(e) => {
-                let _ = self.keep_partial(None);
+                if checkpointed.is_ok() {
+                    self.keep_inflight();
+                }
                 return Err(e);
             }
         };
@@ -274,7 +282,7 @@ impl Run<'_> {
                 record.complete = false;
                 record.stopped_by = Some(stopped.to_string());
                 let _ = self.note_recent(&outcome);
-                self.keep_partial(Some(&record))?;
+                self.keep_partial(&record)?;
                 Err(stopped)
             }
         }
@@ -351,7 +359,7 @@ impl Run<'_> {
         let tree = self.folder.job.path.join(inflight.to_string());
         let is_there = |source: &Source| {
             let below = source.path.strip_prefix("/").unwrap_or(&source.path);
-            std::fs::symlink_metadata(tree.join(below)).is_ok()
+            crate::long_path::lstat(&tree.join(below)).is_ok()
         };
         if outcome.ended == Ended::WithUnread && !self.sources.list.iter().any(is_there) {
             // A snapshot of nothing would look like one.
@@ -426,8 +434,13 @@ impl Run<'_> {
                 });
             }
         }
-        if !partials.is_empty() {
-            self.sync()?;
+        if !partials.is_empty()
+            && let Err(e) = self.sync()
+        {
+            record.warnings.push(Warning::LeftoverKept {
+                folder: partials[0].to_string(),
+                reason: e.to_string(),
+            });
         }
         Ok(SnapshotReport {
             name: self.name,
@@ -436,27 +449,29 @@ impl Run<'_> {
     }
 
     /// Keeps an interrupted tree for the next run. Its content is durable.
-    fn keep_partial(&self, record: Option<&RunRecord>) -> Result<(), SnapshotError> {
-        let path = self
-            .folder
-            .job
-            .path
-            .join(Folder::Inflight(self.name).to_string());
-        // Succeeds only if nothing was copied; then there is nothing to keep.
-        if std::fs::remove_dir(&path).is_err() {
-            if let Some(record) = record {
-                // On a full volume there may be no room for it; the tree matters more.
-                let _ = self.folder.write_record(record);
-            }
-            if record.is_some() {
-                self.folder
-                    .inflight_becomes(self.name, Folder::Partial(self.name))?;
-            }
+    fn keep_partial(&self, record: &RunRecord) -> Result<(), SnapshotError> {
+        if !self.remove_if_empty() {
+            // On a full volume there may be no room for it; the tree matters more.
+            let _ = self.folder.write_record(record);
+            self.folder
+                .inflight_becomes(self.name, Folder::Partial(self.name))?;
         }
-        if record.is_some() {
-            checkpoint::forget(&self.folder.state, self.name);
-        }
+        checkpoint::forget(&self.folder.state, self.name);
         self.sync()
+    }
+
+    /// After an error that leaves nothing to be recorded: the next run takes up what was copied. What can't be
+    /// made durable now it copies again.
+    fn keep_inflight(&self) {
+        if !self.remove_if_empty() {
+            let _ = checkpoint::make(&self.folder.state, self.name);
+        }
+    }
+
+    /// Succeeds only if nothing was copied.
+    fn remove_if_empty(&self) -> bool {
+        let inflight = Folder::Inflight(self.name).to_string();
+        std::fs::remove_dir(self.folder.job.path.join(inflight)).is_ok()
     }
 
     /// rsync's command line. It runs in the job's folder, so that no name of the mount point

@@ -34,7 +34,7 @@ impl Made<'_> {
     pub(crate) fn look_for_gaps(&self, record: &mut RunRecord) -> Result<(), SnapshotError> {
         let in_tree = |path: &Path| {
             let below = path.strip_prefix("/").unwrap_or(path);
-            std::fs::symlink_metadata(self.tree.join(below)).is_ok()
+            crate::long_path::lstat(&self.tree.join(below)).is_ok()
         };
         let mounted = self
             .sources
@@ -131,13 +131,13 @@ impl Made<'_> {
     /// A folder that vanished was most often moved: all that it held is missing, of which rsync has
     /// one message, or none for each file.
     fn folders_vanished(&self, record: &mut RunRecord, in_tree: &dyn Fn(&Path) -> bool) {
-        let is_there = |path: &Path| std::fs::symlink_metadata(path).is_ok();
+        let is_there = |path: &Path| crate::long_path::lstat(path).is_ok();
         let mut folders: Vec<PathBuf> = Vec::new();
         for name in &record.vanished.names {
             let path = unescape_path(name);
             let is_folder = |path: &Path| {
                 let below = path.strip_prefix("/").unwrap_or(path);
-                std::fs::symlink_metadata(self.tree.join(below)).is_ok_and(|made| made.is_dir())
+                crate::long_path::lstat(&self.tree.join(below)).is_ok_and(|made| made.is_dir())
             };
             // The outermost one that is gone.
             let gone = path.ancestors().take_while(|at| !is_there(at)).last();
@@ -190,7 +190,7 @@ pub(crate) fn source_of(tree: &Path, path: &Path) -> PathBuf {
         Some(_) => parts.collect(),
         None => path.strip_prefix("/").unwrap_or(path).to_owned(),
     };
-    if std::fs::symlink_metadata(tree.join(&below)).is_ok() {
+    if crate::long_path::lstat(&tree.join(&below)).is_ok() {
         return Path::new("/").join(below);
     }
     let name = below.file_name().unwrap_or_default();

@@ -249,3 +249,167 @@ fn what_is_sprats_own_stays_where_the_snapshot_lacks_the_folder_or_has_a_file_th
         assert!(var.join("cache/block").exists(), "{restored:?}");
     }
 }
+
+/// The content of an unchanged file becomes another one; its time stays.
+fn rewrite(path: &std::path::Path, content: &str) {
+    let about = fs::metadata(path).unwrap();
+    assert_eq!(about.len(), content.len() as u64);
+    let file = fs::File::options().write(true).open(path).unwrap();
+    std::io::Write::write_all(&mut &file, content.as_bytes()).unwrap();
+    file.set_modified(about.modified().unwrap()).unwrap();
+}
+
+#[test]
+fn a_file_of_equal_size_and_time_is_compared_and_written_where_it_differs() {
+    let bench = Bench::new();
+    let source = bench.source();
+    fs::create_dir_all(source.join("deep/er")).unwrap();
+    for name in ["a", "b", "deep/er/c", "deep/d", "e"] {
+        fs::write(source.join(name), "good").unwrap();
+    }
+    fs::hard_link(source.join("deep/d"), source.join("deep/er/d2")).unwrap();
+    set_time(&source.join("deep"), 1_600_000_000, 0).unwrap();
+    let name = bench.take().name;
+    let untouched = folder::inode(&source.join("a"));
+    // Two names of one file in the snapshot: one of them is another file now, the other is right.
+    fs::remove_file(source.join("deep/er/d2")).unwrap();
+    fs::copy(source.join("deep/d"), source.join("deep/er/d2")).unwrap();
+    let time = fs::metadata(source.join("deep/d"))
+        .unwrap()
+        .modified()
+        .unwrap();
+    let copy = fs::File::options()
+        .write(true)
+        .open(source.join("deep/er/d2"))
+        .unwrap();
+    copy.set_modified(time).unwrap();
+    for name in ["b", "deep/er/c", "deep/d"] {
+        rewrite(&source.join(name), "evil");
+    }
+    fs::remove_file(source.join("e")).unwrap();
+    set_time(&source.join("deep"), 1_600_000_000, 0).unwrap();
+
+    let mut spec = to("/".into());
+    spec.dry_run = true;
+    let report = bench.restore(&spec).unwrap();
+    let lists = |end: &str| report.changes.names.iter().any(|line| line.ends_with(end));
+    assert!(lists("deep/er/c") && lists("source/b") && lists("source/e"));
+    assert!(!lists("source/a"), "{:?}", report.changes);
+    assert_eq!(fs::read(source.join("b")).unwrap(), b"evil");
+
+    // As an interrupted restore is gone on with: what is there counts by size and time.
+    spec.dry_run = false;
+    spec.trust_times = true;
+    bench.restore(&spec).unwrap();
+    assert_eq!(fs::read(source.join("b")).unwrap(), b"evil");
+    spec.verify = true;
+    let error = bench.restore(&spec).unwrap_err();
+    let SnapshotError::RestoreDiffers { different, .. } = &error else {
+        panic!("{error}")
+    };
+    let names = different.names.join("\n");
+    assert!(names.contains("source/b: has another content"), "{names}");
+
+    spec.trust_times = false;
+    let report = bench.restore(&spec).unwrap();
+    assert_same(&bench.in_snapshot(name), &source);
+    assert_eq!(folder::inode(&source.join("a")), untouched);
+    assert_eq!(report.verified, Some(6));
+    // b, c, and both names of d.
+    assert_eq!(report.unequal.count, 4, "{:?}", report.unequal);
+    let report = bench.restore(&spec).unwrap();
+    assert_eq!((report.same, report.unequal.count), (6, 0));
+}
+
+#[test]
+fn hard_links_that_the_snapshot_does_not_have_are_broken_up() {
+    requires!(sprat_testkit::needs::root());
+    let bench = Bench::new();
+    let source = bench.source();
+    for (name, mode) in [("secret", 0o600), ("open", 0o644), ("own", 0o640)] {
+        fs::write(source.join(name), "same").unwrap();
+        set_time(&source.join(name), 1_600_000_000, 0).unwrap();
+        set_mode(&source.join(name), mode).unwrap();
+    }
+    for (first, second) in [("own", "own too"), ("link", "link too")] {
+        if first == "link" {
+            symlink("open", source.join(first)).unwrap();
+        }
+        fs::hard_link(source.join(first), source.join(second)).unwrap();
+    }
+    let name = bench.take().name;
+    // The two become one file, of which a third name lies outside.
+    fs::remove_file(source.join("secret")).unwrap();
+    fs::hard_link(source.join("open"), source.join("secret")).unwrap();
+    let outside = bench.path("outside");
+    fs::hard_link(source.join("own"), &outside).unwrap();
+    set_mode(&outside, 0o666).unwrap();
+    fs::hard_link(source.join("link"), bench.path("outside link")).unwrap();
+    let outside_link = folder::inode(&bench.path("outside link"));
+
+    let report = bench.restore(&to("/".into())).unwrap();
+    assert_same(&bench.in_snapshot(name), &source);
+    assert_eq!(report.unequal.count, 6, "{:?}", report.unequal);
+    assert_eq!(fs::metadata(&outside).unwrap().mode() & 0o777, 0o666);
+    assert_ne!(folder::inode(&source.join("link")), outside_link);
+    // Now there is nothing to be done.
+    let again = bench.restore(&to("/".into())).unwrap();
+    assert_eq!((again.unequal.count, again.stats.transferred), (0, 0));
+}
+
+#[test]
+fn a_verification_names_what_is_missing_and_what_changed_meanwhile() {
+    let bench = Bench::new();
+    let source = bench.source();
+    for name in ["a", "b", "c"] {
+        fs::write(source.join(name), "good").unwrap();
+    }
+    symlink("a", source.join("link")).unwrap();
+    bench.take();
+    let place = bench.path("place");
+    let there = folder::below(&place, &source);
+    let mut spec = to(place);
+    spec.verify = true;
+    assert_eq!(bench.restore(&spec).unwrap().verified, Some(3));
+    // Somebody changes files as soon as rsync has written them.
+    let script = bench.path("rsync-script");
+    let text = format!(
+        "#!/bin/sh\n[ \"$1\" = --version ] && exec rsync --version\nrsync \"$@\" || exit\n\
+         cd '{}' && rm b && echo longer > c && ln -sfn b link\n",
+        there.display()
+    );
+    fs::write(&script, text).unwrap();
+    set_mode(&script, 0o755).unwrap();
+    spec.rsync = script;
+    let error = bench.restore(&spec).unwrap_err();
+    let SnapshotError::RestoreDiffers { different, .. } = &error else {
+        panic!("{error}")
+    };
+    let told = different.names.join("\n");
+    for wrong in [
+        "b: is missing",
+        "c: has another size",
+        "link: points to another place",
+    ] {
+        assert!(told.contains(wrong), "{told}");
+    }
+    assert_eq!(different.count, 3, "{told}");
+}
+
+#[test]
+fn nothing_is_written_through_a_link_where_the_snapshot_has_a_folder() {
+    let bench = Bench::new();
+    let source = bench.source();
+    fs::create_dir(source.join("sub")).unwrap();
+    fs::write(source.join("a"), "good").unwrap();
+    fs::hard_link(source.join("a"), source.join("sub/b")).unwrap();
+    let name = bench.take().name;
+    rewrite(&source.join("a"), "evil");
+    let elsewhere = bench.path("elsewhere");
+    fs::rename(source.join("sub"), &elsewhere).unwrap();
+    fs::remove_file(elsewhere.join("b")).unwrap();
+    symlink(&elsewhere, source.join("sub")).unwrap();
+    bench.restore(&to("/".into())).unwrap();
+    assert_same(&bench.in_snapshot(name), &source);
+    assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
+}

@@ -353,3 +353,43 @@ fn without_latest_the_newest_finished_snapshot_is_restored() {
     spec.snapshot = Some(format!("{}.partial", third.name));
     assert_eq!(bench.restore(&spec).unwrap().kind, EntryKind::Partial);
 }
+
+/// What is restored where nothing is named.
+fn newest_restored(bench: &Bench) -> String {
+    let spec = RestoreSpec::new(job_name(), bench.path("to"));
+    bench.restore(&spec).unwrap().snapshot
+}
+
+#[test]
+fn a_stale_latest_hides_no_snapshot_that_was_made_after_it() {
+    let bench = Bench::new();
+    let mut names = Vec::new();
+    for content in ["1", "2!", "3!!"] {
+        fs::write(bench.source().join("file"), content).unwrap();
+        names.push(bench.take().name);
+    }
+    let point_to = |at: usize| {
+        let latest = bench.job().join("latest");
+        fs::remove_file(&latest).unwrap();
+        symlink(names[at].to_string(), latest).unwrap();
+    };
+    // The runs ended between the name and the link.
+    for stale in [1, 0] {
+        point_to(stale);
+        assert_eq!(newest_restored(&bench), names[2].to_string());
+        let latest: Vec<bool> = bench.list().iter().map(|entry| entry.is_latest).collect();
+        assert_eq!(latest, [false, false, true]);
+    }
+    // One whose clock ran ahead was made before the one that `latest` points to.
+    let ahead: jiff::Timestamp = "2039-01-01T00:00:00Z".parse().unwrap();
+    let volume = bench.volume();
+    let take_at = |now| {
+        sprat_snapshot::take(&volume, &bench.spec(), now, &mut |_| {}, &Cancel::new())
+            .unwrap()
+            .name
+    };
+    let wrong = take_at(ahead);
+    let right = take_at(now());
+    assert!(wrong > right);
+    assert_eq!(newest_restored(&bench), right.to_string());
+}

@@ -152,7 +152,7 @@ impl Life {
     }
 
     fn step(&mut self) {
-        match self.dice.below(20) {
+        match self.dice.below(22) {
             0..=4 => self.mount(),
             5..=7 => self.unmount(),
             8 => self.bind(),
@@ -160,12 +160,24 @@ impl Life {
             10..=11 => self.write(),
             12..=15 => self.back_up(),
             16..=17 => self.retain(),
+            18..=19 => self.swap(),
             _ => self.restore(),
         }
     }
 
     fn mount(&mut self) {
         let place = self.any_place();
+        self.mount_at(place);
+    }
+
+    /// Another disk, or none, comes to the place of one; no backup sees the place without it.
+    fn swap(&mut self) {
+        let place = self.any_place();
+        self.unmount_at(place);
+        self.mount_at(place);
+    }
+
+    fn mount_at(&mut self, place: &str) {
         let disk = self.dice.below(DISKS);
         let (image, at) = (self.image(disk), self.at(place));
         if self
@@ -184,6 +196,10 @@ impl Life {
 
     fn unmount(&mut self) {
         let place = self.any_place();
+        self.unmount_at(place);
+    }
+
+    fn unmount_at(&mut self, place: &str) {
         let at = self.at(place);
         // The bind mount that carries the source stays; it is only so long.
         let done = quietly("umount", &[at.to_str().unwrap()]);

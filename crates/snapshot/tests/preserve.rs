@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends where something is wrong")]
 
+#[path = "preserve/attributes.rs"]
+mod attributes;
 mod folder;
 
 use std::fs::{self, File};

@@ -29,6 +29,8 @@ pub(super) fn run(context: &Context, args: &RestoreArgs) -> Result<Exit, Failure
     spec.dry_run = args.dry_run;
     spec.delete = args.delete;
     spec.delete_excluded = args.delete_excluded;
+    spec.trust_times = args.trust_times;
+    spec.verify = args.verify;
 
     if !spec.dry_run
         && let Some(why) = others_at(&spec.to)
@@ -169,10 +171,48 @@ fn summary(spec: &RestoreSpec, report: &RestoreReport, took: Duration) -> String
         text::counted(stats.transferred, "file", "files"),
         text::bytes(stats.bytes_transferred),
     ));
+    if report.same > 0 {
+        summary.push_str(&format!(
+            ", {} compared and the same",
+            text::count(report.same)
+        ));
+    }
+    let left = stats.regular_files.saturating_sub(stats.transferred);
+    if spec.trust_times && left > 0 {
+        summary.push_str(&format!(
+            ", {} left as they are: their size and time are equal, their content was not compared",
+            text::count(left)
+        ));
+    }
     if stats.deleted > 0 {
         summary.push_str(&format!(", {} deleted", text::count(stats.deleted)));
     }
     summary.push_str(&format!(" in {}\n", text::duration(took)));
+    if let Some(verified) = report.verified {
+        summary.push_str(&format!(
+            "verified: {} read again and equal to the snapshot\n",
+            text::counted(verified, "file", "files")
+        ));
+    }
+    if report.unequal.count > 0 {
+        summary.push_str(&format!(
+            "{} the size and time of the snapshot's but not its content, or a hard link to something \
+             else, and {} written:\n",
+            if report.unequal.count == 1 {
+                "1 file had".to_owned()
+            } else {
+                format!("{} files had", text::count(report.unequal.count))
+            },
+            match (spec.dry_run, report.unequal.count) {
+                (true, _) => "would be",
+                (false, 1) => "was",
+                (false, _) => "were",
+            }
+        ));
+        for path in report.unequal.names.iter().take(CHANGES_SHOWN_MAX) {
+            summary.push_str(&format!("  {}\n", text::harmless(path)));
+        }
+    }
     for message in report.messages.names.iter().take(CHANGES_SHOWN_MAX) {
         summary.push_str(&format!("  {}\n", text::harmless(message)));
     }

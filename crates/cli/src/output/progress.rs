@@ -225,6 +225,7 @@ fn rsync_phase_text(phase: sprat_snapshot::Phase) -> &'static str {
         P::Recovering => "taking up the interrupted run",
         P::Copying => "copying",
         P::Syncing => "waiting until everything is written",
+        P::Comparing => "comparing files",
         P::Naming => "naming the snapshot",
         P::Removing => "removing the interrupted tree",
         _ => "working",

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use crate::long_path;
 use crate::record::NameList;
 use crate::text::escape_path;
 
@@ -26,14 +27,14 @@ pub(super) fn find(root: &Path, bad: &BTreeMap<u64, PathBuf>, stop: &dyn Fn() ->
     let mut found = BTreeSet::new();
     let mut left = BTreeMap::new();
     for (inode, path) in bad {
-        let links = fs::symlink_metadata(path).map_or(1, |stat| stat.nlink());
+        let links = long_path::lstat(path).map_or(1, |stat| stat.nlink());
         left.insert(*inode, links);
     }
     for (inode, path) in bad.iter().take(BY_PATH_MAX) {
         // Its own name is known without a look, which may fail.
         meet(path, *inode, &mut found, &mut left);
         for other in same_path_elsewhere(root, path) {
-            if fs::symlink_metadata(&other).is_ok_and(|stat| stat.ino() == *inode) {
+            if long_path::lstat(&other).is_ok_and(|stat| stat.ino() == *inode) {
                 meet(&other, *inode, &mut found, &mut left);
             }
         }
@@ -86,15 +87,18 @@ fn walk(
 ) {
     let mut folders = vec![root.to_owned()];
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+        for name in long_path::names(&folder).unwrap_or_default() {
             if left.is_empty() || stop() {
                 return;
             }
-            let Ok(stat) = entry.metadata() else { continue };
+            let path = folder.join(name);
+            let Ok(stat) = long_path::lstat(&path) else {
+                continue;
+            };
             if stat.is_dir() {
-                folders.push(entry.path());
+                folders.push(path);
             } else {
-                meet(&entry.path(), stat.ino(), found, left);
+                meet(&path, stat.ino(), found, left);
             }
         }
     }

@@ -1,6 +1,5 @@
 //! The threads of a check that read files, and what tells them to begin no more.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender};
@@ -9,6 +8,7 @@ use std::time::Instant;
 
 use super::known::{self, Key};
 use super::source::{self, Compared, Source};
+use crate::long_path;
 use crate::spec::Cancel;
 
 const BUFFER_BYTES: usize = 1 << 20;
@@ -73,7 +73,7 @@ pub(super) fn read_tasks(
 /// `None`: stopped.
 fn read_whole(path: &Path, stop: &Stop<'_>, buffer: &mut [u8]) -> Option<Outcome> {
     let mut read = || -> io::Result<Option<Outcome>> {
-        let mut file = File::open(path)?;
+        let mut file = long_path::open(path)?;
         let mut hash = known::Hash::new();
         let mut bytes = 0;
         while !stop.now() {

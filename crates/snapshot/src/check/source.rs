@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use super::read::{Outcome, Stop};
+use crate::long_path;
 use crate::name::SnapshotName;
 
 /// The live file that belongs to a snapshot's.
@@ -67,12 +68,12 @@ fn judge(
     buffer: &mut [u8],
     bytes: &mut u64,
 ) -> io::Result<Option<Compared>> {
-    let kept = fs::symlink_metadata(file)?;
+    let kept = long_path::lstat(file)?;
     let (mut live, mut so_far) = match open(&kept, &source.path) {
         Ok(live) => (Some(live), Compared::Same),
         Err(why) => (None, why),
     };
-    let mut of_snapshot = File::open(file)?;
+    let mut of_snapshot = long_path::open(file)?;
     let half = buffer.len() / 2;
     let (ours, theirs) = buffer.split_at_mut(half);
     loop {
@@ -104,11 +105,11 @@ fn open(kept: &fs::Metadata, source: &Path) -> Result<File, Compared> {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Compared::Gone,
         _ => Compared::SourceUnreadable(error),
     };
-    let live = fs::symlink_metadata(source).map_err(unusable)?;
+    let live = long_path::lstat(source).map_err(unusable)?;
     if !looks_the_same(kept, &live) {
         return Err(Compared::Changed);
     }
-    File::open(source).map_err(unusable)
+    long_path::open(source).map_err(unusable)
 }
 
 /// What it says that the two differ. Nobody can set a file's change time (ctime): one before the
@@ -116,7 +117,7 @@ fn open(kept: &fs::Metadata, source: &Path) -> Result<File, Compared> {
 /// with its times kept, or only its owner was changed.
 fn of_difference(kept: &fs::Metadata, source: &Source) -> Compared {
     // Looked at again: it may have been changed while it was read.
-    match fs::symlink_metadata(&source.path) {
+    match long_path::lstat(&source.path) {
         Ok(now) if looks_the_same(kept, &now) => {
             if source.read_after_s.is_some_and(|read| now.ctime() < read) {
                 Compared::Differs

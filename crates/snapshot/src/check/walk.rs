@@ -15,6 +15,8 @@ use super::read::{Outcome, Task};
 use super::source::{self, Source};
 use super::{CheckReport, CheckSpec, CheckWhat};
 use crate::error::SnapshotError;
+use crate::job::JobFolder;
+use crate::long_path;
 use crate::name::{JobName, SnapshotName};
 use crate::spec::{Cancel, Phase, Progress};
 use crate::suspects::{Suspect, Suspects};
@@ -142,9 +144,7 @@ impl<'a> Run<'a> {
         let moments: Vec<_> = names
             .filter_map(|name| SnapshotName::parse(name).ok())
             .collect();
-        let latest = fs::read_link(folder.join("latest")).ok();
-        let latest = latest.as_ref().and_then(|name| name.to_str());
-        let latest = latest.and_then(|name| SnapshotName::parse(name).ok());
+        let latest = JobFolder::open(self.root, Path::new(job.as_str()))?.latest();
         let Some(moment) = latest.or(moments.last().copied()) else {
             return Err(SnapshotError::NoSuchSnapshot {
                 job: job.as_str().to_owned(),
@@ -170,7 +170,7 @@ impl<'a> Run<'a> {
                 return false;
             }
             self.tell();
-            let stat = match fs::symlink_metadata(&path) {
+            let stat = match long_path::lstat(&path) {
                 Ok(stat) => stat,
                 Err(error) => {
                     self.unreadable(&path, &error);
@@ -183,7 +183,7 @@ impl<'a> Run<'a> {
                 continue;
             }
             if stat.is_symlink() {
-                if let Err(error) = fs::read_link(&path) {
+                if let Err(error) = long_path::read_link(&path) {
                     self.unreadable(&path, &error);
                 }
                 continue;
@@ -237,12 +237,7 @@ impl<'a> Run<'a> {
 
     /// Sorted; none of a folder that can't be read, which is reported.
     fn names(&mut self, folder: &Path) -> Vec<OsString> {
-        let read = || -> io::Result<Vec<OsString>> {
-            fs::read_dir(folder)?
-                .map(|entry| Ok(entry?.file_name()))
-                .collect()
-        };
-        match read() {
+        match long_path::names(folder) {
             Ok(mut names) => {
                 names.sort();
                 names

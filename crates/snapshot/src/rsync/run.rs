@@ -66,6 +66,8 @@ pub(crate) struct Invocation {
     pub(crate) recent_from: Option<String>,
     /// A [`super::Guard`] watches the volume.
     pub(crate) guarded: bool,
+    /// What it reads from its standard input, for `--files-from=-`.
+    pub(crate) input: Option<Vec<u8>>,
 }
 
 impl Invocation {
@@ -83,6 +85,7 @@ impl Invocation {
             term_patience: TERM_PATIENCE,
             recent_from: None,
             guarded: false,
+            input: None,
         }
     }
 }
@@ -205,7 +208,7 @@ impl Rsync {
             .command()
             .args(&invocation.arguments)
             .current_dir(&invocation.folder)
-            .stdin(Stdio::null())
+            .stdin(input_of(invocation).map_err(system("make a file in memory"))?)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
@@ -221,6 +224,17 @@ impl Rsync {
         followed.map_err(system("read rsync's output"))?;
         Ok(running.conclude(status))
     }
+}
+
+fn input_of(invocation: &Invocation) -> io::Result<Stdio> {
+    let Some(input) = &invocation.input else {
+        return Ok(Stdio::null());
+    };
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let mut file = std::fs::File::from(rustix::fs::memfd_create("names", flags)?);
+    io::Write::write_all(&mut file, input)?;
+    io::Seek::rewind(&mut file)?;
+    Ok(file.into())
 }
 
 /// Starts a thread that sends each line of `pipe`. The channel is bounded, so a flood waits.

@@ -250,3 +250,72 @@ fn objects_of_somebody_else_in_the_volume_stop_no_run() {
         b"a file"
     );
 }
+
+/// A tmpfs.
+struct Memory(std::path::PathBuf);
+
+impl Memory {
+    fn mounted(at: std::path::PathBuf) -> Self {
+        fs::create_dir(&at).unwrap();
+        folder::run("mount", &["-t", "tmpfs", "memory", at.to_str().unwrap()]);
+        Self(at)
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        folder::run("umount", &[self.0.to_str().unwrap()]);
+    }
+}
+
+#[test]
+fn a_file_whose_attributes_do_not_fit_is_stored_once_and_reported_each_time() {
+    requires!(loop_missing());
+    let bench = Bench::new();
+    let disk = SmallExt4::new(&bench, "64M", &["-b", "4096"]);
+    // tmpfs holds what one block of ext4 doesn't.
+    let memory = Memory::mounted(bench.path("large"));
+    let folder = memory.0.join("folder");
+    fs::create_dir(&folder).unwrap();
+    let file = folder.join("file");
+    fs::write(&file, "content").unwrap();
+    fs::write(folder.join("other"), "other").unwrap();
+    for number in 0..3 {
+        let name = format!("user.n{number}");
+        sprat_testkit::tree::set_xattr(&file, &name, &[b'v'; 3000]).unwrap();
+    }
+    // Its change is to be older than the run.
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    let mut spec = SnapshotSpec::new(folder::job_name(), vec![memory.0.clone()]);
+    let take = || {
+        let report = take_into(&disk.at, &spec).unwrap();
+        let tree = disk.at.join("home").join(report.name.to_string());
+        let kept = folder::below(&tree, &file);
+        let record = report.record;
+        assert!(!record.complete);
+        assert_eq!(record.unread.names, [file.display().to_string()]);
+        let clock = |warning: &&Warning| matches!(warning, Warning::ClockBehind { .. });
+        let warnings = record.warnings.iter().filter(|warning| !clock(warning));
+        assert!(warnings.eq([&Warning::AttributesTooLarge { files: 1 }]));
+        let time = |path: &Path| fs::metadata(path).unwrap().modified().unwrap();
+        assert_eq!(time(kept.parent().unwrap()), time(&folder));
+        (kept, record.stats)
+    };
+    let (first, _) = take();
+    let (second, stats) = take();
+    assert_eq!(folder::inode(&first), folder::inode(&second));
+    assert_eq!((stats.transferred, stats.regular_files), (0, 2));
+    let (third, stats) = take();
+    assert_eq!(folder::inode(&first), folder::inode(&third));
+    assert_eq!(stats.transferred, 0);
+    // What changed is stored again.
+    sprat_testkit::tree::set_mode(&file, 0o600).unwrap();
+    let (fourth, stats) = take();
+    assert_ne!(folder::inode(&first), folder::inode(&fourth));
+    assert_eq!(stats.transferred, 1);
+    // No pattern of the job is got round.
+    spec.excludes = vec!["/**/file".to_owned()];
+    let report = take_into(&disk.at, &spec).unwrap();
+    let tree = disk.at.join("home").join(report.name.to_string());
+    assert!(!folder::below(&tree, &file).exists());
+}

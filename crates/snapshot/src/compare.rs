@@ -1,0 +1,567 @@
+//! Compares the files at a restore's destination with those of the snapshot, by their content.
+//!
+//! rsync leaves a file as it is where size and time are equal. Its content may be another one all the
+//! same: it was damaged, or somebody set its time. It may also be a hard link to a file that is not
+//! restored, or that is another one in the snapshot: then one of them would get the other's owner and
+//! mode. [`before`] finds both kinds, for a run of rsync that writes them. [`after`] proves what a
+//! restore made.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{
+    Advice, AtFlags, FileType, Mode, OFlags, Stat, fadvise, openat, readlinkat, statat,
+};
+
+use crate::record::NameList;
+use crate::scout::Scout;
+use crate::spared::Spared;
+use crate::spec::{Cancel, Phase, Progress};
+use crate::text::escape_path;
+use crate::walk::{is_folder, names_in};
+
+/// Files that are read at a time: on a slow line most of a small file's time is waiting.
+const READERS: usize = 8;
+/// Files that wait to be read.
+const QUEUE: usize = 64;
+const BUFFER_BYTES: usize = 256 << 10;
+const TELL_INTERVAL: Duration = Duration::from_millis(200);
+
+/// The two sides. All paths are relative to both.
+pub(crate) struct Sides<'a> {
+    /// The folder in the snapshot that `trees` are relative to.
+    pub(crate) snapshot: &'a OwnedFd,
+    /// The same at the destination.
+    pub(crate) destination: &'a OwnedFd,
+    pub(crate) trees: &'a [PathBuf],
+    /// What is sprat's own at the destination: it is not restored.
+    pub(crate) spared: &'a Spared,
+    /// Read the destination's files from its disk, not from the kernel's cache.
+    pub(crate) from_disk: bool,
+}
+
+/// What must be written although size and time are equal.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Unequal {
+    /// Regular files: all names in the snapshot of those that are hard links there.
+    pub(crate) files: BTreeSet<PathBuf>,
+    /// Other objects that are hard links to something else at the destination.
+    pub(crate) others: Vec<PathBuf>,
+    /// Files of the same content that were left as they are.
+    pub(crate) same: u64,
+}
+
+/// Finds what a restore must write although size and time are equal. `None`: somebody wished to stop.
+pub(crate) fn before(
+    sides: &Sides<'_>,
+    progress: &mut dyn FnMut(Progress),
+    cancel: &Cancel,
+) -> io::Result<Option<Unequal>> {
+    let mut links: BTreeMap<(u64, u64), Vec<Linked>> = BTreeMap::new();
+    let mut wrong = Wrong::default();
+    let mut same = 0;
+    let mut others = Vec::new();
+    let done = walk(
+        sides,
+        progress,
+        cancel,
+        &mut |path, ours, theirs| {
+            let Some(theirs) = theirs.filter(|theirs| looks_the_same(ours, theirs)) else {
+                return Wanted::Nothing;
+            };
+            if theirs.st_nlink > 1 {
+                let linked = Linked {
+                    path: path.to_owned(),
+                    inode: ours.st_ino,
+                    links: links_of(theirs),
+                    is_file: is_file(ours),
+                };
+                let key = (theirs.st_dev, theirs.st_ino);
+                links.entry(key).or_default().push(linked);
+            }
+            if is_file(ours) {
+                Wanted::Content
+            } else {
+                Wanted::Nothing
+            }
+        },
+        &mut |task, found| match found {
+            Found::Same => same += 1,
+            // A file that can't be read: rsync says so, where it is the snapshot's.
+            Found::Differs | Found::Unreadable(_) => wrong.add(&task.path, task.inode, task.links),
+            Found::Stopped => {}
+        },
+    )?;
+    if !done {
+        return Ok(None);
+    }
+    for linked in links.into_values() {
+        let is_same = linked.iter().all(|one| one.inode == linked[0].inode);
+        if is_same && linked.len() as u64 >= linked[0].links {
+            continue;
+        }
+        for one in linked {
+            if one.is_file {
+                // Whether the snapshot has other names of it is not known.
+                wrong.add(&one.path, one.inode, u64::MAX);
+            } else {
+                others.push(one.path);
+            }
+        }
+    }
+    let mut files = wrong.files;
+    if !wrong.of_several.is_empty() {
+        let stopped = walk_snapshot(sides, cancel, &mut |path, stat| {
+            if is_file(stat)
+                && wrong.of_several.contains(&stat.st_ino)
+                && leads_nowhere_else(sides.destination, path)
+                && !sides.spared.holds(path)
+            {
+                files.insert(path.to_owned());
+            }
+        })?;
+        if stopped {
+            return Ok(None);
+        }
+    }
+    others.sort();
+    Ok(Some(Unequal {
+        files,
+        others,
+        same,
+    }))
+}
+
+/// One name at the destination that has others.
+struct Linked {
+    path: PathBuf,
+    /// In the snapshot.
+    inode: u64,
+    /// How many names it has at the destination.
+    links: u64,
+    is_file: bool,
+}
+
+#[derive(Default)]
+struct Wrong {
+    files: BTreeSet<PathBuf>,
+    /// Inodes of the snapshot that may have several names there.
+    of_several: HashSet<u64>,
+}
+
+impl Wrong {
+    fn add(&mut self, path: &Path, inode: u64, links: u64) {
+        self.files.insert(path.to_owned());
+        if links > 1 {
+            self.of_several.insert(inode);
+        }
+    }
+}
+
+/// What a comparison after a restore found.
+#[derive(Debug, Default)]
+pub(crate) struct Proved {
+    /// Files of the same content.
+    pub(crate) same: u64,
+    /// What is not as in the snapshot, and how.
+    pub(crate) different: NameList,
+}
+
+/// Compares all that is in the snapshot with what is at the destination: kind, size and content, and
+/// where symbolic links point to. Reads the destination's files from its disk. `None`: somebody
+/// wished to stop.
+pub(crate) fn after(
+    sides: &Sides<'_>,
+    progress: &mut dyn FnMut(Progress),
+    cancel: &Cancel,
+) -> io::Result<Option<Proved>> {
+    // What is still to be written can't be dropped from the cache.
+    rustix::fs::syncfs(sides.destination)?;
+    let mut proved = Proved::default();
+    let mut different = NameList::default();
+    let done = walk(
+        sides,
+        progress,
+        cancel,
+        &mut |path, ours, theirs| {
+            let kind = |stat: &Stat| FileType::from_raw_mode(stat.st_mode);
+            let what = match theirs {
+                None => "is missing",
+                Some(theirs) if kind(theirs) != kind(ours) => "is of another kind",
+                Some(theirs) if is_file(ours) && theirs.st_size != ours.st_size => {
+                    "has another size"
+                }
+                Some(_) if is_file(ours) => return Wanted::Content,
+                Some(_) if kind(ours) == FileType::Symlink && !same_target(sides, path) => {
+                    "points to another place"
+                }
+                Some(_) => return Wanted::Nothing,
+            };
+            different.push(format!("{}: {what}", escape_path(path)));
+            Wanted::Nothing
+        },
+        &mut |task, found| match found {
+            Found::Same => proved.same += 1,
+            Found::Differs => {
+                proved
+                    .different
+                    .push(format!("{}: has another content", escape_path(&task.path)));
+            }
+            Found::Unreadable(error) => {
+                proved.different.push(format!(
+                    "{}: can't be read: {error}",
+                    escape_path(&task.path)
+                ));
+            }
+            Found::Stopped => {}
+        },
+    )?;
+    proved.different.append(&different);
+    Ok(done.then_some(proved))
+}
+
+fn same_target(sides: &Sides<'_>, path: &Path) -> bool {
+    let target = |side: &OwnedFd| readlinkat(side, path, Vec::new()).ok();
+    target(sides.snapshot).is_some_and(|ours| Some(ours) == target(sides.destination))
+}
+
+#[allow(clippy::useless_conversion, reason = "the field has 32 bits on arm64")]
+fn links_of(stat: &Stat) -> u64 {
+    stat.st_nlink.into()
+}
+
+fn is_file(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+}
+
+/// Whether rsync would leave what is there as it is.
+fn looks_the_same(ours: &Stat, theirs: &Stat) -> bool {
+    let kind = |stat: &Stat| FileType::from_raw_mode(stat.st_mode);
+    let looks = |stat: &Stat| (stat.st_size, stat.st_mtime, stat.st_mtime_nsec);
+    kind(ours) == kind(theirs) && (!is_file(ours) || looks(ours) == looks(theirs))
+}
+
+/// What is to be done with an entry.
+enum Wanted {
+    Content,
+    Nothing,
+}
+
+/// A file of which both contents are read.
+struct Task {
+    path: PathBuf,
+    /// In the snapshot.
+    inode: u64,
+    /// How many names that has on the volume.
+    links: u64,
+}
+
+enum Found {
+    Same,
+    Differs,
+    Unreadable(io::Error),
+    Stopped,
+}
+
+type Results = Receiver<(Task, Found)>;
+
+/// Meets each entry of the snapshot that is no folder, with what is at its place at the destination;
+/// folders that aren't at the destination are not walked into, but met. False: somebody wished to stop.
+fn walk(
+    sides: &Sides<'_>,
+    progress: &mut dyn FnMut(Progress),
+    cancel: &Cancel,
+    meet: &mut dyn FnMut(&Path, &Stat, Option<&Stat>) -> Wanted,
+    take: &mut dyn FnMut(Task, Found),
+) -> io::Result<bool> {
+    let (tasks_to, tasks) = sync_channel::<Task>(QUEUE);
+    let (found_to, found) = channel();
+    let tasks = Mutex::new(tasks);
+    let bytes = AtomicU64::new(0);
+    let reader = Reader {
+        snapshot: sides.snapshot,
+        destination: sides.destination,
+        from_disk: sides.from_disk,
+        bytes: &bytes,
+        cancel,
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..READERS {
+            let found_to = found_to.clone();
+            let tasks = &tasks;
+            scope.spawn(move || reader.read(tasks, &found_to));
+        }
+        drop(found_to);
+        let mut teller = Teller::begin(progress, &bytes);
+        let walked = walk_both(sides, cancel, &mut |path, ours, theirs| {
+            teller.now.files_found += 1;
+            if let Wanted::Content = meet(path, ours, theirs) {
+                let task = Task {
+                    path: path.to_owned(),
+                    inode: ours.st_ino,
+                    links: links_of(ours),
+                };
+                hand_over(task, &tasks_to, &found, take, &mut teller);
+            }
+            teller.tell();
+        });
+        drop(tasks_to);
+        for (task, found) in &found {
+            take(task, found);
+            teller.tell();
+        }
+        walked.map(|whole| whole && !cancel.is_cancelled())
+    })
+}
+
+/// Tells how far a comparison is.
+struct Teller<'a> {
+    progress: &'a mut dyn FnMut(Progress),
+    bytes: &'a AtomicU64,
+    now: Progress,
+    told: Instant,
+}
+
+impl<'a> Teller<'a> {
+    fn begin(progress: &'a mut dyn FnMut(Progress), bytes: &'a AtomicU64) -> Self {
+        let now = Progress::begin(Phase::Comparing);
+        progress(now);
+        Self {
+            progress,
+            bytes,
+            now,
+            told: Instant::now(),
+        }
+    }
+
+    fn tell(&mut self) {
+        if self.told.elapsed() >= TELL_INTERVAL {
+            self.told = Instant::now();
+            self.now.bytes_done = self.bytes.load(Ordering::Relaxed);
+            self.now.files_done = self.now.files_found;
+            (self.progress)(self.now);
+        }
+    }
+}
+
+/// Waits until somebody is free, and takes what is finished meanwhile.
+fn hand_over(
+    mut task: Task,
+    tasks: &SyncSender<Task>,
+    found: &Results,
+    take: &mut dyn FnMut(Task, Found),
+    teller: &mut Teller<'_>,
+) {
+    loop {
+        while let Ok((task, found)) = found.try_recv() {
+            take(task, found);
+        }
+        match tasks.try_send(task) {
+            Ok(()) | Err(TrySendError::Disconnected(_)) => return,
+            Err(TrySendError::Full(back)) => task = back,
+        }
+        if let Ok((task, found)) = found.recv_timeout(TELL_INTERVAL) {
+            take(task, found);
+        }
+        teller.tell();
+    }
+}
+
+/// Walks the snapshot, as deep as the destination has the same folders.
+fn walk_both(
+    sides: &Sides<'_>,
+    cancel: &Cancel,
+    meet: &mut dyn FnMut(&Path, &Stat, Option<&Stat>),
+) -> io::Result<bool> {
+    let _ahead = ahead(sides)?;
+    let mut todo: Vec<PathBuf> = sides.trees.iter().rev().cloned().collect();
+    while let Some(path) = todo.pop() {
+        if cancel.is_cancelled() {
+            return Ok(false);
+        }
+        if sides.spared.holds(&path) {
+            continue;
+        }
+        let Ok(ours) = statat(sides.snapshot, at(&path), AtFlags::SYMLINK_NOFOLLOW) else {
+            // rsync says so.
+            continue;
+        };
+        let theirs = stat_within(sides.destination, &path);
+        if is_folder(&ours) && theirs.as_ref().is_some_and(is_folder) {
+            // What can't be listed is rsync's to say.
+            let names = names_in(sides.snapshot.as_fd(), at(&path)).unwrap_or_default();
+            let mut names: Vec<PathBuf> = names.into_iter().map(|(name, _)| name).collect();
+            names.sort_by(|a, b| b.cmp(a));
+            todo.extend(names.into_iter().map(|name| path.join(name)));
+        } else {
+            meet(&path, &ours, theirs.as_ref());
+        }
+    }
+    Ok(true)
+}
+
+/// True: somebody wished to stop.
+fn walk_snapshot(
+    sides: &Sides<'_>,
+    cancel: &Cancel,
+    meet: &mut dyn FnMut(&Path, &Stat),
+) -> io::Result<bool> {
+    let mut todo = sides.trees.to_vec();
+    while let Some(path) = todo.pop() {
+        if cancel.is_cancelled() {
+            return Ok(true);
+        }
+        let Ok(stat) = statat(sides.snapshot, at(&path), AtFlags::SYMLINK_NOFOLLOW) else {
+            continue;
+        };
+        if is_folder(&stat) {
+            let names = names_in(sides.snapshot.as_fd(), at(&path)).unwrap_or_default();
+            todo.extend(names.into_iter().map(|(name, _)| path.join(name)));
+        } else {
+            meet(&path, &stat);
+        }
+    }
+    Ok(false)
+}
+
+/// Walks ahead where there is something to compare at all.
+fn ahead(sides: &Sides<'_>) -> io::Result<Option<Scout>> {
+    let is_there =
+        |path: &&PathBuf| stat_within(sides.destination, path).is_some_and(|stat| is_folder(&stat));
+    let trees: Vec<PathBuf> = sides.trees.iter().filter(is_there).cloned().collect();
+    if trees.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Scout::begin(sides.snapshot.try_clone()?, trees, None)))
+}
+
+fn at(path: &Path) -> &Path {
+    if path.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        path
+    }
+}
+
+/// What is at `path`, where no folder above it is a symbolic link: rsync would replace that.
+fn stat_within(root: &OwnedFd, path: &Path) -> Option<Stat> {
+    let parents = path.ancestors().skip(1);
+    for parent in parents.filter(|parent| !parent.as_os_str().is_empty()) {
+        let stat = statat(root, parent, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        if !is_folder(&stat) {
+            return None;
+        }
+    }
+    statat(root, at(path), AtFlags::SYMLINK_NOFOLLOW).ok()
+}
+
+/// Whether no folder above `path` is something else at the destination, such as a symbolic link, through
+/// which a file would be written elsewhere. Missing ones are made.
+fn leads_nowhere_else(root: &OwnedFd, path: &Path) -> bool {
+    let mut parents = path.ancestors().skip(1);
+    parents.all(|parent| {
+        statat(root, at(parent), AtFlags::SYMLINK_NOFOLLOW).map_or_else(
+            |error| error == rustix::io::Errno::NOENT,
+            |stat| is_folder(&stat),
+        )
+    })
+}
+
+/// What each reading thread has.
+#[derive(Clone, Copy)]
+struct Reader<'a> {
+    snapshot: &'a OwnedFd,
+    destination: &'a OwnedFd,
+    from_disk: bool,
+    bytes: &'a AtomicU64,
+    cancel: &'a Cancel,
+}
+
+impl Reader<'_> {
+    fn read(self, tasks: &Mutex<Receiver<Task>>, found: &Sender<(Task, Found)>) {
+        loop {
+            let next = tasks.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok(task) = next else { return };
+            let is = if self.cancel.is_cancelled() {
+                Found::Stopped
+            } else {
+                self.compare(&task.path)
+            };
+            if found.send((task, is)).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn compare(self, path: &Path) -> Found {
+        let open = |side: &OwnedFd| {
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            openat(side, path, flags, Mode::empty()).map(File::from)
+        };
+        let (mut ours, mut theirs) = match (open(self.snapshot), open(self.destination)) {
+            (Ok(ours), Ok(theirs)) => (ours, theirs),
+            (Err(error), _) | (_, Err(error)) => return Found::Unreadable(error.into()),
+        };
+        if self.from_disk {
+            // Fails only where there is no cache.
+            let _ = fadvise(&theirs, 0, None, Advice::DontNeed);
+        }
+        let mut go_on = |read: u64| {
+            self.bytes.fetch_add(read, Ordering::Relaxed);
+            !self.cancel.is_cancelled()
+        };
+        match same_content(&mut ours, &mut theirs, &mut go_on) {
+            Ok(Some(true)) => Found::Same,
+            Ok(Some(false)) => Found::Differs,
+            Ok(None) => Found::Stopped,
+            Err(Unread::Kept(error) | Unread::Live(error)) => Found::Unreadable(error),
+        }
+    }
+}
+
+/// A file that can't be read.
+pub(crate) enum Unread {
+    /// The snapshot's.
+    Kept(io::Error),
+    /// The one outside.
+    Live(io::Error),
+}
+
+/// Whether two files have the same content. `go_on` gets the number of bytes read since its last call;
+/// where it returns false, the result is `None`.
+pub(crate) fn same_content(
+    kept: &mut File,
+    live: &mut File,
+    go_on: &mut dyn FnMut(u64) -> bool,
+) -> Result<Option<bool>, Unread> {
+    let (mut ours, mut theirs) = (vec![0; BUFFER_BYTES], vec![0; BUFFER_BYTES]);
+    loop {
+        let some = match kept.read(&mut ours) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            other => other.map_err(Unread::Kept)?,
+        };
+        if !go_on(some as u64) {
+            return Ok(None);
+        }
+        if some == 0 {
+            return match live.read(&mut theirs) {
+                Ok(more) => Ok(Some(more == 0)),
+                Err(error) => Err(Unread::Live(error)),
+            };
+        }
+        match live.read_exact(&mut theirs[..some]) {
+            Ok(()) if ours[..some] == theirs[..some] => {}
+            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
+                return Err(Unread::Live(error));
+            }
+            _ => return Ok(Some(false)),
+        }
+    }
+}

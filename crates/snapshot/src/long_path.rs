@@ -1,0 +1,155 @@
+//! Calls for paths that the kernel takes only in parts. A path may have 4,095 bytes (`PATH_MAX`). A source
+//! file may have that many alone, and in the volume the mount point, the job and the snapshot stand
+//! before it.
+
+use std::ffi::OsString;
+use std::fs::{self, File, Metadata};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Dir, Mode, OFlags, openat, readlinkat};
+use rustix::io::Errno;
+
+/// How many bytes of a path are opened in one step.
+const STEP_BYTES: usize = 2048;
+
+/// As [`fs::symlink_metadata`].
+pub(crate) fn lstat(path: &Path) -> io::Result<Metadata> {
+    match fs::symlink_metadata(path) {
+        Err(error) if is_too_long(&error) => {
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            File::from(open_at(CWD, path, flags)?).metadata()
+        }
+        other => other,
+    }
+}
+
+/// As [`File::open`].
+pub(crate) fn open(path: &Path) -> io::Result<File> {
+    match File::open(path) {
+        Err(error) if is_too_long(&error) => {
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+            Ok(File::from(open_at(CWD, path, flags)?))
+        }
+        other => other,
+    }
+}
+
+/// As [`fs::read_link`].
+pub(crate) fn read_link(path: &Path) -> io::Result<PathBuf> {
+    match fs::read_link(path) {
+        Err(error) if is_too_long(&error) => {
+            let (at, rest) = reach(CWD, path)?;
+            let target = match &at {
+                Some(at) => readlinkat(at, rest, Vec::new())?,
+                None => readlinkat(CWD, rest, Vec::new())?,
+            };
+            Ok(OsString::from_vec(target.into_bytes()).into())
+        }
+        other => other,
+    }
+}
+
+/// The names in a folder, in no order.
+pub(crate) fn names(folder: &Path) -> io::Result<Vec<OsString>> {
+    match fs::read_dir(folder) {
+        Err(error) if is_too_long(&error) => {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let mut names = Vec::new();
+            for entry in Dir::read_from(open_at(CWD, folder, flags)?)? {
+                let entry = entry?;
+                let name = entry.file_name();
+                if name != c"." && name != c".." {
+                    names.push(OsString::from_vec(name.to_bytes().to_vec()));
+                }
+            }
+            Ok(names)
+        }
+        other => other?.map(|entry| Ok(entry?.file_name())).collect(),
+    }
+}
+
+/// As [`openat`].
+pub(crate) fn open_at(
+    at: BorrowedFd<'_>,
+    path: &Path,
+    flags: OFlags,
+) -> rustix::io::Result<OwnedFd> {
+    match openat(at, path, flags, Mode::empty()) {
+        Err(Errno::NAMETOOLONG) => {
+            let (inner, rest) = reach(at, path)?;
+            let at = inner.as_ref().map_or(at, |inner| inner.as_fd());
+            openat(at, rest, flags, Mode::empty())
+        }
+        other => other,
+    }
+}
+
+fn is_too_long(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::NAMETOOLONG.raw_os_error())
+}
+
+/// Opens the folders of a long path in steps, up to one of which the rest is short.
+fn reach(at: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<(Option<OwnedFd>, PathBuf)> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut reached = None::<OwnedFd>;
+    let mut step = PathBuf::new();
+    let mut parts = path.components().peekable();
+    while let Some(part) = parts.next() {
+        step.push(part);
+        if step.as_os_str().len() >= STEP_BYTES && parts.peek().is_some() {
+            let from = reached.as_ref().map_or(at, |folder| folder.as_fd());
+            reached = Some(openat(from, &step, flags, Mode::empty())?);
+            step = PathBuf::new();
+        }
+    }
+    Ok((reached, step))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{mkdirat, symlinkat};
+    use std::io::{Read, Write};
+
+    #[test]
+    fn a_path_longer_than_the_kernel_takes_is_reached() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut at = crate::walk::open_folder_at(dir.path()).unwrap();
+        let mut path = dir.path().to_owned();
+        let name = "d".repeat(250);
+        for _ in 0..20 {
+            mkdirat(&at, &name, Mode::from(0o700)).unwrap();
+            at = crate::walk::open_folder(at.as_fd(), Path::new(&name)).unwrap();
+            path.push(&name);
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
+        let file = openat(&at, "file", flags, Mode::from(0o600)).unwrap();
+        File::from(file).write_all(b"deep").unwrap();
+        symlinkat("file", &at, "link").unwrap();
+        assert!(is_too_long(
+            &fs::symlink_metadata(path.join("file")).unwrap_err()
+        ));
+
+        assert_eq!(lstat(&path.join("file")).unwrap().len(), 4);
+        assert!(lstat(&path.join("link")).unwrap().is_symlink());
+        assert_eq!(read_link(&path.join("link")).unwrap(), Path::new("file"));
+        let mut text = String::new();
+        open(&path.join("file"))
+            .unwrap()
+            .read_to_string(&mut text)
+            .unwrap();
+        assert_eq!(text, "deep");
+        let mut found = names(&path).unwrap();
+        found.sort();
+        assert_eq!(found, ["file", "link"]);
+        let error = lstat(&path.join("gone")).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        // One name that is too long stays an error.
+        assert!(is_too_long(
+            &lstat(&path.join("n".repeat(300))).unwrap_err()
+        ));
+    }
+}

@@ -1,0 +1,173 @@
+//! Files that the volume can't hold with all their attributes, because they are too large or refused.
+//!
+//! rsync compares such a file with the one in the snapshot before, finds a difference that it can't
+//! mend, and stores its content once more in each run. Where the source has not changed at all since
+//! that snapshot, the file is linked from there instead, and reported as before.
+
+use std::fs::Metadata;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_OMIT, linkat, utimensat};
+
+use crate::job::{Folder, JobFolder};
+use crate::long_path::lstat;
+use crate::mounts::pattern_for;
+use crate::recent;
+use crate::record::{RunRecord, Warning};
+use crate::rsync::{Ended, Invocation, Outcome};
+use crate::sources::Sources;
+use crate::spec::SnapshotSpec;
+use crate::text::{escape_path, unescape_path};
+
+/// A file near the limit of its file system gets no further name (65,000 in ext4).
+const LINKS_MAX: u64 = 60_000;
+
+/// Files that rsync need not try again.
+#[derive(Debug, Default)]
+pub(crate) struct Unfit {
+    /// The snapshot that has them, relative to the job's folder.
+    from: PathBuf,
+    /// Relative to the root.
+    paths: Vec<PathBuf>,
+    /// The attributes are too large; else they were refused.
+    too_large: bool,
+    /// What rsync said of them.
+    messages: Vec<String>,
+}
+
+impl Unfit {
+    /// Finds them in the record of the newest snapshot that is linked from.
+    pub(crate) fn find(
+        job: &JobFolder,
+        newest: Option<Folder>,
+        sources: &Sources,
+        spec: &SnapshotSpec,
+    ) -> Self {
+        let Some(Folder::Named(name)) = newest else {
+            return Self::default();
+        };
+        let Ok(record) = job.record(name) else {
+            return Self::default();
+        };
+        let has = |wanted: fn(&Warning) -> bool| record.warnings.iter().any(wanted);
+        let too_large = has(|warning| matches!(warning, Warning::AttributesTooLarge { .. }));
+        let refused = has(|warning| matches!(warning, Warning::AttributesRefused { .. }));
+        // Another set of patterns might leave them out.
+        if !(too_large || refused) || spec.checksum || !is_same_job(&record, sources, spec) {
+            return Self::default();
+        }
+        let from = PathBuf::from(Folder::Named(name).to_string());
+        let unchanged = |path: &PathBuf| {
+            let source = lstat(&Path::new("/").join(path));
+            let kept = lstat(&job.path.join(&from).join(path));
+            matches!((source, kept), (Ok(source), Ok(kept))
+                if is_same(&source, &kept) && source.ctime() < recent::from_s(record.started))
+        };
+        let names = record.unread.names.iter().map(|name| unescape_path(name));
+        let below = names.map(|path| path.strip_prefix("/").map(Path::to_owned).unwrap_or(path));
+        let paths: Vec<PathBuf> = below.filter(unchanged).collect();
+        let of_them = |message: &&String| {
+            let mut names = paths.iter().map(|path| escape_path(path));
+            names.any(|name| message.contains(&name))
+        };
+        let messages = record.messages.names.iter().filter(of_them);
+        Self {
+            messages: messages.cloned().collect(),
+            from,
+            paths,
+            too_large,
+        }
+    }
+
+    /// Keeps rsync away from them.
+    pub(crate) fn leave_out_of(&self, invocation: &mut Invocation) {
+        for path in &self.paths {
+            let mut exclude = std::ffi::OsString::from("--exclude=");
+            exclude.push(pattern_for(&Path::new("/").join(path), false));
+            // The first rule that matches counts.
+            invocation.arguments.insert(0, exclude);
+        }
+    }
+
+    /// Links them into the new tree, and has them reported.
+    pub(crate) fn link(&self, job: &JobFolder, tree: &Path, outcome: &mut Outcome) {
+        if !matches!(outcome.ended, Ended::Whole | Ended::WithUnread) {
+            return;
+        }
+        for message in &self.messages {
+            outcome.messages.push(message.clone());
+        }
+        for path in &self.paths {
+            let parent = path.parent().unwrap_or(Path::new(""));
+            // A folder that is gone by now has no files.
+            let Ok(folder) = crate::walk::open_folder_at(&tree.join(parent)) else {
+                continue;
+            };
+            let before = rustix::fs::fstat(&folder);
+            let name = path.file_name().unwrap_or_default();
+            let kept = job.path.join(&self.from).join(path);
+            let linked = linkat(CWD, &kept, &folder, name, AtFlags::empty());
+            if let Ok(before) = before {
+                let times = Timestamps {
+                    last_access: Timespec {
+                        tv_sec: 0,
+                        tv_nsec: UTIME_OMIT,
+                    },
+                    last_modification: Timespec {
+                        tv_sec: before.st_mtime,
+                        tv_nsec: before.st_mtime_nsec.try_into().unwrap_or(0),
+                    },
+                };
+                let _ = utimensat(folder.as_fd(), ".", &times, AtFlags::empty());
+            }
+            let named = escape_path(&tree.join(path));
+            match linked {
+                // A source that is a file itself: no pattern keeps rsync from it.
+                Err(rustix::io::Errno::EXIST) => continue,
+                Ok(()) if self.too_large => outcome.attributes_lost.push(named),
+                Ok(()) => outcome.attributes_refused.push(named),
+                Err(error) => {
+                    let source = escape_path(&Path::new("/").join(path));
+                    let why =
+                        format!("{source}: can't be linked from the snapshot before: {error}");
+                    outcome.messages.push(why);
+                    outcome.unread.push(source);
+                }
+            }
+            outcome.stats.files += 1;
+            outcome.stats.regular_files += 1;
+            if outcome.ended == Ended::Whole {
+                outcome.ended = Ended::WithUnread;
+            }
+        }
+    }
+}
+
+fn is_same_job(record: &RunRecord, sources: &Sources, spec: &SnapshotSpec) -> bool {
+    let now = sources.list.iter().map(|source| escape_path(&source.path));
+    record.excludes == spec.excludes
+        && record.exclude_from.is_empty()
+        && spec.exclude_from.is_empty()
+        && record.sources.iter().cloned().eq(now)
+        && !spec.one_file_system
+}
+
+/// Whether all is equal but the attributes that were lost. A file with hard links is rsync's.
+fn is_same(source: &Metadata, kept: &Metadata) -> bool {
+    let looks = |about: &Metadata| {
+        (
+            about.len(),
+            about.mtime(),
+            about.mtime_nsec(),
+            about.mode(),
+            about.uid(),
+            about.gid(),
+        )
+    };
+    source.is_file()
+        && source.nlink() == 1
+        && kept.nlink() < LINKS_MAX
+        && looks(source) == looks(kept)
+}
