@@ -20,6 +20,8 @@ use rustix::fs::{
     Advice, AtFlags, FileType, Mode, OFlags, Stat, fadvise, openat, readlinkat, statat,
 };
 
+use crate::error::SnapshotError;
+use crate::own_places::real_path;
 use crate::record::NameList;
 use crate::scout::Scout;
 use crate::spared::Spared;
@@ -34,17 +36,113 @@ const QUEUE: usize = 64;
 const BUFFER_BYTES: usize = 256 << 10;
 const TELL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// The two sides. All paths are relative to both.
-pub(crate) struct Sides<'a> {
-    /// The folder in the snapshot that `trees` are relative to.
-    pub(crate) snapshot: &'a OwnedFd,
-    /// The same at the destination.
-    pub(crate) destination: &'a OwnedFd,
+/// What a restore is compared with, and where.
+pub(crate) struct Restored<'a> {
+    /// The job's folder.
+    pub(crate) job: &'a Path,
+    /// What `trees` are relative to, itself relative to the job's folder.
+    pub(crate) base: &'a Path,
     pub(crate) trees: &'a [PathBuf],
-    /// What is sprat's own at the destination: it is not restored.
+    pub(crate) to: &'a Path,
     pub(crate) spared: &'a Spared,
+}
+
+impl Restored<'_> {
+    /// As the function [`before`]; nothing where there is no destination yet.
+    pub(crate) fn before(
+        &self,
+        progress: &mut dyn FnMut(Progress),
+        cancel: &Cancel,
+    ) -> Result<Unequal, SnapshotError> {
+        let Some((snapshot, destination)) = self.open()? else {
+            return Ok(Unequal::default());
+        };
+        let found = before(
+            &self.sides(&snapshot, &destination, false),
+            progress,
+            cancel,
+        );
+        found
+            .map_err(comparing)?
+            .ok_or(SnapshotError::RestoreCancelled)
+    }
+
+    /// Returns how many files' contents are right; fails where anything is wrong.
+    pub(crate) fn after(
+        &self,
+        progress: &mut dyn FnMut(Progress),
+        cancel: &Cancel,
+    ) -> Result<u64, SnapshotError> {
+        let Some((snapshot, destination)) = self.open()? else {
+            return Ok(0);
+        };
+        let found = after(&self.sides(&snapshot, &destination, true), progress, cancel);
+        let proved = found
+            .map_err(comparing)?
+            .ok_or(SnapshotError::RestoreCancelled)?;
+        if proved.different.is_empty() {
+            return Ok(proved.same);
+        }
+        Err(SnapshotError::RestoreDiffers {
+            path: escape_path(self.to),
+            different: proved.different,
+        })
+    }
+
+    fn sides<'s>(
+        &'s self,
+        snapshot: &'s OwnedFd,
+        destination: &'s OwnedFd,
+        from_disk: bool,
+    ) -> Sides<'s> {
+        Sides {
+            snapshot,
+            destination,
+            trees: self.trees,
+            spared: self.spared,
+            from_disk,
+        }
+    }
+
+    /// `None`: there is no destination yet.
+    fn open(&self) -> Result<Option<(OwnedFd, OwnedFd)>, SnapshotError> {
+        let base = self.job.join(self.base);
+        let snapshot =
+            crate::walk::open_folder_at(&base).map_err(|source| SnapshotError::Volume {
+                op: "open",
+                object: escape_path(self.base),
+                source,
+            })?;
+        // It may be a symbolic link that the user named.
+        match crate::walk::open_folder_at(&real_path(self.to)) {
+            Ok(destination) => Ok(Some((snapshot, destination))),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(SnapshotError::DestinationRefused {
+                path: escape_path(self.to),
+                why: e.to_string(),
+            }),
+        }
+    }
+}
+
+fn comparing(source: io::Error) -> SnapshotError {
+    SnapshotError::System {
+        op: "compare what is restored with what is there",
+        source,
+    }
+}
+
+/// The two sides. All paths are relative to both.
+struct Sides<'a> {
+    /// The folder in the snapshot that `trees` are relative to.
+    snapshot: &'a OwnedFd,
+    /// The same at the destination.
+    destination: &'a OwnedFd,
+    trees: &'a [PathBuf],
+    /// What is sprat's own at the destination: it is not restored.
+    spared: &'a Spared,
     /// Read the destination's files from its disk, not from the kernel's cache.
-    pub(crate) from_disk: bool,
+    from_disk: bool,
 }
 
 /// What must be written although size and time are equal.
@@ -59,7 +157,7 @@ pub(crate) struct Unequal {
 }
 
 /// Finds what a restore must write although size and time are equal. `None`: somebody wished to stop.
-pub(crate) fn before(
+fn before(
     sides: &Sides<'_>,
     progress: &mut dyn FnMut(Progress),
     cancel: &Cancel,
@@ -167,17 +265,17 @@ impl Wrong {
 
 /// What a comparison after a restore found.
 #[derive(Debug, Default)]
-pub(crate) struct Proved {
+struct Proved {
     /// Files of the same content.
-    pub(crate) same: u64,
+    same: u64,
     /// What is not as in the snapshot, and how.
-    pub(crate) different: NameList,
+    different: NameList,
 }
 
 /// Compares all that is in the snapshot with what is at the destination: kind, size and content, and
 /// where symbolic links point to. Reads the destination's files from its disk. `None`: somebody
 /// wished to stop.
-pub(crate) fn after(
+fn after(
     sides: &Sides<'_>,
     progress: &mut dyn FnMut(Progress),
     cancel: &Cancel,

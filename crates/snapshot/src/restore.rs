@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, statat};
 
 use crate::by_hand;
-use crate::compare::{self, Sides, Unequal};
+use crate::compare::{Restored, Unequal};
 use crate::error::SnapshotError;
 use crate::in_the_way::in_the_way;
 use crate::job::{Folder, JobFolder};
@@ -66,9 +66,10 @@ pub fn restore(
         judge(&outcome, &to)?;
         changes = outcome.changes;
     }
-    let compared = Compared {
-        what: &what,
-        job: &folder,
+    let compared = Restored {
+        job: &folder.path,
+        base: &what.base,
+        trees: &what.paths,
         to: &to,
         spared: &spared,
     };
@@ -137,95 +138,6 @@ pub fn restore(
         changes,
         messages: outcome.messages,
     })
-}
-
-/// What a restore is compared with, and where.
-struct Compared<'a> {
-    what: &'a What,
-    job: &'a JobFolder,
-    to: &'a Path,
-    spared: &'a Spared,
-}
-
-impl Compared<'_> {
-    fn before(
-        &self,
-        progress: &mut dyn FnMut(Progress),
-        cancel: &Cancel,
-    ) -> Result<Unequal, SnapshotError> {
-        let Some((snapshot, destination)) = self.open()? else {
-            return Ok(Unequal::default());
-        };
-        let found = compare::before(
-            &self.sides(&snapshot, &destination, false),
-            progress,
-            cancel,
-        );
-        found
-            .map_err(comparing)?
-            .ok_or(SnapshotError::RestoreCancelled)
-    }
-
-    /// Returns how many files' contents are right; fails where anything is wrong.
-    fn after(
-        &self,
-        progress: &mut dyn FnMut(Progress),
-        cancel: &Cancel,
-    ) -> Result<u64, SnapshotError> {
-        let Some((snapshot, destination)) = self.open()? else {
-            return Ok(0);
-        };
-        let found = compare::after(&self.sides(&snapshot, &destination, true), progress, cancel);
-        let proved = found
-            .map_err(comparing)?
-            .ok_or(SnapshotError::RestoreCancelled)?;
-        if proved.different.is_empty() {
-            return Ok(proved.same);
-        }
-        Err(SnapshotError::RestoreDiffers {
-            path: escape_path(self.to),
-            different: proved.different,
-        })
-    }
-
-    fn sides<'s>(
-        &'s self,
-        snapshot: &'s OwnedFd,
-        destination: &'s OwnedFd,
-        from_disk: bool,
-    ) -> Sides<'s> {
-        Sides {
-            snapshot,
-            destination,
-            trees: &self.what.paths,
-            spared: self.spared,
-            from_disk,
-        }
-    }
-
-    /// `None`: there is no destination yet.
-    fn open(&self) -> Result<Option<(OwnedFd, OwnedFd)>, SnapshotError> {
-        let base = self.job.path.join(&self.what.base);
-        let snapshot =
-            crate::walk::open_folder_at(&base).map_err(|source| SnapshotError::Volume {
-                op: "open",
-                object: escape_path(&self.what.base),
-                source,
-            })?;
-        // It may be a symbolic link that the user named.
-        match crate::walk::open_folder_at(&real_path(self.to)) {
-            Ok(destination) => Ok(Some((snapshot, destination))),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(refused(self.to, e.to_string())),
-        }
-    }
-}
-
-fn comparing(source: io::Error) -> SnapshotError {
-    SnapshotError::System {
-        op: "compare what is restored with what is there",
-        source,
-    }
 }
 
 impl What {
