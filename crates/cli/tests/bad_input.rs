@@ -607,7 +607,7 @@ fn state_folder_that_can_not_be_written_stops_no_reading() {
         fs::remove_dir_all(machine.path("out")).unwrap();
         let writes: [&[&str]; 4] = [
             &["backup", CONTAINER, "--name", "home", "src"],
-            &["key", "remove", CONTAINER, "1"],
+            &["key", "remove", CONTAINER, "1", "--allow-last"],
             &["copy", CONTAINER, "another.luks"],
             &["prune", CONTAINER, "--job", "home", "--keep-last", "1"],
         ];

@@ -19,7 +19,7 @@ use crate::record::{EntryKind, NameList, ONE_FILE_SYSTEM, RunRecord, Warning};
 use crate::rsync::{Ended, Invocation, Outcome, Rsync, Side};
 use crate::scout::{Copied, Scout};
 use crate::sources::plain_path;
-use crate::spared::{self, Destination, Spared};
+use crate::spared::{self, Destination};
 use crate::spec::{Cancel, Phase, Progress, RestoreReport, RestoreSpec};
 use crate::text::{escape_path, unescape_path};
 use crate::walk::{is_folder, names_in, open_folder};
