@@ -81,6 +81,10 @@ fn read_line(tty: &File, interrupt: &Interrupt) -> Result<Zeroizing<Vec<u8>>, Fa
                 return Err(Failure::failed("can't wait for the terminal").caused_by(&error));
             }
         }
+        // A terminal that goes away shows an end of input, maybe before its signal comes.
+        if fds[0].revents().contains(PollFlags::HUP) && !interrupt.requested() {
+            interrupt.request();
+        }
         interrupt.check()?;
         if fds[0].revents().is_empty() {
             continue;
