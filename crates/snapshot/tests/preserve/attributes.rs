@@ -20,7 +20,7 @@ const FILES: [u64; 2] = [100, 10_000];
 const ROUNDS: [u64; 2] = [3, 8];
 const BLOCK_BYTES: u64 = 4096;
 /// The largest files; they are mostly a hole.
-const HUGE_BYTES: [u64; 2] = [128 << 20, 1 << 30];
+const HUGE_BYTES: [u64; 2] = [128 << 20, 512 << 20];
 
 struct Files {
     root: PathBuf,
@@ -47,7 +47,7 @@ impl Files {
                 _ if huge => this.sparse(&path, huge_bytes),
                 0..=4 => this.dense(&path),
                 5..=7 => {
-                    let len = 1 + this.dice.below(16 << 20);
+                    let len = 1 + this.dice.below(1 << 20);
                     this.sparse(&path, len);
                 }
                 _ => this.link(&path),
