@@ -477,7 +477,7 @@ fn boot_time() -> Duration {
     Duration::try_from(now).unwrap_or_default()
 }
 
-fn now_s() -> u64 {
+pub(crate) fn now_s() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
     now.map_or(0, |now| now.as_secs())
 }

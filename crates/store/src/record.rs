@@ -26,11 +26,10 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
 
 use rustix::fs::{FlockOperation, OFlags};
 
-use crate::lock::LockError;
+use crate::lock::{LockError, now_s};
 use crate::ranges::RangeSet;
 
 const MAGIC: &[u8; 8] = b"sprtrec1";
@@ -256,6 +255,8 @@ impl LocalRecord {
     /// are recorded already.
     pub fn before_send(&self, ranges: &[Range<u64>]) -> Result<(), LockError> {
         let mut state = self.state();
+        // A range that an append failed for is known from then on, and recorded nowhere.
+        self.refuse_broken(&state)?;
         let mut entries = Vec::new();
         for range in ranges {
             if state.content.in_flight.insert(range) {
@@ -421,11 +422,17 @@ impl LocalRecord {
         })
     }
 
+    fn refuse_broken(&self, state: &State) -> Result<(), LockError> {
+        let path = &self.inner.path;
+        match state.broken {
+            false => Ok(()),
+            true => Err(failed("append to", path, io::ErrorKind::BrokenPipe.into())),
+        }
+    }
+
     fn append(&self, state: &mut State, entries: &[Entry]) -> Result<(), LockError> {
         let path = &self.inner.path;
-        if state.broken {
-            return Err(failed("append to", path, io::ErrorKind::BrokenPipe.into()));
-        }
+        self.refuse_broken(state)?;
         if entries.is_empty() {
             return Ok(());
         }
@@ -616,6 +623,7 @@ fn rewrite(path: &Path, content: &Content) -> Result<(File, u64), LockError> {
         file.write_all(&bytes)?;
         file.sync_data()?;
         std::fs::rename(&fresh, path)?;
+        // Where fdatasync of the file leaves its name behind: ext4's, behind each entry, brings it along.
         if let Some(folder) = path.parent() {
             File::open(folder)?.sync_all()?;
         }
@@ -658,11 +666,6 @@ fn failed(op: &'static str, path: &Path, source: io::Error) -> LockError {
         path: path.to_owned(),
         source,
     }
-}
-
-fn now_s() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
 }
 
 /// A number that differs from one start of the machine to the next (proc(5)); 0 if unknown.

@@ -424,3 +424,31 @@ fn a_folder_that_can_not_be_written_is_enough_for_reading() {
     drop(reader);
     assert_eq!(std::fs::read(dir.join("x.record")).unwrap(), before);
 }
+
+#[test]
+fn what_was_free_in_an_earlier_chain_says_nothing_of_a_new_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let record = LocalRecord::open(dir.path(), "id").unwrap();
+    record.taking(8, Token([1; 16])).unwrap();
+    record.known_free(8).unwrap();
+    // Somebody removed all leases on the server.
+    record.taking(3, Token([2; 16])).unwrap();
+    assert!(record.highest_free() < 3);
+    drop(record);
+    let record = LocalRecord::open(dir.path(), "id").unwrap();
+    assert!(record.highest_free() < 3);
+}
+
+#[test]
+fn a_record_that_could_not_be_written_once_takes_nothing_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let record = LocalRecord::open(dir.path(), "id").unwrap();
+    record.before_send(&[0..4096]).unwrap();
+    // Half an entry may lie there.
+    record.state().broken = true;
+    record.before_send(&[8192..12288]).unwrap_err();
+    record.taking(3, Token([2; 16])).unwrap_err();
+    // Neither what was refused before, nor what is recorded already.
+    record.before_send(&[8192..12288]).unwrap_err();
+    record.before_send(&[0..4096]).unwrap_err();
+}
