@@ -274,10 +274,7 @@ impl Lock {
         })?;
         let now = {
             let mut now = self.current();
-            now.content.renewed += 1;
-            let server_s = now.server_s();
-            let predecessor = now.predecessor;
-            now.content.drop_past(server_s, predecessor);
+            now.count_renewal();
             now.clone()
         };
         let known = self.record.known_renewals();
@@ -351,6 +348,7 @@ impl Lock {
             StoreErrorKind::NotRegular => self.lost(&format!("{} is no regular file", now.file)),
             _ => self.failed("verify", error),
         })?;
+        // To say what happened: no other length reads as a lease.
         if bytes.len() < LEASE_BYTES {
             return Err(self.lost(&format!("{} was cut", now.file)));
         }
@@ -447,6 +445,13 @@ impl Lock {
 }
 
 impl Current {
+    /// Counts one more renewal; what is over by then is forgotten.
+    fn count_renewal(&mut self) {
+        self.content.renewed += 1;
+        let server_s = self.server_s();
+        self.content.drop_past(server_s, self.predecessor);
+    }
+
     /// The server's clock, seconds since the epoch.
     fn server_s(&self) -> u64 {
         let since = boot_time().saturating_sub(self.made_at.1);
@@ -519,5 +524,39 @@ impl fmt::Display for LockInfo {
             return write!(f, " of host {}, given back", self.host);
         }
         write!(f, " of host {}, renewed {} times", self.host, self.renewed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_renewal_forgets_the_doors_that_are_over_but_not_the_one_of_the_lease_below() {
+        let owner = OwnerNote {
+            host: "h".to_owned(),
+            version: "v".to_owned(),
+        };
+        let mut content = Content::new(Token([1; 16]), Token([2; 16]), owner);
+        for (number, until_s) in [(6, Some(2000)), (7, Some(5)), (8, Some(5))] {
+            content.add_door(Door {
+                number,
+                until_s,
+                all_before: false,
+            });
+        }
+        let mut now = Current {
+            number: 9,
+            file: FileName::new("x.lock.9").unwrap(),
+            content,
+            predecessor: Some(8),
+            answered: 0,
+            pending: None,
+            made_at: (1000, boot_time()),
+        };
+        now.count_renewal();
+        // The session of lease 8, when it wakes and gives its lease back, finds that it was passed.
+        let doors: Vec<u64> = now.content.doors.iter().map(|door| door.number).collect();
+        assert_eq!((now.content.renewed, doors), (1, vec![6, 8]));
     }
 }

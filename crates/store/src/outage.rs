@@ -215,4 +215,29 @@ mod tests {
         assert!(outage.begin_attempt(now + at(600)));
         assert_eq!(outage.pause(at(1)), Duration::ZERO);
     }
+
+    #[test]
+    fn an_answer_that_comes_after_the_loss_ends_no_outage() {
+        let mut outage = Outage::new(at(30));
+        outage.lost(at(60));
+        // Of the connection that was lost.
+        outage.answered();
+        assert!(outage.is_on());
+        assert!(outage.begin_attempt(at(60)));
+        assert!(!outage.begin_attempt(at(95)));
+    }
+
+    #[test]
+    fn who_waits_again_after_nobody_did_has_the_last_chance_again() {
+        let mut outage = Outage::new(at(30));
+        outage.lost(at(0));
+        assert!(outage.begin_attempt(at(100)));
+        outage.connected(at(101), true);
+        outage.nobody_waits(at(150));
+        outage.lost(at(160));
+        assert!(outage.begin_attempt(at(181)));
+        outage.connected(at(182), true);
+        outage.lost(at(183));
+        assert!(!outage.begin_attempt(at(183)));
+    }
 }

@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use sprat_store::copy::{
     self, CopyError, CopyIdentity, CopyLeft, CopyNote, CopyProgress, CopySides, CopyStage,
@@ -15,6 +16,7 @@ use sprat_store::copy::{
 use sprat_store::{
     Access, FileName, FileStat, LocalStore, ReadClass, SftpStore, Store, StoreError, StoreFile,
 };
+use sprat_testkit::crash::{CrashDisk, CrashOptions};
 use sprat_testkit::fault::{Fault, FaultFile, FaultPlan};
 use sprat_testkit::{needs, requires};
 
@@ -369,5 +371,53 @@ fn nothing_is_left_to_be_written_once_all_has_arrived() {
         copy::copy(&sides, &mut note, &mut watch).unwrap();
         assert_eq!(watch.0.last(), Some(&left), "{:?}", watch.0);
         store.remove(&name("destination")).unwrap();
+    }
+}
+
+/// Interrupted as soon as something was written, or not at all.
+struct Impatient(u64);
+
+impl CopyWatch for Impatient {
+    fn progress(&mut self, progress: &CopyProgress) -> bool {
+        progress.written_bytes < self.0
+    }
+
+    fn checkpoint(&mut self, _: CopyLeft) -> bool {
+        true
+    }
+}
+
+/// The destination loses its power once the copy has ended: what was noted is there.
+#[test]
+fn what_is_noted_outlives_a_power_cut_of_the_destination() {
+    for patience in [1, u64::MAX] {
+        let dir = tempfile::tempdir().unwrap();
+        let content = make_source(dir.path());
+        let store = LocalStore::open(dir.path()).unwrap();
+        // Slow enough for an interruption in the middle.
+        let options = CrashOptions {
+            delay_max: Duration::from_millis(40),
+            ..CrashOptions::default()
+        };
+        let disk = CrashDisk::new(content.len(), 3, options);
+        let sides = |disk: &CrashDisk| CopySides {
+            source: store.open(&name("source"), Access::ReadOnly).unwrap(),
+            destination: disk.connect(),
+            len: LEN,
+            map: None,
+        };
+        let path = dir.path().join("note");
+        let mut note = CopyNote::begin(&path, identity()).unwrap();
+        let copied = copy::copy(&sides(&disk), &mut note, &mut Impatient(patience));
+        assert_eq!(copied.is_ok(), patience == u64::MAX, "{copied:?}");
+        disk.cut_power();
+        if copied.is_ok() {
+            assert!(disk.durable() == content, "what was verified is gone");
+        }
+        drop(note);
+        // What was noted is not written again, so only what is durable makes this whole.
+        let mut note = CopyNote::open(&path).unwrap().unwrap();
+        copy::copy(&sides(&disk), &mut note, &mut Patient).unwrap();
+        assert!(disk.durable() == content);
     }
 }

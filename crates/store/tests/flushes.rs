@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use sprat_store::{
@@ -17,7 +18,7 @@ use sprat_testkit::{needs, requires};
 mod part;
 
 use part::scripted::{
-    EXTENDED, Next, WRITE, connect_by, connect_to, greeting, serial_greeting, status,
+    EXTENDED, LSTAT, Next, WRITE, connect_by, connect_to, greeting, serial_greeting, status,
 };
 
 fn name() -> FileName {
@@ -107,9 +108,19 @@ fn on_three_connections(
     greeting: &[u8],
     unsynced: bool,
 ) -> (SftpStore, Arc<dyn StoreFile>, Carried) {
+    let fails = Arc::new(AtomicUsize::new(0));
+    on_three_connections_failing(greeting, unsynced, fails)
+}
+
+/// The same; the fsync of that number fails, counted from when it is set.
+fn on_three_connections_failing(
+    greeting: &[u8],
+    unsynced: bool,
+    fails: Arc<AtomicUsize>,
+) -> (SftpStore, Arc<dyn StoreFile>, Carried) {
     let carried = Carried::default();
     let noted = Arc::clone(&carried);
-    let script = move |kind: u8, _: u32, rest: &[u8], stream: &mut UnixStream| {
+    let script = move |kind: u8, id: u32, rest: &[u8], stream: &mut UnixStream| {
         let carry = match kind {
             WRITE => {
                 // Slow enough that one connection alone is never the least busy one.
@@ -120,6 +131,14 @@ fn on_three_connections(
             _ => return None,
         };
         noted.lock().unwrap().push((stream.as_raw_fd(), carry));
+        let left = fails.load(Ordering::SeqCst);
+        if carry == Carry::Fsync && left > 0 {
+            fails.store(left - 1, Ordering::SeqCst);
+            if left == 1 {
+                stream.write_all(&status(id, 4)).unwrap();
+                return Some(Next::Answered);
+            }
+        }
         None
     };
     let store = connect_by(greeting, 2, script).unwrap();
@@ -192,6 +211,67 @@ fn a_durable_write_syncs_the_connections_that_carried_earlier_writes() {
             .unwrap()
             .unwrap();
         assert_eq!(uncovered(&carried.lock().unwrap()), [0; 0]);
+    }
+}
+
+#[test]
+fn an_fsync_that_fails_on_any_of_the_connections_is_a_failed_flush() {
+    for greeting in both_greetings() {
+        for nth in 1..=3 {
+            for durably in [true, false] {
+                let fails = Arc::new(AtomicUsize::new(0));
+                let failing = Arc::clone(&fails);
+                let (_store, file, _) = on_three_connections_failing(&greeting, true, failing);
+                fails.store(nth, Ordering::SeqCst);
+                let flushed = match durably {
+                    true => file.write_parts_durably(&[(0, &[2; 4096])]).unwrap(),
+                    false => file.flush(),
+                };
+                assert_eq!(flushed.unwrap_err().kind(), StoreErrorKind::Failed, "{nth}");
+                file.flush().unwrap_err();
+            }
+        }
+    }
+}
+
+/// As a lease is given back: "free", and behind it a look at the next number.
+#[test]
+fn a_look_behind_a_write_is_asked_in_order_and_the_writes_failure_counts() {
+    let next = FileName::new("next").unwrap();
+    for (greeting, together) in both_greetings().into_iter().zip([true, false]) {
+        for written in [0, 4] {
+            let waits = Arc::new(AtomicBool::new(false));
+            let overtaken = Arc::new(AtomicBool::new(false));
+            let seen = Arc::clone(&overtaken);
+            let script = move |kind: u8, id: u32, rest: &[u8], stream: &mut UnixStream| {
+                if kind == WRITE {
+                    waits.store(true, Ordering::SeqCst);
+                    let (waits, mut stream) = (Arc::clone(&waits), stream.try_clone().unwrap());
+                    std::thread::spawn(move || {
+                        std::thread::sleep(std::time::Duration::from_millis(100));
+                        waits.store(false, Ordering::SeqCst);
+                        stream.write_all(&status(id, written)).unwrap();
+                    });
+                    return Some(Next::Answered);
+                }
+                if kind == LSTAT && rest.ends_with(b"next") {
+                    if waits.load(Ordering::SeqCst) {
+                        seen.store(true, Ordering::SeqCst);
+                    }
+                    stream.write_all(&status(id, 2)).unwrap();
+                    return Some(Next::Answered);
+                }
+                None
+            };
+            let store = connect_to(&greeting, script).unwrap();
+            let looked = store.overwrite_and_stat(&name(), &[1; 4096], &next);
+            match written {
+                0 => assert_eq!(looked.unwrap(), None),
+                _ => assert_eq!(looked.unwrap_err().kind(), StoreErrorKind::Failed),
+            }
+            // Only a server that is known to keep the order is asked for both at once.
+            assert_eq!(overtaken.load(Ordering::SeqCst), together);
+        }
     }
 }
 

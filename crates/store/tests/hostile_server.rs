@@ -261,6 +261,23 @@ fn a_server_that_answers_a_byte_now_and_then_is_a_lost_line() {
 }
 
 #[test]
+fn a_large_answer_on_a_slow_connection_is_waited_for() {
+    let slowly = |id: u32, stream: &mut UnixStream| {
+        for piece in data(id, &[7; 4096]).chunks(400) {
+            let _ = stream.write_all(piece);
+            std::thread::sleep(Duration::from_millis(150));
+        }
+        Some(Next::Answered)
+    };
+    let (_store, file) = file_with(READ, slowly);
+    let (begun, mut bytes) = (Instant::now(), [0; 4096]);
+    file.read_at(0, &mut bytes, ReadClass::Demand).unwrap();
+    assert_eq!(bytes, [7; 4096]);
+    // Longer than an answer may take that has no bytes to bring.
+    assert!(begun.elapsed() > Duration::from_millis(1000));
+}
+
+#[test]
 fn one_read_that_is_never_answered_while_writes_are_is_a_lost_line() {
     let (_store, file) = file_with(READ, |_, _| Some(Next::Answered));
     let begun = Instant::now();

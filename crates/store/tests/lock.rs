@@ -27,6 +27,10 @@ mod left_over;
 #[path = "lock/lost_lines.rs"]
 mod lost_lines;
 mod part;
+#[path = "lock/power_cut.rs"]
+mod power_cut;
+#[path = "lock/second_look.rs"]
+mod second_look;
 
 fn container() -> FileName {
     FileName::new("box.luks").unwrap()
@@ -207,6 +211,7 @@ fn a_lease_that_a_copy_of_the_machine_renewed_is_not_ours_to_take_over() {
     for _ in 0..20 {
         lock.renew(&store).unwrap();
     }
+    assert!(!held(&store).unwrap().is_left_by(&record(copied.path())));
     assert_held(take(&store, &record(copied.path())), FIRST);
 }
 

@@ -43,6 +43,7 @@ impl Lock {
         self.record.taking(next.number, self.token)?;
         self.current().pending = Some(next.content.clone());
         let filled = match store.create_filled(&next.file, &next.content.bytes()) {
+            // As any other error it would lead to another try, which finds the same.
             Err(error) if error.kind() == StoreErrorKind::AlreadyExists => {
                 self.current().pending = None;
                 return Err(self.lost(&format!("{} is there", next.file)));
@@ -97,6 +98,7 @@ impl Lock {
         let Some(content) = found.and_then(|seen| seen.content) else {
             return Ok(None);
         };
+        // The second belt: `verify` looks at both again before the lease counts as ours.
         if content.attempt != pending.attempt || content.free {
             return Ok(None);
         }

@@ -302,4 +302,24 @@ mod tests {
         let text = String::from_utf8(one.bytes().to_vec()).unwrap();
         assert!(text.contains(&one.held_word()));
     }
+
+    #[test]
+    fn a_door_that_is_added_again_keeps_the_later_time() {
+        let mut lease = content();
+        let mut add = |until_s| {
+            lease.add_door(Door {
+                number: 7,
+                until_s,
+                all_before: false,
+            });
+            lease.doors[0].until_s
+        };
+        assert_eq!(add(Some(5)), Some(5));
+        assert_eq!(add(Some(3)), Some(5));
+        assert_eq!(add(Some(8)), Some(8));
+        // An open one is closed by its session only.
+        assert_eq!(add(None), None);
+        assert_eq!(add(Some(u64::MAX)), None);
+        assert_eq!(lease.doors.len(), 1);
+    }
 }

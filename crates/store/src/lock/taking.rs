@@ -264,7 +264,8 @@ impl Lock {
             lock.undo_unfilled(store, &error);
             return Err(error);
         }
-        let ((), settled) = beside(meanwhile, || lock.settle(store, via, &first.folder));
+        let settle = || lock.settle(store, via, on_purpose, &first.folder);
+        let ((), settled) = beside(meanwhile, settle);
         match settled {
             Ok(()) => Ok(lock),
             Err(error) => {
@@ -294,7 +295,13 @@ impl Lock {
     }
 
     /// The second look, after our file was made: by names, and not by the listing alone.
-    fn settle(&self, store: &dyn Store, via: Via, first: &Folder) -> Result<(), LockError> {
+    fn settle(
+        &self,
+        store: &dyn Store,
+        via: Via,
+        on_purpose: bool,
+        first: &Folder,
+    ) -> Result<(), LockError> {
         let now = self.now();
         let failed = |source| self.failed("take", source);
         let read_below = || match now.predecessor {
@@ -349,6 +356,17 @@ impl Lock {
                 return Err(self.held_by_other(store));
             }
             _ => self.change(|content| inherit(content, said)),
+        }
+        let passed = |door: &Door| via == Via::Empty && Some(door.number) == now.predecessor;
+        let is_open = |door: &Door| door.until_s.is_none() && !passed(door);
+        if let (false, Some(below)) = (on_purpose, &below)
+            && self.now().content.doors.iter().any(is_open)
+        {
+            // The first look did not show it.
+            return Err(LockError::Waiting {
+                container: self.container.clone(),
+                info: Box::new(below.info()),
+            });
         }
         self.record.taken(now.number)?;
         self.end_old_locks(store, &old)?;

@@ -103,3 +103,16 @@ fn old_leases_go_once_a_later_one_was_free_for_an_hour_and_never_the_highest() {
     );
     lock.verify(&store).unwrap();
 }
+
+/// Who sees an older listing would take the one below it for the highest.
+#[test]
+fn old_leases_stay_below_one_that_was_never_given_back() {
+    let (store, state) = (MemoryStore::new(), host());
+    let record = record(state.path());
+    take(&store, &record).unwrap().release(&store).unwrap();
+    drop(take(&store, &record).unwrap());
+    store.let_pass(4000);
+    let lock = take(&store, &record).unwrap();
+    assert_eq!(lock.remove_old(&store).unwrap(), 2);
+    assert_eq!(lock_files(&store).len(), 3);
+}

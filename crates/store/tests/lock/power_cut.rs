@@ -1,0 +1,100 @@
+//! What the local record says after a power cut of this machine, by a real disk.
+
+use std::path::PathBuf;
+
+use super::*;
+
+/// An ext4 in a file, which commits its journal only when it is asked to.
+struct Disk {
+    folder: tempfile::TempDir,
+    cuts: std::cell::Cell<u32>,
+}
+
+impl Disk {
+    fn mount() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let cuts = std::cell::Cell::new(0);
+        let disk = Self { folder, cuts };
+        let image = disk.path("image");
+        let file = std::fs::File::create_new(&image).unwrap();
+        file.set_len(24 << 20).unwrap();
+        run(Command::new("mkfs.ext4").arg("-q").arg(&image));
+        disk.mount_at(&image, "before");
+        disk
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn mount_at(&self, image: &Path, name: &str) {
+        // Nothing goes to the disk by itself: not after a time, and not because of a rename.
+        let options = "loop,commit=300,noauto_da_alloc";
+        std::fs::create_dir(self.path(name)).unwrap();
+        run(Command::new("mount")
+            .args(["-o", options])
+            .arg(image)
+            .arg(self.path(name)));
+    }
+
+    /// The state folder of the machine.
+    fn state(&self) -> PathBuf {
+        self.path("before").join("state")
+    }
+
+    /// The state folder as it is after a power cut at this moment.
+    fn after_power_cut(&self) -> PathBuf {
+        let cut = self.cuts.get() + 1;
+        self.cuts.set(cut);
+        // Each in a file of its own: a loop device may outlive its mount, with what it has cached.
+        let (image, name) = (self.path(&format!("image-{cut}")), format!("after-{cut}"));
+        std::fs::copy(self.path("image"), &image).unwrap();
+        self.mount_at(&image, &name);
+        self.path(&name).join("state")
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let after = (1..=self.cuts.get()).map(|cut| format!("after-{cut}"));
+        for name in after.chain(["before".to_owned()]) {
+            let _ = Command::new("umount").arg(self.path(&name)).output();
+        }
+    }
+}
+
+fn run(command: &mut Command) {
+    let done = command.output().unwrap();
+    assert!(done.status.success(), "{command:?}: {done:?}");
+}
+
+#[test]
+fn after_a_power_cut_the_record_knows_the_lease_and_what_was_sent() {
+    requires!(
+        needs::root(),
+        needs::program("mkfs.ext4"),
+        needs::program("mount")
+    );
+    let (store, disk) = (MemoryStore::new(), Disk::mount());
+    let mine = record(&disk.state());
+    // The record is on the disk before the lease is made.
+    let lock = take(&store, &mine).unwrap();
+    let info = || held(&store).unwrap();
+    assert!(info().is_left_by(&record(&disk.after_power_cut())));
+    // And what the counter may come to before it is renewed so often.
+    for _ in 0..8 {
+        lock.renew(&store).unwrap();
+    }
+    assert!(info().is_left_by(&record(&disk.after_power_cut())));
+    // The first ranges of a session, too, before their bytes are sent.
+    mine.before_send(&[4096..8192]).unwrap();
+    let after = record(&disk.after_power_cut());
+    assert_eq!(after.suspects(), [4096..8192]);
+    drop((after, lock, mine));
+    // The record was replaced: by a whole one.
+    let mine = record(&disk.state());
+    let after = record(&disk.after_power_cut());
+    assert_eq!(after.suspects(), [4096..8192]);
+    assert!(info().is_left_by(&after));
+    drop(mine);
+}

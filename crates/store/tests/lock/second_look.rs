@@ -1,0 +1,547 @@
+//! What comes between two looks at a lease, what a listing doesn't show, and what a lease says that we
+//! did not write.
+
+use std::sync::Mutex;
+
+use sprat_store::{Access, Capabilities, FileStat, FreeSpace, ReadClass, StoreError, StoreFile};
+
+use super::*;
+
+type Act = Box<dyn FnOnce(&MemoryStore) + Send>;
+/// What becomes of a lease's file: made and filled or not, and the answer.
+type Fill = fn(&MemoryStore, &FileName, &[u8]) -> Result<Result<(), StoreError>, StoreError>;
+
+/// A store that others change at given moments, and whose listing need not be right.
+#[derive(Default)]
+struct Meddled {
+    below: MemoryStore,
+    /// Done right after a lease's file was made, before anybody has read it again.
+    after_making: Mutex<Option<Act>>,
+    fill: Mutex<Option<Fill>>,
+    /// Writes are answered with "disk full".
+    full: AtomicBool,
+    unlisted: Mutex<Vec<FileName>>,
+    /// Listed though nothing is there.
+    listed: Mutex<Vec<FileName>>,
+    flushes: Arc<AtomicUsize>,
+    removals: AtomicUsize,
+}
+
+impl Meddled {
+    fn after_making(&self, act: impl FnOnce(&MemoryStore) + Send + 'static) {
+        *self.after_making.lock().unwrap() = Some(Box::new(act));
+    }
+
+    fn fill_by(&self, fill: Fill) {
+        *self.fill.lock().unwrap() = Some(fill);
+    }
+}
+
+fn no_space() -> StoreError {
+    StoreError::NoSpace {
+        op: "write",
+        object: "x".to_owned(),
+        available_bytes: 0,
+    }
+}
+
+fn line_lost() -> StoreError {
+    StoreError::Disconnected {
+        op: "write",
+        object: "x".to_owned(),
+        reason: "cut".to_owned(),
+    }
+}
+
+impl Store for Meddled {
+    fn describe(&self) -> String {
+        self.below.describe()
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.below.capabilities()
+    }
+    fn open(&self, name: &FileName, access: Access) -> Result<Arc<dyn StoreFile>, StoreError> {
+        let file = self.below.open(name, access)?;
+        Ok(Arc::new(Flushed(file, Arc::clone(&self.flushes))))
+    }
+    fn create_new(&self, name: &FileName) -> Result<Arc<dyn StoreFile>, StoreError> {
+        self.below.create_new(name)
+    }
+    fn stat(&self, name: &FileName) -> Result<FileStat, StoreError> {
+        self.below.stat(name)
+    }
+    fn rename(&self, from: &FileName, to: &FileName) -> Result<(), StoreError> {
+        self.below.rename(from, to)
+    }
+    fn rename_new(&self, from: &FileName, to: &FileName) -> Result<(), StoreError> {
+        self.below.rename_new(from, to)
+    }
+    fn remove(&self, name: &FileName) -> Result<(), StoreError> {
+        self.removals.fetch_add(1, Ordering::SeqCst);
+        self.below.remove(name)
+    }
+    fn list(&self) -> Result<Vec<FileName>, StoreError> {
+        let mut names = self.below.list()?;
+        let unlisted = self.unlisted.lock().unwrap();
+        names.retain(|name| !unlisted.contains(name));
+        names.extend(self.listed.lock().unwrap().clone());
+        Ok(names)
+    }
+    fn flush_folder(&self) -> Result<(), StoreError> {
+        self.below.flush_folder()
+    }
+    fn free_space(&self) -> Result<FreeSpace, StoreError> {
+        self.below.free_space()
+    }
+    fn create_filled(
+        &self,
+        name: &FileName,
+        content: &[u8],
+    ) -> Result<Result<(), StoreError>, StoreError> {
+        let fill = self.fill.lock().unwrap().take();
+        let filled = match fill {
+            Some(fill) => fill(&self.below, name, content),
+            None => self.below.create_filled(name, content),
+        };
+        let act = self.after_making.lock().unwrap().take();
+        if let Some(act) = act {
+            act(&self.below);
+        }
+        filled
+    }
+    fn overwrite_and_stat(
+        &self,
+        name: &FileName,
+        content: &[u8],
+        next: &FileName,
+    ) -> Result<Option<FileStat>, StoreError> {
+        if self.full.load(Ordering::SeqCst) {
+            return Err(no_space());
+        }
+        self.below.overwrite_and_stat(name, content, next)
+    }
+}
+
+/// Counts what is made durable.
+struct Flushed(Arc<dyn StoreFile>, Arc<AtomicUsize>);
+
+impl StoreFile for Flushed {
+    fn len(&self) -> Result<u64, StoreError> {
+        self.0.len()
+    }
+    fn stat(&self) -> Result<FileStat, StoreError> {
+        self.0.stat()
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8], class: ReadClass) -> Result<(), StoreError> {
+        self.0.read_at(offset, buf, class)
+    }
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+        self.0.write_at(offset, data)
+    }
+    fn flush(&self) -> Result<(), StoreError> {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        self.0.flush()
+    }
+    fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        self.0.discard(offset, len)
+    }
+    fn resize(&self, len: u64) -> Result<(), StoreError> {
+        self.0.resize(len)
+    }
+}
+
+/// What a lease says, without the padding and the checksum.
+fn json_of(store: &dyn Store, number: u64) -> String {
+    let (_, bytes) = store
+        .read_small(&lock_file(number), Access::ReadOnly, 4096)
+        .unwrap();
+    let text = String::from_utf8(bytes).unwrap();
+    text[..4087].trim_end().to_owned()
+}
+
+/// Makes a lease say something else, with a right checksum.
+fn change(store: &dyn Store, number: u64, from: &str, to: &str) {
+    let json = json_of(store, number);
+    assert!(json.contains(from), "{json}");
+    put(store, number, &json.replacen(from, to, 1));
+}
+
+fn put(store: &dyn Store, number: u64, json: &str) {
+    let file = match store.open(&lock_file(number), Access::ReadWrite) {
+        Ok(file) => file,
+        Err(_) => store.create_new(&lock_file(number)).unwrap(),
+    };
+    let text = format!("{json:<4087}");
+    let checksum = crc32(text.as_bytes());
+    let text = format!("{text}{checksum:08x}\n");
+    file.write_at(0, text.as_bytes()).unwrap();
+}
+
+fn door(number: u64, until_s: Option<u64>, all_before: bool) -> String {
+    let until_s = until_s.map_or("null".to_owned(), |until| until.to_string());
+    format!("\"doors\":[{{\"number\":{number},\"until_s\":{until_s},\"all_before\":{all_before}}}]")
+}
+
+const NO_DOORS: &str = "\"doors\":[]";
+/// A time that does not come.
+const FAR: Option<u64> = Some(1 << 40);
+
+/// A store with one lease, which is free.
+fn given_back() -> Meddled {
+    let store = Meddled::default();
+    take(&store, &record(host().path()))
+        .unwrap()
+        .release(&store)
+        .unwrap();
+    store
+}
+
+#[test]
+fn who_comes_between_the_making_of_a_lease_and_the_second_look_is_seen() {
+    fn make(store: &MemoryStore, number: u64) {
+        store.create_new(&lock_file(number)).unwrap();
+    }
+    type Case = (&'static str, fn(&MemoryStore));
+    let cases: [Case; 8] = [
+        ("the next number", |store| make(store, FIRST + 2)),
+        ("the next number, not listed yet", |store| {
+            make(store, FIRST + 2);
+        }),
+        ("a number beyond the next", |store| make(store, FIRST + 3)),
+        ("a lock of an older sprat", |store| make(store, 7)),
+        ("another's content in our file", |store| {
+            change(store, FIRST + 1, "\"attempt\":\"", "\"attempt\":\"0");
+        }),
+        ("our file is gone", |store| {
+            store.remove(&lock_file(FIRST + 1)).unwrap();
+        }),
+        ("the lease below is gone", |store| {
+            store.remove(&lock_file(FIRST)).unwrap();
+        }),
+        ("the lease below is held again", |store| {
+            change(store, FIRST, "\"free\":true", "\"free\":false");
+        }),
+    ];
+    for (what, act) in cases {
+        let (store, state) = (given_back(), host());
+        store.after_making(act);
+        if what.contains("not listed") {
+            store.unlisted.lock().unwrap().push(lock_file(FIRST + 2));
+        }
+        let refused = take(&store, &record(state.path()));
+        assert!(
+            matches!(refused, Err(LockError::HeldElsewhere { .. })),
+            "{what}: {refused:?}"
+        );
+        if what.contains("below is gone") {
+            // Also where that one was a dead session's of ours.
+            let (store, state) = (Meddled::default(), host());
+            drop(take(&store, &record(state.path())).unwrap());
+            store.after_making(act);
+            let refused = take(&store, &record(state.path()));
+            assert!(
+                matches!(refused, Err(LockError::HeldElsewhere { .. })),
+                "{what}: {refused:?}"
+            );
+        }
+        if what.contains("held again") {
+            // What was withdrawn must not hide it.
+            assert_eq!(held(&store).unwrap().waits_for, [FIRST], "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_server_that_does_not_list_what_was_made_keeps_no_lease() {
+    let (store, state) = (given_back(), host());
+    store.unlisted.lock().unwrap().push(lock_file(FIRST + 1));
+    let refused = take(&store, &record(state.path()));
+    assert!(
+        matches!(refused, Err(LockError::Unlisted { .. })),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn what_the_lease_below_says_of_doors_at_the_second_look_counts() {
+    let (store, state) = (given_back(), host());
+    store.after_making(|store| change(store, FIRST, NO_DOORS, &door(7, FAR, false)));
+    let lock = take(&store, &record(state.path())).unwrap();
+    assert!(lock.may_arrive());
+    lock.release(&store).unwrap();
+    // The same with one that nobody knows the end of.
+    let (store, state) = (given_back(), host());
+    store.after_making(|store| change(store, FIRST, NO_DOORS, &door(7, None, false)));
+    let refused = take(&store, &record(state.path()));
+    assert!(
+        matches!(refused, Err(LockError::Waiting { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(held(&store).unwrap().waits_for, [7]);
+}
+
+#[test]
+fn an_empty_lease_that_is_stepped_over_is_a_door_until_the_second_look() {
+    let (store, state) = (Meddled::default(), host());
+    drop(take(&store, &record(state.path())).unwrap());
+    let empty = store.open(&lock_file(FIRST), Access::ReadWrite).unwrap();
+    empty.resize(0).unwrap();
+    let seen = Arc::new(Mutex::new(String::new()));
+    let see = Arc::clone(&seen);
+    store.after_making(move |store| *see.lock().unwrap() = json_of(store, FIRST + 1));
+    let lock = take(&store, &record(state.path())).unwrap();
+    let said = seen.lock().unwrap().clone();
+    assert!(said.contains(&door(FIRST, None, false)), "{said}");
+    // And is none afterwards, for others, too.
+    assert!(!lock.may_arrive());
+    assert!(held(&store).unwrap().waits_for.is_empty());
+    assert!(
+        store.flushes.load(Ordering::SeqCst) > 0,
+        "that was not made durable"
+    );
+}
+
+/// The lease `number` is empty, and was long enough.
+fn empty_for_long(store: &Meddled, record: &LocalRecord, number: u64) -> lock::FirstLook {
+    store.create_new(&lock_file(number)).unwrap();
+    let first = Lock::first_look(store, &container(), record).unwrap();
+    std::thread::sleep(Duration::from_millis(250));
+    first.again(store).unwrap()
+}
+
+#[test]
+fn below_an_empty_lease_the_one_that_says_something_decides() {
+    let (store, here, there) = (Meddled::default(), host(), host());
+    let theirs = take(&store, &record(there.path())).unwrap();
+    let mine = record(here.path());
+    let first = empty_for_long(&store, &mine, FIRST + 1);
+    let refused = Lock::acquire_after(&first, &store, &mine, owner(), || {});
+    assert_held(refused, FIRST);
+    drop(theirs);
+    // The same where that one is a dead session's of ours: a door with a time.
+    let (store, state) = (Meddled::default(), host());
+    drop(take(&store, &record(state.path())).unwrap());
+    let mine = record(state.path());
+    let first = empty_for_long(&store, &mine, FIRST + 1);
+    let lock = Lock::acquire_after(&first, &store, &mine, owner(), || {}).unwrap();
+    assert_eq!((lock.number(), lock.may_arrive()), (FIRST + 2, true));
+    assert!(lock.open_doors().is_empty());
+}
+
+#[test]
+fn only_an_empty_file_that_is_the_last_is_removed_after_a_fill_that_failed() {
+    type Case = (&'static str, Fill, u64);
+    let cases: [Case; 4] = [
+        (
+            "empty",
+            |store, name, _| {
+                store.create_new(name)?;
+                Ok(Err(no_space()))
+            },
+            0,
+        ),
+        (
+            "filled, and not made durable",
+            |store, name, content| {
+                store.create_new(name)?.write_at(0, content)?;
+                Ok(Err(no_space()))
+            },
+            1,
+        ),
+        (
+            "not the last",
+            |store, name, _| {
+                store.create_new(name)?;
+                store.create_new(&lock_file(FIRST + 1))?;
+                Ok(Err(no_space()))
+            },
+            2,
+        ),
+        // It may be filled yet.
+        (
+            "of a lost line",
+            |store, name, _| {
+                store.create_new(name)?;
+                Ok(Err(line_lost()))
+            },
+            1,
+        ),
+    ];
+    for (what, fill, left) in cases {
+        let (store, state) = (Meddled::default(), host());
+        store.fill_by(fill);
+        store.full.store(true, Ordering::SeqCst);
+        let failed = take(&store, &record(state.path()));
+        assert!(matches!(failed, Err(LockError::Store { .. })), "{failed:?}");
+        assert_eq!(lock_files(&store).len() as u64, left, "{what}");
+        let removals = store.removals.load(Ordering::SeqCst);
+        assert_eq!(removals, usize::from(left == 0), "{what}");
+    }
+}
+
+#[test]
+fn a_dead_sessions_door_is_open_for_its_time_by_the_servers_clock() {
+    let (store, state) = (MemoryStore::new(), host());
+    drop(take(&store, &record(state.path())).unwrap());
+    // The server's clock is far ahead of ours.
+    store.let_pass(3 * lock::DOOR_S);
+    let lock = take(&store, &record(state.path())).unwrap();
+    assert!(lock.may_arrive());
+    lock.release(&store).unwrap();
+    store.let_pass(lock::DOOR_S - 60);
+    let lock = take(&store, &record(state.path())).unwrap();
+    assert!(lock.may_arrive());
+    lock.release(&store).unwrap();
+    store.let_pass(120);
+    assert!(!take(&store, &record(state.path())).unwrap().may_arrive());
+}
+
+#[test]
+fn a_lease_that_says_what_we_did_not_write_is_lost() {
+    let changes = [
+        ("\"token\":\"", "\"token\":\"0"),
+        ("\"attempt\":\"", "\"attempt\":\"0"),
+        ("\"free\":false", "\"free\":true"),
+        ("\"renewed\":3", "\"renewed\":2"),
+        ("\"renewed\":3", "\"renewed\":4"),
+    ];
+    for (from, to) in changes {
+        let (store, state) = (MemoryStore::new(), host());
+        let lock = take(&store, &record(state.path())).unwrap();
+        for _ in 0..3 {
+            lock.renew(&store).unwrap();
+        }
+        lock.verify(&store).unwrap();
+        change(&store, FIRST, from, to);
+        assert_lost(lock.verify(&store));
+        let before = json_of(&store, FIRST);
+        assert_lost(lock.renew(&store));
+        assert_lost(lock.take_again(&store));
+        assert_eq!(json_of(&store, FIRST), before, "{to}: nothing is written");
+        assert_eq!(lock_files(&store), [lock_file(FIRST)], "{to}");
+    }
+}
+
+#[test]
+fn a_lease_is_not_given_back_in_order_with_a_twins_or_one_that_is_not_listed_above_it() {
+    let (store, state) = (Meddled::default(), host());
+    let lock = take(&store, &record(state.path())).unwrap();
+    // A copy of this process took the lease again, by the same token.
+    let json = json_of(&store, FIRST);
+    put(&store, FIRST + 1, &json);
+    assert_lost(lock.release(&store));
+
+    let (store, here, there) = (Meddled::default(), host(), host());
+    let lock = take(&store, &record(here.path())).unwrap();
+    let theirs = record(there.path());
+    let other = Lock::take_over(&store, &container(), &theirs, owner()).unwrap();
+    other.close_by_word();
+    other.confirm(&store).unwrap();
+    store.unlisted.lock().unwrap().push(other.file());
+    assert_lost(lock.release(&store));
+}
+
+#[test]
+fn who_comes_between_while_a_lease_is_taken_again_is_seen() {
+    type Case = (&'static str, fn(&MemoryStore));
+    let cases: [Case; 5] = [
+        ("the number after the next", |store| {
+            store.create_new(&lock_file(FIRST + 2)).unwrap();
+        }),
+        ("another's content in our file", |store| {
+            change(store, FIRST + 1, "\"attempt\":\"", "\"attempt\":\"0");
+        }),
+        ("ours was renewed by somebody", |store| {
+            change(store, FIRST + 1, "\"renewed\":0", "\"renewed\":1");
+        }),
+        ("the one before was given back", |store| {
+            change(store, FIRST, "\"free\":false", "\"free\":true");
+        }),
+        ("the one before was renewed by a copy", |store| {
+            change(store, FIRST, "\"renewed\":1", "\"renewed\":2");
+        }),
+    ];
+    for (what, act) in cases {
+        let (store, state) = (Meddled::default(), host());
+        let lock = take(&store, &record(state.path())).unwrap();
+        lock.renew(&store).unwrap();
+        store.after_making(act);
+        let again = lock.take_again(&store);
+        assert!(
+            matches!(again, Err(LockError::Lost { .. })),
+            "{what}: {again:?}"
+        );
+    }
+}
+
+#[test]
+fn a_lease_that_a_lost_line_may_have_made_is_gone_on_with() {
+    let (store, state) = (Meddled::default(), host());
+    let lock = take(&store, &record(state.path())).unwrap();
+    store.fill_by(|store, name, content| {
+        store.create_filled(name, content)??;
+        Err(line_lost())
+    });
+    let failed = lock.take_again(&store);
+    assert!(matches!(failed, Err(LockError::Store { .. })), "{failed:?}");
+    lock.take_again(&store).unwrap();
+    assert_eq!(lock.number(), FIRST + 2);
+    lock.verify(&store).unwrap();
+    drop(lock);
+    // And is known to this machine after a kill.
+    let lock = take(&store, &record(state.path())).unwrap();
+    assert_eq!((lock.number(), lock.took_over()), (FIRST + 3, true));
+    drop(lock);
+    // What the lost line made is not ours where somebody else has written it.
+    let (store, state) = (Meddled::default(), host());
+    let lock = take(&store, &record(state.path())).unwrap();
+    store.fill_by(|store, name, content| {
+        store.create_filled(name, content)??;
+        change(store, FIRST + 1, "\"attempt\":\"", "\"attempt\":\"0");
+        Err(line_lost())
+    });
+    lock.take_again(&store).unwrap_err();
+    assert_lost(lock.take_again(&store));
+}
+
+#[test]
+fn what_is_listed_and_not_there_or_longer_than_a_lease_counts_as_held() {
+    let (store, state) = (given_back(), host());
+    store.listed.lock().unwrap().push(lock_file(FIRST + 4));
+    assert_held(take(&store, &record(state.path())), FIRST + 4);
+    let (store, state) = (given_back(), host());
+    let file = store.open(&lock_file(FIRST), Access::ReadWrite).unwrap();
+    file.resize(5000).unwrap();
+    assert_held(take(&store, &record(state.path())), FIRST);
+}
+
+#[test]
+fn an_answer_closes_its_own_door_only_and_what_it_waited_for_comes_in_its_place() {
+    let (store, state) = (given_back(), host());
+    // A door that stands for all leases before it, too.
+    let free = json_of(&store, FIRST);
+    put(&store, FIRST + 3, &free);
+    put(
+        &store,
+        FIRST + 5,
+        &free.replace(NO_DOORS, &door(FIRST + 3, None, true)),
+    );
+    let mine = record(state.path());
+    let lock = Lock::take_over(&store, &container(), &mine, owner()).unwrap();
+    let _ = lock.close_answered(&store).unwrap();
+    assert_eq!(lock.open_doors(), [FIRST + 3]);
+
+    let (store, here, there) = (Meddled::default(), host(), host());
+    let theirs = take(&store, &record(there.path())).unwrap();
+    let mine = record(here.path());
+    let lock = Lock::take_over(&store, &container(), &mine, owner()).unwrap();
+    change(&store, FIRST, "\"free\":false", "\"free\":true");
+    change(&store, FIRST, NO_DOORS, &door(9, FAR, false));
+    assert_eq!(lock.close_answered(&store).unwrap(), [FIRST]);
+    assert!(lock.may_arrive(), "what that one waited for is forgotten");
+    let before = store.flushes.load(Ordering::SeqCst);
+    lock.confirm(&store).unwrap();
+    assert!(store.flushes.load(Ordering::SeqCst) > before);
+    assert!(json_of(&store, FIRST + 1).contains(&door(9, FAR, false)[9..40]));
+    drop(theirs);
+}
