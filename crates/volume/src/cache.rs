@@ -151,6 +151,20 @@ impl Cache {
         self.slots.forget(index);
     }
 
+    /// Notes what came of writing a block into the cache's file: it counts unless the block got other
+    /// bytes since it was offered.
+    fn was_stored(&mut self, index: u64, ticket: u64, place: Place, good: bool) {
+        let valid = self.tickets.get(&index) == Some(&ticket);
+        if valid {
+            self.tickets.remove(&index);
+        }
+        if valid && good {
+            self.slots.enter_new(index, place);
+        } else {
+            self.slots.release(place.slot);
+        }
+    }
+
     /// Notes what came of reading a place; false where the block is another one by now.
     fn was_read(&mut self, index: u64, place: Place, good: bool) -> bool {
         if self.slots.find(index) != Some(place) {
@@ -184,6 +198,7 @@ impl State {
     pub(crate) fn offer<'a>(&mut self, blocks: impl Iterator<Item = (u64, &'a Block)>) {
         let Self { cache, plan, .. } = self;
         let Some(cache) = cache else { return };
+        // The second belt: without a mark (`keep_cache`) nothing that enters from now on is ever used.
         if plan.losses() > 0 {
             return;
         }
@@ -317,6 +332,7 @@ pub(crate) fn keep(engine: &Engine) {
         let ended = state.ended.is_some();
         let Some(cache) = &mut state.cache else { break };
         if void {
+            // It would be written for nothing.
             cache.queue.clear();
         }
         if let Some((index, ticket, block)) = cache.queue.pop_front() {
@@ -355,17 +371,87 @@ fn enter<'a>(
     let digest = digest_of(index, block);
     let written = file.write(slot, block);
     let mut state = engine.state();
-    let Some(cache) = &mut state.cache else {
-        return state;
-    };
-    cache.busy = false;
-    let valid = cache.tickets.get(&index) == Some(&ticket);
-    if valid {
-        cache.tickets.remove(&index);
-    }
-    match written {
-        Ok(()) if valid => cache.slots.enter_new(index, Place { slot, digest }),
-        _ => cache.slots.release(slot),
+    if let Some(cache) = &mut state.cache {
+        cache.busy = false;
+        cache.was_stored(index, ticket, Place { slot, digest }, written.is_ok());
     }
     state
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cache(dir: &std::path::Path) -> Cache {
+        let options = CacheOptions {
+            seen: None,
+            dir: dir.to_owned(),
+            bytes_max: 64 * BLOCK_BYTES as u64,
+            only_compare: false,
+        };
+        let basis = Basis {
+            file_bytes: 64 * BLOCK_BYTES as u64,
+            modified_s: 1,
+            offset_bytes: 0,
+            first_block: vec![0; BLOCK_BYTES],
+        };
+        let opened = Cache::open(&options, Some(basis), true, false);
+        opened.unwrap().unwrap()
+    }
+
+    fn block(byte: u8) -> Block {
+        Block::from(vec![byte; BLOCK_BYTES])
+    }
+
+    /// Stores a block that was offered, as the keeper does; `meanwhile` while it is being written.
+    fn store(cache: &mut Cache, index: u64, byte: u8, meanwhile: impl FnOnce(&mut Cache)) {
+        cache.offer(index, &block(byte));
+        let (index, ticket, block) = cache.queue.pop_front().unwrap();
+        let slot = cache.slots.reserve().unwrap();
+        cache.file.write(slot, &block).unwrap();
+        meanwhile(cache);
+        let digest = digest_of(index, &block);
+        cache.was_stored(index, ticket, Place { slot, digest }, true);
+    }
+
+    #[test]
+    fn what_was_read_of_a_block_that_got_other_bytes_meanwhile_is_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut cache = cache(dir.path());
+        store(&mut cache, 7, 1, |_| {});
+        let place = cache.find(7).unwrap();
+        assert_eq!(cache.file.read(7, place), Some(vec![1; BLOCK_BYTES]));
+        assert!(cache.was_read(7, place, true));
+        // Read, and not yet handed on.
+        cache.replaced(7);
+        assert!(!cache.was_read(7, place, true));
+        // The new bytes are in the cache by now.
+        store(&mut cache, 7, 2, |_| {});
+        assert!(!cache.was_read(7, place, true));
+        let place = cache.find(7).unwrap();
+        assert!(cache.was_read(7, place, true));
+        assert!(!cache.was_read(7, place, false), "it is damaged");
+        assert_eq!(cache.find(7), None);
+    }
+
+    #[test]
+    fn a_block_that_got_other_bytes_while_it_was_stored_does_not_enter() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut cache = cache(dir.path());
+        store(&mut cache, 7, 1, |cache| cache.replaced(7));
+        assert_eq!(cache.find(7), None);
+        store(&mut cache, 7, 1, |cache| cache.forget(7));
+        assert_eq!(cache.find(7), None);
+        // Offered again meanwhile: only the later bytes enter.
+        store(&mut cache, 7, 1, |cache| {
+            cache.replaced(7);
+            cache.offer(7, &block(2));
+        });
+        assert_eq!(cache.find(7), None);
+        let (index, ticket, later) = cache.queue.pop_front().unwrap();
+        let slot = cache.slots.reserve().unwrap();
+        let digest = digest_of(index, &later);
+        cache.was_stored(index, ticket, Place { slot, digest }, true);
+        assert_eq!(cache.find(7).map(|place| place.digest), Some(digest));
+    }
 }

@@ -78,6 +78,8 @@ fn permit<'a>(
     let answer = engine.session.before_epoch();
     let mut state = engine.state();
     match answer {
+        // The second belt: this thread alone makes new connections, and a plan whose connection is
+        // lost takes no permit.
         Ok(()) if state.plan.connection() == Some(line.generation) => {
             state.plan.permitted(epoch);
             engine.send.notify_all();
@@ -135,6 +137,8 @@ fn flush_behind<'a>(
     mut state: MutexGuard<'a, State>,
     line: &Connection,
 ) -> MutexGuard<'a, State> {
+    // `settling` is the second belt here: what is settled in part leaves out a dead session's suspects
+    // (`LocalRecord::settled`).
     let no_suspects = state.plan.suspects_len() == 0 && !state.settling;
     let behind = state.plan.begin_behind();
     drop(state);

@@ -35,7 +35,8 @@ impl Engine {
                 reason: "writes are waiting or the line is down",
             });
         };
-        // Whatever is read from now on until the end is of unknown age.
+        // Whatever is read from now on until the end is of unknown age: forgotten now, and once more then.
+        // Each would do while nobody but the read-ahead reads, as the contract asks for.
         forget(&mut state, blocks);
         drop(state);
         // The record makes the next session wait until nothing can come late, and then write what
@@ -105,6 +106,56 @@ fn forget(state: &mut State, blocks: &[Range<u64>]) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use sprat_store::{FileName, MemoryStore, ReadClass, Store as _};
+
+    use super::*;
+    use crate::plan::Block;
+    use crate::{Fenced, Geometry, ReconnectError, Session, VolumeOptions};
+
+    struct Nobody;
+
+    impl Session for Nobody {
+        fn before_epoch(&self) -> Result<(), Fenced> {
+            Ok(())
+        }
+        fn before_send(&self, _: &[Range<u64>]) -> Result<(), Fenced> {
+            Ok(())
+        }
+        fn settled_in_part(&self, _: &[Range<u64>]) {}
+        fn settled(&self) {}
+        fn reconnect(&self, _: u32) -> Result<Arc<dyn StoreFile>, ReconnectError> {
+            unreachable!("no line is lost here")
+        }
+    }
+
+    #[test]
+    fn what_is_held_or_being_read_of_a_hole_means_nothing_any_more() {
+        let file = MemoryStore::new().create_new(&FileName::new("x").unwrap());
+        let geometry = Geometry {
+            offset_bytes: 0,
+            len_bytes: 64 * BLOCK,
+        };
+        let options = VolumeOptions::default();
+        let engine = Engine::new(file.unwrap(), geometry, Arc::new(Nobody), options, false);
+        let mut state = engine.state();
+        let block = Block::from(vec![7; BLOCK_BYTES]);
+        (0..6).for_each(|index| state.clean.insert(index, block.clone()));
+        state.fetches.ask(&[0], ReadClass::Ahead, 16);
+        let State { fetches, plan, .. } = &mut *state;
+        let (fetch, _) = fetches.take(plan, 64).unwrap();
+        forget(&mut state, &[2..4, 9..10]);
+        let held: Vec<u64> = (0..6)
+            .filter(|index| state.clean.contains(*index))
+            .collect();
+        assert_eq!(held, [0, 1, 4, 5]);
+        // The read-ahead brings what was there before.
+        let came = state.fetches.finish(&fetch, Some(&[7; 16 * BLOCK_BYTES]));
+        let came: Vec<u64> = came.iter().map(|(index, _)| *index).collect();
+        assert_eq!(came, [0, 1, 4, 5, 6, 7, 8, 10, 11, 12, 13, 14, 15]);
+    }
+
     #[test]
     fn an_index_is_found_in_ordered_ranges_however_many_there_are() {
         let ranges = [2..4_u64, 4..5, 9..1 << 40];

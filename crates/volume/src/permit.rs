@@ -156,4 +156,18 @@ mod tests {
         permits.end(EpochNumber(2), second, false);
         assert_eq!(permits.take(EpochNumber(2), Generation(2)), Ahead::Unknown);
     }
+
+    #[test]
+    fn a_permit_that_was_asked_for_too_long_ago_is_not_used() {
+        let old = |age: Duration| {
+            let mut permits = Permits::default();
+            let begun = permits.begin(EpochNumber(2), LINE);
+            permits.end(EpochNumber(2), begun, true);
+            let permit = permits.by_epoch.get_mut(&EpochNumber(2)).unwrap();
+            permit.begun = since_boot().checked_sub(age).unwrap();
+            permits.take(EpochNumber(2), LINE)
+        };
+        assert_eq!(old(PERMIT_AGE_MAX / 2), Ahead::Granted);
+        assert_eq!(old(PERMIT_AGE_MAX), Ahead::Unknown);
+    }
 }

@@ -281,4 +281,21 @@ mod tests {
         proof.forget(&|index| *index == 4);
         assert!(proof.samples(&plan).is_empty());
     }
+
+    #[test]
+    fn a_super_block_that_was_only_read_is_compared_until_it_is_written_again() {
+        let mut proof = Proof::default();
+        let mut plan = plan();
+        proof.read(&[(0, block(1)), (3, block(3)), (16, block(2))]);
+        let indices = |proof: &Proof, plan: &Plan| -> Vec<u64> {
+            let samples = proof.samples(plan);
+            samples.iter().map(|sample| sample.index).collect()
+        };
+        assert_eq!(indices(&proof, &plan), [0, 16]);
+        // The store may hold the new bytes by now, or the old ones.
+        plan.write(0, vec![block(9)]);
+        assert_eq!(indices(&proof, &plan), [16]);
+        proof.forget(&|index| *index == 16);
+        assert_eq!(indices(&proof, &plan), [0; 0]);
+    }
 }

@@ -19,6 +19,8 @@ pub(crate) fn send_together<'a>(
     line: &Connection,
     epoch: EpochNumber,
 ) -> MutexGuard<'a, State> {
+    // While the plan has suspects nothing goes together (`Plan::goes_together`), so that look is the
+    // second belt; a dead session's are no suspects of the plan before all were written again.
     let no_suspects = state.plan.suspects_len() == 0 && !state.settling;
     let runs = state.plan.begin_together();
     drop(state);

@@ -117,8 +117,12 @@ impl StoreFile for Server {
     fn flush(&self) -> Result<(), StoreError> {
         Ok(())
     }
-    fn discard(&self, _: u64, _: u64) -> Result<(), StoreError> {
-        panic!("nobody asks for this here")
+    fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        let (at, len) = (usize::try_from(offset), usize::try_from(len));
+        let (at, len) = (at.unwrap(), len.unwrap());
+        self.bytes.lock().unwrap()[at..at + len].fill(0);
+        self.modified_s.fetch_add(1, Ordering::SeqCst);
+        Ok(())
     }
     fn resize(&self, _: u64) -> Result<(), StoreError> {
         panic!("nobody asks for this here")
@@ -265,6 +269,45 @@ fn a_session_without_the_cache_outdates_it() {
     server.volume(dir.path(), 0).close().unwrap();
     server.put(9, 8);
     assert_eq!(reading(&server, dir.path()).cache_read_blocks, 0);
+}
+
+#[test]
+fn what_was_given_back_to_the_server_is_not_read_from_the_cache() {
+    let (server, dir) = (Server::new(), tempfile::tempdir().unwrap());
+    filled(&server, dir.path());
+    let volume = server.volume(dir.path(), BLOCKS * BLOCK * 4);
+    let (at, len) = (9 * BLOCK as u64, 3 * BLOCK as u64);
+    volume.discard(at, len).unwrap();
+    assert!(read_all(&volume) == server.present());
+    volume.close().unwrap();
+    drop(volume);
+    assert!(reading(&server, dir.path()).cache_read_blocks > 0);
+}
+
+#[test]
+fn who_compares_reads_all_from_the_server_and_drops_a_cache_that_differs() {
+    let (server, dir) = (Server::new(), tempfile::tempdir().unwrap());
+    filled(&server, dir.path());
+    for differing in [0, 1] {
+        let cache = CacheOptions {
+            only_compare: true,
+            ..cache_options(dir.path(), BLOCKS * BLOCK * 4)
+        };
+        let options = ReadOnlyOptions {
+            cache: Some(cache),
+            ..ReadOnlyOptions::new(std::env::temp_dir())
+        };
+        let (file, session) = (Arc::new(server.clone()), Arc::new(server.clone()));
+        let geometry = geometry(BLOCKS * BLOCK);
+        let volume = Volume::open_read_only(file, geometry, session, options).unwrap();
+        assert!(read_all(&volume) == server.present(), "{differing}");
+        assert_eq!(volume.stats().cache_read_blocks, 0);
+        assert_eq!(volume.differing_blocks(), differing);
+        volume.close().unwrap();
+        assert_eq!(dir.path().join("clean").exists(), differing == 0);
+        // Bytes rot on the server's disk.
+        server.put(9, 8);
+    }
 }
 
 #[test]

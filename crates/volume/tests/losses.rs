@@ -456,6 +456,49 @@ fn a_server_that_lost_what_it_had_called_durable_is_found_out_at_the_reconnect()
     });
 }
 
+/// Of an epoch that is larger than the buffer parts are durable before its end.
+#[test]
+fn what_was_durable_in_parts_is_missed_too_where_the_server_lost_it() {
+    within(LIMIT, || {
+        let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
+        let session = TestSession::new(&disk);
+        let volume =
+            Volume::open(session.connect(), geometry(LEN), session.clone(), tiny()).unwrap();
+        let image = disk.durable();
+        write_a_long_epoch(&volume, 0..60);
+        assert!(volume.stats().wire_flushes > 0);
+        disk.go_back_to(&image);
+        misses_what_was_durable(&volume);
+    });
+}
+
+#[test]
+fn what_was_durable_is_missed_too_where_the_file_ends_before_it() {
+    within(LIMIT, || {
+        let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
+        let session = TestSession::new(&disk);
+        let volume =
+            Volume::open(session.connect(), geometry(LEN), session.clone(), tiny()).unwrap();
+        volume.write_at(at(50), &stamped(1)).unwrap();
+        volume.flush(Flush::Durable).unwrap();
+        disk.go_back_to(&disk.durable()[..40 * BLOCK]);
+        misses_what_was_durable(&volume);
+    });
+}
+
+#[track_caller]
+fn misses_what_was_durable(volume: &Volume) {
+    let written = volume.write_at(at(3), &stamped(7));
+    let flushed = written.and_then(|()| volume.flush(Flush::Durable));
+    let Err(VolumeError::Failed(cause)) = flushed else {
+        panic!("{flushed:?}");
+    };
+    assert!(
+        matches!(*cause, VolumeError::LostDurable { .. }),
+        "{cause:?}"
+    );
+}
+
 /// The same where no connection was lost: it is found out at the close.
 #[test]
 fn a_server_that_lost_what_it_had_called_durable_is_found_out_at_the_close() {
