@@ -112,3 +112,28 @@ pub(crate) fn is_known() -> io::Result<()> {
         .map(drop)
         .map_err(io::Error::from)
 }
+
+#[cfg(test)]
+mod tests {
+    use sprat_testkit::{needs, requires};
+
+    use super::*;
+    use crate::{process, sys};
+
+    #[test]
+    fn another_device_in_the_place_of_dev_fuse_is_refused() {
+        requires!(needs::root());
+        // In a mount namespace of this thread, which goes with it.
+        let refused = std::thread::spawn(|| {
+            sys::unshare(rustix::thread::UnshareFlags::NEWNS).unwrap();
+            process::keep_mounts_inside().unwrap();
+            rustix::mount::mount_bind("/dev/null", "/dev/fuse").unwrap();
+            open_fuse()
+        });
+        let refused = refused.join().unwrap().unwrap_err();
+        assert!(
+            matches!(refused, AttachError::NoFuse { reason, .. } if reason.contains("another")),
+            "{refused:?}"
+        );
+    }
+}

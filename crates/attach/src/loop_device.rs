@@ -350,3 +350,38 @@ pub(crate) fn open_node(path: &Path, major: u32, minor: u32) -> Result<OwnedFd, 
 pub(crate) fn is_node(path: &Path) -> bool {
     rustix::fs::stat(path).is_ok_and(|stat| rustix::fs::major(stat.st_rdev) == LOOP_MAJOR)
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::MemfdFlags;
+    use sprat_testkit::{needs, requires};
+
+    use super::*;
+
+    fn file() -> OwnedFd {
+        let file = rustix::fs::memfd_create("sprat-test", MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, 1 << 20).unwrap();
+        file
+    }
+
+    #[test]
+    fn only_a_device_that_carries_the_name_is_waited_for() {
+        let missing = !Path::new("/dev/loop-control").exists();
+        requires!(needs::root(), missing.then(|| "no loop".to_owned()));
+        let file = file();
+        let device = LoopDevice::attach(file.as_fd()).unwrap();
+        assert_eq!(name_at(device.path()).unwrap(), Some(device.name));
+        // It was freed, and another session has it by now.
+        let begun = Instant::now();
+        wait_until_free(device.path(), LoopName::random().unwrap()).unwrap();
+        assert!(begun.elapsed() < RELEASE_WAIT_MAX / 2);
+        // Ours is waited for while somebody holds it.
+        let path = device.path().to_owned();
+        let held = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        let release = std::thread::spawn(move || device.release());
+        sleep(Duration::from_millis(300));
+        assert!(!release.is_finished());
+        drop(held);
+        release.join().unwrap().unwrap();
+    }
+}

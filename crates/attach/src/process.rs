@@ -30,7 +30,10 @@ pub fn bind_to_this_process(command: &mut Command) {
 /// `ParentGone` if the parent died during the call. One that died before it can't be seen here:
 /// the end of the control socket tells.
 pub fn die_with_parent() -> Result<(), AttachError> {
-    let before = rustix::process::getppid();
+    die_with(rustix::process::getppid())
+}
+
+fn die_with(before: Option<Pid>) -> Result<(), AttachError> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(|e| AttachError::io("set", "the parent death signal", e))?;
     if rustix::process::getppid() == before {
@@ -216,6 +219,8 @@ fn in_a_thread<T: Send>(probe: impl FnOnce() -> T + Send) -> io::Result<T> {
 
 #[cfg(test)]
 mod tests {
+    use sprat_testkit::{needs, requires};
+
     use super::*;
 
     #[test]
@@ -223,5 +228,46 @@ mod tests {
         // The test runner itself has at least two.
         let refused = in_a_thread(|| require_one_thread("test"));
         assert!(refused.unwrap().is_err());
+    }
+
+    // The signal is set for the calling thread, and goes with it.
+
+    #[test]
+    fn a_parent_that_died_during_the_call_is_noticed() {
+        let parent = rustix::process::getppid();
+        assert!(in_a_thread(|| die_with(parent)).unwrap().is_ok());
+        let other = Some(rustix::process::getpid());
+        let gone = in_a_thread(|| die_with(other)).unwrap();
+        assert!(matches!(gone, Err(AttachError::ParentGone)), "{gone:?}");
+    }
+
+    #[test]
+    fn an_outer_process_that_died_before_the_call_is_noticed() {
+        let (lives, end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        assert!(in_a_thread(|| die_with_outer(&lives)).unwrap().is_ok());
+        drop(end);
+        let gone = in_a_thread(|| die_with_outer(&lives)).unwrap();
+        assert!(matches!(gone, Err(AttachError::ParentGone)), "{gone:?}");
+    }
+
+    #[test]
+    fn memory_is_locked_and_hidden() {
+        requires!(needs::root());
+        let locked_kib = || -> u64 {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmLck:"));
+            let kib = line.unwrap().trim().strip_suffix(" kB").unwrap();
+            kib.parse().unwrap()
+        };
+        assert_eq!(locked_kib(), 0);
+        lock_memory().unwrap();
+        assert!(locked_kib() > 0);
+        rustix::mm::munlockall().unwrap();
+        // With core dumps and debuggers.
+        hide_from_debuggers().unwrap();
+        assert_eq!(
+            rustix::process::dumpable_behavior().unwrap(),
+            DumpableBehavior::NotDumpable
+        );
     }
 }

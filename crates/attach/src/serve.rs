@@ -412,3 +412,6 @@ impl Filesystem for VolumeFile {
         reply.statfs(blocks, 0, 0, 2, 0, BLOCK_BYTES_U32, 255, BLOCK_BYTES_U32);
     }
 }
+
+#[cfg(test)]
+mod tests;

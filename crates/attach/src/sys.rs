@@ -271,7 +271,11 @@ pub(crate) fn exit_now(status: c_int) -> ! {
 
 /// Lets the child that `command` starts die with this process, in a session of its own.
 pub(crate) fn bind_child(command: &mut Command) {
-    let parent = rustix::process::getpid();
+    bind_child_of(rustix::process::getpid(), command);
+}
+
+/// As [`bind_child`], for a process that `parent` starts: in any other's child it fails with ESRCH.
+fn bind_child_of(parent: Pid, command: &mut Command) {
     let bind = move || {
         rustix::process::setsid()?;
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -285,4 +289,21 @@ pub(crate) fn bind_child(command: &mut Command) {
     // SAFETY: between fork and exec the closure only makes system calls (no allocation, no lock;
     // `from_raw_os_error` stores an integer).
     unsafe { command.pre_exec(bind) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_whose_parent_is_gone_does_not_run() {
+        let mut command = Command::new("true");
+        bind_child(&mut command);
+        assert!(command.status().unwrap().success());
+        // What is left of a parent that died meanwhile: the child has another one.
+        let mut command = Command::new("true");
+        bind_child_of(Pid::INIT, &mut command);
+        let orphan = command.status().unwrap_err();
+        assert_eq!(orphan.raw_os_error(), Some(libc::ESRCH));
+    }
 }

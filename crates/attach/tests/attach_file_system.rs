@@ -377,6 +377,72 @@ fn the_file_system_is_mounted_with_the_options_that_make_a_crash_safe() {
 }
 
 #[test]
+fn in_a_mount_to_browse_no_device_works_and_no_set_uid_bit_counts() {
+    if !can_attach() {
+        return;
+    }
+    let place = Place::new(64);
+    let mut chain = mounted(&place);
+    let dir = place.dir.display();
+    let script = format!("cd {dir} && mknod null c 1 3 && cp /usr/bin/id . && chmod 4755 id");
+    chain.sh(&script).unwrap();
+    chain.sh(&format!("echo x > {dir}/null")).unwrap();
+    assert!(chain.end().success());
+    let mut chain = Chain::start(&place.image, &ChainOptions::default());
+    chain.attach().unwrap();
+    chain.ask_worker(&format!("mount-browse {dir}")).unwrap();
+    let options = chain.sh(&format!("grep {dir} /proc/mounts")).unwrap();
+    for option in ["nosuid", "nodev"] {
+        assert!(options.contains(option), "{option} not in {options}");
+    }
+    let refused = chain.sh(&format!("echo x > {dir}/null")).unwrap_err();
+    assert!(refused.contains("Permission denied"), "{refused}");
+    // Both are there all the same, to be copied.
+    let listed = chain.sh(&format!("stat -c %F:%a {dir}/null {dir}/id"));
+    let listed = listed.unwrap();
+    assert!(listed.contains("character special file"), "{listed}");
+    assert!(listed.contains(":4755"), "{listed}");
+    assert!(chain.end().success());
+}
+
+/// Somebody's own image, mounted by hand.
+#[test]
+fn a_foreign_ext4_on_a_loop_device_is_no_volume_and_is_left_alone() {
+    if !can_attach() {
+        return;
+    }
+    struct Mounted(std::path::PathBuf);
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            let _ = Command::new("umount").arg(&self.0).output();
+        }
+    }
+    let place = Place::new(64);
+    run("mkfs.ext4", &["-q", place.image.to_str().unwrap()]);
+    let (image, dir) = (place.image.to_str().unwrap(), place.dir.to_str().unwrap());
+    run("mount", &["-o", "loop", image, dir]);
+    let mounted = Mounted(place.dir.clone());
+    let state = || sprat_attach::mount_state(&place.dir).unwrap();
+    assert_eq!(state(), MountState::NotMounted);
+    assert_eq!(sprat_attach::volume_id(&place.dir).unwrap(), None);
+    for unmounted in [
+        sprat_attach::unmount_at(&place.dir),
+        sprat_attach::unmount_only(&place.dir),
+        sprat_attach::unmount_dead(&place.dir),
+    ] {
+        let refused = unmounted.unwrap_err();
+        assert!(
+            matches!(refused, AttachError::NotMounted { .. }),
+            "{refused:?}"
+        );
+    }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(mounts.contains(dir), "it was unmounted");
+    drop(mounted);
+    place.assert_nothing_remains("after the foreign mount");
+}
+
+#[test]
 fn mounting_what_is_no_file_system_or_where_something_is_mounted_is_refused_clearly() {
     if !can_attach() {
         return;

@@ -152,9 +152,10 @@ fn act(attachment: &mut Attachment, command: &str, rest: &str) -> Result<String,
             sprat_attach::make_file_system(attachment.device(), &options)?;
             Ok(String::new())
         }
-        "mount" | "mount-ro" => {
+        "mount" | "mount-ro" | "mount-browse" => {
             let mut options = MountOptions::default();
             options.read_only = command == "mount-ro";
+            options.browse = command == "mount-browse";
             attachment.mount(Path::new(rest), &options)?;
             Ok(String::new())
         }
