@@ -57,6 +57,10 @@ fn a_snapshot_is_read_through_a_mount_and_nothing_is_written() {
         fs::read(bench.path("source/d1/f1")).unwrap()
     );
     assert!(fs::write(bench.path("mnt/x"), "x").is_err());
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let ours = bench.path("mnt").display().to_string();
+    let line = mounts.lines().find(|line| line.contains(&ours)).unwrap();
+    assert!(line.contains("nosuid,nodev"), "{line}");
     assert_exit(mount(&bench, Access::ReadOnly), Exit::Usage);
     let closed = unmount(&bench).unwrap();
     assert_eq!(closed.volume.written_bytes, 0);

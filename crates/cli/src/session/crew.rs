@@ -652,7 +652,7 @@ pub(super) enum Shape {
     Grow(u64),
 }
 
-fn start_order(
+pub(super) fn start_order(
     options: &SessionOptions,
     opened_by: OpenedBy,
     shape: Shape,

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sprat_luks::{
-    FormatOptions, Header, HeaderRead, HeaderWrite, LuksError, LuksErrorKind, Secret, SectorCipher,
-    SlotKind, VolumeKey,
+    Extent, FormatOptions, Header, HeaderRead, HeaderWrite, LuksError, LuksErrorKind, Secret,
+    SectorCipher, SlotKind, VolumeKey,
 };
 use sprat_store::{Access, ReadClass, Store, StoreFile};
 use sprat_volume::{Fenced, Session as _};
@@ -381,43 +381,12 @@ impl<'w> Work<'w> {
         Ok(path)
     }
 
-    /// Writes in order, each step durable before the next; then reads it back. From the first
-    /// write on nobody is asked whether to stop: what follows is short.
+    /// As [`write_in_order`]. From the first write on nobody is asked whether to stop: what follows
+    /// is short.
     pub(super) fn write(&self, writes: &[HeaderWrite]) -> Result<(), Failure> {
         self.note_slots_to_be(writes)?;
         self.say.phase(Phase::Syncing);
-        let half_way = |failure: Failure| failure.with_more_hint(HALF_WAY);
-        for write in writes {
-            let done = match write {
-                HeaderWrite::Write(extent) => self.write_extent(extent.offset, &extent.bytes),
-                HeaderWrite::Barrier => self.file.flush().map_err(Failure::from),
-            };
-            done.map_err(half_way)?;
-        }
-        for write in writes {
-            if let HeaderWrite::Write(extent) = write {
-                let mut found = vec![0; extent.bytes.len()];
-                let read = self
-                    .file
-                    .read_at(extent.offset, &mut found, ReadClass::Demand);
-                read.map_err(|error| half_way(Failure::from(error)))?;
-                if found != extent.bytes {
-                    return Err(Failure::new(
-                        Exit::Damaged,
-                        format!(
-                            "the header does not read back as it was written (offset {})",
-                            extent.offset
-                        ),
-                    )
-                    .with_hint(
-                        "the header as it was before is kept on this machine: `sprat key \
-                         header-restore` puts it back. Check the server's disk",
-                    ));
-                }
-            }
-        }
-        self.hold.all_settled()?;
-        Ok(())
+        write_in_order(self.hold, &*self.file, writes)
     }
 
     /// A change that is interrupted must not look like one of the server's to the next session.
@@ -428,21 +397,6 @@ impl<'w> Work<'w> {
         })?;
         let filed = self.filed(&changed);
         Known::load(&filed).begin_changing_slots(&filed, changed.slot_digests())
-    }
-
-    fn write_extent(&self, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
-        self.hold.still_ours()?;
-        let range = offset..offset + bytes.len() as u64;
-        self.hold
-            .before_send(std::slice::from_ref(&range))
-            .map_err(|fenced| match fenced {
-                Fenced::Disconnected(error) => Failure::from(&error),
-                other => self
-                    .hold
-                    .lost()
-                    .unwrap_or_else(|| Failure::failed(other.to_string())),
-            })?;
-        Ok(self.file.write_at(offset, bytes)?)
     }
 
     /// The header as the server gives it on a handle of its own.
@@ -512,6 +466,57 @@ impl HeaderRead for Changed<'_> {
         }
         Ok(())
     }
+}
+
+/// Writes in order, each step durable before the next; then reads it back.
+pub(super) fn write_in_order(
+    hold: &Hold,
+    file: &dyn StoreFile,
+    writes: &[HeaderWrite],
+) -> Result<(), Failure> {
+    let half_way = |failure: Failure| failure.with_more_hint(HALF_WAY);
+    for write in writes {
+        let done = match write {
+            HeaderWrite::Write(extent) => write_extent(hold, file, extent),
+            HeaderWrite::Barrier => file.flush().map_err(Failure::from),
+        };
+        done.map_err(half_way)?;
+    }
+    for write in writes {
+        if let HeaderWrite::Write(extent) = write {
+            let mut found = vec![0; extent.bytes.len()];
+            let read = file.read_at(extent.offset, &mut found, ReadClass::Demand);
+            read.map_err(|error| half_way(Failure::from(error)))?;
+            if found != extent.bytes {
+                return Err(Failure::new(
+                    Exit::Damaged,
+                    format!(
+                        "the header does not read back as it was written (offset {})",
+                        extent.offset
+                    ),
+                )
+                .with_hint(
+                    "the header as it was before is kept on this machine: `sprat key \
+                     header-restore` puts it back. Check the server's disk",
+                ));
+            }
+        }
+    }
+    hold.all_settled()?;
+    Ok(())
+}
+
+fn write_extent(hold: &Hold, file: &dyn StoreFile, extent: &Extent) -> Result<(), Failure> {
+    hold.still_ours()?;
+    let range = extent.offset..extent.offset + extent.bytes.len() as u64;
+    hold.before_send(std::slice::from_ref(&range))
+        .map_err(|fenced| match fenced {
+            Fenced::Disconnected(error) => Failure::from(&error),
+            other => hold
+                .lost()
+                .unwrap_or_else(|| Failure::failed(other.to_string())),
+        })?;
+    Ok(file.write_at(extent.offset, &extent.bytes)?)
 }
 
 /// Before the key comes near the header.

@@ -418,6 +418,13 @@ impl Hold {
         *verified = (*verified).max(Some(begun));
     }
 
+    /// The last look at the lock is so long ago.
+    #[cfg(test)]
+    pub(super) fn looked_ago(&self, age: Duration) {
+        let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        *verified = since_boot().checked_sub(age);
+    }
+
     /// Reads the lock again where the last look is too long ago to send by.
     fn verify_to_send(&self) -> Result<(), Fenced> {
         let verified = *self.verified.lock().unwrap_or_else(PoisonError::into_inner);

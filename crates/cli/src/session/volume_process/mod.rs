@@ -20,6 +20,8 @@ pub(super) mod room;
 mod still_named;
 mod stop;
 mod taking;
+#[cfg(test)]
+mod tests;
 mod trim;
 
 use std::collections::BTreeMap;

@@ -387,7 +387,7 @@ fn in_threads(
 }
 
 /// The new file takes the container's name, if it is the same container and still ours.
-fn swap(hold: &Hold, stop: &Stop) -> Result<(), Failure> {
+pub(super) fn swap(hold: &Hold, stop: &Stop) -> Result<(), Failure> {
     let store = hold.store();
     let new_name = new_name(hold)?;
     let new = store.open(&new_name, Access::ReadOnly)?;

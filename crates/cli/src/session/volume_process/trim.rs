@@ -24,6 +24,8 @@ impl Served {
     pub(super) fn collect(&mut self) -> Result<(), Failure> {
         self.wait_until_unmounted()?;
         self.say.phase(Phase::Syncing);
+        // So that the holes are taken by the volume, which refuses them while a write waits; a rewrite
+        // closes it before.
         self.volume.flush(Flush::Durable)?;
         let found = read_super(&self.device)?;
         if found.has_errors() {
@@ -36,6 +38,7 @@ impl Served {
                  Restore what you need, then have it repaired",
             ));
         }
+        // The mount before this has replayed the journal, or failed: it is checked all the same.
         if found.needs_recovery() {
             return Err(Failure::failed(
                 "the journal was not replayed by the mount before",
