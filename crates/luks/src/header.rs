@@ -295,8 +295,9 @@ impl Header {
             };
             tried += 1;
             match opened {
-                // libcryptsetup has checked this; here it is checked against the digest that the
-                // pins were compared with.
+                // The second belt: libcryptsetup has compared the key with the digest in the header
+                // that it was given, which is the one that was judged and pinned. There is no other
+                // digest in it: a header with two is refused when it is read.
                 Some(key) if self.holds(&key)? => return Ok((slot.number, key)),
                 Some(_) | None => {}
             }
