@@ -82,7 +82,7 @@ impl Filed {
     }
 
     /// All of its files in a folder, each with what follows the name.
-    fn all(&self, folder: &str) -> io::Result<Vec<(PathBuf, String)>> {
+    pub(crate) fn all(&self, folder: &str) -> io::Result<Vec<(PathBuf, String)>> {
         let dir = self.state_dir.join(folder);
         let begin = format!("{}-{}", self.uuid, self.target_id);
         let names = names(&dir)?;

@@ -53,13 +53,24 @@ pub(crate) fn to_put_back(filed: &Filed) -> (PathBuf, Option<Elsewhere>) {
 #[derive(Debug)]
 pub(crate) struct Kept {
     pub path: PathBuf,
-    /// Slots whose areas hold other bytes than were kept before, and where those are now.
-    pub differ: Option<(Vec<u32>, PathBuf)>,
+    /// The header kept before says more or something else, and stays.
+    pub aside: Option<Aside>,
 }
 
-/// Keeps a header as the newest, in the place of the one kept before; but where that one has other
-/// bytes of a slot that both have, it stays under another name: one of the two is damaged. Of the
-/// slot `going`, which is being removed, that is no wonder.
+/// A kept header that another one did not replace.
+#[derive(Debug)]
+pub(crate) struct Aside {
+    /// Slots that the newer header does not have, or of which it says something else.
+    pub gone: Vec<u32>,
+    /// Slots that both have, with other bytes in their areas.
+    pub differ: Vec<u32>,
+    /// Where it is kept now.
+    pub path: PathBuf,
+}
+
+/// Keeps a header as the newest, in the place of the one kept before. That one stays under another
+/// name where it has a slot that the newer one lacks, or has otherwise: its key may be the only good
+/// one. The slot `going` does not count: this machine removes it.
 pub(crate) fn keep_newest(
     filed: &Filed,
     header: &Header,
@@ -68,9 +79,9 @@ pub(crate) fn keep_newest(
 ) -> Result<Kept, Failure> {
     let path = newest(filed);
     let backup = header.backup(source)?;
-    let differ = set_aside(filed, header, &backup, &path, going)?;
+    let aside = set_aside(filed, header, &backup, &path, going)?;
     write_over(&path, &backup)?;
-    Ok(Kept { path, differ })
+    Ok(Kept { path, aside })
 }
 
 fn set_aside(
@@ -79,7 +90,7 @@ fn set_aside(
     backup: &HeaderBackup,
     path: &Path,
     going: Option<u32>,
-) -> Result<Option<(Vec<u32>, PathBuf)>, Failure> {
+) -> Result<Option<Aside>, Failure> {
     // What can't be read is worth nothing.
     let Ok((file, earlier)) = open(path).and_then(|file| {
         let earlier = load(&file, path)?;
@@ -87,18 +98,39 @@ fn set_aside(
     }) else {
         return Ok(None);
     };
-    let mut slots = header.slots_that_differ(backup, &earlier, &file)?;
-    slots.retain(|slot| going != Some(*slot));
+    let mut differ = header.slots_that_differ(backup, &earlier, &file)?;
+    let mut gone = header.slots_that_went(&earlier);
+    for slots in [&mut differ, &mut gone] {
+        slots.retain(|slot| going != Some(*slot));
+    }
+    let same_keys = differ.is_empty() && gone.is_empty();
     // A newer one than this may be all that is left of its keys.
-    if slots.is_empty() && earlier.sequence_id() <= header.sequence_id() {
+    if same_keys && earlier.sequence_id() <= header.sequence_id() {
         return Ok(None);
     }
-    let what = format!(".differs-{}", earlier.sequence_id());
+    let what = format!("{DIFFERS}{}", earlier.sequence_id());
     let earlier = earlier.backup(&file)?;
-    let aside = aside(filed, &what, &earlier);
-    write_over(&aside, &earlier)?;
-    Ok((!slots.is_empty()).then_some((slots, aside)))
+    let path = aside(filed, &what, &earlier);
+    write_over(&path, &earlier)?;
+    Ok((!same_keys).then_some(Aside { gone, differ, path }))
 }
+
+/// Kept headers of the container that a newer one did not replace, in the order of their names.
+pub(crate) fn others(filed: &Filed) -> Vec<PathBuf> {
+    let Ok(all) = filed.all(HEADERS) else {
+        return Vec::new();
+    };
+    let mut others: Vec<PathBuf> = all
+        .into_iter()
+        .filter(|(_, what)| what.starts_with(DIFFERS))
+        .map(|(path, _)| path)
+        .collect();
+    others.sort();
+    others
+}
+
+/// Begins the endings of those.
+const DIFFERS: &str = ".differs-";
 
 /// Keeps the header that a kept one is about to replace.
 pub(crate) fn keep_replaced(

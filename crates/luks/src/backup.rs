@@ -87,6 +87,30 @@ impl Header {
         Ok(differ)
     }
 
+    /// Key slots of `earlier` that this header does not have, or of which it says something else.
+    /// Number and place of a slot's area do not count: a restore moves areas.
+    #[must_use]
+    pub fn slots_that_went(&self, earlier: &Self) -> Vec<u32> {
+        let now = self.slot_facts();
+        let before = earlier.slot_facts().into_iter();
+        before
+            .filter(|(_, facts)| !now.iter().any(|(_, now)| now == facts))
+            .map(|(number, _)| number)
+            .collect()
+    }
+
+    /// What the metadata say of each key slot, without the place of its area.
+    fn slot_facts(&self) -> Vec<(u32, Value)> {
+        let mut all = self.facts_of_slots();
+        for (_, facts) in &mut all {
+            let area = facts.pointer_mut("/0/area").and_then(Value::as_object_mut);
+            if let Some(area) = area {
+                area.remove("offset");
+            }
+        }
+        all
+    }
+
     /// Where this header's key slots have their areas in the file.
     #[must_use]
     pub fn areas(&self) -> Vec<Range<u64>> {

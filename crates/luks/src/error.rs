@@ -74,6 +74,17 @@ pub enum LuksError {
         asks: String,
         limit: String,
     },
+    /// The secret opens none of the slots that were tried, and deriving keys for the others would
+    /// take more than one opening may.
+    #[error(
+        "the key or passphrase opens none of the {slots_tried} key slots that were tried; {} were \
+         left out, as their key derivation takes too long",
+        .left_out.len()
+    )]
+    KdfBudget {
+        slots_tried: usize,
+        left_out: Vec<u32>,
+    },
     /// A key slot's derivation needs more memory than there is.
     #[error("key slot {slot} needs {memory_kib} KiB of memory, which this machine does not give")]
     NoMemory { slot: u32, memory_kib: u64 },
@@ -140,7 +151,7 @@ impl LuksError {
             Self::Luks1 | Self::KernelOnly { .. } | Self::Unsupported { .. } => {
                 LuksErrorKind::Unsupported
             }
-            Self::WrongSecret { .. } => LuksErrorKind::WrongSecret,
+            Self::WrongSecret { .. } | Self::KdfBudget { .. } => LuksErrorKind::WrongSecret,
             Self::NoMemory { .. }
             | Self::Library { .. }
             | Self::Scratch { .. }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, fs::File, io, ops::Range, os::unix::fs::FileExt};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     Copies, CopyState, LuksError, Pins, Secret, VolumeKey,
@@ -12,6 +12,7 @@ use crate::{
     metadata::{Metadata, OpenedBy},
     pins::hex,
     reference::Reference,
+    unlock::{Budget, UnlockOptions},
 };
 
 /// Blocks of the volume above; the payload counts in whole ones.
@@ -203,6 +204,18 @@ impl Header {
     /// What lies in the slot's area is not part of it.
     #[must_use]
     pub fn slot_digests(&self) -> BTreeMap<u32, String> {
+        let facts = self.facts_of_slots().into_iter().map(|(number, facts)| {
+            let slot = facts.get(0).unwrap_or(&Value::Null);
+            let of = facts.get(1).unwrap_or(&Value::Null);
+            let facts = json!([number.to_string(), slot, of]).to_string();
+            (number, hex(&openssl::sha::sha256(facts.as_bytes())))
+        });
+        facts.collect()
+    }
+
+    /// Of each key slot: its metadata, and the names of the digests that it belongs to, as a list of
+    /// two.
+    pub(crate) fn facts_of_slots(&self) -> Vec<(u32, Value)> {
         let json = &self.copy.metadata;
         let belongs = |digest: &Value, number: &str| {
             let slots = digest.get("keyslots").and_then(Value::as_array);
@@ -217,9 +230,7 @@ impl Header {
                 .filter(|(_, digest)| belongs(digest, number))
                 .map(|(name, _)| name)
                 .collect();
-            let facts = serde_json::json!([number, slot, of]).to_string();
-            let hash = openssl::sha::sha256(facts.as_bytes());
-            Some((number.parse().ok()?, hex(&hash)))
+            Some((number.parse().ok()?, json!([slot, of])))
         });
         facts.collect()
     }
@@ -242,8 +253,9 @@ impl Header {
     /// slot that it tries (252 KiB).
     ///
     /// Takes as long as the slots' key derivations ask for, and as much memory: seconds, and a
-    /// gigabyte. [`LuksError::WrongSecret`] where no slot opens. Slots that ask for more than the
-    /// bounds are left out, and reported if no other opens.
+    /// gigabyte; all slots together take no more than the default of [`UnlockOptions`].
+    /// [`LuksError::WrongSecret`] where no slot opens. Slots that ask for more than the bounds are
+    /// left out, and reported if no other opens.
     pub fn unlock(&self, source: &dyn HeaderRead, secret: &Secret) -> Result<VolumeKey, LuksError> {
         Ok(self.unlock_by(source, secret)?.1)
     }
@@ -254,9 +266,21 @@ impl Header {
         source: &dyn HeaderRead,
         secret: &Secret,
     ) -> Result<(u32, VolumeKey), LuksError> {
+        self.unlock_within(source, secret, &UnlockOptions::default())
+    }
+
+    /// As [`Header::unlock_by`], with the order and the limits of `options`. Errors as there, and
+    /// [`LuksError::KdfBudget`] where slots were left out because of the work of those before.
+    pub fn unlock_within(
+        &self,
+        source: &dyn HeaderRead,
+        secret: &Secret,
+        options: &UnlockOptions,
+    ) -> Result<(u32, VolumeKey), LuksError> {
         let mut slots: Vec<&Keyslot> = self.metadata.keyslots.iter().collect();
-        slots.sort_by_key(|slot| (slot.kdf.cost(), slot.number));
-        self.unlock_with(source, secret, &slots)
+        let budget = Budget::new(options);
+        budget.order(&mut slots, |slot| (slot.number, slot.kdf.cost()));
+        self.unlock_with(source, secret, &slots, budget)
     }
 
     /// Opens the volume key by that slot and no other.
@@ -266,7 +290,8 @@ impl Header {
         secret: &Secret,
         number: u32,
     ) -> Result<VolumeKey, LuksError> {
-        let opened = self.unlock_with(source, secret, &[self.slot(number)?])?;
+        let budget = Budget::new(&UnlockOptions::default());
+        let opened = self.unlock_with(source, secret, &[self.slot(number)?], budget)?;
         Ok(opened.1)
     }
 
@@ -275,25 +300,26 @@ impl Header {
         source: &dyn HeaderRead,
         secret: &Secret,
         slots: &[&Keyslot],
+        mut budget: Budget,
     ) -> Result<(u32, VolumeKey), LuksError> {
         let mut reference = self.reference()?;
-        let mut objection = None;
-        let mut tried = 0;
         for slot in slots {
             if let Some(reason) = slot.objection(self.opened_by) {
-                objection.get_or_insert(reason);
+                budget.object(reason);
+                continue;
+            }
+            if !budget.allows(slot.number, &slot.kdf) {
                 continue;
             }
             reference.fill(&fetch_area(source, slot)?)?;
             let opened = match reference.open_slot(slot.number, &slot.kdf, secret) {
                 // Another slot may do.
                 Err(error @ LuksError::NoMemory { .. }) => {
-                    objection.get_or_insert(error);
+                    budget.object(error);
                     continue;
                 }
                 other => other?,
             };
-            tried += 1;
             match opened {
                 // The second belt: libcryptsetup has compared the key with the digest in the header
                 // that it was given, which is the one that was judged and pinned. There is no other
@@ -302,7 +328,7 @@ impl Header {
                 Some(_) | None => {}
             }
         }
-        Err(objection.unwrap_or(LuksError::WrongSecret { slots_tried: tried }))
+        Err(budget.failed())
     }
 
     /// Says whether `key` is this container's volume key.

@@ -31,6 +31,7 @@ mod pins;
 mod recovery;
 mod reference;
 mod secret;
+mod unlock;
 
 pub use backup::HeaderBackup;
 pub use cipher::SectorCipher;
@@ -43,3 +44,4 @@ pub use metadata::OpenedBy;
 pub use pins::Pins;
 pub use recovery::{RecoveryKey, RecoveryKeyError};
 pub use secret::{Secret, VolumeKey};
+pub use unlock::UnlockOptions;

@@ -24,8 +24,13 @@ use openssl::sha::Sha256;
 
 use crate::{
     Copies, Extent, Header, HeaderRead, LuksError, OpenedBy, Payload, Pins, Secret, VolumeKey,
-    digest::message_digest, error::shown, keyslot::Kdf, metadata::check_cipher, pins::hex,
+    digest::message_digest,
+    error::shown,
+    keyslot::Kdf,
+    metadata::check_cipher,
+    pins::hex,
     reference::Reference,
+    unlock::{Budget, UnlockOptions},
 };
 
 const HEADER_BYTES: usize = 592;
@@ -144,28 +149,43 @@ impl Luks1Header {
 
     /// As [`Header::unlock`].
     pub fn unlock(&self, source: &dyn HeaderRead, secret: &Secret) -> Result<VolumeKey, LuksError> {
+        Ok(self
+            .unlock_within(source, secret, &UnlockOptions::default())?
+            .1)
+    }
+
+    /// As [`Header::unlock_within`].
+    pub fn unlock_within(
+        &self,
+        source: &dyn HeaderRead,
+        secret: &Secret,
+        options: &UnlockOptions,
+    ) -> Result<(u32, VolumeKey), LuksError> {
         let header = Extent {
             offset: 0,
             bytes: self.bytes.clone(),
         };
         let mut reference = Reference::load_luks1(&header, self.pins.payload_offset_bytes)?;
-        let mut objection = None;
-        let mut tried = 0;
-        for slot in &self.slots {
+        let mut budget = Budget::new(options);
+        let mut slots: Vec<_> = self.slots.iter().collect();
+        budget.order(&mut slots, |slot| (slot.number, slot.kdf.cost()));
+        for slot in slots {
             if let Some(reason) = slot.kdf.objection(slot.number) {
-                objection.get_or_insert(reason);
+                budget.object(reason);
+                continue;
+            }
+            if !budget.allows(slot.number, &slot.kdf) {
                 continue;
             }
             reference.fill(&fetch(source, &slot.area)?)?;
-            tried += 1;
             // libcryptsetup compares the key with the digest in the header that was judged here.
             if let Some(key) = reference.open_slot(slot.number, &slot.kdf, secret)?
                 && key.bits() == self.pins.key_bits as usize
             {
-                return Ok(key);
+                return Ok((slot.number, key));
             }
         }
-        Err(objection.unwrap_or(LuksError::WrongSecret { slots_tried: tried }))
+        Err(budget.failed())
     }
 }
 
@@ -308,6 +328,19 @@ impl AnyHeader {
         match self {
             Self::Luks2(header) => header.unlock(source, secret),
             Self::Luks1(header) => header.unlock(source, secret),
+        }
+    }
+
+    /// As [`Header::unlock_within`].
+    pub fn unlock_within(
+        &self,
+        source: &dyn HeaderRead,
+        secret: &Secret,
+        options: &UnlockOptions,
+    ) -> Result<(u32, VolumeKey), LuksError> {
+        match self {
+            Self::Luks2(header) => header.unlock_within(source, secret, options),
+            Self::Luks1(header) => header.unlock_within(source, secret, options),
         }
     }
 }

@@ -27,6 +27,8 @@ pub(crate) fn conduct(engine: &Engine) {
         let next_quiet = end_quiet_times(engine, &mut state);
         state = match (state.plan.step(), state.connection()) {
             (Step::Reconnect, _) => reconnect(engine, state),
+            // Without a permit nothing of an epoch is sent. `may_send` wakes this thread.
+            (Step::Permit(_), Some(_)) if state.held_back => engine.wait(&engine.step, state),
             (Step::Permit(epoch), Some(line)) => permit(engine, state, &line, epoch),
             (Step::Together(epoch), Some(line)) => send_together(engine, state, &line, epoch),
             (Step::Flush(epoch), Some(line)) => flush(engine, state, &line, epoch),

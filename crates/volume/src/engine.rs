@@ -112,6 +112,8 @@ pub(crate) struct State {
     pub(crate) cache_stopped: bool,
     /// A dead session's suspects are not all written anew yet: nothing is settled.
     pub(crate) settling: bool,
+    /// Nothing is sent yet: see [`VolumeOptions::hold_back`].
+    pub(crate) held_back: bool,
     /// Threads that drop dead connections.
     pub(crate) closers: Vec<thread::JoinHandle<()>>,
     pub(crate) ended: Option<Arc<VolumeError>>,
@@ -294,6 +296,7 @@ impl Engine {
             cache: None,
             cache_stopped: false,
             settling: !options.suspects.is_empty(),
+            held_back: false,
             closers: Vec::new(),
             ended: None,
         };
@@ -434,6 +437,8 @@ impl Engine {
             let mut state = self.state();
             state.check()?;
             while !state.plan.room_for(count) {
+                // A journal that is larger than the buffer can't be replayed otherwise.
+                state.held_back = false;
                 self.step.notify_one();
                 self.send.notify_one();
                 state = self.wait(&self.durable, state);
@@ -468,7 +473,7 @@ impl Engine {
         self.step.notify_one();
         self.send.notify_one();
         self.permit.notify_one();
-        if flush == Flush::Durable {
+        if flush == Flush::Durable && !state.held_back {
             while state.plan.durable() < target {
                 state = self.wait(&self.durable, state);
                 state.check()?;
@@ -481,6 +486,7 @@ impl Engine {
     pub(crate) fn close(&self) -> Result<(), VolumeError> {
         let mut state = self.state();
         state.check()?;
+        state.held_back = false;
         state.waiting += 1;
         drop(state);
         let settled = self.settle_and_prove();

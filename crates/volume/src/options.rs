@@ -99,6 +99,10 @@ pub struct VolumeOptions {
     /// The device from this byte on is a hole that nobody has written to, such as the part by which the
     /// file was just made longer: it reads as zeros without a look. Default: none of it.
     pub hole_from_bytes: u64,
+    /// Nothing that is written from above is sent before
+    /// [`Volume::may_send`](crate::Volume::may_send), unless it is more than the buffer takes; until
+    /// then a durable flush only orders.
+    pub hold_back: bool,
     /// The persistent cache; `None` only where there never is one for this container.
     pub cache: Option<CacheOptions>,
 }
@@ -123,6 +127,7 @@ impl Default for VolumeOptions {
             suspects_quiet: false,
             hole_from_bytes: u64::MAX,
             zeros_are_holes: false,
+            hold_back: false,
             cache: None,
         }
     }

@@ -54,6 +54,9 @@ impl Volume {
         engine.state().cache = cache;
         let volume = Self::start(engine, None, senders)?;
         settle::suspects_of_dead_session(&volume.engine)?;
+        let mut state = volume.engine.state();
+        state.held_back = volume.engine.options.hold_back;
+        drop(state);
         Ok(volume)
     }
 
@@ -238,6 +241,12 @@ impl Volume {
             })
             .collect();
         self.engine.discard(&blocks?, punch)
+    }
+
+    /// What was held back ([`VolumeOptions::hold_back`]) may be sent from now on.
+    pub fn may_send(&self) {
+        self.engine.state().held_back = false;
+        self.engine.wake_all();
     }
 
     /// Orders, or makes durable, everything written by calls that have returned.

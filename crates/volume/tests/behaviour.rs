@@ -99,6 +99,65 @@ fn an_ordered_flush_returns_while_the_line_is_down_and_a_durable_one_waits() {
     });
 }
 
+fn held_back() -> VolumeOptions {
+    VolumeOptions {
+        hold_back: true,
+        ..tiny()
+    }
+}
+
+#[test]
+fn nothing_is_sent_before_the_caller_says_so() {
+    within(LIMIT, || {
+        let disk = kind_disk();
+        let (_, volume) = open(&disk, held_back());
+        for block in 0..8 {
+            volume.write_at(at(block), &stamped(7)).unwrap();
+        }
+        // What replays a journal flushes, and must not wait.
+        volume.flush(Flush::Durable).unwrap();
+        volume.write_at(at(8), &stamped(7)).unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        assert_eq!(volume.stats().wire_write_requests, 0);
+        assert_eq!(read_stamp(&volume, 8).unwrap(), 7);
+        volume.may_send();
+        volume.flush(Flush::Durable).unwrap();
+        for block in 0..9 {
+            assert_eq!(stamp_of(&disk.durable()[block * BLOCK..][..BLOCK]), 7);
+        }
+    });
+}
+
+#[test]
+fn what_was_held_back_is_never_sent_after_an_abort_and_always_by_a_close() {
+    within(LIMIT, || {
+        let disk = kind_disk();
+        let (_, volume) = open(&disk, held_back());
+        volume.write_at(0, &stamped(7)).unwrap();
+        volume.flush(Flush::Ordered).unwrap();
+        volume.abort();
+        drop(volume);
+        assert_eq!(stamp_of(&disk.durable()[..BLOCK]), 0);
+        let (_, volume) = open(&disk, held_back());
+        volume.write_at(0, &stamped(8)).unwrap();
+        volume.close().unwrap();
+        assert_eq!(stamp_of(&disk.durable()[..BLOCK]), 8);
+    });
+}
+
+#[test]
+fn more_than_the_buffer_takes_is_sent_all_the_same() {
+    within(LIMIT, || {
+        let disk = kind_disk();
+        let (_, volume) = open(&disk, held_back());
+        for block in 0..40 {
+            volume.write_at(at(block), &stamped(7)).unwrap();
+        }
+        assert!(volume.stats().wire_write_requests > 0);
+        volume.close().unwrap();
+    });
+}
+
 #[test]
 fn a_writer_waits_beyond_the_limit_and_goes_on_when_an_epoch_is_durable() {
     within(LIMIT, || {

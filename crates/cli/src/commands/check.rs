@@ -69,7 +69,10 @@ pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> 
             return Err(failure);
         }
     };
-    context.remember(&state_dir, &resolved, &policy, &checked.facts);
+    // A container that was never seen before is believed once its file system is whole.
+    if checked.file_system.clean || matches!(policy, PinPolicy::Known(_)) {
+        context.remember(&state_dir, &resolved, &policy, &checked.facts);
+    }
     let exit = exit_of(is_damaged(&checked, &seen.header));
     let json = json!({
         "command": "check",

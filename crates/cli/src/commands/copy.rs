@@ -9,15 +9,23 @@ use sprat_store::copy::{CopyProgress, CopyStep};
 use super::context::{Context, Resolved};
 use crate::args::CopyArgs;
 use crate::output::{Reporter, exit_json, text};
-use crate::session::Access;
+use crate::secrets::SecretSource;
 use crate::session::copy::{CopyObserver, CopyOptions, CopyPhase, CopyReport, copy};
+use crate::session::{Access, PinPolicy};
 use crate::{Exit, Failure, reach};
 
 pub(super) fn run(context: &Context, args: &CopyArgs) -> Result<Exit, Failure> {
     let source = context.resolve(&args.source)?;
     let destination = context.resolve(&args.destination)?;
+    let source_options = context.session_options(&source, Access::ReadOnly)?;
+    // A copy needs no key: nobody is asked for one.
+    let has_key = source.secret != SecretSource::Terminal
+        && matches!(source_options.pins, PinPolicy::Known(_));
     let options = CopyOptions {
-        source: context.session_options(&source, Access::ReadOnly)?,
+        source_key: has_key
+            .then(|| context.fetch(&source.secret).ok())
+            .flatten(),
+        source: source_options,
         destination: context.session_options(&destination, Access::ReadOnly)?,
         remove_source: args.remove_source,
     };

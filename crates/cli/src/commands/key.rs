@@ -75,6 +75,18 @@ fn judged(context: &Context, resolved: &Resolved, file: &dyn StoreFile) -> Resul
     Ok(header)
 }
 
+/// Warns where key slots are gone or changed. For commands that use no key: they show what is there.
+fn warn_of_changed_slots(context: &Context, resolved: &Resolved, header: &Header) {
+    let slots = header.slot_digests();
+    if context.global.accept_changed_keys {
+        return;
+    }
+    let checked = state::check_slots(&state_dir(context), &resolved.target, header.uuid(), &slots);
+    if let Err(failure) = checked {
+        context.warn(&failure);
+    }
+}
+
 /// Compares the header with a fingerprint off the sheet.
 fn check_typed(
     context: &Context,
@@ -104,6 +116,7 @@ fn list(context: &Context, args: &KeyTargetArgs) -> Result<Exit, Failure> {
     let resolved = context.resolve(&args.target)?;
     let file = open(&resolved)?;
     let header = judged(context, &resolved, &*file)?;
+    warn_of_changed_slots(context, &resolved, &header);
     let notes = KeyNotes::load(&state_dir(context), header.uuid());
     let slots = header.slots();
     let json = json!({

@@ -185,6 +185,14 @@ fn luks_hint(error: &LuksError) -> Option<&'static str> {
         LuksError::KdfTooCostly { .. } => {
             "nothing was changed. The server may have changed the header to exhaust this machine"
         }
+        LuksError::KdfBudget { .. } => {
+            "nothing was changed. The slots with the least work are tried first. Open the container \
+             with a key of such a slot, a key file for example; or remove slots that nobody uses"
+        }
+        LuksError::NoMemory { .. } => {
+            "nothing was changed. Free memory, or open the container with a key of another slot; a \
+             recovery key of sprat's needs 64 MiB"
+        }
         _ => return None,
     })
 }

@@ -1,5 +1,6 @@
 //! What a session does, while it does it: one line on a terminal, plain lines elsewhere.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -429,22 +430,12 @@ fn notice_text(notice: &Notice) -> (String, bool) {
             ),
             true,
         ),
-        Notice::SlotsDiffer { slots, kept } => {
-            let slots: Vec<String> = slots.iter().map(u32::to_string).collect();
-            let which = match &slots[..] {
-                [one] => format!("the area of key slot {one} is"),
-                more => format!("the areas of key slots {} are", more.join(", ")),
-            };
-            (
-                format!(
-                    "{which} not what this machine had kept of it: its key may open nothing \
-                     any more. The header of before is in {0}: see whether your keys \
-                     open, and put it back where they don't: `sprat key header-restore TARGET {0}`",
-                    kept.display()
-                ),
-                true,
-            )
-        }
+        Notice::SlotsDiffer {
+            gone,
+            slots,
+            kept,
+            newest,
+        } => (slots_differ(gone, slots, kept, newest), true),
         Notice::TrimRoutePassed { reason } => (reason.clone(), false),
         Notice::Settling {
             done_bytes,
@@ -476,6 +467,36 @@ fn notice_text(notice: &Notice) -> (String, bool) {
             false,
         ),
     }
+}
+
+fn slots_differ(gone: &[u32], differ: &[u32], kept: &Path, newest: &Path) -> String {
+    let list = |slots: &[u32]| {
+        let slots: Vec<String> = slots.iter().map(u32::to_string).collect();
+        slots.join(", ")
+    };
+    let mut parts = Vec::new();
+    match gone {
+        [] => {}
+        [one] => parts.push(format!("key slot {one} is gone or was changed")),
+        more => parts.push(format!("key slots {} are gone or were changed", list(more))),
+    }
+    match differ {
+        [] => {}
+        [one] => parts.push(format!("the area of key slot {one} holds other bytes")),
+        more => parts.push(format!(
+            "the areas of key slots {} hold other bytes",
+            list(more)
+        )),
+    }
+    format!(
+        "{} than in the header that this machine had kept: a key may open nothing any more. Both \
+         headers are kept: the present one in {}, the one of before in {}. See whether your keys \
+         open; where they don't, put it back with `sprat key header-restore TARGET {2}`. Where the \
+         change was wanted, remove that file: removed keys still open what it holds",
+        parts.join(", and "),
+        newest.display(),
+        kept.display()
+    )
 }
 
 #[cfg(test)]

@@ -58,7 +58,7 @@ use crate::target::Place;
 use crate::{Exit, Failure, own_names};
 use child::Role;
 use crew::{Crew, OnInterrupt, Shape, Watch};
-use protocol::{WorkerOrder, WorkerReply};
+use protocol::{VolumeOrder, WorkerOrder, WorkerReply};
 
 /// An open container with its file system mounted where only the worker sees it.
 ///
@@ -354,7 +354,9 @@ fn mount_privately(
     });
     crew.wait_worker(watch, OnInterrupt::Finish, |reply| {
         matches!(reply, WorkerReply::Mounted).then_some(())
-    })
+    })?;
+    crew.order_volume(&VolumeOrder::MaySend);
+    Ok(())
 }
 
 /// Replays the journal and looks at every structure of the file system, without mounting it. With

@@ -60,6 +60,7 @@ pub fn mount(
     if let Err(failure) = mounted {
         return Err(crew.fail(failure));
     }
+    crew.order_volume(&VolumeOrder::MaySend);
     if interrupt.requested() {
         return Err(crew.fail(Failure::interrupted()));
     }

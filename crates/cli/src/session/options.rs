@@ -312,12 +312,17 @@ pub enum Notice {
         /// Why.
         reason: String,
     },
-    /// Areas of key slots hold other bytes than this machine had kept of the same slots.
+    /// The header that this machine had kept has key slots that the present one does not have, or
+    /// has otherwise. Both are kept.
     SlotsDiffer {
-        /// The slots' numbers.
+        /// Slots that are gone, or of which the present header says something else.
+        gone: Vec<u32>,
+        /// Slots whose areas hold other bytes.
         slots: Vec<u32>,
         /// The file that they lie in as they were.
         kept: PathBuf,
+        /// The file of the present header.
+        newest: PathBuf,
     },
     /// A way of giving space back does not exist here, and the next one is taken.
     TrimRoutePassed {

@@ -38,6 +38,8 @@ pub(super) enum VolumeOrder {
     Close(Option<BTreeMap<String, String>>),
     /// After a Closed that said that the reserve is missing: make it.
     MakeReserve,
+    /// What is mounted is the container as this machine knows it: what was written may be sent.
+    MaySend,
     /// Give up: send nothing more; in creation remove what was made. Never waits for a lost line.
     Abort,
     /// From now on live without S (background mount): the end of the control socket means

@@ -23,6 +23,16 @@ pub(crate) fn check_slots(
     Known::load(&filed).check_slots(slots, &target.to_string())
 }
 
+/// Whether this machine knows in which state the container was left.
+pub(crate) fn is_known(state_dir: &Path, target: &Target, uuid: &str) -> bool {
+    Known::load(&Filed::new(state_dir, uuid, target)).has_stamp()
+}
+
+/// The key slot that opened the container on this machine the last time.
+pub(crate) fn opened_last(state_dir: &Path, target: &Target, uuid: &str) -> Option<u32> {
+    Known::load(&Filed::new(state_dir, uuid, target)).opened_by()
+}
+
 /// Why a header can't be read. Where one was pinned, and what lies there is none any more, it was
 /// destroyed: that is damage, and not a wrong path.
 pub(crate) fn header_unreadable(

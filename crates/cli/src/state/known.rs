@@ -39,6 +39,9 @@ pub(crate) struct Known {
     /// end. Where it was interrupted, each slot may be as before or as it was to be.
     #[serde(default)]
     changing_to: Option<Slots>,
+    /// The key slot that opened the container the last time.
+    #[serde(default)]
+    opened_by: Option<u32>,
 }
 
 /// What a comparison came to.
@@ -64,6 +67,11 @@ impl Known {
         known
             .filter(|known| known.format == FORMAT)
             .unwrap_or_default()
+    }
+
+    /// Whether there is a state to compare with.
+    pub(crate) fn has_stamp(&self) -> bool {
+        self.stamp.is_some()
     }
 
     /// Compares the state that the server shows with the known one.
@@ -188,6 +196,20 @@ impl Known {
             return Ok(());
         }
         self.changing_to = Some(slots);
+        self.store(filed)
+    }
+
+    /// The key slot that opened the container the last time: it is tried first.
+    pub(crate) fn opened_by(&self) -> Option<u32> {
+        self.opened_by
+    }
+
+    /// Notes the key slot that opened the container.
+    pub(crate) fn note_opened_by(&mut self, filed: &Filed, slot: u32) -> Result<(), Failure> {
+        if self.opened_by == Some(slot) {
+            return Ok(());
+        }
+        self.opened_by = Some(slot);
         self.store(filed)
     }
 

@@ -7,7 +7,7 @@ mod header;
 mod known;
 mod stamp;
 
-pub(crate) use header::{check_slots, header_unreadable};
+pub(crate) use header::{check_slots, header_unreadable, is_known, opened_last};
 pub(crate) use known::{Finding, Known, older};
 pub(crate) use stamp::FirstBlock;
 

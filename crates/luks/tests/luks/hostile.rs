@@ -3,12 +3,13 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use sprat_luks::{
-    FormatOptions, Header, LuksError, LuksErrorKind, Pins, Secret, SectorCipher, SlotKind, format,
+    FormatOptions, Header, HeaderRead, LuksError, LuksErrorKind, Pins, Secret, SectorCipher,
+    SlotKind, UnlockOptions, format,
 };
 
 use crate::{
     forge::{COPIES, SIZE, replace_text, rewrite, rewrite_binary, seal, text},
-    stock::{Files, Ours, cryptsetup, cryptsetup_is_here, opens},
+    stock::{Files, Ours, cryptsetup, cryptsetup_is_here, cryptsetup_ok, opens, their_container},
 };
 
 /// Loads and compares with the pins, as a session does.
@@ -319,6 +320,177 @@ fn derivations_that_would_eat_the_machine_are_refused() {
     });
     let error = Header::load(&digest.as_slice()).unwrap_err();
     assert!(matches!(error, LuksError::Refused { .. }), "{error}");
+}
+
+/// Counts the key slot areas that are fetched: one for each slot that is tried.
+struct Counting<'b> {
+    bytes: &'b [u8],
+    areas: std::cell::Cell<usize>,
+}
+
+impl HeaderRead for Counting<'_> {
+    fn len(&self) -> std::io::Result<u64> {
+        Ok(self.bytes.len() as u64)
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        if offset >= 2 * SIZE as u64 {
+            self.areas.set(self.areas.get() + 1);
+        }
+        self.bytes.read_at(offset, buf)
+    }
+}
+
+#[test]
+fn all_key_slots_of_one_opening_share_one_budget() {
+    if !cryptsetup_is_here() {
+        return;
+    }
+    // As many slots as LUKS2 has, made by cryptsetup: 32 MiB of work each.
+    let (memory_kib, passes) = (8192, 4);
+    let argon = [
+        "--pbkdf",
+        "argon2id",
+        "--pbkdf-memory",
+        "8192",
+        "--pbkdf-parallel",
+        "1",
+    ];
+    let argon: Vec<&str> = argon
+        .into_iter()
+        .chain(["--pbkdf-force-iterations", "4"])
+        .collect();
+    let files = Files::new();
+    let path = their_container(&files, b"key 0", &argon);
+    let first = files.holding("first", b"key 0");
+    for number in 1..32 {
+        let key = files.holding("next", format!("key {number}").as_bytes());
+        let mut add = vec![
+            "luksAddKey",
+            "--batch-mode",
+            "--key-file",
+            first.to_str().unwrap(),
+        ];
+        add.extend(&argon);
+        add.extend([path.to_str().unwrap(), key.to_str().unwrap()]);
+        cryptsetup_ok(&add, b"");
+    }
+    let bytes = std::fs::read(&path).unwrap();
+    let source = Counting {
+        bytes: &bytes,
+        areas: 0.into(),
+    };
+    let header = Header::load(&source).unwrap();
+    assert_eq!(header.slots().len(), 32);
+    let secret = Secret::key_file(b"key 20".to_vec());
+    let unlock = |options: &UnlockOptions| {
+        source.areas.set(0);
+        let opened = header.unlock_within(&source, &secret, options);
+        (opened.map(|(slot, _)| slot), source.areas.get())
+    };
+    let usual = UnlockOptions::default();
+    let four = UnlockOptions {
+        work_kib_max: 4 * memory_kib * passes,
+        ..usual
+    };
+    let (opened, tried) = unlock(&four);
+    assert!(
+        matches!(&opened, Err(LuksError::KdfBudget { slots_tried: 4, left_out }) if left_out.len() == 28),
+        "{opened:?}"
+    );
+    assert_eq!(opened.unwrap_err().kind(), LuksErrorKind::WrongSecret);
+    assert_eq!(tried, 4);
+    // The slot that opened the last time comes first, whatever the budget.
+    for work_kib_max in [four.work_kib_max, 0] {
+        let options = UnlockOptions {
+            first: Some(20),
+            work_kib_max,
+            ..usual
+        };
+        let (opened, tried) = unlock(&options);
+        assert_eq!((opened.unwrap(), tried), (20, 1));
+    }
+    // Another one there does not keep the others from being tried.
+    let options = UnlockOptions {
+        first: Some(31),
+        ..usual
+    };
+    let (opened, tried) = unlock(&options);
+    assert_eq!((opened.unwrap(), tried), (20, 22));
+    let small = UnlockOptions {
+        memory_kib_max: memory_kib - 1,
+        ..usual
+    };
+    let (opened, tried) = unlock(&small);
+    assert!(
+        matches!(opened, Err(LuksError::NoMemory { .. })),
+        "{opened:?}"
+    );
+    assert_eq!(tried, 0);
+    let (opened, _) = unlock(&usual);
+    assert_eq!(opened.unwrap(), 20);
+}
+
+#[test]
+fn a_sequence_that_leaves_no_room_for_key_changes_is_refused() {
+    let ours = Ours::make();
+    let with = |sequence: u64| rewrite_binary(&ours.bytes(), 16, &sequence.to_be_bytes());
+    let known = ours.made.pins.sequence_id;
+    for sequence in [u64::MAX, u64::MAX - 1, 1 << 49] {
+        let error = check(&with(sequence), &ours.made.pins).unwrap_err();
+        assert_eq!(error.kind(), LuksErrorKind::Damaged, "{error}");
+        assert!(
+            error.to_string().contains("implausible sequence"),
+            "{error}"
+        );
+    }
+    // One that could be read, and is neither reached by key changes nor a beginning.
+    for sequence in [1 << 48, (1 << 40) + 1] {
+        let bytes = with(sequence);
+        let error = check(&bytes, &ours.made.pins).unwrap_err();
+        assert!(matches!(error, LuksError::Sequence { .. }), "{error}");
+        let header = Header::load(&bytes.as_slice()).unwrap();
+        let error = header.pins().check_first().unwrap_err();
+        assert!(
+            matches!(error, LuksError::Sequence { known: 0, .. }),
+            "{error}"
+        );
+    }
+    // A kept header that is put back raises it that far.
+    for sequence in [known, known + 1, known + (1 << 20)] {
+        check(&with(sequence), &ours.made.pins).unwrap();
+        Header::load(&with(sequence).as_slice())
+            .unwrap()
+            .pins()
+            .check_first()
+            .unwrap();
+    }
+}
+
+#[test]
+fn a_slot_that_went_or_says_something_else_is_named_and_a_moved_area_is_not() {
+    let ours = Ours::make();
+    let bytes = ours.bytes();
+    let earlier = Header::load(&bytes.as_slice()).unwrap();
+    let went = |change: &dyn Fn(&mut Value)| {
+        let bytes = rewrite(&bytes, change);
+        Header::load(&bytes.as_slice())
+            .unwrap()
+            .slots_that_went(&earlier)
+    };
+    assert!(went(&|_| {}).is_empty());
+    let removed = |m: &mut Value| {
+        m["keyslots"].as_object_mut().unwrap().remove("1");
+        m["digests"]["0"]["keyslots"] = json!(["0"]);
+    };
+    assert_eq!(went(&removed), [1]);
+    assert_eq!(went(&|m| m["keyslots"]["1"]["kdf"]["time"] = json!(5)), [1]);
+    let moved = |m: &mut Value| {
+        let offset = m["keyslots"]["1"]["area"]["offset"].as_str().unwrap();
+        let moved = offset.parse::<u64>().unwrap() + (1 << 20);
+        m["keyslots"]["1"]["area"]["offset"] = json!(moved.to_string());
+    };
+    assert!(went(&moved).is_empty());
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! `sprat key header-backup` and `header-restore`: a header kept elsewhere, and put back.
 
+use std::path::PathBuf;
+
 use serde_json::json;
 use sprat_luks::{Header, HeaderBackup, LuksErrorKind};
 use sprat_store::StoreFile;
 
 use super::super::context::{Context, Resolved};
-use super::{change_header, judged, open, state_dir};
+use super::{change_header, judged, open, state_dir, warn_of_changed_slots};
 use crate::args::{KeyHeaderBackupArgs, KeyHeaderRestoreArgs};
 use crate::filed::{Elsewhere, Filed};
 use crate::key_notes::KeyNotes;
@@ -17,6 +19,7 @@ pub(super) fn backup(context: &Context, args: &KeyHeaderBackupArgs) -> Result<Ex
     let resolved = context.resolve(&args.target)?;
     let file = open(&resolved)?;
     let header = judged(context, &resolved, &*file)?;
+    warn_of_changed_slots(context, &resolved, &header);
     let kept = whole(&header, &*file)?;
     let path = context.environment.absolute(&args.file);
     kept_header::write_new(&path, &kept)?;
@@ -102,7 +105,9 @@ pub(super) fn restore(context: &Context, args: &KeyHeaderRestoreArgs) -> Result<
                     );
                 }
             };
-            kept_header::to_put_back(&Filed::new(&state_dir(context), &uuid, &resolved.target))
+            let filed = Filed::new(&state_dir(context), &uuid, &resolved.target);
+            name_others(context, args.yes, &kept_header::others(&filed));
+            kept_header::to_put_back(&filed)
         }
     };
     let from = kept_header::load(&kept_header::open(&path)?, &path)?;
@@ -150,6 +155,23 @@ pub(super) fn restore(context: &Context, args: &KeyHeaderRestoreArgs) -> Result<
         context.output.note(&kept);
     }
     Ok(Exit::Done)
+}
+
+/// Names the kept headers that are not the newest: one of them may hold a key that this one lacks.
+fn name_others(context: &Context, yes: bool, others: &[PathBuf]) {
+    if others.is_empty() {
+        return;
+    }
+    let others: Vec<String> = others.iter().map(|path| text::quoted(path)).collect();
+    let named = format!(
+        "other headers of this container are kept, with other key slots: {}. Name one to put that \
+         one back",
+        others.join(", ")
+    );
+    match yes {
+        true => context.output.note(&named),
+        false => context.output.asked_about(&named),
+    }
 }
 
 fn another(from: &Header, present: &Header) -> Failure {

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::super::context::{Context, Resolved};
 use super::super::sheet_files::SheetFiles;
-use super::{check_typed, judged, open, state_dir};
+use super::{check_typed, judged, open, state_dir, warn_of_changed_slots};
 use crate::args::{KeySheetArgs, KeyTargetArgs};
 use crate::key_notes::{KeyKind, KeyNote, KeyNotes};
 use crate::known_server::Known;
@@ -138,6 +138,7 @@ pub(super) fn print_again(context: &Context, args: &KeySheetArgs) -> Result<Exit
     };
     let file = open(&resolved)?;
     let header = judged(context, &resolved, &*file)?;
+    warn_of_changed_slots(context, &resolved, &header);
     if let Some(recovery) = &recovery {
         header.unlock(&reach::HeaderBytes(&*file), &recovery.secret())?;
     }

@@ -187,7 +187,7 @@ impl Job<'_> {
     ) -> Result<CopyReport, Failure> {
         self.source.wait_for_quiet(observer, self.interrupt)?;
         let source = match &there.source {
-            Some(_) => Some(self.open_source(&*stores.source)?),
+            Some(_) => Some(self.open_source(&*stores.source, observer)?),
             None => None,
         };
         let mut made = None;

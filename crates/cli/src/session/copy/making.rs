@@ -2,34 +2,90 @@
 
 use std::sync::Arc;
 
-use sprat_luks::Header;
+use sprat_luks::{Header, SectorCipher, UnlockOptions};
 use sprat_store::copy::{self, CopyError, CopyIdentity, CopyLeft, CopyNote, CopySides, CopyStage};
-use sprat_store::{Access, Store, StoreErrorKind, StoreFile};
+use sprat_store::{Access, ReadClass, Store, StoreErrorKind, StoreFile};
 
-use super::super::options::PinPolicy;
+use super::super::options::{PinPolicy, SessionOptions};
 use super::super::volume_process::connection::HeaderBytes;
 use super::attempt::{Made, Source, Stores, flush_folder, remove_if_there, stat_if_there};
 use super::refusals::{of_copy, too_little_space};
 use super::watch::Watch;
 use super::{CopyObserver, CopyPhase, Job, finding};
-use crate::{Failure, own_names, pinned};
+use crate::{Failure, own_names, pinned, state};
 
 impl Job<'_> {
-    /// Opens the source and judges its header; no key is needed for that.
-    pub(super) fn open_source(&self, store: &dyn Store) -> Result<Source, Failure> {
+    /// Opens the source and judges its header. A source that is older than this machine knows it is
+    /// refused: its copy would be taken for the newest state.
+    pub(super) fn open_source(
+        &mut self,
+        store: &dyn Store,
+        observer: &mut dyn CopyObserver,
+    ) -> Result<Source, Failure> {
         let file = store.open(self.source.name(), Access::ReadOnly)?;
-        let header = Header::load(&HeaderBytes(&*file))?;
-        match &self.options.source.pins {
+        let options = &self.options.source;
+        let header = Header::load(&HeaderBytes(&*file)).map_err(|error| {
+            state::header_unreadable(&options.state_dir, &options.target, &options.pins, &error)
+        })?;
+        match &options.pins {
             PinPolicy::Known(pins) => header.check_pins(pins)?,
             PinPolicy::Expect(fingerprint) => header.check_fingerprint(fingerprint)?,
             // The copy is believed as much as the source was.
             PinPolicy::TrustOnce => {}
+        }
+        if !matches!(options.pins, PinPolicy::Known(_)) {
+            header.pins().check_first()?;
+        }
+        if !options.accept_changed_keys {
+            let slots = header.slot_digests();
+            state::check_slots(&options.state_dir, &options.target, header.uuid(), &slots)?;
+        }
+        if !std::mem::replace(&mut self.compared, true) && !options.accept_older_state {
+            self.compare_state(&*file, &header, observer)?;
         }
         Ok(Source {
             stat: file.stat()?,
             pins: header.pins(),
             file,
         })
+    }
+
+    /// Compares the state that the source shows with the one that this machine knows.
+    fn compare_state(
+        &self,
+        file: &dyn StoreFile,
+        header: &Header,
+        observer: &mut dyn CopyObserver,
+    ) -> Result<(), Failure> {
+        let SessionOptions {
+            state_dir, target, ..
+        } = &self.options.source;
+        if !state::is_known(state_dir, target, header.uuid()) {
+            return Ok(());
+        }
+        let last =
+            UnlockOptions::beginning_with(state::opened_last(state_dir, target, header.uuid()));
+        let source = HeaderBytes(file);
+        let opened = self.options.source_key.as_ref();
+        let opened = opened.map(|secret| header.unlock_within(&source, secret, &last));
+        let why = match opened {
+            Some(Ok((_, key))) => {
+                let file_bytes = file.len()?;
+                let offset = header.geometry(file_bytes)?.offset_bytes;
+                let mut block = vec![0; 4096];
+                file.read_at(offset, &mut block, ReadClass::Demand)?;
+                SectorCipher::new(&key, header)?.decrypt(0, &mut block)?;
+                return state::refuse_older(state_dir, target, header.uuid(), &block, file_bytes);
+            }
+            Some(Err(error)) => error.to_string(),
+            None => "no key was given, and none lies in a file of this machine".to_owned(),
+        };
+        let text = format!(
+            "can't tell whether {target} is in the newest state that this machine knows: {why}. The \
+             next command that opens the copy or the source says so"
+        );
+        observer.tell(&text, true);
+        Ok(())
     }
 
     /// Copies to the unfinished name and reads back.

@@ -1,6 +1,7 @@
-//! `sprat copy`: a container as it is, from one store to another, without its key.
+//! `sprat copy`: a container as it is, from one store to another.
 //!
-//! Nothing is mounted and nothing decrypted, so one process does it all: both locks, both
+//! Nothing is mounted. No key is needed; where there is one at hand, the first block of the volume is
+//! decrypted to tell an older state from the newest. So one process does it all: both locks, both
 //! connections, and `sprat_store::copy` between them. What has arrived is noted in the state
 //! folder; the destination bears another name until all of it was read back.
 
@@ -15,7 +16,7 @@ mod watch;
 
 use std::time::{Duration, Instant};
 
-use sprat_luks::Pins;
+use sprat_luks::{Pins, Secret};
 use sprat_store::copy::{CopyNote, CopyProgress};
 
 use super::options::SessionOptions;
@@ -36,6 +37,9 @@ pub struct CopyOptions {
     /// How the destination is reached, and what is pinned of what has its name already; `access`
     /// is not looked at.
     pub destination: SessionOptions,
+    /// Opens the source, to tell whether it is the newest state that this machine knows; `None`:
+    /// nothing is known, or the key can't be had without a question.
+    pub source_key: Option<Secret>,
     /// Remove the source once the destination is whole, read back and durable.
     pub remove_source: bool,
 }
@@ -121,6 +125,8 @@ struct Job<'a> {
     /// What has the destination's name was made by this run, or nothing has it yet: whatever a dead
     /// session had under way there went into a file that is gone.
     file_is_ours: bool,
+    /// The source was compared with what this machine knows of it.
+    compared: bool,
     /// The last failure's own hint says all.
     explained: bool,
 }
@@ -158,6 +164,7 @@ pub fn copy(
         source_removed: false,
         under_way: false,
         file_is_ours: false,
+        compared: false,
         explained: false,
     };
     let mut lost: Option<Instant> = None;

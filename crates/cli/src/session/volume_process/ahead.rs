@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use sprat_luks::{AnyHeader, HeaderRead, Secret, VolumeKey};
+use sprat_luks::{AnyHeader, HeaderRead, Secret, UnlockOptions, VolumeKey};
 use sprat_store::{FileStat, ReadClass, Store, StoreError, StoreFile};
 use sprat_volume::Seen;
 
@@ -35,6 +35,8 @@ const BLOCK_BYTES: usize = 4096;
 pub(super) struct Unlocked {
     pub header: AnyHeader,
     pub key: VolumeKey,
+    /// The slot that opened.
+    pub slot: u32,
 }
 
 impl Unlocked {
@@ -60,8 +62,10 @@ impl Unlocked {
         if let Some(slots) = header.slot_digests().filter(|_| !start.accept_changed_keys) {
             state::check_slots(state_dir, &start.target, &found.uuid, &slots)?;
         }
-        let key = header.unlock(source, secret)?;
-        Ok(Self { header, key })
+        let last = state::opened_last(state_dir, &start.target, &found.uuid);
+        let options = UnlockOptions::beginning_with(last);
+        let (slot, key) = header.unlock_within(source, secret, &options)?;
+        Ok(Self { header, key, slot })
     }
 }
 

@@ -18,7 +18,7 @@ use super::connection::HeaderBytes;
 use super::hold::{Hold, keep_renewing};
 use super::knowledge;
 use super::opening::{
-    Known as KnownOfVolume, Reached, check_writable, facts, hold, open_volume, reach,
+    Known as KnownOfVolume, Reached, check_writable, ext4_bytes, facts, hold, open_volume, reach,
     stat_container, wait_for_quiet,
 };
 use super::rewrite::forestall_rename;
@@ -185,16 +185,29 @@ impl<'w> Work<'w> {
         Ok((self.read_again()?, true))
     }
 
-    /// Keys are not changed in an old copy of the container.
+    /// Keys are not changed in an old copy of the container, nor under a header that is seen for the
+    /// first time and does not belong to what lies behind it: it would be pinned.
     fn refuse_older(&self, header: &Header, key: &VolumeKey) -> Result<(), Failure> {
-        if self.start.accept_older_state {
-            return Ok(());
-        }
         let file_bytes = self.file.len()?;
         let offset = header.geometry(file_bytes)?.offset_bytes;
         let mut block = vec![0; 4096];
         self.file.read_at(offset, &mut block, ReadClass::Demand)?;
         SectorCipher::new(key, header)?.decrypt(0, &mut block)?;
+        if matches!(self.start.pins, PinPolicy::TrustOnce)
+            && ext4_bytes(&block[1024..2048]).is_none()
+        {
+            return Err(Failure::new(
+                Exit::Damaged,
+                "the header's key does not fit the volume behind it, or that is no ext4 file system",
+            )
+            .with_hint(
+                "nothing was changed, and the header was not pinned. Compare its fingerprint with \
+                 the recovery sheet; if it is right, give it with --fingerprint",
+            ));
+        }
+        if self.start.accept_older_state {
+            return Ok(());
+        }
         let target = &self.start.target;
         state::refuse_older(&self.state_dir(), target, header.uuid(), &block, file_bytes)
     }
@@ -374,9 +387,14 @@ impl<'w> Work<'w> {
     /// Keeps it as the newest, and tells where slots are not what they were.
     fn keep_newest(&self, header: &Header, going: Option<u32>) -> Result<PathBuf, Failure> {
         let kept = kept_header::keep_newest(&self.filed(header), header, &self.bytes(), going)?;
-        let Kept { path, differ } = kept;
-        if let Some((slots, kept)) = differ {
-            self.say.notice(Notice::SlotsDiffer { slots, kept });
+        let Kept { path, aside } = kept;
+        if let Some(aside) = aside {
+            self.say.notice(Notice::SlotsDiffer {
+                gone: aside.gone,
+                slots: aside.differ,
+                kept: aside.path,
+                newest: path.clone(),
+            });
         }
         Ok(path)
     }
@@ -413,9 +431,11 @@ impl<'w> Work<'w> {
         Ok(header)
     }
 
+    /// `mark`: of the slot that was removed.
     fn report(&self, done: &Done, mark: Option<String>) -> Result<HeaderChanged, Failure> {
         let header = self.read_again()?;
-        let kept = self.keep_newest(&header, None);
+        let removed = mark.as_ref().map(|_| done.slot);
+        let kept = self.keep_newest(&header, removed);
         let slots = header.slots();
         let slot = slots.iter().find(|slot| slot.number == done.slot);
         let mark = mark.or_else(|| Some(slot?.mark.clone()));

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use sprat_luks::{AnyHeader, Header, SectorCipher, VolumeKey};
+use sprat_luks::{Header, SectorCipher};
 
 use super::super::options::{Access, Notice};
 use super::super::protocol::VolumeStart;
+use super::ahead::Unlocked;
 use super::hold::Hold;
 use super::stop::Say;
 use crate::filed::Filed;
@@ -20,6 +21,8 @@ pub(super) struct Knowledge {
     filed: Filed,
     known: Known,
     slots: Option<BTreeMap<u32, String>>,
+    /// The key slot that opened.
+    opened_by: Option<u32>,
     finding: Finding,
     found: Option<FirstBlock>,
     /// Decrypts the first block where the kernel decrypts the rest.
@@ -33,8 +36,7 @@ impl Knowledge {
     pub(super) fn new(
         start: &VolumeStart,
         hold: &Arc<Hold>,
-        header: &AnyHeader,
-        key: &VolumeKey,
+        Unlocked { header, key, slot }: &Unlocked,
     ) -> Result<Self, Failure> {
         let pins = header.pins();
         let filed = Filed::new(Path::new(&start.state_dir), &pins.uuid, &start.target);
@@ -42,6 +44,7 @@ impl Knowledge {
             known: Known::load(&filed),
             filed,
             slots: header.slot_digests(),
+            opened_by: Some(*slot),
             finding: Finding::Unknown,
             found: None,
             cipher: match start.kernel {
@@ -62,6 +65,7 @@ impl Knowledge {
             filed: Filed::new(Path::new(&start.state_dir), header.uuid(), &start.target),
             known: Known::default(),
             slots: Some(header.slot_digests()),
+            opened_by: None,
             finding: Finding::Unknown,
             found: None,
             cipher,
@@ -149,7 +153,8 @@ impl Knowledge {
     /// Notes the state that a session which only read has seen. Reading needs no writable state
     /// folder, so what can't be noted is no failure.
     pub(super) fn end_reading(&mut self) {
-        if self.unsure {
+        // What has no file system that is known may be another container's header: it is not believed.
+        if self.unsure || self.found.is_none() {
             return;
         }
         let stamp = self.found.as_ref().map(|found| found.stamp.clone());
@@ -158,8 +163,11 @@ impl Knowledge {
     }
 
     fn accept_slots(&mut self) -> Result<(), Failure> {
-        match self.slots.clone() {
-            Some(slots) => self.known.accept_slots(&self.filed, slots),
+        if let Some(slots) = self.slots.clone() {
+            self.known.accept_slots(&self.filed, slots)?;
+        }
+        match self.opened_by {
+            Some(slot) => self.known.note_opened_by(&self.filed, slot),
             None => Ok(()),
         }
     }

@@ -323,6 +323,7 @@ impl Served {
                     }
                     Err(failure) => self.say.reply(&VolumeReply::Failed(failure)),
                 },
+                VolumeOrder::MaySend => self.volume.may_send(),
                 VolumeOrder::Abort => {
                     let report = self.give_up();
                     self.say.reply(&VolumeReply::Aborted(report));

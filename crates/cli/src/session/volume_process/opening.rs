@@ -381,7 +381,9 @@ fn unlock(
             Looked::at(file, start)?
         }
     };
-    let Unlocked { header, key } = looked.unlocked(ahead, start, secret)?;
+    let unlocked = looked.unlocked(ahead, start, secret)?;
+    let mut knowledge = Knowledge::new(start, hold, &unlocked)?;
+    let Unlocked { header, key, .. } = unlocked;
     tell_copies(&header, say);
     if let PinPolicy::TrustOnce = &start.pins {
         say.notice(Notice::TrustedOnce {
@@ -397,7 +399,6 @@ fn unlock(
         Some(cipher) => Some(check_not_truncated(&looked, &payload, cipher)?),
         None => None,
     };
-    let mut knowledge = Knowledge::new(start, hold, &header, &key)?;
     knowledge.compare(start, first_block.as_deref(), file_bytes, say)?;
     let edge = Edge::new(opened_by(start), key, cipher)?;
     stop.check()?;
@@ -544,6 +545,9 @@ pub(super) fn open_volume(
                 suspects_quiet: true,
                 zeros_are_holes: true,
                 hole_from_bytes: known.hole_from_bytes,
+                // All others are mounted, and the snapshots that must be there are looked for before
+                // anything is sent.
+                hold_back: start.create.is_none() && start.change.is_none(),
                 ..VolumeOptions::default()
             };
             Volume::open(file, geometry, session, options)?

@@ -1,0 +1,104 @@
+# Stands in for ssh: an SFTP server that calls writes to one file done, and keeps none from the NTH on.
+# All else, leases too, it does as it should. Where `lying` is asked for, it answers reads from what it
+# threw away for as long as FOLDER/lies is there; else it shows what its disk has.
+# usage: forgetful.py FOLDER SFTP-SERVER NAME NTH honest|lying …
+# FOLDER/writes: a line for each write of the file, over all channels. FOLDER/forgotten: offset and length
+# of each that was thrown away; FOLDER/overlay holds their bytes.
+import fcntl, os, struct, subprocess, sys, threading
+
+folder, server, name, nth, how = sys.argv[1:6]
+OPEN, READ, WRITE, STATUS, HANDLE, DATA = 3, 5, 6, 101, 102, 103
+child = subprocess.Popen([server], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+opening, handles, reading = set(), set(), {}
+out = threading.Lock()
+overlay = os.open(f"{folder}/overlay", os.O_RDWR | os.O_CREAT, 0o600)
+
+
+def forgets(offset, data):
+    """Whether this write is thrown away."""
+    with open(f"{folder}/writes", "a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(f"{offset} {len(data)}\n")
+        file.flush()
+        file.seek(0)
+        if sum(1 for _ in file) < int(nth):
+            return False
+        os.pwrite(overlay, data, offset)
+        with open(f"{folder}/forgotten", "a") as forgotten:
+            forgotten.write(f"{offset} {len(data)}\n")
+        return True
+
+
+def patched(offset, data):
+    """What a liar answers instead."""
+    if how != "lying" or not os.path.exists(f"{folder}/lies"):
+        return data
+    data = bytearray(data)
+    try:
+        lines = open(f"{folder}/forgotten").readlines()
+    except FileNotFoundError:
+        return data
+    for line in lines:
+        begin, length = map(int, line.split())
+        first, last = max(begin, offset), min(begin + length, offset + len(data))
+        if first < last:
+            data[first - offset : last - offset] = os.pread(overlay, last - first, first)
+    return data
+
+
+def read(file, size):
+    data = b""
+    while len(data) < size:
+        more = os.read(file, size - len(data))
+        if not more:
+            child.stdin.close()
+            child.wait()
+            os._exit(0)
+        data += more
+    return data
+
+
+def packet(file):
+    (length,) = struct.unpack(">I", read(file, 4))
+    return read(file, length)
+
+
+def answer(body):
+    data = struct.pack(">I", len(body)) + body
+    with out:
+        while data:
+            data = data[os.write(1, data) :]
+
+
+def answers():
+    while True:
+        body = packet(child.stdout.fileno())
+        request = body[1:5]
+        if body[0] == HANDLE and request in opening:
+            (length,) = struct.unpack(">I", body[5:9])
+            handles.add(body[9 : 9 + length])
+        if body[0] == DATA and request in reading:
+            body = body[:9] + patched(reading[request], body[9:])
+        opening.discard(request)
+        reading.pop(request, None)
+        answer(bytes(body))
+
+
+threading.Thread(target=answers, daemon=True).start()
+while True:
+    body = packet(0)
+    request = body[1:5]
+    if body[0] in (OPEN, READ, WRITE):
+        (length,) = struct.unpack(">I", body[5:9])
+        named, rest = body[9 : 9 + length], body[9 + length :]
+        if body[0] == OPEN and os.path.basename(named) == name.encode():
+            opening.add(request)
+        if named in handles and body[0] == READ:
+            reading[request] = struct.unpack(">Q", rest[:8])[0]
+        if named in handles and body[0] == WRITE:
+            (offset,) = struct.unpack(">Q", rest[:8])
+            if forgets(offset, rest[12:]):
+                answer(struct.pack(">B4sI", STATUS, request, 0) + struct.pack(">I", 0) * 2)
+                continue
+    child.stdin.write(struct.pack(">I", len(body)) + body)
+    child.stdin.flush()
