@@ -202,3 +202,133 @@ fn what_was_read_of_one_copy_counts_for_no_other() {
     );
     machine.nothing_is_left();
 }
+
+/// The commands that mount the volume, for a container that has job `home`.
+fn mounting() -> Vec<Vec<&'static str>> {
+    vec![
+        vec!["backup", CONTAINER, "--name", "home", "src"],
+        vec!["prune", CONTAINER, "--job", "home", "--keep-last", "1"],
+        vec!["trim", CONTAINER],
+        vec!["mount", CONTAINER, "mnt", "--rw"],
+        vec!["snapshots", CONTAINER],
+        vec!["restore", CONTAINER, "home", "--to", "back"],
+        vec!["check", CONTAINER],
+    ]
+}
+
+#[test]
+fn a_file_system_that_can_not_be_mounted_is_damage_for_every_command() {
+    requires!(stage::missing());
+    let machine = with_two_snapshots();
+    fs::create_dir(machine.path("mnt")).unwrap();
+    let root = first_block(&machine, "blocks <2>");
+    let file = machine.container_file();
+    // The super block, the group descriptors, the root folder.
+    for block in [0, 1, root] {
+        let at = damage::PAYLOAD_BYTES + block * 4096;
+        let mut whole = vec![0; 4096];
+        file.read_exact_at(&mut whole, at).unwrap();
+        file.write_all_at(&machine::noise(4096, 9), at).unwrap();
+        for arguments in mounting() {
+            let text = machine.sprat(&arguments).failed_with(13);
+            assert!(!text.contains("wrong key"), "{arguments:?}: {text}");
+        }
+        file.write_all_at(&whole, at).unwrap();
+    }
+    machine.nothing_is_left();
+}
+
+/// Has the kernel meet an error in the file system mounted at `dir`, as it does where a structure is
+/// damaged. False: it can't be asked to here.
+fn meet_an_error(dir: &std::path::Path) -> bool {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let at = dir.display().to_string();
+    let device = mounts.lines().find_map(|line| {
+        let mut words = line.split(' ');
+        let device = words.next()?;
+        (words.next()? == at).then(|| device.rsplit('/').next().unwrap().to_owned())
+    });
+    let trigger = format!("/sys/fs/ext4/{}/trigger_fs_error", device.unwrap());
+    fs::write(trigger, "a test").is_ok()
+}
+
+#[test]
+fn an_error_that_the_file_system_met_is_damage_at_the_end_and_at_each_beginning() {
+    requires!(stage::missing());
+    let machine = with_two_snapshots();
+    fs::create_dir(machine.path("mnt")).unwrap();
+    let mounted = machine.sprat(&["mount", CONTAINER, "mnt", "--rw"]);
+    assert_eq!(mounted.code, 0, "{}", mounted.whole());
+    let met = meet_an_error(&machine.path("mnt"));
+    let ended = machine.sprat(&["umount", "mnt"]);
+    if !met {
+        println!("skipped: the kernel has no trigger_fs_error here");
+        return;
+    }
+    let text = ended.failed_with(13);
+    assert!(text.contains("marked as faulty"), "{text}");
+    let before = fs::read(machine.path(CONTAINER)).unwrap();
+    for arguments in mounting() {
+        let text = machine.sprat(&arguments).failed_with(13);
+        assert!(text.contains("marked as faulty"), "{arguments:?}: {text}");
+    }
+    // Reading goes on, and says so.
+    assert!(
+        machine
+            .path("back")
+            .join(machine.path("src/a").strip_prefix("/").unwrap())
+            .exists()
+    );
+    assert!(before == fs::read(machine.path(CONTAINER)).unwrap());
+    machine.nothing_is_left();
+}
+
+#[test]
+fn a_container_with_two_names_is_written_to_under_neither() {
+    requires!(needs::root());
+    let machine = with_two_snapshots();
+    fs::create_dir(machine.path("mnt")).unwrap();
+    fs::create_dir(machine.path("other")).unwrap();
+    fs::hard_link(machine.path(CONTAINER), machine.path("other/second.luks")).unwrap();
+    let before = fs::read(machine.path(CONTAINER)).unwrap();
+    machine.write("pass", "correct horse battery");
+    for name in [CONTAINER, "other/second.luks"] {
+        let key = ["--key-file", "config/keys/x.key"];
+        let add = [
+            "key",
+            "add",
+            CONTAINER,
+            "--cheap-kdf-for-tests",
+            "--new-passphrase-file",
+            "pass",
+        ];
+        let grow = ["grow", CONTAINER, "--size", "300M"];
+        let mut writing: Vec<Vec<&str>> = mounting().into_iter().take(4).collect();
+        writing.extend([
+            add.to_vec(),
+            vec!["key", "remove", CONTAINER, "1", "--allow-last"],
+        ]);
+        writing.extend(sprat_attach::may_grow().then(|| grow.to_vec()));
+        for arguments in writing {
+            let arguments: Vec<&str> = arguments
+                .into_iter()
+                .map(|word| if word == CONTAINER { name } else { word })
+                .collect();
+            let text = machine
+                .sprat(&[&key[..], &arguments].concat())
+                .failed_with(1);
+            assert!(
+                text.contains("2 names (hard links)"),
+                "{arguments:?}: {text}"
+            );
+        }
+        let reading = [&key[..], &["snapshots", name]].concat();
+        let ran = machine.sprat(&reading);
+        assert_eq!(ran.code, 0, "{}", ran.whole());
+    }
+    assert!(before == fs::read(machine.path(CONTAINER)).unwrap());
+    machine.restores_whole(&[]);
+    fs::remove_file(machine.path("other/second.luks")).unwrap();
+    assert_eq!(machine.backup(&[]).code, 0);
+    machine.nothing_is_left();
+}

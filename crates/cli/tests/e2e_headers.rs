@@ -428,3 +428,216 @@ fn a_kept_header_of_another_place_is_told_as_that() {
     assert!(ran.stderr.contains(told), "{}", ran.whole());
     assert!(machine.path(&format!("state/headers/{uuid}.luks")).exists());
 }
+
+/// Changes the machine's container as another machine or a server can.
+fn cryptsetup(machine: &Machine, arguments: &[&str]) {
+    let key = machine.path("config/keys/x.key");
+    let mut command = Command::new("cryptsetup");
+    command.args(["--batch-mode", "--key-file"]).arg(key);
+    let ran = command.args(arguments).output().unwrap();
+    assert!(ran.status.success(), "{ran:?}");
+}
+
+#[test]
+fn a_kept_header_is_never_overwritten_by_one_with_fewer_or_other_slots() {
+    requires!(needs::root(), needs::program("cryptsetup"));
+    let kill = ["luksKillSlot", CONTAINER, "1"];
+    let slower = "--pbkdf-force-iterations";
+    let convert = [
+        "luksConvertKey",
+        CONTAINER,
+        "--pbkdf",
+        "pbkdf2",
+        slower,
+        "1001",
+    ];
+    for (what, change) in [("key slot 1", &kill[..]), ("key slot 0", &convert)] {
+        let (machine, recovery) = small();
+        let recovery = Secret::passphrase(recovery);
+        let key_file = Secret::key_file(fs::read(machine.path("config/keys/x.key")).unwrap());
+        let absolute: Vec<String> = change
+            .iter()
+            .map(|word| word.replace(CONTAINER, &machine.path(CONTAINER).display().to_string()))
+            .collect();
+        let absolute: Vec<&str> = absolute.iter().map(String::as_str).collect();
+        cryptsetup(&machine, &absolute);
+        machine.write("pass", "correct horse battery");
+        let add = [
+            "key",
+            "add",
+            CONTAINER,
+            CHEAP,
+            "--new-passphrase-file",
+            "pass",
+        ];
+        for refused in [&add[..], &["snapshots", CONTAINER], &["check", CONTAINER]] {
+            let text = machine.sprat(refused).failed_with(13);
+            assert!(text.contains(what), "{text}");
+        }
+        // What only shows the slots warns.
+        let listed = done(&machine, &["key", "list", CONTAINER]);
+        assert!(
+            listed.stderr.contains("not by this machine"),
+            "{}",
+            listed.whole()
+        );
+        let accepted = [&["--accept-changed-keys"], &add[..]].concat();
+        let ran = done(&machine, &accepted);
+        let aside = kept(&machine, ".differs-");
+        assert_eq!(aside.len(), 1, "{aside:?}");
+        let newest = kept(&machine, ".luks");
+        let newest = newest.iter().find(|name| !name.contains(".differs-"));
+        for named in [what, &aside[0], newest.unwrap()] {
+            assert!(ran.stderr.contains(named), "{named}: {}", ran.whole());
+        }
+        assert!(opens(&machine, &aside[0], &recovery) && opens(&machine, &aside[0], &key_file));
+        // Later changes of keys leave it, too, and are silent about it.
+        let slot = ran.stdout.trim().rsplit(' ').next().unwrap();
+        let remove = ["key", "remove", CONTAINER, slot, "--allow-last"];
+        let ran = done(&machine, &remove);
+        assert!(!ran.stderr.contains("differs"), "{}", ran.whole());
+        assert_eq!(kept(&machine, ".differs-"), aside);
+        let ran = done(&machine, &RESTORE);
+        assert!(ran.stderr.contains(&aside[0]), "{}", ran.whole());
+        let named = ["key", "header-restore", CONTAINER, &aside[0], "--yes"];
+        done(&machine, &named);
+        assert!(opens(&machine, CONTAINER, &recovery));
+    }
+}
+
+#[test]
+fn a_destroyed_header_is_damage_for_every_command_and_its_copy_is_named() {
+    requires!(needs::root());
+    let (machine, _) = small();
+    machine.write("src/a", "alpha\n");
+    assert_eq!(machine.backup(&[]).code, 0);
+    let zeros = vec![0; 32 << 10];
+    machine.container_file().write_all_at(&zeros, 0).unwrap();
+    machine.write("pass", "correct horse battery");
+    let add = [
+        "key",
+        "add",
+        CONTAINER,
+        CHEAP,
+        "--new-passphrase-file",
+        "pass",
+    ];
+    for arguments in [
+        &["backup", CONTAINER, "--name", "home", "src"][..],
+        &["restore", CONTAINER, "home", "--to", "back"],
+        &["snapshots", CONTAINER],
+        &["check", CONTAINER],
+        &["prune", CONTAINER, "--job", "home", "--keep-last", "1"],
+        &["trim", CONTAINER],
+        &["copy", CONTAINER, "store/copy.luks"],
+        &["key", "list", CONTAINER],
+        &[
+            "key",
+            "rehearse",
+            CONTAINER,
+            "--key-file",
+            "config/keys/x.key",
+        ],
+        &add,
+    ] {
+        let text = machine.sprat(arguments).failed_with(13);
+        let told = text.contains("opens with 2 keys") && text.contains("sprat key header-restore");
+        assert!(told, "{arguments:?}: {text}");
+    }
+    let status = machine.sprat(&["status", CONTAINER]);
+    assert_eq!(status.code, 13, "{}", status.whole());
+    done(&machine, &RESTORE);
+    machine.restores_whole(&[]);
+}
+
+#[test]
+fn a_header_that_does_not_fit_its_volume_is_not_pinned_at_first_use() {
+    requires!(needs::root());
+    let (machine, _) = small();
+    machine.write("src/a", "alpha\n");
+    assert_eq!(machine.backup(&[]).code, 0);
+    let key = ["--key-file", "config/keys/x.key"];
+    machine.init(&[&["store/y.luks", "--size", "64M"], &key[..]].concat());
+    let genuine = header_bytes(&machine, CONTAINER);
+    let foreign = header_bytes(&machine, "store/y.luks");
+    machine.container_file().write_all_at(&foreign, 0).unwrap();
+    machine.write("pass", "correct horse battery");
+    let add = [
+        "key",
+        "add",
+        CONTAINER,
+        CHEAP,
+        "--new-passphrase-file",
+        "pass",
+    ];
+    for arguments in [
+        &["check", CONTAINER][..],
+        &["check", CONTAINER, "--read-data"],
+        &["trim", CONTAINER],
+        &["snapshots", CONTAINER],
+        &["backup", CONTAINER, "--name", "home", "src"],
+        &["prune", CONTAINER, "--job", "home", "--keep-last", "1"],
+        &add,
+    ] {
+        fs::remove_dir_all(machine.path("state")).unwrap();
+        fs::create_dir(machine.path("state")).unwrap();
+        machine.container_file().write_all_at(&foreign, 0).unwrap();
+        machine.sprat(arguments).failed_with(13);
+        assert!(
+            foreign == header_bytes(&machine, CONTAINER),
+            "{arguments:?}"
+        );
+        machine.container_file().write_all_at(&genuine, 0).unwrap();
+        let ran = done(&machine, &["snapshots", CONTAINER]);
+        assert!(
+            ran.stdout.contains("home"),
+            "{arguments:?}: {}",
+            ran.whole()
+        );
+    }
+}
+
+#[test]
+fn an_implausible_sequence_is_refused_and_not_pinned() {
+    requires!(needs::root());
+    let (machine, _) = small();
+    let genuine = header_bytes(&machine, CONTAINER);
+    for sequence in [u64::MAX, u64::MAX - 1, 1 << 48, (1 << 40) + 1] {
+        let mut forged = genuine.clone();
+        for copy in [0, 16 << 10] {
+            let header = &mut forged[copy..copy + (16 << 10)];
+            header[16..24].copy_from_slice(&sequence.to_be_bytes());
+            header[448..512].fill(0);
+            let sum = openssl::sha::sha256(header);
+            header[448..480].copy_from_slice(&sum);
+        }
+        let put = |bytes: &[u8]| machine.container_file().write_all_at(bytes, 0).unwrap();
+        put(&forged);
+        machine.write("pass", "correct horse battery");
+        let add = [
+            "key",
+            "add",
+            CONTAINER,
+            CHEAP,
+            "--new-passphrase-file",
+            "pass",
+        ];
+        for arguments in [
+            &["snapshots", CONTAINER][..],
+            &["key", "list", CONTAINER],
+            &add,
+        ] {
+            machine.sprat(arguments).failed_with(13);
+        }
+        // Nor on a machine that has never seen the container.
+        for arguments in [&["snapshots", CONTAINER][..], &add] {
+            let other = [&["--state-dir", "state-of-the-other"], arguments].concat();
+            machine.sprat(&other).failed_with(13);
+        }
+        put(&genuine);
+        done(&machine, &["snapshots", CONTAINER]);
+        let other = ["--state-dir", "state-of-the-other", "snapshots", CONTAINER];
+        done(&machine, &other);
+        fs::remove_dir_all(machine.path("state-of-the-other")).unwrap();
+    }
+}

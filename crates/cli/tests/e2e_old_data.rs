@@ -12,10 +12,10 @@ mod stage;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::Command;
 
+use machine::served::{Forgetful, missing, served};
 use machine::strikes::{copy_sparse, dice};
 use machine::{CONTAINER, Machine};
 use sprat_testkit::{needs, requires};
@@ -164,62 +164,6 @@ fn each_rollback_of_a_server_is_noticed_though_the_cache_is_warm() {
     each_rollback_is_noticed(rounds(3, 50), served);
 }
 
-/// The same container as if it lay on a server, so that there is a cache.
-fn served(machine: &Machine, arguments: &[&str]) -> machine::Ran {
-    let server = needs::sftp_server().unwrap();
-    served_by(machine, &format!("exec {}", server.display()), arguments)
-}
-
-/// The same by another server: a line of a shell script.
-fn served_by(machine: &Machine, server: &str, arguments: &[&str]) -> machine::Ran {
-    let script = machine.path("ssh");
-    machine.write("ssh", format!("#!/bin/sh\n{server}\n"));
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-    let target = format!("x:{}", machine.path(CONTAINER).display());
-    let key = machine.path("config/keys/x.key");
-    let mut all = vec!["--ssh-command", script.to_str().unwrap()];
-    if key.exists() && !arguments.contains(&"--key-file") {
-        all.extend(["--key-file", key.to_str().unwrap()]);
-    }
-    all.extend(arguments.iter().map(|word| match *word {
-        CONTAINER => target.as_str(),
-        other => other,
-    }));
-    machine.sprat(&all)
-}
-
-/// What `machine/forgetful.py` keeps in its folder.
-struct Forgetful<'m> {
-    machine: &'m Machine,
-}
-
-impl Forgetful<'_> {
-    fn path(&self, name: &str) -> std::path::PathBuf {
-        self.machine.path("forgetful").join(name)
-    }
-
-    /// A server that keeps no write of the container from the `nth` on.
-    fn run(&self, nth: usize, how: &str, arguments: &[&str]) -> machine::Ran {
-        let folder = self.path("");
-        let _ = fs::remove_dir_all(&folder);
-        fs::create_dir(&folder).unwrap();
-        fs::write(self.path("lies"), "").unwrap();
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machine/forgetful.py");
-        let server = format!(
-            "exec python3 -S {} {} {} x.luks {nth} {how} \"$@\"",
-            script.display(),
-            folder.display(),
-            needs::sftp_server().unwrap().display()
-        );
-        served_by(self.machine, &server, arguments)
-    }
-
-    fn lines(&self, name: &str) -> usize {
-        let text = fs::read_to_string(self.path(name)).unwrap_or_default();
-        text.lines().count()
-    }
-}
-
 /// The promise of docs/threat-model.md: whatever was durable by the word of an fsync, and is lost,
 /// the same session notices, because the newest of it is read back at the end; where only the last
 /// flight is lost, or the server answers reads from what it throws away, the next session does.
@@ -228,7 +172,7 @@ fn a_server_that_keeps_no_write_from_the_nth_on_is_noticed() {
     requires!(missing());
     let machine = with_a_warm_cache();
     let mut dice = dice();
-    let forgetful = Forgetful { machine: &machine };
+    let forgetful = Forgetful::of(&machine);
     let states = ["store", "state", "cache"];
     for name in states {
         copy_sparse(
@@ -295,10 +239,6 @@ fn a_server_that_keeps_no_write_from_the_nth_on_is_noticed() {
     begin_anew();
     assert_eq!(served(&machine, &backup).code, 0);
     machine.nothing_is_left();
-}
-
-fn missing() -> Option<String> {
-    needs::root().or_else(|| needs::program("python3"))
 }
 
 /// Two snapshots on a server, and a cache that has all of them.
@@ -581,4 +521,33 @@ fn some_blocks_of_yesterday_harm_nothing_but_what_is_in_them() {
     }
     fs::write(machine.path(CONTAINER), &today).unwrap();
     machine.restores_whole(&[]);
+}
+
+#[test]
+fn a_name_that_a_server_only_says_it_gave_is_no_success() {
+    requires!(missing());
+    let machine = Machine::new();
+    let forgetful = Forgetful::of(&machine);
+    let init = |name| ["init", name, "--size", "64M", "--cheap-kdf-for-tests"];
+    let text = forgetful
+        .run(0, "renames", &init(CONTAINER))
+        .failed_with(13);
+    assert!(text.contains("the server answered that"), "{text}");
+    assert!(!machine.path(CONTAINER).exists());
+    assert_eq!(served(&machine, &init(CONTAINER)).code, 0);
+    machine.write("src/a", "alpha\n");
+    let backup = ["backup", CONTAINER, "--name", "home", "src"];
+    assert_eq!(served(&machine, &backup).code, 0);
+    // The old file keeps the name, and the container stays as it is.
+    let trimmed = forgetful.run(0, "renames", &["trim", CONTAINER, "--rewrite"]);
+    assert_ne!(trimmed.code, 0, "{}", trimmed.whole());
+    assert_eq!(served(&machine, &["check", CONTAINER]).code, 0);
+    assert_eq!(served(&machine, &backup).code, 0);
+    // A copy whose name was not given, and so no move.
+    fs::rename(machine.path(CONTAINER), machine.path("store/y.luks")).unwrap();
+    let copy = ["copy", "store/y.luks", CONTAINER, "--move"];
+    let copied = forgetful.run(0, "renames", &copy);
+    assert_ne!(copied.code, 0, "{}", copied.whole());
+    assert!(machine.path("store/y.luks").exists());
+    machine.nothing_is_left();
 }

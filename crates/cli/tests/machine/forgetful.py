@@ -1,13 +1,14 @@
 # Stands in for ssh: an SFTP server that calls writes to one file done, and keeps none from the NTH on.
 # All else, leases too, it does as it should. Where `lying` is asked for, it answers reads from what it
 # threw away for as long as FOLDER/lies is there; else it shows what its disk has.
-# usage: forgetful.py FOLDER SFTP-SERVER NAME NTH honest|lying …
+# With `renames` it keeps all writes, and gives the name NAME to no file, though it says so.
+# usage: forgetful.py FOLDER SFTP-SERVER NAME NTH honest|lying|renames …
 # FOLDER/writes: a line for each write of the file, over all channels. FOLDER/forgotten: offset and length
 # of each that was thrown away; FOLDER/overlay holds their bytes.
 import fcntl, os, struct, subprocess, sys, threading
 
 folder, server, name, nth, how = sys.argv[1:6]
-OPEN, READ, WRITE, STATUS, HANDLE, DATA = 3, 5, 6, 101, 102, 103
+OPEN, READ, WRITE, RENAME, STATUS, HANDLE, DATA, EXTENDED = 3, 5, 6, 18, 101, 102, 103, 200
 child = subprocess.Popen([server], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 opening, handles, reading = set(), set(), {}
 out = threading.Lock()
@@ -44,6 +45,17 @@ def patched(offset, data):
         if first < last:
             data[first - offset : last - offset] = os.pread(overlay, last - first, first)
     return data
+
+
+def new_name(body):
+    """The name that a request gives to a file, if it does."""
+    texts, rest = [], body[5:]
+    while len(rest) >= 4:
+        (length,) = struct.unpack(">I", rest[:4])
+        texts.append(rest[4 : 4 + length])
+        rest = rest[4 + length :]
+    renames = body[0] == RENAME or texts[0] in (b"posix-rename@openssh.com", b"hardlink@openssh.com")
+    return os.path.basename(texts[-1]).decode() if renames else None
 
 
 def read(file, size):
@@ -100,5 +112,8 @@ while True:
             if forgets(offset, rest[12:]):
                 answer(struct.pack(">B4sI", STATUS, request, 0) + struct.pack(">I", 0) * 2)
                 continue
+    if how == "renames" and body[0] in (RENAME, EXTENDED) and new_name(body) == name:
+        answer(struct.pack(">B4sI", STATUS, request, 0) + struct.pack(">I", 0) * 2)
+        continue
     child.stdin.write(struct.pack(">I", len(body)) + body)
     child.stdin.flush()

@@ -7,6 +7,7 @@
 
 pub mod copying;
 pub mod remote;
+pub mod served;
 pub mod strikes;
 
 use std::ffi::OsStr;
