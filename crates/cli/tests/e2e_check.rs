@@ -229,7 +229,12 @@ fn a_file_system_that_can_not_be_mounted_is_damage_for_every_command() {
         let mut whole = vec![0; 4096];
         file.read_exact_at(&mut whole, at).unwrap();
         file.write_all_at(&machine::noise(4096, 9), at).unwrap();
-        for arguments in mounting() {
+        let mut commands = mounting();
+        if block != root {
+            // The others open and mount it in the same way.
+            commands.truncate(5);
+        }
+        for arguments in commands {
             let text = machine.sprat(&arguments).failed_with(13);
             assert!(!text.contains("wrong key"), "{arguments:?}: {text}");
         }

@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 
+use machine::served::{Forgetful, missing, served};
 use machine::{CONTAINER, Machine, Ran, Tmpfs};
 use sprat_luks::{Header, Secret};
 use sprat_testkit::{needs, requires};
@@ -640,4 +641,42 @@ fn an_implausible_sequence_is_refused_and_not_pinned() {
         done(&machine, &other);
         fs::remove_dir_all(machine.path("state-of-the-other")).unwrap();
     }
+}
+
+#[test]
+fn the_slot_that_opened_the_last_time_is_tried_first() {
+    requires!(missing());
+    let machine = Machine::new();
+    let init = ["init", CONTAINER, "--size", "64M", CHEAP];
+    assert_eq!(served(&machine, &init).code, 0);
+    for name in ["first", "second"] {
+        machine.write(name, format!("correct horse {name}"));
+        let add = [
+            "key",
+            "add",
+            CONTAINER,
+            CHEAP,
+            "--new-passphrase-file",
+            name,
+        ];
+        let ran = served(&machine, &add);
+        assert_eq!(ran.code, 0, "{}", ran.whole());
+    }
+    let header = Header::load(&machine.container_file()).unwrap();
+    let areas: Vec<u64> = header.areas().iter().map(|area| area.start).collect();
+    let server = Forgetful::of(&machine);
+    fs::rename(machine.path("config/keys/x.key"), machine.path("x.key")).unwrap();
+    let tried = |key: [&str; 2]| -> Vec<usize> {
+        let arguments = [&key[..], &["snapshots", CONTAINER]].concat();
+        let ran = server.run(usize::MAX, "honest", &arguments);
+        assert_eq!(ran.code, 0, "{}", ran.whole());
+        // The area of slot 0 is read with the header.
+        (1..4).filter(|slot| server.read_at(areas[*slot])).collect()
+    };
+    let second = ["--passphrase-file", "second"];
+    assert_eq!(tried(second), [1, 2, 3]);
+    assert_eq!(tried(second), [3]);
+    // Another key comes in the usual order behind it, and is first from then on.
+    assert_eq!(tried(["--passphrase-file", "first"]), [1, 2, 3]);
+    assert_eq!(tried(["--passphrase-file", "first"]), [2]);
 }

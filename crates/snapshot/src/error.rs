@@ -238,6 +238,8 @@ pub enum SnapshotErrorKind {
     VolumeFull,
     /// The mounted volume failed; ask the volume process why.
     Volume,
+    /// A structure of the volume's file system is damaged (exit 13).
+    Damaged,
     /// The job, snapshot or path is not there.
     NotFound,
     /// The place to restore to.
@@ -248,6 +250,16 @@ pub enum SnapshotErrorKind {
     Cancelled,
     /// The machine.
     System,
+}
+
+/// ext4's errors for a damaged structure, and for a wrong checksum of one (fs/ext4/ext4.h:
+/// `EFSCORRUPTED`, `EFSBADCRC`).
+fn is_damage(error: &io::Error) -> bool {
+    let errno = rustix::io::Errno::from_io_error(error);
+    matches!(
+        errno,
+        Some(rustix::io::Errno::UCLEAN | rustix::io::Errno::BADMSG)
+    )
 }
 
 /// An error as it crosses a process boundary.
@@ -289,6 +301,7 @@ impl SnapshotError {
             Self::RsyncMissing { .. } | Self::RsyncUnusable { .. } => Kind::Rsync,
             Self::RsyncFailed { .. } | Self::RestoreFailed { .. } => Kind::RsyncFailed,
             Self::VolumeFull { .. } => Kind::VolumeFull,
+            Self::Volume { source, .. } if is_damage(source) => Kind::Damaged,
             Self::Volume { .. } | Self::Layout { .. } => Kind::Volume,
             Self::NoSuchJob { .. } | Self::NoSuchSnapshot { .. } | Self::NoSuchPath { .. } => {
                 Kind::NotFound
@@ -319,6 +332,10 @@ impl SnapshotError {
             }
             Self::SourceChanged { .. } => {
                 "No snapshot was made; older ones are whole. Run again when the source is in place."
+            }
+            Self::Volume { source, .. } if is_damage(source) => {
+                "The file system in the container is damaged. Don't write to it; `sprat check --read-data` says \
+                 what is damaged, and docs/recovery.md how to repair it."
             }
             Self::RsyncMissing { .. } => {
                 "Install rsync (3.1.3 or newer) with your package manager."

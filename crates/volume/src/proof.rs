@@ -264,6 +264,45 @@ mod tests {
         assert_ne!(samples, proof.samples(&plan()), "not by chance");
     }
 
+    /// Of 400 losses of a part of the blocks, chosen by chance, so many per cent are found.
+    fn found_of_losses(proof: &Proof, lost: impl Fn(&RandomState, u64) -> bool) -> usize {
+        let found = (0..400).filter(|_| {
+            let chance = RandomState::new();
+            let samples = proof.samples(&plan());
+            samples.iter().any(|sample| lost(&chance, sample.index))
+        });
+        found.count() / 4
+    }
+
+    /// The chances of docs/threat-model.md, measured; each within four times its deviation.
+    #[test]
+    fn a_loss_is_found_with_the_chance_that_the_threat_model_computes() {
+        let mut proof = Proof::default();
+        for index in 0..10_000 {
+            proof.durable(std::iter::once((index, &block(index))));
+        }
+        let one_in = |part: u64| {
+            move |chance: &RandomState, index: u64| chance.hash_one(index).is_multiple_of(part)
+        };
+        for (part, expected) in [(1000, 6), (100, 47), (20, 96), (10, 100)] {
+            let found = found_of_losses(&proof, one_in(part));
+            assert!(found.abs_diff(expected) <= 10, "1/{part}: {found} %");
+        }
+        // Those but the newest 32, and not the super blocks.
+        let older = |part: u64| {
+            move |chance: &RandomState, index: u64| {
+                let sampled_by_chance = index > 16 && index < 9_968;
+                sampled_by_chance && chance.hash_one(index).is_multiple_of(part)
+            }
+        };
+        for (part, expected) in [(100, 28), (20, 81), (10, 97)] {
+            let found = found_of_losses(&proof, older(part));
+            assert!(found.abs_diff(expected) <= 10, "1/{part}: {found} %");
+        }
+        // The end of what was written is always found.
+        assert_eq!(found_of_losses(&proof, |_, index| index == 9_999), 100);
+    }
+
     #[test]
     fn what_was_written_again_is_left_out() {
         let mut proof = Proof::default();

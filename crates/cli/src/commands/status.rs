@@ -19,7 +19,7 @@ use crate::output::{exit_json, failure_json, text};
 use crate::session::{PinPolicy, SERVER_SPACE_LOW_BYTES, reserve_name};
 use crate::standing::{JobStanding, Standing};
 use crate::target::Place;
-use crate::{Exit, Failure, pinned, reach};
+use crate::{Exit, Failure, pinned, reach, state};
 
 /// How long the server's shell may take to tell where the container holds data.
 const SHELL_LIMIT: Duration = Duration::from_secs(15);
@@ -45,7 +45,12 @@ struct Known {
     standing: Standing,
     checks: KeptChecks,
     proved: Option<Timestamp>,
+    /// Bytes that the file system has written in its whole life, and so under one volume key.
+    written_bytes: Option<u64>,
 }
+
+/// From so much on `status` says it: 2^36 blocks of 16 bytes (IEEE P1619/D12, for XTS).
+const WRITTEN_MANY_BYTES: u64 = 1 << 40;
 
 /// What the server tells.
 #[derive(Serialize)]
@@ -136,6 +141,7 @@ fn look(context: &Context, resolved: Resolved, offline: bool) -> Found {
                 standing: Standing::load(&filed),
                 checks: kept_check::last(&filed),
                 proved: KeyNotes::load(&state_dir, &uuid).last_proved(),
+                written_bytes: state::Known::load(&filed).written_bytes(),
                 uuid,
             })
         }
@@ -287,6 +293,7 @@ impl Found {
             "server": self.server.as_ref().and_then(|server| server.as_ref().ok()),
             "failure": self.failure().as_ref().map(failure_json),
             "volume": standing.and_then(|standing| standing.room.as_ref()),
+            "written_bytes": self.known().and_then(|known| known.written_bytes),
             "jobs": standing.map(|standing| &standing.jobs),
             "checks": self.known().map(Known::checks_json),
             "key_proved": self.known().and_then(|known| known.proved),
@@ -318,6 +325,11 @@ impl Found {
                 row("volume", known.volume(now));
                 row("checks", known.checks(now));
                 row("keys", known.keys(now));
+                if let Some(bytes) = known.written_bytes
+                    && bytes >= WRITTEN_MANY_BYTES
+                {
+                    row("key use", written_many(bytes));
+                }
                 for (job, standing) in &known.standing.jobs {
                     let told = match self.in_config(job) {
                         true => told_job(standing, now),
@@ -476,6 +488,15 @@ impl Known {
     }
 }
 
+fn written_many(bytes: u64) -> String {
+    format!(
+        "{} were written under one volume key, and more than {} weaken it little by little: plan for \
+         a new container (docs/threat-model.md)",
+        text::bytes(bytes),
+        text::bytes(WRITTEN_MANY_BYTES)
+    )
+}
+
 fn told_snapshot(job: &JobStanding, now: Timestamp) -> String {
     match &job.last_snapshot {
         Some(made) => {
@@ -595,6 +616,7 @@ mod tests {
                 ..KeptChecks::default()
             },
             proved: None,
+            written_bytes: Some(WRITTEN_MANY_BYTES - 1),
         };
         let server = Server {
             available_bytes: Some(1 << 20),
@@ -621,6 +643,14 @@ mod tests {
           job home   last snapshot 2026-11-25T13-21-01Z, some files unread, 2 h 0 min ago
           job www    no snapshot by this machine yet; last run FAILED 1 h 0 min ago: no \u{1b}[2Jline
         ");
+        if let Ok(Some(known)) = &mut all.known {
+            known.written_bytes = Some(WRITTEN_MANY_BYTES);
+            let told = all.text(at(7200));
+            assert!(
+                told.contains("1.0 TiB were written under one volume key"),
+                "{told}"
+            );
+        }
         // The damage that a check found comes first; then what failed; then what is missing.
         assert_eq!(all.exit(), Exit::Damaged);
         if let Ok(Some(known)) = &mut all.known {

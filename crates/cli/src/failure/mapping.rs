@@ -439,6 +439,7 @@ impl From<&SnapshotError> for Failure {
             SnapshotErrorKind::Usage => Exit::Usage,
             SnapshotErrorKind::Cancelled => Exit::Interrupted,
             SnapshotErrorKind::Busy => Exit::Locked,
+            SnapshotErrorKind::Damaged => Exit::Damaged,
             _ => Exit::Failed,
         };
         let mut failure = Self::new(exit, report.message);

@@ -74,6 +74,11 @@ impl Known {
         self.stamp.is_some()
     }
 
+    /// Bytes that the file system had written in its whole life, when this machine last saw it.
+    pub(crate) fn written_bytes(&self) -> Option<u64> {
+        Some(self.stamp.as_ref()?.life_bytes())
+    }
+
     /// Compares the state that the server shows with the known one.
     pub(crate) fn compare(&self, found: Option<&Stamp>) -> Finding {
         let (Some(known), Some(found)) = (&self.stamp, found) else {

@@ -55,6 +55,13 @@ impl Stamp {
         }
     }
 
+    /// Bytes that the file system had written in its whole life.
+    pub(crate) fn life_bytes(&self) -> u64 {
+        match self.file_system {
+            FileSystem::Ext4 => self.counter.saturating_mul(1024),
+        }
+    }
+
     /// When the state was written, as text.
     pub(crate) fn written(&self) -> String {
         let seconds = i64::try_from(self.written_s).ok();

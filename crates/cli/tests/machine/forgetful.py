@@ -3,7 +3,7 @@
 # threw away for as long as FOLDER/lies is there; else it shows what its disk has.
 # With `renames` it keeps all writes, and gives the name NAME to no file, though it says so.
 # usage: forgetful.py FOLDER SFTP-SERVER NAME NTH honest|lying|renames …
-# FOLDER/writes: a line for each write of the file, over all channels. FOLDER/forgotten: offset and length
+# FOLDER/writes: a line for each write of the file, over all channels. FOLDER/reads: the offset of each read. FOLDER/forgotten: offset and length
 # of each that was thrown away; FOLDER/overlay holds their bytes.
 import fcntl, os, struct, subprocess, sys, threading
 
@@ -107,6 +107,8 @@ while True:
             opening.add(request)
         if named in handles and body[0] == READ:
             reading[request] = struct.unpack(">Q", rest[:8])[0]
+            with open(f"{folder}/reads", "a") as reads:
+                reads.write(f"{reading[request]}\n")
         if named in handles and body[0] == WRITE:
             (offset,) = struct.unpack(">Q", rest[:8])
             if forgets(offset, rest[12:]):

@@ -78,6 +78,12 @@ impl<'m> Forgetful<'m> {
         served_by(self.machine, &server, arguments)
     }
 
+    /// Whether the last run read the container at that offset.
+    pub fn read_at(&self, offset: u64) -> bool {
+        let text = fs::read_to_string(self.path("reads")).unwrap_or_default();
+        text.lines().any(|line| line.parse() == Ok(offset))
+    }
+
     /// Lines of the file `writes` (all writes of the container) or `forgotten` of the last run.
     pub fn lines(&self, name: &str) -> usize {
         let text = fs::read_to_string(self.path(name)).unwrap_or_default();

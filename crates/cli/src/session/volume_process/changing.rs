@@ -286,7 +286,11 @@ impl<'w> Work<'w> {
         match header.unlock_by(&self.bytes(), new) {
             Ok((slot, _)) => Ok(Some(slot)),
             // A slot that can't be tried is no reason against another one.
-            Err(LuksError::KdfTooCostly { .. } | LuksError::KernelOnly { .. }) => Ok(None),
+            Err(
+                LuksError::KdfTooCostly { .. }
+                | LuksError::KernelOnly { .. }
+                | LuksError::NoMemory { .. },
+            ) => Ok(None),
             Err(error) if error.kind() == LuksErrorKind::WrongSecret => Ok(None),
             Err(error) => Err(error.into()),
         }
