@@ -6,6 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 use crate::{AttachError, process, sys};
 
 /// Where system programs lie, also where a user's PATH leaves them out.
@@ -16,6 +18,9 @@ const ADMIN_FOLDERS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
 /// PATH where there is none (as `execvp` has it, and the folders for admins).
 const PATH_DEFAULT: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// Address space of a session's largest process, with room to spare.
+const SESSION_MEMORY_BYTES: u64 = 2 << 30;
 
 /// How much of a program's complaint is kept; the rest is read and dropped.
 const STDERR_BYTES_MAX: u64 = 4096;
@@ -32,6 +37,42 @@ pub fn find_system_programs() {
     if let Some(path) = with_admin_folders(&path) {
         sys::set_variable("PATH", &path);
     }
+}
+
+/// Lifts the limits of this process and of those that it will start, as far as it may: for the size of a
+/// file (`ulimit -f`) and for memory (`ulimit -v`). They are meant for what a person's programs write,
+/// and would end a session in its middle. Where a limit stays, a write beyond it fails with EFBIG and
+/// ends no process. First thing in a program.
+pub fn lift_limits() {
+    for kind in [Resource::Fsize, Resource::As] {
+        let now = getrlimit(kind);
+        if now.current.is_none() {
+            continue;
+        }
+        let none = Rlimit {
+            current: None,
+            maximum: None,
+        };
+        // A limit that only root may lift can still be used up to its hard part.
+        if setrlimit(kind, none).is_err() {
+            let _ = setrlimit(
+                kind,
+                Rlimit {
+                    current: now.maximum,
+                    ..now
+                },
+            );
+        }
+    }
+    sys::ignore_file_size_signal();
+}
+
+/// The limit of memory (`ulimit -v`), in bytes, where it is too low for a session: half of a gigabyte of
+/// address space is set aside for its threads alone.
+#[must_use]
+pub fn memory_limit_too_low() -> Option<u64> {
+    let limit = getrlimit(Resource::As).current?;
+    (limit < SESSION_MEMORY_BYTES).then_some(limit)
 }
 
 /// `None` where nothing is missing.

@@ -105,6 +105,15 @@ pub(crate) fn set_variable(name: &str, value: &std::ffi::OsStr) {
     unsafe { std::env::set_var(name, value) };
 }
 
+/// Lets a write beyond the limit of a file's size fail with EFBIG instead of ending the process.
+/// Programs that it starts do the same.
+pub(crate) fn ignore_file_size_signal() {
+    // SAFETY: no handler of ours is run, and no other part of the program uses this signal.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
+}
+
 /// Finds (or makes) a loop device that is free at this moment; returns its number.
 pub(crate) fn loop_free_number(control: BorrowedFd<'_>) -> io::Result<u32> {
     // SAFETY: LOOP_CTL_GET_FREE takes no argument and touches no memory of ours.

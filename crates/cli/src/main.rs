@@ -5,5 +5,6 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     sprat_attach::find_system_programs();
+    sprat_attach::lift_limits();
     sprat::run(std::env::args_os()).into()
 }

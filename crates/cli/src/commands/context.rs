@@ -240,6 +240,13 @@ impl Context {
                 ),
             );
         }
+        if let Some(bytes) = sprat_attach::memory_limit_too_low() {
+            return Err(Failure::failed(format!(
+                "this process may use only {} of address space (ulimit -v), too little for a session",
+                output::text::bytes(bytes)
+            ))
+            .with_hint("nothing was done. Lift the limit: `ulimit -v unlimited`"));
+        }
         let mut options = SessionOptions::new(
             resolved.target.clone(),
             access,
