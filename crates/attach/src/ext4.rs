@@ -35,6 +35,9 @@ const EXTENDED: &str = "lazy_itable_init=1,lazy_journal_init=1,nodiscard,packed_
 pub struct MkfsOptions {
     /// The file system's label, at most 16 bytes; longer ones are cut at a character.
     pub label: String,
+    /// How many files and folders it can hold. `None`: as the system's mke2fs.conf has it, most often one
+    /// for each 16 KiB.
+    pub inodes: Option<u64>,
 }
 
 impl MkfsOptions {
@@ -43,6 +46,7 @@ impl MkfsOptions {
     pub fn labelled(label: &str) -> Self {
         Self {
             label: label.into(),
+            ..Self::default()
         }
     }
 }
@@ -86,6 +90,9 @@ pub fn make_file_system(device: &Path, options: &MkfsOptions) -> Result<(), Atta
         .map_err(|error| AttachError::io("measure", device.display().to_string(), error))?;
     if bytes >= LARGE_BYTES {
         command.arg("-J").arg(format!("size={JOURNAL_MIB_MAX}"));
+    }
+    if let Some(inodes) = options.inodes {
+        command.arg("-N").arg(inodes.to_string());
     }
     command.arg(device);
     program::run("mkfs.ext4", command)

@@ -333,6 +333,10 @@ pub struct InitArgs {
     /// Size that the container may grow to; it is sparse and takes only what is written
     #[arg(long, value_parser = parse_size, default_value = "5T")]
     pub size: u64,
+    /// How many files and folders all snapshots can have together; unchanged ones count once [default: one
+    /// for each 16 KiB of --size]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1000..=4_000_000_000))]
+    pub inodes: Option<u64>,
 }
 
 const INIT_EXAMPLES: &str = "\

@@ -94,6 +94,7 @@ fn init(
         secrets: vec![(secret, kind), (recovery.secret(), SlotKind::Recovery)],
         uuid: None,
         label: None,
+        inodes: args.inodes,
         fast_kdf_for_tests: context.global.cheap_kdf_for_tests,
     };
     // JSON tells of the whole run, so it is printed at its end.
@@ -169,6 +170,7 @@ fn init(
         text::bytes(facts.file_bytes),
         text::bytes(created.sent_bytes)
     ));
+    tell_of_inodes(context, resolved, args.inodes, facts.volume_bytes);
     if !files.text_in_file() {
         context.output.note(
             "the sheet above is SECRET: print it or put it into a password manager, and keep it and \
@@ -176,6 +178,56 @@ fn init(
         );
     }
     Ok(Exit::Done)
+}
+
+/// How many files fit; a number that can't be changed later. Warns where the jobs of this container may
+/// have more.
+fn tell_of_inodes(context: &Context, resolved: &Resolved, inodes: Option<u64>, bytes: u64) {
+    let room = inodes.unwrap_or(bytes / default_inode_ratio(bytes));
+    context.output.note(&format!(
+        "there is room for about {}",
+        text::counted(room, "file", "files")
+    ));
+    let mut seen = Vec::new();
+    let mut there = 0_u64;
+    for job in &context.config.jobs {
+        if job.container != resolved.name {
+            continue;
+        }
+        for source in &job.sources {
+            let (Ok(about), Ok(meta)) = (rustix::fs::statvfs(source), std::fs::metadata(source))
+            else {
+                continue;
+            };
+            let device = std::os::unix::fs::MetadataExt::dev(&meta);
+            if !seen.contains(&device) {
+                seen.push(device);
+                there = there.saturating_add(about.f_files.saturating_sub(about.f_ffree));
+            }
+        }
+    }
+    if there > room {
+        context.output.warning(&format!(
+            "the disks of this container's jobs hold {}, and it has room for about {}. If most of them \
+             are to be backed up, remove it and make it again with --inodes {}: the number can't be \
+             changed later",
+            text::counted(there, "file", "files"),
+            text::count(room),
+            there.saturating_mul(2)
+        ));
+    }
+}
+
+/// Bytes for each file by size of the volume (mke2fs.conf of e2fsprogs: `small`, default, `big`, `huge`).
+fn default_inode_ratio(bytes: u64) -> u64 {
+    const MIB: u64 = 1 << 20;
+    const TIB: u64 = 1 << 40;
+    match bytes {
+        0..536_870_912 => 4096,
+        _ if bytes / MIB < 4 * TIB / MIB => 16_384,
+        _ if bytes / TIB < 16 => 32_768,
+        _ => 65_536,
+    }
 }
 
 /// What the sheet shows beside what the new container is known by.

@@ -65,7 +65,7 @@ pub fn create_and_show(
     session.access = super::options::Access::ReadWrite;
     let (mut crew, facts) = Crew::start(&session, shape, &secrets, &mut watch)?;
     let mut shown = false;
-    let made = make_file_system(&mut crew, options.label, &mut watch)
+    let made = make_file_system(&mut crew, options.label, options.inodes, &mut watch)
         .and_then(|()| crew.detach(&mut watch))
         .and_then(|()| interrupt.check())
         .and_then(|()| match show {
@@ -136,11 +136,12 @@ pub fn create_and_show(
 fn make_file_system(
     crew: &mut Crew,
     label: Option<String>,
+    inodes: Option<u64>,
     watch: &mut Watch<'_>,
 ) -> Result<(), Failure> {
     crew.attach(Role::Worker, watch)?;
     watch.observer.phase(Phase::MakingFileSystem);
-    crew.order(&WorkerOrder::MakeFileSystem { label });
+    crew.order(&WorkerOrder::MakeFileSystem { label, inodes });
     crew.wait_worker(watch, OnInterrupt::GiveUp, |reply| {
         matches!(reply, WorkerReply::FileSystemMade).then_some(())
     })

@@ -188,6 +188,8 @@ pub struct CreateOptions {
     pub uuid: Option<String>,
     /// ext4's label.
     pub label: Option<String>,
+    /// See [`sprat_attach::MkfsOptions`].
+    pub inodes: Option<u64>,
     /// Worthless key derivation, for tests only.
     pub fast_kdf_for_tests: bool,
 }

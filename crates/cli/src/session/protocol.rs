@@ -224,6 +224,7 @@ pub(super) enum WorkerOrder {
     Map(Mapping),
     MakeFileSystem {
         label: Option<String>,
+        inodes: Option<u64>,
     },
     Mount {
         at: OsString,

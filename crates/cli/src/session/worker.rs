@@ -174,8 +174,9 @@ impl Worker {
                 self.map(mapping)?;
                 WorkerReply::Mapped
             }
-            WorkerOrder::MakeFileSystem { label } => {
-                let options = MkfsOptions::labelled(label.as_deref().unwrap_or_default());
+            WorkerOrder::MakeFileSystem { label, inodes } => {
+                let mut options = MkfsOptions::labelled(label.as_deref().unwrap_or_default());
+                options.inodes = inodes;
                 let device = self.attachment()?.device().to_owned();
                 sprat_attach::make_file_system(&device, &options)?;
                 WorkerReply::FileSystemMade

@@ -143,6 +143,7 @@ impl Bench {
             size_bytes: self.size_bytes,
             secrets: vec![(self.secret.clone(), SlotKind::KeyFile)],
             uuid: None,
+            inodes: None,
             label: Some("bench".to_owned()),
             fast_kdf_for_tests: true,
         }
