@@ -27,6 +27,14 @@ impl From<&StoreError> for Failure {
         if let Some(source) = error.source() {
             failure = failure.caused_by(source);
         }
+        // What a machine backs up, and what it knows of its containers, is root's.
+        if error.kind() == StoreErrorKind::PermissionDenied && !rustix::process::geteuid().is_root()
+        {
+            return failure.with_hint(
+                "nothing was changed. Run it as root. Where that is not it, check who owns the folder, and \
+                 whether the account may write",
+            );
+        }
         match store_hint(error.kind()) {
             Some(hint) => failure.with_hint(hint),
             None => failure,
@@ -70,8 +78,9 @@ fn store_hint(kind: StoreErrorKind) -> Option<&'static str> {
             "check that `sftp HOST` works from this account without asking for anything"
         }
         StoreErrorKind::LoginRefused => {
-            "sprat never asks for ssh passwords: add this account's public key to the server's \
-             authorized_keys, or name a key with --ssh-command 'ssh -i FILE'"
+            "sprat never asks for passwords or passphrases of ssh. Add this account's public key to the \
+             server's authorized_keys, or name a key with --ssh-command 'ssh -i FILE'. A key with a \
+             passphrase works only from an agent (ssh-add), which a timer does not have: make one without"
         }
         StoreErrorKind::HostKey => {
             "log in once with `ssh HOST` and compare the fingerprint. If the server's key has \

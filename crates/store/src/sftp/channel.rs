@@ -618,7 +618,11 @@ fn read_packet(reader: &mut impl Read) -> Result<Vec<u8>, NoPacket> {
             text.resize(64, 0);
             let more = reader.read(&mut text[4..]).unwrap_or(0);
             text.truncate(4 + more);
-            return NoPacket::Refused(format!("text instead of answers: {}", printable(&text)));
+            return NoPacket::Refused(format!(
+                "text instead of answers: {}. The start-up files of the account's shell on the server \
+                 must print nothing where there is no terminal",
+                printable(&text)
+            ));
         }
         NoPacket::Refused(malformed.to_string())
     })?;
