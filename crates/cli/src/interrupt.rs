@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGTTOU};
 use signal_hook::iterator::Signals;
 
-use crate::{Failure, terminal};
+use crate::{Exit, Failure, terminal};
 
+/// How long a last message may take.
+const SAY_LIMIT: Duration = Duration::from_secs(1);
 /// How long this process may go on after the first request.
 const END_LIMIT: Duration = Duration::from_secs(10);
 
@@ -63,14 +65,14 @@ impl Interrupt {
                             }
                             continue;
                         }
-                        _ => listener.request(),
+                        // First, as what is called at a request may wait.
+                        _ if !listener.requested() => end_in_time(),
+                        _ => {}
                     }
-                    if listener.requests() == 1 {
-                        end_in_time();
-                    }
+                    listener.request();
                     if listener.requests() >= 3 {
                         terminal::give_back();
-                        signal_hook::low_level::exit(i32::from(crate::Exit::Interrupted.code()));
+                        signal_hook::low_level::exit(i32::from(Exit::Interrupted.code()));
                     }
                 }
             })
@@ -173,10 +175,39 @@ fn end_in_time() {
                 END_LIMIT.as_secs()
             );
             // Past the output's lock, which may be what is waited for.
-            let _ = rustix::io::write(rustix::stdio::stderr(), text.as_bytes());
+            write_if_ready(&text);
             terminal::give_back();
-            signal_hook::low_level::exit(i32::from(crate::Exit::Interrupted.code()));
+            signal_hook::low_level::exit(i32::from(Exit::Interrupted.code()));
         });
+}
+
+/// Writes a line to stderr unless that would wait: a pipe that is ready takes 4096 bytes (POSIX,
+/// `PIPE_BUF`).
+fn write_if_ready(text: &str) {
+    let stderr = rustix::stdio::stderr();
+    let mut ready = [PollFd::new(&stderr, PollFlags::OUT)];
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    if poll(&mut ready, Some(&now)).is_ok_and(|count| count > 0) {
+        let _ = rustix::io::write(stderr, text.as_bytes());
+    }
+}
+
+/// Ends this process now, after `say` has had a moment to write to a terminal or pipe that may take
+/// nothing.
+pub(crate) fn end_after(say: impl FnOnce() + Send + 'static, exit: Exit) -> ! {
+    let (done, said) = std::sync::mpsc::channel();
+    let _ = std::thread::Builder::new()
+        .name("say".to_owned())
+        .spawn(move || {
+            say();
+            let _ = done.send(());
+        });
+    let _ = said.recv_timeout(SAY_LIMIT);
+    // Not `std::process::exit`, which waits for buffers.
+    signal_hook::low_level::exit(i32::from(exit.code()))
 }
 
 /// Whether this process was started with `signal` ignored (`SigIgn` in proc(5), a bit mask in
@@ -195,7 +226,6 @@ fn ignored_from_the_start(signal: i32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::event::{PollFd, PollFlags, poll};
 
     #[test]
     fn first_request_is_soft_and_second_is_hard() {

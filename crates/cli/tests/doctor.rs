@@ -83,3 +83,24 @@ fn doctor_reports_programs_that_start_but_fail() {
         );
     }
 }
+
+#[test]
+fn doctor_finds_an_rsync_that_ignores_link_dest() {
+    let machine = Machine::new();
+    let found = |ran: &machine::Ran| {
+        let line = ran.stdout.lines().find(|line| line.contains("--link-dest"));
+        line.unwrap_or_else(|| panic!("{}", ran.whole()))
+            .to_lowercase()
+    };
+    assert!(found(&machine.sprat(&["doctor"])).starts_with("ok"));
+    fs::create_dir(machine.path("bin")).unwrap();
+    // As the back-ports of 2026 do: everything is copied again, and it succeeds.
+    let text = "#!/bin/sh\nfor a do shift; case $a in --link-dest=*) ;; *) set -- \"$@\" \"$a\";; esac; \
+                done\nPATH=/usr/local/bin:/usr/bin:/bin exec rsync \"$@\"\n";
+    machine.write("bin/rsync", text);
+    fs::set_permissions(machine.path("bin/rsync"), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:/usr/bin:/bin", machine.path("bin").display());
+    let ran = machine.run(machine.command().env("PATH", path).arg("doctor"));
+    assert_eq!(ran.code, 1, "{}", ran.whole());
+    assert!(found(&ran).starts_with("missing"), "{}", ran.whole());
+}

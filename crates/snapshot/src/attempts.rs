@@ -1,15 +1,21 @@
 //! Runs rsync again where it ended because of one file. rsync gives up on a file with more names than
 //! the volume allows, and on a file whose content the volume refuses; the others can be copied.
+//!
+//! A file in the tree so far may be one of an older snapshot, by another name. rsync would change its
+//! attributes in place if the source's had changed meanwhile. So each further run writes into a new,
+//! empty tree, and links to the one so far, see [`crate::aside`].
 
 use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use crate::aside::Aside;
 use crate::error::SnapshotError;
 use crate::mounts::pattern_for;
-use crate::record::{NameList, Warning};
+use crate::record::{NameList, RunStats};
 use crate::rsync::{Ended, ITEMS_MAX, Invocation, Obstacle, Outcome, Rsync};
 use crate::spec::{Cancel, Progress};
+use crate::split;
 use crate::text::{escape_path, unescape_path};
 
 /// What every run of rsync for a snapshot keeps: hard links, among others.
@@ -18,13 +24,16 @@ pub(crate) const OPTIONS: &str = "-aHAXXS";
 /// So many files may be such obstacles; one more and the run fails.
 const OBSTACLES_MAX: usize = 32;
 
-/// One or more runs of rsync into the same tree.
+/// One or more runs of rsync that make one tree.
 pub(crate) struct Attempts<'a> {
     pub(crate) rsync: &'a Rsync,
     /// The folder written to, absolute.
     pub(crate) tree: &'a Path,
     /// Finds the source file that was written to a path on the volume.
     pub(crate) source_of: &'a dyn Fn(&Path) -> PathBuf,
+    /// Makes the tree a new one for a further run. `None`: it goes into the same tree, of which it
+    /// writes only what the tree lacks.
+    pub(crate) aside: Option<&'a Aside<'a>>,
 }
 
 impl Attempts<'_> {
@@ -41,27 +50,51 @@ impl Attempts<'_> {
             self.leave_out_pipes(&mut outcome);
             before.left_out.append(&mut outcome.pipes);
             let Ended::Because(obstacle) = &outcome.ended else {
-                return Ok(before.complete(outcome));
+                return Ok(before.complete(outcome, self.tree));
             };
-            if before.attempts >= OBSTACLES_MAX {
+            let give_up = |mut outcome: Outcome, ended: &str| {
                 outcome.ended = Ended::Failed {
-                    ended: "the volume refuses too many files".to_owned(),
+                    ended: ended.to_owned(),
                     message: outcome.messages.names.first().cloned().unwrap_or_default(),
                 };
-                return Ok(before.complete(outcome));
+                outcome
+            };
+            if before.attempts >= OBSTACLES_MAX {
+                let outcome = give_up(outcome, "the volume refuses too many files");
+                return Ok(before.complete(outcome, self.tree));
             }
             match obstacle {
-                // A second run without hard links was seen to lose names: no snapshot is better.
-                Obstacle::TooManyLinks(_) => {
-                    outcome.ended = Ended::Failed {
-                        ended: "the volume's file system can't give a file so many names"
-                            .to_owned(),
-                        message: outcome.messages.names.first().cloned().unwrap_or_default(),
+                Obstacle::TooManyLinks(_) | Obstacle::LinkRefused => {
+                    let Some(aside) = self.aside.filter(|_| before.split.is_none()) else {
+                        let why = "the volume's file system refuses a hard link";
+                        return Ok(before.complete(give_up(outcome, why), self.tree));
                     };
-                    return Ok(before.complete(outcome));
+                    let limit = match obstacle {
+                        Obstacle::TooManyLinks(first) => split::limit(self.tree, first),
+                        _ => split::LINKS_MAX,
+                    };
+                    before.add(&outcome);
+                    aside.begin_again(&mut invocation, &before.recent, false)?;
+                    let work = split::Work {
+                        rsync: self.rsync,
+                        tree: self.tree,
+                        limit,
+                    };
+                    let (stopped, links) = work.carry_out(&invocation, progress, cancel)?;
+                    let Some(links) = links else {
+                        return Ok(before.complete(stopped, self.tree));
+                    };
+                    before.add_work(&stopped);
+                    before.split = Some(links);
+                    aside.begin_again(&mut invocation, &before.recent, false)?;
+                    split::without_links(&mut invocation);
                 }
                 Obstacle::WriteRefused(written) => {
                     let source = (self.source_of)(&unescape_path(written));
+                    before.add(&outcome);
+                    if let Some(aside) = self.aside {
+                        aside.begin_again(&mut invocation, &before.recent, true)?;
+                    }
                     let mut exclude = OsString::from("--exclude=");
                     exclude.push(pattern_for(&source, false));
                     // The first rule that matches counts.
@@ -69,7 +102,6 @@ impl Attempts<'_> {
                     before.left_out.push(source);
                 }
             }
-            before.add(&outcome);
         }
     }
 
@@ -96,7 +128,7 @@ impl Attempts<'_> {
     }
 }
 
-/// What is kept of attempts that ended early.
+/// What is kept of runs that came before the last.
 #[derive(Default)]
 struct Before {
     attempts: usize,
@@ -104,32 +136,48 @@ struct Before {
     recent: NameList,
     copied_from_older: NameList,
     left_out: Vec<PathBuf>,
-    warnings: Vec<Warning>,
+    stats: RunStats,
+    /// The files with several names, once they were too many.
+    split: Option<split::Links>,
 }
 
 impl Before {
     fn add(&mut self, outcome: &Outcome) {
-        self.attempts += 1;
         self.messages.append(&outcome.messages);
+        self.add_work(outcome);
+    }
+
+    /// A run of which the last one shows all that is wrong.
+    fn add_work(&mut self, outcome: &Outcome) {
+        self.attempts += 1;
         // What these files were compared by, the next runs must know of all that are in the tree.
         self.recent.append_within(&outcome.recent, ITEMS_MAX);
         self.copied_from_older
             .append_within(&outcome.copied_from_older, ITEMS_MAX);
+        self.stats.add_copied(&outcome.stats);
     }
 
-    fn complete(mut self, mut outcome: Outcome) -> Outcome {
+    fn complete(mut self, mut outcome: Outcome, tree: &Path) -> Outcome {
         self.messages.append(&outcome.messages);
         outcome.messages = self.messages;
         outcome.recent.append_within(&self.recent, ITEMS_MAX);
         outcome
             .copied_from_older
             .append_within(&self.copied_from_older, ITEMS_MAX);
-        outcome.counts_unknown = self.attempts > 0;
-        outcome.warnings = self.warnings;
+        outcome.counts_unknown |= self.attempts > 0;
+        outcome.stats.add_copied(&self.stats);
         for path in &self.left_out {
             outcome.unread.push(escape_path(path));
         }
-        if !self.left_out.is_empty() && outcome.ended == Ended::Whole {
+        if let Some(links) = &self.split
+            && matches!(outcome.ended, Ended::Whole | Ended::WithUnread)
+        {
+            for path in links.missing_in(tree) {
+                outcome.unread.push(escape_path(&path));
+            }
+            outcome.warnings.extend(links.warnings());
+        }
+        if !outcome.unread.is_empty() && outcome.ended == Ended::Whole {
             outcome.ended = Ended::WithUnread;
         }
         outcome

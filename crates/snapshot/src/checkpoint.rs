@@ -20,11 +20,12 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Mode, OFlags, openat};
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::begun::Begun;
 use crate::foreign::temporary_name;
 use crate::job::replace_file;
 use crate::name::SnapshotName;
@@ -33,6 +34,8 @@ use crate::walk::change_time_ns;
 /// How much work a crash costs at most, and how often the volume is synced. ext4 commits its
 /// journal every 5 s by itself, so this adds little.
 pub(crate) const INTERVAL: Duration = Duration::from_secs(15);
+/// How often the file that rsync writes is looked for ([`crate::begun`]).
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// Change times come from the kernel's coarse clock (up to 10 ms behind); generously more.
 const MARGIN_NS: i128 = 1_000_000_000;
 /// The clock may be slewed by NTP; a step is more than that within a run.
@@ -53,19 +56,36 @@ fn file_name(name: SnapshotName) -> String {
 
 impl Checkpoints {
     /// Begins to make checkpoints for the run `name` in the state folder.
-    pub(crate) fn begin(state: &OwnedFd, name: SnapshotName, every: Duration) -> io::Result<Self> {
+    pub(crate) fn begin(
+        state: &OwnedFd,
+        name: SnapshotName,
+        every: Duration,
+        begun: Option<Arc<Begun>>,
+    ) -> io::Result<Self> {
         let state = Arc::new(state.try_clone()?);
         let (stop, stopped) = channel::<()>();
         let thread = std::thread::Builder::new()
             .name("checkpoint".to_owned())
             .spawn(move || {
                 let offset = clock_offset_ns();
-                while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(every) {
+                let mut last = Instant::now();
+                let wait = every.min(LOOK_INTERVAL);
+                while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(wait) {
                     if clock_offset_ns() < offset - STEP_BACK_NS {
                         forget(&state, name);
+                        begun.iter().for_each(|begun| begun.withdraw());
                         return Ok(());
                     }
+                    begun.iter().for_each(|begun| begun.look());
+                    if last.elapsed() < every {
+                        continue;
+                    }
+                    let written = begun.as_ref().and_then(|begun| begun.written());
                     make(&state, name)?;
+                    if let Some(begun) = &begun {
+                        begun.note(written)?;
+                    }
+                    last = Instant::now();
                 }
                 Ok(())
             })?;
@@ -148,7 +168,7 @@ mod tests {
         let name = SnapshotName::parse("2026-11-23T13-21-01Z").unwrap();
         assert_eq!(read(&state, name), None);
         let began_ns = i128::from(clock_gettime(ClockId::Realtime).tv_sec) * 1_000_000_000;
-        let checkpoints = Checkpoints::begin(&state, name, Duration::from_millis(5)).unwrap();
+        let checkpoints = Checkpoints::begin(&state, name, Duration::from_millis(5), None).unwrap();
         let first = loop {
             if let Some(first) = read(&state, name) {
                 break first;

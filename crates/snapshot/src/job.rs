@@ -21,6 +21,7 @@ use rustix::fs::{
     AtFlags, FileType, FlockOperation, Mode, flock, fsync, mkdirat, renameat, statat,
 };
 
+use crate::begun;
 use crate::checkpoint;
 use crate::error::SnapshotError;
 use crate::foreign;
@@ -475,6 +476,7 @@ impl RunFolder {
         let away = self.rename_away(folder)?;
         checkpoint::forget(&self.state, folder.name());
         recent::forget(&self.state, folder.name());
+        begun::forget(&self.state, folder.name());
         let record = format!("{}.json", folder.name());
         let _ = rustix::fs::unlinkat(&self.state, record, AtFlags::empty());
         self.finish_removal(&away, cancel)
@@ -519,6 +521,7 @@ impl RunFolder {
         let name = folder.name();
         checkpoint::forget(&self.state, name);
         recent::forget(&self.state, name);
+        begun::forget(&self.state, name);
         // A record without a snapshot harms nobody.
         let _ = rustix::fs::unlinkat(&self.state, format!("{name}.json"), AtFlags::empty());
     }

@@ -14,8 +14,10 @@
 //! - Nothing is printed, and no environment variable is read.
 #![forbid(unsafe_code)]
 
+mod aside;
 mod attempts;
 mod automounts;
+mod begun;
 mod by_hand;
 mod check;
 mod checkpoint;
@@ -28,6 +30,7 @@ mod in_the_way;
 mod job;
 mod keep;
 mod list;
+mod listing;
 mod long_path;
 mod mounts;
 mod mounts_inside;
@@ -44,10 +47,12 @@ mod scout;
 mod sources;
 mod spared;
 mod spec;
+mod split;
 mod suspects;
 mod take;
 mod text;
 mod unfit;
+mod unlinked;
 mod walk;
 mod wholeness;
 

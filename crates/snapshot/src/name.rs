@@ -131,6 +131,12 @@ impl SnapshotName {
         self.0
     }
 
+    /// The name one second earlier; the first name has none.
+    pub(crate) fn second_before(self) -> Option<Self> {
+        let before = Timestamp::from_second(self.0.as_second() - 1).ok()?;
+        Some(Self::at(before)).filter(|name| *name != self)
+    }
+
     /// The name one second later.
     #[must_use]
     fn next_second(self) -> Self {
@@ -221,7 +227,13 @@ pub(crate) struct ChosenName {
 pub(crate) fn choose_name(now: Timestamp, taken: &BTreeSet<SnapshotName>) -> ChosenName {
     let wanted = SnapshotName::at(now);
     let newest = taken.last().copied();
-    let clock_behind = newest.filter(|newest| *newest > wanted);
+    // Several runs within some seconds take the names of the seconds behind them; a clock that is behind
+    // leaves a gap.
+    let mut free = wanted;
+    while taken.contains(&free) && free.next_second() != free {
+        free = free.next_second();
+    }
+    let clock_behind = newest.filter(|newest| *newest > free);
     let plausible = now.as_second() >= EARLIEST_PLAUSIBLE_S;
     let reach = SnapshotName::at(
         Timestamp::from_second(wanted.0.as_second() + CLOCK_BEHIND_S_MAX).unwrap_or(wanted.0),
@@ -253,6 +265,21 @@ mod tests {
     fn chosen(now: &str, taken: &[&str]) -> String {
         let taken = taken.iter().map(|t| name(t)).collect();
         choose_name(name(now).moment(), &taken).name.to_string()
+    }
+
+    #[test]
+    fn quick_runs_are_no_clock_that_is_behind() {
+        let taken = [
+            "2026-11-28T10-00-00Z",
+            "2026-11-28T10-00-01Z",
+            "2026-11-28T10-00-02Z",
+        ];
+        let taken = taken.iter().map(|t| name(t)).collect();
+        let chosen = choose_name(name("2026-11-28T10-00-00Z").moment(), &taken);
+        assert_eq!(chosen.name, name("2026-11-28T10-00-03Z"));
+        assert_eq!(chosen.clock_behind, None);
+        let chosen = choose_name(name("2026-11-28T09-59-58Z").moment(), &taken);
+        assert_eq!(chosen.clock_behind, Some(name("2026-11-28T10-00-02Z")));
     }
 
     #[test]

@@ -103,6 +103,16 @@ pub struct RunStats {
     pub bytes_matched: u64,
 }
 
+impl RunStats {
+    /// Adds what another run into the same snapshot copied.
+    pub(crate) fn add_copied(&mut self, other: &Self) {
+        self.transferred += other.transferred;
+        self.bytes_transferred += other.bytes_transferred;
+        self.bytes_literal += other.bytes_literal;
+        self.bytes_matched += other.bytes_matched;
+    }
+}
+
 /// A tree whose unchanged files the new snapshot shares.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkedFrom {
@@ -232,11 +242,26 @@ pub enum Warning {
         /// Why.
         why: String,
     },
-    /// A file has more names (hard links) than the volume allows for one file: some of the names are
-    /// files of their own in this snapshot, and so may be names of other files.
+    /// A file has more names (hard links) than the volume allows for one file, those in older snapshots
+    /// included: in this snapshot it is a copy of its own, or several. No name is missing.
     LinksSplit {
         /// One of its names, escaped.
         path: String,
+    },
+    /// rsync copied files that are unchanged since an older snapshot, instead of linking them: they take
+    /// their room again.
+    UnchangedCopied {
+        /// How many, of the first thousand that were copied.
+        files: u64,
+    },
+    /// A file has much less data than it is long, and rsync reads its holes too.
+    HolesRead {
+        /// The file, escaped.
+        path: String,
+        /// Its length.
+        bytes: u64,
+        /// What it takes on its disk.
+        data_bytes: u64,
     },
     /// Something of somebody else's lies where sprat keeps its own; it was left alone, or renamed.
     ForeignObject {

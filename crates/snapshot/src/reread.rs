@@ -245,10 +245,18 @@ fn open(root: &OwnedFd, path: &Path) -> io::Result<Option<(File, Metadata)>> {
 
 /// The second rsync's arguments; it runs in the job's folder.
 pub(crate) fn arguments(inflight: &str) -> Vec<OsString> {
-    let list = format!("--files-from={}/{LIST}", crate::job::STATE_FOLDER);
-    let to = format!("./{inflight}/");
-    [
-        "-aHAXXS",
+    files_from(LIST, inflight, &[])
+}
+
+/// Arguments of an rsync that copies what `list` in the state folder names (`-`: its standard input), each
+/// with its path from the root, into the tree `to`. It runs in the job's folder.
+pub(crate) fn files_from(list: &str, to: &str, more: &[OsString]) -> Vec<OsString> {
+    let list = match list {
+        "-" => "--files-from=-".to_owned(),
+        _ => format!("--files-from={}/{list}", crate::job::STATE_FOLDER),
+    };
+    let mut arguments: Vec<OsString> = [
+        crate::attempts::OPTIONS,
         "--numeric-ids",
         "--relative",
         "--modify-window=-1",
@@ -258,10 +266,10 @@ pub(crate) fn arguments(inflight: &str) -> Vec<OsString> {
         "--outbuf=L",
         "--from0",
         &list,
-        "--",
-        "/",
-        &to,
     ]
     .map(OsString::from)
-    .to_vec()
+    .to_vec();
+    arguments.extend_from_slice(more);
+    arguments.extend(["--", "/", &format!("./{to}/")].map(OsString::from));
+    arguments
 }

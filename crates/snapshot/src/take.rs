@@ -1,15 +1,20 @@
 //! Takes a snapshot: recovers what an earlier run left, runs rsync, and gives the result its name.
 
-use std::ffi::OsString;
+mod arguments;
+
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use rustix::fs::AtFlags;
 
-use crate::attempts::{self, Attempts};
+use crate::aside::Aside;
+use crate::attempts::Attempts;
+use crate::automounts;
+use crate::begun::{self, Begun};
 use crate::by_hand;
 use crate::checkpoint::{self, Checkpoints};
 use crate::disks::{self, Disks};
@@ -17,19 +22,16 @@ use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder, RunFolder};
 use crate::name::{SnapshotName, choose_name};
 use crate::recent::{self, Recent};
-use crate::record::{
-    EntryKind, LinkedFrom, NameList, ONE_FILE_SYSTEM, RECORD_FORMAT, RunRecord, Warning,
-};
+use crate::record::{EntryKind, LinkedFrom, NameList, RECORD_FORMAT, RunRecord, Warning};
 use crate::reread::{self, Plan, Tree};
-use crate::rsync::{
-    Ended, Guard, ITEM_FORMAT, ITEMS_MAX, Invocation, Outcome, Rsync, Side, room_at,
-};
+use crate::rsync::{Ended, Guard, ITEMS_MAX, Invocation, Outcome, Rsync, room_at};
 use crate::scout::Scout;
 use crate::sources::{self, Source, Sources};
 use crate::spec::{Cancel, Phase, Progress, SnapshotReport, SnapshotSpec};
 use crate::suspects::Suspects;
 use crate::text::{escape_name, escape_path, unescape_path};
 use crate::unfit::Unfit;
+use crate::unlinked;
 use crate::wholeness::{Made, source_of};
 
 /// Takes a snapshot of `spec.sources` into the job's folder on the volume that is mounted at
@@ -207,11 +209,22 @@ impl Run<'_> {
     ) -> Result<SnapshotReport, SnapshotError> {
         let inflight = self.folder.make_inflight(self.name)?;
         let began = std::time::Instant::now();
-        let checkpoints = Checkpoints::begin(&self.folder.state, self.name, checkpoint_every)
-            .map_err(|source| SnapshotError::System {
-                op: "start a thread",
-                source,
-            })?;
+        let begun = Begun::new(&self.folder, self.name, self.started);
+        let begun = Arc::new(begun.map_err(|source| SnapshotError::Volume {
+            op: "open",
+            object: inflight.to_string(),
+            source,
+        })?);
+        let checkpoints = Checkpoints::begin(
+            &self.folder.state,
+            self.name,
+            checkpoint_every,
+            Some(Arc::clone(&begun)),
+        )
+        .map_err(|source| SnapshotError::System {
+            op: "start a thread",
+            source,
+        })?;
         let mut invocation = self.invocation(inflight);
         // With `--checksum` rsync has to read the older files, and proves what it copies.
         let tree = self.folder.job.path.join(inflight.to_string());
@@ -229,7 +242,7 @@ impl Run<'_> {
             }
             progress(now);
         };
-        let outcome = self.attempt(&invocation, inflight, &mut followed, cancel);
+        let outcome = self.copy(&mut invocation, inflight, &begun, &mut followed, cancel);
         drop(scout);
         drop(guard);
         if self.copy.is_some() {
@@ -254,6 +267,7 @@ impl Run<'_> {
             ..outcome.progress
         });
         warnings.extend(outcome.warnings.iter().cloned());
+        warnings.extend(self.unchanged_copied(&outcome, &tree));
         let mut record = self.record(&invocation, &outcome, warnings);
         plan.note_in(&mut record);
         // By the clock that nobody sets, so that it never lies before the start.
@@ -266,6 +280,7 @@ impl Run<'_> {
             Ok(()) => {
                 self.made(&outcome, inflight).look_for_gaps(&mut record)?;
                 self.note_recent(&outcome)?;
+                begun::forget_all(&self.folder);
                 // The record comes before the name, so that no finished snapshot is ever without
                 // one; one sync makes both it and the tree durable.
                 self.folder.write_record(&record)?;
@@ -277,7 +292,12 @@ impl Run<'_> {
                 self.finish(record, progress, cancel)
             }
             Err(stopped) => {
+                if matches!(stopped, SnapshotError::VolumeFull { .. }) {
+                    // Its room is needed more, also for pruning.
+                    begun.withdraw();
+                }
                 synced.and_then(|()| self.sync())?;
+                begun.stopped();
                 record.finished_run = false;
                 record.complete = false;
                 record.stopped_by = Some(stopped.to_string());
@@ -286,6 +306,18 @@ impl Run<'_> {
                 Err(stopped)
             }
         }
+    }
+
+    /// Whether rsync copied what it should have linked. Further attempts and comparisons by content have
+    /// reasons of their own.
+    fn unchanged_copied(&self, outcome: &Outcome, tree: &Path) -> Option<Warning> {
+        if outcome.counts_unknown || self.recent.all || self.spec.checksum {
+            return None;
+        }
+        let older = self.linked_from.iter();
+        let older = older.map(|(folder, _)| self.folder.job.path.join(folder.to_string()));
+        let files = unlinked::count(tree, &older.collect::<Vec<_>>(), &outcome.copied);
+        (files > 0).then_some(Warning::UnchangedCopied { files })
     }
 
     /// Walks ahead of rsync in the trees that it links from.
@@ -361,7 +393,15 @@ impl Run<'_> {
             let below = source.path.strip_prefix("/").unwrap_or(&source.path);
             crate::long_path::lstat(&tree.join(below)).is_ok()
         };
-        if outcome.ended == Ended::WithUnread && !self.sources.list.iter().any(is_there) {
+        // A folder that could not be listed is there, and empty.
+        let has_some = |source: &Source| {
+            let below = source.path.strip_prefix("/").unwrap_or(&source.path);
+            let path = escape_path(&source.path);
+            let is_empty =
+                || std::fs::read_dir(tree.join(below)).is_ok_and(|mut all| all.next().is_none());
+            is_there(source) && !(outcome.unread.names.contains(&path) && is_empty())
+        };
+        if outcome.ended == Ended::WithUnread && !self.sources.list.iter().any(has_some) {
             // A snapshot of nothing would look like one.
             return Err(SnapshotError::RsyncFailed {
                 ended: "nothing was copied".to_owned(),
@@ -474,67 +514,6 @@ impl Run<'_> {
         std::fs::remove_dir(self.folder.job.path.join(inflight)).is_ok()
     }
 
-    /// rsync's command line. It runs in the job's folder, so that no name of the mount point
-    /// stands in it.
-    fn invocation(&self, inflight: Folder) -> Invocation {
-        let mut arguments: Vec<OsString> = [
-            attempts::OPTIONS,
-            "--numeric-ids",
-            "--delete",
-            "--delete-excluded",
-            "--relative",
-            // Else times are compared by the second: a file changed twice within one would be
-            // linked to its older content.
-            "--modify-window=-1",
-            "--no-human-readable",
-            "--info=progress2,stats2,flist0,name0",
-            ITEM_FORMAT,
-            "--outbuf=L",
-        ]
-        .map(OsString::from)
-        .to_vec();
-        if self.recent.all || self.spec.checksum {
-            arguments.push("--checksum".into());
-        }
-        if self.spec.one_file_system {
-            arguments.push(ONE_FILE_SYSTEM.into());
-        }
-        // A relative one is relative to the place written to.
-        arguments.extend(
-            self.linked_from
-                .iter()
-                .map(|(folder, _)| OsString::from(format!("--link-dest=../{folder}"))),
-        );
-        let copy = self.copy.iter();
-        arguments.extend(copy.map(|copy| {
-            let folder = Path::new("..").join(&copy.link_dest);
-            joined("--link-dest=", folder.as_os_str())
-        }));
-        // First match wins, so ours come first. A `!`, which would clear them, is refused.
-        arguments.extend(
-            self.sources
-                .left_out
-                .iter()
-                .map(|pattern| joined("--exclude=", pattern)),
-        );
-        let own_patterns = self.spec.excludes.iter();
-        arguments.extend(own_patterns.map(|pattern| format!("--exclude={pattern}").into()));
-        let files = self.spec.exclude_from.iter();
-        arguments.extend(files.map(|file| joined("--exclude-from=", file.as_os_str())));
-        arguments.push("--".into());
-        let sources = self.sources.list.iter();
-        arguments.extend(sources.map(|source| source.path.clone().into_os_string()));
-        arguments.push(format!("./{inflight}/").into());
-        self.run_into_volume(arguments)
-    }
-
-    fn run_into_volume(&self, arguments: Vec<OsString>) -> Invocation {
-        let job = &self.folder.job.path;
-        let mut invocation = Invocation::new(arguments, job, job, Side::IntoVolume);
-        invocation.recent_from = Some(recent::from_text(self.started));
-        invocation
-    }
-
     /// Reads those files from their source whose content must not come from an older snapshot.
     fn read_again(
         &self,
@@ -575,11 +554,50 @@ impl Run<'_> {
         plan.prepare(&self.folder.state, &root).map_err(failed)?;
         if matches!(outcome.ended, Ended::Whole | Ended::WithUnread) && !cancel.is_cancelled() {
             let invocation = self.run_into_volume(reread::arguments(&inflight.to_string()));
-            let second = self.attempt(&invocation, inflight, progress, cancel)?;
+            let second = self.attempt(&invocation, inflight, None, progress, cancel)?;
             outcome.add(second);
         }
         let _ = rustix::fs::unlinkat(&self.folder.state, reread::LIST, AtFlags::empty());
         Ok((outcome, plan))
+    }
+
+    /// Completes the large files that an interrupted run began, and runs rsync.
+    fn copy(
+        &self,
+        invocation: &mut Invocation,
+        inflight: Folder,
+        begun: &Begun,
+        progress: &mut dyn FnMut(Progress),
+        cancel: &Cancel,
+    ) -> Result<Outcome, SnapshotError> {
+        let aside = Aside::new(&self.folder, self.name, &self.sync);
+        let is_wanted = |path: &Path| {
+            let mut sources = self.sources.list.iter();
+            sources.any(|source| path.starts_with(&source.path))
+                && !automounts::is_plainly_left_out(self.spec, path)
+        };
+        let (before, any) = begun.go_on(
+            &self.folder,
+            &self.rsync,
+            invocation,
+            &is_wanted,
+            progress,
+            cancel,
+        )?;
+        if let Some(before) = &before
+            && matches!(before.ended, Ended::Cancelled | Ended::Full(_))
+        {
+            return Ok(before.clone());
+        }
+        if any {
+            aside.begin_again(invocation, &NameList::default(), false)?;
+        }
+        let mut outcome = self.attempt(invocation, inflight, Some(&aside), progress, cancel)?;
+        if let Some(before) = before {
+            outcome.stats.add_copied(&before.stats);
+            outcome.counts_unknown = true;
+        }
+        Ok(outcome)
     }
 
     /// Runs rsync into the new tree, again where one file ended it.
@@ -587,6 +605,7 @@ impl Run<'_> {
         &self,
         invocation: &Invocation,
         inflight: Folder,
+        aside: Option<&Aside<'_>>,
         progress: &mut dyn FnMut(Progress),
         cancel: &Cancel,
     ) -> Result<Outcome, SnapshotError> {
@@ -595,6 +614,7 @@ impl Run<'_> {
             rsync: &self.rsync,
             tree: &tree,
             source_of: &|path| source_of(&tree, path),
+            aside,
         };
         attempts.run(invocation, progress, cancel)
     }
@@ -677,10 +697,4 @@ fn copied_nothing(outcome: &Outcome) -> bool {
         && stats.files > 0
         && stats.transferred == 0
         && outcome.copied_from_older.is_empty()
-}
-
-fn joined(option: &str, value: &std::ffi::OsStr) -> OsString {
-    let mut argument = OsString::from(option);
-    argument.push(value);
-    argument
 }

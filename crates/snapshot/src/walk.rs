@@ -6,12 +6,17 @@
 
 use std::ffi::CStr;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, openat, statat, unlinkat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat, openat, statat, unlinkat};
+use rustix::io::Errno;
 
 use crate::spec::Cancel;
+
+const LISTED_BYTES: usize = 32 << 10;
+const INTERRUPTED_MAX: u32 = 3;
 
 /// Opens a folder itself: not what a symbolic link of that name points to.
 pub(crate) fn open_folder(at: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
@@ -29,8 +34,21 @@ pub(crate) fn open_folder_at(path: &Path) -> io::Result<OwnedFd> {
 pub(crate) fn names_in(root: BorrowedFd<'_>, path: &Path) -> io::Result<Vec<(PathBuf, FileType)>> {
     let folder = open_folder(root, path)?;
     let mut names = Vec::new();
-    for entry in Dir::read_from(&folder)? {
-        let entry = entry?;
+    let mut buffer = vec![MaybeUninit::<u8>::uninit(); LISTED_BYTES];
+    let mut entries = RawDir::new(&folder, &mut buffer);
+    let mut interrupted = 0;
+    while let Some(entry) = entries.next() {
+        let entry = match entry {
+            Ok(entry) => entry,
+            // The folder was removed meanwhile.
+            Err(Errno::NOENT) => break,
+            // Not for ever: a file system behind a program may answer so each time.
+            Err(Errno::INTR) if interrupted < INTERRUPTED_MAX => {
+                interrupted += 1;
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         let name = entry.file_name();
         if name != c"." && name != c".." {
             names.push((path_of(name), entry.file_type()));

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::disks::Disks;
 use crate::error::SnapshotError;
 use crate::file_system::FileSystem;
+use crate::listing;
 use crate::mounts_inside::asked_for;
 use crate::record::{NAMES_MAX, RunRecord, Warning};
 use crate::rsync::Outcome;
@@ -71,6 +72,7 @@ impl Made<'_> {
         for left_out in &self.sources.missing {
             record.unread.push(left_out.clone());
         }
+        self.ended_early(record)?;
         self.attributes_lost(record);
         self.folders_vanished(record, &in_tree);
         let refused = &self.outcome.attributes_refused;
@@ -92,6 +94,37 @@ impl Made<'_> {
         }
         record.complete = record.complete && record.unread.is_empty() && !many;
         record.file_systems = self.file_systems(record, many, &in_tree);
+        Ok(())
+    }
+
+    /// Names folders of which rsync saw an end that was an error.
+    fn ended_early(&self, record: &mut RunRecord) -> Result<(), SnapshotError> {
+        let known: Vec<PathBuf> = record
+            .unread
+            .names
+            .iter()
+            .map(|one| unescape_path(one))
+            .collect();
+        for one in &self.sources.file_systems {
+            if !listing::may_end_early(&one.kind) {
+                continue;
+            }
+            let early = listing::ended_early(&self.tree, &unescape_path(&one.place));
+            for folder in early.map_err(|source| SnapshotError::Volume {
+                op: "check",
+                object: self
+                    .tree
+                    .file_name()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into(),
+                source,
+            })? {
+                if !known.contains(&folder) {
+                    record.unread.push(escape_path(&folder));
+                }
+            }
+        }
         Ok(())
     }
 
@@ -199,7 +232,7 @@ pub(crate) fn source_of(tree: &Path, path: &Path) -> PathBuf {
 }
 
 /// The name that rsync gives a file whose temporary name is `name` (receiver.c, `get_tmpname`).
-fn until_whole(name: &OsStr) -> Option<&OsStr> {
+pub(crate) fn until_whole(name: &OsStr) -> Option<&OsStr> {
     let rest = name.as_bytes().strip_prefix(b".")?;
     let (name, random) = rest.split_at_checked(rest.len().checked_sub(7)?)?;
     (random[0] == b'.' && !name.is_empty()).then(|| OsStr::from_bytes(name))

@@ -342,3 +342,121 @@ fn two_runs_of_one_job_at_once_are_refused() {
     run.join().unwrap().unwrap();
     assert_eq!(bench.kinds(), [EntryKind::Good]);
 }
+
+const BIG_BYTES: u64 = 96 << 20;
+
+/// A run that is cancelled in the middle of a large file, once it has more than `from`; returns how much of
+/// it was kept.
+fn stop_in_large_file(bench: &Bench, from: u64) -> u64 {
+    let mut spec = bench.spec();
+    spec.rsync = bench.rsync_script("", "rsync --bwlimit=16000");
+    let cancel = Cancel::new();
+    let begun = || files_ending(&bench.job().join(".sprat"), ".begun");
+    sprat_snapshot::take(
+        &bench.volume(),
+        &spec,
+        now(),
+        &mut |_| {
+            let written = begun().first().and_then(|path| fs::metadata(path).ok());
+            if written.is_some_and(|about| about.len() > from + (2 << 20)) {
+                cancel.cancel();
+            }
+        },
+        &cancel,
+    )
+    .unwrap_err();
+    let begun = begun();
+    assert_eq!(begun.len(), 1, "{begun:?}");
+    fs::metadata(&begun[0]).unwrap().len()
+}
+
+fn files_ending(folder: &Path, ending: &str) -> Vec<PathBuf> {
+    let Ok(all) = fs::read_dir(folder) else {
+        return Vec::new();
+    };
+    let paths = all.map(|entry| entry.unwrap().path());
+    paths
+        .filter(|path| path.to_str().unwrap().ends_with(ending))
+        .collect()
+}
+
+/// A large file that was not written just now.
+fn large_source(bench: &Bench) -> PathBuf {
+    let file = bench.source().join("folder/vm.img");
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    let mut content = Vec::new();
+    for n in 0..BIG_BYTES / 8 {
+        content.extend_from_slice(&(n.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1).to_le_bytes());
+    }
+    fs::write(&file, content).unwrap();
+    set_mode(&file, 0o640).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    file
+}
+
+#[test]
+fn the_rest_of_a_large_file_is_all_that_the_next_run_copies() {
+    requires!(sprat_testkit::needs::root());
+    let bench = Bench::new();
+    large_source(&bench);
+    let kept = stop_in_large_file(&bench, 16 << 20);
+    assert!(kept > 16 << 20 && kept < BIG_BYTES, "{kept}");
+    // What was written after the last sync is not there after a crash, or it is something else.
+    let state = bench.job().join(".sprat");
+    let begun = &files_ending(&state, ".begun")[0];
+    let file = fs::OpenOptions::new().append(true).open(begun).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[9; 1 << 20], kept).unwrap();
+    // Interrupted again, in the rest.
+    let again = stop_in_large_file(&bench, kept);
+    assert!(again >= kept, "{again} {kept}");
+    // No interrupted tree has a part of it.
+    for partial in files_ending(&bench.job(), ".partial") {
+        let part = folder::below(&partial, &bench.source()).join("folder/vm.img");
+        assert!(!part.exists(), "{part:?}");
+    }
+    let report = bench.take();
+    assert!(report.record.complete, "{:?}", report.record);
+    assert_same(&bench.source(), &bench.in_snapshot(report.name));
+    let copied = report.record.stats.bytes_literal;
+    assert_eq!(copied, BIG_BYTES - again);
+    assert!(files_ending(&state, ".begun").is_empty());
+    assert!(
+        files_ending(&state, ".json")
+            .iter()
+            .all(|path| !path.to_str().unwrap().contains("begun"))
+    );
+    assert_eq!(bench.kinds(), [EntryKind::Good]);
+}
+
+#[test]
+fn what_was_kept_of_a_large_file_is_not_used_for_another_version_of_it() {
+    requires!(sprat_testkit::needs::root());
+    let bench = Bench::new();
+    let file = large_source(&bench);
+    let time = fs::metadata(&file).unwrap().modified().unwrap();
+    stop_in_large_file(&bench, 16 << 20);
+    // Another content under the same size and time.
+    let writer = fs::OpenOptions::new().write(true).open(&file).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&writer, b"changed", 0).unwrap();
+    writer.set_modified(time).unwrap();
+    let report = bench.take();
+    assert_eq!(report.record.stats.bytes_literal, BIG_BYTES);
+    assert_same(&bench.source(), &bench.in_snapshot(report.name));
+}
+
+#[test]
+fn what_was_kept_of_a_large_file_is_never_cut_where_another_name_has_it() {
+    requires!(sprat_testkit::needs::root());
+    let bench = Bench::new();
+    large_source(&bench);
+    let kept = stop_in_large_file(&bench, 16 << 20);
+    let begun = &files_ending(&bench.job().join(".sprat"), ".begun")[0];
+    let precious = bench.volume().join("precious");
+    fs::hard_link(begun, &precious).unwrap();
+    let before = fs::read(&precious).unwrap();
+    assert_eq!(before.len() as u64, kept);
+    let report = bench.take();
+    assert_eq!(report.record.stats.bytes_literal, BIG_BYTES);
+    assert!(fs::read(&precious).unwrap() == before);
+    assert_same(&bench.source(), &bench.in_snapshot(report.name));
+}

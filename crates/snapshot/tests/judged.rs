@@ -511,3 +511,55 @@ fn a_source_that_patterns_leave_out_is_named_though_another_file_is_unread() {
         "{error}"
     );
 }
+
+#[test]
+fn an_rsync_that_copies_what_did_not_change_is_reported() {
+    let bench = Bench::new();
+    for n in 0..20 {
+        fs::write(bench.source().join(format!("file {n}")), "unchanged").unwrap();
+    }
+    let reported = |report: &sprat_snapshot::SnapshotReport| {
+        report
+            .record
+            .warnings
+            .iter()
+            .find_map(|warning| match warning {
+                Warning::UnchangedCopied { files } => Some(*files),
+                _ => None,
+            })
+    };
+    assert_eq!(reported(&bench.take()), None);
+    assert_eq!(reported(&bench.take()), None);
+    // As the back-ports of 2026 do.
+    let without =
+        "for a do shift; case $a in --link-dest=*) ;; *) set -- \"$@\" \"$a\";; esac; done";
+    let mut spec = bench.spec();
+    spec.rsync = bench.rsync_script(without, "rsync");
+    let report = bench.try_take(&spec).unwrap();
+    assert_eq!(reported(&report), Some(20));
+    assert!(report.record.complete);
+    // Changed files are none of that.
+    for n in 0..20 {
+        fs::write(bench.source().join(format!("file {n}")), "changed!!").unwrap();
+    }
+    assert_eq!(reported(&bench.take()), None);
+}
+
+#[test]
+fn a_long_file_of_holes_is_named() {
+    let bench = Bench::new();
+    let file = fs::File::create(bench.source().join("lastlog")).unwrap();
+    // rsync reads all of it; of a shorter one nothing is said.
+    file.set_len(9 << 30).unwrap();
+    fs::File::create(bench.source().join("short"))
+        .unwrap()
+        .set_len(1 << 30)
+        .unwrap();
+    let report = bench.take();
+    let named = Warning::HolesRead {
+        path: bench.source().join("lastlog").display().to_string(),
+        bytes: 9 << 30,
+        data_bytes: 0,
+    };
+    assert_eq!(report.record.warnings, [named]);
+}

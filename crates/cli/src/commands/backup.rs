@@ -416,7 +416,6 @@ fn lacks_something(warning: &Warning) -> bool {
             | W::AttributesTooLarge { .. }
             | W::AttributesRefused { .. }
             | W::SourceLeftOut { .. }
-            | W::LinksSplit { .. }
             | W::ForeignObject { .. }
     )
 }
@@ -431,12 +430,18 @@ fn names_of_content(record: &RunRecord) -> Vec<String> {
     healed.chain(caught_up).take(UNREAD_SHOWN_MAX).collect()
 }
 
-/// Whether an older snapshot has, or had, another content than its owner may think.
+/// Whether an older snapshot has, or had, another content than its owner may think, or the run cost more
+/// than it should.
 fn is_of_content(warning: &Warning) -> bool {
     use Warning as W;
     matches!(
         warning,
-        W::DamageHealed { .. } | W::MissedChangeCopied { .. } | W::LatestNotMoved { .. }
+        W::DamageHealed { .. }
+            | W::MissedChangeCopied { .. }
+            | W::LatestNotMoved { .. }
+            | W::UnchangedCopied { .. }
+            | W::LinksSplit { .. }
+            | W::HolesRead { .. }
     )
 }
 

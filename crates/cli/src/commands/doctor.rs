@@ -1,5 +1,7 @@
 //! `sprat doctor`: looks whether this machine, the config and the servers are in order.
 
+mod rsync;
+
 use std::process::{Command, Stdio};
 
 use serde::Serialize;
@@ -89,6 +91,10 @@ pub(super) fn run(context: &Context, args: &DoctorArgs) -> Result<Exit, Failure>
         })
         .collect();
     findings.extend(PROGRAMS.iter().map(program));
+    let rsync = findings.iter().find(|found| found.what == "rsync");
+    if rsync.is_some_and(|found| found.state == State::Fine) {
+        findings.push(rsync::links());
+    }
     findings.push(config(context));
     findings.extend(context.config.jobs.iter().flat_map(sources));
     for resolved in &resolved {

@@ -67,8 +67,8 @@ fn run_in(context: &Context, command: Command) -> Result<Exit, Failure> {
         let output = context.output;
         context.interrupt.on_request(move |_| {
             let failure = Failure::interrupted().with_hint(state);
-            output.failure(&failure);
-            std::process::exit(i32::from(failure.exit.code()));
+            let exit = failure.exit;
+            crate::interrupt::end_after(move || output.failure(&failure), exit);
         });
     }
     match command {
@@ -189,8 +189,25 @@ fn warning_text(warning: &sprat_snapshot::Warning) -> String {
             format!("source {path}: {why}; the snapshot is made without it")
         }
         W::LinksSplit { path } => format!(
-            "{path} has more hard links than the volume allows for one file: some of them, and of \
-             others, are files of their own in this snapshot"
+            "{path} has more hard links than the volume allows for one file, those in older snapshots \
+             included: this snapshot has a further copy of it, and no name is missing"
+        ),
+        W::UnchangedCopied { files } => format!(
+            "rsync copied at least {} that did not change, instead of linking {}: the volume fills up \
+             without need. Some releases of rsync ignore --link-dest; `sprat doctor` tries yours",
+            output::text::counted(*files, "file", "files"),
+            if *files == 1 { "it" } else { "them" }
+        ),
+        W::HolesRead {
+            path,
+            bytes,
+            data_bytes,
+        } => format!(
+            "{path} is {} long with {} of data, and rsync reads its holes, too: that takes long at each \
+             change of the file. If it is not needed, leave it out: --exclude {}",
+            output::text::bytes(*bytes),
+            output::text::bytes(*data_bytes),
+            output::text::quoted(std::path::Path::new(path))
         ),
         W::ForeignObject { path, done } => {
             format!("{path} on the volume is not sprat's; it was {done}")

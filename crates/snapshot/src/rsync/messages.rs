@@ -32,6 +32,8 @@ pub(crate) enum Verdict {
     /// This file has more names than the volume allows for one; rsync ends. Its first name, relative
     /// to the folder written to.
     TooManyLinks(Vec<u8>),
+    /// The volume refuses a hard link, for another reason; rsync ends.
+    LinkRefused,
     /// This file can't be written on, by its path on the volume; rsync ends.
     WriteRefused(Vec<u8>),
     /// A folder that holds something stands where a file is to go.
@@ -106,6 +108,7 @@ pub(crate) fn judge(line: &[u8]) -> Verdict {
                 Some(first) => Verdict::TooManyLinks(first),
                 None => Verdict::Unwritten(name),
             },
+            Operation::Create if said.starts_with("link ") => Verdict::LinkRefused,
             _ => Verdict::Unwritten(name),
         },
         (Scope::NoSpace, Some(name)) if operation == Operation::SetAttribute => {
@@ -397,6 +400,10 @@ mod tests {
             (
                 r#"rsync: [generator] link "/v/s3/t/l/2" => t/f failed: Too many links (31)"#,
                 Verdict::TooManyLinks(file("t/f")),
+            ),
+            (
+                r#"rsync: [generator] link "/v/s3/t/l/2" => t/f failed: Operation not permitted (1)"#,
+                Verdict::LinkRefused,
             ),
             (
                 "*** Skipping any contents from this failed directory ***",

@@ -132,8 +132,8 @@ pub(crate) enum Item<'l> {
     Other,
 }
 
-/// Reads a line of [`ITEM_FORMAT`].
-pub(crate) fn parse_item(line: &str) -> Option<Item<'_>> {
+/// Flags, time and name of a line of [`ITEM_FORMAT`].
+fn parts(line: &str) -> Option<(&str, &str, &str)> {
     let (flags, rest) = line.split_once(' ')?;
     if !is_change(flags) {
         return None;
@@ -142,8 +142,18 @@ pub(crate) fn parse_item(line: &str) -> Option<Item<'_>> {
     // The sending side names the file as it was asked for, with its leading slash.
     let name = name.trim_start_matches('/');
     let is_time = modified.len() == "2026/11/28-15:28:34".len() && modified.contains('/');
+    is_time.then_some((flags, modified, name))
+}
+
+/// The name in a line of [`ITEM_FORMAT`], relative to the root, as rsync escapes it.
+pub(crate) fn item_name(line: &str) -> Option<&str> {
+    parts(line).map(|(_, _, name)| name)
+}
+
+/// Reads a line of [`ITEM_FORMAT`].
+pub(crate) fn parse_item(line: &str) -> Option<Item<'_>> {
+    let (flags, modified, name) = parts(line)?;
     Some(match flags.as_bytes() {
-        _ if !is_time => return None,
         [b'<' | b'>', b'f', ..] => Item::Written { modified, name },
         // With `+` it is an empty file that was made.
         [b'c', b'f', marks @ ..] if !marks.contains(&b'+') => Item::CopiedFromOlder { name },

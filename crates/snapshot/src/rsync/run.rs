@@ -4,12 +4,14 @@
 //! not outlive its caller because the worker is the first process of a pid namespace of its own,
 //! with which everything ends.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
@@ -17,17 +19,17 @@ use rustix::process::{
     Pid, Signal, WaitOptions, kill_process_group, test_kill_process_group, waitpgid,
 };
 
+use super::lines::{Line, read_lines};
 use super::messages::{Verdict, judge, printable};
-use super::output::{Item, is_change, parse_item, parse_progress, take_stat};
+use super::output::{Item, is_change, item_name, parse_item, parse_progress, take_stat};
 use super::program::Rsync;
 use super::stillness::Stillness;
 use crate::error::{SnapshotError, SpaceKind};
 use crate::record::{NameList, RunStats, Warning};
 use crate::spec::{Cancel, Phase, Progress};
-use crate::text::escape_name;
+use crate::text::{escape_name, escape_path, unescape_path};
+use crate::unlinked::COMPARED_MAX;
 
-/// A line of rsync is at most two paths and some words; what is longer is cut.
-const LINE_BYTES_MAX: usize = 16 << 10;
 /// How long rsync may take to end by itself after SIGTERM; it removes its temporary file meanwhile.
 const TERM_PATIENCE: Duration = Duration::from_secs(10);
 /// How long rsync's processes may take to leave after they have closed their pipes.
@@ -39,6 +41,10 @@ const POLL: Duration = Duration::from_millis(100);
 const FULL_BELOW_BYTES: u64 = 1 << 20;
 /// So many changes of a dry run are kept.
 const CHANGES_MAX: usize = 10_000;
+
+/// rsync reads about 0.5 GB of holes in a second.
+const HOLES_NAMED_BYTES: u64 = 8 << 30;
+const HOLES_NAMED_MAX: usize = 10;
 
 /// So many files of a run are listed; a file that finds no place is never taken for another.
 pub(crate) const ITEMS_MAX: usize = 500_000;
@@ -68,6 +74,8 @@ pub(crate) struct Invocation {
     pub(crate) guarded: bool,
     /// What it reads from its standard input, for `--files-from=-`.
     pub(crate) input: Option<Vec<u8>>,
+    /// Files of the source that have several names are listed in [`Outcome::several_names`].
+    pub(crate) lists_names: bool,
 }
 
 impl Invocation {
@@ -86,6 +94,7 @@ impl Invocation {
             recent_from: None,
             guarded: false,
             input: None,
+            lists_names: false,
         }
     }
 }
@@ -123,12 +132,14 @@ pub(crate) enum Obstacle {
     /// It has more names than the volume allows for one file; its first name below the folder written
     /// to.
     TooManyLinks(Vec<u8>),
+    /// The volume refuses a link to it.
+    LinkRefused,
     /// The volume refuses its content; its escaped path there.
     WriteRefused(String),
 }
 
 /// What a run of rsync came to.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Outcome {
     pub(crate) ended: Ended,
     /// `None` if a signal ended it.
@@ -160,7 +171,15 @@ pub(crate) struct Outcome {
     pub(crate) copied_from_older: NameList,
     /// Files that were written and whose time is not older than [`Invocation::recent_from`].
     pub(crate) recent: NameList,
+    /// The first files that were written, by their escaped names relative to the root.
+    pub(crate) copied: NameList,
+    /// See [`Invocation::lists_names`].
+    pub(crate) several_names: SeveralNames,
 }
+
+/// The names that rsync met of each file of the source with several names, by its device and inode;
+/// absolute.
+pub(crate) type SeveralNames = BTreeMap<(u64, u64), Vec<PathBuf>>;
 
 impl Outcome {
     /// Adds what a later run into the same tree came to.
@@ -173,10 +192,7 @@ impl Outcome {
             self.exit = later.exit;
         }
         self.stats.created += later.stats.created;
-        self.stats.transferred += later.stats.transferred;
-        self.stats.bytes_transferred += later.stats.bytes_transferred;
-        self.stats.bytes_literal += later.stats.bytes_literal;
-        self.stats.bytes_matched += later.stats.bytes_matched;
+        self.stats.add_copied(&later.stats);
         self.unread.append(&later.unread);
         self.vanished.append(&later.vanished);
         self.messages.append(&later.messages);
@@ -188,11 +204,6 @@ impl Outcome {
         self.recent.append_within(&later.recent, ITEMS_MAX);
         self.no_room_for = self.no_room_for.take().or(later.no_room_for);
     }
-}
-
-enum Line {
-    Out(Vec<u8>),
-    Err(Vec<u8>),
 }
 
 impl Rsync {
@@ -235,51 +246,6 @@ fn input_of(invocation: &Invocation) -> io::Result<Stdio> {
     io::Write::write_all(&mut file, input)?;
     io::Seek::rewind(&mut file)?;
     Ok(file.into())
-}
-
-/// Starts a thread that sends each line of `pipe`. The channel is bounded, so a flood waits.
-fn read_lines(
-    name: &str,
-    pipe: impl Read + Send + 'static,
-    to: SyncSender<Line>,
-    wrap: fn(Vec<u8>) -> Line,
-) -> io::Result<()> {
-    std::thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(move || {
-            let mut pipe = BufReader::new(pipe);
-            while let Ok(Some(line)) = next_line(&mut pipe) {
-                if to.send(wrap(line)).is_err() {
-                    return;
-                }
-            }
-        })?;
-    Ok(())
-}
-
-/// Reads up to a newline or carriage return; keeps the line's first [`LINE_BYTES_MAX`] bytes.
-fn next_line(pipe: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
-    let mut line = Vec::new();
-    let mut any = false;
-    loop {
-        let buffer = match pipe.fill_buf() {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            other => other?,
-        };
-        if buffer.is_empty() {
-            return Ok(any.then_some(line));
-        }
-        any = true;
-        let end = buffer.iter().position(|b| matches!(b, b'\n' | b'\r'));
-        let text = &buffer[..end.unwrap_or(buffer.len())];
-        let room = LINE_BYTES_MAX - line.len();
-        line.extend_from_slice(&text[..text.len().min(room)]);
-        let used = text.len() + usize::from(end.is_some());
-        pipe.consume(used);
-        if end.is_some() {
-            return Ok(Some(line));
-        }
-    }
 }
 
 fn signal_group(child: &Child, signal: Signal) {
@@ -347,6 +313,9 @@ struct Running<'a> {
     no_room_for: Option<String>,
     copied_from_older: NameList,
     recent: NameList,
+    copied: NameList,
+    warnings: Vec<Warning>,
+    several_names: SeveralNames,
     /// Older files that the guard kept closed.
     older_not_read: u64,
     asked_to_stop: Option<Instant>,
@@ -375,6 +344,9 @@ impl<'a> Running<'a> {
             no_room_for: None,
             copied_from_older: NameList::default(),
             recent: NameList::default(),
+            copied: NameList::default(),
+            warnings: Vec::new(),
+            several_names: SeveralNames::new(),
             older_not_read: 0,
             asked_to_stop: None,
             killed: false,
@@ -467,9 +439,25 @@ impl<'a> Running<'a> {
 
     fn take_out(&mut self, line: &[u8]) {
         let text = String::from_utf8_lossy(line);
+        if self.invocation.lists_names
+            && let Some(name) = item_name(&text)
+        {
+            let path = Path::new("/").join(unescape_path(name));
+            if let Ok(about) = std::fs::symlink_metadata(&path)
+                && about.nlink() > 1
+                && !about.is_dir()
+            {
+                let names = self.several_names.entry((about.dev(), about.ino()));
+                names.or_default().push(path);
+            }
+            return;
+        }
         if let Some(from) = &self.invocation.recent_from
             && let Some(item) = parse_item(&text)
         {
+            if let Item::Written { name, .. } = item {
+                self.take_written(name);
+            }
             match item {
                 Item::Written { modified, name } if modified >= from.as_str() => {
                     self.recent.push_within(name.to_owned(), ITEMS_MAX);
@@ -488,6 +476,23 @@ impl<'a> Running<'a> {
             self.changes.push_within(printable(line), CHANGES_MAX);
         } else {
             take_stat(&text, &mut self.stats);
+        }
+    }
+
+    fn take_written(&mut self, name: &str) {
+        self.copied.push_within(name.to_owned(), COMPARED_MAX);
+        let path = Path::new("/").join(unescape_path(name));
+        let Ok(about) = std::fs::symlink_metadata(&path) else {
+            return;
+        };
+        let data_bytes = about.blocks().saturating_mul(512);
+        let hole_bytes = about.len().saturating_sub(data_bytes);
+        if hole_bytes >= HOLES_NAMED_BYTES && self.warnings.len() < HOLES_NAMED_MAX {
+            self.warnings.push(Warning::HolesRead {
+                path: escape_path(&path),
+                bytes: about.len(),
+                data_bytes,
+            });
         }
     }
 
@@ -526,6 +531,7 @@ impl<'a> Running<'a> {
             Verdict::Unwritten(_)
             | Verdict::AttributeRefused(_)
             | Verdict::TooManyLinks(_)
+            | Verdict::LinkRefused
             | Verdict::WriteRefused(_)
                 if self.invocation.side == Side::OutOfVolume =>
             {
@@ -537,6 +543,9 @@ impl<'a> Running<'a> {
             }
             Verdict::TooManyLinks(name) => {
                 self.obstacle.get_or_insert(Obstacle::TooManyLinks(name));
+            }
+            Verdict::LinkRefused => {
+                self.obstacle.get_or_insert(Obstacle::LinkRefused);
             }
             Verdict::WriteRefused(name) => {
                 let name = escape_name(&name);
@@ -579,12 +588,14 @@ impl<'a> Running<'a> {
             attributes_lost: self.attributes_lost,
             attributes_refused: self.attributes_refused,
             unwritten: self.unwritten,
-            warnings: Vec::new(),
+            warnings: self.warnings,
             counts_unknown: false,
             pipes: self.pipes,
             no_room_for: self.no_room_for,
             copied_from_older: self.copied_from_older,
             recent: self.recent,
+            copied: self.copied,
+            several_names: self.several_names,
         }
     }
 

@@ -26,13 +26,8 @@ pub(super) struct Stillness {
 impl Stillness {
     /// Looks at this process's children, of which one is rsync.
     pub(super) fn of_children() -> Self {
-        // The table may be that of an outer pid namespace, with other numbers.
-        let process = fs::read_link("/proc/self")
-            .ok()
-            .and_then(|own| own.to_str()?.parse().ok())
-            .unwrap_or(0);
         Self {
-            process,
+            process: own_number(),
             moved: None,
             looked: Instant::now(),
             since: Instant::now(),
@@ -74,6 +69,45 @@ impl Stillness {
         }
         self.moved = moved;
     }
+}
+
+/// This process's number in `/proc`. The table may be that of an outer pid namespace, with other numbers.
+fn own_number() -> u32 {
+    let own = fs::read_link("/proc/self").ok();
+    own.and_then(|own| own.to_str()?.parse().ok()).unwrap_or(0)
+}
+
+/// The files below `tree` that processes below this one have open for writing.
+pub(crate) fn written_in(tree: &Path) -> Vec<PathBuf> {
+    let mut todo = children(own_number()).unwrap_or_default();
+    let mut written = Vec::new();
+    for _ in 0..PROCESSES_MAX {
+        let Some(child) = todo.pop() else { break };
+        written.extend(files_written_by(child, tree).unwrap_or_default());
+        todo.extend(children(child).unwrap_or_default());
+    }
+    written
+}
+
+fn files_written_by(process: u32, tree: &Path) -> Option<Vec<PathBuf>> {
+    let own = Path::new("/proc").join(process.to_string());
+    let mut files = Vec::new();
+    for open in fs::read_dir(own.join("fd")).ok()?.filter_map(Result::ok) {
+        let Ok(path) = fs::read_link(open.path()) else {
+            continue;
+        };
+        if !path.starts_with(tree) {
+            continue;
+        }
+        // `flags:` in octal (proc.rst, 3.8); 1 and 2 are `O_WRONLY` and `O_RDWR`.
+        let about = fs::read_to_string(own.join("fdinfo").join(open.file_name())).ok()?;
+        let flags = about.lines().find_map(|line| line.strip_prefix("flags:"));
+        let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
+        if flags.is_some_and(|flags| flags & 3 != 0) {
+            files.push(path);
+        }
+    }
+    Some(files)
 }
 
 /// Bytes that all processes below `process` have read and written, pipes between them included.

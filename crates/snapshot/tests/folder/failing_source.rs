@@ -18,14 +18,29 @@ const TTL: Duration = Duration::ZERO;
 /// The names at the top; what is listed below a folder is nothing.
 pub struct FailingSource {
     names: Vec<String>,
+    /// The error by which the top itself can't be listed.
+    root: Option<i32>,
 }
 
 impl FailingSource {
     /// Mounts it at `at`, until the session is dropped.
     pub fn mount(at: &Path, names: Vec<String>) -> BackgroundSession {
+        Self { names, root: None }.spawn(at)
+    }
+
+    /// Mounts one that can't be listed, with error `errno`.
+    pub fn mount_failing_root(at: &Path, errno: i32) -> BackgroundSession {
+        Self {
+            names: Vec::new(),
+            root: Some(errno),
+        }
+        .spawn(at)
+    }
+
+    fn spawn(self, at: &Path) -> BackgroundSession {
         let mut config = Config::default();
         config.mount_options = vec![MountOption::RO, MountOption::FSName("failing".to_owned())];
-        fuser::spawn_mount(Self { names }, at, &config).unwrap()
+        fuser::spawn_mount(self, at, &config).unwrap()
     }
 
     /// The error by which `what` fails for the file.
@@ -119,7 +134,9 @@ impl Filesystem for FailingSource {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        if let Some(error) = self.error(inode, "readdir") {
+        let root = self.root.filter(|_| inode == INodeNo::ROOT);
+        let error = root.map(Errno::from_i32);
+        if let Some(error) = error.or_else(|| self.error(inode, "readdir")) {
             return reply.error(error);
         }
         let from = usize::try_from(offset).unwrap();

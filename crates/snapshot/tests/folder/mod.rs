@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 pub mod failing_source;
+pub mod failing_volume;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

@@ -1,0 +1,452 @@
+//! Large files of which an interrupted run had copied a part: the next run copies only the rest.
+//!
+//! rsync writes a file under a temporary name, from its beginning to its end, and removes it when it is
+//! interrupted. So while a run goes on, the file that rsync writes gets a second name,
+//! `.sprat/NAME.begun`. Beside it `.sprat/NAME.begun.json` says how many of its bytes are durable: its
+//! length before a `syncfs`, written after that ([`crate::checkpoint`]).
+//!
+//! The next run uses it if the source is the same: equal inode, size, time and change time, and none
+//! of these younger than the run that began to copy it. So the source had this content all the time.
+//! It cuts the file to its durable length and lets rsync append the rest in a tree of its own, which the
+//! run then links to. A file that shares its inode with any other name is never used.
+
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use jiff::Timestamp;
+use rustix::fs::{AtFlags, Mode, OFlags, linkat, openat, statat, unlinkat};
+use serde::{Deserialize, Serialize};
+
+use crate::error::SnapshotError;
+use crate::job::{Folder, RunFolder, replace_file};
+use crate::name::SnapshotName;
+use crate::reread::files_from;
+use crate::rsync::{Ended, Invocation, Outcome, Rsync, written_in};
+use crate::spec::{Cancel, Progress};
+use crate::text::{escape_path, unescape_path};
+use crate::wholeness::until_whole;
+
+/// Smaller files are copied again.
+const BIG_BYTES: u64 = 16 << 20;
+const FILE: &str = ".begun";
+const NOTE: &str = ".begun.json";
+const NOTE_BYTES_MAX: u64 = 64 << 10;
+/// So many begun files are used by one run: each takes an rsync of its own.
+const FILES_MAX: usize = 8;
+/// A file system of this machine whose times have nanoseconds: its clock is at most 10 ms late.
+const MARGIN_NS: i128 = 50_000_000;
+/// Any other: FAT's two seconds, and one for a file server's clock.
+const MARGIN_COARSE_NS: i128 = 3_000_000_000;
+/// The numbers (linux/magic.h) of file systems of this machine: ext, xfs, btrfs, tmpfs, zfs, f2fs, overlay.
+const LOCAL: [u64; 7] = [
+    0xEF53,
+    0x5846_5342,
+    0x9123_683E,
+    0x0102_1994,
+    0x2FC1_2FC1,
+    0xF2F5_2010,
+    0x794C_7630,
+];
+
+/// What shows that a source file is the same, and unchanged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Identity {
+    inode: u64,
+    bytes: u64,
+    modified_ns: i128,
+    changed_ns: i128,
+}
+
+impl Identity {
+    /// Of a plain file with one name.
+    fn of(source: &Path) -> Option<Self> {
+        let about = std::fs::symlink_metadata(source).ok()?;
+        let ns = |s: i64, ns: i64| i128::from(s) * 1_000_000_000 + i128::from(ns);
+        (about.is_file() && about.nlink() == 1).then(|| Self {
+            inode: about.ino(),
+            bytes: about.len(),
+            modified_ns: ns(about.mtime(), about.mtime_nsec()),
+            changed_ns: ns(about.ctime(), about.ctime_nsec()),
+        })
+    }
+
+    /// Whether it is older than `started_ns` beyond doubt.
+    fn is_older(&self, source: &Path, started_ns: i128) -> bool {
+        let is_local = rustix::fs::statfs(source).is_ok_and(|about| {
+            #[allow(
+                clippy::cast_sign_loss,
+                reason = "a number of 32 bits, signed on some machines"
+            )]
+            let kind = about.f_type as u64 & 0xFFFF_FFFF;
+            LOCAL.contains(&kind)
+        });
+        let has_ns = self.changed_ns % 1_000_000_000 != 0;
+        let margin = if is_local && has_ns {
+            MARGIN_NS
+        } else {
+            MARGIN_COARSE_NS
+        };
+        self.changed_ns.max(self.modified_ns) < started_ns - margin
+    }
+}
+
+/// `NAME.begun.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Note {
+    /// The file's path in the source and, below its root, in the snapshot; escaped.
+    path: String,
+    /// The inode of `NAME.begun`.
+    inode: u64,
+    /// So many bytes of it are durable.
+    bytes: u64,
+    source: Identity,
+}
+
+/// The file that is being written.
+struct Current {
+    /// The run that began it; its files have this name.
+    slot: SnapshotName,
+    note: Note,
+    /// It has its name in the tree already: a begun one to which rsync appends.
+    in_place: bool,
+}
+
+/// Follows which large file rsync writes.
+pub(crate) struct Begun {
+    state: OwnedFd,
+    name: SnapshotName,
+    /// The new tree, as the kernel names it.
+    tree: PathBuf,
+    started_ns: i128,
+    current: Mutex<Option<Current>>,
+}
+
+impl Begun {
+    pub(crate) fn new(
+        folder: &RunFolder,
+        name: SnapshotName,
+        started: Timestamp,
+    ) -> io::Result<Self> {
+        let tree = folder.job.path.join(Folder::Inflight(name).to_string());
+        Ok(Self {
+            state: folder.state.try_clone()?,
+            name,
+            tree: std::fs::canonicalize(tree)?,
+            started_ns: started.as_nanosecond(),
+            current: Mutex::default(),
+        })
+    }
+
+    fn current(&self) -> std::sync::MutexGuard<'_, Option<Current>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the file that rsync writes now its second name, if it is worth it.
+    pub(crate) fn look(&self) {
+        let mut current = self.current();
+        for path in written_in(&self.tree) {
+            let Some((found, inode)) = self.worth_keeping(&path) else {
+                continue;
+            };
+            if current
+                .as_ref()
+                .is_some_and(|known| known.note.inode == inode)
+            {
+                return;
+            }
+            let slot = format!("{}{FILE}", self.name);
+            forget(&self.state, self.name);
+            if linkat(rustix::fs::CWD, &path, &self.state, &slot, AtFlags::empty()).is_ok() {
+                *current = Some(Current {
+                    slot: self.name,
+                    note: Note {
+                        inode,
+                        bytes: 0,
+                        ..found
+                    },
+                    in_place: false,
+                });
+            }
+            return;
+        }
+    }
+
+    fn worth_keeping(&self, path: &Path) -> Option<(Note, u64)> {
+        let about = std::fs::symlink_metadata(path).ok()?;
+        let name = until_whole(path.file_name()?)?;
+        let below = path.strip_prefix(&self.tree).ok()?.with_file_name(name);
+        let source = Path::new("/").join(below);
+        let identity = Identity::of(&source)?;
+        let known = about.nlink() <= 2;
+        (about.is_file()
+            && known
+            && about.len() >= BIG_BYTES
+            && about.len() <= identity.bytes
+            && identity.is_older(&source, self.started_ns))
+        .then(|| {
+            let note = Note {
+                path: escape_path(&source),
+                inode: about.ino(),
+                bytes: 0,
+                source: identity,
+            };
+            (note, about.ino())
+        })
+    }
+
+    /// How much of the file is written: durable after the next `syncfs`.
+    pub(crate) fn written(&self) -> Option<(u64, u64)> {
+        let current = self.current();
+        let current = current.as_ref()?;
+        let slot = format!("{}{FILE}", current.slot);
+        let stat = statat(&self.state, slot, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        Some((stat.st_ino, u64::try_from(stat.st_size).ok()?))
+    }
+
+    /// Notes what [`Begun::written`] returned, after a `syncfs`.
+    pub(crate) fn note(&self, written: Option<(u64, u64)>) -> io::Result<()> {
+        let mut current = self.current();
+        let (Some((inode, bytes)), Some(current)) = (written, current.as_mut()) else {
+            return Ok(());
+        };
+        if current.note.inode != inode || bytes < BIG_BYTES {
+            return Ok(());
+        }
+        current.note.bytes = bytes;
+        let text = serde_json::to_vec(&current.note)?;
+        replace_file(&self.state, &format!("{}{NOTE}", current.slot), &text)
+    }
+
+    /// Keeps nothing: the clock was set back, and times prove nothing any more, or the volume is full.
+    pub(crate) fn withdraw(&self) {
+        let Some(current) = self.current().take() else {
+            return;
+        };
+        let in_tree = self.in_tree(&current.note);
+        let is_part = std::fs::symlink_metadata(&in_tree).is_ok_and(|about| {
+            about.ino() == current.note.inode && about.len() < current.note.source.bytes
+        });
+        if current.in_place && is_part {
+            let _ = std::fs::remove_file(in_tree);
+        }
+        forget(&self.state, current.slot);
+    }
+
+    /// The run stopped, and all that it wrote is durable.
+    pub(crate) fn stopped(&self) {
+        let (in_tree, in_place) = match self.current().as_ref() {
+            Some(current) => (self.in_tree(&current.note), current.in_place),
+            None => return,
+        };
+        let Some((inode, bytes)) = self.written() else {
+            return;
+        };
+        let has_its_name =
+            std::fs::symlink_metadata(&in_tree).is_ok_and(|about| about.ino() == inode);
+        if has_its_name && !in_place {
+            return self.withdraw();
+        }
+        if has_its_name {
+            let _ = std::fs::remove_file(&in_tree);
+        }
+        if self.note(Some((inode, bytes))).is_err() {
+            self.withdraw();
+        }
+    }
+
+    fn in_tree(&self, note: &Note) -> PathBuf {
+        let path = unescape_path(&note.path);
+        self.tree.join(path.strip_prefix("/").unwrap_or(&path))
+    }
+
+    /// Appends the rest to the files that earlier runs began. `is_wanted`: whether the job still asks for
+    /// a file. Returns what that copied, and whether the
+    /// tree has any of them.
+    pub(crate) fn go_on(
+        &self,
+        folder: &RunFolder,
+        rsync: &Rsync,
+        invocation: &Invocation,
+        is_wanted: &dyn Fn(&Path) -> bool,
+        progress: &mut dyn FnMut(Progress),
+        cancel: &Cancel,
+    ) -> Result<(Option<Outcome>, bool), SnapshotError> {
+        let failed = |source| SnapshotError::Volume {
+            op: "use",
+            object: FILE.to_owned(),
+            source,
+        };
+        let mut done: Option<Outcome> = None;
+        let mut any = false;
+        for (slot, note) in usable(folder).map_err(failed)? {
+            if cancel.is_cancelled() {
+                break;
+            }
+            let path = unescape_path(&note.path);
+            if !is_wanted(&path) {
+                forget(&self.state, slot);
+                continue;
+            }
+            let in_tree = self.in_tree(&note);
+            self.put_in_tree(slot, &note, &in_tree).map_err(failed)?;
+            let mut appending = invocation.clone();
+            let to = self.tree.file_name().unwrap_or_default().to_string_lossy();
+            let options = ["--append", "--no-whole-file"].map(Into::into);
+            appending.arguments = files_from("-", &to, &options);
+            appending.input = Some([path.as_os_str().as_bytes(), b"\0"].concat());
+            let outcome = rsync.run(&appending, progress, cancel)?;
+            let stops = matches!(outcome.ended, Ended::Cancelled | Ended::Full(_));
+            let whole = outcome.ended == Ended::Whole
+                && Identity::of(&path).as_ref() == Some(&note.source)
+                && is_whole(&in_tree, &note);
+            match &mut done {
+                Some(done) => done.add(outcome),
+                None => done = Some(outcome),
+            }
+            if stops {
+                return Ok((done, any));
+            }
+            if !whole {
+                // The run itself copies it, and reports what is wrong with it.
+                std::fs::remove_file(&in_tree).map_err(failed)?;
+            }
+            self.withdraw();
+            any |= whole;
+        }
+        Ok((done, any))
+    }
+
+    fn put_in_tree(&self, slot: SnapshotName, note: &Note, in_tree: &Path) -> io::Result<()> {
+        let mut current = self.current();
+        let name = format!("{slot}{FILE}");
+        let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(&self.state, &name, flags, Mode::empty())?;
+        // rsync takes a file of the full length for whole.
+        let bytes = note.bytes.min(note.source.bytes.saturating_sub(1));
+        rustix::fs::ftruncate(&file, bytes)?;
+        if let Some(above) = in_tree.parent() {
+            std::fs::create_dir_all(above)?;
+        }
+        linkat(
+            &self.state,
+            &name,
+            rustix::fs::CWD,
+            in_tree,
+            AtFlags::empty(),
+        )?;
+        *current = Some(Current {
+            slot,
+            note: Note {
+                bytes,
+                ..note.clone()
+            },
+            in_place: true,
+        });
+        Ok(())
+    }
+}
+
+fn is_whole(in_tree: &Path, note: &Note) -> bool {
+    std::fs::symlink_metadata(in_tree).is_ok_and(|about| {
+        let modified_ns =
+            i128::from(about.mtime()) * 1_000_000_000 + i128::from(about.mtime_nsec());
+        about.ino() == note.inode
+            && about.len() == note.source.bytes
+            && modified_ns == note.source.modified_ns
+    })
+}
+
+/// Removes the files of the run `name`.
+pub(crate) fn forget(state: &OwnedFd, name: SnapshotName) {
+    for ending in [NOTE, FILE] {
+        let _ = unlinkat(state, format!("{name}{ending}"), AtFlags::empty());
+    }
+}
+
+/// Removes the files of all runs: a finished snapshot has all.
+pub(crate) fn forget_all(folder: &RunFolder) {
+    for (slot, _) in slots(folder).unwrap_or_default() {
+        forget(&folder.state, slot);
+    }
+}
+
+/// The runs that have such files, and whether each has a note.
+fn slots(folder: &RunFolder) -> io::Result<Vec<(SnapshotName, bool)>> {
+    let names = crate::walk::names_in(folder.state.as_fd(), Path::new("."))?;
+    let names: Vec<String> = names
+        .into_iter()
+        .filter_map(|(name, _)| name.into_os_string().into_string().ok())
+        .collect();
+    let files = names.iter().filter_map(|name| {
+        let stem = name
+            .strip_suffix(FILE)
+            .or_else(|| name.strip_suffix(NOTE))?;
+        SnapshotName::parse(stem).ok()
+    });
+    let mut slots: Vec<SnapshotName> = files.collect();
+    slots.sort();
+    slots.dedup();
+    Ok(slots
+        .into_iter()
+        .map(|slot| (slot, names.contains(&format!("{slot}{NOTE}"))))
+        .collect())
+}
+
+/// The begun files that can be used, the longest first; all others are removed.
+fn usable(folder: &RunFolder) -> io::Result<Vec<(SnapshotName, Note)>> {
+    let mut usable = Vec::new();
+    for (slot, has_note) in slots(folder)? {
+        match has_note.then(|| check(folder, slot)).flatten() {
+            Some(note) => usable.push((slot, note)),
+            None => forget(&folder.state, slot),
+        }
+    }
+    usable.sort_by_key(|(_, note)| std::cmp::Reverse(note.bytes));
+    for (slot, _) in usable.iter().skip(FILES_MAX) {
+        forget(&folder.state, *slot);
+    }
+    usable.truncate(FILES_MAX);
+    Ok(usable)
+}
+
+/// Reads a note, and checks that the file and the source are those that it means.
+fn check(folder: &RunFolder, slot: SnapshotName) -> Option<Note> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = openat(&folder.state, format!("{slot}{NOTE}"), flags, Mode::empty()).ok()?;
+    let mut text = Vec::new();
+    let file = std::fs::File::from(file);
+    file.take(NOTE_BYTES_MAX).read_to_end(&mut text).ok()?;
+    let note: Note = serde_json::from_slice(&text).ok()?;
+    let path = crate::sources::plain_path(&unescape_path(&note.path)).ok()?;
+    if Identity::of(&path)? != note.source || note.bytes < BIG_BYTES {
+        return None;
+    }
+    let about = || {
+        statat(
+            &folder.state,
+            format!("{slot}{FILE}"),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )
+        .ok()
+    };
+    if about()?.st_nlink > 1 {
+        // A crash can leave it in the tree where it was appended to.
+        for partial in folder.partials().ok()? {
+            let tree = folder.job.path.join(partial.to_string());
+            let in_tree = tree.join(path.strip_prefix("/").unwrap_or(&path));
+            let is_same = std::fs::symlink_metadata(&in_tree)
+                .is_ok_and(|about| about.ino() == note.inode && about.len() < note.source.bytes);
+            if is_same {
+                std::fs::remove_file(&in_tree).ok()?;
+            }
+        }
+    }
+    let about = about()?;
+    let is_file = rustix::fs::FileType::from_raw_mode(about.st_mode).is_file();
+    let long_enough = u64::try_from(about.st_size).is_ok_and(|bytes| bytes >= note.bytes);
+    (is_file && about.st_ino == note.inode && about.st_nlink == 1 && long_enough).then_some(note)
+}

@@ -1,0 +1,82 @@
+//! Folders that end too early: the C library takes ENOENT of a folder that is being read for its end
+//! (glibc, sysdeps/unix/sysv/linux/readdir.c), as a folder that was removed meanwhile gives it. A file
+//! system behind a network or a program may give it for any folder, and rsync sees an empty one.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, RawDir};
+
+use crate::walk::{is_folder, names_in, open_folder_at};
+
+/// These give ENOENT only for a folder that was removed.
+const LOCAL: [&str; 17] = [
+    "ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "ramfs", "zfs", "f2fs", "vfat", "exfat",
+    "ntfs3", "iso9660", "udf", "squashfs", "overlay", "bcachefs",
+];
+const BUFFER_BYTES: usize = 8 << 10;
+
+/// Whether folders of a file system of this type may end too early.
+pub(crate) fn may_end_early(kind: &str) -> bool {
+    !LOCAL.contains(&kind)
+}
+
+/// The folders of the source below `place` that are empty in `tree` and that can't be listed.
+pub(crate) fn ended_early(tree: &Path, place: &Path) -> io::Result<Vec<PathBuf>> {
+    let below = place.strip_prefix("/").unwrap_or(place);
+    let root = match open_folder_at(&tree.join(below)) {
+        Ok(root) => root,
+        // A file, or nothing.
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            return Ok(Vec::new());
+        }
+        Err(e) => return Err(e),
+    };
+    let mut early = Vec::new();
+    let mut todo = vec![PathBuf::from(".")];
+    while let Some(folder) = todo.pop() {
+        let names = names_in(root.as_fd(), &folder)?;
+        let source = place.join(folder.strip_prefix(".").unwrap_or(&folder));
+        if names.is_empty() && !can_be_listed(&source) {
+            early.push(source);
+        }
+        for (name, kind) in names {
+            let path = folder.join(name);
+            let folder = match kind {
+                FileType::Directory => true,
+                FileType::Unknown => {
+                    let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+                    is_folder(&rustix::fs::statat(&root, &path, flags)?)
+                }
+                _ => false,
+            };
+            if folder {
+                todo.push(path);
+            }
+        }
+    }
+    Ok(early)
+}
+
+/// Asks the kernel itself. A folder that is gone by now is nobody's loss.
+fn can_be_listed(folder: &Path) -> bool {
+    let Ok(open) = open_folder_at(folder) else {
+        return true;
+    };
+    let mut buffer = [MaybeUninit::<u8>::uninit(); BUFFER_BYTES];
+    let mut entries = RawDir::new(&open, &mut buffer);
+    while let Some(entry) = entries.next() {
+        if entry.is_err() {
+            // What was removed while it was open gives the same error.
+            return std::fs::symlink_metadata(folder).is_err();
+        }
+    }
+    true
+}

@@ -1,0 +1,58 @@
+//! Reads rsync's pipes line by line.
+
+use std::io::{self, BufRead, BufReader, Read};
+use std::sync::mpsc::SyncSender;
+
+/// A line of rsync is at most two paths and some words; what is longer is cut.
+const LINE_BYTES_MAX: usize = 16 << 10;
+
+/// A line of one of the pipes, without its end.
+pub(super) enum Line {
+    Out(Vec<u8>),
+    Err(Vec<u8>),
+}
+
+/// Starts a thread that sends each line of `pipe`. The channel is bounded, so a flood waits.
+pub(super) fn read_lines(
+    name: &str,
+    pipe: impl Read + Send + 'static,
+    to: SyncSender<Line>,
+    wrap: fn(Vec<u8>) -> Line,
+) -> io::Result<()> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || {
+            let mut pipe = BufReader::new(pipe);
+            while let Ok(Some(line)) = next_line(&mut pipe) {
+                if to.send(wrap(line)).is_err() {
+                    return;
+                }
+            }
+        })?;
+    Ok(())
+}
+
+/// Reads up to a newline or carriage return; keeps the line's first [`LINE_BYTES_MAX`] bytes.
+fn next_line(pipe: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    let mut any = false;
+    loop {
+        let buffer = match pipe.fill_buf() {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            other => other?,
+        };
+        if buffer.is_empty() {
+            return Ok(any.then_some(line));
+        }
+        any = true;
+        let end = buffer.iter().position(|b| matches!(b, b'\n' | b'\r'));
+        let text = &buffer[..end.unwrap_or(buffer.len())];
+        let room = LINE_BYTES_MAX - line.len();
+        line.extend_from_slice(&text[..text.len().min(room)]);
+        let used = text.len() + usize::from(end.is_some());
+        pipe.consume(used);
+        if end.is_some() {
+            return Ok(Some(line));
+        }
+    }
+}

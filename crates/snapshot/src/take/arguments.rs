@@ -1,0 +1,80 @@
+//! The command line of the run's rsync.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use super::Run;
+use crate::attempts;
+use crate::job::Folder;
+use crate::recent;
+use crate::record::ONE_FILE_SYSTEM;
+use crate::rsync::{ITEM_FORMAT, Invocation, Side};
+
+impl Run<'_> {
+    /// rsync's command line. It runs in the job's folder, so that no name of the mount point
+    /// stands in it.
+    pub(super) fn invocation(&self, inflight: Folder) -> Invocation {
+        let mut arguments: Vec<OsString> = [
+            attempts::OPTIONS,
+            "--numeric-ids",
+            "--delete",
+            "--delete-excluded",
+            "--relative",
+            // Else times are compared by the second: a file changed twice within one would be
+            // linked to its older content.
+            "--modify-window=-1",
+            "--no-human-readable",
+            "--info=progress2,stats2,flist0,name0",
+            ITEM_FORMAT,
+            "--outbuf=L",
+        ]
+        .map(OsString::from)
+        .to_vec();
+        if self.recent.all || self.spec.checksum {
+            arguments.push("--checksum".into());
+        }
+        if self.spec.one_file_system {
+            arguments.push(ONE_FILE_SYSTEM.into());
+        }
+        // A relative one is relative to the place written to.
+        arguments.extend(
+            self.linked_from
+                .iter()
+                .map(|(folder, _)| OsString::from(format!("--link-dest=../{folder}"))),
+        );
+        let copy = self.copy.iter();
+        arguments.extend(copy.map(|copy| {
+            let folder = Path::new("..").join(&copy.link_dest);
+            joined("--link-dest=", folder.as_os_str())
+        }));
+        // First match wins, so ours come first. A `!`, which would clear them, is refused.
+        arguments.extend(
+            self.sources
+                .left_out
+                .iter()
+                .map(|pattern| joined("--exclude=", pattern)),
+        );
+        let own_patterns = self.spec.excludes.iter();
+        arguments.extend(own_patterns.map(|pattern| format!("--exclude={pattern}").into()));
+        let files = self.spec.exclude_from.iter();
+        arguments.extend(files.map(|file| joined("--exclude-from=", file.as_os_str())));
+        arguments.push("--".into());
+        let sources = self.sources.list.iter();
+        arguments.extend(sources.map(|source| source.path.clone().into_os_string()));
+        arguments.push(format!("./{inflight}/").into());
+        self.run_into_volume(arguments)
+    }
+
+    pub(super) fn run_into_volume(&self, arguments: Vec<OsString>) -> Invocation {
+        let job = &self.folder.job.path;
+        let mut invocation = Invocation::new(arguments, job, job, Side::IntoVolume);
+        invocation.recent_from = Some(recent::from_text(self.started));
+        invocation
+    }
+}
+
+fn joined(option: &str, value: &std::ffi::OsStr) -> OsString {
+    let mut argument = OsString::from(option);
+    argument.push(value);
+    argument
+}

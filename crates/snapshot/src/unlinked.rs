@@ -1,0 +1,73 @@
+//! Notices an rsync that copies what it should link. Some distributions' back-ports of rsync's fixes
+//! of 2026 ignore `--link-dest` without an error (RsyncProject/rsync issue 915): every file is then
+//! copied again by each run, and the disk is full after some.
+
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::record::NameList;
+use crate::text::unescape_path;
+
+/// So many of the files that a run copied are compared.
+pub(crate) const COMPARED_MAX: usize = 1000;
+/// Fewer prove nothing: a check or a person may have had a reason.
+const UNCHANGED_MIN: u64 = 3;
+/// One in so many must be such a file.
+const UNCHANGED_SHARE: u64 = 10;
+/// A file with almost as many names as ext4 allows can't be linked.
+const NAMES_MAX: u64 = 64_000;
+
+/// How many of the files in `copied` an older tree beside `tree` has, unchanged; 0 where they are few.
+pub(crate) fn count(tree: &Path, older: &[PathBuf], copied: &NameList) -> u64 {
+    let mut compared = 0;
+    let mut unchanged = 0;
+    for name in &copied.names {
+        let name = unescape_path(name);
+        let Ok(new) = std::fs::symlink_metadata(tree.join(&name)) else {
+            continue;
+        };
+        compared += 1;
+        let has = |folder: &PathBuf| {
+            let path = folder.join(&name);
+            std::fs::symlink_metadata(&path).is_ok_and(|old| {
+                could_be_linked(&new, &old) && attributes(&path) == attributes(&tree.join(&name))
+            })
+        };
+        unchanged += u64::from(older.iter().any(has));
+    }
+    if unchanged >= UNCHANGED_MIN && unchanged * UNCHANGED_SHARE >= compared {
+        unchanged
+    } else {
+        0
+    }
+}
+
+fn could_be_linked(new: &Metadata, old: &Metadata) -> bool {
+    let looks = |about: &Metadata| {
+        let times = (about.mtime(), about.mtime_nsec());
+        (about.len(), times, about.mode(), about.uid(), about.gid())
+    };
+    new.is_file()
+        && old.is_file()
+        && new.ino() != old.ino()
+        && looks(new) == looks(old)
+        && old.nlink() < NAMES_MAX
+}
+
+/// The extended attributes, ACLs included. `None` where they can't be read, which is equal to nothing.
+fn attributes(path: &Path) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
+    let mut names = vec![0; 64 << 10];
+    let bytes = rustix::fs::llistxattr(path, &mut names[..]).ok()?;
+    let mut value = vec![0; 64 << 10];
+    let mut all = Vec::new();
+    for name in names[..bytes]
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty())
+    {
+        let bytes = rustix::fs::lgetxattr(path, name, &mut value[..]).ok()?;
+        all.push((name.to_owned(), value[..bytes].to_owned()));
+    }
+    all.sort();
+    Some(all)
+}
