@@ -17,8 +17,8 @@ use sprat_store::{FileStat, ReadClass, StoreError, StoreFile};
 use sprat_testkit::dice::Dice;
 use sprat_testkit::watchdog::within;
 use sprat_volume::{
-    CacheOptions, Fenced, Flush, ReadOnlyOptions, ReconnectError, Session, Volume, VolumeOptions,
-    VolumeStats,
+    CacheOptions, Fenced, Flush, ReadOnlyOptions, ReconnectError, Session, Volume, VolumeError,
+    VolumeOptions, VolumeStats,
 };
 use support::{BLOCK, LIMIT, geometry, stamped, tiny};
 
@@ -45,6 +45,10 @@ impl Server {
     }
 
     fn volume(&self, cache: &Path, bytes_max: usize) -> Volume {
+        self.open(cache, bytes_max).unwrap()
+    }
+
+    fn open(&self, cache: &Path, bytes_max: usize) -> Result<Volume, VolumeError> {
         let options = VolumeOptions {
             cache: Some(cache_options(cache, bytes_max)),
             ..tiny()
@@ -56,10 +60,13 @@ impl Server {
             Arc::new(self.clone()),
             options,
         )
-        .unwrap()
     }
 
     fn reader(&self, cache: &Path) -> Volume {
+        self.open_reader(cache).unwrap()
+    }
+
+    fn open_reader(&self, cache: &Path) -> Result<Volume, VolumeError> {
         let options = ReadOnlyOptions {
             cache: Some(cache_options(cache, BLOCKS * BLOCK * 4)),
             ..ReadOnlyOptions::new(std::env::temp_dir())
@@ -71,7 +78,6 @@ impl Server {
             Arc::new(self.clone()),
             options,
         )
-        .unwrap()
     }
 
     fn present(&self) -> Vec<u8> {
@@ -282,6 +288,27 @@ fn what_was_given_back_to_the_server_is_not_read_from_the_cache() {
     volume.close().unwrap();
     drop(volume);
     assert!(reading(&server, dir.path()).cache_read_blocks > 0);
+}
+
+/// With the same time and super block: bytes that rotted, or an older state.
+#[test]
+fn a_server_that_lacks_what_the_cache_has_is_found_out_at_the_opening() {
+    for writing in [true, false] {
+        let (server, dir) = (Server::new(), tempfile::tempdir().unwrap());
+        filled(&server, dir.path());
+        (9..40).for_each(|block| server.put(block, 8));
+        let opened = match writing {
+            true => server.open(dir.path(), BLOCKS * BLOCK * 4),
+            false => server.open_reader(dir.path()),
+        };
+        let differs = opened.map(drop).unwrap_err();
+        assert!(
+            matches!(differs, VolumeError::CacheDiffers { .. }),
+            "{differs:?}"
+        );
+        assert!(!dir.path().join("clean").exists());
+        assert_eq!(reading(&server, dir.path()).cache_read_blocks, 0);
+    }
 }
 
 #[test]
