@@ -632,8 +632,8 @@ fn what_is_read_while_a_hole_is_made_is_not_held() {
         let (_, volume) = open(&disk, tiny());
         volume.write_at(0, &stamped(1).repeat(4)).unwrap();
         volume.flush(Flush::Durable).unwrap();
-        let holes = [at(1)..at(3)];
-        let made = volume.discard_by(&holes, &mut |file, _| {
+        let hole = at(1)..at(3);
+        let made = volume.discard_by(std::slice::from_ref(&hole), &mut |file, _| {
             assert_eq!(read_stamp(&volume, 1).unwrap(), 1);
             file.discard(at(1), at(2))
         });

@@ -62,8 +62,10 @@ fn opened() -> Opened {
     let device = Arc::new(Counting::default());
     let fuse = open_fuse().unwrap();
     let mount = DetachedMount::new(fuse.as_fd()).unwrap();
-    let mut options = ServeOptions::default();
-    options.threads = 4;
+    let options = ServeOptions {
+        threads: 4,
+        ..ServeOptions::default()
+    };
     let serving = serve(fuse, device.clone(), &options).unwrap();
     let file = File::from(mount.open_file().unwrap());
     Opened {
