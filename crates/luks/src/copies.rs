@@ -107,6 +107,12 @@ pub enum CopyState {
         /// Its sequence.
         sequence_id: u64,
     },
+    /// Whole, and of the same sequence as the other one, but it says something else: two machines changed
+    /// keys at once, one of which slept. The other copy, the primary, is used.
+    Contradicts {
+        /// The sequence of both.
+        sequence_id: u64,
+    },
     /// Not usable.
     Damaged(CopyFault),
 }
@@ -116,6 +122,9 @@ impl fmt::Display for CopyState {
         match self {
             Self::Good => f.write_str("good"),
             Self::Stale { sequence_id } => write!(f, "out of date (sequence {sequence_id})"),
+            Self::Contradicts { sequence_id } => {
+                write!(f, "another one of the same sequence ({sequence_id})")
+            }
             Self::Damaged(fault) => write!(f, "damaged ({fault})"),
         }
     }
@@ -198,9 +207,12 @@ fn judge(
             std::cmp::Ordering::Equal if first.says_the_same_as(&second) => {
                 good(first, CopyState::Good, CopyState::Good)
             }
-            std::cmp::Ordering::Equal => Err(LuksError::CopiesDisagree {
-                sequence_id: first.sequence_id,
-            }),
+            // As cryptsetup does. What this machine knows of pins and slots is compared later.
+            std::cmp::Ordering::Equal => {
+                let sequence_id = first.sequence_id;
+                let contradicts = CopyState::Contradicts { sequence_id };
+                good(first, CopyState::Good, contradicts)
+            }
             std::cmp::Ordering::Greater => {
                 let sequence_id = second.sequence_id;
                 good(first, CopyState::Good, CopyState::Stale { sequence_id })

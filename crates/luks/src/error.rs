@@ -38,10 +38,6 @@ pub enum LuksError {
         primary: CopyFault,
         secondary: CopyFault,
     },
-    /// Both copies are whole and of the same sequence, but differ: nothing that writes headers
-    /// leaves them so.
-    #[error("the two LUKS2 header copies contradict each other (both say sequence {sequence_id})")]
-    CopiesDisagree { sequence_id: u64 },
     /// The header is whole, but its metadata break LUKS2's own rules.
     #[error("invalid LUKS2 metadata: {what}")]
     Invalid { what: String },
@@ -141,7 +137,6 @@ impl LuksError {
             Self::NotLuks => LuksErrorKind::NoContainer,
             Self::Truncated { .. }
             | Self::HeaderDamaged { .. }
-            | Self::CopiesDisagree { .. }
             | Self::Invalid { .. }
             | Self::Refused { .. }
             | Self::Pin { .. }

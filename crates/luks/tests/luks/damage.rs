@@ -196,15 +196,29 @@ fn an_interrupted_change_of_keys_goes_by_the_newer_copy() {
 }
 
 #[test]
-fn copies_that_contradict_each_other_are_refused() {
+fn of_copies_that_contradict_each_other_the_primary_is_used_and_the_other_named() {
     let bytes = Ours::make().bytes();
-    for copy in COPIES {
-        let mut swapped = bytes.clone();
-        let other = text(&bytes).replace("\"sector_size\":4096", "\"sector_size\":512");
-        set_text(&mut swapped, copy, &other);
-        let error = Header::load(&swapped.as_slice()).unwrap_err();
-        assert!(matches!(error, LuksError::CopiesDisagree { .. }), "{error}");
-    }
+    let secondary = COPIES[1];
+    let mut swapped = bytes.clone();
+    let other = text(&bytes).replace("\"sector_size\":4096", "\"sector_size\":512");
+    set_text(&mut swapped, secondary, &other);
+    let header = Header::load(&swapped.as_slice()).unwrap();
+    let of_bytes = Header::load(&bytes.as_slice()).unwrap();
+    let sequence_id = of_bytes.sequence_id();
+    assert_eq!(
+        header.copies().secondary,
+        CopyState::Contradicts { sequence_id }
+    );
+    header.check_pins(&of_bytes.pins()).unwrap();
+    // Both say the same after a repair.
+    let writes = header.repair().unwrap();
+    apply(&writes, writes.len(), &mut swapped);
+    assert!(
+        Header::load(&swapped.as_slice())
+            .unwrap()
+            .copies()
+            .both_good()
+    );
 }
 
 #[test]
