@@ -30,4 +30,6 @@ pub use memory::MemoryStore;
 pub use name::{FileName, FileNameError};
 pub use outage::Outage;
 pub use record::LocalRecord;
-pub use sftp::{Fence, Puncher, PuncherOptions, SftpOptions, SftpStore, SshTarget};
+pub use sftp::{
+    Fence, Puncher, PuncherOptions, SftpOptions, SftpStore, SshTarget, Writers, writers_of,
+};

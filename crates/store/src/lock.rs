@@ -18,8 +18,10 @@ mod old;
 mod seen;
 mod takeover;
 mod taking;
+mod watching;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use std::{fmt, io};
@@ -31,6 +33,7 @@ pub use inspect::{Inspected, inspect, inspect_near};
 use seen::{Seen, lock_name, numbers_in, read_lease};
 pub use takeover::{Watched, watch};
 pub use taking::{EMPTY_WAIT, FirstLook};
+pub use watching::{LateUntil, WatchNote};
 
 use crate::record::Token;
 use crate::{Access, Fence, FileName, LocalRecord, ReadClass, Store, StoreError, StoreErrorKind};
@@ -167,6 +170,10 @@ pub struct Lock {
     /// Renewals, and everything else that writes into the file, one after another.
     writing: Mutex<()>,
     took_over: bool,
+    /// The lists of writes that were there when the lease was taken.
+    lists: Mutex<Vec<FileName>>,
+    /// Another copy of this process has the same token.
+    has_twin: AtomicBool,
     #[expect(dead_code, reason = "held, not read")]
     busy: LockBusy,
     record: LocalRecord,
@@ -215,6 +222,12 @@ impl Lock {
     #[must_use]
     pub fn number(&self) -> u64 {
         self.now().number
+    }
+
+    /// The container's name.
+    #[must_use]
+    pub fn container(&self) -> &FileName {
+        &self.container
     }
 
     /// The lease file's name.
@@ -324,6 +337,9 @@ impl Lock {
                 continue;
             };
             let entered_past_us = |door: &Door| door.number == now.number && door.until_s.is_some();
+            if seen.has(self.token) {
+                self.has_twin.store(true, Ordering::SeqCst);
+            }
             if seen.has(self.token) || content.doors.iter().any(entered_past_us) {
                 return Err(self.lost(&format!("{file} is there")));
             }
@@ -370,6 +386,7 @@ impl Lock {
         }
         let asked = self.current().content.renewed;
         if !counted(content.renewed, (now.answered, asked)) {
+            self.has_twin.store(true, Ordering::SeqCst);
             return Err(self.lost(&format!(
                 "{} was renewed {} times, by us {} times: a copy of this process holds it, or the \
                  server went back to an older state",

@@ -308,7 +308,7 @@ fn who_gives_a_lease_back_after_a_takeover_got_in_reports_no_success() {
         let theirs = record(there.path());
         let other = Lock::take_over(&store, &container(), &theirs, owner()).unwrap();
         if by_word {
-            assert_eq!(other.close_by_word(), [FIRST]);
+            assert_eq!(other.close_by_word(lock::DOOR_S), [FIRST]);
             other.confirm(&store).unwrap();
             assert_lost(lock.release(&store));
         } else {
@@ -323,6 +323,69 @@ fn who_gives_a_lease_back_after_a_takeover_got_in_reports_no_success() {
         let next = take(&store, &theirs).unwrap();
         assert_eq!((next.took_over(), next.may_arrive()), (false, by_word));
     }
+}
+
+#[test]
+fn who_lost_the_lease_answers_only_who_took_over() {
+    let (store, here, there) = (MemoryStore::new(), host(), host());
+    let lock = take(&store, &record(here.path())).unwrap();
+    assert!(!lock.answer(&store).unwrap(), "nobody asks");
+    lock.verify(&store).unwrap();
+    let theirs = record(there.path());
+    let other = Lock::take_over(&store, &container(), &theirs, owner()).unwrap();
+    assert!(lock.answer(&store).unwrap());
+    assert!(!lock.answer(&store).unwrap(), "it was said");
+    assert_eq!(other.close_answered(&store).unwrap(), [FIRST]);
+    other.confirm(&store).unwrap();
+    assert!(!other.may_arrive(), "all of it was answered");
+    // Its own machine takes the next lease in order.
+    other.release(&store).unwrap();
+    drop(lock);
+    assert!(!take(&store, &record(here.path())).unwrap().took_over());
+}
+
+#[test]
+fn a_note_of_a_watched_session_is_passed_on_until_it_is_dropped() {
+    let (store, here, there) = (MemoryStore::new(), host(), host());
+    let lock = take(&store, &record(here.path())).unwrap();
+    let theirs = record(there.path());
+    let other = Lock::take_over(&store, &container(), &theirs, owner()).unwrap();
+    other.close_by_word(lock::DOOR_S);
+    let late = other.late_until().unwrap();
+    assert!(!late.own_only);
+    other.note_watch(&store, late.until_s).unwrap();
+    let name = other.new_list_name().unwrap();
+    store.create_new(&name).unwrap();
+    other.release(&store).unwrap();
+    drop(lock);
+    let seen = lock::inspect(&store, &container(), None).unwrap();
+    let tokens = |notes: &[lock::WatchNote]| -> Vec<String> {
+        notes.iter().map(|note| note.token.clone()).collect()
+    };
+    assert_eq!((seen.lists, seen.watched.len()), (vec![name.clone()], 1));
+    let token = seen.watched[0].token.clone();
+    let mine = record(here.path());
+    let next = take(&store, &mine).unwrap();
+    assert_eq!(
+        (next.lists(), tokens(&next.watched())),
+        (vec![name], vec![token.clone()])
+    );
+    assert_eq!(next.late_until(), Some(late));
+    store.let_pass(lock::DOOR_S + 1);
+    next.drop_watches(&[token]);
+    next.confirm(&store).unwrap();
+    next.release(&store).unwrap();
+    let seen = lock::inspect(&store, &container(), None).unwrap();
+    assert!(seen.watched.is_empty());
+    assert_eq!(take(&store, &mine).unwrap().late_until(), None);
+}
+
+#[test]
+fn what_a_dead_session_of_this_machine_sent_is_a_door_that_its_record_knows() {
+    let (store, here) = (MemoryStore::new(), host());
+    drop(take(&store, &record(here.path())).unwrap());
+    let lock = take(&store, &record(here.path())).unwrap();
+    assert!(lock.late_until().unwrap().own_only);
 }
 
 #[test]

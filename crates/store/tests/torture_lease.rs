@@ -286,7 +286,7 @@ impl Machine<'_> {
             if !answered && dice.below(2) == 0 {
                 return;
             }
-            lock.close_by_word();
+            lock.close_by_word(sprat_store::lock::DOOR_S);
             if lock.confirm(&line).is_err() {
                 return;
             }

@@ -78,8 +78,12 @@ fn send(engine: &Engine, connection: &Connection, run: &Run, buffer: &mut Vec<u8
             buffer
         }
     };
+    let number = engine.session.sends(offset, bytes);
     match connection.file.write_at(offset, bytes) {
-        Ok(()) => Sent::Answered,
+        Ok(()) => {
+            engine.session.answered(number);
+            Sent::Answered
+        }
         Err(error) => Sent::Broken(meaning("write", error)),
     }
 }

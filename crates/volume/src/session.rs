@@ -44,6 +44,15 @@ pub trait Session: Send + Sync {
     /// threads at once, and again for ranges that are sent again.
     fn before_send(&self, ranges: &[Range<u64>]) -> Result<(), Fenced>;
 
+    /// These bytes go to `offset` of the container file now, after [`Session::before_send`] has let
+    /// them go. Returns a number for [`Session::answered`].
+    fn sends(&self, _offset: u64, _bytes: &[u8]) -> u64 {
+        0
+    }
+
+    /// The write with this number was answered well. One that never was may arrive late.
+    fn answered(&self, _number: u64) {}
+
     /// Every range noted so far is answered and durable and no old process of the server can
     /// touch it; called after an epoch's flush (while nothing else is under way) and at close.
     fn settled(&self);

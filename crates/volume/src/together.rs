@@ -75,5 +75,11 @@ fn write_and_flush(
     let bytes: Vec<Vec<u8>> = runs.iter().map(|run| run.blocks.concat()).collect();
     let offsets = runs.iter().map(|run| engine.offset_of(run.first));
     let parts: Vec<(u64, &[u8])> = offsets.zip(bytes.iter().map(Vec::as_slice)).collect();
-    line.file.write_parts_durably(&parts)
+    let sends = |(offset, bytes): &(u64, &[u8])| engine.session.sends(*offset, bytes);
+    let numbers: Vec<u64> = parts.iter().map(sends).collect();
+    let flushed = line.file.write_parts_durably(&parts)?;
+    numbers
+        .into_iter()
+        .for_each(|number| engine.session.answered(number));
+    Ok(flushed)
 }

@@ -1,6 +1,9 @@
 //! Keeps a lease over a lost connection.
 
+use std::sync::atomic::Ordering;
+
 use super::beside::beside;
+use super::content::Door;
 use super::seen::{Seen, lock_name};
 use super::{Current, Lock, LockError, counted, read_if_there};
 use crate::record::Token;
@@ -46,6 +49,11 @@ impl Lock {
             // As any other error it would lead to another try, which finds the same.
             Err(error) if error.kind() == StoreErrorKind::AlreadyExists => {
                 self.current().pending = None;
+                // A copy of this process makes the same number.
+                let twin = read_if_there(store, next.number, &next.file);
+                if twin.is_ok_and(|seen| seen.is_some_and(|seen| seen.has(self.token))) {
+                    self.has_twin.store(true, Ordering::SeqCst);
+                }
                 return Err(self.lost(&format!("{} is there", next.file)));
             }
             filled => filled,
@@ -75,6 +83,14 @@ impl Lock {
             || !same(&ours, &next.content.attempt, (0, 0))
             || !same(&below, &before.content.attempt, counters)
         {
+            // The lease that waits for an answer of ours is behind this one.
+            next.content.add_door(Door {
+                number: before.number,
+                until_s: None,
+                all_before: false,
+                own: false,
+            });
+            *self.current() = next;
             return Err(self.lost(&format!("{} was taken over", before.file)));
         }
         *self.current() = next;

@@ -66,6 +66,14 @@ pub(super) struct Door {
     /// Every lease below `number` is meant, too.
     #[serde(default)]
     pub all_before: bool,
+    /// Of a session that died on the machine of the next one, which knows what was under way.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub own: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes it so")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// A session that wrote while something of an earlier one could still arrive.
@@ -155,7 +163,10 @@ impl Content {
         let same =
             |there: &&mut Door| there.number == door.number && there.all_before == door.all_before;
         match self.doors.iter_mut().find(same) {
-            Some(there) => there.until_s = later(there.until_s, door.until_s),
+            Some(there) => {
+                there.until_s = later(there.until_s, door.until_s);
+                there.own &= door.own;
+            }
             None => self.doors.push(door),
         }
         self.doors = joined_doors(std::mem::take(&mut self.doors));
@@ -183,6 +194,7 @@ fn joined_doors(mut doors: Vec<Door>) -> Vec<Door> {
         let joined: Vec<Door> = doors.drain(..many).collect();
         let until_s = joined.iter().map(|door| door.until_s).fold(Some(0), later);
         let number = joined.last().map_or(0, |door| door.number);
+        let own = joined.iter().all(|door| door.own);
         let all_before = true;
         doors.insert(
             0,
@@ -190,6 +202,7 @@ fn joined_doors(mut doors: Vec<Door>) -> Vec<Door> {
                 number,
                 until_s,
                 all_before,
+                own,
             },
         );
     }
@@ -249,6 +262,7 @@ mod tests {
                 number: u64::MAX - n,
                 until_s: Some(u64::MAX - n),
                 all_before: false,
+                own: true,
             });
             let note = Watch {
                 host: format!("{n:064}"),
@@ -270,6 +284,7 @@ mod tests {
                 number: n,
                 until_s,
                 all_before: false,
+                own: false,
             });
         }
         let first = &lease.doors[0];

@@ -2,6 +2,7 @@
 
 use super::seen::{Seen, look};
 use super::taking::hint;
+use super::watching::{WatchNote, notes};
 use super::{LockError, LockInfo};
 use crate::{FileName, LocalRecord, Store};
 
@@ -13,6 +14,10 @@ pub struct Inspected {
     pub held: Option<LockInfo>,
     /// It tells every session that came and went. `None` without any lease.
     pub highest: Option<u64>,
+    /// Sessions whose writes may have been overwritten late, and were not compared yet.
+    pub watched: Vec<WatchNote>,
+    /// The lists of writes beside the container.
+    pub lists: Vec<FileName>,
 }
 
 /// What the highest lease says. `record` saves round trips where that is the last one of its
@@ -40,5 +45,10 @@ pub fn inspect_near(
     Ok(Inspected {
         held: highest.filter(|seen| !enters(seen)).map(Seen::info),
         highest: highest.map(|seen| seen.number),
+        watched: highest
+            .and_then(|seen| seen.content.as_ref())
+            .map(notes)
+            .unwrap_or_default(),
+        lists: folder.lists.clone(),
     })
 }

@@ -31,6 +31,8 @@ pub(super) struct Folder {
     pub(super) numbers: Vec<u64>,
     /// Locks of sprat up to 0.x.
     pub(super) old: Vec<u64>,
+    /// Lists of writes, beside the container.
+    pub(super) lists: Vec<FileName>,
     /// The highest lease; where that one is empty, those below it down to one that is not.
     /// Descending.
     pub(super) read: Vec<Seen>,
@@ -72,10 +74,12 @@ pub(super) fn look(
             Some(read_lease(store, *number, file))
         };
         let (mut hinted, names) = beside(read, || store.list());
-        let (numbers, old) = numbers_in(container, &names.map_err(failed)?);
+        let names = names.map_err(failed)?;
+        let (numbers, old) = numbers_in(container, &names);
         let mut folder = Folder {
             numbers,
             old,
+            lists: lists_in(container, &names),
             read: Vec::new(),
         };
         for number in folder.numbers.iter().rev().take(EMPTY_MAX) {
@@ -127,6 +131,29 @@ pub(super) fn numbers_in(container: &FileName, names: &[FileName]) -> (Vec<u64>,
         true => (numbers.clone(), numbers),
         false => (new, numbers),
     }
+}
+
+/// Sessions leave lists of what they wrote under such names, followed by a token of their own.
+const LIST: &str = ".late-";
+
+/// The name of a list of writes; `token` is 16 hex digits.
+pub(super) fn list_name(container: &FileName, token: &str) -> Result<FileName, LockError> {
+    container
+        .with_suffix(&format!("{LIST}{token}"))
+        .map_err(|error| LockError::Invalid {
+            op: "name a list of writes",
+            reason: error.to_string(),
+        })
+}
+
+/// The lists of writes among the names of a folder.
+pub(super) fn lists_in(container: &FileName, names: &[FileName]) -> Vec<FileName> {
+    let is_list = |file: &&FileName| {
+        let rest = file.as_str().strip_prefix(container.as_str());
+        let token = rest.and_then(|rest| rest.strip_prefix(LIST));
+        token.is_some_and(|token| token.len() == 16 && token.bytes().all(|b| b.is_ascii_hexdigit()))
+    };
+    names.iter().filter(is_list).cloned().collect()
 }
 
 /// Reads a lease by its name. One that is being written while it is read is read again.

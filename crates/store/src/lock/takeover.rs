@@ -3,7 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::content::DOOR_S;
+#[cfg(doc)]
+use super::DOOR_S;
 use super::inspect::inspect;
 use super::seen::{Seen, lock_name};
 use super::{Lock, LockError, LockInfo, read_if_there};
@@ -81,10 +82,17 @@ impl Lock {
         Ok(closed)
     }
 
-    /// Gives a time to each door whose session was silent for that long, by the server's clock:
-    /// [`DOOR_S`] or what a test sets. That proves nothing, and so something may arrive until then.
-    /// Renew the lease first. Returns which.
-    pub fn close_silent(&self, store: &dyn Store, silence_s: u64) -> Result<Vec<u64>, LockError> {
+    /// Closes every open door, after a proof that no earlier session can write any more. Returns which.
+    pub fn close_proven(&self) -> Vec<u64> {
+        let doors = self.open_doors();
+        self.change(|ours| ours.doors.retain(|door| door.until_s.is_some()));
+        doors
+    }
+
+    /// Gives a time to each door whose session was silent for `door_s` seconds, by the server's clock:
+    /// [`DOOR_S`] or what a test sets. That proves nothing, and so something may arrive for as long
+    /// again. Renew the lease first. Returns which.
+    pub fn close_silent(&self, store: &dyn Store, door_s: u64) -> Result<Vec<u64>, LockError> {
         let mut closed = Vec::new();
         let now_s = self.now().server_s();
         for number in self.open_doors() {
@@ -92,18 +100,19 @@ impl Lock {
                 Some(seen) => seen.modified_s,
                 None => None,
             };
-            if since.is_some_and(|since| since.saturating_add(silence_s) <= now_s) {
-                self.set_time(number, now_s + DOOR_S);
+            if since.is_some_and(|since| since.saturating_add(door_s) <= now_s) {
+                self.set_time(number, now_s + door_s);
                 closed.push(number);
             }
         }
         Ok(closed)
     }
 
-    /// Gives a time to every door, by the word of somebody who knows that those machines are off.
-    pub fn close_by_word(&self) -> Vec<u64> {
+    /// Gives a time to every door, `door_s` seconds ([`DOOR_S`] or what a test sets) from now, by the
+    /// word of somebody who knows that those machines are off.
+    pub fn close_by_word(&self, door_s: u64) -> Vec<u64> {
         let doors = self.open_doors();
-        let until_s = self.now().server_s() + DOOR_S;
+        let until_s = self.now().server_s() + door_s;
         for number in &doors {
             self.set_time(*number, until_s);
         }

@@ -1,11 +1,12 @@
 //! Takes a lease: a first look, the next number, and a second look by names.
 
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::beside::beside;
 use super::content::{Content, DOOR_S, Door, FIRST_NUMBER};
-use super::seen::{Folder, Seen, lock_name, look, numbers_in, read_lease};
+use super::seen::{Folder, Seen, lists_in, lock_name, look, numbers_in, read_lease};
 use super::{Current, Lock, LockBusy, LockError, OwnerNote, boot_time, now_s, read_if_there};
 use crate::record::Token;
 use crate::{FileName, LocalRecord, Store, StoreErrorKind};
@@ -89,10 +90,12 @@ impl FirstLook {
         let (takings, renewals) = (record.takings(), record.known_renewals());
         // By our clock until the server's is known: a moment later.
         let over = now_s().max(highest.modified_s.unwrap_or(0)) + DOOR_S;
-        let open = |number, until_s| Door {
+        let open = |number, until_s: Option<u64>| Door {
             number,
             until_s,
             all_before: false,
+            // Only a door of this machine's own dead session has a time at once.
+            own: until_s.is_some(),
         };
         let via = if highest.is_free() {
             Via::Free
@@ -246,6 +249,8 @@ impl Lock {
             }),
             writing: Mutex::new(()),
             took_over: via != Via::Start && via != Via::Free,
+            lists: Mutex::default(),
+            has_twin: AtomicBool::new(false),
             busy,
             record: record.clone(),
         };
@@ -321,7 +326,9 @@ impl Lock {
             })
         });
         let (below, ours, next) = (below?, ours?, next?);
-        let (numbers, old) = numbers_in(&self.container, &names?);
+        let names = names?;
+        let (numbers, old) = numbers_in(&self.container, &names);
+        self.found_lists(lists_in(&self.container, &names));
         let is_ours = ours
             .as_ref()
             .and_then(|seen| seen.content.as_ref())
@@ -351,6 +358,7 @@ impl Lock {
                         number,
                         until_s: None,
                         all_before: false,
+                        own: false,
                     });
                 });
                 return Err(self.held_by_other(store));

@@ -13,6 +13,7 @@ mod file;
 mod open;
 mod program;
 mod punch;
+mod read_lease;
 mod session;
 mod target;
 mod wire;
@@ -26,6 +27,7 @@ use std::time::Duration;
 use rustix::io::FdFlags;
 
 pub use punch::{Fence, Puncher, PuncherOptions};
+pub use read_lease::{Writers, writers_of};
 pub use target::SshTarget;
 pub use wire::{Dial, Ending, EndingKind, Wire, WireEnd};
 

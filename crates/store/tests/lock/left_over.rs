@@ -72,7 +72,7 @@ fn a_lock_of_an_older_sprat_is_held_and_what_follows_it_is_the_first_lease() {
     assert_eq!((lock.number(), lock.open_doors()), (FIRST, vec![7]));
     // The old session looks for its own file and the next number: one of the two says "lost".
     assert_eq!(lock_files(&store), [lock_file(FIRST)]);
-    lock.close_by_word();
+    lock.close_by_word(lock::DOOR_S);
     lock.confirm(&store).unwrap();
     lock.release(&store).unwrap();
     // One that lies there beside a lease counts for nothing.
