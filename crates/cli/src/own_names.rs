@@ -15,6 +15,10 @@ const COPYING: &str = ".copying";
 /// 0.x counted from 1. Eight digits last for a century of one a minute, and each length needs a
 /// pattern of its own.
 const LOCK_DIGITS_MAX: usize = 8;
+/// A list of writes; a token follows.
+const LATE: &str = ".late-";
+/// The source of a move, about to be removed; the token of its note follows.
+const MOVED: &str = ".moved-";
 /// As [`CopyNote::is_token`] has it.
 const TOKEN_DIGITS: usize = 16;
 
@@ -25,6 +29,8 @@ pub(crate) fn check(name: &FileName) -> Result<(), Failure> {
     let own = SUFFIXES.iter().any(|suffix| text.ends_with(suffix))
         || text.ends_with(COPYING)
         || parted(text, LOCK).is_some_and(|number| number.bytes().all(|b| b.is_ascii_digit()))
+        || parted(text, LATE).is_some_and(CopyNote::is_token)
+        || parted(text, MOVED).is_some_and(CopyNote::is_token)
         || parted(text, &format!("{COPYING}-")).is_some_and(CopyNote::is_token);
     if !own {
         return Ok(());
@@ -46,13 +52,27 @@ pub(crate) fn endings() -> Vec<String> {
     let plain = SUFFIXES.into_iter().chain([COPYING]).map(str::to_owned);
     plain
         .chain(locks)
-        .chain([format!("{COPYING}-{token}")])
+        .chain(
+            [COPYING.to_owned() + "-", LATE.to_owned(), MOVED.to_owned()].map(|mark| mark + &token),
+        )
         .collect()
 }
 
 /// The name that a copy bears until all of it was read back.
 pub(crate) fn unfinished_copy(of: &FileName, token: &str) -> Result<FileName, FileNameError> {
     of.with_suffix(&format!("{COPYING}-{token}"))
+}
+
+/// The name that the source of a move bears between the last look at it and its removal.
+pub(crate) fn set_aside(source: &FileName, token: &str) -> Result<FileName, FileNameError> {
+    source.with_suffix(&format!("{MOVED}{token}"))
+}
+
+/// Whether `name` is that of `of`, set aside by a move, whoever made it.
+pub(crate) fn is_set_aside(name: &FileName, of: &FileName) -> bool {
+    let rest = name.as_str().strip_prefix(of.as_str());
+    rest.and_then(|rest| rest.strip_prefix(MOVED))
+        .is_some_and(CopyNote::is_token)
 }
 
 /// Whether `name` is that of an unfinished copy of `of`, whoever made it.
@@ -87,6 +107,8 @@ mod tests {
             "x.luks.lock.10",
             "x.luks.copying",
             "x.luks.copying-0123456789abcdef",
+            "x.luks.late-0123456789abcdef",
+            "x.luks.moved-0123456789abcdef",
             "x.reserve",
         ] {
             let refused = check(&name(own)).unwrap_err();

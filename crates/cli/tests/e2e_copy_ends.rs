@@ -291,3 +291,58 @@ fn a_removal_that_was_interrupted_is_not_told_as_done_by_the_next_run() {
     assert_eq!(scene.names("state/containers"), pins);
     assert_eq!(scene.names("state/copies"), [""; 0]);
 }
+
+#[test]
+fn a_source_that_was_set_aside_gets_its_name_back_and_the_move_ends() {
+    requires!(missing());
+    let scene = Scene::new();
+    let from = scene.machine.on_line(CONTAINER);
+    let copy = ["copy", "--move", &from, "server/x.luks", "--json"];
+    scene
+        .machine
+        .sprat_struck(&copy, blow("kill", "after", "rename", 1));
+    assert!(scene.machine.was_struck());
+    let names = scene.names("store");
+    let aside = names.iter().find(|name| name.contains(".moved-")).unwrap();
+    assert!(!names.contains(&"x.luks".to_owned()), "{names:?}");
+    assert!(same_bytes(
+        &scene.pristine,
+        &scene.machine.path(&format!("store/{aside}"))
+    ));
+    let said = scene
+        .machine
+        .sprat(&["snapshots", CONTAINER])
+        .failed_with(10);
+    assert!(said.contains(aside), "{said}");
+    let again = ok(&scene.machine.sprat_struck(&copy, None));
+    assert_eq!(again["source_removed"], true);
+    scene.arrived_whole();
+    assert_eq!(scene.names("store"), [""; 0]);
+    assert_eq!(scene.names("server"), ["x.luks"]);
+}
+
+/// What a machine does that took the container over while this one slept: the file that it has open
+/// was renamed, and it writes into it all the same.
+#[test]
+fn a_source_that_is_written_to_while_it_is_set_aside_keeps_its_name() {
+    requires!(missing());
+    let scene = Scene::new();
+    let from = scene.machine.on_line(CONTAINER);
+    let folder = scene.machine.path("store");
+    let act = format!(
+        "dd if=/dev/urandom of=$(ls {}/x.luks.moved-*) bs=4096 seek=4096 count=1 conv=notrunc \
+         status=none",
+        folder.display()
+    );
+    scene.machine.write("act", act);
+    let copy = ["copy", "--move", &from, "server/x.luks", "--json"];
+    let ran = scene
+        .machine
+        .sprat_struck(&copy, blow("act", "after", "rename", 1));
+    assert!(scene.machine.was_struck());
+    let said = ran.failed_with(1);
+    assert!(said.contains("was written to after"), "{said}");
+    assert_eq!(scene.names("store"), ["x.luks"]);
+    assert!(!same_bytes(&scene.pristine, &scene.machine.path(CONTAINER)));
+    scene.arrived_whole();
+}

@@ -32,6 +32,8 @@ pub(super) struct Source {
 pub(super) struct Present {
     pub source: Option<FileStat>,
     pub destination: Option<FileStat>,
+    /// The source was set aside to be removed, and has no name.
+    pub set_aside: bool,
 }
 
 /// A copy that was made by this run and read back.
@@ -133,14 +135,14 @@ impl Job<'_> {
             let note = CopyNote::open(&self.note_path());
             self.note = note.map_err(|error| refusals::of_copy(&error))?;
         }
-        let there = self.look(stores)?;
+        let mut there = self.look(stores)?;
         check_writable(&self.destination, &*stores.destination)?;
         // What a dead session had under way went into what has the name, if anything has.
         self.file_is_ours = self.named || there.destination.is_none();
         // Refused before any lock is taken.
         let near_its_end = self.is_near_its_end();
         let may_lack_source = there.destination.is_some() && near_its_end && self.may_lack_source();
-        if there.source.is_none() && !may_lack_source {
+        if there.source.is_none() && !there.set_aside && !may_lack_source {
             return Err(self.last_word(self.no_source(&there)));
         }
         if there.destination.is_some() && !near_its_end {
@@ -161,6 +163,10 @@ impl Job<'_> {
             );
         }
         self.began = true;
+        if there.set_aside {
+            self.name_again(&*stores.source)?;
+            there = self.look(stores)?;
+        }
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             for (held, store) in [

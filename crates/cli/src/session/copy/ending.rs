@@ -2,7 +2,7 @@
 
 use sprat_luks::{Header, Pins};
 use sprat_store::copy::{self, CopyError, CopyStage};
-use sprat_store::{Access, Store, StoreFile};
+use sprat_store::{Access, FileName, Store, StoreErrorKind, StoreFile};
 
 use super::super::options::{PinPolicy, SessionOptions};
 use super::super::volume_process::connection::{HeaderBytes, record_id};
@@ -11,7 +11,7 @@ use super::attempt::{Present, Source, Stores, flush_folder, remove_if_there, sta
 use super::watch::Watch;
 use super::{CopyObserver, CopyPhase, Job};
 use crate::filed::Filed;
-use crate::{Failure, pinned};
+use crate::{Exit, Failure, own_names, pinned};
 
 /// What a container of LUKS begins with.
 const LUKS_MAGIC: &[u8] = b"LUKS\xba\xbe";
@@ -153,8 +153,75 @@ impl Job<'_> {
         if let Err(error) = linked {
             self.tell_unmoved(&error, observer);
         }
-        remove_if_there(store, self.source.name())?;
+        let aside = self.aside_name()?;
+        store.rename_new(self.source.name(), &aside)?;
+        flush_folder(store, observer)?;
+        if let Err(failure) = self.may_remove(stores, &aside) {
+            return Err(self.put_back(stores, failure));
+        }
+        remove_if_there(store, &aside)?;
         self.forget_source(stores, pins, observer)
+    }
+
+    /// The name under which nobody but this copy looks for the source. A machine that sleeps between
+    /// its last look and the removal removes nothing else when it wakes.
+    pub(super) fn aside_name(&self) -> Result<FileName, Failure> {
+        let Some(note) = &self.note else {
+            unreachable!("nothing is removed without it");
+        };
+        let name = own_names::set_aside(self.source.name(), note.token());
+        name.map_err(|error| Failure::usage(error.to_string()))
+    }
+
+    /// Once more, after the source was set aside: it is what was copied, both leases are ours, and
+    /// nobody has put anything in its place.
+    fn may_remove(&mut self, stores: &Stores, aside: &FileName) -> Result<(), Failure> {
+        let store = &*stores.source;
+        self.source.held.still_ours(store)?;
+        self.destination.held.still_ours(&*stores.destination)?;
+        let file = store.open(aside, Access::ReadOnly)?;
+        let pins = Header::load(&HeaderBytes(&*file))?.pins();
+        let now = Source {
+            stat: file.stat()?,
+            file,
+            pins,
+        };
+        let unchanged = self.is_as_copied(&now)?;
+        if !unchanged || stat_if_there(store, self.source.name())?.is_some() {
+            return Err(self.last_word(self.older_than_source()));
+        }
+        Ok(())
+    }
+
+    /// Gives the source its name back; a failure of that is said with the one that led to it.
+    fn put_back(&mut self, stores: &Stores, failure: Failure) -> Failure {
+        if failure.exit == Exit::Unreachable {
+            // The next attempt, or the next run, does that first.
+            return failure;
+        }
+        match self.name_again(&*stores.source) {
+            Ok(()) => {
+                self.removing = false;
+                failure
+            }
+            Err(error) => {
+                let aside = self.aside_name();
+                let aside = aside.map_or_else(|_| String::new(), |name| name.to_string());
+                let failure = failure.because(error.in_one_line());
+                self.last_word(failure.with_more_hint(&format!(
+                    "The source lies there under the name {aside}: rename it back by hand"
+                )))
+            }
+        }
+    }
+
+    /// A source that was set aside gets its name back.
+    pub(super) fn name_again(&self, store: &dyn Store) -> Result<(), Failure> {
+        store.rename_new(&self.aside_name()?, self.source.name())?;
+        match store.flush_folder() {
+            Err(error) if error.kind() == StoreErrorKind::Unsupported => Ok(()),
+            flushed => Ok(flushed?),
+        }
     }
 
     /// Removes the source's reserve, unless a container has that name.

@@ -39,10 +39,18 @@ impl Job<'_> {
             let stat = stat_if_there(store, side.name());
             stat.map_err(|error| explained(&error, self.began, &side.options.target))
         };
-        let there = Present {
+        let mut there = Present {
             source: stat(from, &*stores.source)?,
             destination: stat(to, &*stores.destination)?,
+            set_aside: false,
         };
+        if there.source.is_none() && self.note.is_some() {
+            let aside = stat_if_there(&*stores.source, &self.aside_name()?)?;
+            there.set_aside = aside.is_some();
+            if there.set_aside {
+                return Ok(there);
+            }
+        }
         if let Some((source_locked, destination_locked)) = locked {
             if there.source.is_none() && !source_locked {
                 return Err(absent(&from.options.target));

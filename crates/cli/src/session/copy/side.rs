@@ -15,6 +15,9 @@ use crate::Failure;
 use crate::interrupt::Interrupt;
 use crate::target::Target;
 
+/// Renewals that may fail, one after another.
+const FAILED_RENEWALS_MAX: u32 = 3;
+
 /// One end.
 pub(super) struct Side {
     pub options: SessionOptions,
@@ -81,7 +84,10 @@ impl Side {
             return Ok(());
         }
         let store = self.connect()?;
-        self.held.still_ours(&*store)?;
+        if let Err(failure) = self.held.still_ours(&*store) {
+            self.held.answer(&*store);
+            return Err(failure);
+        }
         self.held.release(&*store, settled).map(drop)
     }
 
@@ -216,6 +222,13 @@ impl Held {
         held.is_some()
     }
 
+    /// Tells whoever took over that all we sent was answered; who can't be told waits longer.
+    fn answer(&self, store: &dyn Store) {
+        if let Some(lock) = &*self.lock.read().unwrap_or_else(PoisonError::into_inner) {
+            let _ = lock.answer(store);
+        }
+    }
+
     /// Why the container is no longer ours.
     pub(super) fn lost(&self) -> Option<Failure> {
         let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
@@ -225,6 +238,7 @@ impl Held {
     /// Renews the lock until `done`.
     pub(super) fn keep_renewing(&self, store: &dyn Store, done: &AtomicBool) {
         let mut renewed_at = Instant::now();
+        let mut failed = 0;
         while !done.load(Ordering::SeqCst) {
             std::thread::sleep(Duration::from_millis(50));
             if renewed_at.elapsed() < RENEW_INTERVAL {
@@ -236,8 +250,12 @@ impl Held {
                 None => Ok(()),
             };
             match renewed {
+                Ok(()) => failed = 0,
                 // A lost line says nothing of the lock: it is verified on the new one.
-                Ok(()) | Err(LockError::Store { .. }) => {}
+                Err(LockError::Store { source, .. })
+                    if source.kind() == StoreErrorKind::Disconnected => {}
+                // A lease whose counter can't be written looks like a dead session's.
+                Err(LockError::Store { .. }) if failed + 1 < FAILED_RENEWALS_MAX => failed += 1,
                 Err(error) => {
                     let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
                     lost.get_or_insert(Failure::from(&error));
