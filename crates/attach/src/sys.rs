@@ -137,6 +137,60 @@ pub(crate) fn loop_status(device: BorrowedFd<'_>) -> io::Result<LoopInfo64> {
     checked(result).map(|_| info)
 }
 
+/// Extents that are asked for at one time.
+const FIEMAP_EXTENTS_U32: u32 = 256;
+/// The same.
+pub(crate) const FIEMAP_EXTENTS: usize = FIEMAP_EXTENTS_U32 as usize;
+
+/// `struct fiemap_extent` (include/uapi/linux/fiemap.h).
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct FiemapExtent {
+    pub(crate) logical: u64,
+    pub(crate) physical: u64,
+    pub(crate) length: u64,
+    reserved64: [u64; 2],
+    pub(crate) flags: u32,
+    reserved: [u32; 3],
+}
+
+/// `struct fiemap` (include/uapi/linux/fiemap.h).
+#[repr(C)]
+struct Fiemap {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped_extents: u32,
+    extent_count: u32,
+    reserved: u32,
+    extents: [FiemapExtent; FIEMAP_EXTENTS],
+}
+
+const _: () = assert!(size_of::<FiemapExtent>() == 56);
+const _: () = assert!(size_of::<Fiemap>() == 32 + 56 * FIEMAP_EXTENTS);
+
+/// `_IOWR('f', 11, struct fiemap)`.
+const FS_IOC_FIEMAP: libc::Ioctl = 0xC020_660B_u32 as libc::Ioctl;
+
+/// The first extents of a file behind `start`.
+pub(crate) fn fiemap(file: BorrowedFd<'_>, start: u64) -> io::Result<Vec<FiemapExtent>> {
+    let mut request = Box::new(Fiemap {
+        start,
+        length: u64::MAX - start,
+        flags: 0,
+        mapped_extents: 0,
+        extent_count: FIEMAP_EXTENTS_U32,
+        reserved: 0,
+        extents: [FiemapExtent::default(); FIEMAP_EXTENTS],
+    });
+    // SAFETY: FS_IOC_FIEMAP reads and writes one `struct fiemap` followed by `extent_count`
+    // extents, which `request` is; any bytes are valid in its integer fields.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP, &raw mut *request) };
+    checked(result)?;
+    let mapped = FIEMAP_EXTENTS.min(request.mapped_extents as usize);
+    Ok(request.extents[..mapped].to_vec())
+}
+
 /// Asks device-mapper for a target, which loads the target's module; an error if there is none.
 /// `control` is `/dev/mapper/control`, `target` at most 15 bytes (drivers/md/dm-ioctl.c,
 /// `get_target_version`: its name stands where a device's does).

@@ -186,6 +186,16 @@ impl Failure {
         self
     }
 
+    /// What failed and why, without the hint.
+    pub(crate) fn in_one_line(&self) -> String {
+        let mut text = self.what.clone();
+        for cause in &self.causes {
+            text.push_str(": ");
+            text.push_str(cause);
+        }
+        text
+    }
+
     /// Sets the hint.
     #[must_use]
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {

@@ -353,3 +353,164 @@ fn kill_9_while_ssh_connects_leaves_no_ssh() {
     sprat.wait().unwrap();
     machine.nothing_is_left();
 }
+
+/// A backup of the other machine after it took the container over from one that only slept, and then
+/// what that one had on its way: bytes over the middle of the finished snapshot's one file.
+#[test]
+fn late_writes_over_a_finished_snapshot_are_found_named_and_healed() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    assert_eq!(machine.backup(&[]).code, 0);
+    let other = Other::than(&machine);
+    machine.write("src/large", noise(96 << 20, 3));
+    let buffer = ["--write-buffer-bytes-max", "33554432", "--quiet-time", "4"];
+    let backup = ["backup", CONTAINER, "--name", "home", "src"];
+    let sleeper = start(&machine, &[&buffer[..], &backup].concat());
+    let volume = volume_process(&machine);
+    let container = machine.path(CONTAINER);
+    let taken = || std::os::unix::fs::MetadataExt::blocks(&fs::metadata(&container).unwrap());
+    let begun = taken();
+    wait_until(Duration::from_secs(60), "nothing is sent", || {
+        taken() > begun + (8 << 20) / 512
+    });
+    kill_process(volume, Signal::STOP).unwrap();
+    // For a minute something may arrive.
+    let off = ["--watch", "1", "--that-machine-is-off", "--silence", "60"];
+    let ran = other.sprat(&["unlock"], &off);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let over = Instant::now() + Duration::from_secs(62);
+    let before = fs::read(&container).unwrap();
+    other.backs_up();
+    other.backs_up();
+    let lists = || {
+        let entries = fs::read_dir(machine.path("store")).unwrap().flatten();
+        let names = entries.map(|entry| entry.file_name().into_string().unwrap());
+        names.filter(|name| name.contains(".late-")).count()
+    };
+    assert_eq!(lists(), 1, "that of the last session has it all");
+    let ran = other.sprat(&["check"], &[]);
+    assert_eq!(ran.code, 0, "nothing came yet: {}", ran.whole());
+    kill_process(volume, Signal::CONT).unwrap();
+    let ended = sleeper.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(11), "{said}");
+    assert_eq!(lists(), 2, "and that of the session that lost its lease");
+    let ran = other.sprat(&["check"], &[]);
+    assert_eq!(
+        ran.code,
+        0,
+        "what the sleeper sent is durable: {}",
+        ran.whole()
+    );
+
+    // The kernel of the sleeper delivers what its server had not got.
+    let after = fs::read(&container).unwrap();
+    let changed: Vec<usize> = (4096..after.len() / 4096)
+        .filter(|at| after[at * 4096..][..4096] != before[at * 4096..][..4096])
+        .collect();
+    // In the middle of each longer piece: the file, and perhaps the journal.
+    let pieces: Vec<usize> = changed
+        .chunk_by(|one, next| one + 1 == *next)
+        .filter(|piece| piece.len() >= 40)
+        .map(|piece| piece[piece.len() / 2])
+        .collect();
+    let file = machine.container_file();
+    for at in &pieces {
+        let offset = *at as u64 * 4096;
+        std::os::unix::fs::FileExt::write_all_at(&file, &noise(4096, 9), offset).unwrap();
+    }
+
+    let third = Other::than(&machine);
+    for machine in [&other, &third] {
+        let refused = machine.sprat(&["backup"], &["--name", "other", "src"]);
+        let said = refused.failed_with(13);
+        assert!(said.contains("overwritten after they had been"), "{said}");
+        assert!(said.contains("sprat check"), "{said}");
+    }
+    let ran = third.sprat(&["snapshots"], &[]);
+    assert!(ran.stderr.contains("of-the-other"), "{}", ran.whole());
+    let ran = other.sprat(&["check"], &["--json"]);
+    assert_eq!(ran.code, 13, "{}", ran.whole());
+    let json = ran.json();
+    assert_eq!(json["overwritten_blocks"], pieces.len(), "{json}");
+    let names = json["overwritten_files"]["names"].to_string();
+    assert!(names.contains("of-the-other"), "{names}");
+    // It goes on, and reads that file from its source.
+    other.backs_up();
+    let to = other.machine.path("to");
+    let ran = other.sprat(&["restore"], &["other", "--to", to.to_str().unwrap()]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let source = other.machine.path("src/of-the-other");
+    let restored = to.join(source.strip_prefix("/").unwrap());
+    assert!(fs::read(restored).unwrap() == fs::read(source).unwrap());
+    // Once nothing can arrive any more the next session ends all of it.
+    std::thread::sleep(over.saturating_duration_since(Instant::now()));
+    other.backs_up();
+    assert_eq!(lists(), 0);
+    let ran = third.sprat(&["check"], &[]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+}
+
+/// The old session's connections are gone from the server, and its machine sleeps: the kernel of the
+/// server knows that nothing can arrive.
+#[test]
+fn a_server_whose_kernel_can_be_asked_sets_a_container_free_without_waiting() {
+    requires!(sshd::missing(), needs::root());
+    let remote = Remote::start(&SshdOptions::default());
+    remote.init();
+    let other = Other::than(&remote.machine).machine;
+    remote.machine.write("src/large", noise(48 << 20, 3));
+    let words = ["--write-buffer-bytes-max", "16777216", "--quiet-time", "2"];
+    let backup = ["backup", "TARGET", "--name", "home", "src"];
+    let mut command = remote.command(&[&words[..], &backup].concat());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let sleeper = command.spawn().unwrap();
+    let volume = volume_process(&remote.machine);
+    let container = remote.machine.path(CONTAINER);
+    let taken = || std::os::unix::fs::MetadataExt::blocks(&fs::metadata(&container).unwrap());
+    let before = taken();
+    wait_until(Duration::from_secs(60), "nothing is sent", || {
+        taken() > before + (4 << 20) / 512
+    });
+    kill_process(volume, Signal::STOP).unwrap();
+    let sessions = remote.sshd.session_pids();
+    let by_other = |words: &[&str]| other.run(&mut remote.command_of(&other, words));
+    // As long as a process of the server has it open nobody gets in.
+    let mut waiting = remote.command_of(&other, &["unlock", "TARGET", "--watch", "1"]);
+    waiting.stdout(Stdio::null()).stderr(Stdio::piped());
+    let waiting = waiting.spawn().unwrap();
+    std::thread::sleep(Duration::from_secs(8));
+    kill_process(Pid::from_child(&waiting), Signal::INT).unwrap();
+    let ended = waiting.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(130), "{said}");
+    assert!(said.contains("open for writing yet"), "{said}");
+    for pid in sessions {
+        let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
+    }
+    let ran = by_other(&["unlock", "TARGET", "--watch", "1", "--json"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert_eq!(ran.json()["ways"][0]["way"], "kernel", "{}", ran.whole());
+    let ran = by_other(&["backup", "TARGET", "--name", "other", "src"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let after = fs::read(&container).unwrap();
+    kill_process(volume, Signal::CONT).unwrap();
+    let ended = sleeper.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(11), "{said}");
+    assert!(
+        fs::read(&container).unwrap() == after,
+        "it wrote when it woke"
+    );
+    let store = remote.machine.path("store");
+    let names = fs::read_dir(store).unwrap().flatten();
+    let written = names.filter(|name| {
+        let text = fs::read(name.path()).unwrap_or_default();
+        String::from_utf8_lossy(&text[..text.len().min(200)]).contains("\"written\"")
+    });
+    assert_eq!(
+        written.count(),
+        0,
+        "nothing is to be compared after a proof"
+    );
+}

@@ -56,7 +56,7 @@ mod unlinked;
 mod walk;
 mod wholeness;
 
-pub use check::{CheckReport, CheckSpec, CheckWhat, begin_known_from, check};
+pub use check::{CheckReport, CheckSpec, CheckWhat, FilesOn, begin_known_from, check, files_on};
 pub use disks::GoneDisk;
 pub use error::{ErrorReport, SnapshotError, SnapshotErrorKind, SpaceKind};
 pub use file_system::FileSystem;

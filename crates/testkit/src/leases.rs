@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What lies in `folder`, sorted, but for the leases that hold nothing: all but each container's
-/// highest one, and that one where it was given back.
+/// What lies in `folder`, sorted, but for the leases that hold nothing (all but each container's
+/// highest one, and that one where it was given back) and for lists of writes, which stay for hours.
 ///
 /// # Panics
 /// Where the folder can't be read.
@@ -27,6 +27,7 @@ pub fn names_but_free(folder: &Path) -> Vec<String> {
     };
     let mut left: Vec<String> = names
         .iter()
+        .filter(|name| !name.contains(".late-"))
         .filter(|name| {
             number(name).is_none_or(|number| {
                 is_highest(name, number) && !is_free(&folder.join(name.as_str()))

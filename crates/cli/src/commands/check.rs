@@ -87,6 +87,9 @@ pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> 
         "file_system": checked.file_system,
         "file_system_errors": checked.facts.file_system_errors,
         "differing_blocks": checked.differing_blocks,
+        "overwritten_blocks": checked.facts.overwritten.len(),
+        "overwritten_files": checked.overwritten,
+        "not_compared": checked.facts.not_compared,
         "against_source": args.against_source,
         "files": match &checked.files {
             None => Value::Null,
@@ -157,6 +160,7 @@ fn quick_is_damaged(checked: &Checked) -> bool {
     !checked.file_system.clean
         || checked.facts.file_system_errors.is_some()
         || checked.differing_blocks > 0
+        || checked.overwritten.is_some()
 }
 
 /// The result stays on this machine, for whoever asks how things stand.
@@ -259,6 +263,26 @@ fn told(resolved: &Resolved, args: &CheckArgs, checked: &Checked, header: &[Stri
              takes the mark off",
             text::counted(errors.into(), "error", "errors")
         );
+    }
+    if let Some(files) = &checked.overwritten {
+        let _ = writeln!(
+            out,
+            "late writes: DAMAGED, {} overwritten by a session that the container was taken over \
+             from. {}",
+            text::counted(checked.facts.overwritten.len() as u64, "block", "blocks"),
+            match files.count {
+                0 => "No file has content there: it is free space, or the file system's own"
+                    .to_owned(),
+                count => format!(
+                    "They hold content of files, {} in all snapshots; backups read those from their \
+                     source again",
+                    text::counted(count, "name", "names")
+                ),
+            }
+        );
+        for name in files.names.iter().take(NAMES_SHOWN) {
+            let _ = writeln!(out, "  {name}");
+        }
     }
     if checked.differing_blocks > 0 {
         let _ = writeln!(

@@ -57,14 +57,19 @@ fn text(target: &str, done: &Unlocked) -> String {
             DoorWay::Answered => {
                 format!("the session of lease {lease} answered: all that it sent has arrived\n")
             }
+            DoorWay::Kernel => format!(
+                "the server's kernel says that nobody has the container open for writing: nothing of \
+                 the session of lease {lease} can arrive any more\n"
+            ),
             DoorWay::Silent => format!(
                 "the session of lease {lease} was silent for so long that the server has dropped \
-                 its connection. If its server keeps silent connections open, end that session \
-                 before you back up\n"
+                 its connection. What is written in the next 2:15 h is compared, should anything \
+                 arrive all the same\n"
             ),
             DoorWay::Off => format!(
                 "the machine of lease {lease} is off, you say. If it only sleeps, it may overwrite \
-                 parts of what is written now when it wakes\n"
+                 parts of what is written now when it wakes: for 2:15 h that is compared, and \
+                 reported\n"
             ),
         });
     }

@@ -161,7 +161,7 @@ fn luks_hint(error: &LuksError) -> Option<&'static str> {
             "nothing was changed. Check which key file or passphrase belongs to this container; \
              the recovery key on the sheet opens it too, given as a passphrase"
         }
-        LuksError::HeaderDamaged { .. } | LuksError::CopiesDisagree { .. } => {
+        LuksError::HeaderDamaged { .. } => {
             "the data may be whole, only its header is not: nothing was changed. Restore a header \
              backup, if you have one"
         }
@@ -261,8 +261,9 @@ impl From<&LockError> for Failure {
             ),
             LockError::Lost { .. } => (
                 Exit::Locked,
-                "nothing more was sent. Finished snapshots are unharmed; find out who took the \
-                 lock, then run the same command again",
+                "nothing more is sent. What was on its way may have arrived after the other session \
+                 began: each later run compares what that one wrote, and reports it. Find out who \
+                 took the lock, then run the same command again",
             ),
             LockError::TakenMeanwhile { .. } => (
                 Exit::Locked,

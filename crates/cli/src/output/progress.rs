@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::{Output, text, write_stderr};
-use crate::session::{Notice, Observer, Phase, SessionProgress};
+use crate::session::{NotCompared, Notice, Observer, Phase, SessionProgress};
 
 /// Between two changes of the line on a terminal.
 const TERMINAL_INTERVAL: Duration = Duration::from_millis(200);
@@ -369,6 +369,16 @@ fn notice_text(notice: &Notice) -> (String, bool) {
                 .to_owned(),
             true,
         ),
+        Notice::NotCompared(note) => (not_compared(note), true),
+        Notice::NotListed { reason } => (
+            format!(
+                "this session can't leave the list of its writes beside the container: {reason}. \
+                 The container is in order; but nobody can tell whether a session that it was taken \
+                 over from overwrites something later"
+            ),
+            true,
+        ),
+        Notice::Overwritten { blocks, files } => (overwritten(*blocks, files), true),
         Notice::NotNoted { reason } => (
             format!(
                 "{reason}. The container is in order; but an older state of it may not be noticed"
@@ -497,6 +507,44 @@ fn slots_differ(gone: &[u32], differ: &[u32], kept: &Path, newest: &Path) -> Str
         newest.display(),
         kept.display()
     )
+}
+
+/// Names of files that are said.
+const FILES_SAID: usize = 10;
+
+fn not_compared(note: &NotCompared) -> String {
+    let since = i64::try_from(note.since_s).ok();
+    let since = since.and_then(|since| jiff::Timestamp::from_second(since).ok());
+    let since = since.map_or_else(|| "an unknown time".to_owned(), |since| since.to_string());
+    let host = match note.host.is_empty() {
+        true => "several machines".to_owned(),
+        false => format!("host {}", text::harmless(&note.host)),
+    };
+    format!(
+        "what {host} wrote after it took the container over ({since}) has not been compared yet, and \
+         its list is missing: that session did not end in order. Whether the session before \
+         overwrote something of it later is not known. Run `sprat check --read-data`, and then \
+         `sprat unlock --forget-watch`"
+    )
+}
+
+fn overwritten(blocks: u64, files: &[String]) -> String {
+    let mut said = format!(
+        "{} were overwritten by a session that the container was taken over from",
+        text::counted(blocks, "block", "blocks")
+    );
+    match files.len() {
+        0 => said.push_str("; no file has content there"),
+        more => {
+            let names: Vec<&str> = files.iter().take(FILES_SAID).map(String::as_str).collect();
+            said.push_str("; damaged: ");
+            said.push_str(&names.join(", "));
+            if more > FILES_SAID {
+                said.push_str(", …; `sprat check` names all");
+            }
+        }
+    }
+    said
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! `sprat check`: looks at a container in one read-only session, and changes nothing.
 
 use sprat_luks::Secret;
-use sprat_snapshot::{CheckReport, CheckSpec};
+use sprat_snapshot::{CheckReport, CheckSpec, NameList};
 
 use super::crew::Watch;
 use super::options::{ContainerFacts, Observer, SessionOptions};
@@ -17,6 +17,8 @@ pub struct Checked {
     pub facts: ContainerFacts,
     /// Blocks that the server showed with other bytes than this machine had left there.
     pub differing_blocks: u64,
+    /// The files in blocks that were overwritten late, where there are such blocks.
+    pub overwritten: Option<NameList>,
     /// What e2fsck said after the journal's replay.
     pub file_system: FileSystemCheck,
     /// What the files said, where they were asked for; with a file system that can't be mounted,
@@ -37,16 +39,21 @@ pub fn check(
     let facts = session.facts.clone();
     let looked = look(&mut session, || spec(&facts), observer, interrupt);
     let closed = session.close(observer, interrupt);
-    let (file_system, files) = looked?;
+    let (file_system, overwritten, files) = looked?;
     Ok(Checked {
         facts,
         differing_blocks: closed?.differing_blocks,
+        overwritten,
         file_system,
         files,
     })
 }
 
-type Looked = (FileSystemCheck, Option<Result<CheckReport, Failure>>);
+type Looked = (
+    FileSystemCheck,
+    Option<NameList>,
+    Option<Result<CheckReport, Failure>>,
+);
 
 fn look(
     session: &mut Session,
@@ -55,17 +62,20 @@ fn look(
     interrupt: &Interrupt,
 ) -> Result<Looked, Failure> {
     let file_system = session.look_at_file_system(observer, interrupt)?;
-    let Some(spec) = spec() else {
-        return Ok((file_system, None));
-    };
+    let spec = spec();
+    let overwritten = !session.facts.overwritten.is_empty();
+    if spec.is_none() && !overwritten {
+        return Ok((file_system, None, None));
+    }
     interrupt.check()?;
     match read_files(session, spec, observer, interrupt) {
-        Ok(report) => Ok((file_system, Some(Ok(report)))),
+        Ok((named, report)) => Ok((file_system, named, report.map(Ok))),
         // A damaged file system that doesn't mount is what the check found, not its failure.
         Err(failure)
             if !file_system.clean && matches!(failure.exit, Exit::Failed | Exit::Damaged) =>
         {
-            Ok((file_system, Some(Err(failure))))
+            let named = overwritten.then(NameList::default);
+            Ok((file_system, named, Some(Err(failure))))
         }
         Err(failure) => Err(failure),
     }
@@ -73,10 +83,10 @@ fn look(
 
 fn read_files(
     session: &mut Session,
-    spec: CheckSpec,
+    spec: Option<CheckSpec>,
     observer: &mut dyn Observer,
     interrupt: &Interrupt,
-) -> Result<CheckReport, Failure> {
+) -> Result<(Option<NameList>, Option<CheckReport>), Failure> {
     let mut watch = Watch {
         observer,
         interrupt,
@@ -87,7 +97,11 @@ fn read_files(
         MountFor::Reading,
         &mut watch,
     )?;
-    session.ask(
+    let named = session.name_overwritten(observer, interrupt)?;
+    let Some(spec) = spec else {
+        return Ok((named, None));
+    };
+    let report = session.ask(
         &WorkerOrder::CheckFiles(Box::new(spec)),
         observer,
         interrupt,
@@ -95,5 +109,6 @@ fn read_files(
             WorkerReply::FilesChecked(report) => Some(*report),
             _ => None,
         },
-    )
+    )?;
+    Ok((named, Some(report)))
 }

@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 
 use sprat_luks::Secret;
 use sprat_snapshot::{
-    LocalContainer, PruneReport, PruneSpec, RestoreReport, RestoreSpec, SnapshotEntry,
+    LocalContainer, NameList, PruneReport, PruneSpec, RestoreReport, RestoreSpec, SnapshotEntry,
     SnapshotReport, SnapshotSpec,
 };
 
@@ -39,9 +39,9 @@ pub use crew::make_reserves;
 pub use grow::{Grown, grow};
 pub use mount::{mount, unmount};
 pub use options::{
-    Access, ClosedReport, ContainerFacts, CreateOptions, Created, Mode, Notice, Observer, Phase,
-    PinPolicy, SIZE_BYTES_MIN, SessionOptions, SessionProgress, TAKEOVER_QUIET_TIMES,
-    VolumeFigures, VolumeRoom,
+    Access, ClosedReport, ContainerFacts, CreateOptions, Created, Mode, NotCompared, Notice,
+    Observer, Phase, PinPolicy, SIZE_BYTES_MIN, SessionOptions, SessionProgress,
+    TAKEOVER_QUIET_TIMES, VolumeFigures, VolumeRoom,
 };
 pub use protocol::FileSystemCheck;
 pub use trim::{Measure, TrimHow, TrimReport, TrimRoute, trim};
@@ -54,6 +54,7 @@ pub use volume_process::room::LOW_BYTES as SERVER_SPACE_LOW_BYTES;
 
 use crate::filed::{self, Filed};
 use crate::interrupt::Interrupt;
+use crate::state::Known;
 use crate::target::Place;
 use crate::{Exit, Failure, own_names};
 use child::Role;
@@ -98,6 +99,9 @@ impl Session {
             return Err(Failure::interrupted().with_hint("nothing was changed"));
         }
         observer.phase(Phase::Working);
+        if session.options.access == Access::ReadOnly {
+            session.name_overwritten(observer, interrupt)?;
+        }
         Ok(session)
     }
 
@@ -183,6 +187,46 @@ impl Session {
         let options = &self.options;
         Filed::new(&options.state_dir, &self.facts.uuid, &options.target)
             .file(filed::CHECKS, filed::SUSPECTS)
+    }
+
+    /// Names the files in blocks that were overwritten late. Once that is noted, sessions that write
+    /// go on, and read those files from their source. `None` where nothing was overwritten.
+    fn name_overwritten(
+        &mut self,
+        observer: &mut dyn Observer,
+        interrupt: &Interrupt,
+    ) -> Result<Option<NameList>, Failure> {
+        if self.facts.overwritten.is_empty() {
+            return Ok(None);
+        }
+        let blocks = self.facts.overwritten.clone();
+        let order = WorkerOrder::NameBlocks {
+            blocks: blocks.clone(),
+            suspects: self.suspects().into_os_string(),
+        };
+        let (names, not_saved) = self.ask(&order, observer, interrupt, |reply| match reply {
+            WorkerReply::BlocksNamed(names, not_saved) => Some((names, not_saved)),
+            _ => None,
+        })?;
+        interrupt.check()?;
+        let noted = match not_saved {
+            Some(reason) => Err(reason),
+            None => {
+                let options = &self.options;
+                let filed = Filed::new(&options.state_dir, &self.facts.uuid, &options.target);
+                Known::load(&filed)
+                    .name_overwritten(&filed, &blocks)
+                    .map_err(|failure| failure.in_one_line())
+            }
+        };
+        if let Err(reason) = noted {
+            observer.notice(Notice::NotNoted { reason });
+        }
+        observer.notice(Notice::Overwritten {
+            blocks: blocks.len() as u64,
+            files: names.names.clone(),
+        });
+        Ok(Some(names))
     }
 
     /// Lists the snapshots of all jobs.

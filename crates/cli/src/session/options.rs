@@ -269,6 +269,20 @@ pub enum Notice {
     WrittenElsewhere,
     /// The container is older than this machine knows it, and the user accepts that.
     OlderStateAccepted,
+    /// What a session wrote, which may have been overwritten late, can't be compared.
+    NotCompared(NotCompared),
+    /// The list of what this session wrote can't be left beside the container.
+    NotListed {
+        /// Why.
+        reason: String,
+    },
+    /// Blocks were overwritten late. Files that are known by name follow.
+    Overwritten {
+        /// How many.
+        blocks: u64,
+        /// `JOB/SNAPSHOT/path`, escaped.
+        files: Vec<String>,
+    },
     /// What is known of the container can't be noted in the state folder.
     NotNoted {
         /// Why.
@@ -417,6 +431,21 @@ pub struct ContainerFacts {
     pub newest_known: Newest,
     /// How many errors the file system has met since it was last repaired, if any.
     pub file_system_errors: Option<u32>,
+    /// Blocks of the volume that were overwritten late, by a session that the container was taken
+    /// over from; ascending.
+    pub overwritten: Vec<u64>,
+    /// Sessions whose writes may have been overwritten so, and can't be compared.
+    pub not_compared: Vec<NotCompared>,
+}
+
+/// A session that wrote while an earlier one could still overwrite it, and whose writes can't be
+/// compared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotCompared {
+    /// The random id of its host; empty where several were joined.
+    pub host: String,
+    /// When the container was taken over, by the server's clock, seconds since the epoch.
+    pub since_s: u64,
 }
 
 /// Room in the file system in the volume.

@@ -244,6 +244,12 @@ pub(super) enum WorkerOrder {
     CheckFileSystem,
     /// Reads files of the mounted volume.
     CheckFiles(Box<CheckSpec>),
+    /// Finds the files of the mounted volume that have content in these blocks, ascending, and notes
+    /// them in the list of files whose content is wrong.
+    NameBlocks {
+        blocks: Vec<u64>,
+        suspects: OsString,
+    },
     /// Has the mounted file system tell the device what it doesn't need.
     Trim,
     /// Grows the mounted file system to the length of the device.
@@ -276,6 +282,8 @@ pub(super) enum WorkerReply {
     Pruned(Box<PruneReport>),
     Checked(FileSystemCheck),
     FilesChecked(Box<CheckReport>),
+    /// The files' names, and why the list could not be written.
+    BlocksNamed(sprat_snapshot::NameList, Option<String>),
     /// Bytes that the file system says it doesn't need.
     Trimmed(u64),
     Grown,

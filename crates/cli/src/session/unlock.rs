@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sprat_store::lock::{self, DOOR_S, LockInfo, RENEW_INTERVAL, Watched};
-use sprat_store::{Access, FileName, Lock, LockError, Store, StoreError, StoreErrorKind};
+use sprat_store::{Access, FileName, Lock, LockError, Store, StoreError, StoreErrorKind, Writers};
 
 use super::options::SessionOptions;
 use super::rewrite_name;
@@ -20,6 +20,8 @@ use crate::{Exit, Failure, reach};
 pub const ANSWER_WAIT: Duration = Duration::from_secs(30);
 /// How long a lease is watched: two renewals and some time on the way.
 pub const WATCH: Duration = Duration::from_secs(2 * RENEW_INTERVAL.as_secs() + 5);
+/// Between two questions to the server's kernel, each with a login of its own.
+const KERNEL_PAUSE: Duration = Duration::from_secs(60);
 /// Between two looks at the leases that are waited for.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -59,6 +61,8 @@ impl Default for UnlockWish {
 pub enum DoorWay {
     /// It said so: everything that it sent was answered. A proof.
     Answered,
+    /// The server's kernel says that nobody has the container open for writing. A proof.
+    Kernel,
     /// Its lease was not renewed for so long that the server dropped the connection. No proof.
     Silent,
     /// The user says that its machine is off. No proof.
@@ -176,7 +180,15 @@ fn wait_for_doors(
     let mut ways = Vec::new();
     let mut renewed = Instant::now();
     let mut told = false;
+    let mut asked: Option<Instant> = None;
     loop {
+        let waited = begun.elapsed() >= wish.answer_wait && !lease.open_doors().is_empty();
+        if waited && asked.is_none_or(|asked| asked.elapsed() >= KERNEL_PAUSE) {
+            let first = asked.is_none();
+            asked = Some(Instant::now());
+            let closed = ask_kernel(lease, &**store, connection, tell, first);
+            ways.extend(closed.into_iter().map(|number| (number, DoorWay::Kernel)));
+        }
         let mut step = || -> Result<bool, LockError> {
             let mut note = |doors: Vec<u64>, way| {
                 ways.extend(doors.into_iter().map(|number| (number, way)));
@@ -190,7 +202,7 @@ fn wait_for_doors(
                     DoorWay::Silent,
                 );
                 if wish.is_off {
-                    note(lease.close_by_word(), DoorWay::Off);
+                    note(lease.close_by_word(wish.silence_s), DoorWay::Off);
                 }
             } else if renewed.elapsed() >= RENEW_INTERVAL {
                 renewed = Instant::now();
@@ -229,6 +241,33 @@ fn wait_for_doors(
             std::thread::sleep(Duration::from_millis(50));
         }
     }
+}
+
+/// Closes all doors where nobody has the container open for writing. Asked again later where somebody
+/// has: a connection that the server drops is one less.
+fn ask_kernel(
+    lease: &Lock,
+    store: &dyn Store,
+    connection: &Connection,
+    tell: &mut dyn FnMut(&str),
+    first: bool,
+) -> Vec<u64> {
+    let name = lease.container();
+    let Ok(stat) = store.stat(name) else {
+        return Vec::new();
+    };
+    match connection.writers_of(name, &stat) {
+        Writers::None => return lease.close_proven(),
+        Writers::Some if first => tell(
+            "the server's kernel says that a process there has the container open for writing yet: \
+             an sftp-server of the earlier session. End it on the server if you can",
+        ),
+        Writers::Unknown { reason } if first => tell(&format!(
+            "whether anything can arrive yet can't be asked of the server's kernel: {reason}"
+        )),
+        _ => {}
+    }
+    Vec::new()
 }
 
 fn is_there(store: &dyn Store, name: &FileName) -> bool {

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use std::sync::mpsc;
 
 use sprat_attach::{AttachError, AttachOptions, Attachment, MkfsOptions, MountOptions};
 use sprat_snapshot::{Cancel, Progress, SnapshotError};
+use sprat_volume::BLOCK_BYTES;
 use zeroize::Zeroizing;
 
 use super::child::{leave_signals_to_the_session, take_sockets};
@@ -24,6 +26,7 @@ use crate::{Exit, Failure};
 
 /// The longest volume key: AES-256-XTS. A pipe holds it without anybody reading.
 const KEY_BYTES_MAX: usize = 64;
+const BLOCK: u64 = BLOCK_BYTES as u64;
 
 /// Runs W; its standard input is the control socket.
 pub fn run() -> Exit {
@@ -259,6 +262,20 @@ impl Worker {
                     sprat_snapshot::check(root, &spec, say, &cancel)
                 })?;
                 WorkerReply::FilesChecked(Box::new(report))
+            }
+            WorkerOrder::NameBlocks { blocks, suspects } => {
+                let places: Vec<Range<u64>> = blocks
+                    .iter()
+                    .map(|block| block * BLOCK..(block + 1) * BLOCK)
+                    .collect();
+                let found = sprat_snapshot::files_on(
+                    self.root()?,
+                    &places,
+                    &sprat_attach::extents,
+                    Path::new(&suspects),
+                    &self.cancel,
+                );
+                WorkerReply::BlocksNamed(found.names, found.not_saved)
             }
             WorkerOrder::Cancel | WorkerOrder::Keep(_) => return Ok(None),
             WorkerOrder::Unmount => {

@@ -3,7 +3,7 @@
 //! The file is replaced as a whole. One that is missing, torn or of another format is the same as
 //! knowing nothing: it stops no command. It holds no secret.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -42,6 +42,9 @@ pub(crate) struct Known {
     /// The key slot that opened the container the last time.
     #[serde(default)]
     opened_by: Option<u32>,
+    /// Blocks of the volume that were overwritten late, and that a check named the files of.
+    #[serde(default)]
+    overwritten: BTreeSet<u64>,
 }
 
 /// What a comparison came to.
@@ -179,6 +182,25 @@ impl Known {
             // The session that writes next ends the note.
             Finding::Same | Finding::OwnInterrupted => Ok(()),
         }
+    }
+
+    /// Whether a check has named the files of all these blocks of the volume.
+    pub(crate) fn knows_overwritten(&self, blocks: &[u64]) -> bool {
+        blocks.iter().all(|block| self.overwritten.contains(block))
+    }
+
+    /// A check has named the files of these blocks of the volume, all that are overwritten by now.
+    pub(crate) fn name_overwritten(
+        &mut self,
+        filed: &Filed,
+        blocks: &[u64],
+    ) -> Result<(), Failure> {
+        let blocks: BTreeSet<u64> = blocks.iter().copied().collect();
+        if blocks == self.overwritten {
+            return Ok(());
+        }
+        self.overwritten = blocks;
+        self.store(filed)
     }
 
     /// Notes the key slots as they are now.

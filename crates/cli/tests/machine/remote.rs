@@ -44,7 +44,12 @@ impl Remote {
 
     /// sprat with this machine's settings; `TARGET` stands for the container.
     pub fn command(&self, arguments: &[&str]) -> std::process::Command {
-        let mut command = self.machine.command();
+        self.command_of(&self.machine, arguments)
+    }
+
+    /// The same by another machine.
+    pub fn command_of(&self, machine: &Machine, arguments: &[&str]) -> std::process::Command {
+        let mut command = machine.command();
         command.args(["--ssh-command", &self.ssh]);
         command.args(arguments.iter().map(|word| {
             if *word == "TARGET" {

@@ -6,6 +6,7 @@
 //! changes), or the files are compared with the live source.
 
 mod affected;
+mod blocks;
 mod known;
 mod read;
 mod source;
@@ -25,6 +26,7 @@ use crate::record::NameList;
 use crate::spec::{Cancel, Progress};
 use crate::text::{escape_path, path_text};
 pub(crate) use affected::same_path_elsewhere;
+pub use blocks::{FilesOn, files_on};
 pub(crate) use known::Key;
 use known::Known;
 pub use known::begin_known_from;

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use sprat_luks::HeaderRead;
 use sprat_store::{
-    Fence, FileName, LocalRecord, LocalStore, LockError, OwnerNote, Puncher, PuncherOptions,
-    ReadClass, SftpOptions, SftpStore, SshTarget, Store, StoreError, StoreFile,
+    Fence, FileName, FileStat, LocalRecord, LocalStore, LockError, OwnerNote, Puncher,
+    PuncherOptions, ReadClass, SftpOptions, SftpStore, SshTarget, Store, StoreError, StoreFile,
+    Writers,
 };
 
 use super::super::Access;
@@ -27,6 +28,9 @@ const DEAD_SESSION_GRACE: Duration = Duration::from_secs(5);
 
 /// How long a server may take over some hundred holes.
 const PUNCH_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How long a server's kernel may take to say who writes, the login included.
+const KERNEL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How to reach the store. Every ssh that it starts inherits the local record's flock, so that
 /// the container counts as held for as long as one of them may still deliver bytes.
@@ -136,16 +140,68 @@ impl Connection {
         Ok(Some(puncher))
     }
 
+    /// Asks the server's kernel whether anybody has `file` open for writing.
+    pub(in crate::session) fn writers_of(&self, file: &FileName, stat: &FileStat) -> Writers {
+        let unknown = |reason: &str| Writers::Unknown {
+            reason: reason.to_owned(),
+        };
+        let Place::Ssh {
+            user,
+            host,
+            port,
+            folder,
+        } = &self.place
+        else {
+            return unknown("it is no server");
+        };
+        match SshTarget::new(user.as_deref(), host, *port) {
+            Ok(target) => {
+                let argv = target.shell_argv(&self.ssh_command);
+                sprat_store::writers_of(&argv, &format!("{folder}/{file}"), stat, KERNEL_TIMEOUT)
+            }
+            Err(error) => unknown(&error.to_string()),
+        }
+    }
+
     /// How long blocks that were in flight at a loss are held back.
     pub(super) fn quiet_time(&self) -> Duration {
         self.quiet_time
     }
 
-    /// Whether a dead connection may still deliver bytes: on a server its process outlives the
-    /// line; a local store has none.
+    /// Whether what was sent may still arrive after this process is gone: on a server its process
+    /// outlives the line, and a network file system's or a FUSE program's outlives us. A disk of this
+    /// machine has none.
     pub(in crate::session) fn outlives_us(&self) -> bool {
-        matches!(self.place, Place::Ssh { .. })
+        match &self.place {
+            Place::Ssh { .. } => true,
+            Place::Local { folder } => is_behind_others(folder),
+        }
     }
+}
+
+/// File systems whose writes another machine or process carries out: their magic numbers
+/// (include/uapi/linux/magic.h, and for GPFS and Lustre what statfs(2) gives there).
+const BEHIND_OTHERS: [i128; 12] = [
+    0x6969,      // NFS
+    0xFF53_4D42, // CIFS
+    0xFE53_4D42, // SMB2
+    0x517B,      // SMB
+    0x6573_5546, // FUSE
+    0x00C3_6400, // Ceph
+    0x0102_1997, // 9p
+    0x5346_414F, // AFS
+    0x6B41_4653, // kAFS
+    0x7375_7245, // Coda
+    0x4750_4653, // GPFS
+    0x0BD0_0BD0, // Lustre
+];
+
+/// Whether a local folder lies on a network file system or a FUSE program's. What can't be told counts
+/// as a disk's: those who open the folder say why.
+fn is_behind_others(folder: &Path) -> bool {
+    let kind = rustix::fs::statfs(folder).map(|about| about.f_type);
+    // The kernel's type is signed here and unsigned there, and 32 bits wide in any case.
+    kind.is_ok_and(|kind| BEHIND_OTHERS.contains(&(i128::from(kind) & 0xFFFF_FFFF)))
 }
 
 /// Opens the container's local record, the proof that this host has it open at most once.

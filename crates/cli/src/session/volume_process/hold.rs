@@ -1,5 +1,8 @@
 //! What keeps a container this session's own: local record, lock, renewal, safe reconnecting.
 
+mod late_writes;
+mod renewal;
+
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
@@ -13,7 +16,9 @@ use sprat_store::{
 use sprat_volume::{Fenced, ReconnectError};
 
 use super::connection::{Connection, HeaderBytes};
-use super::stop::Stop;
+use super::late::{Found, Sent};
+pub(super) use renewal::keep_renewing;
+
 use super::trim::Way;
 use crate::{Exit, Failure};
 
@@ -48,6 +53,10 @@ pub(super) struct Hold {
     began_with: OnceLock<BeganWith>,
     /// Why nothing may be sent any more.
     lost: Mutex<Option<Failure>>,
+    /// What lay beside the container when this session began.
+    late_found: Found,
+    /// What this session sent, once the key is known.
+    sent: OnceLock<Sent>,
     /// Who hears how far a dead session's bytes are settled.
     says: OnceLock<Box<dyn Fn(u64, u64) + Send + Sync>>,
 }
@@ -91,6 +100,7 @@ pub(super) struct HoldParts {
     pub lock: Option<Lock>,
     pub stale_lock: Option<LockInfo>,
     pub highest: Option<u64>,
+    pub late_found: Found,
 }
 
 impl Hold {
@@ -114,6 +124,8 @@ impl Hold {
             verified: Mutex::new(None),
             began_with: OnceLock::new(),
             lost: Mutex::new(None),
+            late_found: parts.late_found,
+            sent: OnceLock::new(),
             says: OnceLock::new(),
         }
     }
@@ -416,6 +428,9 @@ impl Hold {
     fn note_verified(&self, begun: Duration) {
         let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
         *verified = (*verified).max(Some(begun));
+        if let Some(sent) = self.sent.get() {
+            sent.looked(begun);
+        }
     }
 
     /// The last look at the lock is so long ago.
@@ -544,6 +559,16 @@ impl sprat_volume::Session for Hold {
         })
     }
 
+    fn sends(&self, offset: u64, bytes: &[u8]) -> u64 {
+        self.sent.get().map_or(0, |sent| sent.note(offset, bytes))
+    }
+
+    fn answered(&self, number: u64) {
+        if let Some(sent) = self.sent.get() {
+            sent.answered(number);
+        }
+    }
+
     fn settled(&self) {
         match self.all_settled() {
             Ok(()) => {}
@@ -609,32 +634,4 @@ fn passes(error: &(dyn std::error::Error + 'static)) -> bool {
         next = error.source();
     }
     false
-}
-
-/// Renews the lease for as long as `hold` lives; where it can't, the volume is aborted. Every other
-/// time the lease is only read, so that a look is seldom so old that sending waits for another.
-pub(super) fn keep_renewing(hold: &Arc<Hold>, stop: &Arc<Stop>) -> Result<(), Failure> {
-    let (hold, stop) = (Arc::downgrade(hold), Arc::clone(stop));
-    std::thread::Builder::new()
-        .name("lock renewal".to_owned())
-        .spawn(move || {
-            if let Some(hold) = hold.upgrade() {
-                hold.remove_old_leases();
-            }
-            for turn in 1u64.. {
-                std::thread::sleep(lock::RENEW_INTERVAL / 2);
-                let Some(hold) = hold.upgrade() else { return };
-                match if turn % 2 == 0 {
-                    hold.renew()
-                } else {
-                    hold.look_early()
-                } {
-                    Renewed::Held => {}
-                    Renewed::LineLost(cause) => stop.line_lost(cause),
-                    Renewed::Lost => return stop.abort_volume(),
-                }
-            }
-        })
-        .map(drop)
-        .map_err(|error| Failure::failed("can't start a thread").caused_by(&error))
 }

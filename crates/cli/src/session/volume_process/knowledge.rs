@@ -104,6 +104,11 @@ impl Knowledge {
         self.found.as_ref()?.errors
     }
 
+    /// Whether a check of this machine has named what these blocks of the volume hold.
+    pub(super) fn knows_overwritten(&self, blocks: &[u64]) -> bool {
+        self.known.knows_overwritten(blocks)
+    }
+
     pub(super) fn written_elsewhere(&self) -> bool {
         self.finding == Finding::WrittenElsewhere
     }

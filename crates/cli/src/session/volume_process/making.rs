@@ -14,6 +14,7 @@ use super::super::protocol::{CreateStart, VolumeReply, VolumeStart};
 use super::connection::{HeaderBytes, unfinished_name};
 use super::hold::{Hold, HoldParts, keep_renewing};
 use super::knowledge::Knowledge;
+use super::late::Found;
 use super::opening::{
     Edge, Known, Opened, check_writable, facts, open_volume, opened_by, reach, take_lock,
     tell_overcommit,
@@ -68,6 +69,7 @@ pub(super) fn make(
         lock: Some(lock),
         stale_lock: None,
         highest: None,
+        late_found: Found::default(),
     }));
     keep_renewing(&hold, stop)?;
     let made = fill(start, create, secrets, &hold, stop, say);

@@ -10,6 +10,7 @@ mod device;
 mod ext4;
 mod hold;
 mod knowledge;
+mod late;
 mod lengthen;
 pub(crate) mod making;
 pub(super) mod opening;
@@ -402,6 +403,7 @@ impl Served {
         }
         let reserve_missing = asked.is_some_and(|asked| !asked.join().unwrap_or(false));
         let noted = self.note_end(newest);
+        self.hold.leave_written_list(&self.say);
         self.release()?;
         noted?;
         let mut volume = figures(&self.volume);
@@ -472,9 +474,11 @@ impl Served {
                 report.made = named == Some(true);
                 report.removed = named == Some(false);
             }
-        } else {
-            report.lock_released =
-                self.access == Access::ReadWrite && matches!(self.hold.release(), Ok(true));
+        } else if self.access == Access::ReadWrite {
+            if !self.hold.answer_takeover(&self.say) {
+                self.hold.leave_written_list(&self.say);
+            }
+            report.lock_released = matches!(self.hold.release(), Ok(true));
         }
         report
     }

@@ -20,6 +20,7 @@ use super::cache::cache_options;
 use super::connection::{Connection, open_record};
 use super::hold::{Hold, keep_renewing};
 use super::knowledge::Knowledge;
+use super::late::{self, DigestKey};
 use super::lengthen::lengthen;
 use super::reserve;
 use super::rewrite::forestall_rename;
@@ -28,7 +29,7 @@ use super::stop::{Say, Stop};
 use super::taking::hold_making_room;
 pub(super) use super::taking::{hold, take_lock, wait_for_quiet};
 use crate::target::Place;
-use crate::{Exit, Failure};
+use crate::{Exit, Failure, own_names};
 
 /// A container that is ready to be served.
 pub(super) struct Opened {
@@ -288,9 +289,19 @@ pub(super) fn stat_container(start: &VolumeStart, store: &dyn Store) -> Result<F
                 format!("there is no container {}", start.target),
             );
             let unfinished = super::connection::unfinished_name(name)?;
+            let names = store.list().unwrap_or_default();
+            let aside = names
+                .iter()
+                .find(|found| own_names::is_set_aside(found, name));
             Err(if store.stat(&unfinished).is_ok() {
                 failure.with_hint(format!(
                     "{unfinished} lies there: an init that did not finish. Run `sprat init` again"
+                ))
+            } else if let Some(aside) = aside {
+                failure.with_hint(format!(
+                    "{aside} lies there: the source of a move that did not finish. Run the same \
+                     `sprat copy --move` again on the machine where it ran; or give the file its \
+                     name back"
                 ))
             } else {
                 failure.with_hint("check the path, or make one with `sprat init`")
@@ -400,6 +411,8 @@ fn unlock(
         None => None,
     };
     knowledge.compare(start, first_block.as_deref(), file_bytes, say)?;
+    let digests = (DigestKey::of(&key)?, payload.offset_bytes);
+    let late = late::begin(start, hold, &*looked.file, digests, &knowledge, say)?;
     let edge = Edge::new(opened_by(start), key, cipher)?;
     stop.check()?;
     let mut hole_from_bytes = u64::MAX;
@@ -442,6 +455,8 @@ fn unlock(
         facts: ContainerFacts {
             newest_known: knowledge.expected(start),
             file_system_errors: knowledge.errors(),
+            overwritten: late.overwritten,
+            not_compared: late.not_compared,
             ..facts(pins, file_bytes, payload)
         },
         knowledge,
@@ -478,6 +493,8 @@ pub(super) fn facts(pins: Pins, file_bytes: u64, payload: Payload) -> ContainerF
         volume_bytes: payload.len_bytes,
         newest_known: std::collections::BTreeMap::new(),
         file_system_errors: None,
+        overwritten: Vec::new(),
+        not_compared: Vec::new(),
     }
 }
 
@@ -491,6 +508,11 @@ fn tell_copies(header: &AnyHeader, say: &Say) {
             CopyState::Stale { sequence_id } => {
                 format!("{which}: older than the other (sequence {sequence_id})")
             }
+            CopyState::Contradicts { sequence_id } => format!(
+                "{which}: it is of the same sequence as the other ({sequence_id}) and says something \
+                 else: two machines changed keys at once. Check with `sprat key list` and `sprat \
+                 key rehearse` which keys open"
+            ),
             _ => continue,
         };
         say.notice(Notice::HeaderCopyDamaged { copy: what });

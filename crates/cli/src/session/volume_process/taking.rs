@@ -10,6 +10,7 @@ use super::super::options::{Access, Notice, Phase, TAKEOVER_QUIET_TIMES};
 use super::super::protocol::VolumeStart;
 use super::connection::owner_note;
 use super::hold::{Hold, HoldParts};
+use super::late::Found;
 use super::opening::{Reached, opened_by};
 use super::stop::{Say, Stop};
 use crate::Failure;
@@ -42,7 +43,7 @@ pub(super) fn hold_making_room(
         first,
     } = reached;
     let name = start.target.name.clone();
-    let (lock, stale_lock, highest) = match start.access {
+    let (lock, stale_lock, (highest, late_found)) = match start.access {
         Access::ReadWrite => {
             stop.begin_holding()?;
             let lock = match take_lock_while(start, &*store, &record, first, (stop, say), meanwhile)
@@ -52,11 +53,12 @@ pub(super) fn hold_making_room(
                 }
                 taken => taken?,
             };
-            (Some(lock), None, None)
+            let late_found = (lock.lists(), lock.watched());
+            (Some(lock), None, (None, late_found))
         }
         Access::ReadOnly => {
-            let (stale_lock, highest) = look_at_lock(start, &*store, &record, say)?;
-            (None, stale_lock, highest)
+            let (stale_lock, found) = look_at_lock(start, &*store, &record, say)?;
+            (None, stale_lock, found)
         }
     };
     Ok(Arc::new(Hold::new(HoldParts {
@@ -70,6 +72,7 @@ pub(super) fn hold_making_room(
         lock,
         stale_lock,
         highest,
+        late_found,
     })))
 }
 
@@ -151,6 +154,9 @@ fn take_lock_while(
     Ok(lock)
 }
 
+/// The highest lease, and what lies beside the container.
+type Seen = (Option<u64>, Found);
+
 /// Reading while somebody writes gives a mixture of two states; a lock is therefore respected,
 /// unless its holder is known to be dead: it took the lock by this record, whose flock we have now.
 /// That it was this host says nothing: it may hold the container under another spelling.
@@ -159,22 +165,23 @@ fn look_at_lock(
     store: &dyn Store,
     record: &LocalRecord,
     say: &Say,
-) -> Result<(Option<LockInfo>, Option<u64>), Failure> {
+) -> Result<(Option<LockInfo>, Seen), Failure> {
     let name = &start.target.name;
     let found = lock::inspect(store, name, Some(record))?;
+    let seen = (found.highest, (found.lists, found.watched));
     let Some(info) = found.held else {
-        return Ok((None, found.highest));
+        return Ok((None, seen));
     };
     // Not one that waits for a session of another machine.
     if info.is_left_by(record) && info.waits_for.is_empty() {
         say.notice(Notice::DeadSessionLeftLock);
-        return Ok((Some(info), found.highest));
+        return Ok((Some(info), seen));
     }
     if start.ignore_lock {
         say.notice(Notice::LockIgnored {
             holder: info.to_string(),
         });
-        return Ok((Some(info), found.highest));
+        return Ok((Some(info), seen));
     }
     Err(Failure::from(&LockError::HeldElsewhere {
         container: name.clone(),

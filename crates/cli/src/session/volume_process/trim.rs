@@ -51,6 +51,17 @@ impl Served {
     /// Nothing is mounted any more: gives back what was noted.
     pub(super) fn trim(&mut self, how: TrimHow) -> Result<TrimReport, Failure> {
         self.wait_until_unmounted()?;
+        // What is given back reads as zeros, and would count as overwritten.
+        if !self.hold.may_give_back() {
+            return Err(Failure::new(
+                Exit::Locked,
+                "the container was taken over less than 2:15 h ago",
+            )
+            .with_hint(
+                "nothing was changed. Until then what is written is compared, as the session before \
+                 may overwrite it; trim later",
+            ));
+        }
         let free = self
             .device
             .take_collected()

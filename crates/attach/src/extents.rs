@@ -1,0 +1,38 @@
+//! Where a file's content lies on its file system's device.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsFd;
+
+use crate::sys::{FIEMAP_EXTENTS, FiemapExtent, fiemap};
+
+/// `FIEMAP_EXTENT_LAST` (include/uapi/linux/fiemap.h).
+const LAST: u32 = 0x1;
+/// `FIEMAP_EXTENT_UNKNOWN` and `FIEMAP_EXTENT_DELALLOC`: no place on the device yet.
+const NO_PLACE: u32 = 0x2 | 0x4;
+
+/// Byte ranges of the device that hold a file's content, in the order of the file (FIEMAP,
+/// Documentation/filesystems/fiemap.rst). An error where the file system can't tell.
+pub fn extents(file: &File) -> io::Result<Vec<Range<u64>>> {
+    let mut found: Vec<Range<u64>> = Vec::new();
+    let mut start = 0;
+    loop {
+        let part = fiemap(file.as_fd(), start)?;
+        let Some(last) = part.last() else {
+            return Ok(found);
+        };
+        let next = last.logical.saturating_add(last.length);
+        let ended = last.flags & LAST != 0 || part.len() < FIEMAP_EXTENTS || next <= start;
+        let placed = part.iter().filter(|extent| extent.flags & NO_PLACE == 0);
+        found.extend(placed.map(place_of));
+        if ended {
+            return Ok(found);
+        }
+        start = next;
+    }
+}
+
+fn place_of(extent: &FiemapExtent) -> Range<u64> {
+    extent.physical..extent.physical.saturating_add(extent.length)
+}

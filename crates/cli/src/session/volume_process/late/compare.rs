@@ -1,0 +1,274 @@
+//! Compares the container with the lists of writes beside it.
+
+use std::hash::{BuildHasher, RandomState};
+use std::ops::Range;
+
+use sprat_store::lock::WatchNote;
+use sprat_store::{FileName, ReadClass, Store, StoreError, StoreFile};
+
+use super::digest::DigestKey;
+use super::file::{Kind, List};
+use super::{BLOCK, BLOCK_BYTES};
+use crate::Failure;
+
+/// Blocks that are read together.
+const BATCH_BLOCKS: usize = 1024;
+/// A longer list is compared as a whole at the end of its time and by `check`; else so many blocks of
+/// it by chance: a session each hour must not read back each time what the first one wrote.
+const SAMPLE_BLOCKS: usize = 64 << 10;
+
+/// What a comparison came to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(in super::super) struct Compared {
+    /// Blocks of the container file, ascending, that hold other bytes than the last session that
+    /// wrote them left there.
+    pub overwritten: Vec<u64>,
+    /// Tokens of the sessions whose writes were compared.
+    pub compared: Vec<String>,
+    /// Sessions whose writes can't be compared, for their list is missing.
+    pub uncompared: Vec<WatchNote>,
+    /// The lists of what was written.
+    pub files: Vec<FileName>,
+    /// The blocks in lists of writes.
+    pub listed: Vec<Range<u64>>,
+    /// Those blocks with the digests of the newest lists, ascending; none where a list is missing.
+    pub expected: Vec<(u64, u64)>,
+}
+
+/// Reads what the lists are about. `whole`: all of it, however much that is.
+///
+/// A list of what was written counts only while its note stands in the lease: without one the
+/// time is over, and sessions that wrote later left no lists. While a session of a note has left no
+/// list nobody knows what it wrote, so nothing that differs is known to be wrong.
+pub(in super::super) fn compare(
+    store: &dyn Store,
+    file: &dyn StoreFile,
+    key: &DigestKey,
+    (names, watched): (&[FileName], &[WatchNote]),
+    whole: bool,
+) -> Result<Compared, Failure> {
+    let (mut lists, mut files) = (Vec::new(), Vec::new());
+    for name in names {
+        let Some(list) = List::read(store, name, key)? else {
+            continue;
+        };
+        if list.head.kind == Kind::Written {
+            files.push(name.clone());
+        }
+        lists.push(list);
+    }
+    let is_watched = |list: &&List| watched.iter().any(|note| note.token == list.head.token);
+    let of_kind = |kind| lists.iter().filter(move |list| list.head.kind == kind);
+    let written: Vec<&List> = of_kind(Kind::Written).filter(is_watched).collect();
+    let has_list = |note: &WatchNote| written.iter().any(|list| list.head.token == note.token);
+    let compared = written.iter().map(|list| list.head.token.clone()).collect();
+    let uncompared: Vec<WatchNote> = watched
+        .iter()
+        .filter(|note| !has_list(note))
+        .cloned()
+        .collect();
+    let expected = newest(&written);
+    let listed = ranges(expected.iter().map(|(block, _)| *block));
+    let mut overwritten = Vec::new();
+    let expected = match uncompared.is_empty() {
+        true => expected,
+        false => Vec::new(),
+    };
+    if whole || expected.len() <= SAMPLE_BLOCKS {
+        overwritten.extend(differing(file, key, &expected, false)?);
+    } else {
+        overwritten.extend(differing(file, key, &sample(&expected), false)?);
+    }
+    // A copy of a process wrote what its twin knows nothing of.
+    for list in of_kind(Kind::Sent).filter(|list| list.head.twin) {
+        overwritten.extend(differing(file, key, &list.entries, true)?);
+    }
+    overwritten.sort_unstable();
+    overwritten.dedup();
+    Ok(Compared {
+        overwritten,
+        compared,
+        uncompared,
+        files,
+        listed,
+        expected,
+    })
+}
+
+/// Each block with the digest of the newest list.
+fn newest(written: &[&List]) -> Vec<(u64, u64)> {
+    let mut all: Vec<(u64, u64, u64)> = written
+        .iter()
+        .flat_map(|list| {
+            let lease = list.head.lease;
+            let entries = list.entries.iter();
+            entries.map(move |(block, digest)| (*block, u64::MAX - lease, *digest))
+        })
+        .collect();
+    all.sort_unstable();
+    all.dedup_by_key(|(block, _, _)| *block);
+    all.into_iter()
+        .map(|(block, _, digest)| (block, digest))
+        .collect()
+}
+
+fn sample(entries: &[(u64, u64)]) -> Vec<(u64, u64)> {
+    let chance = RandomState::new();
+    let part = entries.len().div_ceil(SAMPLE_BLOCKS) as u64;
+    entries
+        .iter()
+        .filter(|(block, _)| chance.hash_one(block) % part == 0)
+        .copied()
+        .collect()
+}
+
+/// Ascending blocks as ranges.
+fn ranges(blocks: impl Iterator<Item = u64>) -> Vec<Range<u64>> {
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    for block in blocks {
+        match ranges.last_mut() {
+            Some(last) if last.end == block => last.end += 1,
+            _ => ranges.push(block..block + 1),
+        }
+    }
+    ranges
+}
+
+/// The blocks whose digest is another one, or with `same` those whose digest it is.
+fn differing(
+    file: &dyn StoreFile,
+    key: &DigestKey,
+    entries: &[(u64, u64)],
+    same: bool,
+) -> Result<Vec<u64>, StoreError> {
+    let mut found = Vec::new();
+    for batch in entries.chunks(BATCH_BLOCKS) {
+        let mut bytes = vec![0; batch.len() * BLOCK_BYTES];
+        let mut parts: Vec<(u64, &mut [u8])> = batch
+            .iter()
+            .map(|(block, _)| block * BLOCK)
+            .zip(bytes.chunks_exact_mut(BLOCK_BYTES))
+            .collect();
+        match file.read_parts_at(&mut parts, ReadClass::Demand) {
+            // The file was cut: those who look at its length say so.
+            Err(StoreError::Truncated { .. }) => continue,
+            read => read?,
+        }
+        for ((block, digest), bytes) in batch.iter().zip(bytes.chunks_exact(BLOCK_BYTES)) {
+            if (key.digest(*block, bytes) == *digest) == same {
+                found.push(*block);
+            }
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use sprat_store::MemoryStore;
+
+    use super::super::digest::tests::key;
+    use super::*;
+
+    struct Bench {
+        store: MemoryStore,
+        names: Vec<FileName>,
+        watched: Vec<WatchNote>,
+    }
+
+    impl Bench {
+        fn new(blocks: u8) -> Self {
+            let store = MemoryStore::new();
+            let file = store.create_new(&FileName::new("x.luks").unwrap()).unwrap();
+            for block in 0..blocks {
+                let bytes = [block; 4096];
+                file.write_at(u64::from(block) * BLOCK, &bytes).unwrap();
+            }
+            Self {
+                store,
+                names: Vec::new(),
+                watched: Vec::new(),
+            }
+        }
+
+        fn list(&mut self, kind: Kind, lease: u64, twin: bool, blocks: &[(u64, u8)]) {
+            let token = format!("{lease:032x}");
+            let digest =
+                |(block, byte): &(u64, u8)| (*block, key(1).digest(*block, &[*byte; 4096]));
+            let entries = blocks.iter().map(digest).collect();
+            let name = FileName::new(&format!("x.luks.late-{lease:016x}")).unwrap();
+            List::new(kind, (lease, token), twin, entries)
+                .write(&self.store, &name, &key(1))
+                .unwrap();
+            self.names.push(name);
+        }
+
+        fn note(&mut self, lease: u64) {
+            self.watched.push(WatchNote {
+                host: "h".to_owned(),
+                token: format!("{lease:032x}"),
+                until_s: 0,
+            });
+        }
+
+        fn compare(&self) -> Compared {
+            let file = self.store.open(
+                &FileName::new("x.luks").unwrap(),
+                sprat_store::Access::ReadOnly,
+            );
+            let found = (&self.names[..], &self.watched[..]);
+            compare(&self.store, &*file.unwrap(), &key(1), found, false).unwrap()
+        }
+    }
+
+    #[test]
+    fn a_block_that_is_not_what_its_last_writer_left_was_overwritten() {
+        let mut bench = Bench::new(8);
+        bench.list(Kind::Written, 2, false, &[(1, 1), (2, 9), (3, 9)]);
+        bench.note(2);
+        assert_eq!(bench.compare().overwritten, [2, 3]);
+        bench.list(Kind::Written, 3, false, &[(2, 2), (5, 5)]);
+        bench.note(3);
+        let compared = bench.compare();
+        assert_eq!(compared.overwritten, [3], "block 2 was written again");
+        assert_eq!(
+            (compared.listed, compared.compared.len()),
+            (vec![1..4, 5..6], 2)
+        );
+        assert!(compared.uncompared.is_empty());
+    }
+
+    #[test]
+    fn nothing_counts_as_overwritten_that_another_session_may_have_written() {
+        let mut bench = Bench::new(4);
+        bench.list(Kind::Written, 2, false, &[(1, 9)]);
+        bench.note(2);
+        bench.note(3);
+        let compared = bench.compare();
+        assert!(compared.overwritten.is_empty());
+        assert_eq!(compared.uncompared, bench.watched[1..]);
+        // A list without a note is of a time that is over.
+        bench.watched.clear();
+        let compared = bench.compare();
+        assert!(compared.overwritten.is_empty() && compared.expected.is_empty());
+    }
+
+    #[test]
+    fn what_a_lost_twin_sent_is_found_by_its_own_bytes() {
+        let mut bench = Bench::new(4);
+        bench.list(Kind::Sent, 2, false, &[(1, 1)]);
+        assert!(bench.compare().overwritten.is_empty(), "it was the holder");
+        bench.list(Kind::Sent, 3, true, &[(2, 2), (3, 9)]);
+        assert_eq!(bench.compare().overwritten, [2]);
+    }
+
+    #[test]
+    fn of_a_long_list_a_part_is_looked_at_in_between() {
+        let entries: Vec<(u64, u64)> = (0..4 * SAMPLE_BLOCKS as u64).map(|n| (n, n)).collect();
+        let part = sample(&entries).len();
+        assert!(
+            (SAMPLE_BLOCKS / 2..2 * SAMPLE_BLOCKS).contains(&part),
+            "{part}"
+        );
+    }
+}
