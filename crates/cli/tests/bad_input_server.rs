@@ -39,7 +39,7 @@ fn refused_login_is_told() {
     sprat: job home failed
     Caused by:
       1: 127.0.0.1 refused the login: identity_sign: private key [SSHD]/user_key contents do not match public; root@127.0.0.1: Permission denied (publickey). (ssh ended with status 255)
-    Hint: sprat never asks for ssh passwords: add this account's public key to the server's authorized_keys, or name a key with --ssh-command 'ssh -i FILE'
+    Hint: sprat never asks for passwords or passphrases of ssh. Add this account's public key to the server's authorized_keys, or name a key with --ssh-command 'ssh -i FILE'. A key with a passphrase works only from an agent (ssh-add), which a timer does not have: make one without
     ");
 }
 
