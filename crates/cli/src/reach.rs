@@ -10,8 +10,8 @@ use sprat_store::{
     LocalStore, ReadClass, SftpOptions, SftpStore, SshTarget, Store, StoreError, StoreFile,
 };
 
-use crate::Failure;
 use crate::target::{Place, Target};
+use crate::{Failure, environment};
 
 /// Connects to the folder that holds `target`.
 pub(crate) fn connect(
@@ -27,7 +27,8 @@ pub(crate) fn connect(
             folder,
         } => {
             let ssh = SshTarget::new(user.as_deref(), host, *port)?;
-            let options = SftpOptions::new(ssh.argv(ssh_command), host, folder);
+            let mut options = SftpOptions::new(ssh.argv(ssh_command), host, folder);
+            environment::set_patience(&mut options);
             Ok(Arc::new(SftpStore::connect(options)?))
         }
     }

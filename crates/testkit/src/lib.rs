@@ -12,6 +12,7 @@ pub mod compare;
 pub mod crash;
 pub mod dice;
 pub mod fault;
+pub mod hostile;
 pub mod leases;
 pub mod leftovers;
 pub mod needs;

@@ -19,8 +19,8 @@ use super::super::Access;
 use super::super::make_private_dir;
 use super::super::options::SessionOptions;
 use super::super::protocol::VolumeStart;
-use crate::Failure;
 use crate::target::{Place, Target};
+use crate::{Failure, environment};
 
 /// How long the ssh of a session that was killed is waited for: it ends by itself once it sees
 /// that nobody writes to it any more.
@@ -96,6 +96,7 @@ impl Connection {
                 options.data_channels = self.data_channels;
                 options.data_channels_at_once = self.data_channels_at_once;
                 options.insist_without_fsync = self.insist_without_fsync;
+                environment::set_patience(&mut options);
                 let flock = self.flock.try_clone().map_err(|source| StoreError::Io {
                     op: "connect",
                     object: host.clone(),
@@ -135,7 +136,7 @@ impl Connection {
             file: file.clone(),
             fence,
             inherit_fds: vec![flock],
-            answer_timeout: PUNCH_TIMEOUT,
+            answer_timeout: environment::answer_timeout().unwrap_or(PUNCH_TIMEOUT),
         })?;
         Ok(Some(puncher))
     }
