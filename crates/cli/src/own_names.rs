@@ -1,7 +1,7 @@
 //! The names of sprat's own files beside a container, which no container may bear.
 
 use sprat_store::copy::CopyNote;
-use sprat_store::{FileName, FileNameError};
+use sprat_store::{FileName, FileNameError, Store, StoreError, StoreErrorKind};
 
 use crate::Failure;
 
@@ -19,6 +19,8 @@ const LOCK_DIGITS_MAX: usize = 8;
 const LATE: &str = ".late-";
 /// The source of a move, about to be removed; the token of its note follows.
 const MOVED: &str = ".moved-";
+/// As [`FileName`] has it.
+const NAME_BYTES_MAX: usize = 255;
 /// As [`CopyNote::is_token`] has it.
 const TOKEN_DIGITS: usize = 16;
 
@@ -26,6 +28,14 @@ const TOKEN_DIGITS: usize = 16;
 /// container is made or copied.
 pub(crate) fn check(name: &FileName) -> Result<(), Failure> {
     let text = name.as_str();
+    let longest = NAME_BYTES_MAX - LOCK.len() - LOCK_DIGITS_MAX;
+    if text.len() > longest {
+        return Err(Failure::usage(format!(
+            "{text} is too long for a container's name: {} bytes, and at most {longest} are possible",
+            text.len()
+        ))
+        .with_hint("nothing was changed. sprat's own files beside a container have longer names"));
+    }
     let own = SUFFIXES.iter().any(|suffix| text.ends_with(suffix))
         || text.ends_with(COPYING)
         || parted(text, LOCK).is_some_and(|number| number.bytes().all(|b| b.is_ascii_digit()))
@@ -83,6 +93,35 @@ pub(crate) fn is_unfinished_copy(name: &FileName, of: &FileName) -> bool {
         .is_some_and(CopyNote::is_token)
 }
 
+/// Whether the server says that this account may not remove files (`sftp-server -P remove`). One that
+/// forbids it only file by file is not found out.
+pub(crate) fn may_not_remove(store: &dyn Store, container: &FileName) -> bool {
+    nobodys(container).is_some_and(|name| refuses(store.remove(&name)))
+}
+
+/// A file that nobody has made: a server that would do what it is asked for says that it isn't there, and
+/// nothing is changed.
+fn nobodys(container: &FileName) -> Option<FileName> {
+    let mut random = [0; TOKEN_DIGITS / 2];
+    openssl::rand::rand_bytes(&mut random).ok()?;
+    let token = format!("{:016x}", u64::from_ne_bytes(random));
+    unfinished_copy(container, &token).ok()
+}
+
+fn refuses<T>(answer: Result<T, StoreError>) -> bool {
+    matches!(
+        answer.err().map(|error| error.kind()),
+        Some(
+            StoreErrorKind::PermissionDenied
+                | StoreErrorKind::ReadOnly
+                | StoreErrorKind::Unsupported
+        )
+    )
+}
+
+/// What an account that may not remove files can't do.
+pub(crate) const WITHOUT_REMOVING: &str = "backups, restores, pruning and key changes work. `trim     --rewrite`, `copy --move` and the reserve don't, and free leases of up to some hundred bytes stay     beside the container";
+
 /// What follows the last `mark`, if anything does.
 fn parted<'a>(text: &'a str, mark: &str) -> Option<&'a str> {
     let (_, rest) = text.rsplit_once(mark)?;
@@ -114,6 +153,12 @@ mod tests {
             let refused = check(&name(own)).unwrap_err();
             assert_eq!(refused.exit, crate::Exit::Usage, "{own}");
         }
+        let long = |bytes: usize| format!("{}.luks", "x".repeat(bytes - 5));
+        assert_eq!(
+            check(&name(&long(242))).unwrap_err().exit,
+            crate::Exit::Usage
+        );
+        check(&name(&long(241))).unwrap();
         for others in [
             "x.luks",
             "new",

@@ -157,8 +157,8 @@ fn read_only_account_restores_and_refuses_to_back_up() {
     --- stderr
     sprat: job home failed
     Caused by:
-      1: ssh://127.0.0.1[DIR]/store can't make data durable: it has no fsync@openssh.com
-    Hint: nothing was changed. Use an OpenSSH server, or insist with --insist-without-fsync: then a crash of the server can cost the whole container
+      1: ssh://127.0.0.1[DIR]/store seems to let this account only read: it offers no fsync and refuses removals
+    Hint: nothing was changed; restore and mount work all the same. To write, the account needs a server that lets it
     ");
     let ran = remote.sprat(&["restore", "TARGET", "home", "--to", "back"]);
     assert_eq!(ran.code, 0, "{}", ran.whole());

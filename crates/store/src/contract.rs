@@ -97,7 +97,11 @@ pub trait Store: Send + Sync {
         match self.remove(name) {
             Ok(()) => Ok(true),
             Err(StoreError::NotFound { .. }) => Ok(false),
-            Err(error) => Err(error),
+            // An account that may remove nothing is told so of what isn't there, too.
+            Err(error) => match self.stat(name) {
+                Err(StoreError::NotFound { .. }) => Ok(false),
+                _ => Err(error),
+            },
         }
     }
 

@@ -20,7 +20,7 @@ use crate::secrets::SecretSource;
 use crate::session::{PinPolicy, RESERVE_FREE_TIMES, SERVER_SPACE_LOW_BYTES, reserve_name};
 use crate::standing::Standing;
 use crate::target::Place;
-use crate::{Exit, Failure, pinned, reach};
+use crate::{Exit, Failure, own_names, pinned, reach};
 
 /// One thing that was looked at.
 #[derive(Debug, Serialize)]
@@ -302,6 +302,7 @@ fn check_target(context: &Context, resolved: &Resolved, findings: &mut Vec<Findi
         store.describe(),
     ));
     findings.push(fsync(name, resolved, &*store));
+    findings.extend(removal(name, resolved, &*store));
     let stat = store.stat(&resolved.target.name).ok();
     findings.push(space(name, stat.as_ref(), &*store));
     if stat.is_some() {
@@ -351,6 +352,19 @@ fn fsync(name: &str, resolved: &Resolved, store: &dyn Store) -> Finding {
     )
 }
 
+/// An account that may not remove files; one that may is not worth a line.
+fn removal(name: &str, resolved: &Resolved, store: &dyn Store) -> Option<Finding> {
+    if !own_names::may_not_remove(store, &resolved.target.name) {
+        return None;
+    }
+    let finding = Finding::new(
+        format!("{name}: removal"),
+        State::Weak,
+        "this account may not remove files",
+    );
+    Some(finding.hint(own_names::WITHOUT_REMOVING))
+}
+
 fn space(name: &str, container: Option<&FileStat>, store: &dyn Store) -> Finding {
     let what = format!("{name}: space");
     match store.free_space() {
@@ -380,9 +394,12 @@ fn space(name: &str, container: Option<&FileStat>, store: &dyn Store) -> Finding
             }
             Finding::new(what, State::Fine, detail)
         }
-        Err(StoreError::Unsupported { .. }) => {
-            Finding::new(what, State::Fine, "the server doesn't tell")
-        }
+        Err(StoreError::Unsupported { .. }) => Finding::new(
+            what,
+            State::Weak,
+            "the server doesn't tell its free space (no statvfs@openssh.com)",
+        )
+        .hint("nobody warns before its disk is full: watch the room there by other means"),
         Err(error) => Finding::failed(what, &Failure::from(error)),
     }
 }

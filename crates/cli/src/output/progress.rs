@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::{Output, text, write_stderr};
+use crate::own_names;
 use crate::session::{NotCompared, Notice, Observer, Phase, SessionProgress};
 
 /// Between two changes of the line on a terminal.
@@ -430,6 +431,13 @@ fn notice_text(notice: &Notice) -> (String, bool) {
             "this server can't make a rename durable at once; a crash of the server in the next \
              seconds may undo it"
                 .to_owned(),
+            false,
+        ),
+        Notice::NothingRemoved => (
+            format!(
+                "this account may not remove files on the server: {}",
+                own_names::WITHOUT_REMOVING
+            ),
             false,
         ),
         Notice::NotHardened { reason } => (format!("not hardened: {reason}"), false),

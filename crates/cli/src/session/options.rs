@@ -313,6 +313,8 @@ pub enum Notice {
     NoDurableFlush,
     /// The server can't make a rename or lock durable (no fsync of folders).
     NoFolderFlush,
+    /// The account may not remove files.
+    NothingRemoved,
     /// The process's memory could not be locked or marked as an I/O path.
     NotHardened {
         /// What and why.

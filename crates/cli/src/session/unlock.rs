@@ -102,6 +102,10 @@ pub fn unlock(
     let mut done = Unlocked::default();
     let held = lock::inspect(&*store, &target.name, Some(&record))?.held;
     done.was_locked = held.is_some();
+    let writes = held.is_some() || wish.forget_watch;
+    if writes && !store.capabilities().durable_flush && !options.allow_no_fsync {
+        return Err(no_fsync(&*store));
+    }
     match &held {
         Some(info) => {
             tell(&format!(
@@ -166,6 +170,17 @@ pub fn unlock(
     }
     lease.release(&*store)?;
     Ok(done)
+}
+
+/// A lease that may be gone after a crash of the server is none.
+fn no_fsync(store: &dyn Store) -> Failure {
+    Failure::failed(format!(
+        "{} can't make a lease durable: it has no fsync@openssh.com",
+        store.describe()
+    ))
+    .with_hint(
+        "nothing was changed. Who backs up there with --insist-without-fsync unlocks with it, too",
+    )
 }
 
 fn wait_for_doors(

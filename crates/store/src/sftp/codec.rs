@@ -291,6 +291,21 @@ fn as_text(length: u32) -> String {
     )
 }
 
+/// What an answer of this type is (the draft's section 3), with its number for who reads the protocol.
+fn type_in_words(kind: u8) -> String {
+    let words = match kind {
+        STATUS => "a status",
+        HANDLE => "a handle of a file",
+        DATA => "data",
+        NAME => "names of files",
+        ATTRS => "attributes of a file",
+        EXTENDED_REPLY => "an answer to an extension",
+        VERSION_REPLY => "a greeting",
+        _ => "nothing that the protocol knows",
+    };
+    format!("{words} (type {kind})")
+}
+
 /// A packet that is not what the protocol says.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Malformed {
@@ -304,7 +319,7 @@ pub(crate) enum Malformed {
     AttributeFlags(u32),
     #[error("{0} bytes behind the end of a reply")]
     Trailing(usize),
-    #[error("a reply of type {0}")]
+    #[error("an answer that doesn't fit the request: {}", type_in_words(*.0))]
     ReplyType(u8),
     #[error("version {0} where 3 was asked for")]
     Version(u32),

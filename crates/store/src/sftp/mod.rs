@@ -345,12 +345,14 @@ fn let_inherit(fds: &[OwnedFd], host: &str) -> Result<(), StoreError> {
 /// Text from the far end, made safe for a terminal: escaped, and cut to 300 characters.
 pub(crate) fn printable(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
-    let mut shown: String = text
-        .trim()
-        .chars()
-        .take(300)
-        .flat_map(char::escape_debug)
-        .collect();
+    let mut shown = String::new();
+    for character in text.trim().chars().take(300) {
+        match character {
+            // Harmless, and quoted once already.
+            '"' | '\'' => shown.push(character),
+            other => shown.extend(other.escape_debug()),
+        }
+    }
     if text.trim().chars().nth(300).is_some() {
         shown.push('…');
     }

@@ -387,6 +387,7 @@ cd {folder} 2>/dev/null || no folder
 f={file}
 l={lock}
 n={next}
+{{ [ -e \"$f\" ] || [ -L \"$f\" ]; }} || no place
 {{ [ -f \"$f\" ] && [ ! -L \"$f\" ]; }} || no file
 case \"$(cat \"$l\" 2>/dev/null)\" in *{token}*) ;; *) no place ;; esac
 command -v fallocate >/dev/null 2>&1 || no missing

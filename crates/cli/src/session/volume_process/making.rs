@@ -24,7 +24,7 @@ use crate::filed::Filed;
 use crate::kept_header;
 use crate::output::text;
 use crate::target::Target;
-use crate::{Exit, Failure};
+use crate::{Exit, Failure, own_names};
 
 /// A container that is being made.
 pub(super) struct Making {
@@ -152,6 +152,10 @@ fn fill(
     let header_bytes = write_header(&*file, &new.header, create.size_bytes / 4096 * 4096)?;
     flush_folder(&*store, say)?;
     stop.check()?;
+    can_hold(&*file, &new.header, create.size_bytes / 4096 * 4096)?;
+    if own_names::may_not_remove(&*store, &start.target.name) {
+        say.notice(Notice::NothingRemoved);
+    }
     let header = Header::load(&HeaderBytes(&*file))?;
     header.check_pins(&new.pins)?;
     let file_bytes = file.len()?;
@@ -223,6 +227,33 @@ fn write_header(file: &dyn StoreFile, header: &[Extent], size_bytes: u64) -> Res
     })?;
     file.flush()?;
     Ok(sent)
+}
+
+/// A server that keeps another length, or gives other bytes back than were written, can't hold a
+/// container: file systems without sparse files or large ones, servers that convert text.
+fn can_hold(file: &dyn StoreFile, header: &[Extent], size_bytes: u64) -> Result<(), Failure> {
+    let unfit = |why: String| {
+        Failure::failed("this server can't hold a container")
+            .because(why)
+            .with_hint("choose another server, or another file system on this one")
+    };
+    let len = file.len()?;
+    if len != size_bytes {
+        return Err(unfit(format!(
+            "a file that was given a length of {size_bytes} bytes has {len}"
+        )));
+    }
+    for extent in header {
+        let mut found = vec![0; extent.bytes.len()];
+        file.read_at(extent.offset, &mut found, ReadClass::Demand)?;
+        if found != extent.bytes {
+            return Err(unfit(format!(
+                "what was written at offset {} does not read back as it was written",
+                extent.offset
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn flush_folder(store: &dyn Store, say: &Say) -> Result<(), Failure> {
@@ -349,9 +380,5 @@ pub(super) fn undo(hold: &Hold) -> Result<(), Failure> {
 }
 
 fn remove_if_there(store: &dyn Store, name: &FileName) -> Result<(), Failure> {
-    match store.remove(name) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == StoreErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Failure::from(&error)),
-    }
+    Ok(store.remove_if_there(name).map(drop)?)
 }

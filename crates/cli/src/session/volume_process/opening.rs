@@ -245,6 +245,9 @@ pub(super) fn check_writable(
         return Ok(None);
     }
     if !store.capabilities().durable_flush {
+        if own_names::may_not_remove(store, &start.target.name) {
+            return Err(read_only_account(store));
+        }
         if !start.allow_no_fsync {
             return Err(Failure::failed(format!(
                 "{} can't make data durable: it has no fsync@openssh.com",
@@ -274,6 +277,18 @@ pub(super) fn check_writable(
         });
     }
     Ok(Some(space.available_bytes))
+}
+
+/// A server that lets an account only read offers it no fsync either (`sftp-server -R`).
+pub(in crate::session) fn read_only_account(store: &dyn Store) -> Failure {
+    Failure::failed(format!(
+        "{} seems to let this account only read: it offers no fsync and refuses removals",
+        store.describe()
+    ))
+    .with_hint(
+        "nothing was changed; restore and mount work all the same. To write, the account needs a \
+         server that lets it",
+    )
 }
 
 pub(super) fn stat_container(start: &VolumeStart, store: &dyn Store) -> Result<FileStat, Failure> {
