@@ -58,6 +58,14 @@ impl Lock {
             }
             filled => filled,
         };
+        // Made, and the server refused its content (a full disk, a failure that passes): the next attempt
+        // must not take it for another's.
+        if let Ok(Err(source)) = &filled
+            && source.was_answered()
+            && self.remove_unfilled(store, &next)
+        {
+            self.current().pending = None;
+        }
         filled
             .and_then(|filled| filled)
             .map_err(|source| self.failed("renew", source))?;

@@ -289,14 +289,20 @@ impl Lock {
         if !answered || self.withdraw(store).is_ok() {
             return;
         }
-        let now = self.now();
-        let is_empty = read_lease(store, now.number, &now.file).is_ok_and(|seen| seen.empty);
-        if is_empty && matches!(self.next_is_there(store, &now), Ok(None)) {
-            let removed = store.remove(&now.file);
-            if removed.is_ok() {
-                let _ = self.record.not_taken(now.number, self.token);
-            }
+        self.remove_unfilled(store, &self.now());
+    }
+
+    /// Removes a lease of ours that is empty and the last. True if it is gone.
+    pub(super) fn remove_unfilled(&self, store: &dyn Store, lease: &Current) -> bool {
+        let is_empty = read_lease(store, lease.number, &lease.file).is_ok_and(|seen| seen.empty);
+        if !is_empty || !matches!(self.next_is_there(store, lease), Ok(None)) {
+            return false;
         }
+        let removed = store.remove(&lease.file).is_ok();
+        if removed {
+            let _ = self.record.not_taken(lease.number, self.token);
+        }
+        removed
     }
 
     /// The second look, after our file was made: by names, and not by the listing alone.
