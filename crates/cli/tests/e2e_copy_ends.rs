@@ -5,6 +5,7 @@
 mod machine;
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use machine::copying::Scene;
@@ -344,5 +345,39 @@ fn a_source_that_is_written_to_while_it_is_set_aside_keeps_its_name() {
     assert!(said.contains("was written to after"), "{said}");
     assert_eq!(scene.names("store"), ["x.luks"]);
     assert!(!same_bytes(&scene.pristine, &scene.machine.path(CONTAINER)));
+    scene.arrived_whole();
+}
+
+#[test]
+fn a_copy_that_gets_no_threads_leaves_no_lease() {
+    requires!(needs::root().or_else(|| needs::program("prlimit")));
+    let scene = Scene::new();
+    let machine = &scene.machine;
+    // Only who is not root has a limit on threads.
+    let nobody = Command::new("chown")
+        .args(["-R", "65534:65534"])
+        .arg(machine.folder())
+        .status();
+    assert!(nobody.unwrap().success());
+    assert_eq!(machine.sprat_as_nobody(&["--version"]).code, 0);
+    let mut codes = Vec::new();
+    for most in 1..40 {
+        let limit = format!("--nproc={most}");
+        let mut limited = machine.command_of("prlimit");
+        let words = [&limit, "--", "./sprat", "copy", CONTAINER, "server/x.luks"];
+        let ran = machine.run(limited.args(words).uid(65534).gid(65534));
+        assert!(!ran.stderr.contains("panicked"), "{most}: {}", ran.whole());
+        codes.push(ran.code);
+        for folder in ["store", "server"] {
+            let mut left = scene.names(folder);
+            left.retain(|name| name.contains(".lock."));
+            assert!(left.is_empty(), "{most}: {left:?}: {}", ran.whole());
+        }
+        if ran.code == 0 {
+            break;
+        }
+    }
+    // Some at each place where threads are made.
+    assert!(codes.len() > 4 && codes.last() == Some(&0), "{codes:?}");
     scene.arrived_whole();
 }

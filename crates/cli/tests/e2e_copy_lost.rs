@@ -13,6 +13,7 @@ use machine::copying::Scene;
 use machine::strikes::{Blow, copy_sparse, missing, same_bytes};
 use machine::{CONTAINER, Ran};
 use sprat_store::{LocalRecord, LockError};
+use sprat_testkit::hostile::{ALWAYS, Act, Fault, Hostile, Kind};
 use sprat_testkit::requires;
 
 const COPY: &str = "server/x.luks";
@@ -219,5 +220,95 @@ fn a_server_that_is_back_before_its_disk_is_waited_for() {
         assert_eq!(scene.names("server"), ["x.luks"]);
         assert_eq!(scene.names("store"), [""; 0]);
         scene.machine.nothing_is_left();
+    }
+}
+
+/// A copy from this machine to a server that does what `faults` say, with so many seconds for an outage.
+fn copied_to_hostile(scene: &Scene, faults: &[Fault], reconnect_max: &str) -> (Ran, Hostile) {
+    let machine = &scene.machine;
+    let server = machine.path("server");
+    let hostile = Hostile::start(&server, "x.luks", &machine.path("none")).unwrap();
+    let ssh = hostile.ssh_command(machine.folder()).unwrap();
+    hostile.set(faults.iter().copied());
+    let to = format!("ssh://server{}/x.luks", server.display());
+    let words = [
+        ["--ssh-command", ssh[0].to_str().unwrap()],
+        ["--quiet-time", "0"],
+        ["--reconnect-max", reconnect_max],
+        ["--data-channels", "1"],
+    ];
+    let mut words = words.concat();
+    words.extend(["copy", CONTAINER, &to]);
+    (machine.sprat(&words), hostile)
+}
+
+#[test]
+fn two_losses_further_apart_than_an_outage_may_last_do_not_end_reading_back() {
+    requires!(missing());
+    let scene = Scene::new();
+    // Reading back is all that reads there.
+    let apart = Act::Delay(Duration::from_secs(4));
+    let faults = [
+        Fault::once(Kind::Read, 40, Act::Drop),
+        Fault::once(Kind::Read, 20, apart),
+        Fault::once(Kind::Read, 10, Act::Drop),
+    ];
+    let (ran, hostile) = copied_to_hostile(&scene, &faults, "3");
+    assert_eq!((ran.code, hostile.struck()), (0, 3), "{}", ran.whole());
+    scene.arrived_whole();
+    assert_eq!(scene.names("server"), ["x.luks"]);
+}
+
+#[test]
+fn a_server_that_starts_is_waited_for_by_a_copy() {
+    requires!(missing());
+    for starting in [
+        // Its keys, its home or its disk are not there yet, or it greets with text.
+        Fault::once(Kind::Stat, 1, Act::Status(3)).times(2),
+        Fault::once(Kind::Stat, 1, Act::Status(4)).times(2),
+        Fault::once(Kind::Folder, 1, Act::Status(3)),
+        Fault::once(Kind::Greeting, 1, Act::Nonsense).times(2),
+    ] {
+        let scene = Scene::new();
+        let faults = [Fault::once(Kind::Write, 20, Act::Drop), starting];
+        let (ran, hostile) = copied_to_hostile(&scene, &faults, "60");
+        let at = format!("{starting}: {}", ran.whole());
+        let expected = (0, 1 + starting.times);
+        assert_eq!((ran.code, hostile.struck()), expected, "{at}");
+        scene.arrived_whole();
+        assert_eq!(scene.names("server"), ["x.luks"], "{at}");
+    }
+}
+
+#[test]
+fn a_failure_without_a_reason_is_retried_three_times_by_a_copy() {
+    requires!(missing());
+    for kind in [Kind::Write, Kind::Fsync, Kind::Read] {
+        // Behind what the lease asks for.
+        let nth = if kind == Kind::Fsync { 3 } else { 30 };
+        let failed = Fault::once(kind, nth, Act::Status(4));
+        let scene = Scene::new();
+        let (ran, hostile) = copied_to_hostile(&scene, &[failed], "60");
+        let at = format!("{failed}: {}", ran.whole());
+        assert_eq!((ran.code, hostile.struck()), (0, 1), "{at}");
+        assert!(ran.stderr.contains("reported a failure"), "{at}");
+        scene.arrived_whole();
+    }
+    // The fourth in a row, behind what each attempt writes into its lease; and a server that takes no
+    // write any more, which is away for as long as it does so.
+    let again = Fault::once(Kind::Write, 4, Act::Status(4));
+    let first = Fault { nth: 30, ..again };
+    for (faults, limit, code) in [
+        (vec![first, again, again, again], "60", 1),
+        (vec![first.times(ALWAYS)], "5", 14),
+    ] {
+        let scene = Scene::new();
+        let (ran, _hostile) = copied_to_hostile(&scene, &faults, limit);
+        let said = ran.failed_with(code);
+        assert!(said.contains("goes on where this one stopped"), "{said}");
+        let (again, _hostile) = copied_to_hostile(&scene, &[], "60");
+        assert_eq!(again.code, 0, "{}", again.whole());
+        scene.arrived_whole();
+        assert_eq!(scene.names("server"), ["x.luks"]);
     }
 }

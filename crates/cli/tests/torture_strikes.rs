@@ -111,6 +111,17 @@ impl Struck for Keys {
         let opens = stay(&self.before) || stay(&self.after);
         assert!(opens, "{at}: {now:?}\n{}", struck.whole());
         assert!(payload(&self.machine) == self.payload, "{at}");
+        // What this machine began is not the work of others.
+        let target = self.machine.on_line(CONTAINER);
+        let shown = ["--key-file", "key", "snapshots", &target];
+        let shown = self.machine.sprat_struck(&shown, None);
+        assert_eq!(
+            shown.code,
+            0,
+            "{at}\n{}\nthen\n{}",
+            struck.whole(),
+            shown.whole()
+        );
     }
 
     fn is_done(&self, again: &Ran, at: &str) {
@@ -490,7 +501,11 @@ fn strike_copy(moves: bool) {
     let patient = copies.machine.sprat_struck(&command, Some(blow));
     assert!(copies.machine.was_struck());
     copies.is_done(&patient, "a lost line");
-    assert!(patient.stderr.contains("line lost"), "{}", patient.whole());
+    assert!(
+        patient.stderr.contains("connection lost"),
+        "{}",
+        patient.whole()
+    );
     if moves {
         // Whoever missed the end of it and does it again is not told to remove what is left.
         let over = copies.machine.sprat_struck(&command, None);

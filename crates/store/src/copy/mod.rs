@@ -9,6 +9,7 @@ mod data_map;
 mod note;
 mod piece;
 mod remote_map;
+mod threads;
 mod transfer;
 mod verify;
 
@@ -124,6 +125,9 @@ pub enum CopyError {
     /// The file is longer than [`COPY_BYTES_MAX`].
     #[error("a file of {len} bytes is too long to be copied")]
     TooLong { len: u64 },
+    /// Not one thread could be started: a limit on processes or memory.
+    #[error("start the threads of a copy")]
+    Threads(#[source] io::Error),
     /// The caller said so.
     #[error("the copy was stopped")]
     Stopped,

@@ -103,7 +103,7 @@ pub fn read_remote_map(
     let script = script(path);
     let (answer_to, answer) = mpsc::channel();
     let expected = Expected { len, modified_s };
-    std::thread::spawn(move || {
+    let started = std::thread::Builder::new().spawn(move || {
         // A shell that ends early closes the pipe; its answer tells.
         if let Some(mut stdin) = stdin {
             let _ = stdin.write_all(script.as_bytes());
@@ -111,7 +111,15 @@ pub fn read_remote_map(
         let map = stdout.map(|stdout| parse(BufReader::new(stdout), expected));
         let _ = answer_to.send(map);
     });
-    let heard = answer.recv_timeout(timeout);
+    // Without the thread nothing is heard, and its ends of the pipes are closed.
+    let heard = match started {
+        Ok(_) => answer.recv_timeout(timeout),
+        Err(source) => {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(run(source));
+        }
+    };
     // It may be in the middle of an answer that nobody wants.
     let _ = child.kill();
     let _ = child.wait();

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::note::Piece;
+use super::threads::start;
 use super::{CopyError, CopyLeft, CopyNote, CopyProgress, CopySides, CopyStep, CopyWatch, piece};
 use crate::ReadClass;
 
@@ -72,20 +73,22 @@ pub(super) fn transfer(
     let (full_to, full) = mpsc::sync_channel(QUEUE_PIECES);
     let full = Mutex::new(full);
     std::thread::scope(|scope| {
-        for _ in 0..READERS {
-            let (full_to, done_to) = (full_to.clone(), done_to.clone());
-            let shared = &shared;
-            scope.spawn(move || read_pieces(shared, &full_to, &done_to));
-        }
-        drop(full_to);
-        for _ in 0..WRITERS {
+        let (shared, full) = (&shared, &full);
+        // Writers first: without a reader they end with the queue, and without a writer nobody reads.
+        let started = start(scope, WRITERS, || {
             let done_to = done_to.clone();
-            let (shared, full) = (&shared, &full);
-            scope.spawn(move || write_pieces(shared, full, &done_to));
-        }
-        drop(done_to);
+            move || write_pieces(shared, full, &done_to)
+        })
+        .and_then(|()| {
+            start(scope, READERS, || {
+                let (full_to, done_to) = (full_to.clone(), done_to.clone());
+                move || read_pieces(shared, &full_to, &done_to)
+            })
+        });
+        drop((full_to, done_to));
+        started.map_err(CopyError::Threads)?;
         let tracked = Tracker {
-            shared: &shared,
+            shared,
             note,
             watch,
             figures,

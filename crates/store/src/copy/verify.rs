@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::note::{Piece, Pieces};
+use super::threads::start;
 use super::{CopyError, CopyNote, CopyProgress, CopyStep, CopyWatch, piece};
 use crate::{ReadClass, StoreFile};
 
@@ -49,12 +50,13 @@ pub(super) fn verify(
     let stop = AtomicBool::new(false);
     let (compared_to, compared) = mpsc::channel();
     std::thread::scope(|scope| {
-        for _ in 0..READERS {
+        let (copy, pieces, stop) = (&copy, &pieces, &stop);
+        let started = start(scope, READERS, || {
             let compared_to = compared_to.clone();
-            let (copy, pieces, stop) = (&copy, &pieces, &stop);
-            scope.spawn(move || compare(copy, pieces, stop, &compared_to));
-        }
+            move || compare(copy, pieces, stop, &compared_to)
+        });
         drop(compared_to);
+        started.map_err(CopyError::Threads)?;
         let collected = collect(&compared, note, watch, figures);
         stop.store(true, Ordering::SeqCst);
         collected
@@ -113,8 +115,12 @@ fn collect(
     let mut asked_at = Instant::now();
     loop {
         match compared.recv_timeout(WATCH_INTERVAL) {
-            Ok(outcome) => {
-                let piece = outcome?;
+            Ok(Err(error)) => {
+                // A next attempt goes on behind what was read back by now.
+                note.verified(&right)?;
+                return Err(error);
+            }
+            Ok(Ok(piece)) => {
                 figures.done_bytes += piece.bytes;
                 if piece.same {
                     figures.verified_bytes += piece.bytes;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::Builder;
 use std::time::Instant;
 
 use sprat_luks::Pins;
@@ -53,10 +54,10 @@ impl Job<'_> {
         let stores = self.connect()?;
         self.interrupt.check()?;
         let done = self.hold(&stores, observer);
-        if done
+        let connections_end = done
             .as_ref()
-            .is_err_and(|failure| failure.exit == Exit::Unreachable)
-        {
+            .is_err_and(|failure| failure.exit == Exit::Unreachable || self.unexplained);
+        if connections_end {
             let now = Some(Instant::now());
             self.source.lost_at = now;
             if std::mem::take(&mut self.under_way) {
@@ -157,8 +158,8 @@ impl Job<'_> {
         };
         if !locked {
             observer.tell(
-                "the source can't be locked (full disk or read-only account): nobody may write to \
-                 it until this is over",
+                "the source can't be locked (full disk, read-only account or no fsync): nobody may \
+                 write to it until this is over",
                 true,
             );
         }
@@ -167,6 +168,7 @@ impl Job<'_> {
             self.name_again(&*stores.source)?;
             there = self.look(stores)?;
         }
+        self.connected_at = Some(Instant::now());
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             for (held, store) in [
@@ -175,7 +177,11 @@ impl Job<'_> {
             ] {
                 let (held, store) = (Arc::clone(held), Arc::clone(store));
                 let done = &done;
-                scope.spawn(move || held.keep_renewing(&*store, done));
+                let renewing = move || held.keep_renewing(&*store, done);
+                if let Err(error) = Builder::new().spawn_scoped(scope, renewing) {
+                    done.store(true, Ordering::SeqCst);
+                    return Err(Failure::failed("can't start a thread").caused_by(&error));
+                }
             }
             let report = self.work(stores, &there, locked, observer);
             done.store(true, Ordering::SeqCst);
@@ -286,10 +292,7 @@ pub(super) fn stat_if_there(
 }
 
 pub(super) fn remove_if_there(store: &dyn Store, name: &FileName) -> Result<(), StoreError> {
-    match store.remove(name) {
-        Err(error) if error.kind() != StoreErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    store.remove_if_there(name).map(drop)
 }
 
 pub(super) fn flush_folder(

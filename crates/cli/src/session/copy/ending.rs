@@ -1,5 +1,7 @@
 //! The end of a copy: what has its name already is taken up, and the source of a move removed.
 
+use std::time::Instant;
+
 use sprat_luks::{Header, Pins};
 use sprat_store::copy::{self, CopyError, CopyStage};
 use sprat_store::{Access, FileName, Store, StoreErrorKind, StoreFile};
@@ -76,7 +78,9 @@ impl Job<'_> {
         };
         let both = [&self.source, &self.destination];
         let mut watch = Watch::new(observer, self.interrupt, both, stores);
+        self.working_since = Some(Instant::now());
         let read = copy::read_back(file, note, &mut watch);
+        self.moved |= watch.moved;
         match (read, watch.failure.take()) {
             (_, Some(failure)) => Err(failure),
             (Err(error), None) => Err(self.failed_copy(&error)),

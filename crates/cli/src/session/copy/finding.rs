@@ -1,11 +1,13 @@
 //! Finds out where the source holds data, as well as its store allows.
 
+use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use sprat_store::copy::{DataMap, read_remote_map};
 use sprat_store::{FileStat, ReadClass, SshTarget, StoreError, StoreFile};
 
 use super::{CopyObserver, HolesBy};
+use crate::environment;
 use crate::output::text;
 use crate::session::SessionOptions;
 use crate::target::Place;
@@ -42,7 +44,8 @@ pub(super) fn find(
             let ssh = SshTarget::new(user.as_deref(), host, *port)?;
             let path = format!("{folder}/{}", options.target.name);
             let argv = ssh.shell_argv(&options.ssh_command);
-            match read_remote_map(&argv, &path, stat.len, stat.modified_s, SHELL_LIMIT) {
+            let limit = environment::answer_timeout().unwrap_or(SHELL_LIMIT);
+            match read_remote_map(&argv, &path, stat.len, stat.modified_s, limit) {
                 Ok(map) if is_plausible(file, &map)? => {
                     return Ok((Some(map), HolesBy::ServerShell));
                 }
@@ -73,21 +76,22 @@ fn is_plausible(file: &dyn StoreFile, map: &DataMap) -> Result<bool, StoreError>
         return Ok(false);
     }
     let holes = map.some_holes(HOLES_READ);
+    let is_hole = |at: &u64| -> Result<bool, StoreError> {
+        let mut block = [0; 4096];
+        file.read_at(*at, &mut block, ReadClass::Ahead)?;
+        Ok(block.iter().all(|byte| *byte == 0))
+    };
     let looks: Vec<Result<bool, StoreError>> = std::thread::scope(|scope| {
-        let looks: Vec<_> = holes
+        let started: Vec<_> = holes
             .iter()
-            .map(|at| {
-                scope.spawn(|| {
-                    let mut block = [0; 4096];
-                    file.read_at(*at, &mut block, ReadClass::Ahead)?;
-                    Ok(block.iter().all(|byte| *byte == 0))
-                })
-            })
+            .map(|at| (at, Builder::new().spawn_scoped(scope, || is_hole(at))))
             .collect();
-        looks
-            .into_iter()
-            .map(|look| look.join().unwrap_or(Ok(false)))
-            .collect()
+        let looks = started.into_iter().map(|(at, thread)| match thread {
+            Ok(thread) => thread.join().unwrap_or(Ok(false)),
+            // Where no thread can be made, one after the other.
+            Err(_) => is_hole(at),
+        });
+        looks.collect()
     });
     looks
         .into_iter()

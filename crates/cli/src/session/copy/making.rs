@@ -1,6 +1,7 @@
 //! Makes the copy: an unfinished file that only its note knows, read back, and then named.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use sprat_luks::{Header, SectorCipher, UnlockOptions};
 use sprat_store::copy::{self, CopyError, CopyIdentity, CopyLeft, CopyNote, CopySides, CopyStage};
@@ -129,7 +130,9 @@ impl Job<'_> {
         self.destination.held.record.before_send(&[whole])?;
         let both = [&self.source, &self.destination];
         let mut watch = Watch::new(observer, self.interrupt, both, stores);
+        self.working_since = Some(Instant::now());
         let copied = copy::copy(&sides, note, &mut watch);
+        self.moved |= watch.moved;
         let figures = match (copied, watch.failure.take()) {
             // First: whatever else was seen by then came of it, or is seen again.
             (Err(error @ CopyError::Source(_)), _) => {

@@ -17,6 +17,7 @@ mod watch;
 use std::time::{Duration, Instant};
 
 use sprat_luks::{Pins, Secret};
+use sprat_store::Outage;
 use sprat_store::copy::{CopyNote, CopyProgress};
 
 use super::options::SessionOptions;
@@ -25,9 +26,15 @@ use crate::interrupt::Interrupt;
 use crate::{Exit, Failure, own_names};
 use side::Side;
 
-/// The first pause before a lost line is sought again; doubled up to [`PAUSE_MAX`].
+/// The first pause before a lost connection is sought again; [`Outage`] doubles it.
 const PAUSE: Duration = Duration::from_secs(1);
-const PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// Reads and writes that a server answers with a failure that it doesn't explain: so many in a row are
+/// retried, each on new connections. A server whose disk is away for a moment answers so.
+const FAILURES_MAX: u32 = 3;
+
+/// Failures with so much work between them are not in a row.
+const FAILURES_APART: Duration = Duration::from_secs(60);
 
 /// What is copied where.
 #[derive(Debug)]
@@ -115,6 +122,16 @@ struct Job<'a> {
     /// Both locks were held once: from then on a lost line is waited for.
     began: bool,
     resumed_bytes: u64,
+    /// When the present attempt held both sides.
+    connected_at: Option<Instant>,
+    /// Something was read back in the present attempt.
+    moved: bool,
+    /// When the present attempt began to read and write.
+    working_since: Option<Instant>,
+    /// Failures in a row that no server explained.
+    failures: u32,
+    /// The present attempt ended with one.
+    unexplained: bool,
     /// This run gave the copy its name.
     named: bool,
     /// This run asked for the source's removal, and may not have had the answer.
@@ -159,6 +176,11 @@ pub fn copy(
         note: None,
         began: false,
         resumed_bytes: 0,
+        connected_at: None,
+        moved: false,
+        working_since: None,
+        failures: 0,
+        unexplained: false,
         named: false,
         removing: false,
         source_removed: false,
@@ -167,40 +189,52 @@ pub fn copy(
         compared: false,
         explained: false,
     };
-    let mut lost: Option<Instant> = None;
-    let mut pause = PAUSE;
+    let clock = Instant::now();
+    let mut outage = Outage::new(options.destination.reconnect_max);
+    let mut reported = String::new();
     loop {
         let done = job.attempt(observer);
         let failure = match done {
             Ok(report) => return Ok(report),
             Err(failure) => failure,
         };
-        let since = *lost.get_or_insert_with(Instant::now);
-        if job.progressed() {
-            lost = Some(Instant::now());
-            pause = PAUSE;
+        if let Some(at) = job.connected_at.take() {
+            outage.connected(at.saturating_duration_since(clock), true);
         }
+        // Reading back counts as well: days may pass with nothing else.
+        let moved = std::mem::take(&mut job.moved);
+        if job.progressed() || moved {
+            outage.answered();
+            reported.clear();
+        }
+        outage.lost(clock.elapsed());
+        let retried = job.may_retry();
         let over = !job.began
-            || failure.exit != Exit::Unreachable
+            || !(failure.exit == Exit::Unreachable || retried)
             || interrupt.requested()
-            || since.elapsed() + pause > options.destination.reconnect_max;
+            || options.destination.reconnect_max.is_zero()
+            || !outage.begin_attempt(clock.elapsed());
         if over {
             job.give_up();
             return Err(job.explained(failure));
         }
-        observer.tell(
-            &format!(
-                "line lost, going on in {} s: {}",
-                pause.as_secs(),
-                failure.what
-            ),
-            false,
-        );
+        // What it says is of an attempt that is over.
+        job.explained = false;
+        let pause = outage.pause(PAUSE);
+        // Once for each reason.
+        if reported != failure.what {
+            let (what, s) = (&failure.what, pause.as_secs());
+            let why = match retried {
+                true => "the server reported a failure",
+                false => "connection lost",
+            };
+            observer.tell(&format!("{why}, retrying in {s} s: {what}"), false);
+            reported.clone_from(&failure.what);
+        }
         let until = Instant::now() + pause;
         while Instant::now() < until && !interrupt.requested() {
             std::thread::sleep(Duration::from_millis(100));
         }
-        pause = (pause * 2).min(PAUSE_MAX);
     }
 }
 

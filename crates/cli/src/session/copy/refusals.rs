@@ -3,11 +3,12 @@
 use sprat_store::copy::{CopyError, CopyLeft};
 use sprat_store::{Store, StoreErrorKind};
 
-use super::Job;
 use super::attempt::Present;
 use super::side::Side;
+use super::{FAILURES_APART, FAILURES_MAX, Job};
 use crate::output::text;
-use crate::{Exit, Failure};
+use crate::session::volume_process::opening::read_only_account;
+use crate::{Exit, Failure, own_names};
 
 impl Job<'_> {
     /// Where the destination is there it may be all that is left of a move that had come to its end:
@@ -69,13 +70,32 @@ impl Job<'_> {
     /// A failed copy; the hint is the last word where the same command would fail the same way.
     pub(super) fn failed_copy(&mut self, error: &CopyError) -> Failure {
         self.explained |= is_unreadable(error);
+        self.unexplained |= is_unexplained(error);
         of_copy(error)
+    }
+
+    /// Whether the present attempt ended with a failure that the server didn't explain, and another
+    /// attempt on new connections is due. A piece that always fails is reached at once each time.
+    pub(super) fn may_retry(&mut self) -> bool {
+        let worked = self.working_since.take();
+        if !std::mem::take(&mut self.unexplained) {
+            return false;
+        }
+        if worked.is_some_and(|since| since.elapsed() >= FAILURES_APART) {
+            self.failures = 0;
+        }
+        self.failures += 1;
+        self.failures <= FAILURES_MAX
     }
 }
 
 /// Refuses a destination that can't make anything durable.
 pub(super) fn check_writable(side: &Side, store: &dyn Store) -> Result<(), Failure> {
-    if !store.capabilities().durable_flush && !side.options.allow_no_fsync {
+    let durable = store.capabilities().durable_flush;
+    if !durable && own_names::may_not_remove(store, side.name()) {
+        return Err(read_only_account(store));
+    }
+    if !durable && !side.options.allow_no_fsync {
         return Err(Failure::failed(format!(
             "{} can't make data durable: it has no fsync@openssh.com",
             store.describe()
@@ -102,6 +122,15 @@ pub(super) fn too_little_space(left: CopyLeft, available: u64) -> Failure {
         text::bytes(available),
     ))
     .with_hint("make room there")
+}
+
+/// A read or a write that failed for a reason that its server, or its disk, doesn't tell.
+fn is_unexplained(error: &CopyError) -> bool {
+    matches!(
+        error,
+        CopyError::Source(source) | CopyError::Destination(source)
+            if source.kind() == StoreErrorKind::Failed
+    )
 }
 
 /// A part of the source that its disk doesn't give: no line is at fault.

@@ -78,15 +78,28 @@ fn has_lock(store: &dyn Store, name: &FileName) -> Result<bool, Failure> {
     match lock::inspect(store, name, None) {
         Ok(found) => Ok(found.held.is_some()),
         Err(LockError::Store { source, .. }) if is_absent(&source) => Ok(false),
+        // Asked only once both sides were held.
+        Err(LockError::Store { source, .. }) => {
+            let mut failure = Failure::from(&source);
+            failure.exit = Exit::Unreachable;
+            Err(failure)
+        }
         Err(error) => Err(Failure::from(&error)),
     }
 }
 
+/// Once this run has held both sides, whatever the server says before the lock was read is waited out: a
+/// server that starts answers logins before its keys, its home or its disk are there, or with another
+/// host key (one that asks for the disk's passphrase). ssh sends nothing to a host that it doesn't know.
 fn explained(error: &StoreError, began: bool, target: &Target) -> Failure {
-    match began && is_absent(error) {
-        true => absent(target).caused_by(error),
-        false => Failure::from(error),
+    if began && is_absent(error) {
+        return absent(target).caused_by(error);
     }
+    let mut failure = Failure::from(error);
+    if began {
+        failure.exit = Exit::Unreachable;
+    }
+    failure
 }
 
 fn is_absent(error: &StoreError) -> bool {

@@ -11,9 +11,9 @@ use sprat_store::{FileName, LocalRecord, Lock, LockError, Store, StoreError, Sto
 use super::super::options::{Access, SessionOptions, TAKEOVER_QUIET_TIMES};
 use super::super::volume_process::connection::{Connection, open_record, owner_note};
 use super::CopyObserver;
-use crate::Failure;
 use crate::interrupt::Interrupt;
 use crate::target::Target;
+use crate::{Exit, Failure};
 
 /// Renewals that may fail, one after another.
 const FAILED_RENEWALS_MAX: u32 = 3;
@@ -36,6 +36,7 @@ pub(super) struct Held {
     target: Target,
     state_dir: PathBuf,
     quiet_time: Duration,
+    allow_no_fsync: bool,
     pub record: LocalRecord,
     lock: RwLock<Option<Lock>>,
     /// Why nothing may be done any more.
@@ -51,6 +52,7 @@ impl Side {
             target: options.target.clone(),
             state_dir: options.state_dir.clone(),
             quiet_time: options.quiet_time,
+            allow_no_fsync: options.allow_no_fsync,
             record,
             lock: RwLock::new(None),
             lost: Mutex::new(None),
@@ -132,7 +134,7 @@ impl Held {
         let mut held = self.lock.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(lock) = &*held {
             // On a new connection.
-            return Ok(lock.take_again(store)?);
+            return lock.take_again(store).map_err(|error| waited_out(&error));
         }
         let lock = self.acquire(store)?;
         if lock.took_over() {
@@ -148,8 +150,8 @@ impl Held {
         Ok(())
     }
 
-    /// As [`Self::hold`], for a source on a full disk or a read-only account, where no lock can be
-    /// made: nobody else may hold one. False then.
+    /// As [`Self::hold`], for a source on a full disk, a read-only account or a server without fsync,
+    /// where no lock can be made: nobody else may hold one. False then.
     pub(super) fn hold_or_look(
         &self,
         store: &dyn Store,
@@ -157,6 +159,11 @@ impl Held {
     ) -> Result<bool, Failure> {
         let mut held = self.lock.write().unwrap_or_else(PoisonError::into_inner);
         if held.is_none() {
+            if !store.capabilities().durable_flush && !self.allow_no_fsync {
+                drop(held);
+                self.look(store)?;
+                return Ok(false);
+            }
             match self.acquire(store) {
                 Ok(lock) => *held = Some(lock),
                 Err(AcquireError::Lock(LockError::Store { source, .. }))
@@ -285,6 +292,16 @@ impl Held {
         }
         Ok(true)
     }
+}
+
+/// A server that starts is waited for until the lease was read on a new connection: what it says before
+/// that counts as a connection that is not there yet.
+fn waited_out(error: &LockError) -> Failure {
+    let mut failure = Failure::from(error);
+    if matches!(error, LockError::Store { .. }) {
+        failure.exit = Exit::Unreachable;
+    }
+    failure
 }
 
 /// Why a lease was not taken.

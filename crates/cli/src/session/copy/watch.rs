@@ -22,6 +22,9 @@ pub(super) struct Watch<'a> {
     step: Option<CopyStep>,
     /// Why the copy was stopped.
     pub failure: Option<Failure>,
+    /// Something was read back and found right: it is noted, so a next attempt goes on behind it. What
+    /// was written counts once it is durable, which the note shows.
+    pub moved: bool,
     /// Why it is to be stopped, as it looked at the last checkpoint.
     no_room: Option<Failure>,
 }
@@ -40,6 +43,7 @@ impl<'a> Watch<'a> {
             stores,
             step: None,
             failure: None,
+            moved: false,
             no_room: None,
         }
     }
@@ -58,6 +62,7 @@ impl CopyWatch for Watch<'_> {
                 CopyStep::Verifying => CopyPhase::Verifying,
             });
         }
+        self.moved |= progress.verified_bytes > 0;
         self.observer.progress(progress);
         if let Some(failure) = self.sides.iter().find_map(|side| side.held.lost()) {
             return self.stop(failure);
