@@ -7,6 +7,13 @@ use serde::{Deserialize, Serialize};
 use crate::name::NameError;
 use crate::record::NameList;
 
+fn waited_for(file: Option<&str>) -> String {
+    match file {
+        Some(file) => format!("it waited for {file}, whose file system doesn't answer"),
+        None => "the kernel doesn't show what it waited for".to_owned(),
+    }
+}
+
 /// A snapshot, a list or a restore failed. File names and messages in it are escaped and cut.
 #[derive(Debug, thiserror::Error)]
 #[expect(
@@ -65,6 +72,18 @@ pub enum SnapshotError {
         first_message: String,
         /// All of its messages.
         messages: NameList,
+    },
+    /// rsync neither said nor did anything for so long that it was ended.
+    #[error(
+        "rsync did nothing for {} minutes and was stopped: {}",
+        still_s / 60,
+        waited_for(at.as_deref())
+    )]
+    StoodStill {
+        /// For how many seconds nothing had moved.
+        still_s: u64,
+        /// The file that it waited for, where the kernel shows that.
+        at: Option<String>,
     },
     /// The volume has no room left. Older snapshots are whole.
     #[error("{}", no_room("the volume", *kind, *free_bytes, object.as_deref()))]
@@ -299,7 +318,9 @@ impl SnapshotError {
             | Self::SourceEmpty { .. }
             | Self::SourceChanged { .. } => Kind::Source,
             Self::RsyncMissing { .. } | Self::RsyncUnusable { .. } => Kind::Rsync,
-            Self::RsyncFailed { .. } | Self::RestoreFailed { .. } => Kind::RsyncFailed,
+            Self::RsyncFailed { .. } | Self::RestoreFailed { .. } | Self::StoodStill { .. } => {
+                Kind::RsyncFailed
+            }
             Self::VolumeFull { .. } => Kind::VolumeFull,
             Self::Volume { source, .. } if is_damage(source) => Kind::Damaged,
             Self::Volume { .. } | Self::Layout { .. } => Kind::Volume,
@@ -342,6 +363,9 @@ impl SnapshotError {
             }
             Self::RsyncFailed { .. } => {
                 "Older snapshots are whole. What was copied is kept, and the next run goes on from there."
+            }
+            Self::StoodStill { .. } => {
+                "Snapshots are whole, and what was copied is kept. Bring that file system back or unmount it, or leave it out of the job; the next run goes on from there."
             }
             Self::VolumeFull { .. } => {
                 "Older snapshots are whole, and what was copied is kept for the next run. Make the volume larger with `sprat grow`, or make room with `sprat prune`; where interrupted runs fill it, its --drop-interrupted removes what they copied."

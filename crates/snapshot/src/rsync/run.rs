@@ -23,7 +23,7 @@ use super::lines::{Line, read_lines};
 use super::messages::{Verdict, judge, printable};
 use super::output::{Item, is_change, item_name, parse_item, parse_progress, take_stat};
 use super::program::Rsync;
-use super::stillness::Stillness;
+use super::stillness::{STILL_MAX, Stillness};
 use crate::error::{SnapshotError, SpaceKind};
 use crate::record::{NameList, RunStats, Warning};
 use crate::spec::{Cancel, Phase, Progress};
@@ -32,6 +32,8 @@ use crate::unlinked::COMPARED_MAX;
 
 /// How long rsync may take to end by itself after SIGTERM; it removes its temporary file meanwhile.
 const TERM_PATIENCE: Duration = Duration::from_secs(10);
+/// How long it may take to be gone after SIGKILL, before it counts as one that waits in the kernel.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// How long rsync's processes may take to leave after they have closed their pipes.
 const GROUP_PATIENCE: Duration = Duration::from_secs(5);
 /// How often rsync's processes are examined for one that waits for a pipe.
@@ -67,6 +69,8 @@ pub(crate) struct Invocation {
     pub(crate) written_to: PathBuf,
     pub(crate) side: Side,
     pub(crate) term_patience: Duration,
+    /// A run in which nothing moves for so long is ended.
+    pub(crate) still_max: Duration,
     /// The run has [`super::ITEM_FORMAT`]; files of this time and younger are listed in
     /// [`Outcome::recent`]. The time is UTC and has the form of rsync's `%M`.
     pub(crate) recent_from: Option<String>,
@@ -91,6 +95,7 @@ impl Invocation {
             written_to: written_to.to_owned(),
             side,
             term_patience: TERM_PATIENCE,
+            still_max: STILL_MAX,
             recent_from: None,
             guarded: false,
             input: None,
@@ -122,6 +127,9 @@ pub(crate) enum Ended {
     InTheWay(String),
     /// rsync ended because of one file; the run goes on in another way.
     Because(Obstacle),
+    /// Nothing moved for so many seconds, and it was ended; the file that it waited for, where that shows.
+    /// Whoever asks the source's file system now may wait for ever.
+    StoodStill { still_s: u64, at: Option<PathBuf> },
     /// Anything else; the exit code or signal in words, and the first message that says why.
     Failed { ended: String, message: String },
 }
@@ -230,7 +238,11 @@ impl Rsync {
         if followed.is_err() {
             signal_group(&child, Signal::KILL);
         }
-        let status = child.wait().map_err(system("wait for rsync"))?;
+        let status = match running.not_killed {
+            // Nobody can wait for it.
+            true => ExitStatus::from_raw(Signal::KILL.as_raw()),
+            false => child.wait().map_err(system("wait for rsync"))?,
+        };
         wait_for_group(&child);
         followed.map_err(system("read rsync's output"))?;
         Ok(running.conclude(status))
@@ -320,6 +332,11 @@ struct Running<'a> {
     older_not_read: u64,
     asked_to_stop: Option<Instant>,
     killed: bool,
+    /// It didn't end when it was killed: it waits in the kernel.
+    not_killed: bool,
+    stood_still: Option<(u64, Option<PathBuf>)>,
+    /// A search for a pipe that is under way.
+    search: Option<Receiver<Option<PathBuf>>>,
 }
 
 impl<'a> Running<'a> {
@@ -350,6 +367,9 @@ impl<'a> Running<'a> {
             older_not_read: 0,
             asked_to_stop: None,
             killed: false,
+            not_killed: false,
+            stood_still: None,
+            search: None,
         }
     }
 
@@ -394,44 +414,74 @@ impl<'a> Running<'a> {
                 self.leave_pipe(&stillness);
             }
             self.progress.still_s = stillness.told_s();
+            let still = stillness.still();
+            if still >= self.invocation.still_max && self.stood_still.is_none() {
+                self.stood_still = Some((still.as_secs(), stillness.file_waited_for()));
+            }
             if told.elapsed() >= POLL {
                 told = Instant::now();
                 progress(self.progress);
             }
             self.stop_if_wanted(child);
+            if self.not_killed {
+                break;
+            }
         }
+        self.take_found(Duration::from_secs(1));
         progress(self.progress);
     }
 
     /// A file may become a pipe after rsync has examined it. rsync then waits in `open` until somebody
-    /// writes into the pipe, maybe for ever. A writer that comes and goes at once ends that.
+    /// writes into the pipe, maybe for ever. A writer that comes and goes at once ends that. On a thread of
+    /// its own: the file that rsync opens may also be one whose file system doesn't answer.
     fn leave_pipe(&mut self, stillness: &Stillness) {
-        if self.invocation.side != Side::IntoVolume {
+        self.take_found(Duration::ZERO);
+        if self.invocation.side != Side::IntoVolume || self.search.is_some() {
             return;
         }
-        if let Some(pipe) = stillness.pipe_waited_for() {
-            let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            // Fails only where rsync waits no more.
-            let opened = rustix::fs::open(&pipe, flags, Mode::empty()).is_ok();
-            if opened && !self.pipes.contains(&pipe) {
-                self.pipes.push(pipe);
-            }
+        let process = stillness.process();
+        let (to, found) = sync_channel(1);
+        let search = move || {
+            let pipe = Stillness::pipe_waited_for(process).filter(|pipe| {
+                let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                // Fails only where rsync waits no more.
+                rustix::fs::open(pipe, flags, Mode::empty()).is_ok()
+            });
+            let _ = to.send(pipe);
+        };
+        let started = std::thread::Builder::new().spawn(search);
+        self.search = started.is_ok().then_some(found);
+    }
+
+    /// Takes what a search for a pipe has found, within this time.
+    fn take_found(&mut self, limit: Duration) {
+        let Some(found) = &self.search else { return };
+        match found.recv_timeout(limit) {
+            Err(RecvTimeoutError::Timeout) => return,
+            Ok(Some(pipe)) if !self.pipes.contains(&pipe) => self.pipes.push(pipe),
+            Ok(_) | Err(RecvTimeoutError::Disconnected) => {}
         }
+        self.search = None;
     }
 
     fn stop_if_wanted(&mut self, child: &Child) {
+        let patience = self.invocation.term_patience;
         match self.asked_to_stop {
             // With a folder in the way of a hard link it would wait for ever.
             None if self.cancel.is_cancelled()
                 || self.full.is_some()
-                || self.in_the_way.is_some() =>
+                || self.in_the_way.is_some()
+                || self.stood_still.is_some() =>
             {
                 signal_group(child, Signal::TERM);
                 self.asked_to_stop = Some(Instant::now());
             }
-            Some(since) if !self.killed && since.elapsed() >= self.invocation.term_patience => {
+            Some(since) if !self.killed && since.elapsed() >= patience => {
                 signal_group(child, Signal::KILL);
                 self.killed = true;
+            }
+            Some(since) if self.killed => {
+                self.not_killed = since.elapsed() >= patience + KILL_PATIENCE;
             }
             _ => {}
         }
@@ -568,6 +618,8 @@ impl<'a> Running<'a> {
             Ended::Full(full)
         } else if self.cancel.is_cancelled() && !status.success() {
             Ended::Cancelled
+        } else if let Some((still_s, at)) = self.stood_still.clone() {
+            Ended::StoodStill { still_s, at }
         } else if let Some(folder) = self.in_the_way.clone() {
             Ended::InTheWay(folder)
         } else if let Some(obstacle) = self.obstacle.clone() {

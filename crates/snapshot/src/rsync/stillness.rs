@@ -1,16 +1,22 @@
-//! Notices an rsync that does nothing: it says nothing, and no byte goes through any of its processes.
-//! It is only told, never ended: a slow disk or a line that is away may take long.
+//! Notices an rsync that does nothing: it says nothing, none of its processes computes, and no byte goes
+//! through any of them. A slow disk or a connection that is away may take long, so it is reported first,
+//! and ended only after a time that neither needs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::waiting::pipe_opened_by;
+use super::waiting::{file_waited_for, pipe_opened_by};
 
 /// Between two looks.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// What takes longer than this is told.
 const TOLD_AFTER: Duration = Duration::from_secs(600);
+/// After so long it is ended. A lost connection to the server is waited for for 15 minutes, and an fsync
+/// there for 10.
+pub(super) const STILL_MAX: Duration = Duration::from_secs(3600);
+/// Computing counts in steps of so many hundredths of a second (`USER_HZ`).
+const TICKS_OF_WORK: u64 = 10;
 /// rsync is three processes at most; a wrapper adds some.
 const PROCESSES_MAX: usize = 64;
 
@@ -39,26 +45,37 @@ impl Stillness {
         self.since = Instant::now();
     }
 
-    /// The pipe for whose writer one of the processes below waits, if any does.
-    pub(super) fn pipe_waited_for(&self) -> Option<PathBuf> {
-        let mut todo = children(self.process)?;
-        for _ in 0..PROCESSES_MAX {
-            let child = todo.pop()?;
-            if let Some(pipe) = pipe_opened_by(child) {
-                return Some(pipe);
-            }
-            todo.extend(children(child).unwrap_or_default());
-        }
-        None
+    /// The pipe for whose writer one of the processes below waits, if any does. As
+    /// [`pipe_opened_by`], so not for a thread that others wait for.
+    pub(super) fn pipe_waited_for(process: u32) -> Option<PathBuf> {
+        below(process).into_iter().find_map(pipe_opened_by)
     }
 
-    /// For how many seconds nothing has moved, where that is long and the kernel tells.
-    pub(super) fn told_s(&mut self) -> Option<u64> {
+    /// The process whose children are examined.
+    pub(super) fn process(&self) -> u32 {
+        self.process
+    }
+
+    /// The file for which one of the processes below waits.
+    pub(super) fn file_waited_for(&self) -> Option<PathBuf> {
+        below(self.process).into_iter().find_map(file_waited_for)
+    }
+
+    /// For how long nothing has moved; zero where the kernel doesn't tell.
+    pub(super) fn still(&mut self) -> Duration {
         if self.looked.elapsed() >= LOOK_INTERVAL {
             self.look();
         }
-        let still = self.since.elapsed();
-        (self.moved.is_some() && still >= TOLD_AFTER).then_some(still.as_secs())
+        match self.moved {
+            Some(_) => self.since.elapsed(),
+            None => Duration::ZERO,
+        }
+    }
+
+    /// The same in seconds, where that is long.
+    pub(super) fn told_s(&mut self) -> Option<u64> {
+        let still = self.still();
+        (still >= TOLD_AFTER).then_some(still.as_secs())
     }
 
     fn look(&mut self) {
@@ -79,14 +96,9 @@ fn own_number() -> u32 {
 
 /// The files below `tree` that processes below this one have open for writing.
 pub(crate) fn written_in(tree: &Path) -> Vec<PathBuf> {
-    let mut todo = children(own_number()).unwrap_or_default();
-    let mut written = Vec::new();
-    for _ in 0..PROCESSES_MAX {
-        let Some(child) = todo.pop() else { break };
-        written.extend(files_written_by(child, tree).unwrap_or_default());
-        todo.extend(children(child).unwrap_or_default());
-    }
-    written
+    let processes = below(own_number()).into_iter();
+    let written = processes.filter_map(|child| files_written_by(child, tree));
+    written.flatten().collect()
 }
 
 fn files_written_by(process: u32, tree: &Path) -> Option<Vec<PathBuf>> {
@@ -110,20 +122,45 @@ fn files_written_by(process: u32, tree: &Path) -> Option<Vec<PathBuf>> {
     Some(files)
 }
 
-/// Bytes that all processes below `process` have read and written, pipes between them included.
-fn moved_below(process: u32) -> Option<u64> {
-    let mut todo = children(process)?;
-    let mut moved = 0_u64;
-    let mut seen = 0;
-    while let Some(child) = todo.pop() {
-        seen += 1;
-        if seen > PROCESSES_MAX {
-            break;
-        }
-        moved = moved.wrapping_add(bytes_of(child).unwrap_or(0));
+/// The processes below `process`, without itself.
+fn below(process: u32) -> Vec<u32> {
+    let mut todo = children(process).unwrap_or_default();
+    let mut found = Vec::new();
+    while let Some(child) = todo.pop()
+        && found.len() < PROCESSES_MAX
+    {
+        found.push(child);
         todo.extend(children(child).unwrap_or_default());
     }
-    Some(moved)
+    found
+}
+
+/// Bytes that all processes below `process` have read and written, pipes between them included, and the
+/// time for which they have computed: reading a folder moves no byte that is counted.
+fn moved_below(process: u32) -> Option<u64> {
+    children(process)?;
+    let of = |child: u32| {
+        let bytes = bytes_of(child).unwrap_or(0);
+        // Who only waits wakes up now and then.
+        bytes.wrapping_add(ticks_of(child).unwrap_or(0) / TICKS_OF_WORK)
+    };
+    Some(
+        below(process)
+            .into_iter()
+            .map(of)
+            .fold(0, u64::wrapping_add),
+    )
+}
+
+/// `utime` and `stime` of `/proc/PID/stat`, fields 14 and 15 (proc_pid_stat(5)).
+fn ticks_of(process: u32) -> Option<u64> {
+    let stat = fs::read(format!("/proc/{process}/stat")).ok()?;
+    let stat = String::from_utf8_lossy(&stat);
+    // The name, field 2, may hold anything, `)` too.
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut times = rest.split_whitespace().skip(11);
+    let mut ticks = || times.next()?.parse::<u64>().ok();
+    Some(ticks()?.wrapping_add(ticks()?))
 }
 
 /// `Documentation/filesystems/proc.rst`, 3.7; each thread has its own list.
@@ -154,6 +191,9 @@ fn bytes_of(process: u32) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rsync::program::Rsync;
+    use crate::rsync::run::{Ended, Invocation, Side};
+    use crate::spec::Cancel;
     use std::process::{Command, Stdio};
 
     #[test]
@@ -185,5 +225,33 @@ mod tests {
         assert_eq!(stillness.told_s(), None);
         drop(out);
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn an_rsync_that_does_nothing_is_ended_and_its_file_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        let made = Command::new("mkfifo").arg(&pipe).status().unwrap();
+        assert!(made.success());
+        // With a writer, so that opening it waits for nobody, and a read does.
+        let mut options = fs::File::options();
+        let _writer = options.read(true).write(true).open(&pipe).unwrap();
+        let program = dir.path().join("rsync");
+        fs::write(&program, "#!/bin/sh\nread line < pipe\n").unwrap();
+        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(&program, executable).unwrap();
+        let rsync = Rsync {
+            path: program,
+            version: String::new(),
+        };
+        let mut invocation = Invocation::new(Vec::new(), dir.path(), dir.path(), Side::IntoVolume);
+        invocation.still_max = Duration::from_secs(1);
+        let begun = Instant::now();
+        let outcome = rsync.run(&invocation, &mut |_| {}, &Cancel::new()).unwrap();
+        let Ended::StoodStill { at, .. } = outcome.ended else {
+            panic!("{:?}", outcome.ended);
+        };
+        assert_eq!(at, Some(pipe));
+        assert!(begun.elapsed() < Duration::from_secs(40));
     }
 }

@@ -1,50 +1,123 @@
-//! Finds a process that waits in `open` for the writer of a pipe, in the kernel's tables.
+//! Finds a process that waits in a system call for a file, in the kernel's tables.
 
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 
-/// The numbers of `openat` and `openat2` (asm/unistd_64.h, asm-generic/unistd.h); other machines than
-/// these two have none here, and no pipe is found there.
+/// Calls that name a file, by number (asm/unistd_64.h, asm-generic/unistd.h); other machines than these
+/// two have none here, and nothing is found there.
+struct Calls {
+    /// `openat` and `openat2`, of a folder and a name.
+    open_at: &'static [u64],
+    /// Others of a folder and a name: `newfstatat`, `statx`, `readlinkat`, `faccessat`.
+    at: &'static [u64],
+    /// `open`, of a name.
+    open: &'static [u64],
+    /// Others of a name: `stat`, `lstat`, `readlink`, `access`, `statfs`, `chdir`, and those that read
+    /// attributes.
+    named: &'static [u64],
+    /// Of a descriptor: `read`, `pread64`, `getdents64`, `fstat`, `close`, `fadvise64`, and those that read
+    /// attributes.
+    of_descriptor: &'static [u64],
+}
+
 #[cfg(target_arch = "x86_64")]
-const OPEN_AT: [u64; 2] = [257, 437];
+const CALLS: Calls = Calls {
+    open_at: &[257, 437],
+    at: &[262, 332, 267, 269],
+    open: &[2],
+    named: &[4, 6, 89, 21, 137, 80, 191, 192, 194, 195],
+    of_descriptor: &[0, 17, 217, 5, 3, 221, 193, 196],
+};
 #[cfg(not(target_arch = "x86_64"))]
-const OPEN_AT: [u64; 2] = [56, 437];
-/// `open` of x86_64, which has no folder argument.
-#[cfg(target_arch = "x86_64")]
-const OPEN: Option<u64> = Some(2);
-#[cfg(not(target_arch = "x86_64"))]
-const OPEN: Option<u64> = None;
+const CALLS: Calls = Calls {
+    open_at: &[56, 437],
+    at: &[79, 291, 78, 48],
+    open: &[],
+    named: &[43, 49, 8, 9, 11, 12],
+    of_descriptor: &[63, 67, 61, 80, 57, 223, 10, 13],
+};
 /// `AT_FDCWD`: relative to the working folder.
 const CURRENT_FOLDER: i32 = -100;
 const PATH_BYTES_MAX: usize = 4096;
 
-/// The pipe that `process` is opening, absolute, if it waits there.
-pub(super) fn pipe_opened_by(process: u32) -> Option<PathBuf> {
-    let own = Path::new("/proc").join(process.to_string());
-    // `NUMBER ARGUMENT…` of the call in which it waits (proc.rst); `running` otherwise.
-    let call = fs::read_to_string(own.join("syscall")).ok()?;
-    let mut words = call.split_whitespace();
-    let number: u64 = words.next()?.parse().ok()?;
-    let mut argument = || u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
-    let (folder, address) = if OPEN == Some(number) {
-        (CURRENT_FOLDER, argument()?)
-    } else if OPEN_AT.contains(&number) {
+/// A call in which a process waits.
+struct Call {
+    /// Its folder below /proc.
+    process: PathBuf,
+    number: u64,
+    arguments: Vec<u64>,
+}
+
+impl Call {
+    /// `NUMBER ARGUMENT…` of the call in which it waits (proc.rst); `running` otherwise.
+    fn of(process: u32) -> Option<Self> {
+        let process = Path::new("/proc").join(process.to_string());
+        let call = fs::read_to_string(process.join("syscall")).ok()?;
+        let mut words = call.split_whitespace();
+        let number: u64 = words.next()?.parse().ok()?;
+        let arguments = words.map_while(|word| {
+            let digits = word.strip_prefix("0x")?;
+            u64::from_str_radix(digits, 16).ok()
+        });
+        Some(Self {
+            number,
+            arguments: arguments.collect(),
+            process,
+        })
+    }
+
+    fn opens(&self) -> bool {
+        CALLS.open_at.contains(&self.number) || CALLS.open.contains(&self.number)
+    }
+
+    /// The file that it is about, absolute. Asks no file system, which may be the one that doesn't
+    /// answer.
+    fn file(&self) -> Option<PathBuf> {
+        let is = |calls: &[u64]| calls.contains(&self.number);
+        let (first, second) = (self.arguments.first()?, self.arguments.get(1)?);
+        if is(CALLS.of_descriptor) {
+            let file = self.descriptor(*first)?;
+            // Pipes and sockets are no files.
+            return file.is_absolute().then_some(file);
+        }
+        let (folder, name) = if is(CALLS.open_at) || is(CALLS.at) {
+            (self.descriptor(*first)?, second)
+        } else if is(CALLS.open) || is(CALLS.named) {
+            (
+                self.descriptor(u64::from(CURRENT_FOLDER.cast_unsigned()))?,
+                first,
+            )
+        } else {
+            return None;
+        };
+        // An absolute name replaces the folder.
+        Some(folder.join(text_at(&self.process, *name)?))
+    }
+
+    /// What a descriptor of the process leads to.
+    fn descriptor(&self, argument: u64) -> Option<PathBuf> {
         // An `int` in a register: the upper half means nothing.
-        let low = u32::try_from(argument()? & u64::from(u32::MAX)).ok()?;
-        (low.cast_signed(), argument()?)
-    } else {
-        return None;
-    };
-    let folder = if folder == CURRENT_FOLDER {
-        own.join("cwd")
-    } else {
-        own.join("fd").join(folder.to_string())
-    };
-    let name = text_at(&own, address)?;
-    // An absolute name replaces the folder.
-    let path = fs::read_link(folder).ok()?.join(name);
+        let low = u32::try_from(argument & u64::from(u32::MAX)).ok()?;
+        let link = match low.cast_signed() {
+            CURRENT_FOLDER => self.process.join("cwd"),
+            number => self.process.join("fd").join(number.to_string()),
+        };
+        fs::read_link(link).ok()
+    }
+}
+
+/// The file for which `process` waits in a call, absolute.
+pub(super) fn file_waited_for(process: u32) -> Option<PathBuf> {
+    Call::of(process)?.file()
+}
+
+/// The pipe that `process` is opening, absolute, if it waits there. Asks the file system of whatever it is
+/// opening, which may not answer.
+pub(super) fn pipe_opened_by(process: u32) -> Option<PathBuf> {
+    let call = Call::of(process).filter(Call::opens)?;
+    let path = call.file()?;
     let is_pipe = fs::symlink_metadata(&path).is_ok_and(|about| about.file_type().is_fifo());
     is_pipe.then_some(path)
 }
