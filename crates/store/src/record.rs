@@ -301,12 +301,10 @@ impl LocalRecord {
             // What the last holder left stays in flight until everything is settled.
             let mut part = RangeSet::default();
             part.insert(range);
-            // They are in order and disjoint: only those that end behind its start and begin before its
-            // end count, and a part of a large container may have thousands.
+            // In order and disjoint, and maybe thousands: only those that meet the range count.
             let suspects = &state.content.suspects;
             let first = suspects.partition_point(|suspect| suspect.end <= range.start);
-            let meets = |suspect: &&Range<u64>| suspect.start < range.end;
-            for suspect in suspects[first..].iter().take_while(meets) {
+            for suspect in suspects[first..].iter().take_while(|s| s.start < range.end) {
                 part.remove(suspect);
             }
             for range in part.to_vec() {

@@ -127,8 +127,7 @@ pub(crate) enum Ended {
     InTheWay(String),
     /// rsync ended because of one file; the run goes on in another way.
     Because(Obstacle),
-    /// Nothing moved for so many seconds, and it was ended; the file that it waited for, where that shows.
-    /// Whoever asks the source's file system now may wait for ever.
+    /// Nothing moved for so many seconds; the file that it waited for, whose file system may not answer.
     StoodStill { still_s: u64, at: Option<PathBuf> },
     /// Anything else; the exit code or signal in words, and the first message that says why.
     Failed { ended: String, message: String },
@@ -431,9 +430,8 @@ impl<'a> Running<'a> {
         progress(self.progress);
     }
 
-    /// A file may become a pipe after rsync has examined it. rsync then waits in `open` until somebody
-    /// writes into the pipe, maybe for ever. A writer that comes and goes at once ends that. On a thread of
-    /// its own: the file that rsync opens may also be one whose file system doesn't answer.
+    /// A file may become a pipe after rsync has examined it. rsync then waits in `open` for a writer; one
+    /// that comes and goes at once ends that. On a thread: that file's file system may not answer at all.
     fn leave_pipe(&mut self, stillness: &Stillness) {
         self.take_found(Duration::ZERO);
         if self.invocation.side != Side::IntoVolume || self.search.is_some() {
