@@ -560,6 +560,7 @@ mod tests {
                 number,
                 until_s,
                 all_before: false,
+                own: false,
             });
         }
         let mut now = Current {

@@ -435,7 +435,7 @@ fn a_lease_is_not_given_back_in_order_with_a_twins_or_one_that_is_not_listed_abo
     let lock = take(&store, &record(here.path())).unwrap();
     let theirs = record(there.path());
     let other = Lock::take_over(&store, &container(), &theirs, owner()).unwrap();
-    other.close_by_word();
+    other.close_by_word(lock::DOOR_S);
     other.confirm(&store).unwrap();
     store.unlisted.lock().unwrap().push(other.file());
     assert_lost(lock.release(&store));

@@ -57,6 +57,7 @@ impl Held {
             lock: Some(lock),
             stale_lock: None,
             highest: None,
+            late_found: late::Found::default(),
         }));
         hold.learn(header.pins(), FILE_BYTES);
         Self {
