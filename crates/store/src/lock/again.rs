@@ -3,7 +3,6 @@
 use std::sync::atomic::Ordering;
 
 use super::beside::beside;
-use super::content::Door;
 use super::seen::{Seen, lock_name};
 use super::{Current, Lock, LockError, counted, read_if_there};
 use crate::record::Token;
@@ -91,14 +90,6 @@ impl Lock {
             || !same(&ours, &next.content.attempt, (0, 0))
             || !same(&below, &before.content.attempt, counters)
         {
-            // The lease that waits for an answer of ours is behind this one.
-            next.content.add_door(Door {
-                number: before.number,
-                until_s: None,
-                all_before: false,
-                own: false,
-            });
-            *self.current() = next;
             return Err(self.lost(&format!("{} was taken over", before.file)));
         }
         *self.current() = next;
