@@ -605,10 +605,6 @@ fn judge(outcome: &Outcome, to: &Path) -> Result<(), SnapshotError> {
             path: escape_path(to),
             folders: vec![folder.clone()],
         }),
-        Ended::StoodStill { still_s, at } => Err(SnapshotError::StoodStill {
-            still_s: *still_s,
-            at: at.as_deref().map(escape_path),
-        }),
         // A restore has none: to it such a file is a failure.
         Ended::Because(_) => Err(SnapshotError::RestoreFailed {
             ended: "stopped".to_owned(),

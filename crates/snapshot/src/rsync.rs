@@ -4,6 +4,7 @@ mod guard;
 mod lines;
 mod messages;
 mod output;
+mod pipe_search;
 mod program;
 mod run;
 mod scope;

@@ -377,12 +377,6 @@ impl Run<'_> {
                     messages: outcome.messages.clone(),
                 });
             }
-            Ended::StoodStill { still_s, at } => {
-                return Err(SnapshotError::StoodStill {
-                    still_s: *still_s,
-                    at: at.as_deref().map(escape_path),
-                });
-            }
             Ended::Failed { ended, message } => {
                 // The reason behind the reason, where there is one.
                 self.sources.check_again()?;

@@ -14,7 +14,6 @@ use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags};
 use rustix::process::{
     Pid, Signal, WaitOptions, kill_process_group, test_kill_process_group, waitpgid,
 };
@@ -22,6 +21,7 @@ use rustix::process::{
 use super::lines::{Line, read_lines};
 use super::messages::{Verdict, judge, printable};
 use super::output::{Item, is_change, item_name, parse_item, parse_progress, take_stat};
+use super::pipe_search::PipeSearch;
 use super::program::Rsync;
 use super::stillness::{STILL_MAX, Stillness};
 use crate::error::{SnapshotError, SpaceKind};
@@ -127,8 +127,6 @@ pub(crate) enum Ended {
     InTheWay(String),
     /// rsync ended because of one file; the run goes on in another way.
     Because(Obstacle),
-    /// Nothing moved for so many seconds; the file that it waited for, whose file system may not answer.
-    StoodStill { still_s: u64, at: Option<PathBuf> },
     /// Anything else; the exit code or signal in words, and the first message that says why.
     Failed { ended: String, message: String },
 }
@@ -244,6 +242,13 @@ impl Rsync {
         };
         wait_for_group(&child);
         followed.map_err(system("read rsync's output"))?;
+        if let Some(stood_still) = running
+            .stood_still
+            .take()
+            .filter(|_| !cancel.is_cancelled())
+        {
+            return Err(stood_still);
+        }
         Ok(running.conclude(status))
     }
 }
@@ -333,9 +338,8 @@ struct Running<'a> {
     killed: bool,
     /// It didn't end when it was killed: it waits in the kernel.
     not_killed: bool,
-    stood_still: Option<(u64, Option<PathBuf>)>,
-    /// A search for a pipe that is under way.
-    search: Option<Receiver<Option<PathBuf>>>,
+    stood_still: Option<SnapshotError>,
+    search: PipeSearch,
 }
 
 impl<'a> Running<'a> {
@@ -368,7 +372,7 @@ impl<'a> Running<'a> {
             killed: false,
             not_killed: false,
             stood_still: None,
-            search: None,
+            search: PipeSearch::default(),
         }
     }
 
@@ -408,14 +412,17 @@ impl<'a> Running<'a> {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            if examined.elapsed() >= PIPE_INTERVAL {
+            if self.invocation.side == Side::IntoVolume && examined.elapsed() >= PIPE_INTERVAL {
                 examined = Instant::now();
-                self.leave_pipe(&stillness);
+                self.search.go_on(&stillness, &mut self.pipes);
             }
             self.progress.still_s = stillness.told_s();
             let still = stillness.still();
             if still >= self.invocation.still_max && self.stood_still.is_none() {
-                self.stood_still = Some((still.as_secs(), stillness.file_waited_for()));
+                self.stood_still = Some(SnapshotError::StoodStill {
+                    still_s: still.as_secs(),
+                    at: stillness.file_waited_for().as_deref().map(escape_path),
+                });
             }
             if told.elapsed() >= POLL {
                 told = Instant::now();
@@ -426,40 +433,8 @@ impl<'a> Running<'a> {
                 break;
             }
         }
-        self.take_found(Duration::from_secs(1));
+        self.search.take(Duration::from_secs(1), &mut self.pipes);
         progress(self.progress);
-    }
-
-    /// A file may become a pipe after rsync has examined it. rsync then waits in `open` for a writer; one
-    /// that comes and goes at once ends that. On a thread: that file's file system may not answer at all.
-    fn leave_pipe(&mut self, stillness: &Stillness) {
-        self.take_found(Duration::ZERO);
-        if self.invocation.side != Side::IntoVolume || self.search.is_some() {
-            return;
-        }
-        let process = stillness.process();
-        let (to, found) = sync_channel(1);
-        let search = move || {
-            let pipe = Stillness::pipe_waited_for(process).filter(|pipe| {
-                let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                // Fails only where rsync waits no more.
-                rustix::fs::open(pipe, flags, Mode::empty()).is_ok()
-            });
-            let _ = to.send(pipe);
-        };
-        let started = std::thread::Builder::new().spawn(search);
-        self.search = started.is_ok().then_some(found);
-    }
-
-    /// Takes what a search for a pipe has found, within this time.
-    fn take_found(&mut self, limit: Duration) {
-        let Some(found) = &self.search else { return };
-        match found.recv_timeout(limit) {
-            Err(RecvTimeoutError::Timeout) => return,
-            Ok(Some(pipe)) if !self.pipes.contains(&pipe) => self.pipes.push(pipe),
-            Ok(_) | Err(RecvTimeoutError::Disconnected) => {}
-        }
-        self.search = None;
     }
 
     fn stop_if_wanted(&mut self, child: &Child) {
@@ -616,8 +591,6 @@ impl<'a> Running<'a> {
             Ended::Full(full)
         } else if self.cancel.is_cancelled() && !status.success() {
             Ended::Cancelled
-        } else if let Some((still_s, at)) = self.stood_still.clone() {
-            Ended::StoodStill { still_s, at }
         } else if let Some(folder) = self.in_the_way.clone() {
             Ended::InTheWay(folder)
         } else if let Some(obstacle) = self.obstacle.clone() {
