@@ -535,5 +535,19 @@ fn a_name_that_a_server_only_says_it_gave_is_no_success() {
     assert!(text.contains("the server answered that"), "{text}");
     assert!(!machine.path(CONTAINER).exists());
     assert_eq!(served(&machine, &init(CONTAINER)).code, 0);
+    machine.write("src/a", "alpha\n");
+    let backup = ["backup", CONTAINER, "--name", "home", "src"];
+    assert_eq!(served(&machine, &backup).code, 0);
+    // The old file keeps the name, and the container stays as it is.
+    let trimmed = forgetful.run(0, "renames", &["trim", CONTAINER, "--rewrite"]);
+    assert_eq!(trimmed.code, 13, "{}", trimmed.whole());
+    assert_eq!(served(&machine, &["check", CONTAINER]).code, 0);
+    assert_eq!(served(&machine, &backup).code, 0);
+    // A copy whose name was not given, and so no move.
+    fs::rename(machine.path(CONTAINER), machine.path("store/y.luks")).unwrap();
+    let copy = ["copy", "store/y.luks", CONTAINER, "--move"];
+    let copied = forgetful.run(0, "renames", &copy);
+    assert_eq!(copied.code, 13, "{}", copied.whole());
+    assert!(machine.path("store/y.luks").exists());
     machine.nothing_is_left();
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use sprat_luks::{Header, SectorCipher, UnlockOptions};
 use sprat_store::copy::{self, CopyError, CopyIdentity, CopyLeft, CopyNote, CopySides, CopyStage};
-use sprat_store::{Access, ReadClass, Store, StoreErrorKind, StoreFile};
+use sprat_store::{Access, FileName, ReadClass, Store, StoreErrorKind, StoreFile};
 
 use super::super::options::{PinPolicy, SessionOptions};
 use super::super::volume_process::connection::HeaderBytes;
@@ -13,7 +13,7 @@ use super::attempt::{Made, Source, Stores, flush_folder, remove_if_there, stat_i
 use super::refusals::{of_copy, too_little_space};
 use super::watch::Watch;
 use super::{CopyObserver, CopyPhase, Job, finding};
-use crate::{Failure, own_names, pinned, state};
+use crate::{Exit, Failure, own_names, pinned, state};
 
 impl Job<'_> {
     /// Opens the source and judges its header. A source that is older than this machine knows it is
@@ -87,6 +87,29 @@ impl Job<'_> {
         );
         observer.tell(&text, true);
         Ok(())
+    }
+
+    /// A server may answer that it renamed, and not have done it: with `--move` the source would go.
+    fn check_named(
+        &self,
+        store: &dyn Store,
+        unfinished: &FileName,
+        source: &Source,
+    ) -> Result<(), Failure> {
+        let named = stat_if_there(store, self.destination.name())?;
+        let is_named = named.is_some_and(|stat| stat.len == source.stat.len);
+        if is_named && stat_if_there(store, unfinished)?.is_none() {
+            return Ok(());
+        }
+        let to = &self.options.destination.target;
+        Err(Failure::new(
+            Exit::Damaged,
+            format!("the server answered that {to} has its name, and it has not"),
+        )
+        .with_hint(
+            "nothing was removed. The server there can't be relied on: check its disk and its \
+             software",
+        ))
     }
 
     /// Copies to the unfinished name and reads back.
@@ -262,6 +285,10 @@ impl Job<'_> {
                 return Err(self.last_word(self.exists_already()));
             }
             other => other?,
+        }
+        if let Err(failure) = self.check_named(store, &unfinished, source) {
+            self.put_pins_back()?;
+            return Err(failure);
         }
         (self.named, self.under_way) = (true, false);
         flush_folder(store, observer)?;

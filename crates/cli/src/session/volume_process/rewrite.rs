@@ -408,6 +408,7 @@ pub(super) fn swap(hold: &Hold, stop: &Stop) -> Result<(), Failure> {
         hold.all_settled()?;
     }
     renamed?;
+    check_renamed(&*store, &new_name, hold)?;
     match store.flush_folder() {
         Err(error) if error.kind() != StoreErrorKind::Unsupported => {
             return Err(Failure::from(&error));
@@ -416,6 +417,28 @@ pub(super) fn swap(hold: &Hold, stop: &Stop) -> Result<(), Failure> {
     }
     hold.all_settled()?;
     Ok(())
+}
+
+/// A server may answer that it renamed, and not have done it.
+fn check_renamed(store: &dyn Store, new_name: &FileName, hold: &Hold) -> Result<(), Failure> {
+    match store.stat(new_name) {
+        Err(error) if error.kind() == StoreErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error.into()),
+        Ok(_) => {
+            hold.all_settled()?;
+            Err(Failure::new(
+                Exit::Damaged,
+                format!(
+                    "the server answered that the rewritten file took the place of {}, and it has not",
+                    hold.file_name()
+                ),
+            )
+            .with_hint(
+                "the container is as it was before, and the next session removes the rewritten file. \
+                 The server can't be relied on: check its disk and its software",
+            ))
+        }
+    }
 }
 
 #[cfg(test)]
