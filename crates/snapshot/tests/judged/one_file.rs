@@ -552,10 +552,10 @@ fn objects_of_somebody_else_in_the_volume_stop_no_run() {
 }
 
 /// A tmpfs.
-struct Memory(std::path::PathBuf);
+struct Memory(PathBuf);
 
 impl Memory {
-    fn mounted(at: std::path::PathBuf) -> Self {
+    fn mounted(at: PathBuf) -> Self {
         fs::create_dir(&at).unwrap();
         folder::run("mount", &["-t", "tmpfs", "memory", at.to_str().unwrap()]);
         Self(at)
@@ -603,15 +603,15 @@ fn a_file_whose_attributes_do_not_fit_is_stored_once_and_reported_each_time() {
     };
     let (first, _) = take();
     let (second, stats) = take();
-    assert_eq!(folder::inode(&first), folder::inode(&second));
+    assert_eq!(inode(&first), inode(&second));
     assert_eq!((stats.transferred, stats.regular_files), (0, 2));
     let (third, stats) = take();
-    assert_eq!(folder::inode(&first), folder::inode(&third));
+    assert_eq!(inode(&first), inode(&third));
     assert_eq!(stats.transferred, 0);
     // What changed is stored again.
-    sprat_testkit::tree::set_mode(&file, 0o600).unwrap();
+    set_mode(&file, 0o600).unwrap();
     let (fourth, stats) = take();
-    assert_ne!(folder::inode(&first), folder::inode(&fourth));
+    assert_ne!(inode(&first), inode(&fourth));
     assert_eq!(stats.transferred, 1);
     // No pattern of the job is got round.
     spec.excludes = vec!["/**/file".to_owned()];

@@ -326,6 +326,7 @@ mod tests {
                 number: 7,
                 until_s,
                 all_before: false,
+                own: false,
             });
             lease.doors[0].until_s
         };
