@@ -444,7 +444,8 @@ impl<'a> Running<'a> {
             None if self.cancel.is_cancelled()
                 || self.full.is_some()
                 || self.in_the_way.is_some()
-                || self.stood_still.is_some() =>
+                || self.stood_still.is_some()
+                || self.link_refused() =>
             {
                 signal_group(child, Signal::TERM);
                 self.asked_to_stop = Some(Instant::now());
@@ -458,6 +459,15 @@ impl<'a> Running<'a> {
             }
             _ => {}
         }
+    }
+
+    /// rsync may loop for ever after a link that it could not make.
+    fn link_refused(&self) -> bool {
+        let obstacle = &self.obstacle;
+        matches!(
+            obstacle,
+            Some(Obstacle::TooManyLinks(_) | Obstacle::LinkRefused)
+        )
     }
 
     fn take_out(&mut self, line: &[u8]) {
