@@ -20,9 +20,9 @@ pub const PAYLOAD_BYTES: u64 = 16 << 20;
 pub fn with_two_snapshots() -> Machine {
     let machine = Machine::new();
     machine.init(&[CONTAINER, "--size", "256M"]);
-    machine.write("src/a", "alpha\n");
-    machine.write("src/folder/victim", vec![b'v'; 100_000]);
-    machine.write("src/folder/other", vec![b'o'; 50_000]);
+    machine.write_old("src/a", "alpha\n");
+    machine.write_old("src/folder/victim", vec![b'v'; 100_000]);
+    machine.write_old("src/folder/other", vec![b'o'; 50_000]);
     for _ in 0..2 {
         // A snapshot's name is a whole second, and nobody can tell what changed within it.
         std::thread::sleep(std::time::Duration::from_millis(1100));

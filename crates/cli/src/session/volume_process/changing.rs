@@ -388,10 +388,13 @@ impl<'w> Work<'w> {
         self.write(writes)
     }
 
-    /// Keeps it as the newest, and tells where slots are not what they were.
+    fn keep_quietly(&self, header: &Header, going: Option<u32>) -> Result<Kept, Failure> {
+        kept_header::keep_newest(&self.filed(header), header, &self.bytes(), going)
+    }
+
+    /// Keeps it as the newest, and warns where slots are not what they were.
     fn keep_newest(&self, header: &Header, going: Option<u32>) -> Result<PathBuf, Failure> {
-        let kept = kept_header::keep_newest(&self.filed(header), header, &self.bytes(), going)?;
-        let Kept { path, aside } = kept;
+        let Kept { path, aside } = self.keep_quietly(header, going)?;
         if let Some(aside) = aside {
             self.say.notice(Notice::SlotsDiffer {
                 gone: aside.gone,
@@ -439,7 +442,11 @@ impl<'w> Work<'w> {
     fn report(&self, done: &Done, mark: Option<String>) -> Result<HeaderChanged, Failure> {
         let header = self.read_again()?;
         let removed = mark.as_ref().map(|_| done.slot);
-        let kept = self.keep_newest(&header, removed);
+        // After a restore it was shown before what goes, and what goes is kept.
+        let kept = match &done.replaced {
+            Some(_) => self.keep_quietly(&header, removed).map(|kept| kept.path),
+            None => self.keep_newest(&header, removed),
+        };
         let slots = header.slots();
         let slot = slots.iter().find(|slot| slot.number == done.slot);
         let mark = mark.or_else(|| Some(slot?.mark.clone()));
