@@ -68,7 +68,7 @@ impl Machine {
         let file = fs::File::options()
             .write(true)
             .open(self.write(name, content));
-        let hour_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+        let hour_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
         file.unwrap().set_modified(hour_ago).unwrap();
     }
 
