@@ -140,6 +140,84 @@ fn without_a_shell_all_is_read_and_holes_stay_holes() {
     assert!(allocated(&to) <= allocated(&from) + (1 << 20));
 }
 
+/// An account of SFTP alone, and a container of 1 GiB with one snapshot that was pruned and one that stays.
+fn behind_sftp_alone() -> Remote {
+    let options = SshdOptions {
+        internal_sftp: true,
+        config_lines: vec!["ForceCommand internal-sftp".to_owned()],
+        ..SshdOptions::default()
+    };
+    let machine = seeded();
+    fs::remove_file(machine.path("src/large")).unwrap();
+    machine.write("src/small", "what stays");
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    assert_eq!(machine.backup(&[]).code, 0);
+    let keep = ["--job", "home", "--keep-last", "1"];
+    ok(machine.sprat(&[&["prune", CONTAINER], &keep[..]].concat()));
+    Remote::with(machine, &options)
+}
+
+#[test]
+fn without_a_shell_the_file_system_inside_says_what_is_in_use() {
+    requires!(needs::root(), sshd::missing());
+    let remote = behind_sftp_alone();
+    let machine = &remote.machine;
+    let key = ["--key-file", "config/keys/x.key"];
+    let to = machine.path("server/x.luks");
+    let copy = ["copy", "TARGET", "server/x.luks", "--json"];
+    let copied = ok(remote.sprat(&[&key[..], &copy].concat())).json();
+    assert_eq!(copied["holes_by"], "file_system", "{copied}");
+    let read = copied["read_bytes"].as_u64().unwrap();
+    assert!(read < 120 << 20, "{read} bytes of 1 GiB were read");
+    // What was pruned is not in the copy, and what stays is.
+    let (source, copy) = (allocated(&machine.path(CONTAINER)), allocated(&to));
+    assert!(copy + (8 << 20) < source, "{copy} of {source}");
+    ok(machine.sprat(&[&key[..], &["check", "server/x.luks", "--read-data"]].concat()));
+    ok(machine.sprat(
+        &[
+            &key[..],
+            &["restore", "server/x.luks", "home", "--to", "out"],
+        ]
+        .concat(),
+    ));
+    let back = machine
+        .path("out")
+        .join(machine.path("src").strip_prefix("/").unwrap());
+    let same = Command::new("diff")
+        .arg("-r")
+        .arg(machine.path("src"))
+        .arg(back)
+        .status();
+    assert!(same.unwrap().success());
+    ok(machine.sprat(
+        &[
+            &key[..],
+            &["backup", "server/x.luks", "--name", "home", "src"],
+        ]
+        .concat(),
+    ));
+    machine.nothing_is_left();
+}
+
+#[test]
+fn a_file_system_that_does_not_prove_itself_is_copied_as_a_whole() {
+    requires!(needs::root(), sshd::missing());
+    let remote = behind_sftp_alone();
+    let machine = &remote.machine;
+    // One sector among the group descriptors, behind the header's 16 MiB.
+    let file = fs::File::options()
+        .write(true)
+        .open(machine.path(CONTAINER));
+    std::os::unix::fs::FileExt::write_all_at(&file.unwrap(), &[0x5A; 512], (16 << 20) + 4096)
+        .unwrap();
+    let key = ["--key-file", "config/keys/x.key"];
+    let copy = ["copy", "TARGET", "server/x.luks", "--json"];
+    let copied = ok(remote.sprat(&[&key[..], &copy].concat()));
+    assert_eq!(copied.json()["holes_by"], "zeros");
+    let (from, to) = (machine.path(CONTAINER), machine.path("server/x.luks"));
+    assert!(same_bytes(&from, &to));
+}
+
 #[test]
 fn copy_never_overwrites_and_never_touches_what_is_in_use() {
     requires!(needs::root());

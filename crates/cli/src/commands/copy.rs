@@ -18,13 +18,19 @@ pub(super) fn run(context: &Context, args: &CopyArgs) -> Result<Exit, Failure> {
     let source = context.resolve(&args.source)?;
     let destination = context.resolve(&args.destination)?;
     let source_options = context.session_options(&source, Access::ReadOnly)?;
-    // A copy needs no key: nobody is asked for one.
-    let has_key = source.secret != SecretSource::Terminal
-        && matches!(source_options.pins, PinPolicy::Known(_));
+    // A copy needs no key: nobody is asked for one, and one that is only found comes near no header that
+    // is not known.
+    let source_key = if context.named_source()?.is_some() {
+        Some(context.fetch(&source.secret)?)
+    } else if source.secret == SecretSource::Terminal
+        || matches!(source_options.pins, PinPolicy::TrustOnce)
+    {
+        None
+    } else {
+        context.fetch(&source.secret).ok()
+    };
     let options = CopyOptions {
-        source_key: has_key
-            .then(|| context.fetch(&source.secret).ok())
-            .flatten(),
+        source_key,
         source: source_options,
         destination: context.session_options(&destination, Access::ReadOnly)?,
         remove_source: args.remove_source,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::Builder;
 use std::time::Instant;
 
-use sprat_luks::Pins;
+use sprat_luks::{Header, Pins};
 use sprat_store::copy::{CopyNote, CopyProgress, CopyStage};
 use sprat_store::{FileName, FileStat, Store, StoreError, StoreErrorKind, StoreFile};
 
@@ -26,6 +26,7 @@ pub(super) struct Stores {
 pub(super) struct Source {
     pub file: Arc<dyn StoreFile>,
     pub stat: FileStat,
+    pub header: Header,
     pub pins: Pins,
 }
 

@@ -184,11 +184,12 @@ impl Job<'_> {
         self.source.held.still_ours(store)?;
         self.destination.held.still_ours(&*stores.destination)?;
         let file = store.open(aside, Access::ReadOnly)?;
-        let pins = Header::load(&HeaderBytes(&*file))?.pins();
+        let header = Header::load(&HeaderBytes(&*file))?;
         let now = Source {
             stat: file.stat()?,
             file,
-            pins,
+            pins: header.pins(),
+            header,
         };
         let unchanged = self.is_as_copied(&now)?;
         if !unchanged || stat_if_there(store, self.source.name())?.is_some() {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use sprat_store::copy::{DataMap, read_remote_map};
 use sprat_store::{FileStat, ReadClass, SshTarget, StoreError, StoreFile};
 
-use super::{CopyObserver, HolesBy};
+use super::{CopyObserver, HolesBy, in_use};
 use crate::environment;
 use crate::output::text;
 use crate::session::SessionOptions;
@@ -20,6 +20,9 @@ const HEADER_BYTES: u64 = 32 << 10;
 const HOLES_READ: u64 = 16;
 /// Below this, reading all of it is not worth a word.
 const WORTH_A_WORD_BYTES: u64 = 1 << 30;
+/// What to do about it.
+const OFFER: &str = ". With the source's key (--key-file, --passphrase-file) only what the file system inside \
+     uses is read: Ctrl-C, and the same command with the key goes on from here";
 /// What is read to tell how fast the line is.
 const TRIAL_BYTES: usize = 8 << 20;
 
@@ -28,6 +31,7 @@ pub(super) fn find(
     options: &SessionOptions,
     file: &dyn StoreFile,
     stat: &FileStat,
+    opened: Option<&in_use::Opened<'_>>,
     observer: &mut dyn CopyObserver,
 ) -> Result<(Option<DataMap>, HolesBy), StoreError> {
     if let Ok(map) = DataMap::of(file) {
@@ -54,13 +58,23 @@ pub(super) fn find(
             }
         }
     };
+    let (why, offer) = match opened {
+        Some(opened) => match in_use::map(opened, file)? {
+            Ok(map) => return Ok((Some(map), HolesBy::FileSystem)),
+            Err(reason) => (
+                format!("{why}; by the file system inside neither: {reason}"),
+                "",
+            ),
+        },
+        None => (why, OFFER),
+    };
     if stat.len > WORTH_A_WORD_BYTES {
         let rate = trial(file, stat.len)?;
         let seconds = stat.len / rate.max(1);
         observer.tell(
             &format!(
                 "it can't be told which parts of the source are in use ({why}), so all {} are \
-                 read; blocks of zeros are not sent on. At present that takes about {}",
+                 read; blocks of zeros are not sent on. At present that takes about {}{offer}",
                 text::bytes(stat.len),
                 text::duration(Duration::from_secs(seconds)),
             ),

@@ -12,7 +12,7 @@ use super::super::volume_process::connection::HeaderBytes;
 use super::attempt::{Made, Source, Stores, flush_folder, remove_if_there, stat_if_there};
 use super::refusals::{of_copy, too_little_space};
 use super::watch::Watch;
-use super::{CopyObserver, CopyPhase, Job, finding};
+use super::{CopyObserver, CopyPhase, Job, finding, in_use};
 use crate::{Exit, Failure, own_names, pinned, state};
 
 impl Job<'_> {
@@ -47,6 +47,7 @@ impl Job<'_> {
         Ok(Source {
             stat: file.stat()?,
             pins: header.pins(),
+            header,
             file,
         })
     }
@@ -129,8 +130,18 @@ impl Job<'_> {
         };
         let destination = self.unfinished(&*stores.destination, source, identity, observer)?;
         observer.phase(CopyPhase::Mapping);
+        let from = &self.options.source;
+        let opened = self
+            .options
+            .source_key
+            .as_ref()
+            .map(|secret| in_use::Opened {
+                header: &source.header,
+                secret,
+                last: state::opened_last(&from.state_dir, &from.target, &source.pins.uuid),
+            });
         let (map, holes_by) =
-            finding::find(&self.source.options, &*source.file, &source.stat, observer)?;
+            finding::find(from, &*source.file, &source.stat, opened.as_ref(), observer)?;
         let Some(note) = &mut self.note else {
             unreachable!("it was begun with the unfinished file");
         };

@@ -1,13 +1,15 @@
 //! `sprat copy`: a container as it is, from one store to another.
 //!
 //! Nothing is mounted. No key is needed; where there is one at hand, the first block of the volume is
-//! decrypted to tell an older state from the newest. So one process does it all: both locks, both
+//! decrypted to tell an older state from the newest, and the file system's bitmaps, where nothing else
+//! says where the container holds data. So one process does it all: both locks, both
 //! connections, and `sprat_store::copy` between them. What has arrived is noted in the state
 //! folder; the destination bears another name until all of it was read back.
 
 mod attempt;
 mod ending;
 mod finding;
+mod in_use;
 mod making;
 mod refusals;
 mod returning;
@@ -44,8 +46,8 @@ pub struct CopyOptions {
     /// How the destination is reached, and what is pinned of what has its name already; `access`
     /// is not looked at.
     pub destination: SessionOptions,
-    /// Opens the source, to tell whether it is the newest state that this machine knows; `None`:
-    /// nothing is known, or the key can't be had without a question.
+    /// Opens the source, to tell whether it is the newest state that this machine knows, and which of
+    /// its blocks are in use; `None`: the key can't be had without a question.
     pub source_key: Option<Secret>,
     /// Remove the source once the destination is whole, read back and durable.
     pub remove_source: bool,
@@ -76,6 +78,8 @@ pub enum HolesBy {
     Allocation,
     /// The server's shell told.
     ServerShell,
+    /// The bitmaps of the file system inside told, which the key opens.
+    FileSystem,
     /// All of the file was read.
     Zeros,
     /// Nothing was left to be copied.

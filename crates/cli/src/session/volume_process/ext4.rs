@@ -4,6 +4,8 @@
 //! Layout: Documentation/filesystems/ext4/{super,group_descr,journal}.rst. Foreign bytes: whatever
 //! does not look as it must gives an error, or no range.
 
+mod in_use;
+
 use std::ops::Range;
 
 const BLOCK: u64 = 4096;
@@ -23,16 +25,16 @@ const BG_BLOCK_UNINIT: u16 = 2;
 const BG_INODE_ZEROED: u16 = 4;
 
 /// The super block, as far as it is used.
-pub(super) struct Super {
+pub(in crate::session) struct Super {
     block: Vec<u8>,
 }
 
 /// Fills the second argument from an offset of the volume, in plaintext.
-pub(super) type Read<'r> = dyn FnMut(u64, &mut [u8]) -> Result<(), String> + 'r;
+pub(in crate::session) type Read<'r> = dyn FnMut(u64, &mut [u8]) -> Result<(), String> + 'r;
 
 impl Super {
     /// Reads it; an error where there is no ext4.
-    pub(super) fn read(read: &mut Read<'_>) -> Result<Self, String> {
+    pub(in crate::session) fn read(read: &mut Read<'_>) -> Result<Self, String> {
         let mut first = vec![0; 4096];
         read(0, &mut first)?;
         let block = first.split_off(1024);
@@ -86,31 +88,55 @@ impl Super {
     /// (`bg_itable_unused`), where the table was not zeroed: nobody reads it before writing it. And
     /// the bitmaps that were never written, 8 KiB for each 128 MiB: 320 MiB of 5 TiB.
     fn unused_inode_tables(&self, read: &mut Read<'_>) -> Result<Vec<Range<u64>>, String> {
-        let (blocks_per_group, inodes_per_group) = (self.u32(0x20), self.u32(0x28));
-        let inode_bytes = u64::from(self.u16(0x58));
-        let descriptor_bytes = match self.u32(0x60) & INCOMPAT_64BIT {
-            0 => 32,
-            _ => usize::from(self.u16(0xfe)),
-        };
         let known = self.u32(0x64) & RO_COMPAT_METADATA_CSUM != 0
             && self.u32(0x5c) & COMPAT_SPARSE_SUPER2 == 0
-            && blocks_per_group > 0
-            && (32..=1024).contains(&descriptor_bytes)
-            && descriptor_bytes.is_power_of_two()
-            && (128..=4096).contains(&inode_bytes);
+            && self.u32(0x20) > 0
+            && self.descriptor_bytes().is_some()
+            && (128..=4096).contains(&self.u16(0x58));
         if !known {
             return Ok(Vec::new());
         }
-        let groups = self.blocks().div_ceil(u64::from(blocks_per_group));
+        let (inodes_per_group, inode_bytes) = (self.u32(0x28), u64::from(self.u16(0x58)));
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        self.each_descriptor(read, &mut |_, descriptor| {
+            let table = unused_of(descriptor, inodes_per_group, inode_bytes);
+            let unused = table.into_iter().chain(unwritten_bitmaps(descriptor));
+            ranges.extend(unused.filter(|range| range.end <= self.blocks() * BLOCK));
+        })?;
+        Ok(ranges)
+    }
+
+    /// Bytes of a group's descriptor; `None` where that is none that there can be.
+    fn descriptor_bytes(&self) -> Option<usize> {
+        let bytes = match self.u32(0x60) & INCOMPAT_64BIT {
+            0 => 32,
+            _ => usize::from(self.u16(0xfe)),
+        };
+        ((32..=1024).contains(&bytes) && bytes.is_power_of_two()).then_some(bytes)
+    }
+
+    fn groups(&self) -> u64 {
+        self.blocks().div_ceil(u64::from(self.u32(0x20)).max(1))
+    }
+
+    /// Reads the descriptors of all groups; one that does not match its checksum is an error.
+    fn each_descriptor(
+        &self,
+        read: &mut Read<'_>,
+        meet: &mut dyn FnMut(u64, &[u8]),
+    ) -> Result<(), String> {
+        let Some(descriptor_bytes) = self.descriptor_bytes() else {
+            return Err("the super block has an impossible size of descriptors".to_owned());
+        };
+        let groups = self.groups();
         if groups > GROUPS_MAX {
             return Err("the super block tells an impossible size".to_owned());
         }
         let per_block = 4096 / descriptor_bytes as u64;
         let seed = self.checksum_seed();
-        let mut ranges: Vec<Range<u64>> = Vec::new();
         let mut table = vec![0; 4096];
         for number in 0..groups.div_ceil(per_block) {
-            let at = self.descriptor_block(number, per_block, u64::from(blocks_per_group));
+            let at = self.descriptor_block(number, per_block, u64::from(self.u32(0x20)));
             read(at * BLOCK, &mut table)?;
             for (slot, descriptor) in table.chunks_exact(descriptor_bytes).enumerate() {
                 let group = number * per_block + slot as u64;
@@ -120,12 +146,16 @@ impl Super {
                 if !checksum_fits(descriptor, seed, group) {
                     return Err(format!("the descriptor of block group {group} is damaged"));
                 }
-                let table = unused_of(descriptor, inodes_per_group, inode_bytes);
-                let unused = table.into_iter().chain(unwritten_bitmaps(descriptor));
-                ranges.extend(unused.filter(|range| range.end <= self.blocks() * BLOCK));
+                meet(group, descriptor);
             }
         }
-        Ok(ranges)
+        Ok(())
+    }
+
+    /// Whether a group begins with a copy of the super block.
+    fn has_super(&self, group: u64) -> bool {
+        let sparse = self.u32(0x64) & RO_COMPAT_SPARSE_SUPER != 0;
+        !sparse || group <= 1 || [3, 5, 7].iter().any(|base| is_power(group, *base))
     }
 
     /// Where the descriptors' block `number` lies (`descriptor_loc` in fs/ext4/super.c).
@@ -135,10 +165,7 @@ impl Super {
             return 1 + number;
         }
         let group = number * per_block;
-        let sparse = self.u32(0x64) & RO_COMPAT_SPARSE_SUPER != 0;
-        let has_super =
-            !sparse || group <= 1 || [3, 5, 7].iter().any(|base| is_power(group, *base));
-        group * blocks_per_group + u64::from(has_super)
+        group * blocks_per_group + u64::from(self.has_super(group))
     }
 
     fn checksum_seed(&self) -> u32 {

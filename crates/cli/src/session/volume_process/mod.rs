@@ -7,7 +7,7 @@ mod cache;
 mod changing;
 pub(super) mod connection;
 mod device;
-mod ext4;
+pub(super) mod ext4;
 mod hold;
 mod knowledge;
 mod late;

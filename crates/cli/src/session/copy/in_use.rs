@@ -1,0 +1,134 @@
+//! Asks the file system inside the container which of its blocks are in use: for a source of which nothing
+//! else says where it holds data.
+
+use std::collections::BTreeMap;
+
+use sprat_luks::{Header, LuksError, Secret, SectorCipher, UnlockOptions};
+use sprat_store::copy::DataMap;
+use sprat_store::{ReadClass, StoreError, StoreFile};
+
+use super::super::volume_process::connection::HeaderBytes;
+use super::super::volume_process::ext4::Super;
+
+/// Read at once: bitmaps and descriptors of ext4 lie side by side, 4 KiB each.
+const CHUNK_BYTES: u64 = 1 << 20;
+/// Chunks that are kept.
+const CHUNKS_MAX: usize = 16;
+
+/// A container and what opens it.
+pub(super) struct Opened<'a> {
+    pub header: &'a Header,
+    pub secret: &'a Secret,
+    /// The key slot that opened it the last time.
+    pub last: Option<u32>,
+}
+
+/// The header, and all blocks that the file system says are in use. The inner error says why that is not
+/// known.
+pub(super) fn map(
+    opened: &Opened<'_>,
+    file: &dyn StoreFile,
+) -> Result<Result<DataMap, String>, StoreError> {
+    let mut plain = match Plain::open(opened, file) {
+        Ok(plain) => plain,
+        Err(error) => return Ok(Err(error.to_string())),
+    };
+    let len = file.len()?;
+    let found = plain.ranges();
+    if let Some(error) = plain.failed {
+        return Err(error);
+    }
+    let offset = plain.offset;
+    Ok(found.map(|ranges| {
+        let mut map = DataMap::empty(len);
+        map.add(0..offset);
+        for range in ranges {
+            map.add(offset + range.start..offset + range.end);
+        }
+        map
+    }))
+}
+
+/// The volume in plaintext.
+struct Plain<'a> {
+    file: &'a dyn StoreFile,
+    cipher: SectorCipher,
+    offset: u64,
+    len: u64,
+    chunks: BTreeMap<u64, Vec<u8>>,
+    /// The source could not be read.
+    failed: Option<StoreError>,
+}
+
+impl<'a> Plain<'a> {
+    fn open(opened: &Opened<'_>, file: &'a dyn StoreFile) -> Result<Self, LuksError> {
+        let (source, options) = (
+            HeaderBytes(file),
+            UnlockOptions::beginning_with(opened.last),
+        );
+        let (_, key) = opened
+            .header
+            .unlock_within(&source, opened.secret, &options)?;
+        let payload = opened
+            .header
+            .geometry(sprat_luks::HeaderRead::len(&source).unwrap_or(0))?;
+        Ok(Self {
+            file,
+            cipher: SectorCipher::new(&key, opened.header)?,
+            offset: payload.offset_bytes,
+            len: payload.len_bytes,
+            chunks: BTreeMap::new(),
+            failed: None,
+        })
+    }
+
+    fn ranges(&mut self) -> Result<Vec<std::ops::Range<u64>>, String> {
+        let len = self.len;
+        let mut read = |at: u64, buf: &mut [u8]| self.read(at, buf);
+        let ranges = Super::read(&mut read)?.in_use(&mut read)?;
+        match ranges.last() {
+            Some(last) if last.end > len => {
+                Err("the file system is larger than the container".to_owned())
+            }
+            None => Err("the file system holds nothing".to_owned()),
+            _ => Ok(ranges),
+        }
+    }
+
+    /// Whole blocks of 4096 bytes, none of them over the end of a chunk.
+    fn read(&mut self, at: u64, buf: &mut [u8]) -> Result<(), String> {
+        let beyond = || "the file system points beyond the container".to_owned();
+        let chunk = at / CHUNK_BYTES;
+        if !self.chunks.contains_key(&chunk) {
+            let start = chunk * CHUNK_BYTES;
+            let len = self
+                .len
+                .checked_sub(start)
+                .ok_or_else(beyond)?
+                .min(CHUNK_BYTES);
+            let mut bytes = vec![0; usize::try_from(len).map_err(|_| beyond())?];
+            let read = self
+                .file
+                .read_at(self.offset + start, &mut bytes, ReadClass::Ahead);
+            read.map_err(|error| {
+                let text = error.to_string();
+                self.failed.get_or_insert(error);
+                text
+            })?;
+            self.cipher
+                .decrypt(start, &mut bytes)
+                .map_err(|error| error.to_string())?;
+            if self.chunks.len() >= CHUNKS_MAX {
+                self.chunks.pop_first();
+            }
+            self.chunks.insert(chunk, bytes);
+        }
+        let from = usize::try_from(at % CHUNK_BYTES).map_err(|_| beyond())?;
+        let bytes = self
+            .chunks
+            .get(&chunk)
+            .and_then(|bytes| bytes.get(from..from + buf.len()));
+        buf.copy_from_slice(bytes.ok_or_else(beyond)?);
+        Ok(())
+    }
+}
