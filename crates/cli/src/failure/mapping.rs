@@ -59,7 +59,12 @@ fn store_hint(kind: StoreErrorKind) -> Option<&'static str> {
              there, `sprat prune` works on a full disk, too. Then run the same command again: it goes \
              on where it stopped"
         }
-        StoreErrorKind::ReadOnly | StoreErrorKind::PermissionDenied => {
+        StoreErrorKind::ReadOnly => {
+            "finished snapshots are unharmed. The server's file system is mounted read-only; a kernel does \
+             that by itself after an error of the disk. Look there (dmesg, mount) before the next backup. \
+             `restore` and `mount` work as it is"
+        }
+        StoreErrorKind::PermissionDenied => {
             "nothing was changed. Check who owns the folder and whether the account may write; \
              `restore` and `mount` also work on a read-only account"
         }
@@ -83,8 +88,10 @@ fn store_hint(kind: StoreErrorKind) -> Option<&'static str> {
              passphrase works only from an agent (ssh-add), which a timer does not have: make one without"
         }
         StoreErrorKind::HostKey => {
-            "log in once with `ssh HOST` and compare the fingerprint. If the server's key has \
-             changed and nobody told you why, don't go on"
+            "nothing was sent. Get the fingerprint of the server's key by another way (its provider, its \
+             console) and compare it. Only where it is the same: for a server that is new here, log in once \
+             with `ssh HOST`; for one whose key was changed, remove the old key first (`ssh-keygen -R HOST`). \
+             If nobody can say why it changed, don't go on: somebody else may answer"
         }
         _ => return None,
     })

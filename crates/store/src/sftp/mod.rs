@@ -166,6 +166,16 @@ impl SftpStore {
     }
 }
 
+impl SftpStore {
+    /// A file system that turned read-only refuses an open for writing with a bare FAILURE, too.
+    fn explain_opened(&self, error: StoreError, access: Access) -> StoreError {
+        match access {
+            Access::ReadOnly => error,
+            Access::ReadWrite => self.session.explain(error),
+        }
+    }
+}
+
 impl Store for SftpStore {
     fn describe(&self) -> String {
         self.session.describe()
@@ -182,7 +192,10 @@ impl Store for SftpStore {
     }
 
     fn open(&self, name: &FileName, access: Access) -> Result<Arc<dyn StoreFile>, StoreError> {
-        Ok(Arc::new(SftpFile::open(&self.session, name, access)?))
+        let opened = SftpFile::open(&self.session, name, access);
+        Ok(Arc::new(
+            opened.map_err(|error| self.explain_opened(error, access))?,
+        ))
     }
 
     fn create_new(&self, name: &FileName) -> Result<Arc<dyn StoreFile>, StoreError> {
@@ -279,7 +292,8 @@ impl Store for SftpStore {
         access: Access,
         len_max: usize,
     ) -> Result<(FileStat, Vec<u8>), StoreError> {
-        let (found, bytes) = self.session.read_small(name, access, len_max)?;
+        let read = self.session.read_small(name, access, len_max);
+        let (found, bytes) = read.map_err(|error| self.explain_opened(error, access))?;
         Ok((self.told(name, &found)?, bytes))
     }
 
@@ -299,7 +313,8 @@ impl Store for SftpStore {
         content: &[u8],
         next: &FileName,
     ) -> Result<Option<FileStat>, StoreError> {
-        let found = self.session.overwrite_and_stat(name, content, next)?;
+        let found = self.session.overwrite_and_stat(name, content, next);
+        let found = found.map_err(|error| self.session.explain(error))?;
         found.map(|found| self.told(next, &found)).transpose()
     }
 
@@ -317,7 +332,7 @@ impl Store for SftpStore {
     }
 
     fn copy_owner_and_mode(&self, from: &FileName, to: &FileName) -> Result<(), StoreError> {
-        copy::owner_and_mode(&self.session, from, to)
+        copy::owner_and_mode(&self.session, from, to).map_err(|error| self.session.explain(error))
     }
 
     fn free_space(&self) -> Result<FreeSpace, StoreError> {

@@ -277,7 +277,8 @@ fn explain(program: &str, status: Option<ExitStatus>, heard: &[u8]) -> Ending {
         let lines: Vec<&str> = text
             .lines()
             .map(str::trim)
-            .filter(|line| !line.is_empty())
+            .filter(|line| !line.is_empty() && *line != "remove with:")
+            .filter(|line| !line.starts_with("ssh-keygen "))
             .collect();
         printable(lines[lines.len().saturating_sub(3)..].join("; ").as_bytes())
     };
@@ -312,12 +313,43 @@ fn explain(program: &str, status: Option<ExitStatus>, heard: &[u8]) -> Ending {
             (None, None) => format!("{program} ended"),
         },
     };
-    let reason = if last_lines.is_empty() {
+    let said = match kind {
+        EndingKind::HostKey => changed_key(&text).unwrap_or(last_lines),
+        _ => last_lines,
+    };
+    let reason = if said.is_empty() {
         how
     } else {
-        format!("{last_lines} ({how})")
+        format!("{said} ({how})")
     };
     Ending { kind, reason }
+}
+
+/// What ssh says of a host key that changed, but for the command that would throw the known one away: it
+/// comes first of ssh's last lines, and is no advice before the new key was compared. The words are those
+/// of `warn_changed_key` and `check_host_key` (OpenSSH's sshconnect.c).
+fn changed_key(text: &str) -> Option<String> {
+    if !text.contains("IDENTIFICATION HAS CHANGED") {
+        return None;
+    }
+    let mut lines = text.lines().map(str::trim);
+    let shown = lines.find_map(|line| {
+        let kind = line.strip_prefix("The fingerprint for the ")?;
+        kind.split_once(" key sent by the remote host is")
+    });
+    let fingerprint = lines.next().unwrap_or_default().trim_end_matches('.');
+    let known = lines.find_map(|line| {
+        let known = line.strip_prefix("Offending ")?;
+        known.split_once(" in ")
+    });
+    let mut said = "it is another one than this machine knows".to_owned();
+    if let Some((kind, _)) = shown {
+        said.push_str(&format!(": the server shows the {kind} key {fingerprint}"));
+    }
+    if let Some((kind, place)) = known {
+        said.push_str(&format!(", known is the {kind} of {place}"));
+    }
+    Some(printable(said.as_bytes()))
 }
 
 #[cfg(test)]
@@ -355,6 +387,36 @@ mod tests {
             explain("x", Some(ExitStatus::from_raw(0)), b"").kind,
             EndingKind::Lost
         );
+    }
+
+    #[test]
+    fn a_changed_host_key_is_shown_without_the_command_that_forgets_the_old_one() {
+        // As OpenSSH 9.2 writes it.
+        let text = "@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@\r\n\
+            @    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @\r\n\
+            @@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@\r\n\
+            IT IS POSSIBLE THAT SOMEONE IS DOING SOMETHING NASTY!\r\n\
+            Someone could be eavesdropping on you right now (man-in-the-middle attack)!\r\n\
+            It is also possible that a host key has just been changed.\r\n\
+            The fingerprint for the ED25519 key sent by the remote host is\nSHA256:abc/def.\r\n\
+            Please contact your system administrator.\r\n\
+            Add correct host key in /root/.ssh/known_hosts to get rid of this message.\r\n\
+            Offending ECDSA key in /root/.ssh/known_hosts:7\r\n  remove with:\r\n  \
+            ssh-keygen -f \"/root/.ssh/known_hosts\" -R \"h\"\r\n\
+            Host key for h has changed and you have requested strict checking.\r\n\
+            Host key verification failed.\r\n";
+        let failed = Some(ExitStatus::from_raw(SSH_FAILED << 8));
+        let ending = explain("ssh", failed, text.as_bytes());
+        assert_eq!(ending.kind, EndingKind::HostKey);
+        assert_eq!(
+            ending.reason,
+            "it is another one than this machine knows: the server shows the ED25519 key \
+             SHA256:abc/def, known is the ECDSA key of /root/.ssh/known_hosts:7 (ssh ended with status 255)"
+        );
+        // In words of a later version the command does not come first either.
+        let from = text.find("Offending").unwrap();
+        let reason = explain("ssh", failed, &text.as_bytes()[from..]).reason;
+        assert!(!reason.contains("ssh-keygen"), "{reason}");
     }
 
     #[test]

@@ -614,6 +614,8 @@ fn is_passing(error: &StoreError) -> bool {
             | StoreErrorKind::Unreachable
             | StoreErrorKind::NotFound
             | StoreErrorKind::PermissionDenied
+            // A root file system is read-only until a start has checked it.
+            | StoreErrorKind::ReadOnly
             | StoreErrorKind::Failed
     )
 }
