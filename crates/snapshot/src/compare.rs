@@ -16,9 +16,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{
-    Advice, AtFlags, FileType, Mode, OFlags, Stat, fadvise, openat, readlinkat, statat,
-};
+use rustix::fs::{Advice, AtFlags, FileType, Stat, fadvise, readlinkat, statat};
 
 use crate::error::SnapshotError;
 use crate::own_places::real_path;
@@ -599,13 +597,10 @@ impl Reader<'_> {
     }
 
     fn compare(self, path: &Path) -> Found {
-        let open = |side: &OwnedFd| {
-            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-            openat(side, path, flags, Mode::empty()).map(File::from)
-        };
+        let open = |side: &OwnedFd| crate::long_path::open_regular_at(side.as_fd(), path);
         let (mut ours, mut theirs) = match (open(self.snapshot), open(self.destination)) {
             (Ok(ours), Ok(theirs)) => (ours, theirs),
-            (Err(error), _) | (_, Err(error)) => return Found::Unreadable(error.into()),
+            (Err(error), _) | (_, Err(error)) => return Found::Unreadable(error),
         };
         if self.from_disk {
             // Fails only where there is no cache.

@@ -44,6 +44,8 @@ pub(crate) struct Holder {
     one_file_system: bool,
     /// Places of missing disks that the job's patterns left out.
     left_out: Vec<String>,
+    /// How many files and folders it holds.
+    files: u64,
 }
 
 /// A file system that finished snapshots hold.
@@ -80,6 +82,8 @@ pub(crate) struct Disks {
     pub(crate) gone: Vec<GoneDisk>,
     /// Places of missing disks that the job's patterns leave out, escaped.
     pub(crate) left_out: Vec<String>,
+    /// How many files and folders the newest snapshot holds.
+    pub(crate) files_before: Option<u64>,
 }
 
 impl Holder {
@@ -109,6 +113,7 @@ impl Holder {
                 .iter()
                 .any(|one| one == ONE_FILE_SYSTEM),
             left_out: record.disks_left_out,
+            files: record.stats.files,
         }
     }
 
@@ -306,7 +311,10 @@ impl Disks {
         sources: &[PathBuf],
         spec: &SnapshotSpec,
     ) -> Self {
-        let mut this = Self::default();
+        let mut this = Self {
+            files_before: holders.last().map(|newest| newest.files),
+            ..Self::default()
+        };
         let names: Vec<SnapshotName> = holders.iter().map(|holder| holder.name).collect();
         for gone in holders.iter().flat_map(|holder| &holder.gone) {
             let mut gone = gone.clone();
@@ -422,6 +430,7 @@ mod tests {
             sources: vec!["/s".into()],
             one_file_system: false,
             left_out: Vec::new(),
+            files: 0,
         }
     }
 

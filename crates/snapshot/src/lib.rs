@@ -48,6 +48,7 @@ mod sources;
 mod spared;
 mod spec;
 mod split;
+mod subvolumes;
 mod suspects;
 mod take;
 mod text;

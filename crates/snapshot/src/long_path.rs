@@ -5,7 +5,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -26,14 +26,28 @@ pub(crate) fn lstat(path: &Path) -> io::Result<Metadata> {
     }
 }
 
-/// As [`File::open`].
-pub(crate) fn open(path: &Path) -> io::Result<File> {
-    match File::open(path) {
-        Err(error) if is_too_long(&error) => {
-            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-            Ok(File::from(open_at(CWD, path, flags)?))
+/// Opens a regular file for reading, and never anything else, not even for a moment: a pipe keeps waiting
+/// whoever opens it, and a device may act on it. Between a look at a name and an open by it another object
+/// may get the name. A symbolic link is not followed.
+pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
+    open_regular_at(CWD, path)
+}
+
+/// The same below a folder.
+pub(crate) fn open_regular_at(at: BorrowedFd<'_>, path: &Path) -> io::Result<File> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let found = File::from(open_at(at, path, flags)?);
+    if !found.metadata()?.is_file() {
+        let text = "it is no regular file any more";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    match File::open(format!("/proc/self/fd/{}", found.as_raw_fd())) {
+        // Without /proc: what is neither waited for nor followed.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            Ok(File::from(open_at(at, path, flags)?))
         }
-        other => other,
+        opened => opened,
     }
 }
 
@@ -115,6 +129,28 @@ mod tests {
     use std::io::{Read, Write};
 
     #[test]
+    fn only_regular_files_are_opened_for_reading() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("file"), "content").unwrap();
+        std::os::unix::fs::symlink("file", at("link")).unwrap();
+        fs::create_dir(at("folder")).unwrap();
+        let mode = Mode::from(0o600);
+        rustix::fs::mknodat(CWD, at("pipe"), rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        let opened = io::read_to_string(open_regular(&at("file")).unwrap());
+        assert_eq!(opened.unwrap(), "content");
+        // An open of the pipe would wait here for ever.
+        for name in ["pipe", "folder", "link"] {
+            let error = open_regular(&at(name)).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{name}: {error}");
+        }
+        let device = open_regular(Path::new("/dev/zero")).unwrap_err();
+        assert_eq!(device.kind(), io::ErrorKind::InvalidInput);
+        let none = open_regular(&at("none")).unwrap_err();
+        assert_eq!(none.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
     fn a_path_longer_than_the_kernel_takes_is_reached() {
         let dir = tempfile::tempdir().unwrap();
         let mut at = crate::walk::open_folder_at(dir.path()).unwrap();
@@ -137,7 +173,7 @@ mod tests {
         assert!(lstat(&path.join("link")).unwrap().is_symlink());
         assert_eq!(read_link(&path.join("link")).unwrap(), Path::new("file"));
         let mut text = String::new();
-        open(&path.join("file"))
+        open_regular(&path.join("file"))
             .unwrap()
             .read_to_string(&mut text)
             .unwrap();

@@ -123,7 +123,7 @@ pub(crate) fn differs(kept: &mut File, source: &Path) -> io::Result<Option<bool>
     };
     let compared = (|| {
         same_looks()?;
-        let mut live = File::open(source).ok()?;
+        let mut live = crate::long_path::open_regular(source).ok()?;
         Some(same_content(kept, &mut live, &mut |_| true))
     })();
     match compared {

@@ -270,6 +270,14 @@ pub enum Warning {
         /// What was done.
         done: String,
     },
+    /// The job stays on one file system, and subvolumes of btrfs in its sources count as others: their
+    /// folders are empty in the snapshot.
+    SubvolumesLeftOut {
+        /// The first of them, escaped.
+        path: String,
+        /// How many there are.
+        subvolumes: u64,
+    },
     /// One that a newer program wrote.
     #[serde(other)]
     Unknown,

@@ -17,6 +17,7 @@ use crate::own_places::{OwnPlaces, joined, real_path};
 use crate::patterns;
 use crate::record::Warning;
 use crate::spec::SnapshotSpec;
+use crate::subvolumes;
 use crate::text::escape_path;
 use crate::walk::{holds_a_file, open_folder_at};
 
@@ -50,6 +51,7 @@ pub(crate) struct Sources {
     pub(crate) file_systems: Vec<FileSystem>,
     /// Real paths, in which mounts are nobody's loss.
     no_mounts_in: Vec<PathBuf>,
+    one_file_system: bool,
 }
 
 /// Brings a path into the one form that is used from here on.
@@ -110,6 +112,7 @@ impl Sources {
             mounts: Vec::new(),
             file_systems: Vec::new(),
             no_mounts_in: Vec::new(),
+            one_file_system: spec.one_file_system,
         };
         this.leave_out(spec, volume_root, &table)?;
         if spec.one_file_system {
@@ -285,6 +288,28 @@ impl Sources {
             }
         }
         Ok(())
+    }
+}
+
+impl Sources {
+    /// Subvolumes of btrfs inside the sources that a job leaves out which stays on one file system; see
+    /// [`subvolumes::inside`].
+    pub(crate) fn subvolumes_left_out(
+        &self,
+        in_tree: &dyn Fn(&Path) -> bool,
+    ) -> Result<Vec<PathBuf>, SnapshotError> {
+        if !self.one_file_system {
+            return Ok(Vec::new());
+        }
+        let mounted: Vec<PathBuf> = table()?.into_iter().map(|mount| mount.at).collect();
+        let folders = self.list.iter().filter(|source| source.folder);
+        let mut found: Vec<PathBuf> = folders
+            .flat_map(|source| subvolumes::inside(&source.path, &mounted, in_tree))
+            .filter(|path| !self.list.iter().any(|source| source.path == *path))
+            .collect();
+        found.sort();
+        found.dedup();
+        Ok(found)
     }
 }
 

@@ -216,6 +216,9 @@ pub struct Progress {
     /// hangs.
     #[serde(default)]
     pub still_s: Option<u64>,
+    /// Files and folders of the job's newest finished snapshot: about as many are to be expected.
+    #[serde(default)]
+    pub files_expected: Option<u64>,
 }
 
 impl Progress {
@@ -231,6 +234,15 @@ impl Progress {
             files_found: 0,
             all_found: false,
             still_s: None,
+            files_expected: None,
+        }
+    }
+
+    /// The same with what the snapshot before says of the number of files.
+    pub(crate) fn expecting(self, files_expected: Option<u64>) -> Self {
+        Self {
+            files_expected,
+            ..self
         }
     }
 }

@@ -240,7 +240,7 @@ impl Run<'_> {
             if let Some(scout) = &scout {
                 scout.follow(now.files_done);
             }
-            progress(now);
+            progress(now.expecting(self.disks.files_before));
         };
         let outcome = self.copy(&mut invocation, inflight, &begun, &mut followed, cancel);
         drop(scout);

@@ -72,6 +72,13 @@ impl Made<'_> {
         for left_out in &self.sources.missing {
             record.unread.push(left_out.clone());
         }
+        let subvolumes = self.sources.subvolumes_left_out(&in_tree)?;
+        if let Some(first) = subvolumes.first() {
+            record.warnings.push(Warning::SubvolumesLeftOut {
+                path: escape_path(first),
+                subvolumes: subvolumes.len() as u64,
+            });
+        }
         self.ended_early(record)?;
         self.attributes_lost(record);
         self.folders_vanished(record, &in_tree);

@@ -131,6 +131,51 @@ fn what_the_job_leaves_out_may_come_and_go() {
 }
 
 #[test]
+fn subvolumes_that_one_file_system_leaves_out_are_warned_of() {
+    let programs = ["btrfs", "mkfs.btrfs"];
+    requires!(
+        folder::loop_missing()
+            .or_else(|| programs.into_iter().find_map(sprat_testkit::needs::program))
+    );
+    let bench = Bench::new();
+    let (image, disk) = (bench.path("btrfs"), Disk::new(&bench));
+    let (image, at) = (image.to_str().unwrap(), disk.text());
+    run("truncate", &["-s", "200M", image]);
+    run("mkfs.btrfs", &["-q", image]);
+    run("mount", &["-o", "loop", image, &at]);
+    fs::create_dir(disk.0.join("folder")).unwrap();
+    for name in ["a", "folder/b", "out", "mounted"] {
+        run(
+            "btrfs",
+            &["-q", "subvolume", "create", &format!("{at}/{name}")],
+        );
+        fs::write(disk.0.join(name).join("file"), "x").unwrap();
+    }
+    let mounted = format!("{at}/mounted");
+    run("mount", &["-o", "loop,subvol=mounted", image, &mounted]);
+    let mut spec = bench.spec();
+    spec.sources = vec![disk.0.clone()];
+    spec.excludes = vec!["/out".into(), format!("{at}/out")];
+    let all = bench.try_take(&spec);
+    spec.one_file_system = true;
+    let one = bench.try_take(&spec);
+    spec.sources
+        .extend([disk.0.join("a"), disk.0.join("folder/b")]);
+    let named = bench.try_take(&spec);
+    run("umount", &[&mounted]);
+    run("umount", &[&at]);
+    assert_eq!(all.unwrap().record.warnings, []);
+    let record = one.unwrap().record;
+    assert!(record.complete);
+    let left_out = Warning::SubvolumesLeftOut {
+        path: format!("{at}/a"),
+        subvolumes: 2,
+    };
+    assert_eq!(record.warnings, [left_out]);
+    assert_eq!(named.unwrap().record.warnings, []);
+}
+
+#[test]
 fn a_disk_of_the_last_whole_snapshot_that_is_not_mounted_is_warned_of() {
     requires!(sprat_testkit::needs::root());
     let bench = Bench::new();

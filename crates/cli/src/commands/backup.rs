@@ -417,6 +417,7 @@ fn lacks_something(warning: &Warning) -> bool {
             | W::AttributesRefused { .. }
             | W::SourceLeftOut { .. }
             | W::ForeignObject { .. }
+            | W::SubvolumesLeftOut { .. }
     )
 }
 

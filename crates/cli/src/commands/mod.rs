@@ -212,6 +212,15 @@ fn warning_text(warning: &sprat_snapshot::Warning) -> String {
         W::ForeignObject { path, done } => {
             format!("{path} on the volume is not sprat's; it was {done}")
         }
+        W::SubvolumesLeftOut { path, subvolumes } => format!(
+            "{path}{} of btrfs, which one_file_system leaves out: empty in this snapshot. Name {} as a source \
+             of its own, or leave it out by a pattern",
+            match subvolumes {
+                1 => " is a subvolume".to_owned(),
+                more => format!(" and {} more are subvolumes", more - 1),
+            },
+            if *subvolumes == 1 { "it" } else { "each" }
+        ),
         _ => "the run's record holds a warning that this version has no words for".to_owned(),
     }
 }

@@ -115,7 +115,7 @@ impl Reporter {
         if self.output.terminal {
             let width = rustix::termios::tcgetwinsize(rustix::stdio::stderr())
                 .map_or(80, |size| usize::from(size.ws_col).max(20));
-            let line = text::harmless_within(line, width - 2);
+            let line = text::harmless_columns(line, width - 2);
             write_stderr(&format!("\r\x1b[K{line}"));
             self.line_shown = true;
         } else {
@@ -240,11 +240,20 @@ fn progress_text(phase: &str, progress: &SessionProgress) -> String {
     match &progress.rsync {
         Some(rsync) => {
             parts.push(rsync_phase_text(rsync.phase).to_owned());
-            if let Some(percent) = rsync.percent.filter(|_| rsync.all_found) {
-                parts.push(format!("{percent}%"));
+            let expected = rsync.files_expected.filter(|files| *files > 0);
+            match (rsync.percent, expected) {
+                (Some(percent), _) if rsync.all_found => parts.push(format!("{percent}%")),
+                // rsync finds files while it goes on; the snapshot before says about how many.
+                (_, Some(expected)) if rsync.phase == sprat_snapshot::Phase::Copying => {
+                    let percent = u128::from(rsync.files_done) * 100 / u128::from(expected);
+                    parts.push(format!("about {}%", percent.min(99)));
+                }
+                _ => {}
             }
-            parts.push(text::bytes(rsync.bytes_done));
-            if let Some(rate) = rsync.bytes_per_s {
+            if rsync.bytes_done > 0 {
+                parts.push(text::bytes(rsync.bytes_done));
+            }
+            if let Some(rate) = rsync.bytes_per_s.filter(|rate| *rate > 0) {
                 parts.push(format!("{}/s", text::bytes(rate)));
             }
             if let Some(left) = time_left(rsync) {
@@ -580,6 +589,27 @@ mod tests {
             volume,
         };
         insta::assert_snapshot!(progress_text("working", &progress), @"copying, 30%, 300 MiB, 10.0 MiB/s, 1 min 10 s left, 1,200/4,000 files, 5.0 MiB buffered, 20.0 MiB unsynced, connection lost, reconnecting for 12 s");
+    }
+
+    #[test]
+    fn an_unchanged_run_has_a_percentage_by_the_snapshot_before() {
+        let mut rsync = sprat_snapshot::Progress::begin(sprat_snapshot::Phase::Copying);
+        (rsync.files_done, rsync.files_found) = (943_805, 944_000);
+        (rsync.percent, rsync.bytes_per_s) = (Some(0), Some(0));
+        rsync.files_expected = Some(1_000_000);
+        let mut progress = SessionProgress {
+            rsync: Some(rsync),
+            ..SessionProgress::default()
+        };
+        let line = progress_text("working", &progress);
+        assert_eq!(line, "copying, about 94%, 943,805 files");
+        // More than before, and all found: rsync's own.
+        rsync.files_done = 1_200_000;
+        progress.rsync = Some(rsync);
+        assert!(progress_text("working", &progress).contains("about 99%"));
+        (rsync.all_found, rsync.percent) = (true, Some(100));
+        progress.rsync = Some(rsync);
+        assert!(progress_text("working", &progress).starts_with("copying, 100%"));
     }
 
     #[test]

@@ -29,6 +29,65 @@ pub(crate) fn harmless_within(text: &str, characters_max: usize) -> String {
     shown
 }
 
+/// As [`harmless`], in at most so many columns of a terminal: what is wider would wrap.
+pub(crate) fn harmless_columns(text: &str, columns_max: usize) -> String {
+    let (mut shown, mut columns) = (String::new(), 0);
+    // Up to here it can still be cut, with room for the sign of that.
+    let mut fits = 0;
+    for c in text.chars() {
+        let from = shown.len();
+        if is_harmful(c) {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+        columns += columns_of(&shown[from..]);
+        if columns > columns_max {
+            shown.truncate(fits);
+            shown.push('…');
+            break;
+        }
+        if columns < columns_max {
+            fits = shown.len();
+        }
+    }
+    shown
+}
+
+/// How many columns a terminal needs for text.
+fn columns_of(text: &str) -> usize {
+    text.chars().map(width).sum()
+}
+
+/// How many columns a terminal gives a character: none to those that are put over another one, two to the
+/// wide ones of East Asia and to pictures (UAX #11, and its table EastAsianWidth.txt; a block of which some
+/// are wide counts as wide).
+fn width(c: char) -> usize {
+    match c {
+        '\u{300}'..='\u{36f}'
+        | '\u{1ab0}'..='\u{1aff}'
+        | '\u{20d0}'..='\u{20ff}'
+        | '\u{fe00}'..='\u{fe0f}'
+        | '\u{fe20}'..='\u{fe2f}' => 0,
+        '\u{1100}'..='\u{115f}'
+        | '\u{231a}'..='\u{231b}'
+        | '\u{23e9}'..='\u{23f3}'
+        | '\u{2600}'..='\u{27bf}'
+        | '\u{2e80}'..='\u{303e}'
+        | '\u{3041}'..='\u{a4cf}'
+        | '\u{a960}'..='\u{a97f}'
+        | '\u{ac00}'..='\u{d7a3}'
+        | '\u{f900}'..='\u{faff}'
+        | '\u{fe10}'..='\u{fe19}'
+        | '\u{fe30}'..='\u{fe6f}'
+        | '\u{ff00}'..='\u{ff60}'
+        | '\u{ffe0}'..='\u{ffe6}'
+        | '\u{1f000}'..='\u{1faff}'
+        | '\u{20000}'..='\u{3fffd}' => 2,
+        _ => 1,
+    }
+}
+
 /// Control characters, line and paragraph separators, and Unicode's invisible and
 /// direction-changing format characters (UAX #9, and U+200B..U+200F, U+2060..U+206F, U+FEFF).
 fn is_harmful(c: char) -> bool {
@@ -103,14 +162,14 @@ pub(crate) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));
-        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+        cells.map(|cell| columns_of(cell)).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
     for row in rows {
         let mut line = String::new();
         for (column, cell) in row.iter().enumerate() {
-            let blank = widths[column] - cell.chars().count();
+            let blank = widths[column] - columns_of(cell);
             let gap = if column == 0 { "" } else { "  " };
             // Writing to a String can't fail.
             let _ = if right.contains(&column) {
@@ -154,6 +213,31 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_of_wide_characters_is_cut_by_columns() {
+        assert_eq!(harmless_columns("letters", 7), "letters");
+        assert_eq!(harmless_columns("letters!", 7), "letter…");
+        assert_eq!(harmless_columns("写真写真", 8), "写真写真");
+        assert_eq!(harmless_columns("写真写真x", 8), "写真写…");
+        assert_eq!(
+            harmless_columns("e\u{301}te\u{301}", 3),
+            "e\u{301}te\u{301}"
+        );
+        // What is escaped takes more room than it was long.
+        assert_eq!(harmless_columns("\x1b[2J and more", 9), "\\u{1b}[2…");
+        for max in 1..30 {
+            let line = harmless_columns("写 a\x07 真 b 🗄 c\u{202e} d", max);
+            assert!(columns_of(&line) <= max, "{line:?} in {max}");
+        }
+        assert_eq!(
+            table(
+                &[vec!["写".into(), "x".into()], vec!["ab".into(), "y".into()]],
+                &[]
+            ),
+            "写  x\nab  y\n"
+        );
+    }
 
     #[test]
     fn foreign_text_can_neither_steer_the_terminal_nor_flood_it() {

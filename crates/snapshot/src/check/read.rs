@@ -73,7 +73,7 @@ pub(super) fn read_tasks(
 /// `None`: stopped.
 fn read_whole(path: &Path, stop: &Stop<'_>, buffer: &mut [u8]) -> Option<Outcome> {
     let mut read = || -> io::Result<Option<Outcome>> {
-        let mut file = long_path::open(path)?;
+        let mut file = long_path::open_regular(path)?;
         let mut hash = known::Hash::new();
         let mut bytes = 0;
         while !stop.now() {

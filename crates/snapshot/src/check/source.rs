@@ -73,7 +73,7 @@ fn judge(
         Ok(live) => (Some(live), Compared::Same),
         Err(why) => (None, why),
     };
-    let mut of_snapshot = long_path::open(file)?;
+    let mut of_snapshot = long_path::open_regular(file)?;
     let half = buffer.len() / 2;
     let (ours, theirs) = buffer.split_at_mut(half);
     loop {
@@ -109,7 +109,7 @@ fn open(kept: &fs::Metadata, source: &Path) -> Result<File, Compared> {
     if !looks_the_same(kept, &live) {
         return Err(Compared::Changed);
     }
-    long_path::open(source).map_err(unusable)
+    long_path::open_regular(source).map_err(unusable)
 }
 
 /// What it says that the two differ. Nobody can set a file's change time (ctime): one before the

@@ -1,0 +1,60 @@
+//! Subvolumes of btrfs inside a source. Each has a device number of its own without being mounted, so a job
+//! that stays on one file system leaves them out, and their folders are empty in the snapshot.
+
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, fstat, fstatfs, statat};
+
+use crate::own_places::real_path;
+use crate::walk::{is_folder, names_in, open_folder_at};
+
+/// `BTRFS_SUPER_MAGIC` (linux/magic.h).
+const BTRFS: i128 = 0x9123_683E;
+/// `BTRFS_FIRST_FREE_OBJECTID` (linux/btrfs_tree.h): the inode number of each subvolume's folder.
+const ROOT_INODE: u64 = 256;
+
+/// Folders below the folder `source` that are subvolumes of their own and not `mounted` (real paths) there.
+/// `in_tree` says whether a path came into the snapshot: what patterns leave out is not looked into.
+pub(crate) fn inside(
+    source: &Path,
+    mounted: &[PathBuf],
+    in_tree: &dyn Fn(&Path) -> bool,
+) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let Ok(root) = open_folder_at(source) else {
+        return found;
+    };
+    let is_btrfs = fstatfs(&root).is_ok_and(|about| i128::from(about.f_type) == BTRFS);
+    let Some(own) = fstat(&root).ok().filter(|_| is_btrfs) else {
+        return found;
+    };
+    let mut todo = vec![PathBuf::new()];
+    while let Some(folder) = todo.pop() {
+        let at = match folder.as_os_str().is_empty() {
+            true => Path::new("."),
+            false => &folder,
+        };
+        // What can't be read is rsync's to report.
+        for (name, kind) in names_in(root.as_fd(), at).unwrap_or_default() {
+            if !matches!(kind, FileType::Directory | FileType::Unknown) {
+                continue;
+            }
+            let below = folder.join(name);
+            let Ok(about) = statat(&root, &below, AtFlags::SYMLINK_NOFOLLOW) else {
+                continue;
+            };
+            let path = source.join(&below);
+            if !is_folder(&about) || !in_tree(&path) {
+                continue;
+            }
+            if about.st_dev == own.st_dev {
+                todo.push(below);
+            } else if about.st_ino == ROOT_INODE && !mounted.contains(&real_path(&path)) {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
