@@ -47,6 +47,8 @@ pub use process::{
     become_io_flusher, bind_to_this_process, die_with_parent, enter_private_namespaces,
     hide_from_debuggers, lock_memory, return_freed_memory,
 };
-pub use program::{find_system_programs, lift_limits, memory_limit_too_low};
+pub use program::{
+    find_system_programs, lift_limits, memory_limit_too_low, open_files_limit_too_low,
+};
 pub use serve::{ServeOptions, Serving, serve};
 pub use users::holders_of;

@@ -19,6 +19,11 @@ const ADMIN_FOLDERS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 /// PATH where there is none (as `execvp` has it, and the folders for admins).
 const PATH_DEFAULT: &str = "/usr/local/bin:/usr/bin:/bin";
 
+/// Open files that a process has in most logins.
+const OPEN_FILES_WANTED: u64 = 1024;
+/// A session over SSH needs some dozens; a limit below this is most likely too low.
+const OPEN_FILES_NEEDED: u64 = 128;
+
 /// Address space of a session's largest process, with room to spare.
 const SESSION_MEMORY_BYTES: u64 = 2 << 30;
 
@@ -64,7 +69,39 @@ pub fn lift_limits() {
             );
         }
     }
+    lift_open_files();
     sys::ignore_file_size_signal();
+}
+
+/// The same for open files (`ulimit -n`), up to as many as a login usually has: more would make programs
+/// slow that close all that they might have inherited.
+fn lift_open_files() {
+    let now = getrlimit(Resource::Nofile);
+    if now.current.is_none_or(|files| files >= OPEN_FILES_WANTED) {
+        return;
+    }
+    let maximum = now.maximum.map(|files| files.max(OPEN_FILES_WANTED));
+    let wanted = Rlimit {
+        current: Some(OPEN_FILES_WANTED),
+        maximum,
+    };
+    if setrlimit(Resource::Nofile, wanted).is_err() {
+        let _ = setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current: now.maximum,
+                ..now
+            },
+        );
+    }
+}
+
+/// The limit of open files (`ulimit -n`), where it is too low for a session: its connections, its threads,
+/// rsync and libcryptsetup need some dozens, and each fails in words of its own.
+#[must_use]
+pub fn open_files_limit_too_low() -> Option<u64> {
+    let limit = getrlimit(Resource::Nofile).current?;
+    (limit < OPEN_FILES_NEEDED).then_some(limit)
 }
 
 /// The limit of memory (`ulimit -v`), in bytes, where it is too low for a session: half of a gigabyte of

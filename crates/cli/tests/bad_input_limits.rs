@@ -236,3 +236,72 @@ fn interrupted_init_leaves_no_container() {
         }
     }
 }
+
+#[test]
+fn limits_of_a_shell_end_no_session() {
+    requires!(needs::root().or_else(|| needs::program("prlimit")));
+    let machine = Machine::with_container();
+    machine.write("src/large", noise(4 << 20, 7));
+    let limited = |limit: &str| {
+        let mut command = machine.command_of("prlimit");
+        command.arg(limit).arg(env!("CARGO_BIN_EXE_sprat"));
+        command.args(["backup", CONTAINER, "--name", "home", "src"]);
+        machine.run(&mut command)
+    };
+    // What a person's shell sets may be lifted up to its hard part.
+    for limit in ["--fsize=100000:", "--as=800000000:", "--nofile=40:"] {
+        let ran = limited(limit);
+        assert_eq!(ran.code, 0, "{limit}: {}", ran.whole());
+    }
+    // What may not be lifted, where this process has not the capability for that, is said.
+    for (limit, said) in [
+        ("--fsize=100000", "too large"),
+        ("--as=300000000", "ulimit -v"),
+        ("--nofile=40", "ulimit -n"),
+    ] {
+        let ran = limited(limit);
+        let named = ran.code == 1 && ran.stderr.contains(said);
+        assert!(ran.code == 0 || named, "{limit}: {}", ran.whole());
+        machine.nothing_is_left();
+    }
+    machine.restores_whole(&[]);
+}
+
+/// A pipe that takes nothing more, and its other end.
+fn full_pipe() -> (std::io::PipeReader, Stdio) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let flags = rustix::fs::fcntl_getfl(&writer).unwrap();
+    rustix::fs::fcntl_setfl(&writer, flags | rustix::fs::OFlags::NONBLOCK).unwrap();
+    while rustix::io::write(&writer, &[b'x'; 4096]).is_ok() {}
+    while rustix::io::write(&writer, b"x").is_ok() {}
+    rustix::fs::fcntl_setfl(&writer, flags).unwrap();
+    (reader, writer.into())
+}
+
+#[test]
+fn output_that_nobody_reads_makes_no_command_deaf_to_signals() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    for command in ["status", "doctor", "unlock", "snapshots"] {
+        let ((_out, stdout), (_err, stderr)) = (full_pipe(), full_pipe());
+        let mut child = machine
+            .command()
+            .args([command, CONTAINER])
+            .stdout(stdout)
+            .stderr(stderr)
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(700));
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+        let begun = Instant::now();
+        // Over by itself only where it has nothing to say.
+        if child.try_wait().unwrap().is_none() {
+            kill_process(pid, Signal::INT).unwrap();
+        }
+        let code = child.wait().unwrap().code();
+        let took = begun.elapsed();
+        assert!(took < Duration::from_secs(12), "{command} took {took:?}");
+        assert!([Some(0), Some(130)].contains(&code), "{command}: {code:?}");
+    }
+    machine.nothing_is_left();
+}

@@ -247,6 +247,12 @@ impl Context {
             ))
             .with_hint("nothing was done. Lift the limit: `ulimit -v unlimited`"));
         }
+        if let Some(files) = sprat_attach::open_files_limit_too_low() {
+            return Err(Failure::failed(format!(
+                "this process may have only {files} files open (ulimit -n), too few for a session"
+            ))
+            .with_hint("nothing was done. Raise the limit: `ulimit -n 1024`"));
+        }
         let mut options = SessionOptions::new(
             resolved.target.clone(),
             access,
