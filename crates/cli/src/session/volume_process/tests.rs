@@ -6,8 +6,8 @@ use std::sync::Mutex;
 
 use sprat_luks::{Extent, FormatOptions, Header, HeaderWrite, OpenedBy, SlotKind, format};
 use sprat_store::{
-    Access as StoreAccess, FileStat, LocalStore, Lock, MemoryStore, ReadClass, Store, StoreError,
-    StoreFile,
+    Access as StoreAccess, Capabilities, FileName, FileStat, FreeSpace, LocalStore, Lock,
+    MemoryStore, ReadClass, Store, StoreError, StoreFile,
 };
 use sprat_volume::{Fenced, ReconnectError, Session as _};
 
@@ -29,6 +29,11 @@ struct Held {
 
 impl Held {
     fn new() -> Self {
+        Self::on(|store| store)
+    }
+
+    /// On a store that `wrap` makes of the local one.
+    fn on(wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (store, state) = (folder.path().join("store"), folder.path().join("state"));
         std::fs::create_dir(&store).unwrap();
@@ -53,7 +58,7 @@ impl Held {
             file_name: name,
             access: StoreAccess::ReadWrite,
             opened_by: OpenedBy::Sprat,
-            store,
+            store: wrap(store),
             lock: Some(lock),
             stale_lock: None,
             highest: None,
@@ -71,6 +76,14 @@ impl Held {
         self.folder.path().join("store").join(name)
     }
 
+    /// What the next session on this machine must wait for, once this one is gone.
+    fn suspects_after(self) -> Vec<std::ops::Range<u64>> {
+        drop(self.hold);
+        let state = self.folder.path().join("state");
+        let record = open_record(&state, &self.start.target, Access::ReadWrite);
+        record.unwrap().suspects()
+    }
+
     /// Another machine takes the container over.
     fn lose_the_lock(&self) {
         let store = LocalStore::open(&self.folder.path().join("store")).unwrap();
@@ -80,9 +93,7 @@ impl Held {
         });
         let next = numbers.max().unwrap() + 1;
         let name = format!("x.luks.lock.{next}");
-        store
-            .create_new(&sprat_store::FileName::new(&name).unwrap())
-            .unwrap();
+        store.create_new(&FileName::new(&name).unwrap()).unwrap();
     }
 }
 
@@ -100,11 +111,20 @@ fn make_container(path: &Path) {
     file.set_len(FILE_BYTES).unwrap();
 }
 
-/// What a file was asked for; and it may lose a write.
+/// What a file was asked for; and it may lose a write, or not answer it.
 struct Recorded {
     below: Arc<dyn StoreFile>,
-    asked: Mutex<Vec<String>>,
+    asked: Arc<Mutex<Vec<String>>>,
     loses: Option<u64>,
+    no_answer_at: Option<u64>,
+}
+
+fn no_answer() -> StoreError {
+    StoreError::Disconnected {
+        op: "write",
+        object: "x.luks".to_owned(),
+        reason: "no answer".to_owned(),
+    }
 }
 
 impl Recorded {
@@ -126,8 +146,9 @@ impl StoreFile for Recorded {
     }
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
         self.note(format!("write {offset}"));
-        match self.loses {
-            Some(lost) if lost == offset => Ok(()),
+        match (self.loses, self.no_answer_at) {
+            (_, Some(at)) if at == offset => Err(no_answer()),
+            (Some(lost), _) if lost == offset => Ok(()),
             _ => self.below.write_at(offset, data),
         }
     }
@@ -164,9 +185,90 @@ fn recorded(held: &Held, loses: Option<u64>) -> Recorded {
         .open(held.hold.file_name(), StoreAccess::ReadWrite);
     Recorded {
         below: below.unwrap(),
-        asked: Mutex::default(),
+        asked: Arc::default(),
         loses,
+        no_answer_at: None,
     }
+}
+
+/// A local store that notes what it was asked for, and may refuse a rename or not answer it.
+struct Noted {
+    below: Arc<dyn Store>,
+    asked: Arc<Mutex<Vec<String>>>,
+    rename: fn() -> Option<StoreError>,
+}
+
+impl Noted {
+    fn file(&self, below: Arc<dyn StoreFile>) -> Arc<dyn StoreFile> {
+        Arc::new(Recorded {
+            below,
+            asked: Arc::clone(&self.asked),
+            loses: None,
+            no_answer_at: None,
+        })
+    }
+    fn note(&self, what: &str) {
+        self.asked.lock().unwrap().push(what.to_owned());
+    }
+}
+
+impl Store for Noted {
+    fn describe(&self) -> String {
+        self.below.describe()
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.below.capabilities()
+    }
+    fn open(&self, name: &FileName, access: StoreAccess) -> Result<Arc<dyn StoreFile>, StoreError> {
+        Ok(self.file(self.below.open(name, access)?))
+    }
+    fn create_new(&self, name: &FileName) -> Result<Arc<dyn StoreFile>, StoreError> {
+        Ok(self.file(self.below.create_new(name)?))
+    }
+    fn stat(&self, name: &FileName) -> Result<FileStat, StoreError> {
+        self.below.stat(name)
+    }
+    fn rename(&self, from: &FileName, to: &FileName) -> Result<(), StoreError> {
+        self.note("rename");
+        match (self.rename)() {
+            Some(error) => Err(error),
+            None => self.below.rename(from, to),
+        }
+    }
+    fn rename_new(&self, from: &FileName, to: &FileName) -> Result<(), StoreError> {
+        self.below.rename_new(from, to)
+    }
+    fn remove(&self, name: &FileName) -> Result<(), StoreError> {
+        self.note("remove");
+        self.below.remove(name)
+    }
+    fn list(&self) -> Result<Vec<FileName>, StoreError> {
+        self.below.list()
+    }
+    fn flush_folder(&self) -> Result<(), StoreError> {
+        self.note("flush folder");
+        self.below.flush_folder()
+    }
+    fn free_space(&self) -> Result<FreeSpace, StoreError> {
+        self.below.free_space()
+    }
+    fn copy_owner_and_mode(&self, from: &FileName, to: &FileName) -> Result<(), StoreError> {
+        self.below.copy_owner_and_mode(from, to)
+    }
+}
+
+/// A container on such a store, and what that was asked for.
+fn noted(rename: fn() -> Option<StoreError>) -> (Held, Arc<Mutex<Vec<String>>>) {
+    let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+    let log = Arc::clone(&asked);
+    let held = Held::on(|below| {
+        Arc::new(Noted {
+            below,
+            asked,
+            rename,
+        })
+    });
+    (held, log)
 }
 
 #[test]
@@ -300,4 +402,79 @@ fn the_lock_is_given_back_only_with_everything_settled() {
     // Nothing can be sent any more.
     let refused = held.hold.before_send(std::slice::from_ref(&(0..4096)));
     assert!(matches!(refused, Err(Fenced::Lost(_))), "{refused:?}");
+}
+
+#[test]
+fn what_got_no_answer_stays_in_the_record_and_what_was_answered_does_not() {
+    let held = Held::new();
+    changing::write_in_order(&held.hold, &recorded(&held, None), &header_writes()).unwrap();
+    assert_eq!(held.suspects_after(), []);
+    let held = Held::new();
+    let file = Recorded {
+        no_answer_at: Some(0),
+        ..recorded(&held, None)
+    };
+    changing::write_in_order(&held.hold, &file, &header_writes()).unwrap_err();
+    assert_eq!(held.suspects_after(), std::slice::from_ref(&(0..32768)));
+
+    // A rename that is carried out late would bring an old container back.
+    let refused = || {
+        Some(StoreError::PermissionDenied {
+            op: "rename",
+            object: "x.luks".to_owned(),
+        })
+    };
+    let first_block = std::iter::once(0..4096).collect();
+    let cases: [(fn() -> Option<StoreError>, Vec<_>); 2] =
+        [(|| Some(no_answer()), first_block), (refused, Vec::new())];
+    for (rename, suspects) in cases {
+        let (held, _) = noted(rename);
+        let rewritten = held.path(rewrite::name(held.hold.file_name()).unwrap().as_str());
+        std::fs::copy(held.path("x.luks"), &rewritten).unwrap();
+        rewrite::swap(&held.hold, &Stop::default()).unwrap_err();
+        assert_eq!(held.suspects_after(), suspects);
+    }
+}
+
+#[test]
+fn another_container_never_takes_the_name() {
+    let held = Held::new();
+    let container = held.path("x.luks");
+    let rewritten = held.path(rewrite::name(held.hold.file_name()).unwrap().as_str());
+    make_container(&rewritten);
+    let before = std::fs::metadata(&container).unwrap().ino();
+    let refused = rewrite::swap(&held.hold, &Stop::default()).unwrap_err();
+    assert_eq!(refused.exit, Exit::Damaged);
+    assert_eq!(std::fs::metadata(&container).unwrap().ino(), before);
+}
+
+#[test]
+fn a_rewritten_container_is_durable_before_it_takes_the_name_and_the_name_afterwards() {
+    let (held, asked) = noted(|| None);
+    let file = std::fs::File::options()
+        .write(true)
+        .open(held.path("x.luks"));
+    file.unwrap().write_all_at(&[7; 65536], 17 << 20).unwrap();
+    let before = std::fs::read(held.path("x.luks")).unwrap();
+    let rewrite = rewrite::Rewrite::new(FILE_BYTES, 16 << 20, std::iter::empty());
+    rewrite::run(&held.hold, &Stop::default(), &rewrite, true).unwrap();
+    let asked = asked.lock().unwrap().clone();
+    let at = |what: &str| asked.iter().rposition(|one| one.starts_with(what)).unwrap();
+    let flushed = asked.iter().rposition(|one| one == "flush").unwrap();
+    let order = [at("write"), flushed, at("rename"), at("flush folder")];
+    assert!(order.is_sorted(), "{asked:?}");
+    assert!(std::fs::read(held.path("x.luks")).unwrap() == before);
+    // Nothing of a rewrite that did not come to its end may take the name later.
+    let leftover = held.path(rewrite::name(held.hold.file_name()).unwrap().as_str());
+    std::fs::copy(held.path("x.luks"), &leftover).unwrap();
+    rewrite::forestall_rename(&held.hold).unwrap();
+    assert!(!leftover.exists());
+}
+
+#[test]
+fn a_lock_that_was_lost_is_not_given_back() {
+    let held = Held::new();
+    held.lose_the_lock();
+    assert!(held.hold.before_epoch().is_err());
+    assert!(!held.hold.release().unwrap());
 }
