@@ -52,6 +52,9 @@ pub enum Kind {
     Copy,
     /// `statvfs`, `limits` and whatever else is extended.
     Other,
+    /// A shell that is asked for. It stays away where the connection is to end or to stand still; whatever
+    /// else is to be done with it, it runs.
+    Shell,
 }
 
 /// What the server does with a request, or with its answer.

@@ -134,9 +134,17 @@ impl Session {
             observer,
             interrupt,
         };
-        let untouched = |failure: Failure| match (failure.exit, &failure.hint) {
-            (Exit::Interrupted, None) => failure.with_hint("nothing was changed"),
+        let access = options.access;
+        let untouched = |failure: Failure| {
+            match (failure.exit, access, &failure.hint) {
+            (Exit::Interrupted, Access::ReadOnly, None) => failure.with_hint("nothing was changed"),
+            // A server that stands still lets nobody give the lease back either.
+            (Exit::Interrupted, Access::ReadWrite, None) => failure.with_hint(
+                "no data was changed. If the container was held already and the server did not answer, \
+                 its lease stays: the next session on this machine takes it over",
+            ),
             _ => failure,
+        }
         };
         let (mut crew, facts) =
             Crew::start(&options, Shape::Session, &[secret], &mut watch).map_err(untouched)?;

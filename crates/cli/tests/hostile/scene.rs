@@ -181,14 +181,15 @@ impl Scene {
         self.run_interrupted(command, None).0
     }
 
-    /// Runs a command, with one SIGINT after so long; and how long it took, from the SIGINT on.
+    /// Runs a command, with one SIGINT so long after the server did what it is to do; and how long it
+    /// took: from the SIGINT on, else from what the server did, else all of it.
     pub fn run_interrupted(&self, command: &Command, after: Option<Duration>) -> (Ran, Duration) {
         let (ran, took) = self.run_words(command.words, after);
         if command.name != "mount" || ran.code != 0 {
             return (ran, took);
         }
         self.reads_right_or_not_at_all();
-        let (unmounted, longer) = self.run_words(&["umount", "mnt"], None);
+        let (unmounted, longer) = self.run_words(&["umount", "mnt"], after);
         (unmounted, took.max(longer))
     }
 
@@ -202,10 +203,15 @@ impl Scene {
             .stdin(Stdio::null());
         let mut begun = Instant::now();
         let mut child = program.spawn().unwrap();
-        let mut interrupt = after.map(|after| begun + after);
+        let (mut struck, mut interrupt) = (false, None);
         let status = loop {
             if let Some(status) = child.try_wait().unwrap() {
                 break status.code().unwrap_or(-1);
+            }
+            if !struck && self.server.struck() > 0 {
+                struck = true;
+                begun = Instant::now();
+                interrupt = after.map(|after| begun + after);
             }
             if interrupt.is_some_and(|at| Instant::now() >= at) {
                 interrupt = None;
@@ -321,8 +327,9 @@ impl Scene {
             left
         };
         let left = of_container();
+        let reported = ran.stderr.contains("could not be given back");
         assert!(
-            left.is_empty() || ran.code != 0,
+            left.is_empty() || ran.code != 0 || reported,
             "{at}: {left:?}\n{}",
             ran.whole()
         );

@@ -52,10 +52,19 @@ impl Connection {
         let mut wish = [0; 2];
         socket.read_exact(&mut wish)?;
         socket.set_read_timeout(None)?;
-        let shell = wish[0] == b'h';
-        if shell && !shared.stalled() {
-            return socket.write_all(b"go\n");
-        }
+        let act = match wish[0] == b'h' && !shared.stalled() {
+            false => None,
+            true => match shared.due(Kind::Shell) {
+                Some(Act::Drop | Act::DropAfter | Act::Status(_)) => return Ok(()),
+                Some(act @ (Act::Never | Act::Silence | Act::Stall)) => Some(act),
+                act => {
+                    if act == Some(Act::Rollback) {
+                        let _ = shared.roll_back();
+                    }
+                    return socket.write_all(b"go\n");
+                }
+            },
+        };
         let program = needs::sftp_server().ok_or(io::ErrorKind::NotFound)?;
         let mut server = Command::new(program)
             .arg("-d")
@@ -68,7 +77,7 @@ impl Connection {
         let stdout = server.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
         let connection = Arc::new(Self {
             server: Mutex::new(server),
-            silent: AtomicBool::new(shared.stalled()),
+            silent: AtomicBool::new(act.is_some() || shared.stalled()),
             state: Mutex::new(State::default()),
             socket,
         });
