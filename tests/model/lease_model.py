@@ -22,6 +22,7 @@ DOOR ticks after it was sent. Not in it: the renewing thread and the counter of 
 It is a search, no proof: let it run with new seeds. Residual by design: what one twin wrote under
 its last look before it ended without a word (`telling` in `opened`), and what arrives after assumption K.
 """
+import json
 import random
 import sys
 import time
@@ -209,8 +210,10 @@ def data(w, req):
 
 def passes(w, s):
     """Whether the next look of a session that may write would let it go on."""
-    if s["pc"] not in MAY_WRITE:
-        return False
+    return s["pc"] in MAY_WRITE and holds(w, s)
+
+
+def holds(w, s):
     return good(w, dict(s), carry_out(w, ("look", s["n"])))
 
 
@@ -283,7 +286,8 @@ def go(w, s, choice=None):
         w.machine(s["m"], takings=takings, last=(top, bool(found and found[1])))
         if found is None:  # made and never filled: what counts is the one below
             n, below = ([(0, (0, True, 0, NONE, NONE))] + [(n, c) for n, c, _ in listing if c])[-1]
-            doors = below[3] | (NONE if below[1] else {(n, INF)}) | ({(top, INF)} if w.rule("empty") else NONE)
+            own = (w.clock + DOOR if w.rule("watch-own") else 0) if (n, below[0]) in takings else INF
+            doors = below[3] | (NONE if below[1] else {(n, own)}) | ({(top, INF)} if w.rule("empty") else NONE)
             return take(w, s, top, "empty", doors, below[4])
         tok, free, _, doors, watch = found
         if free:
@@ -320,6 +324,9 @@ def go(w, s, choice=None):
                 s["doors"] |= pred[3]
                 return withdraw(w, s)
             s["doors"] -= {(s["pred"], INF)}
+            if not closed(w, s["doors"]):  # struck out, and looked once more, before the waiting begins
+                s.update(pc="struck", permit=w.clock, ctl=hold(w, s) + (("look", s["n"]),))
+                return None
             return doors_or_enter(w, s, waited=True)
         if s["via"] == "free" and s["pred"] and w.rule("second") and not (pred is None or pred[1]):
             s["doors"] |= pred[3] | {(s["pred"], INF)}
@@ -328,6 +335,10 @@ def go(w, s, choice=None):
             if w.rule("inherit") or s["via"] != "unlock":
                 s["doors"] |= pred[3]
             s["watch"] |= pred[4]
+        return doors_or_enter(w, s)
+    elif pc == "struck":
+        if w.rule("relook") and not good(w, s, ans[-1]):
+            return withdraw(w, s)
         return doors_or_enter(w, s)
     elif pc == "doors":
         if choice == "a":
@@ -424,7 +435,8 @@ def go(w, s, choice=None):
         before = ans[-1] and ans[-1][0]
         same = before and before[:2] == (s["tok"], False) and (before[2] == s["nonce"] or not w.rule("counter"))
         if not same or not good(w, s, ans[-2]):
-            s["doors"] |= {(s["pred"], INF)}
+            if not same:
+                s["doors"] |= {(s["pred"], INF)}
             s["pc"] = "lost"
             return None
         if dict(w.high).get(s["tok"], 0) > s["nonce"]:
@@ -846,7 +858,75 @@ def mutate(seconds, rules):
     return fine
 
 
+def trace_allows(w, act):
+    """What the real code is driven through: takings, looks, takeovers, losses, deaths and late requests."""
+    kind = act[0]
+    if kind == "go":
+        s = w.ses[act[1]]
+        if s["pc"] == "doors":
+            return act[2] == "e" or act[2] == "a" and sum(until == INF for _, until in s["doors"]) == 1
+        return act[2] not in ("give up", "remove")
+    if kind == "loss":
+        return w.ses[act[1]]["pc"] not in ("closing", "lost", "end", "first")
+    return kind != "crash" or act[2]
+
+
+def refused(w, sid):
+    """The real code makes no lease where it would have to wait for a door that nobody asked it to wait for."""
+    s = w.ses.get(sid)
+    if not s or s["unlock"] or s["pc"] != "made":
+        return False
+    return any(until == INF and not (s["via"] == "empty" and n == s["pred"]) for n, until in s["doors"])
+
+
+def one_trace(chance):
+    """A random walk, each act with what becomes of its session; and how it ends."""
+    cfg = config(chance.choice((2, 3)), ("e",), start=4, unlock=2, crash=1, loss=1)
+    w, acts, last = World(cfg), [], None
+    for _ in range(chance.randrange(20, 90)):
+        closing = [s["sid"] for s in w.ses.values() if s["pc"] == "closing" and s["ctl"][0][0] == "list"]
+        todo = [("serve", closing[0], 0)] if closing else [a for a in actions(w) if trace_allows(w, a)]
+        if not todo:
+            break
+        same = [a for a in todo if a[0] in ("serve", "arrive", "go") and a[1] == last]
+        act = chance.choice(same if same and chance.random() < 0.6 else todo)
+        sid = None if act[0] in ("start", "unlock", "ghost") else act[1]
+        before = dict(w.ses[sid]) if sid else {}
+        about = {"do": act[0], "choice": act[2] if act[0] == "go" else None}
+        if act[0] == "serve":
+            about.update(what=before["ctl"][0][0], lease=before["n"], pred=before["pred"])
+        if act[0] == "ghost":
+            late = w.zomb[act[1]][0]
+            names = {ino: n for n, ino in w.dir.items()}
+            about.update(what=late[0], lease=late[1] if late[0] == "make" else names.get(late[1], 0) if late[0] == "put" else 0)
+        after = w.copy()
+        apply(after, act)
+        if sid and before["pc"] == "first" and refused(after, sid):
+            break
+        w = after
+        if act[0] in ("start", "unlock"):
+            sid = max(w.ses)
+            about["machine"] = act[1]
+        now = w.ses.get(sid, {})
+        about.update(sid=sid, was=before.get("pc"), pc=now.get("pc"), free=any(q[0] == "put" for q in now.get("ctl", ())))
+        acts.append(about)
+        last = sid
+    leases = {n: w.ino[ino][0] for n, ino in w.dir.items()}
+    end = {n: "empty" if not c else ("free " if c[1] else "held ") + str(c[0]) for n, c in leases.items()}
+    return {"acts": acts, "leases": end, 
+            "writers": sorted(s["sid"] for s in w.ses.values() if s["pc"] in ("opened", "work") and holds(w, s))}
+
+
+def traces(count, seed):
+    chance = random.Random(seed)
+    for _ in range(count):
+        print(json.dumps(one_trace(chance)))
+    return 0
+
+
 def main(args):
+    if args[:1] == ["traces"]:
+        return traces(int(args[1]), int(args[2]))
     if args[:1] == ["mutate"]:
         rules = [a[len("--rule="):] for a in args if a.startswith("--rule=")]
         return mutate(float(next((a for a in args if a.replace(".", "").isdigit()), 4)), rules)

@@ -262,29 +262,59 @@ impl Lock {
 
     /// Reads the lease again; [`LockError::Lost`] if it isn't ours any more. Any other error tells
     /// nothing about the lease (the line may be down): nothing may be sent until a later call
-    /// returns `Ok`.
+    /// returns `Ok`. So it is while [`Lock::take_again`] makes the next lease, on a connection before
+    /// the new one that still answers.
     pub fn verify(&self, store: &dyn Store) -> Result<(), LockError> {
-        self.check(store, || {
-            let file = self.now().file;
-            let read = store.read_small(&file, Access::ReadWrite, LEASE_BYTES);
+        let before = self.now();
+        self.unless_changing(&before, self.read_again(store, &before))
+    }
+
+    fn read_again(&self, store: &dyn Store, now: &Current) -> Result<(), LockError> {
+        self.check(store, now, || {
+            let read = store.read_small(&now.file, Access::ReadWrite, LEASE_BYTES);
             read.map(|(_, bytes)| ((), bytes))
         })
+    }
+
+    /// A reconnect makes the next lease, on a connection of its own. From any other one that looks as
+    /// a takeover does: what was found lost meanwhile tells nothing.
+    fn unless_changing<T>(
+        &self,
+        before: &Current,
+        checked: Result<T, LockError>,
+    ) -> Result<T, LockError> {
+        let Err(LockError::Lost { reason, .. }) = &checked else {
+            return checked;
+        };
+        let now = self.now();
+        let changing = before.pending.is_some() || now.pending.is_some();
+        if !changing && now.number == before.number {
+            return checked;
+        }
+        let source = StoreError::Disconnected {
+            op: "verify",
+            object: before.file.to_string(),
+            reason: format!("the lease is being taken again on another connection ({reason})"),
+        };
+        Err(self.failed("verify", source))
     }
 
     /// Verifies and rewrites the counter; to be called every [`RENEW_INTERVAL`].
     pub fn renew(&self, store: &dyn Store) -> Result<(), LockError> {
         let _writing = self.writing();
+        let before = self.now();
         // Checked and written through one handle: should the name be given to another file in
         // between, the write reaches the removed one.
-        let file = self.check(store, || {
-            let file = store.open(&self.now().file, Access::ReadWrite)?;
+        let checked = self.check(store, &before, || {
+            let file = store.open(&before.file, Access::ReadWrite)?;
             let mut bytes = vec![0; LEASE_BYTES];
             match file.read_at(0, &mut bytes, ReadClass::Demand) {
                 Err(StoreError::Truncated { .. }) => bytes.clear(),
                 other => other?,
             }
             Ok((file, bytes))
-        })?;
+        });
+        let file = self.unless_changing(&before, checked)?;
         let now = {
             let mut now = self.current();
             now.count_renewal();
@@ -347,15 +377,15 @@ impl Lock {
         Ok(())
     }
 
-    /// Reads the lease with `read`, and looks for one that took it over.
+    /// Reads the lease `now` with `read`, and looks for one that took it over.
     fn check<T>(
         &self,
         store: &dyn Store,
+        now: &Current,
         read: impl FnOnce() -> Result<(T, Vec<u8>), StoreError>,
     ) -> Result<T, LockError> {
-        let now = self.now();
         // Both at once: on a slow line this lies before every epoch.
-        let (next, ours) = beside(|| self.next_is_there(store, &now), read);
+        let (next, ours) = beside(|| self.next_is_there(store, now), read);
         if let Some(next) = next? {
             return Err(self.lost(&format!("{next} is there")));
         }
@@ -384,9 +414,16 @@ impl Lock {
         if content.free {
             return Err(self.lost(&format!("{} says that it was given back", now.file)));
         }
-        let asked = self.current().content.renewed;
-        if !counted(content.renewed, (now.answered, asked)) {
-            self.has_twin.store(true, Ordering::SeqCst);
+        // The renewals of the next lease are no measure for this one.
+        let asked = {
+            let current = self.current();
+            (current.number == now.number).then_some(current.content.renewed)
+        };
+        let counters = (now.answered, asked.unwrap_or(now.content.renewed));
+        if !counted(content.renewed, counters) {
+            if asked.is_some() {
+                self.has_twin.store(true, Ordering::SeqCst);
+            }
             return Err(self.lost(&format!(
                 "{} was renewed {} times, by us {} times: a copy of this process holds it, or the \
                  server went back to an older state",

@@ -17,14 +17,17 @@ impl Lock {
         let _writing = self.writing();
         loop {
             let now = self.now();
-            match self.verify(store) {
+            match self.read_again(store, &now) {
                 Ok(()) => {}
                 Err(lost @ LockError::Lost { .. }) => match self.find_pending(store, &now)? {
                     Some(found) => {
                         *self.current() = found;
                         continue;
                     }
-                    None => return Err(lost),
+                    None => {
+                        self.current().pending = None;
+                        return Err(lost);
+                    }
                 },
                 Err(error) => return Err(error),
             }
@@ -86,11 +89,22 @@ impl Lock {
             })
         };
         let counters = (before.answered, before.content.renewed);
-        if after.is_some()
-            || !same(&ours, &next.content.attempt, (0, 0))
-            || !same(&below, &before.content.attempt, counters)
-        {
-            return Err(self.lost(&format!("{} was taken over", before.file)));
+        let made = same(&ours, &next.content.attempt, (0, 0));
+        let kept = same(&below, &before.content.attempt, counters);
+        if !kept && same(&below, &before.content.attempt, (0, u64::MAX)) {
+            // A copy of this process renewed it meanwhile.
+            self.has_twin.store(true, Ordering::SeqCst);
+        }
+        if after.is_some() || !made || !kept {
+            let lost = self.lost(&format!("{} was taken over", before.file));
+            let mut current = self.current();
+            if made && kept {
+                // Who took over waits for an answer in the one that we made.
+                *current = next;
+            } else {
+                current.pending = None;
+            }
+            return Err(lost);
         }
         *self.current() = next;
         self.note_clock(ours.as_ref());

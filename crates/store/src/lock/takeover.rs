@@ -89,9 +89,10 @@ impl Lock {
         doors
     }
 
-    /// Gives a time to each door whose session was silent for `door_s` seconds, by the server's clock:
-    /// [`DOOR_S`] or what a test sets. That proves nothing, and so something may arrive for as long
-    /// again. Renew the lease first. Returns which.
+    /// Gives a time to each door whose session was silent for `door_s` seconds: [`DOOR_S`] or what a test
+    /// sets. That proves nothing, and so something may arrive for as long again. The time now is the
+    /// server's from when our lease was made, and our own clock since then, time asleep included; it is
+    /// compared with the last change of that session's lease, by the server's clock. Returns which.
     pub fn close_silent(&self, store: &dyn Store, door_s: u64) -> Result<Vec<u64>, LockError> {
         let mut closed = Vec::new();
         let now_s = self.now().server_s();

@@ -3,7 +3,9 @@
 
 use std::sync::Mutex;
 
-use sprat_store::{Access, Capabilities, FileStat, FreeSpace, ReadClass, StoreError, StoreFile};
+use sprat_store::{
+    Access, Capabilities, FileStat, FreeSpace, ReadClass, StoreError, StoreErrorKind, StoreFile,
+};
 
 use super::*;
 
@@ -17,6 +19,9 @@ struct Meddled {
     below: MemoryStore,
     /// Done right after a lease's file was made, before anybody has read it again.
     after_making: Mutex<Option<Act>>,
+    /// Done before a file is opened.
+    before_opening: Mutex<Option<Act>>,
+    stats: Arc<AtomicUsize>,
     fill: Mutex<Option<Fill>>,
     /// Writes are answered with "disk full".
     full: AtomicBool,
@@ -30,6 +35,10 @@ struct Meddled {
 impl Meddled {
     fn after_making(&self, act: impl FnOnce(&MemoryStore) + Send + 'static) {
         *self.after_making.lock().unwrap() = Some(Box::new(act));
+    }
+
+    fn before_opening(&self, act: impl FnOnce(&MemoryStore) + Send + 'static) {
+        *self.before_opening.lock().unwrap() = Some(Box::new(act));
     }
 
     fn fill_by(&self, fill: Fill) {
@@ -61,6 +70,10 @@ impl Store for Meddled {
         self.below.capabilities()
     }
     fn open(&self, name: &FileName, access: Access) -> Result<Arc<dyn StoreFile>, StoreError> {
+        let act = self.before_opening.lock().unwrap().take();
+        if let Some(act) = act {
+            act(&self.below);
+        }
         let file = self.below.open(name, access)?;
         Ok(Arc::new(Flushed(file, Arc::clone(&self.flushes))))
     }
@@ -68,7 +81,9 @@ impl Store for Meddled {
         self.below.create_new(name)
     }
     fn stat(&self, name: &FileName) -> Result<FileStat, StoreError> {
-        self.below.stat(name)
+        let stat = self.below.stat(name);
+        self.stats.fetch_add(1, Ordering::SeqCst);
+        stat
     }
     fn rename(&self, from: &FileName, to: &FileName) -> Result<(), StoreError> {
         self.below.rename(from, to)
@@ -544,4 +559,84 @@ fn an_answer_closes_its_own_door_only_and_what_it_waited_for_comes_in_its_place(
     assert!(store.flushes.load(Ordering::SeqCst) > before);
     assert!(json_of(&store, FIRST + 1).contains(&door(9, FAR, false)[9..40]));
     drop(theirs);
+}
+
+/// A look on the connection before, which still answers, while the next lease is made on a new one.
+#[test]
+fn a_look_beside_a_reconnect_takes_the_next_lease_of_its_own_session_for_no_takeover() {
+    fn tells_nothing(looked: &Result<(), LockError>) {
+        let Err(LockError::Store { source, .. }) = looked else {
+            panic!("{looked:?}");
+        };
+        assert_eq!(source.kind(), StoreErrorKind::Disconnected);
+    }
+    let (store, state) = (Meddled::default(), host());
+    let lock = Arc::new(take(&store, &record(state.path())).unwrap());
+    lock.renew(&store).unwrap();
+    let looking = Arc::clone(&lock);
+    store.after_making(move |before| tells_nothing(&looking.verify(before)));
+    lock.take_again(&store).unwrap();
+    lock.verify(&store).unwrap();
+    lock.renew(&store).unwrap();
+    // It was made, and that connection was lost before it said so.
+    store.fill_by(|below, name, content| {
+        below.create_filled(name, content)??;
+        Err(line_lost())
+    });
+    tells_nothing(&lock.take_again(&store));
+    tells_nothing(&lock.verify(&store));
+    tells_nothing(&lock.renew(&store));
+    lock.take_again(&store).unwrap();
+    lock.verify(&store).unwrap();
+    assert!(!lock.has_twin());
+    // A takeover is one all the same.
+    let theirs = record(host().path());
+    let other = Lock::take_over(&store, &container(), &theirs, owner()).unwrap();
+    assert_lost(lock.verify(&store));
+    assert_lost(lock.take_again(&store));
+    assert!(lock.answer(&store).unwrap());
+    assert_eq!(other.close_answered(&store).unwrap(), [other.number() - 1]);
+}
+
+/// The read of the own lease comes after the reconnect, that of the next one before it.
+#[test]
+fn a_look_that_a_reconnect_overtakes_finds_no_copy_of_its_process() {
+    let (store, state) = (Meddled::default(), host());
+    let lock = Arc::new(take(&store, &record(state.path())).unwrap());
+    lock.renew(&store).unwrap();
+    let looking = Arc::clone(&lock);
+    let stats = Arc::clone(&store.stats);
+    let before = stats.load(Ordering::SeqCst);
+    store.before_opening(move |store| {
+        while stats.load(Ordering::SeqCst) == before {
+            std::thread::yield_now();
+        }
+        looking.take_again(store).unwrap();
+    });
+    let looked = lock.verify(&store);
+    assert!(!matches!(looked, Err(LockError::Lost { .. })), "{looked:?}");
+    assert_eq!(lock.number(), FIRST + 1);
+    assert!(!lock.has_twin());
+    lock.verify(&store).unwrap();
+}
+
+/// Somebody takes over from a session that makes its next lease at that moment, and waits for the
+/// answer in that one.
+#[test]
+fn who_takes_over_behind_a_reconnect_gets_its_answer() {
+    let (store, here, there) = (Meddled::default(), host(), host());
+    let lock = take(&store, &record(here.path())).unwrap();
+    let theirs = record(there.path());
+    let other = Arc::new(Mutex::new(None));
+    let taking = Arc::clone(&other);
+    store.after_making(move |store| {
+        let taken = Lock::take_over(store, &container(), &theirs, owner()).unwrap();
+        *taking.lock().unwrap() = Some(taken);
+    });
+    assert_lost(lock.take_again(&store));
+    let other = other.lock().unwrap().take().unwrap();
+    assert_eq!(other.open_doors(), [FIRST + 1]);
+    assert!(lock.answer(&store).unwrap());
+    assert_eq!(other.close_answered(&store).unwrap(), [FIRST + 1]);
+    assert!(other.open_doors().is_empty() && !other.may_arrive());
 }
