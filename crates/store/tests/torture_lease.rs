@@ -14,6 +14,9 @@
     reason = "a test fails where it unwraps, and tells its figures"
 )]
 
+#[path = "torture_lease/traces.rs"]
+mod traces;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
@@ -437,6 +440,31 @@ fn never_two_sessions_write_however_requests_mix_and_come_late() {
     assert!(figures.iter().all(|count| *count > 0), "{figures:?}");
 }
 
+/// Traces of the short form, and for each round of the long one.
+const TRACES_SHORT: u64 = 100;
+const TRACES_A_ROUND: u64 = 40;
+
+#[test]
+fn traces_of_the_model_end_alike_in_the_real_code() {
+    requires!(needs::program("python3"));
+    let count = rounds().map_or(TRACES_SHORT, |rounds| rounds * TRACES_A_ROUND);
+    let lines = model(&["traces", &count.to_string(), &seed().to_string()]);
+    let mut acts = 0;
+    for (nth, line) in lines.lines().enumerate() {
+        let trace: serde_json::Value = serde_json::from_str(line).unwrap();
+        acts += trace["acts"].as_array().unwrap().len();
+        let driven = traces::drive(&trace);
+        assert!(driven.is_ok(), "trace {nth}: {driven:?}\n{}", story(&trace));
+    }
+    println!("{count} traces, {acts} acts");
+}
+
+/// A trace for people.
+fn story(trace: &serde_json::Value) -> String {
+    let acts = trace["acts"].as_array().unwrap().iter();
+    acts.map(|act| format!("{act}\n")).collect()
+}
+
 fn model(arguments: &[&str]) -> String {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/model/lease_model.py");
     let output = Command::new("python3")
@@ -464,7 +492,7 @@ fn each_rule_taken_away_breaks_an_invariant() {
     requires!(needs::program("python3"));
     // These are found at once; the long form takes away all.
     let short = ["--rule=doors", "--rule=until", "--rule=final"];
-    let seconds = rounds().map_or("5", |_| "60");
+    let seconds = rounds().map_or("5", |_| "300");
     let arguments = match rounds() {
         Some(_) => vec!["mutate", seconds],
         None => [&["mutate", seconds][..], &short].concat(),
