@@ -33,7 +33,7 @@ pub(crate) fn conduct(engine: &Engine) {
             (Step::Together(epoch), Some(line)) => send_together(engine, state, &line, epoch),
             (Step::Flush(epoch), Some(line)) => flush(engine, state, &line, epoch),
             (Step::FlushBehind, Some(line)) => flush_behind(engine, state, &line),
-            (Step::ReadBack { .. }, Some(line)) => read_back(engine, state, &line),
+            (Step::ReadBack, Some(line)) => read_back(engine, state, &line),
             (_, _) => match next_quiet {
                 Some(in_) => engine.wait_for(&engine.step, state, in_),
                 None => engine.wait(&engine.step, state),
@@ -225,7 +225,7 @@ fn read_back<'a>(
             engine.durable.notify_all();
         }
         Err(Meaning::LineLost(cause)) => engine.line_lost(&mut state, line.generation, cause),
-        Err(Meaning::Fatal(cause)) => engine.fail(&mut state, cause),
+        Err(Meaning::Fatal(cause)) => engine.refused(&mut state, line.generation, cause),
     }
     state
 }

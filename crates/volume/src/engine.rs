@@ -46,7 +46,7 @@ pub(crate) struct Loss {
 /// volume fails.
 pub(crate) const FAILURES_MAX: u32 = 3;
 
-/// Failed writes that far apart are not one after another.
+/// Refused requests that far apart are not one after another.
 const FAILURES_APART: Duration = Duration::from_secs(60);
 
 /// How often a read-only volume seeks another connection because of blocks that can't be read: a disk
@@ -100,8 +100,8 @@ pub(crate) struct State {
     pub(crate) proof: Proof,
     pub(crate) quiet: Vec<Quiet>,
     pub(crate) failed_flushes: u32,
-    failed_writes: u32,
-    write_failed_at: Option<Instant>,
+    refusals: u32,
+    refused_at: Option<Instant>,
     /// When a read-only volume last asked another connection because of a failed read.
     asked_again_at: Option<Instant>,
     /// When the first answer came of what is not durable yet.
@@ -129,14 +129,14 @@ impl State {
         })
     }
 
-    fn bears_failed_write(&mut self) -> bool {
+    fn bears_refusal(&mut self) -> bool {
         let apart = |at: Instant| at.elapsed() >= FAILURES_APART;
-        if self.write_failed_at.is_none_or(apart) {
-            self.failed_writes = 0;
+        if self.refused_at.is_none_or(apart) {
+            self.refusals = 0;
         }
-        self.write_failed_at = Some(Instant::now());
-        self.failed_writes += 1;
-        self.failed_writes <= FAILURES_MAX
+        self.refused_at = Some(Instant::now());
+        self.refusals += 1;
+        self.refusals <= FAILURES_MAX
     }
 
     pub(crate) fn check(&self) -> Result<(), VolumeError> {
@@ -288,8 +288,8 @@ impl Engine {
             proof: Proof::default(),
             quiet: Vec::new(),
             failed_flushes: 0,
-            failed_writes: 0,
-            write_failed_at: None,
+            refusals: 0,
+            refused_at: None,
             asked_again_at: None,
             busy_since: None,
             permits: Permits::default(),
@@ -396,14 +396,9 @@ impl Engine {
         self.begun.elapsed()
     }
 
-    /// A write was answered with an error. One that the server can't explain has the patience of a
-    /// failed flush: all is sent again on a new connection.
-    pub(crate) fn write_failed(
-        &self,
-        state: &mut State,
-        generation: Generation,
-        cause: VolumeError,
-    ) {
+    /// A write, or a read of what was written, was answered with an error. One that the server can't
+    /// explain has the patience of a failed flush: all is done again on a new connection.
+    pub(crate) fn refused(&self, state: &mut State, generation: Generation, cause: VolumeError) {
         if state.plan.connection() != Some(generation) {
             return;
         }
@@ -411,7 +406,7 @@ impl Engine {
             VolumeError::Store { source, .. }
                 if source.kind() == StoreErrorKind::Failed
                     && !self.options.reconnect_max.is_zero()
-                    && state.bears_failed_write() =>
+                    && state.bears_refusal() =>
             {
                 self.line_lost(state, generation, source);
             }
@@ -514,17 +509,18 @@ impl Engine {
     /// no round trip more, the server shows that it still has what it called durable before.
     fn settle_and_prove(&self) -> Result<(), VolumeError> {
         thread::scope(|scope| {
-            let mut proving = None;
+            let mut proving = Proving::NotBegun;
             let mut state = self.state();
             loop {
                 state.check()?;
                 // A suspect that was found overwritten is in the open epoch again: seal each time.
                 state.plan.seal();
-                if proving.is_none() && state.plan.sealed_len() <= 1 {
+                if matches!(proving, Proving::NotBegun) && state.plan.sealed_len() <= 1 {
                     let samples = self.samples_of(&state);
                     if let (Some(line), false) = (state.connection(), samples.is_empty()) {
-                        proving =
-                            Some(scope.spawn(move || self.prove_patiently(&*line.file, &samples)));
+                        let prove = move || self.prove_patiently(&*line.file, &samples);
+                        let prover = named("prover".to_owned()).spawn_scoped(scope, prove);
+                        proving = prover.map_or(Proving::Behind, Proving::Beside);
                     }
                 }
                 if state.plan.is_settled() {
@@ -534,19 +530,23 @@ impl Engine {
                 self.send.notify_one();
                 state = self.wait(&self.durable, state);
             }
+            let now = (state.connection(), self.samples_of(&state));
             drop(state);
-            match proving.map(thread::ScopedJoinHandle::join) {
-                None => Ok(()),
-                Some(Err(_)) => Err(VolumeError::Bug),
-                Some(Ok(proved)) => match proved {
-                    // All is durable by the word of an fsync; a connection that is lost now takes
-                    // nothing from it.
-                    Err(VolumeError::Store { op, source }) => match meaning(op, source) {
-                        Meaning::LineLost(_) => Ok(()),
-                        Meaning::Fatal(cause) => Err(cause),
-                    },
-                    proved => proved,
+            let proved = match (proving, now) {
+                (Proving::Beside(prover), _) => prover.join().unwrap_or(Err(VolumeError::Bug)),
+                (Proving::Behind, (Some(line), samples)) => {
+                    self.prove_patiently(&*line.file, &samples)
+                }
+                _ => Ok(()),
+            };
+            match proved {
+                // All is durable by the word of an fsync; a connection that is lost now takes
+                // nothing from it.
+                Err(VolumeError::Store { op, source }) => match meaning(op, source) {
+                    Meaning::LineLost(_) => Ok(()),
+                    Meaning::Fatal(cause) => Err(cause),
                 },
+                proved => proved,
             }
         })
     }
@@ -581,6 +581,14 @@ impl Engine {
     }
 }
 
+/// The comparison at the close.
+enum Proving<'scope> {
+    NotBegun,
+    Beside(thread::ScopedJoinHandle<'scope, Result<(), VolumeError>>),
+    /// No thread could be made (a limit on processes or memory): it takes a round trip more.
+    Behind,
+}
+
 /// Fails the volume when its thread ends by a panic, so that nobody waits for that thread.
 struct EndOfThread(Arc<Engine>);
 
@@ -597,6 +605,11 @@ impl Drop for EndOfThread {
 /// Small stacks: the process may lock all of its memory.
 pub(crate) const THREAD_STACK_BYTES: usize = 256 << 10;
 
+fn named(name: String) -> thread::Builder {
+    let builder = thread::Builder::new().name(name);
+    builder.stack_size(THREAD_STACK_BYTES)
+}
+
 /// Starts a named thread of the volume.
 pub(crate) fn spawn(
     engine: &Arc<Engine>,
@@ -608,9 +621,5 @@ pub(crate) fn spawn(
         let end = EndOfThread(engine);
         body(&end.0);
     };
-    thread::Builder::new()
-        .stack_size(THREAD_STACK_BYTES)
-        .name(name)
-        .spawn(run)
-        .map_err(VolumeError::Thread)
+    named(name).spawn(run).map_err(VolumeError::Thread)
 }

@@ -49,8 +49,8 @@ pub(crate) enum Step {
     FlushBehind,
     /// No call is under way on the lost connection any more: make a new one.
     Reconnect,
-    /// Read these adjacent suspects back.
-    ReadBack { first: u64, blocks: usize },
+    /// Read back what [`Plan::next_read_backs`] says.
+    ReadBack,
     /// Nothing until something happens.
     Wait,
 }
@@ -243,9 +243,10 @@ impl Plan {
                 return Step::FlushBehind;
             }
         }
-        match self.next_read_back() {
-            Some((first, blocks)) => Step::ReadBack { first, blocks },
-            None => Step::Wait,
+        if self.next_read_backs(1).is_empty() {
+            Step::Wait
+        } else {
+            Step::ReadBack
         }
     }
 
@@ -651,17 +652,6 @@ impl Plan {
             }
         }
         runs
-    }
-
-    fn next_read_back(&self) -> Option<(u64, usize)> {
-        let ready = |(index, suspect): &(&u64, &Suspect)| {
-            suspect.held.is_none() && !self.newest.contains_key(index)
-        };
-        let (first, _) = self.suspects.iter().find(ready)?;
-        let adjacent = (*first..)
-            .zip(self.suspects.range(first..))
-            .take_while(|(want, entry)| *want == *entry.0 && ready(entry));
-        Some((*first, adjacent.take(self.limits.run_blocks).count()))
     }
 }
 

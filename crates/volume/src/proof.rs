@@ -48,7 +48,16 @@ impl Proof {
     /// These blocks are durable now.
     pub(crate) fn durable<'a>(&mut self, blocks: impl Iterator<Item = (u64, &'a Block)>) {
         let now = Instant::now();
-        for (index, block) in blocks {
+        let blocks: Vec<(u64, &Block)> = blocks.collect();
+        // Those before the last ones would be dropped again at once: nobody waits for their digests.
+        let dropped = blocks.len().saturating_sub(KEPT_MAX);
+        for (nth, (index, block)) in blocks.into_iter().enumerate() {
+            if nth < dropped {
+                self.digests.remove(&index);
+                if !SUPER_BLOCKS.contains(&index) {
+                    continue;
+                }
+            }
             let digest = self.digest(block);
             self.note_super(index, digest);
             self.digests.insert(index, (digest, now));
@@ -262,6 +271,30 @@ mod tests {
             );
         }
         assert_ne!(samples, proof.samples(&plan()), "not by chance");
+    }
+
+    #[test]
+    fn of_many_blocks_at_once_the_last_ones_and_the_super_blocks_are_kept() {
+        let mut proof = Proof::default();
+        let count = KEPT_MAX as u64 + 1000;
+        for round in [0, 100_000] {
+            let blocks: Vec<(u64, Block)> = (0..count).map(|n| (n, block(n + round))).collect();
+            proof.durable(blocks.iter().map(|(index, block)| (*index, block)));
+        }
+        assert_eq!(proof.digests.len(), KEPT_MAX);
+        let samples = proof.samples(&plan());
+        assert!(samples.iter().any(|sample| sample.index == 0));
+        for sample in samples {
+            let right = proof.digest(&block(sample.index + 100_000));
+            assert_eq!(sample.digest, right, "{}", sample.index);
+            let kept = sample.index >= 1000 || SUPER_BLOCKS.contains(&sample.index);
+            assert!(kept, "{}", sample.index);
+        }
+        // What is durable for the second time and not among the last ones has no digest of the first.
+        proof.durable(std::iter::once((7, &block(1))));
+        let blocks: Vec<(u64, Block)> = (0..count).map(|n| (n, block(n))).collect();
+        proof.durable(blocks.iter().map(|(index, block)| (*index, block)));
+        assert!(!proof.digests.contains_key(&7));
     }
 
     /// Of 400 losses of a part of the blocks, chosen by chance, so many per cent are found.

@@ -100,7 +100,7 @@ fn report(engine: &Engine, state: &mut State, connection: &Connection, run: &Run
             state.plan.lost_run(run);
         }
         Sent::Broken(Meaning::Fatal(cause)) => {
-            engine.write_failed(state, connection.generation, cause);
+            engine.refused(state, connection.generation, cause);
             state.plan.lost_run(run);
         }
     }

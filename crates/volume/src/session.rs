@@ -63,7 +63,7 @@ pub trait Session: Send + Sync {
     fn settled_in_part(&self, ranges: &[Range<u64>]);
 
     /// Opens the file again after identity, pins and lock were checked; `attempt` counts from 0
-    /// since the last progress. The waiting between attempts is the volume's.
+    /// since the connection was lost. The waiting between attempts is the volume's.
     fn reconnect(&self, attempt: u32) -> Result<Arc<dyn StoreFile>, ReconnectError>;
 
     /// So many bytes of a dead session's suspects are read and on their way back, of `whole`: called

@@ -46,7 +46,7 @@ pub(crate) fn send_together<'a>(
         Err(error) => {
             match meaning("write", error) {
                 Meaning::LineLost(cause) => engine.line_lost(&mut state, line.generation, cause),
-                Meaning::Fatal(cause) => engine.write_failed(&mut state, line.generation, cause),
+                Meaning::Fatal(cause) => engine.refused(&mut state, line.generation, cause),
             }
             runs.iter().for_each(|run| state.plan.lost_run(run));
             return state;

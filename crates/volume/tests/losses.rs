@@ -2,10 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+#[path = "losses/durable.rs"]
+mod durable;
+#[path = "losses/hour.rs"]
+mod hour;
 mod support;
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -15,6 +20,7 @@ use sprat_testkit::crash::{CrashDisk, CrashOptions};
 use sprat_testkit::dice::Dice;
 use sprat_testkit::fault::{Fault, FaultPlan};
 use sprat_testkit::watchdog::within;
+use sprat_testkit::{needs, requires};
 use sprat_volume::{Fenced, Flush, ReconnectError, Session, Volume, VolumeError, VolumeOptions};
 use support::{BLOCK, LIMIT, TestSession, at, geometry, read_stamp, stamp_of, stamped, tiny};
 
@@ -412,171 +418,76 @@ fn a_failure_of_any_one_operation_is_borne_on_a_new_connection() {
     });
 }
 
-/// Epochs that were answered as durable are gone after the reconnect: 100 of 100 times it is noticed,
-/// before anything more is sent, whatever part of them is gone.
+/// Reading a suspect back has the patience that writing has.
 #[test]
-fn a_server_that_lost_what_it_had_called_durable_is_found_out_at_the_reconnect() {
-    within(LIMIT, || {
-        for seed in 0..100 {
-            let mut dice = Dice::new(seed);
-            let disk = CrashDisk::new(LEN, seed, CrashOptions::default());
-            let session = TestSession::new(&disk);
-            let volume =
-                Volume::open(session.connect(), geometry(LEN), session.clone(), tiny()).unwrap();
-            let epochs = 2 + dice.below(12);
-            let kept = dice.below(epochs);
-            let mut image = disk.durable();
-            for epoch in 0..epochs {
-                if epoch == kept {
-                    image = disk.durable();
-                }
-                for _ in 0..=dice.below(3) {
-                    let block = usize::try_from(dice.below(60)).unwrap();
-                    volume.write_at(at(block), &stamped(100 + epoch)).unwrap();
-                }
-                volume.flush(Flush::Durable).unwrap();
-            }
-            disk.go_back_to(&image);
-            volume.write_at(at(62), &stamped(7)).unwrap();
-            let flushed = volume.flush(Flush::Durable);
-            let Err(VolumeError::Failed(cause)) = flushed else {
-                panic!("seed {seed}: {flushed:?}");
-            };
-            assert!(
-                matches!(*cause, VolumeError::LostDurable { .. }),
-                "seed {seed}: {cause:?}"
-            );
-            // What was on its way when the connection was lost may have arrived.
-            let sent = |bytes: Vec<u8>| [&bytes[..62 * BLOCK], &bytes[63 * BLOCK..]].concat();
-            assert!(
-                sent(disk.present()) == sent(image),
-                "seed {seed}: something was sent"
-            );
+fn a_suspect_that_can_not_be_read_back_for_a_moment_is_read_on_a_new_connection() {
+    struct Moody(Arc<TestSession>, Arc<AtomicUsize>);
+    struct MoodyFile(Arc<dyn StoreFile>, Arc<AtomicUsize>);
+    impl StoreFile for MoodyFile {
+        fn len(&self) -> Result<u64, StoreError> {
+            self.0.len()
         }
-    });
-}
-
-/// Of an epoch that is larger than the buffer parts are durable before its end.
-#[test]
-fn what_was_durable_in_parts_is_missed_too_where_the_server_lost_it() {
+        fn stat(&self) -> Result<FileStat, StoreError> {
+            self.0.stat()
+        }
+        fn read_at(&self, offset: u64, buf: &mut [u8], class: ReadClass) -> Result<(), StoreError> {
+            let fail = |left: usize| left.checked_sub(1);
+            let order = Ordering::SeqCst;
+            if offset == at(5) && self.1.fetch_update(order, order, fail).is_ok() {
+                return Err(StoreError::Refused {
+                    op: "read",
+                    object: "container".to_owned(),
+                    reason: "Failure".to_owned(),
+                });
+            }
+            self.0.read_at(offset, buf, class)
+        }
+        fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+            self.0.write_at(offset, data)
+        }
+        fn flush(&self) -> Result<(), StoreError> {
+            self.0.flush()
+        }
+        fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+            self.0.discard(offset, len)
+        }
+        fn resize(&self, len: u64) -> Result<(), StoreError> {
+            self.0.resize(len)
+        }
+    }
+    impl Session for Moody {
+        fn before_epoch(&self) -> Result<(), Fenced> {
+            self.0.before_epoch()
+        }
+        fn before_send(&self, ranges: &[Range<u64>]) -> Result<(), Fenced> {
+            self.0.before_send(ranges)
+        }
+        fn settled(&self) {
+            self.0.settled();
+        }
+        fn settled_in_part(&self, ranges: &[Range<u64>]) {
+            self.0.settled_in_part(ranges);
+        }
+        fn reconnect(&self, attempt: u32) -> Result<Arc<dyn StoreFile>, ReconnectError> {
+            let file = self.0.reconnect(attempt)?;
+            Ok(Arc::new(MoodyFile(file, Arc::clone(&self.1))))
+        }
+    }
     within(LIMIT, || {
-        let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
-        let session = TestSession::new(&disk);
-        let volume =
-            Volume::open(session.connect(), geometry(LEN), session.clone(), tiny()).unwrap();
-        let image = disk.durable();
-        write_a_long_epoch(&volume, 0..60);
-        assert!(volume.stats().wire_flushes > 0);
-        disk.go_back_to(&image);
-        misses_what_was_durable(&volume);
-    });
-}
-
-#[test]
-fn what_was_durable_is_missed_too_where_the_file_ends_before_it() {
-    within(LIMIT, || {
-        let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
-        let session = TestSession::new(&disk);
-        let volume =
-            Volume::open(session.connect(), geometry(LEN), session.clone(), tiny()).unwrap();
-        volume.write_at(at(50), &stamped(1)).unwrap();
-        volume.flush(Flush::Durable).unwrap();
-        disk.go_back_to(&disk.durable()[..40 * BLOCK]);
-        misses_what_was_durable(&volume);
-    });
-}
-
-#[track_caller]
-fn misses_what_was_durable(volume: &Volume) {
-    let written = volume.write_at(at(3), &stamped(7));
-    let flushed = written.and_then(|()| volume.flush(Flush::Durable));
-    let Err(VolumeError::Failed(cause)) = flushed else {
-        panic!("{flushed:?}");
-    };
-    assert!(
-        matches!(*cause, VolumeError::LostDurable { .. }),
-        "{cause:?}"
-    );
-}
-
-/// The same where no connection was lost: it is found out at the close.
-#[test]
-fn a_server_that_lost_what_it_had_called_durable_is_found_out_at_the_close() {
-    within(LIMIT, || {
-        let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
-        let session = TestSession::new(&disk);
-        let volume =
-            Volume::open(session.connect(), geometry(LEN), session.clone(), tiny()).unwrap();
-        for block in 0..8 {
-            volume.write_at(at(block), &stamped(100)).unwrap();
+        for (failures, borne) in [(3, true), (100, false)] {
+            let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
+            let left = Arc::new(AtomicUsize::new(0));
+            let session = Arc::new(Moody(TestSession::new(&disk), Arc::clone(&left)));
+            let file = Arc::new(MoodyFile(session.0.connect(), Arc::clone(&left)));
+            let volume = Volume::open(file, geometry(LEN), session, tiny()).unwrap();
+            disk.lose_lines();
+            volume.write_at(at(5), &stamped(7)).unwrap();
+            left.store(failures, Ordering::SeqCst);
             volume.flush(Flush::Durable).unwrap();
-        }
-        disk.connect().write_at(at(7), &stamped(0)).unwrap();
-        let closed = volume.close();
-        let Err(VolumeError::Failed(cause)) = closed else {
-            panic!("{closed:?}");
-        };
-        let lost_at = VolumeError::LostDurable { offset: at(7) };
-        assert_eq!(format!("{cause:?}"), format!("{lost_at:?}"));
-    });
-}
-
-/// An hour on a clock 1,000 times as fast: 20 losses of a second each, at random.
-#[test]
-fn many_short_losses_over_a_long_time_end_no_session() {
-    within(LIMIT, || {
-        let mut dice = Dice::new(18);
-        let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
-        let options = VolumeOptions {
-            reconnect_max: Duration::from_millis(900),
-            read_cache_bytes_max: 0,
-            ..tiny()
-        };
-        let open = |busy: bool| {
-            let session = TestSession::new(&disk);
-            let volume = Volume::open(
-                session.connect(),
-                geometry(LEN),
-                session.clone(),
-                options.clone(),
-            );
-            (busy, session, volume.unwrap())
-        };
-        let volumes = [open(true), open(false)];
-        volumes[1].2.write_at(at(50), &stamped(5)).unwrap();
-        let stop = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            let writing = scope.spawn(|| {
-                let mut stamp = 0;
-                while !stop.load(Ordering::SeqCst) {
-                    stamp += 1;
-                    volumes[0].2.write_at(at(3), &stamped(stamp)).unwrap();
-                    volumes[0].2.flush(Flush::Durable).unwrap();
-                    read_stamp(&volumes[0].2, 30).unwrap();
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-            });
-            for _ in 0..20 {
-                std::thread::sleep(Duration::from_millis(dice.below(360)));
-                for (_, session, volume) in &volumes {
-                    session.unreachable.store(true, Ordering::SeqCst);
-                    volume.line_lost(lost());
-                }
-                disk.lose_lines();
-                std::thread::sleep(Duration::from_millis(3));
-                for (_, session, _) in &volumes {
-                    session.unreachable.store(false, Ordering::SeqCst);
-                }
-            }
-            stop.store(true, Ordering::SeqCst);
-            writing.join().unwrap();
-        });
-        for (busy, session, volume) in &volumes {
-            assert!(volume.failure().is_none(), "{busy} {:?}", volume.failure());
-            // One that carries nothing is not sought each time at once.
-            let times = session.reconnects.load(Ordering::SeqCst);
-            assert!(times >= if *busy { 10 } else { 1 }, "{busy} {times}");
-            volume.close().unwrap();
+            let closed = volume.close();
+            assert_eq!(closed.is_ok(), borne, "{failures}: {closed:?}");
+            assert_eq!(left.load(Ordering::SeqCst) == 0, borne);
+            assert_eq!(stamp_of(&disk.durable()[5 * BLOCK..][..BLOCK]), 7);
         }
     });
 }
@@ -677,4 +588,48 @@ fn a_takeover_reads_and_writes_scattered_blocks_in_few_round_trips() {
         let (reads, writes) = (count(&file.read_batches), count(&file.write_batches));
         assert!(reads <= 12 && writes <= 8, "{reads} reads, {writes} writes");
     });
+}
+
+/// Where it says so a limit on memory leaves no room for the stack of one more thread, and the server
+/// has lost a block or not.
+const THREADLESS: &str = "SPRAT_TEST_VOLUME_THREADLESS";
+
+#[test]
+fn a_volume_is_closed_and_compared_where_no_thread_can_be_made() {
+    requires!(needs::program("prlimit"));
+    let Some(lost) = std::env::var_os(THREADLESS) else {
+        for lost in ["no", "yes"] {
+            let status = Command::new(std::env::current_exe().unwrap())
+                .args([
+                    "--exact",
+                    "a_volume_is_closed_and_compared_where_no_thread_can_be_made",
+                ])
+                .arg("--test-threads=1")
+                .env(THREADLESS, lost)
+                .status();
+            assert!(status.unwrap().success(), "lost: {lost}");
+        }
+        return;
+    };
+    let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
+    let session = TestSession::new(&disk);
+    let volume = Volume::open(session.connect(), geometry(LEN), session.clone(), tiny()).unwrap();
+    volume.write_at(at(3), &stamped(7)).unwrap();
+    volume.flush(Flush::Durable).unwrap();
+    if lost == "yes" {
+        disk.connect().write_at(at(3), &stamped(0)).unwrap();
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let size = status.split("VmSize:").nth(1).unwrap();
+    let kibibytes: u64 = size.split_whitespace().next().unwrap().parse().unwrap();
+    let limited = Command::new("prlimit")
+        .args(["--pid", &std::process::id().to_string()])
+        .arg(format!("--as={}:", kibibytes * 1024))
+        .status();
+    assert!(limited.unwrap().success());
+    let small = std::thread::Builder::new().stack_size(256 << 10);
+    let thread = small.spawn(|| ());
+    assert!(thread.is_err(), "there are threads, so this shows nothing");
+    let closed = volume.close();
+    assert_eq!(closed.is_err(), lost == "yes", "{closed:?}");
 }

@@ -4,16 +4,18 @@
 
 mod support;
 
-use std::sync::Arc;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sprat_store::{
     Access, FileName, FileStat, MemoryStore, ReadClass, Store, StoreError, StoreFile,
 };
 use sprat_testkit::crash::{CrashDisk, CrashOptions};
+use sprat_testkit::dice::Dice;
 use sprat_testkit::watchdog::within;
-use sprat_volume::{Flush, ReadOnlyOptions, Volume, VolumeError};
+use sprat_volume::{Fenced, Flush, ReadOnlyOptions, ReconnectError, Session, Volume, VolumeError};
 use support::{BLOCK, LIMIT, TestSession, at, geometry, read_stamp, stamp_of, stamped};
 
 const LEN: usize = 64 * BLOCK;
@@ -190,7 +192,9 @@ fn a_read_only_volume_reconnects_and_reads_on() {
         let dir = tempfile::tempdir().unwrap();
         let options = ReadOnlyOptions {
             reconnect_delay: Duration::from_millis(1),
+            // So that each read is a request.
             read_cache_bytes_max: 0,
+            read_ahead_bytes_max: 0,
             ..ReadOnlyOptions::new(dir.path().to_owned())
         };
         let volume =
@@ -329,5 +333,92 @@ fn a_read_only_volume_that_nobody_reads_bears_any_outage() {
             std::thread::sleep(Duration::from_secs(1));
             assert!(volume.failure().is_none(), "{:?}", volume.failure());
         }
+    });
+}
+
+/// Makes a new [`Ahead`] for each connection, unless the server is away.
+struct Returning {
+    up: Mutex<Arc<AtomicBool>>,
+    asked: Arc<AtomicU64>,
+    away: AtomicBool,
+    reconnects: AtomicU64,
+}
+
+impl Returning {
+    fn connect(&self) -> Arc<dyn StoreFile> {
+        let up = Arc::new(AtomicBool::new(true));
+        *self.up.lock().unwrap() = Arc::clone(&up);
+        let asked = Arc::clone(&self.asked);
+        Arc::new(Ahead { up, asked })
+    }
+}
+
+impl Session for Returning {
+    fn before_epoch(&self) -> Result<(), Fenced> {
+        unreachable!("nothing is written")
+    }
+    fn before_send(&self, _: &[Range<u64>]) -> Result<(), Fenced> {
+        unreachable!("nothing is written")
+    }
+    fn settled(&self) {}
+    fn settled_in_part(&self, _: &[Range<u64>]) {}
+    fn reconnect(&self, _: u32) -> Result<Arc<dyn StoreFile>, ReconnectError> {
+        if self.away.load(Ordering::SeqCst) {
+            return Err(ReconnectError::Retry(cut()));
+        }
+        self.reconnects.fetch_add(1, Ordering::SeqCst);
+        Ok(self.connect())
+    }
+}
+
+/// An hour on a clock 1,000 times as fast: 20 losses of a second each, at random, most of them with
+/// read-ahead under way, and a limit of 15 minutes.
+#[test]
+fn many_short_losses_with_read_ahead_under_way_end_no_read_only_volume() {
+    within(LIMIT, || {
+        let mut dice = Dice::new(21);
+        let session = Arc::new(Returning {
+            up: Mutex::default(),
+            asked: Arc::default(),
+            away: AtomicBool::new(false),
+            reconnects: AtomicU64::new(0),
+        });
+        let options = ReadOnlyOptions {
+            reconnect_max: Duration::from_millis(900),
+            reconnect_delay: Duration::from_millis(1),
+            ..ReadOnlyOptions::new(std::env::temp_dir())
+        };
+        let blocks = geometry(4096 * BLOCK);
+        let file = session.connect();
+        let volume = Volume::open_read_only(file, blocks, session.clone(), options).unwrap();
+        let (mut bytes, mut under_way) = (vec![0; BLOCK], 0);
+        for loss in 0..20 {
+            std::thread::sleep(Duration::from_millis(dice.below(260)));
+            session.asked.store(0, Ordering::SeqCst);
+            for cluster in 0..10 {
+                if session.asked.load(Ordering::SeqCst) > 0 {
+                    break;
+                }
+                let block = (loss * 10 + cluster) * 16;
+                volume.read_at(at(block), &mut bytes).unwrap();
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            under_way += usize::from(session.asked.load(Ordering::SeqCst) > 0);
+            session.away.store(true, Ordering::SeqCst);
+            session.up.lock().unwrap().store(false, Ordering::SeqCst);
+            volume.line_lost(cut());
+            std::thread::sleep(Duration::from_millis(3));
+            session.away.store(false, Ordering::SeqCst);
+            volume.read_at(at(3300 + loss * 30), &mut bytes).unwrap();
+            assert_eq!(bytes, [7; BLOCK]);
+        }
+        assert!(
+            under_way >= 10,
+            "{under_way} times something was read ahead"
+        );
+        assert_eq!(session.reconnects.load(Ordering::SeqCst), 20);
+        // Until the connection ends.
+        session.up.lock().unwrap().store(false, Ordering::SeqCst);
+        volume.close().unwrap();
     });
 }

@@ -1,25 +1,136 @@
 //! The volume over the real sftp-server, which is killed again and again.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "tests, and one tells its figures"
+)]
 
 mod support;
 
 use std::ffi::OsString;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use sprat_store::{Access, FileName, SftpOptions, SftpStore, Store, StoreFile};
 use sprat_testkit::dice::Dice;
+use sprat_testkit::sshd::{self, Sshd};
 use sprat_testkit::watchdog::within;
+use sprat_testkit::wire::{Wire, WireOptions};
 use sprat_testkit::{needs, requires};
 use sprat_volume::{Fenced, Flush, Geometry, ReconnectError, Session, Volume, VolumeOptions};
 use support::{BLOCK, LIMIT, stamp_of, stamped};
 
 const BLOCKS: usize = 4096;
 const OFFSET: usize = 1 << 20;
+
+/// A server behind a line with a long round trip.
+struct Far {
+    wire: Wire,
+    sshd: Sshd,
+    folder: PathBuf,
+    progress: AtomicUsize,
+}
+
+impl Far {
+    fn open(&self) -> Result<Arc<dyn StoreFile>, sprat_store::StoreError> {
+        let mut program = self.sshd.ssh_command_through(self.wire.port());
+        program.extend(["-s", "--", "test", "sftp"].map(OsString::from));
+        let folder = self.folder.to_str().unwrap();
+        SftpStore::connect(SftpOptions::new(program, "test", folder))?
+            .open(&name(), Access::ReadWrite)
+    }
+}
+
+impl Session for Far {
+    fn before_epoch(&self) -> Result<(), Fenced> {
+        Ok(())
+    }
+    fn before_send(&self, _: &[Range<u64>]) -> Result<(), Fenced> {
+        Ok(())
+    }
+    fn settled_in_part(&self, _: &[Range<u64>]) {}
+    fn settled(&self) {}
+    fn settling(&self, done: u64, whole: u64) {
+        assert!(done <= whole);
+        self.progress.fetch_add(1, Ordering::SeqCst);
+    }
+    fn reconnect(&self, _: u32) -> Result<Arc<dyn StoreFile>, ReconnectError> {
+        self.open().map_err(ReconnectError::Retry)
+    }
+}
+
+/// A takeover from a session with many blocks under way, scattered over the container. The long form
+/// (`SPRAT_TORTURE_ROUNDS`) has 32,768 of them, 128 MiB, which may take 30 s at 50 ms there and back.
+#[test]
+fn a_takeover_of_scattered_blocks_over_a_far_line_takes_little_longer_than_its_bytes() {
+    requires!(sshd::missing());
+    let suspects = match std::env::var_os("SPRAT_TORTURE_ROUNDS") {
+        Some(_) => 32_768,
+        None => 2_000,
+    };
+    within(LIMIT, move || {
+        let dir = tempfile::tempdir().unwrap();
+        let container = std::fs::File::create(dir.path().join("x.luks")).unwrap();
+        let apart = 64 * BLOCK as u64;
+        container.set_len(suspects * apart).unwrap();
+        for nth in 0..suspects {
+            container
+                .write_all_at(&stamped(nth + 1), nth * apart)
+                .unwrap();
+        }
+        let sshd = Sshd::start();
+        let far = WireOptions {
+            round_trip: Duration::from_millis(50),
+            bytes_per_s: None,
+        };
+        let session = Arc::new(Far {
+            wire: Wire::start(sshd.port(), far).unwrap(),
+            sshd,
+            folder: dir.path().to_owned(),
+            progress: AtomicUsize::new(0),
+        });
+        let lies = Geometry {
+            offset_bytes: 0,
+            len_bytes: suspects * apart,
+        };
+        let block = BLOCK as u64;
+        let options = VolumeOptions {
+            suspects: (0..suspects)
+                .map(|nth| nth * apart..nth * apart + block)
+                .collect(),
+            suspects_quiet: true,
+            ..VolumeOptions::default()
+        };
+        let file = session.open().unwrap();
+        let before = session.wire.bytes();
+        let begun = Instant::now();
+        let volume = Volume::open(file, lies, session.clone(), options).unwrap();
+        let opened = begun.elapsed();
+        volume.close().unwrap();
+        let (took, after) = (begun.elapsed(), session.wire.bytes());
+        let (up, down) = (after.0 - before.0, after.1 - before.1);
+        let progress = session.progress.load(Ordering::SeqCst);
+        println!(
+            "{suspects} blocks: open for writing after {opened:?}, all read back after {took:?}; \
+             {up} bytes up, {down} bytes down, progress reported {progress} times"
+        );
+        let whole = suspects * block;
+        assert!(took < Duration::from_secs(30), "{took:?}");
+        // Read and written once, and read back; some for requests, logins and ssh.
+        let some = whole / 10 + (1 << 20);
+        assert!(
+            up < whole + some && down < 2 * whole + some,
+            "{up} up, {down} down"
+        );
+        assert!(progress as u64 >= suspects / 1000);
+    });
+}
 
 struct SftpSession {
     folder: PathBuf,

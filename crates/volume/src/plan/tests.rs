@@ -509,13 +509,8 @@ fn a_suspect_is_read_back_once_it_is_durable_and_quiet() {
     assert_eq!(plan.step(), Step::Wait);
     assert!(!plan.is_settled());
     plan.quiet_over(1);
-    assert_eq!(
-        plan.step(),
-        Step::ReadBack {
-            first: 0,
-            blocks: 1
-        }
-    );
+    assert_eq!(plan.step(), Step::ReadBack);
+    assert_eq!(plan.next_read_backs(8), [(0, 1)]);
     assert_eq!(plan.judge(0, &[1]), Verdict::Good);
     assert!(plan.is_settled());
 }
