@@ -13,6 +13,7 @@ use machine::copying::Scene;
 use machine::strikes::{Blow, copy_sparse, missing, same_bytes};
 use machine::{CONTAINER, Ran};
 use sprat_store::{LocalRecord, LockError};
+use sprat_testkit::dice::Dice;
 use sprat_testkit::hostile::{ALWAYS, Act, Fault, Hostile, Kind};
 use sprat_testkit::requires;
 
@@ -255,6 +256,29 @@ fn two_losses_further_apart_than_an_outage_may_last_do_not_end_reading_back() {
     ];
     let (ran, hostile) = copied_to_hostile(&scene, &faults, "3");
     assert_eq!((ran.code, hostile.struck()), (0, 3), "{}", ran.whole());
+    scene.arrived_whole();
+    assert_eq!(scene.names("server"), ["x.luks"]);
+}
+
+/// Losses at random, while it writes and while it reads back: 20 in the long form (`SPRAT_STRIKES`).
+#[test]
+fn many_short_losses_end_no_copy() {
+    requires!(missing());
+    let scene = Scene::new();
+    let mut dice = Dice::new(22);
+    let mut lost = |kind, least: u64| {
+        let nth = usize::try_from(least + dice.below(40)).unwrap();
+        Fault::once(kind, nth, Act::Drop)
+    };
+    let (writing, reading) = match std::env::var_os("SPRAT_STRIKES") {
+        Some(_) => (8, 12),
+        None => (2, 2),
+    };
+    let mut faults: Vec<Fault> = (0..writing).map(|_| lost(Kind::Write, 40)).collect();
+    faults.extend((0..reading).map(|_| lost(Kind::Read, 10)));
+    let (ran, hostile) = copied_to_hostile(&scene, &faults, "20");
+    let expected = (0, writing + reading);
+    assert_eq!((ran.code, hostile.struck()), expected, "{}", ran.whole());
     scene.arrived_whole();
     assert_eq!(scene.names("server"), ["x.luks"]);
 }

@@ -1,13 +1,21 @@
 //! Sessions whose machine, server or line was away, or who were not alone: who slept, who only reads,
 //! whose line is idle, whose server comes back without its disk.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by a panic, and tells its figures"
+)]
 
+#[path = "meet/away.rs"]
+mod away;
 mod machine;
+#[path = "meet/sleepers.rs"]
+mod sleepers;
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use machine::remote::Remote;

@@ -65,6 +65,8 @@ struct Shared {
     target_port: u16,
     options: WireOptions,
     door: AtomicU8,
+    /// See [`Wire::hold`].
+    held: AtomicBool,
     ended: AtomicBool,
     /// When the line is free again, up and down.
     free_at: [Mutex<Option<Instant>>; 2],
@@ -96,6 +98,7 @@ struct State {
     ended: [bool; 2],
     /// Nothing passes; what to do when the client has given up.
     silent: Option<Loss>,
+    held: bool,
     /// Before this nothing reaches the server.
     hold_until: Option<Instant>,
 }
@@ -113,6 +116,7 @@ impl Wire {
             target_port,
             options,
             door: AtomicU8::new(0),
+            held: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             free_at: [Mutex::new(None), Mutex::new(None)],
             bytes: [AtomicU64::new(0), AtomicU64::new(0)],
@@ -163,6 +167,16 @@ impl Wire {
                 live[nth % many].lose(loss);
                 true
             }
+        }
+    }
+
+    /// Holds every byte, both ways, until it is let go again: as where a machine sleeps, whose kernel
+    /// sends nothing and forgets nothing.
+    pub fn hold(&self, held: bool) {
+        self.shared.held.store(held, Ordering::SeqCst);
+        for connection in self.shared.all() {
+            connection.state().held = held;
+            connection.changed.notify_all();
         }
     }
 
@@ -243,11 +257,13 @@ fn begin(shared: &Arc<Shared>, near: TcpStream, far: TcpStream, door: u8) {
             queues: [VecDeque::new(), VecDeque::new()],
             ended: [false; 2],
             silent,
+            held: false,
             hold_until: None,
         }),
         changed: Condvar::new(),
     });
     lock(&shared.connections).push(Arc::downgrade(&connection));
+    connection.state().held = shared.held.load(Ordering::SeqCst);
     for (way, from) in [(Way::Up, near), (Way::Down, far)] {
         let (taking, shared) = (Arc::clone(&connection), Arc::clone(shared));
         thread::spawn(move || taking.take_in(way, &from, &shared));
@@ -374,7 +390,7 @@ impl Connection {
                 .filter(|until| way == Way::Up && now < *until);
             let due = state.queues[way as usize].front().map(|(due, _)| *due);
             let wait = match (held.max(due.filter(|due| now < *due)), due) {
-                _ if state.silent.is_some() => None,
+                _ if state.silent.is_some() || state.held => None,
                 (Some(until), _) => Some(until - now),
                 (None, Some(_)) => {
                     let (_, block) = state.queues[way as usize].pop_front()?;
@@ -499,6 +515,25 @@ mod tests {
             assert!(found.is_err() == arrives.is_empty());
             assert_eq!(found.unwrap_or_default(), arrives);
         }
+    }
+
+    #[test]
+    fn what_is_held_arrives_whole_once_it_is_let_go() {
+        let (wire, mut client, mut server) = through(WireOptions::default());
+        wire.hold(true);
+        client.write_all(b"held").unwrap();
+        server.write_all(b"back").unwrap();
+        until_taken(&wire, 4);
+        server
+            .set_read_timeout(Some(Duration::from_millis(200)))
+            .unwrap();
+        assert!(read_to_end(&server).is_err(), "nothing passes");
+        wire.hold(false);
+        client.shutdown(Shutdown::Write).unwrap();
+        server.set_read_timeout(None).unwrap();
+        assert_eq!(read_to_end(&server).unwrap(), b"held");
+        drop(server);
+        assert_eq!(read_to_end(&client).unwrap(), b"back");
     }
 
     #[test]

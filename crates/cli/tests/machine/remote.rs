@@ -42,6 +42,11 @@ impl Remote {
         }
     }
 
+    /// The container, as an argument.
+    pub fn target(&self) -> &str {
+        &self.target
+    }
+
     /// sprat with this machine's settings; `TARGET` stands for the container.
     pub fn command(&self, arguments: &[&str]) -> std::process::Command {
         self.command_of(&self.machine, arguments)
