@@ -115,6 +115,23 @@ fn set_aside(
     Ok((!same_keys).then_some(Aside { gone, differ, path }))
 }
 
+/// The slots whose areas in `source` hold other bytes than the newest kept header has of them: their
+/// keys may open nothing any more. None where no header is kept, or none that can be read.
+pub(crate) fn differing_slots(
+    filed: &Filed,
+    header: &Header,
+    source: &dyn HeaderRead,
+) -> Result<Vec<u32>, Failure> {
+    let path = newest(filed);
+    let Ok((file, kept)) = open(&path).and_then(|file| {
+        let kept = load(&file, &path)?;
+        Ok((file, kept))
+    }) else {
+        return Ok(Vec::new());
+    };
+    Ok(header.slots_that_differ(&header.backup(source)?, &kept, &file)?)
+}
+
 /// Kept headers of the container that a newer one did not replace, in the order of their names.
 pub(crate) fn others(filed: &Filed) -> Vec<PathBuf> {
     let Ok(all) = filed.all(HEADERS) else {

@@ -231,6 +231,9 @@ fn a_slot_that_was_damaged_on_the_server_is_told_and_its_good_copy_kept() {
         .write_all_at(&[0xa5; 4096], area)
         .unwrap();
     assert!(!opens(&machine, CONTAINER, &recovery));
+    let checked = machine.sprat(&["check", CONTAINER, "--json"]);
+    assert_eq!(checked.code, 13, "{}", checked.whole());
+    assert_eq!(checked.json()["key_slots_damaged"][0], 1);
     machine.write("pass", "correct horse battery");
     let add = [
         "key",
@@ -257,6 +260,7 @@ fn a_slot_that_was_damaged_on_the_server_is_told_and_its_good_copy_kept() {
         &["key", "header-restore", CONTAINER, &good[0], "--yes"],
     );
     assert!(opens(&machine, CONTAINER, &recovery));
+    done(&machine, &["check", CONTAINER]);
 }
 
 #[test]

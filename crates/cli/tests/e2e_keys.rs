@@ -11,7 +11,7 @@ use std::process::Command;
 use insta::assert_snapshot;
 use machine::strikes::{self, Blow};
 use machine::{CONTAINER, Machine, Tmpfs};
-use sprat_luks::{FormatOptions, Header, HeaderWrite, Secret, SlotKind};
+use sprat_luks::{FormatOptions, Header, HeaderWrite, Secret, SlotKind, Turn};
 use sprat_testkit::{leases, needs, requires};
 
 const CHEAP: &str = "--cheap-kdf-for-tests";
@@ -562,12 +562,16 @@ fn a_full_header_is_told_before_anything_is_changed() {
         fast_kdf_for_tests: true,
         ..FormatOptions::default()
     };
+    let turn = Turn {
+        lease: 1,
+        after_takeover: false,
+    };
     for number in 2..32 {
         let header = Header::load(&file).unwrap();
         let volume_key = header.unlock(&file, &key).unwrap();
         let new = Secret::passphrase(format!("passphrase number {number}"));
         let writes = header
-            .add_slot(&volume_key, &new, SlotKind::KeyFile, &fast)
+            .add_slot(&volume_key, &new, SlotKind::KeyFile, &fast, turn)
             .unwrap();
         for write in writes {
             if let HeaderWrite::Write(extent) = write {

@@ -14,15 +14,8 @@ use crate::{
     copies::{Place, plain},
     header::fetch,
     metadata::Metadata,
+    turn::{SEQUENCE_JUMP, Turn, overlap},
 };
-
-/// Areas begin at multiples of this (cryptsetup: lib/luks2/luks2_json_metadata.c,
-/// `LUKS2_find_area_gap`).
-const AREA_ALIGNMENT: u64 = 4096;
-
-/// How far the sequence rises where a header is put back that may not be the newest: further than
-/// keys are ever changed, so that no machine knows a newer one.
-const SEQUENCE_JUMP: u64 = 1 << 20;
 
 /// A header's bytes, to be kept in a file of [`HeaderBackup::len_bytes`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,7 +122,8 @@ impl Header {
     /// is put back.
     ///
     /// Both must be of one container: [`LuksError::Pin`] where they are not. Nobody else may
-    /// change the header meanwhile (the container's lock).
+    /// change the header meanwhile (the container's lock); what one sends late who did is kept apart by
+    /// `turn`.
     pub fn restore(
         &self,
         kept: &dyn HeaderRead,
@@ -137,24 +131,27 @@ impl Header {
         sequence_known: u64,
         proof: &Secret,
         gone: &[Range<u64>],
+        turn: Turn,
     ) -> Result<Vec<HeaderWrite>, LuksError> {
         let known = self.sequence_id().max(sequence_known);
-        let (newest, step) = match present {
+        let (newest, may_be_older) = match present {
             Some((there, _)) => {
                 self.check_sibling(there)?;
                 let newest = there.sequence_id();
-                (
-                    newest.max(known),
-                    if newest < known { SEQUENCE_JUMP } else { 1 },
-                )
+                (newest.max(known), newest < known)
             }
-            None => (known, SEQUENCE_JUMP),
+            None => (known, true),
         };
-        let sequence_id = newest
-            .checked_add(step)
-            .ok_or_else(|| LuksError::invalid(format!("the sequence is {newest}")))?;
-        let areas = self.place_areas(kept, present)?;
-        let put_back = self.moved(&areas, sequence_id)?;
+        let step = turn.sequence_step()?;
+        let jump = may_be_older && !turn.after_takeover;
+        let step = step + if jump { SEQUENCE_JUMP } else { 0 };
+        let areas = self.place_areas(kept, present, turn)?;
+        let moved: Vec<(u32, u64)> = areas
+            .iter()
+            .filter(|area| !area.stays)
+            .map(|area| (area.slot, area.extent.offset))
+            .collect();
+        let put_back = self.placed(&moved, newest, step)?;
         let mut all: Vec<Extent> = areas.iter().map(|area| area.extent.clone()).collect();
         let first = first_to_write(present.map(|(there, _)| there.copies()));
         let copies = [put_back.extent(first)?, put_back.extent(other(first))?];
@@ -190,12 +187,14 @@ impl Header {
         &self,
         kept: &dyn HeaderRead,
         present: Option<(&Self, &dyn HeaderRead)>,
+        turn: Turn,
     ) -> Result<Vec<Area>, LuksError> {
         let in_use: &[(u32, Range<u64>)] = present.map_or(&[], |(there, _)| &there.metadata.used);
         let mut areas = Vec::new();
         for (slot, range) in &self.metadata.used {
             let extent = fetch(kept, range)?;
-            let free = !in_use.iter().any(|(_, used)| overlap(used, range));
+            let may_be_hit = turn.after_takeover && !turn.owns(&self.metadata.areas, range);
+            let free = !may_be_hit && !in_use.iter().any(|(_, used)| overlap(used, range));
             let is_there = match present {
                 Some((_, source)) => fetch(source, range)?.bytes == extent.bytes,
                 None => false,
@@ -212,31 +211,40 @@ impl Header {
         taken.extend(staying.map(Area::range));
         for area in areas.iter_mut().filter(|area| !area.stays) {
             let len = area.extent.bytes.len() as u64;
-            let offset =
-                gap(&self.metadata.areas, &mut taken, len).ok_or_else(|| LuksError::Argument {
-                    what: "the key slots' space is too full to put the header back safely: remove \
-                           a key slot first"
+            let offset = turn.place(&self.metadata.areas, &mut taken, len)?;
+            let offset = offset.ok_or_else(|| LuksError::Argument {
+                what:
+                    "the key slots' space is too full to put the header back safely: remove a key \
+                       slot first"
                         .to_owned(),
-                })?;
+            })?;
             area.extent.offset = offset;
             taken.push(area.range());
         }
         Ok(areas)
     }
 
-    /// This header with its areas at those places.
-    fn moved(&self, areas: &[Area], sequence_id: u64) -> Result<Self, LuksError> {
+    /// This header with the areas of these slots at these offsets, and a sequence that is by `step`
+    /// above `newest`.
+    pub(crate) fn placed(
+        &self,
+        moved: &[(u32, u64)],
+        newest: u64,
+        step: u64,
+    ) -> Result<Self, LuksError> {
+        let sequence_id = newest
+            .checked_add(step)
+            .ok_or_else(|| LuksError::invalid(format!("the sequence is {newest}")))?;
         let mut json = self.copy.metadata.clone();
-        for area in areas.iter().filter(|area| !area.stays) {
-            let offset = json
+        for (slot, offset) in moved {
+            let place = json
                 .get_mut("keyslots")
-                .and_then(|slots| slots.get_mut(area.slot.to_string()))
+                .and_then(|slots| slots.get_mut(slot.to_string()))
                 .and_then(|slot| slot.get_mut("area"))
                 .and_then(|area| area.get_mut("offset"));
-            *offset.expect("read from there") = Value::from(area.extent.offset.to_string());
+            *place.expect("read from there") = Value::from(offset.to_string());
         }
-        let unmoved = areas.iter().all(|area| area.stays);
-        let json = (!unmoved).then(|| json.to_string());
+        let json = (!moved.is_empty()).then(|| json.to_string());
         let copy = self.copy.changed(sequence_id, json.as_deref())?;
         let header_bytes = copy.bytes.len() as u64;
         let metadata = Metadata::read(copy.metadata.clone(), header_bytes, self.opened_by)?;
@@ -321,21 +329,4 @@ fn in_order(
         writes.push(HeaderWrite::Barrier);
     }
     Ok(writes)
-}
-
-fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {
-    one.start < other.end && other.start < one.end
-}
-
-/// The first free run of `len` bytes; sorts `taken`.
-fn gap(space: &Range<u64>, taken: &mut [Range<u64>], len: u64) -> Option<u64> {
-    taken.sort_by_key(|range| range.start);
-    let mut at = space.start;
-    for range in taken.iter() {
-        if range.start.saturating_sub(at) >= len {
-            return Some(at);
-        }
-        at = at.max(range.end).next_multiple_of(AREA_ALIGNMENT);
-    }
-    (space.end.saturating_sub(at) >= len).then_some(at)
 }

@@ -5,6 +5,7 @@ use crate::{
     copies::Place,
     format::{FormatOptions, kdf_for},
     header::fetch_area,
+    turn::Turn,
 };
 
 impl Header {
@@ -14,13 +15,15 @@ impl Header {
     ///
     /// Both copies must be good ([`Header::repair`]), and nobody else may change the header
     /// meanwhile (the container's lock). Load the header anew afterwards and remember its pins:
-    /// the sequence has risen. Of `options` only the costs are used.
+    /// the sequence has risen. Of `options` only the costs are used. `turn` keeps apart what two
+    /// sessions write, one of which wakes late.
     pub fn add_slot(
         &self,
         key: &VolumeKey,
         secret: &Secret,
         kind: SlotKind,
         options: &FormatOptions,
+        turn: Turn,
     ) -> Result<Vec<HeaderWrite>, LuksError> {
         self.check_changeable()?;
         if !self.holds(key)? {
@@ -31,9 +34,14 @@ impl Header {
         let mut reference = self.reference()?;
         let number = reference.add_slot(None, key, secret, &kdf_for(kind, options))?;
         let changed = Self::load_for(&reference, self.opened_by)?;
-        let area = fetch_area(&reference, changed.slot(number)?)?;
+        let mut area = fetch_area(&reference, changed.slot(number)?)?;
         // Only one may be at work, and proving the slot is the next one's.
         drop(reference);
+        let len = area.bytes.len() as u64;
+        let place = turn.place(&self.metadata.areas, &mut self.areas(), len)?;
+        area.offset = place.unwrap_or(area.offset);
+        let moved = [(number, area.offset)];
+        let changed = changed.placed(&moved, self.sequence_id(), turn.sequence_step()?)?;
         let writes = changed.in_order(area)?;
         let written = Written::of(&writes, changed.pins().payload_offset_bytes);
         Self::load_for(&written, self.opened_by)?.unlock_slot(&written, secret, number)?;
@@ -45,7 +53,7 @@ impl Header {
     ///
     /// What a server kept of the old header and area can't be taken back. The rest as with
     /// [`Header::add_slot`].
-    pub fn remove_slot(&self, number: u32) -> Result<Vec<HeaderWrite>, LuksError> {
+    pub fn remove_slot(&self, number: u32, turn: Turn) -> Result<Vec<HeaderWrite>, LuksError> {
         self.check_changeable()?;
         let slot = self.slot(number)?;
         if self.slots().len() == 1 {
@@ -59,6 +67,7 @@ impl Header {
         let changed = Self::load_for(&reference, self.opened_by)?;
         drop(reference);
         assert!(changed.slot(number).is_err(), "slot {number} was removed");
+        let changed = changed.placed(&[], self.sequence_id(), turn.sequence_step()?)?;
         changed.in_order(area)
     }
 

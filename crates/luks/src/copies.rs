@@ -7,7 +7,7 @@
 //! | 0      | 6     | magic: `LUKS\xba\xbe`, in the secondary copy `SKUL\xba\xbe` |
 //! | 6      | 2     | version: 2 (all numbers are big endian) |
 //! | 8      | 8     | size of the copy, metadata included; the secondary lies at this offset |
-//! | 16     | 8     | sequence: one more with each change |
+//! | 16     | 8     | sequence: higher with each change |
 //! | 24     | 48    | label |
 //! | 72     | 32    | checksum algorithm |
 //! | 104    | 64    | salt: makes the two copies' checksums differ |
@@ -46,8 +46,8 @@ const SIZES: [u64; 9] = [
     4 << 20,
 ];
 
-/// The highest sequence of a header that is read. Each change of keys adds 1, and a header that is
-/// put back at most `SEQUENCE_JUMP` of `backup.rs`.
+/// The highest sequence of a header that is read. How much a change of keys adds, and a header that is
+/// put back, is said in `turn.rs`.
 pub(crate) const SEQUENCE_MAX: u64 = 1 << 48;
 /// The highest one of a header that nothing is known of: what is left to [`SEQUENCE_MAX`] is more
 /// than any container's life needs.

@@ -170,7 +170,7 @@ impl Header {
         &self.copy.label
     }
 
-    /// One more with each change of the header.
+    /// Higher with each change of the header: cryptsetup adds 1, [`Turn`](crate::Turn) more.
     #[must_use]
     pub fn sequence_id(&self) -> u64 {
         self.copy.sequence_id

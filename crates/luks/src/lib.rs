@@ -31,6 +31,7 @@ mod pins;
 mod recovery;
 mod reference;
 mod secret;
+mod turn;
 mod unlock;
 
 pub use backup::HeaderBackup;
@@ -44,4 +45,5 @@ pub use metadata::OpenedBy;
 pub use pins::Pins;
 pub use recovery::{RecoveryKey, RecoveryKeyError};
 pub use secret::{Secret, VolumeKey};
+pub use turn::Turn;
 pub use unlock::UnlockOptions;

@@ -224,6 +224,13 @@ impl Lock {
         self.now().number
     }
 
+    /// How many leases there were up to this one, itself included. A later session's is higher, for as
+    /// long as nobody removes all of them.
+    #[must_use]
+    pub fn ordinal(&self) -> u64 {
+        self.number().saturating_sub(content::FIRST_NUMBER - 1)
+    }
+
     /// The container's name.
     #[must_use]
     pub fn container(&self) -> &FileName {

@@ -40,7 +40,7 @@ pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> 
     let (state_dir, policy) = (options.state_dir.clone(), options.pins.clone());
     let mut seen = Seen {
         reporter: Reporter::new(context.output, ""),
-        header: Vec::new(),
+        header: HeaderSeen::default(),
     };
     // Asked when files are to be read: what was before counts.
     let spec = |facts: &ContainerFacts| {
@@ -83,7 +83,8 @@ pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> 
         "uuid": checked.facts.uuid,
         "container_bytes": checked.facts.file_bytes,
         "volume_bytes": checked.facts.volume_bytes,
-        "header_copies_damaged": seen.header,
+        "header_copies_damaged": seen.header.copies,
+        "key_slots_damaged": seen.header.slots,
         "file_system": checked.file_system,
         "file_system_errors": checked.facts.file_system_errors,
         "differing_blocks": checked.differing_blocks,
@@ -146,13 +147,13 @@ fn exit_of(damaged: bool) -> Exit {
     if damaged { Exit::Damaged } else { Exit::Done }
 }
 
-fn is_damaged(checked: &Checked, header: &[String]) -> bool {
+fn is_damaged(checked: &Checked, header: &HeaderSeen) -> bool {
     let files = match &checked.files {
         None => false,
         Some(Ok(report)) => report.is_damaged(),
         Some(Err(_)) => true,
     };
-    !header.is_empty() || quick_is_damaged(checked) || files
+    header.is_damaged() || quick_is_damaged(checked) || files
 }
 
 /// What needs no file to be read.
@@ -169,12 +170,12 @@ fn keep(
     args: &CheckArgs,
     filed: &Filed,
     checked: &Checked,
-    header: &[String],
+    header: &HeaderSeen,
     json: &Value,
 ) {
     let at = Timestamp::now();
     let mut kept = kept_check::last(filed);
-    let quick_damaged = !header.is_empty() || quick_is_damaged(checked);
+    let quick_damaged = header.is_damaged() || quick_is_damaged(checked);
     let mut quick = json.clone();
     quick["result"] = exit_json(exit_of(quick_damaged));
     (quick["files"], quick["against_source"]) = (Value::Null, Value::Null);
@@ -230,7 +231,7 @@ fn store(context: &Context, kept: &KeptChecks, filed: &Filed) {
     }
 }
 
-fn told(resolved: &Resolved, args: &CheckArgs, checked: &Checked, header: &[String]) -> String {
+fn told(resolved: &Resolved, args: &CheckArgs, checked: &Checked, header: &HeaderSeen) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
@@ -239,10 +240,21 @@ fn told(resolved: &Resolved, args: &CheckArgs, checked: &Checked, header: &[Stri
         text::bytes(checked.facts.file_bytes),
         text::bytes(checked.facts.volume_bytes)
     );
-    if header.is_empty() {
+    if header.copies.is_empty() {
         out.push_str("header: both copies are whole, and what was pinned\n");
     }
-    for copy in header {
+    for slot in &header.slots {
+        let _ = writeln!(
+            out,
+            "header: DAMAGED, the area of key slot {slot} holds other bytes than the header that this \
+             machine keeps"
+        );
+        out.push_str(
+            "  Its key may open nothing any more. Test it (`sprat key rehearse`); if it doesn't open, \
+             put the header back: `sprat key header-restore`\n",
+        );
+    }
+    for copy in &header.copies {
         let _ = writeln!(out, "header: DAMAGED, {}", text::harmless(copy));
         out.push_str(
             "  The other copy opens the container. Put the header back: `sprat key header-restore`\n",
@@ -390,7 +402,22 @@ fn list(out: &mut String, title: &str, names: &NameList) {
 /// Shows the session, and keeps what it says of the header.
 struct Seen {
     reporter: Reporter,
-    header: Vec<String>,
+    header: HeaderSeen,
+}
+
+/// What is wrong with the header.
+#[derive(Default)]
+struct HeaderSeen {
+    /// What is wrong with a copy.
+    copies: Vec<String>,
+    /// Slots whose areas hold other bytes than this machine keeps of them.
+    slots: Vec<u32>,
+}
+
+impl HeaderSeen {
+    fn is_damaged(&self) -> bool {
+        !self.copies.is_empty() || !self.slots.is_empty()
+    }
 }
 
 impl Observer for Seen {
@@ -403,8 +430,10 @@ impl Observer for Seen {
     }
 
     fn notice(&mut self, notice: Notice) {
-        if let Notice::HeaderCopyDamaged { copy } = &notice {
-            self.header.push(copy.clone());
+        match &notice {
+            Notice::HeaderCopyDamaged { copy } => self.header.copies.push(copy.clone()),
+            Notice::SlotAreasDiffer { slots } => self.header.slots.extend(slots),
+            _ => {}
         }
         self.reporter.notice(notice);
     }

@@ -463,6 +463,7 @@ fn notice_text(notice: &Notice) -> (String, bool) {
             kept,
             newest,
         } => (slots_differ(gone, slots, kept, newest), true),
+        Notice::SlotAreasDiffer { slots } => (areas_differ(slots), true),
         Notice::TrimRoutePassed { reason } => (reason.clone(), false),
         Notice::Settling {
             done_bytes,
@@ -496,23 +497,38 @@ fn notice_text(notice: &Notice) -> (String, bool) {
     }
 }
 
-fn slots_differ(gone: &[u32], differ: &[u32], kept: &Path, newest: &Path) -> String {
-    let list = |slots: &[u32]| {
-        let slots: Vec<String> = slots.iter().map(u32::to_string).collect();
-        slots.join(", ")
+fn numbers(slots: &[u32]) -> String {
+    let slots: Vec<String> = slots.iter().map(u32::to_string).collect();
+    slots.join(", ")
+}
+
+fn areas_differ(slots: &[u32]) -> String {
+    let which = match slots {
+        [one] => format!("the area of key slot {one} holds"),
+        more => format!("the areas of key slots {} hold", numbers(more)),
     };
+    format!(
+        "{which} other bytes than in the header that this machine keeps: the key of that slot may open \
+         nothing any more. All data is there for the other keys"
+    )
+}
+
+fn slots_differ(gone: &[u32], differ: &[u32], kept: &Path, newest: &Path) -> String {
     let mut parts = Vec::new();
     match gone {
         [] => {}
         [one] => parts.push(format!("key slot {one} is gone or was changed")),
-        more => parts.push(format!("key slots {} are gone or were changed", list(more))),
+        more => parts.push(format!(
+            "key slots {} are gone or were changed",
+            numbers(more)
+        )),
     }
     match differ {
         [] => {}
         [one] => parts.push(format!("the area of key slot {one} holds other bytes")),
         more => parts.push(format!(
             "the areas of key slots {} hold other bytes",
-            list(more)
+            numbers(more)
         )),
     }
     format!(

@@ -342,6 +342,11 @@ pub enum Notice {
         /// The file of the present header.
         newest: PathBuf,
     },
+    /// Key slots whose areas hold other bytes than the header that this machine keeps has of them.
+    SlotAreasDiffer {
+        /// Their numbers.
+        slots: Vec<u32>,
+    },
     /// A way of giving space back does not exist here, and the next one is taken.
     TrimRoutePassed {
         /// Which one, and why not.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use sprat_luks::{
-    FormatOptions, Header, HeaderWrite, NewContainer, RecoveryKey, Secret, SlotKind, format,
+    FormatOptions, Header, HeaderWrite, NewContainer, RecoveryKey, Secret, SlotKind, Turn, format,
 };
 use tempfile::TempDir;
 
@@ -114,6 +114,12 @@ pub fn their_container(files: &Files, passphrase: &[u8], extra: &[&str]) -> Path
     cryptsetup_ok(&args, passphrase);
     path
 }
+
+/// The first session that changes keys.
+pub const FIRST: Turn = Turn {
+    lease: 1,
+    after_takeover: false,
+};
 
 pub const PAYLOAD_BYTES: u64 = 1 << 20;
 

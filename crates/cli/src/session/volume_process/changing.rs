@@ -263,7 +263,7 @@ impl<'w> Work<'w> {
                 ),
             );
         }
-        let writes = header.add_slot(&key, new, kind, options)?;
+        let writes = header.add_slot(&key, new, kind, options, self.hold.turn())?;
         drop(key);
         self.change(&header, None, &writes)?;
         Ok(Done {
@@ -350,7 +350,7 @@ impl<'w> Work<'w> {
                  let another one take its place first; or insist with --although-in-use",
             ));
         }
-        let writes = header.remove_slot(slot)?;
+        let writes = header.remove_slot(slot, self.hold.turn())?;
         self.change(&header, Some(slot), &writes)?;
         let left = self.read_again()?;
         if opened_by != slot {

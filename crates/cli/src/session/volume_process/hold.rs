@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use sprat_luks::{AnyHeader, Header, OpenedBy, Pins};
+use sprat_luks::{AnyHeader, Header, OpenedBy, Pins, Turn};
 use sprat_store::{
     Access, FileName, LocalRecord, Lock, LockError, LockInfo, Puncher, ReadClass, Store,
     StoreError, StoreErrorKind, StoreFile, clock::since_boot, lock,
@@ -186,6 +186,17 @@ impl Hold {
         let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
         held.as_ref()
             .is_some_and(|lock| lock.took_over() || lock.may_arrive())
+    }
+
+    /// Which of all sessions changes the container's keys here.
+    pub(super) fn turn(&self) -> Turn {
+        let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
+        let lease = held.as_ref().map_or(0, Lock::ordinal);
+        drop(held);
+        Turn {
+            lease,
+            after_takeover: self.late_requests_may_arrive(),
+        }
     }
 
     /// Removes leases that nobody needs any more. What fails is tried by the next session.

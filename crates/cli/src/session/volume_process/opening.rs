@@ -17,7 +17,7 @@ use super::super::options::{Access, ContainerFacts, Notice, Phase, PinPolicy};
 use super::super::protocol::VolumeStart;
 use super::ahead::{Ahead, Looked, Unlocked, joined};
 use super::cache::cache_options;
-use super::connection::{Connection, open_record};
+use super::connection::{Connection, HeaderBytes, open_record};
 use super::hold::{Hold, keep_renewing};
 use super::knowledge::Knowledge;
 use super::late::{self, DigestKey};
@@ -28,8 +28,9 @@ use super::room;
 use super::stop::{Say, Stop};
 use super::taking::hold_making_room;
 pub(super) use super::taking::{hold, take_lock, wait_for_quiet};
+use crate::filed::Filed;
 use crate::target::Place;
-use crate::{Exit, Failure, own_names};
+use crate::{Exit, Failure, kept_header, own_names};
 
 /// A container that is ready to be served.
 pub(super) struct Opened {
@@ -411,6 +412,9 @@ fn unlock(
     let mut knowledge = Knowledge::new(start, hold, &unlocked)?;
     let Unlocked { header, key, .. } = unlocked;
     tell_copies(&header, say);
+    if start.past_cache {
+        tell_slot_areas(start, &header, &*looked.file, say)?;
+    }
     if let PinPolicy::TrustOnce = &start.pins {
         say.notice(Notice::TrustedOnce {
             fingerprint: header.pins().fingerprint(),
@@ -532,6 +536,28 @@ fn tell_copies(header: &AnyHeader, say: &Say) {
         };
         say.notice(Notice::HeaderCopyDamaged { copy: what });
     }
+}
+
+/// A change of keys that arrived late may have hit the area of a slot, which no metadata show.
+fn tell_slot_areas(
+    start: &VolumeStart,
+    header: &AnyHeader,
+    file: &dyn StoreFile,
+    say: &Say,
+) -> Result<(), Failure> {
+    let AnyHeader::Luks2(header) = header else {
+        return Ok(());
+    };
+    let filed = Filed::new(
+        &PathBuf::from(&start.state_dir),
+        header.uuid(),
+        &start.target,
+    );
+    let slots = kept_header::differing_slots(&filed, header, &HeaderBytes(file))?;
+    if !slots.is_empty() {
+        say.notice(Notice::SlotAreasDiffer { slots });
+    }
+    Ok(())
 }
 
 /// What is known of a container before its volume is opened.

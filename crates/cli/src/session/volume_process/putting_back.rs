@@ -53,7 +53,7 @@ impl Work<'_> {
             .flat_map(Header::areas)
             .collect();
         let writes = from
-            .restore(&kept, there, known, proof, &gone)
+            .restore(&kept, there, known, proof, &gone, self.hold.turn())
             .map_err(|error| {
                 Failure::from(&error).context("the kept header can't be put back here")
             })?;
