@@ -5,7 +5,7 @@ use sprat_store::{FileName, FileNameError, Store, StoreError, StoreErrorKind};
 
 use crate::Failure;
 
-/// What is put behind a container's name: the reserve, what `init` makes, what a rewrite makes.
+/// What is put behind a container's name: the reserve, and half-made files of sprat up to 0.x.
 const SUFFIXES: [&str; 3] = [".reserve", ".new", ".trim"];
 /// A lock; its number follows.
 const LOCK: &str = ".lock.";
@@ -19,6 +19,8 @@ const LOCK_DIGITS_MAX: usize = 8;
 const LATE: &str = ".late-";
 /// The source of a move, about to be removed; the token of its note follows.
 const MOVED: &str = ".moved-";
+/// Marks that a token follows.
+const WITH_TOKEN: [&str; 5] = [".copying-", LATE, MOVED, ".new-", ".trim-"];
 /// As [`FileName`] has it.
 const NAME_BYTES_MAX: usize = 255;
 /// As [`CopyNote::is_token`] has it.
@@ -28,7 +30,9 @@ const TOKEN_DIGITS: usize = 16;
 /// container is made or copied.
 pub(crate) fn check(name: &FileName) -> Result<(), Failure> {
     let text = name.as_str();
-    let longest = NAME_BYTES_MAX - LOCK.len() - LOCK_DIGITS_MAX;
+    let marks = WITH_TOKEN.map(|mark| mark.len() + TOKEN_DIGITS);
+    let lock = LOCK.len() + LOCK_DIGITS_MAX;
+    let longest = NAME_BYTES_MAX - marks.into_iter().fold(lock, usize::max);
     if text.len() > longest {
         return Err(Failure::usage(format!(
             "{text} is too long for a container's name: {} bytes, and at most {longest} are possible",
@@ -39,9 +43,9 @@ pub(crate) fn check(name: &FileName) -> Result<(), Failure> {
     let own = SUFFIXES.iter().any(|suffix| text.ends_with(suffix))
         || text.ends_with(COPYING)
         || parted(text, LOCK).is_some_and(|number| number.bytes().all(|b| b.is_ascii_digit()))
-        || parted(text, LATE).is_some_and(CopyNote::is_token)
-        || parted(text, MOVED).is_some_and(CopyNote::is_token)
-        || parted(text, &format!("{COPYING}-")).is_some_and(CopyNote::is_token);
+        || WITH_TOKEN
+            .iter()
+            .any(|mark| parted(text, mark).is_some_and(CopyNote::is_token));
     if !own {
         return Ok(());
     }
@@ -49,8 +53,8 @@ pub(crate) fn check(name: &FileName) -> Result<(), Failure> {
         "{text} can't be a container's name: sprat's own files beside a container are named so"
     ))
     .with_hint(
-        "nothing was changed. Choose a name that doesn't end in .reserve, .new, .trim, .copying or \
-         .lock.N; a container that has such a name should get another before anything else",
+        "nothing was changed. Choose a name that doesn't end in .reserve, .new, .trim, .copying, \
+         .lock.N, or one of .copying-, .new-, .trim-, .late-, .moved- and 16 digits; a container that has such a name should get another before anything else",
     ))
 }
 
@@ -62,10 +66,66 @@ pub(crate) fn endings() -> Vec<String> {
     let plain = SUFFIXES.into_iter().chain([COPYING]).map(str::to_owned);
     plain
         .chain(locks)
-        .chain(
-            [COPYING.to_owned() + "-", LATE.to_owned(), MOVED.to_owned()].map(|mark| mark + &token),
-        )
+        .chain(WITH_TOKEN.map(|mark| format!("{mark}{token}")))
         .collect()
+}
+
+/// A file that is to take a container's name. Its name has a token of its own: a rename that a server
+/// carries out late must not give the container's name to what another session has begun since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HalfMade {
+    /// What `init` makes.
+    New,
+    /// What a rewrite makes.
+    Rewritten,
+}
+
+impl HalfMade {
+    /// The whole suffix in sprat up to 0.x; a `-` and a token follow now.
+    fn mark(self) -> &'static str {
+        match self {
+            Self::New => ".new",
+            Self::Rewritten => ".trim",
+        }
+    }
+
+    /// A name beside `container` that nobody has used.
+    pub(crate) fn name(self, container: &FileName) -> Result<FileName, Failure> {
+        let token = token()
+            .map_err(|error| Failure::failed("can't choose a name by chance").caused_by(&error))?;
+        let name = container.with_suffix(&format!("{}-{token}", self.mark()));
+        name.map_err(|error| Failure::usage(error.to_string()))
+    }
+
+    /// Whether `name` is that of such a file of `container`, of whatever session and version.
+    pub(crate) fn has_name(self, name: &FileName, container: &FileName) -> bool {
+        let rest = name.as_str().strip_prefix(container.as_str());
+        let Some(rest) = rest.and_then(|rest| rest.strip_prefix(self.mark())) else {
+            return false;
+        };
+        rest.is_empty() || rest.strip_prefix('-').is_some_and(CopyNote::is_token)
+    }
+
+    /// Removes what dead sessions left. Only under the container's lease. Returns what was there.
+    pub(crate) fn remove_all(
+        self,
+        store: &dyn Store,
+        container: &FileName,
+    ) -> Result<Vec<FileName>, StoreError> {
+        let mut removed = Vec::new();
+        for name in store.list()? {
+            if self.has_name(&name, container) && store.remove_if_there(&name)? {
+                removed.push(name);
+            }
+        }
+        Ok(removed)
+    }
+}
+
+fn token() -> Result<String, openssl::error::ErrorStack> {
+    let mut random = [0; TOKEN_DIGITS / 2];
+    openssl::rand::rand_bytes(&mut random)?;
+    Ok(format!("{:016x}", u64::from_ne_bytes(random)))
 }
 
 /// The name that a copy bears until all of it was read back.
@@ -102,10 +162,7 @@ pub(crate) fn may_not_remove(store: &dyn Store, container: &FileName) -> bool {
 /// A file that nobody has made: a server that would do what it is asked for says that it isn't there, and
 /// nothing is changed.
 fn nobodys(container: &FileName) -> Option<FileName> {
-    let mut random = [0; TOKEN_DIGITS / 2];
-    openssl::rand::rand_bytes(&mut random).ok()?;
-    let token = format!("{:016x}", u64::from_ne_bytes(random));
-    unfinished_copy(container, &token).ok()
+    unfinished_copy(container, &token().ok()?).ok()
 }
 
 fn refuses<T>(answer: Result<T, StoreError>) -> bool {
@@ -148,6 +205,8 @@ mod tests {
             "x.luks.copying-0123456789abcdef",
             "x.luks.late-0123456789abcdef",
             "x.luks.moved-0123456789abcdef",
+            "x.luks.new-0123456789abcdef",
+            "x.luks.trim-0123456789abcdef",
             "x.reserve",
         ] {
             let refused = check(&name(own)).unwrap_err();
@@ -155,10 +214,10 @@ mod tests {
         }
         let long = |bytes: usize| format!("{}.luks", "x".repeat(bytes - 5));
         assert_eq!(
-            check(&name(&long(242))).unwrap_err().exit,
+            check(&name(&long(231))).unwrap_err().exit,
             crate::Exit::Usage
         );
-        check(&name(&long(241))).unwrap();
+        check(&name(&long(230))).unwrap();
         for others in [
             "x.luks",
             "new",
@@ -167,6 +226,8 @@ mod tests {
             "x.lock.",
             "x.copying-me",
             "x.new.luks",
+            "x.new-luks",
+            "x.trim-0123",
             "x.lock.1.luks",
         ] {
             check(&name(others)).unwrap();
@@ -192,7 +253,43 @@ mod tests {
         ] {
             assert!(names.iter().any(|name| name == expected), "{expected}");
         }
-        assert!(names.contains(&format!("{COPYING}-{}", "f".repeat(16))));
+        for mark in WITH_TOKEN {
+            assert!(names.contains(&format!("{mark}{}", "f".repeat(16))));
+        }
+    }
+
+    #[test]
+    fn half_made_files_have_a_name_of_their_own_each_and_all_of_them_are_removed() {
+        let of = name("x.luks");
+        for (kind, other) in [
+            (HalfMade::New, HalfMade::Rewritten),
+            (HalfMade::Rewritten, HalfMade::New),
+        ] {
+            let made = kind.name(&of).unwrap();
+            assert_ne!(made, kind.name(&of).unwrap());
+            assert!(kind.has_name(&made, &of) && !other.has_name(&made, &of));
+            check(&made).unwrap_err();
+            let store = sprat_store::MemoryStore::new();
+            let old = name(&format!("x.luks{}", kind.mark()));
+            let stays = [
+                of.clone(),
+                name("y.luks.new-0123456789abcdef"),
+                name("x.luks.new-0123"),
+                name("x.luks.trim-0123456789abcdef.luks"),
+                other.name(&of).unwrap(),
+            ];
+            for name in stays.iter().chain([&made, &old]) {
+                store.create_new(name).unwrap();
+            }
+            let mut removed = kind.remove_all(&store, &of).unwrap();
+            removed.sort();
+            let mut expected = vec![made, old];
+            expected.sort();
+            assert_eq!(removed, expected);
+            for name in stays {
+                store.stat(&name).unwrap();
+            }
+        }
     }
 
     #[test]

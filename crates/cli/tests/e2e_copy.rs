@@ -349,6 +349,7 @@ fn names_of_sprats_own_files_are_refused() {
         ".copying",
         ".copying-0123456789abcdef",
         ".new",
+        ".new-0123456789abcdef",
         ".trim",
         ".lock.7",
     ] {

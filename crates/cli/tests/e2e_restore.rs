@@ -104,6 +104,8 @@ fn restore_in_place_leaves_the_live_lock_and_all_of_sprats_own_files() {
         "x.luks.lock.23",
         "x.luks.trim",
         "x.luks.new",
+        "x.luks.new-0123456789abcdef",
+        "x.luks.trim-0123456789abcdef",
         "x.luks.copying-0123456789abcdef",
     ];
     let others = ["x.luks.lock.1.luks", "x.luks.locked", "y.luks.lock.1"];

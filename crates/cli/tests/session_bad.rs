@@ -3,11 +3,13 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
 mod session_bench;
+#[path = "session_bad/taken_over.rs"]
+mod taken_over;
 
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use session_bench::{Bench, Seen, assert_exit, fill, job, known, missing, never, ssh_missing};
 use sprat::Exit;
@@ -116,7 +118,9 @@ fn one_damaged_header_copy_is_told_and_the_other_used() {
 fn init_never_overwrites_and_clears_what_a_dead_init_left() {
     requires!(missing());
     let bench = Bench::local();
-    fs::write(bench.path("store/x.luks.new"), "left over").unwrap();
+    for left in ["x.luks.new", "x.luks.new-0123456789abcdef"] {
+        fs::write(bench.path("store").join(left), "left over").unwrap();
+    }
     bench.create();
     let before = fs::read(bench.container()).unwrap();
     let again = session::create(bench.create_options(), &mut Seen::default(), &never());
@@ -389,7 +393,7 @@ fn a_second_interrupt_ends_everything_at_once() {
     let asked = interrupt.clone();
     let mut seen = asking_while_copying(asked, 2);
     let mut session = bench.open(Access::ReadWrite).unwrap();
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     let taken = session.take_snapshot(bench.slow_spec(), &mut seen, &interrupt);
     assert!(
         begun.elapsed() < Duration::from_secs(10),
@@ -448,7 +452,7 @@ fn an_interrupt_while_connecting_does_not_wait_for_the_server() {
     options.ssh_command = ["sh", "-c", "sleep 600; exit 1", &tag]
         .map(std::ffi::OsString::from)
         .to_vec();
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     let opened = Session::open(options, &bench.secret, &mut seen, &interrupt);
     assert_exit(opened, Exit::Interrupted);
     assert!(

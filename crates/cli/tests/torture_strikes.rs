@@ -348,7 +348,8 @@ fn what_a_killed_rewrite_left_is_removed_by_the_next_session_of_any_kind() {
     };
     machine.sprat_struck(&rewrite, Some(blow));
     assert!(machine.was_struck());
-    assert!(names(machine, "store").contains(&"x.luks.trim".to_owned()));
+    let left = names(machine, "store");
+    assert!(left.iter().any(|name| name.starts_with("x.luks.trim-")));
     let backup = ["backup", &target, "--name", "home", "src"];
     let ran = machine.sprat_struck(&[&key[..], &backup].concat(), None);
     assert_eq!(ran.code, 0, "{}", ran.whole());

@@ -87,7 +87,6 @@ pub fn create_and_show(
             } else {
                 crew.fail(failure)
             };
-            let unfinished = format!("{}.new", session.target.name);
             let naming = crew.aborted().made || crew.may_be_named();
             let state = if naming {
                 let is = match crew.aborted().made {
@@ -111,7 +110,10 @@ pub fn create_and_show(
                 let left = if crew.aborted().removed {
                     "what init had made on the server was removed".to_owned()
                 } else {
-                    format!("{unfinished} may be left on the server; the next init removes it")
+                    format!(
+                        "a file {}.new-… may be left on the server; the next init removes it",
+                        session.target.name
+                    )
                 };
                 match shown {
                     true => {

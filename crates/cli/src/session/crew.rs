@@ -2,6 +2,7 @@
 //! interrupt included.
 
 mod reserves;
+mod teardown;
 
 use std::ffi::OsString;
 use std::os::fd::AsFd;
@@ -26,16 +27,9 @@ use crate::{Exit, Failure};
 
 pub use reserves::make_reserves;
 
-/// How long an abort may take before the volume process is killed: removing what init made and
-/// giving the lock back are a few round trips.
-const ABORT_LIMIT: Duration = Duration::from_secs(10);
-
 /// How long the orderly end may take after the first interrupt, before everything is torn down. What is
 /// not on the server by then is left to the next run.
 const ORDERLY_LIMIT: Duration = Duration::from_secs(7);
-
-/// By when after the first interrupt it is torn down.
-const INTERRUPTED_LIMIT: Duration = Duration::from_secs(9);
 
 /// How long a killed process may take to be gone.
 const DEATH_LIMIT: Duration = Duration::from_secs(20);
@@ -531,58 +525,6 @@ impl Crew {
     /// What the session died of, if it did.
     pub(super) fn over(&self) -> Option<&Failure> {
         self.over.as_ref()
-    }
-
-    /// Ends all processes without waiting for the server: first the volume, so that everything
-    /// above it fails instead of waiting for it; then the worker, whose mounts go with it.
-    fn tear_down(&mut self) {
-        if self.over.is_some() {
-            return;
-        }
-        self.over = Some(Failure::failed("the session has ended"));
-        self.order_volume(&VolumeOrder::Abort);
-        let keeps_mount = self
-            .worker
-            .as_mut()
-            .is_some_and(|worker| worker.role() == Role::Keeper);
-        if keeps_mount {
-            // It is in the caller's namespace: it must take its mounts away itself.
-            self.order(&WorkerOrder::Unmount);
-        } else if let Some(worker) = &mut self.worker {
-            worker.kill();
-        }
-        let limit = match self.interrupted {
-            Some(since) => INTERRUPTED_LIMIT.saturating_sub(since.elapsed()),
-            None => ABORT_LIMIT,
-        };
-        let deadline = Instant::now() + limit;
-        let mut volume_done = self.volume_gone;
-        let mut worker_done = self.worker_gone || self.worker.is_none();
-        while !(volume_done && worker_done) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.events.recv_timeout(left) {
-                Ok(Event::Volume(Some(VolumeReply::Aborted(told)))) => {
-                    self.aborted = told;
-                    volume_done = true;
-                }
-                Ok(Event::Volume(Some(VolumeReply::Naming(naming)))) => self.naming = naming,
-                Ok(Event::Volume(None)) => volume_done = true,
-                Ok(Event::Worker(number, None)) if number == self.worker_number => {
-                    worker_done = true;
-                }
-                Ok(_) => {}
-                Err(_) => break,
-            }
-        }
-        if !volume_done || !self.volume.wait(Duration::from_secs(1)) {
-            self.volume.kill();
-        }
-        self.volume.wait(DEATH_LIMIT);
-        if let Some(worker) = &mut self.worker {
-            worker.kill();
-            worker.wait(DEATH_LIMIT);
-        }
-        self.worker = None;
     }
 
     /// Everything is unmounted in order; W ends by itself.

@@ -49,7 +49,6 @@ pub use unlock::{DoorWay, UnlockWish, Unlocked, unlock};
 pub(crate) use volume_process::making::exists_already;
 pub(crate) use volume_process::opening::{ext4_bytes, truncated};
 pub use volume_process::reserve::{FREE_TIMES as RESERVE_FREE_TIMES, name as reserve_name};
-pub use volume_process::rewrite::name as rewrite_name;
 pub use volume_process::room::LOW_BYTES as SERVER_SPACE_LOW_BYTES;
 
 use crate::filed::{self, Filed};

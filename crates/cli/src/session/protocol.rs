@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sprat_attach::CryptMapping;
@@ -195,11 +196,18 @@ pub(super) enum VolumeReply {
     Closed(ClosedReport, bool),
     /// Answers MakeReserve: it is made, or can't be.
     ReserveMade,
+    /// Another session took the container over. Before V answers Abort it waits for the server's answers
+    /// to what was sent, for [`DRAIN_MAX`] at most.
+    Draining,
     /// Answers Abort.
     Aborted(AbortReport),
     /// It can't go on; only Abort is useful now.
     Failed(Failure),
 }
+
+/// For the answers to what was sent this long is waited after the lease was lost: as long as who took
+/// over waits for the word that nothing can arrive any more.
+pub(super) const DRAIN_MAX: Duration = Duration::from_secs(30);
 
 /// What an aborted V leaves behind.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]

@@ -4,14 +4,15 @@
 //! No step leaves the container without a lease: the next lease is made behind the old one, held
 //! until every open door of it is closed, and only then given back.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+mod waiting;
+
+use std::time::Duration;
 
 use sprat_store::lock::{self, DOOR_S, LockInfo, RENEW_INTERVAL, Watched};
-use sprat_store::{Access, FileName, Lock, LockError, Store, StoreError, StoreErrorKind, Writers};
+use sprat_store::{Access, FileName, Lock, LockError, Store, StoreError};
 
+use self::waiting::Waiting;
 use super::options::SessionOptions;
-use super::rewrite_name;
 use super::volume_process::connection::{Connection, open_record, owner_note};
 use crate::interrupt::Interrupt;
 use crate::{Exit, Failure, reach};
@@ -20,10 +21,6 @@ use crate::{Exit, Failure, reach};
 pub const ANSWER_WAIT: Duration = Duration::from_secs(30);
 /// How long a lease is watched: two renewals and some time on the way.
 pub const WATCH: Duration = Duration::from_secs(2 * RENEW_INTERVAL.as_secs() + 5);
-/// Between two questions to the server's kernel, each with a login of its own.
-const KERNEL_PAUSE: Duration = Duration::from_secs(60);
-/// Between two looks at the leases that are waited for.
-const PAUSE: Duration = Duration::from_secs(1);
 
 /// What an unlock may do.
 #[derive(Debug, Clone)]
@@ -98,7 +95,7 @@ pub fn unlock(
         super::options::Access::ReadWrite,
     )?;
     let connection = Connection::to(options, &record)?;
-    let mut store = connection.connect()?;
+    let store = connection.connect()?;
     let mut done = Unlocked::default();
     let held = lock::inspect(&*store, &target.name, Some(&record))?.held;
     done.was_locked = held.is_some();
@@ -157,18 +154,24 @@ pub fn unlock(
         ));
     }
     done.taken_over = held;
-    done.ways = wait_for_doors(&lease, &mut store, &connection, wish, interrupt, tell)
-        .map_err(still_waiting)?;
+    let mut waiting = Waiting::new(&lease, store, &connection, options, wish, interrupt);
+    done.ways = waiting.for_doors(tell).map_err(still_waiting)?;
     if wish.forget_watch {
         done.forgotten = lease.forget_watches();
     }
-    lease.confirm(&*store)?;
-    // What a rewrite (`trim --rewrite`) left that died: nobody else will know of it.
-    let leftover = rewrite_name(&target.name)?;
-    if store.remove_if_there(&leftover)? {
+    for leftover in waiting.clear_up(tell).map_err(still_waiting)? {
         tell(&format!("removed {leftover}, too"));
     }
-    lease.release(&*store)?;
+    let store = waiting.into_store();
+    lease.release(&*store).map_err(|error| {
+        let failure = Failure::from(&error);
+        match failure.exit {
+            Exit::Locked => failure,
+            _ => failure.with_hint(
+                "whether the container is free now is not known. Run `sprat unlock` again",
+            ),
+        }
+    })?;
     Ok(done)
 }
 
@@ -183,108 +186,6 @@ fn no_fsync(store: &dyn Store) -> Failure {
     )
 }
 
-fn wait_for_doors(
-    lease: &Lock,
-    store: &mut Arc<dyn Store>,
-    connection: &Connection,
-    wish: &UnlockWish,
-    interrupt: &Interrupt,
-    tell: &mut dyn FnMut(&str),
-) -> Result<Vec<(u64, DoorWay)>, Failure> {
-    let begun = Instant::now();
-    let mut ways = Vec::new();
-    let mut renewed = Instant::now();
-    let mut told = false;
-    let mut asked: Option<Instant> = None;
-    loop {
-        let waited = begun.elapsed() >= wish.answer_wait && !lease.open_doors().is_empty();
-        if waited && asked.is_none_or(|asked| asked.elapsed() >= KERNEL_PAUSE) {
-            let first = asked.is_none();
-            asked = Some(Instant::now());
-            let closed = ask_kernel(lease, &**store, connection, tell, first);
-            ways.extend(closed.into_iter().map(|number| (number, DoorWay::Kernel)));
-        }
-        let mut step = || -> Result<bool, LockError> {
-            let mut note = |doors: Vec<u64>, way| {
-                ways.extend(doors.into_iter().map(|number| (number, way)));
-            };
-            note(lease.close_answered(&**store)?, DoorWay::Answered);
-            if begun.elapsed() >= wish.answer_wait && !lease.open_doors().is_empty() {
-                // By the server's clock, which is read from our own lease.
-                lease.renew(&**store)?;
-                note(
-                    lease.close_silent(&**store, wish.silence_s)?,
-                    DoorWay::Silent,
-                );
-                if wish.is_off {
-                    note(lease.close_by_word(wish.silence_s), DoorWay::Off);
-                }
-            } else if renewed.elapsed() >= RENEW_INTERVAL {
-                renewed = Instant::now();
-                lease.renew(&**store)?;
-            }
-            Ok(lease.open_doors().is_empty())
-        };
-        match step() {
-            Ok(true) => return Ok(ways),
-            Ok(false) => {}
-            Err(LockError::Store { source, .. }) if may_come_back(source.kind()) => {
-                tell(&format!("connection lost, connecting again: {source}"));
-                match connection.connect() {
-                    Ok(new) => {
-                        lease.take_again(&*new)?;
-                        *store = new;
-                    }
-                    Err(error) if may_come_back(error.kind()) => {}
-                    Err(error) => return Err(Failure::from(&error)),
-                }
-            }
-            Err(error) => return Err(Failure::from(&error)),
-        }
-        if begun.elapsed() >= wish.answer_wait && !told {
-            told = true;
-            tell(&format!(
-                "no answer: it may be a machine that sleeps. Its last writes may arrive until {} h \
-                 after its last renewal; waiting for that. If that machine is off, not asleep, stop \
-                 this and use --that-machine-is-off; if it is awake, end sprat there",
-                hours(wish.silence_s)
-            ));
-        }
-        let until = Instant::now() + PAUSE.min(wish.answer_wait);
-        while Instant::now() < until {
-            interrupt.check()?;
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-}
-
-/// Closes all doors where nobody has the container open for writing. Asked again later where somebody
-/// has: a connection that the server drops is one less.
-fn ask_kernel(
-    lease: &Lock,
-    store: &dyn Store,
-    connection: &Connection,
-    tell: &mut dyn FnMut(&str),
-    first: bool,
-) -> Vec<u64> {
-    let name = lease.container();
-    let Ok(stat) = store.stat(name) else {
-        return Vec::new();
-    };
-    match connection.writers_of(name, &stat) {
-        Writers::None => return lease.close_proven(),
-        Writers::Some if first => tell(
-            "the server's kernel says that a process there has the container open for writing yet: \
-             an sftp-server of the earlier session. End it on the server if you can",
-        ),
-        Writers::Unknown { reason } if first => tell(&format!(
-            "whether anything can arrive yet can't be asked of the server's kernel: {reason}"
-        )),
-        _ => {}
-    }
-    Vec::new()
-}
-
 fn is_there(store: &dyn Store, name: &FileName) -> bool {
     !matches!(store.stat(name), Err(StoreError::NotFound { .. }))
 }
@@ -292,13 +193,6 @@ fn is_there(store: &dyn Store, name: &FileName) -> bool {
 fn is_container(store: &dyn Store, name: &FileName) -> Result<(), Failure> {
     let file = store.open(name, Access::ReadOnly)?;
     reach::any_header(&*file).map(drop)
-}
-
-fn may_come_back(kind: StoreErrorKind) -> bool {
-    matches!(
-        kind,
-        StoreErrorKind::Disconnected | StoreErrorKind::Unreachable
-    )
 }
 
 fn still_waiting(failure: Failure) -> Failure {

@@ -332,12 +332,6 @@ impl HeaderRead for HeaderBytes<'_> {
     }
 }
 
-/// The name that a container bears while it is being made.
-pub(super) fn unfinished_name(name: &FileName) -> Result<FileName, Failure> {
-    name.with_suffix(".new")
-        .map_err(|error| Failure::usage(format!("{error}")))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

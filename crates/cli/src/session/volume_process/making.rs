@@ -11,7 +11,7 @@ use sprat_store::{Access, FileName, ReadClass, Store, StoreErrorKind, StoreFile}
 
 use super::super::options::{Notice, Phase, SIZE_BYTES_MIN};
 use super::super::protocol::{CreateStart, VolumeReply, VolumeStart};
-use super::connection::{HeaderBytes, unfinished_name};
+use super::connection::HeaderBytes;
 use super::hold::{Hold, HoldParts, keep_renewing};
 use super::knowledge::Knowledge;
 use super::late::Found;
@@ -23,8 +23,9 @@ use super::stop::{Say, Stop};
 use crate::filed::Filed;
 use crate::kept_header;
 use crate::output::text;
+use crate::own_names::{self, HalfMade};
 use crate::target::Target;
-use crate::{Exit, Failure, own_names};
+use crate::{Exit, Failure};
 
 /// A container that is being made.
 pub(super) struct Making {
@@ -62,7 +63,7 @@ pub(super) fn make(
         connection,
         record,
         container: start.target.name.clone(),
-        file_name: unfinished_name(&start.target.name)?,
+        file_name: HalfMade::New.name(&start.target.name)?,
         access: Access::ReadWrite,
         opened_by: opened_by(start),
         store,
@@ -134,7 +135,7 @@ fn fill(
     let store = hold.store();
     // Under the lock: another init may have finished meanwhile.
     refuse_existing(start, &*store)?;
-    remove_if_there(&*store, hold.file_name())?;
+    HalfMade::New.remove_all(&*store, hold.container())?;
     // What a dead init may have under way goes into a file that has no name any more.
     hold.all_settled()?;
     stop.check()?;

@@ -304,12 +304,14 @@ pub(super) fn stat_container(start: &VolumeStart, store: &dyn Store) -> Result<F
                 Exit::NoContainer,
                 format!("there is no container {}", start.target),
             );
-            let unfinished = super::connection::unfinished_name(name)?;
             let names = store.list().unwrap_or_default();
+            let unfinished = names
+                .iter()
+                .find(|found| own_names::HalfMade::New.has_name(found, name));
             let aside = names
                 .iter()
                 .find(|found| own_names::is_set_aside(found, name));
-            Err(if store.stat(&unfinished).is_ok() {
+            Err(if let Some(unfinished) = unfinished {
                 failure.with_hint(format!(
                     "{unfinished} lies there: an init that did not finish. Run `sprat init` again"
                 ))

@@ -1,6 +1,6 @@
 //! Writes the container anew beside itself, without what nobody needs, and swaps the two.
 //!
-//! `NAME.luks.trim` is made, gets owner and mode, length, and the used ranges; it is fsynced, looked
+//! `NAME.luks.trim-TOKEN` is made, gets owner and mode, length, and the used ranges; it is fsynced, looked
 //! at, and takes the name by one atomic rename; then the folder is fsynced. Until the rename the old
 //! file is the container and untouched; a leftover is removed by the next trim.
 
@@ -17,6 +17,7 @@ use super::connection::HeaderBytes;
 use super::hold::Hold;
 use super::stop::Stop;
 use crate::output::text;
+use crate::own_names::HalfMade;
 use crate::{Exit, Failure};
 
 /// Bytes that are copied between two looks at the lock.
@@ -122,21 +123,10 @@ fn cut(ranges: &[Range<u64>], max: u64) -> Vec<Range<u64>> {
     pieces
 }
 
-/// The name of the new file beside `container` until it takes the old one's.
-pub fn name(container: &FileName) -> Result<FileName, Failure> {
-    container
-        .with_suffix(".trim")
-        .map_err(|error| Failure::usage(error.to_string()))
-}
-
-fn new_name(hold: &Hold) -> Result<FileName, Failure> {
-    name(hold.file_name())
-}
-
-/// Removes what an earlier rewrite left that did not come to its end.
+/// Removes what earlier rewrites left that did not come to their end.
 pub(super) fn remove_leftover(hold: &Hold) -> Result<(), Failure> {
-    hold.store()
-        .remove_if_there(&new_name(hold)?)
+    HalfMade::Rewritten
+        .remove_all(&*hold.store(), hold.file_name())
         .map_err(|error| Failure::from(&error))?;
     Ok(())
 }
@@ -146,7 +136,8 @@ pub(super) fn remove_leftover(hold: &Hold) -> Result<(), Failure> {
 /// source it can't.
 pub(super) fn forestall_rename(hold: &Hold) -> Result<(), Failure> {
     let store = hold.store();
-    if !store.remove_if_there(&new_name(hold)?)? {
+    let removed = HalfMade::Rewritten.remove_all(&*store, hold.file_name())?;
+    if removed.is_empty() {
         return Ok(());
     }
     match store.flush_folder() {
@@ -173,8 +164,9 @@ pub(super) fn run(
         .with_hint("nothing was changed"));
     }
     stop.check()?;
-    let made = make(hold, stop, rewrite, through_client);
-    let swapped = made.and_then(|route| swap(hold, stop).map(|()| route));
+    let new_name = HalfMade::Rewritten.name(hold.file_name())?;
+    let made = make(hold, stop, rewrite, &new_name, through_client);
+    let swapped = made.and_then(|route| swap(hold, stop, &new_name).map(|()| route));
     swapped.map_err(|failure| {
         let state = match remove_leftover(hold) {
             Ok(()) => "the container is as it was",
@@ -210,10 +202,11 @@ fn make(
     hold: &Hold,
     stop: &Stop,
     rewrite: &Rewrite,
+    new_name: &FileName,
     through_client: bool,
 ) -> Result<TrimRoute, Failure> {
     let store = hold.store();
-    let (old_name, new_name) = (hold.file_name(), new_name(hold)?);
+    let old_name = hold.file_name();
     let old = store.open(old_name, Access::ReadOnly)?;
     if old.len()? != rewrite.file_bytes {
         return Err(Failure::new(
@@ -221,9 +214,9 @@ fn make(
             "the container's length changed while it was held",
         ));
     }
-    let new = store.create_new(&new_name)?;
+    let new = store.create_new(new_name)?;
     store
-        .copy_owner_and_mode(old_name, &new_name)
+        .copy_owner_and_mode(old_name, new_name)
         .map_err(|error| Failure::from(&error).context("can't give the new file its owner"))?;
     new.resize(rewrite.file_bytes)?;
     // A local store has no line: the bytes pass through this machine anyway.
@@ -235,7 +228,7 @@ fn make(
         stop.check()?;
         hold.still_ours()?;
         if !through_client && !local {
-            match store.copy_ranges(old_name, &new_name, &group) {
+            match store.copy_ranges(old_name, new_name, &group) {
                 Ok(()) => continue,
                 Err(error) if error.kind() == StoreErrorKind::Unsupported => {
                     return Err(Failure::from(&error).with_hint(
@@ -387,10 +380,9 @@ fn in_threads(
 }
 
 /// The new file takes the container's name, if it is the same container and still ours.
-pub(super) fn swap(hold: &Hold, stop: &Stop) -> Result<(), Failure> {
+pub(super) fn swap(hold: &Hold, stop: &Stop, new_name: &FileName) -> Result<(), Failure> {
     let store = hold.store();
-    let new_name = new_name(hold)?;
-    let new = store.open(&new_name, Access::ReadOnly)?;
+    let new = store.open(new_name, Access::ReadOnly)?;
     let header = Header::load(&HeaderBytes(&*new))?;
     hold.check_known(&header)?;
     drop(new);
@@ -401,14 +393,14 @@ pub(super) fn swap(hold: &Hold, stop: &Stop) -> Result<(), Failure> {
     // is no part of the volume.
     hold.before_send(std::slice::from_ref(&(0..BLOCK)))
         .map_err(|fenced| Failure::failed(fenced.to_string()))?;
-    let renamed = store.rename(&new_name, hold.file_name());
+    let renamed = store.rename(new_name, hold.file_name());
     if let Err(error) = &renamed
         && error.was_answered()
     {
         hold.all_settled()?;
     }
     renamed?;
-    check_renamed(&*store, &new_name, hold)?;
+    check_renamed(&*store, new_name, hold)?;
     match store.flush_folder() {
         Err(error) if error.kind() != StoreErrorKind::Unsupported => {
             return Err(Failure::from(&error));

@@ -16,6 +16,7 @@ use super::super::options::SessionOptions;
 use super::connection::{Connection, HeaderBytes, open_record, owner_note};
 use super::hold::HoldParts;
 use super::*;
+use crate::own_names::HalfMade;
 use crate::target::Target;
 
 const FILE_BYTES: u64 = 20 << 20;
@@ -305,14 +306,15 @@ fn a_rewritten_container_takes_the_name_only_while_the_lock_is_ours() {
     for is_ours in [true, false] {
         let held = Held::new();
         let container = held.path("x.luks");
-        let rewritten = held.path(rewrite::name(held.hold.file_name()).unwrap().as_str());
+        let new_name = HalfMade::Rewritten.name(held.hold.file_name()).unwrap();
+        let rewritten = held.path(new_name.as_str());
         std::fs::copy(&container, &rewritten).unwrap();
         let inode = |path: &Path| std::fs::metadata(path).unwrap().ino();
         let (old, new) = (inode(&container), inode(&rewritten));
         if !is_ours {
             held.lose_the_lock();
         }
-        let swapped = rewrite::swap(&held.hold, &Stop::default());
+        let swapped = rewrite::swap(&held.hold, &Stop::default(), &new_name);
         assert_eq!(swapped.is_ok(), is_ours, "{swapped:?}");
         assert_eq!(inode(&container), if is_ours { new } else { old });
     }

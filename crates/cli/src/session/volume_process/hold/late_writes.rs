@@ -12,10 +12,7 @@ use super::super::stop::Say;
 use super::Hold;
 use crate::Failure;
 use crate::session::options::Notice;
-
-/// For the answers to what was sent this long is waited after the lease was lost, as long as who took
-/// over waits for one.
-const DRAIN_MAX: Duration = Duration::from_secs(30);
+use crate::session::protocol::{DRAIN_MAX, VolumeReply};
 
 impl Hold {
     /// The lists beside the container and the notes in its lease, as this session found them.
@@ -115,9 +112,9 @@ impl Hold {
         Ok(())
     }
 
-    /// After the lease was lost to a session that took over: waits for the answers to what was sent,
-    /// leaves the list of what may have arrived too late, and says "free" where nothing can arrive any
-    /// more. False where the lease was not lost so. What fails leaves the other session to wait
+    /// After the lease was lost to a session that took over: leaves the list of what may have arrived
+    /// too late, waits for the answers to what was sent, and says "free" where nothing can arrive any
+    /// more. The list first: whatever ends this process before the answers come, it lies there. False where the lease was not lost so. What fails leaves the other session to wait
     /// and to compare.
     pub(in super::super) fn answer_takeover(&self, say: &Say) -> bool {
         let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
@@ -127,20 +124,26 @@ impl Hold {
         let Some(store) = self.store_after_loss(lock) else {
             return false;
         };
-        let listed = match self.sent.get() {
-            None => Ok(()),
-            Some(sent) => {
-                let until = Instant::now() + DRAIN_MAX;
-                while !sent.is_answered() && Instant::now() < until {
-                    std::thread::sleep(Duration::from_millis(50));
+        if let Some(sent) = self.sent.get() {
+            say.reply(&VolumeReply::Draining);
+            let leave = || {
+                let noted = sent.noted();
+                if let Err(failure) = sent.leave_late_list(lock, &*store) {
+                    say.notice(Notice::NotListed {
+                        reason: failure.in_one_line(),
+                    });
                 }
-                sent.leave_late_list(lock, &*store).map(drop)
+                noted
+            };
+            let listed = leave();
+            let until = Instant::now() + DRAIN_MAX;
+            while !sent.is_answered() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(50));
             }
-        };
-        if let Err(failure) = listed {
-            say.notice(Notice::NotListed {
-                reason: failure.in_one_line(),
-            });
+            // A thread may have been about to send when the lease was lost.
+            if sent.noted() != listed {
+                leave();
+            }
         }
         let drained = self.sent.get().is_none_or(Sent::is_answered);
         if drained {

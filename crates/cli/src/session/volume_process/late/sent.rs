@@ -143,6 +143,11 @@ impl Sent {
             .retain(|_, write| !write.answered || write.at >= begun);
     }
 
+    /// How many times something was noted.
+    pub(in super::super) fn noted(&self) -> u64 {
+        self.log().next
+    }
+
     /// Whether something that was sent has no answer yet, on this or an earlier connection.
     pub(in super::super) fn is_answered(&self) -> bool {
         self.log().recent.values().all(|write| write.answered)
