@@ -170,6 +170,7 @@ pub struct Lock {
     /// Renewals, and everything else that writes into the file, one after another.
     writing: Mutex<()>,
     took_over: bool,
+    follows_own: bool,
     /// The lists of writes that were there when the lease was taken.
     lists: Mutex<Vec<FileName>>,
     /// Another copy of this process has the same token.
@@ -247,6 +248,13 @@ impl Lock {
     #[must_use]
     pub fn took_over(&self) -> bool {
         self.took_over
+    }
+
+    /// The lease below it was one of this record, however that session ended: no other machine has
+    /// held the container in between.
+    #[must_use]
+    pub fn follows_own(&self) -> bool {
+        self.follows_own
     }
 
     /// Something of an earlier session may still arrive.

@@ -54,7 +54,7 @@ pub(crate) enum Finding {
     Unknown,
     /// The container is as this machine left it.
     Same,
-    /// A session of this machine that did not end in order may have written.
+    /// A session of this machine that did not end in order may have written, and nobody else.
     OwnInterrupted,
     /// Another machine or program has written.
     WrittenElsewhere,
@@ -82,14 +82,15 @@ impl Known {
         Some(self.stamp.as_ref()?.life_bytes())
     }
 
-    /// Compares the state that the server shows with the known one.
-    pub(crate) fn compare(&self, found: Option<&Stamp>) -> Finding {
+    /// Compares the state that the server shows with the known one. `own`: no other machine has held
+    /// the container since this one did, so what is newer is this machine's.
+    pub(crate) fn compare(&self, found: Option<&Stamp>, own: bool) -> Finding {
         let (Some(known), Some(found)) = (&self.stamp, found) else {
             return Finding::Unknown;
         };
         match found.age(known) {
             Age::Same => Finding::Same,
-            Age::Newer if self.writing => Finding::OwnInterrupted,
+            Age::Newer if self.writing && own => Finding::OwnInterrupted,
             Age::Newer => Finding::WrittenElsewhere,
             Age::Older => Finding::Older {
                 known: known.written(),
@@ -291,34 +292,44 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let filed = filed(state.path(), "h:x.luks");
         let mut known = Known::load(&filed);
-        assert_eq!(known.compare(stamp(5).as_ref()), Finding::Unknown);
+        assert_eq!(known.compare(stamp(5).as_ref(), true), Finding::Unknown);
         known.begin_writing(&filed).unwrap();
-        assert_eq!(known.compare(stamp(5).as_ref()), Finding::Unknown);
+        assert_eq!(known.compare(stamp(5).as_ref(), true), Finding::Unknown);
         let newest = Newest::from([("home".to_owned(), "2026-01-01T00-00-00Z".to_owned())]);
         known
             .end_writing(&filed, stamp(5), Some(newest.clone()))
             .unwrap();
         let mut known = Known::load(&filed);
-        assert_eq!(known.compare(stamp(5).as_ref()), Finding::Same);
+        assert_eq!(known.compare(stamp(5).as_ref(), true), Finding::Same);
         assert_eq!(known.expected(&Finding::Same), newest);
         assert!(known.expected(&Finding::WrittenElsewhere).is_empty());
-        assert_eq!(known.compare(stamp(6).as_ref()), Finding::WrittenElsewhere);
-        assert_eq!(known.compare(None), Finding::Unknown);
-        let older = known.compare(stamp(4).as_ref());
+        assert_eq!(
+            known.compare(stamp(6).as_ref(), true),
+            Finding::WrittenElsewhere
+        );
+        assert_eq!(known.compare(None, true), Finding::Unknown);
+        let older = known.compare(stamp(4).as_ref(), true);
         assert!(matches!(older, Finding::Older { .. }));
         known.begin_writing(&filed).unwrap();
         let mut known = Known::load(&filed);
-        assert_eq!(known.compare(stamp(6).as_ref()), Finding::OwnInterrupted);
+        assert_eq!(
+            known.compare(stamp(6).as_ref(), true),
+            Finding::OwnInterrupted
+        );
         for finding in [Finding::Same, Finding::OwnInterrupted] {
             assert_eq!(known.expected(&finding), newest);
         }
+        // Another machine took over from the interrupted session, and may have pruned.
+        let finding = known.compare(stamp(6).as_ref(), false);
+        assert_eq!(finding, Finding::WrittenElsewhere);
+        assert!(known.expected(&finding).is_empty());
         assert!(matches!(
-            known.compare(stamp(4).as_ref()),
+            known.compare(stamp(4).as_ref(), true),
             Finding::Older { .. }
         ));
         known.end_reading(&filed, &older, stamp(4)).unwrap();
         assert_eq!(
-            Known::load(&filed).compare(stamp(4).as_ref()),
+            Known::load(&filed).compare(stamp(4).as_ref(), true),
             Finding::Same
         );
     }

@@ -28,7 +28,7 @@ pub(crate) fn refuse_older(
 ) -> Result<(), Failure> {
     let found = FirstBlock::read(first_block, file_bytes);
     let known = Known::load(&Filed::new(state_dir, uuid, target));
-    match known.compare(found.as_ref().map(|found| &found.stamp)) {
+    match known.compare(found.as_ref().map(|found| &found.stamp), false) {
         Finding::Older { known, found } => Err(older(&target.to_string(), &known, &found)),
         _ => Ok(()),
     }

@@ -1,6 +1,6 @@
 //! What others see of a lease.
 
-use super::seen::{Seen, look};
+use super::seen::{Folder, Seen, look};
 use super::taking::hint;
 use super::watching::{WatchNote, notes};
 use super::{LockError, LockInfo};
@@ -14,6 +14,9 @@ pub struct Inspected {
     pub held: Option<LockInfo>,
     /// It tells every session that came and went. `None` without any lease.
     pub highest: Option<u64>,
+    /// The highest lease is one of the record that was asked about, however that session ended: no
+    /// other machine has held the container since.
+    pub highest_is_own: bool,
     /// Sessions whose writes may have been overwritten late, and were not compared yet.
     pub watched: Vec<WatchNote>,
     /// The lists of writes beside the container.
@@ -37,18 +40,26 @@ pub fn inspect_near(
     hint: Option<u64>,
 ) -> Result<Inspected, LockError> {
     let folder = look(store, container, hint)?;
+    Ok(inspected(&folder, None))
+}
+
+fn inspected(folder: &Folder, record: Option<&LocalRecord>) -> Inspected {
     let highest = folder.highest();
     let enters = |seen: &&Seen| {
         let content = seen.content.as_ref();
         content.is_some_and(|content| content.free && !content.has_open_door())
     };
-    Ok(Inspected {
+    Inspected {
         held: highest.filter(|seen| !enters(seen)).map(Seen::info),
         highest: highest.map(|seen| seen.number),
+        highest_is_own: record.is_some_and(|record| {
+            let takings = record.takings();
+            highest.is_some_and(|seen| seen.is_of(&takings))
+        }),
         watched: highest
             .and_then(|seen| seen.content.as_ref())
             .map(notes)
             .unwrap_or_default(),
         lists: folder.lists.clone(),
-    })
+    }
 }

@@ -219,6 +219,12 @@ pub(super) fn may_be_ours(number: u64, renewed: u64, renewals: (u64, u64)) -> bo
 }
 
 impl Seen {
+    /// Whether a session with these takings made it, however that one ended.
+    pub(super) fn is_of(&self, takings: &[(u64, Token)]) -> bool {
+        let mut takings = takings.iter();
+        takings.any(|(number, token)| *number == self.number && self.has(*token))
+    }
+
     /// Whether the local record says that a dead session of this host made it. An empty one was
     /// made and never written: ours, if we were taking that number. One whose counter is far ahead
     /// of the record is held by a copy of this machine.

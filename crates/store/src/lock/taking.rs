@@ -215,6 +215,7 @@ impl Lock {
     ) -> Result<Self, LockError> {
         let container = &first.container;
         let busy = LockBusy::begin(record, container)?;
+        let takings = record.takings();
         let token = Token::random()?;
         let mut content = Content::new(token, Token::random()?, owner);
         let via = first.enter(record, on_purpose, &mut content)?;
@@ -249,6 +250,7 @@ impl Lock {
             }),
             writing: Mutex::new(()),
             took_over: via != Via::Start && via != Via::Free,
+            follows_own: below.is_some_and(|seen| seen.is_of(&takings)),
             lists: Mutex::default(),
             has_twin: AtomicBool::new(false),
             busy,

@@ -116,3 +116,39 @@ fn old_leases_stay_below_one_that_was_never_given_back() {
     assert_eq!(lock.remove_old(&store).unwrap(), 2);
     assert_eq!(lock_files(&store).len(), 3);
 }
+
+#[test]
+fn a_session_knows_whether_another_machine_held_the_container_since_its_own_last_one() {
+    let store = MemoryStore::new();
+    let (here, there) = (host(), host());
+    let (mine, theirs) = (record(here.path()), record(there.path()));
+    let is_own = || {
+        lock::inspect(&store, &container(), Some(&mine))
+            .unwrap()
+            .highest_is_own
+    };
+    assert!(!is_own());
+    let lock = take(&store, &mine).unwrap();
+    assert!(!lock.follows_own(), "nobody was there");
+    // It dies.
+    drop(lock);
+    assert!(is_own());
+    let lock = take(&store, &mine).unwrap();
+    assert!(lock.took_over() && lock.follows_own());
+    lock.take_again(&store).unwrap();
+    lock.release(&store).unwrap();
+    assert!(is_own());
+    let lock = take(&store, &mine).unwrap();
+    assert!(!lock.took_over() && lock.follows_own());
+    drop(lock);
+    // Another machine takes over, and is gone again.
+    let lock = Lock::take_over(&store, &container(), &theirs, owner()).unwrap();
+    assert!(!lock.follows_own());
+    lock.close_by_word(0);
+    lock.confirm(&store).unwrap();
+    lock.release(&store).unwrap();
+    assert!(!is_own());
+    let lock = take(&store, &mine).unwrap();
+    assert!(!lock.follows_own());
+    lock.release(&store).unwrap();
+}

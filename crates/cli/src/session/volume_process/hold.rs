@@ -39,6 +39,8 @@ pub(super) struct Hold {
     stale_lock: Option<LockInfo>,
     /// The highest lease when a session that only reads began: it counts every session that writes.
     highest: Option<u64>,
+    /// That one is this machine's.
+    highest_is_own: bool,
     /// Renewals that failed, one after another.
     failed_renewals: AtomicU32,
     /// What was found first; what a reconnect must find again.
@@ -100,6 +102,7 @@ pub(super) struct HoldParts {
     pub lock: Option<Lock>,
     pub stale_lock: Option<LockInfo>,
     pub highest: Option<u64>,
+    pub highest_is_own: bool,
     pub late_found: Found,
 }
 
@@ -117,6 +120,7 @@ impl Hold {
             lock: RwLock::new(parts.lock),
             stale_lock: parts.stale_lock,
             highest: parts.highest,
+            highest_is_own: parts.highest_is_own,
             failed_renewals: AtomicU32::new(0),
             known: OnceLock::new(),
             held_since: Instant::now(),
@@ -179,6 +183,12 @@ impl Hold {
     pub(super) fn took_over(&self) -> bool {
         let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
         held.as_ref().is_some_and(Lock::took_over)
+    }
+
+    /// No other machine has held the container since this one did.
+    pub(super) fn follows_own(&self) -> bool {
+        let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
+        held.as_ref().map_or(self.highest_is_own, Lock::follows_own)
     }
 
     /// Whether something of an earlier session may still arrive: a rename, too.

@@ -29,6 +29,8 @@ pub(super) struct Knowledge {
     cipher: Option<SectorCipher>,
     /// What is seen may not be noted: another session may be writing.
     unsure: bool,
+    /// No other machine has held the container since this one did.
+    own: bool,
 }
 
 impl Knowledge {
@@ -52,6 +54,7 @@ impl Knowledge {
                 false => None,
             },
             unsure: start.ignore_lock || hold.left_by_dead_session(),
+            own: hold.follows_own(),
         })
     }
 
@@ -70,6 +73,7 @@ impl Knowledge {
             found: None,
             cipher,
             unsure: false,
+            own: true,
         }
     }
 
@@ -84,7 +88,7 @@ impl Knowledge {
     ) -> Result<(), Failure> {
         self.found = first_block.and_then(|block| FirstBlock::read(block, file_bytes));
         let stamp = self.found.as_ref().map(|found| &found.stamp);
-        self.finding = self.known.compare(stamp);
+        self.finding = self.known.compare(stamp, self.own);
         if let Finding::Older { known, found } = &self.finding {
             if !start.accept_older_state {
                 return Err(older(&start.target.to_string(), known, found));

@@ -70,6 +70,7 @@ pub(super) fn make(
         lock: Some(lock),
         stale_lock: None,
         highest: None,
+        highest_is_own: false,
         late_found: Found::default(),
     }));
     keep_renewing(&hold, stop)?;

@@ -43,7 +43,7 @@ pub(super) fn hold_making_room(
         first,
     } = reached;
     let name = start.target.name.clone();
-    let (lock, stale_lock, (highest, late_found)) = match start.access {
+    let (lock, stale_lock, seen) = match start.access {
         Access::ReadWrite => {
             stop.begin_holding()?;
             let lock = match take_lock_while(start, &*store, &record, first, (stop, say), meanwhile)
@@ -53,12 +53,15 @@ pub(super) fn hold_making_room(
                 }
                 taken => taken?,
             };
-            let late_found = (lock.lists(), lock.watched());
-            (Some(lock), None, (None, late_found))
+            let seen = Seen {
+                late_found: (lock.lists(), lock.watched()),
+                ..Seen::default()
+            };
+            (Some(lock), None, seen)
         }
         Access::ReadOnly => {
-            let (stale_lock, found) = look_at_lock(start, &*store, &record, say)?;
-            (None, stale_lock, found)
+            let (stale_lock, seen) = look_at_lock(start, &*store, &record, say)?;
+            (None, stale_lock, seen)
         }
     };
     Ok(Arc::new(Hold::new(HoldParts {
@@ -71,8 +74,9 @@ pub(super) fn hold_making_room(
         store,
         lock,
         stale_lock,
-        highest,
-        late_found,
+        highest: seen.highest,
+        highest_is_own: seen.highest_is_own,
+        late_found: seen.late_found,
     })))
 }
 
@@ -154,8 +158,13 @@ fn take_lock_while(
     Ok(lock)
 }
 
-/// The highest lease, and what lies beside the container.
-type Seen = (Option<u64>, Found);
+/// What a session that only reads has seen of leases, and what lies beside the container.
+#[derive(Default)]
+struct Seen {
+    highest: Option<u64>,
+    highest_is_own: bool,
+    late_found: Found,
+}
 
 /// Reading while somebody writes gives a mixture of two states; a lock is therefore respected,
 /// unless its holder is known to be dead: it took the lock by this record, whose flock we have now.
@@ -168,7 +177,11 @@ fn look_at_lock(
 ) -> Result<(Option<LockInfo>, Seen), Failure> {
     let name = &start.target.name;
     let found = lock::inspect(store, name, Some(record))?;
-    let seen = (found.highest, (found.lists, found.watched));
+    let seen = Seen {
+        highest: found.highest,
+        highest_is_own: found.highest_is_own,
+        late_found: (found.lists, found.watched),
+    };
     let Some(info) = found.held else {
         return Ok((None, seen));
     };

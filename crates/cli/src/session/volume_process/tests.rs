@@ -63,6 +63,7 @@ impl Held {
             lock: Some(lock),
             stale_lock: None,
             highest: None,
+            highest_is_own: false,
             late_found: late::Found::default(),
         }));
         hold.learn(header.pins(), FILE_BYTES);

@@ -1,5 +1,6 @@
 //! Compares the container with the lists of writes beside it.
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
 
@@ -40,6 +41,10 @@ pub(in super::super) struct Compared {
 /// A list of what was written counts only while its note stands in the lease: without one the
 /// time is over, and sessions that wrote later left no lists. While a session of a note has left no
 /// list nobody knows what it wrote, so nothing that differs is known to be wrong.
+///
+/// A list of what was sent late says the exact bytes. A block that holds them, though a session with a
+/// later lease wrote others there and none since, was overwritten: that is compared whatever the
+/// length of the lists, and also where a list of an earlier session is missing.
 pub(in super::super) fn compare(
     store: &dyn Store,
     file: &dyn StoreFile,
@@ -67,11 +72,14 @@ pub(in super::super) fn compare(
         .filter(|note| !has_list(note))
         .cloned()
         .collect();
-    let expected = newest(&written);
-    let listed = ranges(expected.iter().map(|(block, _)| *block));
+    let newest = newest(&written);
+    let listed = ranges(newest.keys().copied());
     let mut overwritten = Vec::new();
-    let expected = match uncompared.is_empty() {
-        true => expected,
+    let expected: Vec<(u64, u64)> = match uncompared.is_empty() {
+        true => newest
+            .iter()
+            .map(|(block, of)| (*block, of.digest))
+            .collect(),
         false => Vec::new(),
     };
     if whole || expected.len() <= SAMPLE_BLOCKS {
@@ -79,9 +87,23 @@ pub(in super::super) fn compare(
     } else {
         overwritten.extend(differing(file, key, &sample(&expected), false)?);
     }
-    // A copy of a process wrote what its twin knows nothing of.
-    for list in of_kind(Kind::Sent).filter(|list| list.head.twin) {
-        overwritten.extend(differing(file, key, &list.entries, true)?);
+    // Nobody knows what a session without a list wrote, nor those before it any more.
+    let last_unknown = watched.iter().rposition(|note| !has_list(note));
+    let is_last_word = |token: &str| {
+        let place = watched.iter().position(|note| note.token == token);
+        place > last_unknown
+    };
+    for list in of_kind(Kind::Sent) {
+        let head = &list.head;
+        let is_late = |(block, digest): &&(u64, u64)| {
+            // A copy of a process wrote what its twin knows nothing of.
+            head.twin
+                || newest.get(block).is_some_and(|of| {
+                    of.lease > head.lease && of.digest != *digest && is_last_word(of.token)
+                })
+        };
+        let late: Vec<(u64, u64)> = list.entries.iter().filter(is_late).copied().collect();
+        overwritten.extend(differing(file, key, &late, true)?);
     }
     overwritten.sort_unstable();
     overwritten.dedup();
@@ -95,21 +117,31 @@ pub(in super::super) fn compare(
     })
 }
 
-/// Each block with the digest of the newest list.
-fn newest(written: &[&List]) -> Vec<(u64, u64)> {
-    let mut all: Vec<(u64, u64, u64)> = written
-        .iter()
-        .flat_map(|list| {
-            let lease = list.head.lease;
-            let entries = list.entries.iter();
-            entries.map(move |(block, digest)| (*block, u64::MAX - lease, *digest))
-        })
-        .collect();
-    all.sort_unstable();
-    all.dedup_by_key(|(block, _, _)| *block);
-    all.into_iter()
-        .map(|(block, _, digest)| (block, digest))
-        .collect()
+/// What the newest list says of a block.
+struct Written<'l> {
+    lease: u64,
+    token: &'l str,
+    digest: u64,
+}
+
+/// Each block with what the newest list says of it.
+fn newest<'l>(written: &[&'l List]) -> BTreeMap<u64, Written<'l>> {
+    let mut newest = BTreeMap::<u64, Written<'l>>::new();
+    for list in written {
+        let (lease, token) = (list.head.lease, &*list.head.token);
+        for &(block, digest) in &list.entries {
+            let of = Written {
+                lease,
+                token,
+                digest,
+            };
+            match newest.get(&block) {
+                Some(there) if there.lease > lease => {}
+                _ => drop(newest.insert(block, of)),
+            }
+        }
+    }
+    newest
 }
 
 fn sample(entries: &[(u64, u64)]) -> Vec<(u64, u64)> {
@@ -260,6 +292,47 @@ mod tests {
         assert!(bench.compare().overwritten.is_empty(), "it was the holder");
         bench.list(Kind::Sent, 3, true, &[(2, 2), (3, 9)]);
         assert_eq!(bench.compare().overwritten, [2]);
+    }
+
+    #[test]
+    fn what_was_sent_late_is_found_by_its_own_bytes_where_a_later_session_wrote_others() {
+        let mut bench = Bench::new(8);
+        // The loser; all of it lies there now.
+        bench.list(Kind::Sent, 5, false, &[(1, 1), (2, 2), (3, 3), (4, 4)]);
+        bench.list(Kind::Written, 6, false, &[(1, 9), (2, 2), (5, 9)]);
+        bench.note(4);
+        bench.note(6);
+        let compared = bench.compare();
+        assert_eq!(compared.uncompared, bench.watched[..1]);
+        // Block 2 was written with the same bytes, 3 and 4 by nobody since, and 5 may hold what the
+        // unknown session wrote.
+        assert_eq!(compared.overwritten, [1]);
+        // One whose writes nobody knows may have written that.
+        bench.note(7);
+        assert!(bench.compare().overwritten.is_empty());
+        // The loser's own bytes are older than the session that it lost to, not than one before it.
+        bench.watched.truncate(2);
+        bench.list(Kind::Sent, 8, false, &[(1, 1)]);
+        bench.names.remove(0);
+        assert!(bench.compare().overwritten.is_empty());
+    }
+
+    #[test]
+    fn what_was_sent_late_is_compared_however_long_the_lists_are() {
+        let mut bench = Bench::new(4);
+        let many: Vec<(u64, u8)> = (10..3 * SAMPLE_BLOCKS as u64).map(|n| (n, 0)).collect();
+        bench.list(
+            Kind::Written,
+            6,
+            false,
+            &[&[(1, 9), (2, 9)][..], &many].concat(),
+        );
+        bench.note(6);
+        bench.list(Kind::Sent, 5, false, &[(1, 1), (2, 2)]);
+        for _ in 0..8 {
+            let compared = bench.compare();
+            assert!(compared.overwritten.starts_with(&[1, 2]));
+        }
     }
 
     #[test]
