@@ -113,6 +113,19 @@ pub trait Store: Send + Sync {
     /// the server can't.
     fn flush_folder(&self) -> Result<(), StoreError>;
 
+    /// Names a small file, the lease, that every further connection of this store must show with the
+    /// content that the first one shows, before it is used. Where one does not, all calls fail with
+    /// [`StoreError::Elsewhere`]. Does nothing by default: other stores have one connection.
+    fn set_witness(&self, name: &FileName) {
+        let _ = name;
+    }
+
+    /// Ends all connections, as if they had been lost for `reason`. Does nothing by default: other stores
+    /// have none.
+    fn disconnect(&self, reason: &str) {
+        let _ = reason;
+    }
+
     /// Free space of the folder's file system; `Unsupported` where the server can't tell.
     fn free_space(&self) -> Result<FreeSpace, StoreError>;
 

@@ -65,6 +65,9 @@ pub enum StoreError {
         object: String,
         reason: String,
     },
+    /// The connections of one session end at different machines, which don't show the same files.
+    #[error("{object}: {reason}")]
+    Elsewhere { object: String, reason: String },
     /// This store can't do that.
     #[error("{op} {object}: not supported by this store: {reason}")]
     Unsupported {
@@ -117,6 +120,8 @@ pub enum StoreErrorKind {
     HostKey,
     /// See [`StoreError::Protocol`].
     Protocol,
+    /// See [`StoreError::Elsewhere`].
+    Elsewhere,
     /// See [`StoreError::Unsupported`].
     Unsupported,
     /// Any other failure.
@@ -130,7 +135,10 @@ impl StoreError {
     pub fn was_answered(&self) -> bool {
         !matches!(
             self.kind(),
-            StoreErrorKind::Disconnected | StoreErrorKind::Protocol | StoreErrorKind::Unreachable
+            StoreErrorKind::Disconnected
+                | StoreErrorKind::Protocol
+                | StoreErrorKind::Elsewhere
+                | StoreErrorKind::Unreachable
         )
     }
 
@@ -150,6 +158,7 @@ impl StoreError {
             Self::LoginRefused { .. } => StoreErrorKind::LoginRefused,
             Self::HostKey { .. } => StoreErrorKind::HostKey,
             Self::Protocol { .. } => StoreErrorKind::Protocol,
+            Self::Elsewhere { .. } => StoreErrorKind::Elsewhere,
             Self::Unsupported { .. } => StoreErrorKind::Unsupported,
             Self::Refused { .. } | Self::Io { .. } => StoreErrorKind::Failed,
         }

@@ -11,7 +11,7 @@
 //! until that time is over.
 
 mod again;
-mod beside;
+pub(crate) mod beside;
 mod content;
 mod inspect;
 mod old;

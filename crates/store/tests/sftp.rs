@@ -7,8 +7,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use sprat_store::{
-    Access, FileName, LocalRecord, LockError, ReadClass, SftpOptions, SftpStore, SshTarget, Store,
-    StoreError, StoreErrorKind,
+    Access, FileName, LocalRecord, Lock, LockError, OwnerNote, ReadClass, SftpOptions, SftpStore,
+    SshTarget, Store, StoreError, StoreErrorKind,
 };
 use sprat_testkit::sshd::{self, Sshd, SshdOptions};
 use sprat_testkit::{needs, requires};
@@ -394,5 +394,85 @@ fn measure_transfer_rates() {
                 "{what} {round}: write {written:.0} MiB/s, flush {flushed:?}, read {read:.0} MiB/s"
             );
         }
+    }
+}
+
+/// A name that leads to each of two servers in turn, into a folder that the server chooses.
+fn in_turn(sshds: &[Sshd; 2], scratch: &Path) -> SftpOptions {
+    let script = scratch.join("proxy");
+    let text = format!(
+        "#!/bin/bash\nfor turn in {{0..99}}; do mkdir {}/turn.$turn 2>/dev/null && break; done\n\
+         ports=({} {})\nexec 3<>/dev/tcp/127.0.0.1/${{ports[turn % 2]}}\ncat <&3 &\ncat >&3\n",
+        scratch.display(),
+        sshds[0].port(),
+        sshds[1].port()
+    );
+    std::fs::write(&script, text).unwrap();
+    let mut command = sshds[0].ssh_command();
+    for option in [
+        format!("ProxyCommand=bash {}", script.display()),
+        format!("IdentityFile={}", sshds[0].path("user_key").display()),
+        format!("IdentityFile={}", sshds[1].path("user_key").display()),
+        "StrictHostKeyChecking=no".to_owned(),
+        "UserKnownHostsFile=/dev/null".to_owned(),
+    ] {
+        command.extend(["-o".into(), option.into()]);
+    }
+    let target = SshTarget::new(None, "cluster", None).unwrap();
+    part::options(target.argv(&command), Path::new("."))
+}
+
+#[test]
+fn connections_that_end_at_machines_with_other_files_end_the_session() {
+    requires!(sshd::missing());
+    for second in ["the same folder", "no lease", "an older lease"] {
+        let [one, two, state] = std::array::from_fn(|_| tempfile::tempdir().unwrap());
+        let shared = second == "the same folder";
+        let folders = [&one, if shared { &one } else { &two }];
+        let sshds = folders.map(|folder| {
+            Sshd::start_with(&SshdOptions {
+                sftp_arguments: vec!["-d".to_owned(), folder.path().display().to_string()],
+                ..SshdOptions::default()
+            })
+        });
+        // A copy of the container lies on the other machine, too.
+        for folder in [&one, &two] {
+            std::fs::write(folder.path().join("x"), vec![0; 8 << 20]).unwrap();
+        }
+        let store = SftpStore::connect(in_turn(&sshds, state.path())).unwrap();
+        let record = LocalRecord::open(state.path(), "id").unwrap();
+        let owner = OwnerNote {
+            host: "h".to_owned(),
+            version: "v".to_owned(),
+        };
+        let lease = Lock::acquire(&store, &name("x"), &record, owner).unwrap();
+        if second == "an older lease" {
+            let file = lease.file().to_string();
+            std::fs::copy(one.path().join(&file), two.path().join(&file)).unwrap();
+            lease.renew(&store).unwrap();
+        }
+        let file = store.open(&name("x"), Access::ReadWrite).unwrap();
+        let begun = Instant::now();
+        let mut all_up_for = 0;
+        let error = loop {
+            if let Err(error) = file.write_at(0, &vec![1; 2 << 20]) {
+                break Some(error);
+            }
+            all_up_for += u32::from(store.data_channels().0 == 4);
+            if shared && all_up_for > 20 {
+                break None;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(30), "{second}");
+        };
+        if shared {
+            assert!(error.is_none(), "{error:?}");
+            continue;
+        }
+        let error = error.unwrap();
+        assert_eq!(error.kind(), StoreErrorKind::Elsewhere, "{error}");
+        assert!(error.to_string().contains("different machines"), "{error}");
+        assert_eq!(kind(store.stat(&name("x"))), StoreErrorKind::Elsewhere);
+        let other = std::fs::read(two.path().join("x")).unwrap();
+        assert!(other.iter().all(|byte| *byte == 0), "{second}");
     }
 }

@@ -79,6 +79,11 @@ fn store_hint(kind: StoreErrorKind) -> Option<&'static str> {
             "finished snapshots are unharmed. Run the same command again: it goes on where it \
              stopped"
         }
+        StoreErrorKind::Elsewhere => {
+            "the server's name seems to stand for several machines that don't show the same files. Finished \
+             snapshots are unharmed. Name one of these machines as the target; or let ssh send all sessions \
+             over one connection (ControlMaster, ControlPath and ControlPersist in ssh_config(5))"
+        }
         StoreErrorKind::Unreachable => {
             "check that `sftp HOST` works from this account without asking for anything"
         }

@@ -107,6 +107,7 @@ impl Lock {
             return Err(lost);
         }
         *self.current() = next;
+        store.set_witness(&self.file());
         self.note_clock(ours.as_ref());
         self.record.taken(self.number())
     }

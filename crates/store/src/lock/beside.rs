@@ -5,7 +5,7 @@ use std::thread::{Builder, scope};
 
 /// Runs `aside` on a thread of its own while `here` runs on this one; without a thread (limits on
 /// processes or memory) behind it, which costs a round trip more. A panic of either goes on here.
-pub(super) fn beside<A: Send, B>(
+pub(crate) fn beside<A: Send, B>(
     aside: impl FnOnce() -> A + Send,
     here: impl FnOnce() -> B,
 ) -> (A, B) {

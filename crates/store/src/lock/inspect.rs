@@ -30,7 +30,11 @@ pub fn inspect(
     container: &FileName,
     record: Option<&LocalRecord>,
 ) -> Result<Inspected, LockError> {
-    inspect_near(store, container, record.and_then(hint))
+    let folder = look(store, container, record.and_then(hint))?;
+    if let Some(highest) = folder.highest() {
+        store.set_witness(&highest.file);
+    }
+    Ok(inspected(&folder, record))
 }
 
 /// The same; `hint` is the number that is probably the highest.

@@ -274,7 +274,10 @@ impl Lock {
         let settle = || lock.settle(store, via, on_purpose, &first.folder);
         let ((), settled) = beside(meanwhile, settle);
         match settled {
-            Ok(()) => Ok(lock),
+            Ok(()) => {
+                store.set_witness(&lock.file());
+                Ok(lock)
+            }
             Err(error) => {
                 // Where even that fails the record stays, and the next try takes it over.
                 let _ = lock.withdraw(store);

@@ -11,6 +11,7 @@ use super::channel::Channel;
 use super::codec::{Attributes, OpenFor, Request};
 use super::session::{Call, Session};
 use crate::contract::{Access, FileStat, ReadClass, StoreFile};
+use crate::lock::beside::beside;
 use crate::{FileName, StoreError};
 
 /// A transfer beyond this size is worth opening the data channels for.
@@ -201,7 +202,13 @@ impl SftpFile {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return None,
         };
-        let open = || self.join_channel(channel).map(Arc::new);
+        let open = || {
+            let (same, handle) = beside(
+                || self.session.leads_to_the_same_folder(index, channel),
+                || self.join_channel(channel),
+            );
+            handle.filter(|_| same).map(Arc::new)
+        };
         slot.opened.get_or_init(open).clone()
     }
 

@@ -3,7 +3,8 @@
 //!
 //! `codec` knows the bytes, `wire` and `program` where they come from and go to, `channel` has
 //! many requests in flight on one wire, `session` holds the channels of one server, `open` opens
-//! its files and does small ones whole, `file` is one open file over all channels, `answers` what its reads get.
+//! its files and does small ones whole, `file` is one open file over all channels, `answers` what its reads get,
+//! `witness` makes sure that all channels lead to one folder.
 
 mod answers;
 mod channel;
@@ -17,6 +18,7 @@ mod read_lease;
 mod session;
 mod target;
 mod wire;
+mod witness;
 
 use std::ffi::OsString;
 use std::ops::Range;
@@ -333,6 +335,17 @@ impl Store for SftpStore {
 
     fn copy_owner_and_mode(&self, from: &FileName, to: &FileName) -> Result<(), StoreError> {
         copy::owner_and_mode(&self.session, from, to).map_err(|error| self.session.explain(error))
+    }
+
+    fn set_witness(&self, name: &FileName) {
+        self.session.set_witness(name);
+    }
+
+    fn disconnect(&self, reason: &str) {
+        self.session.end(&Ending {
+            kind: EndingKind::Lost,
+            reason: reason.to_owned(),
+        });
     }
 
     fn free_space(&self) -> Result<FreeSpace, StoreError> {

@@ -71,11 +71,26 @@ impl Session {
         access: Access,
         len_max: usize,
     ) -> Result<(Attributes, Vec<u8>), StoreError> {
-        let (object, path) = (self.object(name), self.path(name));
-        let call = self.call("read", &object);
         let how = match access {
             Access::ReadOnly => OpenFor::Reading,
             Access::ReadWrite => OpenFor::Writing,
+        };
+        self.read_small_on(&self.first, name, how, len_max)
+    }
+
+    /// The same on any channel.
+    pub(super) fn read_small_on(
+        &self,
+        channel: &Channel,
+        name: &FileName,
+        how: OpenFor,
+        len_max: usize,
+    ) -> Result<(Attributes, Vec<u8>), StoreError> {
+        let (object, path) = (self.object(name), self.path(name));
+        let call = Call {
+            channel,
+            op: "read",
+            object: &object,
         };
         let len = u32::try_from(len_max).unwrap_or(u32::MAX);
         let len = len.min(self.read_bytes_max);

@@ -49,6 +49,10 @@ pub(crate) struct Session {
     new_names: Mutex<BTreeSet<FileName>>,
     /// The server opens no folder to be flushed, or doesn't sync one.
     pub folders_closed: AtomicBool,
+    /// A small file that all channels must show alike.
+    witness: Mutex<Option<FileName>>,
+    /// The witness that each data channel showed.
+    checked: Mutex<HashMap<usize, FileName>>,
     /// An answer came before that of a request sent earlier on the same channel.
     overtook: AtomicBool,
     /// Open for the programs that later channels start.
@@ -128,6 +132,8 @@ impl Session {
             renames: Mutex::default(),
             new_names: Mutex::default(),
             folders_closed: AtomicBool::new(false),
+            witness: Mutex::default(),
+            checked: Mutex::default(),
             overtook: AtomicBool::new(false),
             _inherit_fds: inherit_fds,
         };
@@ -312,6 +318,23 @@ impl Session {
 
     pub(crate) fn take_new_names(&self) -> BTreeSet<FileName> {
         std::mem::take(&mut *lock(&self.new_names))
+    }
+
+    pub(super) fn witness(&self) -> MutexGuard<'_, Option<FileName>> {
+        lock(&self.witness)
+    }
+
+    pub(super) fn was_checked(&self, index: usize, witness: &FileName) -> bool {
+        lock(&self.checked).get(&index) == Some(witness)
+    }
+
+    pub(super) fn note_checked(&self, index: usize, witness: &FileName) {
+        lock(&self.checked).insert(index, witness.clone());
+    }
+
+    /// Ends all channels.
+    pub(super) fn end(&self, ending: &Ending) {
+        self.group.die(ending);
     }
 
     /// Free space of the folder.
@@ -510,6 +533,7 @@ impl Call<'_> {
         let (op, object, reason) = (self.op, self.object.to_owned(), ending.reason);
         match ending.kind {
             EndingKind::Protocol => StoreError::Protocol { op, object, reason },
+            EndingKind::Elsewhere => StoreError::Elsewhere { object, reason },
             _ => StoreError::Disconnected { op, object, reason },
         }
     }
@@ -558,6 +582,10 @@ fn unreached(host: &str, ending: Ending) -> StoreError {
         EndingKind::HostKey => StoreError::HostKey { host, reason },
         EndingKind::Protocol => StoreError::Protocol {
             op: "connect",
+            object: host,
+            reason,
+        },
+        EndingKind::Elsewhere => StoreError::Elsewhere {
             object: host,
             reason,
         },

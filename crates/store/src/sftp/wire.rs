@@ -31,6 +31,8 @@ pub enum EndingKind {
     HostKey,
     /// The server broke the protocol.
     Protocol,
+    /// The channels of one session end at different machines.
+    Elsewhere,
 }
 
 /// What ends a wire. Dropping it frees everything it holds.

@@ -1,0 +1,76 @@
+//! Makes sure that all channels lead to one folder.
+//!
+//! A name may stand for several machines (login nodes, a round-robin name), and each channel may end
+//! at another one. Where those share no disk, blocks of one container would go into several files;
+//! where they share one by a network file system that shows old content, a lease proves nothing. So
+//! a file that was just written through the first channel, the lease, is read through each further one
+//! before that carries anything.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use super::channel::Channel;
+use super::codec::OpenFor;
+use super::session::Session;
+use super::wire::{Ending, EndingKind};
+use crate::{FileName, StoreError, StoreErrorKind};
+
+/// A witness is small: a lease.
+const WITNESS_BYTES_MAX: usize = 4096;
+/// It is renewed now and then, between two reads perhaps; and a network file system may show what
+/// was there a moment ago.
+const PAUSES: [Duration; 4] = [
+    Duration::ZERO,
+    Duration::from_millis(200),
+    Duration::from_millis(800),
+    Duration::from_secs(2),
+];
+
+impl Session {
+    /// From now on data channels are used only where they show this file as the first channel does.
+    pub(crate) fn set_witness(&self, name: &FileName) {
+        *self.witness() = Some(name.clone());
+    }
+
+    /// Whether data channel `channel` shows the witness as the first channel does. If it does not, the
+    /// whole session ends. What can't be told counts as the same: the channel, or the lease, is lost then.
+    pub(crate) fn leads_to_the_same_folder(&self, index: usize, channel: &Channel) -> bool {
+        let Some(witness) = self.witness().clone() else {
+            return true;
+        };
+        if self.was_checked(index, &witness) {
+            return true;
+        }
+        let mut difference = "";
+        for pause in PAUSES {
+            sleep(pause);
+            let expected = match self.read_witness(&self.first, &witness) {
+                Ok(bytes) => bytes,
+                Err(_) => return true,
+            };
+            difference = match self.read_witness(channel, &witness) {
+                Ok(bytes) if bytes == expected => {
+                    self.note_checked(index, &witness);
+                    return true;
+                }
+                Ok(_) => "an older one",
+                Err(error) if error.kind() == StoreErrorKind::NotFound => "none",
+                Err(_) => return true,
+            };
+        }
+        self.end(&Ending {
+            kind: EndingKind::Elsewhere,
+            reason: format!(
+                "one connection shows the lease {witness}, another one {difference}: they end at \
+                 different machines"
+            ),
+        });
+        false
+    }
+
+    fn read_witness(&self, channel: &Channel, name: &FileName) -> Result<Vec<u8>, StoreError> {
+        let how = OpenFor::Reading;
+        let (_, bytes) = self.read_small_on(channel, name, how, WITNESS_BYTES_MAX)?;
+        Ok(bytes)
+    }
+}
