@@ -2,6 +2,7 @@
 
 mod late_writes;
 mod renewal;
+mod sleep;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -59,6 +60,8 @@ pub(super) struct Hold {
     late_found: Found,
     /// What this session sent, once the key is known.
     sent: OnceLock<Sent>,
+    /// Whether the machine is about to sleep.
+    sleep: sleep::Sleep,
     /// Who hears how far a dead session's bytes are settled.
     says: OnceLock<Box<dyn Fn(u64, u64) + Send + Sync>>,
 }
@@ -130,6 +133,7 @@ impl Hold {
             lost: Mutex::new(None),
             late_found: parts.late_found,
             sent: OnceLock::new(),
+            sleep: sleep::Sleep::default(),
             says: OnceLock::new(),
         }
     }
@@ -564,6 +568,7 @@ impl sprat_volume::Session for Hold {
     }
 
     fn before_send(&self, ranges: &[Range<u64>]) -> Result<(), Fenced> {
+        self.wait_until_awake();
         self.verify_to_send()?;
         // Held until it is noted: a lock that is given back meanwhile would not know of it.
         let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
@@ -605,6 +610,7 @@ impl sprat_volume::Session for Hold {
     }
 
     fn reconnect(&self, _attempt: u32) -> Result<Arc<dyn StoreFile>, ReconnectError> {
+        self.sleep.wait_until_awake();
         self.reopen()
     }
 

@@ -18,6 +18,7 @@ mod putting_back;
 pub(super) mod reserve;
 pub(super) mod rewrite;
 pub(super) mod room;
+mod sleep;
 mod still_named;
 mod stop;
 mod taking;

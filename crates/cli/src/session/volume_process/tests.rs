@@ -432,9 +432,9 @@ fn what_got_no_answer_stays_in_the_record_and_what_was_answered_does_not() {
         [(|| Some(no_answer()), first_block), (refused, Vec::new())];
     for (rename, suspects) in cases {
         let (held, _) = noted(rename);
-        let rewritten = held.path(rewrite::name(held.hold.file_name()).unwrap().as_str());
-        std::fs::copy(held.path("x.luks"), &rewritten).unwrap();
-        rewrite::swap(&held.hold, &Stop::default()).unwrap_err();
+        let new_name = HalfMade::Rewritten.name(held.hold.file_name()).unwrap();
+        std::fs::copy(held.path("x.luks"), held.path(new_name.as_str())).unwrap();
+        rewrite::swap(&held.hold, &Stop::default(), &new_name).unwrap_err();
         assert_eq!(held.suspects_after(), suspects);
     }
 }
@@ -443,10 +443,10 @@ fn what_got_no_answer_stays_in_the_record_and_what_was_answered_does_not() {
 fn another_container_never_takes_the_name() {
     let held = Held::new();
     let container = held.path("x.luks");
-    let rewritten = held.path(rewrite::name(held.hold.file_name()).unwrap().as_str());
-    make_container(&rewritten);
+    let new_name = HalfMade::Rewritten.name(held.hold.file_name()).unwrap();
+    make_container(&held.path(new_name.as_str()));
     let before = std::fs::metadata(&container).unwrap().ino();
-    let refused = rewrite::swap(&held.hold, &Stop::default()).unwrap_err();
+    let refused = rewrite::swap(&held.hold, &Stop::default(), &new_name).unwrap_err();
     assert_eq!(refused.exit, Exit::Damaged);
     assert_eq!(std::fs::metadata(&container).unwrap().ino(), before);
 }
@@ -468,7 +468,8 @@ fn a_rewritten_container_is_durable_before_it_takes_the_name_and_the_name_afterw
     assert!(order.is_sorted(), "{asked:?}");
     assert!(std::fs::read(held.path("x.luks")).unwrap() == before);
     // Nothing of a rewrite that did not come to its end may take the name later.
-    let leftover = held.path(rewrite::name(held.hold.file_name()).unwrap().as_str());
+    let leftover = HalfMade::Rewritten.name(held.hold.file_name()).unwrap();
+    let leftover = held.path(leftover.as_str());
     std::fs::copy(held.path("x.luks"), &leftover).unwrap();
     rewrite::forestall_rename(&held.hold).unwrap();
     assert!(!leftover.exists());
@@ -480,4 +481,36 @@ fn a_lock_that_was_lost_is_not_given_back() {
     held.lose_the_lock();
     assert!(held.hold.before_epoch().is_err());
     assert!(!held.hold.release().unwrap());
+}
+
+#[test]
+fn before_the_machine_sleeps_all_is_answered_and_nothing_more_is_sent() {
+    let held = Held::new();
+    let hold = &held.hold;
+    hold.notes_sent(late::Sent::new(late::some_key(1)));
+    let range = std::slice::from_ref(&(0..4096));
+    hold.before_send(range).unwrap();
+    let number = hold.sends(0, &[1; 4096]);
+    let moment = Duration::from_millis(100);
+    std::thread::scope(|scope| {
+        let falling = scope.spawn(|| hold.fall_asleep());
+        std::thread::sleep(moment);
+        let sending = scope.spawn(|| hold.before_send(range));
+        let connecting = scope.spawn(|| hold.reconnect(0).is_ok());
+        std::thread::sleep(moment);
+        assert!(!falling.is_finished(), "something has no answer yet");
+        hold.answered(number);
+        falling.join().unwrap();
+        std::thread::sleep(moment);
+        assert!(!sending.is_finished() && !connecting.is_finished());
+        hold.wake();
+        sending.join().unwrap().unwrap();
+        assert!(connecting.join().unwrap());
+    });
+    // What is never answered does not keep the machine awake.
+    hold.sends(0, &[1; 4096]);
+    let begun = Instant::now();
+    hold.fall_asleep();
+    assert!((4..6).contains(&begun.elapsed().as_secs()));
+    hold.wake();
 }

@@ -11,6 +11,7 @@ use crate::Failure;
 /// Renews the lease for as long as `hold` lives; where it can't, the volume is aborted. Every other
 /// time the lease is only read, so that a look is seldom so old that sending waits for another.
 pub(in super::super) fn keep_renewing(hold: &Arc<Hold>, stop: &Arc<Stop>) -> Result<(), Failure> {
+    hold.will_bear_sleep();
     let end = EndOfRenewing {
         hold: Arc::downgrade(hold),
         stop: Arc::clone(stop),
@@ -47,6 +48,9 @@ fn renew_until_the_end(end: &EndOfRenewing) {
         let Some(hold) = end.hold.upgrade() else {
             return;
         };
+        if hold.sleep.is_on() {
+            continue;
+        }
         match if turn % 2 == 0 {
             hold.renew()
         } else {

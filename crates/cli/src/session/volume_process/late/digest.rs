@@ -52,7 +52,7 @@ pub(super) mod tests {
     use super::*;
 
     /// Some volume's.
-    pub(in super::super) fn key(number: u8) -> DigestKey {
+    pub(in super::super::super) fn key(number: u8) -> DigestKey {
         DigestKey(Zeroizing::new([number; 32]))
     }
 

@@ -13,6 +13,8 @@ mod sent;
 
 pub(super) use begin::{Found, begin};
 pub(super) use digest::DigestKey;
+#[cfg(test)]
+pub(super) use digest::tests::key as some_key;
 pub(super) use sent::{Replaced, Sent};
 
 use sprat_volume::BLOCK_BYTES;
