@@ -328,10 +328,25 @@ mod tests {
             Finding::Older { .. }
         ));
         known.end_reading(&filed, &older, stamp(4)).unwrap();
-        assert_eq!(
-            Known::load(&filed).compare(stamp(4).as_ref(), true),
-            Finding::Same
-        );
+        let known = Known::load(&filed);
+        assert_eq!(known.compare(stamp(4).as_ref(), true), Finding::Same);
+        // Which snapshots are in that state was not seen, and no writing of ours is open any more.
+        assert!(known.expected(&Finding::Same).is_empty());
+        let newer = known.compare(stamp(5).as_ref(), true);
+        assert_eq!(newer, Finding::WrittenElsewhere);
+    }
+
+    #[test]
+    fn a_file_of_another_format_is_the_same_as_knowing_nothing() {
+        let state = tempfile::tempdir().unwrap();
+        let filed = filed(state.path(), "h:x.luks");
+        let mut known = Known::default();
+        known.end_writing(&filed, stamp(5), None).unwrap();
+        let text = std::fs::read(path(&filed)).unwrap();
+        let mut content: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        content["format"] = (FORMAT + 1).into();
+        std::fs::write(path(&filed), content.to_string()).unwrap();
+        assert_eq!(Known::load(&filed), Known::default());
     }
 
     #[test]

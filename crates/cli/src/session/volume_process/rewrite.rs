@@ -226,6 +226,7 @@ fn make(
     copy_through(&*old, &*new, std::slice::from_ref(&header), stop)?;
     for group in rewrite.groups() {
         stop.check()?;
+        // The second belt of the look in `swap`: a session that lost its lease ends here already.
         hold.still_ours()?;
         if !through_client && !local {
             match store.copy_ranges(old_name, new_name, &group) {
