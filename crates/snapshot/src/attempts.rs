@@ -5,13 +5,11 @@
 //! attributes in place if the source's had changed meanwhile. So each further run writes into a new,
 //! empty tree, and links to the one so far, see [`crate::aside`].
 
-use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::aside::Aside;
 use crate::error::SnapshotError;
-use crate::mounts::pattern_for;
 use crate::record::{NameList, RunStats};
 use crate::rsync::{Ended, ITEMS_MAX, Invocation, Obstacle, Outcome, Rsync};
 use crate::spec::{Cancel, Progress};
@@ -95,10 +93,7 @@ impl Attempts<'_> {
                     if let Some(aside) = self.aside {
                         aside.begin_again(&mut invocation, &before.recent, true)?;
                     }
-                    let mut exclude = OsString::from("--exclude=");
-                    exclude.push(pattern_for(&source, false));
-                    // The first rule that matches counts.
-                    invocation.arguments.insert(0, exclude);
+                    invocation.leave_out(&source);
                     before.left_out.push(source);
                 }
             }

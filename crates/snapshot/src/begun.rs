@@ -12,10 +12,11 @@
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use rustix::fs::{AtFlags, Mode, OFlags, linkat, openat, statat, unlinkat};
@@ -24,8 +25,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::SnapshotError;
 use crate::job::{Folder, RunFolder, replace_file};
 use crate::name::SnapshotName;
-use crate::reread::files_from;
-use crate::rsync::{Ended, Invocation, Outcome, Rsync, written_in};
+use crate::reread::copying;
+use crate::rsync::{Ended, Invocation, Outcome, Rsync, within, written_in};
 use crate::spec::{Cancel, Progress};
 use crate::text::{escape_path, unescape_path};
 use crate::wholeness::until_whole;
@@ -35,6 +36,8 @@ const BIG_BYTES: u64 = 16 << 20;
 const FILE: &str = ".begun";
 const NOTE: &str = ".begun.json";
 const NOTE_BYTES_MAX: u64 = 64 << 10;
+/// How long the source may take to answer, while the run's end waits for it.
+const SOURCE_PATIENCE: Duration = Duration::from_secs(3);
 /// So many begun files are used by one run: each takes an rsync of its own.
 const FILES_MAX: usize = 8;
 /// A file system of this machine whose times have nanoseconds: its clock is at most 10 ms late.
@@ -123,6 +126,8 @@ pub(crate) struct Begun {
     tree: PathBuf,
     started_ns: i128,
     current: Mutex<Option<Current>>,
+    /// The source did not answer in time once, and is not asked any more.
+    silent: AtomicBool,
 }
 
 impl Begun {
@@ -138,6 +143,7 @@ impl Begun {
             tree: std::fs::canonicalize(tree)?,
             started_ns: started.as_nanosecond(),
             current: Mutex::default(),
+            silent: AtomicBool::new(false),
         })
     }
 
@@ -180,22 +186,34 @@ impl Begun {
         let name = until_whole(path.file_name()?)?;
         let below = path.strip_prefix(&self.tree).ok()?.with_file_name(name);
         let source = Path::new("/").join(below);
-        let identity = Identity::of(&source)?;
+        let identity = self.older_source(&source)?;
         let known = about.nlink() <= 2;
-        (about.is_file()
-            && known
-            && about.len() >= BIG_BYTES
-            && about.len() <= identity.bytes
-            && identity.is_older(&source, self.started_ns))
-        .then(|| {
-            let note = Note {
-                path: escape_path(&source),
-                inode: about.ino(),
-                bytes: 0,
-                source: identity,
-            };
-            (note, about.ino())
-        })
+        (about.is_file() && known && about.len() >= BIG_BYTES && about.len() <= identity.bytes)
+            .then(|| {
+                let note = Note {
+                    path: escape_path(&source),
+                    inode: about.ino(),
+                    bytes: 0,
+                    source: identity,
+                };
+                (note, about.ino())
+            })
+    }
+
+    /// What the file `source` is, if it is older than the run. Its file system may be gone, and the run must end
+    /// all the same.
+    fn older_source(&self, source: &Path) -> Option<Identity> {
+        if self.silent.load(Ordering::Relaxed) {
+            return None;
+        }
+        let (path, started_ns) = (source.to_owned(), self.started_ns);
+        let older = within(SOURCE_PATIENCE, move || {
+            Identity::of(&path).filter(|identity| identity.is_older(&path, started_ns))
+        });
+        if older.is_none() {
+            self.silent.store(true, Ordering::Relaxed);
+        }
+        older.flatten()
     }
 
     /// How much of the file is written: durable after the next `syncfs`.
@@ -293,11 +311,10 @@ impl Begun {
             }
             let in_tree = self.in_tree(&note);
             self.put_in_tree(slot, &note, &in_tree).map_err(failed)?;
-            let mut appending = invocation.clone();
             let to = self.tree.file_name().unwrap_or_default().to_string_lossy();
             let options = ["--append", "--no-whole-file"].map(Into::into);
-            appending.arguments = files_from("-", &to, &options);
-            appending.input = Some([path.as_os_str().as_bytes(), b"\0"].concat());
+            let names = std::iter::once(path.as_path());
+            let appending = copying(invocation, names, &to, &options);
             let outcome = rsync.run(&appending, progress, cancel)?;
             let stops = matches!(outcome.ended, Ended::Cancelled | Ended::Full(_));
             let whole = outcome.ended == Ended::Whole

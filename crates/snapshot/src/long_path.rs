@@ -85,6 +85,32 @@ pub(crate) fn names(folder: &Path) -> io::Result<Vec<OsString>> {
     }
 }
 
+/// Meets everything below the folder `root`, until `meet` returns false. What can't be examined or
+/// listed is met with its error.
+pub(crate) fn each(root: &Path, meet: &mut dyn FnMut(&Path, io::Result<Metadata>) -> bool) {
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let names = match names(&folder) {
+            Ok(names) => names,
+            Err(error) => match meet(&folder, Err(error)) {
+                true => continue,
+                false => return,
+            },
+        };
+        for name in names {
+            let path = folder.join(name);
+            let about = lstat(&path);
+            let is_folder = about.as_ref().is_ok_and(Metadata::is_dir);
+            if !meet(&path, about) {
+                return;
+            }
+            if is_folder {
+                folders.push(path);
+            }
+        }
+    }
+}
+
 /// As [`openat`].
 pub(crate) fn open_at(
     at: BorrowedFd<'_>,

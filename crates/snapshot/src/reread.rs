@@ -11,21 +11,17 @@ use std::ffi::OsString;
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, OFlags, unlinkat};
 
-use crate::job::replace_file;
 use crate::long_path;
 use crate::recent::{self, Recent};
 use crate::record::{NameList, RunRecord, Warning};
+use crate::rsync::Invocation;
 use crate::suspects::{Suspects, name_of};
 use crate::walk::each_file;
-
-/// The list for the second rsync, in the state folder.
-pub(crate) const LIST: &str = "read-again";
 
 /// Why a file is read from its source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -164,14 +160,13 @@ impl Plan {
         self.paths.is_empty()
     }
 
-    /// Removes the names from the new tree, and writes the list for [`arguments`].
-    pub(crate) fn prepare(&self, state: &OwnedFd, root: &OwnedFd) -> io::Result<()> {
-        let mut list = Vec::new();
-        for path in self.paths.keys() {
-            list.extend_from_slice(path.as_os_str().as_bytes());
-            list.push(0);
-        }
-        replace_file(state, LIST, &list)?;
+    /// What the second rsync copies: paths relative to the root.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.paths.keys().map(PathBuf::as_path)
+    }
+
+    /// Removes the names from the new tree.
+    pub(crate) fn prepare(&self, root: &OwnedFd) -> io::Result<()> {
         for path in self.paths.keys() {
             unlinkat(root, path, AtFlags::empty())?;
         }
@@ -243,18 +238,14 @@ fn open(root: &OwnedFd, path: &Path) -> io::Result<Option<(File, Metadata)>> {
     Ok(about.is_file().then_some((file, about)))
 }
 
-/// The second rsync's arguments; it runs in the job's folder.
-pub(crate) fn arguments(inflight: &str) -> Vec<OsString> {
-    files_from(LIST, inflight, &[])
-}
-
-/// Arguments of an rsync that copies what `list` in the state folder names (`-`: its standard input), each
-/// with its path from the root, into the tree `to`. It runs in the job's folder.
-pub(crate) fn files_from(list: &str, to: &str, more: &[OsString]) -> Vec<OsString> {
-    let list = match list {
-        "-" => "--files-from=-".to_owned(),
-        _ => format!("--files-from={}/{list}", crate::job::STATE_FOLDER),
-    };
+/// As `run`, which runs in the job's folder, but copies `names` alone, each with its path from the root,
+/// into the tree `to`.
+pub(crate) fn copying<'p>(
+    run: &Invocation,
+    names: impl Iterator<Item = &'p Path>,
+    to: &str,
+    more: &[OsString],
+) -> Invocation {
     let mut arguments: Vec<OsString> = [
         crate::attempts::OPTIONS,
         "--numeric-ids",
@@ -265,11 +256,14 @@ pub(crate) fn files_from(list: &str, to: &str, more: &[OsString]) -> Vec<OsStrin
         crate::rsync::ITEM_FORMAT,
         "--outbuf=L",
         "--from0",
-        &list,
+        "--files-from=-",
     ]
     .map(OsString::from)
     .to_vec();
     arguments.extend_from_slice(more);
     arguments.extend(["--", "/", &format!("./{to}/")].map(OsString::from));
-    arguments
+    let mut copying = run.clone();
+    copying.arguments = arguments;
+    copying.names_from(names);
+    copying
 }

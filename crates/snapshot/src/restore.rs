@@ -532,12 +532,7 @@ fn rewriting(
     let arguments = arguments.map(OsString::from).to_vec();
     // The names are relative to the folder itself.
     let mut invocation = into_destination(arguments, job, to, what, &[PathBuf::new()], spec);
-    let mut names = Vec::new();
-    for path in files {
-        names.extend_from_slice(path.as_os_str().as_bytes());
-        names.push(0);
-    }
-    invocation.input = Some(names);
+    invocation.names_from(files.iter().map(PathBuf::as_path));
     invocation
 }
 

@@ -1,6 +1,8 @@
 //! The system's rsync: finds it, runs it as a child, and turns what it prints into values.
 
+mod ask;
 mod guard;
+mod invocation;
 mod lines;
 mod messages;
 mod output;
@@ -11,11 +13,11 @@ mod scope;
 mod stillness;
 mod waiting;
 
+pub(crate) use ask::within;
 pub(crate) use guard::Guard;
+pub(crate) use invocation::{Invocation, Side};
 pub(crate) use output::ITEM_FORMAT;
 pub(crate) use program::Rsync;
-pub(crate) use run::{
-    Ended, ITEMS_MAX, Invocation, Obstacle, Outcome, SeveralNames, Side, room_at,
-};
+pub(crate) use run::{Ended, ITEMS_MAX, Obstacle, Outcome, SeveralNames, room_at};
 pub(crate) use scope::ends_run;
 pub(crate) use stillness::written_in;

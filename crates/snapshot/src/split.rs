@@ -19,7 +19,7 @@ use crate::aside::LINK_DEST;
 use crate::attempts::OPTIONS;
 use crate::error::SnapshotError;
 use crate::record::Warning;
-use crate::reread::files_from;
+use crate::reread::copying;
 use crate::rsync::{Ended, ITEMS_MAX, Invocation, Outcome, Rsync, SeveralNames};
 use crate::spec::{Cancel, Progress};
 use crate::text::escape_path;
@@ -117,11 +117,10 @@ impl Work<'_> {
             if names.is_empty() {
                 continue;
             }
-            let mut copying = invocation.clone();
             let to = self.tree.file_name().unwrap_or_default().to_string_lossy();
-            copying.arguments = files_from("-", &to, more);
-            copying.input = Some(list_of(names));
-            let outcome = self.rsync.run(&copying, progress, cancel)?;
+            let names = names.iter().map(PathBuf::as_path);
+            let run = copying(invocation, names, &to, more);
+            let outcome = self.rsync.run(&run, progress, cancel)?;
             if !goes_on(&outcome) {
                 return Ok((outcome, None));
             }
@@ -153,15 +152,6 @@ fn goes_on(outcome: &Outcome) -> bool {
         outcome.ended,
         Ended::Whole | Ended::WithUnread | Ended::Because(_)
     )
-}
-
-fn list_of(names: &[PathBuf]) -> Vec<u8> {
-    let mut list = Vec::new();
-    for name in names {
-        list.extend_from_slice(name.as_os_str().as_bytes());
-        list.push(0);
-    }
-    list
 }
 
 /// Which names are linked and which are copied.

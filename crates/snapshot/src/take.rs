@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rustix::fs::AtFlags;
 
 use crate::aside::Aside;
 use crate::attempts::Attempts;
@@ -551,13 +550,13 @@ impl Run<'_> {
         if plan.is_empty() {
             return Ok((outcome, plan));
         }
-        plan.prepare(&self.folder.state, &root).map_err(failed)?;
+        plan.prepare(&root).map_err(failed)?;
         if matches!(outcome.ended, Ended::Whole | Ended::WithUnread) && !cancel.is_cancelled() {
-            let invocation = self.run_into_volume(reread::arguments(&inflight.to_string()));
+            let run = self.run_into_volume(Vec::new());
+            let invocation = reread::copying(&run, plan.paths(), &inflight.to_string(), &[]);
             let second = self.attempt(&invocation, inflight, None, progress, cancel)?;
             outcome.add(second);
         }
-        let _ = rustix::fs::unlinkat(&self.folder.state, reread::LIST, AtFlags::empty());
         Ok((outcome, plan))
     }
 

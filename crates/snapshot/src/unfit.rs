@@ -13,7 +13,6 @@ use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_OMIT, linkat, utimens
 
 use crate::job::{Folder, JobFolder};
 use crate::long_path::lstat;
-use crate::mounts::pattern_for;
 use crate::recent;
 use crate::record::{RunRecord, Warning};
 use crate::rsync::{Ended, Invocation, Outcome};
@@ -84,10 +83,7 @@ impl Unfit {
     /// Keeps rsync away from them.
     pub(crate) fn leave_out_of(&self, invocation: &mut Invocation) {
         for path in &self.paths {
-            let mut exclude = std::ffi::OsString::from("--exclude=");
-            exclude.push(pattern_for(&Path::new("/").join(path), false));
-            // The first rule that matches counts.
-            invocation.arguments.insert(0, exclude);
+            invocation.leave_out(&Path::new("/").join(path));
         }
     }
 

@@ -11,8 +11,11 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use folder::failing_source::FailingSource;
 use folder::{Bench, job_name};
+use rustix::fs::{Mode, OFlags, mkdirat, openat};
 use sprat_snapshot::{Cancel, CheckReport, CheckSpec, CheckWhat, SnapshotError};
+use sprat_testkit::requires;
 
 const OLDER: &str = "2026-01-01T00-00-00Z";
 const NEWER: &str = "2026-02-01T00-00-00Z";
@@ -279,6 +282,68 @@ fn every_name_of_a_damaged_file_is_told() {
     short.duration_max = Some(Duration::ZERO);
     let report = try_check(&bench, &short, &Cancel::new()).unwrap();
     assert_eq!((report.affected.count, report.affected_left), (3, 1));
+}
+
+#[test]
+fn files_in_overwritten_places_are_found_in_long_paths_and_what_can_not_be_read_is_named() {
+    requires!(sprat_testkit::needs::root());
+    let bench = Bench::new();
+    write(&bench, "home/other", b"elsewhere");
+    // Longer than the kernel takes at once, with the volume and the snapshot before it.
+    let mut folder = bench.volume().join(format!("home/{NEWER}"));
+    fs::create_dir_all(&folder).unwrap();
+    let name = "d".repeat(200);
+    let mut at = File::open(&folder).unwrap();
+    for _ in 0..21 {
+        mkdirat(&at, &name, Mode::from(0o700)).unwrap();
+        at = openat(&at, &name, OFlags::RDONLY, Mode::empty())
+            .unwrap()
+            .into();
+        folder.push(&name);
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE;
+    let file = openat(&at, "deep", flags, Mode::from(0o600)).unwrap();
+    File::from(file).write_all(b"here").unwrap();
+    let disk = bench.volume().join("disk");
+    fs::create_dir(&disk).unwrap();
+    let names = ["readdir-5", "open-13"].map(str::to_owned).to_vec();
+    let _mounted = FailingSource::mount(&disk, names);
+
+    let list = bench.path("suspects");
+    // Four bytes lie where it was written.
+    let extents = |file: &File| {
+        let len = file.metadata()?.len();
+        Ok(vec![if len == 4 { 100..104 } else { 200..200 + len }])
+    };
+    let found = sprat_snapshot::files_on(
+        &bench.volume(),
+        std::slice::from_ref(&(96..128)),
+        &extents,
+        &list,
+        &Cancel::new(),
+    );
+    let deep = folder.join("deep");
+    let deep = deep
+        .strip_prefix(bench.volume())
+        .unwrap()
+        .display()
+        .to_string();
+    assert_eq!(found.names.names.len(), 4, "{:?}", found.names);
+    for (name, error) in [
+        (deep.as_str(), ""),
+        ("disk/open-13", ""),
+        ("disk/open-13", ": Permission denied (os error 13)"),
+        ("disk/readdir-5", ": Input/output error (os error 5)"),
+    ] {
+        let line = format!("{name}{error}");
+        assert!(
+            found.names.names.contains(&line),
+            "{line}: {:?}",
+            found.names
+        );
+    }
+    assert_eq!(found.not_saved, None);
+    assert!(fs::read_to_string(&list).unwrap().contains("deep"));
 }
 
 /// A source of three files, older than what comes.

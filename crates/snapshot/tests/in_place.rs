@@ -350,11 +350,14 @@ fn hard_links_that_the_snapshot_does_not_have_are_broken_up() {
     let report = bench.restore(&to("/".into())).unwrap();
     assert_same(&bench.in_snapshot(name), &source);
     assert_eq!(report.unequal.count, 6, "{:?}", report.unequal);
+    // Equal, and written all the same.
+    assert_eq!(report.same, 0);
     assert_eq!(fs::metadata(&outside).unwrap().mode() & 0o777, 0o666);
     assert_ne!(folder::inode(&source.join("link")), outside_link);
     // Now there is nothing to be done.
     let again = bench.restore(&to("/".into())).unwrap();
     assert_eq!((again.unequal.count, again.stats.transferred), (0, 0));
+    assert_eq!(again.same, 4);
 }
 
 #[test]

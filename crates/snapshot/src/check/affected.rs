@@ -85,21 +85,16 @@ fn walk(
     left: &mut BTreeMap<u64, u64>,
     stop: &dyn Fn() -> bool,
 ) {
-    let mut folders = vec![root.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for name in long_path::names(&folder).unwrap_or_default() {
-            if left.is_empty() || stop() {
-                return;
-            }
-            let path = folder.join(name);
-            let Ok(stat) = long_path::lstat(&path) else {
-                continue;
-            };
-            if stat.is_dir() {
-                folders.push(path);
-            } else {
-                meet(&path, stat.ino(), found, left);
-            }
-        }
+    let goes_on = |left: &BTreeMap<u64, u64>| !left.is_empty() && !stop();
+    if !goes_on(left) {
+        return;
     }
+    long_path::each(root, &mut |path, about| {
+        if let Ok(about) = about
+            && !about.is_dir()
+        {
+            meet(path, about.ino(), found, left);
+        }
+        goes_on(left)
+    });
 }

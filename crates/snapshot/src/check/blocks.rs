@@ -4,21 +4,25 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
+use rustix::fs::{CWD, OFlags};
 
 use super::affected;
 use super::known::Key;
+use crate::long_path;
 use crate::record::NameList;
 use crate::spec::Cancel;
 use crate::suspects::{Suspect, Suspects};
+use crate::text::escape_path;
 
 /// The files that were found.
 #[derive(Debug, Clone, Default)]
 pub struct FilesOn {
-    /// Under each name in each snapshot, `JOB/SNAPSHOT/path`, escaped.
+    /// Under each name in each snapshot, `JOB/SNAPSHOT/path`, escaped. A folder that could not be listed and
+    /// a file whose places are not known stand here too, each with the error behind its path: they may
+    /// have content there.
     pub names: NameList,
     /// The list for backups could not be written.
     pub not_saved: Option<String>,
@@ -26,8 +30,8 @@ pub struct FilesOn {
 
 /// Finds the files of the volume at `root` that have content in `places`, byte ranges of its device
 /// in order, and notes them in the list `suspects`: backups read them from their source again.
-/// `extents` tells where a file's content lies. Where a cancel ends the search, what it found by then
-/// is returned.
+/// `extents` returns where a file's content lies; a file for which it fails counts as found. Where a
+/// cancel ends the search, what it found by then is returned.
 pub fn files_on(
     root: &Path,
     places: &[Range<u64>],
@@ -38,27 +42,30 @@ pub fn files_on(
     let mut found = BTreeMap::new();
     let mut list = Suspects::load(suspects);
     let mut seen = HashSet::new();
-    let mut folders = vec![root.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-            if cancel.is_cancelled() {
-                break;
+    let mut unknown = NameList::default();
+    let mut unreadable = |path: &Path, error: &io::Error| {
+        let name = escape_path(path.strip_prefix(root).unwrap_or(path));
+        unknown.push(format!("{name}: {error}"));
+    };
+    long_path::each(root, &mut |path, about| {
+        match about {
+            Err(error) => unreadable(path, &error),
+            Ok(about) if about.is_file() && (about.nlink() == 1 || seen.insert(about.ino())) => {
+                let lies = lies_in(path, places, extents);
+                if let Err(error) = &lies {
+                    unreadable(path, error);
+                }
+                if lies.unwrap_or(true) {
+                    list.note(root, suspect(&about, path.to_owned()));
+                    found.insert(about.ino(), path.to_owned());
+                }
             }
-            let Ok(about) = entry.metadata() else {
-                continue;
-            };
-            if about.is_dir() {
-                folders.push(entry.path());
-                continue;
-            }
-            let again = about.nlink() > 1 && !seen.insert(about.ino());
-            if about.is_file() && !again && lies_in(&entry.path(), places, extents) {
-                list.note(root, suspect(&about, entry.path()));
-                found.insert(about.ino(), entry.path());
-            }
+            Ok(_) => {}
         }
-    }
-    let names = affected::find(root, &found, &|| cancel.is_cancelled()).names;
+        !cancel.is_cancelled()
+    });
+    let mut names = affected::find(root, &found, &|| cancel.is_cancelled()).names;
+    names.append(&unknown);
     let saved = match found.is_empty() {
         true => Ok(()),
         false => list.save(suspects),
@@ -84,20 +91,13 @@ fn lies_in(
     path: &Path,
     places: &[Range<u64>],
     extents: &dyn Fn(&File) -> io::Result<Vec<Range<u64>>>,
-) -> bool {
-    let mut options = File::options();
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let opened = options
-        .read(true)
-        .custom_flags(flags.bits().cast_signed())
-        .open(path);
-    let Ok(Ok(parts)) = opened.map(|file| extents(&file)) else {
-        return false;
-    };
-    parts.iter().any(|part| {
+) -> io::Result<bool> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(long_path::open_at(CWD, path, flags)?);
+    Ok(extents(&file)?.iter().any(|part| {
         let behind = places.partition_point(|place| place.end <= part.start);
         places
             .get(behind)
             .is_some_and(|place| place.start < part.end)
-    })
+    }))
 }

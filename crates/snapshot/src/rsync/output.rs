@@ -110,53 +110,67 @@ pub(crate) fn is_change(line: &str) -> bool {
     }
 }
 
-/// The format whose lines [`parse_item`] reads: what was done, the file's time in UTC, its name.
-pub(crate) const ITEM_FORMAT: &str = "--out-format=%i %M %n";
+/// The format whose lines [`parse_item`] reads: what was done, the file's time in UTC, its length
+/// in bytes, its name.
+pub(crate) const ITEM_FORMAT: &str = "--out-format=%i %M %l %n";
+
+/// A file in a line of [`ITEM_FORMAT`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Named<'l> {
+    /// `2026/11/28-15:28:34`.
+    pub(crate) modified: &'l str,
+    /// Its length.
+    pub(crate) bytes: u64,
+    /// Relative to the root, as rsync escapes it.
+    pub(crate) name: &'l str,
+}
 
 /// What a line of [`ITEM_FORMAT`] says of a regular file that is new in the tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Item<'l> {
     /// Its content came from the source.
-    Written {
-        /// `2026/11/28-15:28:34`.
-        modified: &'l str,
-        /// Relative to the root, as rsync escapes it.
-        name: &'l str,
-    },
+    Written(Named<'l>),
     /// Its content came from an older snapshot, as only its attributes have changed.
     CopiedFromOlder {
-        /// As above.
+        /// Relative to the root, as rsync escapes it.
         name: &'l str,
     },
     /// A folder, a link, another kind of file.
     Other,
 }
 
-/// Flags, time and name of a line of [`ITEM_FORMAT`].
-fn parts(line: &str) -> Option<(&str, &str, &str)> {
+/// Flags and file of a line of [`ITEM_FORMAT`].
+fn parts(line: &str) -> Option<(&str, Named<'_>)> {
     let (flags, rest) = line.split_once(' ')?;
     if !is_change(flags) {
         return None;
     }
-    let (modified, name) = rest.split_once(' ')?;
-    // The sending side names the file as it was asked for, with its leading slash.
-    let name = name.trim_start_matches('/');
+    let (modified, rest) = rest.split_once(' ')?;
     let is_time = modified.len() == "2026/11/28-15:28:34".len() && modified.contains('/');
-    is_time.then_some((flags, modified, name))
+    let (bytes, name) = rest.split_once(' ').filter(|_| is_time)?;
+    let named = Named {
+        modified,
+        bytes: bytes.parse().ok()?,
+        // The sending side names the file as it was asked for, with its leading slash.
+        name: name.trim_start_matches('/'),
+    };
+    Some((flags, named))
 }
 
 /// The name in a line of [`ITEM_FORMAT`], relative to the root, as rsync escapes it.
 pub(crate) fn item_name(line: &str) -> Option<&str> {
-    parts(line).map(|(_, _, name)| name)
+    parts(line).map(|(_, named)| named.name)
 }
 
 /// Reads a line of [`ITEM_FORMAT`].
 pub(crate) fn parse_item(line: &str) -> Option<Item<'_>> {
-    let (flags, modified, name) = parts(line)?;
+    let (flags, named) = parts(line)?;
     Some(match flags.as_bytes() {
-        [b'<' | b'>', b'f', ..] => Item::Written { modified, name },
+        [b'<' | b'>', b'f', ..] => Item::Written(named),
         // With `+` it is an empty file that was made.
-        [b'c', b'f', marks @ ..] if !marks.contains(&b'+') => Item::CopiedFromOlder { name },
+        [b'c', b'f', marks @ ..] if !marks.contains(&b'+') => {
+            Item::CopiedFromOlder { name: named.name }
+        }
         _ => Item::Other,
     })
 }
@@ -216,11 +230,13 @@ mod tests {
     fn items_are_read() {
         let name = "home/a b";
         let modified = "2026/11/28-15:28:34";
-        let line = |flags: &str| format!("{flags} {modified} /{name}");
-        assert_eq!(
-            parse_item(&line(">f+++++++++")),
-            Some(Item::Written { modified, name })
-        );
+        let line = |flags: &str| format!("{flags} {modified} 9663676416 /{name}");
+        let named = Named {
+            modified,
+            bytes: 9 << 30,
+            name,
+        };
+        assert_eq!(parse_item(&line(">f+++++++++")), Some(Item::Written(named)));
         assert_eq!(
             parse_item(&line("cf...p.....")),
             Some(Item::CopiedFromOlder { name })
@@ -228,7 +244,13 @@ mod tests {
         for other in ["cd+++++++++", "hf+++++++++", "cL+++++++++"] {
             assert_eq!(parse_item(&line(other)), Some(Item::Other), "{other}");
         }
-        for none in ["Number of files: 1", "", ">f+++++++++ name", "sent 1 bytes"] {
+        for none in [
+            "Number of files: 1",
+            "",
+            ">f+++++++++ name",
+            ">f+++++++++ 2026/11/28-15:28:34 x /n",
+            "sent 1 bytes",
+        ] {
             assert_eq!(parse_item(none), None, "{none}");
         }
     }

@@ -5,7 +5,7 @@
 //! with which everything ends.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -18,20 +18,20 @@ use rustix::process::{
     Pid, Signal, WaitOptions, kill_process_group, test_kill_process_group, waitpgid,
 };
 
+use super::ask::Asked;
+use super::invocation::{Invocation, Side};
 use super::lines::{Line, read_lines};
 use super::messages::{Verdict, judge, printable};
-use super::output::{Item, is_change, item_name, parse_item, parse_progress, take_stat};
+use super::output::{Item, Named, is_change, item_name, parse_item, parse_progress, take_stat};
 use super::pipe_search::PipeSearch;
 use super::program::Rsync;
-use super::stillness::{STILL_MAX, Stillness};
+use super::stillness::Stillness;
 use crate::error::{SnapshotError, SpaceKind};
 use crate::record::{NameList, RunStats, Warning};
 use crate::spec::{Cancel, Phase, Progress};
 use crate::text::{escape_name, escape_path, unescape_path};
 use crate::unlinked::COMPARED_MAX;
 
-/// How long rsync may take to end by itself after SIGTERM; it removes its temporary file meanwhile.
-const TERM_PATIENCE: Duration = Duration::from_secs(10);
 /// How long it may take to be gone after SIGKILL, before it counts as one that waits in the kernel.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// How long rsync's processes may take to leave after they have closed their pipes.
@@ -47,62 +47,11 @@ const CHANGES_MAX: usize = 10_000;
 /// rsync reads about 0.5 GB of holes in a second.
 const HOLES_NAMED_BYTES: u64 = 8 << 30;
 const HOLES_NAMED_MAX: usize = 10;
+/// How long the source may take to say how long a file's holes are, once rsync has ended.
+const HOLES_PATIENCE: Duration = Duration::from_secs(5);
 
 /// So many files of a run are listed; a file that finds no place is never taken for another.
 pub(crate) const ITEMS_MAX: usize = 500_000;
-
-/// Which side of the run lies on the volume.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Side {
-    /// rsync writes to the volume; unread source files can be forgiven.
-    IntoVolume,
-    /// rsync reads from the volume; nothing can be forgiven.
-    OutOfVolume,
-}
-
-/// What to run.
-#[derive(Debug, Clone)]
-pub(crate) struct Invocation {
-    pub(crate) arguments: Vec<OsString>,
-    pub(crate) folder: PathBuf,
-    /// The place written to, asked for free room when rsync says that it is full.
-    pub(crate) written_to: PathBuf,
-    pub(crate) side: Side,
-    pub(crate) term_patience: Duration,
-    /// A run in which nothing moves for so long is ended.
-    pub(crate) still_max: Duration,
-    /// The run has [`super::ITEM_FORMAT`]; files of this time and younger are listed in
-    /// [`Outcome::recent`]. The time is UTC and has the form of rsync's `%M`.
-    pub(crate) recent_from: Option<String>,
-    /// A [`super::Guard`] watches the volume.
-    pub(crate) guarded: bool,
-    /// What it reads from its standard input, for `--files-from=-`.
-    pub(crate) input: Option<Vec<u8>>,
-    /// Files of the source that have several names are listed in [`Outcome::several_names`].
-    pub(crate) lists_names: bool,
-}
-
-impl Invocation {
-    pub(crate) fn new(
-        arguments: Vec<OsString>,
-        folder: &Path,
-        written_to: &Path,
-        side: Side,
-    ) -> Self {
-        Self {
-            arguments,
-            folder: folder.to_owned(),
-            written_to: written_to.to_owned(),
-            side,
-            term_patience: TERM_PATIENCE,
-            still_max: STILL_MAX,
-            recent_from: None,
-            guarded: false,
-            input: None,
-            lists_names: false,
-        }
-    }
-}
 
 /// Room left in a file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -224,7 +173,11 @@ impl Rsync {
             .command()
             .args(&invocation.arguments)
             .current_dir(&invocation.folder)
-            .stdin(input_of(invocation).map_err(system("make a file in memory"))?)
+            .stdin(
+                invocation
+                    .stdin()
+                    .map_err(system("make a file in memory"))?,
+            )
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
@@ -251,17 +204,6 @@ impl Rsync {
         }
         Ok(running.conclude(status))
     }
-}
-
-fn input_of(invocation: &Invocation) -> io::Result<Stdio> {
-    let Some(input) = &invocation.input else {
-        return Ok(Stdio::null());
-    };
-    let flags = rustix::fs::MemfdFlags::CLOEXEC;
-    let mut file = std::fs::File::from(rustix::fs::memfd_create("names", flags)?);
-    io::Write::write_all(&mut file, input)?;
-    io::Seek::rewind(&mut file)?;
-    Ok(file.into())
 }
 
 fn signal_group(child: &Child, signal: Signal) {
@@ -332,6 +274,8 @@ struct Running<'a> {
     copied: NameList,
     warnings: Vec<Warning>,
     several_names: SeveralNames,
+    /// Files of the source.
+    asked: Asked,
     /// Older files that the guard kept closed.
     older_not_read: u64,
     asked_to_stop: Option<Instant>,
@@ -367,6 +311,7 @@ impl<'a> Running<'a> {
             copied: NameList::default(),
             warnings: Vec::new(),
             several_names: SeveralNames::new(),
+            asked: Asked::default(),
             older_not_read: 0,
             asked_to_stop: None,
             killed: false,
@@ -400,7 +345,13 @@ impl<'a> Running<'a> {
         let mut stillness = Stillness::of_children();
         let mut examined = Instant::now();
         loop {
-            match lines.recv_timeout(POLL) {
+            let next = if self.asked.is_full() {
+                self.take_answers(POLL);
+                Err(RecvTimeoutError::Timeout)
+            } else {
+                lines.recv_timeout(POLL)
+            };
+            match next {
                 Ok(Line::Out(line)) => {
                     stillness.spoken();
                     self.take_out(&line);
@@ -434,7 +385,48 @@ impl<'a> Running<'a> {
             }
         }
         self.search.take(Duration::from_secs(1), &mut self.pipes);
+        self.await_answers();
         progress(self.progress);
+    }
+
+    /// Takes what the source has answered; where there is nothing yet, waits for one answer.
+    fn take_answers(&mut self, patience: Duration) {
+        let mut patience = patience;
+        while let Some((path, about)) = self.asked.next(patience) {
+            patience = Duration::ZERO;
+            if self.invocation.lists_names {
+                if about.nlink() > 1 && !about.is_dir() {
+                    let names = self.several_names.entry((about.dev(), about.ino()));
+                    names.or_default().push(path);
+                }
+            } else {
+                self.take_long(&path, &about);
+            }
+        }
+    }
+
+    /// Behind the end of rsync. Without all the names the snapshot would lack hard links; without the
+    /// holes only a warning is missing.
+    fn await_answers(&mut self) {
+        let patience = match self.invocation.lists_names {
+            true => self.invocation.still_max,
+            false => HOLES_PATIENCE,
+        };
+        let begun = Instant::now();
+        let stopped = self.asked_to_stop.is_some();
+        while !self.asked.is_empty() && !stopped && !self.cancel.is_cancelled() {
+            self.take_answers(POLL);
+            if begun.elapsed() < patience {
+                continue;
+            }
+            if self.invocation.lists_names {
+                self.stood_still = Some(SnapshotError::StoodStill {
+                    still_s: begun.elapsed().as_secs(),
+                    at: None,
+                });
+            }
+            return;
+        }
     }
 
     fn stop_if_wanted(&mut self, child: &Child) {
@@ -475,31 +467,25 @@ impl<'a> Running<'a> {
         if self.invocation.lists_names
             && let Some(name) = item_name(&text)
         {
-            let path = Path::new("/").join(unescape_path(name));
-            if let Ok(about) = std::fs::symlink_metadata(&path)
-                && about.nlink() > 1
-                && !about.is_dir()
-            {
-                let names = self.several_names.entry((about.dev(), about.ino()));
-                names.or_default().push(path);
-            }
+            self.asked.ask(Path::new("/").join(unescape_path(name)));
+            self.take_answers(Duration::ZERO);
             return;
         }
         if let Some(from) = &self.invocation.recent_from
             && let Some(item) = parse_item(&text)
         {
-            if let Item::Written { name, .. } = item {
-                self.take_written(name);
+            if let Item::Written(named) = item {
+                self.take_written(named);
             }
             match item {
-                Item::Written { modified, name } if modified >= from.as_str() => {
-                    self.recent.push_within(name.to_owned(), ITEMS_MAX);
+                Item::Written(named) if named.modified >= from.as_str() => {
+                    self.recent.push_within(named.name.to_owned(), ITEMS_MAX);
                 }
                 Item::CopiedFromOlder { name } => {
                     self.copied_from_older
                         .push_within(name.to_owned(), ITEMS_MAX);
                 }
-                Item::Written { .. } | Item::Other => {}
+                Item::Written(_) | Item::Other => {}
             }
             return;
         }
@@ -512,17 +498,22 @@ impl<'a> Running<'a> {
         }
     }
 
-    fn take_written(&mut self, name: &str) {
-        self.copied.push_within(name.to_owned(), COMPARED_MAX);
-        let path = Path::new("/").join(unescape_path(name));
-        let Ok(about) = std::fs::symlink_metadata(&path) else {
-            return;
-        };
+    fn take_written(&mut self, file: Named<'_>) {
+        self.copied.push_within(file.name.to_owned(), COMPARED_MAX);
+        if file.bytes >= HOLES_NAMED_BYTES {
+            self.asked
+                .ask(Path::new("/").join(unescape_path(file.name)));
+        }
+        self.take_answers(Duration::ZERO);
+    }
+
+    /// A file that was copied, and that may have long holes.
+    fn take_long(&mut self, path: &Path, about: &Metadata) {
         let data_bytes = about.blocks().saturating_mul(512);
         let hole_bytes = about.len().saturating_sub(data_bytes);
         if hole_bytes >= HOLES_NAMED_BYTES && self.warnings.len() < HOLES_NAMED_MAX {
             self.warnings.push(Warning::HolesRead {
-                path: escape_path(&path),
+                path: escape_path(path),
                 bytes: about.len(),
                 data_bytes,
             });

@@ -193,7 +193,7 @@ mod tests {
     use super::*;
     use crate::error::SnapshotError;
     use crate::rsync::program::Rsync;
-    use crate::rsync::run::{Invocation, Side};
+    use crate::rsync::{Invocation, Side};
     use crate::spec::Cancel;
     use std::process::{Command, Stdio};
 

@@ -1,7 +1,9 @@
-//! A FUSE file system in which each name fails as it says: `open-13` can't be opened, with error 13.
+//! A FUSE file system in which each name fails as it says: `open-13` can't be opened, with error 13;
+//! `silent` is never answered for.
 
 use std::ffi::OsStr;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
 use fuser::{
@@ -20,12 +22,27 @@ pub struct FailingSource {
     names: Vec<String>,
     /// The error by which the top itself can't be listed.
     root: Option<i32>,
+    silent: Silent,
 }
+
+/// Who waits for an answer; once it is empty, with an error.
+pub type Silent = Arc<Mutex<Vec<ReplyEntry>>>;
 
 impl FailingSource {
     /// Mounts it at `at`, until the session is dropped.
     pub fn mount(at: &Path, names: Vec<String>) -> BackgroundSession {
-        Self { names, root: None }.spawn(at)
+        Self::mount_silent(at, names, Silent::default())
+    }
+
+    /// The same; whoever asks for `silent` waits in `silent`.
+    pub fn mount_silent(at: &Path, names: Vec<String>, silent: Silent) -> BackgroundSession {
+        let root = None;
+        Self {
+            names,
+            root,
+            silent,
+        }
+        .spawn(at)
     }
 
     /// Mounts one that can't be listed, with error `errno`.
@@ -33,6 +50,7 @@ impl FailingSource {
         Self {
             names: Vec::new(),
             root: Some(errno),
+            silent: Silent::default(),
         }
         .spawn(at)
     }
@@ -84,6 +102,9 @@ fn error_of(name: &str, what: &str) -> Option<Errno> {
 
 impl Filesystem for FailingSource {
     fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if name == "silent" {
+            return self.silent.lock().unwrap().push(reply);
+        }
         let Some(index) = self.names.iter().position(|known| name == known.as_str()) else {
             return reply.error(Errno::ENOENT);
         };
