@@ -155,13 +155,13 @@ fn each_rollback_is_noticed(rounds: u64, run: impl Fn(&Machine, &[&str]) -> mach
 #[test]
 fn each_rollback_is_noticed_by_the_next_command_of_any_kind() {
     requires!(needs::root());
-    each_rollback_is_noticed(rounds(3, 50), |machine, arguments| machine.sprat(arguments));
+    each_rollback_is_noticed(rounds(2, 50), |machine, arguments| machine.sprat(arguments));
 }
 
 #[test]
 fn each_rollback_of_a_server_is_noticed_though_the_cache_is_warm() {
     requires!(needs::root());
-    each_rollback_is_noticed(rounds(3, 50), served);
+    each_rollback_is_noticed(rounds(2, 50), served);
 }
 
 /// The promise of docs/threat-model.md: whatever was durable by the word of an fsync, and is lost,
@@ -340,7 +340,7 @@ fn check_reports_each_damage_though_the_cache_is_warm_and_the_time_is_kept() {
     let mut dice = dice();
     let all: Vec<u64> = used.iter().copied().collect();
     let mut reported = [0, 0];
-    let total = rounds(20, 200);
+    let total = rounds(10, 200);
     for round in 0..total {
         let mut damaged = whole.clone();
         let at = |block: u64| usize::try_from(HEADER_BYTES + block * 4096).unwrap();

@@ -20,7 +20,7 @@ use vm::guest;
 
 /// Blows, and how long they may take in a guest on a busy machine without KVM: in `make test`, and in
 /// `make torture`.
-const SHORT: (&str, Duration) = ("4", Duration::from_secs(1800));
+const SHORT: (&str, Duration) = ("2", Duration::from_secs(1800));
 const LONG: (&str, Duration) = ("all", Duration::from_secs(7000));
 
 #[test]

@@ -27,7 +27,7 @@ use stage::{Stage, system};
 use vm::guest::{self, Booted};
 
 /// Cuts in `make test`, and in `make torture`.
-const CUTS_SHORT: u64 = 3;
+const CUTS_SHORT: u64 = 2;
 const CUTS_LONG: u64 = 20;
 
 /// A guest on a busy machine without KVM.
