@@ -8,10 +8,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use folder::failing_source::{FailingSource, Silent};
 use folder::{Bench, inode, now, wait_for};
 use sprat_snapshot::{Cancel, EntryKind, SnapshotError, Warning};
 use sprat_testkit::compare::{assert_same, differences};
@@ -461,42 +459,4 @@ fn what_was_kept_of_a_large_file_is_never_cut_where_another_name_has_it() {
     assert_eq!(report.record.stats.bytes_literal, BIG_BYTES);
     assert!(fs::read(&precious).unwrap() == before);
     assert_same(&bench.source(), &bench.in_snapshot(report.name));
-}
-
-/// A mount of a server that is gone answers no call, and no signal ends the wait.
-#[test]
-fn a_run_ends_though_the_source_no_longer_answers() {
-    requires!(sprat_testkit::needs::root());
-    let bench = Bench::new();
-    fs::write(bench.source().join("file"), "x").unwrap();
-    let disk = bench.source().join("disk");
-    fs::create_dir(&disk).unwrap();
-    let silent = Silent::default();
-    let mounted = FailingSource::mount_silent(&disk, Vec::new(), Arc::clone(&silent));
-    // rsync is about to write a large file of it, and has just written a long one.
-    let disk = disk.display();
-    let line = format!(
-        "for tree do :; done; mkdir -p \"$tree{disk}\"; exec 3> \"$tree{disk}/.silent.Ab3xYz\"; \
-         head -c 17000000 /dev/zero >&3; echo '>f+++++++++ 2026/11/28-15:28:34 9663676416 {disk}/silent'"
-    );
-    let mut spec = bench.spec();
-    spec.rsync = bench.rsync_script(&line, "sleep 300; exit #");
-    let cancel = Cancel::new();
-    let began = Instant::now();
-    let error = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            // The kernel asks once for all who wait for one name.
-            wait_for("nobody asks", || !silent.lock().unwrap().is_empty());
-            std::thread::sleep(Duration::from_secs(2));
-            cancel.cancel();
-            std::thread::sleep(Duration::from_secs(12));
-            // Else the test would never end.
-            silent.lock().unwrap().clear();
-        });
-        let run = sprat_snapshot::take(&bench.volume(), &spec, now(), &mut |_| {}, &cancel);
-        (run.unwrap_err(), began.elapsed())
-    });
-    drop(mounted);
-    assert!(matches!(error.0, SnapshotError::Cancelled), "{}", error.0);
-    assert!(error.1 < Duration::from_secs(9), "{:?}", error.1);
 }
