@@ -35,6 +35,7 @@ pub use takeover::{Watched, watch};
 pub use taking::{EMPTY_WAIT, FirstLook};
 pub use watching::{LateUntil, WatchNote};
 
+use crate::clock::since_boot;
 use crate::record::Token;
 use crate::{Access, Fence, FileName, LocalRecord, ReadClass, Store, StoreError, StoreErrorKind};
 
@@ -523,7 +524,7 @@ impl Current {
 
     /// The server's clock, seconds since the epoch.
     fn server_s(&self) -> u64 {
-        let since = boot_time().saturating_sub(self.made_at.1);
+        let since = since_boot().saturating_sub(self.made_at.1);
         self.made_at.0.saturating_add(since.as_secs())
     }
 }
@@ -543,12 +544,6 @@ fn read_if_there(
         Err(error) if error.kind() == StoreErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// Time since boot, suspended time included.
-fn boot_time() -> Duration {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    Duration::try_from(now).unwrap_or_default()
 }
 
 pub(crate) fn now_s() -> u64 {
@@ -622,7 +617,7 @@ mod tests {
             predecessor: Some(8),
             answered: 0,
             pending: None,
-            made_at: (1000, boot_time()),
+            made_at: (1000, since_boot()),
         };
         now.count_renewal();
         // The session of lease 8, when it wakes and gives its lease back, finds that it was passed.

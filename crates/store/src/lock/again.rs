@@ -56,6 +56,8 @@ impl Lock {
                 if twin.is_ok_and(|seen| seen.is_some_and(|seen| seen.has(self.token))) {
                     self.has_twin.store(true, Ordering::SeqCst);
                 }
+                // The next session of this machine must not take that lease for its own.
+                self.record.not_taken(next.number, self.token)?;
                 return Err(self.lost(&format!("{} is there", next.file)));
             }
             filled => filled,

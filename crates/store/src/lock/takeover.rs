@@ -130,6 +130,8 @@ impl Lock {
     /// ours: a machine that waited is one that may have slept.
     pub fn confirm(&self, store: &dyn Store) -> Result<(), LockError> {
         let failed = |source| self.failed("keep", source);
+        // A renewal beside it would write an older content over this one, or the other way round.
+        let _writing = self.writing();
         let now = self.now();
         let file = store
             .open(&now.file, crate::Access::ReadWrite)

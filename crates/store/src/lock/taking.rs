@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::beside::beside;
 use super::content::{Content, DOOR_S, Door, FIRST_NUMBER};
 use super::seen::{Folder, Seen, lists_in, lock_name, look, numbers_in, read_lease};
-use super::{Current, Lock, LockBusy, LockError, OwnerNote, boot_time, now_s, read_if_there};
+use super::{Current, Lock, LockBusy, LockError, OwnerNote, now_s, read_if_there};
+use crate::clock::since_boot;
 use crate::record::Token;
 use crate::{FileName, LocalRecord, Store, StoreErrorKind};
 
@@ -50,7 +51,7 @@ impl FirstLook {
         if !highest.empty || highest.number != number || ours {
             return None;
         }
-        let left = (since + patience).checked_sub(boot_time())?;
+        let left = (since + patience).checked_sub(since_boot())?;
         (!left.is_zero()).then_some(left)
     }
 
@@ -70,7 +71,7 @@ impl FirstLook {
         let highest = folder.highest();
         let empty = highest.filter(|seen| seen.empty);
         Self {
-            empty: empty.map(|seen| (seen.number, boot_time())),
+            empty: empty.map(|seen| (seen.number, since_boot())),
             container,
             folder,
         }
@@ -144,7 +145,7 @@ impl FirstLook {
 
     fn was_empty_long(&self, number: u64) -> bool {
         self.empty.is_some_and(|(empty, since)| {
-            empty == number && boot_time().saturating_sub(since) >= EMPTY_WAIT_LEAST
+            empty == number && since_boot().saturating_sub(since) >= EMPTY_WAIT_LEAST
         })
     }
 }
@@ -246,7 +247,7 @@ impl Lock {
                 predecessor: below.map(|below| below.number),
                 answered: 0,
                 pending: None,
-                made_at: (now_s(), boot_time()),
+                made_at: (now_s(), since_boot()),
             }),
             writing: Mutex::new(()),
             took_over: via != Via::Start && via != Via::Free,
@@ -459,7 +460,7 @@ impl Lock {
         };
         let mut now = self.current();
         let ahead = now.made_at.0;
-        now.made_at = (modified_s, boot_time());
+        now.made_at = (modified_s, since_boot());
         // Times that were set by our clock, until the server's was known.
         let number = now.predecessor;
         for door in &mut now.content.doors {
