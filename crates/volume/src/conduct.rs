@@ -28,8 +28,9 @@ pub(crate) fn conduct(engine: &Engine) {
         state = match (state.plan.step(), state.connection()) {
             (Step::Reconnect, _) => reconnect(engine, state),
             // Without a permit nothing of an epoch is sent. `may_send` wakes this thread.
-            (Step::Permit(_), Some(_)) if state.held_back => engine.wait(&engine.step, state),
-            (Step::Permit(epoch), Some(line)) => permit(engine, state, &line, epoch),
+            (Step::Permit(epoch), Some(line)) if !state.held_back => {
+                permit(engine, state, &line, epoch)
+            }
             (Step::Together(epoch), Some(line)) => send_together(engine, state, &line, epoch),
             (Step::Flush(epoch), Some(line)) => flush(engine, state, &line, epoch),
             (Step::FlushBehind, Some(line)) => flush_behind(engine, state, &line),
