@@ -33,6 +33,8 @@ use crate::wholeness::until_whole;
 
 /// Smaller files are copied again.
 const BIG_BYTES: u64 = 16 << 20;
+/// NAME_MAX less what rsync adds, and less a character that it would not cut in two.
+const NAME_BYTES_UNCUT: usize = 240;
 const FILE: &str = ".begun";
 const NOTE: &str = ".begun.json";
 const NOTE_BYTES_MAX: u64 = 64 << 10;
@@ -155,15 +157,14 @@ impl Begun {
     pub(crate) fn look(&self) {
         let mut current = self.current();
         for path in written_in(&self.tree) {
+            let inode = std::fs::symlink_metadata(&path).map(|about| about.ino());
+            let known = current.as_ref().map(|known| known.note.inode);
+            if inode.is_ok_and(|inode| known == Some(inode)) {
+                return;
+            }
             let Some((found, inode)) = self.worth_keeping(&path) else {
                 continue;
             };
-            if current
-                .as_ref()
-                .is_some_and(|known| known.note.inode == inode)
-            {
-                return;
-            }
             let slot = format!("{}{FILE}", self.name);
             forget(&self.state, self.name);
             if linkat(rustix::fs::CWD, &path, &self.state, &slot, AtFlags::empty()).is_ok() {
@@ -183,21 +184,25 @@ impl Begun {
 
     fn worth_keeping(&self, path: &Path) -> Option<(Note, u64)> {
         let about = std::fs::symlink_metadata(path).ok()?;
-        let name = until_whole(path.file_name()?)?;
+        // The source is asked last: its file system may not answer.
+        if !about.is_file() || about.nlink() > 2 || about.len() < BIG_BYTES {
+            return None;
+        }
+        // rsync cuts longer names for its temporary file (receiver.c, get_tmpname): what is left may be
+        // another file's name.
+        let name = until_whole(path.file_name()?).filter(|name| name.len() < NAME_BYTES_UNCUT)?;
         let below = path.strip_prefix(&self.tree).ok()?.with_file_name(name);
         let source = Path::new("/").join(below);
         let identity = self.older_source(&source)?;
-        let known = about.nlink() <= 2;
-        (about.is_file() && known && about.len() >= BIG_BYTES && about.len() <= identity.bytes)
-            .then(|| {
-                let note = Note {
-                    path: escape_path(&source),
-                    inode: about.ino(),
-                    bytes: 0,
-                    source: identity,
-                };
-                (note, about.ino())
-            })
+        (about.len() <= identity.bytes).then(|| {
+            let note = Note {
+                path: escape_path(&source),
+                inode: about.ino(),
+                bytes: 0,
+                source: identity,
+            };
+            (note, about.ino())
+        })
     }
 
     /// What the file `source` is, if it is older than the run. Its file system may be gone, and the run must end

@@ -494,14 +494,20 @@ fn walk_both(
         if sides.spared.holds(&path) {
             continue;
         }
-        let Ok(ours) = statat(sides.snapshot, at(&path), AtFlags::SYMLINK_NOFOLLOW) else {
-            // rsync says so.
-            continue;
+        let ours = match statat(sides.snapshot, at(&path), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(ours) => ours,
+            // No rsync follows that would say so.
+            Err(error) if sides.from_disk => return Err(error.into()),
+            Err(_) => continue,
         };
         let theirs = stat_within(sides.destination, &path);
         if is_folder(&ours) && theirs.as_ref().is_some_and(is_folder) {
-            // What can't be listed is rsync's to say.
-            let names = names_in(sides.snapshot.as_fd(), at(&path)).unwrap_or_default();
+            let names = match names_in(sides.snapshot.as_fd(), at(&path)) {
+                Ok(names) => names,
+                Err(error) if sides.from_disk => return Err(error),
+                // What can't be listed is rsync's to say.
+                Err(_) => Vec::new(),
+            };
             let mut names: Vec<PathBuf> = names.into_iter().map(|(name, _)| name).collect();
             names.sort_by(|a, b| b.cmp(a));
             todo.extend(names.into_iter().map(|name| path.join(name)));

@@ -106,6 +106,11 @@ impl Holder {
             sources: record
                 .sources
                 .iter()
+                .chain(record.warnings.iter().filter_map(|warning| match warning {
+                    // The job asks for it, though the snapshot lacks it.
+                    Warning::SourceLeftOut { path, .. } => Some(path),
+                    _ => None,
+                }))
                 .map(|path| unescape_path(path))
                 .collect(),
             one_file_system: record

@@ -122,11 +122,9 @@ fn take_or_fail(
             .map(|newest| Warning::ClockBehind { newest }),
     );
     let linked_from = folder.link_sources(chosen.name)?;
-    let paths: Vec<PathBuf> = sources
-        .list
-        .iter()
-        .map(|source| source.path.clone())
-        .collect();
+    let list = sources.list.iter().map(|source| source.path.clone());
+    let missing = sources.missing.iter().map(|one| unescape_path(one));
+    let paths: Vec<PathBuf> = list.chain(missing).collect();
     let held = disks::holders(&folder.job, now)?;
     let disks = Disks::find(&held, &sources.file_systems, &paths, spec);
     sources::forget_known_automounts(&mut warnings, &disks);

@@ -49,7 +49,16 @@ impl Made<'_> {
             .map(|path| escape_path(path))
             .collect();
         // What the job leaves out by now is no loss any more.
-        let left_out = |path: &Path| !asked_for(path, &in_tree);
+        let sources_missing: Vec<PathBuf> = self
+            .sources
+            .missing
+            .iter()
+            .map(|one| unescape_path(one))
+            .collect();
+        // A source that is missing is asked for all the same.
+        let left_out = |path: &Path| {
+            !asked_for(path, &in_tree) && !sources_missing.iter().any(|one| path.starts_with(one))
+        };
         let mut disks = self.disks.clone();
         disks.leave_out(&left_out);
         record.warnings.retain(|warning| match warning {
@@ -153,10 +162,10 @@ impl Made<'_> {
             let above = places.iter().filter(|place| path.starts_with(place));
             above.max_by_key(|place| place.as_os_str().len())
         };
-        let unread: Vec<PathBuf> = record
-            .unread
-            .names
-            .iter()
+        // A source that is missing was part of no file system that was met.
+        let names = record.unread.names.iter();
+        let unread: Vec<PathBuf> = names
+            .filter(|one| !self.sources.missing.contains(*one))
             .map(|one| unescape_path(one))
             .collect();
         let all_named = record.unread.count == record.unread.names.len() as u64;

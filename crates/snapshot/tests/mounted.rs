@@ -240,6 +240,31 @@ fn a_source_whose_disk_is_away_is_reported_and_the_snapshot_that_has_it_stays() 
 }
 
 #[test]
+fn a_disk_that_is_a_source_of_its_own_stays_kept_while_its_mount_point_is_empty() {
+    requires!(folder::loop_missing());
+    let bench = Bench::new();
+    let disk = Image::new(&bench, "disk");
+    let at = bench.path("stick");
+    fs::create_dir(&at).unwrap();
+    disk.mount(&at);
+    let _unmount = Disk(at.clone());
+    fs::write(at.join("precious"), "x").unwrap();
+    fs::write(bench.source().join("file"), "x").unwrap();
+    let mut spec = bench.spec();
+    // One source is never there: no snapshot is complete.
+    spec.sources = vec![bench.source(), at.clone(), bench.path("never")];
+    let before = bench.try_take(&spec).unwrap().name;
+    umount(&at);
+    for _ in 0..2 {
+        let report = bench.try_take(&spec).unwrap();
+        assert_eq!(told(&report), missing_at(&at, before));
+        keep_the_last(&bench);
+    }
+    let precious = at.strip_prefix("/").unwrap().join("precious");
+    assert!(bench.job().join(before.to_string()).join(precious).exists());
+}
+
+#[test]
 fn a_disk_on_a_disk_is_not_forgotten_with_the_other() {
     requires!(folder::loop_missing());
     let bench = Bench::new();
