@@ -292,10 +292,6 @@ pub(super) fn stat_if_there(
     }
 }
 
-pub(super) fn remove_if_there(store: &dyn Store, name: &FileName) -> Result<(), StoreError> {
-    store.remove_if_there(name).map(drop)
-}
-
 pub(super) fn flush_folder(
     store: &dyn Store,
     observer: &mut dyn CopyObserver,

@@ -9,7 +9,7 @@ use sprat_store::{Access, FileName, Store, StoreErrorKind, StoreFile};
 use super::super::options::{PinPolicy, SessionOptions};
 use super::super::volume_process::connection::{HeaderBytes, record_id};
 use super::super::volume_process::reserve;
-use super::attempt::{Present, Source, Stores, flush_folder, remove_if_there, stat_if_there};
+use super::attempt::{Present, Source, Stores, flush_folder, stat_if_there};
 use super::watch::Watch;
 use super::{CopyObserver, CopyPhase, Job};
 use crate::filed::Filed;
@@ -61,7 +61,7 @@ impl Job<'_> {
             return Ok(());
         }
         // Where a rename is a link and an unlink, the old name may have stayed.
-        remove_if_there(store, &unfinished)?;
+        store.remove_if_there(&unfinished)?;
         flush_folder(store, observer)?;
         self.mark(CopyStage::Published)
     }
@@ -159,11 +159,13 @@ impl Job<'_> {
         }
         let aside = self.aside_name()?;
         store.rename_new(self.source.name(), &aside)?;
-        flush_folder(store, observer)?;
-        if let Err(failure) = self.may_remove(stores, &aside) {
+        let may_remove = flush_folder(store, observer)
+            .map_err(Failure::from)
+            .and_then(|()| self.may_remove(stores, &aside));
+        if let Err(failure) = may_remove {
             return Err(self.put_back(stores, failure));
         }
-        remove_if_there(store, &aside)?;
+        store.remove_if_there(&aside)?;
         self.forget_source(stores, pins, observer)
     }
 
@@ -239,7 +241,7 @@ impl Job<'_> {
         }
         let (_, beginning) = store.read_small(&name, Access::ReadOnly, LUKS_MAGIC.len())?;
         if beginning != LUKS_MAGIC {
-            remove_if_there(store, &name)?;
+            store.remove_if_there(&name)?;
         }
         Ok(())
     }

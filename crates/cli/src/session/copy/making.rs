@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use sprat_luks::{Header, SectorCipher, UnlockOptions};
+use sprat_luks::{Header, LuksErrorKind, SectorCipher, UnlockOptions};
 use sprat_store::copy::{self, CopyError, CopyIdentity, CopyLeft, CopyNote, CopySides, CopyStage};
 use sprat_store::{Access, FileName, ReadClass, Store, StoreErrorKind, StoreFile};
 
 use super::super::options::{PinPolicy, SessionOptions};
 use super::super::volume_process::connection::HeaderBytes;
-use super::attempt::{Made, Source, Stores, flush_folder, remove_if_there, stat_if_there};
+use super::attempt::{Made, Source, Stores, flush_folder, stat_if_there};
 use super::refusals::{of_copy, too_little_space};
 use super::watch::Watch;
 use super::{CopyObserver, CopyPhase, Job, finding, in_use};
@@ -41,9 +41,11 @@ impl Job<'_> {
             let slots = header.slot_digests();
             state::check_slots(&options.state_dir, &options.target, header.uuid(), &slots)?;
         }
-        if !std::mem::replace(&mut self.compared, true) && !options.accept_older_state {
+        if !self.compared && !options.accept_older_state {
             self.compare_state(&*file, &header, observer)?;
         }
+        // Only now: a comparison that a lost connection ended is made again by the next attempt.
+        self.compared = true;
         Ok(Source {
             stat: file.stat()?,
             pins: header.pins(),
@@ -78,6 +80,9 @@ impl Job<'_> {
                 file.read_at(offset, &mut block, ReadClass::Demand)?;
                 SectorCipher::new(&key, header)?.decrypt(0, &mut block)?;
                 return state::refuse_older(state_dir, target, header.uuid(), &block, file_bytes);
+            }
+            Some(Err(error)) if error.kind() == LuksErrorKind::Read => {
+                return Err(Failure::from(&error));
             }
             Some(Err(error)) => error.to_string(),
             None => "no key was given, and none lies in a file of this machine".to_owned(),
@@ -213,7 +218,7 @@ impl Job<'_> {
         // What an older copy may have under way goes into a file that has no name then.
         for name in store.list()? {
             if own_names::is_unfinished_copy(&name, self.destination.name()) {
-                remove_if_there(store, &name)?;
+                store.remove_if_there(&name)?;
             }
         }
         let note = CopyNote::begin(&self.note_path(), identity).map_err(|error| of_copy(&error))?;
