@@ -116,7 +116,8 @@ pub fn unlock(
                     .map_err(|failure| failure.with_hint("nothing was changed"))
             })?;
             match watched {
-                Watched::Free => return Ok(done),
+                Watched::Free if !wish.forget_watch => return Ok(done),
+                Watched::Free => {}
                 Watched::Renewed(info) if !wish.force => {
                     return Err(Failure::from(&LockError::Renewed {
                         container: target.name.clone(),
@@ -127,7 +128,6 @@ pub fn unlock(
                 Watched::Still(_) => {}
             }
         }
-        None if wish.forget_watch => {}
         None => {
             // A mistyped name must not be reported as a container that is not locked.
             if let Err(failure) = is_container(&*store, &target.name) {
@@ -142,7 +142,9 @@ pub fn unlock(
                 return Err(failure
                     .with_hint("nothing was changed: no lock is there either. Check the path"));
             }
-            return Ok(done);
+            if !wish.forget_watch {
+                return Ok(done);
+            }
         }
     }
     let owner = owner_note(&options.state_dir)?;
