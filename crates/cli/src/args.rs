@@ -334,7 +334,7 @@ pub struct InitArgs {
     #[arg(long, value_parser = parse_size, default_value = "5T")]
     pub size: u64,
     /// How many files and folders all snapshots can have together; unchanged ones count once [default: one
-    /// for each 16 KiB of --size]
+    /// for each 16 KiB of --size, from 4T on for each 32 KiB, from 16T on for each 64 KiB]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1000..=4_000_000_000))]
     pub inodes: Option<u64>,
 }

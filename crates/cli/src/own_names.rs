@@ -177,7 +177,9 @@ fn refuses<T>(answer: Result<T, StoreError>) -> bool {
 }
 
 /// What an account that may not remove files can't do.
-pub(crate) const WITHOUT_REMOVING: &str = "backups, restores, pruning and key changes work. `trim     --rewrite`, `copy --move` and the reserve don't, and free leases of up to some hundred bytes stay     beside the container";
+pub(crate) const WITHOUT_REMOVING: &str = "backups, restores, pruning and key changes work. `trim \
+     --rewrite`, `copy --move` and the reserve don't, and free leases of 4 KiB each stay beside the \
+     container";
 
 /// What follows the last `mark`, if anything does.
 fn parted<'a>(text: &'a str, mark: &str) -> Option<&'a str> {

@@ -89,7 +89,11 @@ pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> 
         "file_system_errors": checked.facts.file_system_errors,
         "differing_blocks": checked.differing_blocks,
         "overwritten_blocks": checked.facts.overwritten.len(),
-        "overwritten_files": checked.overwritten,
+        // Without a mount nobody knows which files they are: null, not "none".
+        "overwritten_files": match checked.files {
+            Some(Err(_)) => Value::Null,
+            _ => json!(checked.overwritten),
+        },
         "not_compared": checked.facts.not_compared,
         "against_source": args.against_source,
         "files": match &checked.files {
@@ -283,6 +287,10 @@ fn told(resolved: &Resolved, args: &CheckArgs, checked: &Checked, header: &Heade
              from. {}",
             text::counted(checked.facts.overwritten.len() as u64, "block", "blocks"),
             match files.count {
+                0 if matches!(checked.files, Some(Err(_))) => {
+                    "Which files hold them is not known: the file system can't be mounted"
+                        .to_owned()
+                }
                 0 => "No file has content there: it is free space, or the file system's own"
                     .to_owned(),
                 count => format!(

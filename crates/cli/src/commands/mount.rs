@@ -52,7 +52,7 @@ pub(super) fn run(context: &Context, args: &MountArgs) -> Result<Exit, Failure> 
     let text = format!("mounted {} on {shown}, {how}\n", resolved.target);
     let json = json!({
         "command": "mount",
-        "result": exit_json(Exit::Done),
+        "result": exit_json(context.exit(Exit::Done)),
         "target": resolved.target.to_string(),
         "dir": path_json(&dir),
         "read_write": args.rw,

@@ -51,7 +51,7 @@ pub(super) fn run(context: &Context, args: &RestoreArgs) -> Result<Exit, Failure
     tell_state(context, &report);
     let json = json!({
         "command": "restore",
-        "result": exit_json(Exit::Done),
+        "result": exit_json(context.exit(Exit::Done)),
         "target": resolved.target.to_string(),
         "to": path_json(&spec.to),
         "dry_run": spec.dry_run,

@@ -27,7 +27,7 @@ pub(super) fn run(context: &Context, args: &SnapshotsArgs) -> Result<Exit, Failu
     entries.sort_by(|a, b| (&a.job, a.name, &a.folder).cmp(&(&b.job, b.name, &b.folder)));
     let json = json!({
         "command": "snapshots",
-        "result": exit_json(Exit::Done),
+        "result": exit_json(context.exit(Exit::Done)),
         "target": resolved.target.to_string(),
         "snapshots": entries,
     });

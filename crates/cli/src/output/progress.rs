@@ -194,6 +194,7 @@ fn is_long(phase: Phase) -> bool {
         phase,
         Phase::MakingFileSystem
             | Phase::Stopping
+            | Phase::StoppingFull
             | Phase::Punching
             | Phase::Rewriting
             | Phase::Growing
@@ -214,6 +215,7 @@ fn phase_text(phase: Phase) -> &'static str {
         Phase::Rewriting => "writing the container anew on the server",
         Phase::Growing => "growing the file system",
         Phase::Stopping => "stopping in order, in 10 s at most; a second Ctrl-C ends at once",
+        Phase::StoppingFull => "stopping in order: the server has no room left",
         Phase::Unmounting => "unmounting",
         Phase::Syncing => "waiting until the server has everything on its disk",
         Phase::Publishing => "giving the container its name",

@@ -432,7 +432,7 @@ impl Crew {
     fn heed_room(&mut self, watch: &mut Watch<'_>, on_interrupt: OnInterrupt) {
         if let (Some((_, heeded @ false)), OnInterrupt::Cancel) = (&mut self.room, on_interrupt) {
             *heeded = true;
-            watch.observer.phase(Phase::Stopping);
+            watch.observer.phase(Phase::StoppingFull);
             self.order(&WorkerOrder::Cancel);
         }
     }

@@ -218,6 +218,8 @@ pub enum Phase {
     Working,
     /// Ended early on request: cleaning up in order.
     Stopping,
+    /// The server has no room left: what was begun is ended in order.
+    StoppingFull,
     /// Asking the file system what it does not need.
     Collecting,
     /// Making holes in the container file.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use sprat_luks::{
     Extent, FormatOptions, Header, OpenedBy, Pins, Secret, SectorCipher, SlotKind, format,
 };
-use sprat_store::{Access, FileName, ReadClass, Store, StoreErrorKind, StoreFile};
+use sprat_store::{Access, ReadClass, Store, StoreErrorKind, StoreFile};
 
 use super::super::options::{Notice, Phase, SIZE_BYTES_MIN};
 use super::super::protocol::{CreateStart, VolumeReply, VolumeStart};
@@ -378,9 +378,5 @@ pub(super) fn undo(hold: &Hold) -> Result<(), Failure> {
     if let Some(failure) = hold.lost() {
         return Err(failure);
     }
-    hold.release_after(|store| remove_if_there(store, hold.file_name()))
-}
-
-fn remove_if_there(store: &dyn Store, name: &FileName) -> Result<(), Failure> {
-    Ok(store.remove_if_there(name).map(drop)?)
+    hold.release_after(|store| Ok(store.remove_if_there(hold.file_name()).map(drop)?))
 }

@@ -130,15 +130,12 @@ fn end_watches(hold: &Hold, lists: &[FileName], compared: &[String]) -> Result<(
     }
     let store = hold.store();
     for list in lists {
-        match store.remove(list) {
-            Ok(()) => {}
-            // An account that may not remove keeps it.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    StoreErrorKind::NotFound | StoreErrorKind::PermissionDenied
-                ) => {}
-            Err(error) => return Err(Failure::from(&error)),
+        match store.remove_if_there(list) {
+            Err(error) if error.kind() == StoreErrorKind::Disconnected => {
+                return Err(Failure::from(&error));
+            }
+            // One that stays, as with an account that may not remove, is of no account without its note.
+            _ => {}
         }
     }
     Ok(())
