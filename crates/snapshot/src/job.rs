@@ -632,9 +632,11 @@ impl RunFolder {
         Ok(true)
     }
 
-    /// The trees to link unchanged files from, best first: interrupted ones, newest first, then
-    /// the newest two snapshots, of which one is whole if there is any whole one. The one that
-    /// `latest` points to was made last, whatever the clock said then, so it is always among them.
+    /// The trees to link unchanged files from, best first: interrupted ones, newest first, then the
+    /// snapshot before: the one that `latest` points to was made last, whatever the clock said then.
+    /// Only where that one is incomplete, others follow, of which one is whole if there is any whole
+    /// one: rsync takes a file of any of them whose size and time fit, so behind a whole one a file
+    /// could come back as it was two snapshots ago.
     pub(crate) fn link_sources(
         &self,
         new: SnapshotName,
@@ -653,22 +655,19 @@ impl RunFolder {
             .collect();
         // Newest first; those of a clock that ran ahead come last.
         snapshots.sort_by_key(|folder| (folder.name() > new, std::cmp::Reverse(folder.name())));
-        let newest: Vec<(Folder, EntryKind)> = snapshots
-            .iter()
-            .take(2)
-            .map(|folder| (*folder, self.job.kind(*folder).0))
-            .collect();
-        from.extend(&newest);
-        if let Some(latest) = self.job.latest().map(Folder::Named)
-            && !newest.iter().any(|(folder, _)| *folder == latest)
-        {
-            from.push((latest, self.job.kind(latest).0));
+        if let Some(latest) = self.job.latest() {
+            // A stable sort: the others keep their order.
+            snapshots.sort_by_key(|folder| folder.name() != latest);
         }
-        if !newest.iter().any(|(_, kind)| *kind == EntryKind::Good) {
-            let good = snapshots.iter().skip(2).find_map(|folder| {
-                (self.job.kind(*folder).0 == EntryKind::Good).then_some((*folder, EntryKind::Good))
-            });
-            from.extend(good);
+        for (place, folder) in snapshots.into_iter().enumerate() {
+            let kind = self.job.kind(folder).0;
+            let is_whole = kind == EntryKind::Good;
+            if place < 2 || is_whole {
+                from.push((folder, kind));
+            }
+            if is_whole {
+                break;
+            }
         }
         Ok(from)
     }

@@ -5,7 +5,8 @@
 //! files, else the newest. The same for weeks, months and years. "Within" counts back from the
 //! newest snapshot, not from now: a job that no longer runs loses nothing by waiting. A snapshot
 //! that is dated in the future, by a clock that was wrong, is kept and counts for nothing: as the
-//! newest one it would make every rule drop what is real.
+//! newest one it would make every rule drop what is real. `latest` was made last, so one that is dated
+//! later than `latest` has such a date, too.
 
 use std::collections::BTreeMap;
 
@@ -124,9 +125,11 @@ pub fn decide(candidates: &[Candidate], rules: &KeepRules, now: Timestamp) -> Ve
     let mut mark = |name: SnapshotName, reason| {
         keep.entry(name).or_default().push(reason);
     };
-    let (future, all): (Vec<&Candidate>, Vec<&Candidate>) = all
-        .into_iter()
-        .partition(|candidate| is_future(candidate.name, now));
+    let latest = all.iter().find(|one| one.is_latest).map(|one| one.name);
+    let (future, all): (Vec<&Candidate>, Vec<&Candidate>) =
+        all.into_iter().partition(|candidate| {
+            is_future(candidate.name, now) || latest.is_some_and(|latest| candidate.name > latest)
+        });
     for candidate in future {
         mark(candidate.name, KeepReason::Future);
     }
@@ -240,6 +243,27 @@ mod tests {
             .filter(|verdict| !verdict.keep.is_empty())
             .map(|verdict| verdict.name.to_string())
             .collect()
+    }
+
+    #[test]
+    fn one_that_is_dated_later_than_latest_takes_no_real_ones_place() {
+        let mut all = [
+            at("2026-01-01T00-00-00Z"),
+            at("2026-01-02T00-00-00Z"),
+            // A clock ran ahead when it was made: before the other two.
+            at("2026-01-02T20-00-00Z"),
+        ];
+        all[1].kind = EntryKind::Unread;
+        all[1].is_latest = true;
+        let rules = KeepRules {
+            last: 1,
+            ..KeepRules::default()
+        };
+        assert_eq!(
+            kept(&all, &rules).len(),
+            3,
+            "the first is the newest whole one"
+        );
     }
 
     #[test]

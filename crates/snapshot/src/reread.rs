@@ -20,6 +20,7 @@ use crate::long_path;
 use crate::recent::{self, Recent};
 use crate::record::{NameList, RunRecord, Warning};
 use crate::rsync::Invocation;
+use crate::spec::Cancel;
 use crate::suspects::{Suspects, name_of};
 use crate::walk::each_file;
 
@@ -66,6 +67,7 @@ impl Plan {
         suspects: &Suspects,
         recent: &Recent,
         copied_from_older: &NameList,
+        cancel: &Cancel,
     ) -> io::Result<Self> {
         let mut plan = Self::default();
         // Inodes of which every name in the tree is needed.
@@ -80,6 +82,11 @@ impl Plan {
             let Some((mut file, about)) = open(tree.root, path)? else {
                 continue;
             };
+            if cancel.is_cancelled() {
+                // Not compared: the tree must not keep it.
+                plan.add(path.clone(), &about, Why::Recent, &mut inodes);
+                continue;
+            }
             match recent::differs(&mut file, &Path::new("/").join(path)) {
                 Ok(Some(true)) => plan.add(path.clone(), &about, Why::Recent, &mut inodes),
                 // The volume can't read it: the source can.
@@ -163,6 +170,17 @@ impl Plan {
     /// What the second rsync copies: paths relative to the root.
     pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
         self.paths.keys().map(PathBuf::as_path)
+    }
+
+    /// After the second rsync: the files that are in the source and neither in the tree nor in `unread`. They
+    /// were not read, whatever rsync says.
+    pub(crate) fn missing(&self, root: &OwnedFd, unread: &NameList) -> Vec<String> {
+        let is_file = |path: &Path| std::fs::symlink_metadata(path).is_ok_and(|one| one.is_file());
+        let paths = self.paths.keys().filter(|path| {
+            matches!(open(root, path), Ok(None)) && is_file(&Path::new("/").join(path))
+        });
+        let names = paths.map(|path| name_of(path));
+        names.filter(|name| !unread.names.contains(name)).collect()
     }
 
     /// Removes the names from the new tree.
@@ -266,4 +284,48 @@ pub(crate) fn copying<'p>(
     copying.arguments = arguments;
     copying.names_from(names);
     copying
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_a_cancelled_run_did_not_compare_does_not_stay_in_the_tree() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = dir.path().join("source");
+        std::fs::write(&source, "new").unwrap();
+        let path = source.strip_prefix("/").unwrap().to_owned();
+        let tree = dir.path().join("tree");
+        std::fs::create_dir_all(tree.join(path.parent().unwrap())).unwrap();
+        std::fs::copy(&source, tree.join(&path)).unwrap();
+        let about = Tree {
+            root: &crate::walk::open_folder_at(&tree).unwrap(),
+            job: "home",
+            links_to_copy: false,
+            recent_from_s: i64::MAX,
+            linked_first: None,
+        };
+        let recent = Recent {
+            paths: vec![path.clone()],
+            all: false,
+        };
+        let make = |cancel: &Cancel| {
+            let none = (Suspects::default(), NameList::default());
+            Plan::make(&about, &none.0, &recent, &none.1, cancel).unwrap()
+        };
+        let cancel = Cancel::new();
+        assert!(make(&cancel).is_empty());
+        cancel.cancel();
+        let plan = make(&cancel);
+        assert_eq!(plan.paths.keys().collect::<Vec<_>>(), [&path]);
+        // It is there until its name is removed; then it is missing, unless it is named as unread.
+        let none = NameList::default();
+        assert!(plan.missing(about.root, &none).is_empty());
+        std::fs::remove_file(tree.join(&path)).unwrap();
+        assert_eq!(plan.missing(about.root, &none), [name_of(&path)]);
+        let mut unread = NameList::default();
+        unread.push(name_of(&path));
+        assert!(plan.missing(about.root, &unread).is_empty());
+    }
 }

@@ -1,5 +1,6 @@
 //! Takes a snapshot: recovers what an earlier run left, runs rsync, and gives the result its name.
 
+mod again;
 mod arguments;
 
 use std::fs::File;
@@ -22,12 +23,11 @@ use crate::job::{Folder, JobFolder, RunFolder};
 use crate::name::{SnapshotName, choose_name};
 use crate::recent::{self, Recent};
 use crate::record::{EntryKind, LinkedFrom, NameList, RECORD_FORMAT, RunRecord, Warning};
-use crate::reread::{self, Plan, Tree};
-use crate::rsync::{Ended, Guard, ITEMS_MAX, Invocation, Outcome, Rsync, room_at};
+
+use crate::rsync::{Ended, Guard, Invocation, Outcome, Rsync, room_at};
 use crate::scout::Scout;
 use crate::sources::{self, Source, Sources};
 use crate::spec::{Cancel, Phase, Progress, SnapshotReport, SnapshotSpec};
-use crate::suspects::Suspects;
 use crate::text::{escape_name, escape_path, unescape_path};
 use crate::unfit::Unfit;
 use crate::unlinked;
@@ -509,53 +509,6 @@ impl Run<'_> {
     fn remove_if_empty(&self) -> bool {
         let inflight = Folder::Inflight(self.name).to_string();
         std::fs::remove_dir(self.folder.job.path.join(inflight)).is_ok()
-    }
-
-    /// Reads those files from their source whose content must not come from an older snapshot.
-    fn read_again(
-        &self,
-        mut outcome: Outcome,
-        inflight: Folder,
-        progress: &mut dyn FnMut(Progress),
-        cancel: &Cancel,
-    ) -> Result<(Outcome, Plan), SnapshotError> {
-        let failed = |source| SnapshotError::Volume {
-            op: "check",
-            object: inflight.to_string(),
-            source,
-        };
-        let tree = self.folder.job.path.join(inflight.to_string());
-        let root = crate::walk::open_folder_at(&tree).map_err(failed)?;
-        let suspects = self.spec.suspects.as_deref().map(Suspects::load);
-        let about = Tree {
-            root: &root,
-            job: self.spec.job.as_str(),
-            links_to_copy: self.copy.is_some(),
-            recent_from_s: recent::from_s(self.started),
-            linked_first: self
-                .linked_from
-                .first()
-                .map(|(folder, _)| folder.to_string()),
-        };
-        let plan = Plan::make(
-            &about,
-            &suspects.unwrap_or_default(),
-            &self.recent,
-            &outcome.copied_from_older,
-        )
-        .map_err(failed)?;
-        outcome.recent.append_within(&plan.still_recent, ITEMS_MAX);
-        if plan.is_empty() {
-            return Ok((outcome, plan));
-        }
-        plan.prepare(&root).map_err(failed)?;
-        if matches!(outcome.ended, Ended::Whole | Ended::WithUnread) && !cancel.is_cancelled() {
-            let run = self.run_into_volume(Vec::new());
-            let invocation = reread::copying(&run, plan.paths(), &inflight.to_string(), &[]);
-            let second = self.attempt(&invocation, inflight, None, progress, cancel)?;
-            outcome.add(second);
-        }
-        Ok((outcome, plan))
     }
 
     /// Completes the large files that an interrupted run began, and runs rsync.

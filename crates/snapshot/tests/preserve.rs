@@ -69,6 +69,34 @@ fn a_second_run_links_what_did_not_change_and_copies_what_did() {
 }
 
 #[test]
+fn a_file_never_comes_back_as_it_was_two_snapshots_ago() {
+    let bench = Bench::new();
+    let file = bench.source().join("file");
+    let write = |text: &str, seconds: u64| {
+        fs::write(&file, text).unwrap();
+        let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+        File::options()
+            .write(true)
+            .open(&file)
+            .and_then(|file| file.set_modified(time))
+            .unwrap();
+    };
+    let kept = |name| fs::read_to_string(bench.in_snapshot(name).join("file")).unwrap();
+    let mut names = Vec::new();
+    // The third looks like the first: size and time are equal.
+    for (text, seconds) in [
+        ("AAAA", 1_000_000),
+        ("BBBB", 2_000_000),
+        ("CCCC", 1_000_000),
+    ] {
+        write(text, seconds);
+        names.push(bench.take().name);
+        assert_eq!(kept(names[names.len() - 1]), text);
+    }
+    assert_eq!(kept(names[0]), "AAAA");
+}
+
+#[test]
 fn hard_links_across_sources_and_nested_and_repeated_sources_are_kept_once() {
     let bench = Bench::new();
     let (one, two) = (bench.source().join("one"), bench.source().join("two"));

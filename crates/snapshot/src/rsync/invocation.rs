@@ -65,10 +65,12 @@ impl Invocation {
         }
     }
 
-    /// Has `--files-from=-` with `--from0` read `names`.
+    /// Has `--files-from=-` with `--from0` read `names`. rsync takes one that begins with `#` or `;` for a
+    /// comment, also with `--from0` (io.c, read_line), so each begins with `./`.
     pub(crate) fn names_from<'p>(&mut self, names: impl Iterator<Item = &'p Path>) {
         let mut list = Vec::new();
         for name in names {
+            list.extend_from_slice(b"./");
             list.extend_from_slice(name.as_os_str().as_bytes());
             list.push(0);
         }

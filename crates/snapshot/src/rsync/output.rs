@@ -135,7 +135,9 @@ pub(crate) enum Item<'l> {
         /// Relative to the root, as rsync escapes it.
         name: &'l str,
     },
-    /// A folder, a link, another kind of file.
+    /// Another name of a file that came before: after this run it may be the only one left.
+    Linked(Named<'l>),
+    /// A folder, a symbolic link, another kind of file.
     Other,
 }
 
@@ -167,6 +169,7 @@ pub(crate) fn parse_item(line: &str) -> Option<Item<'_>> {
     let (flags, named) = parts(line)?;
     Some(match flags.as_bytes() {
         [b'<' | b'>', b'f', ..] => Item::Written(named),
+        [b'h', b'f', ..] => Item::Linked(named),
         // With `+` it is an empty file that was made.
         [b'c', b'f', marks @ ..] if !marks.contains(&b'+') => {
             Item::CopiedFromOlder { name: named.name }
@@ -241,7 +244,8 @@ mod tests {
             parse_item(&line("cf...p.....")),
             Some(Item::CopiedFromOlder { name })
         );
-        for other in ["cd+++++++++", "hf+++++++++", "cL+++++++++"] {
+        assert_eq!(parse_item(&line("hf+++++++++")), Some(Item::Linked(named)));
+        for other in ["cd+++++++++", "cL+++++++++"] {
             assert_eq!(parse_item(&line(other)), Some(Item::Other), "{other}");
         }
         for none in [

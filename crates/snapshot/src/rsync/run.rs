@@ -478,14 +478,16 @@ impl<'a> Running<'a> {
                 self.take_written(named);
             }
             match item {
-                Item::Written(named) if named.modified >= from.as_str() => {
+                Item::Written(named) | Item::Linked(named)
+                    if named.modified >= from.as_str() =>
+                {
                     self.recent.push_within(named.name.to_owned(), ITEMS_MAX);
                 }
                 Item::CopiedFromOlder { name } => {
                     self.copied_from_older
                         .push_within(name.to_owned(), ITEMS_MAX);
                 }
-                Item::Written(_) | Item::Other => {}
+                Item::Written(_) | Item::Linked(_) | Item::Other => {}
             }
             return;
         }
