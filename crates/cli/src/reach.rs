@@ -3,6 +3,7 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use sprat_luks::{AnyHeader, Header, HeaderRead, LuksError, OpenedBy};
@@ -11,7 +12,7 @@ use sprat_store::{
 };
 
 use crate::target::{Place, Target};
-use crate::{Failure, environment};
+use crate::{Failure, environment, pinned, state};
 
 /// Connects to the folder that holds `target`.
 pub(crate) fn connect(
@@ -40,8 +41,20 @@ pub(crate) fn header(file: &dyn StoreFile) -> Result<Header, Failure> {
 }
 
 /// The same as the kernel's dm-crypt opens it; and why user mode doesn't, where it doesn't.
-pub(crate) fn any_header(file: &dyn StoreFile) -> Result<(AnyHeader, Option<LuksError>), Failure> {
-    let header = AnyHeader::load(&HeaderBytes(file), OpenedBy::Kernel)?;
+///
+/// # Errors
+/// [`Exit::Damaged`] where this machine knows a container there, and no header is left of it.
+pub(crate) fn any_header(
+    file: &dyn StoreFile,
+    state_dir: &Path,
+    target: &Target,
+) -> Result<(AnyHeader, Option<LuksError>), Failure> {
+    let header = AnyHeader::load(&HeaderBytes(file), OpenedBy::Kernel).map_err(|error| {
+        match pinned::policy(state_dir, target, None) {
+            Ok(pins) => state::header_unreadable(state_dir, target, &pins, &error),
+            Err(_) => Failure::from(&error),
+        }
+    })?;
     Ok((header, Header::load(&HeaderBytes(file)).err()))
 }
 

@@ -463,8 +463,8 @@ fn container(context: &Context, resolved: &Resolved, store: &dyn Store) -> Findi
         Err(error) => return Finding::failed(what, &Failure::from(error)),
     };
     let checked = (|| {
-        let (header, kernel_only) = reach::any_header(&*file)?;
         let state_dir = context.environment.absolute(&context.global.state_dir);
+        let (header, kernel_only) = reach::any_header(&*file, &state_dir, &resolved.target)?;
         let fingerprint = context.global.fingerprint.as_deref();
         let known = match pinned::policy(&state_dir, &resolved.target, fingerprint)? {
             PinPolicy::Known(pins) => {

@@ -1,5 +1,6 @@
 //! `sprat status`: how things stand, without a key and without opening anything.
 
+use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -147,7 +148,7 @@ fn look(context: &Context, resolved: Resolved, offline: bool) -> Found {
         }
         _ => None,
     });
-    let server = (!offline).then(|| ask(&resolved));
+    let server = (!offline).then(|| ask(&state_dir, &resolved));
     let jobs = context.config.jobs_of(&resolved.name);
     Found {
         jobs: (!jobs.is_empty()).then_some(jobs),
@@ -157,7 +158,7 @@ fn look(context: &Context, resolved: Resolved, offline: bool) -> Found {
     }
 }
 
-fn ask(resolved: &Resolved) -> Result<Server, Failure> {
+fn ask(state_dir: &Path, resolved: &Resolved) -> Result<Server, Failure> {
     let store = reach::connect(&resolved.target, &resolved.ssh_command)?;
     let name = &resolved.target.name;
     let stat = store.stat(name).map_err(|error| match error.kind() {
@@ -171,7 +172,7 @@ fn ask(resolved: &Resolved) -> Result<Server, Failure> {
     })?;
     let file = store.open(name, Access::ReadOnly)?;
     // Any that cryptsetup opens: the header is looked at, not used.
-    reach::any_header(&*file)?;
+    reach::any_header(&*file, state_dir, &resolved.target)?;
     drop(file);
     let space = unless_unsupported(store.free_space())?;
     let reserve = match store.stat(&reserve_name(name)?) {
@@ -280,6 +281,13 @@ impl Found {
             .is_none_or(|jobs| jobs.iter().any(|known| known == job))
     }
 
+    /// Jobs of the config of which this machine knows nothing.
+    fn never_run(&self) -> impl Iterator<Item = &String> {
+        let jobs = self.jobs.iter().flatten();
+        let standing = self.known().map(|known| &known.standing.jobs);
+        jobs.filter(move |job| standing.is_none_or(|jobs| !jobs.contains_key(*job)))
+    }
+
     fn known(&self) -> Option<&Known> {
         self.known.as_ref().ok()?.as_ref()
     }
@@ -295,6 +303,7 @@ impl Found {
             "volume": standing.and_then(|standing| standing.room.as_ref()),
             "written_bytes": self.known().and_then(|known| known.written_bytes),
             "jobs": standing.map(|standing| &standing.jobs),
+            "jobs_never_run": self.never_run().collect::<Vec<_>>(),
             "checks": self.known().map(Known::checks_json),
             "key_proved": self.known().and_then(|known| known.proved),
         })
@@ -338,6 +347,10 @@ impl Found {
                     row(&format!("job {job}"), told);
                 }
             }
+        }
+        for job in self.never_run() {
+            let what = "no run by this machine has ended yet".to_owned();
+            row(&format!("job {job}"), what);
         }
         format!(
             "{}: {}\n{}",
@@ -412,7 +425,16 @@ impl Server {
                 let since = lock
                     .since
                     .map_or_else(String::new, |at| format!(" since {}", when(at, now)));
-                format!("locked{since} ({}): a session runs, or one died", lock.file)
+                let renewed = lock.renewed.filter(|_| self.is_left_locked(now));
+                match renewed {
+                    None => format!("locked{since} ({}): a session runs, or one died", lock.file),
+                    Some(at) => format!(
+                        "locked{since} ({}) and not renewed for {}: its session died. `sprat \
+                         unlock` gives it back",
+                        lock.file,
+                        ago(at, now).trim_end_matches(" ago")
+                    ),
+                }
             }
         }
     }

@@ -6,6 +6,7 @@
 
 mod waiting;
 
+use std::path::Path;
 use std::time::Duration;
 
 use sprat_store::lock::{self, DOOR_S, LockInfo, RENEW_INTERVAL, Watched};
@@ -15,6 +16,7 @@ use self::waiting::Waiting;
 use super::options::SessionOptions;
 use super::volume_process::connection::{Connection, open_record, owner_note};
 use crate::interrupt::Interrupt;
+use crate::target::Target;
 use crate::{Exit, Failure, reach};
 
 /// For an answer of the old session this long is waited before anything less is used.
@@ -130,14 +132,14 @@ pub fn unlock(
         }
         None => {
             // A mistyped name must not be reported as a container that is not locked.
-            if let Err(failure) = is_container(&*store, &target.name) {
+            if let Err(failure) = is_container(&*store, &options.state_dir, target) {
                 let what = format!("there is no container {target}");
                 let failure = match failure.exit {
                     Exit::NoContainer if !is_there(&*store, &target.name) => {
                         Failure::new(Exit::NoContainer, what)
                     }
                     Exit::NoContainer => Failure::new(Exit::NoContainer, what).caused_by(&failure),
-                    _ => failure,
+                    _ => return Err(failure),
                 };
                 return Err(failure
                     .with_hint("nothing was changed: no lock is there either. Check the path"));
@@ -192,9 +194,9 @@ fn is_there(store: &dyn Store, name: &FileName) -> bool {
     !matches!(store.stat(name), Err(StoreError::NotFound { .. }))
 }
 
-fn is_container(store: &dyn Store, name: &FileName) -> Result<(), Failure> {
-    let file = store.open(name, Access::ReadOnly)?;
-    reach::any_header(&*file).map(drop)
+fn is_container(store: &dyn Store, state_dir: &Path, target: &Target) -> Result<(), Failure> {
+    let file = store.open(&target.name, Access::ReadOnly)?;
+    reach::any_header(&*file, state_dir, target).map(drop)
 }
 
 fn still_waiting(failure: Failure) -> Failure {

@@ -21,8 +21,12 @@ pub const LOW_BYTES: u64 = 1 << 30;
 const TICK: Duration = Duration::from_millis(50);
 
 /// The most that the page cache holds of what rsync has written: a session that stops in order has to
-/// write that, too.
-const CACHED_BYTES_MAX: u64 = sprat_attach::DIRTY_BYTES_MAX;
+/// write that, too. The kernel lets a writer go beyond the limit before it makes it wait
+/// (mm/page-writeback.c, `balance_dirty_pages`).
+const CACHED_BYTES_MAX: u64 = 2 * sprat_attach::DIRTY_BYTES_MAX;
+
+/// rsync fills the page cache some times faster than it is written.
+const CACHED_PER_ACCEPTED: u64 = 4;
 
 /// What is known of the room, and what follows from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,11 +82,30 @@ impl Room {
     }
 }
 
-/// What is still to come: the volume's own, and what the page cache may hold, which is not told. It is no
-/// more than its limit, and in a session that has hardly written anything it is hardly anything.
-fn unsent_bytes(stats: &VolumeStats) -> u64 {
+/// What is still to come: the volume's own, and what the page cache may hold, which the kernel reports only
+/// for the whole machine (`cached_bytes`). It is no more than its limit, and in a session that has hardly
+/// written anything it is hardly anything.
+fn unsent_bytes(stats: &VolumeStats, cached_bytes: u64) -> u64 {
     let accepted = stats.wire_written_bytes.saturating_add(stats.dirty_bytes);
-    stats.dirty_bytes + accepted.min(CACHED_BYTES_MAX)
+    let cached = accepted.saturating_mul(CACHED_PER_ACCEPTED);
+    stats.dirty_bytes + cached.min(cached_bytes).min(CACHED_BYTES_MAX)
+}
+
+/// What the page cache of this machine has to write, of all file systems.
+fn cached_bytes() -> u64 {
+    std::fs::read_to_string("/proc/meminfo").map_or(u64::MAX, |text| cached_in(&text))
+}
+
+/// The sum of `Dirty` and `Writeback` in `/proc/meminfo` (Documentation/filesystems/proc.rst).
+fn cached_in(meminfo: &str) -> u64 {
+    let kib = |name: &str| {
+        let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().next()?.parse::<u64>().ok()
+    };
+    match (kib("Dirty:"), kib("Writeback:")) {
+        (Some(dirty), Some(writeback)) => (dirty + writeback) * 1024,
+        _ => u64::MAX,
+    }
 }
 
 /// Watches for as long as volume and hold live. `available_bytes` is what the server told at the
@@ -128,7 +151,7 @@ fn keep_asking(
         ) else {
             return;
         };
-        let (written_bytes, unsent_bytes) = (stats.wire_written_bytes, unsent_bytes(&stats));
+        let (written_bytes, unsent_bytes) = (stats.wire_written_bytes, unsent_bytes(&stats, cached_bytes()));
         if asked.elapsed() < interval && !room.may_be_gone(written_bytes, unsent_bytes) {
             continue;
         }
@@ -192,7 +215,12 @@ mod tests {
             dirty_bytes: dirty * MIB,
             ..VolumeStats::default()
         };
-        assert_eq!(unsent_bytes(&stats(1, 2)), 5 * MIB);
-        assert_eq!(unsent_bytes(&stats(1000, 2)), 130 * MIB);
+        let unsent = |written, dirty, cached| unsent_bytes(&stats(written, dirty), cached * MIB) / MIB;
+        assert_eq!(unsent(1, 2, 1000), 2 + 12, "hardly anything was written");
+        assert_eq!(unsent(1000, 2, 20), 2 + 20, "the machine has no more to write");
+        assert_eq!(unsent(1000, 2, 1000), 2 + 256);
+        let meminfo = "MemFree: 7 kB\nDirty:               300 kB\nWriteback:     4 kB\nWritebackTmp: 9 kB\n";
+        assert_eq!(cached_in(meminfo), 304 << 10);
+        assert_eq!(cached_in(""), u64::MAX);
     }
 }
