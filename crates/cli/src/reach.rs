@@ -49,12 +49,13 @@ pub(crate) fn any_header(
     state_dir: &Path,
     target: &Target,
 ) -> Result<(AnyHeader, Option<LuksError>), Failure> {
-    let header = AnyHeader::load(&HeaderBytes(file), OpenedBy::Kernel).map_err(|error| {
-        match pinned::policy(state_dir, target, None) {
-            Ok(pins) => state::header_unreadable(state_dir, target, &pins, &error),
-            Err(_) => Failure::from(&error),
-        }
-    })?;
+    let header =
+        AnyHeader::load(&HeaderBytes(file), OpenedBy::Kernel).map_err(
+            |error| match pinned::policy(state_dir, target, None) {
+                Ok(pins) => state::header_unreadable(state_dir, target, &pins, &error),
+                Err(_) => Failure::from(&error),
+            },
+        )?;
     Ok((header, Header::load(&HeaderBytes(file)).err()))
 }
 

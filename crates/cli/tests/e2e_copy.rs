@@ -368,6 +368,27 @@ fn names_of_sprats_own_files_are_refused() {
 }
 
 #[test]
+fn what_may_still_be_overwritten_is_not_copied() {
+    requires!(needs::root());
+    let machine = seeded();
+    // Nobody knows whose lease this is, nor what its session has under way.
+    machine.write("store/x.luks.lock.2000000", "x");
+    let off = ["--watch", "0.1", "--that-machine-is-off"];
+    ok(machine.sprat(&[&["unlock", CONTAINER][..], &off].concat()));
+    for more in [&[][..], &["--move"]] {
+        let copy = ["copy", CONTAINER, "server/x.luks"];
+        let text = machine.sprat(&[&copy[..], more].concat()).failed_with(11);
+        assert!(text.contains("nothing was copied"), "{text}");
+        assert!(names(&machine.path("server")).is_empty());
+    }
+    // A backup leaves the list of what it wrote.
+    assert_eq!(machine.backup(&[]).code, 0);
+    machine
+        .sprat(&["copy", CONTAINER, "server/x.luks"])
+        .failed_with(11);
+}
+
+#[test]
 fn a_reserve_goes_with_its_container_and_a_container_of_that_name_stays() {
     requires!(needs::root());
     for (content, left) in [(&[7; 4096][..], 0), (b"LUKS\xba\xbe and so on", 1)] {

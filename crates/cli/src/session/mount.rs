@@ -16,8 +16,10 @@ use super::child::Role;
 use super::crew::{Crew, Heard, OnInterrupt, Shape, Watch};
 use super::options::{Access, ClosedReport, ContainerFacts, Observer, Phase, SessionOptions};
 use super::protocol::{BackgroundMount, VolumeOrder, VolumeReply, WorkerOrder, WorkerReply};
+use crate::filed::Filed;
 use crate::interrupt::Interrupt;
 use crate::output::text;
+use crate::state::Known;
 use crate::{Exit, Failure};
 
 /// How long `umount` waits for whatever else holds the volume after the unmount.
@@ -84,6 +86,12 @@ pub fn mount(
     );
     if let Err(failure) = written {
         return Err(crew.fail(failure));
+    }
+    if options.access == Access::ReadWrite {
+        let filed = Filed::new(&options.state_dir, &facts.uuid, &options.target);
+        if let Err(failure) = Known::load(&filed).forget_newest(&filed) {
+            return Err(crew.fail(failure));
+        }
     }
     let left = leave(&mut crew, background, &mut watch);
     if let Err(failure) = left {

@@ -138,8 +138,8 @@ impl Known {
     }
 
     /// The newest snapshots that must be there in the state of `finding`. A session of this machine
-    /// that did not end in order has removed none of them: it adds newer ones, and `prune` keeps
-    /// the newest. One that was refused because they are gone must not hide that from the next.
+    /// that did not end in order has removed none of them: it adds newer ones, `prune` keeps the
+    /// newest, and a mount for writing forgets them. One that was refused because they are gone must not hide that from the next.
     pub(crate) fn expected(&self, finding: &Finding) -> Newest {
         match finding {
             Finding::Same | Finding::OwnInterrupted => self.newest.clone().unwrap_or_default(),
@@ -150,6 +150,12 @@ impl Known {
     /// Notes that this machine is about to write. Durable when it returns.
     pub(crate) fn begin_writing(&mut self, filed: &Filed) -> Result<(), Failure> {
         self.writing = true;
+        self.store(filed)
+    }
+
+    /// From now on a person writes, who may remove any snapshot. Durable when it returns.
+    pub(crate) fn forget_newest(&mut self, filed: &Filed) -> Result<(), Failure> {
+        self.newest = None;
         self.store(filed)
     }
 

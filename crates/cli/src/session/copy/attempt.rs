@@ -157,6 +157,9 @@ impl Job<'_> {
         } else {
             self.source.held.hold_or_look(&*stores.source, observer)?
         };
+        if !near_its_end {
+            self.source.held.check_nothing_late(&*stores.source)?;
+        }
         if !locked {
             observer.tell(
                 "the source can't be locked (full disk, read-only account or no fsync): nobody may \

@@ -182,6 +182,33 @@ impl Held {
         Ok(true)
     }
 
+    /// Refuses a source that was taken over from a session which may still have bytes on their way, or
+    /// whose blocks were not compared since: the copy would hold what was overwritten, and nobody would
+    /// compare it there, as the lists of writes belong to the source.
+    pub(super) fn check_nothing_late(&self, store: &dyn Store) -> Result<(), Failure> {
+        let late = match &*self.lock.read().unwrap_or_else(PoisonError::into_inner) {
+            // What was under way from a session of this machine was waited for.
+            Some(lock) => {
+                lock.late_until().is_some_and(|until| !until.own_only) || !lock.watched().is_empty()
+            }
+            None => !lock::inspect(store, &self.target.name, Some(&self.record))?
+                .watched
+                .is_empty(),
+        };
+        if !late {
+            return Ok(());
+        }
+        let target = &self.target;
+        let what = format!(
+            "{target} was taken over from a session that may still have writes on their way, or what was \
+             written after that was not compared yet"
+        );
+        Err(Failure::new(Exit::Locked, what).with_hint(format!(
+            "nothing was copied. Two and a quarter hours after the takeover run `sprat check {target}` \
+             or a backup on the machine that took it over, and then this again"
+        )))
+    }
+
     /// Takes the lease. One that was made and never filled is waited for.
     fn acquire(&self, store: &dyn Store) -> Result<Lock, AcquireError> {
         let owner = owner_note(&self.state_dir).map_err(AcquireError::Other)?;

@@ -151,7 +151,10 @@ fn keep_asking(
         ) else {
             return;
         };
-        let (written_bytes, unsent_bytes) = (stats.wire_written_bytes, unsent_bytes(&stats, cached_bytes()));
+        let (written_bytes, unsent_bytes) = (
+            stats.wire_written_bytes,
+            unsent_bytes(&stats, cached_bytes()),
+        );
         if asked.elapsed() < interval && !room.may_be_gone(written_bytes, unsent_bytes) {
             continue;
         }
@@ -215,11 +218,17 @@ mod tests {
             dirty_bytes: dirty * MIB,
             ..VolumeStats::default()
         };
-        let unsent = |written, dirty, cached| unsent_bytes(&stats(written, dirty), cached * MIB) / MIB;
+        let unsent =
+            |written, dirty, cached| unsent_bytes(&stats(written, dirty), cached * MIB) / MIB;
         assert_eq!(unsent(1, 2, 1000), 2 + 12, "hardly anything was written");
-        assert_eq!(unsent(1000, 2, 20), 2 + 20, "the machine has no more to write");
+        assert_eq!(
+            unsent(1000, 2, 20),
+            2 + 20,
+            "the machine has no more to write"
+        );
         assert_eq!(unsent(1000, 2, 1000), 2 + 256);
-        let meminfo = "MemFree: 7 kB\nDirty:               300 kB\nWriteback:     4 kB\nWritebackTmp: 9 kB\n";
+        let meminfo =
+            "MemFree: 7 kB\nDirty:               300 kB\nWriteback:     4 kB\nWritebackTmp: 9 kB\n";
         assert_eq!(cached_in(meminfo), 304 << 10);
         assert_eq!(cached_in(""), u64::MAX);
     }

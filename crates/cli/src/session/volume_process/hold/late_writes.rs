@@ -32,6 +32,7 @@ impl Hold {
     pub(in super::super) fn may_give_back(&self) -> bool {
         match self.late_until() {
             None => true,
+            Some(until) if until.own_only && !self.server_outlives_us() => true,
             Some(until) if until.own_only && self.late_found.1.is_empty() => {
                 if let Some(sent) = self.sent.get() {
                     sent.end_watch();

@@ -43,7 +43,10 @@ pub(in super::super) fn begin(
         true => Found::default(),
         false => hold.late_found(),
     };
-    let late_until = hold.late_until();
+    // On a disk of this machine nothing outlives the process that wrote it.
+    let late_until = hold
+        .late_until()
+        .filter(|until| !until.own_only || hold.server_outlives_us());
     let writes = start.access == Access::ReadWrite;
     let whole = start.past_cache || (writes && late_until.is_none());
     let compared = match found.0.is_empty() && found.1.is_empty() {
