@@ -15,6 +15,7 @@ use folder::{Bench, SmallExt4, below, inode, job_name, loop_missing, take_into};
 use sprat_snapshot::{RestoreSpec, SnapshotReport};
 use sprat_testkit::compare::assert_same;
 use sprat_testkit::dice::Dice;
+use sprat_testkit::requires;
 use sprat_testkit::tree::{PlainTree, make_odd_tree};
 
 #[test]
@@ -94,6 +95,74 @@ fn a_file_never_comes_back_as_it_was_two_snapshots_ago() {
         assert_eq!(kept(names[names.len() - 1]), text);
     }
     assert_eq!(kept(names[0]), "AAAA");
+}
+
+/// Another content that looks the same: size and times stay.
+fn change_unseen(path: &Path, content: &str) {
+    let modified = fs::metadata(path).unwrap().modified().unwrap();
+    fs::write(path, content).unwrap();
+    let file = File::options().write(true).open(path).unwrap();
+    file.set_modified(modified).unwrap();
+}
+
+/// rsync takes such a name in a list of files for a comment.
+#[test]
+fn a_file_whose_path_looks_like_a_comment_is_read_again_and_restored() {
+    requires!(sprat_testkit::needs::root());
+    let bench = Bench::new();
+    let top = tempfile::Builder::new()
+        .prefix("#sprat-")
+        .tempdir_in("/")
+        .unwrap();
+    fs::create_dir(top.path().join(";sub")).unwrap();
+    let files = [top.path().join("#a"), top.path().join(";sub/b")];
+    for file in &files {
+        fs::write(file, "old").unwrap();
+    }
+    let mut spec = bench.spec();
+    spec.sources = vec![top.path().to_owned()];
+    bench.try_take(&spec).unwrap();
+    // Younger than the run: the next one compares them.
+    for file in &files {
+        change_unseen(file, "new");
+    }
+    let report = bench.try_take(&spec).unwrap();
+    let tree = bench.job().join(report.name.to_string());
+    for file in &files {
+        assert_eq!(fs::read(below(&tree, file)).unwrap(), b"new");
+    }
+    let mut restore = RestoreSpec::new(job_name(), bench.path("back"));
+    restore.path = Some(top.path().to_owned());
+    bench.restore(&restore).unwrap();
+    let back = bench.path("back").join(top.path().file_name().unwrap());
+    for name in ["#a", ";sub/b"] {
+        change_unseen(&back.join(name), "bad");
+    }
+    bench.restore(&restore).unwrap();
+    for name in ["#a", ";sub/b"] {
+        assert_eq!(fs::read(back.join(name)).unwrap(), b"new", "{name}");
+    }
+}
+
+#[test]
+fn a_recent_file_is_compared_by_the_name_that_it_still_has() {
+    for kept in ["a", "b", "c"] {
+        let bench = Bench::new();
+        let at = |name: &str| bench.source().join(name);
+        fs::write(at("a"), "good").unwrap();
+        fs::hard_link(at("a"), at("b")).unwrap();
+        fs::hard_link(at("a"), at("c")).unwrap();
+        bench.take();
+        change_unseen(&at("a"), "next");
+        for name in ["a", "b", "c"] {
+            if name != kept {
+                fs::remove_file(at(name)).unwrap();
+            }
+        }
+        let report = bench.take();
+        let file = bench.in_snapshot(report.name).join(kept);
+        assert_eq!(fs::read_to_string(file).unwrap(), "next", "{kept}");
+    }
 }
 
 #[test]

@@ -478,9 +478,7 @@ impl<'a> Running<'a> {
                 self.take_written(named);
             }
             match item {
-                Item::Written(named) | Item::Linked(named)
-                    if named.modified >= from.as_str() =>
-                {
+                Item::Written(named) | Item::Linked(named) if named.modified >= from.as_str() => {
                     self.recent.push_within(named.name.to_owned(), ITEMS_MAX);
                 }
                 Item::CopiedFromOlder { name } => {
