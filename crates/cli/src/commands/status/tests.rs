@@ -14,7 +14,7 @@ fn found(server: Option<Result<Server, Failure>>, known: Option<Known>) -> Found
     Found {
         resolved: Resolved {
             name: "laptop".to_owned(),
-            target: Target::parse("host:x.luks", std::path::Path::new("/")).unwrap(),
+            target: Target::parse("host:x.luks", Path::new("/")).unwrap(),
             ssh_command: Vec::new(),
             secret: SecretSource::Terminal,
             own_secret: SecretSource::Terminal,

@@ -428,9 +428,9 @@ fn what_got_no_answer_stays_in_the_record_and_what_was_answered_does_not() {
         })
     };
     let first_block = std::iter::once(0..4096).collect();
-    let cases: [(fn() -> Option<StoreError>, Vec<_>); 2] =
-        [(|| Some(no_answer()), first_block), (refused, Vec::new())];
-    for (rename, suspects) in cases {
+    type Rename = fn() -> Option<StoreError>;
+    let unanswered: Rename = || Some(no_answer());
+    for (rename, suspects) in [(unanswered, first_block), (refused as Rename, Vec::new())] {
         let (held, _) = noted(rename);
         let new_name = HalfMade::Rewritten.name(held.hold.file_name()).unwrap();
         std::fs::copy(held.path("x.luks"), held.path(new_name.as_str())).unwrap();
