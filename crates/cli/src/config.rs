@@ -106,6 +106,14 @@ impl Config {
         Ok(config)
     }
 
+    /// Adds which config says so, or that there is none.
+    pub(crate) fn placed(&self, failure: Failure) -> Failure {
+        match &self.path {
+            Some(path) => failure.because(format!("the config is {}", path.display())),
+            None => failure.because("there is no config"),
+        }
+    }
+
     /// The container called `name`.
     pub(crate) fn container(&self, name: &str) -> Result<&Container, Failure> {
         let found = self
@@ -114,10 +122,7 @@ impl Config {
             .find(|container| container.name == name);
         found.ok_or_else(|| {
             let failure = Failure::usage(format!("no container {name:?} in the config"));
-            let failure = match &self.path {
-                Some(path) => failure.because(format!("the config is {}", path.display())),
-                None => failure.because("there is no config"),
-            };
+            let failure = self.placed(failure);
             match near_miss(name, self.containers.iter().map(|c| c.name.as_str())) {
                 Some(near) => failure.with_hint(format!("did you mean {near:?}?")),
                 None => failure.with_hint(
@@ -133,10 +138,7 @@ impl Config {
         let found = self.jobs.iter().find(|job| job.name.as_str() == name);
         found.ok_or_else(|| {
             let failure = Failure::usage(format!("no job {name:?} in the config"));
-            let failure = match &self.path {
-                Some(path) => failure.because(format!("the config is {}", path.display())),
-                None => failure.because("there is no config"),
-            };
+            let failure = self.placed(failure);
             match near_miss(name, self.jobs.iter().map(|job| job.name.as_str())) {
                 Some(near) => failure.with_hint(format!("did you mean {near:?}?")),
                 None => {

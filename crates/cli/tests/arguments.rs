@@ -273,7 +273,9 @@ fn requests_that_make_no_sense_are_refused_before_anything_starts() {
     sprat: --size 1.0 MiB is too small: at least 64.0 MiB are needed
 
     ["backup"]
-    sprat: no job to run: the config has none
+    sprat: no job to run
+    Caused by:
+      1: there is no config
     Hint: write a [job.NAME] into the config, or: sprat backup TARGET --name JOB SOURCE…
 
     ["backup", "home"]

@@ -31,7 +31,9 @@ pub enum RecoveryKeyError {
     #[error("a recovery key has {CHARACTERS} characters besides dashes; these are {found}")]
     Length { found: usize },
     /// A character that no recovery key has.
-    #[error("group {group}: a recovery key has only the characters a-z and 3-9 printed on it")]
+    #[error(
+        "group {group}: no recovery key has b, g, i, l, o, q, s, v, y, z, 0, 1, 2, 5 or a sign"
+    )]
     Character { group: usize },
     /// All characters are legal, but not in this order: a typing error.
     #[error("a typing error: the last group does not fit the others")]

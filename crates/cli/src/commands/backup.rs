@@ -195,11 +195,10 @@ fn plan(context: &Context, args: &BackupArgs) -> Result<Vec<Group>, Failure> {
             .collect::<Result<_, _>>()?
     };
     if jobs.is_empty() {
-        return Err(
-            Failure::usage("no job to run: the config has none").with_hint(
-                "write a [job.NAME] into the config, or: sprat backup TARGET --name JOB SOURCE…",
-            ),
-        );
+        let failure = context.config.placed(Failure::usage("no job to run"));
+        return Err(failure.with_hint(
+            "write a [job.NAME] into the config, or: sprat backup TARGET --name JOB SOURCE…",
+        ));
     }
     let mut groups: Vec<Group> = Vec::new();
     for (index, job) in jobs.iter().enumerate() {

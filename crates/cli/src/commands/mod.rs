@@ -54,8 +54,8 @@ pub(crate) fn run(cli: Cli) -> Exit {
     if let Some(interrupt) = interrupt {
         session::make_reserves(&interrupt, || {
             output.note(
-                "all is done; the reserve for a full disk is being made beside the container, once. \
-                 Ctrl-C leaves it to the next run",
+                "all is done; where there is room, the reserve for a full disk is made beside the \
+                 container now. Ctrl-C leaves it to the next run",
             );
         });
     }

@@ -85,7 +85,8 @@ pub(super) fn run(context: &Context, args: &StatusArgs) -> Result<Exit, Failure>
         }
     }
     if resolved.is_empty() {
-        return Err(Failure::usage("nothing to show: the config has no container").with_hint(
+        let failure = Failure::usage("nothing to show: no container in a config");
+        return Err(context.config.placed(failure).with_hint(
             "name one: sprat status TARGET. What it remembers of a container comes from sessions \
              of this machine",
         ));
