@@ -38,6 +38,7 @@ mod state_file;
 mod suggest;
 pub mod target;
 mod terminal;
+mod trial;
 mod trusted_file;
 
 use std::ffi::OsString;

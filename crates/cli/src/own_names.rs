@@ -161,7 +161,7 @@ pub(crate) fn may_not_remove(store: &dyn Store, container: &FileName) -> bool {
 
 /// A file that nobody has made: a server that would do what it is asked for says that it isn't there, and
 /// nothing is changed.
-fn nobodys(container: &FileName) -> Option<FileName> {
+pub(crate) fn nobodys(container: &FileName) -> Option<FileName> {
     unfinished_copy(container, &token().ok()?).ok()
 }
 

@@ -67,11 +67,11 @@ fn ssh_that_is_not_installed() {
     let ran = remote
         .machine
         .sprat(&["snapshots", "host:x.luks", "--ssh-command", "/nowhere/ssh"]);
-    assert_snapshot!(ran.failed_with(14), @r"
-    exit 14
+    assert_snapshot!(ran.failed_with(1), @r"
+    exit 1
     --- stderr
-    sprat: can't reach host: the connection was closed: /nowhere/ssh: 1: /nowhere/ssh: not found (/nowhere/ssh ended with status 127)
-    Hint: check that `sftp HOST` works from this account without asking for anything
+    sprat: the program /nowhere/ssh was not found on this machine
+    Hint: nothing was changed. Install it with your package manager (openssh-client), or name another one with --ssh-command
     ");
 }
 
@@ -92,6 +92,26 @@ fn server_without_sftp() {
       1: can't reach 127.0.0.1: the server offers no SFTP (subsystem request failed on channel 0)
     Hint: check that `sftp HOST` works from this account without asking for anything
     ");
+}
+
+#[test]
+fn server_that_lacks_its_sftp_program() {
+    requires!(sshd::missing());
+    let options = SshdOptions {
+        no_sftp: true,
+        config_lines: vec!["Subsystem sftp /nowhere/sftp-server".into()],
+        ..SshdOptions::default()
+    };
+    let remote = Remote::start(&options);
+    remote.machine.write("config/keys/x.key", vec![7u8; 4096]);
+    let ran = remote.backup();
+    let said = ran.failed_with(14);
+    assert!(
+        said.contains("the server lacks the program for it"),
+        "{said}"
+    );
+    assert!(said.contains("status 127"), "{said}");
+    assert!(said.contains("check that `sftp HOST` works"), "{said}");
 }
 
 #[test]

@@ -9,19 +9,21 @@
 
 mod stage;
 
+use std::ffi::OsString;
 use std::process::Output;
 use std::time::Duration;
 
 use sprat_testkit::asyncssh::{self, AsyncSsh};
+use sprat_testkit::proftpd::{self, ProFtpd};
 use sprat_testkit::requires;
 use stage::Stage;
 use stage::manifest::{Manifest, assert_same};
 use stage::plain::PlainVolume;
 use stage::{run_within, shown};
 
-/// Runs `sprat` against the other server.
-fn run(stage: &Stage, server: &AsyncSsh, words: &[&str]) -> Output {
-    let mut command = stage.sprat_through(&server.ssh_command());
+/// Runs `sprat` through `ssh`.
+fn run(stage: &Stage, ssh: &[OsString], words: &[&str]) -> Output {
+    let mut command = stage.sprat_through(ssh);
     command.arg("--cheap-kdf-for-tests").args(words);
     let output = run_within(&mut command, Duration::from_secs(120));
     eprintln!("{}", shown(&command, &output));
@@ -31,24 +33,63 @@ fn run(stage: &Stage, server: &AsyncSsh, words: &[&str]) -> Output {
 #[test]
 fn a_plain_account_of_another_server_is_enough_for_a_containers_whole_life() {
     requires!(stage::missing(), asyncssh::missing());
-    whole_life(&AsyncSsh::start_without_copies());
+    whole_life(&AsyncSsh::start_without_copies().ssh_command(), false);
 }
 
 #[test]
 fn another_server_that_copies_by_itself_is_used_for_that() {
     requires!(stage::missing(), asyncssh::missing());
-    let server = AsyncSsh::start();
-    if !server.copies() {
-        // Debian 12's; session_trim.rs has the same with OpenSSH.
-        eprintln!("skipped: this asyncssh has no copy-data");
-        return;
-    }
-    whole_life(&server);
+    whole_life(&AsyncSsh::start().ssh_command(), true);
 }
 
-fn whole_life(server: &AsyncSsh) {
+#[test]
+fn proftpd_is_enough_for_a_containers_whole_life() {
+    requires!(stage::missing(), proftpd::missing());
+    whole_life(&ProFtpd::start(&[]).ssh_command(), false);
+}
+
+#[test]
+fn init_names_what_a_server_lacks_and_leaves_nothing_there() {
+    requires!(stage::missing(), proftpd::missing());
+    for (setting, why, hint) in [
+        (
+            "AllowOverwrite off",
+            "lets no file be written again",
+            "AllowOverwrite on",
+        ),
+        (
+            "HiddenStores on",
+            "new files only when they are closed",
+            "HiddenStores off",
+        ),
+    ] {
+        let server = ProFtpd::start(&[setting]);
+        let stage = Stage::new();
+        let target = format!("backup.example:{}", stage.container().display());
+        let refused = run(
+            &stage,
+            &server.ssh_command(),
+            &["init", &target, "--size", "1G"],
+        );
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(1), "{setting}: {said}");
+        for part in [
+            "this server can't hold a container",
+            why,
+            hint,
+            "nothing was changed",
+        ] {
+            assert!(said.contains(part), "{setting}: {part}: {said}");
+        }
+        drop(server);
+        let left: Vec<_> = std::fs::read_dir(stage.server()).unwrap().collect();
+        assert!(left.is_empty(), "{setting}: {left:?}");
+    }
+}
+
+fn whole_life(ssh: &[OsString], copies: bool) {
     let mut stage = Stage::new();
-    let sprat = |stage: &Stage, words: &[&str]| run(stage, server, words);
+    let sprat = |stage: &Stage, words: &[&str]| run(stage, ssh, words);
     let ok = |stage: &Stage, words: &[&str]| {
         let output = sprat(stage, words);
         assert!(output.status.success(), "{words:?}");
@@ -78,7 +119,7 @@ fn whole_life(server: &AsyncSsh) {
     assert!(!refused.status.success());
     assert!(told.contains("--rewrite"), "{told}");
     let trim = ["trim", &target, "--rewrite"];
-    if server.copies() {
+    if copies {
         ok(&stage, &trim);
     } else {
         let refused = sprat(&stage, &trim);

@@ -49,7 +49,10 @@ pub enum StoreError {
         object: String,
         reason: String,
     },
-    /// No session could be begun: name, route, port, ssh missing, sftp subsystem missing.
+    /// This machine has no such program: ssh, or what was named in its place.
+    #[error("the program {program} was not found on this machine")]
+    ProgramMissing { program: String },
+    /// No session could be begun: name, route, port, sftp subsystem missing.
     #[error("can't reach {host}: {reason}")]
     Unreachable { host: String, reason: String },
     /// The server refused this user's keys.
@@ -114,6 +117,8 @@ pub enum StoreErrorKind {
     Disconnected,
     /// See [`StoreError::Unreachable`]: reconnecting may help.
     Unreachable,
+    /// See [`StoreError::ProgramMissing`].
+    ProgramMissing,
     /// See [`StoreError::LoginRefused`].
     LoginRefused,
     /// See [`StoreError::HostKey`].
@@ -155,6 +160,7 @@ impl StoreError {
             Self::Truncated { .. } => StoreErrorKind::Truncated,
             Self::Disconnected { .. } => StoreErrorKind::Disconnected,
             Self::Unreachable { .. } => StoreErrorKind::Unreachable,
+            Self::ProgramMissing { .. } => StoreErrorKind::ProgramMissing,
             Self::LoginRefused { .. } => StoreErrorKind::LoginRefused,
             Self::HostKey { .. } => StoreErrorKind::HostKey,
             Self::Protocol { .. } => StoreErrorKind::Protocol,

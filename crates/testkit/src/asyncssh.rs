@@ -1,11 +1,11 @@
 //! A real SSH server that is not OpenSSH, on loopback: asyncssh's, with SFTP and without a shell.
 //!
 //! Its SFTP has fsync, free space and renames of OpenSSH's kind, but no limits, and opens no folder:
-//! what a plain account elsewhere is like. Whether it copies by itself depends on its release.
+//! what a plain account elsewhere is like. It copies by itself unless that is asked not to be.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
@@ -21,7 +21,6 @@ const PYTHON: &str = "/usr/bin/python3";
 pub struct AsyncSsh {
     folder: TempDir,
     port: u16,
-    copies: bool,
     child: Child,
 }
 
@@ -41,7 +40,7 @@ pub fn missing() -> Option<String> {
 }
 
 impl AsyncSsh {
-    /// Starts a server for the account that runs the tests.
+    /// Starts a server for the account that runs the tests. It copies by itself, as asyncssh's do since 2.13.
     ///
     /// # Panics
     /// When it does not come up; check [`missing`] first.
@@ -63,12 +62,6 @@ impl AsyncSsh {
             Ok(server) => server,
             Err(error) => panic!("asyncssh for tests: {error}"),
         }
-    }
-
-    /// Whether it has the extension `copy-data`: it copies within a file by itself.
-    #[must_use]
-    pub fn copies(&self) -> bool {
-        self.copies
     }
 
     fn try_start(options: &[&str]) -> io::Result<Self> {
@@ -96,11 +89,7 @@ impl AsyncSsh {
         if let Some(stdout) = child.stdout.take() {
             BufReader::new(stdout).read_line(&mut line)?;
         }
-        let said = line
-            .trim()
-            .split_once(' ')
-            .and_then(|(port, copies)| Some((port.parse::<u16>().ok()?, copies == "1")));
-        let Some((port, copies)) = said else {
+        let Ok(port) = line.trim().parse::<u16>() else {
             let _ = child.kill();
             let _ = child.wait();
             return Err(io::Error::other(std::fs::read_to_string(path("log"))?));
@@ -113,7 +102,6 @@ impl AsyncSsh {
         Ok(Self {
             folder,
             port,
-            copies,
             child,
         })
     }
@@ -121,31 +109,7 @@ impl AsyncSsh {
     /// What to run instead of `ssh`. Any host name leads to this server.
     #[must_use]
     pub fn ssh_command(&self) -> Vec<OsString> {
-        let known = format!("UserKnownHostsFile={}", self.path("known_hosts").display());
-        let identity = format!("IdentityFile={}", self.path("user_key").display());
-        let port = format!("Port={}", self.port);
-        let alias = format!("HostKeyAlias=[127.0.0.1]:{}", self.port);
-        let options = [
-            "HostName=127.0.0.1",
-            "User=root",
-            "IdentitiesOnly=yes",
-            "IdentityAgent=none",
-            "GlobalKnownHostsFile=/dev/null",
-            "StrictHostKeyChecking=yes",
-            &port,
-            &alias,
-            &known,
-            &identity,
-        ];
-        let mut words: Vec<OsString> = vec!["ssh".into(), "-F".into(), "/dev/null".into()];
-        for option in options {
-            words.extend(["-o".into(), option.into()]);
-        }
-        words
-    }
-
-    fn path(&self, file: &str) -> PathBuf {
-        Path::join(self.folder.path(), file)
+        client_words(self.folder.path(), self.port)
     }
 }
 
@@ -154,4 +118,30 @@ impl Drop for AsyncSsh {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// `ssh` with the keys `user_key` and `known_hosts` in `folder`, whatever host is named.
+pub(crate) fn client_words(folder: &Path, port: u16) -> Vec<OsString> {
+    let file = |name: &str| folder.join(name).display().to_string();
+    let known = format!("UserKnownHostsFile={}", file("known_hosts"));
+    let identity = format!("IdentityFile={}", file("user_key"));
+    let alias = format!("HostKeyAlias=[127.0.0.1]:{port}");
+    let port = format!("Port={port}");
+    let options = [
+        "HostName=127.0.0.1",
+        "User=root",
+        "IdentitiesOnly=yes",
+        "IdentityAgent=none",
+        "GlobalKnownHostsFile=/dev/null",
+        "StrictHostKeyChecking=yes",
+        &port,
+        &alias,
+        &known,
+        &identity,
+    ];
+    let mut words: Vec<OsString> = vec!["ssh".into(), "-F".into(), "/dev/null".into()];
+    for option in options {
+        words.extend(["-o".into(), option.into()]);
+    }
+    words
 }

@@ -2,8 +2,8 @@
 
 usage: asyncssh_server.py HOST_KEY AUTHORIZED_KEYS [--no-copies]
 
-Prints its port, and 1 where it has the extension copy-data (asyncssh since 2.13), else 0; ends with its
-standard input.
+Prints its port; ends with its standard input. It has the extension copy-data, which asyncssh has since 2.13 and
+an older one gets here.
 """
 import asyncio
 import sys
@@ -11,15 +11,37 @@ import sys
 import asyncssh
 
 
-def has_copy_data():
+COPY_DATA = b"copy-data"
+
+
+async def copy_data(handler, packet):
+    """draft-ietf-secsh-filexfer-extensions-00, section 7, within one file or between two."""
+    source, offset, length = packet.get_string(), packet.get_uint64(), packet.get_uint64()
+    target, to = packet.get_string(), packet.get_uint64()
+    packet.check_end()
+    if source not in handler._file_handles or target not in handler._file_handles:
+        raise asyncssh.SFTPFailure("no such handle")
+    source, target = handler._file_handles[source], handler._file_handles[target]
+    end = offset + length if length else None
+    while end is None or offset < end:
+        piece = handler._server.read(source, offset, min(1 << 20, end - offset) if end else 1 << 20)
+        if not piece:
+            return
+        handler._server.write(target, to, piece)
+        offset, to = offset + len(piece), to + len(piece)
+
+
+def choose_copies():
     handler = asyncssh.sftp.SFTPServerHandler
     if "--no-copies" in sys.argv:
-        handler._extensions = [(n, v) for n, v in handler._extensions if n != b"copy-data"]
-    return any(name == b"copy-data" for name, _ in handler._extensions)
+        handler._extensions = [(n, v) for n, v in handler._extensions if n != COPY_DATA]
+    elif COPY_DATA not in handler._packet_handlers:
+        handler._extensions = [*handler._extensions, (COPY_DATA, b"1")]
+        handler._packet_handlers = {**handler._packet_handlers, COPY_DATA: copy_data}
 
 
 async def main():
-    copies = int(has_copy_data())
+    choose_copies()
     server = await asyncssh.listen(
         "127.0.0.1",
         0,
@@ -27,7 +49,7 @@ async def main():
         authorized_client_keys=sys.argv[2],
         sftp_factory=True,
     )
-    print(server.sockets[0].getsockname()[1], copies, flush=True)
+    print(server.sockets[0].getsockname()[1], flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
 

@@ -17,6 +17,7 @@ pub mod leases;
 pub mod leftovers;
 pub mod needs;
 pub mod power;
+pub mod proftpd;
 pub mod recorder;
 pub mod sshd;
 pub mod tree;

@@ -217,7 +217,10 @@ pub(crate) enum Meaning {
 
 pub(crate) fn meaning(op: &'static str, source: StoreError) -> Meaning {
     match source.kind() {
-        StoreErrorKind::Disconnected | StoreErrorKind::Unreachable => Meaning::LineLost(source),
+        // A program that was there a moment ago is being replaced.
+        StoreErrorKind::Disconnected
+        | StoreErrorKind::Unreachable
+        | StoreErrorKind::ProgramMissing => Meaning::LineLost(source),
         StoreErrorKind::NoSpace => Meaning::Fatal(VolumeError::NoSpace(source)),
         _ => Meaning::Fatal(VolumeError::Store { op, source }),
     }

@@ -87,6 +87,10 @@ fn store_hint(kind: StoreErrorKind) -> Option<&'static str> {
         StoreErrorKind::Unreachable => {
             "check that `sftp HOST` works from this account without asking for anything"
         }
+        StoreErrorKind::ProgramMissing => {
+            "nothing was changed. Install it with your package manager (openssh-client), or name another \
+             one with --ssh-command"
+        }
         StoreErrorKind::LoginRefused => {
             "sprat never asks for passwords or passphrases of ssh. Add this account's public key to the \
              server's authorized_keys, or name a key with --ssh-command 'ssh -i FILE'. A key with a \
@@ -404,6 +408,11 @@ impl From<&AttachError> for Failure {
             AttachError::Busy { .. } => Some(
                 "it stays mounted. End these programs, or leave the folder in them, then run the \
                  same command again",
+            ),
+            AttachError::StillHeld { .. } => Some(
+                "what is written there still reaches the server. End these programs, or unmount it there \
+                 (in another mount namespace: `nsenter -t PID -m umount DIR`), then run the same command \
+                 again",
             ),
             AttachError::NoFuse { .. } | AttachError::NoLoop { .. } => {
                 Some("`sprat doctor` tells what this machine lacks")

@@ -451,6 +451,14 @@ fn notice_text(notice: &Notice) -> (String, bool) {
             ),
             false,
         ),
+        Notice::HolesFilled { size_bytes } => (
+            format!(
+                "the server's file system has no sparse files (exFAT, FAT): the container takes its \
+                 whole size of {} there from now on",
+                text::bytes(*size_bytes)
+            ),
+            true,
+        ),
         Notice::NotHardened { reason } => (format!("not hardened: {reason}"), false),
         Notice::HeaderNotKept { reason } => (
             format!(

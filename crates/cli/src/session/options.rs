@@ -317,6 +317,11 @@ pub enum Notice {
     NoFolderFlush,
     /// The account may not remove files.
     NothingRemoved,
+    /// The server's file system has no sparse files: a new container takes its whole size at once.
+    HolesFilled {
+        /// That size.
+        size_bytes: u64,
+    },
     /// The process's memory could not be locked or marked as an I/O path.
     NotHardened {
         /// What and why.

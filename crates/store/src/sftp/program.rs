@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io::{self, PipeReader, PipeWriter, Read};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
@@ -23,6 +24,8 @@ const STDERR_BYTES_MAX: usize = 4096;
 const EXIT_PATIENCE: Duration = Duration::from_secs(2);
 /// ssh's exit status for its own failures (ssh(1), EXIT STATUS).
 const SSH_FAILED: i32 = 255;
+/// A shell's exit status where it found no such program (POSIX, 2.8.2); ssh hands on the server's.
+const SHELL_FOUND_NOTHING: i32 = 127;
 
 /// Starts a program once per channel.
 #[derive(Debug)]
@@ -64,6 +67,12 @@ impl Dial for Program {
             .argv
             .split_first()
             .ok_or_else(|| unreachable("no program to run".to_owned()))?;
+        // The shell around it would say so only in words, and the server's may say the same.
+        if is_missing(&self.name) {
+            return Err(StoreError::ProgramMissing {
+                program: printable(self.name.as_bytes()),
+            });
+        }
         let mut child = Command::new(program)
             .args(arguments)
             .stdin(Stdio::piped())
@@ -90,6 +99,19 @@ impl Dial for Program {
             end: Box::new(end),
         })
     }
+}
+
+/// Whether no file of this name is where programs are looked for. What can't be run for another reason is
+/// not missing.
+fn is_missing(program: &str) -> bool {
+    let is_there = |path: &Path| path.symlink_metadata().is_ok();
+    if program.contains('/') {
+        return !is_there(Path::new(program));
+    }
+    let Some(folders) = std::env::var_os("PATH") else {
+        return false;
+    };
+    !std::env::split_paths(&folders).any(|folder| is_there(&folder.join(program)))
 }
 
 /// The end of this process, as others see it: a pipe whose only writer it is. Its reader is left to
@@ -282,6 +304,8 @@ fn explain(program: &str, status: Option<ExitStatus>, heard: &[u8]) -> Ending {
             .collect();
         printable(lines[lines.len().saturating_sub(3)..].join("; ").as_bytes())
     };
+    let code = status.and_then(|status| status.code());
+    let lacks_program = code == Some(SHELL_FOUND_NOTHING);
     let kind = if said(&[
         "Host key verification failed",
         "REMOTE HOST IDENTIFICATION HAS CHANGED",
@@ -300,7 +324,7 @@ fn explain(program: &str, status: Option<ExitStatus>, heard: &[u8]) -> Ending {
             kind: EndingKind::Lost,
             reason: format!("the server runs no commands ({last_lines})"),
         };
-    } else if status.and_then(|status| status.code()) == Some(SSH_FAILED) {
+    } else if lacks_program || code == Some(SSH_FAILED) {
         EndingKind::Unreachable
     } else {
         EndingKind::Lost
@@ -317,7 +341,11 @@ fn explain(program: &str, status: Option<ExitStatus>, heard: &[u8]) -> Ending {
         EndingKind::HostKey => changed_key(&text).unwrap_or(last_lines),
         _ => last_lines,
     };
-    let reason = if said.is_empty() {
+    let reason = if lacks_program {
+        let said = [said, how].join("; ");
+        let said = said.trim_start_matches("; ");
+        format!("the server lacks the program for it ({said})")
+    } else if said.is_empty() {
         how
     } else {
         format!("{said} ({how})")
@@ -427,11 +455,24 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_does_not_exist_is_unreachable() {
-        let dial = Program::new(vec!["/nonexistent/ssh".into()], "host", false);
-        let error = dial.dial().map(|_| ()).unwrap_err();
-        assert_eq!(error.kind(), crate::StoreErrorKind::Unreachable);
-        assert!(error.to_string().contains("/nonexistent/ssh"), "{error}");
+    fn a_program_that_this_machine_lacks_is_not_one_that_the_server_lacks() {
+        for program in ["/nonexistent/ssh", "no-such-program-anywhere"] {
+            for hold_fds in [false, true] {
+                let dial = Program::new(vec![program.into()], "host", hold_fds);
+                let error = dial.dial().map(|_| ()).unwrap_err();
+                assert_eq!(error.kind(), crate::StoreErrorKind::ProgramMissing);
+                assert!(error.to_string().contains(program), "{error}");
+            }
+        }
+        let status = Some(ExitStatus::from_raw(SHELL_FOUND_NOTHING << 8));
+        let said = b"bash: line 1: /usr/lib/sftp-server: No such file or directory\n";
+        let ending = explain("ssh", status, said);
+        assert_eq!(ending.kind, EndingKind::Unreachable);
+        assert!(
+            ending.reason.contains("server lacks the program"),
+            "{}",
+            ending.reason
+        );
     }
 
     #[test]

@@ -639,6 +639,7 @@ fn is_passing(error: &StoreError) -> bool {
         error.kind(),
         StoreErrorKind::Disconnected
             | StoreErrorKind::Unreachable
+            | StoreErrorKind::ProgramMissing
             | StoreErrorKind::NotFound
             | StoreErrorKind::PermissionDenied
             // A root file system is read-only until a start has checked it.

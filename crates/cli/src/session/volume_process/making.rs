@@ -25,6 +25,7 @@ use crate::kept_header;
 use crate::output::text;
 use crate::own_names::{self, HalfMade};
 use crate::target::Target;
+use crate::trial::{self, Holes};
 use crate::{Exit, Failure};
 
 /// A container that is being made.
@@ -53,7 +54,17 @@ pub(super) fn make(
     stop.check()?;
     refuse_existing(start, &*store)?;
     let available_bytes = check_writable(start, &*store, say)?;
-    tell_overcommit(available_bytes, create.size_bytes, say);
+    if own_names::may_not_remove(&*store, &start.target.name) {
+        say.notice(Notice::NothingRemoved);
+        tell_overcommit(available_bytes, create.size_bytes, say);
+    } else if trial::run(&*store, &start.target.name)? == Holes::Filled {
+        trial::check_room(create.size_bytes, available_bytes)?;
+        say.notice(Notice::HolesFilled {
+            size_bytes: create.size_bytes,
+        });
+    } else {
+        tell_overcommit(available_bytes, create.size_bytes, say);
+    }
     stop.begin_holding()?;
     let lock = take_lock(start, &*store, &record, stop, say)?;
     // What a dead init sent may still arrive in the file that it made, which is removed: never in
@@ -155,9 +166,6 @@ fn fill(
     flush_folder(&*store, say)?;
     stop.check()?;
     can_hold(&*file, &new.header, create.size_bytes / 4096 * 4096)?;
-    if own_names::may_not_remove(&*store, &start.target.name) {
-        say.notice(Notice::NothingRemoved);
-    }
     let header = Header::load(&HeaderBytes(&*file))?;
     header.check_pins(&new.pins)?;
     let file_bytes = file.len()?;
