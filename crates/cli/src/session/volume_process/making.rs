@@ -54,6 +54,8 @@ pub(super) fn make(
     stop.check()?;
     refuse_existing(start, &*store)?;
     let available_bytes = check_writable(start, &*store, say)?;
+    // The file of the trial is the first that must not stay.
+    stop.begin_holding()?;
     if own_names::may_not_remove(&*store, &start.target.name) {
         say.notice(Notice::NothingRemoved);
         tell_overcommit(available_bytes, create.size_bytes, say);
@@ -65,7 +67,7 @@ pub(super) fn make(
     } else {
         tell_overcommit(available_bytes, create.size_bytes, say);
     }
-    stop.begin_holding()?;
+    stop.check()?;
     let lock = take_lock(start, &*store, &record, stop, say)?;
     // What a dead init sent may still arrive in the file that it made, which is removed: never in
     // the new one. So there is nothing to wait for.
