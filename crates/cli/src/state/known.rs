@@ -92,7 +92,10 @@ impl Known {
             Age::Same => Finding::Same,
             Age::Newer if self.writing && own => Finding::OwnInterrupted,
             Age::Newer => Finding::WrittenElsewhere,
-            Age::Older => Finding::Older {
+            // A session of this machine had just begun.
+            Age::NotUnmounted if self.writing && own => Finding::OwnInterrupted,
+            Age::NotUnmounted if self.writing => Finding::WrittenElsewhere,
+            Age::Older | Age::NotUnmounted => Finding::Older {
                 known: known.written(),
                 found: found.written(),
             },

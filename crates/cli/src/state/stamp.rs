@@ -26,6 +26,9 @@ pub(crate) struct Stamp {
     written_s: u64,
     /// SHA-256 of the block that has the counters, in hexadecimal digits.
     digest: String,
+    /// The file system was not unmounted in order: its journal has to be replayed.
+    #[serde(default)]
+    open: bool,
 }
 
 /// How a state compares with a known one.
@@ -34,6 +37,9 @@ pub(crate) enum Age {
     Same,
     Newer,
     Older,
+    /// Counters are equal, the known state was unmounted in order, and this one was not. A session that
+    /// began within the same second looks so, and a server that lost the last write of the known state.
+    NotUnmounted,
 }
 
 impl Stamp {
@@ -51,6 +57,7 @@ impl Stamp {
             std::cmp::Ordering::Greater => Age::Newer,
             std::cmp::Ordering::Equal if self.file_bytes < known.file_bytes => Age::Older,
             std::cmp::Ordering::Equal if self.digest == known.digest => Age::Same,
+            std::cmp::Ordering::Equal if self.open && !known.open => Age::NotUnmounted,
             std::cmp::Ordering::Equal => Age::Newer,
         }
     }
@@ -82,6 +89,7 @@ pub(crate) struct FirstBlock {
 /// Offsets in the super block: Documentation/filesystems/ext4/super.rst.
 const MAGIC: u16 = 0xEF53;
 const STATE_ERROR: u16 = 2;
+const INCOMPAT_RECOVER: u64 = 4;
 
 impl FirstBlock {
     /// Reads the volume's first 4096 bytes. `None`: no file system that is known.
@@ -101,6 +109,7 @@ impl FirstBlock {
                 // `s_wtime_hi` has the upper 8 bits.
                 written_s: u32_at(0x30) | u64::from(block[0x274]) << 32,
                 digest: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+                open: u32_at(0x60) & INCOMPAT_RECOVER != 0,
             },
             errors: (u16_at(0x3a) & STATE_ERROR != 0)
                 .then(|| u32::try_from(u32_at(0x194)).unwrap_or(u32::MAX).max(1)),
@@ -151,6 +160,12 @@ pub(super) mod tests {
         other[1024 + 0x34] ^= 1;
         let other = FirstBlock::read(&other, 4096).unwrap().stamp;
         assert_eq!(other.age(&known), Age::Newer);
+        // The last write of a session that ended in order is not there any more.
+        let mut open = block(1000, 500, 0);
+        open[1024 + 0x60] = 4;
+        let open = FirstBlock::read(&open, 4096).unwrap().stamp;
+        assert_eq!(open.age(&known), Age::NotUnmounted);
+        assert_eq!(known.age(&open), Age::Newer);
     }
 
     #[test]

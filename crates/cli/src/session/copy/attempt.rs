@@ -14,8 +14,6 @@ use super::super::volume_process::connection::record_id;
 use super::refusals::{self, check_writable};
 use super::side::Side;
 use super::{CopyObserver, CopyPhase, CopyReport, HolesBy, Job};
-use crate::output::text;
-use crate::trial::{self, Holes};
 use crate::{Exit, Failure, own_names, pinned};
 
 /// Both stores, as they are reached now.
@@ -152,15 +150,6 @@ impl Job<'_> {
         if there.destination.is_some() && !near_its_end {
             return Err(self.last_word(self.exists_already()));
         }
-        let begins = !self.began && there.destination.is_none();
-        if begins
-            && self
-                .note
-                .as_ref()
-                .is_none_or(|note| note.copied_bytes() == 0)
-        {
-            self.try_destination(&*stores.destination, &there, observer)?;
-        }
         self.destination.held.hold(&*stores.destination, observer)?;
         let locked = if self.options.remove_source {
             self.source.held.hold(&*stores.source, observer)?;
@@ -202,29 +191,6 @@ impl Job<'_> {
             done.store(true, Ordering::SeqCst);
             report
         })
-    }
-
-    /// Whether the destination can hold a container at all.
-    fn try_destination(
-        &self,
-        store: &dyn Store,
-        there: &Present,
-        observer: &mut dyn CopyObserver,
-    ) -> Result<(), Failure> {
-        let name = self.destination.name();
-        let size_bytes = there.source.map_or(0, |stat| stat.len);
-        if own_names::may_not_remove(store, name) || trial::run(store, name)? == Holes::Kept {
-            return Ok(());
-        }
-        let available_bytes = store.free_space().ok().map(|space| space.available_bytes);
-        trial::check_room(size_bytes, available_bytes)?;
-        let text = format!(
-            "the file system of {} has no sparse files: the copy takes the whole size of {}",
-            self.destination.options.target,
-            text::bytes(size_bytes)
-        );
-        observer.tell(&text, true);
-        Ok(())
     }
 
     /// Under both locks.
