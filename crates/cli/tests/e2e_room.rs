@@ -89,7 +89,7 @@ fn a_backup_stops_in_order_before_another_file_has_filled_the_servers_disk() {
         vec![7; usize::try_from(others).unwrap()],
     )
     .unwrap();
-    running.until(LIMIT, "that it stops", |seen| seen.phase == "stopping");
+    running.until(LIMIT, "that it stops", |seen| seen.phase == "stopping_full");
     signal_rsync(running.child.id(), Signal::CONT);
     let code = running.end(LIMIT);
     let said = running.said.join("\n");
