@@ -43,7 +43,7 @@ pub(crate) fn header(file: &dyn StoreFile) -> Result<Header, Failure> {
 /// The same as the kernel's dm-crypt opens it; and why user mode doesn't, where it doesn't.
 ///
 /// # Errors
-/// [`Exit::Damaged`] where this machine knows a container there, and no header is left of it.
+/// [`crate::Exit::Damaged`] where this machine knows a container there, and no header is left of it.
 pub(crate) fn any_header(
     file: &dyn StoreFile,
     state_dir: &Path,
