@@ -6,6 +6,7 @@ mod machine;
 mod stage;
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -82,13 +83,16 @@ fn a_backup_stops_in_order_before_another_file_has_filled_the_servers_disk() {
         std::thread::sleep(Duration::from_millis(2));
     }
     // Somebody else takes all but 6 MiB.
-    let free = rustix::fs::statvfs(&store).unwrap();
-    let others = free.f_bavail * free.f_frsize - (6 << 20);
-    fs::write(
-        store.join("somebody-else's"),
-        vec![7; usize::try_from(others).unwrap()],
-    )
-    .unwrap();
+    let mut others = fs::File::create(store.join("somebody-else's")).unwrap();
+    let free_bytes = || {
+        let free = rustix::fs::statvfs(&store).unwrap();
+        free.f_bavail * free.f_frsize
+    };
+    // In pieces: what rsync had written before it was stopped is on its way as well.
+    while free_bytes() > 7 << 20 {
+        others.write_all(&[7; 1 << 20]).unwrap();
+    }
+    drop(others);
     running.until(LIMIT, "that it stops", |seen| seen.phase == "stopping_full");
     signal_rsync(running.child.id(), Signal::CONT);
     let code = running.end(LIMIT);
