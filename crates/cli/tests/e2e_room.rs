@@ -60,7 +60,7 @@ fn a_backup_stops_in_order_before_another_file_has_filled_the_servers_disk() {
     requires!(sshd::missing(), needs::root());
     let machine = Machine::new();
     let store = machine.path("store");
-    let _disk = Tmpfs::mount(&store, 200);
+    let _disk = Tmpfs::mount(&store, 400);
     machine.write("src/a", "alpha\n");
     let remote = Remote::with(machine, &SshdOptions::default());
     let machine = &remote.machine;
