@@ -54,7 +54,8 @@ pub(crate) fn check(name: &FileName) -> Result<(), Failure> {
     ))
     .with_hint(
         "nothing was changed. Choose a name that doesn't end in .reserve, .new, .trim, .copying, \
-         .lock.N, or one of .copying-, .new-, .trim-, .late-, .moved- and 16 digits; a container that has such a name should get another before anything else",
+         .lock.N, or one of .copying-, .new-, .trim-, .late-, .moved- and 16 digits; a container that \
+         has such a name should get another before anything else",
     ))
 }
 

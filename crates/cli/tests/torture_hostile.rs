@@ -9,7 +9,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails by a panic, and tells its figures"
+    reason = "a test fails by a panic, and prints its figures"
 )]
 
 mod hostile;

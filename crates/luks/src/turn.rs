@@ -49,7 +49,7 @@ impl Turn {
         } else {
             0
         };
-        // Twins have one lease: chance tells them apart.
+        // Twins have one lease: chance gives them different sequences.
         Ok(jump + (self.lease.clamp(1, LEASE_MAX) << 8 | u64::from(chance)))
     }
 

@@ -27,7 +27,7 @@ pub(crate) fn lstat(path: &Path) -> io::Result<Metadata> {
 }
 
 /// Opens a regular file for reading, and never anything else, not even for a moment: a pipe keeps waiting
-/// whoever opens it, and a device may act on it. Between a look at a name and an open by it another object
+/// the process that opens it, and a device may act on it. Between a look at a name and an open by it another object
 /// may get the name. A symbolic link is not followed.
 pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
     open_regular_at(CWD, path)

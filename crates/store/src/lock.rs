@@ -293,7 +293,7 @@ impl Lock {
     }
 
     /// A reconnect makes the next lease, on a connection of its own. From any other one that looks as
-    /// a takeover does: what was found lost meanwhile tells nothing.
+    /// a takeover does: what was found lost meanwhile proves nothing.
     fn unless_changing<T>(
         &self,
         before: &Current,

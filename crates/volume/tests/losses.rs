@@ -303,67 +303,97 @@ fn a_block_that_nobody_asked_to_send_bears_any_outage() {
     });
 }
 
+/// Why the read at this place fails, if it does.
+type Refuses = Arc<dyn Fn(u64) -> Option<StoreError> + Send + Sync>;
+
+/// A session on whose every connection some reads fail.
+struct Picky {
+    below: Arc<TestSession>,
+    refuses: Refuses,
+}
+
+impl Picky {
+    fn new(disk: &CrashDisk, refuses: Refuses) -> Arc<Self> {
+        let below = TestSession::new(disk);
+        Arc::new(Self { below, refuses })
+    }
+
+    fn file(&self, file: Arc<dyn StoreFile>) -> Arc<dyn StoreFile> {
+        Arc::new(PickyFile(file, Arc::clone(&self.refuses)))
+    }
+
+    fn connect(&self) -> Arc<dyn StoreFile> {
+        self.file(self.below.connect())
+    }
+}
+
+impl Session for Picky {
+    fn before_epoch(&self) -> Result<(), Fenced> {
+        self.below.before_epoch()
+    }
+    fn before_send(&self, ranges: &[Range<u64>]) -> Result<(), Fenced> {
+        self.below.before_send(ranges)
+    }
+    fn settled(&self) {
+        self.below.settled();
+    }
+    fn settled_in_part(&self, ranges: &[Range<u64>]) {
+        self.below.settled_in_part(ranges);
+    }
+    fn reconnect(&self, attempt: u32) -> Result<Arc<dyn StoreFile>, ReconnectError> {
+        Ok(self.file(self.below.reconnect(attempt)?))
+    }
+}
+
+struct PickyFile(Arc<dyn StoreFile>, Refuses);
+
+impl StoreFile for PickyFile {
+    fn len(&self) -> Result<u64, StoreError> {
+        self.0.len()
+    }
+    fn stat(&self) -> Result<FileStat, StoreError> {
+        self.0.stat()
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8], class: ReadClass) -> Result<(), StoreError> {
+        match (self.1)(offset) {
+            Some(error) => Err(error),
+            None => self.0.read_at(offset, buf, class),
+        }
+    }
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+        self.0.write_at(offset, data)
+    }
+    fn flush(&self) -> Result<(), StoreError> {
+        self.0.flush()
+    }
+    fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        self.0.discard(offset, len)
+    }
+    fn resize(&self, len: u64) -> Result<(), StoreError> {
+        self.0.resize(len)
+    }
+}
+
 /// A server that answers all but one read, on each connection: the session ends, though other reads
 /// and flushes get through.
 #[test]
 fn one_read_that_no_connection_answers_ends_the_session() {
-    struct Deaf(Arc<TestSession>);
-    struct DeafFile(Arc<dyn StoreFile>);
-    impl StoreFile for DeafFile {
-        fn len(&self) -> Result<u64, StoreError> {
-            self.0.len()
-        }
-        fn stat(&self) -> Result<FileStat, StoreError> {
-            self.0.stat()
-        }
-        fn read_at(&self, offset: u64, buf: &mut [u8], class: ReadClass) -> Result<(), StoreError> {
-            if offset == at(32) {
-                // As a store does that has waited for long enough.
-                std::thread::sleep(Duration::from_millis(100));
-                return Err(lost());
-            }
-            self.0.read_at(offset, buf, class)
-        }
-        fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
-            self.0.write_at(offset, data)
-        }
-        fn flush(&self) -> Result<(), StoreError> {
-            self.0.flush()
-        }
-        fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-            self.0.discard(offset, len)
-        }
-        fn resize(&self, len: u64) -> Result<(), StoreError> {
-            self.0.resize(len)
-        }
-    }
-    impl Session for Deaf {
-        fn before_epoch(&self) -> Result<(), Fenced> {
-            self.0.before_epoch()
-        }
-        fn before_send(&self, ranges: &[Range<u64>]) -> Result<(), Fenced> {
-            self.0.before_send(ranges)
-        }
-        fn settled(&self) {
-            self.0.settled();
-        }
-        fn settled_in_part(&self, ranges: &[Range<u64>]) {
-            self.0.settled_in_part(ranges);
-        }
-        fn reconnect(&self, attempt: u32) -> Result<Arc<dyn StoreFile>, ReconnectError> {
-            Ok(Arc::new(DeafFile(self.0.reconnect(attempt)?)))
-        }
-    }
+    let deaf: Refuses = Arc::new(|offset| {
+        (offset == at(32)).then(|| {
+            // As a store does that has waited for long enough.
+            std::thread::sleep(Duration::from_millis(100));
+            lost()
+        })
+    });
     within(LIMIT, || {
         let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
-        let session = Arc::new(Deaf(TestSession::new(&disk)));
+        let session = Picky::new(&disk, deaf);
         let options = VolumeOptions {
             reconnect_max: Duration::from_millis(300),
             read_ahead_bytes_max: 0,
             ..tiny()
         };
-        let file = Arc::new(DeafFile(session.0.connect()));
-        let volume = Volume::open(file, geometry(LEN), session, options).unwrap();
+        let volume = Volume::open(session.connect(), geometry(LEN), session, options).unwrap();
         std::thread::scope(|scope| {
             let reading = scope.spawn(|| read_stamp(&volume, 32));
             let mut stamp = 0;
@@ -421,65 +451,23 @@ fn a_failure_of_any_one_operation_is_borne_on_a_new_connection() {
 /// Reading a suspect back has the patience that writing has.
 #[test]
 fn a_suspect_that_can_not_be_read_back_for_a_moment_is_read_on_a_new_connection() {
-    struct Moody(Arc<TestSession>, Arc<AtomicUsize>);
-    struct MoodyFile(Arc<dyn StoreFile>, Arc<AtomicUsize>);
-    impl StoreFile for MoodyFile {
-        fn len(&self) -> Result<u64, StoreError> {
-            self.0.len()
-        }
-        fn stat(&self) -> Result<FileStat, StoreError> {
-            self.0.stat()
-        }
-        fn read_at(&self, offset: u64, buf: &mut [u8], class: ReadClass) -> Result<(), StoreError> {
-            let fail = |left: usize| left.checked_sub(1);
-            let order = Ordering::SeqCst;
-            if offset == at(5) && self.1.fetch_update(order, order, fail).is_ok() {
-                return Err(StoreError::Refused {
-                    op: "read",
-                    object: "container".to_owned(),
-                    reason: "Failure".to_owned(),
-                });
-            }
-            self.0.read_at(offset, buf, class)
-        }
-        fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
-            self.0.write_at(offset, data)
-        }
-        fn flush(&self) -> Result<(), StoreError> {
-            self.0.flush()
-        }
-        fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-            self.0.discard(offset, len)
-        }
-        fn resize(&self, len: u64) -> Result<(), StoreError> {
-            self.0.resize(len)
-        }
-    }
-    impl Session for Moody {
-        fn before_epoch(&self) -> Result<(), Fenced> {
-            self.0.before_epoch()
-        }
-        fn before_send(&self, ranges: &[Range<u64>]) -> Result<(), Fenced> {
-            self.0.before_send(ranges)
-        }
-        fn settled(&self) {
-            self.0.settled();
-        }
-        fn settled_in_part(&self, ranges: &[Range<u64>]) {
-            self.0.settled_in_part(ranges);
-        }
-        fn reconnect(&self, attempt: u32) -> Result<Arc<dyn StoreFile>, ReconnectError> {
-            let file = self.0.reconnect(attempt)?;
-            Ok(Arc::new(MoodyFile(file, Arc::clone(&self.1))))
-        }
-    }
     within(LIMIT, || {
         for (failures, borne) in [(3, true), (100, false)] {
             let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
             let left = Arc::new(AtomicUsize::new(0));
-            let session = Arc::new(Moody(TestSession::new(&disk), Arc::clone(&left)));
-            let file = Arc::new(MoodyFile(session.0.connect(), Arc::clone(&left)));
-            let volume = Volume::open(file, geometry(LEN), session, tiny()).unwrap();
+            let counted = Arc::clone(&left);
+            let moody: Refuses = Arc::new(move |offset| {
+                let fail = |left: usize| left.checked_sub(1);
+                let order = Ordering::SeqCst;
+                let refused = offset == at(5) && counted.fetch_update(order, order, fail).is_ok();
+                refused.then(|| StoreError::Refused {
+                    op: "read",
+                    object: "container".to_owned(),
+                    reason: "Failure".to_owned(),
+                })
+            });
+            let session = Picky::new(&disk, moody);
+            let volume = Volume::open(session.connect(), geometry(LEN), session, tiny()).unwrap();
             disk.lose_lines();
             volume.write_at(at(5), &stamped(7)).unwrap();
             left.store(failures, Ordering::SeqCst);

@@ -3,7 +3,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "tests, and one tells its figures"
+    reason = "tests, and one prints its figures"
 )]
 
 mod support;

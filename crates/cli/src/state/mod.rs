@@ -13,9 +13,26 @@ pub(crate) use stamp::FirstBlock;
 
 use std::path::Path;
 
+use sprat_luks::{Header, SectorCipher};
+use sprat_store::{ReadClass, StoreFile};
+
 use crate::Failure;
 use crate::filed::Filed;
 use crate::target::Target;
+
+/// The volume's first block in plaintext, and the length of the container file in bytes.
+pub(crate) fn first_block(
+    file: &dyn StoreFile,
+    header: &Header,
+    cipher: &SectorCipher,
+) -> Result<(Vec<u8>, u64), Failure> {
+    let file_bytes = file.len()?;
+    let offset = header.geometry(file_bytes)?.offset_bytes;
+    let mut block = vec![0; 4096];
+    file.read_at(offset, &mut block, ReadClass::Demand)?;
+    cipher.decrypt(0, &mut block)?;
+    Ok((block, file_bytes))
+}
 
 /// For what doesn't open the volume: refuses a container that is older than this machine knows it.
 /// `first_block` is the volume's, in plaintext.

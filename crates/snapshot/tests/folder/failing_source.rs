@@ -34,7 +34,7 @@ impl FailingSource {
         Self::mount_silent(at, names, Silent::default())
     }
 
-    /// The same; whoever asks for `silent` waits in `silent`.
+    /// The same; a caller that asks for `silent` waits in `silent`.
     pub fn mount_silent(at: &Path, names: Vec<String>, silent: Silent) -> BackgroundSession {
         let root = None;
         Self {

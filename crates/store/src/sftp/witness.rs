@@ -33,7 +33,7 @@ impl Session {
     }
 
     /// Whether data channel `channel` shows the witness as the first channel does. If it does not, the
-    /// whole session ends. What can't be told counts as the same: the channel, or the lease, is lost then.
+    /// whole session ends. What is not known counts as the same: the channel, or the lease, is lost then.
     pub(crate) fn leads_to_the_same_folder(&self, index: usize, channel: &Channel) -> bool {
         let Some(witness) = self.witness().clone() else {
             return true;

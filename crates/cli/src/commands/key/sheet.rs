@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde_json::json;
 use sprat_luks::{Header, Pins, RecoveryKey, RecoveryKeyError, Secret, SectorCipher};
-use sprat_store::{ReadClass, StoreFile};
+
 use zeroize::Zeroizing;
 
 use super::super::context::{Context, Resolved};
@@ -230,13 +230,17 @@ pub(super) fn rehearse(context: &Context, args: &KeyTargetArgs) -> Result<Exit, 
     let (slot, key) = header.unlock_by(&reach::HeaderBytes(&*file), &secret)?;
     let cipher = SectorCipher::new(&key, &header)?;
     drop(key);
-    check_file_system(&*file, &header, &cipher).map_err(|failure| {
+    let first = state::first_block(&*file, &header, &cipher).and_then(|first| {
+        check_file_system(&first.0, &header, first.1)?;
+        Ok(first)
+    });
+    let (block, file_bytes) = first.map_err(|failure| {
         failure.context(format!(
             "the key opens {} (slot {slot}), but not all of its volume is there",
             resolved.target
         ))
     })?;
-    compare_state(context, &resolved, &*file, &header, &cipher)?;
+    compare_state(context, &resolved, &header, (&block, file_bytes))?;
     note_proof(context, &header, slot, kind_of(&source, &secret));
     let json = json!({
         "command": "key rehearse",
@@ -261,9 +265,8 @@ pub(super) fn rehearse(context: &Context, args: &KeyTargetArgs) -> Result<Exit, 
 fn compare_state(
     context: &Context,
     resolved: &Resolved,
-    file: &dyn StoreFile,
     header: &Header,
-    cipher: &SectorCipher,
+    (block, file_bytes): (&[u8], u64),
 ) -> Result<(), Failure> {
     let (state_dir, target) = (state_dir(context), &resolved.target);
     if !context.global.accept_changed_keys {
@@ -272,12 +275,7 @@ fn compare_state(
     if context.global.accept_older_state {
         return Ok(());
     }
-    let file_bytes = file.len()?;
-    let mut block = vec![0; 4096];
-    let offset = header.geometry(file_bytes)?.offset_bytes;
-    file.read_at(offset, &mut block, ReadClass::Demand)?;
-    cipher.decrypt(0, &mut block)?;
-    state::refuse_older(&state_dir, target, header.uuid(), &block, file_bytes)
+    state::refuse_older(&state_dir, target, header.uuid(), block, file_bytes)
 }
 
 /// What was typed, or read from where it was named.
@@ -312,16 +310,8 @@ fn note_proof(context: &Context, header: &Header, slot: u32, kind: KeyKind) {
 }
 
 /// Whether the beginning of the file system decrypts, and the file is as long as that says.
-fn check_file_system(
-    file: &dyn StoreFile,
-    header: &Header,
-    cipher: &SectorCipher,
-) -> Result<(), Failure> {
-    let file_bytes = file.len()?;
+fn check_file_system(block: &[u8], header: &Header, file_bytes: u64) -> Result<(), Failure> {
     let payload = header.geometry(file_bytes)?;
-    let mut block = [0; 4096];
-    file.read_at(payload.offset_bytes, &mut block, ReadClass::Demand)?;
-    cipher.decrypt(0, &mut block)?;
     match session::ext4_bytes(&block[1024..2048]) {
         Some(needed) if needed > payload.len_bytes => {
             let needed = payload.offset_bytes.saturating_add(needed);

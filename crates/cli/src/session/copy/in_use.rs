@@ -2,6 +2,7 @@
 //! else says where it holds data.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use sprat_luks::{Header, LuksError, Secret, SectorCipher, UnlockOptions};
 use sprat_store::copy::DataMap;
@@ -19,6 +20,8 @@ const CHUNKS_MAX: usize = 16;
 pub(super) struct Opened<'a> {
     pub header: &'a Header,
     pub secret: &'a Secret,
+    /// Where it was opened already.
+    pub cipher: Option<Arc<SectorCipher>>,
     /// The key slot that opened it the last time.
     pub last: Option<u32>,
 }
@@ -29,11 +32,11 @@ pub(super) fn map(
     opened: &Opened<'_>,
     file: &dyn StoreFile,
 ) -> Result<Result<DataMap, String>, StoreError> {
-    let mut plain = match Plain::open(opened, file) {
+    let len = file.len()?;
+    let mut plain = match Plain::open(opened, file, len) {
         Ok(plain) => plain,
         Err(error) => return Ok(Err(error.to_string())),
     };
-    let len = file.len()?;
     let found = plain.ranges();
     if let Some(error) = plain.failed {
         return Err(error);
@@ -52,7 +55,7 @@ pub(super) fn map(
 /// The volume in plaintext.
 struct Plain<'a> {
     file: &'a dyn StoreFile,
-    cipher: SectorCipher,
+    cipher: Arc<SectorCipher>,
     offset: u64,
     len: u64,
     chunks: BTreeMap<u64, Vec<u8>>,
@@ -61,20 +64,27 @@ struct Plain<'a> {
 }
 
 impl<'a> Plain<'a> {
-    fn open(opened: &Opened<'_>, file: &'a dyn StoreFile) -> Result<Self, LuksError> {
-        let (source, options) = (
-            HeaderBytes(file),
-            UnlockOptions::beginning_with(opened.last),
-        );
-        let (_, key) = opened
-            .header
-            .unlock_within(&source, opened.secret, &options)?;
-        let payload = opened
-            .header
-            .geometry(sprat_luks::HeaderRead::len(&source).unwrap_or(0))?;
+    fn open(
+        opened: &Opened<'_>,
+        file: &'a dyn StoreFile,
+        file_bytes: u64,
+    ) -> Result<Self, LuksError> {
+        let payload = opened.header.geometry(file_bytes)?;
+        let cipher = match &opened.cipher {
+            Some(cipher) => Arc::clone(cipher),
+            None => {
+                let (source, options) = (
+                    HeaderBytes(file),
+                    UnlockOptions::beginning_with(opened.last),
+                );
+                let header = opened.header;
+                let (_, key) = header.unlock_within(&source, opened.secret, &options)?;
+                Arc::new(SectorCipher::new(&key, header)?)
+            }
+        };
         Ok(Self {
             file,
-            cipher: SectorCipher::new(&key, opened.header)?,
+            cipher,
             offset: payload.offset_bytes,
             len: payload.len_bytes,
             chunks: BTreeMap::new(),

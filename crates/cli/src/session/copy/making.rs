@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use sprat_luks::{Header, LuksErrorKind, SectorCipher, UnlockOptions};
 use sprat_store::copy::{self, CopyError, CopyIdentity, CopyLeft, CopyNote, CopySides, CopyStage};
-use sprat_store::{Access, FileName, ReadClass, Store, StoreErrorKind, StoreFile};
+use sprat_store::{Access, FileName, Store, StoreErrorKind, StoreFile};
 
 use super::super::options::{PinPolicy, SessionOptions};
 use super::super::volume_process::connection::HeaderBytes;
@@ -56,7 +56,7 @@ impl Job<'_> {
 
     /// Compares the state that the source shows with the one that this machine knows.
     fn compare_state(
-        &self,
+        &mut self,
         file: &dyn StoreFile,
         header: &Header,
         observer: &mut dyn CopyObserver,
@@ -74,11 +74,9 @@ impl Job<'_> {
         let opened = opened.map(|secret| header.unlock_within(&source, secret, &last));
         let why = match opened {
             Some(Ok((_, key))) => {
-                let file_bytes = file.len()?;
-                let offset = header.geometry(file_bytes)?.offset_bytes;
-                let mut block = vec![0; 4096];
-                file.read_at(offset, &mut block, ReadClass::Demand)?;
-                SectorCipher::new(&key, header)?.decrypt(0, &mut block)?;
+                let cipher = Arc::new(SectorCipher::new(&key, header)?);
+                let (block, file_bytes) = state::first_block(file, header, &cipher)?;
+                self.cipher = Some(cipher);
                 return state::refuse_older(state_dir, target, header.uuid(), &block, file_bytes);
             }
             Some(Err(error)) if error.kind() == LuksErrorKind::Read => {
@@ -143,6 +141,7 @@ impl Job<'_> {
             .map(|secret| in_use::Opened {
                 header: &source.header,
                 secret,
+                cipher: self.cipher.clone(),
                 last: state::opened_last(&from.state_dir, &from.target, &source.pins.uuid),
             });
         let (map, holes_by) =

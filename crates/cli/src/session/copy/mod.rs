@@ -16,9 +16,10 @@ mod returning;
 mod side;
 mod watch;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sprat_luks::{Pins, Secret};
+use sprat_luks::{Pins, Secret, SectorCipher};
 use sprat_store::Outage;
 use sprat_store::copy::{CopyNote, CopyProgress};
 
@@ -78,7 +79,7 @@ pub enum HolesBy {
     Allocation,
     /// The server's shell told.
     ServerShell,
-    /// The bitmaps of the file system inside told, which the key opens.
+    /// By the bitmaps of the file system inside, which the key opens.
     FileSystem,
     /// All of the file was read.
     Zeros,
@@ -148,6 +149,8 @@ struct Job<'a> {
     file_is_ours: bool,
     /// The source was compared with what this machine knows of it.
     compared: bool,
+    /// The source's, once a key has opened it.
+    cipher: Option<Arc<SectorCipher>>,
     /// The last failure's own hint says all.
     explained: bool,
 }
@@ -191,6 +194,7 @@ pub fn copy(
         under_way: false,
         file_is_ours: false,
         compared: false,
+        cipher: None,
         explained: false,
     };
     let clock = Instant::now();

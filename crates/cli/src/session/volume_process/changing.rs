@@ -188,11 +188,8 @@ impl<'w> Work<'w> {
     /// Keys are not changed in an old copy of the container, nor under a header that is seen for the
     /// first time and does not belong to what lies behind it: it would be pinned.
     fn refuse_older(&self, header: &Header, key: &VolumeKey) -> Result<(), Failure> {
-        let file_bytes = self.file.len()?;
-        let offset = header.geometry(file_bytes)?.offset_bytes;
-        let mut block = vec![0; 4096];
-        self.file.read_at(offset, &mut block, ReadClass::Demand)?;
-        SectorCipher::new(key, header)?.decrypt(0, &mut block)?;
+        let cipher = SectorCipher::new(key, header)?;
+        let (block, file_bytes) = state::first_block(&*self.file, header, &cipher)?;
         if matches!(self.start.pins, PinPolicy::TrustOnce)
             && ext4_bytes(&block[1024..2048]).is_none()
         {

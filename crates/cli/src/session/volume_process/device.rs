@@ -11,6 +11,8 @@ use sprat_luks::SectorCipher;
 use sprat_volume::{BLOCK_BYTES, Flush, Volume};
 use zeroize::Zeroize;
 
+use super::ranges::merged;
+
 /// The volume: in user mode in plaintext, in kernel mode as it is. Below it everything is ciphertext.
 pub(super) struct EdgeDevice {
     volume: Arc<Volume>,
@@ -49,19 +51,6 @@ impl Collected {
     }
 }
 
-/// Puts ranges in order and joins those that touch.
-fn joined(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
-    ranges.sort_unstable_by_key(|range| range.start);
-    let mut joined: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
-    for range in ranges {
-        match joined.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => joined.push(range),
-        }
-    }
-    joined
-}
-
 impl EdgeDevice {
     pub(super) fn new(volume: Arc<Volume>, cipher: Option<SectorCipher>, flush: Flush) -> Self {
         Self {
@@ -90,7 +79,7 @@ impl EdgeDevice {
     pub(super) fn take_collected(&self) -> Option<Vec<Range<u64>>> {
         let mut collected = self.collected();
         let ranges = std::mem::take(&mut collected.as_mut()?.ranges);
-        Some(joined(ranges))
+        Some(merged(ranges))
     }
 
     /// The volume's first block as it was last written, where it was: in plaintext, unless the
@@ -180,7 +169,7 @@ mod tests {
         for range in [8192..12288, 12288..16384, 0..4096] {
             collected.note(range);
         }
-        assert_eq!(joined(collected.ranges), [0..4096, 8192..16384]);
+        assert_eq!(merged(collected.ranges), [0..4096, 8192..16384]);
         let mut collected = Collected::default();
         collected.note(0..1 << 30);
         for number in 1..=RANGES_MAX as u64 {

@@ -15,6 +15,7 @@ mod lengthen;
 pub(crate) mod making;
 pub(super) mod opening;
 mod putting_back;
+mod ranges;
 pub(super) mod reserve;
 pub(super) mod rewrite;
 pub(super) mod room;

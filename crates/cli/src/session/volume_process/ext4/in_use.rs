@@ -7,6 +7,7 @@
 
 use std::ops::Range;
 
+use super::super::ranges::merged;
 use super::{BG_BLOCK_UNINIT, BLOCK, Read, Super, bytes_at, crc32c};
 
 /// Features under which bitmaps mean what they mean here (`EXT4_FEATURE_INCOMPAT_…` in fs/ext4/ext4.h):
@@ -177,20 +178,6 @@ fn block_number(descriptor: &[u8], low: usize, high: usize) -> u64 {
     }
 }
 
-/// The same in order, disjoint.
-fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
-    ranges.sort_unstable_by_key(|range| range.start);
-    let mut merged: Vec<Range<u64>> = Vec::new();
-    for range in ranges {
-        match merged.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => merged.push(range),
-        }
-    }
-    merged.retain(|range| !range.is_empty());
-    merged
-}
-
 /// `ranges` without `out`, both as [`merged`] leaves them.
 fn without(ranges: &[Range<u64>], out: &[Range<u64>]) -> Vec<Range<u64>> {
     let mut rest = Vec::new();
@@ -290,7 +277,7 @@ mod tests {
             let used = in_use(image.as_file()).unwrap();
             let bytes: u64 = used.iter().map(|range| range.end - range.start).sum();
             assert!(bytes < 150 << 20, "{bytes} of {size} with {features}");
-            // Noise in place of all else: whoever needs any of it sees it.
+            // Noise in place of all else: a reader that needs any of it sees it.
             let copy = tempfile::NamedTempFile::new().unwrap();
             let len = image.as_file().metadata().unwrap().len();
             copy.as_file().set_len(len).unwrap();

@@ -24,7 +24,9 @@ impl Hold {
     /// session that only reads.
     pub(in super::super) fn late_until(&self) -> Option<LateUntil> {
         let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
-        held.as_ref()?.late_until()
+        let until = held.as_ref()?.late_until()?;
+        // On a disk of this machine nothing outlives the process that wrote it.
+        (!until.own_only || self.server_outlives_us()).then_some(until)
     }
 
     /// Whether blocks may be given back to the server: not while lists say what they hold. After a
@@ -32,7 +34,6 @@ impl Hold {
     pub(in super::super) fn may_give_back(&self) -> bool {
         match self.late_until() {
             None => true,
-            Some(until) if until.own_only && !self.server_outlives_us() => true,
             Some(until) if until.own_only && self.late_found.1.is_empty() => {
                 if let Some(sent) = self.sent.get() {
                     sent.end_watch();
@@ -115,8 +116,9 @@ impl Hold {
 
     /// After the lease was lost to a session that took over: leaves the list of what may have arrived
     /// too late, waits for the answers to what was sent, and says "free" where nothing can arrive any
-    /// more. The list first: whatever ends this process before the answers come, it lies there. False where the lease was not lost so. What fails leaves the other session to wait
-    /// and to compare.
+    /// more. The list comes first, so that it is there if this process is ended before the answers come.
+    /// False where the lease was not lost so. What fails leaves the other session to wait and to
+    /// compare.
     pub(in super::super) fn answer_takeover(&self, say: &Say) -> bool {
         let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
         let (Some(lock), true) = (&*held, self.lost().is_some()) else {

@@ -7,6 +7,7 @@ use super::super::super::options::{Access, NotCompared, Notice};
 use super::super::super::protocol::VolumeStart;
 use super::super::hold::Hold;
 use super::super::knowledge::Knowledge;
+use super::super::ranges::merged;
 use super::super::stop::Say;
 use super::BLOCK;
 use super::compare::{Compared, compare};
@@ -43,10 +44,7 @@ pub(in super::super) fn begin(
         true => Found::default(),
         false => hold.late_found(),
     };
-    // On a disk of this machine nothing outlives the process that wrote it.
-    let late_until = hold
-        .late_until()
-        .filter(|until| !until.own_only || hold.server_outlives_us());
+    let late_until = hold.late_until();
     let writes = start.access == Access::ReadWrite;
     let whole = start.past_cache || (writes && late_until.is_none());
     let compared = match found.0.is_empty() && found.1.is_empty() {
@@ -80,7 +78,7 @@ pub(in super::super) fn begin(
     };
     let scope = match until.own_only {
         false => Scope::All,
-        true => Scope::Within(joined(
+        true => Scope::Within(merged(
             hold.record()
                 .suspects()
                 .into_iter()
@@ -142,18 +140,6 @@ fn end_watches(hold: &Hold, lists: &[FileName], compared: &[String]) -> Result<(
         }
     }
     Ok(())
-}
-
-fn joined(mut ranges: Vec<std::ops::Range<u64>>) -> Vec<std::ops::Range<u64>> {
-    ranges.sort_unstable_by_key(|range| range.start);
-    let mut joined: Vec<std::ops::Range<u64>> = Vec::new();
-    for range in ranges {
-        match joined.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => joined.push(range),
-        }
-    }
-    joined
 }
 
 /// The failure of a session that would write.
