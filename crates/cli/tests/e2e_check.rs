@@ -37,7 +37,13 @@ fn a_whole_container_checks_clean_and_is_not_written_to() {
     assert_eq!(again["files"]["files_known"], 5);
     let source = check(&machine, &["--against-source", "home"]);
     assert_eq!(source.code, 0, "{}", source.whole());
-    assert_eq!(source.json()["files"]["same"], 3);
+    let files = &source.json()["files"];
+    assert_eq!(files["same"], 3);
+    assert_eq!(files["lacking_unknown"], serde_json::Value::Null);
+    assert_eq!(
+        (&files["lacking"]["count"], &files["new_since"]["count"]),
+        (&0.into(), &0.into())
+    );
     let after = fs::metadata(machine.path(CONTAINER))
         .unwrap()
         .modified()
@@ -93,6 +99,7 @@ fn a_flipped_block_of_a_file_is_found_and_named_in_each_snapshot() {
 
     // A file that was changed since is told from one that was damaged.
     machine.write("src/folder/other", vec![b'n'; 50_000]);
+    machine.write("src/folder/young", vec![b'n'; 10]);
     fs::remove_file(machine.path("src/a")).unwrap();
     let source = check(&machine, &["--against-source", "home"]);
     assert_eq!(source.code, 13, "{}", source.whole());
@@ -107,6 +114,10 @@ fn a_flipped_block_of_a_file_is_found_and_named_in_each_snapshot() {
         "{files}"
     );
     assert!(first_name(&files["gone"]).ends_with("/a"), "{files}");
+    assert!(
+        first_name(&files["new_since"]).ends_with("/src/folder/young"),
+        "{files}"
+    );
     let shown = machine.sprat(&["check", CONTAINER, "--read-data"]);
     assert_eq!(shown.code, 13, "{}", shown.whole());
     assert!(shown.stdout.contains("What to do"), "{}", shown.whole());

@@ -16,7 +16,7 @@ mod waiting;
 pub(crate) use ask::within;
 pub(crate) use guard::Guard;
 pub(crate) use invocation::{Invocation, Side};
-pub(crate) use output::ITEM_FORMAT;
+pub(crate) use output::{Difference, ITEM_FORMAT, parse_difference};
 pub(crate) use program::Rsync;
 pub(crate) use run::{Ended, ITEMS_MAX, Obstacle, Outcome, SeveralNames, room_at};
 pub(crate) use scope::ends_run;

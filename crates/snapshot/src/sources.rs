@@ -1,7 +1,7 @@
 //! Checks the sources before a run and after it: a backup of the wrong place, or of none, is
 //! refused instead of made.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -15,7 +15,7 @@ use crate::mounts::{Mount, holding, mounts, pattern_for};
 use crate::mounts_inside::{MountChange, MountInside, Place, changes, mounts_inside};
 use crate::own_places::{OwnPlaces, joined, real_path};
 use crate::patterns;
-use crate::record::Warning;
+use crate::record::{ONE_FILE_SYSTEM, Warning};
 use crate::spec::SnapshotSpec;
 use crate::subvolumes;
 use crate::text::escape_path;
@@ -135,6 +135,28 @@ impl Sources {
         });
         this.warnings.extend(left_out);
         Ok(this)
+    }
+
+    /// rsync's arguments for what is copied and what is left out; the place written to follows them.
+    pub(crate) fn arguments(&self, spec: &SnapshotSpec) -> Vec<OsString> {
+        let mut arguments = Vec::new();
+        if spec.one_file_system {
+            arguments.push(ONE_FILE_SYSTEM.into());
+        }
+        // First match wins, so ours come first. A `!`, which would clear them, is refused.
+        let ours = self.left_out.iter();
+        arguments.extend(ours.map(|pattern| argument("--exclude=", pattern)));
+        let own_patterns = spec.excludes.iter();
+        arguments.extend(own_patterns.map(|pattern| format!("--exclude={pattern}").into()));
+        let files = spec.exclude_from.iter();
+        arguments.extend(files.map(|file| argument("--exclude-from=", file.as_os_str())));
+        arguments.push("--".into());
+        arguments.extend(
+            self.list
+                .iter()
+                .map(|one| one.path.clone().into_os_string()),
+        );
+        arguments
     }
 
     /// Finds the volume's own mounts and the kernel's file systems inside the sources.
@@ -311,6 +333,13 @@ impl Sources {
         found.dedup();
         Ok(found)
     }
+}
+
+/// An option of rsync with its value.
+pub(crate) fn argument(option: &str, value: &OsStr) -> OsString {
+    let mut argument = OsString::from(option);
+    argument.push(value);
+    argument
 }
 
 /// Mounts what belongs on the automount points in the sources, and those that lead to them.

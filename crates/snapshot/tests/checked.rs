@@ -5,6 +5,8 @@
 mod folder;
 #[path = "checked/healed.rs"]
 mod healed;
+#[path = "checked/lacking.rs"]
+mod lacking;
 
 use std::fs::{self, File, FileTimes};
 use std::io::Write;
@@ -32,6 +34,8 @@ fn spec(bench: &Bench, what: CheckWhat) -> CheckSpec {
         duration_max: None,
         duration_over: Duration::ZERO,
         note_interval: Duration::from_secs(3600),
+        never_enter: Vec::new(),
+        container: None,
     }
 }
 

@@ -55,6 +55,8 @@ pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> 
             duration_max: args.max_duration,
             duration_over: begun.elapsed(),
             note_interval: NOTE_INTERVAL,
+            never_enter: Vec::new(),
+            container: None,
         })
     };
     let checked = check(options, &secret, spec, &mut seen, &context.interrupt);
@@ -382,7 +384,28 @@ fn files_told(args: &CheckArgs, report: &CheckReport) -> String {
          (the next backup from this machine copies them)",
         &report.missed,
     );
-    list(&mut out, "gone from the source", &report.gone);
+    if !report.gone.is_empty() {
+        let count = text::count(report.gone.count);
+        let _ = writeln!(out, "gone from the source since: {count}");
+    }
+    list(
+        &mut out,
+        "NOT IN THE SNAPSHOT, though the source had them when it was begun (the next backup copies them)",
+        &report.lacking,
+    );
+    list(
+        &mut out,
+        "not in the snapshot, as they were made, moved or mounted there since (the next backup copies \
+         them)",
+        &report.new_since,
+    );
+    if let Some(why) = &report.lacking_unknown {
+        let _ = writeln!(
+            out,
+            "what the snapshot lacks is not known: {}",
+            text::harmless(why)
+        );
+    }
     list(
         &mut out,
         "can't be read in the source",

@@ -62,7 +62,11 @@ fn look(
     interrupt: &Interrupt,
 ) -> Result<Looked, Failure> {
     let file_system = session.look_at_file_system(observer, interrupt)?;
-    let spec = spec();
+    let spec = spec().map(|mut spec| {
+        spec.never_enter = session.never_backed_up();
+        spec.container = session.local_container();
+        spec
+    });
     let overwritten = !session.facts.overwritten.is_empty();
     if spec.is_none() && !overwritten {
         return Ok((file_system, None, None));

@@ -172,10 +172,7 @@ impl Session {
         observer: &mut dyn Observer,
         interrupt: &Interrupt,
     ) -> Result<SnapshotReport, Failure> {
-        spec.never_enter.extend(self.own_folders());
-        // What a session notes of its lock is of no use later, and untrue.
-        let locks = self.options.state_dir.join("locks");
-        spec.never_enter.push(locks);
+        spec.never_enter.extend(self.never_backed_up());
         spec.container = self.local_container();
         spec.suspects = Some(self.suspects());
         self.ask(
@@ -292,6 +289,14 @@ impl Session {
                 _ => None,
             },
         )
+    }
+
+    /// What never enters a snapshot.
+    fn never_backed_up(&self) -> Vec<PathBuf> {
+        let mut folders = self.own_folders().to_vec();
+        // What a session notes of its lock is of no use later, and untrue.
+        folders.push(self.options.state_dir.join("locks"));
+        folders
     }
 
     /// sprat's folders of which nothing is worth a backup, and which a running session needs.

@@ -8,6 +8,7 @@
 mod affected;
 mod blocks;
 mod known;
+mod lacking;
 mod read;
 mod source;
 mod walk;
@@ -23,8 +24,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::SnapshotError;
 use crate::name::JobName;
 use crate::record::NameList;
-use crate::spec::{Cancel, Progress};
-use crate::text::{escape_path, path_text};
+use crate::spec::{Cancel, LocalContainer, Progress};
+use crate::text::{escape_path, path_text, path_texts};
 pub(crate) use affected::same_path_elsewhere;
 pub use blocks::{FilesOn, files_on};
 pub(crate) use known::Key;
@@ -58,6 +59,12 @@ pub struct CheckSpec {
     pub duration_over: Duration,
     /// How often what was read is written to `known`, so that a lost line loses no more than this.
     pub note_interval: Duration,
+    /// Against a source: as in [`crate::SnapshotSpec::never_enter`].
+    #[serde(default, with = "path_texts")]
+    pub never_enter: Vec<PathBuf>,
+    /// Against a source: as in [`crate::SnapshotSpec::container`].
+    #[serde(default)]
+    pub container: Option<LocalContainer>,
 }
 
 /// See [`CheckSpec`].
@@ -102,8 +109,16 @@ pub struct CheckReport {
     pub missed: NameList,
     /// Against a source: files that are no longer there.
     pub gone: NameList,
-    /// Against a source: files that can't be read there.
+    /// Against a source: files and folders that can't be read there.
     pub source_unreadable: NameList,
+    /// Against a source: files, folders and links that were there when the snapshot was begun, and that
+    /// it lacks, by their paths there. The sources and patterns are those of the snapshot's run.
+    pub lacking: NameList,
+    /// Against a source: what the snapshot lacks, too, and what may have been made, moved or mounted
+    /// there since.
+    pub new_since: NameList,
+    /// Against a source: why it is not known what the snapshot lacks.
+    pub lacking_unknown: Option<String>,
     /// Files on this machine that could not be written, and why: later checks and backups don't know
     /// what this check read and found.
     pub not_saved: Vec<String>,
@@ -148,6 +163,9 @@ pub fn check(
     });
     let finished = walked? && !run.left_any;
     run.report.finished = finished;
+    if let (CheckWhat::AgainstSource(job), true) = (&spec.what, finished) {
+        run.name_lacking(job);
+    }
     if !cancel.is_cancelled() {
         run.name_affected();
     }

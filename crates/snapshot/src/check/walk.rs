@@ -31,8 +31,10 @@ const COMPARED: u64 = 1;
 
 /// One check, on the thread that walks.
 pub(super) struct Run<'a> {
-    root: &'a Path,
-    spec: &'a CheckSpec,
+    pub(super) root: &'a Path,
+    pub(super) spec: &'a CheckSpec,
+    /// The snapshot that is compared with its source.
+    pub(super) snapshot: Option<SnapshotName>,
     pub(super) report: CheckReport,
     pub(super) known: Known,
     /// Something was not read after all.
@@ -54,8 +56,8 @@ pub(super) struct Run<'a> {
     until: Option<Instant>,
     /// Something is being read, or was.
     begun: bool,
-    progress: &'a mut dyn FnMut(Progress),
-    cancel: &'a Cancel,
+    pub(super) progress: &'a mut dyn FnMut(Progress),
+    pub(super) cancel: &'a Cancel,
 }
 
 type Done = Receiver<(Task, Outcome)>;
@@ -72,6 +74,7 @@ impl<'a> Run<'a> {
         Self {
             root,
             spec,
+            snapshot: None,
             report: CheckReport::default(),
             known,
             left_any: false,
@@ -151,6 +154,7 @@ impl<'a> Run<'a> {
                 snapshot: "latest".to_owned(),
             });
         };
+        self.snapshot = Some(moment);
         let snapshot = folder.join(moment.to_string());
         Ok(self.walk(&snapshot, Some(&moments), tasks, done))
     }
@@ -308,11 +312,16 @@ impl<'a> Run<'a> {
     fn tell(&mut self) {
         if self.told.elapsed() >= TELL_INTERVAL {
             self.told = Instant::now();
-            let mut progress = Progress::begin(Phase::Checking);
-            progress.bytes_done = self.report.bytes_read;
-            progress.files_done = self.report.files_read;
-            (self.progress)(progress);
+            let so_far = self.so_far();
+            (self.progress)(so_far);
         }
+    }
+
+    pub(super) fn so_far(&self) -> Progress {
+        let mut progress = Progress::begin(Phase::Checking);
+        progress.bytes_done = self.report.bytes_read;
+        progress.files_done = self.report.files_read;
+        progress
     }
 
     fn compared(&mut self, task: &Task, is: source::Compared) {

@@ -42,6 +42,9 @@ pub(crate) struct Invocation {
     pub(crate) input: Option<Vec<u8>>,
     /// Files of the source that have several names are listed in [`super::Outcome::several_names`].
     pub(crate) lists_names: bool,
+    /// The run has [`super::ITEM_FORMAT`], and its lines are listed in [`super::Outcome::changes`] as
+    /// they are.
+    pub(crate) lists_changes: bool,
 }
 
 impl Invocation {
@@ -62,6 +65,7 @@ impl Invocation {
             guarded: false,
             input: None,
             lists_names: false,
+            lists_changes: false,
         }
     }
 

@@ -164,6 +164,26 @@ pub(crate) fn item_name(line: &str) -> Option<&str> {
     parts(line).map(|(_, named)| named.name)
 }
 
+/// How an object of the source differs from what is at its place in a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Difference<'l> {
+    /// Nothing of its kind is there. The name is relative to the root, as rsync escapes it.
+    Missing(&'l str),
+    /// A symbolic link to another place, or another device.
+    Other(&'l str),
+}
+
+/// What a line of [`ITEM_FORMAT`] says of two trees that a dry run compared. `None` for files and
+/// folders that are there: rsync has compared no content.
+pub(crate) fn parse_difference(line: &str) -> Option<Difference<'_>> {
+    let (flags, named) = parts(line)?;
+    match flags.as_bytes() {
+        [_, _, marks @ ..] if marks.contains(&b'+') => Some(Difference::Missing(named.name)),
+        [b'c', b'L' | b'D' | b'S', ..] => Some(Difference::Other(named.name)),
+        _ => None,
+    }
+}
+
 /// Reads a line of [`ITEM_FORMAT`].
 pub(crate) fn parse_item(line: &str) -> Option<Item<'_>> {
     let (flags, named) = parts(line)?;
@@ -248,6 +268,19 @@ mod tests {
         for other in ["cd+++++++++", "cL+++++++++"] {
             assert_eq!(parse_item(&line(other)), Some(Item::Other), "{other}");
         }
+        let differs = |flags: &str| parse_difference(&line(flags)).map(|it| format!("{it:?}"));
+        for (flags, wanted) in [
+            (">f+++++++++", Some("Missing")),
+            ("hf+++++++++", Some("Missing")),
+            ("cd+++++++++", Some("Missing")),
+            ("cLc.T......", Some("Other")),
+            (">f.sT......", None),
+            (".d..t......", None),
+            ("*deleting  ", None),
+        ] {
+            let wanted = wanted.map(|what| format!("{what}({name:?})"));
+            assert_eq!(differs(flags), wanted, "{flags}");
+        }
         for none in [
             "Number of files: 1",
             "",
@@ -266,6 +299,7 @@ mod tests {
             let _ = take_stat(&line, &mut RunStats::default());
             let _ = is_change(&line);
             let _ = parse_item(&line);
+            let _ = parse_difference(&line);
         }
     }
 }

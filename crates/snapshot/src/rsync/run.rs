@@ -471,6 +471,10 @@ impl<'a> Running<'a> {
             self.take_answers(Duration::ZERO);
             return;
         }
+        if self.invocation.lists_changes && is_change(&text) {
+            self.changes.push_within(text.into_owned(), ITEMS_MAX);
+            return;
+        }
         if let Some(from) = &self.invocation.recent_from
             && let Some(item) = parse_item(&text)
         {

@@ -7,8 +7,8 @@ use super::Run;
 use crate::attempts;
 use crate::job::Folder;
 use crate::recent;
-use crate::record::ONE_FILE_SYSTEM;
 use crate::rsync::{ITEM_FORMAT, Invocation, Side};
+use crate::sources::argument;
 
 impl Run<'_> {
     /// rsync's command line. It runs in the job's folder, so that no name of the mount point
@@ -33,9 +33,6 @@ impl Run<'_> {
         if self.recent.all || self.spec.checksum {
             arguments.push("--checksum".into());
         }
-        if self.spec.one_file_system {
-            arguments.push(ONE_FILE_SYSTEM.into());
-        }
         // A relative one is relative to the place written to.
         arguments.extend(
             self.linked_from
@@ -45,22 +42,9 @@ impl Run<'_> {
         let copy = self.copy.iter();
         arguments.extend(copy.map(|copy| {
             let folder = Path::new("..").join(&copy.link_dest);
-            joined("--link-dest=", folder.as_os_str())
+            argument("--link-dest=", folder.as_os_str())
         }));
-        // First match wins, so ours come first. A `!`, which would clear them, is refused.
-        arguments.extend(
-            self.sources
-                .left_out
-                .iter()
-                .map(|pattern| joined("--exclude=", pattern)),
-        );
-        let own_patterns = self.spec.excludes.iter();
-        arguments.extend(own_patterns.map(|pattern| format!("--exclude={pattern}").into()));
-        let files = self.spec.exclude_from.iter();
-        arguments.extend(files.map(|file| joined("--exclude-from=", file.as_os_str())));
-        arguments.push("--".into());
-        let sources = self.sources.list.iter();
-        arguments.extend(sources.map(|source| source.path.clone().into_os_string()));
+        arguments.extend(self.sources.arguments(self.spec));
         arguments.push(format!("./{inflight}/").into());
         self.run_into_volume(arguments)
     }
@@ -71,10 +55,4 @@ impl Run<'_> {
         invocation.recent_from = Some(recent::from_text(self.started));
         invocation
     }
-}
-
-fn joined(option: &str, value: &std::ffi::OsStr) -> OsString {
-    let mut argument = OsString::from(option);
-    argument.push(value);
-    argument
 }

@@ -1,0 +1,162 @@
+//! What a source has and its snapshot lacks: a dry run of rsync compares both trees, by names and kinds.
+
+use std::collections::HashSet;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::walk::Run;
+use crate::file_system::FileSystem;
+use crate::job::JobFolder;
+use crate::long_path::lstat;
+use crate::mounts::pattern_for;
+use crate::name::{JobName, SnapshotName};
+use crate::recent;
+use crate::record::{ONE_FILE_SYSTEM, RunRecord, Warning};
+use crate::rsync::{
+    Difference, Ended, ITEM_FORMAT, Invocation, Outcome, Rsync, Side, parse_difference,
+};
+use crate::sources::Sources;
+use crate::spec::{Progress, SnapshotSpec};
+use crate::text::{escape_path, unescape_path};
+
+impl Run<'_> {
+    /// Names what the snapshot that was compared lacks.
+    pub(super) fn name_lacking(&mut self, job: &JobName) {
+        if let Some(snapshot) = self.snapshot {
+            self.report.lacking_unknown = self.compare_names(job, snapshot).err();
+        }
+    }
+
+    fn compare_names(&mut self, job: &JobName, snapshot: SnapshotName) -> Result<(), String> {
+        let folder =
+            JobFolder::open(self.root, Path::new(job.as_str())).map_err(|e| e.to_string())?;
+        let record = folder.record(snapshot)?;
+        let spec = SnapshotSpec {
+            excludes: record.excludes.clone(),
+            exclude_from: record
+                .exclude_from
+                .iter()
+                .map(|one| unescape_path(one))
+                .collect(),
+            one_file_system: record
+                .rsync_arguments
+                .iter()
+                .any(|one| one == ONE_FILE_SYSTEM),
+            never_enter: self.spec.never_enter.clone(),
+            container: self.spec.container.clone(),
+            allow_empty: true,
+            ..SnapshotSpec::new(job.clone(), asked_for(&record))
+        };
+        let mut sources = Sources::look(&spec, self.root).map_err(|e| e.to_string())?;
+        for new in new_disks(&record, &sources.file_systems) {
+            let place = unescape_path(&new.place);
+            let text = format!("{}: {} was not there", new.place, new.text());
+            self.report.new_since.push(text);
+            sources.list.retain(|source| source.path != place);
+            sources.left_out.insert(0, pattern_for(&place, true));
+        }
+        if sources.list.is_empty() {
+            return Ok(());
+        }
+        let mut arguments = vec!["-nrlD".into(), "--relative".into()];
+        // A folder may be in the way of a file.
+        arguments.extend(["--force", ITEM_FORMAT, "--outbuf=L"].map(Into::into));
+        arguments.extend(sources.arguments(&spec));
+        arguments.push(format!("./{snapshot}/").into());
+        let at = &folder.path;
+        let mut invocation = Invocation::new(arguments, at, at, Side::IntoVolume);
+        invocation.lists_changes = true;
+        let so_far = self.so_far();
+        let rsync = Rsync::find(&spec.rsync).map_err(|e| e.to_string())?;
+        let mut tell = |now: Progress| {
+            (self.progress)(Progress {
+                still_s: now.still_s,
+                ..so_far
+            });
+        };
+        let outcome = rsync.run(&invocation, &mut tell, self.cancel);
+        let outcome = outcome.map_err(|e| e.to_string())?;
+        match &outcome.ended {
+            Ended::Whole | Ended::WithUnread | Ended::Cancelled => {}
+            Ended::Failed { ended, message } => return Err(format!("rsync: {ended}: {message}")),
+            other => return Err(format!("rsync: {other:?}")),
+        }
+        self.take_differences(&outcome, &format!("{job}/{snapshot}"), &record);
+        Ok(())
+    }
+
+    fn take_differences(&mut self, outcome: &Outcome, snapshot: &str, record: &RunRecord) {
+        let from_s = recent::from_s(record.started);
+        let report = &mut self.report;
+        let mut new_folders = HashSet::new();
+        for line in &outcome.changes.names {
+            let path = |name| Path::new("/").join(unescape_path(name));
+            match parse_difference(line) {
+                Some(Difference::Other(name)) => {
+                    let path = path(name);
+                    report
+                        .changed
+                        .push(format!("{snapshot}{}", escape_path(&path)));
+                }
+                Some(Difference::Missing(name)) => {
+                    let path = path(name);
+                    match is_new(&path, from_s, &mut new_folders) {
+                        Some(true) => report.new_since.push(escape_path(&path)),
+                        Some(false) => report.lacking.push(escape_path(&path)),
+                        None => {}
+                    }
+                }
+                None => {}
+            }
+        }
+        // More than can be examined.
+        report.lacking.count += outcome.changes.count - outcome.changes.names.len() as u64;
+        for name in &outcome.unread.names {
+            let text = format!("{name}: can't be listed");
+            report.source_unreadable.push(text);
+        }
+    }
+}
+
+/// The sources that the run was asked for.
+fn asked_for(record: &RunRecord) -> Vec<PathBuf> {
+    let left_out = record.warnings.iter().filter_map(|warning| match warning {
+        Warning::SourceLeftOut { path, .. } => Some(path),
+        _ => None,
+    });
+    let sources = record.sources.iter().chain(left_out);
+    sources.map(|source| unescape_path(source)).collect()
+}
+
+/// File systems at places where the run met another one, or none.
+fn new_disks(record: &RunRecord, now: &[FileSystem]) -> Vec<FileSystem> {
+    let is_new = |now: &&FileSystem| {
+        let met = record
+            .file_systems
+            .iter()
+            .filter(|met| met.place == now.place);
+        !met.into_iter().any(|met| met.is_continued_by(now))
+    };
+    // Records of older programs have none.
+    let known = !record.file_systems.is_empty();
+    now.iter()
+        .filter(|_| known)
+        .filter(is_new)
+        .cloned()
+        .collect()
+}
+
+/// Whether an object that the snapshot lacks may be younger than its run. Nobody can set a change time
+/// (ctime): making an object or moving it to another folder changes that of both the object and the
+/// folder. `None`: it is gone.
+fn is_new(path: &Path, from_s: i64, new_folders: &mut HashSet<PathBuf>) -> Option<bool> {
+    let about = lstat(path).ok()?;
+    let parent = path.parent()?;
+    let is_younger = |ctime: i64| ctime >= from_s;
+    let is_new = new_folders.contains(parent)
+        || (is_younger(about.ctime()) && lstat(parent).is_ok_and(|it| is_younger(it.ctime())));
+    if is_new && about.is_dir() {
+        new_folders.insert(path.to_owned());
+    }
+    Some(is_new)
+}
