@@ -46,6 +46,9 @@ pub const RENEW_INTERVAL: Duration = Duration::from_secs(10);
 /// record: the record is synced once for each six renewals.
 const UNRECORDED_RENEWALS_MAX: u64 = 7;
 
+/// How often a lease that the server garbled is written again.
+const REWRITES_MAX: u32 = 3;
+
 /// Who takes a lock. The server learns no host name from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnerNote {
@@ -122,6 +125,16 @@ pub enum LockError {
     /// The server does not list a file that was made and is there.
     #[error("the server does not list {file}, which was just made: it can't keep a lease")]
     Unlisted { file: FileName },
+    /// A lease of ours does not hold what was written there, by nobody else's doing: nobody but its
+    /// maker writes into a lease. Nothing may be sent any more; `unused`: nothing was sent under it.
+    #[error(
+        "the server does not keep what is written to the lock on container {container}: {reason}"
+    )]
+    NotKept {
+        container: FileName,
+        reason: String,
+        unused: bool,
+    },
     /// The lock is no longer ours; nothing may be sent any more.
     #[error("the lock on container {container} was lost: {reason}")]
     Lost { container: FileName, reason: String },
@@ -276,7 +289,8 @@ impl Lock {
         })
     }
 
-    /// Reads the lease again; [`LockError::Lost`] if it isn't ours any more. Any other error tells
+    /// Reads the lease again; [`LockError::Lost`] if it isn't ours any more, [`LockError::NotKept`] if
+    /// the server garbled it. Any other error tells
     /// nothing about the lease (the line may be down): nothing may be sent until a later call
     /// returns `Ok`. So it is while [`Lock::take_again`] makes the next lease, on a connection before
     /// the new one that still answers.
@@ -410,10 +424,6 @@ impl Lock {
             StoreErrorKind::NotRegular => self.lost(&format!("{} is no regular file", now.file)),
             _ => self.failed("verify", error),
         })?;
-        // To say what happened: no other length reads as a lease.
-        if bytes.len() < LEASE_BYTES {
-            return Err(self.lost(&format!("{} was cut", now.file)));
-        }
         // Our own renewal may be under way.
         let read_again = || read_if_there(store, now.number, &now.file);
         let mut content = Content::parse(&bytes);
@@ -422,7 +432,7 @@ impl Lock {
             content = again.and_then(|seen| seen.content);
         }
         let Some(content) = content else {
-            return Err(self.lost(&format!("{} is not readable", now.file)));
+            return Err(self.not_kept(&now.file, false));
         };
         if content.token != now.content.token || content.attempt != now.content.attempt {
             return Err(self.lost(&format!("{} is another's", now.file)));
@@ -466,6 +476,21 @@ impl Lock {
         }
     }
 
+    /// Writes what our lease says once more, after the server garbled it, and reads it back: a server
+    /// that does so once may do it again.
+    fn rewrite(&self, store: &dyn Store) -> Result<(), LockError> {
+        let now = self.now();
+        for _ in 0..REWRITES_MAX {
+            self.overwrite(store, "write", &now)?;
+            let seen = read_if_there(store, now.number, &now.file);
+            match seen.map_err(|source| self.failed("read", source))? {
+                Some(seen) if seen.content.is_some() => return Ok(()),
+                _ => {}
+            }
+        }
+        Err(self.not_kept(&now.file, false))
+    }
+
     /// Writes our content, without syncing it, and looks for the next lease behind that.
     fn overwrite(
         &self,
@@ -502,6 +527,15 @@ impl Lock {
         LockError::Lost {
             container: self.container.clone(),
             reason: reason.to_owned(),
+        }
+    }
+
+    /// `unused`: nothing was sent under a lease yet.
+    fn not_kept(&self, file: &FileName, unused: bool) -> LockError {
+        LockError::NotKept {
+            container: self.container.clone(),
+            reason: format!("{file} holds other bytes than this session wrote"),
+            unused,
         }
     }
 

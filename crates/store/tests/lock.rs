@@ -22,6 +22,8 @@ use sprat_store::{
 };
 use sprat_testkit::{needs, requires};
 
+#[path = "lock/garbled.rs"]
+mod garbled;
 #[path = "lock/left_over.rs"]
 mod left_over;
 #[path = "lock/lost_lines.rs"]
@@ -417,7 +419,7 @@ fn who_takes_over_from_one_that_waits_waits_for_both() {
 }
 
 #[test]
-fn a_higher_number_or_a_cut_file_means_lost() {
+fn a_higher_number_means_lost_and_a_cut_file_that_it_was_not_kept() {
     let (store, state) = (MemoryStore::new(), host());
     let record = record(state.path());
     let lock = take(&store, &record).unwrap();
@@ -429,7 +431,11 @@ fn a_higher_number_or_a_cut_file_means_lost() {
         .open(&lock_file(FIRST), sprat_store::Access::ReadWrite)
         .unwrap();
     file.resize(100).unwrap();
-    assert_lost(lock.renew(&store));
+    let renewed = lock.renew(&store);
+    assert!(
+        matches!(renewed, Err(LockError::NotKept { .. })),
+        "{renewed:?}"
+    );
 }
 
 #[test]

@@ -275,6 +275,21 @@ impl From<&LockError> for Failure {
                 "no data was changed. Such a server shows new files only when they are closed \
                  (ProFTPD: HiddenStores off). Change that, or use another server",
             ),
+            LockError::NotKept { unused, .. } => (
+                Exit::Damaged,
+                match unused {
+                    true => {
+                        "nothing was sent to the container. No other session wrote there: a server that \
+                         garbles one file may garble others. Find out what is wrong with it or its disk, \
+                         then run `sprat check --read-data`"
+                    }
+                    false => {
+                        "nothing more is sent. No other session wrote there: a server that garbles one \
+                         file may have garbled what this session sent, too. Find out what is wrong with \
+                         it or its disk, then run `sprat check --read-data` before the next backup"
+                    }
+                },
+            ),
             LockError::Lost { .. } => (
                 Exit::Locked,
                 "nothing more is sent. What was on its way may have arrived after the other session \

@@ -203,10 +203,16 @@ fn still_waiting(failure: Failure) -> Failure {
     if failure.exit == Exit::Locked {
         return failure;
     }
-    failure.with_hint(
-        "the container stays taken over and locked, so nothing can be written to it. Run `sprat \
-         unlock` again: it goes on waiting",
-    )
+    let stays = "the container stays taken over and locked, so nothing can be written to it. Run `sprat \
+                 unlock` again: it goes on waiting";
+    match &failure.hint {
+        // What is wrong with the server is to be said, too.
+        Some(hint) if failure.exit == Exit::Damaged => {
+            let hint = format!("{stays}. {hint}");
+            failure.with_hint(hint)
+        }
+        _ => failure.with_hint(stays),
+    }
 }
 
 fn hours(seconds: u64) -> String {

@@ -97,6 +97,13 @@ impl Lock {
             // A copy of this process renewed it meanwhile.
             self.has_twin.store(true, Ordering::SeqCst);
         }
+        let garbled = ours.as_ref().is_some_and(|seen| seen.content.is_none());
+        if garbled && kept && after.is_none() {
+            // Made by us, and nobody else writes into it.
+            let file = next.file.clone();
+            *self.current() = next;
+            return Err(self.not_kept(&file, false));
+        }
         if after.is_some() || !made || !kept {
             let lost = self.lost(&format!("{} was taken over", before.file));
             let mut current = self.current();

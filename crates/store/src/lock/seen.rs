@@ -236,6 +236,12 @@ impl Seen {
         taken && may_be_ours(self.number, renewed, renewals)
     }
 
+    /// It has bytes that no sprat writes. Of a lease of ours: the server did not keep what we wrote,
+    /// as nobody else writes into it.
+    pub(super) fn is_garbled(&self) -> bool {
+        self.content.is_none() && !self.empty
+    }
+
     pub(super) fn has(&self, token: Token) -> bool {
         self.content
             .as_ref()

@@ -281,7 +281,10 @@ impl Lock {
             }
             Err(error) => {
                 // Where even that fails the record stays, and the next try takes it over.
-                let _ = lock.withdraw(store);
+                let withdrawn = lock.withdraw(store);
+                if withdrawn.is_ok() && matches!(error, LockError::NotKept { .. }) {
+                    let _ = lock.rewrite(store);
+                }
                 Err(error)
             }
         }
@@ -350,6 +353,10 @@ impl Lock {
         }
         let new_old = old.iter().any(|number| !first.old.contains(number));
         let alone = numbers.last() == Some(&now.number) && next.is_none() && !new_old;
+        // Nobody else writes into a file that we made, so nobody else is to blame.
+        if alone && ours.as_ref().is_some_and(|seen| seen.content.is_none()) {
+            return Err(self.not_kept(&now.file, true));
+        }
         let below_gone = now.predecessor.is_some() && below.is_none();
         if !is_ours || !alone || below_gone {
             return Err(self.held_by_other(store));

@@ -139,9 +139,11 @@ impl Lock {
         self.has_twin.load(Ordering::SeqCst)
     }
 
-    /// Answers whoever took over: "free", into our own lease. To be called after the lease was lost,
-    /// with everything that was sent answered on every connection: then nothing can arrive late.
-    /// False where there is nobody to answer, or a twin holds this very lease.
+    /// The last word in a lease that was lost, to be called with everything that was sent answered on
+    /// every connection: then nothing can arrive late. Who took over gets "free", and with that its
+    /// answer. If nobody did and the server garbled the lease, what it said is written again: it stays
+    /// held, and the next session of this machine knows it for its own. True if somebody was answered;
+    /// a twin that holds this very lease is not.
     pub fn answer(&self, store: &dyn Store) -> Result<bool, LockError> {
         let _writing = self.writing();
         if self.has_twin() {
@@ -150,10 +152,16 @@ impl Lock {
         let now = self.now();
         let failed = |source| self.failed("answer by", source);
         let found = read_if_there(store, now.number, &now.file).map_err(failed)?;
-        let content = found.and_then(|seen| seen.content);
-        let is_ours =
-            content.is_some_and(|content| content.attempt == now.content.attempt && !content.free);
-        if !is_ours || self.next_is_there(store, &now)?.is_none() {
+        let passed = self.next_is_there(store, &now)?.is_some();
+        let Some(found) = found else { return Ok(false) };
+        if !passed && found.is_garbled() {
+            self.rewrite(store)?;
+            return Ok(false);
+        }
+        let is_ours = found
+            .content
+            .is_some_and(|content| content.attempt == now.content.attempt && !content.free);
+        if !is_ours || !passed {
             return Ok(false);
         }
         self.change(|content| content.free = true);

@@ -7,6 +7,7 @@ use sprat_store::{
     Access, Capabilities, FileStat, FreeSpace, ReadClass, StoreError, StoreErrorKind, StoreFile,
 };
 
+use super::garbled::garble;
 use super::*;
 
 type Act = Box<dyn FnOnce(&MemoryStore) + Send>;
@@ -15,14 +16,16 @@ type Fill = fn(&MemoryStore, &FileName, &[u8]) -> Result<Result<(), StoreError>,
 
 /// A store that others change at given moments, and whose listing need not be right.
 #[derive(Default)]
-struct Meddled {
-    below: MemoryStore,
+pub(super) struct Meddled {
+    pub(super) below: MemoryStore,
     /// Done right after a lease's file was made, before anybody has read it again.
     after_making: Mutex<Option<Act>>,
     /// Done before a file is opened.
     before_opening: Mutex<Option<Act>>,
     stats: Arc<AtomicUsize>,
     fill: Mutex<Option<Fill>>,
+    /// So many writes into leases by their names are garbled.
+    pub(super) garbled: AtomicUsize,
     /// Writes are answered with "disk full".
     full: AtomicBool,
     unlisted: Mutex<Vec<FileName>>,
@@ -33,7 +36,7 @@ struct Meddled {
 }
 
 impl Meddled {
-    fn after_making(&self, act: impl FnOnce(&MemoryStore) + Send + 'static) {
+    pub(super) fn after_making(&self, act: impl FnOnce(&MemoryStore) + Send + 'static) {
         *self.after_making.lock().unwrap() = Some(Box::new(act));
     }
 
@@ -133,7 +136,13 @@ impl Store for Meddled {
         if self.full.load(Ordering::SeqCst) {
             return Err(no_space());
         }
-        self.below.overwrite_and_stat(name, content, next)
+        let stat = self.below.overwrite_and_stat(name, content, next);
+        let garbles = |left: usize| left.checked_sub(1);
+        let order = Ordering::SeqCst;
+        if self.garbled.fetch_update(order, order, garbles).is_ok() {
+            garble(&self.below, name);
+        }
+        stat
     }
 }
 
@@ -202,7 +211,7 @@ const NO_DOORS: &str = "\"doors\":[]";
 const FAR: Option<u64> = Some(1 << 40);
 
 /// A store with one lease, which is free.
-fn given_back() -> Meddled {
+pub(super) fn given_back() -> Meddled {
     let store = Meddled::default();
     take(&store, &record(host().path()))
         .unwrap()

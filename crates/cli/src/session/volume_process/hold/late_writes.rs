@@ -159,7 +159,7 @@ impl Hold {
     fn store_after_loss(&self, lock: &Lock) -> Option<Arc<dyn Store>> {
         let store = self.store();
         let lost = |store: &Arc<dyn Store>| match lock.verify(&**store) {
-            Err(LockError::Lost { .. }) => Some(true),
+            Err(LockError::Lost { .. } | LockError::NotKept { .. }) => Some(true),
             Err(LockError::Store { .. }) => None,
             _ => Some(false),
         };
