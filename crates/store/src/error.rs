@@ -170,3 +170,64 @@ impl StoreError {
         }
     }
 }
+
+impl StoreErrorKind {
+    /// Whether the same request may succeed later, on a new connection: a connection that was lost, a
+    /// program that is being replaced, or what a server answers until its disk is there. A root file
+    /// system is read-only until a start has checked it.
+    #[must_use]
+    pub fn may_pass(self) -> bool {
+        match self {
+            Self::Disconnected
+            | Self::Unreachable
+            | Self::ProgramMissing
+            | Self::NotFound
+            | Self::PermissionDenied
+            | Self::ReadOnly
+            | Self::Failed => true,
+            // Nothing but a person changes these, or asking again may do harm.
+            Self::AlreadyExists
+            | Self::NoSpace
+            | Self::NotRegular
+            | Self::Truncated
+            | Self::LoginRefused
+            | Self::HostKey
+            | Self::Protocol
+            | Self::Elsewhere
+            | Self::Unsupported => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::StoreErrorKind::*;
+
+    #[test]
+    fn what_a_server_answers_while_it_starts_passes_and_the_rest_does_not() {
+        // `ProgramMissing`: ssh while a package manager replaces it. `ReadOnly`: a root file system
+        // that was not checked yet.
+        let passing = [
+            Disconnected,
+            Unreachable,
+            ProgramMissing,
+            NotFound,
+            PermissionDenied,
+            ReadOnly,
+            Failed,
+        ];
+        let lasting = [
+            AlreadyExists,
+            NoSpace,
+            NotRegular,
+            Truncated,
+            LoginRefused,
+            HostKey,
+            Protocol,
+            Elsewhere,
+            Unsupported,
+        ];
+        assert!(passing.iter().all(|kind| kind.may_pass()));
+        assert!(!lasting.iter().any(|kind| kind.may_pass()));
+    }
+}

@@ -152,6 +152,38 @@ fn start_unlock(bench: &Bench, silence_s: u64, reconnect_max: Duration) -> Unloc
 }
 
 #[test]
+fn an_unlock_that_loses_its_lease_while_it_waits_answers_who_took_over() {
+    requires!(crate::session_bench::missing());
+    let bench = Bench::local();
+    bench.create();
+    // Else the kernel says at once that nobody writes.
+    let _open = fs::File::options()
+        .write(true)
+        .open(bench.container())
+        .unwrap();
+    held_by_another(&bench, "one");
+    let waits = start_unlock(&bench, 600, Duration::ZERO);
+    waits.wait_for("no answer of the session");
+    let lease = leases::held(&bench.path("store")).pop().unwrap();
+    let mut elsewhere = bench.options(Access::ReadWrite);
+    elsewhere.state_dir = bench.path("other-state");
+    let wish = UnlockWish {
+        force: true,
+        is_off: true,
+        watch: Duration::ZERO,
+        answer_wait: Duration::from_secs(4),
+        ..UnlockWish::default()
+    };
+    let done = unlock(&elsewhere, &wish, &never(), &mut |_| ()).unwrap();
+    assert_exit(waits.thread.join().unwrap(), Exit::Locked);
+    let text = fs::read_to_string(&lease).unwrap();
+    assert!(text.contains("\"free\":true"), "{text}");
+    let ways: Vec<DoorWay> = done.ways.iter().map(|(_, way)| *way).collect();
+    // What the other one waited for is waited for by this one.
+    assert_eq!(ways, [DoorWay::Answered, DoorWay::Off], "{:?}", done.ways);
+}
+
+#[test]
 fn an_unlock_that_waits_bears_lost_connections_and_a_server_that_is_away_for_a_while() {
     requires!(ssh_missing());
     let mut bench = Bench::ssh();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sprat_store::lock::RENEW_INTERVAL;
-use sprat_store::{FileName, Lock, LockError, Outage, Store, StoreError, StoreErrorKind, Writers};
+use sprat_store::{FileName, Lock, LockError, Outage, Store, StoreErrorKind, Writers};
 
 use super::super::options::SessionOptions;
 use super::super::volume_process::connection::Connection;
@@ -121,11 +121,13 @@ impl<'w> Waiting<'w> {
     ) -> Result<T, Failure> {
         let mut connected = true;
         loop {
-            let done = if connected {
-                act(self)
+            let reached = if connected {
+                Ok(())
             } else {
-                self.connect_again().and_then(|()| act(self))
+                self.connect_again()
             };
+            let answers = reached.is_ok();
+            let done = reached.and_then(|()| act(self));
             let error = match done {
                 Ok(done) => {
                     if self.outage.is_on() {
@@ -138,12 +140,18 @@ impl<'w> Waiting<'w> {
                 Err(error) => error,
             };
             let LockError::Store { source, .. } = &error else {
+                // Nothing but leases was sent, so nothing can arrive late. If it can't be said, who took
+                // over waits longer.
+                let _ = self.lease.answer(&*self.store);
                 return Err(Failure::from(&error));
             };
             let now = self.begun.elapsed();
             self.outage.lost(now);
             let over = self.outage_max.is_zero() || !self.outage.begin_attempt(now);
-            if !is_passing(source) || over {
+            // Before the lease was read on a new connection, any answer: as in a session, a server that
+            // starts may show another host key, or refuse logins.
+            let may_pass = !answers || source.kind().may_pass();
+            if !may_pass || over {
                 return Err(Failure::from(&error));
             }
             connected = false;
@@ -174,8 +182,8 @@ impl<'w> Waiting<'w> {
             }
             found => drop(found.map_err(failed)?),
         }
-        self.lease.take_again(&*new)?;
         self.store = new;
+        self.lease.take_again(&*self.store)?;
         self.outage.connected(self.begun.elapsed(), true);
         Ok(())
     }
@@ -270,16 +278,4 @@ impl<'w> Waiting<'w> {
             std::thread::sleep(left.min(Duration::from_millis(50)));
         }
     }
-}
-
-/// What a server says for as long as its disk is not there, or a connection is lost.
-fn is_passing(error: &StoreError) -> bool {
-    matches!(
-        error.kind(),
-        StoreErrorKind::Disconnected
-            | StoreErrorKind::Unreachable
-            | StoreErrorKind::NotFound
-            | StoreErrorKind::PermissionDenied
-            | StoreErrorKind::Failed
-    )
 }

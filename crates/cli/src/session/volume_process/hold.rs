@@ -627,25 +627,10 @@ impl sprat_volume::Session for Hold {
 
 /// Whether trying again may help, or the server said something that will not change.
 fn retry_or_give_up(error: StoreError) -> ReconnectError {
-    match is_passing(&error) {
+    match error.kind().may_pass() {
         true => ReconnectError::Retry(error),
         false => ReconnectError::GiveUp(Box::new(error)),
     }
-}
-
-/// What a server says for as long as its disk is not there, or a connection is lost.
-fn is_passing(error: &StoreError) -> bool {
-    matches!(
-        error.kind(),
-        StoreErrorKind::Disconnected
-            | StoreErrorKind::Unreachable
-            | StoreErrorKind::ProgramMissing
-            | StoreErrorKind::NotFound
-            | StoreErrorKind::PermissionDenied
-            // A root file system is read-only until a start has checked it.
-            | StoreErrorKind::ReadOnly
-            | StoreErrorKind::Failed
-    )
 }
 
 /// Looks through an error's sources for one that passes.
@@ -658,7 +643,7 @@ fn passes(error: &(dyn std::error::Error + 'static)) -> bool {
                 .and_then(|error| error.get_ref())
                 .and_then(|inner| inner.downcast_ref::<StoreError>())
         });
-        if store.is_some_and(is_passing) {
+        if store.is_some_and(|error| error.kind().may_pass()) {
             return true;
         }
         next = error.source();
