@@ -65,10 +65,10 @@ impl Session for Far {
     }
 }
 
-/// A takeover from a session with many blocks under way, scattered over the container. The long form
-/// (`SPRAT_TORTURE_ROUNDS`) has 32,768 of them, 128 MiB, which may take 30 s at 50 ms there and back.
+/// A takeover from a session with many blocks under way, scattered over the container. Bytes are measured,
+/// not time, which is the machine's. The long form (`SPRAT_TORTURE_ROUNDS`) has 32,768 blocks, 128 MiB.
 #[test]
-fn a_takeover_of_scattered_blocks_over_a_far_line_takes_little_longer_than_its_bytes() {
+fn a_takeover_of_scattered_blocks_over_a_far_line_moves_them_twice_until_it_is_open() {
     requires!(sshd::missing());
     let suspects = match std::env::var_os("SPRAT_TORTURE_ROUNDS") {
         Some(_) => 32_768,
@@ -111,24 +111,29 @@ fn a_takeover_of_scattered_blocks_over_a_far_line_takes_little_longer_than_its_b
         let before = session.wire.bytes();
         let begun = Instant::now();
         let volume = Volume::open(file, lies, session.clone(), options).unwrap();
-        let opened = begun.elapsed();
+        let (opened, open) = (begun.elapsed(), session.wire.bytes());
         volume.close().unwrap();
-        let (took, after) = (begun.elapsed(), session.wire.bytes());
-        let (up, down) = (after.0 - before.0, after.1 - before.1);
+        let (took, closed) = (begun.elapsed(), session.wire.bytes());
+        let (up, down) = (open.0 - before.0, open.1 - before.1);
+        let (later_up, later_down) = (closed.0 - open.0, closed.1 - open.1);
         let progress = session.progress.load(Ordering::SeqCst);
         println!(
-            "{suspects} blocks: open for writing after {opened:?}, all read back after {took:?}; \
-             {up} bytes up, {down} bytes down, progress reported {progress} times"
+            "{suspects} blocks: open for writing after {opened:?} with {up} bytes up and {down} down; all \
+             read back after {took:?} with {later_up} more up and {later_down} down; progress reported \
+             {progress} times"
         );
         let whole = suspects * block;
-        // ssh and an unoptimised wire take longer than the bytes.
-        let most = Duration::from_secs(if cfg!(debug_assertions) { 300 } else { 30 });
-        assert!(took < most, "{took:?}");
-        // Read and written once, and read back; some for requests, logins and ssh.
+        // For requests, logins and ssh.
         let some = whole / 10 + (1 << 20);
+        // Until it is open: read and written once.
         assert!(
-            up < whole + some && down < 2 * whole + some,
-            "{up} up, {down} down"
+            (whole..whole + some).contains(&up) && (whole..whole + some).contains(&down),
+            "{up} up, {down} down until it is open"
+        );
+        // At the close read once more: a write that was still under way may have arrived meanwhile.
+        assert!(
+            later_up < some && (whole..whole + some).contains(&later_down),
+            "{later_up} up, {later_down} down at the close"
         );
         assert!(progress as u64 >= suspects / 1000);
     });
