@@ -115,12 +115,22 @@ impl Filed {
     /// The container moves to `to`: what is kept of it is filed there, too. What lies there already
     /// was found there and stays; a header with other content stays beside that one.
     pub(crate) fn link_to(&self, to: &Self) -> io::Result<()> {
-        for folder in [HEADERS, STATUS, CHECKS, KNOWN] {
+        self.link_folders_to(to, &[HEADERS, STATUS, CHECKS, KNOWN])
+    }
+
+    /// The container moves to `to` and gets another volume key on the way: only what is kept of its
+    /// content is filed there, too.
+    pub(crate) fn link_content_to(&self, to: &Self) -> io::Result<()> {
+        self.link_folders_to(to, &[STATUS, CHECKS])
+    }
+
+    fn link_folders_to(&self, to: &Self, folders: &[&str]) -> io::Result<()> {
+        for folder in folders {
             let all = self.all(folder)?;
             for (path, what) in &all {
                 let there = to.file(folder, what);
                 let linked = link(path, &there)?;
-                if !linked && folder == HEADERS && fs::read(path)? != fs::read(&there)? {
+                if !linked && *folder == HEADERS && fs::read(path)? != fs::read(&there)? {
                     link(path, &to.aside(path)?)?;
                 }
             }

@@ -162,6 +162,20 @@ impl SecretSource {
         )
     }
 
+    /// How the slot of a secret that opens one container is derived in another one.
+    pub(crate) fn slot_kind(&self, secret: &Secret) -> SlotKind {
+        let is_recovery_key = |text| {
+            RecoveryKey::parse(text).is_ok_and(|key| key.secret().expose() == secret.expose())
+        };
+        match self {
+            Self::KeyFile(_) if secret.expose().len() >= CHEAP_KDF_BYTES_MIN => SlotKind::KeyFile,
+            _ if std::str::from_utf8(secret.expose()).is_ok_and(is_recovery_key) => {
+                SlotKind::Recovery
+            }
+            _ => SlotKind::Passphrase,
+        }
+    }
+
     fn passphrase(
         &self,
         prompt: &str,

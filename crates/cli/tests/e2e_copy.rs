@@ -441,3 +441,82 @@ fn what_is_known_of_a_container_moves_with_it() {
     ok(machine.sprat(&[&["snapshots", moved], &key[..]].concat()));
     machine.nothing_is_left();
 }
+
+#[test]
+fn a_copy_with_a_new_key_opens_by_its_own_sheet_and_holds_all() {
+    requires!(needs::root());
+    let machine = seeded();
+    let moved = "server/x.luks";
+    let key = ["--key-file", "config/keys/x.key"];
+    ok(machine.sprat(&["check", CONTAINER, "--read-data"]));
+    let status = |target: &str| {
+        let ran = ok(machine.sprat(&["status", target, "--offline", "--json"]));
+        ran.json()["containers"][0].clone()
+    };
+    let before = status(CONTAINER);
+    let room = allocated(&machine.path(CONTAINER));
+    let pristine = machine.path("pristine");
+    let mut copy = Command::new("cp");
+    copy.arg("--sparse=always")
+        .args([&machine.path(CONTAINER), &pristine]);
+    ok(machine.run(&mut copy));
+    let command = ["copy", "--new-key", "--move", CONTAINER, moved, "--json"];
+    let refused = machine.sprat(&command).failed_with(2);
+    assert!(refused.contains("--sheet"), "{refused}");
+    let sheet = ["--sheet", "new.txt", "--cheap-kdf-for-tests"];
+    let copied = ok(machine.sprat(&[&command[..], &sheet].concat())).json();
+    assert_eq!(copied["source_removed"], true, "{copied}");
+    assert_ne!(copied["uuid"], before["uuid"]);
+    assert_eq!(names(&machine.path("store")), [""; 0]);
+    assert_eq!(names(&machine.path("server")), ["x.luks"]);
+    assert_eq!(names(&machine.path("state/copies")), [""; 0]);
+    let arrived = machine.path(moved);
+    assert!(allocated(&arrived) <= room + (1 << 20));
+    // Nothing of the payload is what it was: same plaintext, another key.
+    let payload = |path: &Path| {
+        let mut block = [0; 4096];
+        let file = fs::File::open(path).unwrap();
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut block, 16 << 20).unwrap();
+        block
+    };
+    assert_ne!(payload(&pristine), payload(&arrived));
+
+    // By the new recovery key, and not by the old one.
+    let recovery = |sheet: &str| {
+        let key = sheet
+            .lines()
+            .find_map(|line| line.strip_prefix("RECOVERY KEY"));
+        key.unwrap().trim().to_owned()
+    };
+    let new = recovery(&fs::read_to_string(machine.path("new.txt")).unwrap());
+    machine.write("recovery", new);
+    let by_sheet = ["--passphrase-file", "recovery"];
+    let listed = ok(machine.sprat(&[&["snapshots", moved][..], &by_sheet].concat()));
+    assert!(!listed.stderr.contains("trusted"), "{}", listed.stderr);
+    fs::rename(&pristine, machine.path("store/old.luks")).unwrap();
+    let fingerprint = copied["fingerprint"].as_str().unwrap();
+    let old = ["snapshots", "store/old.luks", "--fingerprint", fingerprint];
+    machine.sprat(&[&old[..], &key].concat()).failed_with(13);
+
+    // What was known of its content is known of the copy; what was written under the old key doesn't count.
+    let after = status(moved);
+    assert_eq!(after["checks"], before["checks"]);
+    assert_eq!(after["jobs"], before["jobs"]);
+    assert!(after["written_bytes"].is_u64(), "{after}");
+    for (folder, count) in [("headers", 1), ("status", 1), ("known", 1)] {
+        let names = names(&machine.path("state").join(folder));
+        assert_eq!(names.len(), count, "{folder}: {names:?}");
+    }
+    let check = ["check", moved, "--read-data", "--json"];
+    let files = ok(machine.sprat(&[&check[..], &key].concat())).json()["files"].clone();
+    assert_eq!(files["files_known"], files["files_read"]);
+    let restore = ["restore", moved, "home", "--to", "back"];
+    ok(machine.sprat(&[&restore[..], &key].concat()));
+    let source = machine.path("src");
+    let back = machine.path("back").join(source.strip_prefix("/").unwrap());
+    assert!(same_bytes(&source.join("large"), &back.join("large")));
+    let again = ["backup", moved, "--name", "home", "src", "--json"];
+    let again = ok(machine.sprat(&[&again[..], &key].concat())).json();
+    assert_eq!(again["jobs"][0]["record"]["stats"]["transferred"], 0);
+    machine.nothing_is_left();
+}

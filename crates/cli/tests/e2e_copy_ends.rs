@@ -381,3 +381,57 @@ fn a_copy_that_gets_no_threads_leaves_no_lease() {
     assert!(codes.len() > 4 && codes.last() == Some(&0), "{codes:?}");
     scene.arrived_whole();
 }
+
+#[test]
+fn a_copy_with_a_new_key_that_is_killed_goes_on_with_the_same_key() {
+    requires!(missing());
+    let scene = Scene::new();
+    let to = scene.machine.on_line("server/x.luks");
+    let key = ["--key-file", "config/keys/x.key"];
+    let copy = |blow: Option<Blow>| {
+        let all = [
+            &[
+                "copy",
+                "--new-key",
+                "--move",
+                CONTAINER,
+                &to,
+                "--sheet",
+                "sheet",
+            ][..],
+            &["--json", "--cheap-kdf-for-tests"],
+            &key,
+        ];
+        let ran = scene.machine.sprat_struck(&all.concat(), blow);
+        assert_eq!(
+            scene.machine.was_struck(),
+            blow.is_some(),
+            "{}",
+            ran.whole()
+        );
+        ran
+    };
+    scene.machine.write("act", INTERRUPT);
+    copy(blow("act", "before", "write", 20)).failed_with(130);
+    let sheet = fs::read_to_string(scene.machine.path("sheet")).unwrap();
+    for (when, kind) in [("before", "rename"), ("after", "rename")] {
+        copy(blow("kill", when, kind, 1));
+        assert!(same_bytes(&scene.pristine, &scene.machine.path(CONTAINER)));
+    }
+    let moved = ok(&copy(None));
+    assert_eq!(moved["source_removed"], true, "{moved}");
+    assert_eq!(scene.names("server"), ["x.luks"]);
+    assert_eq!(scene.names("store"), [""; 0]);
+    assert_eq!(scene.names("state/copies"), [""; 0]);
+    let fingerprint = moved["fingerprint"].as_str().unwrap();
+    assert!(sheet.contains(fingerprint), "{moved} {sheet}");
+    let recovery = sheet
+        .lines()
+        .find_map(|line| line.strip_prefix("RECOVERY KEY"));
+    scene.machine.write("recovery", recovery.unwrap().trim());
+    for key in [&key[..], &["--passphrase-file", "recovery"]] {
+        let check = ["check", "server/x.luks", "--read-data", "--json"];
+        ok(&scene.machine.sprat(&[&check[..], key].concat()));
+    }
+    scene.machine.nothing_is_left();
+}

@@ -72,6 +72,7 @@ fn identity() -> CopyIdentity {
         uuid: String::new(),
         source_bytes: LEN,
         source_modified_s: None,
+        new_header: None,
     }
 }
 

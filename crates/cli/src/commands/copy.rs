@@ -1,26 +1,43 @@
 //! `sprat copy`: brings a container to another store, and with `--move` away from its old one.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use serde_json::json;
+use sprat_luks::{Pins, RecoveryKey};
 use sprat_store::StoreError;
 use sprat_store::copy::{CopyProgress, CopyStep};
+use zeroize::Zeroizing;
 
 use super::context::{Context, Resolved};
+use super::sheet_files::SheetFiles;
 use crate::args::CopyArgs;
+use crate::known_server::Known;
 use crate::output::{Reporter, exit_json, text};
-use crate::secrets::SecretSource;
-use crate::session::copy::{CopyObserver, CopyOptions, CopyPhase, CopyReport, copy};
+use crate::secrets::{self, SecretSource};
+use crate::session::copy::{CopyObserver, CopyOptions, CopyPhase, CopyReport, NewKeyOptions, copy};
 use crate::session::{Access, PinPolicy};
+use crate::sheet::{Sheet, SheetJob};
 use crate::{Exit, Failure, reach};
 
 pub(super) fn run(context: &Context, args: &CopyArgs) -> Result<Exit, Failure> {
     let source = context.resolve(&args.source)?;
     let destination = context.resolve(&args.destination)?;
     let source_options = context.session_options(&source, Access::ReadOnly)?;
+    if args.new_key && context.output.json && args.sheet.is_none() {
+        return Err(
+            Failure::usage("with --json a copy with a new key needs --sheet FILE").with_hint(
+                "nothing was changed. The sheet is shown when the copy begins, and a run that goes \
+                 on with it has none to print",
+            ),
+        );
+    }
     // A copy needs no key: nobody is asked for one, and one that is only found comes near no header that
     // is not known.
-    let source_key = if context.named_source()?.is_some() {
+    let source_key = if args.new_key {
+        Some(context.secret(&source)?)
+    } else if context.named_source()?.is_some() {
         Some(context.fetch(&source.secret)?)
     } else if source.secret == SecretSource::Terminal
         || matches!(source_options.pins, PinPolicy::TrustOnce)
@@ -29,7 +46,30 @@ pub(super) fn run(context: &Context, args: &CopyArgs) -> Result<Exit, Failure> {
     } else {
         context.fetch(&source.secret).ok()
     };
+    let new_sheet = match &source_key {
+        Some(secret) if args.new_key => Some(NewSheet {
+            context,
+            args,
+            destination: &destination,
+            known: Known::look_up(&destination.target, &destination.ssh_command),
+            key_file: match &source.secret {
+                SecretSource::KeyFile(path) => Some((path.clone(), secrets::sha256_hex(secret))),
+                _ => None,
+            },
+            jobs: [&destination, &source]
+                .map(|resolved| super::key::jobs(context, resolved))
+                .into_iter()
+                .find(|jobs| !jobs.is_empty())
+                .unwrap_or_default(),
+        }),
+        _ => None,
+    };
+    let new_key = source_key.as_ref().filter(|_| args.new_key);
     let options = CopyOptions {
+        new_key: new_key.map(|secret| NewKeyOptions {
+            kind: source.secret.slot_kind(secret),
+            fast_kdf_for_tests: context.global.cheap_kdf_for_tests,
+        }),
         source_key,
         source: source_options,
         destination: context.session_options(&destination, Access::ReadOnly)?,
@@ -40,6 +80,7 @@ pub(super) fn run(context: &Context, args: &CopyArgs) -> Result<Exit, Failure> {
         reporter: Reporter::new(context.output, ""),
         step_begun: Instant::now(),
         step: None,
+        new_sheet,
     };
     let report = copy(&options, &mut shown, &context.interrupt);
     shown.reporter.clear();
@@ -50,7 +91,12 @@ pub(super) fn run(context: &Context, args: &CopyArgs) -> Result<Exit, Failure> {
         }
         failure
     })?;
-    let text = told(&source, &destination, &report);
+    if args.new_key {
+        let state_dir = &options.destination.state_dir;
+        let target = &destination.target;
+        super::init::note_keys(state_dir, &report.pins.uuid, target, &source.secret);
+    }
+    let text = told(&source, &destination, &report, args.new_key);
     let figures = report.figures;
     let json = json!({
         "command": "copy",
@@ -65,6 +111,7 @@ pub(super) fn run(context: &Context, args: &CopyArgs) -> Result<Exit, Failure> {
         "written_bytes": figures.map_or(0, |figures| figures.written_bytes),
         "verified_bytes": figures.map_or(0, |figures| figures.verified_bytes),
         "holes_by": report.holes_by,
+        "new_key": args.new_key,
         "source_removed": report.source_removed,
         "source_found": report.source_found,
         "seconds": begun.elapsed().as_secs_f64(),
@@ -81,7 +128,7 @@ fn has_no_folder(resolved: &Resolved) -> bool {
 }
 
 /// The result for people, and what is left for them to do.
-fn told(source: &Resolved, destination: &Resolved, report: &CopyReport) -> String {
+fn told(source: &Resolved, destination: &Resolved, report: &CopyReport, new_key: bool) -> String {
     let (from, to) = (&source.target, &destination.target);
     let verb = if report.source_removed {
         "moved"
@@ -104,11 +151,22 @@ fn told(source: &Resolved, destination: &Resolved, report: &CopyReport) -> Strin
              machine knows of it is kept\n"
         ));
     }
-    if report.source_removed || !report.source_found {
+    if new_key {
         text.push_str(&format!(
-            "The recovery sheet names the old place: print a new one with\n  sprat key sheet {to}\n\
-             In the config, put\n  target = \"{to}\"\n"
+            "{to} has a new volume key. It opens with the key that was used here and with the \
+             recovery key of the sheet that was shown when the copy began, and with no other key of \
+             {from}: add others with\n  sprat key add {to}\n\
+             Without that sheet, make another one with\n  sprat key add {to} --new-recovery\n"
         ));
+    }
+    let gone = report.source_removed || !report.source_found;
+    if gone && !new_key {
+        text.push_str(&format!(
+            "The recovery sheet names the old place: print a new one with\n  sprat key sheet {to}\n"
+        ));
+    }
+    if gone {
+        text.push_str(&format!("In the config, put\n  target = \"{to}\"\n"));
     }
     if source.default_key_file != destination.default_key_file
         && let (Some(old), Some(new)) = (&source.default_key_file, &destination.default_key_file)
@@ -124,13 +182,63 @@ fn told(source: &Resolved, destination: &Resolved, report: &CopyReport) -> Strin
 }
 
 /// What the user sees of a copy.
-struct Shown {
+struct Shown<'a> {
     reporter: Reporter,
     step_begun: Instant,
     step: Option<CopyStep>,
+    new_sheet: Option<NewSheet<'a>>,
 }
 
-impl CopyObserver for Shown {
+/// What the sheet of a copy with a new key shows beside that key.
+struct NewSheet<'a> {
+    context: &'a Context,
+    args: &'a CopyArgs,
+    destination: &'a Resolved,
+    known: Known,
+    key_file: Option<(PathBuf, String)>,
+    jobs: Vec<SheetJob>,
+}
+
+impl NewSheet<'_> {
+    /// Writes the sheet, or shows it.
+    fn show(&self, pins: &Pins, recovery: &RecoveryKey) -> Result<(), Failure> {
+        let (context, args) = (self.context, self.args);
+        let key_file = self.key_file.as_ref();
+        let sheet = Sheet {
+            target: &self.destination.target,
+            known: &self.known,
+            pins,
+            recovery_key: recovery.text(),
+            key_file: key_file.map(|(path, sha256)| (path.as_path(), sha256.as_str())),
+            jobs: &self.jobs,
+        };
+        let made_at = Timestamp::now()
+            .strftime("%Y-%m-%d %H:%M:%S UTC")
+            .to_string();
+        let (text, page) = (args.sheet.as_ref(), args.html.as_ref());
+        let files = SheetFiles::create(context, text, page, text.is_none())?;
+        let shown = files
+            .write(context, &sheet, &made_at, Some(recovery.text()))
+            .and_then(|()| match files.text_in_file() {
+                true => Ok(()),
+                false => {
+                    let text = Zeroizing::new(sheet.text(&made_at));
+                    context.output.result(&text, &())
+                }
+            });
+        shown.inspect_err(|_| files.remove())
+    }
+}
+
+impl CopyObserver for Shown<'_> {
+    fn new_key(&mut self, pins: &Pins, recovery: &RecoveryKey) -> Result<(), Failure> {
+        self.reporter.clear();
+        match &self.new_sheet {
+            Some(sheet) => sheet.show(pins, recovery),
+            None => unreachable!("none was asked for"),
+        }
+    }
+
     fn phase(&mut self, phase: CopyPhase) {
         let (name, line) = phase_text(phase);
         self.reporter.step(line, &json!({ "phase": name }));

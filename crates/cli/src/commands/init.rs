@@ -315,7 +315,7 @@ fn key_source(resolved: &Resolved) -> Result<SecretSource, Failure> {
 }
 
 /// Notes what the slots are, for `sprat key list`; without it nothing is lost.
-fn note_keys(state_dir: &Path, uuid: &str, target: &Target, source: &SecretSource) {
+pub(super) fn note_keys(state_dir: &Path, uuid: &str, target: &Target, source: &SecretSource) {
     let path = kept_header::newest(&Filed::new(state_dir, uuid, target));
     let Ok(header) = kept_header::open(&path).and_then(|file| kept_header::load(&file, &path))
     else {

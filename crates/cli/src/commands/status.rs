@@ -513,8 +513,8 @@ impl Known {
 
 fn written_many(bytes: u64) -> String {
     format!(
-        "{} were written under one volume key, and more than {} weaken it little by little: plan for \
-         a new container (docs/threat-model.md)",
+        "{} were written under one volume key, and more than {} weaken it little by little: make a \
+         copy with a new key, `sprat copy --new-key` (docs/threat-model.md)",
         text::bytes(bytes),
         text::bytes(WRITTEN_MANY_BYTES)
     )

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::stamp::{Age, Stamp};
+use super::stamp::{Age, FirstBlock, Stamp};
 use crate::filed::{Filed, KNOWN};
 use crate::{Exit, Failure, state_file};
 
@@ -45,6 +45,18 @@ pub(crate) struct Known {
     /// Blocks of the volume that were overwritten late, and that a check named the files of.
     #[serde(default)]
     overwritten: BTreeSet<u64>,
+    /// Where the container got its volume key by `copy --new-key`.
+    #[serde(default)]
+    new_key: Option<NewKey>,
+}
+
+/// When a container got its volume key, by the file system's count.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct NewKey {
+    /// Bytes that the file system had written until then, under other keys.
+    life_bytes: u64,
+    /// Bytes that were in use, and so were encrypted with the new key.
+    used_bytes: u64,
 }
 
 /// What a comparison came to.
@@ -77,9 +89,43 @@ impl Known {
         self.stamp.is_some()
     }
 
-    /// Bytes that the file system had written in its whole life, when this machine last saw it.
+    /// Bytes that were written under the present volume key, when this machine last saw the container. All
+    /// that the file system has ever written, where this machine knows of no other key.
     pub(crate) fn written_bytes(&self) -> Option<u64> {
-        Some(self.stamp.as_ref()?.life_bytes())
+        let life_bytes = self.stamp.as_ref()?.life_bytes();
+        let under = self.new_key.as_ref().map_or(life_bytes, |new| {
+            new.used_bytes + life_bytes.saturating_sub(new.life_bytes)
+        });
+        Some(under)
+    }
+
+    /// Notes for a copy with another volume key what this is for its source, in the state that
+    /// `first_block` shows: the volume's, in plaintext. `filed` and `slots` are the copy's.
+    pub(crate) fn with_new_key(
+        &self,
+        filed: &Filed,
+        first_block: &[u8],
+        file_bytes: u64,
+        slots: Slots,
+    ) -> Result<(), Failure> {
+        let found = FirstBlock::read(first_block, file_bytes);
+        let stamp = found.as_ref().map(|found| found.stamp.clone());
+        let finding = self.compare(stamp.as_ref(), false);
+        let mut copy = Self {
+            newest: match finding {
+                Finding::Same => self.newest.clone(),
+                _ => None,
+            },
+            slots: Some(slots),
+            overwritten: self.overwritten.clone(),
+            new_key: found.map(|found| NewKey {
+                life_bytes: found.stamp.life_bytes(),
+                used_bytes: found.used_bytes,
+            }),
+            stamp,
+            ..Self::default()
+        };
+        copy.store(filed)
     }
 
     /// Compares the state that the server shows with the known one. `own`: no other machine has held
@@ -287,7 +333,6 @@ fn path(filed: &Filed) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use super::super::stamp::FirstBlock;
     use super::super::stamp::tests::block;
     use super::*;
     use crate::filed::tests::filed;
@@ -343,6 +388,42 @@ mod tests {
         assert!(known.expected(&Finding::Same).is_empty());
         let newer = known.compare(stamp(5).as_ref(), true);
         assert_eq!(newer, Finding::WrittenElsewhere);
+    }
+
+    #[test]
+    fn under_a_new_key_counts_what_was_in_use_and_what_was_written_since() {
+        let state = tempfile::tempdir().unwrap();
+        let (source, copy) = (
+            filed(state.path(), "h:x.luks"),
+            filed(state.path(), "h:y.luks"),
+        );
+        let newest = Newest::from([("home".to_owned(), "2026-01-01T00-00-00Z".to_owned())]);
+        let mut known = Known::default();
+        known
+            .end_writing(&source, stamp(5000), Some(newest.clone()))
+            .unwrap();
+        known.name_overwritten(&source, &[7]).unwrap();
+        let slots = Slots::from([(0, "new".to_owned())]);
+        let mut first = block(5000, 1, 0);
+        // 600 blocks of 1 KiB in use.
+        first[1024 + 4..][..4].copy_from_slice(&600_u32.to_le_bytes());
+        known
+            .with_new_key(&copy, &first, 4096, slots.clone())
+            .unwrap();
+        let mut of_copy = Known::load(&copy);
+        let found = FirstBlock::read(&first, 4096).unwrap().stamp;
+        assert_eq!(of_copy.compare(Some(&found), true), Finding::Same);
+        assert!(of_copy.check_slots(&slots, "y").is_ok());
+        assert!(of_copy.knows_overwritten(&[7]));
+        assert_eq!(of_copy.written_bytes(), Some(600 * 1024));
+        of_copy.end_writing(&copy, stamp(5100), None).unwrap();
+        let bytes = Known::load(&copy).written_bytes();
+        assert_eq!(bytes, Some((600 + 100) * 1024));
+        assert_eq!(Known::load(&source).written_bytes(), Some(5000 * 1024));
+        // What is newer than this machine has seen may have lost its snapshots in order.
+        let newer = block(5001, 1, 0);
+        known.with_new_key(&copy, &newer, 4096, slots).unwrap();
+        assert!(Known::load(&copy).expected(&Finding::Same).is_empty());
     }
 
     #[test]

@@ -84,12 +84,15 @@ pub(crate) struct FirstBlock {
     pub stamp: Stamp,
     /// How many errors the file system has met since it was last repaired.
     pub errors: Option<u32>,
+    /// Bytes in use, as of the last unmount.
+    pub used_bytes: u64,
 }
 
 /// Offsets in the super block: Documentation/filesystems/ext4/super.rst.
 const MAGIC: u16 = 0xEF53;
 const STATE_ERROR: u16 = 2;
 const INCOMPAT_RECOVER: u64 = 4;
+const INCOMPAT_64BIT: u64 = 0x80;
 
 impl FirstBlock {
     /// Reads the volume's first 4096 bytes. `None`: no file system that is known.
@@ -101,7 +104,15 @@ impl FirstBlock {
             return None;
         }
         let digest = openssl::sha::sha256(block);
+        // The upper halves are there with 64 bits only.
+        let blocks = |low: usize, high: usize| match u32_at(0x60) & INCOMPAT_64BIT {
+            0 => u32_at(low),
+            _ => u32_at(low) | u32_at(high) << 32,
+        };
+        let used_blocks = blocks(0x4, 0x150).saturating_sub(blocks(0xc, 0x158));
+        let block_bytes = 1024_u64.checked_shl(u32::from(u16_at(0x18))).unwrap_or(0);
         Some(Self {
+            used_bytes: used_blocks.saturating_mul(block_bytes),
             stamp: Stamp {
                 file_system: FileSystem::Ext4,
                 file_bytes,
@@ -166,6 +177,22 @@ pub(super) mod tests {
         let open = FirstBlock::read(&open, 4096).unwrap().stamp;
         assert_eq!(open.age(&known), Age::NotUnmounted);
         assert_eq!(known.age(&open), Age::Newer);
+    }
+
+    #[test]
+    fn what_is_in_use_is_counted_in_blocks() {
+        let mut block = block(1, 1, 0);
+        let mut put = |at: usize, bytes: &[u8]| {
+            block[1024 + at..1024 + at + bytes.len()].copy_from_slice(bytes);
+        };
+        put(0x18, &2_u16.to_le_bytes());
+        put(0x4, &1000_u32.to_le_bytes());
+        put(0xc, &400_u32.to_le_bytes());
+        put(0x150, &1_u32.to_le_bytes());
+        let used = |block: &[u8]| FirstBlock::read(block, 4096).unwrap().used_bytes;
+        assert_eq!(used(&block), 600 * 4096);
+        block[1024 + 0x60] = 0x80;
+        assert_eq!(used(&block), ((1 << 32) + 600) * 4096);
     }
 
     #[test]

@@ -49,6 +49,10 @@ pub struct CopyIdentity {
     pub source_bytes: u64,
     /// When the source was changed last, by its server's clock, in seconds since the epoch.
     pub source_modified_s: Option<u64>,
+    /// A digest of the header that the destination gets in the place of the source's, where it is
+    /// encrypted with another key: two copies with different keys have no piece in common.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_header: Option<String>,
 }
 
 /// How far a copy is.
@@ -469,6 +473,7 @@ mod tests {
             uuid: "u".to_owned(),
             source_bytes: 100 << 20,
             source_modified_s: Some(7),
+            new_header: None,
         }
     }
 

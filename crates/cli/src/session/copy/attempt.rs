@@ -78,6 +78,8 @@ impl Job<'_> {
                 // Last: a run that is killed before finds here that nothing is left to be done.
                 if let Some(note) = self.note.take() {
                     note.remove().map_err(|error| refusals::of_copy(&error))?;
+                    // After the note, which needs it; without one nobody looks for it.
+                    let _ = std::fs::remove_file(self.header_path());
                 }
             }
         }
@@ -206,6 +208,8 @@ impl Job<'_> {
             Some(_) => Some(self.open_source(&*stores.source, observer)?),
             None => None,
         };
+        let is_there = there.destination.is_some();
+        self.prepare_new_key(source.as_ref(), is_there, observer)?;
         let mut made = None;
         if there.destination.is_none() {
             let Some(source) = &source else {
@@ -253,6 +257,7 @@ impl Job<'_> {
             note.stage() >= CopyStage::Verified
                 && note.identity().source == self.options.source.target.identity()
                 && note.identity().destination == self.options.destination.target.identity()
+                && note.identity().new_header.is_some() == self.options.new_key.is_some()
         })
     }
 

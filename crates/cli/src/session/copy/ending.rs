@@ -39,7 +39,11 @@ impl Job<'_> {
         let file = store.open(self.destination.name(), Access::ReadOnly)?;
         let header = Header::load(&HeaderBytes(&*file))?;
         let whole = file.len()? == note.identity().source_bytes;
-        if header.uuid() != note.identity().uuid || !whole {
+        let uuid = match &self.new_header {
+            Some(new) => &new.pins.uuid,
+            None => &note.identity().uuid,
+        };
+        if header.uuid() != uuid || !whole {
             // Without a source it may be all that is left: nobody is told to remove it.
             let other = match source {
                 Some(_) => self.exists_already(),
@@ -98,7 +102,7 @@ impl Job<'_> {
         let same = now.len == identity.source_bytes
             && now.modified_s == identity.source_modified_s
             && source.pins.uuid == identity.uuid;
-        let beginning = copy::same_beginning(&*source.file, note);
+        let beginning = copy::same_beginning(&*self.as_copied(&source.file), note);
         match beginning {
             Ok(beginning) => Ok(same && beginning),
             Err(error) => Err(self.failed_copy(&CopyError::Source(error))),
@@ -114,6 +118,10 @@ impl Job<'_> {
     ) -> Result<Pins, Failure> {
         let file = store.open(self.destination.name(), Access::ReadOnly)?;
         let header = Header::load(&HeaderBytes(&*file))?;
+        if let Some(new) = &self.new_header {
+            header.check_pins(&new.pins)?;
+            return Ok(header.pins());
+        }
         match (source, &self.options.source.pins) {
             (Some(source), _) => header.check_pins(&source.pins)?,
             (None, PinPolicy::Known(pins)) => header.check_pins(pins)?,
@@ -152,9 +160,7 @@ impl Job<'_> {
         // First: without its container nobody would look for it.
         self.remove_reserve(store)?;
         // Before, too: whatever ends this run, they are found at the new place.
-        let [from, to] = [&self.options.source, &self.options.destination];
-        let linked = self.filed(from, pins).link_to(&self.filed(to, pins));
-        if let Err(error) = linked {
+        if let Err(error) = self.hand_over(pins) {
             self.tell_unmoved(&error, observer);
         }
         let aside = self.aside_name()?;
@@ -251,6 +257,32 @@ impl Job<'_> {
         Filed::new(&end.state_dir, &pins.uuid, &end.target)
     }
 
+    /// Files what this machine keeps of the source as that of the copy, too.
+    fn hand_over(&self, pins: &Pins) -> std::io::Result<()> {
+        let (from, to) = (
+            self.filed_source(pins),
+            self.filed(&self.options.destination, pins),
+        );
+        match &self.new_header {
+            // Headers and slots are of the old key; the copy has its own.
+            Some(_) => from.link_content_to(&to),
+            None => from.link_to(&to),
+        }
+    }
+
+    /// Where this machine files what it keeps of the source of a copy with these pins.
+    fn filed_source(&self, copy: &Pins) -> Filed {
+        let from = &self.options.source;
+        let uuid = self.uuid_of_source(copy);
+        Filed::new(&from.state_dir, &uuid, &from.target)
+    }
+
+    /// The source's UUID, which a copy with a key of its own does not have.
+    fn uuid_of_source(&self, copy: &Pins) -> String {
+        let note = self.note.as_ref();
+        note.map_or_else(|| copy.uuid.clone(), |note| note.identity().uuid.clone())
+    }
+
     fn tell_unmoved(&self, error: &std::io::Error, observer: &mut dyn CopyObserver) {
         observer.tell(
             &format!(
@@ -270,13 +302,15 @@ impl Job<'_> {
     ) -> Result<(), Failure> {
         flush_folder(&*stores.source, observer)?;
         self.source_removed = true;
-        let [from, to] = [&self.options.source, &self.options.destination];
-        let (from, to) = (self.filed(from, pins), self.filed(to, pins));
-        if let Err(error) = from.link_to(&to).and_then(|()| from.forget()) {
+        let forgotten = self
+            .hand_over(pins)
+            .and_then(|()| self.filed_source(pins).forget());
+        if let Err(error) = forgotten {
             self.tell_unmoved(&error, observer);
         }
         pinned::forget(&self.source.options.state_dir, &self.options.source.target)?;
-        let cache = format!("{}-{}", pins.uuid, record_id(&self.options.source.target));
+        let uuid = self.uuid_of_source(pins);
+        let cache = format!("{uuid}-{}", record_id(&self.options.source.target));
         // Of no use any more, and no harm.
         let _ = std::fs::remove_dir_all(self.source.options.cache_dir.join(cache));
         Ok(())

@@ -130,6 +130,7 @@ impl Job<'_> {
             uuid: source.pins.uuid.clone(),
             source_bytes: source.stat.len,
             source_modified_s: source.stat.modified_s,
+            new_header: self.new_header.as_ref().map(|new| new.digest.clone()),
         };
         let destination = self.unfinished(&*stores.destination, source, identity, observer)?;
         observer.phase(CopyPhase::Mapping);
@@ -144,13 +145,18 @@ impl Job<'_> {
                 cipher: self.cipher.clone(),
                 last: state::opened_last(&from.state_dir, &from.target, &source.pins.uuid),
             });
-        let (map, holes_by) =
+        let (mut map, holes_by) =
             finding::find(from, &*source.file, &source.stat, opened.as_ref(), observer)?;
+        if let (Some(map), Some(new)) = (&mut map, &self.new_header) {
+            map.add(new.used());
+        }
+        let as_copied = self.as_copied(&source.file);
+        let pins = self.pins_of_copy(source);
         let Some(note) = &mut self.note else {
             unreachable!("it was begun with the unfinished file");
         };
         let sides = CopySides {
-            source: Arc::clone(&source.file),
+            source: Arc::clone(&as_copied),
             destination,
             len: source.stat.len,
             map,
@@ -185,7 +191,7 @@ impl Job<'_> {
         self.under_way = false;
         let now = stores.source.stat(self.source.name())?;
         let same = (now.len, now.modified_s) == (source.stat.len, source.stat.modified_s);
-        if !same || (!locked && !copy::same_beginning(&*source.file, note)?) {
+        if !same || (!locked && !copy::same_beginning(&*as_copied, note)?) {
             return Err(Failure::failed(format!(
                 "{} was written to while it was copied",
                 self.options.source.target
@@ -193,7 +199,7 @@ impl Job<'_> {
             .with_hint("the copy is begun anew at the next run; see who writes to the source"));
         }
         Ok(Made {
-            pins: source.pins.clone(),
+            pins,
             figures,
             holes_by,
         })
@@ -239,12 +245,16 @@ impl Job<'_> {
             return Ok(Err(None));
         };
         let same = *note.identity() == *identity
-            && match copy::same_beginning(&*source.file, note) {
+            && match copy::same_beginning(&*self.as_copied(&source.file), note) {
                 Ok(same) => same,
                 Err(error) => return Err(self.failed_copy(&CopyError::Source(error))),
             };
         if !same {
-            return Ok(Err(Some("the source has changed")));
+            let why = match note.identity().new_header == identity.new_header {
+                true => "the source has changed",
+                false => "what had been copied has another key",
+            };
+            return Ok(Err(Some(why)));
         }
         let name = self.unfinished_name(note)?;
         let there = stat_if_there(store, &name)?;
@@ -270,16 +280,13 @@ impl Job<'_> {
         };
         let unfinished = self.unfinished_name(note)?;
         let file = store.open(&unfinished, Access::ReadOnly)?;
-        Header::load(&HeaderBytes(&*file))?.check_pins(&source.pins)?;
-        drop(file);
+        let pins = self.pins_of_copy(source);
+        Header::load(&HeaderBytes(&*file))?.check_pins(&pins)?;
         self.destination.held.still_ours(store)?;
         self.source.held.still_ours(&*stores.source)?;
         self.interrupt.check()?;
         // Nothing has that name, so what is known of that place is of a file that is gone.
-        if let Err(error) = self
-            .filed(&self.options.destination, &source.pins)
-            .make_way()
-        {
+        if let Err(error) = self.filed(&self.options.destination, &pins).make_way() {
             observer.tell(
                 &format!(
                     "what this machine knew of an earlier {} may be taken for the copy's: {error}",
@@ -288,10 +295,12 @@ impl Job<'_> {
                 true,
             );
         }
+        self.prove_new_key(&*file, source, observer)?;
+        drop(file);
         // Both before the name is given: whoever opens the copy next, after a kill just now, finds
         // its pins and no suspects. All of it was read back, and the server's old processes are gone.
         let state_dir = &self.destination.options.state_dir;
-        pinned::store(state_dir, &self.options.destination.target, &source.pins)?;
+        pinned::store(state_dir, &self.options.destination.target, &pins)?;
         self.destination.held.record.all_settled()?;
         self.under_way = true;
         match store.rename_new(&unfinished, self.destination.name()) {

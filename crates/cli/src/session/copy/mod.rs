@@ -1,6 +1,6 @@
 //! `sprat copy`: a container as it is, from one store to another.
 //!
-//! Nothing is mounted. No key is needed; where there is one at hand, the first block of the volume is
+//! Nothing is mounted. No key is needed, unless the copy gets a volume key of its own (`new_key`); where there is one at hand, the first block of the volume is
 //! decrypted to tell an older state from the newest, and the file system's bitmaps, where nothing else
 //! says where the container holds data. So one process does it all: both locks, both
 //! connections, and `sprat_store::copy` between them. What has arrived is noted in the state
@@ -11,6 +11,7 @@ mod ending;
 mod finding;
 mod in_use;
 mod making;
+mod new_key;
 mod refusals;
 mod returning;
 mod side;
@@ -19,7 +20,7 @@ mod watch;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sprat_luks::{Pins, Secret, SectorCipher};
+use sprat_luks::{Pins, RecoveryKey, Secret, SectorCipher};
 use sprat_store::Outage;
 use sprat_store::copy::{CopyNote, CopyProgress};
 
@@ -27,7 +28,10 @@ use super::options::SessionOptions;
 use super::volume_process::connection::record_id;
 use crate::interrupt::Interrupt;
 use crate::{Exit, Failure, own_names};
+use new_key::{NewHeader, NewKey};
 use side::Side;
+
+pub use new_key::NewKeyOptions;
 
 /// The first pause before a lost connection is sought again; [`Outage`] doubles it.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -50,6 +54,9 @@ pub struct CopyOptions {
     /// Opens the source, to tell whether it is the newest state that this machine knows, and which of
     /// its blocks are in use; `None`: the key can't be had without a question.
     pub source_key: Option<Secret>,
+    /// Give the copy a volume key of its own, which needs `source_key`; `None`: it is the source bit for
+    /// bit.
+    pub new_key: Option<NewKeyOptions>,
     /// Remove the source once the destination is whole, read back and durable.
     pub remove_source: bool,
 }
@@ -115,6 +122,9 @@ pub trait CopyObserver {
     fn progress(&mut self, progress: &CopyProgress);
     /// Something to know; `matters` for the safety of the data.
     fn tell(&mut self, text: &str, matters: bool);
+    /// The copy is to have a volume key of its own, and will be known by these pins. The recovery key must
+    /// be shown now: no later run has it. Where that fails nothing is copied.
+    fn new_key(&mut self, pins: &Pins, recovery: &RecoveryKey) -> Result<(), Failure>;
 }
 
 /// One run of `sprat copy`, over any number of lost lines.
@@ -151,6 +161,9 @@ struct Job<'a> {
     compared: bool,
     /// The source's, once a key has opened it.
     cipher: Option<Arc<SectorCipher>>,
+    /// Of a copy that gets a volume key of its own.
+    new_header: Option<Arc<NewHeader>>,
+    new_key: Option<Arc<NewKey>>,
     /// The last failure's own hint says all.
     explained: bool,
 }
@@ -195,6 +208,8 @@ pub fn copy(
         file_is_ours: false,
         compared: false,
         cipher: None,
+        new_header: None,
+        new_key: None,
         explained: false,
     };
     let clock = Instant::now();
