@@ -246,8 +246,7 @@ pub enum Command {
     /// Look whether a container is whole: header, file system, and if asked for every file
     #[command(after_help = check::CHECK_EXAMPLES)]
     Check(CheckArgs),
-    /// Copy a container to another store, or move it there, and read it back; needs no key, but
-    /// for a copy with another one
+    /// Copy a container to another store, or move it there, and read it back
     #[command(after_help = copy::COPY_EXAMPLES)]
     Copy(CopyArgs),
     /// Give the space of deleted snapshots back to the server

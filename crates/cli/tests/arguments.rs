@@ -27,7 +27,7 @@ fn help_lists_the_commands_and_the_exit_codes() {
       mount        Mount a container to look round in it; it stays mounted until `sprat umount`
       umount       Unmount a container and wait until everything is on the server's disk
       check        Look whether a container is whole: header, file system, and if asked for every file
-      copy         Copy a container to another store, or move it there, and read it back; needs no key
+      copy         Copy a container to another store, or move it there, and read it back
       trim         Give the space of deleted snapshots back to the server
       grow         Give a container a larger size
       status       Show how things stand: space, the last runs of each job, the lock

@@ -104,6 +104,17 @@ pub struct RunStats {
 }
 
 impl RunStats {
+    /// Regular files, which is what people call files; folders are none. `None` where nothing was counted,
+    /// as by a run that was interrupted. Records of early versions know of all kinds together only.
+    #[must_use]
+    pub fn files_of_people(&self) -> Option<u64> {
+        match (self.files, self.regular_files) {
+            (0, _) => None,
+            (all, 0) if self.bytes_total > 0 => Some(all),
+            (_, regular) => Some(regular),
+        }
+    }
+
     /// Adds what another run into the same snapshot copied.
     pub(crate) fn add_copied(&mut self, other: &Self) {
         self.transferred += other.transferred;

@@ -29,7 +29,7 @@ pub struct CopyArgs {
 }
 
 pub(super) const COPY_EXAMPLES: &str = "\
-Holes stay holes. An interrupted copy goes on where it stopped when the same command runs again. DST
+Needs no key, but with --new-key. Holes stay holes. An interrupted copy goes on where it stopped when the same command runs again. DST
 has its name only once all of it was read back. With --new-key the sheet is shown when the copy
 begins, and not again when it goes on.
 

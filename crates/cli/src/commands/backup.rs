@@ -475,7 +475,7 @@ fn summary(job: &str, report: &SnapshotReport, took: Duration) -> String {
     let mut summary = format!(
         "{job}: snapshot {} of {}, {}; {} ({}) copied in {} ({rate}/s)",
         report.name,
-        text::counted(stats.files, "file", "files"),
+        text::counted(stats.files_of_people().unwrap_or(0), "file", "files"),
         text::bytes(stats.bytes_total),
         text::counted(stats.transferred, "file", "files"),
         text::bytes(stats.bytes_transferred),

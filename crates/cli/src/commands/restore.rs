@@ -166,7 +166,7 @@ fn summary(spec: &RestoreSpec, report: &RestoreReport, took: Duration) -> String
         spec.job,
         text::harmless(&report.snapshot),
         text::harmless(&spec.to.to_string_lossy()),
-        text::counted(stats.files, "file", "files"),
+        text::counted(stats.files_of_people().unwrap_or(0), "file", "files"),
         text::bytes(stats.bytes_total),
         text::counted(stats.transferred, "file", "files"),
         text::bytes(stats.bytes_transferred),

@@ -53,11 +53,18 @@ fn table(entries: &[SnapshotEntry]) -> String {
     let mut rows = vec![title.map(str::to_owned).to_vec()];
     for entry in entries {
         let stats = entry.record.as_ref().map(|record| record.stats);
+        // A run that was interrupted counted nothing.
+        let stats = stats.filter(|stats| stats.files > 0);
+
         let number = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
         rows.push(vec![
             text::harmless_within(&entry.job, 40),
             text::harmless_within(&entry.folder, 40),
-            number(stats.map(|stats| text::count(stats.files))),
+            number(
+                stats
+                    .and_then(|stats| stats.files_of_people())
+                    .map(text::count),
+            ),
             number(stats.map(|stats| text::bytes(stats.bytes_total))),
             number(stats.map(|stats| text::bytes(stats.bytes_transferred))),
             state(entry),
@@ -102,6 +109,37 @@ mod tests {
             record: None,
             record_error: None,
         }
+    }
+
+    fn with_stats(mut entry: SnapshotEntry, stats: &serde_json::Value) -> SnapshotEntry {
+        let record = json!({
+            "format": 1, "job": "home", "name": "2026-11-26T13-21-01Z", "complete": true,
+            "started": "2026-11-26T13:21:01Z", "ended": "2026-11-26T13:22:01Z", "stats": stats,
+        });
+        entry.record = Some(serde_json::from_value(record).unwrap());
+        entry
+    }
+
+    #[test]
+    fn folders_are_no_files_and_what_was_not_counted_is_no_number() {
+        let good = || entry("2026-11-26T13-21-01Z", EntryKind::Good, false);
+        let counted =
+            json!({"files": 6, "regular_files": 2, "bytes_total": 8, "bytes_transferred": 8});
+        let of_early_version = json!({"files": 6, "bytes_total": 8});
+        let partial = entry("2026-11-26T13-21-01Z.partial", EntryKind::Partial, false);
+        let entries = [
+            with_stats(good(), &counted),
+            with_stats(good(), &json!({"files": 3})),
+            with_stats(good(), &of_early_version),
+            with_stats(partial, &json!({})),
+        ];
+        insta::assert_snapshot!(table(&entries), @r"
+        JOB   SNAPSHOT                      FILES  SIZE  COPIED  STATE
+        home  2026-11-26T13-21-01Z              2   8 B     8 B  whole
+        home  2026-11-26T13-21-01Z              0   0 B     0 B  whole
+        home  2026-11-26T13-21-01Z              6   8 B     0 B  whole
+        home  2026-11-26T13-21-01Z.partial      -     -       -  interrupted; the next run goes on from it
+        ");
     }
 
     #[test]
