@@ -10,7 +10,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::error::{ContextKind, ContextValue};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::Exit;
 use crate::output::text::parse_size;
@@ -558,8 +559,36 @@ fn exit_codes() -> String {
     )
 }
 
+/// The arguments without `--help` behind `help`, which the parser takes for a command.
+pub(crate) fn without_help_for_help(
+    arguments: impl IntoIterator<Item = OsString>,
+) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = arguments.into_iter().collect();
+    let asks = |text: &OsString| text == "--help" || text == "-h";
+    if arguments.get(1).is_some_and(|text| text == "help") && arguments.get(2).is_some_and(asks) {
+        arguments.remove(2);
+    }
+    arguments
+}
+
+/// A complaint lists the commands that there are: those of sprat's own processes are nobody's.
+fn hide_internal(error: &mut clap::Error) {
+    let Some(ContextValue::Strings(commands)) = error.get(ContextKind::ValidSubcommand) else {
+        return;
+    };
+    let all = Cli::command();
+    let is_hidden = |name: &String| {
+        all.get_subcommands()
+            .any(|command| command.is_hide_set() && command.get_name() == name)
+    };
+    let shown = commands.iter().filter(|name| !is_hidden(name)).cloned();
+    let shown = ContextValue::Strings(shown.collect());
+    error.insert(ContextKind::ValidSubcommand, shown);
+}
+
 /// Prints help, version or a complaint of the parser, and says how to exit.
-pub fn report(error: &clap::Error) -> Exit {
+pub fn report(mut error: clap::Error) -> Exit {
+    hide_internal(&mut error);
     if !error.use_stderr() {
         use std::io::Write as _;
         // `print` buffers: what can't be written is seen only when it is flushed.

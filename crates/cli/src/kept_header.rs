@@ -241,11 +241,11 @@ pub(crate) fn write_new(path: &Path, backup: &HeaderBackup) -> Result<(), Failur
         File::open(folder)?.sync_all()
     })();
     written.map_err(|error: std::io::Error| {
-        let failure = Failure::failed(format!("can't write {}", path.display())).caused_by(&error);
         if error.kind() == std::io::ErrorKind::AlreadyExists {
-            return failure.with_hint("nothing is ever overwritten: name another file");
+            return Failure::failed(format!("{} exists already", path.display()))
+                .with_hint("nothing is ever overwritten: name another file");
         }
-        failure
+        Failure::failed(format!("can't write {}", path.display())).caused_by(&error)
     })
 }
 

@@ -23,6 +23,7 @@ mod kept_check;
 mod kept_header;
 mod key_notes;
 mod known_server;
+mod moved;
 mod output;
 mod own_names;
 mod passphrase_command;
@@ -49,8 +50,8 @@ pub use failure::{Exit, Failure};
 
 /// Runs the command that `arguments` (program name first) ask for, and returns how it ended.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
-    match args::Cli::try_parse_from(arguments) {
+    match args::Cli::try_parse_from(args::without_help_for_help(arguments)) {
         Ok(cli) => commands::run(cli),
-        Err(error) => args::report(&error),
+        Err(error) => args::report(error),
     }
 }

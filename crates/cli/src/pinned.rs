@@ -8,7 +8,7 @@ use sprat_luks::{Header, Pins};
 
 use crate::session::{ContainerFacts, PinPolicy};
 use crate::target::Target;
-use crate::{Exit, Failure, state_file};
+use crate::{Exit, Failure, moved, state_file};
 
 /// As [`Pins::fingerprint`] has them.
 const FINGERPRINT_DIGITS: usize = 20;
@@ -83,6 +83,7 @@ pub(crate) fn store(state_dir: &Path, target: &Target, pins: &Pins) -> Result<()
         fingerprint: pins.fingerprint(),
         pinned_at: Timestamp::now(),
     };
+    moved::forget(state_dir, target);
     state_file::write(&path, &remembered).map_err(|error| {
         Failure::failed(format!(
             "can't remember the container in {}",

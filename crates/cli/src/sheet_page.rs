@@ -15,6 +15,9 @@ use crate::sheet::{Sheet, Step};
 /// Light modules round the code, without which readers don't find it (ISO/IEC 18004).
 const QUIET_ZONE: usize = 4;
 
+/// As many as a command's line has on a printed page (A4 or Letter), in the font below.
+const LINE_CHARACTERS_MAX: usize = 78;
+
 const STYLE: &str = "\
 body{font:11pt/1.35 sans-serif;max-width:46em;margin:1.5em auto;padding:0 1em;color:#000;background:#fff}
 h1{font-size:17pt;margin:0}
@@ -23,7 +26,7 @@ h1{font-size:17pt;margin:0}
 .key svg{width:52mm;height:52mm;flex:none}
 .key code{font-size:15pt;font-weight:bold;word-spacing:.2em;overflow-wrap:anywhere}
 table{border-collapse:collapse}th{text-align:left;padding-right:1em;vertical-align:top;white-space:nowrap}
-td,pre,code{font-family:monospace;overflow-wrap:anywhere}
+td,pre,code{font-family:monospace;overflow-wrap:anywhere}td{font-size:9pt}
 pre{font-size:9.5pt;white-space:pre-wrap;background:#f2f2f2;padding:.4em;margin:.2em 0 .6em}
 li{break-inside:avoid}@page{margin:14mm}";
 
@@ -96,7 +99,8 @@ pub(crate) fn page(
 
 fn print_steps(page: &mut String, steps: &[Step]) {
     for step in steps {
-        let commands = escaped(&step.commands.join("\n"));
+        let lines: Vec<String> = step.commands.iter().map(|line| broken(line)).collect();
+        let commands = escaped(&lines.join("\n"));
         let _ = writeln!(
             page,
             "<li>{}<pre>{}</pre></li>",
@@ -104,6 +108,46 @@ fn print_steps(page: &mut String, steps: &[Step]) {
             commands.as_str()
         );
     }
+}
+
+/// A command in lines that the page need not wrap, as the shell takes them: where a browser wraps a line,
+/// nobody sees whether a space belongs there. One that has lines of its own, or a comment, stays.
+fn broken(command: &str) -> String {
+    let stays = command.contains(['\n', '#']) || command.chars().count() <= LINE_CHARACTERS_MAX;
+    if stays {
+        return command.to_owned();
+    }
+    let (mut words, mut quote, mut escaped) = (vec![String::new()], None, false);
+    for c in command.chars() {
+        let splits = c == ' ' && quote.is_none() && !escaped;
+        match (quote, c) {
+            _ if escaped => escaped = false,
+            (None | Some('"'), '\\') => escaped = true,
+            (None, '"' | '\'') => quote = Some(c),
+            (Some(open), _) if open == c => quote = None,
+            _ => {}
+        }
+        match words.last_mut() {
+            Some(word) if !splits => word.push(c),
+            _ => words.push(String::new()),
+        }
+    }
+    let mut lines = String::new();
+    let mut columns = 0;
+    for (index, word) in words.iter().enumerate() {
+        let len = word.chars().count();
+        // A space before, and room for ` \\` behind.
+        if index > 0 && columns + 1 + len + 2 > LINE_CHARACTERS_MAX {
+            lines.push_str(" \\\n  ");
+            columns = 2;
+        } else if index > 0 {
+            lines.push(' ');
+            columns += 1;
+        }
+        lines.push_str(word);
+        columns += len;
+    }
+    lines
 }
 
 /// Draws the QR code as SVG: one square a dark module.
@@ -158,11 +202,13 @@ pub(crate) fn create(path: &Path) -> Result<File, Failure> {
         .mode(0o600)
         .open(path);
     file.map_err(|error| {
-        let failure = Failure::usage(format!("can't make {}", path.display())).caused_by(&error);
         if error.kind() == std::io::ErrorKind::AlreadyExists {
-            return failure.with_hint("nothing is ever overwritten: name another file");
+            return Failure::usage(format!("{} exists already", path.display()))
+                .with_hint("nothing is ever overwritten: name another file");
         }
-        failure.with_hint("nothing was started")
+        Failure::usage(format!("can't make {}", path.display()))
+            .caused_by(&error)
+            .with_hint("nothing was started")
     })
 }
 
@@ -183,6 +229,54 @@ mod tests {
     use super::*;
     use crate::pinned::tests::pins;
     use crate::target::Target;
+
+    #[test]
+    fn a_long_command_is_broken_as_the_shell_takes_it() {
+        let folder = "long".repeat(12);
+        for command in [
+            format!(
+                "sprat --fingerprint 893B-F403 key add /srv/{folder}/x --new-key-file /etc/sprat/keys/x.key"
+            ),
+            format!(
+                "cp 'it is  here/{folder}' \"and \\\" there/{folder}\" un\\ broken\\ {folder} -a"
+            ),
+        ] {
+            let lines = broken(&command);
+            assert!(lines.lines().count() > 1, "{lines}");
+            let mut all = lines.lines().rev();
+            assert!(!all.next().unwrap().ends_with('\\'), "{lines}");
+            assert!(all.all(|line| line.ends_with(" \\")), "{lines}");
+            assert_eq!(words(&lines), words(&command), "{lines}");
+        }
+        let fits = lines_of(&broken(&format!("sprat a {folder} {folder} {folder}")));
+        assert!(
+            fits.iter().all(|len| *len <= LINE_CHARACTERS_MAX),
+            "{fits:?}"
+        );
+        for whole in [
+            "ls -l",
+            &format!("printf 'a\n{folder}{folder}'"),
+            &format!("ls # {folder}{folder}"),
+        ] {
+            assert_eq!(broken(whole), whole);
+        }
+    }
+
+    /// As the shell splits them.
+    fn words(command: &str) -> String {
+        let script = format!("printf '<%s>' {command}");
+        let ran = std::process::Command::new("sh")
+            .arg("-c")
+            .arg(script)
+            .output();
+        let ran = ran.unwrap();
+        assert!(ran.status.success(), "{ran:?}");
+        String::from_utf8(ran.stdout).unwrap()
+    }
+
+    fn lines_of(text: &str) -> Vec<usize> {
+        text.lines().map(|line| line.chars().count()).collect()
+    }
 
     #[test]
     fn a_page_holds_everything_and_runs_nothing() {

@@ -112,6 +112,26 @@ fn help_lists_the_commands_and_the_exit_codes() {
 }
 
 #[test]
+fn what_is_missing_or_asked_twice_shows_commands_and_none_of_sprats_own() {
+    let machine = Machine::new();
+    // Settings in the environment are arguments to the parser.
+    let bare = machine.sprat::<&str>(&[]).failed_with(2);
+    assert!(
+        bare.contains("snapshots") && bare.contains("doctor"),
+        "{bare}"
+    );
+    for own in ["volume-process", "worker", "mount-keeper"] {
+        assert!(!bare.contains(own), "{bare}");
+    }
+    let help = machine.sprat(&["--help"]);
+    for asked in [&["help", "--help"][..], &["help", "-h"], &["help"]] {
+        let ran = machine.sprat(asked);
+        assert_eq!(ran.code, 0, "{}", ran.whole());
+        assert!(help.stdout.contains("Exit codes:") && ran.stdout.contains("Exit codes:"));
+    }
+}
+
+#[test]
 fn every_command_has_a_help_with_an_example() {
     let machine = Machine::new();
     let commands = [

@@ -68,7 +68,7 @@ fn no_container_there() {
     exit 10
     --- stderr
     sprat: there is no container [DIR]/store/x.luks
-    Hint: check the path, or make one with `sprat init`
+    Hint: check the path, and whether its disk is mounted; or make one with `sprat init`
     ");
     let ran = machine.backup(&["--key-file", "x.key"]);
     assert_snapshot!(ran.failed_with(10), @r"
@@ -77,7 +77,7 @@ fn no_container_there() {
     sprat: job home failed
     Caused by:
       1: there is no container [DIR]/store/x.luks
-    Hint: check the path, or make one with `sprat init`
+    Hint: check the path, and whether its disk is mounted; or make one with `sprat init`
     ");
 }
 
@@ -111,7 +111,7 @@ fn a_mistyped_name_is_not_told_to_be_unlocked_and_where_its_key_was_sought() {
     exit 10
     --- stderr
     sprat: there is no container [DIR]/store/x.luks
-    Hint: nothing was changed: no lock is there either. Check the path
+    Hint: nothing was changed: no lock is there either; check the path, and whether its disk is mounted; or make one with `sprat init`
     ");
     // `setsid`: without a terminal to ask on. Where there is no container, no key is the lesser evil.
     let sought = ["snapshots", "store/x.luks"];
@@ -120,7 +120,7 @@ fn a_mistyped_name_is_not_told_to_be_unlocked_and_where_its_key_was_sought() {
     exit 10
     --- stderr
     sprat: there is no container [DIR]/store/x.luks
-    Hint: check the path, or make one with `sprat init`
+    Hint: check the path, and whether its disk is mounted; or make one with `sprat init`
     ");
     machine.write("store/x.luks", "");
     let ran = machine.sprat_under(&["setsid", "--wait"], &sought);

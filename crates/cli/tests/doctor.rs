@@ -6,6 +6,7 @@ mod machine;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use machine::Machine;
 
@@ -103,4 +104,33 @@ fn doctor_finds_an_rsync_that_ignores_link_dest() {
     let ran = machine.run(machine.command().env("PATH", path).arg("doctor"));
     assert_eq!(ran.code, 1, "{}", ran.whole());
     assert!(found(&ran).starts_with("missing"), "{}", ran.whole());
+}
+
+#[test]
+fn doctor_reports_sources_that_a_backup_refuses() {
+    let machine = Machine::new();
+    let empty = machine.path("empty");
+    fs::create_dir(&empty).unwrap();
+    for (source, more, state) in [
+        (empty.as_path(), "", "missing"),
+        (empty.as_path(), "allow_empty = true\n", "fine"),
+        (Path::new("/dev/null"), "", "missing"),
+        (Path::new("/etc"), "", "fine"),
+    ] {
+        let source = source.display();
+        machine.write(
+            "config/sprat.toml",
+            format!(
+                "[container.x]\ntarget = \"/nowhere/x.luks\"\n\
+                 [job.j]\ncontainer = \"x\"\nsources = [\"{source}\"]\n{more}"
+            ),
+        );
+        let ran = machine.sprat(&["doctor", "--json"]);
+        let said: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+        let findings = said["findings"].as_array().unwrap();
+        let found = findings
+            .iter()
+            .find(|found| found["what"] == "job j: sources");
+        assert_eq!(found.unwrap()["state"], state, "{source} {more}: {said}");
+    }
 }

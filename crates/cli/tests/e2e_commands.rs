@@ -360,3 +360,52 @@ fn a_session_sees_later_disks_and_keeps_no_other_disk_busy() {
     let back = machine.path("back").join(source.strip_prefix("/").unwrap());
     assert!(back.exists(), "{}", ran.whole());
 }
+
+#[test]
+fn init_says_for_how_many_files_there_is_room_and_warns_where_the_source_has_more() {
+    requires!(needs::root());
+    let machine = Machine::new();
+    let folder = machine.folder().display().to_string();
+    machine.write(
+        "config/sprat.toml",
+        format!(
+            "[container.disk]\ntarget = \"{folder}/store/x.luks\"\n\n\
+             [job.one]\ncontainer = \"disk\"\nsources = \"{folder}/src\"\n"
+        ),
+    );
+    fs::create_dir(machine.path("src")).unwrap();
+    let _disk = Tmpfs::mount(&machine.path("src"), 8);
+    for n in 0..1500 {
+        machine.write(&format!("src/{n}"), "");
+    }
+    // Whatever mke2fs makes of a size, what is said is what is there.
+    for (options, more) in [
+        (&["--size", "64M"][..], false),
+        (&["--size", "600M"], false),
+        (&["--size", "64M", "--inodes", "1000"], true),
+        (&["--size", "64M", "--inodes", "5000"], false),
+    ] {
+        let _ = fs::remove_file(machine.path("store/x.luks"));
+        let _ = fs::remove_dir_all(machine.path("state"));
+        let init = ["init", "disk", "--cheap-kdf-for-tests", "--no-cache"];
+        let made = machine.sprat(&[&init[..], options].concat());
+        assert_eq!(made.code, 0, "{}", made.whole());
+        let (_, said) = made.stderr.split_once("there is room for about ").unwrap();
+        let digits = said.chars().take_while(|c| *c == ',' || c.is_ascii_digit());
+        let said: String = digits.filter(char::is_ascii_digit).collect();
+        let said: u64 = said.parse().unwrap();
+        let warned = made.stderr.contains("with --inodes 30");
+        assert_eq!(warned, more, "{options:?}: {}", made.stderr);
+        assert_eq!(machine.sprat(&["snapshots", "disk"]).code, 0);
+        let status = machine
+            .sprat(&["status", "disk", "--offline", "--json"])
+            .json();
+        let there = status["containers"][0]["volume"]["inodes"]
+            .as_u64()
+            .unwrap();
+        assert!(
+            there.abs_diff(said) <= there / 20,
+            "{options:?}: {said}, {there}"
+        );
+    }
+}

@@ -421,6 +421,12 @@ fn what_is_known_of_a_container_moves_with_it() {
     ok(machine.sprat(&["copy", "--move", CONTAINER, moved]));
     assert_eq!(known(moved), before);
     assert!(known(CONTAINER)[0].is_null());
+    let old_place = machine.sprat(&[&["snapshots", CONTAINER], &key[..]].concat());
+    let said = old_place.failed_with(10);
+    assert!(
+        said.contains("this machine moved it") && said.contains(moved),
+        "{said}"
+    );
     let check = ["check", moved, "--read-data", "--json"];
     let files = ok(machine.sprat(&[&check[..], &key].concat())).json()["files"].clone();
     assert_eq!(files["files_known"], files["files_read"]);

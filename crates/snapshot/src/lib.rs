@@ -70,7 +70,7 @@ pub use record::{
     EntryKind, LinkedFrom, NameList, RECORD_FORMAT, RunRecord, RunStats, SnapshotEntry, Warning,
 };
 pub use restore::restore;
-pub use sources::mistakes;
+pub use sources::{check_source, mistakes};
 pub use spec::{
     Cancel, LocalContainer, Phase, Progress, RestoreReport, RestoreSpec, SnapshotReport,
     SnapshotSpec,

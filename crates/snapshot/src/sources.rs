@@ -417,6 +417,12 @@ fn look_at(path: PathBuf, allow_empty: bool) -> Result<Source, SnapshotError> {
     Ok(new_source(path, &metadata))
 }
 
+/// Whether a source can be backed up as it is now: it is there, has content that can be saved, and is no
+/// empty folder, unless that is allowed.
+pub fn check_source(path: &Path, allow_empty: bool) -> Result<(), SnapshotError> {
+    look_at(path.to_owned(), allow_empty).map(drop)
+}
+
 /// rsync would copy the link alone, and the owner would believe that the folder is safe.
 fn is_link(path: &Path) -> SnapshotError {
     let target = std::fs::read_link(path).map_or_else(|_| String::new(), |t| escape_path(&t));

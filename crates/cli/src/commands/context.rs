@@ -18,7 +18,7 @@ use crate::secrets::{Doubt, SecretSource};
 use crate::session::{self, Access, Session, SessionOptions};
 use crate::standing::Standing;
 use crate::target::{Target, TargetError};
-use crate::{Exit, Failure, output, pinned, reach};
+use crate::{Exit, Failure, moved, output, pinned, reach};
 
 /// One run of sprat.
 #[derive(Debug)]
@@ -213,7 +213,8 @@ impl Context {
     /// Fetches the key of a container.
     pub(crate) fn secret(&self, resolved: &Resolved) -> Result<Secret, Failure> {
         if resolved.secret == SecretSource::Terminal {
-            there_at_all(resolved)?;
+            let state_dir = self.environment.absolute(&self.global.state_dir);
+            there_at_all(&state_dir, resolved)?;
         }
         let fetched = self.fetch(&resolved.secret);
         fetched.map_err(|failure| {
@@ -438,16 +439,14 @@ pub(crate) fn both(first: Failure, last: Failure) -> Failure {
 
 /// Looks whether there is a container before anybody is asked for its key. What can't be told now the
 /// session tells.
-fn there_at_all(resolved: &Resolved) -> Result<(), Failure> {
+fn there_at_all(state_dir: &Path, resolved: &Resolved) -> Result<(), Failure> {
     let Ok(store) = reach::connect(&resolved.target, &resolved.ssh_command) else {
         return Ok(());
     };
     match store.stat(&resolved.target.name) {
-        Err(error) if error.kind() == StoreErrorKind::NotFound => Err(Failure::new(
-            Exit::NoContainer,
-            format!("there is no container {}", resolved.target),
-        )
-        .with_hint("check the path, or make one with `sprat init`")),
+        Err(error) if error.kind() == StoreErrorKind::NotFound => {
+            Err(moved::no_container(state_dir, &resolved.target))
+        }
         _ => Ok(()),
     }
 }

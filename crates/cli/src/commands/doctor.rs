@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::json;
 use sprat_attach::{Verdict, check_host};
 use sprat_luks::Copies;
+use sprat_snapshot::SnapshotError;
 use sprat_store::{Access, FileStat, Store, StoreError, lock};
 
 use super::backup::job_spec;
@@ -19,8 +20,7 @@ use crate::output::{exit_json, text};
 use crate::secrets::SecretSource;
 use crate::session::{PinPolicy, RESERVE_FREE_TIMES, SERVER_SPACE_LOW_BYTES, reserve_name};
 use crate::standing::Standing;
-use crate::target::Place;
-use crate::{Exit, Failure, own_names, pinned, reach};
+use crate::{Exit, Failure, moved, own_names, pinned, reach};
 
 /// One thing that was looked at.
 #[derive(Debug, Serialize)]
@@ -247,6 +247,20 @@ fn sources(job: &Job) -> Vec<Finding> {
             findings.push(Finding::new(&what, state, detail).hint(hint));
         }
     }
+    // What is missing, or is a link, was said above.
+    for path in job.sources.iter().filter(|path| !path.is_symlink()) {
+        let refused = sprat_snapshot::check_source(path, job.allow_empty).err();
+        if let Some(
+            error @ (SnapshotError::SourceEmpty { .. } | SnapshotError::SourceRefused { .. }),
+        ) = refused
+        {
+            let finding = Finding::new(&what, State::Missing, error.to_string());
+            findings.push(finding.hint(
+                "a backup refuses it: mount its disk, take it out of the job, or, for an empty \
+                 folder, put allow_empty = true into the job",
+            ));
+        }
+    }
     if findings.is_empty() {
         findings.push(Finding::new(what, State::Fine, "all are there"));
     }
@@ -452,12 +466,8 @@ fn container(context: &Context, resolved: &Resolved, store: &dyn Store) -> Findi
     let file = match store.open(&resolved.target.name, Access::ReadOnly) {
         Ok(file) => file,
         Err(StoreError::NotFound { .. }) => {
-            let hint = match resolved.target.place {
-                Place::Ssh { .. } => "make one with `sprat init`, or check the path",
-                Place::Local { .. } => {
-                    "make one with `sprat init`, or check the path and whether its disk is mounted"
-                }
-            };
+            let state_dir = context.environment.absolute(&context.global.state_dir);
+            let hint = moved::hint(&state_dir, &resolved.target);
             return Finding::new(what, State::Missing, "not there").hint(hint);
         }
         Err(error) => return Finding::failed(what, &Failure::from(error)),

@@ -19,7 +19,7 @@ use crate::known_server::Known;
 use crate::output::{Reporter, exit_json, text};
 use crate::secrets::{self, SecretSource};
 use crate::session::{self, Access, HeaderChange, HeaderChanged, PinPolicy};
-use crate::{Exit, Failure, pinned, reach, state};
+use crate::{Exit, Failure, moved, pinned, reach, state};
 
 pub(super) use sheet::jobs;
 
@@ -40,15 +40,13 @@ fn state_dir(context: &Context) -> PathBuf {
 }
 
 /// The container's file, open for reading; no lock, nothing is written.
-fn open(resolved: &Resolved) -> Result<Arc<dyn StoreFile>, Failure> {
+fn open(context: &Context, resolved: &Resolved) -> Result<Arc<dyn StoreFile>, Failure> {
     let store = reach::connect(&resolved.target, &resolved.ssh_command)?;
     match store.open(&resolved.target.name, StoreAccess::ReadOnly) {
         Ok(file) => Ok(file),
-        Err(error) if error.kind() == StoreErrorKind::NotFound => Err(Failure::new(
-            Exit::NoContainer,
-            format!("there is no container {}", resolved.target),
-        )
-        .with_hint("check the path, or make one with `sprat init`")),
+        Err(error) if error.kind() == StoreErrorKind::NotFound => {
+            Err(moved::no_container(&state_dir(context), &resolved.target))
+        }
         Err(error) => Err(Failure::from(&error)),
     }
 }
@@ -114,7 +112,7 @@ fn check_typed(
 
 fn list(context: &Context, args: &KeyTargetArgs) -> Result<Exit, Failure> {
     let resolved = context.resolve(&args.target)?;
-    let file = open(&resolved)?;
+    let file = open(context, &resolved)?;
     let header = judged(context, &resolved, &*file)?;
     warn_of_changed_slots(context, &resolved, &header);
     let notes = KeyNotes::load(&state_dir(context), header.uuid());
@@ -355,7 +353,7 @@ fn remove(context: &Context, args: &KeyRemoveArgs) -> Result<Exit, Failure> {
 /// is this machine knows of those that it added; of others their derivation says as much as a key file's
 /// does.
 fn refuse_last(context: &Context, resolved: &Resolved, slot: u32) -> Result<(), Failure> {
-    let file = open(resolved)?;
+    let file = open(context, resolved)?;
     // A header that can't be used the change itself judges, with the right words.
     let Ok(header) = Header::load(&reach::HeaderBytes(&*file)) else {
         return Ok(());

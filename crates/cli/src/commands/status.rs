@@ -20,7 +20,7 @@ use crate::output::{exit_json, failure_json, text};
 use crate::session::{PinPolicy, SERVER_SPACE_LOW_BYTES, reserve_name};
 use crate::standing::{JobStanding, Standing};
 use crate::target::Place;
-use crate::{Exit, Failure, pinned, reach, state};
+use crate::{Exit, Failure, moved, pinned, reach, state};
 
 /// How long the server's shell may take to tell where the container holds data.
 const SHELL_LIMIT: Duration = Duration::from_secs(15);
@@ -163,12 +163,7 @@ fn ask(state_dir: &Path, resolved: &Resolved) -> Result<Server, Failure> {
     let store = reach::connect(&resolved.target, &resolved.ssh_command)?;
     let name = &resolved.target.name;
     let stat = store.stat(name).map_err(|error| match error.kind() {
-        StoreErrorKind::NotFound => {
-            let what = format!("there is no container {}", resolved.target);
-            Failure::new(Exit::NoContainer, what).with_hint(
-                "check the path, and whether its disk is mounted; `sprat init` makes one",
-            )
-        }
+        StoreErrorKind::NotFound => moved::no_container(state_dir, &resolved.target),
         _ => Failure::from(error),
     })?;
     let file = store.open(name, Access::ReadOnly)?;

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::context::Context;
 use crate::args::UnlockArgs;
-use crate::output::exit_json;
+use crate::output::{exit_json, text};
 use crate::session::{self, DoorWay, UnlockWish, Unlocked};
 use crate::{Exit, Failure};
 
@@ -78,8 +78,8 @@ fn text(target: &str, done: &Unlocked) -> String {
     }
     if done.forgotten > 0 {
         text.push_str(&format!(
-            "what {} sessions wrote will not be compared\n",
-            done.forgotten
+            "what {} wrote will not be compared\n",
+            text::counted(done.forgotten as u64, "session", "sessions")
         ));
     }
     text

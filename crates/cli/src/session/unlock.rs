@@ -17,7 +17,7 @@ use super::options::SessionOptions;
 use super::volume_process::connection::{Connection, open_record, owner_note};
 use crate::interrupt::Interrupt;
 use crate::target::Target;
-use crate::{Exit, Failure, reach};
+use crate::{Exit, Failure, moved, reach};
 
 /// For an answer of the old session this long is waited before anything less is used.
 pub const ANSWER_WAIT: Duration = Duration::from_secs(30);
@@ -141,8 +141,10 @@ pub fn unlock(
                     Exit::NoContainer => Failure::new(Exit::NoContainer, what).caused_by(&failure),
                     _ => return Err(failure),
                 };
-                return Err(failure
-                    .with_hint("nothing was changed: no lock is there either. Check the path"));
+                let hint = moved::hint(&options.state_dir, target);
+                return Err(failure.with_hint(format!(
+                    "nothing was changed: no lock is there either; {hint}"
+                )));
             }
             if !wish.forget_watch {
                 return Ok(done);

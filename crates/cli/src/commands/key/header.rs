@@ -17,7 +17,7 @@ use crate::{Exit, Failure, kept_header, pinned, reach, terminal};
 
 pub(super) fn backup(context: &Context, args: &KeyHeaderBackupArgs) -> Result<Exit, Failure> {
     let resolved = context.resolve(&args.target)?;
-    let file = open(&resolved)?;
+    let file = open(context, &resolved)?;
     let header = judged(context, &resolved, &*file)?;
     warn_of_changed_slots(context, &resolved, &header);
     let kept = whole(&header, &*file)?;
@@ -88,7 +88,7 @@ impl LiesThere {
 
 pub(super) fn restore(context: &Context, args: &KeyHeaderRestoreArgs) -> Result<Exit, Failure> {
     let resolved = context.resolve(&args.target)?;
-    let file = open(&resolved)?;
+    let file = open(context, &resolved)?;
     let fingerprint = context.global.fingerprint.as_deref();
     let policy = pinned::policy(&state_dir(context), &resolved.target, fingerprint)?;
     let lies_there = LiesThere::look(&*file, &policy)?;

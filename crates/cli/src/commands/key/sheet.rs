@@ -122,7 +122,7 @@ pub(super) fn key_file_now(
         if own.expose() == secret.expose() {
             return Ok(());
         }
-        let file = open(resolved)?;
+        let file = open(context, resolved)?;
         let header = judged(context, resolved, &*file)?;
         header.unlock(&reach::HeaderBytes(&*file), own)?;
         Ok(())
@@ -136,7 +136,7 @@ pub(super) fn print_again(context: &Context, args: &KeySheetArgs) -> Result<Exit
     } else {
         Some(recovery_key(context)?)
     };
-    let file = open(&resolved)?;
+    let file = open(context, &resolved)?;
     let header = judged(context, &resolved, &*file)?;
     warn_of_changed_slots(context, &resolved, &header);
     if let Some(recovery) = &recovery {
@@ -222,7 +222,7 @@ pub(super) fn rehearse(context: &Context, args: &KeyTargetArgs) -> Result<Exit, 
         _ => String::new(),
     };
     let secret = context.fetch(&source)?;
-    let file = open(&resolved)?;
+    let file = open(context, &resolved)?;
     let header = judged(context, &resolved, &*file)?;
     if !typed.is_empty() {
         check_typed(context, &resolved, &header, &typed)?;

@@ -13,7 +13,7 @@ use super::attempt::{Present, Source, Stores, flush_folder, stat_if_there};
 use super::watch::Watch;
 use super::{CopyObserver, CopyPhase, Job};
 use crate::filed::Filed;
-use crate::{Exit, Failure, own_names, pinned};
+use crate::{Exit, Failure, moved, own_names, pinned};
 
 /// What a container of LUKS begins with.
 const LUKS_MAGIC: &[u8] = b"LUKS\xba\xbe";
@@ -308,7 +308,10 @@ impl Job<'_> {
         if let Err(error) = forgotten {
             self.tell_unmoved(&error, observer);
         }
-        pinned::forget(&self.source.options.state_dir, &self.options.source.target)?;
+        let target = &self.options.source.target;
+        pinned::forget(&self.source.options.state_dir, target)?;
+        let state_dir = &self.options.source.state_dir;
+        moved::note(state_dir, target, &self.options.destination.target);
         let uuid = self.uuid_of_source(pins);
         let cache = format!("{uuid}-{}", record_id(&self.options.source.target));
         // Of no use any more, and no harm.

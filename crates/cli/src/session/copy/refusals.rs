@@ -8,7 +8,7 @@ use super::side::Side;
 use super::{FAILURES_APART, FAILURES_MAX, Job};
 use crate::output::text;
 use crate::session::volume_process::opening::read_only_account;
-use crate::{Exit, Failure, own_names};
+use crate::{Exit, Failure, moved, own_names};
 
 impl Job<'_> {
     /// Where the destination is there it may be all that is left of a move that had come to its end:
@@ -20,7 +20,8 @@ impl Job<'_> {
         );
         let hint = match there.destination {
             None => {
-                "nothing was changed. Check the path, and whether its disk is mounted".to_owned()
+                let hint = moved::hint(&self.options.source.state_dir, from);
+                format!("nothing was changed: {hint}")
             }
             Some(_) => format!(
                 "nothing was changed. {to} is there: if it was to be moved, that is done, or its \

@@ -30,7 +30,7 @@ use super::taking::hold_making_room;
 pub(super) use super::taking::{hold, take_lock, wait_for_quiet};
 use crate::filed::Filed;
 use crate::target::Place;
-use crate::{Exit, Failure, kept_header, own_names};
+use crate::{Exit, Failure, kept_header, moved, own_names};
 
 /// A container that is ready to be served.
 pub(super) struct Opened {
@@ -300,10 +300,7 @@ pub(super) fn stat_container(start: &VolumeStart, store: &dyn Store) -> Result<F
             Ok(stat)
         }
         Err(error) if error.kind() == StoreErrorKind::NotFound => {
-            let failure = Failure::new(
-                Exit::NoContainer,
-                format!("there is no container {}", start.target),
-            );
+            let failure = moved::no_container(&PathBuf::from(&start.state_dir), &start.target);
             let names = store.list().unwrap_or_default();
             let unfinished = names
                 .iter()
@@ -322,7 +319,7 @@ pub(super) fn stat_container(start: &VolumeStart, store: &dyn Store) -> Result<F
                      name back"
                 ))
             } else {
-                failure.with_hint("check the path, or make one with `sprat init`")
+                failure
             })
         }
         Err(error) => Err(Failure::from(&error)),
