@@ -12,6 +12,7 @@ use sprat_volume::{BLOCK_BYTES, Flush, Volume};
 use zeroize::Zeroize;
 
 use super::ranges::merged;
+use super::trim::InOrder;
 
 /// The volume: in user mode in plaintext, in kernel mode as it is. Below it everything is ciphertext.
 pub(super) struct EdgeDevice {
@@ -70,8 +71,8 @@ impl EdgeDevice {
         self.refuses_writes.store(true, Ordering::Release);
     }
 
-    /// Takes no write from now on, and notes what is unneeded.
-    pub(super) fn begin_collecting(&self) {
+    /// Takes no write from now on, and notes what the file system, which is in order, does not need.
+    pub(super) fn begin_collecting(&self, _: &InOrder) {
         *self.collected() = Some(Collected::default());
     }
 

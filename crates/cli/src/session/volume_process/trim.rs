@@ -27,24 +27,8 @@ impl Served {
         // So that the holes are taken by the volume, which refuses them while a write waits; a rewrite
         // closes it before.
         self.volume.flush(Flush::Durable)?;
-        let found = read_super(&self.device)?;
-        if found.has_errors() {
-            return Err(Failure::new(
-                Exit::Damaged,
-                "the file system in the container is marked as damaged",
-            )
-            .with_hint(
-                "nothing was given back: what a damaged file system calls free may be in use. \
-                 Restore what you need, then have it repaired",
-            ));
-        }
-        // The mount before this has replayed the journal, or failed: it is checked all the same.
-        if found.needs_recovery() {
-            return Err(Failure::failed(
-                "the journal was not replayed by the mount before",
-            ));
-        }
-        self.device.begin_collecting();
+        let in_order = InOrder::check(&read_super(&self.device)?)?;
+        self.device.begin_collecting(&in_order);
         Ok(())
     }
 
@@ -246,6 +230,31 @@ impl Served {
     }
 }
 
+/// Proof that what the file system calls free is free.
+pub(super) struct InOrder(());
+
+impl InOrder {
+    fn check(found: &Super) -> Result<Self, Failure> {
+        if found.has_errors() {
+            return Err(Failure::new(
+                Exit::Damaged,
+                "the file system in the container is marked as damaged",
+            )
+            .with_hint(
+                "nothing was given back: what a damaged file system calls free may be in use. \
+                 Restore what you need, then have it repaired",
+            ));
+        }
+        // The mount before this has replayed the journal, or failed: it is checked all the same.
+        if found.needs_recovery() {
+            return Err(Failure::failed(
+                "the journal was not replayed by the mount before",
+            ));
+        }
+        Ok(Self(()))
+    }
+}
+
 /// Why there is no puncher.
 pub(super) enum Way {
     /// This way does not exist here.
@@ -310,4 +319,40 @@ fn reader(device: &Arc<EdgeDevice>) -> impl FnMut(u64, &mut [u8]) -> Result<(), 
 
 fn read_super(device: &Arc<EdgeDevice>) -> Result<Super, Failure> {
     Super::read(&mut reader(device)).map_err(Failure::failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use sprat_store::{FileName, MemoryStore, Store};
+
+    use super::*;
+
+    /// A super block with `value` at `at`.
+    fn found(at: usize, value: u8) -> Super {
+        Super::read(&mut |_, buf| {
+            buf[1024 + 0x38..1024 + 0x3a].copy_from_slice(&[0x53, 0xEF]);
+            buf[1024 + at] = value;
+            Ok(())
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn only_a_file_system_in_order_says_what_is_free() {
+        let check = |at, value| InOrder::check(&found(at, value)).map(drop);
+        check(0x3a, 1).unwrap();
+        assert_eq!(check(0x3a, 3).unwrap_err().exit, Exit::Damaged);
+        assert_eq!(check(0x60, 4).unwrap_err().exit, Exit::Failed);
+    }
+
+    #[test]
+    fn a_hole_that_is_not_seen_over_sftp_is_one_in_another_file() {
+        let store = MemoryStore::new();
+        let file = store.create_new(&FileName::new("x.luks").unwrap()).unwrap();
+        file.resize(3 * 4096).unwrap();
+        file.write_at(2 * 4096 - 1, &[1]).unwrap();
+        see_hole(&*file, &(0..4096)).unwrap();
+        let refused = see_hole(&*file, &(4096..3 * 4096));
+        assert!(matches!(refused, Err(StoreError::Refused { .. })));
+    }
 }
