@@ -76,6 +76,13 @@ fn a_key_is_added_listed_rehearsed_and_removed() {
     let ran = machine.sprat(&[&add[..], &["--new-passphrase-file", "pass"]].concat());
     assert_eq!(ran.code, 0, "{}", ran.whole());
     assert_eq!(listed(&machine).len(), 3);
+    let container = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(machine.path(CONTAINER))
+        .unwrap();
+    let mut header = vec![0; 16 << 20];
+    container.read_exact_at(&mut header, 0).unwrap();
     let ran = machine.sprat(&["key", "remove", CONTAINER, "2"]);
     assert_snapshot!(ran.whole(), @r"
     exit 0
@@ -84,6 +91,12 @@ fn a_key_is_added_listed_rehearsed_and_removed() {
     --- stderr
     sprat: what was removed is the slot, not the past: whoever kept an old copy of the container file or of its header (the server, a snapshot of its disk) can still open that copy with the removed key. If the key is in wrong hands, make a new container
     ");
+    // The server shows the header in which the removed key still opens.
+    let mut now = vec![0; header.len()];
+    container.read_exact_at(&mut now, 0).unwrap();
+    container.write_all_at(&header, 0).unwrap();
+    machine.backup(&[]).failed_with(13);
+    container.write_all_at(&now, 0).unwrap();
     assert!(!opens(&machine, &["--passphrase-file", "pass"]));
     assert!(opens(&machine, &["--passphrase-file", "recovery"]));
     assert_eq!(listed(&machine), ["0 key_file -", "1 recovery -"]);

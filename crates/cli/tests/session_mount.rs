@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use session_bench::{Bench, Seen, assert_exit, fill, missing, never, ssh_missing};
-use sprat::session::{self, Access, ClosedReport};
+use sprat::session::{self, Access, ClosedReport, Notice, Session};
 use sprat::{Exit, Failure};
 use sprat_testkit::{needs, requires};
 
@@ -117,6 +117,28 @@ fn a_mount_whose_process_is_killed_goes_away() {
     fs::write(bench.path("mnt/kept"), "kept").unwrap();
     unmount(&bench).unwrap();
     bench.assert_nothing_remains();
+    bench.backup().unwrap();
+    bench.restore_and_compare();
+}
+
+#[test]
+fn after_a_mount_for_writing_that_was_killed_nobody_is_accused() {
+    requires!(missing());
+    let bench = with_a_snapshot(Bench::local());
+    mount(&bench, Access::ReadWrite).unwrap();
+    // A person may remove any snapshot there.
+    let job = bench.path("mnt/docs");
+    fs::remove_dir_all(fs::canonicalize(job.join("latest")).unwrap()).unwrap();
+    fs::remove_file(job.join("latest")).unwrap();
+    rustix::fs::syncfs(fs::File::open(&job).unwrap()).unwrap();
+    assert_eq!(bench.kill(&["volume-process"]), 1);
+    bench.assert_nothing_remains();
+    let mut seen = Seen::default();
+    let options = bench.options(Access::ReadWrite);
+    let session = Session::open(options, &bench.secret, &mut seen, &never()).unwrap();
+    session.close(&mut seen, &never()).unwrap();
+    let elsewhere = |notice: &Notice| matches!(notice, Notice::WrittenElsewhere);
+    assert!(!seen.notices.iter().any(elsewhere), "{:?}", seen.notices);
     bench.backup().unwrap();
     bench.restore_and_compare();
 }

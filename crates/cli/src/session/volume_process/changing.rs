@@ -103,7 +103,7 @@ impl Done {
 }
 
 impl<'w> Work<'w> {
-    fn begin(
+    pub(super) fn begin(
         start: &'w VolumeStart,
         hold: &'w Arc<Hold>,
         stop: &'w Stop,
@@ -123,7 +123,11 @@ impl<'w> Work<'w> {
         })
     }
 
-    fn carry_out(&self, what: &ChangeStart, secrets: &[Secret]) -> Result<HeaderChanged, Failure> {
+    pub(super) fn carry_out(
+        &self,
+        what: &ChangeStart,
+        secrets: &[Secret],
+    ) -> Result<HeaderChanged, Failure> {
         let secret = |index: usize| {
             secrets
                 .get(index)

@@ -1,10 +1,13 @@
 //! What must be true before something is done that can't be undone, on a local container.
 
+mod rules;
+
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use sprat_luks::{Extent, FormatOptions, Header, HeaderWrite, OpenedBy, SlotKind, format};
+use sprat_store::lock::LateUntil;
 use sprat_store::{
     Access as StoreAccess, Capabilities, FileName, FileStat, FreeSpace, LocalStore, Lock,
     MemoryStore, ReadClass, Store, StoreError, StoreFile,
@@ -26,6 +29,8 @@ struct Held {
     folder: tempfile::TempDir,
     start: VolumeStart,
     hold: Arc<Hold>,
+    /// What the lease says of earlier sessions.
+    door: Option<LateUntil>,
 }
 
 impl Held {
@@ -36,9 +41,18 @@ impl Held {
     /// On a store that `wrap` makes of the local one.
     fn on(wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let (store, state) = (folder.path().join("store"), folder.path().join("state"));
+        let store = folder.path().join("store");
         std::fs::create_dir(&store).unwrap();
         make_container(&store.join("x.luks"));
+        Self::in_folder(folder, wrap)
+    }
+
+    /// With the container and this machine's state as they are there.
+    fn in_folder(
+        folder: tempfile::TempDir,
+        wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>,
+    ) -> Self {
+        let (store, state) = (folder.path().join("store"), folder.path().join("state"));
         let path = store.join("x.luks").display().to_string();
         let target = Target::parse(&path, Path::new("/")).unwrap();
         let run = folder.path().join("run");
@@ -50,6 +64,7 @@ impl Held {
         let name = start.target.name.clone();
         let owner = owner_note(&state).unwrap();
         let lock = Lock::acquire(&*store, &name, &record, owner).unwrap();
+        let door = lock.late_until();
         let file = store.open(&name, StoreAccess::ReadWrite).unwrap();
         let header = Header::load(&HeaderBytes(&*file)).unwrap();
         let hold = Arc::new(Hold::new(HoldParts {
@@ -71,6 +86,7 @@ impl Held {
             folder,
             start,
             hold,
+            door,
         }
     }
 
