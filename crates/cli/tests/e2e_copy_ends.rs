@@ -435,3 +435,37 @@ fn a_copy_with_a_new_key_that_is_killed_goes_on_with_the_same_key() {
     }
     scene.machine.nothing_is_left();
 }
+
+#[test]
+fn a_copy_that_is_begun_anew_has_its_sheets_key_and_one_without_a_new_key_says_so() {
+    requires!(missing());
+    let scene = Scene::new();
+    let to = scene.machine.on_line("server/x.luks");
+    let copy = |blow: Option<Blow>, more: &[&str]| {
+        let all = ["copy", CONTAINER, &to, "--json", "--cheap-kdf-for-tests"];
+        let key = ["--key-file", "config/keys/x.key"];
+        scene
+            .machine
+            .sprat_struck(&[&all[..], &key, more].concat(), blow)
+    };
+    let new = ["--new-key", "--sheet", "sheet"];
+    scene.machine.write("act", INTERRUPT);
+    copy(blow("act", "before", "write", 20), &new).failed_with(130);
+    let sheet = fs::read_to_string(scene.machine.path("sheet")).unwrap();
+    scene.machine.write("src/newer", "newer\n");
+    assert_eq!(scene.machine.backup(&[]).code, 0);
+    let ran = copy(None, &new);
+    assert!(ran.stderr.contains("begun anew"), "{}", ran.whole());
+    let fingerprint = ok(&ran)["fingerprint"].as_str().unwrap().to_owned();
+    assert!(sheet.contains(&fingerprint), "{sheet} {}", ran.whole());
+
+    let copied = scene.machine.path("server/x.luks");
+    fs::remove_file(&copied).unwrap();
+    fs::remove_file(scene.machine.path("sheet")).unwrap();
+    copy(blow("act", "before", "write", 20), &new).failed_with(130);
+    let ran = copy(None, &[]);
+    assert!(ran.stderr.contains("with another key"), "{}", ran.whole());
+    ok(&ran);
+    assert!(same_bytes(&scene.machine.path(CONTAINER), &copied));
+    assert_eq!(scene.names("state/copies"), [""; 0]);
+}

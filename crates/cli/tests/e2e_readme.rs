@@ -114,3 +114,22 @@ fn readme_example_works_as_it_stands_on_a_new_machine() {
     assert!(listed.contains("home"), "snapshots are listed: {listed}");
     stage.assert_nothing_is_left(Duration::from_secs(20));
 }
+
+#[test]
+fn a_machine_that_can_not_run_the_trial_is_told_so_before_anything_is_built() {
+    use sprat_testkit::needs;
+    sprat_testkit::requires!(needs::root(), needs::program("setpriv"));
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/try");
+    // What containers forbid: FUSE and mounts, and sshd's chroot.
+    for (capability, named) in [("sys_admin", "SYS_ADMIN"), ("sys_chroot", "SYS_CHROOT")] {
+        let ran = Command::new("setpriv")
+            .args(["--bounding-set", &format!("-{capability}")])
+            .args(["--inh-caps", &format!("-{capability}")])
+            .arg(&script)
+            .arg("--able")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&ran.stderr);
+        assert!(!ran.status.success() && said.contains(named), "{said}");
+    }
+}

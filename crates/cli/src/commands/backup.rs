@@ -354,23 +354,8 @@ fn report(context: &Context, outcome: &Outcome) -> Result<(), Failure> {
             return Ok(());
         }
     };
-    let warnings = &report.record.warnings;
-    let is_kernels =
-        |warning: &&Warning| matches!(warning, Warning::KernelFileSystemLeftOut { .. });
-    // A backup of `/` leaves out more than ten; one line says as much.
-    let kernels = warnings.iter().filter(is_kernels).count();
-    if kernels > KERNEL_PLACES_SHOWN_MAX {
-        let told = "left out the kernel's own file systems";
-        context
-            .output
-            .note(&format!("{}: {told} ({kernels} places)", outcome.job));
-    }
-    for warning in warnings {
-        if is_kernels(&warning) && kernels > KERNEL_PLACES_SHOWN_MAX {
-            continue;
-        }
-        let told = format!("{}: {}", outcome.job, super::warning_text(warning));
-        if lacks_something(warning) || is_of_content(warning) {
+    for (told, matters) in said_of(&outcome.job, &report.record.warnings) {
+        if matters {
             context.output.warning(&told);
         } else {
             context.output.note(&told);
@@ -385,6 +370,27 @@ fn report(context: &Context, outcome: &Outcome) -> Result<(), Failure> {
     context
         .output
         .result(&summary(&outcome.job, report, outcome.took), &json!(null))
+}
+
+/// What is said of a run's warnings, and whether it is a warning to the user, too.
+fn said_of(job: &str, warnings: &[Warning]) -> Vec<(String, bool)> {
+    let is_kernels =
+        |warning: &&Warning| matches!(warning, Warning::KernelFileSystemLeftOut { .. });
+    // A backup of `/` leaves out more than ten; one line says as much.
+    let kernels = warnings.iter().filter(is_kernels).count();
+    let mut said = Vec::new();
+    if kernels > KERNEL_PLACES_SHOWN_MAX {
+        let told = "left out the kernel's own file systems";
+        said.push((format!("{job}: {told} ({kernels} places)"), false));
+    }
+    for warning in warnings {
+        if is_kernels(&warning) && kernels > KERNEL_PLACES_SHOWN_MAX {
+            continue;
+        }
+        let told = format!("{job}: {}", super::warning_text(warning));
+        said.push((told, lacks_something(warning) || is_of_content(warning)));
+    }
+    said
 }
 
 fn missing(report: &SnapshotReport) -> Vec<MissingPlace> {
@@ -592,5 +598,24 @@ mod tests {
             );
         }
         assert_eq!(worst([Done].into_iter(), true), Interrupted);
+    }
+
+    #[test]
+    fn many_places_of_the_kernels_are_one_line_and_a_few_are_named() {
+        let kernels = |count: usize| -> Vec<Warning> {
+            let path = |n| format!("/sys/{n}");
+            (0..count)
+                .map(|n| Warning::KernelFileSystemLeftOut { path: path(n) })
+                .collect()
+        };
+        let few = said_of("root", &kernels(KERNEL_PLACES_SHOWN_MAX));
+        assert_eq!(few.len(), KERNEL_PLACES_SHOWN_MAX);
+        assert!(few[0].0.contains("left out /sys/0"), "{few:?}");
+        let mut many = kernels(15);
+        many.push(Warning::FoldersVanished { folders: 1 });
+        let many = said_of("root", &many);
+        assert_eq!(many.len(), 2, "{many:?}");
+        assert!(many[0].0.contains("(15 places)") && !many[0].1);
+        assert!(many[1].1);
     }
 }

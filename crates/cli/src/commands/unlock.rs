@@ -84,3 +84,21 @@ fn text(target: &str, done: &Unlocked) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_session_is_one() {
+        let said = |forgotten| {
+            let done = Unlocked {
+                forgotten,
+                ..Unlocked::default()
+            };
+            text("x", &done)
+        };
+        assert_eq!(said(1), "what 1 session wrote will not be compared\n");
+        assert_eq!(said(2), "what 2 sessions wrote will not be compared\n");
+    }
+}

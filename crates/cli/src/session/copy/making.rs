@@ -15,6 +15,10 @@ use super::watch::Watch;
 use super::{CopyObserver, CopyPhase, Job, finding, in_use};
 use crate::{Exit, Failure, own_names, pinned, state};
 
+/// Why nothing of an earlier run is gone on with, where one of the two was to have a new key.
+const OTHER_KEY: &str = "an earlier run copied with another key (--new-key was given to one of the two only; a \
+                         sheet that it showed opens nothing)";
+
 impl Job<'_> {
     /// Opens the source and judges its header. A source that is older than this machine knows it is
     /// refused: its copy would be taken for the newest state.
@@ -215,7 +219,12 @@ impl Job<'_> {
     ) -> Result<Arc<dyn StoreFile>, Failure> {
         match self.may_go_on(store, source, &identity)? {
             Ok(file) => return Ok(file),
-            Err(Some(why)) => observer.tell(&format!("{why}, so the copy is begun anew"), false),
+            Err(Some(why)) => {
+                observer.tell(
+                    &format!("{why}, so the copy is begun anew"),
+                    why == OTHER_KEY,
+                );
+            }
             Err(None) => {}
         }
         (self.resumed_bytes, self.named) = (0, false);
@@ -252,7 +261,7 @@ impl Job<'_> {
         if !same {
             let why = match note.identity().new_header == identity.new_header {
                 true => "the source has changed",
-                false => "what had been copied has another key",
+                false => OTHER_KEY,
             };
             return Ok(Err(Some(why)));
         }
