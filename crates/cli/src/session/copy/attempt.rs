@@ -13,6 +13,7 @@ use sprat_store::{FileName, FileStat, Store, StoreError, StoreErrorKind, StoreFi
 use super::super::volume_process::connection::record_id;
 use super::refusals::{self, check_writable};
 use super::side::Side;
+use super::sleep::OfCopy;
 use super::{CopyObserver, CopyPhase, CopyReport, HolesBy, Job};
 use crate::{Exit, Failure, own_names, pinned};
 
@@ -54,6 +55,8 @@ impl Job<'_> {
         observer.phase(CopyPhase::Opening);
         let stores = self.connect()?;
         self.interrupt.check()?;
+        let sleep = Arc::clone(&self.sleep);
+        let _at_work = sleep.at_work(&stores);
         let done = self.hold(&stores, observer);
         let connections_end = done
             .as_ref()
@@ -170,6 +173,10 @@ impl Job<'_> {
             );
         }
         self.began = true;
+        // Before anything but leases is sent.
+        if let Some(watch) = self.watch_sleep.take() {
+            watch(OfCopy::new(&self.sleep));
+        }
         if there.set_aside {
             self.name_again(&*stores.source)?;
             there = self.look(stores)?;

@@ -81,7 +81,7 @@ impl Job<'_> {
             unreachable!("there is nothing to be taken up without it");
         };
         let both = [&self.source, &self.destination];
-        let mut watch = Watch::new(observer, self.interrupt, both, stores);
+        let mut watch = Watch::new(observer, self.interrupt, both, stores, &self.sleep);
         self.working_since = Some(Instant::now());
         let read = copy::read_back(file, note, &mut watch);
         self.moved |= watch.moved;

@@ -177,7 +177,7 @@ impl Job<'_> {
         self.under_way = true;
         self.destination.held.record.before_send(&[whole])?;
         let both = [&self.source, &self.destination];
-        let mut watch = Watch::new(observer, self.interrupt, both, stores);
+        let mut watch = Watch::new(observer, self.interrupt, both, stores, &self.sleep);
         self.working_since = Some(Instant::now());
         let copied = copy::copy(&sides, note, &mut watch);
         self.moved |= watch.moved;
@@ -188,7 +188,13 @@ impl Job<'_> {
                 self.under_way = sides.destination.flush().is_err();
                 return Err(self.failed_copy(&error));
             }
-            (_, Some(failure)) => return Err(failure),
+            (_, Some(failure)) => {
+                if self.sleep.is_on() {
+                    // As above.
+                    self.under_way = sides.destination.flush().is_err();
+                }
+                return Err(failure);
+            }
             (Err(error), None) => return Err(self.failed_copy(&error)),
             (Ok(figures), None) => figures,
         };

@@ -15,6 +15,7 @@ mod new_key;
 mod refusals;
 mod returning;
 mod side;
+mod sleep;
 mod watch;
 
 use std::sync::Arc;
@@ -26,10 +27,12 @@ use sprat_store::copy::{CopyNote, CopyProgress};
 
 use super::options::SessionOptions;
 use super::volume_process::connection::record_id;
+use super::volume_process::sleep as logind;
 use crate::interrupt::Interrupt;
 use crate::{Exit, Failure, own_names};
 use new_key::{NewHeader, NewKey};
 use side::Side;
+use sleep::{CopySleep, OfCopy};
 
 pub use new_key::NewKeyOptions;
 
@@ -166,6 +169,10 @@ struct Job<'a> {
     new_key: Option<Arc<NewKey>>,
     /// The last failure's own hint says all.
     explained: bool,
+    /// Whether the machine is about to sleep.
+    sleep: Arc<CopySleep>,
+    /// Asks logind to wait for us, once.
+    watch_sleep: Option<Box<dyn FnOnce(OfCopy) + 'a>>,
 }
 
 /// Copies a container. After a failure the source is as it was, the destination's name is free or
@@ -174,6 +181,16 @@ pub fn copy(
     options: &CopyOptions,
     observer: &mut dyn CopyObserver,
     interrupt: &Interrupt,
+) -> Result<CopyReport, Failure> {
+    copy_watched(options, observer, interrupt, logind::watch)
+}
+
+/// The same; `watch_sleep` begins to ask logind, or who plays it.
+fn copy_watched<'a>(
+    options: &'a CopyOptions,
+    observer: &mut dyn CopyObserver,
+    interrupt: &'a Interrupt,
+    watch_sleep: impl FnOnce(OfCopy) + 'a,
 ) -> Result<CopyReport, Failure> {
     let (from, to) = (&options.source.target, &options.destination.target);
     own_names::check(&from.name)?;
@@ -211,6 +228,8 @@ pub fn copy(
         new_header: None,
         new_key: None,
         explained: false,
+        sleep: Arc::default(),
+        watch_sleep: Some(Box::new(watch_sleep)),
     };
     let clock = Instant::now();
     let mut outage = Outage::new(options.destination.reconnect_max);
@@ -243,6 +262,16 @@ pub fn copy(
         }
         // What it says is of an attempt that is over.
         job.explained = false;
+        if job.sleep.is_on() {
+            observer.tell(
+                "the machine is about to sleep: the copy goes on when it is awake",
+                false,
+            );
+            while job.sleep.is_on() && !interrupt.requested() {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            continue;
+        }
         let pause = outage.pause(PAUSE);
         // Once for each reason.
         if reported != failure.what {

@@ -6,6 +6,7 @@ use sprat_store::copy::{CopyLeft, CopyProgress, CopyStep, CopyWatch};
 use super::attempt::Stores;
 use super::refusals::too_little_space;
 use super::side::Side;
+use super::sleep::CopySleep;
 use super::{CopyObserver, CopyPhase};
 use crate::interrupt::Interrupt;
 use crate::{Exit, Failure};
@@ -19,6 +20,7 @@ pub(super) struct Watch<'a> {
     pub interrupt: &'a Interrupt,
     pub sides: [&'a Side; 2],
     pub stores: &'a Stores,
+    sleep: &'a CopySleep,
     step: Option<CopyStep>,
     /// Why the copy was stopped.
     pub failure: Option<Failure>,
@@ -35,12 +37,14 @@ impl<'a> Watch<'a> {
         interrupt: &'a Interrupt,
         sides: [&'a Side; 2],
         stores: &'a Stores,
+        sleep: &'a CopySleep,
     ) -> Self {
         Self {
             observer,
             interrupt,
             sides,
             stores,
+            sleep,
             step: None,
             failure: None,
             moved: false,
@@ -69,6 +73,11 @@ impl CopyWatch for Watch<'_> {
         }
         if let Some(failure) = self.no_room.take() {
             return self.stop(failure);
+        }
+        // What has arrived is made durable and noted; the next attempt begins when it is awake.
+        if self.sleep.is_on() {
+            let what = "the machine is about to sleep";
+            return self.stop(Failure::new(Exit::Unreachable, what));
         }
         self.failure.is_none() && !self.interrupt.requested()
     }

@@ -19,12 +19,12 @@ mod ranges;
 pub(super) mod reserve;
 pub(super) mod rewrite;
 pub(super) mod room;
-mod sleep;
+pub(super) mod sleep;
 mod still_named;
 mod stop;
 mod taking;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod trim;
 
 use std::collections::BTreeMap;

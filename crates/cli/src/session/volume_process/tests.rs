@@ -115,7 +115,7 @@ impl Held {
     }
 }
 
-fn make_container(path: &Path) {
+pub(in crate::session) fn make_container(path: &Path) {
     let secret = Secret::key_file(vec![7; 4096]);
     let options = FormatOptions {
         fast_kdf_for_tests: true,

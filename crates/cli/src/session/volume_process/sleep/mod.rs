@@ -10,7 +10,8 @@ mod bus;
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bus::Bus;
 
@@ -20,8 +21,61 @@ const MANAGER: &str = "org.freedesktop.login1.Manager";
 /// How often it is looked whether the session still lives.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// A machine that is awake for so long after it said that it sleeps does not sleep.
+const AWAKE_MAX: Duration = Duration::from_secs(60);
+
+/// logind waits for 5 s by default; so long is waited for answers.
+pub(in crate::session) const DRAIN_MAX: Duration = Duration::from_secs(4);
+
+/// Whether the machine is about to sleep.
+#[derive(Default)]
+pub(in crate::session) struct Asleep {
+    /// Since when, on a clock that stands still while the machine sleeps.
+    since: Mutex<Option<Instant>>,
+    changed: Condvar,
+}
+
+impl Asleep {
+    fn since(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It is about to sleep.
+    pub(in crate::session) fn begin(&self) {
+        *self.since() = Some(Instant::now());
+    }
+
+    /// It is awake.
+    pub(in crate::session) fn end(&self) {
+        *self.since() = None;
+        self.changed.notify_all();
+    }
+
+    pub(in crate::session) fn is_on(&self) -> bool {
+        let since = *self.since();
+        since.is_some_and(|begun| begun.elapsed() < AWAKE_MAX)
+    }
+
+    /// Waits for as long as the machine is about to sleep, sleeps, or wakes.
+    pub(in crate::session) fn wait_until_awake(&self) {
+        let mut since = self.since();
+        while let Some(begun) = *since {
+            let left = AWAKE_MAX.saturating_sub(begun.elapsed());
+            if left.is_zero() {
+                *since = None;
+                return;
+            }
+            since = self
+                .changed
+                .wait_timeout(since, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+}
+
 /// Who is asked.
-pub(super) trait Sleeper {
+pub(in crate::session) trait Sleeper {
     /// False once nobody is to be asked any more.
     fn lives(&self) -> bool;
     /// The machine is about to sleep, as soon as this returns; in 4 s at most.
@@ -31,7 +85,7 @@ pub(super) trait Sleeper {
 }
 
 /// Starts a thread that watches for as long as the session lives.
-pub(super) fn watch(sleeper: impl Sleeper + Send + 'static) {
+pub(in crate::session) fn watch(sleeper: impl Sleeper + Send + 'static) {
     let thread = std::thread::Builder::new().name("sleep".to_owned());
     // Without it the machine sleeps as it does without logind.
     let _ = thread.spawn(move || {
@@ -92,16 +146,62 @@ fn is_from_logind(bus: &mut Bus, message: &bus::Message) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::session) mod tests {
     use std::process::{Child, Command, Stdio};
     use std::sync::mpsc::{Receiver, Sender, channel};
     use std::sync::{Arc, Mutex};
+    use std::thread::JoinHandle;
 
     use sprat_testkit::{needs, requires};
 
     use super::*;
 
     /// A bus of our own, on which this test is logind.
+    pub(in crate::session) struct Logind {
+        daemon: Daemon,
+        bus: Bus,
+    }
+
+    impl Logind {
+        pub(in crate::session) fn start() -> Self {
+            let daemon = Daemon::start();
+            let mut bus = daemon.connect();
+            bus.request_name(LOGIND).unwrap();
+            Self { daemon, bus }
+        }
+
+        /// Asks for `sleeper` on a thread, as [`watch`] does.
+        pub(in crate::session) fn follow(
+            &self,
+            sleeper: impl Sleeper + Send + 'static,
+        ) -> JoinHandle<Result<(), String>> {
+            let bus = self.daemon.connect();
+            std::thread::spawn(move || follow(bus, &sleeper).map_err(|error| error.to_string()))
+        }
+
+        /// Says that the machine is about to sleep, or that it woke.
+        pub(in crate::session) fn sleeps(&mut self, sleeps: bool) {
+            self.bus
+                .emit(PATH, MANAGER, "PrepareForSleep", sleeps)
+                .unwrap();
+        }
+
+        /// Answers `Inhibit`; the end of the inhibitor shows as the end of what can be read here.
+        pub(in crate::session) fn inhibited(&mut self) -> OwnedFd {
+            loop {
+                let Some(call) = self.bus.next(Duration::from_secs(10)).unwrap() else {
+                    panic!("nobody asks");
+                };
+                if call.member == "Inhibit" {
+                    let (here, there) = rustix::pipe::pipe().unwrap();
+                    self.bus.answer(&call, Some(&there)).unwrap();
+                    return here;
+                }
+            }
+        }
+    }
+
+    /// Ends with the test.
     struct Daemon {
         folder: tempfile::TempDir,
         child: Child,
@@ -164,20 +264,6 @@ mod tests {
         }
     }
 
-    /// Answers `Inhibit`; the end of the inhibitor shows as the end of what can be read here.
-    fn inhibited(logind: &mut Bus) -> OwnedFd {
-        loop {
-            let Some(call) = logind.next(Duration::from_secs(10)).unwrap() else {
-                panic!("nobody asks");
-            };
-            if call.member == "Inhibit" {
-                let (here, there) = rustix::pipe::pipe().unwrap();
-                logind.answer(&call, Some(&there)).unwrap();
-                return here;
-            }
-        }
-    }
-
     fn next(heard: &Receiver<&'static str>) -> &'static str {
         heard.recv_timeout(Duration::from_secs(10)).unwrap()
     }
@@ -185,31 +271,27 @@ mod tests {
     #[test]
     fn logind_waits_until_all_is_answered_and_the_inhibitor_is_taken_again() {
         requires!(needs::program("dbus-daemon"));
-        let daemon = Daemon::start();
-        let mut logind = daemon.connect();
-        logind.request_name(LOGIND).unwrap();
+        let mut logind = Logind::start();
         let (said, heard) = channel();
         let ended = Arc::new(Mutex::new(false));
         let sleeper = Noting {
             said,
             ended: Arc::clone(&ended),
         };
-        let bus = daemon.connect();
-        let follower = std::thread::spawn(move || follow(bus, &sleeper).map_err(|e| e.to_string()));
-        let mut inhibitor = inhibited(&mut logind);
+        let follower = logind.follow(sleeper);
+        let mut inhibitor = logind.inhibited();
         // Anybody else may say that the machine sleeps.
-        let mut other = daemon.connect();
-        let sleeps = "PrepareForSleep";
-        other.emit(PATH, MANAGER, sleeps, true).unwrap();
+        let mut other = logind.daemon.connect();
+        other.emit(PATH, MANAGER, "PrepareForSleep", true).unwrap();
         for _ in 0..2 {
-            logind.emit(PATH, MANAGER, sleeps, true).unwrap();
+            logind.sleeps(true);
             assert_eq!(next(&heard), "falls asleep");
             let mut byte = [0];
             // It ends only when all is done.
             assert_eq!(rustix::io::read(&inhibitor, &mut byte).unwrap(), 0);
             assert_eq!(heard.try_recv(), Ok("is done"));
-            logind.emit(PATH, MANAGER, sleeps, false).unwrap();
-            inhibitor = inhibited(&mut logind);
+            logind.sleeps(false);
+            inhibitor = logind.inhibited();
             assert_eq!(next(&heard), "wakes");
         }
         *ended.lock().unwrap() = true;
