@@ -469,6 +469,11 @@ fn a_copy_with_a_new_key_opens_by_its_own_sheet_and_holds_all() {
     let command = ["copy", "--new-key", "--move", CONTAINER, moved, "--json"];
     let refused = machine.sprat(&command).failed_with(2);
     assert!(refused.contains("--sheet"), "{refused}");
+    let taken = ["--sheet", "config/keys/x.key", "--cheap-kdf-for-tests"];
+    let refused = machine.sprat(&[&command[..], &taken].concat());
+    let refused = refused.failed_with(2);
+    assert!(refused.contains("exists already") && refused.contains("Nothing was copied"));
+    assert_eq!(names(&machine.path("server")), [""; 0]);
     let sheet = ["--sheet", "new.txt", "--cheap-kdf-for-tests"];
     let copied = ok(machine.sprat(&[&command[..], &sheet].concat())).json();
     assert_eq!(copied["source_removed"], true, "{copied}");

@@ -252,7 +252,7 @@ impl Job<'_> {
     /// Makes a header, shows its sheet, and keeps it. The sheet comes first: a copy whose recovery key
     /// nobody saw must not come about.
     fn make_header(
-        &self,
+        &mut self,
         source: &Source,
         secret: &Secret,
         options: NewKeyOptions,
@@ -276,7 +276,10 @@ impl Job<'_> {
         )?;
         let header = NewHeader::new(image(&made.header)?)?;
         self.interrupt.check()?;
-        observer.new_key(&header.pins, &recovery)?;
+        let shown = observer.new_key(&header.pins, &recovery);
+        shown.map_err(|failure| {
+            self.last_word(failure.with_more_hint("Nothing was copied, and no key was changed"))
+        })?;
         let path = self.header_path();
         header.store(&path).map_err(|error| {
             Failure::failed(format!("can't keep the new header in {}", path.display()))
@@ -317,12 +320,12 @@ impl Job<'_> {
     /// what it opens is the source's file system. Its header is kept, and what this machine knows of the
     /// source is noted for the copy.
     pub(super) fn prove_new_key(
-        &self,
+        &mut self,
         file: &dyn StoreFile,
         source: &Source,
         observer: &mut dyn CopyObserver,
     ) -> Result<(), Failure> {
-        let (Some(key), Some(secret)) = (&self.new_key, &self.options.source_key) else {
+        let (Some(key), Some(secret)) = (self.new_key.clone(), &self.options.source_key) else {
             return Ok(());
         };
         let bytes = HeaderBytes(file);
@@ -331,11 +334,15 @@ impl Job<'_> {
         let (there, _) = state::first_block(file, &header, &cipher)?;
         let (here, file_bytes) = state::first_block(&*source.file, &source.header, &key.old)?;
         if there != here {
-            return Err(Failure::new(
+            let failure = Failure::new(
                 Exit::Damaged,
                 "the copy does not open to what the source opens to",
-            )
-            .with_hint("the copy got no name, and the source is as it was"));
+            );
+            return Err(self.last_word(failure.with_hint(
+                "the copy got no name, and the source is as it was. This machine's memory, or the \
+                 server, may be faulty: see to both, remove the unfinished file there and run the same \
+                 command again",
+            )));
         }
         let [from, to] = [&self.options.source, &self.options.destination];
         let known = state::Known::load(&self.filed(from, &source.pins));
