@@ -116,13 +116,15 @@ struct Prompt {
 
 impl Prompt {
     /// Whether this process may change the terminal. In the background the kernel would stop it for that.
-    fn in_foreground(&self) -> bool {
-        tcgetpgrp(&self.tty).is_ok_and(|group| group == rustix::process::getpgrp())
+    /// `None`: the terminal is gone (EIO; with its end the kernel sends SIGHUP and SIGCONT).
+    fn in_foreground(&self) -> Option<bool> {
+        let group = tcgetpgrp(&self.tty).ok()?;
+        Some(group == rustix::process::getpgrp())
     }
 
     fn echo_again(&self) {
         if let Some((before, _)) = &self.modes
-            && self.in_foreground()
+            && self.in_foreground() == Some(true)
         {
             let _ = tcsetattr(&self.tty, OptionalActions::Now, before);
         }
@@ -146,8 +148,11 @@ pub(crate) fn take_again() -> bool {
     let Some(prompt) = &*prompt() else {
         return true;
     };
-    if !prompt.in_foreground() {
-        return false;
+    match prompt.in_foreground() {
+        Some(true) => {}
+        Some(false) => return false,
+        // Nobody would ever continue a process that stops now.
+        None => return true,
     }
     if let Some((_, silent)) = &prompt.modes {
         let _ = tcsetattr(&prompt.tty, OptionalActions::Flush, silent);
@@ -199,5 +204,24 @@ impl Drop for Shown {
         if let Some(prompt) = prompt().take() {
             prompt.echo_again();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_does_not_stop_for_a_terminal_that_is_gone() {
+        // What is no terminal of this session any more has no foreground.
+        let tty = File::open("/dev/null").unwrap();
+        *prompt() = Some(Prompt {
+            tty,
+            text: String::new(),
+            modes: None,
+        });
+        let goes_on = take_again();
+        *prompt() = None;
+        assert!(goes_on);
     }
 }

@@ -46,8 +46,7 @@ fn fio(dir: &Path, seed: u64, more: &[&str]) {
 #[test]
 fn fio_finds_every_block_as_it_wrote_it_while_the_line_is_cut() {
     sprat_testkit::requires!(stage::missing(), needs::program("fio"));
-    let seed = u64::from(std::process::id());
-    println!("seed {seed}");
+    let seed = sprat_testkit::dice::seed();
     let mut stage = Stage::through_wire(WireOptions {
         round_trip: Duration::from_millis(5),
         bytes_per_s: Some(6_000_000),

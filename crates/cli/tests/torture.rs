@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use sprat_testkit::dice::Dice;
+use sprat_testkit::dice::{self, Dice, number};
 use stage::Stage;
 use stage::manifest::{Manifest, assert_same};
 use stage::plain::PlainVolume;
@@ -95,13 +95,9 @@ struct Torture {
 #[test]
 fn kill_9_at_any_moment_loses_no_finished_snapshot_and_leaves_nothing() {
     sprat_testkit::requires!(stage::missing());
-    let number = |name: &str| std::env::var(name).ok()?.parse().ok();
     let rounds: u32 =
-        number("SPRAT_TORTURE_ROUNDS").map_or(ROUNDS_SHORT, |n: u64| n.try_into().unwrap());
-    let seed: u64 = number("SPRAT_TORTURE_SEED").unwrap_or_else(|| u64::from(std::process::id()));
-    println!(
-        "seed {seed}; SPRAT_TORTURE_SEED={seed} SPRAT_TORTURE_ROUNDS={rounds} repeats this run"
-    );
+        number("SPRAT_TORTURE_ROUNDS").map_or(ROUNDS_SHORT, |rounds| rounds.try_into().unwrap());
+    let seed = dice::seed();
 
     let mut dice = Dice::new(seed);
     let mut torture = Torture::new(dice.any());

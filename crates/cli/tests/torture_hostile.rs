@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use hostile::Command;
 use hostile::scene::{self, Scene};
 use machine::Ran;
-use sprat_testkit::dice::Dice;
+use sprat_testkit::dice::{self, Dice, number};
 use sprat_testkit::hostile::{ALWAYS, Act, Fault, Kind};
 use sprat_testkit::requires;
 
@@ -43,10 +43,6 @@ const INTERRUPTED: Duration = Duration::from_secs(11);
 /// A run of which the server lets nothing wait.
 const HONEST: Duration = Duration::from_secs(90);
 
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
 /// Seeds to be run, as they are asked for.
 struct Seeds {
     first: u64,
@@ -56,14 +52,13 @@ struct Seeds {
 
 impl Seeds {
     fn asked(per_round: u64) -> Self {
-        let seed = number("SPRAT_TORTURE_SEED");
+        let named = number("SPRAT_TORTURE_SEED").is_some();
         let rounds = number("SPRAT_TORTURE_ROUNDS");
-        let first = seed.unwrap_or_else(|| u64::from(std::process::id()) * 1000);
+        let first = dice::seed();
         let many = match rounds {
-            Some(1) if seed.is_some() => Some(1),
+            Some(1) if named => Some(1),
             rounds => rounds.map(|rounds| rounds * per_round),
         };
-        println!("seeds from {first}; SPRAT_TORTURE_SEED={first} repeats them");
         Self {
             first,
             many,
@@ -332,7 +327,7 @@ fn stalled_case(scene: &Scene, stall: &Stall<'_>, dice: &mut Dice) -> Duration {
 fn a_server_that_stands_still_at_any_request_keeps_no_command() {
     requires!(scene::missing());
     let scene = Scene::new();
-    let mut dice = Dice::new(number("SPRAT_TORTURE_SEED").unwrap_or(u64::from(std::process::id())));
+    let mut dice = Dice::new(dice::seed());
     let begun = Instant::now();
     let long = number("SPRAT_TORTURE_ROUNDS").is_some() || number("SPRAT_HOSTILE_AT").is_some();
     let mut longest = [Duration::ZERO; 2];

@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use sprat_testkit::dice::Dice;
+use sprat_testkit::dice::{self, Dice, number};
 use sprat_testkit::wire::{Door, Loss, Wire, WireOptions};
 use stage::Stage;
 use stage::manifest::{Manifest, assert_same};
@@ -99,13 +99,12 @@ struct Torture {
 #[test]
 fn a_line_that_is_lost_again_and_again_costs_time_only() {
     sprat_testkit::requires!(stage::missing());
-    let number = |name: &str| -> Option<u64> { std::env::var(name).ok()?.parse().ok() };
     let rounds = number("SPRAT_TORTURE_ROUNDS");
-    let seed = number("SPRAT_TORTURE_SEED").unwrap_or_else(|| u64::from(std::process::id()));
+    let seed = dice::seed();
     let (losses, files) = rounds.map_or(SHORT, |rounds| {
         (u32::try_from(2 * rounds).unwrap(), FILES_LONG)
     });
-    println!("seed {seed}, {losses} losses, {files} files; SPRAT_TORTURE_SEED={seed} repeats it");
+    println!("{losses} losses, {files} files");
 
     let mut dice = Dice::new(seed);
     let mut log = Log {

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use sprat_testkit::dice::Dice;
+use sprat_testkit::dice::{self, Dice, number};
 use sprat_testkit::power::{Op, Power, Tear};
 use sprat_testkit::recorder::Recorder;
 use stage::Stage;
@@ -49,16 +49,6 @@ struct Recorded {
     source: PathBuf,
     dice: Dice,
     promised: BTreeMap<String, Promise>,
-}
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
-fn seed() -> u64 {
-    let seed = number("SPRAT_TORTURE_SEED").unwrap_or_else(|| u64::from(std::process::id()));
-    println!("seed {seed}; SPRAT_TORTURE_SEED={seed} repeats this run");
-    seed
 }
 
 impl Recorded {
@@ -178,7 +168,7 @@ fn snapshots_in(job: &Path) -> Vec<String> {
 #[test]
 fn a_power_cut_at_any_moment_of_a_backup_leaves_every_finished_snapshot_whole() {
     sprat_testkit::requires!(stage::missing(), sprat_testkit::needs::program("bash"));
-    let seed = seed();
+    let seed = dice::seed();
     let moments = number("SPRAT_TORTURE_ROUNDS").map_or(MOMENTS_SHORT, |rounds| 4 * rounds);
     let (mut recorded, mut power) = Recorded::new(seed);
     recorded.backup();
@@ -220,7 +210,7 @@ fn a_power_cut_at_any_moment_of_a_backup_leaves_every_finished_snapshot_whole() 
 #[test]
 fn a_server_that_loses_its_power_and_unsynced_data_during_a_backup_costs_time_only() {
     sprat_testkit::requires!(stage::missing(), sprat_testkit::needs::program("bash"));
-    let seed = seed();
+    let seed = dice::seed();
     let cuts = number("SPRAT_TORTURE_ROUNDS").map_or(3, |rounds| rounds / 5);
     let (mut recorded, mut power) = Recorded::new(seed);
     let mut done = 0;

@@ -27,8 +27,7 @@ const LONG: (&str, Duration) = ("all", Duration::from_secs(7000));
 fn growing_struck_at_any_change_leaves_every_snapshot_and_is_finished_by_the_next() {
     sprat_testkit::requires!(vm::missing(), needs::sftp_server_missing());
     let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
-    let seed = number("SPRAT_TORTURE_SEED").unwrap_or_else(|| u64::from(std::process::id()));
-    println!("seed {seed}; SPRAT_TORTURE_SEED={seed} repeats this run");
+    let seed = sprat_testkit::dice::seed();
     let stage = Stage::new();
     guest::give_keys(&stage);
     guest::give_sprat(&stage);

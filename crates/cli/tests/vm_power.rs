@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use sprat_testkit::dice::Dice;
+use sprat_testkit::dice::{self, Dice, number};
 use sprat_testkit::power::{Power, keep_percent};
 use sprat_testkit::recorder::Recorder;
 use stage::plain::PlainVolume;
@@ -39,15 +39,10 @@ struct Cut {
     finished: Vec<String>,
 }
 
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
 #[test]
 fn power_cuts_of_client_and_server_leave_finished_snapshots_whole() {
     sprat_testkit::requires!(vm::missing());
-    let seed = number("SPRAT_TORTURE_SEED").unwrap_or_else(|| u64::from(std::process::id()));
-    println!("seed {seed}; SPRAT_TORTURE_SEED={seed} repeats this run");
+    let seed = dice::seed();
     let dice = &mut Dice::new(seed);
     let wanted = number("SPRAT_TORTURE_ROUNDS").map_or(CUTS_SHORT, |_| CUTS_LONG);
     let mut stage = Stage::new();

@@ -28,7 +28,7 @@ use sprat_store::{
     Access, Capabilities, FileName, FileStat, FreeSpace, LocalRecord, Lock, LockError, MemoryStore,
     OwnerNote, ReadClass, Store, StoreError, StoreFile,
 };
-use sprat_testkit::dice::Dice;
+use sprat_testkit::dice::{Dice, number, seed};
 use sprat_testkit::{needs, requires};
 
 /// Walks of the short form, in `make test`, and for each round of the long one.
@@ -39,15 +39,7 @@ const MACHINES: usize = 3;
 const STEPS: u32 = 400;
 
 fn rounds() -> Option<u64> {
-    std::env::var("SPRAT_TORTURE_ROUNDS").ok()?.parse().ok()
-}
-
-fn seed() -> u64 {
-    let given = std::env::var("SPRAT_TORTURE_SEED").ok();
-    let seed = given.and_then(|seed| seed.parse().ok());
-    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
-    println!("seed {seed}; SPRAT_TORTURE_SEED={seed} repeats this run");
-    seed
+    number("SPRAT_TORTURE_ROUNDS")
 }
 
 /// Requests that wait for their turn, and what becomes of each machine's.

@@ -30,3 +30,27 @@ impl Dice {
         self.below(100) < percent
     }
 }
+
+/// A number that an environment variable gives.
+#[must_use]
+pub fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// The seed of this run, which is printed. `SPRAT_TORTURE_SEED` names one. Without it the short form always draws
+/// the same, so that a run fails by what was changed and not by chance; the long form, which
+/// `SPRAT_TORTURE_ROUNDS` asks for, draws differently each time.
+#[must_use]
+#[expect(
+    clippy::print_stdout,
+    reason = "the test harness shows it where the test fails"
+)]
+pub fn seed() -> u64 {
+    let drawn = || match number("SPRAT_TORTURE_ROUNDS") {
+        Some(_) => u64::from(std::process::id()),
+        None => 2026,
+    };
+    let seed = number("SPRAT_TORTURE_SEED").unwrap_or_else(drawn);
+    println!("seed {seed}; SPRAT_TORTURE_SEED={seed} repeats this run");
+    seed
+}

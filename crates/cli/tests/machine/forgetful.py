@@ -8,7 +8,8 @@
 import fcntl, os, struct, subprocess, sys, threading
 
 folder, server, name, nth, how = sys.argv[1:6]
-OPEN, READ, WRITE, RENAME, STATUS, HANDLE, DATA, EXTENDED = 3, 5, 6, 18, 101, 102, 103, 200
+OPEN, CLOSE, READ, WRITE, RENAME = 3, 4, 5, 6, 18
+STATUS, HANDLE, DATA, EXTENDED = 101, 102, 103, 200
 child = subprocess.Popen([server], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 opening, handles, reading = set(), set(), {}
 out = threading.Lock()
@@ -100,11 +101,14 @@ threading.Thread(target=answers, daemon=True).start()
 while True:
     body = packet(0)
     request = body[1:5]
-    if body[0] in (OPEN, READ, WRITE):
+    if body[0] in (OPEN, CLOSE, READ, WRITE):
         (length,) = struct.unpack(">I", body[5:9])
         named, rest = body[9 : 9 + length], body[9 + length :]
         if body[0] == OPEN and os.path.basename(named) == name.encode():
             opening.add(request)
+        # The server gives the handle to the next file that is opened.
+        if body[0] == CLOSE:
+            handles.discard(named)
         if named in handles and body[0] == READ:
             reading[request] = struct.unpack(">Q", rest[:8])[0]
             with open(f"{folder}/reads", "a") as reads:

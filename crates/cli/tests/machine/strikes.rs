@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use sprat_testkit::dice::Dice;
+use sprat_testkit::dice::{self, Dice};
 use sprat_testkit::needs;
 
 use super::{Machine, Ran};
@@ -145,14 +145,9 @@ pub fn long_form() -> Option<u64> {
     asked.parse().ok()
 }
 
-/// Chance for the short form, whose seed is told.
+/// Chance for the short form, whose seed is printed.
 pub fn dice() -> Dice {
-    let seed = std::env::var("SPRAT_TORTURE_SEED").ok();
-    let seed = seed
-        .and_then(|seed| seed.parse().ok())
-        .unwrap_or_else(|| u64::from(std::process::id()));
-    println!("seed {seed}; SPRAT_TORTURE_SEED={seed} repeats this run");
-    Dice::new(seed)
+    Dice::new(dice::seed())
 }
 
 /// Strikes at `command` everywhere, or where chance has it in the short form.

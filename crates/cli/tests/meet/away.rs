@@ -139,7 +139,7 @@ fn a_server_that_is_away_for_a_while_is_waited_for_by_each_command() {
         }
         return;
     }
-    let mut dice = Dice::new(u64::from(std::process::id()));
+    let mut dice = Dice::new(sprat_testkit::dice::seed());
     let mut one = |of: usize| usize::try_from(dice.below(of as u64)).unwrap();
     let (command, away) = (COMMANDS[one(4)], AWAY[one(3)]);
     println!("{command}, {away:?}");

@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use machine::strikes::copy_sparse;
-use sprat_testkit::dice::Dice;
+use sprat_testkit::dice::{self, Dice, number};
 use sprat_testkit::wire::{Loss, Wire, WireOptions};
 
 use super::*;
@@ -475,15 +475,10 @@ fn run(moment: Moment, sleep: Sleep, way: Way, long: bool, dice: &mut Dice) -> O
     }
 }
 
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
 #[test]
 fn what_sleepers_send_when_they_wake_changes_no_finished_snapshot_unnoticed() {
     requires!(sshd::missing(), needs::root());
-    let seed = number("SPRAT_TORTURE_SEED").unwrap_or_else(|| u64::from(std::process::id()));
-    println!("seed {seed}; SPRAT_TORTURE_SEED={seed} repeats this run");
+    let seed = dice::seed();
     let mut dice = Dice::new(seed);
     let mut outcomes: BTreeMap<(Way, Outcome), u32> = BTreeMap::new();
     let mut moments: BTreeMap<(Moment, Outcome), u32> = BTreeMap::new();
