@@ -20,7 +20,7 @@ test: ## every test, those in the VM too (needs root or sudo; installs what is m
 	@scripts/test
 
 test-vm: ## only the tests in a VM, on a real kernel with dm-crypt
-	@scripts/test --no-capture -E 'binary(/^vm_/)'
+	@scripts/test --no-capture -E 'binary(vm)'
 
 vm-shell: ## a shell in a rescue system on a real kernel (a VM; needs no KVM): [WITH=folder to lay over its root]
 	@scripts/install vm
@@ -34,7 +34,7 @@ audit: ## known advisories against our dependencies (needs the network)
 	@bash -c '. scripts/env.sh && cargo deny --locked check advisories'
 
 torture: ## kill -9, lost lines, power cuts and strikes at each command, 100 rounds (hours): [ROUNDS=100] [SEED=N] [ONLY=hostile|lease|line|power|state|strikes|vm]
-	@SPRAT_TORTURE_ROUNDS="$(or $(ROUNDS),100)" SPRAT_TORTURE_SEED="$(SEED)" SPRAT_STRIKES=200 SPRAT_TRIM_MIB=800 scripts/test --no-capture -E 'binary(/^torture$(if $(ONLY),_$(ONLY)$$)/)$(if $(filter-out vm,$(ONLY)),, | binary(/^vm_(power|grow)$$/))$(if $(filter-out state,$(ONLY)),, | binary(e2e_old_data))$(if $(filter-out lease,$(ONLY)),, | test(/sleepers::/) | test(a_takeover_of_scattered))$(if $(ONLY),, | binary(session_trim) | binary(vm_recovery) | test(come_back_identical) | binary(lives) | test(attributes_of_random) | test(damage_in_a_random) | test(prune_before_the_heal))'
+	@SPRAT_TORTURE_ROUNDS="$(or $(ROUNDS),100)" SPRAT_TORTURE_SEED="$(SEED)" SPRAT_STRIKES=200 SPRAT_TRIM_MIB=800 scripts/test --no-capture -E '(binary(torture) & test(/^$(ONLY)/))$(if $(filter-out vm,$(ONLY)),, | (binary(vm) & test(/^(power|grow)::/)))$(if $(filter-out state,$(ONLY)),, | test(/^old_data::/))$(if $(filter-out lease,$(ONLY)),, | binary(torture_lease) | test(/sleepers::/) | test(a_takeover_of_scattered))$(if $(ONLY),, | test(/^trim::/) | test(/^recovery::/) | test(come_back_identical) | test(/^lives::/) | test(attributes_of_random) | test(damage_in_a_random) | test(prune_before_the_heal))'
 
 bench: ## sprat beside other tools on slow lines: [QUICK=1] [LINES= LOADS= TOOLS= MEASURES= WORK= WRITE=1] [MICRO=1] [MODES=1] [TRIM=1]
 	@MODES="$(MODES)" QUICK="$(QUICK)" BENCH_LINES="$(LINES)" LOADS="$(LOADS)" TOOLS="$(TOOLS)" MEASURES="$(MEASURES)" WORK="$(WORK)" WRITE="$(WRITE)" MICRO="$(MICRO)" TRIM="$(TRIM)" bench/bench

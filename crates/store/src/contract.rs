@@ -1,4 +1,4 @@
-//! The contract that every store keeps; `tests/contract.rs` runs it against each of them.
+//! The contract that every store keeps; `tests/store/contract.rs` runs it against each of them.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use super::strikes::copy_sparse;
+use super::strikes::{copy_sparse, same_bytes};
 use super::{CONTAINER, Machine, noise};
 
 /// A container with some MiB in it at `store/x.luks`, the same at `pristine`, and a folder `server`
@@ -23,6 +23,12 @@ impl Scene {
         let pristine = machine.path("pristine");
         copy_sparse(&machine.path(CONTAINER), &pristine);
         Self { machine, pristine }
+    }
+
+    #[track_caller]
+    pub fn arrived_whole(&self) {
+        let copy = self.machine.path("server/x.luks");
+        assert!(same_bytes(&self.pristine, &copy), "the copy differs");
     }
 
     pub fn names(&self, folder: &str) -> Vec<String> {

@@ -1,0 +1,186 @@
+//! What goes wrong on the way to the server and on it, each with its message and exit code.
+
+use std::fs;
+
+use crate::machine::remote::Remote;
+use insta::assert_snapshot;
+use sprat_testkit::requires;
+use sprat_testkit::sshd::{self, SshdOptions};
+
+#[test]
+fn unknown_host_key_is_refused() {
+    requires!(sshd::missing());
+    let remote = Remote::start(&SshdOptions::default());
+    remote.machine.write("config/keys/x.key", vec![7u8; 4096]);
+    remote.sshd.forget_host_key().unwrap();
+    assert_snapshot!(remote.backup().failed_with(14), @r"
+    exit 14
+    --- stderr
+    sprat: job home failed
+    Caused by:
+      1: host key of 127.0.0.1 not accepted: No ED25519 host key is known for [127.0.0.1]:[PORT] and you have requested strict checking.; Host key verification failed. (ssh ended with status 255)
+    Hint: nothing was sent. Get the fingerprint of the server's key by another way (its provider, its console) and compare it. Only where it is the same: for a server that is new here, log in once with `ssh HOST`; for one whose key was changed, remove the old key first (`ssh-keygen -R HOST`). If nobody can say why it changed, don't go on: somebody else may answer
+    ");
+}
+
+#[test]
+fn refused_login_is_told() {
+    requires!(sshd::missing());
+    let remote = Remote::start(&SshdOptions::default());
+    remote.machine.write("config/keys/x.key", vec![7u8; 4096]);
+    remote.sshd.use_unknown_user_key().unwrap();
+    assert_snapshot!(remote.backup().failed_with(14), @r"
+    exit 14
+    --- stderr
+    sprat: job home failed
+    Caused by:
+      1: 127.0.0.1 refused the login: identity_sign: private key [SSHD]/user_key contents do not match public; root@127.0.0.1: Permission denied (publickey). (ssh ended with status 255)
+    Hint: sprat never asks for passwords or passphrases of ssh. Add this account's public key to the server's authorized_keys, or name a key with --ssh-command 'ssh -i FILE'. A key with a passphrase works only from an agent (ssh-add), which a timer does not have: make one without
+    ");
+}
+
+#[test]
+fn server_that_is_not_there() {
+    requires!(sshd::missing());
+    let mut remote = Remote::start(&SshdOptions::default());
+    remote.machine.write("config/keys/x.key", vec![7u8; 4096]);
+    remote.sshd.stop();
+    assert_snapshot!(remote.backup().failed_with(14), @r"
+    exit 14
+    --- stderr
+    sprat: job home failed
+    Caused by:
+      1: can't reach 127.0.0.1: ssh: connect to host 127.0.0.1 port [PORT]: Connection refused (ssh ended with status 255)
+    Hint: check that `sftp HOST` works from this account without asking for anything
+    ");
+}
+
+#[test]
+fn ssh_that_is_not_installed() {
+    requires!(sshd::missing());
+    let remote = Remote::start(&SshdOptions::default());
+    remote.machine.write("config/keys/x.key", vec![7u8; 4096]);
+    let ran = remote
+        .machine
+        .sprat(&["snapshots", "host:x.luks", "--ssh-command", "/nowhere/ssh"]);
+    assert_snapshot!(ran.failed_with(1), @r"
+    exit 1
+    --- stderr
+    sprat: the program /nowhere/ssh was not found on this machine
+    Hint: nothing was changed. Install it with your package manager (openssh-client), or name another one with --ssh-command
+    ");
+}
+
+#[test]
+fn server_without_sftp() {
+    requires!(sshd::missing());
+    let options = SshdOptions {
+        no_sftp: true,
+        ..SshdOptions::default()
+    };
+    let remote = Remote::start(&options);
+    remote.machine.write("config/keys/x.key", vec![7u8; 4096]);
+    assert_snapshot!(remote.backup().failed_with(14), @r"
+    exit 14
+    --- stderr
+    sprat: job home failed
+    Caused by:
+      1: can't reach 127.0.0.1: the server offers no SFTP (subsystem request failed on channel 0)
+    Hint: check that `sftp HOST` works from this account without asking for anything
+    ");
+}
+
+#[test]
+fn server_that_lacks_its_sftp_program() {
+    requires!(sshd::missing());
+    let options = SshdOptions {
+        no_sftp: true,
+        config_lines: vec!["Subsystem sftp /nowhere/sftp-server".into()],
+        ..SshdOptions::default()
+    };
+    let remote = Remote::start(&options);
+    remote.machine.write("config/keys/x.key", vec![7u8; 4096]);
+    let ran = remote.backup();
+    let said = ran.failed_with(14);
+    assert!(
+        said.contains("the server lacks the program for it"),
+        "{said}"
+    );
+    assert!(said.contains("status 127"), "{said}");
+    assert!(said.contains("check that `sftp HOST` works"), "{said}");
+}
+
+#[test]
+fn folder_on_the_server_is_missing() {
+    requires!(sshd::missing());
+    let remote = Remote::start(&SshdOptions::default());
+    fs::remove_dir_all(remote.machine.path("store")).unwrap();
+    let ran = remote.sprat(&["init", "TARGET", "--size", "1G", "--cheap-kdf-for-tests"]);
+    assert_snapshot!(ran.failed_with(1), @r"
+    exit 1
+    --- stderr
+    sprat: open folder ssh://127.0.0.1[DIR]/store: not found
+    Hint: nothing was changed. Check the path, and whether its disk is mounted there; sprat makes no folders on a server
+    ");
+}
+
+#[test]
+fn server_without_fsync_is_refused_unless_insisted() {
+    requires!(sshd::missing());
+    let sftp_arguments = vec!["-P".to_owned(), "fsync".to_owned()];
+    let options = SshdOptions {
+        sftp_arguments,
+        ..SshdOptions::default()
+    };
+    let remote = Remote::start(&options);
+    let init = ["init", "TARGET", "--size", "1G", "--cheap-kdf-for-tests"];
+    assert_snapshot!(remote.sprat(&init).failed_with(1), @r"
+    exit 1
+    --- stderr
+    sprat: ssh://127.0.0.1[DIR]/store can't make data durable: it has no fsync@openssh.com
+    Hint: nothing was changed. Use an OpenSSH server, or insist with --insist-without-fsync: then a crash of the server can cost the whole container. The new key file [DIR]/config/keys/x.key is kept; the next init uses it
+    ");
+    let insist = [&init[..], &["--insist-without-fsync"]].concat();
+    assert_eq!(remote.sprat(&insist).code, 0);
+    assert_eq!(remote.backup().code, 1);
+    let ran = remote.sprat(&[
+        "backup",
+        "TARGET",
+        "--name",
+        "home",
+        "src",
+        "--insist-without-fsync",
+    ]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert!(ran.stdout.contains("can't tell"), "{}", ran.whole());
+}
+
+#[test]
+fn read_only_account_restores_and_refuses_to_back_up() {
+    requires!(sshd::missing());
+    let remote = Remote::start(&SshdOptions::default());
+    remote.init();
+    assert_eq!(remote.backup().code, 0);
+    let Remote { machine, sshd, .. } = remote;
+    drop(sshd);
+    let options = SshdOptions {
+        sftp_arguments: vec!["-R".to_owned()],
+        ..SshdOptions::default()
+    };
+    let remote = Remote::with(machine, &options);
+    assert_snapshot!(remote.backup().failed_with(1), @r"
+    exit 1
+    --- stderr
+    sprat: job home failed
+    Caused by:
+      1: ssh://127.0.0.1[DIR]/store seems to let this account only read: it offers no fsync and refuses removals
+    Hint: nothing was changed; restore and mount work all the same. To write, the account needs a server that lets it
+    ");
+    let ran = remote.sprat(&["restore", "TARGET", "home", "--to", "back"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let back = remote
+        .machine
+        .path("back")
+        .join(remote.machine.path("src/a").strip_prefix("/").unwrap());
+    assert_eq!(fs::read(back).unwrap(), b"alpha\n");
+}

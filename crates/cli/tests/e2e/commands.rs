@@ -1,0 +1,407 @@
+//! The commands together, as a person or a script uses them: config, several jobs, JSON, lock.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use crate::machine::{CONTAINER, Machine, Tmpfs};
+use sprat_testkit::{needs, requires};
+
+/// A machine with a config of two jobs in one container.
+fn with_jobs() -> Machine {
+    let machine = Machine::new();
+    let folder = machine.folder().display().to_string();
+    machine.write(
+        "config/sprat.toml",
+        format!(
+            "[container.disk]\ntarget = \"{folder}/store/x.luks\"\n\n\
+             [job.one]\ncontainer = \"disk\"\nsources = \"{folder}/src\"\nexclude = [\"*.tmp\"]\n\n\
+             [job.two]\ncontainer = \"disk\"\nsources = [\"{folder}/other\"]\n"
+        ),
+    );
+    machine.write("src/a", "alpha\n");
+    machine.write("src/b.tmp", "left out\n");
+    machine.write("other/c", "gamma\n");
+    machine.init(&["disk", "--size", "1G"]);
+    machine
+}
+
+#[test]
+fn init_makes_a_key_file_that_only_root_reads_and_remembers_the_pins() {
+    requires!(needs::root());
+    let machine = Machine::new();
+    let ran = machine.sprat(&[
+        "init",
+        CONTAINER,
+        "--size",
+        "1G",
+        "--cheap-kdf-for-tests",
+        "--json",
+    ]);
+    let said = ran.json();
+    let key = fs::metadata(machine.path("config/keys/x.key")).unwrap();
+    assert_eq!((key.len(), key.mode() & 0o7777), (4096, 0o600));
+    assert_eq!(
+        fs::metadata(machine.path("config/keys")).unwrap().mode() & 0o7777,
+        0o700
+    );
+    assert_eq!(said["key_file_made"], true);
+    assert_eq!(said["recovery_sheet"]["secret"], true);
+    let pinned = fs::read_dir(machine.path("state/containers"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap();
+    let pinned = fs::read_to_string(pinned.path()).unwrap();
+    assert!(
+        pinned.contains(said["fingerprint"].as_str().unwrap()),
+        "{pinned}"
+    );
+    let recovery_key = said["recovery_sheet"]["recovery_key"].as_str().unwrap();
+    assert!(!pinned.contains(recovery_key) && !ran.stderr.contains(recovery_key));
+}
+
+#[test]
+fn key_file_that_others_can_read_gets_a_warning() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    let key = machine.path("config/keys/x.key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let ran = machine.sprat(&["snapshots", CONTAINER]);
+    assert_eq!(ran.code, 0);
+    assert!(
+        ran.stderr.contains("can be read by others (mode 0644)"),
+        "{}",
+        ran.whole()
+    );
+}
+
+#[test]
+fn jobs_of_the_config_run_in_one_session_and_a_failed_one_does_not_stop_the_others() {
+    requires!(needs::root());
+    let machine = with_jobs();
+    let ran = machine.sprat(&["backup", "--json"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let said = ran.json();
+    assert_eq!(said["jobs"].as_array().unwrap().len(), 2);
+    assert_eq!(said["sessions"].as_array().unwrap().len(), 1);
+    assert_eq!(said["sessions"][0]["durable"], true);
+
+    fs::remove_dir_all(machine.path("src")).unwrap();
+    let ran = machine.sprat(&["backup", "--json"]);
+    assert_eq!(ran.code, 1, "{}", ran.whole());
+    let said = ran.json();
+    assert_eq!(said["jobs"][0]["failure"]["code"], 1);
+    assert_eq!(said["jobs"][1]["result"]["exit"], "done");
+    assert!(ran.stderr.contains("\"failure\""), "{}", ran.whole());
+
+    let listed = machine.sprat(&["snapshots", "disk", "--json"]).json();
+    let count = |job: &str| {
+        let all = listed["snapshots"].as_array().unwrap();
+        all.iter()
+            .filter(|entry| entry["job"] == job && entry["kind"] == "good")
+            .count()
+    };
+    assert_eq!((count("one"), count("two")), (1, 2));
+}
+
+#[test]
+fn restore_brings_back_a_path_and_a_dry_run_touches_nothing() {
+    requires!(needs::root());
+    let machine = with_jobs();
+    assert_eq!(machine.sprat(&["backup", "one", "-q"]).code, 0);
+    let path = format!("one:{}/src/a", machine.folder().display());
+    let restore = |more: &[&str]| {
+        let mut all = vec!["restore", "disk", &path, "--to", "back"];
+        all.extend(more);
+        machine.sprat(&all)
+    };
+    let ran = restore(&["--dry-run"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert!(ran.stdout.contains("would restore one/"), "{}", ran.whole());
+    assert!(!machine.path("back/a").exists());
+    assert_eq!(restore(&[]).code, 0);
+    assert_eq!(fs::read(machine.path("back/a")).unwrap(), b"alpha\n");
+    let whole = machine.sprat(&["restore", "disk", "one", "--to", "whole"]);
+    assert_eq!(whole.code, 0, "{}", whole.whole());
+    let excluded = machine.path("src/b.tmp");
+    assert!(
+        !machine
+            .path("whole")
+            .join(excluded.strip_prefix("/").unwrap())
+            .exists()
+    );
+}
+
+#[test]
+fn quiet_backup_says_its_result_and_nothing_else() {
+    requires!(needs::root());
+    let machine = with_jobs();
+    let ran = machine.sprat(&["backup", "one", "-q"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    assert!(ran.stdout.starts_with("one: snapshot 2"), "{}", ran.stdout);
+}
+
+#[test]
+fn lock_of_another_machine_stops_a_backup_until_it_is_removed() {
+    requires!(needs::root());
+    let machine = with_jobs();
+    // Not readable as a lease, so nobody knows whose it is.
+    machine.write("store/x.luks.lock.2000000", "x");
+    let ran = machine.sprat(&["backup", "one"]);
+    assert_eq!(ran.code, 11, "{}", ran.whole());
+    assert!(ran.stderr.contains("sprat unlock"), "{}", ran.whole());
+    // Reading while another writes would give a mixture of two states.
+    assert_eq!(machine.sprat(&["snapshots", "disk"]).code, 11);
+    // That machine may be gone for good, and the account may be one that can't remove its lock.
+    let ran = machine.sprat(&["snapshots", "disk", "--ignore-lock"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert!(ran.stderr.contains("is ignored"), "{}", ran.whole());
+    assert_eq!(machine.sprat(&["backup", "one", "--ignore-lock"]).code, 2);
+    // That machine may have died while it wrote the container anew.
+    let left = ["x.luks.trim", "x.luks.trim-0123456789abcdef"];
+    let left = left.map(|name| machine.write(&format!("store/{name}"), ""));
+    let off = ["--watch", "0.1", "--that-machine-is-off", "--json"];
+    let ran = machine.sprat(&[&["unlock", "disk"][..], &off].concat());
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert_eq!(ran.json()["taken_over"], "x.luks.lock.2000000");
+    assert_eq!(ran.json()["ways"][0]["way"], "off");
+    assert!(left.iter().all(|left| !left.exists()));
+    assert_eq!(machine.sprat(&["backup", "one"]).code, 0);
+    assert_eq!(
+        machine.sprat(&["unlock", "disk"]).code,
+        0,
+        "not locked is no failure"
+    );
+}
+
+#[test]
+fn a_result_that_can_not_be_written_stops_no_job_of_another_container() {
+    requires!(needs::root());
+    let machine = with_jobs();
+    let folder = machine.folder().display().to_string();
+    let config = fs::read_to_string(machine.path("config/sprat.toml")).unwrap();
+    machine.write(
+        "config/sprat.toml",
+        format!(
+            "{config}\n[container.second]\ntarget = \"{folder}/store/y.luks\"\n\n\
+             [job.three]\ncontainer = \"second\"\nsources = \"{folder}/other\"\n"
+        ),
+    );
+    machine.init(&["second", "--size", "1G"]);
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let ran = machine.run(machine.command().arg("backup").stdout(full));
+    assert_eq!(ran.code, 1, "{}", ran.whole());
+    for job in ["one", "two", "three"] {
+        let state = format!("job {job}: snapshot 2");
+        assert!(ran.stderr.contains(&state), "{state}: {}", ran.whole());
+    }
+    let listed = machine.sprat(&["snapshots", "second", "--json"]).json();
+    assert_eq!(listed["snapshots"][0]["kind"], "good");
+}
+
+#[test]
+fn paths_that_are_no_text_stand_escaped_in_json() {
+    requires!(needs::root());
+    use std::os::unix::ffi::OsStrExt;
+    let machine = with_jobs();
+    assert_eq!(machine.sprat(&["backup", "one", "-q"]).code, 0);
+    let to = std::ffi::OsStr::from_bytes(b"back\xff");
+    let json = |arguments: &[&str]| {
+        let mut command = machine.command();
+        for word in arguments {
+            match *word {
+                "TO" => command.arg(to),
+                word => command.arg(word),
+            };
+        }
+        let ran = machine.run(command.arg("--json"));
+        assert_eq!(ran.code, 0, "{}", ran.whole());
+        ran.json()
+    };
+    let escaped = "[DIR]/back\\#377";
+    assert_eq!(
+        json(&["restore", "disk", "one", "--to", "TO"])["to"],
+        escaped
+    );
+    assert_eq!(json(&["mount", "disk", "TO"])["dir"], escaped);
+    assert_eq!(json(&["umount", "TO"])["dir"], escaped);
+}
+
+#[test]
+fn restore_deletes_what_patterns_left_out_only_where_that_is_said() {
+    requires!(needs::root());
+    let machine = with_jobs();
+    assert_eq!(machine.sprat(&["backup", "one", "-q"]).code, 0);
+    let left_out = machine.path("src/b.tmp");
+    let restore = |more: &[&str]| {
+        let all = [&["restore", "disk", "one", "--to", "/"], more].concat();
+        machine.sprat(&all)
+    };
+    let ran = restore(&["--delete"]);
+    assert_eq!(ran.code, 1, "{}", ran.whole());
+    assert!(ran.stderr.contains("--delete-excluded"), "{}", ran.whole());
+    let ran = restore(&["--delete", "--dry-run"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert!(ran.stdout.contains("b.tmp"), "{}", ran.whole());
+    assert!(left_out.exists());
+    assert_eq!(restore(&["--delete-excluded"]).code, 2);
+    assert_eq!(restore(&["--delete", "--delete-excluded"]).code, 0);
+    assert!(!left_out.exists());
+}
+
+#[test]
+fn a_source_that_is_a_link_is_told_before_anything_starts() {
+    requires!(needs::root());
+    let machine = with_jobs();
+    fs::rename(machine.path("other"), machine.path("elsewhere")).unwrap();
+    std::os::unix::fs::symlink("elsewhere", machine.path("other")).unwrap();
+    let ran = machine.sprat(&["backup"]);
+    assert_eq!(ran.code, 2, "{}", ran.whole());
+    let told = "job two: source [DIR]/other: is a symbolic link to elsewhere";
+    assert!(ran.stderr.contains(told), "{}", ran.whole());
+    let listed = machine.sprat(&["snapshots", "disk", "--json"]).json();
+    assert_eq!(listed["snapshots"].as_array().unwrap().len(), 0);
+}
+
+#[test]
+fn the_container_and_its_reserve_never_enter_a_snapshot() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    machine.write("store/x.luks.reserve", "noise");
+    machine.write("store/kept", "x");
+    let ran = machine.sprat(&["backup", CONTAINER, "--name", "all", "store"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let what = format!("all:{}", machine.path("store").display());
+    let ran = machine.sprat(&["restore", CONTAINER, &what, "--to", "back"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert!(machine.path("back/store/kept").exists());
+    assert!(!machine.path("back/store/x.luks").exists());
+    assert!(!machine.path("back/store/x.luks.reserve").exists());
+}
+
+#[test]
+fn a_disk_that_is_missing_is_told_at_each_backup_until_it_is_said_to_be_gone() {
+    requires!(needs::root());
+    let machine = with_jobs();
+    fs::create_dir(machine.path("src/disk")).unwrap();
+    let disk = Tmpfs::mount(&machine.path("src/disk"), 1);
+    machine.write("src/disk/precious", "x");
+    let backup = |more: &[&str]| {
+        let ran = machine.sprat(&[&["backup", "one"], more].concat());
+        assert_eq!(ran.code, 0, "{}", ran.whole());
+        ran.stderr
+    };
+    assert!(!backup(&[]).contains("is not mounted"));
+    drop(disk);
+    for _ in 0..3 {
+        let said = backup(&[]);
+        assert!(said.contains("src/disk is not mounted"), "{said}");
+        assert!(said.contains("--disk-gone [DIR]/src/disk"), "{said}");
+    }
+    let prune = ["prune", "disk", "--job", "one", "--keep-last", "1"];
+    let ran = machine.sprat(&prune);
+    let why = "the newest copy of a disk that the newest whole one lacks";
+    assert!(ran.stdout.contains(why), "{}", ran.whole());
+    for more in [&["--disk-gone", "src/disk"][..], &[]] {
+        let said = backup(more);
+        assert!(!said.contains("is not mounted"), "{said}");
+    }
+    let ran = machine.sprat(&prune);
+    assert!(!ran.stdout.contains(why), "{}", ran.whole());
+}
+
+/// Where `/` is not a shared mount, a copy of the mounts stays as it was made.
+#[test]
+fn a_session_sees_later_disks_and_keeps_no_other_disk_busy() {
+    requires!(
+        needs::root(),
+        needs::program("unshare"),
+        needs::program("mkfs.ext4")
+    );
+    let machine = with_jobs();
+    for folder in ["other/disk", "foreign"] {
+        fs::create_dir(machine.path(folder)).unwrap();
+    }
+    let big: Vec<u8> = (0..150_u32 << 20)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
+    fs::write(machine.path("src/big"), big).unwrap();
+    // The backup runs beside: when rsync copies the first job, one disk comes and another goes.
+    let script = "set -e; sprat=$1; src=$2; other=$3; foreign=$4; image=$5; shift 5\n\
+        truncate -s 8M \"$image\"; mkfs.ext4 -q -F \"$image\"; mount -o loop \"$image\" \"$foreign\"\n\
+        loop=$(losetup -n -O NAME -j \"$image\")\n\
+        \"$sprat\" backup & session=$!\n\
+        copies() { for p in $(pgrep -x rsync); do\n\
+          tr '\\0' '\\n' < /proc/$p/cmdline 2> /dev/null | grep -qxF \"$src\" && return; done; return 1; }\n\
+        until copies; do kill -0 $session; sleep 0.02; done\n\
+        mount -t tmpfs later \"$other/disk\"; echo x > \"$other/disk/precious\"\n\
+        umount \"$foreign\"\n\
+        kill -0 $session; sleep 0.3; if losetup \"$loop\" 2> /dev/null | grep -qF \"$image\"; then echo BUSY; fi\n\
+        wait $session; umount \"$other/disk\"";
+    let text = |name: &str| machine.path(name).to_str().unwrap().to_owned();
+    let mut command = machine.command_of("unshare");
+    command.args(["-m", "--propagation", "private", "sh", "-c", script, "sh"]);
+    command.args([
+        env!("CARGO_BIN_EXE_sprat").to_owned(),
+        text("src"),
+        text("other"),
+    ]);
+    command.args([text("foreign"), text("image")]);
+    let ran = machine.run(&mut command);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert!(!ran.whole().contains("BUSY"), "{}", ran.whole());
+    let listed = machine.sprat(&["restore", "disk", "two", "--to", &text("back")]);
+    assert_eq!(listed.code, 0, "{}", listed.whole());
+    let source = machine.path("other/disk/precious");
+    let back = machine.path("back").join(source.strip_prefix("/").unwrap());
+    assert!(back.exists(), "{}", ran.whole());
+}
+
+#[test]
+fn init_says_for_how_many_files_there_is_room_and_warns_where_the_source_has_more() {
+    requires!(needs::root());
+    let machine = Machine::new();
+    let folder = machine.folder().display().to_string();
+    machine.write(
+        "config/sprat.toml",
+        format!(
+            "[container.disk]\ntarget = \"{folder}/store/x.luks\"\n\n\
+             [job.one]\ncontainer = \"disk\"\nsources = \"{folder}/src\"\n"
+        ),
+    );
+    fs::create_dir(machine.path("src")).unwrap();
+    let _disk = Tmpfs::mount(&machine.path("src"), 8);
+    for n in 0..1500 {
+        machine.write(&format!("src/{n}"), "");
+    }
+    // Whatever mke2fs makes of a size, what is said is what is there.
+    for (options, more) in [
+        (&["--size", "64M"][..], false),
+        (&["--size", "600M"], false),
+        (&["--size", "64M", "--inodes", "1000"], true),
+        (&["--size", "64M", "--inodes", "5000"], false),
+    ] {
+        let _ = fs::remove_file(machine.path("store/x.luks"));
+        let _ = fs::remove_dir_all(machine.path("state"));
+        let init = ["init", "disk", "--cheap-kdf-for-tests", "--no-cache"];
+        let made = machine.sprat(&[&init[..], options].concat());
+        assert_eq!(made.code, 0, "{}", made.whole());
+        let (_, said) = made.stderr.split_once("there is room for about ").unwrap();
+        let digits = said.chars().take_while(|c| *c == ',' || c.is_ascii_digit());
+        let said: String = digits.filter(char::is_ascii_digit).collect();
+        let said: u64 = said.parse().unwrap();
+        let warned = made.stderr.contains("with --inodes 30");
+        assert_eq!(warned, more, "{options:?}: {}", made.stderr);
+        assert_eq!(machine.sprat(&["snapshots", "disk"]).code, 0);
+        let status = machine
+            .sprat(&["status", "disk", "--offline", "--json"])
+            .json();
+        let there = status["containers"][0]["volume"]["inodes"]
+            .as_u64()
+            .unwrap();
+        assert!(
+            there.abs_diff(said) <= there / 20,
+            "{options:?}: {said}, {there}"
+        );
+    }
+}

@@ -1,0 +1,323 @@
+//! Copies whose lines are lost, and those that are run again when a session died at the destination
+//! meanwhile: nobody's bytes in flight are forgotten, and no lock stays without need.
+
+use std::fs;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use crate::machine::copying::Scene;
+use crate::machine::strikes::{Blow, copy_sparse, missing};
+use crate::machine::{CONTAINER, Ran};
+use sprat_store::{LocalRecord, LockError};
+use sprat_testkit::dice::Dice;
+use sprat_testkit::hostile::{ALWAYS, Act, Fault, Hostile, Kind};
+use sprat_testkit::requires;
+
+const COPY: &str = "server/x.luks";
+
+impl Scene {
+    /// sprat, struck.
+    #[track_caller]
+    fn struck(&self, arguments: &[&str], blow: Option<Blow>) -> Ran {
+        let ran = self.machine.sprat_struck(arguments, blow);
+        assert_eq!(self.machine.was_struck(), blow.is_some(), "{}", ran.whole());
+        ran
+    }
+
+    /// A move of the local container to the line that strikes.
+    #[track_caller]
+    fn moved(&self, blow: Option<Blow>) -> Ran {
+        let to = self.machine.on_line(COPY);
+        self.struck(&["copy", "--move", CONTAINER, &to, "--json"], blow)
+    }
+
+    /// A backup into the copy.
+    #[track_caller]
+    fn backup(&self, blow: Option<Blow>) -> Ran {
+        let to = self.machine.on_line(COPY);
+        self.struck(&["backup", &to, "--name", "home", "src"], blow)
+    }
+
+    /// What this machine's records tell as in flight, of all containers, and whether it may still
+    /// arrive.
+    fn in_flight(&self) -> (Vec<Range<u64>>, bool) {
+        let folder = self.machine.path("state/locks");
+        let records: Vec<LocalRecord> = self
+            .names("state/locks")
+            .iter()
+            .filter_map(|name| name.strip_suffix(".record"))
+            .map(|id| {
+                // What was killed may take a moment to be gone.
+                let until = Instant::now() + Duration::from_secs(10);
+                loop {
+                    match LocalRecord::open(&folder, id) {
+                        Err(LockError::HeldHere { .. }) if Instant::now() < until => {
+                            std::thread::sleep(Duration::from_millis(20));
+                        }
+                        opened => return opened.unwrap(),
+                    }
+                }
+            })
+            .collect();
+        let ranges = records.iter().flat_map(LocalRecord::suspects).collect();
+        (ranges, records.iter().any(LocalRecord::may_arrive))
+    }
+
+    /// The copy gives back all that is in the source folder.
+    #[track_caller]
+    fn restores_whole(&self) {
+        let _ = fs::remove_file(self.machine.path(CONTAINER));
+        copy_sparse(&self.machine.path(COPY), &self.machine.path(CONTAINER));
+        self.machine.restores_whole(&[]);
+    }
+}
+
+fn blow(how: &'static str, when: &'static str, kind: &'static str, nth: usize) -> Option<Blow> {
+    Some(Blow {
+        how,
+        when,
+        nth,
+        kind: Some(kind),
+    })
+}
+
+#[test]
+fn what_a_dead_session_had_in_flight_outlives_a_copy_that_is_taken_up() {
+    requires!(missing());
+    // With the source still there, and some, or nothing, of the session's bytes arrived; and when the
+    // source is gone. The first write is the lock's.
+    for (first, nth, code) in [
+        (blow("kill", "after", "rename", 1), 40, 1),
+        (blow("kill", "after", "rename", 1), 2, 0),
+        (blow("kill", "before", "free", 1), 40, 0),
+    ] {
+        let scene = Scene::new();
+        scene.moved(first);
+        scene
+            .machine
+            .write("src/newer", crate::machine::noise(8 << 20, 9));
+        scene.backup(blow("kill", "before", "write", nth));
+        let (ranges, may_arrive) = scene.in_flight();
+        assert!(!ranges.is_empty() && may_arrive);
+
+        let again = scene.moved(None);
+        let said = again.failed_with(code);
+        assert!(
+            code == 0 || said.contains("is not what was copied"),
+            "{said}"
+        );
+        assert!(said.contains("only a session can"), "{said}");
+        // Waited for, so that the next one need not.
+        assert_eq!(scene.in_flight(), (ranges, false), "{said}");
+        let names = scene.names("server");
+        assert!(
+            names.len() == 2 && names[1].contains(".lock."),
+            "{names:?}: {said}"
+        );
+
+        let next = scene.backup(None);
+        assert_eq!(next.code, 0, "{}", next.whole());
+        assert!(next.stderr.contains("that died"), "{}", next.whole());
+        assert_eq!(scene.in_flight(), (Vec::new(), false));
+        assert_eq!(scene.names("server"), ["x.luks"]);
+        scene.restores_whole();
+        scene.machine.nothing_is_left();
+    }
+}
+
+#[test]
+fn a_backup_after_a_copy_that_was_killed_with_its_name_given_suspects_nothing() {
+    requires!(missing());
+    let scene = Scene::new();
+    let killed = scene.moved(blow("kill", "after", "rename", 1));
+    scene.arrived_whole();
+    assert_eq!(scene.in_flight(), (Vec::new(), false), "{}", killed.whole());
+    let backup = scene.backup(None);
+    assert_eq!(backup.code, 0, "{}", backup.whole());
+    for word in ["trusted", "on the wire"] {
+        assert!(!backup.stderr.contains(word), "{}", backup.whole());
+    }
+    assert_eq!(scene.names("server"), ["x.luks"]);
+}
+
+#[test]
+fn a_source_that_is_lost_about_its_removal_leaves_no_lock_at_the_copy() {
+    requires!(missing());
+    let scene = Scene::new();
+    let (from, to) = (
+        scene.machine.on_line(CONTAINER),
+        scene.machine.on_other_line(COPY),
+    );
+    let copy = ["copy", "--move", &from, &to, "--json"];
+    let lost = scene.struck(&copy, blow("cut", "before", "remove", 1));
+    let said = lost.failed_with(14);
+    assert!(said.contains("removed or about to be"), "{said}");
+    scene.arrived_whole();
+    assert_eq!(scene.names("server"), ["x.luks"], "{said}");
+    assert_eq!(scene.in_flight(), (Vec::new(), false), "{said}");
+    let again = scene.struck(&copy, None);
+    assert_eq!(again.code, 0, "{}", again.whole());
+    assert_eq!(again.json()["source_removed"], true);
+}
+
+#[test]
+fn a_source_that_is_lost_costs_nothing_that_has_arrived_and_no_lock() {
+    requires!(missing());
+    let scene = Scene::new();
+    let (from, to) = (
+        scene.machine.on_line(CONTAINER),
+        scene.machine.on_other_line(COPY),
+    );
+    let copy = ["copy", &from, &to, "--json"];
+    let lost = scene.struck(&copy, blow("cut", "before", "read", 70));
+    let said = lost.failed_with(14);
+    assert!(said.contains("read from the source"), "{said}");
+    let names = scene.names("server");
+    assert_eq!(names.len(), 1, "{names:?}: {said}");
+    assert!(names[0].starts_with("x.luks.copying-"), "{names:?}");
+    let again = scene.struck(&copy, None);
+    assert_eq!(again.code, 0, "{}", again.whole());
+    let resumed = again.json()["resumed_bytes"].as_u64().unwrap();
+    assert!(resumed > 0, "{said}{}", again.whole());
+    scene.arrived_whole();
+    assert_eq!(scene.names("server"), ["x.luks"]);
+}
+
+#[test]
+fn a_server_that_is_back_before_its_disk_is_waited_for() {
+    requires!(missing());
+    for (folder, when, kind, nth) in [
+        ("server", "before", "write", 20),
+        ("server", "after", "rename", 1),
+        ("store", "before", "write", 20),
+        ("store", "before", "remove", 1),
+    ] {
+        let scene = Scene::new();
+        // Whoever brings it back must not go with the line, whose processes are one group.
+        let script = format!(
+            "mv {folder} away && mkdir {folder}\n\
+             setsid sh -c 'touch begun; sleep 3; rmdir {folder} && mv away {folder}' \
+             >/dev/null 2>&1 &\n\
+             until test -e begun; do sleep 0.01; done\n"
+        );
+        scene.machine.write("act", script);
+        let (from, to) = (
+            scene.machine.on_line(CONTAINER),
+            scene.machine.on_line(COPY),
+        );
+        let copy = ["copy", "--move", &from, &to, "--json"];
+        let ran = scene.struck(&copy, blow("leave", when, kind, nth));
+        assert_eq!(ran.code, 0, "{folder} {kind}: {}", ran.whole());
+        assert!(ran.stderr.contains("its disk may"), "{}", ran.whole());
+        scene.arrived_whole();
+        assert_eq!(scene.names("server"), ["x.luks"]);
+        assert_eq!(scene.names("store"), [""; 0]);
+        scene.machine.nothing_is_left();
+    }
+}
+
+/// A copy from this machine to a server that does what `faults` say, with so many seconds for an outage.
+fn copied_to_hostile(scene: &Scene, faults: &[Fault], reconnect_max: &str) -> (Ran, Hostile) {
+    let machine = &scene.machine;
+    let server = machine.path("server");
+    let hostile = Hostile::start(&server, "x.luks", &machine.path("none")).unwrap();
+    let ssh = hostile.ssh_command(machine.folder()).unwrap();
+    hostile.set(faults.iter().copied());
+    let to = format!("ssh://server{}/x.luks", server.display());
+    let words = [
+        ["--ssh-command", ssh[0].to_str().unwrap()],
+        ["--quiet-time", "0"],
+        ["--reconnect-max", reconnect_max],
+        ["--data-channels", "1"],
+    ];
+    let mut words = words.concat();
+    words.extend(["copy", CONTAINER, &to]);
+    (machine.sprat(&words), hostile)
+}
+
+#[test]
+fn two_losses_further_apart_than_an_outage_may_last_do_not_end_reading_back() {
+    requires!(missing());
+    let scene = Scene::new();
+    // Reading back is all that reads there.
+    let apart = Act::Delay(Duration::from_secs(4));
+    let faults = [
+        Fault::once(Kind::Read, 40, Act::Drop),
+        Fault::once(Kind::Read, 20, apart),
+        Fault::once(Kind::Read, 10, Act::Drop),
+    ];
+    let (ran, hostile) = copied_to_hostile(&scene, &faults, "3");
+    assert_eq!((ran.code, hostile.struck()), (0, 3), "{}", ran.whole());
+    scene.arrived_whole();
+    assert_eq!(scene.names("server"), ["x.luks"]);
+}
+
+/// Losses at random, while it writes and while it reads back: 20 in the long form (`SPRAT_STRIKES`).
+#[test]
+fn many_short_losses_end_no_copy() {
+    requires!(missing());
+    let scene = Scene::new();
+    let mut dice = Dice::new(22);
+    let mut lost = |kind, least: u64| {
+        let nth = usize::try_from(least + dice.below(40)).unwrap();
+        Fault::once(kind, nth, Act::Drop)
+    };
+    let (writing, reading) = match std::env::var_os("SPRAT_STRIKES") {
+        Some(_) => (8, 12),
+        None => (2, 2),
+    };
+    let mut faults: Vec<Fault> = (0..writing).map(|_| lost(Kind::Write, 40)).collect();
+    faults.extend((0..reading).map(|_| lost(Kind::Read, 10)));
+    let (ran, hostile) = copied_to_hostile(&scene, &faults, "20");
+    let expected = (0, writing + reading);
+    assert_eq!((ran.code, hostile.struck()), expected, "{}", ran.whole());
+    scene.arrived_whole();
+    assert_eq!(scene.names("server"), ["x.luks"]);
+}
+
+#[test]
+fn a_server_that_starts_is_waited_for_by_a_copy() {
+    requires!(missing());
+    for starting in [
+        // Its keys, its home or its disk are not there yet, or it greets with text.
+        Fault::once(Kind::Stat, 1, Act::Status(3)).times(2),
+        Fault::once(Kind::Stat, 1, Act::Status(4)).times(2),
+        Fault::once(Kind::Folder, 1, Act::Status(3)),
+        Fault::once(Kind::Greeting, 1, Act::Nonsense).times(2),
+    ] {
+        let scene = Scene::new();
+        let faults = [Fault::once(Kind::Write, 20, Act::Drop), starting];
+        let (ran, hostile) = copied_to_hostile(&scene, &faults, "60");
+        let at = format!("{starting}: {}", ran.whole());
+        let expected = (0, 1 + starting.times);
+        assert_eq!((ran.code, hostile.struck()), expected, "{at}");
+        scene.arrived_whole();
+        assert_eq!(scene.names("server"), ["x.luks"], "{at}");
+    }
+}
+
+#[test]
+fn a_failure_without_a_reason_is_retried_by_a_copy() {
+    requires!(missing());
+    for kind in [Kind::Write, Kind::Fsync, Kind::Read] {
+        // Behind what the lease asks for.
+        let nth = if kind == Kind::Fsync { 3 } else { 30 };
+        let failed = Fault::once(kind, nth, Act::Status(4));
+        let scene = Scene::new();
+        let (ran, hostile) = copied_to_hostile(&scene, &[failed], "60");
+        let at = format!("{failed}: {}", ran.whole());
+        assert_eq!((ran.code, hostile.struck()), (0, 1), "{at}");
+        assert!(ran.stderr.contains("reported a failure"), "{at}");
+        scene.arrived_whole();
+    }
+    // A server that takes no write any more is away for as long as it does so.
+    let scene = Scene::new();
+    let failed = Fault::once(Kind::Write, 30, Act::Status(4)).times(ALWAYS);
+    let (ran, _hostile) = copied_to_hostile(&scene, &[failed], "5");
+    let said = ran.failed_with(14);
+    assert!(said.contains("goes on where this one stopped"), "{said}");
+    let (again, _hostile) = copied_to_hostile(&scene, &[], "60");
+    assert_eq!(again.code, 0, "{}", again.whole());
+    scene.arrived_whole();
+    assert_eq!(scene.names("server"), ["x.luks"]);
+}

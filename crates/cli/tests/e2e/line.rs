@@ -1,0 +1,316 @@
+//! A line that is down keeps nobody: Ctrl-C, `umount`, a limit that is over, a machine that slept;
+//! and a server's process that outlives its line harms nothing.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::stage::manifest::{Manifest, assert_same};
+use crate::stage::plain::PlainVolume;
+use crate::stage::running::Running;
+use crate::stage::{Stage, tree};
+use rustix::process::{Pid, Signal, kill_process};
+use sprat_testkit::sshd::SshdOptions;
+use sprat_testkit::wire::{Door, Loss, WireOptions};
+
+/// Far beyond what anything here takes, on a busy machine too: it would be for ever.
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// The 10 s after the first interrupt, with some room for a busy machine.
+const PROMISED: Duration = Duration::from_secs(20);
+
+const SLOW: WireOptions = WireOptions {
+    round_trip: Duration::from_millis(10),
+    bytes_per_s: Some(3_000_000),
+};
+
+/// A container behind a slow wire, and some megabytes to back up.
+fn prepared(stage: Stage) -> (Stage, PathBuf) {
+    let mut stage = stage.behind_wire(SLOW);
+    stage.init(1);
+    let source = stage.path("source");
+    tree::make_source_like(&source, 400, 5);
+    (stage, source)
+}
+
+fn sprat(stage: &Stage, quick: &[&str], arguments: &[&str]) -> Command {
+    let mut command = stage.sprat();
+    command.args(quick).args(arguments);
+    command
+}
+
+/// A backup that has bytes in flight.
+fn backup_under_way(stage: &Stage, source: &Path, quick: &[&str]) -> Running {
+    let source = source.display().to_string();
+    let arguments = ["backup", stage.target(), "--name", "line", &source];
+    let told = ["--json", "--progress-interval", "0.02"];
+    let mut running = Running::start(sprat(stage, quick, &told).args(arguments));
+    assert!(running.until(LIMIT, "bytes in flight", |seen| {
+        // Not more: on a busy machine the line carries off what rsync writes as fast as it does.
+        seen.phase == "working" && seen.unsynced_bytes >= 64 << 10
+    }));
+    running
+}
+
+fn signal(pid: u32, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    kill_process(pid, signal).unwrap();
+}
+
+/// What these processes are and do.
+fn told(pids: &[i32]) -> Vec<String> {
+    let told = pids.iter().map(|pid| {
+        let file =
+            |name| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+        let stat = file("stat");
+        let after = stat.rsplit_once(')').map_or("", |(_, after)| after);
+        let state: String = after.chars().take(12).collect();
+        let line = file("cmdline").replace('\0', " ");
+        format!("{pid} {state} {} {line}", file("wchan"))
+    });
+    told.collect()
+}
+
+fn end(mut child: Child) -> Option<i32> {
+    let until = Instant::now() + LIMIT;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code();
+        }
+        if Instant::now() > until {
+            let _ = child.kill();
+            panic!("it hangs");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The next run needs nobody's help, and what comes back is what is there.
+fn assert_the_next_run_goes_on(stage: &Stage, source: &Path) {
+    stage.line().door(Door::Open);
+    let shown = source.display().to_string();
+    let arguments = [
+        "--quiet-time",
+        "1",
+        "backup",
+        stage.target(),
+        "--name",
+        "line",
+        &shown,
+    ];
+    std::thread::sleep(Duration::from_millis(1100));
+    stage.ok(&arguments, LIMIT);
+    let restored = stage.restore("line", source);
+    assert_same(&Manifest::of(source), &restored, "the next run's snapshot");
+    std::fs::remove_dir_all(stage.path("restored/line")).unwrap();
+    stage.assert_nothing_is_left(Duration::from_secs(30));
+}
+
+#[test]
+fn an_interrupt_while_the_line_is_down_ends_the_backup() {
+    sprat_testkit::requires!(crate::stage::missing());
+    let (stage, source) = prepared(Stage::new());
+    for (loss, door, interrupts) in [
+        (Loss::Reset, Door::Refusing, 1),
+        // Nobody has noticed yet that the line is gone.
+        (Loss::Silent, Door::Silent, 1),
+        (Loss::Silent, Door::Silent, 2),
+    ] {
+        let mut running = backup_under_way(&stage, &source, &["--quiet-time", "1"]);
+        stage.line().door(door);
+        stage.line().lose(loss);
+        if loss == Loss::Reset {
+            assert!(running.until(LIMIT, "the line is down", |seen| seen.away));
+        }
+        let asked = Instant::now();
+        for _ in 0..interrupts {
+            signal(running.child.id(), Signal::INT);
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        let exit = running.end(LIMIT);
+        assert_eq!(exit, Some(130), "{loss:?}: {:#?}", running.said);
+        assert!(asked.elapsed() < PROMISED, "{:?}", asked.elapsed());
+        stage.assert_nothing_is_left(Duration::from_secs(30));
+        stage.line().door(Door::Open);
+    }
+    assert_the_next_run_goes_on(&stage, &source);
+}
+
+#[test]
+fn an_interrupt_while_the_line_is_down_ends_a_restore() {
+    sprat_testkit::requires!(crate::stage::missing());
+    let (stage, source) = prepared(Stage::new());
+    stage.backup("line", &source);
+    let to = stage.path("restored/half").display().to_string();
+    let arguments = ["restore", stage.target(), "line", "--to", &to];
+    let told = ["--no-cache", "--json", "--progress-interval", "0.02"];
+    let before = stage.line().bytes().1;
+    let mut running = Running::start(sprat(&stage, &told, &arguments).stdin(Stdio::null()));
+    let line = stage.line();
+    assert!(running.until(LIMIT, "bytes on their way", |seen| {
+        seen.phase == "working" && line.bytes().1 - before > 2 << 20
+    }));
+    line.door(Door::Refusing);
+    line.lose(Loss::Reset);
+    // rsync waits for the kernel, and the kernel for the line: no signal reaches it there.
+    assert!(running.until(LIMIT, "the line is down", |seen| seen.away));
+    let asked = Instant::now();
+    signal(running.child.id(), Signal::INT);
+    assert_eq!(running.end(LIMIT), Some(130), "{:#?}", running.said);
+    assert!(asked.elapsed() < PROMISED, "{:?}", asked.elapsed());
+    stage.assert_nothing_is_left(Duration::from_secs(30));
+    assert_the_next_run_goes_on(&stage, &source);
+}
+
+#[test]
+fn past_the_time_for_reconnecting_a_run_ends_with_14_and_the_next_goes_on() {
+    sprat_testkit::requires!(crate::stage::missing());
+    let (stage, source) = prepared(Stage::new());
+    for (loss, door) in [(Loss::Silent, Door::Silent), (Loss::Reset, Door::Refusing)] {
+        let quick = ["--quiet-time", "1", "--reconnect-max", "3"];
+        stage.line().door(Door::Open);
+        let mut running = backup_under_way(&stage, &source, &quick);
+        stage.line().door(door);
+        stage.line().lose(loss);
+        let exit = running.end(LIMIT);
+        assert_eq!(exit, Some(14), "{loss:?}: {:#?}", running.said);
+        stage.assert_nothing_is_left(Duration::from_secs(30));
+    }
+    assert_the_next_run_goes_on(&stage, &source);
+}
+
+#[test]
+fn umount_ends_while_the_line_is_down() {
+    sprat_testkit::requires!(crate::stage::missing());
+    let (stage, source) = prepared(Stage::new());
+    stage.backup("line", &source);
+    let dir = stage.path("mounted");
+    std::fs::create_dir(&dir).unwrap();
+    let shown = dir.display().to_string();
+    let quick = ["--quiet-time", "1", "--reconnect-max", "4"];
+    for by in ["sprat", "stock", "sprat, interrupted"] {
+        let mount = ["mount", "--rw", stage.target(), &shown];
+        stage.ok(&[&quick[..], &mount].concat(), LIMIT);
+        std::fs::write(dir.join(by), vec![7; 3 << 20]).unwrap();
+        stage.line().door(Door::Refusing);
+        stage.line().lose(Loss::Reset);
+        if by == "stock" {
+            let stock = Command::new("umount").arg(&dir).spawn().unwrap();
+            end(stock);
+        } else {
+            let child = sprat(&stage, &quick, &["umount", &shown]).spawn().unwrap();
+            if by == "sprat" {
+                assert_eq!(end(child), Some(14), "{by}");
+            } else {
+                std::thread::sleep(Duration::from_millis(1000));
+                signal(child.id(), Signal::INT);
+                assert_eq!(end(child), Some(130), "{by}");
+            }
+        }
+        stage.assert_nothing_is_left(LIMIT);
+        stage.line().door(Door::Open);
+    }
+    assert_the_next_run_goes_on(&stage, &source);
+}
+
+#[test]
+fn a_machine_that_slept_until_its_server_had_given_up_goes_on() {
+    sprat_testkit::requires!(crate::stage::missing());
+    // A channel may be logging in when the machine falls asleep.
+    let lines = [
+        "ClientAliveInterval 1",
+        "ClientAliveCountMax 2",
+        "LoginGraceTime 20",
+    ];
+    let (stage, source) = prepared(Stage::with(SshdOptions {
+        config_lines: lines.map(str::to_owned).to_vec(),
+        ..SshdOptions::default()
+    }));
+    let mut running = backup_under_way(&stage, &source, &["--quiet-time", "1"]);
+    for _ in 0..2 {
+        let losses = running.seen.losses;
+        let mut all: Vec<u32> = Vec::new();
+        let until = Instant::now() + LIMIT;
+        loop {
+            // Again and again: an ssh that was just being started would answer for the others.
+            let found = stage.processes();
+            // Afterwards: a server that came meanwhile must not be taken for a client.
+            let servers = stage.sshd.session_pids();
+            for (pid, _) in found {
+                let asleep = u32::try_from(pid).unwrap();
+                if !servers.contains(&pid) && !all.contains(&asleep) {
+                    signal(asleep, Signal::STOP);
+                    all.push(asleep);
+                }
+            }
+            if servers.is_empty() {
+                break;
+            }
+            assert!(
+                Instant::now() < until,
+                "the server does not give up: {:#?}\nof {:#?}",
+                told(&servers),
+                stage.processes()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert!(all.len() >= 3, "{all:?}");
+        for pid in all.iter().rev() {
+            // One may be gone: ended by another one before that one was stopped, too.
+            let pid = Pid::from_raw(i32::try_from(*pid).unwrap()).unwrap();
+            let _ = kill_process(pid, Signal::CONT);
+        }
+        let noticed = running.until(LIMIT, "the loss is noticed", |seen| seen.losses > losses);
+        assert!(noticed, "{:#?}", running.said);
+        assert!(running.until(LIMIT, "the line is back", |seen| !seen.away));
+    }
+    assert_eq!(running.end(LIMIT), Some(0), "{:#?}", running.said);
+    let restored = stage.restore("line", &source);
+    assert_same(&Manifest::of(&source), &restored, "after two sleeps");
+    stage.assert_nothing_is_left(Duration::from_secs(30));
+}
+
+#[test]
+fn servers_that_were_stopped_and_wake_after_newer_bytes_were_sent_harm_nothing() {
+    sprat_testkit::requires!(crate::stage::missing());
+    let (stage, source) = prepared(Stage::new());
+    // Longer than the servers are stopped, on a busy machine too.
+    let quiet = ["--quiet-time", "12"];
+    let mut running = backup_under_way(&stage, &source, &quiet);
+    let mut woken = 0;
+    for _ in 0..3 {
+        let losses = running.seen.losses;
+        let old: Vec<u32> = stage
+            .sshd
+            .sftp_server_pids()
+            .iter()
+            .map(|pid| u32::try_from(*pid).unwrap())
+            .collect();
+        for pid in &old {
+            // One may have ended meanwhile: a channel that was not needed.
+            let pid = Pid::from_raw(i32::try_from(*pid).unwrap()).unwrap();
+            let _ = kill_process(pid, Signal::STOP);
+        }
+        // Their pipes fill.
+        std::thread::sleep(Duration::from_millis(300));
+        stage.line().lose(Loss::Reset);
+        let goes_on = running.until(LIMIT, "the line is back", |seen| {
+            seen.losses > losses && !seen.away
+        });
+        assert!(goes_on, "{:#?}", running.said);
+        std::thread::sleep(Duration::from_millis(1000));
+        for pid in &old {
+            let pid = Pid::from_raw(i32::try_from(*pid).unwrap()).unwrap();
+            woken += usize::from(kill_process(pid, Signal::CONT).is_ok());
+        }
+    }
+    assert!(woken >= 3, "no old server was left");
+    assert_eq!(running.end(LIMIT), Some(0), "{:#?}", running.said);
+    stage.assert_nothing_is_left(Duration::from_secs(30));
+    let image = stage.path("plain");
+    let plain = PlainVolume::export(&stage.container(), &stage.key_file(), &image);
+    plain.assert_clean();
+    drop(plain);
+    let restored = stage.restore("line", &source);
+    assert_same(&Manifest::of(&source), &restored, "with late writers");
+}

@@ -1,0 +1,40 @@
+//! The whole program, against real servers, disks and file systems.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    missing_docs,
+    reason = "a test fails by a panic, and says what it draws"
+)]
+
+mod check;
+mod check_disk;
+mod commands;
+mod copy;
+mod copy_ends;
+mod copy_lost;
+mod damage;
+mod doctor;
+mod fio;
+mod headers;
+mod keys;
+mod line;
+mod lock;
+#[path = "../machine/mod.rs"]
+mod machine;
+mod meet;
+mod old_data;
+mod other_server;
+mod path;
+mod prompts;
+mod prune;
+mod readme;
+mod reserve;
+mod restore;
+mod room;
+mod sheet;
+mod sheet_page;
+#[path = "../stage/mod.rs"]
+mod stage;
+mod status;

@@ -1,0 +1,149 @@
+//! A container's life on a server that is not OpenSSH, has no shell, opens no folder and tells no
+//! limits: a plain SFTP account is enough, whether it copies by itself or not.
+
+use std::ffi::OsString;
+use std::process::Output;
+use std::time::Duration;
+
+use crate::stage::Stage;
+use crate::stage::manifest::{Manifest, assert_same};
+use crate::stage::plain::PlainVolume;
+use crate::stage::{run_within, shown};
+use sprat_testkit::asyncssh::{self, AsyncSsh};
+use sprat_testkit::proftpd::{self, ProFtpd};
+use sprat_testkit::requires;
+
+/// Runs `sprat` through `ssh`.
+fn run(stage: &Stage, ssh: &[OsString], words: &[&str]) -> Output {
+    let mut command = stage.sprat_through(ssh);
+    command.arg("--cheap-kdf-for-tests").args(words);
+    let output = run_within(&mut command, Duration::from_secs(120));
+    eprintln!("{}", shown(&command, &output));
+    output
+}
+
+#[test]
+fn a_plain_account_of_another_server_is_enough_for_a_containers_whole_life() {
+    requires!(crate::stage::missing(), asyncssh::missing());
+    whole_life(&AsyncSsh::start_without_copies().ssh_command(), false);
+}
+
+#[test]
+fn another_server_that_copies_by_itself_is_used_for_that() {
+    requires!(crate::stage::missing(), asyncssh::missing());
+    whole_life(&AsyncSsh::start().ssh_command(), true);
+}
+
+#[test]
+fn proftpd_is_enough_for_a_containers_whole_life() {
+    requires!(crate::stage::missing(), proftpd::missing());
+    whole_life(&ProFtpd::start(&[]).ssh_command(), false);
+}
+
+#[test]
+fn init_names_what_a_server_lacks_and_leaves_nothing_there() {
+    requires!(crate::stage::missing(), proftpd::missing());
+    for (setting, why, hint) in [
+        (
+            "AllowOverwrite off",
+            "lets no file be written again",
+            "AllowOverwrite on",
+        ),
+        (
+            "HiddenStores on",
+            "new files only when they are closed",
+            "HiddenStores off",
+        ),
+    ] {
+        let server = ProFtpd::start(&[setting]);
+        let stage = Stage::new();
+        let target = format!("backup.example:{}", stage.container().display());
+        let refused = run(
+            &stage,
+            &server.ssh_command(),
+            &["init", &target, "--size", "1G"],
+        );
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(1), "{setting}: {said}");
+        for part in [
+            "this server can't hold a container",
+            why,
+            hint,
+            "nothing was changed",
+        ] {
+            assert!(said.contains(part), "{setting}: {part}: {said}");
+        }
+        drop(server);
+        let left: Vec<_> = std::fs::read_dir(stage.server()).unwrap().collect();
+        assert!(left.is_empty(), "{setting}: {left:?}");
+    }
+}
+
+fn whole_life(ssh: &[OsString], copies: bool) {
+    let mut stage = Stage::new();
+    let sprat = |stage: &Stage, words: &[&str]| run(stage, ssh, words);
+    let ok = |stage: &Stage, words: &[&str]| {
+        let output = sprat(stage, words);
+        assert!(output.status.success(), "{words:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let target = format!("backup.example:{}", stage.container().display());
+    let size = stage.choose_size(1).to_string();
+    ok(&stage, &["init", &target, "--size", &size]);
+
+    let source = stage.path("source");
+    std::fs::write(source.join("large"), vec![7; 24 << 20]).unwrap();
+    for number in 0..200 {
+        std::fs::write(source.join(format!("file-{number}")), number.to_string()).unwrap();
+    }
+    let shown_source = source.display().to_string();
+    let backup = ["backup", &target, "--name", "home", &shown_source];
+    ok(&stage, &backup);
+    std::fs::remove_file(source.join("large")).unwrap();
+    ok(&stage, &backup);
+
+    ok(
+        &stage,
+        &["prune", &target, "--job", "home", "--keep-last", "1"],
+    );
+    let refused = sprat(&stage, &["trim", &target]);
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success());
+    assert!(told.contains("--rewrite"), "{told}");
+    let trim = ["trim", &target, "--rewrite"];
+    if copies {
+        ok(&stage, &trim);
+    } else {
+        let refused = sprat(&stage, &trim);
+        let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(told.contains("--through-client"), "{told}");
+        ok(&stage, &[&trim[..], &["--through-client"]].concat());
+    }
+
+    let word = stage.path("word");
+    std::fs::write(&word, "correct horse battery staple").unwrap();
+    let shown_word = word.display().to_string();
+    let add = [
+        "key",
+        "add",
+        &target,
+        "--new-passphrase-file",
+        &shown_word,
+        "--label",
+        "second",
+    ];
+    ok(&stage, &add);
+    assert!(ok(&stage, &["key", "list", &target]).contains("second"));
+    ok(&stage, &["check", &target, "--read-data"]);
+
+    let to = stage.path("restored").join("home");
+    let shown_to = to.display().to_string();
+    ok(&stage, &["restore", &target, "home", "--to", &shown_to]);
+    let back = to.join(source.strip_prefix("/").unwrap());
+    assert_same(&Manifest::of(&source), &back, "restored");
+
+    let image = stage.path("plain");
+    let plain = PlainVolume::export(&stage.container(), &stage.key_file(), &image);
+    plain.assert_clean();
+    stage.assert_nothing_is_left(Duration::from_secs(10));
+}

@@ -1,0 +1,203 @@
+//! A server's disk filled to its last byte by somebody else: what stops, and what gets out of it.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::machine::remote::Remote;
+use crate::machine::{CONTAINER, Machine, Tmpfs, noise};
+use sprat_testkit::sshd::{self, SshdOptions};
+use sprat_testkit::{needs, requires};
+
+/// Takes all that is free.
+fn fill(folder: &Path) {
+    let mut file = fs::File::create(folder.join("somebody-else's")).unwrap();
+    for piece in [1 << 20, 4096] {
+        let bytes = vec![7; piece];
+        while file.write_all(&bytes).is_ok() {}
+    }
+    drop(file);
+    // ext4 tells of a last block that it gives to nobody.
+    assert!(rustix::fs::statvfs(folder).unwrap().f_bavail <= 1);
+}
+
+/// With a small reserve: the disk is small, too.
+fn with_reserve<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
+    [
+        &["--reserve-bytes", "4194304", "--quiet-time", "1"],
+        arguments,
+    ]
+    .concat()
+}
+
+#[test]
+fn on_a_disk_filled_to_its_last_byte_backup_stops_and_prune_gets_out_of_it() {
+    requires!(sshd::missing(), needs::root());
+    let machine = Machine::new();
+    let _disk = Tmpfs::mount(&machine.path("store"), 80);
+    gets_out_of_a_full_disk(machine);
+}
+
+#[test]
+fn so_does_it_on_an_ext4_disk() {
+    requires!(sshd::missing(), needs::root(), needs::program("mkfs.ext4"));
+    let machine = Machine::new();
+    let _disk = Ext4Disk::mount(&machine.path("disk"), &machine.path("store"), 100);
+    gets_out_of_a_full_disk(machine);
+}
+
+/// An ext4 file system in an image, unmounted on drop.
+struct Ext4Disk(PathBuf);
+
+impl Ext4Disk {
+    fn mount(image: &Path, folder: &Path, megabytes: u64) -> Self {
+        let file = fs::File::create(image).unwrap();
+        file.set_len(megabytes << 20).unwrap();
+        let ran = |program: &str, words: &[&str], at: &[&Path]| {
+            let output = Command::new(program).args(words).args(at).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{program}: {said}");
+        };
+        ran("mkfs.ext4", &["-q", "-F", "-m", "0"], &[image]);
+        ran("mount", &["-o", "loop"], &[image, folder]);
+        Self(folder.to_owned())
+    }
+}
+
+impl Drop for Ext4Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+fn gets_out_of_a_full_disk(machine: Machine) {
+    let store = machine.path("store");
+    let free = || {
+        let about = rustix::fs::statvfs(&store).unwrap();
+        about.f_bavail * about.f_frsize
+    };
+    let remote = Remote::with(machine, &SshdOptions::default());
+    let reserve = store.join("x.luks.reserve");
+    let init = ["init", "TARGET", "--size", "1G", "--cheap-kdf-for-tests"];
+    let ran = remote.sprat(&with_reserve(&init));
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert_eq!(fs::metadata(&reserve).unwrap().len(), 4 << 20);
+    let backup = ["backup", "TARGET", "--name", "home", "src"];
+    for round in 1..4 {
+        remote.machine.write("src/large", noise(4 << 20, round));
+        let ran = remote.sprat(&with_reserve(&backup));
+        assert_eq!(ran.code, 0, "{}", ran.whole());
+    }
+    fill(&store);
+    remote.machine.write("src/large", noise(4 << 20, 9));
+    let ran = remote.sprat(&with_reserve(&backup));
+    let whole = ran.failed_with(1);
+    assert!(
+        whole.contains("no space left") && whole.contains("sprat prune"),
+        "{whole}"
+    );
+    assert!(
+        reserve.exists(),
+        "a backup leaves the reserve to those that make room"
+    );
+    let snapshots = || {
+        let ran = remote.sprat(&with_reserve(&["snapshots", "TARGET", "--json"]));
+        assert_eq!(ran.code, 0, "{}", ran.whole());
+        let said = ran.json();
+        let kinds = said["snapshots"].as_array().unwrap().iter();
+        kinds.filter(|one| one["kind"] == "good").count()
+    };
+    assert_eq!(snapshots(), 3);
+    let prune = ["prune", "TARGET", "--job", "home", "--keep-last", "1"];
+    // Neither who only looks nor who has no key takes it.
+    let mut dry_run = with_reserve(&prune);
+    dry_run.push("--dry-run");
+    assert_eq!(remote.sprat(&dry_run).code, 0);
+    remote.machine.write("wrong", noise(4096, 77));
+    let mut wrong_key = with_reserve(&prune);
+    wrong_key.extend(["--key-file", "wrong"]);
+    let ran = remote.sprat(&wrong_key);
+    assert_eq!(ran.code, 12, "{}", ran.whole());
+    assert!(reserve.exists(), "{}", ran.whole());
+    let ran = remote.sprat(&with_reserve(&prune));
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert!(ran.stderr.contains("the reserve"), "{}", ran.whole());
+    assert!(!reserve.exists());
+    assert_eq!(snapshots(), 1);
+    let ran = remote.sprat(&with_reserve(&backup));
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert_eq!(snapshots(), 2);
+    assert!(!reserve.exists(), "there is no room for it yet");
+    let before = free();
+    let ran = remote.sprat(&with_reserve(&["trim", "TARGET", "--json"]));
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert_eq!(ran.json()["trim"]["route"], "shell_punch");
+    assert!(free() >= before + (4 << 20), "{before}, then {}", free());
+    fs::remove_file(store.join("somebody-else's")).unwrap();
+    let ran = remote.sprat(&with_reserve(&backup));
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert_eq!(fs::metadata(&reserve).unwrap().len(), 4 << 20);
+    remote.machine.nothing_is_left();
+}
+
+#[test]
+fn reserve_is_made_after_success_and_can_be_stopped() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    let reserve = machine.path("store/x.luks.reserve");
+    assert!(!reserve.exists());
+    // Large enough to be under way for a moment.
+    let size = 512 << 20;
+    let free = rustix::fs::statvfs(machine.path("store")).unwrap();
+    if free.f_bavail * free.f_frsize < 5 * size {
+        println!("skipped: too little room here");
+        return;
+    }
+    let text = size.to_string();
+    let backup = [
+        "--reserve-bytes",
+        &text,
+        "backup",
+        CONTAINER,
+        "--name",
+        "home",
+        "src",
+    ];
+    let mut child = machine
+        .command()
+        .args(backup)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let notes = std::io::BufReader::new(child.stderr.take().unwrap());
+    let announced =
+        std::io::BufRead::lines(notes).any(|line| line.unwrap().contains("all is done"));
+    assert!(announced);
+    // Nothing is left to be lost: the lock is released, the snapshot whole, the result printed.
+    assert!(!machine.path("store/x.luks.lock.1").exists());
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("home: snapshot"), "{said}");
+    assert!(fs::metadata(&reserve).map_or(0, |about| about.len()) < size);
+    let status = machine.sprat(&["status", CONTAINER]);
+    assert_eq!(status.code, 0, "{}", status.whole());
+    // The next run makes it where it is missing.
+    let _ = fs::remove_file(&reserve);
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let again = [
+        "--reserve-bytes",
+        "4194304",
+        "backup",
+        CONTAINER,
+        "--name",
+        "home",
+        "src",
+    ];
+    assert_eq!(machine.sprat(&again).code, 0);
+    assert_eq!(fs::metadata(&reserve).unwrap().len(), 4 << 20);
+}

@@ -1,0 +1,223 @@
+//! The server's disk becomes full while a backup runs, by another file or by itself: it stops in order before.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::machine::remote::Remote;
+use crate::machine::{Machine, Tmpfs, noise};
+use crate::stage::running::Running;
+use rustix::process::{Pid, Signal, kill_process};
+use sprat_testkit::sshd::{self, SshdOptions};
+use sprat_testkit::{needs, requires};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Sends a signal to every rsync below `session`; how many there are.
+fn signal_rsync(session: u32, signal: Signal) -> usize {
+    let mut parents = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let about = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        let Some((head, tail)) = about.rsplit_once(") ") else {
+            continue;
+        };
+        let (pid, name) = head.split_once(" (").unwrap();
+        let parent: u32 = tail.split(' ').nth(1).unwrap().parse().unwrap();
+        parents.push((pid.parse::<u32>().unwrap(), parent, name.to_owned()));
+    }
+    let parent_of = |of: u32| parents.iter().find(|(pid, ..)| *pid == of).map(|one| one.1);
+    let below = |pid: u32| {
+        std::iter::successors(Some(pid), |pid| parent_of(*pid)).any(|pid| pid == session)
+    };
+    let ours = parents
+        .iter()
+        .filter(|(pid, _, name)| name == "rsync" && below(*pid));
+    ours.filter(|(pid, ..)| {
+        let pid = Pid::from_raw(i32::try_from(*pid).unwrap()).unwrap();
+        kill_process(pid, signal).is_ok()
+    })
+    .count()
+}
+
+/// The names in `store`, but for the leases: those stay when they are given back.
+fn without_leases(store: &Path) -> Vec<String> {
+    let entries = fs::read_dir(store).unwrap().flatten();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.retain(|name| !name.contains(".lock."));
+    names
+}
+
+#[test]
+fn a_backup_stops_in_order_before_another_file_has_filled_the_servers_disk() {
+    requires!(sshd::missing(), needs::root());
+    let machine = Machine::new();
+    let store = machine.path("store");
+    let _disk = Tmpfs::mount(&store, 400);
+    machine.write("src/a", "alpha\n");
+    let remote = Remote::with(machine, &SshdOptions::default());
+    let machine = &remote.machine;
+    remote.init();
+    assert_eq!(remote.backup().code, 0);
+    machine.write("src/large", vec![7; 48 << 20]);
+    let options = [
+        "--reserve-bytes",
+        "8388608",
+        "--room-interval",
+        "0.1",
+        "--json",
+    ];
+    let arguments = ["backup", "TARGET", "--name", "home", "src"];
+    let mut command = remote.command(&[&options[..], &arguments[..]].concat());
+    let mut running = Running::start(&mut command);
+    let began = Instant::now();
+    while signal_rsync(running.child.id(), Signal::STOP) == 0 {
+        assert!(began.elapsed() < LIMIT);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    // Somebody else takes all but 6 MiB.
+    let mut others = fs::File::create(store.join("somebody-else's")).unwrap();
+    let free_bytes = || {
+        let free = rustix::fs::statvfs(&store).unwrap();
+        free.f_bavail * free.f_frsize
+    };
+    // In pieces: what rsync had written before it was stopped is on its way as well.
+    while free_bytes() > 7 << 20 {
+        others.write_all(&[7; 1 << 20]).unwrap();
+    }
+    drop(others);
+    running.until(LIMIT, "that it stops", |seen| seen.phase == "stopping_full");
+    signal_rsync(running.child.id(), Signal::CONT);
+    let code = running.end(LIMIT);
+    let said = running.said.join("\n");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("stopped in order: only "), "{said}");
+    assert!(said.contains("server_space_low"), "{said}");
+    assert_eq!(
+        without_leases(&store).len(),
+        2,
+        "the container, and the other file"
+    );
+
+    // What was there is there, what was begun is kept, and there is a way on.
+    let listed = remote.sprat(&["snapshots", "TARGET", "--json"]).json();
+    let kinds: Vec<_> = listed["snapshots"].as_array().unwrap().iter().collect();
+    assert!(kinds.iter().any(|one| one["kind"] == "good"), "{listed}");
+    fs::remove_file(machine.path("src/large")).unwrap();
+    let ran = remote.sprat(&[&options[..], &arguments[..]].concat());
+    assert_eq!(
+        ran.code,
+        0,
+        "with so little left it ends where the disk ends: {}",
+        ran.whole()
+    );
+    machine.nothing_is_left();
+}
+
+#[test]
+fn a_backup_of_more_than_a_local_disk_holds_stops_in_order_before_it_is_full() {
+    requires!(needs::root());
+    let machine = Machine::new();
+    let store = machine.path("store");
+    // No reserve lies there: nothing but the order of the end makes it possible to prune.
+    let _disk = Tmpfs::mount(&store, 250);
+    machine.init(&[crate::machine::CONTAINER, "--size", "2G"]);
+    machine.write("src/a", "alpha\n");
+    let reserve = ["--reserve-bytes", "67108864"];
+    assert_eq!(machine.backup(&reserve).code, 0);
+    for file in 0..8 {
+        machine.write(&format!("src/large {file}"), noise(64 << 20, file));
+    }
+    let ran = machine.backup(&reserve);
+    let said = ran.failed_with(1);
+    assert!(said.contains("stopped in order: only "), "{said}");
+    let names = without_leases(&store);
+    assert_eq!(names.len(), 1, "no reserve: {names:?}");
+    let free = rustix::fs::statvfs(&store).unwrap();
+    assert!(free.f_bavail > 0, "it was stopped before");
+
+    let prune = [
+        "prune",
+        crate::machine::CONTAINER,
+        "--job",
+        "home",
+        "--keep-last",
+        "1",
+    ];
+    let ran = machine.sprat(&[&prune[..], &["--drop-interrupted"]].concat());
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = machine.sprat(&["trim", crate::machine::CONTAINER]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    for file in 0..8 {
+        fs::remove_file(machine.path(&format!("src/large {file}"))).unwrap();
+    }
+    let ran = machine.backup(&reserve);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.nothing_is_left();
+}
+
+#[test]
+fn doctor_tells_of_the_reserve_and_of_what_the_container_takes() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    let look = |reserve: &str| {
+        let ran = machine.sprat(&[
+            "doctor",
+            crate::machine::CONTAINER,
+            "--reserve-bytes",
+            reserve,
+        ]);
+        ran.stdout
+    };
+    let said = look("1048576");
+    assert!(
+        said.contains("missing: on a full disk even pruning may not work"),
+        "{said}"
+    );
+    assert!(said.contains("the container takes"), "{said}");
+    assert_eq!(machine.backup(&["--reserve-bytes", "1048576"]).code, 0);
+    let said = look("1048576");
+    assert!(
+        said.contains("1.0 MiB are kept, so that pruning works on a full disk"),
+        "{said}"
+    );
+    let said = look("2097152");
+    assert!(said.contains("only 1.0 MiB of 2.0 MiB are there"), "{said}");
+}
+
+#[test]
+fn a_volume_that_becomes_full_is_told_before_it_is() {
+    requires!(needs::root());
+    let machine = Machine::new();
+    machine.init(&[crate::machine::CONTAINER, "--size", "64M"]);
+    machine.write("src/a", "alpha\n");
+    let ran = machine.backup(&[]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert!(!ran.stderr.contains("nearly full"), "{}", ran.whole());
+    let mounted = machine.path("mnt");
+    fs::create_dir(&mounted).unwrap();
+    let at = mounted.to_str().unwrap();
+    assert_eq!(
+        machine
+            .sprat(&["mount", crate::machine::CONTAINER, at, "--rw"])
+            .code,
+        0
+    );
+    let free = rustix::fs::statvfs(&mounted).unwrap();
+    let bytes = free.f_bavail * free.f_frsize - free.f_blocks * free.f_frsize / 30;
+    fs::write(
+        mounted.join("filling"),
+        vec![7; usize::try_from(bytes).unwrap()],
+    )
+    .unwrap();
+    assert_eq!(machine.sprat(&["umount", at]).code, 0);
+    let ran = machine.backup(&["--quiet"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert!(
+        ran.stderr.contains("the volume is nearly full: room for"),
+        "{}",
+        ran.whole()
+    );
+}

@@ -1,0 +1,116 @@
+//! The recovery sheet's page as a browser shows it: its QR code is the key.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+
+use crate::machine::{CONTAINER, Machine};
+use sprat_testkit::{needs, requires};
+
+/// What the page looks like: brightness by row and column.
+fn rendered(machine: &Machine, page: &Path) -> (usize, usize, Vec<u8>) {
+    let picture = machine.path("page.png");
+    let browser = needs::find_program("chromium").unwrap();
+    let shown = Command::new(browser)
+        .args([
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--hide-scrollbars",
+            "--window-size=900,1300",
+        ])
+        .arg(format!(
+            "--user-data-dir={}",
+            machine.path("browser").display()
+        ))
+        .arg(format!("--screenshot={}", picture.display()))
+        .arg(format!("file://{}", page.display()))
+        .env("HOME", machine.path("home"))
+        .output()
+        .unwrap();
+    assert!(shown.status.success() && picture.exists(), "{shown:?}");
+    let file = std::io::BufReader::new(fs::File::open(picture).unwrap());
+    let mut reader = png::Decoder::new(file).read_info().unwrap();
+    let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+    let info = reader.next_frame(&mut pixels).unwrap();
+    let bytes = info.color_type.samples();
+    let grey = pixels
+        .chunks(bytes)
+        .map(|pixel| pixel[usize::from(bytes > 2)]);
+    (info.width as usize, info.height as usize, grey.collect())
+}
+
+fn decoded(machine: &Machine, page: &Path) -> Vec<String> {
+    let (width, height, grey) = rendered(machine, page);
+    let mut image =
+        rqrr::PreparedImage::prepare_from_greyscale(width, height, |x, y| grey[y * width + x]);
+    let grids = image.detect_grids();
+    grids.iter().map(|grid| grid.decode().unwrap().1).collect()
+}
+
+#[test]
+fn the_qr_code_on_the_page_is_a_key_that_opens_the_container() {
+    requires!(needs::root(), needs::program("chromium"));
+    let machine = Machine::new();
+    let page = machine.path("sheet.html");
+    let recovery = machine.init(&[CONTAINER, "--size", "64M", "--html", "sheet.html"]);
+    assert_eq!(fs::metadata(&page).unwrap().mode() & 0o777, 0o600);
+    assert_eq!(decoded(&machine, &page), std::slice::from_ref(&recovery));
+    // A new one, printed by `key add` and, from what is read off it, again by `key sheet`.
+    let add = [
+        "key",
+        "add",
+        CONTAINER,
+        "--cheap-kdf-for-tests",
+        "--new-recovery",
+    ];
+    let ran = machine.sprat(&[&add[..], &["--html", "second.html"]].concat());
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert!(!ran.whole().contains(&recovery));
+    let codes = decoded(&machine, &machine.path("second.html"));
+    assert_eq!(codes.len(), 1);
+    assert_ne!(codes[0], recovery);
+    machine.write("scanned", &codes[0]);
+    let ran = machine.sprat(&["key", "rehearse", CONTAINER, "--passphrase-file", "scanned"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let again = [
+        "key",
+        "sheet",
+        CONTAINER,
+        "--passphrase-file",
+        "scanned",
+        "--html",
+    ];
+    let ran = machine.sprat(&[&again[..], &["third.html"]].concat());
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert_eq!(decoded(&machine, &machine.path("third.html")), codes);
+    let ran = machine.sprat(&[&again[..], &["third.html"]].concat());
+    assert!(ran.failed_with(2).contains("nothing is ever overwritten"));
+}
+
+#[test]
+fn a_sheet_without_its_secret_has_no_code_and_asks_for_nothing() {
+    requires!(needs::root());
+    let machine = Machine::new();
+    let recovery = machine.init(&[CONTAINER, "--size", "64M"]);
+    let sheet = ["key", "sheet", CONTAINER, "--without-secret"];
+    let ran = machine.sprat(&sheet);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert!(ran.stdout.contains("RECOVERY KEY   ____-____") && !ran.stdout.contains(&recovery));
+    let ran = machine.sprat(&[&sheet[..], &["--html", "sheet.html"]].concat());
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let page = fs::read_to_string(machine.path("sheet.html")).unwrap();
+    assert!(!page.contains("<svg") && !page.contains(&recovery));
+    // What does not open is not printed.
+    let other = sprat_luks::RecoveryKey::generate().unwrap();
+    machine.write("other", other.text());
+    let ran = machine.sprat(&["key", "sheet", CONTAINER, "--passphrase-file", "other"]);
+    assert_eq!(ran.code, 12, "{}", ran.whole());
+    assert!(!ran.whole().contains(other.text()));
+}

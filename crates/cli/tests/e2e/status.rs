@@ -1,0 +1,208 @@
+//! `sprat status`: what it tells of a container on a server, and where there is none.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use crate::machine::remote::Remote;
+use crate::machine::{CONTAINER, Machine};
+use sprat_testkit::sshd::{self, SshdOptions};
+use sprat_testkit::{needs, requires};
+
+#[test]
+fn status_tells_room_jobs_and_lock_without_a_key() {
+    requires!(sshd::missing(), needs::root(), needs::program("perl"));
+    let remote = Remote::start(&SshdOptions::default());
+    remote.init();
+    let ran = remote.backup();
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    // A run that fails leaves the snapshot before it known.
+    std::fs::remove_dir_all(remote.machine.path("src")).unwrap();
+    assert_eq!(remote.backup().code, 1);
+    // No key lies where it is sought.
+    let key = remote.machine.path("elsewhere.key");
+    std::fs::rename(remote.machine.path("config/keys/x.key"), &key).unwrap();
+
+    // A monitor hears of the job that failed.
+    let ran = remote.sprat(&["status", "TARGET", "--json"]);
+    assert_eq!(ran.code, 1, "{}", ran.whole());
+    let said = ran.json();
+    let found = &said["containers"][0];
+    let number = |value: &serde_json::Value| value.as_u64().unwrap();
+    let (server, volume) = (&found["server"], &found["volume"]);
+    assert!(number(&server["available_bytes"]) > 0, "{said}");
+    assert!(number(&server["available_bytes"]) <= number(&server["total_bytes"]));
+    assert_eq!(number(&server["container_bytes"]), 1 << 30);
+    let file = std::fs::metadata(remote.machine.path("store/x.luks")).unwrap();
+    let allocated = std::os::unix::fs::MetadataExt::blocks(&file) * 512;
+    let told = number(&server["allocated_bytes"]);
+    assert!(told.abs_diff(allocated) < 1 << 20, "{told}, {allocated}");
+    assert!(server["locked"].is_null(), "{said}");
+    assert!(number(&volume["available_bytes"]) < number(&volume["total_bytes"]));
+    assert!(number(&volume["free_inodes"]) < number(&volume["inodes"]));
+    let job = &found["jobs"]["home"];
+    assert_eq!(job["last_snapshot"]["complete"], true, "{said}");
+    assert_eq!(job["last_run"]["exit"], "failed", "{said}");
+
+    std::fs::copy(&key, remote.machine.path("key")).unwrap();
+    let ran = remote.sprat(&["check", "TARGET", "--key-file", "key"]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let text = remote.sprat(&["status", "TARGET"]);
+    assert!(text.stdout.contains("quick: whole"), "{}", text.whole());
+    assert!(text.stdout.contains("last run FAILED"), "{}", text.whole());
+    let offline = remote.sprat(&["status", "TARGET", "--offline"]);
+    assert!(offline.stdout.contains("not asked"), "{}", offline.whole());
+    assert_eq!(offline.code, 1);
+}
+
+#[test]
+fn status_of_what_is_not_there_or_not_reached_says_so_and_shows_the_rest() {
+    let machine = Machine::with_container();
+    let ran = machine.sprat(&["status", "store/nothing.luks", CONTAINER]);
+    let said = ran.failed_with(10);
+    assert!(said.contains("there is no container"), "{said}");
+    assert!(ran.stdout.contains("may grow to 1.0 GiB"), "{said}");
+    let away = ["--ssh-command", "false", "status", "ssh://nobody/x.luks"];
+    machine.sprat(&away).failed_with(14);
+    let none = machine.sprat(&["status"]).failed_with(2);
+    assert!(none.contains("no container in a config"), "{none}");
+}
+
+#[test]
+fn a_copy_has_a_standing_of_its_own() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    assert_eq!(machine.backup(&[]).code, 0);
+    assert_eq!(machine.sprat(&["copy", CONTAINER, "store/c.luks"]).code, 0);
+    let of = |target: &str| {
+        let ran = machine.sprat(&["status", target, "--offline", "--json"]);
+        assert!([0, 13].contains(&ran.code), "{}", ran.whole());
+        ran.json()["containers"][0].clone()
+    };
+    let check = |target: &str| {
+        let with = ["--key-file", "config/keys/x.key"];
+        machine
+            .sprat(&[&["check", target], &with[..]].concat())
+            .code
+    };
+    let copy = of("store/c.luks");
+    assert!(
+        copy["uuid"].is_string() && copy["volume"].is_null(),
+        "{copy}"
+    );
+    assert_eq!(copy["jobs"], serde_json::json!({}), "{copy}");
+    assert!(of(CONTAINER)["jobs"]["home"].is_object());
+    let file = File::options()
+        .write(true)
+        .open(machine.path("store/c.luks"));
+    // In the second copy of the header.
+    file.unwrap().write_all_at(&[0; 64], 20_490).unwrap();
+    assert_eq!((check("store/c.luks"), check(CONTAINER)), (13, 0));
+    let said = |target| of(target)["checks"]["quick"]["result"]["exit"].clone();
+    assert_eq!(said("store/c.luks"), "damaged");
+    assert_eq!(said(CONTAINER), "done");
+    let damaged = ["status", "--offline", CONTAINER, "store/c.luks"];
+    machine.sprat(&damaged).failed_with(13);
+    // Another copy under that name is not the one that was damaged.
+    std::fs::remove_file(machine.path("store/c.luks")).unwrap();
+    assert_eq!(machine.sprat(&["copy", CONTAINER, "store/c.luks"]).code, 0);
+    assert_eq!(of("store/c.luks")["checks"], serde_json::json!({}));
+    machine.nothing_is_left();
+}
+
+#[test]
+fn a_pin_file_that_is_unusable_hides_no_other_container() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    let with = ["store/y.luks", "--size", "64M"];
+    machine.init(&with);
+    let pins = std::fs::read_dir(machine.path("state/containers")).unwrap();
+    for entry in pins {
+        let path = entry.unwrap().path();
+        if std::fs::read_to_string(&path).unwrap().contains("y.luks") {
+            std::fs::write(&path, "{").unwrap();
+        }
+    }
+    let status = ["status", "store/y.luks", CONTAINER];
+    let ran = machine.sprat(&status);
+    let said = ran.failed_with(1);
+    assert!(said.contains("what is pinned of the container can't be read"));
+    assert!(ran.stdout.contains("x: [DIR]/store/x.luks"), "{said}");
+    let json = machine.sprat(&[&status[..], &["--json"]].concat()).json();
+    let containers = &json["containers"];
+    assert_eq!(containers[0]["failure"]["exit"], "failed", "{json}");
+    assert!(containers[0]["server"].is_object(), "{json}");
+    assert!(containers[1]["uuid"].is_string(), "{json}");
+    assert!(containers[1]["failure"].is_null(), "{json}");
+    // Of several codes the worst counts.
+    let ran = machine.sprat(&[&status[..], &["store/nothing.luks"]].concat());
+    ran.failed_with(10);
+    let two = ["status", "store/nothing.luks", "--ssh-command", "false"];
+    machine.sprat(&two).failed_with(10);
+    let two = [&two[..], &["ssh://nobody/x.luks", CONTAINER]].concat();
+    machine.sprat(&two).failed_with(10);
+}
+
+#[test]
+fn status_and_unlock_report_what_is_no_container() {
+    requires!(needs::root());
+    let machine = Machine::new();
+    std::fs::create_dir(machine.path("store/folder.luks")).unwrap();
+    machine.write("store/empty.luks", b"");
+    machine.write("store/zeros.luks", vec![0; 1 << 20]);
+    machine.write("store/text.luks", "no container\n");
+    let fifo = machine.path("store/fifo.luks");
+    let mode = rustix::fs::Mode::RUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    for name in [
+        "folder",
+        "empty",
+        "zeros",
+        "text",
+        "fifo",
+        "nowhere/missing",
+    ] {
+        let target = format!("store/{name}.luks");
+        for command in ["status", "unlock"] {
+            let said = machine.sprat(&[command, &target]).failed_with(10);
+            assert!(!said.contains("Run it again"), "{said}");
+        }
+    }
+}
+
+#[test]
+fn runs_that_overlap_and_mistyped_names_leave_no_failure() {
+    requires!(needs::root());
+    let machine = Machine::with_container();
+    assert_eq!(machine.backup(&[]).code, 0);
+    std::fs::create_dir(machine.path("mnt")).unwrap();
+    assert_eq!(machine.sprat(&["mount", CONTAINER, "mnt"]).code, 0);
+    // Another run has the container.
+    machine.backup(&[]).failed_with(11);
+    assert_eq!(machine.sprat(&["umount", "mnt"]).code, 0);
+    // A name that never had a snapshot.
+    let mistyped = ["backup", CONTAINER, "--name", "hmoe", "nothing-there"];
+    assert_ne!(machine.sprat(&mistyped).code, 0);
+    let ran = machine.sprat(&["status", CONTAINER]);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert!(
+        !ran.stdout.contains("hmoe") && !ran.stdout.contains("FAILED"),
+        "{}",
+        ran.whole()
+    );
+}
+
+#[test]
+fn options_that_open_a_container_are_refused_by_a_status() {
+    let machine = Machine::new();
+    for option in [
+        ["--key-file", "key"],
+        ["--passphrase-file", "key"],
+        ["--passphrase-command", "cat key"],
+        ["--fingerprint", "0000-0000-0000-0000-0000"],
+    ] {
+        let all = [&["status", CONTAINER], &option[..]].concat();
+        let said = machine.sprat(&all).failed_with(2);
+        assert!(said.contains(option[0]), "{said}");
+        assert!(said.contains("nothing was asked"), "{said}");
+    }
+}

@@ -1,0 +1,226 @@
+//! A takeover whose loser gets its answers late, and one whose server is away.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use std::{fs, thread};
+
+use rustix::process::{Pid, Signal, kill_process};
+use sprat::session::{Access, DoorWay, Session, UnlockWish, Unlocked, unlock};
+use sprat::target::Target;
+use sprat::{Exit, Failure};
+use sprat_testkit::{leases, requires};
+
+use crate::bench::{Bench, Seen, assert_exit, fill, never, ssh_missing};
+
+/// How long the server leaves writes unanswered after the takeover. By default a moment; `SPRAT_LATE_ANSWERS=15`
+/// is longer than an abort may take otherwise.
+fn late_answers() -> Duration {
+    let set = std::env::var("SPRAT_LATE_ANSWERS").ok();
+    Duration::from_secs(set.and_then(|set| set.parse().ok()).unwrap_or(1))
+}
+
+#[test]
+fn who_lost_its_lease_leaves_its_list_before_the_answers_and_says_free_after_them() {
+    requires!(ssh_missing());
+    let mut bench = Bench::ssh();
+    bench.create();
+    fill(&bench.path("source"), 10, 8 << 20, 53);
+    let mut options = bench.options(Access::ReadWrite);
+    options.write_buffer_bytes_max = 32 << 20;
+    let mut first = Session::open(options, &bench.secret, &mut Seen::default(), &never()).unwrap();
+    let lease = leases::held(&bench.path("store")).pop().unwrap();
+    let taken = |bench: &Bench| {
+        fs::metadata(bench.container())
+            .map(|about| about.blocks())
+            .unwrap()
+    };
+    let before = taken(&bench);
+    let spec = bench.spec();
+    let sending = thread::spawn(move || {
+        let taken = first.take_snapshot(spec, &mut Seen::default(), &never());
+        let closed = first.close(&mut Seen::default(), &never());
+        taken.map(drop).and(closed.map(drop))
+    });
+    while taken(&bench) < before + (4 << 20) / 512 {
+        thread::sleep(Duration::from_millis(10));
+    }
+    // All but the first one, which leases are read through.
+    let mut data = bench.sshd().sftp_server_pids();
+    data.sort_unstable();
+    let data = data.split_off(1);
+    assert!(!data.is_empty());
+    let signal = |signal| {
+        for pid in &data {
+            let _ = kill_process(Pid::from_raw(*pid).unwrap(), signal);
+        }
+    };
+    signal(Signal::STOP);
+    // What is sent from now on gets no answer.
+    thread::sleep(Duration::from_millis(500));
+    let store = bench.path("store");
+    let mut elsewhere = bench.options(Access::ReadWrite);
+    elsewhere.state_dir = bench.path("other-state");
+    elsewhere.target =
+        Target::parse(&bench.container().display().to_string(), Path::new("/")).unwrap();
+    let wish = UnlockWish {
+        force: true,
+        is_off: true,
+        watch: Duration::ZERO,
+        answer_wait: Duration::ZERO,
+        ..UnlockWish::default()
+    };
+    unlock(&elsewhere, &wish, &never(), &mut |_| ()).unwrap();
+    let lists = || {
+        let names = fs::read_dir(&store).unwrap().flatten();
+        names
+            .filter(|entry| entry.file_name().to_string_lossy().contains(".late-"))
+            .count()
+    };
+    let is_free = || fs::read_to_string(&lease).is_ok_and(|text| text.contains("\"free\":true"));
+    let begun = Instant::now();
+    while lists() == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(25), "no list");
+        assert!(!sending.is_finished(), "it ended without a list");
+        thread::sleep(Duration::from_millis(20));
+    }
+    thread::sleep(late_answers());
+    assert!(!is_free() && !sending.is_finished());
+    signal(Signal::CONT);
+    assert_exit(sending.join().unwrap(), Exit::Locked);
+    assert!(is_free(), "all is answered");
+    bench.assert_nothing_remains();
+}
+
+/// A machine that is gone holds the container.
+fn held_by_another(bench: &Bench, host: &str) {
+    let store = sprat_store::LocalStore::open(&bench.path("store")).unwrap();
+    let state = bench.path("out").join(host);
+    fs::create_dir(&state).unwrap();
+    let record = sprat_store::LocalRecord::open(&state, "id").unwrap();
+    let owner = sprat_store::OwnerNote {
+        host: host.to_owned(),
+        version: "0".to_owned(),
+    };
+    let name = sprat_store::FileName::new("x.luks").unwrap();
+    // Dropped, and not released.
+    sprat_store::Lock::acquire(&store, &name, &record, owner).unwrap();
+}
+
+/// An unlock on a thread, and what it says.
+struct Unlocking {
+    thread: thread::JoinHandle<Result<Unlocked, Failure>>,
+    said: Arc<Mutex<Vec<String>>>,
+}
+
+impl Unlocking {
+    fn count(&self, what: &str) -> usize {
+        let said = self.said.lock().unwrap();
+        said.iter().filter(|said| said.contains(what)).count()
+    }
+
+    fn wait_for(&self, what: &str) {
+        let begun = Instant::now();
+        while self.count(what) == 0 {
+            assert!(
+                begun.elapsed() < Duration::from_secs(60),
+                "not said: {what}"
+            );
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn start_unlock(bench: &Bench, silence_s: u64, reconnect_max: Duration) -> Unlocking {
+    let mut options = bench.options(Access::ReadWrite);
+    options.reconnect_max = reconnect_max;
+    let wish = UnlockWish {
+        watch: Duration::ZERO,
+        answer_wait: Duration::from_millis(100),
+        silence_s,
+        ..UnlockWish::default()
+    };
+    let said = Arc::new(Mutex::new(Vec::new()));
+    let saying = Arc::clone(&said);
+    let thread = thread::spawn(move || {
+        unlock(&options, &wish, &never(), &mut |text| {
+            saying.lock().unwrap().push(text.to_owned());
+        })
+    });
+    Unlocking { thread, said }
+}
+
+#[test]
+fn an_unlock_that_loses_its_lease_while_it_waits_answers_who_took_over() {
+    requires!(crate::bench::missing());
+    let bench = Bench::local();
+    bench.create();
+    // Else the kernel says at once that nobody writes.
+    let _open = fs::File::options()
+        .write(true)
+        .open(bench.container())
+        .unwrap();
+    held_by_another(&bench, "one");
+    let waits = start_unlock(&bench, 600, Duration::ZERO);
+    waits.wait_for("no answer of the session");
+    let lease = leases::held(&bench.path("store")).pop().unwrap();
+    let mut elsewhere = bench.options(Access::ReadWrite);
+    elsewhere.state_dir = bench.path("other-state");
+    let wish = UnlockWish {
+        force: true,
+        is_off: true,
+        watch: Duration::ZERO,
+        answer_wait: Duration::from_secs(4),
+        ..UnlockWish::default()
+    };
+    let done = unlock(&elsewhere, &wish, &never(), &mut |_| ()).unwrap();
+    assert_exit(waits.thread.join().unwrap(), Exit::Locked);
+    let text = fs::read_to_string(&lease).unwrap();
+    assert!(text.contains("\"free\":true"), "{text}");
+    let ways: Vec<DoorWay> = done.ways.iter().map(|(_, way)| *way).collect();
+    // What the other one waited for is waited for by this one.
+    assert_eq!(ways, [DoorWay::Answered, DoorWay::Off], "{:?}", done.ways);
+}
+
+#[test]
+fn an_unlock_that_waits_bears_lost_connections_and_a_server_that_is_away_for_a_while() {
+    requires!(ssh_missing());
+    let mut bench = Bench::ssh();
+    bench.create();
+    // Else the server's kernel says at once that nobody writes.
+    let _open = fs::File::options()
+        .write(true)
+        .open(bench.container())
+        .unwrap();
+    held_by_another(&bench, "one");
+    let unlocking = start_unlock(&bench, 8, Duration::from_secs(60));
+    unlocking.wait_for("took it over");
+    for _ in 0..8 {
+        bench.sshd().kill_sessions();
+        thread::sleep(Duration::from_millis(150));
+    }
+    bench.sshd().stop();
+    thread::sleep(Duration::from_secs(2));
+    bench.sshd().restart().unwrap();
+    unlocking.wait_for("answers again");
+    // Once for each reason, not for each attempt.
+    assert!((1..12).contains(&unlocking.count("does not answer")));
+    assert!(unlocking.count("no answer of the session") <= 1);
+    let done = unlocking.thread.join().unwrap().unwrap();
+    assert_eq!(done.ways[0].1, DoorWay::Silent);
+    // One that stays away ends it; the lease stays.
+    held_by_another(&bench, "two");
+    let unlocking = start_unlock(&bench, 600, Duration::from_secs(2));
+    unlocking.wait_for("took it over");
+    bench.sshd().stop();
+    let begun = Instant::now();
+    let failure = unlocking.thread.join().unwrap().unwrap_err();
+    assert!(begun.elapsed() < Duration::from_secs(30));
+    assert_eq!(failure.exit, Exit::Unreachable, "{failure:?}");
+    assert!(failure.hint.unwrap().contains("Run `sprat unlock` again"));
+    let store = sprat_store::LocalStore::open(&bench.path("store")).unwrap();
+    let name = sprat_store::FileName::new("x.luks").unwrap();
+    let left = sprat_store::lock::inspect(&store, &name, None).unwrap();
+    assert_eq!(left.held.unwrap().waits_for.len(), 1, "it stays taken over");
+}

@@ -1,0 +1,23 @@
+//! Sessions: opened, written, struck and closed, on a real kernel.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    missing_docs,
+    reason = "a test fails by a panic, and says what it draws"
+)]
+
+mod bad;
+mod bench;
+mod grow;
+mod hold;
+mod kill;
+#[path = "../machine/mod.rs"]
+mod machine;
+mod mount;
+mod round_trip;
+#[path = "../stage/mod.rs"]
+mod stage;
+mod stage_self;
+mod trim;

@@ -1,0 +1,202 @@
+//! A container is made, backed up to twice, listed, restored and closed: locally and over ssh.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
+
+use crate::bench::{Bench, Seen, fill, job, missing, never, ssh_missing};
+use sprat::session::{Access, Phase};
+use sprat_testkit::requires;
+
+fn there_and_back(bench: &Bench) {
+    let created = bench.create();
+    assert!(created.sent_bytes < 20 << 20, "{created:?}");
+    assert_eq!(bench.server_files(), ["x.luks"]);
+    fill(&bench.path("source"), 40, 100_000, 1);
+    let (first, closed) = bench.backup().unwrap();
+    assert!(first.record.complete);
+    assert!(closed.durable);
+    assert!(closed.volume.written_bytes > 4_000_000);
+    assert_eq!(bench.server_files(), ["x.luks"], "the lock is given back");
+    bench.restore_and_compare();
+
+    fs::write(bench.path("source/d1/new"), "new").unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let (second, closed) = bench.backup().unwrap();
+    assert_eq!(second.record.stats.transferred, 1, "{second:?}");
+    assert!(closed.volume.written_bytes < 4_000_000, "{closed:?}");
+    bench.restore_and_compare();
+
+    let mut session = bench.open(Access::ReadOnly).unwrap();
+    let mut seen = Seen::default();
+    let entries = session.snapshots(&mut seen, &never()).unwrap();
+    let names: Vec<_> = entries.iter().filter_map(|entry| entry.name).collect();
+    assert_eq!(names, [first.name, second.name]);
+    assert!(entries.iter().all(|entry| entry.job == job().as_str()));
+    let closed = session.close(&mut seen, &never()).unwrap();
+    assert!(seen.phases.contains(&Phase::Unmounting));
+    assert!(
+        !closed.durable,
+        "a read-only session has nothing to make durable"
+    );
+    assert_eq!(closed.volume.written_bytes, 0);
+    bench.assert_clean();
+    bench.assert_nothing_remains();
+}
+
+#[test]
+fn a_local_container_is_backed_up_to_and_restored_from() {
+    requires!(missing());
+    there_and_back(&Bench::local());
+}
+
+#[test]
+fn a_container_behind_sshd_is_backed_up_to_and_restored_from() {
+    requires!(ssh_missing());
+    there_and_back(&Bench::ssh());
+}
+
+/// What is done to a container's file while a session writes to it; the session may not call that a success.
+fn a_container_that_is_lost_meanwhile(bench: &Bench, lose: impl Fn(&std::path::Path)) {
+    bench.create();
+    fill(&bench.path("source"), 3, 1000, 3);
+    let mut session = bench.open(Access::ReadWrite).unwrap();
+    session
+        .take_snapshot(bench.spec(), &mut Seen::default(), &never())
+        .unwrap();
+    lose(&bench.container());
+    let closed = session.close(&mut Seen::default(), &never());
+    let failure = crate::bench::assert_exit(closed, sprat::Exit::Damaged);
+    assert!(failure.what.contains("no longer the file"), "{failure:?}");
+    bench.assert_nothing_remains();
+}
+
+#[test]
+fn a_container_that_was_moved_away_meanwhile_is_no_success() {
+    requires!(missing());
+    a_container_that_is_lost_meanwhile(&Bench::local(), |container| {
+        fs::rename(container, container.with_extension("moved")).unwrap();
+    });
+}
+
+#[test]
+fn a_container_that_another_file_stands_for_meanwhile_is_no_success() {
+    requires!(missing());
+    a_container_that_is_lost_meanwhile(&Bench::local(), |container| {
+        let copy = container.with_extension("copy");
+        let len = fs::metadata(container).unwrap().len();
+        fs::File::create(&copy).unwrap().set_len(len).unwrap();
+        fs::rename(&copy, container).unwrap();
+    });
+}
+
+#[test]
+fn a_container_that_was_removed_on_the_server_meanwhile_is_no_success() {
+    requires!(ssh_missing());
+    a_container_that_is_lost_meanwhile(&Bench::ssh(), |container| {
+        fs::remove_file(container).unwrap();
+    });
+}
+
+#[test]
+fn five_tebibytes_are_made_with_at_most_70_mib_sent() {
+    requires!(ssh_missing());
+    let mut bench = Bench::ssh();
+    bench.size_bytes += 5 << 40;
+    let begun = std::time::Instant::now();
+    let created = bench.create();
+    let took = begun.elapsed();
+    eprintln!("5 TiB: {} bytes sent in {took:?}", created.sent_bytes);
+    assert!(
+        created.sent_bytes <= 70 << 20,
+        "{} bytes",
+        created.sent_bytes
+    );
+    let file = fs::metadata(bench.container()).unwrap();
+    assert_eq!(file.len(), bench.size_bytes / 4096 * 4096);
+    assert!(
+        file.blocks() * 512 <= 71 << 20,
+        "{} on disk",
+        file.blocks() * 512
+    );
+    fill(&bench.path("source"), 5, 10_000, 2);
+    bench.backup().unwrap();
+    bench.restore_and_compare();
+    bench.assert_nothing_remains();
+}
+
+#[test]
+fn cryptsetup_opens_what_lies_on_the_server() {
+    requires!(missing(), sprat_testkit::needs::program("cryptsetup"));
+    let bench = Bench::local();
+    bench.create();
+    let key = bench.path("key");
+    fs::write(&key, bench.secret.expose()).unwrap();
+    let output = Command::new("cryptsetup")
+        .args(["open", "--test-passphrase", "--key-file"])
+        .arg(&key)
+        .arg(bench.container())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn no_name_and_no_content_reaches_the_server_in_plain() {
+    requires!(ssh_missing());
+    let bench = Bench::ssh();
+    bench.create();
+    let (name, content) = ("marker-of-a-name-7f3a", "marker-of-the-content-91bc");
+    fs::write(bench.path("source").join(name), content.repeat(5000)).unwrap();
+    let mut session = bench.open(Access::ReadWrite).unwrap();
+    let store = bench.path("store");
+    let mut looks = 0;
+    let look = |looks: &mut u32| {
+        for entry in fs::read_dir(&store).unwrap().flatten() {
+            let bytes = sparse_bytes(&entry.path());
+            for marker in [
+                name,
+                content,
+                "docs",
+                bench.path("source").to_str().unwrap(),
+            ] {
+                assert!(
+                    !crate::bench::contains(&bytes, marker.as_bytes()),
+                    "{marker} in {:?}",
+                    entry.file_name()
+                );
+            }
+            *looks += 1;
+        }
+    };
+    session
+        .take_snapshot(bench.spec(), &mut Seen::default(), &never())
+        .unwrap();
+    look(&mut looks);
+    session.close(&mut Seen::default(), &never()).unwrap();
+    look(&mut looks);
+    assert!(looks >= 3, "the lock file was among what was looked at");
+}
+
+/// The file's bytes without its holes.
+fn sparse_bytes(path: &std::path::Path) -> Vec<u8> {
+    use std::io::Read;
+    use std::os::unix::fs::FileExt;
+    let mut file = fs::File::open(path).unwrap();
+    let len = file.metadata().unwrap().len();
+    if len < 1 << 20 {
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).unwrap();
+        return bytes;
+    }
+    let mut bytes = Vec::new();
+    let mut at = 0;
+    while let Ok(data) = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(at)) {
+        let end = rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(data)).unwrap();
+        let mut run = vec![0; usize::try_from(end - data).unwrap()];
+        file.read_exact_at(&mut run, data).unwrap();
+        bytes.extend_from_slice(&run);
+        at = end;
+    }
+    bytes
+}

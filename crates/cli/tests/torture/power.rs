@@ -1,0 +1,252 @@
+//! Cuts the server's power at random moments of recorded backups: the file system that is left
+//! needs no more than its journal's replay, and every finished snapshot is whole.
+//!
+//! `SPRAT_TORTURE_ROUNDS` asks for the long form (`make torture`): four times as many moments as
+//! rounds. `SPRAT_TORTURE_SEED` repeats a run.
+//!
+//! sprat, rsync, ext4 and sftp-server run as they are. For each moment the container is put
+//! together anew: what an fsync covered, and any part of the rest.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::stage::Stage;
+use crate::stage::manifest::{Manifest, assert_same};
+use crate::stage::plain::PlainVolume;
+use crate::stage::running::Running;
+use crate::stage::tree::{self, Shape};
+use sprat_testkit::dice::{self, Dice, number};
+use sprat_testkit::power::{Op, Power, Tear};
+use sprat_testkit::recorder::Recorder;
+
+/// Moments of the short form, in `make test`.
+const MOMENTS_SHORT: u64 = 20;
+
+const FILE: &str = "laptop.luks";
+/// A small buffer: many epochs, and so many fsyncs, in a small backup.
+const QUICK: [&str; 4] = ["--quiet-time", "1", "--write-buffer-bytes-max", "2097152"];
+
+/// A finished snapshot: what it holds, and from when on it was promised.
+struct Promise {
+    should: Manifest,
+    from: usize,
+}
+
+/// A stage whose server is recorded.
+struct Recorded {
+    stage: Stage,
+    recorder: Recorder,
+    source: PathBuf,
+    dice: Dice,
+    promised: BTreeMap<String, Promise>,
+}
+
+impl Recorded {
+    /// A new container, and then the beginning of the recording.
+    fn new(seed: u64) -> (Self, Power) {
+        let mut stage = Stage::new();
+        stage.init(1);
+        let source = stage.path("source");
+        let shape = Shape {
+            small_files: 150,
+            middle_files: 20,
+            large_files: 0,
+        };
+        tree::make(&source, shape, seed);
+        let power = Power::begin(&stage.container(), &stage.path("sure")).unwrap();
+        let recorder = Recorder::start(&stage.server(), FILE).unwrap();
+        let recorded = Self {
+            stage,
+            recorder,
+            source,
+            dice: Dice::new(seed ^ 0xb01d),
+            promised: BTreeMap::new(),
+        };
+        (recorded, power)
+    }
+
+    fn sprat(&self) -> Command {
+        let ssh = self.recorder.ssh_command(&self.stage.path("")).unwrap();
+        let mut command = self.stage.sprat_through(&ssh);
+        command.args(QUICK);
+        command
+    }
+
+    fn begin_backup(&self) -> Running {
+        let mut command = self.sprat();
+        command
+            .args(["--json", "--progress-interval", "0.01"])
+            .args(["backup", self.stage.target(), "--name", "power"])
+            .arg(&self.source);
+        Running::start(&mut command)
+    }
+
+    /// A backup to its end, from which on its snapshot is promised.
+    fn backup(&mut self) {
+        // Snapshots are named by the second.
+        std::thread::sleep(Duration::from_millis(1100));
+        let should = Manifest::of(&self.source);
+        let mut running = self.begin_backup();
+        let exit = running.end(Duration::from_secs(150));
+        assert_eq!(exit, Some(0), "{:#?}", running.said);
+        let from = self.recorder.now();
+        let name = self.newest();
+        let promise = Promise { should, from };
+        assert!(self.promised.insert(name, promise).is_none());
+    }
+
+    /// One whose session is killed half way.
+    fn killed_backup(&mut self) {
+        let mut running = self.begin_backup();
+        let bytes = (256 << 10) + self.dice.below(1 << 20);
+        running.until(Duration::from_secs(60), "bytes in flight", |seen| {
+            seen.phase == "working" && seen.unsynced_bytes >= bytes
+        });
+        running.child.kill().unwrap();
+        running.end(Duration::from_secs(60));
+    }
+
+    fn newest(&self) -> String {
+        let mut command = self.sprat();
+        command.args(["snapshots", self.stage.target()]);
+        let output = crate::stage::run_within(&mut command, Duration::from_secs(60));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let names = text.split_whitespace().filter(|word| is_name(word));
+        names.max().expect("a snapshot").to_owned()
+    }
+
+    /// What the disk held at `moment`, put together, replayed, checked and looked into; whether
+    /// the journal had to be replayed, and how many snapshots were there before they were promised.
+    fn check(&self, power: &Power, moment: usize, tear: Tear, seed: u64) -> (bool, usize) {
+        let what = format!("moment {moment}, {tear:?}, seed {seed}");
+        let cut = self.stage.path("cut.luks");
+        power.image(&cut, tear, seed).unwrap();
+        let image = self.stage.path("plain");
+        let plain = PlainVolume::export(&cut, &self.stage.key_file(), &image);
+        plain.assert_clean();
+        let folder = self.stage.path("offline");
+        let mounted = plain.mount(&folder);
+        let found = snapshots_in(&folder.join("power"));
+        let mut early = 0;
+        for (name, promise) in &self.promised {
+            if promise.from <= moment {
+                assert!(found.contains(name), "{what}: {name} was promised");
+            }
+            // Under its own name it is whole, promised or not.
+            if found.contains(name) {
+                let tree = folder.join("power").join(name);
+                let tree = tree.join(self.source.strip_prefix("/").unwrap());
+                assert_same(&promise.should, &tree, &format!("{what}: {name}"));
+                early += usize::from(promise.from > moment);
+            }
+        }
+        drop(mounted);
+        (plain.journal.contains("recovering journal"), early)
+    }
+}
+
+fn is_name(word: &str) -> bool {
+    word.starts_with("20") && word.ends_with('Z') && word.contains('T')
+}
+
+fn snapshots_in(job: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(job).into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| is_name(name)).collect()
+}
+
+#[test]
+fn a_power_cut_at_any_moment_of_a_backup_leaves_every_finished_snapshot_whole() {
+    sprat_testkit::requires!(
+        crate::stage::missing(),
+        sprat_testkit::needs::program("bash")
+    );
+    let seed = dice::seed();
+    let moments = number("SPRAT_TORTURE_ROUNDS").map_or(MOMENTS_SHORT, |rounds| 4 * rounds);
+    let (mut recorded, mut power) = Recorded::new(seed);
+    recorded.backup();
+    tree::change_source_like(&recorded.source, &mut recorded.dice, 1);
+    recorded.killed_backup();
+    recorded.backup();
+    tree::change_source_like(&recorded.source, &mut recorded.dice, 2);
+    recorded.backup();
+
+    let log = recorded.recorder.log();
+    let count = |wanted: fn(&Op) -> bool| log.iter().filter(|op| wanted(op)).count();
+    println!(
+        "{} writes, {} fsyncs of single connections, {moments} moments",
+        count(|op| matches!(op, Op::Write { .. })),
+        count(|op| matches!(op, Op::Synced { .. })),
+    );
+    let mut at: Vec<usize> = (0..moments)
+        .map(|_| usize::try_from(recorded.dice.below(log.len() as u64 + 1)).unwrap())
+        .collect();
+    at.sort_unstable();
+    let (mut replayed, mut early, mut unsure) = (0, 0, 0);
+    for (number, moment) in (0..).zip(at) {
+        power.advance(&log[..moment]).unwrap();
+        unsure += u64::from(power.unsure() > 0);
+        // Old disks tear a block between its sectors, too.
+        let tear = [Tear::Blocks, Tear::Sectors][usize::from(number % 4 == 3)];
+        let (journal, names) = recorded.check(&power, moment, tear, seed ^ number);
+        replayed += u64::from(journal);
+        early += u64::from(names > 0);
+    }
+    println!(
+        "{moments} cuts: {unsure} with writes that were not sure, {replayed} with a journal to \
+         replay, {early} with a snapshot that was not promised yet; every one clean and whole"
+    );
+    assert!(unsure * 2 > moments, "the moments show too little");
+    assert!(replayed * 4 > moments, "the moments show too little");
+}
+
+#[test]
+fn a_server_that_loses_its_power_and_unsynced_data_during_a_backup_costs_time_only() {
+    sprat_testkit::requires!(
+        crate::stage::missing(),
+        sprat_testkit::needs::program("bash")
+    );
+    let seed = dice::seed();
+    let cuts = number("SPRAT_TORTURE_ROUNDS").map_or(3, |rounds| rounds / 5);
+    let (mut recorded, mut power) = Recorded::new(seed);
+    let mut done = 0;
+    for round in 1.. {
+        if done >= cuts || round > 2 * cuts {
+            break;
+        }
+        tree::change_source_like(&recorded.source, &mut recorded.dice, round);
+        std::thread::sleep(Duration::from_millis(1100));
+        let should = Manifest::of(&recorded.source);
+        let mut running = recorded.begin_backup();
+        for _ in 0..2 {
+            let bytes = 1 + recorded.dice.below(2 << 20);
+            let losses = running.seen.losses;
+            let came = running.until(Duration::from_secs(60), "bytes in flight", |seen| {
+                seen.unsynced_bytes >= bytes && !seen.away
+            });
+            if !came {
+                break;
+            }
+            let seed = recorded.dice.any();
+            recorded.recorder.cut_power(&mut power, seed).unwrap();
+            if running.until(Duration::from_secs(60), "the loss is noticed", |seen| {
+                seen.losses > losses
+            }) {
+                done += 1;
+            }
+        }
+        let exit = running.end(Duration::from_secs(150));
+        assert_eq!(exit, Some(0), "{:#?}", running.said);
+        let from = recorded.recorder.now();
+        let name = recorded.newest();
+        recorded.promised.insert(name, Promise { should, from });
+    }
+    println!("{done} power cuts of the server during backups");
+    assert!(done >= cuts.min(2), "too few backups met their power cut");
+    // And once more after the end: everything that was promised is on the disk.
+    let log = recorded.recorder.log();
+    power.advance(&log).unwrap();
+    recorded.check(&power, log.len(), Tear::Blocks, seed);
+}

@@ -1,0 +1,525 @@
+//! Changes of a container, killed and cut off at their remote changes in turn: keys, header, prune,
+//! trim by each way, copy and move. Each time there must be a container that opens and holds every
+//! snapshot, and the same command again must come through.
+//!
+//! In `make test` some blows at each, where chance has them; with `SPRAT_STRIKES` (`make torture`: 200)
+//! a kill and a cut at every change up to so many, else at so many and wherever a phase ends.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::machine::strikes::{self, Blow, Struck, copy_sparse, same_bytes, strike};
+use crate::machine::{CONTAINER, Machine, Ran};
+use crate::stage::plain::PlainVolume;
+use sprat_luks::{Header, Secret};
+use sprat_testkit::{leases, needs, requires};
+
+/// What a command may change: the server's folder, and what the client knows.
+const FOLDERS: [&str; 2] = ["store", "state"];
+const HEADER_BYTES: usize = 16 << 20;
+
+/// Names in one of the machine's folders.
+fn names(machine: &Machine, folder: &str) -> Vec<String> {
+    leases::names_but_free(&machine.path(folder))
+}
+
+/// A container whose keys are changed.
+struct Keys {
+    machine: Machine,
+    /// All that open it at some time; `before` and `after` tell which do.
+    keys: Vec<Secret>,
+    before: Vec<bool>,
+    after: Vec<bool>,
+    payload: Vec<u8>,
+    /// A removal that had come to its end finds nothing to remove when it is run again.
+    removes: bool,
+}
+
+impl Keys {
+    fn new() -> Self {
+        let machine = Machine::new();
+        machine.write("src/a", "alpha\n");
+        let recovery = machine.init(&[CONTAINER, "--size", "64M"]);
+        assert_eq!(machine.backup(&[]).code, 0);
+        machine.write("pass", "correct horse battery");
+        let key = fs::read(machine.path("config/keys/x.key")).unwrap();
+        machine.write("key", &key);
+        Self {
+            keys: vec![
+                Secret::key_file(key),
+                Secret::passphrase(recovery),
+                Secret::passphrase("correct horse battery".to_owned()),
+            ],
+            before: Vec::new(),
+            after: Vec::new(),
+            payload: payload(&machine),
+            removes: false,
+            machine,
+        }
+    }
+
+    /// Which of the keys open the file as it lies there.
+    fn opened(&self) -> Vec<bool> {
+        let file = fs::File::open(self.machine.path(CONTAINER)).unwrap();
+        let header = Header::load(&file).unwrap();
+        let keys = self.keys.iter();
+        keys.map(|key| header.unlock(&file, key).is_ok()).collect()
+    }
+
+    /// Strikes at `change`, after which the keys `after` open it, and leaves it done.
+    fn strike(&mut self, change: &[&str], after: &[bool]) {
+        self.before = self.opened();
+        self.after = after.to_vec();
+        self.removes = change.contains(&"remove");
+        self.machine.copy_folders(&FOLDERS, "", "-before");
+        strike(self, change);
+        self.begin_anew();
+        let ran = self.machine.sprat_struck(change, None);
+        self.is_done(&ran, "at the end");
+    }
+}
+
+fn payload(machine: &Machine) -> Vec<u8> {
+    let mut file = fs::read(machine.path(CONTAINER)).unwrap();
+    file.split_off(HEADER_BYTES)
+}
+
+impl Struck for Keys {
+    fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    fn begin_anew(&self) {
+        self.machine.copy_folders(&FOLDERS, "-before", "");
+    }
+
+    fn holds(&self, struck: &Ran, at: &str) {
+        let now = self.opened();
+        let stay = |was: &[bool]| was.iter().zip(&now).all(|(was, now)| !was || *now);
+        let opens = stay(&self.before) || stay(&self.after);
+        assert!(opens, "{at}: {now:?}\n{}", struck.whole());
+        assert!(payload(&self.machine) == self.payload, "{at}");
+        // What this machine began is not the work of others.
+        let target = self.machine.on_line(CONTAINER);
+        let shown = ["--key-file", "key", "snapshots", &target];
+        let shown = self.machine.sprat_struck(&shown, None);
+        assert_eq!(
+            shown.code,
+            0,
+            "{at}\n{}\nthen\n{}",
+            struck.whole(),
+            shown.whole()
+        );
+    }
+
+    fn is_done(&self, again: &Ran, at: &str) {
+        let came_through = self.removes && again.stderr.contains("there is no key slot");
+        assert!(again.code == 0 || came_through, "{at}: {}", again.whole());
+        assert_eq!(self.opened(), self.after, "{at}");
+        assert!(payload(&self.machine) == self.payload, "{at}");
+        let header = Header::load(&fs::File::open(self.machine.path(CONTAINER)).unwrap());
+        assert!(header.unwrap().copies().both_good(), "{at}");
+        assert_eq!(names(&self.machine, "store"), ["x.luks"], "{at}");
+    }
+}
+
+#[test]
+fn keys_and_headers_struck_at_any_write_leave_a_container_that_opens() {
+    requires!(strikes::missing());
+    let mut keys = Keys::new();
+    let target = keys.machine.on_line(CONTAINER);
+    let own = ["--key-file", "key"];
+    let with = |words: &[&'static str]| {
+        let mut all = own.to_vec();
+        all.extend(&words[..2]);
+        all.push(&target);
+        all.extend(&words[2..]);
+        all
+    };
+    let kept = with(&["key", "header-backup", "kept"]);
+    let ran = keys.machine.sprat_struck(&kept, None);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let add = with(&["key", "add", "--new-passphrase-file", "pass"]);
+    keys.strike(&add, &[true, true, true]);
+    let remove = with(&["key", "remove", "1", "--allow-last"]);
+    keys.strike(&remove, &[true, false, true]);
+    let restore = with(&["key", "header-restore", "kept", "--yes"]);
+    keys.strike(&restore, &[true, true, false]);
+    keys.machine.restores_whole(&[]);
+    keys.machine.nothing_is_left();
+}
+
+/// A container with snapshots, and what is in each.
+struct Snapshots {
+    machine: Machine,
+    /// All that were ever made, oldest first; `was/NAME` holds a copy of the source.
+    all: Vec<String>,
+    /// Those that must stay, whatever happens.
+    kept: Vec<String>,
+    /// The others may be gone, or whole.
+    may_go: Vec<String>,
+}
+
+impl Snapshots {
+    /// Three of them, with a file of their own each.
+    fn new() -> Self {
+        let machine = Machine::new();
+        machine.init(&[CONTAINER, "--size", "64M"]);
+        let key = fs::read(machine.path("config/keys/x.key")).unwrap();
+        machine.write("key", key);
+        fs::create_dir(machine.path("was")).unwrap();
+        let mut all = Vec::new();
+        for round in 0..3_u8 {
+            let noise = |n: u32| (n.wrapping_mul(2_654_435_761) >> 24) as u8 ^ round;
+            let _ = fs::remove_file(machine.path("src/own"));
+            machine.write("src/own", (0..1_500_000).map(noise).collect::<Vec<u8>>());
+            machine.write(&format!("src/d/{round}"), format!("{round}").repeat(9_000));
+            let ran = machine.backup(&["--json"]);
+            assert_eq!(ran.code, 0, "{}", ran.whole());
+            let name = ran.json()["jobs"][0]["snapshot"]
+                .as_str()
+                .unwrap()
+                .to_owned();
+            copy_sparse(&machine.path("src"), &machine.path(&format!("was/{name}")));
+            all.push(name);
+        }
+        let kept = all.split_off(2);
+        let (may_go, all) = (all.clone(), [all, kept.clone()].concat());
+        Self {
+            machine,
+            all,
+            kept,
+            may_go,
+        }
+    }
+
+    /// The same with the older two gone, whose blocks are there to be given back.
+    fn pruned() -> Self {
+        let mut snapshots = Self::new();
+        let prune = snapshots.prune(CONTAINER.to_owned());
+        let prune: Vec<&str> = prune.iter().map(|word| &**word).collect();
+        let ran = snapshots.machine.sprat(&prune);
+        assert_eq!(ran.code, 0, "{}", ran.whole());
+        snapshots.may_go.clear();
+        snapshots
+    }
+
+    fn prune(&self, target: String) -> Vec<String> {
+        let mut words = ["--key-file", "key", "prune", "--job", "home"]
+            .map(str::to_owned)
+            .to_vec();
+        words.extend(["--keep-last", "1"].map(str::to_owned));
+        words.push(target);
+        words
+    }
+
+    /// What is known of the container is known of its target; then this is where each strike begins.
+    fn ready(self) -> Self {
+        let target = self.machine.on_line(CONTAINER);
+        let look = ["--key-file", "key", "snapshots", &target];
+        let ran = self.machine.sprat_struck(&look, None);
+        assert_eq!(ran.code, 0, "{}", ran.whole());
+        self.machine.copy_folders(&FOLDERS, "", "-before");
+        self
+    }
+
+    /// Decrypted offline, it is clean and every snapshot whole; returns their names.
+    fn whole(&self, at: &str) -> BTreeSet<String> {
+        let machine = &self.machine;
+        let (container, key) = (machine.path(CONTAINER), machine.path("key"));
+        let plain = PlainVolume::export(&container, &key, &machine.path("plain"));
+        plain.assert_clean();
+        let mounted = plain.mount(&machine.path("offline"));
+        let here = names(machine, "offline/home");
+        let here: BTreeSet<String> = here
+            .into_iter()
+            .filter(|name| name.starts_with('2'))
+            .collect();
+        let source = machine.path("src");
+        for name in &here {
+            assert!(self.all.contains(name), "{at}: {name}");
+            let root = machine.path(&format!("offline/home/{name}"));
+            let compared = Command::new("diff")
+                .arg("-r")
+                .arg(machine.path(&format!("was/{name}")))
+                .arg(root.join(source.strip_prefix("/").unwrap()))
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&compared.stdout);
+            assert!(compared.status.success(), "{at}, {name}: {said}");
+        }
+        drop(mounted);
+        here
+    }
+}
+
+impl Struck for Snapshots {
+    fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    fn begin_anew(&self) {
+        self.machine.copy_folders(&FOLDERS, "-before", "");
+    }
+
+    fn holds(&self, struck: &Ran, at: &str) {
+        let about = format!("{at}: {}", struck.whole());
+        let here = self.whole(&about);
+        assert!(self.kept.iter().all(|name| here.contains(name)), "{about}");
+        let known = |name: &String| self.kept.contains(name) || self.may_go.contains(name);
+        assert!(here.iter().all(known), "{here:?}: {about}");
+    }
+
+    fn is_done(&self, again: &Ran, at: &str) {
+        assert_eq!(again.code, 0, "{at}: {}", again.whole());
+        let here: Vec<String> = self.whole(at).into_iter().collect();
+        assert_eq!(here, self.kept, "{at}");
+        assert_eq!(names(&self.machine, "store"), ["x.luks"], "{at}");
+    }
+}
+
+#[test]
+fn a_prune_struck_at_any_write_costs_no_kept_snapshot() {
+    requires!(strikes::missing(), crate::stage::missing());
+    let snapshots = Snapshots::new().ready();
+    let prune = snapshots.prune(snapshots.machine.on_line(CONTAINER));
+    strike(
+        &snapshots,
+        &prune.iter().map(|word| &**word).collect::<Vec<_>>(),
+    );
+}
+
+fn strike_trim(more: &[&str]) {
+    let snapshots = Snapshots::pruned().ready();
+    let target = snapshots.machine.on_line(CONTAINER);
+    let mut command = vec!["--key-file", "key", "trim", &target];
+    command.extend(more);
+    strike(&snapshots, &command);
+}
+
+#[test]
+fn holes_made_by_the_servers_shell_struck_at_any_change_cost_nothing() {
+    requires!(
+        strikes::missing(),
+        crate::stage::missing(),
+        needs::program("fallocate")
+    );
+    strike_trim(&[]);
+}
+
+#[test]
+fn a_rewrite_struck_at_any_change_costs_nothing() {
+    requires!(strikes::missing(), crate::stage::missing());
+    strike_trim(&["--rewrite"]);
+}
+
+#[test]
+fn a_rewrite_through_the_client_struck_at_any_change_costs_nothing() {
+    requires!(strikes::missing(), crate::stage::missing());
+    strike_trim(&["--rewrite", "--through-client"]);
+}
+
+/// The server may carry the rename out later: whoever comes next sees to it that it can't.
+#[test]
+fn what_a_killed_rewrite_left_is_removed_by_the_next_session_of_any_kind() {
+    requires!(strikes::missing(), crate::stage::missing());
+    let snapshots = Snapshots::pruned().ready();
+    let machine = &snapshots.machine;
+    let target = machine.on_line(CONTAINER);
+    let key = ["--key-file", "key"];
+    let rewrite = [&key[..], &["trim", &target, "--rewrite"]].concat();
+    let blow = Blow {
+        how: "kill",
+        when: "before",
+        nth: 1,
+        kind: Some("rename"),
+    };
+    machine.sprat_struck(&rewrite, Some(blow));
+    assert!(machine.was_struck());
+    let left = names(machine, "store");
+    assert!(left.iter().any(|name| name.starts_with("x.luks.trim-")));
+    let backup = ["backup", &target, "--name", "home", "src"];
+    let ran = machine.sprat_struck(&[&key[..], &backup].concat(), None);
+    assert_eq!(ran.code, 0, "{}", ran.whole());
+    assert_eq!(names(machine, "store"), ["x.luks"], "{}", ran.whole());
+    machine.nothing_is_left();
+}
+
+/// There is no line to be cut, and no request to be counted.
+#[test]
+fn local_holes_killed_at_any_moment_cost_nothing() {
+    requires!(strikes::missing(), crate::stage::missing());
+    let snapshots = Snapshots::pruned();
+    let machine = &snapshots.machine;
+    machine.copy_folders(&FOLDERS, "", "-before");
+    let trim = ["--key-file", "key", "trim", CONTAINER];
+    let begun = Instant::now();
+    let ran = machine.sprat(&trim);
+    let took = begun.elapsed();
+    snapshots.is_done(&ran, "undisturbed");
+    let (mut dice, kills) = (strikes::dice(), strikes::long_form().unwrap_or(4));
+    let mut too_late = 0;
+    for kill in 0..kills {
+        snapshots.begin_anew();
+        let mut sprat = machine.command();
+        sprat.args(trim).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut sprat = sprat.spawn().unwrap();
+        let part_us = u64::try_from(took.as_micros()).unwrap() / kills;
+        let moment = Duration::from_micros(kill * part_us + dice.below(part_us.max(1)));
+        std::thread::sleep(moment);
+        machine.kill_all();
+        let status = sprat.wait().unwrap();
+        too_late += u32::from(status.success());
+        let at = format!("killed after {moment:?}");
+        machine.nothing_is_left();
+        let ran = Ran {
+            code: status.code().unwrap_or(-1),
+            stdout: String::new(),
+            stderr: String::new(),
+        };
+        snapshots.holds(&ran, &at);
+        snapshots.is_done(&machine.sprat(&trim), &at);
+    }
+    println!("{kills} kills in {took:?}, {too_late} of them too late");
+}
+
+/// Two folders, each behind a line of its own.
+struct Copies {
+    machine: Machine,
+    pristine: PathBuf,
+    moves: bool,
+}
+
+impl Copies {
+    fn new(moves: bool) -> Self {
+        let machine = Machine::new();
+        machine.write("src/a", "alpha\n");
+        let noise = |n: u32| (n.wrapping_mul(2_654_435_761) >> 24) as u8;
+        machine.write("src/b", (0..700_000).map(noise).collect::<Vec<u8>>());
+        machine.init(&[CONTAINER, "--size", "64M"]);
+        for _ in 0..2 {
+            assert_eq!(machine.backup(&[]).code, 0);
+        }
+        let pristine = machine.path("pristine");
+        copy_sparse(&machine.path(CONTAINER), &pristine);
+        Self {
+            machine,
+            pristine,
+            moves,
+        }
+    }
+
+    fn command(&self) -> Vec<String> {
+        let mut words = vec!["copy".to_owned()];
+        words.extend(["from/x.luks", "to/x.luks"].map(|path| self.machine.on_line(path)));
+        words.extend(self.moves.then(|| "--move".to_owned()));
+        words
+    }
+
+    fn is_whole(&self, file: &str) -> bool {
+        let file = self.machine.path(file);
+        file.exists() && same_bytes(&self.pristine, &file)
+    }
+}
+
+impl Struck for Copies {
+    fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// The source as it was, nothing else, and no memory of what came before.
+    fn begin_anew(&self) {
+        let known = ["copies", "locks", "containers"].map(|name| format!("state/{name}"));
+        for folder in ["from", "to"]
+            .iter()
+            .copied()
+            .chain(known.iter().map(|name| &**name))
+        {
+            let path = self.machine.path(folder);
+            let _ = fs::remove_dir_all(&path);
+            fs::create_dir_all(path).unwrap();
+        }
+        copy_sparse(&self.pristine, &self.machine.path("from/x.luks"));
+    }
+
+    fn holds(&self, struck: &Ran, at: &str) {
+        let about = format!("{at}: {}", struck.whole());
+        assert!(matches!(struck.code, -1 | 0 | 1 | 14), "{about}");
+        let (source, copy) = (self.is_whole("from/x.luks"), self.is_whole("to/x.luks"));
+        assert!(source || copy, "no whole container is left: {about}");
+        // What has its name is whole, and a source stays whole as long as it is there.
+        let there = |file: &str| self.machine.path(file).exists();
+        assert_eq!(source, there("from/x.luks"), "{about}");
+        assert_eq!(copy, there("to/x.luks"), "{about}");
+    }
+
+    fn is_done(&self, again: &Ran, at: &str) {
+        let here = ["from", "to", "state/copies"].map(|folder| names(&self.machine, folder));
+        let about = format!("{at}: {here:?}: {}", again.whole());
+        // All had been done, and a lock that was left is taken over by the next session.
+        let over = match self.moves {
+            true => again.code == 10,
+            false => again.stderr.contains("exists already"),
+        };
+        assert!(again.code == 0 || over, "{about}");
+        assert!(self.is_whole("to/x.luks"), "{about}");
+        let source = self.machine.path("from/x.luks");
+        assert_eq!(source.exists(), !self.moves, "{about}");
+        let left: Vec<String> = ["from", "to"]
+            .iter()
+            .flat_map(|folder| names(&self.machine, folder))
+            .filter(|name| name != "x.luks" && !(over && name.contains(".lock.")))
+            .collect();
+        assert!(left.is_empty(), "{left:?} is left: {about}");
+    }
+}
+
+fn strike_copy(moves: bool) {
+    let copies = Copies::new(moves);
+    let command = copies.command();
+    let command: Vec<&str> = command.iter().map(|word| &**word).collect();
+    strike(&copies, &command);
+    // With patience the same run goes on by itself.
+    copies.begin_anew();
+    let blow = Blow {
+        how: "lose",
+        when: "before",
+        nth: 20,
+        kind: None,
+    };
+    let patient = copies.machine.sprat_struck(&command, Some(blow));
+    assert!(copies.machine.was_struck());
+    copies.is_done(&patient, "a lost line");
+    assert!(
+        patient.stderr.contains("connection lost"),
+        "{}",
+        patient.whole()
+    );
+    if moves {
+        // Whoever missed the end of it and does it again is not told to remove what is left.
+        let over = copies.machine.sprat_struck(&command, None);
+        let said = over.failed_with(10);
+        assert!(said.contains("that is done"), "{said}");
+    }
+    // The copy opens, with every snapshot, where nobody pinned it.
+    let copy = copies.machine.path("to/x.luks");
+    let look = ["snapshots", copy.to_str().unwrap(), "--json"];
+    let listed = copies.machine.sprat(&look).json();
+    assert_eq!(listed["snapshots"].as_array().unwrap().len(), 2);
+    copies.machine.nothing_is_left();
+}
+
+#[test]
+fn a_copy_struck_at_any_write_leaves_a_whole_container_and_ends_when_run_again() {
+    requires!(strikes::missing());
+    strike_copy(false);
+}
+
+#[test]
+fn a_move_struck_at_any_write_leaves_a_whole_container_and_ends_when_run_again() {
+    requires!(strikes::missing());
+    strike_copy(true);
+}

@@ -1,0 +1,41 @@
+//! Growing, killed and cut off at its remote changes in turn, in a guest whose kernel lets it: each time stock
+//! tools find every snapshot, and the same command again finishes.
+//!
+//! `make test`: some blows. `SPRAT_STRIKES` (`make torture`): a kill and a cut at every change.
+
+use std::time::Duration;
+
+use crate::qemu::guest;
+use crate::stage::Stage;
+use sprat_testkit::needs;
+
+/// Blows, and how long they may take in a guest on a busy machine without KVM: in `make test`, and in
+/// `make torture`.
+const SHORT: (&str, Duration) = ("2", Duration::from_secs(1800));
+const LONG: (&str, Duration) = ("all", Duration::from_secs(7000));
+
+#[test]
+fn growing_struck_at_any_change_leaves_every_snapshot_and_is_finished_by_the_next() {
+    sprat_testkit::requires!(crate::qemu::missing(), needs::sftp_server_missing());
+    let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
+    let seed = sprat_testkit::dice::seed();
+    let stage = Stage::new();
+    guest::give_keys(&stage);
+    guest::give_sprat(&stage);
+    let striker = include_str!("../machine/striker.py");
+    guest::give(&stage, "usr/bin/striker.py", striker, 0o644);
+    guest::give_python(&stage, striker);
+    let server = needs::sftp_server().unwrap();
+    guest::give_program(&stage, &server);
+    let (blows, limit) = number("SPRAT_STRIKES").map_or(SHORT, |_| LONG);
+    let script = format!(
+        "seed={seed}\nblows={blows}\nserver={}\n{}",
+        server.display(),
+        guest::script("guest-grow"),
+    );
+    let said = guest::run(&stage, &script, limit);
+    for line in said.lines().filter(|line| line.starts_with('=')) {
+        println!("{line}");
+    }
+    assert!(said.trim_end().ends_with("done"), "{said}");
+}

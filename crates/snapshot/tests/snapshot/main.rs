@@ -1,0 +1,21 @@
+//! Snapshots made, read, restored and removed by the real rsync.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    missing_docs,
+    reason = "a test fails by a panic, and says what it draws"
+)]
+
+mod by_hand;
+mod checked;
+mod folder;
+mod in_place;
+mod interrupted;
+mod judged;
+mod listed;
+mod lives;
+mod mounted;
+mod preserve;
+mod pruned;

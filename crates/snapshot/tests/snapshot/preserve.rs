@@ -1,0 +1,453 @@
+//! Everything is kept: in the snapshot, in the hard-linked next one, and after a restore.
+
+mod attributes;
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use crate::folder::{Bench, SmallExt4, below, inode, job_name, loop_missing, take_into};
+use sprat_snapshot::{RestoreSpec, SnapshotReport};
+use sprat_testkit::compare::assert_same;
+use sprat_testkit::dice::Dice;
+use sprat_testkit::requires;
+use sprat_testkit::tree::{PlainTree, make_odd_tree};
+
+#[test]
+fn an_odd_tree_is_the_same_in_the_snapshot_and_after_a_restore() {
+    let bench = Bench::new();
+    make_odd_tree(&bench.source()).unwrap();
+    let report = bench.take();
+    assert!(report.record.complete, "{:?}", report.record.messages);
+    assert_same(&bench.source(), &bench.in_snapshot(report.name));
+    assert_same(&bench.source(), &bench.in_snapshot("latest"));
+
+    let to = bench.path("restored");
+    let restored = bench
+        .restore(&RestoreSpec::new(job_name(), to.clone()))
+        .unwrap();
+    assert_eq!(restored.snapshot, report.name.to_string());
+    assert_same(&bench.source(), &below(&to, &bench.source()));
+    // The snapshot is as it was.
+    assert_same(&bench.source(), &bench.in_snapshot(report.name));
+}
+
+#[test]
+fn a_second_run_links_what_did_not_change_and_copies_what_did() {
+    let bench = Bench::new();
+    make_odd_tree(&bench.source()).unwrap();
+    let first = bench.take();
+    let changed = "contents/4096 bytes";
+    fs::write(bench.source().join(changed), "new").unwrap();
+    let second = bench.take();
+    assert!(second.name > first.name);
+    assert_same(&bench.source(), &bench.in_snapshot(second.name));
+    assert_eq!(second.record.stats.transferred, 1);
+    let (a, b) = (
+        bench.in_snapshot(first.name),
+        bench.in_snapshot(second.name),
+    );
+    for same in [
+        "names/plain",
+        "links/a/one",
+        "attributes/acl file",
+        "contents/sparse tail",
+        "links/dangling",
+    ] {
+        assert_eq!(inode(&a.join(same)), inode(&b.join(same)), "{same}");
+    }
+    assert_ne!(inode(&a.join(changed)), inode(&b.join(changed)));
+    assert_ne!(fs::read(a.join(changed)).unwrap(), b"new");
+    // A third, unchanged one shares everything and copies nothing.
+    let third = bench.take();
+    assert_eq!(third.record.stats.transferred, 0);
+    assert_same(&bench.source(), &bench.in_snapshot(third.name));
+}
+
+#[test]
+fn a_file_never_comes_back_as_it_was_two_snapshots_ago() {
+    let bench = Bench::new();
+    let file = bench.source().join("file");
+    let write = |text: &str, seconds: u64| {
+        fs::write(&file, text).unwrap();
+        let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+        File::options()
+            .write(true)
+            .open(&file)
+            .and_then(|file| file.set_modified(time))
+            .unwrap();
+    };
+    let kept = |name| fs::read_to_string(bench.in_snapshot(name).join("file")).unwrap();
+    let mut names = Vec::new();
+    // The third looks like the first: size and time are equal.
+    for (text, seconds) in [
+        ("AAAA", 1_000_000),
+        ("BBBB", 2_000_000),
+        ("CCCC", 1_000_000),
+    ] {
+        write(text, seconds);
+        names.push(bench.take().name);
+        assert_eq!(kept(names[names.len() - 1]), text);
+    }
+    assert_eq!(kept(names[0]), "AAAA");
+}
+
+/// Another content that looks the same: size and times stay.
+fn change_unseen(path: &Path, content: &str) {
+    let modified = fs::metadata(path).unwrap().modified().unwrap();
+    fs::write(path, content).unwrap();
+    let file = File::options().write(true).open(path).unwrap();
+    file.set_modified(modified).unwrap();
+}
+
+/// rsync takes such a name in a list of files for a comment.
+#[test]
+fn a_file_whose_path_looks_like_a_comment_is_read_again_and_restored() {
+    requires!(sprat_testkit::needs::root());
+    let bench = Bench::new();
+    let top = tempfile::Builder::new()
+        .prefix("#sprat-")
+        .tempdir_in("/")
+        .unwrap();
+    fs::create_dir(top.path().join(";sub")).unwrap();
+    let files = [top.path().join("#a"), top.path().join(";sub/b")];
+    for file in &files {
+        fs::write(file, "old").unwrap();
+    }
+    let mut spec = bench.spec();
+    spec.sources = vec![top.path().to_owned()];
+    bench.try_take(&spec).unwrap();
+    // Younger than the run: the next one compares them.
+    for file in &files {
+        change_unseen(file, "new");
+    }
+    let report = bench.try_take(&spec).unwrap();
+    let tree = bench.job().join(report.name.to_string());
+    for file in &files {
+        assert_eq!(fs::read(below(&tree, file)).unwrap(), b"new");
+    }
+    let mut restore = RestoreSpec::new(job_name(), bench.path("back"));
+    restore.path = Some(top.path().to_owned());
+    bench.restore(&restore).unwrap();
+    let back = bench.path("back").join(top.path().file_name().unwrap());
+    for name in ["#a", ";sub/b"] {
+        change_unseen(&back.join(name), "bad");
+    }
+    bench.restore(&restore).unwrap();
+    for name in ["#a", ";sub/b"] {
+        assert_eq!(fs::read(back.join(name)).unwrap(), b"new", "{name}");
+    }
+}
+
+#[test]
+fn a_recent_file_is_compared_by_the_name_that_it_still_has() {
+    for kept in ["a", "b", "c"] {
+        let bench = Bench::new();
+        let at = |name: &str| bench.source().join(name);
+        fs::write(at("a"), "good").unwrap();
+        fs::hard_link(at("a"), at("b")).unwrap();
+        fs::hard_link(at("a"), at("c")).unwrap();
+        bench.take();
+        change_unseen(&at("a"), "next");
+        for name in ["a", "b", "c"] {
+            if name != kept {
+                fs::remove_file(at(name)).unwrap();
+            }
+        }
+        let report = bench.take();
+        let file = bench.in_snapshot(report.name).join(kept);
+        assert_eq!(fs::read_to_string(file).unwrap(), "next", "{kept}");
+    }
+}
+
+#[test]
+fn hard_links_across_sources_and_nested_and_repeated_sources_are_kept_once() {
+    let bench = Bench::new();
+    let (one, two) = (bench.source().join("one"), bench.source().join("two"));
+    fs::create_dir_all(one.join("inner")).unwrap();
+    fs::create_dir(&two).unwrap();
+    fs::write(one.join("file"), "x").unwrap();
+    fs::hard_link(one.join("file"), two.join("other name")).unwrap();
+    fs::write(one.join("inner/deep"), "y").unwrap();
+    fs::write(bench.source().join("single"), "a file as a source").unwrap();
+    let mut spec = bench.spec();
+    spec.sources = vec![
+        one.clone(),
+        two.join("."),
+        one.join("inner"),
+        one.clone(),
+        bench.source().join("single"),
+    ];
+    let report = bench.try_take(&spec).unwrap();
+    // Everything in the source belongs to one of the sources here.
+    assert_same(&bench.source(), &bench.in_snapshot(report.name));
+}
+
+#[test]
+fn one_file_or_folder_is_restored_by_its_path() {
+    let bench = Bench::new();
+    make_odd_tree(&bench.source()).unwrap();
+    bench.take();
+    let to = bench.path("restored");
+    let mut spec = RestoreSpec::new(job_name(), to.clone());
+    for name in [
+        "links",
+        "contents/sparse tail",
+        "links/dangling",
+        "names/new\nline",
+        "specials",
+    ] {
+        spec.path = Some(bench.source().join(name));
+        bench.restore(&spec).unwrap();
+        let base = Path::new(name).file_name().unwrap();
+        assert_same(&bench.source().join(name), &to.join(base));
+    }
+    let names = fs::read_dir(&to).unwrap().count();
+    assert_eq!(names, 5);
+}
+
+#[test]
+fn many_files_come_through() {
+    let bench = Bench::new();
+    let tree = PlainTree {
+        files: 3000,
+        bytes: 20 << 20,
+        files_per_folder: 40,
+        seed: 7,
+    };
+    tree.make(&bench.source()).unwrap();
+    let mut last = None;
+    let report = sprat_snapshot::take(
+        &bench.volume(),
+        &bench.spec(),
+        crate::folder::now(),
+        &mut |p| last = Some(p),
+        &sprat_snapshot::Cancel::new(),
+    )
+    .unwrap();
+    assert_eq!(report.record.stats.regular_files, 3000);
+    assert!(last.is_some());
+    assert_same(&bench.source(), &bench.in_snapshot(report.name));
+}
+
+fn sparse(path: &Path, bytes: u64, tail: &[u8]) {
+    let mut file = File::create(path).unwrap();
+    file.set_len(bytes).unwrap();
+    std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0)).unwrap();
+    file.write_all(tail).unwrap();
+}
+
+fn chmod(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+fn free_bytes(at: &Path) -> u64 {
+    let about = rustix::fs::statvfs(at).unwrap();
+    about.f_bfree * about.f_frsize
+}
+
+/// The next snapshot of the bench's source on `disk`, made in another second.
+fn next(bench: &Bench, disk: &SmallExt4) -> (SnapshotReport, PathBuf) {
+    let report = take_into(&disk.at, &bench.spec()).unwrap();
+    let tree = disk.at.join("home").join(report.name.to_string());
+    (report, below(&tree, &bench.source()))
+}
+
+#[test]
+fn a_sparse_file_larger_than_the_volume_keeps_its_holes_when_only_its_mode_changes() {
+    if let Some(missing) = loop_missing() {
+        eprintln!("skipped: {missing}");
+        return;
+    }
+    let bench = Bench::new();
+    let disk = SmallExt4::new(&bench, "64M", &[]);
+    let file = bench.source().join("sparse");
+    sparse(&file, 600 << 20, b"tail");
+    let twin = bench.source().join("twin");
+    fs::hard_link(&file, &twin).unwrap();
+    let (first, before) = next(&bench, &disk);
+    chmod(&file, 0o600);
+    let (second, after) = next(&bench, &disk);
+    assert!(second.record.complete, "{:?}", second.record.messages);
+    assert_same(&bench.source(), &after);
+    assert_eq!(inode(&after.join("sparse")), inode(&after.join("twin")));
+    let blocks = fs::metadata(after.join("sparse")).unwrap().blocks();
+    assert!(blocks <= 16, "{blocks} blocks");
+    // The file is counted as what it is, and the older snapshot is as it was.
+    assert_eq!(second.record.stats.transferred, 1);
+    let older = fs::metadata(before.join("sparse")).unwrap();
+    assert_eq!((older.mode() & 0o777, older.nlink()), (0o644, 2));
+    assert_eq!(first.record.stats.transferred, 1);
+    assert!(second.record.messages.is_empty(), "{:?}", second.record);
+    drop(disk);
+}
+
+#[test]
+fn content_of_a_file_with_new_attributes_comes_from_the_source() {
+    if let Some(missing) = loop_missing() {
+        eprintln!("skipped: {missing}");
+        return;
+    }
+    // With a guard, and in a folder that is no mount, where there is none.
+    let bench = Bench::new();
+    let disk = SmallExt4::new(&bench, "64M", &[]);
+    let file = bench.source().join("file");
+    fs::write(&file, "right").unwrap();
+    fs::create_dir(bench.source().join("folder")).unwrap();
+    let inner = bench.source().join("folder/inner");
+    sparse(&inner, 8 << 20, b"tail");
+    for volume in [disk.at.clone(), bench.volume()] {
+        chmod(&file, 0o644);
+        chmod(&inner, 0o644);
+        let first = take_into(&volume, &bench.spec()).unwrap();
+        let tree = |report: &SnapshotReport| {
+            let tree = volume.join("home").join(report.name.to_string());
+            below(&tree, &bench.source())
+        };
+        let old = tree(&first).join("file");
+        let time = fs::metadata(&old).unwrap().modified().unwrap();
+        fs::write(&old, "wrong").unwrap();
+        File::options()
+            .write(true)
+            .open(&old)
+            .unwrap()
+            .set_modified(time)
+            .unwrap();
+        chmod(&file, 0o600);
+        chmod(&inner, 0o600);
+        let second = take_into(&volume, &bench.spec()).unwrap();
+        assert!(second.record.complete);
+        assert_same(&bench.source(), &tree(&second));
+        assert!(
+            fs::metadata(tree(&second).join("folder/inner"))
+                .unwrap()
+                .blocks()
+                <= 16
+        );
+        // Nothing of the second run's is left beside the snapshots.
+        assert!(!volume.join("home/.sprat/read-again").exists());
+        assert_eq!(fs::read(&old).unwrap(), b"wrong");
+    }
+}
+
+/// Changes an attribute of one file at random; returns whether it did.
+fn change_attribute(dice: &mut Dice, path: &Path) {
+    match dice.below(4) {
+        0 => chmod(path, 0o600 + u32::try_from(dice.below(0o177)).unwrap()),
+        1 => {
+            let owner = u32::try_from(dice.below(5000)).unwrap();
+            std::os::unix::fs::lchown(path, Some(owner), Some(owner + 1)).unwrap();
+        }
+        2 => {
+            let value = format!("{}", dice.below(1 << 30));
+            let flags = rustix::fs::XattrFlags::empty();
+            rustix::fs::lsetxattr(path, "user.sprat", value.as_bytes(), flags).unwrap();
+        }
+        _ => {
+            let entry = format!("u:{}:rw", 1 + dice.below(5000));
+            crate::folder::run("setfacl", &["-m", &entry, path.to_str().unwrap()]);
+        }
+    }
+}
+
+#[test]
+fn random_attribute_changes_cost_no_holes_and_change_no_older_snapshot() {
+    if let Some(missing) = loop_missing().or_else(|| sprat_testkit::needs::program("setfacl")) {
+        eprintln!("skipped: {missing}");
+        return;
+    }
+    let rounds = std::env::var("SPRAT_TORTURE_ROUNDS")
+        .ok()
+        .and_then(|rounds| rounds.parse::<usize>().ok());
+    let (files, sparse_mib) = if rounds.is_some() {
+        (10_000, 64)
+    } else {
+        (200, 8)
+    };
+    let bench = Bench::new();
+    let disk = SmallExt4::new(&bench, if rounds.is_some() { "512M" } else { "48M" }, &[]);
+    let mut dice = Dice::new(19);
+    let mut paths = Vec::new();
+    for number in 0..files {
+        let folder = bench.source().join(format!("{}", number % 23));
+        fs::create_dir_all(&folder).unwrap();
+        let path = folder.join(format!("{number}"));
+        match dice.below(10) {
+            // More than the volume holds, all in all.
+            0 => sparse(&path, (1 + dice.below(sparse_mib)) << 20, b"tail"),
+            1 if number > 0 => {
+                let other: &PathBuf = &paths[usize::try_from(dice.below(number)).unwrap()];
+                fs::hard_link(other, &path).unwrap();
+            }
+            2 => sparse(&path, dice.below(1 << 20), b""),
+            _ => fs::write(&path, vec![7; usize::try_from(dice.below(9000)).unwrap()]).unwrap(),
+        }
+        paths.push(path);
+    }
+    symlink("nowhere", bench.source().join("link")).unwrap();
+    let (_, mut before) = next(&bench, &disk);
+    assert_same(&bench.source(), &before);
+    let copy = bench.path("as it was");
+    for round in 0..3 {
+        // The snapshot as it is now, to compare with later.
+        let _ = fs::remove_dir_all(&copy);
+        let arguments = ["-a", "--sparse=always", before.to_str().unwrap()];
+        crate::folder::run("cp", &[&arguments[..], &[copy.to_str().unwrap()]].concat());
+        let times = fs::metadata(&before).unwrap().modified().unwrap();
+        File::open(&copy).unwrap().set_modified(times).unwrap();
+        let mut allocated = 0;
+        for path in &paths {
+            if dice.below(10) == 0 {
+                change_attribute(&mut dice, path);
+            }
+        }
+        let free = free_bytes(&disk.at);
+        let (report, after) = next(&bench, &disk);
+        assert!(report.record.complete, "round {round}");
+        assert_same(&bench.source(), &after);
+        assert_same(&copy, &before);
+        for path in &paths {
+            let ours =
+                fs::metadata(after.join(path.strip_prefix(bench.source()).unwrap())).unwrap();
+            let theirs = fs::metadata(path).unwrap();
+            // Within a block at each end of the data.
+            let more = ours.blocks().saturating_sub(theirs.blocks());
+            assert!(more <= 16, "{}: {more} sectors more", path.display());
+            if ours.nlink() == theirs.nlink() {
+                allocated += ours.blocks() * 512;
+            }
+        }
+        let used = free.saturating_sub(free_bytes(&disk.at));
+        // What was written anew, the folders, and the journal's share.
+        let most = allocated + files * 512 + (2 << 20);
+        assert!(used <= most, "round {round}: {used} of {most} bytes");
+        before = after;
+    }
+}
+
+#[test]
+fn attributes_that_rsync_keeps_its_own_notes_in_are_kept() {
+    let bench = Bench::new();
+    let file = bench.source().join("file");
+    fs::write(&file, "x").unwrap();
+    let value = b"100644 0,0 1000:1000";
+    let flags = rustix::fs::XattrFlags::empty();
+    let name = "user.rsync.%stat";
+    if rustix::fs::lsetxattr(&file, name, value, flags).is_err() {
+        eprintln!("skipped: no user attributes here");
+        return;
+    }
+    let of = |path: &Path| {
+        let mut buffer = [0; 100];
+        let bytes = rustix::fs::lgetxattr(path, name, &mut buffer).unwrap();
+        buffer[..bytes].to_vec()
+    };
+    let report = bench.take();
+    assert_eq!(of(&bench.in_snapshot(report.name).join("file")), value);
+    let to = bench.path("restored");
+    bench
+        .restore(&RestoreSpec::new(job_name(), to.clone()))
+        .unwrap();
+    assert_eq!(of(&below(&to, &bench.source()).join("file")), value);
+}

@@ -1,0 +1,278 @@
+//! Snapshots pruned: what goes, what stays, what an interruption leaves.
+
+use std::fs;
+
+use crate::folder::{Bench, job_name, now};
+use sprat_snapshot::{
+    Cancel, EntryKind, KeepReason, KeepRules, PruneReport, PruneSpec, SnapshotError, SnapshotName,
+};
+use sprat_testkit::compare::assert_same;
+use sprat_testkit::tree::make_odd_tree;
+
+/// A job with so many daily snapshots, the last of them today.
+fn days(count: i64) -> (Bench, Vec<SnapshotName>) {
+    let bench = Bench::new();
+    make_odd_tree(&bench.source()).unwrap();
+    let day = std::time::Duration::from_secs(86_400);
+    let mut names = Vec::new();
+    for back in (0..count).rev() {
+        let at = now()
+            .checked_sub(day * u32::try_from(back).unwrap())
+            .unwrap();
+        fs::write(bench.source().join("changing"), format!("{back}")).unwrap();
+        let taken = sprat_snapshot::take(
+            &bench.volume(),
+            &bench.spec(),
+            at,
+            &mut |_| {},
+            &Cancel::new(),
+        );
+        names.push(taken.unwrap().name);
+    }
+    (bench, names)
+}
+
+fn spec(rules: KeepRules) -> PruneSpec {
+    PruneSpec {
+        suspects: None,
+        job: job_name(),
+        rules,
+        drop_interrupted: false,
+        dry_run: false,
+    }
+}
+
+fn prune(bench: &Bench, spec: &PruneSpec) -> Result<PruneReport, SnapshotError> {
+    sprat_snapshot::prune(&bench.volume(), spec, &mut |_| {}, &Cancel::new())
+}
+
+fn last(last: u32) -> KeepRules {
+    KeepRules {
+        last,
+        ..KeepRules::default()
+    }
+}
+
+fn left(bench: &Bench) -> Vec<SnapshotName> {
+    bench
+        .list()
+        .iter()
+        .map(|entry| entry.name.unwrap())
+        .collect()
+}
+
+#[test]
+fn what_no_rule_keeps_goes_and_the_rest_is_untouched() {
+    let (bench, names) = days(4);
+    let kept = bench.in_snapshot(names[3]);
+    let copy = bench.path("copy");
+    crate::folder::run(
+        "cp",
+        &["-a", kept.to_str().unwrap(), copy.to_str().unwrap()],
+    );
+    let dry = PruneSpec {
+        suspects: None,
+        dry_run: true,
+        ..spec(last(2))
+    };
+    let told = prune(&bench, &dry).unwrap();
+    assert_eq!(left(&bench), names);
+    let report = prune(&bench, &spec(last(2))).unwrap();
+    assert_eq!(left(&bench), names[2..]);
+    for (told, done) in told.snapshots.iter().zip(&report.snapshots) {
+        assert_eq!(told.verdict, done.verdict);
+        assert_eq!(done.removed, done.verdict.keep.is_empty());
+    }
+    assert_eq!(
+        report.snapshots[3].verdict.keep,
+        [KeepReason::Last, KeepReason::LastGood, KeepReason::Latest]
+    );
+    assert!(report.names_removed > 20);
+    assert_same(&copy, &kept);
+    let state: Vec<_> = fs::read_dir(bench.job().join(".sprat"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .filter(|name| name.to_str().unwrap().contains("deleting"))
+        .collect();
+    assert!(state.is_empty(), "{state:?}");
+    assert!(
+        !bench
+            .job()
+            .join(format!(".sprat/{}.json", names[0]))
+            .exists()
+    );
+}
+
+#[test]
+fn without_a_rule_nothing_goes() {
+    let (bench, names) = days(2);
+    let report = prune(&bench, &spec(KeepRules::default())).unwrap();
+    assert_eq!(left(&bench), names);
+    assert!(report.snapshots.iter().all(|one| !one.removed));
+}
+
+#[test]
+fn the_last_whole_one_the_pinned_and_the_interrupted_stay() {
+    let (bench, names) = days(5);
+    // The newest lacks files; the one before was interrupted; the second is pinned.
+    let record = bench.job().join(format!(".sprat/{}.json", names[4]));
+    let text = fs::read_to_string(&record).unwrap();
+    fs::write(
+        &record,
+        text.replace("\"complete\": true", "\"complete\": false"),
+    )
+    .unwrap();
+    let name = names[3].to_string();
+    fs::rename(
+        bench.job().join(&name),
+        bench.job().join(format!("{name}.partial")),
+    )
+    .unwrap();
+    fs::write(bench.job().join(format!(".sprat/{}.pin", names[1])), "").unwrap();
+    prune(&bench, &spec(last(1))).unwrap();
+    let kinds: Vec<_> = bench
+        .list()
+        .iter()
+        .map(|e| (e.name.unwrap(), e.kind))
+        .collect();
+    assert_eq!(
+        kinds,
+        [
+            (names[1], EntryKind::Good),
+            (names[2], EntryKind::Good),
+            (names[3], EntryKind::Partial),
+            (names[4], EntryKind::Unread),
+        ]
+    );
+}
+
+#[test]
+fn an_interrupted_prune_is_gone_on_with() {
+    let (bench, names) = days(3);
+    let cancel = Cancel::new();
+    let stopped = sprat_snapshot::prune(
+        &bench.volume(),
+        &spec(last(1)),
+        &mut |progress| {
+            if progress.files_done > 3 {
+                cancel.cancel();
+            }
+        },
+        &cancel,
+    );
+    assert!(
+        matches!(stopped, Err(SnapshotError::PruneCancelled)),
+        "{stopped:?}"
+    );
+    // What was begun is no snapshot any more.
+    assert_eq!(left(&bench), names[1..]);
+    let report = prune(&bench, &spec(last(1))).unwrap();
+    assert_eq!(left(&bench), names[2..]);
+    assert!(report.names_removed > 20);
+    assert!(
+        !bench
+            .job()
+            .join(format!(".sprat/deleting-{}", names[0]))
+            .exists()
+    );
+    bench.take();
+}
+
+#[test]
+fn a_prune_that_a_backup_goes_on_with_leaves_no_record() {
+    let (bench, names) = days(2);
+    let cancel = Cancel::new();
+    let stopped = sprat_snapshot::prune(
+        &bench.volume(),
+        &spec(last(1)),
+        &mut |progress| {
+            if progress.files_done > 3 {
+                cancel.cancel();
+            }
+        },
+        &cancel,
+    );
+    assert!(matches!(stopped, Err(SnapshotError::PruneCancelled)));
+    let record = bench.job().join(format!(".sprat/{}.json", names[0]));
+    assert!(record.exists());
+    bench.take();
+    assert!(!record.exists());
+    assert!(
+        bench
+            .job()
+            .join(format!(".sprat/{}.json", names[1]))
+            .exists()
+    );
+}
+
+#[test]
+fn a_job_that_is_not_there_is_not_made() {
+    let bench = Bench::new();
+    let error = prune(&bench, &spec(last(1))).unwrap_err();
+    assert!(matches!(error, SnapshotError::NoSuchJob { .. }), "{error}");
+    assert!(!bench.job().exists());
+}
+
+#[test]
+fn interrupted_trees_go_only_where_that_is_asked_for_and_an_interruption_is_gone_on_with() {
+    let (bench, names) = days(4);
+    let folder = |name: SnapshotName, kind: &str| bench.job().join(format!("{name}{kind}"));
+    fs::rename(folder(names[0], ""), folder(names[0], ".partial")).unwrap();
+    fs::rename(folder(names[1], ""), folder(names[1], ".inflight")).unwrap();
+    let found = |report: &PruneReport| -> Vec<(String, EntryKind, bool)> {
+        let all = report.interrupted.iter();
+        all.map(|one| (one.folder.clone(), one.kind, one.removed))
+            .collect()
+    };
+    let both = |removed| {
+        [
+            (format!("{}.partial", names[0]), EntryKind::Partial, removed),
+            (
+                format!("{}.inflight", names[1]),
+                EntryKind::Inflight,
+                removed,
+            ),
+        ]
+    };
+    let kept = prune(&bench, &spec(last(9))).unwrap();
+    assert_eq!(found(&kept), both(false));
+
+    // Without any rule no snapshot goes.
+    let mut drop = spec(KeepRules::default());
+    drop.drop_interrupted = true;
+    drop.dry_run = true;
+    let told = prune(&bench, &drop).unwrap();
+    assert_eq!(found(&told), both(false));
+    assert_eq!(left(&bench).len(), 4);
+    drop.dry_run = false;
+    let cancel = Cancel::new();
+    let stopped = sprat_snapshot::prune(
+        &bench.volume(),
+        &drop,
+        &mut |progress| {
+            if progress.files_done > 3 {
+                cancel.cancel();
+            }
+        },
+        &cancel,
+    );
+    assert!(matches!(stopped, Err(SnapshotError::PruneCancelled)));
+    let report = prune(&bench, &drop).unwrap();
+    assert!(report.names_removed > 10);
+    assert_eq!(left(&bench), names[2..]);
+    let state: Vec<_> = fs::read_dir(bench.job().join(".sprat"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| !name.ends_with(".json"))
+        .collect();
+    // Of the snapshots that are kept, and nothing of what was removed.
+    let mut recent: Vec<String> = names[2..]
+        .iter()
+        .map(|name| format!("{name}.recent"))
+        .collect();
+    let mut state = state;
+    recent.sort();
+    state.sort();
+    assert_eq!(state, recent);
+    bench.take();
+}

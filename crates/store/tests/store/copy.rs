@@ -1,0 +1,421 @@
+//! A file is copied between stores: sparse, in spite of faults, and only what reads back counts.
+
+use std::fs::File;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use sprat_store::copy::{
+    self, CopyError, CopyIdentity, CopyLeft, CopyNote, CopyProgress, CopySides, CopyStage,
+    CopyStep, CopyWatch, DataMap, PIECE_BYTES,
+};
+use sprat_store::{
+    Access, FileName, FileStat, LocalStore, ReadClass, SftpStore, Store, StoreError, StoreFile,
+};
+use sprat_testkit::crash::{CrashDisk, CrashOptions};
+use sprat_testkit::fault::{Fault, FaultFile, FaultPlan};
+use sprat_testkit::{needs, requires};
+
+const LEN: u64 = 3 * PIECE_BYTES + 12_288;
+
+struct Patient;
+
+impl CopyWatch for Patient {
+    fn progress(&mut self, _: &CopyProgress) -> bool {
+        true
+    }
+
+    fn checkpoint(&mut self, _: CopyLeft) -> bool {
+        true
+    }
+}
+
+fn name(text: &str) -> FileName {
+    FileName::new(text).unwrap()
+}
+
+/// A file with data at both ends, a long run, and single blocks; most of it is holes.
+fn make_source(folder: &Path) -> Vec<u8> {
+    let mut content = vec![0; usize::try_from(LEN).unwrap()];
+    let mut fill = |start: usize, len: usize| {
+        for (index, byte) in content[start..start + len].iter_mut().enumerate() {
+            *byte = u8::try_from((start + index * 7 + index / 251) % 255).unwrap() + 1;
+        }
+    };
+    fill(0, 32_768);
+    fill(3_500_000 / 4096 * 4096, 1 << 20);
+    for block in 0..20 {
+        fill((8 << 20) + block * 32_768, 4096);
+    }
+    fill(usize::try_from(LEN).unwrap() - 4096, 4096);
+    let file = File::create(folder.join("source")).unwrap();
+    file.set_len(LEN).unwrap();
+    for (index, block) in content.chunks(4096).enumerate() {
+        if block.iter().any(|byte| *byte != 0) {
+            file.write_all_at(block, index as u64 * 4096).unwrap();
+        }
+    }
+    file.sync_all().unwrap();
+    content
+}
+
+fn identity() -> CopyIdentity {
+    CopyIdentity {
+        source: "source".to_owned(),
+        destination: "destination".to_owned(),
+        uuid: String::new(),
+        source_bytes: LEN,
+        source_modified_s: None,
+        new_header: None,
+    }
+}
+
+fn destination(store: &dyn Store) -> Arc<dyn StoreFile> {
+    match store.open(&name("destination"), Access::ReadWrite) {
+        Ok(file) => file,
+        Err(_) => {
+            let file = store.create_new(&name("destination")).unwrap();
+            file.resize(LEN).unwrap();
+            file
+        }
+    }
+}
+
+fn check(folder: &Path, content: &[u8]) {
+    let path = folder.join("destination");
+    assert!(
+        std::fs::read(&path).unwrap() == content,
+        "the content differs"
+    );
+    let (source, copy) = (folder.join("source").metadata(), path.metadata());
+    let (source, copy) = (source.unwrap(), copy.unwrap());
+    assert!(
+        copy.blocks() <= source.blocks() + 64,
+        "{} blocks became {}",
+        source.blocks(),
+        copy.blocks()
+    );
+    assert_eq!(copy.mode() & 0o777, 0o600);
+}
+
+#[test]
+fn a_sparse_file_arrives_whole_and_sparse_from_any_store_in_any_other() {
+    requires!(
+        needs::sftp_server()
+            .is_none()
+            .then(|| "no sftp-server".to_owned())
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    let content = make_source(folder);
+    let local = || -> Arc<dyn Store> { Arc::new(LocalStore::open(folder).unwrap()) };
+    let remote = || -> Arc<dyn Store> {
+        Arc::new(SftpStore::connect(crate::part::piped(folder, &[])).unwrap())
+    };
+    for (from, to) in [
+        (local(), local()),
+        (local(), remote()),
+        (remote(), local()),
+        (remote(), remote()),
+    ] {
+        let source = from.open(&name("source"), Access::ReadOnly).unwrap();
+        let map = DataMap::of(&*source).ok();
+        let known = map.is_some();
+        let sides = CopySides {
+            source,
+            destination: destination(&*to),
+            len: LEN,
+            map,
+        };
+        let path = folder.join("note");
+        let mut note = CopyNote::begin(&path, identity()).unwrap();
+        let figures = copy::copy(&sides, &mut note, &mut Patient).unwrap();
+        assert_eq!(note.stage(), CopyStage::Verified);
+        assert_eq!(figures.step, CopyStep::Verifying);
+        // Holes that the source tells of are not read.
+        assert_eq!(figures.read_bytes < LEN / 2, known);
+        assert!(figures.verified_bytes >= figures.written_bytes);
+        check(folder, &content);
+        to.remove(&name("destination")).unwrap();
+        note.remove().unwrap();
+    }
+}
+
+#[test]
+fn whatever_fails_at_either_end_the_next_run_goes_on_to_a_whole_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    let content = make_source(folder);
+    let store = LocalStore::open(folder).unwrap();
+    let path = folder.join("note");
+    let mut struck = 0;
+    let ends = [true, false];
+    for (fault, at_source) in Fault::ALL
+        .iter()
+        .flat_map(|fault| ends.map(|end| (*fault, end)))
+    {
+        for nth in (1..).step_by(if at_source { 1 } else { 4 }) {
+            let plan = FaultPlan::new(nth, true, fault);
+            let mut sides = CopySides {
+                source: store.open(&name("source"), Access::ReadOnly).unwrap(),
+                destination: destination(&store),
+                len: LEN,
+                map: None,
+            };
+            let side = if at_source {
+                &mut sides.source
+            } else {
+                &mut sides.destination
+            };
+            *side = Arc::new(FaultFile::new(Arc::clone(side), Arc::clone(&plan)));
+            let mut note = CopyNote::begin(&path, identity()).unwrap();
+            let failed = copy::copy(&sides, &mut note, &mut Patient);
+            if plan.struck() {
+                struck += 1;
+                assert!(failed.is_err(), "{fault:?} at {nth}");
+                // As after a kill: all that is left is on the disks.
+                drop(note);
+                let mut note = CopyNote::open(&path).unwrap().unwrap();
+                let sides = CopySides {
+                    source: store.open(&name("source"), Access::ReadOnly).unwrap(),
+                    destination: destination(&store),
+                    len: LEN,
+                    map: None,
+                };
+                assert!(copy::same_beginning(&*sides.source, &note).unwrap());
+                copy::copy(&sides, &mut note, &mut Patient).unwrap();
+            }
+            check(folder, &content);
+            store.remove(&name("destination")).unwrap();
+            if !plan.struck() {
+                break;
+            }
+        }
+    }
+    assert!(struck > 30, "only {struck} faults struck");
+}
+
+#[test]
+fn what_is_noted_is_neither_read_nor_written_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = make_source(dir.path());
+    let store = LocalStore::open(dir.path()).unwrap();
+    let path = dir.path().join("note");
+    let source = store.open(&name("source"), Access::ReadOnly).unwrap();
+    let sides = CopySides {
+        source,
+        destination: destination(&store),
+        len: LEN,
+        map: None,
+    };
+    let mut note = CopyNote::begin(&path, identity()).unwrap();
+    let first = copy::copy(&sides, &mut note, &mut Patient).unwrap();
+    drop(note);
+    let mut note = CopyNote::open(&path).unwrap().unwrap();
+    let second = copy::copy(&sides, &mut note, &mut Patient).unwrap();
+    assert_eq!(first.read_bytes, LEN);
+    assert_eq!((second.read_bytes, second.written_bytes), (0, 0));
+    assert_eq!(second.verified_bytes, 0);
+    check(dir.path(), &content);
+}
+
+/// A disk that loses a byte of some writes.
+struct BadDisk {
+    below: Arc<dyn StoreFile>,
+    /// So many of the first writes are damaged.
+    bad: u64,
+    writes: AtomicU64,
+}
+
+impl StoreFile for BadDisk {
+    fn len(&self) -> Result<u64, StoreError> {
+        self.below.len()
+    }
+
+    fn stat(&self) -> Result<FileStat, StoreError> {
+        self.below.stat()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8], class: ReadClass) -> Result<(), StoreError> {
+        self.below.read_at(offset, buf, class)
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+        let mut data = data.to_vec();
+        if self.writes.fetch_add(1, Ordering::SeqCst) < self.bad {
+            data[0] ^= 1;
+        }
+        self.below.write_at(offset, &data)
+    }
+
+    fn flush(&self) -> Result<(), StoreError> {
+        self.below.flush()
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        self.below.discard(offset, len)
+    }
+
+    fn resize(&self, len: u64) -> Result<(), StoreError> {
+        self.below.resize(len)
+    }
+}
+
+#[test]
+fn what_does_not_read_back_is_copied_once_more_and_then_refused() {
+    for (bad, ends_well) in [(2, true), (u64::MAX, false)] {
+        let dir = tempfile::tempdir().unwrap();
+        let content = make_source(dir.path());
+        let store = LocalStore::open(dir.path()).unwrap();
+        let sides = CopySides {
+            source: store.open(&name("source"), Access::ReadOnly).unwrap(),
+            destination: Arc::new(BadDisk {
+                below: destination(&store),
+                bad,
+                writes: AtomicU64::new(0),
+            }),
+            len: LEN,
+            map: None,
+        };
+        let path = dir.path().join("note");
+        let mut note = CopyNote::begin(&path, identity()).unwrap();
+        let copied = copy::copy(&sides, &mut note, &mut Patient);
+        if ends_well {
+            copied.unwrap();
+            check(dir.path(), &content);
+        } else {
+            assert!(
+                matches!(copied, Err(CopyError::Differs { .. })),
+                "{copied:?}"
+            );
+            assert_eq!(note.stage(), CopyStage::Copying);
+        }
+    }
+}
+
+#[test]
+fn a_source_that_was_written_to_since_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    make_source(dir.path());
+    let store = LocalStore::open(dir.path()).unwrap();
+    let source = store.open(&name("source"), Access::ReadWrite).unwrap();
+    let sides = CopySides {
+        source: Arc::clone(&source),
+        destination: destination(&store),
+        len: LEN,
+        map: None,
+    };
+    let mut note = CopyNote::begin(&dir.path().join("note"), identity()).unwrap();
+    copy::copy(&sides, &mut note, &mut Patient).unwrap();
+    assert!(copy::same_beginning(&*source, &note).unwrap());
+    source.write_at(8 << 20, b"super block").unwrap();
+    assert!(!copy::same_beginning(&*source, &note).unwrap());
+}
+
+#[test]
+fn another_file_is_read_back_as_a_whole_whatever_was_read_back_before() {
+    let dir = tempfile::tempdir().unwrap();
+    make_source(dir.path());
+    let store = LocalStore::open(dir.path()).unwrap();
+    let sides = CopySides {
+        source: store.open(&name("source"), Access::ReadOnly).unwrap(),
+        destination: destination(&store),
+        len: LEN,
+        map: None,
+    };
+    let mut note = CopyNote::begin(&dir.path().join("note"), identity()).unwrap();
+    let copied = copy::copy(&sides, &mut note, &mut Patient).unwrap();
+    let read = copy::read_back(&*sides.destination, &mut note, &mut Patient).unwrap();
+    assert_eq!(read.unwrap().verified_bytes, copied.verified_bytes);
+    // Another file with that name, of the same length, of which one byte near the end differs.
+    sides.destination.write_at(LEN - 100, &[0]).unwrap();
+    let read = copy::read_back(&*sides.destination, &mut note, &mut Patient).unwrap();
+    assert_eq!(read, None);
+}
+
+/// Notes what is left at each checkpoint.
+#[derive(Default)]
+struct Leftovers(Vec<CopyLeft>);
+
+impl CopyWatch for Leftovers {
+    fn progress(&mut self, _: &CopyProgress) -> bool {
+        true
+    }
+
+    fn checkpoint(&mut self, left: CopyLeft) -> bool {
+        self.0.push(left);
+        true
+    }
+}
+
+#[test]
+fn nothing_is_left_to_be_written_once_all_has_arrived() {
+    let dir = tempfile::tempdir().unwrap();
+    make_source(dir.path());
+    let store = LocalStore::open(dir.path()).unwrap();
+    let source = store.open(&name("source"), Access::ReadOnly).unwrap();
+    let map = DataMap::of(&*source).unwrap();
+    for (map, left) in [(None, CopyLeft::AtMost(0)), (Some(map), CopyLeft::Bytes(0))] {
+        let sides = CopySides {
+            source: Arc::clone(&source),
+            destination: destination(&store),
+            len: LEN,
+            map,
+        };
+        let mut note = CopyNote::begin(&dir.path().join("note"), identity()).unwrap();
+        let mut watch = Leftovers::default();
+        copy::copy(&sides, &mut note, &mut watch).unwrap();
+        assert_eq!(watch.0.last(), Some(&left), "{:?}", watch.0);
+        store.remove(&name("destination")).unwrap();
+    }
+}
+
+/// Interrupted as soon as something was written, or not at all.
+struct Impatient(u64);
+
+impl CopyWatch for Impatient {
+    fn progress(&mut self, progress: &CopyProgress) -> bool {
+        progress.written_bytes < self.0
+    }
+
+    fn checkpoint(&mut self, _: CopyLeft) -> bool {
+        true
+    }
+}
+
+/// The destination loses its power once the copy has ended: what was noted is there.
+#[test]
+fn what_is_noted_outlives_a_power_cut_of_the_destination() {
+    for patience in [1, u64::MAX] {
+        let dir = tempfile::tempdir().unwrap();
+        let content = make_source(dir.path());
+        let store = LocalStore::open(dir.path()).unwrap();
+        // Slow enough for an interruption in the middle.
+        let options = CrashOptions {
+            delay_max: Duration::from_millis(40),
+            ..CrashOptions::default()
+        };
+        let disk = CrashDisk::new(content.len(), 3, options);
+        let sides = |disk: &CrashDisk| CopySides {
+            source: store.open(&name("source"), Access::ReadOnly).unwrap(),
+            destination: disk.connect(),
+            len: LEN,
+            map: None,
+        };
+        let path = dir.path().join("note");
+        let mut note = CopyNote::begin(&path, identity()).unwrap();
+        let copied = copy::copy(&sides(&disk), &mut note, &mut Impatient(patience));
+        assert_eq!(copied.is_ok(), patience == u64::MAX, "{copied:?}");
+        disk.cut_power();
+        if copied.is_ok() {
+            assert!(disk.durable() == content, "what was verified is gone");
+        }
+        drop(note);
+        // What was noted is not written again, so only what is durable makes this whole.
+        let mut note = CopyNote::open(&path).unwrap().unwrap();
+        copy::copy(&sides(&disk), &mut note, &mut Patient).unwrap();
+        assert!(disk.durable() == content);
+    }
+}

@@ -1,0 +1,419 @@
+//! What an fsync covers: which changes ask for one, and that a failed one is never made good by the
+//! next; at a scripted server, and on a real disk that runs full behind a file system's back.
+
+use std::io::Write;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use sprat_store::{
+    Access, FileName, LocalStore, ReadClass, SftpStore, Store, StoreErrorKind, StoreFile,
+};
+use sprat_testkit::{needs, requires};
+
+use crate::part::scripted::{
+    EXTENDED, LSTAT, Next, WRITE, connect_by, connect_to, greeting, serial_greeting, status,
+};
+
+fn name() -> FileName {
+    FileName::new("x").unwrap()
+}
+
+/// The fsyncs that a server was asked for; those of them that wait for their answer.
+#[derive(Default)]
+struct Fsyncs {
+    asked: usize,
+    hold: bool,
+    held: Option<(u32, UnixStream)>,
+}
+
+fn counting() -> (SftpStore, Arc<dyn StoreFile>, Arc<Mutex<Fsyncs>>) {
+    let fsyncs = Arc::new(Mutex::new(Fsyncs::default()));
+    let counted = Arc::clone(&fsyncs);
+    let script = move |kind: u8, id: u32, rest: &[u8], stream: &mut UnixStream| {
+        if kind != EXTENDED || !rest[4..].starts_with(b"fsync") {
+            return None;
+        }
+        let mut fsyncs = counted.lock().unwrap();
+        fsyncs.asked += 1;
+        if !fsyncs.hold {
+            return None;
+        }
+        fsyncs.held = Some((id, stream.try_clone().unwrap()));
+        Some(Next::Answered)
+    };
+    let store = connect_to(&greeting(&["fsync@openssh.com"]), script).unwrap();
+    let file = store.open(&name(), Access::ReadWrite).unwrap();
+    (store, file, fsyncs)
+}
+
+#[test]
+fn a_write_that_is_answered_during_an_fsync_is_the_next_flushs() {
+    let (_store, file, fsyncs) = counting();
+    file.write_at(0, b"before").unwrap();
+    fsyncs.lock().unwrap().hold = true;
+    std::thread::scope(|scope| {
+        let flush = scope.spawn(|| file.flush());
+        let (id, mut stream) = crate::part::eventually(|| fsyncs.lock().unwrap().held.take());
+        file.write_at(4096, b"meanwhile").unwrap();
+        assert!(!flush.is_finished());
+        fsyncs.lock().unwrap().hold = false;
+        stream.write_all(&status(id, 0)).unwrap();
+        flush.join().unwrap().unwrap();
+    });
+    assert_eq!(fsyncs.lock().unwrap().asked, 1);
+    file.flush().unwrap();
+    assert_eq!(fsyncs.lock().unwrap().asked, 2);
+    file.flush().unwrap();
+    assert_eq!(fsyncs.lock().unwrap().asked, 2, "nothing is left to sync");
+}
+
+#[test]
+fn a_new_length_and_what_others_changed_are_synced_by_the_next_flush() {
+    let (store, file, fsyncs) = counting();
+    let asked = || fsyncs.lock().unwrap().asked;
+    file.flush().unwrap();
+    assert_eq!(asked(), 0, "nothing was changed yet");
+    file.resize(5000).unwrap();
+    file.flush().unwrap();
+    assert_eq!(asked(), 1);
+    file.changed_elsewhere();
+    file.flush().unwrap();
+    assert_eq!(asked(), 2);
+    file.flush().unwrap();
+    assert_eq!(asked(), 2);
+    let new = store.create_new(&name()).unwrap();
+    new.flush().unwrap();
+    assert_eq!(asked(), 3, "an empty new file has an inode");
+}
+
+/// What the connections of a server carried, in the order in which it came.
+type Carried = Arc<Mutex<Vec<(RawFd, Carry)>>>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Carry {
+    Write,
+    Fsync,
+}
+
+/// A file that three connections are open for, each of which has carried a write. `unsynced`: no
+/// fsync was asked for since.
+fn on_three_connections(
+    greeting: &[u8],
+    unsynced: bool,
+) -> (SftpStore, Arc<dyn StoreFile>, Carried) {
+    let fails = Arc::new(AtomicUsize::new(0));
+    on_three_connections_failing(greeting, unsynced, fails)
+}
+
+/// The same; the fsync of that number fails, counted from when it is set.
+fn on_three_connections_failing(
+    greeting: &[u8],
+    unsynced: bool,
+    fails: Arc<AtomicUsize>,
+) -> (SftpStore, Arc<dyn StoreFile>, Carried) {
+    let carried = Carried::default();
+    let noted = Arc::clone(&carried);
+    let script = move |kind: u8, id: u32, rest: &[u8], stream: &mut UnixStream| {
+        let carry = match kind {
+            WRITE => {
+                // Slow enough that one connection alone is never the least busy one.
+                std::thread::sleep(std::time::Duration::from_millis(3));
+                Carry::Write
+            }
+            EXTENDED if rest[4..].starts_with(b"fsync") => Carry::Fsync,
+            _ => return None,
+        };
+        noted.lock().unwrap().push((stream.as_raw_fd(), carry));
+        let left = fails.load(Ordering::SeqCst);
+        if carry == Carry::Fsync && left > 0 {
+            fails.store(left - 1, Ordering::SeqCst);
+            if left == 1 {
+                stream.write_all(&status(id, 4)).unwrap();
+                return Some(Next::Answered);
+            }
+        }
+        None
+    };
+    let store = connect_by(greeting, 2, script).unwrap();
+    let file = store.open(&name(), Access::ReadWrite).unwrap();
+    // A small write goes over the first connection; bulk over the others once they are up.
+    file.write_at(0, &[1; 4096]).unwrap();
+    let mut offset = 0;
+    crate::part::eventually(|| {
+        file.write_at(offset, &vec![1; 2 << 20]).unwrap();
+        offset += 2 << 20;
+        (connections(&carried.lock().unwrap()).len() == 3).then_some(())
+    });
+    if !unsynced {
+        file.flush().unwrap();
+    }
+    (store, file, carried)
+}
+
+fn connections(carried: &[(RawFd, Carry)]) -> std::collections::BTreeSet<RawFd> {
+    carried.iter().map(|(connection, _)| *connection).collect()
+}
+
+/// The connections on which a write has no fsync behind it.
+fn uncovered(carried: &[(RawFd, Carry)]) -> Vec<RawFd> {
+    let last = |connection: &RawFd| carried.iter().rfind(|(on, _)| on == connection);
+    let open =
+        |connection: &RawFd| last(connection).is_some_and(|(_, carry)| *carry == Carry::Write);
+    connections(carried).into_iter().filter(open).collect()
+}
+
+/// OpenSSH's server and one of unknown order: the first is sent write and fsync in one round trip.
+fn both_greetings() -> [Vec<u8>; 2] {
+    [serial_greeting(), greeting(&["fsync@openssh.com"])]
+}
+
+#[test]
+fn flush_syncs_each_connection_that_carried_a_write() {
+    for greeting in both_greetings() {
+        let (_store, file, carried) = on_three_connections(&greeting, true);
+        assert_eq!(uncovered(&carried.lock().unwrap()).len(), 3);
+        file.flush().unwrap();
+        assert_eq!(uncovered(&carried.lock().unwrap()), [0; 0]);
+    }
+}
+
+#[test]
+fn a_durable_write_syncs_each_connection_that_carried_a_part() {
+    for greeting in both_greetings() {
+        let (_store, file, carried) = on_three_connections(&greeting, false);
+        let parts: Vec<(u64, Vec<u8>)> =
+            (0..64).map(|part| (part << 20, vec![2; 1 << 18])).collect();
+        let parts: Vec<(u64, &[u8])> = parts.iter().map(|(at, data)| (*at, &data[..])).collect();
+        carried.lock().unwrap().clear();
+        file.write_parts_durably(&parts).unwrap().unwrap();
+        let carried = carried.lock().unwrap();
+        assert!(
+            connections(&carried).len() > 1,
+            "one connection carried all of it"
+        );
+        assert_eq!(uncovered(&carried), [0; 0]);
+    }
+}
+
+#[test]
+fn a_durable_write_syncs_the_connections_that_carried_earlier_writes() {
+    for greeting in both_greetings() {
+        let (_store, file, carried) = on_three_connections(&greeting, true);
+        // One small write goes over one connection; the other two carried the earlier ones.
+        file.write_parts_durably(&[(0, &[2; 4096])])
+            .unwrap()
+            .unwrap();
+        assert_eq!(uncovered(&carried.lock().unwrap()), [0; 0]);
+    }
+}
+
+#[test]
+fn an_fsync_that_fails_on_any_of_the_connections_is_a_failed_flush() {
+    for greeting in both_greetings() {
+        for nth in 1..=3 {
+            for durably in [true, false] {
+                let fails = Arc::new(AtomicUsize::new(0));
+                let failing = Arc::clone(&fails);
+                let (_store, file, _) = on_three_connections_failing(&greeting, true, failing);
+                fails.store(nth, Ordering::SeqCst);
+                let flushed = match durably {
+                    true => file.write_parts_durably(&[(0, &[2; 4096])]).unwrap(),
+                    false => file.flush(),
+                };
+                assert_eq!(flushed.unwrap_err().kind(), StoreErrorKind::Failed, "{nth}");
+                file.flush().unwrap_err();
+            }
+        }
+    }
+}
+
+/// As a lease is given back: "free", and behind it a look at the next number.
+#[test]
+fn a_look_behind_a_write_is_asked_in_order_and_the_writes_failure_counts() {
+    let next = FileName::new("next").unwrap();
+    for (greeting, together) in both_greetings().into_iter().zip([true, false]) {
+        for written in [0, 4] {
+            let waits = Arc::new(AtomicBool::new(false));
+            let overtaken = Arc::new(AtomicBool::new(false));
+            let seen = Arc::clone(&overtaken);
+            let script = move |kind: u8, id: u32, rest: &[u8], stream: &mut UnixStream| {
+                if kind == WRITE {
+                    waits.store(true, Ordering::SeqCst);
+                    let (waits, mut stream) = (Arc::clone(&waits), stream.try_clone().unwrap());
+                    std::thread::spawn(move || {
+                        std::thread::sleep(std::time::Duration::from_millis(100));
+                        waits.store(false, Ordering::SeqCst);
+                        stream.write_all(&status(id, written)).unwrap();
+                    });
+                    return Some(Next::Answered);
+                }
+                if kind == LSTAT && rest.ends_with(b"next") {
+                    if waits.load(Ordering::SeqCst) {
+                        seen.store(true, Ordering::SeqCst);
+                    }
+                    stream.write_all(&status(id, 2)).unwrap();
+                    return Some(Next::Answered);
+                }
+                None
+            };
+            let store = connect_to(&greeting, script).unwrap();
+            let looked = store.overwrite_and_stat(&name(), &[1; 4096], &next);
+            match written {
+                0 => assert_eq!(looked.unwrap(), None),
+                _ => assert_eq!(looked.unwrap_err().kind(), StoreErrorKind::Failed),
+            }
+            // Only a server that is known to keep the order is asked for both at once.
+            assert_eq!(overtaken.load(Ordering::SeqCst), together);
+        }
+    }
+}
+
+/// The file is opened once more on each data channel, by its name.
+#[test]
+fn another_file_that_has_the_name_by_now_is_never_written_to() {
+    requires!(needs::sftp_server_missing());
+    const SMALL: u64 = 10_000;
+    type Replace = fn(&SftpStore, &Path);
+    let cases: [(&str, Replace); 4] = [
+        ("longer", |_, folder| {
+            replace(folder, SMALL + 1, 0o600);
+        }),
+        ("shorter", |_, folder| {
+            replace(folder, 0, 0o600);
+        }),
+        ("of another mode", |_, folder| {
+            replace(folder, SMALL, 0o640);
+        }),
+        ("alike, after a rename by ourselves", |store, folder| {
+            store
+                .rename(&name(), &FileName::new("old").unwrap())
+                .unwrap();
+            place(folder, SMALL, 0o600);
+        }),
+    ];
+    for (what, replace) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        let mut options = crate::part::piped(folder.path(), &[]);
+        options.data_channels = 2;
+        let store = SftpStore::connect(options).unwrap();
+        let other = store.create_new(&FileName::new("other").unwrap()).unwrap();
+        crate::part::eventually(|| {
+            other.write_at(0, &[1; 100_000]).unwrap();
+            (store.data_channels().0 == 2).then_some(())
+        });
+        let file = store.create_new(&name()).unwrap();
+        file.resize(SMALL).unwrap();
+        set_mode(&folder.path().join("x"), 0o600);
+        drop(file);
+        let file = store.open(&name(), Access::ReadWrite).unwrap();
+        replace(&store, folder.path());
+        let there = std::fs::read(folder.path().join("x")).unwrap();
+        for round in 0..4 {
+            file.write_at(round * 100_000, &[7; 100_000]).unwrap();
+        }
+        file.flush().unwrap();
+        let mut first = [0; 10];
+        file.read_at(0, &mut first, ReadClass::Ahead).unwrap();
+        assert_eq!(first, [7; 10], "{what}");
+        let now = std::fs::read(folder.path().join("x")).unwrap();
+        assert!(now == there, "{what}: the other file was written to");
+        let old = std::fs::read(folder.path().join("old")).unwrap();
+        assert!(old == [7; 400_000], "{what}");
+    }
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+fn place(folder: &Path, len: u64, mode: u32) {
+    let path = folder.join("x");
+    std::fs::File::create_new(&path)
+        .unwrap()
+        .set_len(len)
+        .unwrap();
+    set_mode(&path, mode);
+}
+
+fn replace(folder: &Path, len: u64, mode: u32) {
+    std::fs::rename(folder.join("x"), folder.join("old")).unwrap();
+    place(folder, len, mode);
+}
+
+/// An ext4 without a journal in a sparse file on a small disk: the space it believes to have can
+/// be gone.
+struct Overcommitted {
+    disk: crate::part::SmallDisk,
+    mount: tempfile::TempDir,
+}
+
+const DISK_BYTES: u64 = 24 << 20;
+
+impl Overcommitted {
+    fn mount() -> Self {
+        let disk = crate::part::SmallDisk::mount(DISK_BYTES);
+        let mount = tempfile::tempdir().unwrap();
+        let image = disk.path().join("image");
+        let file = std::fs::File::create_new(&image).unwrap();
+        file.set_len(64 << 20).unwrap();
+        run(Command::new("mkfs.ext4")
+            .args(["-q", "-O", "^has_journal"])
+            .arg(&image));
+        let options = "loop,errors=continue";
+        run(Command::new("mount")
+            .args(["-o", options])
+            .arg(&image)
+            .arg(mount.path()));
+        Self { disk, mount }
+    }
+}
+
+impl Drop for Overcommitted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.mount.path()).status();
+    }
+}
+
+fn run(command: &mut Command) {
+    let done = command.output().unwrap();
+    assert!(done.status.success(), "{command:?}: {done:?}");
+}
+
+#[test]
+fn a_local_flush_that_failed_once_fails_for_ever_though_the_kernel_says_all_is_well() {
+    requires!(
+        needs::root(),
+        needs::program("mkfs.ext4"),
+        needs::program("mount")
+    );
+    let over = Overcommitted::mount();
+    let store = LocalStore::open(over.mount.path()).unwrap();
+    let file = store.create_new(&name()).unwrap();
+    file.write_at(0, &[1; 4096]).unwrap();
+    file.flush().unwrap();
+    run(&mut Command::new("sync"));
+    // Nothing is left below; the file system knows nothing of that.
+    let filler = over.disk.path().join("filler");
+    let mut full = std::fs::File::create_new(&filler).unwrap();
+    while full.write_all(&[1; 65536]).is_ok() {}
+    file.write_at(0, &vec![2; 8 << 20]).unwrap();
+    file.flush().unwrap_err();
+    std::fs::remove_file(&filler).unwrap();
+    drop(full);
+    // Whoever opens it now is told of no error.
+    let raw = std::fs::File::options()
+        .write(true)
+        .open(over.mount.path().join("x"))
+        .unwrap();
+    raw.sync_all().unwrap();
+    for _ in 0..2 {
+        assert_eq!(file.flush().unwrap_err().kind(), StoreErrorKind::Failed);
+    }
+    file.write_at(0, &[3; 4096]).unwrap();
+    assert_eq!(file.flush().unwrap_err().kind(), StoreErrorKind::Failed);
+}

@@ -1,0 +1,684 @@
+//! The lock beside a container: two sessions never meet, and a dead one on this host is taken
+//! over, whatever process or pid namespace it was in.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
+
+use sprat_store::lock;
+use sprat_store::sftp::Wire;
+use sprat_store::{
+    FileName, LocalRecord, LocalStore, Lock, LockError, MemoryStore, OwnerNote, SftpStore, Store,
+};
+use sprat_testkit::{needs, requires};
+
+mod garbled;
+mod left_over;
+mod lost_lines;
+mod power_cut;
+mod second_look;
+
+fn container() -> FileName {
+    FileName::new("box.luks").unwrap()
+}
+
+/// The first number of a chain.
+const FIRST: u64 = 1_000_001;
+
+fn lock_file(number: u64) -> FileName {
+    FileName::new(&format!("box.luks.lock.{number}")).unwrap()
+}
+
+fn owner() -> OwnerNote {
+    OwnerNote {
+        host: "ab12".to_owned(),
+        version: "0.1".to_owned(),
+    }
+}
+
+fn record(state: &Path) -> LocalRecord {
+    LocalRecord::open(state, "id").unwrap()
+}
+
+fn take(store: &dyn Store, record: &LocalRecord) -> Result<Lock, LockError> {
+    Lock::acquire(store, &container(), record, owner())
+}
+
+fn held(store: &dyn Store) -> Option<lock::LockInfo> {
+    lock::inspect(store, &container(), None).unwrap().held
+}
+
+/// A state folder for each host that is played.
+fn host() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn lock_files(store: &dyn Store) -> Vec<FileName> {
+    let mut files = store.list().unwrap();
+    files.retain(|file| file.as_str().contains(".lock."));
+    files.sort();
+    files
+}
+
+#[track_caller]
+fn assert_held(result: Result<Lock, LockError>, number: u64) {
+    match result {
+        Err(LockError::HeldElsewhere { info, .. }) => assert_eq!(info.number, number, "{info}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[track_caller]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "reads better where it is called"
+)]
+fn assert_lost(result: Result<(), LockError>) {
+    assert!(matches!(result, Err(LockError::Lost { .. })), "{result:?}");
+}
+
+#[test]
+fn a_lease_is_taken_renewed_and_given_back_by_writing_free() {
+    let (store, state) = (MemoryStore::new(), host());
+    let record = record(state.path());
+    let lock = take(&store, &record).unwrap();
+    assert_eq!(
+        (lock.number(), lock_files(&store)),
+        (FIRST, vec![lock_file(FIRST)])
+    );
+    let first = held(&store).unwrap();
+    assert_eq!(
+        (first.host.as_str(), first.version.as_str(), first.renewed),
+        ("ab12", "0.1", 0)
+    );
+    for _ in 0..3 {
+        lock.renew(&store).unwrap();
+        lock.verify(&store).unwrap();
+    }
+    let renewed = held(&store).unwrap();
+    assert_eq!((renewed.renewed, &renewed.token), (3, &first.token));
+    lock.release(&store).unwrap();
+    assert_eq!(held(&store), None);
+    let again = take(&store, &record).unwrap();
+    assert_eq!(
+        (again.number(), again.took_over(), again.may_arrive()),
+        (FIRST + 1, false, false),
+        "no number comes back"
+    );
+    assert_ne!(held(&store).unwrap().token, first.token);
+    again.release(&store).unwrap();
+}
+
+#[test]
+fn another_host_is_refused_and_told_who_holds_it() {
+    let (store, here, there) = (MemoryStore::new(), host(), host());
+    let (mine, theirs) = (record(here.path()), record(there.path()));
+    let lock = take(&store, &mine).unwrap();
+    assert_held(take(&store, &theirs), FIRST);
+    assert_eq!(lock_files(&store), [lock_file(FIRST)]);
+    lock.verify(&store).unwrap();
+    lock.release(&store).unwrap();
+    assert_eq!(take(&store, &theirs).unwrap().number(), FIRST + 1);
+}
+
+#[test]
+fn a_dropped_lease_is_taken_over_on_its_host_only_and_is_a_door_with_a_time() {
+    let (store, here, there) = (MemoryStore::new(), host(), host());
+    drop(take(&store, &record(here.path())).unwrap());
+    assert_held(take(&store, &record(there.path())), FIRST);
+    let lock = take(&store, &record(here.path())).unwrap();
+    assert_eq!(
+        (lock.number(), lock.took_over(), lock.may_arrive()),
+        (FIRST + 1, true, true)
+    );
+    assert!(lock.open_doors().is_empty());
+    lock.verify(&store).unwrap();
+    lock.release(&store).unwrap();
+    // Passed on until its time is over, also over several sessions and machines.
+    for (state, after_s, may_arrive) in [
+        (&there, 3600, true),
+        (&here, 3600, true),
+        (&there, 1000, false),
+    ] {
+        store.let_pass(after_s);
+        let lock = take(&store, &record(state.path())).unwrap();
+        assert_eq!(lock.may_arrive(), may_arrive, "after {after_s} s");
+        lock.release(&store).unwrap();
+    }
+}
+
+#[test]
+fn a_lease_is_a_dead_sessions_only_by_the_record_that_took_it() {
+    let (store, state) = (MemoryStore::new(), host());
+    let lock = take(&store, &record(state.path())).unwrap();
+    let info = || held(&store).unwrap();
+    // The same host under another spelling of the target: its flock is free, and says nothing.
+    let other = LocalRecord::open(state.path(), "other").unwrap();
+    assert!(!info().is_left_by(&other));
+    drop(lock);
+    assert!(info().is_left_by(&record(state.path())));
+    assert!(!info().is_left_by(&other));
+}
+
+#[test]
+fn one_record_carries_one_lock_at_a_time() {
+    let (store, state) = (MemoryStore::new(), host());
+    let record = record(state.path());
+    let lock = take(&store, &record).unwrap();
+    assert!(matches!(
+        take(&store, &record),
+        Err(LockError::HeldHere { .. })
+    ));
+    lock.verify(&store).unwrap();
+}
+
+#[test]
+fn a_lease_that_a_copy_of_the_machine_renewed_is_not_ours_to_take_over() {
+    let (store, state) = (MemoryStore::new(), host());
+    let copied = host();
+    let lock = take(&store, &record(state.path())).unwrap();
+    for _ in 0..20 {
+        lock.renew(&store).unwrap();
+    }
+    drop(lock);
+    // The disk of the machine was copied when the session had just begun.
+    let record_of = |dir: &Path| dir.join("id.record");
+    std::fs::copy(record_of(state.path()), record_of(copied.path())).unwrap();
+    let at_first = {
+        let (store, state) = (MemoryStore::new(), host());
+        drop(take(&store, &record(state.path())).unwrap());
+        std::fs::read(record_of(state.path())).unwrap()
+    };
+    assert!(at_first.len() < std::fs::read(record_of(copied.path())).unwrap().len());
+    take(&store, &record(copied.path())).unwrap();
+    let (store, state) = (MemoryStore::new(), host());
+    let lock = take(&store, &record(state.path())).unwrap();
+    std::fs::copy(record_of(state.path()), record_of(copied.path())).unwrap();
+    for _ in 0..20 {
+        lock.renew(&store).unwrap();
+    }
+    assert!(!held(&store).unwrap().is_left_by(&record(copied.path())));
+    assert_held(take(&store, &record(copied.path())), FIRST);
+}
+
+/// As `rev_twin.rs`: the machine went back to a snapshot of its memory, or was cloned with it.
+#[test]
+fn a_lease_that_a_copy_of_the_process_renewed_is_lost() {
+    let (store, state) = (MemoryStore::new(), host());
+    let ours = take(&store, &record(state.path())).unwrap();
+    ours.renew(&store).unwrap();
+    let file = store
+        .open(&ours.file(), sprat_store::Access::ReadWrite)
+        .unwrap();
+    let mut bytes = vec![0; 4096];
+    file.read_at(0, &mut bytes, sprat_store::ReadClass::Demand)
+        .unwrap();
+    // The copy renews six times meanwhile.
+    let text = String::from_utf8(bytes).unwrap();
+    let text = text.replace("\"renewed\":1,", "\"renewed\":7,");
+    let checksum = crc32(&text.as_bytes()[..4087]);
+    let text = format!("{}{checksum:08x}\n", &text[..4087]);
+    file.write_at(0, text.as_bytes()).unwrap();
+    assert_eq!(held(&store).unwrap().renewed, 7);
+    assert_lost(ours.verify(&store));
+    assert_lost(ours.renew(&store));
+    assert_lost(ours.take_again(&store));
+    assert_eq!(held(&store).unwrap().renewed, 7, "and nothing is written");
+}
+
+/// CRC-32 as in zlib.
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |crc: u32, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg())
+        })
+    })
+}
+
+#[test]
+fn a_reconnect_takes_the_next_number_and_a_late_renewal_harms_nothing() {
+    let (store, here, there) = (MemoryStore::new(), host(), host());
+    let (mine, theirs) = (record(here.path()), record(there.path()));
+    let lock = take(&store, &mine).unwrap();
+    lock.renew(&store).unwrap();
+    let late = store
+        .open(&lock_file(FIRST), sprat_store::Access::ReadWrite)
+        .unwrap();
+    let mut renewal = vec![0; 4096];
+    late.read_at(0, &mut renewal, sprat_store::ReadClass::Demand)
+        .unwrap();
+    for number in [FIRST + 1, FIRST + 2] {
+        lock.take_again(&store).unwrap();
+        assert_eq!(lock.number(), number);
+        lock.verify(&store).unwrap();
+        lock.renew(&store).unwrap();
+    }
+    lock.release(&store).unwrap();
+    // A write of the first connection is carried out now.
+    late.write_at(0, &renewal).unwrap();
+    assert_eq!(held(&store), None);
+    assert_eq!(take(&store, &theirs).unwrap().number(), FIRST + 3);
+}
+
+#[test]
+fn a_session_that_was_taken_over_finds_its_lease_lost_and_harms_no_other() {
+    let (store, here, there) = (MemoryStore::new(), host(), host());
+    let mine = record(here.path());
+    let lock = take(&store, &mine).unwrap();
+    let theirs = record(there.path());
+    let other = Lock::take_over(&store, &container(), &theirs, owner()).unwrap();
+    assert_eq!(other.number(), FIRST + 1);
+    assert_lost(lock.verify(&store));
+    assert_lost(lock.renew(&store));
+    assert_lost(lock.take_again(&store));
+    let before = held(&store);
+    assert_eq!(other.open_doors(), [FIRST]);
+    assert!(other.close_answered(&store).unwrap().is_empty());
+    other.verify(&store).unwrap();
+    drop(lock);
+    // Whose lease waits is refused, too: its own machine goes on only by another unlock.
+    assert_held(take(&store, &mine), FIRST + 1);
+    drop(other);
+    assert!(matches!(
+        take(&store, &theirs),
+        Err(LockError::Waiting { .. })
+    ));
+    assert_eq!(held(&store), before, "a waiting lease is left as it is");
+}
+
+#[test]
+fn who_gives_a_lease_back_after_a_takeover_got_in_reports_no_success() {
+    for by_word in [true, false] {
+        let (store, here, there) = (MemoryStore::new(), host(), host());
+        let lock = take(&store, &record(here.path())).unwrap();
+        let theirs = record(there.path());
+        let other = Lock::take_over(&store, &container(), &theirs, owner()).unwrap();
+        if by_word {
+            assert_eq!(other.close_by_word(lock::DOOR_S), [FIRST]);
+            other.confirm(&store).unwrap();
+            assert_lost(lock.release(&store));
+        } else {
+            // It waits yet, and so it begins after all that was sent.
+            lock.release(&store).unwrap();
+            assert_eq!(other.close_answered(&store).unwrap(), [FIRST]);
+            assert!(!other.may_arrive());
+        }
+        assert!(other.open_doors().is_empty());
+        other.confirm(&store).unwrap();
+        other.release(&store).unwrap();
+        let next = take(&store, &theirs).unwrap();
+        assert_eq!((next.took_over(), next.may_arrive()), (false, by_word));
+    }
+}
+
+#[test]
+fn who_lost_the_lease_answers_only_who_took_over() {
+    let (store, here, there) = (MemoryStore::new(), host(), host());
+    let lock = take(&store, &record(here.path())).unwrap();
+    assert!(!lock.answer(&store).unwrap(), "nobody asks");
+    lock.verify(&store).unwrap();
+    let theirs = record(there.path());
+    let other = Lock::take_over(&store, &container(), &theirs, owner()).unwrap();
+    assert!(lock.answer(&store).unwrap());
+    assert!(!lock.answer(&store).unwrap(), "it was said");
+    assert_eq!(other.close_answered(&store).unwrap(), [FIRST]);
+    other.confirm(&store).unwrap();
+    assert!(!other.may_arrive(), "all of it was answered");
+    // Its own machine takes the next lease in order.
+    other.release(&store).unwrap();
+    drop(lock);
+    assert!(!take(&store, &record(here.path())).unwrap().took_over());
+}
+
+#[test]
+fn a_note_of_a_watched_session_is_passed_on_until_it_is_dropped() {
+    let (store, here, there) = (MemoryStore::new(), host(), host());
+    let lock = take(&store, &record(here.path())).unwrap();
+    let theirs = record(there.path());
+    let other = Lock::take_over(&store, &container(), &theirs, owner()).unwrap();
+    other.close_by_word(lock::DOOR_S);
+    let late = other.late_until().unwrap();
+    assert!(!late.own_only);
+    other.note_watch(&store, late.until_s).unwrap();
+    let name = other.new_list_name().unwrap();
+    store.create_new(&name).unwrap();
+    other.release(&store).unwrap();
+    drop(lock);
+    let seen = lock::inspect(&store, &container(), None).unwrap();
+    let tokens = |notes: &[lock::WatchNote]| -> Vec<String> {
+        notes.iter().map(|note| note.token.clone()).collect()
+    };
+    assert_eq!((seen.lists, seen.watched.len()), (vec![name.clone()], 1));
+    let token = seen.watched[0].token.clone();
+    let mine = record(here.path());
+    let next = take(&store, &mine).unwrap();
+    assert_eq!(
+        (next.lists(), tokens(&next.watched())),
+        (vec![name], vec![token.clone()])
+    );
+    assert_eq!(next.late_until(), Some(late));
+    store.let_pass(lock::DOOR_S + 1);
+    next.drop_watches(&[token]);
+    next.confirm(&store).unwrap();
+    next.release(&store).unwrap();
+    let seen = lock::inspect(&store, &container(), None).unwrap();
+    assert!(seen.watched.is_empty());
+    assert_eq!(take(&store, &mine).unwrap().late_until(), None);
+}
+
+#[test]
+fn what_a_dead_session_of_this_machine_sent_is_a_door_that_its_record_knows() {
+    let (store, here) = (MemoryStore::new(), host());
+    drop(take(&store, &record(here.path())).unwrap());
+    let lock = take(&store, &record(here.path())).unwrap();
+    assert!(lock.late_until().unwrap().own_only);
+}
+
+#[test]
+fn a_silent_session_counts_as_gone_after_its_time_by_the_servers_clock() {
+    let (store, here, there) = (MemoryStore::new(), host(), host());
+    let lock = take(&store, &record(here.path())).unwrap();
+    lock.renew(&store).unwrap();
+    store.let_pass(lock::DOOR_S / 2);
+    let theirs = record(there.path());
+    let other = Lock::take_over(&store, &container(), &theirs, owner()).unwrap();
+    assert!(other.close_silent(&store, lock::DOOR_S).unwrap().is_empty());
+    assert_eq!(
+        other.close_silent(&store, lock::DOOR_S / 2).unwrap(),
+        [FIRST]
+    );
+    assert!(other.may_arrive() && other.open_doors().is_empty());
+}
+
+#[test]
+fn who_takes_over_from_one_that_waits_waits_for_both() {
+    let (store, here, there) = (MemoryStore::new(), host(), host());
+    let third = host();
+    let lock = take(&store, &record(here.path())).unwrap();
+    let waits = Lock::take_over(&store, &container(), &record(there.path()), owner()).unwrap();
+    let last = Lock::take_over(&store, &container(), &record(third.path()), owner()).unwrap();
+    assert_eq!(last.open_doors(), [FIRST, FIRST + 1]);
+    assert_lost(waits.confirm(&store));
+    drop(lock);
+}
+
+#[test]
+fn a_higher_number_means_lost_and_a_cut_file_that_it_was_not_kept() {
+    let (store, state) = (MemoryStore::new(), host());
+    let record = record(state.path());
+    let lock = take(&store, &record).unwrap();
+    store.create_new(&lock_file(FIRST + 1)).unwrap();
+    assert_lost(lock.verify(&store));
+    store.remove(&lock_file(FIRST + 1)).unwrap();
+    lock.verify(&store).unwrap();
+    let file = store
+        .open(&lock_file(FIRST), sprat_store::Access::ReadWrite)
+        .unwrap();
+    file.resize(100).unwrap();
+    let renewed = lock.renew(&store);
+    assert!(
+        matches!(renewed, Err(LockError::NotKept { .. })),
+        "{renewed:?}"
+    );
+}
+
+#[test]
+fn other_files_beside_the_container_are_no_locks() {
+    let (store, state) = (MemoryStore::new(), host());
+    for odd in [
+        "box.luks",
+        "box.luks.lock",
+        "box.luks.lock.01",
+        "box.luks.lock.x",
+        "xbox.luks.lock.1",
+    ] {
+        store.create_new(&FileName::new(odd).unwrap()).unwrap();
+    }
+    let lock = take(&store, &record(state.path())).unwrap();
+    assert_eq!(lock.number(), FIRST);
+    lock.release(&store).unwrap();
+    assert_eq!(store.list().unwrap().len(), 6);
+}
+
+/// Many hosts and many rounds: never two holders at once.
+fn race(store: &(dyn Store + Sync), rounds: usize, hosts: usize) {
+    let states: Vec<_> = (0..hosts).map(|_| host()).collect();
+    let holders = AtomicUsize::new(0);
+    let taken = AtomicUsize::new(0);
+    for round in 0..rounds {
+        let start = Barrier::new(hosts);
+        std::thread::scope(|scope| {
+            for state in &states {
+                scope.spawn(|| {
+                    let record = record(state.path());
+                    start.wait();
+                    match take(store, &record) {
+                        Ok(lock) => {
+                            assert_eq!(holders.fetch_add(1, Ordering::SeqCst), 0, "two holders");
+                            taken.fetch_add(1, Ordering::SeqCst);
+                            lock.verify(store).unwrap();
+                            lock.renew(store).unwrap();
+                            holders.fetch_sub(1, Ordering::SeqCst);
+                            // Every other round it dies instead.
+                            if round % 2 == 0 {
+                                lock.release(store).unwrap();
+                            } else {
+                                drop(lock);
+                            }
+                        }
+                        Err(LockError::HeldElsewhere { .. }) => {}
+                        Err(error) => panic!("{error:?}"),
+                    }
+                });
+            }
+        });
+    }
+    assert!(taken.into_inner() > 0);
+}
+
+#[test]
+fn racing_hosts_never_hold_the_lock_together() {
+    race(&MemoryStore::new(), 60, 4);
+    let folder = tempfile::tempdir().unwrap();
+    race(&LocalStore::open(folder.path()).unwrap(), 30, 3);
+}
+
+#[test]
+fn racing_hosts_over_sftp_never_hold_the_lock_together() {
+    requires!(needs::sftp_server_missing());
+    let folder = tempfile::tempdir().unwrap();
+    let store = SftpStore::connect(crate::part::piped(folder.path(), &[])).unwrap();
+    race(&store, 15, 3);
+}
+
+#[test]
+fn a_full_disk_leaves_no_lock_that_nobody_can_take() {
+    requires!(needs::root());
+    let disk = crate::part::SmallDisk::mount(1 << 20);
+    let (store, state) = (LocalStore::open(disk.path()).unwrap(), host());
+    let filler = store.create_new(&FileName::new("filler").unwrap()).unwrap();
+    let mut at = 0;
+    while filler.write_at(at, &[1; 4096]).is_ok() {
+        at += 4096;
+    }
+    let record = record(state.path());
+    let failed = take(&store, &record);
+    assert!(matches!(failed, Err(LockError::Store { .. })), "{failed:?}");
+    assert_eq!(lock_files(&store), []);
+    filler.resize(0).unwrap();
+    assert_eq!(take(&store, &record).unwrap().number(), FIRST);
+}
+
+#[test]
+fn a_lease_that_is_renewed_while_it_is_watched_is_reported_at_once() {
+    let (store, state) = (MemoryStore::new(), host());
+    let record = record(state.path());
+    let watch = |store: &MemoryStore, time: u64| {
+        let (time, tick) = (Duration::from_secs(time), || Ok::<(), LockError>(()));
+        lock::watch(store, &container(), time, tick).unwrap()
+    };
+    assert_eq!(watch(&store, 0), lock::Watched::Free);
+    let lock = take(&store, &record).unwrap();
+    assert!(matches!(watch(&store, 0), lock::Watched::Still(_)));
+    std::thread::scope(|scope| {
+        let watching = scope.spawn(|| (watch(&store, 20), Instant::now()));
+        std::thread::sleep(Duration::from_millis(300));
+        lock.renew(&store).unwrap();
+        let renewed = Instant::now();
+        let (watched, at) = watching.join().unwrap();
+        assert!(matches!(watched, lock::Watched::Renewed(info) if info.renewed == 1));
+        assert!(at.saturating_duration_since(renewed) < Duration::from_secs(10));
+    });
+    lock.release(&store).unwrap();
+    assert_eq!(watch(&store, 0), lock::Watched::Free);
+}
+
+// Real processes. This binary runs itself as the holder.
+
+const CHILD: &str = "SPRAT_TEST_LOCK_CHILD";
+
+/// Not a test: the holder that the tests below start and kill.
+#[test]
+fn child_that_takes_the_lock_and_waits() {
+    let Some(place) = std::env::var_os(CHILD).map(PathBuf::from) else {
+        return;
+    };
+    let store = LocalStore::open(&place.join("store")).unwrap();
+    let record = record(&place.join("state"));
+    let lock = take(&store, &record).unwrap();
+    record.before_send(&[4096..8192]).unwrap();
+    println!("\nHOLDING {}", lock.number());
+    std::thread::sleep(Duration::from_secs(60));
+}
+
+/// Where it says so no thread can be made: the stacks would be too large.
+const THREADLESS: &str = "SPRAT_TEST_LOCK_THREADLESS";
+
+#[test]
+fn a_lock_is_kept_where_no_thread_can_be_made() {
+    if std::env::var_os(THREADLESS).is_none() {
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "a_lock_is_kept_where_no_thread_can_be_made"])
+            .arg("--test-threads=1")
+            .env(THREADLESS, "1")
+            .env("RUST_MIN_STACK", (1u64 << 46).to_string())
+            .status();
+        assert!(status.unwrap().success());
+        return;
+    }
+    let thread = std::thread::Builder::new().spawn(|| ());
+    assert!(thread.is_err(), "there are threads, so this shows nothing");
+    let (store, host) = (MemoryStore::new(), host());
+    let record = record(host.path());
+    let mut called = false;
+    let first = Lock::first_look(&store, &container(), &record).unwrap();
+    let lock = Lock::acquire_after(&first, &store, &record, owner(), || called = true).unwrap();
+    assert!(called, "what goes on meanwhile goes on all the same");
+    lock.verify(&store).unwrap();
+    lock.renew(&store).unwrap();
+    let next = store.create_new(&lock_file(FIRST + 1)).unwrap();
+    assert_lost(lock.verify(&store));
+    drop(next);
+    store.remove(&lock_file(FIRST + 1)).unwrap();
+    lock.release(&store).unwrap();
+}
+
+struct Holder(Child);
+
+impl Holder {
+    /// Runs the child, with `wrapper` in front.
+    fn start(place: &Path, wrapper: &[&str]) -> Self {
+        std::fs::create_dir_all(place.join("store")).unwrap();
+        let mut argv: Vec<std::ffi::OsString> = wrapper.iter().map(Into::into).collect();
+        argv.push(std::env::current_exe().unwrap().into());
+        argv.extend(
+            [
+                "--exact",
+                "child_that_takes_the_lock_and_waits",
+                "--nocapture",
+            ]
+            .map(Into::into),
+        );
+        let mut child = Command::new(&argv[0])
+            .args(&argv[1..])
+            .env(CHILD, place)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        let said = out
+            .lines()
+            .map_while(Result::ok)
+            .find(|line| line.contains("HOLDING"));
+        assert!(said.is_some(), "the child did not take the lock");
+        Self(child)
+    }
+
+    fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn a_living_process_is_refused_and_a_dead_one_taken_over(wrapper: &[&str]) {
+    let place = tempfile::tempdir().unwrap();
+    let state = place.path().join("state");
+    let holder = Holder::start(place.path(), wrapper);
+    let refused = LocalRecord::open(&state, "id");
+    assert!(
+        matches!(refused, Err(LockError::HeldHere { .. })),
+        "{refused:?}"
+    );
+    holder.kill();
+    let record = crate::part::eventually(|| LocalRecord::open(&state, "id").ok());
+    assert_eq!(record.suspects(), [4096..8192]);
+    let store = LocalStore::open(&place.path().join("store")).unwrap();
+    let lock = take(&store, &record).unwrap();
+    assert_eq!((lock.number(), lock.took_over()), (FIRST + 1, true));
+}
+
+#[test]
+fn a_killed_process_is_taken_over_a_living_one_is_not() {
+    a_living_process_is_refused_and_a_dead_one_taken_over(&[]);
+}
+
+#[test]
+fn another_pid_namespace_hides_no_living_process() {
+    requires!(needs::root(), needs::program("unshare"));
+    let wrapper = ["unshare", "--pid", "--fork", "--kill-child"];
+    a_living_process_is_refused_and_a_dead_one_taken_over(&wrapper);
+}
+
+#[test]
+fn a_connection_that_outlives_its_session_keeps_the_record_locked() {
+    requires!(needs::sftp_server_missing());
+    let (folder, state) = (tempfile::tempdir().unwrap(), host());
+    let record = record(state.path());
+    // Like an ssh that still has bytes to send: it ignores the end of its input.
+    let server = needs::sftp_server().unwrap().display().to_string();
+    let script = format!("trap '' TERM; {server}; sleep 1");
+    let mut options = crate::part::options(
+        ["/bin/sh", "-c", script.as_str()].map(Into::into).to_vec(),
+        folder.path(),
+    );
+    options.inherit_fds = vec![record.fd().try_clone_to_owned().unwrap()];
+    let store = SftpStore::connect(options).unwrap();
+    drop(record);
+    let refused = LocalRecord::open(state.path(), "id");
+    assert!(matches!(refused, Err(LockError::HeldHere { .. })));
+    drop(store);
+    LocalRecord::open(state.path(), "id").unwrap();
+}

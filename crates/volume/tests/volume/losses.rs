@@ -1,0 +1,620 @@
+//! What a lost line, a failed fsync and a suspect may count for, and what not; moment by moment.
+
+mod durable;
+mod hour;
+
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crate::support::{
+    BLOCK, LIMIT, TestSession, at, geometry, read_stamp, stamp_of, stamped, tiny,
+};
+use sprat_store::{FileStat, ReadClass, StoreError, StoreFile};
+use sprat_testkit::crash::{CrashDisk, CrashOptions};
+use sprat_testkit::dice::Dice;
+use sprat_testkit::fault::{Fault, FaultPlan};
+use sprat_testkit::watchdog::within;
+use sprat_testkit::{needs, requires};
+use sprat_volume::{Fenced, Flush, ReconnectError, Session, Volume, VolumeError, VolumeOptions};
+
+const LEN: usize = 64 * BLOCK;
+
+/// What becomes of one fsync.
+enum Fsync {
+    /// The line is lost before it arrives.
+    Lost,
+    /// The server answers "failure".
+    Fails,
+    /// It is done, and then the old server's process writes this block 0, late.
+    ThenLate(u64),
+}
+
+/// A session whose next fsyncs go as told, on whatever connection; those behind them go well.
+struct Scripted {
+    session: Arc<TestSession>,
+    disk: CrashDisk,
+    fsyncs: Arc<Mutex<VecDeque<Fsync>>>,
+}
+
+impl Scripted {
+    fn new(fsyncs: impl IntoIterator<Item = Fsync>) -> Arc<Self> {
+        let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
+        Arc::new(Self {
+            session: TestSession::new(&disk),
+            disk,
+            fsyncs: Arc::new(Mutex::new(fsyncs.into_iter().collect())),
+        })
+    }
+
+    fn wrap(&self, below: Arc<dyn StoreFile>) -> Arc<dyn StoreFile> {
+        Arc::new(ScriptedFile {
+            below,
+            disk: self.disk.clone(),
+            fsyncs: self.fsyncs.clone(),
+        })
+    }
+
+    fn open(self: &Arc<Self>, options: VolumeOptions) -> Result<Volume, VolumeError> {
+        let file = self.wrap(self.session.connect());
+        Volume::open(file, geometry(LEN), self.clone(), options)
+    }
+
+    fn left(&self) -> usize {
+        self.fsyncs.lock().unwrap().len()
+    }
+}
+
+impl Session for Scripted {
+    fn before_epoch(&self) -> Result<(), Fenced> {
+        self.session.before_epoch()
+    }
+    fn before_send(&self, ranges: &[Range<u64>]) -> Result<(), Fenced> {
+        self.session.before_send(ranges)
+    }
+    fn settled(&self) {
+        self.session.settled();
+    }
+    fn settled_in_part(&self, ranges: &[Range<u64>]) {
+        self.session.settled_in_part(ranges);
+    }
+    fn reconnect(&self, attempt: u32) -> Result<Arc<dyn StoreFile>, ReconnectError> {
+        Ok(self.wrap(self.session.reconnect(attempt)?))
+    }
+}
+
+struct ScriptedFile {
+    below: Arc<dyn StoreFile>,
+    disk: CrashDisk,
+    fsyncs: Arc<Mutex<VecDeque<Fsync>>>,
+}
+
+impl StoreFile for ScriptedFile {
+    fn len(&self) -> Result<u64, StoreError> {
+        self.below.len()
+    }
+    fn stat(&self) -> Result<FileStat, StoreError> {
+        self.below.stat()
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8], class: ReadClass) -> Result<(), StoreError> {
+        self.below.read_at(offset, buf, class)
+    }
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+        self.below.write_at(offset, data)
+    }
+    fn flush(&self) -> Result<(), StoreError> {
+        let next = self.fsyncs.lock().unwrap().pop_front();
+        match next {
+            None => self.below.flush(),
+            Some(Fsync::Lost) => {
+                self.disk.lose_lines();
+                self.below.flush()
+            }
+            Some(Fsync::Fails) => Err(StoreError::Refused {
+                op: "flush",
+                object: "container".to_owned(),
+                reason: "Failure".to_owned(),
+            }),
+            Some(Fsync::ThenLate(stamp)) => {
+                self.below.flush()?;
+                self.disk.connect().write_at(0, &stamped(stamp))
+            }
+        }
+    }
+    fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        self.below.discard(offset, len)
+    }
+    fn resize(&self, len: u64) -> Result<(), StoreError> {
+        self.below.resize(len)
+    }
+}
+
+#[test]
+fn lines_lost_during_an_fsync_do_not_count_as_failed_fsyncs() {
+    use Fsync::{Fails, Lost};
+    within(LIMIT, || {
+        let fsyncs = [Lost, Lost, Lost, Lost, Fails, Lost, Fails, Lost, Fails];
+        let scripted = Scripted::new(fsyncs);
+        let volume = scripted.open(tiny()).unwrap();
+        volume.write_at(0, &stamped(1)).unwrap();
+        volume.flush(Flush::Durable).unwrap();
+        assert_eq!(scripted.left(), 0);
+        assert_eq!(stamp_of(&scripted.disk.durable()[..BLOCK]), 1);
+        volume.close().unwrap();
+        // One more in a row is one too many.
+        let scripted = Scripted::new([Lost, Fails, Fails, Lost, Fails, Fails]);
+        let volume = scripted.open(tiny()).unwrap();
+        volume.write_at(0, &stamped(1)).unwrap();
+        let ended = volume.flush(Flush::Durable);
+        let Err(VolumeError::Failed(cause)) = ended else {
+            panic!("{ended:?}");
+        };
+        assert!(matches!(*cause, VolumeError::Store { .. }), "{cause:?}");
+    });
+}
+
+/// Written without a flush from above, in an epoch that is larger than the buffer.
+fn write_a_long_epoch(volume: &Volume, blocks: Range<u64>) {
+    for block in blocks {
+        let bytes = stamped(block);
+        volume.write_at(block * BLOCK as u64, &bytes).unwrap();
+    }
+}
+
+#[test]
+fn nothing_is_settled_in_part_while_a_lost_write_may_still_arrive() {
+    within(LIMIT, || {
+        let scripted = Scripted::new([]);
+        let session = &scripted.session;
+        let options = VolumeOptions {
+            quiet_time: Duration::from_secs(1000),
+            ..tiny()
+        };
+        let volume = scripted.open(options).unwrap();
+        scripted.disk.lose_lines();
+        volume.write_at(0, &stamped(7)).unwrap();
+        volume.flush(Flush::Durable).unwrap();
+        let stats = volume.stats();
+        assert_eq!((stats.suspect_blocks, stats.losses), (1, 1));
+        write_a_long_epoch(&volume, 1..60);
+        let behind = volume.stats().wire_flushes - stats.wire_flushes;
+        assert_eq!(volume.stats().suspect_blocks, 1);
+        assert!(behind > 0, "the epoch was not made durable in parts");
+        assert_eq!(session.settlements_in_part.load(Ordering::SeqCst), 0);
+        let noted: u64 = session.suspects().iter().map(|it| it.end - it.start).sum();
+        assert!(noted >= behind * BLOCK as u64, "{noted}");
+        drop(volume);
+        // The same without a suspect, so that the above shows something.
+        let scripted = Scripted::new([]);
+        let volume = scripted.open(tiny()).unwrap();
+        write_a_long_epoch(&volume, 1..60);
+        let in_part = &scripted.session.settlements_in_part;
+        assert!(in_part.load(Ordering::SeqCst) > 0);
+    });
+}
+
+#[test]
+fn what_a_dead_session_left_is_read_back_after_it_was_settled() {
+    within(LIMIT, || {
+        // Later than its server was believed to be able to: behind the fsync that settles.
+        let scripted = Scripted::new([Fsync::ThenLate(99)]);
+        scripted.disk.connect().write_at(0, &stamped(5)).unwrap();
+        let options = VolumeOptions {
+            suspects: std::iter::once(0..BLOCK as u64).collect(),
+            suspects_quiet: true,
+            ..tiny()
+        };
+        let ended = scripted.open(options).and_then(|volume| volume.close());
+        let Err(VolumeError::Failed(cause)) = ended else {
+            panic!("a late write went unnoticed: {ended:?}");
+        };
+        let foreign = VolumeError::ForeignWrite { offset: 0 };
+        assert_eq!(format!("{cause:?}"), format!("{foreign:?}"));
+        assert_eq!(scripted.left(), 0);
+        assert_eq!(scripted.session.settlements.load(Ordering::SeqCst), 0);
+    });
+}
+
+fn lost() -> StoreError {
+    StoreError::Disconnected {
+        op: "renew",
+        object: "lock".into(),
+        reason: "cut".into(),
+    }
+}
+
+/// Two short losses, further apart than `reconnect_max`; with a block in the open epoch that no flush
+/// was asked for, and with reads in between.
+#[test]
+fn a_second_short_loss_long_after_the_first_is_an_outage_of_its_own() {
+    within(LIMIT, || {
+        for (unsealed, reads) in [(false, true), (true, false), (true, true)] {
+            let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
+            let session = TestSession::new(&disk);
+            let options = VolumeOptions {
+                reconnect_max: Duration::from_millis(400),
+                early_send_bytes_min: 8 * BLOCK,
+                read_cache_bytes_max: 0,
+                read_ahead_bytes_max: 0,
+                ..tiny()
+            };
+            let volume =
+                Volume::open(session.connect(), geometry(LEN), session.clone(), options).unwrap();
+            volume.write_at(at(1), &stamped(1)).unwrap();
+            volume.flush(Flush::Durable).unwrap();
+            if unsealed {
+                volume.write_at(at(2), &stamped(2)).unwrap();
+            }
+            for loss in 1..=3 {
+                disk.lose_lines();
+                volume.line_lost(lost());
+                let until = Instant::now() + Duration::from_secs(5);
+                while session.reconnects.load(Ordering::SeqCst) < loss && Instant::now() < until {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                std::thread::sleep(Duration::from_millis(600));
+                if reads {
+                    read_stamp(&volume, 20).unwrap();
+                }
+                assert_eq!(session.reconnects.load(Ordering::SeqCst), loss);
+                assert!(volume.failure().is_none(), "{:?}", volume.failure());
+            }
+            volume.close().unwrap();
+        }
+    });
+}
+
+/// Nobody waits: the block lies in the open epoch, and the server is away far longer than the limit.
+#[test]
+fn a_block_that_nobody_asked_to_send_bears_any_outage() {
+    within(LIMIT, || {
+        let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
+        let session = TestSession::new(&disk);
+        let options = VolumeOptions {
+            reconnect_max: Duration::from_millis(200),
+            ..tiny()
+        };
+        let volume =
+            Volume::open(session.connect(), geometry(LEN), session.clone(), options).unwrap();
+        volume.write_at(at(2), &stamped(2)).unwrap();
+        session.unreachable.store(true, Ordering::SeqCst);
+        disk.lose_lines();
+        volume.line_lost(lost());
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(volume.failure().is_none(), "{:?}", volume.failure());
+        let stats = volume.stats();
+        assert!(stats.reconnecting_since.is_some());
+        assert!(stats.lost_because.unwrap().contains("refused"));
+        // From now on somebody waits.
+        let ended = volume.flush(Flush::Durable);
+        let Err(VolumeError::Failed(cause)) = ended else {
+            panic!("{ended:?}");
+        };
+        assert!(
+            matches!(*cause, VolumeError::ConnectionLost { .. }),
+            "{cause:?}"
+        );
+    });
+}
+
+/// Why the read at this place fails, if it does.
+type Refuses = Arc<dyn Fn(u64) -> Option<StoreError> + Send + Sync>;
+
+/// A session on whose every connection some reads fail.
+struct Picky {
+    below: Arc<TestSession>,
+    refuses: Refuses,
+}
+
+impl Picky {
+    fn new(disk: &CrashDisk, refuses: Refuses) -> Arc<Self> {
+        let below = TestSession::new(disk);
+        Arc::new(Self { below, refuses })
+    }
+
+    fn file(&self, file: Arc<dyn StoreFile>) -> Arc<dyn StoreFile> {
+        Arc::new(PickyFile(file, Arc::clone(&self.refuses)))
+    }
+
+    fn connect(&self) -> Arc<dyn StoreFile> {
+        self.file(self.below.connect())
+    }
+}
+
+impl Session for Picky {
+    fn before_epoch(&self) -> Result<(), Fenced> {
+        self.below.before_epoch()
+    }
+    fn before_send(&self, ranges: &[Range<u64>]) -> Result<(), Fenced> {
+        self.below.before_send(ranges)
+    }
+    fn settled(&self) {
+        self.below.settled();
+    }
+    fn settled_in_part(&self, ranges: &[Range<u64>]) {
+        self.below.settled_in_part(ranges);
+    }
+    fn reconnect(&self, attempt: u32) -> Result<Arc<dyn StoreFile>, ReconnectError> {
+        Ok(self.file(self.below.reconnect(attempt)?))
+    }
+}
+
+struct PickyFile(Arc<dyn StoreFile>, Refuses);
+
+impl StoreFile for PickyFile {
+    fn len(&self) -> Result<u64, StoreError> {
+        self.0.len()
+    }
+    fn stat(&self) -> Result<FileStat, StoreError> {
+        self.0.stat()
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8], class: ReadClass) -> Result<(), StoreError> {
+        match (self.1)(offset) {
+            Some(error) => Err(error),
+            None => self.0.read_at(offset, buf, class),
+        }
+    }
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+        self.0.write_at(offset, data)
+    }
+    fn flush(&self) -> Result<(), StoreError> {
+        self.0.flush()
+    }
+    fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        self.0.discard(offset, len)
+    }
+    fn resize(&self, len: u64) -> Result<(), StoreError> {
+        self.0.resize(len)
+    }
+}
+
+/// A server that answers all but one read, on each connection: the session ends, though other reads
+/// and flushes get through.
+#[test]
+fn one_read_that_no_connection_answers_ends_the_session() {
+    let deaf: Refuses = Arc::new(|offset| {
+        (offset == at(32)).then(|| {
+            // As a store does that has waited for long enough.
+            std::thread::sleep(Duration::from_millis(100));
+            lost()
+        })
+    });
+    within(LIMIT, || {
+        let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
+        let session = Picky::new(&disk, deaf);
+        let options = VolumeOptions {
+            reconnect_max: Duration::from_millis(300),
+            read_ahead_bytes_max: 0,
+            ..tiny()
+        };
+        let volume = Volume::open(session.connect(), geometry(LEN), session, options).unwrap();
+        std::thread::scope(|scope| {
+            let reading = scope.spawn(|| read_stamp(&volume, 32));
+            let mut stamp = 0;
+            while !reading.is_finished() {
+                stamp += 1;
+                let written = volume.write_at(at(1), &stamped(stamp));
+                let _ = written.and_then(|()| volume.flush(Flush::Durable));
+                let _ = read_stamp(&volume, 1);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            assert!(reading.join().unwrap().is_err());
+        });
+        let cause = volume.failure().unwrap();
+        assert!(
+            matches!(*cause, VolumeError::ConnectionLost { .. }),
+            "{cause:?}"
+        );
+    });
+}
+
+/// Each operation is answered with "failure" once, as a server does whose disk is away for a moment.
+#[test]
+fn a_failure_of_any_one_operation_is_borne_on_a_new_connection() {
+    within(LIMIT, || {
+        for nth in 1..20 {
+            let disk = CrashDisk::new(LEN, nth, CrashOptions::default());
+            let plan = FaultPlan::new(nth, false, Fault::Refused);
+            let session = TestSession::with_faults(&disk, Some(plan));
+            let volume =
+                Volume::open(session.connect(), geometry(LEN), session.clone(), tiny()).unwrap();
+            for block in 0..4 {
+                volume
+                    .write_at(at(block), &stamped(block as u64 + 1))
+                    .unwrap();
+                volume.flush(Flush::Durable).unwrap();
+                assert_eq!(read_stamp(&volume, 40 + block).unwrap(), 0);
+            }
+            volume.close().unwrap();
+            for block in 0..4 {
+                let found = stamp_of(&disk.durable()[block * BLOCK..(block + 1) * BLOCK]);
+                assert_eq!(found, block as u64 + 1, "operation {nth}");
+            }
+        }
+        // One that fails for ever ends the session.
+        let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
+        let plan = FaultPlan::new(1, true, Fault::Refused);
+        let session = TestSession::with_faults(&disk, Some(plan));
+        let volume =
+            Volume::open(session.connect(), geometry(LEN), session.clone(), tiny()).unwrap();
+        assert!(read_stamp(&volume, 3).is_err());
+        assert!(session.reconnects.load(Ordering::SeqCst) >= 3);
+    });
+}
+
+/// Reading a suspect back has the patience that writing has.
+#[test]
+fn a_suspect_that_can_not_be_read_back_for_a_moment_is_read_on_a_new_connection() {
+    within(LIMIT, || {
+        for (failures, borne) in [(3, true), (100, false)] {
+            let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
+            let left = Arc::new(AtomicUsize::new(0));
+            let counted = Arc::clone(&left);
+            let moody: Refuses = Arc::new(move |offset| {
+                let fail = |left: usize| left.checked_sub(1);
+                let order = Ordering::SeqCst;
+                let refused = offset == at(5) && counted.fetch_update(order, order, fail).is_ok();
+                refused.then(|| StoreError::Refused {
+                    op: "read",
+                    object: "container".to_owned(),
+                    reason: "Failure".to_owned(),
+                })
+            });
+            let session = Picky::new(&disk, moody);
+            let volume = Volume::open(session.connect(), geometry(LEN), session, tiny()).unwrap();
+            disk.lose_lines();
+            volume.write_at(at(5), &stamped(7)).unwrap();
+            left.store(failures, Ordering::SeqCst);
+            volume.flush(Flush::Durable).unwrap();
+            let closed = volume.close();
+            assert_eq!(closed.is_ok(), borne, "{failures}: {closed:?}");
+            assert_eq!(left.load(Ordering::SeqCst) == 0, borne);
+            assert_eq!(stamp_of(&disk.durable()[5 * BLOCK..][..BLOCK]), 7);
+        }
+    });
+}
+
+/// How many requests a takeover has under way at once, and how many round trips it takes.
+#[derive(Default)]
+struct Counted {
+    blocks: Mutex<HashMap<u64, Vec<u8>>>,
+    read_batches: AtomicUsize,
+    read_blocks: AtomicUsize,
+    written_blocks: AtomicUsize,
+    write_batches: AtomicUsize,
+}
+
+const HUGE: u64 = 1 << 40;
+
+impl StoreFile for Counted {
+    fn len(&self) -> Result<u64, StoreError> {
+        Ok(HUGE)
+    }
+    fn stat(&self) -> Result<FileStat, StoreError> {
+        Ok(FileStat {
+            len: HUGE,
+            modified_s: None,
+            regular: true,
+            allocated_bytes: None,
+        })
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8], class: ReadClass) -> Result<(), StoreError> {
+        self.read_parts_at(&mut [(offset, buf)], class)
+    }
+    fn read_parts_at(
+        &self,
+        parts: &mut [(u64, &mut [u8])],
+        _: ReadClass,
+    ) -> Result<(), StoreError> {
+        self.read_batches.fetch_add(1, Ordering::SeqCst);
+        let blocks = self.blocks.lock().unwrap();
+        for (offset, buf) in parts {
+            for (index, piece) in buf.chunks_exact_mut(BLOCK).enumerate() {
+                self.read_blocks.fetch_add(1, Ordering::SeqCst);
+                let block = *offset / BLOCK as u64 + index as u64;
+                match blocks.get(&block) {
+                    Some(bytes) => piece.copy_from_slice(bytes),
+                    None => piece.fill(9),
+                }
+            }
+        }
+        Ok(())
+    }
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+        self.write_parts_at(&[(offset, data)])
+    }
+    fn write_parts_at(&self, parts: &[(u64, &[u8])]) -> Result<(), StoreError> {
+        self.write_batches.fetch_add(1, Ordering::SeqCst);
+        let mut blocks = self.blocks.lock().unwrap();
+        for (offset, data) in parts {
+            for (index, piece) in data.chunks_exact(BLOCK).enumerate() {
+                self.written_blocks.fetch_add(1, Ordering::SeqCst);
+                blocks.insert(offset / BLOCK as u64 + index as u64, piece.to_vec());
+            }
+        }
+        Ok(())
+    }
+    fn flush(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+    fn discard(&self, _: u64, _: u64) -> Result<(), StoreError> {
+        unreachable!()
+    }
+    fn resize(&self, _: u64) -> Result<(), StoreError> {
+        unreachable!()
+    }
+}
+
+#[test]
+fn a_takeover_reads_and_writes_scattered_blocks_in_few_round_trips() {
+    within(LIMIT, || {
+        const SUSPECTS: usize = 4000;
+        let file = Arc::new(Counted::default());
+        let session = TestSession::new(&CrashDisk::new(LEN, 1, CrashOptions::default()));
+        let suspects: Vec<Range<u64>> = (0..SUSPECTS as u64)
+            .map(|n| n * 4096 * 1000..n * 4096 * 1000 + 4096)
+            .collect();
+        let options = VolumeOptions {
+            suspects,
+            suspects_quiet: true,
+            zeros_are_holes: true,
+            ..VolumeOptions::default()
+        };
+        let len = usize::try_from(HUGE).unwrap();
+        let volume = Volume::open(file.clone(), geometry(len), session, options).unwrap();
+        volume.close().unwrap();
+        let count = |counter: &AtomicUsize| counter.load(Ordering::SeqCst);
+        // Read, and read back once it was durable; beside it a few samples.
+        assert!(count(&file.read_blocks) <= 2 * SUSPECTS + 200);
+        assert_eq!(count(&file.written_blocks), SUSPECTS);
+        let (reads, writes) = (count(&file.read_batches), count(&file.write_batches));
+        assert!(reads <= 12 && writes <= 8, "{reads} reads, {writes} writes");
+    });
+}
+
+/// Where it says so a limit on memory leaves no room for the stack of one more thread, and the server
+/// has lost a block or not.
+const THREADLESS: &str = "SPRAT_TEST_VOLUME_THREADLESS";
+
+#[test]
+fn a_volume_is_closed_and_compared_where_no_thread_can_be_made() {
+    requires!(needs::program("prlimit"));
+    let Some(lost) = std::env::var_os(THREADLESS) else {
+        for lost in ["no", "yes"] {
+            let status = Command::new(std::env::current_exe().unwrap())
+                .args([
+                    "--exact",
+                    "a_volume_is_closed_and_compared_where_no_thread_can_be_made",
+                ])
+                .arg("--test-threads=1")
+                .env(THREADLESS, lost)
+                .status();
+            assert!(status.unwrap().success(), "lost: {lost}");
+        }
+        return;
+    };
+    let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
+    let session = TestSession::new(&disk);
+    let volume = Volume::open(session.connect(), geometry(LEN), session.clone(), tiny()).unwrap();
+    volume.write_at(at(3), &stamped(7)).unwrap();
+    volume.flush(Flush::Durable).unwrap();
+    if lost == "yes" {
+        disk.connect().write_at(at(3), &stamped(0)).unwrap();
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let size = status.split("VmSize:").nth(1).unwrap();
+    let kibibytes: u64 = size.split_whitespace().next().unwrap().parse().unwrap();
+    let limited = Command::new("prlimit")
+        .args(["--pid", &std::process::id().to_string()])
+        .arg(format!("--as={}:", kibibytes * 1024))
+        .status();
+    assert!(limited.unwrap().success());
+    let small = std::thread::Builder::new().stack_size(256 << 10);
+    let thread = small.spawn(|| ());
+    assert!(thread.is_err(), "there are threads, so this shows nothing");
+    let closed = volume.close();
+    assert_eq!(closed.is_err(), lost == "yes", "{closed:?}");
+}

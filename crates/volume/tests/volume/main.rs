@@ -1,0 +1,22 @@
+//! The volume: order, cache, losses and takeovers.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    missing_docs,
+    reason = "a test fails by a panic, and says what it draws"
+)]
+
+mod behaviour;
+mod cache;
+mod crash;
+mod fault;
+mod losses;
+mod model;
+mod portion;
+mod read_ahead;
+mod read_only;
+mod replay;
+mod sftp;
+mod support;
