@@ -73,6 +73,17 @@ impl Held {
         (lock, store)
     }
 
+    /// Keeps the header as it is, and puts that one back.
+    fn kept_to_be_put_back(&self) -> ChangeStart {
+        let header = self.header();
+        let file = std::fs::File::open(self.path("x.luks")).unwrap();
+        let kept = kept_header::keep_newest(&self.filed(), &header, &file, None).unwrap();
+        ChangeStart::Restore {
+            kept: kept.path.into_os_string(),
+            shown: Some(header.sequence_id()),
+        }
+    }
+
     fn filed(&self) -> Filed {
         let state = self.folder.path().join("state");
         Filed::new(&state, self.header().uuid(), &self.start.target)
@@ -160,36 +171,58 @@ fn a_change_of_keys_after_a_killed_session_settles_what_that_one_left() {
 
 #[test]
 fn what_a_killed_session_had_under_way_is_settled_before_a_header_is_written() {
-    let held = Held::new();
-    let under_way = OFFSET + (1 << 20);
-    let range = under_way..under_way + 4096;
-    held.hold.before_send(std::slice::from_ref(&range)).unwrap();
-    drop(held.hold);
-    let asked: Arc<Mutex<Vec<String>>> = Arc::default();
-    let log = Arc::clone(&asked);
-    let mut held = Held::in_folder(held.folder, |below| {
-        Arc::new(Noted {
-            below,
-            asked,
-            rename: || None,
-        })
-    });
+    for restores in [false, true] {
+        let held = Held::new();
+        let under_way = OFFSET + (1 << 20);
+        let range = under_way..under_way + 4096;
+        held.hold.before_send(std::slice::from_ref(&range)).unwrap();
+        drop(held.hold);
+        let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+        let log = Arc::clone(&asked);
+        let mut held = Held::in_folder(held.folder, |below| {
+            Arc::new(Noted {
+                below,
+                asked,
+                rename: || None,
+            })
+        });
+        held.start.pins = PinPolicy::Known(held.header().pins());
+        let (add, secrets) = another_key();
+        let what = match restores {
+            true => held.kept_to_be_put_back(),
+            false => add,
+        };
+        let (stop, say) = (Stop::default(), say());
+        let work = changing::Work::begin(&held.start, &held.hold, &stop, &say).unwrap();
+        log.lock().unwrap().clear();
+        work.carry_out(&what, &secrets).unwrap();
+        let log = log.lock().unwrap().clone();
+        let settled = log
+            .iter()
+            .position(|one| *one == format!("read {under_way}"));
+        let is_header = |one: &String| {
+            let at = one.strip_prefix("write ");
+            at.is_some_and(|at| at.parse::<u64>().unwrap() < OFFSET)
+        };
+        let written = log.iter().position(is_header).unwrap();
+        assert!(settled.is_some_and(|settled| settled < written), "{log:?}");
+    }
+}
+
+#[test]
+fn a_kept_header_goes_back_only_over_the_one_that_was_shown() {
+    let mut held = Held::new();
+    let what = held.kept_to_be_put_back();
     held.start.pins = PinPolicy::Known(held.header().pins());
+    let (_, secrets) = another_key();
+    // Another machine changes the keys while a person decides.
+    held.set_sequence(held.header().sequence_id() + 3);
+    let before = std::fs::read(held.path("x.luks")).unwrap();
     let (stop, say) = (Stop::default(), say());
     let work = changing::Work::begin(&held.start, &held.hold, &stop, &say).unwrap();
-    log.lock().unwrap().clear();
-    let (add, secrets) = another_key();
-    work.carry_out(&add, &secrets).unwrap();
-    let log = log.lock().unwrap().clone();
-    let settled = log
-        .iter()
-        .position(|one| *one == format!("read {under_way}"));
-    let is_header = |one: &String| {
-        let at = one.strip_prefix("write ");
-        at.is_some_and(|at| at.parse::<u64>().unwrap() < OFFSET)
-    };
-    let written = log.iter().position(is_header).unwrap();
-    assert!(settled.is_some_and(|settled| settled < written), "{log:?}");
+    let refused = work.carry_out(&what, &secrets).unwrap_err();
+    assert!(refused.what.contains("in the meantime"), "{refused:?}");
+    assert!(std::fs::read(held.path("x.luks")).unwrap() == before);
 }
 
 #[test]
