@@ -1,10 +1,12 @@
 //! What must be true before something is done that can't be undone, on a local container.
 
 mod rules;
+mod takeover;
 
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use sprat_luks::{Extent, FormatOptions, Header, HeaderWrite, OpenedBy, SlotKind, format};
 use sprat_store::lock::LateUntil;
@@ -214,6 +216,8 @@ struct Noted {
     below: Arc<dyn Store>,
     asked: Arc<Mutex<Vec<String>>>,
     rename: fn() -> Option<StoreError>,
+    /// Nothing is opened.
+    refused: Arc<AtomicBool>,
 }
 
 impl Noted {
@@ -238,6 +242,13 @@ impl Store for Noted {
         self.below.capabilities()
     }
     fn open(&self, name: &FileName, access: StoreAccess) -> Result<Arc<dyn StoreFile>, StoreError> {
+        if self.refused.load(Ordering::SeqCst) {
+            return Err(StoreError::NoSpace {
+                op: "open",
+                object: name.to_string(),
+                available_bytes: 0,
+            });
+        }
         Ok(self.file(self.below.open(name, access)?))
     }
     fn create_new(&self, name: &FileName) -> Result<Arc<dyn StoreFile>, StoreError> {
@@ -284,6 +295,7 @@ fn noted(rename: fn() -> Option<StoreError>) -> (Held, Arc<Mutex<Vec<String>>>) 
             below,
             asked,
             rename,
+            refused: Arc::default(),
         })
     });
     (held, log)

@@ -13,7 +13,7 @@ use crate::state::{Finding, FirstBlock, Known};
 /// Where the volume of [`make_container`] begins.
 const OFFSET: u64 = 16 << 20;
 
-fn say() -> Say {
+pub(super) fn say() -> Say {
     let (ours, theirs) = UnixStream::pair().unwrap();
     // Nobody listens, and nobody misses anything.
     std::mem::forget(theirs);
@@ -184,6 +184,7 @@ fn what_a_killed_session_had_under_way_is_settled_before_a_header_is_written() {
                 below,
                 asked,
                 rename: || None,
+                refused: Arc::default(),
             })
         });
         held.start.pins = PinPolicy::Known(held.header().pins());
