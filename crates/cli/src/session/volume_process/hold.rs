@@ -371,7 +371,20 @@ impl Hold {
         // Under the lock: nothing is sent between this look and the end. A wait for a dead session's
         // bytes that did not come to its end is still to be waited: the lock says so.
         let unsettled = self.unsettled.load(Ordering::SeqCst) || self.record.owes_quiet();
-        if unsettled || self.lost().is_some() {
+        if unsettled {
+            return Ok(false);
+        }
+        if self.lost().is_some() {
+            // Who took over from a change of keys, or from a session that sent nothing, need not wait. A
+            // session that noted what it sent leaves its list first, and answers then.
+            if self.sent.get().is_none()
+                && let Some(lock) = held.take()
+            {
+                drop(held);
+                if let Some(store) = self.store_after_loss(&lock) {
+                    let _ = lock.answer(&*store);
+                }
+            }
             return Ok(false);
         }
         if let Some(lock) = held.take() {

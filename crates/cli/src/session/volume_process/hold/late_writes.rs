@@ -156,7 +156,7 @@ impl Hold {
     }
 
     /// A connection on which the lease can be read, if another session has taken it over.
-    fn store_after_loss(&self, lock: &Lock) -> Option<Arc<dyn Store>> {
+    pub(super) fn store_after_loss(&self, lock: &Lock) -> Option<Arc<dyn Store>> {
         let store = self.store();
         let lost = |store: &Arc<dyn Store>| match lock.verify(&**store) {
             Err(LockError::Lost { .. } | LockError::NotKept { .. }) => Some(true),

@@ -154,3 +154,24 @@ fn nothing_is_sent_before_the_snapshots_were_looked_for() {
     assert!(on_the_server() == [7; 4096], "it is still held back");
     volume.close().unwrap();
 }
+
+#[test]
+fn a_change_of_keys_that_lost_its_lease_answers_once_all_it_sent_is_durable() {
+    let held = Held::new();
+    let lease = held.path("x.luks.lock.1000001");
+    let is_free = || {
+        let text = std::fs::read_to_string(&lease).unwrap();
+        text.contains("\"free\":true")
+    };
+    let range = std::slice::from_ref(&(0..4096));
+    held.hold.before_send(range).unwrap();
+    held.lose_the_lock();
+    assert!(held.hold.before_epoch().is_err());
+    assert!(!held.hold.release().unwrap());
+    assert!(!is_free(), "something may still arrive");
+    held.hold.all_settled().unwrap();
+    assert!(!held.hold.release().unwrap());
+    assert!(is_free());
+    // Nothing follows it, however fresh the last look was.
+    assert!(held.hold.before_send(range).is_err());
+}
