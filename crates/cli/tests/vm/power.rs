@@ -18,7 +18,7 @@ use sprat_testkit::power::{Power, keep_percent};
 use sprat_testkit::recorder::Recorder;
 
 /// Cuts in `make test`, and in `make torture`.
-const CUTS_SHORT: u64 = 2;
+const CUTS_SHORT: u64 = 1;
 const CUTS_LONG: u64 = 20;
 
 /// A guest on a busy machine without KVM.

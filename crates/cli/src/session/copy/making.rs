@@ -115,7 +115,7 @@ impl Job<'_> {
             format!("the server answered that {to} has its name, and it has not"),
         )
         .with_hint(
-            "nothing was removed. The server there can't be relied on: check its disk and its \
+            "Nothing was removed. The server there can't be relied on: check its disk and its \
              software",
         ))
     }

@@ -427,8 +427,7 @@ fn check_renamed(store: &dyn Store, new_name: &FileName, hold: &Hold) -> Result<
                 ),
             )
             .with_hint(
-                "the container is as it was before, and the next session removes the rewritten file. \
-                 The server can't be relied on: check its disk and its software",
+                "The server can't be relied on: check its disk and its software",
             ))
         }
     }
