@@ -358,3 +358,60 @@ fn cannot_write(kind: StoreErrorKind) -> bool {
         StoreErrorKind::ReadOnly | StoreErrorKind::PermissionDenied | StoreErrorKind::NoSpace
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use sprat_luks::{Pins, RecoveryKey};
+    use sprat_store::MemoryStore;
+    use sprat_store::copy::CopyProgress;
+
+    use super::super::CopyPhase;
+    use super::*;
+
+    struct Silent;
+
+    impl CopyObserver for Silent {
+        fn phase(&mut self, _: CopyPhase) {}
+        fn progress(&mut self, _: &CopyProgress) {}
+        fn tell(&mut self, _: &str, _: bool) {}
+        fn new_key(&mut self, _: &Pins, _: &RecoveryKey) -> Result<(), Failure> {
+            unreachable!("none is asked for")
+        }
+    }
+
+    /// One end on a server, as far as it knows.
+    fn on_a_server(folder: &Path) -> Side {
+        let target = Target::parse("ssh://no.host/srv/x.luks", Path::new("/")).unwrap();
+        let (state, run) = (folder.join("state"), folder.join("run"));
+        let mut options = SessionOptions::new(target, Access::ReadWrite, state, run);
+        options.quiet_time = Duration::from_millis(250);
+        Side::new(&options).unwrap()
+    }
+
+    #[test]
+    fn a_copy_after_a_killed_one_waits_two_quiet_times_and_gives_nothing_back_before() {
+        let (folder, store) = (tempfile::tempdir().unwrap(), MemoryStore::new());
+        let killed = on_a_server(folder.path());
+        killed.held.hold(&store, &mut Silent).unwrap();
+        let range = std::slice::from_ref(&(0..4096));
+        killed.held.record.before_send(range).unwrap();
+        drop(killed);
+        let mut next = on_a_server(folder.path());
+        next.held.hold(&store, &mut Silent).unwrap();
+        assert!(!next.held.release(&store, false).unwrap(), "suspects");
+        next.held.record.all_settled().unwrap();
+        assert!(
+            !next.held.release(&store, false).unwrap(),
+            "the wait is owed"
+        );
+        let never = Interrupt::never().unwrap();
+        next.wait_for_quiet(&mut Silent, &never).unwrap();
+        let waited = next.held_since.elapsed();
+        assert!(waited >= 2 * next.options.quiet_time, "{waited:?}");
+        assert!(next.held.release(&store, false).unwrap());
+        drop(next);
+        assert!(!on_a_server(folder.path()).held.record.may_arrive());
+    }
+}
