@@ -8,7 +8,7 @@ use super::walk::Run;
 use crate::file_system::FileSystem;
 use crate::job::JobFolder;
 use crate::long_path::lstat;
-use crate::mounts::pattern_for;
+use crate::mounts::pattern_with_ending;
 use crate::name::{JobName, SnapshotName};
 use crate::recent;
 use crate::record::{ONE_FILE_SYSTEM, RunRecord, Warning};
@@ -48,15 +48,17 @@ impl Run<'_> {
             ..SnapshotSpec::new(job.clone(), asked_for(&record))
         };
         let mut sources = Sources::look(&spec, self.root).map_err(|e| e.to_string())?;
-        for new in new_disks(&record, &sources.file_systems) {
-            let place = unescape_path(&new.place);
-            let text = format!("{}: {} was not there", new.place, new.text());
-            self.report.new_since.push(text);
-            sources.list.retain(|source| source.path != place);
-            sources.left_out.insert(0, pattern_for(&place, true));
-        }
-        if sources.list.is_empty() {
-            return Ok(());
+        let new_disks = new_disks(&record, &sources.file_systems);
+        for (place, _) in &new_disks {
+            // What lies at their top says whether the job's patterns let rsync in.
+            let ending = if *place == Path::new("/") {
+                "*/*"
+            } else {
+                "/*/*"
+            };
+            sources
+                .left_out
+                .insert(0, pattern_with_ending(place, ending));
         }
         let mut arguments = vec!["-nrlD".into(), "--relative".into()];
         // A folder may be in the way of a file.
@@ -81,14 +83,21 @@ impl Run<'_> {
             Ended::Failed { ended, message } => return Err(format!("rsync: {ended}: {message}")),
             other => return Err(format!("rsync: {other:?}")),
         }
-        self.take_differences(&outcome, &format!("{job}/{snapshot}"), &record);
+        self.take_differences(&outcome, &format!("{job}/{snapshot}"), &record, &new_disks);
         Ok(())
     }
 
-    fn take_differences(&mut self, outcome: &Outcome, snapshot: &str, record: &RunRecord) {
+    fn take_differences(
+        &mut self,
+        outcome: &Outcome,
+        snapshot: &str,
+        record: &RunRecord,
+        new_disks: &[(PathBuf, FileSystem)],
+    ) {
         let from_s = recent::from_s(record.started);
         let report = &mut self.report;
         let mut new_folders = HashSet::new();
+        let mut disks_met = vec![false; new_disks.len()];
         for line in &outcome.changes.names {
             let path = |name| Path::new("/").join(unescape_path(name));
             match parse_difference(line) {
@@ -100,6 +109,15 @@ impl Run<'_> {
                 }
                 Some(Difference::Missing(name)) => {
                     let path = path(name);
+                    // The innermost: a disk may be mounted in another one.
+                    let on = new_disks.iter().enumerate();
+                    let on = on.filter(|(_, (place, _))| path.starts_with(place));
+                    if let Some((disk, _)) =
+                        on.max_by_key(|(_, (place, _))| place.as_os_str().len())
+                    {
+                        disks_met[disk] = true;
+                        continue;
+                    }
                     match is_new(&path, from_s, &mut new_folders) {
                         Some(true) => report.new_since.push(escape_path(&path)),
                         Some(false) => report.lacking.push(escape_path(&path)),
@@ -108,6 +126,11 @@ impl Run<'_> {
                 }
                 None => {}
             }
+        }
+        let new_disks = new_disks.iter().zip(disks_met);
+        for ((_, new), _) in new_disks.filter(|(_, met)| *met) {
+            let text = format!("{}: {} was not there", new.place, new.text());
+            report.new_since.push(text);
         }
         // More than can be examined.
         report.lacking.count += outcome.changes.count - outcome.changes.names.len() as u64;
@@ -128,21 +151,17 @@ fn asked_for(record: &RunRecord) -> Vec<PathBuf> {
     sources.map(|source| unescape_path(source)).collect()
 }
 
-/// File systems at places where the run met another one, or none.
-fn new_disks(record: &RunRecord, now: &[FileSystem]) -> Vec<FileSystem> {
+/// File systems at places where the run met another one, or none, or that the job leaves out.
+fn new_disks(record: &RunRecord, now: &[FileSystem]) -> Vec<(PathBuf, FileSystem)> {
     let is_new = |now: &&FileSystem| {
-        let met = record
-            .file_systems
-            .iter()
-            .filter(|met| met.place == now.place);
-        !met.into_iter().any(|met| met.is_continued_by(now))
+        let met = record.file_systems.iter();
+        let mut met = met.filter(|met| met.place == now.place);
+        !met.any(|met| met.is_continued_by(now))
     };
     // Records of older programs have none.
     let known = !record.file_systems.is_empty();
-    now.iter()
-        .filter(|_| known)
-        .filter(is_new)
-        .cloned()
+    let new = now.iter().filter(|_| known).filter(is_new);
+    new.map(|new| (unescape_path(&new.place), new.clone()))
         .collect()
 }
 

@@ -63,6 +63,9 @@ fn what_the_snapshot_lacks_is_named_and_the_next_backup_has_it() {
     }
     symlink("a", source.join("link")).unwrap();
     symlink("a", source.join("lost-link")).unwrap();
+    let elsewhere = bench.path("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    fs::write(elsewhere.join("old"), "text").unwrap();
     let patterns = bench.path("patterns");
     fs::write(&patterns, "/**/left/\n").unwrap();
     let spec = SnapshotSpec {
@@ -86,9 +89,6 @@ fn what_the_snapshot_lacks_is_named_and_the_next_backup_has_it() {
     fs::write(source.join("new.skip"), "new").unwrap();
     fs::write(source.join("left/new"), "new").unwrap();
     // Of files in a folder that was moved here only the folder itself is younger.
-    let elsewhere = bench.path("elsewhere");
-    fs::create_dir(&elsewhere).unwrap();
-    fs::hard_link(source.join("kept/file"), elsewhere.join("old")).unwrap();
     fs::rename(&elsewhere, source.join("moved")).unwrap();
     fs::remove_file(source.join("link")).unwrap();
     symlink("b", source.join("link")).unwrap();
@@ -145,6 +145,15 @@ fn disks_that_the_snapshot_does_not_have_are_named_as_such_and_left_out_ones_are
     };
     let place = &in_source(&bench, &["disk: tmpfs disk was not there"])[0];
     assert!(named.starts_with(place.as_str()), "{named}");
+
+    // One that the job's patterns leave out is no news.
+    let without = SnapshotSpec {
+        excludes: vec![disk.display().to_string()],
+        ..bench.spec()
+    };
+    take_later(&bench, &without);
+    let report = against_source(&bench);
+    assert_eq!((report.lacking.count, report.new_since.count), (0, 0));
 
     // With it, a file that the snapshot lacks is named.
     let taken = take_later(&bench, &bench.spec());
