@@ -11,6 +11,7 @@ pub mod asyncssh;
 pub mod compare;
 pub mod crash;
 pub mod dice;
+pub mod dropbear;
 pub mod fault;
 pub mod hostile;
 pub mod leases;

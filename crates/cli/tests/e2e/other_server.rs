@@ -1,4 +1,4 @@
-//! A container's life on a server that is not OpenSSH, has no shell, opens no folder and tells no
+//! A container's life on servers that are not OpenSSH. Some have no shell, open no folder and state no
 //! limits: a plain SFTP account is enough, whether it copies by itself or not.
 
 use std::ffi::OsString;
@@ -10,6 +10,7 @@ use crate::stage::manifest::{Manifest, assert_same};
 use crate::stage::plain::PlainVolume;
 use crate::stage::{run_within, shown};
 use sprat_testkit::asyncssh::{self, AsyncSsh};
+use sprat_testkit::dropbear::{self, Dropbear};
 use sprat_testkit::proftpd::{self, ProFtpd};
 use sprat_testkit::requires;
 
@@ -25,19 +26,28 @@ fn run(stage: &Stage, ssh: &[OsString], words: &[&str]) -> Output {
 #[test]
 fn a_plain_account_of_another_server_is_enough_for_a_containers_whole_life() {
     requires!(crate::stage::missing(), asyncssh::missing());
-    whole_life(&AsyncSsh::start_without_copies().ssh_command(), false);
+    whole_life(
+        &AsyncSsh::start_without_copies().ssh_command(),
+        Trims::ThroughClient,
+    );
 }
 
 #[test]
 fn another_server_that_copies_by_itself_is_used_for_that() {
     requires!(crate::stage::missing(), asyncssh::missing());
-    whole_life(&AsyncSsh::start().ssh_command(), true);
+    whole_life(&AsyncSsh::start().ssh_command(), Trims::ByCopying);
 }
 
 #[test]
 fn proftpd_is_enough_for_a_containers_whole_life() {
     requires!(crate::stage::missing(), proftpd::missing());
-    whole_life(&ProFtpd::start(&[]).ssh_command(), false);
+    whole_life(&ProFtpd::start(&[]).ssh_command(), Trims::ThroughClient);
+}
+
+#[test]
+fn dropbear_is_enough_for_a_containers_whole_life() {
+    requires!(crate::stage::missing(), dropbear::missing());
+    whole_life(&Dropbear::start().ssh_command(), Trims::ByShell);
 }
 
 #[test]
@@ -79,7 +89,15 @@ fn init_names_what_a_server_lacks_and_leaves_nothing_there() {
     }
 }
 
-fn whole_life(ssh: &[OsString], copies: bool) {
+/// How a server gives space back.
+#[derive(Clone, Copy, PartialEq)]
+enum Trims {
+    ByShell,
+    ByCopying,
+    ThroughClient,
+}
+
+fn whole_life(ssh: &[OsString], trims: Trims) {
     let mut stage = Stage::new();
     let sprat = |stage: &Stage, words: &[&str]| run(stage, ssh, words);
     let ok = |stage: &Stage, words: &[&str]| {
@@ -106,18 +124,25 @@ fn whole_life(ssh: &[OsString], copies: bool) {
         &stage,
         &["prune", &target, "--job", "home", "--keep-last", "1"],
     );
-    let refused = sprat(&stage, &["trim", &target]);
-    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(!refused.status.success());
-    assert!(told.contains("--rewrite"), "{told}");
-    let trim = ["trim", &target, "--rewrite"];
-    if copies {
+    let trim = ["trim", &target];
+    if trims == Trims::ByShell {
         ok(&stage, &trim);
     } else {
         let refused = sprat(&stage, &trim);
-        let told = String::from_utf8_lossy(&refused.stderr).into_owned();
-        assert!(told.contains("--through-client"), "{told}");
-        ok(&stage, &[&trim[..], &["--through-client"]].concat());
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success());
+        assert!(said.contains("--rewrite"), "{said}");
+    }
+    let trim = ["trim", &target, "--rewrite"];
+    match trims {
+        Trims::ByShell => {}
+        Trims::ByCopying => drop(ok(&stage, &trim)),
+        Trims::ThroughClient => {
+            let refused = sprat(&stage, &trim);
+            let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert!(said.contains("--through-client"), "{said}");
+            ok(&stage, &[&trim[..], &["--through-client"]].concat());
+        }
     }
 
     let word = stage.path("word");
