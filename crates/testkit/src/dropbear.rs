@@ -67,7 +67,7 @@ impl Dropbear {
             format!("[127.0.0.1]:{port} {public}\n"),
         )?;
         // It reads only ~/.ssh/authorized_keys: in a mount namespace of its own the home is another.
-        let script = "set -e; umask 077; keys=$(cat \"$1/user_key.pub\"); mount -t tmpfs none ~root; \
+        let script = "set -e; umask 077; keys=$(cat \"$1/user_key.pub\"); mount -t tmpfs -o mode=700 none ~root; \
                       mkdir ~root/.ssh; echo \"$keys\" > ~root/.ssh/authorized_keys; \
                       exec dropbear -F -E -s -r \"$1/host_key\" -p \"127.0.0.1:$2\" -P \"$1/pid\"";
         let child = Command::new("unshare")

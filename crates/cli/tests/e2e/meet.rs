@@ -420,6 +420,20 @@ fn late_writes_over_a_finished_snapshot_are_found_named_and_healed() {
         std::os::unix::fs::FileExt::write_all_at(&file, &noise(4096, 9), offset).unwrap();
     }
 
+    // The file system's first block as the sleeper had it makes the container look older.
+    let first = 16 << 20;
+    let write = std::os::unix::fs::FileExt::write_all_at;
+    write(&file, &before[first..first + 4096], first as u64).unwrap();
+    let said = other.sprat(&["check"], &[]).failed_with(13);
+    for part in [
+        "is older than this machine knows it",
+        "written late",
+        "--accept-older-state",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    write(&file, &after[first..first + 4096], first as u64).unwrap();
+
     let third = Other::than(&machine);
     for machine in [&other, &third] {
         let refused = machine.sprat(&["backup"], &["--name", "other", "src"]);

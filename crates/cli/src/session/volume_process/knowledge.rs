@@ -113,6 +113,11 @@ impl Knowledge {
         self.known.knows_overwritten(blocks)
     }
 
+    /// The container is older than this machine knows it.
+    pub(super) fn found_older(&self) -> bool {
+        matches!(self.finding, Finding::Older { .. })
+    }
+
     pub(super) fn written_elsewhere(&self) -> bool {
         self.finding == Finding::WrittenElsewhere
     }

@@ -428,8 +428,13 @@ fn unlock(
         Some(cipher) => Some(check_not_truncated(&looked, &payload, cipher)?),
         None => None,
     };
-    knowledge.compare(start, first_block.as_deref(), file_bytes, say)?;
     let digests = (DigestKey::of(&key)?, payload.offset_bytes);
+    if let Err(failure) = knowledge.compare(start, first_block.as_deref(), file_bytes, say) {
+        return Err(match knowledge.found_older() {
+            true => late::why_older(failure, start, hold, &*looked.file, digests),
+            false => failure,
+        });
+    }
     let late = late::begin(start, hold, &*looked.file, digests, &knowledge, say)?;
     let edge = Edge::new(opened_by(start), key, cipher)?;
     stop.check()?;

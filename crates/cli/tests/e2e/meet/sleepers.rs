@@ -447,6 +447,11 @@ fn run(moment: Moment, sleep: Sleep, way: Way, long: bool, dice: &mut Dice) -> O
     );
     let check = scene.by_other(&["check", "TARGET", "--json"]);
     if check.code == 13 && !way.is_proof() && late > 0 {
+        // With the file system's first block the container is older; that is named, too.
+        let check = match check.stderr.contains("written late") {
+            true => scene.by_other(&["check", "TARGET", "--json", "--accept-older-state"]),
+            false => check,
+        };
         assert!(
             check.json()["overwritten_blocks"].as_u64() > Some(0),
             "{}",

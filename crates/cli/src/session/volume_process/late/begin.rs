@@ -107,6 +107,43 @@ pub(in super::super) fn begin(
     Ok(late)
 }
 
+/// The failure of an opening that found an older state. Where the blocks that were overwritten after they had
+/// been made durable have the file system's first among them, a late write made the state older, and not
+/// the server: the failure says so. It stays a failure, since a server that shows an old copy of the
+/// container beside newer lists looks the same.
+pub(in super::super) fn why_older(
+    older: Failure,
+    start: &VolumeStart,
+    hold: &Hold,
+    file: &dyn StoreFile,
+    (key, offset_bytes): (DigestKey, u64),
+) -> Failure {
+    let (lists, notes) = hold.late_found();
+    if start.ignore_lock || (lists.is_empty() && notes.is_empty()) {
+        return older;
+    }
+    let Ok(compared) = compare(&*hold.store(), file, &key, (&lists, &notes), true) else {
+        return older;
+    };
+    let overwritten = of_volume(&compared.overwritten, offset_bytes);
+    if overwritten.first() != Some(&0) {
+        return older;
+    }
+    let blocks = text::counted(overwritten.len() as u64, "block", "blocks");
+    older
+        .because(format!(
+            "{blocks} hold other bytes than were made durable there, the file system's first block among \
+             them: a machine that slept or lost its connection has probably written late"
+        ))
+        .with_hint(format!(
+            "nothing was written. Run `sprat check {} --accept-older-state` on this machine: it names the \
+             files that may be damaged. Then back up again: what is damaged is read from its source again, \
+             never from a snapshot. But if the server shows an old copy of the file, put the newer one \
+             back first",
+            start.target
+        ))
+}
+
 /// Container blocks as the volume's.
 fn of_volume(blocks: &[u64], offset_bytes: u64) -> Vec<u64> {
     let first = offset_bytes / BLOCK;

@@ -11,7 +11,7 @@ mod digest;
 mod file;
 mod sent;
 
-pub(super) use begin::{Found, begin};
+pub(super) use begin::{Found, begin, why_older};
 pub(super) use digest::DigestKey;
 #[cfg(test)]
 pub(super) use digest::tests::key as some_key;
