@@ -305,6 +305,22 @@ fn a_source_that_was_set_aside_gets_its_name_back_and_the_move_ends() {
         .sprat(&["snapshots", CONTAINER])
         .failed_with(10);
     assert!(said.contains(aside), "{said}");
+    // The only copy that has a name is nobody's to remove.
+    let key = [
+        "--new-key",
+        "--cheap-kdf-for-tests",
+        "--sheet",
+        "sheet",
+        "--key-file",
+        "config/keys/x.key",
+    ];
+    let said = scene
+        .machine
+        .sprat_struck(&[&copy[..], &key].concat(), None)
+        .failed_with(2);
+    assert!(said.contains("without --new-key"), "{said}");
+    assert!(!said.contains("remove"), "{said}");
+    assert!(same_bytes(&scene.pristine, &scene.machine.path(CONTAINER)));
     let again = ok(&scene.machine.sprat_struck(&copy, None));
     assert_eq!(again["source_removed"], true);
     scene.arrived_whole();

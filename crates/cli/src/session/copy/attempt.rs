@@ -147,7 +147,8 @@ impl Job<'_> {
         // What a dead session had under way went into what has the name, if anything has.
         self.file_is_ours = self.named || there.destination.is_none();
         // Refused before any lock is taken.
-        let near_its_end = self.is_near_its_end();
+        let near_its_end =
+            self.is_near_its_end() && (there.destination.is_some() || !self.has_other_key());
         let may_lack_source = there.destination.is_some() && near_its_end && self.may_lack_source();
         if there.source.is_none() && !there.set_aside && !may_lack_source {
             return Err(self.last_word(self.no_source(&there)));
@@ -180,6 +181,9 @@ impl Job<'_> {
         if there.set_aside {
             self.name_again(&*stores.source)?;
             there = self.look(stores)?;
+        }
+        if there.destination.is_some() && self.has_other_key() {
+            return Err(self.last_word(self.begun_with_other_key()));
         }
         self.connected_at = Some(Instant::now());
         let done = AtomicBool::new(false);
@@ -264,7 +268,13 @@ impl Job<'_> {
             note.stage() >= CopyStage::Verified
                 && note.identity().source == self.options.source.target.identity()
                 && note.identity().destination == self.options.destination.target.identity()
-                && note.identity().new_header.is_some() == self.options.new_key.is_some()
+        })
+    }
+
+    /// One of `--new-key` and a copy that is near its end without it, or the other way round.
+    fn has_other_key(&self) -> bool {
+        self.note.as_ref().is_some_and(|note| {
+            note.identity().new_header.is_some() != self.options.new_key.is_some()
         })
     }
 

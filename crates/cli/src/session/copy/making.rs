@@ -80,7 +80,7 @@ impl Job<'_> {
             Some(Ok((_, key))) => {
                 let cipher = Arc::new(SectorCipher::new(&key, header)?);
                 let (block, file_bytes) = state::first_block(file, header, &cipher)?;
-                self.cipher = Some(cipher);
+                self.cipher = Some((header.pins(), cipher));
                 return state::refuse_older(state_dir, target, header.uuid(), &block, file_bytes);
             }
             Some(Err(error)) if error.kind() == LuksErrorKind::Read => {
@@ -146,7 +146,7 @@ impl Job<'_> {
             .map(|secret| in_use::Opened {
                 header: &source.header,
                 secret,
-                cipher: self.cipher.clone(),
+                cipher: self.cipher_of(&source.pins),
                 last: state::opened_last(&from.state_dir, &from.target, &source.pins.uuid),
             });
         let (mut map, holes_by) =

@@ -162,8 +162,9 @@ struct Job<'a> {
     file_is_ours: bool,
     /// The source was compared with what this machine knows of it.
     compared: bool,
-    /// The source's, once a key has opened it.
-    cipher: Option<Arc<SectorCipher>>,
+    /// The source's, once a key has opened it, and the pins of what it opened: after a lost connection
+    /// another container may have the source's name.
+    cipher: Option<(Pins, Arc<SectorCipher>)>,
     /// Of a copy that gets a volume key of its own.
     new_header: Option<Arc<NewHeader>>,
     new_key: Option<Arc<NewKey>>,

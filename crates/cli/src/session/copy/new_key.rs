@@ -45,6 +45,8 @@ pub(super) struct NewHeader {
 
 /// What makes the source's bytes those of the copy.
 pub(super) struct NewKey {
+    /// The source that the old key opened.
+    source: Pins,
     header: Arc<NewHeader>,
     old: Arc<SectorCipher>,
     new: SectorCipher,
@@ -205,8 +207,21 @@ impl Job<'_> {
             return Err(self.last_word(self.exists_already()));
         }
         let Some(source) = source else { return Ok(()) };
-        if self.new_key.is_some() {
-            return Ok(());
+        if let Some(key) = &self.new_key {
+            if key.source == source.pins {
+                return Ok(());
+            }
+            let failure = Failure::new(
+                Exit::Damaged,
+                format!(
+                    "{} is another container than the one that this copy was begun with",
+                    self.options.source.target
+                ),
+            );
+            return Err(self.last_word(failure.with_hint(
+                "nothing was removed, and the copy got no name. Another file was put in the source's \
+                 place while the connection was lost: find out why before you run this again",
+            )));
         }
         let Some(secret) = &self.options.source_key else {
             return Err(Failure::usage("a new key needs the source's key"));
@@ -217,25 +232,32 @@ impl Job<'_> {
             Some(header) => Arc::clone(header),
             None => Arc::new(self.make_header(source, secret, options, observer)?),
         };
+        let note_path = self.note_path();
         let opened = header.header()?.unlock(&&header.image[..], secret);
         let key = opened.map_err(|error| {
             Failure::from(&error)
                 .context("the new key of this copy was made with another key of the source")
-                .with_hint(
-                    "nothing was changed. Give the key that the copy was begun with; or begin anew \
-                     by removing the unfinished file and its note in /var/lib/sprat/copies",
-                )
+                .with_hint(format!(
+                    "nothing was changed. Give the key that the copy was begun with; or remove the \
+                         unfinished file and {}, and run this again",
+                    note_path.display()
+                ))
         })?;
         let new = SectorCipher::new(&key, &header.header()?)?;
         self.new_header = Some(Arc::clone(&header));
-        self.new_key = Some(Arc::new(NewKey { header, old, new }));
+        self.new_key = Some(Arc::new(NewKey {
+            source: source.pins.clone(),
+            header,
+            old,
+            new,
+        }));
         Ok(())
     }
 
     /// The source's cipher.
     fn opened(&mut self, source: &Source, secret: &Secret) -> Result<Arc<SectorCipher>, Failure> {
-        if let Some(cipher) = &self.cipher {
-            return Ok(Arc::clone(cipher));
+        if let Some(cipher) = self.cipher_of(&source.pins) {
+            return Ok(cipher);
         }
         let from = &self.options.source;
         let last = state::opened_last(&from.state_dir, &from.target, &source.pins.uuid);
@@ -245,8 +267,14 @@ impl Job<'_> {
         );
         let (_, key) = source.header.unlock_within(&bytes, secret, &last)?;
         let cipher = Arc::new(SectorCipher::new(&key, &source.header)?);
-        self.cipher = Some(Arc::clone(&cipher));
+        self.cipher = Some((source.pins.clone(), Arc::clone(&cipher)));
         Ok(cipher)
+    }
+
+    /// The cipher of a source with these pins, if a key has opened it.
+    pub(super) fn cipher_of(&self, source: &Pins) -> Option<Arc<SectorCipher>> {
+        let (pins, cipher) = self.cipher.as_ref()?;
+        (pins == source).then(|| Arc::clone(cipher))
     }
 
     /// Makes a header, shows its sheet, and keeps it. The sheet comes first: a copy whose recovery key
@@ -259,6 +287,13 @@ impl Job<'_> {
         observer: &mut dyn CopyObserver,
     ) -> Result<NewHeader, Failure> {
         self.interrupt.check()?;
+        if self.header_path().exists() {
+            observer.tell(
+                "a sheet that an earlier, unfinished run of this copy showed does not open this copy: \
+                 throw it away",
+                true,
+            );
+        }
         let recovery = RecoveryKey::generate()
             .map_err(|error| Failure::from(&error).context("can't make a recovery key"))?;
         let secrets = [
@@ -333,10 +368,11 @@ impl Job<'_> {
         let cipher = SectorCipher::new(&header.unlock(&bytes, secret)?, &header)?;
         let (there, _) = state::first_block(file, &header, &cipher)?;
         let (here, file_bytes) = state::first_block(&*source.file, &source.header, &key.old)?;
-        if there != here {
+        // Two ciphers that are both wrong agree, too.
+        if there != here || state::FirstBlock::read(&here, file_bytes).is_none() {
             let failure = Failure::new(
                 Exit::Damaged,
-                "the copy does not open to what the source opens to",
+                "the copy does not open to the file system that the source opens to",
             );
             return Err(self.last_word(failure.with_hint(
                 "the copy got no name, and the source is as it was. This machine's memory, or the \
@@ -431,6 +467,7 @@ mod tests {
         let with = WithNewKey {
             file,
             key: Arc::new(NewKey {
+                source: source.pins.clone(),
                 header: Arc::new(copy),
                 old: Arc::new(old),
                 new: cipher(&source, &new_key),

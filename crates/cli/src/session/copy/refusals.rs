@@ -42,6 +42,20 @@ impl Job<'_> {
         )
     }
 
+    pub(super) fn begun_with_other_key(&self) -> Failure {
+        let with = match self.options.new_key {
+            Some(_) => "without",
+            None => "with",
+        };
+        Failure::usage(format!(
+            "{} was copied by a run {with} --new-key that did not come to its end",
+            self.options.destination.target
+        ))
+        .with_hint(format!(
+            "nothing was changed. Run the same command {with} --new-key: it finishes what was begun"
+        ))
+    }
+
     pub(super) fn older_than_source(&self) -> Failure {
         let (from, to) = (
             &self.options.source.target,
