@@ -562,13 +562,21 @@ const THREADLESS: &str = "SPRAT_TEST_LOCK_THREADLESS";
 #[test]
 fn a_lock_is_kept_where_no_thread_can_be_made() {
     if std::env::var_os(THREADLESS).is_none() {
-        let status = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "a_lock_is_kept_where_no_thread_can_be_made"])
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "lock::a_lock_is_kept_where_no_thread_can_be_made",
+            ])
             .arg("--test-threads=1")
             .env(THREADLESS, "1")
             .env("RUST_MIN_STACK", (1u64 << 46).to_string())
-            .status();
-        assert!(status.unwrap().success());
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(
+            output.status.success() && said.contains("1 passed"),
+            "{said}"
+        );
         return;
     }
     let thread = std::thread::Builder::new().spawn(|| ());
@@ -599,7 +607,7 @@ impl Holder {
         argv.extend(
             [
                 "--exact",
-                "child_that_takes_the_lock_and_waits",
+                "lock::child_that_takes_the_lock_and_waits",
                 "--nocapture",
             ]
             .map(Into::into),

@@ -584,15 +584,20 @@ fn a_volume_is_closed_and_compared_where_no_thread_can_be_made() {
     requires!(needs::program("prlimit"));
     let Some(lost) = std::env::var_os(THREADLESS) else {
         for lost in ["no", "yes"] {
-            let status = Command::new(std::env::current_exe().unwrap())
+            let output = Command::new(std::env::current_exe().unwrap())
                 .args([
                     "--exact",
-                    "a_volume_is_closed_and_compared_where_no_thread_can_be_made",
+                    "losses::a_volume_is_closed_and_compared_where_no_thread_can_be_made",
                 ])
                 .arg("--test-threads=1")
                 .env(THREADLESS, lost)
-                .status();
-            assert!(status.unwrap().success(), "lost: {lost}");
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(
+                output.status.success() && said.contains("1 passed"),
+                "lost: {lost}: {said}"
+            );
         }
         return;
     };
