@@ -373,7 +373,7 @@ impl Session {
 fn no_room(available_bytes: u64) -> Failure {
     let available = crate::output::text::bytes(available_bytes);
     Failure::failed(format!(
-        "stopped in order: only {available} are left on the server"
+        "stopped in order: only {available} are left on the server for what is still on its way there"
     ))
     .with_hint(
         "finished snapshots are unharmed, and what was copied is kept. Make room on the server, or \
