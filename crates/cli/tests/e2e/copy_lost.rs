@@ -216,6 +216,33 @@ fn a_server_that_is_back_before_its_disk_is_waited_for() {
     }
 }
 
+/// With the key that opened the first one, the second would come out as noise, and then be removed.
+#[test]
+fn another_container_in_the_sources_place_is_not_copied_under_a_new_key() {
+    requires!(missing());
+    let scene = Scene::new();
+    let machine = &scene.machine;
+    let key = ["--key-file", "config/keys/x.key"];
+    let other = ["init", "store/other.luks", "--size", "128M"];
+    let cheap = ["--cheap-kdf-for-tests"];
+    let made = machine.sprat(&[&cheap[..], &other, &key].concat());
+    assert_eq!(made.code, 0, "{}", made.whole());
+    let whole = fs::read(machine.path("store/other.luks")).unwrap();
+    // A machine that knows neither of them trusts what it finds.
+    fs::remove_dir_all(machine.path("state")).unwrap();
+    machine.write("act", "mv store/other.luks store/x.luks\n");
+    let (from, to) = (machine.on_line(CONTAINER), machine.on_line(COPY));
+    let copy = ["copy", "--new-key", "--move", &from, &to];
+    let ran = scene.struck(
+        &[&copy[..], &key].concat(),
+        blow("leave", "before", "write", 20),
+    );
+    let said = ran.failed_with(13);
+    assert!(said.contains("another container"), "{said}");
+    assert!(fs::read(machine.path(CONTAINER)).unwrap() == whole);
+    assert!(!machine.path(COPY).exists());
+}
+
 /// A copy from this machine to a server that does what `faults` say, with so many seconds for an outage.
 fn copied_to_hostile(scene: &Scene, faults: &[Fault], reconnect_max: &str) -> (Ran, Hostile) {
     let machine = &scene.machine;
