@@ -5,8 +5,10 @@
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -118,6 +120,19 @@ impl Drop for AsyncSsh {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Waits until `server` takes connections on `port` of loopback; what it wrote to `errors` is the failure's text.
+pub(crate) fn wait_until_up(server: &mut Child, port: u16, errors: &Path) -> io::Result<()> {
+    let until = Instant::now() + Duration::from_secs(10);
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        if server.try_wait()?.is_some() || Instant::now() > until {
+            let said = std::fs::read_to_string(errors)?;
+            return Err(io::Error::other(format!("it does not come up: {said}")));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 /// `ssh` with the keys `user_key` and `known_hosts` in `folder`, whatever host is named.

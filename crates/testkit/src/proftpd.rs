@@ -3,14 +3,13 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::asyncssh::client_words;
+use crate::asyncssh::{client_words, wait_until_up};
 use crate::needs;
 
 const MODULES: &str = "/usr/lib/proftpd";
@@ -93,14 +92,8 @@ impl ProFtpd {
             port,
             child,
         };
-        let until = Instant::now() + Duration::from_secs(10);
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            if server.child.try_wait()?.is_some() || Instant::now() > until {
-                let said = std::fs::read_to_string(server.path("errors"))?;
-                return Err(io::Error::other(format!("it does not come up: {said}")));
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let errors = server.path("errors");
+        wait_until_up(&mut server.child, port, &errors)?;
         let host_key = std::fs::read_to_string(server.path("host_key.pub"))?;
         let known = format!("[127.0.0.1]:{port} {host_key}");
         std::fs::write(server.path("known_hosts"), known)?;
