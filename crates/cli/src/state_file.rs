@@ -1,4 +1,4 @@
-//! Writes a JSON file of the state folder: whole or not at all, durable, for this user only.
+//! Writes a file of the state folder: whole or not at all, durable, for this user only.
 
 use std::fs::{DirBuilder, File};
 use std::io::{self, Write};
@@ -7,9 +7,16 @@ use std::path::Path;
 
 use serde::Serialize;
 
+/// Writes `content` as JSON, by [`write_bytes`].
+pub(crate) fn write(path: &Path, content: &impl Serialize) -> io::Result<()> {
+    let mut text = serde_json::to_vec_pretty(content)?;
+    text.push(b'\n');
+    write_bytes(path, &text)
+}
+
 /// Writes `content` in the place of what lies at `path`; its folder (0700) is made where missing.
 /// Whatever fails or dies, the file holds what it held before or all of the new.
-pub(crate) fn write(path: &Path, content: &impl Serialize) -> io::Result<()> {
+pub(crate) fn write_bytes(path: &Path, content: &[u8]) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     DirBuilder::new()
         .recursive(true)
@@ -17,8 +24,7 @@ pub(crate) fn write(path: &Path, content: &impl Serialize) -> io::Result<()> {
         .create(folder)?;
     // Mode 0600 is tempfile's own.
     let mut part = tempfile::NamedTempFile::new_in(folder)?;
-    serde_json::to_writer_pretty(&mut part, content)?;
-    part.write_all(b"\n")?;
+    part.write_all(content)?;
     part.as_file().sync_all()?;
     part.persist(path).map_err(|error| error.error)?;
     File::open(folder)?.sync_all()

@@ -29,9 +29,9 @@ pub struct CopyArgs {
 }
 
 pub(super) const COPY_EXAMPLES: &str = "\
-Needs no key, but with --new-key. Holes stay holes. An interrupted copy goes on where it stopped when the same command runs again. DST
-has its name only once all of it was read back. With --new-key the sheet is shown when the copy
-begins, and not again when it goes on.
+No key is needed, except with --new-key. Holes stay holes. An interrupted copy goes on where it
+stopped when the same command runs again. DST has its name only once all of it was read back. With
+--new-key the sheet is shown when the copy begins, and not again when it goes on.
 
 Examples:
   sprat copy home /mnt/usb/home.luks

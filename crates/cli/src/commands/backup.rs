@@ -354,11 +354,11 @@ fn report(context: &Context, outcome: &Outcome) -> Result<(), Failure> {
             return Ok(());
         }
     };
-    for (told, matters) in said_of(&outcome.job, &report.record.warnings) {
+    for (text, matters) in said_of(&outcome.job, &report.record.warnings) {
         if matters {
-            context.output.warning(&told);
+            context.output.warning(&text);
         } else {
-            context.output.note(&told);
+            context.output.note(&text);
         }
     }
     for name in names_of_content(&report.record) {
@@ -380,15 +380,15 @@ fn said_of(job: &str, warnings: &[Warning]) -> Vec<(String, bool)> {
     let kernels = warnings.iter().filter(is_kernels).count();
     let mut said = Vec::new();
     if kernels > KERNEL_PLACES_SHOWN_MAX {
-        let told = "left out the kernel's own file systems";
-        said.push((format!("{job}: {told} ({kernels} places)"), false));
+        let text = format!("{job}: left out the kernel's own file systems ({kernels} places)");
+        said.push((text, false));
     }
     for warning in warnings {
         if is_kernels(&warning) && kernels > KERNEL_PLACES_SHOWN_MAX {
             continue;
         }
-        let told = format!("{job}: {}", super::warning_text(warning));
-        said.push((told, lacks_something(warning) || is_of_content(warning)));
+        let text = format!("{job}: {}", super::warning_text(warning));
+        said.push((text, lacks_something(warning) || is_of_content(warning)));
     }
     said
 }

@@ -96,7 +96,7 @@ pub(super) fn run(context: &Context, args: &CopyArgs) -> Result<Exit, Failure> {
         let target = &destination.target;
         super::init::note_keys(state_dir, &report.pins.uuid, target, &source.secret);
     }
-    let text = told(&source, &destination, &report, args.new_key);
+    let text = summary(&source, &destination, &report, args.new_key);
     let figures = report.figures;
     let json = json!({
         "command": "copy",
@@ -128,7 +128,12 @@ fn has_no_folder(resolved: &Resolved) -> bool {
 }
 
 /// The result for people, and what is left for them to do.
-fn told(source: &Resolved, destination: &Resolved, report: &CopyReport, new_key: bool) -> String {
+fn summary(
+    source: &Resolved,
+    destination: &Resolved,
+    report: &CopyReport,
+    new_key: bool,
+) -> String {
     let (from, to) = (&source.target, &destination.target);
     let verb = if report.source_removed {
         "moved"

@@ -15,7 +15,7 @@ use super::watch::Watch;
 use super::{CopyObserver, CopyPhase, Job, finding, in_use};
 use crate::{Exit, Failure, own_names, pinned, state};
 
-/// Why nothing of an earlier run is gone on with, where one of the two was to have a new key.
+/// Why an earlier run is not continued: only one of the two was to have a new key.
 const OTHER_KEY: &str = "an earlier run copied with another key (--new-key was given to one of the two only; a \
                          sheet that it showed opens nothing)";
 

@@ -1,8 +1,9 @@
 //! `sprat copy`: a container as it is, from one store to another.
 //!
-//! Nothing is mounted. No key is needed, unless the copy gets a volume key of its own (`new_key`); where there is one at hand, the first block of the volume is
-//! decrypted to tell an older state from the newest, and the file system's bitmaps, where nothing else
-//! says where the container holds data. So one process does it all: both locks, both
+//! Nothing is mounted. No key is needed, unless the copy gets a volume key of its own (`new_key`). Where
+//! there is one at hand, the first block of the volume is decrypted to tell an older state from the
+//! newest, and the file system's bitmaps, where nothing else says where the container holds data. So one
+//! process does it all: both locks, both
 //! connections, and `sprat_store::copy` between them. What has arrived is noted in the state
 //! folder; the destination bears another name until all of it was read back.
 

@@ -4,10 +4,8 @@
 //! copy encrypts with the same key. It is what the server gets, too: the volume key is in it only
 //! wrapped in the key slots. All cryptography is `sprat_luks`'s, as for `init` and for a session.
 
-use std::fs::DirBuilder;
-use std::io::{self, Write};
+use std::io;
 use std::ops::Range;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,7 +18,7 @@ use sprat_store::{FileStat, ReadClass, StoreError, StoreFile};
 use super::super::volume_process::connection::HeaderBytes;
 use super::attempt::Source;
 use super::{CopyObserver, Job};
-use crate::{Exit, Failure, kept_header, state};
+use crate::{Exit, Failure, kept_header, state, state_file};
 
 /// Of the volume. One that reads as zeros before it is decrypted was never written: a hole.
 const BLOCK_BYTES: usize = 4096;
@@ -74,21 +72,6 @@ impl NewHeader {
     fn load(path: &Path, digest: &str) -> Option<Self> {
         let kept = Self::new(std::fs::read(path).ok()?).ok()?;
         (kept.digest == digest).then_some(kept)
-    }
-
-    /// Keeps it: all of it or nothing, durably.
-    fn store(&self, path: &Path) -> io::Result<()> {
-        let folder = path.parent().unwrap_or(Path::new("."));
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)?;
-        // Mode 0600 is tempfile's own.
-        let mut part = tempfile::NamedTempFile::new_in(folder)?;
-        part.write_all(&self.image)?;
-        part.as_file().sync_all()?;
-        part.persist(path).map_err(|error| error.error)?;
-        std::fs::File::open(folder)?.sync_all()
     }
 
     fn header(&self) -> Result<Header, LuksError> {
@@ -316,7 +299,7 @@ impl Job<'_> {
             self.last_word(failure.with_more_hint("Nothing was copied, and no key was changed"))
         })?;
         let path = self.header_path();
-        header.store(&path).map_err(|error| {
+        state_file::write_bytes(&path, &header.image).map_err(|error| {
             Failure::failed(format!("can't keep the new header in {}", path.display()))
                 .caused_by(&error)
                 .with_hint(
@@ -503,7 +486,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("copies/x.header");
         let (made, key) = header();
-        made.store(&path).unwrap();
+        state_file::write_bytes(&path, &made.image).unwrap();
         let kept = NewHeader::load(&path, &made.digest).unwrap();
         assert_eq!((&kept.pins, &kept.image), (&made.pins, &made.image));
         let secret = Secret::key_file(vec![7; 4096]);

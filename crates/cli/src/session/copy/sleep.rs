@@ -109,7 +109,7 @@ mod tests {
     struct Observer {
         copying: Option<Sender<()>>,
         sleep: Arc<Mutex<Weak<CopySleep>>>,
-        told: Vec<String>,
+        said: Vec<String>,
     }
 
     impl CopyObserver for Observer {
@@ -137,7 +137,7 @@ mod tests {
         }
 
         fn tell(&mut self, text: &str, _: bool) {
-            self.told.push(text.to_owned());
+            self.said.push(text.to_owned());
         }
     }
 
@@ -172,7 +172,7 @@ mod tests {
         let mut observer = Observer {
             copying: Some(copying),
             sleep: Arc::clone(&sleep),
-            told: Vec::new(),
+            said: Vec::new(),
         };
         let copier = std::thread::spawn(move || {
             let watch = |sleeper: OfCopy| {
@@ -180,7 +180,7 @@ mod tests {
                 watch.send(sleeper).unwrap();
             };
             let copied = copy_watched(&options, &mut observer, &Interrupt::never().unwrap(), watch);
-            (copied, observer.told)
+            (copied, observer.said)
         });
         let follower = logind.follow(watched.recv().unwrap());
         let inhibitor = logind.inhibited();
@@ -198,11 +198,11 @@ mod tests {
         assert_eq!((held("from"), held("to")), (1, 1));
         logind.sleeps(false);
         let inhibitor = logind.inhibited();
-        let (copied, told) = copier.join().unwrap();
+        let (copied, said) = copier.join().unwrap();
         copied.unwrap();
         assert!(
-            told.iter().any(|text| text.contains("about to sleep")),
-            "{told:?}"
+            said.iter().any(|text| text.contains("about to sleep")),
+            "{said:?}"
         );
         assert!(fs::read(&from).unwrap() == fs::read(&to).unwrap());
         assert_eq!((held("from"), held("to")), (0, 0));
