@@ -9,11 +9,12 @@ use openssl::{rand::rand_bytes, sha::Sha256};
 use serde_json::Value;
 
 use crate::{
-    Copies, CopyState, Extent, Header, HeaderRead, HeaderWrite, LuksError, Secret,
-    change::Written,
-    copies::{Place, plain},
-    header::fetch,
+    LuksError,
+    copies::{Copies, CopyState, Place, plain},
+    header::Header,
+    header_io::{Extent, HeaderRead, HeaderWrite, Written, fetch},
     metadata::Metadata,
+    secret::Secret,
     turn::{SEQUENCE_JUMP, Turn, overlap},
 };
 

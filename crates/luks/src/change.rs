@@ -1,10 +1,12 @@
 //! Adds and removes key slots, as writes in an order that a crash can't turn into a loss.
 
 use crate::{
-    Extent, Header, HeaderRead, HeaderWrite, LuksError, Secret, SlotKind, VolumeKey,
+    LuksError,
     copies::Place,
-    format::{FormatOptions, kdf_for},
-    header::fetch_area,
+    format::{FormatOptions, SlotKind, kdf_for},
+    header::Header,
+    header_io::{Extent, HeaderWrite, Written, fetch},
+    secret::{Secret, VolumeKey},
     turn::Turn,
 };
 
@@ -34,7 +36,7 @@ impl Header {
         let mut reference = self.reference()?;
         let number = reference.add_slot(None, key, secret, &kdf_for(kind, options))?;
         let changed = Self::load_for(&reference, self.opened_by)?;
-        let mut area = fetch_area(&reference, changed.slot(number)?)?;
+        let mut area = fetch(&reference, &changed.slot(number)?.area)?;
         // Only one may be at work, and proving the slot is the next one's.
         drop(reference);
         let len = area.bytes.len() as u64;
@@ -63,7 +65,7 @@ impl Header {
         }
         let mut reference = self.reference()?;
         reference.remove_slot(number)?;
-        let area = fetch_area(&reference, slot)?;
+        let area = fetch(&reference, &slot.area)?;
         let changed = Self::load_for(&reference, self.opened_by)?;
         drop(reference);
         assert!(changed.slot(number).is_err(), "slot {number} was removed");
@@ -89,49 +91,5 @@ impl Header {
             HeaderWrite::Write(self.extent(Place::Primary)?),
             HeaderWrite::Barrier,
         ])
-    }
-}
-
-/// A file of holes with some extents in it, as the server would have it.
-pub(crate) struct Written<'a> {
-    extents: Vec<&'a Extent>,
-    len: u64,
-}
-
-impl<'a> Written<'a> {
-    pub(crate) fn new(extents: impl IntoIterator<Item = &'a Extent>, len: u64) -> Self {
-        Self {
-            extents: extents.into_iter().collect(),
-            len,
-        }
-    }
-
-    fn of(writes: &'a [HeaderWrite], len: u64) -> Self {
-        let extents = writes.iter().filter_map(|write| match write {
-            HeaderWrite::Write(extent) => Some(extent),
-            HeaderWrite::Barrier => None,
-        });
-        Self::new(extents, len)
-    }
-}
-
-impl HeaderRead for Written<'_> {
-    fn len(&self) -> std::io::Result<u64> {
-        Ok(self.len)
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        buf.fill(0);
-        let (begin, end) = (offset, offset + buf.len() as u64);
-        for extent in &self.extents {
-            let extent_end = extent.offset + extent.bytes.len() as u64;
-            let (from, to) = (begin.max(extent.offset), end.min(extent_end));
-            if from < to {
-                let index = |at: u64| usize::try_from(at).expect("inside of a buffer");
-                let part = index(from - extent.offset)..index(to - extent.offset);
-                buf[index(from - begin)..index(to - begin)].copy_from_slice(&extent.bytes[part]);
-            }
-        }
-        Ok(())
     }
 }

@@ -13,7 +13,7 @@ use openssl::{
     error::ErrorStack,
 };
 
-use crate::{Header, LuksError, Pins, VolumeKey, metadata::CIPHER};
+use crate::{LuksError, allowed_ciphers::CIPHER, header::Header, pins::Pins, secret::VolumeKey};
 
 /// The cipher of one volume. Any number of threads may call at once.
 ///

@@ -9,7 +9,7 @@ use openssl::sha::sha256;
 use proptest::prelude::*;
 
 use super::SectorCipher;
-use crate::{VolumeKey, pins::hex};
+use crate::{secret::VolumeKey, text::hex};
 
 /// Bits of the key, bytes of the sector, number of the sector (in sectors), SHA-256 of its
 /// ciphertext.

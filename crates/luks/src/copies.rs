@@ -26,7 +26,13 @@ use std::{fmt, ops::Range};
 use openssl::{hash::MessageDigest, rand::rand_bytes};
 use serde_json::Value;
 
-use crate::{HeaderRead, LuksError, error::shown, metadata::parse_area};
+use crate::{
+    LuksError,
+    error::CopyFault,
+    header_io::{HeaderRead, fetch_up_to},
+    metadata_json::parse_area,
+    text::{big_endian_u64, shown, text_until_nul},
+};
 
 const MAGIC_PRIMARY: &[u8; 6] = b"LUKS\xba\xbe";
 const MAGIC_SECONDARY: &[u8; 6] = b"SKUL\xba\xbe";
@@ -54,47 +60,6 @@ pub(crate) const SEQUENCE_MAX: u64 = 1 << 48;
 pub(crate) const SEQUENCE_FIRST_MAX: u64 = 1 << 40;
 /// How far a sequence may go up between two openings on one machine.
 pub(crate) const SEQUENCE_STEP_MAX: u64 = 1 << 32;
-
-/// What is wrong with one header copy.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum CopyFault {
-    /// Not where it should be, or the magic bytes are wrong.
-    Magic,
-    /// A version other than 2.
-    Version(u16),
-    /// A size that LUKS2 does not have.
-    Size(u64),
-    /// It names another place than the one it lies at.
-    Offset(u64),
-    /// A checksum algorithm that isn't known.
-    ChecksumKind(String),
-    /// The checksum doesn't fit.
-    Checksum,
-    /// The file ends within it.
-    Truncated,
-    /// A sequence that no count of key changes comes to: only somebody who wants the next change to
-    /// wrap it to zero, so that removed keys count again, writes it.
-    Sequence(u64),
-    /// The checksum fits, but the metadata can't be read.
-    Metadata(String),
-}
-
-impl fmt::Display for CopyFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Magic => f.write_str("no LUKS2 magic"),
-            Self::Version(version) => write!(f, "version {version}"),
-            Self::Size(bytes) => write!(f, "a size of {bytes} bytes"),
-            Self::Offset(offset) => write!(f, "it belongs at offset {offset}"),
-            Self::ChecksumKind(kind) => write!(f, "unknown checksum {kind}"),
-            Self::Checksum => f.write_str("wrong checksum"),
-            Self::Truncated => f.write_str("cut short"),
-            Self::Sequence(number) => write!(f, "an implausible sequence, {number}"),
-            Self::Metadata(what) => f.write_str(what),
-        }
-    }
-}
 
 /// The state of one header copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,6 +128,12 @@ pub(crate) struct WholeCopy {
     pub metadata: Value,
 }
 
+/// What lies at the place of a copy.
+enum FoundCopy {
+    Whole(WholeCopy),
+    Faulty(CopyFault),
+}
+
 /// The newest whole copy, and the state of both.
 pub(crate) struct Judged {
     pub copy: WholeCopy,
@@ -178,21 +149,21 @@ pub(crate) fn fetch(source: &dyn HeaderRead) -> Result<Judged, LuksError> {
         source: error,
     })?;
     // In one piece what nearly every container needs.
-    let head = fetch_range(source, file_len, 0, 2 * SIZES[0])?;
+    let head = fetch_up_to(source, file_len, 0, 2 * SIZES[0])?;
     let primary = read_copy(source, file_len, &head, 0, Place::Primary)?;
     let secondary = match &primary {
-        Ok(copy) => {
+        FoundCopy::Whole(copy) => {
             let offset = copy.bytes.len() as u64;
             read_copy(source, file_len, &head, offset, Place::Secondary)?
         }
-        Err(_) => search_secondary(source, file_len, &head)?,
+        FoundCopy::Faulty(_) => search_secondary(source, file_len, &head)?,
     };
     judge(primary, secondary, &head, file_len)
 }
 
 fn judge(
-    primary: Result<WholeCopy, CopyFault>,
-    secondary: Result<WholeCopy, CopyFault>,
+    primary: FoundCopy,
+    secondary: FoundCopy,
     head: &[u8],
     file_len: u64,
 ) -> Result<Judged, LuksError> {
@@ -203,33 +174,41 @@ fn judge(
         })
     };
     match (primary, secondary) {
-        (Ok(first), Ok(second)) => match first.sequence_id.cmp(&second.sequence_id) {
-            std::cmp::Ordering::Equal if first.says_the_same_as(&second) => {
-                good(first, CopyState::Good, CopyState::Good)
+        (FoundCopy::Whole(first), FoundCopy::Whole(second)) => {
+            match first.sequence_id.cmp(&second.sequence_id) {
+                std::cmp::Ordering::Equal if first.says_the_same_as(&second) => {
+                    good(first, CopyState::Good, CopyState::Good)
+                }
+                // As cryptsetup does. What this machine knows of pins and slots is compared later.
+                std::cmp::Ordering::Equal => {
+                    let sequence_id = first.sequence_id;
+                    let contradicts = CopyState::Contradicts { sequence_id };
+                    good(first, CopyState::Good, contradicts)
+                }
+                std::cmp::Ordering::Greater => {
+                    let sequence_id = second.sequence_id;
+                    good(first, CopyState::Good, CopyState::Stale { sequence_id })
+                }
+                std::cmp::Ordering::Less => {
+                    let sequence_id = first.sequence_id;
+                    good(second, CopyState::Stale { sequence_id }, CopyState::Good)
+                }
             }
-            // As cryptsetup does. What this machine knows of pins and slots is compared later.
-            std::cmp::Ordering::Equal => {
-                let sequence_id = first.sequence_id;
-                let contradicts = CopyState::Contradicts { sequence_id };
-                good(first, CopyState::Good, contradicts)
-            }
-            std::cmp::Ordering::Greater => {
-                let sequence_id = second.sequence_id;
-                good(first, CopyState::Good, CopyState::Stale { sequence_id })
-            }
-            std::cmp::Ordering::Less => {
-                let sequence_id = first.sequence_id;
-                good(second, CopyState::Stale { sequence_id }, CopyState::Good)
-            }
-        },
-        (Ok(first), Err(fault)) => good(first, CopyState::Good, CopyState::Damaged(fault)),
-        (Err(fault), Ok(second)) => good(second, CopyState::Damaged(fault), CopyState::Good),
-        (Err(primary), Err(secondary)) => Err(hopeless(primary, secondary, head, file_len)),
+        }
+        (FoundCopy::Whole(first), FoundCopy::Faulty(fault)) => {
+            good(first, CopyState::Good, CopyState::Damaged(fault))
+        }
+        (FoundCopy::Faulty(fault), FoundCopy::Whole(second)) => {
+            good(second, CopyState::Damaged(fault), CopyState::Good)
+        }
+        (FoundCopy::Faulty(primary), FoundCopy::Faulty(secondary)) => {
+            Err(no_good_copy(primary, secondary, head, file_len))
+        }
     }
 }
 
 /// Tells a file that never was a container from a broken one.
-fn hopeless(primary: CopyFault, secondary: CopyFault, head: &[u8], file_len: u64) -> LuksError {
+fn no_good_copy(primary: CopyFault, secondary: CopyFault, head: &[u8], file_len: u64) -> LuksError {
     if primary == CopyFault::Version(1) {
         return LuksError::Luks1;
     }
@@ -249,44 +228,47 @@ fn search_secondary(
     source: &dyn HeaderRead,
     file_len: u64,
     head: &[u8],
-) -> Result<Result<WholeCopy, CopyFault>, LuksError> {
-    let mut worst = CopyFault::Magic;
+) -> Result<FoundCopy, LuksError> {
+    let mut last_fault = CopyFault::Magic;
     for offset in SIZES {
         match read_copy(source, file_len, head, offset, Place::Secondary)? {
-            Ok(copy) => return Ok(Ok(copy)),
-            Err(CopyFault::Magic | CopyFault::Truncated) => {}
-            Err(fault) => worst = fault,
+            FoundCopy::Faulty(CopyFault::Magic | CopyFault::Truncated) => {}
+            FoundCopy::Faulty(fault) => last_fault = fault,
+            whole @ FoundCopy::Whole(_) => return Ok(whole),
         }
     }
-    Ok(Err(worst))
+    Ok(FoundCopy::Faulty(last_fault))
 }
 
-/// Reads the copy at `offset`. The outer error is that of fetching, the inner the copy's own.
+/// Reads the copy at `offset`. It fails only if the bytes can't be fetched.
 fn read_copy(
     source: &dyn HeaderRead,
     file_len: u64,
     head: &[u8],
     offset: u64,
     place: Place,
-) -> Result<Result<WholeCopy, CopyFault>, LuksError> {
+) -> Result<FoundCopy, LuksError> {
     let begin = usize::try_from(offset).expect("at most 4 MiB");
     let binary = match head.get(begin..begin + BINARY_BYTES) {
         Some(binary) => binary.to_vec(),
-        None => fetch_range(source, file_len, offset, BINARY_BYTES as u64)?,
+        None => fetch_up_to(source, file_len, offset, BINARY_BYTES as u64)?,
     };
     let size = match check_binary(&binary, offset, place) {
         Ok(size) => size,
-        Err(fault) => return Ok(Err(fault)),
+        Err(fault) => return Ok(FoundCopy::Faulty(fault)),
     };
     let end = begin + usize::try_from(size).expect("at most 4 MiB");
     let bytes = match head.get(begin..end) {
         Some(bytes) => bytes.to_vec(),
-        None => fetch_range(source, file_len, offset, size)?,
+        None => fetch_up_to(source, file_len, offset, size)?,
     };
     if (bytes.len() as u64) < size {
-        return Ok(Err(CopyFault::Truncated));
+        return Ok(FoundCopy::Faulty(CopyFault::Truncated));
     }
-    Ok(check_whole(bytes))
+    Ok(match check_whole(bytes) {
+        Ok(copy) => FoundCopy::Whole(copy),
+        Err(fault) => FoundCopy::Faulty(fault),
+    })
 }
 
 /// Checks what can be checked before the metadata are there; returns the copy's size.
@@ -305,11 +287,11 @@ fn check_binary(binary: &[u8], offset: u64, place: Place) -> Result<u64, CopyFau
     if version != 2 {
         return Err(CopyFault::Version(version));
     }
-    let said = big_endian(binary, 256);
+    let said = big_endian_u64(binary, 256);
     if said != offset {
         return Err(CopyFault::Offset(said));
     }
-    let size = big_endian(binary, 8);
+    let size = big_endian_u64(binary, 8);
     if !SIZES.contains(&size) || (place == Place::Secondary && size != offset) {
         return Err(CopyFault::Size(size));
     }
@@ -317,22 +299,22 @@ fn check_binary(binary: &[u8], offset: u64, place: Place) -> Result<u64, CopyFau
 }
 
 fn check_whole(bytes: Vec<u8>) -> Result<WholeCopy, CopyFault> {
-    let kind = text(&bytes[72..104]);
+    let kind = text_until_nul(&bytes[72..104]);
     let algorithm = checksum_kind(&kind).ok_or_else(|| CopyFault::ChecksumKind(shown(&kind)))?;
     let found = checksum(&bytes, algorithm).map_err(|_| CopyFault::Checksum)?;
     let (sum, rest) = bytes[CHECKSUM].split_at(found.len());
     if sum != found || rest.iter().any(|&byte| byte != 0) {
         return Err(CopyFault::Checksum);
     }
-    let sequence_id = big_endian(&bytes, 16);
+    let sequence_id = big_endian_u64(&bytes, 16);
     if sequence_id > SEQUENCE_MAX {
         return Err(CopyFault::Sequence(sequence_id));
     }
     let metadata = parse_area(&bytes[BINARY_BYTES..]).map_err(CopyFault::Metadata)?;
     Ok(WholeCopy {
         sequence_id,
-        uuid: text(&bytes[168..208]),
-        label: text(&bytes[24..72]),
+        uuid: text_until_nul(&bytes[168..208]),
+        label: text_until_nul(&bytes[24..72]),
         metadata,
         bytes,
     })
@@ -378,7 +360,7 @@ impl WholeCopy {
             area[..json.len()].copy_from_slice(json.as_bytes());
         }
         rand_bytes(&mut bytes[SALT]).map_err(crypto)?;
-        let algorithm = checksum_kind(&text(&bytes[72..104])).expect("checked when read");
+        let algorithm = checksum_kind(&text_until_nul(&bytes[72..104])).expect("checked when read");
         bytes[CHECKSUM].fill(0);
         let sum = checksum(&bytes, algorithm).map_err(crypto)?;
         bytes[CHECKSUM][..sum.len()].copy_from_slice(&sum);
@@ -402,7 +384,7 @@ impl WholeCopy {
         bytes[..6].copy_from_slice(magic(place));
         bytes[256..264].copy_from_slice(&offset.to_be_bytes());
         rand_bytes(&mut bytes[SALT]).map_err(crypto)?;
-        let algorithm = checksum_kind(&text(&bytes[72..104])).expect("checked when read");
+        let algorithm = checksum_kind(&text_until_nul(&bytes[72..104])).expect("checked when read");
         let sum = checksum(&bytes, algorithm).map_err(crypto)?;
         bytes[CHECKSUM][..sum.len()].copy_from_slice(&sum);
         Ok(bytes)
@@ -431,37 +413,4 @@ fn checksum(bytes: &[u8], kind: MessageDigest) -> Result<Vec<u8>, openssl::error
     hasher.update(&[0; CHECKSUM.end - CHECKSUM.start])?;
     hasher.update(&bytes[CHECKSUM.end..])?;
     Ok(hasher.finish()?.to_vec())
-}
-
-fn big_endian(bytes: &[u8], at: usize) -> u64 {
-    bytes[at..at + 8]
-        .iter()
-        .fold(0, |number, &byte| number << 8 | u64::from(byte))
-}
-
-/// Text up to the first NUL; what isn't UTF-8 is replaced.
-fn text(field: &[u8]) -> String {
-    let end = field.iter().position(|&b| b == 0).unwrap_or(field.len());
-    String::from_utf8_lossy(&field[..end]).into_owned()
-}
-
-/// Fetches a range as far as the file has it.
-fn fetch_range(
-    source: &dyn HeaderRead,
-    file_len: u64,
-    offset: u64,
-    len: u64,
-) -> Result<Vec<u8>, LuksError> {
-    let len = len.min(file_len.saturating_sub(offset));
-    let mut bytes = vec![0; usize::try_from(len).expect("at most 4 MiB")];
-    if !bytes.is_empty() {
-        source
-            .read_at(offset, &mut bytes)
-            .map_err(|error| LuksError::Read {
-                offset,
-                len,
-                source: error,
-            })?;
-    }
-    Ok(bytes)
 }

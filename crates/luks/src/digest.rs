@@ -2,10 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use openssl::{base64, hash::MessageDigest, memcmp, pkcs5::pbkdf2_hmac, sha::Sha256};
+use openssl::{hash::MessageDigest, memcmp, pkcs5::pbkdf2_hmac, sha::Sha256};
 use serde::Deserialize;
 
-use crate::{LuksError, VolumeKey, error::shown, metadata::number, pins::hex};
+use crate::{
+    LuksError,
+    secret::VolumeKey,
+    text::{decode, hex, number, shown},
+};
 
 /// cryptsetup spends 125 ms on the digest (lib/luks2/luks2_digest_pbkdf2.c), less than 2 million
 /// rounds on the fastest machines. The digest is computed once per slot tried.
@@ -157,16 +161,4 @@ pub(crate) fn slot_number(name: &str) -> Result<u32, LuksError> {
         .ok()
         .filter(|slot| *slot < 32 && slot.to_string() == name)
         .ok_or_else(|| LuksError::invalid(format!("key slot {}", shown(name))))
-}
-
-/// Decodes canonical base64.
-pub(crate) fn decode(text: Option<&str>, what: &str) -> Result<Vec<u8>, LuksError> {
-    let invalid = || LuksError::invalid(format!("{what} is not base64"));
-    let text = text.ok_or_else(invalid)?;
-    let bytes = base64::decode_block(text).map_err(|_| invalid())?;
-    // OpenSSL passes over blanks and stray bits.
-    if base64::encode_block(&bytes) != text {
-        return Err(invalid());
-    }
-    Ok(bytes)
 }

@@ -1,10 +1,8 @@
 //! What can go wrong with a header or a key, and how a caller tells the cases apart.
 
-use std::io;
+use std::{fmt, io};
 
 use openssl::error::ErrorStack;
-
-use crate::copies::CopyFault;
 
 /// Work on a LUKS2 header failed. No variant holds a secret; text that came from a header is
 /// escaped and cut.
@@ -110,6 +108,47 @@ pub enum LuksError {
     Argument { what: String },
 }
 
+/// What is wrong with one header copy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CopyFault {
+    /// Not where it should be, or the magic bytes are wrong.
+    Magic,
+    /// A version other than 2.
+    Version(u16),
+    /// A size that LUKS2 does not have.
+    Size(u64),
+    /// It names another place than the one it lies at.
+    Offset(u64),
+    /// A checksum algorithm that isn't known.
+    ChecksumKind(String),
+    /// The checksum doesn't fit.
+    Checksum,
+    /// The file ends within it.
+    Truncated,
+    /// A sequence that no count of key changes comes to: only somebody who wants the next change to
+    /// wrap it to zero, so that removed keys count again, writes it.
+    Sequence(u64),
+    /// The checksum fits, but the metadata can't be read.
+    Metadata(String),
+}
+
+impl fmt::Display for CopyFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Magic => f.write_str("no LUKS2 magic"),
+            Self::Version(version) => write!(f, "version {version}"),
+            Self::Size(bytes) => write!(f, "a size of {bytes} bytes"),
+            Self::Offset(offset) => write!(f, "it belongs at offset {offset}"),
+            Self::ChecksumKind(kind) => write!(f, "unknown checksum {kind}"),
+            Self::Checksum => f.write_str("wrong checksum"),
+            Self::Truncated => f.write_str("cut short"),
+            Self::Sequence(number) => write!(f, "an implausible sequence, {number}"),
+            Self::Metadata(what) => f.write_str(what),
+        }
+    }
+}
+
 /// What a caller may choose by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -166,18 +205,4 @@ impl LuksError {
     pub(crate) fn unsupported(what: impl Into<String>) -> Self {
         Self::Unsupported { what: what.into() }
     }
-}
-
-/// Shows text from a header: quoted, control characters escaped, at most 64 characters.
-pub(crate) fn shown(text: &str) -> String {
-    const CHARACTERS_MAX: usize = 64;
-    let mut out: String = text
-        .chars()
-        .take(CHARACTERS_MAX)
-        .flat_map(char::escape_debug)
-        .collect();
-    if text.chars().nth(CHARACTERS_MAX).is_some() {
-        out.push('…');
-    }
-    format!("\"{out}\"")
 }

@@ -1,15 +1,18 @@
 //! Makes the header of a new container.
 
 use openssl::rand::rand_priv_bytes;
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::{
-    Extent, Header, LuksError, Pins, Secret, VolumeKey,
-    change::Written,
+    LuksError,
     copies::Place,
-    header::fetch_area,
+    header::Header,
+    header_io::{Extent, Written, fetch},
     keyslot::Kdf,
+    pins::Pins,
     reference::{NewHeader, Reference},
+    secret::{Secret, VolumeKey},
 };
 
 /// cryptsetup's default: headers, key slots, and then the payload.
@@ -25,7 +28,7 @@ const ARGON2_THREADS_MAX: usize = 4;
 const LABEL_BYTES_MAX: usize = 47;
 
 /// What a secret is, which decides how dear guessing it is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SlotKind {
     /// Thousands of random bytes: pbkdf2 with 1000 rounds, so that opening is fast.
     KeyFile,
@@ -95,7 +98,7 @@ pub fn format(
     let made = Header::load(&reference)?;
     let mut header = Vec::new();
     for slot in made.slots() {
-        header.push(fetch_area(&reference, made.slot(slot.number)?)?);
+        header.push(fetch(&reference, &made.slot(slot.number)?.area)?);
     }
     // Only one may be at work, and proving the slots is the next one's.
     drop(reference);

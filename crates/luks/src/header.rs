@@ -1,78 +1,25 @@
 //! A container's header as fetched, judged, and unlocked.
 
-use std::{collections::BTreeMap, fmt, fs::File, io, ops::Range, os::unix::fs::FileExt};
+use std::{collections::BTreeMap, fmt};
 
 use serde_json::{Value, json};
 
 use crate::{
-    Copies, CopyState, LuksError, Pins, Secret, VolumeKey,
-    copies::{self, Place, WholeCopy},
-    error::shown,
+    LuksError,
+    allowed_ciphers::OpenedBy,
+    copies::{self, Copies, CopyState, Place, WholeCopy},
+    header_io::{Extent, HeaderRead, HeaderWrite, fetch},
     keyslot::Keyslot,
-    metadata::{Metadata, OpenedBy},
-    pins::hex,
+    metadata::Metadata,
+    pins::Pins,
     reference::Reference,
+    secret::{Secret, VolumeKey},
+    text::{hex, shown},
     unlock::{Budget, UnlockOptions},
 };
 
 /// Blocks of the volume above; the payload counts in whole ones.
 const BLOCK_BYTES: u64 = 4096;
-
-/// Where a header's bytes come from.
-#[allow(
-    clippy::len_without_is_empty,
-    reason = "the length of a file, asked with a chance to fail"
-)]
-pub trait HeaderRead {
-    /// Present length of the file in bytes.
-    fn len(&self) -> io::Result<u64>;
-
-    /// Fills `buf` from `offset`, or fails.
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
-}
-
-impl HeaderRead for File {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.metadata()?.len())
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.read_exact_at(buf, offset)
-    }
-}
-
-impl HeaderRead for &[u8] {
-    fn len(&self) -> io::Result<u64> {
-        Ok(<[u8]>::len(self) as u64)
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        let part = usize::try_from(offset)
-            .ok()
-            .and_then(|begin| self.get(begin..begin.checked_add(buf.len())?))
-            .ok_or(io::ErrorKind::UnexpectedEof)?;
-        buf.copy_from_slice(part);
-        Ok(())
-    }
-}
-
-/// A run of bytes at its place in the container file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Extent {
-    /// Offset in the file.
-    pub offset: u64,
-    /// What lies there.
-    pub bytes: Vec<u8>,
-}
-
-/// One step of changing a header on the server; steps are done in order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum HeaderWrite {
-    /// Write this.
-    Write(Extent),
-    /// Make everything before this durable (flush, checked) before anything after it is sent.
-    Barrier,
-}
 
 /// Where the payload lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -190,6 +137,17 @@ impl Header {
             uuid: self.copy.uuid.clone(),
             sequence_id: self.copy.sequence_id,
         }
+    }
+
+    /// Compares this header with what is known of the container: [`LuksError::Pin`] or
+    /// [`LuksError::OlderHeader`]. To be called before [`Header::unlock`].
+    pub fn check_pins(&self, pins: &Pins) -> Result<(), LuksError> {
+        pins.check(&self.pins())
+    }
+
+    /// Compares this header with the fingerprint typed from a recovery sheet.
+    pub fn check_fingerprint(&self, typed: &str) -> Result<(), LuksError> {
+        self.pins().check_typed(typed)
     }
 
     /// Where the payload lies in a container file of `file_len` bytes; [`LuksError::Truncated`]
@@ -311,7 +269,7 @@ impl Header {
             if !budget.allows(slot.number, &slot.kdf) {
                 continue;
             }
-            reference.fill(&fetch_area(source, slot)?)?;
+            reference.fill(&fetch(source, &slot.area)?)?;
             let opened = match reference.open_slot(slot.number, &slot.kdf, secret) {
                 // Another slot may do.
                 Err(error @ LuksError::NoMemory { .. }) => {
@@ -387,29 +345,4 @@ impl fmt::Debug for Header {
             .field("slots", &self.slots())
             .finish()
     }
-}
-
-/// Fetches a slot's area.
-pub(crate) fn fetch_area(source: &dyn HeaderRead, slot: &Keyslot) -> Result<Extent, LuksError> {
-    fetch(source, &slot.area)
-}
-
-/// Fetches a range of key slots' space.
-pub(crate) fn fetch(source: &dyn HeaderRead, area: &Range<u64>) -> Result<Extent, LuksError> {
-    let (offset, len) = (area.start, area.end - area.start);
-    let failed = |error| LuksError::Read {
-        offset,
-        len,
-        source: error,
-    };
-    let file_len = source.len().map_err(failed)?;
-    if file_len < area.end {
-        return Err(LuksError::Truncated {
-            file_len,
-            needed: area.end,
-        });
-    }
-    let mut bytes = vec![0; usize::try_from(len).expect("bounded when read")];
-    source.read_at(offset, &mut bytes).map_err(failed)?;
-    Ok(Extent { offset, bytes })
 }

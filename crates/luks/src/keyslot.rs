@@ -7,10 +7,9 @@ use serde::Deserialize;
 
 use crate::{
     LuksError,
-    digest::{decode, message_digest, slot_number},
-    error::shown,
-    metadata::{CIPHER, OpenedBy, check_cipher, number},
-    pins::hex,
+    allowed_ciphers::{CIPHER, OpenedBy, check_cipher},
+    digest::{message_digest, slot_number},
+    text::{decode, hex, number, shown},
 };
 
 /// Twice what cryptsetup ever picks by itself (1 GiB, `DEFAULT_LUKS2_MEMORY_KB`).

@@ -16,6 +16,7 @@
 //! locking single ranges isn't possible in safe code.
 #![forbid(unsafe_code)]
 
+mod allowed_ciphers;
 mod backup;
 mod change;
 mod cipher;
@@ -24,24 +25,28 @@ mod digest;
 mod error;
 mod format;
 mod header;
+mod header_io;
 mod keyslot;
 mod luks1;
 mod metadata;
+mod metadata_json;
 mod pins;
 mod recovery;
 mod reference;
 mod secret;
+mod text;
 mod turn;
 mod unlock;
 
+pub use allowed_ciphers::OpenedBy;
 pub use backup::HeaderBackup;
 pub use cipher::SectorCipher;
-pub use copies::{Copies, CopyFault, CopyState};
-pub use error::{LuksError, LuksErrorKind};
+pub use copies::{Copies, CopyState};
+pub use error::{CopyFault, LuksError, LuksErrorKind};
 pub use format::{FormatOptions, NewContainer, SlotKind, format};
-pub use header::{Extent, Header, HeaderRead, HeaderWrite, Payload, Slot};
+pub use header::{Header, Payload, Slot};
+pub use header_io::{Extent, HeaderRead, HeaderWrite};
 pub use luks1::{AnyHeader, Luks1Header};
-pub use metadata::OpenedBy;
 pub use pins::Pins;
 pub use recovery::{RecoveryKey, RecoveryKeyError};
 pub use secret::{Secret, VolumeKey};

@@ -23,13 +23,17 @@ use std::ops::Range;
 use openssl::sha::Sha256;
 
 use crate::{
-    Copies, Extent, Header, HeaderRead, LuksError, OpenedBy, Payload, Pins, Secret, VolumeKey,
+    LuksError,
+    allowed_ciphers::{OpenedBy, check_cipher},
+    copies::Copies,
     digest::message_digest,
-    error::shown,
+    header::{Header, Payload},
+    header_io::{Extent, HeaderRead, fetch},
     keyslot::Kdf,
-    metadata::check_cipher,
-    pins::hex,
+    pins::Pins,
     reference::Reference,
+    secret::{Secret, VolumeKey},
+    text::{big_endian_u32, hex, shown},
     unlock::{Budget, UnlockOptions},
 };
 
@@ -87,15 +91,15 @@ impl Luks1Header {
         if message_digest(&hash).is_none() {
             return Err(LuksError::unsupported(format!("the hash {}", shown(&hash))));
         }
-        let payload_offset_bytes = u64::from(number(&bytes, 104)) * 512;
-        let key_bytes = number(&bytes, 108);
+        let payload_offset_bytes = u64::from(big_endian_u32(&bytes, 104)) * 512;
+        let key_bytes = big_endian_u32(&bytes, 108);
         if !matches!(key_bytes, 16 | 24 | 32 | 48 | 64) {
             return Err(LuksError::unsupported(format!(
                 "a volume key of {} bits",
                 u64::from(key_bytes) * 8
             )));
         }
-        let rounds = number(&bytes, 164);
+        let rounds = big_endian_u32(&bytes, 164);
         if !(1..=DIGEST_ROUNDS_MAX).contains(&rounds) {
             return Err(LuksError::refused(format!(
                 "a digest of {rounds} rounds (at most {DIGEST_ROUNDS_MAX})"
@@ -189,10 +193,6 @@ impl Luks1Header {
     }
 }
 
-fn number(bytes: &[u8], at: usize) -> u32 {
-    u32::from_be_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
-}
-
 /// A text field: printable ASCII up to its NUL.
 fn text(bytes: &[u8], at: usize, len: usize) -> Result<String, LuksError> {
     let field = &bytes[at..at + len];
@@ -214,13 +214,13 @@ fn read_slot(
 ) -> Result<Option<Slot1>, LuksError> {
     let at = 208 + index * SLOT_BYTES;
     let invalid = |what: &str| LuksError::invalid(format!("key slot {index}: {what}"));
-    match number(bytes, at) {
+    match big_endian_u32(bytes, at) {
         SLOT_IN_USE => {}
         SLOT_FREE => return Ok(None),
         _ => return Err(invalid("neither in use nor free")),
     }
-    let offset = u64::from(number(bytes, at + 40)) * 512;
-    if number(bytes, at + 44) != STRIPES || offset < HEADER_BYTES as u64 {
+    let offset = u64::from(big_endian_u32(bytes, at + 40)) * 512;
+    if big_endian_u32(bytes, at + 44) != STRIPES || offset < HEADER_BYTES as u64 {
         return Err(invalid("an area of a wrong size or place"));
     }
     let len = (u64::from(key_bytes) * u64::from(STRIPES)).next_multiple_of(512);
@@ -228,31 +228,10 @@ fn read_slot(
         number: u32::try_from(index).expect("at most 7"),
         kdf: Kdf::Pbkdf2 {
             hash: hash.to_owned(),
-            rounds: number(bytes, at + 4),
+            rounds: big_endian_u32(bytes, at + 4),
         },
         area: offset..offset + len,
     }))
-}
-
-fn fetch(source: &dyn HeaderRead, area: &Range<u64>) -> Result<Extent, LuksError> {
-    let failed = |error| LuksError::Read {
-        offset: area.start,
-        len: area.end - area.start,
-        source: error,
-    };
-    let file_len = source.len().map_err(failed)?;
-    if file_len < area.end {
-        return Err(LuksError::Truncated {
-            file_len,
-            needed: area.end,
-        });
-    }
-    let mut bytes = vec![0; usize::try_from(area.end - area.start).expect("at most 256 KiB")];
-    source.read_at(area.start, &mut bytes).map_err(failed)?;
-    Ok(Extent {
-        offset: area.start,
-        bytes,
-    })
 }
 
 /// A header of either version; LUKS1 only where the kernel decrypts.

@@ -1,58 +1,23 @@
 //! Reads the JSON metadata of a header strictly: what user mode relies on must be there, once,
 //! and legal; what it doesn't know is refused where it could matter.
-//!
-//! libcryptsetup's own parser (json-c) is laxer than this one: of two equal names it takes the
-//! last, and it cuts names at NUL. Both are errors here, so that the two can't read one text in
-//! two ways. The format: "LUKS2 On-Disk Format Specification", section 3.
+//! The format: "LUKS2 On-Disk Format Specification", section 3.
 
-use std::{collections::BTreeMap, fmt, ops::Range};
+use std::{collections::BTreeMap, ops::Range};
 
 use serde::{
-    Deserialize, Deserializer,
-    de::{self, DeserializeOwned, IgnoredAny, MapAccess, SeqAccess, Visitor},
+    Deserialize,
+    de::{DeserializeOwned, IgnoredAny},
 };
-use serde_json::{Map, Number, Value};
+use serde_json::Value;
 
 use crate::{
     LuksError,
+    allowed_ciphers::{OpenedBy, check_cipher},
     digest::{Digest, RawDigest},
-    error::shown,
     keyslot::{Keyslot, RawKeyslot},
+    text::{number, shown},
 };
 
-/// The one cipher of user mode.
-pub(crate) const CIPHER: &str = "aes-xts-plain64";
-/// Block ciphers that dm-crypt has and that are sound; the rest of the kernel's list is not for
-/// a server to choose from.
-const KERNEL_CIPHERS: [&str; 8] = [
-    "aes",
-    "serpent",
-    "twofish",
-    "camellia",
-    "aria",
-    "sm4",
-    "xchacha12,aes",
-    "xchacha20,aes",
-];
-/// Modes with an IV of each sector's own (linux/drivers/md/dm-crypt.c).
-const KERNEL_MODES: [&str; 7] = [
-    "xts-plain64",
-    "xts-plain",
-    "cbc-plain64",
-    "cbc-plain",
-    "cbc-essiv:sha256",
-    "cbc-essiv:sha512",
-    "adiantum-plain64",
-];
-
-/// Who decrypts the sectors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OpenedBy {
-    /// sprat itself: aes-xts-plain64 only.
-    Sprat,
-    /// The kernel's dm-crypt: any sound cipher that it has.
-    Kernel,
-}
 /// Offsets beyond this don't occur; it bounds the size of the file that libcryptsetup sees.
 const PAYLOAD_OFFSET_MAX: u64 = 4 << 30;
 /// `LUKS2_MAX_KEYSLOTS_SIZE` (cryptsetup: lib/luks2/luks2.h).
@@ -124,28 +89,6 @@ struct RawRequirements {
     mandatory: Vec<String>,
     #[serde(flatten)]
     other: BTreeMap<String, IgnoredAny>,
-}
-
-/// Cuts the JSON text out of its area and parses it; the error says what is wrong with it.
-///
-/// Only form is judged here, so that it is a fault of this one copy; [`Metadata::read`] judges
-/// what the metadata ask for.
-pub(crate) fn parse_area(area: &[u8]) -> Result<Value, String> {
-    let end = area
-        .iter()
-        .position(|&byte| byte == 0)
-        .ok_or("metadata without an end")?;
-    if area[end..].iter().any(|&byte| byte != 0) {
-        return Err("bytes behind the end of the metadata".to_owned());
-    }
-    let text = str::from_utf8(&area[..end]).map_err(|_| "metadata are not UTF-8".to_owned())?;
-    if !text.starts_with('{') {
-        return Err("metadata are not a JSON object".to_owned());
-    }
-    serde_json::from_str::<Strict>(text)
-        .map(|strict| strict.0)
-        // Position only: serde's text may quote the input.
-        .map_err(|error| format!("metadata are not strict JSON (column {})", error.column()))
 }
 
 impl Metadata {
@@ -308,31 +251,6 @@ fn read_segment(
     })
 }
 
-/// Judges a cipher in dm-crypt's words; what the kernel alone opens is said so.
-pub(crate) fn check_cipher(encryption: &str, opened_by: OpenedBy) -> Result<(), LuksError> {
-    let name = encryption.to_ascii_lowercase();
-    let kernel_opens = encryption.split_once('-').is_some_and(|(cipher, mode)| {
-        KERNEL_CIPHERS.contains(&cipher) && KERNEL_MODES.contains(&mode)
-    });
-    if encryption == CIPHER || (kernel_opens && opened_by == OpenedBy::Kernel) {
-        Ok(())
-    } else if kernel_opens {
-        Err(LuksError::KernelOnly {
-            what: format!("the cipher {}", shown(encryption)),
-        })
-    } else if name.is_empty() || name.contains("null") || name.contains("ecb") {
-        Err(LuksError::refused(format!(
-            "the cipher {}, which protects nothing",
-            shown(encryption)
-        )))
-    } else {
-        Err(LuksError::unsupported(format!(
-            "the cipher {}",
-            shown(encryption)
-        )))
-    }
-}
-
 fn check_overlaps(slots: &[Keyslot]) -> Result<(), LuksError> {
     let mut areas: Vec<_> = slots.iter().map(|slot| (&slot.area, slot.number)).collect();
     areas.sort_by_key(|(area, _)| area.start);
@@ -369,86 +287,7 @@ fn common_key_size(slots: &[Keyslot], opened_by: OpenedBy) -> Result<usize, Luks
     }
 }
 
-/// Reads a number that LUKS2 keeps as decimal text.
-pub(crate) fn number(text: &str, name: &str) -> Result<u64, LuksError> {
-    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    text.parse()
-        .ok()
-        .filter(|_| digits)
-        .ok_or_else(|| LuksError::invalid(format!("{name} is {}", shown(text))))
-}
-
 fn typed<T: DeserializeOwned>(value: Value, what: &str) -> Result<T, LuksError> {
     serde_json::from_value(value)
         .map_err(|error| LuksError::invalid(format!("{what}: {}", shown(&error.to_string()))))
-}
-
-/// JSON in which no object has a name twice, and no name holds NUL.
-struct Strict(Value);
-
-impl<'de> Deserialize<'de> for Strict {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(StrictVisitor)
-    }
-}
-
-struct StrictVisitor;
-
-impl<'de> Visitor<'de> for StrictVisitor {
-    type Value = Strict;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON")
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Strict, E> {
-        Ok(Strict(Value::Bool(value)))
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Strict, E> {
-        Ok(Strict(Value::Number(value.into())))
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Strict, E> {
-        Ok(Strict(Value::Number(value.into())))
-    }
-
-    fn visit_f64<E: de::Error>(self, value: f64) -> Result<Strict, E> {
-        Number::from_f64(value)
-            .map(|number| Strict(Value::Number(number)))
-            .ok_or_else(|| E::custom("not a number"))
-    }
-
-    fn visit_str<E: de::Error>(self, value: &str) -> Result<Strict, E> {
-        if value.contains('\0') {
-            return Err(E::custom("NUL in a text"));
-        }
-        Ok(Strict(Value::String(value.to_owned())))
-    }
-
-    fn visit_unit<E>(self) -> Result<Strict, E> {
-        Ok(Strict(Value::Null))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Strict, A::Error> {
-        let mut list = Vec::new();
-        while let Some(Strict(value)) = access.next_element()? {
-            list.push(value);
-        }
-        Ok(Strict(Value::Array(list)))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Strict, A::Error> {
-        let mut map = Map::new();
-        while let Some(name) = access.next_key::<String>()? {
-            if name.contains('\0') {
-                return Err(de::Error::custom("NUL in a name"));
-            }
-            let Strict(value) = access.next_value()?;
-            if map.insert(name, value).is_some() {
-                return Err(de::Error::custom("a name twice"));
-            }
-        }
-        Ok(Strict(Value::Object(map)))
-    }
 }

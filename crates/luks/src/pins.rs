@@ -1,14 +1,12 @@
 //! What a machine remembers of a container's header, so that a server can't swap it.
 
-use std::fmt::Write as _;
-
 use openssl::sha::Sha256;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Header, LuksError,
+    LuksError,
     copies::{SEQUENCE_FIRST_MAX, SEQUENCE_STEP_MAX},
-    error::shown,
+    text::{hex, shown},
 };
 
 /// The facts of a header that never change in a container's life, and the newest sequence seen.
@@ -136,9 +134,7 @@ impl Pins {
         }
         Ok(())
     }
-}
 
-impl Pins {
     /// Refuses to trust a sequence that leaves no room for later changes of keys:
     /// [`LuksError::Sequence`]. To be called before anything is pinned.
     pub fn check_first(&self) -> Result<(), LuksError> {
@@ -162,24 +158,4 @@ impl Pins {
             found: self.fingerprint(),
         })
     }
-}
-
-impl Header {
-    /// Compares this header with what is known of the container: [`LuksError::Pin`] or
-    /// [`LuksError::OlderHeader`]. To be called before [`Header::unlock`].
-    pub fn check_pins(&self, pins: &Pins) -> Result<(), LuksError> {
-        pins.check(&self.pins())
-    }
-
-    /// Compares this header with the fingerprint typed from a recovery sheet.
-    pub fn check_fingerprint(&self, typed: &str) -> Result<(), LuksError> {
-        self.pins().check_typed(typed)
-    }
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a String can't fail");
-        text
-    })
 }

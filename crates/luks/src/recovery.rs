@@ -9,7 +9,7 @@ use std::fmt;
 use openssl::{rand::rand_priv_bytes, sha::sha256};
 use zeroize::Zeroizing;
 
-use crate::{LuksError, Secret};
+use crate::{LuksError, secret::Secret, text::big_endian_u64};
 
 /// No two look alike, in print or by hand (no 0 o 1 i l 2 z 5 s 8-b 6-b 9-q-g u-v), and none
 /// moves between a QWERTY and a QWERTZ keyboard (no y z).
@@ -129,9 +129,7 @@ fn checksum(random: &[u8]) -> [u8; GROUP] {
     input.reserve_exact(random.len());
     input.extend_from_slice(random);
     let hash = Zeroizing::new(sha256(&input));
-    let mut number = hash[..8]
-        .iter()
-        .fold(0_u64, |number, &byte| number << 8 | u64::from(byte));
+    let mut number = big_endian_u64(&*hash, 0);
     let base = ALPHABET.len() as u64;
     [(); GROUP].map(|()| {
         let digit = usize::try_from(number % base).expect("below 22");

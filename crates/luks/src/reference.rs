@@ -34,7 +34,12 @@ use rustix::{
 };
 use zeroize::Zeroizing;
 
-use crate::{Extent, HeaderRead, LuksError, Secret, VolumeKey, keyslot::Kdf};
+use crate::{
+    LuksError,
+    header_io::{Extent, HeaderRead},
+    keyslot::Kdf,
+    secret::{Secret, VolumeKey},
+};
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
