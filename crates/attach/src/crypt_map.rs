@@ -15,9 +15,11 @@ use libcryptsetup_rs::{
     CryptInit, CryptParamsPlain, CryptParamsPlainRef, Either, LibcryptErr, set_log_callback,
 };
 use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
 
-use crate::loop_device::{self, open_node};
-use crate::{AttachError, mounts, sys};
+use crate::device_node::{device_number, is_dead, open_node};
+use crate::loop_name::is_loop_device;
+use crate::{AttachError, sys};
 
 /// Begins the name of every map of ours; the container's UUID follows.
 const NAME_PREFIX: &str = "sprat-";
@@ -29,7 +31,7 @@ const SAME_UUID_MAX: u32 = 16;
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// What dm-crypt is to do with the sectors.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CryptMapping {
     /// The container's UUID; the map is called `sprat-UUID`.
     pub uuid: String,
@@ -139,12 +141,12 @@ fn hold(name: &str) -> Result<CryptMap, AttachError> {
     let node = Path::new("/dev/mapper").join(name);
     let number = number_of(name);
     let _ = fs::remove_file(node);
-    let (number, major) = number.ok_or(AttachError::NoDmCrypt {
+    let (major, minor) = number.ok_or(AttachError::NoDmCrypt {
         reason: "the map was made, but /sys/block doesn't show it",
         source: std::io::ErrorKind::NotFound.into(),
     })?;
-    let path = PathBuf::from(format!("/dev/dm-{number}"));
-    let holder = open_node(&path, major, number)
+    let path = PathBuf::from(format!("/dev/dm-{minor}"));
+    let holder = open_node(&path, major, minor)
         .map_err(|e| AttachError::io("open", path.display().to_string(), e))?;
     Ok(CryptMap { holder, path })
 }
@@ -156,10 +158,10 @@ fn free_name(uuid: &str) -> Result<String, AttachError> {
             0 => format!("{NAME_PREFIX}{uuid}"),
             _ => format!("{NAME_PREFIX}{uuid}-{count}"),
         };
-        let Some((number, _)) = number_of(&name) else {
+        let Some((_, minor)) = number_of(&name) else {
             return Ok(name);
         };
-        if is_left_over(number) {
+        if is_left_over(minor) {
             remove(&name)?;
             // Another namespace may hold it open still; it goes with that.
             if number_of(&name).is_none() {
@@ -174,8 +176,8 @@ fn free_name(uuid: &str) -> Result<String, AttachError> {
 }
 
 /// Whether a map's volume process is gone: what lies below it answers with errors only.
-fn is_left_over(number: u32) -> bool {
-    below(number).is_none_or(|device| mounts::is_dead(&device))
+fn is_left_over(minor: u32) -> bool {
+    below(minor).is_none_or(|device| is_dead(&device))
 }
 
 fn remove(name: &str) -> Result<(), AttachError> {
@@ -188,8 +190,8 @@ fn remove(name: &str) -> Result<(), AttachError> {
 }
 
 /// The loop device below the map with this minor number.
-fn below(number: u32) -> Option<PathBuf> {
-    let slaves = fs::read_dir(format!("/sys/block/dm-{number}/slaves")).ok()?;
+fn below(minor: u32) -> Option<PathBuf> {
+    let slaves = fs::read_dir(format!("/sys/block/dm-{minor}/slaves")).ok()?;
     let slave = slaves.flatten().next()?;
     Some(Path::new("/dev").join(slave.file_name()))
 }
@@ -201,10 +203,10 @@ pub(crate) fn loop_below(major: u32, minor: u32) -> Option<PathBuf> {
         .starts_with(NAME_PREFIX)
         .then(|| below(minor))
         .flatten()?;
-    loop_device::is_node(&device).then_some(device)
+    is_loop_device(&device).then_some(device)
 }
 
-/// Minor and major number of the map with this name.
+/// Major and minor number of the map with this name.
 fn number_of(name: &str) -> Option<(u32, u32)> {
     fs::read_dir("/sys/block")
         .ok()?
@@ -214,9 +216,7 @@ fn number_of(name: &str) -> Option<(u32, u32)> {
             if found.trim_end() != name {
                 return None;
             }
-            let device = fs::read_to_string(entry.path().join("dev")).ok()?;
-            let (major, minor) = device.trim_end().split_once(':')?;
-            Some((minor.parse().ok()?, major.parse().ok()?))
+            device_number(&entry.path())
         })
 }
 

@@ -13,11 +13,13 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
+use rustix::mount::{
+    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount,
+    open_tree, unmount,
+};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
-use crate::mounts::{MountLine, read_mounts};
-use crate::process::keep_mounts_inside;
+use crate::mount_table::{MountLine, read_mounts};
 use crate::{AttachError, sys};
 
 /// File systems of the kernel's own: nobody unmounts them, and programs need them.
@@ -88,6 +90,17 @@ pub(crate) fn enter_copy() -> Result<(), AttachError> {
         copied,
     });
     Ok(())
+}
+
+/// In a mount namespace of its own: what is mounted here shows nowhere else.
+pub(crate) fn keep_mounts_inside() -> Result<(), AttachError> {
+    let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    mount_change("/", flags).map_err(|e| match e {
+        // do_change_type in fs/namespace.c: the path is not the root of a mount. The mount that it
+        // lies in can't be named from in here, and what is mounted would show outside.
+        rustix::io::Errno::INVAL => AttachError::RootNotMounted,
+        e => AttachError::io("keep inside", "the mounts", e),
+    })
 }
 
 /// Lets go of the copied mounts that the paths `needed` don't lead through: an unmount outside frees

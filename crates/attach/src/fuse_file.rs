@@ -118,7 +118,7 @@ mod tests {
     use sprat_testkit::{needs, requires};
 
     use super::*;
-    use crate::{process, sys};
+    use crate::{current_mounts, sys};
 
     #[test]
     fn another_device_in_the_place_of_dev_fuse_is_refused() {
@@ -126,7 +126,7 @@ mod tests {
         // In a mount namespace of this thread, which goes with it.
         let refused = std::thread::spawn(|| {
             sys::unshare(rustix::thread::UnshareFlags::NEWNS).unwrap();
-            process::keep_mounts_inside().unwrap();
+            current_mounts::keep_mounts_inside().unwrap();
             rustix::mount::mount_bind("/dev/null", "/dev/fuse").unwrap();
             open_fuse()
         });

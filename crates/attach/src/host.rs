@@ -7,12 +7,16 @@ use std::process::Stdio;
 use rustix::fs::MemfdFlags;
 use rustix::thread::CapabilitySet;
 
+use crate::device_node::is_dead;
+use crate::loop_name::all_ours;
+use crate::mount_table::read_mounts;
+use crate::text::{printable, quoted};
 use crate::{AttachError, crypt_map, fuse_file, loop_device, mounts, process, program};
 
 /// How a finding bears on attaching volumes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Verdict {
+pub enum Severity {
     /// All is well.
     Fine,
     /// It works, with less speed or less safety against rare trouble.
@@ -28,7 +32,7 @@ pub struct HostFinding {
     /// What was looked at, a short stable name such as `fuse`.
     pub what: &'static str,
     /// How it bears on attaching volumes.
-    pub verdict: Verdict,
+    pub severity: Severity,
     /// What was seen.
     pub detail: String,
     /// What to do about it, if anything.
@@ -39,16 +43,16 @@ impl HostFinding {
     fn fine(what: &'static str, detail: impl Into<String>) -> Self {
         Self {
             what,
-            verdict: Verdict::Fine,
+            severity: Severity::Fine,
             detail: detail.into(),
             hint: None,
         }
     }
 
-    fn bad(what: &'static str, verdict: Verdict, detail: impl Into<String>, hint: &str) -> Self {
+    fn bad(what: &'static str, severity: Severity, detail: impl Into<String>, hint: &str) -> Self {
         Self {
             what,
-            verdict,
+            severity,
             detail: detail.into(),
             hint: Some(hint.into()),
         }
@@ -101,7 +105,7 @@ fn kernel() -> HostFinding {
     } else {
         HostFinding::bad(
             "kernel",
-            Verdict::Missing,
+            Severity::Missing,
             format!("Linux {release}, too old"),
             "Linux 5.8 or newer is needed (LOOP_CONFIGURE)",
         )
@@ -109,11 +113,11 @@ fn kernel() -> HostFinding {
 }
 
 fn proc_folder() -> HostFinding {
-    match mounts::read_mounts() {
+    match read_mounts() {
         Ok(_) => HostFinding::fine("proc", "/proc is mounted"),
         Err(e) => HostFinding::bad(
             "proc",
-            Verdict::Missing,
+            Severity::Missing,
             with_cause(&e),
             "mount it: mount -t proc proc /proc",
         ),
@@ -126,7 +130,7 @@ fn admin() -> HostFinding {
     } else {
         HostFinding::bad(
             "root",
-            Verdict::Missing,
+            Severity::Missing,
             "no CAP_SYS_ADMIN: nothing can be mounted",
             "run sprat as root; in a container, give it CAP_SYS_ADMIN (--privileged)",
         )
@@ -141,7 +145,7 @@ fn fuse() -> HostFinding {
     });
     match fuse_file::open_fuse().and(known) {
         Ok(()) => HostFinding::fine("fuse", "/dev/fuse opens, the kernel has the file system"),
-        Err(e) => HostFinding::bad("fuse", Verdict::Missing, with_cause(&e), hint),
+        Err(e) => HostFinding::bad("fuse", Severity::Missing, with_cause(&e), hint),
     }
 }
 
@@ -150,7 +154,7 @@ fn loop_devices() -> HostFinding {
                 block devices of major 7";
     match probe_loop() {
         Ok(path) => HostFinding::fine("loop", format!("{} works", path.display())),
-        Err(e) => HostFinding::bad("loop", Verdict::Missing, with_cause(&e), hint),
+        Err(e) => HostFinding::bad("loop", Severity::Missing, with_cause(&e), hint),
     }
 }
 
@@ -174,21 +178,21 @@ fn mkfs() -> HostFinding {
     let hint = "install e2fsprogs";
     let output = match program::command("mkfs.ext4") {
         Ok(mut command) => command.arg("-V").stdin(Stdio::null()).output(),
-        Err(e) => return HostFinding::bad("mkfs.ext4", Verdict::Missing, e.to_string(), hint),
+        Err(e) => return HostFinding::bad("mkfs.ext4", Severity::Missing, e.to_string(), hint),
     };
     match output {
         Ok(output) if output.status.success() => {
-            let text = program::printable(&output.stderr);
+            let text = printable(&output.stderr);
             let version = text.split(';').next().unwrap_or_default();
             HostFinding::fine("mkfs.ext4", version)
         }
         Ok(output) => HostFinding::bad(
             "mkfs.ext4",
-            Verdict::Missing,
+            Severity::Missing,
             format!("mkfs.ext4 -V: {}", output.status),
             hint,
         ),
-        Err(e) => HostFinding::bad("mkfs.ext4", Verdict::Missing, e.to_string(), hint),
+        Err(e) => HostFinding::bad("mkfs.ext4", Severity::Missing, e.to_string(), hint),
     }
 }
 
@@ -197,13 +201,13 @@ fn namespaces() -> HostFinding {
         Ok(()) => HostFinding::fine("namespaces", "mount and pid namespaces can be made"),
         Err(e @ AttachError::RootNotMounted) => HostFinding::bad(
             "namespaces",
-            Verdict::Missing,
+            Severity::Missing,
             e.to_string(),
             "make its folder one before the chroot: mount --bind FOLDER FOLDER",
         ),
         Err(e) => HostFinding::bad(
             "namespaces",
-            Verdict::Missing,
+            Severity::Missing,
             with_cause(&e),
             "run sprat as root; in a container, allow the unshare system call",
         ),
@@ -215,7 +219,7 @@ fn io_flusher() -> HostFinding {
         Ok(()) => HostFinding::fine("io flusher", "PR_SET_IO_FLUSHER is allowed"),
         Err(e) => HostFinding::bad(
             "io flusher",
-            Verdict::Weak,
+            Severity::Weak,
             format!("PR_SET_IO_FLUSHER: {e}; a session may stall when memory is very short"),
             "give sprat CAP_SYS_RESOURCE",
         ),
@@ -235,7 +239,7 @@ fn resource() -> HostFinding {
     } else {
         HostFinding::bad(
             "resource",
-            Verdict::Weak,
+            Severity::Weak,
             "no CAP_SYS_RESOURCE: a mounted volume can't be grown here",
             "give sprat CAP_SYS_RESOURCE",
         )
@@ -249,7 +253,12 @@ fn setting(what: &'static str, name: &str, consequence: &str, hint: &str) -> Opt
     Some(if value == "0" {
         HostFinding::fine(what, "off")
     } else {
-        HostFinding::bad(what, Verdict::Weak, format!("{value}: {consequence}"), hint)
+        HostFinding::bad(
+            what,
+            Severity::Weak,
+            format!("{value}: {consequence}"),
+            hint,
+        )
     })
 }
 
@@ -259,27 +268,27 @@ fn volumes() -> Vec<HostFinding> {
         Ok(mounted) => mounted,
         Err(e) => {
             let hint = "sprat needs /proc";
-            return vec![HostFinding::bad(what, Verdict::Weak, with_cause(&e), hint)];
+            return vec![HostFinding::bad(what, Severity::Weak, with_cause(&e), hint)];
         }
     };
-    let strays = loop_device::all_ours()
+    let strays = all_ours()
         .into_iter()
         .filter(|device| mounted.iter().all(|volume| volume.device != *device))
-        .filter(|device| mounts::is_dead(device))
+        .filter(|device| is_dead(device))
         .map(|device| {
             let detail = format!("{} belongs to a session that died", device.display());
             let hint = "something still holds it: another mount namespace, or a program that has \
                         the device open";
-            HostFinding::bad("loop devices", Verdict::Weak, detail, hint)
+            HostFinding::bad("loop devices", Severity::Weak, detail, hint)
         });
     mounted
         .iter()
         .map(|volume| {
             let dir = volume.mount_point.display();
-            if mounts::is_dead(&volume.device) {
+            if is_dead(&volume.device) {
                 let detail = format!("{dir}: its volume process is gone");
-                let hint = format!("sprat umount {}", program::quoted(&volume.mount_point));
-                HostFinding::bad(what, Verdict::Weak, detail, &hint)
+                let hint = format!("sprat umount {}", quoted(&volume.mount_point));
+                HostFinding::bad(what, Severity::Weak, detail, &hint)
             } else {
                 HostFinding::fine(what, format!("{dir} on {}", volume.device.display()))
             }

@@ -16,18 +16,23 @@ mod crypt_map;
 mod current_mounts;
 mod descriptor;
 mod device;
+mod device_node;
 mod error;
 mod ext4;
 mod extents;
 mod fuse_file;
 mod host;
+mod limits;
 mod loop_device;
+mod loop_name;
+mod mount_table;
 mod mounts;
 mod process;
 mod program;
 mod serve;
 #[allow(unsafe_code)]
 mod sys;
+mod text;
 mod users;
 mod write_queue;
 
@@ -40,15 +45,14 @@ pub use error::AttachError;
 pub use ext4::{MkfsOptions, MountOptions, make_file_system};
 pub use extents::extents;
 pub use fuse_file::open_fuse;
-pub use host::{HostFinding, Verdict, check_host, may_grow};
+pub use host::{HostFinding, Severity, check_host, may_grow};
+pub use limits::{lift_limits, memory_limit_too_low, open_files_limit_too_low};
 pub use loop_device::DIRTY_BYTES_MAX;
 pub use mounts::{MountState, mount_state, unmount_at, unmount_dead, unmount_only, volume_id};
 pub use process::{
     become_io_flusher, bind_to_this_process, die_with_parent, enter_private_namespaces,
     hide_from_debuggers, lock_memory, return_freed_memory,
 };
-pub use program::{
-    find_system_programs, lift_limits, memory_limit_too_low, open_files_limit_too_low,
-};
+pub use program::find_system_programs;
 pub use serve::{ServeOptions, Serving, serve};
 pub use users::holders_of;

@@ -11,14 +11,14 @@ use rustix::io::Errno;
 
 use crate::AttachError;
 use crate::device::BLOCK_BYTES_U32;
+use crate::device_node::open_node;
+use crate::loop_name::{LOOP_MAJOR, LoopName, name_at};
 use crate::sys::{self, LoopConfig, LoopInfo64};
+use crate::users::{holders_of, holders_text};
 
 // include/uapi/linux/loop.h
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
 const LO_FLAGS_DIRECT_IO: u32 = 16;
-
-/// The block major number of loop devices (Documentation/admin-guide/devices.txt).
-pub(crate) const LOOP_MAJOR: u32 = 7;
 
 /// The largest request of the loop device, in KiB; its default of 1280 is cut in two by FUSE anyway.
 const REQUEST_KIB_MAX: &str = "512";
@@ -31,52 +31,8 @@ pub const DIRTY_BYTES_MAX: u64 = 128 << 20;
 /// How often another process may snatch the free device that we were told of.
 const ATTEMPTS_MAX: u32 = 64;
 
-/// Begins the name that our loop devices carry; a random token follows, so that a device that was
-/// freed and taken by somebody else isn't mistaken for ours.
-const NAME_PREFIX: &[u8] = b"sprat-";
-
 /// How long to wait for the kernel (and whoever looks at new devices, such as udev) to let go.
 const RELEASE_WAIT_MAX: Duration = Duration::from_secs(10);
-
-/// The name that one attachment's loop device carries (`lo_file_name`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct LoopName([u8; 64]);
-
-impl LoopName {
-    fn random() -> Result<Self, AttachError> {
-        let mut token = [0_u8; 12];
-        rustix::rand::getrandom(&mut token, rustix::rand::GetRandomFlags::empty())
-            .map_err(|e| AttachError::io("draw", "a random token", e))?;
-        let mut name = [0_u8; 64];
-        let text = NAME_PREFIX
-            .iter()
-            .copied()
-            .chain(token.iter().flat_map(|b| [hex(b >> 4), hex(b & 15)]));
-        for (slot, byte) in name.iter_mut().zip(text) {
-            *slot = byte;
-        }
-        Ok(Self(name))
-    }
-
-    /// The name as text.
-    pub(crate) fn text(&self) -> String {
-        let bytes: Vec<u8> = self.0.iter().copied().take_while(|&b| b != 0).collect();
-        String::from_utf8_lossy(&bytes).into_owned()
-    }
-
-    fn of(info: &LoopInfo64) -> Option<Self> {
-        info.file_name
-            .starts_with(NAME_PREFIX)
-            .then_some(Self(info.file_name))
-    }
-}
-
-fn hex(digit: u8) -> u8 {
-    match digit {
-        0..=9 => b'0' + digit,
-        _ => b'a' + digit - 10,
-    }
-}
 
 /// A loop device that we hold open. It frees itself (autoclear) when the last holder, this or a
 /// mount, lets go.
@@ -227,34 +183,6 @@ fn lift_left_limits(ours: &Path) {
     }
 }
 
-/// The name of the loop device at `path`, if it is one and ours.
-pub(crate) fn name_at(path: &Path) -> io::Result<Option<LoopName>> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let device = match rustix::fs::open(path, flags, Mode::empty()) {
-        Ok(device) => device,
-        Err(Errno::NXIO | Errno::NOENT | Errno::NODEV) => return Ok(None),
-        Err(e) => return Err(e.into()),
-    };
-    match sys::loop_status(device.as_fd()) {
-        Ok(info) => Ok(LoopName::of(&info)),
-        Err(e) if matches!(e.raw_os_error(), Some(libc::ENXIO | libc::ENODEV)) => Ok(None),
-        Err(e) => Err(e),
-    }
-}
-
-/// The nodes of all loop devices that are ours, mounted or not, here or in another namespace.
-pub(crate) fn all_ours() -> Vec<PathBuf> {
-    let Ok(devices) = std::fs::read_dir("/sys/block") else {
-        return Vec::new();
-    };
-    devices
-        .flatten()
-        .filter(|entry| entry.path().join("loop").exists())
-        .map(|entry| Path::new("/dev").join(entry.file_name()))
-        .filter(|path| name_at(path).is_ok_and(|name| name.is_some()))
-        .collect()
-}
-
 /// Waits until the loop device at `path` no longer carries `name`.
 pub(crate) fn wait_until_free(path: &Path, name: LoopName) -> Result<(), AttachError> {
     let begun = Instant::now();
@@ -269,7 +197,7 @@ pub(crate) fn wait_until_free(path: &Path, name: LoopName) -> Result<(), AttachE
             return Err(AttachError::StillHeld {
                 device: path.display().to_string(),
                 waited_s: begun.elapsed().as_secs(),
-                holder: crate::users::holders_text(&crate::users::holders_of(&name.text())),
+                holder: holders_text(&holders_of(&name.text())),
             });
         }
         sleep(pause);
@@ -323,32 +251,6 @@ fn open_device(path: &Path, number: u32) -> Result<OwnedFd, AttachError> {
         },
         e => AttachError::io("open", path.display().to_string(), e),
     })
-}
-
-/// Opens the node of a block device, after making it where `/dev` doesn't follow the kernel.
-pub(crate) fn open_node(path: &Path, major: u32, minor: u32) -> Result<OwnedFd, Errno> {
-    let open = || rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
-    match open() {
-        Err(Errno::NOENT) => {
-            let node = rustix::fs::mknodat(
-                rustix::fs::CWD,
-                path,
-                rustix::fs::FileType::BlockDevice,
-                Mode::RUSR | Mode::WUSR,
-                rustix::fs::makedev(major, minor),
-            );
-            match node {
-                Ok(()) | Err(Errno::EXIST) => open(),
-                Err(e) => Err(e),
-            }
-        }
-        other => other,
-    }
-}
-
-/// Whether `path` is the node of a loop device.
-pub(crate) fn is_node(path: &Path) -> bool {
-    rustix::fs::stat(path).is_ok_and(|stat| rustix::fs::major(stat.st_rdev) == LOOP_MAJOR)
 }
 
 #[cfg(test)]

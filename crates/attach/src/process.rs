@@ -6,12 +6,11 @@ use std::process::Command;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mm::MlockAllFlags;
-use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::process::{DumpableBehavior, Pid, Resource, Signal, WaitOptions};
 use rustix::thread::{CapabilitySet, UnshareFlags};
 
 use crate::AttachError;
-use crate::current_mounts;
+use crate::current_mounts::{self, keep_mounts_inside};
 use crate::sys::{self, Fork};
 
 /// Makes the child that `command` will start die (SIGKILL) with this process, and gives it a
@@ -80,17 +79,6 @@ pub fn enter_private_namespaces() -> Result<(), AttachError> {
             current_mounts::enter_copy()
         }
     }
-}
-
-/// In a mount namespace of its own: what is mounted here shows nowhere else.
-pub(crate) fn keep_mounts_inside() -> Result<(), AttachError> {
-    let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
-    mount_change("/", flags).map_err(|e| match e {
-        // do_change_type in fs/namespace.c: the path is not the root of a mount. The mount that it
-        // lies in can't be named from in here, and what is mounted would show outside.
-        rustix::io::Errno::INVAL => AttachError::RootNotMounted,
-        e => AttachError::io("keep inside", "the mounts", e),
-    })
 }
 
 fn open_descriptors() -> Result<Vec<RawFd>, AttachError> {

@@ -6,8 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-
+use crate::text::printable;
 use crate::{AttachError, process, sys};
 
 /// Where system programs lie, also where a user's PATH leaves them out.
@@ -18,14 +17,6 @@ const ADMIN_FOLDERS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
 /// PATH where there is none (as `execvp` has it, and the folders for admins).
 const PATH_DEFAULT: &str = "/usr/local/bin:/usr/bin:/bin";
-
-/// Open files that a process has in most logins.
-const OPEN_FILES_WANTED: u64 = 1024;
-/// A session over SSH needs some dozens; a limit below this is most likely too low.
-const OPEN_FILES_NEEDED: u64 = 128;
-
-/// Address space of a session's largest process, with room to spare.
-const SESSION_MEMORY_BYTES: u64 = 2 << 30;
 
 /// How much of a program's complaint is kept; the rest is read and dropped.
 const STDERR_BYTES_MAX: u64 = 4096;
@@ -42,74 +33,6 @@ pub fn find_system_programs() {
     if let Some(path) = with_admin_folders(&path) {
         sys::set_variable("PATH", &path);
     }
-}
-
-/// Lifts the limits of this process and of those that it will start, as far as it may: for the size of a
-/// file (`ulimit -f`) and for memory (`ulimit -v`). They are meant for what a person's programs write,
-/// and would end a session in its middle. Where a limit stays, a write beyond it fails with EFBIG and
-/// ends no process. First thing in a program.
-pub fn lift_limits() {
-    for kind in [Resource::Fsize, Resource::As] {
-        let now = getrlimit(kind);
-        if now.current.is_none() {
-            continue;
-        }
-        let none = Rlimit {
-            current: None,
-            maximum: None,
-        };
-        // A limit that only root may lift can still be used up to its hard part.
-        if setrlimit(kind, none).is_err() {
-            let _ = setrlimit(
-                kind,
-                Rlimit {
-                    current: now.maximum,
-                    ..now
-                },
-            );
-        }
-    }
-    lift_open_files();
-    sys::ignore_file_size_signal();
-}
-
-/// The same for open files (`ulimit -n`), up to as many as a login usually has: more would make programs
-/// slow that close all that they might have inherited.
-fn lift_open_files() {
-    let now = getrlimit(Resource::Nofile);
-    if now.current.is_none_or(|files| files >= OPEN_FILES_WANTED) {
-        return;
-    }
-    let maximum = now.maximum.map(|files| files.max(OPEN_FILES_WANTED));
-    let wanted = Rlimit {
-        current: Some(OPEN_FILES_WANTED),
-        maximum,
-    };
-    if setrlimit(Resource::Nofile, wanted).is_err() {
-        let _ = setrlimit(
-            Resource::Nofile,
-            Rlimit {
-                current: now.maximum,
-                ..now
-            },
-        );
-    }
-}
-
-/// The limit of open files (`ulimit -n`), where it is too low for a session: its connections, its threads,
-/// rsync and libcryptsetup need some dozens, and each fails in words of its own.
-#[must_use]
-pub fn open_files_limit_too_low() -> Option<u64> {
-    let limit = getrlimit(Resource::Nofile).current?;
-    (limit < OPEN_FILES_NEEDED).then_some(limit)
-}
-
-/// The limit of memory (`ulimit -v`), in bytes, where it is too low for a session: half of a gigabyte of
-/// address space is set aside for its threads alone.
-#[must_use]
-pub fn memory_limit_too_low() -> Option<u64> {
-    let limit = getrlimit(Resource::As).current?;
-    (limit < SESSION_MEMORY_BYTES).then_some(limit)
 }
 
 /// `None` where nothing is missing.
@@ -165,31 +88,6 @@ pub(crate) fn run(program: &'static str, mut command: Command) -> Result<(), Att
         status: status.to_string(),
         stderr: printable(&kept),
     })
-}
-
-/// One line of printable text: a terminal sees no control characters of a program's making.
-pub(crate) fn printable(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let mut out = String::new();
-    for line in lines {
-        if !out.is_empty() {
-            out.push_str("; ");
-        }
-        out.extend(line.chars().filter(|c| !c.is_control()));
-    }
-    out
-}
-
-/// A path for a shell command in a hint: quoted where the shell would take it for something else.
-pub(crate) fn quoted(path: &Path) -> String {
-    let text = printable(path.as_os_str().as_encoded_bytes());
-    let plain = |c: char| c.is_alphanumeric() || "/._-+:@%,=".contains(c);
-    if text.chars().all(plain) {
-        text
-    } else {
-        format!("'{}'", text.replace('\'', r"'\''"))
-    }
 }
 
 fn find(name: &str) -> Option<PathBuf> {

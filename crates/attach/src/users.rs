@@ -9,8 +9,10 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use crate::mounts::{self, MountLine};
-use crate::{loop_device, program};
+use crate::device_node::device_number;
+use crate::loop_name;
+use crate::mount_table::{self, MountLine};
+use crate::text::printable;
 
 /// How many users are named.
 const USERS_MAX: usize = 5;
@@ -18,8 +20,8 @@ const USERS_MAX: usize = 5;
 /// What keeps the mount at `dir` busy, a few of it: processes with a working folder, root or open
 /// file there, as `name (pid)`, and mounts on it.
 pub(crate) fn users_of(dir: &Path) -> Vec<String> {
-    let there = mounts::resolve(dir);
-    let Ok(lines) = mounts::read_mounts() else {
+    let there = mount_table::resolve(dir);
+    let Ok(lines) = mount_table::read_mounts() else {
         return Vec::new();
     };
     let Some(mount) = lines.iter().rfind(|line| line.mount_point == there) else {
@@ -42,7 +44,7 @@ pub(crate) fn users_of(dir: &Path) -> Vec<String> {
 pub fn holders_of(volume_id: &str) -> Vec<String> {
     let devices = devices_of(volume_id);
     let holds = |line: &MountLine| devices.contains(&(line.major, line.minor));
-    let here = mounts::read_mounts().unwrap_or_default();
+    let here = mount_table::read_mounts().unwrap_or_default();
     let mut holders: Vec<String> = here
         .iter()
         .filter(|line| holds(line))
@@ -62,7 +64,7 @@ pub fn holders_of(volume_id: &str) -> Vec<String> {
         if !seen.insert(namespace_of(&process)) {
             continue;
         }
-        let there = mounts::read_mounts_of(&process.join("mountinfo")).unwrap_or_default();
+        let there = mount_table::read_mounts_of(&process.join("mountinfo")).unwrap_or_default();
         if let Some(line) = there.iter().find(|line| holds(line)) {
             let (name, dir) = (named(&process), line.mount_point.display());
             holders.push(format!("the mount namespace of {name} has it at {dir}"));
@@ -84,8 +86,8 @@ pub(crate) fn holders_text(holders: &[String]) -> String {
 /// Device numbers of the loop device that carries the name, and of the map on it.
 fn devices_of(volume_id: &str) -> Vec<(u32, u32)> {
     let mut devices = Vec::new();
-    for path in loop_device::all_ours() {
-        let carries = loop_device::name_at(&path)
+    for path in loop_name::all_ours() {
+        let carries = loop_name::name_at(&path)
             .is_ok_and(|name| name.is_some_and(|name| name.text() == volume_id));
         let Some(name) = path.file_name().filter(|_| carries) else {
             continue;
@@ -97,16 +99,10 @@ fn devices_of(volume_id: &str) -> Vec<(u32, u32)> {
         devices.extend(
             std::iter::once(block.clone())
                 .chain(maps)
-                .filter_map(|device| number_of(&device)),
+                .filter_map(|device| device_number(&device)),
         );
     }
     devices
-}
-
-fn number_of(block: &Path) -> Option<(u32, u32)> {
-    let text = fs::read_to_string(block.join("dev")).ok()?;
-    let (major, minor) = text.trim_end().split_once(':')?;
-    Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
 fn processes() -> Vec<PathBuf> {
@@ -123,7 +119,7 @@ fn processes() -> Vec<PathBuf> {
 fn named(process: &Path) -> String {
     let name = fs::read(process.join("comm")).unwrap_or_default();
     let pid = process.file_name().unwrap_or_else(|| OsStr::new("?"));
-    format!("{} ({})", program::printable(&name), pid.to_string_lossy())
+    format!("{} ({})", printable(&name), pid.to_string_lossy())
 }
 
 /// The link's text, `mnt:[NUMBER]`; empty where it can't be read.

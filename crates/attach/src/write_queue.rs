@@ -12,11 +12,11 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 pub(crate) struct WriteQueue<W> {
     running_max: usize,
     waiting_bytes_max: usize,
-    state: Mutex<State<W>>,
+    state: Mutex<QueueState<W>>,
     changed: Condvar,
 }
 
-struct State<W> {
+struct QueueState<W> {
     running: usize,
     waiting: VecDeque<(usize, W)>,
     waiting_bytes: usize,
@@ -29,7 +29,7 @@ impl<W> WriteQueue<W> {
         Self {
             running_max: running_max.max(1),
             waiting_bytes_max,
-            state: Mutex::new(State {
+            state: Mutex::new(QueueState {
                 running: 0,
                 waiting: VecDeque::new(),
                 waiting_bytes: 0,
@@ -90,7 +90,7 @@ impl<W> WriteQueue<W> {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<W>> {
+    fn lock(&self) -> MutexGuard<'_, QueueState<W>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

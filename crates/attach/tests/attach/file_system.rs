@@ -544,7 +544,7 @@ fn this_host_is_found_fit_and_nothing_is_left_by_looking() {
     let findings = sprat_attach::check_host();
     let missing: Vec<_> = findings
         .iter()
-        .filter(|f| f.verdict == sprat_attach::Verdict::Missing)
+        .filter(|f| f.severity == sprat_attach::Severity::Missing)
         .collect();
     assert!(missing.is_empty(), "{missing:#?}");
     for what in [

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use serde::Serialize;
 use serde_json::json;
-use sprat_attach::{Verdict, check_host};
+use sprat_attach::{Severity, check_host};
 use sprat_luks::Copies;
 use sprat_snapshot::SnapshotError;
 use sprat_store::{Access, FileStat, Store, StoreError, lock};
@@ -81,9 +81,9 @@ pub(super) fn run(context: &Context, args: &DoctorArgs) -> Result<Exit, Failure>
         .into_iter()
         .map(|found| Finding {
             what: found.what.to_owned(),
-            state: match found.verdict {
-                Verdict::Fine => State::Fine,
-                Verdict::Weak => State::Weak,
+            state: match found.severity {
+                Severity::Fine => State::Fine,
+                Severity::Weak => State::Weak,
                 _ => State::Missing,
             },
             detail: found.detail,
