@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use sprat_session::text::parse_size;
 
 use crate::Exit;
-use crate::output::text::parse_size;
+
 pub use check::CheckArgs;
 pub use copy::CopyArgs;
 pub use key::{
@@ -210,7 +211,7 @@ pub enum Mode {
     User,
 }
 
-impl From<Mode> for crate::session::Mode {
+impl From<Mode> for sprat_session::Mode {
     fn from(mode: Mode) -> Self {
         match mode {
             Mode::Auto => Self::Auto,

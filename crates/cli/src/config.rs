@@ -6,14 +6,14 @@ use std::ffi::OsString;
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
+use reader::{Mistake, Reader, Table, Text};
+use sprat_session::address::{Target, is_name};
+use sprat_session::trusted_file;
 use sprat_snapshot::JobName;
 
 use crate::Failure;
 use crate::environment::Environment;
 use crate::suggest::near_miss;
-use crate::target::{Target, is_name};
-use crate::trusted_file;
-use reader::{Mistake, Reader, Table, Text};
 
 /// A config longer than this is none.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
@@ -345,7 +345,7 @@ fn parse_target(text: &str, environment: &Environment) -> Result<Target, String>
         _ => text.to_owned(),
     };
     let parsed = Target::parse(&text, Path::new("")).map_err(|error| error.to_string())?;
-    if let crate::target::Place::Local { folder } = &parsed.place
+    if let sprat_session::address::Place::Local { folder } = &parsed.place
         && !folder.is_absolute()
     {
         return Err(format!(

@@ -1,9 +1,8 @@
-//! The `sprat` command line: arguments, config, secrets, output, exit codes, and the session that
-//! holds a container open.
+//! The `sprat` command line: arguments, config, secrets, output and exit codes.
 //!
 //! Above: the user, cron, a systemd timer.
-//! Below: `snapshot`, `attach`, `luks`, `volume`, `store`; this crate alone reads the environment,
-//! prints, and starts processes of its own kind.
+//! Below: `session` for every container that is opened; `snapshot`, `luks` and `store` for types in
+//! arguments and output; `attach` for `doctor`. This crate alone reads the environment and prints.
 //!
 //! Always true:
 //! - stdout carries results only; whatever goes wrong ends as one [`Failure`] on stderr and in one
@@ -16,37 +15,19 @@ pub mod args;
 mod commands;
 mod config;
 mod environment;
-pub mod failure;
-mod filed;
-pub mod interrupt;
-mod kept_check;
-mod kept_header;
-mod key_notes;
-mod known_server;
-mod moved;
 mod output;
-mod own_names;
 mod passphrase_command;
-mod pinned;
-mod reach;
 mod secrets;
-pub mod session;
 mod sheet;
 mod sheet_page;
-mod standing;
-mod state;
-mod state_file;
 mod suggest;
-pub mod target;
 mod terminal;
-mod trial;
-mod trusted_file;
 
 use std::ffi::OsString;
 
 use clap::Parser;
 
-pub use failure::{Exit, Failure};
+pub use sprat_session::{Exit, Failure};
 
 /// Runs the command that `arguments` (program name first) ask for, and returns how it ended.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {

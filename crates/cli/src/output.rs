@@ -1,16 +1,17 @@
 //! Results to stdout, everything else to stderr, for people or as JSON.
 
 mod progress;
-pub(crate) mod text;
 
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::json;
+use sprat_session::text;
 
 use crate::args::GlobalArgs;
 use crate::{Exit, Failure};
+
 pub(crate) use progress::Reporter;
 
 /// How this run speaks.

@@ -8,12 +8,11 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use sprat_session::interrupt::Interrupt;
 use zeroize::Zeroizing;
 
-use crate::Failure;
-use crate::interrupt::Interrupt;
 use crate::secrets::{PASSPHRASE_BYTES_MAX, read_bounded};
-use crate::terminal;
+use crate::{Failure, terminal};
 
 /// How long the command may take to end after SIGTERM, before SIGKILL.
 const END_LIMIT: Duration = Duration::from_secs(2);

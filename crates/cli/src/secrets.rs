@@ -7,13 +7,12 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use sprat_luks::{RecoveryKey, RecoveryKeyError, Secret, SlotKind};
+use sprat_session::interrupt::Interrupt;
+use sprat_session::trusted_file;
 use zeroize::Zeroizing;
 
-use crate::Failure;
-use crate::interrupt::Interrupt;
 use crate::output::Output;
-use crate::passphrase_command;
-use crate::{terminal, trusted_file};
+use crate::{Failure, passphrase_command, terminal};
 
 /// Bytes of a key file that `init` makes; so many random bytes need no slow derivation.
 pub(crate) const KEY_BYTES: usize = 4096;

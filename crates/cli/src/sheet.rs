@@ -5,9 +5,8 @@ use std::path::Path;
 
 use serde::Serialize;
 use sprat_luks::Pins;
-
-use crate::known_server::{Known, KnownServer, Proxy};
-use crate::target::{Place, Target};
+use sprat_session::address::{Place, Target};
+use sprat_session::ssh_config::{Known, KnownServer, Proxy};
 
 /// Where the stock commands mount the server's folder and the volume.
 const SERVER_DIR: &str = "/mnt/sprat-server";
@@ -428,7 +427,7 @@ fn print_steps(text: &mut String, steps: &[Step]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pinned::tests::pins;
+    use sprat_session::state::identity::tests::pins;
 
     #[test]
     fn commands_of_the_sheet_are_quoted_for_the_shell() {
@@ -563,7 +562,7 @@ mod tests {
                     },
                 ])),
                 host_keys: vec!["ED25519 SHA256:abc".to_owned()],
-                identities: vec![crate::known_server::Identity {
+                identities: vec![sprat_session::ssh_config::Identity {
                     path: "/root/my key".into(),
                     fingerprint: Some("ED25519 SHA256:def".to_owned()),
                 }],

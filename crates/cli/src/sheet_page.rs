@@ -227,8 +227,8 @@ pub(crate) fn write(mut file: &File, path: &Path, page: &str) -> Result<(), Fail
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pinned::tests::pins;
-    use crate::target::Target;
+    use sprat_session::address::Target;
+    use sprat_session::state::identity::tests::pins;
 
     #[test]
     fn a_long_command_is_broken_as_the_shell_takes_it() {
@@ -283,7 +283,7 @@ mod tests {
         let target = Target::parse("ssh://u1@host/srv/<b>x.luks", Path::new("/")).unwrap();
         let sheet = Sheet {
             target: &target,
-            known: &crate::known_server::Known::default(),
+            known: &sprat_session::ssh_config::Known::default(),
             pins: &pins(),
             recovery_key: "aaaa-cccc",
             key_file: None,

@@ -10,10 +10,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr};
+use sprat_session::interrupt::{Interrupt, Terminal};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::Failure;
-use crate::interrupt::Interrupt;
+
+/// What the signal thread calls when this process stops, goes on or ends at a prompt.
+pub(crate) const HOOKS: Terminal = Terminal { restore, resume };
 
 /// Longest line that is taken; the terminal itself (N_TTY_BUF_SIZE) gives no more.
 const LINE_BYTES_MAX: usize = 4096;
@@ -136,7 +139,7 @@ fn prompt() -> MutexGuard<'static, Option<Prompt>> {
 }
 
 /// Brings the echo back, before this process stops or ends while something is asked.
-pub(crate) fn give_back() {
+fn restore() {
     if let Some(prompt) = &*prompt() {
         prompt.echo_again();
     }
@@ -144,7 +147,7 @@ pub(crate) fn give_back() {
 
 /// After a stop: takes the echo away again, with all that was typed meanwhile, and shows the prompt.
 /// `false`: something is asked, and this process is in the background.
-pub(crate) fn take_again() -> bool {
+fn resume() -> bool {
     let Some(prompt) = &*prompt() else {
         return true;
     };

@@ -6,15 +6,16 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use sprat_luks::Secret;
+use sprat_session::state::history::{MadeSnapshot, MissingPlace, Run};
+use sprat_session::state::identity;
+use sprat_session::{Access, ClosedReport, PinPolicy, text};
 use sprat_snapshot::{RunRecord, SnapshotReport, SnapshotSpec, Warning};
 
 use super::context::{Context, Resolved, both};
 use crate::args::BackupArgs;
 use crate::config::{Job, job_name};
-use crate::output::{Reporter, exit_json, failure_json, text};
-use crate::session::{Access, ClosedReport, PinPolicy};
-use crate::standing::{MadeSnapshot, MissingPlace, Run};
-use crate::{Exit, Failure, pinned};
+use crate::output::{Reporter, exit_json, failure_json};
+use crate::{Exit, Failure};
 
 /// Unread files that are listed as text; JSON has them all.
 const UNREAD_SHOWN_MAX: usize = 20;
@@ -307,7 +308,7 @@ fn run_group(
 /// Notes for `sprat status` how the jobs went, where the container is known here.
 fn note(context: &Context, group: &Group, made: &[Outcome], closed: Option<&ClosedReport>) {
     let state_dir = context.environment.absolute(&context.global.state_dir);
-    let Ok(PinPolicy::Known(pins)) = pinned::policy(&state_dir, &group.resolved.target, None)
+    let Ok(PinPolicy::Known(pins)) = identity::policy(&state_dir, &group.resolved.target, None)
     else {
         return;
     };

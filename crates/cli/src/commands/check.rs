@@ -6,15 +6,17 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use sprat_session::check::{Checked, check};
+use sprat_session::state::checks::{self, KeptCheck, KeptChecks, Kind};
+use sprat_session::state::paths::{CHECKS, Filed, SUSPECTS};
+use sprat_session::{
+    Access, ContainerFacts, Notice, Observer, Phase, PinPolicy, SessionProgress, text,
+};
 use sprat_snapshot::{CheckReport, CheckSpec, CheckWhat, JobName, NameList};
 
 use super::context::{Context, Resolved};
 use crate::args::CheckArgs;
-use crate::filed::{CHECKS, Filed, SUSPECTS};
-use crate::kept_check::{self, KeptCheck, KeptChecks, Kind};
-use crate::output::{Reporter, exit_json, failure_json, text};
-use crate::session::check::{Checked, check};
-use crate::session::{Access, ContainerFacts, Notice, Observer, Phase, PinPolicy, SessionProgress};
+use crate::output::{Reporter, exit_json, failure_json};
 use crate::{Exit, Failure};
 
 /// Names that are shown; JSON has more.
@@ -180,7 +182,7 @@ fn keep(
     json: &Value,
 ) {
     let at = Timestamp::now();
-    let mut kept = kept_check::last(filed);
+    let mut kept = checks::last(filed);
     let quick_damaged = header.is_damaged() || quick_is_damaged(checked);
     let mut quick = json.clone();
     quick["result"] = exit_json(exit_of(quick_damaged));
@@ -212,7 +214,7 @@ fn keep(
 
 /// So does damage that ended the check: a header or a file that can't be what it was.
 fn keep_failure(context: &Context, filed: &Filed, failure: &Failure) {
-    let mut kept = kept_check::last(filed);
+    let mut kept = checks::last(filed);
     let check = KeptCheck {
         at: Timestamp::now(),
         exit: failure.exit,
@@ -229,7 +231,7 @@ fn keep_failure(context: &Context, filed: &Filed, failure: &Failure) {
 
 fn store(context: &Context, kept: &KeptChecks, filed: &Filed) {
     if let Err(error) = kept.store(filed) {
-        let path = kept_check::path(filed);
+        let path = checks::path(filed);
         context.output.warning(&format!(
             "the result can't be kept in {}: {error}",
             path.display()

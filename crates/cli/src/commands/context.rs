@@ -6,19 +6,21 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use sprat_luks::Secret;
+use sprat_session as session;
+use sprat_session::address::{Target, TargetError};
+use sprat_session::interrupt::Interrupt;
+use sprat_session::state::history::Standing;
+use sprat_session::state::paths::Filed;
+use sprat_session::state::{identity, moved};
+use sprat_session::{Access, Session, SessionOptions, connect, text};
 use sprat_store::StoreErrorKind;
 
 use crate::args::GlobalArgs;
 use crate::config::{self, Config, Container};
 use crate::environment::Environment;
-use crate::filed::Filed;
-use crate::interrupt::Interrupt;
 use crate::output::{Output, Reporter};
 use crate::secrets::{Doubt, SecretSource};
-use crate::session::{self, Access, Session, SessionOptions};
-use crate::standing::Standing;
-use crate::target::{Target, TargetError};
-use crate::{Exit, Failure, moved, output, pinned, reach};
+use crate::{Exit, Failure, terminal};
 
 /// One run of sprat.
 #[derive(Debug)]
@@ -61,10 +63,10 @@ impl Context {
         let _ = sprat_attach::hide_from_debuggers();
         let _ = sprat_attach::lock_memory();
         if let Some(typed) = &global.fingerprint {
-            pinned::check_form(typed)?;
+            identity::check_form(typed)?;
         }
         let config = Config::load(global.config.as_deref(), &environment)?;
-        let interrupt = Interrupt::listen()?;
+        let interrupt = Interrupt::listen(terminal::HOOKS)?;
         Ok(Self {
             global,
             environment,
@@ -244,7 +246,7 @@ impl Context {
         if let Some(bytes) = sprat_attach::memory_limit_too_low() {
             return Err(Failure::failed(format!(
                 "this process may use only {} of address space (ulimit -v), too little for a session",
-                output::text::bytes(bytes)
+                text::bytes(bytes)
             ))
             .with_hint("nothing was done. Lift the limit: `ulimit -v unlimited`"));
         }
@@ -281,7 +283,7 @@ impl Context {
         } else {
             global.cache_bytes_max
         };
-        options.pins = pinned::policy(
+        options.pins = identity::policy(
             &options.state_dir,
             &resolved.target,
             global.fingerprint.as_deref(),
@@ -348,10 +350,10 @@ impl Context {
                 "the file system in {} is marked as faulty ({}). Files can be read; don't write to \
                  it before it is repaired: `sprat check` says more",
                 resolved.target,
-                output::text::counted(errors.into(), "error", "errors")
+                text::counted(errors.into(), "error", "errors")
             ));
         }
-        if let Err(failure) = pinned::remember(state_dir, &resolved.target, policy, facts) {
+        if let Err(failure) = identity::remember(state_dir, &resolved.target, policy, facts) {
             self.warn(&failure);
         }
     }
@@ -440,7 +442,7 @@ pub(crate) fn both(first: Failure, last: Failure) -> Failure {
 /// Looks whether there is a container before anybody is asked for its key. What can't be told now the
 /// session tells.
 fn there_at_all(state_dir: &Path, resolved: &Resolved) -> Result<(), Failure> {
-    let Ok(store) = reach::connect(&resolved.target, &resolved.ssh_command) else {
+    let Ok(store) = connect::connect(&resolved.target, &resolved.ssh_command) else {
         return Ok(());
     };
     match store.stat(&resolved.target.name) {

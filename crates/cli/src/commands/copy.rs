@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde_json::json;
 use sprat_luks::{Pins, RecoveryKey};
+use sprat_session::copy::{CopyObserver, CopyOptions, CopyPhase, CopyReport, NewKeyOptions, copy};
+use sprat_session::ssh_config::Known;
+use sprat_session::{Access, PinPolicy, connect, text};
 use sprat_store::StoreError;
 use sprat_store::copy::{CopyProgress, CopyStep};
 use zeroize::Zeroizing;
@@ -13,13 +16,10 @@ use zeroize::Zeroizing;
 use super::context::{Context, Resolved};
 use super::sheet_files::SheetFiles;
 use crate::args::CopyArgs;
-use crate::known_server::Known;
-use crate::output::{Reporter, exit_json, text};
+use crate::output::{Reporter, exit_json};
 use crate::secrets::{self, SecretSource};
-use crate::session::copy::{CopyObserver, CopyOptions, CopyPhase, CopyReport, NewKeyOptions, copy};
-use crate::session::{Access, PinPolicy};
 use crate::sheet::{Sheet, SheetJob};
-use crate::{Exit, Failure, reach};
+use crate::{Exit, Failure};
 
 pub(super) fn run(context: &Context, args: &CopyArgs) -> Result<Exit, Failure> {
     let source = context.resolve(&args.source)?;
@@ -122,7 +122,7 @@ pub(super) fn run(context: &Context, args: &CopyArgs) -> Result<Exit, Failure> {
 
 fn has_no_folder(resolved: &Resolved) -> bool {
     matches!(
-        reach::connect(&resolved.target, &resolved.ssh_command),
+        connect::connect(&resolved.target, &resolved.ssh_command),
         Err(StoreError::NotFound { .. })
     )
 }

@@ -8,6 +8,12 @@ use serde::Serialize;
 use serde_json::json;
 use sprat_attach::{Severity, check_host};
 use sprat_luks::Copies;
+use sprat_session::state::history::Standing;
+use sprat_session::state::paths::Filed;
+use sprat_session::state::{identity, moved, reserved_names};
+use sprat_session::{
+    PinPolicy, RESERVE_FREE_TIMES, SERVER_SPACE_LOW_BYTES, connect, reserve_name, text,
+};
 use sprat_snapshot::SnapshotError;
 use sprat_store::{Access, FileStat, Store, StoreError, lock};
 
@@ -15,12 +21,9 @@ use super::backup::job_spec;
 use super::context::{Context, Resolved};
 use crate::args::DoctorArgs;
 use crate::config::Job;
-use crate::filed::Filed;
-use crate::output::{exit_json, text};
+use crate::output::exit_json;
 use crate::secrets::SecretSource;
-use crate::session::{PinPolicy, RESERVE_FREE_TIMES, SERVER_SPACE_LOW_BYTES, reserve_name};
-use crate::standing::Standing;
-use crate::{Exit, Failure, moved, own_names, pinned, reach};
+use crate::{Exit, Failure};
 
 /// One thing that was looked at.
 #[derive(Debug, Serialize)]
@@ -300,7 +303,7 @@ fn key(resolved: &Resolved) -> Finding {
 fn check_target(context: &Context, resolved: &Resolved, findings: &mut Vec<Finding>) {
     let name = &resolved.name;
     findings.push(key(resolved));
-    let store = match reach::connect(&resolved.target, &resolved.ssh_command) {
+    let store = match connect::connect(&resolved.target, &resolved.ssh_command) {
         Ok(store) => store,
         Err(error) => {
             findings.push(Finding::failed(
@@ -330,7 +333,7 @@ fn check_target(context: &Context, resolved: &Resolved, findings: &mut Vec<Findi
 /// What the last session of this machine saw free in the volume.
 fn volume(context: &Context, resolved: &Resolved) -> Option<Finding> {
     let state_dir = context.environment.absolute(&context.global.state_dir);
-    let policy = pinned::policy(&state_dir, &resolved.target, None).ok()?;
+    let policy = identity::policy(&state_dir, &resolved.target, None).ok()?;
     let PinPolicy::Known(pins) = policy else {
         return None;
     };
@@ -368,7 +371,7 @@ fn fsync(name: &str, resolved: &Resolved, store: &dyn Store) -> Finding {
 
 /// An account that may not remove files; one that may is not worth a line.
 fn removal(name: &str, resolved: &Resolved, store: &dyn Store) -> Option<Finding> {
-    if !own_names::may_not_remove(store, &resolved.target.name) {
+    if !reserved_names::may_not_remove(store, &resolved.target.name) {
         return None;
     }
     let finding = Finding::new(
@@ -376,7 +379,7 @@ fn removal(name: &str, resolved: &Resolved, store: &dyn Store) -> Option<Finding
         State::Weak,
         "this account may not remove files",
     );
-    Some(finding.hint(own_names::WITHOUT_REMOVING))
+    Some(finding.hint(reserved_names::WITHOUT_REMOVING))
 }
 
 fn space(name: &str, container: Option<&FileStat>, store: &dyn Store) -> Finding {
@@ -474,9 +477,9 @@ fn container(context: &Context, resolved: &Resolved, store: &dyn Store) -> Findi
     };
     let checked = (|| {
         let state_dir = context.environment.absolute(&context.global.state_dir);
-        let (header, kernel_only) = reach::any_header(&*file, &state_dir, &resolved.target)?;
+        let (header, kernel_only) = connect::any_header(&*file, &state_dir, &resolved.target)?;
         let fingerprint = context.global.fingerprint.as_deref();
-        let known = match pinned::policy(&state_dir, &resolved.target, fingerprint)? {
+        let known = match identity::policy(&state_dir, &resolved.target, fingerprint)? {
             PinPolicy::Known(pins) => {
                 header.check_pins(&pins)?;
                 "as pinned here"

@@ -1,11 +1,12 @@
 //! `sprat grow`: gives a container a larger size.
 
 use serde_json::json;
+use sprat_session as session;
+use sprat_session::{Access, text};
 
 use super::context::Context;
 use crate::args::GrowArgs;
-use crate::output::{Reporter, exit_json, text};
-use crate::session::{self, Access};
+use crate::output::{Reporter, exit_json};
 use crate::{Exit, Failure};
 
 pub(super) fn run(context: &Context, args: &GrowArgs) -> Result<Exit, Failure> {

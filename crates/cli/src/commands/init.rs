@@ -5,25 +5,29 @@ use std::path::Path;
 use jiff::Timestamp;
 use serde_json::json;
 use sprat_luks::{Pins, RecoveryKey, Secret, SlotKind};
+use sprat_session as session;
+use sprat_session::address::Target;
+use sprat_session::ssh_config::Known;
+use sprat_session::state::key_notes::{KeyKind, KeyNote, KeyNotes};
+use sprat_session::state::paths::Filed;
+use sprat_session::state::{headers, identity, reserved_names};
+use sprat_session::{
+    Access, ContainerFacts, CreateOptions, SIZE_BYTES_MIN, SessionOptions, connect, text,
+};
 use sprat_store::StoreErrorKind;
 use zeroize::Zeroizing;
 
 use super::context::{Context, Resolved};
 use super::sheet_files::SheetFiles;
 use crate::args::InitArgs;
-use crate::filed::Filed;
-use crate::key_notes::{KeyKind, KeyNote, KeyNotes};
-use crate::known_server::Known;
-use crate::output::{Reporter, exit_json, text};
+use crate::output::{Reporter, exit_json};
 use crate::secrets::{self, SecretSource};
-use crate::session::{self, Access, ContainerFacts, CreateOptions, SIZE_BYTES_MIN, SessionOptions};
 use crate::sheet::{Sheet, SheetJob};
-use crate::target::Target;
-use crate::{Exit, Failure, kept_header, own_names, pinned, reach};
+use crate::{Exit, Failure};
 
 pub(super) fn run(context: &Context, args: &InitArgs) -> Result<Exit, Failure> {
     let resolved = context.resolve(&args.target)?;
-    own_names::check(&resolved.target.name)?;
+    reserved_names::check(&resolved.target.name)?;
     if args.size < SIZE_BYTES_MIN {
         return Err(Failure::usage(format!(
             "--size {} is too small: at least {} are needed",
@@ -123,7 +127,7 @@ fn init(
         }
     })?;
     // The sheet must be shown, whatever becomes of this machine's own notes.
-    if let Err(failure) = pinned::store(&state_dir, &resolved.target, &created.facts.pins) {
+    if let Err(failure) = identity::store(&state_dir, &resolved.target, &created.facts.pins) {
         context.warn(&failure);
     }
     note_keys(&state_dir, &created.facts.uuid, &resolved.target, source);
@@ -266,7 +270,7 @@ fn refuse_existing(resolved: &Resolved, source: &SecretSource) -> Result<(), Fai
     if !needed {
         return Ok(());
     }
-    let store = reach::connect(&resolved.target, &resolved.ssh_command).map_err(|error| {
+    let store = connect::connect(&resolved.target, &resolved.ssh_command).map_err(|error| {
         let mut failure = Failure::from(&error);
         // A folder that is missing is no missing container here.
         if failure.exit == Exit::NoContainer {
@@ -316,9 +320,8 @@ fn key_source(resolved: &Resolved) -> Result<SecretSource, Failure> {
 
 /// Notes what the slots are, for `sprat key list`; without it nothing is lost.
 pub(super) fn note_keys(state_dir: &Path, uuid: &str, target: &Target, source: &SecretSource) {
-    let path = kept_header::newest(&Filed::new(state_dir, uuid, target));
-    let Ok(header) = kept_header::open(&path).and_then(|file| kept_header::load(&file, &path))
-    else {
+    let path = headers::newest(&Filed::new(state_dir, uuid, target));
+    let Ok(header) = headers::open(&path).and_then(|file| headers::load(&file, &path)) else {
         return;
     };
     let first = match source {

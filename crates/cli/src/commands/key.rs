@@ -9,17 +9,19 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde_json::json;
 use sprat_luks::{Header, LuksErrorKind, RecoveryKey, Secret, Slot, SlotKind};
+use sprat_session as session;
+use sprat_session::ssh_config::Known;
+use sprat_session::state::key_notes::{KeyKind, KeyNote, KeyNotes};
+use sprat_session::state::{self, identity, moved};
+use sprat_session::{Access, HeaderChange, HeaderChanged, PinPolicy, connect, text};
 use sprat_store::{Access as StoreAccess, StoreErrorKind, StoreFile};
 
 use super::context::{Context, Resolved};
 use super::sheet_files::SheetFiles;
 use crate::args::{KeyAddArgs, KeyCommand, KeyRemoveArgs, KeyTargetArgs};
-use crate::key_notes::{KeyKind, KeyNote, KeyNotes};
-use crate::known_server::Known;
-use crate::output::{Reporter, exit_json, text};
+use crate::output::{Reporter, exit_json};
 use crate::secrets::{self, SecretSource};
-use crate::session::{self, Access, HeaderChange, HeaderChanged, PinPolicy};
-use crate::{Exit, Failure, moved, pinned, reach, state};
+use crate::{Exit, Failure};
 
 pub(super) use sheet::jobs;
 
@@ -41,7 +43,7 @@ fn state_dir(context: &Context) -> PathBuf {
 
 /// The container's file, open for reading; no lock, nothing is written.
 fn open(context: &Context, resolved: &Resolved) -> Result<Arc<dyn StoreFile>, Failure> {
-    let store = reach::connect(&resolved.target, &resolved.ssh_command)?;
+    let store = connect::connect(&resolved.target, &resolved.ssh_command)?;
     match store.open(&resolved.target.name, StoreAccess::ReadOnly) {
         Ok(file) => Ok(file),
         Err(error) if error.kind() == StoreErrorKind::NotFound => {
@@ -54,8 +56,8 @@ fn open(context: &Context, resolved: &Resolved) -> Result<Arc<dyn StoreFile>, Fa
 /// The container's header, compared with what is pinned here or was given.
 fn judged(context: &Context, resolved: &Resolved, file: &dyn StoreFile) -> Result<Header, Failure> {
     let fingerprint = context.global.fingerprint.as_deref();
-    let policy = pinned::policy(&state_dir(context), &resolved.target, fingerprint)?;
-    let header = Header::load(&reach::HeaderBytes(file)).map_err(|error| match error.kind() {
+    let policy = identity::policy(&state_dir(context), &resolved.target, fingerprint)?;
+    let header = Header::load(&connect::HeaderBytes(file)).map_err(|error| match error.kind() {
         LuksErrorKind::NoContainer | LuksErrorKind::Damaged => {
             state::header_unreadable(&state_dir(context), &resolved.target, &policy, &error)
         }
@@ -95,7 +97,7 @@ fn check_typed(
     let Err(error) = header.check_fingerprint(typed) else {
         return Ok(());
     };
-    if !pinned::is_known(&state_dir(context), &resolved.target, header) {
+    if !identity::is_known(&state_dir(context), &resolved.target, header) {
         return Err(error.into());
     }
     Err(Failure::new(
@@ -355,7 +357,7 @@ fn remove(context: &Context, args: &KeyRemoveArgs) -> Result<Exit, Failure> {
 fn refuse_last(context: &Context, resolved: &Resolved, slot: u32) -> Result<(), Failure> {
     let file = open(context, resolved)?;
     // A header that can't be used the change itself judges, with the right words.
-    let Ok(header) = Header::load(&reach::HeaderBytes(&*file)) else {
+    let Ok(header) = Header::load(&connect::HeaderBytes(&*file)) else {
         return Ok(());
     };
     let notes = KeyNotes::load(&state_dir(context), header.uuid());
@@ -442,7 +444,7 @@ fn change_header(
         session::change_header(options, secret, change, &mut reporter, &context.interrupt);
     reporter.clear();
     let changed = changed?;
-    if let Err(failure) = pinned::store(&state_dir, &resolved.target, &changed.facts.pins) {
+    if let Err(failure) = identity::store(&state_dir, &resolved.target, &changed.facts.pins) {
         context.warn(&failure);
     }
     if let Err(reason) = &changed.kept {

@@ -19,11 +19,14 @@ mod unlock;
 
 use std::io::Write as _;
 
+use context::Context;
+use sprat_session as session;
+use sprat_session::text;
+
 use crate::args::{Cli, Command, KeyCommand};
 use crate::environment::Environment;
-use crate::output::{self, Output};
-use crate::{Exit, Failure, session};
-use context::Context;
+use crate::output::Output;
+use crate::{Exit, Failure};
 
 /// Runs the command and prints how it ended.
 pub(crate) fn run(cli: Cli) -> Exit {
@@ -68,7 +71,7 @@ fn run_in(context: &Context, command: Command) -> Result<Exit, Failure> {
         context.interrupt.on_request(move |_| {
             let failure = Failure::interrupted().with_hint(state);
             let exit = failure.exit;
-            crate::interrupt::end_after(move || output.failure(&failure), exit);
+            sprat_session::interrupt::end_after(move || output.failure(&failure), exit);
         });
     }
     match command {
@@ -125,7 +128,7 @@ fn warning_text(warning: &sprat_snapshot::Warning) -> String {
         W::LatestLeftAlone => "`latest` in the volume is not ours and was left alone".to_owned(),
         W::CrashedRunSwept { files } => format!(
             "the run before crashed: {} of it copied again",
-            output::text::counted(*files, "file", "files")
+            text::counted(*files, "file", "files")
         ),
         W::LeftoverKept { folder, reason } => {
             format!("the interrupted tree {folder} could not be removed: {reason}")
@@ -156,26 +159,26 @@ fn warning_text(warning: &sprat_snapshot::Warning) -> String {
         ),
         W::FoldersVanished { folders } => format!(
             "{} moved or removed while the backup ran: the snapshot is NOT whole",
-            output::text::counted(*folders, "folder was", "folders were")
+            text::counted(*folders, "folder was", "folders were")
         ),
         W::ManyVanished { files } => format!(
             "{} vanished while it ran, too large a part: the snapshot is NOT called whole",
-            output::text::counted(*files, "file", "files")
+            text::counted(*files, "file", "files")
         ),
         W::AttributesTooLarge { files } => format!(
             "{} with more attributes (xattrs, ACLs) than the volume's file system holds, about 4 KiB \
              for each file: the content is there, some of the attributes are not",
-            output::text::counted(*files, "file", "files")
+            text::counted(*files, "file", "files")
         ),
         W::DamageHealed { files } => format!(
             "{} that a check had found damaged in an older snapshot: read from the source again, and \
              right in this snapshot. Older snapshots keep the damage",
-            output::text::counted(*files, "file", "files")
+            text::counted(*files, "file", "files")
         ),
         W::MissedChangeCopied { files } => format!(
             "{} changed without a new size or time, which an older snapshot missed: the content is in \
              this snapshot",
-            output::text::counted(*files, "file", "files")
+            text::counted(*files, "file", "files")
         ),
         W::LatestNotMoved { reason } => format!(
             "the snapshot is made, but `latest` in the volume could not be pointed to it: {reason}"
@@ -183,7 +186,7 @@ fn warning_text(warning: &sprat_snapshot::Warning) -> String {
         W::AttributesRefused { files } => format!(
             "{} with attributes that the volume's file system refuses: the content is there, those \
              attributes are not",
-            output::text::counted(*files, "file", "files")
+            text::counted(*files, "file", "files")
         ),
         W::SourceLeftOut { path, why } => {
             format!("source {path}: {why}; the snapshot is made without it")
@@ -195,7 +198,7 @@ fn warning_text(warning: &sprat_snapshot::Warning) -> String {
         W::UnchangedCopied { files } => format!(
             "rsync copied at least {} that did not change, instead of linking {}: the volume fills up \
              without need. Some releases of rsync ignore --link-dest; `sprat doctor` tries yours",
-            output::text::counted(*files, "file", "files"),
+            text::counted(*files, "file", "files"),
             if *files == 1 { "it" } else { "them" }
         ),
         W::HolesRead {
@@ -205,9 +208,9 @@ fn warning_text(warning: &sprat_snapshot::Warning) -> String {
         } => format!(
             "{path} is {} long with {} of data, and rsync reads its holes, too: that takes long at each \
              change of the file. If it is not needed, leave it out: --exclude {}",
-            output::text::bytes(*bytes),
-            output::text::bytes(*data_bytes),
-            output::text::quoted(std::path::Path::new(path))
+            text::bytes(*bytes),
+            text::bytes(*data_bytes),
+            text::quoted(std::path::Path::new(path))
         ),
         W::ForeignObject { path, done } => {
             format!("{path} on the volume is not sprat's; it was {done}")

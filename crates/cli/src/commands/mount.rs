@@ -4,12 +4,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
+use sprat_session as session;
+use sprat_session::address::Place;
+use sprat_session::{Access, text};
 
 use super::context::{Context, Resolved};
 use crate::args::{MountArgs, UmountArgs};
-use crate::output::{Reporter, exit_json, path_json, text};
-use crate::session::{self, Access};
-use crate::target::Place;
+use crate::output::{Reporter, exit_json, path_json};
 use crate::{Exit, Failure};
 
 pub(super) fn run(context: &Context, args: &MountArgs) -> Result<Exit, Failure> {

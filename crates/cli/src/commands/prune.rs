@@ -1,14 +1,13 @@
 //! `sprat prune`: removes the snapshots of a job that no rule keeps.
 
 use serde_json::json;
+use sprat_session::{Access, text};
 use sprat_snapshot::{EntryKind, Interrupted, KeepReason, PruneReport, PruneSpec, Pruned};
 
 use super::context::{Context, close};
 use crate::args::PruneArgs;
-use crate::config;
-use crate::output::{Reporter, exit_json, text};
-use crate::session::Access;
-use crate::{Exit, Failure};
+use crate::output::{Reporter, exit_json};
+use crate::{Exit, Failure, config};
 
 pub(super) fn run(context: &Context, args: &PruneArgs) -> Result<Exit, Failure> {
     let resolved = context.resolve(&args.target)?;

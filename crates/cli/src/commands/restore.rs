@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use sprat_session::{Access, text, trusted_file};
 use sprat_snapshot::{EntryKind, JobName, RestoreReport, RestoreSpec};
 
 use super::context::{Context, close};
 use crate::args::RestoreArgs;
-use crate::output::{Reporter, exit_json, path_json, text};
-use crate::session::Access;
-use crate::{Exit, Failure, trusted_file};
+use crate::output::{Reporter, exit_json, path_json};
+use crate::{Exit, Failure};
 
 /// Changes that a dry run lists as text; JSON has more.
 const CHANGES_SHOWN_MAX: usize = 200;

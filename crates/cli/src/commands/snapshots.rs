@@ -1,12 +1,12 @@
 //! `sprat snapshots`: what a container holds.
 
 use serde_json::json;
+use sprat_session::{Access, text};
 use sprat_snapshot::{EntryKind, SnapshotEntry};
 
 use super::context::{Context, close};
 use crate::args::SnapshotsArgs;
-use crate::output::{Reporter, exit_json, text};
-use crate::session::Access;
+use crate::output::{Reporter, exit_json};
 use crate::{Exit, Failure};
 
 pub(super) fn run(context: &Context, args: &SnapshotsArgs) -> Result<Exit, Failure> {

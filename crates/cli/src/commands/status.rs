@@ -7,20 +7,21 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Value, json};
 use sprat_luks::Pins;
+use sprat_session::address::Place;
+use sprat_session::state::checks::{self, KeptCheck, KeptChecks};
+use sprat_session::state::history::{JobStanding, Standing};
+use sprat_session::state::key_notes::KeyNotes;
+use sprat_session::state::paths::Filed;
+use sprat_session::state::{self, identity, moved};
+use sprat_session::{PinPolicy, SERVER_SPACE_LOW_BYTES, connect, reserve_name, text};
 use sprat_store::copy::{DataMap, read_remote_map};
 use sprat_store::lock::{self, LockInfo};
 use sprat_store::{Access, FileStat, SshTarget, Store, StoreError, StoreErrorKind};
 
 use super::context::{Context, Resolved, both};
 use crate::args::StatusArgs;
-use crate::filed::Filed;
-use crate::kept_check::{self, KeptCheck, KeptChecks};
-use crate::key_notes::KeyNotes;
-use crate::output::{exit_json, failure_json, text};
-use crate::session::{PinPolicy, SERVER_SPACE_LOW_BYTES, reserve_name};
-use crate::standing::{JobStanding, Standing};
-use crate::target::Place;
-use crate::{Exit, Failure, moved, pinned, reach, state};
+use crate::output::{exit_json, failure_json};
+use crate::{Exit, Failure};
 
 /// How long the server's shell may take to tell where the container holds data.
 const SHELL_LIMIT: Duration = Duration::from_secs(15);
@@ -136,12 +137,12 @@ fn refuse_what_opens(context: &Context) -> Result<(), Failure> {
 
 fn look(context: &Context, resolved: Resolved, offline: bool) -> Found {
     let state_dir = context.environment.absolute(&context.global.state_dir);
-    let known = pinned::policy(&state_dir, &resolved.target, None).map(|policy| match policy {
+    let known = identity::policy(&state_dir, &resolved.target, None).map(|policy| match policy {
         PinPolicy::Known(Pins { uuid, .. }) => {
             let filed = Filed::new(&state_dir, &uuid, &resolved.target);
             Some(Known {
                 standing: Standing::load(&filed),
-                checks: kept_check::last(&filed),
+                checks: checks::last(&filed),
                 proved: KeyNotes::load(&state_dir, &uuid).last_proved(),
                 written_bytes: state::Known::load(&filed).written_bytes(),
                 uuid,
@@ -160,7 +161,7 @@ fn look(context: &Context, resolved: Resolved, offline: bool) -> Found {
 }
 
 fn ask(state_dir: &Path, resolved: &Resolved) -> Result<Server, Failure> {
-    let store = reach::connect(&resolved.target, &resolved.ssh_command)?;
+    let store = connect::connect(&resolved.target, &resolved.ssh_command)?;
     let name = &resolved.target.name;
     let stat = store.stat(name).map_err(|error| match error.kind() {
         StoreErrorKind::NotFound => moved::no_container(state_dir, &resolved.target),
@@ -168,7 +169,7 @@ fn ask(state_dir: &Path, resolved: &Resolved) -> Result<Server, Failure> {
     })?;
     let file = store.open(name, Access::ReadOnly)?;
     // Any that cryptsetup opens: the header is looked at, not used.
-    reach::any_header(&*file, state_dir, &resolved.target)?;
+    connect::any_header(&*file, state_dir, &resolved.target)?;
     drop(file);
     let space = unless_unsupported(store.free_space())?;
     let reserve = match store.stat(&reserve_name(name)?) {

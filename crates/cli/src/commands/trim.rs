@@ -1,11 +1,12 @@
 //! `sprat trim`: gives space back to the server.
 
 use serde_json::json;
+use sprat_session as session;
+use sprat_session::{Access, TrimHow, TrimReport, TrimRoute, text};
 
 use super::context::Context;
 use crate::args::TrimArgs;
-use crate::output::{Reporter, exit_json, text};
-use crate::session::{self, Access, TrimHow, TrimReport, TrimRoute};
+use crate::output::{Reporter, exit_json};
 use crate::{Exit, Failure};
 
 pub(super) fn run(context: &Context, args: &TrimArgs) -> Result<Exit, Failure> {

@@ -1,11 +1,12 @@
 //! `sprat unlock`: sets a container free that a session of another machine holds.
 
 use serde_json::json;
+use sprat_session as session;
+use sprat_session::{DoorWay, UnlockWish, Unlocked, text};
 
 use super::context::Context;
 use crate::args::UnlockArgs;
-use crate::output::{exit_json, text};
-use crate::session::{self, DoorWay, UnlockWish, Unlocked};
+use crate::output::exit_json;
 use crate::{Exit, Failure};
 
 pub(super) fn run(context: &Context, args: &UnlockArgs) -> Result<Exit, Failure> {

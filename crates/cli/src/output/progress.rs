@@ -4,10 +4,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use sprat_session::state::reserved_names;
+use sprat_session::{NotCompared, Notice, Observer, Phase, SessionProgress, text};
 
-use super::{Output, text, write_stderr};
-use crate::own_names;
-use crate::session::{NotCompared, Notice, Observer, Phase, SessionProgress};
+use super::{Output, write_stderr};
 
 /// Between two changes of the line on a terminal.
 const TERMINAL_INTERVAL: Duration = Duration::from_millis(200);
@@ -447,7 +447,7 @@ fn notice_text(notice: &Notice) -> (String, bool) {
         Notice::NothingRemoved => (
             format!(
                 "this account may not remove files on the server: {}",
-                own_names::WITHOUT_REMOVING
+                reserved_names::WITHOUT_REMOVING
             ),
             false,
         ),
@@ -593,7 +593,7 @@ fn overwritten(blocks: u64, files: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::VolumeFigures;
+    use sprat_session::VolumeFigures;
 
     #[test]
     fn progress_line_tells_rate_time_left_and_what_is_not_durable() {

@@ -8,8 +8,9 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use sprat_session::text;
+
 use super::{Finding, State};
-use crate::output::text;
 
 const WHAT: &str = "rsync --link-dest";
 

@@ -4,16 +4,17 @@ use std::path::PathBuf;
 
 use serde_json::json;
 use sprat_luks::{Header, HeaderBackup, LuksErrorKind};
+use sprat_session::state::key_notes::KeyNotes;
+use sprat_session::state::paths::{Elsewhere, Filed};
+use sprat_session::state::{headers, identity};
+use sprat_session::{HeaderChange, PinPolicy, connect, text};
 use sprat_store::StoreFile;
 
 use super::super::context::{Context, Resolved};
 use super::{change_header, judged, open, state_dir, warn_of_changed_slots};
 use crate::args::{KeyHeaderBackupArgs, KeyHeaderRestoreArgs};
-use crate::filed::{Elsewhere, Filed};
-use crate::key_notes::KeyNotes;
-use crate::output::{exit_json, text};
-use crate::session::{HeaderChange, PinPolicy};
-use crate::{Exit, Failure, kept_header, pinned, reach, terminal};
+use crate::output::exit_json;
+use crate::{Exit, Failure, terminal};
 
 pub(super) fn backup(context: &Context, args: &KeyHeaderBackupArgs) -> Result<Exit, Failure> {
     let resolved = context.resolve(&args.target)?;
@@ -22,7 +23,7 @@ pub(super) fn backup(context: &Context, args: &KeyHeaderBackupArgs) -> Result<Ex
     warn_of_changed_slots(context, &resolved, &header);
     let kept = whole(&header, &*file)?;
     let path = context.environment.absolute(&args.file);
-    kept_header::write_new(&path, &kept)?;
+    headers::write_new(&path, &kept)?;
     let json = json!({
         "command": "key header-backup",
         "result": exit_json(Exit::Done),
@@ -47,8 +48,8 @@ pub(super) fn backup(context: &Context, args: &KeyHeaderBackupArgs) -> Result<Ex
 
 /// A header that nobody changed while it was read.
 fn whole(header: &Header, file: &dyn StoreFile) -> Result<HeaderBackup, Failure> {
-    let kept = header.backup(&reach::HeaderBytes(file))?;
-    if reach::header(file)?.sequence_id() == header.sequence_id() {
+    let kept = header.backup(&connect::HeaderBytes(file))?;
+    if connect::header(file)?.sequence_id() == header.sequence_id() {
         return Ok(kept);
     }
     Err(Failure::failed("the header was changed while it was read")
@@ -65,7 +66,7 @@ enum LiesThere {
 
 impl LiesThere {
     fn look(file: &dyn StoreFile, policy: &PinPolicy) -> Result<Self, Failure> {
-        Ok(match Header::load(&reach::HeaderBytes(file)) {
+        Ok(match Header::load(&connect::HeaderBytes(file)) {
             Ok(present) if policy.fits(&present).is_ok() => Self::Own(Box::new(present)),
             Ok(present) => Self::Another(format!(
                 "a header of another container lies there and goes away: {}",
@@ -90,7 +91,7 @@ pub(super) fn restore(context: &Context, args: &KeyHeaderRestoreArgs) -> Result<
     let resolved = context.resolve(&args.target)?;
     let file = open(context, &resolved)?;
     let fingerprint = context.global.fingerprint.as_deref();
-    let policy = pinned::policy(&state_dir(context), &resolved.target, fingerprint)?;
+    let policy = identity::policy(&state_dir(context), &resolved.target, fingerprint)?;
     let lies_there = LiesThere::look(&*file, &policy)?;
     let (path, of_another) = match &args.file {
         Some(path) => (context.environment.absolute(path), None),
@@ -106,11 +107,11 @@ pub(super) fn restore(context: &Context, args: &KeyHeaderRestoreArgs) -> Result<
                 }
             };
             let filed = Filed::new(&state_dir(context), &uuid, &resolved.target);
-            name_others(context, args.yes, &kept_header::others(&filed));
-            kept_header::to_put_back(&filed)
+            name_others(context, args.yes, &headers::others(&filed));
+            headers::to_put_back(&filed)
         }
     };
-    let from = kept_header::load(&kept_header::open(&path)?, &path)?;
+    let from = headers::load(&headers::open(&path)?, &path)?;
     // Known by its pins or by the sheet, it was judged already; that of the kept one comes later.
     if let Some(present) = lies_there.header()
         && from.uuid() != present.uuid()

@@ -5,19 +5,20 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde_json::json;
 use sprat_luks::{Header, Pins, RecoveryKey, RecoveryKeyError, Secret, SectorCipher};
-
+use sprat_session as session;
+use sprat_session::ssh_config::Known;
+use sprat_session::state::key_notes::{KeyKind, KeyNote, KeyNotes};
+use sprat_session::{connect, state};
 use zeroize::Zeroizing;
 
 use super::super::context::{Context, Resolved};
 use super::super::sheet_files::SheetFiles;
 use super::{check_typed, judged, open, state_dir, warn_of_changed_slots};
 use crate::args::{KeySheetArgs, KeyTargetArgs};
-use crate::key_notes::{KeyKind, KeyNote, KeyNotes};
-use crate::known_server::Known;
 use crate::output::exit_json;
 use crate::secrets::{self, SecretSource};
 use crate::sheet::{Sheet, SheetJob};
-use crate::{Exit, Failure, reach, session, state, terminal};
+use crate::{Exit, Failure, terminal};
 
 /// A sheet that is to be shown.
 pub(in crate::commands) struct Shown<'s> {
@@ -124,7 +125,7 @@ pub(super) fn key_file_now(
         }
         let file = open(context, resolved)?;
         let header = judged(context, resolved, &*file)?;
-        header.unlock(&reach::HeaderBytes(&*file), own)?;
+        header.unlock(&connect::HeaderBytes(&*file), own)?;
         Ok(())
     })
 }
@@ -140,7 +141,7 @@ pub(super) fn print_again(context: &Context, args: &KeySheetArgs) -> Result<Exit
     let header = judged(context, &resolved, &*file)?;
     warn_of_changed_slots(context, &resolved, &header);
     if let Some(recovery) = &recovery {
-        header.unlock(&reach::HeaderBytes(&*file), &recovery.secret())?;
+        header.unlock(&connect::HeaderBytes(&*file), &recovery.secret())?;
     }
     let known = Known::look_up(&resolved.target, &resolved.ssh_command);
     let text = args.html.is_none() || args.sheet.is_some();
@@ -155,7 +156,7 @@ pub(super) fn print_again(context: &Context, args: &KeySheetArgs) -> Result<Exit
     let page = page.map(|path| context.environment.absolute(path));
     let pins = header.pins();
     let key_file = key_file(context, &resolved, |own| {
-        header.unlock(&reach::HeaderBytes(&*file), own)?;
+        header.unlock(&connect::HeaderBytes(&*file), own)?;
         Ok(())
     });
     let shown = Shown {
@@ -227,7 +228,7 @@ pub(super) fn rehearse(context: &Context, args: &KeyTargetArgs) -> Result<Exit, 
     if !typed.is_empty() {
         check_typed(context, &resolved, &header, &typed)?;
     }
-    let (slot, key) = header.unlock_by(&reach::HeaderBytes(&*file), &secret)?;
+    let (slot, key) = header.unlock_by(&connect::HeaderBytes(&*file), &secret)?;
     let cipher = SectorCipher::new(&key, &header)?;
     drop(key);
     let first = state::first_block(&*file, &header, &cipher).and_then(|first| {

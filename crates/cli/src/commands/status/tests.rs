@@ -1,10 +1,11 @@
 //! Tests of what `status` shows.
 
+use sprat_session::VolumeRoom;
+use sprat_session::address::Target;
+use sprat_session::state::history::{MadeSnapshot, Run, SeenRoom};
+
 use super::*;
 use crate::secrets::SecretSource;
-use crate::session::VolumeRoom;
-use crate::standing::{MadeSnapshot, Run, SeenRoom};
-use crate::target::Target;
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_795_600_000 + second).unwrap()

@@ -1,0 +1,225 @@
+//! Why a copy is refused or stopped, in words: what happened, how both containers stand, what to do.
+
+use sprat_store::copy::{CopyError, CopyLeft};
+use sprat_store::{Store, StoreErrorKind};
+
+use super::attempt::Present;
+use super::side::Side;
+use super::{FAILURES_APART, FAILURES_MAX, Job};
+use crate::state::{moved, reserved_names};
+use crate::volume_process::opening::read_only_account;
+use crate::{Exit, Failure, text};
+
+impl Job<'_> {
+    /// Where the destination is there it may be all that is left of a move that had come to its end:
+    /// nobody may be told to remove it.
+    pub(super) fn no_source(&self, there: &Present) -> Failure {
+        let (from, to) = (
+            &self.options.source.target,
+            &self.options.destination.target,
+        );
+        let hint = match there.destination {
+            None => {
+                let hint = moved::hint(&self.options.source.state_dir, from);
+                format!("nothing was changed: {hint}")
+            }
+            Some(_) => format!(
+                "nothing was changed. {to} is there: if it was to be moved, that is done, or its \
+                 disk isn't mounted. Look at the copy with `sprat snapshots`"
+            ),
+        };
+        Failure::new(Exit::NoContainer, format!("there is no container {from}")).with_hint(hint)
+    }
+
+    pub(super) fn exists_already(&self) -> Failure {
+        Failure::failed(format!(
+            "{} exists already",
+            self.options.destination.target
+        ))
+        .with_hint(
+            "copy never overwrites, and nothing was changed. Choose another name, or remove that \
+             file yourself if you are sure",
+        )
+    }
+
+    pub(super) fn begun_with_other_key(&self) -> Failure {
+        let with = match self.options.new_key {
+            Some(_) => "without",
+            None => "with",
+        };
+        Failure::usage(format!(
+            "{} was copied by a run {with} --new-key that did not come to its end",
+            self.options.destination.target
+        ))
+        .with_hint(format!(
+            "nothing was changed. Run the same command {with} --new-key: it finishes what was begun"
+        ))
+    }
+
+    pub(super) fn older_than_source(&self) -> Failure {
+        let (from, to) = (
+            &self.options.source.target,
+            &self.options.destination.target,
+        );
+        Failure::failed(format!(
+            "{from} was written to after it had been copied to {to}"
+        ))
+        .with_hint(
+            "nothing was removed. The copy had been read back, but is older than the source. Look \
+             at both with `sprat snapshots`; to have the newer state there, remove the older copy \
+             yourself and run the same command again",
+        )
+    }
+
+    pub(super) fn not_what_was_copied(&self) -> Failure {
+        let to = &self.options.destination.target;
+        Failure::failed(format!(
+            "{to} is not what was copied: it was written to since, is damaged, or was made by others"
+        ))
+        .with_hint(
+            "nothing was removed, and the source is as it was when it was copied. Look at both \
+             with `sprat snapshots`, and remove by hand the one that you don't want",
+        )
+    }
+
+    /// A failed copy; the hint is the last word where the same command would fail the same way.
+    pub(super) fn failed_copy(&mut self, error: &CopyError) -> Failure {
+        self.explained |= is_unreadable(error);
+        self.unexplained |= is_unexplained(error);
+        of_copy(error)
+    }
+
+    /// Whether the present attempt ended with a failure that the server didn't explain, and another
+    /// attempt on new connections is due. A piece that always fails is reached at once each time.
+    pub(super) fn may_retry(&mut self) -> bool {
+        let worked = self.working_since.take();
+        if !std::mem::take(&mut self.unexplained) {
+            return false;
+        }
+        if worked.is_some_and(|since| since.elapsed() >= FAILURES_APART) {
+            self.failures = 0;
+        }
+        self.failures += 1;
+        self.failures <= FAILURES_MAX
+    }
+}
+
+/// Refuses a destination that can't make anything durable.
+pub(super) fn check_writable(side: &Side, store: &dyn Store) -> Result<(), Failure> {
+    let durable = store.capabilities().durable_flush;
+    if !durable && reserved_names::may_not_remove(store, side.name()) {
+        return Err(read_only_account(store));
+    }
+    if !durable && !side.options.allow_no_fsync {
+        return Err(Failure::failed(format!(
+            "{} can't make data durable: it has no fsync@openssh.com",
+            store.describe()
+        ))
+        .with_hint("nothing was changed. Insist with --insist-without-fsync"));
+    }
+    match store.free_space() {
+        Ok(space) if space.read_only => Err(Failure::failed(format!(
+            "{} is on a read-only file system",
+            store.describe()
+        ))
+        .with_hint("nothing was changed")),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn too_little_space(left: CopyLeft, available: u64) -> Failure {
+    let left = match left {
+        CopyLeft::Bytes(bytes) => format!("{} are", text::bytes(bytes)),
+        CopyLeft::AtMost(bytes) => format!("up to {} are", text::bytes(bytes)),
+    };
+    Failure::failed(format!(
+        "the destination has {} left and {left} still to be copied",
+        text::bytes(available),
+    ))
+    .with_hint("make room there")
+}
+
+/// A read or a write that failed for a reason that its server, or its disk, doesn't tell.
+fn is_unexplained(error: &CopyError) -> bool {
+    matches!(
+        error,
+        CopyError::Source(source) | CopyError::Destination(source)
+            if source.kind() == StoreErrorKind::Failed
+    )
+}
+
+/// A part of the source that its disk doesn't give: no line is at fault.
+fn is_unreadable(error: &CopyError) -> bool {
+    matches!(error, CopyError::Source(source) if source.kind() == StoreErrorKind::Failed)
+}
+
+/// The failure that a copy's error amounts to.
+pub(super) fn of_copy(error: &CopyError) -> Failure {
+    match error {
+        CopyError::Source(source) if is_unreadable(error) => Failure::from(source)
+            .context("a part of the source can't be read")
+            .with_hint(
+                "the source is as it was, and what had arrived is kept. Its disk may be failing: \
+                 the same command would stop there again. First bring back what can be read, with \
+                 `sprat restore`; then save the file with `ddrescue`, which passes over what can't \
+                 be read, to a good disk, and ask `sprat check --read-data` what is missing in it",
+            ),
+        CopyError::Source(source) | CopyError::Destination(source) => {
+            Failure::from(source).context(error.to_string())
+        }
+        CopyError::Differs { .. } => Failure::new(Exit::Damaged, error.to_string()).with_hint(
+            "the destination's disk or its way there is faulty: don't keep backups there",
+        ),
+        CopyError::Stopped => Failure::interrupted(),
+        other => {
+            let mut failure = Failure::failed(other.to_string());
+            if let Some(source) = std::error::Error::source(other) {
+                failure = failure.caused_by(source);
+            }
+            failure
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use sprat_store::StoreError;
+
+    use super::*;
+
+    #[test]
+    fn a_source_that_can_not_be_read_is_not_to_be_copied_again_in_vain() {
+        let unreadable = [
+            StoreError::Io {
+                op: "read",
+                object: "x.luks".to_owned(),
+                source: io::Error::from_raw_os_error(5),
+            },
+            // What OpenSSH's sftp-server answers then.
+            StoreError::Refused {
+                op: "read",
+                object: "x.luks".to_owned(),
+                reason: "Failure".to_owned(),
+            },
+        ];
+        for source in unreadable {
+            let error = CopyError::Source(source);
+            assert!(is_unreadable(&error));
+            let hint = of_copy(&error).hint.unwrap();
+            assert!(
+                hint.contains("ddrescue") && hint.contains("sprat restore"),
+                "{hint}"
+            );
+        }
+        let lost = || StoreError::Disconnected {
+            op: "read",
+            object: "x.luks".to_owned(),
+            reason: "gone".to_owned(),
+        };
+        assert!(!is_unreadable(&CopyError::Source(lost())));
+        assert!(!is_unreadable(&CopyError::Destination(lost())));
+        assert_eq!(of_copy(&CopyError::Source(lost())).exit, Exit::Unreachable);
+    }
+}

@@ -1,0 +1,506 @@
+//! Turns the errors of the crates below into failures: which exit code, and which hint.
+
+use std::error::Error;
+use std::io;
+
+use sprat_attach::AttachError;
+use sprat_luks::{LuksError, LuksErrorKind};
+use sprat_snapshot::{SnapshotError, SnapshotErrorKind};
+use sprat_store::{LockError, StoreError, StoreErrorKind};
+use sprat_volume::VolumeError;
+
+use super::{Exit, Failure};
+
+impl From<&StoreError> for Failure {
+    fn from(error: &StoreError) -> Self {
+        let exit = match error.kind() {
+            StoreErrorKind::Disconnected
+            | StoreErrorKind::Unreachable
+            | StoreErrorKind::LoginRefused
+            | StoreErrorKind::HostKey => Exit::Unreachable,
+            StoreErrorKind::Truncated => Exit::Damaged,
+            // No file, no folder, or something else at the container's place.
+            StoreErrorKind::NotFound | StoreErrorKind::NotRegular => Exit::NoContainer,
+            _ => Exit::Failed,
+        };
+        let mut failure = Self::new(exit, error.to_string());
+        if let Some(source) = error.source() {
+            failure = failure.caused_by(source);
+        }
+        // What a machine backs up, and what it knows of its containers, is root's.
+        if error.kind() == StoreErrorKind::PermissionDenied && !rustix::process::geteuid().is_root()
+        {
+            return failure.with_hint(
+                "nothing was changed. Run it as root. Where that is not it, check who owns the folder, and \
+                 whether the account may write",
+            );
+        }
+        match store_hint(error.kind()) {
+            Some(hint) => failure.with_hint(hint),
+            None => failure,
+        }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::from(&error)
+    }
+}
+
+fn store_hint(kind: StoreErrorKind) -> Option<&'static str> {
+    Some(match kind {
+        StoreErrorKind::NotFound => {
+            "nothing was changed. Check the path, and whether its disk is mounted there; sprat \
+             makes no folders on a server"
+        }
+        StoreErrorKind::NoSpace => {
+            "finished snapshots are unharmed. Make room on the server; where NAME.luks.reserve lies \
+             there, `sprat prune` works on a full disk, too. Then run the same command again: it goes \
+             on where it stopped"
+        }
+        StoreErrorKind::ReadOnly => {
+            "finished snapshots are unharmed. The server's file system is mounted read-only; a kernel does \
+             that by itself after an error of the disk. Look there (dmesg, mount) before the next backup. \
+             `restore` and `mount` work as it is"
+        }
+        StoreErrorKind::PermissionDenied => {
+            "nothing was changed. Check who owns the folder and whether the account may write; \
+             `restore` and `mount` also work on a read-only account"
+        }
+        StoreErrorKind::NotRegular => {
+            "sprat opens regular files only and never follows a link on the server"
+        }
+        StoreErrorKind::Truncated => {
+            "the file on the server is shorter than it was; don't write to it. Look for a copy \
+             on the server's side"
+        }
+        StoreErrorKind::Disconnected => {
+            "finished snapshots are unharmed. Run the same command again: it goes on where it \
+             stopped"
+        }
+        StoreErrorKind::Elsewhere => {
+            "the server's name seems to stand for several machines that don't show the same files. Finished \
+             snapshots are unharmed. Name one of these machines as the target; or let ssh send all sessions \
+             over one connection (ControlMaster, ControlPath and ControlPersist in ssh_config(5))"
+        }
+        StoreErrorKind::Unreachable => {
+            "check that `sftp HOST` works from this account without asking for anything"
+        }
+        StoreErrorKind::ProgramMissing => {
+            "nothing was changed. Install it with your package manager (openssh-client), or name another \
+             one with --ssh-command"
+        }
+        StoreErrorKind::LoginRefused => {
+            "sprat never asks for passwords or passphrases of ssh. Add this account's public key to the \
+             server's authorized_keys, or name a key with --ssh-command 'ssh -i FILE'. A key with a \
+             passphrase works only from an agent (ssh-add), which a timer does not have: make one without"
+        }
+        StoreErrorKind::HostKey => {
+            "nothing was sent. Get the fingerprint of the server's key by another way (its provider, its \
+             console) and compare it. Only where it is the same: for a server that is new here, log in once \
+             with `ssh HOST`; for one whose key was changed, remove the old key first (`ssh-keygen -R HOST`). \
+             If nobody can say why it changed, don't go on: somebody else may answer"
+        }
+        _ => return None,
+    })
+}
+
+/// Looks through an error and its sources for one of the store: it knows best what happened.
+fn store_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a StoreError> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<StoreError>() {
+            return Some(found);
+        }
+        // An io::Error's own payload is not among its sources.
+        let inner = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref);
+        if let Some(inner) = inner
+            && let Some(found) = store_error(inner)
+        {
+            return Some(found);
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// A failure that the session put into an error's chain itself.
+fn failure_inside<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Failure> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<Failure>() {
+            return Some(found);
+        }
+        next = error.source();
+    }
+    None
+}
+
+impl From<&LuksError> for Failure {
+    fn from(error: &LuksError) -> Self {
+        if error.kind() == LuksErrorKind::Read
+            && let Some(cause) = store_error(error)
+        {
+            return Self::from(cause).context(error.to_string());
+        }
+        let exit = match error.kind() {
+            LuksErrorKind::NoContainer => Exit::NoContainer,
+            LuksErrorKind::Damaged => Exit::Damaged,
+            LuksErrorKind::WrongSecret => Exit::WrongKey,
+            _ => Exit::Failed,
+        };
+        let mut failure = Self::new(exit, error.to_string());
+        if let Some(source) = error.source() {
+            failure = failure.caused_by(source);
+        }
+        match luks_hint(error) {
+            Some(hint) => failure.with_hint(hint),
+            None => failure,
+        }
+    }
+}
+
+fn luks_hint(error: &LuksError) -> Option<&'static str> {
+    Some(match error {
+        LuksError::NotLuks => "nothing was changed. Check the path: that file is no container",
+        LuksError::Luks1 | LuksError::KernelOnly { .. } => {
+            "nothing was changed. Use it where the kernel has dm-crypt (`sprat doctor` tells), \
+             without --mode user"
+        }
+        LuksError::Unsupported { .. } => {
+            "nothing was changed. cryptsetup itself may open it, where the kernel has dm-crypt"
+        }
+        LuksError::WrongSecret { .. } => {
+            "nothing was changed. Check which key file or passphrase belongs to this container; \
+             the recovery key on the sheet opens it too, given as a passphrase"
+        }
+        LuksError::HeaderDamaged { .. } => {
+            "the data may be whole, only its header is not: nothing was changed. Restore a header \
+             backup, if you have one"
+        }
+        LuksError::Truncated { .. } => {
+            "nothing was changed. Don't write to the file; look for a copy of it on the server"
+        }
+        LuksError::Pin {
+            field: "fingerprint",
+            ..
+        } => {
+            "nothing was sent and no key was used. Compare what was typed with the sheet. If it is \
+             right, somebody changed the container on the server, or it is another one: find out \
+             before you go on"
+        }
+        LuksError::Pin { .. } | LuksError::Refused { .. } | LuksError::Invalid { .. } => {
+            "nothing was sent and no key was used. Somebody changed the container on the server, \
+             or it is another one: find out before you go on"
+        }
+        LuksError::OlderHeader { .. } => {
+            "nothing was sent and no key was used. The server shows a header that was replaced, and \
+             removed keys may open it; or another machine put a kept one back. Find out which; then \
+             `sprat key header-restore` puts the one that this machine keeps back, in a way that \
+             every machine accepts"
+        }
+        LuksError::Sequence { .. } => {
+            "nothing was sent and no key was used. Somebody changed the header on the server, so \
+             that a later change of keys would make removed keys count again. `sprat key \
+             header-restore` puts the header back that this machine keeps"
+        }
+        LuksError::KdfTooCostly { .. } => {
+            "nothing was changed. The server may have changed the header to exhaust this machine"
+        }
+        LuksError::KdfBudget { .. } => {
+            "nothing was changed. The slots with the least work are tried first. Open the container \
+             with a key of such a slot, a key file for example; or remove slots that nobody uses"
+        }
+        LuksError::NoMemory { .. } => {
+            "nothing was changed. Free memory, or open the container with a key of another slot; a \
+             recovery key of sprat's needs 64 MiB"
+        }
+        _ => return None,
+    })
+}
+
+impl Failure {
+    /// For the work on keys, which is done in user mode wherever it is.
+    pub fn of_key_work(error: &LuksError) -> Self {
+        let failure = Self::from(error);
+        match error {
+            LuksError::Luks1 | LuksError::KernelOnly { .. } => failure.with_hint(
+                "nothing was changed. Backups work where the kernel has dm-crypt; its keys and its \
+                 header are cryptsetup's to change: luksAddKey, luksRemoveKey, luksHeaderBackup, on \
+                 the server's file while no backup runs",
+            ),
+            _ => failure,
+        }
+    }
+}
+
+impl From<LuksError> for Failure {
+    fn from(error: LuksError) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&LockError> for Failure {
+    fn from(error: &LockError) -> Self {
+        let (exit, hint) = match error {
+            LockError::Store { source, .. } => {
+                return Self::from(source).context(error.to_string());
+            }
+            LockError::Record { .. } => (
+                Exit::Failed,
+                "nothing was changed on the server. sprat's folder on this machine must be \
+                 writable and have room; --state-dir names another one",
+            ),
+            LockError::HeldHere { .. } => (
+                Exit::Locked,
+                "nothing was changed. Wait for the other run to end, or `sprat umount` what is \
+                 mounted",
+            ),
+            LockError::HeldElsewhere { .. } => (
+                Exit::Locked,
+                "nothing was changed. If the machine that holds it is dead, asleep or lost, run \
+                 `sprat unlock`: it takes the container over as soon as nothing of that session can \
+                 arrive any more. Where the account may only read, restore with --ignore-lock",
+            ),
+            LockError::Waiting { .. } => (
+                Exit::Locked,
+                "nothing was changed. Run `sprat unlock`: it waits until nothing of that session \
+                 can arrive any more. Where the account may only read, restore with --ignore-lock",
+            ),
+            LockError::Unlisted { .. } => (
+                Exit::Failed,
+                "no data was changed. Such a server shows new files only when they are closed \
+                 (ProFTPD: HiddenStores off). Change that, or use another server",
+            ),
+            LockError::NotKept { unused, .. } => (
+                Exit::Damaged,
+                match unused {
+                    true => {
+                        "nothing was sent to the container. No other session wrote there: a server that \
+                         garbles one file may garble others. Find out what is wrong with it or its disk, \
+                         then run `sprat check --read-data`"
+                    }
+                    false => {
+                        "nothing more is sent. No other session wrote there: a server that garbles one \
+                         file may have garbled what this session sent, too. Find out what is wrong with \
+                         it or its disk, then run `sprat check --read-data` before the next backup"
+                    }
+                },
+            ),
+            LockError::Lost { .. } => (
+                Exit::Locked,
+                "nothing more is sent. What was on its way may have arrived after the other session \
+                 began: each later run compares what that one wrote, and reports it. Find out who \
+                 took the lock, then run the same command again",
+            ),
+            LockError::TakenMeanwhile { .. } => (
+                Exit::Locked,
+                "what was read may be a mixture of two states, and so may files be that were \
+                 restored by now; nothing on the server was changed by this session. Run the same \
+                 command again once the other session has ended",
+            ),
+            LockError::Disturbed { .. } => (
+                Exit::Locked,
+                "what was read may be a mixture of two states, and so may files be that were \
+                 restored by now; nothing on the server was changed by this session. Run the same \
+                 command again",
+            ),
+            LockError::Renewed { .. } => (
+                Exit::Locked,
+                "nothing was changed. Stop the session that holds it, or use --force if you know \
+                 that it can't write any more",
+            ),
+            _ => (Exit::Failed, "finished snapshots are unharmed"),
+        };
+        let mut failure = Self::new(exit, error.to_string()).with_hint(hint);
+        if let Some(source) = error.source() {
+            failure = failure.caused_by(source);
+        }
+        failure
+    }
+}
+
+impl From<LockError> for Failure {
+    fn from(error: LockError) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&VolumeError> for Failure {
+    fn from(error: &VolumeError) -> Self {
+        if let VolumeError::Failed(first) = error {
+            return Self::from(&**first);
+        }
+        if let Some(failure) = failure_inside(error) {
+            return failure.clone();
+        }
+        if let VolumeError::Fenced(fenced) = error
+            && let Some(lock) = fenced.source().and_then(|s| s.downcast_ref::<LockError>())
+        {
+            return Self::from(lock);
+        }
+        if let Some(store) = store_error(error) {
+            let exit_14 = matches!(
+                error,
+                VolumeError::ConnectionLost { .. } | VolumeError::NotReconnected(_)
+            );
+            let mut failure = Self::from(store).context(error.to_string());
+            if exit_14 {
+                failure.exit = Exit::Unreachable;
+            }
+            return failure;
+        }
+        let (exit, hint) = match error {
+            VolumeError::Short { .. } => (
+                Exit::Damaged,
+                Some("nothing was changed. Look for a whole copy of the file on the server"),
+            ),
+            VolumeError::CacheDiffers { .. } => (
+                Exit::Damaged,
+                Some(
+                    "nothing was written. The server shows other data than this machine left there: \
+                     its disk is damaged, it lost what it had called durable, or it shows an older \
+                     copy. What was kept of the container here is dropped. `sprat check --read-data` \
+                     says which files are damaged",
+                ),
+            ),
+            VolumeError::ForeignWrite { .. } => (
+                Exit::Damaged,
+                Some(
+                    "something else writes to the container. Find it before the next run; then \
+                     run `e2fsck -fn` on the volume",
+                ),
+            ),
+            VolumeError::LostDurable { .. } => (
+                Exit::Damaged,
+                Some(
+                    "nothing more was sent. The server answered that these bytes are on its disk, and \
+                     now they aren't: it lost power with a cache that keeps nothing, or was put back to \
+                     an older state. What was written in the last minutes before that is damaged or \
+                     gone, snapshots too. Find out what happened to the server, then run `sprat check \
+                     --read-data` before the next backup",
+                ),
+            ),
+            VolumeError::Overlay { .. } | VolumeError::OverlayFull { .. } => (
+                Exit::Failed,
+                Some("nothing on the server was changed; make room in the state folder"),
+            ),
+            VolumeError::Cache { .. } => (
+                Exit::Failed,
+                Some(
+                    "nothing on the server was changed. The local cache would be out of date after \
+                     this run: remove the container's folder in the cache folder by hand \
+                     (/var/cache/sprat, or what --cache-dir says), then run the command again",
+                ),
+            ),
+            VolumeError::Fenced(_) => (Exit::Locked, None),
+            _ => (Exit::Failed, None),
+        };
+        let mut failure = Self::new(exit, error.to_string());
+        if let Some(source) = error.source() {
+            failure = failure.caused_by(source);
+        }
+        match hint {
+            Some(hint) => failure.with_hint(hint),
+            None => failure,
+        }
+    }
+}
+
+impl From<VolumeError> for Failure {
+    fn from(error: VolumeError) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&AttachError> for Failure {
+    fn from(error: &AttachError) -> Self {
+        let hint = match error {
+            AttachError::NotRoot { .. } => Some("run it as root (sudo)"),
+            AttachError::Busy { .. } => Some(
+                "it stays mounted. End these programs, or leave the folder in them, then run the \
+                 same command again",
+            ),
+            AttachError::StillHeld { .. } => Some(
+                "what is written there still reaches the server. End these programs, or unmount it there \
+                 (in another mount namespace: `nsenter -t PID -m umount DIR`), then run the same command \
+                 again",
+            ),
+            AttachError::NoFuse { .. } | AttachError::NoLoop { .. } => {
+                Some("`sprat doctor` tells what this machine lacks")
+            }
+            AttachError::NoDmCrypt { .. } => Some(
+                "nothing was changed. Leave --mode out: user mode opens and writes the same \
+                 container format",
+            ),
+            AttachError::RootNotMounted => Some(
+                "its folder must be one: mount --bind FOLDER FOLDER, before the chroot; finished \
+                 snapshots are unharmed",
+            ),
+            AttachError::CryptMap { .. } => Some(
+                "finished snapshots are unharmed. `--mode user` does without the kernel's dm-crypt",
+            ),
+            AttachError::ProgramMissing { .. } => {
+                Some("install it with your package manager (e2fsprogs)")
+            }
+            AttachError::MountRefused { damaged: true, .. } => Some(
+                "the container was opened, but its file system is damaged. Nothing was changed \
+                 beyond a journal replay. `sprat check` says what is damaged; docs/recovery.md says \
+                 how to repair or to save it",
+            ),
+            AttachError::MountRefused { .. } => Some(
+                "the container was opened, but its file system can't be mounted. Nothing was \
+                 changed beyond a journal replay",
+            ),
+            _ => None,
+        };
+        let exit = match error {
+            AttachError::MountRefused { damaged: true, .. } => Exit::Damaged,
+            _ => Exit::Failed,
+        };
+        let mut failure = Self::new(exit, error.to_string());
+        if let Some(source) = error.source() {
+            failure = failure.caused_by(source);
+        }
+        match hint {
+            Some(hint) => failure.with_hint(hint),
+            None => failure,
+        }
+    }
+}
+
+impl From<AttachError> for Failure {
+    fn from(error: AttachError) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&SnapshotError> for Failure {
+    fn from(error: &SnapshotError) -> Self {
+        let report = error.report();
+        let exit = match report.kind {
+            SnapshotErrorKind::Usage => Exit::Usage,
+            SnapshotErrorKind::Cancelled => Exit::Interrupted,
+            SnapshotErrorKind::Busy => Exit::Locked,
+            SnapshotErrorKind::Damaged => Exit::Damaged,
+            _ => Exit::Failed,
+        };
+        let mut failure = Self::new(exit, report.message);
+        failure.causes = report.causes;
+        // The first is in the message already.
+        failure
+            .causes
+            .extend(report.messages.names.into_iter().skip(1).take(10));
+        failure.hint = report.hint;
+        failure
+    }
+}
+
+impl From<SnapshotError> for Failure {
+    fn from(error: SnapshotError) -> Self {
+        Self::from(&error)
+    }
+}

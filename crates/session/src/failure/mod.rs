@@ -1,0 +1,261 @@
+//! The one error type that reaches the user, and the exit codes.
+
+mod mapping;
+
+use std::error::Error;
+use std::fmt;
+use std::process::ExitCode;
+
+use serde::{Deserialize, Serialize};
+
+/// How a run of sprat ended. The numbers are stable; scripts rely on them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Exit {
+    /// Everything asked for is done, and durable on the server where that applies.
+    Done,
+    /// It failed, and no other code says it better.
+    Failed,
+    /// The command line or the config is wrong; nothing was started.
+    Usage,
+    /// The snapshot is made, but some source files could not be read.
+    Unread,
+    /// There is no container at the target.
+    NoContainer,
+    /// Another session holds the container.
+    Locked,
+    /// The key file or passphrase opens none of the key slots.
+    WrongKey,
+    /// The remote data is damaged, or is not what was pinned.
+    Damaged,
+    /// The server was not reached, or was lost for longer than allowed.
+    Unreachable,
+    /// Ctrl-C, SIGTERM or SIGHUP ended it in order.
+    Interrupted,
+}
+
+impl Exit {
+    /// Every exit code, in the order of the numbers.
+    pub const ALL: [Self; 10] = [
+        Self::Done,
+        Self::Failed,
+        Self::Usage,
+        Self::Unread,
+        Self::NoContainer,
+        Self::Locked,
+        Self::WrongKey,
+        Self::Damaged,
+        Self::Unreachable,
+        Self::Interrupted,
+    ];
+
+    /// The process's exit status.
+    #[must_use]
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Unread => 3,
+            Self::NoContainer => 10,
+            Self::Locked => 11,
+            Self::WrongKey => 12,
+            Self::Damaged => 13,
+            Self::Unreachable => 14,
+            Self::Interrupted => 130,
+        }
+    }
+
+    /// Of a command that did several things: theirs where those that failed agree, else
+    /// [`Failed`](Self::Failed); [`Unread`](Self::Unread) only if none failed.
+    pub fn of_several(exits: impl Iterator<Item = Self>) -> Self {
+        exits.fold(Self::Done, |all, exit| match (all, exit) {
+            (_, Self::Interrupted) | (Self::Interrupted, _) => Self::Interrupted,
+            (all, Self::Done) => all,
+            (Self::Done | Self::Unread, exit) => exit,
+            (all, Self::Unread) => all,
+            (all, exit) if all == exit => all,
+            _ => Self::Failed,
+        })
+    }
+
+    /// Of a status that shows several things: the one that a monitor should report first.
+    pub fn worst(exits: impl Iterator<Item = Self>) -> Self {
+        let rank = |exit: &Self| match exit {
+            Self::Interrupted => 9,
+            Self::Damaged => 8,
+            Self::WrongKey => 7,
+            Self::NoContainer => 6,
+            Self::Usage => 5,
+            Self::Failed => 4,
+            Self::Unreachable => 3,
+            Self::Locked => 2,
+            Self::Unread => 1,
+            Self::Done => 0,
+        };
+        exits.max_by_key(rank).unwrap_or(Self::Done)
+    }
+
+    /// What the code says, in the words of the documentation.
+    #[must_use]
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Usage => "wrong command line or config; nothing was started",
+            Self::Unread => "snapshot made, some source files unread",
+            Self::NoContainer => "no container there",
+            Self::Locked => "locked by another session",
+            Self::WrongKey => "wrong key file or passphrase",
+            Self::Damaged => "remote data damaged, or not what was pinned",
+            Self::Unreachable => "server not reached",
+            Self::Interrupted => "interrupted",
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit.code())
+    }
+}
+
+/// Why a command failed, ready to be shown; it also travels over the control sockets between
+/// sprat's processes. Never holds a secret. Text of foreign origin is escaped when it is printed,
+/// not here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The exit code.
+    pub exit: Exit,
+    /// What happened, one line, without a full stop.
+    pub what: String,
+    /// What caused it, nearest first.
+    pub causes: Vec<String>,
+    /// The state of the data and the next step.
+    pub hint: Option<String>,
+}
+
+impl Failure {
+    /// A failure without causes and hint.
+    #[must_use]
+    pub fn new(exit: Exit, what: impl Into<String>) -> Self {
+        Self {
+            exit,
+            what: what.into(),
+            causes: Vec::new(),
+            hint: None,
+        }
+    }
+
+    /// A wrong command line or config.
+    #[must_use]
+    pub fn usage(what: impl Into<String>) -> Self {
+        Self::new(Exit::Usage, what)
+    }
+
+    /// A failure that no special exit code describes.
+    #[must_use]
+    pub fn failed(what: impl Into<String>) -> Self {
+        Self::new(Exit::Failed, what)
+    }
+
+    /// The end after Ctrl-C, SIGTERM or SIGHUP.
+    #[must_use]
+    pub fn interrupted() -> Self {
+        Self::new(Exit::Interrupted, "interrupted")
+    }
+
+    /// Appends one cause.
+    #[must_use]
+    pub fn because(mut self, cause: impl Into<String>) -> Self {
+        self.causes.push(cause.into());
+        self
+    }
+
+    /// Appends `error` and the chain of its sources as causes.
+    #[must_use]
+    pub fn caused_by(mut self, error: &dyn Error) -> Self {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            let text = error.to_string();
+            if self.causes.last() != Some(&text) {
+                self.causes.push(text);
+            }
+            next = error.source();
+        }
+        self
+    }
+
+    /// What failed and why, without the hint.
+    pub fn in_one_line(&self) -> String {
+        let mut text = self.what.clone();
+        for cause in &self.causes {
+            text.push_str(": ");
+            text.push_str(cause);
+        }
+        text
+    }
+
+    /// Sets the hint.
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Appends a sentence to the hint.
+    #[must_use]
+    pub fn with_more_hint(mut self, more: &str) -> Self {
+        self.hint = Some(match self.hint {
+            Some(hint) => format!("{}. {more}", hint.trim_end_matches('.')),
+            None => more.to_owned(),
+        });
+        self
+    }
+
+    /// Puts `what` in front: the present first line becomes the first cause.
+    #[must_use]
+    pub fn context(mut self, what: impl Into<String>) -> Self {
+        let inner = std::mem::replace(&mut self.what, what.into());
+        self.causes.insert(0, inner);
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+impl Error for Failure {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_the_documented_ones() {
+        let codes: Vec<u8> = Exit::ALL.iter().map(|exit| exit.code()).collect();
+        assert_eq!(codes, [0, 1, 2, 3, 10, 11, 12, 13, 14, 130]);
+        let page = include_str!("../../../../docs/exit-codes.md");
+        let documented: Vec<String> = page
+            .lines()
+            .filter_map(|line| line.strip_prefix("| "))
+            .filter(|row| row.starts_with(|c: char| c.is_ascii_digit()))
+            .map(|row| row.split(" | ").take(2).collect::<Vec<_>>().join(" "))
+            .collect();
+        let known: Vec<String> = Exit::ALL
+            .iter()
+            .map(|exit| format!("{} {}", exit.code(), exit.meaning()))
+            .collect();
+        assert_eq!(documented, known);
+    }
+
+    #[test]
+    fn context_moves_the_first_line_into_the_causes() {
+        let failure = Failure::failed("inner").because("deep").context("outer");
+        assert_eq!(failure.what, "outer");
+        assert_eq!(failure.causes, ["inner", "deep"]);
+    }
+}

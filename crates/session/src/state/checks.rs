@@ -1,0 +1,136 @@
+//! What the last check of each kind said of a container, kept on this machine.
+//!
+//! `checks/UUID-TARGET.json` ([`Filed`]) in the state folder: `quick` (header and file system; every
+//! check looks at those), `read_data`, and `against_source` with an entry a job. One kind never
+//! takes another's place: what a look at the metadata can't see stays known after it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::Exit;
+use crate::state::file;
+use crate::state::paths::{self, Filed};
+
+/// All that is kept of one container.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeptChecks {
+    /// Header, file length and file system.
+    pub quick: Option<KeptCheck>,
+    /// Every file read.
+    pub read_data: Option<KeptCheck>,
+    /// The latest snapshot beside its source, by job.
+    pub against_source: BTreeMap<String, KeptCheck>,
+}
+
+/// One check.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct KeptCheck {
+    /// When it ended.
+    pub at: Timestamp,
+    /// [`Exit::Done`] or [`Exit::Damaged`].
+    pub exit: Exit,
+    /// It looked at everything; else the next one goes on.
+    pub finished: bool,
+    /// The JSON that `sprat check --json` printed, or the failure that it ended with.
+    pub result: Value,
+}
+
+/// What was looked at.
+#[derive(Debug, Clone, Copy)]
+pub enum Kind<'a> {
+    /// The default check: header, lock, file system.
+    Quick,
+    /// All data was read.
+    ReadData,
+    /// The job of this name was compared with its source.
+    AgainstSource(&'a str),
+}
+
+/// What is kept of a container: nothing, where nothing usable is.
+pub fn last(filed: &Filed) -> KeptChecks {
+    let read = std::fs::read(path(filed)).ok();
+    read.and_then(|text| serde_json::from_slice(&text).ok())
+        .unwrap_or_default()
+}
+
+impl KeptChecks {
+    /// Takes a result. One that looked at a part and found nothing says nothing of the damage that
+    /// an earlier one found.
+    pub fn put(&mut self, kind: Kind<'_>, check: KeptCheck) {
+        let part_only = !check.finished && check.exit == Exit::Done;
+        let of_kind = match kind {
+            Kind::Quick => self.quick.as_ref(),
+            Kind::ReadData => self.read_data.as_ref(),
+            Kind::AgainstSource(job) => self.against_source.get(job),
+        };
+        if part_only && of_kind.is_some_and(|kept| kept.exit == Exit::Damaged) {
+            return;
+        }
+        match kind {
+            Kind::Quick => self.quick = Some(check),
+            Kind::ReadData => self.read_data = Some(check),
+            Kind::AgainstSource(job) => {
+                self.against_source.insert(job.to_owned(), check);
+            }
+        }
+    }
+
+    /// Keeps it.
+    pub fn store(&self, filed: &Filed) -> io::Result<()> {
+        file::write(&path(filed), self)
+    }
+}
+
+/// Where it is kept.
+pub fn path(filed: &Filed) -> PathBuf {
+    filed.file(paths::CHECKS, ".json")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(exit: Exit, finished: bool) -> KeptCheck {
+        KeptCheck {
+            at: Timestamp::UNIX_EPOCH,
+            exit,
+            finished,
+            result: Value::Null,
+        }
+    }
+
+    #[test]
+    fn damage_stays_known_until_a_whole_check_of_its_kind_finds_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let filed = &paths::tests::filed(dir.path(), "host:x.luks");
+        let mut kept = last(filed);
+        kept.put(Kind::ReadData, check(Exit::Damaged, true));
+        kept.put(Kind::Quick, check(Exit::Done, true));
+        kept.put(Kind::AgainstSource("home"), check(Exit::Done, true));
+        kept.put(Kind::ReadData, check(Exit::Done, false));
+        kept.store(filed).unwrap();
+        let mut kept = last(filed);
+        assert_eq!(kept.read_data.as_ref().unwrap().exit, Exit::Damaged);
+        assert_eq!(kept.quick.as_ref().unwrap().exit, Exit::Done);
+        assert!(kept.against_source.contains_key("home"));
+        kept.put(Kind::ReadData, check(Exit::Done, true));
+        assert_eq!(kept.read_data.unwrap().exit, Exit::Done);
+    }
+
+    #[test]
+    fn what_an_older_sprat_kept_or_a_crash_tore_is_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let filed = &paths::tests::filed(dir.path(), "host:x.luks");
+        std::fs::create_dir(dir.path().join("checks")).unwrap();
+        for text in ["{", "[]", r#"{"quick": 3}"#] {
+            std::fs::write(path(filed), text).unwrap();
+            assert!(last(filed).quick.is_none());
+        }
+    }
+}

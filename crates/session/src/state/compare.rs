@@ -1,0 +1,505 @@
+//! The file that holds what is known of a container, and the one routine that compares.
+//!
+//! The file is replaced as a whole. One that is missing, torn or of another format is the same as
+//! knowing nothing: it stops no command. It holds no secret.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::stamp::{Age, FirstBlock, Stamp};
+use crate::state::file;
+use crate::state::paths::{Filed, KNOWN};
+use crate::{Exit, Failure};
+
+const FORMAT: u32 = 1;
+
+/// The newest snapshot of each job: job, snapshot.
+pub type Newest = BTreeMap<String, String>;
+
+/// Key slots: number, digest of what the header says of the slot.
+type Slots = BTreeMap<u32, String>;
+
+/// What is known of a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Known {
+    format: u32,
+    /// The state in which a session of this machine last left or saw the container.
+    stamp: Option<Stamp>,
+    /// A session of this machine may have written since, and did not end in order.
+    #[serde(default)]
+    writing: bool,
+    /// The newest snapshots in the state of `stamp`. `None`: not known.
+    #[serde(default)]
+    newest: Option<Newest>,
+    /// The key slots, as this machine last accepted them.
+    #[serde(default)]
+    slots: Option<Slots>,
+    /// The key slots as a change of this machine makes them, from before its first write until its
+    /// end. Where it was interrupted, each slot may be as before or as it was to be.
+    #[serde(default)]
+    changing_to: Option<Slots>,
+    /// The key slot that opened the container the last time.
+    #[serde(default)]
+    opened_by: Option<u32>,
+    /// Blocks of the volume that were overwritten late, and that a check named the files of.
+    #[serde(default)]
+    overwritten: BTreeSet<u64>,
+    /// Where the container got its volume key by `copy --new-key`.
+    #[serde(default)]
+    new_key: Option<NewKey>,
+}
+
+/// When a container got its volume key, by the file system's count.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct NewKey {
+    /// Bytes that the file system had written until then, under other keys.
+    life_bytes: u64,
+    /// Bytes that were in use, and so were encrypted with the new key.
+    used_bytes: u64,
+}
+
+/// What a comparison came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finding {
+    /// Nothing is known, or the file system has no stamp.
+    Unknown,
+    /// The container is as this machine left it.
+    Same,
+    /// A session of this machine that did not end in order may have written, and nobody else.
+    OwnInterrupted,
+    /// Another machine or program has written.
+    WrittenElsewhere,
+    /// The container is older than this machine knows it.
+    Older {
+        /// The state that this machine knows, in words.
+        known: String,
+        /// The state that the server shows, in words.
+        found: String,
+    },
+}
+
+impl Known {
+    /// What the state folder has of the container.
+    pub fn load(filed: &Filed) -> Self {
+        let read = std::fs::read(path(filed)).ok();
+        let known: Option<Self> = read.and_then(|text| serde_json::from_slice(&text).ok());
+        known
+            .filter(|known| known.format == FORMAT)
+            .unwrap_or_default()
+    }
+
+    /// Whether there is a state to compare with.
+    pub fn has_stamp(&self) -> bool {
+        self.stamp.is_some()
+    }
+
+    /// Bytes that were written under the present volume key, when this machine last saw the container. All
+    /// that the file system has ever written, where this machine knows of no other key.
+    pub fn written_bytes(&self) -> Option<u64> {
+        let life_bytes = self.stamp.as_ref()?.life_bytes();
+        let under = self.new_key.as_ref().map_or(life_bytes, |new| {
+            new.used_bytes + life_bytes.saturating_sub(new.life_bytes)
+        });
+        Some(under)
+    }
+
+    /// Notes for a copy with another volume key what this is for its source, in the state that
+    /// `first_block` shows: the volume's, in plaintext. `filed` and `slots` are the copy's.
+    pub fn with_new_key(
+        &self,
+        filed: &Filed,
+        first_block: &[u8],
+        file_bytes: u64,
+        slots: Slots,
+    ) -> Result<(), Failure> {
+        let found = FirstBlock::read(first_block, file_bytes);
+        let stamp = found.as_ref().map(|found| found.stamp.clone());
+        let finding = self.compare(stamp.as_ref(), false);
+        let mut copy = Self {
+            newest: match finding {
+                Finding::Same => self.newest.clone(),
+                _ => None,
+            },
+            slots: Some(slots),
+            overwritten: self.overwritten.clone(),
+            new_key: found.map(|found| NewKey {
+                life_bytes: found.stamp.life_bytes(),
+                used_bytes: found.used_bytes,
+            }),
+            stamp,
+            ..Self::default()
+        };
+        copy.store(filed)
+    }
+
+    /// Compares the state that the server shows with the known one. `own`: no other machine has held
+    /// the container since this one did, so what is newer is this machine's.
+    pub fn compare(&self, found: Option<&Stamp>, own: bool) -> Finding {
+        let (Some(known), Some(found)) = (&self.stamp, found) else {
+            return Finding::Unknown;
+        };
+        match found.age(known) {
+            Age::Same => Finding::Same,
+            Age::Newer if self.writing && own => Finding::OwnInterrupted,
+            Age::Newer => Finding::WrittenElsewhere,
+            // A session of this machine had just begun.
+            Age::NotUnmounted if self.writing && own => Finding::OwnInterrupted,
+            Age::NotUnmounted if self.writing => Finding::WrittenElsewhere,
+            Age::Older | Age::NotUnmounted => Finding::Older {
+                known: known.written(),
+                found: found.written(),
+            },
+        }
+    }
+
+    /// Compares the key slots. A slot that was added is no danger: a server can't make one that
+    /// opens the container.
+    pub fn check_slots(&self, found: &Slots, target: &str) -> Result<(), Failure> {
+        let Some(known) = &self.slots else {
+            return Ok(());
+        };
+        let by_own_change = |number: &u32| {
+            let changing = self.changing_to.as_ref();
+            changing.is_some_and(|changing| changing.get(number) == found.get(number))
+        };
+        let numbers = |wanted: &dyn Fn(Option<&String>, &String) -> bool| -> Vec<String> {
+            let differ = known
+                .iter()
+                .filter(|(number, slot)| wanted(found.get(number), slot) && !by_own_change(number));
+            differ.map(|(number, _)| number.to_string()).collect()
+        };
+        let gone = numbers(&|found, _| found.is_none());
+        let changed = numbers(&|found, slot| found.is_some_and(|found| found != slot));
+        if gone.is_empty() && changed.is_empty() {
+            return Ok(());
+        }
+        let mut failure = Failure::new(
+            Exit::Damaged,
+            format!("the key slots of {target} were changed, and not by this machine"),
+        );
+        for (what, slots) in [("gone", gone), ("changed", changed)] {
+            if !slots.is_empty() {
+                failure = failure.because(format!("{what}: key slot {}", slots.join(", ")));
+            }
+        }
+        Err(failure.with_hint(
+            "no key was used and nothing was written. If somebody changed the keys with another \
+             machine or with cryptsetup, accept the slots by adding --accept-changed-keys once; \
+             else the server did it, and `sprat key header-restore` puts back the header that this \
+             machine keeps",
+        ))
+    }
+
+    /// The newest snapshots that must be there in the state of `finding`. A session of this machine
+    /// that did not end in order has removed none of them: it adds newer ones, `prune` keeps the
+    /// newest, and a mount for writing forgets them. One that was refused because they are gone must not hide that from the next.
+    pub fn expected(&self, finding: &Finding) -> Newest {
+        match finding {
+            Finding::Same | Finding::OwnInterrupted => self.newest.clone().unwrap_or_default(),
+            _ => Newest::new(),
+        }
+    }
+
+    /// Notes that this machine is about to write. Durable when it returns.
+    pub fn begin_writing(&mut self, filed: &Filed) -> Result<(), Failure> {
+        self.writing = true;
+        self.store(filed)
+    }
+
+    /// From now on a person writes, who may remove any snapshot. Durable when it returns.
+    pub fn forget_newest(&mut self, filed: &Filed) -> Result<(), Failure> {
+        self.newest = None;
+        self.store(filed)
+    }
+
+    /// Notes the state in which a session that wrote has left the container.
+    pub fn end_writing(
+        &mut self,
+        filed: &Filed,
+        stamp: Option<Stamp>,
+        newest: Option<Newest>,
+    ) -> Result<(), Failure> {
+        self.writing = false;
+        self.stamp = stamp;
+        self.newest = newest;
+        self.store(filed)
+    }
+
+    /// Notes the state that a session which only read has seen.
+    pub fn end_reading(
+        &mut self,
+        filed: &Filed,
+        finding: &Finding,
+        stamp: Option<Stamp>,
+    ) -> Result<(), Failure> {
+        match finding {
+            Finding::Unknown | Finding::WrittenElsewhere | Finding::Older { .. } => {
+                self.writing = false;
+                self.stamp = stamp;
+                self.newest = None;
+                self.store(filed)
+            }
+            // The session that writes next ends the note.
+            Finding::Same | Finding::OwnInterrupted => Ok(()),
+        }
+    }
+
+    /// Whether a check has named the files of all these blocks of the volume.
+    pub fn knows_overwritten(&self, blocks: &[u64]) -> bool {
+        blocks.iter().all(|block| self.overwritten.contains(block))
+    }
+
+    /// A check has named the files of these blocks of the volume, all that are overwritten by now.
+    pub fn name_overwritten(&mut self, filed: &Filed, blocks: &[u64]) -> Result<(), Failure> {
+        let blocks: BTreeSet<u64> = blocks.iter().copied().collect();
+        if blocks == self.overwritten {
+            return Ok(());
+        }
+        self.overwritten = blocks;
+        self.store(filed)
+    }
+
+    /// Notes the key slots as they are now.
+    pub fn accept_slots(&mut self, filed: &Filed, slots: Slots) -> Result<(), Failure> {
+        if self.slots.as_ref() == Some(&slots) && self.changing_to.is_none() {
+            return Ok(());
+        }
+        self.slots = Some(slots);
+        self.changing_to = None;
+        self.store(filed)
+    }
+
+    /// Notes the key slots that this machine is about to write. Durable when it returns.
+    pub fn begin_changing_slots(&mut self, filed: &Filed, slots: Slots) -> Result<(), Failure> {
+        if self.slots.as_ref() == Some(&slots) {
+            return Ok(());
+        }
+        self.changing_to = Some(slots);
+        self.store(filed)
+    }
+
+    /// The key slot that opened the container the last time: it is tried first.
+    pub fn opened_by(&self) -> Option<u32> {
+        self.opened_by
+    }
+
+    /// Notes the key slot that opened the container.
+    pub fn note_opened_by(&mut self, filed: &Filed, slot: u32) -> Result<(), Failure> {
+        if self.opened_by == Some(slot) {
+            return Ok(());
+        }
+        self.opened_by = Some(slot);
+        self.store(filed)
+    }
+
+    fn store(&mut self, filed: &Filed) -> Result<(), Failure> {
+        self.format = FORMAT;
+        let path = path(filed);
+        file::write(&path, self).map_err(|error| {
+            Failure::failed(format!(
+                "can't note the state of the container in {}",
+                path.display()
+            ))
+            .caused_by(&error)
+            .with_hint("make room in the state folder, or make it writable")
+        })
+    }
+}
+
+/// The failure of a session that was shown an older state.
+pub fn older(target: &str, known: &str, found: &str) -> Failure {
+    Failure::new(
+        Exit::Damaged,
+        format!("{target} is older than this machine knows it"),
+    )
+    .because(format!(
+        "last written {found}; this machine last saw a state written {known}"
+    ))
+    .with_hint(
+        "nothing was written. Either the server shows an old copy of the file (a snapshot of its \
+         disk, a backup that was put back), or it lost what it had called durable. Find out which. \
+         To go on with the older state, add --accept-older-state once: snapshots that are missing \
+         in it are lost",
+    )
+}
+
+fn path(filed: &Filed) -> PathBuf {
+    filed.file(KNOWN, ".json")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::stamp::tests::block;
+    use super::*;
+    use crate::state::paths::tests::filed;
+
+    fn stamp(counter: u64) -> Option<Stamp> {
+        Some(FirstBlock::read(&block(counter, 1, 0), 4096)?.stamp)
+    }
+
+    #[test]
+    fn each_finding_follows_from_the_stamp_and_the_note() {
+        let state = tempfile::tempdir().unwrap();
+        let filed = filed(state.path(), "h:x.luks");
+        let mut known = Known::load(&filed);
+        assert_eq!(known.compare(stamp(5).as_ref(), true), Finding::Unknown);
+        known.begin_writing(&filed).unwrap();
+        assert_eq!(known.compare(stamp(5).as_ref(), true), Finding::Unknown);
+        let newest = Newest::from([("home".to_owned(), "2026-01-01T00-00-00Z".to_owned())]);
+        known
+            .end_writing(&filed, stamp(5), Some(newest.clone()))
+            .unwrap();
+        let mut known = Known::load(&filed);
+        assert_eq!(known.compare(stamp(5).as_ref(), true), Finding::Same);
+        assert_eq!(known.expected(&Finding::Same), newest);
+        assert!(known.expected(&Finding::WrittenElsewhere).is_empty());
+        assert_eq!(
+            known.compare(stamp(6).as_ref(), true),
+            Finding::WrittenElsewhere
+        );
+        assert_eq!(known.compare(None, true), Finding::Unknown);
+        let older = known.compare(stamp(4).as_ref(), true);
+        assert!(matches!(older, Finding::Older { .. }));
+        known.begin_writing(&filed).unwrap();
+        let mut known = Known::load(&filed);
+        assert_eq!(
+            known.compare(stamp(6).as_ref(), true),
+            Finding::OwnInterrupted
+        );
+        for finding in [Finding::Same, Finding::OwnInterrupted] {
+            assert_eq!(known.expected(&finding), newest);
+        }
+        // Another machine took over from the interrupted session, and may have pruned.
+        let finding = known.compare(stamp(6).as_ref(), false);
+        assert_eq!(finding, Finding::WrittenElsewhere);
+        assert!(known.expected(&finding).is_empty());
+        assert!(matches!(
+            known.compare(stamp(4).as_ref(), true),
+            Finding::Older { .. }
+        ));
+        known.end_reading(&filed, &older, stamp(4)).unwrap();
+        let known = Known::load(&filed);
+        assert_eq!(known.compare(stamp(4).as_ref(), true), Finding::Same);
+        // Which snapshots are in that state was not seen, and no writing of ours is open any more.
+        assert!(known.expected(&Finding::Same).is_empty());
+        let newer = known.compare(stamp(5).as_ref(), true);
+        assert_eq!(newer, Finding::WrittenElsewhere);
+    }
+
+    #[test]
+    fn under_a_new_key_counts_what_was_in_use_and_what_was_written_since() {
+        let state = tempfile::tempdir().unwrap();
+        let (source, copy) = (
+            filed(state.path(), "h:x.luks"),
+            filed(state.path(), "h:y.luks"),
+        );
+        let newest = Newest::from([("home".to_owned(), "2026-01-01T00-00-00Z".to_owned())]);
+        let mut known = Known::default();
+        known
+            .end_writing(&source, stamp(5000), Some(newest.clone()))
+            .unwrap();
+        known.name_overwritten(&source, &[7]).unwrap();
+        let slots = Slots::from([(0, "new".to_owned())]);
+        let mut first = block(5000, 1, 0);
+        // 600 blocks of 1 KiB in use.
+        first[1024 + 4..][..4].copy_from_slice(&600_u32.to_le_bytes());
+        known
+            .with_new_key(&copy, &first, 4096, slots.clone())
+            .unwrap();
+        let mut of_copy = Known::load(&copy);
+        let found = FirstBlock::read(&first, 4096).unwrap().stamp;
+        assert_eq!(of_copy.compare(Some(&found), true), Finding::Same);
+        assert!(of_copy.check_slots(&slots, "y").is_ok());
+        assert!(of_copy.knows_overwritten(&[7]));
+        assert_eq!(of_copy.written_bytes(), Some(600 * 1024));
+        of_copy.end_writing(&copy, stamp(5100), None).unwrap();
+        let bytes = Known::load(&copy).written_bytes();
+        assert_eq!(bytes, Some((600 + 100) * 1024));
+        assert_eq!(Known::load(&source).written_bytes(), Some(5000 * 1024));
+        // What is newer than this machine has seen may have lost its snapshots in order.
+        let newer = block(5001, 1, 0);
+        known.with_new_key(&copy, &newer, 4096, slots).unwrap();
+        assert!(Known::load(&copy).expected(&Finding::Same).is_empty());
+    }
+
+    #[test]
+    fn a_file_of_another_format_is_the_same_as_knowing_nothing() {
+        let state = tempfile::tempdir().unwrap();
+        let filed = filed(state.path(), "h:x.luks");
+        let mut known = Known::default();
+        known.end_writing(&filed, stamp(5), None).unwrap();
+        let text = std::fs::read(path(&filed)).unwrap();
+        let mut content: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        content["format"] = (FORMAT + 1).into();
+        std::fs::write(path(&filed), content.to_string()).unwrap();
+        assert_eq!(Known::load(&filed), Known::default());
+    }
+
+    #[test]
+    fn a_torn_file_is_the_same_as_knowing_nothing() {
+        let state = tempfile::tempdir().unwrap();
+        let filed = filed(state.path(), "h:x.luks");
+        let mut known = Known::default();
+        known.end_writing(&filed, stamp(5), None).unwrap();
+        let whole = std::fs::read(path(&filed)).unwrap();
+        for end in 0..whole.len() - 2 {
+            std::fs::write(path(&filed), &whole[..end]).unwrap();
+            assert_eq!(Known::load(&filed), Known::default());
+        }
+    }
+
+    #[test]
+    fn slots_that_went_or_changed_are_refused_and_added_ones_are_not() {
+        let state = tempfile::tempdir().unwrap();
+        let filed = filed(state.path(), "h:x.luks");
+        let slots = |texts: &[(u32, &str)]| -> Slots {
+            let texts = texts.iter();
+            texts.map(|(n, text)| (*n, (*text).to_owned())).collect()
+        };
+        let mut known = Known::default();
+        assert!(known.check_slots(&slots(&[]), "x").is_ok());
+        known
+            .accept_slots(&filed, slots(&[(0, "a"), (1, "b")]))
+            .unwrap();
+        let known = Known::load(&filed);
+        let check = |texts: &[(u32, &str)]| known.check_slots(&slots(texts), "x");
+        assert!(check(&[(0, "a"), (1, "b")]).is_ok());
+        assert!(check(&[(0, "a"), (1, "b"), (2, "c")]).is_ok());
+        for texts in [&[(0, "a")][..], &[(0, "a"), (1, "c")]] {
+            assert_eq!(check(texts).unwrap_err().exit, Exit::Damaged);
+        }
+    }
+
+    #[test]
+    fn an_interrupted_change_of_slots_is_accepted_as_before_and_as_it_was_to_be() {
+        let state = tempfile::tempdir().unwrap();
+        let filed = filed(state.path(), "h:x.luks");
+        let slots = |texts: &[(u32, &str)]| -> Slots {
+            let texts = texts.iter();
+            texts.map(|(n, text)| (*n, (*text).to_owned())).collect()
+        };
+        let before = [(0, "a"), (1, "b"), (2, "c")];
+        let mut known = Known::default();
+        known.accept_slots(&filed, slots(&before)).unwrap();
+        known
+            .begin_changing_slots(&filed, slots(&[(0, "a"), (2, "d")]))
+            .unwrap();
+        let mut known = Known::load(&filed);
+        let check = |known: &Known, texts: &[(u32, &str)]| known.check_slots(&slots(texts), "x");
+        for texts in [&before[..], &[(0, "a"), (2, "d")], &[(0, "a"), (2, "c")]] {
+            assert!(check(&known, texts).is_ok(), "{texts:?}");
+        }
+        for texts in [
+            &[(1, "b"), (2, "c")][..],
+            &[(0, "a")],
+            &[(0, "b"), (2, "d")],
+        ] {
+            assert!(check(&known, texts).is_err(), "{texts:?}");
+        }
+        // Back to what was known: the change is over all the same.
+        known.accept_slots(&filed, slots(&before)).unwrap();
+        assert!(check(&Known::load(&filed), &[(0, "a"), (2, "d")]).is_err());
+    }
+}

@@ -1,0 +1,71 @@
+//! What the header that a server shows is compared with, and what it means that there is none.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use sprat_luks::{LuksError, LuksErrorKind};
+
+use super::Known;
+use crate::address::Target;
+use crate::state::headers;
+use crate::state::paths::Filed;
+use crate::{Exit, Failure, PinPolicy, text};
+
+/// Compares the key slots with those that this machine knows.
+pub fn check_slots(
+    state_dir: &Path,
+    target: &Target,
+    uuid: &str,
+    slots: &BTreeMap<u32, String>,
+) -> Result<(), Failure> {
+    let filed = Filed::new(state_dir, uuid, target);
+    Known::load(&filed).check_slots(slots, &target.to_string())
+}
+
+/// Whether this machine knows in which state the container was left.
+pub fn is_known(state_dir: &Path, target: &Target, uuid: &str) -> bool {
+    Known::load(&Filed::new(state_dir, uuid, target)).has_stamp()
+}
+
+/// The key slot that opened the container on this machine the last time.
+pub fn opened_last(state_dir: &Path, target: &Target, uuid: &str) -> Option<u32> {
+    Known::load(&Filed::new(state_dir, uuid, target)).opened_by()
+}
+
+/// Why a header can't be read. Where one was pinned, and what lies there is none any more, it was
+/// destroyed: that is damage, and not a wrong path.
+pub fn header_unreadable(
+    state_dir: &Path,
+    target: &Target,
+    pins: &PinPolicy,
+    error: &LuksError,
+) -> Failure {
+    let failure = Failure::from(error);
+    let PinPolicy::Known(pins) = pins else {
+        return failure;
+    };
+    let failure = match error.kind() {
+        LuksErrorKind::NoContainer => Failure::new(
+            Exit::Damaged,
+            format!("the header of {target} is destroyed, or another file lies in its place"),
+        )
+        .because(failure.what),
+        LuksErrorKind::Damaged => failure,
+        _ => return failure,
+    };
+    let (path, _) = headers::to_put_back(&Filed::new(state_dir, &pins.uuid, target));
+    let kept = headers::open(&path).and_then(|file| headers::load(&file, &path));
+    failure.with_hint(match kept {
+        Ok(kept) => format!(
+            "nothing was changed. This machine keeps a copy of the header, which opens with {}: \
+             `sprat key header-restore` puts it back, and where only the header was damaged all \
+             data is there again",
+            text::counted(kept.slots().len() as u64, "key", "keys")
+        ),
+        Err(_) => "nothing was changed, and this machine keeps no copy of the header. Other \
+                   machines that open this container keep one, and so may whoever ran `sprat key \
+                   header-backup`: put it back with `sprat key header-restore`. Without a header \
+                   the data can't be decrypted"
+            .to_owned(),
+    })
+}

@@ -1,0 +1,187 @@
+//! What this machine saw of a container at its last sessions: how its jobs went, and what room was
+//! left. For `sprat status`; nothing else depends on it.
+//!
+//! In the state folder, `status/UUID-TARGET.json` ([`Filed`]): the server never learns it.
+
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use crate::state::file;
+use crate::state::paths::{self, Filed};
+use crate::{Exit, VolumeRoom};
+
+/// One container.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// Room in the volume when it was last mounted.
+    pub room: Option<SeenRoom>,
+    /// By their names.
+    pub jobs: BTreeMap<String, JobStanding>,
+}
+
+/// What was left in the volume at the end of a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeenRoom {
+    /// When.
+    pub at: Timestamp,
+    #[serde(flatten)]
+    /// How much.
+    pub room: VolumeRoom,
+}
+
+/// How a job went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobStanding {
+    /// The last time that it ran, however it ended.
+    pub last_run: Run,
+    /// The last snapshot that it made.
+    pub last_snapshot: Option<MadeSnapshot>,
+}
+
+/// One run of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// Its end.
+    pub at: Timestamp,
+    /// How it ended.
+    pub exit: Exit,
+    /// What went wrong, in one line.
+    pub failure: Option<String>,
+}
+
+/// A snapshot that was made, and is on the server's disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadeSnapshot {
+    /// When its run ended.
+    pub at: Timestamp,
+    /// Its name.
+    pub name: String,
+    /// No source file was left unread.
+    pub complete: bool,
+    /// Disks that it lacks, or whose place another one has.
+    #[serde(default)]
+    pub missing: Vec<MissingPlace>,
+}
+
+/// A disk that a run did not find.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissingPlace {
+    /// Where it was mounted, escaped.
+    pub path: String,
+    /// The snapshot that has it.
+    pub kept_in: String,
+}
+
+impl Standing {
+    /// Reads what is known; nothing where that can't be read: it is for people only.
+    pub fn load(filed: &Filed) -> Self {
+        std::fs::read(path(filed))
+            .ok()
+            .and_then(|text| serde_json::from_slice(&text).ok())
+            .unwrap_or_default()
+    }
+
+    /// Changes what is known. Sessions that end at the same moment take turns.
+    pub fn update(filed: &Filed, change: impl FnOnce(&mut Self)) -> std::io::Result<()> {
+        let path = path(filed);
+        let folder = path.parent().unwrap_or(Path::new("."));
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)?;
+        let turn = File::open(folder)?;
+        flock(&turn, FlockOperation::LockExclusive)?;
+        let mut standing = Self::load(filed);
+        change(&mut standing);
+        file::write(&path, &standing)
+    }
+
+    /// Notes what room was left in the volume, where it was mounted.
+    pub fn saw(&mut self, room: Option<VolumeRoom>) {
+        if let Some(room) = room {
+            let at = Timestamp::now();
+            self.room = Some(SeenRoom { at, room });
+        }
+    }
+
+    /// Notes how a job's run ended.
+    pub fn ran(&mut self, job: &str, run: Run, made: Option<MadeSnapshot>) {
+        let before = self.jobs.remove(job);
+        let last_snapshot = made.or_else(|| before.and_then(|job| job.last_snapshot));
+        let standing = JobStanding {
+            last_run: run,
+            last_snapshot,
+        };
+        self.jobs.insert(job.to_owned(), standing);
+    }
+}
+
+fn path(filed: &Filed) -> PathBuf {
+    filed.file(paths::STATUS, ".json")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(second: i64, exit: Exit) -> Run {
+        Run {
+            at: Timestamp::from_second(second).unwrap(),
+            exit,
+            failure: (exit == Exit::Unreachable).then(|| "no line".to_owned()),
+        }
+    }
+
+    #[test]
+    fn a_failed_run_leaves_the_last_snapshot_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let filed = &paths::tests::filed(folder.path(), "host:x.luks");
+        assert_eq!(Standing::load(filed), Standing::default());
+        let made = MadeSnapshot {
+            at: Timestamp::from_second(7).unwrap(),
+            name: "2026-11-23T13-21-01Z".to_owned(),
+            complete: true,
+            missing: Vec::new(),
+        };
+        let first = made.clone();
+        Standing::update(filed, |known| {
+            known.ran("home", run(7, Exit::Done), Some(first));
+        })
+        .unwrap();
+        Standing::update(filed, |known| {
+            known.ran("home", run(9, Exit::Unreachable), None);
+            known.ran("www", run(9, Exit::Failed), None);
+        })
+        .unwrap();
+        let known = Standing::load(filed);
+        assert_eq!(known.jobs["home"].last_snapshot, Some(made));
+        assert_eq!(known.jobs["home"].last_run, run(9, Exit::Unreachable));
+        assert_eq!(known.jobs["www"].last_snapshot, None);
+        std::fs::write(path(filed), "{").unwrap();
+        assert_eq!(Standing::load(filed), Standing::default());
+    }
+
+    #[test]
+    fn runs_that_end_at_once_are_all_noted() {
+        let folder = tempfile::tempdir().unwrap();
+        let filed = &paths::tests::filed(folder.path(), "host:x.luks");
+        std::thread::scope(|scope| {
+            for number in 0..8 {
+                scope.spawn(move || {
+                    let job = format!("job-{number}");
+                    Standing::update(filed, |known| {
+                        known.ran(&job, run(number, Exit::Done), None);
+                    })
+                    .unwrap();
+                });
+            }
+        });
+        assert_eq!(Standing::load(filed).jobs.len(), 8);
+    }
+}

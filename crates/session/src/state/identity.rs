@@ -1,0 +1,202 @@
+//! What this machine remembers of each container: its pins, in the state folder.
+
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use sprat_luks::{Header, Pins};
+
+use crate::address::Target;
+use crate::state::{file, moved};
+use crate::{ContainerFacts, Exit, Failure, PinPolicy};
+
+/// As [`Pins::fingerprint`] has them.
+const FINGERPRINT_DIGITS: usize = 20;
+
+/// One container, as remembered: the content of `containers/<16 hex>.json`.
+#[derive(Debug, Serialize, Deserialize)]
+struct Remembered {
+    /// For people who look into the file, and to say whose a note is that was filed by its id.
+    target: String,
+    pins: Pins,
+    fingerprint: String,
+    pinned_at: Timestamp,
+}
+
+/// What the session compares the header with: the fingerprint that the user gave, else what is
+/// pinned, else nothing.
+pub fn policy(
+    state_dir: &Path,
+    target: &Target,
+    fingerprint: Option<&str>,
+) -> Result<PinPolicy, Failure> {
+    let known = load(state_dir, target)?;
+    Ok(match (known, fingerprint) {
+        // The pins also know the newest sequence.
+        (Some(pins), Some(typed)) if pins.matches_fingerprint(typed) => PinPolicy::Known(pins),
+        (_, Some(typed)) => PinPolicy::Expect(typed.to_owned()),
+        (Some(pins), None) => PinPolicy::Known(pins),
+        (None, None) => PinPolicy::TrustOnce,
+    })
+}
+
+/// Whether a header is the one that is pinned here, whatever fingerprint was typed.
+pub fn is_known(state_dir: &Path, target: &Target, header: &Header) -> bool {
+    load(state_dir, target)
+        .is_ok_and(|known| known.is_some_and(|pins| header.check_pins(&pins).is_ok()))
+}
+
+/// Refuses what is no fingerprint before anything starts: it would be told as a container that differs.
+pub fn check_form(typed: &str) -> Result<(), Failure> {
+    let digits = typed.chars().filter(|c| !c.is_whitespace() && *c != '-');
+    let (count, hex) = digits.fold((0, true), |(count, hex), c| {
+        (count + 1, hex && c.is_ascii_hexdigit())
+    });
+    if count == FINGERPRINT_DIGITS && hex {
+        return Ok(());
+    }
+    Err(Failure::usage(format!(
+        "--fingerprint {typed:?} is no fingerprint: it has {FINGERPRINT_DIGITS} hexadecimal digits"
+    ))
+    .with_hint("nothing was started. It stands on the recovery sheet, in groups with dashes"))
+}
+
+/// Remembers what a session found, where it tells something new.
+pub fn remember(
+    state_dir: &Path,
+    target: &Target,
+    policy: &PinPolicy,
+    facts: &ContainerFacts,
+) -> Result<(), Failure> {
+    match policy {
+        PinPolicy::Known(pins) if *pins == facts.pins => Ok(()),
+        _ => store(state_dir, target, &facts.pins),
+    }
+}
+
+/// Pins a container.
+pub fn store(state_dir: &Path, target: &Target, pins: &Pins) -> Result<(), Failure> {
+    let path = file(state_dir, target);
+    let remembered = Remembered {
+        target: target.identity(),
+        pins: pins.clone(),
+        fingerprint: pins.fingerprint(),
+        pinned_at: Timestamp::now(),
+    };
+    moved::forget(state_dir, target);
+    file::write(&path, &remembered).map_err(|error| {
+        Failure::failed(format!(
+            "can't remember the container in {}",
+            path.display()
+        ))
+        .caused_by(&error)
+        .with_hint("the container itself is in order")
+    })
+}
+
+/// Forgets a container that is no longer there.
+pub fn forget(state_dir: &Path, target: &Target) -> Result<(), Failure> {
+    let path = file(state_dir, target);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Failure::failed(format!(
+                "what is pinned of {target} can't be removed: {}",
+                path.display()
+            ))
+            .caused_by(&error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn load(state_dir: &Path, target: &Target) -> Result<Option<Pins>, Failure> {
+    let path = file(state_dir, target);
+    let unusable =
+        |error: &dyn std::error::Error| {
+            Failure::new(
+            Exit::Failed,
+            format!("what is pinned of the container can't be read: {}", path.display()),
+        )
+        .caused_by(error)
+        .with_hint(
+            "remove that file and give --fingerprint from the recovery sheet, and the container \
+             is pinned anew",
+        )
+        };
+    let text = match std::fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        // Removing the file would remove what guards against a changed header.
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            return Err(Failure::failed(format!(
+                "this user may not read what is pinned of the container: {}",
+                path.display()
+            ))
+            .caused_by(&error)
+            .with_hint(
+                "nothing was changed. Run the command as root, who made it, or give a --state-dir \
+                 of your own",
+            ));
+        }
+        Err(error) => return Err(unusable(&error)),
+    };
+    let remembered: Remembered = serde_json::from_slice(&text).map_err(|error| unusable(&error))?;
+    Ok(Some(remembered.pins))
+}
+
+/// The target whose [`Target::id`] is `id`, as text, where something is pinned of it.
+pub fn target_of(state_dir: &Path, id: &str) -> Option<String> {
+    let text = std::fs::read(named(state_dir, id)).ok()?;
+    let remembered: Remembered = serde_json::from_slice(&text).ok()?;
+    Some(remembered.target)
+}
+
+fn file(state_dir: &Path, target: &Target) -> PathBuf {
+    named(state_dir, &target.id())
+}
+
+fn named(state_dir: &Path, id: &str) -> PathBuf {
+    state_dir.join("containers").join(format!("{id}.json"))
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    /// Some container's pins.
+    pub fn pins() -> Pins {
+        Pins {
+            cipher: "aes-xts-plain64".to_owned(),
+            key_bits: 512,
+            sector_bytes: 4096,
+            payload_offset_bytes: 16 << 20,
+            iv_tweak: 0,
+            volume_key_digest: "00".repeat(32),
+            uuid: "8a2ac4f5-8d45-4a0c-a1f3-3c3c7c4fca46".to_owned(),
+            sequence_id: 3,
+        }
+    }
+
+    #[test]
+    fn pins_are_kept_a_target_and_compared_with_a_fingerprint() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = Target::parse("host:x.luks", Path::new("/")).unwrap();
+        let other = Target::parse("host:y.luks", Path::new("/")).unwrap();
+        let policy = |target: &Target, typed| policy(folder.path(), target, typed).unwrap();
+        assert!(matches!(policy(&target, None), PinPolicy::TrustOnce));
+        store(folder.path(), &target, &pins()).unwrap();
+        assert!(matches!(policy(&target, None), PinPolicy::Known(found) if found == pins()));
+        assert!(matches!(policy(&other, None), PinPolicy::TrustOnce));
+        let fingerprint = pins().fingerprint().to_lowercase();
+        assert!(matches!(
+            policy(&target, Some(&fingerprint)),
+            PinPolicy::Known(_)
+        ));
+        assert!(matches!(
+            policy(&target, Some("0000")),
+            PinPolicy::Expect(_)
+        ));
+        std::fs::write(file(folder.path(), &target), "{").unwrap();
+        assert!(super::policy(folder.path(), &target, None).is_err());
+    }
+}

@@ -1,0 +1,143 @@
+//! What this machine knows of each key: its kind, its label, when it was added and last proved.
+//!
+//! In the state folder, never in the container: there the server could read and change it. A slot
+//! is known by its mark, so a slot that gets an old number gets no old label. Those of
+//! removed slots stay: a kept header may bring them back.
+
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::Failure;
+use crate::state::file;
+
+/// What a key is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyKind {
+    /// A key file.
+    KeyFile,
+    /// A passphrase that people know.
+    Passphrase,
+    /// The recovery key of the sheet.
+    Recovery,
+}
+
+impl KeyKind {
+    /// In words, for `key list`.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::KeyFile => "key file",
+            Self::Passphrase => "passphrase",
+            Self::Recovery => "recovery key",
+        }
+    }
+}
+
+/// One key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyNote {
+    /// The slot's mark.
+    pub mark: String,
+    /// What opens the slot.
+    pub kind: KeyKind,
+    /// The label that the user gave it.
+    pub label: Option<String>,
+    /// When this machine added it.
+    pub added: Option<Timestamp>,
+    /// When a rehearsal opened the container with it; `None` again once its slot was removed.
+    pub proved: Option<Timestamp>,
+}
+
+/// All keys of one container that this machine knows something of.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyNotes {
+    keys: Vec<KeyNote>,
+}
+
+impl KeyNotes {
+    /// Reads what is known; nothing where that can't be read: it is for people only.
+    pub fn load(state_dir: &Path, uuid: &str) -> Self {
+        std::fs::read(path(state_dir, uuid))
+            .ok()
+            .and_then(|text| serde_json::from_slice(&text).ok())
+            .unwrap_or_default()
+    }
+
+    /// The note of the slot with this mark.
+    pub fn of(&self, mark: &str) -> Option<&KeyNote> {
+        self.keys.iter().find(|key| key.mark == mark)
+    }
+
+    /// Notes a key, in the place of what was known of that slot.
+    pub fn note(&mut self, note: KeyNote) {
+        self.keys.retain(|key| key.mark != note.mark);
+        self.keys.push(note);
+    }
+
+    /// Notes that a key has opened the container.
+    pub fn prove(&mut self, mark: &str, at: Timestamp) {
+        for key in self.keys.iter_mut().filter(|key| key.mark == mark) {
+            key.proved = Some(at);
+        }
+    }
+
+    /// Notes that the key opens nothing any more; a header that is put back must prove it anew.
+    pub fn removed(&mut self, mark: &str) {
+        for key in self.keys.iter_mut().filter(|key| key.mark == mark) {
+            key.proved = None;
+        }
+    }
+
+    /// When any of those that can stand on paper was last proved: a key file goes with the machine.
+    pub fn last_proved(&self) -> Option<Timestamp> {
+        let on_paper = |key: &&KeyNote| key.kind != KeyKind::KeyFile;
+        let keys = self.keys.iter().filter(on_paper);
+        keys.filter_map(|key| key.proved).max()
+    }
+
+    /// Writes the notes to the state folder.
+    pub fn store(&self, state_dir: &Path, uuid: &str) -> Result<(), Failure> {
+        let path = path(state_dir, uuid);
+        file::write(&path, self).map_err(|error| {
+            Failure::failed(format!("can't note the keys in {}", path.display())).caused_by(&error)
+        })
+    }
+}
+
+/// A header's UUID was parsed as one, so it can name a file.
+fn path(state_dir: &Path, uuid: &str) -> PathBuf {
+    state_dir.join("keys").join(format!("{uuid}.json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_are_of_a_slot_and_not_of_its_number() {
+        let folder = tempfile::tempdir().unwrap();
+        let uuid = "8a2ac4f5-8d45-4a0c-a1f3-3c3c7c4fca46";
+        let mut notes = KeyNotes::load(folder.path(), uuid);
+        assert_eq!(notes, KeyNotes::default());
+        let note = |mark: &str, label: &str| KeyNote {
+            mark: mark.to_owned(),
+            kind: KeyKind::Passphrase,
+            label: Some(label.to_owned()),
+            added: Some(Timestamp::UNIX_EPOCH),
+            proved: None,
+        };
+        notes.note(note("aa", "one"));
+        notes.note(note("bb", "two"));
+        notes.note(note("aa", "three"));
+        notes.prove("bb", Timestamp::UNIX_EPOCH);
+        notes.store(folder.path(), uuid).unwrap();
+        let read = KeyNotes::load(folder.path(), uuid);
+        assert_eq!(read.of("aa").unwrap().label.as_deref(), Some("three"));
+        assert!(read.of("bb").unwrap().proved.is_some());
+        assert!(read.of("cc").is_none());
+        std::fs::write(path(folder.path(), uuid), "{").unwrap();
+        assert_eq!(KeyNotes::load(folder.path(), uuid), KeyNotes::default());
+    }
+}

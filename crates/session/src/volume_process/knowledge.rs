@@ -1,0 +1,212 @@
+//! What this machine knows of the container, over one session: compared before anything is written,
+//! and noted again at the end.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use sprat_luks::{Header, SectorCipher};
+
+use super::super::options::{Access, Notice};
+use super::super::protocol::VolumeStart;
+use super::ahead::Unlocked;
+use super::hold::Hold;
+use super::stop::Say;
+use crate::state::paths::Filed;
+use crate::state::{Finding, FirstBlock, Known, older};
+use crate::{Exit, Failure};
+
+/// See the module.
+pub(super) struct Knowledge {
+    filed: Filed,
+    known: Known,
+    slots: Option<BTreeMap<u32, String>>,
+    /// The key slot that opened.
+    opened_by: Option<u32>,
+    finding: Finding,
+    found: Option<FirstBlock>,
+    /// Decrypts the first block where the kernel decrypts the rest.
+    cipher: Option<SectorCipher>,
+    /// What is seen may not be noted: another session may be writing.
+    unsure: bool,
+    /// No other machine has held the container since this one did.
+    own: bool,
+}
+
+impl Knowledge {
+    /// Loads what is known.
+    pub(super) fn new(
+        start: &VolumeStart,
+        hold: &Arc<Hold>,
+        Unlocked { header, key, slot }: &Unlocked,
+    ) -> Result<Self, Failure> {
+        let pins = header.pins();
+        let filed = Filed::new(Path::new(&start.state_dir), &pins.uuid, &start.target);
+        Ok(Self {
+            known: Known::load(&filed),
+            filed,
+            slots: header.slot_digests(),
+            opened_by: Some(*slot),
+            finding: Finding::Unknown,
+            found: None,
+            cipher: match start.kernel {
+                true => SectorCipher::of_pins(key, &pins)?,
+                false => None,
+            },
+            unsure: start.ignore_lock || hold.left_by_dead_session(),
+            own: hold.follows_own(),
+        })
+    }
+
+    /// Of a container that is being made: nothing is known.
+    pub(super) fn of_new(
+        start: &VolumeStart,
+        header: &Header,
+        cipher: Option<SectorCipher>,
+    ) -> Self {
+        Self {
+            filed: Filed::new(Path::new(&start.state_dir), header.uuid(), &start.target),
+            known: Known::default(),
+            slots: Some(header.slot_digests()),
+            opened_by: None,
+            finding: Finding::Unknown,
+            found: None,
+            cipher,
+            unsure: false,
+            own: true,
+        }
+    }
+
+    /// Compares the state that the server shows with the known one. `first_block` is plaintext;
+    /// `None` where its cipher is the kernel's alone, and then nothing is compared.
+    pub(super) fn compare(
+        &mut self,
+        start: &VolumeStart,
+        first_block: Option<&[u8]>,
+        file_bytes: u64,
+        say: &Say,
+    ) -> Result<(), Failure> {
+        self.found = first_block.and_then(|block| FirstBlock::read(block, file_bytes));
+        let stamp = self.found.as_ref().map(|found| &found.stamp);
+        self.finding = self.known.compare(stamp, self.own);
+        if let Finding::Older { known, found } = &self.finding {
+            if !start.accept_older_state {
+                return Err(older(&start.target.to_string(), known, found));
+            }
+            say.notice(Notice::OlderStateAccepted);
+        }
+        if start.access == Access::ReadWrite
+            && let Some(errors) = self.errors()
+        {
+            return Err(met_errors(errors).with_hint(format!("nothing was written. {REPAIR}")));
+        }
+        Ok(())
+    }
+
+    /// Errors that the file system had met before the session.
+    pub(super) fn errors(&self) -> Option<u32> {
+        self.found.as_ref()?.errors
+    }
+
+    /// Whether a check of this machine has named what these blocks of the volume hold.
+    pub(super) fn knows_overwritten(&self, blocks: &[u64]) -> bool {
+        self.known.knows_overwritten(blocks)
+    }
+
+    /// The container is older than this machine knows it.
+    pub(super) fn found_older(&self) -> bool {
+        matches!(self.finding, Finding::Older { .. })
+    }
+
+    pub(super) fn written_elsewhere(&self) -> bool {
+        self.finding == Finding::WrittenElsewhere
+    }
+
+    /// The snapshots that must be in the volume.
+    pub(super) fn expected(&self, start: &VolumeStart) -> BTreeMap<String, String> {
+        match start.accept_older_state {
+            true => BTreeMap::new(),
+            false => self.known.expected(&self.finding),
+        }
+    }
+
+    /// Notes that this session is about to write; to be called before anything is sent.
+    pub(super) fn begin_writing(&mut self) -> Result<(), Failure> {
+        self.known.begin_writing(&self.filed)
+    }
+
+    /// Everything that was written is durable, and the file has this length. `first_block` is the
+    /// volume's as it was last written, in plaintext unless the kernel decrypts. Notes the state
+    /// that the container is left in. An error: the file system has met errors in this session.
+    pub(super) fn end_writing(
+        &mut self,
+        first_block: Option<Vec<u8>>,
+        file_bytes: u64,
+        newest: Option<BTreeMap<String, String>>,
+        say: &Say,
+    ) -> Result<(), Failure> {
+        let written = first_block.and_then(|mut block| {
+            if let Some(cipher) = &self.cipher {
+                cipher.decrypt(0, &mut block).ok()?;
+            }
+            FirstBlock::read(&block, file_bytes)
+        });
+        let last = written.or_else(|| self.found.clone());
+        let errors = last.as_ref().and_then(|last| last.errors);
+        let stamp = last.map(|last| last.stamp);
+        let noted = self.known.end_writing(&self.filed, stamp, newest);
+        tell(noted.and_then(|()| self.accept_slots()), say);
+        match errors {
+            None => Ok(()),
+            Some(errors) => Err(met_errors(errors).with_hint(format!(
+                "what this session wrote last may be lost. {REPAIR}"
+            ))),
+        }
+    }
+
+    /// Notes the state that a session which only read has seen. Reading needs no writable state
+    /// folder, so what can't be noted is no failure.
+    pub(super) fn end_reading(&mut self) {
+        // What has no file system that is known may be another container's header: it is not believed.
+        if self.unsure || self.found.is_none() {
+            return;
+        }
+        let stamp = self.found.as_ref().map(|found| found.stamp.clone());
+        let noted = self.known.end_reading(&self.filed, &self.finding, stamp);
+        let _ = noted.and_then(|()| self.accept_slots());
+    }
+
+    fn accept_slots(&mut self) -> Result<(), Failure> {
+        if let Some(slots) = self.slots.clone() {
+            self.known.accept_slots(&self.filed, slots)?;
+        }
+        match self.opened_by {
+            Some(slot) => self.known.note_opened_by(&self.filed, slot),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The container is whole, and the next session says only less of it.
+pub(super) fn tell(noted: Result<(), Failure>, say: &Say) {
+    if let Err(failure) = noted {
+        let causes = failure.causes.join("; ");
+        say.notice(Notice::NotNoted {
+            reason: format!("{}: {causes}", failure.what),
+        });
+    }
+}
+
+const REPAIR: &str = "Files can still be restored. Repair the file system with e2fsck \
+                      (docs/recovery.md says how), and run `sprat check --read-data` afterwards";
+
+fn met_errors(errors: u32) -> Failure {
+    let count = match errors {
+        1 => "an error".to_owned(),
+        more => format!("{more} errors"),
+    };
+    Failure::new(
+        Exit::Damaged,
+        format!("the file system in the container has met {count} and is marked as faulty"),
+    )
+}

@@ -1,0 +1,296 @@
+//! What this session sent: what may arrive late of it, and what it wrote while it is watched.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use sprat_store::clock::since_boot;
+use sprat_store::{FileName, Lock, Store};
+
+use super::digest::DigestKey;
+use super::file::{Kind, List};
+use super::{BLOCK, BLOCK_BYTES, BLOCKS_MAX};
+use crate::Failure;
+
+/// The blocks of which a watched session keeps digests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in super::super) enum Scope {
+    /// All that it writes.
+    All,
+    /// Those in these ranges of blocks, which are in order.
+    Within(Vec<Range<u64>>),
+}
+
+/// What this session sent. All of it is digests: memory for all the bytes would not do.
+pub(in super::super) struct Sent {
+    key: DigestKey,
+    log: Mutex<Log>,
+}
+
+#[derive(Default)]
+struct Log {
+    next: u64,
+    /// Sent since the last good look at the lease was asked for, or never answered.
+    recent: BTreeMap<u64, Write>,
+    watched: Option<Watched>,
+}
+
+struct Write {
+    /// By [`since_boot`].
+    at: Duration,
+    block: u64,
+    digests: Vec<u64>,
+    answered: bool,
+}
+
+/// Lists whose blocks are in a newer one.
+#[derive(Debug, Clone, Default)]
+pub(in super::super) struct Replaced {
+    /// The tokens of their sessions.
+    pub tokens: Vec<String>,
+    /// Their files.
+    pub lists: Vec<FileName>,
+}
+
+struct Watched {
+    scope: Scope,
+    replaced: Replaced,
+    /// In the order of sending: the last of a block counts.
+    writes: Vec<(u64, u64)>,
+    /// There were more than a list takes.
+    too_many: bool,
+}
+
+impl Sent {
+    pub(in super::super) fn new(key: DigestKey) -> Self {
+        Self {
+            key,
+            log: Mutex::default(),
+        }
+    }
+
+    pub(in super::super) fn key(&self) -> &DigestKey {
+        &self.key
+    }
+
+    /// From now on digests are kept for a list of what was written. What earlier lists say of other
+    /// blocks, `before`, goes into it, too: it takes the place of them.
+    pub(in super::super) fn watch(
+        &self,
+        scope: Scope,
+        before: Vec<(u64, u64)>,
+        replaced: Replaced,
+    ) {
+        self.log().watched = Some(Watched {
+            scope,
+            writes: before,
+            replaced,
+            too_many: false,
+        });
+    }
+
+    /// The lists that the one of this session takes the place of.
+    pub(in super::super) fn replaced(&self) -> Replaced {
+        let log = self.log();
+        let watched = log.watched.as_ref();
+        watched
+            .map(|watched| watched.replaced.clone())
+            .unwrap_or_default()
+    }
+
+    /// No list is kept any more.
+    pub(in super::super) fn end_watch(&self) {
+        self.log().watched = None;
+    }
+
+    /// These bytes are sent to an offset of the container file. Returns a number for
+    /// [`answered`](Self::answered).
+    pub(in super::super) fn note(&self, offset: u64, bytes: &[u8]) -> u64 {
+        let at = since_boot();
+        let block = offset / BLOCK;
+        let blocks = bytes.chunks(BLOCK_BYTES);
+        let digests: Vec<u64> = (block..)
+            .zip(blocks)
+            .map(|(block, bytes)| self.key.digest(block, bytes))
+            .collect();
+        let mut log = self.log();
+        if let Some(watched) = &mut log.watched {
+            watched.note(block, &digests);
+        }
+        let number = log.next;
+        log.next += 1;
+        let write = Write {
+            at,
+            block,
+            digests,
+            answered: false,
+        };
+        log.recent.insert(number, write);
+        number
+    }
+
+    pub(in super::super) fn answered(&self, number: u64) {
+        if let Some(write) = self.log().recent.get_mut(&number) {
+            write.answered = true;
+        }
+    }
+
+    /// The lease was ours at a look that was asked for at `begun`: what was answered before is no
+    /// concern any more.
+    pub(in super::super) fn looked(&self, begun: Duration) {
+        self.log()
+            .recent
+            .retain(|_, write| !write.answered || write.at >= begun);
+    }
+
+    /// How many times something was noted.
+    pub(in super::super) fn noted(&self) -> u64 {
+        self.log().next
+    }
+
+    /// Whether something that was sent has no answer yet, on this or an earlier connection.
+    pub(in super::super) fn is_answered(&self) -> bool {
+        self.log().recent.values().all(|write| write.answered)
+    }
+
+    /// Leaves a list of what may arrive late, or has arrived since the lease was lost. False where
+    /// there is nothing to list.
+    pub(in super::super) fn leave_late_list(
+        &self,
+        lock: &Lock,
+        store: &dyn Store,
+    ) -> Result<bool, Failure> {
+        let mut entries: Vec<(u64, u64)> = self
+            .log()
+            .recent
+            .values()
+            .flat_map(|write| (write.block..).zip(write.digests.iter().copied()))
+            .collect();
+        entries.sort_unstable();
+        entries.dedup();
+        entries.truncate(BLOCKS_MAX);
+        if entries.is_empty() {
+            return Ok(false);
+        }
+        self.leave(Kind::Sent, entries, lock, store).map(|()| true)
+    }
+
+    /// Leaves a list of what was written, if this session is watched. False where there is nothing
+    /// to list. Everything must be durable.
+    pub(in super::super) fn leave_written_list(
+        &self,
+        lock: &Lock,
+        store: &dyn Store,
+    ) -> Result<bool, Failure> {
+        let entries = match &self.log().watched {
+            None => return Ok(false),
+            Some(watched) => watched.last_of_each(),
+        };
+        let too_many = self.log().watched.as_ref().is_some_and(|w| w.too_many);
+        if too_many || entries.len() > BLOCKS_MAX {
+            return Err(Failure::failed(
+                "this session wrote more than can be listed (16 GiB)",
+            ));
+        }
+        if entries.is_empty() {
+            return Ok(false);
+        }
+        self.leave(Kind::Written, entries, lock, store)
+            .map(|()| true)
+    }
+
+    fn leave(
+        &self,
+        kind: Kind,
+        entries: Vec<(u64, u64)>,
+        lock: &Lock,
+        store: &dyn Store,
+    ) -> Result<(), Failure> {
+        let name = lock.new_list_name()?;
+        let lease = (lock.number(), lock.token());
+        List::new(kind, lease, lock.has_twin(), entries).write(store, &name, &self.key)
+    }
+
+    fn log(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Watched {
+    fn note(&mut self, first: u64, digests: &[u64]) {
+        for (block, digest) in (first..).zip(digests) {
+            if self.scope.has(block) && !self.too_many {
+                self.writes.push((block, *digest));
+            }
+        }
+        // What was written again counts once.
+        if self.writes.len() > 2 * BLOCKS_MAX {
+            self.writes = self.last_of_each();
+            if self.writes.len() > BLOCKS_MAX {
+                self.too_many = true;
+                self.writes = Vec::new();
+            }
+        }
+    }
+
+    fn last_of_each(&self) -> Vec<(u64, u64)> {
+        let mut writes = self.writes.clone();
+        // A stable sort keeps the order of one block's writes.
+        writes.sort_by_key(|(block, _)| *block);
+        writes.reverse();
+        writes.dedup_by_key(|(block, _)| *block);
+        writes.reverse();
+        writes
+    }
+}
+
+impl Scope {
+    fn has(&self, block: u64) -> bool {
+        let Self::Within(ranges) = self else {
+            return true;
+        };
+        let behind = ranges.partition_point(|range| range.end <= block);
+        ranges.get(behind).is_some_and(|range| range.start <= block)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::digest::tests::key;
+    use super::*;
+
+    fn recent(sent: &Sent) -> Vec<u64> {
+        let log = sent.log();
+        log.recent.values().map(|write| write.block).collect()
+    }
+
+    #[test]
+    fn a_good_look_ends_what_was_answered_before_it_was_asked() {
+        let sent = Sent::new(key(1));
+        let block = [0; 4096];
+        let (one, _two) = (sent.note(4096, &block), sent.note(8192, &block));
+        sent.answered(one);
+        assert!(!sent.is_answered());
+        let asked = since_boot();
+        std::thread::sleep(Duration::from_millis(2));
+        let three = sent.note(12288, &block);
+        sent.answered(three);
+        sent.looked(asked);
+        assert_eq!(recent(&sent), [2, 3], "unanswered, or sent since");
+    }
+
+    #[test]
+    fn the_last_bytes_of_each_watched_block_are_kept() {
+        let sent = Sent::new(key(1));
+        let before = vec![(1, 7), (9, 8)];
+        sent.watch(Scope::Within(vec![1..2, 5..7]), before, Replaced::default());
+        sent.note(0, &[1; 3 * 4096]);
+        sent.note(6 * 4096, &[2; 4096]);
+        sent.note(6 * 4096, &[3; 4096]);
+        let log = sent.log();
+        let kept = log.watched.as_ref().unwrap().last_of_each();
+        let digest = |block, byte| (block, sent.key.digest(block, &[byte; 4096]));
+        assert_eq!(kept, [digest(1, 1), digest(6, 3), (9, 8)]);
+    }
+}

@@ -1,0 +1,481 @@
+//! Writes the container anew beside itself, without what nobody needs, and swaps the two.
+//!
+//! `NAME.luks.trim-TOKEN` is made, gets owner and mode, length, and the used ranges; it is fsynced, looked
+//! at, and takes the name by one atomic rename; then the folder is fsynced. Until the rename the old
+//! file is the container and untouched; a leftover is removed by the next trim.
+
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use sprat_luks::Header;
+use sprat_store::{Access, FileName, ReadClass, Store, StoreErrorKind, StoreFile};
+use sprat_volume::Session as _;
+
+use super::super::trim::TrimRoute;
+use super::connection::HeaderBytes;
+use super::hold::Hold;
+use super::stop::Stop;
+use crate::state::reserved_names::HalfMade;
+use crate::{Exit, Failure, text};
+
+/// Bytes that are copied between two looks at the lock.
+const GROUP_BYTES: u64 = 1 << 30;
+/// Ranges that are copied between two looks at the lock.
+const GROUP_RANGES: usize = 4096;
+/// One transfer through this machine.
+const CHUNK_BYTES: u64 = 1 << 20;
+/// How many threads copy through this machine, or compare: most pieces are small, and each waits for its
+/// round trips.
+const THREADS: usize = 32;
+/// Blocks that are compared after a copy: half at the ends of ranges, half anywhere.
+const SAMPLES: u64 = 1024;
+/// What the new file needs beyond its bytes, for the server's file system: one in so many.
+const MARGIN: u64 = 256;
+const BLOCK: u64 = 4096;
+
+/// What is carried over.
+#[derive(Debug)]
+pub(super) struct Rewrite {
+    file_bytes: u64,
+    offset_bytes: u64,
+    kept: Vec<Range<u64>>,
+}
+
+impl Rewrite {
+    /// All of the file but `unneeded`, which are ranges of the volume.
+    pub(super) fn new(
+        file_bytes: u64,
+        offset_bytes: u64,
+        unneeded: impl Iterator<Item = Range<u64>>,
+    ) -> Self {
+        let mut unneeded: Vec<Range<u64>> = unneeded
+            .map(|range| range.start + offset_bytes..range.end + offset_bytes)
+            .collect();
+        unneeded.sort_unstable_by_key(|range| range.start);
+        let mut kept = Vec::new();
+        let mut at = 0;
+        for range in unneeded {
+            if at < range.start {
+                kept.push(at..range.start);
+            }
+            at = at.max(range.end);
+        }
+        if at < file_bytes {
+            kept.push(at..file_bytes);
+        }
+        Self {
+            file_bytes,
+            offset_bytes,
+            kept,
+        }
+    }
+
+    pub(super) fn kept_bytes(&self) -> u64 {
+        self.kept.iter().map(|range| range.end - range.start).sum()
+    }
+
+    /// Of these, what lies behind the header. The header's 16 MiB are nearly all holes.
+    pub(super) fn kept_behind_header_bytes(&self) -> u64 {
+        let behind =
+            |range: &Range<u64>| range.end.saturating_sub(range.start.max(self.offset_bytes));
+        self.kept.iter().map(behind).sum()
+    }
+
+    /// The ranges behind the header, in groups that are copied between two looks at the lock.
+    fn groups(&self) -> Vec<Vec<Range<u64>>> {
+        let mut groups = vec![Vec::new()];
+        let mut bytes = 0;
+        for range in cut(&self.kept, GROUP_BYTES) {
+            let range = range.start.max(self.offset_bytes)..range.end;
+            if range.is_empty() {
+                continue;
+            }
+            let len = range.end - range.start;
+            let full = groups.last().is_some_and(|group: &Vec<_>| {
+                bytes + len > GROUP_BYTES || group.len() >= GROUP_RANGES
+            });
+            if full {
+                groups.push(Vec::new());
+                bytes = 0;
+            }
+            bytes += len;
+            if let Some(group) = groups.last_mut() {
+                group.push(range);
+            }
+        }
+        groups
+    }
+}
+
+/// Cuts ranges into pieces that end at multiples of `max`.
+fn cut(ranges: &[Range<u64>], max: u64) -> Vec<Range<u64>> {
+    let mut pieces = Vec::new();
+    for range in ranges {
+        let mut at = range.start;
+        while at < range.end {
+            let end = range.end.min((at / max + 1) * max);
+            pieces.push(at..end);
+            at = end;
+        }
+    }
+    pieces
+}
+
+/// Removes what earlier rewrites left that did not come to their end.
+pub(super) fn remove_leftover(hold: &Hold) -> Result<(), Failure> {
+    HalfMade::Rewritten
+        .remove_all(&*hold.store(), hold.file_name())
+        .map_err(|error| Failure::from(&error))?;
+    Ok(())
+}
+
+/// Before a session that took over from a dead one opens the file: that one's last request may have
+/// been the rename, and its server may carry it out late, over what was written since. Without its
+/// source it can't.
+pub(super) fn forestall_rename(hold: &Hold) -> Result<(), Failure> {
+    let store = hold.store();
+    let removed = HalfMade::Rewritten.remove_all(&*store, hold.file_name())?;
+    if removed.is_empty() {
+        return Ok(());
+    }
+    match store.flush_folder() {
+        Err(error) if error.kind() != StoreErrorKind::Unsupported => Err(Failure::from(&error)),
+        _ => Ok(()),
+    }
+}
+
+/// Writes the container anew. The volume is closed: everything is durable and settled.
+pub(super) fn run(
+    hold: &Hold,
+    stop: &Stop,
+    rewrite: &Rewrite,
+    through_client: bool,
+) -> Result<TrimRoute, Failure> {
+    let store = hold.store();
+    remove_leftover(hold)?;
+    check_room(&*store, rewrite)?;
+    if !store.capabilities().atomic_replace {
+        return Err(Failure::failed(format!(
+            "{} can't replace a file in one step",
+            store.describe()
+        ))
+        .with_hint("nothing was changed"));
+    }
+    stop.check()?;
+    let new_name = HalfMade::Rewritten.name(hold.file_name())?;
+    let made = make(hold, stop, rewrite, &new_name, through_client);
+    let swapped = made.and_then(|route| swap(hold, stop, &new_name).map(|()| route));
+    swapped.map_err(|failure| {
+        let state = match remove_leftover(hold) {
+            Ok(()) => "the container is as it was",
+            Err(_) => {
+                "the container is as it was; what was begun beside it is removed by the next trim"
+            }
+        };
+        match &failure.hint {
+            Some(hint) => {
+                let hint = format!("{state}. {hint}");
+                failure.with_hint(hint)
+            }
+            None => failure.with_hint(format!("{state}. Run it again")),
+        }
+    })
+}
+
+fn check_room(store: &dyn Store, rewrite: &Rewrite) -> Result<(), Failure> {
+    let needed = rewrite.kept_bytes() + rewrite.kept_bytes() / MARGIN;
+    match store.free_space() {
+        Ok(space) if space.available_bytes < needed => Err(Failure::failed(format!(
+            "the server's disk can't hold the container twice for a while: the new one needs {}, \
+             {} are free",
+            text::bytes(needed),
+            text::bytes(space.available_bytes)
+        ))
+        .with_hint("nothing was changed. Make room there, or have holes made (fallocate) there")),
+        _ => Ok(()),
+    }
+}
+
+fn make(
+    hold: &Hold,
+    stop: &Stop,
+    rewrite: &Rewrite,
+    new_name: &FileName,
+    through_client: bool,
+) -> Result<TrimRoute, Failure> {
+    let store = hold.store();
+    let old_name = hold.file_name();
+    let old = store.open(old_name, Access::ReadOnly)?;
+    if old.len()? != rewrite.file_bytes {
+        return Err(Failure::new(
+            Exit::Damaged,
+            "the container's length changed while it was held",
+        ));
+    }
+    let new = store.create_new(new_name)?;
+    store
+        .copy_owner_and_mode(old_name, new_name)
+        .map_err(|error| Failure::from(&error).context("can't give the new file its owner"))?;
+    new.resize(rewrite.file_bytes)?;
+    // A local store has no line: the bytes pass through this machine anyway.
+    let mut local = store.capabilities().discard;
+    // The header's 16 MiB are nearly all holes, which the server would fill.
+    let header = 0..rewrite.offset_bytes;
+    copy_through(&*old, &*new, std::slice::from_ref(&header), stop)?;
+    for group in rewrite.groups() {
+        stop.check()?;
+        // The second belt of the look in `swap`: a session that lost its lease ends here already.
+        hold.still_ours()?;
+        if !through_client && !local {
+            match store.copy_ranges(old_name, new_name, &group) {
+                Ok(()) => continue,
+                Err(error) if error.kind() == StoreErrorKind::Unsupported => {
+                    return Err(Failure::from(&error).with_hint(
+                        "--through-client has the bytes cross the line instead, there and back",
+                    ));
+                }
+                Err(error) => return Err(Failure::from(&error)),
+            }
+        }
+        local |= !through_client;
+        copy_through(&*old, &*new, &group, stop)?;
+    }
+    new.flush()?;
+    compare(&*old, &*new, rewrite, stop)?;
+    Ok(match through_client {
+        false if !local => TrimRoute::Rewrite,
+        _ => TrimRoute::RewriteThroughClient,
+    })
+}
+
+/// Copies what is not zero. Ciphertext never is; holes stay holes.
+fn copy_through(
+    old: &dyn StoreFile,
+    new: &dyn StoreFile,
+    group: &[Range<u64>],
+    stop: &Stop,
+) -> Result<(), Failure> {
+    in_threads(cut(group, CHUNK_BYTES), |range, buffer| {
+        stop.check()?;
+        let len = usize::try_from(range.end - range.start).unwrap_or_default();
+        buffer.resize(len, 0);
+        old.read_at(range.start, buffer, ReadClass::Ahead)?;
+        let mut at = 0;
+        while at < len {
+            let is_zero = |at: usize| {
+                let end = len.min(at + 4096);
+                buffer[at..end].iter().all(|byte| *byte == 0)
+            };
+            let zero = is_zero(at);
+            let mut end = len.min(at + 4096);
+            while end < len && is_zero(end) == zero {
+                end = len.min(end + 4096);
+            }
+            if !zero {
+                new.write_at(range.start + at as u64, &buffer[at..end])?;
+            }
+            at = end;
+        }
+        Ok(())
+    })
+}
+
+/// Reads back the header, whose bytes all count, and blocks all over the rest.
+fn compare(
+    old: &dyn StoreFile,
+    new: &dyn StoreFile,
+    rewrite: &Rewrite,
+    stop: &Stop,
+) -> Result<(), Failure> {
+    if new.len()? != rewrite.file_bytes {
+        return Err(different(rewrite.file_bytes));
+    }
+    let mut ranges = samples(&rewrite.kept);
+    ranges.push(0..CHUNK_BYTES.min(rewrite.file_bytes));
+    in_threads(ranges, |range, buffer| {
+        stop.check()?;
+        let len = usize::try_from(range.end - range.start).unwrap_or_default();
+        buffer.resize(2 * len, 0);
+        let (was, is) = buffer.split_at_mut(len);
+        old.read_at(range.start, was, ReadClass::Ahead)?;
+        new.read_at(range.start, is, ReadClass::Ahead)?;
+        if was == is {
+            Ok(())
+        } else {
+            Err(different(range.start))
+        }
+    })
+}
+
+fn different(at: u64) -> Failure {
+    Failure::new(
+        Exit::Damaged,
+        format!("the copy on the server differs from the container at {at}"),
+    )
+    .with_hint("check the server's disk")
+}
+
+/// The first and last block of ranges all over the file, and blocks from within them.
+fn samples(kept: &[Range<u64>]) -> Vec<Range<u64>> {
+    let block = |at: u64, range: &Range<u64>| {
+        let start = (at / BLOCK * BLOCK).max(range.start);
+        start..(start + BLOCK).min(range.end)
+    };
+    let step = (kept.len() as u64 / (SAMPLES / 4)).max(1);
+    let mut found: Vec<Range<u64>> = Vec::new();
+    for range in kept.iter().step_by(usize::try_from(step).unwrap_or(1)) {
+        found.push(block(range.start, range));
+        found.push(block(range.end - 1, range));
+    }
+    let total: u64 = kept.iter().map(|range| range.end - range.start).sum();
+    let step = (total / (SAMPLES / 2)).max(BLOCK);
+    // Where the next sample lies, counted in kept bytes; no whole number of anything.
+    let (mut next, mut passed) = (step / 3, 0);
+    for range in kept {
+        let len = range.end - range.start;
+        while next < passed + len {
+            found.push(block(range.start + (next - passed), range));
+            next += step;
+        }
+        passed += len;
+    }
+    found
+}
+
+/// Does `work` for each range, several at a time; the first failure ends it.
+fn in_threads(
+    ranges: Vec<Range<u64>>,
+    work: impl Fn(Range<u64>, &mut Vec<u8>) -> Result<(), Failure> + Sync,
+) -> Result<(), Failure> {
+    let ranges = Mutex::new(ranges.into_iter());
+    let over = AtomicBool::new(false);
+    let run = || {
+        let mut buffer = Vec::new();
+        loop {
+            let next = ranges
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .next();
+            let Some(range) = next.filter(|_| !over.load(Ordering::SeqCst)) else {
+                return Ok(());
+            };
+            if let Err(failure) = work(range, &mut buffer) {
+                over.store(true, Ordering::SeqCst);
+                return Err(failure);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(run)).collect();
+        let mut outcome = Ok(());
+        for thread in threads {
+            let ended = thread
+                .join()
+                .unwrap_or_else(|_| Err(Failure::failed("a thread ended by a panic")));
+            outcome = outcome.and(ended);
+        }
+        outcome
+    })
+}
+
+/// The new file takes the container's name, if it is the same container and still ours.
+pub(super) fn swap(hold: &Hold, stop: &Stop, new_name: &FileName) -> Result<(), Failure> {
+    let store = hold.store();
+    let new = store.open(new_name, Access::ReadOnly)?;
+    let header = Header::load(&HeaderBytes(&*new))?;
+    hold.check_known(&header)?;
+    drop(new);
+    stop.check()?;
+    hold.still_ours()?;
+    // Should the answer be lost, the server may rename late, over a container that another session
+    // has begun to write: the record makes that session wait. The first block stands for it, which
+    // is no part of the volume.
+    hold.before_send(std::slice::from_ref(&(0..BLOCK)))
+        .map_err(|fenced| Failure::failed(fenced.to_string()))?;
+    let renamed = store.rename(new_name, hold.file_name());
+    if let Err(error) = &renamed
+        && error.was_answered()
+    {
+        hold.all_settled()?;
+    }
+    renamed?;
+    check_renamed(&*store, new_name, hold)?;
+    match store.flush_folder() {
+        Err(error) if error.kind() != StoreErrorKind::Unsupported => {
+            return Err(Failure::from(&error));
+        }
+        _ => {}
+    }
+    hold.all_settled()?;
+    Ok(())
+}
+
+/// A server may answer that it renamed, and not have done it.
+fn check_renamed(store: &dyn Store, new_name: &FileName, hold: &Hold) -> Result<(), Failure> {
+    match store.stat(new_name) {
+        Err(error) if error.kind() == StoreErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error.into()),
+        Ok(_) => {
+            hold.all_settled()?;
+            Err(Failure::new(
+                Exit::Damaged,
+                format!(
+                    "the server answered that the rewritten file took the place of {}, and it has not",
+                    hold.file_name()
+                ),
+            )
+            .with_hint(
+                "The server can't be relied on: check its disk and its software",
+            ))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_everything_but_the_unneeded() {
+        let rewrite = Rewrite::new(
+            100_000,
+            4096,
+            [8192..12288, 0..4096, 4096..8192].into_iter(),
+        );
+        assert_eq!(rewrite.kept, [0..4096, 16384..100_000]);
+        assert_eq!(rewrite.kept_bytes(), 4096 + 83_616);
+        let all = Rewrite::new(8192, 4096, std::iter::once(0..1 << 40));
+        assert_eq!(all.kept, std::slice::from_ref(&(0..4096)));
+    }
+
+    #[test]
+    fn groups_hold_every_byte_once_and_are_bounded() {
+        let unneeded = (0..20_000).map(|n| n * 8192..n * 8192 + 4096);
+        let rewrite = Rewrite::new(5 << 30, 16 << 20, unneeded);
+        let groups = rewrite.groups();
+        assert!(groups.iter().all(|group| group.len() <= GROUP_RANGES));
+        let bytes = |group: &Vec<Range<u64>>| -> u64 {
+            group.iter().map(|range| range.end - range.start).sum()
+        };
+        assert!(groups.iter().all(|group| bytes(group) <= GROUP_BYTES));
+        let sum: u64 = groups.iter().map(bytes).sum();
+        assert_eq!(sum, rewrite.kept_bytes() - (16 << 20));
+    }
+
+    #[test]
+    fn samples_lie_within_what_is_kept_and_their_number_is_bounded() {
+        let unneeded = (0..300_000_u64).map(|n| n * 12288..n * 12288 + 4096);
+        let rewrite = Rewrite::new(5 << 30, 16 << 20, unneeded);
+        let found = samples(&rewrite.kept);
+        assert!(found.len() as u64 <= 2 * SAMPLES, "{}", found.len());
+        let inside = |sample: &Range<u64>| {
+            let behind = rewrite
+                .kept
+                .partition_point(|range| range.end <= sample.start);
+            rewrite.kept[behind].start <= sample.start && sample.end <= rewrite.kept[behind].end
+        };
+        assert!(found.iter().all(inside));
+        assert!(!samples(std::slice::from_ref(&(0..1))).is_empty());
+    }
+}

@@ -1,0 +1,314 @@
+//! Sleep in order: before the machine sleeps nothing that was sent is unanswered, and no connection is
+//! open.
+//!
+//! logind asks those who hold a *delay* inhibitor before it lets the machine sleep, and waits for them
+//! for 5 s (`InhibitDelayMaxSec`, logind.conf(5); org.freedesktop.login1(5)). Where there is no logind,
+//! or it does not answer, nothing happens and nothing is said: this proves nothing of what arrives
+//! late, it only makes it seldom.
+
+mod bus;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bus::Bus;
+
+const LOGIND: &str = "org.freedesktop.login1";
+const PATH: &str = "/org/freedesktop/login1";
+const MANAGER: &str = "org.freedesktop.login1.Manager";
+/// How often it is looked whether the session still lives.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// A machine that is awake for so long after it said that it sleeps does not sleep.
+const AWAKE_MAX: Duration = Duration::from_secs(60);
+
+/// logind waits for 5 s by default; so long is waited for answers.
+pub(crate) const DRAIN_MAX: Duration = Duration::from_secs(4);
+
+/// Whether the machine is about to sleep.
+#[derive(Default)]
+pub(crate) struct Asleep {
+    /// Since when, on a clock that stands still while the machine sleeps.
+    since: Mutex<Option<Instant>>,
+    changed: Condvar,
+}
+
+impl Asleep {
+    fn since(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It is about to sleep.
+    pub(crate) fn begin(&self) {
+        *self.since() = Some(Instant::now());
+    }
+
+    /// It is awake.
+    pub(crate) fn end(&self) {
+        *self.since() = None;
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn is_on(&self) -> bool {
+        let since = *self.since();
+        since.is_some_and(|begun| begun.elapsed() < AWAKE_MAX)
+    }
+
+    /// Waits for as long as the machine is about to sleep, sleeps, or wakes.
+    pub(crate) fn wait_until_awake(&self) {
+        let mut since = self.since();
+        while let Some(begun) = *since {
+            let left = AWAKE_MAX.saturating_sub(begun.elapsed());
+            if left.is_zero() {
+                *since = None;
+                return;
+            }
+            since = self
+                .changed
+                .wait_timeout(since, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+}
+
+/// Who is asked.
+pub(crate) trait Sleeper {
+    /// False once nobody is to be asked any more.
+    fn lives(&self) -> bool;
+    /// The machine is about to sleep, as soon as this returns; in 4 s at most.
+    fn falls_asleep(&self);
+    /// It woke, or does not sleep after all.
+    fn wakes(&self);
+}
+
+/// Starts a thread that watches for as long as the session lives.
+pub(crate) fn watch(sleeper: impl Sleeper + Send + 'static) {
+    let thread = std::thread::Builder::new().name("sleep".to_owned());
+    // Without it the machine sleeps as it does without logind.
+    let _ = thread.spawn(move || {
+        if let Ok(bus) = Bus::system() {
+            let _ = follow(bus, &sleeper);
+        }
+        sleeper.wakes();
+    });
+}
+
+/// Ends with the session, or with the bus.
+fn follow(mut bus: Bus, sleeper: &dyn Sleeper) -> io::Result<()> {
+    bus.ask_bus(
+        "AddMatch",
+        &["type='signal',sender='org.freedesktop.login1',\
+           interface='org.freedesktop.login1.Manager',member='PrepareForSleep'"],
+    )?;
+    let mut inhibitor = Some(inhibit(&mut bus)?);
+    while sleeper.lives() {
+        let Some(message) = bus.next(LOOK)? else {
+            continue;
+        };
+        if !message.is_signal(MANAGER, "PrepareForSleep") || !is_from_logind(&mut bus, &message) {
+            continue;
+        }
+        match message.boolean() {
+            Some(true) => {
+                sleeper.falls_asleep();
+                // Its end is the word that the machine may sleep.
+                inhibitor = None;
+            }
+            Some(false) => {
+                // First of all: it may be about to sleep again.
+                inhibitor = inhibit(&mut bus).ok();
+                sleeper.wakes();
+            }
+            None => {}
+        }
+    }
+    drop(inhibitor);
+    Ok(())
+}
+
+fn inhibit(bus: &mut Bus) -> io::Result<OwnedFd> {
+    let why = "Data on its way to a backup is being completed";
+    let texts = ["sleep", "sprat", why, "delay"];
+    let mut answer = bus.call(LOGIND, PATH, MANAGER, "Inhibit", &texts)?;
+    answer
+        .fds
+        .pop()
+        .ok_or_else(|| io::Error::other("logind gave no descriptor"))
+}
+
+/// Anybody may send a signal to one connection.
+fn is_from_logind(bus: &mut Bus, message: &bus::Message) -> bool {
+    let owner = bus.ask_bus("GetNameOwner", &[LOGIND]);
+    owner.is_ok_and(|owner| owner.text().is_some_and(|owner| owner == message.sender))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::process::{Child, Command, Stdio};
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::sync::{Arc, Mutex};
+    use std::thread::JoinHandle;
+
+    use sprat_testkit::{needs, requires};
+
+    use super::*;
+
+    /// A bus of our own, on which this test is logind.
+    pub(crate) struct Logind {
+        daemon: Daemon,
+        bus: Bus,
+    }
+
+    impl Logind {
+        pub(crate) fn start() -> Self {
+            let daemon = Daemon::start();
+            let mut bus = daemon.connect();
+            bus.request_name(LOGIND).unwrap();
+            Self { daemon, bus }
+        }
+
+        /// Asks for `sleeper` on a thread, as [`watch`] does.
+        pub(crate) fn follow(
+            &self,
+            sleeper: impl Sleeper + Send + 'static,
+        ) -> JoinHandle<Result<(), String>> {
+            let bus = self.daemon.connect();
+            std::thread::spawn(move || follow(bus, &sleeper).map_err(|error| error.to_string()))
+        }
+
+        /// Says that the machine is about to sleep, or that it woke.
+        pub(crate) fn sleeps(&mut self, sleeps: bool) {
+            self.bus
+                .emit(PATH, MANAGER, "PrepareForSleep", sleeps)
+                .unwrap();
+        }
+
+        /// Answers `Inhibit`; the end of the inhibitor shows as the end of what can be read here.
+        pub(crate) fn inhibited(&mut self) -> OwnedFd {
+            loop {
+                let Some(call) = self.bus.next(Duration::from_secs(10)).unwrap() else {
+                    panic!("nobody asks");
+                };
+                if call.member == "Inhibit" {
+                    let (here, there) = rustix::pipe::pipe().unwrap();
+                    self.bus.answer(&call, Some(&there)).unwrap();
+                    return here;
+                }
+            }
+        }
+    }
+
+    /// Ends with the test.
+    struct Daemon {
+        folder: tempfile::TempDir,
+        child: Child,
+    }
+
+    impl Daemon {
+        fn start() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let at = folder.path().display();
+            std::fs::write(
+                folder.path().join("bus.conf"),
+                format!(
+                    "<busconfig><type>system</type><listen>unix:path={at}/bus</listen>\
+                     <auth>EXTERNAL</auth><policy context=\"default\"><allow send_destination=\"*\" \
+                     eavesdrop=\"true\"/><allow eavesdrop=\"true\"/><allow own=\"*\"/></policy></busconfig>"
+                ),
+            )
+            .unwrap();
+            let child = Command::new("dbus-daemon")
+                .arg(format!("--config-file={at}/bus.conf"))
+                .arg("--nofork")
+                .stdin(Stdio::null())
+                .spawn()
+                .unwrap();
+            let daemon = Self { folder, child };
+            while !daemon.folder.path().join("bus").exists() {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            daemon
+        }
+
+        fn connect(&self) -> Bus {
+            bus::tests::bus_at(&self.folder.path().join("bus")).unwrap()
+        }
+    }
+
+    impl Drop for Daemon {
+        fn drop(&mut self) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+
+    struct Noting {
+        said: Sender<&'static str>,
+        ended: Arc<Mutex<bool>>,
+    }
+
+    impl Sleeper for Noting {
+        fn lives(&self) -> bool {
+            !*self.ended.lock().unwrap()
+        }
+        fn falls_asleep(&self) {
+            self.said.send("falls asleep").unwrap();
+            std::thread::sleep(Duration::from_millis(200));
+            self.said.send("is done").unwrap();
+        }
+        fn wakes(&self) {
+            self.said.send("wakes").unwrap();
+        }
+    }
+
+    fn next(heard: &Receiver<&'static str>) -> &'static str {
+        heard.recv_timeout(Duration::from_secs(10)).unwrap()
+    }
+
+    #[test]
+    fn logind_waits_until_all_is_answered_and_the_inhibitor_is_taken_again() {
+        requires!(needs::program("dbus-daemon"));
+        let mut logind = Logind::start();
+        let (said, heard) = channel();
+        let ended = Arc::new(Mutex::new(false));
+        let sleeper = Noting {
+            said,
+            ended: Arc::clone(&ended),
+        };
+        let follower = logind.follow(sleeper);
+        let mut inhibitor = logind.inhibited();
+        // Anybody else may say that the machine sleeps.
+        let mut other = logind.daemon.connect();
+        other.emit(PATH, MANAGER, "PrepareForSleep", true).unwrap();
+        for _ in 0..2 {
+            logind.sleeps(true);
+            assert_eq!(next(&heard), "falls asleep");
+            let mut byte = [0];
+            // It ends only when all is done.
+            assert_eq!(rustix::io::read(&inhibitor, &mut byte).unwrap(), 0);
+            assert_eq!(heard.try_recv(), Ok("is done"));
+            logind.sleeps(false);
+            inhibitor = logind.inhibited();
+            assert_eq!(next(&heard), "wakes");
+        }
+        *ended.lock().unwrap() = true;
+        follower.join().unwrap().unwrap();
+        assert_eq!(rustix::io::read(&inhibitor, &mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn without_logind_nobody_waits() {
+        requires!(needs::program("dbus-daemon"));
+        let daemon = Daemon::start();
+        let (said, heard) = channel();
+        let sleeper = Noting {
+            said,
+            ended: Arc::default(),
+        };
+        assert!(follow(daemon.connect(), &sleeper).is_err());
+        assert!(heard.try_recv().is_err());
+    }
+}

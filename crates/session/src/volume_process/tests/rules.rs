@@ -1,0 +1,343 @@
+//! Rules without which nothing fails at once: what a dead session of this machine leaves, what a
+//! reader must notice, and what is noted at the end.
+
+use sprat_store::lock::{self, LockError};
+
+use super::super::super::options::PinPolicy;
+use super::super::super::protocol::{ChangeStart, Slot};
+use super::*;
+use crate::state::paths::Filed;
+use crate::state::{Finding, FirstBlock, Known, headers};
+
+/// Where the volume of [`make_container`] begins.
+const OFFSET: u64 = 16 << 20;
+
+pub(super) fn say() -> Say {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    // Nobody listens, and nobody misses anything.
+    std::mem::forget(theirs);
+    Say(Sender::new(ours))
+}
+
+impl Held {
+    /// This session is killed, and the next one of this machine takes the container.
+    fn killed_and_taken_again(self) -> Self {
+        drop(self.hold);
+        Self::in_folder(self.folder, |store| store)
+    }
+
+    fn header(&self) -> Header {
+        let store = self.hold.store();
+        let file = store.open(self.hold.file_name(), StoreAccess::ReadOnly);
+        Header::load(&HeaderBytes(&*file.unwrap())).unwrap()
+    }
+
+    /// A session that only reads the container, which nobody holds now.
+    fn reader(&self) -> Hold {
+        assert!(self.hold.release().unwrap());
+        let state = self.folder.path().join("reader");
+        let record = open_record(&state, &self.start.target, Access::ReadOnly).unwrap();
+        let connection = Connection::new(&self.start, &record).unwrap();
+        let store = connection.connect().unwrap();
+        let container = self.start.target.name.clone();
+        let seen = lock::inspect(&*store, &container, None).unwrap();
+        assert!(seen.held.is_none());
+        let hold = Hold::new(HoldParts {
+            connection,
+            record,
+            file_name: container.clone(),
+            container,
+            access: StoreAccess::ReadOnly,
+            opened_by: OpenedBy::Sprat,
+            store,
+            lock: None,
+            stale_lock: None,
+            highest: seen.highest,
+            highest_is_own: false,
+            late_found: late::Found::default(),
+        });
+        hold.learn(self.header().pins(), FILE_BYTES);
+        hold.begin_reading(FILE_BYTES, OFFSET, vec![0; 4096]);
+        hold
+    }
+
+    /// Another machine takes the lock.
+    fn taken_by_another(&self) -> (Lock, Arc<dyn Store>) {
+        let state = self.folder.path().join("other");
+        let record = open_record(&state, &self.start.target, Access::ReadWrite).unwrap();
+        let store: Arc<dyn Store> =
+            Arc::new(LocalStore::open(&self.folder.path().join("store")).unwrap());
+        let owner = owner_note(&state).unwrap();
+        let lock = Lock::acquire(&*store, &self.start.target.name, &record, owner).unwrap();
+        (lock, store)
+    }
+
+    /// Keeps the header as it is, and puts that one back.
+    fn kept_to_be_put_back(&self) -> ChangeStart {
+        let header = self.header();
+        let file = std::fs::File::open(self.path("x.luks")).unwrap();
+        let kept = headers::keep_newest(&self.filed(), &header, &file, None).unwrap();
+        ChangeStart::Restore {
+            kept: kept.path.into_os_string(),
+            shown: Some(header.sequence_id()),
+        }
+    }
+
+    fn filed(&self) -> Filed {
+        let state = self.folder.path().join("state");
+        Filed::new(&state, self.header().uuid(), &self.start.target)
+    }
+
+    /// Gives both copies of the header another sequence, as later changes do that leave the keys as
+    /// they are. Layout: the LUKS2 On-Disk Format Specification, 2.1.
+    fn set_sequence(&self, sequence: u64) {
+        let path = self.path("x.luks");
+        let bytes = std::fs::read(&path).unwrap();
+        let len = usize::try_from(u64::from_be_bytes(bytes[8..16].try_into().unwrap())).unwrap();
+        for at in [0, len] {
+            let mut copy = bytes[at..at + len].to_vec();
+            copy[16..24].copy_from_slice(&sequence.to_be_bytes());
+            copy[448..512].fill(0);
+            let checksum = openssl::sha::sha256(&copy);
+            copy[448..480].copy_from_slice(&checksum);
+            self.container().write_all_at(&copy, at as u64).unwrap();
+        }
+    }
+
+    fn container(&self) -> std::fs::File {
+        let file = std::fs::File::options()
+            .write(true)
+            .open(self.path("x.luks"));
+        file.unwrap()
+    }
+}
+
+/// A change that adds a key, with the present one and the new one.
+fn another_key() -> (ChangeStart, [Secret; 2]) {
+    let add = ChangeStart::Add {
+        slot: Slot::KeyFile,
+        fast_kdf_for_tests: true,
+    };
+    (add, [7, 8].map(|byte| Secret::key_file(vec![byte; 4096])))
+}
+
+#[test]
+fn what_a_killed_session_wrote_to_a_disk_of_this_machine_is_not_waited_for() {
+    let held = Held::new();
+    let range = std::slice::from_ref(&(0..4096));
+    held.hold.before_send(range).unwrap();
+    let next = held.killed_and_taken_again();
+    // On a server something of it might still arrive.
+    assert!(next.door.unwrap().own_only);
+    assert_eq!(next.hold.late_until(), None);
+    assert!(next.hold.may_give_back());
+}
+
+#[test]
+fn a_change_of_keys_after_a_killed_session_settles_what_that_one_left() {
+    let held = Held::new();
+    held.hold
+        .before_send(std::slice::from_ref(&(OFFSET..OFFSET + 4096)))
+        .unwrap();
+    let leftover = HalfMade::Rewritten.name(held.hold.file_name()).unwrap();
+    let leftover = held.path(leftover.as_str());
+    std::fs::copy(held.path("x.luks"), &leftover).unwrap();
+    let before = held.header();
+    let Held {
+        folder,
+        mut start,
+        hold,
+        ..
+    } = held;
+    drop(hold);
+    start.pins = PinPolicy::Known(before.pins());
+    let (add, secrets) = another_key();
+    let stop = Arc::new(Stop::default());
+    let changed = changing::change(&start, &add, &secrets, &stop, &say()).unwrap();
+    // A late rename finds nothing any more.
+    assert!(!leftover.exists());
+    assert_eq!(changed.lock_left, None);
+    let path = folder.path().join("store").join("x.luks");
+    let file = std::fs::File::open(&path).unwrap();
+    let after = Header::load(&file).unwrap();
+    assert!(after.copies().both_good());
+    assert!(after.sequence_id() > before.sequence_id());
+    assert_eq!(changed.facts.pins.sequence_id, after.sequence_id());
+    for secret in &secrets {
+        after.unlock_by(&file, secret).unwrap();
+    }
+}
+
+#[test]
+fn what_a_killed_session_had_under_way_is_settled_before_a_header_is_written() {
+    for restores in [false, true] {
+        let held = Held::new();
+        let under_way = OFFSET + (1 << 20);
+        let range = under_way..under_way + 4096;
+        held.hold.before_send(std::slice::from_ref(&range)).unwrap();
+        drop(held.hold);
+        let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+        let log = Arc::clone(&asked);
+        let mut held = Held::in_folder(held.folder, |below| {
+            Arc::new(Noted {
+                below,
+                asked,
+                rename: || None,
+                refused: Arc::default(),
+            })
+        });
+        held.start.pins = PinPolicy::Known(held.header().pins());
+        let (add, secrets) = another_key();
+        let what = match restores {
+            true => held.kept_to_be_put_back(),
+            false => add,
+        };
+        let (stop, say) = (Stop::default(), say());
+        let work = changing::Work::begin(&held.start, &held.hold, &stop, &say).unwrap();
+        log.lock().unwrap().clear();
+        work.carry_out(&what, &secrets).unwrap();
+        let log = log.lock().unwrap().clone();
+        let settled = log
+            .iter()
+            .position(|one| *one == format!("read {under_way}"));
+        let is_header = |one: &String| {
+            let at = one.strip_prefix("write ");
+            at.is_some_and(|at| at.parse::<u64>().unwrap() < OFFSET)
+        };
+        let written = log.iter().position(is_header).unwrap();
+        assert!(settled.is_some_and(|settled| settled < written), "{log:?}");
+    }
+}
+
+#[test]
+fn a_kept_header_goes_back_only_over_the_one_that_was_shown() {
+    let mut held = Held::new();
+    let what = held.kept_to_be_put_back();
+    held.start.pins = PinPolicy::Known(held.header().pins());
+    let (_, secrets) = another_key();
+    // Another machine changes the keys while a person decides.
+    held.set_sequence(held.header().sequence_id() + 3);
+    let before = std::fs::read(held.path("x.luks")).unwrap();
+    let (stop, say) = (Stop::default(), say());
+    let work = changing::Work::begin(&held.start, &held.hold, &stop, &say).unwrap();
+    let refused = work.carry_out(&what, &secrets).unwrap_err();
+    assert!(refused.what.contains("in the meantime"), "{refused:?}");
+    assert!(std::fs::read(held.path("x.luks")).unwrap() == before);
+}
+
+#[test]
+fn a_reader_that_nobody_disturbed_has_seen_one_state() {
+    let held = Held::new();
+    held.reader().was_undisturbed().unwrap();
+}
+
+#[test]
+fn a_reader_notices_a_session_of_another_machine_that_came_and_went() {
+    let held = Held::new();
+    let reader = held.reader();
+    let (lock, store) = held.taken_by_another();
+    lock.release(&*store).unwrap();
+    let noticed = reader.was_undisturbed();
+    assert!(
+        matches!(noticed, Err(LockError::Disturbed { .. })),
+        "{noticed:?}"
+    );
+}
+
+#[test]
+fn a_reader_notices_a_lock_that_was_taken_meanwhile() {
+    let held = Held::new();
+    let reader = held.reader();
+    let (_lock, _store) = held.taken_by_another();
+    let noticed = reader.was_undisturbed();
+    assert!(
+        matches!(noticed, Err(LockError::TakenMeanwhile { .. })),
+        "{noticed:?}"
+    );
+}
+
+/// Also where it took no lock that this one can see.
+#[test]
+fn a_reader_notices_that_the_first_block_or_the_length_became_another() {
+    let held = Held::new();
+    let reader = held.reader();
+    held.container().write_all_at(&[1], OFFSET + 4095).unwrap();
+    let noticed = reader.was_undisturbed();
+    assert!(
+        matches!(noticed, Err(LockError::Disturbed { .. })),
+        "{noticed:?}"
+    );
+    let held = Held::new();
+    let reader = held.reader();
+    held.container().set_len(FILE_BYTES - 4096).unwrap();
+    let noticed = reader.was_undisturbed();
+    assert!(
+        matches!(noticed, Err(LockError::Disturbed { .. })),
+        "{noticed:?}"
+    );
+}
+
+/// The volume's first block with ext4's counter of written KiB.
+fn first_block(counter: u64) -> Vec<u8> {
+    let mut block = vec![0; 4096];
+    block[1024 + 0x38..1024 + 0x3a].copy_from_slice(&0xEF53_u16.to_le_bytes());
+    block[1024 + 0x178..1024 + 0x180].copy_from_slice(&counter.to_le_bytes());
+    block
+}
+
+#[test]
+fn a_session_notes_the_state_that_it_leaves_with_its_length_also_where_it_wrote_no_first_block() {
+    let held = Held::new();
+    let header = held.header();
+    let filed = held.filed();
+    let stamp = |counter: u64, bytes: u64| {
+        FirstBlock::read(&first_block(counter), bytes)
+            .unwrap()
+            .stamp
+    };
+    let now = |counter, bytes| Known::load(&filed).compare(Some(&stamp(counter, bytes)), true);
+    let mut knowledge = Knowledge::of_new(&held.start, &header, None);
+    knowledge
+        .compare(&held.start, Some(&first_block(5)), FILE_BYTES, &say())
+        .unwrap();
+    knowledge
+        .end_writing(None, FILE_BYTES, None, &say())
+        .unwrap();
+    assert_eq!(now(5, FILE_BYTES), Finding::Same);
+    assert_eq!(now(6, FILE_BYTES), Finding::WrittenElsewhere);
+    assert!(matches!(now(4, FILE_BYTES), Finding::Older { .. }));
+    // What a session wrote that was killed is nobody else's.
+    knowledge.begin_writing().unwrap();
+    assert_eq!(now(6, FILE_BYTES), Finding::OwnInterrupted);
+    let longer = FILE_BYTES + 4096;
+    knowledge
+        .end_writing(Some(first_block(6)), longer, None, &say())
+        .unwrap();
+    assert_eq!(now(6, longer), Finding::Same);
+    assert_eq!(now(7, longer), Finding::WrittenElsewhere);
+    assert!(matches!(now(6, FILE_BYTES), Finding::Older { .. }));
+}
+
+#[test]
+fn a_kept_header_is_not_replaced_by_an_older_one_with_the_same_keys() {
+    let held = Held::new();
+    let (filed, before) = (held.filed(), held.header().sequence_id());
+    let keep = |sequence| {
+        held.set_sequence(sequence);
+        let header = held.header();
+        assert_eq!(header.sequence_id(), sequence);
+        let file = std::fs::File::open(held.path("x.luks")).unwrap();
+        let kept = headers::keep_newest(&filed, &header, &file, None).unwrap();
+        assert!(kept.aside.is_none());
+    };
+    keep(before + 4);
+    keep(before + 5);
+    assert!(headers::others(&filed).is_empty());
+    // A server that shows an older header must not end what a newer one alone may still open.
+    keep(before + 3);
+    let [other] = &headers::others(&filed)[..] else {
+        panic!("the newer one is gone");
+    };
+    let newer = headers::load(&headers::open(other).unwrap(), other).unwrap();
+    assert_eq!(newer.sequence_id(), before + 5);
+}
