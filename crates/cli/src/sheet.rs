@@ -425,9 +425,22 @@ fn print_steps(text: &mut String, steps: &[Step]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use sprat_session::state::identity::tests::pins;
+
+    /// Some container's pins.
+    pub(crate) fn pins() -> Pins {
+        Pins {
+            cipher: "aes-xts-plain64".to_owned(),
+            key_bits: 512,
+            sector_bytes: 4096,
+            payload_offset_bytes: 16 << 20,
+            iv_tweak: 0,
+            volume_key_digest: "00".repeat(32),
+            uuid: "8a2ac4f5-8d45-4a0c-a1f3-3c3c7c4fca46".to_owned(),
+            sequence_id: 3,
+        }
+    }
 
     #[test]
     fn commands_of_the_sheet_are_quoted_for_the_shell() {

@@ -227,8 +227,8 @@ pub(crate) fn write(mut file: &File, path: &Path, page: &str) -> Result<(), Fail
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sheet::tests::pins;
     use sprat_session::address::Target;
-    use sprat_session::state::identity::tests::pins;
 
     #[test]
     fn a_long_command_is_broken_as_the_shell_takes_it() {

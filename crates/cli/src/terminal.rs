@@ -223,7 +223,7 @@ mod tests {
             text: String::new(),
             modes: None,
         });
-        let goes_on = take_again();
+        let goes_on = resume();
         *prompt() = None;
         assert!(goes_on);
     }

@@ -1,452 +1,54 @@
-//! A session: one container, open, from a lock to a durable end.
+//! A session: one container, open, from a lock to a durable end; and what this machine knows of it.
 //!
-//! Three processes share it. S is the command itself; V (`volume-process`) holds the connection,
-//! the lock, the key and the volume, and serves it over FUSE; W (`worker`) holds the mounts in
+//! Above: `cli`. Below: `snapshot`, `attach`, `luks`, `volume`, `store`.
+//!
+//! Three processes share a session. S is the command itself; V (`volume_process`) holds the connection,
+//! the lease, the key and the volume, and serves it over FUSE; W (`worker`) holds the mounts in
 //! namespaces of its own and runs rsync. Whichever dies, the other two end.
+//!
+//! Always true:
+//! - The key and the plaintext stay in V, the mounts in W, and S starts both.
+//! - Success is returned only after everything is durable on the server.
+//! - Whatever goes wrong ends as one [`Failure`] with one of the exit codes of [`Exit`].
+#![forbid(unsafe_code)]
 
 pub mod address;
-mod background;
-mod change;
-pub mod check;
-mod child;
 pub mod connect;
 pub mod copy;
-mod create;
-mod crew;
 pub mod failure;
-mod file_system_check;
-mod grow;
+mod file_system;
 pub mod interrupt;
-mod link;
-mod mount;
-pub mod mount_keeper;
-mod options;
 pub mod patience;
 mod protocol;
+mod server_probe;
+mod session;
+mod settings;
 pub mod ssh_config;
 pub mod state;
+mod supervisor;
 pub mod text;
-mod trial;
-mod trim;
 pub mod trusted_file;
-mod unlock;
 pub mod volume_process;
 pub mod worker;
 
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
-
-use child::Role;
-use crew::{Crew, OnInterrupt, Shape, Watch};
-use protocol::{VolumeOrder, WorkerOrder, WorkerReply};
-use sprat_luks::Secret;
-use sprat_snapshot::{
-    LocalContainer, NameList, PruneReport, PruneSpec, RestoreReport, RestoreSpec, SnapshotEntry,
-    SnapshotReport, SnapshotSpec,
-};
-
-use crate::address::Place;
-use crate::interrupt::Interrupt;
-use crate::state::paths::{self, Filed};
-use crate::state::{Known, reserved_names};
-
-pub use background::{MountRecord, mounted_at};
-pub use change::{HeaderChange, HeaderChanged, change_header};
-pub use create::{NotCreated, Show, create, create_and_show};
-pub use crew::make_reserves;
 pub use failure::{Exit, Failure};
-pub use grow::{Grown, grow};
-pub use mount::{mount, unmount};
-pub use options::{
+pub use file_system::ext4::ext4_bytes;
+pub use protocol::messages::FileSystemCheck;
+pub use session::{Session, check, check_file_system};
+pub use settings::{
     Access, ClosedReport, ContainerFacts, CreateOptions, Created, Mode, NotCompared, Notice,
     Observer, Phase, PinPolicy, SIZE_BYTES_MIN, SessionOptions, SessionProgress,
     TAKEOVER_QUIET_TIMES, VolumeFigures, VolumeRoom,
 };
-pub use protocol::FileSystemCheck;
-pub use trim::{Measure, TrimHow, TrimReport, TrimRoute, trim};
-pub use unlock::{DoorWay, UnlockWish, Unlocked, unlock};
-pub use volume_process::making::exists_already;
-pub use volume_process::opening::{ext4_bytes, truncated};
+pub use supervisor::background::{MountRecord, mounted_at};
+pub use supervisor::create::{NotCreated, Show, create, create_and_show};
+pub use supervisor::grow::{Grown, grow};
+pub use supervisor::keys::{HeaderChange, HeaderChanged, change_header};
+pub use supervisor::make_reserves;
+pub use supervisor::mount::{mount, unmount};
+pub use supervisor::trim::{Measure, TrimHow, TrimReport, TrimRoute, trim};
+pub use supervisor::unlock::{DoorWay, UnlockWish, Unlocked, unlock};
+pub use volume_process::header::create::exists_already;
+pub use volume_process::open::truncated;
 pub use volume_process::reserve::{FREE_TIMES as RESERVE_FREE_TIMES, name as reserve_name};
-pub use volume_process::room::LOW_BYTES as SERVER_SPACE_LOW_BYTES;
-
-/// An open container with its file system mounted where only the worker sees it.
-///
-/// Whatever an operation returned, [`Session::close`] ends the session; dropping it instead stops
-/// everything at once, as a crash does. To be used on the thread that opened it, which must live
-/// as long as the session: the kernel ends the other processes with it.
-#[derive(Debug)]
-pub struct Session {
-    crew: Crew,
-    facts: ContainerFacts,
-    options: SessionOptions,
-}
-
-impl Session {
-    /// Opens the container and mounts its volume.
-    pub fn open(
-        options: SessionOptions,
-        secret: &Secret,
-        observer: &mut dyn Observer,
-        interrupt: &Interrupt,
-    ) -> Result<Self, Failure> {
-        let mut session = Self::attach(options, secret, observer, interrupt)?;
-        let mut watch = Watch {
-            observer,
-            interrupt,
-        };
-        let purpose = match session.options.access {
-            Access::ReadOnly => MountFor::Reading,
-            Access::ReadWrite => MountFor::Writing,
-        };
-        let mounted = mount_privately(&mut session.crew, &session.options, purpose, &mut watch);
-        if let Err(failure) = mounted {
-            return Err(session.crew.fail(failure));
-        }
-        if interrupt.requested() {
-            session.close(observer, interrupt)?;
-            return Err(Failure::interrupted().with_hint("nothing was changed"));
-        }
-        observer.phase(Phase::Working);
-        if session.options.access == Access::ReadOnly {
-            session.name_overwritten(observer, interrupt)?;
-        }
-        Ok(session)
-    }
-
-    /// Has the worker look at the file system of the attached device.
-    fn look_at_file_system(
-        &mut self,
-        observer: &mut dyn Observer,
-        interrupt: &Interrupt,
-    ) -> Result<FileSystemCheck, Failure> {
-        observer.phase(Phase::Working);
-        self.ask(
-            &WorkerOrder::CheckFileSystem,
-            observer,
-            interrupt,
-            |reply| match reply {
-                WorkerReply::Checked(check) => Some(check),
-                _ => None,
-            },
-        )
-    }
-
-    /// Opens the container and attaches its volume as a block device, without mounting it.
-    fn attach(
-        options: SessionOptions,
-        secret: &Secret,
-        observer: &mut dyn Observer,
-        interrupt: &Interrupt,
-    ) -> Result<Self, Failure> {
-        let mut watch = Watch {
-            observer,
-            interrupt,
-        };
-        let access = options.access;
-        let untouched = |failure: Failure| {
-            match (failure.exit, access, &failure.hint) {
-            (Exit::Interrupted, Access::ReadOnly, None) => failure.with_hint("nothing was changed"),
-            // A server that stands still lets nobody give the lease back either.
-            (Exit::Interrupted, Access::ReadWrite, None) => failure.with_hint(
-                "no data was changed. If the container was held already and the server did not answer, \
-                 its lease stays: the next session on this machine takes it over",
-            ),
-            _ => failure,
-        }
-        };
-        let (mut crew, facts) =
-            Crew::start(&options, Shape::Session, &[secret], &mut watch).map_err(untouched)?;
-        if let Err(failure) = crew.attach(Role::Worker, &mut watch) {
-            return Err(untouched(crew.fail(failure)));
-        }
-        Ok(Self {
-            crew,
-            facts,
-            options,
-        })
-    }
-
-    /// What was found at the target; the caller pins it where nothing was pinned.
-    #[must_use]
-    pub fn facts(&self) -> &ContainerFacts {
-        &self.facts
-    }
-
-    /// Takes a snapshot. After an interrupt the volume holds a `.partial`, and the error is
-    /// [`Exit::Interrupted`](crate::Exit). The container itself, sprat's own files beside it and
-    /// its own folders never enter a snapshot.
-    pub fn take_snapshot(
-        &mut self,
-        mut spec: SnapshotSpec,
-        observer: &mut dyn Observer,
-        interrupt: &Interrupt,
-    ) -> Result<SnapshotReport, Failure> {
-        spec.never_enter.extend(self.never_backed_up());
-        spec.container = self.local_container();
-        spec.suspects = Some(self.suspects());
-        self.ask(
-            &WorkerOrder::TakeSnapshot(Box::new(spec)),
-            observer,
-            interrupt,
-            |reply| match reply {
-                WorkerReply::SnapshotTaken(report) => Some(*report),
-                _ => None,
-            },
-        )
-    }
-
-    /// The list that checks keep of files whose content is wrong.
-    fn suspects(&self) -> PathBuf {
-        let options = &self.options;
-        Filed::new(&options.state_dir, &self.facts.uuid, &options.target)
-            .file(paths::CHECKS, paths::SUSPECTS)
-    }
-
-    /// Names the files in blocks that were overwritten late. Once that is noted, sessions that write
-    /// go on, and read those files from their source. `None` where nothing was overwritten.
-    fn name_overwritten(
-        &mut self,
-        observer: &mut dyn Observer,
-        interrupt: &Interrupt,
-    ) -> Result<Option<NameList>, Failure> {
-        if self.facts.overwritten.is_empty() {
-            return Ok(None);
-        }
-        let blocks = self.facts.overwritten.clone();
-        let order = WorkerOrder::NameBlocks {
-            blocks: blocks.clone(),
-            suspects: self.suspects().into_os_string(),
-        };
-        let (names, not_saved) = self.ask(&order, observer, interrupt, |reply| match reply {
-            WorkerReply::BlocksNamed(names, not_saved) => Some((names, not_saved)),
-            _ => None,
-        })?;
-        interrupt.check()?;
-        let noted = match not_saved {
-            Some(reason) => Err(reason),
-            None => {
-                let options = &self.options;
-                let filed = Filed::new(&options.state_dir, &self.facts.uuid, &options.target);
-                Known::load(&filed)
-                    .name_overwritten(&filed, &blocks)
-                    .map_err(|failure| failure.in_one_line())
-            }
-        };
-        if let Err(reason) = noted {
-            observer.notice(Notice::NotNoted { reason });
-        }
-        observer.notice(Notice::Overwritten {
-            blocks: blocks.len() as u64,
-            files: names.names.clone(),
-        });
-        Ok(Some(names))
-    }
-
-    /// Lists the snapshots of all jobs.
-    pub fn snapshots(
-        &mut self,
-        observer: &mut dyn Observer,
-        interrupt: &Interrupt,
-    ) -> Result<Vec<SnapshotEntry>, Failure> {
-        self.ask(
-            &WorkerOrder::List,
-            observer,
-            interrupt,
-            |reply| match reply {
-                WorkerReply::Listed(entries) => Some(entries),
-                _ => None,
-            },
-        )
-    }
-
-    /// Copies a snapshot, or a part of it, back. What never enters a snapshot stays as it is.
-    pub fn restore(
-        &mut self,
-        mut spec: RestoreSpec,
-        observer: &mut dyn Observer,
-        interrupt: &Interrupt,
-    ) -> Result<RestoreReport, Failure> {
-        spec.never_enter.extend(self.own_folders());
-        // What is known of locks, keys and headers now is newer than what any snapshot has.
-        spec.never_enter.push(self.options.state_dir.clone());
-        spec.container = self.local_container();
-        self.ask(
-            &WorkerOrder::Restore(Box::new(spec)),
-            observer,
-            interrupt,
-            |reply| match reply {
-                WorkerReply::Restored(report) => Some(*report),
-                _ => None,
-            },
-        )
-    }
-
-    /// Removes the snapshots of a job that no rule keeps.
-    pub fn prune(
-        &mut self,
-        mut spec: PruneSpec,
-        observer: &mut dyn Observer,
-        interrupt: &Interrupt,
-    ) -> Result<PruneReport, Failure> {
-        spec.suspects = Some(self.suspects());
-        self.ask(
-            &WorkerOrder::Prune(Box::new(spec)),
-            observer,
-            interrupt,
-            |reply| match reply {
-                WorkerReply::Pruned(report) => Some(*report),
-                _ => None,
-            },
-        )
-    }
-
-    /// What never enters a snapshot.
-    fn never_backed_up(&self) -> Vec<PathBuf> {
-        let mut folders = self.own_folders().to_vec();
-        // What a session notes of its lock is of no use later, and untrue.
-        folders.push(self.options.state_dir.join("locks"));
-        folders
-    }
-
-    /// sprat's folders of which nothing is worth a backup, and which a running session needs.
-    fn own_folders(&self) -> [PathBuf; 2] {
-        [
-            self.options.runtime_dir.clone(),
-            self.options.cache_dir.clone(),
-        ]
-    }
-
-    /// The container, where it lies on this machine and so may lie in a source or a destination.
-    fn local_container(&self) -> Option<LocalContainer> {
-        let Place::Local { folder } = &self.options.target.place else {
-            return None;
-        };
-        Some(LocalContainer {
-            path: folder.join(self.options.target.name.as_str()),
-            endings: reserved_names::endings(),
-        })
-    }
-
-    fn ask<T>(
-        &mut self,
-        order: &WorkerOrder,
-        observer: &mut dyn Observer,
-        interrupt: &Interrupt,
-        wanted: impl FnMut(WorkerReply) -> Option<T>,
-    ) -> Result<T, Failure> {
-        interrupt.check()?;
-        self.crew.order(order);
-        let mut watch = Watch {
-            observer,
-            interrupt,
-        };
-        let answer = self
-            .crew
-            .wait_worker(&mut watch, OnInterrupt::Cancel, wanted);
-        answer.map_err(|mut failure| {
-            if let (Exit::Interrupted, false, Some(available_bytes)) = (
-                failure.exit,
-                interrupt.requested(),
-                self.crew.stopped_for_room(),
-            ) {
-                return no_room(available_bytes);
-            }
-            // rsync may have got the same signal and have failed of it by itself.
-            if interrupt.requested() {
-                failure.exit = Exit::Interrupted;
-            }
-            failure
-        })
-    }
-
-    /// Unmounts, sends what is left, waits for the server's fsync and releases the lock. What an
-    /// operation did counts only after this has returned `Ok`. An interrupt doesn't shorten it;
-    /// a second one ends everything at once, and so does one while the line is down.
-    pub fn close(
-        mut self,
-        observer: &mut dyn Observer,
-        interrupt: &Interrupt,
-    ) -> Result<ClosedReport, Failure> {
-        let mut watch = Watch {
-            observer,
-            interrupt,
-        };
-        self.crew.detach(&mut watch)?;
-        let closed = self.crew.close(&mut watch)?;
-        self.crew.finish();
-        Ok(closed)
-    }
-}
-
-/// The session ended in order before the server's disk was full.
-fn no_room(available_bytes: u64) -> Failure {
-    let available = text::bytes(available_bytes);
-    Failure::failed(format!(
-        "stopped in order: only {available} are left on the server for what is still on its way there"
-    ))
-    .with_hint(
-        "finished snapshots are unharmed, and what was copied is kept. Make room on the server, or \
-         with `sprat prune` and `sprat trim`; then run the same command again: it goes on where it \
-         stopped",
-    )
-}
-
-/// What a private mount is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum MountFor {
-    Reading,
-    Writing,
-    /// Writing, and inode tables of new groups are written at leisure.
-    Growing,
-}
-
-/// Mounts the volume where only the session's own processes see it. An interrupt waits: stopping
-/// in the middle of a mount gains nothing, it is short and then ends in order.
-fn mount_privately(
-    crew: &mut Crew,
-    options: &SessionOptions,
-    purpose: MountFor,
-    watch: &mut Watch<'_>,
-) -> Result<(), Failure> {
-    let at = options.runtime_dir.join("volume");
-    make_private_dir(&at)?;
-    crew.order(&WorkerOrder::Mount {
-        at: OsString::from(at),
-        read_only: purpose == MountFor::Reading,
-        browse: false,
-        grow: purpose == MountFor::Growing,
-        expected: crew.expected.clone(),
-    });
-    crew.wait_worker(watch, OnInterrupt::Finish, |reply| {
-        matches!(reply, WorkerReply::Mounted).then_some(())
-    })?;
-    crew.order_volume(&VolumeOrder::MaySend);
-    Ok(())
-}
-
-/// Replays the journal and looks at every structure of the file system, without mounting it. With
-/// a read-only `access` nothing of it reaches the server.
-pub fn check_file_system(
-    options: SessionOptions,
-    secret: &Secret,
-    observer: &mut dyn Observer,
-    interrupt: &Interrupt,
-) -> Result<FileSystemCheck, Failure> {
-    let mut session = Session::attach(options, secret, observer, interrupt)?;
-    let check = session.look_at_file_system(observer, interrupt);
-    session.close(observer, interrupt)?;
-    check
-}
-
-/// Makes a folder, and those above it, that only this user may enter.
-fn make_private_dir(dir: &Path) -> Result<(), Failure> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|error| {
-            Failure::failed(format!("can't make the folder {}", dir.display())).caused_by(&error)
-        })
-}
+pub use volume_process::space_monitor::LOW_BYTES as SERVER_SPACE_LOW_BYTES;

@@ -11,11 +11,10 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use text::{
+use crate::address::{Place, Target};
+use crate::ssh_config::text::{
     config_word, expanded, is_default_known_hosts, jump_of_command, keys, of_jumps, paths, settings,
 };
-
-use crate::address::{Place, Target};
 
 /// A jump host may itself be reached by another one, so many deep at most; ssh has no limit.
 const DEPTH_MAX: usize = 8;

@@ -36,7 +36,7 @@ pub(crate) fn run(cli: Cli) -> Exit {
         // First, and alone: they may not have threads yet.
         Command::VolumeProcess => return session::volume_process::run(),
         Command::Worker => return session::worker::run(),
-        Command::MountKeeper => return session::mount_keeper::run(),
+        Command::MountKeeper => return session::worker::mount_keeper::run(),
         Command::Completions { shell } => completions(shell),
         command => Environment::read().and_then(|environment| {
             if let Some(name) = command.needs_root() {

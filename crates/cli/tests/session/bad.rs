@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use crate::bench::{Bench, Seen, assert_exit, fill, job, known, missing, never, ssh_missing};
 use sprat::Exit;
-use sprat::session::{self, Access, Notice, Phase, Session, UnlockWish, unlock};
 use sprat_luks::Secret;
+use sprat_session as session;
+use sprat_session::{Access, Notice, Phase, Session, UnlockWish, unlock};
 use sprat_snapshot::RestoreSpec;
 use sprat_testkit::sshd::SshdOptions;
 use sprat_testkit::{leases, requires};
@@ -408,7 +409,7 @@ fn a_second_interrupt_ends_everything_at_once() {
 }
 
 /// Interrupts `times` as soon as rsync copies.
-fn asking_while_copying(asked: sprat::interrupt::Interrupt, times: usize) -> Seen {
+fn asking_while_copying(asked: sprat_session::interrupt::Interrupt, times: usize) -> Seen {
     Seen {
         on_progress: Some(Box::new(move |progress| {
             let copying = progress
@@ -422,7 +423,7 @@ fn asking_while_copying(asked: sprat::interrupt::Interrupt, times: usize) -> See
     }
 }
 
-fn interrupted_at(phase: Phase) -> (sprat::interrupt::Interrupt, Seen) {
+fn interrupted_at(phase: Phase) -> (sprat_session::interrupt::Interrupt, Seen) {
     let interrupt = never();
     let asked = interrupt.clone();
     let seen = Seen {

@@ -15,14 +15,15 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use sprat::interrupt::Interrupt;
-use sprat::session::{
-    self, Access, ClosedReport, CreateOptions, Created, Notice, Observer, Phase, PinPolicy,
-    Session, SessionOptions, SessionProgress,
-};
-use sprat::target::Target;
 use sprat::{Exit, Failure};
 use sprat_luks::{Secret, SlotKind};
+use sprat_session as session;
+use sprat_session::address::Target;
+use sprat_session::interrupt::Interrupt;
+use sprat_session::{
+    Access, ClosedReport, CreateOptions, Created, Notice, Observer, Phase, PinPolicy, Session,
+    SessionOptions, SessionProgress,
+};
 use sprat_snapshot::{JobName, RestoreSpec, SnapshotReport, SnapshotSpec};
 pub use sprat_testkit::leftovers::contains;
 use sprat_testkit::leftovers::{loops_of, mounts_of, parent};

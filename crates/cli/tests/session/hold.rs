@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use crate::bench::{Bench, Seen, assert_exit, fill, never, ssh_missing};
 use sprat::Exit;
-use sprat::interrupt::Interrupt;
-use sprat::session::{Access, Session};
-use sprat::target::Target;
+use sprat_session::address::Target;
+use sprat_session::interrupt::Interrupt;
+use sprat_session::{Access, Session};
 use sprat_testkit::requires;
 
 #[test]

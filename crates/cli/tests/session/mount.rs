@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use crate::bench::{Bench, Seen, assert_exit, fill, missing, never, ssh_missing};
 use rustix::process::Signal;
-use sprat::session::{self, Access, ClosedReport, Notice, Session};
 use sprat::{Exit, Failure};
+use sprat_session as session;
+use sprat_session::{Access, ClosedReport, Notice, Session};
 use sprat_testkit::{needs, requires};
 
 fn mount(bench: &Bench, access: Access) -> Result<(), Failure> {

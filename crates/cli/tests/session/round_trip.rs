@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
 use crate::bench::{Bench, Seen, fill, job, missing, never, ssh_missing};
-use sprat::session::{Access, Phase};
+use sprat_session::{Access, Phase};
 use sprat_testkit::requires;
 
 fn there_and_back(bench: &Bench) {

@@ -10,12 +10,12 @@ use sprat_luks::{Header, Pins};
 use sprat_store::copy::{CopyNote, CopyProgress, CopyStage};
 use sprat_store::{FileName, FileStat, Store, StoreError, StoreErrorKind, StoreFile};
 
-use super::super::volume_process::connection::record_id;
-use super::refusals::{self, check_writable};
-use super::side::Side;
-use super::sleep::OfCopy;
-use super::{CopyObserver, CopyPhase, CopyReport, HolesBy, Job};
+use crate::copy::refusals::{self, check_writable};
+use crate::copy::side::Side;
+use crate::copy::sleep::OfCopy;
+use crate::copy::{CopyObserver, CopyPhase, CopyReport, HolesBy, Job};
 use crate::state::{identity, reserved_names};
+use crate::volume_process::connection::record_id;
 use crate::{Exit, Failure};
 
 /// Both stores, as they are reached now.

@@ -6,14 +6,14 @@ use sprat_luks::{Header, Pins};
 use sprat_store::copy::{self, CopyError, CopyStage};
 use sprat_store::{Access, FileName, Store, StoreErrorKind, StoreFile};
 
-use super::super::options::{PinPolicy, SessionOptions};
-use super::super::volume_process::connection::{HeaderBytes, record_id};
-use super::super::volume_process::reserve;
-use super::attempt::{Present, Source, Stores, flush_folder, stat_if_there};
-use super::watch::Watch;
-use super::{CopyObserver, CopyPhase, Job};
+use crate::copy::attempt::{Present, Source, Stores, flush_folder, stat_if_there};
+use crate::copy::watch::Watch;
+use crate::copy::{CopyObserver, CopyPhase, Job};
+use crate::settings::{PinPolicy, SessionOptions};
 use crate::state::paths::Filed;
 use crate::state::{identity, moved, reserved_names};
+use crate::volume_process::connection::{HeaderBytes, record_id};
+use crate::volume_process::reserve;
 use crate::{Exit, Failure};
 
 /// What a container of LUKS begins with.

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use sprat_store::copy::{DataMap, read_remote_map};
 use sprat_store::{FileStat, ReadClass, SshTarget, StoreError, StoreFile};
 
-use super::{CopyObserver, HolesBy, in_use};
 use crate::address::Place;
+use crate::copy::{CopyObserver, HolesBy, in_use};
 use crate::{SessionOptions, patience, text};
 
 /// How long the server's shell may think about it.

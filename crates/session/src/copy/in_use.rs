@@ -8,8 +8,8 @@ use sprat_luks::{Header, LuksError, Secret, SectorCipher, UnlockOptions};
 use sprat_store::copy::DataMap;
 use sprat_store::{ReadClass, StoreError, StoreFile};
 
-use super::super::volume_process::connection::HeaderBytes;
-use super::super::volume_process::ext4::Super;
+use crate::file_system::ext4::Super;
+use crate::volume_process::connection::HeaderBytes;
 
 /// Read at once: bitmaps and descriptors of ext4 lie side by side, 4 KiB each.
 const CHUNK_BYTES: u64 = 1 << 20;

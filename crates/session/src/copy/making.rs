@@ -7,13 +7,13 @@ use sprat_luks::{Header, LuksErrorKind, SectorCipher, UnlockOptions};
 use sprat_store::copy::{self, CopyError, CopyIdentity, CopyLeft, CopyNote, CopySides, CopyStage};
 use sprat_store::{Access, FileName, Store, StoreErrorKind, StoreFile};
 
-use super::super::options::{PinPolicy, SessionOptions};
-use super::super::volume_process::connection::HeaderBytes;
-use super::attempt::{Made, Source, Stores, flush_folder, stat_if_there};
-use super::refusals::{of_copy, too_little_space};
-use super::watch::Watch;
-use super::{CopyObserver, CopyPhase, Job, finding, in_use};
+use crate::copy::attempt::{Made, Source, Stores, flush_folder, stat_if_there};
+use crate::copy::refusals::{of_copy, too_little_space};
+use crate::copy::watch::Watch;
+use crate::copy::{CopyObserver, CopyPhase, Job, finding, in_use};
+use crate::settings::{PinPolicy, SessionOptions};
 use crate::state::{self, identity, reserved_names};
+use crate::volume_process::connection::HeaderBytes;
 use crate::{Exit, Failure};
 
 /// Why an earlier run is not continued: only one of the two was to have a new key.

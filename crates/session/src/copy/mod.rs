@@ -22,21 +22,21 @@ mod watch;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use new_key::{NewHeader, NewKey};
-use side::Side;
-use sleep::{CopySleep, OfCopy};
 use sprat_luks::{Pins, RecoveryKey, Secret, SectorCipher};
 use sprat_store::Outage;
 use sprat_store::copy::{CopyNote, CopyProgress};
 
-use super::options::SessionOptions;
-use super::volume_process::connection::record_id;
-use super::volume_process::sleep as logind;
+use crate::copy::new_key::{NewHeader, NewKey};
+use crate::copy::side::Side;
+use crate::copy::sleep::{CopySleep, OfCopy};
 use crate::interrupt::Interrupt;
+use crate::settings::SessionOptions;
 use crate::state::reserved_names;
+use crate::volume_process::connection::record_id;
+use crate::volume_process::sleep as logind;
 use crate::{Exit, Failure};
 
-pub use new_key::NewKeyOptions;
+pub use crate::copy::new_key::NewKeyOptions;
 
 /// The first pause before a lost connection is sought again; [`Outage`] doubles it.
 const PAUSE: Duration = Duration::from_secs(1);

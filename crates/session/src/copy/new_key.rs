@@ -15,10 +15,10 @@ use sprat_luks::{
 };
 use sprat_store::{FileStat, ReadClass, StoreError, StoreFile};
 
-use super::super::volume_process::connection::HeaderBytes;
-use super::attempt::Source;
-use super::{CopyObserver, Job};
+use crate::copy::attempt::Source;
+use crate::copy::{CopyObserver, Job};
 use crate::state::{self, file, headers};
+use crate::volume_process::connection::HeaderBytes;
 use crate::{Exit, Failure};
 
 /// Of the volume. One that reads as zeros before it is decrypted was never written: a hole.

@@ -3,11 +3,11 @@
 use sprat_store::copy::{CopyError, CopyLeft};
 use sprat_store::{Store, StoreErrorKind};
 
-use super::attempt::Present;
-use super::side::Side;
-use super::{FAILURES_APART, FAILURES_MAX, Job};
+use crate::copy::attempt::Present;
+use crate::copy::side::Side;
+use crate::copy::{FAILURES_APART, FAILURES_MAX, Job};
 use crate::state::{moved, reserved_names};
-use crate::volume_process::opening::read_only_account;
+use crate::volume_process::open::read_only_account;
 use crate::{Exit, Failure, text};
 
 impl Job<'_> {

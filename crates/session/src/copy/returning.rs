@@ -2,10 +2,10 @@
 
 use sprat_store::{FileName, LockError, Store, StoreError, StoreErrorKind, lock};
 
-use super::Job;
-use super::attempt::{Present, Stores, stat_if_there};
-use super::side::Side;
 use crate::address::Target;
+use crate::copy::Job;
+use crate::copy::attempt::{Present, Stores, stat_if_there};
+use crate::copy::side::Side;
 use crate::{Exit, Failure};
 
 impl Job<'_> {

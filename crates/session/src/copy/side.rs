@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use sprat_store::lock::{self, RENEW_INTERVAL};
 use sprat_store::{FileName, LocalRecord, Lock, LockError, Store, StoreError, StoreErrorKind};
 
-use super::super::options::{Access, SessionOptions, TAKEOVER_QUIET_TIMES};
-use super::super::volume_process::connection::{Connection, open_record, owner_note};
-use super::CopyObserver;
 use crate::address::Target;
+use crate::copy::CopyObserver;
 use crate::interrupt::Interrupt;
+use crate::settings::{Access, SessionOptions, TAKEOVER_QUIET_TIMES};
+use crate::volume_process::connection::{Connection, open_record, owner_note};
 use crate::{Exit, Failure};
 
 /// Renewals that may fail, one after another.
@@ -367,8 +367,8 @@ mod tests {
     use sprat_store::MemoryStore;
     use sprat_store::copy::CopyProgress;
 
-    use super::super::CopyPhase;
     use super::*;
+    use crate::copy::CopyPhase;
 
     struct Silent;
 

@@ -6,8 +6,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 use sprat_store::Store;
 
-use super::super::volume_process::sleep::{Asleep, DRAIN_MAX, Sleeper};
-use super::attempt::Stores;
+use crate::copy::attempt::Stores;
+use crate::volume_process::sleep::{Asleep, DRAIN_MAX, Sleeper};
 
 /// Whether the machine is about to sleep, and what the copy sends over.
 #[derive(Default)]
@@ -96,14 +96,18 @@ mod tests {
     use sprat_store::copy::CopyProgress;
     use sprat_testkit::{leases, needs, requires};
 
-    use super::super::super::options::{Access, SessionOptions};
-    use super::super::super::volume_process::sleep::tests::Logind;
-    use super::super::super::volume_process::tests::make_container;
-    use super::super::{CopyObserver, CopyOptions, CopyPhase, copy_watched};
     use super::*;
     use crate::Failure;
     use crate::address::Target;
+    use crate::copy::CopyObserver;
+    use crate::copy::CopyOptions;
+    use crate::copy::CopyPhase;
+    use crate::copy::copy_watched;
     use crate::interrupt::Interrupt;
+    use crate::settings::Access;
+    use crate::settings::SessionOptions;
+    use crate::volume_process::sleep::tests::Logind;
+    use crate::volume_process::tests::make_container;
 
     /// Lets the machine fall asleep in the middle of the copying.
     struct Observer {

@@ -3,11 +3,11 @@
 use sprat_store::Store;
 use sprat_store::copy::{CopyLeft, CopyProgress, CopyStep, CopyWatch};
 
-use super::attempt::Stores;
-use super::refusals::too_little_space;
-use super::side::Side;
-use super::sleep::CopySleep;
-use super::{CopyObserver, CopyPhase};
+use crate::copy::attempt::Stores;
+use crate::copy::refusals::too_little_space;
+use crate::copy::side::Side;
+use crate::copy::sleep::CopySleep;
+use crate::copy::{CopyObserver, CopyPhase};
 use crate::interrupt::Interrupt;
 use crate::{Exit, Failure};
 

@@ -9,7 +9,7 @@ use sprat_snapshot::{SnapshotError, SnapshotErrorKind};
 use sprat_store::{LockError, StoreError, StoreErrorKind};
 use sprat_volume::VolumeError;
 
-use super::{Exit, Failure};
+use crate::failure::{Exit, Failure};
 
 impl From<&StoreError> for Failure {
     fn from(error: &StoreError) -> Self {

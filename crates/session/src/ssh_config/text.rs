@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
-use super::KnownServer;
+use crate::ssh_config::KnownServer;
 
 /// As one word of ssh's configuration (`argv_split` in OpenSSH's misc.c).
 pub(super) fn config_word(word: &str) -> String {

@@ -8,9 +8,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::stamp::{Age, FirstBlock, Stamp};
 use crate::state::file;
 use crate::state::paths::{Filed, KNOWN};
+use crate::state::stamp::{Age, FirstBlock, Stamp};
 use crate::{Exit, Failure};
 
 const FORMAT: u32 = 1;
@@ -331,9 +331,9 @@ fn path(filed: &Filed) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use super::super::stamp::tests::block;
     use super::*;
     use crate::state::paths::tests::filed;
+    use crate::state::stamp::tests::block;
 
     fn stamp(counter: u64) -> Option<Stamp> {
         Some(FirstBlock::read(&block(counter, 1, 0), 4096)?.stamp)

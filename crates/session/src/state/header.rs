@@ -5,10 +5,9 @@ use std::path::Path;
 
 use sprat_luks::{LuksError, LuksErrorKind};
 
-use super::Known;
 use crate::address::Target;
-use crate::state::headers;
 use crate::state::paths::Filed;
+use crate::state::{Known, headers};
 use crate::{Exit, Failure, PinPolicy, text};
 
 /// Compares the key slots with those that this machine knows.

@@ -160,11 +160,11 @@ fn named(state_dir: &Path, id: &str) -> PathBuf {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// Some container's pins.
-    pub fn pins() -> Pins {
+    pub(crate) fn pins() -> Pins {
         Pins {
             cipher: "aes-xts-plain64".to_owned(),
             key_bits: 512,

@@ -16,9 +16,9 @@ pub mod paths;
 pub mod reserved_names;
 mod stamp;
 
-pub use compare::{Finding, Known, older};
-pub use header::{check_slots, header_unreadable, is_known, opened_last};
-pub use stamp::FirstBlock;
+pub use crate::state::compare::{Finding, Known, older};
+pub use crate::state::header::{check_slots, header_unreadable, is_known, opened_last};
+pub use crate::state::stamp::FirstBlock;
 
 use std::path::Path;
 

@@ -189,13 +189,13 @@ fn names(folder: &Path) -> io::Result<Vec<String>> {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    pub const UUID: &str = "8a2ac4f5-8d45-4a0c-a1f3-3c3c7c4fca46";
+    pub(crate) const UUID: &str = "8a2ac4f5-8d45-4a0c-a1f3-3c3c7c4fca46";
 
     /// Some container on a server.
-    pub fn filed(state_dir: &Path, target: &str) -> Filed {
+    pub(crate) fn filed(state_dir: &Path, target: &str) -> Filed {
         Filed::new(
             state_dir,
             UUID,

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use sprat_volume::{CacheOptions, Seen};
 
-use super::super::options::Access;
-use super::super::protocol::VolumeStart;
-use super::connection::record_id;
-use super::hold::Hold;
 use crate::address::Place;
+use crate::protocol::messages::VolumeStart;
+use crate::settings::Access;
+use crate::volume_process::connection::record_id;
+use crate::volume_process::lease::Hold;
 
 /// A container that nobody has backed up to for so long is most likely gone, and its cache of no use.
 const UNUSED_FOR: Duration = Duration::from_secs(90 * 24 * 3600);

@@ -15,11 +15,11 @@ use sprat_store::{
     Writers,
 };
 
-use super::super::options::SessionOptions;
-use super::super::protocol::VolumeStart;
-use super::super::{Access, make_private_dir};
 use crate::address::{Place, Target};
-use crate::{Failure, patience};
+use crate::protocol::messages::VolumeStart;
+use crate::session::make_private_dir;
+use crate::settings::SessionOptions;
+use crate::{Access, Failure, patience};
 
 /// How long the ssh of a session that was killed is waited for: it ends by itself once it sees
 /// that nobody writes to it any more.

@@ -7,17 +7,17 @@ use std::sync::Arc;
 
 use sprat_luks::{Header, SectorCipher};
 
-use super::super::options::{Access, Notice};
-use super::super::protocol::VolumeStart;
-use super::ahead::Unlocked;
-use super::hold::Hold;
-use super::stop::Say;
+use crate::protocol::messages::VolumeStart;
+use crate::settings::{Access, Notice};
 use crate::state::paths::Filed;
 use crate::state::{Finding, FirstBlock, Known, older};
+use crate::volume_process::lease::Hold;
+use crate::volume_process::open::prefetch::Unlocked;
+use crate::volume_process::shutdown::Say;
 use crate::{Exit, Failure};
 
 /// See the module.
-pub(super) struct Knowledge {
+pub(crate) struct Knowledge {
     filed: Filed,
     known: Known,
     slots: Option<BTreeMap<u32, String>>,

@@ -2,29 +2,24 @@
 //!
 //! It never touches a file on the volume, and holds no mount of it.
 
-mod ahead;
 mod cache;
-mod changing;
-pub(super) mod connection;
-mod device;
-pub(super) mod ext4;
-mod hold;
+pub(crate) mod connection;
+mod crypt_device;
+mod extend_file;
+pub(crate) mod header;
+mod identity_check;
 mod knowledge;
 mod late;
-mod lengthen;
-pub(crate) mod making;
-pub(super) mod opening;
-mod putting_back;
-mod ranges;
-pub(super) mod reserve;
-pub(super) mod rewrite;
-pub(super) mod room;
-pub(super) mod sleep;
-mod still_named;
-mod stop;
-mod taking;
+mod lease;
+pub(crate) mod open;
+pub(crate) mod ranges;
+pub(crate) mod reserve;
+pub(crate) mod rewrite;
+mod shutdown;
+pub(crate) mod sleep;
+pub(crate) mod space_monitor;
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;
 mod trim;
 
 use std::collections::BTreeMap;
@@ -34,24 +29,24 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
-use device::EdgeDevice;
-use hold::Hold;
-use knowledge::Knowledge;
-use making::Making;
-use opening::{Edge, Opened};
 use sprat_attach::{ServeOptions, Serving};
 use sprat_luks::{Secret, VolumeKey};
 use sprat_store::LockError;
 use sprat_volume::{Flush, Volume};
-use stop::{Say, Stop};
 
-use super::background;
-use super::child::{leave_signals_to_the_session, take_sockets};
-use super::link::{Receiver, Sender};
-use super::options::{Access, ClosedReport, ContainerFacts, Notice, Phase, VolumeFigures};
-use super::protocol::{
+use crate::protocol::frames::{Receiver, Sender};
+use crate::protocol::messages::{
     AbortReport, BackgroundMount, ChangeStart, Mapping, VolumeOrder, VolumeReply, VolumeStart,
 };
+use crate::protocol::spawn::{leave_signals_to_the_session, take_sockets};
+use crate::settings::{Access, ClosedReport, ContainerFacts, Notice, Phase, VolumeFigures};
+use crate::supervisor::background;
+use crate::volume_process::crypt_device::EdgeDevice;
+use crate::volume_process::header::create::Making;
+use crate::volume_process::knowledge::Knowledge;
+use crate::volume_process::lease::Hold;
+use crate::volume_process::open::{Edge, Opened};
+use crate::volume_process::shutdown::{Say, Stop};
 use crate::{Exit, Failure};
 
 /// How often a failure below is looked for.
@@ -107,7 +102,7 @@ fn converse(mut receiver: Receiver, descriptors: &UnixStream, say: &Say) -> Resu
     let opened = open_or_make(&start, secrets, &stop, say);
     match opened {
         Ok((opened, making)) => {
-            room::watch(
+            space_monitor::watch(
                 &start,
                 opened.available_bytes,
                 &opened.volume,
@@ -143,7 +138,7 @@ fn change_header(
     say: &Say,
     orders: &mpsc::Receiver<VolumeOrder>,
 ) -> Result<(), Failure> {
-    match changing::change(start, change, secrets, stop, say) {
+    match header::edit::change(start, change, secrets, stop, say) {
         Ok(changed) => say.reply(&VolumeReply::Changed(Box::new(changed))),
         Err(failure) => fail(failure, say, orders),
     }
@@ -158,14 +153,14 @@ fn open_or_make(
 ) -> Result<(Opened, Option<Making>), Failure> {
     match &start.create {
         Some(create) => {
-            let (opened, making) = making::make(start, create, secrets, stop, say)?;
+            let (opened, making) = header::create::make(start, create, secrets, stop, say)?;
             Ok((opened, Some(making)))
         }
         None => {
             let secret = secrets
                 .pop()
                 .ok_or_else(|| Failure::failed("no secret was given"))?;
-            Ok((opening::open(start, &secret, stop, say)?, None))
+            Ok((open::open(start, &secret, stop, say)?, None))
         }
     }
 }
@@ -233,7 +228,7 @@ struct Served {
     volume_closed: bool,
     facts: ContainerFacts,
     knowledge: Knowledge,
-    as_opened: still_named::Opened,
+    as_opened: identity_check::Opened,
     durable: bool,
     making: Option<Making>,
     stop: Arc<Stop>,
@@ -267,9 +262,9 @@ impl Served {
             volume_closed: false,
             device,
             key,
-            as_opened: still_named::Opened {
+            as_opened: identity_check::Opened {
                 target: start.target.clone(),
-                inode: still_named::Inode::of(&start.target),
+                inode: identity_check::Inode::of(&start.target),
                 file_bytes: opened.facts.file_bytes,
             },
             facts: opened.facts,
@@ -393,7 +388,7 @@ impl Served {
             (self.access == Access::ReadWrite && !self.volume_closed && self.making.is_none())
                 .then(|| {
                     let (opened, hold) = (self.as_opened.clone(), Arc::clone(&self.hold));
-                    std::thread::spawn(move || still_named::check(&opened, &hold))
+                    std::thread::spawn(move || identity_check::check(&opened, &hold))
                 });
         self.close_volume()?;
         if let Some(Ok(found)) = looked.map(std::thread::JoinHandle::join) {
@@ -468,7 +463,7 @@ impl Served {
         self.stop.request();
         let mut report = AbortReport::default();
         if let Some(making) = &self.making {
-            report.lock_released = making::undo(&self.hold).is_ok();
+            report.lock_released = header::create::undo(&self.hold).is_ok();
             // A line that is lost isn't asked once more.
             if report.lock_released {
                 let named = making.is_named(&self.hold);

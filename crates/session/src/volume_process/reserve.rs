@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use sprat_store::{FileName, Store, StoreErrorKind, StoreFile};
 
-use super::super::options::{Access, Notice};
-use super::super::protocol::VolumeStart;
-use super::hold::Hold;
-use super::stop::Say;
 use crate::Failure;
+use crate::protocol::messages::VolumeStart;
+use crate::settings::{Access, Notice};
+use crate::volume_process::lease::Hold;
+use crate::volume_process::shutdown::Say;
 
 /// The reserve is made only where so many times its size is free: it must not be what fills a disk.
 pub const FREE_TIMES: u64 = 4;

@@ -12,11 +12,11 @@ use sprat_luks::Header;
 use sprat_store::{Access, FileName, ReadClass, Store, StoreErrorKind, StoreFile};
 use sprat_volume::Session as _;
 
-use super::super::trim::TrimRoute;
-use super::connection::HeaderBytes;
-use super::hold::Hold;
-use super::stop::Stop;
 use crate::state::reserved_names::HalfMade;
+use crate::supervisor::trim::TrimRoute;
+use crate::volume_process::connection::HeaderBytes;
+use crate::volume_process::lease::Hold;
+use crate::volume_process::shutdown::Stop;
 use crate::{Exit, Failure, text};
 
 /// Bytes that are copied between two looks at the lock.

@@ -16,13 +16,15 @@ use sprat_store::{
 };
 use sprat_volume::{Fenced, ReconnectError, Session as _};
 
-use super::super::crew::{Shape, start_order};
-use super::super::options::SessionOptions;
-use super::connection::{Connection, HeaderBytes, open_record, owner_note};
-use super::hold::HoldParts;
-use super::*;
 use crate::address::Target;
+use crate::settings::SessionOptions;
 use crate::state::reserved_names::HalfMade;
+use crate::supervisor::{Shape, start_order};
+use crate::volume_process::connection::{Connection, HeaderBytes, open_record, owner_note};
+use crate::volume_process::header::edit;
+use crate::volume_process::lease::HoldParts;
+use crate::volume_process::open::acquire;
+use crate::volume_process::*;
 
 const FILE_BYTES: u64 = 20 << 20;
 
@@ -305,7 +307,7 @@ fn noted(rename: fn() -> Option<StoreError>) -> (Held, Arc<Mutex<Vec<String>>>) 
 fn one_header_copy_is_durable_before_the_other_is_written_and_both_are_read_back() {
     let held = Held::new();
     let file = recorded(&held, None);
-    changing::write_in_order(&held.hold, &file, &header_writes()).unwrap();
+    edit::write_in_order(&held.hold, &file, &header_writes()).unwrap();
     let asked = file.asked.lock().unwrap().clone();
     let order = ["write 16384", "flush", "write 0", "flush"];
     assert_eq!(asked[..4], order);
@@ -313,7 +315,7 @@ fn one_header_copy_is_durable_before_the_other_is_written_and_both_are_read_back
     for loses in [0, 16384] {
         let held = Held::new();
         let file = recorded(&held, Some(loses));
-        let lost = changing::write_in_order(&held.hold, &file, &header_writes());
+        let lost = edit::write_in_order(&held.hold, &file, &header_writes());
         assert_eq!(lost.unwrap_err().exit, Exit::Damaged);
     }
 }
@@ -324,7 +326,7 @@ fn no_header_is_written_once_the_lock_is_lost() {
     let before = std::fs::read(held.path("x.luks")).unwrap();
     held.lose_the_lock();
     let file = recorded(&held, None);
-    let refused = changing::write_in_order(&held.hold, &file, &header_writes());
+    let refused = edit::write_in_order(&held.hold, &file, &header_writes());
     assert_eq!(refused.unwrap_err().exit, Exit::Locked);
     assert_eq!(*file.asked.lock().unwrap(), [""; 0]);
     assert!(std::fs::read(held.path("x.luks")).unwrap() == before);
@@ -438,14 +440,14 @@ fn the_lock_is_given_back_only_with_everything_settled() {
 #[test]
 fn what_got_no_answer_stays_in_the_record_and_what_was_answered_does_not() {
     let held = Held::new();
-    changing::write_in_order(&held.hold, &recorded(&held, None), &header_writes()).unwrap();
+    edit::write_in_order(&held.hold, &recorded(&held, None), &header_writes()).unwrap();
     assert_eq!(held.suspects_after(), []);
     let held = Held::new();
     let file = Recorded {
         no_answer_at: Some(0),
         ..recorded(&held, None)
     };
-    changing::write_in_order(&held.hold, &file, &header_writes()).unwrap_err();
+    edit::write_in_order(&held.hold, &file, &header_writes()).unwrap_err();
     assert_eq!(held.suspects_after(), std::slice::from_ref(&(0..32768)));
 
     // A rename that is carried out late would bring an old container back.

@@ -7,12 +7,12 @@ use sprat_attach::BlockDevice as _;
 use sprat_store::{Puncher, ReadClass, StoreError, StoreErrorKind, StoreFile};
 use sprat_volume::{Flush, VolumeError};
 
-use super::super::options::{Notice, Phase};
-use super::super::trim::{Measure, TrimHow, TrimReport, TrimRoute, no_way};
-use super::Served;
-use super::device::EdgeDevice;
-use super::ext4::Super;
-use super::rewrite::{self, Rewrite};
+use crate::file_system::ext4::Super;
+use crate::settings::{Notice, Phase};
+use crate::supervisor::trim::{Measure, TrimHow, TrimReport, TrimRoute, no_way};
+use crate::volume_process::Served;
+use crate::volume_process::crypt_device::EdgeDevice;
+use crate::volume_process::rewrite::{self, Rewrite};
 use crate::{Exit, Failure, text};
 
 /// Holes between two looks at the lock, and two chances to stop.
@@ -255,7 +255,7 @@ impl InOrder {
 }
 
 /// Why there is no puncher.
-pub(super) enum Way {
+pub(crate) enum Way {
     /// This way does not exist here.
     Missing(String),
     /// It can't be told.

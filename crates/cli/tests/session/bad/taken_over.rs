@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use rustix::process::{Pid, Signal, kill_process};
-use sprat::session::{Access, DoorWay, Session, UnlockWish, Unlocked, unlock};
-use sprat::target::Target;
 use sprat::{Exit, Failure};
+use sprat_session::address::Target;
+use sprat_session::{Access, DoorWay, Session, UnlockWish, Unlocked, unlock};
 use sprat_testkit::{leases, requires};
 
 use crate::bench::{Bench, Seen, assert_exit, fill, never, ssh_missing};

@@ -3,21 +3,21 @@
 use sprat_store::lock::WatchNote;
 use sprat_store::{FileName, StoreErrorKind, StoreFile};
 
-use super::super::super::options::{Access, NotCompared, Notice};
-use super::super::super::protocol::VolumeStart;
-use super::super::hold::Hold;
-use super::super::knowledge::Knowledge;
-use super::super::ranges::merged;
-use super::super::stop::Say;
-use super::BLOCK;
-use super::compare::{Compared, compare};
-use super::digest::DigestKey;
-use super::sent::{Replaced, Scope, Sent};
+use crate::protocol::messages::VolumeStart;
+use crate::settings::{Access, NotCompared, Notice};
+use crate::volume_process::knowledge::Knowledge;
+use crate::volume_process::late::BLOCK;
+use crate::volume_process::late::compare::{Compared, compare};
+use crate::volume_process::late::digest::DigestKey;
+use crate::volume_process::late::sent::{Replaced, Scope, Sent};
+use crate::volume_process::lease::Hold;
+use crate::volume_process::ranges::merged;
+use crate::volume_process::shutdown::Say;
 use crate::{Exit, Failure, text};
 
 /// What an opening found of late writes.
 #[derive(Debug, Default)]
-pub(in super::super) struct Late {
+pub(crate) struct Late {
     /// Blocks of the volume that were overwritten late, ascending.
     pub overwritten: Vec<u64>,
     /// Sessions whose writes can't be compared.
@@ -25,11 +25,11 @@ pub(in super::super) struct Late {
 }
 
 /// The lists beside a container, and the notes in its lease.
-pub(in super::super) type Found = (Vec<FileName>, Vec<WatchNote>);
+pub(crate) type Found = (Vec<FileName>, Vec<WatchNote>);
 
 /// Compares, before anything of the volume is used. A session that writes refuses what is overwritten
 /// and was not named by a check yet; from here on it notes what it sends.
-pub(in super::super) fn begin(
+pub(crate) fn begin(
     start: &VolumeStart,
     hold: &Hold,
     file: &dyn StoreFile,
@@ -110,7 +110,7 @@ pub(in super::super) fn begin(
 /// been made durable have the file system's first among them, a late write made the state older, and not
 /// the server: the failure says so. It stays a failure, since a server that shows an old copy of the
 /// container beside newer lists looks the same.
-pub(in super::super) fn why_older(
+pub(crate) fn why_older(
     older: Failure,
     start: &VolumeStart,
     hold: &Hold,

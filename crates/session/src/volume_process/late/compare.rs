@@ -7,10 +7,10 @@ use std::ops::Range;
 use sprat_store::lock::WatchNote;
 use sprat_store::{FileName, ReadClass, Store, StoreError, StoreFile};
 
-use super::digest::DigestKey;
-use super::file::{Kind, List};
-use super::{BLOCK, BLOCK_BYTES};
 use crate::Failure;
+use crate::volume_process::late::digest::DigestKey;
+use crate::volume_process::late::file::{Kind, List};
+use crate::volume_process::late::{BLOCK, BLOCK_BYTES};
 
 /// Blocks that are read together.
 const BATCH_BLOCKS: usize = 1024;
@@ -20,7 +20,7 @@ const SAMPLE_BLOCKS: usize = 64 << 10;
 
 /// What a comparison came to.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(in super::super) struct Compared {
+pub(crate) struct Compared {
     /// Blocks of the container file, ascending, that hold other bytes than the last session that
     /// wrote them left there.
     pub overwritten: Vec<u64>,
@@ -45,7 +45,7 @@ pub(in super::super) struct Compared {
 /// A list of what was sent late says the exact bytes. A block that holds them, though a session with a
 /// later lease wrote others there and none since, was overwritten: that is compared whatever the
 /// length of the lists, and also where a list of an earlier session is missing.
-pub(in super::super) fn compare(
+pub(crate) fn compare(
     store: &dyn Store,
     file: &dyn StoreFile,
     key: &DigestKey,
@@ -199,8 +199,8 @@ fn differing(
 mod tests {
     use sprat_store::MemoryStore;
 
-    use super::super::digest::tests::key;
     use super::*;
+    use crate::volume_process::late::digest::tests::key;
 
     struct Bench {
         store: MemoryStore,

@@ -14,10 +14,10 @@ const PURPOSE: &[u8] = b"sprat: digests of written blocks, 1";
 
 /// Derived from the volume key: every machine that can open the container computes the same digests,
 /// and its server none.
-pub(in super::super) struct DigestKey(Zeroizing<[u8; 32]>);
+pub(crate) struct DigestKey(Zeroizing<[u8; 32]>);
 
 impl DigestKey {
-    pub(in super::super) fn of(key: &VolumeKey) -> Result<Self, Failure> {
+    pub(crate) fn of(key: &VolumeKey) -> Result<Self, Failure> {
         Ok(Self(Zeroizing::new(hmac(key.expose(), PURPOSE)?)))
     }
 
@@ -52,7 +52,7 @@ pub(super) mod tests {
     use super::*;
 
     /// Some volume's.
-    pub(in super::super::super) fn key(number: u8) -> DigestKey {
+    pub(crate) fn key(number: u8) -> DigestKey {
         DigestKey(Zeroizing::new([number; 32]))
     }
 

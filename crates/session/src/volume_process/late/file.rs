@@ -7,9 +7,9 @@
 use serde::{Deserialize, Serialize};
 use sprat_store::{Access, FileName, ReadClass, Store, StoreError, StoreErrorKind};
 
-use super::BLOCKS_MAX;
-use super::digest::DigestKey;
 use crate::Failure;
+use crate::volume_process::late::BLOCKS_MAX;
+use crate::volume_process::late::digest::DigestKey;
 
 const FORMAT: u32 = 1;
 const HEAD_BYTES_MAX: usize = 1024;
@@ -164,8 +164,8 @@ impl List {
 
 #[cfg(test)]
 mod tests {
-    use super::super::digest::tests::key;
     use super::*;
+    use crate::volume_process::late::digest::tests::key;
 
     #[test]
     fn a_list_reads_back_and_a_changed_or_torn_one_is_none() {

@@ -11,11 +11,11 @@ mod digest;
 mod file;
 mod sent;
 
-pub(super) use begin::{Found, begin, why_older};
-pub(super) use digest::DigestKey;
+pub(super) use crate::volume_process::late::begin::{Found, begin, why_older};
+pub(super) use crate::volume_process::late::digest::DigestKey;
 #[cfg(test)]
-pub(super) use digest::tests::key as some_key;
-pub(super) use sent::{Replaced, Sent};
+pub(super) use crate::volume_process::late::digest::tests::key as some_key;
+pub(super) use crate::volume_process::late::sent::{Replaced, Sent};
 
 use sprat_volume::BLOCK_BYTES;
 

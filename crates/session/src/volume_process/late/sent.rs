@@ -8,14 +8,14 @@ use std::time::Duration;
 use sprat_store::clock::since_boot;
 use sprat_store::{FileName, Lock, Store};
 
-use super::digest::DigestKey;
-use super::file::{Kind, List};
-use super::{BLOCK, BLOCK_BYTES, BLOCKS_MAX};
 use crate::Failure;
+use crate::volume_process::late::digest::DigestKey;
+use crate::volume_process::late::file::{Kind, List};
+use crate::volume_process::late::{BLOCK, BLOCK_BYTES, BLOCKS_MAX};
 
 /// The blocks of which a watched session keeps digests.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in super::super) enum Scope {
+pub(crate) enum Scope {
     /// All that it writes.
     All,
     /// Those in these ranges of blocks, which are in order.
@@ -23,7 +23,7 @@ pub(in super::super) enum Scope {
 }
 
 /// What this session sent. All of it is digests: memory for all the bytes would not do.
-pub(in super::super) struct Sent {
+pub(crate) struct Sent {
     key: DigestKey,
     log: Mutex<Log>,
 }
@@ -46,7 +46,7 @@ struct Write {
 
 /// Lists whose blocks are in a newer one.
 #[derive(Debug, Clone, Default)]
-pub(in super::super) struct Replaced {
+pub(crate) struct Replaced {
     /// The tokens of their sessions.
     pub tokens: Vec<String>,
     /// Their files.
@@ -63,25 +63,20 @@ struct Watched {
 }
 
 impl Sent {
-    pub(in super::super) fn new(key: DigestKey) -> Self {
+    pub(crate) fn new(key: DigestKey) -> Self {
         Self {
             key,
             log: Mutex::default(),
         }
     }
 
-    pub(in super::super) fn key(&self) -> &DigestKey {
+    pub(crate) fn key(&self) -> &DigestKey {
         &self.key
     }
 
     /// From now on digests are kept for a list of what was written. What earlier lists say of other
     /// blocks, `before`, goes into it, too: it takes the place of them.
-    pub(in super::super) fn watch(
-        &self,
-        scope: Scope,
-        before: Vec<(u64, u64)>,
-        replaced: Replaced,
-    ) {
+    pub(crate) fn watch(&self, scope: Scope, before: Vec<(u64, u64)>, replaced: Replaced) {
         self.log().watched = Some(Watched {
             scope,
             writes: before,
@@ -91,7 +86,7 @@ impl Sent {
     }
 
     /// The lists that the one of this session takes the place of.
-    pub(in super::super) fn replaced(&self) -> Replaced {
+    pub(crate) fn replaced(&self) -> Replaced {
         let log = self.log();
         let watched = log.watched.as_ref();
         watched
@@ -100,13 +95,13 @@ impl Sent {
     }
 
     /// No list is kept any more.
-    pub(in super::super) fn end_watch(&self) {
+    pub(crate) fn end_watch(&self) {
         self.log().watched = None;
     }
 
     /// These bytes are sent to an offset of the container file. Returns a number for
     /// [`answered`](Self::answered).
-    pub(in super::super) fn note(&self, offset: u64, bytes: &[u8]) -> u64 {
+    pub(crate) fn note(&self, offset: u64, bytes: &[u8]) -> u64 {
         let at = since_boot();
         let block = offset / BLOCK;
         let blocks = bytes.chunks(BLOCK_BYTES);
@@ -130,7 +125,7 @@ impl Sent {
         number
     }
 
-    pub(in super::super) fn answered(&self, number: u64) {
+    pub(crate) fn answered(&self, number: u64) {
         if let Some(write) = self.log().recent.get_mut(&number) {
             write.answered = true;
         }
@@ -138,29 +133,25 @@ impl Sent {
 
     /// The lease was ours at a look that was asked for at `begun`: what was answered before is no
     /// concern any more.
-    pub(in super::super) fn looked(&self, begun: Duration) {
+    pub(crate) fn looked(&self, begun: Duration) {
         self.log()
             .recent
             .retain(|_, write| !write.answered || write.at >= begun);
     }
 
     /// How many times something was noted.
-    pub(in super::super) fn noted(&self) -> u64 {
+    pub(crate) fn noted(&self) -> u64 {
         self.log().next
     }
 
     /// Whether something that was sent has no answer yet, on this or an earlier connection.
-    pub(in super::super) fn is_answered(&self) -> bool {
+    pub(crate) fn is_answered(&self) -> bool {
         self.log().recent.values().all(|write| write.answered)
     }
 
     /// Leaves a list of what may arrive late, or has arrived since the lease was lost. False where
     /// there is nothing to list.
-    pub(in super::super) fn leave_late_list(
-        &self,
-        lock: &Lock,
-        store: &dyn Store,
-    ) -> Result<bool, Failure> {
+    pub(crate) fn leave_late_list(&self, lock: &Lock, store: &dyn Store) -> Result<bool, Failure> {
         let mut entries: Vec<(u64, u64)> = self
             .log()
             .recent
@@ -178,7 +169,7 @@ impl Sent {
 
     /// Leaves a list of what was written, if this session is watched. False where there is nothing
     /// to list. Everything must be durable.
-    pub(in super::super) fn leave_written_list(
+    pub(crate) fn leave_written_list(
         &self,
         lock: &Lock,
         store: &dyn Store,
@@ -257,8 +248,8 @@ impl Scope {
 
 #[cfg(test)]
 mod tests {
-    use super::super::digest::tests::key;
     use super::*;
+    use crate::volume_process::late::digest::tests::key;
 
     fn recent(sent: &Sent) -> Vec<u64> {
         let log = sent.log();

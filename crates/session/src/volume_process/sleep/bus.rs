@@ -422,13 +422,13 @@ pub(super) mod tests {
     use super::*;
 
     /// Connects to the bus at that socket.
-    pub(in super::super) fn bus_at(path: &Path) -> io::Result<Bus> {
+    pub(crate) fn bus_at(path: &Path) -> io::Result<Bus> {
         Bus::at(path)
     }
 
     impl Bus {
         /// Takes a well-known name.
-        pub(in super::super) fn request_name(&mut self, name: &str) -> io::Result<()> {
+        pub(crate) fn request_name(&mut self, name: &str) -> io::Result<()> {
             let mut body = Writer::default();
             body.text(name);
             body.number(0);
@@ -448,11 +448,7 @@ pub(super) mod tests {
         }
 
         /// Answers a call, with a descriptor or without.
-        pub(in super::super) fn answer(
-            &mut self,
-            call: &Message,
-            fd: Option<&OwnedFd>,
-        ) -> io::Result<()> {
+        pub(crate) fn answer(&mut self, call: &Message, fd: Option<&OwnedFd>) -> io::Result<()> {
             let mut body = Writer::default();
             if fd.is_some() {
                 body.number(0);
@@ -469,7 +465,7 @@ pub(super) mod tests {
         }
 
         /// Sends a signal with a boolean to everybody.
-        pub(in super::super) fn emit(
+        pub(crate) fn emit(
             &mut self,
             path: &str,
             interface: &str,

@@ -3,11 +3,11 @@
 
 use sprat_store::lock::{self, LockError};
 
-use super::super::super::options::PinPolicy;
-use super::super::super::protocol::{ChangeStart, Slot};
-use super::*;
+use crate::protocol::messages::{ChangeStart, Slot};
+use crate::settings::PinPolicy;
 use crate::state::paths::Filed;
 use crate::state::{Finding, FirstBlock, Known, headers};
+use crate::volume_process::tests::*;
 
 /// Where the volume of [`make_container`] begins.
 const OFFSET: u64 = 16 << 20;
@@ -153,7 +153,7 @@ fn a_change_of_keys_after_a_killed_session_settles_what_that_one_left() {
     start.pins = PinPolicy::Known(before.pins());
     let (add, secrets) = another_key();
     let stop = Arc::new(Stop::default());
-    let changed = changing::change(&start, &add, &secrets, &stop, &say()).unwrap();
+    let changed = edit::change(&start, &add, &secrets, &stop, &say()).unwrap();
     // A late rename finds nothing any more.
     assert!(!leftover.exists());
     assert_eq!(changed.lock_left, None);
@@ -193,7 +193,7 @@ fn what_a_killed_session_had_under_way_is_settled_before_a_header_is_written() {
             false => add,
         };
         let (stop, say) = (Stop::default(), say());
-        let work = changing::Work::begin(&held.start, &held.hold, &stop, &say).unwrap();
+        let work = edit::Work::begin(&held.start, &held.hold, &stop, &say).unwrap();
         log.lock().unwrap().clear();
         work.carry_out(&what, &secrets).unwrap();
         let log = log.lock().unwrap().clone();
@@ -219,7 +219,7 @@ fn a_kept_header_goes_back_only_over_the_one_that_was_shown() {
     held.set_sequence(held.header().sequence_id() + 3);
     let before = std::fs::read(held.path("x.luks")).unwrap();
     let (stop, say) = (Stop::default(), say());
-    let work = changing::Work::begin(&held.start, &held.hold, &stop, &say).unwrap();
+    let work = edit::Work::begin(&held.start, &held.hold, &stop, &say).unwrap();
     let refused = work.carry_out(&what, &secrets).unwrap_err();
     assert!(refused.what.contains("in the meantime"), "{refused:?}");
     assert!(std::fs::read(held.path("x.luks")).unwrap() == before);

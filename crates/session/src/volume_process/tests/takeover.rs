@@ -4,9 +4,9 @@
 use sprat_luks::Payload;
 use sprat_volume::Flush;
 
-use super::super::hold::Renewed;
-use super::rules::say;
-use super::*;
+use crate::volume_process::lease::Renewed;
+use crate::volume_process::tests::rules::say;
+use crate::volume_process::tests::*;
 
 /// Of the sessions here.
 const QUIET_TIME: Duration = Duration::from_millis(250);
@@ -69,9 +69,9 @@ fn a_takeover_waits_two_quiet_times_and_gives_nothing_back_before() {
     assert!(!hold.release().unwrap(), "the wait is owed");
     let stop = Stop::default();
     stop.request();
-    taking::wait_for_quiet(&held.start, hold, &stop, &say()).unwrap_err();
+    acquire::wait_for_quiet(&held.start, hold, &stop, &say()).unwrap_err();
     assert!(!hold.release().unwrap(), "a wait that was cut short");
-    taking::wait_for_quiet(&held.start, hold, &Stop::default(), &say()).unwrap();
+    acquire::wait_for_quiet(&held.start, hold, &Stop::default(), &say()).unwrap();
     let waited = hold.held_since().elapsed();
     assert!(waited >= 2 * QUIET_TIME, "{waited:?}");
     assert!(!hold.record().owes_quiet());
@@ -81,7 +81,7 @@ fn a_takeover_waits_two_quiet_times_and_gives_nothing_back_before() {
 #[test]
 fn who_waited_leaves_no_wait_to_the_next_session() {
     let held = after_a_kill_on_a_server();
-    taking::wait_for_quiet(&held.start, &held.hold, &Stop::default(), &say()).unwrap();
+    acquire::wait_for_quiet(&held.start, &held.hold, &Stop::default(), &say()).unwrap();
     drop(held.hold);
     let local = held.folder.path().join("store/x.luks");
     let target = Target::parse(&local.display().to_string(), Path::new("/")).unwrap();
@@ -136,8 +136,8 @@ fn nothing_is_sent_before_the_snapshots_were_looked_for() {
         .store()
         .open(held.hold.file_name(), StoreAccess::ReadWrite)
         .unwrap();
-    let known = opening::Known::default();
-    let volume = opening::open_volume(&held.start, &held.hold, file, payload, known).unwrap();
+    let known = open::Known::default();
+    let volume = open::open_volume(&held.start, &held.hold, file, payload, known).unwrap();
     let on_the_server = || {
         let mut block = [0; 4096];
         let file = std::fs::File::open(held.path("x.luks")).unwrap();

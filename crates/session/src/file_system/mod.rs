@@ -1,0 +1,3 @@
+//! The file system inside the volume.
+
+pub(crate) mod ext4;

@@ -1,0 +1,314 @@
+//! The messages between the session process (S), the volume process (V) and the worker (W).
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use sprat_attach::CryptMapping;
+use sprat_luks::SlotKind;
+use sprat_snapshot::{
+    CheckReport, CheckSpec, PruneReport, PruneSpec, RestoreReport, RestoreSpec, SnapshotEntry,
+    SnapshotReport, SnapshotSpec,
+};
+
+use crate::Failure;
+use crate::address::Target;
+use crate::settings::{
+    Access, ClosedReport, ContainerFacts, Notice, Phase, PinPolicy, VolumeFigures, VolumeRoom,
+};
+use crate::supervisor::keys::HeaderChanged;
+use crate::supervisor::trim::{TrimHow, TrimReport};
+
+/// S to V. The first is [`VolumeOrder::Start`], followed by one raw frame for each secret.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum VolumeOrder {
+    /// What to open or make.
+    Start(Box<VolumeStart>),
+    /// A FUSE descriptor is on the descriptor socket; serve the volume on it.
+    Serve,
+    /// Kernel mode: give the volume key away.
+    GiveKey,
+    /// Nothing is mounted: make everything durable, and take note from now on of what a read-only
+    /// mount says that it doesn't need.
+    Collect,
+    /// Nothing is mounted any more: give that space back.
+    Trim(TrimHow),
+    /// Everything above is unmounted: close the volume, in creation give the container its name,
+    /// release the lock. With the newest snapshot of each job, where it is known.
+    Close(Option<BTreeMap<String, String>>),
+    /// After a Closed that said that the reserve is missing: make it.
+    MakeReserve,
+    /// What is mounted is the container as this machine knows it: what was written may be sent.
+    MaySend,
+    /// Give up: send nothing more; in creation remove what was made. Never waits for a lost line.
+    Abort,
+    /// From now on live without S (background mount): the end of the control socket means
+    /// nothing any more, the end of the FUSE connection means [`VolumeOrder::Close`].
+    Detach(BackgroundMount),
+}
+
+/// What V is started with.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct VolumeStart {
+    pub target: Target,
+    /// The kernel decrypts: V serves ciphertext.
+    pub kernel: bool,
+    pub ssh_command: Vec<OsString>,
+    pub access: Access,
+    pub state_dir: OsString,
+    pub runtime_dir: OsString,
+    pub allow_no_fsync: bool,
+    pub ignore_lock: bool,
+    pub accept_older_state: bool,
+    pub accept_changed_keys: bool,
+    pub past_cache: bool,
+    pub reconnect_max_ms: u64,
+    pub quiet_time_ms: u64,
+    pub figures_interval_ms: u64,
+    pub data_channels: usize,
+    pub write_buffer_bytes_max: usize,
+    pub cache_dir: OsString,
+    pub cache_bytes_max: u64,
+    pub reserve_bytes: u64,
+    pub may_use_reserve: bool,
+    pub room_interval_ms: u64,
+    pub pins: PinPolicy,
+    pub durable_flush: bool,
+    /// The container file is to have this length.
+    pub grow_to: Option<u64>,
+    pub create: Option<CreateStart>,
+    pub change: Option<ChangeStart>,
+    /// One for opening; for creation one for each slot; for adding a key the present and the new.
+    pub secrets: usize,
+}
+
+/// What is to be made.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct CreateStart {
+    pub size_bytes: u64,
+    pub slots: Vec<Slot>,
+    pub uuid: Option<String>,
+    pub fast_kdf_for_tests: bool,
+}
+
+/// What is to be done with the keys.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum ChangeStart {
+    Add {
+        slot: Slot,
+        fast_kdf_for_tests: bool,
+    },
+    /// A second secret, where there is one, is what this machine's backups open it with.
+    Remove { slot: u32, although_in_use: bool },
+    Restore {
+        kept: OsString,
+        /// The sequence that was shown to the user; `None`: no header was readable.
+        shown: Option<u64>,
+    },
+}
+
+/// [`sprat_luks::SlotKind`] on the wire.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) enum Slot {
+    KeyFile,
+    Passphrase,
+    Recovery,
+}
+
+impl From<SlotKind> for Slot {
+    fn from(kind: SlotKind) -> Self {
+        match kind {
+            SlotKind::KeyFile => Self::KeyFile,
+            SlotKind::Passphrase => Self::Passphrase,
+            SlotKind::Recovery => Self::Recovery,
+        }
+    }
+}
+
+impl From<Slot> for SlotKind {
+    fn from(slot: Slot) -> Self {
+        match slot {
+            Slot::KeyFile => Self::KeyFile,
+            Slot::Passphrase => Self::Passphrase,
+            Slot::Recovery => Self::Recovery,
+        }
+    }
+}
+
+/// [`CryptMapping`] on the wire.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Mapping {
+    pub uuid: String,
+    pub cipher: String,
+    pub sector_bytes: u32,
+    pub iv_tweak: u64,
+}
+
+impl From<Mapping> for CryptMapping {
+    fn from(mapping: Mapping) -> Self {
+        Self {
+            uuid: mapping.uuid,
+            cipher: mapping.cipher,
+            sector_bytes: mapping.sector_bytes,
+            iv_tweak: mapping.iv_tweak,
+        }
+    }
+}
+
+/// Where V reports the end of a background mount.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct BackgroundMount {
+    /// Where it is mounted.
+    pub dir: OsString,
+    /// Its record; V holds a flock on it for as long as it lives.
+    pub record: OsString,
+}
+
+/// V to S.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum VolumeReply {
+    Phase(Phase),
+    Notice(Notice),
+    Figures(VolumeFigures),
+    /// So little is left on the server that the session should end in order.
+    RoomRunsOut {
+        available_bytes: u64,
+    },
+    /// Store, lock, header and volume are open.
+    Ready(ContainerFacts),
+    /// In creation: the server is asked to give the container its name; `false`: it was not given.
+    Naming(bool),
+    /// The FUSE connection is up.
+    Serving,
+    /// On the descriptor socket is a pipe with the volume key in it.
+    KeyGiven(Mapping),
+    /// The header is changed, durably; V ends.
+    Changed(Box<HeaderChanged>),
+    /// Answers Collect.
+    Collecting,
+    /// Answers Trim.
+    Trimmed(Box<TrimReport>),
+    /// Lives without S from now on.
+    Detached,
+    /// The lock is released and everything is durable. With whether the reserve is missing: V then
+    /// lives on, to make it when it is ordered to.
+    Closed(ClosedReport, bool),
+    /// Answers MakeReserve: it is made, or can't be.
+    ReserveMade,
+    /// Another session took the container over. Before V answers Abort it waits for the server's answers
+    /// to what was sent, for [`DRAIN_MAX`] at most.
+    Draining,
+    /// Answers Abort.
+    Aborted(AbortReport),
+    /// It can't go on; only Abort is useful now.
+    Failed(Failure),
+}
+
+/// For the answers to what was sent this long is waited after the lease was lost: as long as who took
+/// over waits for the word that nothing can arrive any more.
+pub(crate) const DRAIN_MAX: Duration = Duration::from_secs(30);
+
+/// What an aborted V leaves behind.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub(crate) struct AbortReport {
+    /// In creation: what had been made is removed.
+    pub removed: bool,
+    /// In creation: the container has its name, and is whole.
+    pub made: bool,
+    /// The lock is released.
+    pub lock_released: bool,
+}
+
+/// S to W.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum WorkerOrder {
+    /// Make the FUSE mount and send its descriptor up.
+    Begin,
+    /// V serves: attach the loop device.
+    Attach,
+    /// Kernel mode, after Attach: the pipe with the volume key is on the descriptor socket; have
+    /// dm-crypt decrypt the loop device.
+    Map(Mapping),
+    MakeFileSystem {
+        label: Option<String>,
+        inodes: Option<u64>,
+    },
+    Mount {
+        at: OsString,
+        read_only: bool,
+        /// People look around in it: no device nodes, no set-uid.
+        browse: bool,
+        /// See [`sprat_attach::MountOptions`].
+        grow: bool,
+        /// Snapshots, by job, that must be there.
+        expected: BTreeMap<String, String>,
+    },
+    TakeSnapshot(Box<SnapshotSpec>),
+    List,
+    Restore(Box<RestoreSpec>),
+    Prune(Box<PruneSpec>),
+    /// Replays the journal and runs `e2fsck -fn` on the loop device; instead of Mount.
+    CheckFileSystem,
+    /// Reads files of the mounted volume.
+    CheckFiles(Box<CheckSpec>),
+    /// Finds the files of the mounted volume that have content in these blocks, ascending, and notes
+    /// them in the list of files whose content is wrong.
+    NameBlocks {
+        blocks: Vec<u64>,
+        suspects: OsString,
+    },
+    /// Has the mounted file system tell the device what it doesn't need.
+    Trim,
+    /// Grows the mounted file system to the length of the device.
+    Grow {
+        volume_bytes: u64,
+    },
+    /// Stops what runs; that order then answers with its own outcome.
+    Cancel,
+    /// Unmounts, gives the loop device back, and ends.
+    Unmount,
+    /// To the keeper of a background mount: V's control socket is on the descriptor socket; live
+    /// without S from now on.
+    Keep(BackgroundMount),
+}
+
+/// W to S.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum WorkerReply {
+    /// The FUSE descriptor is on the descriptor socket.
+    FuseReady,
+    Attached,
+    Mapped,
+    FileSystemMade,
+    Mounted,
+    Progress(sprat_snapshot::Progress),
+    Notice(Notice),
+    SnapshotTaken(Box<SnapshotReport>),
+    Listed(Vec<SnapshotEntry>),
+    Restored(Box<RestoreReport>),
+    Pruned(Box<PruneReport>),
+    Checked(FileSystemCheck),
+    FilesChecked(Box<CheckReport>),
+    /// The files' names, and why the list could not be written.
+    BlocksNamed(sprat_snapshot::NameList, Option<String>),
+    /// Bytes that the file system says it doesn't need.
+    Trimmed(u64),
+    Grown,
+    /// With what was left in the volume and, of one that was written to, the newest snapshot of
+    /// each job.
+    Unmounted(Option<VolumeRoom>, Option<BTreeMap<String, String>>),
+    /// Answers Keep.
+    Kept,
+    /// The last order failed.
+    Failed(Failure),
+}
+
+/// What `e2fsck -fn` said.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileSystemCheck {
+    /// Nothing was found.
+    pub clean: bool,
+    /// e2fsck's output, cut to a length for people.
+    pub output: String,
+}

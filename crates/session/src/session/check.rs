@@ -1,0 +1,118 @@
+//! `sprat check`: looks at a container in one read-only session, and changes nothing.
+
+use sprat_luks::Secret;
+use sprat_snapshot::{CheckReport, CheckSpec, NameList};
+
+use crate::interrupt::Interrupt;
+use crate::protocol::messages::{FileSystemCheck, WorkerOrder, WorkerReply};
+use crate::session::{MountFor, Session, mount_privately};
+use crate::settings::{ContainerFacts, Observer, SessionOptions};
+use crate::supervisor::Watch;
+use crate::{Exit, Failure};
+
+/// What a check found.
+#[derive(Debug)]
+pub struct Checked {
+    /// What the container is.
+    pub facts: ContainerFacts,
+    /// Blocks that the server showed with other bytes than this machine had left there.
+    pub differing_blocks: u64,
+    /// The files in blocks that were overwritten late, where there are such blocks.
+    pub overwritten: Option<NameList>,
+    /// What e2fsck said after the journal's replay.
+    pub file_system: FileSystemCheck,
+    /// What the files said, where they were asked for; with a file system that can't be mounted,
+    /// the reason.
+    pub files: Option<Result<CheckReport, Failure>>,
+}
+
+/// Opens the container for reading, replays its journal locally, runs e2fsck, and then reads
+/// files as `spec` says, which is asked when their turn comes.
+pub fn check(
+    options: SessionOptions,
+    secret: &Secret,
+    spec: impl FnOnce(&ContainerFacts) -> Option<CheckSpec>,
+    observer: &mut dyn Observer,
+    interrupt: &Interrupt,
+) -> Result<Checked, Failure> {
+    let mut session = Session::attach(options, secret, observer, interrupt)?;
+    let facts = session.facts.clone();
+    let looked = look(&mut session, || spec(&facts), observer, interrupt);
+    let closed = session.close(observer, interrupt);
+    let (file_system, overwritten, files) = looked?;
+    Ok(Checked {
+        facts,
+        differing_blocks: closed?.differing_blocks,
+        overwritten,
+        file_system,
+        files,
+    })
+}
+
+type Looked = (
+    FileSystemCheck,
+    Option<NameList>,
+    Option<Result<CheckReport, Failure>>,
+);
+
+fn look(
+    session: &mut Session,
+    spec: impl FnOnce() -> Option<CheckSpec>,
+    observer: &mut dyn Observer,
+    interrupt: &Interrupt,
+) -> Result<Looked, Failure> {
+    let file_system = session.look_at_file_system(observer, interrupt)?;
+    let spec = spec().map(|mut spec| {
+        spec.never_enter = session.never_backed_up();
+        spec.container = session.local_container();
+        spec
+    });
+    let overwritten = !session.facts.overwritten.is_empty();
+    if spec.is_none() && !overwritten {
+        return Ok((file_system, None, None));
+    }
+    interrupt.check()?;
+    match read_files(session, spec, observer, interrupt) {
+        Ok((named, report)) => Ok((file_system, named, report.map(Ok))),
+        // A damaged file system that doesn't mount is what the check found, not its failure.
+        Err(failure)
+            if !file_system.clean && matches!(failure.exit, Exit::Failed | Exit::Damaged) =>
+        {
+            let named = overwritten.then(NameList::default);
+            Ok((file_system, named, Some(Err(failure))))
+        }
+        Err(failure) => Err(failure),
+    }
+}
+
+fn read_files(
+    session: &mut Session,
+    spec: Option<CheckSpec>,
+    observer: &mut dyn Observer,
+    interrupt: &Interrupt,
+) -> Result<(Option<NameList>, Option<CheckReport>), Failure> {
+    let mut watch = Watch {
+        observer,
+        interrupt,
+    };
+    mount_privately(
+        &mut session.crew,
+        &session.options,
+        MountFor::Reading,
+        &mut watch,
+    )?;
+    let named = session.name_overwritten(observer, interrupt)?;
+    let Some(spec) = spec else {
+        return Ok((named, None));
+    };
+    let report = session.ask(
+        &WorkerOrder::CheckFiles(Box::new(spec)),
+        observer,
+        interrupt,
+        |reply| match reply {
+            WorkerReply::FilesChecked(report) => Some(*report),
+            _ => None,
+        },
+    )?;
+    Ok((named, Some(report)))
+}

@@ -1,0 +1,513 @@
+//! What a session is asked for, and what it tells while it runs.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use sprat_luks::{Header, LuksError, OpenedBy, Pins, Secret, SlotKind};
+
+use crate::Failure;
+use crate::address::Target;
+
+/// A session that loses its line sees that only after its ssh gave up, and waits one quiet time
+/// from then on. A killed ssh gave up nothing: the kernel sends what is left in its socket for up
+/// to 102 s more (`tcp_orphan_retries`, net/ipv4/tcp_timer.c), so a takeover waits twice as long.
+pub const TAKEOVER_QUIET_TIMES: u32 = 2;
+
+/// Whether a session may change the container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Access {
+    /// Nothing is ever written to the server, not even a lock; works on a full disk and with a
+    /// read-only account.
+    ReadOnly,
+    /// Reads and writes, under the lock.
+    ReadWrite,
+}
+
+impl From<Access> for sprat_store::Access {
+    fn from(access: Access) -> Self {
+        match access {
+            Access::ReadOnly => Self::ReadOnly,
+            Access::ReadWrite => Self::ReadWrite,
+        }
+    }
+}
+
+/// Where the volume is decrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// In the kernel where it has dm-crypt, else in sprat.
+    #[default]
+    Auto,
+    /// In the kernel; the FUSE file is the ciphertext.
+    Kernel,
+    /// In the volume process; the FUSE file is the plaintext.
+    User,
+}
+
+impl Mode {
+    /// Looks at this machine where that decides.
+    pub(crate) fn opened_by(self) -> Result<OpenedBy, Failure> {
+        if self == Self::User {
+            return Ok(OpenedBy::Sprat);
+        }
+        match sprat_attach::kernel_mode_works() {
+            Ok(()) => Ok(OpenedBy::Kernel),
+            Err(_) if self == Self::Auto => Ok(OpenedBy::Sprat),
+            Err(error) => Err(Failure::from(&error)),
+        }
+    }
+}
+
+/// What the container's header is compared with before the key comes near it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PinPolicy {
+    /// Pinned on this machine earlier; any difference is refused.
+    Known(Pins),
+    /// The fingerprint on the recovery sheet; any difference is refused.
+    Expect(String),
+    /// A machine that never saw this container: what is found is trusted, told
+    /// ([`Notice::TrustedOnce`]), and to be pinned by the caller.
+    TrustOnce,
+}
+
+impl PinPolicy {
+    /// Whether a header is this container's, old or new: a kept header is an old one by its nature.
+    pub fn fits(&self, header: &Header) -> Result<(), LuksError> {
+        match self {
+            Self::Known(pins) => {
+                let mut pins = pins.clone();
+                pins.sequence_id = 0;
+                header.check_pins(&pins)
+            }
+            Self::Expect(fingerprint) => header.check_fingerprint(fingerprint),
+            Self::TrustOnce => Ok(()),
+        }
+    }
+}
+
+/// How a container is opened.
+#[derive(Debug, Clone)]
+pub struct SessionOptions {
+    /// The container.
+    pub target: Target,
+    /// Where it is decrypted.
+    pub mode: Mode,
+    /// The ssh program and its first arguments.
+    pub ssh_command: Vec<OsString>,
+    /// Reading, or reading and writing.
+    pub access: Access,
+    /// Where lock records are kept (`/var/lib/sprat`).
+    pub state_dir: PathBuf,
+    /// Where mounts are made (`/run/sprat`).
+    pub runtime_dir: PathBuf,
+    /// Write although the server can't fsync.
+    pub allow_no_fsync: bool,
+    /// Read although another host holds the lock; a read-only session alone may.
+    pub ignore_lock: bool,
+    /// Accept a state of the container that is older than the known one.
+    pub accept_older_state: bool,
+    /// Accept key slots that were changed, and not by this machine.
+    pub accept_changed_keys: bool,
+    /// Read everything from the server, and compare it with what the cache holds.
+    pub past_cache: bool,
+    /// How long a lost line is waited for; zero ends the session at the first loss.
+    pub reconnect_max: Duration,
+    /// How long blocks that were in flight at a loss are held back afterwards.
+    pub quiet_time: Duration,
+    /// How often the figures of [`SessionProgress`] are taken.
+    pub figures_interval: Duration,
+    /// SFTP channels for data.
+    pub data_channels: usize,
+    /// Bound of the bytes that wait to be durable on the server.
+    pub write_buffer_bytes_max: usize,
+    /// Where each container's persistent cache has its folder (`/var/cache/sprat`).
+    pub cache_dir: PathBuf,
+    /// Bound of one container's cache; zero: nothing of it is used.
+    pub cache_bytes_max: u64,
+    /// Size of the reserve that is made beside the container where it is missing; zero: none is.
+    pub reserve_bytes: u64,
+    /// Give the reserve up where the server's disk is full: for what makes room.
+    pub may_use_reserve: bool,
+    /// How often the server's free space is asked for while the session writes.
+    pub room_interval: Duration,
+    /// What the header must look like.
+    pub pins: PinPolicy,
+    /// The sprat program, for the volume process and the worker.
+    pub program: PathBuf,
+}
+
+impl SessionOptions {
+    /// The defaults for `target`.
+    #[must_use]
+    pub fn new(target: Target, access: Access, state_dir: PathBuf, runtime_dir: PathBuf) -> Self {
+        Self {
+            target,
+            mode: Mode::default(),
+            ssh_command: vec![OsString::from("ssh")],
+            access,
+            cache_dir: state_dir.join("cache"),
+            cache_bytes_max: 2 << 30,
+            reserve_bytes: 0,
+            may_use_reserve: false,
+            room_interval: Duration::from_secs(10),
+            state_dir,
+            runtime_dir,
+            allow_no_fsync: false,
+            ignore_lock: false,
+            accept_older_state: false,
+            accept_changed_keys: false,
+            past_cache: false,
+            reconnect_max: Duration::from_secs(15 * 60),
+            quiet_time: Duration::from_secs(60),
+            figures_interval: Duration::from_millis(500),
+            data_channels: 4,
+            write_buffer_bytes_max: 128 << 20,
+            pins: PinPolicy::TrustOnce,
+            // Resolved by the child itself, so it is this very program even after an upgrade
+            // has replaced the file.
+            program: PathBuf::from("/proc/self/exe"),
+        }
+    }
+}
+
+/// How a container is made.
+#[derive(Debug)]
+pub struct CreateOptions {
+    /// Target, directories and limits; `access` and `pins` are not looked at.
+    pub session: SessionOptions,
+    /// Length of the container file in bytes; rounded down to a multiple of 4096.
+    pub size_bytes: u64,
+    /// One key slot each, in this order.
+    pub secrets: Vec<(Secret, SlotKind)>,
+    /// A fixed UUID, else a random one.
+    pub uuid: Option<String>,
+    /// ext4's label.
+    pub label: Option<String>,
+    /// See [`sprat_attach::MkfsOptions`].
+    pub inodes: Option<u64>,
+    /// Worthless key derivation, for tests only.
+    pub fast_kdf_for_tests: bool,
+}
+
+/// The smallest container that [`create`](crate::supervisor::create()) makes: header, journal and room for a
+/// snapshot.
+pub const SIZE_BYTES_MIN: u64 = 64 << 20;
+
+/// Where a session stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Reaching the server.
+    Connecting,
+    /// Taking the lock.
+    Locking,
+    /// Deriving the key and opening a key slot.
+    Unlocking,
+    /// Making the header and the file.
+    Creating,
+    /// Making the file system.
+    MakingFileSystem,
+    /// FUSE, loop device, ext4; replays the journal of a crashed session.
+    Mounting,
+    /// What the session was opened for.
+    Working,
+    /// Ended early on request: cleaning up in order.
+    Stopping,
+    /// The server has no room left: what was begun is ended in order.
+    StoppingFull,
+    /// Asking the file system what it does not need.
+    Collecting,
+    /// Making holes in the container file.
+    Punching,
+    /// Writing the container anew on the server.
+    Rewriting,
+    /// Growing the file system.
+    Growing,
+    /// Unmounting.
+    Unmounting,
+    /// Sending what is left and waiting for the server's fsync.
+    Syncing,
+    /// Reading a new container's header back and giving it its name.
+    Publishing,
+}
+
+/// Something the user should know; none of them stops the session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Notice {
+    /// One of the header's two copies is damaged; the other was used.
+    HeaderCopyDamaged {
+        /// Which one, in words.
+        copy: String,
+    },
+    /// Nothing was pinned on this machine, so the header was believed as it is.
+    TrustedOnce {
+        /// To be compared with the recovery sheet.
+        fingerprint: String,
+    },
+    /// A session that died on this machine held the lock; it was taken over.
+    TookOverDeadSession,
+    /// Bytes that a dead session had in flight; they are read back before success.
+    Suspects {
+        /// Their sum.
+        bytes: u64,
+    },
+    /// A write session of this machine died; what it left is read through a local journal replay.
+    DeadSessionLeftLock,
+    /// Another host holds the lock, and the user insisted on reading all the same.
+    LockIgnored {
+        /// Whose it is.
+        holder: String,
+    },
+    /// The container was written to since this machine last closed it; nothing that was kept of it
+    /// here is used.
+    CacheOutdated,
+    /// The container was written to since this machine last left it, and not by this machine.
+    WrittenElsewhere,
+    /// The container is older than this machine knows it, and the user accepts that.
+    OlderStateAccepted,
+    /// What a session wrote, which may have been overwritten late, can't be compared.
+    NotCompared(NotCompared),
+    /// The list of what this session wrote can't be left beside the container.
+    NotListed {
+        /// Why.
+        reason: String,
+    },
+    /// Blocks were overwritten late. Files that are known by name follow.
+    Overwritten {
+        /// How many.
+        blocks: u64,
+        /// `JOB/SNAPSHOT/path`, escaped.
+        files: Vec<String>,
+    },
+    /// What is known of the container can't be noted in the state folder.
+    NotNoted {
+        /// Why.
+        reason: String,
+    },
+    /// Little space is left on the server.
+    ServerSpaceLow {
+        /// What this account may still write.
+        available_bytes: u64,
+    },
+    /// A container may become larger than what is free on the server.
+    MoreThanServerHas {
+        /// What this account may still write.
+        available_bytes: u64,
+        /// How large the container may become.
+        size_bytes: u64,
+    },
+    /// Little space, or few inodes, are left in the volume.
+    VolumeSpaceLow {
+        /// For files' content.
+        available_bytes: u64,
+        /// For files.
+        inodes: u64,
+    },
+    /// The server's disk is full; the reserve beside the container was given up to go on.
+    ReserveGivenUp,
+    /// The server can't fsync, and the user insisted.
+    NoDurableFlush,
+    /// The server can't make a rename or lock durable (no fsync of folders).
+    NoFolderFlush,
+    /// The account may not remove files.
+    NothingRemoved,
+    /// The server's file system has no sparse files: a new container takes its whole size at once.
+    HolesFilled {
+        /// That size.
+        size_bytes: u64,
+    },
+    /// The process's memory could not be locked or marked as an I/O path.
+    NotHardened {
+        /// What and why.
+        reason: String,
+    },
+    /// The lock could not be given back at the end, when everything was durable.
+    LockLeft {
+        /// Why.
+        reason: String,
+    },
+    /// This machine could not keep a copy of a new container's header.
+    HeaderNotKept {
+        /// Why.
+        reason: String,
+    },
+    /// The header that this machine had kept has key slots that the present one does not have, or
+    /// has otherwise. Both are kept.
+    SlotsDiffer {
+        /// Slots that are gone, or of which the present header says something else.
+        gone: Vec<u32>,
+        /// Slots whose areas hold other bytes.
+        slots: Vec<u32>,
+        /// The file that they lie in as they were.
+        kept: PathBuf,
+        /// The file of the present header.
+        newest: PathBuf,
+    },
+    /// Key slots whose areas hold other bytes than the header that this machine keeps has of them.
+    SlotAreasDiffer {
+        /// Their numbers.
+        slots: Vec<u32>,
+    },
+    /// A way of giving space back does not exist here, and the next one is taken.
+    TrimRoutePassed {
+        /// Which one, and why not.
+        reason: String,
+    },
+    /// So much of what a dead session had under way was read and written anew.
+    Settling {
+        /// Bytes that are done.
+        done_bytes: u64,
+        /// Bytes in all.
+        whole_bytes: u64,
+    },
+    /// Blocks of a lost connection may still be carried out by its server: what replaces them, and the
+    /// end of the run, waits for this long at most.
+    LateWrites {
+        /// Seconds.
+        wait_s: u64,
+    },
+    /// The line was lost, or could not be made again for another reason; reconnecting.
+    LineLost {
+        /// Why.
+        reason: String,
+    },
+    /// The line is back.
+    LineBack {
+        /// Seconds it was away.
+        away_s: u64,
+    },
+}
+
+/// The volume's figures at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeFigures {
+    /// Bytes read from the store since the session began.
+    pub read_bytes: u64,
+    /// Bytes written to the store since the session began.
+    pub written_bytes: u64,
+    /// Read requests.
+    pub read_requests: u64,
+    /// Write requests.
+    pub write_requests: u64,
+    /// Bytes that wait to be sent.
+    pub dirty_bytes: u64,
+    /// Bytes sent or waiting that no fsync covers yet.
+    pub unsynced_bytes: u64,
+    /// Lost connections so far.
+    pub losses: u64,
+    /// For how long the line has been away.
+    pub reconnecting_ms: Option<u64>,
+    /// Estimated round trip.
+    pub round_trip_us: Option<u64>,
+}
+
+/// What is told while a session works.
+#[derive(Debug, Clone, Default)]
+pub struct SessionProgress {
+    /// rsync's side, while it runs.
+    pub rsync: Option<sprat_snapshot::Progress>,
+    /// The wire's side.
+    pub volume: VolumeFigures,
+}
+
+/// Sees what a session does; called on the session's own thread and must not block.
+pub trait Observer {
+    /// A phase begins.
+    fn phase(&mut self, phase: Phase);
+    /// Newer figures.
+    fn progress(&mut self, progress: &SessionProgress);
+    /// Something to tell.
+    fn notice(&mut self, notice: Notice);
+}
+
+/// The newest snapshot of each job: job, snapshot.
+pub type Newest = BTreeMap<String, String>;
+
+/// What the volume process found at the target.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ContainerFacts {
+    /// The header's UUID.
+    pub uuid: String,
+    /// What to pin.
+    pub pins: Pins,
+    /// Length of the container file in bytes.
+    pub file_bytes: u64,
+    /// Length of the volume in bytes.
+    pub volume_bytes: u64,
+    /// The newest snapshot of each job that must be there: what this machine knows of the state
+    /// that was found.
+    pub newest_known: Newest,
+    /// How many errors the file system has met since it was last repaired, if any.
+    pub file_system_errors: Option<u32>,
+    /// Blocks of the volume that were overwritten late, by a session that the container was taken
+    /// over from; ascending.
+    pub overwritten: Vec<u64>,
+    /// Sessions whose writes may have been overwritten so, and can't be compared.
+    pub not_compared: Vec<NotCompared>,
+}
+
+/// A session that wrote while an earlier one could still overwrite it, and whose writes can't be
+/// compared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotCompared {
+    /// The random id of its host; empty where several were joined.
+    pub host: String,
+    /// When the container was taken over, by the server's clock, seconds since the epoch.
+    pub since_s: u64,
+}
+
+/// Room in the file system in the volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeRoom {
+    /// For files' content, in all.
+    pub total_bytes: u64,
+    /// For files' content, unused.
+    pub available_bytes: u64,
+    /// How many files and folders it can hold.
+    pub inodes: u64,
+    /// How many more.
+    pub free_inodes: u64,
+}
+
+/// Below this part of its blocks or inodes a volume is told to be nearly full.
+const ROOM_LOW_PART: u64 = 20;
+
+impl VolumeRoom {
+    /// Whether somebody should do something before it is full.
+    #[must_use]
+    pub fn is_low(&self) -> bool {
+        self.available_bytes < self.total_bytes / ROOM_LOW_PART
+            || self.free_inodes < self.inodes / ROOM_LOW_PART
+    }
+}
+
+/// A session that ended in order: everything is durable on the server, the lock is released.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct ClosedReport {
+    /// The figures at the end.
+    pub volume: VolumeFigures,
+    /// What was left in the volume when it was unmounted, if it was mounted.
+    pub room: Option<VolumeRoom>,
+    /// The server made everything durable; false only where the user insisted on a server that
+    /// can't, and for a read-only session.
+    pub durable: bool,
+    /// Blocks that the server showed with other bytes than this machine had left there, in a
+    /// session that compared.
+    #[serde(default)]
+    pub differing_blocks: u64,
+}
+
+/// A new container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Created {
+    /// What it is.
+    pub facts: ContainerFacts,
+    /// Bytes sent to the server, header included.
+    pub sent_bytes: u64,
+}

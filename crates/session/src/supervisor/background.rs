@@ -1,0 +1,240 @@
+//! The record of a background mount: who serves it, whether it still lives, how it ended.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use openssl::sha::sha256;
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use crate::Failure;
+use crate::protocol::messages::BackgroundMount;
+use crate::settings::{Access, ClosedReport};
+
+/// How often the volume process tries to lock its record: `umount` locks it for a moment to see
+/// whether anybody holds it.
+const LOCK_ATTEMPTS: u32 = 100;
+
+/// The first line of `RUNTIME/mounts/ID.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MountRecord {
+    /// Where it is mounted.
+    pub dir: OsString,
+    /// The container.
+    pub target: String,
+    /// Reading, or reading and writing.
+    pub access: Access,
+    /// When it was mounted.
+    pub since: SystemTime,
+    /// [`sprat_attach::volume_id`]: finds the record where the mount point has another path.
+    #[serde(default)]
+    pub volume: Option<String>,
+}
+
+/// How the volume process of a background mount ended; the second line of the record.
+#[derive(Debug, Serialize, Deserialize)]
+enum MountResult {
+    Closed(ClosedReport),
+    Failed(Failure),
+}
+
+/// A record that is open. It can be read to the end, and waited for, though its name is removed:
+/// so every `umount` that began before the end gets the one result.
+#[derive(Debug)]
+pub(crate) struct OpenRecord {
+    file: File,
+    path: PathBuf,
+    pub(crate) record: MountRecord,
+}
+
+impl OpenRecord {
+    /// Opens the record at `path`; `None` where there is none that can be read.
+    pub(crate) fn open(path: &Path) -> Option<Self> {
+        let file = File::open(path).ok()?;
+        let record = serde_json::from_str(lines_of(&file).ok()?.lines().next()?).ok()?;
+        Some(Self {
+            file,
+            path: path.to_owned(),
+            record,
+        })
+    }
+
+    /// Whether the volume process that holds the record has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        is_free(&self.file)
+    }
+
+    /// The result, after the end. Removes the record's name, unless it is another's by now.
+    pub(crate) fn take_result(&self) -> Result<ClosedReport, Failure> {
+        let is_this = |named: std::fs::Metadata| {
+            let ours = self.file.metadata();
+            ours.is_ok_and(|ours| (ours.dev(), ours.ino()) == (named.dev(), named.ino()))
+        };
+        if std::fs::metadata(&self.path).is_ok_and(is_this) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+        let text = lines_of(&self.file).unwrap_or_default();
+        let result = text.lines().nth(1);
+        match result.and_then(|line| serde_json::from_str(line).ok()) {
+            Some(MountResult::Closed(report)) => Ok(report),
+            Some(MountResult::Failed(failure)) => Err(failure),
+            None => Err(died()),
+        }
+    }
+}
+
+fn lines_of(mut file: &File) -> io::Result<String> {
+    let mut text = String::new();
+    file.rewind()?;
+    file.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Whether nobody holds the record.
+fn is_free(file: &File) -> bool {
+    let free = flock(file, FlockOperation::NonBlockingLockShared).is_ok();
+    if free {
+        let _ = flock(file, FlockOperation::Unlock);
+    }
+    free
+}
+
+/// The record of a mount at `dir`. One name for one folder.
+pub(crate) fn record_path(runtime_dir: &Path, dir: &Path) -> PathBuf {
+    let id = sha256(dir.as_os_str().as_bytes())[..8]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect::<String>();
+    runtime_dir.join("mounts").join(format!("{id}.json"))
+}
+
+/// Finds the record of the mount at `dir`, on which `volume` is mounted now, if any is: by the path,
+/// or by the volume where the path has changed, or at the volume process itself where the record was
+/// removed.
+pub(crate) fn find(runtime_dir: &Path, dir: &Path, volume: Option<&str>) -> Option<OpenRecord> {
+    let by_path = OpenRecord::open(&record_path(runtime_dir, dir));
+    let Some(volume) = volume else {
+        return by_path;
+    };
+    let is_it = |record: &OpenRecord| record.record.volume.as_deref() == Some(volume);
+    by_path.filter(|record| is_it(record)).or_else(|| {
+        record_files(runtime_dir)
+            .into_iter()
+            .chain(records_in_use())
+            .filter_map(|path| OpenRecord::open(&path))
+            .find(is_it)
+    })
+}
+
+fn record_files(runtime_dir: &Path) -> Vec<PathBuf> {
+    let records = std::fs::read_dir(runtime_dir.join("mounts"));
+    records
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|kind| kind == "json"))
+        .collect()
+}
+
+/// Records that volume processes have open, as paths in `/proc` that open also what was removed.
+fn records_in_use() -> Vec<PathBuf> {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let volume_processes = processes.map(|entry| entry.path()).filter(|process| {
+        let arguments = std::fs::read(process.join("cmdline")).unwrap_or_default();
+        let mut arguments = arguments.split(|&byte| byte == 0);
+        arguments.any(|argument| argument == b"volume-process")
+    });
+    let open = volume_processes.flat_map(|process| {
+        let files = std::fs::read_dir(process.join("fd"));
+        files.into_iter().flatten().flatten()
+    });
+    open.map(|file| file.path())
+        .filter(|file| {
+            std::fs::read_link(file).is_ok_and(|name| {
+                let name = name.to_string_lossy();
+                name.contains("/mounts/") && name.trim_end_matches(" (deleted)").ends_with(".json")
+            })
+        })
+        .collect()
+}
+
+/// Writes the record of a mount that is about to be left alone. A record that is there already is
+/// replaced, not changed: somebody may be waiting for its result.
+pub(crate) fn write_record(path: &Path, record: &MountRecord) -> Result<(), Failure> {
+    let failed = |error: &dyn std::error::Error| {
+        Failure::failed(format!("can't write {}", path.display())).caused_by(error)
+    };
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    crate::session::make_private_dir(folder)?;
+    let mut text = serde_json::to_vec(record).map_err(|error| failed(&error))?;
+    text.push(b'\n');
+    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(|error| failed(&error))?;
+    file.write_all(&text).map_err(|error| failed(&error))?;
+    file.persist(path)
+        .map(drop)
+        .map_err(|error| failed(&error.error))
+}
+
+/// Holds the record for as long as this process lives: that is how others see that it does.
+pub(crate) fn hold_record(mount: &BackgroundMount) -> Result<File, Failure> {
+    let path = Path::new(&mount.record);
+    let failed = |error: &dyn std::error::Error| {
+        Failure::failed(format!("can't hold {}", path.display())).caused_by(error)
+    };
+    let file = File::options()
+        .read(true)
+        .append(true)
+        .open(path)
+        .map_err(|error| failed(&error))?;
+    for _ in 1..LOCK_ATTEMPTS {
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return Ok(file);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| failed(&error))?;
+    Ok(file)
+}
+
+/// Leaves word of how it ended, in the record, which is held until this process has ended.
+pub(crate) fn report(mut held: &File, result: &Result<ClosedReport, Failure>) {
+    let result = match result {
+        Ok(report) => MountResult::Closed(*report),
+        Err(failure) => MountResult::Failed(failure.clone()),
+    };
+    // Without it, `umount` reports that the process died.
+    if let Ok(mut line) = serde_json::to_vec(&result) {
+        line.push(b'\n');
+        let _ = held.write_all(&line);
+    }
+}
+
+pub(crate) fn died() -> Failure {
+    Failure::failed("the volume process of the mount died").with_hint(
+        "what was written since the last fsync may be missing; the file system itself is intact \
+         and its journal is replayed by the next run",
+    )
+}
+
+/// Where a container is mounted on this machine now, as far as the records tell.
+#[must_use]
+pub fn mounted_at(runtime_dir: &Path, target: &str) -> Option<PathBuf> {
+    record_files(runtime_dir)
+        .into_iter()
+        .filter_map(|path| OpenRecord::open(&path))
+        .find(|open| open.record.target == target && !open.has_ended())
+        .map(|open| PathBuf::from(open.record.dir))
+}
+
+/// Lets go of the terminal and of the folder that the user stood in.
+pub(crate) fn leave_terminal() {
+    if let Ok(null) = File::options().write(true).open("/dev/null") {
+        let _ = rustix::stdio::dup2_stderr(&null);
+    }
+    let _ = std::env::set_current_dir("/");
+}

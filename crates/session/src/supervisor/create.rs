@@ -1,0 +1,150 @@
+//! `sprat init`: makes a container that appears under its name only once it is whole.
+
+use crate::Failure;
+use crate::interrupt::Interrupt;
+use crate::protocol::messages::{CreateStart, Slot, WorkerOrder, WorkerReply};
+use crate::protocol::spawn::Role;
+use crate::settings::{ContainerFacts, CreateOptions, Created, Observer, Phase};
+use crate::supervisor::{Crew, OnInterrupt, Shape, Watch};
+
+/// Shows the sheet of a new container; called at most once.
+pub type Show<'s> = &'s mut dyn FnMut(&ContainerFacts) -> Result<(), Failure>;
+
+/// No container was made, or it is unknown whether one was.
+#[derive(Debug)]
+pub struct NotCreated {
+    /// Why.
+    pub failure: Failure,
+    /// The container may be there, and what was shown of it holds.
+    pub may_be_made: bool,
+}
+
+impl From<Failure> for NotCreated {
+    fn from(failure: Failure) -> Self {
+        Self {
+            failure,
+            may_be_made: false,
+        }
+    }
+}
+
+/// Makes a container: file, header, key slots, file system. It gets its name only when it is
+/// whole and durable, and never replaces one. What fails is removed.
+pub fn create(
+    options: CreateOptions,
+    observer: &mut dyn Observer,
+    interrupt: &Interrupt,
+) -> Result<Created, Failure> {
+    create_and_show(options, None, observer, interrupt).map_err(|not| not.failure)
+}
+
+/// As [`create`]. What `show` shows is shown before the container gets its name: a container whose
+/// recovery key nobody saw must not come about. If `show` fails, nothing is made.
+pub fn create_and_show(
+    options: CreateOptions,
+    show: Option<Show<'_>>,
+    observer: &mut dyn Observer,
+    interrupt: &Interrupt,
+) -> Result<Created, NotCreated> {
+    if options.secrets.is_empty() {
+        return Err(Failure::usage("a container needs at least one key").into());
+    }
+    let mut watch = Watch {
+        observer,
+        interrupt,
+    };
+    let slots = options.secrets.iter().map(|(_, kind)| Slot::from(*kind));
+    let shape = Shape::Create(CreateStart {
+        size_bytes: options.size_bytes,
+        slots: slots.collect(),
+        uuid: options.uuid.clone(),
+        fast_kdf_for_tests: options.fast_kdf_for_tests,
+    });
+    let secrets: Vec<_> = options.secrets.iter().map(|(secret, _)| secret).collect();
+    let mut session = options.session;
+    session.access = crate::settings::Access::ReadWrite;
+    let (mut crew, facts) = Crew::start(&session, shape, &secrets, &mut watch)?;
+    let mut shown = false;
+    let made = make_file_system(&mut crew, options.label, options.inodes, &mut watch)
+        .and_then(|()| crew.detach(&mut watch))
+        .and_then(|()| interrupt.check())
+        .and_then(|()| match show {
+            Some(show) => show(&facts).map(|()| shown = true),
+            None => Ok(()),
+        })
+        .and_then(|()| crew.close(&mut watch));
+    match made {
+        Ok(report) => {
+            crew.finish();
+            Ok(Created {
+                facts,
+                sent_bytes: report.volume.written_bytes,
+            })
+        }
+        Err(failure) => {
+            let failure = if crew.over().is_some() {
+                failure
+            } else {
+                crew.fail(failure)
+            };
+            let naming = crew.aborted().made || crew.may_be_named();
+            let state = if naming {
+                let is = match crew.aborted().made {
+                    true => "is",
+                    false => "may be",
+                };
+                if shown {
+                    format!(
+                        "the container {is} made, whole: keep the sheet that was shown, it opens \
+                         it. If `sprat key list TARGET` says that there is no container, run init \
+                         again and throw that sheet away"
+                    )
+                } else {
+                    format!(
+                        "the container {is} made, whole, and no sheet was shown: `sprat key add \
+                         TARGET --new-recovery` makes another recovery key and shows the sheet. \
+                         Where it says that there is no container, run init again"
+                    )
+                }
+            } else {
+                let left = if crew.aborted().removed {
+                    "what init had made on the server was removed".to_owned()
+                } else {
+                    format!(
+                        "a file {}.new-… may be left on the server; the next init removes it",
+                        session.target.name
+                    )
+                };
+                match shown {
+                    true => {
+                        format!("{left}. The sheet that was shown opens nothing: throw it away")
+                    }
+                    false => left,
+                }
+            };
+            let hint = match &failure.hint {
+                // What it says of running the same again holds for what has no name yet.
+                Some(hint) if !naming => format!("{state}. {hint}"),
+                _ => state,
+            };
+            Err(NotCreated {
+                failure: failure.with_hint(hint),
+                may_be_made: naming,
+            })
+        }
+    }
+}
+
+fn make_file_system(
+    crew: &mut Crew,
+    label: Option<String>,
+    inodes: Option<u64>,
+    watch: &mut Watch<'_>,
+) -> Result<(), Failure> {
+    crew.attach(Role::Worker, watch)?;
+    watch.observer.phase(Phase::MakingFileSystem);
+    crew.order(&WorkerOrder::MakeFileSystem { label, inodes });
+    crew.wait_worker(watch, OnInterrupt::GiveUp, |reply| {
+        matches!(reply, WorkerReply::FileSystemMade).then_some(())
+    })
+}

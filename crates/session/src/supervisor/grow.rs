@@ -1,0 +1,83 @@
+//! Grows a container: first the file on the server, then, mounted, the file system in it.
+//!
+//! Each step leaves a container that opens: a file that is longer than its file system needs no
+//! more than this command again.
+
+use serde::Serialize;
+use sprat_luks::Secret;
+
+use crate::Failure;
+use crate::interrupt::Interrupt;
+use crate::protocol::messages::{WorkerOrder, WorkerReply};
+use crate::protocol::spawn::Role;
+use crate::session::{MountFor, mount_privately};
+use crate::settings::{ClosedReport, ContainerFacts, Observer, Phase, SessionOptions};
+use crate::supervisor::{Crew, OnInterrupt, Shape, Watch};
+
+/// A container that was grown.
+#[derive(Debug, Clone, Serialize)]
+pub struct Grown {
+    /// What it is now.
+    pub facts: ContainerFacts,
+    /// The figures of the session.
+    pub closed: ClosedReport,
+}
+
+/// Grows the container file to `file_bytes` and the file system to all of it. Interrupted
+/// anywhere the container stays as usable as before, and running it again finishes.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "as in `Session::open`: the options are the session's"
+)]
+pub fn grow(
+    options: SessionOptions,
+    secret: &Secret,
+    file_bytes: u64,
+    observer: &mut dyn Observer,
+    interrupt: &Interrupt,
+) -> Result<Grown, Failure> {
+    // Before anything is touched: without it the kernel refuses at the very last step.
+    if !sprat_attach::may_grow() {
+        return Err(Failure::failed(
+            "a mounted file system can't be grown here: sprat has no CAP_SYS_RESOURCE",
+        )
+        .with_hint(
+            "nothing was changed. Run it as root outside of a container, or in one that was given \
+             CAP_SYS_RESOURCE; any machine that reaches the container and has its key will do",
+        ));
+    }
+    let mut watch = Watch {
+        observer,
+        interrupt,
+    };
+    let shape = Shape::Grow(file_bytes / 4096 * 4096);
+    let (mut crew, facts) = Crew::start(&options, shape, &[secret], &mut watch)?;
+    let grown = grow_file_system(&mut crew, &options, &facts, &mut watch)
+        .and_then(|()| crew.detach(&mut watch))
+        .and_then(|()| crew.close(&mut watch));
+    match grown {
+        Ok(closed) => {
+            crew.finish();
+            Ok(Grown { facts, closed })
+        }
+        Err(failure) if crew.over().is_some() => Err(failure),
+        Err(failure) => Err(crew.fail(failure)),
+    }
+}
+
+fn grow_file_system(
+    crew: &mut Crew,
+    options: &SessionOptions,
+    facts: &ContainerFacts,
+    watch: &mut Watch<'_>,
+) -> Result<(), Failure> {
+    crew.attach(Role::Worker, watch)?;
+    mount_privately(crew, options, MountFor::Growing, watch)?;
+    watch.observer.phase(Phase::Growing);
+    crew.order(&WorkerOrder::Grow {
+        volume_bytes: facts.volume_bytes,
+    });
+    crew.wait_worker(watch, OnInterrupt::Finish, |reply| {
+        matches!(reply, WorkerReply::Grown).then_some(())
+    })
+}

@@ -1,0 +1,124 @@
+//! Changes of a container's keys: asked for here, carried out by the volume process.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use sprat_luks::{Secret, SlotKind};
+
+use crate::interrupt::Interrupt;
+use crate::protocol::messages::ChangeStart;
+use crate::settings::{Access, ContainerFacts, Observer, SessionOptions};
+use crate::supervisor::{Crew, Watch};
+use crate::{Exit, Failure};
+
+/// What is to be done with the keys.
+#[derive(Debug)]
+pub enum HeaderChange {
+    /// A further key.
+    Add {
+        /// What shall open the container, too.
+        secret: Secret,
+        /// What it is.
+        kind: SlotKind,
+        /// Worthless key derivation, for tests only.
+        fast_kdf_for_tests: bool,
+    },
+    /// One key less.
+    Remove {
+        /// The key slot's number.
+        slot: u32,
+        /// Even the one that the given secret, or this machine's own, opens.
+        although_in_use: bool,
+        /// What this machine's backups open the container with, where that is another secret.
+        used_here: Option<Secret>,
+    },
+    /// A header that was kept is put back.
+    Restore {
+        /// The file that it is kept in.
+        kept: PathBuf,
+        /// The sequence of the header that was shown to the user; another one is refused. `None`:
+        /// none could be read.
+        shown: Option<u64>,
+    },
+}
+
+/// A header that was changed, or needed no change.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HeaderChanged {
+    /// What to pin now.
+    pub facts: ContainerFacts,
+    /// The slot that was added or removed; the one that the secret opens after a header was put
+    /// back.
+    pub slot: u32,
+    /// Its mark (see [`sprat_luks::Slot`]).
+    pub mark: String,
+    /// It was like that before: an earlier run had come so far.
+    pub as_before: bool,
+    /// A copy of the header that an interrupted change had left behind was made good.
+    pub repaired: bool,
+    /// After a header was put back: where what lay there before is kept.
+    pub replaced: Option<PathBuf>,
+    /// Where this machine keeps a copy of the new header; else why it doesn't.
+    pub kept: Result<PathBuf, String>,
+    /// Everything is done and durable, but the lock could not be given back, because of this.
+    pub lock_left: Option<String>,
+}
+
+/// Changes the keys under the container's lock. `secret` opens the container as it is, for
+/// [`HeaderChange::Restore`] the header that is put back.
+///
+/// Whatever ends it, the container opens with the keys of before or of after. Running it again
+/// goes on where it stopped.
+pub fn change_header(
+    mut options: SessionOptions,
+    secret: &Secret,
+    change: &HeaderChange,
+    observer: &mut dyn Observer,
+    interrupt: &Interrupt,
+) -> Result<HeaderChanged, Failure> {
+    options.access = Access::ReadWrite;
+    // Nothing of the volume is read here.
+    options.cache_bytes_max = 0;
+    let mut secrets = vec![secret];
+    let start = match change {
+        HeaderChange::Add {
+            secret,
+            kind,
+            fast_kdf_for_tests,
+        } => {
+            secrets.push(secret);
+            ChangeStart::Add {
+                slot: (*kind).into(),
+                fast_kdf_for_tests: *fast_kdf_for_tests,
+            }
+        }
+        HeaderChange::Remove {
+            slot,
+            although_in_use,
+            used_here,
+        } => {
+            secrets.extend(used_here);
+            ChangeStart::Remove {
+                slot: *slot,
+                although_in_use: *although_in_use,
+            }
+        }
+        HeaderChange::Restore { kept, shown } => ChangeStart::Restore {
+            kept: kept.clone().into_os_string(),
+            shown: *shown,
+        },
+    };
+    let mut watch = Watch {
+        observer,
+        interrupt,
+    };
+    Crew::change(&options, start, &secrets, &mut watch).map_err(|failure| {
+        match (failure.exit, &failure.hint) {
+            (Exit::Interrupted, None) => failure.with_hint(
+                "the container opens with the keys of before or of after. Run the same command \
+                 again: it goes on where this one stopped",
+            ),
+            _ => failure,
+        }
+    })
+}

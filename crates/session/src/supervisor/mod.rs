@@ -1,0 +1,649 @@
+//! The processes of a session as S drives them: it never waits for one without watching all, the
+//! interrupt included.
+
+pub(crate) mod background;
+pub(crate) mod create;
+pub(crate) mod grow;
+pub(crate) mod keys;
+pub(crate) mod mount;
+pub(crate) mod reserves;
+mod teardown;
+pub(crate) mod trim;
+pub(crate) mod unlock;
+
+use std::ffi::OsString;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use sprat_luks::{OpenedBy, Secret};
+
+use crate::interrupt::Interrupt;
+use crate::protocol::messages::{
+    AbortReport, ChangeStart, CreateStart, VolumeOrder, VolumeReply, VolumeStart, WorkerOrder,
+    WorkerReply,
+};
+use crate::protocol::spawn::{Child, Role};
+use crate::settings::{
+    Access, ClosedReport, ContainerFacts, Newest, Observer, Phase, SessionOptions, SessionProgress,
+    VolumeRoom,
+};
+use crate::supervisor::keys::HeaderChanged;
+use crate::{Exit, Failure};
+
+pub use crate::supervisor::reserves::make_reserves;
+
+/// How long the orderly end may take after the first interrupt, before everything is torn down. What is
+/// not on the server by then is left to the next run.
+const ORDERLY_LIMIT: Duration = Duration::from_secs(7);
+
+/// How long a killed process may take to be gone.
+const DEATH_LIMIT: Duration = Duration::from_secs(20);
+
+/// When the worker fails because the volume did, the volume's own word comes within this.
+const VOLUME_WORD_LIMIT: Duration = Duration::from_secs(1);
+
+/// With the line away for so long, an interrupt doesn't wait for it any more.
+const LINE_AWAY_MS_MAX: u64 = 3000;
+
+/// What an end before everything was sent means.
+const LEFT_OUT: &str = "finished snapshots are unharmed; what was not yet on the server is left out. The \
+     next run goes on from there";
+
+/// What arrives in S.
+enum Event {
+    Volume(Option<VolumeReply>),
+    /// Of the worker of that number: what an earlier one says comes late, its end included.
+    Worker(u32, Option<WorkerReply>),
+    /// An order could not be sent: whoever waits for its answer would wait for ever.
+    Unsent(Failure),
+    Interrupt,
+}
+
+/// An answer that somebody waits for.
+pub(crate) enum Heard {
+    Volume(VolumeReply),
+    Worker(WorkerReply),
+}
+
+/// What a first interrupt does while something is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnInterrupt {
+    /// Ends everything at once; nothing is lost by it.
+    GiveUp,
+    /// Asks the worker to stop what it does.
+    Cancel,
+    /// Asks V to stop, and takes what it answers: it may be past the point of return.
+    Ask,
+    /// Goes on to the end, which is near.
+    Finish,
+}
+
+/// Who sees and who stops what is waited for.
+pub(crate) struct Watch<'a> {
+    pub observer: &'a mut dyn Observer,
+    pub interrupt: &'a Interrupt,
+}
+
+/// V, and W once there is one.
+pub(crate) struct Crew {
+    program: PathBuf,
+    volume: Child,
+    worker: Option<Child>,
+    opened_by: OpenedBy,
+    worker_number: u32,
+    queue: mpsc::Sender<Event>,
+    events: mpsc::Receiver<Event>,
+    progress: SessionProgress,
+    /// The ends of their control sockets were heard.
+    volume_gone: bool,
+    worker_gone: bool,
+    /// When the interrupt was acted upon.
+    interrupted: Option<Instant>,
+    /// The server was asked to give a new container its name.
+    naming: bool,
+    /// The server's room runs out: what is left of it, and whether that was acted upon.
+    room: Option<(u64, bool)>,
+    /// Everything is torn down, because of this.
+    over: Option<Failure>,
+    aborted: AbortReport,
+    /// What was left in the volume when it was unmounted, and the newest snapshot of each job.
+    unmounted: (Option<VolumeRoom>, Option<Newest>),
+    /// It is closed, and V waits for the order to make the reserve.
+    reserve_missing: bool,
+    /// The snapshots that must be there when the volume is mounted.
+    pub(crate) expected: Newest,
+}
+
+impl std::fmt::Debug for Crew {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Crew")
+            .field("volume", &self.volume)
+            .field("worker", &self.worker)
+            .field("over", &self.over)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Crew {
+    /// Starts V and waits until the container is open.
+    pub(crate) fn start(
+        options: &SessionOptions,
+        shape: Shape,
+        secrets: &[&Secret],
+        watch: &mut Watch<'_>,
+    ) -> Result<(Self, ContainerFacts), Failure> {
+        let mut crew = Self::launch(options, shape, secrets, watch)?;
+        let facts = crew.wait(watch, OnInterrupt::GiveUp, |heard| match heard {
+            Heard::Volume(VolumeReply::Ready(facts)) => Some(facts),
+            _ => None,
+        })?;
+        crew.expected.clone_from(&facts.newest_known);
+        Ok((crew, facts))
+    }
+
+    /// Starts V and tells it what to do.
+    fn launch(
+        options: &SessionOptions,
+        shape: Shape,
+        secrets: &[&Secret],
+        watch: &mut Watch<'_>,
+    ) -> Result<Self, Failure> {
+        watch.interrupt.check()?;
+        let opened_by = options.mode.opened_by()?;
+        let (queue, events) = mpsc::channel();
+        let role = match shape {
+            Shape::Session | Shape::Create(_) | Shape::Change(_) | Shape::Grow(_) => Role::Volume,
+            Shape::Background => Role::BackgroundVolume,
+        };
+        let hears = queue.clone();
+        let volume = Child::spawn(&options.program, role, move |reply| {
+            let _ = hears.send(Event::Volume(reply));
+        })?;
+        let wakes = queue.clone();
+        watch.interrupt.on_request(move |_| {
+            let _ = wakes.send(Event::Interrupt);
+        });
+        let start = start_order(options, opened_by, shape, secrets.len());
+        let crew = Self {
+            program: options.program.clone(),
+            volume,
+            worker: None,
+            opened_by,
+            worker_number: 0,
+            queue,
+            events,
+            progress: SessionProgress::default(),
+            volume_gone: false,
+            worker_gone: false,
+            interrupted: None,
+            naming: false,
+            room: None,
+            over: None,
+            aborted: AbortReport::default(),
+            unmounted: (None, None),
+            reserve_missing: false,
+            expected: Newest::new(),
+        };
+        // A failure drops `crew`, which ends V.
+        crew.volume.send(&VolumeOrder::Start(Box::new(start)))?;
+        for secret in secrets {
+            crew.volume.send_secret(secret.expose())?;
+        }
+        Ok(crew)
+    }
+
+    /// Has V change the header; it ends by itself.
+    pub(crate) fn change(
+        options: &SessionOptions,
+        change: ChangeStart,
+        secrets: &[&Secret],
+        watch: &mut Watch<'_>,
+    ) -> Result<HeaderChanged, Failure> {
+        let mut crew = Self::launch(options, Shape::Change(change), secrets, watch)?;
+        let changed = crew.wait(watch, OnInterrupt::Ask, |heard| match heard {
+            Heard::Volume(VolumeReply::Changed(changed)) => Some(*changed),
+            _ => None,
+        });
+        // Where it holds nothing yet it ends on the spot, without a word.
+        let ended_at_once = crew.interrupted.is_some() && crew.volume_gone;
+        let changed = changed.map_err(|failure| match ended_at_once {
+            true => Failure::interrupted(),
+            false => failure,
+        })?;
+        if !crew.volume.wait(DEATH_LIMIT) {
+            crew.volume.kill();
+        }
+        crew.over = Some(Failure::failed("the session is closed"));
+        Ok(changed)
+    }
+
+    /// Starts W (or the keeper), mounts FUSE in it, has V serve it, and attaches the loop device.
+    pub(crate) fn attach(&mut self, role: Role, watch: &mut Watch<'_>) -> Result<(), Failure> {
+        watch.observer.phase(Phase::Mounting);
+        let hears = self.queue.clone();
+        self.worker_number += 1;
+        let number = self.worker_number;
+        let worker = Child::spawn(&self.program, role, move |reply| {
+            let _ = hears.send(Event::Worker(number, reply));
+        });
+        match worker {
+            Ok(worker) => self.worker = Some(worker),
+            Err(failure) => return Err(self.fail(failure)),
+        }
+        self.order(&WorkerOrder::Begin);
+        self.wait_worker(watch, OnInterrupt::GiveUp, |reply| {
+            matches!(reply, WorkerReply::FuseReady).then_some(())
+        })?;
+        if let Err(failure) = self.hand_over_fuse() {
+            return Err(self.fail(failure));
+        }
+        self.order_volume(&VolumeOrder::Serve);
+        self.wait(watch, OnInterrupt::GiveUp, |heard| {
+            matches!(heard, Heard::Volume(VolumeReply::Serving)).then_some(())
+        })?;
+        self.order(&WorkerOrder::Attach);
+        self.wait_worker(watch, OnInterrupt::GiveUp, |reply| {
+            matches!(reply, WorkerReply::Attached).then_some(())
+        })?;
+        if self.opened_by == OpenedBy::Kernel {
+            self.map(watch)?;
+        }
+        Ok(())
+    }
+
+    /// The volume key goes from V to W, unseen here, and W has dm-crypt use it. Not V: a process
+    /// that waits for a device which it serves itself can't be killed.
+    fn map(&mut self, watch: &mut Watch<'_>) -> Result<(), Failure> {
+        self.order_volume(&VolumeOrder::GiveKey);
+        let mapping = self.wait(watch, OnInterrupt::GiveUp, |heard| match heard {
+            Heard::Volume(VolumeReply::KeyGiven(mapping)) => Some(mapping),
+            _ => None,
+        })?;
+        if let Err(failure) = self.hand_over_key() {
+            return Err(self.fail(failure));
+        }
+        self.order(&WorkerOrder::Map(mapping));
+        self.wait_worker(watch, OnInterrupt::GiveUp, |reply| {
+            matches!(reply, WorkerReply::Mapped).then_some(())
+        })
+    }
+
+    fn hand_over_key(&self) -> Result<(), Failure> {
+        let key = sprat_attach::receive_fd(self.volume.descriptors())?;
+        if let Some(worker) = &self.worker {
+            sprat_attach::send_fd(worker.descriptors(), key.as_fd())?;
+        }
+        Ok(())
+    }
+
+    /// This process's copy is closed on return: V is to be the only one that holds it.
+    fn hand_over_fuse(&mut self) -> Result<(), Failure> {
+        let worker = self
+            .worker
+            .as_ref()
+            .ok_or_else(|| Failure::failed("there is no worker"))?;
+        let fuse = sprat_attach::receive_fd(worker.descriptors())?;
+        sprat_attach::send_fd(self.volume.descriptors(), fuse.as_fd())?;
+        Ok(())
+    }
+
+    /// Tells W what to do. An order that can't be sent fails what waits for its answer.
+    pub(crate) fn order(&self, order: &WorkerOrder) {
+        if let Some(worker) = &self.worker {
+            self.note_unsent(worker.send(order));
+        }
+    }
+
+    /// Tells V what to do; as [`Self::order`].
+    pub(crate) fn order_volume(&self, order: &VolumeOrder) {
+        self.note_unsent(self.volume.send(order));
+    }
+
+    fn note_unsent(&self, sent: Result<(), Failure>) {
+        if let Err(failure) = sent {
+            // The receiver lives as long as this does.
+            let _ = self.queue.send(Event::Unsent(failure));
+        }
+    }
+
+    /// V, for what only background mounts need.
+    pub(crate) fn volume(&self) -> &Child {
+        &self.volume
+    }
+
+    /// W or the keeper, for what only background mounts need.
+    pub(crate) fn worker(&self) -> Option<&Child> {
+        self.worker.as_ref()
+    }
+
+    /// Waits for an answer of W.
+    pub(crate) fn wait_worker<T>(
+        &mut self,
+        watch: &mut Watch<'_>,
+        on_interrupt: OnInterrupt,
+        mut wanted: impl FnMut(WorkerReply) -> Option<T>,
+    ) -> Result<T, Failure> {
+        self.wait(watch, on_interrupt, |heard| match heard {
+            Heard::Worker(reply) => wanted(reply),
+            Heard::Volume(_) => None,
+        })
+    }
+
+    /// Waits until `wanted` takes an answer. A failure of the worker leaves the session open; any
+    /// other ends it, and every later call gives the same failure.
+    pub(crate) fn wait<T>(
+        &mut self,
+        watch: &mut Watch<'_>,
+        on_interrupt: OnInterrupt,
+        mut wanted: impl FnMut(Heard) -> Option<T>,
+    ) -> Result<T, Failure> {
+        if let Some(failure) = &self.over {
+            return Err(failure.clone());
+        }
+        loop {
+            self.heed_interrupt(watch, on_interrupt)?;
+            self.heed_room(watch, on_interrupt);
+            // The interrupt wakes by itself; the pause is for the look at the line.
+            let event = match self.events.recv_timeout(Duration::from_secs(1)) {
+                Ok(event) => event,
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(self.fail(Failure::failed("the session hears nobody any more")));
+                }
+            };
+            let heard = match event {
+                Event::Interrupt => continue,
+                Event::Unsent(failure) => return Err(self.fail(failure)),
+                Event::Volume(None) => return Err(self.volume_died()),
+                Event::Worker(number, _) if number != self.worker_number => continue,
+                Event::Worker(_, None) if self.worker.is_none() => continue,
+                Event::Worker(_, None) => return Err(self.worker_died()),
+                Event::Volume(Some(reply)) => match self.tell(reply, watch) {
+                    Some(VolumeReply::Failed(failure)) => return Err(self.fail(failure)),
+                    Some(reply) => Heard::Volume(reply),
+                    None => continue,
+                },
+                Event::Worker(_, Some(WorkerReply::Failed(failure))) => {
+                    let failure = self.worker_failed(failure);
+                    return Err(if self.worker_gone && self.over.is_none() {
+                        self.fail(failure)
+                    } else {
+                        failure
+                    });
+                }
+                Event::Worker(_, Some(WorkerReply::Progress(progress))) => {
+                    self.progress.rsync = Some(progress);
+                    watch.observer.progress(&self.progress);
+                    continue;
+                }
+                Event::Worker(_, Some(WorkerReply::Notice(notice))) => {
+                    watch.observer.notice(notice);
+                    continue;
+                }
+                Event::Worker(_, Some(reply)) => Heard::Worker(reply),
+            };
+            if let Some(found) = wanted(heard) {
+                return Ok(found);
+            }
+        }
+    }
+
+    fn heed_interrupt(
+        &mut self,
+        watch: &mut Watch<'_>,
+        on_interrupt: OnInterrupt,
+    ) -> Result<(), Failure> {
+        if !watch.interrupt.requested() {
+            return Ok(());
+        }
+        let line_away = self
+            .progress
+            .volume
+            .reconnecting_ms
+            .is_some_and(|ms| ms > LINE_AWAY_MS_MAX);
+        if watch.interrupt.hard() || line_away {
+            watch.observer.phase(Phase::Stopping);
+            let why = if line_away {
+                "interrupted while the line was down"
+            } else {
+                "interrupted twice: ended at once"
+            };
+            return Err(self.fail(Failure::new(Exit::Interrupted, why).with_hint(LEFT_OUT)));
+        }
+        if let Some(since) = self.interrupted {
+            if since.elapsed() < ORDERLY_LIMIT {
+                return Ok(());
+            }
+            let why = "interrupted, and the server took too long to end in order";
+            return Err(self.fail(Failure::new(Exit::Interrupted, why).with_hint(LEFT_OUT)));
+        }
+        self.interrupted = Some(Instant::now());
+        watch.observer.phase(Phase::Stopping);
+        match on_interrupt {
+            OnInterrupt::GiveUp => Err(self.fail(Failure::interrupted())),
+            OnInterrupt::Cancel => {
+                self.order(&WorkerOrder::Cancel);
+                Ok(())
+            }
+            OnInterrupt::Ask => {
+                self.order_volume(&VolumeOrder::Abort);
+                Ok(())
+            }
+            OnInterrupt::Finish => Ok(()),
+        }
+    }
+
+    /// Has the worker stop what takes room, as an interrupt does; what ends by itself goes on.
+    fn heed_room(&mut self, watch: &mut Watch<'_>, on_interrupt: OnInterrupt) {
+        if let (Some((_, heeded @ false)), OnInterrupt::Cancel) = (&mut self.room, on_interrupt) {
+            *heeded = true;
+            watch.observer.phase(Phase::StoppingFull);
+            self.order(&WorkerOrder::Cancel);
+        }
+    }
+
+    /// What was left on the server when the worker was stopped because of it.
+    pub(crate) fn stopped_for_room(&self) -> Option<u64> {
+        self.room
+            .and_then(|(available_bytes, heeded)| heeded.then_some(available_bytes))
+    }
+
+    /// Passes on what V tells by the way; gives back what answers something.
+    fn tell(&mut self, reply: VolumeReply, watch: &mut Watch<'_>) -> Option<VolumeReply> {
+        match reply {
+            VolumeReply::Phase(phase) => watch.observer.phase(phase),
+            VolumeReply::Notice(notice) => watch.observer.notice(notice),
+            VolumeReply::Naming(naming) => self.naming = naming,
+            VolumeReply::RoomRunsOut { available_bytes } => {
+                self.room.get_or_insert((available_bytes, false));
+            }
+            VolumeReply::Figures(figures) => {
+                self.progress.volume = figures;
+                watch.observer.progress(&self.progress);
+            }
+            other => return Some(other),
+        }
+        None
+    }
+
+    /// The worker's failure, or the volume's if that was the cause of it.
+    fn worker_failed(&mut self, failure: Failure) -> Failure {
+        if failure.exit == Exit::Interrupted || failure.exit == Exit::Usage {
+            return failure;
+        }
+        let deadline = Instant::now() + VOLUME_WORD_LIMIT;
+        while let Some(left) = deadline.checked_duration_since(Instant::now()) {
+            match self.events.recv_timeout(left) {
+                Ok(Event::Volume(Some(VolumeReply::Failed(cause)))) => return self.fail(cause),
+                Ok(Event::Volume(None)) => return self.volume_died(),
+                Ok(Event::Worker(number, None)) if number == self.worker_number => {
+                    self.worker_gone = true;
+                }
+                Ok(Event::Volume(Some(VolumeReply::Figures(figures)))) => {
+                    self.progress.volume = figures;
+                }
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
+        failure
+    }
+
+    fn volume_died(&mut self) -> Failure {
+        self.volume_gone = true;
+        let how = self.volume.end();
+        self.fail(Failure::failed(how).with_hint(
+            "finished snapshots are unharmed. Run the same command again: it takes over and goes \
+             on where this one stopped",
+        ))
+    }
+
+    fn worker_died(&mut self) -> Failure {
+        self.worker_gone = true;
+        let how = self
+            .worker
+            .as_mut()
+            .map_or_else(|| "the worker ended".to_owned(), Child::end);
+        self.fail(Failure::failed(how).with_hint(
+            "finished snapshots are unharmed. Run the same command again: it goes on where this \
+             one stopped",
+        ))
+    }
+
+    /// Tears everything down because of `failure`.
+    pub(crate) fn fail(&mut self, failure: Failure) -> Failure {
+        self.tear_down();
+        self.over = Some(failure.clone());
+        failure
+    }
+
+    /// What the volume process left behind when it was torn down.
+    pub(crate) fn aborted(&self) -> AbortReport {
+        self.aborted
+    }
+
+    /// Whether a new container may have its name: the server was asked, and no answer was heard.
+    pub(crate) fn may_be_named(&self) -> bool {
+        self.naming && !self.aborted.removed
+    }
+
+    /// What the session died of, if it did.
+    pub(crate) fn over(&self) -> Option<&Failure> {
+        self.over.as_ref()
+    }
+
+    /// Everything is unmounted in order; W ends by itself.
+    pub(crate) fn detach(&mut self, watch: &mut Watch<'_>) -> Result<(), Failure> {
+        if let Some(failure) = &self.over {
+            return Err(failure.clone());
+        }
+        watch.observer.phase(Phase::Unmounting);
+        self.order(&WorkerOrder::Unmount);
+        let unmounted = self.wait_worker(watch, OnInterrupt::Finish, |reply| match reply {
+            WorkerReply::Unmounted(room, newest) => Some((room, newest)),
+            _ => None,
+        });
+        match unmounted {
+            Ok(unmounted) => self.unmounted = unmounted,
+            Err(failure) if self.over.is_some() => return Err(failure),
+            Err(failure) => return Err(self.fail(failure)),
+        }
+        if let Some(mut worker) = self.worker.take()
+            && !worker.wait(DEATH_LIMIT)
+        {
+            worker.kill();
+        }
+        Ok(())
+    }
+
+    /// V sends the rest, waits for the server's fsync, lets go and ends.
+    pub(crate) fn close(&mut self, watch: &mut Watch<'_>) -> Result<ClosedReport, Failure> {
+        self.order_volume(&VolumeOrder::Close(self.unmounted.1.clone()));
+        let report = self.wait(watch, OnInterrupt::Finish, |heard| match heard {
+            Heard::Volume(VolumeReply::Closed(report, reserve_missing)) => {
+                Some((report, reserve_missing))
+            }
+            _ => None,
+        });
+        let (report, reserve_missing) = report?;
+        self.reserve_missing = reserve_missing;
+        if !reserve_missing && !self.volume.wait(DEATH_LIMIT) {
+            self.volume.kill();
+        }
+        self.over = Some(Failure::failed("the session is closed"));
+        Ok(ClosedReport {
+            room: self.unmounted.0,
+            ..report
+        })
+    }
+
+    /// Lets go of both without ending them: they live on in the background.
+    pub(crate) fn leave(mut self) {
+        self.over = Some(Failure::failed("the session was left in the background"));
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        self.tear_down();
+    }
+}
+
+/// What the processes are for.
+pub(crate) enum Shape {
+    Session,
+    Create(CreateStart),
+    Change(ChangeStart),
+    Background,
+    /// The container file gets this length while it is opened.
+    Grow(u64),
+}
+
+pub(crate) fn start_order(
+    options: &SessionOptions,
+    opened_by: OpenedBy,
+    shape: Shape,
+    secrets: usize,
+) -> VolumeStart {
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let background = matches!(shape, Shape::Background);
+    let (mut create, mut change, mut grow_to) = (None, None, None);
+    match shape {
+        Shape::Create(start) => create = Some(start),
+        Shape::Change(start) => change = Some(start),
+        Shape::Grow(file_bytes) => grow_to = Some(file_bytes),
+        Shape::Session | Shape::Background => {}
+    }
+    VolumeStart {
+        target: options.target.clone(),
+        kernel: opened_by == OpenedBy::Kernel,
+        ssh_command: options.ssh_command.clone(),
+        access: options.access,
+        state_dir: OsString::from(&options.state_dir),
+        runtime_dir: OsString::from(&options.runtime_dir),
+        allow_no_fsync: options.allow_no_fsync,
+        ignore_lock: options.ignore_lock,
+        accept_older_state: options.accept_older_state,
+        accept_changed_keys: options.accept_changed_keys,
+        past_cache: options.past_cache,
+        reconnect_max_ms: millis(options.reconnect_max),
+        quiet_time_ms: millis(options.quiet_time),
+        figures_interval_ms: millis(options.figures_interval),
+        data_channels: options.data_channels,
+        write_buffer_bytes_max: options.write_buffer_bytes_max,
+        cache_dir: options.cache_dir.clone().into_os_string(),
+        cache_bytes_max: options.cache_bytes_max,
+        reserve_bytes: options.reserve_bytes,
+        may_use_reserve: options.may_use_reserve,
+        room_interval_ms: millis(options.room_interval),
+        pins: options.pins.clone(),
+        // People who write by hand expect fsync to mean it; a backup waits once, at its end.
+        durable_flush: background && options.access == Access::ReadWrite,
+        create,
+        change,
+        grow_to,
+        secrets,
+    }
+}

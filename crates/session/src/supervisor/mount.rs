@@ -1,0 +1,264 @@
+//! `sprat mount` and `sprat umount`: a volume in the caller's namespace, served in the background.
+
+use std::ffi::OsString;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant, SystemTime};
+
+use sprat_attach::{
+    AttachError, MountState, holders_of, mount_state, unmount_dead, unmount_only, volume_id,
+};
+use sprat_luks::Secret;
+
+use crate::interrupt::Interrupt;
+use crate::protocol::messages::{
+    BackgroundMount, VolumeOrder, VolumeReply, WorkerOrder, WorkerReply,
+};
+use crate::protocol::spawn::Role;
+use crate::settings::{Access, ClosedReport, ContainerFacts, Observer, Phase, SessionOptions};
+use crate::state::Known;
+use crate::state::paths::Filed;
+use crate::supervisor::background::{self, MountRecord, OpenRecord, record_path};
+use crate::supervisor::{Crew, Heard, OnInterrupt, Shape, Watch};
+use crate::{Exit, Failure, text};
+
+/// How long `umount` waits for whatever else holds the volume after the unmount.
+const HOLDER_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// How often that is looked for: it reads a file of each process.
+const HOLDER_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Mounts the volume at `dir` for everybody; it stays when the command ends. Reads only, unless
+/// `options.access` says otherwise; then every fsync waits for the server's.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "as in `Session::open`: the options are the session's"
+)]
+pub fn mount(
+    options: SessionOptions,
+    secret: &Secret,
+    dir: &Path,
+    observer: &mut dyn Observer,
+    interrupt: &Interrupt,
+) -> Result<ContainerFacts, Failure> {
+    let dir = mount_point(dir)?;
+    let mut watch = Watch {
+        observer,
+        interrupt,
+    };
+    let record = record_path(&options.runtime_dir, &dir);
+    let (mut crew, facts) = Crew::start(&options, Shape::Background, &[secret], &mut watch)?;
+    crew.attach(Role::Keeper, &mut watch)?;
+    crew.order(&WorkerOrder::Mount {
+        at: OsString::from(&dir),
+        read_only: options.access == Access::ReadOnly,
+        browse: true,
+        grow: false,
+        expected: crew.expected.clone(),
+    });
+    let mounted = crew.wait_worker(&mut watch, OnInterrupt::Finish, |reply| {
+        matches!(reply, WorkerReply::Mounted).then_some(())
+    });
+    if let Err(failure) = mounted {
+        return Err(crew.fail(failure));
+    }
+    crew.order_volume(&VolumeOrder::MaySend);
+    if interrupt.requested() {
+        return Err(crew.fail(Failure::interrupted()));
+    }
+    let background = BackgroundMount {
+        dir: OsString::from(&dir),
+        record: OsString::from(&record),
+    };
+    let volume = match volume_id(&dir) {
+        Ok(volume) => volume,
+        Err(error) => return Err(crew.fail(Failure::from(&error))),
+    };
+    let written = background::write_record(
+        &record,
+        &MountRecord {
+            dir: OsString::from(&dir),
+            target: options.target.to_string(),
+            access: options.access,
+            since: SystemTime::now(),
+            volume,
+        },
+    );
+    if let Err(failure) = written {
+        return Err(crew.fail(failure));
+    }
+    if options.access == Access::ReadWrite {
+        let filed = Filed::new(&options.state_dir, &facts.uuid, &options.target);
+        if let Err(failure) = Known::load(&filed).forget_newest(&filed) {
+            return Err(crew.fail(failure));
+        }
+    }
+    let left = leave(&mut crew, background, &mut watch);
+    if let Err(failure) = left {
+        return Err(crew.fail(failure));
+    }
+    crew.leave();
+    Ok(facts)
+}
+
+/// V goes on by itself, watched by the keeper.
+fn leave(
+    crew: &mut Crew,
+    background: BackgroundMount,
+    watch: &mut Watch<'_>,
+) -> Result<(), Failure> {
+    crew.order_volume(&VolumeOrder::Detach(background.clone()));
+    crew.wait(watch, OnInterrupt::Finish, |heard| {
+        matches!(heard, Heard::Volume(VolumeReply::Detached)).then_some(())
+    })?;
+    let control = crew.volume().control()?;
+    if let Some(keeper) = crew.worker() {
+        sprat_attach::send_fd(keeper.descriptors(), control.as_fd())?;
+    }
+    crew.order(&WorkerOrder::Keep(background));
+    crew.wait_worker(watch, OnInterrupt::Finish, |reply| {
+        matches!(reply, WorkerReply::Kept).then_some(())
+    })
+}
+
+fn mount_point(dir: &Path) -> Result<PathBuf, Failure> {
+    let refused = |why: &str| Failure::usage(format!("can't mount at {}: {why}", dir.display()));
+    match mount_state(dir) {
+        Ok(MountState::Alive) => {
+            return Err(refused("a container is mounted there already"));
+        }
+        Ok(MountState::Dead) => {
+            return Err(refused("a dead mount is there")
+                .with_hint(format!("run `sprat umount {}` first", text::quoted(dir))));
+        }
+        _ => {}
+    }
+    let real = std::fs::canonicalize(dir).map_err(|error| refused(&error.to_string()))?;
+    if !real.is_dir() {
+        return Err(refused("it is no folder"));
+    }
+    Ok(real)
+}
+
+/// Unmounts `dir` and waits until its volume process has ended; returns its result.
+pub fn unmount(
+    runtime_dir: &Path,
+    dir: &Path,
+    observer: &mut dyn Observer,
+    interrupt: &Interrupt,
+) -> Result<ClosedReport, Failure> {
+    // A dead mount can't be looked into, so its name is taken as it is.
+    let dir = std::fs::canonicalize(dir)
+        .or_else(|_| std::path::absolute(dir))
+        .map_err(|error| Failure::usage(format!("{}: {error}", dir.display())))?;
+    observer.phase(Phase::Unmounting);
+    let volume = volume_id(&dir)?;
+    let record = background::find(runtime_dir, &dir, volume.as_deref());
+    if volume.is_none() && record.is_none() {
+        return Err(Failure::failed(format!(
+            "no container is mounted at {}",
+            dir.display()
+        )));
+    }
+    // Its process lives: asking the device would wait for a line that is away, and hold the device.
+    let state = if record.as_ref().is_some_and(|record| !record.has_ended()) {
+        MountState::Alive
+    } else {
+        mount_state(&dir)?
+    };
+    match state {
+        MountState::Alive if volume.is_some() => match unmount_watching(&dir, interrupt)? {
+            // Another `umount` was faster.
+            Err(AttachError::NotMounted { .. }) if record.is_some() => {}
+            unmounted => unmounted?,
+        },
+        MountState::Dead => unmount_dead(&dir)?,
+        _ => {}
+    }
+    observer.phase(Phase::Syncing);
+    let held = |record: &OpenRecord| record.record.volume.clone();
+    let volume = volume.or_else(|| record.as_ref().and_then(held));
+    let mut held_until = Instant::now() + HOLDER_WAIT_MAX;
+    let mut looked = Instant::now();
+    loop {
+        if record.as_ref().is_some_and(OpenRecord::has_ended) {
+            break;
+        }
+        if interrupt.requested() {
+            return Err(goes_on(&dir));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        // Without a record only the device shows that the volume process can end.
+        if record.is_some() && looked.elapsed() < HOLDER_INTERVAL {
+            continue;
+        }
+        looked = Instant::now();
+        let holders = volume.as_deref().map(holders_of).unwrap_or_default();
+        if holders.is_empty() && record.is_none() {
+            break;
+        }
+        if holders.is_empty() {
+            held_until = Instant::now() + HOLDER_WAIT_MAX;
+        } else if Instant::now() > held_until {
+            return Err(still_held(&dir, &holders));
+        }
+    }
+    match record {
+        Some(record) => record.take_result(),
+        None if state == MountState::Dead => Err(background::died()),
+        None => Err(Failure::failed(format!(
+            "{} is unmounted, but how its volume process ends is not known: its record is missing",
+            dir.display()
+        ))
+        .with_hint(
+            "it still sends what was written. Wait until no `sprat volume-process` runs for this \
+             container, then run `sprat check`",
+        )),
+    }
+}
+
+fn still_held(dir: &Path, holders: &[String]) -> Failure {
+    Failure::failed(format!(
+        "{} is unmounted, but the volume is still in use: {}",
+        dir.display(),
+        holders.join(", ")
+    ))
+    .with_hint(format!(
+        "the session goes on: what is written there still reaches the server. Unmount it there \
+         with `umount DIR` (in another mount namespace: `nsenter -t PID -m umount DIR`), then run \
+         `sprat umount {}` again for the result",
+        text::quoted(dir)
+    ))
+}
+
+/// The unmount waits for everything to be written, for as long as a line is away; an interrupt
+/// leaves it to itself.
+fn unmount_watching(dir: &Path, interrupt: &Interrupt) -> Result<Result<(), AttachError>, Failure> {
+    let (done, result) = mpsc::channel();
+    let unmounted = dir.to_owned();
+    std::thread::Builder::new()
+        .name("unmount".to_owned())
+        .spawn(move || {
+            let _ = done.send(unmount_only(&unmounted));
+        })
+        .map_err(|error| Failure::failed("can't start a thread").caused_by(&error))?;
+    loop {
+        match result.recv_timeout(Duration::from_millis(100)) {
+            Ok(unmounted) => return Ok(unmounted),
+            Err(RecvTimeoutError::Timeout) if interrupt.requested() => return Err(goes_on(dir)),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(Failure::failed("the unmount ended without a result"));
+            }
+        }
+    }
+}
+
+fn goes_on(dir: &Path) -> Failure {
+    Failure::new(Exit::Interrupted, "interrupted while unmounting").with_hint(format!(
+        "it goes on in the background. Run `sprat umount {}` again: it waits for the end and \
+         shows the result",
+        text::quoted(dir)
+    ))
+}

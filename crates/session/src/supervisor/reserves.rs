@@ -1,0 +1,53 @@
+//! The reserve beside a container, made when its session is over and success was reported.
+
+use std::sync::Mutex;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
+
+use crate::interrupt::Interrupt;
+use crate::protocol::messages::{VolumeOrder, VolumeReply};
+use crate::supervisor::{Crew, DEATH_LIMIT, Event};
+
+/// Crews whose sessions are over, and whose containers lack their reserve.
+static RESERVES_TO_MAKE: Mutex<Vec<Crew>> = Mutex::new(Vec::new());
+
+/// Makes the reserves that are missing beside the containers of the sessions of this process that are
+/// over. To be called when success was reported; an interrupt stops it, and harms nothing.
+pub fn make_reserves(interrupt: &Interrupt, note: impl Fn()) {
+    let crews = RESERVES_TO_MAKE
+        .lock()
+        .map(|mut crews| std::mem::take(&mut *crews))
+        .unwrap_or_default();
+    for mut crew in crews {
+        if !interrupt.requested() {
+            note();
+            crew.make_reserve(interrupt);
+        }
+        crew.volume.kill();
+        crew.volume.wait(DEATH_LIMIT);
+    }
+}
+
+impl Crew {
+    /// After [`close`](Self::close): leaves the reserve to [`make_reserves`], where it is missing.
+    pub(crate) fn finish(self) {
+        if self.reserve_missing
+            && let Ok(mut crews) = RESERVES_TO_MAKE.lock()
+        {
+            crews.push(self);
+        }
+    }
+
+    fn make_reserve(&self, interrupt: &Interrupt) {
+        if self.volume.send(&VolumeOrder::MakeReserve).is_err() {
+            return;
+        }
+        while !interrupt.requested() {
+            match self.events.recv_timeout(Duration::from_millis(100)) {
+                Ok(Event::Volume(Some(VolumeReply::ReserveMade) | None))
+                | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(_) | Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+}

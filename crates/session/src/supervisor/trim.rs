@@ -1,0 +1,175 @@
+//! Gives the space of what the file system no longer needs back to the server.
+//!
+//! First everything is durable and the journal replayed; then a read-only mount says what it does
+//! not need, which is only noted; then nothing is mounted any more, and the space is given back.
+//! Only after every answer of that the lock is released, so nobody can have begun to write.
+
+use serde::{Deserialize, Serialize};
+use sprat_luks::Secret;
+
+use crate::interrupt::Interrupt;
+use crate::protocol::messages::{VolumeOrder, VolumeReply, WorkerOrder, WorkerReply};
+use crate::protocol::spawn::Role;
+use crate::session::{MountFor, mount_privately};
+use crate::settings::{Access, ContainerFacts, Mode, Observer, Phase, SessionOptions};
+use crate::supervisor::{Crew, Heard, OnInterrupt, Shape, Watch};
+use crate::{Exit, Failure, text};
+
+/// Which ways may be taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TrimHow {
+    /// Holes are made in the file; nothing else will do.
+    Punch,
+    /// The file is written anew on the server, which copies by itself.
+    Rewrite,
+    /// The file is written anew, and all that is used of it crosses the line twice.
+    RewriteThroughClient,
+}
+
+/// The way that was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TrimRoute {
+    /// Holes made in a local file.
+    LocalPunch,
+    /// Holes made by `fallocate` in a shell on the server.
+    ShellPunch,
+    /// A new file in the place of the old one, copied by the server.
+    Rewrite,
+    /// A new file in the place of the old one, copied through this machine.
+    RewriteThroughClient,
+}
+
+/// What the container took on the server's disk, before and after.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Measure {
+    /// Bytes given back.
+    pub given_back_bytes: u64,
+    /// By what it was measured.
+    pub by: String,
+}
+
+/// What a trim did.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TrimReport {
+    /// The way that was taken.
+    pub route: TrimRoute,
+    /// Bytes that the file system does not need, most of them never written.
+    pub unneeded_bytes: u64,
+    /// In how many separate ranges.
+    pub ranges: u64,
+    /// Of the container itself; `None` where that can't be measured.
+    pub measure: Option<Measure>,
+    /// After a rewrite: what the new file takes at most, in bytes.
+    pub kept_bytes: Option<u64>,
+}
+
+/// Trims the container; returns what was done once all of it is durable and the lock released.
+/// Interrupted or killed anywhere nothing is lost; run it again.
+pub fn trim(
+    options: SessionOptions,
+    secret: &Secret,
+    how: TrimHow,
+    observer: &mut dyn Observer,
+    interrupt: &Interrupt,
+) -> Result<(ContainerFacts, TrimReport), Failure> {
+    debug_assert_eq!(options.access, Access::ReadWrite);
+    // What is noted is the file system's own view: where the kernel decrypts, its discards would
+    // have to pass through dm-crypt, which drops them unless told otherwise.
+    let options = SessionOptions {
+        mode: Mode::User,
+        ..options
+    };
+    let mut watch = Watch {
+        observer,
+        interrupt,
+    };
+    let (mut crew, facts) = Crew::start(&options, Shape::Session, &[secret], &mut watch)?;
+    let done = run(&mut crew, &options, how, &mut watch);
+    let done = match done {
+        Ok(done) => done,
+        Err(failure) if crew.over().is_some() => return Err(failure),
+        Err(failure) => return Err(crew.fail(failure)),
+    };
+    crew.close(&mut watch)?;
+    crew.finish();
+    Ok((facts, done))
+}
+
+fn run(
+    crew: &mut Crew,
+    options: &SessionOptions,
+    how: TrimHow,
+    watch: &mut Watch<'_>,
+) -> Result<TrimReport, Failure> {
+    // Replays the journal of a session that died, which is a write like any other.
+    mount_read_only(crew, options, watch)?;
+    crew.detach(watch)?;
+    order(crew, watch, &VolumeOrder::Collect, |reply| {
+        matches!(reply, VolumeReply::Collecting).then_some(())
+    })?;
+    mount_read_only(crew, options, watch)?;
+    watch.observer.phase(Phase::Collecting);
+    crew.order(&WorkerOrder::Trim);
+    crew.wait_worker(watch, OnInterrupt::GiveUp, |reply| match reply {
+        WorkerReply::Trimmed(bytes) => Some(bytes),
+        _ => None,
+    })?;
+    crew.detach(watch)?;
+    watch.interrupt.check()?;
+    order(crew, watch, &VolumeOrder::Trim(how), |reply| match reply {
+        VolumeReply::Trimmed(done) => Some(*done),
+        _ => None,
+    })
+}
+
+fn mount_read_only(
+    crew: &mut Crew,
+    options: &SessionOptions,
+    watch: &mut Watch<'_>,
+) -> Result<(), Failure> {
+    crew.attach(Role::Worker, watch)?;
+    mount_privately(crew, options, MountFor::Reading, watch)
+}
+
+/// An interrupt is heard by the volume process itself, between two steps that belong together.
+fn order<T>(
+    crew: &mut Crew,
+    watch: &mut Watch<'_>,
+    order: &VolumeOrder,
+    mut wanted: impl FnMut(VolumeReply) -> Option<T>,
+) -> Result<T, Failure> {
+    crew.order_volume(order);
+    crew.wait(watch, OnInterrupt::GiveUp, |heard| match heard {
+        Heard::Volume(reply) => wanted(reply),
+        Heard::Worker(_) => None,
+    })
+}
+
+/// The failure of a way that does not exist here, with the way that would.
+pub(crate) fn no_way(reasons: &[String], needed_bytes: u64, available: Option<u64>) -> Failure {
+    let mut failure = Failure::new(
+        Exit::Failed,
+        "no holes can be made in the container where it lies",
+    );
+    for reason in reasons {
+        failure = failure.because(reason);
+    }
+    let needed = text::bytes(needed_bytes);
+    failure.with_hint(match available {
+        Some(available) if available < needed_bytes => format!(
+            "nothing was changed. A rewrite (`sprat trim --rewrite`) needs room for {needed} there, \
+             and only {} are free. `sprat copy` to another server copies only what is used",
+            text::bytes(available)
+        ),
+        available => format!(
+            "nothing was changed. `sprat trim --rewrite` has the server rewrite the container: it \
+             needs room for {needed}{}",
+            available.map_or_else(String::new, |available| format!(
+                ", and {} are free there",
+                text::bytes(available)
+            ))
+        ),
+    })
+}

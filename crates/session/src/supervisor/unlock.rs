@@ -1,0 +1,231 @@
+//! Takes a container over from a session that may still live, and sets it free once nothing of
+//! that session can arrive any more.
+//!
+//! No step leaves the container without a lease: the next lease is made behind the old one, held
+//! until every open door of it is closed, and only then given back.
+
+mod waiting;
+
+use std::path::Path;
+use std::time::Duration;
+
+use sprat_store::lock::{self, DOOR_S, LockInfo, RENEW_INTERVAL, Watched};
+use sprat_store::{Access, FileName, Lock, LockError, Store, StoreError};
+
+use crate::address::Target;
+use crate::interrupt::Interrupt;
+use crate::settings::SessionOptions;
+use crate::state::moved;
+use crate::supervisor::unlock::waiting::Waiting;
+use crate::volume_process::connection::{Connection, open_record, owner_note};
+use crate::{Exit, Failure, connect};
+
+/// For an answer of the old session this long is waited before anything less is used.
+pub const ANSWER_WAIT: Duration = Duration::from_secs(30);
+/// How long a lease is watched: two renewals and some time on the way.
+pub const WATCH: Duration = Duration::from_secs(2 * RENEW_INTERVAL.as_secs() + 5);
+
+/// What an unlock may do.
+#[derive(Debug, Clone)]
+pub struct UnlockWish {
+    /// Take over from a session that is alive.
+    pub force: bool,
+    /// Somebody knows that the machine of the old session is off.
+    pub is_off: bool,
+    /// Give up the comparison of what watched sessions wrote.
+    pub forget_watch: bool,
+    /// How long the lease is watched before it is taken over.
+    pub watch: Duration,
+    /// How long an answer is waited for.
+    pub answer_wait: Duration,
+    /// The silence after which a session counts as gone.
+    pub silence_s: u64,
+}
+
+impl Default for UnlockWish {
+    fn default() -> Self {
+        Self {
+            force: false,
+            is_off: false,
+            forget_watch: false,
+            watch: WATCH,
+            answer_wait: ANSWER_WAIT,
+            silence_s: DOOR_S,
+        }
+    }
+}
+
+/// How it became known, as far as it is, that nothing of a session arrives any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DoorWay {
+    /// It said so: everything that it sent was answered. A proof.
+    Answered,
+    /// The server's kernel says that nobody has the container open for writing. A proof.
+    Kernel,
+    /// Its lease was not renewed for so long that the server dropped the connection. No proof.
+    Silent,
+    /// The user says that its machine is off. No proof.
+    Off,
+}
+
+/// What an unlock did.
+#[derive(Debug, Default)]
+pub struct Unlocked {
+    /// What was taken over; `None` where nothing held the container, or it was given back.
+    pub taken_over: Option<LockInfo>,
+    /// It was renewed while it was watched.
+    pub was_renewed: bool,
+    /// Each earlier lease that was waited for, and how the waiting ended.
+    pub ways: Vec<(u64, DoorWay)>,
+    /// Sessions whose writes will not be compared.
+    pub forgotten: usize,
+    /// Something was locked when it began.
+    pub was_locked: bool,
+}
+
+/// Sets a container free. Sends at most leases; the container itself is not touched.
+pub fn unlock(
+    options: &SessionOptions,
+    wish: &UnlockWish,
+    interrupt: &Interrupt,
+    tell: &mut dyn FnMut(&str),
+) -> Result<Unlocked, Failure> {
+    let target = &options.target;
+    let record = open_record(
+        &options.state_dir,
+        target,
+        crate::settings::Access::ReadWrite,
+    )?;
+    let connection = Connection::to(options, &record)?;
+    let store = connection.connect()?;
+    let mut done = Unlocked::default();
+    let held = lock::inspect(&*store, &target.name, Some(&record))?.held;
+    done.was_locked = held.is_some();
+    let writes = held.is_some() || wish.forget_watch;
+    if writes && !store.capabilities().durable_flush && !options.allow_no_fsync {
+        return Err(no_fsync(&*store));
+    }
+    match &held {
+        Some(info) => {
+            tell(&format!(
+                "{}; watching it for {} s",
+                info_line(info),
+                wish.watch.as_secs()
+            ));
+            let watched = lock::watch(&*store, &target.name, wish.watch, || {
+                interrupt
+                    .check()
+                    .map_err(|failure| failure.with_hint("nothing was changed"))
+            })?;
+            match watched {
+                Watched::Free if !wish.forget_watch => return Ok(done),
+                Watched::Free => {}
+                Watched::Renewed(info) if !wish.force => {
+                    return Err(Failure::from(&LockError::Renewed {
+                        container: target.name.clone(),
+                        info: Box::new(info),
+                    }));
+                }
+                Watched::Renewed(_) => done.was_renewed = true,
+                Watched::Still(_) => {}
+            }
+        }
+        None => {
+            // A mistyped name must not be reported as a container that is not locked.
+            if let Err(failure) = is_container(&*store, &options.state_dir, target) {
+                let what = format!("there is no container {target}");
+                let failure = match failure.exit {
+                    Exit::NoContainer if !is_there(&*store, &target.name) => {
+                        Failure::new(Exit::NoContainer, what)
+                    }
+                    Exit::NoContainer => Failure::new(Exit::NoContainer, what).caused_by(&failure),
+                    _ => return Err(failure),
+                };
+                let hint = moved::hint(&options.state_dir, target);
+                return Err(failure.with_hint(format!(
+                    "nothing was changed: no lock is there either; {hint}"
+                )));
+            }
+            if !wish.forget_watch {
+                return Ok(done);
+            }
+        }
+    }
+    let owner = owner_note(&options.state_dir)?;
+    let lease = Lock::take_over(&*store, &target.name, &record, owner)?;
+    if held.is_some() {
+        tell(&format!(
+            "took it over with {}; now waiting until nothing of the earlier session can arrive",
+            lease.file()
+        ));
+    }
+    done.taken_over = held;
+    let mut waiting = Waiting::new(&lease, store, &connection, options, wish, interrupt);
+    done.ways = waiting.for_doors(tell).map_err(still_waiting)?;
+    if wish.forget_watch {
+        done.forgotten = lease.forget_watches();
+    }
+    for leftover in waiting.clear_up(tell).map_err(still_waiting)? {
+        tell(&format!("removed {leftover}, too"));
+    }
+    let store = waiting.into_store();
+    lease.release(&*store).map_err(|error| {
+        let failure = Failure::from(&error);
+        match failure.exit {
+            Exit::Locked => failure,
+            _ => failure.with_hint(
+                "whether the container is free now is not known. Run `sprat unlock` again",
+            ),
+        }
+    })?;
+    Ok(done)
+}
+
+/// A lease that may be gone after a crash of the server is none.
+fn no_fsync(store: &dyn Store) -> Failure {
+    Failure::failed(format!(
+        "{} can't make a lease durable: it has no fsync@openssh.com",
+        store.describe()
+    ))
+    .with_hint(
+        "nothing was changed. Who backs up there with --insist-without-fsync unlocks with it, too",
+    )
+}
+
+fn is_there(store: &dyn Store, name: &FileName) -> bool {
+    !matches!(store.stat(name), Err(StoreError::NotFound { .. }))
+}
+
+fn is_container(store: &dyn Store, state_dir: &Path, target: &Target) -> Result<(), Failure> {
+    let file = store.open(&target.name, Access::ReadOnly)?;
+    connect::any_header(&*file, state_dir, target).map(drop)
+}
+
+fn still_waiting(failure: Failure) -> Failure {
+    if failure.exit == Exit::Locked {
+        return failure;
+    }
+    let stays = "the container stays taken over and locked, so nothing can be written to it. Run `sprat \
+                 unlock` again: it goes on waiting";
+    match &failure.hint {
+        // What is wrong with the server is to be said, too.
+        Some(hint) if failure.exit == Exit::Damaged => {
+            let hint = format!("{stays}. {hint}");
+            failure.with_hint(hint)
+        }
+        _ => failure.with_hint(stays),
+    }
+}
+
+fn hours(seconds: u64) -> String {
+    format!("{}:{:02}", seconds / 3600, seconds / 60 % 60)
+}
+
+fn info_line(info: &LockInfo) -> String {
+    match (&info.token, info.free) {
+        (Some(_), false) => format!("locked by {info}"),
+        (Some(_), true) => format!("{info}, but an earlier session may still write"),
+        (None, _) => format!("locked by {}, which says nothing of its owner", info.file),
+    }
+}

@@ -1,0 +1,280 @@
+//! Holds the lease that took over, for hours perhaps, until nothing of an earlier session can arrive.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sprat_store::lock::RENEW_INTERVAL;
+use sprat_store::{FileName, Lock, LockError, Outage, Store, StoreErrorKind, Writers};
+
+use crate::interrupt::Interrupt;
+use crate::settings::SessionOptions;
+use crate::state::reserved_names::HalfMade;
+use crate::supervisor::unlock::{DoorWay, UnlockWish, hours};
+use crate::volume_process::connection::Connection;
+use crate::{Failure, text};
+
+/// Between two questions to the server's kernel, each with a login of its own.
+const KERNEL_PAUSE: Duration = Duration::from_secs(60);
+/// Between two looks at the leases that are waited for.
+const PAUSE: Duration = Duration::from_secs(1);
+/// The first pause before a lost connection is sought again; [`Outage`] doubles it.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// How often it is reported what is waited for: first after this time, then each time after twice as
+/// long, up to the second one.
+const REPORT_INTERVALS: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(15 * 60)];
+
+/// A lease that waits.
+pub(crate) struct Waiting<'w> {
+    lease: &'w Lock,
+    store: Arc<dyn Store>,
+    connection: &'w Connection,
+    wish: &'w UnlockWish,
+    interrupt: &'w Interrupt,
+    container: &'w FileName,
+    begun: Instant,
+    /// Stands still while the machine sleeps, as `begun` does.
+    outage: Outage,
+    outage_max: Duration,
+    /// Why the connection was lost, as it was reported.
+    reported: String,
+    renewed: Instant,
+    kernel_asked: Option<Instant>,
+    ways: Vec<(u64, DoorWay)>,
+}
+
+impl<'w> Waiting<'w> {
+    pub(crate) fn new(
+        lease: &'w Lock,
+        store: Arc<dyn Store>,
+        connection: &'w Connection,
+        options: &'w SessionOptions,
+        wish: &'w UnlockWish,
+        interrupt: &'w Interrupt,
+    ) -> Self {
+        Self {
+            lease,
+            store,
+            connection,
+            wish,
+            interrupt,
+            container: &options.target.name,
+            begun: Instant::now(),
+            outage: Outage::new(options.reconnect_max),
+            outage_max: options.reconnect_max,
+            reported: String::new(),
+            renewed: Instant::now(),
+            kernel_asked: None,
+            ways: Vec::new(),
+        }
+    }
+
+    /// The store as it is reached now.
+    pub(crate) fn into_store(self) -> Arc<dyn Store> {
+        self.store
+    }
+
+    /// Waits until no door is open. Returns how each was closed.
+    pub(crate) fn for_doors(
+        &mut self,
+        tell: &mut dyn FnMut(&str),
+    ) -> Result<Vec<(u64, DoorWay)>, Failure> {
+        let mut next_report = self.wish.answer_wait;
+        let mut interval = REPORT_INTERVALS[0];
+        loop {
+            self.ask_kernel(tell);
+            if self.with_patience(tell, Self::look_at_doors)? {
+                return Ok(std::mem::take(&mut self.ways));
+            }
+            let waited = self.begun.elapsed();
+            if waited >= next_report {
+                tell(&self.what_is_waited_for(waited));
+                next_report = waited + interval;
+                interval = (interval * 2).min(REPORT_INTERVALS[1]);
+            }
+            self.pause(PAUSE.min(self.wish.answer_wait))?;
+        }
+    }
+
+    /// Notes durably that nothing is waited for any more, and looks once more whether the lease is
+    /// ours. Removes what a rewrite (`trim --rewrite`) left that died: nobody else will know of it.
+    pub(crate) fn clear_up(
+        &mut self,
+        tell: &mut dyn FnMut(&str),
+    ) -> Result<Vec<FileName>, Failure> {
+        self.with_patience(tell, |this| {
+            this.lease.confirm(&*this.store)?;
+            let removed = HalfMade::Rewritten.remove_all(&*this.store, this.container);
+            removed.map_err(|source| LockError::Store {
+                op: "clear up beside",
+                container: this.container.clone(),
+                source,
+            })
+        })
+    }
+
+    /// Does it, on new connections if need be, until the server was away for too long.
+    fn with_patience<T>(
+        &mut self,
+        tell: &mut dyn FnMut(&str),
+        mut act: impl FnMut(&mut Self) -> Result<T, LockError>,
+    ) -> Result<T, Failure> {
+        let mut connected = true;
+        loop {
+            let reached = if connected {
+                Ok(())
+            } else {
+                self.connect_again()
+            };
+            let answers = reached.is_ok();
+            let done = reached.and_then(|()| act(self));
+            let error = match done {
+                Ok(done) => {
+                    if self.outage.is_on() {
+                        tell("the server answers again");
+                        self.outage.answered();
+                        self.reported.clear();
+                    }
+                    return Ok(done);
+                }
+                Err(error) => error,
+            };
+            let LockError::Store { source, .. } = &error else {
+                // Nothing but leases was sent, so nothing can arrive late. If it can't be said, who took
+                // over waits longer.
+                let _ = self.lease.answer(&*self.store);
+                return Err(Failure::from(&error));
+            };
+            let now = self.begun.elapsed();
+            self.outage.lost(now);
+            let over = self.outage_max.is_zero() || !self.outage.begin_attempt(now);
+            // Before the lease was read on a new connection, any answer: as in a session, a server that
+            // starts may show another host key, or refuse logins.
+            let may_pass = !answers || source.kind().may_pass();
+            if !may_pass || over {
+                return Err(Failure::from(&error));
+            }
+            connected = false;
+            let reason = source.to_string();
+            // Once for each reason.
+            if self.reported != reason {
+                tell(&format!(
+                    "the server does not answer, trying again for {}: {reason}",
+                    text::duration(self.outage_max)
+                ));
+                self.reported = reason;
+            }
+            self.pause(self.outage.pause(FIRST_PAUSE))?;
+        }
+    }
+
+    fn connect_again(&mut self) -> Result<(), LockError> {
+        let failed = |source| LockError::Store {
+            op: "reach",
+            container: self.container.clone(),
+            source,
+        };
+        let new = self.connection.connect().map_err(failed)?;
+        // Its disk may come later than its login: then nothing is there, and the lease is not lost.
+        match new.stat(&self.lease.file()) {
+            Err(error) if error.kind() == StoreErrorKind::NotFound => {
+                new.stat(self.container).map_err(failed)?;
+            }
+            found => drop(found.map_err(failed)?),
+        }
+        self.store = new;
+        self.lease.take_again(&*self.store)?;
+        self.outage.connected(self.begun.elapsed(), true);
+        Ok(())
+    }
+
+    /// True once no door is open.
+    fn look_at_doors(&mut self) -> Result<bool, LockError> {
+        let (lease, wish) = (self.lease, self.wish);
+        let ways = &mut self.ways;
+        let mut note = |doors: Vec<u64>, way| {
+            ways.extend(doors.into_iter().map(|number| (number, way)));
+        };
+        note(lease.close_answered(&*self.store)?, DoorWay::Answered);
+        if self.begun.elapsed() >= wish.answer_wait && !lease.open_doors().is_empty() {
+            // By the server's clock, which is read from our own lease.
+            lease.renew(&*self.store)?;
+            let silent = lease.close_silent(&*self.store, wish.silence_s)?;
+            note(silent, DoorWay::Silent);
+            if wish.is_off {
+                note(lease.close_by_word(wish.silence_s), DoorWay::Off);
+            }
+        } else if self.renewed.elapsed() >= RENEW_INTERVAL {
+            lease.renew(&*self.store)?;
+            self.renewed = Instant::now();
+        }
+        Ok(lease.open_doors().is_empty())
+    }
+
+    fn what_is_waited_for(&self, waited: Duration) -> String {
+        let doors = self.lease.open_doors();
+        let numbers: Vec<String> = doors.iter().map(u64::to_string).collect();
+        let which = match doors.len() {
+            1 => format!("the session of lease {}", numbers.join(", ")),
+            _ => format!("the sessions of leases {}", numbers.join(", ")),
+        };
+        if waited < self.wish.answer_wait + REPORT_INTERVALS[0] {
+            return format!(
+                "no answer of {which}: it may be a machine that sleeps. Its last writes may arrive until \
+                 {} h after its last renewal; waiting for that. If that machine is off, not asleep, stop \
+                 this and use --that-machine-is-off; if it is awake, end sprat there",
+                hours(self.wish.silence_s)
+            );
+        }
+        format!(
+            "still waiting for {which}, for {} h by now; that ends {} h after its last renewal",
+            hours(waited.as_secs()),
+            hours(self.wish.silence_s)
+        )
+    }
+
+    /// Closes all doors where nobody has the container open for writing. Asked again later where
+    /// somebody has: a connection that the server drops is one less. No answer is none.
+    fn ask_kernel(&mut self, tell: &mut dyn FnMut(&str)) {
+        let answer_is_late = self.begun.elapsed() >= self.wish.answer_wait;
+        let asked = self.kernel_asked;
+        if !answer_is_late
+            || self.lease.open_doors().is_empty()
+            || asked.is_some_and(|asked| asked.elapsed() < KERNEL_PAUSE)
+        {
+            return;
+        }
+        self.kernel_asked = Some(Instant::now());
+        let first = asked.is_none();
+        let name = self.lease.container();
+        let Ok(stat) = self.store.stat(name) else {
+            return;
+        };
+        match self.connection.writers_of(name, &stat) {
+            Writers::None => {
+                let closed = self.lease.close_proven().into_iter();
+                self.ways
+                    .extend(closed.map(|number| (number, DoorWay::Kernel)));
+            }
+            Writers::Some if first => tell(
+                "the server's kernel says that a process there has the container open for writing \
+                 yet: an sftp-server of the earlier session. End it on the server if you can",
+            ),
+            Writers::Unknown { reason } if first => tell(&format!(
+                "whether anything can arrive yet can't be asked of the server's kernel: {reason}"
+            )),
+            _ => {}
+        }
+    }
+
+    fn pause(&self, time: Duration) -> Result<(), Failure> {
+        let until = Instant::now() + time;
+        loop {
+            self.interrupt.check()?;
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            std::thread::sleep(left.min(Duration::from_millis(50)));
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! The edge: what FUSE serves is deciphered from, and enciphered into, the volume, unless the kernel does that.
+
+use std::cell::RefCell;
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use sprat_attach::BlockDevice;
+use sprat_luks::SectorCipher;
+use sprat_volume::{BLOCK_BYTES, Flush, Volume};
+use zeroize::Zeroize;
+
+use crate::volume_process::ranges::merged;
+use crate::volume_process::trim::InOrder;
+
+/// The volume: in user mode in plaintext, in kernel mode as it is. Below it everything is ciphertext.
+pub(crate) struct EdgeDevice {
+    volume: Arc<Volume>,
+    cipher: Option<SectorCipher>,
+    flush: Flush,
+    collected: Mutex<Option<Collected>>,
+    refuses_writes: AtomicBool,
+    /// The volume's first block as it was last written from above, before it is enciphered here.
+    first_block: Mutex<Option<Vec<u8>>>,
+}
+
+/// More ranges than this are not kept at a time: 64 MiB of memory.
+const RANGES_MAX: usize = 4 << 20;
+
+/// What a file system that is mounted read-only says that it doesn't need.
+#[derive(Debug, Default)]
+struct Collected {
+    ranges: Vec<Range<u64>>,
+    /// Shorter ranges are left out, so that the number of them stays bounded.
+    len_min: u64,
+}
+
+impl Collected {
+    fn note(&mut self, range: Range<u64>) {
+        match self.ranges.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ if range.end - range.start < self.len_min => {}
+            _ => self.ranges.push(range),
+        }
+        while self.ranges.len() > RANGES_MAX {
+            self.len_min = (self.len_min * 2).max(8192);
+            let len_min = self.len_min;
+            self.ranges
+                .retain(|range| range.end - range.start >= len_min);
+        }
+    }
+}
+
+impl EdgeDevice {
+    pub(crate) fn new(volume: Arc<Volume>, cipher: Option<SectorCipher>, flush: Flush) -> Self {
+        Self {
+            volume,
+            cipher,
+            flush,
+            collected: Mutex::new(None),
+            refuses_writes: AtomicBool::new(false),
+            first_block: Mutex::new(None),
+        }
+    }
+
+    /// Refuses every write from now on. For a volume that is mounted read-only and whose journal is
+    /// replayed: the writes of a read-only session go to a local file that nobody keeps, so after
+    /// `mount -o remount,rw` files could be written that are gone at the end.
+    pub(crate) fn refuse_writes(&self) {
+        self.refuses_writes.store(true, Ordering::Release);
+    }
+
+    /// Takes no write from now on, and notes what the file system, which is in order, does not need.
+    pub(crate) fn begin_collecting(&self, _: &InOrder) {
+        *self.collected() = Some(Collected::default());
+    }
+
+    /// What was noted, in order; `None` if it was not begun. No write is taken any more, either.
+    pub(crate) fn take_collected(&self) -> Option<Vec<Range<u64>>> {
+        let mut collected = self.collected();
+        let ranges = std::mem::take(&mut collected.as_mut()?.ranges);
+        Some(merged(ranges))
+    }
+
+    /// The volume's first block as it was last written, where it was: in plaintext, unless the
+    /// kernel enciphers.
+    pub(crate) fn first_block(&self) -> Option<Vec<u8>> {
+        let first_block = self.first_block.lock();
+        first_block.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note_first_block(&self, offset: u64, data: &[u8]) {
+        if offset == 0
+            && let Some(block) = data.get(..BLOCK_BYTES)
+        {
+            let first_block = self.first_block.lock();
+            *first_block.unwrap_or_else(PoisonError::into_inner) = Some(block.to_vec());
+        }
+    }
+
+    fn collected(&self) -> MutexGuard<'_, Option<Collected>> {
+        self.collected
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl BlockDevice for EdgeDevice {
+    fn len(&self) -> u64 {
+        self.volume.len()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.volume.read_at(offset, buf).map_err(io::Error::other)?;
+        match &self.cipher {
+            Some(cipher) => cipher.decrypt(offset, buf).map_err(io::Error::other),
+            None => Ok(()),
+        }
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        // What is noted as unneeded must not come into use behind the note's back.
+        if self.refuses_writes.load(Ordering::Acquire) || self.collected().is_some() {
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+        }
+        self.note_first_block(offset, data);
+        let Some(cipher) = &self.cipher else {
+            return self.volume.write_at(offset, data).map_err(io::Error::other);
+        };
+        thread_local! {
+            /// One request's ciphertext; as large as the largest request, 1 MiB.
+            static SEALED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        }
+        SEALED.with_borrow_mut(|sealed| {
+            sealed.clear();
+            sealed.extend_from_slice(data);
+            if let Err(error) = cipher.encrypt(offset, sealed) {
+                sealed.zeroize();
+                return Err(io::Error::other(error));
+            }
+            self.volume
+                .write_at(offset, sealed)
+                .map_err(io::Error::other)
+        })
+    }
+
+    fn note_unneeded(&self, offset: u64, len: u64) -> bool {
+        match &mut *self.collected() {
+            Some(collected) => {
+                collected.note(offset..offset + len);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.volume.flush(self.flush).map_err(io::Error::other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn collected_ranges_are_joined_and_many_short_ones_give_way_to_long_ones() {
+        let mut collected = Collected::default();
+        for range in [8192..12288, 12288..16384, 0..4096] {
+            collected.note(range);
+        }
+        assert_eq!(merged(collected.ranges), [0..4096, 8192..16384]);
+        let mut collected = Collected::default();
+        collected.note(0..1 << 30);
+        for number in 1..=RANGES_MAX as u64 {
+            let start = (1 << 30) + number * 8192;
+            collected.note(start..start + 4096);
+        }
+        assert!(collected.ranges.len() <= RANGES_MAX);
+        assert_eq!(collected.ranges[0], 0..1 << 30);
+    }
+}

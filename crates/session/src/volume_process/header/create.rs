@@ -1,0 +1,391 @@
+//! Makes a container under another name, and gives it its own once it is whole and durable.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use sprat_luks::{
+    Extent, FormatOptions, Header, OpenedBy, Pins, Secret, SectorCipher, SlotKind, format,
+};
+use sprat_store::{Access, ReadClass, Store, StoreErrorKind, StoreFile};
+
+use crate::address::Target;
+use crate::protocol::messages::{CreateStart, VolumeReply, VolumeStart};
+use crate::server_probe::{self, Holes};
+use crate::settings::{Notice, Phase, SIZE_BYTES_MIN};
+use crate::state::headers;
+use crate::state::paths::Filed;
+use crate::state::reserved_names::{self, HalfMade};
+use crate::volume_process::connection::HeaderBytes;
+use crate::volume_process::knowledge::Knowledge;
+use crate::volume_process::late::Found;
+use crate::volume_process::lease::{Hold, HoldParts, keep_renewing};
+use crate::volume_process::open::{
+    Edge, Known, Opened, check_writable, facts, open_volume, opened_by, reach, take_lock,
+    tell_overcommit,
+};
+use crate::volume_process::shutdown::{Say, Stop};
+use crate::{Exit, Failure, text};
+
+/// A container that is being made.
+pub(crate) struct Making {
+    header: Vec<Extent>,
+    pins: Pins,
+    secrets: Vec<Secret>,
+    filed: Filed,
+    /// Bytes of the header that were sent.
+    pub header_bytes: u64,
+    /// The server was asked to give the container its name.
+    naming: AtomicBool,
+}
+
+/// Makes the file, its header and an empty volume. What fails leaves neither file nor lock.
+pub(crate) fn make(
+    start: &VolumeStart,
+    create: &CreateStart,
+    secrets: Vec<Secret>,
+    stop: &Arc<Stop>,
+    say: &Say,
+) -> Result<(Opened, Making), Failure> {
+    check_size(create.size_bytes)?;
+    say.phase(Phase::Connecting);
+    let (record, connection, store) = reach(start)?;
+    stop.check()?;
+    refuse_existing(start, &*store)?;
+    let available_bytes = check_writable(start, &*store, say)?;
+    // The file of the trial is the first that must not stay.
+    stop.begin_holding()?;
+    if reserved_names::may_not_remove(&*store, &start.target.name) {
+        say.notice(Notice::NothingRemoved);
+        tell_overcommit(available_bytes, create.size_bytes, say);
+    } else if server_probe::run(&*store, &start.target.name)? == Holes::Filled {
+        server_probe::check_room(create.size_bytes, available_bytes)?;
+        say.notice(Notice::HolesFilled {
+            size_bytes: create.size_bytes,
+        });
+    } else {
+        tell_overcommit(available_bytes, create.size_bytes, say);
+    }
+    stop.check()?;
+    let lock = take_lock(start, &*store, &record, stop, say)?;
+    // What a dead init sent may still arrive in the file that it made, which is removed: never in
+    // the new one. So there is nothing to wait for.
+    record.quiet()?;
+    let hold = Arc::new(Hold::new(HoldParts {
+        connection,
+        record,
+        container: start.target.name.clone(),
+        file_name: HalfMade::New.name(&start.target.name)?,
+        access: Access::ReadWrite,
+        opened_by: opened_by(start),
+        store,
+        lock: Some(lock),
+        stale_lock: None,
+        highest: None,
+        highest_is_own: false,
+        late_found: Found::default(),
+    }));
+    keep_renewing(&hold, stop)?;
+    let made = fill(start, create, secrets, &hold, stop, say);
+    made.map_err(|failure| {
+        let state = match undo(&hold) {
+            Ok(()) => "nothing of the new container is left on the server".to_owned(),
+            Err(error) => format!(
+                "{} may be left on the server ({error}); the next init removes it",
+                hold.file_name()
+            ),
+        };
+        let hint = match &failure.hint {
+            Some(hint) => format!("{state}. {hint}"),
+            None => state,
+        };
+        failure.with_hint(hint)
+    })
+}
+
+fn check_size(size_bytes: u64) -> Result<(), Failure> {
+    if size_bytes < SIZE_BYTES_MIN {
+        return Err(Failure::usage(format!(
+            "a container of {size_bytes} bytes is too small; the least is {SIZE_BYTES_MIN}"
+        )));
+    }
+    // ext4 with 4 KiB blocks ends at 1 EiB; a file offset at 8 EiB.
+    if size_bytes > 1 << 60 {
+        return Err(Failure::usage(format!(
+            "a container of {size_bytes} bytes is too large"
+        )));
+    }
+    Ok(())
+}
+
+/// There is a container where one is to be made.
+pub fn exists_already(target: &Target) -> Failure {
+    Failure::failed(format!("{target} exists already")).with_hint(
+        "init never overwrites, and nothing was changed. Choose another name, or remove the old \
+         container on the server yourself. If an init made it that was cut off before it showed the \
+         sheet: `sprat key add TARGET --new-recovery` makes a recovery key and shows one. If its key \
+         file is lost: the recovery key on the sheet opens it",
+    )
+}
+
+/// Never overwrites.
+fn refuse_existing(start: &VolumeStart, store: &dyn Store) -> Result<(), Failure> {
+    match store.stat(&start.target.name) {
+        Ok(_) => Err(exists_already(&start.target)),
+        Err(error) if error.kind() == StoreErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Failure::from(&error)),
+    }
+}
+
+fn fill(
+    start: &VolumeStart,
+    create: &CreateStart,
+    secrets: Vec<Secret>,
+    hold: &Arc<Hold>,
+    stop: &Stop,
+    say: &Say,
+) -> Result<(Opened, Making), Failure> {
+    let store = hold.store();
+    // Under the lock: another init may have finished meanwhile.
+    refuse_existing(start, &*store)?;
+    HalfMade::New.remove_all(&*store, hold.container())?;
+    // What a dead init may have under way goes into a file that has no name any more.
+    hold.all_settled()?;
+    stop.check()?;
+    say.phase(Phase::Creating);
+    let slots: Vec<(Secret, SlotKind)> = secrets
+        .into_iter()
+        .zip(create.slots.iter().map(|slot| SlotKind::from(*slot)))
+        .collect();
+    let mut options = FormatOptions::default();
+    options.uuid.clone_from(&create.uuid);
+    options.fast_kdf_for_tests = create.fast_kdf_for_tests;
+    let new = format(&slots, &options)?;
+    stop.check()?;
+    let file = store.create_new(hold.file_name())?;
+    let header_bytes = write_header(&*file, &new.header, create.size_bytes / 4096 * 4096)?;
+    flush_folder(&*store, say)?;
+    stop.check()?;
+    can_hold(&*file, &new.header, create.size_bytes / 4096 * 4096)?;
+    let header = Header::load(&HeaderBytes(&*file))?;
+    header.check_pins(&new.pins)?;
+    let file_bytes = file.len()?;
+    let payload = header.geometry(file_bytes)?;
+    let cipher = SectorCipher::new(&new.volume_key, &header)?;
+    let cipher_of_kernel = match opened_by(start) {
+        OpenedBy::Kernel => Some(SectorCipher::new(&new.volume_key, &header)?),
+        OpenedBy::Sprat => None,
+    };
+    let edge = Edge::new(opened_by(start), new.volume_key, Some(cipher))?;
+    hold.learn(new.pins.clone(), file_bytes);
+    let known = Known {
+        seen: None,
+        // All of a new file but the header is a hole.
+        hole_from_bytes: 0,
+    };
+    let volume = open_volume(start, hold, file, payload, known)?;
+    stop.reaches(&volume);
+    let knowledge = Knowledge::of_new(start, &header, cipher_of_kernel);
+    let opened = Opened {
+        knowledge,
+        hold: Arc::clone(hold),
+        volume,
+        edge,
+        facts: facts(new.pins.clone(), file_bytes, payload),
+        flush: crate::volume_process::flush_kind(start),
+        durable: store.capabilities().durable_flush,
+        // What is made is small, and removed again where it finds no room.
+        available_bytes: None,
+    };
+    let state_dir = Path::new(&start.state_dir);
+    let filed = Filed::new(state_dir, &new.pins.uuid, &start.target);
+    let making = Making {
+        header: new.header,
+        pins: new.pins,
+        secrets: slots.into_iter().map(|(secret, _)| secret).collect(),
+        filed,
+        header_bytes,
+        naming: AtomicBool::new(false),
+    };
+    Ok((opened, making))
+}
+
+fn write_header(file: &dyn StoreFile, header: &[Extent], size_bytes: u64) -> Result<u64, Failure> {
+    let mut sent = 0;
+    for extent in header {
+        file.write_at(extent.offset, &extent.bytes)?;
+        sent += extent.bytes.len() as u64;
+    }
+    file.resize(size_bytes).map_err(|error| {
+        // EFBIG, for which SFTP has no word. A line that is lost says so itself.
+        if matches!(
+            error.kind(),
+            StoreErrorKind::Failed | StoreErrorKind::Unsupported
+        ) {
+            Failure::from(&error)
+                .context(format!(
+                    "the server can't hold a file of {}",
+                    text::bytes(size_bytes)
+                ))
+                .with_hint(
+                    "what was made is removed. Each file system has a limit for the size of a file \
+                     (ext4: 16 TiB, with blocks of 1 KiB 4 TiB; FAT: 4 GiB), and so may the account. \
+                     Choose a smaller --size",
+                )
+        } else {
+            Failure::from(&error)
+        }
+    })?;
+    file.flush()?;
+    Ok(sent)
+}
+
+/// A server that keeps another length, or gives other bytes back than were written, can't hold a
+/// container: file systems without sparse files or large ones, servers that convert text.
+fn can_hold(file: &dyn StoreFile, header: &[Extent], size_bytes: u64) -> Result<(), Failure> {
+    let unfit = |why: String| {
+        Failure::failed("this server can't hold a container")
+            .because(why)
+            .with_hint("choose another server, or another file system on this one")
+    };
+    let len = file.len()?;
+    if len != size_bytes {
+        return Err(unfit(format!(
+            "a file that was given a length of {size_bytes} bytes has {len}"
+        )));
+    }
+    for extent in header {
+        let mut found = vec![0; extent.bytes.len()];
+        file.read_at(extent.offset, &mut found, ReadClass::Demand)?;
+        if found != extent.bytes {
+            return Err(unfit(format!(
+                "what was written at offset {} does not read back as it was written",
+                extent.offset
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn flush_folder(store: &dyn Store, say: &Say) -> Result<(), Failure> {
+    match store.flush_folder() {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == StoreErrorKind::Unsupported => {
+            say.notice(Notice::NoFolderFlush);
+            Ok(())
+        }
+        Err(error) => Err(Failure::from(&error)),
+    }
+}
+
+impl Making {
+    /// Reads the header back from the server, opens it with every secret, and gives the container
+    /// its name. The volume must be closed by now.
+    pub(crate) fn publish(&self, hold: &Hold, stop: &Stop, say: &Say) -> Result<(), Failure> {
+        say.phase(Phase::Publishing);
+        let store = hold.store();
+        let file = store.open(hold.file_name(), Access::ReadOnly)?;
+        for extent in &self.header {
+            let mut found = vec![0; extent.bytes.len()];
+            file.read_at(extent.offset, &mut found, ReadClass::Demand)?;
+            if found != extent.bytes {
+                return Err(Failure::new(
+                    Exit::Damaged,
+                    format!(
+                        "the header does not read back as it was written (offset {})",
+                        extent.offset
+                    ),
+                )
+                .with_hint("the new container was removed; check the server's disk"));
+            }
+        }
+        let bytes = HeaderBytes(&*file);
+        let header = Header::load(&bytes)?;
+        header.check_pins(&self.pins)?;
+        for secret in &self.secrets {
+            stop.check()?;
+            header.unlock(&bytes, secret)?;
+        }
+        // Without it nothing is lost yet; the next change of keys tries again.
+        if let Err(failure) = headers::keep_newest(&self.filed, &header, &bytes, None) {
+            let causes = failure.causes.join("; ");
+            say.notice(Notice::HeaderNotKept {
+                reason: format!("{}: {causes}", failure.what),
+            });
+        }
+        drop(file);
+        stop.check()?;
+        hold.still_ours()?;
+        self.give_name(&*store, hold, say)?;
+        flush_folder(&*store, say)?;
+        self.check_named(&*store, hold)
+    }
+
+    /// A server may answer that it renamed, and not have done it.
+    fn check_named(&self, store: &dyn Store, hold: &Hold) -> Result<(), Failure> {
+        let not_named = |why: String| {
+            Failure::new(
+                Exit::Damaged,
+                format!(
+                    "the server answered that {} has its name, and it has not",
+                    hold.container()
+                ),
+            )
+            .because(why)
+            .with_hint("the server can't be relied on: check its disk and its software")
+        };
+        let file = store
+            .open(hold.container(), Access::ReadOnly)
+            .map_err(|error| match error.kind() {
+                StoreErrorKind::NotFound => not_named(error.to_string()),
+                _ => Failure::from(&error),
+            })?;
+        let header =
+            Header::load(&HeaderBytes(&*file)).map_err(|error| not_named(error.to_string()))?;
+        header
+            .check_pins(&self.pins)
+            .map_err(|error| not_named(error.to_string()))
+    }
+
+    /// From the request on the container may have its name, whatever becomes of the answer.
+    fn give_name(&self, store: &dyn Store, hold: &Hold, say: &Say) -> Result<(), Failure> {
+        let naming = |naming| {
+            self.naming.store(naming, Ordering::SeqCst);
+            say.reply(&VolumeReply::Naming(naming));
+        };
+        naming(true);
+        match store.rename_new(hold.file_name(), hold.container()) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == StoreErrorKind::AlreadyExists => {
+                naming(false);
+                Err(Failure::failed(format!(
+                    "{} appeared while the new container was being made",
+                    hold.container()
+                ))
+                .with_hint("it was left as it is; the new container was removed"))
+            }
+            Err(error) => Err(Failure::from(&error)),
+        }
+    }
+
+    /// Whether the container has its name; `None`: the server doesn't tell.
+    pub(crate) fn is_named(&self, hold: &Hold) -> Option<bool> {
+        if !self.naming.load(Ordering::SeqCst) {
+            return Some(false);
+        }
+        match hold.store().stat(hold.container()) {
+            Ok(_) => Some(true),
+            Err(error) if error.kind() == StoreErrorKind::NotFound => Some(false),
+            Err(_) => None,
+        }
+    }
+}
+
+/// Removes what was made and gives the lock back. Bytes that are still under way go into a file
+/// without a name, so nothing needs to be settled.
+pub(crate) fn undo(hold: &Hold) -> Result<(), Failure> {
+    if let Some(failure) = hold.lost() {
+        return Err(failure);
+    }
+    hold.release_after(|store| Ok(store.remove_if_there(hold.file_name()).map(drop)?))
+}

@@ -1,0 +1,577 @@
+//! Changes the header of a container: under its lock, one whole copy at every instant.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sprat_luks::{
+    Extent, FormatOptions, Header, HeaderRead, HeaderWrite, LuksError, LuksErrorKind, Secret,
+    SectorCipher, SlotKind, VolumeKey,
+};
+use sprat_store::{Access, ReadClass, Store, StoreFile};
+use sprat_volume::{Fenced, Session as _};
+
+use crate::file_system::ext4::ext4_bytes;
+use crate::protocol::messages::{ChangeStart, VolumeStart};
+use crate::settings::{Notice, Phase, PinPolicy};
+use crate::state::headers::{self, Kept};
+use crate::state::paths::Filed;
+use crate::state::{self, Known};
+use crate::supervisor::keys::HeaderChanged;
+use crate::volume_process::connection::HeaderBytes;
+use crate::volume_process::knowledge;
+use crate::volume_process::lease::{Hold, keep_renewing};
+use crate::volume_process::open::{
+    Known as KnownOfVolume, Reached, check_writable, facts, hold, open_volume, reach,
+    stat_container, wait_for_quiet,
+};
+use crate::volume_process::rewrite::forestall_rename;
+use crate::volume_process::shutdown::{Say, Stop};
+use crate::{Exit, Failure};
+
+const HALF_WAY: &str = "The container opens with every key that stays, and holds every snapshot; the \
+                        same command run again goes on where this one stopped";
+
+/// As many as LUKS2 has (cryptsetup: lib/luks2/luks2.h, `LUKS2_KEYSLOTS_MAX`).
+const SLOTS_MAX: usize = 32;
+
+/// Carries the change out. What fails leaves no lock, unless bytes may still be under way.
+pub(crate) fn change(
+    start: &VolumeStart,
+    what: &ChangeStart,
+    secrets: &[Secret],
+    stop: &Arc<Stop>,
+    say: &Say,
+) -> Result<HeaderChanged, Failure> {
+    say.phase(Phase::Connecting);
+    let (record, connection, store) = reach(start)?;
+    stop.check()?;
+    check_writable(start, &*store, say)?;
+    stat_container(start, &*store)?;
+    let reached = Reached {
+        record,
+        connection,
+        store,
+        first: None,
+    };
+    let hold = hold(start, reached, stop, say, || {})?;
+    // The lock is read again before each write, so its loss needs no other answer.
+    keep_renewing(&hold, stop)?;
+    let may_come_late = hold.record().may_arrive();
+    let mut changed = wait_for_quiet(start, &hold, stop, say).and_then(|()| {
+        // A late rename would bring the old header back, and a removed key with it.
+        if may_come_late || hold.late_requests_may_arrive() {
+            forestall_rename(&hold)?;
+        }
+        Work::begin(start, &hold, stop, say)?.carry_out(what, secrets)
+    });
+    match (hold.release(), &mut changed) {
+        (Ok(true), _) | (_, Err(_)) => {}
+        (Ok(false), Ok(changed)) => changed.lock_left = Some("it was lost".to_owned()),
+        (Err(error), Ok(changed)) => changed.lock_left = Some(error.to_string()),
+    }
+    changed
+}
+
+/// A container whose header is being changed.
+pub(crate) struct Work<'w> {
+    pub(crate) start: &'w VolumeStart,
+    pub(crate) hold: &'w Arc<Hold>,
+    store: Arc<dyn Store>,
+    pub(crate) file: Arc<dyn StoreFile>,
+    pub(crate) stop: &'w Stop,
+    say: &'w Say,
+}
+
+/// What the change came to.
+#[derive(Default)]
+pub(crate) struct Done {
+    slot: u32,
+    as_before: bool,
+    repaired: bool,
+    /// Where what lay there before a restore is kept.
+    replaced: Option<PathBuf>,
+}
+
+impl Done {
+    /// A header was put back, and what lay there before is kept in that file.
+    pub(crate) fn put_back(replaced: PathBuf) -> Self {
+        Self {
+            replaced: Some(replaced),
+            ..Self::default()
+        }
+    }
+}
+
+impl<'w> Work<'w> {
+    pub(crate) fn begin(
+        start: &'w VolumeStart,
+        hold: &'w Arc<Hold>,
+        stop: &'w Stop,
+        say: &'w Say,
+    ) -> Result<Self, Failure> {
+        stop.check()?;
+        say.phase(Phase::Unlocking);
+        let store = hold.store();
+        let file = store.open(hold.file_name(), Access::ReadWrite)?;
+        Ok(Self {
+            start,
+            hold,
+            store,
+            file,
+            stop,
+            say,
+        })
+    }
+
+    pub(crate) fn carry_out(
+        &self,
+        what: &ChangeStart,
+        secrets: &[Secret],
+    ) -> Result<HeaderChanged, Failure> {
+        let secret = |index: usize| {
+            secrets
+                .get(index)
+                .ok_or_else(|| Failure::failed("a secret is missing"))
+        };
+        let (done, proof) = match what {
+            ChangeStart::Add {
+                slot,
+                fast_kdf_for_tests,
+            } => {
+                let options = FormatOptions {
+                    fast_kdf_for_tests: *fast_kdf_for_tests,
+                    ..FormatOptions::default()
+                };
+                let kind = SlotKind::from(*slot);
+                let done = self.add(secret(0)?, secret(1)?, kind, &options)?;
+                (done, secret(1)?)
+            }
+            ChangeStart::Remove {
+                slot,
+                although_in_use,
+            } => {
+                let used_here = secrets.get(1).filter(|_| !although_in_use);
+                let (done, mark) = self.remove(*slot, *although_in_use, secret(0)?, used_here)?;
+                return self.report(&done, Some(mark));
+            }
+            ChangeStart::Restore { kept, shown } => {
+                let done = self.put_back(Path::new(kept), *shown, secret(0)?)?;
+                (done, secret(0)?)
+            }
+        };
+        let opened_by = self.read_again()?.unlock_by(&self.bytes(), proof)?.0;
+        let slot = opened_by;
+        self.report(&Done { slot, ..done }, None)
+    }
+
+    pub(crate) fn bytes(&self) -> HeaderBytes<'_> {
+        HeaderBytes(&*self.file)
+    }
+
+    /// The header as it lies there, both copies good, and what a dead session left settled.
+    fn present(&self) -> Result<(Header, bool), Failure> {
+        let header = Header::load(&self.bytes()).map_err(|error| match error.kind() {
+            LuksErrorKind::NoContainer | LuksErrorKind::Damaged => state::header_unreadable(
+                &self.state_dir(),
+                &self.start.target,
+                &self.start.pins,
+                &error,
+            ),
+            _ => Failure::of_key_work(&error),
+        })?;
+        compare_with_pins(self.start, &header, self.say)?;
+        self.settle(&header)?;
+        let repair = header.repair()?;
+        if repair.is_empty() {
+            return Ok((header, false));
+        }
+        self.write(&repair)?;
+        Ok((self.read_again()?, true))
+    }
+
+    /// Keys are not changed in an old copy of the container, nor under a header that is seen for the
+    /// first time and does not belong to what lies behind it: it would be pinned.
+    fn refuse_older(&self, header: &Header, key: &VolumeKey) -> Result<(), Failure> {
+        let cipher = SectorCipher::new(key, header)?;
+        let (block, file_bytes) = state::first_block(&*self.file, header, &cipher)?;
+        if matches!(self.start.pins, PinPolicy::TrustOnce)
+            && ext4_bytes(&block[1024..2048]).is_none()
+        {
+            return Err(Failure::new(
+                Exit::Damaged,
+                "the header's key does not fit the volume behind it, or that is no ext4 file system",
+            )
+            .with_hint(
+                "nothing was changed, and the header was not pinned. Compare its fingerprint with \
+                 the recovery sheet; if it is right, give it with --fingerprint",
+            ));
+        }
+        if self.start.accept_older_state {
+            return Ok(());
+        }
+        let target = &self.start.target;
+        state::refuse_older(&self.state_dir(), target, header.uuid(), &block, file_bytes)
+    }
+
+    /// The bytes that a dead session had under way in the volume are the volume's business.
+    pub(crate) fn settle(&self, header: &Header) -> Result<(), Failure> {
+        let file_bytes = self.file.len()?;
+        self.hold.learn(header.pins(), file_bytes);
+        if self.hold.record().suspects().is_empty() {
+            return Ok(());
+        }
+        let payload = header.geometry(file_bytes)?;
+        let known = KnownOfVolume::default();
+        let volume = open_volume(
+            self.start,
+            self.hold,
+            Arc::clone(&self.file),
+            payload,
+            known,
+        )?;
+        self.stop.reaches(&volume);
+        volume
+            .close()
+            .map_err(|error| self.hold.lost().unwrap_or_else(|| Failure::from(&error)))?;
+        self.hold.all_settled()?;
+        Ok(())
+    }
+
+    fn add(
+        &self,
+        present: &Secret,
+        new: &Secret,
+        kind: SlotKind,
+        options: &FormatOptions,
+    ) -> Result<Done, Failure> {
+        let (header, repaired) = self.present()?;
+        let opened = header.unlock_by(&self.bytes(), present);
+        let (_, key) = opened.map_err(|error| Failure::of_key_work(&error))?;
+        self.refuse_older(&header, &key)?;
+        if let Some(slot) = self.opened_by(&header, new, kind)? {
+            return Ok(Done {
+                slot,
+                as_before: true,
+                repaired,
+                ..Done::default()
+            });
+        }
+        if header.slots().len() >= SLOTS_MAX {
+            return Err(
+                Failure::usage(format!("all {SLOTS_MAX} key slots are used")).with_hint(
+                    "nothing was changed. `sprat key list` shows them, `sprat key remove` makes \
+                     room",
+                ),
+            );
+        }
+        let writes = header.add_slot(&key, new, kind, options, self.hold.turn())?;
+        drop(key);
+        self.change(&header, None, &writes)?;
+        Ok(Done {
+            repaired,
+            ..Done::default()
+        })
+    }
+
+    /// The slot that a key which is to be added opens already.
+    fn opened_by(
+        &self,
+        header: &Header,
+        new: &Secret,
+        kind: SlotKind,
+    ) -> Result<Option<u32>, Failure> {
+        // Nobody has had that one before.
+        if kind == SlotKind::Recovery {
+            return Ok(None);
+        }
+        match header.unlock_by(&self.bytes(), new) {
+            Ok((slot, _)) => Ok(Some(slot)),
+            // A slot that can't be tried is no reason against another one.
+            Err(
+                LuksError::KdfTooCostly { .. }
+                | LuksError::KernelOnly { .. }
+                | LuksError::NoMemory { .. },
+            ) => Ok(None),
+            Err(error) if error.kind() == LuksErrorKind::WrongSecret => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn remove(
+        &self,
+        slot: u32,
+        although_in_use: bool,
+        present: &Secret,
+        used_here: Option<&Secret>,
+    ) -> Result<(Done, String), Failure> {
+        let (header, repaired) = self.present()?;
+        let slots = header.slots();
+        let opened = header.unlock_by(&self.bytes(), present);
+        let (opened_by, key) = opened.map_err(|error| Failure::of_key_work(&error))?;
+        self.refuse_older(&header, &key)?;
+        drop(key);
+        let done = |as_before| Done {
+            slot,
+            as_before,
+            repaired,
+            ..Done::default()
+        };
+        let Some(found) = slots.iter().find(|found| found.number == slot) else {
+            // The session that died may have come to its end: it kept the header as it was first.
+            if (repaired || self.hold.took_over())
+                && let Some(mark) = self.mark_kept(&header, slot)
+            {
+                return Ok((done(true), mark));
+            }
+            return Err(Failure::usage(format!("there is no key slot {slot}"))
+                .with_hint("nothing was changed. `sprat key list` shows the slots"));
+        };
+        if slots.len() == 1 {
+            return Err(Failure::usage(format!("key slot {slot} is the last one"))
+                .with_hint("nothing was changed. Add another key first: `sprat key add`"));
+        }
+        if opened_by == slot && !although_in_use {
+            return Err(Failure::usage(format!(
+                "key slot {slot} is the one that the given key opens"
+            ))
+            .with_hint(
+                "nothing was changed. Name another key of this container with --key-file or \
+                 --passphrase-file, which proves that it opens; or insist with --although-in-use, \
+                 and be sure that you have another key",
+            ));
+        }
+        if let Some(used_here) = used_here
+            && header.unlock_slot(&self.bytes(), used_here, slot).is_ok()
+        {
+            return Err(Failure::usage(format!(
+                "key slot {slot} is the one that this machine's backups open"
+            ))
+            .with_hint(
+                "nothing was changed. Its key is the one in the config, or the default key file: \
+                 let another one take its place first; or insist with --although-in-use",
+            ));
+        }
+        let writes = header.remove_slot(slot, self.hold.turn())?;
+        self.change(&header, Some(slot), &writes)?;
+        let left = self.read_again()?;
+        if opened_by != slot {
+            left.unlock(&self.bytes(), present)?;
+        }
+        Ok((done(false), found.mark.clone()))
+    }
+
+    /// The mark of that slot in the newest header that this machine keeps, if it had it.
+    fn mark_kept(&self, header: &Header, slot: u32) -> Option<String> {
+        let path = headers::newest(&self.filed(header));
+        let kept = headers::load(&headers::open(&path).ok()?, &path).ok()?;
+        let mut slots = kept.slots().into_iter();
+        slots.find_map(|kept| (kept.number == slot).then_some(kept.mark))
+    }
+
+    /// Where this machine files what it keeps of the container.
+    pub(crate) fn filed(&self, header: &Header) -> Filed {
+        Filed::new(&self.state_dir(), header.uuid(), &self.start.target)
+    }
+
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        PathBuf::from(&self.start.state_dir)
+    }
+
+    /// Keeps the present header on this machine, then writes.
+    fn change(
+        &self,
+        present: &Header,
+        going: Option<u32>,
+        writes: &[HeaderWrite],
+    ) -> Result<(), Failure> {
+        self.keep_newest(present, going)?;
+        self.stop.check()?;
+        self.write(writes)
+    }
+
+    fn keep_quietly(&self, header: &Header, going: Option<u32>) -> Result<Kept, Failure> {
+        headers::keep_newest(&self.filed(header), header, &self.bytes(), going)
+    }
+
+    /// Keeps it as the newest, and warns where slots are not what they were.
+    fn keep_newest(&self, header: &Header, going: Option<u32>) -> Result<PathBuf, Failure> {
+        let Kept { path, aside } = self.keep_quietly(header, going)?;
+        if let Some(aside) = aside {
+            self.say.notice(Notice::SlotsDiffer {
+                gone: aside.gone,
+                slots: aside.differ,
+                kept: aside.path,
+                newest: path.clone(),
+            });
+        }
+        Ok(path)
+    }
+
+    /// As [`write_in_order`]. From the first write on nobody is asked whether to stop: what follows
+    /// is short.
+    pub(crate) fn write(&self, writes: &[HeaderWrite]) -> Result<(), Failure> {
+        self.note_slots_to_be(writes)?;
+        self.say.phase(Phase::Syncing);
+        write_in_order(self.hold, &*self.file, writes)
+    }
+
+    /// A change that is interrupted must not look like one of the server's to the next session.
+    fn note_slots_to_be(&self, writes: &[HeaderWrite]) -> Result<(), Failure> {
+        let changed = Header::load(&Changed {
+            present: self.bytes(),
+            writes,
+        })?;
+        let filed = self.filed(&changed);
+        Known::load(&filed).begin_changing_slots(&filed, changed.slot_digests())
+    }
+
+    /// The header as the server gives it on a handle of its own.
+    fn read_again(&self) -> Result<Header, Failure> {
+        let file = self.store.open(self.hold.file_name(), Access::ReadOnly)?;
+        let header = Header::load(&HeaderBytes(&*file))?;
+        if !header.copies().both_good() {
+            return Err(Failure::new(
+                Exit::Damaged,
+                "one of the header's copies does not read back as it was written",
+            )
+            .with_hint(HALF_WAY));
+        }
+        Ok(header)
+    }
+
+    /// `mark`: of the slot that was removed.
+    fn report(&self, done: &Done, mark: Option<String>) -> Result<HeaderChanged, Failure> {
+        let header = self.read_again()?;
+        let removed = mark.as_ref().map(|_| done.slot);
+        // After a restore it was shown before what goes, and what goes is kept.
+        let kept = match &done.replaced {
+            Some(_) => self.keep_quietly(&header, removed).map(|kept| kept.path),
+            None => self.keep_newest(&header, removed),
+        };
+        let slots = header.slots();
+        let slot = slots.iter().find(|slot| slot.number == done.slot);
+        let mark = mark.or_else(|| Some(slot?.mark.clone()));
+        let file_bytes = self.file.len()?;
+        let payload = header.geometry(file_bytes)?;
+        let filed = self.filed(&header);
+        let noted = Known::load(&filed).accept_slots(&filed, header.slot_digests());
+        knowledge::tell(noted, self.say);
+        Ok(HeaderChanged {
+            facts: facts(header.pins(), file_bytes, payload),
+            slot: done.slot,
+            mark: mark.unwrap_or_default(),
+            as_before: done.as_before,
+            repaired: done.repaired,
+            replaced: done.replaced.clone(),
+            kept: kept.map_err(|failure| failure.to_string()),
+            lock_left: None,
+        })
+    }
+}
+
+/// The header's bytes as they are when all of `writes` is done.
+struct Changed<'a> {
+    present: HeaderBytes<'a>,
+    writes: &'a [HeaderWrite],
+}
+
+impl HeaderRead for Changed<'_> {
+    fn len(&self) -> io::Result<u64> {
+        self.present.len()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.present.read_at(offset, buf)?;
+        for write in self.writes {
+            let HeaderWrite::Write(extent) = write else {
+                continue;
+            };
+            // Both are distances inside a buffer.
+            let within = |from: u64, begin: u64| {
+                usize::try_from(from.saturating_sub(begin)).map_err(io::Error::other)
+            };
+            let into = within(extent.offset, offset)?.min(buf.len());
+            let skipped = within(offset, extent.offset)?.min(extent.bytes.len());
+            let bytes = &extent.bytes[skipped..];
+            let count = bytes.len().min(buf.len() - into);
+            buf[into..][..count].copy_from_slice(&bytes[..count]);
+        }
+        Ok(())
+    }
+}
+
+/// Writes in order, each step durable before the next; then reads it back.
+pub(crate) fn write_in_order(
+    hold: &Hold,
+    file: &dyn StoreFile,
+    writes: &[HeaderWrite],
+) -> Result<(), Failure> {
+    let half_way = |failure: Failure| failure.with_more_hint(HALF_WAY);
+    for write in writes {
+        let done = match write {
+            HeaderWrite::Write(extent) => write_extent(hold, file, extent),
+            HeaderWrite::Barrier => file.flush().map_err(Failure::from),
+        };
+        done.map_err(half_way)?;
+    }
+    for write in writes {
+        if let HeaderWrite::Write(extent) = write {
+            let mut found = vec![0; extent.bytes.len()];
+            let read = file.read_at(extent.offset, &mut found, ReadClass::Demand);
+            read.map_err(|error| half_way(Failure::from(error)))?;
+            if found != extent.bytes {
+                return Err(Failure::new(
+                    Exit::Damaged,
+                    format!(
+                        "the header does not read back as it was written (offset {})",
+                        extent.offset
+                    ),
+                )
+                .with_hint(
+                    "the header as it was before is kept on this machine: `sprat key \
+                     header-restore` puts it back. Check the server's disk",
+                ));
+            }
+        }
+    }
+    hold.all_settled()?;
+    Ok(())
+}
+
+fn write_extent(hold: &Hold, file: &dyn StoreFile, extent: &Extent) -> Result<(), Failure> {
+    hold.still_ours()?;
+    let range = extent.offset..extent.offset + extent.bytes.len() as u64;
+    hold.before_send(std::slice::from_ref(&range))
+        .map_err(|fenced| match fenced {
+            Fenced::Disconnected(error) => Failure::from(&error),
+            other => hold
+                .lost()
+                .unwrap_or_else(|| Failure::failed(other.to_string())),
+        })?;
+    Ok(file.write_at(extent.offset, &extent.bytes)?)
+}
+
+/// Before the key comes near the header.
+fn compare_with_pins(start: &VolumeStart, header: &Header, say: &Say) -> Result<(), Failure> {
+    match &start.pins {
+        PinPolicy::Known(pins) => header.check_pins(pins)?,
+        PinPolicy::Expect(fingerprint) => header.check_fingerprint(fingerprint)?,
+        PinPolicy::TrustOnce => say.notice(Notice::TrustedOnce {
+            fingerprint: header.pins().fingerprint(),
+        }),
+    }
+    if !matches!(start.pins, PinPolicy::Known(_)) {
+        header.pins().check_first()?;
+    }
+    if start.accept_changed_keys {
+        return Ok(());
+    }
+    let slots = header.slot_digests();
+    state::check_slots(
+        Path::new(&start.state_dir),
+        &start.target,
+        header.uuid(),
+        &slots,
+    )
+}

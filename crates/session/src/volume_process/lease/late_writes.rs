@@ -1,0 +1,175 @@
+//! What a session does about writes that arrive late: its own after the lease was lost, and those of
+//! earlier sessions.
+
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use sprat_store::lock::LateUntil;
+use sprat_store::{Lock, LockError, Store};
+
+use crate::Failure;
+use crate::protocol::messages::{DRAIN_MAX, VolumeReply};
+use crate::settings::Notice;
+use crate::volume_process::late::{Found, Replaced, Sent};
+use crate::volume_process::lease::Hold;
+use crate::volume_process::shutdown::Say;
+
+impl Hold {
+    /// The lists beside the container and the notes in its lease, as this session found them.
+    pub(crate) fn late_found(&self) -> Found {
+        self.late_found.clone()
+    }
+
+    /// Until when something of an earlier session may arrive. `None` where nothing can, and for a
+    /// session that only reads.
+    pub(crate) fn late_until(&self) -> Option<LateUntil> {
+        let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
+        let until = held.as_ref()?.late_until()?;
+        // On a disk of this machine nothing outlives the process that wrote it.
+        (!until.own_only || self.server_outlives_us()).then_some(until)
+    }
+
+    /// Whether blocks may be given back to the server: not while lists say what they hold. After a
+    /// session of this machine that died this one ends being watched.
+    pub(crate) fn may_give_back(&self) -> bool {
+        match self.late_until() {
+            None => true,
+            Some(until) if until.own_only && self.late_found.1.is_empty() => {
+                if let Some(sent) = self.sent.get() {
+                    sent.end_watch();
+                }
+                true
+            }
+            Some(_) => false,
+        }
+    }
+
+    /// From now on what is sent is noted. Before anything is.
+    pub(crate) fn notes_sent(&self, sent: Sent) {
+        // Learnt once: the first word counts.
+        let _ = self.sent.set(sent);
+    }
+
+    /// Notes in the lease that what this session writes is to be compared.
+    pub(crate) fn note_watch(&self, until_s: u64) -> Result<(), LockError> {
+        let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
+        match &*held {
+            Some(lock) => lock.note_watch(&*self.store(), until_s),
+            None => Ok(()),
+        }
+    }
+
+    /// Drops the notes of sessions whose writes were compared for the last time.
+    pub(crate) fn drop_watches(&self, tokens: &[String]) -> Result<(), LockError> {
+        let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(lock) = &*held else { return Ok(()) };
+        lock.drop_watches(tokens);
+        lock.confirm(&*self.store())
+    }
+
+    /// Leaves the list of what this session wrote, if it is watched and all of that is durable.
+    /// Without it the note stays, and says that nobody can compare.
+    pub(crate) fn leave_written_list(&self, say: &Say) {
+        let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
+        let (Some(lock), Some(sent)) = (&*held, self.sent.get()) else {
+            return;
+        };
+        let settled = !self.unsettled.load(std::sync::atomic::Ordering::SeqCst);
+        if !settled || self.lost().is_some() {
+            return;
+        }
+        let left = match sent.leave_written_list(lock, &*self.store()) {
+            Ok(true) => {
+                if let Some(late) = lock.late_until() {
+                    lock.add_watch(late.until_s);
+                }
+                self.end_replaced(lock, &sent.replaced())
+            }
+            Ok(false) => {
+                lock.drop_watches(&[lock.token()]);
+                Ok(())
+            }
+            Err(failure) => Err(failure),
+        };
+        if let Err(failure) = left {
+            say.notice(Notice::NotListed {
+                reason: failure.in_one_line(),
+            });
+        }
+    }
+
+    /// The list of this session, which lies there, takes the place of older ones. Their notes go first:
+    /// a note without a list would say that nobody can compare.
+    fn end_replaced(&self, lock: &Lock, replaced: &Replaced) -> Result<(), Failure> {
+        if replaced.tokens.is_empty() {
+            return Ok(());
+        }
+        let store = self.store();
+        lock.drop_watches(&replaced.tokens);
+        lock.confirm(&*store)?;
+        for list in &replaced.lists {
+            // One that stays is of no account without its note.
+            let _ = store.remove_if_there(list);
+        }
+        Ok(())
+    }
+
+    /// After the lease was lost to a session that took over: leaves the list of what may have arrived
+    /// too late, waits for the answers to what was sent, and says "free" where nothing can arrive any
+    /// more. The list comes first, so that it is there if this process is ended before the answers come.
+    /// False where the lease was not lost so. What fails leaves the other session to wait and to
+    /// compare.
+    pub(crate) fn answer_takeover(&self, say: &Say) -> bool {
+        let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
+        let (Some(lock), true) = (&*held, self.lost().is_some()) else {
+            return false;
+        };
+        let Some(store) = self.store_after_loss(lock) else {
+            return false;
+        };
+        if let Some(sent) = self.sent.get() {
+            say.reply(&VolumeReply::Draining);
+            let leave = || {
+                let noted = sent.noted();
+                if let Err(failure) = sent.leave_late_list(lock, &*store) {
+                    say.notice(Notice::NotListed {
+                        reason: failure.in_one_line(),
+                    });
+                }
+                noted
+            };
+            let listed = leave();
+            let until = Instant::now() + DRAIN_MAX;
+            while !sent.is_answered() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            // A thread may have been about to send when the lease was lost.
+            if sent.noted() != listed {
+                leave();
+            }
+        }
+        let drained = self.sent.get().is_none_or(Sent::is_answered);
+        if drained {
+            let _ = lock.answer(&*store);
+        }
+        true
+    }
+
+    /// A connection on which the lease can be read, if another session has taken it over.
+    pub(crate) fn store_after_loss(&self, lock: &Lock) -> Option<Arc<dyn Store>> {
+        let store = self.store();
+        let lost = |store: &Arc<dyn Store>| match lock.verify(&**store) {
+            Err(LockError::Lost { .. } | LockError::NotKept { .. }) => Some(true),
+            Err(LockError::Store { .. }) => None,
+            _ => Some(false),
+        };
+        match lost(&store) {
+            Some(true) => Some(store),
+            Some(false) => None,
+            None => {
+                let new = self.connection.connect().ok()?;
+                (lost(&new) == Some(true)).then_some(new)
+            }
+        }
+    }
+}

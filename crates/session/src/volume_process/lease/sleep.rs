@@ -1,0 +1,82 @@
+//! What a session does when its machine is about to sleep: it sends nothing more, waits for the answers
+//! to what it sent, and ends its connections. After waking it goes on as after a lost connection.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use crate::volume_process::late::Sent;
+use crate::volume_process::lease::Hold;
+use crate::volume_process::sleep::{self, Asleep, DRAIN_MAX, Sleeper};
+
+/// Whether the machine is about to sleep, and who has to be asked.
+#[derive(Default)]
+pub(crate) struct Sleep {
+    asleep: Asleep,
+    watched: Mutex<Option<Weak<Hold>>>,
+}
+
+impl Sleep {
+    fn watched(&self) -> MutexGuard<'_, Option<Weak<Hold>>> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn wait_until_awake(&self) {
+        self.asleep.wait_until_awake();
+    }
+
+    pub(crate) fn is_on(&self) -> bool {
+        self.asleep.is_on()
+    }
+}
+
+impl Hold {
+    /// From the first write on logind is asked to wait for us before the machine sleeps.
+    pub(crate) fn will_bear_sleep(self: &Arc<Self>) {
+        *self.sleep.watched() = Some(Arc::downgrade(self));
+    }
+
+    /// Before something is sent: waits while the machine is about to sleep.
+    pub(crate) fn wait_until_awake(&self) {
+        if let Some(hold) = self.sleep.watched().take() {
+            sleep::watch(OfHold(hold));
+        }
+        self.sleep.wait_until_awake();
+    }
+
+    pub(crate) fn fall_asleep(&self) {
+        self.sleep.asleep.begin();
+        let until = Instant::now() + DRAIN_MAX;
+        // A change of the header is one write after another, and none of them is begun any more: its
+        // connection stays, as it can't go on over another one.
+        let Some(sent) = self.sent.get() else { return };
+        while !Sent::is_answered(sent) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.store().disconnect("the machine is about to sleep");
+    }
+
+    pub(crate) fn wake(&self) {
+        self.sleep.asleep.end();
+    }
+}
+
+/// The session, as long as it lives.
+struct OfHold(Weak<Hold>);
+
+impl Sleeper for OfHold {
+    fn lives(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+
+    fn falls_asleep(&self) {
+        if let Some(hold) = self.0.upgrade() {
+            hold.fall_asleep();
+        }
+    }
+
+    fn wakes(&self) {
+        if let Some(hold) = self.0.upgrade() {
+            hold.wake();
+        }
+    }
+}

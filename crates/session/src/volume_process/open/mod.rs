@@ -1,0 +1,685 @@
+//! Opens an existing container: store, lock, header, pins, key, volume.
+
+pub(crate) mod acquire;
+pub(crate) mod prefetch;
+
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::ScopedJoinHandle;
+use std::time::{Duration, Instant};
+
+use sprat_luks::{AnyHeader, CopyState, OpenedBy, Payload, Pins, Secret, SectorCipher, VolumeKey};
+use sprat_store::{
+    FileStat, FirstLook, LocalRecord, Lock, Store, StoreError, StoreErrorKind, StoreFile,
+};
+use sprat_volume::{Flush, Geometry, ReadOnlyOptions, Seen, Volume, VolumeOptions};
+
+use crate::address::Place;
+use crate::file_system::ext4::ext4_bytes;
+use crate::protocol::messages::VolumeStart;
+use crate::settings::{Access, ContainerFacts, Notice, Phase, PinPolicy};
+use crate::state::paths::Filed;
+use crate::state::{headers, moved, reserved_names};
+use crate::volume_process::cache::cache_options;
+use crate::volume_process::connection::{Connection, HeaderBytes, open_record};
+use crate::volume_process::extend_file::lengthen;
+use crate::volume_process::knowledge::Knowledge;
+use crate::volume_process::late::{self, DigestKey};
+use crate::volume_process::lease::{Hold, keep_renewing};
+use crate::volume_process::open::acquire::hold_making_room;
+use crate::volume_process::open::prefetch::{Ahead, Looked, Unlocked, joined};
+use crate::volume_process::rewrite::forestall_rename;
+use crate::volume_process::shutdown::{Say, Stop};
+use crate::volume_process::{reserve, space_monitor};
+use crate::{Exit, Failure};
+
+pub(crate) use crate::volume_process::open::acquire::{hold, take_lock, wait_for_quiet};
+
+/// A container that is ready to be served.
+pub(crate) struct Opened {
+    pub hold: Arc<Hold>,
+    pub volume: Arc<Volume>,
+    pub edge: Edge,
+    pub facts: ContainerFacts,
+    /// How a flush from above is answered.
+    pub flush: Flush,
+    /// The server's fsync stands behind a durable flush.
+    pub durable: bool,
+    /// What was free on the server before, for a session that writes, where the server tells.
+    pub available_bytes: Option<u64>,
+    /// What this machine knows of the container.
+    pub knowledge: Knowledge,
+}
+
+/// Where ciphertext becomes plaintext.
+pub(crate) enum Edge {
+    /// In this process.
+    Sprat(SectorCipher),
+    /// In the kernel, which gets this key.
+    Kernel(VolumeKey),
+}
+
+impl Edge {
+    pub(crate) fn new(
+        opened_by: OpenedBy,
+        key: VolumeKey,
+        cipher: Option<SectorCipher>,
+    ) -> Result<Self, Failure> {
+        match (opened_by, cipher) {
+            (OpenedBy::Kernel, _) => Ok(Self::Kernel(key)),
+            (OpenedBy::Sprat, Some(cipher)) => Ok(Self::Sprat(cipher)),
+            (OpenedBy::Sprat, None) => Err(Failure::failed("a cipher that sprat does not have")),
+        }
+    }
+}
+
+pub(crate) fn opened_by(start: &VolumeStart) -> OpenedBy {
+    if start.kernel {
+        OpenedBy::Kernel
+    } else {
+        OpenedBy::Sprat
+    }
+}
+
+/// Opens the container. What fails leaves no lock, unless a dead session's bytes are unsettled.
+/// What overlaps, and what must not, stands at the head of `ahead`.
+pub(crate) fn open(
+    start: &VolumeStart,
+    secret: &Secret,
+    stop: &Arc<Stop>,
+    say: &Say,
+) -> Result<Opened, Failure> {
+    say.phase(Phase::Connecting);
+    let (record, connection, store) = reach(start)?;
+    stop.check()?;
+    let given_up = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reading = Arc::clone(&store);
+        let mut ahead = Reading::by(scope.spawn(|| {
+            let reading = reading;
+            Ahead::read(start, secret, &*reading, &given_up)
+        }));
+        let opened =
+            check_container(start, &*store, &record, say).and_then(|(available_bytes, first)| {
+                let reached = Reached {
+                    record,
+                    connection,
+                    store,
+                    first,
+                };
+                let (hold, looked) = hold_and_look(start, reached, &mut ahead, stop, say)?;
+                let opened = open_held(
+                    start,
+                    secret,
+                    &hold,
+                    (ahead, looked),
+                    available_bytes,
+                    stop,
+                    say,
+                );
+                if opened.is_err() {
+                    // Should this fail too, the next session of this host takes the lock over.
+                    let _ = hold.release();
+                }
+                opened
+            });
+        given_up.store(true, Ordering::SeqCst);
+        opened
+    })
+}
+
+/// What is read ahead on a thread of its own.
+struct Reading<'scope> {
+    thread: Option<ScopedJoinHandle<'scope, Option<Ahead>>>,
+    found: Option<Ahead>,
+}
+
+impl<'scope> Reading<'scope> {
+    fn by(thread: ScopedJoinHandle<'scope, Option<Ahead>>) -> Self {
+        Self {
+            thread: Some(thread),
+            found: None,
+        }
+    }
+
+    /// Waits for it.
+    fn wait(&mut self) -> Option<&Ahead> {
+        if let Some(thread) = self.thread.take() {
+            self.found = thread.join().ok().flatten();
+        }
+        self.found.as_ref()
+    }
+
+    fn end(mut self) -> Option<Ahead> {
+        self.wait();
+        self.found
+    }
+}
+
+/// Opens a container that is held.
+fn open_held(
+    start: &VolumeStart,
+    secret: &Secret,
+    hold: &Arc<Hold>,
+    (ahead, mut looked): (Reading<'_>, Option<Looked>),
+    available_bytes: Option<u64>,
+    stop: &Arc<Stop>,
+    say: &Say,
+) -> Result<Opened, Failure> {
+    keep_renewing(hold, stop)?;
+    let may_come_late = hold.record().may_arrive();
+    wait_for_quiet(start, hold, stop, say)?;
+    if start.access == Access::ReadWrite && (may_come_late || hold.late_requests_may_arrive()) {
+        forestall_rename(hold)?;
+        // A rename may have come in between.
+        looked = None;
+    }
+    let opened = unlock(start, secret, hold, ahead.end(), looked, stop, say)?;
+    if let Some(size_bytes) = start.grow_to {
+        tell_overcommit(available_bytes, size_bytes, say);
+    }
+    reserve::give_up(start, &*hold.store(), available_bytes, say)?;
+    Ok(Opened {
+        available_bytes,
+        ..opened
+    })
+}
+
+/// All questions at once; where a lock will be taken, what locks there are, too.
+fn check_container(
+    start: &VolumeStart,
+    store: &dyn Store,
+    record: &LocalRecord,
+    say: &Say,
+) -> Result<(Option<u64>, Option<FirstLook>), Failure> {
+    let takes_lock = start.access == Access::ReadWrite;
+    let (writable, found, locks) = std::thread::scope(|scope| {
+        let found = scope.spawn(|| stat_container(start, store));
+        let look = || Lock::first_look(store, &start.target.name, record);
+        let locks = takes_lock.then(|| scope.spawn(look));
+        let writable = check_writable(start, store, say);
+        (writable, joined(found), locks.map(joined))
+    });
+    let available_bytes = writable?;
+    found?;
+    Ok((available_bytes, locks.transpose()?))
+}
+
+/// A store that was reached, and what is needed to hold a container in it.
+pub(crate) struct Reached {
+    pub record: LocalRecord,
+    pub connection: Connection,
+    pub store: Arc<dyn Store>,
+    /// The locks that were seen a moment ago, if somebody looked.
+    pub first: Option<FirstLook>,
+}
+
+/// Takes the local record and connects.
+pub(crate) fn reach(
+    start: &VolumeStart,
+) -> Result<(LocalRecord, Connection, Arc<dyn Store>), Failure> {
+    let record = open_record(
+        &PathBuf::from(&start.state_dir),
+        &start.target,
+        start.access,
+    )?;
+    let connection = Connection::new(start, &record)?;
+    let store = connection.connect()?;
+    Ok((record, connection, store))
+}
+
+/// Says it where the server has less than a container may need.
+pub(crate) fn tell_overcommit(available_bytes: Option<u64>, size_bytes: u64, say: &Say) {
+    if let Some(available_bytes) = available_bytes.filter(|bytes| *bytes < size_bytes) {
+        say.notice(Notice::MoreThanServerHas {
+            available_bytes,
+            size_bytes,
+        });
+    }
+}
+
+/// Refuses to write where nothing can be made durable. Returns what is free there, for a session
+/// that writes, where the server tells it.
+pub(crate) fn check_writable(
+    start: &VolumeStart,
+    store: &dyn Store,
+    say: &Say,
+) -> Result<Option<u64>, Failure> {
+    if start.access == Access::ReadOnly {
+        return Ok(None);
+    }
+    if !store.capabilities().durable_flush {
+        if reserved_names::may_not_remove(store, &start.target.name) {
+            return Err(read_only_account(store));
+        }
+        if !start.allow_no_fsync {
+            return Err(Failure::failed(format!(
+                "{} can't make data durable: it has no fsync@openssh.com",
+                store.describe()
+            ))
+            .with_hint(
+                "nothing was changed. Use an OpenSSH server, or insist with --insist-without-fsync: \
+                 then a crash of the server can cost the whole container",
+            ));
+        }
+        say.notice(Notice::NoDurableFlush);
+    }
+    // A server that can't tell its free space will say so when it is full.
+    let Ok(space) = store.free_space() else {
+        return Ok(None);
+    };
+    if space.read_only {
+        return Err(Failure::failed(format!(
+            "{} is on a read-only file system",
+            store.describe()
+        ))
+        .with_hint("nothing was changed; restore and mount work all the same"));
+    }
+    if space.available_bytes < space_monitor::LOW_BYTES {
+        say.notice(Notice::ServerSpaceLow {
+            available_bytes: space.available_bytes,
+        });
+    }
+    Ok(Some(space.available_bytes))
+}
+
+/// A server that lets an account only read offers it no fsync either (`sftp-server -R`).
+pub(crate) fn read_only_account(store: &dyn Store) -> Failure {
+    Failure::failed(format!(
+        "{} seems to let this account only read: it offers no fsync and refuses removals",
+        store.describe()
+    ))
+    .with_hint(
+        "nothing was changed; restore and mount work all the same. To write, the account needs a \
+         server that lets it",
+    )
+}
+
+pub(crate) fn stat_container(start: &VolumeStart, store: &dyn Store) -> Result<FileStat, Failure> {
+    let name = &start.target.name;
+    match store.stat(name) {
+        Ok(stat) => {
+            refuse_second_name(start)?;
+            Ok(stat)
+        }
+        Err(error) if error.kind() == StoreErrorKind::NotFound => {
+            let failure = moved::no_container(&PathBuf::from(&start.state_dir), &start.target);
+            let names = store.list().unwrap_or_default();
+            let unfinished = names
+                .iter()
+                .find(|found| reserved_names::HalfMade::New.has_name(found, name));
+            let aside = names
+                .iter()
+                .find(|found| reserved_names::is_set_aside(found, name));
+            Err(if let Some(unfinished) = unfinished {
+                failure.with_hint(format!(
+                    "{unfinished} lies there: an init that did not finish. Run `sprat init` again"
+                ))
+            } else if let Some(aside) = aside {
+                failure.with_hint(format!(
+                    "{aside} lies there: the source of a move that did not finish. Run the same \
+                     `sprat copy --move` again on the machine where it ran; or give the file its \
+                     name back"
+                ))
+            } else {
+                failure
+            })
+        }
+        Err(error) => Err(Failure::from(&error)),
+    }
+}
+
+/// Refuses to write to a local file that has a second name: the lock lies beside one of them, so a
+/// session under the other would write at the same time. SFTP does not say how many names there are.
+fn refuse_second_name(start: &VolumeStart) -> Result<(), Failure> {
+    let (Access::ReadWrite, Place::Local { folder }) = (start.access, &start.target.place) else {
+        return Ok(());
+    };
+    let about = std::fs::symlink_metadata(folder.join(start.target.name.as_str()));
+    let links = about.map_or(1, |about| about.nlink());
+    if links <= 1 {
+        return Ok(());
+    }
+    Err(Failure::failed(format!(
+        "{} has {links} names (hard links): two sessions could write to it at once",
+        start.target
+    ))
+    .with_hint(format!(
+        "nothing was changed. Find the others (`find DISK -samefile {}`), and remove them, or \
+         replace them by copies. `restore` and `mount` work all the same",
+        start.target
+    )))
+}
+
+/// Holds the container, and reads of it while the lock is being settled; nothing behind a dead
+/// session, whose bytes may still arrive.
+fn hold_and_look(
+    start: &VolumeStart,
+    reached: Reached,
+    ahead: &mut Reading<'_>,
+    stop: &Stop,
+    say: &Say,
+) -> Result<(Arc<Hold>, Option<Looked>), Failure> {
+    let quiet = !reached.record.may_arrive();
+    let reading = Arc::clone(&reached.store);
+    let mut looked = None;
+    let mut taken_later = false;
+    // Where there is no room for the lock's file either. The server may say so in other words
+    // (a quota, or no inodes left), so its reserve is tried.
+    let mut make_room = || {
+        taken_later = true;
+        match ahead.wait().map(Ahead::refusal) {
+            Some(None) => reserve::remove(start, &*reading, say),
+            Some(Some(failure)) => Err(failure.clone()),
+            None => Ok(false),
+        }
+    };
+    let hold = hold_making_room(start, reached, stop, say, &mut make_room, || {
+        if quiet {
+            // What can't be read is asked for once more, and its error told.
+            looked = reading
+                .open(&start.target.name, start.access.into())
+                .and_then(|file| Looked::at(file, start))
+                .ok();
+        }
+    })?;
+    // What was read below a lock that was withdrawn is of unknown age.
+    Ok((hold, looked.filter(|_| !taken_later)))
+}
+
+/// Header, pins, key, and the volume behind them.
+fn unlock(
+    start: &VolumeStart,
+    secret: &Secret,
+    hold: &Arc<Hold>,
+    ahead: Option<Ahead>,
+    looked: Option<Looked>,
+    stop: &Stop,
+    say: &Say,
+) -> Result<Opened, Failure> {
+    stop.check()?;
+    say.phase(Phase::Unlocking);
+    let store = hold.store();
+    let looked = match looked {
+        Some(looked) => looked,
+        None => {
+            let file = match (&ahead, start.access) {
+                (Some(ahead), Access::ReadOnly) => Arc::clone(&ahead.file),
+                _ => store.open(hold.file_name(), start.access.into())?,
+            };
+            Looked::at(file, start)?
+        }
+    };
+    let unlocked = looked.unlocked(ahead, start, secret)?;
+    let mut knowledge = Knowledge::new(start, hold, &unlocked)?;
+    let Unlocked { header, key, .. } = unlocked;
+    tell_copies(&header, say);
+    if start.past_cache {
+        tell_slot_areas(start, &header, &*looked.file, say)?;
+    }
+    if let PinPolicy::TrustOnce = &start.pins {
+        say.notice(Notice::TrustedOnce {
+            fingerprint: header.pins().fingerprint(),
+        });
+    }
+    let mut file_bytes = looked.file_bytes;
+    let mut payload = header.geometry(file_bytes)?;
+    let pins = header.pins();
+    let cipher = SectorCipher::of_pins(&key, &pins)?;
+    // Without the cipher it is left to mount, which looks at the length, too.
+    let first_block = match &cipher {
+        Some(cipher) => Some(check_not_truncated(&looked, &payload, cipher)?),
+        None => None,
+    };
+    let digests = (DigestKey::of(&key)?, payload.offset_bytes);
+    if let Err(failure) = knowledge.compare(start, first_block.as_deref(), file_bytes, say) {
+        return Err(match knowledge.found_older() {
+            true => late::why_older(failure, start, hold, &*looked.file, digests),
+            false => failure,
+        });
+    }
+    let late = late::begin(start, hold, &*looked.file, digests, &knowledge, say)?;
+    let edge = Edge::new(opened_by(start), key, cipher)?;
+    stop.check()?;
+    let mut hole_from_bytes = u64::MAX;
+    if let Some(wanted_bytes) = start.grow_to {
+        lengthen(&*looked.file, hold, file_bytes, wanted_bytes)?;
+        if wanted_bytes > file_bytes {
+            hole_from_bytes = payload.len_bytes;
+        }
+        file_bytes = wanted_bytes;
+        payload = header.geometry(file_bytes)?;
+    }
+    hold.learn(pins.clone(), file_bytes);
+    if start.access == Access::ReadWrite {
+        knowledge.begin_writing()?;
+    }
+    // Who insists on reading what another holds gets what it gets.
+    if start.access == Access::ReadOnly
+        && !start.ignore_lock
+        && let Ok(first_block) = looked.first_block(payload.offset_bytes)
+    {
+        hold.begin_reading(file_bytes, payload.offset_bytes, first_block);
+    }
+    let seen = looked.seen(payload.offset_bytes);
+    let known = Known {
+        seen: seen.filter(|_| start.grow_to.is_none()),
+        hole_from_bytes,
+    };
+    tell_settling(hold, say);
+    let volume = open_volume(start, hold, looked.file, payload, known)?;
+    if volume.cache_was_outdated() {
+        say.notice(Notice::CacheOutdated);
+    } else if knowledge.written_elsewhere() {
+        say.notice(Notice::WrittenElsewhere);
+    }
+    stop.reaches(&volume);
+    Ok(Opened {
+        hold: Arc::clone(hold),
+        volume,
+        edge,
+        facts: ContainerFacts {
+            newest_known: knowledge.expected(start),
+            file_system_errors: knowledge.errors(),
+            overwritten: late.overwritten,
+            not_compared: late.not_compared,
+            ..facts(pins, file_bytes, payload)
+        },
+        knowledge,
+        flush: crate::volume_process::flush_kind(start),
+        durable: start.access == Access::ReadWrite && store.capabilities().durable_flush,
+        available_bytes: None,
+    })
+}
+
+/// Says how far a dead session's bytes are settled, every few seconds.
+fn tell_settling(hold: &Hold, say: &Say) {
+    let say = say.clone();
+    let told = Mutex::new(Instant::now());
+    hold.while_settling(move |done_bytes, whole_bytes| {
+        let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.elapsed() >= SETTLING_INTERVAL {
+            *told = Instant::now();
+            say.notice(Notice::Settling {
+                done_bytes,
+                whole_bytes,
+            });
+        }
+    });
+}
+
+/// How often a takeover says how far it is.
+const SETTLING_INTERVAL: Duration = Duration::from_secs(5);
+
+pub(crate) fn facts(pins: Pins, file_bytes: u64, payload: Payload) -> ContainerFacts {
+    ContainerFacts {
+        uuid: pins.uuid.clone(),
+        pins,
+        file_bytes,
+        volume_bytes: payload.len_bytes,
+        newest_known: std::collections::BTreeMap::new(),
+        file_system_errors: None,
+        overwritten: Vec::new(),
+        not_compared: Vec::new(),
+    }
+}
+
+fn tell_copies(header: &AnyHeader, say: &Say) {
+    let Some(copies) = header.copies() else {
+        return;
+    };
+    for (which, state) in [("first", &copies.primary), ("second", &copies.secondary)] {
+        let what = match state {
+            CopyState::Damaged(fault) => format!("{which}: {fault}"),
+            CopyState::Stale { sequence_id } => {
+                format!("{which}: older than the other (sequence {sequence_id})")
+            }
+            CopyState::Contradicts { sequence_id } => format!(
+                "{which}: it is of the same sequence as the other ({sequence_id}) and says something \
+                 else: two machines changed keys at once. Check with `sprat key list` and `sprat \
+                 key rehearse` which keys open"
+            ),
+            _ => continue,
+        };
+        say.notice(Notice::HeaderCopyDamaged { copy: what });
+    }
+}
+
+/// A change of keys that arrived late may have hit the area of a slot, which no metadata show.
+fn tell_slot_areas(
+    start: &VolumeStart,
+    header: &AnyHeader,
+    file: &dyn StoreFile,
+    say: &Say,
+) -> Result<(), Failure> {
+    let AnyHeader::Luks2(header) = header else {
+        return Ok(());
+    };
+    let filed = Filed::new(
+        &PathBuf::from(&start.state_dir),
+        header.uuid(),
+        &start.target,
+    );
+    let slots = headers::differing_slots(&filed, header, &HeaderBytes(file))?;
+    if !slots.is_empty() {
+        say.notice(Notice::SlotAreasDiffer { slots });
+    }
+    Ok(())
+}
+
+/// What is known of a container before its volume is opened.
+pub(crate) struct Known {
+    /// Its present state, where somebody has looked under the lock.
+    pub seen: Option<Seen>,
+    /// As in [`VolumeOptions`].
+    pub hole_from_bytes: u64,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self {
+            seen: None,
+            hole_from_bytes: u64::MAX,
+        }
+    }
+}
+
+pub(crate) fn open_volume(
+    start: &VolumeStart,
+    hold: &Arc<Hold>,
+    file: Arc<dyn StoreFile>,
+    payload: Payload,
+    known: Known,
+) -> Result<Arc<Volume>, Failure> {
+    let geometry = Geometry {
+        offset_bytes: payload.offset_bytes,
+        len_bytes: payload.len_bytes,
+    };
+    let reconnect_max = Duration::from_millis(start.reconnect_max_ms);
+    let session: Arc<dyn sprat_volume::Session> = Arc::clone(hold) as _;
+    let volume = match start.access {
+        Access::ReadOnly => {
+            // On a disk, not in memory: a journal may be large.
+            let mut options = ReadOnlyOptions::new(PathBuf::from(&start.state_dir));
+            options.reconnect_max = reconnect_max;
+            options.cache = cache_options(start, hold, known.seen);
+            Volume::open_read_only(file, geometry, session, options)?
+        }
+        Access::ReadWrite => {
+            let options = VolumeOptions {
+                write_buffer_bytes_max: start.write_buffer_bytes_max,
+                reconnect_max,
+                cache: cache_options(start, hold, known.seen),
+                quiet_time: Duration::from_millis(start.quiet_time_ms),
+                suspects: hold.record().suspects(),
+                suspects_quiet: true,
+                zeros_are_holes: true,
+                hole_from_bytes: known.hole_from_bytes,
+                // All others are mounted, and the snapshots that must be there are looked for before
+                // anything is sent.
+                hold_back: start.create.is_none() && start.change.is_none(),
+                ..VolumeOptions::default()
+            };
+            Volume::open(file, geometry, session, options)?
+        }
+    };
+    Ok(Arc::new(volume))
+}
+
+/// The length of a LUKS2 payload is whatever the file has, so a file that was cut short opens all
+/// the same. The file system in it knows its length (`s_blocks_count`, `s_log_block_size`,
+/// `s_magic`: Documentation/filesystems/ext4/super.rst); one that is no ext4 is left to mount.
+/// Returns the volume's first block in plaintext.
+fn check_not_truncated(
+    looked: &Looked,
+    payload: &Payload,
+    cipher: &SectorCipher,
+) -> Result<Vec<u8>, Failure> {
+    let file_bytes = looked.file_bytes;
+    if payload.len_bytes < 4096 {
+        return Err(truncated(file_bytes, payload.offset_bytes + 4096));
+    }
+    let mut block = looked
+        .first_block(payload.offset_bytes)
+        .map_err(|error| super_block_unread(&error))?;
+    cipher.decrypt(0, &mut block)?;
+    if let Some(needed) = ext4_bytes(&block[1024..2048])
+        && needed > payload.len_bytes
+    {
+        return Err(truncated(
+            file_bytes,
+            payload.offset_bytes.saturating_add(needed),
+        ));
+    }
+    Ok(block)
+}
+
+/// A server that answers, but can't give the block back, has a disk that lost it.
+fn super_block_unread(error: &StoreError) -> Failure {
+    if error.kind() != StoreErrorKind::Failed {
+        return error.into();
+    }
+    Failure::new(
+        Exit::Damaged,
+        "the first block of the volume, its file system's super block, can't be read",
+    )
+    .caused_by(error)
+    .with_hint(
+        "nothing was changed. Look after the server's disk, and copy the file away as far as it \
+         can be read; ext4 keeps copies of its super block (`e2fsck -b 32768`)",
+    )
+}
+
+/// The container file is shorter than its content needs.
+pub fn truncated(file_bytes: u64, needed_bytes: u64) -> Failure {
+    Failure::new(
+        Exit::Damaged,
+        format!("the container is cut short: it has {file_bytes} bytes and needs {needed_bytes}"),
+    )
+    .with_hint(
+        "nothing was changed. Data behind the cut is lost on this server; look for a copy of the \
+         file there before you write to it again",
+    )
+}

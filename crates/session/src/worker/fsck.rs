@@ -1,0 +1,261 @@
+//! e2fsck on the attached device: the journal's replay, as any mount does it, then a look at all.
+
+use std::io::{self, PipeReader, Read};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use sprat_snapshot::Cancel;
+
+use crate::Failure;
+use crate::protocol::messages::FileSystemCheck;
+
+/// What is kept of e2fsck's output, which has no end where everything is damaged.
+const REPORT_BYTES_MAX: usize = 16 << 10;
+
+/// How often the wish to stop is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Bits of e2fsck's exit code (e2fsck(8)): errors corrected, corrected and a reboot is needed, left
+/// uncorrected, operational error. The last one is that of a device that can't be read.
+const FOUND: i32 = 1 | 2 | 4 | 8;
+
+/// What e2fsck says, with code 0, of a journal whose checksums don't fit: it leaves the rest of it
+/// out, and the kernel refuses to mount. (e2fsck/unix.c, where it returns from the replay.)
+const JOURNAL_DAMAGED: [&str; 2] = ["Journal checksum error found", "Journal corrupted in"];
+
+/// Its code is then the same as where it can't read the device.
+const NO_MEMORY: [&str; 2] = ["Memory allocation failed", "Cannot allocate memory"];
+
+/// How one run of e2fsck ended.
+struct Ended {
+    /// `None`: by a signal.
+    code: Option<i32>,
+    output: String,
+}
+
+/// Replays the journal, then only looks. With a read-only volume what the replay writes stays in a
+/// local overlay. A cancel kills e2fsck.
+pub(crate) fn check(device: &Path, cancel: &Cancel) -> Result<FileSystemCheck, Failure> {
+    // Preen: a replay that is only that ends with 0. `-y` would repair a file system whose journal
+    // can't be found, and the look after it would find nothing.
+    let replay = e2fsck(&["-p", "-E", "journal_only"], device, cancel)?;
+    let look = e2fsck(&["-f", "-n"], device, cancel)?;
+    judge(&replay, &look)
+}
+
+/// Whatever e2fsck found is damage; that it could not do its work is a failure.
+fn judge(replay: &Ended, look: &Ended) -> Result<FileSystemCheck, Failure> {
+    let output = format!("{}{}", replay.output, look.output);
+    for ended in [replay, look] {
+        let worked = ended.code.is_some_and(|code| code & !FOUND == 0);
+        let no_memory = NO_MEMORY.iter().any(|said| ended.output.contains(said));
+        if !worked || no_memory {
+            let how = ended.code.map_or("by a signal".to_owned(), |code| {
+                format!("with exit status {code}")
+            });
+            return Err(Failure::failed(format!("e2fsck ended {how}"))
+                .because(output)
+                .with_hint(
+                    "nothing was changed, and nothing is known of the file system. e2fsck may lack \
+                     memory; its last words are above",
+                ));
+        }
+    }
+    let replayed = !JOURNAL_DAMAGED.iter().any(|it| replay.output.contains(it));
+    Ok(FileSystemCheck {
+        clean: replayed && replay.code == Some(0) && look.code == Some(0),
+        output,
+    })
+}
+
+fn e2fsck(arguments: &[&str], device: &Path, cancel: &Cancel) -> Result<Ended, Failure> {
+    let cannot = |error: io::Error| {
+        Failure::failed("can't run e2fsck")
+            .caused_by(&error)
+            .with_hint("install e2fsprogs")
+    };
+    let (output, to) = io::pipe().map_err(cannot)?;
+    let mut command = Command::new("e2fsck");
+    command
+        .args(arguments)
+        .arg(device)
+        .env("LC_ALL", "C.UTF-8")
+        .stdin(Stdio::null())
+        .stdout(to.try_clone().map_err(cannot)?)
+        .stderr(to);
+    let mut child = command.spawn().map_err(cannot)?;
+    // It holds the pipe's other end.
+    drop(command);
+    let reading = std::thread::spawn(move || beginning_of(output));
+    let status = loop {
+        if let Some(status) = child.try_wait().map_err(cannot)? {
+            break status;
+        }
+        if cancel.is_cancelled() {
+            child.kill().map_err(cannot)?;
+            child.wait().map_err(cannot)?;
+            return Err(Failure::interrupted().with_hint("nothing was changed"));
+        }
+        std::thread::sleep(LOOK_INTERVAL);
+    };
+    Ok(Ended {
+        code: status.code(),
+        output: reading.join().unwrap_or_default(),
+    })
+}
+
+/// Reads to the end, and keeps as much as anybody reads.
+fn beginning_of(mut output: PipeReader) -> String {
+    let mut kept = Vec::new();
+    let mut buffer = [0; 4096];
+    while let Ok(some @ 1..) = output.read(&mut buffer) {
+        let room = REPORT_BYTES_MAX.saturating_sub(kept.len());
+        kept.extend(&buffer[..some.min(room)]);
+    }
+    String::from_utf8_lossy(&kept).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+    use std::path::PathBuf;
+
+    use sprat_testkit::{needs, requires};
+
+    use super::*;
+
+    fn ended(code: i32, output: &str) -> Ended {
+        Ended {
+            code: Some(code),
+            output: output.to_owned(),
+        }
+    }
+
+    fn clean(replay: i32, look: i32) -> Option<bool> {
+        judge(&ended(replay, ""), &ended(look, ""))
+            .ok()
+            .map(|check| check.clean)
+    }
+
+    #[test]
+    fn only_a_replay_and_a_look_that_found_nothing_are_clean() {
+        assert_eq!(clean(0, 0), Some(true));
+        for (replay, look) in [(0, 4), (0, 8), (0, 12), (1, 0), (4, 0), (8, 0), (8, 8)] {
+            assert_eq!(clean(replay, look), Some(false), "{replay}, {look}");
+        }
+        let journal = ended(0, "Journal checksum error found in /dev/loop0\n");
+        assert!(!judge(&journal, &ended(0, "")).unwrap().clean);
+    }
+
+    #[test]
+    fn what_kept_e2fsck_from_its_work_is_a_failure_and_no_damage() {
+        for (replay, look) in [(0, 16), (0, 128), (16, 0), (0, 32)] {
+            assert_eq!(clean(replay, look), None, "{replay}, {look}");
+        }
+        let killed = Ended {
+            code: None,
+            output: String::new(),
+        };
+        assert!(judge(&ended(0, ""), &killed).is_err());
+        let memory = "Error allocating block bitmap: Memory allocation failed\n";
+        assert!(judge(&ended(0, ""), &ended(8, memory)).is_err());
+    }
+
+    /// An ext4 in a file, with a transaction in its journal that was not yet replayed.
+    fn with_dirty_journal(folder: &Path) -> PathBuf {
+        let image = folder.join("image");
+        std::fs::File::create(&image)
+            .unwrap()
+            .set_len(64 << 20)
+            .unwrap();
+        tool(
+            "mkfs.ext4",
+            &["-q", "-F", "-b", "4096", image.to_str().unwrap()],
+        );
+        // What the last block is to hold.
+        let block = folder.join("block");
+        std::fs::write(&block, [0xAB; 4096]).unwrap();
+        let script = folder.join("script");
+        let write = format!("jo -c\njw -b 16000 {}\njc\n", block.display());
+        std::fs::write(&script, write).unwrap();
+        let script = script.to_str().unwrap();
+        tool("debugfs", &["-w", "-f", script, image.to_str().unwrap()]);
+        image
+    }
+
+    fn tool(name: &str, arguments: &[&str]) -> String {
+        let ran = Command::new(name).args(arguments).output().unwrap();
+        assert!(ran.status.success(), "{name}: {ran:?}");
+        String::from_utf8(ran.stdout).unwrap()
+    }
+
+    /// The block that debugfs names after `before`.
+    fn block_of(image: &Path, request: &str, before: &str) -> u64 {
+        let said = tool("debugfs", &["-R", request, image.to_str().unwrap()]);
+        let (_, after) = said.split_once(before).unwrap();
+        let number: String = after.chars().take_while(char::is_ascii_digit).collect();
+        number.parse().unwrap()
+    }
+
+    fn missing() -> Option<String> {
+        ["e2fsck", "mkfs.ext4", "debugfs"]
+            .into_iter()
+            .find_map(needs::program)
+    }
+
+    #[test]
+    fn a_dirty_journal_is_replayed_and_is_no_damage() {
+        requires!(missing());
+        let dir = tempfile::tempdir().unwrap();
+        let image = with_dirty_journal(dir.path());
+        let check = check(&image, &Cancel::new()).unwrap();
+        assert!(check.clean, "{}", check.output);
+        assert!(check.output.contains("recovering journal"), "{check:?}");
+        let file = std::fs::File::open(&image).unwrap();
+        let mut replayed = [0; 4096];
+        file.read_exact_at(&mut replayed, 16000 * 4096).unwrap();
+        assert!(replayed == [0xAB; 4096]);
+    }
+
+    #[test]
+    fn structures_that_were_garbled_are_damage_and_not_repaired_into_a_clean_file_system() {
+        requires!(missing());
+        let dir = tempfile::tempdir().unwrap();
+        let image = with_dirty_journal(dir.path());
+        let copy = dir.path().join("copy");
+        let inodes = block_of(&image, "imap <8>", "located at block ");
+        let journal = block_of(&image, "blocks <8>", "");
+        for (what, block) in [
+            ("super block", 0),
+            ("group descriptors", 1),
+            ("inode table", inodes),
+            ("journal's super block", journal),
+            ("what the journal holds", journal + 2),
+        ] {
+            std::fs::copy(&image, &copy).unwrap();
+            let file = std::fs::File::options().write(true).open(&copy).unwrap();
+            file.write_all_at(&[0x55; 4096], block * 4096).unwrap();
+            let check = check(&copy, &Cancel::new()).unwrap();
+            assert!(!check.clean, "{what}: {}", check.output);
+        }
+    }
+
+    #[test]
+    fn a_cancel_ends_e2fsck() {
+        requires!(missing());
+        let dir = tempfile::tempdir().unwrap();
+        // Opening it for reading waits for somebody who writes.
+        let pipe = dir.path().join("pipe");
+        tool("mkfifo", &[pipe.to_str().unwrap()]);
+        let cancel = Cancel::new();
+        let wish = cancel.clone();
+        let wisher = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            wish.cancel();
+        });
+        let failure = check(&pipe, &cancel).unwrap_err();
+        wisher.join().unwrap();
+        assert_eq!(failure.exit, crate::Exit::Interrupted, "{failure:?}");
+    }
+}

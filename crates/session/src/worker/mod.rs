@@ -1,0 +1,407 @@
+//! W, the hidden `worker` command: mounts in namespaces of its own, mkfs, rsync, e2fsck.
+//!
+//! Everything that it does may block for as long as the volume does; it is killed then.
+
+pub(crate) mod fsck;
+pub mod mount_keeper;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+
+use sprat_attach::{AttachError, AttachOptions, Attachment, MkfsOptions, MountOptions};
+use sprat_snapshot::{Cancel, Progress, SnapshotError};
+use sprat_volume::BLOCK_BYTES;
+use zeroize::Zeroizing;
+
+use crate::protocol::frames::{Receiver, Sender};
+use crate::protocol::messages::{Mapping, WorkerOrder, WorkerReply};
+use crate::protocol::spawn::{leave_signals_to_the_session, take_sockets};
+use crate::settings::{Notice, VolumeRoom};
+use crate::{Exit, Failure};
+
+/// The longest volume key: AES-256-XTS. A pipe holds it without anybody reading.
+const KEY_BYTES_MAX: usize = 64;
+const BLOCK: u64 = BLOCK_BYTES as u64;
+
+/// Runs W; its standard input is the control socket.
+pub fn run() -> Exit {
+    leave_signals_to_the_session();
+    // Before anything that starts a thread or opens a file: it runs this program again.
+    let private = sprat_attach::enter_private_namespaces();
+    converse(private, false)
+}
+
+/// Runs the keeper of a background mount: a worker in the caller's namespaces.
+pub(super) fn run_keeper() -> Exit {
+    let _ = rustix::process::setsid();
+    leave_signals_to_the_session();
+    converse(Ok(()), true)
+}
+
+fn converse(private: Result<(), AttachError>, keeps_mount: bool) -> Exit {
+    let Ok((control, descriptors)) = take_sockets() else {
+        return Exit::Usage;
+    };
+    let Ok(sending) = control.try_clone() else {
+        return Exit::Failed;
+    };
+    let say = Sender::new(sending);
+    if let Err(error) = private {
+        let failure = Failure::from(&error).context("can't make a mount namespace");
+        let _ = say.send(&WorkerReply::Failed(failure));
+        return Exit::Failed;
+    }
+    let cancel = Cancel::new();
+    let Ok(orders) = hear_orders(Receiver::new(control), &cancel, keeps_mount) else {
+        return Exit::Failed;
+    };
+    let mut worker = Worker {
+        say,
+        descriptors,
+        cancel,
+        attachment: None,
+        mounted: None,
+        writes: false,
+    };
+    while let Ok(order) = orders.recv() {
+        if let WorkerOrder::Keep(mount) = order {
+            match worker.leave_mounted() {
+                Ok(control) => {
+                    worker.reply(&WorkerReply::Kept);
+                    return mount_keeper::keep(&mount, control);
+                }
+                Err(failure) => worker.reply(&WorkerReply::Failed(failure)),
+            }
+            continue;
+        }
+        let last = matches!(order, WorkerOrder::Unmount);
+        match worker.obey(order) {
+            Ok(Some(reply)) => worker.reply(&reply),
+            Ok(None) => {}
+            Err(failure) => {
+                worker.reply(&WorkerReply::Failed(failure));
+                continue;
+            }
+        }
+        if last {
+            return Exit::Done;
+        }
+    }
+    worker.abandon();
+    Exit::Failed
+}
+
+/// Reads orders on a thread of its own, so that a cancel is heard while rsync runs. At the end of
+/// the socket the session is dead; pid 1 of the namespace ending ends all in it, mounts included.
+fn hear_orders(
+    mut receiver: Receiver,
+    cancel: &Cancel,
+    keeps_mount: bool,
+) -> std::io::Result<mpsc::Receiver<WorkerOrder>> {
+    let (queue, orders) = mpsc::channel();
+    let cancel = cancel.clone();
+    std::thread::Builder::new()
+        .name("orders".to_owned())
+        .spawn(move || {
+            while let Ok(Some(order)) = receiver.receive() {
+                if matches!(order, WorkerOrder::Cancel) {
+                    cancel.cancel();
+                } else if queue.send(order).is_err() {
+                    break;
+                }
+            }
+            // A mount in the caller's namespace does not go with this process: the main thread
+            // takes it away when it sees the end of the queue.
+            if !keeps_mount {
+                std::process::exit(i32::from(Exit::Failed.code()));
+            }
+        })?;
+    Ok(orders)
+}
+
+struct Worker {
+    say: Sender,
+    descriptors: UnixStream,
+    cancel: Cancel,
+    attachment: Option<Attachment>,
+    mounted: Option<PathBuf>,
+    /// It is mounted for writing.
+    writes: bool,
+}
+
+/// The server shows the file system's newest super block, and something older behind it.
+fn newest_gone(gone: &[String]) -> Failure {
+    Failure::new(
+        Exit::Damaged,
+        format!(
+            "the newest snapshot is gone, though nobody has written since this machine saw it: {}",
+            gone.join(", ")
+        ),
+    )
+    .with_hint(
+        "the server shows a mixture of a newer and an older state of the container, or its disk is \
+         damaged. Look at the server's disk and for other copies of the file there; `sprat check \
+         --read-data` says what is damaged. To go on, add --accept-older-state once: that snapshot \
+         is lost then",
+    )
+}
+
+impl Worker {
+    fn reply(&self, reply: &WorkerReply) {
+        // If the session process is gone, so is this one in a moment.
+        if let Err(error) = self.say.send(reply)
+            && error.kind() == std::io::ErrorKind::InvalidData
+        {
+            // The session process waits for this answer.
+            let failure = Failure::failed("the worker can't answer").caused_by(&error);
+            let _ = self.say.send(&WorkerReply::Failed(failure));
+        }
+    }
+
+    fn obey(&mut self, order: WorkerOrder) -> Result<Option<WorkerReply>, Failure> {
+        Ok(Some(match order {
+            WorkerOrder::Begin => {
+                self.begin()?;
+                WorkerReply::FuseReady
+            }
+            WorkerOrder::Attach => {
+                self.attachment()?.attach_loop()?;
+                WorkerReply::Attached
+            }
+            WorkerOrder::Map(mapping) => {
+                self.map(mapping)?;
+                WorkerReply::Mapped
+            }
+            WorkerOrder::MakeFileSystem { label, inodes } => {
+                let mut options = MkfsOptions::labelled(label.as_deref().unwrap_or_default());
+                options.inodes = inodes;
+                let device = self.attachment()?.device().to_owned();
+                sprat_attach::make_file_system(&device, &options)?;
+                WorkerReply::FileSystemMade
+            }
+            WorkerOrder::Mount {
+                at,
+                read_only,
+                browse,
+                grow,
+                expected,
+            } => {
+                let dir = PathBuf::from(at);
+                let mut options = MountOptions::default();
+                options.read_only = read_only;
+                options.browse = browse;
+                options.grow = grow;
+                sprat_attach::keep_only(&[&dir])?;
+                self.attachment()?.mount(&dir, &options)?;
+                let gone = sprat_snapshot::missing(&dir, &expected);
+                self.mounted = Some(dir);
+                self.writes = !read_only;
+                if !gone.is_empty() {
+                    return Err(newest_gone(&gone));
+                }
+                WorkerReply::Mounted
+            }
+            WorkerOrder::CheckFileSystem => {
+                let device = self.attachment()?.device().to_owned();
+                WorkerReply::Checked(fsck::check(&device, &self.cancel)?)
+            }
+            WorkerOrder::Trim => WorkerReply::Trimmed(self.attachment()?.trim()?),
+            WorkerOrder::Grow { volume_bytes } => {
+                self.attachment()?.grow(volume_bytes)?;
+                WorkerReply::Grown
+            }
+            WorkerOrder::TakeSnapshot(spec) => {
+                let now = jiff::Timestamp::now();
+                let cancel = self.cancel.clone();
+                let root = self.root()?;
+                let paths = spec
+                    .sources
+                    .iter()
+                    .chain(&spec.exclude_from)
+                    .chain(&spec.never_enter);
+                let container = spec.container.iter().map(|container| &container.path);
+                let needed = paths.chain(container).map(|path| &**path).collect();
+                let report = self.with_mounts(needed, &spec.rsync, |say| {
+                    sprat_snapshot::take(root, &spec, now, say, &cancel)
+                })?;
+                self.tell_room();
+                WorkerReply::SnapshotTaken(Box::new(report))
+            }
+            WorkerOrder::List => WorkerReply::Listed(sprat_snapshot::list(self.root()?)?),
+            WorkerOrder::Restore(spec) => {
+                let cancel = self.cancel.clone();
+                let root = self.root()?;
+                let container = spec.container.iter().map(|container| &container.path);
+                let paths = spec.never_enter.iter().chain(container).chain([&spec.to]);
+                let needed = paths.map(|path| &**path).collect();
+                let report = self.with_mounts(needed, &spec.rsync, |say| {
+                    sprat_snapshot::restore(root, &spec, say, &cancel)
+                })?;
+                WorkerReply::Restored(Box::new(report))
+            }
+            WorkerOrder::Prune(spec) => {
+                let cancel = self.cancel.clone();
+                let report = sprat_snapshot::prune(
+                    self.root()?,
+                    &spec,
+                    &mut |progress| self.progress(progress),
+                    &cancel,
+                )?;
+                WorkerReply::Pruned(Box::new(report))
+            }
+            WorkerOrder::CheckFiles(spec) => {
+                let cancel = self.cancel.clone();
+                let root = self.root()?;
+                // The sources stand in the volume only.
+                let report = self.with_mounts(vec![Path::new("/")], Path::new("/"), |say| {
+                    sprat_snapshot::check(root, &spec, say, &cancel)
+                })?;
+                WorkerReply::FilesChecked(Box::new(report))
+            }
+            WorkerOrder::NameBlocks { blocks, suspects } => {
+                let places: Vec<Range<u64>> = blocks
+                    .iter()
+                    .map(|block| block * BLOCK..(block + 1) * BLOCK)
+                    .collect();
+                let found = sprat_snapshot::files_on(
+                    self.root()?,
+                    &places,
+                    &sprat_attach::extents,
+                    Path::new(&suspects),
+                    &self.cancel,
+                );
+                WorkerReply::BlocksNamed(found.names, found.not_saved)
+            }
+            WorkerOrder::Cancel | WorkerOrder::Keep(_) => return Ok(None),
+            WorkerOrder::Unmount => {
+                let room = self.room();
+                let newest = self.newest();
+                self.mounted = None;
+                if let Some(attachment) = self.attachment.take() {
+                    attachment.unmount()?;
+                }
+                WorkerReply::Unmounted(room, newest)
+            }
+        }))
+    }
+
+    /// Runs a job that reads or writes files of this machine, with the mounts as they are now.
+    fn with_mounts<'p, T: Send>(
+        &self,
+        mut needed: Vec<&'p Path>,
+        program: &'p Path,
+        job: impl FnOnce(&mut dyn FnMut(Progress)) -> Result<T, SnapshotError> + Send,
+    ) -> Result<T, Failure> {
+        needed.extend(program.is_absolute().then_some(program));
+        let say = self.say.clone();
+        let run = || {
+            job(&mut |progress| {
+                // Without anybody to hear it this process is about to end anyway.
+                let _ = say.send(&WorkerReply::Progress(progress));
+            })
+        };
+        Ok(sprat_attach::with_current_mounts(
+            self.root()?,
+            &needed,
+            run,
+        )??)
+    }
+
+    /// Says it where the volume is nearly full, in time for somebody to do something.
+    fn tell_room(&self) {
+        if let Some(room) = self.room()
+            && room.is_low()
+        {
+            self.reply(&WorkerReply::Notice(Notice::VolumeSpaceLow {
+                available_bytes: room.available_bytes,
+                inodes: room.free_inodes,
+            }));
+        }
+    }
+
+    /// The newest snapshot of each job, of a volume that was written to. `None`: not known.
+    fn newest(&self) -> Option<BTreeMap<String, String>> {
+        let root = self.mounted.as_deref().filter(|_| self.writes)?;
+        sprat_snapshot::newest(root).ok()
+    }
+
+    /// What is left in the mounted volume; asks the kernel's memory only.
+    fn room(&self) -> Option<VolumeRoom> {
+        let about = rustix::fs::statvfs(self.mounted.as_deref()?).ok()?;
+        Some(VolumeRoom {
+            total_bytes: about.f_blocks * about.f_frsize,
+            available_bytes: about.f_bavail * about.f_frsize,
+            inodes: about.f_files,
+            free_inodes: about.f_ffree,
+        })
+    }
+
+    fn progress(&self, progress: Progress) {
+        self.reply(&WorkerReply::Progress(progress));
+    }
+
+    /// Mounts FUSE and gives its descriptor away: the volume process must be the only one that
+    /// holds it, or its death would not be seen.
+    fn begin(&mut self) -> Result<(), Failure> {
+        let fuse = sprat_attach::open_fuse()?;
+        let attachment = Attachment::begin(fuse.as_fd(), AttachOptions::default())?;
+        sprat_attach::send_fd(&self.descriptors, fuse.as_fd())?;
+        drop(fuse);
+        self.attachment = Some(attachment);
+        Ok(())
+    }
+
+    /// Takes the volume key, and keeps it no longer than dm-crypt needs to be told of it.
+    fn map(&mut self, mapping: Mapping) -> Result<(), Failure> {
+        // Each is best effort, as in the volume process.
+        let _ = sprat_attach::hide_from_debuggers();
+        let _ = sprat_attach::lock_memory();
+        let pipe = sprat_attach::receive_fd(&self.descriptors)?;
+        let mut key = Zeroizing::new(Vec::with_capacity(KEY_BYTES_MAX + 1));
+        File::from(pipe)
+            .take(KEY_BYTES_MAX as u64)
+            .read_to_end(&mut key)
+            .map_err(|error| Failure::failed("can't read the volume key").caused_by(&error))?;
+        self.attachment()?.map(&mapping.into(), &key)?;
+        Ok(())
+    }
+
+    /// The session ended before the mount was left to itself: takes it away, dead or alive.
+    fn abandon(&mut self) {
+        let dir = self.mounted.take();
+        let unmounted = match self.attachment.take() {
+            Some(attachment) => attachment.unmount().is_ok(),
+            None => true,
+        };
+        if let (false, Some(dir)) = (unmounted, dir) {
+            let _ = sprat_attach::unmount_dead(&dir);
+        }
+    }
+
+    /// The mount stays; from the session comes the volume process's control socket.
+    fn leave_mounted(&mut self) -> Result<OwnedFd, Failure> {
+        let control = sprat_attach::receive_fd(&self.descriptors)?;
+        if let Some(attachment) = self.attachment.take() {
+            attachment.leave_mounted()?;
+        }
+        Ok(control)
+    }
+
+    fn attachment(&mut self) -> Result<&mut Attachment, Failure> {
+        self.attachment
+            .as_mut()
+            .ok_or_else(|| Failure::failed("the worker was ordered out of turn: not attached"))
+    }
+
+    fn root(&self) -> Result<&Path, Failure> {
+        self.mounted
+            .as_deref()
+            .ok_or_else(|| Failure::failed("the worker was ordered out of turn: not mounted"))
+    }
+}
