@@ -11,9 +11,9 @@ mod codec;
 #[path = "../../crates/volume/src/epoch.rs"]
 #[allow(dead_code, reason = "only the hot part is measured")]
 mod epoch;
-#[path = "../../crates/volume/src/portion.rs"]
+#[path = "../../crates/volume/src/flush_window.rs"]
 #[allow(dead_code, reason = "only the hot part is measured")]
-mod portion;
+mod flush_window;
 #[path = "../../crates/volume/src/plan.rs"]
 #[allow(dead_code, reason = "only the hot part is measured")]
 mod plan;

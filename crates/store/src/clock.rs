@@ -1,4 +1,4 @@
-//! The clock for ages that decide whether bytes may be sent.
+//! The two clocks: one for ages that decide whether bytes may be sent, one for dates.
 
 use std::time::Duration;
 
@@ -10,4 +10,10 @@ use std::time::Duration;
 pub fn since_boot() -> Duration {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     Duration::try_from(now).unwrap_or_default()
+}
+
+/// Seconds since the epoch by this machine's clock, which people set; 0 before the epoch.
+pub(crate) fn now_s() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
+    now.map_or(0, |now| now.as_secs())
 }

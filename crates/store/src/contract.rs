@@ -61,6 +61,34 @@ pub struct FreeSpace {
     pub read_only: bool,
 }
 
+/// The outcome of a change that the store carried out: is it on the disk, too?
+///
+/// That the store did not carry it out at all is the error beside it, in `Result<Applied, _>`.
+#[must_use]
+#[derive(Debug)]
+pub enum Applied {
+    /// Done and durable.
+    Durable,
+    /// Done at least in part, and not known to be durable.
+    NotDurable(StoreError),
+}
+
+impl Applied {
+    /// `Ok` only if the change is durable.
+    pub fn durable(self) -> Result<(), StoreError> {
+        match self {
+            Self::Durable => Ok(()),
+            Self::NotDurable(error) => Err(error),
+        }
+    }
+}
+
+impl From<Result<(), StoreError>> for Applied {
+    fn from(flushed: Result<(), StoreError>) -> Self {
+        flushed.map_or_else(Self::NotDurable, |()| Self::Durable)
+    }
+}
+
 /// A folder that holds containers. Any number of threads may call at once.
 ///
 /// A store never follows a symbolic link that it finds at a name: opening one is
@@ -176,19 +204,16 @@ pub trait Store: Send + Sync {
         Ok((stat, bytes))
     }
 
-    /// Makes a new file as [`Store::create_new`] does, whose outcome is the outer result; writes
-    /// `content` and makes it and the name durable, which is the inner one.
-    fn create_filled(
-        &self,
-        name: &FileName,
-        content: &[u8],
-    ) -> Result<Result<(), StoreError>, StoreError> {
+    /// Makes a new file as [`Store::create_new`] does, writes `content`, and makes content and name
+    /// durable. An error says that the file was not created; a failure after that is
+    /// [`Applied::NotDurable`], and then the content may be missing, too.
+    fn create_filled(&self, name: &FileName, content: &[u8]) -> Result<Applied, StoreError> {
         let file = self.create_new(name)?;
         let filled = file
             .write_at(0, content)
             .and_then(|()| file.flush())
             .and_then(|()| self.flush_folder());
-        Ok(filled)
+        Ok(filled.into())
     }
 
     /// Writes over a small file's first bytes, and then asks for what lies at `next`; `None` where
@@ -207,11 +232,10 @@ pub trait Store: Send + Sync {
         }
     }
 
-    /// Removes a file, whose outcome is the outer result, and makes that durable, which is the
-    /// inner one.
-    fn remove_durably(&self, name: &FileName) -> Result<Result<(), StoreError>, StoreError> {
+    /// Removes a file and makes the removal durable. An error says that it was not removed.
+    fn remove_durably(&self, name: &FileName) -> Result<Applied, StoreError> {
         self.remove(name)?;
-        Ok(self.flush_folder())
+        Ok(self.flush_folder().into())
     }
 }
 
@@ -259,16 +283,15 @@ pub trait StoreFile: Send + Sync {
             .try_for_each(|(offset, data)| self.write_at(*offset, data))
     }
 
-    /// Writes parts as [`StoreFile::write_parts_at`] does, which is the outer result, and then makes
-    /// them and what was answered before durable as [`StoreFile::flush`] does, which is the inner one.
-    /// Where the store knows that its server keeps the order, both take one round trip. After an
-    /// outer error some of the parts may be durable, and a flush may have failed, too.
-    fn write_parts_durably(
-        &self,
-        parts: &[(u64, &[u8])],
-    ) -> Result<Result<(), StoreError>, StoreError> {
+    /// Writes parts as [`StoreFile::write_parts_at`] does. Then makes them, and every write that was
+    /// answered before, durable as [`StoreFile::flush`] does. If the store knows that its server
+    /// keeps the order of requests, both take one round trip.
+    ///
+    /// A failed write is the error; some of the parts may be durable then, and a flush may have
+    /// failed, too. If only the flush failed, the outcome is [`Applied::NotDurable`].
+    fn write_parts_durably(&self, parts: &[(u64, &[u8])]) -> Result<Applied, StoreError> {
         self.write_parts_at(parts)?;
-        Ok(self.flush())
+        Ok(self.flush().into())
     }
 
     /// Tells each range that may hold data, in order; outside of them the file reads as zeros.

@@ -9,27 +9,38 @@
 //! - Memory is bounded, whatever the server sends or the caller asks.
 #![forbid(unsafe_code)]
 
+mod beside;
+mod checksum;
 pub mod clock;
 mod contract;
 pub mod copy;
 mod error;
 mod local;
 pub mod lock;
+mod lock_error;
 mod memory;
 mod name;
 mod outage;
+mod poison;
 mod ranges;
 mod record;
 pub mod sftp;
+mod text;
+mod token;
 
-pub use contract::{Access, Capabilities, FileStat, FreeSpace, ReadClass, Store, StoreFile};
+pub use contract::{
+    Access, Applied, Capabilities, FileStat, FreeSpace, ReadClass, Store, StoreFile,
+};
 pub use error::{StoreError, StoreErrorKind};
 pub use local::LocalStore;
-pub use lock::{FirstLook, Lock, LockError, LockInfo, OwnerNote};
+pub use lock::{FirstLook, Lock, OwnerNote};
+pub use lock_error::{LockError, LockInfo};
 pub use memory::MemoryStore;
 pub use name::{FileName, FileNameError};
 pub use outage::Outage;
+pub use poison::IgnorePoison;
 pub use record::LocalRecord;
 pub use sftp::{
     Fence, Puncher, PuncherOptions, SftpOptions, SftpStore, SshTarget, Writers, writers_of,
 };
+pub use text::hex;

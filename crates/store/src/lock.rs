@@ -11,7 +11,6 @@
 //! until that time is over.
 
 mod again;
-pub(crate) mod beside;
 mod content;
 mod inspect;
 mod old;
@@ -20,13 +19,10 @@ mod takeover;
 mod taking;
 mod watching;
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
-use std::{fmt, io};
 
-use beside::beside;
 pub use content::DOOR_S;
 use content::{Content, Door, LEASE_BYTES};
 pub use inspect::{Inspected, inspect, inspect_near};
@@ -35,9 +31,13 @@ pub use takeover::{Watched, watch};
 pub use taking::{EMPTY_WAIT, FirstLook};
 pub use watching::{LateUntil, WatchNote};
 
+use crate::beside::beside;
 use crate::clock::since_boot;
-use crate::record::Token;
-use crate::{Access, Fence, FileName, LocalRecord, ReadClass, Store, StoreError, StoreErrorKind};
+use crate::token::Token;
+use crate::{
+    Access, Fence, FileName, IgnorePoison, LocalRecord, LockError, LockInfo, ReadClass, Store,
+    StoreError, StoreErrorKind,
+};
 
 /// How often a holder renews its lock.
 pub const RENEW_INTERVAL: Duration = Duration::from_secs(10);
@@ -58,32 +58,6 @@ pub struct OwnerNote {
     pub version: String,
 }
 
-/// What the highest lock file of a container says. Everything in it is the server's word; texts
-/// are escaped.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LockInfo {
-    /// The number in the lock file's name.
-    pub number: u64,
-    /// The lock file.
-    pub file: FileName,
-    /// Random hex; `None` where the file is empty or not readable as a lock.
-    pub token: Option<String>,
-    /// The random id of the host that took it.
-    pub host: String,
-    /// sprat's version there.
-    pub version: String,
-    /// When it was taken, seconds since the epoch by the owner's clock.
-    pub started_s: u64,
-    /// How often it was renewed.
-    pub renewed: u64,
-    /// Last change of the file by the server's clock, seconds since the epoch.
-    pub modified_s: Option<u64>,
-    /// Its session gave it back.
-    pub free: bool,
-    /// Earlier leases from which something may arrive, nobody knows until when.
-    pub waits_for: Vec<u64>,
-}
-
 impl LockInfo {
     /// Whether a dead session of `record` left this lock: only then does the record's flock, which
     /// the caller holds, prove anything. The same host may hold it under another record.
@@ -95,83 +69,6 @@ impl LockInfo {
         });
         taken && seen::may_be_ours(self.number, self.renewed, record.known_renewals())
     }
-}
-
-/// A lock could not be taken, kept or broken.
-#[derive(Debug, thiserror::Error)]
-#[expect(
-    missing_docs,
-    reason = "each variant's message says what its fields are"
-)]
-#[non_exhaustive]
-pub enum LockError {
-    /// A living process on this host has the container open.
-    #[error("another process on this host has container {container_id} open")]
-    HeldHere { container_id: String },
-    /// Another session holds the lock, or one that can't be shown to be dead.
-    #[error("container {container} is locked by {info}")]
-    HeldElsewhere {
-        container: FileName,
-        info: Box<LockInfo>,
-    },
-    /// The container was taken over from a session that may still write to it.
-    #[error(
-        "container {container} was taken over, and an earlier session may still write to it: {info}"
-    )]
-    Waiting {
-        container: FileName,
-        info: Box<LockInfo>,
-    },
-    /// The server does not list a file that was made and is there.
-    #[error("the server does not list {file}, which was just made: it can't keep a lease")]
-    Unlisted { file: FileName },
-    /// A lease of ours does not hold what was written there, by nobody else's doing: nobody but its
-    /// maker writes into a lease. Nothing may be sent any more; `unused`: nothing was sent under it.
-    #[error(
-        "the server does not keep what is written to the lock on container {container}: {reason}"
-    )]
-    NotKept {
-        container: FileName,
-        reason: String,
-        unused: bool,
-    },
-    /// The lock is no longer ours; nothing may be sent any more.
-    #[error("the lock on container {container} was lost: {reason}")]
-    Lost { container: FileName, reason: String },
-    /// Another session took the lock while this one, which only reads and so has none, had it open.
-    #[error("another session locked container {container} while this one was reading it: {info}")]
-    TakenMeanwhile {
-        container: FileName,
-        info: Box<LockInfo>,
-    },
-    /// Another session wrote while this one, which only reads and so has no lock, had it open.
-    #[error("another session wrote to container {container} while this one was reading it")]
-    Disturbed { container: FileName },
-    /// The lock was renewed while it was watched: its owner lives.
-    #[error("the lock on container {container} was renewed while watched, its owner lives: {info}")]
-    Renewed {
-        container: FileName,
-        info: Box<LockInfo>,
-    },
-    /// A name that no lock or record can be about.
-    #[error("{op}: {reason}")]
-    Invalid { op: &'static str, reason: String },
-    /// The local record could not be read or written.
-    #[error("{op} local record {}", path.display())]
-    Record {
-        op: &'static str,
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    /// The store failed.
-    #[error("{op} the lock on container {container}")]
-    Store {
-        op: &'static str,
-        container: FileName,
-        #[source]
-        source: StoreError,
-    },
 }
 
 /// The lease on a container, ours. Dropping it without [`Lock::release`] leaves it held, as a
@@ -516,11 +413,11 @@ impl Lock {
     }
 
     fn current(&self) -> MutexGuard<'_, Current> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+        self.current.lock().ignore_poison()
     }
 
     fn writing(&self) -> MutexGuard<'_, ()> {
-        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+        self.writing.lock().ignore_poison()
     }
 
     fn lost(&self, reason: &str) -> LockError {
@@ -577,51 +474,6 @@ fn read_if_there(
         Ok(seen) => Ok(Some(seen)),
         Err(error) if error.kind() == StoreErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
-    }
-}
-
-pub(crate) fn now_s() -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
-    now.map_or(0, |now| now.as_secs())
-}
-
-impl Token {
-    fn random() -> Result<Self, LockError> {
-        let mut bytes = [0; 16];
-        let mut filled = 0;
-        while filled < bytes.len() {
-            let flags = rustix::rand::GetRandomFlags::empty();
-            match rustix::rand::getrandom(&mut bytes[filled..], flags) {
-                Ok(more) => filled += more,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(errno) => {
-                    return Err(LockError::Invalid {
-                        op: "make a token",
-                        reason: errno.to_string(),
-                    });
-                }
-            }
-        }
-        Ok(Self(bytes))
-    }
-}
-
-impl fmt::Display for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Display for LockInfo {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.file)?;
-        if self.token.is_none() {
-            return write!(f, " (which says nothing of its owner)");
-        }
-        if self.free {
-            return write!(f, " of host {}, given back", self.host);
-        }
-        write!(f, " of host {}, renewed {} times", self.host, self.renewed)
     }
 }
 

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use crate::contract::{Access, Capabilities, FileStat, FreeSpace, ReadClass, Store, StoreFile};
-use crate::{FileName, StoreError};
+use crate::{FileName, IgnorePoison, StoreError};
 
 /// A folder in memory; clones share the contents.
 #[derive(Debug, Clone, Default)]
@@ -30,10 +30,6 @@ struct MemoryHandle {
     access: Access,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl MemoryStore {
     /// Makes an empty folder.
     #[must_use]
@@ -47,7 +43,9 @@ impl MemoryStore {
     }
 
     fn find(&self, op: &'static str, name: &FileName) -> Result<Arc<MemoryFile>, StoreError> {
-        lock(&self.files)
+        self.files
+            .lock()
+            .ignore_poison()
             .get(name)
             .cloned()
             .ok_or_else(|| StoreError::NotFound {
@@ -77,7 +75,7 @@ impl Store for MemoryStore {
     }
 
     fn create_new(&self, name: &FileName) -> Result<Arc<dyn StoreFile>, StoreError> {
-        let mut files = lock(&self.files);
+        let mut files = self.files.lock().ignore_poison();
         if files.contains_key(name) {
             return Err(StoreError::AlreadyExists {
                 op: "create",
@@ -103,7 +101,7 @@ impl Store for MemoryStore {
     }
 
     fn rename(&self, from: &FileName, to: &FileName) -> Result<(), StoreError> {
-        let mut files = lock(&self.files);
+        let mut files = self.files.lock().ignore_poison();
         let file = files.remove(from).ok_or_else(|| StoreError::NotFound {
             op: "rename",
             object: from.to_string(),
@@ -113,7 +111,7 @@ impl Store for MemoryStore {
     }
 
     fn rename_new(&self, from: &FileName, to: &FileName) -> Result<(), StoreError> {
-        let mut files = lock(&self.files);
+        let mut files = self.files.lock().ignore_poison();
         if !files.contains_key(from) {
             return Err(StoreError::NotFound {
                 op: "rename",
@@ -132,7 +130,7 @@ impl Store for MemoryStore {
     }
 
     fn remove(&self, name: &FileName) -> Result<(), StoreError> {
-        match lock(&self.files).remove(name) {
+        match self.files.lock().ignore_poison().remove(name) {
             Some(_) => Ok(()),
             None => Err(StoreError::NotFound {
                 op: "remove",
@@ -142,7 +140,7 @@ impl Store for MemoryStore {
     }
 
     fn list(&self) -> Result<Vec<FileName>, StoreError> {
-        Ok(lock(&self.files).keys().cloned().collect())
+        Ok(self.files.lock().ignore_poison().keys().cloned().collect())
     }
 
     fn flush_folder(&self) -> Result<(), StoreError> {
@@ -167,7 +165,7 @@ impl MemoryFile {
     }
 
     fn stat(&self) -> FileStat {
-        let len = lock(&self.bytes).len() as u64;
+        let len = self.bytes.lock().ignore_poison().len() as u64;
         FileStat {
             len,
             modified_s: Some(self.modified_s.load(Ordering::SeqCst)),
@@ -219,7 +217,7 @@ impl StoreFile for MemoryHandle {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8], _class: ReadClass) -> Result<(), StoreError> {
-        let bytes = lock(&self.file.bytes);
+        let bytes = self.file.bytes.lock().ignore_poison();
         let start = usize::try_from(offset)
             .unwrap_or(usize::MAX)
             .min(bytes.len());
@@ -243,7 +241,7 @@ impl StoreFile for MemoryHandle {
             return Ok(());
         }
         let range = self.indices("write", offset, data.len() as u64)?;
-        let mut bytes = lock(&self.file.bytes);
+        let mut bytes = self.file.bytes.lock().ignore_poison();
         if bytes.len() < range.end {
             bytes.resize(range.end, 0);
         }
@@ -258,7 +256,7 @@ impl StoreFile for MemoryHandle {
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
         self.writable("discard")?;
-        let mut bytes = lock(&self.file.bytes);
+        let mut bytes = self.file.bytes.lock().ignore_poison();
         let end = offset.saturating_add(len).min(bytes.len() as u64);
         let range = self.indices("discard", offset.min(end), end - offset.min(end))?;
         bytes[range].fill(0);
@@ -268,7 +266,7 @@ impl StoreFile for MemoryHandle {
     fn resize(&self, len: u64) -> Result<(), StoreError> {
         self.writable("resize")?;
         let end = self.indices("resize", len, 0)?.end;
-        lock(&self.file.bytes).resize(end, 0);
+        self.file.bytes.lock().ignore_poison().resize(end, 0);
         Ok(())
     }
 }

@@ -25,12 +25,15 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::fs::{FlockOperation, OFlags};
 
-use crate::lock::{LockError, now_s};
+use crate::checksum::crc32;
+use crate::clock::now_s;
 use crate::ranges::RangeSet;
+use crate::token::Token;
+use crate::{IgnorePoison, LockError};
 
 const MAGIC: &[u8; 8] = b"sprtrec1";
 const ENTRY_BYTES: usize = 40;
@@ -95,10 +98,6 @@ struct Content {
     /// The highest lease that this machine knows to be free.
     free: u64,
 }
-
-/// A lock's token: 128 random bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Token(pub [u8; 16]);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Entry {
@@ -412,10 +411,7 @@ impl LocalRecord {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.inner
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.inner.state.lock().ignore_poison()
     }
 
     fn sync(&self, state: &mut State) -> Result<(), LockError> {
@@ -680,19 +676,6 @@ fn boot_id() -> u64 {
         .take(16)
         .collect();
     u64::from_str_radix(&digits, 16).unwrap_or(0)
-}
-
-/// CRC-32 as in Ethernet and zlib; short inputs only, so no table.
-pub(crate) fn crc32(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-            if crc & 1 == 1 {
-                (crc >> 1) ^ 0xedb8_8320
-            } else {
-                crc >> 1
-            }
-        })
-    })
 }
 
 #[cfg(test)]

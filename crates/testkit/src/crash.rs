@@ -7,11 +7,11 @@
 //! (wiki.postgresql.org/wiki/Fsync_Errors).
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sprat_store::{FileStat, ReadClass, StoreError, StoreFile};
+use sprat_store::{FileStat, IgnorePoison, ReadClass, StoreError, StoreFile};
 
 use crate::dice::Dice;
 
@@ -181,7 +181,7 @@ impl CrashDisk {
     }
 
     fn disk(&self) -> MutexGuard<'_, Disk> {
-        let mut disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut disk = self.disk.lock().ignore_poison();
         disk.write_late();
         disk
     }

@@ -1,9 +1,9 @@
 //! Wraps a file so that its nth operation fails, once or for ever after.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use sprat_store::{FileStat, ReadClass, StoreError, StoreFile};
+use sprat_store::{FileStat, IgnorePoison, ReadClass, StoreError, StoreFile};
 
 /// How an operation fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,7 +117,7 @@ impl FaultFile {
         op: &'static str,
         call: impl FnOnce() -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        if *self.dead.lock().unwrap_or_else(PoisonError::into_inner) {
+        if *self.dead.lock().ignore_poison() {
             return Err(Fault::LostBefore.error(op));
         }
         if !self.plan.strikes() {
@@ -125,7 +125,7 @@ impl FaultFile {
         }
         let fault = self.plan.fault;
         if fault.loses_line() {
-            *self.dead.lock().unwrap_or_else(PoisonError::into_inner) = true;
+            *self.dead.lock().ignore_poison() = true;
         }
         if fault == Fault::LostAfter {
             call()?;

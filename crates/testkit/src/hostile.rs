@@ -17,9 +17,11 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
+
+use sprat_store::IgnorePoison;
 
 use connection::Connection;
 
@@ -181,10 +183,6 @@ struct Script {
     seen: BTreeMap<Kind, usize>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Hostile {
     /// Serves `folder`. `older` is what `file` in it was once; it need not exist before it is used.
     pub fn start(folder: &Path, file: &str, older: &Path) -> io::Result<Self> {
@@ -239,10 +237,10 @@ impl Hostile {
     /// before; without any it is honest. Whatever it counted is forgotten, and its connections end.
     pub fn set(&self, faults: impl IntoIterator<Item = Fault>) {
         self.shared.stalled.store(false, Ordering::SeqCst);
-        for connection in lock(&self.shared.connections).drain(..) {
+        for connection in self.shared.connections.lock().ignore_poison().drain(..) {
             connection.end();
         }
-        *lock(&self.shared.script) = Script {
+        *self.shared.script.lock().ignore_poison() = Script {
             faults: faults.into_iter().collect(),
             ..Script::default()
         };
@@ -251,13 +249,13 @@ impl Hostile {
     /// How often the fault fell since [`Hostile::set`].
     #[must_use]
     pub fn struck(&self) -> usize {
-        lock(&self.shared.script).struck
+        self.shared.script.lock().ignore_poison().struck
     }
 
     /// Requests since [`Hostile::set`], by kind.
     #[must_use]
     pub fn seen(&self) -> BTreeMap<Kind, usize> {
-        lock(&self.shared.script).seen.clone()
+        self.shared.script.lock().ignore_poison().seen.clone()
     }
 }
 
@@ -268,7 +266,7 @@ impl Drop for Hostile {
         if let Some(acceptor) = self.acceptor.take() {
             let _ = acceptor.join();
         }
-        for connection in lock(&self.shared.connections).drain(..) {
+        for connection in self.shared.connections.lock().ignore_poison().drain(..) {
             connection.end();
         }
     }
@@ -277,7 +275,7 @@ impl Drop for Hostile {
 impl Shared {
     /// Counts a request, and says what is to be done with it.
     fn due(&self, kind: Kind) -> Option<Act> {
-        let mut script = lock(&self.script);
+        let mut script = self.script.lock().ignore_poison();
         *script.seen.entry(kind).or_default() += 1;
         let fault = *script.faults.front()?;
         if fault.on.is_some_and(|on| on != kind) {

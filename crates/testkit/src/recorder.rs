@@ -12,8 +12,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
+
+use sprat_store::IgnorePoison;
 
 use crate::needs;
 use crate::power::{Op, Power};
@@ -66,10 +68,6 @@ enum Owed {
 struct Known {
     owed: HashMap<u32, Owed>,
     handles: Vec<Vec<u8>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Recorder {
@@ -126,13 +124,13 @@ impl Recorder {
     /// How much is recorded so far: a moment for [`Power`].
     #[must_use]
     pub fn now(&self) -> usize {
-        lock(&self.shared.log).len()
+        self.shared.log.lock().ignore_poison().len()
     }
 
     /// Everything recorded so far.
     #[must_use]
     pub fn log(&self) -> Vec<Op> {
-        lock(&self.shared.log).clone()
+        self.shared.log.lock().ignore_poison().clone()
     }
 
     /// The server's machine loses its power: every connection is lost, and the file becomes what
@@ -140,13 +138,13 @@ impl Recorder {
     /// many blocks are lost.
     pub fn cut_power(&self, power: &mut Power, seed: u64) -> io::Result<usize> {
         // Nobody connects until the machine is up again.
-        let mut lines = lock(&self.shared.lines);
+        let mut lines = self.shared.lines.lock().ignore_poison();
         for line in lines.drain(..) {
             line.end();
         }
         power.advance(&self.log())?;
         let lost = power.lose_unsynced(&self.shared.folder.join(&self.shared.file), seed)?;
-        let mut log = lock(&self.shared.log);
+        let mut log = self.shared.log.lock().ignore_poison();
         log.push(Op::PowerCut);
         power.advance(&log)?;
         Ok(lost)
@@ -160,7 +158,7 @@ impl Drop for Recorder {
         if let Some(acceptor) = self.acceptor.take() {
             let _ = acceptor.join();
         }
-        for line in lock(&self.shared.lines).drain(..) {
+        for line in self.shared.lines.lock().ignore_poison().drain(..) {
             line.end();
         }
     }
@@ -179,7 +177,7 @@ impl Line {
 
 impl Shared {
     fn serve(self: &Arc<Self>, socket: TcpStream) -> io::Result<()> {
-        let mut lines = lock(&self.lines);
+        let mut lines = self.lines.lock().ignore_poison();
         let program = needs::sftp_server().ok_or(io::ErrorKind::NotFound)?;
         let mut server = Command::new(program)
             .arg("-d")
@@ -219,7 +217,7 @@ impl Shared {
     fn request(&self, known: &Mutex<Known>, connection: u32, packet: &[u8]) -> Option<()> {
         let mut fields = Fields(packet);
         let (kind, id) = (fields.byte()?, fields.number()?);
-        let mut known = lock(known);
+        let mut known = known.lock().ignore_poison();
         let owed = match kind {
             OPEN => {
                 let path = fields.string()?;
@@ -231,7 +229,7 @@ impl Shared {
                 let offset = u64::from(fields.number()?) << 32 | u64::from(fields.number()?);
                 let data = fields.string()?;
                 known.handles.iter().find(|of_file| *of_file == handle)?;
-                let mut log = lock(&self.log);
+                let mut log = self.log.lock().ignore_poison();
                 log.push(Op::Write {
                     connection,
                     offset,
@@ -245,7 +243,7 @@ impl Shared {
                 let handle = fields.string()?;
                 known.handles.iter().find(|of_file| *of_file == handle)?;
                 Owed::Fsync {
-                    before: lock(&self.log).len(),
+                    before: self.log.lock().ignore_poison().len(),
                 }
             }
             _ => return None,
@@ -258,14 +256,20 @@ impl Shared {
     fn answer(&self, known: &Mutex<Known>, connection: u32, packet: &[u8]) -> Option<()> {
         let mut fields = Fields(packet);
         let (kind, id) = (fields.byte()?, fields.number()?);
-        let mut known = lock(known);
+        let mut known = known.lock().ignore_poison();
         match (known.owed.remove(&id)?, kind) {
             (Owed::Open, HANDLE) => known.handles.push(fields.string()?.to_vec()),
             (Owed::Write { index }, STATUS) if fields.number()? == 0 => {
-                lock(&self.log).push(Op::Answered { write: index });
+                self.log
+                    .lock()
+                    .ignore_poison()
+                    .push(Op::Answered { write: index });
             }
             (Owed::Fsync { before }, STATUS) if fields.number()? == 0 => {
-                lock(&self.log).push(Op::Synced { connection, before });
+                self.log
+                    .lock()
+                    .ignore_poison()
+                    .push(Op::Synced { connection, before });
             }
             _ => {}
         }

@@ -8,11 +8,12 @@ use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::set_socket_linger;
+use sprat_store::IgnorePoison;
 
 /// How often a delivery that its receiver does not take looks whether it is still wanted.
 const LOOK: Duration = Duration::from_millis(100);
@@ -101,10 +102,6 @@ struct State {
     held: bool,
     /// Before this nothing reaches the server.
     hold_until: Option<Instant>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Wire {
@@ -202,7 +199,7 @@ impl Drop for Wire {
 
 impl Shared {
     fn all(&self) -> Vec<Arc<Connection>> {
-        let mut connections = lock(&self.connections);
+        let mut connections = self.connections.lock().ignore_poison();
         connections.retain(|connection| connection.strong_count() > 0);
         connections.iter().filter_map(Weak::upgrade).collect()
     }
@@ -220,7 +217,7 @@ impl Shared {
         let mut sent = now;
         if let Some(rate) = self.options.bytes_per_s {
             let takes = Duration::from_micros(bytes as u64 * 1_000_000 / rate.max(1));
-            let mut free_at = lock(&self.free_at[way as usize]);
+            let mut free_at = self.free_at[way as usize].lock().ignore_poison();
             sent = free_at.map_or(now, |free| free.max(now)) + takes;
             *free_at = Some(sent);
         }
@@ -262,7 +259,11 @@ fn begin(shared: &Arc<Shared>, near: TcpStream, far: TcpStream, door: u8) {
         }),
         changed: Condvar::new(),
     });
-    lock(&shared.connections).push(Arc::downgrade(&connection));
+    shared
+        .connections
+        .lock()
+        .ignore_poison()
+        .push(Arc::downgrade(&connection));
     connection.state().held = shared.held.load(Ordering::SeqCst);
     for (way, from) in [(Way::Up, near), (Way::Down, far)] {
         let (taking, shared) = (Arc::clone(&connection), Arc::clone(shared));
@@ -302,7 +303,7 @@ impl State {
 
 impl Connection {
     fn state(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
+        self.state.lock().ignore_poison()
     }
 
     fn lose(&self, loss: Loss) {
@@ -405,12 +406,9 @@ impl Connection {
             state = match wait {
                 Some(wait) => {
                     let waited = self.changed.wait_timeout(state, wait);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
+                    waited.ignore_poison().0
                 }
-                None => self
-                    .changed
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner),
+                None => self.changed.wait(state).ignore_poison(),
             };
         }
     }

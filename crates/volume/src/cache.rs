@@ -6,17 +6,13 @@
 //! without it. Damage, a full disk or any other error of the cache costs speed, never the session.
 
 use std::collections::{HashMap, VecDeque};
-use std::ops::Range;
-use std::sync::{Arc, MutexGuard};
-
-use sprat_store::{FileStat, ReadClass, StoreFile};
+use std::sync::Arc;
 
 use crate::cache_file::{Basis, CacheFile, Mark, remove_mark};
-use crate::engine::{Engine, State, THREAD_STACK_BYTES};
 use crate::plan::Block;
 use crate::sample::{self, Digests};
 use crate::slots::{Place, Slots, digest_of};
-use crate::{BLOCK_BYTES, CacheOptions, Geometry, VolumeError};
+use crate::{BLOCK_BYTES, CacheOptions, VolumeError};
 
 /// Most blocks that wait to be written into the cache: 64 MiB. What comes while that many wait
 /// is not cached.
@@ -25,19 +21,19 @@ const QUEUE_BLOCKS_MAX: usize = 16 << 10;
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Cache {
-    file: Arc<CacheFile>,
-    slots: Slots,
-    writing: bool,
+    pub(crate) file: Arc<CacheFile>,
+    pub(crate) slots: Slots,
+    pub(crate) writing: bool,
     outdated: bool,
     /// Nothing is read from it: what comes from the store is compared with it.
-    only_compare: bool,
+    pub(crate) only_compare: bool,
     /// Blocks that the store gave with other bytes.
     differing: u64,
-    queue: VecDeque<(u64, u64, Block)>,
+    pub(crate) queue: VecDeque<(u64, u64, Block)>,
     /// The ticket of each block in the queue or being written; without it the write is void.
-    tickets: HashMap<u64, u64>,
+    pub(crate) tickets: HashMap<u64, u64>,
     next_ticket: u64,
-    busy: bool,
+    pub(crate) busy: bool,
 }
 
 impl Cache {
@@ -120,6 +116,10 @@ impl Cache {
         }
     }
 
+    pub(crate) fn is_busy(&self) -> bool {
+        self.busy || !self.queue.is_empty()
+    }
+
     /// Takes a durable block in, later.
     pub(crate) fn offer(&mut self, index: u64, block: &Block) {
         let wanted = self.writing
@@ -153,7 +153,7 @@ impl Cache {
 
     /// Notes what came of writing a block into the cache's file: it counts unless the block got other
     /// bytes since it was offered.
-    fn was_stored(&mut self, index: u64, ticket: u64, place: Place, good: bool) {
+    pub(crate) fn was_stored(&mut self, index: u64, ticket: u64, place: Place, good: bool) {
         let valid = self.tickets.get(&index) == Some(&ticket);
         if valid {
             self.tickets.remove(&index);
@@ -166,7 +166,7 @@ impl Cache {
     }
 
     /// Notes what came of reading a place; false where the block is another one by now.
-    fn was_read(&mut self, index: u64, place: Place, good: bool) -> bool {
+    pub(crate) fn was_read(&mut self, index: u64, place: Place, good: bool) -> bool {
         if self.slots.find(index) != Some(place) {
             return false;
         }
@@ -177,205 +177,6 @@ impl Cache {
         }
         good
     }
-}
-
-impl State {
-    /// Blocks of the persistent cache among `wanted` that were not `found` otherwise.
-    pub(crate) fn cached(&self, wanted: &Range<u64>, found: &[Option<Block>]) -> Vec<(u64, Place)> {
-        let Some(cache) = &self.cache else {
-            return Vec::new();
-        };
-        if self.plan.losses() > 0 || cache.only_compare {
-            return Vec::new();
-        }
-        let missing = wanted.clone().zip(found).filter(|(_, slot)| slot.is_none());
-        let cached = missing.filter_map(|(index, _)| Some((index, cache.find(index)?)));
-        cached.collect()
-    }
-
-    /// Takes durable blocks into the persistent cache; of those that were written again only
-    /// the newest bytes, once they are durable, too.
-    pub(crate) fn offer<'a>(&mut self, blocks: impl Iterator<Item = (u64, &'a Block)>) {
-        let Self { cache, plan, .. } = self;
-        let Some(cache) = cache else { return };
-        // The second belt: without a mark (`keep_cache`) nothing that enters from now on is ever used.
-        if plan.losses() > 0 {
-            return;
-        }
-        for (index, block) in blocks {
-            if plan.newest(index).is_none() {
-                cache.offer(index, block);
-            }
-        }
-    }
-}
-
-impl Engine {
-    /// Reads blocks from the persistent cache, without the lock; what is damaged or was replaced
-    /// meanwhile is left out, and not found there again.
-    pub(crate) fn read_cached(&self, cached: &[(u64, Place)]) -> Vec<(u64, Block)> {
-        let file = self.state().cache.as_ref().map(|cache| cache.file.clone());
-        let Some(file) = file else { return Vec::new() };
-        let read: Vec<_> = cached
-            .iter()
-            .map(|(index, place)| (*index, *place, file.read(*index, *place)))
-            .collect();
-        let mut state = self.state();
-        let State {
-            cache, clean, wire, ..
-        } = &mut *state;
-        let Some(cache) = cache else {
-            return Vec::new();
-        };
-        let mut good = Vec::new();
-        for (index, place, bytes) in read {
-            if cache.was_read(index, place, bytes.is_some())
-                && let Some(bytes) = bytes
-            {
-                let block = Block::from(bytes);
-                clean.insert(index, block.clone());
-                good.push((index, block));
-                wire.cache_read_blocks += 1;
-            }
-        }
-        good
-    }
-
-    /// A reader has found that the cache and the store differ.
-    pub(crate) fn drop_cache_that_differs(&self) {
-        let differing = self.state().cache.as_ref().map_or(0, Cache::differing);
-        if differing > 0
-            && let Some(options) = &self.options.cache
-        {
-            let _ = remove_mark(&options.dir);
-        }
-    }
-
-    /// Waits until nothing waits to enter the cache, and marks it as clean for the container's
-    /// present state. The volume has ended in order; everything is durable.
-    pub(crate) fn keep_cache(&self) {
-        let mut state = self.state();
-        while state.cache.as_ref().is_some_and(Cache::is_busy) && !state.cache_stopped {
-            state = self.wait(&self.cached, state);
-        }
-        let doubtful = state.plan.losses() > 0 || !self.options.suspects.is_empty();
-        let Some(cache) = state.cache.take() else {
-            return;
-        };
-        let store = state.file.clone();
-        drop(state);
-        if doubtful || !cache.writing {
-            return;
-        }
-        let Some(basis) = basis(&*store, self.geometry) else {
-            return;
-        };
-        // Another session has mounted the volume meanwhile: what is held is of a state before it.
-        let first_held = cache.slots.find(0);
-        if first_held.is_some_and(|place| place.digest != digest_of(0, &basis.first_block)) {
-            return;
-        }
-        // Asked after the basis was taken: whoever takes the lock from now on changes what the
-        // mark is compared with.
-        if self.session.before_epoch().is_err() {
-            return;
-        }
-        // Without the mark the next session reads more, no more than that.
-        let _ = cache.file.mark_clean(&basis, &cache.slots.held());
-    }
-}
-
-impl Cache {
-    fn is_busy(&self) -> bool {
-        self.busy || !self.queue.is_empty()
-    }
-}
-
-/// What the mark binds the cache to; `None` where the store does not tell times or can't answer.
-pub(crate) fn basis(store: &dyn StoreFile, geometry: Geometry) -> Option<Basis> {
-    let mut first_block = vec![0; BLOCK_BYTES];
-    let (stat, read) = std::thread::scope(|scope| {
-        // Without a second thread it takes a round trip more.
-        let asked = std::thread::Builder::new()
-            .stack_size(THREAD_STACK_BYTES)
-            .spawn_scoped(scope, || store.stat());
-        let read = store.read_at(geometry.offset_bytes, &mut first_block, ReadClass::Demand);
-        let stat = match asked {
-            Ok(asked) => asked.join().ok(),
-            Err(_) => Some(store.stat()),
-        };
-        (stat, read)
-    });
-    read.ok()?;
-    basis_of(&stat?.ok()?, first_block, geometry)
-}
-
-/// The same of what was seen already.
-pub(crate) fn basis_of(stat: &FileStat, first_block: Vec<u8>, geometry: Geometry) -> Option<Basis> {
-    Some(Basis {
-        file_bytes: stat.len,
-        modified_s: stat.modified_s?,
-        offset_bytes: geometry.offset_bytes,
-        first_block,
-    })
-}
-
-/// Body of the keeper thread: writes into the cache; at the end it goes on until nothing waits.
-pub(crate) fn keep(engine: &Engine) {
-    let mut state = engine.state();
-    loop {
-        let end = state.check();
-        if end.is_err_and(|end| !matches!(end, VolumeError::Closed)) {
-            break;
-        }
-        let void = state.plan.losses() > 0;
-        let ended = state.ended.is_some();
-        let Some(cache) = &mut state.cache else { break };
-        if void {
-            // It would be written for nothing.
-            cache.queue.clear();
-        }
-        if let Some((index, ticket, block)) = cache.queue.pop_front() {
-            state = enter(engine, state, index, ticket, &block);
-        } else if ended {
-            break;
-        } else {
-            state = engine.wait(&engine.cached, state);
-        }
-    }
-    state.cache_stopped = true;
-    engine.cached.notify_all();
-}
-
-/// Writes a block into the cache, unless it got other bytes since it was offered.
-fn enter<'a>(
-    engine: &'a Engine,
-    mut state: MutexGuard<'a, State>,
-    index: u64,
-    ticket: u64,
-    block: &Block,
-) -> MutexGuard<'a, State> {
-    let Some(cache) = &mut state.cache else {
-        return state;
-    };
-    if cache.tickets.get(&index) != Some(&ticket) {
-        return state;
-    }
-    let Some(slot) = cache.slots.reserve() else {
-        cache.tickets.remove(&index);
-        return state;
-    };
-    let file = cache.file.clone();
-    cache.busy = true;
-    drop(state);
-    let digest = digest_of(index, block);
-    let written = file.write(slot, block);
-    let mut state = engine.state();
-    if let Some(cache) = &mut state.cache {
-        cache.busy = false;
-        cache.was_stored(index, ticket, Place { slot, digest }, written.is_ok());
-    }
-    state
 }
 
 #[cfg(test)]

@@ -30,8 +30,11 @@ use std::time::Duration;
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 
-use crate::BLOCK_BYTES;
+use sprat_store::{FileStat, ReadClass, StoreFile};
+
 use crate::slots::{Held, Place, digest_of};
+use crate::threads::named;
+use crate::{BLOCK_BYTES, Geometry};
 
 const MAGIC: &[u8; 8] = b"sprtblk1";
 const HEAD_BYTES: usize = 4136;
@@ -50,6 +53,36 @@ pub(crate) struct Basis {
     pub(crate) modified_s: u64,
     pub(crate) offset_bytes: u64,
     pub(crate) first_block: Vec<u8>,
+}
+
+impl Basis {
+    /// The present state of the container; `None` if the store gives no time of modification or does
+    /// not answer.
+    pub(crate) fn read(store: &dyn StoreFile, geometry: Geometry) -> Option<Self> {
+        let mut first_block = vec![0; BLOCK_BYTES];
+        let (stat, read) = std::thread::scope(|scope| {
+            // Without a second thread it takes a round trip more.
+            let asked = named("stat").spawn_scoped(scope, || store.stat());
+            let read = store.read_at(geometry.offset_bytes, &mut first_block, ReadClass::Demand);
+            let stat = match asked {
+                Ok(asked) => asked.join().ok(),
+                Err(_) => Some(store.stat()),
+            };
+            (stat, read)
+        });
+        read.ok()?;
+        Self::of(&stat?.ok()?, first_block, geometry)
+    }
+
+    /// As [`read`](Self::read), of what was read already.
+    pub(crate) fn of(stat: &FileStat, first_block: Vec<u8>, geometry: Geometry) -> Option<Self> {
+        Some(Self {
+            file_bytes: stat.len,
+            modified_s: stat.modified_s?,
+            offset_bytes: geometry.offset_bytes,
+            first_block,
+        })
+    }
 }
 
 /// What the mark of a clean close says.
@@ -153,10 +186,7 @@ impl CacheFile {
     pub(crate) fn mark_clean(&self, basis: &Basis, held: &[Held]) -> io::Result<()> {
         self.blocks.sync_all()?;
         let unfinished = self.dir.join(UNFINISHED);
-        match fs::remove_file(&unfinished) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        remove_if_there(&unfinished)?;
         let mut file = not_following()
             .write(true)
             .create_new(true)
@@ -217,12 +247,16 @@ fn remove_cache(dir: &Path) -> io::Result<()> {
     // The mark first: without it the rest means nothing. The lock last: who waits for it sees that
     // it has no name any more.
     for name in [CLEAN, UNFINISHED, BLOCKS, LOCK] {
-        match fs::remove_file(dir.join(name)) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        remove_if_there(&dir.join(name))?;
     }
     fs::remove_dir(dir)
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Removes the mark of `dir` durably: whatever lies there means nothing any more.

@@ -1,28 +1,24 @@
 //! What the threads of one volume share: the plan, the caches, the present connection, the end.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use sprat_store::{Outage, StoreError, StoreErrorKind, StoreFile};
+use sprat_store::{IgnorePoison, Outage, StoreError, StoreErrorKind, StoreFile};
 
 use crate::cache::Cache;
-use crate::clean::Clean;
 use crate::fetch::{Fetch, Fetches};
-use crate::fresh::Fresh;
-use crate::pace::Pace;
-use crate::permit::Permits;
+use crate::hole::Fresh;
+use crate::lock_checks::Permits;
 use crate::plan::{Generation, Limits, Plan};
 use crate::proof::Proof;
+use crate::read_cache::Clean;
+use crate::readahead_window::Pace;
 use crate::session::{Fenced, Session};
 use crate::streams::Streams;
+use crate::threads::named;
 use crate::{BLOCK_BYTES, Flush, Geometry, VolumeError, VolumeOptions, VolumeStats};
-
-/// Locks, also after a panic of another thread: that thread's end has failed the volume already.
-pub(crate) fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// One connection to the container file.
 #[derive(Clone)]
@@ -321,7 +317,7 @@ impl Engine {
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
-        hold(&self.state)
+        self.state.lock().ignore_poison()
     }
 
     pub(crate) fn wait<'a>(
@@ -329,7 +325,7 @@ impl Engine {
         on: &Condvar,
         state: MutexGuard<'a, State>,
     ) -> MutexGuard<'a, State> {
-        on.wait(state).unwrap_or_else(PoisonError::into_inner)
+        on.wait(state).ignore_poison()
     }
 
     pub(crate) fn wait_for<'a>(
@@ -338,9 +334,7 @@ impl Engine {
         state: MutexGuard<'a, State>,
         at_most: Duration,
     ) -> MutexGuard<'a, State> {
-        on.wait_timeout(state, at_most)
-            .unwrap_or_else(PoisonError::into_inner)
-            .0
+        on.wait_timeout(state, at_most).ignore_poison().0
     }
 
     /// Container offset of a block.
@@ -480,80 +474,6 @@ impl Engine {
         Ok(())
     }
 
-    /// Waits until everything is durable and every suspect read back, and ends the volume.
-    pub(crate) fn close(&self) -> Result<(), VolumeError> {
-        let mut state = self.state();
-        state.check()?;
-        state.held_back = false;
-        state.waiting += 1;
-        drop(state);
-        let settled = self.settle_and_prove();
-        let mut state = self.state();
-        state.waiting -= 1;
-        state.check()?;
-        if let Err(cause) = settled {
-            self.fail(&mut state, cause);
-        }
-        state.check()?;
-        self.fail(&mut state, VolumeError::Closed);
-        drop(state);
-        if !self.read_only {
-            self.session.settled();
-        }
-        if self.read_only {
-            self.drop_cache_that_differs();
-        } else {
-            self.keep_cache();
-        }
-        Ok(())
-    }
-
-    /// Makes everything durable and reads every suspect back. Beside the last of it, so that it takes
-    /// no round trip more, the server shows that it still has what it called durable before.
-    fn settle_and_prove(&self) -> Result<(), VolumeError> {
-        thread::scope(|scope| {
-            let mut proving = Proving::NotBegun;
-            let mut state = self.state();
-            loop {
-                state.check()?;
-                // A suspect that was found overwritten is in the open epoch again: seal each time.
-                state.plan.seal();
-                if matches!(proving, Proving::NotBegun) && state.plan.sealed_len() <= 1 {
-                    let samples = self.samples_of(&state);
-                    if let (Some(line), false) = (state.connection(), samples.is_empty()) {
-                        let prove = move || self.prove_patiently(&*line.file, &samples);
-                        let prover = named("prover".to_owned()).spawn_scoped(scope, prove);
-                        proving = prover.map_or(Proving::Behind, Proving::Beside);
-                    }
-                }
-                if state.plan.is_settled() {
-                    break;
-                }
-                self.step.notify_one();
-                self.send.notify_one();
-                state = self.wait(&self.durable, state);
-            }
-            let now = (state.connection(), self.samples_of(&state));
-            drop(state);
-            let proved = match (proving, now) {
-                (Proving::Beside(prover), _) => prover.join().unwrap_or(Err(VolumeError::Bug)),
-                (Proving::Behind, (Some(line), samples)) => {
-                    self.prove_patiently(&*line.file, &samples)
-                }
-                _ => Ok(()),
-            };
-            match proved {
-                // All is durable by the word of an fsync; a connection that is lost now takes
-                // nothing from it.
-                Err(VolumeError::Store { op, source }) => match meaning(op, source) {
-                    Meaning::LineLost(_) => Ok(()),
-                    Meaning::Fatal(cause) => Err(cause),
-                },
-                proved => proved,
-            }
-        })
-    }
-
     pub(crate) fn stats(&self) -> VolumeStats {
         let state = self.state();
         let bytes = |blocks: usize| (blocks * BLOCK_BYTES) as u64;
@@ -584,14 +504,6 @@ impl Engine {
     }
 }
 
-/// The comparison at the close.
-enum Proving<'scope> {
-    NotBegun,
-    Beside(thread::ScopedJoinHandle<'scope, Result<(), VolumeError>>),
-    /// No thread could be made (a limit on processes or memory): it takes a round trip more.
-    Behind,
-}
-
 /// Fails the volume when its thread ends by a panic, so that nobody waits for that thread.
 struct EndOfThread(Arc<Engine>);
 
@@ -603,14 +515,6 @@ impl Drop for EndOfThread {
             self.0.fail(&mut state, VolumeError::Bug);
         }
     }
-}
-
-/// Small stacks: the process may lock all of its memory.
-pub(crate) const THREAD_STACK_BYTES: usize = 256 << 10;
-
-fn named(name: String) -> thread::Builder {
-    let builder = thread::Builder::new().name(name);
-    builder.stack_size(THREAD_STACK_BYTES)
 }
 
 /// Starts a named thread of the volume.

@@ -20,31 +20,37 @@
 //! - After a failure nothing more is sent and every call fails; nobody waits for ever.
 #![forbid(unsafe_code)]
 
+mod batched_flush;
 mod cache;
 mod cache_file;
-mod clean;
-mod conduct;
+mod cache_keeper;
+mod close;
+mod coordinator;
 mod discard;
 mod engine;
 mod epoch;
 mod error;
 mod fetch;
-mod fresh;
+mod flush;
+mod flush_window;
+mod hole;
+mod lock_checker;
+mod lock_checks;
 mod options;
 mod overlay;
-mod pace;
-mod permit;
 mod plan;
-mod portion;
 mod proof;
+mod proof_check;
 mod read;
+mod read_cache;
+mod readahead_window;
+mod recover;
 mod sample;
 mod send;
 mod session;
-mod settle;
 mod slots;
 mod streams;
-mod together;
+mod threads;
 mod volume;
 
 pub use cache_file::remove_unused_caches;

@@ -10,6 +10,8 @@ use std::sync::Mutex;
 use rustix::fs::{FallocateFlags, MemfdFlags};
 use rustix::io::Errno;
 
+use sprat_store::IgnorePoison;
+
 use crate::plan::Block;
 use crate::{BLOCK_BYTES, VolumeError};
 
@@ -47,11 +49,11 @@ impl Overlay {
     }
 
     pub(crate) fn holds(&self, index: u64) -> bool {
-        crate::engine::hold(&self.slots).contains_key(&index)
+        self.slots.lock().ignore_poison().contains_key(&index)
     }
 
     pub(crate) fn read(&self, index: u64) -> Result<Option<Block>, VolumeError> {
-        let slots = crate::engine::hold(&self.slots);
+        let slots = self.slots.lock().ignore_poison();
         let Some(slot) = slots.get(&index) else {
             return Ok(None);
         };
@@ -63,7 +65,7 @@ impl Overlay {
     }
 
     pub(crate) fn write(&self, first: u64, data: &[u8]) -> Result<(), VolumeError> {
-        let mut slots = crate::engine::hold(&self.slots);
+        let mut slots = self.slots.lock().ignore_poison();
         for (index, bytes) in (first..).zip(data.chunks_exact(BLOCK_BYTES)) {
             let used = slots.len() as u64;
             let slot = slots.get(&index).copied().unwrap_or(used);

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crate::epoch::Epoch;
 pub(crate) use crate::epoch::{Behind, Block, EpochNumber, Generation, Retired, Run};
-use crate::portion::Portion;
+use crate::flush_window::Portion;
 
 /// Limits of a plan, in blocks.
 #[derive(Debug, Clone, Copy)]
@@ -662,8 +662,8 @@ pub(crate) fn digest_of(bytes: &[u8]) -> u64 {
 }
 
 // Its place is told for the benches, which compile this file from elsewhere.
-#[path = "plan/together.rs"]
-mod together;
+#[path = "plan/batched_flush.rs"]
+mod batched_flush;
 
 #[cfg(test)]
 mod tests;

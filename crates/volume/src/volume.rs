@@ -15,7 +15,7 @@ use crate::overlay::Overlay;
 use crate::sample::first_that_differs;
 use crate::{
     BLOCK_BYTES, CacheOptions, Fenced, Flush, Geometry, ReadOnlyOptions, Session, VolumeError,
-    VolumeOptions, VolumeStats, cache, conduct, permit, read, send, settle,
+    VolumeOptions, VolumeStats, cache_keeper, coordinator, lock_checker, read, recover, send,
 };
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
@@ -53,7 +53,7 @@ impl Volume {
         let engine = Engine::new(file, geometry, session, options, false);
         engine.state().cache = cache;
         let volume = Self::start(engine, None, senders)?;
-        settle::suspects_of_dead_session(&volume.engine)?;
+        recover::suspects_of_dead_session(&volume.engine)?;
         let mut state = volume.engine.state();
         state.held_back = volume.engine.options.hold_back;
         drop(state);
@@ -116,17 +116,21 @@ impl Volume {
             threads: Vec::new(),
         };
         // From here on a failure drops `volume`, which ends the threads that were started.
-        volume.spawn("conductor".to_owned(), conduct::conduct)?;
+        volume.spawn("conductor".to_owned(), coordinator::conduct)?;
         for number in 0..senders {
             volume.spawn(format!("sender-{number}"), send::send_runs)?;
         }
         // Nothing is sent without senders, and needs no permits.
-        let permitters = if senders > 0 { permit::PERMITTERS } else { 0 };
+        let permitters = if senders > 0 {
+            lock_checker::PERMITTERS
+        } else {
+            0
+        };
         for number in 0..permitters {
-            volume.spawn(format!("permitter-{number}"), permit::permit_ahead)?;
+            volume.spawn(format!("permitter-{number}"), lock_checker::permit_ahead)?;
         }
         if senders > 0 {
-            volume.spawn("keeper".to_owned(), cache::keep)?;
+            volume.spawn("keeper".to_owned(), cache_keeper::keep)?;
         }
         for number in 0..fetchers {
             volume.spawn(format!("fetcher-{number}"), read::fetch)?;
@@ -345,8 +349,8 @@ fn present_basis(
     geometry: Geometry,
 ) -> Option<Basis> {
     match &cache?.seen {
-        Some(seen) => cache::basis_of(&seen.stat, seen.first_block.clone(), geometry),
-        None => cache::basis(file, geometry),
+        Some(seen) => Basis::of(&seen.stat, seen.first_block.clone(), geometry),
+        None => Basis::read(file, geometry),
     }
 }
 

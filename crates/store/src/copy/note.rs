@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use super::piece::PIECE_BYTES;
 use super::{COPY_BYTES_MAX, CopyError};
-use crate::record::crc32;
+use crate::checksum::crc32;
 
 const MAGIC: &[u8; 8] = b"sprtcpy1";
 const ENTRY_BYTES: usize = 56;

@@ -11,7 +11,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use super::DataMap;
-use crate::sftp::printable;
+use crate::text::printable;
 
 /// A line is two numbers.
 const LINE_BYTES_MAX: u64 = 100;

@@ -1,14 +1,14 @@
 //! Brings pieces from the source to the destination, several reads and several writes at a time.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::note::Piece;
 use super::threads::start;
 use super::{CopyError, CopyLeft, CopyNote, CopyProgress, CopySides, CopyStep, CopyWatch, piece};
-use crate::ReadClass;
+use crate::{IgnorePoison, ReadClass};
 
 /// Pieces under way from the source, and as many to the destination: more than the windows of the
 /// usual channels hold (2 MiB each), so that none of them ever waits for work.
@@ -112,7 +112,7 @@ fn read_pieces(
     let sides = shared.sides;
     while !shared.stop.load(Ordering::SeqCst) {
         let next = {
-            let mut next = shared.next.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut next = shared.next.lock().ignore_poison();
             next.next()
         };
         let Some(index) = next else { return };
@@ -160,7 +160,7 @@ fn write_pieces(
     done: &Sender<Result<Done, CopyError>>,
 ) {
     loop {
-        let next = full.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let next = full.lock().ignore_poison().recv();
         let Ok(piece) = next else { return };
         if shared.stop.load(Ordering::SeqCst) {
             // Taken all the same: readers may wait to hand theirs over.

@@ -1,14 +1,14 @@
 //! Reads back what the note lists and compares it with the source's checksums.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::note::{Piece, Pieces};
 use super::threads::start;
 use super::{CopyError, CopyNote, CopyProgress, CopyStep, CopyWatch, piece};
-use crate::{ReadClass, StoreFile};
+use crate::{IgnorePoison, ReadClass, StoreFile};
 
 const READERS: usize = 4;
 /// Noted together.
@@ -76,7 +76,7 @@ fn compare(
 ) {
     while !stop.load(Ordering::SeqCst) {
         let next = {
-            let mut pieces = pieces.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut pieces = pieces.lock().ignore_poison();
             pieces.next()
         };
         let outcome = match next {

@@ -2,11 +2,11 @@
 
 use std::sync::atomic::Ordering;
 
-use super::beside::beside;
 use super::seen::{Seen, lock_name};
 use super::{Current, Lock, LockError, counted, read_if_there};
-use crate::record::Token;
-use crate::{Store, StoreErrorKind};
+use crate::beside::beside;
+use crate::token::Token;
+use crate::{Applied, Store, StoreErrorKind};
 
 impl Lock {
     /// On a new connection: takes the lease over from ourselves, by the next number. Of two copies
@@ -64,14 +64,14 @@ impl Lock {
         };
         // Made, and the server refused its content (a full disk, a failure that passes): the next attempt
         // must not take it for another's.
-        if let Ok(Err(source)) = &filled
+        if let Ok(Applied::NotDurable(source)) = &filled
             && source.was_answered()
             && self.remove_unfilled(store, &next)
         {
             self.current().pending = None;
         }
         filled
-            .and_then(|filled| filled)
+            .and_then(Applied::durable)
             .map_err(|source| self.failed("renew", source))?;
         let (ours, (below, after)) = beside(
             || read_if_there(store, next.number, &next.file),

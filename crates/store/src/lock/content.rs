@@ -9,7 +9,8 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::OwnerNote;
-use crate::record::{Token, crc32};
+use crate::checksum::crc32;
+use crate::token::Token;
 
 /// The length of a lease file.
 pub(super) const LEASE_BYTES: usize = 4096;

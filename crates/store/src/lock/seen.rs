@@ -1,9 +1,9 @@
 //! The leases of a container as they are found in its folder.
 
-use super::beside::beside;
 use super::content::{Content, FIRST_NUMBER, LEASE_BYTES};
 use super::{LockError, LockInfo};
-use crate::record::Token;
+use crate::beside::beside;
+use crate::token::Token;
 use crate::{Access, FileName, Store, StoreError, StoreErrorKind};
 
 /// How often names that come and go are looked at before that counts as held.
@@ -261,7 +261,7 @@ impl Seen {
 
     pub(super) fn info(&self) -> LockInfo {
         let content = self.content.as_ref();
-        let text = |text: &str| crate::sftp::printable(text.as_bytes());
+        let text = |text: &str| crate::text::printable(text.as_bytes());
         LockInfo {
             number: self.number,
             file: self.file.clone(),

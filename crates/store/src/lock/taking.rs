@@ -4,12 +4,12 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use super::beside::beside;
 use super::content::{Content, DOOR_S, Door, FIRST_NUMBER};
 use super::seen::{Folder, Seen, lists_in, lock_name, look, numbers_in, read_lease};
-use super::{Current, Lock, LockBusy, LockError, OwnerNote, now_s, read_if_there};
-use crate::clock::since_boot;
-use crate::record::Token;
+use super::{Current, Lock, LockBusy, LockError, OwnerNote, read_if_there};
+use crate::beside::beside;
+use crate::clock::{now_s, since_boot};
+use crate::token::Token;
 use crate::{FileName, LocalRecord, Store, StoreErrorKind};
 
 /// A lease that was made and not filled is stepped over when it is found empty again after this
@@ -260,7 +260,9 @@ impl Lock {
         record.taking(number, token)?;
         let now = lock.now();
         let filled = match store.create_filled(&now.file, &now.content.bytes()) {
-            Ok(filled) => filled.map_err(|source| lock.failed("take", source)),
+            Ok(filled) => filled
+                .durable()
+                .map_err(|source| lock.failed("take", source)),
             Err(error) if error.kind() == StoreErrorKind::AlreadyExists => {
                 record.not_taken(number, token)?;
                 return Err(lock.held_by_other(store));

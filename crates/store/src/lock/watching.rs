@@ -4,14 +4,13 @@
 //! wrote beside the container. The note is passed on from lease to lease until the list was
 //! compared. What is in a list is its makers' business: this module knows their names only.
 
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use super::content::{Content, DOOR_S, Watch};
 use super::seen::list_name;
 use super::{Lock, LockError, read_if_there};
-use crate::record::Token;
-use crate::{FileName, Store};
+use crate::token::Token;
+use crate::{FileName, IgnorePoison, Store};
 
 /// A session whose writes may have been overwritten late, and were not compared yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,11 +89,11 @@ impl Lock {
     #[must_use]
     pub fn lists(&self) -> Vec<FileName> {
         let lists = self.lists.lock();
-        lists.unwrap_or_else(PoisonError::into_inner).clone()
+        lists.ignore_poison().clone()
     }
 
     pub(super) fn found_lists(&self, found: Vec<FileName>) {
-        let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lists = self.lists.lock().ignore_poison();
         *lists = found;
     }
 

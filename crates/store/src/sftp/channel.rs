@@ -7,13 +7,14 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{BufReader, ErrorKind, Read, Write};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::codec::{self, Extensions, Malformed, Request};
-use super::printable;
 use super::wire::{Ending, EndingKind, Wire, WireEnd};
+use crate::IgnorePoison;
+use crate::text::printable;
 
 /// Bytes in flight on one channel: the window of an SSH session channel (`CHAN_SES_WINDOW_DEFAULT`,
 /// openssh channels.h). More only waits in pipes, in front of everything that comes later.
@@ -318,7 +319,7 @@ impl Drop for Channel {
                 break;
             }
             let waited = self.shared.reader_ended.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            state = waited.ignore_poison().0;
         }
         let ended = state.reader_ended;
         drop(state);
@@ -374,7 +375,7 @@ impl State {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().ignore_poison()
     }
 
     /// Waits until something changed, looking for a stall in between.
@@ -383,10 +384,7 @@ impl Shared {
             .stall_after(&state)
             .saturating_duration_since(Instant::now());
         let look = look.max(Duration::from_millis(1));
-        let (state, waited) = self
-            .room
-            .wait_timeout(state, look)
-            .unwrap_or_else(PoisonError::into_inner);
+        let (state, waited) = self.room.wait_timeout(state, look).ignore_poison();
         if !waited.timed_out() {
             return state;
         }
@@ -471,10 +469,7 @@ impl Shared {
             {
                 let mut state = self.lock();
                 while state.queue.is_empty() && !state.closing && state.dead.is_none() {
-                    state = self
-                        .work
-                        .wait(state)
-                        .unwrap_or_else(PoisonError::into_inner);
+                    state = self.work.wait(state).ignore_poison();
                 }
                 let Some(first) = state.queue.pop_front() else {
                     return;

@@ -1,18 +1,19 @@
 //! One open file on an SFTP server: a handle per channel, transfers cut into requests.
 
-mod together;
+mod answers;
+mod batched_flush;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, OnceLock, TryLockError};
 
-use super::answers::{Owed, Whole};
 use super::channel::Channel;
 use super::codec::{Attributes, OpenFor, Request};
 use super::session::{Call, Session};
-use crate::contract::{Access, FileStat, ReadClass, StoreFile};
-use crate::lock::beside::beside;
-use crate::{FileName, StoreError};
+use crate::beside::beside;
+use crate::contract::{Access, Applied, FileStat, ReadClass, StoreFile};
+use crate::{FileName, IgnorePoison, StoreError};
+use answers::{Owed, Whole};
 
 /// A transfer beyond this size is worth opening the data channels for.
 const SMALL_TRANSFER_BYTES: usize = 32 * 1024;
@@ -368,10 +369,7 @@ impl StoreFile for SftpFile {
         outcome.map_err(|error| self.session.explain(error))
     }
 
-    fn write_parts_durably(
-        &self,
-        parts: &[(u64, &[u8])],
-    ) -> Result<Result<(), StoreError>, StoreError> {
+    fn write_parts_durably(&self, parts: &[(u64, &[u8])]) -> Result<Applied, StoreError> {
         self.write_and_flush(parts)
     }
 
@@ -450,7 +448,7 @@ impl SftpFile {
 
     /// Syncs every handle that carried a write since its last fsync: so many, then the others.
     fn flush_handles(&self, ahead: usize) -> Result<(), StoreError> {
-        let _flushing = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _flushing = self.flushing.lock().ignore_poison();
         self.no_flush_failed()?;
         if !self.session.extensions.fsync {
             if self.session.options.insist_without_fsync {

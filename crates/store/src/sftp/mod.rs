@@ -6,7 +6,6 @@
 //! its files and does small ones whole, `file` is one open file over all channels, `answers` what its reads get,
 //! `witness` makes sure that all channels lead to one folder.
 
-mod answers;
 mod channel;
 mod codec;
 mod copy;
@@ -38,7 +37,8 @@ use file::{SftpFile, file_stat};
 use program::Program;
 use session::{Session, SessionOptions};
 
-use crate::contract::{Access, Capabilities, FileStat, FreeSpace, Store, StoreFile};
+use crate::contract::{Access, Applied, Capabilities, FileStat, FreeSpace, Store, StoreFile};
+use crate::text::printable;
 use crate::{FileName, StoreError};
 
 /// How to reach an SFTP server.
@@ -299,11 +299,7 @@ impl Store for SftpStore {
         Ok((self.told(name, &found)?, bytes))
     }
 
-    fn create_filled(
-        &self,
-        name: &FileName,
-        content: &[u8],
-    ) -> Result<Result<(), StoreError>, StoreError> {
+    fn create_filled(&self, name: &FileName, content: &[u8]) -> Result<Applied, StoreError> {
         self.session
             .create_filled(name, content)
             .map_err(|error| self.explain_with(error, "create", name))
@@ -320,7 +316,7 @@ impl Store for SftpStore {
         found.map(|found| self.told(next, &found)).transpose()
     }
 
-    fn remove_durably(&self, name: &FileName) -> Result<Result<(), StoreError>, StoreError> {
+    fn remove_durably(&self, name: &FileName) -> Result<Applied, StoreError> {
         self.session.remove_durably(name)
     }
 
@@ -368,21 +364,4 @@ fn let_inherit(fds: &[OwnedFd], host: &str) -> Result<(), StoreError> {
         })?;
     }
     Ok(())
-}
-
-/// Text from the far end, made safe for a terminal: escaped, and cut to 300 characters.
-pub(crate) fn printable(text: &[u8]) -> String {
-    let text = String::from_utf8_lossy(text);
-    let mut shown = String::new();
-    for character in text.trim().chars().take(300) {
-        match character {
-            // Harmless, and quoted once already.
-            '"' | '\'' => shown.push(character),
-            other => shown.extend(other.escape_debug()),
-        }
-    }
-    if text.trim().chars().nth(300).is_some() {
-        shown.push('…');
-    }
-    shown
 }

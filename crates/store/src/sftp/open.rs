@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use super::channel::{Answer, Channel};
 use super::codec::{Attributes, Malformed, OpenFor, Reply, Request};
 use super::session::{Call, STATUS_EOF, Session};
-use crate::contract::Access;
+use crate::contract::{Access, Applied};
 use crate::{FileName, StoreError, StoreErrorKind};
 
 /// How names become durable on this server.
@@ -111,7 +111,7 @@ impl Session {
         &self,
         name: &FileName,
         content: &[u8],
-    ) -> Result<Result<(), StoreError>, StoreError> {
+    ) -> Result<Applied, StoreError> {
         let (object, path) = (self.object(name), self.path(name));
         let call = self.call("create", &object);
         let how = OpenFor::Creating;
@@ -125,7 +125,7 @@ impl Session {
         };
         let file = created?;
         self.close(&file);
-        Ok(filled.map_err(|error| self.explain(error)))
+        Ok(filled.map_err(|error| self.explain(error)).into())
     }
 
     /// Content and both flushes on one channel, whose server answers in order. One that took the
@@ -204,10 +204,7 @@ impl Session {
     }
 
     /// Removes a name, and then makes that durable: see [`crate::Store::remove_durably`].
-    pub(crate) fn remove_durably(
-        &self,
-        name: &FileName,
-    ) -> Result<Result<(), StoreError>, StoreError> {
+    pub(crate) fn remove_durably(&self, name: &FileName) -> Result<Applied, StoreError> {
         self.note_rename(name);
         let (object, path) = (self.object(name), self.path(name));
         let call = self.call("remove", &object);
@@ -216,7 +213,8 @@ impl Session {
         let removed = call.wait_status(&removed);
         let folder = folder.and_then(|folder| self.end_folder(folder));
         removed.map_err(|error| self.explain(error))?;
-        Ok(folder.and_then(|folder| self.flush_opened_folder(folder)))
+        let flushed = folder.and_then(|folder| self.flush_opened_folder(folder));
+        Ok(flushed.into())
     }
 
     /// Makes creations, renames and removals durable that were answered before.

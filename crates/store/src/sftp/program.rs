@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -14,9 +14,9 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::FdFlags;
 use rustix::process::{Pid, Signal};
 
-use super::printable;
 use super::wire::{Dial, Ending, EndingKind, Wire, WireEnd};
-use crate::StoreError;
+use crate::text::printable;
+use crate::{IgnorePoison, StoreError};
 
 /// How much of what the program says on its standard error is kept (the last of it).
 const STDERR_BYTES_MAX: usize = 4096;
@@ -156,10 +156,6 @@ struct ProgramEnd {
     listener: Option<JoinHandle<()>>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl ProgramEnd {
     fn new(child: Child, stderr: ChildStderr, program: &str) -> io::Result<Self> {
         let heard = Arc::new(Mutex::new(Vec::new()));
@@ -180,7 +176,7 @@ impl ProgramEnd {
     }
 
     fn kill_group(&self) {
-        let child = lock(&self.child);
+        let child = self.child.lock().ignore_poison();
         // Not reaped yet, so that the number still means this group.
         if child.1.is_none()
             && let Some(pid) = i32::try_from(child.0.id()).ok().and_then(Pid::from_raw)
@@ -194,7 +190,7 @@ impl ProgramEnd {
         let until = Instant::now() + patience;
         loop {
             {
-                let mut child = lock(&self.child);
+                let mut child = self.child.lock().ignore_poison();
                 if child.1.is_none() {
                     // Helpers of a dead leader are ended before its number is given free.
                     child.1 = self.reap(&mut child.0);
@@ -242,7 +238,7 @@ impl WireEnd for ProgramEnd {
                 std::thread::sleep(Duration::from_millis(2));
             }
         }
-        explain(&self.program, status, &lock(&self.heard))
+        explain(&self.program, status, &self.heard.lock().ignore_poison())
     }
 }
 
@@ -279,7 +275,7 @@ fn listen(mut stderr: ChildStderr, stopped: &PipeReader, heard: &Mutex<Vec<u8>>)
         match stderr.read(&mut chunk) {
             Ok(0) => return,
             Ok(read) => {
-                let mut heard = lock(heard);
+                let mut heard = heard.lock().ignore_poison();
                 heard.extend_from_slice(&chunk[..read]);
                 let surplus = heard.len().saturating_sub(STDERR_BYTES_MAX);
                 heard.drain(..surplus);

@@ -15,9 +15,11 @@ use std::os::fd::OwnedFd;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::time::Duration;
 
+use super::let_inherit;
 use super::program::Program;
 use super::wire::{Dial, EndingKind, WireEnd};
-use super::{let_inherit, printable};
+use crate::text::printable;
+use crate::token::Token;
 use crate::{FileName, StoreError};
 
 /// Ranges between two answers.
@@ -348,21 +350,8 @@ fn read_lines(mut reader: Box<dyn Read + Send>, lines: &SyncSender<String>) {
 
 /// Begins each of our answers.
 fn random_word() -> String {
-    let mut bytes = [0; 16];
-    let mut filled = 0;
-    while filled < bytes.len() {
-        let flags = rustix::rand::GetRandomFlags::empty();
-        match rustix::rand::getrandom(&mut bytes[filled..], flags) {
-            Ok(count) => filled += count,
-            Err(rustix::io::Errno::INTR) => {}
-            // Without a random word a server could answer in another's place; it can anyway.
-            Err(_) => break,
-        }
-    }
-    bytes.iter().fold("sprat-".to_owned(), |mut word, byte| {
-        let _ = write!(word, "{byte:02x}");
-        word
-    })
+    // Without randomness a server could answer in another's place; it can anyway.
+    format!("sprat-{}", Token::random().unwrap_or(Token([0; 16])))
 }
 
 /// One word for a POSIX shell, whatever is in it.

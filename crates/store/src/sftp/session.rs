@@ -3,15 +3,15 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use super::channel::{Answer, Arrived, Channel, Killer, Patience};
 use super::codec::{self, Attributes, Extensions, Malformed, Reply, Request, Statvfs};
-use super::printable;
 use super::wire::{Dial, Ending, EndingKind};
 use crate::local::LIST_ENTRIES_MAX;
-use crate::{FileName, StoreError};
+use crate::text::printable;
+use crate::{FileName, IgnorePoison, StoreError};
 
 /// What a server without `limits@openssh.com` must take: the draft's section 3 demands packets
 /// of 34,000 bytes.
@@ -73,7 +73,7 @@ struct Group {
 
 impl Group {
     fn join(self: &Arc<Self>, channel: &Channel) {
-        lock(&self.members).push(channel.killer());
+        self.members.lock().ignore_poison().push(channel.killer());
         let group = Arc::clone(self);
         channel.on_death(Box::new(move |ending, greeted| {
             // One that never came up is a slower session, not a lost one.
@@ -89,16 +89,12 @@ impl Group {
     fn die(&self, ending: &Ending) {
         if self.dead.set(ending.clone()).is_ok() {
             // Taken out first: each death calls this again.
-            let members = std::mem::take(&mut *lock(&self.members));
+            let members = std::mem::take(&mut *self.members.lock().ignore_poison());
             for member in members {
                 member.kill(ending);
             }
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Session {
@@ -303,33 +299,46 @@ impl Session {
 
     /// How often `name` was renamed or removed through this session.
     pub(crate) fn renames_of(&self, name: &FileName) -> u64 {
-        lock(&self.renames).get(name).copied().unwrap_or(0)
+        self.renames
+            .lock()
+            .ignore_poison()
+            .get(name)
+            .copied()
+            .unwrap_or(0)
     }
 
     /// Must be called before a rename or removal of `name` is sent.
     pub(crate) fn note_rename(&self, name: &FileName) {
-        *lock(&self.renames).entry(name.clone()).or_default() += 1;
+        *self
+            .renames
+            .lock()
+            .ignore_poison()
+            .entry(name.clone())
+            .or_default() += 1;
     }
 
     /// Must be called when `name` was made, or given to another file.
     pub(crate) fn note_new_name(&self, name: &FileName) {
-        lock(&self.new_names).insert(name.clone());
+        self.new_names.lock().ignore_poison().insert(name.clone());
     }
 
     pub(crate) fn take_new_names(&self) -> BTreeSet<FileName> {
-        std::mem::take(&mut *lock(&self.new_names))
+        std::mem::take(&mut *self.new_names.lock().ignore_poison())
     }
 
     pub(super) fn witness(&self) -> MutexGuard<'_, Option<FileName>> {
-        lock(&self.witness)
+        self.witness.lock().ignore_poison()
     }
 
     pub(super) fn was_checked(&self, index: usize, witness: &FileName) -> bool {
-        lock(&self.checked).get(&index) == Some(witness)
+        self.checked.lock().ignore_poison().get(&index) == Some(witness)
     }
 
     pub(super) fn note_checked(&self, index: usize, witness: &FileName) {
-        lock(&self.checked).insert(index, witness.clone());
+        self.checked
+            .lock()
+            .ignore_poison()
+            .insert(index, witness.clone());
     }
 
     /// Ends all channels.

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use crate::StoreError;
+use crate::text::printable;
 
 /// An account on an SSH server. Everything else (keys, jump hosts, known hosts, ciphers) is
 /// ssh's own configuration's affair.
@@ -30,7 +31,7 @@ impl SshTarget {
         };
         if odd(host) || user.is_some_and(odd) {
             return Err(StoreError::Unreachable {
-                host: super::printable(host.as_bytes()),
+                host: printable(host.as_bytes()),
                 reason: "not a host or user name that ssh could be given".to_owned(),
             });
         }

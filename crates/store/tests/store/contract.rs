@@ -91,7 +91,11 @@ fn small_files_are_made_read_and_removed_whole(subject: &Subject<'_>) {
     for access in [Access::ReadOnly, Access::ReadWrite] {
         assert_eq!(kind(read(access, 8)), StoreErrorKind::NotFound);
     }
-    store.create_filled(&small, b"content").unwrap().unwrap();
+    store
+        .create_filled(&small, b"content")
+        .unwrap()
+        .durable()
+        .unwrap();
     assert_eq!(
         kind(store.create_filled(&small, b"other")),
         StoreErrorKind::AlreadyExists
@@ -103,9 +107,9 @@ fn small_files_are_made_read_and_removed_whole(subject: &Subject<'_>) {
             assert_eq!(bytes, expected.as_bytes(), "{access:?}, {len_max} bytes");
         }
     }
-    store.remove_durably(&small).unwrap().unwrap();
+    store.remove_durably(&small).unwrap().durable().unwrap();
     assert_eq!(kind(store.remove_durably(&small)), StoreErrorKind::NotFound);
-    store.create_filled(&small, b"").unwrap().unwrap();
+    store.create_filled(&small, b"").unwrap().durable().unwrap();
     let (stat, bytes) = read(Access::ReadWrite, 8).unwrap();
     assert_eq!((stat.len, bytes.len()), (0, 0));
     store.remove(&small).unwrap();
@@ -332,7 +336,7 @@ fn parts_written_durably_are_read(subject: &Subject<'_>) {
     let (first, second) = (noise(8, 300_000), noise(9, 5000));
     file.write_at(1_000_000, b"before").unwrap();
     let parts = [(0, &first[..]), (400_000, &second[..])];
-    file.write_parts_durably(&parts).unwrap().unwrap();
+    file.write_parts_durably(&parts).unwrap().durable().unwrap();
     for (offset, expected) in [(0, &first[..]), (400_000, &second), (1_000_000, b"before")] {
         let mut found = vec![0; expected.len()];
         file.read_at(offset, &mut found, ReadClass::Demand).unwrap();

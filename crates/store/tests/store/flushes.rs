@@ -189,7 +189,7 @@ fn a_durable_write_syncs_each_connection_that_carried_a_part() {
             (0..64).map(|part| (part << 20, vec![2; 1 << 18])).collect();
         let parts: Vec<(u64, &[u8])> = parts.iter().map(|(at, data)| (*at, &data[..])).collect();
         carried.lock().unwrap().clear();
-        file.write_parts_durably(&parts).unwrap().unwrap();
+        file.write_parts_durably(&parts).unwrap().durable().unwrap();
         let carried = carried.lock().unwrap();
         assert!(
             connections(&carried).len() > 1,
@@ -206,6 +206,7 @@ fn a_durable_write_syncs_the_connections_that_carried_earlier_writes() {
         // One small write goes over one connection; the other two carried the earlier ones.
         file.write_parts_durably(&[(0, &[2; 4096])])
             .unwrap()
+            .durable()
             .unwrap();
         assert_eq!(uncovered(&carried.lock().unwrap()), [0; 0]);
     }
@@ -221,7 +222,10 @@ fn an_fsync_that_fails_on_any_of_the_connections_is_a_failed_flush() {
                 let (_store, file, _) = on_three_connections_failing(&greeting, true, failing);
                 fails.store(nth, Ordering::SeqCst);
                 let flushed = match durably {
-                    true => file.write_parts_durably(&[(0, &[2; 4096])]).unwrap(),
+                    true => {
+                        let written = file.write_parts_durably(&[(0, &[2; 4096])]);
+                        written.unwrap().durable()
+                    }
                     false => file.flush(),
                 };
                 assert_eq!(flushed.unwrap_err().kind(), StoreErrorKind::Failed, "{nth}");

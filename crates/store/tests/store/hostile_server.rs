@@ -413,7 +413,7 @@ const PARTS: [(u64, &[u8]); 2] = [(0, b"a"), (4096, b"b")];
 fn writes_and_their_fsync_go_out_together_where_the_server_keeps_the_order() {
     let (file, seen) = keeping_writes_back(&OPENSSH, false, 0);
     for _ in 0..2 {
-        file.write_parts_durably(&PARTS).unwrap().unwrap();
+        file.write_parts_durably(&PARTS).unwrap().durable().unwrap();
     }
     file.flush().unwrap();
     let once = ["write", "write", "fsync"];
@@ -427,7 +427,7 @@ fn writes_and_their_fsync_go_out_together_where_the_server_keeps_the_order() {
 #[test]
 fn an_fsync_that_overtakes_a_write_counts_for_nothing_and_none_is_sent_ahead_again() {
     let (file, seen) = keeping_writes_back(&OPENSSH, true, 0);
-    file.write_parts_durably(&PARTS).unwrap().unwrap();
+    file.write_parts_durably(&PARTS).unwrap().durable().unwrap();
     assert_eq!(*seen.lock().unwrap(), ["write", "write", "fsync", "fsync"]);
     // From now on the fsync waits for the writes' answers, which this server never gives before.
     let error = file.write_parts_durably(&PARTS).unwrap_err();
@@ -456,9 +456,9 @@ fn no_fsync_is_sent_ahead_to_a_server_that_does_not_greet_as_openssh() {
 #[test]
 fn an_fsync_that_fails_behind_its_writes_is_a_failed_flush() {
     let (file, _) = keeping_writes_back(&OPENSSH, false, 4);
-    let flushed = file.write_parts_durably(&PARTS).unwrap();
+    let flushed = file.write_parts_durably(&PARTS).unwrap().durable();
     assert_eq!(flushed.unwrap_err().kind(), StoreErrorKind::Failed);
-    let flushed = file.write_parts_durably(&PARTS).unwrap();
+    let flushed = file.write_parts_durably(&PARTS).unwrap().durable();
     assert_eq!(
         flushed.unwrap_err().kind(),
         StoreErrorKind::Failed,

@@ -49,7 +49,7 @@ fn take(store: &dyn Store, record: &LocalRecord) -> Result<Lock, LockError> {
     Lock::acquire(store, &container(), record, owner())
 }
 
-fn held(store: &dyn Store) -> Option<lock::LockInfo> {
+fn held(store: &dyn Store) -> Option<sprat_store::LockInfo> {
     lock::inspect(store, &container(), None).unwrap().held
 }
 

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sprat_store::{
-    Access, Capabilities, FileName, FileStat, FreeSpace, LocalRecord, Lock, LockError, MemoryStore,
-    OwnerNote, ReadClass, Store, StoreError, StoreFile, lock,
+    Access, Applied, Capabilities, FileName, FileStat, FreeSpace, LocalRecord, Lock, LockError,
+    MemoryStore, OwnerNote, ReadClass, Store, StoreError, StoreFile, lock,
 };
 
 /// The model counts from 1.
@@ -237,15 +237,13 @@ impl Store for Line {
         self.ask(&label, move || store.read_small(&name, access, bytes_max))
     }
 
-    fn create_filled(
-        &self,
-        name: &FileName,
-        data: &[u8],
-    ) -> Result<Result<(), StoreError>, StoreError> {
+    fn create_filled(&self, name: &FileName, data: &[u8]) -> Result<Applied, StoreError> {
         let number = number_of(name);
         let (store, made) = (self.store.clone(), name.clone());
         let file = self.ask(&format!("make {number}"), move || store.create_new(&made))?;
-        Ok(LineFile(self.clone(), file, number).write_at(0, data))
+        Ok(LineFile(self.clone(), file, number)
+            .write_at(0, data)
+            .into())
     }
 
     fn overwrite_and_stat(

@@ -10,7 +10,9 @@ use std::thread;
 use std::time::Duration;
 
 use super::packet::{self, Fields};
-use super::{Act, Kind, Shared, lock};
+use super::{Act, Kind, Shared};
+use sprat_store::IgnorePoison;
+
 use crate::needs;
 
 /// An answer that waits for the next one goes by itself after this time.
@@ -91,15 +93,15 @@ impl Connection {
             answering.answers(&shared_down, stdout);
             answering.end();
         });
-        lock(&shared.connections).push(connection);
+        shared.connections.lock().ignore_poison().push(connection);
         Ok(())
     }
 
     /// Ends it for both sides.
     pub(super) fn end(&self) {
-        lock(&self.state).ended = true;
+        self.state.lock().ignore_poison().ended = true;
         let _ = self.socket.shutdown(Shutdown::Both);
-        let mut server = lock(&self.server);
+        let mut server = self.server.lock().ignore_poison();
         let _ = server.kill();
         let _ = server.wait();
     }
@@ -142,7 +144,7 @@ impl Connection {
                 Some(Act::Rollback) => {
                     let _ = shared.roll_back();
                 }
-                Some(Act::Slow(every)) => lock(&self.state).slow = Some(every),
+                Some(Act::Slow(every)) => self.state.lock().ignore_poison().slow = Some(every),
                 _ => {}
             }
             let mut fields = Fields(body.get(5..).unwrap_or_default());
@@ -151,7 +153,7 @@ impl Connection {
                 _ => Vec::new(),
             };
             let offset = fields.long().filter(|_| kind == Kind::Read);
-            let mut state = lock(&self.state);
+            let mut state = self.state.lock().ignore_poison();
             let of_file = state.handles.contains(&name);
             let owed = Owed {
                 act,
@@ -179,7 +181,7 @@ impl Connection {
             } else {
                 packet::id(&body)
             };
-            let mut state = lock(&self.state);
+            let mut state = self.state.lock().ignore_poison();
             let owed = state.owed.remove(&id);
             state.turn += 1;
             let (turn, others) = (state.turn, !state.owed.is_empty());
@@ -208,11 +210,11 @@ impl Connection {
                     Some(older(shared, offset, id, &body).unwrap_or(body))
                 }
                 Some(Act::Reorder) if others => {
-                    lock(&self.state).held = Some(body);
+                    self.state.lock().ignore_poison().held = Some(body);
                     let late = Arc::clone(self);
                     thread::spawn(move || {
                         thread::sleep(REORDER_LIMIT);
-                        let held = lock(&late.state).held.take();
+                        let held = late.state.lock().ignore_poison().held.take();
                         if let Some(held) = held {
                             late.send(&held);
                         }
@@ -230,15 +232,16 @@ impl Connection {
     /// Sends a packet, at the connection's speed.
     fn send(&self, body: &[u8]) {
         let packet = packet::framed(body);
-        let slow = lock(&self.state).slow;
+        let slow = self.state.lock().ignore_poison().slow;
         let Some(every) = slow else {
             // One packet in one piece, and never two at once.
-            let _state = lock(&self.state);
+            let _state = self.state.lock().ignore_poison();
             let _ = (&self.socket).write_all(&packet);
             return;
         };
         for byte in packet {
-            if lock(&self.state).ended || (&self.socket).write_all(&[byte]).is_err() {
+            if self.state.lock().ignore_poison().ended || (&self.socket).write_all(&[byte]).is_err()
+            {
                 return;
             }
             thread::sleep(every);

@@ -2,7 +2,7 @@
 
 use super::*;
 
-mod together;
+mod batched_flush;
 
 fn plan() -> Plan {
     Plan::new(Limits {

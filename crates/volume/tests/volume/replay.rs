@@ -10,12 +10,12 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::ops::Range;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use std::time::{Duration, Instant};
 
 use crate::support::{BLOCK, LIMIT, geometry, stamp_of, stamped, tiny, together};
 use sprat_store::sftp::Wire;
-use sprat_store::{Access, FileName, SftpOptions, SftpStore, Store, StoreFile};
+use sprat_store::{Access, FileName, IgnorePoison, SftpOptions, SftpStore, Store, StoreFile};
 use sprat_testkit::dice::Dice;
 use sprat_testkit::watchdog::within;
 use sprat_volume::{Fenced, Flush, ReconnectError, Session, Volume, VolumeOptions};
@@ -205,7 +205,7 @@ impl Server {
     }
 
     fn referee(&self) -> MutexGuard<'_, Referee> {
-        let mut referee = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut referee = self.0.lock().ignore_poison();
         referee.write_late();
         referee
     }

@@ -1,7 +1,7 @@
 //! Rules without which nothing fails at once: what a dead session of this machine leaves, what a
 //! reader must notice, and what is noted at the end.
 
-use sprat_store::lock::{self, LockError};
+use sprat_store::{LockError, lock};
 
 use crate::protocol::messages::{ChangeStart, Slot};
 use crate::settings::PinPolicy;

@@ -4,7 +4,8 @@
 use std::sync::Mutex;
 
 use sprat_store::{
-    Access, Capabilities, FileStat, FreeSpace, ReadClass, StoreError, StoreErrorKind, StoreFile,
+    Access, Applied, Capabilities, FileStat, FreeSpace, ReadClass, StoreError, StoreErrorKind,
+    StoreFile,
 };
 
 use super::garbled::garble;
@@ -12,7 +13,7 @@ use super::*;
 
 type Act = Box<dyn FnOnce(&MemoryStore) + Send>;
 /// What becomes of a lease's file: made and filled or not, and the answer.
-type Fill = fn(&MemoryStore, &FileName, &[u8]) -> Result<Result<(), StoreError>, StoreError>;
+type Fill = fn(&MemoryStore, &FileName, &[u8]) -> Result<Applied, StoreError>;
 
 /// A store that others change at given moments, and whose listing need not be right.
 #[derive(Default)]
@@ -111,11 +112,7 @@ impl Store for Meddled {
     fn free_space(&self) -> Result<FreeSpace, StoreError> {
         self.below.free_space()
     }
-    fn create_filled(
-        &self,
-        name: &FileName,
-        content: &[u8],
-    ) -> Result<Result<(), StoreError>, StoreError> {
+    fn create_filled(&self, name: &FileName, content: &[u8]) -> Result<Applied, StoreError> {
         let fill = self.fill.lock().unwrap().take();
         let filled = match fill {
             Some(fill) => fill(&self.below, name, content),
@@ -360,7 +357,7 @@ fn only_an_empty_file_that_is_the_last_is_removed_after_a_fill_that_failed() {
             "empty",
             |store, name, _| {
                 store.create_new(name)?;
-                Ok(Err(no_space()))
+                Ok(Applied::NotDurable(no_space()))
             },
             0,
         ),
@@ -368,7 +365,7 @@ fn only_an_empty_file_that_is_the_last_is_removed_after_a_fill_that_failed() {
             "filled, and not made durable",
             |store, name, content| {
                 store.create_new(name)?.write_at(0, content)?;
-                Ok(Err(no_space()))
+                Ok(Applied::NotDurable(no_space()))
             },
             1,
         ),
@@ -377,7 +374,7 @@ fn only_an_empty_file_that_is_the_last_is_removed_after_a_fill_that_failed() {
             |store, name, _| {
                 store.create_new(name)?;
                 store.create_new(&lock_file(FIRST + 1))?;
-                Ok(Err(no_space()))
+                Ok(Applied::NotDurable(no_space()))
             },
             2,
         ),
@@ -386,7 +383,7 @@ fn only_an_empty_file_that_is_the_last_is_removed_after_a_fill_that_failed() {
             "of a lost line",
             |store, name, _| {
                 store.create_new(name)?;
-                Ok(Err(line_lost()))
+                Ok(Applied::NotDurable(line_lost()))
             },
             1,
         ),
@@ -503,7 +500,7 @@ fn a_lease_that_a_lost_line_may_have_made_is_gone_on_with() {
     let (store, state) = (Meddled::default(), host());
     let lock = take(&store, &record(state.path())).unwrap();
     store.fill_by(|store, name, content| {
-        store.create_filled(name, content)??;
+        store.create_filled(name, content)?.durable()?;
         Err(line_lost())
     });
     let failed = lock.take_again(&store);
@@ -520,7 +517,7 @@ fn a_lease_that_a_lost_line_may_have_made_is_gone_on_with() {
     let (store, state) = (Meddled::default(), host());
     let lock = take(&store, &record(state.path())).unwrap();
     store.fill_by(|store, name, content| {
-        store.create_filled(name, content)??;
+        store.create_filled(name, content)?.durable()?;
         change(store, FIRST + 1, "\"attempt\":\"", "\"attempt\":\"0");
         Err(line_lost())
     });
@@ -589,7 +586,7 @@ fn a_look_beside_a_reconnect_takes_the_next_lease_of_its_own_session_for_no_take
     lock.renew(&store).unwrap();
     // It was made, and that connection was lost before it said so.
     store.fill_by(|below, name, content| {
-        below.create_filled(name, content)??;
+        below.create_filled(name, content)?.durable()?;
         Err(line_lost())
     });
     tells_nothing(&lock.take_again(&store));

@@ -4,11 +4,11 @@ use std::ops::Range;
 use std::sync::MutexGuard;
 use std::time::Instant;
 
-use sprat_store::StoreError;
+use sprat_store::{Applied, StoreError};
 
 use crate::BLOCK_BYTES;
-use crate::conduct::{flush_failed, made_durable};
 use crate::engine::{Connection, Engine, Meaning, State, meaning};
+use crate::flush::{flush_failed, made_durable};
 use crate::plan::{EpochNumber, Run};
 
 /// Carries the step out. Until every write and every fsync of it was answered well, nothing of it
@@ -37,7 +37,7 @@ pub(crate) fn send_together<'a>(
     }
     let begun = Instant::now();
     let answer = write_and_flush(engine, line, &runs);
-    if matches!(answer, Ok(Ok(()))) && no_suspects {
+    if matches!(answer, Ok(Applied::Durable)) && no_suspects {
         engine.session.settled();
     }
     let mut state = engine.state();
@@ -59,8 +59,8 @@ pub(crate) fn send_together<'a>(
         state.plan.answered(run);
     }
     match flushed {
-        Ok(()) => made_durable(engine, state, epoch),
-        Err(error) => {
+        Applied::Durable => made_durable(engine, state, epoch),
+        Applied::NotDurable(error) => {
             flush_failed(engine, &mut state, line, error);
             state
         }
@@ -71,7 +71,7 @@ fn write_and_flush(
     engine: &Engine,
     line: &Connection,
     runs: &[Run],
-) -> Result<Result<(), StoreError>, StoreError> {
+) -> Result<Applied, StoreError> {
     let bytes: Vec<Vec<u8>> = runs.iter().map(|run| run.blocks.concat()).collect();
     let offsets = runs.iter().map(|run| engine.offset_of(run.first));
     let parts: Vec<(u64, &[u8])> = offsets.zip(bytes.iter().map(Vec::as_slice)).collect();

@@ -10,12 +10,7 @@ use std::time::Duration;
 
 use sprat_store::clock::since_boot;
 
-use crate::engine::{Engine, State};
 use crate::plan::{EpochNumber, Generation};
-
-/// Checks under way at one time, besides the conductor's own: one takes two round trips,
-/// as a small epoch does.
-pub(crate) const PERMITTERS: usize = 3;
 
 /// A check that began longer ago than the lock's renewal interval is not used any more, time asleep
 /// included.
@@ -66,7 +61,7 @@ impl Permits {
         }
     }
 
-    fn begin(&mut self, epoch: EpochNumber, generation: Generation) -> Duration {
+    pub(crate) fn begin(&mut self, epoch: EpochNumber, generation: Generation) -> Duration {
         let begun = since_boot();
         let permit = Permit {
             generation,
@@ -77,8 +72,15 @@ impl Permits {
         begun
     }
 
+    /// Whether somebody has asked for the epoch on this connection.
+    pub(crate) fn is_asked(&self, epoch: EpochNumber, generation: Generation) -> bool {
+        self.by_epoch
+            .get(&epoch)
+            .is_some_and(|permit| permit.generation == generation)
+    }
+
     /// Notes the end of a check, unless another one has taken its place.
-    fn end(&mut self, epoch: EpochNumber, begun: Duration, granted: bool) {
+    pub(crate) fn end(&mut self, epoch: EpochNumber, begun: Duration, granted: bool) {
         let Some(permit) = self.by_epoch.get_mut(&epoch) else {
             return;
         };
@@ -90,40 +92,6 @@ impl Permits {
             self.by_epoch.remove(&epoch);
         }
     }
-}
-
-/// Body of a permitter thread; returns when the volume ends.
-pub(crate) fn permit_ahead(engine: &Engine) {
-    let mut state = engine.state();
-    while state.ended.is_none() {
-        let Some((epoch, generation)) = next(&state) else {
-            state = engine.wait(&engine.permit, state);
-            continue;
-        };
-        let begun = state.permits.begin(epoch, generation);
-        drop(state);
-        let answer = engine.session.before_epoch();
-        state = engine.state();
-        state.permits.end(epoch, begun, answer.is_ok());
-        if let Err(fenced) = answer {
-            engine.fenced(&mut state, generation, fenced);
-        }
-        engine.step.notify_one();
-    }
-}
-
-/// The next epoch behind the one under way that nobody has asked for.
-fn next(state: &State) -> Option<(EpochNumber, Generation)> {
-    let generation = state.plan.connection()?;
-    let asked = |epoch: &EpochNumber| {
-        state
-            .permits
-            .by_epoch
-            .get(epoch)
-            .is_some_and(|permit| permit.generation == generation)
-    };
-    let mut behind = state.plan.behind_under_way().take(PERMITTERS);
-    Some((behind.find(|epoch| !asked(epoch))?, generation))
 }
 
 #[cfg(test)]

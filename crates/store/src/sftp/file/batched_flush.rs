@@ -5,14 +5,14 @@
 //! does; and should an answer ever overtake one, the order counts for nothing from then on, and
 //! what was written is flushed once more.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 
 use super::{Handle, Owed, SftpFile};
-use crate::StoreError;
-use crate::contract::StoreFile;
+use crate::contract::{Applied, StoreFile};
 use crate::sftp::channel::{Answer, Channel};
 use crate::sftp::codec::Request;
+use crate::{IgnorePoison, StoreError};
 
 /// An fsync that went out.
 struct Asked<'a> {
@@ -23,17 +23,14 @@ struct Asked<'a> {
 
 impl SftpFile {
     /// [`StoreFile::write_parts_durably`].
-    pub(super) fn write_and_flush(
-        &self,
-        parts: &[(u64, &[u8])],
-    ) -> Result<Result<(), StoreError>, StoreError> {
+    pub(super) fn write_and_flush(&self, parts: &[(u64, &[u8])]) -> Result<Applied, StoreError> {
         if !self.session.one_by_one() {
             self.write_parts_at(parts)?;
-            return Ok(self.flush());
+            return Ok(self.flush().into());
         }
-        let flushing = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+        let flushing = self.flushing.lock().ignore_poison();
         if let Err(error) = self.no_flush_failed() {
-            return Ok(Err(error));
+            return Ok(Applied::NotDurable(error));
         }
         self.may_write(parts)?;
         let (writes, unasked) = self.ask_writes(parts);
@@ -76,13 +73,13 @@ impl SftpFile {
         drop(flushing);
         written.map_err(|error| self.session.explain(error))?;
         if let Err(error) = flushed {
-            return Ok(Err(self.session.explain(error)));
+            return Ok(Applied::NotDurable(self.session.explain(error)));
         }
         if overtaken {
             self.session.note_overtaking();
-            return Ok(self.flush());
+            return Ok(self.flush().into());
         }
-        Ok(Ok(()))
+        Ok(Applied::Durable)
     }
 
     /// Sends an fsync behind the writes of each handle, and for each handle with older writes.

@@ -1,7 +1,9 @@
 //! Two calls at once, or one after the other where no thread can be made.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::thread::{Builder, scope};
+
+use crate::IgnorePoison;
 
 /// Runs `aside` on a thread of its own while `here` runs on this one; without a thread (limits on
 /// processes or memory) behind it, which costs a round trip more. A panic of either goes on here.
@@ -11,7 +13,7 @@ pub(crate) fn beside<A: Send, B>(
 ) -> (A, B) {
     let aside = Mutex::new(Some(aside));
     let run = || {
-        let aside = aside.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let aside = aside.lock().ignore_poison().take();
         aside.map(|aside| aside())
     };
     let (aside, here) = scope(|scope| {

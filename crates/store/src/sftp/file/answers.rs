@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::channel::{Answer, Channel};
-use super::codec::{Malformed, Reply, Request};
-use super::file::{Handle, SftpFile};
-use super::session::STATUS_EOF;
+use super::{Handle, SftpFile};
 use crate::StoreError;
+use crate::sftp::channel::{Answer, Channel};
+use crate::sftp::codec::{Malformed, Reply, Request};
+use crate::sftp::session::STATUS_EOF;
 
 /// A request that went out, and where.
 pub(super) struct Owed<'a> {
