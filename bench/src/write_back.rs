@@ -24,7 +24,7 @@ impl WriteBack {
             run_blocks: 256,
             early_blocks: 256,
             behind_blocks: BUFFER_BLOCKS,
-            together_blocks: 0,
+            batched_flush_blocks: 0,
         });
         Self {
             plan,
@@ -41,7 +41,7 @@ impl WriteBack {
         self.plan.seal();
         loop {
             match self.plan.step() {
-                Step::Permit(epoch) => self.plan.permitted(epoch),
+                Step::CheckLock(epoch) => self.plan.lock_checked(epoch),
                 Step::Flush(epoch) => drop(self.plan.flushed(epoch)),
                 _ => match self.plan.next_run() {
                     Some(run) => self.plan.answered(&run),

@@ -1,4 +1,5 @@
-//! Sends a small epoch together with its fsync: on a slow line one round trip instead of two.
+//! Sends a small epoch in one batch with its fsync: on a slow connection one round trip instead of
+//! two.
 
 use std::ops::Range;
 use std::sync::MutexGuard;
@@ -7,22 +8,23 @@ use std::time::Instant;
 use sprat_store::{Applied, StoreError};
 
 use crate::BLOCK_BYTES;
-use crate::engine::{Connection, Engine, Meaning, State, meaning};
+use crate::engine::{Connection, Engine, Meaning, VolumeState, meaning};
 use crate::flush::{flush_failed, made_durable};
 use crate::plan::{EpochNumber, Run};
 
-/// Carries the step out. Until every write and every fsync of it was answered well, nothing of it
+/// Carries the step out. Until every write and every fsync of the batch succeeded, nothing of it
 /// counts as durable, and nothing behind it is sent.
-pub(crate) fn send_together<'a>(
+pub(crate) fn batched_flush<'a>(
     engine: &'a Engine,
-    mut state: MutexGuard<'a, State>,
-    line: &Connection,
+    mut state: MutexGuard<'a, VolumeState>,
+    connection: &Connection,
     epoch: EpochNumber,
-) -> MutexGuard<'a, State> {
-    // While the plan has suspects nothing goes together (`Plan::goes_together`), so that look is the
-    // second belt; a dead session's are no suspects of the plan before all were written again.
-    let no_suspects = state.plan.suspects_len() == 0 && !state.settling;
-    let runs = state.plan.begin_together();
+) -> MutexGuard<'a, VolumeState> {
+    // While the plan has in-doubt blocks it batches nothing (`Plan::is_batched`), so its half of
+    // this check is only a safeguard. The in-doubt blocks of a session that died enter the plan
+    // only after all of them were written again.
+    let none_in_doubt = state.plan.in_doubt_len() == 0 && !state.recovering;
+    let runs = state.plan.begin_batched_flush();
     drop(state);
     let offset = |index: u64| engine.offset_of(index);
     let ranges: Vec<Range<u64>> = runs
@@ -31,22 +33,24 @@ pub(crate) fn send_together<'a>(
         .collect();
     if let Err(fenced) = engine.session.before_send(&ranges) {
         let mut state = engine.state();
-        engine.fenced(&mut state, line.generation, fenced);
+        engine.fenced(&mut state, connection.generation, fenced);
         runs.iter().for_each(|run| state.plan.lost_run(run));
         return state;
     }
     let begun = Instant::now();
-    let answer = write_and_flush(engine, line, &runs);
-    if matches!(answer, Ok(Applied::Durable)) && no_suspects {
-        engine.session.settled();
+    let answer = write_and_flush(engine, connection, &runs);
+    if matches!(answer, Ok(Applied::Durable)) && none_in_doubt {
+        engine.session.resolved();
     }
     let mut state = engine.state();
     let flushed = match answer {
         Ok(flushed) => flushed,
         Err(error) => {
             match meaning("write", error) {
-                Meaning::LineLost(cause) => engine.line_lost(&mut state, line.generation, cause),
-                Meaning::Fatal(cause) => engine.refused(&mut state, line.generation, cause),
+                Meaning::ConnectionLost(cause) => {
+                    engine.connection_lost(&mut state, connection.generation, cause);
+                }
+                Meaning::Fatal(cause) => engine.refused(&mut state, connection.generation, cause),
             }
             runs.iter().for_each(|run| state.plan.lost_run(run));
             return state;
@@ -61,7 +65,7 @@ pub(crate) fn send_together<'a>(
     match flushed {
         Applied::Durable => made_durable(engine, state, epoch),
         Applied::NotDurable(error) => {
-            flush_failed(engine, &mut state, line, error);
+            flush_failed(engine, &mut state, connection, error);
             state
         }
     }
@@ -69,7 +73,7 @@ pub(crate) fn send_together<'a>(
 
 fn write_and_flush(
     engine: &Engine,
-    line: &Connection,
+    connection: &Connection,
     runs: &[Run],
 ) -> Result<Applied, StoreError> {
     let bytes: Vec<Vec<u8>> = runs.iter().map(|run| run.blocks.concat()).collect();
@@ -77,7 +81,7 @@ fn write_and_flush(
     let parts: Vec<(u64, &[u8])> = offsets.zip(bytes.iter().map(Vec::as_slice)).collect();
     let sends = |(offset, bytes): &(u64, &[u8])| engine.session.sends(*offset, bytes);
     let numbers: Vec<u64> = parts.iter().map(sends).collect();
-    let flushed = line.file.write_parts_durably(&parts)?;
+    let flushed = connection.file.write_parts_durably(&parts)?;
     numbers
         .into_iter()
         .for_each(|number| engine.session.answered(number));

@@ -1,21 +1,22 @@
-//! The persistent cache of a running volume: what enters it, what is read from it, when it is void.
+//! The persistent cache of a volume: which blocks enter it, and when it must not be used.
 //!
-//! Only durable blocks enter: an epoch's after its flush, and what the store gave for blocks of
-//! which nothing is kept. Writing a block takes it out at once. After a lost line, a failed flush
-//! or with suspects nothing of it is used any more, and no mark is made: the next session begins
-//! without it. Damage, a full disk or any other error of the cache costs speed, never the session.
+//! Only durable blocks enter: those of an epoch after its flush, and those that the store returned
+//! while no write of them was kept. Writing a block removes it from the cache at once. After a lost
+//! connection or a failed flush, or if writes are in doubt, nothing of the cache is used any more
+//! and no clean marker is written: the next session starts without it. Damage, a full disk or any
+//! other error of the cache costs speed, but never the session.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use crate::cache_file::{Basis, CacheFile, Mark, remove_mark};
+use crate::cache_file::{CacheFile, CacheValidator, CleanMarker, remove_clean_marker};
 use crate::plan::Block;
 use crate::sample::{self, Digests};
 use crate::slots::{Place, Slots, digest_of};
 use crate::{BLOCK_BYTES, CacheOptions, VolumeError};
 
-/// Most blocks that wait to be written into the cache: 64 MiB. What comes while that many wait
-/// is not cached.
+/// Most blocks that wait to be written into the cache: 64 MiB. While so many wait, further blocks
+/// are not cached.
 const QUEUE_BLOCKS_MAX: usize = 16 << 10;
 
 /// See the module.
@@ -25,46 +26,47 @@ pub(crate) struct Cache {
     pub(crate) slots: Slots,
     pub(crate) writing: bool,
     outdated: bool,
-    /// Nothing is read from it: what comes from the store is compared with it.
+    /// Nothing is read from the cache; blocks from the store are compared with it.
     pub(crate) only_compare: bool,
-    /// Blocks that the store gave with other bytes.
+    /// Blocks that the store returned with other bytes.
     differing: u64,
     pub(crate) queue: VecDeque<(u64, u64, Block)>,
-    /// The ticket of each block in the queue or being written; without it the write is void.
+    /// The ticket of each block that is queued or being written. A write without a valid ticket is
+    /// discarded.
     pub(crate) tickets: HashMap<u64, u64>,
     next_ticket: u64,
     pub(crate) busy: bool,
 }
 
 impl Cache {
-    /// Opens the cache as of the state `basis` that the container is in now. Only the mark's removal may
-    /// fail, for a session that may write: going on with it in place would not be safe.
+    /// Opens the cache for the state `validator` of the container. This fails only if a session
+    /// that may write can't remove the clean marker: going on would not be safe then.
     pub(crate) fn open(
         options: &CacheOptions,
-        basis: Option<Basis>,
+        validator: Option<CacheValidator>,
         writing: bool,
         doubtful: bool,
     ) -> Result<Option<Self>, VolumeError> {
         let slots_max = options.bytes_max / BLOCK_BYTES as u64;
         let slots_max = u32::try_from(slots_max).unwrap_or(u32::MAX);
-        let opened = match basis {
-            Some(basis) if slots_max > 0 => {
-                CacheFile::open(&options.dir, &basis, slots_max, writing).unwrap_or(None)
+        let opened = match validator {
+            Some(validator) if slots_max > 0 => {
+                CacheFile::open(&options.dir, &validator, slots_max, writing).unwrap_or(None)
             }
             _ => None,
         };
         if writing {
-            // Whether or not the cache could be opened and used.
-            remove_mark(&options.dir).map_err(|source| VolumeError::Cache {
-                op: "remove the mark of",
+            // This is done even if the cache could not be opened or is not used.
+            remove_clean_marker(&options.dir).map_err(|source| VolumeError::Cache {
+                op: "remove the clean marker of",
                 source,
             })?;
         }
-        let Some((file, mark)) = opened else {
+        let Some((file, marker)) = opened else {
             return Ok(None);
         };
-        let restored = match &mark {
-            Mark::Held(held) if !doubtful => Slots::restored(slots_max, held),
+        let restored = match &marker {
+            CleanMarker::Valid(held) if !doubtful => Slots::restored(slots_max, held),
             _ => None,
         };
         let slots = restored.unwrap_or_else(|| Slots::new(slots_max));
@@ -72,7 +74,7 @@ impl Cache {
             file: Arc::new(file),
             slots,
             writing,
-            outdated: mark == Mark::Outdated,
+            outdated: marker == CleanMarker::Outdated,
             only_compare: options.only_compare,
             differing: 0,
             queue: VecDeque::new(),
@@ -86,7 +88,7 @@ impl Cache {
         self.slots.find(index)
     }
 
-    /// Whether it was of a state that the container isn't in any more.
+    /// Whether the cache belongs to an older state of the container.
     pub(crate) fn was_outdated(&self) -> bool {
         self.outdated
     }
@@ -100,12 +102,12 @@ impl Cache {
         self.differing
     }
 
-    /// A sample of what it holds of the container's present state.
+    /// A random sample of the cached blocks.
     pub(crate) fn sample(&self) -> Digests {
         sample::of_cache(&self.slots.held())
     }
 
-    /// Compares a block that the store gave.
+    /// Compares a block that the store returned with the cached one.
     pub(crate) fn compare(&mut self, index: u64, block: &[u8]) {
         if self.only_compare
             && let Some(place) = self.slots.find(index)
@@ -120,7 +122,7 @@ impl Cache {
         self.busy || !self.queue.is_empty()
     }
 
-    /// Takes a durable block in, later.
+    /// Queues a durable block for the cache.
     pub(crate) fn offer(&mut self, index: u64, block: &Block) {
         let wanted = self.writing
             && self.queue.len() < QUEUE_BLOCKS_MAX
@@ -134,25 +136,25 @@ impl Cache {
         }
     }
 
-    /// A block gets other bytes.
+    /// Removes a block that gets other bytes.
     pub(crate) fn replaced(&mut self, index: u64) {
         self.tickets.remove(&index);
         self.slots.replaced(index);
     }
 
-    /// The blocks that are held, or wait to be.
+    /// The blocks that are cached, or queued.
     pub(crate) fn known(&self) -> impl Iterator<Item = u64> {
         self.slots.known().chain(self.tickets.keys().copied())
     }
 
-    /// A block means nothing any more.
+    /// Removes a block that is not valid any more.
     pub(crate) fn forget(&mut self, index: u64) {
         self.tickets.remove(&index);
         self.slots.forget(index);
     }
 
-    /// Notes what came of writing a block into the cache's file: it counts unless the block got other
-    /// bytes since it was offered.
+    /// Records the result of writing a block to the cache's file. The block counts only if it got
+    /// no other bytes since it was offered.
     pub(crate) fn was_stored(&mut self, index: u64, ticket: u64, place: Place, good: bool) {
         let valid = self.tickets.get(&index) == Some(&ticket);
         if valid {
@@ -165,7 +167,8 @@ impl Cache {
         }
     }
 
-    /// Notes what came of reading a place; false where the block is another one by now.
+    /// Records the result of reading a place. Returns false if the place holds another block by
+    /// now.
     pub(crate) fn was_read(&mut self, index: u64, place: Place, good: bool) -> bool {
         if self.slots.find(index) != Some(place) {
             return false;
@@ -190,13 +193,13 @@ mod tests {
             bytes_max: 64 * BLOCK_BYTES as u64,
             only_compare: false,
         };
-        let basis = Basis {
+        let validator = CacheValidator {
             file_bytes: 64 * BLOCK_BYTES as u64,
             modified_s: 1,
             offset_bytes: 0,
             first_block: vec![0; BLOCK_BYTES],
         };
-        let opened = Cache::open(&options, Some(basis), true, false);
+        let opened = Cache::open(&options, Some(validator), true, false);
         opened.unwrap().unwrap()
     }
 
@@ -204,7 +207,8 @@ mod tests {
         Block::from(vec![byte; BLOCK_BYTES])
     }
 
-    /// Stores a block that was offered, as the keeper does; `meanwhile` while it is being written.
+    /// Stores an offered block, as the keeper does. Calls `meanwhile` between the write and its
+    /// end.
     fn store(cache: &mut Cache, index: u64, byte: u8, meanwhile: impl FnOnce(&mut Cache)) {
         cache.offer(index, &block(byte));
         let (index, ticket, block) = cache.queue.pop_front().unwrap();
@@ -216,17 +220,17 @@ mod tests {
     }
 
     #[test]
-    fn what_was_read_of_a_block_that_got_other_bytes_meanwhile_is_left_out() {
+    fn cache_read_is_dropped_if_the_block_changed_meanwhile() {
         let dir = tempfile::tempdir().unwrap();
         let mut cache = cache(dir.path());
         store(&mut cache, 7, 1, |_| {});
         let place = cache.find(7).unwrap();
         assert_eq!(cache.file.read(7, place), Some(vec![1; BLOCK_BYTES]));
         assert!(cache.was_read(7, place, true));
-        // Read, and not yet handed on.
+        // Read, and not yet returned.
         cache.replaced(7);
         assert!(!cache.was_read(7, place, true));
-        // The new bytes are in the cache by now.
+        // By now the new bytes are in the cache.
         store(&mut cache, 7, 2, |_| {});
         assert!(!cache.was_read(7, place, true));
         let place = cache.find(7).unwrap();
@@ -236,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_that_got_other_bytes_while_it_was_stored_does_not_enter() {
+    fn block_that_changed_while_it_was_stored_does_not_enter() {
         let dir = tempfile::tempdir().unwrap();
         let mut cache = cache(dir.path());
         store(&mut cache, 7, 1, |cache| cache.replaced(7));

@@ -1,25 +1,26 @@
-//! The persistent cache's folder: its blocks, the mark of a clean close, and who may use it.
+//! The persistent cache's folder: its blocks, the marker of a clean close, and who may use it.
 //!
 //! | file | holds |
 //! | --- | --- |
 //! | `lock` | nothing; flocked, shared by sessions that only read |
 //! | `blocks` | blocks of ciphertext, slot after slot, in no order |
-//! | `clean` | what lies where, and of which state of the container; only there after a clean close |
+//! | `clean` | where each block is, and for which state of the container; exists only after a clean close |
 //!
-//! `clean` is the table and the mark in one. It is removed, and the folder fsynced, before a
-//! session that may write sends anything; it is made after everything is durable, `blocks`
-//! included, by a rename. So what it says is whole or absent. All numbers are little endian:
+//! `clean` is the table and the clean marker in one. Before a session that may write sends
+//! anything, it removes the file and fsyncs the folder. After everything is durable, `blocks`
+//! included, it creates the file by a rename. So the file is complete or absent. All numbers are
+//! little endian:
 //!
 //! | offset | bytes | what |
 //! | --- | --- | --- |
-//! | 0 | 8 | `sprtblk1`: format and version, first, so that nothing else is looked at |
+//! | 0 | 8 | `sprtblk1`: format and version; first, so that nothing is read of an unknown format |
 //! | 8 | 8 | length of the container file |
 //! | 16 | 8 | its time of modification, in seconds |
 //! | 24 | 8 | offset of the volume in it |
-//! | 32 | 4096 | the volume's first block (ext4's super block lies in it), as ciphertext |
+//! | 32 | 4096 | the volume's first block (contains ext4's super block), as ciphertext |
 //! | 4128 | 8 | number of entries |
 //! | 4136 | 24 each | block 8, digest 8, slot 4, kept 4; the longest unused first |
-//! | at the end | 8 | digest of everything before it: the last, as it is made last |
+//! | at the end | 8 | digest of everything before it; last, because it is computed last |
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
@@ -32,7 +33,7 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 
 use sprat_store::{FileStat, ReadClass, StoreFile};
 
-use crate::slots::{Held, Place, digest_of};
+use crate::slots::{CachedBlock, Place, digest_of};
 use crate::threads::named;
 use crate::{BLOCK_BYTES, Geometry};
 
@@ -43,25 +44,26 @@ const LOCK: &str = "lock";
 const BLOCKS: &str = "blocks";
 const CLEAN: &str = "clean";
 const UNFINISHED: &str = "clean.new";
-/// The cache does not grow while its disk has less left: the lock record beside it needs room.
+/// The cache stops growing if its disk has less free space than this: the write journal beside it
+/// needs space.
 const SPACE_LEFT_BYTES_MIN: u64 = 1 << 30;
 
 /// The state of a container that a cache belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Basis {
+pub(crate) struct CacheValidator {
     pub(crate) file_bytes: u64,
     pub(crate) modified_s: u64,
     pub(crate) offset_bytes: u64,
     pub(crate) first_block: Vec<u8>,
 }
 
-impl Basis {
-    /// The present state of the container; `None` if the store gives no time of modification or does
-    /// not answer.
+impl CacheValidator {
+    /// Reads the current state of the container; `None` if the store gives no time of modification
+    /// or does not answer.
     pub(crate) fn read(store: &dyn StoreFile, geometry: Geometry) -> Option<Self> {
         let mut first_block = vec![0; BLOCK_BYTES];
         let (stat, read) = std::thread::scope(|scope| {
-            // Without a second thread it takes a round trip more.
+            // Without a second thread this takes one round trip more.
             let asked = named("stat").spawn_scoped(scope, || store.stat());
             let read = store.read_at(geometry.offset_bytes, &mut first_block, ReadClass::Demand);
             let stat = match asked {
@@ -74,7 +76,7 @@ impl Basis {
         Self::of(&stat?.ok()?, first_block, geometry)
     }
 
-    /// As [`read`](Self::read), of what was read already.
+    /// As [`read`](Self::read), from values that were read already.
     pub(crate) fn of(stat: &FileStat, first_block: Vec<u8>, geometry: Geometry) -> Option<Self> {
         Some(Self {
             file_bytes: stat.len,
@@ -85,18 +87,19 @@ impl Basis {
     }
 }
 
-/// What the mark of a clean close says.
+/// The content of the clean marker.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Mark {
-    /// There is none, or none that is whole.
+pub(crate) enum CleanMarker {
+    /// There is no marker, or it is incomplete or damaged.
     Missing,
-    /// It is whole, and of another state of the container: somebody has written to that since.
+    /// The marker is valid for another state of the container: another machine has written to it
+    /// since.
     Outdated,
-    /// What is held of the container's present state.
-    Held(Vec<Held>),
+    /// The cached blocks of the container's current state.
+    Valid(Vec<CachedBlock>),
 }
 
-/// The folder of one container's cache, ours while this lives.
+/// The folder of one container's cache. It is ours while this value exists.
 #[derive(Debug)]
 pub(crate) struct CacheFile {
     dir: PathBuf,
@@ -105,15 +108,15 @@ pub(crate) struct CacheFile {
 }
 
 impl CacheFile {
-    /// Opens the cache and reads what it holds, if that belongs to `basis`. For a session that may
-    /// write the folder is made where it is missing, and the mark is gone when this returns.
-    /// `None` where another session uses it or, for a reader, where there is nothing to use.
+    /// Opens the cache and reads which blocks it has, if it belongs to the state `validator`. For a
+    /// session that may write, a missing folder is created, and the marker is removed before this
+    /// returns. `None` if another session uses the cache or, for a reader, if there is no marker.
     pub(crate) fn open(
         dir: &Path,
-        basis: &Basis,
+        validator: &CacheValidator,
         slots_max: u32,
         writing: bool,
-    ) -> io::Result<Option<(Self, Mark)>> {
+    ) -> io::Result<Option<(Self, CleanMarker)>> {
         if writing {
             DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         } else if !dir.join(CLEAN).try_exists()? {
@@ -139,13 +142,13 @@ impl CacheFile {
             };
         }
         if lock.metadata()?.nlink() == 0 {
-            // Somebody has just removed the folder as unused.
+            // Another process has just removed the folder as unused.
             return Ok(None);
         }
-        let mark = read_mark(dir, basis, slots_max).unwrap_or(Mark::Missing);
-        let empty = !matches!(mark, Mark::Held(_));
+        let marker = read_marker(dir, validator, slots_max).unwrap_or(CleanMarker::Missing);
+        let empty = !matches!(marker, CleanMarker::Valid(_));
         if writing {
-            remove_mark(dir)?;
+            remove_clean_marker(dir)?;
         }
         let blocks = open(BLOCKS)?;
         let bytes_max = u64::from(slots_max) * BLOCK_BYTES as u64;
@@ -158,10 +161,10 @@ impl CacheFile {
             blocks,
             _lock: lock,
         };
-        Ok(Some((cache, mark)))
+        Ok(Some((cache, marker)))
     }
 
-    /// The bytes of a block, if they are what was written there for it.
+    /// Returns the bytes of a block, if they are the ones that were written there.
     pub(crate) fn read(&self, index: u64, place: Place) -> Option<Vec<u8>> {
         let mut bytes = vec![0; BLOCK_BYTES];
         self.blocks
@@ -181,9 +184,13 @@ impl CacheFile {
         self.blocks.write_all_at(bytes, offset)
     }
 
-    /// Makes the mark: from now on what is held may be used, as long as the container is in the
-    /// state of `basis`.
-    pub(crate) fn mark_clean(&self, basis: &Basis, held: &[Held]) -> io::Result<()> {
+    /// Writes the marker: from now on the blocks may be used while the container is in the state
+    /// `validator`.
+    pub(crate) fn mark_clean(
+        &self,
+        validator: &CacheValidator,
+        held: &[CachedBlock],
+    ) -> io::Result<()> {
         self.blocks.sync_all()?;
         let unfinished = self.dir.join(UNFINISHED);
         remove_if_there(&unfinished)?;
@@ -191,14 +198,14 @@ impl CacheFile {
             .write(true)
             .create_new(true)
             .open(&unfinished)?;
-        file.write_all(&encode(basis, held))?;
+        file.write_all(&encode(validator, held))?;
         file.sync_all()?;
         fs::rename(&unfinished, self.dir.join(CLEAN))?;
         File::open(&self.dir)?.sync_all()
     }
 }
 
-/// Whatever stands under a name in the folder, a symbolic link is none of ours.
+/// Options that refuse a symbolic link: none of the files in the folder is one.
 fn not_following() -> OpenOptions {
     let mut options = OpenOptions::new();
     let flags = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or(0);
@@ -206,21 +213,21 @@ fn not_following() -> OpenOptions {
     options
 }
 
-/// Removes the caches in `parent` that no session has written for `unused_for`: their containers are
-/// most likely gone. One that is in use stays, and so does every folder that holds anything else.
-/// Tells nothing: what stays costs room, no more.
+/// Removes the caches in `parent` that no session has written for `unused_for`: their containers
+/// are most likely gone. A cache in use stays, and so does any folder with other files in it.
+/// Errors are ignored: what stays only uses disk space.
 pub fn remove_unused_caches(parent: &Path, unused_for: Duration) {
     let Ok(entries) = fs::read_dir(parent) else {
         return;
     };
     for entry in entries.flatten() {
-        // `DirEntry` looks at a symbolic link itself.
+        // `DirEntry` does not follow a symbolic link.
         let old = entry
             .metadata()
             .ok()
             .filter(Metadata::is_dir)
             .is_some_and(|folder| {
-                // A clean close renames a file in it.
+                // A clean close renames a file in the folder, which changes this time.
                 let age = folder.modified().ok().and_then(|time| time.elapsed().ok());
                 age.is_some_and(|age| age >= unused_for)
             });
@@ -244,8 +251,8 @@ fn remove_cache(dir: &Path) -> io::Result<()> {
     }
     let lock = not_following().read(true).open(dir.join(LOCK))?;
     flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
-    // The mark first: without it the rest means nothing. The lock last: who waits for it sees that
-    // it has no name any more.
+    // The marker first, because without it the other files are not used. The lock last: a process
+    // that waits for it then sees that it has no name any more.
     for name in [CLEAN, UNFINISHED, BLOCKS, LOCK] {
         remove_if_there(&dir.join(name))?;
     }
@@ -259,12 +266,12 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes the mark of `dir` durably: whatever lies there means nothing any more.
-pub(crate) fn remove_mark(dir: &Path) -> io::Result<()> {
+/// Removes the marker of `dir` durably: the cache is not used any more.
+pub(crate) fn remove_clean_marker(dir: &Path) -> io::Result<()> {
     match fs::remove_file(dir.join(CLEAN)) {
         Ok(()) => File::open(dir)?.sync_all(),
         Err(error) => match error.kind() {
-            // Whoever removed it may have died before that was durable.
+            // The process that removed it may have died before the removal was durable.
             ErrorKind::NotFound => match File::open(dir) {
                 Ok(folder) => folder.sync_all(),
                 Err(_) => Ok(()),
@@ -275,13 +282,17 @@ pub(crate) fn remove_mark(dir: &Path) -> io::Result<()> {
     }
 }
 
-fn encode(basis: &Basis, held: &[Held]) -> Vec<u8> {
+fn encode(validator: &CacheValidator, held: &[CachedBlock]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEAD_BYTES + held.len() * ENTRY_BYTES + 8);
     bytes.extend_from_slice(MAGIC);
-    for number in [basis.file_bytes, basis.modified_s, basis.offset_bytes] {
+    for number in [
+        validator.file_bytes,
+        validator.modified_s,
+        validator.offset_bytes,
+    ] {
         bytes.extend_from_slice(&number.to_le_bytes());
     }
-    bytes.extend_from_slice(&basis.first_block);
+    bytes.extend_from_slice(&validator.first_block);
     bytes.extend_from_slice(&(held.len() as u64).to_le_bytes());
     for entry in held {
         bytes.extend_from_slice(&entry.index.to_le_bytes());
@@ -293,9 +304,9 @@ fn encode(basis: &Basis, held: &[Held]) -> Vec<u8> {
     bytes
 }
 
-/// What the mark says, if it is there and whole.
-fn read_mark(dir: &Path, basis: &Basis, slots_max: u32) -> Option<Mark> {
-    // Made by a cache with twice this bound at most; a longer one is not worth its memory.
+/// Reads the marker; `None` if it is missing or damaged.
+fn read_marker(dir: &Path, validator: &CacheValidator, slots_max: u32) -> Option<CleanMarker> {
+    // It was written by a cache of at most twice this size. A longer one is not worth its memory.
     let bytes_max = HEAD_BYTES as u64 + 2 * u64::from(slots_max) * ENTRY_BYTES as u64 + 8;
     let file = not_following().read(true).open(dir.join(CLEAN)).ok()?;
     if file.metadata().ok()?.len() > bytes_max {
@@ -303,16 +314,16 @@ fn read_mark(dir: &Path, basis: &Basis, slots_max: u32) -> Option<Mark> {
     }
     let mut bytes = Vec::new();
     file.take(bytes_max).read_to_end(&mut bytes).ok()?;
-    decode(&bytes, basis)
+    decode(&bytes, validator)
 }
 
-fn decode(bytes: &[u8], basis: &Basis) -> Option<Mark> {
+fn decode(bytes: &[u8], validator: &CacheValidator) -> Option<CleanMarker> {
     let (body, digest) = bytes.split_last_chunk::<8>()?;
     if body.len() < HEAD_BYTES || digest_of(0, body).to_le_bytes() != *digest {
         return None;
     }
     let (head, entries) = body.split_at(HEAD_BYTES);
-    let expected = encode(basis, &[]);
+    let expected = encode(validator, &[]);
     let same = head[..HEAD_BYTES - 8] == expected[..HEAD_BYTES - 8];
     let count = u64::from_le_bytes(*head.last_chunk()?);
     let ours = head.starts_with(MAGIC);
@@ -320,14 +331,14 @@ fn decode(bytes: &[u8], basis: &Basis) -> Option<Mark> {
         return None;
     }
     if !same {
-        return Some(Mark::Outdated);
+        return Some(CleanMarker::Outdated);
     }
     let mut held = Vec::new();
     for entry in entries.chunks_exact(ENTRY_BYTES) {
         let (index, rest) = entry.split_first_chunk::<8>()?;
         let (digest, rest) = rest.split_first_chunk::<8>()?;
         let (slot, kept) = rest.split_first_chunk::<4>()?;
-        held.push(Held {
+        held.push(CachedBlock {
             index: u64::from_le_bytes(*index),
             place: Place {
                 slot: u32::from_le_bytes(*slot),
@@ -336,7 +347,7 @@ fn decode(bytes: &[u8], basis: &Basis) -> Option<Mark> {
             kept: kept != [0; 4],
         });
     }
-    Some(Mark::Held(held))
+    Some(CleanMarker::Valid(held))
 }
 
 #[cfg(test)]
@@ -346,8 +357,8 @@ mod tests {
     use super::*;
     use crate::slots::Slots;
 
-    fn basis() -> Basis {
-        Basis {
+    fn validator() -> CacheValidator {
+        CacheValidator {
             file_bytes: 1 << 30,
             modified_s: 7,
             offset_bytes: 16 << 20,
@@ -362,15 +373,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_the_reader_of_the_mark_panic(
+        fn no_clean_marker_makes_the_parser_panic(
             noise in proptest::collection::vec(any::<u8>(), 0..300),
             entries in proptest::collection::vec((0u64..50, 0u32..50, any::<u32>()), 0..40),
             wrong_count in any::<u64>(),
         ) {
-            prop_assert!(decode(&noise, &basis()).is_none());
-            prop_assert!(decode(&sealed(noise), &basis()).is_none());
-            // Digest, head and count are right, so that everything behind them is reached.
-            let empty = encode(&basis(), &[]);
+            prop_assert!(decode(&noise, &validator()).is_none());
+            prop_assert!(decode(&sealed(noise), &validator()).is_none());
+            // With the right digest, head and count the parser reaches everything behind them.
+            let empty = encode(&validator(), &[]);
             let mut body = empty[..HEAD_BYTES - 8].to_vec();
             body.extend_from_slice(&(entries.len() as u64).to_le_bytes());
             for (index, slot, kept) in &entries {
@@ -379,13 +390,13 @@ mod tests {
                 body.extend_from_slice(&slot.to_le_bytes());
                 body.extend_from_slice(&kept.to_le_bytes());
             }
-            let Some(Mark::Held(held)) = decode(&sealed(body.clone()), &basis()) else {
+            let Some(CleanMarker::Valid(held)) = decode(&sealed(body.clone()), &validator()) else {
                 panic!("it is whole");
             };
-            let later = Basis { modified_s: 8, ..basis() };
-            prop_assert_eq!(decode(&sealed(body.clone()), &later), Some(Mark::Outdated));
+            let later = CacheValidator { modified_s: 8, ..validator() };
+            prop_assert_eq!(decode(&sealed(body.clone()), &later), Some(CleanMarker::Outdated));
             prop_assert_eq!(held.len(), entries.len());
-            // Whatever is taken over keeps what a cache holds to: no slot for two blocks.
+            // Restored slots never give one slot to two blocks.
             if let Some(slots) = Slots::restored(40, &held) {
                 let mut used: Vec<u32> = slots.held().iter().map(|held| held.place.slot).collect();
                 let all = used.len();
@@ -395,7 +406,7 @@ mod tests {
             }
             if wrong_count != entries.len() as u64 {
                 body[HEAD_BYTES - 8..HEAD_BYTES].copy_from_slice(&wrong_count.to_le_bytes());
-                prop_assert!(decode(&sealed(body), &basis()).is_none());
+                prop_assert!(decode(&sealed(body), &validator()).is_none());
             }
         }
     }

@@ -1,17 +1,17 @@
-//! What a running volume reads from its persistent cache, and the thread that writes into it.
+//! Reads of a running volume from its persistent cache, and the thread that writes into the cache.
 
 use std::ops::Range;
 use std::sync::MutexGuard;
 
 use crate::VolumeError;
 use crate::cache::Cache;
-use crate::cache_file::{Basis, remove_mark};
-use crate::engine::{Engine, State};
+use crate::cache_file::{CacheValidator, remove_clean_marker};
+use crate::engine::{Engine, VolumeState};
 use crate::plan::Block;
 use crate::slots::{Place, digest_of};
 
-impl State {
-    /// Blocks of the persistent cache among `wanted` that were not `found` otherwise.
+impl VolumeState {
+    /// The blocks of `wanted` that are cached and not yet `found`.
     pub(crate) fn cached(&self, wanted: &Range<u64>, found: &[Option<Block>]) -> Vec<(u64, Place)> {
         let Some(cache) = &self.cache else {
             return Vec::new();
@@ -24,12 +24,13 @@ impl State {
         cached.collect()
     }
 
-    /// Takes durable blocks into the persistent cache; of those that were written again only
-    /// the newest bytes, once they are durable, too.
+    /// Offers durable blocks to the persistent cache. Of a block that was written again, only the
+    /// newest bytes enter, once they are durable.
     pub(crate) fn offer<'a>(&mut self, blocks: impl Iterator<Item = (u64, &'a Block)>) {
         let Self { cache, plan, .. } = self;
         let Some(cache) = cache else { return };
-        // The second belt: without a mark (`keep_cache`) nothing that enters from now on is ever used.
+        // Only a safeguard: `keep_cache` writes no marker then, so nothing that enters now would be
+        // used.
         if plan.losses() > 0 {
             return;
         }
@@ -42,8 +43,8 @@ impl State {
 }
 
 impl Engine {
-    /// Reads blocks from the persistent cache, without the lock; what is damaged or was replaced
-    /// meanwhile is left out, and not found there again.
+    /// Reads blocks from the persistent cache without holding the state's lock. Blocks that are
+    /// damaged or were replaced meanwhile are left out and dropped from the cache.
     pub(crate) fn read_cached(&self, cached: &[(u64, Place)]) -> Vec<(u64, Block)> {
         let file = self.state().cache.as_ref().map(|cache| cache.file.clone());
         let Some(file) = file else { return Vec::new() };
@@ -52,8 +53,11 @@ impl Engine {
             .map(|(index, place)| (*index, *place, file.read(*index, *place)))
             .collect();
         let mut state = self.state();
-        let State {
-            cache, clean, wire, ..
+        let VolumeState {
+            cache,
+            read_cache,
+            wire,
+            ..
         } = &mut *state;
         let Some(cache) = cache else {
             return Vec::new();
@@ -64,7 +68,7 @@ impl Engine {
                 && let Some(bytes) = bytes
             {
                 let block = Block::from(bytes);
-                clean.insert(index, block.clone());
+                read_cache.insert(index, block.clone());
                 good.push((index, block));
                 wire.cache_read_blocks += 1;
             }
@@ -72,24 +76,24 @@ impl Engine {
         good
     }
 
-    /// A reader has found that the cache and the store differ.
+    /// For a reader that found differences between cache and store: the cache is not used again.
     pub(crate) fn drop_cache_that_differs(&self) {
         let differing = self.state().cache.as_ref().map_or(0, Cache::differing);
         if differing > 0
             && let Some(options) = &self.options.cache
         {
-            let _ = remove_mark(&options.dir);
+            let _ = remove_clean_marker(&options.dir);
         }
     }
 
-    /// Waits until nothing waits to enter the cache, and marks it as clean for the container's
-    /// present state. The volume has ended in order; everything is durable.
+    /// Waits until no block waits to enter the cache, and marks the cache as clean for the
+    /// container's current state. The volume has been closed; everything is durable.
     pub(crate) fn keep_cache(&self) {
         let mut state = self.state();
         while state.cache.as_ref().is_some_and(Cache::is_busy) && !state.cache_stopped {
             state = self.wait(&self.cached, state);
         }
-        let doubtful = state.plan.losses() > 0 || !self.options.suspects.is_empty();
+        let doubtful = state.plan.losses() > 0 || !self.options.in_doubt.is_empty();
         let Some(cache) = state.cache.take() else {
             return;
         };
@@ -98,25 +102,27 @@ impl Engine {
         if doubtful || !cache.writing {
             return;
         }
-        let Some(basis) = Basis::read(&*store, self.geometry) else {
+        let Some(validator) = CacheValidator::read(&*store, self.geometry) else {
             return;
         };
-        // Another session has mounted the volume meanwhile: what is held is of a state before it.
+        // If the first block differs, another session has mounted the volume meanwhile, and the
+        // cached blocks belong to a state before that.
         let first_held = cache.slots.find(0);
-        if first_held.is_some_and(|place| place.digest != digest_of(0, &basis.first_block)) {
+        if first_held.is_some_and(|place| place.digest != digest_of(0, &validator.first_block)) {
             return;
         }
-        // Asked after the basis was taken: whoever takes the lock from now on changes what the
-        // mark is compared with.
+        // Checked after the validator was read: a session that gets the lock from now on changes
+        // the state that the marker is compared with.
         if self.session.before_epoch().is_err() {
             return;
         }
-        // Without the mark the next session reads more, no more than that.
-        let _ = cache.file.mark_clean(&basis, &cache.slots.held());
+        // Without the marker the next session only has to read more.
+        let _ = cache.file.mark_clean(&validator, &cache.slots.held());
     }
 }
 
-/// Body of the keeper thread: writes into the cache; at the end it goes on until nothing waits.
+/// Body of the keeper thread: writes into the cache. After a clean close it goes on until the queue
+/// is empty.
 pub(crate) fn keep(engine: &Engine) {
     let mut state = engine.state();
     loop {
@@ -128,7 +134,7 @@ pub(crate) fn keep(engine: &Engine) {
         let ended = state.ended.is_some();
         let Some(cache) = &mut state.cache else { break };
         if void {
-            // It would be written for nothing.
+            // No marker will be written, so these writes are not needed.
             cache.queue.clear();
         }
         if let Some((index, ticket, block)) = cache.queue.pop_front() {
@@ -146,11 +152,11 @@ pub(crate) fn keep(engine: &Engine) {
 /// Writes a block into the cache, unless it got other bytes since it was offered.
 fn enter<'a>(
     engine: &'a Engine,
-    mut state: MutexGuard<'a, State>,
+    mut state: MutexGuard<'a, VolumeState>,
     index: u64,
     ticket: u64,
     block: &Block,
-) -> MutexGuard<'a, State> {
+) -> MutexGuard<'a, VolumeState> {
     let Some(cache) = &mut state.cache else {
         return state;
     };

@@ -1,4 +1,5 @@
-//! The conductor thread: permits, flushes, reconnects and reads suspects back, one at a time.
+//! The coordinator thread: checks the lock, flushes, reconnects and reads in-doubt blocks back, one
+//! step at a time.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, MutexGuard};
@@ -6,33 +7,37 @@ use std::time::{Duration, Instant};
 
 use sprat_store::{ReadClass, StoreError, StoreFile};
 
-use crate::batched_flush::send_together;
-use crate::engine::{Connection, Engine, Meaning, Quiet, State, meaning};
+use crate::batched_flush::batched_flush;
+use crate::engine::{Connection, Engine, Meaning, Quiet, VolumeState, meaning};
 use crate::flush::{flush, flush_behind};
-use crate::lock_checks::Ahead;
-use crate::plan::{EpochNumber, Step, Verdict};
-use crate::session::ReconnectError;
+use crate::lock_checks::LockCheckStatus;
+use crate::plan::{EpochNumber, ReadBackResult, Step};
+use crate::session_hooks::ReconnectError;
 use crate::threads::named;
 use crate::{BLOCK_BYTES, VolumeError};
 
-/// Suspects that are read back together: what a connection with a long round trip carries at once.
+/// In-doubt blocks that are read back at once: as much as a connection with a long round trip
+/// carries.
 const READ_BACK_BLOCKS: usize = 1024;
 
-/// Body of the conductor thread; returns when the volume ends.
-pub(crate) fn conduct(engine: &Engine) {
+/// Body of the coordinator thread; returns when the volume ends.
+pub(crate) fn coordinate(engine: &Engine) {
     let mut state = engine.state();
     while state.ended.is_none() {
         let next_quiet = end_quiet_times(engine, &mut state);
         state = match (state.plan.step(), state.connection()) {
             (Step::Reconnect, _) => reconnect(engine, state),
-            // Without a permit nothing of an epoch is sent. `may_send` wakes this thread.
-            (Step::Permit(epoch), Some(line)) if !state.held_back => {
-                permit(engine, state, &line, epoch)
+            // Nothing of an epoch is sent before the lock was checked for it. `may_send` wakes this
+            // thread.
+            (Step::CheckLock(epoch), Some(connection)) if !state.held_back => {
+                check_lock(engine, state, &connection, epoch)
             }
-            (Step::Together(epoch), Some(line)) => send_together(engine, state, &line, epoch),
-            (Step::Flush(epoch), Some(line)) => flush(engine, state, &line, epoch),
-            (Step::FlushBehind, Some(line)) => flush_behind(engine, state, &line),
-            (Step::ReadBack, Some(line)) => read_back(engine, state, &line),
+            (Step::BatchedFlush(epoch), Some(connection)) => {
+                batched_flush(engine, state, &connection, epoch)
+            }
+            (Step::Flush(epoch), Some(connection)) => flush(engine, state, &connection, epoch),
+            (Step::FlushBehind, Some(connection)) => flush_behind(engine, state, &connection),
+            (Step::ReadBack, Some(connection)) => read_back(engine, state, &connection),
             (_, _) => match next_quiet {
                 Some(in_) => engine.wait_for(&engine.step, state, in_),
                 None => engine.wait(&engine.step, state),
@@ -41,8 +46,8 @@ pub(crate) fn conduct(engine: &Engine) {
     }
 }
 
-/// Releases what was held for losses long enough ago; returns when the next one is due.
-fn end_quiet_times(engine: &Engine, state: &mut State) -> Option<Duration> {
+/// Ends the quiet times that are over; returns the time until the next one ends.
+fn end_quiet_times(engine: &Engine, state: &mut VolumeState) -> Option<Duration> {
     let now = Instant::now();
     while let Some(first) = state.quiet.first() {
         if now < first.until {
@@ -56,46 +61,46 @@ fn end_quiet_times(engine: &Engine, state: &mut State) -> Option<Duration> {
     None
 }
 
-/// Uses the permit that was asked for ahead, or asks now.
-fn permit<'a>(
+/// Uses the lock check that was made ahead, or makes one now.
+fn check_lock<'a>(
     engine: &'a Engine,
-    mut state: MutexGuard<'a, State>,
-    line: &Connection,
+    mut state: MutexGuard<'a, VolumeState>,
+    connection: &Connection,
     epoch: EpochNumber,
-) -> MutexGuard<'a, State> {
-    match state.permits.take(epoch, line.generation) {
-        Ahead::Granted => {
-            state.plan.permitted(epoch);
+) -> MutexGuard<'a, VolumeState> {
+    match state.lock_checks.take(epoch, connection.generation) {
+        LockCheckStatus::Passed => {
+            state.plan.lock_checked(epoch);
             engine.send.notify_all();
-            engine.permit.notify_all();
+            engine.check_lock.notify_all();
             return state;
         }
-        // Its end wakes this thread.
-        Ahead::UnderWay => return engine.wait(&engine.step, state),
-        Ahead::Unknown => {}
+        // The end of that check wakes this thread.
+        LockCheckStatus::UnderWay => return engine.wait(&engine.step, state),
+        LockCheckStatus::Unknown => {}
     }
-    engine.permit.notify_all();
+    engine.check_lock.notify_all();
     drop(state);
     let answer = engine.session.before_epoch();
     let mut state = engine.state();
     match answer {
-        // The second belt: this thread alone makes new connections, and a plan whose connection is
-        // lost takes no permit.
-        Ok(()) if state.plan.connection() == Some(line.generation) => {
-            state.plan.permitted(epoch);
+        // Only a safeguard: only this thread makes new connections, and a plan whose connection is
+        // lost ignores the check.
+        Ok(()) if state.plan.connection() == Some(connection.generation) => {
+            state.plan.lock_checked(epoch);
             engine.send.notify_all();
         }
         Ok(()) => {}
-        Err(fenced) => engine.fenced(&mut state, line.generation, fenced),
+        Err(fenced) => engine.fenced(&mut state, connection.generation, fenced),
     }
     state
 }
 
 fn read_back<'a>(
     engine: &'a Engine,
-    state: MutexGuard<'a, State>,
-    line: &Connection,
-) -> MutexGuard<'a, State> {
+    state: MutexGuard<'a, VolumeState>,
+    connection: &Connection,
+) -> MutexGuard<'a, VolumeState> {
     let runs = state.plan.next_read_backs(READ_BACK_BLOCKS);
     drop(state);
     let mut bytes = vec![0; runs.iter().map(|(_, blocks)| blocks * BLOCK_BYTES).sum()];
@@ -106,7 +111,7 @@ fn read_back<'a>(
         rest = behind;
         parts.push((engine.offset_of(*first), part));
     }
-    let answer = line.file.read_parts_at(&mut parts, ReadClass::Demand);
+    let answer = connection.file.read_parts_at(&mut parts, ReadClass::Demand);
     let mut state = engine.state();
     match answer.map_err(|error| meaning("read", error)) {
         Ok(()) => {
@@ -114,7 +119,7 @@ fn read_back<'a>(
                 .iter()
                 .flat_map(|(first, blocks)| (*first..).take(*blocks));
             for (index, found) in indices.zip(bytes.chunks_exact(BLOCK_BYTES)) {
-                if state.plan.judge(index, found) == Verdict::Foreign {
+                if state.plan.judge(index, found) == ReadBackResult::Foreign {
                     let offset = engine.offset_of(index);
                     engine.fail(&mut state, VolumeError::ForeignWrite { offset });
                     return state;
@@ -122,14 +127,19 @@ fn read_back<'a>(
             }
             engine.durable.notify_all();
         }
-        Err(Meaning::LineLost(cause)) => engine.line_lost(&mut state, line.generation, cause),
-        Err(Meaning::Fatal(cause)) => engine.refused(&mut state, line.generation, cause),
+        Err(Meaning::ConnectionLost(cause)) => {
+            engine.connection_lost(&mut state, connection.generation, cause);
+        }
+        Err(Meaning::Fatal(cause)) => engine.refused(&mut state, connection.generation, cause),
     }
     state
 }
 
-/// Makes a new connection, or ends the volume; called when nothing is under way on the old one.
-fn reconnect<'a>(engine: &'a Engine, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+/// Makes a new connection, or ends the volume. Called when nothing is under way on the old one.
+fn reconnect<'a>(
+    engine: &'a Engine,
+    mut state: MutexGuard<'a, VolumeState>,
+) -> MutexGuard<'a, VolumeState> {
     let loss = state.plan.losses();
     let until = Instant::now() + engine.options.quiet_time;
     state.quiet.push(Quiet { loss, until });
@@ -173,18 +183,18 @@ fn reconnect<'a>(engine: &'a Engine, mut state: MutexGuard<'a, State>) -> MutexG
     }
 }
 
-/// Drops a dead connection on a thread of its own: it may wait for programs that don't end, and
+/// Drops a dead connection on a thread of its own: this may wait for programs that don't exit, and
 /// the new connection must not wait for that.
-fn close_aside(state: &mut State, old: Arc<dyn StoreFile>) {
+fn close_aside(state: &mut VolumeState, old: Arc<dyn StoreFile>) {
     state.closers.retain(|closer| !closer.is_finished());
     if let Ok(closer) = named("closer").spawn(move || drop(old)) {
         state.closers.push(closer);
     }
 }
 
-/// Begins an attempt; ends the volume where the time for them is over. That does not run while nobody
-/// waits for the connection: a mount that is not used bears any outage.
-fn begin_attempt(engine: &Engine, state: &mut State) -> bool {
+/// Starts an attempt. Ends the volume if the time for attempts is over. That time does not run
+/// while no caller waits for the connection: an unused mount survives any outage.
+fn begin_attempt(engine: &Engine, state: &mut VolumeState) -> bool {
     let now = engine.now();
     if !state.somebody_waits() {
         state.outage.nobody_waits(now);
@@ -198,7 +208,7 @@ fn begin_attempt(engine: &Engine, state: &mut State) -> bool {
     false
 }
 
-/// Every loss has a cause; this stands in for one all the same.
+/// A stand-in; every loss has a cause.
 fn no_cause() -> StoreError {
     StoreError::Disconnected {
         op: "reach",
@@ -207,10 +217,14 @@ fn no_cause() -> StoreError {
     }
 }
 
-/// Waits before an attempt, not before the first; ends early where the volume ends.
-fn pause<'a>(engine: &'a Engine, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+/// Waits before every attempt but the first; returns early if the volume ends.
+fn pause<'a>(
+    engine: &'a Engine,
+    mut state: MutexGuard<'a, VolumeState>,
+) -> MutexGuard<'a, VolumeState> {
     let full = state.outage.pause(engine.options.reconnect_delay);
-    // Half of it fixed, half of it by chance: clients that were cut together come back apart.
+    // Half of the delay is random, so that clients that lost their connections at the same time
+    // reconnect at different times.
     let chance = u32::try_from(RandomState::new().hash_one(()) % 1024).unwrap_or(0);
     let until = Instant::now() + full / 2 + full / 2 * chance / 1024;
     while state.ended.is_none() {

@@ -1,19 +1,19 @@
-//! Giving space back to the server, outside of all epochs.
+//! Gives space back to the server, independent of all epochs.
 
 use std::ops::Range;
 
 use sprat_store::{StoreError, StoreErrorKind, StoreFile};
 
-use crate::engine::{Engine, Meaning, State, meaning};
+use crate::engine::{Engine, Meaning, VolumeState, meaning};
 use crate::{BLOCK_BYTES, VolumeError};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
-/// Makes holes in the container file: gets the open file and ranges of it, in bytes.
+/// Punches holes in the container file. Gets the open file and byte ranges of it.
 pub type Punch<'p> = dyn FnMut(&dyn StoreFile, &[Range<u64>]) -> Result<(), StoreError> + 'p;
 
 impl Engine {
-    /// Punches `blocks`, in order; they may not be read or written meanwhile.
+    /// Punches `blocks`, in order. Meanwhile they must not be read or written.
     pub(crate) fn discard(
         &self,
         blocks: &[Range<u64>],
@@ -29,49 +29,50 @@ impl Engine {
         };
         let mut state = self.state();
         state.check()?;
-        let idle = state.plan.is_settled();
-        let (true, Some(line)) = (idle, state.connection()) else {
+        let idle = state.plan.is_resolved();
+        let (true, Some(connection)) = (idle, state.connection()) else {
             return Err(VolumeError::Discard {
-                reason: "writes are waiting or the line is down",
+                reason: "writes are waiting or the connection is down",
             });
         };
-        // Whatever is read from now on until the end is of unknown age: forgotten now, and once more then.
-        // Each would do while nobody but the read-ahead reads, as the contract asks for.
+        // Bytes that are read while the hole is being punched may be old or new. So what is cached
+        // of these blocks is dropped now, and again at the end. One of the two would be enough as
+        // long as only the read-ahead reads meanwhile, as the contract demands.
         forget(&mut state, blocks);
         drop(state);
-        // The record makes the next session wait until nothing can come late, and then write what
-        // is recorded anew. A hole needs the waiting only: one block stands for all of them, or
-        // the next session would fill the holes again.
+        // The journal entry makes the next session wait until nothing can arrive late, and then
+        // rewrite the recorded blocks. A hole needs only the wait. So one block is recorded for all
+        // of them; otherwise the next session would fill the holes again.
         let mark = first.start..first.start + BLOCK;
         let checked = self
             .session
             .before_epoch()
             .and_then(|()| self.session.before_send(std::slice::from_ref(&mark)));
         if let Err(fenced) = checked {
-            self.fenced(&mut self.state(), line.generation, fenced);
+            self.fenced(&mut self.state(), connection.generation, fenced);
             return Err(VolumeError::Discard {
                 reason: "the lock could not be checked",
             });
         }
-        let answer = punch(&*line.file, &ranges).and_then(|()| line.file.flush());
+        let answer = punch(&*connection.file, &ranges).and_then(|()| connection.file.flush());
         let mut state = self.state();
         forget(&mut state, blocks);
         let Err(source) = answer else {
             drop(state);
-            self.session.settled();
+            self.session.resolved();
             return Ok(());
         };
         if source.kind() == StoreErrorKind::Unsupported {
             drop(state);
-            self.session.settled();
+            self.session.resolved();
             return Err(VolumeError::Store {
                 op: "discard",
                 source,
             });
         }
-        // Half of it may have happened, or may still: only a new session can settle that.
+        // Some of it may have happened, or may still happen: only a new session can resolve that.
         let cause = match meaning("discard", source) {
-            Meaning::LineLost(source) => VolumeError::Store {
+            Meaning::ConnectionLost(source) => VolumeError::Store {
                 op: "discard",
                 source,
             },
@@ -82,16 +83,16 @@ impl Engine {
     }
 }
 
-/// Drops what is held of `blocks`, which are in order and may be far more than are held.
-fn forget(state: &mut State, blocks: &[Range<u64>]) {
+/// Drops what is cached of `blocks`. They are in order, and may be far more than what is cached.
+fn forget(state: &mut VolumeState, blocks: &[Range<u64>]) {
     let gone = |index: &u64| {
         let behind = blocks.partition_point(|range| range.end <= *index);
         blocks
             .get(behind)
             .is_some_and(|range| range.start <= *index)
     };
-    for index in state.clean.held().filter(gone).collect::<Vec<_>>() {
-        state.clean.remove(index);
+    for index in state.read_cache.held().filter(gone).collect::<Vec<_>>() {
+        state.read_cache.remove(index);
     }
     for index in state.fetches.under_way().filter(gone).collect::<Vec<_>>() {
         state.fetches.taint(index);
@@ -112,26 +113,26 @@ mod tests {
 
     use super::*;
     use crate::plan::Block;
-    use crate::{Fenced, Geometry, ReconnectError, Session, VolumeOptions};
+    use crate::{Fenced, Geometry, ReconnectError, SessionHooks, VolumeOptions};
 
     struct Nobody;
 
-    impl Session for Nobody {
+    impl SessionHooks for Nobody {
         fn before_epoch(&self) -> Result<(), Fenced> {
             Ok(())
         }
         fn before_send(&self, _: &[Range<u64>]) -> Result<(), Fenced> {
             Ok(())
         }
-        fn settled_in_part(&self, _: &[Range<u64>]) {}
-        fn settled(&self) {}
+        fn resolved_in_part(&self, _: &[Range<u64>]) {}
+        fn resolved(&self) {}
         fn reconnect(&self, _: u32) -> Result<Arc<dyn StoreFile>, ReconnectError> {
-            unreachable!("no line is lost here")
+            unreachable!("no connection is lost here")
         }
     }
 
     #[test]
-    fn what_is_held_or_being_read_of_a_hole_means_nothing_any_more() {
+    fn discard_drops_cached_blocks_and_reads_under_way() {
         let file = MemoryStore::new().create_new(&FileName::new("x").unwrap());
         let geometry = Geometry {
             offset_bytes: 0,
@@ -141,23 +142,23 @@ mod tests {
         let engine = Engine::new(file.unwrap(), geometry, Arc::new(Nobody), options, false);
         let mut state = engine.state();
         let block = Block::from(vec![7; BLOCK_BYTES]);
-        (0..6).for_each(|index| state.clean.insert(index, block.clone()));
+        (0..6).for_each(|index| state.read_cache.insert(index, block.clone()));
         state.fetches.ask(&[0], ReadClass::Ahead, 16);
-        let State { fetches, plan, .. } = &mut *state;
+        let VolumeState { fetches, plan, .. } = &mut *state;
         let (fetch, _) = fetches.take(plan, 64).unwrap();
         forget(&mut state, &[2..4, 9..10]);
         let held: Vec<u64> = (0..6)
-            .filter(|index| state.clean.contains(*index))
+            .filter(|index| state.read_cache.contains(*index))
             .collect();
         assert_eq!(held, [0, 1, 4, 5]);
-        // The read-ahead brings what was there before.
+        // The read-ahead returns the bytes from before.
         let came = state.fetches.finish(&fetch, Some(&[7; 16 * BLOCK_BYTES]));
         let came: Vec<u64> = came.iter().map(|(index, _)| *index).collect();
         assert_eq!(came, [0, 1, 4, 5, 6, 7, 8, 10, 11, 12, 13, 14, 15]);
     }
 
     #[test]
-    fn an_index_is_found_in_ordered_ranges_however_many_there_are() {
+    fn index_is_found_in_ordered_ranges() {
         let ranges = [2..4_u64, 4..5, 9..1 << 40];
         let inside = |index: u64| {
             let behind = ranges.partition_point(|range| range.end <= index);

@@ -1,4 +1,5 @@
-//! What the threads of one volume share: the plan, the caches, the present connection, the end.
+//! State shared by the threads of one volume: the plan, the caches, the current connection, the
+//! end.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -9,13 +10,13 @@ use sprat_store::{IgnorePoison, Outage, StoreError, StoreErrorKind, StoreFile};
 
 use crate::cache::Cache;
 use crate::fetch::{Fetch, Fetches};
-use crate::hole::Fresh;
-use crate::lock_checks::Permits;
+use crate::hole::Hole;
+use crate::lock_checks::LockChecks;
 use crate::plan::{Generation, Limits, Plan};
 use crate::proof::Proof;
-use crate::read_cache::Clean;
-use crate::readahead_window::Pace;
-use crate::session::{Fenced, Session};
+use crate::read_cache::ReadCache;
+use crate::readahead_window::ReadaheadWindow;
+use crate::session_hooks::{Fenced, SessionHooks};
 use crate::streams::Streams;
 use crate::threads::named;
 use crate::{BLOCK_BYTES, Flush, Geometry, VolumeError, VolumeOptions, VolumeStats};
@@ -27,26 +28,27 @@ pub(crate) struct Connection {
     pub(crate) generation: Generation,
 }
 
-/// What the latest loss was, and what was owed on the first connection behind it.
+/// The latest loss, and what must succeed on the next connection before the outage counts as over.
 pub(crate) struct Loss {
     pub(crate) since_system: SystemTime,
-    /// The latest cause: of the loss, or why no connection came up.
+    /// The latest error: the one that lost the connection, or the one that kept it from being
+    /// restored.
     pub(crate) last: Option<StoreError>,
-    /// Reads that somebody waits for.
+    /// Reads that a caller waits for.
     owed_reads: Vec<Arc<Fetch>>,
-    /// Blocks that somebody asked to be made durable.
+    /// A caller waits for blocks to become durable.
     owes_writes: bool,
 }
 
-/// Failures of the store that are borne one after another, each on a new connection, before the
-/// volume fails.
+/// Failures of the store in a row, each on a new connection, that are retried before the volume
+/// fails.
 pub(crate) const FAILURES_MAX: u32 = 3;
 
-/// Refused requests that far apart are not one after another.
+/// Refused requests that are this far apart do not count as in a row.
 const FAILURES_APART: Duration = Duration::from_secs(60);
 
-/// How often a read-only volume seeks another connection because of blocks that can't be read: a disk
-/// with many of them must not cost many logins.
+/// How often a read-only volume reconnects because of unreadable blocks: a disk with many of them
+/// must not cause many logins.
 const ASK_AGAIN_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The end of the quiet time of a loss.
@@ -67,7 +69,7 @@ pub(crate) struct Wire {
 }
 
 impl Wire {
-    /// Small requests tell the round trip; long ones tell the rate.
+    /// Only small requests show the round-trip time; long ones show the transfer rate.
     pub(crate) fn timed(&mut self, bytes: usize, took: Duration) {
         if bytes <= 64 << 10 {
             self.round_trip = Some(match self.round_trip {
@@ -78,36 +80,38 @@ impl Wire {
     }
 }
 
-pub(crate) struct State {
+pub(crate) struct VolumeState {
     pub(crate) plan: Plan,
-    pub(crate) clean: Clean,
+    pub(crate) read_cache: ReadCache,
     pub(crate) fetches: Fetches,
-    pub(crate) fresh: Fresh,
+    pub(crate) hole: Hole,
     pub(crate) streams: Streams,
-    pub(crate) pace: Pace,
+    pub(crate) readahead_window: ReadaheadWindow,
     pub(crate) file: Arc<dyn StoreFile>,
-    /// Blocks that the store can't give, and why; only on read-only volumes (others fail as a whole).
+    /// Unreadable blocks with their errors. Only on read-only volumes: a writable one fails as a
+    /// whole.
     pub(crate) unreadable: BTreeMap<u64, Arc<StoreError>>,
     pub(crate) wire: Wire,
     pub(crate) outage: Outage,
     pub(crate) loss: Loss,
-    /// Callers that wait for the connection, besides those whose reads or writes are owed.
+    /// Callers that wait for the connection, in addition to those that `loss` counts.
     pub(crate) waiting: usize,
     pub(crate) proof: Proof,
     pub(crate) quiet: Vec<Quiet>,
     pub(crate) failed_flushes: u32,
     refusals: u32,
     refused_at: Option<Instant>,
-    /// When a read-only volume last asked another connection because of a failed read.
+    /// When a read-only volume last reconnected because of a failed read.
     asked_again_at: Option<Instant>,
-    /// When the first answer came of what is not durable yet.
+    /// When the first write that is not yet durable was answered.
     pub(crate) busy_since: Option<Instant>,
-    pub(crate) permits: Permits,
+    pub(crate) lock_checks: LockChecks,
     pub(crate) cache: Option<Cache>,
     /// The keeper thread has ended.
     pub(crate) cache_stopped: bool,
-    /// A dead session's suspects are not all written anew yet: nothing is settled.
-    pub(crate) settling: bool,
+    /// Not all in-doubt blocks of a session that died are written again yet, so nothing counts as
+    /// resolved.
+    pub(crate) recovering: bool,
     /// Nothing is sent yet: see [`VolumeOptions::hold_back`].
     pub(crate) held_back: bool,
     /// Threads that drop dead connections.
@@ -115,7 +119,7 @@ pub(crate) struct State {
     pub(crate) ended: Option<Arc<VolumeError>>,
 }
 
-impl State {
+impl VolumeState {
     /// The connection for a call that begins now.
     pub(crate) fn connection(&self) -> Option<Connection> {
         let generation = self.plan.connection()?;
@@ -125,7 +129,7 @@ impl State {
         })
     }
 
-    fn bears_refusal(&mut self) -> bool {
+    fn tolerates_refusal(&mut self) -> bool {
         let apart = |at: Instant| at.elapsed() >= FAILURES_APART;
         if self.refused_at.is_none_or(apart) {
             self.refusals = 0;
@@ -143,7 +147,7 @@ impl State {
         }
     }
 
-    /// A flush was answered: what it covered sets the portion of the next.
+    /// A flush succeeded. How long it took sets the flush window.
     pub(crate) fn flushed(&mut self) {
         self.wire.flushes += 1;
         self.failed_flushes = 0;
@@ -153,9 +157,9 @@ impl State {
         self.answered(true);
     }
 
-    /// Something got through. Only with all that was owed the outage, if there was one, is over: a
-    /// connection that breaks at each flush, or at one read, must not keep the session for ever
-    /// because other things get through.
+    /// A request succeeded. An outage is over only when everything that was waited for has
+    /// succeeded: a connection that breaks at each flush, or at one read, must not keep the session
+    /// alive for ever because other requests succeed.
     pub(crate) fn answered(&mut self, durable: bool) {
         if self.plan.connection().is_none() {
             return;
@@ -173,7 +177,7 @@ impl State {
         self.loss.owes_writes || !self.loss.owed_reads.is_empty()
     }
 
-    /// Whether somebody waits for the connection. Blocks that nobody asked to be sent, and read-ahead,
+    /// Whether a caller waits for the connection. Read-ahead, and blocks that no flush asked for,
     /// don't count.
     pub(crate) fn somebody_waits(&self) -> bool {
         self.waiting > 0 || self.plan.owes() || self.fetches.demanded().next().is_some()
@@ -189,8 +193,8 @@ impl State {
         self.outage.connected(now, self.owes());
     }
 
-    /// Whether a fetch that failed on a read-only volume is asked for on a new connection: a server
-    /// that comes back without its disk answers so, too.
+    /// Whether a fetch that failed on a read-only volume is retried on a new connection: a server
+    /// that comes back without its disk fails in the same way.
     pub(crate) fn may_ask_again(&mut self, engine: &Engine, fetch: &Fetch) -> bool {
         let lately = self
             .asked_again_at
@@ -205,44 +209,44 @@ impl State {
 
 /// What an error of the store means for the volume.
 pub(crate) enum Meaning {
-    /// The line is gone, with what was under way on it.
-    LineLost(StoreError),
+    /// The connection is lost, with everything under way on it.
+    ConnectionLost(StoreError),
     /// Nothing more is sent.
     Fatal(VolumeError),
 }
 
 pub(crate) fn meaning(op: &'static str, source: StoreError) -> Meaning {
     match source.kind() {
-        // A program that was there a moment ago is being replaced.
+        // The program was there a moment ago; it is being replaced.
         StoreErrorKind::Disconnected
         | StoreErrorKind::Unreachable
-        | StoreErrorKind::ProgramMissing => Meaning::LineLost(source),
+        | StoreErrorKind::ProgramMissing => Meaning::ConnectionLost(source),
         StoreErrorKind::NoSpace => Meaning::Fatal(VolumeError::NoSpace(source)),
         _ => Meaning::Fatal(VolumeError::Store { op, source }),
     }
 }
 
-/// Threads of the volume share this.
+/// State and signals that all threads of a volume share.
 pub(crate) struct Engine {
     pub(crate) geometry: Geometry,
     pub(crate) options: VolumeOptions,
-    pub(crate) session: Arc<dyn Session>,
+    pub(crate) session: Arc<dyn SessionHooks>,
     pub(crate) read_only: bool,
     begun: Instant,
-    state: Mutex<State>,
+    state: Mutex<VolumeState>,
     /// A run may be ready (senders wait).
     pub(crate) send: Condvar,
-    /// The conductor may have something to do.
+    /// The coordinator may have something to do.
     pub(crate) step: Condvar,
-    /// An epoch may need its permit ahead (permitters wait).
-    pub(crate) permit: Condvar,
-    /// An epoch became durable, or suspects fewer (writers, flushes and close wait).
+    /// The lock may have to be checked for an epoch ahead (lock checkers wait).
+    pub(crate) check_lock: Condvar,
+    /// An epoch became durable, or fewer blocks are in doubt (writers, flushes and close wait).
     pub(crate) durable: Condvar,
     /// A fetch may be taken (fetchers wait).
     pub(crate) fetch: Condvar,
     /// A fetch ended (readers wait).
     pub(crate) fetched: Condvar,
-    /// Blocks wait to enter the persistent cache, or none any more.
+    /// Blocks wait to enter the persistent cache, or none is left.
     pub(crate) cached: Condvar,
 }
 
@@ -250,7 +254,7 @@ impl Engine {
     pub(crate) fn new(
         file: Arc<dyn StoreFile>,
         geometry: Geometry,
-        session: Arc<dyn Session>,
+        session: Arc<dyn SessionHooks>,
         options: VolumeOptions,
         read_only: bool,
     ) -> Self {
@@ -263,17 +267,17 @@ impl Engine {
             in_flight_blocks: options.in_flight_bytes_max / BLOCK_BYTES,
             run_blocks: options.run_bytes_max / BLOCK_BYTES,
             early_blocks: options.early_send_bytes_min / BLOCK_BYTES,
-            together_blocks: options.together_bytes_max / BLOCK_BYTES,
+            batched_flush_blocks: options.batched_flush_bytes_max / BLOCK_BYTES,
         };
         let len_blocks = geometry.len_bytes / BLOCK_BYTES as u64;
-        let state = State {
+        let state = VolumeState {
             plan: Plan::new(limits),
-            clean: Clean::new(options.read_cache_bytes_max / BLOCK_BYTES),
+            read_cache: ReadCache::new(options.read_cache_bytes_max / BLOCK_BYTES),
             fetches: Fetches::new(len_blocks, (options.readers / 2).max(1)),
             unreadable: BTreeMap::new(),
-            fresh: Fresh::new(options.hole_from_bytes.div_ceil(BLOCK_BYTES as u64)),
+            hole: Hole::new(options.hole_from_bytes.div_ceil(BLOCK_BYTES as u64)),
             streams: Streams::default(),
-            pace: Pace::default(),
+            readahead_window: ReadaheadWindow::default(),
             file,
             wire: Wire::default(),
             outage: Outage::new(options.reconnect_max),
@@ -291,10 +295,10 @@ impl Engine {
             refused_at: None,
             asked_again_at: None,
             busy_since: None,
-            permits: Permits::default(),
+            lock_checks: LockChecks::default(),
             cache: None,
             cache_stopped: false,
-            settling: !options.suspects.is_empty(),
+            recovering: !options.in_doubt.is_empty(),
             held_back: false,
             closers: Vec::new(),
             ended: None,
@@ -308,7 +312,7 @@ impl Engine {
             state: Mutex::new(state),
             send: Condvar::new(),
             step: Condvar::new(),
-            permit: Condvar::new(),
+            check_lock: Condvar::new(),
             durable: Condvar::new(),
             fetch: Condvar::new(),
             fetched: Condvar::new(),
@@ -316,24 +320,24 @@ impl Engine {
         }
     }
 
-    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, VolumeState> {
         self.state.lock().ignore_poison()
     }
 
     pub(crate) fn wait<'a>(
         &self,
         on: &Condvar,
-        state: MutexGuard<'a, State>,
-    ) -> MutexGuard<'a, State> {
+        state: MutexGuard<'a, VolumeState>,
+    ) -> MutexGuard<'a, VolumeState> {
         on.wait(state).ignore_poison()
     }
 
     pub(crate) fn wait_for<'a>(
         &self,
         on: &Condvar,
-        state: MutexGuard<'a, State>,
+        state: MutexGuard<'a, VolumeState>,
         at_most: Duration,
-    ) -> MutexGuard<'a, State> {
+    ) -> MutexGuard<'a, VolumeState> {
         on.wait_timeout(state, at_most).ignore_poison().0
     }
 
@@ -342,12 +346,12 @@ impl Engine {
         self.geometry.offset_bytes + block * BLOCK_BYTES as u64
     }
 
-    /// Wakes everybody: the connection or the end changed.
+    /// Wakes all threads: the connection changed, or the volume ended.
     pub(crate) fn wake_all(&self) {
         for condvar in [
             &self.send,
             &self.step,
-            &self.permit,
+            &self.check_lock,
             &self.durable,
             &self.fetch,
             &self.fetched,
@@ -358,13 +362,18 @@ impl Engine {
     }
 
     /// Ends the volume; the first cause is kept.
-    pub(crate) fn fail(&self, state: &mut State, cause: VolumeError) {
+    pub(crate) fn fail(&self, state: &mut VolumeState, cause: VolumeError) {
         state.ended.get_or_insert_with(|| Arc::new(cause));
         self.wake_all();
     }
 
-    /// Notes that a call on `generation` found the line lost.
-    pub(crate) fn line_lost(&self, state: &mut State, generation: Generation, cause: StoreError) {
+    /// Records that a call on `generation` found the connection lost.
+    pub(crate) fn connection_lost(
+        &self,
+        state: &mut VolumeState,
+        generation: Generation,
+        cause: StoreError,
+    ) {
         if state.plan.connection() != Some(generation) {
             return;
         }
@@ -387,15 +396,20 @@ impl Engine {
         self.wake_all();
     }
 
-    /// The clock of outages: it stands still while the machine sleeps, so that who wakes up gets the
-    /// whole time.
+    /// The clock of outages. It stands still while the machine sleeps, so after a sleep the full
+    /// time is left.
     pub(crate) fn now(&self) -> Duration {
         self.begun.elapsed()
     }
 
-    /// A write, or a read of what was written, was answered with an error. One that the server can't
-    /// explain has the patience of a failed flush: all is done again on a new connection.
-    pub(crate) fn refused(&self, state: &mut State, generation: Generation, cause: VolumeError) {
+    /// A write, or a read of written blocks, failed. A failure without a known cause is retried as
+    /// a failed flush is: everything is sent again on a new connection.
+    pub(crate) fn refused(
+        &self,
+        state: &mut VolumeState,
+        generation: Generation,
+        cause: VolumeError,
+    ) {
         if state.plan.connection() != Some(generation) {
             return;
         }
@@ -403,23 +417,24 @@ impl Engine {
             VolumeError::Store { source, .. }
                 if source.kind() == StoreErrorKind::Failed
                     && !self.options.reconnect_max.is_zero()
-                    && state.bears_refusal() =>
+                    && state.tolerates_refusal() =>
             {
-                self.line_lost(state, generation, source);
+                self.connection_lost(state, generation, source);
             }
             cause => self.fail(state, cause),
         }
     }
 
-    /// Acts on an error of the session's checks before sending.
-    pub(crate) fn fenced(&self, state: &mut State, generation: Generation, fenced: Fenced) {
+    /// Handles an error of the session's checks before sending.
+    pub(crate) fn fenced(&self, state: &mut VolumeState, generation: Generation, fenced: Fenced) {
         match fenced {
-            Fenced::Disconnected(cause) => self.line_lost(state, generation, cause),
+            Fenced::Disconnected(cause) => self.connection_lost(state, generation, cause),
             Fenced::Lost(_) => self.fail(state, VolumeError::Fenced(fenced)),
         }
     }
 
-    /// Takes whole blocks; waits for room, never for the store's answer to these blocks.
+    /// Accepts whole blocks. Waits for free space in the buffer, never for the store's answer to
+    /// these blocks.
     pub(crate) fn write(&self, first: u64, data: &[u8]) -> Result<(), VolumeError> {
         let chunk_blocks = self.state().plan.write_blocks_max();
         let mut index = first;
@@ -429,7 +444,7 @@ impl Engine {
             let mut state = self.state();
             state.check()?;
             while !state.plan.room_for(count) {
-                // A journal that is larger than the buffer can't be replayed otherwise.
+                // Otherwise a journal that is larger than the buffer could not be replayed.
                 state.held_back = false;
                 self.step.notify_one();
                 self.send.notify_one();
@@ -437,9 +452,9 @@ impl Engine {
                 state.check()?;
             }
             for written in (index..).take(count) {
-                state.clean.remove(written);
+                state.read_cache.remove(written);
                 state.fetches.taint(written);
-                state.fresh.written(written);
+                state.hole.written(written);
                 if let Some(cache) = &mut state.cache {
                     cache.replaced(written);
                 }
@@ -449,9 +464,9 @@ impl Engine {
             index += count as u64;
             drop(state);
             if first_of_epoch {
-                self.permit.notify_one();
+                self.check_lock.notify_one();
             }
-            // The conductor may have to ask for the permit, or to flush what is sealed now.
+            // The coordinator may have to check the lock, or to flush what is sealed now.
             self.step.notify_one();
             self.send.notify_one();
         }
@@ -464,7 +479,7 @@ impl Engine {
         let target = state.plan.seal();
         self.step.notify_one();
         self.send.notify_one();
-        self.permit.notify_one();
+        self.check_lock.notify_one();
         if flush == Flush::Durable && !state.held_back {
             while state.plan.durable() < target {
                 state = self.wait(&self.durable, state);
@@ -497,14 +512,14 @@ impl Engine {
                 None => state.loss.last.as_ref().map(ToString::to_string),
                 Some(_) => None,
             },
-            suspect_blocks: state.plan.suspects_len() as u64,
+            in_doubt_blocks: state.plan.in_doubt_len() as u64,
             cache_read_blocks: state.wire.cache_read_blocks,
             round_trip: state.wire.round_trip,
         }
     }
 }
 
-/// Fails the volume when its thread ends by a panic, so that nobody waits for that thread.
+/// Fails the volume if its thread panics, so that no other thread waits for it.
 struct EndOfThread(Arc<Engine>);
 
 impl Drop for EndOfThread {

@@ -1,4 +1,4 @@
-//! An epoch and what is made of it: runs to send, parts that are retired.
+//! An epoch, the runs that are sent of it, and the parts of it that are retired.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -15,7 +15,7 @@ pub(crate) struct EpochNumber(pub(crate) u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Generation(pub(crate) u64);
 
-/// Adjacent blocks that go out in one request.
+/// Adjacent blocks that are sent in one request.
 #[derive(Debug, Clone)]
 pub(crate) struct Run {
     pub(crate) first: u64,
@@ -23,7 +23,7 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// Its blocks by their indices.
+    /// The blocks with their indices.
     pub(crate) fn entries(&self) -> impl Iterator<Item = (u64, &Block)> {
         (self.first..).zip(&self.blocks)
     }
@@ -33,7 +33,7 @@ impl Run {
 #[derive(Debug)]
 pub(crate) struct Epoch {
     pub(crate) number: EpochNumber,
-    /// The newest of each block.
+    /// The newest bytes of each block.
     pub(crate) blocks: BTreeMap<u64, Block>,
     pub(crate) unsent: BTreeSet<u64>,
 }
@@ -47,18 +47,18 @@ impl Epoch {
         }
     }
 
-    /// Nothing of it counts as sent.
+    /// Marks all of it as unsent.
     pub(crate) fn void(&mut self) {
         self.unsent = self.blocks.keys().copied().collect();
     }
 }
 
-/// Retired blocks, handed out so that they are freed outside the lock.
+/// Retired blocks. They are returned to the caller so that they are freed outside the lock.
 #[must_use]
 pub(crate) struct Retired(pub(crate) BTreeMap<u64, Block>);
 
 impl Epoch {
-    /// Takes out what a flush has covered and was not written again since.
+    /// Removes what a flush has covered, except blocks that were written again since.
     pub(crate) fn take(&mut self, covered: Vec<(u64, Block)>) -> BTreeMap<u64, Block> {
         let mut taken = BTreeMap::new();
         for (index, block) in covered {
@@ -74,12 +74,12 @@ impl Epoch {
 }
 
 impl Retired {
-    /// What is durable now, in order.
+    /// The blocks that are durable now, in order.
     pub(crate) fn blocks(&self) -> impl Iterator<Item = (u64, &Block)> {
         self.0.iter().map(|(index, block)| (*index, block))
     }
 
-    /// The same as ranges of blocks, in order and as few as can be.
+    /// The same as ranges of blocks: in order, and as few as possible.
     pub(crate) fn ranges(&self) -> Vec<Range<u64>> {
         let mut ranges: Vec<Range<u64>> = Vec::new();
         for index in self.0.keys() {

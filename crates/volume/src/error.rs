@@ -1,4 +1,4 @@
-//! What can go wrong at the volume's edge.
+//! Errors of a volume's calls.
 
 use std::io;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sprat_store::StoreError;
 
-use crate::session::{Cause, Fenced};
+use crate::session_hooks::{Cause, Fenced};
 
 /// A call on a volume failed.
 #[derive(Debug, thiserror::Error)]
@@ -20,7 +20,7 @@ pub enum VolumeError {
         offset: u64,
         len: u64,
     },
-    /// The range ends behind the device; nothing was done.
+    /// The range ends beyond the device; nothing was done.
     #[error("{op} of {len} bytes at {offset} reaches beyond the volume's {volume_bytes} bytes")]
     OutOfRange {
         op: &'static str,
@@ -40,33 +40,33 @@ pub enum VolumeError {
     /// The server's disk or quota is full.
     #[error("the server's disk is full")]
     NoSpace(#[source] StoreError),
-    /// The line was lost and not regained in time.
+    /// The connection was lost and could not be restored in time.
     #[error("connection lost, and not regained in {} s", waited.as_secs())]
     ConnectionLost {
         waited: Duration,
         #[source]
         source: StoreError,
     },
-    /// Reconnecting was refused for good.
+    /// Reconnecting failed with an error that another attempt can't change.
     #[error("connection lost, and reconnecting refused")]
     NotReconnected(#[source] Cause),
-    /// The store failed for good.
+    /// The store failed, and retrying does not help.
     #[error("{op} failed in the store")]
     Store {
         op: &'static str,
         #[source]
         source: StoreError,
     },
-    /// A block that was durable holds other bytes than were written: something else writes to the
-    /// container, or a server's old process wrote later than the quiet time.
+    /// A durable block holds other bytes than were written. Another program writes to the
+    /// container, or a server's old process wrote after the quiet time.
     #[error("the container file was changed from elsewhere at {offset}")]
     ForeignWrite { offset: u64 },
-    /// A block that the server had called durable holds other bytes: the server came back without
-    /// what it had, or never kept it.
+    /// A block that the server had reported as durable holds other bytes: the server was reset to
+    /// an older state, or never stored the block.
     #[error("the server lost what it had called durable, at {offset}")]
     LostDurable { offset: u64 },
-    /// A block of the container holds other bytes than the persistent cache has of the same state;
-    /// nothing was sent, and the cache is dropped.
+    /// A block of the container differs from the persistent cache of the same state. Nothing was
+    /// sent, and the cache was dropped.
     #[error("the container differs at {offset} from what this machine left there")]
     CacheDiffers { offset: u64 },
     /// The local overlay of a read-only volume failed.
@@ -82,7 +82,7 @@ pub enum VolumeError {
     /// A read failed in the store; others may still succeed. Only on read-only volumes.
     #[error("read failed in the store")]
     ReadFailed(#[source] Arc<StoreError>),
-    /// The persistent cache could not be told that it is about to be outdated.
+    /// The persistent cache could not be marked as outdated.
     #[error("can't {op} the local cache")]
     Cache {
         op: &'static str,
@@ -92,10 +92,10 @@ pub enum VolumeError {
     /// A thread could not be started.
     #[error("can't start a thread")]
     Thread(#[source] io::Error),
-    /// Discarding is only possible where the store can and while nothing waits to be written.
+    /// Discard needs a store that supports it, and no waiting writes.
     #[error("discard is not possible: {reason}")]
     Discard { reason: &'static str },
-    /// A thread of the volume ended by a panic: a defect of sprat.
+    /// A thread of the volume panicked: a bug in sprat.
     #[error("a thread of the volume ended by a panic; this is a defect of sprat")]
     Bug,
     /// [`Volume::abort`](crate::Volume::abort) was called.
@@ -104,7 +104,7 @@ pub enum VolumeError {
     /// [`Volume::close`](crate::Volume::close) was called.
     #[error("the volume is closed")]
     Closed,
-    /// The volume failed earlier and refuses everything until it is opened again.
+    /// The volume failed earlier; every call fails until it is opened again.
     #[error("the volume failed earlier")]
     Failed(#[source] Arc<VolumeError>),
 }

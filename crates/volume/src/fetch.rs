@@ -1,8 +1,9 @@
-//! Which reads from the store are asked for and under way, and what may be kept of them.
+//! Which reads from the store are queued and under way, and which of their bytes may be kept.
 //!
-//! A fetch is a run of whole clusters. A cluster is in at most one fetch. What a fetch brings for
-//! a block that was kept by the plan when the fetch began, or written while it was under way, is
-//! of unknown age: it is tainted, and neither cached nor given to a reader.
+//! A fetch is a run of whole clusters. A cluster is in at most one fetch. If the plan kept a write
+//! of a block when the fetch started, or the block was written during the fetch, the bytes that the
+//! fetch returns for it may be old. Such a block is tainted: it is neither cached nor returned to a
+//! reader.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::Range;
@@ -12,24 +13,24 @@ use sprat_store::ReadClass;
 
 use crate::plan::{Block, Plan};
 
-/// Blocks in a cluster: 64 KiB, about what a small request costs anyway on a slow line.
+/// Blocks in a cluster: 64 KiB. On a slow connection a smaller request takes about as long.
 pub(crate) const CLUSTER_BLOCKS: u64 = 16;
 
 /// How a fetch ended.
 #[derive(Debug)]
-pub(crate) enum Outcome {
-    /// One entry per block; `None` where it is tainted, or can't be read.
+pub(crate) enum FetchOutcome {
+    /// One entry per block; `None` if it is tainted or unreadable.
     Blocks(Vec<Option<Block>>),
-    /// Read-ahead that came to nothing; ask again.
+    /// Read-ahead that was dropped; ask again.
     Dropped,
 }
 
-/// One read from the store, shared by all who wait for it.
+/// One read from the store, shared by all readers that wait for it.
 #[derive(Debug)]
 pub(crate) struct Fetch {
     id: u64,
     pub(crate) blocks: Range<u64>,
-    pub(crate) outcome: OnceLock<Outcome>,
+    pub(crate) outcome: OnceLock<FetchOutcome>,
 }
 
 impl Fetch {
@@ -37,12 +38,12 @@ impl Fetch {
         self.blocks.end - self.blocks.start
     }
 
-    /// The block, if this fetch has brought it.
+    /// The block, if this fetch has returned it.
     pub(crate) fn block(&self, index: u64) -> Option<&Block> {
         if !self.blocks.contains(&index) {
             return None;
         }
-        let Some(Outcome::Blocks(blocks)) = self.outcome.get() else {
+        let Some(FetchOutcome::Blocks(blocks)) = self.outcome.get() else {
             return None;
         };
         blocks
@@ -57,7 +58,7 @@ struct Active {
     tainted: HashSet<u64>,
     class: ReadClass,
     running: bool,
-    /// How often the store answered with a failure.
+    /// How often the store failed.
     failures: u32,
 }
 
@@ -72,7 +73,7 @@ pub(crate) struct Fetches {
     ahead: VecDeque<u64>,
     ahead_running: usize,
     ahead_running_max: usize,
-    /// Blocks of read-ahead that are under way, and these with those that wait to be.
+    /// Blocks of read-ahead that are under way. `ahead_blocks` also counts those that are queued.
     ahead_blocks_running: u64,
     ahead_blocks: u64,
 }
@@ -93,7 +94,7 @@ impl Fetches {
         }
     }
 
-    /// Asks for all of `clusters` and returns the fetches that bring them, new or joined.
+    /// Asks for all of `clusters`. Returns the fetches that read them, new or already queued ones.
     pub(crate) fn ask(
         &mut self,
         clusters: &[u64],
@@ -122,7 +123,7 @@ impl Fetches {
         fetches.into_values().collect()
     }
 
-    /// The fetches that somebody waits for.
+    /// The fetches that a reader waits for.
     pub(crate) fn demanded(&self) -> impl Iterator<Item = &Arc<Fetch>> {
         self.active
             .values()
@@ -130,8 +131,8 @@ impl Fetches {
             .map(|active| &active.fetch)
     }
 
-    /// Forgets the read-ahead that is not under way. With the connection lost nobody waits for it, and
-    /// what is read ahead of readers that went on waiting elsewhere is of no use.
+    /// Drops queued read-ahead after a loss: no reader waits for it, and by the time the connection
+    /// is back it may not be needed.
     pub(crate) fn drop_ahead(&mut self) {
         while let Some(id) = self.ahead.pop_front() {
             let fetch = Arc::clone(&self.active[&id].fetch);
@@ -150,7 +151,8 @@ impl Fetches {
             .flat_map(|active| active.fetch.blocks.clone())
     }
 
-    /// A block was written, and whatever is under way for it is of unknown age; or it can't be read.
+    /// Marks the bytes of a block that is being fetched as unusable: it was written meanwhile, or
+    /// it can't be read.
     pub(crate) fn taint(&mut self, index: u64) {
         if let Some(id) = self.by_cluster.get(&(index / CLUSTER_BLOCKS))
             && let Some(active) = self.active.get_mut(id)
@@ -164,8 +166,8 @@ impl Fetches {
         self.ahead_blocks
     }
 
-    /// Takes the next fetch to carry out, demand first; of read-ahead at most `ahead_blocks_max`
-    /// are under way, unless it is a single fetch.
+    /// Takes the next fetch, demand first. At most `ahead_blocks_max` blocks of read-ahead are
+    /// under way, except for a single fetch.
     pub(crate) fn take(
         &mut self,
         plan: &Plan,
@@ -204,7 +206,7 @@ impl Fetches {
             && (self.ahead_running == 0 || with_it <= ahead_blocks_max)
     }
 
-    /// Puts a fetch back that somebody waits for and whose connection was lost.
+    /// Queues a fetch again after its connection was lost; a reader waits for it.
     pub(crate) fn put_back(&mut self, fetch: &Fetch) {
         let active = self
             .active
@@ -215,7 +217,7 @@ impl Fetches {
         self.demand.push_front(fetch.id);
     }
 
-    /// Notes that the store answered a fetch with a failure; returns how often it has.
+    /// Counts a failure of the store for this fetch; returns how many there were.
     pub(crate) fn failed(&mut self, fetch: &Fetch) -> u32 {
         self.active.get_mut(&fetch.id).map_or(u32::MAX, |active| {
             active.failures += 1;
@@ -223,7 +225,7 @@ impl Fetches {
         })
     }
 
-    /// Ends a fetch, with its bytes or with nothing; returns the blocks that may be cached.
+    /// Ends a fetch, with its bytes or without; returns the blocks that may be cached.
     pub(crate) fn finish(&mut self, fetch: &Fetch, bytes: Option<&[u8]>) -> Vec<(u64, Block)> {
         let active = self
             .active
@@ -251,9 +253,9 @@ impl Fetches {
                     good.push((index, block.clone()));
                     Some(block)
                 });
-                Outcome::Blocks(kept.collect())
+                FetchOutcome::Blocks(kept.collect())
             }
-            None => Outcome::Dropped,
+            None => FetchOutcome::Dropped,
         };
         fetch.outcome.set(outcome).expect("a fetch ends once");
         good

@@ -1,53 +1,55 @@
-//! How much is sent before a flush behind makes it durable: what a line that breaks can carry.
+//! How much is sent before a flush behind makes it durable: as much as an unreliable connection can
+//! carry.
 //!
-//! A loss voids what no flush has covered. On a line that breaks every minute an epoch of a
-//! hundred megabytes would begin anew for ever; so after a loss without progress less is risked
-//! and less is under way, and while flushes succeed, more again.
+//! After a loss everything that no flush covered must be sent again. If the connection broke every
+//! minute, an epoch of a hundred megabytes would start again for ever. So after a loss without
+//! progress the window shrinks, and while flushes succeed it grows.
 
 use std::time::Duration;
 
-/// Flushes that follow each other faster may cover more: each keeps a channel busy for a while.
+/// If flushes follow each other faster than this, the window grows: each flush keeps a channel busy
+/// for a while.
 const FAST: Duration = Duration::from_secs(2);
-/// Slower ones cover less, so that a loss costs seconds, and nothing waits long behind what is
-/// under way.
+/// If they take longer than this, the window shrinks: a loss then costs seconds, and nothing waits
+/// long behind what is under way.
 const SLOW: Duration = Duration::from_secs(8);
 
-/// The floor, in blocks: 256 KiB, so that even a modem's minute moves some.
+/// The smallest window, in blocks: 256 KiB, so that even a modem makes progress within a minute.
 const BLOCKS_MIN: usize = 64;
 
 /// See the module. All counts are blocks.
 #[derive(Debug)]
-pub(crate) struct Portion {
+pub(crate) struct FlushWindow {
     blocks: usize,
     blocks_max: usize,
-    /// Answered since the line came up or the last flush.
+    /// Blocks answered since the connection came up or since the last flush.
     moved: usize,
 }
 
-impl Portion {
-    /// Begins at a quarter of `blocks_max`.
+impl FlushWindow {
+    /// Starts at a quarter of `blocks_max`.
     pub(crate) fn new(blocks_max: usize) -> Self {
-        let mut portion = Self {
+        let mut flush_window = Self {
             blocks: 0,
             blocks_max: blocks_max.max(1),
             moved: 0,
         };
-        portion.set(blocks_max / 4);
-        portion
+        flush_window.set(blocks_max / 4);
+        flush_window
     }
 
-    /// So many blocks are worth a flush behind; no more than that are under way.
+    /// A flush behind is due after this many blocks. No more than this are under way.
     pub(crate) fn blocks(&self) -> usize {
         self.blocks
     }
 
-    /// Blocks were answered.
+    /// Records answered blocks.
     pub(crate) fn moved(&mut self, blocks: usize) {
         self.moved += blocks;
     }
 
-    /// Something became durable, so long after the first answer of it. If the line was busy
-    /// with it, this sets the portion: some seconds from flush to flush.
+    /// Records a flush that ended `took` after the first answer it covers. If the connection was
+    /// busy for that time, this adjusts the window, so that flushes are some seconds apart.
     pub(crate) fn durable(&mut self, took: Duration) {
         if self.moved >= self.blocks / 2 {
             if took < FAST {
@@ -59,7 +61,8 @@ impl Portion {
         self.moved = 0;
     }
 
-    /// The line was lost: had it been a quarter of what moved, some of it would be durable.
+    /// Records a lost connection. With a window of a quarter of what was answered, some of it would
+    /// be durable.
     pub(crate) fn lost(&mut self) {
         let quarter = self.moved / 4;
         if quarter < self.blocks {
@@ -80,39 +83,39 @@ mod tests {
     const MAX: usize = 8192;
 
     #[test]
-    fn a_line_that_never_gets_to_a_flush_is_asked_for_less_each_time() {
-        let mut portion = Portion::new(MAX);
+    fn window_shrinks_while_each_connection_breaks_before_a_flush() {
+        let mut flush_window = FlushWindow::new(MAX);
         for _ in 0..8 {
-            portion.moved(100);
-            portion.lost();
+            flush_window.moved(100);
+            flush_window.lost();
         }
-        assert_eq!(portion.blocks(), BLOCKS_MIN);
-        // What it risks it then moves before the next loss.
-        assert!(portion.blocks() <= 100);
+        assert_eq!(flush_window.blocks(), BLOCKS_MIN);
+        // It now moves the whole window before the next loss.
+        assert!(flush_window.blocks() <= 100);
     }
 
     #[test]
-    fn a_loss_right_after_a_flush_does_not_take_it_to_the_floor() {
-        let mut portion = Portion::new(MAX);
-        portion.durable(FAST);
-        portion.lost();
-        assert_eq!(portion.blocks(), MAX / 4 / 8);
+    fn loss_right_after_a_flush_does_not_shrink_to_the_minimum() {
+        let mut flush_window = FlushWindow::new(MAX);
+        flush_window.durable(FAST);
+        flush_window.lost();
+        assert_eq!(flush_window.blocks(), MAX / 4 / 8);
     }
 
     #[test]
-    fn the_pace_stays_within_its_bounds() {
+    fn window_stays_within_its_bounds() {
         for max in [1, 3, BLOCKS_MIN, MAX] {
-            let mut portion = Portion::new(max);
+            let mut flush_window = FlushWindow::new(max);
             for _ in 0..20 {
-                portion.moved(max);
-                portion.durable(2 * SLOW);
+                flush_window.moved(max);
+                flush_window.durable(2 * SLOW);
             }
-            assert_eq!(portion.blocks(), BLOCKS_MIN.min(max));
+            assert_eq!(flush_window.blocks(), BLOCKS_MIN.min(max));
             for _ in 0..20 {
-                portion.moved(max);
-                portion.durable(FAST / 2);
+                flush_window.moved(max);
+                flush_window.durable(FAST / 2);
             }
-            assert_eq!(portion.blocks(), max);
+            assert_eq!(flush_window.blocks(), max);
         }
     }
 }

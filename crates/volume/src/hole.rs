@@ -1,8 +1,8 @@
 //! The part of a device that was a hole when the volume was opened: the store isn't asked for it.
 //!
-//! A file that has just been made longer reads as zeros there, and the lock keeps others from
-//! writing. The kernel reads two blocks of each group that it adds to an ext4: of a volume that
-//! grows by tebibytes that would be thousands of round trips for nothing.
+//! A file that has just been extended reads as zeros there, and the lock keeps others from writing.
+//! The kernel reads two blocks of each group that it adds to an ext4. For a volume that grows by
+//! tebibytes that would be thousands of needless round trips.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -10,14 +10,14 @@ use std::sync::Arc;
 use crate::BLOCK_BYTES;
 use crate::plan::Block;
 
-/// See the module. Its memory goes with what is written to the part, not with its length.
+/// See the module. Its memory grows with what is written to the part, not with its length.
 #[derive(Debug)]
-pub(crate) struct Fresh {
+pub(crate) struct Hole {
     from: u64,
     written: HashSet<u64>,
 }
 
-impl Fresh {
+impl Hole {
     /// The blocks from `from` on were never written to.
     pub(crate) fn new(from: u64) -> Self {
         Self {
@@ -26,7 +26,7 @@ impl Fresh {
         }
     }
 
-    /// Whether the store holds zeros for the block, for sure.
+    /// Whether the store certainly holds zeros for the block.
     pub(crate) fn holds(&self, index: u64) -> bool {
         index >= self.from && !self.written.contains(&index)
     }
@@ -36,7 +36,7 @@ impl Fresh {
         self.holds(index).then(|| Arc::from([0; BLOCK_BYTES]))
     }
 
-    /// A block is written: from now on the store may hold something else.
+    /// Records that a block is written: from now on the store may hold other bytes.
     pub(crate) fn written(&mut self, index: u64) {
         if index >= self.from {
             self.written.insert(index);

@@ -1,23 +1,31 @@
-//! Turns one remote file into a block device that acknowledges writes from memory and keeps order.
+//! Turns one remote file into a block device that acknowledges writes from memory and keeps their
+//! order.
 //!
 //! Above: the FUSE edge and the volume process in `cli`. Below: `store`.
 //!
-//! `plan` decides, without I/O (of `epoch`s and `portion`s); `send`, `conduct` (`together`, where
-//! an epoch is small), `permit` and `read` are the threads that carry it out, over what they share in `engine`; `fetch`, `streams` and `pace`
-//! say what is read, and how far ahead. `cache` keeps blocks over sessions: `slots` says which,
-//! `cache_file` where, `sample` compares some of them. `settle` takes over from a dead session, `overlay` takes the writes of a
-//! read-only volume, `proof` finds out a server that lost what it had called durable.
+//! - Deciding, without I/O: `plan`, with `epoch` and `flush_window`.
+//! - Writing: `send` sends runs, `batched_flush` small epochs with their fsync, `flush` makes them
+//!   durable, `lock_checks` and `lock_checker` check the lock ahead. `coordinator` runs all of
+//!   this, `engine` holds what the threads share, `close` ends a volume in order.
+//! - Reading: `read` and `fetch`; `streams` and `readahead_window` decide what is read ahead, and
+//!   how far.
+//! - The persistent cache: `slots` decides which blocks it holds, `cache_file` stores them,
+//!   `cache_keeper` fills it, `sample` compares some of it with the server.
+//! - After a crash: `recover` rewrites what a session that died left in doubt. `proof` and
+//!   `proof_check` detect a server that lost data it had reported as durable.
+//! - Read-only: `overlay` stores the writes of a read-only volume.
 //!
 //! Always true:
 //! - The store sees epoch n+1 only after every write of epoch n was answered and its fsync
-//!   returned; so whatever dies, the file is all epochs up to some k and a part of k+1.
-//! - A write is kept in memory until it is durable, and these bytes are bounded.
+//!   returned. So after any crash the file holds all epochs up to some k and a part of k+1.
+//! - A write is kept in memory until it is durable. The bytes kept are bounded.
 //! - At most one write per block is under way.
 //! - A read returns the newest write, or what the store holds; never anything older.
-//! - What was under way when a line was lost is sent again first, newer bytes for it wait until the
-//!   server's old process can't write any more, and it is read back before `close` succeeds.
-//! - The persistent cache gives the bytes that the store would give, or none.
-//! - After a failure nothing more is sent and every call fails; nobody waits for ever.
+//! - A write that was under way when a connection was lost is sent again first. Newer bytes for
+//!   that block wait until the server's old process can't write any more. The block is read back
+//!   before `close` succeeds.
+//! - The persistent cache returns the bytes that the store would return, or none.
+//! - After a failure nothing more is sent and every call fails. No call waits for ever.
 #![forbid(unsafe_code)]
 
 mod batched_flush;
@@ -47,7 +55,7 @@ mod readahead_window;
 mod recover;
 mod sample;
 mod send;
-mod session;
+mod session_hooks;
 mod slots;
 mod streams;
 mod threads;
@@ -59,5 +67,5 @@ pub use error::VolumeError;
 pub use options::{
     BLOCK_BYTES, CacheOptions, Flush, Geometry, ReadOnlyOptions, Seen, VolumeOptions, VolumeStats,
 };
-pub use session::{Cause, Fenced, ReconnectError, Session};
+pub use session_hooks::{Cause, Fenced, ReconnectError, SessionHooks};
 pub use volume::Volume;

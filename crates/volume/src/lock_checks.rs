@@ -1,9 +1,9 @@
-//! The permitter threads: they check the lock for epochs that wait behind the one under way.
+//! The lock checks made ahead, for epochs that wait behind the one under way.
 //!
-//! Every epoch still has a check of its own that ends before its first byte is sent, and that
-//! began a short while before at most. On a slow line a check takes longer than a small epoch, so
-//! checks of several epochs overlap with each other and with the epoch that is being sent. The
-//! open epoch's begins with its first block.
+//! Every epoch has a lock check of its own, which ends before the epoch's first byte is sent and is
+//! at most a few seconds old then. On a slow connection a check takes longer than a small epoch. So
+//! the checks of several epochs overlap with each other and with the epoch that is being sent. The
+//! check for the open epoch starts with its first block.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,83 +12,83 @@ use sprat_store::clock::since_boot;
 
 use crate::plan::{EpochNumber, Generation};
 
-/// A check that began longer ago than the lock's renewal interval is not used any more, time asleep
-/// included.
-const PERMIT_AGE_MAX: Duration = Duration::from_secs(10);
+/// A check that started longer ago than this is not used: the lock's renewal interval. Time asleep
+/// counts.
+const CHECK_AGE_MAX: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
-struct Permit {
+struct LockCheck {
     generation: Generation,
-    /// By [`since_boot`].
+    /// As [`since_boot`] returns it.
     begun: Duration,
-    granted: bool,
+    passed: bool,
 }
 
-/// What is known of an epoch's permit.
+/// What is known about the lock check for an epoch.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Ahead {
+pub(crate) enum LockCheckStatus {
     /// The lock was ours.
-    Granted,
-    /// A permitter is asking.
+    Passed,
+    /// The check is under way.
     UnderWay,
-    /// Nobody asked, or too long ago, or on a lost connection.
+    /// There is no check, or it is too old, or it was made on a lost connection.
     Unknown,
 }
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(crate) struct Permits {
-    by_epoch: BTreeMap<EpochNumber, Permit>,
+pub(crate) struct LockChecks {
+    by_epoch: BTreeMap<EpochNumber, LockCheck>,
 }
 
-impl Permits {
-    /// Takes the permit of `epoch`, if there is one that may still be used.
-    pub(crate) fn take(&mut self, epoch: EpochNumber, generation: Generation) -> Ahead {
+impl LockChecks {
+    /// Takes the check for `epoch`, if it may still be used.
+    pub(crate) fn take(&mut self, epoch: EpochNumber, generation: Generation) -> LockCheckStatus {
         self.by_epoch = self.by_epoch.split_off(&epoch);
-        let Some(permit) = self.by_epoch.get(&epoch) else {
-            return Ahead::Unknown;
+        let Some(check) = self.by_epoch.get(&epoch) else {
+            return LockCheckStatus::Unknown;
         };
-        let usable = permit.generation == generation
-            && since_boot().saturating_sub(permit.begun) < PERMIT_AGE_MAX;
-        if usable && !permit.granted {
-            return Ahead::UnderWay;
+        let usable = check.generation == generation
+            && since_boot().saturating_sub(check.begun) < CHECK_AGE_MAX;
+        if usable && !check.passed {
+            return LockCheckStatus::UnderWay;
         }
         self.by_epoch.remove(&epoch);
         if usable {
-            Ahead::Granted
+            LockCheckStatus::Passed
         } else {
-            Ahead::Unknown
+            LockCheckStatus::Unknown
         }
     }
 
     pub(crate) fn begin(&mut self, epoch: EpochNumber, generation: Generation) -> Duration {
         let begun = since_boot();
-        let permit = Permit {
+        let check = LockCheck {
             generation,
             begun,
-            granted: false,
+            passed: false,
         };
-        self.by_epoch.insert(epoch, permit);
+        self.by_epoch.insert(epoch, check);
         begun
     }
 
-    /// Whether somebody has asked for the epoch on this connection.
+    /// Whether a check for the epoch was started on this connection.
     pub(crate) fn is_asked(&self, epoch: EpochNumber, generation: Generation) -> bool {
         self.by_epoch
             .get(&epoch)
-            .is_some_and(|permit| permit.generation == generation)
+            .is_some_and(|check| check.generation == generation)
     }
 
-    /// Notes the end of a check, unless another one has taken its place.
-    pub(crate) fn end(&mut self, epoch: EpochNumber, begun: Duration, granted: bool) {
-        let Some(permit) = self.by_epoch.get_mut(&epoch) else {
+    /// Records the end of a check, unless a newer check has replaced it.
+    pub(crate) fn end(&mut self, epoch: EpochNumber, begun: Duration, passed: bool) {
+        let Some(check) = self.by_epoch.get_mut(&epoch) else {
             return;
         };
-        if permit.begun != begun {
+        if check.begun != begun {
             return;
         }
-        permit.granted = granted;
-        if !granted {
+        check.passed = passed;
+        if !passed {
             self.by_epoch.remove(&epoch);
         }
     }
@@ -101,41 +101,62 @@ mod tests {
     const LINE: Generation = Generation(1);
 
     #[test]
-    fn a_permit_is_good_once_for_its_epoch_and_its_connection() {
-        let mut permits = Permits::default();
-        let begun = permits.begin(EpochNumber(2), LINE);
-        assert_eq!(permits.take(EpochNumber(2), LINE), Ahead::UnderWay);
-        permits.end(EpochNumber(2), begun, true);
-        assert_eq!(permits.take(EpochNumber(2), Generation(2)), Ahead::Unknown);
-        let begun = permits.begin(EpochNumber(2), LINE);
-        permits.end(EpochNumber(2), begun, true);
-        assert_eq!(permits.take(EpochNumber(2), LINE), Ahead::Granted);
-        assert_eq!(permits.take(EpochNumber(2), LINE), Ahead::Unknown);
+    fn check_is_valid_once_for_its_epoch_and_connection() {
+        let mut lock_checks = LockChecks::default();
+        let begun = lock_checks.begin(EpochNumber(2), LINE);
+        assert_eq!(
+            lock_checks.take(EpochNumber(2), LINE),
+            LockCheckStatus::UnderWay
+        );
+        lock_checks.end(EpochNumber(2), begun, true);
+        assert_eq!(
+            lock_checks.take(EpochNumber(2), Generation(2)),
+            LockCheckStatus::Unknown
+        );
+        let begun = lock_checks.begin(EpochNumber(2), LINE);
+        lock_checks.end(EpochNumber(2), begun, true);
+        assert_eq!(
+            lock_checks.take(EpochNumber(2), LINE),
+            LockCheckStatus::Passed
+        );
+        assert_eq!(
+            lock_checks.take(EpochNumber(2), LINE),
+            LockCheckStatus::Unknown
+        );
     }
 
     #[test]
-    fn the_end_of_an_overtaken_check_grants_nothing() {
-        let mut permits = Permits::default();
-        let first = permits.begin(EpochNumber(2), LINE);
-        assert_eq!(permits.take(EpochNumber(2), Generation(2)), Ahead::Unknown);
-        let second = permits.begin(EpochNumber(2), Generation(2));
-        permits.end(EpochNumber(2), first, true);
-        assert_eq!(permits.take(EpochNumber(2), Generation(2)), Ahead::UnderWay);
-        permits.end(EpochNumber(2), second, false);
-        assert_eq!(permits.take(EpochNumber(2), Generation(2)), Ahead::Unknown);
+    fn end_of_a_replaced_check_is_ignored() {
+        let mut lock_checks = LockChecks::default();
+        let first = lock_checks.begin(EpochNumber(2), LINE);
+        assert_eq!(
+            lock_checks.take(EpochNumber(2), Generation(2)),
+            LockCheckStatus::Unknown
+        );
+        let second = lock_checks.begin(EpochNumber(2), Generation(2));
+        lock_checks.end(EpochNumber(2), first, true);
+        assert_eq!(
+            lock_checks.take(EpochNumber(2), Generation(2)),
+            LockCheckStatus::UnderWay
+        );
+        lock_checks.end(EpochNumber(2), second, false);
+        assert_eq!(
+            lock_checks.take(EpochNumber(2), Generation(2)),
+            LockCheckStatus::Unknown
+        );
     }
 
     #[test]
-    fn a_permit_that_was_asked_for_too_long_ago_is_not_used() {
+    fn check_that_is_too_old_is_not_used() {
         let old = |age: Duration| {
-            let mut permits = Permits::default();
-            let begun = permits.begin(EpochNumber(2), LINE);
-            permits.end(EpochNumber(2), begun, true);
-            let permit = permits.by_epoch.get_mut(&EpochNumber(2)).unwrap();
-            permit.begun = since_boot().checked_sub(age).unwrap();
-            permits.take(EpochNumber(2), LINE)
+            let mut lock_checks = LockChecks::default();
+            let begun = lock_checks.begin(EpochNumber(2), LINE);
+            lock_checks.end(EpochNumber(2), begun, true);
+            let check = lock_checks.by_epoch.get_mut(&EpochNumber(2)).unwrap();
+            check.begun = since_boot().checked_sub(age).unwrap();
+            lock_checks.take(EpochNumber(2), LINE)
         };
-        assert_eq!(old(PERMIT_AGE_MAX / 2), Ahead::Granted);
-        assert_eq!(old(PERMIT_AGE_MAX), Ahead::Unknown);
+        assert_eq!(old(CHECK_AGE_MAX / 2), LockCheckStatus::Passed);
+        assert_eq!(old(CHECK_AGE_MAX), LockCheckStatus::Unknown);
     }
 }

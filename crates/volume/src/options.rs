@@ -1,4 +1,4 @@
-//! What a caller chooses when it opens a volume, and what it can watch.
+//! What a caller chooses when it opens a volume, and the counters it can watch.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -6,8 +6,9 @@ use std::time::{Duration, SystemTime};
 
 use sprat_store::FileStat;
 
-/// Bytes of one block: the unit of every offset and length at this edge, and the size that is
-/// never torn. It is the sector size of the containers that sprat makes and ext4's block size.
+/// Bytes of one block: the unit of every offset and length of this crate's calls, and the size that
+/// is never torn. It is the sector size of the containers that sprat creates, and ext4's block
+/// size.
 pub const BLOCK_BYTES: usize = 4096;
 
 /// Where the device lies in the container file.
@@ -28,18 +29,18 @@ pub enum Flush {
     Durable,
 }
 
-/// Where a container's persistent cache lies on this machine.
+/// Where a container's persistent cache is stored on this machine, and how it is used.
 #[derive(Debug, Clone)]
 pub struct CacheOptions {
-    /// A folder of this container's own; made where it is missing. What lies in it is ciphertext.
+    /// A folder for this container only; created if it is missing. It holds ciphertext.
     pub dir: PathBuf,
-    /// Most bytes of blocks in it. Zero: nothing of it is used, but a session that may write
-    /// still takes its mark away, as it outdates it.
+    /// Most bytes of blocks in the cache. Zero: the cache is not used; a session that may write
+    /// still removes its clean marker, because the session outdates the cache.
     pub bytes_max: u64,
-    /// What the caller has seen of the container file since nobody else may write to it and before
-    /// anything is written; `None`: it is asked for.
+    /// The state of the container file, if the caller has read it already: after it got the lock,
+    /// and before anything is written. `None`: the volume reads it.
     pub seen: Option<Seen>,
-    /// Read everything from the store, and compare it with the cache
+    /// Read everything from the store and compare it with the cache
     /// ([`Volume::differing_blocks`](crate::Volume::differing_blocks)).
     pub only_compare: bool,
 }
@@ -47,63 +48,68 @@ pub struct CacheOptions {
 /// The state of a container file.
 #[derive(Debug, Clone)]
 pub struct Seen {
-    /// Of the open file.
+    /// Attributes of the open file.
     pub stat: FileStat,
-    /// The device's first block, as it lies there.
+    /// The device's first block, as stored in the file.
     pub first_block: Vec<u8>,
 }
 
-/// Limits and times of a volume that is written to.
+/// Limits and times of a writable volume.
 #[derive(Debug, Clone)]
 pub struct VolumeOptions {
-    /// Most bytes of blocks that are kept until they are durable; writers wait beyond it. At
-    /// least 8 blocks are always allowed.
+    /// Most bytes of blocks that are kept until they are durable; beyond it writers wait. At least
+    /// 8 blocks are always allowed.
     pub write_buffer_bytes_max: usize,
-    /// Most bytes of clean blocks kept for reading.
+    /// Most bytes of unmodified blocks that are kept for reading.
     pub read_cache_bytes_max: usize,
-    /// Write requests on the wire at one time, each with a thread of its own: small requests need
-    /// many of them to fill a slow line.
+    /// Most write requests on the wire at one time. Each has a thread of its own. Small requests
+    /// need many of them to fill a slow connection.
     pub writers: usize,
-    /// Bytes of write requests on the wire at one time; they are copies, held besides the buffer.
+    /// Most bytes of write requests on the wire at one time. They are copies, in addition to the
+    /// buffer.
     pub in_flight_bytes_max: usize,
-    /// Read requests on the wire at one time, each with a thread of its own and up to
-    /// `run_bytes_max` of memory; at most half of them are read-ahead.
+    /// Most read requests on the wire at one time. Each has a thread of its own and up to
+    /// `run_bytes_max` of memory. At most half of them are read-ahead.
     pub readers: usize,
     /// Longest single write or read on the wire.
     pub run_bytes_max: usize,
-    /// Furthest that sequential reading is run ahead of; zero switches it off.
+    /// How far sequential reading is read ahead, at most; zero switches it off.
     pub read_ahead_bytes_max: usize,
-    /// The open epoch is sent before it is sealed once this many unsent bytes lie in it.
+    /// The open epoch is sent before it is sealed once it has this many unsent bytes.
     pub early_send_bytes_min: usize,
-    /// A sealed epoch of at most this much, of which nothing was sent yet, goes out together with its
-    /// fsync; at most `early_send_bytes_min`. Zero: never.
-    pub together_bytes_max: usize,
-    /// While more of an epoch is sent, what was answered is made durable once it is this much, at
-    /// most a quarter of the buffer; sooner on a line that is slow or breaks.
+    /// A sealed epoch of at most this size, of which nothing was sent yet, is sent in one batch
+    /// with its fsync. At most `early_send_bytes_min`; zero: never.
+    pub batched_flush_bytes_max: usize,
+    /// While the rest of an epoch is sent, answered writes are made durable once they reach this
+    /// size; at most a quarter of the buffer. On a slow or unreliable connection this happens
+    /// earlier.
     pub flush_behind_bytes_max: usize,
-    /// Longest time without progress after a lost line; zero: the first loss ends the session.
+    /// Longest time without progress after a lost connection. Zero: the first loss ends the
+    /// session.
     pub reconnect_max: Duration,
     /// First delay between two attempts to reconnect; it doubles up to 30 s, with jitter.
     pub reconnect_delay: Duration,
-    /// How long a server's old process may write late what was under way at a loss.
+    /// How long after a loss the server's old process may still carry out a write that was under
+    /// way.
     pub quiet_time: Duration,
-    /// Byte ranges of the container file that a dead session had sent and not seen durable.
-    /// [`Volume::open`](crate::Volume::open) settles them before it returns.
-    pub suspects: Vec<Range<u64>>,
-    /// The server's processes of that session can't write any more; else
+    /// Byte ranges of the container file that are in doubt: a session that died had sent them, and
+    /// did not see them durable. [`Volume::open`](crate::Volume::open) recovers them before it
+    /// returns.
+    pub in_doubt: Vec<Range<u64>>,
+    /// The server's processes of that session can't write any more. If false,
     /// [`Volume::open`](crate::Volume::open) waits the quiet time first.
-    pub suspects_quiet: bool,
-    /// No block of zeros is ever written, for what is written is ciphertext: a suspect that reads as
-    /// zeros is a hole, and stays one. On a full disk there is no room to fill holes.
+    pub old_server_dead: bool,
+    /// No block of zeros is ever written, because only ciphertext is written. An in-doubt block
+    /// that reads as zeros is then a hole and stays one: on a full disk there is no space to fill
+    /// holes.
     pub zeros_are_holes: bool,
-    /// The device from this byte on is a hole that nobody has written to, such as the part by which the
-    /// file was just made longer: it reads as zeros without a look. Default: none of it.
+    /// From this byte on the device is a hole that was never written to, such as the part by which
+    /// the file was just extended. It reads as zeros without a request. Default: no part.
     pub hole_from_bytes: u64,
-    /// Nothing that is written from above is sent before
-    /// [`Volume::may_send`](crate::Volume::may_send), unless it is more than the buffer takes; until
-    /// then a durable flush only orders.
+    /// Send nothing before [`Volume::may_send`](crate::Volume::may_send), unless the writes exceed
+    /// the buffer. Until then a durable flush only orders.
     pub hold_back: bool,
-    /// The persistent cache; `None` only where there never is one for this container.
+    /// The persistent cache. `None` only if this container never has one.
     pub cache: Option<CacheOptions>,
 }
 
@@ -118,13 +124,13 @@ impl Default for VolumeOptions {
             run_bytes_max: 1 << 20,
             read_ahead_bytes_max: 8 << 20,
             early_send_bytes_min: 4 << 20,
-            together_bytes_max: 4 << 20,
+            batched_flush_bytes_max: 4 << 20,
             flush_behind_bytes_max: 32 << 20,
             reconnect_max: Duration::from_secs(15 * 60),
             reconnect_delay: Duration::from_millis(500),
             quiet_time: Duration::from_secs(60),
-            suspects: Vec::new(),
-            suspects_quiet: false,
+            in_doubt: Vec::new(),
+            old_server_dead: false,
             hole_from_bytes: u64::MAX,
             zeros_are_holes: false,
             hold_back: false,
@@ -133,10 +139,11 @@ impl Default for VolumeOptions {
     }
 }
 
-/// Limits and places of a volume whose container is never written to.
+/// Limits and paths of a volume whose container is never written to.
 #[derive(Debug, Clone)]
 pub struct ReadOnlyOptions {
-    /// Folder for the overlay file that takes writes (a journal replay); it is unlinked at once.
+    /// Folder for the overlay file, which stores writes (a journal replay). The file is unlinked at
+    /// once.
     pub overlay_dir: PathBuf,
     /// Most bytes of the overlay; a write beyond it fails.
     pub overlay_bytes_max: u64,
@@ -150,12 +157,12 @@ pub struct ReadOnlyOptions {
     pub reconnect_max: Duration,
     /// As in [`VolumeOptions`].
     pub reconnect_delay: Duration,
-    /// As in [`VolumeOptions`]; it is read, and nothing of it is changed.
+    /// As in [`VolumeOptions`]; the cache is read and not changed.
     pub cache: Option<CacheOptions>,
 }
 
 impl ReadOnlyOptions {
-    /// The usual limits with the overlay in `overlay_dir`: 1 GiB of overlay, else as
+    /// The default limits with the overlay in `overlay_dir`: 1 GiB of overlay, the rest as in
     /// [`VolumeOptions::default`].
     #[must_use]
     pub fn new(overlay_dir: PathBuf) -> Self {
@@ -173,7 +180,7 @@ impl ReadOnlyOptions {
     }
 }
 
-/// What a volume has done and holds at one moment.
+/// Counters of a volume at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VolumeStats {
     /// Bytes accepted from above and not yet answered by the server (unsent or under way).
@@ -181,9 +188,9 @@ pub struct VolumeStats {
     /// Bytes accepted from above and not yet known to be on the server's disk; includes
     /// `dirty_bytes`.
     pub unsynced_bytes: u64,
-    /// Most bytes ever held for writing at one time.
+    /// The highest value that `unsynced_bytes` ever had.
     pub unsynced_bytes_peak: u64,
-    /// Number of the epoch that takes writes now.
+    /// Number of the epoch that new writes enter.
     pub open_epoch: u64,
     /// Highest epoch number that is durable together with all before it.
     pub durable_epoch: u64,
@@ -197,16 +204,17 @@ pub struct VolumeStats {
     pub wire_read_requests: u64,
     /// Flushes answered by the server.
     pub wire_flushes: u64,
-    /// Lost connections so far, refused server flushes included.
+    /// Lost connections so far, failed flushes of the server included.
     pub losses: u64,
-    /// Since when the line has been down; `None` while it is up.
+    /// When the connection was lost; `None` while it is up.
     pub reconnecting_since: Option<SystemTime>,
-    /// Why the connection is down, or could not be made again; `None` while it is up.
+    /// Why the connection is down or could not be restored; `None` while it is up.
     pub lost_because: Option<String>,
-    /// Blocks that a server's old process might still overwrite, or that are not yet read back.
-    pub suspect_blocks: u64,
+    /// In-doubt blocks: the server's old process might still overwrite them, or they are not yet
+    /// read back.
+    pub in_doubt_blocks: u64,
     /// Blocks that were read from the persistent cache instead of the wire.
     pub cache_read_blocks: u64,
-    /// Smoothed time of the smallest requests.
+    /// Round-trip time of the smallest requests, smoothed.
     pub round_trip: Option<Duration>,
 }

@@ -1,4 +1,4 @@
-//! The local file that takes the writes of a read-only volume.
+//! The local file that stores the writes of a read-only volume.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -15,14 +15,14 @@ use sprat_store::IgnorePoison;
 use crate::plan::Block;
 use crate::{BLOCK_BYTES, VolumeError};
 
-/// The most that an overlay takes of the memory, where no disk takes it. Replaying a journal writes
-/// no more blocks than the journal has: 32 MiB in a container that sprat made.
+/// Most memory that an overlay uses if no disk can store it. Replaying a journal writes no more
+/// blocks than the journal has: 32 MiB in a container that sprat created.
 const MEMORY_BYTES_MAX: u64 = 256 << 20;
 
-/// With less room on the disk than this the overlay is kept in memory.
+/// With less free disk space than this, the overlay is kept in memory.
 const ROOM_BYTES: u64 = 32 << 20;
 
-/// Blocks in a file without a name: gone with the process, however that ends.
+/// Blocks in a file without a name, which is gone when the process exits.
 #[derive(Debug)]
 pub(crate) struct Overlay {
     file: File,
@@ -36,7 +36,7 @@ impl Overlay {
     pub(crate) fn new(dir: &Path, bytes_max: u64) -> Result<Self, VolumeError> {
         let (file, bytes_max) = match on_disk(dir) {
             Ok(file) => (file, bytes_max),
-            // Whoever restores on a machine whose disk is full or read-only must be able to.
+            // A restore must work on a machine with a full or read-only disk.
             Err(_) => (in_memory()?, bytes_max.min(MEMORY_BYTES_MAX)),
         };
         let blocks_max = bytes_max / BLOCK_BYTES as u64;
@@ -86,10 +86,10 @@ impl Overlay {
     }
 }
 
-/// A file in `dir`; an error where it can't be made, or has no room.
+/// A file in `dir`; an error if it can't be created or there is no free space.
 fn on_disk(dir: &Path) -> io::Result<File> {
     let file = tempfile::tempfile_in(dir)?;
-    // Any other error is of a file system that can't tell.
+    // Any other error comes from a file system without fallocate.
     if let Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) =
         rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, ROOM_BYTES)
     {
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_a_folder_the_overlay_is_kept_in_memory() {
+    fn overlay_is_kept_in_memory_without_a_folder() {
         let overlay = Overlay::new(Path::new("/nowhere"), 1 << 20).unwrap();
         overlay.write(7, &[9; BLOCK_BYTES]).unwrap();
         let block = overlay.read(7).unwrap().unwrap();

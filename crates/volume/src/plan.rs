@@ -1,11 +1,11 @@
 //! What to send, in which order, and when it is durable: the state machine, without I/O or clock.
 //!
-//! One epoch is under way at a time: the oldest sealed one or, when there is none, the open one
-//! (sent early). It needs a permit (the lock was checked), then its blocks go out as runs, then
-//! its flush, which retires it. Long epochs are retired in part meanwhile: a flush behind covers
-//! what was answered when it began, while more is sent. So an epoch may be larger than the
-//! buffer, and the line idles only where a flush from above asks for order. A loss voids what is
-//! not retired: it is unsent again.
+//! One epoch is under way at a time: the oldest sealed epoch or, if none is sealed, the open one
+//! (sent early). First the lock is checked for it, then its blocks are sent as runs, then a flush
+//! retires it. Long epochs are retired in parts: a flush behind covers what was answered when it
+//! started, while more is sent. So an epoch may be larger than the buffer, and the connection idles
+//! only if a flush from above asks for order. After a loss, everything that is not retired counts
+//! as unsent again.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hasher};
@@ -14,55 +14,55 @@ use std::time::Duration;
 
 use crate::epoch::Epoch;
 pub(crate) use crate::epoch::{Behind, Block, EpochNumber, Generation, Retired, Run};
-use crate::flush_window::Portion;
+use crate::flush_window::FlushWindow;
 
 /// Limits of a plan, in blocks.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// Most blocks kept until durable.
+    /// Most blocks that are kept until they are durable.
     pub(crate) buffer_blocks: usize,
-    /// Runs are given out while fewer blocks than this are under way.
+    /// Runs are handed out while fewer blocks than this are under way.
     pub(crate) in_flight_blocks: usize,
     /// Most blocks in a run.
     pub(crate) run_blocks: usize,
     /// The open epoch is sent early while it has at least this many unsent blocks.
     pub(crate) early_blocks: usize,
-    /// A flush behind is due once this many answered blocks wait for it, at most; less on a line that
-    /// is slow or breaks.
+    /// A flush behind is due at the latest when this many answered blocks wait for it. On a slow or
+    /// unreliable connection it is due earlier.
     pub(crate) behind_blocks: usize,
-    /// A sealed epoch of at most this many blocks goes out together with its fsync.
-    pub(crate) together_blocks: usize,
+    /// A sealed epoch of at most this many blocks is sent in one batch with its fsync.
+    pub(crate) batched_flush_blocks: usize,
 }
 
-/// What the conductor does next.
+/// What the coordinator does next.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Check the lock, then call [`Plan::permitted`].
-    Permit(EpochNumber),
-    /// Take all of it with [`Plan::begin_together`], write and flush it in one call of the store, then
-    /// report each run, and call [`Plan::flushed`] or [`Plan::lost`].
-    Together(EpochNumber),
+    /// Check the lock, then call [`Plan::lock_checked`].
+    CheckLock(EpochNumber),
+    /// Take the whole epoch with [`Plan::begin_batched_flush`], write and flush it in one call of
+    /// the store, then report each run, and call [`Plan::flushed`] or [`Plan::lost`].
+    BatchedFlush(EpochNumber),
     /// Flush the store, then call [`Plan::flushed`] or [`Plan::lost`].
     Flush(EpochNumber),
     /// Call [`Plan::begin_behind`], flush the store while more is sent, then call
     /// [`Plan::flushed_behind`] or [`Plan::lost`].
     FlushBehind,
-    /// No call is under way on the lost connection any more: make a new one.
+    /// No call is under way on the lost connection any more: make a new connection.
     Reconnect,
-    /// Read back what [`Plan::next_read_backs`] says.
+    /// Read back what [`Plan::next_read_backs`] returns.
     ReadBack,
-    /// Nothing until something happens.
+    /// Wait until something happens.
     Wait,
 }
 
-/// What came of reading a suspect back.
+/// The result of reading an in-doubt block back.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// It holds what it should, or it is about to be written anyway.
+pub(crate) enum ReadBackResult {
+    /// It has the expected bytes, or it is about to be written anyway.
     Good,
-    /// It held something else; the right bytes are in the open epoch again.
+    /// It had other bytes; the expected bytes are in the open epoch again.
     Rewritten,
-    /// It holds something else and nothing can be done about it.
+    /// It has other bytes, and writing it again did not help or is not possible.
     Foreign,
 }
 
@@ -81,20 +81,22 @@ impl Expected {
     }
 }
 
-/// A block that a server's old process may still overwrite with what was under way at a loss.
+/// An in-doubt block: a server's old process may still overwrite it with what was under way at a
+/// loss.
 #[derive(Debug)]
-struct Suspect {
+struct InDoubt {
     expected: Expected,
-    /// Newer bytes are held until the quiet time of this loss is over.
-    held: Option<u64>,
+    /// Newer bytes wait until the quiet time of this loss is over.
+    waits_for_loss: Option<u64>,
     rewrites: u32,
 }
 
-/// How often a suspect is written again before the file counts as written to from elsewhere.
+/// How often an in-doubt block is written again. After that something else must be writing to the
+/// file.
 const REWRITES_MAX: u32 = 4;
 
 #[derive(Debug, PartialEq, Eq)]
-enum Line {
+enum Link {
     Up,
     Lost,
 }
@@ -113,16 +115,17 @@ pub(crate) struct Plan {
     in_flight: HashSet<u64>,
     runs_in_flight: usize,
     answered: Vec<(u64, Block)>, // of the epoch under way, for the next flush behind
-    /// Retired and not yet settled: newer bytes for them wait.
-    settling: HashSet<u64>,
-    portion: Portion,
-    pressed: bool, // a writer waits for room
-    permitted: Option<EpochNumber>,
-    line: Line,
+    /// Retired, and the session does not yet know them as resolved: newer bytes for them wait.
+    unresolved: HashSet<u64>,
+    flush_window: FlushWindow,
+    pressed: bool, // a writer waits for free space
+    lock_checked: Option<EpochNumber>,
+    link: Link,
     generation: Generation,
     losses: u64,
-    suspects: BTreeMap<u64, Suspect>,
-    /// Where the last run ended: runs go upwards through the epoch and round again.
+    in_doubt: BTreeMap<u64, InDoubt>,
+    /// Where the last run ended. Runs go upwards through the epoch and start again at its
+    /// beginning.
     cursor: u64,
 }
 
@@ -134,7 +137,7 @@ impl Plan {
             run_blocks: limits.run_blocks.max(1),
             early_blocks: limits.early_blocks.max(1),
             behind_blocks: limits.behind_blocks.max(1),
-            together_blocks: limits.together_blocks,
+            batched_flush_blocks: limits.batched_flush_blocks,
         };
         Self {
             limits,
@@ -147,38 +150,39 @@ impl Plan {
             in_flight: HashSet::new(),
             runs_in_flight: 0,
             answered: Vec::new(),
-            settling: HashSet::new(),
-            portion: Portion::new(limits.behind_blocks),
+            unresolved: HashSet::new(),
+            flush_window: FlushWindow::new(limits.behind_blocks),
             pressed: false,
-            permitted: None,
-            line: Line::Up,
+            lock_checked: None,
+            link: Link::Up,
             generation: Generation(1),
             losses: 0,
-            suspects: BTreeMap::new(),
+            in_doubt: BTreeMap::new(),
             cursor: 0,
         }
     }
 
-    // What comes from above.
+    // Calls from above.
 
-    /// Most blocks that one call of [`write`](Self::write) may bring: room for them always comes.
+    /// Most blocks for one call of [`write`](Self::write): there will always be free space for so
+    /// many.
     pub(crate) fn write_blocks_max(&self) -> usize {
         (self.limits.buffer_blocks / 4).max(1)
     }
 
-    /// Whether `blocks` more fit. If not, the caller waits until some blocks are durable; what
-    /// was written is sent and flushed though it is little.
+    /// Whether `blocks` more fit. If not, the caller waits until some blocks are durable. Meanwhile
+    /// all written blocks are sent and flushed, however few they are.
     pub(crate) fn room_for(&mut self, blocks: usize) -> bool {
         assert!(
             blocks <= self.write_blocks_max(),
             "a write of {blocks} blocks must be split"
         );
-        let fits = self.kept_blocks + self.suspect_copies() + blocks <= self.limits.buffer_blocks;
+        let fits = self.kept_blocks + self.in_doubt_copies() + blocks <= self.limits.buffer_blocks;
         self.pressed |= !fits;
         fits
     }
 
-    /// Takes blocks from `first` on into the open epoch.
+    /// Adds blocks from `first` on to the open epoch.
     pub(crate) fn write(&mut self, first: u64, blocks: Vec<Block>) {
         for (index, block) in (first..).zip(blocks) {
             if self.open.blocks.insert(index, block.clone()).is_none() {
@@ -190,38 +194,38 @@ impl Plan {
         self.kept_blocks_peak = self.kept_blocks_peak.max(self.kept_blocks);
     }
 
-    /// Ends the open epoch (an empty one stays open) and returns the newest sealed epoch: all
-    /// that was written so far is durable when that one is.
+    /// Ends the open epoch (an empty one stays open). Returns the newest sealed epoch: when it is
+    /// durable, everything written so far is durable.
     pub(crate) fn seal(&mut self) -> EpochNumber {
         if !self.open.blocks.is_empty() {
             self.drop_overtaken();
             let next = EpochNumber(self.open.number.0 + 1);
             self.sealed
                 .push_back(std::mem::replace(&mut self.open, Epoch::new(next)));
-        } else if self.permitted == Some(self.open.number) {
-            // All of it was retired behind. What comes later is not covered by the look at the
-            // lock that was for these.
-            self.permitted = None;
+        } else if self.lock_checked == Some(self.open.number) {
+            // All of it was retired by flushes behind. The lock check for those blocks does not
+            // cover later ones.
+            self.lock_checked = None;
         }
         EpochNumber(self.open.number.0 - 1)
     }
 
-    /// The newest bytes of a block, if they are kept here. Those of a suspect count until it was
-    /// read back: the store may hold what the old process wrote late.
+    /// The newest bytes of a block, if they are kept here. For an in-doubt block they count until
+    /// it was read back: the store may hold what the old process wrote late.
     pub(crate) fn newest(&self, index: u64) -> Option<&Block> {
         if let Some((_, block)) = self.newest.get(&index) {
             return Some(block);
         }
-        match &self.suspects.get(&index)?.expected {
+        match &self.in_doubt.get(&index)?.expected {
             Expected::Bytes(block) => Some(block),
             Expected::Digest(_) => None,
         }
     }
 
-    // What the threads ask.
+    // Questions of the threads.
 
     pub(crate) fn step(&self) -> Step {
-        if self.line == Line::Lost {
+        if self.link == Link::Lost {
             return if self.runs_in_flight == 0 {
                 Step::Reconnect
             } else {
@@ -229,11 +233,11 @@ impl Plan {
             };
         }
         if let Some(epoch) = self.under_way() {
-            if !epoch.unsent.is_empty() && self.permitted != Some(epoch.number) {
-                return Step::Permit(epoch.number);
+            if !epoch.unsent.is_empty() && self.lock_checked != Some(epoch.number) {
+                return Step::CheckLock(epoch.number);
             }
-            if self.goes_together(epoch) {
-                return Step::Together(epoch.number);
+            if self.is_batched(epoch) {
+                return Step::BatchedFlush(epoch.number);
             }
             let sealed = epoch.number < self.open.number;
             if sealed && epoch.unsent.is_empty() && self.in_flight.is_empty() {
@@ -250,7 +254,7 @@ impl Plan {
         }
     }
 
-    /// Takes the next run to send, if there is one now.
+    /// Takes the next run to send, if there is one.
     pub(crate) fn next_run(&mut self) -> Option<Run> {
         let (first, end) = self.next_run_range()?;
         Some(self.take_run(first, end))
@@ -275,78 +279,78 @@ impl Plan {
         Run { first, blocks }
     }
 
-    /// The epochs behind the one under way, of which nothing was sent yet, oldest first.
+    /// The epochs behind the one under way, oldest first. Nothing of them was sent yet.
     pub(crate) fn behind_under_way(&self) -> impl Iterator<Item = EpochNumber> + '_ {
         let under_way = self.under_way().map(|epoch| epoch.number);
         let some_of_open = (!self.open.blocks.is_empty()).then_some(&self.open);
         let behind = self.sealed.iter().chain(some_of_open);
         behind
             .map(|epoch| epoch.number)
-            .filter(move |number| Some(*number) != under_way && Some(*number) != self.permitted)
+            .filter(move |number| Some(*number) != under_way && Some(*number) != self.lock_checked)
     }
 
-    /// Whether the open epoch has nothing that is to become durable.
+    /// Whether the open epoch has no blocks.
     pub(crate) fn open_is_empty(&self) -> bool {
         self.open.blocks.is_empty()
     }
 
-    /// Whether [`next_run`](Self::next_run) would give one.
+    /// Whether [`next_run`](Self::next_run) would return one.
     pub(crate) fn has_run(&self) -> bool {
         self.next_run_range().is_some()
     }
 
-    // What the store and the session answer.
+    // Answers of the store and the session.
 
-    pub(crate) fn permitted(&mut self, epoch: EpochNumber) {
-        if self.line == Line::Up {
-            self.permitted = Some(epoch);
+    pub(crate) fn lock_checked(&mut self, epoch: EpochNumber) {
+        if self.link == Link::Up {
+            self.lock_checked = Some(epoch);
         }
     }
 
-    /// The run was answered, on a connection that may have been lost since.
+    /// The run was answered. Its connection may have been lost since.
     pub(crate) fn answered(&mut self, run: &Run) {
         self.returned(run);
-        // On a lost line it will be sent again.
-        if self.line == Line::Up {
-            self.portion.moved(run.blocks.len());
+        // After a loss it is sent again.
+        if self.link == Link::Up {
+            self.flush_window.moved(run.blocks.len());
             let answered = run.entries().map(|(index, block)| (index, block.clone()));
             self.answered.extend(answered);
         }
     }
 
-    /// The run's connection was lost before its answer came: its blocks may be written late.
+    /// The run's connection was lost before the answer came: its blocks may be written late.
     pub(crate) fn lost_run(&mut self, run: &Run) {
         self.lost(self.generation);
         self.returned(run);
         for (index, block) in run.entries() {
-            let suspect = self.suspects.entry(index).or_insert(Suspect {
+            let entry = self.in_doubt.entry(index).or_insert(InDoubt {
                 expected: Expected::Bytes(block.clone()),
-                held: None,
+                waits_for_loss: None,
                 rewrites: 0,
             });
             let same_digest =
-                matches!(suspect.expected, Expected::Digest(digest) if digest == digest_of(block));
+                matches!(entry.expected, Expected::Digest(digest) if digest == digest_of(block));
             if !same_digest {
-                suspect.expected = Expected::Bytes(block.clone());
+                entry.expected = Expected::Bytes(block.clone());
             }
-            suspect.held = Some(self.losses);
+            entry.waits_for_loss = Some(self.losses);
         }
     }
 
     /// The connection was lost, or its flush failed: nothing more is sent on it.
     pub(crate) fn lost(&mut self, generation: Generation) {
-        if generation == self.generation && self.line == Line::Up {
-            self.line = Line::Lost;
+        if generation == self.generation && self.link == Link::Up {
+            self.link = Link::Lost;
             self.losses += 1;
-            self.permitted = None;
+            self.lock_checked = None;
             self.answered.clear();
-            self.portion.lost();
+            self.flush_window.lost();
         }
     }
 
-    /// There is a new connection: the epoch under way is sent again, all of it.
+    /// There is a new connection: the whole epoch under way is sent again.
     pub(crate) fn reconnected(&mut self) {
-        assert_eq!(self.line, Line::Lost);
+        assert_eq!(self.link, Link::Lost);
         assert_eq!(
             self.runs_in_flight, 0,
             "calls on the lost connection are still under way"
@@ -355,12 +359,12 @@ impl Plan {
             Some(epoch) => epoch.void(),
             None => self.open.void(),
         }
-        self.line = Line::Up;
+        self.link = Link::Up;
         self.generation = Generation(self.generation.0 + 1);
-        self.permitted = None;
+        self.lock_checked = None;
     }
 
-    /// The store's flush returned after all writes of `epoch` were answered: it is durable.
+    /// The store's flush succeeded after all writes of `epoch` were answered: the epoch is durable.
     pub(crate) fn flushed(&mut self, number: EpochNumber) -> Retired {
         let epoch = self.sealed.pop_front().expect("a flushed epoch is sealed");
         assert_eq!(epoch.number, number);
@@ -373,7 +377,7 @@ impl Plan {
         self.retire(number, epoch.blocks)
     }
 
-    /// Takes what a flush of the store that begins now is going to make durable.
+    /// Takes what a flush of the store that starts now will make durable.
     pub(crate) fn begin_behind(&mut self) -> Behind {
         let epoch = self.sealed.front().unwrap_or(&self.open);
         Behind {
@@ -382,8 +386,9 @@ impl Plan {
         }
     }
 
-    /// The store's flush returned: what it covered and was not written again is durable. Newer
-    /// bytes for these blocks wait until [`settled_behind`](Self::settled_behind).
+    /// The store's flush succeeded: what it covered is durable, except blocks that were written
+    /// again since. Newer bytes for the durable blocks wait until
+    /// [`resolved_behind`](Self::resolved_behind).
     pub(crate) fn flushed_behind(&mut self, behind: Behind) -> Retired {
         let epoch = self.sealed.front_mut().unwrap_or(&mut self.open);
         assert_eq!(
@@ -391,67 +396,70 @@ impl Plan {
             "only its own flush ends an epoch"
         );
         let blocks = epoch.take(behind.blocks);
-        self.settling.extend(blocks.keys());
+        self.unresolved.extend(blocks.keys());
         self.retire(behind.epoch, blocks)
     }
 
-    /// The session knows that what was retired behind is settled.
-    pub(crate) fn settled_behind(&mut self) {
-        self.settling = HashSet::new();
+    /// The session has recorded as resolved what was retired by the flush behind.
+    pub(crate) fn resolved_behind(&mut self) {
+        self.unresolved = HashSet::new();
     }
 
-    /// What is durable now took so long, from its first answer on: sets the portion.
+    /// Sets the flush window: what is durable now took this long, counted from its first answer.
     pub(crate) fn took(&mut self, took: Duration) {
-        self.portion.durable(took);
+        self.flush_window.durable(took);
     }
 
-    // Suspects.
+    // In-doubt blocks.
 
-    /// No process of the server from before and up to this loss can write any more.
+    /// No process of the server from before this loss can write any more.
     pub(crate) fn quiet_over(&mut self, loss: u64) {
-        for suspect in self.suspects.values_mut() {
-            if suspect.held.is_some_and(|held| held <= loss) {
-                suspect.held = None;
+        for entry in self.in_doubt.values_mut() {
+            if entry
+                .waits_for_loss
+                .is_some_and(|waited_for| waited_for <= loss)
+            {
+                entry.waits_for_loss = None;
             }
         }
     }
 
-    /// Adds a block that was settled for a dead session and has to be read back, by the
-    /// [`digest_of`] what it should hold.
-    pub(crate) fn add_settled_suspect(&mut self, index: u64, digest: u64) {
-        // It may have been sent and lost already: that holds newer bytes back, and stays.
-        self.suspects.entry(index).or_insert_with(|| Suspect {
+    /// Adds a block that was recovered for a session that died. It must be read back and match
+    /// `digest`, see [`digest_of`].
+    pub(crate) fn add_recovered(&mut self, index: u64, digest: u64) {
+        // It may have been sent and lost already. That entry holds newer bytes back, and stays.
+        self.in_doubt.entry(index).or_insert_with(|| InDoubt {
             expected: Expected::Digest(digest),
-            held: None,
+            waits_for_loss: None,
             rewrites: 0,
         });
     }
 
-    /// Judges what was read back from the store. The caller looked at nothing else in between
-    /// that could have made the block durable anew.
-    pub(crate) fn judge(&mut self, index: u64, found: &[u8]) -> Verdict {
+    /// Checks the bytes of an in-doubt block that were read back. Between the read and this call
+    /// the caller must not have done anything that could make the block durable again.
+    pub(crate) fn judge(&mut self, index: u64, found: &[u8]) -> ReadBackResult {
         if self.newest.contains_key(&index) {
-            return Verdict::Good;
+            return ReadBackResult::Good;
         }
-        let Some(suspect) = self.suspects.get_mut(&index) else {
-            return Verdict::Good;
+        let Some(entry) = self.in_doubt.get_mut(&index) else {
+            return ReadBackResult::Good;
         };
-        if suspect.expected.matches(found) {
-            self.suspects.remove(&index);
-            return Verdict::Good;
+        if entry.expected.matches(found) {
+            self.in_doubt.remove(&index);
+            return ReadBackResult::Good;
         }
-        suspect.rewrites += 1;
-        match &suspect.expected {
-            Expected::Bytes(block) if suspect.rewrites <= REWRITES_MAX => {
+        entry.rewrites += 1;
+        match &entry.expected {
+            Expected::Bytes(block) if entry.rewrites <= REWRITES_MAX => {
                 let block = block.clone();
                 self.write(index, vec![block]);
-                Verdict::Rewritten
+                ReadBackResult::Rewritten
             }
-            Expected::Bytes(_) | Expected::Digest(_) => Verdict::Foreign,
+            Expected::Bytes(_) | Expected::Digest(_) => ReadBackResult::Foreign,
         }
     }
 
-    // What can be watched.
+    // Counters.
 
     pub(crate) fn durable(&self) -> EpochNumber {
         self.durable
@@ -461,9 +469,9 @@ impl Plan {
         self.open.number
     }
 
-    /// Everything written is durable and no suspect is left.
-    pub(crate) fn is_settled(&self) -> bool {
-        self.newest.is_empty() && self.suspects.is_empty()
+    /// Everything written is durable and no block is in doubt.
+    pub(crate) fn is_resolved(&self) -> bool {
+        self.newest.is_empty() && self.in_doubt.is_empty()
     }
 
     /// Sealed epochs that are not durable yet.
@@ -471,30 +479,30 @@ impl Plan {
         self.sealed.len()
     }
 
-    /// Somebody asked for blocks to be made durable, or waits for the room that they take.
+    /// A caller waits for blocks to become durable, or for the space that they use.
     pub(crate) fn owes(&self) -> bool {
         !self.sealed.is_empty() || self.pressed
     }
 
-    /// Whether the store holds the bytes of this block that were made durable last, and none of a
+    /// Whether the store holds the bytes of this block that were last made durable, and none of a
     /// later or a lost write.
     pub(crate) fn rests(&self, index: u64) -> bool {
         !self.newest.contains_key(&index)
-            && !self.suspects.contains_key(&index)
+            && !self.in_doubt.contains_key(&index)
             && !self.in_flight.contains(&index)
     }
 
-    pub(crate) fn suspects_len(&self) -> usize {
-        self.suspects.len()
+    pub(crate) fn in_doubt_len(&self) -> usize {
+        self.in_doubt.len()
     }
 
     pub(crate) fn losses(&self) -> u64 {
         self.losses
     }
 
-    /// The connection that a call begun now is made on; `None` while it is lost.
+    /// The connection for a call that starts now; `None` while it is lost.
     pub(crate) fn connection(&self) -> Option<Generation> {
-        (self.line == Line::Up).then_some(self.generation)
+        (self.link == Link::Up).then_some(self.generation)
     }
 
     pub(crate) fn kept_blocks(&self) -> usize {
@@ -511,39 +519,39 @@ impl Plan {
         unsent + self.open.unsent.len() + self.in_flight.len()
     }
 
-    // Below: how it is done.
+    // The implementation.
 
-    /// The one epoch of which anything may be sent, or flushed behind, now.
+    /// The only epoch of which anything may be sent, or flushed behind, now.
     fn under_way(&self) -> Option<&Epoch> {
         if let Some(epoch) = self.sealed.front() {
             return Some(epoch);
         }
         let enough = self.open.unsent.len() >= self.limits.early_blocks;
-        (enough || self.pressed || self.answered.len() >= self.portion.blocks())
+        (enough || self.pressed || self.answered.len() >= self.flush_window.blocks())
             .then_some(&self.open)
     }
 
     fn behind_is_due(&self, epoch: &Epoch, sealed: bool) -> bool {
-        let enough = self.answered.len() >= self.portion.blocks();
+        let enough = self.answered.len() >= self.flush_window.blocks();
         // The last part of a sealed epoch waits for the flush that ends it.
-        let goes_on = !sealed || epoch.unsent.len() >= 2 * self.portion.blocks();
+        let goes_on = !sealed || epoch.unsent.len() >= 2 * self.flush_window.blocks();
         let nothing_else_comes = self.pressed && self.in_flight.is_empty() && !self.has_run();
         !self.answered.is_empty() && ((enough && goes_on) || nothing_else_comes)
     }
 
-    /// Forgets what is durable now.
+    /// Drops what is durable now.
     fn retire(&mut self, number: EpochNumber, blocks: BTreeMap<u64, Block>) -> Retired {
         self.kept_blocks -= blocks.len();
-        self.pressed = false; // writers look again now
+        self.pressed = false; // writers check again now
         for index in blocks.keys() {
             let newest = self.newest.get(index);
             if newest.is_some_and(|(newest, _)| *newest == number) {
                 self.newest.remove(index);
             }
         }
-        for (index, suspect) in &mut self.suspects {
+        for (index, entry) in &mut self.in_doubt {
             if let Some(block) = blocks.get(index) {
-                suspect.expected = match suspect.expected {
+                entry.expected = match entry.expected {
                     Expected::Bytes(_) => Expected::Bytes(block.clone()),
                     Expected::Digest(_) => Expected::Digest(digest_of(block)),
                 };
@@ -553,12 +561,12 @@ impl Plan {
     }
 
     fn next_run_range(&self) -> Option<(u64, u64)> {
-        let in_flight_max = self.limits.in_flight_blocks.min(self.portion.blocks());
-        if self.line == Line::Lost || self.in_flight.len() >= in_flight_max {
+        let in_flight_max = self.limits.in_flight_blocks.min(self.flush_window.blocks());
+        if self.link == Link::Lost || self.in_flight.len() >= in_flight_max {
             return None;
         }
         let epoch = self.under_way()?;
-        if self.permitted != Some(epoch.number) || self.goes_together(epoch) {
+        if self.lock_checked != Some(epoch.number) || self.is_batched(epoch) {
             return None;
         }
         let above = epoch.unsent.range(self.cursor..);
@@ -577,13 +585,13 @@ impl Plan {
     }
 
     fn sendable(&self, epoch: &Epoch, index: u64) -> bool {
-        if self.in_flight.contains(&index) || self.settling.contains(&index) {
+        if self.in_flight.contains(&index) || self.unresolved.contains(&index) {
             return false;
         }
-        match self.suspects.get(&index) {
-            Some(Suspect {
+        match self.in_doubt.get(&index) {
+            Some(InDoubt {
                 expected,
-                held: Some(_),
+                waits_for_loss: Some(_),
                 ..
             }) => {
                 let block = &epoch.blocks[&index];
@@ -606,14 +614,14 @@ impl Plan {
         self.runs_in_flight -= 1;
     }
 
-    /// Drops the newest sealed epoch if it and the open one are the same single block, and nothing
-    /// of it is under way. The block then goes from its older value to the newest without the one
-    /// between, and is still written after everything before it and before everything behind it;
-    /// with a second block in either epoch their order would be lost. An unmount ends with several
-    /// such epochs: jbd2 writes its super block once for each transaction that it checkpoints
-    /// (fs/jbd2/checkpoint.c).
+    /// Drops the newest sealed epoch if it and the open one consist of the same single block, and
+    /// nothing of it is under way. The block then goes from its older value to the newest without
+    /// the one between. It is still written after everything before it and before everything behind
+    /// it; with a second block in either epoch that order would be lost. An unmount ends with
+    /// several such epochs: jbd2 writes its super block once for each transaction that it
+    /// checkpoints (fs/jbd2/checkpoint.c).
     fn drop_overtaken(&mut self) {
-        // Of the oldest something may have been sent.
+        // The oldest epoch may have been sent in part.
         if self.sealed.len() < 2 {
             return;
         }
@@ -629,17 +637,16 @@ impl Plan {
         }
     }
 
-    /// Suspects whose bytes are kept; they count against the buffer.
-    fn suspect_copies(&self) -> usize {
-        self.suspects.len()
+    /// In-doubt blocks whose bytes are kept; they count against the buffer.
+    fn in_doubt_copies(&self) -> usize {
+        self.in_doubt.len()
     }
 
-    /// Runs of suspects to be read back, of `blocks_max` blocks in all or a little more.
+    /// Runs of in-doubt blocks to be read back, of about `blocks_max` blocks in total.
     pub(crate) fn next_read_backs(&self, blocks_max: usize) -> Vec<(u64, usize)> {
-        let ready = self
-            .suspects
-            .iter()
-            .filter(|(index, suspect)| suspect.held.is_none() && !self.newest.contains_key(index));
+        let ready = self.in_doubt.iter().filter(|(index, entry)| {
+            entry.waits_for_loss.is_none() && !self.newest.contains_key(index)
+        });
         let mut runs: Vec<(u64, usize)> = Vec::new();
         for (index, _) in ready.take(blocks_max) {
             match runs.last_mut() {
@@ -661,7 +668,7 @@ pub(crate) fn digest_of(bytes: &[u8]) -> u64 {
     hasher.finish()
 }
 
-// Its place is told for the benches, which compile this file from elsewhere.
+// The path is given for the benches, which compile this file from elsewhere.
 #[path = "plan/batched_flush.rs"]
 mod batched_flush;
 

@@ -1,8 +1,8 @@
-//! What the server called durable, kept as digests: a server that came back without it is found out.
+//! Digests of what the server reported as durable, to detect a server that came back without it.
 //!
-//! A server may answer an fsync and keep nothing: a volatile cache, `sync=disabled`, a virtual disk
-//! with `cache=unsafe`, a machine put back to a snapshot. What is lost then is the end, so the newest
-//! blocks are compared, and some by chance.
+//! A server may answer an fsync and store nothing: a volatile cache, `sync=disabled`, a virtual
+//! disk with `cache=unsafe`, a machine reset to a snapshot. What is lost then is what was written
+//! last. So the newest blocks are compared, and some random ones.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -14,7 +14,7 @@ use crate::plan::{Block, Plan};
 const KEPT_MAX: usize = 4096;
 /// How much older than the newest one a digest may be.
 const AGE_MAX: Duration = Duration::from_secs(60);
-/// The newest that are compared, and as many by chance.
+/// Number of newest blocks that are compared, and of random ones.
 const SAMPLES: usize = 32;
 /// Where file systems keep their super block: ext4 in its first block, btrfs at 64 KiB
 /// (btrfs_tree.h, `BTRFS_SUPER_INFO_OFFSET`). Each commit changes it.
@@ -27,23 +27,23 @@ pub(crate) struct Sample {
     digest: u64,
 }
 
-/// Digests of blocks that the server holds by its own word. The key of the digests is made by chance,
-/// so that no server can prepare bytes that look alike.
+/// Digests of blocks that the server reported as durable. The key of the digests is random, so that
+/// no server can prepare other bytes with the same digest.
 #[derive(Debug, Default)]
 pub(crate) struct Proof {
     key: RandomState,
     digests: HashMap<u64, (u64, Instant)>,
-    /// Oldest first. An entry whose time is not the digest's is outdated.
+    /// Oldest first. An entry is outdated if its time differs from the digest's.
     order: VecDeque<(u64, Instant)>,
     supers: [Option<u64>; SUPER_BLOCKS.len()],
 }
 
 impl Proof {
-    /// These blocks are durable now.
+    /// Records blocks that are durable now.
     pub(crate) fn durable<'a>(&mut self, blocks: impl Iterator<Item = (u64, &'a Block)>) {
         let now = Instant::now();
         let blocks: Vec<(u64, &Block)> = blocks.collect();
-        // Those before the last ones would be dropped again at once: nobody waits for their digests.
+        // Earlier ones would be dropped again at once, so their digests need not be computed.
         let dropped = blocks.len().saturating_sub(KEPT_MAX);
         for (nth, (index, block)) in blocks.into_iter().enumerate() {
             if nth < dropped {
@@ -73,7 +73,7 @@ impl Proof {
         }
     }
 
-    /// These blocks were read from the store.
+    /// Records blocks that were read from the store.
     pub(crate) fn read(&mut self, blocks: &[(u64, Block)]) {
         for (index, block) in blocks {
             if SUPER_BLOCKS.contains(index) {
@@ -83,7 +83,7 @@ impl Proof {
         }
     }
 
-    /// These blocks were given back to the server: they hold zeros, or what they held.
+    /// Drops discarded blocks: they hold zeros, or what they held before.
     pub(crate) fn forget(&mut self, gone: &impl Fn(&u64) -> bool) {
         self.digests.retain(|index, _| !gone(index));
         for (slot, index) in self.supers.iter_mut().zip(SUPER_BLOCKS) {
@@ -99,7 +99,8 @@ impl Proof {
         }
     }
 
-    /// What is to be compared now: nothing of which newer bytes may have been sent, or may arrive.
+    /// What to compare now. It contains no block of which newer bytes may have been sent or may
+    /// arrive.
     pub(crate) fn samples(&self, plan: &Plan) -> Vec<Sample> {
         let supers = SUPER_BLOCKS.into_iter().zip(self.supers);
         let mut samples: Vec<Sample> = supers
@@ -123,7 +124,7 @@ impl Proof {
         }
         let older = resting.split_off(SAMPLES.min(resting.len()));
         samples.extend(resting);
-        // Chosen by chance: the smallest of keyed digests that no server knows.
+        // The random choice: the smallest keyed digests, which no server knows.
         let mut older: Vec<(u64, Sample)> = older
             .into_iter()
             .map(|sample| (RandomState::new().hash_one(sample.index), sample))
@@ -135,7 +136,7 @@ impl Proof {
         samples
     }
 
-    /// Whether these bytes are the ones that the sample is of.
+    /// Whether these bytes match the sample.
     pub(crate) fn matches(&self, sample: &Sample, found: &[u8]) -> bool {
         self.digest(found) == sample.digest
     }
@@ -159,7 +160,7 @@ mod tests {
             run_blocks: 64,
             early_blocks: 64,
             behind_blocks: 64,
-            together_blocks: 0,
+            batched_flush_blocks: 0,
         })
     }
 
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_blocks_and_the_super_block_are_always_among_the_samples() {
+    fn samples_always_contain_newest_blocks_and_super_block() {
         let mut proof = Proof::default();
         for index in 0..10_000 {
             proof.durable(std::iter::once((index, &block(index))));
@@ -183,11 +184,11 @@ mod tests {
                 Some(proof.digest(&block(index)))
             );
         }
-        assert_ne!(samples, proof.samples(&plan()), "not by chance");
+        assert_ne!(samples, proof.samples(&plan()), "not random");
     }
 
     #[test]
-    fn of_many_blocks_at_once_the_last_ones_and_the_super_blocks_are_kept() {
+    fn last_blocks_and_super_blocks_of_a_large_flush_are_kept() {
         let mut proof = Proof::default();
         let count = KEPT_MAX as u64 + 1000;
         for round in [0, 100_000] {
@@ -203,14 +204,14 @@ mod tests {
             let kept = sample.index >= 1000 || SUPER_BLOCKS.contains(&sample.index);
             assert!(kept, "{}", sample.index);
         }
-        // What is durable for the second time and not among the last ones has no digest of the first.
+        // A block that is durable again but not among the last ones must not keep its first digest.
         proof.durable(std::iter::once((7, &block(1))));
         let blocks: Vec<(u64, Block)> = (0..count).map(|n| (n, block(n))).collect();
         proof.durable(blocks.iter().map(|(index, block)| (*index, block)));
         assert!(!proof.digests.contains_key(&7));
     }
 
-    /// Of 400 losses of a part of the blocks, chosen by chance, so many per cent are found.
+    /// Tries 400 random losses of a part of the blocks; returns how many per cent are detected.
     fn found_of_losses(proof: &Proof, lost: impl Fn(&RandomState, u64) -> bool) -> usize {
         let found = (0..400).filter(|_| {
             let chance = RandomState::new();
@@ -220,9 +221,10 @@ mod tests {
         found.count() / 4
     }
 
-    /// The chances of docs/threat-model.md, measured; each within four times its deviation.
+    /// Measures the chances that docs/threat-model.md computes; each within four times its
+    /// deviation.
     #[test]
-    fn a_loss_is_found_with_the_chance_that_the_threat_model_computes() {
+    fn loss_is_detected_as_often_as_the_threat_model_computes() {
         let mut proof = Proof::default();
         for index in 0..10_000 {
             proof.durable(std::iter::once((index, &block(index))));
@@ -234,7 +236,7 @@ mod tests {
             let found = found_of_losses(&proof, one_in(part));
             assert!(found.abs_diff(expected) <= 10, "1/{part}: {found} %");
         }
-        // Those but the newest 32, and not the super blocks.
+        // All but the newest 32 and the super blocks.
         let older = |part: u64| {
             move |chance: &RandomState, index: u64| {
                 let sampled_by_chance = index > 16 && index < 9_968;
@@ -245,12 +247,12 @@ mod tests {
             let found = found_of_losses(&proof, older(part));
             assert!(found.abs_diff(expected) <= 10, "1/{part}: {found} %");
         }
-        // The end of what was written is always found.
+        // A loss of what was written last is always detected.
         assert_eq!(found_of_losses(&proof, |_, index| index == 9_999), 100);
     }
 
     #[test]
-    fn what_was_written_again_is_left_out() {
+    fn blocks_that_were_written_again_are_not_compared() {
         let mut proof = Proof::default();
         let mut plan = plan();
         proof.durable([(3, &block(3)), (4, &block(4))].into_iter());
@@ -268,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_super_block_that_was_only_read_is_compared_until_it_is_written_again() {
+    fn super_block_that_was_read_is_compared_until_it_is_written() {
         let mut proof = Proof::default();
         let mut plan = plan();
         proof.read(&[(0, block(1)), (3, block(3)), (16, block(2))]);
@@ -277,7 +279,7 @@ mod tests {
             samples.iter().map(|sample| sample.index).collect()
         };
         assert_eq!(indices(&proof, &plan), [0, 16]);
-        // The store may hold the new bytes by now, or the old ones.
+        // By now the store may hold the new bytes or the old ones.
         plan.write(0, vec![block(9)]);
         assert_eq!(indices(&proof, &plan), [16]);
         proof.forget(&|index| *index == 16);

@@ -1,30 +1,30 @@
-//! Reads back a sample of what the server called durable.
+//! Reads back a sample of what the server reported as durable.
 
 use std::sync::Arc;
 
 use sprat_store::{ReadClass, StoreError, StoreErrorKind, StoreFile};
 
-use crate::engine::{Engine, FAILURES_MAX, Meaning, State, meaning};
+use crate::engine::{Engine, FAILURES_MAX, Meaning, VolumeState, meaning};
 use crate::proof::Sample;
-use crate::session::ReconnectError;
+use crate::session_hooks::ReconnectError;
 use crate::{BLOCK_BYTES, VolumeError};
 
 impl Engine {
-    /// What the server is asked to show once there is a new connection.
+    /// What the server must prove on a new connection.
     pub(crate) fn samples(&self) -> Vec<Sample> {
         self.samples_of(&self.state())
     }
 
-    /// None of a container that is only read: who reads what another one writes, or nobody does,
-    /// looks after that by other means.
-    pub(crate) fn samples_of(&self, state: &State) -> Vec<Sample> {
+    /// Empty for a read-only volume: other checks cover a container that another session may write.
+    pub(crate) fn samples_of(&self, state: &VolumeState) -> Vec<Sample> {
         match self.read_only {
             true => Vec::new(),
             false => state.proof.samples(&state.plan),
         }
     }
 
-    /// Whether the store still holds what it called durable: before anything is sent to it.
+    /// Checks that the store still holds what it reported as durable, before anything is sent to
+    /// it.
     pub(crate) fn still_has(
         &self,
         file: Arc<dyn StoreFile>,
@@ -33,7 +33,7 @@ impl Engine {
         match self.prove(&*file, samples) {
             Ok(()) => Ok(file),
             Err(VolumeError::Store { op, source }) => Err(match meaning(op, source) {
-                Meaning::LineLost(cause) => ReconnectError::Retry(cause),
+                Meaning::ConnectionLost(cause) => ReconnectError::Retry(cause),
                 // A server that has just come back may not have its disk yet.
                 Meaning::Fatal(VolumeError::Store { source, .. })
                     if source.kind() == StoreErrorKind::Failed =>
@@ -46,7 +46,7 @@ impl Engine {
         }
     }
 
-    /// As [`prove`](Self::prove), of a server that may answer with a failure now and then.
+    /// As [`prove`](Self::prove), but retries a failure of the server.
     pub(crate) fn prove_patiently(
         &self,
         file: &dyn StoreFile,

@@ -1,4 +1,4 @@
-//! The read path: newest write, clean cache, store; and the fetcher threads that ask the store.
+//! The read path: newest write, caches, store; and the fetcher threads that read from the store.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use sprat_store::{ReadClass, StoreErrorKind};
 
-use crate::engine::{Connection, Engine, FAILURES_MAX, Meaning, State, meaning};
+use crate::engine::{Connection, Engine, FAILURES_MAX, Meaning, VolumeState, meaning};
 use crate::fetch::{CLUSTER_BLOCKS, Fetch};
 use crate::plan::Block;
 use crate::{BLOCK_BYTES, VolumeError};
@@ -15,7 +15,7 @@ use crate::{BLOCK_BYTES, VolumeError};
 const SMALL_BYTES: usize = 64 << 10;
 
 impl Engine {
-    /// The newest bytes of each block of `wanted`, as of some moment during the call.
+    /// Returns the newest bytes of each block of `wanted`, as of some moment during the call.
     pub(crate) fn read(&self, wanted: Range<u64>) -> Result<Vec<Block>, VolumeError> {
         let mut found: Vec<Option<Block>> = wanted.clone().map(|_| None).collect();
         let mut fetches: Vec<Arc<Fetch>> = Vec::new();
@@ -68,9 +68,9 @@ impl Engine {
         (self.options.run_bytes_max / BLOCK_BYTES) as u64
     }
 
-    fn read_ahead(&self, state: &mut State, read: &Range<u64>) {
-        // Never more than a quarter of the cache, and a half for all together, or streams would push
-        // each other out unread.
+    fn read_ahead(&self, state: &mut VolumeState, read: &Range<u64>) {
+        // One stream uses at most a quarter of the cache and all together a half; otherwise streams
+        // would evict each other's unread blocks.
         let cache_blocks = (self.options.read_cache_bytes_max / BLOCK_BYTES) as u64;
         let bytes_max = self
             .options
@@ -88,32 +88,32 @@ impl Engine {
         if clusters.is_empty() {
             return;
         }
-        let run_blocks = state.pace.run_blocks().min(self.run_blocks());
+        let run_blocks = state.readahead_window.run_blocks().min(self.run_blocks());
         state.fetches.ask(&clusters, ReadClass::Ahead, run_blocks);
         self.fetch.notify_one();
     }
 }
 
-/// Whether a cluster needs no fetch, judged by its ends.
-fn is_here(state: &State, cluster: u64) -> bool {
+/// Whether a cluster needs no fetch, judged by its first and last block.
+fn is_here(state: &VolumeState, cluster: u64) -> bool {
     let first = cluster * CLUSTER_BLOCKS;
     let held = |index| {
-        // After a loss nothing of the cache is used.
+        // After a loss the persistent cache is not used.
         let cache = state.cache.as_ref().filter(|_| state.plan.losses() == 0);
         cache.is_some_and(|cache| cache.find(index).is_some())
     };
     let here = |index| {
-        state.clean.contains(index)
+        state.read_cache.contains(index)
             || state.plan.newest(index).is_some()
             || held(index)
-            || state.fresh.holds(index)
+            || state.hole.holds(index)
     };
     here(first) && here(first + CLUSTER_BLOCKS - 1)
 }
 
-/// Fills in what is here; returns the clusters that the rest lies in.
+/// Fills in what is in memory; returns the clusters of the blocks that are missing.
 fn collect(
-    state: &mut State,
+    state: &mut VolumeState,
     wanted: &Range<u64>,
     found: &mut [Option<Block>],
     fetches: &[Arc<Fetch>],
@@ -128,8 +128,8 @@ fn collect(
             .newest(index)
             .or_else(|| fetches.iter().find_map(|fetch| fetch.block(index)))
             .cloned()
-            .or_else(|| state.clean.read(index))
-            .or_else(|| state.fresh.block(index));
+            .or_else(|| state.read_cache.read(index))
+            .or_else(|| state.hole.block(index));
         let cluster = index / CLUSTER_BLOCKS;
         if slot.is_none() && missing.last() != Some(&cluster) {
             missing.push(cluster);
@@ -147,7 +147,7 @@ pub(crate) fn fetch(engine: &Engine) {
             state = engine.wait(&engine.fetch, state);
             continue;
         };
-        if state.fetches.has_work(state.pace.blocks_max()) {
+        if state.fetches.has_work(state.readahead_window.blocks_max()) {
             engine.fetch.notify_one();
         }
         drop(state);
@@ -160,8 +160,8 @@ pub(crate) fn fetch(engine: &Engine) {
                 .read_at(engine.offset_of(fetch.blocks.start), &mut buffer, class);
         let answer = match answer.map_err(|error| meaning("read", error)) {
             Ok(()) => Ok(None),
-            // What a volume is built on can't be read: writing on would bury the damage. Where nothing
-            // is written, whatever else can be read is still worth having.
+            // If a block of a writable volume can't be read, writing on would hide the damage, so
+            // the volume fails. A read-only volume goes on with the blocks that can be read.
             Err(Meaning::Fatal(VolumeError::Store { source, .. }))
                 if engine.read_only
                     && class == ReadClass::Demand
@@ -188,19 +188,19 @@ pub(crate) fn fetch(engine: &Engine) {
             Err(meaning) => failed(engine, &mut state, &connection, &fetch, class, meaning),
         }
         engine.fetched.notify_all();
-        // The old connection must not be dropped, which may block, under the lock.
+        // Dropping the old connection may block, so it is not done while the state is locked.
         drop(state);
         drop(connection);
         if buffer.capacity() > SMALL_BYTES {
-            // So many threads hold no more than what is under way.
+            // Together the fetchers keep no more than what is under way.
             buffer = Vec::new();
         }
         state = engine.state();
     }
 }
 
-/// Of a run that can't be read whole, the blocks that can: a bad sector must not take its neighbours
-/// along, which are other files. Returns those that can't.
+/// Reads the blocks of a failed run one by one: a bad sector must not affect its neighbours, which
+/// belong to other files. Returns the blocks that can't be read.
 fn one_by_one(
     engine: &Engine,
     connection: &Connection,
@@ -224,9 +224,9 @@ fn one_by_one(
     Ok(unreadable)
 }
 
-/// `took` where it came as one answer.
+/// `took` is set if the bytes came as one answer.
 fn arrived(
-    state: &mut State,
+    state: &mut VolumeState,
     fetch: &Fetch,
     class: ReadClass,
     bytes: &[u8],
@@ -235,9 +235,11 @@ fn arrived(
     let blocks = fetch.blocks.end - fetch.blocks.start;
     if let Some(took) = took {
         match class {
-            ReadClass::Demand if blocks <= CLUSTER_BLOCKS => state.pace.round_trip(took),
+            ReadClass::Demand if blocks <= CLUSTER_BLOCKS => {
+                state.readahead_window.round_trip(took);
+            }
             ReadClass::Demand => {}
-            ReadClass::Ahead => state.pace.answered(blocks, took),
+            ReadClass::Ahead => state.readahead_window.answered(blocks, took),
         }
         state.wire.timed(bytes.len(), took);
     }
@@ -253,38 +255,38 @@ fn arrived(
     }
     state.offer(good.iter().map(|(index, block)| (*index, block)));
     for (index, block) in good {
-        state.clean.insert(index, block);
+        state.read_cache.insert(index, block);
     }
 }
 
-fn take(state: &mut State) -> Option<(Connection, Arc<Fetch>, ReadClass)> {
+fn take(state: &mut VolumeState) -> Option<(Connection, Arc<Fetch>, ReadClass)> {
     let connection = state.connection()?;
-    let State {
+    let VolumeState {
         fetches,
         plan,
-        pace,
+        readahead_window,
         ..
     } = state;
-    let (fetch, class) = fetches.take(plan, pace.blocks_max())?;
+    let (fetch, class) = fetches.take(plan, readahead_window.blocks_max())?;
     Some((connection, fetch, class))
 }
 
 fn failed(
     engine: &Engine,
-    state: &mut State,
+    state: &mut VolumeState,
     connection: &Connection,
     fetch: &Fetch,
     class: ReadClass,
     meaning: Meaning,
 ) {
     match (meaning, class) {
-        (Meaning::LineLost(cause), ReadClass::Ahead) => {
+        (Meaning::ConnectionLost(cause), ReadClass::Ahead) => {
             state.fetches.finish(fetch, None);
-            engine.line_lost(state, connection.generation, cause);
+            engine.connection_lost(state, connection.generation, cause);
         }
-        (Meaning::LineLost(cause), ReadClass::Demand) => {
+        (Meaning::ConnectionLost(cause), ReadClass::Demand) => {
             state.fetches.put_back(fetch);
-            engine.line_lost(state, connection.generation, cause);
+            engine.connection_lost(state, connection.generation, cause);
         }
         (Meaning::Fatal(_), ReadClass::Ahead) => {
             state.fetches.finish(fetch, None);
@@ -292,15 +294,15 @@ fn failed(
         (Meaning::Fatal(VolumeError::Store { source, op }), ReadClass::Demand)
             if source.kind() == StoreErrorKind::Failed =>
         {
-            // A server that has lost its disk for a moment answers so, too: another connection is
-            // asked.
+            // A server that has lost its disk for a moment fails in the same way, so another
+            // connection is tried.
             let again = match engine.read_only {
                 true => true,
                 false => state.fetches.failed(fetch) <= FAILURES_MAX,
             };
             if again && !engine.options.reconnect_max.is_zero() {
                 state.fetches.put_back(fetch);
-                engine.line_lost(state, connection.generation, source);
+                engine.connection_lost(state, connection.generation, source);
             } else {
                 engine.fail(state, VolumeError::Store { op, source });
             }

@@ -1,8 +1,8 @@
-//! A bounded cache of clean blocks, replaced by the clock rule.
+//! A bounded cache of unmodified blocks, with clock replacement.
 //!
-//! A block enters unmarked and is marked when it is read again; the hand takes the mark away or,
-//! where there is none, the block. So what is read once (a stream) leaves before what is read
-//! again (metadata).
+//! A block enters unmarked and is marked when it is read again. The clock hand clears a mark, or
+//! evicts an unmarked block. So blocks that are read once (a stream) leave before blocks that are
+//! read again (metadata).
 
 use std::collections::HashMap;
 
@@ -16,14 +16,14 @@ struct Slot {
 }
 
 #[derive(Debug)]
-pub(crate) struct Clean {
+pub(crate) struct ReadCache {
     blocks_max: usize,
     slots: Vec<Slot>,
     by_index: HashMap<u64, usize>,
     hand: usize,
 }
 
-impl Clean {
+impl ReadCache {
     pub(crate) fn new(blocks_max: usize) -> Self {
         Self {
             blocks_max,
@@ -77,7 +77,7 @@ impl Clean {
         }
     }
 
-    /// The blocks that are held.
+    /// The blocks in the cache.
     pub(crate) fn held(&self) -> impl Iterator<Item = u64> {
         self.by_index.keys().copied()
     }
@@ -102,29 +102,29 @@ mod tests {
     }
 
     #[test]
-    fn a_block_read_again_outlives_a_stream_many_times_the_size_of_the_cache() {
-        let mut clean = Clean::new(8);
-        clean.insert(1000, block(1));
+    fn block_read_again_outlives_a_stream_larger_than_the_cache() {
+        let mut cache = ReadCache::new(8);
+        cache.insert(1000, block(1));
         for index in 0..64 {
             assert_eq!(
-                clean.read(1000),
+                cache.read(1000),
                 Some(block(1)),
                 "after {index} blocks of the stream"
             );
-            clean.insert(index, block(2));
+            cache.insert(index, block(2));
         }
-        assert!(clean.slots.len() <= 8);
+        assert!(cache.slots.len() <= 8);
     }
 
     #[test]
-    fn a_removed_block_is_gone_and_the_others_stay() {
-        let mut clean = Clean::new(3);
+    fn removing_a_block_keeps_the_others() {
+        let mut cache = ReadCache::new(3);
         for index in 0..3 {
-            clean.insert(index, block(u8::try_from(index).unwrap()));
+            cache.insert(index, block(u8::try_from(index).unwrap()));
         }
-        clean.remove(0);
-        assert_eq!(clean.read(0), None);
-        assert_eq!(clean.read(1), Some(block(1)));
-        assert_eq!(clean.read(2), Some(block(2)));
+        cache.remove(0);
+        assert_eq!(cache.read(0), None);
+        assert_eq!(cache.read(1), Some(block(1)));
+        assert_eq!(cache.read(2), Some(block(2)));
     }
 }

@@ -1,9 +1,11 @@
-//! What a dead session left unsettled: waited out, read, and written anew before anything else.
+//! Recovers what a session that died left in doubt: waits, reads it, and writes it again before
+//! anything else.
 //!
-//! Its server process may still write what was under way. After the quiet time the blocks are
-//! read and what was read is written back durably: from then on they hold one value, also where
-//! the dead session's bytes were never synced. Where only ciphertext is written, zeros are no bytes
-//! of anybody's: the dead session's never arrived, and the hole stays.
+//! The server's process of that session may still carry out writes that were under way. After the
+//! quiet time the in-doubt blocks are read and the bytes are written back, durably. From then on
+//! each block has one value, even if the dead session's bytes were never synced. If only ciphertext
+//! is written, a block of zeros was never written: the dead session's write did not arrive, and the
+//! hole stays.
 
 use std::ops::Range;
 
@@ -15,25 +17,25 @@ use crate::{BLOCK_BYTES, Flush, VolumeError};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
-/// Blocks that are read together, and written together with their fsync: a few round trips for each
-/// 4 MiB, however scattered they are. Less than what is sent early (`early_send_bytes_min`), which
-/// would go out run by run.
+/// Blocks that are read at once, and written in one batch with their fsync: a few round trips for
+/// each 4 MiB, however scattered the blocks are. This must stay below `early_send_bytes_min`: what
+/// exceeds that is sent run by run.
 const BATCH_BLOCKS: usize = 1000;
 
-pub(crate) fn suspects_of_dead_session(engine: &Engine) -> Result<(), VolumeError> {
-    let ranges = blocks_of_suspects(engine);
+pub(crate) fn recover_dead_session(engine: &Engine) -> Result<(), VolumeError> {
+    let ranges = blocks_in_doubt(engine);
     if !ranges.is_empty() {
-        write_anew(engine, &ranges)?;
+        rewrite(engine, &ranges)?;
     }
-    engine.state().settling = false;
+    engine.state().recovering = false;
     Ok(())
 }
 
-fn write_anew(engine: &Engine, ranges: &[Range<u64>]) -> Result<(), VolumeError> {
-    if !engine.options.suspects_quiet && !engine.session.old_server_dead() {
+fn rewrite(engine: &Engine, ranges: &[Range<u64>]) -> Result<(), VolumeError> {
+    if !engine.options.old_server_dead && !engine.session.old_server_dead() {
         std::thread::sleep(engine.options.quiet_time);
     }
-    // The room of a write comes in this measure.
+    // One write may bring at most this many blocks.
     let most = engine.state().plan.write_blocks_max().min(BATCH_BLOCKS);
     let whole: u64 = ranges.iter().map(|range| range.end - range.start).sum();
     let mut done = 0;
@@ -41,7 +43,7 @@ fn write_anew(engine: &Engine, ranges: &[Range<u64>]) -> Result<(), VolumeError>
     let mut indices = ranges.iter().cloned().flatten().peekable();
     while indices.peek().is_some() {
         let batch: Vec<u64> = indices.by_ref().take(most).collect();
-        let bytes = read_together(engine, &batch)?;
+        let bytes = read_at_once(engine, &batch)?;
         for (index, block) in batch.iter().zip(bytes.chunks_exact(BLOCK_BYTES)) {
             if engine.options.zeros_are_holes && block.iter().all(|byte| *byte == 0) {
                 continue;
@@ -49,23 +51,22 @@ fn write_anew(engine: &Engine, ranges: &[Range<u64>]) -> Result<(), VolumeError>
             engine.write(*index, block)?;
             written.push((*index, digest_of(block)));
         }
-        // Goes out while the next batch is read.
+        // This batch is sent while the next one is read.
         engine.flush(Flush::Ordered)?;
         done += batch.len() as u64;
-        engine.session.settling(done * BLOCK, whole * BLOCK);
+        engine.session.recovering(done * BLOCK, whole * BLOCK);
     }
     engine.flush(Flush::Durable)?;
-    // Only now, for while there are suspects, nothing goes out together with its fsync.
+    // Only now: while blocks are in doubt, no epoch is batched with its fsync.
     let mut state = engine.state();
     for (index, digest) in written {
-        state.plan.add_settled_suspect(index, digest);
+        state.plan.add_recovered(index, digest);
     }
     Ok(())
 }
 
-/// Reads blocks from the store, many of them under way at once, and past all caches; on as many
-/// connections as it takes.
-fn read_together(engine: &Engine, indices: &[u64]) -> Result<Vec<u8>, VolumeError> {
+/// Reads blocks from the store, many at once, bypassing all caches. Reconnects as often as needed.
+fn read_at_once(engine: &Engine, indices: &[u64]) -> Result<Vec<u8>, VolumeError> {
     let mut bytes = vec![0; indices.len() * BLOCK_BYTES];
     engine.state().waiting += 1;
     let read = read_on_any(engine, indices, &mut bytes);
@@ -77,10 +78,10 @@ fn read_on_any(engine: &Engine, indices: &[u64], bytes: &mut [u8]) -> Result<(),
     let mut failures = 0;
     loop {
         let mut state = engine.state();
-        let line = loop {
+        let connection = loop {
             state.check()?;
             match state.connection() {
-                Some(line) => break line,
+                Some(connection) => break connection,
                 None => state = engine.wait(&engine.fetched, state),
             }
         };
@@ -96,7 +97,7 @@ fn read_on_any(engine: &Engine, indices: &[u64], bytes: &mut [u8]) -> Result<(),
             parts.push((engine.offset_of(*first), part));
             (rest, left) = (behind, &left[run..]);
         }
-        let Err(error) = line.file.read_parts_at(&mut parts, ReadClass::Demand) else {
+        let Err(error) = connection.file.read_parts_at(&mut parts, ReadClass::Demand) else {
             return Ok(());
         };
         let mut state = engine.state();
@@ -106,9 +107,11 @@ fn read_on_any(engine: &Engine, indices: &[u64], bytes: &mut [u8]) -> Result<(),
             && !engine.options.reconnect_max.is_zero();
         match meaning("read", error) {
             Meaning::Fatal(VolumeError::Store { source, .. }) if again => {
-                engine.line_lost(&mut state, line.generation, source);
+                engine.connection_lost(&mut state, connection.generation, source);
             }
-            Meaning::LineLost(cause) => engine.line_lost(&mut state, line.generation, cause),
+            Meaning::ConnectionLost(cause) => {
+                engine.connection_lost(&mut state, connection.generation, cause);
+            }
             Meaning::Fatal(cause) => {
                 engine.fail(&mut state, cause);
                 state.check()?;
@@ -117,12 +120,12 @@ fn read_on_any(engine: &Engine, indices: &[u64], bytes: &mut [u8]) -> Result<(),
     }
 }
 
-/// The device's blocks that the suspect byte ranges touch: in order, no block twice.
-fn blocks_of_suspects(engine: &Engine) -> Vec<Range<u64>> {
+/// Returns the blocks of the device that the in-doubt byte ranges touch: in order, each block once.
+fn blocks_in_doubt(engine: &Engine) -> Vec<Range<u64>> {
     let offset = engine.geometry.offset_bytes;
     let len = engine.geometry.len_bytes;
     let mut ranges: Vec<Range<u64>> = Vec::new();
-    for range in &engine.options.suspects {
+    for range in &engine.options.in_doubt {
         let start = range.start.saturating_sub(offset).min(len) / BLOCK;
         let end = range.end.saturating_sub(offset).min(len).div_ceil(BLOCK);
         if start < end {

@@ -1,22 +1,21 @@
-//! A sample of the blocks that a persistent cache holds, compared with the store at opening, in about
-//! one round trip. What a session itself wrote is read back by `proof`.
+//! A sample of the blocks in a persistent cache, compared with the store when the volume is opened,
+//! in about one round trip. Blocks that the session itself wrote are read back by `proof_check`.
 //!
-//! Where a part `p` of those blocks is wrong
-//! on the server, `n` blocks show it with a chance of 1 - (1 - p)^n: 64 blocks find one wrong block
-//! in twenty with 96 %, one in a hundred with 47 %.
+//! If a part `p` of the cached blocks is wrong on the server, `n` blocks detect it with a chance of
+//! 1 - (1 - p)^n: 64 blocks detect one wrong block in twenty with 96 %, one in a hundred with 47 %.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 
 use sprat_store::{ReadClass, StoreError, StoreFile};
 
-use crate::slots::{Held, digest_of};
+use crate::slots::{CachedBlock, digest_of};
 use crate::{BLOCK_BYTES, Geometry};
 
 /// Blocks of a sample: 256 KiB.
 pub(crate) const SAMPLE_BLOCKS: usize = 64;
-/// Half of the sample at opening comes from so many blocks that entered the cache last: they are
-/// what a server has lost that shows the state of a session before.
+/// Half of the sample comes from the blocks that entered the cache last: a server that was reset to
+/// the state of an earlier session has lost these.
 const NEWEST_BLOCKS: usize = 256;
 
 /// Blocks by number, each with its digest.
@@ -28,12 +27,12 @@ fn below(random: &RandomState, nth: u64, bound: usize) -> usize {
     usize::try_from(random.hash_one(nth) % bound).unwrap_or(0)
 }
 
-/// Which of the blocks that a cache holds, the longest unused first, are compared at opening.
-pub(crate) fn of_cache(held: &[Held]) -> Digests {
+/// Chooses which of the cached blocks (the longest unused first) are compared at opening.
+pub(crate) fn of_cache(held: &[CachedBlock]) -> Digests {
     let random = RandomState::new();
     let newest = &held[held.len().saturating_sub(NEWEST_BLOCKS)..];
     let mut sample = Digests::new();
-    // A block that is drawn twice counts once: a small cache is compared as a whole, nearly.
+    // A block that is drawn twice counts once. So nearly all blocks of a small cache are compared.
     for nth in 0..4 * SAMPLE_BLOCKS as u64 {
         let from = if nth % 2 == 0 { newest } else { held };
         if from.is_empty() || sample.len() == SAMPLE_BLOCKS {
@@ -45,8 +44,7 @@ pub(crate) fn of_cache(held: &[Held]) -> Digests {
     sample
 }
 
-/// Reads the blocks of `sample`, all of them under way at once; returns the first that has other
-/// bytes.
+/// Reads the blocks of `sample`, all at once. Returns the first one with other bytes.
 pub(crate) fn first_that_differs(
     store: &dyn StoreFile,
     geometry: Geometry,
@@ -71,11 +69,11 @@ mod tests {
     use super::*;
     use crate::slots::Place;
 
-    /// The chance that the head of this file computes, measured.
+    /// Measures the chance that the head of this file computes.
     #[test]
-    fn a_sample_of_a_cache_finds_one_wrong_block_in_twenty_nearly_always() {
-        let held: Vec<Held> = (0..10_000)
-            .map(|index| Held {
+    fn sample_nearly_always_finds_one_wrong_block_in_twenty() {
+        let held: Vec<CachedBlock> = (0..10_000)
+            .map(|index| CachedBlock {
                 index,
                 place: Place {
                     slot: u32::try_from(index).unwrap(),
@@ -88,7 +86,7 @@ mod tests {
             .filter(|_| of_cache(&held).keys().any(|index| index % 20 == 7))
             .count();
         assert!(found > 350, "{found} of 400; 96 % are expected");
-        // What a session before wrote last is in it as a rule.
+        // It usually contains blocks that the last session wrote last.
         let last = (0..100)
             .filter(|_| of_cache(&held).keys().any(|index| *index >= 9_990))
             .count();

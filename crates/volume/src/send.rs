@@ -1,21 +1,21 @@
-//! The sender threads: each takes a run from the plan, sends it and reports what came of it.
+//! The sender threads: each takes a run from the plan, sends it and reports the outcome.
 
 use std::slice;
 use std::time::Instant;
 
 use crate::BLOCK_BYTES;
-use crate::engine::{Connection, Engine, Meaning, State, meaning};
+use crate::engine::{Connection, Engine, Meaning, VolumeState, meaning};
 use crate::plan::Run;
-use crate::session::Fenced;
+use crate::session_hooks::Fenced;
 
 /// Buffers up to this size are kept between runs.
 const SMALL_BYTES: usize = 64 << 10;
 
 enum Sent {
     Answered,
-    /// The session refused; nothing was sent.
+    /// The session did not allow it; nothing was sent.
     Refused(Fenced),
-    /// The store failed; anything may have arrived, or arrive.
+    /// The store failed. Anything may have arrived, or may still arrive.
     Broken(Meaning),
 }
 
@@ -36,7 +36,7 @@ pub(crate) fn send_runs(engine: &Engine) {
         let sent = send(engine, &connection, &run, &mut buffer);
         state = engine.state();
         if buffer.capacity() > SMALL_BYTES {
-            // What all senders hold together is bounded by what is under way.
+            // Together the senders keep no more than what is under way.
             buffer = Vec::new();
         }
         if let Sent::Answered = sent {
@@ -47,16 +47,17 @@ pub(crate) fn send_runs(engine: &Engine) {
             state.wire.written_bytes += bytes as u64;
         }
         report(engine, &mut state, &connection, &run, sent);
-        // The epoch may be complete, a lost line quiet, or a rewritten block free to go.
+        // The epoch may be complete, the lost connection without calls under way, or a rewritten
+        // block sendable.
         engine.step.notify_one();
-        // The old connection must not be dropped, which may block, under the lock.
+        // Dropping the old connection may block, so it is not done while the state is locked.
         drop(state);
         drop(connection);
         state = engine.state();
     }
 }
 
-fn take(state: &mut State) -> Option<(Connection, Run)> {
+fn take(state: &mut VolumeState) -> Option<(Connection, Run)> {
     let connection = state.connection()?;
     Some((connection, state.plan.next_run()?))
 }
@@ -88,15 +89,21 @@ fn send(engine: &Engine, connection: &Connection, run: &Run, buffer: &mut Vec<u8
     }
 }
 
-fn report(engine: &Engine, state: &mut State, connection: &Connection, run: &Run, sent: Sent) {
+fn report(
+    engine: &Engine,
+    state: &mut VolumeState,
+    connection: &Connection,
+    run: &Run,
+    sent: Sent,
+) {
     match sent {
         Sent::Answered => state.plan.answered(run),
         Sent::Refused(fenced) => {
             engine.fenced(state, connection.generation, fenced);
             state.plan.lost_run(run);
         }
-        Sent::Broken(Meaning::LineLost(cause)) => {
-            engine.line_lost(state, connection.generation, cause);
+        Sent::Broken(Meaning::ConnectionLost(cause)) => {
+            engine.connection_lost(state, connection.generation, cause);
             state.plan.lost_run(run);
         }
         Sent::Broken(Meaning::Fatal(cause)) => {

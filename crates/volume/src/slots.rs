@@ -1,15 +1,15 @@
-//! Which blocks the persistent cache holds, where, and which of them gives way; no I/O.
+//! Which blocks the persistent cache holds, where, and which of them is evicted next; no I/O.
 //!
 //! Replacement is 2Q with an admission budget. A block enters on trial; the trial queue is first
-//! in, first out, and gives way first. A block that is read again, or whose bytes were replaced
-//! while it was held (metadata), is kept: the kept queue is least recently used and holds at most
-//! three quarters. A session may put blocks seen for the first time into a quarter of the cache;
-//! after that they pass it by, so that a long stream neither empties it nor wears out the disk.
+//! in, first out, and is evicted first. A block that is read again, or whose bytes were replaced
+//! while it was cached (metadata), is kept: the kept queue is least recently used and holds at most
+//! three quarters. In one session, new blocks may use a quarter of the cache. Further ones are not
+//! cached, so that a long stream neither empties the cache nor wears out the disk.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hasher};
 
-/// Where a block lies in the cache's file, and the digest of its number and bytes.
+/// Where a block is in the cache's file, and the digest of its number and bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) slot: u32,
@@ -23,9 +23,9 @@ struct Entry {
     kept: bool,
 }
 
-/// What of a block is remembered over sessions.
+/// What is stored about a block between sessions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Held {
+pub(crate) struct CachedBlock {
     pub(crate) index: u64,
     pub(crate) place: Place,
     pub(crate) kept: bool,
@@ -41,7 +41,7 @@ pub(crate) struct Slots {
     free: Vec<u32>,
     next_slot: u32,
     next_stamp: u64,
-    /// Blocks whose bytes were replaced while they were held.
+    /// Blocks whose bytes were replaced while they were cached.
     again: HashSet<u64>,
     budget: u32,
 }
@@ -61,9 +61,8 @@ impl Slots {
         }
     }
 
-    /// Takes over what an earlier session held, in its order; `None` where that contradicts
-    /// itself.
-    pub(crate) fn restored(slots_max: u32, held: &[Held]) -> Option<Self> {
+    /// Restores the blocks of an earlier session, in order; `None` if they contradict each other.
+    pub(crate) fn restored(slots_max: u32, held: &[CachedBlock]) -> Option<Self> {
         let mut slots = Self::new(slots_max);
         let mut used = HashSet::new();
         for entry in held {
@@ -82,14 +81,14 @@ impl Slots {
         Some(slots)
     }
 
-    /// All that is held, oldest first.
-    pub(crate) fn held(&self) -> Vec<Held> {
+    /// All cached blocks, oldest first.
+    pub(crate) fn held(&self) -> Vec<CachedBlock> {
         let both = self.trial.iter().chain(&self.kept);
         let mut stamps: Vec<(u64, u64)> = both.map(|(stamp, index)| (*stamp, *index)).collect();
         stamps.sort_unstable();
         let held = stamps.iter().map(|(_, index)| {
             let entry = self.entries[index];
-            Held {
+            CachedBlock {
                 index: *index,
                 place: entry.place,
                 kept: entry.kept,
@@ -98,7 +97,7 @@ impl Slots {
         held.collect()
     }
 
-    /// The blocks that are held, or are let in again at once.
+    /// The blocks that are cached, or may enter again without budget.
     pub(crate) fn known(&self) -> impl Iterator<Item = u64> {
         self.entries.keys().chain(&self.again).copied()
     }
@@ -107,14 +106,14 @@ impl Slots {
         Some(self.entries.get(&index)?.place)
     }
 
-    /// A block that is held was read: it is kept.
+    /// Keeps a cached block because it was read.
     pub(crate) fn read(&mut self, index: u64) {
         if let Some(entry) = self.take(index) {
             self.enter(index, entry.place, true);
         }
     }
 
-    /// A block is about to get other bytes.
+    /// Removes a block that is about to get other bytes.
     pub(crate) fn replaced(&mut self, index: u64) {
         if let Some(entry) = self.take(index) {
             self.free.push(entry.place.slot);
@@ -124,7 +123,7 @@ impl Slots {
         }
     }
 
-    /// A block is damaged or means nothing any more.
+    /// Removes a block that is damaged or not valid any more.
     pub(crate) fn forget(&mut self, index: u64) {
         self.again.remove(&index);
         if let Some(entry) = self.take(index) {
@@ -132,7 +131,7 @@ impl Slots {
         }
     }
 
-    /// Whether a block may enter; one that is new to the cache costs budget.
+    /// Whether a block may enter. A block that is new to the cache uses up budget.
     pub(crate) fn admits(&mut self, index: u64) -> bool {
         if self.slots_max == 0 || self.entries.contains_key(&index) {
             return false;
@@ -145,7 +144,8 @@ impl Slots {
         within
     }
 
-    /// A slot to write a block to; the oldest on trial gives way, else the least recently used.
+    /// Returns a slot for a block. If none is free, the oldest block on trial is evicted, or else
+    /// the least recently used one.
     pub(crate) fn reserve(&mut self) -> Option<u32> {
         if let Some(slot) = self.free.pop() {
             return Some(slot);
@@ -161,7 +161,7 @@ impl Slots {
         Some(self.take(*victim)?.place.slot)
     }
 
-    /// A slot from [`reserve`](Self::reserve) holds the block's bytes now.
+    /// A slot from [`reserve`](Self::reserve) now holds the block's bytes.
     pub(crate) fn enter_new(&mut self, index: u64, place: Place) {
         let kept = self.again.remove(&index);
         if let Some(old) = self.take(index) {
@@ -170,7 +170,7 @@ impl Slots {
         self.enter(index, place, kept);
     }
 
-    /// A slot from [`reserve`](Self::reserve) was not used after all.
+    /// A slot from [`reserve`](Self::reserve) was not used.
     pub(crate) fn release(&mut self, slot: u32) {
         self.free.push(slot);
     }
@@ -206,8 +206,8 @@ impl Slots {
     }
 }
 
-/// Finds every accidental change; who can change the cache's files on purpose is root here.
-/// Should another version of Rust hash differently, the cache is dropped, no more.
+/// Detects every accidental change; to change the cache's files on purpose one must be root here.
+/// If another version of Rust hashes differently, the cache is dropped.
 pub(crate) fn digest_of(index: u64, bytes: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     hasher.write_u64(index);
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_stays_while_streams_many_times_the_size_of_the_cache_pass_by() {
+    fn metadata_survives_streams_larger_than_the_cache() {
         let mut slots = Slots::new(64);
         for index in 0..16 {
             assert!(put(&mut slots, index));
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn no_slot_is_ever_given_to_two_blocks() {
+    fn no_slot_is_given_to_two_blocks() {
         let mut slots = Slots::new(8);
         let mut dice = 7u64;
         for step in 0..4000u64 {
@@ -288,8 +288,8 @@ mod tests {
     }
 
     #[test]
-    fn what_contradicts_itself_is_not_taken_over() {
-        let held = |index, slot| Held {
+    fn contradicting_entries_are_not_restored() {
+        let held = |index, slot| CachedBlock {
             index,
             place: Place { slot, digest: 0 },
             kept: false,

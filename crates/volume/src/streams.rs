@@ -1,24 +1,24 @@
-//! Recognises reading that moves forward, and says what to read ahead.
+//! Detects sequential reading, and returns what to read ahead.
 //!
-//! What a file system reads in one go rarely arrives as one run: several files are read at a time,
-//! each from its own begin, with gaps between them and a little out of order. So a stream is a
-//! neighbourhood that moves: a read close to its head belongs to it, and as long as enough clusters
-//! behind the head were wanted, those before it will be.
+//! A file system that reads sequentially rarely does so in one run: it reads several files at a
+//! time, each from its own start, with gaps and a little out of order. So a stream is a moving
+//! neighbourhood. A read close to its head belongs to it. As long as enough clusters behind the
+//! head were read, those before it probably will be.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 
 use crate::fetch::{CLUSTER_BLOCKS, clusters_of};
 
-/// Streams followed at one time; a restore reads a few neighbourhoods at once.
+/// Streams followed at one time; a restore reads in a few neighbourhoods at once.
 const STREAMS_MAX: usize = 16;
-/// How far before the head a read may begin: 512 KiB, some files of the usual size.
+/// How far before the head a read may start: 512 KiB, a few files of usual size.
 const FORWARD_CLUSTERS: u64 = 8;
-/// How far behind the head it may begin; as many bits as are kept.
+/// How far behind the head it may start: as many clusters as there are bits.
 const BACK_CLUSTERS: u64 = 64;
-/// So many clusters behind the head are judged.
+/// How many clusters behind the head are counted.
 const JUDGED: u32 = 32;
-/// A stream is none before it has come so far.
+/// A stream is read ahead only after so many clusters.
 const AGE_MIN: u64 = 3;
 
 /// See the module.
@@ -29,19 +29,19 @@ pub(crate) struct Streams {
 
 #[derive(Debug)]
 struct Stream {
-    /// The furthest cluster that was wanted.
+    /// The furthest cluster that was read.
     head: u64,
-    /// Bit n: the cluster n behind the head was wanted.
+    /// Bit n: the cluster n behind the head was read.
     wanted: u64,
-    /// Clusters from its begin to the head.
+    /// Clusters from the stream's start to its head.
     age: u64,
     window: u64,
     asked_to: u64,
 }
 
 impl Streams {
-    /// Notes a read and returns the clusters to read ahead, none where it is no stream;
-    /// `window_max` in clusters.
+    /// Records a read and returns the clusters to read ahead; empty if it belongs to no stream.
+    /// `window_max` is in clusters.
     pub(crate) fn note(&mut self, blocks: &Range<u64>, window_max: u64) -> Range<u64> {
         let read = clusters_of(blocks);
         if read.is_empty() {
@@ -94,8 +94,8 @@ impl Stream {
         }
     }
 
-    /// Three of eight behind the head were wanted: of reads that come out of order, some of the last
-    /// are still to come.
+    /// Whether three of eight clusters behind the head were read: if reads come out of order, some
+    /// of the last ones are still to come.
     fn is_dense(&self) -> bool {
         let judged = u32::try_from(self.age).unwrap_or(JUDGED).min(JUDGED);
         let of = (1_u64 << judged) - 1;
@@ -123,7 +123,7 @@ const _: () = assert!(CLUSTER_BLOCKS > 0 && BACK_CLUSTERS <= 64 && JUDGED < 64);
 mod tests {
     use super::*;
 
-    /// Reads in this order; returns all that was read ahead, and how many asked for something.
+    /// Reads in this order; returns all that was read ahead, and how many reads caused it.
     fn read(streams: &mut Streams, reads: impl IntoIterator<Item = u64>) -> (Vec<u64>, usize) {
         let (mut ahead, mut asked) = (Vec::new(), 0);
         for block in reads {
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn reading_forward_is_run_ahead_of_in_ever_longer_steps_and_nothing_is_asked_for_twice() {
+    fn sequential_reads_are_read_ahead_once_in_growing_steps() {
         let (ahead, asked) = read(&mut Streams::default(), clusters(200));
         assert!(ahead.is_sorted_by(|a, b| a < b), "{ahead:?}");
         assert!(ahead.first().is_some_and(|first| *first <= 4), "{ahead:?}");
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn scattered_reads_are_no_stream() {
+    fn scattered_reads_are_not_a_stream() {
         let scattered = (0..200_u64).map(|n| n * 7919 % 200 * 1000 * CLUSTER_BLOCKS);
         let (ahead, _) = read(&mut Streams::default(), scattered);
         assert!(ahead.is_empty(), "{ahead:?}");
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn two_streams_at_once_are_told_apart() {
+    fn two_streams_at_once_are_kept_apart() {
         let far = 1 << 30;
         let both = clusters(100).flat_map(|block| [block, far + block]);
         let (ahead, _) = read(&mut Streams::default(), both);
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_clusters_of_the_largest_device_overflow_nothing() {
+    fn last_clusters_of_the_largest_device_do_not_overflow() {
         let mut streams = Streams::default();
         let last = u64::MAX / 4096 - 64;
         for block in 0..16 {

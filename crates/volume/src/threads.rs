@@ -5,7 +5,7 @@ use std::thread::Builder;
 /// Small stacks: the process may lock all of its memory.
 const STACK_BYTES: usize = 256 << 10;
 
-/// A thread to be started.
+/// Returns a builder for a named thread.
 pub(crate) fn named(name: impl Into<String>) -> Builder {
     Builder::new().name(name.into()).stack_size(STACK_BYTES)
 }

@@ -1,4 +1,4 @@
-//! The volume as its callers see it.
+//! The public type of this crate: a volume and its calls.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,13 +8,13 @@ use std::time::Duration;
 use sprat_store::{StoreError, StoreErrorKind, StoreFile};
 
 use crate::cache::Cache;
-use crate::cache_file::{Basis, remove_mark};
+use crate::cache_file::{CacheValidator, remove_clean_marker};
 use crate::discard::Punch;
 use crate::engine::{Engine, spawn};
 use crate::overlay::Overlay;
 use crate::sample::first_that_differs;
 use crate::{
-    BLOCK_BYTES, CacheOptions, Fenced, Flush, Geometry, ReadOnlyOptions, Session, VolumeError,
+    BLOCK_BYTES, CacheOptions, Fenced, Flush, Geometry, ReadOnlyOptions, SessionHooks, VolumeError,
     VolumeOptions, VolumeStats, cache_keeper, coordinator, lock_checker, read, recover, send,
 };
 
@@ -23,8 +23,8 @@ const BLOCK: u64 = BLOCK_BYTES as u64;
 /// An ordered, write-back block device over one remote file. Any number of threads may call.
 ///
 /// Offsets and lengths are multiples of [`BLOCK_BYTES`]. After [`failure`](Self::failure) every
-/// call fails until the container is opened again. Dropping without [`close`](Self::close) is
-/// [`abort`](Self::abort), and waits for the calls that are under way in the store.
+/// call fails until the container is opened again. Dropping a volume without [`close`](Self::close)
+/// works as [`abort`](Self::abort) and waits for the calls that are under way in the store.
 pub struct Volume {
     engine: Arc<Engine>,
     overlay: Option<Overlay>,
@@ -34,41 +34,42 @@ pub struct Volume {
 impl Volume {
     /// Opens for reading and writing.
     ///
-    /// Waits out the quiet time of a dead session's suspects and writes them anew, durably.
+    /// Recovers the in-doubt writes of a session that died: waits for the end of their quiet time,
+    /// then reads them and writes them again, durably.
     pub fn open(
         file: Arc<dyn StoreFile>,
         geometry: Geometry,
-        session: Arc<dyn Session>,
+        session: Arc<dyn SessionHooks>,
         options: VolumeOptions,
     ) -> Result<Self, VolumeError> {
-        let basis = present_basis(options.cache.as_ref(), &*file, geometry);
-        check_geometry(&*file, geometry, basis.as_ref())?;
+        let validator = present_validator(options.cache.as_ref(), &*file, geometry);
+        check_geometry(&*file, geometry, validator.as_ref())?;
         let senders = options.writers.max(1);
-        let doubtful = !options.suspects.is_empty();
+        let doubtful = !options.in_doubt.is_empty();
         let cache = match &options.cache {
-            Some(cache) => Cache::open(cache, basis, true, doubtful)?,
+            Some(cache) => Cache::open(cache, validator, true, doubtful)?,
             None => None,
         };
         compare_sample(&*file, geometry, options.cache.as_ref(), cache.as_ref())?;
         let engine = Engine::new(file, geometry, session, options, false);
         engine.state().cache = cache;
         let volume = Self::start(engine, None, senders)?;
-        recover::suspects_of_dead_session(&volume.engine)?;
+        recover::recover_dead_session(&volume.engine)?;
         let mut state = volume.engine.state();
         state.held_back = volume.engine.options.hold_back;
         drop(state);
         Ok(volume)
     }
 
-    /// Opens without ever writing to the store: writes go to a local file without a name.
+    /// Opens without ever writing to the store. Writes go to a local file without a name.
     pub fn open_read_only(
         file: Arc<dyn StoreFile>,
         geometry: Geometry,
-        session: Arc<dyn Session>,
+        session: Arc<dyn SessionHooks>,
         options: ReadOnlyOptions,
     ) -> Result<Self, VolumeError> {
-        let basis = present_basis(options.cache.as_ref(), &*file, geometry);
-        check_geometry(&*file, geometry, basis.as_ref())?;
+        let validator = present_validator(options.cache.as_ref(), &*file, geometry);
+        check_geometry(&*file, geometry, validator.as_ref())?;
         let ReadOnlyOptions {
             overlay_dir,
             overlay_bytes_max,
@@ -86,7 +87,7 @@ impl Volume {
             ..VolumeOptions::default()
         };
         let cache = match &options.cache {
-            Some(cache) => Cache::open(cache, basis, false, false)?,
+            Some(cache) => Cache::open(cache, validator, false, false)?,
             None => None,
         };
         compare_sample(&*file, geometry, options.cache.as_ref(), cache.as_ref())?;
@@ -95,12 +96,12 @@ impl Volume {
         Self::start(engine, Some(overlay), 0)
     }
 
-    /// Somebody who uses the same connection found it lost: it is sought again now, not at the next
-    /// call.
-    pub fn line_lost(&self, cause: StoreError) {
+    /// Reports that another user of the same connection found it lost. The volume reconnects now,
+    /// not at its next call.
+    pub fn connection_lost(&self, cause: StoreError) {
         let mut state = self.engine.state();
         if let Some(generation) = state.plan.connection() {
-            self.engine.line_lost(&mut state, generation, cause);
+            self.engine.connection_lost(&mut state, generation, cause);
         }
     }
 
@@ -116,18 +117,18 @@ impl Volume {
             threads: Vec::new(),
         };
         // From here on a failure drops `volume`, which ends the threads that were started.
-        volume.spawn("conductor".to_owned(), coordinator::conduct)?;
+        volume.spawn("coordinator".to_owned(), coordinator::coordinate)?;
         for number in 0..senders {
             volume.spawn(format!("sender-{number}"), send::send_runs)?;
         }
-        // Nothing is sent without senders, and needs no permits.
-        let permitters = if senders > 0 {
-            lock_checker::PERMITTERS
+        // Without senders nothing is sent, so the lock needs no check.
+        let checkers = if senders > 0 {
+            lock_checker::LOCK_CHECKERS
         } else {
             0
         };
-        for number in 0..permitters {
-            volume.spawn(format!("permitter-{number}"), lock_checker::permit_ahead)?;
+        for number in 0..checkers {
+            volume.spawn(format!("lock-checker-{number}"), lock_checker::check_ahead)?;
         }
         if senders > 0 {
             volume.spawn("keeper".to_owned(), cache_keeper::keep)?;
@@ -143,7 +144,7 @@ impl Volume {
         Ok(())
     }
 
-    /// Length in bytes.
+    /// Returns the length in bytes.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "a volume is never empty")]
     pub fn len(&self) -> u64 {
@@ -188,7 +189,8 @@ impl Volume {
         Ok(())
     }
 
-    /// Takes a copy of `data` for `offset`; returns before it is sent, and waits only for room.
+    /// Copies `data` for `offset`. Returns before it is sent; waits only for free space in the
+    /// buffer.
     pub fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), VolumeError> {
         let blocks = self.blocks("write", offset, data.len() as u64)?;
         match &self.overlay {
@@ -198,8 +200,8 @@ impl Volume {
                 let Err(error) = overlay.write(blocks.start, data) else {
                     return Ok(());
                 };
-                // Half of a replay is no state that the file system ever had: whoever reads on
-                // would take it for damage.
+                // A replay that stopped half-way is a state that the file system never had. A
+                // reader that went on would report it as damage.
                 let mut state = self.engine.state();
                 self.engine.fail(&mut state, error);
                 state.check()
@@ -207,10 +209,10 @@ impl Volume {
         }
     }
 
-    /// Gives the space of a range back to the server; the range then holds zeros.
+    /// Punches a hole: the server gets the space of a range back, and the range reads as zeros.
     ///
-    /// Only while nothing waits to be written (after a `Durable` flush, with nobody writing), as
-    /// it is ordered with nothing.
+    /// Call this only while nothing waits to be written (after a `Durable` flush, with no other
+    /// writer): a discard has no order with writes.
     pub fn discard(&self, offset: u64, len: u64) -> Result<(), VolumeError> {
         self.discard_by(
             std::slice::from_ref(&(offset..offset.saturating_add(len))),
@@ -222,11 +224,12 @@ impl Volume {
         )
     }
 
-    /// The same for ranges in order, with `punch` doing it: it gets the open file and the ranges
-    /// of it, and returns once nothing of them is still to happen.
+    /// Punches several ranges, given in order, with `punch`. It gets the open file and the file's
+    /// ranges. It must not return before it is certain that nothing of them can still happen.
     ///
-    /// An `Unsupported` of it is handed on and leaves the volume as it was; any other error ends
-    /// the volume, and whoever opens the container next waits until nothing can come late.
+    /// If `punch` fails with `Unsupported`, that error is returned and the volume goes on
+    /// unchanged. Any other error ends the volume, and the next session that opens the container
+    /// waits until nothing can arrive late.
     pub fn discard_by(
         &self,
         ranges: &[Range<u64>],
@@ -247,7 +250,7 @@ impl Volume {
         self.engine.discard(&blocks?, punch)
     }
 
-    /// What was held back ([`VolumeOptions::hold_back`]) may be sent from now on.
+    /// Allows what was held back ([`VolumeOptions::hold_back`]) to be sent.
     pub fn may_send(&self) {
         self.engine.state().held_back = false;
         self.engine.wake_all();
@@ -258,17 +261,17 @@ impl Volume {
         self.engine.flush(flush)
     }
 
-    /// Whether the persistent cache was of another state of the container than the one that was
-    /// opened: since this machine's last clean close somebody else has written to the file. Nothing
-    /// of it is used then.
+    /// Whether the persistent cache belonged to another state of the container than the opened one:
+    /// since this machine's last clean close another machine has written to the file. Such a cache
+    /// is not used.
     #[must_use]
     pub fn cache_was_outdated(&self) -> bool {
         let state = self.engine.state();
         state.cache.as_ref().is_some_and(Cache::was_outdated)
     }
 
-    /// How many blocks the store gave with other bytes than the persistent cache has of the same
-    /// state of the container, where it was opened to compare.
+    /// How many blocks differ between the store and a persistent cache of the same state of the
+    /// container. Counted only if the volume was opened to compare.
     #[must_use]
     pub fn differing_blocks(&self) -> u64 {
         self.engine
@@ -278,19 +281,20 @@ impl Volume {
             .map_or(0, Cache::differing)
     }
 
-    /// What was done and is held now.
+    /// Counters of what was done, and what is kept now.
     #[must_use]
     pub fn stats(&self) -> VolumeStats {
         self.engine.stats()
     }
 
-    /// Makes everything durable, reads all suspects back (after a loss this waits for the end of
-    /// the quiet time) and tells the session that all is settled; every later call fails.
+    /// Makes everything durable, reads all in-doubt blocks back, and reports to the session that
+    /// all writes are resolved. After a loss it waits for the end of the quiet time. Every later
+    /// call fails.
     pub fn close(&self) -> Result<(), VolumeError> {
         self.engine.close()
     }
 
-    /// Why the volume refuses everything; `None` while it works and after an orderly close.
+    /// Why every call fails; `None` while the volume works and after a clean close.
     #[must_use]
     pub fn failure(&self) -> Option<Arc<VolumeError>> {
         let state = self.engine.state();
@@ -300,14 +304,14 @@ impl Volume {
             .filter(|cause| !matches!(**cause, VolumeError::Closed))
     }
 
-    /// Stops sending at once and fails every call, waiting ones too. What is under way in the
-    /// store may still arrive.
+    /// Stops sending at once and fails every call, including those that wait. What is under way in
+    /// the store may still arrive.
     pub fn abort(&self) {
         let mut state = self.engine.state();
         self.engine.fail(&mut state, VolumeError::Aborted);
     }
 
-    /// As [`abort`](Self::abort), for a session that has found out by itself that the lock is lost.
+    /// As [`abort`](Self::abort), for a session that has found out itself that the lock is lost.
     pub fn fence(&self, cause: Fenced) {
         let mut state = self.engine.state();
         self.engine.fail(&mut state, VolumeError::Fenced(cause));
@@ -336,36 +340,36 @@ impl Drop for Volume {
         let mut threads = std::mem::take(&mut self.threads);
         threads.append(&mut self.engine.state().closers);
         for thread in threads {
-            // A thread that panicked has failed the volume; there is nobody left to tell.
+            // A thread that panicked has failed the volume already.
             let _ = thread.join();
         }
     }
 }
 
-/// The state that the cache is compared with, of a container that has one.
-fn present_basis(
+/// The state of the container that the cache is compared with; `None` if there is no cache.
+fn present_validator(
     cache: Option<&CacheOptions>,
     file: &dyn StoreFile,
     geometry: Geometry,
-) -> Option<Basis> {
+) -> Option<CacheValidator> {
     match &cache?.seen {
-        Some(seen) => Basis::of(&seen.stat, seen.first_block.clone(), geometry),
-        None => Basis::read(file, geometry),
+        Some(seen) => CacheValidator::of(&seen.stat, seen.first_block.clone(), geometry),
+        None => CacheValidator::read(file, geometry),
     }
 }
 
-/// Compares some of the blocks that the cache holds with the container, in one round trip. Where
-/// one differs the cache is dropped: it is of a state that the server doesn't have.
+/// Compares some blocks of the cache with the container, in one round trip. If one differs, the
+/// cache is dropped: it belongs to a state that the server does not have.
 ///
-/// A line that is lost meanwhile is no error: nothing of the cache is used after a loss. Nor, for
-/// a reader, is a block that can't be read: others may still be worth having.
+/// A connection that is lost meanwhile is no error, as the cache is not used after a loss. A block
+/// that can't be read is no error for a read-only volume: the other blocks may still be readable.
 fn compare_sample(
     file: &dyn StoreFile,
     geometry: Geometry,
     options: Option<&CacheOptions>,
     cache: Option<&Cache>,
 ) -> Result<(), VolumeError> {
-    // What is only compared is compared as it is read.
+    // With `only_compare` each block is compared when it is read.
     let (Some(options), Some(cache)) = (options.filter(|options| !options.only_compare), cache)
     else {
         return Ok(());
@@ -378,18 +382,19 @@ fn compare_sample(
         }
         Err(source) => return Err(VolumeError::Store { op: "read", source }),
     };
-    // A reader on a file system that can't be written to leaves it.
-    let _ = remove_mark(&options.dir);
+    // On a read-only file system the marker stays.
+    let _ = remove_clean_marker(&options.dir);
     Err(VolumeError::CacheDiffers {
         offset: geometry.offset_bytes + index * BLOCK,
     })
 }
 
-/// The file must reach as far as the volume; `basis`, if there is one, tells how far it does.
+/// Checks that the file is long enough for the volume. Takes the file's length from `validator` if
+/// there is one.
 fn check_geometry(
     file: &dyn StoreFile,
     geometry: Geometry,
-    basis: Option<&Basis>,
+    validator: Option<&CacheValidator>,
 ) -> Result<(), VolumeError> {
     let Geometry {
         offset_bytes,
@@ -403,8 +408,8 @@ fn check_geometry(
             len_bytes,
         });
     };
-    let file_bytes = match basis {
-        Some(basis) => basis.file_bytes,
+    let file_bytes = match validator {
+        Some(validator) => validator.file_bytes,
         None => file
             .len()
             .map_err(|source| VolumeError::Store { op: "len", source })?,

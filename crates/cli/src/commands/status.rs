@@ -15,8 +15,7 @@ use sprat_session::state::paths::Filed;
 use sprat_session::state::{self, identity, moved};
 use sprat_session::{PinPolicy, SERVER_SPACE_LOW_BYTES, connect, reserve_name, text};
 use sprat_store::copy::{DataMap, read_remote_map};
-use sprat_store::lock::{self, LockInfo};
-use sprat_store::{Access, FileStat, SshTarget, Store, StoreError, StoreErrorKind};
+use sprat_store::{Access, FileStat, LockInfo, SshTarget, Store, StoreError, StoreErrorKind, lock};
 
 use super::context::{Context, Resolved, both};
 use crate::args::StatusArgs;

@@ -9,8 +9,8 @@ mod waiting;
 use std::path::Path;
 use std::time::Duration;
 
-use sprat_store::lock::{self, DOOR_S, LockInfo, RENEW_INTERVAL, Watched};
-use sprat_store::{Access, FileName, Lock, LockError, Store, StoreError};
+use sprat_store::lock::{self, DOOR_S, RENEW_INTERVAL, Watched};
+use sprat_store::{Access, FileName, Lock, LockError, LockInfo, Store, StoreError};
 
 use crate::address::Target;
 use crate::interrupt::Interrupt;

@@ -1,7 +1,7 @@
 //! Makes the container file longer, under the lock, before the volume in it is opened.
 
 use sprat_store::StoreFile;
-use sprat_volume::{Fenced, Session as _};
+use sprat_volume::{Fenced, SessionHooks as _};
 
 use crate::volume_process::lease::Hold;
 use crate::{Failure, text};

@@ -487,7 +487,7 @@ impl Hold {
                 if since_boot().saturating_sub(at)
                     >= verified_to_send_age_max(self.connection.quiet_time()) =>
             {
-                sprat_volume::Session::before_epoch(self)
+                sprat_volume::SessionHooks::before_epoch(self)
             }
             _ => Ok(()),
         }
@@ -562,7 +562,7 @@ impl Hold {
     }
 }
 
-impl sprat_volume::Session for Hold {
+impl sprat_volume::SessionHooks for Hold {
     fn before_epoch(&self) -> Result<(), Fenced> {
         if let Some(failure) = self.lost() {
             return Err(Fenced::Lost(Box::new(failure)));
@@ -609,7 +609,7 @@ impl sprat_volume::Session for Hold {
         }
     }
 
-    fn settled(&self) {
+    fn resolved(&self) {
         match self.all_settled() {
             Ok(()) => {}
             // The ranges stay suspect, which costs the next session time, never data.
@@ -617,7 +617,7 @@ impl sprat_volume::Session for Hold {
         }
     }
 
-    fn settled_in_part(&self, ranges: &[Range<u64>]) {
+    fn resolved_in_part(&self, ranges: &[Range<u64>]) {
         // A record that can't be kept refuses the next `before_send`; until then the ranges stay
         // suspect, which costs the next session time, never data.
         let _ = self.record.settled(ranges);
@@ -628,7 +628,7 @@ impl sprat_volume::Session for Hold {
         self.reopen()
     }
 
-    fn settling(&self, done: u64, whole: u64) {
+    fn recovering(&self, done: u64, whole: u64) {
         if let Some(say) = self.says.get() {
             say(done, whole);
         }

@@ -595,7 +595,7 @@ impl Line {
             say.notice(Notice::LineBack {
                 away_s: since.elapsed().as_secs(),
             });
-            if stats.suspect_blocks > 0 && !self.quiet_time.is_zero() {
+            if stats.in_doubt_blocks > 0 && !self.quiet_time.is_zero() {
                 say.notice(Notice::LateWrites {
                     wait_s: self.quiet_time.as_secs(),
                 });

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use sprat_luks::Header;
 use sprat_store::{Access, FileName, ReadClass, Store, StoreErrorKind, StoreFile};
-use sprat_volume::Session as _;
+use sprat_volume::SessionHooks as _;
 
 use crate::state::reserved_names::HalfMade;
 use crate::supervisor::trim::TrimRoute;

@@ -51,7 +51,7 @@ impl Stop {
     pub(crate) fn line_lost(&self, cause: StoreError) {
         let volume = self.volume.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(volume) = &*volume {
-            volume.line_lost(cause);
+            volume.connection_lost(cause);
         }
     }
 

@@ -14,7 +14,7 @@ use sprat_store::{
     Access as StoreAccess, Capabilities, FileName, FileStat, FreeSpace, LocalStore, Lock,
     MemoryStore, ReadClass, Store, StoreError, StoreFile,
 };
-use sprat_volume::{Fenced, ReconnectError, Session as _};
+use sprat_volume::{Fenced, ReconnectError, SessionHooks as _};
 
 use crate::address::Target;
 use crate::settings::SessionOptions;

@@ -1,14 +1,17 @@
-//! Small epochs that go out in one piece, their fsync right behind their writes.
+//! Small epochs that are sent in one batch, with the fsync right behind the writes.
 
 use super::{Epoch, Plan};
 use crate::epoch::Run;
 
 impl Plan {
-    /// Whether this epoch, the one under way, is the conductor's alone: it is sealed and small,
-    /// nothing of it was sent, and no suspect may hold a block of it back.
-    pub(super) fn goes_together(&self, epoch: &Epoch) -> bool {
-        let blocks_max = self.limits.together_blocks.min(self.limits.early_blocks);
-        let small = epoch.blocks.len() <= blocks_max.min(self.portion.blocks());
+    /// Whether the coordinator sends this epoch, the one under way, in one batch: it is sealed and
+    /// small, nothing of it was sent, and no in-doubt block holds a block of it back.
+    pub(super) fn is_batched(&self, epoch: &Epoch) -> bool {
+        let blocks_max = self
+            .limits
+            .batched_flush_blocks
+            .min(self.limits.early_blocks);
+        let small = epoch.blocks.len() <= blocks_max.min(self.flush_window.blocks());
         let untouched = self.runs_in_flight == 0
             && self.answered.is_empty()
             && !epoch.blocks.is_empty()
@@ -16,15 +19,15 @@ impl Plan {
         small
             && untouched
             && epoch.number < self.open.number
-            && self.permitted == Some(epoch.number)
-            && self.suspects.is_empty()
-            && self.settling.is_empty()
+            && self.lock_checked == Some(epoch.number)
+            && self.in_doubt.is_empty()
+            && self.unresolved.is_empty()
     }
 
-    /// Takes all of the epoch that goes together, as runs.
-    pub(crate) fn begin_together(&mut self) -> Vec<Run> {
+    /// Takes the whole batched epoch, as runs.
+    pub(crate) fn begin_batched_flush(&mut self) -> Vec<Run> {
         let unsent = |plan: &Self| plan.sealed.front().map(|epoch| epoch.unsent.clone());
-        let unsent = unsent(self).expect("an epoch that goes together is sealed");
+        let unsent = unsent(self).expect("a batched epoch is sealed");
         let mut ranges: Vec<(u64, u64)> = Vec::new();
         for index in unsent {
             match ranges.last_mut() {

@@ -1,4 +1,4 @@
-//! Sentences about the plan, without threads.
+//! Tests of the plan, without threads.
 
 use super::*;
 
@@ -11,7 +11,7 @@ fn plan() -> Plan {
         run_blocks: 4,
         early_blocks: 2,
         behind_blocks: 100,
-        together_blocks: 0,
+        batched_flush_blocks: 0,
     })
 }
 
@@ -25,14 +25,14 @@ fn write(plan: &mut Plan, first: u64, bytes: &[u8]) {
     }
 }
 
-/// Gives the permit that the plan asks for.
-fn permit(plan: &mut Plan) -> EpochNumber {
+/// Passes the lock check that the plan asks for.
+fn check_lock(plan: &mut Plan) -> EpochNumber {
     match plan.step() {
-        Step::Permit(epoch) => {
-            plan.permitted(epoch);
+        Step::CheckLock(epoch) => {
+            plan.lock_checked(epoch);
             epoch
         }
-        other => panic!("asked for {other:?} instead of a permit"),
+        other => panic!("asked for {other:?} instead of a lock check"),
     }
 }
 
@@ -55,7 +55,7 @@ fn retire(plan: &mut Plan) -> EpochNumber {
 }
 
 #[test]
-fn adjacent_blocks_go_out_as_runs_of_at_most_the_run_length() {
+fn adjacent_blocks_are_sent_as_runs_of_limited_length() {
     let mut plan = plan();
     write(&mut plan, 10, &[1, 2, 3, 4, 5]);
     write(&mut plan, 20, &[6]);
@@ -63,22 +63,22 @@ fn adjacent_blocks_go_out_as_runs_of_at_most_the_run_length() {
     assert_eq!(
         plan.next_run().map(|run| shape(&run)),
         None,
-        "nothing goes out without a permit"
+        "nothing is sent without a lock check"
     );
-    permit(&mut plan);
+    check_lock(&mut plan);
     let runs: Vec<_> = send(&mut plan).iter().map(shape).collect();
     assert_eq!(runs, [(10, vec![1, 2, 3, 4]), (14, vec![5]), (20, vec![6])]);
 }
 
 #[test]
-fn the_next_epoch_goes_out_only_after_all_answers_and_the_flush() {
+fn next_epoch_is_sent_only_after_all_answers_and_the_flush() {
     let mut plan = plan();
     write(&mut plan, 0, &[1]);
     write(&mut plan, 5, &[2]);
     plan.seal();
     write(&mut plan, 0, &[3]);
     plan.seal();
-    assert_eq!(permit(&mut plan), EpochNumber(1));
+    assert_eq!(check_lock(&mut plan), EpochNumber(1));
     let runs = send(&mut plan);
     assert_eq!(runs.len(), 2);
     plan.answered(&runs[1]);
@@ -88,7 +88,7 @@ fn the_next_epoch_goes_out_only_after_all_answers_and_the_flush() {
     assert_eq!(plan.step(), Step::Flush(EpochNumber(1)));
     assert!(!plan.has_run(), "the flush has not returned");
     assert_eq!(retire(&mut plan), EpochNumber(1));
-    assert_eq!(permit(&mut plan), EpochNumber(2));
+    assert_eq!(check_lock(&mut plan), EpochNumber(2));
     assert_eq!(
         send(&mut plan).iter().map(shape).collect::<Vec<_>>(),
         [(0, vec![3])]
@@ -96,12 +96,12 @@ fn the_next_epoch_goes_out_only_after_all_answers_and_the_flush() {
 }
 
 #[test]
-fn the_open_epoch_goes_out_early_only_when_nothing_older_waits_and_enough_lies_in_it() {
+fn open_epoch_is_sent_early_only_if_it_is_large_and_the_oldest() {
     let mut plan = plan();
     write(&mut plan, 0, &[1]);
     assert_eq!(plan.step(), Step::Wait, "too little");
     write(&mut plan, 1, &[2]);
-    assert_eq!(permit(&mut plan), EpochNumber(1));
+    assert_eq!(check_lock(&mut plan), EpochNumber(1));
     let runs = send(&mut plan);
     assert_eq!(runs.len(), 1);
     plan.seal();
@@ -112,13 +112,13 @@ fn the_open_epoch_goes_out_early_only_when_nothing_older_waits_and_enough_lies_i
 }
 
 #[test]
-fn runs_are_given_out_only_while_few_blocks_are_under_way() {
+fn runs_are_handed_out_while_few_blocks_are_under_way() {
     let mut plan = plan();
     write(&mut plan, 0, &[1; 8]);
     plan.seal();
     write(&mut plan, 100, &[2; 8]);
     plan.seal();
-    permit(&mut plan);
+    check_lock(&mut plan);
     for run in send(&mut plan) {
         plan.answered(&run);
     }
@@ -128,21 +128,21 @@ fn runs_are_given_out_only_while_few_blocks_are_under_way() {
     }
     plan.limits.in_flight_blocks = 3;
     plan.seal();
-    permit(&mut plan);
+    check_lock(&mut plan);
     let runs = send(&mut plan);
-    // Epoch 2 holds 8 adjacent blocks, and a run is 4 long: the first passes the limit.
+    // Epoch 2 holds 8 adjacent blocks and a run has 4, so one run reaches the limit.
     assert_eq!(runs.len(), 1);
     plan.answered(&runs[0]);
     assert_eq!(send(&mut plan).len(), 1);
 }
 
 #[test]
-fn a_block_overwritten_before_it_is_sent_is_sent_once() {
+fn block_overwritten_before_it_is_sent_is_sent_once() {
     let mut plan = plan();
     write(&mut plan, 3, &[1]);
     write(&mut plan, 3, &[2]);
     plan.seal();
-    permit(&mut plan);
+    check_lock(&mut plan);
     assert_eq!(
         send(&mut plan).iter().map(shape).collect::<Vec<_>>(),
         [(3, vec![2])]
@@ -150,10 +150,10 @@ fn a_block_overwritten_before_it_is_sent_is_sent_once() {
 }
 
 #[test]
-fn a_block_written_again_while_under_way_waits_and_is_sent_again() {
+fn block_overwritten_while_under_way_is_sent_again_later() {
     let mut plan = plan();
     write(&mut plan, 0, &[1, 2]);
-    permit(&mut plan);
+    check_lock(&mut plan);
     let first = plan.next_run().expect("a run");
     write(&mut plan, 0, &[3]);
     write(&mut plan, 7, &[4]);
@@ -178,13 +178,13 @@ fn a_block_written_again_while_under_way_waits_and_is_sent_again() {
 }
 
 #[test]
-fn there_is_room_again_once_an_epoch_is_durable() {
+fn durable_epoch_frees_space_in_the_buffer() {
     let mut plan = plan();
     write(&mut plan, 0, &[1; 15]);
     assert!(plan.room_for(1));
     assert!(!plan.room_for(2));
     plan.seal();
-    permit(&mut plan);
+    check_lock(&mut plan);
     while plan.has_run() {
         send_and_answer(&mut plan);
     }
@@ -201,7 +201,7 @@ fn long_plan() -> Plan {
         run_blocks: 16,
         early_blocks: 2,
         behind_blocks: 64,
-        together_blocks: 0,
+        batched_flush_blocks: 0,
     })
 }
 
@@ -224,15 +224,15 @@ fn retire_behind(plan: &mut Plan) -> Vec<(u64, u64)> {
     assert_eq!(plan.step(), Step::FlushBehind);
     let behind = plan.begin_behind();
     let retired = plan.flushed_behind(behind);
-    plan.settled_behind();
+    plan.resolved_behind();
     ranges(&retired)
 }
 
 #[test]
-fn what_was_answered_of_a_long_epoch_is_retired_while_more_of_it_is_sent() {
+fn answered_part_of_a_long_epoch_is_retired_while_more_is_sent() {
     let mut plan = long_plan();
     write(&mut plan, 0, &[1; 100]);
-    permit(&mut plan);
+    check_lock(&mut plan);
     let runs = send(&mut plan);
     assert_eq!(
         runs.len(),
@@ -252,10 +252,10 @@ fn what_was_answered_of_a_long_epoch_is_retired_while_more_of_it_is_sent() {
 }
 
 #[test]
-fn a_block_written_again_during_a_flush_behind_is_kept_and_waits_for_what_is_settled() {
+fn block_overwritten_during_a_flush_behind_waits_until_it_is_resolved() {
     let mut plan = long_plan();
     write(&mut plan, 0, &[1; 64]);
-    permit(&mut plan);
+    check_lock(&mut plan);
     send_and_answer(&mut plan);
     let behind = plan.begin_behind();
     write(&mut plan, 5, &[2]);
@@ -267,9 +267,9 @@ fn a_block_written_again_during_a_flush_behind_is_kept_and_waits_for_what_is_set
     assert_eq!(
         runs.iter().map(shape).collect::<Vec<_>>(),
         [(200, vec![3]), (5, vec![2])],
-        "6 was retired and is not yet settled"
+        "6 was retired and is not yet resolved"
     );
-    plan.settled_behind();
+    plan.resolved_behind();
     write(&mut plan, 7, &[5]);
     let runs = send(&mut plan);
     assert_eq!(
@@ -279,26 +279,26 @@ fn a_block_written_again_during_a_flush_behind_is_kept_and_waits_for_what_is_set
 }
 
 #[test]
-fn a_loss_voids_only_what_was_not_retired() {
+fn after_a_loss_only_unretired_blocks_are_sent_again() {
     let mut plan = long_plan();
     write(&mut plan, 0, &[1; 70]);
-    permit(&mut plan);
+    check_lock(&mut plan);
     send_and_answer(&mut plan);
     assert_eq!(retire_behind(&mut plan), [(0, 64)]);
     write(&mut plan, 70, &[1; 4]);
     send_and_answer(&mut plan);
     plan.lost(Generation(1));
     plan.reconnected();
-    permit(&mut plan);
+    check_lock(&mut plan);
     let again: Vec<_> = send(&mut plan).iter().map(shape).collect();
     assert_eq!(again, [(64, vec![1; 10])]);
 }
 
 #[test]
-fn a_loss_during_a_flush_behind_retires_nothing() {
+fn loss_during_a_flush_behind_retires_nothing() {
     let mut plan = long_plan();
     write(&mut plan, 0, &[1; 64]);
-    permit(&mut plan);
+    check_lock(&mut plan);
     send_and_answer(&mut plan);
     drop(plan.begin_behind());
     plan.lost(Generation(1));
@@ -308,11 +308,11 @@ fn a_loss_during_a_flush_behind_retires_nothing() {
 }
 
 #[test]
-fn the_last_part_of_a_sealed_epoch_waits_for_the_flush_that_ends_it() {
+fn last_part_of_a_sealed_epoch_waits_for_its_final_flush() {
     let mut plan = long_plan();
     write(&mut plan, 0, &[1; 70]);
     plan.seal();
-    permit(&mut plan);
+    check_lock(&mut plan);
     let runs = send(&mut plan);
     runs.iter().for_each(|run| plan.answered(run));
     assert_eq!(
@@ -325,10 +325,10 @@ fn the_last_part_of_a_sealed_epoch_waits_for_the_flush_that_ends_it() {
 }
 
 #[test]
-fn an_epoch_that_was_retired_wholly_needs_a_permit_for_what_comes_after_a_flush() {
+fn fully_retired_epoch_needs_a_new_lock_check_after_a_flush() {
     let mut plan = long_plan();
     write(&mut plan, 0, &[1; 64]);
-    permit(&mut plan);
+    check_lock(&mut plan);
     send_and_answer(&mut plan);
     assert_eq!(retire_behind(&mut plan), [(0, 64)]);
     assert_eq!(
@@ -337,14 +337,14 @@ fn an_epoch_that_was_retired_wholly_needs_a_permit_for_what_comes_after_a_flush(
         "all that was written is durable"
     );
     write(&mut plan, 0, &[2; 2]);
-    assert_eq!(permit(&mut plan), EpochNumber(1));
+    assert_eq!(check_lock(&mut plan), EpochNumber(1));
 }
 
 #[test]
-fn a_writer_without_room_gets_it_from_the_open_epoch() {
+fn full_buffer_sends_the_open_epoch() {
     let mut plan = plan();
     write(&mut plan, 0, &[1; 14]);
-    permit(&mut plan);
+    check_lock(&mut plan);
     while plan.has_run() {
         send_and_answer(&mut plan);
     }
@@ -352,25 +352,25 @@ fn a_writer_without_room_gets_it_from_the_open_epoch() {
     assert!(!plan.room_for(4));
     assert_eq!(retire_behind(&mut plan), [(0, 14)]);
     assert!(plan.room_for(4));
-    assert_eq!(plan.open_number(), EpochNumber(1), "no order was asked for");
+    assert_eq!(plan.open_number(), EpochNumber(1), "no flush was called");
 }
 
 #[test]
-fn a_writer_without_room_has_the_least_sent() {
+fn full_buffer_sends_even_a_single_block() {
     let mut plan = plan();
     write(&mut plan, 0, &[1]);
-    for suspect in 100..112 {
-        plan.add_settled_suspect(suspect, digest_of(&[0]));
+    for index in 100..112 {
+        plan.add_recovered(index, digest_of(&[0]));
     }
     assert!(!plan.has_run());
     assert!(!plan.room_for(4));
-    permit(&mut plan);
+    check_lock(&mut plan);
     send_and_answer(&mut plan);
     assert_eq!(retire_behind(&mut plan), [(0, 1)]);
 }
 
 #[test]
-fn an_epoch_without_writes_is_nothing() {
+fn empty_epoch_is_not_sealed() {
     let mut plan = plan();
     assert_eq!(plan.seal(), EpochNumber(0));
     write(&mut plan, 0, &[1]);
@@ -379,11 +379,11 @@ fn an_epoch_without_writes_is_nothing() {
 }
 
 #[test]
-fn a_loss_voids_the_epoch_and_answered_writes_are_sent_again_too() {
+fn after_a_loss_answered_writes_are_sent_again_too() {
     let mut plan = plan();
     write(&mut plan, 0, &[1, 2, 3, 4, 5]);
     plan.seal();
-    permit(&mut plan);
+    check_lock(&mut plan);
     let runs = send(&mut plan);
     plan.answered(&runs[0]);
     plan.lost_run(&runs[1]);
@@ -391,22 +391,22 @@ fn a_loss_voids_the_epoch_and_answered_writes_are_sent_again_too() {
     assert!(!plan.has_run());
     plan.reconnected();
     assert_eq!(
-        permit(&mut plan),
+        check_lock(&mut plan),
         EpochNumber(1),
         "the lock is checked again"
     );
-    // The cursor goes on where it was: the order within an epoch means nothing.
+    // The cursor goes on where it was; within an epoch the order of blocks does not matter.
     let mut again: Vec<_> = send(&mut plan).iter().map(shape).collect();
     again.sort();
     assert_eq!(again, [(0, vec![1, 2, 3, 4]), (4, vec![5])]);
 }
 
 #[test]
-fn a_reconnect_waits_until_every_call_on_the_lost_line_has_returned() {
+fn reconnect_waits_for_all_calls_on_the_lost_connection() {
     let mut plan = plan();
     write(&mut plan, 0, &[1, 2, 3, 4, 5]);
     plan.seal();
-    permit(&mut plan);
+    check_lock(&mut plan);
     let runs = send(&mut plan);
     plan.lost_run(&runs[0]);
     assert_eq!(plan.step(), Step::Wait);
@@ -416,18 +416,18 @@ fn a_reconnect_waits_until_every_call_on_the_lost_line_has_returned() {
 }
 
 #[test]
-fn a_failed_flush_sends_the_whole_epoch_again() {
+fn failed_flush_sends_the_whole_epoch_again() {
     let mut plan = plan();
     write(&mut plan, 0, &[1]);
     plan.seal();
-    permit(&mut plan);
+    check_lock(&mut plan);
     let run = plan.next_run().expect("a run");
     plan.answered(&run);
-    let line = plan.connection().expect("up");
-    plan.lost(line);
+    let link = plan.connection().expect("up");
+    plan.lost(link);
     plan.reconnected();
-    assert_eq!(plan.suspects_len(), 0, "what was answered can't come late");
-    permit(&mut plan);
+    assert_eq!(plan.in_doubt_len(), 0, "what was answered can't come late");
+    check_lock(&mut plan);
     assert_eq!(
         send(&mut plan).iter().map(shape).collect::<Vec<_>>(),
         [(0, vec![1])]
@@ -435,7 +435,7 @@ fn a_failed_flush_sends_the_whole_epoch_again() {
 }
 
 #[test]
-fn a_loss_that_is_reported_late_does_not_touch_the_new_connection() {
+fn loss_reported_late_does_not_affect_the_new_connection() {
     let mut plan = plan();
     let old = plan.connection().expect("up");
     plan.lost(old);
@@ -444,12 +444,13 @@ fn a_loss_that_is_reported_late_does_not_touch_the_new_connection() {
     assert!(plan.connection().is_some());
 }
 
-/// A plan whose block 0 was under way with byte 1 when the line was lost, connected again.
-fn plan_with_suspect() -> Plan {
+/// A plan whose block 0 was under way with byte 1 when the connection was lost, and that is
+/// connected again.
+fn plan_with_block_in_doubt() -> Plan {
     let mut plan = plan();
     write(&mut plan, 0, &[1]);
     plan.seal();
-    permit(&mut plan);
+    check_lock(&mut plan);
     let run = plan.next_run().expect("a run");
     plan.lost_run(&run);
     plan.reconnected();
@@ -457,21 +458,21 @@ fn plan_with_suspect() -> Plan {
 }
 
 #[test]
-fn the_same_bytes_of_a_suspect_go_out_at_once_and_newer_ones_after_the_quiet_time() {
-    let mut plan = plan_with_suspect();
+fn in_doubt_block_sends_same_bytes_at_once_and_newer_ones_later() {
+    let mut plan = plan_with_block_in_doubt();
     write(&mut plan, 0, &[2]);
     write(&mut plan, 1, &[3]);
     plan.seal();
-    permit(&mut plan);
+    check_lock(&mut plan);
     let replay = send(&mut plan);
     assert_eq!(replay.iter().map(shape).collect::<Vec<_>>(), [(0, vec![1])]);
     plan.answered(&replay[0]);
     assert_eq!(retire(&mut plan), EpochNumber(1));
-    permit(&mut plan);
+    check_lock(&mut plan);
     let others = send(&mut plan);
     assert_eq!(others.iter().map(shape).collect::<Vec<_>>(), [(1, vec![3])]);
     plan.answered(&others[0]);
-    assert_eq!(plan.step(), Step::Wait, "the suspect is held");
+    assert_eq!(plan.step(), Step::Wait, "newer bytes wait");
     plan.quiet_over(1);
     assert_eq!(
         send(&mut plan).iter().map(shape).collect::<Vec<_>>(),
@@ -480,76 +481,76 @@ fn the_same_bytes_of_a_suspect_go_out_at_once_and_newer_ones_after_the_quiet_tim
 }
 
 #[test]
-fn the_quiet_time_of_an_earlier_loss_does_not_release_a_later_one() {
-    let mut plan = plan_with_suspect();
-    permit(&mut plan);
+fn quiet_time_of_an_earlier_loss_does_not_end_a_later_one() {
+    let mut plan = plan_with_block_in_doubt();
+    check_lock(&mut plan);
     let run = plan.next_run().expect("the replay");
     plan.lost_run(&run);
     plan.reconnected();
     write(&mut plan, 0, &[2]);
     plan.seal();
     plan.quiet_over(1);
-    permit(&mut plan);
+    check_lock(&mut plan);
     let replay = plan.next_run().expect("the replay");
     plan.answered(&replay);
     retire(&mut plan);
-    permit(&mut plan);
-    assert!(!plan.has_run(), "still held for loss 2");
+    check_lock(&mut plan);
+    assert!(!plan.has_run(), "still waits for loss 2");
     plan.quiet_over(2);
     assert!(plan.has_run());
 }
 
 #[test]
-fn a_suspect_is_read_back_once_it_is_durable_and_quiet() {
-    let mut plan = plan_with_suspect();
-    permit(&mut plan);
+fn in_doubt_block_is_read_back_once_durable_and_quiet() {
+    let mut plan = plan_with_block_in_doubt();
+    check_lock(&mut plan);
     let run = plan.next_run().expect("the replay");
     plan.answered(&run);
     retire(&mut plan);
     assert_eq!(plan.step(), Step::Wait);
-    assert!(!plan.is_settled());
+    assert!(!plan.is_resolved());
     plan.quiet_over(1);
     assert_eq!(plan.step(), Step::ReadBack);
     assert_eq!(plan.next_read_backs(8), [(0, 1)]);
-    assert_eq!(plan.judge(0, &[1]), Verdict::Good);
-    assert!(plan.is_settled());
+    assert_eq!(plan.judge(0, &[1]), ReadBackResult::Good);
+    assert!(plan.is_resolved());
 }
 
 #[test]
-fn a_suspect_that_was_overwritten_is_written_again_a_few_times_and_then_called_foreign() {
-    let mut plan = plan_with_suspect();
+fn overwritten_in_doubt_block_is_rewritten_a_few_times_then_foreign() {
+    let mut plan = plan_with_block_in_doubt();
     plan.quiet_over(1);
     for _ in 0..REWRITES_MAX {
         plan.seal();
-        permit(&mut plan);
-        let run = plan.next_run().expect("the right bytes");
+        check_lock(&mut plan);
+        let run = plan.next_run().expect("the expected bytes");
         assert_eq!(shape(&run), (0, vec![1]));
         plan.answered(&run);
         retire(&mut plan);
-        assert_eq!(plan.judge(0, &[9]), Verdict::Rewritten);
+        assert_eq!(plan.judge(0, &[9]), ReadBackResult::Rewritten);
     }
     plan.seal();
-    permit(&mut plan);
-    let run = plan.next_run().expect("the right bytes");
+    check_lock(&mut plan);
+    let run = plan.next_run().expect("the expected bytes");
     plan.answered(&run);
     retire(&mut plan);
-    assert_eq!(plan.judge(0, &[9]), Verdict::Foreign);
+    assert_eq!(plan.judge(0, &[9]), ReadBackResult::Foreign);
 }
 
 #[test]
-fn the_newest_bytes_are_known_until_they_are_durable() {
+fn newest_bytes_are_kept_until_they_are_durable() {
     let mut plan = plan();
     write(&mut plan, 0, &[1]);
     plan.seal();
     write(&mut plan, 0, &[2]);
     assert_eq!(plan.newest(0), Some(&block(2)));
-    permit(&mut plan);
+    check_lock(&mut plan);
     let run = plan.next_run().expect("epoch 1");
     plan.answered(&run);
     retire(&mut plan);
     assert_eq!(plan.newest(0), Some(&block(2)), "epoch 2 is not durable");
     plan.seal();
-    permit(&mut plan);
+    check_lock(&mut plan);
     let run = plan.next_run().expect("epoch 2");
     plan.answered(&run);
     retire(&mut plan);
@@ -557,30 +558,30 @@ fn the_newest_bytes_are_known_until_they_are_durable() {
 }
 
 #[test]
-fn a_settled_block_that_was_lost_on_its_way_still_holds_newer_bytes_back() {
+fn recovered_block_that_was_lost_again_delays_newer_bytes() {
     let mut plan = plan();
     write(&mut plan, 3, &[1]);
     plan.seal();
-    permit(&mut plan);
+    check_lock(&mut plan);
     let run = plan.next_run().unwrap();
     plan.lost_run(&run);
-    plan.add_settled_suspect(3, digest_of(&[1]));
+    plan.add_recovered(3, digest_of(&[1]));
     plan.reconnected();
     write(&mut plan, 3, &[2]);
     plan.seal();
-    permit(&mut plan);
+    check_lock(&mut plan);
     let runs = send(&mut plan);
     assert_eq!(runs.iter().map(shape).collect::<Vec<_>>(), [(3, vec![1])]);
     plan.answered(&runs[0]);
     retire(&mut plan);
-    permit(&mut plan);
-    assert!(plan.next_run().is_none(), "newer bytes are held");
+    check_lock(&mut plan);
+    assert!(plan.next_run().is_none(), "newer bytes wait");
     plan.quiet_over(1);
     assert_eq!(plan.next_run().map(|run| shape(&run)), Some((3, vec![2])));
 }
 
 #[test]
-fn an_epoch_of_the_same_single_block_is_overtaken_and_no_other_is() {
+fn only_an_epoch_of_the_same_single_block_is_dropped() {
     let sealed = |epochs: &[&[u64]]| {
         let mut plan = plan();
         for (version, blocks) in (1..).zip(epochs) {
@@ -591,13 +592,13 @@ fn an_epoch_of_the_same_single_block_is_overtaken_and_no_other_is() {
         }
         let mut sent: Vec<Vec<(u64, Vec<u8>)>> = Vec::new();
         while plan.durable() < EpochNumber(epochs.len() as u64) {
-            permit(&mut plan);
+            check_lock(&mut plan);
             let runs = send(&mut plan);
             runs.iter().for_each(|run| plan.answered(run));
             sent.push(runs.iter().map(shape).collect());
             retire(&mut plan);
         }
-        assert!(plan.is_settled() && plan.kept_blocks() == 0, "{epochs:?}");
+        assert!(plan.is_resolved() && plan.kept_blocks() == 0, "{epochs:?}");
         sent
     };
     let one = |index: u64, version: u8| vec![(index, vec![version])];

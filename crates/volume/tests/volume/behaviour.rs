@@ -1,4 +1,4 @@
-//! Sentences about a volume: waiting, ending, limits, suspects.
+//! Single behaviours of a volume: waiting, ending, limits, in-doubt writes.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,7 +24,7 @@ fn open(disk: &CrashDisk, options: VolumeOptions) -> (Arc<TestSession>, Arc<Volu
     (session, Arc::new(volume.unwrap()))
 }
 
-/// The same with a quiet time after a lost line.
+/// The same with a quiet time after a lost connection.
 fn open_quiet(disk: &CrashDisk, quiet_time: Duration) -> (Arc<TestSession>, Arc<Volume>) {
     let options = VolumeOptions {
         quiet_time,
@@ -33,8 +33,8 @@ fn open_quiet(disk: &CrashDisk, quiet_time: Duration) -> (Arc<TestSession>, Arc<
     open(disk, options)
 }
 
-/// Takes the line down so that nothing gets out until `unreachable` is taken back.
-fn take_line_down(session: &TestSession, disk: &CrashDisk) {
+/// Takes the connection down; nothing gets through until `unreachable` is cleared.
+fn take_connection_down(session: &TestSession, disk: &CrashDisk) {
     session.unreachable.store(true, Ordering::SeqCst);
     disk.lose_lines();
 }
@@ -48,7 +48,7 @@ fn wait_until(what: &str, mut reached: impl FnMut() -> bool) {
 }
 
 #[test]
-fn offsets_and_lengths_that_are_not_blocks_or_lie_outside_are_refused() {
+fn unaligned_and_out_of_range_calls_are_refused() {
     within(LIMIT, || {
         let (_, volume) = open(&kind_disk(), tiny());
         let unaligned = volume.write_at(1, &stamped(1));
@@ -64,7 +64,7 @@ fn offsets_and_lengths_that_are_not_blocks_or_lie_outside_are_refused() {
 }
 
 #[test]
-fn a_container_file_shorter_than_its_volume_is_named_at_open() {
+fn open_refuses_a_file_shorter_than_the_volume() {
     let disk = kind_disk();
     let session = TestSession::new(&disk);
     let lies = Geometry {
@@ -76,11 +76,11 @@ fn a_container_file_shorter_than_its_volume_is_named_at_open() {
 }
 
 #[test]
-fn an_ordered_flush_returns_while_the_line_is_down_and_a_durable_one_waits() {
+fn ordered_flush_returns_while_disconnected_and_durable_one_waits() {
     within(LIMIT, || {
         let disk = kind_disk();
         let (session, volume) = open(&disk, tiny());
-        take_line_down(&session, &disk);
+        take_connection_down(&session, &disk);
         volume.write_at(0, &stamped(1)).unwrap();
         volume.flush(Flush::Ordered).unwrap();
         let waiting = volume.clone();
@@ -103,14 +103,14 @@ fn held_back() -> VolumeOptions {
 }
 
 #[test]
-fn nothing_is_sent_before_the_caller_says_so() {
+fn held_back_writes_are_not_sent_before_may_send() {
     within(LIMIT, || {
         let disk = kind_disk();
         let (_, volume) = open(&disk, held_back());
         for block in 0..8 {
             volume.write_at(at(block), &stamped(7)).unwrap();
         }
-        // What replays a journal flushes, and must not wait.
+        // A journal replay flushes, and must not wait.
         volume.flush(Flush::Durable).unwrap();
         volume.write_at(at(8), &stamped(7)).unwrap();
         std::thread::sleep(Duration::from_millis(200));
@@ -125,7 +125,7 @@ fn nothing_is_sent_before_the_caller_says_so() {
 }
 
 #[test]
-fn what_was_held_back_is_never_sent_after_an_abort_and_always_by_a_close() {
+fn held_back_writes_are_sent_by_close_and_never_after_abort() {
     within(LIMIT, || {
         let disk = kind_disk();
         let (_, volume) = open(&disk, held_back());
@@ -142,7 +142,7 @@ fn what_was_held_back_is_never_sent_after_an_abort_and_always_by_a_close() {
 }
 
 #[test]
-fn more_than_the_buffer_takes_is_sent_all_the_same() {
+fn held_back_writes_beyond_the_buffer_are_sent() {
     within(LIMIT, || {
         let disk = kind_disk();
         let (_, volume) = open(&disk, held_back());
@@ -155,21 +155,21 @@ fn more_than_the_buffer_takes_is_sent_all_the_same() {
 }
 
 #[test]
-fn a_writer_waits_beyond_the_limit_and_goes_on_when_an_epoch_is_durable() {
+fn writer_waits_at_the_limit_until_an_epoch_is_durable() {
     within(LIMIT, || {
         let disk = kind_disk();
         let (session, volume) = open(&disk, tiny());
         volume.write_at(0, &stamped(1)).unwrap();
         volume.flush(Flush::Durable).unwrap();
-        take_line_down(&session, &disk);
+        take_connection_down(&session, &disk);
         let writing = volume.clone();
         let writer = std::thread::spawn(move || {
             (0..60).try_for_each(|block| writing.write_at(at(block), &stamped(block as u64 + 1)))
         });
         wait_until("the buffer is full", || {
-            // What may be written late counts too.
+            // Writes that may arrive late count, too.
             let stats = volume.stats();
-            stats.unsynced_bytes / BLOCK as u64 + stats.suspect_blocks >= 16
+            stats.unsynced_bytes / BLOCK as u64 + stats.in_doubt_blocks >= 16
         });
         std::thread::sleep(Duration::from_millis(30));
         assert!(!writer.is_finished());
@@ -185,7 +185,7 @@ fn a_writer_waits_beyond_the_limit_and_goes_on_when_an_epoch_is_durable() {
 }
 
 #[test]
-fn a_durable_flush_ends_while_others_write_without_end() {
+fn durable_flush_returns_while_others_keep_writing() {
     within(LIMIT, || {
         let delay_max = Duration::from_micros(200);
         let disk = CrashDisk::new(
@@ -219,11 +219,11 @@ fn a_durable_flush_ends_while_others_write_without_end() {
 type Call = fn(&Volume) -> Result<(), VolumeError>;
 
 #[test]
-fn abort_ends_everybody_who_waits() {
+fn abort_ends_all_waiting_calls() {
     within(LIMIT, || {
         let disk = kind_disk();
         let (session, volume) = open(&disk, tiny());
-        take_line_down(&session, &disk);
+        take_connection_down(&session, &disk);
         let calls: [Call; 4] = [
             |volume| read_stamp(volume, 50).map(drop),
             |volume| (0..64).try_for_each(|block| volume.write_at(at(block), &stamped(9))),
@@ -259,7 +259,7 @@ fn abort_ends_everybody_who_waits() {
 }
 
 #[test]
-fn past_the_time_for_reconnecting_the_volume_fails_with_connection_lost() {
+fn volume_fails_with_connection_lost_after_the_reconnect_limit() {
     within(LIMIT, || {
         let disk = kind_disk();
         let limit = Duration::from_millis(100);
@@ -270,7 +270,7 @@ fn past_the_time_for_reconnecting_the_volume_fails_with_connection_lost() {
                 ..tiny()
             },
         );
-        take_line_down(&session, &disk);
+        take_connection_down(&session, &disk);
         volume.write_at(0, &stamped(1)).unwrap();
         let flush = volume.flush(Flush::Durable);
         assert!(matches!(flush, Err(VolumeError::Failed(_))));
@@ -283,7 +283,7 @@ fn past_the_time_for_reconnecting_the_volume_fails_with_connection_lost() {
 }
 
 #[test]
-fn a_lost_lock_stops_the_volume_before_the_first_byte_of_the_epoch() {
+fn lost_lock_stops_the_volume_before_the_epoch_is_sent() {
     within(LIMIT, || {
         let disk = kind_disk();
         let (session, volume) = open(&disk, tiny());
@@ -300,7 +300,7 @@ fn a_lost_lock_stops_the_volume_before_the_first_byte_of_the_epoch() {
 }
 
 #[test]
-fn every_epoch_asks_for_the_lock_and_an_epoch_without_writes_is_nothing() {
+fn each_epoch_with_writes_checks_the_lock() {
     within(LIMIT, || {
         let disk = kind_disk();
         let (session, volume) = open(&disk, tiny());
@@ -309,7 +309,7 @@ fn every_epoch_asks_for_the_lock_and_an_epoch_without_writes_is_nothing() {
             for _ in 0..3 {
                 volume.flush(Flush::Durable).unwrap();
             }
-            assert_eq!(session.permits.load(Ordering::SeqCst), round);
+            assert_eq!(session.lock_checks.load(Ordering::SeqCst), round);
             assert_eq!(volume.stats().wire_flushes, round);
             assert_eq!(session.settlements.load(Ordering::SeqCst), round);
         }
@@ -318,7 +318,7 @@ fn every_epoch_asks_for_the_lock_and_an_epoch_without_writes_is_nothing() {
 }
 
 #[test]
-fn reading_a_file_from_start_to_end_takes_few_large_requests() {
+fn sequential_reading_takes_few_large_requests() {
     within(LIMIT, || {
         let len = 1024 * BLOCK;
         let disk = CrashDisk::new(len, 1, CrashOptions::default());
@@ -339,7 +339,7 @@ fn reading_a_file_from_start_to_end_takes_few_large_requests() {
 }
 
 #[test]
-fn a_hole_is_not_asked_for_and_what_was_written_into_it_is() {
+fn hole_is_read_locally_except_what_was_written_into_it() {
     within(LIMIT, || {
         let len = 1024 * BLOCK;
         let disk = CrashDisk::new(len, 1, CrashOptions::default());
@@ -359,7 +359,7 @@ fn a_hole_is_not_asked_for_and_what_was_written_into_it_is() {
             volume.write_at(at(block), &stamped(block as u64)).unwrap();
         }
         volume.flush(Flush::Durable).unwrap();
-        // Across the border, and with too little memory to have kept it.
+        // Across the border of the hole, and with too little memory to have kept it.
         for block in [499, 500, 700, 498, 501, 1023] {
             let expected = if [499, 500, 700].contains(&block) {
                 block as u64
@@ -377,7 +377,7 @@ fn a_hole_is_not_asked_for_and_what_was_written_into_it_is() {
 }
 
 #[test]
-fn a_hundred_readers_of_one_block_cause_one_request() {
+fn hundred_readers_of_one_block_cause_one_request() {
     within(LIMIT, || {
         let delay_max = Duration::from_millis(20);
         let disk = CrashDisk::new(
@@ -408,7 +408,7 @@ fn a_hundred_readers_of_one_block_cause_one_request() {
     });
 }
 
-/// A disk whose line is lost with a write of `stamp` to block 0 under way.
+/// A disk whose connection is lost with a write of `stamp` to block 0 under way.
 fn lose_a_write(session: &TestSession, disk: &CrashDisk, volume: &Volume, stamp: u64) {
     disk.lose_lines();
     let before = session.reconnects.load(Ordering::SeqCst);
@@ -420,7 +420,7 @@ fn lose_a_write(session: &TestSession, disk: &CrashDisk, volume: &Volume, stamp:
 }
 
 #[test]
-fn newer_bytes_of_a_suspect_wait_for_the_quiet_time_and_the_same_bytes_do_not() {
+fn newer_bytes_of_an_in_doubt_block_wait_for_the_quiet_time() {
     within(LIMIT, || {
         let disk = kind_disk();
         let quiet_time = Duration::from_millis(1500);
@@ -430,9 +430,9 @@ fn newer_bytes_of_a_suspect_wait_for_the_quiet_time_and_the_same_bytes_do_not() 
         volume.flush(Flush::Durable).unwrap();
         assert!(
             begun.elapsed() < quiet_time,
-            "the replay of the same bytes does not wait"
+            "sending the same bytes again does not wait"
         );
-        assert_eq!(volume.stats().suspect_blocks, 1);
+        assert_eq!(volume.stats().in_doubt_blocks, 1);
         volume.write_at(at(20), &stamped(3)).unwrap();
         volume.flush(Flush::Durable).unwrap();
         assert!(begun.elapsed() < quiet_time, "other blocks do not wait");
@@ -447,7 +447,7 @@ fn newer_bytes_of_a_suspect_wait_for_the_quiet_time_and_the_same_bytes_do_not() 
 }
 
 #[test]
-fn newer_bytes_of_a_suspect_do_not_wait_where_the_old_server_is_known_dead() {
+fn newer_bytes_do_not_wait_if_the_old_server_is_known_dead() {
     within(LIMIT, || {
         let disk = kind_disk();
         let quiet_time = Duration::from_secs(1000);
@@ -461,7 +461,7 @@ fn newer_bytes_of_a_suspect_do_not_wait_where_the_old_server_is_known_dead() {
 }
 
 #[test]
-fn close_waits_for_the_quiet_time_and_reads_suspects_back() {
+fn close_waits_for_the_quiet_time_and_reads_in_doubt_blocks_back() {
     within(LIMIT, || {
         let disk = kind_disk();
         let quiet_time = Duration::from_millis(200);
@@ -470,24 +470,24 @@ fn close_waits_for_the_quiet_time_and_reads_suspects_back() {
         lose_a_write(&session, &disk, &volume, 1);
         volume.flush(Flush::Durable).unwrap();
         assert!(
-            !session.suspects().is_empty(),
-            "settled while the old server may still write"
+            !session.in_doubt().is_empty(),
+            "resolved while the old server may still write"
         );
-        // The old server, later than it was believed to be able to, undoes the replay.
+        // The old server undoes the rewrite, later than the quiet time allows for.
         disk.connect().write_at(0, &stamped(99)).unwrap();
         volume.close().unwrap();
         assert!(begun.elapsed() >= quiet_time);
         assert_eq!(
             stamp_of(&disk.durable()[..BLOCK]),
             1,
-            "written again when it was found out"
+            "written again when it was detected"
         );
-        assert!(session.suspects().is_empty());
+        assert!(session.in_doubt().is_empty());
     });
 }
 
 #[test]
-fn what_an_old_server_wrote_late_is_never_read_nor_kept_for_later_reads() {
+fn late_writes_of_an_old_server_are_never_read_or_cached() {
     within(LIMIT, || {
         let disk = kind_disk();
         let quiet_time = Duration::from_millis(300);
@@ -495,19 +495,19 @@ fn what_an_old_server_wrote_late_is_never_read_nor_kept_for_later_reads() {
         lose_a_write(&session, &disk, &volume, 1);
         volume.flush(Flush::Durable).unwrap();
         disk.connect().write_at(0, &stamped(99)).unwrap();
-        assert_eq!(read_stamp(&volume, 0).unwrap(), 1, "before it is found out");
+        assert_eq!(read_stamp(&volume, 0).unwrap(), 1, "before it is detected");
         wait_until("read back and written again", || {
             volume.flush(Flush::Durable).unwrap();
-            volume.stats().suspect_blocks == 0
+            volume.stats().in_doubt_blocks == 0
         });
         assert_eq!(stamp_of(&disk.durable()[..BLOCK]), 1);
-        assert_eq!(read_stamp(&volume, 0).unwrap(), 1, "after it was made good");
+        assert_eq!(read_stamp(&volume, 0).unwrap(), 1, "after it was corrected");
         volume.close().unwrap();
     });
 }
 
 #[test]
-fn suspects_of_a_dead_session_are_waited_for_and_settled_at_open() {
+fn open_waits_for_in_doubt_writes_and_recovers_them() {
     within(LIMIT, || {
         let disk = kind_disk();
         disk.connect().write_at(0, &stamped(5)).unwrap();
@@ -519,7 +519,7 @@ fn suspects_of_a_dead_session_are_waited_for_and_settled_at_open() {
         let quiet_time = Duration::from_millis(600);
         let options = VolumeOptions {
             quiet_time,
-            suspects: vec![0..4096, 2048..10_000, at(20)..at(2000)],
+            in_doubt: vec![0..4096, 2048..10_000, at(20)..at(2000)],
             ..tiny()
         };
         // The dead session's server writes once more, late.
@@ -533,25 +533,25 @@ fn suspects_of_a_dead_session_are_waited_for_and_settled_at_open() {
         let waited = begun.elapsed();
         assert!(waited >= quiet_time && waited < Duration::from_secs(15));
         late.join().unwrap();
-        assert_eq!(stamp_of(&disk.durable()[..BLOCK]), 6, "one value for good");
+        assert_eq!(stamp_of(&disk.durable()[..BLOCK]), 6, "one final value");
         assert_eq!(
             session.settlements.load(Ordering::SeqCst),
             0,
-            "nothing is settled half way"
+            "nothing is resolved half-way"
         );
         volume.close().unwrap();
-        assert!(session.suspects().is_empty());
+        assert!(session.in_doubt().is_empty());
     });
 }
 
 #[test]
-fn suspects_that_never_arrived_stay_holes_where_only_ciphertext_is_written() {
+fn in_doubt_writes_that_never_arrived_stay_holes() {
     within(LIMIT, || {
         let disk = kind_disk();
         disk.connect().write_at(0, &stamped(5)).unwrap();
         let options = VolumeOptions {
-            suspects: std::iter::once(at(0)..at(100)).collect(),
-            suspects_quiet: true,
+            in_doubt: std::iter::once(at(0)..at(100)).collect(),
+            old_server_dead: true,
             zeros_are_holes: true,
             ..tiny()
         };
@@ -559,16 +559,16 @@ fn suspects_that_never_arrived_stay_holes_where_only_ciphertext_is_written() {
         assert_eq!(stamp_of(&disk.durable()[..BLOCK]), 5);
         assert_eq!(volume.stats().wire_written_bytes, BLOCK as u64);
         volume.close().unwrap();
-        assert!(session.suspects().is_empty());
-        // Where plaintext is written, zeros may be a dead session's that are not durable.
+        assert!(session.in_doubt().is_empty());
+        // If plaintext is written, zeros may be bytes of a dead session that are not durable.
         let disk = kind_disk();
         let written = disk.connect();
         written.write_at(0, &stamped(5)).unwrap();
         written.flush().unwrap();
         written.write_at(0, &stamped(0)).unwrap();
         let options = VolumeOptions {
-            suspects: std::iter::once(at(0)..at(1)).collect(),
-            suspects_quiet: true,
+            in_doubt: std::iter::once(at(0)..at(1)).collect(),
+            old_server_dead: true,
             ..tiny()
         };
         let (_, volume) = open(&disk, options);
@@ -578,14 +578,14 @@ fn suspects_that_never_arrived_stay_holes_where_only_ciphertext_is_written() {
 }
 
 #[test]
-fn dropping_a_volume_leaves_no_thread_behind() {
+fn dropping_a_volume_ends_all_threads() {
     let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
     within(LIMIT, move || {
         let before = threads();
         for _ in 0..3 {
             let disk = kind_disk();
             let (session, volume) = open(&disk, VolumeOptions::default());
-            take_line_down(&session, &disk);
+            take_connection_down(&session, &disk);
             volume.write_at(0, &stamped(1)).unwrap();
             volume.flush(Flush::Ordered).unwrap();
             assert!(threads() > before + 20);
@@ -596,10 +596,10 @@ fn dropping_a_volume_leaves_no_thread_behind() {
 }
 
 #[test]
-fn a_discarded_range_reads_as_zeros_and_is_refused_while_writes_wait() {
+fn discarded_range_reads_as_zeros_and_waits_for_no_writes() {
     within(LIMIT, || {
         let disk = kind_disk();
-        // Nothing is sent, and so nothing becomes durable, before it is asked for.
+        // Nothing is sent, and so nothing becomes durable, before a flush.
         let options = VolumeOptions {
             early_send_bytes_min: 8 * BLOCK,
             ..tiny()
@@ -616,13 +616,13 @@ fn a_discarded_range_reads_as_zeros_and_is_refused_while_writes_wait() {
             .collect();
         assert_eq!(stamps, [1, 0, 0, 1]);
         assert_eq!(stamp_of(&disk.durable()[BLOCK..2 * BLOCK]), 0);
-        // What the server had called durable before and has given back is not missed.
+        // What the server reported as durable and has discarded since is not missed.
         volume.close().unwrap();
     });
 }
 
 #[test]
-fn what_is_read_while_a_hole_is_made_is_not_held() {
+fn reads_during_a_discard_are_not_cached() {
     within(LIMIT, || {
         let disk = kind_disk();
         let (_, volume) = open(&disk, tiny());
@@ -640,12 +640,12 @@ fn what_is_read_while_a_hole_is_made_is_not_held() {
 }
 
 #[test]
-fn while_holes_are_made_the_record_says_that_something_may_arrive_late() {
+fn journal_records_a_discard_while_it_is_under_way() {
     within(LIMIT, || {
         let disk = kind_disk();
         let (session, volume) = open(&disk, tiny());
         let holes = [at(1)..at(3), at(9)..at(10)];
-        let in_record = || !session.suspects().is_empty();
+        let in_record = || !session.in_doubt().is_empty();
         assert!(!in_record());
         let made = volume.discard_by(&holes, &mut |_, _| {
             assert!(in_record());
@@ -664,7 +664,7 @@ fn while_holes_are_made_the_record_says_that_something_may_arrive_late() {
         lost.unwrap_err();
         assert!(in_record());
         drop(volume);
-        // With the lock lost nothing is punched.
+        // Nothing is punched once the lock is lost.
         let (session, volume) = open(&disk, tiny());
         session.fenced.store(true, Ordering::SeqCst);
         let refused = volume.discard_by(&holes, &mut |_, _| panic!("holes without the lock"));
@@ -673,14 +673,14 @@ fn while_holes_are_made_the_record_says_that_something_may_arrive_late() {
 }
 
 #[test]
-fn nothing_counts_as_settled_while_a_dead_sessions_suspects_are_written_again() {
+fn nothing_counts_as_resolved_while_in_doubt_writes_are_recovered() {
     within(LIMIT, || {
         for options in [tiny(), together()] {
             let disk = kind_disk();
             let session = TestSession::new(&disk);
             let options = VolumeOptions {
-                suspects: std::iter::once(0..at(40)).collect(),
-                suspects_quiet: true,
+                in_doubt: std::iter::once(0..at(40)).collect(),
+                old_server_dead: true,
                 ..options
             };
             let volume = Volume::open(session.connect(), geometry(LEN), session.clone(), options);

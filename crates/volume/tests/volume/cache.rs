@@ -1,4 +1,5 @@
-//! The persistent cache: the bytes that the store would give, or none, whatever happened to it.
+//! The persistent cache returns the bytes that the store would return, or none, whatever happened
+//! to it.
 //!
 //! `SPRAT_CACHE_SEEDS=FIRST..END` runs other seeds of the model; a failure prints its own.
 
@@ -14,8 +15,8 @@ use sprat_store::{FileStat, ReadClass, StoreError, StoreFile};
 use sprat_testkit::dice::Dice;
 use sprat_testkit::watchdog::within;
 use sprat_volume::{
-    CacheOptions, Fenced, Flush, ReadOnlyOptions, ReconnectError, Session, Volume, VolumeError,
-    VolumeOptions, VolumeStats,
+    CacheOptions, Fenced, Flush, ReadOnlyOptions, ReconnectError, SessionHooks, Volume,
+    VolumeError, VolumeOptions, VolumeStats,
 };
 
 const BLOCKS: usize = 48;
@@ -80,7 +81,7 @@ impl Server {
         self.bytes.lock().unwrap().clone()
     }
 
-    /// Somebody else writes, without a trace but the bytes.
+    /// Another program writes and changes nothing but the bytes.
     fn put(&self, block: usize, stamp: u64) {
         self.bytes.lock().unwrap()[block * BLOCK..][..BLOCK].copy_from_slice(&stamped(stamp));
     }
@@ -127,11 +128,11 @@ impl StoreFile for Server {
         Ok(())
     }
     fn resize(&self, _: u64) -> Result<(), StoreError> {
-        panic!("nobody asks for this here")
+        panic!("not called here")
     }
 }
 
-impl Session for Server {
+impl SessionHooks for Server {
     fn before_epoch(&self) -> Result<(), Fenced> {
         match self.lock_lost.load(Ordering::SeqCst) {
             false => Ok(()),
@@ -141,8 +142,8 @@ impl Session for Server {
     fn before_send(&self, _: &[Range<u64>]) -> Result<(), Fenced> {
         Ok(())
     }
-    fn settled_in_part(&self, _: &[Range<u64>]) {}
-    fn settled(&self) {}
+    fn resolved_in_part(&self, _: &[Range<u64>]) {}
+    fn resolved(&self) {}
     fn reconnect(&self, _: u32) -> Result<Arc<dyn StoreFile>, ReconnectError> {
         Ok(Arc::new(self.clone()))
     }
@@ -177,7 +178,7 @@ fn filled(server: &Server, dir: &Path) {
     assert!(dir.join("clean").exists());
 }
 
-/// What a session that only reads sees, and what it took from where.
+/// What a read-only session reads, and from where.
 fn reading(server: &Server, dir: &Path) -> VolumeStats {
     let volume = server.reader(dir);
     assert!(read_all(&volume) == server.present(), "a wrong byte");
@@ -197,7 +198,7 @@ fn files(dir: &Path) -> Vec<(std::ffi::OsString, Vec<u8>)> {
 }
 
 #[test]
-fn the_next_session_asks_the_server_for_nothing_that_the_last_one_wrote_or_read() {
+fn next_session_reads_all_blocks_of_the_last_one_from_the_cache() {
     let (server, dir) = (Server::new(), tempfile::tempdir().unwrap());
     filled(&server, dir.path());
     let before = files(dir.path());
@@ -210,7 +211,7 @@ fn the_next_session_asks_the_server_for_nothing_that_the_last_one_wrote_or_read(
 }
 
 #[test]
-fn a_container_in_another_state_is_read_from_the_server() {
+fn container_in_another_state_is_read_from_the_server() {
     type Change = fn(&Server);
     let changes: [Change; 3] = [
         |server| {
@@ -231,7 +232,7 @@ fn a_container_in_another_state_is_read_from_the_server() {
 }
 
 #[test]
-fn without_a_clean_close_nothing_is_used_again() {
+fn cache_is_not_used_without_a_clean_close() {
     let (server, dir) = (Server::new(), tempfile::tempdir().unwrap());
     filled(&server, dir.path());
     let volume = server.volume(dir.path(), BLOCKS * BLOCK * 4);
@@ -246,13 +247,13 @@ fn without_a_clean_close_nothing_is_used_again() {
 }
 
 #[test]
-fn a_container_that_others_wrote_to_outdates_the_cache_and_that_is_told_once() {
+fn writes_of_others_outdate_the_cache_and_are_reported_once() {
     let (server, dir) = (Server::new(), tempfile::tempdir().unwrap());
     filled(&server, dir.path());
     let reader = server.reader(dir.path());
     assert!(!reader.cache_was_outdated());
     drop(reader);
-    // As stock tools do it: a mount writes the super block.
+    // As other tools do it: a mount writes the super block.
     server.put(0, 8);
     let reader = server.reader(dir.path());
     assert!(reader.cache_was_outdated());
@@ -265,7 +266,7 @@ fn a_container_that_others_wrote_to_outdates_the_cache_and_that_is_told_once() {
 }
 
 #[test]
-fn a_session_without_the_cache_outdates_it() {
+fn session_without_the_cache_outdates_it() {
     let (server, dir) = (Server::new(), tempfile::tempdir().unwrap());
     filled(&server, dir.path());
     server.volume(dir.path(), 0).close().unwrap();
@@ -274,7 +275,7 @@ fn a_session_without_the_cache_outdates_it() {
 }
 
 #[test]
-fn what_was_given_back_to_the_server_is_not_read_from_the_cache() {
+fn discarded_blocks_are_not_read_from_the_cache() {
     let (server, dir) = (Server::new(), tempfile::tempdir().unwrap());
     filled(&server, dir.path());
     let volume = server.volume(dir.path(), BLOCKS * BLOCK * 4);
@@ -286,9 +287,9 @@ fn what_was_given_back_to_the_server_is_not_read_from_the_cache() {
     assert!(reading(&server, dir.path()).cache_read_blocks > 0);
 }
 
-/// With the same time and super block: bytes that rotted, or an older state.
+/// With the same time and super block, but damaged bytes or an older state.
 #[test]
-fn a_server_that_lacks_what_the_cache_has_is_found_out_at_the_opening() {
+fn open_detects_a_server_that_differs_from_the_cache() {
     for writing in [true, false] {
         let (server, dir) = (Server::new(), tempfile::tempdir().unwrap());
         filled(&server, dir.path());
@@ -308,7 +309,7 @@ fn a_server_that_lacks_what_the_cache_has_is_found_out_at_the_opening() {
 }
 
 #[test]
-fn who_compares_reads_all_from_the_server_and_drops_a_cache_that_differs() {
+fn comparing_reads_everything_and_drops_a_cache_that_differs() {
     let (server, dir) = (Server::new(), tempfile::tempdir().unwrap());
     filled(&server, dir.path());
     for differing in [0, 1] {
@@ -328,13 +329,13 @@ fn who_compares_reads_all_from_the_server_and_drops_a_cache_that_differs() {
         assert_eq!(volume.differing_blocks(), differing);
         volume.close().unwrap();
         assert_eq!(dir.path().join("clean").exists(), differing == 0);
-        // Bytes rot on the server's disk.
+        // Bytes are damaged on the server's disk.
         server.put(9, 8);
     }
 }
 
 #[test]
-fn a_session_that_finds_the_cache_in_use_outdates_it() {
+fn session_that_finds_the_cache_in_use_outdates_it() {
     let (server, dir) = (Server::new(), tempfile::tempdir().unwrap());
     filled(&server, dir.path());
     let reader = server.reader(dir.path());
@@ -347,7 +348,7 @@ fn a_session_that_finds_the_cache_in_use_outdates_it() {
 }
 
 #[test]
-fn unused_caches_are_removed_and_nothing_else_is() {
+fn only_unused_caches_are_removed() {
     let (server, parent) = (Server::new(), tempfile::tempdir().unwrap());
     let dir = |name: &str| parent.path().join(name);
     for name in ["gone", "more-in-it", "in-use"] {
@@ -371,7 +372,7 @@ fn unused_caches_are_removed_and_nothing_else_is() {
 }
 
 #[test]
-fn a_symbolic_link_in_place_of_the_mark_is_neither_read_nor_written_through() {
+fn symbolic_link_in_place_of_the_marker_is_not_followed() {
     let (server, dir) = (Server::new(), tempfile::tempdir().unwrap());
     let elsewhere = tempfile::tempdir().unwrap();
     filled(&server, dir.path());
@@ -388,7 +389,7 @@ fn a_symbolic_link_in_place_of_the_mark_is_neither_read_nor_written_through() {
 }
 
 #[test]
-fn a_session_that_lost_its_line_leaves_no_mark() {
+fn session_that_lost_its_connection_leaves_no_marker() {
     within(LIMIT, || {
         let (server, dir) = (Server::new(), tempfile::tempdir().unwrap());
         filled(&server, dir.path());
@@ -405,7 +406,7 @@ fn a_session_that_lost_its_line_leaves_no_mark() {
 }
 
 #[test]
-fn a_session_whose_lock_was_taken_leaves_no_mark() {
+fn session_that_lost_its_lock_leaves_no_marker() {
     let (server, dir) = (Server::new(), tempfile::tempdir().unwrap());
     filled(&server, dir.path());
     let volume = server.volume(dir.path(), BLOCKS * BLOCK * 4);
@@ -416,12 +417,12 @@ fn a_session_whose_lock_was_taken_leaves_no_mark() {
 }
 
 #[test]
-fn a_volume_that_another_session_mounted_meanwhile_gets_no_mark() {
+fn no_marker_if_another_session_mounted_the_volume_meanwhile() {
     let (server, dir) = (Server::new(), tempfile::tempdir().unwrap());
     filled(&server, dir.path());
     let volume = server.volume(dir.path(), BLOCKS * BLOCK * 4);
     assert!(read_all(&volume) == server.present());
-    // Both as after a whole session of another machine that gave the lock back.
+    // Both as after a complete session of another machine that released the lock.
     server.put(0, 77);
     server.put(9, 78);
     volume.close().unwrap();
@@ -429,13 +430,13 @@ fn a_volume_that_another_session_mounted_meanwhile_gets_no_mark() {
 }
 
 #[test]
-fn suspects_of_a_dead_session_drop_the_cache() {
+fn in_doubt_writes_drop_the_cache() {
     let (server, dir) = (Server::new(), tempfile::tempdir().unwrap());
     filled(&server, dir.path());
     server.put(9, 8);
     let options = VolumeOptions {
         cache: Some(cache_options(dir.path(), BLOCKS * BLOCK * 4)),
-        suspects: std::iter::once(0..BLOCK as u64).collect(),
+        in_doubt: std::iter::once(0..BLOCK as u64).collect(),
         ..tiny()
     };
     let session = Arc::new(server.clone());
@@ -447,7 +448,7 @@ fn suspects_of_a_dead_session_drop_the_cache() {
 }
 
 #[test]
-fn no_damage_of_any_file_ever_gives_a_wrong_byte() {
+fn no_damaged_cache_file_causes_a_wrong_byte() {
     let (server, whole) = (Server::new(), tempfile::tempdir().unwrap());
     filled(&server, whole.path());
     let read = |name: &str| fs::read(whole.path().join(name)).unwrap();
@@ -505,7 +506,7 @@ fn no_damage_of_any_file_ever_gives_a_wrong_byte() {
 }
 
 #[test]
-fn sessions_behave_as_an_array_whatever_the_cache_holds_and_however_they_end() {
+fn sessions_behave_as_an_array_with_any_cache_and_any_end() {
     let seeds = match std::env::var("SPRAT_CACHE_SEEDS") {
         Ok(range) => {
             let (first, end) = range.split_once("..").unwrap();

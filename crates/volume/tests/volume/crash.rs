@@ -1,5 +1,5 @@
-//! Crashes, lost lines, late writes and failed flushes by seed: whatever dies, the disk holds all
-//! groups up to some k and a part of k+1.
+//! Seeded crashes, lost connections, late writes and failed flushes. After any of them the disk
+//! holds all groups up to some k and a part of k+1.
 //!
 //! `SPRAT_CRASH_SEEDS=FIRST..END` runs other seeds; a failure prints its own.
 
@@ -27,7 +27,7 @@ fn seeds(usual: u64) -> std::ops::Range<u64> {
     }
 }
 
-/// Runs `body` for each seed, two at a time, and names the seed of the first failure.
+/// Runs `body` for each seed, two at a time, and prints the seed of the first failure.
 fn each_seed(usual: u64, body: fn(u64)) {
     within(LIMIT, move || {
         let range = seeds(usual);
@@ -59,7 +59,7 @@ fn each_seed(usual: u64, body: fn(u64)) {
     });
 }
 
-/// What the watcher of a disk has seen.
+/// What the observer of a disk has seen.
 #[derive(Default)]
 struct Seen {
     images: AtomicU64,
@@ -86,7 +86,7 @@ fn watched_disk(
     })
 }
 
-/// Writes, reads and flushes by chance; stops at the first failure of the volume.
+/// Random writes, reads and flushes; stops when the volume fails.
 fn work(volume: &Volume, oracle: &Oracle, dice: &mut Dice, rounds: u64) -> Result<(), VolumeError> {
     for _ in 0..rounds {
         match dice.below(20) {
@@ -110,7 +110,7 @@ fn work(volume: &Volume, oracle: &Oracle, dice: &mut Dice, rounds: u64) -> Resul
                 );
             }
             _ => {
-                // Some blocks are hot.
+                // Some blocks are written often.
                 let block = if dice.percent(30) {
                     dice.below(3)
                 } else {
@@ -127,8 +127,8 @@ fn work(volume: &Volume, oracle: &Oracle, dice: &mut Dice, rounds: u64) -> Resul
     Ok(())
 }
 
-/// After a close nothing may change any more, whatever crashes.
-fn assert_settled(disk: &CrashDisk, oracle: &Oracle, seed: u64) {
+/// After a close no crash may change anything any more.
+fn assert_final(disk: &CrashDisk, oracle: &Oracle, seed: u64) {
     for crash in 0..8 {
         let image = disk.crash_image(crash);
         for (block, bytes) in (0..).zip(image.chunks_exact(BLOCK)) {
@@ -163,7 +163,7 @@ fn session_over(
     assert_eq!(*seen.first_wrong.lock().unwrap(), None, "seed {seed}");
     assert!(seen.images.load(Ordering::SeqCst) > 10);
     if let Err(error) = ended {
-        // The one orderly end that chance may bring: flush after flush fails.
+        // The only failure that chance may cause: one flush after another fails.
         let failure = volume.failure().unwrap();
         let flushes_fail = matches!(*failure, VolumeError::Store { op: "flush", .. });
         assert!(
@@ -173,13 +173,13 @@ fn session_over(
         return disk.events();
     }
     oracle.durable(group);
-    assert_settled(&disk, &oracle, seed);
-    assert!(session.suspects().is_empty());
+    assert_final(&disk, &oracle, seed);
+    assert!(session.in_doubt().is_empty());
     disk.events()
 }
 
 #[test]
-fn a_crash_at_any_write_leaves_whole_groups_and_a_part_of_the_next() {
+fn crash_leaves_complete_groups_and_part_of_the_next() {
     each_seed(60, |seed| {
         let delay_max = Duration::from_micros(100);
         let options = CrashOptions {
@@ -196,7 +196,7 @@ fn a_crash_at_any_write_leaves_whole_groups_and_a_part_of_the_next() {
 }
 
 #[test]
-fn nothing_is_lost_when_lines_break_and_the_old_server_writes_late() {
+fn nothing_is_lost_by_lost_connections_and_late_writes() {
     static LATE: AtomicU64 = AtomicU64::new(0);
     each_seed(150, |seed| {
         let options = CrashOptions {
@@ -210,12 +210,12 @@ fn nothing_is_lost_when_lines_break_and_the_old_server_writes_late() {
     });
     assert!(
         LATE.load(Ordering::SeqCst) > 0,
-        "no write came late: the test shows nothing"
+        "no write came late: the test proves nothing"
     );
 }
 
 #[test]
-fn nothing_promised_is_lost_when_the_server_loses_power_again_and_again() {
+fn nothing_durable_is_lost_by_repeated_power_cuts() {
     static CUTS: AtomicU64 = AtomicU64::new(0);
     each_seed(150, |seed| {
         let options = CrashOptions {
@@ -230,12 +230,12 @@ fn nothing_promised_is_lost_when_the_server_loses_power_again_and_again() {
     });
     assert!(
         CUTS.load(Ordering::SeqCst) > 0,
-        "no power cut: the test shows nothing"
+        "no power cut: the test proves nothing"
     );
 }
 
-/// The session dies with writes under way; the next one takes over, with the record of what was
-/// under way, while the old server's process is still writing; and dies again, and so on.
+/// The session dies with writes under way. The next one takes over, with the journal of these
+/// writes, while the old server's process is still writing. Then it dies as well, and so on.
 fn takeovers(seed: u64) {
     let mut dice = Dice::new(seed ^ 0x7a6e);
     let oracle = Oracle::default();
@@ -246,16 +246,16 @@ fn takeovers(seed: u64) {
         ..CrashOptions::default()
     };
     let disk = CrashDisk::new(LEN, seed, options);
-    let mut suspects = Vec::new();
+    let mut in_doubt = Vec::new();
     for round in 0..4 {
         let session = TestSession::new(&disk);
         let options = VolumeOptions {
-            suspects: suspects.clone(),
+            in_doubt: in_doubt.clone(),
             ..tiny()
         };
         let volume = Volume::open(session.connect(), geometry(LEN), session.clone(), options);
         let volume = volume.unwrap();
-        // Which of the dead session's writes have survived shows only now.
+        // Only now is it known which of the dead session's writes have survived.
         let seen: Vec<u64> = read_stamps(&volume);
         let stamps = overwrite(&volume, &oracle, &mut dice);
         if round == 3 {
@@ -269,11 +269,11 @@ fn takeovers(seed: u64) {
             }
             return;
         }
-        // The line breaks and the session is killed before it can come back.
+        // The connection is lost, and the session is killed before it can reconnect.
         session.unreachable.store(true, Ordering::SeqCst);
         disk.lose_lines();
         drop(volume);
-        suspects = session.suspects();
+        in_doubt = session.in_doubt();
     }
 }
 
@@ -304,6 +304,6 @@ fn overwrite(
 }
 
 #[test]
-fn a_takeover_is_not_overtaken_by_what_the_dead_session_had_under_way() {
+fn late_writes_of_a_dead_session_do_not_undo_a_takeover() {
     each_seed(100, takeovers);
 }

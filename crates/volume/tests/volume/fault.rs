@@ -1,5 +1,6 @@
-//! The nth operation of the store fails, once or for ever after, for n = 1.. until none does:
-//! never success for what is not durable, never a wrong byte, never a hang.
+//! The nth operation of the store fails, once or for ever after, for n = 1, 2, … until no operation
+//! fails. The volume must never report success for what is not durable, return a wrong byte, or
+//! hang.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use sprat_volume::{Flush, Volume, VolumeError, VolumeOptions};
 const BLOCKS: u64 = 40;
 const LEN: usize = 40 * BLOCK;
 
-/// A small but whole life: writes, overwrites, reads, flushes of both kinds.
+/// A short but complete session: writes, overwrites, reads, flushes of both kinds.
 fn life(volume: &Volume, oracle: &Oracle) -> Result<(), VolumeError> {
     let mut dice = Dice::new(7);
     for round in 0..24 {
@@ -49,7 +50,7 @@ fn life(volume: &Volume, oracle: &Oracle) -> Result<(), VolumeError> {
     Ok(())
 }
 
-/// Returns whether the fault struck at all.
+/// Returns whether the fault occurred at all.
 fn one(nth: u64, for_ever: bool, fault: Fault, options: VolumeOptions) -> bool {
     let case = format!("operation {nth}, for ever: {for_ever}, {fault:?}, {options:?}");
     let disk = CrashDisk::new(LEN, nth, CrashOptions::default());
@@ -130,7 +131,7 @@ fn one_sender(options: VolumeOptions) -> VolumeOptions {
 }
 
 #[test]
-fn an_operation_that_fails_once_never_costs_a_promised_byte() {
+fn operation_that_fails_once_loses_no_durable_byte() {
     every(
         false,
         &VolumeOptions {
@@ -141,7 +142,7 @@ fn an_operation_that_fails_once_never_costs_a_promised_byte() {
 }
 
 #[test]
-fn an_operation_that_fails_once_among_epochs_that_go_together_never_costs_a_promised_byte() {
+fn operation_that_fails_once_in_batched_epochs_loses_no_durable_byte() {
     every(
         false,
         &VolumeOptions {
@@ -152,12 +153,12 @@ fn an_operation_that_fails_once_among_epochs_that_go_together_never_costs_a_prom
 }
 
 #[test]
-fn operations_that_fail_for_ever_end_the_volume_in_order() {
+fn operations_that_fail_for_ever_end_the_volume_cleanly() {
     every(true, &in_order());
 }
 
 #[test]
-fn without_reconnecting_the_first_loss_ends_the_volume_in_order() {
+fn without_reconnecting_the_first_loss_ends_the_volume_cleanly() {
     every(
         false,
         &VolumeOptions {
@@ -168,7 +169,7 @@ fn without_reconnecting_the_first_loss_ends_the_volume_in_order() {
 }
 
 #[test]
-fn a_failed_flush_is_answered_by_sending_all_again_on_a_new_connection() {
+fn failed_flush_sends_everything_again_on_a_new_connection() {
     within(LIMIT, || {
         let options = CrashOptions {
             fail_flush_per_1000: 1000,

@@ -1,4 +1,5 @@
-//! Long epochs: made durable in parts while they are sent, also on lines that break all the time.
+//! Long epochs: they become durable in parts while they are sent, even on connections that break
+//! again and again.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,9 +10,9 @@ use crate::support::{BLOCK, LIMIT, TestSession, geometry, stamped, tiny};
 use sprat_store::{FileStat, ReadClass, StoreError, StoreFile};
 use sprat_testkit::crash::{CrashDisk, CrashOptions};
 use sprat_testkit::watchdog::within;
-use sprat_volume::{Fenced, Flush, ReconnectError, Session, Volume, VolumeOptions};
+use sprat_volume::{Fenced, Flush, ReconnectError, SessionHooks, Volume, VolumeOptions};
 
-/// A line that is lost after so many bytes of writes, each time anew.
+/// A connection that is lost after a given number of written bytes, each time again.
 struct Flapping {
     session: Arc<TestSession>,
     disk: CrashDisk,
@@ -29,18 +30,18 @@ impl Flapping {
     }
 }
 
-impl Session for Flapping {
+impl SessionHooks for Flapping {
     fn before_epoch(&self) -> Result<(), Fenced> {
         self.session.before_epoch()
     }
     fn before_send(&self, ranges: &[Range<u64>]) -> Result<(), Fenced> {
         self.session.before_send(ranges)
     }
-    fn settled(&self) {
-        self.session.settled();
+    fn resolved(&self) {
+        self.session.resolved();
     }
-    fn settled_in_part(&self, ranges: &[Range<u64>]) {
-        self.session.settled_in_part(ranges);
+    fn resolved_in_part(&self, ranges: &[Range<u64>]) {
+        self.session.resolved_in_part(ranges);
     }
     fn reconnect(&self, attempt: u32) -> Result<Arc<dyn StoreFile>, ReconnectError> {
         Ok(self.wrap(self.session.reconnect(attempt)?))
@@ -108,7 +109,7 @@ fn roomy() -> VolumeOptions {
 }
 
 #[test]
-fn an_epoch_gets_through_a_line_that_never_carries_a_tenth_of_it() {
+fn epoch_completes_on_connections_that_carry_less_than_a_tenth() {
     within(LIMIT, || {
         let len = usize::try_from(BLOCKS).unwrap() * BLOCK;
         let disk = CrashDisk::new(len, 1, CrashOptions::default());
@@ -125,14 +126,14 @@ fn an_epoch_gets_through_a_line_that_never_carries_a_tenth_of_it() {
         volume.close().unwrap();
         assert!(
             volume.stats().losses >= 10,
-            "the line did break: {:?}",
+            "the connection did break: {:?}",
             volume.stats()
         );
     });
 }
 
 #[test]
-fn a_stream_without_a_flush_needs_little_memory_and_leaves_few_suspects() {
+fn stream_without_a_flush_needs_little_memory_and_leaves_little_in_doubt() {
     within(LIMIT, || {
         let len = usize::try_from(BLOCKS).unwrap() * BLOCK;
         let delay_max = Duration::from_micros(100);
@@ -151,12 +152,12 @@ fn a_stream_without_a_flush_needs_little_memory_and_leaves_few_suspects() {
             Volume::open(session.connect(), geometry(len), session.clone(), options).unwrap();
         write_one_epoch(&volume);
         let stats = volume.stats();
-        assert_eq!(stats.open_epoch, 1, "nobody asked for order");
+        assert_eq!(stats.open_epoch, 1, "no flush was called");
         assert!(stats.unsynced_bytes_peak <= buffer as u64, "{stats:?}");
         assert!(session.settlements_in_part.load(Ordering::SeqCst) > 0);
-        // A takeover settles no more than what was not durable.
-        let suspects: u64 = session.suspects().iter().map(|it| it.end - it.start).sum();
-        assert!(suspects <= 2 * buffer as u64, "{suspects} bytes of {len}");
+        // A takeover recovers no more than what was not durable.
+        let in_doubt: u64 = session.in_doubt().iter().map(|it| it.end - it.start).sum();
+        assert!(in_doubt <= 2 * buffer as u64, "{in_doubt} bytes of {len}");
         volume.close().unwrap();
         assert_on_disk(&disk);
     });

@@ -1,4 +1,4 @@
-//! What a lost line, a failed fsync and a suspect may count for, and what not; moment by moment.
+//! What a lost connection, a failed fsync and an in-doubt write count for, in each order.
 
 mod durable;
 mod hour;
@@ -19,21 +19,23 @@ use sprat_testkit::dice::Dice;
 use sprat_testkit::fault::{Fault, FaultPlan};
 use sprat_testkit::watchdog::within;
 use sprat_testkit::{needs, requires};
-use sprat_volume::{Fenced, Flush, ReconnectError, Session, Volume, VolumeError, VolumeOptions};
+use sprat_volume::{
+    Fenced, Flush, ReconnectError, SessionHooks, Volume, VolumeError, VolumeOptions,
+};
 
 const LEN: usize = 64 * BLOCK;
 
-/// What becomes of one fsync.
+/// The outcome of one fsync.
 enum Fsync {
-    /// The line is lost before it arrives.
+    /// The connection is lost before the fsync arrives.
     Lost,
     /// The server answers "failure".
     Fails,
-    /// It is done, and then the old server's process writes this block 0, late.
+    /// It succeeds, and then the old server's process writes this to block 0, late.
     ThenLate(u64),
 }
 
-/// A session whose next fsyncs go as told, on whatever connection; those behind them go well.
+/// A session whose next fsyncs end as scripted, on any connection; later ones succeed.
 struct Scripted {
     session: Arc<TestSession>,
     disk: CrashDisk,
@@ -68,18 +70,18 @@ impl Scripted {
     }
 }
 
-impl Session for Scripted {
+impl SessionHooks for Scripted {
     fn before_epoch(&self) -> Result<(), Fenced> {
         self.session.before_epoch()
     }
     fn before_send(&self, ranges: &[Range<u64>]) -> Result<(), Fenced> {
         self.session.before_send(ranges)
     }
-    fn settled(&self) {
-        self.session.settled();
+    fn resolved(&self) {
+        self.session.resolved();
     }
-    fn settled_in_part(&self, ranges: &[Range<u64>]) {
-        self.session.settled_in_part(ranges);
+    fn resolved_in_part(&self, ranges: &[Range<u64>]) {
+        self.session.resolved_in_part(ranges);
     }
     fn reconnect(&self, attempt: u32) -> Result<Arc<dyn StoreFile>, ReconnectError> {
         Ok(self.wrap(self.session.reconnect(attempt)?))
@@ -133,7 +135,7 @@ impl StoreFile for ScriptedFile {
 }
 
 #[test]
-fn lines_lost_during_an_fsync_do_not_count_as_failed_fsyncs() {
+fn connections_lost_during_an_fsync_are_not_failed_fsyncs() {
     use Fsync::{Fails, Lost};
     within(LIMIT, || {
         let fsyncs = [Lost, Lost, Lost, Lost, Fails, Lost, Fails, Lost, Fails];
@@ -156,7 +158,7 @@ fn lines_lost_during_an_fsync_do_not_count_as_failed_fsyncs() {
     });
 }
 
-/// Written without a flush from above, in an epoch that is larger than the buffer.
+/// Writes an epoch that is larger than the buffer, without a flush from above.
 fn write_a_long_epoch(volume: &Volume, blocks: Range<u64>) {
     for block in blocks {
         let bytes = stamped(block);
@@ -165,7 +167,7 @@ fn write_a_long_epoch(volume: &Volume, blocks: Range<u64>) {
 }
 
 #[test]
-fn nothing_is_settled_in_part_while_a_lost_write_may_still_arrive() {
+fn nothing_is_resolved_in_part_while_a_lost_write_may_arrive() {
     within(LIMIT, || {
         let scripted = Scripted::new([]);
         let session = &scripted.session;
@@ -178,16 +180,16 @@ fn nothing_is_settled_in_part_while_a_lost_write_may_still_arrive() {
         volume.write_at(0, &stamped(7)).unwrap();
         volume.flush(Flush::Durable).unwrap();
         let stats = volume.stats();
-        assert_eq!((stats.suspect_blocks, stats.losses), (1, 1));
+        assert_eq!((stats.in_doubt_blocks, stats.losses), (1, 1));
         write_a_long_epoch(&volume, 1..60);
         let behind = volume.stats().wire_flushes - stats.wire_flushes;
-        assert_eq!(volume.stats().suspect_blocks, 1);
+        assert_eq!(volume.stats().in_doubt_blocks, 1);
         assert!(behind > 0, "the epoch was not made durable in parts");
         assert_eq!(session.settlements_in_part.load(Ordering::SeqCst), 0);
-        let noted: u64 = session.suspects().iter().map(|it| it.end - it.start).sum();
+        let noted: u64 = session.in_doubt().iter().map(|it| it.end - it.start).sum();
         assert!(noted >= behind * BLOCK as u64, "{noted}");
         drop(volume);
-        // The same without a suspect, so that the above shows something.
+        // The same with nothing in doubt, to prove that the test above can fail.
         let scripted = Scripted::new([]);
         let volume = scripted.open(tiny()).unwrap();
         write_a_long_epoch(&volume, 1..60);
@@ -197,19 +199,19 @@ fn nothing_is_settled_in_part_while_a_lost_write_may_still_arrive() {
 }
 
 #[test]
-fn what_a_dead_session_left_is_read_back_after_it_was_settled() {
+fn recovered_blocks_of_a_dead_session_are_read_back() {
     within(LIMIT, || {
-        // Later than its server was believed to be able to: behind the fsync that settles.
+        // Later than the quiet time allows for: after the fsync of the recovery.
         let scripted = Scripted::new([Fsync::ThenLate(99)]);
         scripted.disk.connect().write_at(0, &stamped(5)).unwrap();
         let options = VolumeOptions {
-            suspects: std::iter::once(0..BLOCK as u64).collect(),
-            suspects_quiet: true,
+            in_doubt: std::iter::once(0..BLOCK as u64).collect(),
+            old_server_dead: true,
             ..tiny()
         };
         let ended = scripted.open(options).and_then(|volume| volume.close());
         let Err(VolumeError::Failed(cause)) = ended else {
-            panic!("a late write went unnoticed: {ended:?}");
+            panic!("a late write was not detected: {ended:?}");
         };
         let foreign = VolumeError::ForeignWrite { offset: 0 };
         assert_eq!(format!("{cause:?}"), format!("{foreign:?}"));
@@ -226,10 +228,10 @@ fn lost() -> StoreError {
     }
 }
 
-/// Two short losses, further apart than `reconnect_max`; with a block in the open epoch that no flush
-/// was asked for, and with reads in between.
+/// Two short losses, further apart than `reconnect_max`; with a block in the open epoch that no
+/// flush was called for, and with reads in between.
 #[test]
-fn a_second_short_loss_long_after_the_first_is_an_outage_of_its_own() {
+fn second_short_loss_long_after_the_first_is_a_new_outage() {
     within(LIMIT, || {
         for (unsealed, reads) in [(false, true), (true, false), (true, true)] {
             let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
@@ -250,7 +252,7 @@ fn a_second_short_loss_long_after_the_first_is_an_outage_of_its_own() {
             }
             for loss in 1..=3 {
                 disk.lose_lines();
-                volume.line_lost(lost());
+                volume.connection_lost(lost());
                 let until = Instant::now() + Duration::from_secs(5);
                 while session.reconnects.load(Ordering::SeqCst) < loss && Instant::now() < until {
                     std::thread::sleep(Duration::from_millis(5));
@@ -267,9 +269,10 @@ fn a_second_short_loss_long_after_the_first_is_an_outage_of_its_own() {
     });
 }
 
-/// Nobody waits: the block lies in the open epoch, and the server is away far longer than the limit.
+/// No caller waits: the block is in the open epoch, and the server is away far longer than the
+/// limit.
 #[test]
-fn a_block_that_nobody_asked_to_send_bears_any_outage() {
+fn block_without_a_flush_survives_any_outage() {
     within(LIMIT, || {
         let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
         let session = TestSession::new(&disk);
@@ -282,13 +285,13 @@ fn a_block_that_nobody_asked_to_send_bears_any_outage() {
         volume.write_at(at(2), &stamped(2)).unwrap();
         session.unreachable.store(true, Ordering::SeqCst);
         disk.lose_lines();
-        volume.line_lost(lost());
+        volume.connection_lost(lost());
         std::thread::sleep(Duration::from_secs(1));
         assert!(volume.failure().is_none(), "{:?}", volume.failure());
         let stats = volume.stats();
         assert!(stats.reconnecting_since.is_some());
         assert!(stats.lost_because.unwrap().contains("refused"));
-        // From now on somebody waits.
+        // From now on a caller waits.
         let ended = volume.flush(Flush::Durable);
         let Err(VolumeError::Failed(cause)) = ended else {
             panic!("{ended:?}");
@@ -300,10 +303,10 @@ fn a_block_that_nobody_asked_to_send_bears_any_outage() {
     });
 }
 
-/// Why the read at this place fails, if it does.
+/// The error of the read at this offset, if it fails.
 type Refuses = Arc<dyn Fn(u64) -> Option<StoreError> + Send + Sync>;
 
-/// A session on whose every connection some reads fail.
+/// A session in which some reads fail on every connection.
 struct Picky {
     below: Arc<TestSession>,
     refuses: Refuses,
@@ -324,18 +327,18 @@ impl Picky {
     }
 }
 
-impl Session for Picky {
+impl SessionHooks for Picky {
     fn before_epoch(&self) -> Result<(), Fenced> {
         self.below.before_epoch()
     }
     fn before_send(&self, ranges: &[Range<u64>]) -> Result<(), Fenced> {
         self.below.before_send(ranges)
     }
-    fn settled(&self) {
-        self.below.settled();
+    fn resolved(&self) {
+        self.below.resolved();
     }
-    fn settled_in_part(&self, ranges: &[Range<u64>]) {
-        self.below.settled_in_part(ranges);
+    fn resolved_in_part(&self, ranges: &[Range<u64>]) {
+        self.below.resolved_in_part(ranges);
     }
     fn reconnect(&self, attempt: u32) -> Result<Arc<dyn StoreFile>, ReconnectError> {
         Ok(self.file(self.below.reconnect(attempt)?))
@@ -371,13 +374,13 @@ impl StoreFile for PickyFile {
     }
 }
 
-/// A server that answers all but one read, on each connection: the session ends, though other reads
-/// and flushes get through.
+/// The server answers all reads but one, on each connection. The session ends, although other reads
+/// and flushes succeed.
 #[test]
-fn one_read_that_no_connection_answers_ends_the_session() {
+fn one_read_that_no_connection_answers_ends_the_volume() {
     let deaf: Refuses = Arc::new(|offset| {
         (offset == at(32)).then(|| {
-            // As a store does that has waited for long enough.
+            // As a store does after its time limit.
             std::thread::sleep(Duration::from_millis(100));
             lost()
         })
@@ -411,9 +414,9 @@ fn one_read_that_no_connection_answers_ends_the_session() {
     });
 }
 
-/// Each operation is answered with "failure" once, as a server does whose disk is away for a moment.
+/// Each operation fails once with "failure", as on a server whose disk is away for a moment.
 #[test]
-fn a_failure_of_any_one_operation_is_borne_on_a_new_connection() {
+fn failure_of_any_one_operation_is_retried_on_a_new_connection() {
     within(LIMIT, || {
         for nth in 1..20 {
             let disk = CrashDisk::new(LEN, nth, CrashOptions::default());
@@ -434,7 +437,7 @@ fn a_failure_of_any_one_operation_is_borne_on_a_new_connection() {
                 assert_eq!(found, block as u64 + 1, "operation {nth}");
             }
         }
-        // One that fails for ever ends the session.
+        // An operation that fails for ever ends the session.
         let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
         let plan = FaultPlan::new(1, true, Fault::Refused);
         let session = TestSession::with_faults(&disk, Some(plan));
@@ -445,9 +448,9 @@ fn a_failure_of_any_one_operation_is_borne_on_a_new_connection() {
     });
 }
 
-/// Reading a suspect back has the patience that writing has.
+/// Reading an in-doubt block back is retried as writing is.
 #[test]
-fn a_suspect_that_can_not_be_read_back_for_a_moment_is_read_on_a_new_connection() {
+fn failed_read_back_is_retried_on_a_new_connection() {
     within(LIMIT, || {
         for (failures, borne) in [(3, true), (100, false)] {
             let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
@@ -477,7 +480,7 @@ fn a_suspect_that_can_not_be_read_back_for_a_moment_is_read_on_a_new_connection(
     });
 }
 
-/// How many requests a takeover has under way at once, and how many round trips it takes.
+/// Counts how many requests a takeover has under way at once, and its round trips.
 #[derive(Default)]
 struct Counted {
     blocks: Mutex<HashMap<u64, Vec<u8>>>,
@@ -549,17 +552,17 @@ impl StoreFile for Counted {
 }
 
 #[test]
-fn a_takeover_reads_and_writes_scattered_blocks_in_few_round_trips() {
+fn takeover_recovers_scattered_blocks_in_few_round_trips() {
     within(LIMIT, || {
-        const SUSPECTS: usize = 4000;
+        const IN_DOUBT: usize = 4000;
         let file = Arc::new(Counted::default());
         let session = TestSession::new(&CrashDisk::new(LEN, 1, CrashOptions::default()));
-        let suspects: Vec<Range<u64>> = (0..SUSPECTS as u64)
+        let in_doubt: Vec<Range<u64>> = (0..IN_DOUBT as u64)
             .map(|n| n * 4096 * 1000..n * 4096 * 1000 + 4096)
             .collect();
         let options = VolumeOptions {
-            suspects,
-            suspects_quiet: true,
+            in_doubt,
+            old_server_dead: true,
             zeros_are_holes: true,
             ..VolumeOptions::default()
         };
@@ -567,27 +570,27 @@ fn a_takeover_reads_and_writes_scattered_blocks_in_few_round_trips() {
         let volume = Volume::open(file.clone(), geometry(len), session, options).unwrap();
         volume.close().unwrap();
         let count = |counter: &AtomicUsize| counter.load(Ordering::SeqCst);
-        // Read, and read back once it was durable; beside it a few samples.
-        assert!(count(&file.read_blocks) <= 2 * SUSPECTS + 200);
-        assert_eq!(count(&file.written_blocks), SUSPECTS);
+        // Each block is read, and read back once it is durable; plus a few samples.
+        assert!(count(&file.read_blocks) <= 2 * IN_DOUBT + 200);
+        assert_eq!(count(&file.written_blocks), IN_DOUBT);
         let (reads, writes) = (count(&file.read_batches), count(&file.write_batches));
         assert!(reads <= 12 && writes <= 8, "{reads} reads, {writes} writes");
     });
 }
 
-/// Where it says so a limit on memory leaves no room for the stack of one more thread, and the server
-/// has lost a block or not.
+/// If this is set, a limit on memory leaves no space for the stack of one more thread. Its value
+/// says whether the server has lost a block.
 const THREADLESS: &str = "SPRAT_TEST_VOLUME_THREADLESS";
 
 #[test]
-fn a_volume_is_closed_and_compared_where_no_thread_can_be_made() {
+fn volume_is_closed_and_compared_without_another_thread() {
     requires!(needs::program("prlimit"));
     let Some(lost) = std::env::var_os(THREADLESS) else {
         for lost in ["no", "yes"] {
             let output = Command::new(std::env::current_exe().unwrap())
                 .args([
                     "--exact",
-                    "losses::a_volume_is_closed_and_compared_where_no_thread_can_be_made",
+                    "losses::volume_is_closed_and_compared_without_another_thread",
                 ])
                 .arg("--test-threads=1")
                 .env(THREADLESS, lost)
@@ -619,7 +622,7 @@ fn a_volume_is_closed_and_compared_where_no_thread_can_be_made() {
     assert!(limited.unwrap().success());
     let small = std::thread::Builder::new().stack_size(256 << 10);
     let thread = small.spawn(|| ());
-    assert!(thread.is_err(), "there are threads, so this shows nothing");
+    assert!(thread.is_err(), "there are threads, so this proves nothing");
     let closed = volume.close();
     assert_eq!(closed.is_err(), lost == "yes", "{closed:?}");
 }

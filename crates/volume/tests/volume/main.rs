@@ -1,11 +1,11 @@
-//! The volume: order, cache, losses and takeovers.
+//! Tests of the volume: order, cache, losses and takeovers.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stderr,
     clippy::print_stdout,
     missing_docs,
-    reason = "a test fails by a panic, and says what it draws"
+    reason = "tests fail by panicking and print to the terminal"
 )]
 
 mod behaviour;

@@ -1,5 +1,5 @@
-//! The volume against a plain array: every read gives the newest write, and a closed volume has
-//! all of them on the disk.
+//! Compares the volume with a plain array: every read returns the newest write, and after close all
+//! writes are on the disk.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -180,7 +180,8 @@ fn many_threads_each_see_their_own_newest_bytes() {
             let threads: Vec<_> = (0..6u64)
                 .map(|thread| {
                     let volume = volume.clone();
-                    // Every sixth block is this thread's: neighbours share clusters and runs.
+                    // Every sixth block belongs to this thread, so that neighbours share clusters
+                    // and runs.
                     std::thread::spawn(move || one_of_many(&volume, thread, seed))
                 })
                 .collect();

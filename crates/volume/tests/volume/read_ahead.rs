@@ -1,4 +1,4 @@
-//! Read-ahead: what it saves, what it never holds up, and that it gives no bytes of its own.
+//! Read-ahead: it saves requests, delays no other read, and never changes the bytes that are read.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -47,7 +47,7 @@ impl StoreFile for GatedFile {
         self.below.stat()
     }
     fn read_at(&self, offset: u64, buf: &mut [u8], class: ReadClass) -> Result<(), StoreError> {
-        // The bytes are those of the moment when it was asked, however late they arrive.
+        // The bytes are those of the moment of the request, however late they arrive.
         self.below.read_at(offset, buf, class)?;
         if class == ReadClass::Ahead {
             self.gate.pass();
@@ -87,7 +87,7 @@ fn read(volume: &Volume, block: usize) -> u64 {
     stamp_of(&bytes)
 }
 
-/// Reads forward, a block in each cluster, until read-ahead is under way.
+/// Reads sequentially, one block in each cluster, until read-ahead is under way.
 fn begin_stream(gate: &Gate, volume: &Volume) -> usize {
     for cluster in 0.. {
         assert!(cluster < 8, "a stream is recognised within some clusters");
@@ -101,11 +101,11 @@ fn begin_stream(gate: &Gate, volume: &Volume) -> usize {
 }
 
 #[test]
-fn a_read_that_somebody_waits_for_never_waits_for_read_ahead() {
+fn demand_read_never_waits_for_read_ahead() {
     within(LIMIT, || {
         let (gate, volume) = gated();
         begin_stream(&gate, &volume);
-        // Too far from each other to be a stream of their own.
+        // Too far apart to be a stream.
         let readers: Vec<_> = (0..6)
             .map(|reader| {
                 let volume = volume.clone();
@@ -124,7 +124,7 @@ fn a_read_that_somebody_waits_for_never_waits_for_read_ahead() {
 }
 
 #[test]
-fn what_read_ahead_brings_never_replaces_what_was_written_meanwhile() {
+fn read_ahead_never_replaces_bytes_written_meanwhile() {
     within(LIMIT, || {
         let (gate, volume) = gated();
         let cluster = begin_stream(&gate, &volume);
@@ -134,7 +134,7 @@ fn what_read_ahead_brings_never_replaces_what_was_written_meanwhile() {
                 .write_at((block * BLOCK) as u64, &stamped(block as u64))
                 .unwrap();
         }
-        // Durable, so that nothing of it is kept for sending when the old bytes arrive.
+        // Durable, so that the block is not kept for sending when the old bytes arrive.
         volume.flush(sprat_volume::Flush::Durable).unwrap();
         gate.open();
         for block in ahead {
@@ -144,8 +144,8 @@ fn what_read_ahead_brings_never_replaces_what_was_written_meanwhile() {
     });
 }
 
-/// Small files side by side, read by several threads as a walk ahead of rsync reads them: each file
-/// from its begin, with gaps, somewhat out of order. The line is 4 ms long.
+/// Small files side by side, read by several threads, as a walk ahead of rsync reads them: each
+/// file from its start, with gaps, a little out of order. The round trip is 4 ms.
 fn read_files_side_by_side(options: VolumeOptions) -> VolumeStats {
     let delay_max = Duration::from_millis(4);
     let disk_options = CrashOptions {
@@ -189,7 +189,7 @@ fn read_files_side_by_side(options: VolumeOptions) -> VolumeStats {
 }
 
 #[test]
-fn reading_small_files_side_by_side_takes_few_long_requests() {
+fn reading_small_files_in_parallel_takes_few_long_requests() {
     within(LIMIT, || {
         let ahead = read_files_side_by_side(VolumeOptions::default());
         let without = read_files_side_by_side(VolumeOptions {

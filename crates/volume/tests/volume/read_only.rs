@@ -1,4 +1,4 @@
-//! Read-only volumes: the overlay, lost lines, and a disk that can't give all back.
+//! Read-only volumes: the overlay, lost connections, and a disk with unreadable blocks.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,7 +12,9 @@ use sprat_store::{
 use sprat_testkit::crash::{CrashDisk, CrashOptions};
 use sprat_testkit::dice::Dice;
 use sprat_testkit::watchdog::within;
-use sprat_volume::{Fenced, Flush, ReadOnlyOptions, ReconnectError, Session, Volume, VolumeError};
+use sprat_volume::{
+    Fenced, Flush, ReadOnlyOptions, ReconnectError, SessionHooks, Volume, VolumeError,
+};
 
 const LEN: usize = 64 * BLOCK;
 
@@ -37,7 +39,7 @@ fn read_only(overlay_blocks: u64) -> (Arc<dyn StoreFile>, Volume, tempfile::Temp
 }
 
 #[test]
-fn a_read_only_volume_keeps_its_writes_to_itself() {
+fn read_only_volume_never_writes_to_the_store() {
     within(LIMIT, || {
         let (file, volume, dir) = read_only(8);
         volume
@@ -63,7 +65,7 @@ fn a_read_only_volume_keeps_its_writes_to_itself() {
 }
 
 #[test]
-fn the_overlay_of_a_read_only_volume_is_bounded() {
+fn overlay_of_a_read_only_volume_is_bounded() {
     within(LIMIT, || {
         let (_, volume, _dir) = read_only(4);
         for block in 0..4 {
@@ -76,7 +78,7 @@ fn the_overlay_of_a_read_only_volume_is_bounded() {
             volume.discard(0, 4096),
             Err(VolumeError::Discard { .. })
         ));
-        // One that lacks a write is no state to be read on.
+        // An overlay that lacks a write is a state that must not be read any more.
         volume.write_at(at(9), &stamped(1)).unwrap_err();
         let cause = volume.failure().unwrap();
         assert!(
@@ -88,7 +90,7 @@ fn the_overlay_of_a_read_only_volume_is_bounded() {
     });
 }
 
-/// A file on a disk that can't give some blocks back.
+/// A file on a disk with unreadable blocks.
 struct BadDisk {
     file: Arc<dyn StoreFile>,
     bad: Vec<usize>,
@@ -129,7 +131,7 @@ impl StoreFile for BadDisk {
 }
 
 #[test]
-fn a_block_that_can_not_be_read_takes_no_other_along() {
+fn unreadable_block_does_not_affect_others() {
     within(LIMIT, || {
         let store = MemoryStore::new();
         let name = FileName::new("x.luks").unwrap();
@@ -143,14 +145,15 @@ fn a_block_that_can_not_be_read_takes_no_other_along() {
         };
         let session = TestSession::new(&kind_disk());
         let dir = tempfile::tempdir().unwrap();
-        // The session's other connections lead to a disk that is whole.
+        // The session's other connections lead to an intact disk.
         let options = ReadOnlyOptions {
             reconnect_max: Duration::ZERO,
             ..ReadOnlyOptions::new(dir.path().to_owned())
         };
         let volume =
             Volume::open_read_only(Arc::new(bad), geometry(LEN), session, options).unwrap();
-        // As the kernel asks: much at once, and what fails again in its smallest pieces.
+        // As the kernel does: a large read first, then the failed part again in the smallest
+        // pieces.
         let all = volume.read_at(0, &mut vec![0; LEN]);
         assert!(matches!(all, Err(VolumeError::ReadFailed(_))), "{all:?}");
         for round in 0..2 {
@@ -161,7 +164,7 @@ fn a_block_that_can_not_be_read_takes_no_other_along() {
                     _ => assert_eq!(read.unwrap(), 7, "{block}"),
                 }
             }
-            // What is known to fail is not asked for again.
+            // Blocks that are known to fail are not asked for again.
             if round == 0 {
                 reads.store(0, Ordering::SeqCst);
             }
@@ -174,7 +177,7 @@ fn a_block_that_can_not_be_read_takes_no_other_along() {
 }
 
 #[test]
-fn a_read_only_volume_reconnects_and_reads_on() {
+fn read_only_volume_reconnects_and_reads_on() {
     within(LIMIT, || {
         let disk = CrashDisk::new(
             LEN,
@@ -206,7 +209,7 @@ fn a_read_only_volume_reconnects_and_reads_on() {
 }
 
 #[test]
-fn a_volume_that_nobody_uses_bears_an_outage_of_any_length() {
+fn unused_volume_survives_an_outage_of_any_length() {
     within(LIMIT, || {
         let disk = kind_disk();
         let session = TestSession::new(&disk);
@@ -225,13 +228,13 @@ fn a_volume_that_nobody_uses_bears_an_outage_of_any_length() {
         disk.lose_lines();
         let mut block = vec![0; BLOCK];
         let lost = file.read_at(0, &mut block, ReadClass::Demand).unwrap_err();
-        volume.line_lost(lost);
+        volume.connection_lost(lost);
         std::thread::sleep(longest * 4);
         assert!(volume.failure().is_none());
         session.unreachable.store(false, Ordering::SeqCst);
         assert_eq!(read_stamp(&volume, 3).unwrap(), 0);
 
-        // Once somebody waits, its time runs.
+        // Once a caller waits, the time limit runs.
         session.unreachable.store(true, Ordering::SeqCst);
         disk.lose_lines();
         read_stamp(&volume, 4).unwrap_err();
@@ -242,7 +245,7 @@ fn a_volume_that_nobody_uses_bears_an_outage_of_any_length() {
     });
 }
 
-/// Its read-ahead is under way for as long as the connection lives.
+/// Its read-ahead stays under way for as long as the connection lives.
 struct Ahead {
     up: Arc<AtomicBool>,
     asked: Arc<AtomicU64>,
@@ -295,9 +298,9 @@ impl StoreFile for Ahead {
     }
 }
 
-/// Read-ahead that was under way at the loss is owed to nobody.
+/// No caller waits for read-ahead that was under way at the loss.
 #[test]
-fn a_read_only_volume_that_nobody_reads_bears_any_outage() {
+fn read_only_volume_without_readers_survives_any_outage() {
     within(LIMIT, || {
         for with_ahead in [false, true] {
             let up = Arc::new(AtomicBool::new(true));
@@ -325,7 +328,7 @@ fn a_read_only_volume_that_nobody_reads_bears_any_outage() {
             }
             assert_eq!(asked.load(Ordering::SeqCst) > 0, with_ahead);
             up.store(false, Ordering::SeqCst);
-            volume.line_lost(cut());
+            volume.connection_lost(cut());
             std::thread::sleep(Duration::from_secs(1));
             assert!(volume.failure().is_none(), "{:?}", volume.failure());
         }
@@ -349,15 +352,15 @@ impl Returning {
     }
 }
 
-impl Session for Returning {
+impl SessionHooks for Returning {
     fn before_epoch(&self) -> Result<(), Fenced> {
         unreachable!("nothing is written")
     }
     fn before_send(&self, _: &[Range<u64>]) -> Result<(), Fenced> {
         unreachable!("nothing is written")
     }
-    fn settled(&self) {}
-    fn settled_in_part(&self, _: &[Range<u64>]) {}
+    fn resolved(&self) {}
+    fn resolved_in_part(&self, _: &[Range<u64>]) {}
     fn reconnect(&self, _: u32) -> Result<Arc<dyn StoreFile>, ReconnectError> {
         if self.away.load(Ordering::SeqCst) {
             return Err(ReconnectError::Retry(cut()));
@@ -367,10 +370,10 @@ impl Session for Returning {
     }
 }
 
-/// An hour on a clock 1,000 times as fast: 20 losses of a second each, at random, most of them with
-/// read-ahead under way, and a limit of 15 minutes.
+/// An hour on a clock that is 1,000 times as fast: 20 random losses of a second each, most of them
+/// with read-ahead under way, and a limit of 15 minutes.
 #[test]
-fn many_short_losses_with_read_ahead_under_way_end_no_read_only_volume() {
+fn many_short_losses_during_read_ahead_end_no_read_only_volume() {
     within(LIMIT, || {
         let mut dice = Dice::new(21);
         let session = Arc::new(Returning {
@@ -402,7 +405,7 @@ fn many_short_losses_with_read_ahead_under_way_end_no_read_only_volume() {
             under_way += usize::from(session.asked.load(Ordering::SeqCst) > 0);
             session.away.store(true, Ordering::SeqCst);
             session.up.lock().unwrap().store(false, Ordering::SeqCst);
-            volume.line_lost(cut());
+            volume.connection_lost(cut());
             std::thread::sleep(Duration::from_millis(3));
             session.away.store(false, Ordering::SeqCst);
             volume.read_at(at(3300 + loss * 30), &mut bytes).unwrap();

@@ -1,9 +1,10 @@
-//! The volume against a scripted SFTP server that loses its connections at chosen requests and is
-//! a referee of every request: what was under way comes again first and with the same bytes, and no
-//! later epoch before an earlier one is synced. Servers that do one request after another, and say
-//! so, get an fsync right behind its writes; some lie.
+//! The volume against a scripted SFTP server that loses its connections at chosen requests and
+//! checks every request: writes that were under way are sent again first and with the same bytes,
+//! and no later epoch is sent before an earlier one is synced. A server that processes requests in
+//! order, and announces so, gets an fsync right behind its writes. Some servers announce it
+//! wrongly.
 //!
-//! `SPRAT_REPLAY_SEEDS=FIRST..END` runs other seeds; a failure names its own.
+//! `SPRAT_REPLAY_SEEDS=FIRST..END` runs other seeds; a failure prints its own.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{Read, Write};
@@ -18,11 +19,11 @@ use sprat_store::sftp::Wire;
 use sprat_store::{Access, FileName, IgnorePoison, SftpOptions, SftpStore, Store, StoreFile};
 use sprat_testkit::dice::Dice;
 use sprat_testkit::watchdog::within;
-use sprat_volume::{Fenced, Flush, ReconnectError, Session, Volume, VolumeOptions};
+use sprat_volume::{Fenced, Flush, ReconnectError, SessionHooks, Volume, VolumeOptions};
 
 const BLOCKS: u64 = 40;
 const LEN: usize = 40 * BLOCK;
-/// An epoch's number stands in the upper half of a stamp.
+/// The upper half of a stamp is the number of the epoch.
 const EPOCH: u32 = 32;
 const QUIET: Duration = Duration::from_millis(150);
 
@@ -33,8 +34,8 @@ struct Unsynced {
     answered: bool,
 }
 
-/// What was under way when connections were lost.
-struct Suspect {
+/// A write that was under way when its connection was lost.
+struct InDoubt {
     stamp: u64,
     since: Instant,
     sent_again: bool,
@@ -44,11 +45,12 @@ struct Suspect {
 /// How the server greets, and in which order it answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// As some server, out of order.
+    /// Not as OpenSSH's; out of order.
     Unordered,
     /// As OpenSSH's, in order.
     OneByOne,
-    /// As OpenSSH's, out of order: an fsync may leave out what was not answered before it.
+    /// Greets as OpenSSH's, but out of order: an fsync may leave out what was not answered before
+    /// it.
     Liar,
 }
 
@@ -59,15 +61,15 @@ struct Referee {
     kind: Kind,
     connections: HashMap<u64, UnixStream>,
     next_connection: u64,
-    /// Requests until the next loss; none comes without.
+    /// Requests until the next loss; `None`: no loss.
     countdown: Option<u64>,
     losses: u64,
     unsynced: HashMap<u64, Unsynced>,
-    suspects: HashMap<u64, Suspect>,
+    in_doubt: HashMap<u64, InDoubt>,
     late: Vec<(Instant, u64, u64)>,
     late_writes: u64,
     held_back: u64,
-    /// Fsyncs that came before the answer to a write had gone out.
+    /// Fsyncs that arrived before the answer to a write had been sent.
     syncs_ahead: u64,
     violations: Vec<String>,
 }
@@ -98,21 +100,21 @@ impl Referee {
         if same_epoch.is_some_and(|older| older < epoch) {
             self.violated(format!("block {block} goes on before its own older epoch"));
         }
-        if let Some(suspect) = self.suspects.get_mut(&block) {
-            if suspect.stamp == stamp {
-                suspect.sent_again = true;
-            } else if !suspect.sent_again && suspect.stamp >> EPOCH != epoch {
-                // Within one epoch nothing has an order, and only the newest bytes need to come.
-                let was = suspect.stamp;
+        if let Some(entry) = self.in_doubt.get_mut(&block) {
+            if entry.stamp == stamp {
+                entry.sent_again = true;
+            } else if !entry.sent_again && entry.stamp >> EPOCH != epoch {
+                // Within one epoch there is no order, and only the newest bytes must arrive.
+                let was = entry.stamp;
                 self.violated(format!(
                     "block {block}: {stamp:x} comes before {was:x} again"
                 ));
-            } else if suspect.since.elapsed() < QUIET {
+            } else if entry.since.elapsed() < QUIET {
                 self.violated(format!("block {block}: {stamp:x} within the quiet time"));
             } else {
                 self.held_back += 1;
-                suspect.stamp = stamp;
-                suspect.sent_again = true;
+                entry.stamp = stamp;
+                entry.sent_again = true;
             }
         }
         self.put(block, stamp);
@@ -146,7 +148,7 @@ impl Referee {
         }
     }
 
-    /// Every connection is lost; what was not answered is there, is not, or comes late.
+    /// Every connection is lost. A write that was not answered is there, is not, or arrives late.
     fn lose(&mut self) {
         self.losses += 1;
         let mut alive = HashSet::new();
@@ -158,19 +160,19 @@ impl Referee {
         let under_way: Vec<(u64, u64)> = self
             .unsynced
             .iter()
-            // One of an earlier loss was counted then, and is not sent again yet.
+            // A write of an earlier loss was counted then, and is not sent again yet.
             .filter(|(_, one)| !one.answered && alive.contains(&one.connection))
             .map(|(block, one)| (*block, one.stamp))
             .collect();
         for (block, stamp) in under_way {
             let (sent_again, read_back) = (false, false);
-            let suspect = Suspect {
+            let entry = InDoubt {
                 stamp,
                 since,
                 sent_again,
                 read_back,
             };
-            self.suspects.insert(block, suspect);
+            self.in_doubt.insert(block, entry);
             match self.dice.below(3) {
                 0 => {}
                 1 => self.put(block, 0),
@@ -195,7 +197,7 @@ impl Server {
             countdown: None,
             losses: 0,
             unsynced: HashMap::new(),
-            suspects: HashMap::new(),
+            in_doubt: HashMap::new(),
             late: Vec::new(),
             late_writes: 0,
             held_back: 0,
@@ -230,7 +232,8 @@ impl Server {
             .open(&FileName::new("x.luks").unwrap(), Access::ReadWrite)
     }
 
-    /// Answers in order, each a while after its request was done, as on a slow line.
+    /// Answers in order, each one a while after its request was carried out, as on a slow
+    /// connection.
     fn answer_later(
         &self,
         connection: u64,
@@ -305,11 +308,12 @@ impl Server {
                 }
             }
         }
-        // At one with its answer: no client could tell, were a write answered in between.
+        // At the same moment as its answer: otherwise no client could notice that a write was
+        // answered in between.
         if is_fsync(request) && referee.kind == Kind::Liar {
             referee.synced(connection);
         }
-        // Under the lock: no other answer may stand in the middle of this one.
+        // Under the lock: no other answer may be written in the middle of this one.
         let _ = stream.write_all(answer);
     }
 }
@@ -363,8 +367,8 @@ fn handle(referee: &mut Referee, connection: u64, body: &[u8]) -> Vec<u8> {
             let offset = offset_of(body);
             let len = u32::from_be_bytes(body[18..22].try_into().unwrap());
             for block in offset / BLOCK as u64..(offset + u64::from(len)).div_ceil(BLOCK as u64) {
-                if let Some(suspect) = referee.suspects.get_mut(&block) {
-                    suspect.read_back = true;
+                if let Some(entry) = referee.in_doubt.get_mut(&block) {
+                    entry.read_back = true;
                 }
             }
             let at = usize::try_from(offset).unwrap();
@@ -406,31 +410,31 @@ fn string(bytes: &[u8]) -> Vec<u8> {
     framed(bytes)
 }
 
-impl Session for Server {
+impl SessionHooks for Server {
     fn before_epoch(&self) -> Result<(), Fenced> {
         Ok(())
     }
     fn before_send(&self, _: &[Range<u64>]) -> Result<(), Fenced> {
         Ok(())
     }
-    fn settled(&self) {}
-    fn settled_in_part(&self, _: &[Range<u64>]) {}
+    fn resolved(&self) {}
+    fn resolved_in_part(&self, _: &[Range<u64>]) {}
     fn reconnect(&self, _: u32) -> Result<Arc<dyn StoreFile>, ReconnectError> {
         self.open().map_err(ReconnectError::Retry)
     }
 }
 
-/// What happened in a life.
+/// What happened in one run.
 #[derive(Debug, Default)]
-struct Told {
+struct Outcome {
     losses: u64,
     late_writes: u64,
     held_back: u64,
     syncs_ahead: u64,
 }
 
-/// Writes by chance with losses by chance.
-fn life(seed: u64, kind: Kind) -> Told {
+/// Random writes with random losses.
+fn life(seed: u64, kind: Kind) -> Outcome {
     let server = Server::new(seed, kind);
     let mut dice = Dice::new(seed ^ 0x4e91);
     let options = VolumeOptions {
@@ -458,7 +462,7 @@ fn life(seed: u64, kind: Kind) -> Told {
             epoch += 1;
             continue;
         }
-        // Some blocks are hot: newer bytes of what is under way.
+        // Some blocks are written often: newer bytes of what is under way.
         let block = if dice.percent(50) {
             dice.below(4)
         } else {
@@ -484,16 +488,16 @@ fn life(seed: u64, kind: Kind) -> Told {
         referee.unsynced.is_empty(),
         "seed {seed}: closed, and not all is synced"
     );
-    let unread = |suspect: &&Suspect| !suspect.read_back;
+    let unread = |entry: &&InDoubt| !entry.read_back;
     assert_eq!(
-        referee.suspects.values().filter(unread).count(),
+        referee.in_doubt.values().filter(unread).count(),
         0,
-        "seed {seed}: closed, and not all suspects were read back"
+        "seed {seed}: closed, and not all in-doubt blocks were read back"
     );
     for (block, bytes) in referee.file.chunks_exact(BLOCK).enumerate() {
         assert_eq!(stamp_of(bytes), model[block], "seed {seed}, block {block}");
     }
-    Told {
+    Outcome {
         losses: referee.losses,
         late_writes: referee.late_writes,
         held_back: referee.held_back,
@@ -502,7 +506,7 @@ fn life(seed: u64, kind: Kind) -> Told {
 }
 
 /// All seeds against servers of one kind.
-fn lives(kind: Kind) -> Told {
+fn lives(kind: Kind) -> Outcome {
     let seeds = match std::env::var("SPRAT_REPLAY_SEEDS") {
         Ok(range) => {
             let (first, end) = range.split_once("..").unwrap();
@@ -510,7 +514,7 @@ fn lives(kind: Kind) -> Told {
         }
         Err(_) => 0..16,
     };
-    // Mostly waiting: several at once.
+    // They mostly wait, so several run at once.
     let workers: Vec<_> = (0..4)
         .map(|nth| {
             let mine = seeds.clone().filter(move |seed| seed % 4 == nth);
@@ -520,7 +524,7 @@ fn lives(kind: Kind) -> Told {
     let all = workers
         .into_iter()
         .flat_map(|worker| worker.join().unwrap());
-    all.fold(Told::default(), |sum, one| Told {
+    all.fold(Outcome::default(), |sum, one| Outcome {
         losses: sum.losses + one.losses,
         late_writes: sum.late_writes + one.late_writes,
         held_back: sum.held_back + one.held_back,
@@ -529,29 +533,29 @@ fn lives(kind: Kind) -> Told {
 }
 
 #[test]
-fn what_was_under_way_comes_again_first_and_the_same_and_epochs_in_order() {
+fn lost_writes_are_sent_again_first_and_epochs_stay_in_order() {
     within(LIMIT, || {
-        let told = lives(Kind::Unordered);
+        let outcome = lives(Kind::Unordered);
         assert!(
-            told.losses > 0 && told.late_writes > 0 && told.held_back > 0,
-            "{told:?}"
+            outcome.losses > 0 && outcome.late_writes > 0 && outcome.held_back > 0,
+            "{outcome:?}"
         );
     });
 }
 
 #[test]
-fn a_server_that_keeps_the_order_gets_fsyncs_behind_writes_and_epochs_in_order() {
+fn ordered_server_gets_fsyncs_behind_writes_and_epochs_in_order() {
     within(LIMIT, || {
-        let told = lives(Kind::OneByOne);
-        assert!(told.losses > 0 && told.late_writes > 0, "{told:?}");
-        assert!(told.syncs_ahead > 0, "{told:?}");
+        let outcome = lives(Kind::OneByOne);
+        assert!(outcome.losses > 0 && outcome.late_writes > 0, "{outcome:?}");
+        assert!(outcome.syncs_ahead > 0, "{outcome:?}");
     });
 }
 
 #[test]
-fn a_server_that_only_claims_to_keep_the_order_is_found_out_and_epochs_are_in_order() {
+fn server_that_wrongly_claims_order_is_detected() {
     within(LIMIT, || {
-        let told = lives(Kind::Liar);
-        assert!(told.losses > 0 && told.syncs_ahead > 0, "{told:?}");
+        let outcome = lives(Kind::Liar);
+        assert!(outcome.losses > 0 && outcome.syncs_ahead > 0, "{outcome:?}");
     });
 }

@@ -16,12 +16,12 @@ use sprat_testkit::sshd::{self, Sshd};
 use sprat_testkit::watchdog::within;
 use sprat_testkit::wire::{Wire, WireOptions};
 use sprat_testkit::{needs, requires};
-use sprat_volume::{Fenced, Flush, Geometry, ReconnectError, Session, Volume, VolumeOptions};
+use sprat_volume::{Fenced, Flush, Geometry, ReconnectError, SessionHooks, Volume, VolumeOptions};
 
 const BLOCKS: usize = 4096;
 const OFFSET: usize = 1 << 20;
 
-/// A server behind a line with a long round trip.
+/// A server behind a connection with a long round trip.
 struct Far {
     wire: Wire,
     sshd: Sshd,
@@ -39,16 +39,16 @@ impl Far {
     }
 }
 
-impl Session for Far {
+impl SessionHooks for Far {
     fn before_epoch(&self) -> Result<(), Fenced> {
         Ok(())
     }
     fn before_send(&self, _: &[Range<u64>]) -> Result<(), Fenced> {
         Ok(())
     }
-    fn settled_in_part(&self, _: &[Range<u64>]) {}
-    fn settled(&self) {}
-    fn settling(&self, done: u64, whole: u64) {
+    fn resolved_in_part(&self, _: &[Range<u64>]) {}
+    fn resolved(&self) {}
+    fn recovering(&self, done: u64, whole: u64) {
         assert!(done <= whole);
         self.progress.fetch_add(1, Ordering::SeqCst);
     }
@@ -57,12 +57,13 @@ impl Session for Far {
     }
 }
 
-/// A takeover from a session with many blocks under way, scattered over the container. Bytes are measured,
-/// not time, which is the machine's. The long form (`SPRAT_TORTURE_ROUNDS`) has 32,768 blocks, 128 MiB.
+/// A takeover from a session with many blocks under way, scattered over the container. It measures
+/// bytes, not time, which depends on the machine. The long form (`SPRAT_TORTURE_ROUNDS`) has 32,768
+/// blocks, 128 MiB.
 #[test]
-fn a_takeover_of_scattered_blocks_over_a_far_line_moves_them_twice_until_it_is_open() {
+fn takeover_of_scattered_blocks_moves_each_twice_until_it_is_open() {
     requires!(sshd::missing());
-    let suspects = match std::env::var_os("SPRAT_TORTURE_ROUNDS") {
+    let in_doubt = match std::env::var_os("SPRAT_TORTURE_ROUNDS") {
         Some(_) => 32_768,
         None => 2_000,
     };
@@ -70,8 +71,8 @@ fn a_takeover_of_scattered_blocks_over_a_far_line_moves_them_twice_until_it_is_o
         let dir = tempfile::tempdir().unwrap();
         let container = std::fs::File::create(dir.path().join("x.luks")).unwrap();
         let apart = 64 * BLOCK as u64;
-        container.set_len(suspects * apart).unwrap();
-        for nth in 0..suspects {
+        container.set_len(in_doubt * apart).unwrap();
+        for nth in 0..in_doubt {
             container
                 .write_all_at(&stamped(nth + 1), nth * apart)
                 .unwrap();
@@ -89,14 +90,14 @@ fn a_takeover_of_scattered_blocks_over_a_far_line_moves_them_twice_until_it_is_o
         });
         let lies = Geometry {
             offset_bytes: 0,
-            len_bytes: suspects * apart,
+            len_bytes: in_doubt * apart,
         };
         let block = BLOCK as u64;
         let options = VolumeOptions {
-            suspects: (0..suspects)
+            in_doubt: (0..in_doubt)
                 .map(|nth| nth * apart..nth * apart + block)
                 .collect(),
-            suspects_quiet: true,
+            old_server_dead: true,
             ..VolumeOptions::default()
         };
         let file = session.open().unwrap();
@@ -110,35 +111,36 @@ fn a_takeover_of_scattered_blocks_over_a_far_line_moves_them_twice_until_it_is_o
         let (later_up, later_down) = (closed.0 - open.0, closed.1 - open.1);
         let progress = session.progress.load(Ordering::SeqCst);
         println!(
-            "{suspects} blocks: open for writing after {opened:?} with {up} bytes up and {down} down; all \
+            "{in_doubt} blocks: open for writing after {opened:?} with {up} bytes up and {down} down; all \
              read back after {took:?} with {later_up} more up and {later_down} down; progress reported \
              {progress} times"
         );
-        let whole = suspects * block;
+        let whole = in_doubt * block;
         // For requests, logins and ssh.
         let some = whole / 10 + (1 << 20);
-        // Until it is open: read and written once.
+        // Until it is open, each block is read and written once.
         assert!(
             (whole..whole + some).contains(&up) && (whole..whole + some).contains(&down),
             "{up} up, {down} down until it is open"
         );
-        // At the close read once more: a write that was still under way may have arrived meanwhile.
+        // At the close each is read once more: a write that was still under way may have arrived
+        // meanwhile.
         assert!(
             later_up < some && (whole..whole + some).contains(&later_down),
             "{later_up} up, {later_down} down at the close"
         );
-        assert!(progress as u64 >= suspects / 1000);
+        assert!(progress as u64 >= in_doubt / 1000);
     });
 }
 
 struct SftpSession {
     folder: PathBuf,
-    /// The server outlives the line: it is behind a relay, as behind sshd.
+    /// The server outlives the connection: it is behind a relay, as behind sshd.
     relayed: bool,
 }
 
 impl SftpSession {
-    /// Each server notes its process number before it becomes sftp-server.
+    /// Each server writes down its process id before it becomes sftp-server.
     fn program(&self) -> Vec<OsString> {
         let server = needs::sftp_server().unwrap();
         let pids = self.folder.join("pids");
@@ -180,22 +182,22 @@ impl SftpSession {
     }
 }
 
-/// Whether this process is still there and ours: numbers are used again. A zombie has no command
-/// line and is gone: the first process of a container may reap no orphans.
+/// Whether this process is still there and ours, as process ids are reused. A zombie has no command
+/// line and counts as gone: the first process of a container may not reap orphans.
 fn is_sftp_server(pid: &str) -> bool {
     std::fs::read_to_string(Path::new("/proc").join(pid).join("cmdline"))
         .is_ok_and(|line| line.contains("sftp-server"))
 }
 
-impl Session for SftpSession {
+impl SessionHooks for SftpSession {
     fn before_epoch(&self) -> Result<(), Fenced> {
         Ok(())
     }
     fn before_send(&self, _: &[Range<u64>]) -> Result<(), Fenced> {
         Ok(())
     }
-    fn settled_in_part(&self, _: &[Range<u64>]) {}
-    fn settled(&self) {}
+    fn resolved_in_part(&self, _: &[Range<u64>]) {}
+    fn resolved(&self) {}
     fn reconnect(&self, _: u32) -> Result<Arc<dyn StoreFile>, ReconnectError> {
         self.open().map_err(ReconnectError::Retry)
     }
@@ -206,7 +208,7 @@ fn name() -> FileName {
 }
 
 #[test]
-fn a_killed_sftp_server_costs_time_only() {
+fn killed_sftp_server_only_costs_time() {
     requires!(needs::sftp_server_missing());
     within(LIMIT, || {
         let dir = tempfile::tempdir().unwrap();
@@ -280,7 +282,7 @@ fn a_killed_sftp_server_costs_time_only() {
 }
 
 #[test]
-fn a_server_that_was_stopped_and_writes_late_changes_nothing() {
+fn stopped_server_that_writes_late_changes_nothing() {
     requires!(needs::sftp_server_missing());
     within(LIMIT, || {
         let dir = tempfile::tempdir().unwrap();
@@ -343,8 +345,8 @@ fn a_server_that_was_stopped_and_writes_late_changes_nothing() {
     });
 }
 
-/// Longer than the stop in the test, so that what is late comes within it. With no quiet time at
-/// all the stopped servers overwrite newer blocks here.
+/// Longer than the stop in the test, so that late writes arrive within it. Without a quiet time the
+/// stopped servers would overwrite newer blocks here.
 fn quiet_time() -> Duration {
     Duration::from_millis(1500)
 }

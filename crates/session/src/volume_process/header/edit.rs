@@ -9,7 +9,7 @@ use sprat_luks::{
     SectorCipher, SlotKind, VolumeKey,
 };
 use sprat_store::{Access, ReadClass, Store, StoreFile};
-use sprat_volume::{Fenced, Session as _};
+use sprat_volume::{Fenced, SessionHooks as _};
 
 use crate::file_system::ext4::ext4_bytes;
 use crate::protocol::messages::{ChangeStart, VolumeStart};

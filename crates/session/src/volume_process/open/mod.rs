@@ -598,7 +598,7 @@ pub(crate) fn open_volume(
         len_bytes: payload.len_bytes,
     };
     let reconnect_max = Duration::from_millis(start.reconnect_max_ms);
-    let session: Arc<dyn sprat_volume::Session> = Arc::clone(hold) as _;
+    let session: Arc<dyn sprat_volume::SessionHooks> = Arc::clone(hold) as _;
     let volume = match start.access {
         Access::ReadOnly => {
             // On a disk, not in memory: a journal may be large.
@@ -613,8 +613,8 @@ pub(crate) fn open_volume(
                 reconnect_max,
                 cache: cache_options(start, hold, known.seen),
                 quiet_time: Duration::from_millis(start.quiet_time_ms),
-                suspects: hold.record().suspects(),
-                suspects_quiet: true,
+                in_doubt: hold.record().suspects(),
+                old_server_dead: true,
                 zeros_are_holes: true,
                 hole_from_bytes: known.hole_from_bytes,
                 // All others are mounted, and the snapshots that must be there are looked for before

@@ -1,24 +1,24 @@
-//! Sentences about epochs that go out together with their fsync.
+//! Tests of epochs that are sent in one batch with their fsync.
 
 use super::*;
 
-/// A plan whose sealed epochs go out together with their fsync.
-fn together_plan() -> Plan {
+/// A plan whose sealed epochs are sent in one batch with their fsync.
+fn batching_plan() -> Plan {
     Plan::new(Limits {
         buffer_blocks: 1024,
         in_flight_blocks: 1024,
         run_blocks: 4,
         early_blocks: 8,
         behind_blocks: 64,
-        together_blocks: 6,
+        batched_flush_blocks: 6,
     })
 }
 
 fn step_together(plan: &mut Plan) -> Vec<(u64, usize)> {
     let epoch = permit(plan);
     assert!(!plan.has_run(), "no sender may take a part of it");
-    assert_eq!(plan.step(), Step::Together(epoch));
-    let runs = plan.begin_together();
+    assert_eq!(plan.step(), Step::BatchedFlush(epoch));
+    let runs = plan.begin_batched_flush();
     assert_eq!(plan.step(), Step::Wait, "until all of it was answered");
     assert!(!plan.has_run());
     runs.iter().for_each(|run| plan.answered(run));
@@ -29,8 +29,8 @@ fn step_together(plan: &mut Plan) -> Vec<(u64, usize)> {
 }
 
 #[test]
-fn a_small_epoch_is_taken_whole_and_nothing_behind_it_goes() {
-    let mut plan = together_plan();
+fn small_epoch_is_sent_in_one_batch_and_nothing_behind_it() {
+    let mut plan = batching_plan();
     write(&mut plan, 3, b"abcde");
     write(&mut plan, 20, b"f");
     assert_eq!(plan.step(), Step::Wait, "it is open");
@@ -41,12 +41,12 @@ fn a_small_epoch_is_taken_whole_and_nothing_behind_it_goes() {
     assert_eq!(plan.durable(), first);
     assert_eq!(step_together(&mut plan), [(3, 1)]);
     assert_eq!(plan.durable(), second);
-    assert!(plan.is_settled());
+    assert!(plan.is_resolved());
 }
 
 #[test]
-fn an_epoch_that_is_large_or_was_begun_does_not_go_together() {
-    let mut plan = together_plan();
+fn large_or_partly_sent_epoch_is_not_batched() {
+    let mut plan = batching_plan();
     write(&mut plan, 0, b"abcdefg");
     plan.seal();
     permit(&mut plan);
@@ -67,18 +67,18 @@ fn an_epoch_that_is_large_or_was_begun_does_not_go_together() {
 }
 
 #[test]
-fn a_lost_epoch_goes_again_and_not_together_while_it_is_suspect() {
-    let mut plan = together_plan();
+fn lost_epoch_is_sent_again_unbatched_while_it_is_in_doubt() {
+    let mut plan = batching_plan();
     write(&mut plan, 0, b"ab");
     plan.seal();
     permit(&mut plan);
-    let runs = plan.begin_together();
+    let runs = plan.begin_batched_flush();
     runs.iter().for_each(|run| plan.lost_run(run));
     assert_eq!(plan.step(), Step::Reconnect);
     plan.reconnected();
     let epoch = permit(&mut plan);
-    assert_eq!(plan.suspects_len(), 2);
-    assert!(plan.has_run(), "its blocks go by themselves");
+    assert_eq!(plan.in_doubt_len(), 2);
+    assert!(plan.has_run(), "its blocks are sent as runs");
     send_and_answer(&mut plan);
     assert_eq!(plan.step(), Step::Flush(epoch));
 }

@@ -1,11 +1,11 @@
-//! A server that lost what it had called durable.
+//! A server that lost data it had reported as durable.
 
 use super::*;
 
-/// Epochs that were answered as durable are gone after the reconnect: 100 of 100 times it is noticed,
-/// before anything more is sent, whatever part of them is gone.
+/// Epochs that were reported as durable are gone after a reconnect. This is detected 100 of 100
+/// times, before anything more is sent, whatever part of them is gone.
 #[test]
-fn a_server_that_lost_what_it_had_called_durable_is_found_out_at_the_reconnect() {
+fn reconnect_detects_a_server_that_lost_durable_data() {
     within(LIMIT, || {
         for seed in 0..100 {
             let mut dice = Dice::new(seed);
@@ -36,7 +36,7 @@ fn a_server_that_lost_what_it_had_called_durable_is_found_out_at_the_reconnect()
                 matches!(*cause, VolumeError::LostDurable { .. }),
                 "seed {seed}: {cause:?}"
             );
-            // What was on its way when the connection was lost may have arrived.
+            // What was under way when the connection was lost may have arrived.
             let sent = |bytes: Vec<u8>| [&bytes[..62 * BLOCK], &bytes[63 * BLOCK..]].concat();
             assert!(
                 sent(disk.present()) == sent(image),
@@ -46,9 +46,9 @@ fn a_server_that_lost_what_it_had_called_durable_is_found_out_at_the_reconnect()
     });
 }
 
-/// Of an epoch that is larger than the buffer parts are durable before its end.
+/// Parts of an epoch that is larger than the buffer are durable before its end.
 #[test]
-fn what_was_durable_in_parts_is_missed_too_where_the_server_lost_it() {
+fn reconnect_detects_loss_of_a_durable_part_of_an_epoch() {
     within(LIMIT, || {
         let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
         let session = TestSession::new(&disk);
@@ -63,7 +63,7 @@ fn what_was_durable_in_parts_is_missed_too_where_the_server_lost_it() {
 }
 
 #[test]
-fn what_was_durable_is_missed_too_where_the_file_ends_before_it() {
+fn reconnect_detects_a_file_that_ends_before_durable_data() {
     within(LIMIT, || {
         let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
         let session = TestSession::new(&disk);
@@ -89,9 +89,9 @@ fn misses_what_was_durable(volume: &Volume) {
     );
 }
 
-/// The same where no connection was lost: it is found out at the close.
+/// The same without a lost connection: the close detects it.
 #[test]
-fn a_server_that_lost_what_it_had_called_durable_is_found_out_at_the_close() {
+fn close_detects_a_server_that_lost_durable_data() {
     within(LIMIT, || {
         let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
         let session = TestSession::new(&disk);

@@ -2,9 +2,9 @@
 
 use super::*;
 
-/// An hour on a clock 1,000 times as fast: 20 losses of a second each, at random.
+/// An hour on a clock that is 1,000 times as fast: 20 random losses of a second each.
 #[test]
-fn many_short_losses_over_a_long_time_end_no_session() {
+fn many_short_losses_over_an_hour_end_no_session() {
     within(LIMIT, || {
         let mut dice = Dice::new(18);
         let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
@@ -41,7 +41,7 @@ fn many_short_losses_over_a_long_time_end_no_session() {
                 std::thread::sleep(Duration::from_millis(dice.below(360)));
                 for (_, session, volume) in &volumes {
                     session.unreachable.store(true, Ordering::SeqCst);
-                    volume.line_lost(lost());
+                    volume.connection_lost(lost());
                 }
                 disk.lose_lines();
                 std::thread::sleep(Duration::from_millis(3));
@@ -54,7 +54,7 @@ fn many_short_losses_over_a_long_time_end_no_session() {
         });
         for (busy, session, volume) in &volumes {
             assert!(volume.failure().is_none(), "{busy} {:?}", volume.failure());
-            // One that carries nothing is not sought each time at once.
+            // After a connection on which nothing succeeded, the next attempt waits.
             let times = session.reconnects.load(Ordering::SeqCst);
             assert!(times >= if *busy { 10 } else { 1 }, "{busy} {times}");
             volume.close().unwrap();

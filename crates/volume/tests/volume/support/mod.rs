@@ -1,4 +1,4 @@
-//! What the volume's tests share: a session over a crashing disk, and stamped blocks.
+//! Shared by the volume's tests: a session over a crashing disk, and stamped blocks.
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub mod oracle;
@@ -12,11 +12,13 @@ use std::time::Duration;
 use sprat_store::{FileStat, ReadClass, StoreError, StoreFile};
 use sprat_testkit::crash::CrashDisk;
 use sprat_testkit::fault::{FaultFile, FaultPlan};
-use sprat_volume::{Fenced, Geometry, ReconnectError, Session, Volume, VolumeError, VolumeOptions};
+use sprat_volume::{
+    Fenced, Geometry, ReconnectError, SessionHooks, Volume, VolumeError, VolumeOptions,
+};
 
 pub const BLOCK: usize = 4096;
 
-/// Longest that any one test body may take: a hang is a failure.
+/// The longest time for any one test body: a hang is a failure.
 pub const LIMIT: Duration = Duration::from_secs(100);
 
 /// A session over a [`CrashDisk`] that checks what the volume promises to it.
@@ -24,7 +26,7 @@ pub struct TestSession {
     disk: CrashDisk,
     faults: Option<Arc<FaultPlan>>,
     noted: Arc<Mutex<BTreeSet<u64>>>,
-    pub permits: AtomicU64,
+    pub lock_checks: AtomicU64,
     pub reconnects: AtomicU64,
     pub settlements: AtomicU64,
     pub settlements_in_part: AtomicU64,
@@ -43,7 +45,7 @@ impl TestSession {
             disk: disk.clone(),
             faults,
             noted: Arc::default(),
-            permits: AtomicU64::new(0),
+            lock_checks: AtomicU64::new(0),
             reconnects: AtomicU64::new(0),
             settlements: AtomicU64::new(0),
             settlements_in_part: AtomicU64::new(0),
@@ -65,8 +67,8 @@ impl TestSession {
         })
     }
 
-    /// The byte ranges that were noted and not settled since.
-    pub fn suspects(&self) -> Vec<Range<u64>> {
+    /// The byte ranges that were recorded and not resolved since.
+    pub fn in_doubt(&self) -> Vec<Range<u64>> {
         let block = BLOCK as u64;
         self.noted
             .lock()
@@ -77,9 +79,9 @@ impl TestSession {
     }
 }
 
-impl Session for TestSession {
+impl SessionHooks for TestSession {
     fn before_epoch(&self) -> Result<(), Fenced> {
-        self.permits.fetch_add(1, Ordering::SeqCst);
+        self.lock_checks.fetch_add(1, Ordering::SeqCst);
         if self.fenced.load(Ordering::SeqCst) {
             return Err(Fenced::Lost("the lock is another's".into()));
         }
@@ -94,12 +96,12 @@ impl Session for TestSession {
         Ok(())
     }
 
-    fn settled(&self) {
+    fn resolved(&self) {
         self.settlements.fetch_add(1, Ordering::SeqCst);
         self.noted.lock().unwrap().clear();
     }
 
-    fn settled_in_part(&self, ranges: &[Range<u64>]) {
+    fn resolved_in_part(&self, ranges: &[Range<u64>]) {
         self.settlements_in_part.fetch_add(1, Ordering::SeqCst);
         let mut noted = self.noted.lock().unwrap();
         for range in ranges {
@@ -126,7 +128,7 @@ impl Session for TestSession {
     }
 }
 
-/// Asserts that nothing is written that the session was not told of.
+/// Asserts that nothing is written that was not recorded before.
 struct NotedFile {
     below: Arc<dyn StoreFile>,
     noted: Arc<Mutex<BTreeSet<u64>>>,
@@ -156,7 +158,7 @@ impl StoreFile for NotedFile {
             let noted = self.noted.lock().unwrap();
             assert!(
                 blocks.clone().all(|block| noted.contains(&block)),
-                "{blocks:?} not noted"
+                "{blocks:?} not recorded"
             );
         }
         self.below.write_at(offset, data)
@@ -172,12 +174,12 @@ impl StoreFile for NotedFile {
     }
 }
 
-/// A block that says in every word which write it comes from.
+/// A block that contains, in every word, the number of the write it comes from.
 pub fn stamped(stamp: u64) -> Vec<u8> {
     stamp.to_le_bytes().repeat(BLOCK / 8)
 }
 
-/// The stamp of a block; panics where it is not one and the same throughout.
+/// The stamp of a block; panics if the block has more than one.
 pub fn stamp_of(block: &[u8]) -> u64 {
     let word = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().unwrap());
     let stamp = word(&block[..8]);
@@ -195,11 +197,11 @@ pub fn geometry(len: usize) -> Geometry {
     }
 }
 
-/// The same, and most epochs wait until they are sealed and go out together with their fsync.
-pub fn together() -> VolumeOptions {
+/// The same, but most epochs wait until they are sealed and are sent in one batch with their fsync.
+pub fn batching() -> VolumeOptions {
     VolumeOptions {
         early_send_bytes_min: 8 * BLOCK,
-        together_bytes_max: 8 * BLOCK,
+        batched_flush_bytes_max: 8 * BLOCK,
         ..tiny()
     }
 }
@@ -209,7 +211,7 @@ pub fn by_seed(seed: u64) -> VolumeOptions {
     if (seed / 4).is_multiple_of(2) {
         tiny()
     } else {
-        together()
+        batching()
     }
 }
 
@@ -223,7 +225,7 @@ pub fn tiny() -> VolumeOptions {
         run_bytes_max: 4 * BLOCK,
         read_ahead_bytes_max: 16 * BLOCK,
         early_send_bytes_min: 2 * BLOCK,
-        together_bytes_max: 2 * BLOCK,
+        batched_flush_bytes_max: 2 * BLOCK,
         flush_behind_bytes_max: 4 * BLOCK,
         reconnect_max: Duration::from_secs(20),
         reconnect_delay: Duration::from_millis(1),
@@ -232,7 +234,7 @@ pub fn tiny() -> VolumeOptions {
     }
 }
 
-/// Where a block begins.
+/// The offset of a block.
 pub fn at(block: usize) -> u64 {
     (block * BLOCK) as u64
 }

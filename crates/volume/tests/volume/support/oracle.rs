@@ -1,5 +1,6 @@
 //! What a disk may hold after a crash: all groups of writes up to some k, any part of k+1, nothing
-//! of k+2; where groups lie between flushes, and k is at least what a durable flush has promised.
+//! of k+2. A group is what lies between two flushes. k is at least what a durable flush has
+//! promised.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -8,9 +9,9 @@ use super::{BLOCK, stamp_of};
 
 #[derive(Default)]
 struct Log {
-    /// For each block its writes in order: the group and the stamp.
+    /// The writes of each block in order: group and stamp.
     writes: HashMap<u64, Vec<(usize, u64)>>,
-    /// The group that takes writes, from 1.
+    /// The group that new writes enter, from 1.
     group: usize,
     /// Groups up to here were promised to be durable.
     durable: usize,
@@ -30,7 +31,7 @@ impl Default for Oracle {
 }
 
 impl Oracle {
-    /// Notes a write that is about to be made; returns its stamp.
+    /// Records a write that is about to start; returns its stamp.
     pub fn write(&self, block: u64) -> u64 {
         let mut log = self.0.lock().unwrap();
         let stamp = log.next_stamp;
@@ -40,14 +41,14 @@ impl Oracle {
         stamp
     }
 
-    /// Notes a flush that is about to be made; returns the group that it ends.
+    /// Records a flush that is about to start; returns the group that it ends.
     pub fn flush(&self) -> usize {
         let mut log = self.0.lock().unwrap();
         log.group += 1;
         log.group - 1
     }
 
-    /// A durable flush of `group` has returned.
+    /// Records that a durable flush of `group` has returned.
     pub fn durable(&self, group: usize) {
         let mut log = self.0.lock().unwrap();
         log.durable = log.durable.max(group);
@@ -57,7 +58,7 @@ impl Oracle {
         self.0.lock().unwrap().durable
     }
 
-    /// The stamp that a read must give; 0 where nothing was written.
+    /// The stamp that a read must return; 0 if nothing was written.
     pub fn newest(&self, block: u64) -> u64 {
         let log = self.0.lock().unwrap();
         log.writes
@@ -66,7 +67,8 @@ impl Oracle {
             .map_or(0, |(_, stamp)| *stamp)
     }
 
-    /// Whether `image`, taken after `durable` groups were promised, is one of the legal states.
+    /// Checks that `image`, taken after `durable` groups were promised, is one of the allowed
+    /// states.
     pub fn check(&self, image: &[u8], durable: usize) -> Result<(), String> {
         let log = self.0.lock().unwrap();
         let (mut low, mut high) = (durable, log.group);
@@ -89,7 +91,7 @@ impl Oracle {
     }
 }
 
-/// The numbers of whole groups with which a block may hold `stamp`.
+/// The numbers of complete groups with which a block may hold `stamp`.
 fn legal(writes: &[(usize, u64)], stamp: u64) -> Option<(usize, usize)> {
     let until_next = |at: usize| writes.get(at).map_or(usize::MAX, |(group, _)| group - 1);
     if stamp == 0 {

@@ -1,0 +1,80 @@
+//! What the volume needs from the session above it: the lock, the write journal, a new connection.
+
+use std::error::Error;
+use std::ops::Range;
+use std::sync::Arc;
+
+use sprat_store::{StoreError, StoreFile};
+
+/// A cause passed through from the session.
+pub type Cause = Box<dyn Error + Send + Sync>;
+
+/// The session must not send now.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Fenced {
+    /// Another session has the lock, or the write journal can't be written: nothing more is ever
+    /// sent.
+    #[error("this session no longer holds the container")]
+    Lost(#[source] Cause),
+    /// The connection was lost during the check. The volume reconnects and checks again.
+    #[error("connection lost while checking the lock")]
+    Disconnected(#[source] StoreError),
+}
+
+/// No new connection could be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReconnectError {
+    /// Another attempt may succeed.
+    #[error("can't reconnect yet")]
+    Retry(#[source] StoreError),
+    /// No other attempt can succeed: another container, other pins, the lock lost, the login
+    /// refused.
+    #[error("reconnecting is not safe or not possible")]
+    GiveUp(#[source] Cause),
+}
+
+/// The session that a volume belongs to. Every method may block. The volume calls them from its own
+/// threads, never while it holds one of its mutexes.
+pub trait SessionHooks: Send + Sync {
+    /// Checks that the lock is still ours. Called before the first byte of each epoch is sent, and
+    /// again after each reconnect.
+    fn before_epoch(&self) -> Result<(), Fenced>;
+
+    /// Records byte ranges of the container file that are about to be written. Called by several
+    /// threads at once, and again for ranges that are sent again.
+    fn before_send(&self, ranges: &[Range<u64>]) -> Result<(), Fenced>;
+
+    /// These bytes are sent to `offset` of the container file now, after
+    /// [`SessionHooks::before_send`] allowed it. Returns a number for [`SessionHooks::answered`].
+    fn sends(&self, _offset: u64, _bytes: &[u8]) -> u64 {
+        0
+    }
+
+    /// The write with this number succeeded. A write that is never answered may arrive late.
+    fn answered(&self, _number: u64) {}
+
+    /// Every range recorded so far is answered and durable, and no old process of the server can
+    /// overwrite it. Called after an epoch's flush, while nothing else is under way, and at close.
+    fn resolved(&self);
+
+    /// These ranges are answered and durable, nothing newer for them was sent, and no old process
+    /// of the server can overwrite them. Other ranges may be under way. The fewer ranges stay
+    /// recorded, the less the next session must recover after a crash.
+    fn resolved_in_part(&self, ranges: &[Range<u64>]);
+
+    /// Opens the file again, after it has checked identity, pins and lock. `attempt` counts from 0
+    /// since the connection was lost. The volume waits between attempts.
+    fn reconnect(&self, attempt: u32) -> Result<Arc<dyn StoreFile>, ReconnectError>;
+
+    /// Progress of a recovery: `_done` of `_whole` in-doubt bytes are read and being written again.
+    /// Called while the volume is opened.
+    fn recovering(&self, _done: u64, _whole: u64) {}
+
+    /// Whether the server's processes of all earlier connections are known to have exited, so that
+    /// nothing can arrive late. Asked after each reconnect, and at open if writes are in doubt.
+    fn old_server_dead(&self) -> bool {
+        false
+    }
+}
