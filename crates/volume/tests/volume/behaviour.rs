@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    BLOCK, LIMIT, TestSession, at, geometry, read_stamp, stamp_of, stamped, tiny, together,
+    BLOCK, LIMIT, TestSession, at, batching, geometry, read_stamp, stamp_of, stamped, tiny,
 };
 use sprat_store::StoreError;
 use sprat_testkit::crash::{CrashDisk, CrashOptions};
@@ -675,7 +675,7 @@ fn journal_records_a_discard_while_it_is_under_way() {
 #[test]
 fn nothing_counts_as_resolved_while_in_doubt_writes_are_recovered() {
     within(LIMIT, || {
-        for options in [tiny(), together()] {
+        for options in [tiny(), batching()] {
             let disk = kind_disk();
             let session = TestSession::new(&disk);
             let options = VolumeOptions {

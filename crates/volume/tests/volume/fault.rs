@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::support::oracle::Oracle;
-use crate::support::{BLOCK, LIMIT, TestSession, geometry, stamp_of, stamped, tiny, together};
+use crate::support::{BLOCK, LIMIT, TestSession, batching, geometry, stamp_of, stamped, tiny};
 use sprat_testkit::crash::{CrashDisk, CrashOptions};
 use sprat_testkit::dice::Dice;
 use sprat_testkit::fault::{Fault, FaultPlan};
@@ -147,7 +147,7 @@ fn operation_that_fails_once_in_batched_epochs_loses_no_durable_byte() {
         false,
         &VolumeOptions {
             reconnect_max: Duration::from_secs(20),
-            ..one_sender(together())
+            ..one_sender(batching())
         },
     );
 }

@@ -14,7 +14,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use std::time::{Duration, Instant};
 
-use crate::support::{BLOCK, LIMIT, geometry, stamp_of, stamped, tiny, together};
+use crate::support::{BLOCK, LIMIT, batching, geometry, stamp_of, stamped, tiny};
 use sprat_store::sftp::Wire;
 use sprat_store::{Access, FileName, IgnorePoison, SftpOptions, SftpStore, Store, StoreFile};
 use sprat_testkit::dice::Dice;
@@ -439,7 +439,7 @@ fn life(seed: u64, kind: Kind) -> Outcome {
     let mut dice = Dice::new(seed ^ 0x4e91);
     let options = VolumeOptions {
         quiet_time: QUIET + Duration::from_millis(10),
-        ..if dice.percent(50) { tiny() } else { together() }
+        ..if dice.percent(50) { tiny() } else { batching() }
     };
     let file = server.open().unwrap();
     let volume = Volume::open(file, geometry(LEN), Arc::new(server.clone()), options).unwrap();

@@ -15,7 +15,7 @@ fn batching_plan() -> Plan {
 }
 
 fn step_together(plan: &mut Plan) -> Vec<(u64, usize)> {
-    let epoch = permit(plan);
+    let epoch = check_lock(plan);
     assert!(!plan.has_run(), "no sender may take a part of it");
     assert_eq!(plan.step(), Step::BatchedFlush(epoch));
     let runs = plan.begin_batched_flush();
@@ -49,7 +49,7 @@ fn large_or_partly_sent_epoch_is_not_batched() {
     let mut plan = batching_plan();
     write(&mut plan, 0, b"abcdefg");
     plan.seal();
-    permit(&mut plan);
+    check_lock(&mut plan);
     assert!(plan.has_run(), "seven blocks are too many");
     let first = plan.next_run().unwrap();
     assert!(plan.has_run(), "what is left of it, too");
@@ -58,7 +58,7 @@ fn large_or_partly_sent_epoch_is_not_batched() {
     let _ = plan.flushed(EpochNumber(1));
     // Sent early, while it was open.
     write(&mut plan, 0, b"abcdefgh");
-    permit(&mut plan);
+    check_lock(&mut plan);
     let begun = plan.next_run().unwrap();
     plan.seal();
     assert!(matches!(plan.step(), Step::Wait) && plan.has_run());
@@ -71,12 +71,12 @@ fn lost_epoch_is_sent_again_unbatched_while_it_is_in_doubt() {
     let mut plan = batching_plan();
     write(&mut plan, 0, b"ab");
     plan.seal();
-    permit(&mut plan);
+    check_lock(&mut plan);
     let runs = plan.begin_batched_flush();
     runs.iter().for_each(|run| plan.lost_run(run));
     assert_eq!(plan.step(), Step::Reconnect);
     plan.reconnected();
-    let epoch = permit(&mut plan);
+    let epoch = check_lock(&mut plan);
     assert_eq!(plan.in_doubt_len(), 2);
     assert!(plan.has_run(), "its blocks are sent as runs");
     send_and_answer(&mut plan);
