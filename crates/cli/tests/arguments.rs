@@ -677,7 +677,7 @@ fn completions_are_made_for_the_usual_shells() {
 #[test]
 fn configs_in_the_docs_are_accepted() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let text = fs::read_to_string(root.join("docs/cli.md")).unwrap();
+    let text = fs::read_to_string(root.join("docs/config.md")).unwrap();
     let config = text
         .split("```toml")
         .nth(1)
@@ -688,5 +688,5 @@ fn configs_in_the_docs_are_accepted() {
     let machine = Machine::new();
     machine.write("config/sprat.toml", config);
     let ran = machine.sprat(&["doctor", "--json"]);
-    assert!(ran.stdout.contains("1 container, 1 job"), "{}", ran.whole());
+    assert!(ran.stdout.contains("2 containers, 2 jobs"), "{}", ran.whole());
 }

@@ -1,0 +1,161 @@
+//! Checks what readers read: the page of the config's keys, and the words of docs and messages.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use super::{files, none, text};
+
+/// The keys in the tables of a page's section, first column.
+fn keys_in_section(page: &str, heading: &str) -> BTreeSet<String> {
+    let lines = page.lines().skip_while(|line| *line != heading).skip(1);
+    let rows = lines
+        .take_while(|line| !line.starts_with("## "))
+        .filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    rows.map(str::to_owned).collect()
+}
+
+/// The program itself lists the keys that it knows, where a config has one that it does not know.
+#[test]
+fn config_page_has_every_key_of_the_config_and_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("sprat.toml");
+    let unknown = "zzzzqq = 1\n[container.a]\nzzzzqq = 1\n[job.a]\nzzzzqq = 1\n";
+    fs::write(&config, unknown).unwrap();
+    let ran = std::process::Command::new(env!("CARGO_BIN_EXE_sprat"))
+        .args(["status", "--config"])
+        .arg(&config)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(ran.stderr).unwrap();
+    let page = text("docs/config.md");
+    for (place, heading) in [
+        ("at the top of the file", "## At the top"),
+        ("in [container.a]", "## `[container.NAME]`"),
+        ("in [job.a]", "## `[job.NAME]`"),
+    ] {
+        let (_, rest) = said
+            .split_once(&format!("unknown key `zzzzqq` {place}; known are "))
+            .unwrap_or_else(|| panic!("no list of keys {place}: {said}"));
+        let known: BTreeSet<String> = rest
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .split(", ")
+            .map(str::to_owned)
+            .collect();
+        assert_eq!(keys_in_section(&page, heading), known, "{heading}");
+    }
+}
+
+/// Words of a dialect that readers had to learn. docs/glossary.md has the words to use.
+const DIALECT: &str = "tell, tells, told, telling, look, looks, looked, looking, anew, whoever, settle, \
+    settles, settled, unsettled, crew, besides, surely, suspects, hears, dear, lengthen, lengthens, \
+    lengthened, wholeness, nobody any more, without a word, by hand, lost line, lost lines, \
+    line is lost, line that is lost, lines are lost, line is away, slow line, over the line, \
+    on the line, cross the line, crosses the line, no byte";
+
+/// The files and folders whose text is plain: Markdown, and the string literals of Rust code.
+const PLAIN: [&str; 3] = ["README.md", "CONTRIBUTING.md", "docs"];
+
+/// The prose of a Markdown text by lines: without fenced blocks, code in back-quotes, and the
+/// tables that `make bench` writes.
+fn prose(markdown: &str) -> Vec<String> {
+    let (mut fenced, mut generated) = (false, false);
+    let mut lines = Vec::new();
+    for line in markdown.lines() {
+        fenced ^= line.trim_start().starts_with("```");
+        if line.starts_with("<!-- ") {
+            generated = line.contains("written by");
+        }
+        let skipped = fenced || generated;
+        let kept = line.split('`').step_by(2).collect::<Vec<_>>().join(" ");
+        lines.push(if skipped { String::new() } else { kept });
+    }
+    lines
+}
+
+/// The string literals of Rust code, one entry for each line of the source; what stands in
+/// back-quotes inside them is left out.
+fn literals(source: &str) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    let mut quoted: Option<usize> = None; // inside a literal: how many `#` end it
+    let mut code = false; // inside back-quotes of a literal
+    let mut chars = source.chars().peekable();
+    let mut hashes = 0;
+    while let Some(c) = chars.next() {
+        if c == '\n' {
+            lines.push(String::new());
+            hashes = 0;
+            continue;
+        }
+        match (quoted, c) {
+            (None, '/') if chars.peek() == Some(&'/') => {
+                while chars.peek().is_some_and(|c| *c != '\n') {
+                    chars.next();
+                }
+            }
+            // A character: neither `'"'` nor `'\"'` opens a literal.
+            (None, '\'') if chars.peek() == Some(&'\\') => {
+                chars.next();
+                chars.next();
+            }
+            (None, '\'') if chars.peek() == Some(&'"') => {
+                chars.next();
+            }
+            (None, '#') => hashes += 1,
+            (None, '"') => (quoted, code) = (Some(hashes), false),
+            (None, _) => hashes = 0,
+            (Some(0), '\\') => {
+                if chars.peek().is_some_and(|c| *c != '\n') {
+                    chars.next();
+                }
+            }
+            (Some(ends), '"') => {
+                let mut found = 0;
+                while found < ends && chars.peek() == Some(&'#') {
+                    chars.next();
+                    found += 1;
+                }
+                if found == ends {
+                    (quoted, hashes) = (None, 0);
+                    lines.last_mut().expect("one line at least").push(' ');
+                }
+            }
+            (Some(_), '`') => code = !code,
+            (Some(_), c) if !code => lines.last_mut().expect("one line at least").push(c),
+            (Some(_), _) => {}
+        }
+    }
+    lines
+}
+
+#[test]
+fn text_for_readers_has_no_word_of_a_dialect() {
+    let mut findings = Vec::new();
+    for path in files() {
+        if !PLAIN.iter().any(|plain| path.starts_with(plain)) {
+            continue;
+        }
+        let lines = match path.extension().and_then(|end| end.to_str()) {
+            Some("md") => prose(&text(&path)),
+            Some("rs") => literals(&text(&path)),
+            _ => continue,
+        };
+        for (number, line) in lines.iter().enumerate() {
+            // Between blanks, so that only whole words are found.
+            let lower = line.to_lowercase();
+            let words: Vec<_> = lower
+                .split(|c: char| !c.is_alphanumeric() && c != '_')
+                .filter(|word| !word.is_empty())
+                .collect();
+            let spaced = format!(" {} ", words.join(" "));
+            for word in DIALECT.split(", ") {
+                if !spaced.contains(&format!(" {word} ")) {
+                    continue;
+                }
+                findings.push(format!("{}:{}: {word:?}", path.display(), number + 1));
+            }
+        }
+    }
+    none(&findings, "plain words, as in docs/glossary.md");
+}
