@@ -1,34 +1,44 @@
-//! Runs README's example word for word against a real sshd, in a root folder as of a new machine.
+//! Runs the commands of README and docs/quick-start.md word for word, in a root folder as of a new machine.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use crate::stage::Stage;
 use crate::stage::manifest::{Manifest, assert_same};
 
-/// README's first fenced block.
-fn example() -> String {
-    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md");
-    let readme = fs::read_to_string(readme).expect("README.md");
-    let (_, rest) = readme.split_once("```sh\n").expect("a fenced example");
-    let (example, _) = rest.split_once("```").expect("the fence closes");
-    example.to_owned()
+fn page(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .join(name);
+    fs::read_to_string(path).expect("a page of the repository")
+}
+
+/// The fenced blocks of a page that are commands to paste.
+fn blocks(page: &str) -> Vec<String> {
+    let blocks = page.split("```sh\n").skip(1);
+    let ends = blocks.map(|rest| {
+        rest.split_once("```")
+            .expect("the fence closes")
+            .0
+            .to_owned()
+    });
+    ends.collect()
 }
 
 /// What a new machine has before the first line is typed: this machine's programs, an `/etc` with
-/// nothing of sprat's in it, `ssh backup.example` works, and there is something to back up. All of it
-/// lies in memory and is seen by this script and what it starts only.
-const SETTING: &str = r#"
+/// nothing of sprat's in it, and something to back up. All of it lies in memory and is seen by this
+/// script and what it starts only.
+const ROOT: &str = r#"
 set -eu
 root="$STAGE/root"
 mkdir "$root"
 mount -t tmpfs -o mode=755 none "$root"
 mkdir -m 1777 "$root/tmp"
 mkdir -m 700 "$root/root" "$root/root/.ssh"
-mkdir -p "$root"/{dev,proc,sys,run,var,home,etc,opt} "$root$STAGE" "$root$SSHD"
+mkdir -p "$root"/{dev,proc,sys,run,var,home,etc,opt,srv} "$root$STAGE"
 for folder in usr bin sbin lib lib32 lib64 libx32; do
     if [ -L "/$folder" ]; then
         cp -P "/$folder" "$root/$folder"
@@ -37,44 +47,91 @@ for folder in usr bin sbin lib lib32 lib64 libx32; do
         mount --bind -o ro "/$folder" "$root/$folder"
     fi
 done
-for name in alternatives group hosts ld.so.cache mke2fs.conf nsswitch.conf passwd; do
+for name in alternatives group hosts ld.so.cache login.defs mke2fs.conf nsswitch.conf pam.d passwd security; do
     if [ -e "/etc/$name" ]; then cp -a "/etc/$name" "$root/etc/$name"; fi
 done
 mount --rbind /dev "$root/dev"
 mount --rbind /sys "$root/sys"
 mount -t proc none "$root/proc"
-# The server's key and address, and where the result goes, at the same path.
 mount --bind "$STAGE" "$root$STAGE"
-mount --bind "$SSHD" "$root$SSHD"
-cp "$STAGE/ssh/config" "$root/root/.ssh/config"
 cp -a "$STAGE/source/anna" "$root/home/anna"
 touch "$root/opt/sprat"
 mount --bind "$SPRAT" "$root/opt/sprat"
-PATH="/opt:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" exec chroot "$root" \
-    /bin/bash -euc 'cd /root; . "$STAGE/example"; cp -a /root/back "$STAGE/back"; cp -a recovery-sheet.txt "$STAGE/"'
+export PATH="/opt:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 "#;
 
-#[test]
-fn readme_example_works_as_it_stands_on_a_new_machine() {
-    sprat_testkit::requires!(
-        crate::stage::missing(),
-        sprat_testkit::needs::program("unshare")
-    );
+/// `ssh backup.example` reaches the test's own sshd: its key and address lie at the same path.
+const README: &str = r#"
+mkdir -p "$root$SSHD"
+mount --bind "$SSHD" "$root$SSHD"
+cp "$STAGE/ssh/config" "$root/root/.ssh/config"
+exec chroot "$root" /bin/bash -euc '
+cd /root
+. "$STAGE/example"
+cp -a /root/back "$STAGE/back"
+cp -a recovery-sheet.txt "$STAGE/"'
+"#;
+
+/// The server is the same machine, in a network of its own. `systemctl` starts what it is asked to
+/// reload or enable: the sshd, and the commands of the unit.
+const QUICK_START: &str = r#"
+ip link set lo up
+echo "127.0.0.1 backup.example" >> "$root/etc/hosts"
+mkdir -p "$root/etc/ssh/sshd_config.d" "$root/etc/systemd/system" "$root/etc/cron.d" "$root/run/sshd"
+echo 'root:*:20000:0:99999:7:::' > "$root/etc/shadow"
+printf '%s\n' 'Include /etc/ssh/sshd_config.d/*.conf' 'UsePAM yes' \
+    'Subsystem sftp internal-sftp' > "$root/etc/ssh/sshd_config"
+cat > "$root/opt/systemctl" <<'END'
+#!/bin/sh -e
+case "$*" in
+"reload ssh") /usr/sbin/sshd ;;
+daemon-reload) ;;
+"enable --now sprat.timer")
+    grep -q '^OnCalendar=' /etc/systemd/system/sprat.timer
+    sed -n 's|^ExecStart=/usr/local/bin/||p' /etc/systemd/system/sprat.service > /tmp/unit
+    test "$(wc -l < /tmp/unit)" = 2
+    sh -e /tmp/unit
+    ;;
+*) echo "unknown to this test: systemctl $*"; exit 1 ;;
+esac
+END
+chmod 755 "$root/opt/systemctl"
+exec chroot "$root" /bin/bash -euc '
+cd /root
+ssh-keygen -A > /dev/null
+. "$STAGE/example"
+sed -n "s/^30 2 . . . root //p" /etc/cron.d/sprat > /tmp/cron
+test "$(wc -l < /tmp/cron)" = 1
+sh -e /tmp/cron
+cmp /root/restored/ssh/sshd_config /etc/ssh/sshd_config
+cp -a recovery-sheet.txt "$STAGE/"'
+"#;
+
+/// A stage with a home folder to back up.
+fn stage_with_anna() -> Stage {
     let stage = Stage::new();
-    fs::create_dir(stage.path("ssh")).unwrap();
-    fs::copy(stage.sshd.path("ssh_config"), stage.path("ssh/config")).unwrap();
     fs::create_dir_all(stage.path("source/anna/thesis")).unwrap();
     fs::write(
         stage.path("source/anna/thesis/chapter 1"),
         "It was a dark night.\n",
     )
     .unwrap();
-    let should = Manifest::of(&stage.path("source/anna/thesis"));
-    fs::write(stage.path("example"), example()).unwrap();
+    stage
+}
+
+/// Runs `commands` in namespaces of their own, after `setting`.
+fn run_on_a_new_machine(
+    stage: &Stage,
+    namespaces: &[&str],
+    setting: &str,
+    commands: &str,
+) -> Output {
+    fs::write(stage.path("example"), commands).unwrap();
     let mut command = Command::new("unshare");
     command
-        .args(["--mount", "--propagation", "private", "bash", "-euc"])
-        .arg(SETTING)
+        .args(namespaces)
+        .args(["--propagation", "private", "bash", "-euc"])
+        .arg(format!("{ROOT}{setting}"))
         .env("STAGE", stage.path("x").parent().unwrap())
         .env("SSHD", stage.sshd.folder())
         .env("SPRAT", crate::stage::SPRAT)
@@ -95,18 +152,63 @@ fn readme_example_works_as_it_stands_on_a_new_machine() {
         "{}",
         crate::stage::shown(&command, &output)
     );
+    output
+}
 
-    assert_same(&should, &stage.path("back/thesis"), "what came back");
-    let sheet = stage.path("recovery-sheet.txt");
-    let mode = fs::metadata(&sheet).unwrap().permissions().mode();
+fn assert_is_a_private_sheet(sheet: &Path) {
+    let mode = fs::metadata(sheet).unwrap().permissions().mode();
     assert_eq!(mode & 0o7777, 0o600, "nobody else reads the recovery key");
     let sheet = fs::read_to_string(sheet).unwrap();
     assert!(
         sheet.contains("cryptsetup"),
         "the sheet names the stock commands: {sheet}"
     );
+}
+
+#[test]
+fn readme_example_works_as_it_stands_on_a_new_machine() {
+    sprat_testkit::requires!(
+        crate::stage::missing(),
+        sprat_testkit::needs::program("unshare")
+    );
+    let stage = stage_with_anna();
+    fs::create_dir(stage.path("ssh")).unwrap();
+    fs::copy(stage.sshd.path("ssh_config"), stage.path("ssh/config")).unwrap();
+    let should = Manifest::of(&stage.path("source/anna/thesis"));
+    let example = &blocks(&page("README.md"))[0];
+    let output = run_on_a_new_machine(&stage, &["--mount"], README, example);
+
+    assert_same(&should, &stage.path("back/thesis"), "what came back");
+    assert_is_a_private_sheet(&stage.path("recovery-sheet.txt"));
     let listed = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(listed.contains("home"), "snapshots are listed: {listed}");
+    stage.assert_nothing_is_left(Duration::from_secs(20));
+}
+
+#[test]
+fn quick_start_works_as_it_stands_from_the_server_account_to_the_daily_backup() {
+    use sprat_testkit::needs;
+    sprat_testkit::requires!(
+        crate::stage::missing(),
+        ["unshare", "useradd", "ip", "ssh-keyscan"]
+            .into_iter()
+            .find_map(needs::program)
+    );
+    let stage = stage_with_anna();
+    let commands = blocks(&page("docs/quick-start.md")).concat();
+    // The one thing that a reader replaces.
+    let placeholder = "'ssh-ed25519 AAAA… root@laptop'";
+    assert!(commands.contains(placeholder));
+    let commands = commands.replace(placeholder, r#""$(cat ~/.ssh/id_ed25519.pub)""#);
+    let namespaces = ["--mount", "--net", "--pid", "--fork", "--kill-child"];
+    let output = run_on_a_new_machine(&stage, &namespaces, QUICK_START, &commands);
+
+    assert_is_a_private_sheet(&stage.path("recovery-sheet.txt"));
+    let listed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        listed.contains("Remote working directory: /data"),
+        "{listed}"
+    );
     stage.assert_nothing_is_left(Duration::from_secs(20));
 }
 
