@@ -688,5 +688,9 @@ fn configs_in_the_docs_are_accepted() {
     let machine = Machine::new();
     machine.write("config/sprat.toml", config);
     let ran = machine.sprat(&["doctor", "--json"]);
-    assert!(ran.stdout.contains("2 containers, 2 jobs"), "{}", ran.whole());
+    assert!(
+        ran.stdout.contains("2 containers, 2 jobs"),
+        "{}",
+        ran.whole()
+    );
 }
