@@ -345,7 +345,7 @@ fn parse_target(text: &str, environment: &Environment) -> Result<Target, String>
         _ => text.to_owned(),
     };
     let parsed = Target::parse(&text, Path::new("")).map_err(|error| error.to_string())?;
-    if let sprat_session::address::Place::Local { folder } = &parsed.place
+    if let sprat_session::address::Location::Local { folder } = &parsed.place
         && !folder.is_absolute()
     {
         return Err(format!(

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use sprat_luks::Pins;
-use sprat_session::address::{Place, Target};
+use sprat_session::address::{Location, Target};
 use sprat_session::ssh_config::{Known, KnownServer, Proxy};
 
 /// Where the stock commands mount the server's folder and the volume.
@@ -133,11 +133,11 @@ impl Sheet<'_> {
         let fingerprint = self.pins.fingerprint();
         let ssh = format!("ssh -F {SSH_CONFIG}");
         let (target, mut first) = match &self.target.place {
-            Place::Ssh { folder, .. } => (
+            Location::Ssh { folder, .. } => (
                 format!("{SSH_NAME}:{folder}/{}", self.target.name),
                 vec!["sprat", "--ssh-command", &ssh],
             ),
-            Place::Local { .. } => (self.container_path(), vec!["sprat"]),
+            Location::Local { .. } => (self.container_path(), vec!["sprat"]),
         };
         let mut steps = Vec::new();
         if let Some(config) = self.ssh_config() {
@@ -176,7 +176,7 @@ impl Sheet<'_> {
             format!("target = {}", text(&target)),
             format!("key_file = {}", text(&key)),
         ];
-        if matches!(self.target.place, Place::Ssh { .. }) {
+        if matches!(self.target.place, Location::Ssh { .. }) {
             config.push(format!("ssh_command = {}", text(&ssh)));
         }
         for job in jobs {
@@ -240,7 +240,7 @@ impl Sheet<'_> {
             ("Container", self.target.to_string()),
         ];
         match &self.target.place {
-            Place::Ssh {
+            Location::Ssh {
                 user,
                 host,
                 port,
@@ -260,7 +260,7 @@ impl Sheet<'_> {
                 }
                 fields.push(("Folder", folder.clone()));
             }
-            Place::Local { folder } => fields.push(("Folder", folder.display().to_string())),
+            Location::Local { folder } => fields.push(("Folder", folder.display().to_string())),
         }
         fields.push(("File", self.target.name.to_string()));
         fields.push(("UUID", self.pins.uuid.clone()));
@@ -298,7 +298,7 @@ impl Sheet<'_> {
         if key_file {
             advice += "\nThe key file lies on this machine only: copy it to a safe place too.";
         }
-        if matches!(self.target.place, Place::Ssh { .. }) {
+        if matches!(self.target.place, Location::Ssh { .. }) {
             advice += "\nssh's own key lies on this machine only: copy it to a safe place too, or have \
                        the\nserver accept a new one.";
         }
@@ -307,14 +307,16 @@ impl Sheet<'_> {
 
     fn container_path(&self) -> String {
         match &self.target.place {
-            Place::Ssh { .. } => format!("{SERVER_DIR}/{}", self.target.name),
-            Place::Local { folder } => folder.join(self.target.name.as_str()).display().to_string(),
+            Location::Ssh { .. } => format!("{SERVER_DIR}/{}", self.target.name),
+            Location::Local { folder } => {
+                folder.join(self.target.name.as_str()).display().to_string()
+            }
         }
     }
 
     /// Has a configuration of ssh's written that needs no other; `None` for a local container.
     fn ssh_config(&self) -> Option<String> {
-        let Place::Ssh {
+        let Location::Ssh {
             user, host, port, ..
         } = &self.target.place
         else {
@@ -335,7 +337,7 @@ impl Sheet<'_> {
 
     /// `sshfs -F CONFIG sprat-server:FOLDER DIR`
     fn sshfs(&self) -> Option<String> {
-        let Place::Ssh { folder, .. } = &self.target.place else {
+        let Location::Ssh { folder, .. } = &self.target.place else {
             return None;
         };
         let remote = format!("{SSH_NAME}:{folder}");

@@ -11,7 +11,7 @@ use crate::state::paths;
 /// A folder that holds containers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Place {
+pub enum Location {
     /// A folder on an SSH server.
     Ssh {
         /// The login, where the target names one; else `~/.ssh/config` decides.
@@ -35,7 +35,7 @@ pub enum Place {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
     /// The folder.
-    pub place: Place,
+    pub place: Location,
     /// The container's file name.
     #[serde(with = "file_name_text")]
     pub name: FileName,
@@ -137,8 +137,8 @@ impl Target {
     #[must_use]
     pub fn login(&self) -> Option<String> {
         match &self.place {
-            Place::Ssh { user, host, .. } => Some(login(user.as_deref(), host)),
-            Place::Local { .. } => None,
+            Location::Ssh { user, host, .. } => Some(login(user.as_deref(), host)),
+            Location::Local { .. } => None,
         }
     }
 }
@@ -161,7 +161,7 @@ fn login(user: Option<&str>, host: &str) -> String {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Local { folder } => write!(f, "{}", folder.display()),
@@ -223,7 +223,7 @@ fn parse_url(rest: &str) -> Result<Target, TargetError> {
     let port = port.map(parse_port).transpose()?;
     let (folder, name) = split_remote_path(path)?;
     Ok(Target {
-        place: Place::Ssh {
+        place: Location::Ssh {
             user,
             host,
             port,
@@ -252,7 +252,7 @@ fn parse_remote(authority: &str, path: &str) -> Result<Target, TargetError> {
     let path = path.strip_prefix("~/").unwrap_or(path);
     let (folder, name) = split_remote_path(path)?;
     Ok(Target {
-        place: Place::Ssh {
+        place: Location::Ssh {
             user,
             host,
             port: None,
@@ -276,7 +276,7 @@ fn parse_local(text: &str, current_folder: &Path) -> Result<Target, TargetError>
         .filter(|part| *part != Component::CurDir)
         .collect();
     Ok(Target {
-        place: Place::Local { folder },
+        place: Location::Local { folder },
         name,
     })
 }

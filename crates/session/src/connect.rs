@@ -11,15 +11,15 @@ use sprat_store::{
     LocalStore, ReadClass, SftpOptions, SftpStore, SshTarget, Store, StoreError, StoreFile,
 };
 
-use crate::address::{Place, Target};
+use crate::address::{Location, Target};
 use crate::state::{self, identity};
 use crate::{Failure, patience};
 
 /// Connects to the folder that holds `target`.
 pub fn connect(target: &Target, ssh_command: &[OsString]) -> Result<Arc<dyn Store>, StoreError> {
     match &target.place {
-        Place::Local { folder } => Ok(Arc::new(LocalStore::open(folder)?)),
-        Place::Ssh {
+        Location::Local { folder } => Ok(Arc::new(LocalStore::open(folder)?)),
+        Location::Ssh {
             user,
             host,
             port,

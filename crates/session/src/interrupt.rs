@@ -203,14 +203,14 @@ fn write_if_ready(text: &str) {
     }
 }
 
-/// Ends this process now, after `say` has had a moment to write to a terminal or pipe that may take
+/// Ends this process now, after `events` has had a moment to write to a terminal or pipe that may take
 /// nothing.
-pub fn end_after(say: impl FnOnce() + Send + 'static, exit: Exit) -> ! {
+pub fn end_after(events: impl FnOnce() + Send + 'static, exit: Exit) -> ! {
     let (done, said) = std::sync::mpsc::channel();
     let _ = std::thread::Builder::new()
         .name("say".to_owned())
         .spawn(move || {
-            say();
+            events();
             let _ = done.send(());
         });
     let _ = said.recv_timeout(SAY_LIMIT);

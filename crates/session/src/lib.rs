@@ -36,9 +36,9 @@ pub use file_system::ext4::ext4_bytes;
 pub use protocol::messages::FileSystemCheck;
 pub use session::{Session, check, check_file_system};
 pub use settings::{
-    Access, ClosedReport, ContainerFacts, CreateOptions, Created, Mode, NotCompared, Notice,
-    Observer, Phase, PinPolicy, SIZE_BYTES_MIN, SessionOptions, SessionProgress,
-    TAKEOVER_QUIET_TIMES, VolumeFigures, VolumeRoom,
+    Access, ClosedReport, ContainerFacts, CreateOptions, Created, IdentityPolicy, Mode,
+    NotCompared, Notice, Observer, Phase, SIZE_BYTES_MIN, SessionOptions, SessionProgress,
+    TAKEOVER_QUIET_TIMES, VolumeRoom, VolumeStats,
 };
 pub use supervisor::background::{MountRecord, mounted_at};
 pub use supervisor::create::{NotCreated, Show, create, create_and_show};

@@ -11,16 +11,16 @@ use sprat_snapshot::{
     SnapshotReport, SnapshotSpec,
 };
 
-use crate::address::Place;
+use crate::address::Location;
 use crate::interrupt::Interrupt;
 use crate::protocol::messages::{FileSystemCheck, VolumeOrder, WorkerOrder, WorkerReply};
 use crate::protocol::spawn::Role;
 use crate::settings::{
     Access, ClosedReport, ContainerFacts, Notice, Observer, Phase, SessionOptions,
 };
-use crate::state::paths::{self, Filed};
-use crate::state::{Known, reserved_names};
-use crate::supervisor::{Crew, OnInterrupt, Shape, Watch};
+use crate::state::paths::{self, StatePaths};
+use crate::state::{KnownState, reserved_names};
+use crate::supervisor::{OnInterrupt, Shape, Supervisor, Watch};
 use crate::{Exit, Failure, text};
 
 /// An open container with its file system mounted where only the worker sees it.
@@ -30,7 +30,7 @@ use crate::{Exit, Failure, text};
 /// as long as the session: the kernel ends the other processes with it.
 #[derive(Debug)]
 pub struct Session {
-    crew: Crew,
+    supervisor: Supervisor,
     facts: ContainerFacts,
     options: SessionOptions,
 }
@@ -52,9 +52,14 @@ impl Session {
             Access::ReadOnly => MountFor::Reading,
             Access::ReadWrite => MountFor::Writing,
         };
-        let mounted = mount_privately(&mut session.crew, &session.options, purpose, &mut watch);
+        let mounted = mount_privately(
+            &mut session.supervisor,
+            &session.options,
+            purpose,
+            &mut watch,
+        );
         if let Err(failure) = mounted {
-            return Err(session.crew.fail(failure));
+            return Err(session.supervisor.fail(failure));
         }
         if interrupt.requested() {
             session.close(observer, interrupt)?;
@@ -108,13 +113,14 @@ impl Session {
             _ => failure,
         }
         };
-        let (mut crew, facts) =
-            Crew::start(&options, Shape::Session, &[secret], &mut watch).map_err(untouched)?;
-        if let Err(failure) = crew.attach(Role::Worker, &mut watch) {
-            return Err(untouched(crew.fail(failure)));
+        let (mut supervisor, facts) =
+            Supervisor::start(&options, Shape::Session, &[secret], &mut watch)
+                .map_err(untouched)?;
+        if let Err(failure) = supervisor.attach(Role::Worker, &mut watch) {
+            return Err(untouched(supervisor.fail(failure)));
         }
         Ok(Self {
-            crew,
+            supervisor,
             facts,
             options,
         })
@@ -152,7 +158,7 @@ impl Session {
     /// The list that checks keep of files whose content is wrong.
     fn suspects(&self) -> PathBuf {
         let options = &self.options;
-        Filed::new(&options.state_dir, &self.facts.uuid, &options.target)
+        StatePaths::new(&options.state_dir, &self.facts.uuid, &options.target)
             .file(paths::CHECKS, paths::SUSPECTS)
     }
 
@@ -180,9 +186,9 @@ impl Session {
             Some(reason) => Err(reason),
             None => {
                 let options = &self.options;
-                let filed = Filed::new(&options.state_dir, &self.facts.uuid, &options.target);
-                Known::load(&filed)
-                    .name_overwritten(&filed, &blocks)
+                let paths = StatePaths::new(&options.state_dir, &self.facts.uuid, &options.target);
+                KnownState::load(&paths)
+                    .name_overwritten(&paths, &blocks)
                     .map_err(|failure| failure.in_one_line())
             }
         };
@@ -272,7 +278,7 @@ impl Session {
 
     /// The container, where it lies on this machine and so may lie in a source or a destination.
     fn local_container(&self) -> Option<LocalContainer> {
-        let Place::Local { folder } = &self.options.target.place else {
+        let Location::Local { folder } = &self.options.target.place else {
             return None;
         };
         Some(LocalContainer {
@@ -289,19 +295,19 @@ impl Session {
         wanted: impl FnMut(WorkerReply) -> Option<T>,
     ) -> Result<T, Failure> {
         interrupt.check()?;
-        self.crew.order(order);
+        self.supervisor.order(order);
         let mut watch = Watch {
             observer,
             interrupt,
         };
         let answer = self
-            .crew
+            .supervisor
             .wait_worker(&mut watch, OnInterrupt::Cancel, wanted);
         answer.map_err(|mut failure| {
             if let (Exit::Interrupted, false, Some(available_bytes)) = (
                 failure.exit,
                 interrupt.requested(),
-                self.crew.stopped_for_room(),
+                self.supervisor.stopped_for_room(),
             ) {
                 return no_room(available_bytes);
             }
@@ -325,9 +331,9 @@ impl Session {
             observer,
             interrupt,
         };
-        self.crew.detach(&mut watch)?;
-        let closed = self.crew.close(&mut watch)?;
-        self.crew.finish();
+        self.supervisor.detach(&mut watch)?;
+        let closed = self.supervisor.close(&mut watch)?;
+        self.supervisor.finish();
         Ok(closed)
     }
 }
@@ -357,24 +363,24 @@ pub(crate) enum MountFor {
 /// Mounts the volume where only the session's own processes see it. An interrupt waits: stopping
 /// in the middle of a mount gains nothing, it is short and then ends in order.
 pub(crate) fn mount_privately(
-    crew: &mut Crew,
+    supervisor: &mut Supervisor,
     options: &SessionOptions,
     purpose: MountFor,
     watch: &mut Watch<'_>,
 ) -> Result<(), Failure> {
     let at = options.runtime_dir.join("volume");
     make_private_dir(&at)?;
-    crew.order(&WorkerOrder::Mount {
+    supervisor.order(&WorkerOrder::Mount {
         at: OsString::from(at),
         read_only: purpose == MountFor::Reading,
         browse: false,
         grow: purpose == MountFor::Growing,
-        expected: crew.expected.clone(),
+        expected: supervisor.expected.clone(),
     });
-    crew.wait_worker(watch, OnInterrupt::Finish, |reply| {
+    supervisor.wait_worker(watch, OnInterrupt::Finish, |reply| {
         matches!(reply, WorkerReply::Mounted).then_some(())
     })?;
-    crew.order_volume(&VolumeOrder::MaySend);
+    supervisor.order_volume(&VolumeOrder::MaySend);
     Ok(())
 }
 

@@ -65,7 +65,7 @@ impl Mode {
 /// What the container's header is compared with before the key comes near it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum PinPolicy {
+pub enum IdentityPolicy {
     /// Pinned on this machine earlier; any difference is refused.
     Known(Pins),
     /// The fingerprint on the recovery sheet; any difference is refused.
@@ -75,7 +75,7 @@ pub enum PinPolicy {
     TrustOnce,
 }
 
-impl PinPolicy {
+impl IdentityPolicy {
     /// Whether a header is this container's, old or new: a kept header is an old one by its nature.
     pub fn fits(&self, header: &Header) -> Result<(), LuksError> {
         match self {
@@ -120,7 +120,7 @@ pub struct SessionOptions {
     /// How long blocks that were in flight at a loss are held back afterwards.
     pub quiet_time: Duration,
     /// How often the figures of [`SessionProgress`] are taken.
-    pub figures_interval: Duration,
+    pub stats_interval: Duration,
     /// SFTP channels for data.
     pub data_channels: usize,
     /// Bound of the bytes that wait to be durable on the server.
@@ -136,7 +136,7 @@ pub struct SessionOptions {
     /// How often the server's free space is asked for while the session writes.
     pub room_interval: Duration,
     /// What the header must look like.
-    pub pins: PinPolicy,
+    pub pins: IdentityPolicy,
     /// The sprat program, for the volume process and the worker.
     pub program: PathBuf,
 }
@@ -164,10 +164,10 @@ impl SessionOptions {
             past_cache: false,
             reconnect_max: Duration::from_secs(15 * 60),
             quiet_time: Duration::from_secs(60),
-            figures_interval: Duration::from_millis(500),
+            stats_interval: Duration::from_millis(500),
             data_channels: 4,
             write_buffer_bytes_max: 128 << 20,
-            pins: PinPolicy::TrustOnce,
+            pins: IdentityPolicy::TrustOnce,
             // Resolved by the child itself, so it is this very program even after an upgrade
             // has replaced the file.
             program: PathBuf::from("/proc/self/exe"),
@@ -386,7 +386,7 @@ pub enum Notice {
 
 /// The volume's figures at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VolumeFigures {
+pub struct VolumeStats {
     /// Bytes read from the store since the session began.
     pub read_bytes: u64,
     /// Bytes written to the store since the session began.
@@ -413,7 +413,7 @@ pub struct SessionProgress {
     /// rsync's side, while it runs.
     pub rsync: Option<sprat_snapshot::Progress>,
     /// The wire's side.
-    pub volume: VolumeFigures,
+    pub volume: VolumeStats,
 }
 
 /// Sees what a session does; called on the session's own thread and must not block.
@@ -491,7 +491,7 @@ impl VolumeRoom {
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct ClosedReport {
     /// The figures at the end.
-    pub volume: VolumeFigures,
+    pub volume: VolumeStats,
     /// What was left in the volume when it was unmounted, if it was mounted.
     pub room: Option<VolumeRoom>,
     /// The server made everything durable; false only where the user insisted on a server that

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use sprat_luks::Secret;
 use sprat_session::state::history::{MadeSnapshot, MissingPlace, Run};
 use sprat_session::state::identity;
-use sprat_session::{Access, ClosedReport, PinPolicy, text};
+use sprat_session::{Access, ClosedReport, IdentityPolicy, text};
 use sprat_snapshot::{RunRecord, SnapshotReport, SnapshotSpec, Warning};
 
 use super::context::{Context, Resolved, both};
@@ -308,13 +308,14 @@ fn run_group(
 /// Notes for `sprat status` how the jobs went, where the container is known here.
 fn note(context: &Context, group: &Group, made: &[Outcome], closed: Option<&ClosedReport>) {
     let state_dir = context.environment.absolute(&context.global.state_dir);
-    let Ok(PinPolicy::Known(pins)) = identity::policy(&state_dir, &group.resolved.target, None)
+    let Ok(IdentityPolicy::Known(pins)) =
+        identity::policy(&state_dir, &group.resolved.target, None)
     else {
         return;
     };
     let at = Timestamp::now();
-    context.note_standing(&pins.uuid, &group.resolved.target, |standing| {
-        standing.saw(closed.and_then(|closed| closed.room));
+    context.note_standing(&pins.uuid, &group.resolved.target, |history| {
+        history.saw(closed.and_then(|closed| closed.room));
         for outcome in made {
             // The run that has the container reports for itself.
             if closed.is_none() && outcome.exit() == Exit::Locked {
@@ -322,7 +323,7 @@ fn note(context: &Context, group: &Group, made: &[Outcome], closed: Option<&Clos
             }
             // A name that never had a snapshot may be a typing error.
             let in_config = context.config.has_job(&group.resolved.name, &outcome.job);
-            if outcome.result.is_err() && !in_config && !standing.jobs.contains_key(&outcome.job) {
+            if outcome.result.is_err() && !in_config && !history.jobs.contains_key(&outcome.job) {
                 continue;
             }
             let failure = outcome.result.as_ref().err();
@@ -338,7 +339,7 @@ fn note(context: &Context, group: &Group, made: &[Outcome], closed: Option<&Clos
                 complete: report.record.complete,
                 missing: missing(report),
             });
-            standing.ran(&outcome.job, run, snapshot);
+            history.ran(&outcome.job, run, snapshot);
         }
     });
 }

@@ -8,9 +8,9 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use sprat_session::check::{Checked, check};
 use sprat_session::state::checks::{self, KeptCheck, KeptChecks, Kind};
-use sprat_session::state::paths::{CHECKS, Filed, SUSPECTS};
+use sprat_session::state::paths::{CHECKS, SUSPECTS, StatePaths};
 use sprat_session::{
-    Access, ContainerFacts, Notice, Observer, Phase, PinPolicy, SessionProgress, text,
+    Access, ContainerFacts, IdentityPolicy, Notice, Observer, Phase, SessionProgress, text,
 };
 use sprat_snapshot::{CheckReport, CheckSpec, CheckWhat, JobName, NameList};
 
@@ -49,11 +49,12 @@ pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> 
         what.map(|what| CheckSpec {
             known: sums(
                 context,
-                &Filed::new(&state_dir, &facts.uuid, &resolved.target),
+                &StatePaths::new(&state_dir, &facts.uuid, &resolved.target),
                 &what,
             ),
             what,
-            suspects: Filed::new(&state_dir, &facts.uuid, &resolved.target).file(CHECKS, SUSPECTS),
+            suspects: StatePaths::new(&state_dir, &facts.uuid, &resolved.target)
+                .file(CHECKS, SUSPECTS),
             duration_max: args.max_duration,
             duration_over: begun.elapsed(),
             note_interval: NOTE_INTERVAL,
@@ -66,15 +67,15 @@ pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> 
     let checked = match checked {
         Ok(checked) => checked,
         Err(failure) => {
-            if let (Exit::Damaged, PinPolicy::Known(pins)) = (failure.exit, &policy) {
-                let filed = Filed::new(&state_dir, &pins.uuid, &resolved.target);
-                keep_failure(context, &filed, &failure);
+            if let (Exit::Damaged, IdentityPolicy::Known(pins)) = (failure.exit, &policy) {
+                let paths = StatePaths::new(&state_dir, &pins.uuid, &resolved.target);
+                keep_failure(context, &paths, &failure);
             }
             return Err(failure);
         }
     };
     // A container that was never seen before is believed once its file system is whole.
-    if checked.file_system.clean || matches!(policy, PinPolicy::Known(_)) {
+    if checked.file_system.clean || matches!(policy, IdentityPolicy::Known(_)) {
         context.remember(&state_dir, &resolved, &policy, &checked.facts);
     }
     let exit = exit_of(is_damaged(&checked, &seen.header));
@@ -114,8 +115,8 @@ pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> 
             ));
         }
     }
-    let filed = Filed::new(&state_dir, &checked.facts.uuid, &resolved.target);
-    keep(context, args, &filed, &checked, &seen.header, &json);
+    let paths = StatePaths::new(&state_dir, &checked.facts.uuid, &resolved.target);
+    keep(context, args, &paths, &checked, &seen.header, &json);
     context
         .output
         .result(&told(&resolved, args, &checked, &seen.header), &json)?;
@@ -125,16 +126,16 @@ pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> 
 /// The file that tells the next run what was read: an unfinished one of another kind is not gone
 /// on with. The first check of a container compares it with what the last one of a copy of it read;
 /// what was read of that one is not read of this one.
-fn sums(context: &Context, filed: &Filed, what: &CheckWhat) -> PathBuf {
+fn sums(context: &Context, paths: &StatePaths, what: &CheckWhat) -> PathBuf {
     let name = match what {
         CheckWhat::Everything => ".sums".to_owned(),
         CheckWhat::AgainstSource(job) => format!(".against-{job}.sums"),
     };
-    let own = filed.file(CHECKS, &name);
+    let own = paths.file(CHECKS, &name);
     if own.exists() {
         return own;
     }
-    let others = filed.of_others(CHECKS, &name).into_iter();
+    let others = paths.of_others(CHECKS, &name).into_iter();
     let dated = others.filter_map(|other| {
         let written = other.path.metadata().ok()?.modified().ok()?;
         Some((written, other.path))
@@ -176,13 +177,13 @@ fn quick_is_damaged(checked: &Checked) -> bool {
 fn keep(
     context: &Context,
     args: &CheckArgs,
-    filed: &Filed,
+    paths: &StatePaths,
     checked: &Checked,
     header: &HeaderSeen,
     json: &Value,
 ) {
     let at = Timestamp::now();
-    let mut kept = checks::last(filed);
+    let mut kept = checks::last(paths);
     let quick_damaged = header.is_damaged() || quick_is_damaged(checked);
     let mut quick = json.clone();
     quick["result"] = exit_json(exit_of(quick_damaged));
@@ -209,12 +210,12 @@ fn keep(
         };
         kept.put(kind, check);
     }
-    store(context, &kept, filed);
+    store(context, &kept, paths);
 }
 
 /// So does damage that ended the check: a header or a file that can't be what it was.
-fn keep_failure(context: &Context, filed: &Filed, failure: &Failure) {
-    let mut kept = checks::last(filed);
+fn keep_failure(context: &Context, paths: &StatePaths, failure: &Failure) {
+    let mut kept = checks::last(paths);
     let check = KeptCheck {
         at: Timestamp::now(),
         exit: failure.exit,
@@ -226,12 +227,12 @@ fn keep_failure(context: &Context, filed: &Filed, failure: &Failure) {
         }),
     };
     kept.put(Kind::Quick, check);
-    store(context, &kept, filed);
+    store(context, &kept, paths);
 }
 
-fn store(context: &Context, kept: &KeptChecks, filed: &Filed) {
-    if let Err(error) = kept.store(filed) {
-        let path = checks::path(filed);
+fn store(context: &Context, kept: &KeptChecks, paths: &StatePaths) {
+    if let Err(error) = kept.store(paths) {
+        let path = checks::path(paths);
         context.output.warning(&format!(
             "the result can't be kept in {}: {error}",
             path.display()

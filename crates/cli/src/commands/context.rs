@@ -9,8 +9,8 @@ use sprat_luks::Secret;
 use sprat_session as session;
 use sprat_session::address::{Target, TargetError};
 use sprat_session::interrupt::Interrupt;
-use sprat_session::state::history::Standing;
-use sprat_session::state::paths::Filed;
+use sprat_session::state::history::History;
+use sprat_session::state::paths::StatePaths;
 use sprat_session::state::{identity, moved};
 use sprat_session::{Access, Session, SessionOptions, connect, text};
 use sprat_store::StoreErrorKind;
@@ -271,7 +271,7 @@ impl Context {
         options.reconnect_max = global.reconnect_max;
         options.quiet_time = global.quiet_time;
         if let Some(interval) = global.progress_interval {
-            options.figures_interval = interval;
+            options.stats_interval = interval;
         }
         options.data_channels = global.data_channels;
         options.write_buffer_bytes_max = global.write_buffer_bytes_max;
@@ -341,7 +341,7 @@ impl Context {
         &self,
         state_dir: &Path,
         resolved: &Resolved,
-        policy: &session::PinPolicy,
+        policy: &session::IdentityPolicy,
         facts: &session::ContainerFacts,
     ) {
         if let Some(errors) = facts.file_system_errors {
@@ -365,11 +365,11 @@ impl Context {
         &self,
         uuid: &str,
         target: &Target,
-        change: impl FnOnce(&mut Standing),
+        change: impl FnOnce(&mut History),
     ) {
         let state_dir = self.environment.absolute(&self.global.state_dir);
-        let filed = Filed::new(&state_dir, uuid, target);
-        if let Err(error) = Standing::update(&filed, change) {
+        let paths = StatePaths::new(&state_dir, uuid, target);
+        if let Err(error) = History::update(&paths, change) {
             self.output.warning(&format!(
                 "what `sprat status` shows can't be noted: {error}"
             ));
@@ -409,8 +409,8 @@ pub(crate) fn close<T>(
     let closed = session.close(reporter, &context.interrupt);
     reporter.clear();
     if let Ok(closed) = &closed {
-        context.note_standing(&uuid, &resolved.target, |standing| {
-            standing.saw(closed.room);
+        context.note_standing(&uuid, &resolved.target, |history| {
+            history.saw(closed.room);
         });
     }
     match (done, closed) {

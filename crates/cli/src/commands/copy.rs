@@ -8,7 +8,7 @@ use serde_json::json;
 use sprat_luks::{Pins, RecoveryKey};
 use sprat_session::copy::{CopyObserver, CopyOptions, CopyPhase, CopyReport, NewKeyOptions, copy};
 use sprat_session::ssh_config::Known;
-use sprat_session::{Access, PinPolicy, connect, text};
+use sprat_session::{Access, IdentityPolicy, connect, text};
 use sprat_store::StoreError;
 use sprat_store::copy::{CopyProgress, CopyStep};
 use zeroize::Zeroizing;
@@ -40,7 +40,7 @@ pub(super) fn run(context: &Context, args: &CopyArgs) -> Result<Exit, Failure> {
     } else if context.named_source()?.is_some() {
         Some(context.fetch(&source.secret)?)
     } else if source.secret == SecretSource::Terminal
-        || matches!(source_options.pins, PinPolicy::TrustOnce)
+        || matches!(source_options.pins, IdentityPolicy::TrustOnce)
     {
         None
     } else {

@@ -8,11 +8,11 @@ use serde::Serialize;
 use serde_json::json;
 use sprat_attach::{Severity, check_host};
 use sprat_luks::Copies;
-use sprat_session::state::history::Standing;
-use sprat_session::state::paths::Filed;
+use sprat_session::state::history::History;
+use sprat_session::state::paths::StatePaths;
 use sprat_session::state::{identity, moved, reserved_names};
 use sprat_session::{
-    PinPolicy, RESERVE_FREE_TIMES, SERVER_SPACE_LOW_BYTES, connect, reserve_name, text,
+    IdentityPolicy, RESERVE_FREE_TIMES, SERVER_SPACE_LOW_BYTES, connect, reserve_name, text,
 };
 use sprat_snapshot::SnapshotError;
 use sprat_store::{Access, FileStat, Store, StoreError, lock};
@@ -334,10 +334,10 @@ fn check_target(context: &Context, resolved: &Resolved, findings: &mut Vec<Findi
 fn volume(context: &Context, resolved: &Resolved) -> Option<Finding> {
     let state_dir = context.environment.absolute(&context.global.state_dir);
     let policy = identity::policy(&state_dir, &resolved.target, None).ok()?;
-    let PinPolicy::Known(pins) = policy else {
+    let IdentityPolicy::Known(pins) = policy else {
         return None;
     };
-    let seen = Standing::load(&Filed::new(&state_dir, &pins.uuid, &resolved.target)).room?;
+    let seen = History::load(&StatePaths::new(&state_dir, &pins.uuid, &resolved.target)).room?;
     let room = seen.room;
     let what = format!("{}: volume", resolved.name);
     let detail = format!(
@@ -480,15 +480,15 @@ fn container(context: &Context, resolved: &Resolved, store: &dyn Store) -> Findi
         let (header, kernel_only) = connect::any_header(&*file, &state_dir, &resolved.target)?;
         let fingerprint = context.global.fingerprint.as_deref();
         let known = match identity::policy(&state_dir, &resolved.target, fingerprint)? {
-            PinPolicy::Known(pins) => {
+            IdentityPolicy::Known(pins) => {
                 header.check_pins(&pins)?;
                 "as pinned here"
             }
-            PinPolicy::Expect(typed) => {
+            IdentityPolicy::Expect(typed) => {
                 header.check_fingerprint(&typed)?;
                 "as on the sheet"
             }
-            PinPolicy::TrustOnce => "not pinned here yet",
+            IdentityPolicy::TrustOnce => "not pinned here yet",
         };
         Ok::<_, Failure>((header, known, kernel_only))
     })();

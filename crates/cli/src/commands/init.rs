@@ -9,7 +9,7 @@ use sprat_session as session;
 use sprat_session::address::Target;
 use sprat_session::ssh_config::Known;
 use sprat_session::state::key_notes::{KeyKind, KeyNote, KeyNotes};
-use sprat_session::state::paths::Filed;
+use sprat_session::state::paths::StatePaths;
 use sprat_session::state::{headers, identity, reserved_names};
 use sprat_session::{
     Access, ContainerFacts, CreateOptions, SIZE_BYTES_MIN, SessionOptions, connect, text,
@@ -320,7 +320,7 @@ fn key_source(resolved: &Resolved) -> Result<SecretSource, Failure> {
 
 /// Notes what the slots are, for `sprat key list`; without it nothing is lost.
 pub(super) fn note_keys(state_dir: &Path, uuid: &str, target: &Target, source: &SecretSource) {
-    let path = headers::newest(&Filed::new(state_dir, uuid, target));
+    let path = headers::newest(&StatePaths::new(state_dir, uuid, target));
     let Ok(header) = headers::open(&path).and_then(|file| headers::load(&file, &path)) else {
         return;
     };

@@ -13,7 +13,7 @@ use sprat_session as session;
 use sprat_session::ssh_config::Known;
 use sprat_session::state::key_notes::{KeyKind, KeyNote, KeyNotes};
 use sprat_session::state::{self, identity, moved};
-use sprat_session::{Access, HeaderChange, HeaderChanged, PinPolicy, connect, text};
+use sprat_session::{Access, HeaderChange, HeaderChanged, IdentityPolicy, connect, text};
 use sprat_store::{Access as StoreAccess, StoreErrorKind, StoreFile};
 
 use super::context::{Context, Resolved};
@@ -64,9 +64,9 @@ fn judged(context: &Context, resolved: &Resolved, file: &dyn StoreFile) -> Resul
         _ => Failure::of_key_work(&error),
     })?;
     match policy {
-        PinPolicy::Known(pins) => header.check_pins(&pins)?,
-        PinPolicy::Expect(typed) => check_typed(context, resolved, &header, &typed)?,
-        PinPolicy::TrustOnce => context.output.note(&format!(
+        IdentityPolicy::Known(pins) => header.check_pins(&pins)?,
+        IdentityPolicy::Expect(typed) => check_typed(context, resolved, &header, &typed)?,
+        IdentityPolicy::TrustOnce => context.output.note(&format!(
             "nothing is pinned of this container here; compare its fingerprint {} with the \
              recovery sheet",
             header.pins().fingerprint()

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use sprat_session as session;
-use sprat_session::address::Place;
+use sprat_session::address::Location;
 use sprat_session::{Access, text};
 
 use super::context::{Context, Resolved};
@@ -97,7 +97,7 @@ fn refuse_own_places(context: &Context, resolved: &Resolved, dir: &Path) -> Resu
     if let Some(config) = &environment.config_dir {
         places.push((real(config), "config folder"));
     }
-    if let Place::Local { folder } = &resolved.target.place {
+    if let Location::Local { folder } = &resolved.target.place {
         places.push((real(folder), "container's folder"));
     }
     for (place, what) in places {

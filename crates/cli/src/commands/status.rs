@@ -7,13 +7,13 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Value, json};
 use sprat_luks::Pins;
-use sprat_session::address::Place;
+use sprat_session::address::Location;
 use sprat_session::state::checks::{self, KeptCheck, KeptChecks};
-use sprat_session::state::history::{JobStanding, Standing};
+use sprat_session::state::history::{History, JobHistory};
 use sprat_session::state::key_notes::KeyNotes;
-use sprat_session::state::paths::Filed;
+use sprat_session::state::paths::StatePaths;
 use sprat_session::state::{self, identity, moved};
-use sprat_session::{PinPolicy, SERVER_SPACE_LOW_BYTES, connect, reserve_name, text};
+use sprat_session::{IdentityPolicy, SERVER_SPACE_LOW_BYTES, connect, reserve_name, text};
 use sprat_store::copy::{DataMap, read_remote_map};
 use sprat_store::{Access, FileStat, LockInfo, SshTarget, Store, StoreError, StoreErrorKind, lock};
 
@@ -43,7 +43,7 @@ struct Found {
 /// What this machine remembers.
 struct Known {
     uuid: String,
-    standing: Standing,
+    history: History,
     checks: KeptChecks,
     proved: Option<Timestamp>,
     /// Bytes that the file system has written in its whole life, and so under one volume key.
@@ -137,13 +137,13 @@ fn refuse_what_opens(context: &Context) -> Result<(), Failure> {
 fn look(context: &Context, resolved: Resolved, offline: bool) -> Found {
     let state_dir = context.environment.absolute(&context.global.state_dir);
     let known = identity::policy(&state_dir, &resolved.target, None).map(|policy| match policy {
-        PinPolicy::Known(Pins { uuid, .. }) => {
-            let filed = Filed::new(&state_dir, &uuid, &resolved.target);
+        IdentityPolicy::Known(Pins { uuid, .. }) => {
+            let paths = StatePaths::new(&state_dir, &uuid, &resolved.target);
             Some(Known {
-                standing: Standing::load(&filed),
-                checks: checks::last(&filed),
+                history: History::load(&paths),
+                checks: checks::last(&paths),
                 proved: KeyNotes::load(&state_dir, &uuid).last_proved(),
-                written_bytes: state::Known::load(&filed).written_bytes(),
+                written_bytes: state::KnownState::load(&paths).written_bytes(),
                 uuid,
             })
         }
@@ -201,7 +201,7 @@ fn unless_unsupported<T>(asked: Result<T, StoreError>) -> Result<Option<T>, Stor
 
 /// SFTP tells a file's length only; a shell there can tell where it holds data.
 fn allocated(resolved: &Resolved, store: &dyn Store, stat: &FileStat) -> Option<u64> {
-    let Place::Ssh {
+    let Location::Ssh {
         user,
         host,
         port,
@@ -252,15 +252,15 @@ impl Found {
             _ => None,
         };
         let known = self.known().into_iter().flat_map(|known| {
-            let room = known.standing.room.as_ref();
+            let room = known.history.room.as_ref();
             let full = room.filter(|seen| seen.room.is_low()).map(|_| Exit::Failed);
             let damaged = known
                 .each_check()
                 .any(|(_, check)| check.exit != Exit::Done)
                 .then_some(Exit::Damaged);
-            let jobs = known.standing.jobs.iter();
+            let jobs = known.history.jobs.iter();
             let jobs = jobs.filter(|(job, _)| self.in_config(job));
-            let jobs = jobs.filter_map(|(_, standing)| job_exit(standing));
+            let jobs = jobs.filter_map(|(_, history)| job_exit(history));
             full.into_iter()
                 .chain(damaged)
                 .chain(jobs)
@@ -280,8 +280,8 @@ impl Found {
     /// Jobs of the config of which this machine knows nothing.
     fn never_run(&self) -> impl Iterator<Item = &String> {
         let jobs = self.jobs.iter().flatten();
-        let standing = self.known().map(|known| &known.standing.jobs);
-        jobs.filter(move |job| standing.is_none_or(|jobs| !jobs.contains_key(*job)))
+        let history = self.known().map(|known| &known.history.jobs);
+        jobs.filter(move |job| history.is_none_or(|jobs| !jobs.contains_key(*job)))
     }
 
     fn known(&self) -> Option<&Known> {
@@ -289,16 +289,16 @@ impl Found {
     }
 
     fn json(&self) -> Value {
-        let standing = self.known().map(|known| &known.standing);
+        let history = self.known().map(|known| &known.history);
         json!({
             "name": self.resolved.name,
             "target": self.resolved.target.to_string(),
             "uuid": self.known().map(|known| &known.uuid),
             "server": self.server.as_ref().and_then(|server| server.as_ref().ok()),
             "failure": self.failure().as_ref().map(failure_json),
-            "volume": standing.and_then(|standing| standing.room.as_ref()),
+            "volume": history.and_then(|history| history.room.as_ref()),
             "written_bytes": self.known().and_then(|known| known.written_bytes),
-            "jobs": standing.map(|standing| &standing.jobs),
+            "jobs": history.map(|history| &history.jobs),
             "jobs_never_run": self.never_run().collect::<Vec<_>>(),
             "checks": self.known().map(Known::checks_json),
             "key_proved": self.known().and_then(|known| known.proved),
@@ -335,10 +335,10 @@ impl Found {
                 {
                     row("key use", written_many(bytes));
                 }
-                for (job, standing) in &known.standing.jobs {
+                for (job, history) in &known.history.jobs {
                     let told = match self.in_config(job) {
-                        true => told_job(standing, now),
-                        false => format!("not in the config; {}", told_snapshot(standing, now)),
+                        true => told_job(history, now),
+                        false => format!("not in the config; {}", told_snapshot(history, now)),
                     };
                     row(&format!("job {job}"), told);
                 }
@@ -358,7 +358,7 @@ impl Found {
 }
 
 /// What is wrong with a job, if anything is.
-fn job_exit(job: &JobStanding) -> Option<Exit> {
+fn job_exit(job: &JobHistory) -> Option<Exit> {
     if job.last_run.failure.is_some() {
         return Some(Exit::Failed);
     }
@@ -438,7 +438,7 @@ impl Server {
 
 impl Known {
     fn volume(&self, now: Timestamp) -> String {
-        let Some(seen) = &self.standing.room else {
+        let Some(seen) = &self.history.room else {
             return "not seen by a session of this machine yet".to_owned();
         };
         let room = &seen.room;
@@ -515,7 +515,7 @@ fn written_many(bytes: u64) -> String {
     )
 }
 
-fn told_snapshot(job: &JobStanding, now: Timestamp) -> String {
+fn told_snapshot(job: &JobHistory, now: Timestamp) -> String {
     match &job.last_snapshot {
         Some(made) => {
             let unread = if made.complete {
@@ -542,7 +542,7 @@ fn told_snapshot(job: &JobStanding, now: Timestamp) -> String {
     }
 }
 
-fn told_job(job: &JobStanding, now: Timestamp) -> String {
+fn told_job(job: &JobHistory, now: Timestamp) -> String {
     let made = told_snapshot(job, now);
     let run = &job.last_run;
     match &run.failure {

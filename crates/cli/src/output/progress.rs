@@ -593,7 +593,7 @@ fn overwritten(blocks: u64, files: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sprat_session::VolumeFigures;
+    use sprat_session::VolumeStats;
 
     #[test]
     fn progress_line_tells_rate_time_left_and_what_is_not_durable() {
@@ -604,11 +604,11 @@ mod tests {
         rsync.files_done = 1200;
         rsync.files_found = 4000;
         rsync.all_found = true;
-        let volume = VolumeFigures {
+        let volume = VolumeStats {
             dirty_bytes: 5 << 20,
             unsynced_bytes: 20 << 20,
             reconnecting_ms: Some(12_400),
-            ..VolumeFigures::default()
+            ..VolumeStats::default()
         };
         let progress = SessionProgress {
             rsync: Some(rsync),

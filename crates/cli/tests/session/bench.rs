@@ -21,7 +21,7 @@ use sprat_session as session;
 use sprat_session::address::Target;
 use sprat_session::interrupt::Interrupt;
 use sprat_session::{
-    Access, ClosedReport, CreateOptions, Created, Notice, Observer, Phase, PinPolicy, Session,
+    Access, ClosedReport, CreateOptions, Created, IdentityPolicy, Notice, Observer, Phase, Session,
     SessionOptions, SessionProgress,
 };
 use sprat_snapshot::{JobName, RestoreSpec, SnapshotReport, SnapshotSpec};
@@ -463,7 +463,7 @@ impl Observer for Seen {
 
 /// Pins what `created` is.
 pub fn known(mut options: SessionOptions, created: &Created) -> SessionOptions {
-    options.pins = PinPolicy::Known(created.facts.pins.clone());
+    options.pins = IdentityPolicy::Known(created.facts.pins.clone());
     options
 }
 

@@ -58,7 +58,7 @@ impl Job<'_> {
         self.interrupt.check()?;
         let sleep = Arc::clone(&self.sleep);
         let _at_work = sleep.at_work(&stores);
-        let done = self.hold(&stores, observer);
+        let done = self.lease(&stores, observer);
         let connections_end = done
             .as_ref()
             .is_err_and(|failure| failure.exit == Exit::Unreachable || self.unexplained);
@@ -103,8 +103,8 @@ impl Job<'_> {
     /// lock over.
     fn let_go(&self, stores: &Stores, observer: &mut dyn CopyObserver) -> Result<(), Failure> {
         let mut let_go = |side: &Side, store: &dyn Store, settled| {
-            side.held.still_ours(store)?;
-            if !side.held.release(store, settled)? {
+            side.lease.still_ours(store)?;
+            if !side.lease.release(store, settled)? {
                 let text = format!(
                     "the lock on {} stays: a session of this machine died while it wrote there, \
                      and only a session can see to what it had under way. The next one on this \
@@ -134,7 +134,7 @@ impl Job<'_> {
         }
     }
 
-    fn hold(
+    fn lease(
         &mut self,
         stores: &Stores,
         observer: &mut dyn CopyObserver,
@@ -157,15 +157,17 @@ impl Job<'_> {
         if there.destination.is_some() && !near_its_end {
             return Err(self.last_word(self.exists_already()));
         }
-        self.destination.held.hold(&*stores.destination, observer)?;
+        self.destination
+            .lease
+            .lease(&*stores.destination, observer)?;
         let locked = if self.options.remove_source {
-            self.source.held.hold(&*stores.source, observer)?;
+            self.source.lease.lease(&*stores.source, observer)?;
             true
         } else {
-            self.source.held.hold_or_look(&*stores.source, observer)?
+            self.source.lease.hold_or_look(&*stores.source, observer)?
         };
         if !near_its_end {
-            self.source.held.check_nothing_late(&*stores.source)?;
+            self.source.lease.check_nothing_late(&*stores.source)?;
         }
         if !locked {
             observer.tell(
@@ -189,13 +191,13 @@ impl Job<'_> {
         self.connected_at = Some(Instant::now());
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            for (held, store) in [
-                (&self.source.held, &stores.source),
-                (&self.destination.held, &stores.destination),
+            for (lease, store) in [
+                (&self.source.lease, &stores.source),
+                (&self.destination.lease, &stores.destination),
             ] {
-                let (held, store) = (Arc::clone(held), Arc::clone(store));
+                let (lease, store) = (Arc::clone(lease), Arc::clone(store));
                 let done = &done;
-                let renewing = move || held.keep_renewing(&*store, done);
+                let renewing = move || lease.keep_renewing(&*store, done);
                 if let Err(error) = Builder::new().spawn_scoped(scope, renewing) {
                     done.store(true, Ordering::SeqCst);
                     return Err(Failure::failed("can't start a thread").caused_by(&error));

@@ -9,8 +9,8 @@ use sprat_store::{Access, FileName, Store, StoreErrorKind, StoreFile};
 use crate::copy::attempt::{Present, Source, Stores, flush_folder, stat_if_there};
 use crate::copy::watch::Watch;
 use crate::copy::{CopyObserver, CopyPhase, Job};
-use crate::settings::{PinPolicy, SessionOptions};
-use crate::state::paths::Filed;
+use crate::settings::{IdentityPolicy, SessionOptions};
+use crate::state::paths::StatePaths;
 use crate::state::{identity, moved, reserved_names};
 use crate::volume_process::connection::{HeaderBytes, record_id};
 use crate::volume_process::reserve;
@@ -125,16 +125,16 @@ impl Job<'_> {
         }
         match (source, &self.options.source.pins) {
             (Some(source), _) => header.check_pins(&source.pins)?,
-            (None, PinPolicy::Known(pins)) => header.check_pins(pins)?,
-            (None, PinPolicy::Expect(typed)) => header.check_fingerprint(typed)?,
-            (None, PinPolicy::TrustOnce) => {}
+            (None, IdentityPolicy::Known(pins)) => header.check_pins(pins)?,
+            (None, IdentityPolicy::Expect(typed)) => header.check_fingerprint(typed)?,
+            (None, IdentityPolicy::TrustOnce) => {}
         }
         match &self.options.destination.pins {
             // With the source's header compared, those of another container are of one that is gone.
-            PinPolicy::Known(pins) if source.is_none() || pins.uuid == header.uuid() => {
+            IdentityPolicy::Known(pins) if source.is_none() || pins.uuid == header.uuid() => {
                 header.check_pins(pins)?;
             }
-            PinPolicy::Expect(typed) => header.check_fingerprint(typed)?,
+            IdentityPolicy::Expect(typed) => header.check_fingerprint(typed)?,
             _ => {}
         }
         Ok(header.pins())
@@ -154,8 +154,8 @@ impl Job<'_> {
         if !self.is_as_copied(source)? {
             return Err(self.last_word(self.older_than_source()));
         }
-        self.source.held.still_ours(store)?;
-        self.destination.held.still_ours(&*stores.destination)?;
+        self.source.lease.still_ours(store)?;
+        self.destination.lease.still_ours(&*stores.destination)?;
         self.mark(CopyStage::Removing)?;
         self.removing = true;
         // First: without its container nobody would look for it.
@@ -190,8 +190,8 @@ impl Job<'_> {
     /// nobody has put anything in its place.
     fn may_remove(&mut self, stores: &Stores, aside: &FileName) -> Result<(), Failure> {
         let store = &*stores.source;
-        self.source.held.still_ours(store)?;
-        self.destination.held.still_ours(&*stores.destination)?;
+        self.source.lease.still_ours(store)?;
+        self.destination.lease.still_ours(&*stores.destination)?;
         let file = store.open(aside, Access::ReadOnly)?;
         let header = Header::load(&HeaderBytes(&*file))?;
         let now = Source {
@@ -254,15 +254,15 @@ impl Job<'_> {
     }
 
     /// Where this machine files what it keeps of one of the two.
-    pub(super) fn filed(&self, end: &SessionOptions, pins: &Pins) -> Filed {
-        Filed::new(&end.state_dir, &pins.uuid, &end.target)
+    pub(super) fn paths(&self, end: &SessionOptions, pins: &Pins) -> StatePaths {
+        StatePaths::new(&end.state_dir, &pins.uuid, &end.target)
     }
 
     /// Files what this machine keeps of the source as that of the copy, too.
     fn hand_over(&self, pins: &Pins) -> std::io::Result<()> {
         let (from, to) = (
             self.filed_source(pins),
-            self.filed(&self.options.destination, pins),
+            self.paths(&self.options.destination, pins),
         );
         match &self.new_header {
             // Headers and slots are of the old key; the copy has its own.
@@ -272,10 +272,10 @@ impl Job<'_> {
     }
 
     /// Where this machine files what it keeps of the source of a copy with these pins.
-    fn filed_source(&self, copy: &Pins) -> Filed {
+    fn filed_source(&self, copy: &Pins) -> StatePaths {
         let from = &self.options.source;
         let uuid = self.uuid_of_source(copy);
-        Filed::new(&from.state_dir, &uuid, &from.target)
+        StatePaths::new(&from.state_dir, &uuid, &from.target)
     }
 
     /// The source's UUID, which a copy with a key of its own does not have.

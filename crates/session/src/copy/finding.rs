@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use sprat_store::copy::{DataMap, read_remote_map};
 use sprat_store::{FileStat, ReadClass, SshTarget, StoreError, StoreFile};
 
-use crate::address::Place;
+use crate::address::Location;
 use crate::copy::{CopyObserver, HolesBy, in_use};
 use crate::{SessionOptions, patience, text};
 
@@ -36,8 +36,8 @@ pub(super) fn find(
         return Ok((Some(map), HolesBy::Allocation));
     }
     let why = match &options.target.place {
-        Place::Local { .. } => "its file system can't tell holes from data".to_owned(),
-        Place::Ssh {
+        Location::Local { .. } => "its file system can't tell holes from data".to_owned(),
+        Location::Ssh {
             user,
             host,
             port,

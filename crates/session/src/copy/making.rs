@@ -11,7 +11,7 @@ use crate::copy::attempt::{Made, Source, Stores, flush_folder, stat_if_there};
 use crate::copy::refusals::{of_copy, too_little_space};
 use crate::copy::watch::Watch;
 use crate::copy::{CopyObserver, CopyPhase, Job, finding, in_use};
-use crate::settings::{PinPolicy, SessionOptions};
+use crate::settings::{IdentityPolicy, SessionOptions};
 use crate::state::{self, identity, reserved_names};
 use crate::volume_process::connection::HeaderBytes;
 use crate::{Exit, Failure};
@@ -34,12 +34,12 @@ impl Job<'_> {
             state::header_unreadable(&options.state_dir, &options.target, &options.pins, &error)
         })?;
         match &options.pins {
-            PinPolicy::Known(pins) => header.check_pins(pins)?,
-            PinPolicy::Expect(fingerprint) => header.check_fingerprint(fingerprint)?,
+            IdentityPolicy::Known(pins) => header.check_pins(pins)?,
+            IdentityPolicy::Expect(fingerprint) => header.check_fingerprint(fingerprint)?,
             // The copy is believed as much as the source was.
-            PinPolicy::TrustOnce => {}
+            IdentityPolicy::TrustOnce => {}
         }
-        if !matches!(options.pins, PinPolicy::Known(_)) {
+        if !matches!(options.pins, IdentityPolicy::Known(_)) {
             header.pins().check_first()?;
         }
         if !options.accept_changed_keys {
@@ -176,7 +176,7 @@ impl Job<'_> {
         // From here on bytes of ours may be under way to the destination.
         let whole = 0..sides.len;
         self.under_way = true;
-        self.destination.held.record.before_send(&[whole])?;
+        self.destination.lease.record.before_send(&[whole])?;
         let both = [&self.source, &self.destination];
         let mut watch = Watch::new(observer, self.interrupt, both, stores, &self.sleep);
         self.working_since = Some(Instant::now());
@@ -298,11 +298,11 @@ impl Job<'_> {
         let file = store.open(&unfinished, Access::ReadOnly)?;
         let pins = self.pins_of_copy(source);
         Header::load(&HeaderBytes(&*file))?.check_pins(&pins)?;
-        self.destination.held.still_ours(store)?;
-        self.source.held.still_ours(&*stores.source)?;
+        self.destination.lease.still_ours(store)?;
+        self.source.lease.still_ours(&*stores.source)?;
         self.interrupt.check()?;
         // Nothing has that name, so what is known of that place is of a file that is gone.
-        if let Err(error) = self.filed(&self.options.destination, &pins).make_way() {
+        if let Err(error) = self.paths(&self.options.destination, &pins).make_way() {
             observer.tell(
                 &format!(
                     "what this machine knew of an earlier {} may be taken for the copy's: {error}",
@@ -317,7 +317,7 @@ impl Job<'_> {
         // its pins and no suspects. All of it was read back, and the server's old processes are gone.
         let state_dir = &self.destination.options.state_dir;
         identity::store(state_dir, &self.options.destination.target, &pins)?;
-        self.destination.held.record.all_settled()?;
+        self.destination.lease.record.all_settled()?;
         self.under_way = true;
         match store.rename_new(&unfinished, self.destination.name()) {
             Err(error) if error.kind() == StoreErrorKind::AlreadyExists => {
@@ -340,8 +340,10 @@ impl Job<'_> {
         let target = &self.options.destination.target;
         let state_dir = &self.destination.options.state_dir;
         match &self.options.destination.pins {
-            PinPolicy::Known(pins) => identity::store(state_dir, target, pins),
-            PinPolicy::Expect(_) | PinPolicy::TrustOnce => identity::forget(state_dir, target),
+            IdentityPolicy::Known(pins) => identity::store(state_dir, target, pins),
+            IdentityPolicy::Expect(_) | IdentityPolicy::TrustOnce => {
+                identity::forget(state_dir, target)
+            }
         }
     }
 

@@ -365,10 +365,10 @@ impl Job<'_> {
             )));
         }
         let [from, to] = [&self.options.source, &self.options.destination];
-        let known = state::Known::load(&self.filed(from, &source.pins));
-        let filed = self.filed(to, &header.pins());
-        let kept = headers::keep_newest(&filed, &header, &bytes, None).map(drop);
-        let noted = known.with_new_key(&filed, &here, file_bytes, header.slot_digests());
+        let known = state::KnownState::load(&self.paths(from, &source.pins));
+        let paths = self.paths(to, &header.pins());
+        let kept = headers::keep_newest(&paths, &header, &bytes, None).map(drop);
+        let noted = known.with_new_key(&paths, &here, file_bytes, header.slot_digests());
         // Without them nothing is lost: the next session notes both.
         for failure in [kept, noted].into_iter().filter_map(Result::err) {
             observer.tell(&failure.in_one_line(), true);

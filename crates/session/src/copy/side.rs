@@ -22,8 +22,8 @@ const FAILED_RENEWALS_MAX: u32 = 3;
 pub(super) struct Side {
     pub options: SessionOptions,
     pub connection: Connection,
-    pub held: Arc<Held>,
-    held_since: Instant,
+    pub lease: Arc<SideLease>,
+    leased_since: Instant,
     /// When a line to it was lost last: until a quiet time later its server's old process may
     /// still write.
     pub lost_at: Option<Instant>,
@@ -32,7 +32,7 @@ pub(super) struct Side {
 }
 
 /// A container, or the place of one, that this process holds.
-pub(super) struct Held {
+pub(super) struct SideLease {
     target: Target,
     state_dir: PathBuf,
     quiet_time: Duration,
@@ -48,7 +48,7 @@ impl Side {
     pub(super) fn new(options: &SessionOptions) -> Result<Self, Failure> {
         let record = open_record(&options.state_dir, &options.target, Access::ReadWrite)?;
         let connection = Connection::to(options, &record)?;
-        let held = Held {
+        let lease = SideLease {
             target: options.target.clone(),
             state_dir: options.state_dir.clone(),
             quiet_time: options.quiet_time,
@@ -60,8 +60,8 @@ impl Side {
         Ok(Self {
             options: options.clone(),
             connection,
-            held: Arc::new(held),
-            held_since: Instant::now(),
+            lease: Arc::new(lease),
+            leased_since: Instant::now(),
             lost_at: None,
             answers: false,
         })
@@ -82,15 +82,15 @@ impl Side {
     /// Gives the lock back once no line is sought any more, where this side still answers. Only
     /// for a side at which nothing of ours can be done late.
     pub(super) fn give_up(&mut self, settled: bool) -> Result<(), Failure> {
-        if !self.answers || !self.held.has_lock() {
+        if !self.answers || !self.lease.has_lock() {
             return Ok(());
         }
         let store = self.connect()?;
-        if let Err(failure) = self.held.still_ours(&*store) {
-            self.held.answer(&*store);
+        if let Err(failure) = self.lease.still_ours(&*store) {
+            self.lease.answer(&*store);
             return Err(failure);
         }
-        self.held.release(&*store, settled).map(drop)
+        self.lease.release(&*store, settled).map(drop)
     }
 
     /// Waits until nothing of a session that died, or of a line that was lost, can arrive any more.
@@ -101,8 +101,8 @@ impl Side {
     ) -> Result<(), Failure> {
         let quiet_time = self.options.quiet_time;
         let mut until = self.lost_at.map(|at| at + quiet_time);
-        if self.held.record.owes_quiet() {
-            let takeover = self.held_since + quiet_time * TAKEOVER_QUIET_TIMES;
+        if self.lease.record.owes_quiet() {
+            let takeover = self.leased_since + quiet_time * TAKEOVER_QUIET_TIMES;
             until = Some(until.map_or(takeover, |until| until.max(takeover)));
         }
         let Some(until) = until else { return Ok(()) };
@@ -116,23 +116,23 @@ impl Side {
                 std::thread::sleep(Duration::from_millis(100));
             }
         }
-        if self.held.record.owes_quiet() {
-            self.held.record.quiet()?;
+        if self.lease.record.owes_quiet() {
+            self.lease.record.quiet()?;
         }
         self.lost_at = None;
         Ok(())
     }
 }
 
-impl Held {
+impl SideLease {
     /// Takes the lock, or makes sure that it is still ours.
-    pub(super) fn hold(
+    pub(super) fn lease(
         &self,
         store: &dyn Store,
         observer: &mut dyn CopyObserver,
     ) -> Result<(), Failure> {
-        let mut held = self.lock.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(lock) = &*held {
+        let mut lease = self.lock.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lock) = &*lease {
             // On a new connection.
             return lock.take_again(store).map_err(|error| waited_out(&error));
         }
@@ -146,30 +146,30 @@ impl Held {
                 false,
             );
         }
-        *held = Some(lock);
+        *lease = Some(lock);
         Ok(())
     }
 
-    /// As [`Self::hold`], for a source on a full disk, a read-only account or a server without fsync,
+    /// As [`Self::lease`], for a source on a full disk, a read-only account or a server without fsync,
     /// where no lock can be made: nobody else may hold one. False then.
     pub(super) fn hold_or_look(
         &self,
         store: &dyn Store,
         observer: &mut dyn CopyObserver,
     ) -> Result<bool, Failure> {
-        let mut held = self.lock.write().unwrap_or_else(PoisonError::into_inner);
-        if held.is_none() {
+        let mut lease = self.lock.write().unwrap_or_else(PoisonError::into_inner);
+        if lease.is_none() {
             if !store.capabilities().durable_flush && !self.allow_no_fsync {
-                drop(held);
+                drop(lease);
                 self.look(store)?;
                 return Ok(false);
             }
             match self.acquire(store) {
-                Ok(lock) => *held = Some(lock),
+                Ok(lock) => *lease = Some(lock),
                 Err(AcquireError::Lock(LockError::Store { source, .. }))
                     if cannot_write(source.kind()) =>
                 {
-                    drop(held);
+                    drop(lease);
                     self.look(store)?;
                     return Ok(false);
                 }
@@ -177,8 +177,8 @@ impl Held {
             }
             return Ok(true);
         }
-        drop(held);
-        self.hold(store, observer)?;
+        drop(lease);
+        self.lease(store, observer)?;
         Ok(true)
     }
 
@@ -252,8 +252,8 @@ impl Held {
     }
 
     fn has_lock(&self) -> bool {
-        let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
-        held.is_some()
+        let lease = self.lock.read().unwrap_or_else(PoisonError::into_inner);
+        lease.is_some()
     }
 
     /// Tells whoever took over that all we sent was answered; who can't be told waits longer.
@@ -310,8 +310,8 @@ impl Held {
             return Ok(false);
         }
         let lock = {
-            let mut held = self.lock.write().unwrap_or_else(PoisonError::into_inner);
-            held.take()
+            let mut lease = self.lock.write().unwrap_or_else(PoisonError::into_inner);
+            lease.take()
         };
         if let Some(lock) = lock {
             self.record.all_settled()?;
@@ -394,24 +394,24 @@ mod tests {
     fn a_copy_after_a_killed_one_waits_two_quiet_times_and_gives_nothing_back_before() {
         let (folder, store) = (tempfile::tempdir().unwrap(), MemoryStore::new());
         let killed = on_a_server(folder.path());
-        killed.held.hold(&store, &mut Silent).unwrap();
+        killed.lease.lease(&store, &mut Silent).unwrap();
         let range = std::slice::from_ref(&(0..4096));
-        killed.held.record.before_send(range).unwrap();
+        killed.lease.record.before_send(range).unwrap();
         drop(killed);
         let mut next = on_a_server(folder.path());
-        next.held.hold(&store, &mut Silent).unwrap();
-        assert!(!next.held.release(&store, false).unwrap(), "suspects");
-        next.held.record.all_settled().unwrap();
+        next.lease.lease(&store, &mut Silent).unwrap();
+        assert!(!next.lease.release(&store, false).unwrap(), "suspects");
+        next.lease.record.all_settled().unwrap();
         assert!(
-            !next.held.release(&store, false).unwrap(),
+            !next.lease.release(&store, false).unwrap(),
             "the wait is owed"
         );
         let never = Interrupt::never().unwrap();
         next.wait_for_quiet(&mut Silent, &never).unwrap();
-        let waited = next.held_since.elapsed();
+        let waited = next.leased_since.elapsed();
         assert!(waited >= 2 * next.options.quiet_time, "{waited:?}");
-        assert!(next.held.release(&store, false).unwrap());
+        assert!(next.lease.release(&store, false).unwrap());
         drop(next);
-        assert!(!on_a_server(folder.path()).held.record.may_arrive());
+        assert!(!on_a_server(folder.path()).lease.record.may_arrive());
     }
 }

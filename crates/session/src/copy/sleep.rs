@@ -198,8 +198,8 @@ mod tests {
         std::thread::sleep(Duration::from_millis(300));
         assert!(!copier.is_finished() && !to.exists());
         // It still holds both, and no other machine sees a difference.
-        let held = |folder: &str| leases::held(&path(folder)).len();
-        assert_eq!((held("from"), held("to")), (1, 1));
+        let lease = |folder: &str| leases::held(&path(folder)).len();
+        assert_eq!((lease("from"), lease("to")), (1, 1));
         logind.sleeps(false);
         let inhibitor = logind.inhibited();
         let (copied, said) = copier.join().unwrap();
@@ -209,7 +209,7 @@ mod tests {
             "{said:?}"
         );
         assert!(fs::read(&from).unwrap() == fs::read(&to).unwrap());
-        assert_eq!((held("from"), held("to")), (0, 0));
+        assert_eq!((lease("from"), lease("to")), (0, 0));
         follower.join().unwrap().unwrap();
         assert_eq!(rustix::io::read(&inhibitor, &mut [0]).unwrap(), 0);
     }

@@ -68,7 +68,7 @@ impl CopyWatch for Watch<'_> {
         }
         self.moved |= progress.verified_bytes > 0;
         self.observer.progress(progress);
-        if let Some(failure) = self.sides.iter().find_map(|side| side.held.lost()) {
+        if let Some(failure) = self.sides.iter().find_map(|side| side.lease.lost()) {
             return self.stop(failure);
         }
         if let Some(failure) = self.no_room.take() {
@@ -84,13 +84,13 @@ impl CopyWatch for Watch<'_> {
 
     fn checkpoint(&mut self, left: CopyLeft) -> bool {
         let [from, to] = self.sides;
-        match from.held.still_ours(&*self.stores.source) {
+        match from.lease.still_ours(&*self.stores.source) {
             Err(failure) if failure.exit == Exit::Locked => return self.stop(failure),
             // A lost line says nothing of the lock, and what has arrived is noted all the same. Both
             // are looked at again before the copy goes on or gets its name.
             _ => {}
         }
-        if let Err(failure) = to.held.still_ours(&*self.stores.destination) {
+        if let Err(failure) = to.lease.still_ours(&*self.stores.destination) {
             return self.stop(failure);
         }
         // What has arrived is noted all the same, and then it stops.

@@ -15,7 +15,7 @@ use sprat_snapshot::{
 use crate::Failure;
 use crate::address::Target;
 use crate::settings::{
-    Access, ClosedReport, ContainerFacts, Notice, Phase, PinPolicy, VolumeFigures, VolumeRoom,
+    Access, ClosedReport, ContainerFacts, IdentityPolicy, Notice, Phase, VolumeRoom, VolumeStats,
 };
 use crate::supervisor::keys::HeaderChanged;
 use crate::supervisor::trim::{TrimHow, TrimReport};
@@ -65,7 +65,7 @@ pub(crate) struct VolumeStart {
     pub past_cache: bool,
     pub reconnect_max_ms: u64,
     pub quiet_time_ms: u64,
-    pub figures_interval_ms: u64,
+    pub stats_interval_ms: u64,
     pub data_channels: usize,
     pub write_buffer_bytes_max: usize,
     pub cache_dir: OsString,
@@ -73,7 +73,7 @@ pub(crate) struct VolumeStart {
     pub reserve_bytes: u64,
     pub may_use_reserve: bool,
     pub room_interval_ms: u64,
-    pub pins: PinPolicy,
+    pub pins: IdentityPolicy,
     pub durable_flush: bool,
     /// The container file is to have this length.
     pub grow_to: Option<u64>,
@@ -170,7 +170,7 @@ pub(crate) struct BackgroundMount {
 pub(crate) enum VolumeReply {
     Phase(Phase),
     Notice(Notice),
-    Figures(VolumeFigures),
+    Figures(VolumeStats),
     /// So little is left on the server that the session should end in order.
     RoomRunsOut {
         available_bytes: u64,

@@ -96,7 +96,7 @@ fn read_files(
         interrupt,
     };
     mount_privately(
-        &mut session.crew,
+        &mut session.supervisor,
         &session.options,
         MountFor::Reading,
         &mut watch,

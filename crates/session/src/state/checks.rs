@@ -1,6 +1,6 @@
 //! What the last check of each kind said of a container, kept on this machine.
 //!
-//! `checks/UUID-TARGET.json` ([`Filed`]) in the state folder: `quick` (header and file system; every
+//! `checks/UUID-TARGET.json` ([`StatePaths`]) in the state folder: `quick` (header and file system; every
 //! check looks at those), `read_data`, and `against_source` with an entry a job. One kind never
 //! takes another's place: what a look at the metadata can't see stays known after it.
 
@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::Exit;
 use crate::state::file;
-use crate::state::paths::{self, Filed};
+use crate::state::paths::{self, StatePaths};
 
 /// All that is kept of one container.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -53,8 +53,8 @@ pub enum Kind<'a> {
 }
 
 /// What is kept of a container: nothing, where nothing usable is.
-pub fn last(filed: &Filed) -> KeptChecks {
-    let read = std::fs::read(path(filed)).ok();
+pub fn last(paths: &StatePaths) -> KeptChecks {
+    let read = std::fs::read(path(paths)).ok();
     read.and_then(|text| serde_json::from_slice(&text).ok())
         .unwrap_or_default()
 }
@@ -82,14 +82,14 @@ impl KeptChecks {
     }
 
     /// Keeps it.
-    pub fn store(&self, filed: &Filed) -> io::Result<()> {
-        file::write(&path(filed), self)
+    pub fn store(&self, paths: &StatePaths) -> io::Result<()> {
+        file::write(&path(paths), self)
     }
 }
 
 /// Where it is kept.
-pub fn path(filed: &Filed) -> PathBuf {
-    filed.file(paths::CHECKS, ".json")
+pub fn path(paths: &StatePaths) -> PathBuf {
+    paths.file(paths::CHECKS, ".json")
 }
 
 #[cfg(test)]
@@ -108,14 +108,14 @@ mod tests {
     #[test]
     fn damage_stays_known_until_a_whole_check_of_its_kind_finds_none() {
         let dir = tempfile::tempdir().unwrap();
-        let filed = &paths::tests::filed(dir.path(), "host:x.luks");
-        let mut kept = last(filed);
+        let paths = &paths::tests::paths(dir.path(), "host:x.luks");
+        let mut kept = last(paths);
         kept.put(Kind::ReadData, check(Exit::Damaged, true));
         kept.put(Kind::Quick, check(Exit::Done, true));
         kept.put(Kind::AgainstSource("home"), check(Exit::Done, true));
         kept.put(Kind::ReadData, check(Exit::Done, false));
-        kept.store(filed).unwrap();
-        let mut kept = last(filed);
+        kept.store(paths).unwrap();
+        let mut kept = last(paths);
         assert_eq!(kept.read_data.as_ref().unwrap().exit, Exit::Damaged);
         assert_eq!(kept.quick.as_ref().unwrap().exit, Exit::Done);
         assert!(kept.against_source.contains_key("home"));
@@ -126,11 +126,11 @@ mod tests {
     #[test]
     fn what_an_older_sprat_kept_or_a_crash_tore_is_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let filed = &paths::tests::filed(dir.path(), "host:x.luks");
+        let paths = &paths::tests::paths(dir.path(), "host:x.luks");
         std::fs::create_dir(dir.path().join("checks")).unwrap();
         for text in ["{", "[]", r#"{"quick": 3}"#] {
-            std::fs::write(path(filed), text).unwrap();
-            assert!(last(filed).quick.is_none());
+            std::fs::write(path(paths), text).unwrap();
+            assert!(last(paths).quick.is_none());
         }
     }
 }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::state::file;
-use crate::state::paths::{Filed, KNOWN};
+use crate::state::paths::{KNOWN, StatePaths};
 use crate::state::stamp::{Age, FirstBlock, Stamp};
 use crate::{Exit, Failure};
 
@@ -23,7 +23,7 @@ type Slots = BTreeMap<u32, String>;
 
 /// What is known of a container.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Known {
+pub struct KnownState {
     format: u32,
     /// The state in which a session of this machine last left or saw the container.
     stamp: Option<Stamp>,
@@ -80,10 +80,10 @@ pub enum Finding {
     },
 }
 
-impl Known {
+impl KnownState {
     /// What the state folder has of the container.
-    pub fn load(filed: &Filed) -> Self {
-        let read = std::fs::read(path(filed)).ok();
+    pub fn load(paths: &StatePaths) -> Self {
+        let read = std::fs::read(path(paths)).ok();
         let known: Option<Self> = read.and_then(|text| serde_json::from_slice(&text).ok());
         known
             .filter(|known| known.format == FORMAT)
@@ -106,10 +106,10 @@ impl Known {
     }
 
     /// Notes for a copy with another volume key what this is for its source, in the state that
-    /// `first_block` shows: the volume's, in plaintext. `filed` and `slots` are the copy's.
+    /// `first_block` shows: the volume's, in plaintext. `paths` and `slots` are the copy's.
     pub fn with_new_key(
         &self,
-        filed: &Filed,
+        paths: &StatePaths,
         first_block: &[u8],
         file_bytes: u64,
         slots: Slots,
@@ -131,7 +131,7 @@ impl Known {
             stamp,
             ..Self::default()
         };
-        copy.store(filed)
+        copy.store(paths)
     }
 
     /// Compares the state that the server shows with the known one. `own`: no other machine has held
@@ -203,34 +203,34 @@ impl Known {
     }
 
     /// Notes that this machine is about to write. Durable when it returns.
-    pub fn begin_writing(&mut self, filed: &Filed) -> Result<(), Failure> {
+    pub fn begin_writing(&mut self, paths: &StatePaths) -> Result<(), Failure> {
         self.writing = true;
-        self.store(filed)
+        self.store(paths)
     }
 
     /// From now on a person writes, who may remove any snapshot. Durable when it returns.
-    pub fn forget_newest(&mut self, filed: &Filed) -> Result<(), Failure> {
+    pub fn forget_newest(&mut self, paths: &StatePaths) -> Result<(), Failure> {
         self.newest = None;
-        self.store(filed)
+        self.store(paths)
     }
 
     /// Notes the state in which a session that wrote has left the container.
     pub fn end_writing(
         &mut self,
-        filed: &Filed,
+        paths: &StatePaths,
         stamp: Option<Stamp>,
         newest: Option<Newest>,
     ) -> Result<(), Failure> {
         self.writing = false;
         self.stamp = stamp;
         self.newest = newest;
-        self.store(filed)
+        self.store(paths)
     }
 
     /// Notes the state that a session which only read has seen.
     pub fn end_reading(
         &mut self,
-        filed: &Filed,
+        paths: &StatePaths,
         finding: &Finding,
         stamp: Option<Stamp>,
     ) -> Result<(), Failure> {
@@ -239,7 +239,7 @@ impl Known {
                 self.writing = false;
                 self.stamp = stamp;
                 self.newest = None;
-                self.store(filed)
+                self.store(paths)
             }
             // The session that writes next ends the note.
             Finding::Same | Finding::OwnInterrupted => Ok(()),
@@ -252,32 +252,36 @@ impl Known {
     }
 
     /// A check has named the files of these blocks of the volume, all that are overwritten by now.
-    pub fn name_overwritten(&mut self, filed: &Filed, blocks: &[u64]) -> Result<(), Failure> {
+    pub fn name_overwritten(&mut self, paths: &StatePaths, blocks: &[u64]) -> Result<(), Failure> {
         let blocks: BTreeSet<u64> = blocks.iter().copied().collect();
         if blocks == self.overwritten {
             return Ok(());
         }
         self.overwritten = blocks;
-        self.store(filed)
+        self.store(paths)
     }
 
     /// Notes the key slots as they are now.
-    pub fn accept_slots(&mut self, filed: &Filed, slots: Slots) -> Result<(), Failure> {
+    pub fn accept_slots(&mut self, paths: &StatePaths, slots: Slots) -> Result<(), Failure> {
         if self.slots.as_ref() == Some(&slots) && self.changing_to.is_none() {
             return Ok(());
         }
         self.slots = Some(slots);
         self.changing_to = None;
-        self.store(filed)
+        self.store(paths)
     }
 
     /// Notes the key slots that this machine is about to write. Durable when it returns.
-    pub fn begin_changing_slots(&mut self, filed: &Filed, slots: Slots) -> Result<(), Failure> {
+    pub fn begin_changing_slots(
+        &mut self,
+        paths: &StatePaths,
+        slots: Slots,
+    ) -> Result<(), Failure> {
         if self.slots.as_ref() == Some(&slots) {
             return Ok(());
         }
         self.changing_to = Some(slots);
-        self.store(filed)
+        self.store(paths)
     }
 
     /// The key slot that opened the container the last time: it is tried first.
@@ -286,17 +290,17 @@ impl Known {
     }
 
     /// Notes the key slot that opened the container.
-    pub fn note_opened_by(&mut self, filed: &Filed, slot: u32) -> Result<(), Failure> {
+    pub fn note_opened_by(&mut self, paths: &StatePaths, slot: u32) -> Result<(), Failure> {
         if self.opened_by == Some(slot) {
             return Ok(());
         }
         self.opened_by = Some(slot);
-        self.store(filed)
+        self.store(paths)
     }
 
-    fn store(&mut self, filed: &Filed) -> Result<(), Failure> {
+    fn store(&mut self, paths: &StatePaths) -> Result<(), Failure> {
         self.format = FORMAT;
-        let path = path(filed);
+        let path = path(paths);
         file::write(&path, self).map_err(|error| {
             Failure::failed(format!(
                 "can't note the state of the container in {}",
@@ -325,14 +329,14 @@ pub fn older(target: &str, known: &str, found: &str) -> Failure {
     )
 }
 
-fn path(filed: &Filed) -> PathBuf {
-    filed.file(KNOWN, ".json")
+fn path(paths: &StatePaths) -> PathBuf {
+    paths.file(KNOWN, ".json")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::paths::tests::filed;
+    use crate::state::paths::tests::paths;
     use crate::state::stamp::tests::block;
 
     fn stamp(counter: u64) -> Option<Stamp> {
@@ -342,16 +346,16 @@ mod tests {
     #[test]
     fn each_finding_follows_from_the_stamp_and_the_note() {
         let state = tempfile::tempdir().unwrap();
-        let filed = filed(state.path(), "h:x.luks");
-        let mut known = Known::load(&filed);
+        let paths = paths(state.path(), "h:x.luks");
+        let mut known = KnownState::load(&paths);
         assert_eq!(known.compare(stamp(5).as_ref(), true), Finding::Unknown);
-        known.begin_writing(&filed).unwrap();
+        known.begin_writing(&paths).unwrap();
         assert_eq!(known.compare(stamp(5).as_ref(), true), Finding::Unknown);
         let newest = Newest::from([("home".to_owned(), "2026-01-01T00-00-00Z".to_owned())]);
         known
-            .end_writing(&filed, stamp(5), Some(newest.clone()))
+            .end_writing(&paths, stamp(5), Some(newest.clone()))
             .unwrap();
-        let mut known = Known::load(&filed);
+        let mut known = KnownState::load(&paths);
         assert_eq!(known.compare(stamp(5).as_ref(), true), Finding::Same);
         assert_eq!(known.expected(&Finding::Same), newest);
         assert!(known.expected(&Finding::WrittenElsewhere).is_empty());
@@ -362,8 +366,8 @@ mod tests {
         assert_eq!(known.compare(None, true), Finding::Unknown);
         let older = known.compare(stamp(4).as_ref(), true);
         assert!(matches!(older, Finding::Older { .. }));
-        known.begin_writing(&filed).unwrap();
-        let mut known = Known::load(&filed);
+        known.begin_writing(&paths).unwrap();
+        let mut known = KnownState::load(&paths);
         assert_eq!(
             known.compare(stamp(6).as_ref(), true),
             Finding::OwnInterrupted
@@ -379,8 +383,8 @@ mod tests {
             known.compare(stamp(4).as_ref(), true),
             Finding::Older { .. }
         ));
-        known.end_reading(&filed, &older, stamp(4)).unwrap();
-        let known = Known::load(&filed);
+        known.end_reading(&paths, &older, stamp(4)).unwrap();
+        let known = KnownState::load(&paths);
         assert_eq!(known.compare(stamp(4).as_ref(), true), Finding::Same);
         // Which snapshots are in that state was not seen, and no writing of ours is open any more.
         assert!(known.expected(&Finding::Same).is_empty());
@@ -392,11 +396,11 @@ mod tests {
     fn under_a_new_key_counts_what_was_in_use_and_what_was_written_since() {
         let state = tempfile::tempdir().unwrap();
         let (source, copy) = (
-            filed(state.path(), "h:x.luks"),
-            filed(state.path(), "h:y.luks"),
+            paths(state.path(), "h:x.luks"),
+            paths(state.path(), "h:y.luks"),
         );
         let newest = Newest::from([("home".to_owned(), "2026-01-01T00-00-00Z".to_owned())]);
-        let mut known = Known::default();
+        let mut known = KnownState::default();
         known
             .end_writing(&source, stamp(5000), Some(newest.clone()))
             .unwrap();
@@ -408,62 +412,62 @@ mod tests {
         known
             .with_new_key(&copy, &first, 4096, slots.clone())
             .unwrap();
-        let mut of_copy = Known::load(&copy);
+        let mut of_copy = KnownState::load(&copy);
         let found = FirstBlock::read(&first, 4096).unwrap().stamp;
         assert_eq!(of_copy.compare(Some(&found), true), Finding::Same);
         assert!(of_copy.check_slots(&slots, "y").is_ok());
         assert!(of_copy.knows_overwritten(&[7]));
         assert_eq!(of_copy.written_bytes(), Some(600 * 1024));
         of_copy.end_writing(&copy, stamp(5100), None).unwrap();
-        let bytes = Known::load(&copy).written_bytes();
+        let bytes = KnownState::load(&copy).written_bytes();
         assert_eq!(bytes, Some((600 + 100) * 1024));
-        assert_eq!(Known::load(&source).written_bytes(), Some(5000 * 1024));
+        assert_eq!(KnownState::load(&source).written_bytes(), Some(5000 * 1024));
         // What is newer than this machine has seen may have lost its snapshots in order.
         let newer = block(5001, 1, 0);
         known.with_new_key(&copy, &newer, 4096, slots).unwrap();
-        assert!(Known::load(&copy).expected(&Finding::Same).is_empty());
+        assert!(KnownState::load(&copy).expected(&Finding::Same).is_empty());
     }
 
     #[test]
     fn a_file_of_another_format_is_the_same_as_knowing_nothing() {
         let state = tempfile::tempdir().unwrap();
-        let filed = filed(state.path(), "h:x.luks");
-        let mut known = Known::default();
-        known.end_writing(&filed, stamp(5), None).unwrap();
-        let text = std::fs::read(path(&filed)).unwrap();
+        let paths = paths(state.path(), "h:x.luks");
+        let mut known = KnownState::default();
+        known.end_writing(&paths, stamp(5), None).unwrap();
+        let text = std::fs::read(path(&paths)).unwrap();
         let mut content: serde_json::Value = serde_json::from_slice(&text).unwrap();
         content["format"] = (FORMAT + 1).into();
-        std::fs::write(path(&filed), content.to_string()).unwrap();
-        assert_eq!(Known::load(&filed), Known::default());
+        std::fs::write(path(&paths), content.to_string()).unwrap();
+        assert_eq!(KnownState::load(&paths), KnownState::default());
     }
 
     #[test]
     fn a_torn_file_is_the_same_as_knowing_nothing() {
         let state = tempfile::tempdir().unwrap();
-        let filed = filed(state.path(), "h:x.luks");
-        let mut known = Known::default();
-        known.end_writing(&filed, stamp(5), None).unwrap();
-        let whole = std::fs::read(path(&filed)).unwrap();
+        let paths = paths(state.path(), "h:x.luks");
+        let mut known = KnownState::default();
+        known.end_writing(&paths, stamp(5), None).unwrap();
+        let whole = std::fs::read(path(&paths)).unwrap();
         for end in 0..whole.len() - 2 {
-            std::fs::write(path(&filed), &whole[..end]).unwrap();
-            assert_eq!(Known::load(&filed), Known::default());
+            std::fs::write(path(&paths), &whole[..end]).unwrap();
+            assert_eq!(KnownState::load(&paths), KnownState::default());
         }
     }
 
     #[test]
     fn slots_that_went_or_changed_are_refused_and_added_ones_are_not() {
         let state = tempfile::tempdir().unwrap();
-        let filed = filed(state.path(), "h:x.luks");
+        let paths = paths(state.path(), "h:x.luks");
         let slots = |texts: &[(u32, &str)]| -> Slots {
             let texts = texts.iter();
             texts.map(|(n, text)| (*n, (*text).to_owned())).collect()
         };
-        let mut known = Known::default();
+        let mut known = KnownState::default();
         assert!(known.check_slots(&slots(&[]), "x").is_ok());
         known
-            .accept_slots(&filed, slots(&[(0, "a"), (1, "b")]))
+            .accept_slots(&paths, slots(&[(0, "a"), (1, "b")]))
             .unwrap();
-        let known = Known::load(&filed);
+        let known = KnownState::load(&paths);
         let check = |texts: &[(u32, &str)]| known.check_slots(&slots(texts), "x");
         assert!(check(&[(0, "a"), (1, "b")]).is_ok());
         assert!(check(&[(0, "a"), (1, "b"), (2, "c")]).is_ok());
@@ -475,19 +479,20 @@ mod tests {
     #[test]
     fn an_interrupted_change_of_slots_is_accepted_as_before_and_as_it_was_to_be() {
         let state = tempfile::tempdir().unwrap();
-        let filed = filed(state.path(), "h:x.luks");
+        let paths = paths(state.path(), "h:x.luks");
         let slots = |texts: &[(u32, &str)]| -> Slots {
             let texts = texts.iter();
             texts.map(|(n, text)| (*n, (*text).to_owned())).collect()
         };
         let before = [(0, "a"), (1, "b"), (2, "c")];
-        let mut known = Known::default();
-        known.accept_slots(&filed, slots(&before)).unwrap();
+        let mut known = KnownState::default();
+        known.accept_slots(&paths, slots(&before)).unwrap();
         known
-            .begin_changing_slots(&filed, slots(&[(0, "a"), (2, "d")]))
+            .begin_changing_slots(&paths, slots(&[(0, "a"), (2, "d")]))
             .unwrap();
-        let mut known = Known::load(&filed);
-        let check = |known: &Known, texts: &[(u32, &str)]| known.check_slots(&slots(texts), "x");
+        let mut known = KnownState::load(&paths);
+        let check =
+            |known: &KnownState, texts: &[(u32, &str)]| known.check_slots(&slots(texts), "x");
         for texts in [&before[..], &[(0, "a"), (2, "d")], &[(0, "a"), (2, "c")]] {
             assert!(check(&known, texts).is_ok(), "{texts:?}");
         }
@@ -499,7 +504,7 @@ mod tests {
             assert!(check(&known, texts).is_err(), "{texts:?}");
         }
         // Back to what was known: the change is over all the same.
-        known.accept_slots(&filed, slots(&before)).unwrap();
-        assert!(check(&Known::load(&filed), &[(0, "a"), (2, "d")]).is_err());
+        known.accept_slots(&paths, slots(&before)).unwrap();
+        assert!(check(&KnownState::load(&paths), &[(0, "a"), (2, "d")]).is_err());
     }
 }

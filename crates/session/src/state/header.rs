@@ -6,9 +6,9 @@ use std::path::Path;
 use sprat_luks::{LuksError, LuksErrorKind};
 
 use crate::address::Target;
-use crate::state::paths::Filed;
-use crate::state::{Known, headers};
-use crate::{Exit, Failure, PinPolicy, text};
+use crate::state::paths::StatePaths;
+use crate::state::{KnownState, headers};
+use crate::{Exit, Failure, IdentityPolicy, text};
 
 /// Compares the key slots with those that this machine knows.
 pub fn check_slots(
@@ -17,18 +17,18 @@ pub fn check_slots(
     uuid: &str,
     slots: &BTreeMap<u32, String>,
 ) -> Result<(), Failure> {
-    let filed = Filed::new(state_dir, uuid, target);
-    Known::load(&filed).check_slots(slots, &target.to_string())
+    let paths = StatePaths::new(state_dir, uuid, target);
+    KnownState::load(&paths).check_slots(slots, &target.to_string())
 }
 
 /// Whether this machine knows in which state the container was left.
 pub fn is_known(state_dir: &Path, target: &Target, uuid: &str) -> bool {
-    Known::load(&Filed::new(state_dir, uuid, target)).has_stamp()
+    KnownState::load(&StatePaths::new(state_dir, uuid, target)).has_stamp()
 }
 
 /// The key slot that opened the container on this machine the last time.
 pub fn opened_last(state_dir: &Path, target: &Target, uuid: &str) -> Option<u32> {
-    Known::load(&Filed::new(state_dir, uuid, target)).opened_by()
+    KnownState::load(&StatePaths::new(state_dir, uuid, target)).opened_by()
 }
 
 /// Why a header can't be read. Where one was pinned, and what lies there is none any more, it was
@@ -36,11 +36,11 @@ pub fn opened_last(state_dir: &Path, target: &Target, uuid: &str) -> Option<u32>
 pub fn header_unreadable(
     state_dir: &Path,
     target: &Target,
-    pins: &PinPolicy,
+    pins: &IdentityPolicy,
     error: &LuksError,
 ) -> Failure {
     let failure = Failure::from(error);
-    let PinPolicy::Known(pins) = pins else {
+    let IdentityPolicy::Known(pins) = pins else {
         return failure;
     };
     let failure = match error.kind() {
@@ -52,7 +52,7 @@ pub fn header_unreadable(
         LuksErrorKind::Damaged => failure,
         _ => return failure,
     };
-    let (path, _) = headers::to_put_back(&Filed::new(state_dir, &pins.uuid, target));
+    let (path, _) = headers::to_put_back(&StatePaths::new(state_dir, &pins.uuid, target));
     let kept = headers::open(&path).and_then(|file| headers::load(&file, &path));
     failure.with_hint(match kept {
         Ok(kept) => format!(

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use sprat_luks::{Extent, Header, HeaderBackup, HeaderRead, LuksErrorKind};
 
-use crate::state::paths::{self, Elsewhere, Filed, HEADERS};
+use crate::state::paths::{self, Elsewhere, HEADERS, StatePaths};
 use crate::{Failure, trusted_file};
 
 /// Most of what is kept of bytes that are no LUKS2 header: all of LUKS1 with eight slots and a
@@ -14,30 +14,30 @@ use crate::{Failure, trusted_file};
 const FOREIGN_BYTES_MAX: u64 = 4 << 20;
 
 /// Where the newest header of the container is kept.
-pub fn newest(filed: &Filed) -> PathBuf {
-    named(filed, "")
+pub fn newest(paths: &StatePaths) -> PathBuf {
+    named(paths, "")
 }
 
-fn named(filed: &Filed, what: &str) -> PathBuf {
-    filed.file(HEADERS, &format!("{what}.luks"))
+fn named(paths: &StatePaths, what: &str) -> PathBuf {
+    paths.file(HEADERS, &format!("{what}.luks"))
 }
 
 /// A name for a header that is not the newest. With its content in it a server that shows one
 /// content after the other takes the place of no good one.
-fn aside(filed: &Filed, what: &str, backup: &HeaderBackup) -> PathBuf {
+fn aside(paths: &StatePaths, what: &str, backup: &HeaderBackup) -> PathBuf {
     let hash = paths::short_hash(&backup.content_hash());
-    named(filed, &format!("{what}-{hash}"))
+    named(paths, &format!("{what}-{hash}"))
 }
 
 /// The header to be put back where nobody names one: that of this container, else the newest that
 /// is kept of another one with its UUID, and then also where that one lies, if that is known. The
 /// container may have been moved by hand, or be spelled otherwise.
-pub fn to_put_back(filed: &Filed) -> (PathBuf, Option<Elsewhere>) {
-    let own = newest(filed);
+pub fn to_put_back(paths: &StatePaths) -> (PathBuf, Option<Elsewhere>) {
+    let own = newest(paths);
     if own.symlink_metadata().is_ok() {
         return (own, None);
     }
-    let others = filed.of_others(HEADERS, ".luks").into_iter();
+    let others = paths.of_others(HEADERS, ".luks").into_iter();
     let usable = others.filter_map(|other| {
         let header = load(&open(&other.path).ok()?, &other.path).ok()?;
         Some((header.sequence_id(), other))
@@ -72,20 +72,20 @@ pub struct Aside {
 /// name where it has a slot that the newer one lacks, or has otherwise: its key may be the only good
 /// one. The slot `going` does not count: this machine removes it.
 pub fn keep_newest(
-    filed: &Filed,
+    paths: &StatePaths,
     header: &Header,
     source: &dyn HeaderRead,
     going: Option<u32>,
 ) -> Result<Kept, Failure> {
-    let path = newest(filed);
+    let path = newest(paths);
     let backup = header.backup(source)?;
-    let aside = set_aside(filed, header, &backup, &path, going)?;
+    let aside = set_aside(paths, header, &backup, &path, going)?;
     write_over(&path, &backup)?;
     Ok(Kept { path, aside })
 }
 
 fn set_aside(
-    filed: &Filed,
+    paths: &StatePaths,
     header: &Header,
     backup: &HeaderBackup,
     path: &Path,
@@ -110,7 +110,7 @@ fn set_aside(
     }
     let what = format!("{DIFFERS}{}", earlier.sequence_id());
     let earlier = earlier.backup(&file)?;
-    let path = aside(filed, &what, &earlier);
+    let path = aside(paths, &what, &earlier);
     write_over(&path, &earlier)?;
     Ok((!same_keys).then_some(Aside { gone, differ, path }))
 }
@@ -118,11 +118,11 @@ fn set_aside(
 /// The slots whose areas in `source` hold other bytes than the newest kept header has of them: their
 /// keys may open nothing any more. None where no header is kept, or none that can be read.
 pub fn differing_slots(
-    filed: &Filed,
+    paths: &StatePaths,
     header: &Header,
     source: &dyn HeaderRead,
 ) -> Result<Vec<u32>, Failure> {
-    let path = newest(filed);
+    let path = newest(paths);
     let Ok((file, kept)) = open(&path).and_then(|file| {
         let kept = load(&file, &path)?;
         Ok((file, kept))
@@ -133,8 +133,8 @@ pub fn differing_slots(
 }
 
 /// Kept headers of the container that a newer one did not replace, in the order of their names.
-pub fn others(filed: &Filed) -> Vec<PathBuf> {
-    let Ok(all) = filed.all(HEADERS) else {
+pub fn others(paths: &StatePaths) -> Vec<PathBuf> {
+    let Ok(all) = paths.all(HEADERS) else {
         return Vec::new();
     };
     let mut others: Vec<PathBuf> = all
@@ -151,19 +151,19 @@ const DIFFERS: &str = ".differs-";
 
 /// Keeps the header that a kept one is about to replace.
 pub fn keep_replaced(
-    filed: &Filed,
+    paths: &StatePaths,
     header: &Header,
     source: &dyn HeaderRead,
 ) -> Result<PathBuf, Failure> {
     let what = format!("{BEFORE_RESTORE}{}", header.sequence_id());
     let backup = header.backup(source)?;
-    let path = aside(filed, &what, &backup);
+    let path = aside(paths, &what, &backup);
     write_over(&path, &backup)?;
     Ok(path)
 }
 
 /// Keeps the bytes that lie where the container had its header, whatever they are.
-pub fn keep_foreign(filed: &Filed, source: &dyn HeaderRead) -> Result<PathBuf, Failure> {
+pub fn keep_foreign(paths: &StatePaths, source: &dyn HeaderRead) -> Result<PathBuf, Failure> {
     // A foreign header may name areas that are not there.
     let backup = match Header::load(source).and_then(|header| header.backup(source)) {
         Ok(backup) => backup,
@@ -171,7 +171,7 @@ pub fn keep_foreign(filed: &Filed, source: &dyn HeaderRead) -> Result<PathBuf, F
             Failure::failed("what lies in the header's place can't be read").caused_by(&error)
         })?,
     };
-    let path = aside(filed, &format!("{BEFORE_RESTORE}foreign"), &backup);
+    let path = aside(paths, &format!("{BEFORE_RESTORE}foreign"), &backup);
     write_over(&path, &backup)?;
     Ok(path)
 }

@@ -1,7 +1,7 @@
 //! What this machine saw of a container at its last sessions: how its jobs went, and what room was
 //! left. For `sprat status`; nothing else depends on it.
 //!
-//! In the state folder, `status/UUID-TARGET.json` ([`Filed`]): the server never learns it.
+//! In the state folder, `status/UUID-TARGET.json` ([`StatePaths`]): the server never learns it.
 
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File};
@@ -13,16 +13,16 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::state::file;
-use crate::state::paths::{self, Filed};
+use crate::state::paths::{self, StatePaths};
 use crate::{Exit, VolumeRoom};
 
 /// One container.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Standing {
+pub struct History {
     /// Room in the volume when it was last mounted.
     pub room: Option<SeenRoom>,
     /// By their names.
-    pub jobs: BTreeMap<String, JobStanding>,
+    pub jobs: BTreeMap<String, JobHistory>,
 }
 
 /// What was left in the volume at the end of a session.
@@ -37,7 +37,7 @@ pub struct SeenRoom {
 
 /// How a job went.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct JobStanding {
+pub struct JobHistory {
     /// The last time that it ran, however it ended.
     pub last_run: Run,
     /// The last snapshot that it made.
@@ -78,18 +78,18 @@ pub struct MissingPlace {
     pub kept_in: String,
 }
 
-impl Standing {
+impl History {
     /// Reads what is known; nothing where that can't be read: it is for people only.
-    pub fn load(filed: &Filed) -> Self {
-        std::fs::read(path(filed))
+    pub fn load(paths: &StatePaths) -> Self {
+        std::fs::read(path(paths))
             .ok()
             .and_then(|text| serde_json::from_slice(&text).ok())
             .unwrap_or_default()
     }
 
     /// Changes what is known. Sessions that end at the same moment take turns.
-    pub fn update(filed: &Filed, change: impl FnOnce(&mut Self)) -> std::io::Result<()> {
-        let path = path(filed);
+    pub fn update(paths: &StatePaths, change: impl FnOnce(&mut Self)) -> std::io::Result<()> {
+        let path = path(paths);
         let folder = path.parent().unwrap_or(Path::new("."));
         DirBuilder::new()
             .recursive(true)
@@ -97,9 +97,9 @@ impl Standing {
             .create(folder)?;
         let turn = File::open(folder)?;
         flock(&turn, FlockOperation::LockExclusive)?;
-        let mut standing = Self::load(filed);
-        change(&mut standing);
-        file::write(&path, &standing)
+        let mut history = Self::load(paths);
+        change(&mut history);
+        file::write(&path, &history)
     }
 
     /// Notes what room was left in the volume, where it was mounted.
@@ -114,16 +114,16 @@ impl Standing {
     pub fn ran(&mut self, job: &str, run: Run, made: Option<MadeSnapshot>) {
         let before = self.jobs.remove(job);
         let last_snapshot = made.or_else(|| before.and_then(|job| job.last_snapshot));
-        let standing = JobStanding {
+        let history = JobHistory {
             last_run: run,
             last_snapshot,
         };
-        self.jobs.insert(job.to_owned(), standing);
+        self.jobs.insert(job.to_owned(), history);
     }
 }
 
-fn path(filed: &Filed) -> PathBuf {
-    filed.file(paths::STATUS, ".json")
+fn path(paths: &StatePaths) -> PathBuf {
+    paths.file(paths::STATUS, ".json")
 }
 
 #[cfg(test)]
@@ -141,8 +141,8 @@ mod tests {
     #[test]
     fn a_failed_run_leaves_the_last_snapshot_known() {
         let folder = tempfile::tempdir().unwrap();
-        let filed = &paths::tests::filed(folder.path(), "host:x.luks");
-        assert_eq!(Standing::load(filed), Standing::default());
+        let paths = &paths::tests::paths(folder.path(), "host:x.luks");
+        assert_eq!(History::load(paths), History::default());
         let made = MadeSnapshot {
             at: Timestamp::from_second(7).unwrap(),
             name: "2026-11-23T13-21-01Z".to_owned(),
@@ -150,38 +150,38 @@ mod tests {
             missing: Vec::new(),
         };
         let first = made.clone();
-        Standing::update(filed, |known| {
+        History::update(paths, |known| {
             known.ran("home", run(7, Exit::Done), Some(first));
         })
         .unwrap();
-        Standing::update(filed, |known| {
+        History::update(paths, |known| {
             known.ran("home", run(9, Exit::Unreachable), None);
             known.ran("www", run(9, Exit::Failed), None);
         })
         .unwrap();
-        let known = Standing::load(filed);
+        let known = History::load(paths);
         assert_eq!(known.jobs["home"].last_snapshot, Some(made));
         assert_eq!(known.jobs["home"].last_run, run(9, Exit::Unreachable));
         assert_eq!(known.jobs["www"].last_snapshot, None);
-        std::fs::write(path(filed), "{").unwrap();
-        assert_eq!(Standing::load(filed), Standing::default());
+        std::fs::write(path(paths), "{").unwrap();
+        assert_eq!(History::load(paths), History::default());
     }
 
     #[test]
     fn runs_that_end_at_once_are_all_noted() {
         let folder = tempfile::tempdir().unwrap();
-        let filed = &paths::tests::filed(folder.path(), "host:x.luks");
+        let paths = &paths::tests::paths(folder.path(), "host:x.luks");
         std::thread::scope(|scope| {
             for number in 0..8 {
                 scope.spawn(move || {
                     let job = format!("job-{number}");
-                    Standing::update(filed, |known| {
+                    History::update(paths, |known| {
                         known.ran(&job, run(number, Exit::Done), None);
                     })
                     .unwrap();
                 });
             }
         });
-        assert_eq!(Standing::load(filed).jobs.len(), 8);
+        assert_eq!(History::load(paths).jobs.len(), 8);
     }
 }

@@ -8,7 +8,7 @@ use sprat_luks::{Header, Pins};
 
 use crate::address::Target;
 use crate::state::{file, moved};
-use crate::{ContainerFacts, Exit, Failure, PinPolicy};
+use crate::{ContainerFacts, Exit, Failure, IdentityPolicy};
 
 /// As [`Pins::fingerprint`] has them.
 const FINGERPRINT_DIGITS: usize = 20;
@@ -29,14 +29,14 @@ pub fn policy(
     state_dir: &Path,
     target: &Target,
     fingerprint: Option<&str>,
-) -> Result<PinPolicy, Failure> {
+) -> Result<IdentityPolicy, Failure> {
     let known = load(state_dir, target)?;
     Ok(match (known, fingerprint) {
         // The pins also know the newest sequence.
-        (Some(pins), Some(typed)) if pins.matches_fingerprint(typed) => PinPolicy::Known(pins),
-        (_, Some(typed)) => PinPolicy::Expect(typed.to_owned()),
-        (Some(pins), None) => PinPolicy::Known(pins),
-        (None, None) => PinPolicy::TrustOnce,
+        (Some(pins), Some(typed)) if pins.matches_fingerprint(typed) => IdentityPolicy::Known(pins),
+        (_, Some(typed)) => IdentityPolicy::Expect(typed.to_owned()),
+        (Some(pins), None) => IdentityPolicy::Known(pins),
+        (None, None) => IdentityPolicy::TrustOnce,
     })
 }
 
@@ -65,11 +65,11 @@ pub fn check_form(typed: &str) -> Result<(), Failure> {
 pub fn remember(
     state_dir: &Path,
     target: &Target,
-    policy: &PinPolicy,
+    policy: &IdentityPolicy,
     facts: &ContainerFacts,
 ) -> Result<(), Failure> {
     match policy {
-        PinPolicy::Known(pins) if *pins == facts.pins => Ok(()),
+        IdentityPolicy::Known(pins) if *pins == facts.pins => Ok(()),
         _ => store(state_dir, target, &facts.pins),
     }
 }
@@ -183,18 +183,18 @@ pub(crate) mod tests {
         let target = Target::parse("host:x.luks", Path::new("/")).unwrap();
         let other = Target::parse("host:y.luks", Path::new("/")).unwrap();
         let policy = |target: &Target, typed| policy(folder.path(), target, typed).unwrap();
-        assert!(matches!(policy(&target, None), PinPolicy::TrustOnce));
+        assert!(matches!(policy(&target, None), IdentityPolicy::TrustOnce));
         store(folder.path(), &target, &pins()).unwrap();
-        assert!(matches!(policy(&target, None), PinPolicy::Known(found) if found == pins()));
-        assert!(matches!(policy(&other, None), PinPolicy::TrustOnce));
+        assert!(matches!(policy(&target, None), IdentityPolicy::Known(found) if found == pins()));
+        assert!(matches!(policy(&other, None), IdentityPolicy::TrustOnce));
         let fingerprint = pins().fingerprint().to_lowercase();
         assert!(matches!(
             policy(&target, Some(&fingerprint)),
-            PinPolicy::Known(_)
+            IdentityPolicy::Known(_)
         ));
         assert!(matches!(
             policy(&target, Some("0000")),
-            PinPolicy::Expect(_)
+            IdentityPolicy::Expect(_)
         ));
         std::fs::write(file(folder.path(), &target), "{").unwrap();
         assert!(super::policy(folder.path(), &target, None).is_err());

@@ -16,7 +16,7 @@ pub mod paths;
 pub mod reserved_names;
 mod stamp;
 
-pub use crate::state::compare::{Finding, Known, older};
+pub use crate::state::compare::{Finding, KnownState, older};
 pub use crate::state::header::{check_slots, header_unreadable, is_known, opened_last};
 pub use crate::state::stamp::FirstBlock;
 
@@ -27,7 +27,7 @@ use sprat_store::{ReadClass, StoreFile};
 
 use crate::Failure;
 use crate::address::Target;
-use crate::state::paths::Filed;
+use crate::state::paths::StatePaths;
 
 /// The volume's first block in plaintext, and the length of the container file in bytes.
 pub fn first_block(
@@ -53,7 +53,7 @@ pub fn refuse_older(
     file_bytes: u64,
 ) -> Result<(), Failure> {
     let found = FirstBlock::read(first_block, file_bytes);
-    let known = Known::load(&Filed::new(state_dir, uuid, target));
+    let known = KnownState::load(&StatePaths::new(state_dir, uuid, target));
     match known.compare(found.as_ref().map(|found| &found.stamp), false) {
         Finding::Older { known, found } => Err(older(&target.to_string(), &known, &found)),
         _ => Ok(()),

@@ -25,7 +25,7 @@ pub const SUSPECTS: &str = ".suspects.json";
 
 /// A container at a place, as what is kept of it is filed.
 #[derive(Debug, Clone)]
-pub struct Filed {
+pub struct StatePaths {
     state_dir: PathBuf,
     uuid: String,
     target_id: String,
@@ -40,7 +40,7 @@ pub struct Elsewhere {
     pub target: Option<String>,
 }
 
-impl Filed {
+impl StatePaths {
     /// A header's UUID was parsed as one, so it can name a file.
     pub fn new(state_dir: &Path, uuid: &str, target: &Target) -> Self {
         Self {
@@ -195,8 +195,8 @@ pub(crate) mod tests {
     pub(crate) const UUID: &str = "8a2ac4f5-8d45-4a0c-a1f3-3c3c7c4fca46";
 
     /// Some container on a server.
-    pub(crate) fn filed(state_dir: &Path, target: &str) -> Filed {
-        Filed::new(
+    pub(crate) fn paths(state_dir: &Path, target: &str) -> StatePaths {
+        StatePaths::new(
             state_dir,
             UUID,
             &Target::parse(target, Path::new("/")).unwrap(),
@@ -219,8 +219,8 @@ pub(crate) mod tests {
     fn files_of_other_places_are_found_and_are_not_ones_own() {
         let state = tempfile::tempdir().unwrap();
         let (x, c) = (
-            filed(state.path(), "h:x.luks"),
-            filed(state.path(), "h:c.luks"),
+            paths(state.path(), "h:x.luks"),
+            paths(state.path(), "h:c.luks"),
         );
         assert!(x.of_others(HEADERS, ".luks").is_empty());
         write(&x.file(HEADERS, ".luks"), "x");
@@ -244,8 +244,8 @@ pub(crate) mod tests {
     fn what_moves_takes_the_place_of_nothing() {
         let state = tempfile::tempdir().unwrap();
         let (x, c) = (
-            filed(state.path(), "h:x.luks"),
-            filed(state.path(), "h:c.luks"),
+            paths(state.path(), "h:x.luks"),
+            paths(state.path(), "h:c.luks"),
         );
         write(&x.file(HEADERS, ".luks"), "x");
         write(&x.file(HEADERS, ".differs-1-2.luks"), "x before");
@@ -268,7 +268,7 @@ pub(crate) mod tests {
     #[test]
     fn a_new_file_at_a_place_has_the_header_and_the_checks_of_no_other() {
         let state = tempfile::tempdir().unwrap();
-        let c = filed(state.path(), "h:c.luks");
+        let c = paths(state.path(), "h:c.luks");
         c.make_way().unwrap();
         write(&c.file(HEADERS, ".luks"), "old");
         write(&c.file(STATUS, ".json"), "old");

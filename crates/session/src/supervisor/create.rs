@@ -5,7 +5,7 @@ use crate::interrupt::Interrupt;
 use crate::protocol::messages::{CreateStart, Slot, WorkerOrder, WorkerReply};
 use crate::protocol::spawn::Role;
 use crate::settings::{ContainerFacts, CreateOptions, Created, Observer, Phase};
-use crate::supervisor::{Crew, OnInterrupt, Shape, Watch};
+use crate::supervisor::{OnInterrupt, Shape, Supervisor, Watch};
 
 /// Shows the sheet of a new container; called at most once.
 pub type Show<'s> = &'s mut dyn FnMut(&ContainerFacts) -> Result<(), Failure>;
@@ -63,33 +63,33 @@ pub fn create_and_show(
     let secrets: Vec<_> = options.secrets.iter().map(|(secret, _)| secret).collect();
     let mut session = options.session;
     session.access = crate::settings::Access::ReadWrite;
-    let (mut crew, facts) = Crew::start(&session, shape, &secrets, &mut watch)?;
+    let (mut supervisor, facts) = Supervisor::start(&session, shape, &secrets, &mut watch)?;
     let mut shown = false;
-    let made = make_file_system(&mut crew, options.label, options.inodes, &mut watch)
-        .and_then(|()| crew.detach(&mut watch))
+    let made = make_file_system(&mut supervisor, options.label, options.inodes, &mut watch)
+        .and_then(|()| supervisor.detach(&mut watch))
         .and_then(|()| interrupt.check())
         .and_then(|()| match show {
             Some(show) => show(&facts).map(|()| shown = true),
             None => Ok(()),
         })
-        .and_then(|()| crew.close(&mut watch));
+        .and_then(|()| supervisor.close(&mut watch));
     match made {
         Ok(report) => {
-            crew.finish();
+            supervisor.finish();
             Ok(Created {
                 facts,
                 sent_bytes: report.volume.written_bytes,
             })
         }
         Err(failure) => {
-            let failure = if crew.over().is_some() {
+            let failure = if supervisor.over().is_some() {
                 failure
             } else {
-                crew.fail(failure)
+                supervisor.fail(failure)
             };
-            let naming = crew.aborted().made || crew.may_be_named();
+            let naming = supervisor.aborted().made || supervisor.may_be_named();
             let state = if naming {
-                let is = match crew.aborted().made {
+                let is = match supervisor.aborted().made {
                     true => "is",
                     false => "may be",
                 };
@@ -107,7 +107,7 @@ pub fn create_and_show(
                     )
                 }
             } else {
-                let left = if crew.aborted().removed {
+                let left = if supervisor.aborted().removed {
                     "what init had made on the server was removed".to_owned()
                 } else {
                     format!(
@@ -136,15 +136,15 @@ pub fn create_and_show(
 }
 
 fn make_file_system(
-    crew: &mut Crew,
+    supervisor: &mut Supervisor,
     label: Option<String>,
     inodes: Option<u64>,
     watch: &mut Watch<'_>,
 ) -> Result<(), Failure> {
-    crew.attach(Role::Worker, watch)?;
+    supervisor.attach(Role::Worker, watch)?;
     watch.observer.phase(Phase::MakingFileSystem);
-    crew.order(&WorkerOrder::MakeFileSystem { label, inodes });
-    crew.wait_worker(watch, OnInterrupt::GiveUp, |reply| {
+    supervisor.order(&WorkerOrder::MakeFileSystem { label, inodes });
+    supervisor.wait_worker(watch, OnInterrupt::GiveUp, |reply| {
         matches!(reply, WorkerReply::FileSystemMade).then_some(())
     })
 }

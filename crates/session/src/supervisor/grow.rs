@@ -12,7 +12,7 @@ use crate::protocol::messages::{WorkerOrder, WorkerReply};
 use crate::protocol::spawn::Role;
 use crate::session::{MountFor, mount_privately};
 use crate::settings::{ClosedReport, ContainerFacts, Observer, Phase, SessionOptions};
-use crate::supervisor::{Crew, OnInterrupt, Shape, Watch};
+use crate::supervisor::{OnInterrupt, Shape, Supervisor, Watch};
 
 /// A container that was grown.
 #[derive(Debug, Clone, Serialize)]
@@ -51,33 +51,33 @@ pub fn grow(
         interrupt,
     };
     let shape = Shape::Grow(file_bytes / 4096 * 4096);
-    let (mut crew, facts) = Crew::start(&options, shape, &[secret], &mut watch)?;
-    let grown = grow_file_system(&mut crew, &options, &facts, &mut watch)
-        .and_then(|()| crew.detach(&mut watch))
-        .and_then(|()| crew.close(&mut watch));
+    let (mut supervisor, facts) = Supervisor::start(&options, shape, &[secret], &mut watch)?;
+    let grown = grow_file_system(&mut supervisor, &options, &facts, &mut watch)
+        .and_then(|()| supervisor.detach(&mut watch))
+        .and_then(|()| supervisor.close(&mut watch));
     match grown {
         Ok(closed) => {
-            crew.finish();
+            supervisor.finish();
             Ok(Grown { facts, closed })
         }
-        Err(failure) if crew.over().is_some() => Err(failure),
-        Err(failure) => Err(crew.fail(failure)),
+        Err(failure) if supervisor.over().is_some() => Err(failure),
+        Err(failure) => Err(supervisor.fail(failure)),
     }
 }
 
 fn grow_file_system(
-    crew: &mut Crew,
+    supervisor: &mut Supervisor,
     options: &SessionOptions,
     facts: &ContainerFacts,
     watch: &mut Watch<'_>,
 ) -> Result<(), Failure> {
-    crew.attach(Role::Worker, watch)?;
-    mount_privately(crew, options, MountFor::Growing, watch)?;
+    supervisor.attach(Role::Worker, watch)?;
+    mount_privately(supervisor, options, MountFor::Growing, watch)?;
     watch.observer.phase(Phase::Growing);
-    crew.order(&WorkerOrder::Grow {
+    supervisor.order(&WorkerOrder::Grow {
         volume_bytes: facts.volume_bytes,
     });
-    crew.wait_worker(watch, OnInterrupt::Finish, |reply| {
+    supervisor.wait_worker(watch, OnInterrupt::Finish, |reply| {
         matches!(reply, WorkerReply::Grown).then_some(())
     })
 }

@@ -8,7 +8,7 @@ use sprat_luks::{Secret, SlotKind};
 use crate::interrupt::Interrupt;
 use crate::protocol::messages::ChangeStart;
 use crate::settings::{Access, ContainerFacts, Observer, SessionOptions};
-use crate::supervisor::{Crew, Watch};
+use crate::supervisor::{Supervisor, Watch};
 use crate::{Exit, Failure};
 
 /// What is to be done with the keys.
@@ -112,7 +112,7 @@ pub fn change_header(
         observer,
         interrupt,
     };
-    Crew::change(&options, start, &secrets, &mut watch).map_err(|failure| {
+    Supervisor::change(&options, start, &secrets, &mut watch).map_err(|failure| {
         match (failure.exit, &failure.hint) {
             (Exit::Interrupted, None) => failure.with_hint(
                 "the container opens with the keys of before or of after. Run the same command \

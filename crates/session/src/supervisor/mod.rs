@@ -87,7 +87,7 @@ pub(crate) struct Watch<'a> {
 }
 
 /// V, and W once there is one.
-pub(crate) struct Crew {
+pub(crate) struct Supervisor {
     program: PathBuf,
     volume: Child,
     worker: Option<Child>,
@@ -116,7 +116,7 @@ pub(crate) struct Crew {
     pub(crate) expected: Newest,
 }
 
-impl std::fmt::Debug for Crew {
+impl std::fmt::Debug for Supervisor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Crew")
             .field("volume", &self.volume)
@@ -126,7 +126,7 @@ impl std::fmt::Debug for Crew {
     }
 }
 
-impl Crew {
+impl Supervisor {
     /// Starts V and waits until the container is open.
     pub(crate) fn start(
         options: &SessionOptions,
@@ -134,13 +134,13 @@ impl Crew {
         secrets: &[&Secret],
         watch: &mut Watch<'_>,
     ) -> Result<(Self, ContainerFacts), Failure> {
-        let mut crew = Self::launch(options, shape, secrets, watch)?;
-        let facts = crew.wait(watch, OnInterrupt::GiveUp, |heard| match heard {
+        let mut supervisor = Self::launch(options, shape, secrets, watch)?;
+        let facts = supervisor.wait(watch, OnInterrupt::GiveUp, |heard| match heard {
             Heard::Volume(VolumeReply::Ready(facts)) => Some(facts),
             _ => None,
         })?;
-        crew.expected.clone_from(&facts.newest_known);
-        Ok((crew, facts))
+        supervisor.expected.clone_from(&facts.newest_known);
+        Ok((supervisor, facts))
     }
 
     /// Starts V and tells it what to do.
@@ -166,7 +166,7 @@ impl Crew {
             let _ = wakes.send(Event::Interrupt);
         });
         let start = start_order(options, opened_by, shape, secrets.len());
-        let crew = Self {
+        let supervisor = Self {
             program: options.program.clone(),
             volume,
             worker: None,
@@ -186,12 +186,14 @@ impl Crew {
             reserve_missing: false,
             expected: Newest::new(),
         };
-        // A failure drops `crew`, which ends V.
-        crew.volume.send(&VolumeOrder::Start(Box::new(start)))?;
+        // A failure drops `supervisor`, which ends V.
+        supervisor
+            .volume
+            .send(&VolumeOrder::Start(Box::new(start)))?;
         for secret in secrets {
-            crew.volume.send_secret(secret.expose())?;
+            supervisor.volume.send_secret(secret.expose())?;
         }
-        Ok(crew)
+        Ok(supervisor)
     }
 
     /// Has V change the header; it ends by itself.
@@ -201,21 +203,21 @@ impl Crew {
         secrets: &[&Secret],
         watch: &mut Watch<'_>,
     ) -> Result<HeaderChanged, Failure> {
-        let mut crew = Self::launch(options, Shape::Change(change), secrets, watch)?;
-        let changed = crew.wait(watch, OnInterrupt::Ask, |heard| match heard {
+        let mut supervisor = Self::launch(options, Shape::Change(change), secrets, watch)?;
+        let changed = supervisor.wait(watch, OnInterrupt::Ask, |heard| match heard {
             Heard::Volume(VolumeReply::Changed(changed)) => Some(*changed),
             _ => None,
         });
         // Where it holds nothing yet it ends on the spot, without a word.
-        let ended_at_once = crew.interrupted.is_some() && crew.volume_gone;
+        let ended_at_once = supervisor.interrupted.is_some() && supervisor.volume_gone;
         let changed = changed.map_err(|failure| match ended_at_once {
             true => Failure::interrupted(),
             false => failure,
         })?;
-        if !crew.volume.wait(DEATH_LIMIT) {
-            crew.volume.kill();
+        if !supervisor.volume.wait(DEATH_LIMIT) {
+            supervisor.volume.kill();
         }
-        crew.over = Some(Failure::failed("the session is closed"));
+        supervisor.over = Some(Failure::failed("the session is closed"));
         Ok(changed)
     }
 
@@ -585,7 +587,7 @@ impl Crew {
     }
 }
 
-impl Drop for Crew {
+impl Drop for Supervisor {
     fn drop(&mut self) {
         self.tear_down();
     }
@@ -630,7 +632,7 @@ pub(crate) fn start_order(
         past_cache: options.past_cache,
         reconnect_max_ms: millis(options.reconnect_max),
         quiet_time_ms: millis(options.quiet_time),
-        figures_interval_ms: millis(options.figures_interval),
+        stats_interval_ms: millis(options.stats_interval),
         data_channels: options.data_channels,
         write_buffer_bytes_max: options.write_buffer_bytes_max,
         cache_dir: options.cache_dir.clone().into_os_string(),

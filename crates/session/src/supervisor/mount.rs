@@ -17,10 +17,10 @@ use crate::protocol::messages::{
 };
 use crate::protocol::spawn::Role;
 use crate::settings::{Access, ClosedReport, ContainerFacts, Observer, Phase, SessionOptions};
-use crate::state::Known;
-use crate::state::paths::Filed;
+use crate::state::KnownState;
+use crate::state::paths::StatePaths;
 use crate::supervisor::background::{self, MountRecord, OpenRecord, record_path};
-use crate::supervisor::{Crew, Heard, OnInterrupt, Shape, Watch};
+use crate::supervisor::{Heard, OnInterrupt, Shape, Supervisor, Watch};
 use crate::{Exit, Failure, text};
 
 /// How long `umount` waits for whatever else holds the volume after the unmount.
@@ -48,24 +48,25 @@ pub fn mount(
         interrupt,
     };
     let record = record_path(&options.runtime_dir, &dir);
-    let (mut crew, facts) = Crew::start(&options, Shape::Background, &[secret], &mut watch)?;
-    crew.attach(Role::Keeper, &mut watch)?;
-    crew.order(&WorkerOrder::Mount {
+    let (mut supervisor, facts) =
+        Supervisor::start(&options, Shape::Background, &[secret], &mut watch)?;
+    supervisor.attach(Role::Keeper, &mut watch)?;
+    supervisor.order(&WorkerOrder::Mount {
         at: OsString::from(&dir),
         read_only: options.access == Access::ReadOnly,
         browse: true,
         grow: false,
-        expected: crew.expected.clone(),
+        expected: supervisor.expected.clone(),
     });
-    let mounted = crew.wait_worker(&mut watch, OnInterrupt::Finish, |reply| {
+    let mounted = supervisor.wait_worker(&mut watch, OnInterrupt::Finish, |reply| {
         matches!(reply, WorkerReply::Mounted).then_some(())
     });
     if let Err(failure) = mounted {
-        return Err(crew.fail(failure));
+        return Err(supervisor.fail(failure));
     }
-    crew.order_volume(&VolumeOrder::MaySend);
+    supervisor.order_volume(&VolumeOrder::MaySend);
     if interrupt.requested() {
-        return Err(crew.fail(Failure::interrupted()));
+        return Err(supervisor.fail(Failure::interrupted()));
     }
     let background = BackgroundMount {
         dir: OsString::from(&dir),
@@ -73,7 +74,7 @@ pub fn mount(
     };
     let volume = match volume_id(&dir) {
         Ok(volume) => volume,
-        Err(error) => return Err(crew.fail(Failure::from(&error))),
+        Err(error) => return Err(supervisor.fail(Failure::from(&error))),
     };
     let written = background::write_record(
         &record,
@@ -86,38 +87,38 @@ pub fn mount(
         },
     );
     if let Err(failure) = written {
-        return Err(crew.fail(failure));
+        return Err(supervisor.fail(failure));
     }
     if options.access == Access::ReadWrite {
-        let filed = Filed::new(&options.state_dir, &facts.uuid, &options.target);
-        if let Err(failure) = Known::load(&filed).forget_newest(&filed) {
-            return Err(crew.fail(failure));
+        let paths = StatePaths::new(&options.state_dir, &facts.uuid, &options.target);
+        if let Err(failure) = KnownState::load(&paths).forget_newest(&paths) {
+            return Err(supervisor.fail(failure));
         }
     }
-    let left = leave(&mut crew, background, &mut watch);
+    let left = leave(&mut supervisor, background, &mut watch);
     if let Err(failure) = left {
-        return Err(crew.fail(failure));
+        return Err(supervisor.fail(failure));
     }
-    crew.leave();
+    supervisor.leave();
     Ok(facts)
 }
 
 /// V goes on by itself, watched by the keeper.
 fn leave(
-    crew: &mut Crew,
+    supervisor: &mut Supervisor,
     background: BackgroundMount,
     watch: &mut Watch<'_>,
 ) -> Result<(), Failure> {
-    crew.order_volume(&VolumeOrder::Detach(background.clone()));
-    crew.wait(watch, OnInterrupt::Finish, |heard| {
+    supervisor.order_volume(&VolumeOrder::Detach(background.clone()));
+    supervisor.wait(watch, OnInterrupt::Finish, |heard| {
         matches!(heard, Heard::Volume(VolumeReply::Detached)).then_some(())
     })?;
-    let control = crew.volume().control()?;
-    if let Some(keeper) = crew.worker() {
+    let control = supervisor.volume().control()?;
+    if let Some(keeper) = supervisor.worker() {
         sprat_attach::send_fd(keeper.descriptors(), control.as_fd())?;
     }
-    crew.order(&WorkerOrder::Keep(background));
-    crew.wait_worker(watch, OnInterrupt::Finish, |reply| {
+    supervisor.order(&WorkerOrder::Keep(background));
+    supervisor.wait_worker(watch, OnInterrupt::Finish, |reply| {
         matches!(reply, WorkerReply::Kept).then_some(())
     })
 }

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use crate::interrupt::Interrupt;
 use crate::protocol::messages::{VolumeOrder, VolumeReply};
-use crate::supervisor::{Crew, DEATH_LIMIT, Event};
+use crate::supervisor::{DEATH_LIMIT, Event, Supervisor};
 
 /// Crews whose sessions are over, and whose containers lack their reserve.
-static RESERVES_TO_MAKE: Mutex<Vec<Crew>> = Mutex::new(Vec::new());
+static RESERVES_TO_MAKE: Mutex<Vec<Supervisor>> = Mutex::new(Vec::new());
 
 /// Makes the reserves that are missing beside the containers of the sessions of this process that are
 /// over. To be called when success was reported; an interrupt stops it, and harms nothing.
@@ -18,17 +18,17 @@ pub fn make_reserves(interrupt: &Interrupt, note: impl Fn()) {
         .lock()
         .map(|mut crews| std::mem::take(&mut *crews))
         .unwrap_or_default();
-    for mut crew in crews {
+    for mut supervisor in crews {
         if !interrupt.requested() {
             note();
-            crew.make_reserve(interrupt);
+            supervisor.make_reserve(interrupt);
         }
-        crew.volume.kill();
-        crew.volume.wait(DEATH_LIMIT);
+        supervisor.volume.kill();
+        supervisor.volume.wait(DEATH_LIMIT);
     }
 }
 
-impl Crew {
+impl Supervisor {
     /// After [`close`](Self::close): leaves the reserve to [`make_reserves`], where it is missing.
     pub(crate) fn finish(self) {
         if self.reserve_missing

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::Failure;
 use crate::protocol::messages::{DRAIN_MAX, VolumeOrder, VolumeReply, WorkerOrder};
 use crate::protocol::spawn::Role;
-use crate::supervisor::{Crew, DEATH_LIMIT, Event, ORDERLY_LIMIT};
+use crate::supervisor::{DEATH_LIMIT, Event, ORDERLY_LIMIT, Supervisor};
 
 /// How long an abort may take before the volume process is killed: removing what init made and
 /// giving the lock back are a few round trips.
@@ -14,7 +14,7 @@ const ABORT_LIMIT: Duration = Duration::from_secs(10);
 /// By when after the first interrupt it is torn down.
 const INTERRUPTED_LIMIT: Duration = Duration::from_secs(9);
 
-impl Crew {
+impl Supervisor {
     /// Ends all processes without waiting for the server: first the volume, so that everything
     /// above it fails instead of waiting for it; then the worker, whose mounts go with it.
     pub(crate) fn tear_down(&mut self) {

@@ -12,7 +12,7 @@ use crate::protocol::messages::{VolumeOrder, VolumeReply, WorkerOrder, WorkerRep
 use crate::protocol::spawn::Role;
 use crate::session::{MountFor, mount_privately};
 use crate::settings::{Access, ContainerFacts, Mode, Observer, Phase, SessionOptions};
-use crate::supervisor::{Crew, Heard, OnInterrupt, Shape, Watch};
+use crate::supervisor::{Heard, OnInterrupt, Shape, Supervisor, Watch};
 use crate::{Exit, Failure, text};
 
 /// Which ways may be taken.
@@ -85,63 +85,69 @@ pub fn trim(
         observer,
         interrupt,
     };
-    let (mut crew, facts) = Crew::start(&options, Shape::Session, &[secret], &mut watch)?;
-    let done = run(&mut crew, &options, how, &mut watch);
+    let (mut supervisor, facts) =
+        Supervisor::start(&options, Shape::Session, &[secret], &mut watch)?;
+    let done = run(&mut supervisor, &options, how, &mut watch);
     let done = match done {
         Ok(done) => done,
-        Err(failure) if crew.over().is_some() => return Err(failure),
-        Err(failure) => return Err(crew.fail(failure)),
+        Err(failure) if supervisor.over().is_some() => return Err(failure),
+        Err(failure) => return Err(supervisor.fail(failure)),
     };
-    crew.close(&mut watch)?;
-    crew.finish();
+    supervisor.close(&mut watch)?;
+    supervisor.finish();
     Ok((facts, done))
 }
 
 fn run(
-    crew: &mut Crew,
+    supervisor: &mut Supervisor,
     options: &SessionOptions,
     how: TrimHow,
     watch: &mut Watch<'_>,
 ) -> Result<TrimReport, Failure> {
     // Replays the journal of a session that died, which is a write like any other.
-    mount_read_only(crew, options, watch)?;
-    crew.detach(watch)?;
-    order(crew, watch, &VolumeOrder::Collect, |reply| {
+    mount_read_only(supervisor, options, watch)?;
+    supervisor.detach(watch)?;
+    order(supervisor, watch, &VolumeOrder::Collect, |reply| {
         matches!(reply, VolumeReply::Collecting).then_some(())
     })?;
-    mount_read_only(crew, options, watch)?;
+    mount_read_only(supervisor, options, watch)?;
     watch.observer.phase(Phase::Collecting);
-    crew.order(&WorkerOrder::Trim);
-    crew.wait_worker(watch, OnInterrupt::GiveUp, |reply| match reply {
+    supervisor.order(&WorkerOrder::Trim);
+    supervisor.wait_worker(watch, OnInterrupt::GiveUp, |reply| match reply {
         WorkerReply::Trimmed(bytes) => Some(bytes),
         _ => None,
     })?;
-    crew.detach(watch)?;
+    supervisor.detach(watch)?;
     watch.interrupt.check()?;
-    order(crew, watch, &VolumeOrder::Trim(how), |reply| match reply {
-        VolumeReply::Trimmed(done) => Some(*done),
-        _ => None,
-    })
+    order(
+        supervisor,
+        watch,
+        &VolumeOrder::Trim(how),
+        |reply| match reply {
+            VolumeReply::Trimmed(done) => Some(*done),
+            _ => None,
+        },
+    )
 }
 
 fn mount_read_only(
-    crew: &mut Crew,
+    supervisor: &mut Supervisor,
     options: &SessionOptions,
     watch: &mut Watch<'_>,
 ) -> Result<(), Failure> {
-    crew.attach(Role::Worker, watch)?;
-    mount_privately(crew, options, MountFor::Reading, watch)
+    supervisor.attach(Role::Worker, watch)?;
+    mount_privately(supervisor, options, MountFor::Reading, watch)
 }
 
 /// An interrupt is heard by the volume process itself, between two steps that belong together.
 fn order<T>(
-    crew: &mut Crew,
+    supervisor: &mut Supervisor,
     watch: &mut Watch<'_>,
     order: &VolumeOrder,
     mut wanted: impl FnMut(VolumeReply) -> Option<T>,
 ) -> Result<T, Failure> {
-    crew.order_volume(order);
-    crew.wait(watch, OnInterrupt::GiveUp, |heard| match heard {
+    supervisor.order_volume(order);
+    supervisor.wait(watch, OnInterrupt::GiveUp, |heard| match heard {
         Heard::Volume(reply) => wanted(reply),
         Heard::Worker(_) => None,
     })

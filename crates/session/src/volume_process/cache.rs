@@ -5,32 +5,32 @@ use std::time::Duration;
 
 use sprat_volume::{CacheOptions, Seen};
 
-use crate::address::Place;
+use crate::address::Location;
 use crate::protocol::messages::VolumeStart;
 use crate::settings::Access;
 use crate::volume_process::connection::record_id;
-use crate::volume_process::lease::Hold;
+use crate::volume_process::lease::ContainerLease;
 
 /// A container that nobody has backed up to for so long is most likely gone, and its cache of no use.
 const UNUSED_FOR: Duration = Duration::from_secs(90 * 24 * 3600);
 
-/// The cache of the container that `hold` has opened; `None` for a local store, which is no slower
+/// The cache of the container that `lease` has opened; `None` for a local store, which is no slower
 /// than a cache. `seen`: as in [`CacheOptions`]. One container in two stores has two caches: they are not always the same.
 pub(super) fn cache_options(
     start: &VolumeStart,
-    hold: &Hold,
+    lease: &ContainerLease,
     seen: Option<Seen>,
 ) -> Option<CacheOptions> {
-    let Place::Ssh { .. } = start.target.place else {
+    let Location::Ssh { .. } = start.target.place else {
         return None;
     };
-    let uuid = hold.uuid().filter(|uuid| may_be_uuid(uuid))?;
+    let uuid = lease.uuid().filter(|uuid| may_be_uuid(uuid))?;
     let name = format!("{uuid}-{}", record_id(&start.target));
     if start.access == Access::ReadWrite {
         sprat_volume::remove_unused_caches(Path::new(&start.cache_dir), UNUSED_FOR);
     }
     // Only what is durable may be kept, and without fsync nothing is; none still removes the mark.
-    let durable = hold.store().capabilities().durable_flush || start.access == Access::ReadOnly;
+    let durable = lease.store().capabilities().durable_flush || start.access == Access::ReadOnly;
     Some(CacheOptions {
         dir: Path::new(&start.cache_dir).join(name),
         bytes_max: if durable { start.cache_bytes_max } else { 0 },

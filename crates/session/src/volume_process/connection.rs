@@ -15,7 +15,7 @@ use sprat_store::{
     Writers,
 };
 
-use crate::address::{Place, Target};
+use crate::address::{Location, Target};
 use crate::protocol::messages::VolumeStart;
 use crate::session::make_private_dir;
 use crate::settings::SessionOptions;
@@ -34,7 +34,7 @@ const KERNEL_TIMEOUT: Duration = Duration::from_secs(20);
 /// How to reach the store. Every ssh that it starts inherits the local record's flock, so that
 /// the container counts as held for as long as one of them may still deliver bytes.
 pub(crate) struct Connection {
-    place: Place,
+    place: Location,
     ssh_command: Vec<OsString>,
     data_channels: usize,
     /// A session that writes is going to want them all.
@@ -80,8 +80,8 @@ impl Connection {
     /// Connects.
     pub(crate) fn connect(&self) -> Result<Arc<dyn Store>, StoreError> {
         match &self.place {
-            Place::Local { folder } => Ok(Arc::new(LocalStore::open(folder)?)),
-            Place::Ssh {
+            Location::Local { folder } => Ok(Arc::new(LocalStore::open(folder)?)),
+            Location::Ssh {
                 user,
                 host,
                 port,
@@ -110,7 +110,7 @@ impl Connection {
         file: &FileName,
         fence: Fence,
     ) -> Result<Option<Puncher>, StoreError> {
-        let Place::Ssh {
+        let Location::Ssh {
             user,
             host,
             port,
@@ -142,7 +142,7 @@ impl Connection {
         let unknown = |reason: &str| Writers::Unknown {
             reason: reason.to_owned(),
         };
-        let Place::Ssh {
+        let Location::Ssh {
             user,
             host,
             port,
@@ -170,8 +170,8 @@ impl Connection {
     /// machine has none.
     pub(crate) fn outlives_us(&self) -> bool {
         match &self.place {
-            Place::Ssh { .. } => true,
-            Place::Local { folder } => is_behind_others(folder),
+            Location::Ssh { .. } => true,
+            Location::Local { folder } => is_behind_others(folder),
         }
     }
 }
@@ -244,7 +244,7 @@ pub(crate) fn open_record(
 /// Two spellings of one local folder are one container.
 pub(crate) fn record_id(target: &Target) -> String {
     let mut target = target.clone();
-    if let Place::Local { folder } = &mut target.place
+    if let Location::Local { folder } = &mut target.place
         && let Ok(real) = std::fs::canonicalize(&*folder)
     {
         *folder = real;
@@ -349,7 +349,7 @@ mod tests {
         std::fs::create_dir(dir.path().join("a")).unwrap();
         std::os::unix::fs::symlink("a", dir.path().join("b")).unwrap();
         let target = |folder: &str| Target {
-            place: Place::Local {
+            place: Location::Local {
                 folder: dir.path().join(folder),
             },
             name: FileName::new("x.luks").unwrap(),

@@ -15,7 +15,7 @@ use crate::volume_process::ranges::merged;
 use crate::volume_process::trim::InOrder;
 
 /// The volume: in user mode in plaintext, in kernel mode as it is. Below it everything is ciphertext.
-pub(crate) struct EdgeDevice {
+pub(crate) struct CryptDevice {
     volume: Arc<Volume>,
     cipher: Option<SectorCipher>,
     flush: Flush,
@@ -52,7 +52,7 @@ impl Collected {
     }
 }
 
-impl EdgeDevice {
+impl CryptDevice {
     pub(crate) fn new(volume: Arc<Volume>, cipher: Option<SectorCipher>, flush: Flush) -> Self {
         Self {
             volume,
@@ -106,7 +106,7 @@ impl EdgeDevice {
     }
 }
 
-impl BlockDevice for EdgeDevice {
+impl BlockDevice for CryptDevice {
     fn len(&self) -> u64 {
         self.volume.len()
     }

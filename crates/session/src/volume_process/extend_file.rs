@@ -3,13 +3,13 @@
 use sprat_store::StoreFile;
 use sprat_volume::{Fenced, SessionHooks as _};
 
-use crate::volume_process::lease::Hold;
+use crate::volume_process::lease::ContainerLease;
 use crate::{Failure, text};
 
 /// Gives `file`, which has `file_bytes`, the length `wanted_bytes`; durable when it returns.
 pub(crate) fn lengthen(
     file: &dyn StoreFile,
-    hold: &Hold,
+    lease: &ContainerLease,
     file_bytes: u64,
     wanted_bytes: u64,
 ) -> Result<(), Failure> {
@@ -26,13 +26,14 @@ pub(crate) fn lengthen(
     if wanted_bytes == file_bytes {
         return Ok(());
     }
-    hold.still_ours()?;
+    lease.still_ours()?;
     // What a dead session had under way is settled by the volume, not by this.
-    let others = hold.record().suspects();
+    let others = lease.record().suspects();
     // Should the answer be lost, the server may do it late: the next session waits for that. The
     // first block stands for it; it is no part of the volume, so nothing is written anew. Settled
     // with all else when the volume is closed.
-    hold.before_send(std::slice::from_ref(&(0..4096)))
+    lease
+        .before_send(std::slice::from_ref(&(0..4096)))
         .map_err(|fenced| match fenced {
             Fenced::Lost(cause) => {
                 Failure::failed("the container is no longer held").because(cause.to_string())
@@ -47,7 +48,7 @@ pub(crate) fn lengthen(
             ));
         }
         if others.is_empty() {
-            hold.all_settled()?;
+            lease.all_settled()?;
         }
         return Err(Failure::from(&error).with_hint(format!(
             "the container has its {} as before, and is used as before. The server's file system \

@@ -5,8 +5,8 @@ use std::os::unix::fs::MetadataExt;
 
 use sprat_store::StoreErrorKind;
 
-use crate::address::{Place, Target};
-use crate::volume_process::lease::Hold;
+use crate::address::{Location, Target};
+use crate::volume_process::lease::ContainerLease;
 use crate::{Exit, Failure};
 
 /// Which file lies under the container's name, where the system tells.
@@ -16,7 +16,7 @@ pub(crate) struct Inode(u64, u64);
 impl Inode {
     /// Of a local container; SFTP doesn't tell.
     pub(crate) fn of(target: &Target) -> Option<Self> {
-        let Place::Local { folder } = &target.place else {
+        let Location::Local { folder } = &target.place else {
             return None;
         };
         let about = std::fs::symlink_metadata(folder.join(target.name.as_str())).ok()?;
@@ -33,7 +33,7 @@ pub(crate) struct Opened {
 }
 
 /// Asks once. What the server doesn't answer is no reason to doubt.
-pub(crate) fn check(opened: &Opened, hold: &Hold) -> Result<(), Failure> {
+pub(crate) fn check(opened: &Opened, lease: &ContainerLease) -> Result<(), Failure> {
     let lost =
         |why: String| {
             Err(Failure::new(
@@ -47,7 +47,7 @@ pub(crate) fn check(opened: &Opened, hold: &Hold) -> Result<(), Failure> {
              what lies there now, or make a new container with `sprat init`",
         ))
         };
-    match hold.store().stat(hold.container()) {
+    match lease.store().stat(lease.container()) {
         Err(error) if error.kind() == StoreErrorKind::NotFound => {
             return lost("nothing lies there: it was removed or moved away meanwhile".to_owned());
         }

@@ -9,17 +9,17 @@ use sprat_luks::{Header, SectorCipher};
 
 use crate::protocol::messages::VolumeStart;
 use crate::settings::{Access, Notice};
-use crate::state::paths::Filed;
-use crate::state::{Finding, FirstBlock, Known, older};
-use crate::volume_process::lease::Hold;
+use crate::state::paths::StatePaths;
+use crate::state::{Finding, FirstBlock, KnownState, older};
+use crate::volume_process::lease::ContainerLease;
 use crate::volume_process::open::prefetch::Unlocked;
-use crate::volume_process::shutdown::Say;
+use crate::volume_process::shutdown::EventSender;
 use crate::{Exit, Failure};
 
 /// See the module.
 pub(crate) struct Knowledge {
-    filed: Filed,
-    known: Known,
+    paths: StatePaths,
+    known: KnownState,
     slots: Option<BTreeMap<u32, String>>,
     /// The key slot that opened.
     opened_by: Option<u32>,
@@ -37,14 +37,14 @@ impl Knowledge {
     /// Loads what is known.
     pub(super) fn new(
         start: &VolumeStart,
-        hold: &Arc<Hold>,
+        lease: &Arc<ContainerLease>,
         Unlocked { header, key, slot }: &Unlocked,
     ) -> Result<Self, Failure> {
         let pins = header.pins();
-        let filed = Filed::new(Path::new(&start.state_dir), &pins.uuid, &start.target);
+        let paths = StatePaths::new(Path::new(&start.state_dir), &pins.uuid, &start.target);
         Ok(Self {
-            known: Known::load(&filed),
-            filed,
+            known: KnownState::load(&paths),
+            paths,
             slots: header.slot_digests(),
             opened_by: Some(*slot),
             finding: Finding::Unknown,
@@ -53,8 +53,8 @@ impl Knowledge {
                 true => SectorCipher::of_pins(key, &pins)?,
                 false => None,
             },
-            unsure: start.ignore_lock || hold.left_by_dead_session(),
-            own: hold.follows_own(),
+            unsure: start.ignore_lock || lease.left_by_dead_session(),
+            own: lease.follows_own(),
         })
     }
 
@@ -65,8 +65,8 @@ impl Knowledge {
         cipher: Option<SectorCipher>,
     ) -> Self {
         Self {
-            filed: Filed::new(Path::new(&start.state_dir), header.uuid(), &start.target),
-            known: Known::default(),
+            paths: StatePaths::new(Path::new(&start.state_dir), header.uuid(), &start.target),
+            known: KnownState::default(),
             slots: Some(header.slot_digests()),
             opened_by: None,
             finding: Finding::Unknown,
@@ -84,7 +84,7 @@ impl Knowledge {
         start: &VolumeStart,
         first_block: Option<&[u8]>,
         file_bytes: u64,
-        say: &Say,
+        events: &EventSender,
     ) -> Result<(), Failure> {
         self.found = first_block.and_then(|block| FirstBlock::read(block, file_bytes));
         let stamp = self.found.as_ref().map(|found| &found.stamp);
@@ -93,7 +93,7 @@ impl Knowledge {
             if !start.accept_older_state {
                 return Err(older(&start.target.to_string(), known, found));
             }
-            say.notice(Notice::OlderStateAccepted);
+            events.notice(Notice::OlderStateAccepted);
         }
         if start.access == Access::ReadWrite
             && let Some(errors) = self.errors()
@@ -132,7 +132,7 @@ impl Knowledge {
 
     /// Notes that this session is about to write; to be called before anything is sent.
     pub(super) fn begin_writing(&mut self) -> Result<(), Failure> {
-        self.known.begin_writing(&self.filed)
+        self.known.begin_writing(&self.paths)
     }
 
     /// Everything that was written is durable, and the file has this length. `first_block` is the
@@ -143,7 +143,7 @@ impl Knowledge {
         first_block: Option<Vec<u8>>,
         file_bytes: u64,
         newest: Option<BTreeMap<String, String>>,
-        say: &Say,
+        events: &EventSender,
     ) -> Result<(), Failure> {
         let written = first_block.and_then(|mut block| {
             if let Some(cipher) = &self.cipher {
@@ -154,8 +154,8 @@ impl Knowledge {
         let last = written.or_else(|| self.found.clone());
         let errors = last.as_ref().and_then(|last| last.errors);
         let stamp = last.map(|last| last.stamp);
-        let noted = self.known.end_writing(&self.filed, stamp, newest);
-        tell(noted.and_then(|()| self.accept_slots()), say);
+        let noted = self.known.end_writing(&self.paths, stamp, newest);
+        tell(noted.and_then(|()| self.accept_slots()), events);
         match errors {
             None => Ok(()),
             Some(errors) => Err(met_errors(errors).with_hint(format!(
@@ -172,26 +172,26 @@ impl Knowledge {
             return;
         }
         let stamp = self.found.as_ref().map(|found| found.stamp.clone());
-        let noted = self.known.end_reading(&self.filed, &self.finding, stamp);
+        let noted = self.known.end_reading(&self.paths, &self.finding, stamp);
         let _ = noted.and_then(|()| self.accept_slots());
     }
 
     fn accept_slots(&mut self) -> Result<(), Failure> {
         if let Some(slots) = self.slots.clone() {
-            self.known.accept_slots(&self.filed, slots)?;
+            self.known.accept_slots(&self.paths, slots)?;
         }
         match self.opened_by {
-            Some(slot) => self.known.note_opened_by(&self.filed, slot),
+            Some(slot) => self.known.note_opened_by(&self.paths, slot),
             None => Ok(()),
         }
     }
 }
 
 /// The container is whole, and the next session says only less of it.
-pub(super) fn tell(noted: Result<(), Failure>, say: &Say) {
+pub(super) fn tell(noted: Result<(), Failure>, events: &EventSender) {
     if let Err(failure) = noted {
         let causes = failure.causes.join("; ");
-        say.notice(Notice::NotNoted {
+        events.notice(Notice::NotNoted {
             reason: format!("{}: {causes}", failure.what),
         });
     }

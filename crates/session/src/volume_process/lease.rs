@@ -25,7 +25,7 @@ use crate::{Exit, Failure};
 pub(crate) use crate::volume_process::lease::renewal::keep_renewing;
 
 /// The container, held.
-pub(crate) struct Hold {
+pub(crate) struct ContainerLease {
     connection: Connection,
     record: LocalRecord,
     /// The container, which the lock is about.
@@ -94,8 +94,8 @@ fn verified_to_send_age_max(quiet_time: Duration) -> Duration {
 /// A lease whose counter can't be written looks like a dead session's: then nothing more is sent.
 const FAILED_RENEWALS_MAX: u32 = 3;
 
-/// What a [`Hold`] is made of.
-pub(crate) struct HoldParts {
+/// What a [`ContainerLease`] is made of.
+pub(crate) struct LeaseParts {
     pub connection: Connection,
     pub record: LocalRecord,
     pub container: FileName,
@@ -110,8 +110,8 @@ pub(crate) struct HoldParts {
     pub late_found: Found,
 }
 
-impl Hold {
-    pub(crate) fn new(parts: HoldParts) -> Self {
+impl ContainerLease {
+    pub(crate) fn new(parts: LeaseParts) -> Self {
         let unsettled = !parts.record.suspects().is_empty();
         Self {
             connection: parts.connection,
@@ -139,9 +139,9 @@ impl Hold {
         }
     }
 
-    /// Calls `say` with the bytes that are settled, and of how many, while the volume is opened.
-    pub(crate) fn while_settling(&self, say: impl Fn(u64, u64) + Send + Sync + 'static) {
-        let _ = self.says.set(Box::new(say));
+    /// Calls `events` with the bytes that are settled, and of how many, while the volume is opened.
+    pub(crate) fn while_settling(&self, events: impl Fn(u64, u64) + Send + Sync + 'static) {
+        let _ = self.says.set(Box::new(events));
     }
 
     /// The store as it is reached now.
@@ -562,7 +562,7 @@ impl Hold {
     }
 }
 
-impl sprat_volume::SessionHooks for Hold {
+impl sprat_volume::SessionHooks for ContainerLease {
     fn before_epoch(&self) -> Result<(), Fenced> {
         if let Some(failure) = self.lost() {
             return Err(Fenced::Lost(Box::new(failure)));
@@ -629,8 +629,8 @@ impl sprat_volume::SessionHooks for Hold {
     }
 
     fn recovering(&self, done: u64, whole: u64) {
-        if let Some(say) = self.says.get() {
-            say(done, whole);
+        if let Some(events) = self.says.get() {
+            events(done, whole);
         }
     }
 

@@ -39,14 +39,14 @@ use crate::protocol::messages::{
     AbortReport, BackgroundMount, ChangeStart, Mapping, VolumeOrder, VolumeReply, VolumeStart,
 };
 use crate::protocol::spawn::{leave_signals_to_the_session, take_sockets};
-use crate::settings::{Access, ClosedReport, ContainerFacts, Notice, Phase, VolumeFigures};
+use crate::settings::{Access, ClosedReport, ContainerFacts, Notice, Phase, VolumeStats};
 use crate::supervisor::background;
-use crate::volume_process::crypt_device::EdgeDevice;
+use crate::volume_process::crypt_device::CryptDevice;
 use crate::volume_process::header::create::Making;
 use crate::volume_process::knowledge::Knowledge;
-use crate::volume_process::lease::Hold;
+use crate::volume_process::lease::ContainerLease;
 use crate::volume_process::open::{Edge, Opened};
-use crate::volume_process::shutdown::{Say, Stop};
+use crate::volume_process::shutdown::{EventSender, StopFlag};
 use crate::{Exit, Failure};
 
 /// How often a failure below is looked for.
@@ -68,18 +68,22 @@ pub fn run() -> Exit {
     let Ok(sending) = control.try_clone() else {
         return Exit::Failed;
     };
-    let say = Say(Sender::new(sending));
-    match converse(Receiver::new(control), &descriptors, &say) {
+    let events = EventSender(Sender::new(sending));
+    match converse(Receiver::new(control), &descriptors, &events) {
         Ok(()) => Exit::Done,
         Err(failure) => {
             let exit = failure.exit;
-            say.reply(&VolumeReply::Failed(failure));
+            events.reply(&VolumeReply::Failed(failure));
             exit
         }
     }
 }
 
-fn converse(mut receiver: Receiver, descriptors: &UnixStream, say: &Say) -> Result<(), Failure> {
+fn converse(
+    mut receiver: Receiver,
+    descriptors: &UnixStream,
+    events: &EventSender,
+) -> Result<(), Failure> {
     let broken = |error: std::io::Error| {
         Failure::failed("the volume process can't read its orders").caused_by(&error)
     };
@@ -94,53 +98,53 @@ fn converse(mut receiver: Receiver, descriptors: &UnixStream, say: &Say) -> Resu
         let bytes = bytes.ok_or_else(Failure::interrupted)?;
         secrets.push(Secret::key_file(bytes.to_vec()));
     }
-    let stop = Arc::new(Stop::default());
+    let stop = Arc::new(StopFlag::default());
     let orders = hear_orders(receiver, &stop)?;
     if let Some(change) = &start.change {
-        return change_header(&start, change, &secrets, &stop, say, &orders);
+        return change_header(&start, change, &secrets, &stop, events, &orders);
     }
-    let opened = open_or_make(&start, secrets, &stop, say);
+    let opened = open_or_make(&start, secrets, &stop, events);
     match opened {
         Ok((opened, making)) => {
             space_monitor::watch(
                 &start,
                 opened.available_bytes,
                 &opened.volume,
-                &opened.hold,
-                say,
+                &opened.lease,
+                events,
             );
-            let interval = Duration::from_millis(start.figures_interval_ms);
-            Served::new(&start, opened, making, stop, say.clone()).run(
+            let interval = Duration::from_millis(start.stats_interval_ms);
+            Served::new(&start, opened, making, stop, events.clone()).run(
                 &orders,
                 descriptors,
                 interval,
             )
         }
         Err(failure) => {
-            fail(failure, say, &orders);
+            fail(failure, events, &orders);
             Ok(())
         }
     }
 }
 
 /// Tells why there is nothing to serve, and waits until that was heard.
-fn fail(failure: Failure, say: &Say, orders: &mpsc::Receiver<VolumeOrder>) {
-    say.reply(&VolumeReply::Failed(failure));
+fn fail(failure: Failure, events: &EventSender, orders: &mpsc::Receiver<VolumeOrder>) {
+    events.reply(&VolumeReply::Failed(failure));
     wait_for_abort(orders);
-    say.reply(&VolumeReply::Aborted(AbortReport::default()));
+    events.reply(&VolumeReply::Aborted(AbortReport::default()));
 }
 
 fn change_header(
     start: &VolumeStart,
     change: &ChangeStart,
     secrets: &[Secret],
-    stop: &Arc<Stop>,
-    say: &Say,
+    stop: &Arc<StopFlag>,
+    events: &EventSender,
     orders: &mpsc::Receiver<VolumeOrder>,
 ) -> Result<(), Failure> {
-    match header::edit::change(start, change, secrets, stop, say) {
-        Ok(changed) => say.reply(&VolumeReply::Changed(Box::new(changed))),
-        Err(failure) => fail(failure, say, orders),
+    match header::edit::change(start, change, secrets, stop, events) {
+        Ok(changed) => events.reply(&VolumeReply::Changed(Box::new(changed))),
+        Err(failure) => fail(failure, events, orders),
     }
     Ok(())
 }
@@ -148,19 +152,19 @@ fn change_header(
 fn open_or_make(
     start: &VolumeStart,
     mut secrets: Vec<Secret>,
-    stop: &Arc<Stop>,
-    say: &Say,
+    stop: &Arc<StopFlag>,
+    events: &EventSender,
 ) -> Result<(Opened, Option<Making>), Failure> {
     match &start.create {
         Some(create) => {
-            let (opened, making) = header::create::make(start, create, secrets, stop, say)?;
+            let (opened, making) = header::create::make(start, create, secrets, stop, events)?;
             Ok((opened, Some(making)))
         }
         None => {
             let secret = secrets
                 .pop()
                 .ok_or_else(|| Failure::failed("no secret was given"))?;
-            Ok((open::open(start, &secret, stop, say)?, None))
+            Ok((open::open(start, &secret, stop, events)?, None))
         }
     }
 }
@@ -170,7 +174,7 @@ fn open_or_make(
 /// what is buffered, so this process ends on the spot. The volume's epochs make that harmless.
 fn hear_orders(
     mut receiver: Receiver,
-    stop: &Arc<Stop>,
+    stop: &Arc<StopFlag>,
 ) -> Result<mpsc::Receiver<VolumeOrder>, Failure> {
     let (queue, orders) = mpsc::channel();
     let stop = Arc::clone(stop);
@@ -220,9 +224,9 @@ fn wait_for_abort(orders: &mpsc::Receiver<VolumeOrder>) {
 struct Served {
     access: Access,
     reserve_bytes: u64,
-    hold: Arc<Hold>,
+    lease: Arc<ContainerLease>,
     volume: Arc<Volume>,
-    device: Arc<EdgeDevice>,
+    device: Arc<CryptDevice>,
     /// For the kernel, until it is given away.
     key: Option<VolumeKey>,
     volume_closed: bool,
@@ -231,8 +235,8 @@ struct Served {
     as_opened: identity_check::Opened,
     durable: bool,
     making: Option<Making>,
-    stop: Arc<Stop>,
-    say: Say,
+    stop: Arc<StopFlag>,
+    events: EventSender,
     serving: Option<Serving>,
 }
 
@@ -241,14 +245,14 @@ impl Served {
         start: &VolumeStart,
         opened: Opened,
         making: Option<Making>,
-        stop: Arc<Stop>,
-        say: Say,
+        stop: Arc<StopFlag>,
+        events: EventSender,
     ) -> Self {
         let (cipher, key) = match opened.edge {
             Edge::Sprat(cipher) => (Some(cipher), None),
             Edge::Kernel(key) => (None, Some(key)),
         };
-        let device = Arc::new(EdgeDevice::new(
+        let device = Arc::new(CryptDevice::new(
             Arc::clone(&opened.volume),
             cipher,
             opened.flush,
@@ -256,7 +260,7 @@ impl Served {
         Self {
             access: start.access,
             reserve_bytes: start.reserve_bytes,
-            hold: opened.hold,
+            lease: opened.lease,
             volume: opened.volume,
             knowledge: opened.knowledge,
             volume_closed: false,
@@ -271,7 +275,7 @@ impl Served {
             durable: opened.durable,
             making,
             stop,
-            say,
+            events,
             serving: None,
         }
     }
@@ -281,49 +285,49 @@ impl Served {
         mut self,
         orders: &mpsc::Receiver<VolumeOrder>,
         descriptors: &UnixStream,
-        figures_interval: Duration,
+        stats_interval: Duration,
     ) -> Result<(), Failure> {
         // A request that came already arrives as an order, too.
         let _ = self.stop.begin_holding();
-        self.say.reply(&VolumeReply::Ready(self.facts.clone()));
-        watch(&self.volume, &self.hold, &self.say, figures_interval)?;
+        self.events.reply(&VolumeReply::Ready(self.facts.clone()));
+        watch(&self.volume, &self.lease, &self.events, stats_interval)?;
         while let Ok(order) = orders.recv() {
             match order {
                 VolumeOrder::Start(_) | VolumeOrder::MakeReserve => {}
                 VolumeOrder::Serve => match self.serve(descriptors) {
-                    Ok(()) => self.say.reply(&VolumeReply::Serving),
-                    Err(failure) => self.say.reply(&VolumeReply::Failed(failure)),
+                    Ok(()) => self.events.reply(&VolumeReply::Serving),
+                    Err(failure) => self.events.reply(&VolumeReply::Failed(failure)),
                 },
                 VolumeOrder::GiveKey => match self.give_key(descriptors) {
-                    Ok(mapping) => self.say.reply(&VolumeReply::KeyGiven(mapping)),
-                    Err(failure) => self.say.reply(&VolumeReply::Failed(failure)),
+                    Ok(mapping) => self.events.reply(&VolumeReply::KeyGiven(mapping)),
+                    Err(failure) => self.events.reply(&VolumeReply::Failed(failure)),
                 },
                 VolumeOrder::Collect => match self.collect() {
-                    Ok(()) => self.say.reply(&VolumeReply::Collecting),
-                    Err(failure) => self.say.reply(&VolumeReply::Failed(failure)),
+                    Ok(()) => self.events.reply(&VolumeReply::Collecting),
+                    Err(failure) => self.events.reply(&VolumeReply::Failed(failure)),
                 },
                 VolumeOrder::Trim(how) => match self.trim(how) {
-                    Ok(done) => self.say.reply(&VolumeReply::Trimmed(Box::new(done))),
-                    Err(failure) => self.say.reply(&VolumeReply::Failed(failure)),
+                    Ok(done) => self.events.reply(&VolumeReply::Trimmed(Box::new(done))),
+                    Err(failure) => self.events.reply(&VolumeReply::Failed(failure)),
                 },
                 VolumeOrder::Detach(mount) => return self.run_detached(&mount),
                 VolumeOrder::Close(newest) => match self.close(newest) {
                     Ok((report, reserve_missing)) => {
-                        self.say
+                        self.events
                             .reply(&VolumeReply::Closed(report, reserve_missing));
                         if reserve_missing && matches!(orders.recv(), Ok(VolumeOrder::MakeReserve))
                         {
-                            reserve::make_if_missing(self.reserve_bytes, &self.hold);
-                            self.say.reply(&VolumeReply::ReserveMade);
+                            reserve::make_if_missing(self.reserve_bytes, &self.lease);
+                            self.events.reply(&VolumeReply::ReserveMade);
                         }
                         return Ok(());
                     }
-                    Err(failure) => self.say.reply(&VolumeReply::Failed(failure)),
+                    Err(failure) => self.events.reply(&VolumeReply::Failed(failure)),
                 },
                 VolumeOrder::MaySend => self.volume.may_send(),
                 VolumeOrder::Abort => {
                     let report = self.give_up();
-                    self.say.reply(&VolumeReply::Aborted(report));
+                    self.events.reply(&VolumeReply::Aborted(report));
                     return Ok(());
                 }
             }
@@ -368,38 +372,38 @@ impl Served {
         if let Some(serving) = self.serving.take() {
             serving.wait()?;
         }
-        self.say.phase(Phase::Syncing);
+        self.events.phase(Phase::Syncing);
         if let Some(failure) = self.failure() {
             return Err(failure);
         }
         if self.access == Access::ReadOnly {
-            self.hold.was_undisturbed()?;
+            self.lease.was_undisturbed()?;
         }
         // A rewrite tells by the server's free space what it gave back.
         let keeps_reserve =
             self.access == Access::ReadWrite && self.reserve_bytes > 0 && !self.volume_closed;
         // A question more while the line is waited for anyway.
         let asked = keeps_reserve.then(|| {
-            let (bytes, hold) = (self.reserve_bytes, Arc::clone(&self.hold));
-            std::thread::spawn(move || reserve::is_there(bytes, &hold))
+            let (bytes, lease) = (self.reserve_bytes, Arc::clone(&self.lease));
+            std::thread::spawn(move || reserve::is_there(bytes, &lease))
         });
         // A rewrite has put another file there by itself, and a new container has no name yet.
         let looked =
             (self.access == Access::ReadWrite && !self.volume_closed && self.making.is_none())
                 .then(|| {
-                    let (opened, hold) = (self.as_opened.clone(), Arc::clone(&self.hold));
-                    std::thread::spawn(move || identity_check::check(&opened, &hold))
+                    let (opened, lease) = (self.as_opened.clone(), Arc::clone(&self.lease));
+                    std::thread::spawn(move || identity_check::check(&opened, &lease))
                 });
         self.close_volume()?;
         if let Some(Ok(found)) = looked.map(std::thread::JoinHandle::join) {
             found?;
         }
         if let Some(making) = &self.making {
-            making.publish(&self.hold, &self.stop, &self.say)?;
+            making.publish(&self.lease, &self.stop, &self.events)?;
         }
         let reserve_missing = asked.is_some_and(|asked| !asked.join().unwrap_or(false));
         let noted = self.note_end(newest);
-        self.hold.leave_written_list(&self.say);
+        self.lease.leave_written_list(&self.events);
         self.release()?;
         noted?;
         let mut volume = figures(&self.volume);
@@ -425,7 +429,7 @@ impl Served {
         let first_block = self.device.first_block();
         let file_bytes = self.facts.file_bytes;
         self.knowledge
-            .end_writing(first_block, file_bytes, newest, &self.say)
+            .end_writing(first_block, file_bytes, newest, &self.events)
     }
 
     /// Once; a rewrite of the container has closed it before.
@@ -435,20 +439,20 @@ impl Served {
         }
         self.volume
             .close()
-            .map_err(|error| self.hold.lost().unwrap_or_else(|| Failure::from(&error)))
+            .map_err(|error| self.lease.lost().unwrap_or_else(|| Failure::from(&error)))
     }
 
     fn failure(&self) -> Option<Failure> {
-        failure_of(&self.volume, &self.hold)
+        failure_of(&self.volume, &self.lease)
     }
 
     /// Gives the lock back. Everything is durable by now: a line that is lost here leaves the lock
     /// to the next session of this machine, and takes nothing from the success.
     fn release(&self) -> Result<(), Failure> {
-        match self.hold.release() {
+        match self.lease.release() {
             Ok(_) => Ok(()),
             Err(LockError::Store { source, .. }) => {
-                self.say.notice(Notice::LockLeft {
+                self.events.notice(Notice::LockLeft {
                     reason: source.to_string(),
                 });
                 Ok(())
@@ -463,18 +467,18 @@ impl Served {
         self.stop.request();
         let mut report = AbortReport::default();
         if let Some(making) = &self.making {
-            report.lock_released = header::create::undo(&self.hold).is_ok();
+            report.lock_released = header::create::undo(&self.lease).is_ok();
             // A line that is lost isn't asked once more.
             if report.lock_released {
-                let named = making.is_named(&self.hold);
+                let named = making.is_named(&self.lease);
                 report.made = named == Some(true);
                 report.removed = named == Some(false);
             }
         } else if self.access == Access::ReadWrite {
-            if !self.hold.answer_takeover(&self.say) {
-                self.hold.leave_written_list(&self.say);
+            if !self.lease.answer_takeover(&self.events) {
+                self.lease.leave_written_list(&self.events);
             }
-            report.lock_released = matches!(self.hold.release(), Ok(true));
+            report.lock_released = matches!(self.lease.release(), Ok(true));
         }
         report
     }
@@ -484,7 +488,7 @@ impl Served {
         let record = match background::hold_record(mount) {
             Ok(record) => record,
             Err(failure) => {
-                self.say.reply(&VolumeReply::Failed(failure.clone()));
+                self.events.reply(&VolumeReply::Failed(failure.clone()));
                 return Err(failure);
             }
         };
@@ -493,7 +497,7 @@ impl Served {
             // It is mounted by now, and so its journal is replayed.
             self.device.refuse_writes();
         }
-        self.say.reply(&VolumeReply::Detached);
+        self.events.reply(&VolumeReply::Detached);
         // The reserve is left to the next session: nobody could stop it here, and it would keep the
         // container from that session.
         let result = self.close(None).map(|(report, _)| report);
@@ -505,43 +509,47 @@ impl Served {
     }
 }
 
-fn failure_of(volume: &Volume, hold: &Hold) -> Option<Failure> {
+fn failure_of(volume: &Volume, lease: &ContainerLease) -> Option<Failure> {
     let failed = volume.failure()?;
     // Why the container was lost says more than that the volume was stopped because of it.
-    Some(hold.lost().unwrap_or_else(|| Failure::from(&*failed)))
+    Some(lease.lost().unwrap_or_else(|| Failure::from(&*failed)))
 }
 
 /// Tells the figures now and then, a lost line, and once the volume's failure.
 fn watch(
     volume: &Arc<Volume>,
-    hold: &Arc<Hold>,
-    say: &Say,
-    figures_interval: Duration,
+    lease: &Arc<ContainerLease>,
+    events: &EventSender,
+    stats_interval: Duration,
 ) -> Result<(), Failure> {
-    let quiet_time = hold.quiet_time();
-    let (volume, hold, say) = (Arc::downgrade(volume), Arc::downgrade(hold), say.clone());
+    let quiet_time = lease.quiet_time();
+    let (volume, lease, events) = (
+        Arc::downgrade(volume),
+        Arc::downgrade(lease),
+        events.clone(),
+    );
     std::thread::Builder::new()
         .name("watch".to_owned())
         .spawn(move || {
             let mut told = Instant::now();
-            let mut last = VolumeFigures::default();
+            let mut last = VolumeStats::default();
             let mut line = Line::new(quiet_time);
-            while let (Some(volume), Some(hold)) = (volume.upgrade(), hold.upgrade()) {
-                if let Some(failure) = failure_of(&volume, &hold) {
-                    say.reply(&VolumeReply::Failed(failure));
+            while let (Some(volume), Some(lease)) = (volume.upgrade(), lease.upgrade()) {
+                if let Some(failure) = failure_of(&volume, &lease) {
+                    events.reply(&VolumeReply::Failed(failure));
                     return;
                 }
-                line.tell(&volume, &say);
-                if told.elapsed() >= figures_interval {
+                line.tell(&volume, &events);
+                if told.elapsed() >= stats_interval {
                     told = Instant::now();
                     let now = figures(&volume);
                     if now != last {
-                        say.reply(&VolumeReply::Figures(now));
+                        events.reply(&VolumeReply::Figures(now));
                         last = now;
                     }
                 }
-                drop((volume, hold));
-                std::thread::sleep(FAILURE_INTERVAL.min(figures_interval));
+                drop((volume, lease));
+                std::thread::sleep(FAILURE_INTERVAL.min(stats_interval));
             }
         })
         .map(drop)
@@ -571,7 +579,7 @@ impl Line {
     }
 
     /// Says each loss, however short, and what is waited for.
-    fn tell(&mut self, volume: &Volume, say: &Say) {
+    fn tell(&mut self, volume: &Volume, events: &EventSender) {
         let stats = volume.stats();
         if stats.losses > self.losses {
             self.losses = stats.losses;
@@ -579,7 +587,7 @@ impl Line {
             self.reasons.clear();
             if stats.lost_because.is_none() {
                 let reason = "it is back already".to_owned();
-                say.notice(Notice::LineLost { reason });
+                events.notice(Notice::LineLost { reason });
             }
         }
         if let Some(reason) = stats.lost_because
@@ -587,16 +595,16 @@ impl Line {
             && !self.reasons.contains(&reason)
         {
             self.reasons.push(reason.clone());
-            say.notice(Notice::LineLost { reason });
+            events.notice(Notice::LineLost { reason });
         }
         if stats.reconnecting_since.is_none()
             && let Some(since) = self.lost_since.take()
         {
-            say.notice(Notice::LineBack {
+            events.notice(Notice::LineBack {
                 away_s: since.elapsed().as_secs(),
             });
             if stats.in_doubt_blocks > 0 && !self.quiet_time.is_zero() {
-                say.notice(Notice::LateWrites {
+                events.notice(Notice::LateWrites {
                     wait_s: self.quiet_time.as_secs(),
                 });
             }
@@ -604,10 +612,10 @@ impl Line {
     }
 }
 
-fn figures(volume: &Volume) -> VolumeFigures {
+fn figures(volume: &Volume) -> VolumeStats {
     let stats = volume.stats();
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    VolumeFigures {
+    VolumeStats {
         read_bytes: stats.wire_read_bytes,
         written_bytes: stats.wire_written_bytes,
         read_requests: stats.wire_read_requests,

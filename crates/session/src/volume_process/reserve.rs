@@ -12,8 +12,8 @@ use sprat_store::{FileName, Store, StoreErrorKind, StoreFile};
 use crate::Failure;
 use crate::protocol::messages::VolumeStart;
 use crate::settings::{Access, Notice};
-use crate::volume_process::lease::Hold;
-use crate::volume_process::shutdown::Say;
+use crate::volume_process::lease::ContainerLease;
+use crate::volume_process::shutdown::EventSender;
 
 /// The reserve is made only where so many times its size is free: it must not be what fills a disk.
 pub const FREE_TIMES: u64 = 4;
@@ -33,30 +33,34 @@ pub(super) fn give_up(
     start: &VolumeStart,
     store: &dyn Store,
     available_bytes: Option<u64>,
-    say: &Say,
+    events: &EventSender,
 ) -> Result<(), Failure> {
     // A server that doesn't tell what is free is found out by trying.
     if available_bytes.is_none_or(|bytes| bytes >= start.reserve_bytes) {
         return Ok(());
     }
-    remove(start, store, say).map(|_| ())
+    remove(start, store, events).map(|_| ())
 }
 
 /// Removes the reserve, if this session may; false where it may not, or there is none.
-pub(super) fn remove(start: &VolumeStart, store: &dyn Store, say: &Say) -> Result<bool, Failure> {
+pub(super) fn remove(
+    start: &VolumeStart,
+    store: &dyn Store,
+    events: &EventSender,
+) -> Result<bool, Failure> {
     if !start.may_use_reserve || start.access != Access::ReadWrite {
         return Ok(false);
     }
     let removed = store.remove_if_there(&name(&start.target.name)?)?;
     if removed {
-        say.notice(Notice::ReserveGivenUp);
+        events.notice(Notice::ReserveGivenUp);
     }
     Ok(removed)
 }
 
 /// Whether the reserve lies there whole; false also where the server doesn't say.
-pub(super) fn is_there(bytes: u64, hold: &Hold) -> bool {
-    let there = || hold.store().stat(&name(hold.container()).ok()?).ok();
+pub(super) fn is_there(bytes: u64, lease: &ContainerLease) -> bool {
+    let there = || lease.store().stat(&name(lease.container()).ok()?).ok();
     there().is_some_and(|stat| stat.len >= bytes)
 }
 
@@ -64,15 +68,15 @@ pub(super) fn is_there(bytes: u64, hold: &Hold) -> bool {
 /// released, and success was reported. So this may be killed at any moment, and that it can't be made
 /// is no failure; the next session tries again. Another session may make it at the same time: only
 /// one of them creates the file.
-pub(super) fn make_if_missing(bytes: u64, hold: &Arc<Hold>) {
+pub(super) fn make_if_missing(bytes: u64, lease: &Arc<ContainerLease>) {
     if bytes > 0 {
-        let _ = make(bytes, hold);
+        let _ = make(bytes, lease);
     }
 }
 
-fn make(bytes: u64, hold: &Arc<Hold>) -> Result<(), Failure> {
-    let store = hold.store();
-    let name = name(hold.container())?;
+fn make(bytes: u64, lease: &Arc<ContainerLease>) -> Result<(), Failure> {
+    let store = lease.store();
+    let name = name(lease.container())?;
     match store.stat(&name) {
         Ok(stat) if stat.len >= bytes => return Ok(()),
         // Left by a session that died while it made it.

@@ -15,8 +15,8 @@ use sprat_volume::SessionHooks as _;
 use crate::state::reserved_names::HalfMade;
 use crate::supervisor::trim::TrimRoute;
 use crate::volume_process::connection::HeaderBytes;
-use crate::volume_process::lease::Hold;
-use crate::volume_process::shutdown::Stop;
+use crate::volume_process::lease::ContainerLease;
+use crate::volume_process::shutdown::StopFlag;
 use crate::{Exit, Failure, text};
 
 /// Bytes that are copied between two looks at the lock.
@@ -123,9 +123,9 @@ fn cut(ranges: &[Range<u64>], max: u64) -> Vec<Range<u64>> {
 }
 
 /// Removes what earlier rewrites left that did not come to their end.
-pub(super) fn remove_leftover(hold: &Hold) -> Result<(), Failure> {
+pub(super) fn remove_leftover(lease: &ContainerLease) -> Result<(), Failure> {
     HalfMade::Rewritten
-        .remove_all(&*hold.store(), hold.file_name())
+        .remove_all(&*lease.store(), lease.file_name())
         .map_err(|error| Failure::from(&error))?;
     Ok(())
 }
@@ -133,9 +133,9 @@ pub(super) fn remove_leftover(hold: &Hold) -> Result<(), Failure> {
 /// Before a session that took over from a dead one opens the file: that one's last request may have
 /// been the rename, and its server may carry it out late, over what was written since. Without its
 /// source it can't.
-pub(super) fn forestall_rename(hold: &Hold) -> Result<(), Failure> {
-    let store = hold.store();
-    let removed = HalfMade::Rewritten.remove_all(&*store, hold.file_name())?;
+pub(super) fn forestall_rename(lease: &ContainerLease) -> Result<(), Failure> {
+    let store = lease.store();
+    let removed = HalfMade::Rewritten.remove_all(&*store, lease.file_name())?;
     if removed.is_empty() {
         return Ok(());
     }
@@ -147,13 +147,13 @@ pub(super) fn forestall_rename(hold: &Hold) -> Result<(), Failure> {
 
 /// Writes the container anew. The volume is closed: everything is durable and settled.
 pub(super) fn run(
-    hold: &Hold,
-    stop: &Stop,
+    lease: &ContainerLease,
+    stop: &StopFlag,
     rewrite: &Rewrite,
     through_client: bool,
 ) -> Result<TrimRoute, Failure> {
-    let store = hold.store();
-    remove_leftover(hold)?;
+    let store = lease.store();
+    remove_leftover(lease)?;
     check_room(&*store, rewrite)?;
     if !store.capabilities().atomic_replace {
         return Err(Failure::failed(format!(
@@ -163,11 +163,11 @@ pub(super) fn run(
         .with_hint("nothing was changed"));
     }
     stop.check()?;
-    let new_name = HalfMade::Rewritten.name(hold.file_name())?;
-    let made = make(hold, stop, rewrite, &new_name, through_client);
-    let swapped = made.and_then(|route| swap(hold, stop, &new_name).map(|()| route));
+    let new_name = HalfMade::Rewritten.name(lease.file_name())?;
+    let made = make(lease, stop, rewrite, &new_name, through_client);
+    let swapped = made.and_then(|route| swap(lease, stop, &new_name).map(|()| route));
     swapped.map_err(|failure| {
-        let state = match remove_leftover(hold) {
+        let state = match remove_leftover(lease) {
             Ok(()) => "the container is as it was",
             Err(_) => {
                 "the container is as it was; what was begun beside it is removed by the next trim"
@@ -198,14 +198,14 @@ fn check_room(store: &dyn Store, rewrite: &Rewrite) -> Result<(), Failure> {
 }
 
 fn make(
-    hold: &Hold,
-    stop: &Stop,
+    lease: &ContainerLease,
+    stop: &StopFlag,
     rewrite: &Rewrite,
     new_name: &FileName,
     through_client: bool,
 ) -> Result<TrimRoute, Failure> {
-    let store = hold.store();
-    let old_name = hold.file_name();
+    let store = lease.store();
+    let old_name = lease.file_name();
     let old = store.open(old_name, Access::ReadOnly)?;
     if old.len()? != rewrite.file_bytes {
         return Err(Failure::new(
@@ -226,7 +226,7 @@ fn make(
     for group in rewrite.groups() {
         stop.check()?;
         // The second belt of the look in `swap`: a session that lost its lease ends here already.
-        hold.still_ours()?;
+        lease.still_ours()?;
         if !through_client && !local {
             match store.copy_ranges(old_name, new_name, &group) {
                 Ok(()) => continue,
@@ -254,7 +254,7 @@ fn copy_through(
     old: &dyn StoreFile,
     new: &dyn StoreFile,
     group: &[Range<u64>],
-    stop: &Stop,
+    stop: &StopFlag,
 ) -> Result<(), Failure> {
     in_threads(cut(group, CHUNK_BYTES), |range, buffer| {
         stop.check()?;
@@ -286,7 +286,7 @@ fn compare(
     old: &dyn StoreFile,
     new: &dyn StoreFile,
     rewrite: &Rewrite,
-    stop: &Stop,
+    stop: &StopFlag,
 ) -> Result<(), Failure> {
     if new.len()? != rewrite.file_bytes {
         return Err(different(rewrite.file_bytes));
@@ -380,49 +380,58 @@ fn in_threads(
 }
 
 /// The new file takes the container's name, if it is the same container and still ours.
-pub(super) fn swap(hold: &Hold, stop: &Stop, new_name: &FileName) -> Result<(), Failure> {
-    let store = hold.store();
+pub(super) fn swap(
+    lease: &ContainerLease,
+    stop: &StopFlag,
+    new_name: &FileName,
+) -> Result<(), Failure> {
+    let store = lease.store();
     let new = store.open(new_name, Access::ReadOnly)?;
     let header = Header::load(&HeaderBytes(&*new))?;
-    hold.check_known(&header)?;
+    lease.check_known(&header)?;
     drop(new);
     stop.check()?;
-    hold.still_ours()?;
+    lease.still_ours()?;
     // Should the answer be lost, the server may rename late, over a container that another session
     // has begun to write: the record makes that session wait. The first block stands for it, which
     // is no part of the volume.
-    hold.before_send(std::slice::from_ref(&(0..BLOCK)))
+    lease
+        .before_send(std::slice::from_ref(&(0..BLOCK)))
         .map_err(|fenced| Failure::failed(fenced.to_string()))?;
-    let renamed = store.rename(new_name, hold.file_name());
+    let renamed = store.rename(new_name, lease.file_name());
     if let Err(error) = &renamed
         && error.was_answered()
     {
-        hold.all_settled()?;
+        lease.all_settled()?;
     }
     renamed?;
-    check_renamed(&*store, new_name, hold)?;
+    check_renamed(&*store, new_name, lease)?;
     match store.flush_folder() {
         Err(error) if error.kind() != StoreErrorKind::Unsupported => {
             return Err(Failure::from(&error));
         }
         _ => {}
     }
-    hold.all_settled()?;
+    lease.all_settled()?;
     Ok(())
 }
 
 /// A server may answer that it renamed, and not have done it.
-fn check_renamed(store: &dyn Store, new_name: &FileName, hold: &Hold) -> Result<(), Failure> {
+fn check_renamed(
+    store: &dyn Store,
+    new_name: &FileName,
+    lease: &ContainerLease,
+) -> Result<(), Failure> {
     match store.stat(new_name) {
         Err(error) if error.kind() == StoreErrorKind::NotFound => Ok(()),
         Err(error) => Err(error.into()),
         Ok(_) => {
-            hold.all_settled()?;
+            lease.all_settled()?;
             Err(Failure::new(
                 Exit::Damaged,
                 format!(
                     "the server answered that the rewritten file took the place of {}, and it has not",
-                    hold.file_name()
+                    lease.file_name()
                 ),
             )
             .with_hint(

@@ -13,14 +13,14 @@ use crate::settings::{Notice, Phase};
 
 /// The session wants no more; set from the thread that hears it, looked at between steps.
 #[derive(Default)]
-pub(crate) struct Stop {
+pub(crate) struct StopFlag {
     requested: AtomicBool,
     /// From here on there is something to give back in order: a lock, a file that was begun.
     holding: AtomicBool,
     volume: Mutex<Option<Arc<Volume>>>,
 }
 
-impl Stop {
+impl StopFlag {
     /// Stops sending at once; everything above gets EIO.
     pub(crate) fn request(&self) {
         self.requested.store(true, Ordering::SeqCst);
@@ -75,9 +75,9 @@ impl Stop {
 
 /// Tells the session process. If it is gone, so is this one in a moment.
 #[derive(Clone)]
-pub(crate) struct Say(pub Sender);
+pub(crate) struct EventSender(pub Sender);
 
-impl Say {
+impl EventSender {
     pub(crate) fn reply(&self, reply: &VolumeReply) {
         if let Err(error) = self.0.send(reply)
             && error.kind() == std::io::ErrorKind::InvalidData

@@ -11,8 +11,8 @@ use sprat_volume::{Volume, VolumeStats};
 
 use crate::protocol::messages::{VolumeReply, VolumeStart};
 use crate::settings::{Access, Notice};
-use crate::volume_process::lease::Hold;
-use crate::volume_process::shutdown::Say;
+use crate::volume_process::lease::ContainerLease;
+use crate::volume_process::shutdown::EventSender;
 
 /// Below this the user is told that the server's disk is nearly full.
 pub const LOW_BYTES: u64 = 1 << 30;
@@ -30,7 +30,7 @@ const CACHED_PER_ACCEPTED: u64 = 4;
 
 /// What is known of the room, and what follows from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Room {
+struct SpaceMonitor {
     /// A session that began above this ends before it is below it.
     floor_bytes: u64,
     available_bytes: u64,
@@ -49,7 +49,7 @@ enum Change {
     RunsOut,
 }
 
-impl Room {
+impl SpaceMonitor {
     fn new(available_bytes: u64, floor_bytes: u64) -> Self {
         Self {
             floor_bytes,
@@ -114,8 +114,8 @@ pub(crate) fn watch(
     start: &VolumeStart,
     available_bytes: Option<u64>,
     volume: &Arc<Volume>,
-    hold: &Arc<Hold>,
-    say: &Say,
+    lease: &Arc<ContainerLease>,
+    events: &EventSender,
 ) {
     let (Access::ReadWrite, Some(available_bytes)) = (start.access, available_bytes) else {
         return;
@@ -127,27 +127,31 @@ pub(crate) fn watch(
         start.reserve_bytes
     };
     let interval = Duration::from_millis(start.room_interval_ms);
-    let (volume, hold, say) = (Arc::downgrade(volume), Arc::downgrade(hold), say.clone());
-    let room = Room::new(available_bytes, floor_bytes);
+    let (volume, lease, events) = (
+        Arc::downgrade(volume),
+        Arc::downgrade(lease),
+        events.clone(),
+    );
+    let room = SpaceMonitor::new(available_bytes, floor_bytes);
     // Without this thread a full disk is found out by writing to it, which harms nothing either.
     let _ = std::thread::Builder::new()
         .name("room".to_owned())
-        .spawn(move || keep_asking(room, interval, &volume, &hold, &say));
+        .spawn(move || keep_asking(room, interval, &volume, &lease, &events));
 }
 
 fn keep_asking(
-    mut room: Room,
+    mut room: SpaceMonitor,
     interval: Duration,
     volume: &Weak<Volume>,
-    hold: &Weak<Hold>,
-    say: &Say,
+    lease: &Weak<ContainerLease>,
+    events: &EventSender,
 ) {
     let mut asked = Instant::now();
     loop {
         std::thread::sleep(TICK.min(interval));
         let (Some(stats), Some(store)) = (
             volume.upgrade().map(|volume| volume.stats()),
-            hold.upgrade().map(|hold| hold.store()),
+            lease.upgrade().map(|lease| lease.store()),
         ) else {
             return;
         };
@@ -167,8 +171,8 @@ fn keep_asking(
         let available_bytes = space.available_bytes;
         match room.learn(available_bytes, written_bytes, unsent_bytes) {
             Change::Nothing => {}
-            Change::Low => say.notice(Notice::ServerSpaceLow { available_bytes }),
-            Change::RunsOut => say.reply(&VolumeReply::RoomRunsOut { available_bytes }),
+            Change::Low => events.notice(Notice::ServerSpaceLow { available_bytes }),
+            Change::RunsOut => events.reply(&VolumeReply::RoomRunsOut { available_bytes }),
         }
     }
 }
@@ -181,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_session_stops_once_when_less_than_the_reserve_would_be_left() {
-        let mut room = Room::new(500 * MIB, 64 * MIB);
+        let mut room = SpaceMonitor::new(500 * MIB, 64 * MIB);
         assert_eq!(room.learn(100 * MIB, 0, 30 * MIB), Change::Nothing);
         assert_eq!(room.learn(90 * MIB, 0, 30 * MIB), Change::RunsOut);
         assert_eq!(room.learn(MIB, 0, 0), Change::Nothing);
@@ -189,23 +193,23 @@ mod tests {
 
     #[test]
     fn one_that_began_with_less_may_still_use_blocks_that_are_there() {
-        let mut room = Room::new(3 * MIB, 64 * MIB);
+        let mut room = SpaceMonitor::new(3 * MIB, 64 * MIB);
         assert_eq!(room.learn(MIB, 0, 0), Change::Nothing);
         assert!(!room.may_be_gone(u64::MAX, 0));
-        let mut none = Room::new(500 * MIB, 0);
+        let mut none = SpaceMonitor::new(500 * MIB, 0);
         assert_eq!(none.learn(0, 0, MIB), Change::Nothing);
     }
 
     #[test]
     fn a_disk_that_becomes_low_is_told_once() {
-        let mut room = Room::new(LOW_BYTES, 64 * MIB);
+        let mut room = SpaceMonitor::new(LOW_BYTES, 64 * MIB);
         assert_eq!(room.learn(LOW_BYTES - 1, 0, 0), Change::Low);
         assert_eq!(room.learn(LOW_BYTES - 2, 0, 0), Change::Nothing);
     }
 
     #[test]
     fn it_asks_sooner_where_the_session_itself_takes_much() {
-        let mut room = Room::new(264 * MIB, 64 * MIB);
+        let mut room = SpaceMonitor::new(264 * MIB, 64 * MIB);
         room.learn(264 * MIB, 1000 * MIB, 0);
         assert!(!room.may_be_gone(1050 * MIB, 150 * MIB));
         assert!(room.may_be_gone(1050 * MIB, 151 * MIB));

@@ -22,7 +22,7 @@ use crate::state::reserved_names::HalfMade;
 use crate::supervisor::{Shape, start_order};
 use crate::volume_process::connection::{Connection, HeaderBytes, open_record, owner_note};
 use crate::volume_process::header::edit;
-use crate::volume_process::lease::HoldParts;
+use crate::volume_process::lease::LeaseParts;
 use crate::volume_process::open::acquire;
 use crate::volume_process::*;
 
@@ -32,7 +32,7 @@ const FILE_BYTES: u64 = 20 << 20;
 struct Held {
     folder: tempfile::TempDir,
     start: VolumeStart,
-    hold: Arc<Hold>,
+    lease: Arc<ContainerLease>,
     /// What the lease says of earlier sessions.
     door: Option<LateUntil>,
 }
@@ -71,7 +71,7 @@ impl Held {
         let door = lock.late_until();
         let file = store.open(&name, StoreAccess::ReadWrite).unwrap();
         let header = Header::load(&HeaderBytes(&*file)).unwrap();
-        let hold = Arc::new(Hold::new(HoldParts {
+        let lease = Arc::new(ContainerLease::new(LeaseParts {
             connection,
             record,
             container: name.clone(),
@@ -85,11 +85,11 @@ impl Held {
             highest_is_own: false,
             late_found: late::Found::default(),
         }));
-        hold.learn(header.pins(), FILE_BYTES);
+        lease.learn(header.pins(), FILE_BYTES);
         Self {
             folder,
             start,
-            hold,
+            lease,
             door,
         }
     }
@@ -100,7 +100,7 @@ impl Held {
 
     /// What the next session on this machine must wait for, once this one is gone.
     fn suspects_after(self) -> Vec<std::ops::Range<u64>> {
-        drop(self.hold);
+        drop(self.lease);
         let state = self.folder.path().join("state");
         let record = open_record(&state, &self.start.target, Access::ReadWrite);
         record.unwrap().suspects()
@@ -202,9 +202,9 @@ fn header_writes() -> [HeaderWrite; 4] {
 
 fn recorded(held: &Held, loses: Option<u64>) -> Recorded {
     let below = held
-        .hold
+        .lease
         .store()
-        .open(held.hold.file_name(), StoreAccess::ReadWrite);
+        .open(held.lease.file_name(), StoreAccess::ReadWrite);
     Recorded {
         below: below.unwrap(),
         asked: Arc::default(),
@@ -307,7 +307,7 @@ fn noted(rename: fn() -> Option<StoreError>) -> (Held, Arc<Mutex<Vec<String>>>) 
 fn one_header_copy_is_durable_before_the_other_is_written_and_both_are_read_back() {
     let held = Held::new();
     let file = recorded(&held, None);
-    edit::write_in_order(&held.hold, &file, &header_writes()).unwrap();
+    edit::write_in_order(&held.lease, &file, &header_writes()).unwrap();
     let asked = file.asked.lock().unwrap().clone();
     let order = ["write 16384", "flush", "write 0", "flush"];
     assert_eq!(asked[..4], order);
@@ -315,7 +315,7 @@ fn one_header_copy_is_durable_before_the_other_is_written_and_both_are_read_back
     for loses in [0, 16384] {
         let held = Held::new();
         let file = recorded(&held, Some(loses));
-        let lost = edit::write_in_order(&held.hold, &file, &header_writes());
+        let lost = edit::write_in_order(&held.lease, &file, &header_writes());
         assert_eq!(lost.unwrap_err().exit, Exit::Damaged);
     }
 }
@@ -326,7 +326,7 @@ fn no_header_is_written_once_the_lock_is_lost() {
     let before = std::fs::read(held.path("x.luks")).unwrap();
     held.lose_the_lock();
     let file = recorded(&held, None);
-    let refused = edit::write_in_order(&held.hold, &file, &header_writes());
+    let refused = edit::write_in_order(&held.lease, &file, &header_writes());
     assert_eq!(refused.unwrap_err().exit, Exit::Locked);
     assert_eq!(*file.asked.lock().unwrap(), [""; 0]);
     assert!(std::fs::read(held.path("x.luks")).unwrap() == before);
@@ -337,7 +337,7 @@ fn a_rewritten_container_takes_the_name_only_while_the_lock_is_ours() {
     for is_ours in [true, false] {
         let held = Held::new();
         let container = held.path("x.luks");
-        let new_name = HalfMade::Rewritten.name(held.hold.file_name()).unwrap();
+        let new_name = HalfMade::Rewritten.name(held.lease.file_name()).unwrap();
         let rewritten = held.path(new_name.as_str());
         std::fs::copy(&container, &rewritten).unwrap();
         let inode = |path: &Path| std::fs::metadata(path).unwrap().ino();
@@ -345,7 +345,7 @@ fn a_rewritten_container_takes_the_name_only_while_the_lock_is_ours() {
         if !is_ours {
             held.lose_the_lock();
         }
-        let swapped = rewrite::swap(&held.hold, &Stop::default(), &new_name);
+        let swapped = rewrite::swap(&held.lease, &StopFlag::default(), &new_name);
         assert_eq!(swapped.is_ok(), is_ours, "{swapped:?}");
         assert_eq!(inode(&container), if is_ours { new } else { old });
     }
@@ -354,7 +354,7 @@ fn a_rewritten_container_takes_the_name_only_while_the_lock_is_ours() {
 #[test]
 fn a_file_of_another_length_is_refused_after_a_lost_connection() {
     let held = Held::new();
-    let file = held.hold.reconnect(0);
+    let file = held.lease.reconnect(0);
     assert!(file.is_ok_and(|file| file.len().is_ok_and(|len| len == FILE_BYTES)));
     for file_bytes in [FILE_BYTES - 4096, FILE_BYTES + 4096] {
         let held = Held::new();
@@ -362,22 +362,22 @@ fn a_file_of_another_length_is_refused_after_a_lost_connection() {
             .write(true)
             .open(held.path("x.luks"));
         file.unwrap().set_len(file_bytes).unwrap();
-        let refused = held.hold.reconnect(0).map(drop);
+        let refused = held.lease.reconnect(0).map(drop);
         assert!(
             matches!(refused, Err(ReconnectError::GiveUp(_))),
             "{refused:?}"
         );
-        let lost = held.hold.lost().unwrap();
+        let lost = held.lease.lost().unwrap();
         assert_eq!(lost.exit, Exit::Damaged, "{lost:?}");
         // And nothing may be sent by this session any more.
-        assert!(held.hold.before_epoch().is_err());
+        assert!(held.lease.before_epoch().is_err());
     }
 }
 
 #[test]
 fn the_reserve_is_given_up_only_without_room_and_by_who_may() {
     let (ours, _theirs) = UnixStream::pair().unwrap();
-    let say = Say(Sender::new(ours));
+    let events = EventSender(Sender::new(ours));
     let mut held = Held::new();
     held.start.reserve_bytes = 1000;
     let name = reserve::name(&held.start.target.name).unwrap();
@@ -391,7 +391,7 @@ fn the_reserve_is_given_up_only_without_room_and_by_who_may() {
         held.start.may_use_reserve = may;
         let store = MemoryStore::new();
         store.create_new(&name).unwrap();
-        reserve::give_up(&held.start, &store, available_bytes, &say).unwrap();
+        reserve::give_up(&held.start, &store, available_bytes, &events).unwrap();
         assert_eq!(
             store.stat(&name).is_ok(),
             stays,
@@ -404,50 +404,50 @@ fn the_reserve_is_given_up_only_without_room_and_by_who_may() {
 fn bytes_are_sent_only_by_a_look_at_the_lock_that_is_not_too_old() {
     let held = Held::new();
     let range = std::slice::from_ref(&(0..4096));
-    held.hold.still_ours().unwrap();
-    held.hold.looked_ago(Duration::from_secs(60));
-    held.hold.before_send(range).unwrap();
-    held.hold.looked_ago(Duration::from_secs(60));
+    held.lease.still_ours().unwrap();
+    held.lease.looked_ago(Duration::from_secs(60));
+    held.lease.before_send(range).unwrap();
+    held.lease.looked_ago(Duration::from_secs(60));
     held.lose_the_lock();
-    let refused = held.hold.before_send(range);
+    let refused = held.lease.before_send(range);
     assert!(matches!(refused, Err(Fenced::Lost(_))), "{refused:?}");
-    assert_eq!(held.hold.lost().unwrap().exit, Exit::Locked);
+    assert_eq!(held.lease.lost().unwrap().exit, Exit::Locked);
     // And from then on at once.
-    assert!(held.hold.before_epoch().is_err());
-    assert!(!held.hold.release().unwrap());
+    assert!(held.lease.before_epoch().is_err());
+    assert!(!held.lease.release().unwrap());
 }
 
 #[test]
 fn the_lock_is_given_back_only_with_everything_settled() {
     let held = Held::new();
     let is_free = || {
-        let found = sprat_store::lock::inspect(&*held.hold.store(), held.hold.container(), None);
+        let found = sprat_store::lock::inspect(&*held.lease.store(), held.lease.container(), None);
         found.unwrap().held.is_none()
     };
-    held.hold
+    held.lease
         .before_send(std::slice::from_ref(&(0..4096)))
         .unwrap();
-    assert!(!held.hold.release().unwrap());
+    assert!(!held.lease.release().unwrap());
     assert!(!is_free());
-    held.hold.all_settled().unwrap();
-    assert!(held.hold.release().unwrap());
+    held.lease.all_settled().unwrap();
+    assert!(held.lease.release().unwrap());
     assert!(is_free());
     // Nothing can be sent any more.
-    let refused = held.hold.before_send(std::slice::from_ref(&(0..4096)));
+    let refused = held.lease.before_send(std::slice::from_ref(&(0..4096)));
     assert!(matches!(refused, Err(Fenced::Lost(_))), "{refused:?}");
 }
 
 #[test]
 fn what_got_no_answer_stays_in_the_record_and_what_was_answered_does_not() {
     let held = Held::new();
-    edit::write_in_order(&held.hold, &recorded(&held, None), &header_writes()).unwrap();
+    edit::write_in_order(&held.lease, &recorded(&held, None), &header_writes()).unwrap();
     assert_eq!(held.suspects_after(), []);
     let held = Held::new();
     let file = Recorded {
         no_answer_at: Some(0),
         ..recorded(&held, None)
     };
-    edit::write_in_order(&held.hold, &file, &header_writes()).unwrap_err();
+    edit::write_in_order(&held.lease, &file, &header_writes()).unwrap_err();
     assert_eq!(held.suspects_after(), std::slice::from_ref(&(0..32768)));
 
     // A rename that is carried out late would bring an old container back.
@@ -462,9 +462,9 @@ fn what_got_no_answer_stays_in_the_record_and_what_was_answered_does_not() {
     let unanswered: Rename = || Some(no_answer());
     for (rename, suspects) in [(unanswered, first_block), (refused as Rename, Vec::new())] {
         let (held, _) = noted(rename);
-        let new_name = HalfMade::Rewritten.name(held.hold.file_name()).unwrap();
+        let new_name = HalfMade::Rewritten.name(held.lease.file_name()).unwrap();
         std::fs::copy(held.path("x.luks"), held.path(new_name.as_str())).unwrap();
-        rewrite::swap(&held.hold, &Stop::default(), &new_name).unwrap_err();
+        rewrite::swap(&held.lease, &StopFlag::default(), &new_name).unwrap_err();
         assert_eq!(held.suspects_after(), suspects);
     }
 }
@@ -473,10 +473,10 @@ fn what_got_no_answer_stays_in_the_record_and_what_was_answered_does_not() {
 fn another_container_never_takes_the_name() {
     let held = Held::new();
     let container = held.path("x.luks");
-    let new_name = HalfMade::Rewritten.name(held.hold.file_name()).unwrap();
+    let new_name = HalfMade::Rewritten.name(held.lease.file_name()).unwrap();
     make_container(&held.path(new_name.as_str()));
     let before = std::fs::metadata(&container).unwrap().ino();
-    let refused = rewrite::swap(&held.hold, &Stop::default(), &new_name).unwrap_err();
+    let refused = rewrite::swap(&held.lease, &StopFlag::default(), &new_name).unwrap_err();
     assert_eq!(refused.exit, Exit::Damaged);
     assert_eq!(std::fs::metadata(&container).unwrap().ino(), before);
 }
@@ -490,7 +490,7 @@ fn a_rewritten_container_is_durable_before_it_takes_the_name_and_the_name_afterw
     file.unwrap().write_all_at(&[7; 65536], 17 << 20).unwrap();
     let before = std::fs::read(held.path("x.luks")).unwrap();
     let rewrite = rewrite::Rewrite::new(FILE_BYTES, 16 << 20, std::iter::empty());
-    rewrite::run(&held.hold, &Stop::default(), &rewrite, true).unwrap();
+    rewrite::run(&held.lease, &StopFlag::default(), &rewrite, true).unwrap();
     let asked = asked.lock().unwrap().clone();
     let at = |what: &str| asked.iter().rposition(|one| one.starts_with(what)).unwrap();
     let flushed = asked.iter().rposition(|one| one == "flush").unwrap();
@@ -498,10 +498,10 @@ fn a_rewritten_container_is_durable_before_it_takes_the_name_and_the_name_afterw
     assert!(order.is_sorted(), "{asked:?}");
     assert!(std::fs::read(held.path("x.luks")).unwrap() == before);
     // Nothing of a rewrite that did not come to its end may take the name later.
-    let leftover = HalfMade::Rewritten.name(held.hold.file_name()).unwrap();
+    let leftover = HalfMade::Rewritten.name(held.lease.file_name()).unwrap();
     let leftover = held.path(leftover.as_str());
     std::fs::copy(held.path("x.luks"), &leftover).unwrap();
-    rewrite::forestall_rename(&held.hold).unwrap();
+    rewrite::forestall_rename(&held.lease).unwrap();
     assert!(!leftover.exists());
 }
 
@@ -509,38 +509,38 @@ fn a_rewritten_container_is_durable_before_it_takes_the_name_and_the_name_afterw
 fn a_lock_that_was_lost_is_not_given_back() {
     let held = Held::new();
     held.lose_the_lock();
-    assert!(held.hold.before_epoch().is_err());
-    assert!(!held.hold.release().unwrap());
+    assert!(held.lease.before_epoch().is_err());
+    assert!(!held.lease.release().unwrap());
 }
 
 #[test]
 fn before_the_machine_sleeps_all_is_answered_and_nothing_more_is_sent() {
     let held = Held::new();
-    let hold = &held.hold;
-    hold.notes_sent(late::Sent::new(late::some_key(1)));
+    let lease = &held.lease;
+    lease.notes_sent(late::Sent::new(late::some_key(1)));
     let range = std::slice::from_ref(&(0..4096));
-    hold.before_send(range).unwrap();
-    let number = hold.sends(0, &[1; 4096]);
+    lease.before_send(range).unwrap();
+    let number = lease.sends(0, &[1; 4096]);
     let moment = Duration::from_millis(100);
     std::thread::scope(|scope| {
-        let falling = scope.spawn(|| hold.fall_asleep());
+        let falling = scope.spawn(|| lease.fall_asleep());
         std::thread::sleep(moment);
-        let sending = scope.spawn(|| hold.before_send(range));
-        let connecting = scope.spawn(|| hold.reconnect(0).is_ok());
+        let sending = scope.spawn(|| lease.before_send(range));
+        let connecting = scope.spawn(|| lease.reconnect(0).is_ok());
         std::thread::sleep(moment);
         assert!(!falling.is_finished(), "something has no answer yet");
-        hold.answered(number);
+        lease.answered(number);
         falling.join().unwrap();
         std::thread::sleep(moment);
         assert!(!sending.is_finished() && !connecting.is_finished());
-        hold.wake();
+        lease.wake();
         sending.join().unwrap().unwrap();
         assert!(connecting.join().unwrap());
     });
     // What is never answered does not keep the machine awake.
-    hold.sends(0, &[1; 4096]);
+    lease.sends(0, &[1; 4096]);
     let begun = Instant::now();
-    hold.fall_asleep();
+    lease.fall_asleep();
     assert!((4..6).contains(&begun.elapsed().as_secs()));
-    hold.wake();
+    lease.wake();
 }

@@ -11,7 +11,7 @@ use crate::file_system::ext4::Super;
 use crate::settings::{Notice, Phase};
 use crate::supervisor::trim::{Measure, TrimHow, TrimReport, TrimRoute, no_way};
 use crate::volume_process::Served;
-use crate::volume_process::crypt_device::EdgeDevice;
+use crate::volume_process::crypt_device::CryptDevice;
 use crate::volume_process::rewrite::{self, Rewrite};
 use crate::{Exit, Failure, text};
 
@@ -22,7 +22,7 @@ impl Served {
     /// Nothing is mounted: makes everything durable, and begins to take note.
     pub(super) fn collect(&mut self) -> Result<(), Failure> {
         self.wait_until_unmounted()?;
-        self.say.phase(Phase::Syncing);
+        self.events.phase(Phase::Syncing);
         // So that the holes are taken by the volume, which refuses them while a write waits; a rewrite
         // closes it before.
         self.volume.flush(Flush::Durable)?;
@@ -35,7 +35,7 @@ impl Served {
     pub(super) fn trim(&mut self, how: TrimHow) -> Result<TrimReport, Failure> {
         self.wait_until_unmounted()?;
         // What is given back reads as zeros, and would count as overwritten.
-        if !self.hold.may_give_back() {
+        if !self.lease.may_give_back() {
             return Err(Failure::new(
                 Exit::Locked,
                 "the container was taken over less than 2:15 h ago",
@@ -71,9 +71,9 @@ impl Served {
                 {
                     return Err(nothing_to_gain(bytes, &rewrite));
                 }
-                self.say.phase(Phase::Rewriting);
+                self.events.phase(Phase::Rewriting);
                 let through = how == TrimHow::RewriteThroughClient;
-                let route = rewrite::run(&self.hold, &self.stop, &rewrite, through)?;
+                let route = rewrite::run(&self.lease, &self.stop, &rewrite, through)?;
                 let after = before.and_then(|_| self.allocated());
                 let by = before.map_or("", |(_, by)| by);
                 let bytes = |found: Option<(u64, &str)>| found.map(|(bytes, _)| bytes);
@@ -86,12 +86,12 @@ impl Served {
     /// What the container takes on its disk, and what measured it; `None` where that can't be
     /// found out. The free space of the server's disk says nothing: others write there too.
     fn allocated(&self) -> Option<(u64, &'static str)> {
-        let store = self.hold.store();
+        let store = self.lease.store();
         if store.capabilities().discard {
-            let bytes = store.stat(self.hold.file_name()).ok()?.allocated_bytes?;
+            let bytes = store.stat(self.lease.file_name()).ok()?.allocated_bytes?;
             return Some((bytes, "stat"));
         }
-        let mut puncher = self.hold.puncher().ok().flatten()?;
+        let mut puncher = self.lease.puncher().ok().flatten()?;
         Some((puncher.allocated_bytes().ok()?, "du on the server"))
     }
 
@@ -106,13 +106,13 @@ impl Served {
     }
 
     fn punch(&self, free: &[Range<u64>]) -> Result<(TrimRoute, Option<Measure>), Failure> {
-        rewrite::remove_leftover(&self.hold)?;
+        rewrite::remove_leftover(&self.lease)?;
         let mut reasons = Vec::new();
-        let store = self.hold.store();
+        let store = self.lease.store();
         if store.capabilities().discard {
-            let allocated = || store.stat(self.hold.file_name()).ok()?.allocated_bytes;
+            let allocated = || store.stat(self.lease.file_name()).ok()?.allocated_bytes;
             let before = allocated();
-            self.say.phase(Phase::Punching);
+            self.events.phase(Phase::Punching);
             let punched = self.punch_by(free, &mut |file, ranges| {
                 ranges
                     .iter()
@@ -126,7 +126,7 @@ impl Served {
         match self.start_puncher()? {
             Ok(mut puncher) => {
                 let before = puncher.allocated_bytes().ok();
-                self.say.phase(Phase::Punching);
+                self.events.phase(Phase::Punching);
                 match self.punch_by_shell(free, &mut puncher)? {
                     Ok(()) => {
                         let after = puncher.allocated_bytes().ok();
@@ -147,7 +147,7 @@ impl Served {
         if reason.is_empty() {
             return;
         }
-        self.say.notice(Notice::TrimRoutePassed {
+        self.events.notice(Notice::TrimRoutePassed {
             reason: reason.clone(),
         });
         reasons.push(reason);
@@ -155,7 +155,7 @@ impl Served {
 
     /// The inner error says why this way does not exist.
     fn start_puncher(&self) -> Result<Result<Puncher, String>, Failure> {
-        match self.hold.puncher() {
+        match self.lease.puncher() {
             Ok(Some(puncher)) => Ok(Ok(puncher)),
             Ok(None) => Ok(Err(String::new())),
             Err(Way::Missing(reason)) => Ok(Err(reason)),
@@ -206,7 +206,7 @@ impl Served {
     }
 
     fn unfinished(&self, error: &VolumeError) -> Failure {
-        let failure = self.hold.lost().unwrap_or_else(|| Failure::from(error));
+        let failure = self.lease.lost().unwrap_or_else(|| Failure::from(error));
         match failure.hint {
             Some(_) => failure,
             None => failure.with_hint(
@@ -301,7 +301,7 @@ fn see_hole(file: &dyn StoreFile, hole: &Range<u64>) -> Result<(), StoreError> {
     })
 }
 
-fn reader(device: &Arc<EdgeDevice>) -> impl FnMut(u64, &mut [u8]) -> Result<(), String> + use<> {
+fn reader(device: &Arc<CryptDevice>) -> impl FnMut(u64, &mut [u8]) -> Result<(), String> + use<> {
     let device = Arc::clone(device);
     move |offset, buf| {
         if offset
@@ -316,7 +316,7 @@ fn reader(device: &Arc<EdgeDevice>) -> impl FnMut(u64, &mut [u8]) -> Result<(), 
     }
 }
 
-fn read_super(device: &Arc<EdgeDevice>) -> Result<Super, Failure> {
+fn read_super(device: &Arc<CryptDevice>) -> Result<Super, Failure> {
     Super::read(&mut reader(device)).map_err(Failure::failed)
 }
 

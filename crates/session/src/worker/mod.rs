@@ -51,10 +51,10 @@ fn converse(private: Result<(), AttachError>, keeps_mount: bool) -> Exit {
     let Ok(sending) = control.try_clone() else {
         return Exit::Failed;
     };
-    let say = Sender::new(sending);
+    let events = Sender::new(sending);
     if let Err(error) = private {
         let failure = Failure::from(&error).context("can't make a mount namespace");
-        let _ = say.send(&WorkerReply::Failed(failure));
+        let _ = events.send(&WorkerReply::Failed(failure));
         return Exit::Failed;
     }
     let cancel = Cancel::new();
@@ -62,7 +62,7 @@ fn converse(private: Result<(), AttachError>, keeps_mount: bool) -> Exit {
         return Exit::Failed;
     };
     let mut worker = Worker {
-        say,
+        events,
         descriptors,
         cancel,
         attachment: None,
@@ -126,7 +126,7 @@ fn hear_orders(
 }
 
 struct Worker {
-    say: Sender,
+    events: Sender,
     descriptors: UnixStream,
     cancel: Cancel,
     attachment: Option<Attachment>,
@@ -155,12 +155,12 @@ fn newest_gone(gone: &[String]) -> Failure {
 impl Worker {
     fn reply(&self, reply: &WorkerReply) {
         // If the session process is gone, so is this one in a moment.
-        if let Err(error) = self.say.send(reply)
+        if let Err(error) = self.events.send(reply)
             && error.kind() == std::io::ErrorKind::InvalidData
         {
             // The session process waits for this answer.
             let failure = Failure::failed("the worker can't answer").caused_by(&error);
-            let _ = self.say.send(&WorkerReply::Failed(failure));
+            let _ = self.events.send(&WorkerReply::Failed(failure));
         }
     }
 
@@ -227,8 +227,8 @@ impl Worker {
                     .chain(&spec.never_enter);
                 let container = spec.container.iter().map(|container| &container.path);
                 let needed = paths.chain(container).map(|path| &**path).collect();
-                let report = self.with_mounts(needed, &spec.rsync, |say| {
-                    sprat_snapshot::take(root, &spec, now, say, &cancel)
+                let report = self.with_mounts(needed, &spec.rsync, |events| {
+                    sprat_snapshot::take(root, &spec, now, events, &cancel)
                 })?;
                 self.tell_room();
                 WorkerReply::SnapshotTaken(Box::new(report))
@@ -240,8 +240,8 @@ impl Worker {
                 let container = spec.container.iter().map(|container| &container.path);
                 let paths = spec.never_enter.iter().chain(container).chain([&spec.to]);
                 let needed = paths.map(|path| &**path).collect();
-                let report = self.with_mounts(needed, &spec.rsync, |say| {
-                    sprat_snapshot::restore(root, &spec, say, &cancel)
+                let report = self.with_mounts(needed, &spec.rsync, |events| {
+                    sprat_snapshot::restore(root, &spec, events, &cancel)
                 })?;
                 WorkerReply::Restored(Box::new(report))
             }
@@ -259,8 +259,8 @@ impl Worker {
                 let cancel = self.cancel.clone();
                 let root = self.root()?;
                 // The sources stand in the volume only.
-                let report = self.with_mounts(vec![Path::new("/")], Path::new("/"), |say| {
-                    sprat_snapshot::check(root, &spec, say, &cancel)
+                let report = self.with_mounts(vec![Path::new("/")], Path::new("/"), |events| {
+                    sprat_snapshot::check(root, &spec, events, &cancel)
                 })?;
                 WorkerReply::FilesChecked(Box::new(report))
             }
@@ -299,11 +299,11 @@ impl Worker {
         job: impl FnOnce(&mut dyn FnMut(Progress)) -> Result<T, SnapshotError> + Send,
     ) -> Result<T, Failure> {
         needed.extend(program.is_absolute().then_some(program));
-        let say = self.say.clone();
+        let events = self.events.clone();
         let run = || {
             job(&mut |progress| {
                 // Without anybody to hear it this process is about to end anyway.
-                let _ = say.send(&WorkerReply::Progress(progress));
+                let _ = events.send(&WorkerReply::Progress(progress));
             })
         };
         Ok(sprat_attach::with_current_mounts(

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use serde_json::json;
 use sprat_luks::{Header, HeaderBackup, LuksErrorKind};
 use sprat_session::state::key_notes::KeyNotes;
-use sprat_session::state::paths::{Elsewhere, Filed};
+use sprat_session::state::paths::{Elsewhere, StatePaths};
 use sprat_session::state::{headers, identity};
-use sprat_session::{HeaderChange, PinPolicy, connect, text};
+use sprat_session::{HeaderChange, IdentityPolicy, connect, text};
 use sprat_store::StoreFile;
 
 use super::super::context::{Context, Resolved};
@@ -65,7 +65,7 @@ enum LiesThere {
 }
 
 impl LiesThere {
-    fn look(file: &dyn StoreFile, policy: &PinPolicy) -> Result<Self, Failure> {
+    fn look(file: &dyn StoreFile, policy: &IdentityPolicy) -> Result<Self, Failure> {
         Ok(match Header::load(&connect::HeaderBytes(file)) {
             Ok(present) if policy.fits(&present).is_ok() => Self::Own(Box::new(present)),
             Ok(present) => Self::Another(format!(
@@ -97,7 +97,7 @@ pub(super) fn restore(context: &Context, args: &KeyHeaderRestoreArgs) -> Result<
         Some(path) => (context.environment.absolute(path), None),
         None => {
             let uuid = match (&policy, lies_there.header()) {
-                (PinPolicy::Known(pins), _) => pins.uuid.clone(),
+                (IdentityPolicy::Known(pins), _) => pins.uuid.clone(),
                 (_, Some(header)) => header.uuid().to_owned(),
                 _ => {
                     return Err(
@@ -106,9 +106,9 @@ pub(super) fn restore(context: &Context, args: &KeyHeaderRestoreArgs) -> Result<
                     );
                 }
             };
-            let filed = Filed::new(&state_dir(context), &uuid, &resolved.target);
-            name_others(context, args.yes, &headers::others(&filed));
-            headers::to_put_back(&filed)
+            let paths = StatePaths::new(&state_dir(context), &uuid, &resolved.target);
+            name_others(context, args.yes, &headers::others(&paths));
+            headers::to_put_back(&paths)
         }
     };
     let from = headers::load(&headers::open(&path)?, &path)?;

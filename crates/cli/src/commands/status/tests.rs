@@ -30,7 +30,7 @@ fn found(server: Option<Result<Server, Failure>>, known: Option<Known>) -> Found
 
 #[test]
 fn what_is_in_order_and_what_is_not_are_both_told() {
-    let mut standing = Standing {
+    let mut history = History {
         room: Some(SeenRoom {
             at: at(0),
             room: VolumeRoom {
@@ -40,7 +40,7 @@ fn what_is_in_order_and_what_is_not_are_both_told() {
                 free_inodes: 900,
             },
         }),
-        ..Standing::default()
+        ..History::default()
     };
     let run = |failure: Option<&str>| Run {
         at: at(3600),
@@ -59,11 +59,11 @@ fn what_is_in_order_and_what_is_not_are_both_told() {
         finished,
         result: Value::Null,
     };
-    standing.ran("home", run(None), Some(made));
-    standing.ran("www", run(Some("no \u{1b}[2Jline")), None);
+    history.ran("home", run(None), Some(made));
+    history.ran("www", run(Some("no \u{1b}[2Jline")), None);
     let known = Known {
         uuid: "u".to_owned(),
-        standing,
+        history,
         checks: KeptChecks {
             quick: Some(kept(Exit::Done, true)),
             read_data: Some(kept(Exit::Damaged, false)),
@@ -115,7 +115,7 @@ fn what_is_in_order_and_what_is_not_are_both_told() {
     }
     assert_eq!(all.exit(), Exit::Failed);
     if let (Ok(Some(known)), Some(Ok(server))) = (&mut all.known, &mut all.server) {
-        known.standing.room = None;
+        known.history.room = None;
         server.available_bytes = Some(1 << 40);
     }
     assert_eq!(all.exit(), Exit::Failed, "the job www");

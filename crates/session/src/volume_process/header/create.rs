@@ -14,17 +14,17 @@ use crate::protocol::messages::{CreateStart, VolumeReply, VolumeStart};
 use crate::server_probe::{self, Holes};
 use crate::settings::{Notice, Phase, SIZE_BYTES_MIN};
 use crate::state::headers;
-use crate::state::paths::Filed;
+use crate::state::paths::StatePaths;
 use crate::state::reserved_names::{self, HalfMade};
 use crate::volume_process::connection::HeaderBytes;
 use crate::volume_process::knowledge::Knowledge;
 use crate::volume_process::late::Found;
-use crate::volume_process::lease::{Hold, HoldParts, keep_renewing};
+use crate::volume_process::lease::{ContainerLease, LeaseParts, keep_renewing};
 use crate::volume_process::open::{
     Edge, Known, Opened, check_writable, facts, open_volume, opened_by, reach, take_lock,
     tell_overcommit,
 };
-use crate::volume_process::shutdown::{Say, Stop};
+use crate::volume_process::shutdown::{EventSender, StopFlag};
 use crate::{Exit, Failure, text};
 
 /// A container that is being made.
@@ -32,7 +32,7 @@ pub(crate) struct Making {
     header: Vec<Extent>,
     pins: Pins,
     secrets: Vec<Secret>,
-    filed: Filed,
+    paths: StatePaths,
     /// Bytes of the header that were sent.
     pub header_bytes: u64,
     /// The server was asked to give the container its name.
@@ -44,34 +44,34 @@ pub(crate) fn make(
     start: &VolumeStart,
     create: &CreateStart,
     secrets: Vec<Secret>,
-    stop: &Arc<Stop>,
-    say: &Say,
+    stop: &Arc<StopFlag>,
+    events: &EventSender,
 ) -> Result<(Opened, Making), Failure> {
     check_size(create.size_bytes)?;
-    say.phase(Phase::Connecting);
+    events.phase(Phase::Connecting);
     let (record, connection, store) = reach(start)?;
     stop.check()?;
     refuse_existing(start, &*store)?;
-    let available_bytes = check_writable(start, &*store, say)?;
+    let available_bytes = check_writable(start, &*store, events)?;
     // The file of the trial is the first that must not stay.
     stop.begin_holding()?;
     if reserved_names::may_not_remove(&*store, &start.target.name) {
-        say.notice(Notice::NothingRemoved);
-        tell_overcommit(available_bytes, create.size_bytes, say);
+        events.notice(Notice::NothingRemoved);
+        tell_overcommit(available_bytes, create.size_bytes, events);
     } else if server_probe::run(&*store, &start.target.name)? == Holes::Filled {
         server_probe::check_room(create.size_bytes, available_bytes)?;
-        say.notice(Notice::HolesFilled {
+        events.notice(Notice::HolesFilled {
             size_bytes: create.size_bytes,
         });
     } else {
-        tell_overcommit(available_bytes, create.size_bytes, say);
+        tell_overcommit(available_bytes, create.size_bytes, events);
     }
     stop.check()?;
-    let lock = take_lock(start, &*store, &record, stop, say)?;
+    let lock = take_lock(start, &*store, &record, stop, events)?;
     // What a dead init sent may still arrive in the file that it made, which is removed: never in
     // the new one. So there is nothing to wait for.
     record.quiet()?;
-    let hold = Arc::new(Hold::new(HoldParts {
+    let lease = Arc::new(ContainerLease::new(LeaseParts {
         connection,
         record,
         container: start.target.name.clone(),
@@ -85,14 +85,14 @@ pub(crate) fn make(
         highest_is_own: false,
         late_found: Found::default(),
     }));
-    keep_renewing(&hold, stop)?;
-    let made = fill(start, create, secrets, &hold, stop, say);
+    keep_renewing(&lease, stop)?;
+    let made = fill(start, create, secrets, &lease, stop, events);
     made.map_err(|failure| {
-        let state = match undo(&hold) {
+        let state = match undo(&lease) {
             Ok(()) => "nothing of the new container is left on the server".to_owned(),
             Err(error) => format!(
                 "{} may be left on the server ({error}); the next init removes it",
-                hold.file_name()
+                lease.file_name()
             ),
         };
         let hint = match &failure.hint {
@@ -141,18 +141,18 @@ fn fill(
     start: &VolumeStart,
     create: &CreateStart,
     secrets: Vec<Secret>,
-    hold: &Arc<Hold>,
-    stop: &Stop,
-    say: &Say,
+    lease: &Arc<ContainerLease>,
+    stop: &StopFlag,
+    events: &EventSender,
 ) -> Result<(Opened, Making), Failure> {
-    let store = hold.store();
+    let store = lease.store();
     // Under the lock: another init may have finished meanwhile.
     refuse_existing(start, &*store)?;
-    HalfMade::New.remove_all(&*store, hold.container())?;
+    HalfMade::New.remove_all(&*store, lease.container())?;
     // What a dead init may have under way goes into a file that has no name any more.
-    hold.all_settled()?;
+    lease.all_settled()?;
     stop.check()?;
-    say.phase(Phase::Creating);
+    events.phase(Phase::Creating);
     let slots: Vec<(Secret, SlotKind)> = secrets
         .into_iter()
         .zip(create.slots.iter().map(|slot| SlotKind::from(*slot)))
@@ -162,9 +162,9 @@ fn fill(
     options.fast_kdf_for_tests = create.fast_kdf_for_tests;
     let new = format(&slots, &options)?;
     stop.check()?;
-    let file = store.create_new(hold.file_name())?;
+    let file = store.create_new(lease.file_name())?;
     let header_bytes = write_header(&*file, &new.header, create.size_bytes / 4096 * 4096)?;
-    flush_folder(&*store, say)?;
+    flush_folder(&*store, events)?;
     stop.check()?;
     can_hold(&*file, &new.header, create.size_bytes / 4096 * 4096)?;
     let header = Header::load(&HeaderBytes(&*file))?;
@@ -177,18 +177,18 @@ fn fill(
         OpenedBy::Sprat => None,
     };
     let edge = Edge::new(opened_by(start), new.volume_key, Some(cipher))?;
-    hold.learn(new.pins.clone(), file_bytes);
+    lease.learn(new.pins.clone(), file_bytes);
     let known = Known {
         seen: None,
         // All of a new file but the header is a hole.
         hole_from_bytes: 0,
     };
-    let volume = open_volume(start, hold, file, payload, known)?;
+    let volume = open_volume(start, lease, file, payload, known)?;
     stop.reaches(&volume);
     let knowledge = Knowledge::of_new(start, &header, cipher_of_kernel);
     let opened = Opened {
         knowledge,
-        hold: Arc::clone(hold),
+        lease: Arc::clone(lease),
         volume,
         edge,
         facts: facts(new.pins.clone(), file_bytes, payload),
@@ -198,12 +198,12 @@ fn fill(
         available_bytes: None,
     };
     let state_dir = Path::new(&start.state_dir);
-    let filed = Filed::new(state_dir, &new.pins.uuid, &start.target);
+    let paths = StatePaths::new(state_dir, &new.pins.uuid, &start.target);
     let making = Making {
         header: new.header,
         pins: new.pins,
         secrets: slots.into_iter().map(|(secret, _)| secret).collect(),
-        filed,
+        paths,
         header_bytes,
         naming: AtomicBool::new(false),
     };
@@ -267,11 +267,11 @@ fn can_hold(file: &dyn StoreFile, header: &[Extent], size_bytes: u64) -> Result<
     Ok(())
 }
 
-fn flush_folder(store: &dyn Store, say: &Say) -> Result<(), Failure> {
+fn flush_folder(store: &dyn Store, events: &EventSender) -> Result<(), Failure> {
     match store.flush_folder() {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == StoreErrorKind::Unsupported => {
-            say.notice(Notice::NoFolderFlush);
+            events.notice(Notice::NoFolderFlush);
             Ok(())
         }
         Err(error) => Err(Failure::from(&error)),
@@ -281,10 +281,15 @@ fn flush_folder(store: &dyn Store, say: &Say) -> Result<(), Failure> {
 impl Making {
     /// Reads the header back from the server, opens it with every secret, and gives the container
     /// its name. The volume must be closed by now.
-    pub(crate) fn publish(&self, hold: &Hold, stop: &Stop, say: &Say) -> Result<(), Failure> {
-        say.phase(Phase::Publishing);
-        let store = hold.store();
-        let file = store.open(hold.file_name(), Access::ReadOnly)?;
+    pub(crate) fn publish(
+        &self,
+        lease: &ContainerLease,
+        stop: &StopFlag,
+        events: &EventSender,
+    ) -> Result<(), Failure> {
+        events.phase(Phase::Publishing);
+        let store = lease.store();
+        let file = store.open(lease.file_name(), Access::ReadOnly)?;
         for extent in &self.header {
             let mut found = vec![0; extent.bytes.len()];
             file.read_at(extent.offset, &mut found, ReadClass::Demand)?;
@@ -307,35 +312,35 @@ impl Making {
             header.unlock(&bytes, secret)?;
         }
         // Without it nothing is lost yet; the next change of keys tries again.
-        if let Err(failure) = headers::keep_newest(&self.filed, &header, &bytes, None) {
+        if let Err(failure) = headers::keep_newest(&self.paths, &header, &bytes, None) {
             let causes = failure.causes.join("; ");
-            say.notice(Notice::HeaderNotKept {
+            events.notice(Notice::HeaderNotKept {
                 reason: format!("{}: {causes}", failure.what),
             });
         }
         drop(file);
         stop.check()?;
-        hold.still_ours()?;
-        self.give_name(&*store, hold, say)?;
-        flush_folder(&*store, say)?;
-        self.check_named(&*store, hold)
+        lease.still_ours()?;
+        self.give_name(&*store, lease, events)?;
+        flush_folder(&*store, events)?;
+        self.check_named(&*store, lease)
     }
 
     /// A server may answer that it renamed, and not have done it.
-    fn check_named(&self, store: &dyn Store, hold: &Hold) -> Result<(), Failure> {
+    fn check_named(&self, store: &dyn Store, lease: &ContainerLease) -> Result<(), Failure> {
         let not_named = |why: String| {
             Failure::new(
                 Exit::Damaged,
                 format!(
                     "the server answered that {} has its name, and it has not",
-                    hold.container()
+                    lease.container()
                 ),
             )
             .because(why)
             .with_hint("the server can't be relied on: check its disk and its software")
         };
         let file = store
-            .open(hold.container(), Access::ReadOnly)
+            .open(lease.container(), Access::ReadOnly)
             .map_err(|error| match error.kind() {
                 StoreErrorKind::NotFound => not_named(error.to_string()),
                 _ => Failure::from(&error),
@@ -348,19 +353,24 @@ impl Making {
     }
 
     /// From the request on the container may have its name, whatever becomes of the answer.
-    fn give_name(&self, store: &dyn Store, hold: &Hold, say: &Say) -> Result<(), Failure> {
+    fn give_name(
+        &self,
+        store: &dyn Store,
+        lease: &ContainerLease,
+        events: &EventSender,
+    ) -> Result<(), Failure> {
         let naming = |naming| {
             self.naming.store(naming, Ordering::SeqCst);
-            say.reply(&VolumeReply::Naming(naming));
+            events.reply(&VolumeReply::Naming(naming));
         };
         naming(true);
-        match store.rename_new(hold.file_name(), hold.container()) {
+        match store.rename_new(lease.file_name(), lease.container()) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == StoreErrorKind::AlreadyExists => {
                 naming(false);
                 Err(Failure::failed(format!(
                     "{} appeared while the new container was being made",
-                    hold.container()
+                    lease.container()
                 ))
                 .with_hint("it was left as it is; the new container was removed"))
             }
@@ -369,11 +379,11 @@ impl Making {
     }
 
     /// Whether the container has its name; `None`: the server doesn't tell.
-    pub(crate) fn is_named(&self, hold: &Hold) -> Option<bool> {
+    pub(crate) fn is_named(&self, lease: &ContainerLease) -> Option<bool> {
         if !self.naming.load(Ordering::SeqCst) {
             return Some(false);
         }
-        match hold.store().stat(hold.container()) {
+        match lease.store().stat(lease.container()) {
             Ok(_) => Some(true),
             Err(error) if error.kind() == StoreErrorKind::NotFound => Some(false),
             Err(_) => None,
@@ -383,9 +393,9 @@ impl Making {
 
 /// Removes what was made and gives the lock back. Bytes that are still under way go into a file
 /// without a name, so nothing needs to be settled.
-pub(crate) fn undo(hold: &Hold) -> Result<(), Failure> {
-    if let Some(failure) = hold.lost() {
+pub(crate) fn undo(lease: &ContainerLease) -> Result<(), Failure> {
+    if let Some(failure) = lease.lost() {
         return Err(failure);
     }
-    hold.release_after(|store| Ok(store.remove_if_there(hold.file_name()).map(drop)?))
+    lease.release_after(|store| Ok(store.remove_if_there(lease.file_name()).map(drop)?))
 }

@@ -13,20 +13,20 @@ use sprat_volume::{Fenced, SessionHooks as _};
 
 use crate::file_system::ext4::ext4_bytes;
 use crate::protocol::messages::{ChangeStart, VolumeStart};
-use crate::settings::{Notice, Phase, PinPolicy};
+use crate::settings::{IdentityPolicy, Notice, Phase};
 use crate::state::headers::{self, Kept};
-use crate::state::paths::Filed;
-use crate::state::{self, Known};
+use crate::state::paths::StatePaths;
+use crate::state::{self, KnownState};
 use crate::supervisor::keys::HeaderChanged;
 use crate::volume_process::connection::HeaderBytes;
 use crate::volume_process::knowledge;
-use crate::volume_process::lease::{Hold, keep_renewing};
+use crate::volume_process::lease::{ContainerLease, keep_renewing};
 use crate::volume_process::open::{
-    Known as KnownOfVolume, Reached, check_writable, facts, hold, open_volume, reach,
+    Known as KnownOfVolume, Reached, check_writable, facts, lease, open_volume, reach,
     stat_container, wait_for_quiet,
 };
 use crate::volume_process::rewrite::forestall_rename;
-use crate::volume_process::shutdown::{Say, Stop};
+use crate::volume_process::shutdown::{EventSender, StopFlag};
 use crate::{Exit, Failure};
 
 const HALF_WAY: &str = "The container opens with every key that stays, and holds every snapshot; the \
@@ -40,13 +40,13 @@ pub(crate) fn change(
     start: &VolumeStart,
     what: &ChangeStart,
     secrets: &[Secret],
-    stop: &Arc<Stop>,
-    say: &Say,
+    stop: &Arc<StopFlag>,
+    events: &EventSender,
 ) -> Result<HeaderChanged, Failure> {
-    say.phase(Phase::Connecting);
+    events.phase(Phase::Connecting);
     let (record, connection, store) = reach(start)?;
     stop.check()?;
-    check_writable(start, &*store, say)?;
+    check_writable(start, &*store, events)?;
     stat_container(start, &*store)?;
     let reached = Reached {
         record,
@@ -54,18 +54,18 @@ pub(crate) fn change(
         store,
         first: None,
     };
-    let hold = hold(start, reached, stop, say, || {})?;
+    let lease = lease(start, reached, stop, events, || {})?;
     // The lock is read again before each write, so its loss needs no other answer.
-    keep_renewing(&hold, stop)?;
-    let may_come_late = hold.record().may_arrive();
-    let mut changed = wait_for_quiet(start, &hold, stop, say).and_then(|()| {
+    keep_renewing(&lease, stop)?;
+    let may_come_late = lease.record().may_arrive();
+    let mut changed = wait_for_quiet(start, &lease, stop, events).and_then(|()| {
         // A late rename would bring the old header back, and a removed key with it.
-        if may_come_late || hold.late_requests_may_arrive() {
-            forestall_rename(&hold)?;
+        if may_come_late || lease.late_requests_may_arrive() {
+            forestall_rename(&lease)?;
         }
-        Work::begin(start, &hold, stop, say)?.carry_out(what, secrets)
+        Work::begin(start, &lease, stop, events)?.carry_out(what, secrets)
     });
-    match (hold.release(), &mut changed) {
+    match (lease.release(), &mut changed) {
         (Ok(true), _) | (_, Err(_)) => {}
         (Ok(false), Ok(changed)) => changed.lock_left = Some("it was lost".to_owned()),
         (Err(error), Ok(changed)) => changed.lock_left = Some(error.to_string()),
@@ -76,11 +76,11 @@ pub(crate) fn change(
 /// A container whose header is being changed.
 pub(crate) struct Work<'w> {
     pub(crate) start: &'w VolumeStart,
-    pub(crate) hold: &'w Arc<Hold>,
+    pub(crate) lease: &'w Arc<ContainerLease>,
     store: Arc<dyn Store>,
     pub(crate) file: Arc<dyn StoreFile>,
-    pub(crate) stop: &'w Stop,
-    say: &'w Say,
+    pub(crate) stop: &'w StopFlag,
+    events: &'w EventSender,
 }
 
 /// What the change came to.
@@ -106,21 +106,21 @@ impl Done {
 impl<'w> Work<'w> {
     pub(crate) fn begin(
         start: &'w VolumeStart,
-        hold: &'w Arc<Hold>,
-        stop: &'w Stop,
-        say: &'w Say,
+        lease: &'w Arc<ContainerLease>,
+        stop: &'w StopFlag,
+        events: &'w EventSender,
     ) -> Result<Self, Failure> {
         stop.check()?;
-        say.phase(Phase::Unlocking);
-        let store = hold.store();
-        let file = store.open(hold.file_name(), Access::ReadWrite)?;
+        events.phase(Phase::Unlocking);
+        let store = lease.store();
+        let file = store.open(lease.file_name(), Access::ReadWrite)?;
         Ok(Self {
             start,
-            hold,
+            lease,
             store,
             file,
             stop,
-            say,
+            events,
         })
     }
 
@@ -180,7 +180,7 @@ impl<'w> Work<'w> {
             ),
             _ => Failure::of_key_work(&error),
         })?;
-        compare_with_pins(self.start, &header, self.say)?;
+        compare_with_pins(self.start, &header, self.events)?;
         self.settle(&header)?;
         let repair = header.repair()?;
         if repair.is_empty() {
@@ -195,7 +195,7 @@ impl<'w> Work<'w> {
     fn refuse_older(&self, header: &Header, key: &VolumeKey) -> Result<(), Failure> {
         let cipher = SectorCipher::new(key, header)?;
         let (block, file_bytes) = state::first_block(&*self.file, header, &cipher)?;
-        if matches!(self.start.pins, PinPolicy::TrustOnce)
+        if matches!(self.start.pins, IdentityPolicy::TrustOnce)
             && ext4_bytes(&block[1024..2048]).is_none()
         {
             return Err(Failure::new(
@@ -217,15 +217,15 @@ impl<'w> Work<'w> {
     /// The bytes that a dead session had under way in the volume are the volume's business.
     pub(crate) fn settle(&self, header: &Header) -> Result<(), Failure> {
         let file_bytes = self.file.len()?;
-        self.hold.learn(header.pins(), file_bytes);
-        if self.hold.record().suspects().is_empty() {
+        self.lease.learn(header.pins(), file_bytes);
+        if self.lease.record().suspects().is_empty() {
             return Ok(());
         }
         let payload = header.geometry(file_bytes)?;
         let known = KnownOfVolume::default();
         let volume = open_volume(
             self.start,
-            self.hold,
+            self.lease,
             Arc::clone(&self.file),
             payload,
             known,
@@ -233,8 +233,8 @@ impl<'w> Work<'w> {
         self.stop.reaches(&volume);
         volume
             .close()
-            .map_err(|error| self.hold.lost().unwrap_or_else(|| Failure::from(&error)))?;
-        self.hold.all_settled()?;
+            .map_err(|error| self.lease.lost().unwrap_or_else(|| Failure::from(&error)))?;
+        self.lease.all_settled()?;
         Ok(())
     }
 
@@ -265,7 +265,7 @@ impl<'w> Work<'w> {
                 ),
             );
         }
-        let writes = header.add_slot(&key, new, kind, options, self.hold.turn())?;
+        let writes = header.add_slot(&key, new, kind, options, self.lease.turn())?;
         drop(key);
         self.change(&header, None, &writes)?;
         Ok(Done {
@@ -319,7 +319,7 @@ impl<'w> Work<'w> {
         };
         let Some(found) = slots.iter().find(|found| found.number == slot) else {
             // The session that died may have come to its end: it kept the header as it was first.
-            if (repaired || self.hold.took_over())
+            if (repaired || self.lease.took_over())
                 && let Some(mark) = self.mark_kept(&header, slot)
             {
                 return Ok((done(true), mark));
@@ -352,7 +352,7 @@ impl<'w> Work<'w> {
                  let another one take its place first; or insist with --although-in-use",
             ));
         }
-        let writes = header.remove_slot(slot, self.hold.turn())?;
+        let writes = header.remove_slot(slot, self.lease.turn())?;
         self.change(&header, Some(slot), &writes)?;
         let left = self.read_again()?;
         if opened_by != slot {
@@ -363,15 +363,15 @@ impl<'w> Work<'w> {
 
     /// The mark of that slot in the newest header that this machine keeps, if it had it.
     fn mark_kept(&self, header: &Header, slot: u32) -> Option<String> {
-        let path = headers::newest(&self.filed(header));
+        let path = headers::newest(&self.paths(header));
         let kept = headers::load(&headers::open(&path).ok()?, &path).ok()?;
         let mut slots = kept.slots().into_iter();
         slots.find_map(|kept| (kept.number == slot).then_some(kept.mark))
     }
 
     /// Where this machine files what it keeps of the container.
-    pub(crate) fn filed(&self, header: &Header) -> Filed {
-        Filed::new(&self.state_dir(), header.uuid(), &self.start.target)
+    pub(crate) fn paths(&self, header: &Header) -> StatePaths {
+        StatePaths::new(&self.state_dir(), header.uuid(), &self.start.target)
     }
 
     pub(crate) fn state_dir(&self) -> PathBuf {
@@ -391,14 +391,14 @@ impl<'w> Work<'w> {
     }
 
     fn keep_quietly(&self, header: &Header, going: Option<u32>) -> Result<Kept, Failure> {
-        headers::keep_newest(&self.filed(header), header, &self.bytes(), going)
+        headers::keep_newest(&self.paths(header), header, &self.bytes(), going)
     }
 
     /// Keeps it as the newest, and warns where slots are not what they were.
     fn keep_newest(&self, header: &Header, going: Option<u32>) -> Result<PathBuf, Failure> {
         let Kept { path, aside } = self.keep_quietly(header, going)?;
         if let Some(aside) = aside {
-            self.say.notice(Notice::SlotsDiffer {
+            self.events.notice(Notice::SlotsDiffer {
                 gone: aside.gone,
                 slots: aside.differ,
                 kept: aside.path,
@@ -412,8 +412,8 @@ impl<'w> Work<'w> {
     /// is short.
     pub(crate) fn write(&self, writes: &[HeaderWrite]) -> Result<(), Failure> {
         self.note_slots_to_be(writes)?;
-        self.say.phase(Phase::Syncing);
-        write_in_order(self.hold, &*self.file, writes)
+        self.events.phase(Phase::Syncing);
+        write_in_order(self.lease, &*self.file, writes)
     }
 
     /// A change that is interrupted must not look like one of the server's to the next session.
@@ -422,13 +422,13 @@ impl<'w> Work<'w> {
             present: self.bytes(),
             writes,
         })?;
-        let filed = self.filed(&changed);
-        Known::load(&filed).begin_changing_slots(&filed, changed.slot_digests())
+        let paths = self.paths(&changed);
+        KnownState::load(&paths).begin_changing_slots(&paths, changed.slot_digests())
     }
 
     /// The header as the server gives it on a handle of its own.
     fn read_again(&self) -> Result<Header, Failure> {
-        let file = self.store.open(self.hold.file_name(), Access::ReadOnly)?;
+        let file = self.store.open(self.lease.file_name(), Access::ReadOnly)?;
         let header = Header::load(&HeaderBytes(&*file))?;
         if !header.copies().both_good() {
             return Err(Failure::new(
@@ -454,9 +454,9 @@ impl<'w> Work<'w> {
         let mark = mark.or_else(|| Some(slot?.mark.clone()));
         let file_bytes = self.file.len()?;
         let payload = header.geometry(file_bytes)?;
-        let filed = self.filed(&header);
-        let noted = Known::load(&filed).accept_slots(&filed, header.slot_digests());
-        knowledge::tell(noted, self.say);
+        let paths = self.paths(&header);
+        let noted = KnownState::load(&paths).accept_slots(&paths, header.slot_digests());
+        knowledge::tell(noted, self.events);
         Ok(HeaderChanged {
             facts: facts(header.pins(), file_bytes, payload),
             slot: done.slot,
@@ -503,14 +503,14 @@ impl HeaderRead for Changed<'_> {
 
 /// Writes in order, each step durable before the next; then reads it back.
 pub(crate) fn write_in_order(
-    hold: &Hold,
+    lease: &ContainerLease,
     file: &dyn StoreFile,
     writes: &[HeaderWrite],
 ) -> Result<(), Failure> {
     let half_way = |failure: Failure| failure.with_more_hint(HALF_WAY);
     for write in writes {
         let done = match write {
-            HeaderWrite::Write(extent) => write_extent(hold, file, extent),
+            HeaderWrite::Write(extent) => write_extent(lease, file, extent),
             HeaderWrite::Barrier => file.flush().map_err(Failure::from),
         };
         done.map_err(half_way)?;
@@ -535,17 +535,22 @@ pub(crate) fn write_in_order(
             }
         }
     }
-    hold.all_settled()?;
+    lease.all_settled()?;
     Ok(())
 }
 
-fn write_extent(hold: &Hold, file: &dyn StoreFile, extent: &Extent) -> Result<(), Failure> {
-    hold.still_ours()?;
+fn write_extent(
+    lease: &ContainerLease,
+    file: &dyn StoreFile,
+    extent: &Extent,
+) -> Result<(), Failure> {
+    lease.still_ours()?;
     let range = extent.offset..extent.offset + extent.bytes.len() as u64;
-    hold.before_send(std::slice::from_ref(&range))
+    lease
+        .before_send(std::slice::from_ref(&range))
         .map_err(|fenced| match fenced {
             Fenced::Disconnected(error) => Failure::from(&error),
-            other => hold
+            other => lease
                 .lost()
                 .unwrap_or_else(|| Failure::failed(other.to_string())),
         })?;
@@ -553,15 +558,19 @@ fn write_extent(hold: &Hold, file: &dyn StoreFile, extent: &Extent) -> Result<()
 }
 
 /// Before the key comes near the header.
-fn compare_with_pins(start: &VolumeStart, header: &Header, say: &Say) -> Result<(), Failure> {
+fn compare_with_pins(
+    start: &VolumeStart,
+    header: &Header,
+    events: &EventSender,
+) -> Result<(), Failure> {
     match &start.pins {
-        PinPolicy::Known(pins) => header.check_pins(pins)?,
-        PinPolicy::Expect(fingerprint) => header.check_fingerprint(fingerprint)?,
-        PinPolicy::TrustOnce => say.notice(Notice::TrustedOnce {
+        IdentityPolicy::Known(pins) => header.check_pins(pins)?,
+        IdentityPolicy::Expect(fingerprint) => header.check_fingerprint(fingerprint)?,
+        IdentityPolicy::TrustOnce => events.notice(Notice::TrustedOnce {
             fingerprint: header.pins().fingerprint(),
         }),
     }
-    if !matches!(start.pins, PinPolicy::Known(_)) {
+    if !matches!(start.pins, IdentityPolicy::Known(_)) {
         header.pins().check_first()?;
     }
     if start.accept_changed_keys {

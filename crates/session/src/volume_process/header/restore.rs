@@ -6,7 +6,7 @@ use sprat_luks::{Header, HeaderRead, LuksErrorKind, Secret, SectorCipher};
 use sprat_store::ReadClass;
 
 use crate::file_system::ext4::ext4_bytes;
-use crate::settings::PinPolicy;
+use crate::settings::IdentityPolicy;
 use crate::state::headers;
 use crate::volume_process::header::edit::{Done, Work};
 use crate::{Exit, Failure};
@@ -36,12 +36,12 @@ impl Work<'_> {
             .map_err(|error| Failure::from(&error).context("the kept header does not open"))?;
         let cipher = SectorCipher::new(&key, &from)?;
         drop(key);
-        if present.is_none() && matches!(self.start.pins, PinPolicy::TrustOnce) {
+        if present.is_none() && matches!(self.start.pins, IdentityPolicy::TrustOnce) {
             self.check_fits(&from, &cipher)?;
         }
         self.settle(&from)?;
         let known = match &self.start.pins {
-            PinPolicy::Known(pins) => pins.sequence_id,
+            IdentityPolicy::Known(pins) => pins.sequence_id,
             _ => 0,
         };
         let bytes = self.bytes();
@@ -53,7 +53,7 @@ impl Work<'_> {
             .flat_map(Header::areas)
             .collect();
         let writes = from
-            .restore(&kept, there, known, proof, &gone, self.hold.turn())
+            .restore(&kept, there, known, proof, &gone, self.lease.turn())
             .map_err(|error| {
                 Failure::from(&error).context("the kept header can't be put back here")
             })?;
@@ -66,10 +66,10 @@ impl Work<'_> {
     /// What lies in the header's place; the newest one kept may be what is put back, so it is not
     /// replaced.
     fn keep_what_goes(&self, from: &Header, present: Option<&Header>) -> Result<PathBuf, Failure> {
-        let (filed, bytes) = (self.filed(from), self.bytes());
+        let (paths, bytes) = (self.paths(from), self.bytes());
         match present {
-            Some(present) => headers::keep_replaced(&filed, present, &bytes),
-            None => headers::keep_foreign(&filed, &bytes),
+            Some(present) => headers::keep_replaced(&paths, present, &bytes),
+            None => headers::keep_foreign(&paths, &bytes),
         }
     }
 

@@ -10,9 +10,9 @@ use crate::volume_process::late::BLOCK;
 use crate::volume_process::late::compare::{Compared, compare};
 use crate::volume_process::late::digest::DigestKey;
 use crate::volume_process::late::sent::{Replaced, Scope, Sent};
-use crate::volume_process::lease::Hold;
+use crate::volume_process::lease::ContainerLease;
 use crate::volume_process::ranges::merged;
-use crate::volume_process::shutdown::Say;
+use crate::volume_process::shutdown::EventSender;
 use crate::{Exit, Failure, text};
 
 /// What an opening found of late writes.
@@ -31,26 +31,26 @@ pub(crate) type Found = (Vec<FileName>, Vec<WatchNote>);
 /// and was not named by a check yet; from here on it notes what it sends.
 pub(crate) fn begin(
     start: &VolumeStart,
-    hold: &Hold,
+    lease: &ContainerLease,
     file: &dyn StoreFile,
     (key, offset_bytes): (DigestKey, u64),
     knowledge: &Knowledge,
-    say: &Say,
+    events: &EventSender,
 ) -> Result<Late, Failure> {
     let sent = Sent::new(key);
     // Who insists on reading what another holds gets what it gets.
     let found = match start.ignore_lock {
         true => Found::default(),
-        false => hold.late_found(),
+        false => lease.late_found(),
     };
-    let late_until = hold.late_until();
+    let late_until = lease.late_until();
     let writes = start.access == Access::ReadWrite;
     let whole = start.past_cache || (writes && late_until.is_none());
     let compared = match found.0.is_empty() && found.1.is_empty() {
         true => Compared::default(),
         false => {
             let found = (&found.0[..], &found.1[..]);
-            compare(&*hold.store(), file, sent.key(), found, whole)?
+            compare(&*lease.store(), file, sent.key(), found, whole)?
         }
     };
     let late = Late {
@@ -58,10 +58,10 @@ pub(crate) fn begin(
         not_compared: compared.uncompared.iter().map(not_compared).collect(),
     };
     for note in &late.not_compared {
-        say.notice(Notice::NotCompared(note.clone()));
+        events.notice(Notice::NotCompared(note.clone()));
     }
     if !writes {
-        hold.notes_sent(sent);
+        lease.notes_sent(sent);
         return Ok(late);
     }
     if !knowledge.knows_overwritten(&late.overwritten) {
@@ -71,14 +71,15 @@ pub(crate) fn begin(
         ));
     }
     let Some(until) = late_until else {
-        end_watches(hold, &found.0, &compared.compared)?;
-        hold.notes_sent(sent);
+        end_watches(lease, &found.0, &compared.compared)?;
+        lease.notes_sent(sent);
         return Ok(late);
     };
     let scope = match until.own_only {
         false => Scope::All,
         true => Scope::Within(merged(
-            hold.record()
+            lease
+                .record()
                 .suspects()
                 .into_iter()
                 .map(|range| range.start / BLOCK..range.end.div_ceil(BLOCK))
@@ -90,7 +91,7 @@ pub(crate) fn begin(
         // A session that dies after this leaves a note without a list: nobody knows what it wrote.
         // Where nobody compares anything, and this machine died before, that is not worth a note.
         if scope == Scope::All || !compared.listed.is_empty() {
-            hold.note_watch(until.until_s)?;
+            lease.note_watch(until.until_s)?;
         }
         // While a list is missing nobody knows what the others are worth.
         let replaced = match compared.uncompared.is_empty() {
@@ -102,7 +103,7 @@ pub(crate) fn begin(
         };
         sent.watch(scope, compared.expected, replaced);
     }
-    hold.notes_sent(sent);
+    lease.notes_sent(sent);
     Ok(late)
 }
 
@@ -113,15 +114,15 @@ pub(crate) fn begin(
 pub(crate) fn why_older(
     older: Failure,
     start: &VolumeStart,
-    hold: &Hold,
+    lease: &ContainerLease,
     file: &dyn StoreFile,
     (key, offset_bytes): (DigestKey, u64),
 ) -> Failure {
-    let (lists, notes) = hold.late_found();
+    let (lists, notes) = lease.late_found();
     if start.ignore_lock || (lists.is_empty() && notes.is_empty()) {
         return older;
     }
-    let Ok(compared) = compare(&*hold.store(), file, &key, (&lists, &notes), true) else {
+    let Ok(compared) = compare(&*lease.store(), file, &key, (&lists, &notes), true) else {
         return older;
     };
     let overwritten = of_volume(&compared.overwritten, offset_bytes);
@@ -161,11 +162,15 @@ fn not_compared(note: &WatchNote) -> NotCompared {
 
 /// Nothing can arrive any more and all that could was compared: notes and lists go. A list without
 /// a note is of no use, so it goes last.
-fn end_watches(hold: &Hold, lists: &[FileName], compared: &[String]) -> Result<(), Failure> {
+fn end_watches(
+    lease: &ContainerLease,
+    lists: &[FileName],
+    compared: &[String],
+) -> Result<(), Failure> {
     if !compared.is_empty() {
-        hold.drop_watches(compared)?;
+        lease.drop_watches(compared)?;
     }
-    let store = hold.store();
+    let store = lease.store();
     for list in lists {
         match store.remove_if_there(list) {
             Err(error) if error.kind() == StoreErrorKind::Disconnected => {

@@ -11,10 +11,10 @@ use crate::Failure;
 use crate::protocol::messages::{DRAIN_MAX, VolumeReply};
 use crate::settings::Notice;
 use crate::volume_process::late::{Found, Replaced, Sent};
-use crate::volume_process::lease::Hold;
-use crate::volume_process::shutdown::Say;
+use crate::volume_process::lease::ContainerLease;
+use crate::volume_process::shutdown::EventSender;
 
-impl Hold {
+impl ContainerLease {
     /// The lists beside the container and the notes in its lease, as this session found them.
     pub(crate) fn late_found(&self) -> Found {
         self.late_found.clone()
@@ -69,7 +69,7 @@ impl Hold {
 
     /// Leaves the list of what this session wrote, if it is watched and all of that is durable.
     /// Without it the note stays, and says that nobody can compare.
-    pub(crate) fn leave_written_list(&self, say: &Say) {
+    pub(crate) fn leave_written_list(&self, events: &EventSender) {
         let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
         let (Some(lock), Some(sent)) = (&*held, self.sent.get()) else {
             return;
@@ -92,7 +92,7 @@ impl Hold {
             Err(failure) => Err(failure),
         };
         if let Err(failure) = left {
-            say.notice(Notice::NotListed {
+            events.notice(Notice::NotListed {
                 reason: failure.in_one_line(),
             });
         }
@@ -119,7 +119,7 @@ impl Hold {
     /// more. The list comes first, so that it is there if this process is ended before the answers come.
     /// False where the lease was not lost so. What fails leaves the other session to wait and to
     /// compare.
-    pub(crate) fn answer_takeover(&self, say: &Say) -> bool {
+    pub(crate) fn answer_takeover(&self, events: &EventSender) -> bool {
         let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
         let (Some(lock), true) = (&*held, self.lost().is_some()) else {
             return false;
@@ -128,11 +128,11 @@ impl Hold {
             return false;
         };
         if let Some(sent) = self.sent.get() {
-            say.reply(&VolumeReply::Draining);
+            events.reply(&VolumeReply::Draining);
             let leave = || {
                 let noted = sent.noted();
                 if let Err(failure) = sent.leave_late_list(lock, &*store) {
-                    say.notice(Notice::NotListed {
+                    events.notice(Notice::NotListed {
                         reason: failure.in_one_line(),
                     });
                 }

@@ -5,15 +5,18 @@ use std::sync::{Arc, Weak};
 use sprat_store::lock;
 
 use crate::Failure;
-use crate::volume_process::lease::{Hold, Renewed};
-use crate::volume_process::shutdown::Stop;
+use crate::volume_process::lease::{ContainerLease, Renewed};
+use crate::volume_process::shutdown::StopFlag;
 
-/// Renews the lease for as long as `hold` lives; where it can't, the volume is aborted. Every other
+/// Renews the lease for as long as `lease` lives; where it can't, the volume is aborted. Every other
 /// time the lease is only read, so that a look is seldom so old that sending waits for another.
-pub(crate) fn keep_renewing(hold: &Arc<Hold>, stop: &Arc<Stop>) -> Result<(), Failure> {
-    hold.will_bear_sleep();
+pub(crate) fn keep_renewing(
+    lease: &Arc<ContainerLease>,
+    stop: &Arc<StopFlag>,
+) -> Result<(), Failure> {
+    lease.will_bear_sleep();
     let end = EndOfRenewing {
-        hold: Arc::downgrade(hold),
+        lease: Arc::downgrade(lease),
         stop: Arc::clone(stop),
     };
     std::thread::Builder::new()
@@ -25,36 +28,36 @@ pub(crate) fn keep_renewing(hold: &Arc<Hold>, stop: &Arc<Stop>) -> Result<(), Fa
 
 /// Without renewals the session looks like a dead one: however the thread ends, the sending ends.
 struct EndOfRenewing {
-    hold: Weak<Hold>,
-    stop: Arc<Stop>,
+    lease: Weak<ContainerLease>,
+    stop: Arc<StopFlag>,
 }
 
 impl Drop for EndOfRenewing {
     fn drop(&mut self) {
-        let Some(hold) = self.hold.upgrade() else {
+        let Some(lease) = self.lease.upgrade() else {
             return;
         };
-        hold.lose(Failure::failed("the lease is no longer renewed"));
+        lease.lose(Failure::failed("the lease is no longer renewed"));
         self.stop.abort_volume();
     }
 }
 
 fn renew_until_the_end(end: &EndOfRenewing) {
-    if let Some(hold) = end.hold.upgrade() {
-        hold.remove_old_leases();
+    if let Some(lease) = end.lease.upgrade() {
+        lease.remove_old_leases();
     }
     for turn in 1u64.. {
         std::thread::sleep(lock::RENEW_INTERVAL / 2);
-        let Some(hold) = end.hold.upgrade() else {
+        let Some(lease) = end.lease.upgrade() else {
             return;
         };
-        if hold.sleep.is_on() {
+        if lease.sleep.is_on() {
             continue;
         }
         match if turn % 2 == 0 {
-            hold.renew()
+            lease.renew()
         } else {
-            hold.look_early()
+            lease.look_early()
         } {
             Renewed::Held => {}
             Renewed::LineLost(cause) => end.stop.line_lost(cause),

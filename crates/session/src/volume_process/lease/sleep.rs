@@ -5,18 +5,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crate::volume_process::late::Sent;
-use crate::volume_process::lease::Hold;
+use crate::volume_process::lease::ContainerLease;
 use crate::volume_process::sleep::{self, Asleep, DRAIN_MAX, Sleeper};
 
 /// Whether the machine is about to sleep, and who has to be asked.
 #[derive(Default)]
 pub(crate) struct Sleep {
     asleep: Asleep,
-    watched: Mutex<Option<Weak<Hold>>>,
+    watched: Mutex<Option<Weak<ContainerLease>>>,
 }
 
 impl Sleep {
-    fn watched(&self) -> MutexGuard<'_, Option<Weak<Hold>>> {
+    fn watched(&self) -> MutexGuard<'_, Option<Weak<ContainerLease>>> {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -29,7 +29,7 @@ impl Sleep {
     }
 }
 
-impl Hold {
+impl ContainerLease {
     /// From the first write on logind is asked to wait for us before the machine sleeps.
     pub(crate) fn will_bear_sleep(self: &Arc<Self>) {
         *self.sleep.watched() = Some(Arc::downgrade(self));
@@ -37,8 +37,8 @@ impl Hold {
 
     /// Before something is sent: waits while the machine is about to sleep.
     pub(crate) fn wait_until_awake(&self) {
-        if let Some(hold) = self.sleep.watched().take() {
-            sleep::watch(OfHold(hold));
+        if let Some(lease) = self.sleep.watched().take() {
+            sleep::watch(LeaseSleeper(lease));
         }
         self.sleep.wait_until_awake();
     }
@@ -61,22 +61,22 @@ impl Hold {
 }
 
 /// The session, as long as it lives.
-struct OfHold(Weak<Hold>);
+struct LeaseSleeper(Weak<ContainerLease>);
 
-impl Sleeper for OfHold {
+impl Sleeper for LeaseSleeper {
     fn lives(&self) -> bool {
         self.0.strong_count() > 0
     }
 
     fn falls_asleep(&self) {
-        if let Some(hold) = self.0.upgrade() {
-            hold.fall_asleep();
+        if let Some(lease) = self.0.upgrade() {
+            lease.fall_asleep();
         }
     }
 
     fn wakes(&self) {
-        if let Some(hold) = self.0.upgrade() {
-            hold.wake();
+        if let Some(lease) = self.0.upgrade() {
+            lease.wake();
         }
     }
 }

@@ -11,31 +11,31 @@ use crate::protocol::messages::VolumeStart;
 use crate::settings::{Access, Notice, Phase, TAKEOVER_QUIET_TIMES};
 use crate::volume_process::connection::owner_note;
 use crate::volume_process::late::Found;
-use crate::volume_process::lease::{Hold, HoldParts};
+use crate::volume_process::lease::{ContainerLease, LeaseParts};
 use crate::volume_process::open::{Reached, opened_by};
-use crate::volume_process::shutdown::{Say, Stop};
+use crate::volume_process::shutdown::{EventSender, StopFlag};
 
 /// Takes the lock, or for a read-only session makes sure that nobody writes; `meanwhile` as in
 /// [`Lock::acquire_after`].
-pub(crate) fn hold(
+pub(crate) fn lease(
     start: &VolumeStart,
     reached: Reached,
-    stop: &Stop,
-    say: &Say,
+    stop: &StopFlag,
+    events: &EventSender,
     meanwhile: impl FnOnce() + Send,
-) -> Result<Arc<Hold>, Failure> {
-    hold_making_room(start, reached, stop, say, &mut || Ok(false), meanwhile)
+) -> Result<Arc<ContainerLease>, Failure> {
+    hold_making_room(start, reached, stop, events, &mut || Ok(false), meanwhile)
 }
 
-/// As [`hold`]; `make_room` is asked once where the lock's file can't be made.
+/// As [`lease`]; `make_room` is asked once where the lock's file can't be made.
 pub(crate) fn hold_making_room(
     start: &VolumeStart,
     reached: Reached,
-    stop: &Stop,
-    say: &Say,
+    stop: &StopFlag,
+    events: &EventSender,
     make_room: &mut dyn FnMut() -> Result<bool, Failure>,
     meanwhile: impl FnOnce() + Send,
-) -> Result<Arc<Hold>, Failure> {
+) -> Result<Arc<ContainerLease>, Failure> {
     let Reached {
         record,
         connection,
@@ -46,13 +46,13 @@ pub(crate) fn hold_making_room(
     let (lock, stale_lock, seen) = match start.access {
         Access::ReadWrite => {
             stop.begin_holding()?;
-            let lock = match take_lock_while(start, &*store, &record, first, (stop, say), meanwhile)
-            {
-                Err(error) if finds_no_room(&error) && make_room()? => {
-                    take_lock(start, &*store, &record, stop, say)?
-                }
-                taken => taken?,
-            };
+            let lock =
+                match take_lock_while(start, &*store, &record, first, (stop, events), meanwhile) {
+                    Err(error) if finds_no_room(&error) && make_room()? => {
+                        take_lock(start, &*store, &record, stop, events)?
+                    }
+                    taken => taken?,
+                };
             let seen = Seen {
                 late_found: (lock.lists(), lock.watched()),
                 ..Seen::default()
@@ -60,11 +60,11 @@ pub(crate) fn hold_making_room(
             (Some(lock), None, seen)
         }
         Access::ReadOnly => {
-            let (stale_lock, seen) = look_at_lock(start, &*store, &record, say)?;
+            let (stale_lock, seen) = look_at_lock(start, &*store, &record, events)?;
             (None, stale_lock, seen)
         }
     };
-    Ok(Arc::new(Hold::new(HoldParts {
+    Ok(Arc::new(ContainerLease::new(LeaseParts {
         connection,
         record,
         container: name.clone(),
@@ -84,15 +84,15 @@ pub(crate) fn take_lock(
     start: &VolumeStart,
     store: &dyn Store,
     record: &LocalRecord,
-    stop: &Stop,
-    say: &Say,
+    stop: &StopFlag,
+    events: &EventSender,
 ) -> Result<Lock, Failure> {
     Ok(take_lock_while(
         start,
         store,
         record,
         None,
-        (stop, say),
+        (stop, events),
         || {},
     )?)
 }
@@ -133,10 +133,10 @@ fn take_lock_while(
     store: &dyn Store,
     record: &LocalRecord,
     first: Option<FirstLook>,
-    (stop, say): (&Stop, &Say),
+    (stop, events): (&StopFlag, &EventSender),
     meanwhile: impl FnOnce() + Send,
 ) -> Result<Lock, TakeError> {
-    say.phase(Phase::Locking);
+    events.phase(Phase::Locking);
     let owner = owner_note(&PathBuf::from(&start.state_dir)).map_err(TakeError::Other)?;
     let mut first = match first {
         Some(first) => first,
@@ -153,7 +153,7 @@ fn take_lock_while(
     }
     let lock = Lock::acquire_after(&first, store, record, owner, meanwhile)?;
     if lock.took_over() {
-        say.notice(Notice::TookOverDeadSession);
+        events.notice(Notice::TookOverDeadSession);
     }
     Ok(lock)
 }
@@ -173,7 +173,7 @@ fn look_at_lock(
     start: &VolumeStart,
     store: &dyn Store,
     record: &LocalRecord,
-    say: &Say,
+    events: &EventSender,
 ) -> Result<(Option<LockInfo>, Seen), Failure> {
     let name = &start.target.name;
     let found = lock::inspect(store, name, Some(record))?;
@@ -187,11 +187,11 @@ fn look_at_lock(
     };
     // Not one that waits for a session of another machine.
     if info.is_left_by(record) && info.waits_for.is_empty() {
-        say.notice(Notice::DeadSessionLeftLock);
+        events.notice(Notice::DeadSessionLeftLock);
         return Ok((Some(info), seen));
     }
     if start.ignore_lock {
-        say.notice(Notice::LockIgnored {
+        events.notice(Notice::LockIgnored {
             holder: info.to_string(),
         });
         return Ok((Some(info), seen));
@@ -208,24 +208,24 @@ fn look_at_lock(
 /// reads waits, too: what it reads must not change under its eyes.
 pub(crate) fn wait_for_quiet(
     start: &VolumeStart,
-    hold: &Hold,
-    stop: &Stop,
-    say: &Say,
+    lease: &ContainerLease,
+    stop: &StopFlag,
+    events: &EventSender,
 ) -> Result<(), Failure> {
-    let suspects = hold.record().suspects();
-    if !hold.record().may_arrive() {
+    let suspects = lease.record().suspects();
+    if !lease.record().may_arrive() {
         return Ok(());
     }
-    say.notice(Notice::Suspects {
+    events.notice(Notice::Suspects {
         bytes: suspects.iter().map(|range| range.end - range.start).sum(),
     });
     let quiet_time = Duration::from_millis(start.quiet_time_ms) * TAKEOVER_QUIET_TIMES;
-    let until = hold.held_since() + quiet_time;
-    while hold.server_outlives_us() && Instant::now() < until {
+    let until = lease.held_since() + quiet_time;
+    while lease.server_outlives_us() && Instant::now() < until {
         stop.check()?;
         let left = until.saturating_duration_since(Instant::now());
         std::thread::sleep(left.min(Duration::from_millis(100)));
     }
-    hold.record().quiet()?;
+    lease.record().quiet()?;
     Ok(())
 }

@@ -16,30 +16,30 @@ use sprat_store::{
 };
 use sprat_volume::{Flush, Geometry, ReadOnlyOptions, Seen, Volume, VolumeOptions};
 
-use crate::address::Place;
+use crate::address::Location;
 use crate::file_system::ext4::ext4_bytes;
 use crate::protocol::messages::VolumeStart;
-use crate::settings::{Access, ContainerFacts, Notice, Phase, PinPolicy};
-use crate::state::paths::Filed;
+use crate::settings::{Access, ContainerFacts, IdentityPolicy, Notice, Phase};
+use crate::state::paths::StatePaths;
 use crate::state::{headers, moved, reserved_names};
 use crate::volume_process::cache::cache_options;
 use crate::volume_process::connection::{Connection, HeaderBytes, open_record};
 use crate::volume_process::extend_file::lengthen;
 use crate::volume_process::knowledge::Knowledge;
 use crate::volume_process::late::{self, DigestKey};
-use crate::volume_process::lease::{Hold, keep_renewing};
+use crate::volume_process::lease::{ContainerLease, keep_renewing};
 use crate::volume_process::open::acquire::hold_making_room;
 use crate::volume_process::open::prefetch::{Ahead, Looked, Unlocked, joined};
 use crate::volume_process::rewrite::forestall_rename;
-use crate::volume_process::shutdown::{Say, Stop};
+use crate::volume_process::shutdown::{EventSender, StopFlag};
 use crate::volume_process::{reserve, space_monitor};
 use crate::{Exit, Failure};
 
-pub(crate) use crate::volume_process::open::acquire::{hold, take_lock, wait_for_quiet};
+pub(crate) use crate::volume_process::open::acquire::{lease, take_lock, wait_for_quiet};
 
 /// A container that is ready to be served.
 pub(crate) struct Opened {
-    pub hold: Arc<Hold>,
+    pub lease: Arc<ContainerLease>,
     pub volume: Arc<Volume>,
     pub edge: Edge,
     pub facts: ContainerFacts,
@@ -88,10 +88,10 @@ pub(crate) fn opened_by(start: &VolumeStart) -> OpenedBy {
 pub(crate) fn open(
     start: &VolumeStart,
     secret: &Secret,
-    stop: &Arc<Stop>,
-    say: &Say,
+    stop: &Arc<StopFlag>,
+    events: &EventSender,
 ) -> Result<Opened, Failure> {
-    say.phase(Phase::Connecting);
+    events.phase(Phase::Connecting);
     let (record, connection, store) = reach(start)?;
     stop.check()?;
     let given_up = AtomicBool::new(false);
@@ -101,30 +101,31 @@ pub(crate) fn open(
             let reading = reading;
             Ahead::read(start, secret, &*reading, &given_up)
         }));
-        let opened =
-            check_container(start, &*store, &record, say).and_then(|(available_bytes, first)| {
+        let opened = check_container(start, &*store, &record, events).and_then(
+            |(available_bytes, first)| {
                 let reached = Reached {
                     record,
                     connection,
                     store,
                     first,
                 };
-                let (hold, looked) = hold_and_look(start, reached, &mut ahead, stop, say)?;
+                let (lease, looked) = hold_and_look(start, reached, &mut ahead, stop, events)?;
                 let opened = open_held(
                     start,
                     secret,
-                    &hold,
+                    &lease,
                     (ahead, looked),
                     available_bytes,
                     stop,
-                    say,
+                    events,
                 );
                 if opened.is_err() {
                     // Should this fail too, the next session of this host takes the lock over.
-                    let _ = hold.release();
+                    let _ = lease.release();
                 }
                 opened
-            });
+            },
+        );
         given_up.store(true, Ordering::SeqCst);
         opened
     })
@@ -162,25 +163,25 @@ impl<'scope> Reading<'scope> {
 fn open_held(
     start: &VolumeStart,
     secret: &Secret,
-    hold: &Arc<Hold>,
+    lease: &Arc<ContainerLease>,
     (ahead, mut looked): (Reading<'_>, Option<Looked>),
     available_bytes: Option<u64>,
-    stop: &Arc<Stop>,
-    say: &Say,
+    stop: &Arc<StopFlag>,
+    events: &EventSender,
 ) -> Result<Opened, Failure> {
-    keep_renewing(hold, stop)?;
-    let may_come_late = hold.record().may_arrive();
-    wait_for_quiet(start, hold, stop, say)?;
-    if start.access == Access::ReadWrite && (may_come_late || hold.late_requests_may_arrive()) {
-        forestall_rename(hold)?;
+    keep_renewing(lease, stop)?;
+    let may_come_late = lease.record().may_arrive();
+    wait_for_quiet(start, lease, stop, events)?;
+    if start.access == Access::ReadWrite && (may_come_late || lease.late_requests_may_arrive()) {
+        forestall_rename(lease)?;
         // A rename may have come in between.
         looked = None;
     }
-    let opened = unlock(start, secret, hold, ahead.end(), looked, stop, say)?;
+    let opened = unlock(start, secret, lease, ahead.end(), looked, stop, events)?;
     if let Some(size_bytes) = start.grow_to {
-        tell_overcommit(available_bytes, size_bytes, say);
+        tell_overcommit(available_bytes, size_bytes, events);
     }
-    reserve::give_up(start, &*hold.store(), available_bytes, say)?;
+    reserve::give_up(start, &*lease.store(), available_bytes, events)?;
     Ok(Opened {
         available_bytes,
         ..opened
@@ -192,14 +193,14 @@ fn check_container(
     start: &VolumeStart,
     store: &dyn Store,
     record: &LocalRecord,
-    say: &Say,
+    events: &EventSender,
 ) -> Result<(Option<u64>, Option<FirstLook>), Failure> {
     let takes_lock = start.access == Access::ReadWrite;
     let (writable, found, locks) = std::thread::scope(|scope| {
         let found = scope.spawn(|| stat_container(start, store));
         let look = || Lock::first_look(store, &start.target.name, record);
         let locks = takes_lock.then(|| scope.spawn(look));
-        let writable = check_writable(start, store, say);
+        let writable = check_writable(start, store, events);
         (writable, joined(found), locks.map(joined))
     });
     let available_bytes = writable?;
@@ -231,9 +232,9 @@ pub(crate) fn reach(
 }
 
 /// Says it where the server has less than a container may need.
-pub(crate) fn tell_overcommit(available_bytes: Option<u64>, size_bytes: u64, say: &Say) {
+pub(crate) fn tell_overcommit(available_bytes: Option<u64>, size_bytes: u64, events: &EventSender) {
     if let Some(available_bytes) = available_bytes.filter(|bytes| *bytes < size_bytes) {
-        say.notice(Notice::MoreThanServerHas {
+        events.notice(Notice::MoreThanServerHas {
             available_bytes,
             size_bytes,
         });
@@ -245,7 +246,7 @@ pub(crate) fn tell_overcommit(available_bytes: Option<u64>, size_bytes: u64, say
 pub(crate) fn check_writable(
     start: &VolumeStart,
     store: &dyn Store,
-    say: &Say,
+    events: &EventSender,
 ) -> Result<Option<u64>, Failure> {
     if start.access == Access::ReadOnly {
         return Ok(None);
@@ -264,7 +265,7 @@ pub(crate) fn check_writable(
                  then a crash of the server can cost the whole container",
             ));
         }
-        say.notice(Notice::NoDurableFlush);
+        events.notice(Notice::NoDurableFlush);
     }
     // A server that can't tell its free space will say so when it is full.
     let Ok(space) = store.free_space() else {
@@ -278,7 +279,7 @@ pub(crate) fn check_writable(
         .with_hint("nothing was changed; restore and mount work all the same"));
     }
     if space.available_bytes < space_monitor::LOW_BYTES {
-        say.notice(Notice::ServerSpaceLow {
+        events.notice(Notice::ServerSpaceLow {
             available_bytes: space.available_bytes,
         });
     }
@@ -334,7 +335,8 @@ pub(crate) fn stat_container(start: &VolumeStart, store: &dyn Store) -> Result<F
 /// Refuses to write to a local file that has a second name: the lock lies beside one of them, so a
 /// session under the other would write at the same time. SFTP does not say how many names there are.
 fn refuse_second_name(start: &VolumeStart) -> Result<(), Failure> {
-    let (Access::ReadWrite, Place::Local { folder }) = (start.access, &start.target.place) else {
+    let (Access::ReadWrite, Location::Local { folder }) = (start.access, &start.target.place)
+    else {
         return Ok(());
     };
     let about = std::fs::symlink_metadata(folder.join(start.target.name.as_str()));
@@ -359,9 +361,9 @@ fn hold_and_look(
     start: &VolumeStart,
     reached: Reached,
     ahead: &mut Reading<'_>,
-    stop: &Stop,
-    say: &Say,
-) -> Result<(Arc<Hold>, Option<Looked>), Failure> {
+    stop: &StopFlag,
+    events: &EventSender,
+) -> Result<(Arc<ContainerLease>, Option<Looked>), Failure> {
     let quiet = !reached.record.may_arrive();
     let reading = Arc::clone(&reached.store);
     let mut looked = None;
@@ -371,12 +373,12 @@ fn hold_and_look(
     let mut make_room = || {
         taken_later = true;
         match ahead.wait().map(Ahead::refusal) {
-            Some(None) => reserve::remove(start, &*reading, say),
+            Some(None) => reserve::remove(start, &*reading, events),
             Some(Some(failure)) => Err(failure.clone()),
             None => Ok(false),
         }
     };
-    let hold = hold_making_room(start, reached, stop, say, &mut make_room, || {
+    let lease = hold_making_room(start, reached, stop, events, &mut make_room, || {
         if quiet {
             // What can't be read is asked for once more, and its error told.
             looked = reading
@@ -386,41 +388,41 @@ fn hold_and_look(
         }
     })?;
     // What was read below a lock that was withdrawn is of unknown age.
-    Ok((hold, looked.filter(|_| !taken_later)))
+    Ok((lease, looked.filter(|_| !taken_later)))
 }
 
 /// Header, pins, key, and the volume behind them.
 fn unlock(
     start: &VolumeStart,
     secret: &Secret,
-    hold: &Arc<Hold>,
+    lease: &Arc<ContainerLease>,
     ahead: Option<Ahead>,
     looked: Option<Looked>,
-    stop: &Stop,
-    say: &Say,
+    stop: &StopFlag,
+    events: &EventSender,
 ) -> Result<Opened, Failure> {
     stop.check()?;
-    say.phase(Phase::Unlocking);
-    let store = hold.store();
+    events.phase(Phase::Unlocking);
+    let store = lease.store();
     let looked = match looked {
         Some(looked) => looked,
         None => {
             let file = match (&ahead, start.access) {
                 (Some(ahead), Access::ReadOnly) => Arc::clone(&ahead.file),
-                _ => store.open(hold.file_name(), start.access.into())?,
+                _ => store.open(lease.file_name(), start.access.into())?,
             };
             Looked::at(file, start)?
         }
     };
     let unlocked = looked.unlocked(ahead, start, secret)?;
-    let mut knowledge = Knowledge::new(start, hold, &unlocked)?;
+    let mut knowledge = Knowledge::new(start, lease, &unlocked)?;
     let Unlocked { header, key, .. } = unlocked;
-    tell_copies(&header, say);
+    tell_copies(&header, events);
     if start.past_cache {
-        tell_slot_areas(start, &header, &*looked.file, say)?;
+        tell_slot_areas(start, &header, &*looked.file, events)?;
     }
-    if let PinPolicy::TrustOnce = &start.pins {
-        say.notice(Notice::TrustedOnce {
+    if let IdentityPolicy::TrustOnce = &start.pins {
+        events.notice(Notice::TrustedOnce {
             fingerprint: header.pins().fingerprint(),
         });
     }
@@ -434,25 +436,25 @@ fn unlock(
         None => None,
     };
     let digests = (DigestKey::of(&key)?, payload.offset_bytes);
-    if let Err(failure) = knowledge.compare(start, first_block.as_deref(), file_bytes, say) {
+    if let Err(failure) = knowledge.compare(start, first_block.as_deref(), file_bytes, events) {
         return Err(match knowledge.found_older() {
-            true => late::why_older(failure, start, hold, &*looked.file, digests),
+            true => late::why_older(failure, start, lease, &*looked.file, digests),
             false => failure,
         });
     }
-    let late = late::begin(start, hold, &*looked.file, digests, &knowledge, say)?;
+    let late = late::begin(start, lease, &*looked.file, digests, &knowledge, events)?;
     let edge = Edge::new(opened_by(start), key, cipher)?;
     stop.check()?;
     let mut hole_from_bytes = u64::MAX;
     if let Some(wanted_bytes) = start.grow_to {
-        lengthen(&*looked.file, hold, file_bytes, wanted_bytes)?;
+        lengthen(&*looked.file, lease, file_bytes, wanted_bytes)?;
         if wanted_bytes > file_bytes {
             hole_from_bytes = payload.len_bytes;
         }
         file_bytes = wanted_bytes;
         payload = header.geometry(file_bytes)?;
     }
-    hold.learn(pins.clone(), file_bytes);
+    lease.learn(pins.clone(), file_bytes);
     if start.access == Access::ReadWrite {
         knowledge.begin_writing()?;
     }
@@ -461,23 +463,23 @@ fn unlock(
         && !start.ignore_lock
         && let Ok(first_block) = looked.first_block(payload.offset_bytes)
     {
-        hold.begin_reading(file_bytes, payload.offset_bytes, first_block);
+        lease.begin_reading(file_bytes, payload.offset_bytes, first_block);
     }
     let seen = looked.seen(payload.offset_bytes);
     let known = Known {
         seen: seen.filter(|_| start.grow_to.is_none()),
         hole_from_bytes,
     };
-    tell_settling(hold, say);
-    let volume = open_volume(start, hold, looked.file, payload, known)?;
+    tell_settling(lease, events);
+    let volume = open_volume(start, lease, looked.file, payload, known)?;
     if volume.cache_was_outdated() {
-        say.notice(Notice::CacheOutdated);
+        events.notice(Notice::CacheOutdated);
     } else if knowledge.written_elsewhere() {
-        say.notice(Notice::WrittenElsewhere);
+        events.notice(Notice::WrittenElsewhere);
     }
     stop.reaches(&volume);
     Ok(Opened {
-        hold: Arc::clone(hold),
+        lease: Arc::clone(lease),
         volume,
         edge,
         facts: ContainerFacts {
@@ -495,14 +497,14 @@ fn unlock(
 }
 
 /// Says how far a dead session's bytes are settled, every few seconds.
-fn tell_settling(hold: &Hold, say: &Say) {
-    let say = say.clone();
+fn tell_settling(lease: &ContainerLease, events: &EventSender) {
+    let events = events.clone();
     let told = Mutex::new(Instant::now());
-    hold.while_settling(move |done_bytes, whole_bytes| {
+    lease.while_settling(move |done_bytes, whole_bytes| {
         let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
         if told.elapsed() >= SETTLING_INTERVAL {
             *told = Instant::now();
-            say.notice(Notice::Settling {
+            events.notice(Notice::Settling {
                 done_bytes,
                 whole_bytes,
             });
@@ -526,7 +528,7 @@ pub(crate) fn facts(pins: Pins, file_bytes: u64, payload: Payload) -> ContainerF
     }
 }
 
-fn tell_copies(header: &AnyHeader, say: &Say) {
+fn tell_copies(header: &AnyHeader, events: &EventSender) {
     let Some(copies) = header.copies() else {
         return;
     };
@@ -543,7 +545,7 @@ fn tell_copies(header: &AnyHeader, say: &Say) {
             ),
             _ => continue,
         };
-        say.notice(Notice::HeaderCopyDamaged { copy: what });
+        events.notice(Notice::HeaderCopyDamaged { copy: what });
     }
 }
 
@@ -552,19 +554,19 @@ fn tell_slot_areas(
     start: &VolumeStart,
     header: &AnyHeader,
     file: &dyn StoreFile,
-    say: &Say,
+    events: &EventSender,
 ) -> Result<(), Failure> {
     let AnyHeader::Luks2(header) = header else {
         return Ok(());
     };
-    let filed = Filed::new(
+    let paths = StatePaths::new(
         &PathBuf::from(&start.state_dir),
         header.uuid(),
         &start.target,
     );
-    let slots = headers::differing_slots(&filed, header, &HeaderBytes(file))?;
+    let slots = headers::differing_slots(&paths, header, &HeaderBytes(file))?;
     if !slots.is_empty() {
-        say.notice(Notice::SlotAreasDiffer { slots });
+        events.notice(Notice::SlotAreasDiffer { slots });
     }
     Ok(())
 }
@@ -588,7 +590,7 @@ impl Default for Known {
 
 pub(crate) fn open_volume(
     start: &VolumeStart,
-    hold: &Arc<Hold>,
+    lease: &Arc<ContainerLease>,
     file: Arc<dyn StoreFile>,
     payload: Payload,
     known: Known,
@@ -598,22 +600,22 @@ pub(crate) fn open_volume(
         len_bytes: payload.len_bytes,
     };
     let reconnect_max = Duration::from_millis(start.reconnect_max_ms);
-    let session: Arc<dyn sprat_volume::SessionHooks> = Arc::clone(hold) as _;
+    let session: Arc<dyn sprat_volume::SessionHooks> = Arc::clone(lease) as _;
     let volume = match start.access {
         Access::ReadOnly => {
             // On a disk, not in memory: a journal may be large.
             let mut options = ReadOnlyOptions::new(PathBuf::from(&start.state_dir));
             options.reconnect_max = reconnect_max;
-            options.cache = cache_options(start, hold, known.seen);
+            options.cache = cache_options(start, lease, known.seen);
             Volume::open_read_only(file, geometry, session, options)?
         }
         Access::ReadWrite => {
             let options = VolumeOptions {
                 write_buffer_bytes_max: start.write_buffer_bytes_max,
                 reconnect_max,
-                cache: cache_options(start, hold, known.seen),
+                cache: cache_options(start, lease, known.seen),
                 quiet_time: Duration::from_millis(start.quiet_time_ms),
-                in_doubt: hold.record().suspects(),
+                in_doubt: lease.record().suspects(),
                 old_server_dead: true,
                 zeros_are_holes: true,
                 hole_from_bytes: known.hole_from_bytes,

@@ -20,7 +20,7 @@ use sprat_store::{FileStat, ReadClass, Store, StoreError, StoreFile};
 use sprat_volume::Seen;
 
 use crate::protocol::messages::VolumeStart;
-use crate::settings::PinPolicy;
+use crate::settings::IdentityPolicy;
 use crate::volume_process::open::opened_by;
 use crate::{Failure, state};
 
@@ -52,11 +52,11 @@ impl Unlocked {
         })?;
         let found = header.pins();
         match &start.pins {
-            PinPolicy::Known(pins) => header.check_pins(pins)?,
-            PinPolicy::Expect(fingerprint) => header.check_fingerprint(fingerprint)?,
-            PinPolicy::TrustOnce => {}
+            IdentityPolicy::Known(pins) => header.check_pins(pins)?,
+            IdentityPolicy::Expect(fingerprint) => header.check_fingerprint(fingerprint)?,
+            IdentityPolicy::TrustOnce => {}
         }
-        if !matches!(start.pins, PinPolicy::Known(_)) {
+        if !matches!(start.pins, IdentityPolicy::Known(_)) {
             found.check_first()?;
         }
         if let Some(slots) = header.slot_digests().filter(|_| !start.accept_changed_keys) {
@@ -170,8 +170,8 @@ impl Looked {
     /// Asks for everything at once. Where the volume begins is known from the pins, or not yet.
     pub(crate) fn at(file: Arc<dyn StoreFile>, start: &VolumeStart) -> Result<Self, StoreError> {
         let first_at = match &start.pins {
-            PinPolicy::Known(pins) => Some(pins.payload_offset_bytes),
-            PinPolicy::Expect(_) | PinPolicy::TrustOnce => None,
+            IdentityPolicy::Known(pins) => Some(pins.payload_offset_bytes),
+            IdentityPolicy::Expect(_) | IdentityPolicy::TrustOnce => None,
         };
         let block = |offset: u64, len: usize| {
             let mut bytes = vec![0; len];

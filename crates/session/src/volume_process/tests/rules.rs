@@ -4,37 +4,37 @@
 use sprat_store::{LockError, lock};
 
 use crate::protocol::messages::{ChangeStart, Slot};
-use crate::settings::PinPolicy;
-use crate::state::paths::Filed;
-use crate::state::{Finding, FirstBlock, Known, headers};
+use crate::settings::IdentityPolicy;
+use crate::state::paths::StatePaths;
+use crate::state::{Finding, FirstBlock, KnownState, headers};
 use crate::volume_process::tests::*;
 
 /// Where the volume of [`make_container`] begins.
 const OFFSET: u64 = 16 << 20;
 
-pub(super) fn say() -> Say {
+pub(super) fn events() -> EventSender {
     let (ours, theirs) = UnixStream::pair().unwrap();
     // Nobody listens, and nobody misses anything.
     std::mem::forget(theirs);
-    Say(Sender::new(ours))
+    EventSender(Sender::new(ours))
 }
 
 impl Held {
     /// This session is killed, and the next one of this machine takes the container.
     fn killed_and_taken_again(self) -> Self {
-        drop(self.hold);
+        drop(self.lease);
         Self::in_folder(self.folder, |store| store)
     }
 
     fn header(&self) -> Header {
-        let store = self.hold.store();
-        let file = store.open(self.hold.file_name(), StoreAccess::ReadOnly);
+        let store = self.lease.store();
+        let file = store.open(self.lease.file_name(), StoreAccess::ReadOnly);
         Header::load(&HeaderBytes(&*file.unwrap())).unwrap()
     }
 
     /// A session that only reads the container, which nobody holds now.
-    fn reader(&self) -> Hold {
-        assert!(self.hold.release().unwrap());
+    fn reader(&self) -> ContainerLease {
+        assert!(self.lease.release().unwrap());
         let state = self.folder.path().join("reader");
         let record = open_record(&state, &self.start.target, Access::ReadOnly).unwrap();
         let connection = Connection::new(&self.start, &record).unwrap();
@@ -42,7 +42,7 @@ impl Held {
         let container = self.start.target.name.clone();
         let seen = lock::inspect(&*store, &container, None).unwrap();
         assert!(seen.held.is_none());
-        let hold = Hold::new(HoldParts {
+        let lease = ContainerLease::new(LeaseParts {
             connection,
             record,
             file_name: container.clone(),
@@ -56,9 +56,9 @@ impl Held {
             highest_is_own: false,
             late_found: late::Found::default(),
         });
-        hold.learn(self.header().pins(), FILE_BYTES);
-        hold.begin_reading(FILE_BYTES, OFFSET, vec![0; 4096]);
-        hold
+        lease.learn(self.header().pins(), FILE_BYTES);
+        lease.begin_reading(FILE_BYTES, OFFSET, vec![0; 4096]);
+        lease
     }
 
     /// Another machine takes the lock.
@@ -76,16 +76,16 @@ impl Held {
     fn kept_to_be_put_back(&self) -> ChangeStart {
         let header = self.header();
         let file = std::fs::File::open(self.path("x.luks")).unwrap();
-        let kept = headers::keep_newest(&self.filed(), &header, &file, None).unwrap();
+        let kept = headers::keep_newest(&self.paths(), &header, &file, None).unwrap();
         ChangeStart::Restore {
             kept: kept.path.into_os_string(),
             shown: Some(header.sequence_id()),
         }
     }
 
-    fn filed(&self) -> Filed {
+    fn paths(&self) -> StatePaths {
         let state = self.folder.path().join("state");
-        Filed::new(&state, self.header().uuid(), &self.start.target)
+        StatePaths::new(&state, self.header().uuid(), &self.start.target)
     }
 
     /// Gives both copies of the header another sequence, as later changes do that leave the keys as
@@ -125,35 +125,35 @@ fn another_key() -> (ChangeStart, [Secret; 2]) {
 fn what_a_killed_session_wrote_to_a_disk_of_this_machine_is_not_waited_for() {
     let held = Held::new();
     let range = std::slice::from_ref(&(0..4096));
-    held.hold.before_send(range).unwrap();
+    held.lease.before_send(range).unwrap();
     let next = held.killed_and_taken_again();
     // On a server something of it might still arrive.
     assert!(next.door.unwrap().own_only);
-    assert_eq!(next.hold.late_until(), None);
-    assert!(next.hold.may_give_back());
+    assert_eq!(next.lease.late_until(), None);
+    assert!(next.lease.may_give_back());
 }
 
 #[test]
 fn a_change_of_keys_after_a_killed_session_settles_what_that_one_left() {
     let held = Held::new();
-    held.hold
+    held.lease
         .before_send(std::slice::from_ref(&(OFFSET..OFFSET + 4096)))
         .unwrap();
-    let leftover = HalfMade::Rewritten.name(held.hold.file_name()).unwrap();
+    let leftover = HalfMade::Rewritten.name(held.lease.file_name()).unwrap();
     let leftover = held.path(leftover.as_str());
     std::fs::copy(held.path("x.luks"), &leftover).unwrap();
     let before = held.header();
     let Held {
         folder,
         mut start,
-        hold,
+        lease,
         ..
     } = held;
-    drop(hold);
-    start.pins = PinPolicy::Known(before.pins());
+    drop(lease);
+    start.pins = IdentityPolicy::Known(before.pins());
     let (add, secrets) = another_key();
-    let stop = Arc::new(Stop::default());
-    let changed = edit::change(&start, &add, &secrets, &stop, &say()).unwrap();
+    let stop = Arc::new(StopFlag::default());
+    let changed = edit::change(&start, &add, &secrets, &stop, &events()).unwrap();
     // A late rename finds nothing any more.
     assert!(!leftover.exists());
     assert_eq!(changed.lock_left, None);
@@ -174,8 +174,10 @@ fn what_a_killed_session_had_under_way_is_settled_before_a_header_is_written() {
         let held = Held::new();
         let under_way = OFFSET + (1 << 20);
         let range = under_way..under_way + 4096;
-        held.hold.before_send(std::slice::from_ref(&range)).unwrap();
-        drop(held.hold);
+        held.lease
+            .before_send(std::slice::from_ref(&range))
+            .unwrap();
+        drop(held.lease);
         let asked: Arc<Mutex<Vec<String>>> = Arc::default();
         let log = Arc::clone(&asked);
         let mut held = Held::in_folder(held.folder, |below| {
@@ -186,14 +188,14 @@ fn what_a_killed_session_had_under_way_is_settled_before_a_header_is_written() {
                 refused: Arc::default(),
             })
         });
-        held.start.pins = PinPolicy::Known(held.header().pins());
+        held.start.pins = IdentityPolicy::Known(held.header().pins());
         let (add, secrets) = another_key();
         let what = match restores {
             true => held.kept_to_be_put_back(),
             false => add,
         };
-        let (stop, say) = (Stop::default(), say());
-        let work = edit::Work::begin(&held.start, &held.hold, &stop, &say).unwrap();
+        let (stop, events) = (StopFlag::default(), events());
+        let work = edit::Work::begin(&held.start, &held.lease, &stop, &events).unwrap();
         log.lock().unwrap().clear();
         work.carry_out(&what, &secrets).unwrap();
         let log = log.lock().unwrap().clone();
@@ -213,13 +215,13 @@ fn what_a_killed_session_had_under_way_is_settled_before_a_header_is_written() {
 fn a_kept_header_goes_back_only_over_the_one_that_was_shown() {
     let mut held = Held::new();
     let what = held.kept_to_be_put_back();
-    held.start.pins = PinPolicy::Known(held.header().pins());
+    held.start.pins = IdentityPolicy::Known(held.header().pins());
     let (_, secrets) = another_key();
     // Another machine changes the keys while a person decides.
     held.set_sequence(held.header().sequence_id() + 3);
     let before = std::fs::read(held.path("x.luks")).unwrap();
-    let (stop, say) = (Stop::default(), say());
-    let work = edit::Work::begin(&held.start, &held.hold, &stop, &say).unwrap();
+    let (stop, events) = (StopFlag::default(), events());
+    let work = edit::Work::begin(&held.start, &held.lease, &stop, &events).unwrap();
     let refused = work.carry_out(&what, &secrets).unwrap_err();
     assert!(refused.what.contains("in the meantime"), "{refused:?}");
     assert!(std::fs::read(held.path("x.luks")).unwrap() == before);
@@ -289,19 +291,19 @@ fn first_block(counter: u64) -> Vec<u8> {
 fn a_session_notes_the_state_that_it_leaves_with_its_length_also_where_it_wrote_no_first_block() {
     let held = Held::new();
     let header = held.header();
-    let filed = held.filed();
+    let paths = held.paths();
     let stamp = |counter: u64, bytes: u64| {
         FirstBlock::read(&first_block(counter), bytes)
             .unwrap()
             .stamp
     };
-    let now = |counter, bytes| Known::load(&filed).compare(Some(&stamp(counter, bytes)), true);
+    let now = |counter, bytes| KnownState::load(&paths).compare(Some(&stamp(counter, bytes)), true);
     let mut knowledge = Knowledge::of_new(&held.start, &header, None);
     knowledge
-        .compare(&held.start, Some(&first_block(5)), FILE_BYTES, &say())
+        .compare(&held.start, Some(&first_block(5)), FILE_BYTES, &events())
         .unwrap();
     knowledge
-        .end_writing(None, FILE_BYTES, None, &say())
+        .end_writing(None, FILE_BYTES, None, &events())
         .unwrap();
     assert_eq!(now(5, FILE_BYTES), Finding::Same);
     assert_eq!(now(6, FILE_BYTES), Finding::WrittenElsewhere);
@@ -311,7 +313,7 @@ fn a_session_notes_the_state_that_it_leaves_with_its_length_also_where_it_wrote_
     assert_eq!(now(6, FILE_BYTES), Finding::OwnInterrupted);
     let longer = FILE_BYTES + 4096;
     knowledge
-        .end_writing(Some(first_block(6)), longer, None, &say())
+        .end_writing(Some(first_block(6)), longer, None, &events())
         .unwrap();
     assert_eq!(now(6, longer), Finding::Same);
     assert_eq!(now(7, longer), Finding::WrittenElsewhere);
@@ -321,21 +323,21 @@ fn a_session_notes_the_state_that_it_leaves_with_its_length_also_where_it_wrote_
 #[test]
 fn a_kept_header_is_not_replaced_by_an_older_one_with_the_same_keys() {
     let held = Held::new();
-    let (filed, before) = (held.filed(), held.header().sequence_id());
+    let (paths, before) = (held.paths(), held.header().sequence_id());
     let keep = |sequence| {
         held.set_sequence(sequence);
         let header = held.header();
         assert_eq!(header.sequence_id(), sequence);
         let file = std::fs::File::open(held.path("x.luks")).unwrap();
-        let kept = headers::keep_newest(&filed, &header, &file, None).unwrap();
+        let kept = headers::keep_newest(&paths, &header, &file, None).unwrap();
         assert!(kept.aside.is_none());
     };
     keep(before + 4);
     keep(before + 5);
-    assert!(headers::others(&filed).is_empty());
+    assert!(headers::others(&paths).is_empty());
     // A server that shows an older header must not end what a newer one alone may still open.
     keep(before + 3);
-    let [other] = &headers::others(&filed)[..] else {
+    let [other] = &headers::others(&paths)[..] else {
         panic!("the newer one is gone");
     };
     let newer = headers::load(&headers::open(other).unwrap(), other).unwrap();

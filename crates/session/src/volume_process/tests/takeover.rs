@@ -5,7 +5,7 @@ use sprat_luks::Payload;
 use sprat_volume::Flush;
 
 use crate::volume_process::lease::Renewed;
-use crate::volume_process::tests::rules::say;
+use crate::volume_process::tests::rules::events;
 use crate::volume_process::tests::*;
 
 /// Of the sessions here.
@@ -16,14 +16,14 @@ const QUIET_TIME: Duration = Duration::from_millis(250);
 fn after_a_kill_on_a_server() -> Held {
     let first = Held::new();
     let range = std::slice::from_ref(&(0..4096));
-    first.hold.before_send(range).unwrap();
+    first.lease.before_send(range).unwrap();
     let Held {
         folder,
         mut start,
-        hold,
+        lease,
         ..
     } = first;
-    drop(hold);
+    drop(lease);
     let record = open_record(
         &folder.path().join("state"),
         &start.target,
@@ -37,7 +37,7 @@ fn after_a_kill_on_a_server() -> Held {
     start.quiet_time_ms = u64::try_from(QUIET_TIME.as_millis()).unwrap();
     start.target = Target::parse("ssh://no.host/srv/x.luks", Path::new("/")).unwrap();
     let name = start.target.name.clone();
-    let hold = Arc::new(Hold::new(HoldParts {
+    let lease = Arc::new(ContainerLease::new(LeaseParts {
         connection: Connection::new(&start, &record).unwrap(),
         record,
         container: name.clone(),
@@ -54,7 +54,7 @@ fn after_a_kill_on_a_server() -> Held {
     Held {
         folder,
         start,
-        hold,
+        lease,
         door: None,
     }
 }
@@ -62,27 +62,27 @@ fn after_a_kill_on_a_server() -> Held {
 #[test]
 fn a_takeover_waits_two_quiet_times_and_gives_nothing_back_before() {
     let held = after_a_kill_on_a_server();
-    let hold = &held.hold;
-    assert!(hold.record().owes_quiet());
+    let lease = &held.lease;
+    assert!(lease.record().owes_quiet());
     // Also where all that is known to be under way was settled by other means: more may be.
-    hold.all_settled().unwrap();
-    assert!(!hold.release().unwrap(), "the wait is owed");
-    let stop = Stop::default();
+    lease.all_settled().unwrap();
+    assert!(!lease.release().unwrap(), "the wait is owed");
+    let stop = StopFlag::default();
     stop.request();
-    acquire::wait_for_quiet(&held.start, hold, &stop, &say()).unwrap_err();
-    assert!(!hold.release().unwrap(), "a wait that was cut short");
-    acquire::wait_for_quiet(&held.start, hold, &Stop::default(), &say()).unwrap();
-    let waited = hold.held_since().elapsed();
+    acquire::wait_for_quiet(&held.start, lease, &stop, &events()).unwrap_err();
+    assert!(!lease.release().unwrap(), "a wait that was cut short");
+    acquire::wait_for_quiet(&held.start, lease, &StopFlag::default(), &events()).unwrap();
+    let waited = lease.held_since().elapsed();
     assert!(waited >= 2 * QUIET_TIME, "{waited:?}");
-    assert!(!hold.record().owes_quiet());
-    assert!(hold.release().unwrap());
+    assert!(!lease.record().owes_quiet());
+    assert!(lease.release().unwrap());
 }
 
 #[test]
 fn who_waited_leaves_no_wait_to_the_next_session() {
     let held = after_a_kill_on_a_server();
-    acquire::wait_for_quiet(&held.start, &held.hold, &Stop::default(), &say()).unwrap();
-    drop(held.hold);
+    acquire::wait_for_quiet(&held.start, &held.lease, &StopFlag::default(), &events()).unwrap();
+    drop(held.lease);
     let local = held.folder.path().join("store/x.luks");
     let target = Target::parse(&local.display().to_string(), Path::new("/")).unwrap();
     let state = held.folder.path().join("state");
@@ -104,22 +104,22 @@ fn three_renewals_that_fail_in_a_row_end_the_session_and_fewer_do_not() {
     });
     let renew = |fails: bool| {
         refused.store(fails, Ordering::SeqCst);
-        matches!(held.hold.renew(), Renewed::Held)
+        matches!(held.lease.renew(), Renewed::Held)
     };
     for _ in 0..2 {
         assert!(renew(true) && renew(true), "it may be over in a moment");
         assert!(renew(false), "and then they count from the beginning");
     }
     assert!(renew(true) && renew(true));
-    assert!(held.hold.lost().is_none());
+    assert!(held.lease.lost().is_none());
     assert!(!renew(true));
-    let failure = held.hold.lost().unwrap();
+    let failure = held.lease.lost().unwrap();
     assert_eq!(failure.exit, Exit::Failed, "{failure:?}");
     refused.store(false, Ordering::SeqCst);
     let range = std::slice::from_ref(&(0..4096));
-    assert!(held.hold.before_epoch().is_err() && !held.hold.release().unwrap());
-    held.hold.looked_ago(Duration::from_secs(60));
-    assert!(held.hold.before_send(range).is_err());
+    assert!(held.lease.before_epoch().is_err() && !held.lease.release().unwrap());
+    held.lease.looked_ago(Duration::from_secs(60));
+    assert!(held.lease.before_send(range).is_err());
 }
 
 #[test]
@@ -132,12 +132,12 @@ fn nothing_is_sent_before_the_snapshots_were_looked_for() {
         sector_bytes: 4096,
     };
     let file = held
-        .hold
+        .lease
         .store()
-        .open(held.hold.file_name(), StoreAccess::ReadWrite)
+        .open(held.lease.file_name(), StoreAccess::ReadWrite)
         .unwrap();
     let known = open::Known::default();
-    let volume = open::open_volume(&held.start, &held.hold, file, payload, known).unwrap();
+    let volume = open::open_volume(&held.start, &held.lease, file, payload, known).unwrap();
     let on_the_server = || {
         let mut block = [0; 4096];
         let file = std::fs::File::open(held.path("x.luks")).unwrap();
@@ -164,14 +164,14 @@ fn a_change_of_keys_that_lost_its_lease_answers_once_all_it_sent_is_durable() {
         text.contains("\"free\":true")
     };
     let range = std::slice::from_ref(&(0..4096));
-    held.hold.before_send(range).unwrap();
+    held.lease.before_send(range).unwrap();
     held.lose_the_lock();
-    assert!(held.hold.before_epoch().is_err());
-    assert!(!held.hold.release().unwrap());
+    assert!(held.lease.before_epoch().is_err());
+    assert!(!held.lease.release().unwrap());
     assert!(!is_free(), "something may still arrive");
-    held.hold.all_settled().unwrap();
-    assert!(!held.hold.release().unwrap());
+    held.lease.all_settled().unwrap();
+    assert!(!held.lease.release().unwrap());
     assert!(is_free());
     // Nothing follows it, however fresh the last look was.
-    assert!(held.hold.before_send(range).is_err());
+    assert!(held.lease.before_send(range).is_err());
 }
