@@ -1,32 +1,32 @@
-//! Sets the tree of a run aside, where the run goes on in a new, empty one that links to it.
+//! Sets the tree of a run aside. The run continues in a new, empty tree that links to it.
 //!
-//! The tree becomes a `.partial`, as that of an interrupted run: whatever happens from here on, the
-//! next run can use it, and a finished run removes it.
+//! The tree becomes a `.partial`, like that of an interrupted run. Whatever happens then, the next run
+//! can use it, and a finished run removes it.
 
 use std::cell::RefCell;
 use std::ffi::OsString;
 use std::fs::File;
 
+use crate::cancel::Cancel;
 use crate::error::SnapshotError;
 use crate::job::{Folder, RunFolder};
 use crate::name::SnapshotName;
+use crate::name_list::NameList;
 use crate::recent;
-use crate::record::NameList;
 use crate::rsync::Invocation;
-use crate::spec::Cancel;
 
-/// rsync takes 20 `--link-dest`. Of trees that the same run made, one after the other, the newest has
-/// what the older ones have.
+/// rsync accepts 20 `--link-dest`. Among trees that one run set aside, the newest has all that the older
+/// ones have.
 const ASIDE_MAX: usize = 3;
 
-/// What is needed for it.
+/// Sets trees aside for one run.
 pub(crate) struct Aside<'a> {
     folder: &'a RunFolder,
-    /// The run's.
+    /// The name of the run.
     name: SnapshotName,
     /// A file on the volume, for `syncfs`.
     sync: &'a File,
-    /// Trees that a newer one can replace, oldest first.
+    /// Trees that a newer one replaces, oldest first.
     replaceable: RefCell<Vec<Folder>>,
 }
 
@@ -40,9 +40,9 @@ impl<'a> Aside<'a> {
         }
     }
 
-    /// Sets the tree aside, makes a new one, and lets `invocation` link to the former first. `recent`:
-    /// files in it that prove nothing by their time. `replaceable`: the next such tree will have all
-    /// that this one has.
+    /// Sets the tree aside, creates a new one, and lets `invocation` link to the former first. `recent`:
+    /// the files in it whose time proves nothing. `replaceable`: the next such tree will have all that
+    /// this one has.
     pub(crate) fn begin_again(
         &self,
         invocation: &mut Invocation,
@@ -65,7 +65,7 @@ impl<'a> Aside<'a> {
         Ok(())
     }
 
-    /// Makes the tree an interrupted one, and a new, empty one of the run's name.
+    /// Turns the tree into an interrupted one, and creates a new, empty tree for the run.
     pub(crate) fn set_aside(&self, recent: &NameList) -> Result<Folder, SnapshotError> {
         let failed = |op| {
             move |source: std::io::Error| SnapshotError::Volume {
@@ -74,7 +74,7 @@ impl<'a> Aside<'a> {
                 source,
             }
         };
-        // No file of an interrupted tree may be without its content after a crash.
+        // After a crash, no file of an interrupted tree may lack its content.
         rustix::fs::syncfs(self.sync).map_err(|e| failed("sync")(e.into()))?;
         let taken = self.folder.taken()?;
         let mut name = self.name.second_before();
@@ -92,7 +92,7 @@ impl<'a> Aside<'a> {
     }
 }
 
-/// The option by which rsync links to `folder` beside the tree.
+/// The option that lets rsync link to `folder` beside the tree.
 pub(crate) fn link_dest(folder: Folder) -> OsString {
     OsString::from(format!("{LINK_DEST}../{folder}"))
 }

@@ -1,36 +1,35 @@
-//! Runs rsync again where it ended because of one file. rsync gives up on a file with more names than
-//! the volume allows, and on a file whose content the volume refuses; the others can be copied.
+//! Runs rsync again after a single file made it fail. rsync gives up if a file has more names than the
+//! volume allows, or if the volume refuses a file's content. The other files can still be copied.
 //!
-//! A file in the tree so far may be one of an older snapshot, by another name. rsync would change its
-//! attributes in place if the source's had changed meanwhile. So each further run writes into a new,
-//! empty tree, and links to the one so far, see [`crate::aside`].
+//! A file in the tree so far may be that of an older snapshot, by another name. If the attributes of its
+//! source had changed meanwhile, another rsync would change them in place. So each further run writes
+//! into a new, empty tree and links to the previous one, see [`crate::aside`].
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::aside::Aside;
+use crate::cancel::Cancel;
 use crate::error::SnapshotError;
-use crate::record::{NameList, RunStats};
+use crate::name_list::NameList;
+use crate::progress::Progress;
+use crate::record::RunStats;
 use crate::rsync::{Ended, ITEMS_MAX, Invocation, Obstacle, Outcome, Rsync};
-use crate::spec::{Cancel, Progress};
 use crate::split;
 use crate::text::{escape_path, unescape_path};
 
-/// What every run of rsync for a snapshot keeps: hard links, among others.
-pub(crate) const OPTIONS: &str = "-aHAXXS";
-
-/// So many files may be such obstacles; one more and the run fails.
+/// How many such files are tolerated. With one more, the run fails.
 const OBSTACLES_MAX: usize = 32;
 
 /// One or more runs of rsync that make one tree.
 pub(crate) struct Attempts<'a> {
     pub(crate) rsync: &'a Rsync,
-    /// The folder written to, absolute.
+    /// The absolute path of the folder written to.
     pub(crate) tree: &'a Path,
-    /// Finds the source file that was written to a path on the volume.
+    /// Returns the source file of a path on the volume.
     pub(crate) source_of: &'a dyn Fn(&Path) -> PathBuf,
-    /// Makes the tree a new one for a further run. `None`: it goes into the same tree, of which it
-    /// writes only what the tree lacks.
+    /// Provides a new tree for each further run. `None`: each run writes into the same tree, and only
+    /// what it lacks.
     pub(crate) aside: Option<&'a Aside<'a>>,
 }
 
@@ -108,7 +107,7 @@ impl Attempts<'_> {
             let Ok(written) = crate::long_path::lstat(&path) else {
                 continue;
             };
-            // What older snapshots share was not written now, and is not empty by this.
+            // A file shared with older snapshots was not written now.
             let ours = written.is_file() && written.len() == 0 && written.nlink() == 1;
             if ours && std::fs::remove_file(&path).is_ok() {
                 continue;
@@ -123,7 +122,7 @@ impl Attempts<'_> {
     }
 }
 
-/// What is kept of runs that came before the last.
+/// The results of all runs but the last.
 #[derive(Default)]
 struct Before {
     attempts: usize,
@@ -132,7 +131,7 @@ struct Before {
     copied_from_older: NameList,
     left_out: Vec<PathBuf>,
     stats: RunStats,
-    /// The files with several names, once they were too many.
+    /// The files with several names, after a link limit was reached.
     split: Option<split::Links>,
 }
 
@@ -142,10 +141,10 @@ impl Before {
         self.add_work(outcome);
     }
 
-    /// A run of which the last one shows all that is wrong.
+    /// Adds the results of a run whose problems the last run will report.
     fn add_work(&mut self, outcome: &Outcome) {
         self.attempts += 1;
-        // What these files were compared by, the next runs must know of all that are in the tree.
+        // The next runs need the list of all files in the tree whose time proves nothing.
         self.recent.append_within(&outcome.recent, ITEMS_MAX);
         self.copied_from_older
             .append_within(&outcome.copied_from_older, ITEMS_MAX);

@@ -1,5 +1,5 @@
-//! Automount points (autofs): what lies on one is mounted on first use, so a run uses it first, and
-//! sees then what is there.
+//! Automount points (autofs). What belongs on one is mounted on first use. So a run uses them first, and
+//! then checks what is mounted.
 
 use std::path::Path;
 use std::sync::mpsc;
@@ -11,8 +11,8 @@ use crate::spec::SnapshotSpec;
 /// How long all automount points together may take. systemd waits 90 s for a device that is missing.
 const PATIENCE: Duration = Duration::from_secs(100);
 
-/// Uses the automount points of `table` that `is_needed` names, so that what belongs there is
-/// mounted. Returns whether there was one; the table is another one then.
+/// Uses the automount points of `table` that `is_needed` accepts, so that their file systems are
+/// mounted. Returns whether there were any. Then the table must be read again.
 pub(crate) fn mount_all(table: &[Mount], is_needed: &dyn Fn(&Path) -> bool) -> bool {
     let waiting = table.iter().filter(|mount| mount.empty_automount);
     let places: Vec<_> = waiting
@@ -23,8 +23,8 @@ pub(crate) fn mount_all(table: &[Mount], is_needed: &dyn Fn(&Path) -> bool) -> b
     let mut asked = 0;
     for place in places {
         let answer = answer.clone();
-        // Each waits for a daemon, which may wait for a device or a server; one whose daemon is gone
-        // may wait for ever, and its thread is left behind.
+        // Each use waits for a daemon, which may wait for a device or a server. If the daemon is gone,
+        // it may wait for ever: then its thread is left behind.
         let thread = std::thread::Builder::new().spawn(move || {
             use_once(&place);
             let _ = answer.send(());
@@ -41,15 +41,15 @@ pub(crate) fn mount_all(table: &[Mount], is_needed: &dyn Fn(&Path) -> bool) -> b
     asked > 0
 }
 
-/// Opens the folder as a walk does: only asking for its attributes mounts nothing.
+/// Lists the folder, as a walk does. Asking for its attributes would mount nothing.
 pub(crate) fn use_once(place: &Path) {
-    // What fails here stays an empty automount point, and is reported as such.
+    // If this fails, the automount point stays empty, and that is reported.
     let _ = std::fs::read_dir(place);
 }
 
-/// Whether a pattern of the job's own plainly leaves `place` out: then nothing is woken for it. Other
-/// patterns that do cost only that.
-pub(crate) fn is_plainly_left_out(spec: &SnapshotSpec, place: &Path) -> bool {
+/// Whether one of the job's patterns clearly excludes `place`, so that nothing need be mounted there. If
+/// a more complex pattern excludes it, it is only mounted in vain.
+pub(crate) fn is_clearly_excluded(spec: &SnapshotSpec, place: &Path) -> bool {
     let names = |pattern: &str, folder: &Path| {
         let pattern = pattern.strip_suffix("/***").unwrap_or(pattern);
         let pattern = pattern.strip_suffix('/').unwrap_or(pattern);

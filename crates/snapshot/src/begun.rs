@@ -1,14 +1,14 @@
-//! Large files of which an interrupted run had copied a part: the next run copies only the rest.
+//! Large files that an interrupted run had copied in part: the next run copies only the rest.
 //!
-//! rsync writes a file under a temporary name, from its beginning to its end, and removes it when it is
-//! interrupted. So while a run goes on, the file that rsync writes gets a second name,
-//! `.sprat/NAME.begun`. Beside it `.sprat/NAME.begun.json` says how many of its bytes are durable: its
-//! length before a `syncfs`, written after that ([`crate::checkpoint`]).
+//! rsync writes a file under a temporary name, from beginning to end, and removes it when it is
+//! interrupted. So during a run the file that rsync is writing gets a second name, `.sprat/NAME.begun`.
+//! Beside it `.sprat/NAME.begun.json` records how many of its bytes are durable: the length that the
+//! file had before a `syncfs`, written after that `syncfs` ([`crate::checkpoint`]).
 //!
-//! The next run uses it if the source is the same: equal inode, size, time and change time, and none
-//! of these younger than the run that began to copy it. So the source had this content all the time.
-//! It cuts the file to its durable length and lets rsync append the rest in a tree of its own, which the
-//! run then links to. A file that shares its inode with any other name is never used.
+//! The next run uses it if the source is unchanged: inode, size, time and change time are equal, and
+//! none of them is younger than the run that began to copy it. So the source had this content all the
+//! time. The run cuts the file to its durable length and lets rsync append the rest in a separate tree,
+//! which it then links from. A file with any other name on the volume is never used.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,31 +22,33 @@ use jiff::Timestamp;
 use rustix::fs::{AtFlags, Mode, OFlags, linkat, openat, statat, unlinkat};
 use serde::{Deserialize, Serialize};
 
+use crate::cancel::Cancel;
+use crate::completeness::final_name;
 use crate::error::SnapshotError;
 use crate::job::{Folder, RunFolder, replace_file};
 use crate::name::SnapshotName;
+use crate::paths::plain_path;
+use crate::progress::Progress;
 use crate::reread::copying;
 use crate::rsync::{Ended, Invocation, Outcome, Rsync, within, written_in};
-use crate::spec::{Cancel, Progress};
 use crate::text::{escape_path, unescape_path};
-use crate::wholeness::until_whole;
 
-/// Smaller files are copied again.
+/// Smaller files are copied again from the beginning.
 const BIG_BYTES: u64 = 16 << 20;
-/// NAME_MAX less what rsync adds, and less a character that it would not cut in two.
+/// NAME_MAX less what rsync adds to a temporary name, and less one character that it would not split.
 const NAME_BYTES_UNCUT: usize = 240;
 const FILE: &str = ".begun";
 const NOTE: &str = ".begun.json";
 const NOTE_BYTES_MAX: u64 = 64 << 10;
-/// How long the source may take to answer, while the run's end waits for it.
+/// How long the source may take to answer: the end of the run waits for it.
 const SOURCE_PATIENCE: Duration = Duration::from_secs(3);
-/// So many begun files are used by one run: each takes an rsync of its own.
+/// How many begun files one run uses. Each needs an rsync of its own.
 const FILES_MAX: usize = 8;
-/// A file system of this machine whose times have nanoseconds: its clock is at most 10 ms late.
+/// For a local file system whose times have nanoseconds. Its clock is at most 10 ms late.
 const MARGIN_NS: i128 = 50_000_000;
-/// Any other: FAT's two seconds, and one for a file server's clock.
+/// For any other: FAT's steps of two seconds, and one second for the clock of a file server.
 const MARGIN_COARSE_NS: i128 = 3_000_000_000;
-/// The numbers (linux/magic.h) of file systems of this machine: ext, xfs, btrfs, tmpfs, zfs, f2fs, overlay.
+/// The magic numbers (linux/magic.h) of local file systems: ext, xfs, btrfs, tmpfs, zfs, f2fs, overlay.
 const LOCAL: [u64; 7] = [
     0xEF53,
     0x5846_5342,
@@ -57,7 +59,7 @@ const LOCAL: [u64; 7] = [
     0x794C_7630,
 ];
 
-/// What shows that a source file is the same, and unchanged.
+/// Identifies a source file and one state of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Identity {
     inode: u64,
@@ -67,7 +69,7 @@ struct Identity {
 }
 
 impl Identity {
-    /// Of a plain file with one name.
+    /// `None` unless it is a regular file with one name.
     fn of(source: &Path) -> Option<Self> {
         let about = std::fs::symlink_metadata(source).ok()?;
         let ns = |s: i64, ns: i64| i128::from(s) * 1_000_000_000 + i128::from(ns);
@@ -79,7 +81,7 @@ impl Identity {
         })
     }
 
-    /// Whether it is older than `started_ns` beyond doubt.
+    /// Whether it is certainly older than `started_ns`.
     fn is_older(&self, source: &Path, started_ns: i128) -> bool {
         let is_local = rustix::fs::statfs(source).is_ok_and(|about| {
             #[allow(
@@ -99,28 +101,28 @@ impl Identity {
     }
 }
 
-/// `NAME.begun.json`.
+/// The content of `NAME.begun.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Note {
-    /// The file's path in the source and, below its root, in the snapshot; escaped.
+    /// The path in the source, escaped. The path in the snapshot is the same below its root.
     path: String,
     /// The inode of `NAME.begun`.
     inode: u64,
-    /// So many bytes of it are durable.
+    /// How many bytes of it are durable.
     bytes: u64,
     source: Identity,
 }
 
-/// The file that is being written.
+/// The file that rsync is writing.
 struct Current {
-    /// The run that began it; its files have this name.
+    /// The run that began it. Its files are named after this run.
     slot: SnapshotName,
     note: Note,
-    /// It has its name in the tree already: a begun one to which rsync appends.
+    /// It already has its final name in the tree: rsync appends to a begun file.
     in_place: bool,
 }
 
-/// Follows which large file rsync writes.
+/// Follows which large file rsync is writing.
 pub(crate) struct Begun {
     state: OwnedFd,
     name: SnapshotName,
@@ -128,7 +130,7 @@ pub(crate) struct Begun {
     tree: PathBuf,
     started_ns: i128,
     current: Mutex<Option<Current>>,
-    /// The source did not answer in time once, and is not asked any more.
+    /// The source did not answer in time once, and is not asked again.
     silent: AtomicBool,
 }
 
@@ -153,8 +155,8 @@ impl Begun {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives the file that rsync writes now its second name, if it is worth it.
-    pub(crate) fn look(&self) {
+    /// Links the file that rsync is writing now to its second name, if it is large enough.
+    pub(crate) fn link_file_in_progress(&self) {
         let mut current = self.current();
         for path in written_in(&self.tree) {
             let inode = std::fs::symlink_metadata(&path).map(|about| about.ino());
@@ -162,7 +164,7 @@ impl Begun {
             if inode.is_ok_and(|inode| known == Some(inode)) {
                 return;
             }
-            let Some((found, inode)) = self.worth_keeping(&path) else {
+            let Some((found, inode)) = self.describe(&path) else {
                 continue;
             };
             let slot = format!("{}{FILE}", self.name);
@@ -182,15 +184,15 @@ impl Begun {
         }
     }
 
-    fn worth_keeping(&self, path: &Path) -> Option<(Note, u64)> {
+    fn describe(&self, path: &Path) -> Option<(Note, u64)> {
         let about = std::fs::symlink_metadata(path).ok()?;
-        // The source is asked last: its file system may not answer.
+        // The source is checked last, because its file system may not answer.
         if !about.is_file() || about.nlink() > 2 || about.len() < BIG_BYTES {
             return None;
         }
-        // rsync cuts longer names for its temporary file (receiver.c, get_tmpname): what is left may be
-        // another file's name.
-        let name = until_whole(path.file_name()?).filter(|name| name.len() < NAME_BYTES_UNCUT)?;
+        // rsync shortens longer names for its temporary file (receiver.c, get_tmpname). The shortened
+        // name may be that of another file.
+        let name = final_name(path.file_name()?).filter(|name| name.len() < NAME_BYTES_UNCUT)?;
         let below = path.strip_prefix(&self.tree).ok()?.with_file_name(name);
         let source = Path::new("/").join(below);
         let identity = self.older_source(&source)?;
@@ -205,8 +207,8 @@ impl Begun {
         })
     }
 
-    /// What the file `source` is, if it is older than the run. Its file system may be gone, and the run must end
-    /// all the same.
+    /// The identity of the file `source`, if it is older than the run. Its file system may not answer,
+    /// and the run must end all the same.
     fn older_source(&self, source: &Path) -> Option<Identity> {
         if self.silent.load(Ordering::Relaxed) {
             return None;
@@ -221,7 +223,8 @@ impl Begun {
         older.flatten()
     }
 
-    /// How much of the file is written: durable after the next `syncfs`.
+    /// The inode and the length of the file that is being written. That length is durable after the next
+    /// `syncfs`.
     pub(crate) fn written(&self) -> Option<(u64, u64)> {
         let current = self.current();
         let current = current.as_ref()?;
@@ -230,7 +233,7 @@ impl Begun {
         Some((stat.st_ino, u64::try_from(stat.st_size).ok()?))
     }
 
-    /// Notes what [`Begun::written`] returned, after a `syncfs`.
+    /// Records what [`Begun::written`] returned, after a `syncfs`.
     pub(crate) fn note(&self, written: Option<(u64, u64)>) -> io::Result<()> {
         let mut current = self.current();
         let (Some((inode, bytes)), Some(current)) = (written, current.as_mut()) else {
@@ -244,7 +247,8 @@ impl Begun {
         replace_file(&self.state, &format!("{}{NOTE}", current.slot), &text)
     }
 
-    /// Keeps nothing: the clock was set back, and times prove nothing any more, or the volume is full.
+    /// Drops the begun file, because the clock was set back (times prove nothing then) or the volume is
+    /// full.
     pub(crate) fn withdraw(&self) {
         let Some(current) = self.current().take() else {
             return;
@@ -259,7 +263,7 @@ impl Begun {
         forget(&self.state, current.slot);
     }
 
-    /// The run stopped, and all that it wrote is durable.
+    /// The run has stopped, and all that it wrote is durable.
     pub(crate) fn stopped(&self) {
         let (in_tree, in_place) = match self.current().as_ref() {
             Some(current) => (self.in_tree(&current.note), current.in_place),
@@ -286,10 +290,10 @@ impl Begun {
         self.tree.join(path.strip_prefix("/").unwrap_or(&path))
     }
 
-    /// Appends the rest to the files that earlier runs began. `is_wanted`: whether the job still asks for
-    /// a file. Returns what that copied, and whether the
-    /// tree has any of them.
-    pub(crate) fn go_on(
+    /// Appends the rest to the files that earlier runs began. `is_wanted` returns whether the job still
+    /// includes a file. Returns the outcome of these runs of rsync, and whether the tree has any such
+    /// file.
+    pub(crate) fn append_rest(
         &self,
         folder: &RunFolder,
         rsync: &Rsync,
@@ -333,7 +337,7 @@ impl Begun {
                 return Ok((done, any));
             }
             if !whole {
-                // The run itself copies it, and reports what is wrong with it.
+                // The main run copies it again and reports what is wrong with it.
                 std::fs::remove_file(&in_tree).map_err(failed)?;
             }
             self.withdraw();
@@ -347,7 +351,7 @@ impl Begun {
         let name = format!("{slot}{FILE}");
         let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat(&self.state, &name, flags, Mode::empty())?;
-        // rsync takes a file of the full length for whole.
+        // rsync skips a file that already has the full length.
         let bytes = note.bytes.min(note.source.bytes.saturating_sub(1));
         rustix::fs::ftruncate(&file, bytes)?;
         if let Some(above) = in_tree.parent() {
@@ -382,21 +386,21 @@ fn is_whole(in_tree: &Path, note: &Note) -> bool {
     })
 }
 
-/// Removes the files of the run `name`.
+/// Removes the begun file of the run `name`.
 pub(crate) fn forget(state: &OwnedFd, name: SnapshotName) {
     for ending in [NOTE, FILE] {
         let _ = unlinkat(state, format!("{name}{ending}"), AtFlags::empty());
     }
 }
 
-/// Removes the files of all runs: a finished snapshot has all.
+/// Removes the begun files of all runs: a finished snapshot has all files.
 pub(crate) fn forget_all(folder: &RunFolder) {
     for (slot, _) in slots(folder).unwrap_or_default() {
         forget(&folder.state, slot);
     }
 }
 
-/// The runs that have such files, and whether each has a note.
+/// The runs that have begun files, and whether each has a note.
 fn slots(folder: &RunFolder) -> io::Result<Vec<(SnapshotName, bool)>> {
     let names = crate::walk::names_in(folder.state.as_fd(), Path::new("."))?;
     let names: Vec<String> = names
@@ -418,7 +422,7 @@ fn slots(folder: &RunFolder) -> io::Result<Vec<(SnapshotName, bool)>> {
         .collect())
 }
 
-/// The begun files that can be used, the longest first; all others are removed.
+/// The begun files that can be used, longest first. All others are removed.
 fn usable(folder: &RunFolder) -> io::Result<Vec<(SnapshotName, Note)>> {
     let mut usable = Vec::new();
     for (slot, has_note) in slots(folder)? {
@@ -435,7 +439,7 @@ fn usable(folder: &RunFolder) -> io::Result<Vec<(SnapshotName, Note)>> {
     Ok(usable)
 }
 
-/// Reads a note, and checks that the file and the source are those that it means.
+/// Reads a note, and checks that it describes the present file and source.
 fn check(folder: &RunFolder, slot: SnapshotName) -> Option<Note> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = openat(&folder.state, format!("{slot}{NOTE}"), flags, Mode::empty()).ok()?;
@@ -443,7 +447,7 @@ fn check(folder: &RunFolder, slot: SnapshotName) -> Option<Note> {
     let file = std::fs::File::from(file);
     file.take(NOTE_BYTES_MAX).read_to_end(&mut text).ok()?;
     let note: Note = serde_json::from_slice(&text).ok()?;
-    let path = crate::sources::plain_path(&unescape_path(&note.path)).ok()?;
+    let path = plain_path(&unescape_path(&note.path)).ok()?;
     if Identity::of(&path)? != note.source || note.bytes < BIG_BYTES {
         return None;
     }
@@ -456,7 +460,7 @@ fn check(folder: &RunFolder, slot: SnapshotName) -> Option<Note> {
         .ok()
     };
     if about()?.st_nlink > 1 {
-        // A crash can leave it in the tree where it was appended to.
+        // After a crash the file may also have its name in the tree in which rsync appended to it.
         for partial in folder.partials().ok()? {
             let tree = folder.job.path.join(partial.to_string());
             let in_tree = tree.join(path.strip_prefix("/").unwrap_or(&path));

@@ -1,19 +1,17 @@
-//! Remembers during a run which files of `.inflight` are durable, so that after a crash those alone
-//! are trusted.
+//! Records during a run which files of `.inflight` are durable. After a crash only those are used.
 //!
-//! After a crash a file can have its full size and its time without its data, where the file
-//! system allocates late. rsync would take such a file for the unchanged original and link it. So
-//! every [`INTERVAL`] a thread does this, in this order:
+//! With delayed allocation, a file can have its full size and its time after a crash, but not its data.
+//! rsync would take such a file for unchanged and link it. So every [`INTERVAL`] a thread does this:
 //!
-//! 1. writes `.sprat/checkpoint.clock` and takes its change time T, by the file system's own clock;
+//! 1. writes `.sprat/checkpoint.clock` and reads its change time T, by the file system's own clock;
 //! 2. `syncfs`: everything written before T is durable;
 //! 3. replaces `.sprat/NAME.checkpoint` with T. The write comes after the sync, and the volume keeps
 //!    that order to the server's disk: where the file says T, what was before T is there.
 //!
-//! rsync sets a file's times and renames it after its last byte was written, and both renew the
-//! inode's change time; so a file with an older change time than T has all its bytes. The recovery
-//! removes all others from the tree (names only). Were the clock set back under way, later files
-//! would look older: then the checkpoint is withdrawn for the rest of the run.
+//! rsync sets a file's times and renames it after it has written the last byte, and both update the
+//! inode's change time. So a file whose change time is older than T is complete. The recovery removes
+//! the names of all others from the tree. If the clock is set back during the run, later files look
+//! older: then the checkpoint is removed, and the run makes no further one.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -31,17 +29,17 @@ use crate::job::replace_file;
 use crate::name::SnapshotName;
 use crate::walk::change_time_ns;
 
-/// How much work a crash costs at most, and how often the volume is synced. ext4 commits its
-/// journal every 5 s by itself, so this adds little.
+/// How much work a crash can cost, and how often the volume is synced. ext4 commits its journal every 5
+/// s anyway, so this adds little.
 pub(crate) const INTERVAL: Duration = Duration::from_secs(15);
-/// How often the file that rsync writes is looked for ([`crate::begun`]).
-const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-/// Change times come from the kernel's coarse clock (up to 10 ms behind); generously more.
+/// How often the file that rsync is writing is searched for ([`crate::begun`]).
+const SEARCH_INTERVAL: Duration = Duration::from_millis(500);
+/// Change times come from the kernel's coarse clock, which is up to 10 ms late.
 const MARGIN_NS: i128 = 1_000_000_000;
-/// The clock may be slewed by NTP; a step is more than that within a run.
+/// NTP may slew the clock. A step back is larger than any slewing during a run.
 const STEP_BACK_NS: i128 = 500_000_000;
 
-/// The thread that makes checkpoints while it lives.
+/// The thread that makes checkpoints. It runs until this is dropped.
 pub(crate) struct Checkpoints {
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<Result<(), io::Error>>>,
@@ -55,7 +53,7 @@ fn file_name(name: SnapshotName) -> String {
 }
 
 impl Checkpoints {
-    /// Begins to make checkpoints for the run `name` in the state folder.
+    /// Starts the thread for the run `name`.
     pub(crate) fn begin(
         state: &OwnedFd,
         name: SnapshotName,
@@ -69,21 +67,21 @@ impl Checkpoints {
             .spawn(move || {
                 let offset = clock_offset_ns();
                 let mut last = Instant::now();
-                let wait = every.min(LOOK_INTERVAL);
+                let wait = every.min(SEARCH_INTERVAL);
                 while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(wait) {
                     if clock_offset_ns() < offset - STEP_BACK_NS {
                         forget(&state, name);
                         begun.iter().for_each(|begun| begun.withdraw());
                         return Ok(());
                     }
-                    begun.iter().for_each(|begun| begun.look());
+                    begun.iter().for_each(|begun| begun.link_file_in_progress());
                     if last.elapsed() < every {
                         continue;
                     }
                     let written = begun.as_ref().and_then(|begun| begun.written());
                     make(&state, name)?;
                     if let Some(begun) = &begun {
-                        // Only the next run's work is at stake, not this one's.
+                        // This concerns only the next run. This run continues.
                         if begun.note(written).is_err() {
                             begun.withdraw();
                         }
@@ -98,7 +96,7 @@ impl Checkpoints {
         })
     }
 
-    /// Ends the thread, and tells whether a sync failed meanwhile.
+    /// Ends the thread. Fails if a sync failed meanwhile.
     pub(crate) fn end(mut self) -> io::Result<()> {
         drop(self.stop.take());
         match self.thread.take().map(JoinHandle::join) {
@@ -118,7 +116,7 @@ impl Drop for Checkpoints {
     }
 }
 
-/// How far the wall clock is ahead of the clock that nobody sets.
+/// How far the wall clock is ahead of the boot time clock, which nobody can set.
 fn clock_offset_ns() -> i128 {
     let ns = |id| {
         let time = clock_gettime(id);
@@ -129,7 +127,7 @@ fn clock_offset_ns() -> i128 {
 
 /// Makes one checkpoint.
 pub(crate) fn make(state: &OwnedFd, name: SnapshotName) -> io::Result<()> {
-    // Exclusive: never through a symbolic link, nor into a pipe, that somebody else put there.
+    // Exclusive: never writes through a foreign symbolic link or into a pipe.
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let clock = temporary_name(state, CLOCK)?;
     let mut clock = std::fs::File::from(openat(state, clock, flags, Mode::from(0o600))?);
@@ -153,7 +151,7 @@ pub(crate) fn read(state: &OwnedFd, name: SnapshotName) -> Option<i128> {
     text.strip_suffix('\n')?.parse().ok()
 }
 
-/// Withdraws the checkpoint of `name`.
+/// Removes the checkpoint of `name`.
 pub(crate) fn forget(state: &OwnedFd, name: SnapshotName) {
     let _ = rustix::fs::unlinkat(state, file_name(name), AtFlags::empty());
     let _ = rustix::fs::unlinkat(state, CLOCK, AtFlags::empty());
@@ -165,7 +163,7 @@ mod tests {
     use crate::walk::open_folder_at;
 
     #[test]
-    fn checkpoints_appear_while_a_run_lasts_and_grow() {
+    fn checkpoints_appear_during_a_run_and_advance() {
         let dir = tempfile::tempdir().unwrap();
         let state = open_folder_at(dir.path()).unwrap();
         let name = SnapshotName::parse("2026-11-23T13-21-01Z").unwrap();
@@ -189,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checkpoint_that_was_not_written_whole_counts_for_nothing() {
+    fn a_torn_checkpoint_is_ignored() {
         let dir = tempfile::tempdir().unwrap();
         let state = open_folder_at(dir.path()).unwrap();
         let name = SnapshotName::parse("2026-11-23T13-21-01Z").unwrap();

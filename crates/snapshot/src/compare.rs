@@ -1,10 +1,9 @@
-//! Compares the files at a restore's destination with those of the snapshot, by their content.
+//! Compares the files at a restore's destination with those of the snapshot, by content.
 //!
-//! rsync leaves a file as it is where size and time are equal. Its content may be another one all the
-//! same: it was damaged, or somebody set its time. It may also be a hard link to a file that is not
-//! restored, or that is another one in the snapshot: then one of them would get the other's owner and
-//! mode. [`before`] finds both kinds, for a run of rsync that writes them. [`after`] proves what a
-//! restore made.
+//! rsync skips a file if size and time are equal. Its content may differ all the same: it was damaged,
+//! or its time was set. It may also be a hard link to a file that is not restored, or that is a
+//! different file in the snapshot: then one of them would get the other's owner and mode. [`before`]
+//! finds both kinds, for a run of rsync that writes them. [`after`] verifies what a restore wrote.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
@@ -18,21 +17,22 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Advice, AtFlags, FileType, Stat, fadvise, readlinkat, statat};
 
+use crate::cancel::Cancel;
 use crate::error::SnapshotError;
-use crate::own_places::real_path;
-use crate::record::NameList;
+use crate::name_list::NameList;
+use crate::paths::real_path;
+use crate::progress::{Phase, Progress};
+use crate::protected_paths::ProtectedPaths;
 use crate::scout::Scout;
-use crate::spared::Spared;
-use crate::spec::{Cancel, Phase, Progress};
 use crate::text::escape_path;
 use crate::walk::{is_folder, names_in};
 
-/// Files that are read at a time: on a slow line most of a small file's time is waiting.
+/// How many files are read at once. On a slow connection most of the time for a small file is waiting.
 const READERS: usize = 8;
-/// Files that wait to be read.
+/// How many files may wait to be read.
 const QUEUE: usize = 64;
 const BUFFER_BYTES: usize = 256 << 10;
-const TELL_INTERVAL: Duration = Duration::from_millis(200);
+const REPORT_INTERVAL: Duration = Duration::from_millis(200);
 
 /// What a restore is compared with, and where.
 pub(crate) struct Restored<'a> {
@@ -42,11 +42,11 @@ pub(crate) struct Restored<'a> {
     pub(crate) base: &'a Path,
     pub(crate) trees: &'a [PathBuf],
     pub(crate) to: &'a Path,
-    pub(crate) spared: &'a Spared,
+    pub(crate) protected: &'a ProtectedPaths,
 }
 
 impl Restored<'_> {
-    /// As the function [`before`]; nothing where there is no destination yet.
+    /// Calls the function [`before`]. Finds nothing if the destination does not exist yet.
     pub(crate) fn before(
         &self,
         progress: &mut dyn FnMut(Progress),
@@ -65,7 +65,7 @@ impl Restored<'_> {
             .ok_or(SnapshotError::RestoreCancelled)
     }
 
-    /// Returns how many files' contents are right; fails where anything is wrong.
+    /// Returns how many files have the right content. Fails if anything differs.
     pub(crate) fn after(
         &self,
         progress: &mut dyn FnMut(Progress),
@@ -75,15 +75,15 @@ impl Restored<'_> {
             return Ok(0);
         };
         let found = after(&self.sides(&snapshot, &destination, true), progress, cancel);
-        let proved = found
+        let verified = found
             .map_err(comparing)?
             .ok_or(SnapshotError::RestoreCancelled)?;
-        if proved.different.is_empty() {
-            return Ok(proved.same);
+        if verified.different.is_empty() {
+            return Ok(verified.same);
         }
         Err(SnapshotError::RestoreDiffers {
             path: escape_path(self.to),
-            different: proved.different,
+            different: verified.different,
         })
     }
 
@@ -97,12 +97,12 @@ impl Restored<'_> {
             snapshot,
             destination,
             trees: self.trees,
-            spared: self.spared,
+            protected: self.protected,
             from_disk,
         }
     }
 
-    /// `None`: there is no destination yet.
+    /// `None` if the destination does not exist yet.
     fn open(&self) -> Result<Option<(OwnedFd, OwnedFd)>, SnapshotError> {
         let base = self.job.join(self.base);
         let snapshot =
@@ -111,7 +111,7 @@ impl Restored<'_> {
                 object: escape_path(self.base),
                 source,
             })?;
-        // It may be a symbolic link that the user named.
+        // The user may have given a symbolic link.
         match crate::walk::open_folder_at(&real_path(self.to)) {
             Ok(destination) => Ok(Some((snapshot, destination))),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -125,36 +125,36 @@ impl Restored<'_> {
 
 fn comparing(source: io::Error) -> SnapshotError {
     SnapshotError::System {
-        op: "compare what is restored with what is there",
+        op: "compare the destination with the snapshot",
         source,
     }
 }
 
-/// The two sides. All paths are relative to both.
+/// The snapshot and the destination. All paths are relative to both.
 struct Sides<'a> {
     /// The folder in the snapshot that `trees` are relative to.
     snapshot: &'a OwnedFd,
-    /// The same at the destination.
+    /// The same folder at the destination.
     destination: &'a OwnedFd,
     trees: &'a [PathBuf],
-    /// What is sprat's own at the destination: it is not restored.
-    spared: &'a Spared,
-    /// Read the destination's files from its disk, not from the kernel's cache.
+    /// sprat's own files at the destination. They are not restored.
+    protected: &'a ProtectedPaths,
+    /// Read the files of the destination from its disk, not from the kernel's cache.
     from_disk: bool,
 }
 
 /// What must be written although size and time are equal.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Unequal {
-    /// Regular files: all names in the snapshot of those that are hard links there.
+    /// Regular files. If they are hard links in the snapshot, all their names there.
     pub(crate) files: BTreeSet<PathBuf>,
     /// Other objects that are hard links to something else at the destination.
     pub(crate) others: Vec<PathBuf>,
-    /// Files of the same content that were left as they are.
+    /// How many files have the same content.
     pub(crate) same: u64,
 }
 
-/// Finds what a restore must write although size and time are equal. `None`: somebody wished to stop.
+/// Finds what a restore must write although size and time are equal. `None` if it was cancelled.
 fn before(
     sides: &Sides<'_>,
     progress: &mut dyn FnMut(Progress),
@@ -190,7 +190,7 @@ fn before(
         },
         &mut |task, found| match found {
             Found::Same => same += 1,
-            // A file that can't be read: rsync says so, where it is the snapshot's.
+            // A file that can't be read is written. rsync reports it if it is the snapshot's.
             Found::Differs | Found::Unreadable(_) => wrong.add(&task.path, task.inode, task.links),
             Found::Stopped => {}
         },
@@ -206,7 +206,7 @@ fn before(
         }
         for one in linked {
             if one.is_file {
-                // Whether the snapshot has other names of it is not known.
+                // It is not known whether it has other names in the snapshot.
                 wrong.add(&one.path, one.inode, u64::MAX);
             } else {
                 others.push(one.path);
@@ -218,8 +218,8 @@ fn before(
         let stopped = walk_snapshot(sides, cancel, &mut |path, stat| {
             if is_file(stat)
                 && wrong.of_several.contains(&stat.st_ino)
-                && leads_nowhere_else(sides.destination, path)
-                && !sides.spared.holds(path)
+                && stays_inside(sides.destination, path)
+                && !sides.protected.holds(path)
             {
                 files.insert(path.to_owned());
             }
@@ -228,7 +228,7 @@ fn before(
             return Ok(None);
         }
     }
-    // Compared and equal, but written for the sake of their hard links.
+    // Compared and equal, but written because of its hard links.
     let was_same = |path: &&PathBuf| {
         let ours = statat(sides.snapshot, at(path), AtFlags::SYMLINK_NOFOLLOW);
         let theirs = stat_within(sides.destination, path);
@@ -244,12 +244,12 @@ fn before(
     }))
 }
 
-/// One name at the destination that has others.
+/// A name at the destination whose file has several names.
 struct Linked {
     path: PathBuf,
-    /// In the snapshot.
+    /// The inode in the snapshot.
     inode: u64,
-    /// How many names it has at the destination.
+    /// How many names the file has at the destination.
     links: u64,
     is_file: bool,
 }
@@ -270,26 +270,25 @@ impl Wrong {
     }
 }
 
-/// What a comparison after a restore found.
+/// The result of a comparison after a restore.
 #[derive(Debug, Default)]
-struct Proved {
-    /// Files of the same content.
+struct Verified {
+    /// How many files have the same content.
     same: u64,
-    /// What is not as in the snapshot, and how.
+    /// What differs from the snapshot, and how.
     different: NameList,
 }
 
-/// Compares all that is in the snapshot with what is at the destination: kind, size and content, and
-/// where symbolic links point to. Reads the destination's files from its disk. `None`: somebody
-/// wished to stop.
+/// Compares everything in the snapshot with the destination: kind, size, content, and the targets of
+/// symbolic links. Reads the files of the destination from its disk. `None` if it was cancelled.
 fn after(
     sides: &Sides<'_>,
     progress: &mut dyn FnMut(Progress),
     cancel: &Cancel,
-) -> io::Result<Option<Proved>> {
-    // What is still to be written can't be dropped from the cache.
+) -> io::Result<Option<Verified>> {
+    // Pages that are not yet written can't be dropped from the cache.
     rustix::fs::syncfs(sides.destination)?;
-    let mut proved = Proved::default();
+    let mut verified = Verified::default();
     let mut different = NameList::default();
     let done = walk(
         sides,
@@ -313,14 +312,14 @@ fn after(
             Wanted::Nothing
         },
         &mut |task, found| match found {
-            Found::Same => proved.same += 1,
+            Found::Same => verified.same += 1,
             Found::Differs => {
-                proved
+                verified
                     .different
                     .push(format!("{}: has another content", escape_path(&task.path)));
             }
             Found::Unreadable(error) => {
-                proved.different.push(format!(
+                verified.different.push(format!(
                     "{}: can't be read: {error}",
                     escape_path(&task.path)
                 ));
@@ -328,8 +327,8 @@ fn after(
             Found::Stopped => {}
         },
     )?;
-    proved.different.append(&different);
-    Ok(done.then_some(proved))
+    verified.different.append(&different);
+    Ok(done.then_some(verified))
 }
 
 fn same_target(sides: &Sides<'_>, path: &Path) -> bool {
@@ -346,25 +345,25 @@ fn is_file(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
 }
 
-/// Whether rsync would leave what is there as it is.
+/// Whether rsync would skip the file.
 fn looks_the_same(ours: &Stat, theirs: &Stat) -> bool {
     let kind = |stat: &Stat| FileType::from_raw_mode(stat.st_mode);
     let looks = |stat: &Stat| (stat.st_size, stat.st_mtime, stat.st_mtime_nsec);
     kind(ours) == kind(theirs) && (!is_file(ours) || looks(ours) == looks(theirs))
 }
 
-/// What is to be done with an entry.
+/// What to compare.
 enum Wanted {
     Content,
     Nothing,
 }
 
-/// A file of which both contents are read.
+/// A file whose content is compared.
 struct Task {
     path: PathBuf,
-    /// In the snapshot.
+    /// The inode in the snapshot.
     inode: u64,
-    /// How many names that has on the volume.
+    /// How many names the inode has on the volume.
     links: u64,
 }
 
@@ -377,8 +376,9 @@ enum Found {
 
 type Results = Receiver<(Task, Found)>;
 
-/// Meets each entry of the snapshot that is no folder, with what is at its place at the destination;
-/// folders that aren't at the destination are not walked into, but met. False: somebody wished to stop.
+/// Calls `meet` with each entry of the snapshot that is not a folder, and with what is at its place at
+/// the destination. A folder that is missing at the destination is passed to `meet`, too, and not
+/// walked. False if it was cancelled.
 fn walk(
     sides: &Sides<'_>,
     progress: &mut dyn FnMut(Progress),
@@ -404,37 +404,37 @@ fn walk(
             scope.spawn(move || reader.read(tasks, &found_to));
         }
         drop(found_to);
-        let mut teller = Teller::begin(progress, &bytes);
+        let mut reporter = Reporter::begin(progress, &bytes);
         let walked = walk_both(sides, cancel, &mut |path, ours, theirs| {
-            teller.now.files_found += 1;
+            reporter.now.files_found += 1;
             if let Wanted::Content = meet(path, ours, theirs) {
                 let task = Task {
                     path: path.to_owned(),
                     inode: ours.st_ino,
                     links: links_of(ours),
                 };
-                hand_over(task, &tasks_to, &found, take, &mut teller);
+                hand_over(task, &tasks_to, &found, take, &mut reporter);
             }
-            teller.tell();
+            reporter.report();
         });
         drop(tasks_to);
         for (task, found) in &found {
             take(task, found);
-            teller.tell();
+            reporter.report();
         }
         walked.map(|whole| whole && !cancel.is_cancelled())
     })
 }
 
-/// Tells how far a comparison is.
-struct Teller<'a> {
+/// Reports the progress of a comparison.
+struct Reporter<'a> {
     progress: &'a mut dyn FnMut(Progress),
     bytes: &'a AtomicU64,
     now: Progress,
-    told: Instant,
+    reported: Instant,
 }
 
-impl<'a> Teller<'a> {
+impl<'a> Reporter<'a> {
     fn begin(progress: &'a mut dyn FnMut(Progress), bytes: &'a AtomicU64) -> Self {
         let now = Progress::begin(Phase::Comparing);
         progress(now);
@@ -442,13 +442,13 @@ impl<'a> Teller<'a> {
             progress,
             bytes,
             now,
-            told: Instant::now(),
+            reported: Instant::now(),
         }
     }
 
-    fn tell(&mut self) {
-        if self.told.elapsed() >= TELL_INTERVAL {
-            self.told = Instant::now();
+    fn report(&mut self) {
+        if self.reported.elapsed() >= REPORT_INTERVAL {
+            self.reported = Instant::now();
             self.now.bytes_done = self.bytes.load(Ordering::Relaxed);
             self.now.files_done = self.now.files_found;
             (self.progress)(self.now);
@@ -456,13 +456,13 @@ impl<'a> Teller<'a> {
     }
 }
 
-/// Waits until somebody is free, and takes what is finished meanwhile.
+/// Hands a file to a free reader. While it waits, it handles finished comparisons.
 fn hand_over(
     mut task: Task,
     tasks: &SyncSender<Task>,
     found: &Results,
     take: &mut dyn FnMut(Task, Found),
-    teller: &mut Teller<'_>,
+    reporter: &mut Reporter<'_>,
 ) {
     loop {
         while let Ok((task, found)) = found.try_recv() {
@@ -472,14 +472,14 @@ fn hand_over(
             Ok(()) | Err(TrySendError::Disconnected(_)) => return,
             Err(TrySendError::Full(back)) => task = back,
         }
-        if let Ok((task, found)) = found.recv_timeout(TELL_INTERVAL) {
+        if let Ok((task, found)) = found.recv_timeout(REPORT_INTERVAL) {
             take(task, found);
         }
-        teller.tell();
+        reporter.report();
     }
 }
 
-/// Walks the snapshot, as deep as the destination has the same folders.
+/// Walks the snapshot, as far as the destination has the same folders.
 fn walk_both(
     sides: &Sides<'_>,
     cancel: &Cancel,
@@ -491,12 +491,12 @@ fn walk_both(
         if cancel.is_cancelled() {
             return Ok(false);
         }
-        if sides.spared.holds(&path) {
+        if sides.protected.holds(&path) {
             continue;
         }
         let ours = match statat(sides.snapshot, at(&path), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(ours) => ours,
-            // No rsync follows that would say so.
+            // No rsync follows that would report this.
             Err(error) if sides.from_disk => return Err(error.into()),
             Err(_) => continue,
         };
@@ -505,7 +505,7 @@ fn walk_both(
             let names = match names_in(sides.snapshot.as_fd(), at(&path)) {
                 Ok(names) => names,
                 Err(error) if sides.from_disk => return Err(error),
-                // What can't be listed is rsync's to say.
+                // rsync reports what can't be listed.
                 Err(_) => Vec::new(),
             };
             let mut names: Vec<PathBuf> = names.into_iter().map(|(name, _)| name).collect();
@@ -518,7 +518,7 @@ fn walk_both(
     Ok(true)
 }
 
-/// True: somebody wished to stop.
+/// True if it was cancelled.
 fn walk_snapshot(
     sides: &Sides<'_>,
     cancel: &Cancel,
@@ -542,7 +542,7 @@ fn walk_snapshot(
     Ok(false)
 }
 
-/// Walks ahead where there is something to compare at all.
+/// Starts a scout, if there is anything to compare.
 fn ahead(sides: &Sides<'_>) -> io::Result<Option<Scout>> {
     let is_there =
         |path: &&PathBuf| stat_within(sides.destination, path).is_some_and(|stat| is_folder(&stat));
@@ -561,7 +561,7 @@ fn at(path: &Path) -> &Path {
     }
 }
 
-/// What is at `path`, where no folder above it is a symbolic link: rsync would replace that.
+/// What is at `path`, unless a folder above it is a symbolic link, which rsync would replace.
 fn stat_within(root: &OwnedFd, path: &Path) -> Option<Stat> {
     let parents = path.ancestors().skip(1);
     for parent in parents.filter(|parent| !parent.as_os_str().is_empty()) {
@@ -573,9 +573,9 @@ fn stat_within(root: &OwnedFd, path: &Path) -> Option<Stat> {
     statat(root, at(path), AtFlags::SYMLINK_NOFOLLOW).ok()
 }
 
-/// Whether no folder above `path` is something else at the destination, such as a symbolic link, through
-/// which a file would be written elsewhere. Missing ones are made.
-fn leads_nowhere_else(root: &OwnedFd, path: &Path) -> bool {
+/// Whether every folder above `path` is a folder at the destination, or missing. Through a symbolic link
+/// a file would be written elsewhere.
+fn stays_inside(root: &OwnedFd, path: &Path) -> bool {
     let mut parents = path.ancestors().skip(1);
     parents.all(|parent| {
         statat(root, at(parent), AtFlags::SYMLINK_NOFOLLOW).map_or_else(
@@ -585,7 +585,7 @@ fn leads_nowhere_else(root: &OwnedFd, path: &Path) -> bool {
     })
 }
 
-/// What each reading thread has.
+/// What each reader thread uses.
 #[derive(Clone, Copy)]
 struct Reader<'a> {
     snapshot: &'a OwnedFd,
@@ -618,7 +618,7 @@ impl Reader<'_> {
             (Err(error), _) | (_, Err(error)) => return Found::Unreadable(error),
         };
         if self.from_disk {
-            // Fails only where there is no cache.
+            // Fails only if there is no cache.
             let _ = fadvise(&theirs, 0, None, Advice::DontNeed);
         }
         let mut go_on = |read: u64| {
@@ -636,14 +636,14 @@ impl Reader<'_> {
 
 /// A file that can't be read.
 pub(crate) enum Unread {
-    /// The snapshot's.
+    /// The snapshot's file.
     Kept(io::Error),
-    /// The one outside.
+    /// The file outside of the snapshot.
     Live(io::Error),
 }
 
-/// Whether two files have the same content. `go_on` gets the number of bytes read since its last call;
-/// where it returns false, the result is `None`.
+/// Whether two files have the same content. `go_on` gets the number of bytes read since its last call.
+/// If it returns false, the result is `None`.
 pub(crate) fn same_content(
     kept: &mut File,
     live: &mut File,

@@ -1,39 +1,28 @@
-//! What all finished snapshots of a job say of its disks: which file systems there were, which
-//! snapshots hold them, and which are missing today.
+//! The disks of a job, as its finished snapshots recorded them: which file systems there were, which
+//! snapshots have them, and which of them are missing today.
 //!
-//! The newest snapshot that holds a file system in full is kept while the newest whole one lacks it,
-//! until the user says that the disk is gone, or the job leaves its place out. That the mount point
-//! is gone, too, proves nothing.
+//! The newest snapshot that has all of a file system is kept as long as the newest complete snapshot
+//! lacks it. That ends when the user declares the disk gone, or when the job excludes its mount point. A
+//! missing mount point alone proves nothing.
 
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 
 use crate::error::SnapshotError;
 use crate::file_system::FileSystem;
 use crate::job::{Folder, JobFolder};
 use crate::keep::is_future;
 use crate::name::SnapshotName;
-use crate::record::{EntryKind, ONE_FILE_SYSTEM, RunRecord, Warning};
-use crate::sources::plain_path;
+use crate::paths::plain_path;
+use crate::record::{EntryKind, GoneDisk, ONE_FILE_SYSTEM, RunRecord, Warning};
 use crate::spec::SnapshotSpec;
 use crate::text::unescape_path;
 
-/// Records that are read at the same time: one after the other would cost a slow server a round trip
-/// for each.
+/// How many records are read at once. Reading one after the other would cost a round trip for each.
 const READERS: usize = 16;
 
-/// A file system of which the user said that it is gone.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GoneDisk {
-    /// The file system, as the snapshots have it.
-    pub file_system: FileSystem,
-    /// The snapshots that are no longer kept for its sake.
-    pub snapshots: Vec<SnapshotName>,
-}
-
-/// What one finished snapshot holds.
+/// What one finished snapshot has.
 #[derive(Debug, Clone)]
 pub(crate) struct Holder {
     pub(crate) name: SnapshotName,
@@ -42,54 +31,54 @@ pub(crate) struct Holder {
     gone: Vec<GoneDisk>,
     sources: Vec<PathBuf>,
     one_file_system: bool,
-    /// Places of missing disks that the job's patterns left out.
+    /// Mount points of missing disks that the job's patterns excluded.
     left_out: Vec<String>,
-    /// How many files and folders it holds.
+    /// How many files and folders it has.
     files: u64,
 }
 
-/// A file system that finished snapshots hold.
+/// A file system that is in finished snapshots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Disk {
-    /// Its identity, and its newest place.
+    /// Its identity, and its newest mount point.
     pub(crate) file_system: FileSystem,
-    /// Oldest first; with whether it is there in full.
+    /// The snapshots that have it, oldest first, and whether each has all of it.
     holders: Vec<(SnapshotName, bool)>,
 }
 
-/// How a file system stands today.
+/// Whether a file system is mounted today.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Presence {
     Present,
     /// Nothing is mounted at its place.
     Missing,
-    /// Another one lies at its place.
+    /// Another file system is mounted at its place.
     Replaced(FileSystem),
 }
 
-/// One that is missing, or whose place another one has.
+/// A file system that is missing or replaced.
 #[derive(Debug, Clone)]
 pub(crate) struct MissingDisk {
     pub(crate) disk: Disk,
     pub(crate) warning: Warning,
 }
 
-/// The disks of a job as a run finds them.
+/// The disks of a job at the time of a run.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Disks {
     pub(crate) missing: Vec<MissingDisk>,
-    /// What was said to be gone, now or earlier.
+    /// What the user declared gone, now or earlier.
     pub(crate) gone: Vec<GoneDisk>,
-    /// Places of missing disks that the job's patterns leave out, escaped.
+    /// Mount points of missing disks that the job's patterns exclude, escaped.
     pub(crate) left_out: Vec<String>,
-    /// How many files and folders the newest snapshot holds.
+    /// How many files and folders the newest snapshot has.
     pub(crate) files_before: Option<u64>,
 }
 
 impl Holder {
     fn new(record: RunRecord) -> Self {
         let file_systems = if record.file_systems.is_empty() {
-            // An older program's record knows the places only.
+            // The records of older versions have only the places.
             let known = record.mounts.iter().map(|place| FileSystem {
                 full: record.complete,
                 ..FileSystem::unknown_at(place)
@@ -107,7 +96,7 @@ impl Holder {
                 .sources
                 .iter()
                 .chain(record.warnings.iter().filter_map(|warning| match warning {
-                    // The job asks for it, though the snapshot lacks it.
+                    // The job includes it, although the snapshot lacks it.
                     Warning::SourceLeftOut { path, .. } => Some(path),
                     _ => None,
                 }))
@@ -122,7 +111,7 @@ impl Holder {
         }
     }
 
-    /// Whether the job asked for what lies at `place` (escaped).
+    /// Whether the job includes `place` (escaped).
     fn asks_for(&self, place: &String) -> bool {
         !self.left_out.contains(place)
             && asks_for(
@@ -141,8 +130,8 @@ fn asks_for<'s>(
     sources.any(|source| place == source || (!one_file_system && place.starts_with(source)))
 }
 
-/// Reads what the finished snapshots hold, oldest first; one that is dated in the future, by a clock
-/// that was wrong, counts for nothing.
+/// Reads what the finished snapshots have, oldest first. Snapshots dated in the future, by a wrong
+/// clock, are skipped.
 pub(crate) fn holders(job: &JobFolder, now: Timestamp) -> Result<Vec<Holder>, SnapshotError> {
     let own = job.own_folders()?.into_iter();
     let named: Vec<Folder> = own
@@ -151,7 +140,7 @@ pub(crate) fn holders(job: &JobFolder, now: Timestamp) -> Result<Vec<Holder>, Sn
     let read = |folders: &[Folder]| -> Vec<Holder> {
         let finished = folders.iter().map(|folder| job.kind(*folder));
         finished
-            .filter(|(kind, _)| matches!(kind, EntryKind::Good | EntryKind::Unread))
+            .filter(|(kind, _)| matches!(kind, EntryKind::Complete | EntryKind::Incomplete))
             .filter_map(|(_, record)| Some(Holder::new(record.ok()?)))
             .collect()
     };
@@ -167,7 +156,7 @@ pub(crate) fn holders(job: &JobFolder, now: Timestamp) -> Result<Vec<Holder>, Sn
         let mut all = Vec::new();
         for (part, reader) in readers {
             let found = reader.ok().and_then(|reader| reader.join().ok());
-            // A thread that can't be started is no reason to forget a disk.
+            // If no thread can be started, this thread reads the records.
             all.extend(found.unwrap_or_else(|| read(part)));
         }
         all
@@ -176,7 +165,7 @@ pub(crate) fn holders(job: &JobFolder, now: Timestamp) -> Result<Vec<Holder>, Sn
     Ok(all)
 }
 
-/// All file systems that `holders` (oldest first) have, but for those that were said to be gone.
+/// All file systems of `holders` (oldest first), except for those that were declared gone.
 pub(crate) fn known(holders: &[Holder]) -> Vec<Disk> {
     let mut disks: Vec<Disk> = Vec::new();
     for (number, holder) in holders.iter().enumerate() {
@@ -215,8 +204,8 @@ fn same_at_its_place(disks: &[Disk], met: &FileSystem) -> Option<usize> {
     surely.or_else(|| disks.iter().rposition(maybe))
 }
 
-/// The disk that `met` is, where it lay at another place before and has left that one. One that both
-/// places show (a bind mount, a clone with the same UUID) has not moved.
+/// The disk that `met` is, if it was at another place before and is no longer there. A disk that is
+/// visible at both places (a bind mount, a clone with the same UUID) has not moved.
 fn moved_here(
     disks: &[Disk],
     met: &FileSystem,
@@ -239,13 +228,14 @@ fn is_at_place_of(now: &FileSystem, old: &FileSystem) -> bool {
 }
 
 impl Disk {
-    /// The snapshot that is kept for it: the newest that has it in full, else the newest that has it.
+    /// The snapshot that is kept for it: the newest that has all of it, or else the newest that has some
+    /// of it.
     pub(crate) fn kept_in(&self) -> Option<SnapshotName> {
         let full = self.holders.iter().rev().find(|(_, full)| *full);
         full.or(self.holders.last()).map(|(name, _)| *name)
     }
 
-    /// Whether the newest snapshot that has this one had the same also at the place of `other`.
+    /// Whether the newest snapshot of this disk has the same disk at the place of `other`, too.
     fn newest_had(&self, other: &FileSystem, holders: &[Holder]) -> bool {
         let newest = self.holders.last().map(|(name, _)| *name);
         let newest = holders.iter().find(|holder| Some(holder.name) == newest);
@@ -257,7 +247,7 @@ impl Disk {
         })
     }
 
-    /// How it stands where `present` is what there is.
+    /// Whether it is among the file systems in `present`.
     pub(crate) fn presence(&self, present: &[FileSystem], holders: &[Holder]) -> Presence {
         let old = &self.file_system;
         let at_place = present.iter().find(|now| now.place == old.place);
@@ -273,7 +263,7 @@ impl Disk {
             return Presence::Present;
         }
         match at_place {
-            // A source that was a mount point, and is a plain folder today.
+            // The source was a mount point before and is a plain folder today.
             Some(now) if !old.mounted_here || now.mounted_here => Presence::Replaced(now.clone()),
             _ => Presence::Missing,
         }
@@ -286,7 +276,7 @@ impl Disk {
         }
     }
 
-    /// Whether `said` (a place, or a UUID) names it.
+    /// Whether `said` (a mount point or a UUID) means this disk.
     fn is_named(&self, said: &Path) -> bool {
         let is_place =
             plain_path(said).is_ok_and(|path| path == unescape_path(&self.file_system.place));
@@ -295,21 +285,13 @@ impl Disk {
             .uuid
             .as_ref()
             .or(self.file_system.fsid.as_ref());
-        // The caller makes a path of all that is said.
+        // The caller turned a UUID into a path, too.
         is_place || uuid.is_some_and(|uuid| said.file_name().is_some_and(|name| name == &**uuid))
     }
 }
 
-impl GoneDisk {
-    fn is_about(&self, disk: &FileSystem) -> bool {
-        let gone = &self.file_system;
-        gone.is_same(disk)
-            .unwrap_or(gone.place == disk.place && gone.kind == disk.kind)
-    }
-}
-
 impl Disks {
-    /// Compares what is known with what is `present`.
+    /// Compares the known file systems with those that are `present`.
     pub(crate) fn find(
         holders: &[Holder],
         present: &[FileSystem],
@@ -324,7 +306,7 @@ impl Disks {
         for gone in holders.iter().flat_map(|holder| &holder.gone) {
             let mut gone = gone.clone();
             gone.snapshots.retain(|name| names.contains(name));
-            this.say_gone(gone);
+            this.add_gone(gone);
         }
         for disk in known(holders) {
             let place = unescape_path(&disk.file_system.place);
@@ -337,7 +319,7 @@ impl Disks {
                 continue;
             };
             if spec.disks_gone.iter().any(|said| disk.is_named(said)) {
-                this.say_gone(disk.gone());
+                this.add_gone(disk.gone());
                 continue;
             }
             let path = disk.file_system.place.clone();
@@ -355,8 +337,7 @@ impl Disks {
         this
     }
 
-    /// Where the job leaves the place of a missing disk out, nothing of it is reported or kept for as
-    /// long as it does.
+    /// Drops missing disks whose place the job excludes. They are neither reported nor kept.
     pub(crate) fn leave_out(&mut self, left_out: &dyn Fn(&Path) -> bool) {
         let (out, missing) = std::mem::take(&mut self.missing)
             .into_iter()
@@ -366,7 +347,7 @@ impl Disks {
         self.left_out.extend(places);
     }
 
-    fn say_gone(&mut self, gone: GoneDisk) {
+    fn add_gone(&mut self, gone: GoneDisk) {
         if gone.snapshots.is_empty() {
             return;
         }
@@ -384,10 +365,10 @@ impl Disks {
     }
 }
 
-/// The snapshots that are kept because each is the newest that holds a file system which the newest
-/// whole one lacks.
+/// The snapshots to keep because each is the newest one of a file system that the newest complete
+/// snapshot lacks.
 pub(crate) fn kept_for_disks(holders: &[Holder]) -> Vec<SnapshotName> {
-    // The newest one was made of what the job asks for today.
+    // The newest snapshot shows what the job includes today.
     let Some(newest) = holders.last() else {
         return Vec::new();
     };
@@ -455,13 +436,13 @@ mod tests {
             holder(4, std::slice::from_ref(&root)),
         ];
         assert_eq!(kept(&all), [2]);
-        // Back again, the newest whole one has it.
+        // The disk is back, and the newest complete snapshot has it.
         let back = [&all[..], &[holder(5, &[root, a])]].concat();
         assert!(kept(&back).is_empty());
     }
 
     #[test]
-    fn another_disk_at_the_place_and_a_moved_one_are_told_apart() {
+    fn a_replaced_disk_and_a_moved_disk_are_distinguished() {
         let (a, b) = (disk("/s/p", "A", true), disk("/s/p", "B", true));
         let moved = disk("/s/q", "A", true);
         let all = [
@@ -472,13 +453,13 @@ mod tests {
         let both = [&all[..], &[holder(3, &[moved.clone(), b])]].concat();
         assert!(kept(&both).is_empty());
         assert_eq!(known(&both).len(), 2);
-        // A clone at a second place has not moved: it is missing when it is away.
+        // A clone at a second place is not a disk that moved: the first one is missing now.
         let clones = [holder(1, &[a.clone(), moved]), holder(2, &[a])];
         assert_eq!(kept(&clones), [1]);
     }
 
     #[test]
-    fn a_disk_that_is_said_to_be_gone_is_kept_again_when_it_came_back() {
+    fn a_disk_declared_gone_is_kept_again_after_it_came_back() {
         let (root, a) = (disk("/s", "root", true), disk("/s/a", "A", true));
         let mut said = holder(2, std::slice::from_ref(&root));
         said.gone = vec![GoneDisk {
@@ -492,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_newest_snapshot_does_not_ask_for_is_not_kept() {
+    fn a_disk_the_newest_snapshot_excludes_is_not_kept() {
         let a = disk("/s/a", "A", true);
         let mut other = holder(2, &[]);
         other.sources = vec!["/other".into()];
@@ -504,7 +485,7 @@ mod tests {
         pattern.left_out = vec!["/s/a".into()];
         let all = [holder(1, &[a]), pattern];
         assert!(kept(&all).is_empty());
-        // Asked for again, it counts again.
+        // The job includes it again.
         assert_eq!(kept(&[&all[..], &[holder(3, &[])]].concat()), [1]);
     }
 }

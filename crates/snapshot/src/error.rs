@@ -1,11 +1,11 @@
-//! What can go wrong with a snapshot or a restore, and how a caller tells the cases apart.
+//! The errors of snapshots, restores, prunes and checks, and the kinds that a caller distinguishes.
 
 use std::io;
 
 use serde::{Deserialize, Serialize};
 
 use crate::name::NameError;
-use crate::record::NameList;
+use crate::name_list::NameList;
 
 fn waited_for(file: Option<&str>) -> String {
     match file {
@@ -14,7 +14,8 @@ fn waited_for(file: Option<&str>) -> String {
     }
 }
 
-/// A snapshot, a list or a restore failed. File names and messages in it are escaped and cut.
+/// A snapshot, list, restore, prune or check failed. File names and messages in it are escaped, and
+/// their length is limited.
 #[derive(Debug, thiserror::Error)]
 #[expect(
     missing_docs,
@@ -22,22 +23,22 @@ fn waited_for(file: Option<&str>) -> String {
 )]
 #[non_exhaustive]
 pub enum SnapshotError {
-    /// A job's or snapshot's name is no such name.
+    /// The name of a job or a snapshot is not valid.
     #[error(transparent)]
     Name(#[from] NameError),
-    /// The job has no source.
+    /// The job has no sources.
     #[error("job {job}: no sources are named")]
     NoSources { job: String },
-    /// A source, or a file with patterns, is named in a way that is refused.
+    /// The path of a source is not accepted.
     #[error("source {path}: {why}")]
     SourceRefused { path: String, why: String },
-    /// A source is not there.
+    /// A source does not exist.
     #[error("source {path}: there is no such file or folder")]
     SourceMissing { path: String },
-    /// A source can't be looked at.
+    /// A source can't be examined.
     #[error("source {path}: can't be read")]
     SourceUnreadable { path: String, source: io::Error },
-    /// A source holds no file at all.
+    /// A source contains no file.
     #[error("source {path}: is empty; is its disk mounted?")]
     SourceEmpty { path: String },
     /// A source was mounted, unmounted or removed while it was copied.
@@ -46,10 +47,10 @@ pub enum SnapshotError {
     /// A file with patterns can't be read.
     #[error("file with exclude patterns (exclude_from) {path}: can't be read")]
     PatternFile { path: String, source: io::Error },
-    /// A pattern is refused.
+    /// A pattern is not accepted.
     #[error("exclude pattern {pattern}: {why}")]
     PatternRefused { pattern: String, why: &'static str },
-    /// A line of a file with patterns is refused.
+    /// A line of a file with patterns is not accepted.
     #[error("{path}, line {line}: exclude pattern {pattern}: {why}")]
     PatternLineRefused {
         path: String,
@@ -57,147 +58,148 @@ pub enum SnapshotError {
         pattern: String,
         why: &'static str,
     },
-    /// rsync isn't there.
+    /// rsync is not installed.
     #[error("rsync was not found ({program})")]
     RsyncMissing { program: String },
-    /// rsync is there but can't be used.
+    /// rsync is installed, but can't be used.
     #[error("{program}: {why}")]
     RsyncUnusable { program: String, why: String },
-    /// rsync failed. What it copied is kept as `.partial`, and the next run goes on from there.
+    /// rsync failed. What it copied is kept as `.partial`, and the next run continues from there.
     #[error("rsync failed ({ended}): {first_message}")]
     RsyncFailed {
-        /// Its exit code or signal in words.
+        /// Its exit code or signal, as text.
         ended: String,
-        /// Its first message that is a failure.
+        /// Its first message that reports a failure.
         first_message: String,
         /// All of its messages.
         messages: NameList,
     },
-    /// rsync neither said nor did anything for so long that it was ended.
+    /// rsync printed nothing and transferred nothing for so long that it was stopped.
     #[error(
         "rsync did nothing for {} minutes and was stopped: {}",
         still_s / 60,
         waited_for(at.as_deref())
     )]
     StoodStill {
-        /// For how many seconds nothing had moved.
+        /// How many seconds it had made no progress.
         still_s: u64,
-        /// The file that it waited for, where the kernel shows that.
+        /// The file that it waited for, if the kernel shows that.
         at: Option<String>,
     },
-    /// The volume has no room left. Older snapshots are whole.
-    #[error("{}", no_room("the volume", *kind, *free_bytes, object.as_deref()))]
+    /// The volume has no space left. Older snapshots are complete.
+    #[error("{}", no_space("the volume", *kind, *free_bytes, object.as_deref()))]
     VolumeFull {
         kind: SpaceKind,
         free_bytes: u64,
         free_inodes: u64,
-        /// The source file that found no room, where rsync tells.
+        /// The source file that did not fit, if rsync named it.
         object: Option<String>,
     },
-    /// The place restored to has no room left.
-    #[error("{}", no_room(path, *kind, *free_bytes, None))]
+    /// The destination of a restore has no space left.
+    #[error("{}", no_space(path, *kind, *free_bytes, None))]
     DestinationFull {
         path: String,
         kind: SpaceKind,
         free_bytes: u64,
         free_inodes: u64,
     },
-    /// The mounted volume failed: what was written may not have arrived.
+    /// The mounted volume failed. What was written may be lost.
     #[error("{op} {object} on the volume")]
     Volume {
         op: &'static str,
         object: String,
         source: io::Error,
     },
-    /// Something on the volume is not what it should be.
+    /// Something on the volume is not of the expected kind.
     #[error("{object} on the volume: {why}")]
     Layout { object: String, why: String },
     /// Another run is making a snapshot of this job on this mount.
-    #[error("job {job}: another run is at work in its folder")]
+    #[error("job {job}: another run is using its folder")]
     Busy { job: String },
-    /// No such job.
+    /// There is no such job.
     #[error("there is no job {job} on this volume")]
     NoSuchJob { job: String },
-    /// No such snapshot.
+    /// There is no such snapshot.
     #[error("job {job} has no snapshot {snapshot}")]
     NoSuchSnapshot { job: String, snapshot: String },
     /// The snapshot has no such path.
     #[error("snapshot {snapshot} has no {path}")]
     NoSuchPath { snapshot: String, path: String },
-    /// The path to restore is refused.
+    /// The path to restore is not accepted.
     #[error("{path}: {why}")]
     PathRefused { path: String, why: &'static str },
-    /// The place to restore to can't be used.
+    /// The destination can't be used.
     #[error("can't restore to {path}: {why}")]
     DestinationRefused { path: String, why: String },
-    /// Folders stand where the snapshot has files.
+    /// The destination has folders where the snapshot has files.
     #[error(
         "can't restore to {path}: {} not empty where the snapshot has a file: {}",
         if folders.len() == 1 { "a folder is" } else { "folders are" },
         folders.join(", ")
     )]
-    DestinationInTheWay { path: String, folders: Vec<String> },
-    /// Deleting would take what the job kept out of the snapshot, or what was not there then.
+    DestinationConflicts { path: String, folders: Vec<String> },
+    /// Deleting would remove files that the snapshot never had: the job excluded them, or their disk was
+    /// not mounted.
     #[error(
-        "can't restore to {path}: with --delete, files that the job left out of the snapshot (by its patterns, by one_file_system, or with a disk that was not mounted) would be lost"
+        "can't restore to {path}: with --delete, files that the job excluded from the snapshot (by its patterns, by one_file_system, or because a disk was not mounted) would be lost"
     )]
     DeleteLosesExcluded { path: String },
-    /// Deleting would take the container itself.
+    /// Deleting would remove the container file itself.
     #[error(
-        "can't restore to {path}: with --delete, and the container {container} lies in what is restored; no snapshot has it"
+        "can't restore to {path}: --delete would remove the container file {container}, which no snapshot has"
     )]
     DeleteReachesContainer { path: String, container: String },
-    /// Deleting would empty disks that the snapshot doesn't have.
+    /// Deleting would empty file systems that the snapshot doesn't have.
     #[error(
-        "can't restore to {path}: with --delete, and {} there whose files the snapshot doesn't have: {}",
+        "can't restore to {path}: with --delete, but {} there whose files the snapshot doesn't have: {}",
         if mounts.len() == 1 { "another file system is mounted" } else { "other file systems are mounted" },
         some_of(mounts)
     )]
     DeleteReachesMounts { path: String, mounts: Vec<String> },
-    /// With `delete`, another file system than the snapshot's is where files would be deleted.
+    /// Deleting would remove files from another disk than the one in the snapshot.
     #[error(
-        "can't restore to {path}: with --delete, and another disk than the snapshot's is there: {}",
+        "can't restore to {path}: with --delete, but another disk than the one in the snapshot is there: {}",
         some_of(disks)
     )]
     DeleteReachesOtherDisk { path: String, disks: Vec<String> },
-    /// What would be restored goes where sprat keeps something of its own.
-    #[error("can't restore {path}: that place is sprat's own ({own})")]
+    /// The restore would overwrite a file of sprat's own.
+    #[error("can't restore {path}: {own} is one of sprat's own files")]
     DestinationIsOwn { path: String, own: String },
-    /// rsync failed while it restored. What it restored so far is there.
+    /// rsync failed during a restore. What it restored so far stays.
     #[error("restoring failed, rsync ended with {ended}: {first_message}")]
     RestoreFailed {
-        /// Its exit code or signal in words.
+        /// Its exit code or signal, as text.
         ended: String,
-        /// Its first message that is a failure.
+        /// Its first message that reports a failure.
         first_message: String,
         /// All of its messages.
         messages: NameList,
     },
-    /// A comparison after a restore found differences.
+    /// The comparison after a restore found differences.
     #[error(
-        "what was restored to {path} is not what the snapshot has, {} in all: {}",
+        "files in {path} differ from the snapshot after the restore, {} in all: {}",
         different.count,
         some_of(&different.names)
     )]
     RestoreDiffers { path: String, different: NameList },
-    /// Somebody asked to stop a restore. What was restored so far is there.
+    /// A restore was cancelled. What was restored so far stays.
     #[error("interrupted")]
     RestoreCancelled,
-    /// Somebody asked to stop a prune. What was begun is gone on with by the next run or prune.
+    /// A prune was cancelled. The next run or prune finishes the removal that had begun.
     #[error("interrupted")]
     PruneCancelled,
-    /// Somebody asked to stop a check. What was read is noted.
+    /// A check was cancelled. What it read is recorded.
     #[error("interrupted")]
     CheckCancelled,
-    /// The machine failed (pipes, processes, memory).
+    /// A system call failed (pipes, processes, memory).
     #[error("{op}")]
     System { op: &'static str, source: io::Error },
-    /// Somebody asked to stop. What was copied is kept as `.partial`.
+    /// A run was cancelled. What was copied is kept as `.partial`.
     #[error("interrupted")]
     Cancelled,
 }
 
-/// The first of `names`.
+/// The first few of `names`.
 fn some_of(names: &[String]) -> String {
     const NAMED_MAX: usize = 10;
     let mut some = names[..names.len().min(NAMED_MAX)].join(", ");
@@ -207,16 +209,16 @@ fn some_of(names: &[String]) -> String {
     some
 }
 
-/// What is full, and how: a file may find no room where smaller ones would.
-fn no_room(place: &str, kind: SpaceKind, free_bytes: u64, object: Option<&str>) -> String {
+/// The message for a full file system. With free space left, one file may not fit while smaller ones would.
+fn no_space(place: &str, kind: SpaceKind, free_bytes: u64, object: Option<&str>) -> String {
     let free = free_bytes >> 20;
     match (kind, object) {
         (SpaceKind::Inodes, _) => {
-            format!("{place} is out of inodes: it can hold no more files ({free} MiB free)")
+            format!("{place} has no inodes left for further files ({free} MiB free)")
         }
         (SpaceKind::Blocks, None) => format!("{place} is out of space ({free} MiB free)"),
         (SpaceKind::Blocks, Some(object)) => {
-            format!("{place} has no room for {object} ({free} MiB free)")
+            format!("{place} has no space for {object} ({free} MiB free)")
         }
     }
 }
@@ -225,9 +227,9 @@ fn no_room(place: &str, kind: SpaceKind, free_bytes: u64, object: Option<&str>) 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SpaceKind {
-    /// Room for data.
+    /// Space for data.
     Blocks,
-    /// Room for files and folders.
+    /// Inodes, one for each file and folder.
     Inodes,
 }
 
@@ -240,14 +242,14 @@ impl std::fmt::Display for SpaceKind {
     }
 }
 
-/// The cases that a caller chooses by.
+/// The kinds of failure that a caller distinguishes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum SnapshotErrorKind {
     /// The command line or config is wrong (exit 2).
     Usage,
-    /// A source is missing, empty or changed under way.
+    /// A source is missing or empty, or it changed during the run.
     Source,
     /// rsync is missing or unusable.
     Rsync,
@@ -255,19 +257,19 @@ pub enum SnapshotErrorKind {
     RsyncFailed,
     /// The volume is full.
     VolumeFull,
-    /// The mounted volume failed; ask the volume process why.
+    /// The mounted volume failed. The volume process knows why.
     Volume,
     /// A structure of the volume's file system is damaged (exit 13).
     Damaged,
-    /// The job, snapshot or path is not there.
+    /// There is no such job, snapshot or path.
     NotFound,
-    /// The place to restore to.
+    /// The destination of a restore can't be used.
     Destination,
-    /// Another run.
+    /// Another run uses the job's folder.
     Busy,
-    /// Somebody asked to stop (exit 130).
+    /// The run was cancelled (exit 130).
     Cancelled,
-    /// The machine.
+    /// A system call failed.
     System,
 }
 
@@ -281,23 +283,8 @@ fn is_damage(error: &io::Error) -> bool {
     )
 }
 
-/// An error as it crosses a process boundary.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ErrorReport {
-    /// The case.
-    pub kind: SnapshotErrorKind,
-    /// What happened.
-    pub message: String,
-    /// Because of what, nearest first.
-    pub causes: Vec<String>,
-    /// rsync's messages, if it was rsync.
-    pub messages: NameList,
-    /// What the user can do, and how the data stands.
-    pub hint: Option<String>,
-}
-
 impl SnapshotError {
-    /// Which case it is.
+    /// The kind of this failure.
     #[must_use]
     pub fn kind(&self) -> SnapshotErrorKind {
         use SnapshotErrorKind as Kind;
@@ -329,7 +316,7 @@ impl SnapshotError {
             }
             Self::DestinationFull { .. }
             | Self::DestinationRefused { .. }
-            | Self::DestinationInTheWay { .. }
+            | Self::DestinationConflicts { .. }
             | Self::RestoreDiffers { .. }
             | Self::DeleteLosesExcluded { .. } => Kind::Destination,
             Self::Busy { .. } => Kind::Busy,
@@ -341,108 +328,14 @@ impl SnapshotError {
         }
     }
 
-    /// What the user can do, and how the data stands.
+    /// rsync's messages, if rsync failed.
     #[must_use]
-    pub fn hint(&self) -> Option<&'static str> {
-        Some(match self {
-            Self::SourceEmpty { .. } => {
-                "Mount it, or allow empty sources if that is how it should be. Nothing was changed."
-            }
-            Self::SourceMissing { .. } => {
-                "Mount its disk, or take it out of the job. Nothing was changed."
-            }
-            Self::SourceChanged { .. } => {
-                "No snapshot was made; older ones are whole. Run again when the source is in place."
-            }
-            Self::Volume { source, .. } if is_damage(source) => {
-                "The file system in the container is damaged. Don't write to it; `sprat check --read-data` says \
-                 what is damaged, and docs/recovery.md how to repair it."
-            }
-            Self::RsyncMissing { .. } => {
-                "Install rsync (3.1.3 or newer) with your package manager."
-            }
-            Self::RsyncFailed { .. } => {
-                "Older snapshots are whole. What was copied is kept, and the next run goes on from there."
-            }
-            Self::StoodStill { .. } => {
-                "Snapshots are whole, and what was copied is kept. Bring that file system back or unmount it, or leave it out of the job; the next run goes on from there."
-            }
-            Self::VolumeFull { .. } => {
-                "Older snapshots are whole, and what was copied is kept for the next run. Make the volume larger with `sprat grow`, or make room with `sprat prune`; where interrupted runs fill it, its --drop-interrupted removes what they copied."
-            }
-            Self::PatternRefused { .. } | Self::PatternLineRefused { .. } => {
-                "Nothing was changed. A pattern begins with / for a whole path, or is a name, as in rsync's manual."
-            }
-            Self::PatternFile { .. } => {
-                "Nothing was changed. Make it a readable file, or take it out of the job."
-            }
-            Self::DestinationInTheWay { .. } => {
-                "The snapshot is untouched. Move the folder away, or restore to another place; --delete removes it."
-            }
-            Self::DeleteLosesExcluded { .. } => {
-                "Nothing was changed. --delete-excluded says that they may go; with --dry-run it tells which. Or leave --delete out."
-            }
-            Self::DeleteReachesContainer { .. } => {
-                "Nothing was changed. Leave --delete out, or restore parts that don't hold the container, with JOB:PATH."
-            }
-            Self::DeleteReachesOtherDisk { .. } => {
-                "Nothing was changed. Mount the disk that the snapshot has. To restore onto the disk that is \
-                 there now, leave --delete out: its other files stay, those of the same name are replaced."
-            }
-            Self::DeleteReachesMounts { .. } => {
-                "Nothing was changed. Unmount them, leave --delete out, or restore parts that don't hold them, with JOB:PATH."
-            }
-            Self::DestinationIsOwn { .. } => "Nothing was changed. Restore it to another folder.",
-            Self::NoSuchJob { .. } | Self::NoSuchSnapshot { .. } => {
-                "Nothing was changed. `sprat snapshots` lists what there is."
-            }
-            Self::NoSuchPath { .. } => {
-                "Nothing was changed. The path is the one in the source; `sprat mount` lets you look round."
-            }
-            Self::Cancelled => "What was copied is kept, and the next run goes on from there.",
-            Self::CheckCancelled => {
-                "Nothing was changed. What was read is noted; the same command goes on where this one stopped."
-            }
-            Self::PruneCancelled => {
-                "What is to be kept is whole. What was begun is no snapshot any more; the next prune or backup removes the rest of it."
-            }
-            Self::RestoreFailed { .. } => {
-                "The snapshot is untouched, and what was restored so far is there. Mend what the message tells of; then the same command does the rest."
-            }
-            Self::DestinationFull { .. } => {
-                "The snapshot is untouched, and what was restored so far is there. Make room; then the same command does the rest."
-            }
-            Self::RestoreCancelled => {
-                "The snapshot is untouched. The same command goes on where this one stopped; with --trust-times it doesn't compare what is restored already."
-            }
-            Self::RestoreDiffers { .. } => {
-                "The snapshot is untouched. Either somebody changes these files, or the disk does not keep what is written to it. The same command restores them again."
-            }
-            _ => return None,
-        })
-    }
-
-    /// The error as it crosses a process boundary.
-    #[must_use]
-    pub fn report(&self) -> ErrorReport {
-        let mut causes = Vec::new();
-        let mut cause = std::error::Error::source(self);
-        while let Some(this) = cause {
-            causes.push(this.to_string());
-            cause = this.source();
-        }
-        let messages = match self {
+    pub fn messages(&self) -> &[String] {
+        match self {
             Self::RsyncFailed { messages, .. } | Self::RestoreFailed { messages, .. } => {
-                messages.clone()
+                &messages.names
             }
-            _ => NameList::default(),
-        };
-        ErrorReport {
-            kind: self.kind(),
-            message: self.to_string(),
-            causes,
-            messages,
-            hint: self.hint().map(str::to_owned),
+            _ => &[],
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Which file system lies at a place: disks are known by what they are, not by where they are mounted.
+//! Identifies the file system at a place: by UUID and such, not by where it is mounted.
 
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -8,44 +8,44 @@ use std::process::{Command, Stdio};
 use serde::{Deserialize, Serialize};
 
 use crate::mounts::Mount;
-use crate::own_places::joined;
+use crate::paths::joined;
 use crate::text::{escape_name, escape_path};
 
-/// File systems that report the same `f_fsid` at each mount. Others report the number of the device,
-/// which is another one after each start.
+/// File systems that report the same `f_fsid` at each mount. Others report a device number, which
+/// changes with each start.
 const STABLE_FSID: [&str; 6] = ["ext2", "ext3", "ext4", "btrfs", "bcachefs", "zfs"];
 
-/// File systems in memory: what they held is lost with the mount.
+/// File systems in memory. Their content is lost when they are unmounted.
 const VOLATILE: [&str; 3] = ["tmpfs", "ramfs", "rootfs"];
 
 /// Where udev lists the devices by the UUID of what they hold.
 const BY_UUID: &str = "/dev/disk/by-uuid";
 
-/// A file system that a run met: at a source, or mounted inside one.
+/// A file system that a run found at a source, or mounted inside one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct FileSystem {
-    /// Where: the source's path, or the place inside it; escaped.
+    /// The place: the source's path, or the mount point inside it. Escaped.
     pub place: String,
     /// Its type, as `/proc/self/mountinfo` has it.
     pub kind: String,
-    /// The UUID in its superblock, as udev or blkid shows it.
+    /// The UUID in its super block, as udev or blkid shows it.
     pub uuid: Option<String>,
-    /// `f_fsid` of statvfs(3), in hexadecimal; only of types that report the same one at each mount,
-    /// and of tmpfs, where each mount has its own.
+    /// `f_fsid` of statvfs(3) in hexadecimal. Only for types that report the same one at each mount, and
+    /// for tmpfs, where each mount has its own.
     pub fsid: Option<String>,
-    /// What was mounted, where it is no device: a server's share, a dataset, any word; escaped.
+    /// What was mounted, if it is not a device: a server's share, a dataset, any word. Escaped.
     pub name: Option<String>,
-    /// The folder or subvolume of it that lies at the place; `/` is all of it. Escaped.
+    /// The folder or subvolume of it that is mounted at the place, `/` for all of it. Escaped.
     pub root: String,
-    /// Whether it is mounted at the place itself; else it holds the place somewhere below.
+    /// Whether it is mounted at the place itself. Otherwise it is mounted above it.
     pub mounted_here: bool,
-    /// Whether all of it that the job asks for is in the snapshot.
+    /// Whether the snapshot has all of it that the job includes.
     pub full: bool,
 }
 
 impl FileSystem {
-    /// The one of `mount`, of which the real path `real` is met at `place`.
+    /// The file system of `mount`, whose real path `real` the job knows as `place`.
     pub(crate) fn at(mount: &Mount, place: &Path, real: &Path) -> Self {
         let below = real.strip_prefix(&mount.at).unwrap_or(Path::new(""));
         let fsid = (mount.kind == "tmpfs" || STABLE_FSID.contains(&&*mount.kind))
@@ -70,7 +70,7 @@ impl FileSystem {
         }
     }
 
-    /// One of which only the place is known: an older record has no more.
+    /// A file system of which only the place is known, as in an older record.
     pub(crate) fn unknown_at(place: &str) -> Self {
         Self {
             place: place.to_owned(),
@@ -87,35 +87,35 @@ impl FileSystem {
         VOLATILE.contains(&&*self.kind)
     }
 
-    /// Whether both are the same part of the same file system, wherever it is mounted; `None` where
-    /// too little is known to say.
+    /// Whether both are the same part of the same file system, wherever it is mounted. `None` if too
+    /// little is known.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> Option<bool> {
         if self.is_unknown() || other.is_unknown() {
             return None;
         }
-        let both =
+        let equal =
             |one: &Option<String>, other: &Option<String>| Some(one.as_ref()? == other.as_ref()?);
-        let same_uuid = both(&self.uuid, &other.uuid);
+        let same_uuid = equal(&self.uuid, &other.uuid);
         if self.root != other.root {
-            // A system that starts from another snapshot of its root is still the same disk.
+            // A system that boots from another snapshot of its root is still on the same disk.
             let system = self.place == "/" && other.place == "/" && self.kind == "btrfs";
             return Some(system && same_uuid == Some(true));
         }
         same_uuid
-            .or_else(|| both(&self.fsid, &other.fsid))
-            .or_else(|| both(&self.name, &other.name))
+            .or_else(|| equal(&self.fsid, &other.fsid))
+            .or_else(|| equal(&self.name, &other.name))
             .or_else(|| (family(&self.kind) != family(&other.kind)).then_some(false))
     }
 
-    /// Whether `other`, at the same place, is what stands for this one today: the same file system,
-    /// or where nobody can say another thing. What was in memory never comes back, so there a later
-    /// one is the same.
+    /// Whether `other`, at the same place, replaces this one without a loss: it is the same file system,
+    /// or nothing shows a difference. A file system in memory never comes back, so a later one counts as
+    /// the same.
     pub(crate) fn is_continued_by(&self, other: &Self) -> bool {
         (self.is_volatile() && other.is_volatile()) || self.is_same(other) != Some(false)
     }
 
-    /// For people: type and what names it.
+    /// Its type and its name, as text for people.
     #[must_use]
     pub fn text(&self) -> String {
         let kind = if self.is_unknown() {
@@ -132,7 +132,7 @@ impl FileSystem {
     }
 }
 
-/// Names of one type that depend on how it was mounted.
+/// The common name of types that differ only by how they were mounted.
 fn family(kind: &str) -> &str {
     match kind {
         "ext2" | "ext3" | "ext4" => "ext",
@@ -146,7 +146,7 @@ fn family(kind: &str) -> &str {
 
 /// The UUID that udev lists for the device.
 fn uuid_of(mount: &Mount) -> Option<String> {
-    // btrfs has a number of its own in place of its device's.
+    // btrfs reports a device number of its own, not that of its device.
     let devices = [
         Some(makedev(mount.device)),
         std::fs::metadata(&mount.source).ok().map(|m| m.rdev()),
@@ -159,7 +159,7 @@ fn uuid_of(mount: &Mount) -> Option<String> {
     Some(escape_name(entry.file_name().as_bytes()))
 }
 
-/// The UUID in the superblock, read by util-linux, for a machine without udev.
+/// The UUID in the super block, read by blkid, for a machine without udev.
 fn probe(mount: &Mount) -> Option<String> {
     let blkid = ["/usr/sbin/blkid", "/sbin/blkid"]
         .into_iter()
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn disks_are_compared_by_what_both_records_know() {
+    fn disks_are_compared_by_what_both_records_have() {
         let one = disk(Some("u1"), Some("f1"), "/");
         for (other, same) in [
             (disk(Some("u1"), None, "/"), Some(true)),
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_memory_file_system_stands_for_an_earlier_one() {
+    fn a_later_memory_file_system_replaces_an_earlier_one() {
         let memory = |fsid| FileSystem {
             kind: "tmpfs".into(),
             ..disk(None, Some(fsid), "/")

@@ -1,5 +1,5 @@
-//! Objects of somebody else in the places that sprat uses on the volume: other machines and people
-//! write there, too. They never stop a job. They are renamed or avoided, never removed.
+//! Foreign objects that have names which sprat uses on the volume. Other machines and people write
+//! there, too. Such objects never stop a job: they are renamed or avoided, and never removed.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,11 +11,11 @@ use crate::record::Warning;
 use crate::text::escape_name;
 use crate::walk::is_folder;
 
-/// So many names are tried.
+/// How many names are tried.
 const NAMES_MAX: u32 = 100;
 
-/// Renames what is called `name` in `folder` and is no folder, a symbolic link too, so that a folder can
-/// be made there. `above` is put before the name in the warning.
+/// If `name` in `folder` is not a folder, renames it, so that a folder can be created. A symbolic link
+/// is renamed, too. In the warning, `above` is put before the name.
 pub(crate) fn rename_if_no_folder(
     folder: &OwnedFd,
     above: &str,
@@ -40,12 +40,12 @@ pub(crate) fn rename_if_no_folder(
     }))
 }
 
-/// A name in `folder` that is free: `name`, after what an interrupted run left there was removed; else
-/// `name` with a number, where a folder of somebody else has that name.
+/// Returns a free name in `folder`: `name`, after removing what an interrupted run left there, or `name`
+/// with a number if a foreign folder has that name.
 pub(crate) fn temporary_name(folder: &OwnedFd, name: &str) -> io::Result<String> {
     match unlinkat(folder, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(name.to_owned()),
-        // A folder, or a file that must not be removed.
+        // A folder, or a file that can't be removed.
         Err(Errno::ISDIR | Errno::PERM | Errno::ACCESS | Errno::BUSY) => {}
         Err(e) => return Err(e.into()),
     }

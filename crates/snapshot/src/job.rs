@@ -1,16 +1,16 @@
-//! One job's folder on the volume: its entries, its lock, the recovery of what a run left, `latest`.
+//! One job's folder on the volume: its entries, its lock, `latest`.
 //!
-//! | name in `/JOB` | is | gets there by |
+//! | name in `/JOB` | what it is | how it gets there |
 //! | --- | --- | --- |
-//! | `NAME.inflight` | a run at work, or killed | mkdir; always new and empty |
-//! | `NAME` | a finished snapshot | rename of the former, after its record and `syncfs` (without where no file's content was copied) |
+//! | `NAME.inflight` | the tree of a running or killed run | mkdir; always new and empty |
+//! | `NAME` | a finished snapshot | rename of `NAME.inflight`, after its record and `syncfs` (without `syncfs` if no file content was copied) |
 //! | `latest` | relative symbolic link to a finished snapshot | rename over the old one |
 //! | `NAME.partial` | an interrupted tree whose files are all durable | rename of `.inflight` |
 //! | `.sprat/NAME.json` | the record | write, rename |
-//! | `.sprat/NAME.recent` | files that may have changed after they had been read, see `recent` | write, rename |
+//! | `.sprat/NAME.recent` | files that may have changed after they were read, see `recent` | write, rename |
 //! | `.sprat/NAME.checkpoint` | what of `NAME.inflight` is durable | see `checkpoint` |
-//! | `.sprat/deleting-*` | a tree being removed, a snapshot's or an interrupted one | rename; the next run or prune goes on removing |
-//! | `.sprat/NAME.pin` | somebody wants the snapshot kept; content and owner don't matter | – |
+//! | `.sprat/deleting-*` | a tree being removed: a snapshot or an interrupted one | rename; the next run or prune finishes the removal |
+//! | `.sprat/NAME.pin` | the snapshot is pinned; content and owner of the file don't matter | – |
 
 use std::collections::BTreeSet;
 use std::io;
@@ -21,39 +21,22 @@ use rustix::fs::{
     AtFlags, FileType, FlockOperation, Mode, flock, fsync, mkdirat, renameat, statat,
 };
 
-use crate::begun;
-use crate::checkpoint;
 use crate::error::SnapshotError;
 use crate::foreign;
 use crate::name::{JobName, SnapshotName};
-use crate::recent;
 use crate::record::{EntryKind, RunRecord, Warning};
-use crate::rsync::ends_run;
-use crate::scout::Scout;
-use crate::spec::Cancel;
 use crate::text::escape_path;
-use crate::walk::{
-    is_folder, names_in, open_folder, open_folder_at, remove_content, remove_content_telling,
-};
+use crate::walk::{entry_is_folder, is_folder, names_in, open_folder, open_folder_at};
 
 pub(crate) const STATE_FOLDER: &str = ".sprat";
-const DELETING: &str = "deleting-";
-/// Begins as what the next run goes on removing.
-const LINKS_TO_COPY: &str = "deleting-links-to-copy";
-/// Before a number, where somebody else's object has the name.
-const NUMBERED: char = '~';
-/// So many names are tried where somebody else's objects have those before.
-const NAMES_TRIED_MAX: u32 = 100;
 const INFLIGHT: &str = ".inflight";
 const PARTIAL: &str = ".partial";
-/// A record is some kilobytes, with all its lists full about 300; more is not ours.
+/// The size limit of a record. A record has some kilobytes, and about 300 with all its lists full.
 const RECORD_BYTES_MAX: u64 = 16 << 20;
-/// Names that `latest` may have before it gets its own.
+/// How many temporary names are tried for `latest`.
 const LATEST_NAMES: u32 = 10;
-/// rsync takes 20 `--link-dest`; the snapshots (at most 4) and a copy need some too.
-pub(crate) const PARTIALS_MAX: usize = 10;
 
-/// A folder of the job, by what its name says.
+/// A folder in the job's folder that sprat made, by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Folder {
     Named(SnapshotName),
@@ -89,31 +72,34 @@ impl std::fmt::Display for Folder {
     }
 }
 
-/// A job's folder, opened.
+/// The open folder of a job.
 #[derive(Debug)]
 pub(crate) struct JobFolder {
     pub(crate) path: PathBuf,
-    job: String,
-    folder: OwnedFd,
+    pub(crate) job: String,
+    pub(crate) folder: OwnedFd,
 }
 
-/// A job's folder, locked for one run. Dropping it unlocks.
+/// The folder of a job, locked for one run. Dropping it releases the lock.
 #[derive(Debug)]
 pub(crate) struct RunFolder {
     pub(crate) job: JobFolder,
-    /// `.sprat`; carries the flock.
+    /// The open folder `.sprat`; it carries the flock.
     pub(crate) state: OwnedFd,
-    /// What lay where the folders belong and was renamed.
-    renamed: Vec<Warning>,
+    /// Warnings about foreign objects that had to be renamed because sprat needs their names.
+    pub(crate) renamed: Vec<Warning>,
 }
 
-fn on_volume(op: &'static str, object: &dyn ToString) -> impl FnOnce(io::Error) -> SnapshotError {
+pub(crate) fn on_volume(
+    op: &'static str,
+    object: &dyn ToString,
+) -> impl FnOnce(io::Error) -> SnapshotError {
     let object = object.to_string();
     move |source| SnapshotError::Volume { op, object, source }
 }
 
 impl JobFolder {
-    /// Opens the folder of `job`; `job` is a name found on the volume or given by the user.
+    /// Opens the folder of `job`. The name comes from the volume or from the user.
     pub(crate) fn open(volume_root: &Path, job: &Path) -> Result<Self, SnapshotError> {
         let path = volume_root.join(job);
         let name = escape_path(job);
@@ -136,7 +122,7 @@ impl JobFolder {
         }
     }
 
-    /// Opens the folder of `job` for a run, makes what is missing, and locks it.
+    /// Opens the folder of `job` for a run, creates what is missing, and locks it.
     pub(crate) fn open_for_run(
         volume_root: &Path,
         job: &JobName,
@@ -153,7 +139,7 @@ impl JobFolder {
             foreign::rename_if_no_folder(&this.folder, &format!("{job}/"), STATE_FOLDER)
                 .map_err(on_volume("rename", &STATE_FOLDER))?,
         );
-        // Only root reads it: names of unread files stand in it.
+        // Only root may read it: it contains names of unread files.
         make_folder(&this.folder, STATE_FOLDER, 0o700)
             .map_err(on_volume("make folder", &STATE_FOLDER))?;
         let state = open_folder(this.folder.as_fd(), Path::new(STATE_FOLDER))
@@ -171,16 +157,15 @@ impl JobFolder {
         }
     }
 
-    /// The names of all folders in it, ours and others', without the state folder.
+    /// The names of all folders in it except the state folder, whoever made them.
     pub(crate) fn folders(&self) -> Result<Vec<PathBuf>, SnapshotError> {
         let names =
             names_in(self.folder.as_fd(), Path::new(".")).map_err(on_volume("list", &self.job))?;
         Ok(names
             .into_iter()
-            .filter(|(name, kind)| match kind {
-                FileType::Directory => name != Path::new(STATE_FOLDER),
-                FileType::Unknown => self.is_folder(name),
-                _ => false,
+            .filter(|(name, kind)| {
+                name != Path::new(STATE_FOLDER)
+                    && entry_is_folder(self.folder.as_fd(), name, *kind).unwrap_or(false)
             })
             .map(|(name, _)| name)
             .collect())
@@ -190,7 +175,7 @@ impl JobFolder {
         statat(&self.folder, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| is_folder(&stat))
     }
 
-    /// Our own folders, in the order of their names.
+    /// The folders that sprat made, sorted by name.
     pub(crate) fn own_folders(&self) -> Result<Vec<Folder>, SnapshotError> {
         let mut own: Vec<Folder> = self
             .folders()?
@@ -220,39 +205,39 @@ impl JobFolder {
         }
     }
 
-    /// What `folder` is, by its name and record.
+    /// The kind of `folder`, by its name and its record.
     pub(crate) fn kind(&self, folder: Folder) -> (EntryKind, Result<RunRecord, String>) {
         let record = self.record(folder.name());
         let kind = match (folder, &record) {
             (Folder::Inflight(_), _) => EntryKind::Inflight,
             (Folder::Partial(_), _) => EntryKind::Partial,
             (Folder::Named(_), Ok(record)) if record.finished_run && record.complete => {
-                EntryKind::Good
+                EntryKind::Complete
             }
-            (Folder::Named(_), Ok(record)) if record.finished_run => EntryKind::Unread,
+            (Folder::Named(_), Ok(record)) if record.finished_run => EntryKind::Incomplete,
             (Folder::Named(_), _) => EntryKind::Unrecorded,
         };
         (kind, record)
     }
 
-    /// The record of the newest snapshot that is whole.
+    /// The record of the newest complete snapshot.
     pub(crate) fn last_good(&self) -> Result<Option<RunRecord>, SnapshotError> {
         let own = self.own_folders()?.into_iter().rev();
         Ok(own
             .filter(|own| matches!(own, Folder::Named(_)))
             .map(|own| self.kind(own))
-            .find(|(kind, _)| *kind == EntryKind::Good)
+            .find(|(kind, _)| *kind == EntryKind::Complete)
             .and_then(|(_, record)| record.ok()))
     }
 
-    /// Whether somebody pinned it: `.sprat/NAME.pin` is there.
+    /// Whether the snapshot is pinned: `.sprat/NAME.pin` exists.
     pub(crate) fn is_pinned(&self, name: SnapshotName) -> bool {
         let pin = format!("{STATE_FOLDER}/{name}.pin");
         statat(&self.folder, pin, AtFlags::SYMLINK_NOFOLLOW).is_ok()
     }
 
-    /// The finished snapshot that was made last: the one that `latest` points to, or one after it
-    /// whose run ended before it could point there.
+    /// The finished snapshot that was made last: the one that `latest` points to, or a later one whose
+    /// run ended before it could update `latest`.
     pub(crate) fn latest(&self) -> Option<SnapshotName> {
         let target = rustix::fs::readlinkat(&self.folder, "latest", Vec::new()).ok()?;
         let named = SnapshotName::parse(target.to_str().ok()?).ok()?;
@@ -268,8 +253,8 @@ impl JobFolder {
                 _ => None,
             })
             .collect();
-        // A greater name may be that of a clock that ran ahead. A run links from the last snapshot
-        // before it, so its record proves the order.
+        // A greater name may come from a clock that ran ahead. Each run records the snapshot that it
+        // linked from, so the records prove the order.
         let mut last = named;
         while let Some(at) = later
             .iter()
@@ -289,26 +274,11 @@ impl JobFolder {
     }
 }
 
-/// The warning of a tree that can't be removed. What concerns the whole volume is an error.
-fn kept(folder: &Path, error: SnapshotError) -> Result<Warning, SnapshotError> {
-    match &error {
-        SnapshotError::Volume { source, .. }
-            if source.raw_os_error().is_some_and(|errno| !ends_run(errno)) =>
-        {
-            Ok(Warning::LeftoverKept {
-                folder: escape_path(folder),
-                reason: format!("{error}: {source}"),
-            })
-        }
-        _ => Err(error),
-    }
-}
-
 fn is_loop(e: &io::Error) -> bool {
     e.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }
 
-/// Opens a regular file for reading; never waits on a fifo, never follows a symbolic link.
+/// Opens a regular file for reading. Never waits on a FIFO and never follows a symbolic link.
 fn open_plain(path: &Path) -> io::Result<std::fs::File> {
     use rustix::fs::{OFlags, open};
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -329,7 +299,7 @@ fn make_folder(at: &OwnedFd, name: &str, mode: u32) -> io::Result<()> {
 }
 
 impl RunFolder {
-    /// Every name that a new snapshot must not get.
+    /// All names that a new snapshot must not get.
     pub(crate) fn taken(&self) -> Result<BTreeSet<SnapshotName>, SnapshotError> {
         let all = names_in(self.job.folder.as_fd(), Path::new("."))
             .map_err(on_volume("list", &self.job.job))?;
@@ -344,104 +314,29 @@ impl RunFolder {
         Ok(taken)
     }
 
-    fn state_names(&self) -> Result<Vec<(PathBuf, FileType)>, SnapshotError> {
+    pub(crate) fn state_names(&self) -> Result<Vec<(PathBuf, FileType)>, SnapshotError> {
         names_in(self.state.as_fd(), Path::new(".")).map_err(on_volume("list", &STATE_FOLDER))
     }
 
     /// Makes the new, empty folder that rsync will fill.
     pub(crate) fn make_inflight(&self, name: SnapshotName) -> Result<Folder, SnapshotError> {
         let folder = Folder::Inflight(name);
-        // Exclusive: never into a folder that is there already.
+        // mkdir fails if the folder exists, so rsync never writes into an existing folder.
         mkdirat(&self.job.folder, folder.to_string(), Mode::from(0o755))
             .map_err(|e| on_volume("make folder", &folder)(e.into()))?;
         Ok(folder)
     }
 
-    /// Takes up what earlier runs left: goes on removing what was being removed, and makes each
-    /// leftover `.inflight` a `.partial` of which only durable files are left.
-    pub(crate) fn recover(&self, cancel: &Cancel) -> Result<Vec<Warning>, SnapshotError> {
-        let mut warnings = Vec::new();
-        for (name, _) in self.state_names()? {
-            let deleting = name.to_str().is_some_and(|name| name.starts_with(DELETING));
-            if !deleting {
-                continue;
-            }
-            let path = Path::new(STATE_FOLDER).join(&name);
-            if !self.job.is_folder(&path) {
-                // Never made by sprat.
-                warnings.push(Warning::ForeignObject {
-                    path: format!("{}/{}", self.job.job, escape_path(&path)),
-                    done: "left alone".to_owned(),
-                });
-            } else if let Err(error) = self.finish_removal(&name, cancel) {
-                warnings.push(kept(&path, error)?);
-            } else {
-                self.forget_record(&name);
-            }
-        }
-        warnings.extend(self.renamed.iter().cloned());
-        for folder in self.job.own_folders()? {
-            if let Folder::Inflight(name) = folder {
-                warnings.extend(self.recover_inflight(name, cancel)?);
-            }
-        }
-        let partials = self.partials()?;
-        if partials.len() > PARTIALS_MAX {
-            // The newest may have been stopped early, the oldest was the first and maybe longest.
-            for partial in &partials[1..=partials.len() - PARTIALS_MAX] {
-                if let Err(error) = self.remove(*partial, cancel) {
-                    warnings.push(kept(Path::new(&partial.to_string()), error)?);
-                }
-            }
-        }
-        Ok(warnings)
-    }
-
-    fn recover_inflight(
-        &self,
-        name: SnapshotName,
-        cancel: &Cancel,
-    ) -> Result<Option<Warning>, SnapshotError> {
-        let folder = Folder::Inflight(name);
-        let tree = open_folder(self.job.folder.as_fd(), Path::new(&folder.to_string()))
-            .map_err(on_volume("open", &folder))?;
-        let Some(durable_before_ns) = checkpoint::read(&self.state, name) else {
-            // Nothing in it can be trusted. Its links are in older snapshots anyway.
-            return match self.remove(folder, cancel) {
-                Ok(()) => Ok(None),
-                Err(error) => kept(Path::new(&folder.to_string()), error).map(Some),
-            };
-        };
-        let partial = Folder::Partial(name).to_string();
-        if statat(&self.job.folder, &partial, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
-            // Somebody else's: what was copied can't get its name.
-            self.remove(folder, cancel)?;
-            return Ok(Some(Warning::ForeignObject {
-                path: format!("{}/{partial}", self.job.job),
-                done: "left alone, and the interrupted run of that name was removed".to_owned(),
-            }));
-        }
-        let swept =
-            crate::walk::remove_files_changed_since(tree.as_fd(), durable_before_ns, cancel)
-                .map_err(on_volume("sweep", &folder))?;
-        let Some(files) = swept else {
-            return Err(SnapshotError::Cancelled);
-        };
-        recent::list_again(&self.state, name, &tree).map_err(on_volume("list", &folder))?;
-        self.inflight_becomes(name, Folder::Partial(name))?;
-        checkpoint::forget(&self.state, name);
-        Ok((files > 0).then_some(Warning::CrashedRunSwept { files }))
-    }
-
-    /// Renames `NAME.inflight`, whose content is durable. The new name is so after the next sync,
-    /// and never before what was done earlier.
+    /// Renames `NAME.inflight`, whose content is durable. The rename is durable after the next sync, and
+    /// never before earlier changes.
     pub(crate) fn inflight_becomes(
         &self,
         name: SnapshotName,
         to: Folder,
     ) -> Result<(), SnapshotError> {
         let from = Folder::Inflight(name);
-        // A rename onto a folder replaces it only if it is empty; ours never exists.
+        // rename(2) replaces an existing folder if it is empty. A folder of ours with that name never
+        // exists.
         if self.job.is_folder(Path::new(&to.to_string())) {
             return Err(SnapshotError::Layout {
                 object: to.to_string(),
@@ -457,7 +352,7 @@ impl RunFolder {
         .map_err(|e| on_volume("rename", &from)(e.into()))
     }
 
-    /// All `.partial`, oldest first.
+    /// All `.partial` folders, oldest first.
     pub(crate) fn partials(&self) -> Result<Vec<Folder>, SnapshotError> {
         let own = self.job.own_folders()?;
         Ok(own
@@ -466,136 +361,7 @@ impl RunFolder {
             .collect())
     }
 
-    /// Removes one of our interrupted trees, and its record. Once this has begun, each later run
-    /// goes on with it.
-    pub(crate) fn remove(&self, folder: Folder, cancel: &Cancel) -> Result<(), SnapshotError> {
-        assert!(
-            !matches!(folder, Folder::Named(_)),
-            "finished snapshots are not removed here"
-        );
-        let away = self.rename_away(folder)?;
-        checkpoint::forget(&self.state, folder.name());
-        recent::forget(&self.state, folder.name());
-        begun::forget(&self.state, folder.name());
-        let record = format!("{}.json", folder.name());
-        let _ = rustix::fs::unlinkat(&self.state, record, AtFlags::empty());
-        self.finish_removal(&away, cancel)
-    }
-
-    /// Renames a tree into the state folder, to a name that is free. Returns that.
-    fn rename_away(&self, folder: Folder) -> Result<PathBuf, SnapshotError> {
-        let first = format!("{DELETING}{folder}");
-        let others = (2..=NAMES_TRIED_MAX).map(|n| format!("{first}{NUMBERED}{n}"));
-        let is_free = |name: &String| statat(&self.state, name, AtFlags::SYMLINK_NOFOLLOW).is_err();
-        let away = std::iter::once(first.clone())
-            .chain(others)
-            .find(is_free)
-            .unwrap_or(first);
-        renameat(&self.job.folder, folder.to_string(), &self.state, &away)
-            .map_err(|e| on_volume("rename", &folder)(e.into()))?;
-        Ok(PathBuf::from(away))
-    }
-
-    /// The trees that earlier runs began to remove, by their names in the state folder.
-    pub(crate) fn half_removed(&self) -> Result<Vec<PathBuf>, SnapshotError> {
-        let names = self.state_names()?.into_iter().map(|(name, _)| name);
-        let deleting =
-            |name: &PathBuf| name.to_str().is_some_and(|name| name.starts_with(DELETING));
-        let folder = |name: &PathBuf| self.job.is_folder(&Path::new(STATE_FOLDER).join(name));
-        Ok(names.filter(deleting).filter(folder).collect())
-    }
-
-    /// Takes a snapshot or an interrupted tree away from where they are, into the state folder; its
-    /// record stays until its files are gone, so that its name is not given anew. Returns where it is.
-    pub(crate) fn take_away(&self, folder: Folder) -> Result<PathBuf, SnapshotError> {
-        self.rename_away(folder)
-    }
-
-    /// Forgets the record of a tree whose files are gone.
-    pub(crate) fn forget_record(&self, away: &Path) {
-        let folder = away.to_str().and_then(|name| name.strip_prefix(DELETING));
-        let folder = folder.map(|name| name.split(NUMBERED).next().unwrap_or(name));
-        let Some(folder) = folder.and_then(Folder::parse) else {
-            return;
-        };
-        let name = folder.name();
-        checkpoint::forget(&self.state, name);
-        recent::forget(&self.state, name);
-        begun::forget(&self.state, name);
-        // A record without a snapshot harms nobody.
-        let _ = rustix::fs::unlinkat(&self.state, format!("{name}.json"), AtFlags::empty());
-    }
-
-    /// Removes one tree in the state folder, telling how many names are gone so far.
-    pub(crate) fn remove_away(
-        &self,
-        name: &Path,
-        cancel: &Cancel,
-        tell: &mut dyn FnMut(u64),
-    ) -> Result<(), SnapshotError> {
-        let object = escape_path(name);
-        let tree = open_folder(self.state.as_fd(), name).map_err(on_volume("open", &object))?;
-        // One name after the other would cost a round trip each on a slow line.
-        let ahead = open_folder(self.state.as_fd(), name).map_err(on_volume("open", &object))?;
-        let scout = Scout::begin(ahead, vec![PathBuf::from(".")], None);
-        let done = remove_content_telling(tree.as_fd(), cancel, &mut |removed| {
-            scout.follow(removed);
-            tell(removed);
-        });
-        drop(scout);
-        if !done.map_err(on_volume("remove", &object))? {
-            return Err(SnapshotError::PruneCancelled);
-        }
-        rustix::fs::unlinkat(&self.state, name, AtFlags::REMOVEDIR)
-            .map_err(|e| on_volume("remove", &object)(e.into()))
-    }
-
-    fn finish_removal(&self, name: &Path, cancel: &Cancel) -> Result<(), SnapshotError> {
-        let object = escape_path(name);
-        let tree = open_folder(self.state.as_fd(), name).map_err(on_volume("open", &object))?;
-        let done = remove_content(tree.as_fd(), cancel).map_err(on_volume("remove", &object))?;
-        if !done {
-            return Err(SnapshotError::Cancelled);
-        }
-        rustix::fs::unlinkat(&self.state, name, AtFlags::REMOVEDIR)
-            .map_err(|e| on_volume("remove", &object)(e.into()))
-    }
-
-    /// Makes the tree of links by which a copy that a person's own rsync made, at `copy` on the
-    /// volume, appears with the path of its source, as `--link-dest` needs it; returns its name
-    /// relative to the job's folder. Whatever is left of it the next run removes.
-    pub(crate) fn link_to_copy(
-        &self,
-        copy: &Path,
-        source: &Path,
-    ) -> Result<PathBuf, SnapshotError> {
-        let source = source.strip_prefix("/").unwrap_or(source);
-        let Some(above) = source.parent() else {
-            return Ok(Path::new("..").join(copy));
-        };
-        let object = escape_path(copy);
-        let failed = on_volume("link to", &object);
-        let tree = Path::new(STATE_FOLDER).join(LINKS_TO_COPY);
-        if std::fs::symlink_metadata(self.job.path.join(&tree)).is_ok() {
-            // Never through somebody else's symbolic link.
-            return Err(failed(io::ErrorKind::AlreadyExists.into()));
-        }
-        let mut to = PathBuf::from("../../..");
-        to.extend(above.components().map(|_| ".."));
-        to.push(copy);
-        let parents = self.job.path.join(&tree).join(above);
-        std::fs::create_dir_all(&parents)
-            .and_then(|()| std::os::unix::fs::symlink(to, self.job.path.join(&tree).join(source)))
-            .map_err(failed)?;
-        Ok(tree)
-    }
-
-    /// Removes what [`RunFolder::link_to_copy`] made; what can't be removed the next run removes.
-    pub(crate) fn forget_link_to_copy(&self, cancel: &Cancel) {
-        let _ = self.finish_removal(Path::new(LINKS_TO_COPY), cancel);
-    }
-
-    /// Writes the record so that it is whole or absent; durable after the next sync.
+    /// Writes the record. After a crash it is complete or missing. It is durable after the next sync.
     pub(crate) fn write_record(&self, record: &RunRecord) -> Result<(), SnapshotError> {
         let name = format!("{}.json", record.name);
         let mut text = serde_json::to_vec_pretty(record)
@@ -604,7 +370,7 @@ impl RunFolder {
         replace_file(&self.state, &name, &text).map_err(on_volume("write", &name))
     }
 
-    /// Points `latest` to `name`. Returns false where `latest` is something of somebody else's.
+    /// Points `latest` to `name`. Returns false if `latest` exists and is not a symbolic link.
     pub(crate) fn point_latest(&self, name: SnapshotName) -> Result<bool, SnapshotError> {
         let there = statat(&self.job.folder, "latest", AtFlags::SYMLINK_NOFOLLOW);
         match there {
@@ -617,7 +383,7 @@ impl RunFolder {
             let fresh = format!("latest.new{number}");
             let _ = rustix::fs::unlinkat(&self.state, &fresh, AtFlags::empty());
             match rustix::fs::symlinkat(name.to_string(), &self.state, &fresh) {
-                // Something else stands there: the next name.
+                // A foreign object has this name: try the next one.
                 Err(rustix::io::Errno::EXIST) => None,
                 other => Some(
                     other.and_then(|()| renameat(&self.state, &fresh, &self.job.folder, "latest")),
@@ -625,18 +391,18 @@ impl RunFolder {
             }
         });
         if let Err(e) = moved.unwrap_or(Err(rustix::io::Errno::EXIST)) {
-            // Without it the newest name counts; an old one would hide this snapshot.
+            // Without `latest` the newest name counts. An old `latest` would hide this snapshot.
             let _ = rustix::fs::unlinkat(&self.job.folder, "latest", AtFlags::empty());
             return Err(on_volume("replace", &"latest")(e.into()));
         }
         Ok(true)
     }
 
-    /// The trees to link unchanged files from, best first: interrupted ones, newest first, then the
-    /// snapshot before: the one that `latest` points to was made last, whatever the clock said then.
-    /// Only where that one is incomplete, others follow, of which one is whole if there is any whole
-    /// one: rsync takes a file of any of them whose size and time fit, so behind a whole one a file
-    /// could come back as it was two snapshots ago.
+    /// The trees to link unchanged files from, best first: the interrupted ones, newest first; then the
+    /// snapshot that `latest` points to, which was made last whatever the clock said then. If that one
+    /// is incomplete, others follow, up to and including one complete snapshot. Not more: rsync uses a
+    /// file of any of these trees whose size and time match, so behind a complete snapshot a file could
+    /// get the content of two snapshots ago.
     pub(crate) fn link_sources(
         &self,
         new: SnapshotName,
@@ -653,19 +419,19 @@ impl RunFolder {
             .into_iter()
             .filter(|folder| matches!(folder, Folder::Named(_)))
             .collect();
-        // Newest first; those of a clock that ran ahead come last.
+        // Newest first. Those from a clock that ran ahead come last.
         snapshots.sort_by_key(|folder| (folder.name() > new, std::cmp::Reverse(folder.name())));
         if let Some(latest) = self.job.latest() {
-            // A stable sort: the others keep their order.
+            // The sort is stable: the others keep their order.
             snapshots.sort_by_key(|folder| folder.name() != latest);
         }
-        for (place, folder) in snapshots.into_iter().enumerate() {
+        for (position, folder) in snapshots.into_iter().enumerate() {
             let kind = self.job.kind(folder).0;
-            let is_whole = kind == EntryKind::Good;
-            if place < 2 || is_whole {
+            let is_complete = kind == EntryKind::Complete;
+            if position < 2 || is_complete {
                 from.push((folder, kind));
             }
-            if is_whole {
+            if is_complete {
                 break;
             }
         }
@@ -673,10 +439,10 @@ impl RunFolder {
     }
 }
 
-/// Replaces the file `name` in `folder` so that it is the old or the new one, also after a crash.
-/// Durable after the next sync: ext4 keeps the order of names in its journal, and, as the volume is
-/// mounted (`data=ordered`, `nodelalloc`), writes the data of a new file before the names that
-/// lead to it (Documentation/filesystems/ext4/journal.rst).
+/// Replaces the file `name` in `folder`. After a crash it is the old or the new file. The new one is
+/// durable after the next sync: ext4's journal keeps the order of name changes, and with the volume's
+/// mount options (`data=ordered`, `nodelalloc`) the data of a new file is written before its name
+/// (Documentation/filesystems/ext4/journal.rst).
 pub(crate) fn replace_file(folder: &OwnedFd, name: &str, content: &[u8]) -> io::Result<()> {
     use rustix::fs::{OFlags, openat};
     let new = foreign::temporary_name(folder, &format!("{name}.new"))?;

@@ -1,12 +1,11 @@
 //! Which snapshots of a job are kept, and why: a pure function of names, kinds and rules.
 //!
-//! Days, weeks (Monday to Sunday, ISO 8601), months and years are those of UTC, as the names are.
-//! Of each of the newest N days that have a snapshot, one is kept: the newest without unread
-//! files, else the newest. The same for weeks, months and years. "Within" counts back from the
-//! newest snapshot, not from now: a job that no longer runs loses nothing by waiting. A snapshot
-//! that is dated in the future, by a clock that was wrong, is kept and counts for nothing: as the
-//! newest one it would make every rule drop what is real. `latest` was made last, so one that is dated
-//! later than `latest` has such a date, too.
+//! Days, weeks (Monday to Sunday, ISO 8601), months and years are in UTC, like the names. Of each of the
+//! newest N days that have a snapshot, one is kept: the newest complete one, or else the newest. The
+//! same holds for weeks, months and years. "Within" counts back from the newest snapshot, not from now,
+//! so that a job that no longer runs loses nothing. A snapshot dated in the future, by a wrong clock, is
+//! kept and not counted: as the newest one it would make every rule drop real ones. `latest` was made
+//! last, so a snapshot dated later than `latest` has such a date, too.
 
 use std::collections::BTreeMap;
 
@@ -18,21 +17,21 @@ use serde::{Deserialize, Serialize};
 use crate::name::SnapshotName;
 use crate::record::EntryKind;
 
-/// How far ahead of the clock a snapshot may be dated: clocks differ, time zones were mistaken.
+/// How far ahead of the clock a snapshot may be dated: clocks differ, and time zones may be wrong.
 const AHEAD_MAX: SignedDuration = SignedDuration::from_hours(24);
 
-/// Whether a clock that was wrong gave the name: it is more than a day ahead of `now`.
+/// Whether the name came from a wrong clock: it is more than a day ahead of `now`.
 pub(crate) fn is_future(name: SnapshotName, now: Timestamp) -> bool {
     name.moment().duration_since(now) > AHEAD_MAX
 }
 
-/// How much is kept; zeros keep nothing by that rule.
+/// The retention rules. A zero keeps nothing by that rule.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct KeepRules {
-    /// The newest so many snapshots.
+    /// How many of the newest snapshots are kept.
     pub last: u32,
-    /// One of each of the newest so many days that have any.
+    /// For how many of the newest days with a snapshot one is kept.
     pub daily: u32,
     /// The same for weeks.
     pub weekly: u32,
@@ -40,12 +39,12 @@ pub struct KeepRules {
     pub monthly: u32,
     /// The same for years.
     pub yearly: u32,
-    /// All that are at most so many seconds older than the newest one.
+    /// All snapshots at most this many seconds older than the newest one are kept.
     pub within_s: u64,
 }
 
 impl KeepRules {
-    /// Whether no rule keeps anything.
+    /// Whether no rule is given.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
@@ -57,62 +56,61 @@ impl KeepRules {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum KeepReason {
-    /// One of the newest.
+    /// It is one of the newest.
     Last,
-    /// The one of its day.
+    /// It represents its day.
     Daily,
-    /// The one of its week.
+    /// It represents its week.
     Weekly,
-    /// The one of its month.
+    /// It represents its month.
     Monthly,
-    /// The one of its year.
+    /// It represents its year.
     Yearly,
-    /// Not much older than the newest.
+    /// It is not much older than the newest one.
     Within,
-    /// The newest one that holds everything; always kept.
+    /// It is the newest complete one. Always kept.
     LastGood,
-    /// `latest` points to it; always kept.
+    /// `latest` points to it. Always kept.
     Latest,
-    /// Somebody pinned it; always kept.
+    /// It is pinned. Always kept.
     Pinned,
-    /// It is the newest one that has a disk which the newest whole one lacks; always kept.
+    /// It is the newest one with a disk that the newest complete one lacks. Always kept.
     MissingDisk,
-    /// It has the last right content of a file that is damaged in a snapshot which is kept; always kept.
+    /// It has the last right content of a file that is damaged in a kept snapshot. Always kept.
     RightContent,
-    /// It has no record, so what it is isn't known; never touched.
+    /// It has no record, so its content is unknown. Never removed.
     Unrecorded,
-    /// It is dated in the future; kept, and not counted.
+    /// It is dated in the future. Kept, and not counted.
     Future,
 }
 
 /// One finished snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Candidate {
-    /// When it was made.
+    /// Its name, which is the time of the run.
     pub name: SnapshotName,
-    /// What it is; others than snapshots are left out.
+    /// Its kind. Anything but a snapshot is ignored.
     pub kind: EntryKind,
     /// `latest` points to it.
     pub is_latest: bool,
     /// It is pinned.
     pub pinned: bool,
-    /// The newest whole snapshot lacks a disk, of which this one is the newest copy.
+    /// The newest complete snapshot lacks a disk, and this one has the newest copy of it.
     pub has_missing_disk: bool,
 }
 
-/// What becomes of one snapshot.
+/// The decision about one snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Verdict {
+pub struct KeepDecision {
     /// The snapshot.
     pub name: SnapshotName,
-    /// Why it is kept; it is dropped where nothing stands here.
+    /// Why it is kept. If this is empty, it is removed.
     pub keep: Vec<KeepReason>,
 }
 
-/// Decides about every finished snapshot of a job at the moment `now`; the result is in the order
-/// of the names.
+/// Decides about every finished snapshot of a job at the time `now`. The result is sorted by name.
 #[must_use]
-pub fn decide(candidates: &[Candidate], rules: &KeepRules, now: Timestamp) -> Vec<Verdict> {
+pub fn decide(candidates: &[Candidate], rules: &KeepRules, now: Timestamp) -> Vec<KeepDecision> {
     let mut all: Vec<&Candidate> = candidates
         .iter()
         .filter(|candidate| candidate.kind.is_snapshot())
@@ -156,7 +154,7 @@ pub fn decide(candidates: &[Candidate], rules: &KeepRules, now: Timestamp) -> Ve
             mark(candidate.name, KeepReason::Within);
         }
     }
-    if let Some(good) = all.iter().find(|one| one.kind == EntryKind::Good) {
+    if let Some(good) = all.iter().find(|one| one.kind == EntryKind::Complete) {
         mark(good.name, KeepReason::LastGood);
     }
     for candidate in &all {
@@ -174,12 +172,12 @@ pub fn decide(candidates: &[Candidate], rules: &KeepRules, now: Timestamp) -> Ve
         }
     }
     keep.into_iter()
-        .map(|(name, keep)| Verdict { name, keep })
+        .map(|(name, keep)| KeepDecision { name, keep })
         .collect()
 }
 
-/// Of each of the newest `count` periods that have a snapshot, the one to keep. `all` is newest
-/// first.
+/// The snapshots to keep, one for each of the newest `count` periods that have any. `all` is sorted
+/// newest first.
 fn one_of_each(all: &[&Candidate], count: u32, period: fn(Date) -> i32) -> Vec<SnapshotName> {
     let mut kept: Vec<(i32, &Candidate)> = Vec::new();
     for candidate in all {
@@ -188,7 +186,7 @@ fn one_of_each(all: &[&Candidate], count: u32, period: fn(Date) -> i32) -> Vec<S
         let full = kept.len() >= count as usize;
         match kept.last_mut() {
             Some((last, chosen)) if *last == number => {
-                if chosen.kind != EntryKind::Good && candidate.kind == EntryKind::Good {
+                if chosen.kind != EntryKind::Complete && candidate.kind == EntryKind::Complete {
                     *chosen = candidate;
                 }
             }
@@ -199,7 +197,7 @@ fn one_of_each(all: &[&Candidate], count: u32, period: fn(Date) -> i32) -> Vec<S
     kept.into_iter().map(|(_, chosen)| chosen.name).collect()
 }
 
-/// Numbers that rise with time and differ from period to period.
+/// A number that rises with time and differs for each day.
 fn day(date: Date) -> i32 {
     i32::from(date.year()) * 400 + i32::from(date.day_of_year())
 }
@@ -222,7 +220,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Later than every name here that isn't meant to be of the future.
+    /// Later than every name here that is not meant to be in the future.
     fn now() -> Timestamp {
         Timestamp::from_second(1_800_000_000).unwrap()
     }
@@ -230,7 +228,7 @@ mod tests {
     fn at(text: &str) -> Candidate {
         Candidate {
             name: SnapshotName::parse(text).unwrap(),
-            kind: EntryKind::Good,
+            kind: EntryKind::Complete,
             is_latest: false,
             pinned: false,
             has_missing_disk: false,
@@ -240,20 +238,20 @@ mod tests {
     fn kept(candidates: &[Candidate], rules: &KeepRules) -> Vec<String> {
         decide(candidates, rules, now())
             .into_iter()
-            .filter(|verdict| !verdict.keep.is_empty())
-            .map(|verdict| verdict.name.to_string())
+            .filter(|decision| !decision.keep.is_empty())
+            .map(|decision| decision.name.to_string())
             .collect()
     }
 
     #[test]
-    fn one_that_is_dated_later_than_latest_takes_no_real_ones_place() {
+    fn a_snapshot_dated_after_latest_is_kept_and_not_counted() {
         let mut all = [
             at("2026-01-01T00-00-00Z"),
             at("2026-01-02T00-00-00Z"),
-            // A clock ran ahead when it was made: before the other two.
+            // The clock ran ahead when it was made: it is older than the other two.
             at("2026-01-02T20-00-00Z"),
         ];
-        all[1].kind = EntryKind::Unread;
+        all[1].kind = EntryKind::Incomplete;
         all[1].is_latest = true;
         let rules = KeepRules {
             last: 1,
@@ -262,7 +260,7 @@ mod tests {
         assert_eq!(
             kept(&all, &rules).len(),
             3,
-            "the first is the newest whole one"
+            "the first is the newest complete one"
         );
     }
 
@@ -286,7 +284,7 @@ mod tests {
             kept(&all, &daily),
             ["2026-01-01T23-59-59Z", "2026-01-02T00-00-00Z"]
         );
-        // 2026-01-01 and -02 are of the same week; 2024-12-30 is of the first week of 2025.
+        // 2026-01-01 and -02 are in the same week. 2024-12-30 is in the first week of 2025.
         let weekly = KeepRules {
             weekly: 3,
             ..rules()
@@ -334,10 +332,10 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_snapshot_stands_for_its_day_before_a_newer_one_with_unread_files() {
-        let mut unread = at("2026-01-01T20-00-00Z");
-        unread.kind = EntryKind::Unread;
-        let all = [at("2026-01-01T10-00-00Z"), unread];
+    fn a_complete_snapshot_represents_its_day_before_a_newer_incomplete_one() {
+        let mut incomplete = at("2026-01-01T20-00-00Z");
+        incomplete.kind = EntryKind::Incomplete;
+        let all = [at("2026-01-01T10-00-00Z"), incomplete];
         let rules = KeepRules {
             daily: 1,
             ..KeepRules::default()
@@ -347,8 +345,8 @@ mod tests {
 
     fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
         let kind = prop_oneof![
-            4 => Just(EntryKind::Good),
-            2 => Just(EntryKind::Unread),
+            4 => Just(EntryKind::Complete),
+            2 => Just(EntryKind::Incomplete),
             1 => Just(EntryKind::Unrecorded),
             1 => Just(EntryKind::Partial),
         ];
@@ -389,7 +387,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_must_stay_stays_and_no_rule_keeps_more_than_it_says(
+        fn protected_snapshots_stay_and_no_rule_keeps_too_many(
             all in candidates(), rules in rules()
         ) {
             let mut names: Vec<SnapshotName> = Vec::new();
@@ -398,12 +396,12 @@ mod tests {
                 names.push(one.name);
                 new
             }).collect();
-            let verdicts = decide(&all, &rules, now());
+            let decisions = decide(&all, &rules, now());
             let snapshots = all.iter().filter(|one| one.kind.is_snapshot()).count();
-            prop_assert_eq!(verdicts.len(), snapshots);
-            prop_assert!(verdicts.is_sorted_by_key(|verdict| verdict.name));
-            let keeps = |name| verdicts.iter().any(|v| v.name == name && !v.keep.is_empty());
-            let good = all.iter().filter(|one| one.kind == EntryKind::Good);
+            prop_assert_eq!(decisions.len(), snapshots);
+            prop_assert!(decisions.is_sorted_by_key(|decision| decision.name));
+            let keeps = |name| decisions.iter().any(|v| v.name == name && !v.keep.is_empty());
+            let good = all.iter().filter(|one| one.kind == EntryKind::Complete);
             if let Some(good) = good.max_by_key(|one| one.name) {
                 prop_assert!(keeps(good.name));
             }
@@ -421,7 +419,7 @@ mod tests {
                 (KeepReason::Monthly, rules.monthly),
                 (KeepReason::Yearly, rules.yearly),
             ] {
-                let kept = verdicts.iter().filter(|v| v.keep.contains(&reason)).count();
+                let kept = decisions.iter().filter(|v| v.keep.contains(&reason)).count();
                 prop_assert!(kept <= most as usize);
                 prop_assert!(most == 0 || snapshots == 0 || kept > 0);
             }
@@ -445,11 +443,11 @@ mod tests {
         }
 
         #[test]
-        fn snapshots_of_the_future_stay_and_change_nothing_for_the_real_ones(
+        fn future_snapshots_stay_and_do_not_affect_real_ones(
             all in candidates(), rules in rules(), ahead in 86_401_i64..1_000_000_000
         ) {
             let mut with = all.clone();
-            for (number, kind) in [EntryKind::Good, EntryKind::Unread].into_iter().enumerate() {
+            for (number, kind) in [EntryKind::Complete, EntryKind::Incomplete].into_iter().enumerate() {
                 let moment = now().as_second() + ahead + i64::try_from(number).unwrap();
                 with.push(Candidate {
                     name: SnapshotName::at(Timestamp::from_second(moment).unwrap()),

@@ -1,51 +1,58 @@
-//! Makes, lists and restores snapshots: dated folders that rsync fills on a mounted volume.
+//! Makes, lists, checks, prunes and restores snapshots: dated folders that rsync fills on a mounted volume.
 //!
-//! Above: the worker process in `cli`, which has the volume mounted at a folder.
-//! Below: the system's `rsync`, and the mounted folder through plain system calls.
+//! Above: the worker process in `cli`, which has mounted the volume on a folder.
+//! Below: the system's `rsync`, and plain system calls on the mounted folder.
 //!
 //! Always true:
-//! - Nothing of an older snapshot, inodes included, is ever written to: rsync runs only into a new,
-//!   empty `.inflight`, and links to older files only where every attribute is equal.
-//! - A folder whose name is a plain date was whole and durable when it got that name.
-//! - A `.partial` holds no regular file that was not covered by a `syncfs`, so its files may be
-//!   trusted as link targets (`checkpoint`).
-//! - What rsync prints, what lies on the volume and what the user names never panics, and every
-//!   list made from it is bounded.
+//! - Nothing of an older snapshot is ever changed, not even an inode: rsync writes only into a new, empty
+//!   `.inflight`, and links to older files only if all attributes are equal.
+//! - A folder whose name is a plain date was complete and durable when it got that name.
+//! - Every regular file in a `.partial` was covered by a `syncfs`, so that its files can be linked to
+//!   (`checkpoint`).
+//! - No output of rsync, no content of the volume and no user input causes a panic, and every list made
+//!   from them is bounded.
 //! - Nothing is printed, and no environment variable is read.
 #![forbid(unsafe_code)]
 
+mod adopted;
 mod aside;
 mod attempts;
 mod automounts;
 mod begun;
-mod by_hand;
+mod cancel;
 mod check;
 mod checkpoint;
 mod compare;
+mod completeness;
+mod conflicts;
 mod disks;
 mod error;
 mod file_system;
 mod foreign;
-mod in_the_way;
 mod job;
 mod keep;
 mod list;
 mod listing;
+mod local_file;
 mod long_path;
 mod mounts;
 mod mounts_inside;
 mod name;
+mod name_list;
 mod own_places;
+mod paths;
 mod patterns;
+mod progress;
+mod protected_paths;
 mod prune;
 mod recent;
 mod record;
+mod recover;
 mod reread;
 mod restore;
 mod rsync;
 mod scout;
 mod sources;
-mod spared;
 mod spec;
 mod split;
 mod subvolumes;
@@ -55,25 +62,24 @@ mod text;
 mod unfit;
 mod unlinked;
 mod walk;
-mod wholeness;
 
+pub use cancel::Cancel;
 pub use check::{CheckReport, CheckSpec, CheckWhat, FilesOn, begin_known_from, check, files_on};
-pub use disks::GoneDisk;
-pub use error::{ErrorReport, SnapshotError, SnapshotErrorKind, SpaceKind};
+pub use error::{SnapshotError, SnapshotErrorKind, SpaceKind};
 pub use file_system::FileSystem;
-pub use keep::{Candidate, KeepReason, KeepRules, Verdict, decide};
+pub use keep::{Candidate, KeepDecision, KeepReason, KeepRules, decide};
 pub use list::{list, missing, newest};
 pub use name::{JobName, NameError, SnapshotName};
+pub use name_list::NameList;
+pub use own_places::LocalContainer;
 pub use patterns::pattern_mistake;
+pub use progress::{Phase, Progress};
 pub use prune::{Interrupted, PruneReport, PruneSpec, Pruned, prune};
 pub use record::{
-    EntryKind, LinkedFrom, NameList, RECORD_FORMAT, RunRecord, RunStats, SnapshotEntry, Warning,
+    EntryKind, GoneDisk, LinkedFrom, RECORD_FORMAT, RunRecord, RunStats, SnapshotEntry, Warning,
 };
 pub use restore::restore;
 pub use sources::{check_source, mistakes};
-pub use spec::{
-    Cancel, LocalContainer, Phase, Progress, RestoreReport, RestoreSpec, SnapshotReport,
-    SnapshotSpec,
-};
+pub use spec::{RestoreReport, RestoreSpec, SnapshotReport, SnapshotSpec};
 pub use take::take;
 pub use text::{escape_name, unescape_name};

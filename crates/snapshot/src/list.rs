@@ -1,41 +1,33 @@
-//! Lists what a volume holds: every job's folders, ours and others'.
+//! Lists the folders of all jobs on a volume, including foreign ones.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, statat};
+use rustix::fs::{AtFlags, statat};
 
-use crate::by_hand::{Dated, is_copy, is_copy_in_job};
+use crate::adopted::{Dated, is_copy, is_copy_in_job, root_unlisted};
 use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder};
 use crate::name::{JobName, SnapshotName};
 use crate::record::{EntryKind, SnapshotEntry};
 use crate::text::escape_path;
-use crate::walk::{is_folder, names_in, open_folder_at};
+use crate::walk::{entry_is_folder, is_folder, names_in, open_folder_at};
 
-/// Lists all folders of all jobs on the volume mounted at `volume_root`: jobs by name, and within a
-/// job by time, newest last; folders of others come before ours. Copies that a person's own rsync
-/// made at the top stand under the name before their date.
+/// Lists all folders of all jobs on the volume mounted at `volume_root`: jobs by name, and within a job
+/// by time, newest last. Foreign folders come before ours. An adopted copy at the top is listed under
+/// the name before its date.
 ///
-/// A damaged record never hides its snapshot.
+/// A snapshot with a damaged record is listed, too.
 pub fn list(volume_root: &Path) -> Result<Vec<SnapshotEntry>, SnapshotError> {
-    let failed = |source: io::Error| SnapshotError::Volume {
-        op: "list",
-        object: "its root".to_owned(),
-        source,
-    };
-    let root = open_folder_at(volume_root).map_err(failed)?;
+    let root = open_folder_at(volume_root).map_err(root_unlisted)?;
     let mut jobs: Vec<_> = names_in(root.as_fd(), Path::new("."))
-        .map_err(failed)?
+        .map_err(root_unlisted)?
         .into_iter()
-        .filter(|(name, kind)| match kind {
-            FileType::Directory => name != Path::new("lost+found"),
-            FileType::Unknown => {
-                statat(&root, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| is_folder(&stat))
-            }
-            _ => false,
+        .filter(|(name, kind)| {
+            name != Path::new("lost+found")
+                && entry_is_folder(root.as_fd(), name, *kind).unwrap_or(false)
         })
         .map(|(name, _)| name)
         .collect();
@@ -51,16 +43,11 @@ pub fn list(volume_root: &Path) -> Result<Vec<SnapshotEntry>, SnapshotError> {
     Ok(entries)
 }
 
-/// The newest finished snapshot of each job, by the job's name. Reads folders only.
+/// The newest finished snapshot of each job, by the job's name. Reads no records.
 pub fn newest(volume_root: &Path) -> Result<BTreeMap<String, String>, SnapshotError> {
-    let failed = |source: io::Error| SnapshotError::Volume {
-        op: "list",
-        object: "its root".to_owned(),
-        source,
-    };
-    let root = open_folder_at(volume_root).map_err(failed)?;
+    let root = open_folder_at(volume_root).map_err(root_unlisted)?;
     let mut newest = BTreeMap::new();
-    for (name, _) in names_in(root.as_fd(), Path::new(".")).map_err(failed)? {
+    for (name, _) in names_in(root.as_fd(), Path::new(".")).map_err(root_unlisted)? {
         let Some(job) = name.to_str().filter(|job| JobName::new(job).is_ok()) else {
             continue;
         };
@@ -84,8 +71,8 @@ pub fn newest(volume_root: &Path) -> Result<BTreeMap<String, String>, SnapshotEr
     Ok(newest)
 }
 
-/// Those of `expected`, snapshots by job as [`newest`] returns them, that are not in the volume.
-/// What can't be asked counts as there.
+/// The snapshots of `expected` (by job, as [`newest`] returns them) that are not on the volume. If that
+/// can't be determined, a snapshot counts as present.
 #[must_use]
 pub fn missing(volume_root: &Path, expected: &BTreeMap<String, String>) -> Vec<String> {
     let gone = expected.iter().filter(|(job, name)| {
@@ -107,7 +94,7 @@ fn copy_at_the_top(name: &Path) -> SnapshotEntry {
     SnapshotEntry {
         job: escape_path(job),
         folder: escape_path(name),
-        kind: EntryKind::ByHand,
+        kind: EntryKind::Adopted,
         name: None,
         is_latest: false,
         record: None,
@@ -140,7 +127,7 @@ fn entry(
         job: escape_path(job),
         folder: escape_path(name),
         kind: match name.to_str() {
-            Some(name) if is_copy_in_job(name) => EntryKind::ByHand,
+            Some(name) if is_copy_in_job(name) => EntryKind::Adopted,
             _ => EntryKind::Foreign,
         },
         name: ours.map(Folder::name),

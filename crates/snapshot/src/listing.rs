@@ -1,29 +1,29 @@
-//! Folders that end too early: the C library takes ENOENT of a folder that is being read for its end
-//! (glibc, sysdeps/unix/sysv/linux/readdir.c), as a folder that was removed meanwhile gives it. A file
-//! system behind a network or a program may give it for any folder, and rsync sees an empty one.
+//! Folder listings that end too early. The C library treats ENOENT while a folder is read as the end of
+//! the folder (glibc, sysdeps/unix/sysv/linux/readdir.c), because a folder that was removed meanwhile
+//! returns it. A network or FUSE file system may return it for any folder, and rsync sees an empty one.
 
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, RawDir};
+use rustix::fs::RawDir;
 
-use crate::walk::{is_folder, names_in, open_folder_at};
+use crate::walk::{entry_is_folder, names_in, open_folder_at};
 
-/// These give ENOENT only for a folder that was removed.
+/// These return ENOENT only for a folder that was removed.
 const LOCAL: [&str; 17] = [
     "ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "ramfs", "zfs", "f2fs", "vfat", "exfat",
     "ntfs3", "iso9660", "udf", "squashfs", "overlay", "bcachefs",
 ];
 const BUFFER_BYTES: usize = 8 << 10;
 
-/// Whether folders of a file system of this type may end too early.
+/// Whether listings on a file system of this type may end too early.
 pub(crate) fn may_end_early(kind: &str) -> bool {
     !LOCAL.contains(&kind)
 }
 
-/// The folders of the source below `place` that are empty in `tree` and that can't be listed.
+/// The folders of the source below `place` that are empty in `tree` and can't be listed.
 pub(crate) fn ended_early(tree: &Path, place: &Path) -> io::Result<Vec<PathBuf>> {
     let below = place.strip_prefix("/").unwrap_or(place);
     let root = match open_folder_at(&tree.join(below)) {
@@ -49,15 +49,7 @@ pub(crate) fn ended_early(tree: &Path, place: &Path) -> io::Result<Vec<PathBuf>>
         }
         for (name, kind) in names {
             let path = folder.join(name);
-            let folder = match kind {
-                FileType::Directory => true,
-                FileType::Unknown => {
-                    let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
-                    is_folder(&rustix::fs::statat(&root, &path, flags)?)
-                }
-                _ => false,
-            };
-            if folder {
+            if entry_is_folder(root.as_fd(), &path, kind)? {
                 todo.push(path);
             }
         }
@@ -65,7 +57,7 @@ pub(crate) fn ended_early(tree: &Path, place: &Path) -> io::Result<Vec<PathBuf>>
     Ok(early)
 }
 
-/// Asks the kernel itself. A folder that is gone by now is nobody's loss.
+/// Lists the folder with system calls alone. A folder that is gone now is no loss.
 fn can_be_listed(folder: &Path) -> bool {
     let Ok(open) = open_folder_at(folder) else {
         return true;
@@ -74,7 +66,7 @@ fn can_be_listed(folder: &Path) -> bool {
     let mut entries = RawDir::new(&open, &mut buffer);
     while let Some(entry) = entries.next() {
         if entry.is_err() {
-            // What was removed while it was open gives the same error.
+            // A folder that was removed while it was open returns the same error.
             return std::fs::symlink_metadata(folder).is_err();
         }
     }

@@ -1,12 +1,13 @@
-//! Calls for paths that the kernel takes only in parts. A path may have 4,095 bytes (`PATH_MAX`). A source
-//! file may have that many alone, and in the volume the mount point, the job and the snapshot stand
-//! before it.
+//! System calls for paths that are too long for one call. A path may have 4,095 bytes (`PATH_MAX`). The
+//! path of a source file alone may have that many, and on the volume the mount point, the job and the
+//! snapshot precede it.
 
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Dir, Mode, OFlags, openat, readlinkat};
@@ -14,6 +15,11 @@ use rustix::io::Errno;
 
 /// How many bytes of a path are opened in one step.
 const STEP_BYTES: usize = 2048;
+
+/// Size and modification time of a file. rsync treats files as equal if these are equal.
+pub(crate) fn size_and_time(about: &Metadata) -> (u64, i64, i64) {
+    (about.len(), about.mtime(), about.mtime_nsec())
+}
 
 /// As [`fs::symlink_metadata`].
 pub(crate) fn lstat(path: &Path) -> io::Result<Metadata> {
@@ -26,9 +32,9 @@ pub(crate) fn lstat(path: &Path) -> io::Result<Metadata> {
     }
 }
 
-/// Opens a regular file for reading, and never anything else, not even for a moment: a pipe keeps waiting
-/// the process that opens it, and a device may act on it. Between a look at a name and an open by it another object
-/// may get the name. A symbolic link is not followed.
+/// Opens a regular file for reading, and never anything else, not even for a moment: opening a pipe may
+/// block, and opening a device may have side effects. The check is not done by name, because the name
+/// may get another object before the open. Symbolic links are not followed.
 pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
     open_regular_at(CWD, path)
 }
@@ -38,11 +44,11 @@ pub(crate) fn open_regular_at(at: BorrowedFd<'_>, path: &Path) -> io::Result<Fil
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let found = File::from(open_at(at, path, flags)?);
     if !found.metadata()?.is_file() {
-        let text = "it is no regular file any more";
+        let text = "it is no longer a regular file";
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     }
     match File::open(format!("/proc/self/fd/{}", found.as_raw_fd())) {
-        // Without /proc: what is neither waited for nor followed.
+        // Without /proc: the flags prevent blocking and following links.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
             Ok(File::from(open_at(at, path, flags)?))
@@ -66,7 +72,7 @@ pub(crate) fn read_link(path: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// The names in a folder, in no order.
+/// The names in a folder, unsorted.
 pub(crate) fn names(folder: &Path) -> io::Result<Vec<OsString>> {
     match fs::read_dir(folder) {
         Err(error) if is_too_long(&error) => {
@@ -85,8 +91,8 @@ pub(crate) fn names(folder: &Path) -> io::Result<Vec<OsString>> {
     }
 }
 
-/// Meets everything below the folder `root`, until `meet` returns false. What can't be examined or
-/// listed is met with its error.
+/// Calls `meet` with everything below the folder `root`, until it returns false. What can't be examined
+/// or listed is passed with its error.
 pub(crate) fn each(root: &Path, meet: &mut dyn FnMut(&Path, io::Result<Metadata>) -> bool) {
     let mut folders = vec![root.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -131,7 +137,7 @@ fn is_too_long(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::NAMETOOLONG.raw_os_error())
 }
 
-/// Opens the folders of a long path in steps, up to one of which the rest is short.
+/// Opens the folders of a long path in steps. Returns the last one, and the short rest of the path.
 fn reach(at: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<(Option<OwnedFd>, PathBuf)> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let mut reached = None::<OwnedFd>;
@@ -165,7 +171,7 @@ mod tests {
         rustix::fs::mknodat(CWD, at("pipe"), rustix::fs::FileType::Fifo, mode, 0).unwrap();
         let opened = io::read_to_string(open_regular(&at("file")).unwrap());
         assert_eq!(opened.unwrap(), "content");
-        // An open of the pipe would wait here for ever.
+        // Opening the pipe would block here for ever.
         for name in ["pipe", "folder", "link"] {
             let error = open_regular(&at(name)).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{name}: {error}");
@@ -177,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_longer_than_the_kernel_takes_is_reached() {
+    fn paths_longer_than_path_max_are_opened() {
         let dir = tempfile::tempdir().unwrap();
         let mut at = crate::walk::open_folder_at(dir.path()).unwrap();
         let mut path = dir.path().to_owned();
@@ -209,7 +215,7 @@ mod tests {
         assert_eq!(found, ["file", "link"]);
         let error = lstat(&path.join("gone")).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
-        // One name that is too long stays an error.
+        // A single name that is too long is still an error.
         assert!(is_too_long(
             &lstat(&path.join("n".repeat(300))).unwrap_err()
         ));

@@ -1,5 +1,5 @@
-//! The mount table, as far as a snapshot must know it: what lies inside a source and doesn't belong
-//! into a backup.
+//! The table of mounts, as far as a snapshot needs it: what lies inside a source and must not be in a
+//! backup.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-/// File systems that hold the kernel's state and no files.
+/// File systems that have the kernel's state and no files.
 const KERNEL_FILE_SYSTEMS: [&[u8]; 19] = [
     b"proc",
     b"sysfs",
@@ -30,18 +30,18 @@ const KERNEL_FILE_SYSTEMS: [&[u8]; 19] = [
     b"fusectl",
 ];
 
-/// A mount point at which the kernel waits for somebody to mount something on first use.
+/// The type of an automount point: on first use, a daemon mounts something on it.
 const AUTOFS: &str = "autofs";
 
 /// One mount.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Mount {
-    /// The kernel's number of it, which another mount may get once it is gone.
+    /// The mount's number. Another mount may get it after an unmount.
     pub(crate) id: u32,
-    /// The number of the mount that it lies on.
+    /// The number of the mount below this one.
     pub(crate) parent: u32,
     pub(crate) at: PathBuf,
-    /// The path in the file system of what is shown at `at`.
+    /// The folder of the file system that is mounted at `at`.
     pub(crate) root: PathBuf,
     /// `major:minor`, as `st_dev` has them.
     pub(crate) device: (u32, u32),
@@ -52,29 +52,29 @@ pub(crate) struct Mount {
     pub(crate) kernel: bool,
     /// An automount point with nothing mounted on it.
     pub(crate) empty_automount: bool,
-    /// It lies on an automount point: it is unmounted when it is idle, and mounted on use.
+    /// It lies on an automount point: it is unmounted when idle, and mounted on use.
     pub(crate) on_automount: bool,
 }
 
-/// The mounts of this thread's mount namespace that paths lead to. A mount that another one hides
-/// is not among them: nobody can reach its files.
+/// The visible mounts of this thread's mount namespace. A mount that another one hides is left out: no
+/// path leads to its files.
 pub(crate) fn mounts() -> io::Result<Vec<Mount>> {
     Ok(visible(&parse(&std::fs::read(
         "/proc/thread-self/mountinfo",
     )?)))
 }
 
-/// The mount of `table` ([`mounts`]) that holds the real path `path`.
+/// The mount of `table` ([`mounts`]) that contains the real path `path`.
 pub(crate) fn holding<'t>(table: &'t [Mount], path: &Path) -> Option<&'t Mount> {
     let above = table.iter().filter(|mount| path.starts_with(&mount.at));
     above.max_by_key(|mount| mount.at.as_os_str().len())
 }
 
-/// Follows each mount point as the kernel resolves a path: from mount to mount, at each step onto
-/// the one that lies on top.
+/// Finds the visible mounts. It follows each mount point as the kernel resolves a path: from mount to
+/// mount, at each step to the topmost one.
 fn visible(table: &[Mount]) -> Vec<Mount> {
     let ids: std::collections::HashSet<u32> = table.iter().map(|mount| mount.id).collect();
-    // A mount whose parent is not listed is where the walk begins.
+    // The walk begins at a mount whose parent is not listed.
     let parent = |mount: &Mount| {
         let listed = mount.parent != mount.id && ids.contains(&mount.parent);
         listed.then_some(mount.parent)
@@ -93,8 +93,8 @@ fn visible(table: &[Mount]) -> Vec<Mount> {
             if let Some(at) = at {
                 next = on.get(&(Some(at.id), step)).or(next);
             }
-            // Each mount lies on one that was mounted before it, so this ends; a table that says
-            // otherwise is not followed for ever.
+            // Each mount lies on one that was mounted before it, so this ends. The limit is for a table
+            // that contradicts itself.
             for _ in 0..table.len() {
                 let Some(mount) = next else { break };
                 on_automount |= at.is_some_and(|below| below.at == step && below.kind == AUTOFS);
@@ -117,7 +117,7 @@ fn visible(table: &[Mount]) -> Vec<Mount> {
     seen
 }
 
-/// Reads mountinfo (`Documentation/filesystems/proc.rst`, 3.5); lines that are none are left out.
+/// Parses mountinfo (`Documentation/filesystems/proc.rst`, 3.5). Invalid lines are skipped.
 fn parse(table: &[u8]) -> Vec<Mount> {
     table
         .split(|b| *b == b'\n')
@@ -134,7 +134,7 @@ fn parse(table: &[u8]) -> Vec<Mount> {
             let source = words.next().unwrap_or_default();
             let options = words.next().unwrap_or_default();
             let path = |text| OsString::from_vec(without_octal(text));
-            // An indirect automount point is a folder of mount points, not one itself.
+            // An indirect automount point is a folder of mount points.
             let indirect = options
                 .split(|b| *b == b',')
                 .any(|word| word == b"indirect");
@@ -170,7 +170,7 @@ fn without_octal(text: &[u8]) -> Vec<u8> {
 }
 
 /// An rsync pattern that matches exactly `path` (absolute; the transfer's root is `/`), or with
-/// `content_only` what lies in it.
+/// `content_only` all that is in it.
 pub(crate) fn pattern_for(path: &Path, content_only: bool) -> OsString {
     let ending = match (content_only, path.as_os_str().as_bytes()) {
         (false, _) => "",
@@ -180,10 +180,10 @@ pub(crate) fn pattern_for(path: &Path, content_only: bool) -> OsString {
     pattern_with_ending(path, ending)
 }
 
-/// An rsync pattern for the path, followed by what `ending` stands for, itself a pattern.
+/// An rsync pattern for `path` followed by `ending`, which is a pattern itself.
 pub(crate) fn pattern_with_ending(path: &Path, ending: &str) -> OsString {
     let bytes = path.as_os_str().as_bytes();
-    // rsync takes a backslash for an escape only in a pattern that has a wildcard in it.
+    // rsync treats a backslash as an escape only in a pattern with a wildcard.
     let wild = [bytes, ending.as_bytes()]
         .concat()
         .iter()
@@ -204,7 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mounts_are_read_with_their_odd_names() {
+    fn mounts_with_unusual_names_are_parsed() {
         let table = b"22 27 0:21 / /proc rw,relatime - proc proc rw\n\
             50 27 7:3 / /mnt/a\\040b\\134 rw shared:1 master:2 - ext4 /dev/loop3 rw\n\
             garbage\n1 2 x:y / / rw - ext4 a rw\n";
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_mounts_that_a_path_leads_to_are_seen() {
+    fn hidden_mounts_are_left_out() {
         let table = b"1 0 8:1 / / rw - ext4 /dev/sda1 rw\n\
             2 1 8:2 / /a rw - ext4 /dev/sda2 rw\n\
             3 2 8:3 / /a/b rw - ext4 /dev/sda3 rw\n\

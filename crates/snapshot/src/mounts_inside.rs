@@ -1,19 +1,18 @@
-//! What is mounted inside the sources, before a run and after it: a disk that comes or goes while
-//! rsync walks leaves a hole of which rsync itself knows nothing.
+//! The mounts inside the sources, before and after a run. If a disk is mounted or unmounted while rsync
+//! walks, files are missing, and rsync doesn't notice.
 
 use std::path::{Path, PathBuf};
 
 use crate::file_system::FileSystem;
 use crate::mounts::Mount;
 
-/// Mounts in these come and go with each login and each start of a service, and hold nothing that
-/// outlives them.
-const NOBODYS_LOSS: [&str; 2] = ["/run/user", "/run/credentials"];
+/// Folders whose mounts come and go with logins and services, and contain nothing of lasting value.
+const IGNORED_MOUNTS: [&str; 2] = ["/run/user", "/run/credentials"];
 
 /// A mount inside a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct MountInside {
-    /// Where a walk of the source meets it.
+    /// Its path as a walk of the source sees it.
     pub(crate) path: PathBuf,
     pub(crate) id: u32,
     pub(crate) device: (u32, u32),
@@ -29,8 +28,9 @@ impl MountInside {
         (&self.path, self.id, self.device) == (&other.path, other.id, other.device)
     }
 
-    /// Whether nothing changed for a walk that met `self` first. What lies on an automount point is
-    /// unmounted when it is idle; each use mounts it again, or fails and is reported as unread.
+    /// Whether a walk that saw this mount first would see the same files now. A file system on an
+    /// automount point is unmounted when it is idle. Each use mounts it again, or fails and is reported
+    /// as unread.
     fn still_there(&self, after: &[Self]) -> bool {
         let now = after.iter().find(|now| now.path == self.path);
         match now {
@@ -43,23 +43,23 @@ impl MountInside {
     }
 }
 
-/// A mount inside a source that came or went.
+/// A mount inside a source that came or went during the run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct MountChange {
-    /// Where a walk of the source meets it.
+    /// Its path as a walk of the source sees it.
     pub(crate) path: PathBuf,
-    /// It was there at the beginning. Another one may be there now.
+    /// It was there at the beginning. Another mount may have replaced it.
     pub(crate) gone: bool,
 }
 
-/// A source by its real path, and as it is named.
+/// A source: its real path, and its path in the job.
 pub(crate) struct Place<'a> {
     pub(crate) real: &'a Path,
     pub(crate) named: &'a Path,
 }
 
-/// The mounts of `table` below `places`, but for those in what is `left_out` (real paths) anyway.
-/// Where several lie at one place, the one that is seen.
+/// The mounts of `table` below `places`, except for those below `left_out` (real paths). Of several at
+/// one place, the visible one.
 pub(crate) fn mounts_inside(
     table: &[Mount],
     places: &[Place<'_>],
@@ -68,7 +68,8 @@ pub(crate) fn mounts_inside(
     let mut inside: Vec<MountInside> = Vec::new();
     for mount in table {
         let out = |place: &Path| mount.at.starts_with(place);
-        if left_out.iter().any(|place| out(place)) || NOBODYS_LOSS.iter().any(|at| out(at.as_ref()))
+        if left_out.iter().any(|place| out(place))
+            || IGNORED_MOUNTS.iter().any(|at| out(at.as_ref()))
         {
             continue;
         }
@@ -80,7 +81,7 @@ pub(crate) fn mounts_inside(
                 continue;
             }
             let path = place.named.join(below);
-            // The table is in the order of mounting.
+            // The table has the order of mounting.
             inside.retain(|earlier| earlier.path != path);
             inside.push(MountInside {
                 file_system: FileSystem::at(mount, &path, &mount.at),
@@ -96,8 +97,8 @@ pub(crate) fn mounts_inside(
     inside
 }
 
-/// What came or went between two looks. `in_tree` tells whether a path of a source is in the tree
-/// that was made: what the job's patterns leave out may come and go.
+/// The mounts that came or went. `in_tree` returns whether a path of a source is in the tree that the
+/// run made: mounts that the job's patterns exclude may come and go.
 pub(crate) fn changes(
     before: &[MountInside],
     after: &[MountInside],
@@ -124,8 +125,8 @@ pub(crate) fn changes(
         .collect()
 }
 
-/// Whether the job's patterns let `path` into the snapshot. The folder that a disk was mounted at may
-/// be gone with it, so the nearest one that is still there tells.
+/// Whether the job's patterns include `path`. A mount point may have been removed with its disk, so the
+/// nearest existing folder above decides.
 pub(crate) fn asked_for(path: &Path, in_tree: &dyn Fn(&Path) -> bool) -> bool {
     path.ancestors()
         .find(|at| std::fs::symlink_metadata(at).is_ok())
@@ -156,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_mounts_that_are_seen_inside_a_source_count() {
+    fn only_visible_mounts_inside_a_source_count() {
         let table = [
             mount(1, "/", 1),
             mount(2, "/real/home", 2),
@@ -172,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn logins_and_services_change_no_snapshot() {
+    fn mounts_of_logins_and_services_are_ignored() {
         let table = [
             mount(1, "/run/user/1000", 1),
             mount(2, "/run/credentials/x.service", 2),
@@ -188,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_came_went_or_was_replaced_is_told_unless_patterns_leave_it_out() {
+    fn mounts_that_changed_are_reported_unless_excluded() {
         let before = inside(&[
             mount(1, "/real/home/stays", 1),
             mount(2, "/real/home/goes", 2),
@@ -199,13 +200,13 @@ mod tests {
             mount(3, "/real/home/changes", 4),
             mount(5, "/real/home/comes", 5),
         ]);
-        let told = changes(&before, &after, &|_| true);
-        let told: Vec<_> = told
+        let found = changes(&before, &after, &|_| true);
+        let found: Vec<_> = found
             .iter()
             .map(|change| (change.path.to_str().unwrap(), change.gone))
             .collect();
         assert_eq!(
-            told,
+            found,
             [
                 ("/home/changes", true),
                 ("/home/goes", true),

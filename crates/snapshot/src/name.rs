@@ -1,4 +1,4 @@
-//! Names of jobs and snapshots: what they may be, and how a new snapshot gets one.
+//! Names of jobs and snapshots: which ones are valid, and how a new snapshot gets its name.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -8,11 +8,11 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
-/// The longest job name in bytes. `NAME_MAX` is 255; the rest is room for what a file system or a
-/// person adds behind it.
+/// The longest job name in bytes. `NAME_MAX` is 255; the rest is left for endings that a file system or
+/// a user adds.
 pub const JOB_NAME_BYTES_MAX: usize = 128;
 
-/// A text that is not the name it should be.
+/// A text is not a valid name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[expect(
     missing_docs,
@@ -20,13 +20,13 @@ pub const JOB_NAME_BYTES_MAX: usize = 128;
 )]
 #[non_exhaustive]
 pub enum NameError {
-    /// Not a job name.
+    /// It is not a job name.
     #[error(
         "{text:?} is not a job name: {why} (1 to 128 bytes, no '/', no control characters, no '.' or '-' in front)"
     )]
     Job { text: String, why: &'static str },
-    /// Not a snapshot name.
-    #[error("{text:?} is not a snapshot name: those look like 2026-11-23T13-21-01Z")]
+    /// It is not a snapshot name.
+    #[error("{text:?} is not a snapshot name such as 2026-11-23T13-21-01Z")]
     Snapshot { text: String },
 }
 
@@ -96,19 +96,19 @@ impl From<JobName> for String {
     }
 }
 
-/// The name of a snapshot: a moment in UTC, to the second, such as `2026-11-23T13-21-01Z`. Names
-/// sort as their moments do.
+/// The name of a snapshot: a moment in UTC, in seconds, such as `2026-11-23T13-21-01Z`. Names sort like
+/// their moments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SnapshotName(Timestamp);
 
-/// 9999-12-30T00-00-00Z: later moments have no second behind them that still has a name.
+/// 9999-12-30T00-00-00Z. Later moments might have no next second with a name.
 const LAST_S: i64 = 253_402_128_000;
-/// 0000-01-01 would be the first year of four digits; earlier than 1970 no clock here says.
+/// 1970. No clock shows an earlier time.
 const FIRST_S: i64 = 0;
 
 impl SnapshotName {
-    /// The name for the second in which `moment` lies (brought into 1970 to 9999).
+    /// The name for the second of `moment`, limited to 1970 to 9999.
     #[must_use]
     pub fn at(moment: Timestamp) -> Self {
         let second = moment.as_second().clamp(FIRST_S, LAST_S);
@@ -118,20 +118,20 @@ impl SnapshotName {
     /// Parses `text`.
     pub fn parse(text: &str) -> Result<Self, NameError> {
         let name = parse_moment(text).map(Self::at);
-        // Printed again and compared, so that each moment has exactly one name.
+        // Formatted again and compared, so that each moment has exactly one name.
         name.filter(|name| name.to_string() == text)
             .ok_or_else(|| NameError::Snapshot {
                 text: text.chars().take(100).collect(),
             })
     }
 
-    /// The moment that the name tells.
+    /// The moment of the name.
     #[must_use]
     pub fn moment(self) -> Timestamp {
         self.0
     }
 
-    /// The name one second earlier; the first name has none.
+    /// The name one second earlier. The first name has none.
     pub(crate) fn second_before(self) -> Option<Self> {
         let before = Timestamp::from_second(self.0.as_second() - 1).ok()?;
         Some(Self::at(before)).filter(|name| *name != self)
@@ -204,31 +204,31 @@ impl From<SnapshotName> for String {
     }
 }
 
-/// How far a clock may lie behind the newest snapshot and still count as "a bit behind".
+/// If the clock is at most this far behind the newest snapshot, names continue after that one.
 const CLOCK_BEHIND_S_MAX: i64 = 24 * 3600;
-/// 2026-01-01: no clock that goes right says less (this program is younger).
+/// 2026-01-01. A correct clock shows no earlier time, because this program is younger.
 const EARLIEST_PLAUSIBLE_S: i64 = 1_767_225_600;
 
-/// A new snapshot's name, and whether the clock was found to be behind.
+/// The name for a new snapshot, and whether the clock is behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ChosenName {
     pub(crate) name: SnapshotName,
-    /// The newest name that the clock is behind of.
+    /// The newest name, if the clock is behind it.
     pub(crate) clock_behind: Option<SnapshotName>,
 }
 
-/// Chooses the name of a run that begins `now`, when `taken` names are in use.
+/// Chooses the name of a run that begins at `now`, while the names `taken` are in use.
 ///
-/// The name is the clock's second, or the next free one. Names should sort as the runs were made,
-/// because `latest`, link targets and retention go by them; so where the clock is up to a day
-/// behind the newest name, or says a year before this program existed, the name is one second
-/// after the newest. Where it is further behind, that newest name came from a clock that ran ahead,
-/// and following it would date all snapshots wrongly until that day comes: the clock is believed.
+/// The name is the clock's second, or the next free one. Names should sort in the order of the runs,
+/// because `latest`, link targets and retention depend on that. So if the clock is up to a day behind
+/// the newest name, or shows a year before this program existed, the name is one second after the
+/// newest. If the clock is further behind, the newest name came from a clock that ran ahead. To follow
+/// it would give wrong dates to all snapshots until that day, so the clock is used.
 pub(crate) fn choose_name(now: Timestamp, taken: &BTreeSet<SnapshotName>) -> ChosenName {
     let wanted = SnapshotName::at(now);
     let newest = taken.last().copied();
-    // Several runs within some seconds take the names of the seconds behind them; a clock that is behind
-    // leaves a gap.
+    // Several runs within some seconds use the names of the following seconds. If the clock is behind,
+    // there is a gap.
     let mut free = wanted;
     while taken.contains(&free) && free.next_second() != free {
         free = free.next_second();
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn quick_runs_are_no_clock_that_is_behind() {
+    fn quick_runs_do_not_count_as_a_clock_that_is_behind() {
         let taken = [
             "2026-11-28T10-00-00Z",
             "2026-11-28T10-00-01Z",
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn job_names_are_one_plain_path_component() {
+    fn job_names_are_single_path_components() {
         let long = "a".repeat(128);
         for good in ["home", "büro 2", "a.b", "a-b", "*", "日本", long.as_str()] {
             assert_eq!(JobName::new(good).unwrap().as_str(), good);
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn the_second_run_of_a_second_gets_the_next_free_one() {
+    fn a_second_run_in_one_second_gets_the_next_free_name() {
         assert_eq!(chosen("2026-11-23T13-21-01Z", &[]), "2026-11-23T13-21-01Z");
         assert_eq!(
             chosen(
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_a_bit_behind_or_before_our_time_still_sorts_after_the_last_run() {
+    fn names_sort_after_the_last_run_if_the_clock_is_slightly_behind() {
         assert_eq!(
             chosen("2026-11-23T13-00-00Z", &["2026-11-23T14-00-00Z"]),
             "2026-11-23T14-00-01Z"
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn one_run_with_a_clock_far_ahead_does_not_pull_all_later_names_with_it() {
+    fn one_run_with_a_clock_far_ahead_does_not_shift_later_names() {
         let taken = ["2026-11-22T00-00-00Z", "2031-01-01T00-00-00Z"];
         assert_eq!(
             chosen("2026-11-23T13-00-00Z", &taken),

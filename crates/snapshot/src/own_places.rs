@@ -1,15 +1,29 @@
-//! sprat's own files and folders on this machine: what lies there never enters a snapshot, and no
-//! restore writes over it or deletes it.
+//! sprat's own files and folders on this machine. They are never in a snapshot, and no restore
+//! overwrites or deletes them.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::mounts::{Mount, pattern_for, pattern_with_ending};
-use crate::spec::LocalContainer;
+use serde::{Deserialize, Serialize};
 
-/// All of them, by every path under which they are met.
+use crate::mounts::{Mount, pattern_for, pattern_with_ending};
+use crate::paths::{joined, real_path};
+use crate::text::path_text;
+
+/// The container file on this machine, and sprat's own files beside it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalContainer {
+    /// Its absolute path.
+    #[serde(with = "path_text")]
+    pub path: PathBuf,
+    /// The endings of the files beside it, which follow its name. Each is plain text with the classes
+    /// `[0-9]` and `[0-9a-f]`, as in rsync's patterns.
+    pub endings: Vec<String>,
+}
+
+/// All of sprat's own places, by every path that leads to them.
 #[derive(Debug)]
 pub(crate) struct OwnPlaces {
     list: Vec<OwnPlace>,
@@ -17,15 +31,16 @@ pub(crate) struct OwnPlaces {
 
 #[derive(Debug)]
 struct OwnPlace {
-    /// Without symbolic links.
+    /// The real path, without symbolic links.
     path: PathBuf,
-    /// rsync patterns for what follows its name in the names of further files beside it.
+    /// rsync patterns for the endings of the files beside it.
     endings: Vec<String>,
     is_container: bool,
 }
 
 impl OwnPlaces {
-    /// Finds where `places` and the `container` really are, and where else mounts show them.
+    /// Finds the real paths of `places` and of the `container`, and other paths by which mounts show
+    /// them.
     pub(crate) fn find(
         places: &[PathBuf],
         container: Option<&LocalContainer>,
@@ -59,7 +74,7 @@ impl OwnPlaces {
         self.list.iter().map(|place| &*place.path)
     }
 
-    /// rsync patterns for all that lies at or below the real path `real`, which rsync meets as `named`.
+    /// rsync patterns for all places at or below the real path `real`, which rsync knows as `named`.
     pub(crate) fn patterns_in(&self, real: &Path, named: &Path) -> Vec<OsString> {
         let mut patterns = Vec::new();
         for place in &self.list {
@@ -68,7 +83,7 @@ impl OwnPlaces {
             };
             let path = joined(named, below);
             patterns.push(pattern_for(&path, false));
-            // Beside a container that is itself the root of the transfer nothing is met.
+            // If the container is the root of the transfer, rsync doesn't see the files beside it.
             if !below.as_os_str().is_empty() {
                 let endings = place.endings.iter();
                 patterns.extend(endings.map(|ending| pattern_with_ending(&path, ending)));
@@ -77,13 +92,13 @@ impl OwnPlaces {
         patterns
     }
 
-    /// The container, where it lies at or below the real path `real`.
+    /// The container, if it lies at or below the real path `real`.
     pub(crate) fn container_in(&self, real: &Path) -> Option<&Path> {
         let container = |place: &&OwnPlace| place.is_container && place.path.starts_with(real);
         self.list.iter().find(container).map(|place| &*place.path)
     }
 
-    /// The place that `real` lies in, or is, or whose further file it is.
+    /// The place that is `real` or contains it, or whose file beside it is `real`.
     pub(crate) fn holding(&self, real: &Path) -> Option<&Path> {
         let holds = |place: &&OwnPlace| real.starts_with(&place.path) || place.has_beside(real);
         self.list.iter().find(holds).map(|place| &*place.path)
@@ -103,7 +118,7 @@ impl OwnPlace {
     }
 }
 
-/// Whether `text` is what `ending` stands for: the classes of [`LocalContainer::endings`] are known.
+/// Whether `text` matches `ending`, with the classes of [`LocalContainer::endings`].
 fn matches(ending: &str, text: &[u8]) -> bool {
     let (mut ending, mut text) = (ending.as_bytes(), text);
     while let Some((first, rest)) = text.split_first() {
@@ -127,10 +142,10 @@ fn matches(ending: &str, text: &[u8]) -> bool {
     ending.is_empty()
 }
 
-/// The other paths by which a file or folder at the real path `path` is met: a mount may show a part
-/// of a file system in a second place.
+/// The other paths that lead to the file or folder at the real path `path`: a mount may show a part of a
+/// file system at a second place.
 fn also_at(table: &[Mount], path: &Path) -> Vec<PathBuf> {
-    // Of several at one place the last one is seen.
+    // Of several mounts at one place, the last one is visible.
     let own = table.iter().filter(|mount| path.starts_with(&mount.at));
     let Some(own) = own.max_by_key(|mount| mount.at.components().count()) else {
         return Vec::new();
@@ -159,27 +174,6 @@ fn is_same(one: &Path, other: &Path) -> bool {
     matches!((of(one), of(other)), (Ok(one), Ok(other)) if one == other)
 }
 
-/// [`Path::join`] that puts no slash behind the path where nothing is joined.
-pub(crate) fn joined(path: &Path, below: &Path) -> PathBuf {
-    if below.as_os_str().is_empty() {
-        path.to_owned()
-    } else {
-        path.join(below)
-    }
-}
-
-/// The real path of `path`, of which the last parts may not exist yet.
-pub(crate) fn real_path(path: &Path) -> PathBuf {
-    for ancestor in path.ancestors() {
-        if let Ok(real) = std::fs::canonicalize(ancestor) {
-            return path
-                .strip_prefix(ancestor)
-                .map_or_else(|_| real.clone(), |below| joined(&real, below));
-        }
-    }
-    path.to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_follow_the_path_by_which_a_place_is_met() {
+    fn patterns_use_the_path_by_which_rsync_reaches_a_place() {
         let folder = tempfile::tempdir().unwrap();
         let real = real_path(folder.path());
         let container = container(&real.join("st/a*b.luks"));
@@ -227,19 +221,19 @@ mod tests {
             ("a*b.luks.newer", false),
             ("b.luks.new", false),
         ] {
-            let held = own.holding(&real.join("st").join(name));
-            assert_eq!(held.is_some(), is_own, "{name}");
+            let found = own.holding(&real.join("st").join(name));
+            assert_eq!(found.is_some(), is_own, "{name}");
         }
         assert_eq!(own.holding(&real.join("a*b.luks.new")), None);
     }
 
     #[test]
-    fn a_second_mount_of_the_same_folder_is_known_only_where_it_shows_the_same() {
+    fn a_second_mount_counts_only_where_it_shows_the_same_file() {
         let folder = tempfile::tempdir().unwrap();
         let real = real_path(folder.path());
         std::fs::create_dir(real.join("disk")).unwrap();
         std::fs::write(real.join("disk/x"), "").unwrap();
-        // What a bind mount shows is the same file; here a hard link stands for it.
+        // A bind mount shows the same file. In this test a hard link replaces it.
         std::fs::create_dir(real.join("seen")).unwrap();
         std::fs::hard_link(real.join("disk/x"), real.join("seen/x")).unwrap();
         std::fs::create_dir(real.join("hidden")).unwrap();

@@ -1,5 +1,5 @@
-//! Checks a job's exclude patterns before the run: rsync takes every text as a pattern, and one that
-//! can match nothing leaves in the snapshot what its owner wants out.
+//! Checks a job's exclude patterns before a run. rsync accepts any text as a pattern, and if one can
+//! match nothing, files that the user wants to exclude are in the snapshot.
 
 use std::io::{self, Read};
 use std::path::Path;
@@ -10,13 +10,13 @@ use crate::error::SnapshotError;
 use crate::spec::SnapshotSpec;
 use crate::text::{escape_name, escape_path};
 
-/// Larger files are no lists of patterns.
+/// The largest accepted file. A larger one is not a list of patterns.
 const FILE_BYTES_MAX: u64 = 16 << 20;
-/// What some editors write at the beginning of a file. rsync takes it as a part of the first pattern.
+/// Some editors write it at the beginning of a file. rsync reads it as a part of the first pattern.
 const BYTE_ORDER_MARK: &str = "\u{feff}";
 
-/// Why a pattern of a job's own can't be read from a config. Patterns that match nothing are refused by
-/// a run alone: a restore must not fail because of them.
+/// Why a pattern in a config is invalid. Patterns that match nothing are refused only by a run: a
+/// restore must not fail because of them.
 #[must_use]
 pub fn pattern_mistake(pattern: &str) -> Option<&'static str> {
     if pattern.is_empty() {
@@ -30,13 +30,13 @@ pub fn pattern_mistake(pattern: &str) -> Option<&'static str> {
     }
 }
 
-/// Why a pattern can match no file: no shell expands it, and rsync compares it with the names as they
+/// Why a pattern can match no file. No shell expands it, and rsync compares it with the names as they
 /// are (man page, PATTERN MATCHING RULES).
 fn never_matches(pattern: &str) -> Option<&'static str> {
     if pattern.starts_with(BYTE_ORDER_MARK) {
         return Some("it begins with a byte order mark, so it matches nothing");
     }
-    // The old forms of a rule, which rsync reads in a pattern, too.
+    // rsync reads the old forms of a rule in a pattern, too.
     let pattern = pattern
         .strip_prefix("- ")
         .or_else(|| pattern.strip_prefix("+ "))
@@ -56,7 +56,7 @@ fn never_matches(pattern: &str) -> Option<&'static str> {
     None
 }
 
-/// All patterns on the command line and in the config that are refused.
+/// All invalid patterns on the command line and in the config.
 pub(crate) fn refused(spec: &SnapshotSpec) -> impl Iterator<Item = SnapshotError> {
     spec.excludes.iter().filter_map(|pattern| {
         Some(SnapshotError::PatternRefused {
@@ -66,14 +66,14 @@ pub(crate) fn refused(spec: &SnapshotSpec) -> impl Iterator<Item = SnapshotError
     })
 }
 
-/// All lines in files that are refused. A file that can't be read is its job's own failure.
+/// All invalid lines in files of patterns. Files that can't be read are skipped: their job reports them.
 pub(crate) fn refused_lines(spec: &SnapshotSpec) -> impl Iterator<Item = SnapshotError> {
     spec.exclude_from
         .iter()
         .filter_map(|file| check_text(file, &read_plain(file).ok()?).err())
 }
 
-/// Checks all patterns of a job, those in files, too.
+/// Checks all patterns of a job, including those in files.
 pub(crate) fn check(spec: &SnapshotSpec) -> Result<(), SnapshotError> {
     if let Some(refused) = refused(spec).next() {
         return Err(refused);
@@ -96,12 +96,13 @@ fn check_file(file: &Path) -> Result<(), SnapshotError> {
 }
 
 fn check_text(file: &Path, text: &[u8]) -> Result<(), SnapshotError> {
-    // rsync ends a pattern at each of both (exclude.c, parse_filter_file).
+    // rsync ends a pattern at either character (exclude.c, parse_filter_file).
     let lines = text.split(|byte| matches!(byte, b'\n' | b'\r'));
     for (index, line) in lines.enumerate() {
         let pattern = String::from_utf8_lossy(line);
         if line == b"!" {
-            // sprat's own patterns, too: the container would enter its snapshot.
+            // It would clear sprat's own patterns, too, and the container file would be in its own
+            // snapshot.
             return Err(SnapshotError::PatternRefused {
                 pattern: format!("! in {}", escape_path(file)),
                 why: "it would clear the list of patterns. Remove the line, and what it was to clear",
@@ -122,8 +123,8 @@ fn check_text(file: &Path, text: &[u8]) -> Result<(), SnapshotError> {
     Ok(())
 }
 
-/// The number of the line, counted as an editor does, in which the piece `index` is. Lines end with
-/// `\n`, `\r\n` or `\r`.
+/// The line number, as an editor counts, of the pattern number `index`. Lines end with `\n`, `\r\n` or
+/// `\r`.
 fn text_line(text: &[u8], index: usize) -> usize {
     let mut ends = 0;
     let mut line = 1;
@@ -140,11 +141,11 @@ fn text_line(text: &[u8], index: usize) -> usize {
     line
 }
 
-/// Reads a regular file. Never waits for the writer of a pipe: a run would hang on it, and rsync would
-/// find the pipe empty.
+/// Reads a regular file. Never waits for the writer of a pipe: the run would hang, and rsync would find
+/// the pipe empty afterwards.
 fn read_plain(path: &Path) -> io::Result<Vec<u8>> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    // Examined first: to open a device may do something.
+    // Checked first: opening a device may have side effects.
     let refused = || io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
     if !std::fs::metadata(path)?.is_file() {
         return Err(refused());
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_that_match_nothing_are_refused_and_others_are_not() {
+    fn patterns_that_match_nothing_are_refused() {
         for pattern in [
             "",
             "!",
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_counted_as_editors_do() {
+    fn lines_are_counted_like_an_editor_does() {
         assert_eq!(text_line(b"a\r\nb\r\nc", 4), 3);
         assert_eq!(text_line(b"a\nb\nc", 2), 3);
         assert_eq!(text_line(b"a\nb", 0), 1);

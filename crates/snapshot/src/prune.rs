@@ -1,21 +1,21 @@
 //! Removes the snapshots of a job that no rule keeps.
 //!
-//! A snapshot is renamed away first, into `.sprat/deleting-NAME`: from then on it is no snapshot
-//! any more, whatever interrupts the removal, and the next run or prune goes on with it.
-//! Interrupted trees (`.partial`, `.inflight`) go only where that is asked for, in the same way; folders
-//! of others are left alone.
+//! A snapshot is first renamed to `.sprat/deleting-NAME`. From then on it is no longer a snapshot. If
+//! the removal is interrupted, the next run or prune finishes it. Interrupted trees (`.partial`,
+//! `.inflight`) are removed in the same way, but only on request. Foreign folders are never removed.
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::cancel::Cancel;
 use crate::disks::{holders, kept_for_disks};
 use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder};
-use crate::keep::{Candidate, KeepReason, KeepRules, Verdict, decide};
+use crate::keep::{Candidate, KeepDecision, KeepReason, KeepRules, decide};
 use crate::name::JobName;
+use crate::progress::{Phase, Progress};
 use crate::record::EntryKind;
-use crate::spec::{Cancel, Phase, Progress};
 use crate::suspects::Suspects;
 
 /// What to prune.
@@ -23,62 +23,63 @@ use crate::suspects::Suspects;
 pub struct PruneSpec {
     /// The job.
     pub job: JobName,
-    /// What is kept. Without any rule nothing is removed.
+    /// Which snapshots are kept. Without any rule nothing is removed.
     pub rules: KeepRules,
-    /// The list of files whose content is wrong, see [`crate::CheckSpec::suspects`]: a snapshot with
-    /// the last right content of one of them is kept.
+    /// The list of files whose content is wrong, see [`crate::CheckSpec::suspects`]. A snapshot with the
+    /// last right content of one of them is kept.
     #[serde(default, with = "crate::text::path_text_option")]
     pub suspects: Option<PathBuf>,
-    /// Also remove what interrupted runs copied: it would save the next run some work.
+    /// Also remove what interrupted runs copied. The next run could have used it.
     #[serde(default)]
     pub drop_interrupted: bool,
-    /// Only tell what would be done; works on a volume mounted read-only.
+    /// Only report what would be done. Works on a volume that is mounted read-only.
     #[serde(default)]
     pub dry_run: bool,
 }
 
-/// What came of one snapshot.
+/// The result for one snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pruned {
-    /// What was decided.
+    /// Whether it is kept, and why.
     #[serde(flatten)]
-    pub verdict: Verdict,
-    /// It is gone.
+    pub decision: KeepDecision,
+    /// It was removed.
     pub removed: bool,
 }
 
-/// A tree that an interrupted run left.
+/// The tree of an interrupted run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interrupted {
     /// Its folder.
     pub folder: String,
     /// [`EntryKind::Partial`] or [`EntryKind::Inflight`].
     pub kind: EntryKind,
-    /// Why the run stopped, where that is known.
+    /// Why the run stopped, if known.
     pub stopped_by: Option<String>,
-    /// Bytes of files that it had copied, where that is known.
+    /// Size of the files that it had copied, if known.
     pub bytes_copied: Option<u64>,
-    /// It is gone.
+    /// It was removed.
     pub removed: bool,
 }
 
-/// What a prune did.
+/// The result of a prune.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PruneReport {
     /// Every finished snapshot of the job, oldest first.
     pub snapshots: Vec<Pruned>,
-    /// What interrupted runs of the job left, oldest first.
+    /// Trees of interrupted runs of the job, oldest first.
     #[serde(default)]
     pub interrupted: Vec<Interrupted>,
-    /// Files and folders removed, those of removals that were interrupted earlier included.
+    /// How many files and folders were removed, including those of removals that were interrupted
+    /// earlier.
     pub names_removed: u64,
-    /// Free bytes of the volume before and after; what is freed here is used again by later
-    /// snapshots, the server gets nothing back by it.
+    /// Free bytes of the volume before and after. Later snapshots use the freed space; the server gets
+    /// nothing back by this.
     pub free_bytes: [u64; 2],
 }
 
-/// Prunes a job on the volume mounted at `volume_root`. What was removed is durable after the
-/// session's end; an interruption loses nothing that is kept.
+/// Prunes a job on the volume mounted at `volume_root`. The removals are durable after the end of the
+/// session. An interruption removes nothing that is to be kept.
 pub fn prune(
     volume_root: &Path,
     spec: &PruneSpec,
@@ -86,7 +87,7 @@ pub fn prune(
     cancel: &Cancel,
 ) -> Result<PruneReport, SnapshotError> {
     progress(Progress::begin(Phase::Checking));
-    // A job that isn't there is not made.
+    // A job that does not exist must not be created.
     let job = JobFolder::open(volume_root, Path::new(spec.job.as_str()))?;
     let free = || free_bytes(volume_root);
     if spec.dry_run {
@@ -104,25 +105,25 @@ pub fn prune(
         ..PruneReport::default()
     };
     report.snapshots = undone(decided(&run.job, spec)?);
-    let mut told = Told {
+    let mut removals = Removals {
         progress,
         before: 0,
         now: 0,
     };
     for away in run.half_removed()? {
-        told.remove(&run, &away, cancel)?;
+        removals.remove(&run, &away, cancel)?;
     }
     if !spec.rules.is_empty() {
-        // The oldest first: stopped half way, the newest are left.
+        // Oldest first: if the prune is stopped, the newest are left.
         for snapshot in &mut report.snapshots {
-            if !snapshot.verdict.keep.is_empty() {
+            if !snapshot.decision.keep.is_empty() {
                 continue;
             }
             if cancel.is_cancelled() {
                 return Err(SnapshotError::PruneCancelled);
             }
-            let away = run.take_away(Folder::Named(snapshot.verdict.name))?;
-            told.remove(&run, &away, cancel)?;
+            let away = run.rename_away(Folder::Named(snapshot.decision.name))?;
+            removals.remove(&run, &away, cancel)?;
             snapshot.removed = true;
         }
     }
@@ -131,25 +132,25 @@ pub fn prune(
             if cancel.is_cancelled() {
                 return Err(SnapshotError::PruneCancelled);
             }
-            let away = run.take_away(folder)?;
-            told.remove(&run, &away, cancel)?;
+            let away = run.rename_away(folder)?;
+            removals.remove(&run, &away, cancel)?;
             one.removed = true;
         }
         report.interrupted.push(one);
     }
-    report.names_removed = told.before;
+    report.names_removed = removals.before;
     report.free_bytes[1] = free();
     Ok(report)
 }
 
-/// Counts names over all trees.
-struct Told<'t> {
+/// Counts the removed names of all trees, and reports progress.
+struct Removals<'t> {
     progress: &'t mut dyn FnMut(Progress),
     before: u64,
     now: u64,
 }
 
-impl Told<'_> {
+impl Removals<'_> {
     fn remove(
         &mut self,
         run: &crate::job::RunFolder,
@@ -170,7 +171,7 @@ impl Told<'_> {
     }
 }
 
-fn decided(job: &JobFolder, spec: &PruneSpec) -> Result<Vec<Verdict>, SnapshotError> {
+fn decided(job: &JobFolder, spec: &PruneSpec) -> Result<Vec<KeepDecision>, SnapshotError> {
     let latest = job.latest();
     let now = jiff::Timestamp::now();
     let for_disks = kept_for_disks(&holders(job, now)?);
@@ -186,16 +187,16 @@ fn decided(job: &JobFolder, spec: &PruneSpec) -> Result<Vec<Verdict>, SnapshotEr
             has_missing_disk: for_disks.contains(&folder.name()),
         })
         .collect();
-    let mut verdicts = decide(&candidates, &spec.rules, now);
-    keep_right_content(job, spec, &mut verdicts);
-    Ok(verdicts)
+    let mut decisions = decide(&candidates, &spec.rules, now);
+    keep_right_content(job, spec, &mut decisions);
+    Ok(decisions)
 }
 
-/// Keeps what would take the last right content of a damaged file away.
-fn keep_right_content(job: &JobFolder, spec: &PruneSpec, verdicts: &mut [Verdict]) {
+/// Keeps a snapshot that has the last right content of a damaged file.
+fn keep_right_content(job: &JobFolder, spec: &PruneSpec, decisions: &mut [KeepDecision]) {
     let Some(list) = &spec.suspects else { return };
     let names = |kept: bool| -> Vec<String> {
-        let chosen = verdicts.iter().filter(|one| one.keep.is_empty() != kept);
+        let chosen = decisions.iter().filter(|one| one.keep.is_empty() != kept);
         chosen.map(|one| one.name.to_string()).collect()
     };
     let (kept, others) = (names(true), names(false));
@@ -203,9 +204,9 @@ fn keep_right_content(job: &JobFolder, spec: &PruneSpec, verdicts: &mut [Verdict
         return;
     }
     let keep = Suspects::load(list).snapshots_to_keep(&job.path, spec.job.as_str(), &kept, &others);
-    for verdict in verdicts {
-        if keep.contains(&verdict.name.to_string()) {
-            verdict.keep.push(KeepReason::RightContent);
+    for decision in decisions {
+        if keep.contains(&decision.name.to_string()) {
+            decision.keep.push(KeepReason::RightContent);
         }
     }
 }
@@ -223,7 +224,7 @@ fn interrupted(job: &JobFolder) -> Result<Vec<(Folder, Interrupted)>, SnapshotEr
                 bytes_copied: record
                     .as_ref()
                     .map(|record| record.stats.bytes_transferred)
-                    // A run that was stopped has no counts.
+                    // A stopped run has no counts.
                     .filter(|bytes| *bytes > 0),
                 stopped_by: record.and_then(|record| record.stopped_by),
                 removed: false,
@@ -233,15 +234,15 @@ fn interrupted(job: &JobFolder) -> Result<Vec<(Folder, Interrupted)>, SnapshotEr
         .collect())
 }
 
-fn undone(verdicts: Vec<Verdict>) -> Vec<Pruned> {
-    let undone = |verdict| Pruned {
-        verdict,
+fn undone(decisions: Vec<KeepDecision>) -> Vec<Pruned> {
+    let undone = |decision| Pruned {
+        decision,
         removed: false,
     };
-    verdicts.into_iter().map(undone).collect()
+    decisions.into_iter().map(undone).collect()
 }
 
-/// For people; 0 where it can't be told.
+/// For people. 0 if it is unknown.
 fn free_bytes(volume_root: &Path) -> u64 {
     rustix::fs::statvfs(volume_root).map_or(0, |about| about.f_bavail * about.f_frsize)
 }

@@ -1,16 +1,15 @@
-//! Files that may have changed once more, without a sign, after rsync had read them.
+//! Files that may have changed again, with an unchanged time, after rsync had read them.
 //!
-//! Times on a file system have steps: some milliseconds (ext4 before Linux 6.13), a second (ext3,
-//! HFS+, sshfs), two (FAT). A file that changes twice within one step has the same time and often the
-//! same size after both changes. So a file whose time is not older than the run that read it proves
-//! nothing by its time. git calls such files racily clean (Documentation/technical/racy-git.txt).
-//! A run lists them in `.sprat/NAME.recent`, one escaped name relative to the root in each line. The
-//! next run compares the content of those that it linked with the source.
+//! File times have steps: some milliseconds (ext4 before Linux 6.13), a second (ext3, HFS+, sshfs), two
+//! seconds (FAT). A file that changes twice within one step has the same time, and often the same size,
+//! after both changes. So the time of a file proves nothing if it is not older than the run that read
+//! the file. git calls such files racily clean (Documentation/technical/racy-git.txt). A run lists them
+//! in `.sprat/NAME.recent`, one escaped name relative to the root in each line. The next run compares
+//! the content of those that it linked with their source.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -18,32 +17,33 @@ use rustix::fs::{Mode, OFlags, openat};
 
 use crate::compare::{Unread, same_content};
 use crate::job::replace_file;
+use crate::long_path::size_and_time;
 use crate::name::SnapshotName;
-use crate::record::NameList;
+use crate::name_list::NameList;
 use crate::text::escape_path;
 use crate::text::unescape_path;
 
-/// FAT's two seconds, and one for a file server's clock.
+/// FAT's step of two seconds, and one second for the clock of a file server.
 const STEP_S: i64 = 3;
-/// Stands for all files, where there were too many to list.
+/// Means all files, if there were too many to list.
 const ALL: &str = "*";
 const FILE_BYTES_MAX: u64 = 1 << 30;
 
-/// What a run must compare.
+/// The files that a run must compare by content.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Recent {
     /// Relative to the root.
     pub(crate) paths: Vec<PathBuf>,
-    /// Every file: the list was too long.
+    /// All files: a list was too long or unreadable.
     pub(crate) all: bool,
 }
 
-/// The second from which on a time proves nothing for a run that began at `started`.
+/// File times from this second on prove nothing for a run that began at `started`.
 pub(crate) fn from_s(started: Timestamp) -> i64 {
     started.as_second() - STEP_S
 }
 
-/// [`from_s`] as rsync's `%M` shows it in UTC.
+/// [`from_s`] in UTC, in the form of rsync's `%M`.
 pub(crate) fn from_text(started: Timestamp) -> String {
     let from = Timestamp::from_second(from_s(started)).unwrap_or(Timestamp::UNIX_EPOCH);
     from.strftime("%Y/%m/%d-%H:%M:%S").to_string()
@@ -53,7 +53,7 @@ fn file_name(name: SnapshotName) -> String {
     format!("{name}.recent")
 }
 
-/// Writes the list of the run `name` into the state folder; durable after the next sync.
+/// Writes the list of the run `name` into the state folder. It is durable after the next sync.
 pub(crate) fn write(state: &OwnedFd, name: SnapshotName, recent: &NameList) -> io::Result<()> {
     if recent.is_empty() {
         return Ok(());
@@ -73,7 +73,7 @@ pub(crate) fn forget(state: &OwnedFd, name: SnapshotName) {
 }
 
 impl Recent {
-    /// Adds what the run `name` listed. A list that can't be read stands for all files.
+    /// Adds the list of the run `name`. An unreadable list means all files.
     pub(crate) fn read(&mut self, state: &OwnedFd, name: SnapshotName) {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = match openat(state, file_name(name), flags, Mode::empty()) {
@@ -112,22 +112,22 @@ pub(crate) fn list_again(state: &OwnedFd, name: SnapshotName, tree: &OwnedFd) ->
     write(state, name, &recent)
 }
 
-/// Whether `kept`, a file of the new tree that seems unchanged, has another content than its source.
-/// `None`: the source looks different by now, is gone, or can't be read: it proves nothing.
+/// Whether `kept`, a file of the new tree with unchanged size and time, has another content than its
+/// source. `None` if the source has changed or is gone or unreadable: then the comparison proves
+/// nothing.
 pub(crate) fn differs(kept: &mut File, source: &Path) -> io::Result<Option<bool>> {
-    let looks = |about: &fs::Metadata| (about.len(), about.mtime(), about.mtime_nsec());
-    let ours = looks(&kept.metadata()?);
-    let same_looks = || {
+    let ours = size_and_time(&kept.metadata()?);
+    let is_unchanged = || {
         let about = fs::symlink_metadata(source).ok()?;
-        (about.is_file() && looks(&about) == ours).then_some(())
+        (about.is_file() && size_and_time(&about) == ours).then_some(())
     };
     let compared = (|| {
-        same_looks()?;
+        is_unchanged()?;
         let mut live = crate::long_path::open_regular(source).ok()?;
         Some(same_content(kept, &mut live, &mut |_| true))
     })();
     match compared {
-        Some(Ok(Some(same))) if same_looks().is_some() => Ok(Some(!same)),
+        Some(Ok(Some(same))) if is_unchanged().is_some() => Ok(Some(!same)),
         Some(Err(Unread::Kept(error))) => Err(error),
         _ => Ok(None),
     }
@@ -138,13 +138,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_time_has_the_form_of_rsyncs() {
+    fn from_text_has_rsyncs_form() {
         let started = "2026-11-28T15:28:34.9Z".parse().unwrap();
         assert_eq!(from_text(started), "2026/11/28-15:28:31");
     }
 
     #[test]
-    fn a_list_comes_back_and_one_that_is_too_long_means_all() {
+    fn a_list_is_read_back_and_a_truncated_list_means_all() {
         let dir = tempfile::tempdir().unwrap();
         let state = crate::walk::open_folder_at(dir.path()).unwrap();
         let name = SnapshotName::parse("2026-11-28T15-28-34Z").unwrap();

@@ -1,93 +1,30 @@
-//! What is known about a snapshot: the record `.sprat/NAME.json` beside it, and an entry of a list.
+//! The record `.sprat/NAME.json` beside a snapshot, and an entry of a list.
 //!
-//! The record is JSON so that a person with stock tools can read it. Unknown fields are ignored and
-//! missing ones take their defaults, so that older and newer programs read each other's records.
+//! The record is JSON so that it can be read with standard tools. Unknown fields are ignored and missing
+//! ones get defaults, so that older and newer programs read each other's records.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::disks::GoneDisk;
 use crate::file_system::FileSystem;
 use crate::name::{JobName, SnapshotName};
+use crate::name_list::NameList;
 
 /// The record's format. A higher number is still read, as far as its fields are known.
 pub const RECORD_FORMAT: u32 = 1;
 
-/// rsync's option, by which a record tells that the job left out what was mounted inside its sources.
+/// The rsync option by which a record shows that the job excluded what is mounted inside its sources.
 pub(crate) const ONE_FILE_SYSTEM: &str = "--one-file-system";
-
-/// How many names a list in a record keeps; further ones are only counted.
-pub const NAMES_MAX: usize = 1000;
-
-/// Some names or messages, as escaped text, and how many there were in all.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct NameList {
-    /// How many there were.
-    pub count: u64,
-    /// The first of them.
-    pub names: Vec<String>,
-}
-
-impl NameList {
-    /// Counts `name`, and keeps it if there is room.
-    pub(crate) fn push(&mut self, name: String) {
-        self.push_within(name, NAMES_MAX);
-    }
-
-    /// As [`NameList::push`], unless it is the name that came last: rsync has a message for each
-    /// attribute of a file, one after the other.
-    pub(crate) fn push_new(&mut self, name: String) {
-        if self.names.last() != Some(&name) {
-            self.push(name);
-        }
-    }
-
-    pub(crate) fn push_within(&mut self, name: String, names_max: usize) {
-        self.count = self.count.saturating_add(1);
-        if self.names.len() < names_max {
-            self.names.push(name);
-        }
-    }
-
-    /// The same list with each name changed.
-    pub(crate) fn map(&self, change: impl FnMut(&String) -> String) -> Self {
-        Self {
-            count: self.count,
-            names: self.names.iter().map(change).collect(),
-        }
-    }
-
-    /// Adds what `other` has, up to `names_max` names.
-    pub(crate) fn append_within(&mut self, other: &Self, names_max: usize) {
-        let count = self.count.saturating_add(other.count);
-        for name in &other.names {
-            self.push_within(name.clone(), names_max);
-        }
-        self.count = count;
-    }
-
-    /// Adds what `other` has.
-    pub(crate) fn append(&mut self, other: &Self) {
-        self.append_within(other, NAMES_MAX);
-    }
-
-    /// Whether there was none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-}
 
 /// rsync's own counts (`--stats`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RunStats {
-    /// Files of every kind, folders too.
+    /// Files of every kind, including folders.
     pub files: u64,
     /// Regular files among them.
     pub regular_files: u64,
-    /// Entries made new. An unchanged file that became a hard link is not counted.
+    /// New entries. An unchanged file that became a hard link is not counted.
     pub created: u64,
     /// Entries removed (restore with `delete`).
     pub deleted: u64,
@@ -99,13 +36,13 @@ pub struct RunStats {
     pub bytes_transferred: u64,
     /// Bytes sent as they are.
     pub bytes_literal: u64,
-    /// Bytes found in an older version of the file.
+    /// Bytes found in an older version of the file, and not sent.
     pub bytes_matched: u64,
 }
 
 impl RunStats {
-    /// Regular files, which is what people call files; folders are none. `None` where nothing was counted,
-    /// as by a run that was interrupted. Records of early versions know of all kinds together only.
+    /// The number of regular files, without folders. `None` if nothing was counted, as in an interrupted
+    /// run. Records of early versions have only the number of all kinds.
     #[must_use]
     pub fn files_of_people(&self) -> Option<u64> {
         match (self.files, self.regular_files) {
@@ -124,39 +61,39 @@ impl RunStats {
     }
 }
 
-/// A tree whose unchanged files the new snapshot shares.
+/// A tree that the new snapshot shares unchanged files with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkedFrom {
     /// The folder's name at the time of the run.
     pub folder: String,
-    /// What it was.
+    /// Its kind at that time.
     pub kind: EntryKind,
 }
 
-/// Something that did no harm to the snapshot, but that its owner should know.
+/// Something that did not prevent the snapshot, but that the user should know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Warning {
-    /// The clock says an earlier time than the newest snapshot's name.
+    /// The clock shows an earlier time than the name of the newest snapshot.
     ClockBehind {
         /// That snapshot.
         newest: SnapshotName,
     },
-    /// The volume lies inside a source; it was left out.
+    /// The volume lies inside a source. It was excluded.
     OwnVolumeLeftOut {
         /// Where, escaped.
         path: String,
     },
-    /// The kernel's own file systems (`/proc` and such) lie inside a source; they were left out.
+    /// Kernel file systems (`/proc` and such) lie inside a source. They were excluded.
     KernelFileSystemLeftOut {
         /// Where, escaped.
         path: String,
     },
-    /// `latest` is something other than our symbolic link and was left alone.
+    /// `latest` is not a symbolic link made by sprat. It was left unchanged.
     LatestLeftAlone,
-    /// The previous run was stopped by a crash; this many files of it were not yet known to be
-    /// durable and were copied again.
+    /// A crash stopped the previous run. These files of it were not known to be durable; they were
+    /// copied again.
     CrashedRunSwept {
         /// Names removed from the interrupted tree.
         files: u64,
@@ -168,133 +105,150 @@ pub enum Warning {
         /// Why.
         reason: String,
     },
-    /// A disk inside a source was unmounted, or another one mounted in its place, while the run went
-    /// on: what lies in it may be missing, so the snapshot is not whole.
+    /// During the run, a disk inside a source was unmounted or replaced by another one. Files on it may
+    /// be missing, so the snapshot is incomplete.
     UnmountedMeanwhile {
         /// Where, escaped.
         path: String,
     },
-    /// A disk was mounted inside a source while the run went on: what lies in it, or below it, may be
-    /// missing, so the snapshot is not whole.
+    /// During the run, a disk was mounted inside a source. Files on it or below its mount point may be
+    /// missing, so the snapshot is incomplete.
     MountedMeanwhile {
         /// Where, escaped.
         path: String,
     },
-    /// A finished snapshot has a disk there, and today none is mounted.
+    /// An earlier snapshot has a disk at this place. No disk is mounted there now.
     NotMounted {
         /// Where, escaped.
         path: String,
-        /// The newest snapshot that has the disk in full, else the newest that has it; `prune` keeps it.
+        /// The newest snapshot that has all of the disk, or else the newest that has some of it. `prune`
+        /// keeps it.
         before: SnapshotName,
     },
-    /// A finished snapshot has another file system there than is there today: this snapshot has the
-    /// one of today.
+    /// An earlier snapshot has another file system at this place. This snapshot has the present one.
     OtherFileSystem {
         /// Where, escaped.
         path: String,
-        /// The newest snapshot that has the former one in full, else the newest that has it; `prune`
-        /// keeps it.
+        /// The newest snapshot that has all of the former file system, or else the newest that has some
+        /// of it. `prune` keeps it.
         before: SnapshotName,
-        /// What was there, for people.
+        /// The former file system, as text for people.
         was: String,
-        /// What is there, for people.
+        /// The present file system, as text for people.
         now: String,
     },
-    /// An automount point on which nothing could be mounted.
+    /// Nothing could be mounted on an automount point.
     AutomountEmpty {
         /// Where, escaped.
         path: String,
     },
-    /// Folders were moved or removed while the run went on: what is in them may be missing, so the
-    /// snapshot is not whole.
+    /// Folders were moved or removed during the run. Files in them may be missing, so the snapshot is
+    /// incomplete.
     FoldersVanished {
         /// How many folders.
         folders: u64,
     },
-    /// So large a part of the source vanished while the run went on that the snapshot is not called
-    /// whole.
+    /// So many files vanished during the run that the snapshot counts as incomplete.
     ManyVanished {
         /// How many files.
         files: u64,
     },
-    /// Files have more or larger attributes than the volume's file system holds (ext4: one block for
-    /// all of a file); their content is there, some attributes are not.
+    /// Files have more or larger attributes than the volume's file system can store (ext4: one block for
+    /// each file). Their content is in the snapshot, some attributes are not.
     AttributesTooLarge {
         /// How many files.
         files: u64,
     },
-    /// A check had found these files damaged in an older snapshot: they were read from their source
-    /// again, and are right in this one. [`RunRecord::healed`] names them.
+    /// A check had found these files damaged in an older snapshot. They were read from the source again
+    /// and are correct in this snapshot. [`RunRecord::healed`] lists them.
     DamageHealed {
         /// How many files.
         files: u64,
     },
-    /// These files had changed without a sign (equal size and time), which an older snapshot lacks;
-    /// this one has the change. [`RunRecord::caught_up`] names them.
+    /// These files had changed with equal size and time, and an older snapshot lacks the change. This
+    /// snapshot has it. [`RunRecord::caught_up`] lists them.
     MissedChangeCopied {
         /// How many files.
         files: u64,
     },
-    /// `latest` could not be pointed to this snapshot.
+    /// `latest` could not be changed to point to this snapshot.
     LatestNotMoved {
         /// Why.
         reason: String,
     },
-    /// Files have attributes that the volume's file system refuses, such as `btrfs.compression`; their
-    /// content is there, those attributes are not.
+    /// The volume's file system refuses some attributes of files, such as `btrfs.compression`. Their
+    /// content is in the snapshot, those attributes are not.
     AttributesRefused {
         /// How many files.
         files: u64,
     },
-    /// A source is not there, empty or unreadable: the snapshot has the others.
+    /// A source is missing, empty or unreadable. The snapshot has the other sources.
     SourceLeftOut {
         /// The source, escaped.
         path: String,
         /// Why.
         why: String,
     },
-    /// A file has more names (hard links) than the volume allows for one file, those in older snapshots
-    /// included: in this snapshot it is a copy of its own, or several. No name is missing.
+    /// A file has more hard links than the volume allows for one file, counting those in older
+    /// snapshots. In this snapshot it is split into one or more separate copies. No name is missing.
     LinksSplit {
         /// One of its names, escaped.
         path: String,
     },
-    /// rsync copied files that are unchanged since an older snapshot, instead of linking them: they take
-    /// their room again.
+    /// rsync copied files that are unchanged since an older snapshot, instead of linking them. They use
+    /// their space a second time.
     UnchangedCopied {
         /// How many, of the first thousand that were copied.
         files: u64,
     },
-    /// A file has much less data than it is long, and rsync reads its holes too.
+    /// A file is sparse, with much less data than its length. rsync reads the holes, too.
     HolesRead {
         /// The file, escaped.
         path: String,
         /// Its length.
         bytes: u64,
-        /// What it takes on its disk.
+        /// The space that it uses on its disk.
         data_bytes: u64,
     },
-    /// Something of somebody else's lies where sprat keeps its own; it was left alone, or renamed.
+    /// A foreign object has a name that sprat uses. It was left unchanged, or renamed.
     ForeignObject {
         /// Its path on the volume, escaped.
         path: String,
         /// What was done.
         done: String,
     },
-    /// The job stays on one file system, and subvolumes of btrfs in its sources count as others: their
-    /// folders are empty in the snapshot.
+    /// The job stays on one file system, and btrfs subvolumes in its sources count as other file
+    /// systems. Their folders are empty in the snapshot.
     SubvolumesLeftOut {
         /// The first of them, escaped.
         path: String,
         /// How many there are.
         subvolumes: u64,
     },
-    /// One that a newer program wrote.
+    /// A warning that a newer version wrote.
     #[serde(other)]
     Unknown,
 }
 
-/// What ran, and what came of it: the content of `.sprat/NAME.json`.
+/// A file system that the user declared gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GoneDisk {
+    /// The file system, as the snapshots recorded it.
+    pub file_system: FileSystem,
+    /// The snapshots that are no longer kept because of it.
+    pub snapshots: Vec<SnapshotName>,
+}
+
+impl GoneDisk {
+    /// Whether it is about this file system.
+    pub(crate) fn is_about(&self, disk: &FileSystem) -> bool {
+        let gone = &self.file_system;
+        gone.is_same(disk)
+            .unwrap_or(gone.place == disk.place && gone.kind == disk.kind)
+    }
+}
+
+/// The content of `.sprat/NAME.json`: what ran, and the result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunRecord {
     /// [`RECORD_FORMAT`].
@@ -303,9 +257,9 @@ pub struct RunRecord {
     pub job: JobName,
     /// The snapshot.
     pub name: SnapshotName,
-    /// Whether the snapshot holds every file that was asked for, with all that belongs to it.
+    /// Whether the snapshot has every requested file, with all attributes.
     pub complete: bool,
-    /// Whether the run came to its end; false beside a `.partial`.
+    /// Whether the run finished. False beside a `.partial`.
     #[serde(default)]
     pub finished_run: bool,
     /// Source paths, escaped.
@@ -317,22 +271,22 @@ pub struct RunRecord {
     /// Files with further such patterns, escaped.
     #[serde(default)]
     pub exclude_from: Vec<String>,
-    /// What was mounted inside the sources and is in the snapshot; escaped, at most 1000.
+    /// Mount points inside the sources that are in the snapshot. Escaped, at most 1000.
     #[serde(default)]
     pub mounts: Vec<String>,
-    /// The file systems that the run met, at the sources and inside them; at most 1000. Empty in
-    /// records of older programs.
+    /// The file systems of the sources, and those mounted inside them. At most 1000. Empty in records of
+    /// older versions.
     #[serde(default)]
     pub file_systems: Vec<FileSystem>,
-    /// File systems of earlier snapshots that the user said to be gone.
+    /// File systems of earlier snapshots that the user declared gone.
     #[serde(default)]
     pub disks_gone: Vec<GoneDisk>,
-    /// Places, escaped, of missing disks that the job's patterns leave out.
+    /// Mount points of missing disks that the job's patterns exclude, escaped.
     #[serde(default)]
     pub disks_left_out: Vec<String>,
     /// When the run began.
     pub started: Timestamp,
-    /// When the copying was over.
+    /// When the copying ended.
     pub ended: Timestamp,
     /// rsync's version.
     #[serde(default)]
@@ -346,52 +300,54 @@ pub struct RunRecord {
     /// rsync's counts.
     #[serde(default)]
     pub stats: RunStats,
-    /// Trees whose unchanged files are shared.
+    /// Trees that the snapshot shares unchanged files with.
     #[serde(default)]
     pub linked_from: Vec<LinkedFrom>,
-    /// Source files that could not be read, or not with all that belongs to them, escaped; also
-    /// places whose disk came or went meanwhile.
+    /// Source files that could not be read completely, attributes included. Also mount points whose disk
+    /// came or went during the run. Escaped.
     #[serde(default)]
     pub unread: NameList,
-    /// Source files that were gone when rsync came to them: harmless, unless they are many.
+    /// Source files that were removed before rsync read them. Harmless, unless they are many.
     #[serde(default)]
     pub vanished: NameList,
-    /// Files that an older snapshot has damaged and this one does not, escaped.
+    /// Files that are damaged in an older snapshot and correct in this one, escaped.
     #[serde(default)]
     pub healed: NameList,
-    /// Files whose change an older snapshot missed, escaped.
+    /// Files whose change an older snapshot lacks and this one has, escaped.
     #[serde(default)]
     pub caught_up: NameList,
-    /// rsync's messages, escaped and cut.
+    /// rsync's messages, escaped and shortened.
     #[serde(default)]
     pub messages: NameList,
-    /// What its owner should know.
+    /// What the user should know.
     #[serde(default)]
     pub warnings: Vec<Warning>,
-    /// Why the run stopped, beside a `.partial`.
+    /// Why the run stopped, if it is a `.partial`.
     #[serde(default)]
     pub stopped_by: Option<String>,
 }
 
-/// What a folder of a job is.
+/// The kind of a folder in a job's folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum EntryKind {
-    /// A snapshot that holds everything.
-    Good,
-    /// A snapshot that lacks source files which could not be read.
-    Unread,
-    /// A folder named like a snapshot whose record is missing or can't be read. Its content is
-    /// there.
+    /// A complete snapshot.
+    #[serde(rename = "good")]
+    Complete,
+    /// An incomplete snapshot: some source files could not be read.
+    #[serde(rename = "unread")]
+    Incomplete,
+    /// A folder with the name of a snapshot whose record is missing or unreadable. Its files are there.
     Unrecorded,
-    /// What an interrupted run made; the next run uses it up.
+    /// The tree of an interrupted run. The next run uses it.
     Partial,
-    /// A run that is going on, or was killed.
+    /// The tree of a running or killed run.
     Inflight,
-    /// A dated folder that a person's own rsync filled; never touched.
-    ByHand,
-    /// Somebody else's folder; never touched.
+    /// A dated folder that the user's own rsync made. It is never changed.
+    #[serde(rename = "by_hand")]
+    Adopted,
+    /// A foreign folder. It is never changed.
     Foreign,
 }
 
@@ -399,7 +355,7 @@ impl EntryKind {
     /// Whether it is a finished snapshot.
     #[must_use]
     pub fn is_snapshot(self) -> bool {
-        matches!(self, Self::Good | Self::Unread | Self::Unrecorded)
+        matches!(self, Self::Complete | Self::Incomplete | Self::Unrecorded)
     }
 }
 
@@ -412,12 +368,12 @@ pub struct SnapshotEntry {
     pub folder: String,
     /// What it is.
     pub kind: EntryKind,
-    /// The moment in its name.
+    /// The moment in the folder's name.
     pub name: Option<SnapshotName>,
     /// Whether `latest` points to it.
     pub is_latest: bool,
     /// Its record.
     pub record: Option<RunRecord>,
-    /// Why there is no record although the name is a snapshot's.
+    /// Why there is no record, although the folder has the name of a snapshot.
     pub record_error: Option<String>,
 }

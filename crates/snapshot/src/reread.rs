@@ -1,10 +1,9 @@
-//! After rsync's run: files of the new tree whose content must not come from an older snapshot are
-//! read from their source, by a second rsync.
+//! After rsync's run, a second rsync reads some files from their source: those whose content must not
+//! come from an older snapshot.
 //!
-//! Those are files that a check named ([`Suspects`]), files that may have changed once more after the
-//! last run had read them ([`Recent`]), and, where no guard could watch the volume, files that
-//! rsync copied out of an older snapshot. Their names in the new tree are removed first, and only
-//! those: older snapshots keep theirs.
+//! These are files that a check found ([`Suspects`]), files that may have changed after the last run had
+//! read them ([`Recent`]), and, if no guard could watch the volume, files that rsync copied from an
+//! older snapshot. Their names are removed from the new tree first. Older snapshots keep theirs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -16,43 +15,44 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, OFlags, unlinkat};
 
-use crate::long_path;
+use crate::cancel::Cancel;
+use crate::long_path::{self, size_and_time};
+use crate::name_list::NameList;
 use crate::recent::{self, Recent};
-use crate::record::{NameList, RunRecord, Warning};
-use crate::rsync::Invocation;
-use crate::spec::Cancel;
+use crate::record::{RunRecord, Warning};
+use crate::rsync::{COPY_OPTIONS, Invocation};
 use crate::suspects::{Suspects, name_of};
 use crate::walk::each_file;
 
 /// Why a file is read from its source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Why {
-    /// rsync copied it out of an older snapshot, for its attributes.
+    /// rsync copied it from an older snapshot, because its attributes differ.
     FromOlder,
     /// It changed after it had been read.
     Recent,
-    /// A comparison with the source found that it changed without a sign.
+    /// A comparison with the source found that it changed with equal size and time.
     Missed,
     /// A check found it damaged.
     Damaged,
 }
 
-/// What is to be read from the source.
+/// The files to read from the source.
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
     paths: BTreeMap<PathBuf, Why>,
-    /// Damaged files that rsync itself has read from the source, for their attributes.
+    /// Damaged files that rsync itself has read from the source, because their attributes differ.
     healed: BTreeSet<PathBuf>,
-    /// Files that seem unchanged and whose time still proves nothing.
+    /// Files that are unchanged so far, and whose time still proves nothing.
     pub(crate) still_recent: NameList,
 }
 
-/// What is looked through.
+/// The new tree, and what it was made from.
 pub(crate) struct Tree<'t> {
-    /// The new tree.
+    /// The open folder of the new tree.
     pub(crate) root: &'t OwnedFd,
     pub(crate) job: &'t str,
-    /// It has links to a copy that a person's own rsync made.
+    /// It has links to an adopted copy.
     pub(crate) links_to_copy: bool,
     /// See [`recent::from_s`].
     pub(crate) recent_from_s: i64,
@@ -61,7 +61,7 @@ pub(crate) struct Tree<'t> {
 }
 
 impl Plan {
-    /// Looks which files of the new tree have a content that must not be.
+    /// Finds the files of the new tree whose content may be wrong.
     pub(crate) fn make(
         tree: &Tree<'_>,
         suspects: &Suspects,
@@ -70,7 +70,7 @@ impl Plan {
         cancel: &Cancel,
     ) -> io::Result<Self> {
         let mut plan = Self::default();
-        // Inodes of which every name in the tree is needed.
+        // Inodes whose names in the tree are all needed.
         let mut inodes = BTreeMap::new();
         for name in &copied_from_older.names {
             let path = crate::text::unescape_path(name);
@@ -83,13 +83,13 @@ impl Plan {
                 continue;
             };
             if cancel.is_cancelled() {
-                // Not compared: the tree must not keep it.
+                // It was not compared, so the tree must not keep it.
                 plan.add(path.clone(), &about, Why::Recent, &mut inodes);
                 continue;
             }
             match recent::differs(&mut file, &Path::new("/").join(path)) {
                 Ok(Some(true)) => plan.add(path.clone(), &about, Why::Recent, &mut inodes),
-                // The volume can't read it: the source can.
+                // The volume can't read it. The source can.
                 Err(_) => plan.add(path.clone(), &about, Why::Damaged, &mut inodes),
                 Ok(_) if about.mtime() >= tree.recent_from_s => {
                     let name = crate::text::escape_path(path);
@@ -109,7 +109,7 @@ impl Plan {
             } else if let Some(path) = suspect.below(tree.job)
                 && let Some((_, about)) = open(tree.root, path)?
             {
-                if suspects.is(&about).is_some() {
+                if suspects.find(&about).is_some() {
                     plan.add(path.to_owned(), &about, why, &mut inodes);
                 } else if suspect.damaged && was_suspect(tree, path, &about, suspects)? {
                     plan.healed.insert(path.to_owned());
@@ -123,7 +123,8 @@ impl Plan {
     }
 
     fn add(&mut self, path: PathBuf, about: &Metadata, why: Why, inodes: &mut BTreeMap<u64, Why>) {
-        // A link in another snapshot looks like one in this tree. Only the source can tell.
+        // The link count includes the names in older snapshots. Only the source shows whether the file
+        // has several names.
         let source = std::fs::symlink_metadata(Path::new("/").join(&path));
         if source.is_ok_and(|source| source.nlink() > 1) {
             inodes.insert(about.ino(), why);
@@ -147,9 +148,9 @@ impl Plan {
             if chosen.contains(path) {
                 return;
             }
-            // The inode may be another file's by now.
+            // Another file may have got the inode meanwhile.
             let is_suspect = match open(root, path) {
-                Ok(Some((_, about))) => suspects.is(&about).is_some(),
+                Ok(Some((_, about))) => suspects.find(&about).is_some(),
                 Ok(None) => false,
                 Err(error) => {
                     failed = Err(error);
@@ -167,13 +168,13 @@ impl Plan {
         self.paths.is_empty()
     }
 
-    /// What the second rsync copies: paths relative to the root.
+    /// The paths that the second rsync copies, relative to the root.
     pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
         self.paths.keys().map(PathBuf::as_path)
     }
 
-    /// After the second rsync: the files that are in the source and neither in the tree nor in `unread`. They
-    /// were not read, whatever rsync says.
+    /// After the second rsync: files that exist in the source and are missing both in the tree and in
+    /// `unread`. They were not read, whatever rsync reported.
     pub(crate) fn missing(&self, root: &OwnedFd, unread: &NameList) -> Vec<String> {
         let is_file = |path: &Path| std::fs::symlink_metadata(path).is_ok_and(|one| one.is_file());
         let paths = self.paths.keys().filter(|path| {
@@ -183,7 +184,7 @@ impl Plan {
         names.filter(|name| !unread.names.contains(name)).collect()
     }
 
-    /// Removes the names from the new tree.
+    /// Removes the names of these files from the new tree.
     pub(crate) fn prepare(&self, root: &OwnedFd) -> io::Result<()> {
         for path in self.paths.keys() {
             unlinkat(root, path, AtFlags::empty())?;
@@ -191,16 +192,16 @@ impl Plan {
         Ok(())
     }
 
-    /// Names in `record` what was read again because its content was wrong. What could not be read
-    /// is among the unread files there.
-    pub(crate) fn note_in(&self, record: &mut RunRecord) {
+    /// Adds to `record` which files were read again because their content was wrong. Those that could
+    /// not be read are among its unread files.
+    pub(crate) fn add_to_record(&self, record: &mut RunRecord) {
         let unread: BTreeSet<&String> = record.unread.names.iter().collect();
         let mut of = [NameList::default(), NameList::default()];
         for (path, why) in &self.paths {
             let name = name_of(path);
             match why {
                 Why::FromOlder => {}
-                // Named below.
+                // Added below.
                 _ if self.healed.contains(path) => {}
                 _ if unread.contains(&name) => {}
                 Why::Damaged => of[0].push(name),
@@ -225,7 +226,7 @@ impl Plan {
     }
 }
 
-/// Whether the snapshot before has the same version of the file in a damaged inode.
+/// Whether the previous snapshot has the same version of the file in a damaged inode.
 fn was_suspect(
     tree: &Tree<'_>,
     path: &Path,
@@ -236,13 +237,12 @@ fn was_suspect(
         return Ok(false);
     };
     let before = open(tree.root, &Path::new("..").join(linked).join(path))?;
-    let version = |about: &Metadata| (about.len(), about.mtime(), about.mtime_nsec());
     Ok(before.is_some_and(|(_, before)| {
-        suspects.is(&before).is_some() && version(&before) == version(now)
+        suspects.find(&before).is_some() && size_and_time(&before) == size_and_time(now)
     }))
 }
 
-/// Opens a regular file of the tree; `None` where there is none. A file that can't be opened fails.
+/// Opens a regular file of the tree. `None` if there is none. Fails if it can't be opened.
 fn open(root: &OwnedFd, path: &Path) -> io::Result<Option<(File, Metadata)>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match long_path::open_at(root.as_fd(), path, flags) {
@@ -256,8 +256,8 @@ fn open(root: &OwnedFd, path: &Path) -> io::Result<Option<(File, Metadata)>> {
     Ok(about.is_file().then_some((file, about)))
 }
 
-/// As `run`, which runs in the job's folder, but copies `names` alone, each with its path from the root,
-/// into the tree `to`.
+/// Derives from `run`, which runs in the job's folder, an invocation that copies only `names`, each with
+/// its whole path, into the tree `to`.
 pub(crate) fn copying<'p>(
     run: &Invocation,
     names: impl Iterator<Item = &'p Path>,
@@ -265,7 +265,7 @@ pub(crate) fn copying<'p>(
     more: &[OsString],
 ) -> Invocation {
     let mut arguments: Vec<OsString> = [
-        crate::attempts::OPTIONS,
+        COPY_OPTIONS,
         "--numeric-ids",
         "--relative",
         "--modify-window=-1",
@@ -291,7 +291,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_a_cancelled_run_did_not_compare_does_not_stay_in_the_tree() {
+    fn a_file_not_compared_because_of_a_cancel_leaves_the_tree() {
         let dir = tempfile::tempdir().unwrap();
         let source = dir.path().join("source");
         std::fs::write(&source, "new").unwrap();
@@ -319,7 +319,7 @@ mod tests {
         cancel.cancel();
         let plan = make(&cancel);
         assert_eq!(plan.paths.keys().collect::<Vec<_>>(), [&path]);
-        // It is there until its name is removed; then it is missing, unless it is named as unread.
+        // It is not missing until its name is removed. Then it is, unless it is listed as unread.
         let none = NameList::default();
         assert!(plan.missing(about.root, &none).is_empty());
         std::fs::remove_file(tree.join(&path)).unwrap();

@@ -1,4 +1,4 @@
-//! Brings a snapshot, or a file or folder of it, back to a folder of the machine.
+//! Restores a snapshot, or a file or folder of it, to a folder of the machine.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -9,30 +9,32 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, statat};
 
-use crate::by_hand;
+use crate::adopted;
+use crate::cancel::Cancel;
 use crate::compare::{Restored, Unequal};
+use crate::conflicts::conflicts;
 use crate::error::SnapshotError;
-use crate::in_the_way::in_the_way;
 use crate::job::{Folder, JobFolder};
-use crate::own_places::real_path;
-use crate::record::{EntryKind, NameList, ONE_FILE_SYSTEM, RunRecord, Warning};
+use crate::name_list::NameList;
+use crate::paths::{plain_path, real_path};
+use crate::progress::{Phase, Progress};
+use crate::protected_paths::{self, Destination};
+use crate::record::{EntryKind, ONE_FILE_SYSTEM, RunRecord, Warning};
 use crate::rsync::{Ended, Invocation, Outcome, Rsync, Side};
 use crate::scout::{Copied, Scout};
-use crate::sources::plain_path;
-use crate::spared::{self, Destination};
-use crate::spec::{Cancel, Phase, Progress, RestoreReport, RestoreSpec};
+use crate::spec::{RestoreReport, RestoreSpec};
 use crate::text::{escape_path, unescape_path};
 use crate::walk::{is_folder, names_in, open_folder};
 
-/// Restores what `spec` names from the volume that is mounted at `volume_root` (read-only will do).
+/// Restores what `spec` selects from the volume that is mounted at `volume_root`, which may be
+/// read-only.
 ///
-/// Files at the destination are overwritten, newer ones too. Files that are equal in size and time are
-/// compared by content, and left as they are only where that is equal, too (not with
-/// `spec.trust_times`); where one is a hard link to something else, it is written as a new file.
-/// Nothing else at the destination changes unless `spec.delete` is set. The
-/// folder restored to keeps its own owner, mode and times, and so do the folders between it and the
-/// snapshot's sources where they are there already; where one of them is a symbolic link, the
-/// restore is refused.
+/// Files at the destination are overwritten, even newer ones. Files of equal size and time are compared
+/// by content, and skipped only if that is equal, too (not with `spec.trust_times`). A file that is a
+/// hard link to something else is written as a new file. Nothing else at the destination changes unless
+/// `spec.delete` is set. The destination folder keeps its owner, mode and times, and so do existing
+/// folders between it and the snapshot's sources. If one of these is a symbolic link, the restore is
+/// refused.
 pub fn restore(
     volume_root: &Path,
     spec: &RestoreSpec,
@@ -54,7 +56,7 @@ pub fn restore(
             .join(what.base.strip_prefix(&chosen.folder).unwrap_or(&what.base)),
         trees: &what.paths,
     };
-    let spared = spared::look(&destination, chosen.record.as_ref(), spec)?;
+    let protected = protected_paths::check_destination(&destination, chosen.record.as_ref(), spec)?;
     if !spec.dry_run {
         std::fs::create_dir_all(&to).map_err(|e| refused(&to, e.to_string()))?;
     }
@@ -71,7 +73,7 @@ pub fn restore(
         base: &what.base,
         trees: &what.paths,
         to: &to,
-        spared: &spared,
+        protected: &protected,
     };
     let unequal = if spec.trust_times {
         Unequal::default()
@@ -82,7 +84,7 @@ pub fn restore(
     if !unequal.files.is_empty() {
         let invocation = rewriting(&folder.path, &to, &what, &unequal.files, spec);
         let outcome = rsync.run(&invocation, progress, cancel)?;
-        // One file that can't be written doesn't keep the others from being restored.
+        // A file that can't be written must not prevent the others from being restored.
         if !matches!(outcome.ended, Ended::Failed { .. }) {
             judge(&outcome, &to)?;
         }
@@ -93,11 +95,11 @@ pub fn restore(
         if spec.dry_run {
             changes.push(format!("c.+++++++++ {}", escape_path(path)));
         } else {
-            // It is made again below. What can't be removed rsync reports.
+            // It is written again below. rsync reports what can't be removed.
             let _ = std::fs::remove_file(to.join(path));
         }
     }
-    let invocation = invocation(&folder.path, &to, &what, &spared.patterns, spec);
+    let invocation = invocation(&folder.path, &to, &what, &protected.patterns, spec);
     let scout = what.scout(&folder, &to, spec);
     let mut followed = |now: Progress| {
         if let Some(scout) = &scout {
@@ -114,7 +116,7 @@ pub fn restore(
         judge(&outcome, &to)?;
     }
     if !spec.dry_run {
-        what.give_times(&folder, &to, &parents);
+        what.restore_folder_times(&folder, &to, &parents);
     }
     let verified = if spec.verify && !spec.dry_run {
         Some(compared.after(progress, cancel)?)
@@ -141,7 +143,7 @@ pub fn restore(
 }
 
 impl What {
-    /// Walks ahead of rsync; for a single file that would not help.
+    /// Starts a scout, except for a single file.
     fn scout(&self, job: &JobFolder, to: &Path, spec: &RestoreSpec) -> Option<Scout> {
         let trees: Vec<PathBuf> = self.paths.iter().map(|path| self.base.join(path)).collect();
         let root = crate::walk::open_folder_at(&job.path).ok()?;
@@ -166,15 +168,15 @@ struct Chosen {
     record: Option<RunRecord>,
 }
 
-/// What of it is restored: paths relative to `base`, which is relative to the job's folder.
+/// What is restored of it: paths relative to `base`, which is relative to the job's folder.
 struct What {
     base: PathBuf,
-    /// Each with its real type in the snapshot.
+    /// Each exists in the snapshot, unless `delete` is set.
     paths: Vec<PathBuf>,
 }
 
 impl What {
-    /// The folders above `paths` that the destination lacks, outer ones first.
+    /// The folders above `paths` that are missing at the destination, outer ones first.
     fn missing_parents(&self, to: &Path) -> Vec<PathBuf> {
         let mut parents: Vec<PathBuf> = self
             .paths
@@ -189,12 +191,13 @@ impl What {
         parents
     }
 
-    /// Gives folders that this restore made their times again, which what came into them has changed.
-    fn give_times(&self, job: &JobFolder, to: &Path, parents: &[PathBuf]) {
+    /// Sets the times of folders that this restore created, again: the files written into them have
+    /// changed these.
+    fn restore_folder_times(&self, job: &JobFolder, to: &Path, parents: &[PathBuf]) {
         for parent in parents {
             let in_snapshot = job.path.join(&self.base).join(parent);
             let modified = crate::long_path::lstat(&in_snapshot).and_then(|m| m.modified());
-            // A time that can't be set is no loss worth a failure.
+            // A time that can't be set is not worth a failure.
             if let (Ok(modified), Ok(folder)) =
                 (modified, crate::walk::open_folder_at(&to.join(parent)))
             {
@@ -204,7 +207,7 @@ impl What {
     }
 }
 
-/// Finds the snapshot; where sprat made none of that name, the copy that a person's own rsync made.
+/// Finds the snapshot. If sprat made none of that name, finds the adopted copy.
 fn choose(volume_root: &Path, spec: &RestoreSpec) -> Result<(JobFolder, Chosen), SnapshotError> {
     let job = JobFolder::open(volume_root, Path::new(spec.job.as_str()));
     let found = job.and_then(|folder| {
@@ -219,11 +222,11 @@ fn choose(volume_root: &Path, spec: &RestoreSpec) -> Result<(JobFolder, Chosen),
         ) => missing,
         other => return other,
     };
-    let copy = by_hand::chosen(volume_root, &spec.job, spec.snapshot.as_deref())?;
+    let copy = adopted::chosen(volume_root, &spec.job, spec.snapshot.as_deref())?;
     let folder = copy.ok_or(missing)?;
     let chosen = Chosen {
         folder,
-        kind: EntryKind::ByHand,
+        kind: EntryKind::Adopted,
         record: None,
     };
     Ok((JobFolder::open(volume_root, Path::new("."))?, chosen))
@@ -244,7 +247,7 @@ fn choose_in(folder: &JobFolder, spec: &RestoreSpec) -> Result<Chosen, SnapshotE
     }
     let own = name.to_str().and_then(Folder::parse);
     let theirs = match name.to_str() {
-        Some(name) if by_hand::is_copy_in_job(name) => EntryKind::ByHand,
+        Some(name) if adopted::is_copy_in_job(name) => EntryKind::Adopted,
         _ => EntryKind::Foreign,
     };
     let (kind, record) = own.map_or((theirs, None), |own| {
@@ -258,7 +261,7 @@ fn choose_in(folder: &JobFolder, spec: &RestoreSpec) -> Result<Chosen, SnapshotE
     })
 }
 
-/// What `latest` points to, or the newest finished snapshot.
+/// The snapshot that `latest` points to, or else the newest finished one.
 fn newest(folder: &JobFolder) -> Result<Option<PathBuf>, SnapshotError> {
     if let Some(latest) = folder.latest() {
         return Ok(Some(latest.to_string().into()));
@@ -299,13 +302,13 @@ impl Chosen {
             return self.one_path(tree.as_fd(), &path);
         }
         let paths = match &self.record {
-            // Only the sources are the snapshot's: what lies above them stays as it is, and only
+            // Only the sources belong to the snapshot. What lies above them stays as it is, and only
             // within them may anything be deleted.
-            Some(record) if spec.delete || sources_tell(record) => record
+            Some(record) if spec.delete || has_sources_below_root(record) => record
                 .sources
                 .iter()
                 .map(|text| unescape_path(text.trim_start_matches('/')))
-                // One may have been unreadable, or lie in a run that never came to it.
+                // A source may have been unreadable, or the run ended before it.
                 .filter(|path| {
                     spec.delete || crate::long_path::lstat(&tree_path.join(path)).is_ok()
                 })
@@ -326,7 +329,7 @@ impl Chosen {
         })
     }
 
-    /// Finds one path in the snapshot, step by step, so that no symbolic link in it leads outside.
+    /// Finds one path in the snapshot, step by step, so that no symbolic link leads outside.
     fn one_path(
         &self,
         tree: std::os::fd::BorrowedFd<'_>,
@@ -352,7 +355,7 @@ impl Chosen {
             if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
                 return Err(SnapshotError::PathRefused {
                     path: escape_path(path),
-                    why: "leads through a symbolic link in the snapshot; name the real path",
+                    why: "leads through a symbolic link in the snapshot; use the real path",
                 });
             }
             at = open_folder(at.as_fd(), step).map_err(|_| missing())?;
@@ -364,7 +367,7 @@ impl Chosen {
         })
     }
 
-    /// Deleting is right only where the snapshot is known to hold everything that there was.
+    /// Deleting is allowed only if the snapshot is known to have everything that existed then.
     fn check_delete(&self, spec: &RestoreSpec) -> Result<(), SnapshotError> {
         let refuse = |why: &str| {
             Err(SnapshotError::DestinationRefused {
@@ -375,7 +378,7 @@ impl Chosen {
         let Some(record) = self
             .record
             .as_ref()
-            .filter(|_| self.kind == EntryKind::Good)
+            .filter(|_| self.kind == EntryKind::Complete)
         else {
             return refuse("files that this snapshot is missing would be lost");
         };
@@ -404,8 +407,8 @@ impl Chosen {
     }
 }
 
-/// Whether the record names what was copied, and there is something above it.
-fn sources_tell(record: &RunRecord) -> bool {
+/// Whether the record lists the sources, and none of them is `/`.
+fn has_sources_below_root(record: &RunRecord) -> bool {
     !record.sources.is_empty() && record.sources.iter().all(|source| source != "/")
 }
 
@@ -416,9 +419,9 @@ fn refused(path: &Path, why: String) -> SnapshotError {
     }
 }
 
-/// Checks that the destination is a folder outside the volume, that no symbolic link stands where a
-/// source of the snapshot or a folder above it goes (who put it there meant its target, and rsync would
-/// replace it with a folder), and that no folder stands where a file goes.
+/// Checks the destination. It must be a folder outside the volume. There must be no symbolic link where
+/// a source of the snapshot or a folder above it goes: rsync would replace it with a folder, and its
+/// owner meant the target. There must be no folder where a file goes.
 fn check_destination(
     to: &Path,
     volume_root: &Path,
@@ -467,9 +470,9 @@ fn check_destination(
         }
         if !spec.delete {
             let snapshot = job.path.join(&what.base).join(path);
-            let folders = in_the_way(&snapshot, &to.join(path));
+            let folders = conflicts(&snapshot, &to.join(path));
             if !folders.is_empty() {
-                return Err(SnapshotError::DestinationInTheWay {
+                return Err(SnapshotError::DestinationConflicts {
                     path: escape_path(to),
                     folders: folders.iter().map(|folder| escape_path(folder)).collect(),
                 });
@@ -479,14 +482,14 @@ fn check_destination(
     Ok(())
 }
 
-/// Whether what would come to `at` is a folder in the snapshot.
+/// Whether the snapshot has a folder for `at`.
 fn is_folder_in(job: &JobFolder, what: &What, to: &Path, at: &Path) -> bool {
     let below = at.strip_prefix(to).unwrap_or(at);
     let in_snapshot = job.path.join(&what.base).join(below);
     rustix::fs::lstat(&in_snapshot).is_ok_and(|stat| is_folder(&stat))
 }
 
-/// Makes the folders `parents` as the snapshot has them, and nothing in them.
+/// Creates the folders `parents` like those of the snapshot, with nothing in them.
 fn parents_invocation(
     job: &Path,
     to: &Path,
@@ -502,7 +505,7 @@ fn invocation(
     job: &Path,
     to: &Path,
     what: &What,
-    spared: &[OsString],
+    protected: &[OsString],
     spec: &RestoreSpec,
 ) -> Invocation {
     let mut arguments: Vec<OsString> = ["-aHAXXS", "--modify-window=-1"]
@@ -511,8 +514,8 @@ fn invocation(
     if spec.delete {
         arguments.push("--delete".into());
     }
-    // Without --delete-excluded a pattern keeps what is there, and what is in the snapshot away.
-    arguments.extend(spared.iter().map(|pattern| {
+    // Without --delete-excluded a pattern protects what exists, and excludes what is in the snapshot.
+    arguments.extend(protected.iter().map(|pattern| {
         let mut argument = OsString::from("--exclude=");
         argument.push(pattern);
         argument
@@ -520,7 +523,7 @@ fn invocation(
     into_destination(arguments, job, to, what, &what.paths, spec)
 }
 
-/// Writes `files`, whatever is there, and nothing else.
+/// Writes `files`, whatever exists there, and nothing else.
 fn rewriting(
     job: &Path,
     to: &Path,
@@ -548,8 +551,8 @@ fn into_destination(
         [
             "--numeric-ids",
             "--relative",
-            // Else folders above the paths would be given the snapshot's attributes, and a link
-            // there replaced.
+            // Without it folders above the paths would get the snapshot's attributes, and a link there
+            // would be replaced.
             "--no-implied-dirs",
             "--no-human-readable",
             "--outbuf=L",
@@ -565,7 +568,7 @@ fn into_destination(
     }
     arguments.push("--".into());
     for path in paths {
-        // With --relative, what stands behind `/./` is what appears at the destination.
+        // With --relative, only the part behind `/./` appears at the destination.
         let mut argument = OsString::from("./");
         argument.push(&what.base);
         argument.push("/./");
@@ -596,11 +599,11 @@ fn judge(outcome: &Outcome, to: &Path) -> Result<(), SnapshotError> {
             free_bytes: full.free_bytes,
             free_inodes: full.free_inodes,
         }),
-        Ended::InTheWay(folder) => Err(SnapshotError::DestinationInTheWay {
+        Ended::Conflict(folder) => Err(SnapshotError::DestinationConflicts {
             path: escape_path(to),
             folders: vec![folder.clone()],
         }),
-        // A restore has none: to it such a file is a failure.
+        // A restore makes no further attempt: such a file is a failure.
         Ended::Because(_) => Err(SnapshotError::RestoreFailed {
             ended: "stopped".to_owned(),
             first_message: outcome.messages.names.first().cloned().unwrap_or_default(),

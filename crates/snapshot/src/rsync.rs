@@ -1,4 +1,4 @@
-//! The system's rsync: finds it, runs it as a child, and turns what it prints into values.
+//! The system's rsync: finds it, runs it as a child process, and parses its output.
 
 mod ask;
 mod guard;
@@ -15,7 +15,7 @@ mod waiting;
 
 pub(crate) use ask::within;
 pub(crate) use guard::Guard;
-pub(crate) use invocation::{Invocation, Side};
+pub(crate) use invocation::{COPY_OPTIONS, Invocation, Side};
 pub(crate) use output::{Difference, ITEM_FORMAT, parse_difference};
 pub(crate) use program::Rsync;
 pub(crate) use run::{Ended, ITEMS_MAX, Obstacle, Outcome, SeveralNames, room_at};

@@ -1,9 +1,9 @@
-//! Walks a tree on the volume ahead of rsync, many folders and files at a time.
+//! Walks a tree on the volume ahead of rsync, many folders and files at once.
 //!
-//! rsync asks for one folder, inode or file and waits for it before it asks for the next. On a slow
-//! line each of them costs a round trip. The scout asks for them earlier and together, so that rsync
-//! finds them in the kernel's caches. It keeps nothing that it reads, reports nothing (what can't be
-//! read is rsync's to tell) and changes nothing; without it everything is slower and the same.
+//! rsync requests one folder, inode or file and waits for it before it requests the next. On a slow
+//! connection each of them costs a round trip. The scout requests them earlier and in parallel, so that
+//! rsync finds them in the kernel's caches. It stores nothing, changes nothing, and reports no errors
+//! (rsync reports what can't be read). Without it everything is slower, but otherwise the same.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -19,39 +19,40 @@ use rustix::fs::{Advice, AtFlags, Dir, FileType, Mode, OFlags, Stat, fadvise, op
 
 use crate::walk::{is_folder, open_folder, path_of};
 
-/// Folders that are read at one time. One wait in 24 is short enough beside rsync's own work.
+/// How many folders are read at once. With 24 in parallel the waiting is short compared with rsync's own
+/// work.
 const WALKERS: usize = 24;
-/// Files whose content is asked for at one time; asking waits only where a file's map is not in its
+/// How many threads request file content. A request waits only if the file's extent map is not in its
 /// inode.
 const READERS: usize = 8;
-/// How many entries the walk may be ahead of rsync: what the kernel keeps of them (about 1.3 KiB
-/// each) must still be there when rsync comes.
+/// How many entries the walk may be ahead of rsync. What the kernel caches of them (about 1.3 KiB each)
+/// must still be there when rsync comes.
 const LEAD_ENTRIES_MAX: u64 = 200_000;
-/// How far the files' content is asked for before rsync has copied it: the line's rate times some
-/// round trips, and little beside any machine's memory.
+/// How many bytes of file content are requested ahead of rsync: the connection's rate times some round
+/// trips, and little compared with any machine's memory.
 const LEAD_BYTES_MAX: u64 = 64 << 20;
-/// The same in files.
+/// The same limit in files.
 const LEAD_FILES_MAX: usize = 4096;
-/// Of a larger file only the begin is asked for; further on the kernel's read-ahead is as good.
+/// Of a larger file only the beginning is requested. After that the kernel's read-ahead is as good.
 const HEAD_BYTES_MAX: u64 = 8 << 20;
-/// Asked for at once: `force_page_cache_ra` (mm/readahead.c) takes no more than the device's
-/// read-ahead, and drops the rest without a word.
+/// The size of one request: `force_page_cache_ra` (mm/readahead.c) accepts no more than the device's
+/// read-ahead, and drops the rest silently.
 const ADVICE_BYTES: u64 = 1 << 20;
 const POLL: Duration = Duration::from_millis(10);
 
-/// The scout's threads; they end when this is dropped, and hold nothing open then.
+/// The scout's threads. They end when this is dropped, and have nothing open then.
 #[derive(Debug)]
 pub(crate) struct Scout {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
 
-/// A tree whose files' content will be copied, too.
+/// A tree whose file content will be copied, too.
 #[derive(Debug, Clone)]
 pub(crate) struct Copied {
-    /// Where the trees' names appear: `to.join(root)` is the copy of a root.
+    /// The destination: `to.join(root)` is the copy of a root.
     pub(crate) to: PathBuf,
-    /// The roots' names relative to `base`.
+    /// The roots are relative to this.
     pub(crate) base: PathBuf,
 }
 
@@ -59,33 +60,33 @@ pub(crate) struct Copied {
 struct Shared {
     root: OwnedFd,
     stopped: AtomicBool,
-    /// Entries that the walk has looked at, and rsync.
+    /// How many entries the walk and rsync have processed.
     walked: AtomicU64,
     followed: AtomicU64,
     walk: Mutex<Walk>,
-    /// The walk has folders, or has ended.
+    /// Signals that the walk has folders, or has ended.
     folders: Condvar,
     copied: Option<Copied>,
     order: Mutex<Order>,
     lead: Mutex<Lead>,
 }
 
-/// Folders that nobody has read yet, the next one last.
+/// Folders that are not read yet, the next one last.
 #[derive(Debug, Default)]
 struct Walk {
     todo: Vec<PathBuf>,
     busy: usize,
 }
 
-/// The regular files in about the order in which rsync takes them: a folder's files by name, then
-/// its folders by name, each with all that is in it.
+/// The regular files in roughly the order in which rsync copies them: the files of a folder by name,
+/// then its folders by name, each with all that is in it.
 #[derive(Debug, Default)]
 struct Order {
     folders: Vec<PathBuf>,
     files: VecDeque<PathBuf>,
 }
 
-/// Files that were asked for and that rsync may not have copied yet.
+/// Files that were requested and that rsync may not have copied yet.
 #[derive(Debug, Default)]
 struct Lead {
     files: VecDeque<Asked>,
@@ -104,8 +105,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Scout {
-    /// Begins to read the folders and inodes of `trees`, paths relative to `root`, the first of
-    /// them first; with `copied` their files' content too. Trees that aren't there are left out.
+    /// Begins to read the folders and inodes of `trees`, paths relative to `root`, in this order. With
+    /// `copied` it requests the file content, too. Missing trees are skipped.
     pub(crate) fn begin(root: OwnedFd, trees: Vec<PathBuf>, copied: Option<Copied>) -> Self {
         let mut todo = trees;
         todo.reverse();
@@ -133,18 +134,18 @@ impl Scout {
         }
         if reads {
             for _ in 0..READERS {
-                scout.spawn("read-ahead", Shared::ask_for_files);
+                scout.spawn("read-ahead", Shared::request_files);
             }
         }
         scout
     }
 
-    /// Tells how many entries rsync has looked at.
+    /// Sets how many entries rsync has processed.
     pub(crate) fn follow(&self, entries: u64) {
         self.shared.followed.store(entries, Ordering::Relaxed);
     }
 
-    /// A thread less makes it slower, no more.
+    /// If a thread can't be started, the scout is slower.
     fn spawn(&mut self, name: &str, body: fn(&Shared)) {
         let shared = Arc::clone(&self.shared);
         let started = std::thread::Builder::new()
@@ -170,7 +171,7 @@ impl Shared {
         self.stopped.load(Ordering::SeqCst)
     }
 
-    /// Body of a walker.
+    /// The body of a walker thread.
     fn walk(&self) {
         let mut walk = lock(&self.walk);
         while !self.is_stopped() {
@@ -187,7 +188,7 @@ impl Shared {
             walk.busy += 1;
             drop(walk);
             self.wait_for_rsync();
-            let below = self.look_at(&folder);
+            let below = self.read_folder(&folder);
             walk = lock(&self.walk);
             walk.busy -= 1;
             walk.todo.extend(below);
@@ -206,10 +207,10 @@ impl Shared {
         }
     }
 
-    /// Reads a folder and the inodes of what is in it; returns its folders, the first last.
-    fn look_at(&self, folder: &Path) -> Vec<PathBuf> {
+    /// Reads a folder and the inodes in it. Returns its folders, the first one last.
+    fn read_folder(&self, folder: &Path) -> Vec<PathBuf> {
         let mut entries = self.entries(folder);
-        // Inodes lie in the order of their numbers.
+        // Inodes are stored in the order of their numbers.
         entries.sort_unstable_by_key(|entry| entry.inode);
         let mut below = Vec::new();
         for entry in entries {
@@ -246,8 +247,8 @@ impl Shared {
         entries
     }
 
-    /// Body of a reader.
-    fn ask_for_files(&self) {
+    /// The body of a reader thread.
+    fn request_files(&self) {
         let Some(copied) = &self.copied else { return };
         while !self.is_stopped() {
             let Some(path) = self.next_file() else { return };
@@ -267,8 +268,8 @@ impl Shared {
                 && !asked.is_copied();
             if wanted {
                 let bytes = asked.bytes;
-                if self.enter_lead(asked) {
-                    self.ask_for(&path, bytes);
+                if self.wait_for_lead(asked) {
+                    self.request(&path, bytes);
                 }
             }
         }
@@ -292,8 +293,8 @@ impl Shared {
         }
     }
 
-    /// Waits until rsync is near enough; false when the scout is to end.
-    fn enter_lead(&self, asked: Asked) -> bool {
+    /// Waits until rsync is near enough. False if the scout must end.
+    fn wait_for_lead(&self, asked: Asked) -> bool {
         loop {
             if self.is_stopped() {
                 return false;
@@ -312,8 +313,8 @@ impl Shared {
         }
     }
 
-    /// Has the kernel read the first bytes of a file into its cache, without waiting for them.
-    fn ask_for(&self, path: &Path, bytes: u64) {
+    /// Makes the kernel read the first bytes of a file into its cache, without waiting.
+    fn request(&self, path: &Path, bytes: u64) {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let Ok(file) = openat(&self.root, path, flags, Mode::empty()).map(File::from) else {
             return;
@@ -336,7 +337,7 @@ struct Entry {
 }
 
 impl Asked {
-    /// Whether the copy is there: rsync gives it its name when it has its content and its time.
+    /// Whether the copy exists. rsync gives it its name when content and time are complete.
     fn is_copied(&self) -> bool {
         let Ok(copy) = rustix::fs::lstat(&self.copy) else {
             return false;
@@ -351,8 +352,8 @@ impl Lead {
         self.bytes < LEAD_BYTES_MAX && self.files.len() < LEAD_FILES_MAX
     }
 
-    /// Drops what rsync has copied. It takes the files in about this order, so whatever comes before
-    /// a copied one counts as copied, too: some files it leaves out, and none may be waited for.
+    /// Drops what rsync has copied. rsync copies in roughly this order, so all files before a copied one
+    /// count as copied, too. rsync skips some files, and must not be waited for because of them.
     fn drop_copied(&mut self) {
         let mut probe = self.files.len();
         while probe > 0 {
@@ -374,7 +375,7 @@ mod tests {
     use std::process::Command;
     use std::time::Instant;
 
-    /// 3 folders with 4 files each, one of them below another, and something that is no file.
+    /// 3 folders with 4 files each, one of the folders below another, and a FIFO.
     fn tree() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         for folder in ["tree/b", "tree/a", "tree/a/deep"] {
@@ -403,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn every_entry_of_the_tree_is_looked_at_once_and_then_the_walkers_end() {
+    fn walkers_read_every_entry_once_and_end() {
         let dir = tree();
         let scout = begin(dir.path(), None);
         wait_until("all walkers ended", || {
@@ -413,10 +414,10 @@ mod tests {
     }
 
     #[test]
-    fn files_are_asked_for_in_the_order_in_which_rsync_copies_them() {
+    fn files_are_requested_in_the_order_of_rsync() {
         let dir = tree();
         let to = tempfile::tempdir().unwrap();
-        let Ok(told) = Command::new("rsync")
+        let Ok(printed) = Command::new("rsync")
             .args(["-a", "--no-specials", "--out-format=%n", "tree"])
             .arg(to.path())
             .current_dir(dir.path())
@@ -429,7 +430,7 @@ mod tests {
             eprintln!("skipped: no rsync");
             return;
         };
-        let theirs: Vec<PathBuf> = String::from_utf8(told.stdout)
+        let theirs: Vec<PathBuf> = String::from_utf8(printed.stdout)
             .unwrap()
             .lines()
             .filter(|line| !line.ends_with('/') && !line.contains("fifo"))
@@ -445,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn content_is_asked_for_only_so_far_ahead_and_again_when_rsync_has_come_nearer() {
+    fn content_is_requested_only_within_the_lead() {
         let dir = tree();
         let to = tempfile::tempdir().unwrap();
         let scout = begin(dir.path(), None);
@@ -458,12 +459,12 @@ mod tests {
             }
         };
         for number in 0..4 {
-            assert!(scout.shared.enter_lead(asked(number)));
+            assert!(scout.shared.wait_for_lead(asked(number)));
         }
         let mut lead = lock(&scout.shared.lead);
         lead.drop_copied();
         assert!(!lead.has_room(), "nothing is copied yet");
-        // Copied, with its size and time; the two before it were left out by rsync.
+        // This one is copied, with its size and time. rsync skipped the two before it.
         let copy = to.path().join("2");
         fs::write(&copy, [7; 5000]).unwrap();
         let set_time = |time| File::open(&copy).unwrap().set_modified(time).unwrap();
@@ -479,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dropped_scout_ends_though_rsync_never_came_near() {
+    fn a_dropped_scout_ends_even_if_rsync_never_follows() {
         let dir = tree();
         let to = tempfile::tempdir().unwrap();
         let copied = Copied {

@@ -1,11 +1,10 @@
-//! Checks the sources before a run and after it: a backup of the wrong place, or of none, is
-//! refused instead of made.
+//! Checks the sources before and after a run: a backup of the wrong place, or of nothing, is refused.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use crate::automounts;
 use crate::disks::Disks;
@@ -13,7 +12,8 @@ use crate::error::{SnapshotError, SnapshotErrorKind};
 use crate::file_system::FileSystem;
 use crate::mounts::{Mount, holding, mounts, pattern_for};
 use crate::mounts_inside::{MountChange, MountInside, Place, changes, mounts_inside};
-use crate::own_places::{OwnPlaces, joined, real_path};
+use crate::own_places::OwnPlaces;
+use crate::paths::{joined, plain_path, real_path};
 use crate::patterns;
 use crate::record::{ONE_FILE_SYSTEM, Warning};
 use crate::spec::SnapshotSpec;
@@ -21,10 +21,10 @@ use crate::subvolumes;
 use crate::text::escape_path;
 use crate::walk::{holds_a_file, open_folder_at};
 
-/// A tree of only folders is called empty; looked for in so many folders, then taken for filled.
+/// How many folders are searched for a file. A tree with more folders counts as not empty.
 const EMPTY_FOLDERS_MAX: usize = 10_000;
 
-/// A source that was looked at.
+/// A source that was checked.
 #[derive(Debug)]
 pub(crate) struct Source {
     /// Absolute, without `.`, `..`, doubled or trailing slashes.
@@ -32,7 +32,8 @@ pub(crate) struct Source {
     device: u64,
     inode: u64,
     pub(crate) folder: bool,
-    /// It lies on an automount point, which may have been idle since.
+    /// The file system, if it lies on an automount point. It may have been unmounted since, because it
+    /// was idle.
     on_automount: Option<FileSystem>,
 }
 
@@ -40,41 +41,23 @@ pub(crate) struct Source {
 #[derive(Debug)]
 pub(crate) struct Sources {
     pub(crate) list: Vec<Source>,
-    /// Patterns of what is left out in any case.
+    /// Patterns of what is always excluded.
     pub(crate) left_out: Vec<OsString>,
     pub(crate) warnings: Vec<Warning>,
-    /// Sources that are left out because they are not there, empty or unreadable; escaped.
+    /// Sources that are skipped because they are missing, empty or unreadable. Escaped.
     pub(crate) missing: Vec<String>,
-    /// What is mounted inside them and belongs to them.
+    /// The mounts inside the sources that belong to them.
     pub(crate) mounts: Vec<MountInside>,
-    /// The file systems that hold the sources, and those inside.
+    /// The file systems of the sources, and those mounted inside them.
     pub(crate) file_systems: Vec<FileSystem>,
-    /// Real paths, in which mounts are nobody's loss.
+    /// Real paths in which a changed mount is no loss.
     no_mounts_in: Vec<PathBuf>,
     one_file_system: bool,
 }
 
-/// Brings a path into the one form that is used from here on.
-pub(crate) fn plain_path(path: &Path) -> Result<PathBuf, &'static str> {
-    if !path.is_absolute() {
-        return Err("the path must be absolute");
-    }
-    let mut plain = PathBuf::from("/");
-    for component in path.components() {
-        match component {
-            Component::RootDir | Component::CurDir => {}
-            Component::Normal(name) => plain.push(name),
-            Component::ParentDir | Component::Prefix(_) => {
-                return Err("the path must not have '..' in it");
-            }
-        }
-    }
-    Ok(plain)
-}
-
 impl Sources {
-    /// Looks at the sources of `spec`, and for what lies in them and must stay out.
-    pub(crate) fn look(spec: &SnapshotSpec, volume_root: &Path) -> Result<Self, SnapshotError> {
+    /// Checks the sources of `spec`, and finds what lies in them and must be excluded.
+    pub(crate) fn check(spec: &SnapshotSpec, volume_root: &Path) -> Result<Self, SnapshotError> {
         patterns::check(spec)?;
         if spec.sources.is_empty() {
             return Err(SnapshotError::NoSources {
@@ -86,12 +69,12 @@ impl Sources {
         let mut missing: Vec<(String, SnapshotError)> = Vec::new();
         for path in &spec.sources {
             let path = plain_path(path).map_err(|why| refused(path, why.to_owned()))?;
-            // Named twice is the same as named once. Nested ones stay: with patterns or
-            // `one_file_system` they add what the outer one leaves out.
+            // A source that is listed twice is used once. Nested sources stay: with patterns or
+            // `one_file_system` they add what the outer one excludes.
             if !list.iter().any(|source| source.path == path) {
-                match look_at(path.clone(), spec.allow_empty) {
+                match check_one(path.clone(), spec.allow_empty) {
                     Ok(source) => list.push(source),
-                    // The others are backed up without it.
+                    // The other sources are backed up without it.
                     Err(error) if error.kind() == SnapshotErrorKind::Source => {
                         missing.push((escape_path(&path), error));
                     }
@@ -116,7 +99,7 @@ impl Sources {
         };
         this.leave_out(spec, volume_root, &table)?;
         if spec.one_file_system {
-            // rsync enters none of them.
+            // rsync enters no mount then.
             this.no_mounts_in.push("/".into());
         }
         this.mounts = this.mounts_in(&table);
@@ -137,13 +120,13 @@ impl Sources {
         Ok(this)
     }
 
-    /// rsync's arguments for what is copied and what is left out; the place written to follows them.
+    /// rsync's arguments for sources and exclusions. The destination follows them.
     pub(crate) fn arguments(&self, spec: &SnapshotSpec) -> Vec<OsString> {
         let mut arguments = Vec::new();
         if spec.one_file_system {
             arguments.push(ONE_FILE_SYSTEM.into());
         }
-        // First match wins, so ours come first. A `!`, which would clear them, is refused.
+        // The first match wins, so our patterns come first. A `!`, which would clear them, is refused.
         let ours = self.left_out.iter();
         arguments.extend(ours.map(|pattern| argument("--exclude=", pattern)));
         let own_patterns = spec.excludes.iter();
@@ -172,7 +155,7 @@ impl Sources {
                 object: escape_path(volume_root),
                 source,
             })?;
-        // Wherever else the volume is mounted, it is the same volume.
+        // Wherever the volume is mounted, it is the same volume.
         let own_mount = mounts.iter().rfind(|mount| mount.at == volume);
         let own: Vec<PathBuf> = std::iter::once(volume.clone())
             .chain(
@@ -199,7 +182,7 @@ impl Sources {
                 ));
             }
             for own in own.iter().filter(|own| own.starts_with(real)) {
-                let path = seen_through(own, real, &source.path);
+                let path = path_in_source(own, real, &source.path);
                 self.left_out.push(pattern_for(&path, false));
                 self.warnings.push(Warning::OwnVolumeLeftOut {
                     path: escape_path(&path),
@@ -207,7 +190,7 @@ impl Sources {
             }
             let inside = |at: &Path| at.starts_with(real) && at != real;
             for mount in mounts.iter().filter(|m| m.kernel && inside(&m.at)) {
-                let path = seen_through(&mount.at, real, &source.path);
+                let path = path_in_source(&mount.at, real, &source.path);
                 self.left_out.push(pattern_for(&path, true));
                 self.warnings.push(Warning::KernelFileSystemLeftOut {
                     path: escape_path(&path),
@@ -244,7 +227,7 @@ impl Sources {
         mounts_inside(table, &places, &self.no_mounts_in)
     }
 
-    /// Looks after the run which mounts inside the sources came or went. `in_tree` tells whether a
+    /// Checks after the run which mounts inside the sources came or went. `in_tree` returns whether a
     /// path of a source is in the tree that the run made.
     pub(crate) fn mount_changes(
         &self,
@@ -254,7 +237,7 @@ impl Sources {
         Ok(changes(&self.mounts, &now, in_tree))
     }
 
-    /// A walk would try again to mount what could not be mounted, and fail.
+    /// Excludes them, because a walk would try to mount them again, and fail.
     fn leave_out_empty_automounts(&mut self) {
         for mount in self.mounts.iter().filter(|mount| mount.is_empty_automount) {
             self.left_out.push(pattern_for(&mount.path, true));
@@ -284,7 +267,7 @@ impl Sources {
         all
     }
 
-    /// Checks after the run that each source is still the one that the run began with.
+    /// Checks after the run that each source is still the same file or folder.
     pub(crate) fn check_again(&self) -> Result<(), SnapshotError> {
         for source in &self.list {
             if let Some(before) = &source.on_automount {
@@ -297,8 +280,8 @@ impl Sources {
                 }
             }
             let same = std::fs::symlink_metadata(&source.path).is_ok_and(|now| {
-                // A file may be replaced by a new version of itself; a folder that is another one
-                // was mounted, unmounted or removed.
+                // A file may be replaced by a new version of itself. If a folder is replaced, a disk was
+                // mounted or unmounted, or the folder was removed.
                 now.is_dir() == source.folder
                     && now.dev() == source.device
                     && (!source.folder || now.ino() == source.inode)
@@ -314,8 +297,8 @@ impl Sources {
 }
 
 impl Sources {
-    /// Subvolumes of btrfs inside the sources that a job leaves out which stays on one file system; see
-    /// [`subvolumes::inside`].
+    /// btrfs subvolumes inside the sources that are excluded because the job stays on one file system,
+    /// see [`subvolumes::inside`].
     pub(crate) fn subvolumes_left_out(
         &self,
         in_tree: &dyn Fn(&Path) -> bool,
@@ -342,7 +325,7 @@ pub(crate) fn argument(option: &str, value: &OsStr) -> OsString {
     argument
 }
 
-/// Mounts what belongs on the automount points in the sources, and those that lead to them.
+/// Mounts what belongs on the automount points in the sources, and on those above them.
 fn use_automounts(spec: &SnapshotSpec) -> Result<Vec<Mount>, SnapshotError> {
     let sources: Vec<PathBuf> = spec.sources.iter().map(|path| real_path(path)).collect();
     let is_needed = |at: &Path| {
@@ -350,7 +333,7 @@ fn use_automounts(spec: &SnapshotSpec) -> Result<Vec<Mount>, SnapshotError> {
         let needed = sources
             .iter()
             .any(|source| source.starts_with(at) || inside(source));
-        needed && !automounts::is_plainly_left_out(spec, at)
+        needed && !automounts::is_clearly_excluded(spec, at)
     };
     let before = table()?;
     if automounts::mount_all(&before, &is_needed) {
@@ -359,7 +342,7 @@ fn use_automounts(spec: &SnapshotSpec) -> Result<Vec<Mount>, SnapshotError> {
     Ok(before)
 }
 
-/// One report is enough: a missing disk of which more is known says where it is.
+/// Drops the warning for an automount point if a missing disk at that place is reported anyway.
 pub(crate) fn forget_known_automounts(warnings: &mut Vec<Warning>, disks: &Disks) {
     let is_known = |path: &String| {
         let mut missing = disks.missing.iter();
@@ -385,7 +368,7 @@ fn refused(path: &Path, why: String) -> SnapshotError {
     }
 }
 
-fn look_at(path: PathBuf, allow_empty: bool) -> Result<Source, SnapshotError> {
+fn check_one(path: PathBuf, allow_empty: bool) -> Result<Source, SnapshotError> {
     let text = escape_path(&path);
     let metadata = match std::fs::symlink_metadata(&path) {
         Ok(metadata) => metadata,
@@ -403,7 +386,7 @@ fn look_at(path: PathBuf, allow_empty: bool) -> Result<Source, SnapshotError> {
         return Err(is_link(&path));
     }
     if !metadata.is_dir() && !metadata.is_file() {
-        // rsync would make such a thing again, without any content, and call it done.
+        // rsync would copy it without any content, and report success.
         return Err(refused(
             &path,
             "is a pipe, socket or device, which has no content that could be saved; name a file or \
@@ -417,13 +400,13 @@ fn look_at(path: PathBuf, allow_empty: bool) -> Result<Source, SnapshotError> {
     Ok(new_source(path, &metadata))
 }
 
-/// Whether a source can be backed up as it is now: it is there, has content that can be saved, and is no
-/// empty folder, unless that is allowed.
+/// Checks whether a source can be backed up now: it exists, has content that can be stored, and is not
+/// an empty folder, unless that is allowed.
 pub fn check_source(path: &Path, allow_empty: bool) -> Result<(), SnapshotError> {
-    look_at(path.to_owned(), allow_empty).map(drop)
+    check_one(path.to_owned(), allow_empty).map(drop)
 }
 
-/// rsync would copy the link alone, and the owner would believe that the folder is safe.
+/// rsync would copy only the link, and the user would believe that the folder is saved.
 fn is_link(path: &Path) -> SnapshotError {
     let target = std::fs::read_link(path).map_or_else(|_| String::new(), |t| escape_path(&t));
     refused(
@@ -442,23 +425,23 @@ fn new_source(path: PathBuf, metadata: &Metadata) -> Source {
     }
 }
 
-/// Whether a folder surely holds no file. What can't be looked into is rsync's to report.
+/// Whether a folder is known to contain no file. rsync reports what can't be read.
 fn is_empty(path: &Path) -> bool {
     open_folder_at(path)
         .and_then(|folder| holds_a_file(&folder, EMPTY_FOLDERS_MAX))
         .is_ok_and(|holds| !holds)
 }
 
-/// The path by which `inside` (below `real`) is met when `real` is walked under the name `named`.
-fn seen_through(inside: &Path, real: &Path, named: &Path) -> PathBuf {
+/// The path of `inside` (below `real`) as a walk of the source `named` sees it.
+fn path_in_source(inside: &Path, real: &Path, named: &Path) -> PathBuf {
     match inside.strip_prefix(real) {
         Ok(rest) => joined(named, rest),
         Err(_) => inside.to_owned(),
     }
 }
 
-/// All that is wrong with the form of a job, whatever is mounted today: paths and patterns that can't
-/// be meant, and symbolic links, whose targets nobody would find in the snapshot.
+/// All mistakes in the definition of a job that don't depend on what is mounted: invalid paths and
+/// patterns, and symbolic links, which a snapshot would have without their targets.
 #[must_use]
 pub fn mistakes(spec: &SnapshotSpec) -> Vec<SnapshotError> {
     let sources = spec

@@ -1,14 +1,14 @@
 //! Files with more names (hard links) than the volume allows for one file.
 //!
-//! rsync ends where it can't make a link, for whatever reason, so it must never be asked for too many. ext4 gives a file
-//! 65,000 names, those in older snapshots included. Once rsync has met such a file, this is done:
+//! rsync fails if it can't make a link, for whatever reason, so it must never try to make too many. ext4
+//! allows 65,000 names for a file, counting those in older snapshots. Once rsync has failed at such a file:
 //!
-//! 1. A dry run lists the names that the job takes of each file with several names.
-//! 2. A work tree gets those names, and nothing else. Files for which there is no room at the file of the
-//!    older snapshots are copied again, each copy with at most half of the names that are possible.
-//! 3. rsync makes the snapshot in a new tree, without `--hard-links`, but with links to the work tree: so
-//!    each name is a link to the same file as there. That run is as complete as any other: it walks
-//!    the sources by itself, and what it can't link it copies.
+//! 1. A dry run lists all names that the job includes of each file with several names.
+//! 2. A work tree gets those names, and nothing else. If the file of the older snapshots would get too many
+//!    names, the file is copied again, with at most half of the allowed names for each copy.
+//! 3. rsync makes the snapshot in a new tree, without `--hard-links`, but with links to the work tree. So
+//!    each name is a link to the same file as there. This run is as complete as any other: it walks the
+//!    sources, and copies what it can't link.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -16,37 +16,38 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::aside::LINK_DEST;
-use crate::attempts::OPTIONS;
+use crate::cancel::Cancel;
 use crate::error::SnapshotError;
+use crate::progress::Progress;
 use crate::record::Warning;
 use crate::reread::copying;
-use crate::rsync::{Ended, ITEMS_MAX, Invocation, Outcome, Rsync, SeveralNames};
-use crate::spec::{Cancel, Progress};
+use crate::rsync::{COPY_OPTIONS, Ended, ITEMS_MAX, Invocation, Outcome, Rsync, SeveralNames};
 use crate::text::escape_path;
 
 const OPTIONS_WITHOUT_LINKS: &str = "-aAXXS";
 /// fs/ext4/ext4.h, `EXT4_LINK_MAX`.
 pub(crate) const LINKS_MAX: u64 = 65_000;
-/// So many files are named in warnings.
+/// How many files get a warning.
 const WARNINGS_MAX: usize = 20;
 
-/// How many names a file of the volume can have, where `first`, a path in `tree`, got no further one.
+/// How many names a file of the volume can have. `first` is a path in `tree` whose file got no further
+/// name.
 pub(crate) fn limit(tree: &Path, first: &[u8]) -> u64 {
     let about = std::fs::symlink_metadata(tree.join(OsStr::from_bytes(first)));
     let names = about.map_or(LINKS_MAX, |about| about.nlink());
     names.clamp(2, LINKS_MAX)
 }
 
-/// The last run's arguments.
+/// Changes the arguments for the last run.
 pub(crate) fn without_links(invocation: &mut Invocation) {
     for argument in &mut invocation.arguments {
-        if argument == OPTIONS {
+        if argument == COPY_OPTIONS {
             *argument = OPTIONS_WITHOUT_LINKS.into();
         }
     }
 }
 
-/// What the work tree holds.
+/// The files in the work tree.
 #[derive(Debug, Default)]
 pub(crate) struct Links {
     names: Vec<PathBuf>,
@@ -75,15 +76,15 @@ impl Links {
 /// Makes the work tree.
 pub(crate) struct Work<'a> {
     pub(crate) rsync: &'a Rsync,
-    /// Where it is made: empty, absolute.
+    /// Its absolute path. The tree is empty.
     pub(crate) tree: &'a Path,
     /// See [`limit`].
     pub(crate) limit: u64,
 }
 
 impl Work<'_> {
-    /// Fills the tree for the run that `invocation` describes. Returns what its own runs copied, and
-    /// `None` where one of them stopped the whole run.
+    /// Fills the work tree for the run that `invocation` describes. Returns what its own runs copied.
+    /// The second part is `None` if one of them stopped the whole run.
     pub(crate) fn carry_out(
         &self,
         invocation: &Invocation,
@@ -110,7 +111,7 @@ impl Work<'_> {
             self.limit,
             &|name| self.names_elsewhere(&link_dests, name),
         );
-        // The last run shows them again.
+        // The last run reports them again.
         (done.messages, done.unread, done.vanished) = Default::default();
         let runs = std::iter::once((&plan.linked, &link_dests[..]));
         for (names, more) in runs.chain(plan.copied.iter().map(|names| (names, &[][..]))) {
@@ -132,7 +133,7 @@ impl Work<'_> {
         Ok((done, Some(plan.links)))
     }
 
-    /// How many names the older files have to which rsync could link `name`.
+    /// How many names the older files have that rsync could link `name` to.
     fn names_elsewhere(&self, link_dests: &[OsString], name: &Path) -> u64 {
         let below = name.strip_prefix("/").unwrap_or(name);
         let trees = link_dests
@@ -146,7 +147,7 @@ impl Work<'_> {
     }
 }
 
-/// Whether the last run may follow: it shows what is wrong with single files.
+/// Whether the last run may follow. It reports what is wrong with single files.
 fn goes_on(outcome: &Outcome) -> bool {
     matches!(
         outcome.ended,
@@ -158,16 +159,16 @@ fn goes_on(outcome: &Outcome) -> bool {
 #[derive(Debug, Default)]
 struct Plan {
     linked: Vec<PathBuf>,
-    /// One run of rsync for each: no file is in a list with more names than half of the limit.
+    /// One list for each run of rsync. No list has more names of one file than half of the limit.
     copied: Vec<Vec<PathBuf>>,
     links: Links,
 }
 
 impl Plan {
-    /// `names_elsewhere`: how many names an older file has to which this name could be linked.
+    /// `names_elsewhere` returns how many names the older files have that this name could be linked to.
     fn make(several: SeveralNames, limit: u64, names_elsewhere: &dyn Fn(&Path) -> u64) -> Self {
         let mut plan = Self::default();
-        // Each name is in the work tree, and in the snapshot.
+        // Each name is in the work tree and in the snapshot.
         let chunk = usize::try_from(limit / 2).unwrap_or(1).max(1);
         for names in several.into_values().filter(|names| names.len() > 1) {
             let elsewhere = names.iter().map(|name| names_elsewhere(name)).max();
@@ -194,7 +195,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     #[test]
-    fn no_copy_gets_more_names_than_half_of_the_limit() {
+    fn no_copy_gets_more_than_half_of_the_allowed_names() {
         let names = |prefix: &str, count: usize| -> Vec<PathBuf> {
             (0..count)
                 .map(|n| PathBuf::from(format!("/{prefix}{n}")))

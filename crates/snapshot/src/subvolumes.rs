@@ -1,12 +1,12 @@
-//! Subvolumes of btrfs inside a source. Each has a device number of its own without being mounted, so a job
-//! that stays on one file system leaves them out, and their folders are empty in the snapshot.
+//! btrfs subvolumes inside a source. Each has its own device number without being mounted. So a job that
+//! stays on one file system excludes them, and their folders are empty in the snapshot.
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, fstat, fstatfs, statat};
 
-use crate::own_places::real_path;
+use crate::paths::real_path;
 use crate::walk::{is_folder, names_in, open_folder_at};
 
 /// `BTRFS_SUPER_MAGIC` (linux/magic.h).
@@ -14,8 +14,8 @@ const BTRFS: i128 = 0x9123_683E;
 /// `BTRFS_FIRST_FREE_OBJECTID` (linux/btrfs_tree.h): the inode number of each subvolume's folder.
 const ROOT_INODE: u64 = 256;
 
-/// Folders below the folder `source` that are subvolumes of their own and not `mounted` (real paths) there.
-/// `in_tree` says whether a path came into the snapshot: what patterns leave out is not looked into.
+/// The folders below `source` that are subvolumes and not `mounted` (real paths) there. `in_tree`
+/// returns whether a path is in the snapshot: what patterns exclude is not searched.
 pub(crate) fn inside(
     source: &Path,
     mounted: &[PathBuf],
@@ -35,7 +35,7 @@ pub(crate) fn inside(
             true => Path::new("."),
             false => &folder,
         };
-        // What can't be read is rsync's to report.
+        // rsync reports what can't be read.
         for (name, kind) in names_in(root.as_fd(), at).unwrap_or_default() {
             if !matches!(kind, FileType::Directory | FileType::Unknown) {
                 continue;

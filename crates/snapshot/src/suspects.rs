@@ -1,44 +1,46 @@
-//! The files of a volume whose content is known to be wrong, as this machine's checks found them.
+//! The list of suspects: files of a volume whose content is known to be wrong, as this machine's checks
+//! found them.
 //!
-//! Backups never link or copy from them again: they read such a file from its source. Prune keeps a
-//! snapshot that has the right content where a kept one has the wrong content. The list is a JSON
-//! file on this machine, written by `check`. A list that is missing or damaged is an empty one.
+//! Backups never link or copy from a suspect. They read such a file from its source. Prune keeps a
+//! snapshot with the right content if a kept snapshot has the wrong one. The list is a JSON file on this
+//! machine, written by checks. A missing or damaged list counts as empty.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::check::Key;
-use crate::long_path;
+use crate::local_file;
+use crate::long_path::{self, size_and_time};
 use crate::text::{escape_path, path_text};
 
-/// So many are kept; a volume with more is no place for backups.
+/// The longest list. A volume with more damaged files is not fit for backups.
 const SUSPECTS_MAX: usize = 100_000;
 const FILE_BYTES_MAX: u64 = 512 << 20;
 
-/// One file of the volume, whatever its names.
+/// One file of the volume, which may have several names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Suspect {
     pub(crate) inode: u64,
-    /// Tells it from another file that got its inode later.
+    /// Distinguishes it from another file that got the same inode later.
     pub(crate) key: Key,
     /// One of its names, relative to the volume's root.
     #[serde(with = "path_text")]
     pub(crate) path: PathBuf,
-    /// It has, or may have, other names in one snapshot: the source has hard links.
+    /// It has, or may have, other names in one snapshot, because the source has hard links.
     pub(crate) several: bool,
-    /// The volume damaged it. Else only the source has changed without a sign.
+    /// The volume damaged it. Otherwise only the source has changed, with equal size and time.
     pub(crate) damaged: bool,
-    /// A comparison with the source found it; a checksum of an earlier check may be that of the wrong
-    /// content.
+    /// A comparison with the source found it. Then a checksum of an earlier check may be that of the
+    /// wrong content, too.
     pub(crate) by_source: bool,
 }
 
-/// All of them, by inode.
+/// All suspects, by inode.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Suspects {
@@ -53,7 +55,7 @@ impl Suspects {
             .unwrap_or_default()
     }
 
-    /// Writes it, whole or not at all; an empty list is no file.
+    /// Writes the list. An empty list is removed.
     pub(crate) fn save(&self, path: &Path) -> io::Result<()> {
         if self.files.is_empty() {
             return match fs::remove_file(path) {
@@ -61,27 +63,10 @@ impl Suspects {
                 _ => Ok(()),
             };
         }
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let mut maker = fs::DirBuilder::new();
-        maker.recursive(true).mode(0o700).create(folder)?;
-        let fresh = path.with_extension("new");
-        match fs::remove_file(&fresh) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut options = fs::File::options();
-        let mut file = options
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&fresh)?;
-        io::Write::write_all(&mut file, &serde_json::to_vec(self)?)?;
-        file.sync_all()?;
-        fs::rename(&fresh, path)?;
-        fs::File::open(folder)?.sync_all()
+        local_file::replace(path, &serde_json::to_vec(self)?)
     }
 
-    /// Notes `suspect`, whose path is that in the volume mounted at `root`.
+    /// Adds `suspect`, whose path is below `root`, where the volume is mounted.
     pub(crate) fn note(&mut self, root: &Path, mut suspect: Suspect) {
         let inode = suspect.inode;
         if self.files.len() >= SUSPECTS_MAX && !self.files.contains_key(&inode) {
@@ -100,15 +85,15 @@ impl Suspects {
         self.files.insert(inode, suspect);
     }
 
-    /// The suspect that `about`, a file of the volume, is.
-    pub(crate) fn is(&self, about: &fs::Metadata) -> Option<&Suspect> {
+    /// The suspect that is this file of the volume.
+    pub(crate) fn find(&self, about: &fs::Metadata) -> Option<&Suspect> {
         let suspect = self.files.get(&about.ino())?;
         (suspect.key == Key::of(about)).then_some(suspect)
     }
 
-    /// The snapshots of `job` to be kept because of what is wrong in those of `kept`: of each damaged
-    /// file in one of them, the newest of `others` that has the same version of it in another,
-    /// undamaged inode, if none of `kept` has.
+    /// Which snapshots of `job` must be kept because files in those of `kept` are damaged. For each
+    /// damaged file that is the newest of `others` that has the same version in another, undamaged
+    /// inode, unless one of `kept` has it.
     pub(crate) fn snapshots_to_keep(
         &self,
         job_folder: &Path,
@@ -125,16 +110,15 @@ impl Suspects {
                 let path = job_folder.join(name).join(below);
                 long_path::lstat(&path).ok().filter(fs::Metadata::is_file)
             };
-            let is_suspect = |about: &fs::Metadata| self.is(about).is_some();
+            let is_suspect = |about: &fs::Metadata| self.find(about).is_some();
             let damaged = kept
                 .iter()
                 .filter_map(&in_snapshot)
                 .find(|about| about.ino() == suspect.inode && is_suspect(about));
             let Some(damaged) = damaged else { continue };
-            let version = |about: &fs::Metadata| (about.len(), about.mtime(), about.mtime_nsec());
             let is_right = |name: &&String| {
                 in_snapshot(name).is_some_and(|about| {
-                    version(&about) == version(&damaged) && !is_suspect(&about)
+                    size_and_time(&about) == size_and_time(&damaged) && !is_suspect(&about)
                 })
             };
             let has_one =
@@ -148,7 +132,7 @@ impl Suspects {
 }
 
 impl Suspect {
-    /// Its path in a snapshot of `job`, where it lies in one.
+    /// Its path within a snapshot of `job`, if it lies in one.
     pub(crate) fn below(&self, job: &str) -> Option<&Path> {
         let mut parts = self.path.components();
         let of_job = parts.next()?.as_os_str() == job;
@@ -157,7 +141,7 @@ impl Suspect {
     }
 }
 
-/// Whether the file has other names than one path in several snapshots of one job.
+/// Whether the file has other names than the same path in several snapshots of one job.
 fn has_several_paths(root: &Path, path: &Path, inode: u64) -> bool {
     let links = long_path::lstat(path).map_or(2, |about| about.nlink());
     let others = crate::check::same_path_elsewhere(root, path);
@@ -168,7 +152,7 @@ fn has_several_paths(root: &Path, path: &Path, inode: u64) -> bool {
     links > u64::try_from(found).unwrap_or(0).max(1)
 }
 
-/// For messages.
+/// The path with a leading slash, for messages.
 pub(crate) fn name_of(path: &Path) -> String {
     escape_path(&Path::new("/").join(path))
 }
@@ -191,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_comes_back_and_a_torn_one_is_empty() {
+    fn a_list_is_read_back_and_a_torn_one_is_empty() {
         let dir = tempfile::tempdir().unwrap();
         let (root, file) = (dir.path(), dir.path().join("home/1/etc/f"));
         fs::create_dir_all(file.parent().unwrap()).unwrap();
@@ -202,7 +186,7 @@ mod tests {
         list.save(&path).unwrap();
         let again = Suspects::load(&path);
         assert_eq!(again, list);
-        let suspect = again.is(&fs::symlink_metadata(&file).unwrap()).unwrap();
+        let suspect = again.find(&fs::symlink_metadata(&file).unwrap()).unwrap();
         assert_eq!(suspect.below("home"), Some(Path::new("etc/f")));
         assert_eq!(suspect.below("other"), None);
         assert!(!suspect.several);
@@ -229,13 +213,13 @@ mod tests {
             let keep = list.snapshots_to_keep(&job, "home", kept, others);
             keep.into_iter().collect::<Vec<_>>()
         };
-        // The newest of the right ones.
+        // The newest snapshot with the right content.
         assert_eq!(keep(&list, &names[2..], &names[..2]), ["2"]);
-        // One of the kept has it.
+        // One of the kept snapshots has it.
         assert!(keep(&list, &names[1..], &names[..1]).is_empty());
-        // Nothing damaged is kept.
+        // No kept snapshot has the damaged file.
         assert!(keep(&list, &names[..1], &names[1..]).is_empty());
-        // Another version is not what is missing.
+        // A snapshot with another version doesn't count.
         let other = fs::File::options()
             .write(true)
             .open(job.join("2/f"))

@@ -11,37 +11,40 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::adopted;
 use crate::aside::Aside;
 use crate::attempts::Attempts;
 use crate::automounts;
 use crate::begun::{self, Begun};
-use crate::by_hand;
 use crate::checkpoint::{self, Checkpoints};
 use crate::disks::{self, Disks};
 use crate::error::SnapshotError;
 use crate::job::{Folder, JobFolder, RunFolder};
 use crate::name::{SnapshotName, choose_name};
+use crate::name_list::NameList;
 use crate::recent::{self, Recent};
-use crate::record::{EntryKind, LinkedFrom, NameList, RECORD_FORMAT, RunRecord, Warning};
+use crate::record::{EntryKind, LinkedFrom, RECORD_FORMAT, RunRecord, Warning};
 
+use crate::cancel::Cancel;
+use crate::completeness::{Made, source_of};
+use crate::progress::{Phase, Progress};
 use crate::rsync::{Ended, Guard, Invocation, Outcome, Rsync, room_at};
 use crate::scout::Scout;
 use crate::sources::{self, Source, Sources};
-use crate::spec::{Cancel, Phase, Progress, SnapshotReport, SnapshotSpec};
+use crate::spec::{SnapshotReport, SnapshotSpec};
 use crate::text::{escape_name, escape_path, unescape_path};
 use crate::unfit::Unfit;
 use crate::unlinked;
-use crate::wholeness::{Made, source_of};
 
 /// Takes a snapshot of `spec.sources` into the job's folder on the volume that is mounted at
 /// `volume_root`.
 ///
-/// When it returns `Ok`, the snapshot is whole (or, with `record.complete` false, lacks only source
-/// files that could not be read), named, and handed to the volume by `syncfs`; the caller reports
-/// success only after the volume's durable flush. When it returns an error, no snapshot was made,
-/// older ones are whole, and what was copied is kept for the next run.
+/// If it returns `Ok`, the snapshot is complete (or, with `record.complete` false, lacks only source
+/// files that could not be read), has its name, and was passed to the volume by `syncfs`. The caller
+/// must not report success before the volume's durable flush. If it returns an error, no snapshot was
+/// made, older snapshots are complete, and what was copied is kept for the next run.
 ///
-/// `now` is the run's moment; the snapshot is named after it.
+/// The snapshot is named after `now`, the start of the run.
 pub fn take(
     volume_root: &Path,
     spec: &SnapshotSpec,
@@ -69,11 +72,11 @@ pub(crate) fn take_with(
     checkpoint_every: Duration,
 ) -> Result<SnapshotReport, SnapshotError> {
     take_or_fail(volume_root, spec, now, progress, cancel, checkpoint_every)
-        .map_err(|error| full_if_so(error, volume_root))
+        .map_err(|error| volume_full_or(error, volume_root))
 }
 
-/// Tells a volume without room from one that fails: our own files, not only rsync's, need room.
-fn full_if_so(error: SnapshotError, volume_root: &Path) -> SnapshotError {
+/// Distinguishes a full volume from a failing one. sprat's own files need space, too.
+fn volume_full_or(error: SnapshotError, volume_root: &Path) -> SnapshotError {
     let SnapshotError::Volume { source, .. } = &error else {
         return error;
     };
@@ -101,9 +104,9 @@ fn take_or_fail(
 ) -> Result<SnapshotReport, SnapshotError> {
     progress(Progress::begin(Phase::Checking));
     let rsync = Rsync::find(&spec.rsync)?;
-    let sources = Sources::look(spec, volume_root)?;
+    let sources = Sources::check(spec, volume_root)?;
     let folder = JobFolder::open_for_run(volume_root, &spec.job)?;
-    // Opened before the first write: syncfs reports the errors since then.
+    // Opened before the first write: syncfs reports errors that occurred since then.
     let sync = File::open(&folder.job.path).map_err(|source| SnapshotError::Volume {
         op: "open",
         object: spec.job.to_string(),
@@ -135,16 +138,16 @@ fn take_or_fail(
     let first = !linked_from
         .iter()
         .any(|(folder, _)| matches!(folder, Folder::Named(_)));
-    // Later runs need no look at the volume for one.
+    // Only a first run links from an adopted copy.
     let copy = if first {
-        by_hand::to_link_from(volume_root, &spec.job, &sources)?
+        adopted::to_link_from(volume_root, &spec.job, &sources)?
     } else {
         None
     };
     let copy = match copy {
         Some((copy, source)) => match folder.link_to_copy(&copy, &source) {
             Ok(link_dest) => Some(LinkedCopy { link_dest, copy }),
-            // Somebody else's object has the place of the links: all is copied.
+            // A foreign object has the name of the folder for links. All files are copied.
             Err(SnapshotError::Volume { source, .. })
                 if source.kind() == std::io::ErrorKind::AlreadyExists =>
             {
@@ -171,11 +174,11 @@ fn take_or_fail(
     run.carry_out(warnings, progress, cancel, checkpoint_every)
 }
 
-/// A copy made by hand, from which a first run links.
+/// An adopted copy that a first run links from.
 struct LinkedCopy {
     /// Its path on the volume.
     copy: PathBuf,
-    /// Relative to the job's folder: what shows it with its source's path.
+    /// The folder that shows it under the path of its source, relative to the job's folder.
     link_dest: PathBuf,
 }
 
@@ -185,7 +188,7 @@ struct Run<'a> {
     started: Timestamp,
     volume_root: &'a Path,
     linked_from: Vec<(Folder, EntryKind)>,
-    /// What is to be compared with its source.
+    /// Files to compare with their source.
     recent: Recent,
     copy: Option<LinkedCopy>,
     folder: RunFolder,
@@ -223,7 +226,7 @@ impl Run<'_> {
             source,
         })?;
         let mut invocation = self.invocation(inflight);
-        // With `--checksum` rsync has to read the older files, and proves what it copies.
+        // With `--checksum` rsync reads the older files anyway, and verifies what it copies.
         let tree = self.folder.job.path.join(inflight.to_string());
         let guard = (!self.recent.all && !self.spec.checksum)
             .then(|| Guard::begin(self.volume_root, &tree))
@@ -266,22 +269,22 @@ impl Run<'_> {
         warnings.extend(outcome.warnings.iter().cloned());
         warnings.extend(self.unchanged_copied(&outcome, &tree));
         let mut record = self.record(&invocation, &outcome, warnings);
-        plan.note_in(&mut record);
-        // By the clock that nobody sets, so that it never lies before the start.
+        plan.add_to_record(&mut record);
+        // Measured on the monotonic clock, so that the end is never before the start.
         record.ended = self
             .started
             .checked_add(began.elapsed())
             .unwrap_or(self.started);
         let synced = checkpointed.map_err(|source| self.sync_failed(source));
-        match self.verdict(&outcome, inflight) {
+        match self.check_outcome(&outcome, inflight) {
             Ok(()) => {
-                self.made(&outcome, inflight).look_for_gaps(&mut record)?;
+                self.made(&outcome, inflight).check(&mut record)?;
                 self.note_recent(&outcome)?;
                 begun::forget_all(&self.folder);
-                // The record comes before the name, so that no finished snapshot is ever without
-                // one; one sync makes both it and the tree durable.
+                // The record is written before the snapshot gets its name, so that every finished
+                // snapshot has one. One sync makes the record and the tree durable.
                 self.folder.write_record(&record)?;
-                // A failed sync leaves `.inflight` behind, of which nothing is trusted.
+                // After a failed sync `.inflight` stays, and nothing in it is trusted.
                 synced?;
                 if !copied_nothing(&outcome) {
                     self.sync()?;
@@ -290,7 +293,7 @@ impl Run<'_> {
             }
             Err(stopped) => {
                 if matches!(stopped, SnapshotError::VolumeFull { .. }) {
-                    // Its room is needed more, also for pruning.
+                    // Its space is needed, also for pruning.
                     begun.withdraw();
                 }
                 synced.and_then(|()| self.sync())?;
@@ -305,8 +308,8 @@ impl Run<'_> {
         }
     }
 
-    /// Whether rsync copied what it should have linked. Further attempts and comparisons by content have
-    /// reasons of their own.
+    /// Whether rsync copied files that it should have linked. Not checked after further attempts or a
+    /// comparison by content, which copy for reasons of their own.
     fn unchanged_copied(&self, outcome: &Outcome, tree: &Path) -> Option<Warning> {
         if outcome.counts_unknown || self.recent.all || self.spec.checksum {
             return None;
@@ -317,7 +320,7 @@ impl Run<'_> {
         (files > 0).then_some(Warning::UnchangedCopied { files })
     }
 
-    /// Walks ahead of rsync in the trees that it links from.
+    /// Starts a scout for the trees that rsync links from.
     fn scout(&self) -> Option<Scout> {
         let root = crate::walk::open_folder_at(&self.folder.job.path).ok()?;
         let in_tree = |folder: &Folder| {
@@ -347,8 +350,8 @@ impl Run<'_> {
         }
     }
 
-    /// Whether what rsync made deserves a name.
-    fn verdict(&self, outcome: &Outcome, inflight: Folder) -> Result<(), SnapshotError> {
+    /// Whether the tree that rsync made may become a snapshot.
+    fn check_outcome(&self, outcome: &Outcome, inflight: Folder) -> Result<(), SnapshotError> {
         match &outcome.ended {
             Ended::Whole | Ended::WithUnread => {}
             Ended::Cancelled => return Err(SnapshotError::Cancelled),
@@ -357,7 +360,7 @@ impl Run<'_> {
                     kind: full.kind,
                     free_bytes: full.free_bytes,
                     free_inodes: full.free_inodes,
-                    object: self.made(outcome, inflight).no_room_for(),
+                    object: self.made(outcome, inflight).file_that_did_not_fit(),
                 });
             }
             Ended::Because(_) => {
@@ -367,15 +370,15 @@ impl Run<'_> {
                     messages: outcome.messages.clone(),
                 });
             }
-            Ended::InTheWay(folder) => {
+            Ended::Conflict(folder) => {
                 return Err(SnapshotError::RsyncFailed {
                     ended: "stopped".to_owned(),
-                    first_message: format!("the folder {folder} is in the way"),
+                    first_message: format!("the folder {folder} is where a file should go"),
                     messages: outcome.messages.clone(),
                 });
             }
             Ended::Failed { ended, message } => {
-                // The reason behind the reason, where there is one.
+                // A changed source explains the failure better than rsync's message.
                 self.sources.check_again()?;
                 return Err(SnapshotError::RsyncFailed {
                     ended: ended.clone(),
@@ -390,7 +393,7 @@ impl Run<'_> {
             let below = source.path.strip_prefix("/").unwrap_or(&source.path);
             crate::long_path::lstat(&tree.join(below)).is_ok()
         };
-        // A folder that could not be listed is there, and empty.
+        // A folder that could not be listed exists in the tree, and is empty.
         let has_some = |source: &Source| {
             let below = source.path.strip_prefix("/").unwrap_or(&source.path);
             let path = escape_path(&source.path);
@@ -399,7 +402,7 @@ impl Run<'_> {
             is_there(source) && !(outcome.unread.names.contains(&path) && is_empty())
         };
         if outcome.ended == Ended::WithUnread && !self.sources.list.iter().any(has_some) {
-            // A snapshot of nothing would look like one.
+            // A snapshot of nothing must not look like a good one.
             return Err(SnapshotError::RsyncFailed {
                 ended: "nothing was copied".to_owned(),
                 first_message: outcome.messages.names.first().cloned().unwrap_or_default(),
@@ -408,7 +411,7 @@ impl Run<'_> {
         }
         for source in &self.sources.list {
             let there = is_there(source);
-            // One that could not be read is named as that.
+            // A source that could not be read is reported as unread.
             let unread = &outcome.unread;
             let mut names = unread.names.iter().map(|name| unescape_path(name));
             let is_unread = names.any(|name| name.starts_with(&source.path))
@@ -435,11 +438,11 @@ impl Run<'_> {
         }
     }
 
-    /// The tree and its record are durable, or become so in the journal's order before what is done
-    /// here ([`copied_nothing`]): names it and points `latest` to it. What is done here
-    /// becomes durable in its order, by the journal; one sync at the end makes it so and tells of
-    /// errors. Each sync costs several of the volume's epochs, which a slow line carries one by
-    /// one.
+    /// Gives the tree its name and points `latest` to it. The tree and its record are durable, or become
+    /// durable before these changes, in the order of the journal ([`copied_nothing`]). The changes here
+    /// become durable in their order, too. One sync at the end makes them durable and reports errors.
+    /// Not more syncs: each one costs several of the volume's epochs, which a slow connection sends one
+    /// by one.
     fn finish(
         &self,
         mut record: RunRecord,
@@ -449,7 +452,7 @@ impl Run<'_> {
         progress(Progress::begin(Phase::Naming));
         self.folder
             .inflight_becomes(self.name, Folder::Named(self.name))?;
-        // The snapshot has its name: what fails from here on takes nothing of it back.
+        // The snapshot has its name. A failure from here on does not remove it.
         match self.folder.point_latest(self.name) {
             Ok(true) => {}
             Ok(false) => record.warnings.push(Warning::LatestLeftAlone),
@@ -460,10 +463,10 @@ impl Run<'_> {
         checkpoint::forget(&self.folder.state, self.name);
         self.sync()?;
         progress(Progress::begin(Phase::Removing));
-        // As below.
+        // A failure is treated as below.
         let partials = self.folder.partials().unwrap_or_default();
         for partial in &partials {
-            // The snapshot is made; what can't be removed now is removed by the next run.
+            // The snapshot is finished. What can't be removed now is removed by the next run.
             if let Err(e) = self.folder.remove(*partial, cancel) {
                 record.warnings.push(Warning::LeftoverKept {
                     folder: partial.to_string(),
@@ -488,7 +491,7 @@ impl Run<'_> {
     /// Keeps an interrupted tree for the next run. Its content is durable.
     fn keep_partial(&self, record: &RunRecord) -> Result<(), SnapshotError> {
         if !self.remove_if_empty() {
-            // On a full volume there may be no room for it; the tree matters more.
+            // A full volume may have no space for the record. The tree matters more.
             let _ = self.folder.write_record(record);
             self.folder
                 .inflight_becomes(self.name, Folder::Partial(self.name))?;
@@ -497,15 +500,15 @@ impl Run<'_> {
         self.sync()
     }
 
-    /// After an error that leaves nothing to be recorded: the next run takes up what was copied. What can't be
-    /// made durable now it copies again.
+    /// Keeps the tree after an error that leaves nothing to record. The next run uses what was copied,
+    /// and copies again what can't be made durable now.
     fn keep_inflight(&self) {
         if !self.remove_if_empty() {
             let _ = checkpoint::make(&self.folder.state, self.name);
         }
     }
 
-    /// Succeeds only if nothing was copied.
+    /// Removes the tree if nothing was copied. Returns whether it did.
     fn remove_if_empty(&self) -> bool {
         let inflight = Folder::Inflight(self.name).to_string();
         std::fs::remove_dir(self.folder.job.path.join(inflight)).is_ok()
@@ -524,9 +527,9 @@ impl Run<'_> {
         let is_wanted = |path: &Path| {
             let mut sources = self.sources.list.iter();
             sources.any(|source| path.starts_with(&source.path))
-                && !automounts::is_plainly_left_out(self.spec, path)
+                && !automounts::is_clearly_excluded(self.spec, path)
         };
-        let (before, any) = begun.go_on(
+        let (before, any) = begun.append_rest(
             &self.folder,
             &self.rsync,
             invocation,
@@ -550,7 +553,7 @@ impl Run<'_> {
         Ok(outcome)
     }
 
-    /// Runs rsync into the new tree, again where one file ended it.
+    /// Runs rsync into the new tree, and again after a single file made it fail.
     fn attempt(
         &self,
         invocation: &Invocation,
@@ -569,7 +572,7 @@ impl Run<'_> {
         attempts.run(invocation, progress, cancel)
     }
 
-    /// Lists the files that the next run must compare.
+    /// Lists the files that the next run must compare by content.
     fn note_recent(&self, outcome: &Outcome) -> Result<(), SnapshotError> {
         recent::write(&self.folder.state, self.name, &outcome.recent).map_err(|source| {
             SnapshotError::Volume {
@@ -620,7 +623,7 @@ impl Run<'_> {
                 })
                 .chain(self.copy.iter().map(|copy| LinkedFrom {
                     folder: escape_path(&copy.copy),
-                    kind: EntryKind::ByHand,
+                    kind: EntryKind::Adopted,
                 }))
                 .collect(),
             mounts: Vec::new(),
@@ -638,9 +641,10 @@ impl Run<'_> {
     }
 }
 
-/// Whether the tree is folders, links and inodes alone. All of these are in the journal, of which no
-/// power cut ever leaves a later part without the earlier: a name that is there has its tree. The
-/// content of files is not in it, and needs a sync before the name. Without counts nothing is known.
+/// Whether the tree consists only of folders, links and inodes. All of these are in the journal, and
+/// after a power cut the journal never has a later change without the earlier ones: if the name exists,
+/// the tree does. File content is not in the journal, and needs a sync before the name. Without counts
+/// this is unknown, and the answer is no.
 fn copied_nothing(outcome: &Outcome) -> bool {
     let stats = &outcome.stats;
     !outcome.counts_unknown

@@ -1,13 +1,13 @@
-//! File names as printable text and back: bytes that are no printable UTF-8 become `\#ooo`.
+//! Converts file names to printable text and back: bytes that are not printable UTF-8 become `\#ooo`.
 //!
-//! This is rsync's own way of writing names in its messages, so that both read alike. A backslash
-//! is written as itself unless `#` and three octal digits follow it.
+//! rsync writes names in its messages in the same way. A backslash is written as itself unless `#` and
+//! three octal digits follow it.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// Writes a file name or path so that it fits in JSON and on a terminal.
+/// Writes a file name or path as text for JSON and for a terminal.
 #[must_use]
 pub fn escape_name(name: &[u8]) -> String {
     let mut text = String::with_capacity(name.len());
@@ -39,7 +39,7 @@ pub fn escape_name(name: &[u8]) -> String {
     text
 }
 
-/// Reads what [`escape_name`] or rsync wrote.
+/// Parses what [`escape_name`] or rsync wrote.
 #[must_use]
 pub fn unescape_name(text: &str) -> Vec<u8> {
     let bytes = text.as_bytes();
@@ -96,7 +96,7 @@ pub(crate) fn unescape_path(text: &str) -> PathBuf {
     PathBuf::from(OsStr::from_bytes(&unescape_name(text)))
 }
 
-/// serde: a path as escaped text, so that names which are no UTF-8 survive JSON.
+/// serde: a path as escaped text, so that names that are not UTF-8 can be in JSON.
 pub(crate) mod path_text {
     use serde::{Deserialize, Deserializer, Serializer};
     use std::path::{Path, PathBuf};
@@ -155,7 +155,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn names_are_written_as_rsync_writes_them() {
+    fn names_are_escaped_like_rsync_does() {
         assert_eq!(escape_name(b"a\nb"), "a\\#012b");
         assert_eq!(escape_name(b"\xff"), "\\#377");
         assert_eq!(escape_name("ü\\x".as_bytes()), "ü\\x");
@@ -165,14 +165,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_name_comes_back(name in prop::collection::vec(any::<u8>(), 0..40)) {
+        fn every_name_is_restored_by_unescape(name in prop::collection::vec(any::<u8>(), 0..40)) {
             let text = escape_name(&name);
             prop_assert!(!text.chars().any(char::is_control));
             prop_assert_eq!(unescape_name(&text), name);
         }
 
         #[test]
-        fn every_name_with_backslashes_comes_back(name in "[\\\\#0-7a]{0,20}") {
+        fn every_name_with_backslashes_is_restored_by_unescape(name in "[\\\\#0-7a]{0,20}") {
             prop_assert_eq!(unescape_name(&escape_name(name.as_bytes())), name.into_bytes());
         }
     }

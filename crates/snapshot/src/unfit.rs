@@ -1,8 +1,8 @@
-//! Files that the volume can't hold with all their attributes, because they are too large or refused.
+//! Files whose attributes the volume can't store, because they are too large or refused.
 //!
-//! rsync compares such a file with the one in the snapshot before, finds a difference that it can't
-//! mend, and stores its content once more in each run. Where the source has not changed at all since
-//! that snapshot, the file is linked from there instead, and reported as before.
+//! rsync compares such a file with the one in the previous snapshot, finds a difference that it can't
+//! fix, and stores the content again in each run. If the source is unchanged since that snapshot, the
+//! file is linked from there instead, and reported as before.
 
 use std::fs::Metadata;
 use std::os::fd::AsFd;
@@ -20,19 +20,19 @@ use crate::sources::Sources;
 use crate::spec::SnapshotSpec;
 use crate::text::{escape_path, unescape_path};
 
-/// A file near the limit of its file system gets no further name (65,000 in ext4).
+/// A file with more names gets no further one. The limit of ext4 is 65,000.
 const LINKS_MAX: u64 = 60_000;
 
-/// Files that rsync need not try again.
+/// Files that rsync need not copy again.
 #[derive(Debug, Default)]
 pub(crate) struct Unfit {
     /// The snapshot that has them, relative to the job's folder.
     from: PathBuf,
     /// Relative to the root.
     paths: Vec<PathBuf>,
-    /// The attributes are too large; else they were refused.
+    /// Whether their attributes are too large. Otherwise they were refused.
     too_large: bool,
-    /// What rsync said of them.
+    /// rsync's messages about them.
     messages: Vec<String>,
 }
 
@@ -53,7 +53,7 @@ impl Unfit {
         let has = |wanted: fn(&Warning) -> bool| record.warnings.iter().any(wanted);
         let too_large = has(|warning| matches!(warning, Warning::AttributesTooLarge { .. }));
         let refused = has(|warning| matches!(warning, Warning::AttributesRefused { .. }));
-        // Another set of patterns might leave them out.
+        // Other patterns might exclude them.
         if !(too_large || refused) || spec.checksum || !is_same_job(&record, sources, spec) {
             return Self::default();
         }
@@ -80,14 +80,14 @@ impl Unfit {
         }
     }
 
-    /// Keeps rsync away from them.
+    /// Excludes them from rsync's run.
     pub(crate) fn leave_out_of(&self, invocation: &mut Invocation) {
         for path in &self.paths {
             invocation.leave_out(&Path::new("/").join(path));
         }
     }
 
-    /// Links them into the new tree, and has them reported.
+    /// Links them into the new tree, and reports them.
     pub(crate) fn link(&self, job: &JobFolder, tree: &Path, outcome: &mut Outcome) {
         if !matches!(outcome.ended, Ended::Whole | Ended::WithUnread) {
             return;
@@ -97,7 +97,7 @@ impl Unfit {
         }
         for path in &self.paths {
             let parent = path.parent().unwrap_or(Path::new(""));
-            // A folder that is gone by now has no files.
+            // If the folder is gone, so are its files.
             let Ok(folder) = crate::walk::open_folder_at(&tree.join(parent)) else {
                 continue;
             };
@@ -120,14 +120,14 @@ impl Unfit {
             }
             let named = escape_path(&tree.join(path));
             match linked {
-                // A source that is a file itself: no pattern keeps rsync from it.
+                // It is a source itself: no pattern excludes it from rsync's run.
                 Err(rustix::io::Errno::EXIST) => continue,
                 Ok(()) if self.too_large => outcome.attributes_lost.push(named),
                 Ok(()) => outcome.attributes_refused.push(named),
                 Err(error) => {
                     let source = escape_path(&Path::new("/").join(path));
                     let why =
-                        format!("{source}: can't be linked from the snapshot before: {error}");
+                        format!("{source}: can't be linked from the previous snapshot: {error}");
                     outcome.messages.push(why);
                     outcome.unread.push(source);
                 }
@@ -150,7 +150,7 @@ fn is_same_job(record: &RunRecord, sources: &Sources, spec: &SnapshotSpec) -> bo
         && !spec.one_file_system
 }
 
-/// Whether all is equal but the attributes that were lost. A file with hard links is rsync's.
+/// Whether everything but the lost attributes is equal. A file with hard links is left to rsync.
 fn is_same(source: &Metadata, kept: &Metadata) -> bool {
     let looks = |about: &Metadata| {
         (

@@ -1,17 +1,17 @@
-//! Notices an rsync that copies what it should link. Some distributions' back-ports of rsync's fixes
-//! of 2026 ignore `--link-dest` without an error (RsyncProject/rsync issue 915): every file is then
-//! copied again by each run, and the disk is full after some.
+//! Detects an rsync that copies files which it should link. Some distributions' back-ports of rsync's
+//! fixes of 2026 ignore `--link-dest` without an error (RsyncProject/rsync issue 915). Each run copies
+//! every file again then, and the disk is soon full.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::record::NameList;
+use crate::name_list::NameList;
 use crate::text::unescape_path;
 
-/// So many of the files that a run copied are compared.
+/// How many of the files that a run copied are compared.
 pub(crate) const COMPARED_MAX: usize = 1000;
-/// Fewer prove nothing: a check or a person may have had a reason.
+/// Fewer prove nothing: there may have been a reason to copy them.
 const UNCHANGED_MIN: u64 = 3;
 /// One in so many must be such a file.
 const UNCHANGED_SHARE: u64 = 10;

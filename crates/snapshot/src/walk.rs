@@ -1,8 +1,8 @@
-//! Walks and removes trees on the volume, however deep they are, without following a symbolic link.
+//! Walks and removes trees on the volume, of any depth, without following symbolic links.
 //!
-//! Every path is given relative to the tree's own folder. rsync works from within the tree too and
-//! refuses longer paths than `PATH_MAX`, so all that it made can be named so; and neither the
-//! stack nor the number of open files grows with the depth.
+//! Every path is relative to the tree's own folder. rsync works from within the tree, too, and refuses
+//! paths longer than `PATH_MAX`, so every file that it made has such a path. Neither the stack nor the
+//! number of open files grows with the depth.
 
 use std::ffi::CStr;
 use std::io;
@@ -13,12 +13,12 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat, openat, statat, unlinkat};
 use rustix::io::Errno;
 
-use crate::spec::Cancel;
+use crate::cancel::Cancel;
 
 const LISTED_BYTES: usize = 32 << 10;
 const INTERRUPTED_MAX: u32 = 3;
 
-/// Opens a folder itself: not what a symbolic link of that name points to.
+/// Opens a folder. Fails if the name is a symbolic link to one.
 pub(crate) fn open_folder(at: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(openat(at, path, flags, Mode::empty())?)
@@ -29,8 +29,8 @@ pub(crate) fn open_folder_at(path: &Path) -> io::Result<OwnedFd> {
     open_folder(rustix::fs::CWD, path)
 }
 
-/// The names in the folder `path` of `root`, without `.` and `..`, and their types where the file
-/// system tells them.
+/// The names in the folder `path` of `root`, without `.` and `..`, and their types if the file system
+/// reports them.
 pub(crate) fn names_in(root: BorrowedFd<'_>, path: &Path) -> io::Result<Vec<(PathBuf, FileType)>> {
     let folder = open_folder(root, path)?;
     let mut names = Vec::new();
@@ -42,7 +42,7 @@ pub(crate) fn names_in(root: BorrowedFd<'_>, path: &Path) -> io::Result<Vec<(Pat
             Ok(entry) => entry,
             // The folder was removed meanwhile.
             Err(Errno::NOENT) => break,
-            // Not for ever: a file system behind a program may answer so each time.
+            // Limited, because a FUSE file system may answer so each time.
             Err(Errno::INTR) if interrupted < INTERRUPTED_MAX => {
                 interrupted += 1;
                 continue;
@@ -66,20 +66,35 @@ pub(crate) fn is_folder(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::Directory
 }
 
-/// Removes everything below the folder `root`, not the folder itself. Stops early when `cancel`
-/// says so, and then returns false. May be called again on what a first call left.
-pub(crate) fn remove_content(root: BorrowedFd<'_>, cancel: &Cancel) -> io::Result<bool> {
-    remove_content_telling(root, cancel, &mut |_| {})
+/// Whether an entry of [`names_in`] at `path` is a folder. Asks for the type where the file system did
+/// not report it.
+pub(crate) fn entry_is_folder(
+    root: BorrowedFd<'_>,
+    path: &Path,
+    kind: FileType,
+) -> io::Result<bool> {
+    Ok(match kind {
+        FileType::Directory => true,
+        FileType::Unknown => is_folder(&statat(root, path, AtFlags::SYMLINK_NOFOLLOW)?),
+        _ => false,
+    })
 }
 
-/// As [`remove_content`], and tells after each folder how many names are gone so far.
-pub(crate) fn remove_content_telling(
+/// Removes everything below the folder `root`, not the folder itself. Stops when `cancel` is set, and
+/// returns false then. A second call continues.
+pub(crate) fn remove_content(root: BorrowedFd<'_>, cancel: &Cancel) -> io::Result<bool> {
+    remove_content_reporting(root, cancel, &mut |_| {})
+}
+
+/// As [`remove_content`]. Reports after each folder how many names are removed so far.
+pub(crate) fn remove_content_reporting(
     root: BorrowedFd<'_>,
     cancel: &Cancel,
-    tell: &mut dyn FnMut(u64),
+    report: &mut dyn FnMut(u64),
 ) -> io::Result<bool> {
     let mut removed = 0_u64;
-    // A folder is pushed again before what it holds, so that it is found empty the second time.
+    // A folder is pushed again before its entries, so that it is empty when it is popped the second
+    // time.
     let mut todo: Vec<(PathBuf, bool)> = vec![(PathBuf::from("."), false)];
     while let Some((path, emptied)) = todo.pop() {
         if cancel.is_cancelled() {
@@ -90,19 +105,14 @@ pub(crate) fn remove_content_telling(
                 unlinkat(root, &path, AtFlags::REMOVEDIR)?;
                 removed += 1;
             }
-            tell(removed);
+            report(removed);
             continue;
         }
         let names = names_in(root, &path)?;
         todo.push((path.clone(), true));
         for (name, kind) in names {
             let below = path.join(name);
-            let folder = match kind {
-                FileType::Directory => true,
-                FileType::Unknown => is_folder(&statat(root, &below, AtFlags::SYMLINK_NOFOLLOW)?),
-                _ => false,
-            };
-            if folder {
+            if entry_is_folder(root, &below, kind)? {
                 todo.push((below, false));
             } else {
                 unlinkat(root, &below, AtFlags::empty())?;
@@ -113,11 +123,12 @@ pub(crate) fn remove_content_telling(
     Ok(true)
 }
 
-/// Removes from the tree below `root` the names of all regular files whose inode changed at or
-/// after `from_ns` (nanoseconds since 1970, by the file system's own clock). Returns how many.
+/// Removes from the tree below `root` the names of all regular files whose inode changed at or after
+/// `from_ns` (nanoseconds since 1970, by the file system's own clock). Returns how many, or `None` if it
+/// was cancelled.
 ///
-/// Only names are removed: where such an inode has another name in an older snapshot, its content
-/// and attributes stay as they are.
+/// Only names are removed. If such an inode has another name in an older snapshot, its content and
+/// attributes stay as they are.
 pub(crate) fn remove_files_changed_since(
     root: BorrowedFd<'_>,
     from_ns: i128,
@@ -172,7 +183,8 @@ pub(crate) fn change_time_ns(stat: &Stat) -> i128 {
     i128::from(stat.st_ctime) * 1_000_000_000 + i128::from(stat.st_ctime_nsec)
 }
 
-/// Whether the folder `root` holds anything but folders; gives up with "yes" after `folders_max`.
+/// Whether the folder `root` contains anything but folders. Returns true, too, if it has more than
+/// `folders_max` folders.
 pub(crate) fn holds_a_file(root: &OwnedFd, folders_max: usize) -> io::Result<bool> {
     let mut todo = vec![PathBuf::from(".")];
     let mut folders = 0;
@@ -183,18 +195,12 @@ pub(crate) fn holds_a_file(root: &OwnedFd, folders_max: usize) -> io::Result<boo
         }
         let names = match names_in(root.as_fd(), &path) {
             Ok(names) => names,
-            // What can't be looked into is rsync's to report.
+            // rsync reports what can't be read.
             Err(_) => return Ok(true),
         };
         for (name, kind) in names {
             let below = path.join(name);
-            let folder = match kind {
-                FileType::Directory => true,
-                FileType::Unknown => statat(root, &below, AtFlags::SYMLINK_NOFOLLOW)
-                    .is_ok_and(|stat| is_folder(&stat)),
-                _ => false,
-            };
-            if !folder {
+            if !entry_is_folder(root.as_fd(), &below, kind).unwrap_or(false) {
                 return Ok(true);
             }
             todo.push(below);
@@ -209,7 +215,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn a_tree_deeper_than_the_longest_path_is_removed_and_links_are_not_followed() {
+    fn remove_content_handles_deep_trees_and_follows_no_links() {
         let dir = tempfile::tempdir().unwrap();
         let outside = dir.path().join("outside");
         fs::create_dir(&outside).unwrap();
@@ -231,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn only_files_changed_since_the_checkpoint_lose_their_names() {
+    fn only_files_changed_since_the_checkpoint_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("sub")).unwrap();
         fs::write(dir.path().join("sub/old"), "x").unwrap();

@@ -59,7 +59,7 @@ fn table(report: &PruneReport, args: &PruneArgs, server_is_low: bool) -> String 
     let (target, dry_run) = (&args.target, args.dry_run);
     let mut rows = vec![["SNAPSHOT", "WHAT", "WHY"].map(str::to_owned).to_vec()];
     for pruned in &report.snapshots {
-        let what = match (pruned.verdict.keep.is_empty(), dry_run) {
+        let what = match (pruned.decision.keep.is_empty(), dry_run) {
             (false, _) => "kept",
             // Without any rule nothing goes.
             (true, _) if args.rules().is_empty() => "kept",
@@ -67,7 +67,7 @@ fn table(report: &PruneReport, args: &PruneArgs, server_is_low: bool) -> String 
             (true, true) => "would go",
         };
         rows.push(vec![
-            pruned.verdict.name.to_string(),
+            pruned.decision.name.to_string(),
             what.to_owned(),
             why(pruned, args),
         ]);
@@ -84,7 +84,7 @@ fn table(report: &PruneReport, args: &PruneArgs, server_is_low: bool) -> String 
             text::harmless(&interrupted(tree)),
         ]);
     }
-    let gone = |pruned: &&Pruned| !args.rules().is_empty() && pruned.verdict.keep.is_empty();
+    let gone = |pruned: &&Pruned| !args.rules().is_empty() && pruned.decision.keep.is_empty();
     let count = report.snapshots.iter().filter(gone).count() as u64;
     let mut said = text::table(&rows, &[]);
     let mut snapshots = text::counted(count, "snapshot", "snapshots");
@@ -132,7 +132,7 @@ fn interrupted(tree: &Interrupted) -> String {
 }
 
 fn why(pruned: &Pruned, args: &PruneArgs) -> String {
-    if pruned.verdict.keep.is_empty() {
+    if pruned.decision.keep.is_empty() {
         let rules = !args.rules().is_empty();
         return if rules {
             "no rule keeps it"
@@ -142,7 +142,7 @@ fn why(pruned: &Pruned, args: &PruneArgs) -> String {
         .to_owned();
     }
     let words: Vec<&str> = pruned
-        .verdict
+        .decision
         .keep
         .iter()
         .map(|reason| word(*reason))

@@ -120,8 +120,8 @@ impl Wanted {
 fn tell_state(context: &Context, report: &RestoreReport) {
     let snapshot = &report.snapshot;
     match report.kind {
-        EntryKind::Good => {}
-        EntryKind::Unread => {
+        EntryKind::Complete => {}
+        EntryKind::Incomplete => {
             let mut words = format!(
                 "{snapshot} lacks {} that could not be read when it was made",
                 text::counted(report.unread_count, "file", "files")
@@ -134,7 +134,7 @@ fn tell_state(context: &Context, report: &RestoreReport) {
         EntryKind::Partial | EntryKind::Inflight => context.output.warning(&format!(
             "{snapshot} is what an interrupted run made: files are missing or may be cut short"
         )),
-        EntryKind::ByHand => context.output.note(&format!(
+        EntryKind::Adopted => context.output.note(&format!(
             "{snapshot} was made by hand, and comes back as it is: sprat knows no more of it"
         )),
         _ => context.output.warning(&format!(

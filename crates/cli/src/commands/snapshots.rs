@@ -79,13 +79,13 @@ fn state(entry: &SnapshotEntry) -> String {
         .as_ref()
         .map_or(0, |record| record.unread.count);
     let state = match entry.kind {
-        EntryKind::Good => "whole".to_owned(),
-        EntryKind::Unread if unread == 0 => "incomplete: files vanished under way".to_owned(),
-        EntryKind::Unread => format!("{} unread", text::counted(unread, "file", "files")),
+        EntryKind::Complete => "whole".to_owned(),
+        EntryKind::Incomplete if unread == 0 => "incomplete: files vanished under way".to_owned(),
+        EntryKind::Incomplete => format!("{} unread", text::counted(unread, "file", "files")),
         EntryKind::Unrecorded => "no record (its files are there)".to_owned(),
         EntryKind::Partial => "interrupted; the next run goes on from it".to_owned(),
         EntryKind::Inflight => "running, or killed".to_owned(),
-        EntryKind::ByHand => "made by hand".to_owned(),
+        EntryKind::Adopted => "made by hand".to_owned(),
         _ => "unknown".to_owned(),
     };
     if entry.is_latest {
@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn folders_are_no_files_and_what_was_not_counted_is_no_number() {
-        let good = || entry("2026-11-26T13-21-01Z", EntryKind::Good, false);
+        let good = || entry("2026-11-26T13-21-01Z", EntryKind::Complete, false);
         let counted =
             json!({"files": 6, "regular_files": 2, "bytes_total": 8, "bytes_transferred": 8});
         let of_early_version = json!({"files": 6, "bytes_total": 8});
@@ -145,11 +145,11 @@ mod tests {
     #[test]
     fn every_state_has_its_words() {
         let entries = [
-            entry("2026-11-23T13-21-01Z", EntryKind::Good, false),
+            entry("2026-11-23T13-21-01Z", EntryKind::Complete, false),
             entry("2026-11-24T13-21-01Z", EntryKind::Unrecorded, true),
             entry("2026-11-25T13-21-01Z.partial", EntryKind::Partial, false),
             entry("x\u{1b}[2J.inflight", EntryKind::Inflight, false),
-            entry("home.2026-11-20", EntryKind::ByHand, false),
+            entry("home.2026-11-20", EntryKind::Adopted, false),
         ];
         insta::assert_snapshot!(table(&entries), @r"
         JOB   SNAPSHOT                      FILES  SIZE  COPIED  STATE

@@ -341,7 +341,7 @@ fn sources_missing_or_empty_make_no_snapshot() {
     sprat: job home failed
     Caused by:
       1: source [DIR]/nowhere: there is no such file or folder
-    Hint: Mount its disk, or take it out of the job. Nothing was changed.
+    Hint: Nothing was changed. Mount its disk, or remove the source from the job.
     ");
     assert_snapshot!(backup("empty").failed_with(1), @r"
     exit 1
@@ -349,7 +349,7 @@ fn sources_missing_or_empty_make_no_snapshot() {
     sprat: job home failed
     Caused by:
       1: source [DIR]/empty: is empty; is its disk mounted?
-    Hint: Mount it, or allow empty sources if that is how it should be. Nothing was changed.
+    Hint: Nothing was changed. Mount its disk, or allow empty sources if this one is meant to be empty.
     ");
     assert_snapshot!(machine.sprat(&["snapshots", CONTAINER]).whole(), @r"
     exit 0
@@ -412,13 +412,13 @@ fn job_snapshot_or_path_that_is_not_there() {
     exit 1
     --- stderr
     sprat: there is no job hom on this volume
-    Hint: Nothing was changed. `sprat snapshots` lists what there is.
+    Hint: Nothing was changed. Run `sprat snapshots` to list what there is.
     ");
     assert_snapshot!(restore("home/2001-01-01T00-00-00Z"), @r"
     exit 1
     --- stderr
     sprat: job home has no snapshot 2001-01-01T00-00-00Z
-    Hint: Nothing was changed. `sprat snapshots` lists what there is.
+    Hint: Nothing was changed. Run `sprat snapshots` to list what there is.
     ");
     let text = restore("home:/no/such/path");
     assert!(text.contains("has no /no/such/path"), "{text}");

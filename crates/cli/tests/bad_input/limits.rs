@@ -106,8 +106,8 @@ fn volume_full_harms_no_snapshot_and_the_next_run_goes_on() {
     --- stderr
     sprat: job home failed
     Caused by:
-      #: the volume has no room for [DIR]/src/large (# MiB free)
-    Hint: Older snapshots are whole, and what was copied is kept for the next run. Make the volume larger with `sprat grow`, or make room with `sprat prune`; where interrupted runs fill it, its --drop-interrupted removes what they copied.
+      #: the volume has no space for [DIR]/src/large (# MiB free)
+    Hint: Older snapshots are complete, and what was copied is kept for the next run. Enlarge the volume with `sprat grow`, or free space with `sprat prune`. If interrupted runs fill the volume, `sprat prune --drop-interrupted` removes what they copied.
     ");
     machine.write("src/large", noise(1 << 20, 3));
     let ran = machine.backup(&[]);

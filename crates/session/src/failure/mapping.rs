@@ -480,23 +480,125 @@ impl From<AttachError> for Failure {
 
 impl From<&SnapshotError> for Failure {
     fn from(error: &SnapshotError) -> Self {
-        let report = error.report();
-        let exit = match report.kind {
+        let exit = match error.kind() {
             SnapshotErrorKind::Usage => Exit::Usage,
             SnapshotErrorKind::Cancelled => Exit::Interrupted,
             SnapshotErrorKind::Busy => Exit::Locked,
             SnapshotErrorKind::Damaged => Exit::Damaged,
             _ => Exit::Failed,
         };
-        let mut failure = Self::new(exit, report.message);
-        failure.causes = report.causes;
+        let mut failure = Self::new(exit, error.to_string());
+        if let Some(source) = error.source() {
+            failure = failure.caused_by(source);
+        }
         // The first is in the message already.
-        failure
-            .causes
-            .extend(report.messages.names.into_iter().skip(1).take(10));
-        failure.hint = report.hint;
-        failure
+        let messages = error.messages().iter().skip(1).take(10);
+        failure.causes.extend(messages.cloned());
+        match snapshot_hint(error) {
+            Some(hint) => failure.with_hint(hint),
+            None => failure,
+        }
     }
+}
+
+fn snapshot_hint(error: &SnapshotError) -> Option<&'static str> {
+    Some(match error {
+        _ if error.kind() == SnapshotErrorKind::Damaged => {
+            "The file system in the container is damaged. Don't write to it. Run `sprat check \
+             --read-data` to see what is damaged; docs/recovery.md explains the repair."
+        }
+        SnapshotError::SourceEmpty { .. } => {
+            "Nothing was changed. Mount its disk, or allow empty sources if this one is meant to be \
+             empty."
+        }
+        SnapshotError::SourceMissing { .. } => {
+            "Nothing was changed. Mount its disk, or remove the source from the job."
+        }
+        SnapshotError::SourceChanged { .. } => {
+            "No snapshot was made; older snapshots are complete. Run it again when the source is in \
+             place."
+        }
+        SnapshotError::RsyncMissing { .. } => {
+            "Install rsync (3.1.3 or newer) with your package manager."
+        }
+        SnapshotError::RsyncFailed { .. } => {
+            "Older snapshots are complete. What was copied is kept, and the next run continues from \
+             there."
+        }
+        SnapshotError::StoodStill { .. } => {
+            "Older snapshots are complete. What was copied is kept, and the next run continues from \
+             there. Bring that file system back, unmount it, or exclude it from the job."
+        }
+        SnapshotError::VolumeFull { .. } => {
+            "Older snapshots are complete, and what was copied is kept for the next run. Enlarge the \
+             volume with `sprat grow`, or free space with `sprat prune`. If interrupted runs fill \
+             the volume, `sprat prune --drop-interrupted` removes what they copied."
+        }
+        SnapshotError::PatternRefused { .. } | SnapshotError::PatternLineRefused { .. } => {
+            "Nothing was changed. A pattern that begins with / matches a whole path, any other a \
+             name; rsync's manual has the rules."
+        }
+        SnapshotError::PatternFile { .. } => {
+            "Nothing was changed. Make it a readable file, or remove it from the job."
+        }
+        SnapshotError::DestinationConflicts { .. } => {
+            "The snapshot is unchanged. Move the folder away, restore to another place, or remove the \
+             folder with --delete."
+        }
+        SnapshotError::DeleteLosesExcluded { .. } => {
+            "Nothing was changed. Run with --dry-run to see which. Add --delete-excluded to delete \
+             them, or omit --delete."
+        }
+        SnapshotError::DeleteReachesContainer { .. } => {
+            "Nothing was changed. Omit --delete, or restore parts that don't contain the container \
+             file, with JOB:PATH."
+        }
+        SnapshotError::DeleteReachesOtherDisk { .. } => {
+            "Nothing was changed. Mount the disk that the snapshot has. To restore onto the present \
+             disk, omit --delete: its other files stay, and files of the same name are replaced."
+        }
+        SnapshotError::DeleteReachesMounts { .. } => {
+            "Nothing was changed. Unmount them, omit --delete, or restore parts that don't contain \
+             them, with JOB:PATH."
+        }
+        SnapshotError::DestinationIsOwn { .. } => {
+            "Nothing was changed. Restore it to another folder."
+        }
+        SnapshotError::NoSuchJob { .. } | SnapshotError::NoSuchSnapshot { .. } => {
+            "Nothing was changed. Run `sprat snapshots` to list what there is."
+        }
+        SnapshotError::NoSuchPath { .. } => {
+            "Nothing was changed. The path is the one in the source. Run `sprat mount` to browse the \
+             snapshots."
+        }
+        SnapshotError::Cancelled => {
+            "What was copied is kept, and the next run continues from there."
+        }
+        SnapshotError::CheckCancelled => {
+            "Nothing was changed. The same command continues where this one stopped."
+        }
+        SnapshotError::PruneCancelled => {
+            "All snapshots to be kept are complete. A snapshot whose removal had begun is gone; the \
+             next prune or backup removes the rest of it."
+        }
+        SnapshotError::RestoreFailed { .. } => {
+            "The snapshot is unchanged, and what was restored so far stays. Fix the cause; then the \
+             same command restores the rest."
+        }
+        SnapshotError::DestinationFull { .. } => {
+            "The snapshot is unchanged, and what was restored so far stays. Free some space; then \
+             the same command restores the rest."
+        }
+        SnapshotError::RestoreCancelled => {
+            "The snapshot is unchanged. The same command continues where this one stopped; with \
+             --trust-times it skips the comparison of what is already restored."
+        }
+        SnapshotError::RestoreDiffers { .. } => {
+            "The snapshot is unchanged. Either another program changes these files, or the disk does \
+             not store what is written to it. The same command restores them again."
+        }
+        _ => return None,
+    })
 }
 
 impl From<SnapshotError> for Failure {

@@ -1,4 +1,4 @@
-//! Finds every name of what is damaged: a file stands in each snapshot that links it.
+//! Finds every name of the damaged files: a file has a name in each snapshot that links it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -6,23 +6,23 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::long_path;
-use crate::record::NameList;
+use crate::name_list::NameList;
 use crate::text::escape_path;
 
-/// So many damaged files are looked for by their path in each snapshot, which is quick; more of
-/// them need a walk over everything anyway.
+/// How many damaged files are searched for by their path in each snapshot, which is quick. With more of
+/// them a walk over everything is needed anyway.
 const BY_PATH_MAX: usize = 1000;
 
-/// The names that were found, and how many links have names that were not.
+/// The names that were found, and how many links have names that were not found.
 #[derive(Debug, Default)]
 pub(super) struct Affected {
     pub(super) names: NameList,
     pub(super) links_left: u64,
 }
 
-/// Looks for `bad`, inodes with one name each, below `root`. Links stand at the same path of each
-/// snapshot, but for files that the source had under several names; only for those everything is
-/// walked over, and no longer than until `stop` says so.
+/// Finds the names of `bad` (inodes with one name each) below `root`. A file has the same path in each
+/// snapshot, unless the source had several names for it. Only for such files is everything walked, until
+/// `stop` returns true.
 pub(super) fn find(root: &Path, bad: &BTreeMap<u64, PathBuf>, stop: &dyn Fn() -> bool) -> Affected {
     let mut found = BTreeSet::new();
     let mut left = BTreeMap::new();
@@ -31,7 +31,7 @@ pub(super) fn find(root: &Path, bad: &BTreeMap<u64, PathBuf>, stop: &dyn Fn() ->
         left.insert(*inode, links);
     }
     for (inode, path) in bad.iter().take(BY_PATH_MAX) {
-        // Its own name is known without a look, which may fail.
+        // Its own name is known, even if it can't be examined.
         meet(path, *inode, &mut found, &mut left);
         for other in same_path_elsewhere(root, path) {
             if long_path::lstat(&other).is_ok_and(|stat| stat.ino() == *inode) {
@@ -61,7 +61,7 @@ fn meet(path: &Path, inode: u64, found: &mut BTreeSet<PathBuf>, left: &mut BTree
     }
 }
 
-/// `JOB/SNAPSHOT/path` in every other folder of the job.
+/// `JOB/SNAPSHOT/path` in all folders of the job.
 pub(crate) fn same_path_elsewhere(root: &Path, path: &Path) -> Vec<PathBuf> {
     let Ok(inside) = path.strip_prefix(root) else {
         return Vec::new();
@@ -72,7 +72,7 @@ pub(crate) fn same_path_elsewhere(root: &Path, path: &Path) -> Vec<PathBuf> {
     };
     let rest = parts.as_path();
     let folders = fs::read_dir(root.join(job)).into_iter().flatten().flatten();
-    // Not by `latest`, which is a link.
+    // `latest` is a link, and is skipped.
     folders
         .filter(|folder| folder.file_type().is_ok_and(|kind| kind.is_dir()))
         .map(|folder| folder.path().join(rest))

@@ -1,4 +1,4 @@
-//! Which files of a volume have content in given places of its device.
+//! Finds the files of a volume that have content in given byte ranges of its device.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
@@ -11,27 +11,27 @@ use rustix::fs::{CWD, OFlags};
 
 use super::affected;
 use super::known::Key;
+use crate::cancel::Cancel;
 use crate::long_path;
-use crate::record::NameList;
-use crate::spec::Cancel;
+use crate::name_list::NameList;
 use crate::suspects::{Suspect, Suspects};
 use crate::text::escape_path;
 
 /// The files that were found.
 #[derive(Debug, Clone, Default)]
 pub struct FilesOn {
-    /// Under each name in each snapshot, `JOB/SNAPSHOT/path`, escaped. A folder that could not be listed and
-    /// a file whose places are not known stand here too, each with the error behind its path: they may
-    /// have content there.
+    /// Every name in each snapshot, `JOB/SNAPSHOT/path`, escaped. Folders that can't be listed and files
+    /// whose extents are unknown are here, too, each with the error after its path: they may have
+    /// content in the ranges.
     pub names: NameList,
-    /// The list for backups could not be written.
+    /// Why the list of suspects could not be written.
     pub not_saved: Option<String>,
 }
 
-/// Finds the files of the volume at `root` that have content in `places`, byte ranges of its device
-/// in order, and notes them in the list `suspects`: backups read them from their source again.
-/// `extents` returns where a file's content lies; a file for which it fails counts as found. Where a
-/// cancel ends the search, what it found by then is returned.
+/// Finds the files of the volume at `root` that have content in `places` (sorted byte ranges of its
+/// device), and adds them to the list `suspects`: backups then read them from their source. `extents`
+/// returns where a file's content lies. A file for which it fails counts as found. If the search is
+/// cancelled, returns what it has found.
 pub fn files_on(
     root: &Path,
     places: &[Range<u64>],

@@ -1,7 +1,7 @@
-//! The checksums that this host keeps of the files in a volume, from one check to the next.
+//! The checksums of a volume's files, which this machine keeps from one check to the next.
 //!
-//! 8 bytes `sprtchk1`, the number of the present check (4 bytes), then entries of 20 bytes, all
-//! little endian, then a checksum of all before (8 bytes):
+//! The file has 8 bytes `sprtchk1`, the number of the present check (4 bytes), entries of 20 bytes, and a
+//! checksum of all that (8 bytes). Numbers are little endian. An entry:
 //!
 //! | bytes | |
 //! | --- | --- |
@@ -9,49 +9,51 @@
 //! | 8..16 | its content: the first 8 bytes of its SHA-256 |
 //! | 16..20 | the check that read it last |
 //!
-//! Names and contents can't be got back out of it. One that is damaged is begun anew.
+//! Names and content can't be reconstructed from it. A damaged file is replaced by an empty one.
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
 use openssl::sha::{Sha256, sha256};
 use serde::{Deserialize, Serialize};
 
+use crate::local_file;
+
 const MAGIC: &[u8; 8] = b"sprtchk1";
 const HEAD_BYTES: usize = 12;
 const ENTRY_BYTES: usize = 20;
-/// ext4 has no more inodes than 2^32; a volume with a hundred million files has 2 GB of them.
+/// The largest file that is read. ext4 has at most 2^32 inodes; a hundred million entries take 2 GB.
 const FILE_BYTES_MAX: u64 = 4 << 30;
 
-/// Which file, whatever its names.
+/// Identifies a file, whatever its names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Key(u64);
 
-/// A checksum of a file's content.
+/// The checksum of a file's content.
 pub(super) struct Hash(Sha256);
 
-/// What a checksum says.
+/// How a checksum compares with the known one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum ChecksumMatch {
     New,
     Same,
     Differs,
 }
 
-/// All that is known.
+/// All known checksums.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    /// The present check; its runs share the number.
+    /// The number of the present check. All runs of one check have the same.
     check: u32,
     files: HashMap<Key, (u64, u32)>,
 }
 
 impl Key {
-    /// An inode that was given to another file has another time of birth.
+    /// If an inode is used for another file, the time of birth changes.
     pub(crate) fn of(stat: &Metadata) -> Self {
         let born = stat.created().ok();
         let born = born.and_then(|born| born.duration_since(UNIX_EPOCH).ok());
@@ -80,7 +82,7 @@ impl Hash {
 }
 
 impl Known {
-    /// Reads what an earlier check left; nothing is known where nothing lies, or nothing usable.
+    /// Reads the checksums of earlier checks. A missing or damaged file counts as empty.
     pub(super) fn load(path: &Path) -> io::Result<Self> {
         let mut bytes = Vec::new();
         match File::open(path) {
@@ -111,40 +113,41 @@ impl Known {
         })
     }
 
-    /// Whether the present check has read it.
+    /// Whether the present check has read the file.
     pub(super) fn was_read(&self, key: Key) -> bool {
         matches!(self.files.get(&key), Some((_, check)) if *check == self.check)
     }
 
-    /// Notes a content. What was known of it first stays: damage doesn't become the truth.
-    pub(super) fn put(&mut self, key: Key, digest: u64) -> Verdict {
+    /// Compares a checksum with the known one. The first one known stays, so that damaged content never
+    /// becomes the reference.
+    pub(super) fn put(&mut self, key: Key, digest: u64) -> ChecksumMatch {
         match self.files.get_mut(&key) {
             None => {
                 self.files.insert(key, (digest, self.check));
-                Verdict::New
+                ChecksumMatch::New
             }
-            // As if the last check had read it: this check's next run tells it again, and no later
-            // check takes the damaged content for a new file's.
+            // Marked as read by the last check. So the next run of this check reports it again, and no
+            // later check takes the damaged content for that of a new file.
             Some((known, check)) if *known != digest => {
                 *check = self.check.wrapping_sub(1);
-                Verdict::Differs
+                ChecksumMatch::Differs
             }
             Some((_, check)) => {
                 *check = self.check;
-                Verdict::Same
+                ChecksumMatch::Same
             }
         }
     }
 
-    /// A file is there and can't be read: what was known of it stays known.
+    /// The file exists and can't be read. Its known checksum stays.
     pub(super) fn keep(&mut self, key: Key) {
         if let Some((_, check)) = self.files.get_mut(&key) {
             *check = self.check.wrapping_sub(1);
         }
     }
 
-    /// Writes it, whole or not at all. After a finished check the next one begins anew, and files
-    /// that were not met any more are forgotten.
+    /// Writes the file. If the check is finished, the next one begins, and files that no longer exist
+    /// are dropped.
     pub(super) fn save(&mut self, path: &Path, finished: bool) -> io::Result<()> {
         let mut content = MAGIC.to_vec();
         let next = if finished {
@@ -154,8 +157,8 @@ impl Known {
         };
         content.extend(next.to_le_bytes());
         for (key, (digest, check)) in &self.files {
-            // Met neither by this check nor by the last one. What was met and could not be read, or
-            // differed, counts as read by the last one.
+            // Found neither by this check nor by the last one. A file that was found and could not be
+            // read, or differed, counts as read by the last one.
             let old = self.check.wrapping_sub(*check) > 1;
             if !(finished && old) {
                 content.extend(key.0.to_le_bytes());
@@ -164,32 +167,14 @@ impl Known {
             }
         }
         content.extend(first_eight(&sha256(&content)).to_le_bytes());
-        let folder = path.parent().unwrap_or(Path::new("."));
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)?;
-        let fresh = path.with_extension("new");
-        match std::fs::remove_file(&fresh) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = File::options()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&fresh)?;
-        file.write_all(&content)?;
-        file.sync_all()?;
-        std::fs::rename(&fresh, path)?;
-        File::open(folder)?.sync_all()
+        local_file::replace(path, &content)
     }
 }
 
-/// Has a container's checks begin with what those of a copy of it know, in a file of its own.
-/// Nothing counts as read by the check that begins.
+/// Copies the checksums of a container's copy for the container itself. The check that begins counts
+/// nothing as read.
 pub fn begin_known_from(copy: &Path, own: &Path) -> io::Result<()> {
-    // As after that check's end, so that another one begins.
+    // As at the end of that check, so that a new one begins.
     Known::load(copy)?.save(own, true)
 }
 
@@ -202,27 +187,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_read_is_known_until_the_check_is_over_and_its_checksum_after_that() {
+    fn read_files_are_known_during_a_check_and_their_checksums_later() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("checks/x.sums");
         let mut known = Known::load(&path).unwrap();
-        assert_eq!(known.put(Key(1), 10), Verdict::New);
+        assert_eq!(known.put(Key(1), 10), ChecksumMatch::New);
         known.save(&path, false).unwrap();
         let mut known = Known::load(&path).unwrap();
         assert!(known.was_read(Key(1)) && !known.was_read(Key(2)));
-        assert_eq!(known.put(Key(2), 20), Verdict::New);
+        assert_eq!(known.put(Key(2), 20), ChecksumMatch::New);
         known.save(&path, true).unwrap();
         let mut known = Known::load(&path).unwrap();
         assert!(!known.was_read(Key(1)));
-        assert_eq!(known.put(Key(1), 10), Verdict::Same);
-        assert_eq!(known.put(Key(2), 21), Verdict::Differs);
+        assert_eq!(known.put(Key(1), 10), ChecksumMatch::Same);
+        assert_eq!(known.put(Key(2), 21), ChecksumMatch::Differs);
         known.save(&path, true).unwrap();
         std::fs::write(&path, b"sprtchk1 torn").unwrap();
-        assert_eq!(Known::load(&path).unwrap().put(Key(1), 11), Verdict::New);
+        assert_eq!(
+            Known::load(&path).unwrap().put(Key(1), 11),
+            ChecksumMatch::New
+        );
     }
 
     #[test]
-    fn damage_is_damage_at_every_later_check() {
+    fn damage_is_reported_by_every_later_check() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.sums");
         let mut known = Known::load(&path).unwrap();
@@ -231,19 +219,23 @@ mod tests {
         known.save(&path, true).unwrap();
         for round in 0..5 {
             let mut known = Known::load(&path).unwrap();
-            assert_eq!(known.put(Key(1), 11), Verdict::Differs, "check {round}");
-            assert!(!known.was_read(Key(1)), "its next run tells it again");
-            // One that can't be read is there all the same.
+            assert_eq!(
+                known.put(Key(1), 11),
+                ChecksumMatch::Differs,
+                "check {round}"
+            );
+            assert!(!known.was_read(Key(1)), "its next run reports it again");
+            // A file that can't be read still exists.
             known.keep(Key(2));
             known.save(&path, true).unwrap();
         }
         let mut known = Known::load(&path).unwrap();
-        assert_eq!(known.put(Key(1), 10), Verdict::Same);
-        assert_eq!(known.put(Key(2), 21), Verdict::Differs);
+        assert_eq!(known.put(Key(1), 10), ChecksumMatch::Same);
+        assert_eq!(known.put(Key(2), 21), ChecksumMatch::Differs);
     }
 
     #[test]
-    fn a_file_that_two_checks_did_not_meet_is_forgotten() {
+    fn a_file_that_two_checks_did_not_find_is_dropped() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.sums");
         let mut known = Known::load(&path).unwrap();
@@ -252,6 +244,6 @@ mod tests {
             known.save(&path, true).unwrap();
             known = Known::load(&path).unwrap();
         }
-        assert_eq!(known.put(Key(1), 11), Verdict::New);
+        assert_eq!(known.put(Key(1), 11), ChecksumMatch::New);
     }
 }

@@ -1,4 +1,4 @@
-//! What a source has and its snapshot lacks: a dry run of rsync compares both trees, by names and kinds.
+//! What a source has and its snapshot lacks. A dry run of rsync compares both trees, by names and kinds.
 
 use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt;
@@ -10,18 +10,19 @@ use crate::job::JobFolder;
 use crate::long_path::lstat;
 use crate::mounts::pattern_with_ending;
 use crate::name::{JobName, SnapshotName};
+use crate::progress::Progress;
 use crate::recent;
 use crate::record::{ONE_FILE_SYSTEM, RunRecord, Warning};
 use crate::rsync::{
     Difference, Ended, ITEM_FORMAT, Invocation, Outcome, Rsync, Side, parse_difference,
 };
 use crate::sources::Sources;
-use crate::spec::{Progress, SnapshotSpec};
+use crate::spec::SnapshotSpec;
 use crate::text::{escape_path, unescape_path};
 
 impl Run<'_> {
-    /// Names what the snapshot that was compared lacks.
-    pub(super) fn name_lacking(&mut self, job: &JobName) {
+    /// Reports what the compared snapshot lacks.
+    pub(super) fn report_lacking(&mut self, job: &JobName) {
         if let Some(snapshot) = self.snapshot {
             self.report.lacking_unknown = self.compare_names(job, snapshot).err();
         }
@@ -47,10 +48,10 @@ impl Run<'_> {
             allow_empty: true,
             ..SnapshotSpec::new(job.clone(), asked_for(&record))
         };
-        let mut sources = Sources::look(&spec, self.root).map_err(|e| e.to_string())?;
+        let mut sources = Sources::check(&spec, self.root).map_err(|e| e.to_string())?;
         let new_disks = new_disks(&record, &sources.file_systems);
         for (place, _) in &new_disks {
-            // What lies at their top says whether the job's patterns let rsync in.
+            // The entries at its top show whether the job's patterns include it.
             let ending = if *place == Path::new("/") {
                 "*/*"
             } else {
@@ -61,7 +62,7 @@ impl Run<'_> {
                 .insert(0, pattern_with_ending(place, ending));
         }
         let mut arguments = vec!["-nrlD".into(), "--relative".into()];
-        // A folder may be in the way of a file.
+        // A folder may stand where the source has a file.
         arguments.extend(["--force", ITEM_FORMAT, "--outbuf=L"].map(Into::into));
         arguments.extend(sources.arguments(&spec));
         arguments.push(format!("./{snapshot}/").into());
@@ -70,24 +71,24 @@ impl Run<'_> {
         invocation.lists_changes = true;
         let so_far = self.so_far();
         let rsync = Rsync::find(&spec.rsync).map_err(|e| e.to_string())?;
-        let mut tell = |now: Progress| {
+        let mut report = |now: Progress| {
             (self.progress)(Progress {
                 still_s: now.still_s,
                 ..so_far
             });
         };
-        let outcome = rsync.run(&invocation, &mut tell, self.cancel);
+        let outcome = rsync.run(&invocation, &mut report, self.cancel);
         let outcome = outcome.map_err(|e| e.to_string())?;
         match &outcome.ended {
             Ended::Whole | Ended::WithUnread | Ended::Cancelled => {}
             Ended::Failed { ended, message } => return Err(format!("rsync: {ended}: {message}")),
             other => return Err(format!("rsync: {other:?}")),
         }
-        self.take_differences(&outcome, &format!("{job}/{snapshot}"), &record, &new_disks);
+        self.add_differences(&outcome, &format!("{job}/{snapshot}"), &record, &new_disks);
         Ok(())
     }
 
-    fn take_differences(
+    fn add_differences(
         &mut self,
         outcome: &Outcome,
         snapshot: &str,
@@ -109,7 +110,7 @@ impl Run<'_> {
                 }
                 Some(Difference::Missing(name)) => {
                     let path = path(name);
-                    // The innermost: a disk may be mounted in another one.
+                    // The innermost one: a disk may be mounted inside another one.
                     let on = new_disks.iter().enumerate();
                     let on = on.filter(|(_, (place, _))| path.starts_with(place));
                     if let Some((disk, _)) =
@@ -132,7 +133,7 @@ impl Run<'_> {
             let text = format!("{}: {} was not there", new.place, new.text());
             report.new_since.push(text);
         }
-        // More than can be examined.
+        // There are more than can be examined.
         report.lacking.count += outcome.changes.count - outcome.changes.names.len() as u64;
         for name in &outcome.unread.names {
             let text = format!("{name}: can't be listed");
@@ -141,7 +142,7 @@ impl Run<'_> {
     }
 }
 
-/// The sources that the run was asked for.
+/// The sources that the run was to back up.
 fn asked_for(record: &RunRecord) -> Vec<PathBuf> {
     let left_out = record.warnings.iter().filter_map(|warning| match warning {
         Warning::SourceLeftOut { path, .. } => Some(path),
@@ -151,14 +152,14 @@ fn asked_for(record: &RunRecord) -> Vec<PathBuf> {
     sources.map(|source| unescape_path(source)).collect()
 }
 
-/// File systems at places where the run met another one, or none, or that the job leaves out.
+/// File systems at places where the run found another one or none, or that the job excludes.
 fn new_disks(record: &RunRecord, now: &[FileSystem]) -> Vec<(PathBuf, FileSystem)> {
     let is_new = |now: &&FileSystem| {
         let met = record.file_systems.iter();
         let mut met = met.filter(|met| met.place == now.place);
         !met.any(|met| met.is_continued_by(now))
     };
-    // Records of older programs have none.
+    // Records of older versions have none.
     let known = !record.file_systems.is_empty();
     let new = now.iter().filter(|_| known).filter(is_new);
     new.map(|new| (unescape_path(&new.place), new.clone()))
@@ -166,8 +167,8 @@ fn new_disks(record: &RunRecord, now: &[FileSystem]) -> Vec<(PathBuf, FileSystem
 }
 
 /// Whether an object that the snapshot lacks may be younger than its run. Nobody can set a change time
-/// (ctime): making an object or moving it to another folder changes that of both the object and the
-/// folder. `None`: it is gone.
+/// (ctime). Creating an object, or moving it to another folder, changes the ctime of the object and of
+/// the folder. `None` if it is gone.
 fn is_new(path: &Path, from_s: i64, new_folders: &mut HashSet<PathBuf>) -> Option<bool> {
     let about = lstat(path).ok()?;
     let parent = path.parent()?;

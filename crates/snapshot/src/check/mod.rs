@@ -1,9 +1,10 @@
-//! Reads the files of a mounted volume, each inode once, and compares them with what is known.
+//! Reads the files of a mounted volume, each inode once, and compares them with known checksums or with
+//! their source.
 //!
-//! A disk that can't give a block back says so, and ext4's own structures have checksums. A block
-//! of a file that silently became another is seen by neither: the cipher decrypts it to noise. So
-//! a checksum of every file is remembered from one check to the next (a file in a snapshot never
-//! changes), or the files are compared with the live source.
+//! A disk reports a block that it can't read, and ext4's own structures have checksums. Neither detects
+//! a block of a file that silently changed: the cipher decrypts it to noise. So the checksum of every
+//! file is kept from one check to the next (a file in a snapshot never changes), or the files are
+//! compared with the live source.
 
 mod affected;
 mod blocks;
@@ -21,48 +22,50 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cancel::Cancel;
 use crate::error::SnapshotError;
 use crate::name::JobName;
-use crate::record::NameList;
-use crate::spec::{Cancel, LocalContainer, Progress};
+use crate::name_list::NameList;
+use crate::own_places::LocalContainer;
+use crate::progress::Progress;
 use crate::text::{escape_path, path_text, path_texts};
 pub(crate) use affected::same_path_elsewhere;
 pub use blocks::{FilesOn, files_on};
 pub(crate) use known::Key;
 use known::Known;
 pub use known::begin_known_from;
-use read::{Stop, Task, read_tasks};
+use read::{Task, read_tasks};
 use walk::Run;
 
-/// Files that are read at a time: on a slow line most of a small file's time is waiting.
+/// How many files are read at once. On a slow connection most of the time for a small file is waiting.
 const READERS: usize = 8;
-/// Files that wait to be read.
+/// How many files may wait to be read.
 const QUEUE: usize = 64;
 
-/// What is to be looked at.
+/// What to check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckSpec {
-    /// All files, or the files of one job's newest snapshot beside their sources.
+    /// All files, or those of one job's newest snapshot, compared with their source.
     pub what: CheckWhat,
-    /// The file on this host that keeps checksums from one check to the next.
+    /// The file on this machine that keeps the checksums.
     #[serde(with = "path_text")]
     pub known: PathBuf,
-    /// The file on this host that lists the files whose content is wrong. Backups read those from
-    /// their source.
+    /// The list of suspects on this machine: files whose content is wrong. Backups read them from their
+    /// source.
     #[serde(with = "path_text")]
     pub suspects: PathBuf,
-    /// After so long nothing more is begun; the next check goes on there. So that it gets on however
-    /// short this is, one file at least is begun that wasn't read yet, and files are for at least a
-    /// tenth of it from then on.
+    /// After this time no further file is begun. The next check continues there. So that there is
+    /// progress with any limit, at least one unread file is begun, and from then on files are read for
+    /// at least a tenth of this time.
     pub duration_max: Option<Duration>,
-    /// So much of it is over already: opening, and the file system's check.
+    /// How much of that time has passed already: for opening, and for the check of the file system.
     pub duration_over: Duration,
-    /// How often what was read is written to `known`, so that a lost line loses no more than this.
+    /// How often the checksums are written to `known`. A lost connection costs no more than this.
     pub note_interval: Duration,
-    /// Against a source: as in [`crate::SnapshotSpec::never_enter`].
+    /// For a comparison with the source: as in [`crate::SnapshotSpec::never_enter`].
     #[serde(default, with = "path_texts")]
     pub never_enter: Vec<PathBuf>,
-    /// Against a source: as in [`crate::SnapshotSpec::container`].
+    /// For a comparison with the source: as in [`crate::SnapshotSpec::container`].
     #[serde(default)]
     pub container: Option<LocalContainer>,
 }
@@ -77,62 +80,62 @@ pub enum CheckWhat {
     AgainstSource(JobName),
 }
 
-/// What was found. Names are `JOB/SNAPSHOT/path`, escaped.
+/// The result. Names are `JOB/SNAPSHOT/path`, escaped.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CheckReport {
-    /// Files read by this run; one of many links counts once.
+    /// Files read by this run. A file with several links counts once.
     pub files_read: u64,
     /// Their bytes.
     pub bytes_read: u64,
-    /// Files that this check's earlier runs had read.
+    /// Files that earlier runs of this check had read.
     pub files_before: u64,
-    /// Files of which a checksum was known from an earlier check.
+    /// Files with a checksum of an earlier check.
     pub files_known: u64,
-    /// Everything was looked at; else the next run goes on.
+    /// Whether everything was checked. Otherwise the next run continues.
     pub finished: bool,
     /// Files and folders that can't be read.
     pub unreadable: NameList,
-    /// Files whose content is not what it was at an earlier check, or not that of a source that
-    /// hasn't changed since.
+    /// Files whose content differs from an earlier check, or from a source that is unchanged since.
     pub damaged: NameList,
-    /// The same files, under each name in each snapshot.
+    /// Every name of these files in each snapshot.
     pub affected: NameList,
-    /// Names that they also have, for which time was too short.
+    /// How many further names they have that were not found in time.
     pub affected_left: u64,
-    /// Against a source: files that are the same there.
+    /// Compared with the source: files with the same content.
     pub same: u64,
-    /// Against a source: files that have changed there since the snapshot.
+    /// Compared with the source: files that changed after the snapshot.
     pub changed: NameList,
-    /// Against a source: files that differ without size or time telling, where the source was
-    /// touched since they were copied. Backups don't copy them again.
+    /// Compared with the source: files whose content differs although size and time are equal, and whose
+    /// source was touched since they were copied. Backups don't copy them again.
     pub missed: NameList,
-    /// Against a source: files that are no longer there.
+    /// Compared with the source: files that no longer exist there.
     pub gone: NameList,
-    /// Against a source: files and folders that can't be read there.
+    /// Compared with the source: files and folders that can't be read there.
     pub source_unreadable: NameList,
-    /// Against a source: files, folders and links that were there when the snapshot was begun, and that
-    /// it lacks, by their paths there. The sources and patterns are those of the snapshot's run.
+    /// Compared with the source: files, folders and links that the snapshot lacks although they existed
+    /// when it was begun, by their paths in the source. Sources and patterns are those of the snapshot's
+    /// run.
     pub lacking: NameList,
-    /// Against a source: what the snapshot lacks, too, and what may have been made, moved or mounted
-    /// there since.
+    /// Compared with the source: what the snapshot lacks and what may have been created, moved or
+    /// mounted after its run.
     pub new_since: NameList,
-    /// Against a source: why it is not known what the snapshot lacks.
+    /// Compared with the source: why it is unknown what the snapshot lacks.
     pub lacking_unknown: Option<String>,
-    /// Files on this machine that could not be written, and why: later checks and backups don't know
+    /// Files on this machine that could not be written, and why. Later checks and backups don't know
     /// what this check read and found.
     pub not_saved: Vec<String>,
 }
 
 impl CheckReport {
-    /// Whether anything in the volume is not as it should be.
+    /// Whether the volume is damaged.
     #[must_use]
     pub fn is_damaged(&self) -> bool {
         !self.unreadable.is_empty() || !self.damaged.is_empty()
     }
 }
 
-/// Looks at the volume mounted at `volume_root`, which nobody writes to.
+/// Checks the volume mounted at `volume_root`. Nothing may write to it meanwhile.
 pub fn check(
     volume_root: &Path,
     spec: &CheckSpec,
@@ -148,7 +151,7 @@ pub fn check(
         for _ in 0..READERS {
             let done_to = done_to.clone();
             let tasks = &tasks;
-            scope.spawn(move || read_tasks(tasks, &done_to, &Stop(cancel)));
+            scope.spawn(move || read_tasks(tasks, &done_to, cancel));
         }
         drop(done_to);
         let walked = match &spec.what {
@@ -157,20 +160,20 @@ pub fn check(
         };
         drop(tasks_to);
         for (task, outcome) in &done {
-            run.take(&task, outcome);
+            run.handle(&task, outcome);
         }
         walked
     });
     let finished = walked? && !run.left_any;
     run.report.finished = finished;
     if let (CheckWhat::AgainstSource(job), true) = (&spec.what, finished) {
-        run.name_lacking(job);
+        run.report_lacking(job);
     }
     if !cancel.is_cancelled() {
-        run.name_affected();
+        run.report_affected();
     }
-    // First: what was found is worth more than what need not be read again.
-    let noted = run.note_suspects();
+    // The suspects first: they are worth more than the checksums.
+    let noted = run.save_suspects();
     let saved = run.known.save(&spec.known, finished);
     run.report.not_saved = [(&spec.suspects, noted), (&spec.known, saved)]
         .into_iter()

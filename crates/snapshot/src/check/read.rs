@@ -1,4 +1,4 @@
-//! The threads of a check that read files, and what tells them to begin no more.
+//! The threads of a check that read files.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use super::known::{self, Key};
 use super::source::{self, Compared, Source};
+use crate::cancel::Cancel;
 use crate::long_path;
-use crate::spec::Cancel;
 
 const BUFFER_BYTES: usize = 1 << 20;
 
@@ -18,13 +18,13 @@ pub(super) struct Task {
     pub(super) path: PathBuf,
     pub(super) inode: u64,
     pub(super) key: Key,
-    /// Compare with this one.
+    /// The source to compare it with.
     pub(super) source: Option<Source>,
-    /// Not to be begun after this.
+    /// The file is not begun after this time.
     pub(super) until: Option<Instant>,
 }
 
-/// What became of one.
+/// The result for one file.
 pub(super) enum Outcome {
     Read {
         bytes: u64,
@@ -35,24 +35,15 @@ pub(super) enum Outcome {
         bytes: u64,
         is: Compared,
     },
-    /// Not begun in time, or not read to its end because somebody wished to stop.
+    /// It was not begun in time, or not read to its end because of a cancel.
     Left,
-}
-
-/// The wish to stop in the middle of a file.
-pub(super) struct Stop<'a>(pub(super) &'a Cancel);
-
-impl Stop<'_> {
-    pub(super) fn now(&self) -> bool {
-        self.0.is_cancelled()
-    }
 }
 
 /// Reads files until there are no more.
 pub(super) fn read_tasks(
     tasks: &Mutex<Receiver<Task>>,
     done: &Sender<(Task, Outcome)>,
-    stop: &Stop<'_>,
+    cancel: &Cancel,
 ) {
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
@@ -60,9 +51,10 @@ pub(super) fn read_tasks(
         let Ok(task) = next else { return };
         let late = task.until.is_some_and(|until| Instant::now() >= until);
         let outcome = match &task.source {
-            _ if late || stop.now() => None,
-            Some(source) => source::compare(&task.path, source, stop, &mut buffer),
-            None => read_whole(&task.path, stop, &mut buffer),
+            _ if late || cancel.is_cancelled() => None,
+            Some(source) => source::compare(&task.path, source, cancel, &mut buffer)
+                .map(|(bytes, is)| Outcome::Compared { bytes, is }),
+            None => read_whole(&task.path, cancel, &mut buffer),
         };
         if done.send((task, outcome.unwrap_or(Outcome::Left))).is_err() {
             return;
@@ -70,13 +62,13 @@ pub(super) fn read_tasks(
     }
 }
 
-/// `None`: stopped.
-fn read_whole(path: &Path, stop: &Stop<'_>, buffer: &mut [u8]) -> Option<Outcome> {
+/// `None` if it was cancelled.
+fn read_whole(path: &Path, cancel: &Cancel, buffer: &mut [u8]) -> Option<Outcome> {
     let mut read = || -> io::Result<Option<Outcome>> {
         let mut file = long_path::open_regular(path)?;
         let mut hash = known::Hash::new();
         let mut bytes = 0;
-        while !stop.now() {
+        while !cancel.is_cancelled() {
             match file.read(buffer) {
                 Ok(0) => {
                     let digest = hash.finish();

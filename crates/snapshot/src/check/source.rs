@@ -6,38 +6,38 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use super::read::{Outcome, Stop};
-use crate::long_path;
+use crate::cancel::Cancel;
+use crate::long_path::{self, size_and_time};
 use crate::name::SnapshotName;
 
-/// The live file that belongs to a snapshot's.
+/// The live file that belongs to a file of a snapshot.
 pub(super) struct Source {
     pub(super) path: PathBuf,
     /// See [`read_after`].
     pub(super) read_after_s: Option<i64>,
 }
 
-/// How the two stand to each other.
+/// The result of the comparison.
 pub(super) enum Compared {
-    /// Byte for byte.
+    /// They are equal, byte for byte.
     Same,
-    /// The source was changed after the snapshot, by its size or its modification time.
+    /// Size or modification time of the source changed after the snapshot.
     Changed,
-    /// It differs, and neither size nor time tells; it was touched since it was copied. Backups
-    /// don't copy it again.
+    /// The content differs although size and time are equal. The source was touched since it was copied.
+    /// Backups don't copy it again.
     Missed,
-    /// There is no such source any more.
+    /// The source no longer exists.
     Gone,
-    /// It differs, and nobody touched the source since it was copied.
+    /// The content differs, and the source was not touched since it was copied.
     Differs,
     SourceUnreadable(io::Error),
     Unreadable(io::Error),
 }
 
-/// A second before which the source of a file with this `stat` had not yet been read: when the run
-/// began that made it. That is the newest of the job's `moments` that is no later than the file's
-/// birth; where its run's snapshot is gone an older one is found, which is just as true. The birth
-/// itself is too late: rsync reads ahead of what it writes.
+/// A time (in seconds) before which the source of this file had not been read: the start of the run that
+/// copied the file. It is the newest of the job's `moments` that is not later than the file's birth. If
+/// the snapshot of that run is gone, an older one is found, which is valid, too. The birth itself would
+/// be too late: rsync reads ahead of what it writes.
 pub(super) fn read_after(stat: &fs::Metadata, moments: &[SnapshotName]) -> Option<i64> {
     let born = stat.created().ok()?.duration_since(UNIX_EPOCH).ok()?;
     let born_s = i64::try_from(born.as_secs()).ok()?;
@@ -45,26 +45,26 @@ pub(super) fn read_after(stat: &fs::Metadata, moments: &[SnapshotName]) -> Optio
     seconds.filter(|second| *second <= born_s).max()
 }
 
-/// Reads the snapshot's file to its end, and compares what can be compared. `None`: stopped.
+/// Reads the snapshot's file to its end, and compares what can be compared. `None` if it was cancelled.
 pub(super) fn compare(
     file: &Path,
     source: &Source,
-    stop: &Stop<'_>,
+    cancel: &Cancel,
     buffer: &mut [u8],
-) -> Option<Outcome> {
+) -> Option<(u64, Compared)> {
     let mut bytes = 0;
-    let is = match judge(file, source, stop, buffer, &mut bytes) {
+    let is = match judge(file, source, cancel, buffer, &mut bytes) {
         Ok(is) => is?,
         Err(error) => Compared::Unreadable(error),
     };
-    Some(Outcome::Compared { bytes, is })
+    Some((bytes, is))
 }
 
-/// Fails where the snapshot's file can't be read.
+/// Fails if the snapshot's file can't be read.
 fn judge(
     file: &Path,
     source: &Source,
-    stop: &Stop<'_>,
+    cancel: &Cancel,
     buffer: &mut [u8],
     bytes: &mut u64,
 ) -> io::Result<Option<Compared>> {
@@ -77,7 +77,7 @@ fn judge(
     let half = buffer.len() / 2;
     let (ours, theirs) = buffer.split_at_mut(half);
     loop {
-        if stop.now() {
+        if cancel.is_cancelled() {
             return Ok(None);
         }
         let some = match of_snapshot.read(ours) {
@@ -99,7 +99,7 @@ fn judge(
     Ok(Some(so_far))
 }
 
-/// Opens a source that should be the same, by its size and time.
+/// Opens the source if it should be equal, by its size and time.
 fn open(kept: &fs::Metadata, source: &Path) -> Result<File, Compared> {
     let unusable = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Compared::Gone,
@@ -112,11 +112,11 @@ fn open(kept: &fs::Metadata, source: &Path) -> Result<File, Compared> {
     long_path::open_regular(source).map_err(unusable)
 }
 
-/// What it says that the two differ. Nobody can set a file's change time (ctime): one before the
-/// copying says that the source is what it was then. One after it says nothing: it was rewritten
-/// with its times kept, or only its owner was changed.
+/// What a difference means. Nobody can set a file's change time (ctime). If it is older than the copy,
+/// the source is unchanged. If it is newer, nothing is known: the file was rewritten and its times were
+/// restored, or only its owner changed.
 fn of_difference(kept: &fs::Metadata, source: &Source) -> Compared {
-    // Looked at again: it may have been changed while it was read.
+    // Checked again: it may have changed while it was read.
     match long_path::lstat(&source.path) {
         Ok(now) if looks_the_same(kept, &now) => {
             if source.read_after_s.is_some_and(|read| now.ctime() < read) {
@@ -130,6 +130,5 @@ fn of_difference(kept: &fs::Metadata, source: &Source) -> Compared {
 }
 
 fn looks_the_same(kept: &fs::Metadata, live: &fs::Metadata) -> bool {
-    let about = |stat: &fs::Metadata| (stat.len(), stat.mtime(), stat.mtime_nsec());
-    live.is_file() && about(kept) == about(live)
+    live.is_file() && size_and_time(kept) == size_and_time(live)
 }

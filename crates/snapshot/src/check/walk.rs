@@ -1,4 +1,4 @@
-//! One check's walk over the volume: which files are read, and what is made of the outcomes.
+//! The walk of a check over the volume: selects the files to read, and evaluates the results.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
@@ -10,23 +10,24 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError};
 use std::time::{Duration, Instant};
 
 use super::affected;
-use super::known::{Key, Known, Verdict};
+use super::known::{ChecksumMatch, Key, Known};
 use super::read::{Outcome, Task};
 use super::source::{self, Source};
 use super::{CheckReport, CheckSpec, CheckWhat};
+use crate::cancel::Cancel;
 use crate::error::SnapshotError;
 use crate::job::JobFolder;
 use crate::long_path;
 use crate::name::{JobName, SnapshotName};
-use crate::spec::{Cancel, Phase, Progress};
+use crate::progress::{Phase, Progress};
 use crate::suspects::{Suspect, Suspects};
 use crate::text::escape_path;
 
-/// How often progress is told and the wish to stop looked at.
-const TELL_INTERVAL: Duration = Duration::from_millis(200);
-/// How much longer than writing down what was read the time between must be.
+/// How often progress is reported and a cancel is checked.
+const REPORT_INTERVAL: Duration = Duration::from_millis(200);
+/// How much longer than the writing of the checksums the interval between two writings must be.
 const NOTE_INTERVAL_TIMES: u32 = 20;
-/// Against a source there is no checksum to be kept, only that a file was compared.
+/// In a comparison with the source no checksum is kept, only the fact that a file was compared.
 const COMPARED: u64 = 1;
 
 /// One check, on the thread that walks.
@@ -37,24 +38,24 @@ pub(super) struct Run<'a> {
     pub(super) snapshot: Option<SnapshotName>,
     pub(super) report: CheckReport,
     pub(super) known: Known,
-    /// Something was not read after all.
+    /// Some file was not read.
     pub(super) left_any: bool,
-    /// Inodes with several names that were met by this run.
+    /// Inodes with several names that this run has found.
     seen: HashSet<u64>,
-    /// What is damaged.
+    /// The damaged files.
     bad_inodes: BTreeMap<u64, PathBuf>,
-    /// Every file whose content is wrong, as far as this check and earlier ones know.
+    /// The list of suspects, of this check and earlier ones.
     suspects: Suspects,
-    /// Keys of suspects that this check met.
+    /// Keys of suspects that this check has found.
     met: HashSet<Key>,
-    /// The suspects of this check.
+    /// New suspects of this check.
     found: Vec<Suspect>,
-    told: Instant,
-    /// When what was read was last written down.
+    reported: Instant,
+    /// When the checksums were last written.
     note_from: Instant,
     note_interval: Duration,
     until: Option<Instant>,
-    /// Something is being read, or was.
+    /// Whether any file was begun.
     begun: bool,
     pub(super) progress: &'a mut dyn FnMut(Progress),
     pub(super) cancel: &'a Cancel,
@@ -83,10 +84,10 @@ impl<'a> Run<'a> {
             suspects: Suspects::load(&spec.suspects),
             met: HashSet::new(),
             found: Vec::new(),
-            told: now,
+            reported: now,
             note_from: now,
             note_interval: spec.note_interval,
-            // One that no clock reaches is none.
+            // A time limit too large for the clock is no limit.
             until: spec
                 .duration_max
                 .and_then(|most| now.checked_add(most.saturating_sub(spec.duration_over))),
@@ -96,8 +97,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// The newest snapshots of all jobs first, then everything else. False if it was stopped before
-    /// the end.
+    /// Walks the newest snapshots of all jobs, then everything else. False if it was stopped before the
+    /// end.
     pub(super) fn walk_all(
         &mut self,
         tasks: &SyncSender<Task>,
@@ -129,7 +130,7 @@ impl<'a> Run<'a> {
         Ok(true)
     }
 
-    /// The job's latest snapshot, beside its source.
+    /// Walks the job's latest snapshot, and compares it with its source.
     pub(super) fn walk_job(
         &mut self,
         job: &JobName,
@@ -159,8 +160,8 @@ impl<'a> Run<'a> {
         Ok(self.walk(&snapshot, Some(&moments), tasks, done))
     }
 
-    /// Everything below `top`, a file or a folder; with `moments`, the job's snapshots, against its
-    /// source. False if it was stopped before the end.
+    /// Walks everything below `top`, a file or a folder. With `moments`, the job's snapshots, compares
+    /// it with the source. False if it was stopped before the end.
     fn walk(
         &mut self,
         top: &Path,
@@ -173,7 +174,7 @@ impl<'a> Run<'a> {
             if self.cancel.is_cancelled() || (self.begun && self.is_late()) {
                 return false;
             }
-            self.tell();
+            self.report_progress();
             let stat = match long_path::lstat(&path) {
                 Ok(stat) => stat,
                 Err(error) => {
@@ -196,7 +197,7 @@ impl<'a> Run<'a> {
                 continue;
             }
             let key = Key::of(&stat);
-            if self.suspects.is(&stat).is_some() {
+            if self.suspects.find(&stat).is_some() {
                 self.met.insert(key);
             }
             if self.known.was_read(key) {
@@ -226,27 +227,27 @@ impl<'a> Run<'a> {
         self.until.is_some_and(|until| Instant::now() >= until)
     }
 
-    /// When the next file is not to be begun any more; the first one always is.
+    /// After which time the next file must not be begun. The first one is always begun.
     fn begin_one(&mut self) -> Option<Instant> {
         if self.begun {
             return self.until;
         }
         self.begun = true;
         if let (Some(until), Some(most)) = (self.until, self.spec.duration_max) {
-            // Opening, or passing by what was read already, may have taken all the time.
+            // Opening, and skipping what was read already, may have taken all the time.
             self.until = Instant::now().checked_add(most / 10).max(Some(until));
         }
         None
     }
 
-    /// Sorted; none of a folder that can't be read, which is reported.
+    /// The sorted names in a folder. None for a folder that can't be read, which is reported.
     fn names(&mut self, folder: &Path) -> Vec<OsString> {
         match long_path::names(folder) {
             Ok(mut names) => {
                 names.sort();
                 names
             }
-            // Beside the job's folders there may be files: they are walked to as such.
+            // There may be files beside the jobs' folders. They are checked as such.
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => Vec::new(),
             Err(error) => {
                 self.unreadable(folder, &error);
@@ -255,39 +256,39 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Waits until somebody is free, and takes what is finished meanwhile.
+    /// Hands a file to a free reader. While it waits, it handles finished files.
     fn hand_over(&mut self, task: Task, tasks: &SyncSender<Task>, done: &Done) {
         let mut task = task;
         loop {
             while let Ok((task, outcome)) = done.try_recv() {
-                self.take(&task, outcome);
+                self.handle(&task, outcome);
             }
             match tasks.try_send(task) {
                 Ok(()) => return,
                 Err(TrySendError::Full(back)) => task = back,
                 Err(TrySendError::Disconnected(_)) => return,
             }
-            if let Ok((task, outcome)) = done.recv_timeout(TELL_INTERVAL) {
-                self.take(&task, outcome);
+            if let Ok((task, outcome)) = done.recv_timeout(REPORT_INTERVAL) {
+                self.handle(&task, outcome);
             }
         }
     }
 
-    pub(super) fn take(&mut self, task: &Task, outcome: Outcome) {
+    pub(super) fn handle(&mut self, task: &Task, outcome: Outcome) {
         match outcome {
             Outcome::Left => self.left_any = true,
             Outcome::Read { bytes, digest } => {
                 self.report.files_read += 1;
                 self.report.bytes_read += bytes;
                 match self.known.put(task.key, digest) {
-                    Verdict::New => {}
-                    Verdict::Same => {
+                    ChecksumMatch::New => {}
+                    ChecksumMatch::Same => {
                         self.report.files_known += 1;
                         self.healthy(task);
                     }
-                    Verdict::Differs => {
+                    ChecksumMatch::Differs => {
                         self.report.files_known += 1;
-                        self.damaged(task, "is not what it was at an earlier check");
+                        self.damaged(task, "differs from an earlier check");
                     }
                 }
             }
@@ -298,10 +299,10 @@ impl<'a> Run<'a> {
                 self.compared(task, is);
             }
         }
-        self.tell();
+        self.report_progress();
         if self.note_from.elapsed() >= self.note_interval {
             let begun = Instant::now();
-            // Where it can't be written the end tells.
+            // A failure is reported by the last save.
             let _ = self.known.save(&self.spec.known, false);
             let least = begun.elapsed() * NOTE_INTERVAL_TIMES;
             self.note_interval = self.spec.note_interval.max(least);
@@ -309,9 +310,9 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn tell(&mut self) {
-        if self.told.elapsed() >= TELL_INTERVAL {
-            self.told = Instant::now();
+    fn report_progress(&mut self) {
+        if self.reported.elapsed() >= REPORT_INTERVAL {
+            self.reported = Instant::now();
             let so_far = self.so_far();
             (self.progress)(so_far);
         }
@@ -348,11 +349,11 @@ impl<'a> Run<'a> {
                 return;
             }
             C::Differs => {
-                self.damaged(task, "is not what its unchanged source is");
+                self.damaged(task, "differs from its unchanged source");
                 return;
             }
         }
-        // This check's next run needn't look at it again; at damage it does.
+        // The next run of this check skips it, unless it is damaged.
         let _ = self.known.put(task.key, COMPARED);
     }
 
@@ -367,7 +368,8 @@ impl<'a> Run<'a> {
         });
     }
 
-    /// Its content is right. Its own checksum proves that only where no source has proved it wrong.
+    /// Its content is right. A matching checksum does not prove that if a comparison with the source
+    /// found it wrong.
     fn healthy(&mut self, task: &Task) {
         let suspect = self.suspects.files.get(&task.inode);
         let is_it = suspect.is_some_and(|suspect| {
@@ -378,10 +380,10 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Writes the list of files whose content is wrong.
-    pub(super) fn note_suspects(&mut self) -> io::Result<()> {
+    /// Writes the list of suspects.
+    pub(super) fn save_suspects(&mut self) -> io::Result<()> {
         if self.report.finished && matches!(self.spec.what, CheckWhat::Everything) {
-            // What was not met is gone.
+            // Suspects that were not found no longer exist.
             let met = &self.met;
             let files = &mut self.suspects.files;
             files.retain(|_, suspect| met.contains(&suspect.key));
@@ -415,8 +417,8 @@ impl<'a> Run<'a> {
         escape_path(path.strip_prefix(self.root).unwrap_or(path))
     }
 
-    /// Notes every name of what is damaged, as far as time allows.
-    pub(super) fn name_affected(&mut self) {
+    /// Reports every name of the damaged files, as far as time allows.
+    pub(super) fn report_affected(&mut self) {
         if self.bad_inodes.is_empty() {
             return;
         }

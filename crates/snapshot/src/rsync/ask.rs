@@ -1,15 +1,15 @@
-//! Examines files of the source while rsync runs, on a thread of its own. A file system that is gone, such as a
-//! mount of a dead server, answers no call: what follows rsync and hears of a cancel must not wait for it.
+//! Examines source files in a separate thread while rsync runs. A file system may not answer, such as a
+//! mount of a dead server. The thread that follows rsync and checks for a cancel must not wait for it.
 
 use std::fs::{Metadata, symlink_metadata};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-/// So many files wait to be examined before rsync has to wait too.
+/// How many files may wait to be examined before rsync has to wait, too.
 const WAITING_MAX: usize = 1024;
 
-/// Files that are being examined.
+/// The files that are being examined.
 #[derive(Default)]
 pub(super) struct Asked {
     asking: Option<(Sender<PathBuf>, Receiver<Answer>)>,
@@ -19,12 +19,12 @@ pub(super) struct Asked {
 type Answer = (PathBuf, Option<Metadata>);
 
 impl Asked {
-    /// Has `path` examined, as it is itself and not what a symbolic link points to.
+    /// Examines `path`, without following a symbolic link.
     pub(super) fn ask(&mut self, path: PathBuf) {
         let (to, _) = self.asking.get_or_insert_with(|| {
             let (to, paths) = channel::<PathBuf>();
             let (back, answers) = channel();
-            // Nobody waits for it: it ends with its channel, or with the process.
+            // Not joined: it ends with its channel, or with the process.
             std::thread::spawn(move || {
                 for path in paths {
                     let about = symlink_metadata(&path).ok();
@@ -40,7 +40,7 @@ impl Asked {
         }
     }
 
-    /// Whether some should be answered before more are asked.
+    /// Whether answers must be fetched before more files are added.
     pub(super) fn is_full(&self) -> bool {
         self.waiting >= WAITING_MAX
     }
@@ -49,7 +49,7 @@ impl Asked {
         self.waiting == 0
     }
 
-    /// The next file that is there; waits for it, but no longer than `patience`.
+    /// The next file that exists. Waits for it at most `patience`.
     pub(super) fn next(&mut self, patience: Duration) -> Option<(PathBuf, Metadata)> {
         let (_, answers) = self.asking.as_ref()?;
         while self.waiting > 0 {
@@ -68,15 +68,15 @@ impl Asked {
     }
 }
 
-/// Calls `ask`, which may wait for a file system that is gone, on a thread of its own. `None`: it did
-/// not return in time.
+/// Calls `ask` in a separate thread, because its file system may not answer. `None` if it did not return
+/// in time.
 pub(crate) fn within<T: Send + 'static>(
     patience: Duration,
     ask: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
     let (to, answer) = channel();
     let asking = std::thread::Builder::new().spawn(move || {
-        // It may be too late.
+        // The receiver may be gone.
         let _ = to.send(ask());
     });
     asking.ok()?;
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_there_is_found_and_what_is_not_is_passed_over() {
+    fn existing_files_are_found_and_missing_ones_skipped() {
         let dir = tempfile::tempdir().unwrap();
         let mut asked = Asked::default();
         assert!(asked.is_empty());
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_does_not_return_is_given_up() {
+    fn a_call_that_does_not_return_is_abandoned() {
         let (hold, held) = channel::<()>();
         let answer = within(Duration::from_millis(20), move || held.recv().is_err());
         assert_eq!(answer, None);

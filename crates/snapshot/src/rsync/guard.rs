@@ -1,12 +1,12 @@
-//! Keeps rsync from reading the files of older snapshots while it makes a new one.
+//! Prevents rsync from reading the files of older snapshots while it makes a new one.
 //!
-//! Where an unchanged file has other attributes than before, rsync (generator.c,
-//! `copy_altdest_file`) copies its content out of the older snapshot. That copy has two faults: it
-//! writes holes out in full (util1.c, `copy_file`), and it carries silent damage of the volume
-//! into a new inode. If the older file can't be opened, rsync reads the source instead, with
-//! `--sparse`. rsync has no option for that, so the kernel asks this thread about each file that is
-//! opened on the volume (fanotify(7), `FAN_OPEN_PERM`), and it denies those. Hard links to older
-//! files need no open. rsync itself opens nothing else than the new files that it makes.
+//! If an unchanged file has other attributes than before, rsync (generator.c, `copy_altdest_file`)
+//! copies its content from the older snapshot. That has two faults: the copy has no holes (util1.c,
+//! `copy_file`), and it spreads silent damage of the volume to a new inode. If the older file can't be
+//! opened, rsync reads the source instead, with `--sparse`. rsync has no option for that. So the kernel
+//! asks this thread about each file that is opened on the volume (fanotify(7), `FAN_OPEN_PERM`), and the
+//! thread denies those. Hard links to older files need no open, and rsync opens nothing else on the
+//! volume but its new files.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{AtFlags, StatxAttributes, StatxFlags, fstat, statx};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-/// The thread that answers. Dropping it lets every open through again.
+/// The thread that answers. When this is dropped, every open is allowed again.
 #[derive(Debug)]
 pub(crate) struct Guard {
     stop: Option<OwnedFd>,
@@ -28,13 +28,13 @@ pub(crate) struct Guard {
 }
 
 impl Guard {
-    /// Begins to deny other processes the opening of files on the volume mounted at `volume_root`,
-    /// but for files in `tree` (absolute) and empty ones.
+    /// Starts to deny other processes the opening of files on the volume mounted at `volume_root`,
+    /// except for empty files and files in `tree` (absolute).
     ///
-    /// `None` where that is not possible: the volume is no mount of its own, or the kernel lacks
+    /// `None` if that is not possible: the volume is not a separate mount, or the kernel lacks
     /// `CONFIG_FANOTIFY_ACCESS_PERMISSIONS`.
     pub(crate) fn begin(volume_root: &Path, tree: &Path) -> Option<Self> {
-        // Only a mount of our own: nobody else's opens may wait for this thread.
+        // Only for a mount of our own: opens by other programs must not wait for this thread.
         let about = statx(
             rustix::fs::CWD,
             volume_root,
@@ -49,7 +49,7 @@ impl Guard {
         if !is_root {
             return None;
         }
-        // As the kernel names it in `/proc/self/fd`.
+        // The path as the kernel shows it in `/proc/self/fd`.
         let tree = std::fs::canonicalize(tree).ok()?;
         let fanotify = Fanotify::init(
             InitFlags::FAN_CLASS_CONTENT | InitFlags::FAN_CLOEXEC | InitFlags::FAN_UNLIMITED_QUEUE,
@@ -85,8 +85,8 @@ impl Drop for Guard {
     }
 }
 
-/// Answers until the other end of `stopped` is closed. An open that waits when `fanotify` is closed
-/// goes through.
+/// Answers until the other end of `stopped` is closed. When `fanotify` is closed, opens that wait are
+/// allowed.
 fn answer(fanotify: &Fanotify, stopped: &OwnedFd, tree: &Path) {
     let me = std::process::id();
     loop {
@@ -105,7 +105,7 @@ fn answer(fanotify: &Fanotify, stopped: &OwnedFd, tree: &Path) {
         let events = match fanotify.read_events() {
             Ok(events) => events,
             Err(nix::errno::Errno::EINTR | nix::errno::Errno::EAGAIN) => continue,
-            // Nobody would be answered: closing it lets all of them through.
+            // Nobody would answer any more. Closing `fanotify` allows all opens.
             Err(_) => return,
         };
         for event in &events {
@@ -126,14 +126,14 @@ fn answer(fanotify: &Fanotify, stopped: &OwnedFd, tree: &Path) {
     }
 }
 
-/// Whether the file is one that rsync makes: it is empty when rsync makes it, and in `tree`.
+/// Whether rsync has just created the file: it is empty, and in `tree`.
 fn is_allowed(event: &FanotifyEvent, tree: &Path) -> bool {
     use std::os::fd::AsRawFd;
     let Some(file) = event.fd() else { return true };
     if fstat(file.as_fd()).is_ok_and(|stat| stat.st_size == 0) {
         return true;
     }
-    // Fails for a path longer than a page; a new file is empty then.
+    // Fails for a path longer than a page. A new file is empty then.
     let link = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
     std::fs::read_link(link).is_ok_and(|path| path.starts_with(tree))
 }

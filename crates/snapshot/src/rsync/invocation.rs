@@ -1,4 +1,4 @@
-//! What one rsync is run with.
+//! How one rsync is run.
 
 use std::ffi::OsString;
 use std::io;
@@ -10,40 +10,43 @@ use std::time::Duration;
 use super::stillness::STILL_MAX;
 use crate::mounts::pattern_for;
 
-/// How long rsync may take to end by itself after SIGTERM; it removes its temporary file meanwhile.
+/// How long rsync may take to end after SIGTERM. It removes its temporary file in that time.
 const TERM_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What every run of rsync for a snapshot preserves, including hard links.
+pub(crate) const COPY_OPTIONS: &str = "-aHAXXS";
 
 /// Which side of the run lies on the volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
-    /// rsync writes to the volume; unread source files can be forgiven.
+    /// rsync writes to the volume. Unread source files make the snapshot incomplete.
     IntoVolume,
-    /// rsync reads from the volume; nothing can be forgiven.
+    /// rsync reads from the volume. An unread file is a failure.
     OutOfVolume,
 }
 
-/// What to run.
+/// The arguments and settings of one run.
 #[derive(Debug, Clone)]
 pub(crate) struct Invocation {
     pub(crate) arguments: Vec<OsString>,
     pub(crate) folder: PathBuf,
-    /// The place written to, asked for free room when rsync says that it is full.
+    /// The destination. Its free space is checked when rsync reports a full disk.
     pub(crate) written_to: PathBuf,
     pub(crate) side: Side,
     pub(crate) term_patience: Duration,
-    /// A run in which nothing moves for so long is ended.
+    /// How long the run may make no progress before it is stopped.
     pub(crate) still_max: Duration,
-    /// The run has [`super::ITEM_FORMAT`]; files of this time and younger are listed in
-    /// [`super::Outcome::recent`]. The time is UTC and has the form of rsync's `%M`.
+    /// Files of this time or younger are listed in [`super::Outcome::recent`]. The time is in UTC, in
+    /// the form of rsync's `%M`. Needs [`super::ITEM_FORMAT`].
     pub(crate) recent_from: Option<String>,
-    /// A [`super::Guard`] watches the volume.
+    /// Whether a [`super::Guard`] watches the volume.
     pub(crate) guarded: bool,
-    /// What it reads from its standard input, for `--files-from=-`.
+    /// rsync's standard input, for `--files-from=-`.
     pub(crate) input: Option<Vec<u8>>,
-    /// Files of the source that have several names are listed in [`super::Outcome::several_names`].
+    /// Whether source files with several names are listed in [`super::Outcome::several_names`].
     pub(crate) lists_names: bool,
-    /// The run has [`super::ITEM_FORMAT`], and its lines are listed in [`super::Outcome::changes`] as
-    /// they are.
+    /// Whether the lines of [`super::ITEM_FORMAT`] are listed in [`super::Outcome::changes`] as they
+    /// are.
     pub(crate) lists_changes: bool,
 }
 
@@ -69,8 +72,8 @@ impl Invocation {
         }
     }
 
-    /// Has `--files-from=-` with `--from0` read `names`. rsync takes one that begins with `#` or `;` for a
-    /// comment, also with `--from0` (io.c, read_line), so each begins with `./`.
+    /// Sets the input for `--files-from=-` with `--from0`. Each name gets the prefix `./`, because rsync
+    /// treats a name that begins with `#` or `;` as a comment, even with `--from0` (io.c, read_line).
     pub(crate) fn names_from<'p>(&mut self, names: impl Iterator<Item = &'p Path>) {
         let mut list = Vec::new();
         for name in names {
@@ -81,15 +84,15 @@ impl Invocation {
         self.input = Some(list);
     }
 
-    /// Keeps rsync away from the file `source`, absolute, whatever other patterns say.
+    /// Excludes the file `source` (absolute), whatever other patterns say.
     pub(crate) fn leave_out(&mut self, source: &Path) {
         let mut exclude = OsString::from("--exclude=");
         exclude.push(pattern_for(source, false));
-        // The first rule that matches counts.
+        // The first matching rule counts.
         self.arguments.insert(0, exclude);
     }
 
-    /// What rsync reads.
+    /// rsync's standard input.
     pub(super) fn stdin(&self) -> io::Result<Stdio> {
         let Some(input) = &self.input else {
             return Ok(Stdio::null());

@@ -3,7 +3,7 @@
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::mpsc::SyncSender;
 
-/// A line of rsync is at most two paths and some words; what is longer is cut.
+/// A line of rsync has at most two paths and some words. A longer one is cut.
 const LINE_BYTES_MAX: usize = 16 << 10;
 
 /// A line of one of the pipes, without its end.
@@ -12,7 +12,8 @@ pub(super) enum Line {
     Err(Vec<u8>),
 }
 
-/// Starts a thread that sends each line of `pipe`. The channel is bounded, so a flood waits.
+/// Starts a thread that sends each line of `pipe`. The channel is bounded, so rsync waits if it prints
+/// too fast.
 pub(super) fn read_lines(
     name: &str,
     pipe: impl Read + Send + 'static,
@@ -32,7 +33,7 @@ pub(super) fn read_lines(
     Ok(())
 }
 
-/// Reads up to a newline or carriage return; keeps the line's first [`LINE_BYTES_MAX`] bytes.
+/// Reads up to a newline or carriage return. Keeps the first [`LINE_BYTES_MAX`] bytes of the line.
 fn next_line(pipe: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
     let mut line = Vec::new();
     let mut any = false;

@@ -1,70 +1,71 @@
-//! Judges each line that rsync writes to stderr: harmless, a source file that could not be read, or
-//! a failure. A message of an unknown form is a failure; an unknown error number is none: `scope`
-//! says what it concerns.
+//! Classifies each line that rsync writes to stderr: harmless, a source file that could not be read, a
+//! failure, and so on. A message of an unknown form is a failure. An unknown error number is not:
+//! `scope` decides what it concerns.
 //!
 //! The texts are those of rsync 3.1 to 3.5 (flist.c, sender.c, generator.c, receiver.c, xattrs.c,
-//! acls.c, main.c). Since 3.2 a system error begins with `rsync: [ROLE] `, before with `rsync: `.
-//! File names stand in double quotes with control characters as `\#ooo`, so a message is one line;
-//! but a name may hold any text, quotes too. So a line is judged only by its beginning, which no
-//! name can reach, and by the error number at its end.
+//! acls.c, main.c). Since 3.2 a system error begins with `rsync: [ROLE] `, before that with `rsync: `.
+//! File names are in double quotes, with control characters as `\#ooo`, so a message is one line. But a
+//! name may contain any text, including quotes. So a line is classified only by its beginning, which no
+//! name can affect, and by the error number at its end.
 
 use super::scope::{Operation, Role, Scope, scope};
 use crate::text::{escape_name, unescape_name};
 
-/// What a line means for the run.
+/// The meaning of a line for the run.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// Says nothing of its own, such as the last line that repeats the exit code.
+pub(crate) enum Message {
+    /// It adds nothing, such as the last line, which repeats the exit code.
     Harmless,
-    /// A source file was gone when rsync came to it.
+    /// A source file was removed before rsync read it.
     Vanished(Vec<u8>),
     /// A source file or folder could not be read.
     Unread(Vec<u8>),
-    /// The receiving side is out of room (or quota). The file that it was for, where it is told.
+    /// The receiving side has no space left (or the quota is used up). The file it was for, if rsync
+    /// names it.
     NoSpace(Option<Vec<u8>>),
-    /// The receiving side had no room for an attribute of this file: either it is out of room, or the
-    /// attribute is too large for its kind of file system.
+    /// The receiving side had no space for an attribute of this file. Either the file system is full, or
+    /// the attribute is too large for its type.
     NoSpaceForAttribute(Vec<u8>),
-    /// The volume does not take this file, by its path there: it lacks the file, or a part of it.
+    /// The volume refused this file, or a part of it. By its path on the volume.
     Unwritten(Vec<u8>),
-    /// The volume does not take an attribute of this file, by its path there.
+    /// The volume refused an attribute of this file. By its path on the volume.
     AttributeRefused(Vec<u8>),
-    /// This file has more names than the volume allows for one; rsync ends. Its first name, relative
-    /// to the folder written to.
+    /// This file has more names than the volume allows, and rsync ends. Its first name, relative to the
+    /// destination.
     TooManyLinks(Vec<u8>),
-    /// The volume refuses a hard link, for another reason; rsync ends.
+    /// The volume refused a hard link for another reason, and rsync ends.
     LinkRefused,
-    /// This file can't be written on, by its path on the volume; rsync ends.
+    /// Writing to this file failed, and rsync ends. By its path on the volume.
     WriteRefused(Vec<u8>),
-    /// A folder that holds something stands where a file is to go.
-    InTheWay(Vec<u8>),
-    /// The content of an older snapshot's file was not read, as the guard wants it.
+    /// There is a folder that is not empty where a file should go.
+    Conflict(Vec<u8>),
+    /// The guard prevented the reading of an older snapshot's file.
     OlderNotRead,
     /// Anything else.
     Failure,
 }
 
-/// Judges one line without its newline.
-pub(crate) fn judge(line: &[u8]) -> Verdict {
+/// Classifies one line, given without its newline.
+pub(crate) fn classify(line: &[u8]) -> Message {
     let text = String::from_utf8_lossy(line);
     let text = text.trim_end();
     if is_harmless(text) {
-        return Verdict::Harmless;
+        return Message::Harmless;
     }
     for beginning in ["file has vanished: ", "directory has vanished: "] {
         if let Some(rest) = text.strip_prefix(beginning) {
-            return Verdict::Vanished(quoted(rest));
+            return Message::Vanished(quoted(rest));
         }
     }
-    // The file changed each time while it was sent, so rsync gave up. It reads the file itself for
-    // the sum; the volume is not part of that.
+    // The file changed each time while it was sent, and rsync gave up. The sender computes the checksum
+    // from the source; the volume is not involved.
     if let Some(name) = text
         .strip_prefix("ERROR: ")
         .and_then(|rest| rest.strip_suffix(" failed verification -- update discarded."))
     {
-        return Verdict::Unread(unescape_name(name));
+        return Message::Unread(unescape_name(name));
     }
-    // generator.c and delete.c say so without any beginning of their own.
+    // generator.c and delete.c print this without a prefix.
     for beginning in [
         "cannot delete non-empty directory: ",
         "could not make way for new ",
@@ -74,25 +75,25 @@ pub(crate) fn judge(line: &[u8]) -> Verdict {
                 .strip_prefix("regular file: ")
                 .or_else(|| rest.strip_prefix("symlink: "))
                 .unwrap_or(rest);
-            return Verdict::InTheWay(unescape_name(name));
+            return Message::Conflict(unescape_name(name));
         }
     }
     let Some(rest) = text.strip_prefix("rsync: ") else {
-        return too_long(text).map_or(Verdict::Failure, Verdict::Unread);
+        return too_long(text).map_or(Message::Failure, Message::Unread);
     };
     let (word, said) = split_role(rest);
     let Some(errno) = errno_at_end(said) else {
-        return Verdict::Failure;
+        return Message::Failure;
     };
-    // Of an older file whose content is to be copied (util1.c, `copy_file`). Nothing else that rsync says
-    // begins so.
+    // About an older file whose content rsync wanted to copy (util1.c, `copy_file`). No other message
+    // begins like this.
     if errno == EPERM && word.is_none_or(|word| word == "generator") && said.starts_with("open \"")
     {
-        return Verdict::OlderNotRead;
+        return Message::OlderNotRead;
     }
     let operation = Operation::of(said);
     let mut role = Role::named(word);
-    // Both sides read attributes and ACLs; without a role the volume can't be told from the source.
+    // Both sides read attributes and ACLs. Without a role, volume and source can't be distinguished.
     let reads_attribute = said.starts_with("get_xattr") || said.starts_with("get_acl");
     if role == Role::Unnamed && (reads_attribute || word.is_some()) {
         role = Role::Receiver;
@@ -100,29 +101,29 @@ pub(crate) fn judge(line: &[u8]) -> Verdict {
     let name = name_in(said, operation);
     let scope = scope(role, operation, errno, name.is_some());
     match (scope, name) {
-        (Scope::SourceFile, Some(name)) => Verdict::Unread(name),
+        (Scope::SourceFile, Some(name)) => Message::Unread(name),
         (Scope::VolumeFile, Some(name)) => match operation {
-            Operation::SetAttribute => Verdict::AttributeRefused(name),
-            Operation::Write => Verdict::WriteRefused(name),
+            Operation::SetAttribute => Message::AttributeRefused(name),
+            Operation::Write => Message::WriteRefused(name),
             Operation::Create if errno == EMLINK => match link_target(said) {
-                Some(first) => Verdict::TooManyLinks(first),
-                None => Verdict::Unwritten(name),
+                Some(first) => Message::TooManyLinks(first),
+                None => Message::Unwritten(name),
             },
-            Operation::Create if said.starts_with("link ") => Verdict::LinkRefused,
-            _ => Verdict::Unwritten(name),
+            Operation::Create if said.starts_with("link ") => Message::LinkRefused,
+            _ => Message::Unwritten(name),
         },
         (Scope::NoSpace, Some(name)) if operation == Operation::SetAttribute => {
-            Verdict::NoSpaceForAttribute(name)
+            Message::NoSpaceForAttribute(name)
         }
-        (Scope::NoSpace, name) => Verdict::NoSpace(name),
-        _ => Verdict::Failure,
+        (Scope::NoSpace, name) => Message::NoSpace(name),
+        _ => Message::Failure,
     }
 }
 
 const EPERM: i32 = 1;
 const EMLINK: i32 = 31;
 
-/// The file that a message names. Some of the calls about attributes have no quotes in old versions.
+/// The file that a message names. Old versions print some attribute calls without quotes.
 fn name_in(said: &str, operation: Operation) -> Option<Vec<u8>> {
     if operation == Operation::SetAttribute {
         return Some(attribute_of(said));
@@ -134,7 +135,7 @@ fn name_in(said: &str, operation: Operation) -> Option<Vec<u8>> {
         return None;
     }
     // Of two names (`rename "TEMPORARY" -> "NAME": …`, `symlink "NAME" -> "TARGET" failed: …`, `link
-    // "NEW" => OLD failed: …`) the first one is the file's.
+    // "NEW" => OLD failed: …`) the first one is that of the file.
     if matches!(operation, Operation::Create | Operation::Rename) {
         let first = ["\" -> \"", "\" => "]
             .iter()
@@ -147,7 +148,7 @@ fn name_in(said: &str, operation: Operation) -> Option<Vec<u8>> {
     Some(quoted(said))
 }
 
-/// The name linked to in `link "NEW" => OLD failed: Too many links (31)` (hlink.c).
+/// The target in `link "NEW" => OLD failed: Too many links (31)` (hlink.c).
 fn link_target(said: &str) -> Option<Vec<u8>> {
     let (_, rest) = said.strip_prefix("link ")?.rsplit_once("\" => ")?;
     let (old, _) = rest.rsplit_once(" failed: ")?;
@@ -157,9 +158,9 @@ fn link_target(said: &str) -> Option<Vec<u8>> {
 fn is_harmless(text: &str) -> bool {
     text.is_empty()
         || text == "IO error encountered -- skipping file deletion"
-        // Follows what was said about the folder.
+        // Repeats an earlier message about the folder.
         || text == "*** Skipping any contents from this failed directory ***"
-        // The closing lines repeat the exit code, which is looked at by itself.
+        // The closing lines repeat the exit code, which is checked separately.
         || ["rsync error: ", "rsync warning: "]
             .iter()
             .any(|closing| {
@@ -169,7 +170,7 @@ fn is_harmless(text: &str) -> bool {
                         || (rest.starts_with("some files vanished ") && rest.contains("(code 24)"))
                 })
             })
-        // Will be sent again; if that fails too, the message is an ERROR.
+        // The file will be sent again. If that fails, too, the message is an ERROR.
         || (text.starts_with("WARNING: ")
             && text.ends_with(" failed verification -- update discarded (will try again)."))
 }
@@ -197,12 +198,12 @@ fn errno_at_end(text: &str) -> Option<i32> {
     number.parse().ok()
 }
 
-/// What stands between the first double quote and the last one that the message itself put there.
+/// The text between the first double quote and the closing one that rsync printed.
 fn quoted(text: &str) -> Vec<u8> {
     let Some((_, rest)) = text.split_once('"') else {
         return unescape_name(text);
     };
-    // After the name come `"`, maybe ` failed`, `,0)` or `)`, then `: reason (errno)` or nothing.
+    // The name is followed by `"`, perhaps ` failed`, `,0)` or `)`, then `: reason (errno)` or nothing.
     let name = rest
         .rsplit_once("\": ")
         .or_else(|| rest.rsplit_once("\" failed: "))
@@ -213,8 +214,8 @@ fn quoted(text: &str) -> Vec<u8> {
     unescape_name(name)
 }
 
-/// The file in `rsync_xal_set: lsetxattr("FILE","ATTRIBUTE") failed: …` and its like; older ones set
-/// no quotes round it.
+/// The file in `rsync_xal_set: lsetxattr("FILE","ATTRIBUTE") failed: …` and similar messages. Older
+/// versions print no quotes.
 fn attribute_of(said: &str) -> Vec<u8> {
     let rest = said.split_once('(').map_or(said, |(_, rest)| rest);
     let end = rest.rfind(",\"").or_else(|| rest.rfind(", "));
@@ -222,7 +223,7 @@ fn attribute_of(said: &str) -> Vec<u8> {
     unescape_name(name.trim_matches('"'))
 }
 
-/// A line for the record: printable, and cut.
+/// A line for the record: printable, and of limited length.
 pub(crate) fn printable(line: &[u8]) -> String {
     const CHARS_MAX: usize = 500;
     let text = escape_name(&unescape_name(&String::from_utf8_lossy(line)));
@@ -237,12 +238,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn unread(name: &str) -> Verdict {
-        Verdict::Unread(name.as_bytes().to_vec())
+    fn unread(name: &str) -> Message {
+        Message::Unread(name.as_bytes().to_vec())
     }
 
     #[test]
-    fn what_the_sender_could_not_read_is_unread() {
+    fn errors_of_the_sender_are_unread_files() {
         for line in [
             r#"rsync: [sender] send_files failed to open "/a": Permission denied (13)"#,
             r#"rsync: send_files failed to open "/a": Permission denied (13)"#,
@@ -257,9 +258,9 @@ mod tests {
             "ERROR: /a failed verification -- update discarded.",
             "filename overflows max-path len by 3: /a",
         ] {
-            let got = judge(line.as_bytes());
+            let got = classify(line.as_bytes());
             if line.contains("llistxattr") {
-                assert!(matches!(got, Verdict::Unread(_)), "{line}");
+                assert!(matches!(got, Message::Unread(_)), "{line}");
             } else {
                 assert_eq!(got, unread("/a"), "{line}");
             }
@@ -267,24 +268,24 @@ mod tests {
     }
 
     #[test]
-    fn an_older_file_that_was_not_opened_is_known() {
+    fn an_older_file_that_was_not_opened_is_recognised() {
         let line = r#"rsync: [generator] open "/v/x.inflight/../y/a": Operation not permitted (1)"#;
-        assert_eq!(judge(line.as_bytes()), Verdict::OlderNotRead);
+        assert_eq!(classify(line.as_bytes()), Message::OlderNotRead);
         assert_eq!(
-            judge(line.replace("[generator] ", "").as_bytes()),
-            Verdict::OlderNotRead
+            classify(line.replace("[generator] ", "").as_bytes()),
+            Message::OlderNotRead
         );
         for other in [
             line.replace("permitted (1)", "permitted (13)"),
             line.replace("generator", "receiver"),
             line.replace("] open", "] opendir"),
         ] {
-            assert_ne!(judge(other.as_bytes()), Verdict::OlderNotRead, "{other}");
+            assert_ne!(classify(other.as_bytes()), Message::OlderNotRead, "{other}");
         }
     }
 
     #[test]
-    fn what_the_receiving_side_says_and_what_is_unknown_is_a_failure() {
+    fn unknown_messages_and_receiver_errors_are_failures() {
         for line in [
             r#"rsync: [receiver] mkstemp "/v/.a.X" failed: Read-only file system (30)"#,
             r#"rsync: [receiver] rename "/v/.a.X" -> "a": Input/output error (5)"#,
@@ -303,21 +304,21 @@ mod tests {
             r#"x rsync: [sender] opendir "/a" failed: Permission denied (13)"#,
             r#"rsync: [sender]x opendir "/a" failed: Input/output error (5)"#,
         ] {
-            assert_eq!(judge(line.as_bytes()), Verdict::Failure, "{line}");
+            assert_eq!(classify(line.as_bytes()), Message::Failure, "{line}");
         }
     }
 
     #[test]
-    fn no_space_counts_only_at_the_receiving_side_and_at_the_end_of_the_line() {
+    fn no_space_counts_only_from_the_receiver_and_at_the_end_of_a_line() {
         for line in [
             r#"rsync: [receiver] write failed on "/v/a": No space left on device (28)"#,
             r#"rsync: write failed on "/v/a": No space left on device (28)"#,
             r#"rsync: [receiver] mkstemp "/v/.a.X" failed: No space left on device (28)"#,
             r#"rsync: [generator] recv_generator: mkdir "/v/a" failed: Disk quota exceeded (122)"#,
         ] {
-            let named = Verdict::NoSpace(Some(b"/v/a".to_vec()));
-            let temporary = Verdict::NoSpace(Some(b"/v/.a.X".to_vec()));
-            let judged = judge(line.as_bytes());
+            let named = Message::NoSpace(Some(b"/v/a".to_vec()));
+            let temporary = Message::NoSpace(Some(b"/v/.a.X".to_vec()));
+            let judged = classify(line.as_bytes());
             assert!(judged == named || judged == temporary, "{line}");
         }
         for line in [
@@ -325,16 +326,16 @@ mod tests {
             r#"rsync: [receiver] rsync_xal_set: fsetxattr("/v/a","user.x") failed: No space left on device (28)"#,
             r#"rsync: [generator] set_acl: sys_acl_set_file(/v/a, ACL_TYPE_ACCESS): No space left on device (28)"#,
         ] {
-            let expected = Verdict::NoSpaceForAttribute(b"/v/a".to_vec());
-            assert_eq!(judge(line.as_bytes()), expected, "{line}");
+            let expected = Message::NoSpaceForAttribute(b"/v/a".to_vec());
+            assert_eq!(classify(line.as_bytes()), expected, "{line}");
         }
         let name = r#"rsync: [sender] opendir "/a: No space left on device (28)" failed: Permission denied (13)"#;
         assert_eq!(
-            judge(name.as_bytes()),
+            classify(name.as_bytes()),
             unread("/a: No space left on device (28)")
         );
         let sender = r#"rsync: [sender] opendir "/a" failed: No space left on device (28)"#;
-        assert_eq!(judge(sender.as_bytes()), unread("/a"));
+        assert_eq!(classify(sender.as_bytes()), unread("/a"));
     }
 
     #[test]
@@ -352,88 +353,88 @@ mod tests {
                 "some new operation \"/a\" failed",
             ] {
                 let line = format!("rsync: [sender] {said}: Some reason ({errno})");
-                assert_eq!(judge(line.as_bytes()), unread("/a"), "{line}");
+                assert_eq!(classify(line.as_bytes()), unread("/a"), "{line}");
             }
         }
     }
 
     #[test]
-    fn what_the_volume_refuses_for_one_file_concerns_that_file() {
+    fn errors_of_the_volume_for_one_file_concern_that_file() {
         let file = |name: &str| name.as_bytes().to_vec();
         for (line, expected) in [
             (
                 r#"rsync: [receiver] mkstemp "/v/.a.X" failed: File name too long (36)"#,
-                Verdict::Unwritten(file("/v/.a.X")),
+                Message::Unwritten(file("/v/.a.X")),
             ),
             (
                 r#"rsync: [generator] recv_generator: mkdir "/v/a" failed: Invalid argument (22)"#,
-                Verdict::Unwritten(file("/v/a")),
+                Message::Unwritten(file("/v/a")),
             ),
             (
                 r#"rsync: [generator] symlink "/v/a" -> "b" failed: File name too long (36)"#,
-                Verdict::Unwritten(file("/v/a")),
+                Message::Unwritten(file("/v/a")),
             ),
             (
                 r#"rsync: [receiver] rename "/v/.a.X" -> "a": Operation not permitted (1)"#,
-                Verdict::Unwritten(file("/v/.a.X")),
+                Message::Unwritten(file("/v/.a.X")),
             ),
             (
                 r#"rsync: [generator] chown "/v/a" failed: Invalid argument (22)"#,
-                Verdict::Unwritten(file("/v/a")),
+                Message::Unwritten(file("/v/a")),
             ),
             (
                 r#"rsync: [receiver] failed to set times on "/v/.a.X": Invalid argument (22)"#,
-                Verdict::Unwritten(file("/v/.a.X")),
+                Message::Unwritten(file("/v/.a.X")),
             ),
             (
                 r#"rsync: [receiver] write failed on "/v/a": File too large (27)"#,
-                Verdict::WriteRefused(file("/v/a")),
+                Message::WriteRefused(file("/v/a")),
             ),
             (
                 r#"rsync: [receiver] rsync_xal_set: lsetxattr("/v/a","btrfs.compression") failed: Operation not supported (95)"#,
-                Verdict::AttributeRefused(file("/v/a")),
+                Message::AttributeRefused(file("/v/a")),
             ),
             (
                 r#"rsync: [generator] set_acl: sys_acl_set_file(a, ACL_TYPE_ACCESS): Operation not supported (95)"#,
-                Verdict::AttributeRefused(file("a")),
+                Message::AttributeRefused(file("a")),
             ),
             (
                 r#"rsync: [generator] link "/v/s3/t/l/2" => t/f failed: Too many links (31)"#,
-                Verdict::TooManyLinks(file("t/f")),
+                Message::TooManyLinks(file("t/f")),
             ),
             (
                 r#"rsync: [generator] link "/v/s3/t/l/2" => t/f failed: Operation not permitted (1)"#,
-                Verdict::LinkRefused,
+                Message::LinkRefused,
             ),
             (
                 "*** Skipping any contents from this failed directory ***",
-                Verdict::Harmless,
+                Message::Harmless,
             ),
         ] {
-            assert_eq!(judge(line.as_bytes()), expected, "{line}");
+            assert_eq!(classify(line.as_bytes()), expected, "{line}");
         }
     }
 
     #[test]
-    fn a_folder_in_the_way_is_told() {
+    fn a_conflicting_folder_is_recognised() {
         for line in [
             "cannot delete non-empty directory: t/a",
             "could not make way for new regular file: t/a",
             "could not make way for new symlink: t/a",
         ] {
             assert_eq!(
-                judge(line.as_bytes()),
-                Verdict::InTheWay(b"t/a".to_vec()),
+                classify(line.as_bytes()),
+                Message::Conflict(b"t/a".to_vec()),
                 "{line}"
             );
         }
     }
 
     #[test]
-    fn vanished_files_and_closing_lines_are_told() {
+    fn vanished_files_and_closing_lines_are_recognised() {
         assert_eq!(
-            judge(br#"file has vanished: "/a\#012b""#),
-            Verdict::Vanished(b"/a\nb".to_vec())
+            classify(br#"file has vanished: "/a\#012b""#),
+            Message::Vanished(b"/a\nb".to_vec())
         );
         for line in [
             "",
@@ -442,24 +443,24 @@ mod tests {
             "IO error encountered -- skipping file deletion",
             "WARNING: a failed verification -- update discarded (will try again).",
         ] {
-            assert_eq!(judge(line.as_bytes()), Verdict::Harmless, "{line}");
+            assert_eq!(classify(line.as_bytes()), Message::Harmless, "{line}");
         }
     }
 
     #[test]
-    fn names_are_taken_out_whole() {
+    fn names_are_extracted_completely() {
         let line = br#"rsync: [sender] send_files failed to open "/q"u": o\#012te": Permission denied (13)"#;
-        assert_eq!(judge(line), unread("/q\"u\": o\nte"));
+        assert_eq!(classify(line), unread("/q\"u\": o\nte"));
         let line = br#"rsync: [sender] opendir "/a" failed: b" failed: Permission denied (13)"#;
-        assert_eq!(judge(line), unread("/a\" failed: b"));
+        assert_eq!(classify(line), unread("/a\" failed: b"));
     }
 
     proptest! {
         #[test]
-        fn no_line_makes_the_judge_panic(line in prop::collection::vec(any::<u8>(), 0..80), head in 0usize..4) {
+        fn no_line_makes_classify_panic(line in prop::collection::vec(any::<u8>(), 0..80), head in 0usize..4) {
             let mut whole = [&b"rsync: [sender] opendir \""[..], b"rsync: ", b"file has vanished: ", b""][head].to_vec();
             whole.extend(line);
-            let _ = judge(&whole);
+            let _ = classify(&whole);
             prop_assert!(!printable(&whole).chars().any(char::is_control));
         }
     }

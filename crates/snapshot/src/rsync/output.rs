@@ -1,11 +1,11 @@
-//! Reads rsync's stdout: progress lines, the counts at its end, and itemized changes.
+//! Parses rsync's stdout: progress lines, the counts at its end, and itemized changes.
 
+use crate::progress::{Phase, Progress};
 use crate::record::RunStats;
-use crate::spec::{Phase, Progress};
 
-/// Reads a progress line of `--info=progress2 --no-human-readable`, such as
-/// `   20971520  99%  868.21MB/s    0:00:00 (xfr#3, to-chk=7/18)`; the part in parentheses is there
-/// only when a file was finished.
+/// Parses a progress line of `--info=progress2 --no-human-readable`, such as `   20971520  99%
+/// 868.21MB/s    0:00:00 (xfr#3, to-chk=7/18)`. The part in parentheses is present only when a file is
+/// finished.
 pub(crate) fn parse_progress(line: &str, before: &Progress) -> Option<Progress> {
     let mut words = line.split_whitespace();
     let bytes_done = words.next()?.parse().ok()?;
@@ -41,7 +41,7 @@ pub(crate) fn parse_progress(line: &str, before: &Progress) -> Option<Progress> 
     Some(now)
 }
 
-/// Reads `868.21MB/s`. rsync counts in 1024 here, whatever else it is told.
+/// Parses `868.21MB/s`. rsync uses powers of 1024 here, whatever its options.
 fn parse_rate(word: &str) -> Option<u64> {
     let word = word.strip_suffix("B/s")?;
     let (number, unit) = match word.as_bytes().last()? {
@@ -60,7 +60,7 @@ fn parse_rate(word: &str) -> Option<u64> {
         .checked_add(hundredths.checked_mul(scale)? / 100)
 }
 
-/// Takes one line of the counts that `--info=stats2` prints. Returns whether it was one.
+/// Parses one line of the counts of `--info=stats2`. Returns whether it was one.
 pub(crate) fn take_stat(line: &str, stats: &mut RunStats) -> bool {
     let Some((what, value)) = line.split_once(": ") else {
         return false;
@@ -97,7 +97,7 @@ pub(crate) fn take_stat(line: &str, stats: &mut RunStats) -> bool {
     true
 }
 
-/// Whether a line of `--out-format='%i %n%L'` tells a change, and not a mere look at a file.
+/// Whether a line of `--out-format='%i %n%L'` reports a change.
 pub(crate) fn is_change(line: &str) -> bool {
     let mut flags = line.bytes();
     match flags.next() {
@@ -110,8 +110,8 @@ pub(crate) fn is_change(line: &str) -> bool {
     }
 }
 
-/// The format whose lines [`parse_item`] reads: what was done, the file's time in UTC, its length
-/// in bytes, its name.
+/// The format that [`parse_item`] parses: what was done, the file's time in UTC, its length in bytes,
+/// its name.
 pub(crate) const ITEM_FORMAT: &str = "--out-format=%i %M %l %n";
 
 /// A file in a line of [`ITEM_FORMAT`].
@@ -121,27 +121,27 @@ pub(crate) struct Named<'l> {
     pub(crate) modified: &'l str,
     /// Its length.
     pub(crate) bytes: u64,
-    /// Relative to the root, as rsync escapes it.
+    /// The name relative to the root, escaped by rsync.
     pub(crate) name: &'l str,
 }
 
-/// What a line of [`ITEM_FORMAT`] says of a regular file that is new in the tree.
+/// The meaning of a line of [`ITEM_FORMAT`] about a regular file that is new in the tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Item<'l> {
     /// Its content came from the source.
     Written(Named<'l>),
-    /// Its content came from an older snapshot, as only its attributes have changed.
+    /// Its content came from an older snapshot, because only attributes changed.
     CopiedFromOlder {
-        /// Relative to the root, as rsync escapes it.
+        /// The name relative to the root, escaped by rsync.
         name: &'l str,
     },
-    /// Another name of a file that came before: after this run it may be the only one left.
+    /// Another name of a file that was listed before. After this run it may be the only name left.
     Linked(Named<'l>),
-    /// A folder, a symbolic link, another kind of file.
+    /// A folder, a symbolic link, or another kind of file.
     Other,
 }
 
-/// Flags and file of a line of [`ITEM_FORMAT`].
+/// Splits a line of [`ITEM_FORMAT`] into flags and file.
 fn parts(line: &str) -> Option<(&str, Named<'_>)> {
     let (flags, rest) = line.split_once(' ')?;
     if !is_change(flags) {
@@ -153,28 +153,28 @@ fn parts(line: &str) -> Option<(&str, Named<'_>)> {
     let named = Named {
         modified,
         bytes: bytes.parse().ok()?,
-        // The sending side names the file as it was asked for, with its leading slash.
+        // The sending side prints the name as it was given, with a leading slash.
         name: name.trim_start_matches('/'),
     };
     Some((flags, named))
 }
 
-/// The name in a line of [`ITEM_FORMAT`], relative to the root, as rsync escapes it.
+/// The name in a line of [`ITEM_FORMAT`], relative to the root, escaped by rsync.
 pub(crate) fn item_name(line: &str) -> Option<&str> {
     parts(line).map(|(_, named)| named.name)
 }
 
-/// How an object of the source differs from what is at its place in a snapshot.
+/// The difference between an object of the source and what a snapshot has at its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Difference<'l> {
-    /// Nothing of its kind is there. The name is relative to the root, as rsync escapes it.
+    /// The snapshot has nothing of this kind there. The name is relative to the root, escaped by rsync.
     Missing(&'l str),
-    /// A symbolic link to another place, or another device.
+    /// It is a symbolic link with another target, or another device.
     Other(&'l str),
 }
 
-/// What a line of [`ITEM_FORMAT`] says of two trees that a dry run compared. `None` for files and
-/// folders that are there: rsync has compared no content.
+/// Parses a line of [`ITEM_FORMAT`] from a dry run that compared two trees. `None` for files and folders
+/// that exist in both: rsync has compared no content.
 pub(crate) fn parse_difference(line: &str) -> Option<Difference<'_>> {
     let (flags, named) = parts(line)?;
     match flags.as_bytes() {
@@ -184,13 +184,13 @@ pub(crate) fn parse_difference(line: &str) -> Option<Difference<'_>> {
     }
 }
 
-/// Reads a line of [`ITEM_FORMAT`].
+/// Parses a line of [`ITEM_FORMAT`].
 pub(crate) fn parse_item(line: &str) -> Option<Item<'_>> {
     let (flags, named) = parts(line)?;
     Some(match flags.as_bytes() {
         [b'<' | b'>', b'f', ..] => Item::Written(named),
         [b'h', b'f', ..] => Item::Linked(named),
-        // With `+` it is an empty file that was made.
+        // With `+` rsync created an empty file.
         [b'c', b'f', marks @ ..] if !marks.contains(&b'+') => {
             Item::CopiedFromOlder { name: named.name }
         }
@@ -204,7 +204,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn progress_lines_are_read() {
+    fn progress_lines_are_parsed() {
         let start = Progress::begin(Phase::Copying);
         let line = "       20971520  99%  868.21MB/s    0:00:00 (xfr#3, ir-chk=7/18) ";
         let now = parse_progress(line, &start).unwrap();
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_are_read_with_and_without_separators() {
+    fn counts_are_parsed_with_and_without_separators() {
         let mut stats = RunStats::default();
         assert!(take_stat(
             "Number of files: 1,018 (reg: 1,006, dir: 11, link: 1)",
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn itemized_changes_are_told_from_other_lines() {
+    fn itemized_changes_are_distinguished_from_other_lines() {
         for line in [
             ">f+++++++++ a",
             "cd+++++++++ d/",
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn items_are_read() {
+    fn items_are_parsed() {
         let name = "home/a b";
         let modified = "2026/11/28-15:28:34";
         let line = |flags: &str| format!("{flags} {modified} 9663676416 /{name}");

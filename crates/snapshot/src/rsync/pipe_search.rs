@@ -1,8 +1,8 @@
-//! Lets go of an rsync that waits in `open` for the writer of a pipe.
+//! Releases an rsync that blocks in `open` because a pipe has no writer.
 //!
-//! A file may become a pipe after rsync has examined it. A writer that comes and goes at once ends the
-//! waiting. The search is a thread of its own: the file that rsync opens may also be one whose file system
-//! doesn't answer.
+//! A file may become a pipe after rsync has examined it. A writer that opens and closes the pipe ends
+//! the wait. The search runs in a separate thread, because the file that rsync is opening may be on a
+//! file system that doesn't answer.
 
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -12,12 +12,12 @@ use rustix::fs::{Mode, OFlags};
 
 use super::stillness::Stillness;
 
-/// A search that may be under way.
+/// A search that may be running.
 #[derive(Debug, Default)]
 pub(super) struct PipeSearch(Option<Receiver<Option<PathBuf>>>);
 
 impl PipeSearch {
-    /// Adds what was found to `pipes`, and searches again unless a search is under way.
+    /// Adds the pipes that were found to `pipes`, and starts the next search unless one is running.
     pub(super) fn go_on(&mut self, stillness: &Stillness, pipes: &mut Vec<PathBuf>) {
         self.take(Duration::ZERO, pipes);
         if self.0.is_some() {
@@ -28,7 +28,7 @@ impl PipeSearch {
         let search = move || {
             let pipe = Stillness::pipe_waited_for(process).filter(|pipe| {
                 let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                // Fails only where rsync waits no more.
+                // Fails only if rsync no longer waits.
                 rustix::fs::open(pipe, flags, Mode::empty()).is_ok()
             });
             let _ = to.send(pipe);
@@ -37,7 +37,7 @@ impl PipeSearch {
         self.0 = started.is_ok().then_some(found);
     }
 
-    /// Adds what a search has found within this time to `pipes`.
+    /// Adds the pipes that a running search finds within `limit` to `pipes`.
     pub(super) fn take(&mut self, limit: Duration, pipes: &mut Vec<PathBuf>) {
         let Some(found) = &self.0 else { return };
         match found.recv_timeout(limit) {

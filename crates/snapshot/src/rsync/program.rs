@@ -1,4 +1,4 @@
-//! Finds rsync and checks that its version will do.
+//! Finds rsync and checks its version.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 use crate::error::SnapshotError;
 use crate::text::{escape_name, escape_path};
 
-/// Where a plain program name is looked for. A caller that searches its own `PATH` gives an
-/// absolute path instead.
+/// The folders that are searched for a plain program name. A caller that wants to search its own `PATH`
+/// passes an absolute path.
 const FOLDERS: [&str; 8] = [
     "/usr/local/sbin",
     "/usr/local/bin",
@@ -20,7 +20,7 @@ const FOLDERS: [&str; 8] = [
     "/run/current-system/sw/bin",
     "/opt/local/bin",
 ];
-/// Times compared to the nanosecond (`--modify-window=-1`) came with 3.1.3 (rsync's NEWS).
+/// 3.1.3 introduced the comparison of times to the nanosecond (`--modify-window=-1`, rsync's NEWS).
 const OLDEST: (u32, u32, u32) = (3, 1, 3);
 
 /// A usable rsync.
@@ -63,7 +63,7 @@ impl Rsync {
         let version = parse_version(&text).ok_or_else(|| {
             let first = text.lines().next().unwrap_or_default();
             let first: String = escape_name(first.as_bytes()).chars().take(100).collect();
-            unusable(format!("does not tell rsync's version but {first:?}"))
+            unusable(format!("printed {first:?} instead of rsync's version"))
         })?;
         if version.numbers < OLDEST {
             return Err(unusable(format!(
@@ -77,8 +77,8 @@ impl Rsync {
         })
     }
 
-    /// A command that is not touched by the caller's environment: neither `RSYNC_*` nor popt's
-    /// aliases in `HOME` reach it, and its messages are the untranslated ones.
+    /// A command that is independent of the caller's environment: neither `RSYNC_*` nor popt's aliases
+    /// in `HOME` have an effect, and the messages are not translated.
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(&self.path);
         clean(&mut command);
@@ -104,11 +104,11 @@ struct Version {
     text: String,
 }
 
-/// Reads `rsync  version 3.2.7  protocol version 31` (since 3.0; git builds say `v3.5.0dev`).
+/// Parses `rsync  version 3.2.7  protocol version 31` (since 3.0; git builds print `v3.5.0dev`).
 fn parse_version(text: &str) -> Option<Version> {
     let rest = text.lines().next()?.strip_prefix("rsync")?.trim_start();
     let word = rest.strip_prefix("version")?.split_whitespace().next()?;
-    // A part such as `1pre1` counts as far as its digits go; a missing one is 0.
+    // Only the digits at the beginning of a part such as `1pre1` count. A missing part is 0.
     let mut parts = word.trim_start_matches('v').split('.').map(|part| {
         let digits = part.bytes().take_while(u8::is_ascii_digit).count();
         part[..digits].parse::<u32>().ok()
@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_read_as_distributions_print_them() {
+    fn versions_of_distributions_are_parsed() {
         for (text, numbers) in [
             ("rsync  version 3.2.7  protocol version 31", Some((3, 2, 7))),
             (
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_rsync_and_a_program_that_is_none_are_told_apart() {
+    fn a_missing_rsync_and_another_program_are_distinguished() {
         let missing = Rsync::find(Path::new("/nowhere/rsync")).unwrap_err();
         assert!(
             matches!(missing, SnapshotError::RsyncMissing { .. }),

@@ -1,8 +1,8 @@
-//! Runs one rsync to its end: reads both its pipes, follows its progress, stops it when asked.
+//! Runs one rsync to its end: reads its pipes, follows its progress, and stops it on request.
 //!
-//! rsync gets a process group of its own, so that a signal reaches all of its processes. It does
-//! not outlive its caller because the worker is the first process of a pid namespace of its own,
-//! with which everything ends.
+//! rsync gets its own process group, so that a signal reaches all of its processes. It does not outlive
+//! its caller, because the worker is the first process of a pid namespace, and all processes of the
+//! namespace end with it.
 
 use std::collections::BTreeMap;
 use std::fs::Metadata;
@@ -21,39 +21,41 @@ use rustix::process::{
 use super::ask::Asked;
 use super::invocation::{Invocation, Side};
 use super::lines::{Line, read_lines};
-use super::messages::{Verdict, judge, printable};
+use super::messages::{Message, classify, printable};
 use super::output::{Item, Named, is_change, item_name, parse_item, parse_progress, take_stat};
 use super::pipe_search::PipeSearch;
 use super::program::Rsync;
 use super::stillness::Stillness;
+use crate::cancel::Cancel;
 use crate::error::{SnapshotError, SpaceKind};
-use crate::record::{NameList, RunStats, Warning};
-use crate::spec::{Cancel, Phase, Progress};
+use crate::name_list::NameList;
+use crate::progress::{Phase, Progress};
+use crate::record::{RunStats, Warning};
 use crate::text::{escape_name, escape_path, unescape_path};
 use crate::unlinked::COMPARED_MAX;
 
-/// How long it may take to be gone after SIGKILL, before it counts as one that waits in the kernel.
+/// How long rsync may take to end after SIGKILL. If it takes longer, it waits in the kernel.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
-/// How long rsync's processes may take to leave after they have closed their pipes.
+/// How long rsync's processes may take to end after they have closed their pipes.
 const GROUP_PATIENCE: Duration = Duration::from_secs(5);
-/// How often rsync's processes are examined for one that waits for a pipe.
+/// How often rsync's processes are checked for one that waits for a pipe.
 const PIPE_INTERVAL: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(100);
-/// A file system with less than this free has no room for anything, whatever it was that failed.
+/// A file system with less free space counts as full, whatever failed.
 const FULL_BELOW_BYTES: u64 = 1 << 20;
-/// So many changes of a dry run are kept.
+/// How many changes of a dry run are kept.
 const CHANGES_MAX: usize = 10_000;
 
-/// rsync reads about 0.5 GB of holes in a second.
+/// Files with larger holes get a warning. rsync reads about 0.5 GB of holes in a second.
 const HOLES_NAMED_BYTES: u64 = 8 << 30;
 const HOLES_NAMED_MAX: usize = 10;
-/// How long the source may take to say how long a file's holes are, once rsync has ended.
+/// After the end of rsync: how long the source may take to report the holes of its files.
 const HOLES_PATIENCE: Duration = Duration::from_secs(5);
 
-/// So many files of a run are listed; a file that finds no place is never taken for another.
+/// How many files of a run are listed. What does not fit is counted, never mistaken for another file.
 pub(crate) const ITEMS_MAX: usize = 500_000;
 
-/// Room left in a file system.
+/// The free space of a file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Full {
     pub(crate) kind: SpaceKind,
@@ -61,38 +63,37 @@ pub(crate) struct Full {
     pub(crate) free_inodes: u64,
 }
 
-/// How the run as a whole ended.
+/// How the run ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Ended {
     /// Everything was copied.
     Whole,
-    /// Everything but source files that could not be read.
+    /// Everything but some source files that could not be read.
     WithUnread,
-    /// The place written to is full.
+    /// The destination is full.
     Full(Full),
-    /// Somebody asked to stop.
+    /// The run was cancelled.
     Cancelled,
-    /// A restore met a folder, by this path below its destination, where a file is to go.
-    InTheWay(String),
-    /// rsync ended because of one file; the run goes on in another way.
+    /// A restore found a folder where a file should go. Its path below the destination.
+    Conflict(String),
+    /// rsync ended because of one file. The caller continues in another way.
     Because(Obstacle),
-    /// Anything else; the exit code or signal in words, and the first message that says why.
+    /// Any other failure: exit code or signal as text, and the first message that explains it.
     Failed { ended: String, message: String },
 }
 
-/// One file for which rsync ends, although the others could be copied.
+/// A file that makes rsync end, although the others could be copied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Obstacle {
-    /// It has more names than the volume allows for one file; its first name below the folder written
-    /// to.
+    /// It has more names than the volume allows for one file. Its first name below the destination.
     TooManyLinks(Vec<u8>),
-    /// The volume refuses a link to it.
+    /// The volume refuses a hard link to it.
     LinkRefused,
-    /// The volume refuses its content; its escaped path there.
+    /// The volume refuses its content. Its escaped path on the volume.
     WriteRefused(String),
 }
 
-/// What a run of rsync came to.
+/// The result of a run of rsync.
 #[derive(Debug, Clone)]
 pub(crate) struct Outcome {
     pub(crate) ended: Ended,
@@ -104,41 +105,41 @@ pub(crate) struct Outcome {
     pub(crate) messages: NameList,
     pub(crate) changes: NameList,
     pub(crate) progress: Progress,
-    /// Files written without some of their attributes, which the volume has no room for by its kind;
-    /// by their escaped paths there.
+    /// Files written without some of their attributes, because these are too large for the volume.
+    /// Escaped paths on the volume.
     pub(crate) attributes_lost: NameList,
-    /// Files written without some of their attributes, which the volume refused; by their escaped
-    /// paths there.
+    /// Files written without some of their attributes, because the volume refuses these. Escaped paths
+    /// on the volume.
     pub(crate) attributes_refused: NameList,
-    /// Files that the volume did not take, or not with owner, mode and times; by their escaped paths
-    /// there.
+    /// Files that the volume refused, or whose owner, mode or times it refused. Escaped paths on the
+    /// volume.
     pub(crate) unwritten: NameList,
-    /// What the owner should know of how the tree was made.
+    /// What the user should know about how the tree was made.
     pub(crate) warnings: Vec<Warning>,
-    /// Whether rsync ended once without its counts.
+    /// Whether some rsync ended without printing its counts.
     pub(crate) counts_unknown: bool,
-    /// Pipes that rsync opened where a file had been: it wrote empty files in their place.
+    /// Pipes that rsync opened instead of files. It wrote empty files for them.
     pub(crate) pipes: Vec<PathBuf>,
-    /// The file that found no room, escaped, where rsync tells.
-    pub(crate) no_room_for: Option<String>,
-    /// Files whose content rsync copied out of an older snapshot; escaped, relative to the root.
+    /// The file that did not fit, escaped, if rsync named it.
+    pub(crate) did_not_fit: Option<String>,
+    /// Files whose content rsync copied from an older snapshot. Escaped, relative to the root.
     pub(crate) copied_from_older: NameList,
     /// Files that were written and whose time is not older than [`Invocation::recent_from`].
     pub(crate) recent: NameList,
-    /// The first files that were written, by their escaped names relative to the root.
+    /// The first files that were written. Escaped names, relative to the root.
     pub(crate) copied: NameList,
     /// See [`Invocation::lists_names`].
     pub(crate) several_names: SeveralNames,
 }
 
-/// The names that rsync met of each file of the source with several names, by its device and inode;
-/// absolute.
+/// All names that rsync found of each source file with several names, by device and inode. Absolute
+/// paths.
 pub(crate) type SeveralNames = BTreeMap<(u64, u64), Vec<PathBuf>>;
 
 impl Outcome {
-    /// Adds what a later run into the same tree came to.
+    /// Adds the result of a later run into the same tree.
     pub(crate) fn add(&mut self, later: Self) {
-        // A file that could not be read the first time is missing all the same.
+        // A file that could not be read the first time is still missing.
         if later.ended != Ended::Whole {
             self.ended = later.ended;
         }
@@ -156,12 +157,12 @@ impl Outcome {
         self.warnings.extend(later.warnings);
         self.counts_unknown |= later.counts_unknown;
         self.recent.append_within(&later.recent, ITEMS_MAX);
-        self.no_room_for = self.no_room_for.take().or(later.no_room_for);
+        self.did_not_fit = self.did_not_fit.take().or(later.did_not_fit);
     }
 }
 
 impl Rsync {
-    /// Runs rsync to its end. Fails only where it could not be run at all.
+    /// Runs rsync to its end. Fails only if rsync could not be run at all.
     pub(crate) fn run(
         &self,
         invocation: &Invocation,
@@ -189,7 +190,7 @@ impl Rsync {
             signal_group(&child, Signal::KILL);
         }
         let status = match running.not_killed {
-            // Nobody can wait for it.
+            // It can't be waited for.
             true => ExitStatus::from_raw(Signal::KILL.as_raw()),
             false => child.wait().map_err(system("wait for rsync"))?,
         };
@@ -208,14 +209,14 @@ impl Rsync {
 
 fn signal_group(child: &Child, signal: Signal) {
     if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-        // ESRCH: it is gone, which is what was wanted.
+        // ESRCH means that it is gone, as intended.
         let _ = kill_process_group(pid, signal);
     }
 }
 
-/// Waits until rsync's other processes are gone too, so that the file systems that they work in can
-/// be unmounted. They close their pipes a moment before they leave their folders. Where the caller
-/// is the first process of its pid namespace, they are its children now, and it must reap them.
+/// Waits until rsync's other processes have ended, too, so that the file systems that they use can be
+/// unmounted. They close their pipes shortly before they leave their folders. If the caller is the first
+/// process of its pid namespace, they are its children now, and it must reap them.
 fn wait_for_group(child: &Child) {
     let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) else {
         return;
@@ -231,8 +232,8 @@ fn wait_for_group(child: &Child) {
     }
 }
 
-/// Whether a process of `group` still runs. Dead ones that nobody has reaped yet count as gone: they
-/// have left their folders (kernel/exit.c: `exit_fs` comes before `exit_notify`).
+/// Whether a process of `group` still runs. Zombies count as ended: they have left their folders
+/// (kernel/exit.c: `exit_fs` comes before `exit_notify`).
 fn any_alive(group: Pid) -> bool {
     let group = group.as_raw_nonzero().to_string();
     let Ok(processes) = std::fs::read_dir("/proc") else {
@@ -241,7 +242,7 @@ fn any_alive(group: Pid) -> bool {
     processes.filter_map(Result::ok).any(|process| {
         let stat = std::fs::read(process.path().join("stat")).unwrap_or_default();
         let stat = String::from_utf8_lossy(&stat);
-        // `PID (NAME) STATE PARENT GROUP …`; the name may hold anything, `)` too.
+        // `PID (NAME) STATE PARENT GROUP …`. The name may contain anything, even `)`.
         let mut words = stat
             .rsplit_once(')')
             .map_or("", |(_, rest)| rest)
@@ -262,25 +263,25 @@ struct Running<'a> {
     progress: Progress,
     first_failure: Option<String>,
     full: Option<Full>,
-    in_the_way: Option<String>,
+    conflict: Option<String>,
     attributes_lost: NameList,
     attributes_refused: NameList,
     unwritten: NameList,
     obstacle: Option<Obstacle>,
     pipes: Vec<PathBuf>,
-    no_room_for: Option<String>,
+    did_not_fit: Option<String>,
     copied_from_older: NameList,
     recent: NameList,
     copied: NameList,
     warnings: Vec<Warning>,
     several_names: SeveralNames,
-    /// Files of the source.
+    /// Files of the source that are being examined.
     asked: Asked,
-    /// Older files that the guard kept closed.
+    /// How many older files the guard did not let rsync open.
     older_not_read: u64,
     asked_to_stop: Option<Instant>,
     killed: bool,
-    /// It didn't end when it was killed: it waits in the kernel.
+    /// It did not end after SIGKILL: it waits in the kernel.
     not_killed: bool,
     stood_still: Option<SnapshotError>,
     search: PipeSearch,
@@ -299,13 +300,13 @@ impl<'a> Running<'a> {
             progress: Progress::begin(Phase::Copying),
             first_failure: None,
             full: None,
-            in_the_way: None,
+            conflict: None,
             attributes_lost: NameList::default(),
             attributes_refused: NameList::default(),
             unwritten: NameList::default(),
             obstacle: None,
             pipes: Vec::new(),
-            no_room_for: None,
+            did_not_fit: None,
             copied_from_older: NameList::default(),
             recent: NameList::default(),
             copied: NameList::default(),
@@ -321,7 +322,7 @@ impl<'a> Running<'a> {
         }
     }
 
-    /// Takes every line until both pipes are closed, which is when all of rsync has ended.
+    /// Handles every line until both pipes are closed, which is when all of rsync has ended.
     fn follow(&mut self, child: &mut Child, progress: &mut dyn FnMut(Progress)) -> io::Result<()> {
         let lines = {
             let (to, lines) = sync_channel(256);
@@ -353,11 +354,11 @@ impl<'a> Running<'a> {
             };
             match next {
                 Ok(Line::Out(line)) => {
-                    stillness.spoken();
+                    stillness.note_output();
                     self.take_out(&line);
                 }
                 Ok(Line::Err(line)) => {
-                    stillness.spoken();
+                    stillness.note_output();
                     self.take_err(&line);
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -367,7 +368,7 @@ impl<'a> Running<'a> {
                 examined = Instant::now();
                 self.search.go_on(&stillness, &mut self.pipes);
             }
-            self.progress.still_s = stillness.told_s();
+            self.progress.still_s = stillness.still_s_to_report();
             let still = stillness.still();
             if still >= self.invocation.still_max && self.stood_still.is_none() {
                 self.stood_still = Some(SnapshotError::StoodStill {
@@ -389,7 +390,7 @@ impl<'a> Running<'a> {
         progress(self.progress);
     }
 
-    /// Takes what the source has answered; where there is nothing yet, waits for one answer.
+    /// Handles the answers about source files. If there is none yet, waits for one.
     fn take_answers(&mut self, patience: Duration) {
         let mut patience = patience;
         while let Some((path, about)) = self.asked.next(patience) {
@@ -405,8 +406,8 @@ impl<'a> Running<'a> {
         }
     }
 
-    /// Behind the end of rsync. Without all the names the snapshot would lack hard links; without the
-    /// holes only a warning is missing.
+    /// Waits for the remaining answers after the end of rsync. Without all names the snapshot would lack
+    /// hard links. Without the holes only a warning is missing.
     fn await_answers(&mut self) {
         let patience = match self.invocation.lists_names {
             true => self.invocation.still_max,
@@ -432,10 +433,10 @@ impl<'a> Running<'a> {
     fn stop_if_wanted(&mut self, child: &Child) {
         let patience = self.invocation.term_patience;
         match self.asked_to_stop {
-            // With a folder in the way of a hard link it would wait for ever.
+            // If the folder is where a hard link should go, rsync would wait for ever.
             None if self.cancel.is_cancelled()
                 || self.full.is_some()
-                || self.in_the_way.is_some()
+                || self.conflict.is_some()
                 || self.stood_still.is_some()
                 || self.link_refused() =>
             {
@@ -453,7 +454,7 @@ impl<'a> Running<'a> {
         }
     }
 
-    /// rsync may loop for ever after a link that it could not make.
+    /// After a link that it could not make, rsync may loop for ever.
     fn link_refused(&self) -> bool {
         let obstacle = &self.obstacle;
         matches!(
@@ -511,7 +512,7 @@ impl<'a> Running<'a> {
         self.take_answers(Duration::ZERO);
     }
 
-    /// A file that was copied, and that may have long holes.
+    /// Handles a copied file that may have long holes.
     fn take_long(&mut self, path: &Path, about: &Metadata) {
         let data_bytes = about.blocks().saturating_mul(512);
         let hole_bytes = about.len().saturating_sub(data_bytes);
@@ -525,28 +526,28 @@ impl<'a> Running<'a> {
     }
 
     fn take_err(&mut self, line: &[u8]) {
-        let verdict = judge(line);
-        if verdict == Verdict::OlderNotRead && self.invocation.guarded {
+        let message = classify(line);
+        if message == Message::OlderNotRead && self.invocation.guarded {
             self.older_not_read += 1;
             return;
         }
-        if verdict != Verdict::Harmless {
+        if message != Message::Harmless {
             self.messages.push(printable(line));
         }
-        match verdict {
-            Verdict::Harmless => {}
-            Verdict::Vanished(name) => self.vanished.push(escape_name(&name)),
-            Verdict::Unread(name) => self.unread.push(escape_name(&name)),
-            Verdict::NoSpace(name) => {
-                // Asked at once; rsync is about to remove the file that didn't fit.
+        match message {
+            Message::Harmless => {}
+            Message::Vanished(name) => self.vanished.push(escape_name(&name)),
+            Message::Unread(name) => self.unread.push(escape_name(&name)),
+            Message::NoSpace(name) => {
+                // Checked at once, because rsync is about to remove the file that did not fit.
                 self.full = self.full.or_else(|| room_at(&self.invocation.written_to));
-                self.no_room_for = self
-                    .no_room_for
+                self.did_not_fit = self
+                    .did_not_fit
                     .take()
                     .or_else(|| name.map(|name| escape_name(&name)));
                 self.first_failure.get_or_insert_with(|| printable(line));
             }
-            Verdict::NoSpaceForAttribute(name) => {
+            Message::NoSpaceForAttribute(name) => {
                 let room = || room_at(&self.invocation.written_to);
                 self.full = self.full.or_else(|| room().filter(Full::is_certain));
                 if self.full.is_some() || self.invocation.side == Side::OutOfVolume {
@@ -555,37 +556,37 @@ impl<'a> Running<'a> {
                     self.attributes_lost.push_new(escape_name(&name));
                 }
             }
-            // A restore brings back all or says that it failed.
-            Verdict::Unwritten(_)
-            | Verdict::AttributeRefused(_)
-            | Verdict::TooManyLinks(_)
-            | Verdict::LinkRefused
-            | Verdict::WriteRefused(_)
+            // For a restore every such message is a failure.
+            Message::Unwritten(_)
+            | Message::AttributeRefused(_)
+            | Message::TooManyLinks(_)
+            | Message::LinkRefused
+            | Message::WriteRefused(_)
                 if self.invocation.side == Side::OutOfVolume =>
             {
                 self.first_failure.get_or_insert_with(|| printable(line));
             }
-            Verdict::Unwritten(name) => self.unwritten.push_new(escape_name(&name)),
-            Verdict::AttributeRefused(name) => {
+            Message::Unwritten(name) => self.unwritten.push_new(escape_name(&name)),
+            Message::AttributeRefused(name) => {
                 self.attributes_refused.push_new(escape_name(&name));
             }
-            Verdict::TooManyLinks(name) => {
+            Message::TooManyLinks(name) => {
                 self.obstacle.get_or_insert(Obstacle::TooManyLinks(name));
             }
-            Verdict::LinkRefused => {
+            Message::LinkRefused => {
                 self.obstacle.get_or_insert(Obstacle::LinkRefused);
             }
-            Verdict::WriteRefused(name) => {
+            Message::WriteRefused(name) => {
                 let name = escape_name(&name);
                 self.obstacle.get_or_insert(Obstacle::WriteRefused(name));
             }
-            Verdict::InTheWay(name) if self.invocation.side == Side::OutOfVolume => {
-                self.in_the_way.get_or_insert_with(|| escape_name(&name));
+            Message::Conflict(name) if self.invocation.side == Side::OutOfVolume => {
+                self.conflict.get_or_insert_with(|| escape_name(&name));
             }
-            Verdict::InTheWay(_) => {
+            Message::Conflict(_) => {
                 self.first_failure.get_or_insert_with(|| printable(line));
             }
-            Verdict::OlderNotRead | Verdict::Failure => {
+            Message::OlderNotRead | Message::Failure => {
                 self.first_failure.get_or_insert_with(|| printable(line));
             }
         }
@@ -596,10 +597,10 @@ impl<'a> Running<'a> {
             Ended::Full(full)
         } else if self.cancel.is_cancelled() && !status.success() {
             Ended::Cancelled
-        } else if let Some(folder) = self.in_the_way.clone() {
-            Ended::InTheWay(folder)
+        } else if let Some(folder) = self.conflict.clone() {
+            Ended::Conflict(folder)
         } else if let Some(obstacle) = self.obstacle.clone() {
-            // What rsync says after it follows from it. Another failure shows itself again.
+            // rsync's later messages are consequences. Another failure will show up again.
             Ended::Because(obstacle)
         } else {
             self.judge_exit(status)
@@ -619,7 +620,7 @@ impl<'a> Running<'a> {
             warnings: self.warnings,
             counts_unknown: false,
             pipes: self.pipes,
-            no_room_for: self.no_room_for,
+            did_not_fit: self.did_not_fit,
             copied_from_older: self.copied_from_older,
             recent: self.recent,
             copied: self.copied,
@@ -627,7 +628,7 @@ impl<'a> Running<'a> {
         }
     }
 
-    /// rsync's exit codes, man page, EXIT VALUES.
+    /// rsync's exit codes: man page, EXIT VALUES.
     fn judge_exit(&self, status: ExitStatus) -> Ended {
         let forgiving = self.invocation.side == Side::IntoVolume;
         let none_unread = self.unread.is_empty()
@@ -637,7 +638,7 @@ impl<'a> Running<'a> {
         match (status.code(), &self.first_failure) {
             (Some(0), None) if none_unread => Ended::Whole,
             (Some(24), None) if forgiving && none_unread => Ended::Whole,
-            // All that it counts as not transferred it then read from the source.
+            // rsync read from the source all files that it counts as not transferred.
             (Some(23), None) if forgiving && none_unread && self.older_not_read > 0 => Ended::Whole,
             (Some(0 | 23 | 24), None) if forgiving && !none_unread => Ended::WithUnread,
             (code, failure) => Ended::Failed {
@@ -666,17 +667,17 @@ impl<T> ExpectPipe<T> for Option<T> {
 }
 
 impl Full {
-    /// Whether the numbers alone say so.
+    /// Whether the numbers alone prove that it is full.
     fn is_certain(&self) -> bool {
         self.kind == SpaceKind::Inodes || self.free_bytes < FULL_BELOW_BYTES
     }
 }
 
-/// What the file system at `path` has run out of, after a call there has said that it has.
+/// What the file system at `path` has run out of, after a call there reported that it is full.
 pub(crate) fn room_at(path: &Path) -> Option<Full> {
     let stat = rustix::fs::statvfs(path).ok()?;
     Some(Full {
-        // File systems without a fixed number of inodes say 0 of 0.
+        // File systems without a fixed number of inodes report 0 of 0.
         kind: if stat.f_files > 0 && stat.f_favail == 0 {
             SpaceKind::Inodes
         } else {

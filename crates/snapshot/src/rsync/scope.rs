@@ -1,17 +1,17 @@
-//! What an operation that failed concerns: one file, a source, the volume, or the whole run.
+//! What a failed operation concerns: one file, a source, the volume, or the whole run.
 //!
 //! The table is total: every combination of side, operation and error number has an answer, so an
-//! error number that nobody thought of never ends a run. Only the errors of [`of_volume`] and
-//! [`of_machine`] on the writing side do.
+//! unexpected error number never ends a run. Only the errors of [`of_volume`] and [`of_machine`] on the
+//! writing side do.
 
 use rustix::io::Errno;
 
-/// Which of rsync's processes complains. rsync before 3.2 does not name it.
+/// The rsync process that reports an error. rsync before 3.2 does not name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     /// Reads the source.
     Sender,
-    /// Compares, makes folders and links, sets attributes of what is unchanged.
+    /// Compares, creates folders and links, and sets the attributes of unchanged files.
     Generator,
     /// Writes files.
     Receiver,
@@ -25,7 +25,7 @@ impl Role {
         match word {
             Some("sender") => Self::Sender,
             Some("generator") => Self::Generator,
-            // In lower case as the man page has them; the receiver is `Receiver` in old versions.
+            // In lower case as in the man page. Old versions print `Receiver`.
             Some("receiver" | "Receiver") => Self::Receiver,
             _ => Self::Unnamed,
         }
@@ -53,7 +53,7 @@ pub(crate) enum Operation {
     Other,
 }
 
-/// The beginnings of the messages, and what rsync was doing then.
+/// The beginnings of the messages, and the operation that each one reports.
 const OPERATIONS: [(&str, Operation); 32] = [
     // flist.c, sender.c, xattrs.c, acls.c
     ("send_files failed to open ", Operation::Read),
@@ -94,7 +94,7 @@ const OPERATIONS: [(&str, Operation); 32] = [
 const FAILED_TO_WRITE_ATTRIBUTE: &str = "failed to write xattr ";
 
 impl Operation {
-    /// By the beginning of a message, after the role.
+    /// The operation, by the beginning of a message without its role.
     pub(crate) fn of(said: &str) -> Self {
         if said.starts_with(FAILED_TO_WRITE_ATTRIBUTE) {
             return Self::SetAttribute;
@@ -109,31 +109,30 @@ impl Operation {
 /// What a failure concerns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scope {
-    /// One file or folder of the source: it is missing in the snapshot, or a part of it.
+    /// One file or folder of the source. The snapshot lacks it, or a part of it.
     SourceFile,
-    /// One file or folder on the volume, for the sake of what it is: the snapshot lacks it, or a
-    /// part of it.
+    /// One file or folder on the volume, because of what it is. The snapshot lacks it, or a part of it.
     VolumeFile,
-    /// The volume has no room.
+    /// The volume is full.
     NoSpace,
-    /// The volume: nothing that was written since can be trusted.
+    /// The volume. Nothing that was written since can be trusted.
     Volume,
     /// The run: the machine, or rsync itself.
     Run,
 }
 
-/// What the failure of `operation` with `errno` concerns. `named`: the message names a file.
+/// What the failure of `operation` with `errno` concerns. `named`: whether the message names a file.
 pub(crate) fn scope(role: Role, operation: Operation, errno: i32, named: bool) -> Scope {
     let reads_source = match role {
         Role::Sender => true,
-        // Both sides read; the writing side's own reads of the volume are rare. Attributes and
-        // ACLs are the exception: `messages` asks only for those whose message names no side.
+        // Both sides read. Reads of the volume by the writing side are rare, except for attributes and
+        // ACLs: for those `messages` calls this only if the message names no side.
         Role::Unnamed => operation == Operation::Read,
         Role::Generator | Role::Receiver => false,
     };
     if reads_source {
-        // Whatever a source answers, it says about this file: a dead network mount, a locked
-        // folder, a damaged disk. That the machine has no memory left is true for this file, too.
+        // Any error of a source is about this file: a dead network mount, a locked folder, a damaged
+        // disk. An out-of-memory error is treated in the same way.
         return if named { Scope::SourceFile } else { Scope::Run };
     }
     let errno = Errno::from_raw_os_error(errno);
@@ -149,14 +148,14 @@ pub(crate) fn scope(role: Role, operation: Operation, errno: i32, named: bool) -
     Scope::VolumeFile
 }
 
-/// Whether an error of sprat's own calls on the volume concerns the volume or the machine, and not
-/// just the object of the call.
+/// Whether an error of sprat's own calls on the volume concerns the volume or the machine, and not only
+/// the object of the call.
 pub(crate) fn ends_run(errno: i32) -> bool {
     let errno = Errno::from_raw_os_error(errno);
     of_volume(errno) || of_machine(errno) || matches!(errno, Errno::NOSPC | Errno::DQUOT)
 }
 
-/// Errors by which a file system says that it, or the device below it, fails: for whatever file.
+/// Errors that report a failure of the file system or of its device, for any file.
 fn of_volume(errno: Errno) -> bool {
     matches!(
         errno,
@@ -169,7 +168,7 @@ fn of_volume(errno: Errno) -> bool {
             // ext4: a damaged structure, and a wrong checksum of one.
             | Errno::UCLEAN
             | Errno::BADMSG
-            // The volume is gone: shut down, or its process died.
+            // The volume is gone: it was shut down, or its process died.
             | Errno::SHUTDOWN
             | Errno::NOTCONN
             | Errno::CONNABORTED
@@ -189,11 +188,11 @@ fn of_machine(errno: Errno) -> bool {
 mod tests {
     use super::*;
 
-    /// The highest number that a file system may answer (MAX_ERRNO, include/linux/err.h).
+    /// The highest error number of a file system (MAX_ERRNO, include/linux/err.h).
     const ERRNO_MAX: i32 = 4095;
 
     #[test]
-    fn every_error_of_a_source_concerns_its_file_alone() {
+    fn every_error_of_a_source_concerns_only_its_file() {
         for errno in 1..=ERRNO_MAX {
             for operation in [Operation::Read, Operation::Other] {
                 assert_eq!(

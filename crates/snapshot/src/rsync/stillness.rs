@@ -1,6 +1,6 @@
-//! Notices an rsync that does nothing: it says nothing, none of its processes computes, and no byte goes
-//! through any of them. A slow disk or a connection that is away may take long, so it is reported first,
-//! and ended only after a time that neither needs.
+//! Detects an rsync that makes no progress: it prints nothing, none of its processes computes, and no
+//! byte passes through any of them. A slow disk or a lost connection may take long. So this is first
+//! reported, and rsync is stopped only after a time that neither needs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,19 +8,19 @@ use std::time::{Duration, Instant};
 
 use super::waiting::{file_waited_for, pipe_opened_by};
 
-/// Between two looks.
-const LOOK_INTERVAL: Duration = Duration::from_secs(10);
-/// What takes longer than this is told.
-const TOLD_AFTER: Duration = Duration::from_secs(600);
-/// After so long it is ended. A lost connection to the server is waited for for 15 minutes, and an fsync
-/// there for 10.
+/// The time between two measurements.
+const MEASURE_INTERVAL: Duration = Duration::from_secs(10);
+/// How long rsync may make no progress before that is reported.
+const REPORT_AFTER: Duration = Duration::from_secs(600);
+/// How long rsync may make no progress before it is stopped. sprat waits 15 minutes for a lost
+/// connection, and 10 for an fsync on the server.
 pub(super) const STILL_MAX: Duration = Duration::from_secs(3600);
-/// Computing counts in steps of so many hundredths of a second (`USER_HZ`).
+/// Less computing than this counts as none, in hundredths of a second (`USER_HZ`).
 const TICKS_OF_WORK: u64 = 10;
-/// rsync is three processes at most; a wrapper adds some.
+/// rsync has at most three processes. A wrapper script adds some.
 const PROCESSES_MAX: usize = 64;
 
-/// How long nothing has moved.
+/// Measures how long rsync has made no progress.
 #[derive(Debug)]
 pub(super) struct Stillness {
     process: u32,
@@ -30,7 +30,7 @@ pub(super) struct Stillness {
 }
 
 impl Stillness {
-    /// Looks at this process's children, of which one is rsync.
+    /// Measures this process's children, one of which is rsync.
     pub(super) fn of_children() -> Self {
         Self {
             process: own_number(),
@@ -40,30 +40,30 @@ impl Stillness {
         }
     }
 
-    /// rsync has said something.
-    pub(super) fn spoken(&mut self) {
+    /// rsync has printed something.
+    pub(super) fn note_output(&mut self) {
         self.since = Instant::now();
     }
 
-    /// The pipe for whose writer one of the processes below waits, if any does. As
-    /// [`pipe_opened_by`], so not for a thread that others wait for.
+    /// The pipe whose writer one of the processes below waits for, if any. Like [`pipe_opened_by`] it
+    /// may block, so it is not for a thread that others wait for.
     pub(super) fn pipe_waited_for(process: u32) -> Option<PathBuf> {
         below(process).into_iter().find_map(pipe_opened_by)
     }
 
-    /// The process whose children are examined.
+    /// The process whose children are measured.
     pub(super) fn process(&self) -> u32 {
         self.process
     }
 
-    /// The file for which one of the processes below waits.
+    /// The file that one of the processes below waits for.
     pub(super) fn file_waited_for(&self) -> Option<PathBuf> {
         below(self.process).into_iter().find_map(file_waited_for)
     }
 
-    /// For how long nothing has moved; zero where the kernel doesn't tell.
+    /// For how long there was no progress. Zero if the kernel doesn't show it.
     pub(super) fn still(&mut self) -> Duration {
-        if self.looked.elapsed() >= LOOK_INTERVAL {
+        if self.looked.elapsed() >= MEASURE_INTERVAL {
             self.look();
         }
         match self.moved {
@@ -72,10 +72,10 @@ impl Stillness {
         }
     }
 
-    /// The same in seconds, where that is long.
-    pub(super) fn told_s(&mut self) -> Option<u64> {
+    /// The same in seconds, if it is long enough to report.
+    pub(super) fn still_s_to_report(&mut self) -> Option<u64> {
         let still = self.still();
-        (still >= TOLD_AFTER).then_some(still.as_secs())
+        (still >= REPORT_AFTER).then_some(still.as_secs())
     }
 
     fn look(&mut self) {
@@ -88,7 +88,7 @@ impl Stillness {
     }
 }
 
-/// This process's number in `/proc`. The table may be that of an outer pid namespace, with other numbers.
+/// This process's number in `/proc`. `/proc` may be that of an outer pid namespace, with other numbers.
 fn own_number() -> u32 {
     let own = fs::read_link("/proc/self").ok();
     own.and_then(|own| own.to_str()?.parse().ok()).unwrap_or(0)
@@ -122,7 +122,7 @@ fn files_written_by(process: u32, tree: &Path) -> Option<Vec<PathBuf>> {
     Some(files)
 }
 
-/// The processes below `process`, without itself.
+/// All processes below `process`, without itself.
 fn below(process: u32) -> Vec<u32> {
     let mut todo = children(process).unwrap_or_default();
     let mut found = Vec::new();
@@ -135,13 +135,14 @@ fn below(process: u32) -> Vec<u32> {
     found
 }
 
-/// Bytes that all processes below `process` have read and written, pipes between them included, and the
-/// time for which they have computed: reading a folder moves no byte that is counted.
+/// The bytes that all processes below `process` have read and written, including the pipes between them,
+/// and the time that they have computed. The latter because reading a folder moves no bytes that are
+/// counted.
 fn moved_below(process: u32) -> Option<u64> {
     children(process)?;
     let of = |child: u32| {
         let bytes = bytes_of(child).unwrap_or(0);
-        // Who only waits wakes up now and then.
+        // A process that only waits wakes up now and then.
         bytes.wrapping_add(ticks_of(child).unwrap_or(0) / TICKS_OF_WORK)
     };
     Some(
@@ -156,14 +157,14 @@ fn moved_below(process: u32) -> Option<u64> {
 fn ticks_of(process: u32) -> Option<u64> {
     let stat = fs::read(format!("/proc/{process}/stat")).ok()?;
     let stat = String::from_utf8_lossy(&stat);
-    // The name, field 2, may hold anything, `)` too.
+    // The name, field 2, may contain anything, even `)`.
     let (_, rest) = stat.rsplit_once(')')?;
     let mut times = rest.split_whitespace().skip(11);
     let mut ticks = || times.next()?.parse::<u64>().ok();
     Some(ticks()?.wrapping_add(ticks()?))
 }
 
-/// `Documentation/filesystems/proc.rst`, 3.7; each thread has its own list.
+/// `Documentation/filesystems/proc.rst`, 3.7. Each thread has a list of its own.
 fn children(process: u32) -> Option<Vec<u32>> {
     let mut all = Vec::new();
     let tasks = Path::new("/proc").join(process.to_string()).join("task");
@@ -191,14 +192,14 @@ fn bytes_of(process: u32) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cancel::Cancel;
     use crate::error::SnapshotError;
     use crate::rsync::program::Rsync;
     use crate::rsync::{Invocation, Side};
-    use crate::spec::Cancel;
     use std::process::{Command, Stdio};
 
     #[test]
-    fn a_process_that_sleeps_moves_nothing_and_one_that_writes_does() {
+    fn a_sleeping_process_makes_no_progress_and_a_writing_one_does() {
         let mut child = Command::new("sh")
             .args(["-c", "read line; cat /dev/zero"])
             .stdin(Stdio::piped())
@@ -206,7 +207,7 @@ mod tests {
             .spawn()
             .unwrap();
         let input = child.stdin.take().unwrap();
-        // Until the shell has read its libraries.
+        // The shell has read its libraries by then.
         std::thread::sleep(Duration::from_millis(300));
         let still = bytes_of(child.id());
         std::thread::sleep(Duration::from_millis(100));
@@ -216,25 +217,25 @@ mod tests {
         let mut stillness = Stillness::of_children();
         assert_eq!(stillness.process, std::process::id());
         stillness.look();
-        assert_eq!(stillness.told_s(), None);
-        stillness.since = Instant::now().checked_sub(TOLD_AFTER).unwrap();
-        assert_eq!(stillness.told_s(), Some(600));
+        assert_eq!(stillness.still_s_to_report(), None);
+        stillness.since = Instant::now().checked_sub(REPORT_AFTER).unwrap();
+        assert_eq!(stillness.still_s_to_report(), Some(600));
         drop(input);
         let mut out = child.stdout.take().unwrap();
         std::io::Read::read_exact(&mut out, &mut [0; 65536]).unwrap();
         stillness.look();
-        assert_eq!(stillness.told_s(), None);
+        assert_eq!(stillness.still_s_to_report(), None);
         drop(out);
         child.wait().unwrap();
     }
 
     #[test]
-    fn an_rsync_that_does_nothing_is_ended_and_its_file_named() {
+    fn a_hanging_rsync_is_stopped_and_its_file_reported() {
         let dir = tempfile::tempdir().unwrap();
         let pipe = dir.path().join("pipe");
         let made = Command::new("mkfifo").arg(&pipe).status().unwrap();
         assert!(made.success());
-        // With a writer, so that opening it waits for nobody, and a read does.
+        // It has a writer, so that the open succeeds and only the read blocks.
         let mut options = fs::File::options();
         let _writer = options.read(true).write(true).open(&pipe).unwrap();
         let program = dir.path().join("rsync");

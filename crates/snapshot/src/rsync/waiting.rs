@@ -1,24 +1,24 @@
-//! Finds a process that waits in a system call for a file, in the kernel's tables.
+//! Finds the file that a process waits for in a system call, from the kernel's tables.
 
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 
-/// Calls that name a file, by number (asm/unistd_64.h, asm-generic/unistd.h); other machines than these
-/// two have none here, and nothing is found there.
+/// System calls that concern a file, by number (asm/unistd_64.h, asm-generic/unistd.h). Only two
+/// architectures are known; on others nothing is found.
 struct Calls {
-    /// `openat` and `openat2`, of a folder and a name.
+    /// `openat` and `openat2`, with a folder and a name.
     open_at: &'static [u64],
-    /// Others of a folder and a name: `newfstatat`, `statx`, `readlinkat`, `faccessat`.
+    /// Others with a folder and a name: `newfstatat`, `statx`, `readlinkat`, `faccessat`.
     at: &'static [u64],
-    /// `open`, of a name.
+    /// `open`, with a name.
     open: &'static [u64],
-    /// Others of a name: `stat`, `lstat`, `readlink`, `access`, `statfs`, `chdir`, and those that read
+    /// Others with a name: `stat`, `lstat`, `readlink`, `access`, `statfs`, `chdir`, and those that read
     /// attributes.
     named: &'static [u64],
-    /// Of a descriptor: `read`, `pread64`, `getdents64`, `fstat`, `close`, `fadvise64`, and those that read
-    /// attributes.
+    /// With a descriptor: `read`, `pread64`, `getdents64`, `fstat`, `close`, `fadvise64`, and those that
+    /// read attributes.
     of_descriptor: &'static [u64],
 }
 
@@ -42,7 +42,7 @@ const CALLS: Calls = Calls {
 const CURRENT_FOLDER: i32 = -100;
 const PATH_BYTES_MAX: usize = 4096;
 
-/// A call in which a process waits.
+/// A system call in which a process waits.
 struct Call {
     /// Its folder below /proc.
     process: PathBuf,
@@ -51,7 +51,8 @@ struct Call {
 }
 
 impl Call {
-    /// `NUMBER ARGUMENT…` of the call in which it waits (proc.rst); `running` otherwise.
+    /// Reads `NUMBER ARGUMENT…` of the call in which the process waits (proc.rst). The file contains
+    /// `running` otherwise.
     fn of(process: u32) -> Option<Self> {
         let process = Path::new("/proc").join(process.to_string());
         let call = fs::read_to_string(process.join("syscall")).ok()?;
@@ -72,14 +73,14 @@ impl Call {
         CALLS.open_at.contains(&self.number) || CALLS.open.contains(&self.number)
     }
 
-    /// The file that it is about, absolute. Asks no file system, which may be the one that doesn't
+    /// The file of the call, absolute. Accesses no file system, because it may be the one that doesn't
     /// answer.
     fn file(&self) -> Option<PathBuf> {
         let is = |calls: &[u64]| calls.contains(&self.number);
         let (first, second) = (self.arguments.first()?, self.arguments.get(1)?);
         if is(CALLS.of_descriptor) {
             let file = self.descriptor(*first)?;
-            // Pipes and sockets are no files.
+            // Pipes and sockets are not files.
             return file.is_absolute().then_some(file);
         }
         let (folder, name) = if is(CALLS.open_at) || is(CALLS.at) {
@@ -96,9 +97,9 @@ impl Call {
         Some(folder.join(text_at(&self.process, *name)?))
     }
 
-    /// What a descriptor of the process leads to.
+    /// What a descriptor of the process refers to.
     fn descriptor(&self, argument: u64) -> Option<PathBuf> {
-        // An `int` in a register: the upper half means nothing.
+        // An `int` in a register: the upper half has no meaning.
         let low = u32::try_from(argument & u64::from(u32::MAX)).ok()?;
         let link = match low.cast_signed() {
             CURRENT_FOLDER => self.process.join("cwd"),
@@ -108,13 +109,13 @@ impl Call {
     }
 }
 
-/// The file for which `process` waits in a call, absolute.
+/// The file that `process` waits for in a call, absolute.
 pub(super) fn file_waited_for(process: u32) -> Option<PathBuf> {
     Call::of(process)?.file()
 }
 
-/// The pipe that `process` is opening, absolute, if it waits there. Asks the file system of whatever it is
-/// opening, which may not answer.
+/// The pipe that `process` is trying to open, absolute. Accesses the file system of what it is opening,
+/// which may not answer.
 pub(super) fn pipe_opened_by(process: u32) -> Option<PathBuf> {
     let call = Call::of(process).filter(Call::opens)?;
     let path = call.file()?;
@@ -122,11 +123,11 @@ pub(super) fn pipe_opened_by(process: u32) -> Option<PathBuf> {
     is_pipe.then_some(path)
 }
 
-/// The text that ends with NUL at `address` of the process.
+/// The NUL-terminated text at `address` of the process.
 fn text_at(process: &Path, address: u64) -> Option<PathBuf> {
     let memory = File::open(process.join("mem")).ok()?;
     let mut bytes = vec![0; PATH_BYTES_MAX];
-    // Fewer where the memory ends.
+    // Fewer bytes if the memory area ends.
     let read = memory.read_at(&mut bytes, address).ok()?;
     let end = bytes[..read].iter().position(|byte| *byte == 0)?;
     bytes.truncate(end);

@@ -1,16 +1,18 @@
-//! The second rsync of a run: what must not come from an older snapshot is read from its source.
+//! The second rsync of a run. It reads those files from their source that must not come from an older
+//! snapshot.
 
 use super::Run;
+use crate::cancel::Cancel;
 use crate::error::SnapshotError;
 use crate::job::Folder;
+use crate::progress::Progress;
 use crate::recent;
 use crate::reread::{self, Plan, Tree};
 use crate::rsync::{Ended, ITEMS_MAX, Outcome};
-use crate::spec::{Cancel, Progress};
 use crate::suspects::Suspects;
 
 impl Run<'_> {
-    /// Reads those files from their source whose content must not come from an older snapshot.
+    /// Reads files from their source whose content must not come from an older snapshot.
     pub(super) fn read_again(
         &self,
         mut outcome: Outcome,

@@ -1,27 +1,26 @@
-//! The command line of the run's rsync.
+//! The command line of rsync for a snapshot.
 
 use std::ffi::OsString;
 use std::path::Path;
 
 use super::Run;
-use crate::attempts;
 use crate::job::Folder;
 use crate::recent;
-use crate::rsync::{ITEM_FORMAT, Invocation, Side};
+use crate::rsync::{COPY_OPTIONS, ITEM_FORMAT, Invocation, Side};
 use crate::sources::argument;
 
 impl Run<'_> {
-    /// rsync's command line. It runs in the job's folder, so that no name of the mount point
-    /// stands in it.
+    /// The command line. rsync runs in the job's folder, so that the path of the mount point is not in
+    /// it.
     pub(super) fn invocation(&self, inflight: Folder) -> Invocation {
         let mut arguments: Vec<OsString> = [
-            attempts::OPTIONS,
+            COPY_OPTIONS,
             "--numeric-ids",
             "--delete",
             "--delete-excluded",
             "--relative",
-            // Else times are compared by the second: a file changed twice within one would be
-            // linked to its older content.
+            // Without it times are compared by the second. A file that changed twice within one second
+            // would be linked to its older content.
             "--modify-window=-1",
             "--no-human-readable",
             "--info=progress2,stats2,flist0,name0",
@@ -33,7 +32,7 @@ impl Run<'_> {
         if self.recent.all || self.spec.checksum {
             arguments.push("--checksum".into());
         }
-        // A relative one is relative to the place written to.
+        // A relative path is relative to the destination.
         arguments.extend(
             self.linked_from
                 .iter()

@@ -108,7 +108,7 @@ fn a_folder_in_the_way_of_a_hard_link_is_named_before_anything_is_written() {
     fs::create_dir_all(there.join("holds something")).unwrap();
     for _ in 0..2 {
         let error = bench.restore(&to(place.clone())).unwrap_err();
-        let SnapshotError::DestinationInTheWay { folders, .. } = &error else {
+        let SnapshotError::DestinationConflicts { folders, .. } = &error else {
             panic!("{error}")
         };
         assert_eq!(folders, &[there.display().to_string()]);
@@ -133,7 +133,7 @@ fn a_folder_that_comes_into_the_way_later_ends_the_restore_and_does_not_hang_it(
     spec.rsync = bench.rsync_script(&line, "rsync");
     let error = bench.restore(&spec).unwrap_err();
     assert!(
-        matches!(error, SnapshotError::DestinationInTheWay { .. }),
+        matches!(error, SnapshotError::DestinationConflicts { .. }),
         "{error}"
     );
 }

@@ -167,7 +167,7 @@ fn a_cancelled_run_is_kept_as_partial_and_the_next_goes_on_from_it() {
         "{:?}",
         report.record.stats
     );
-    assert_eq!(bench.kinds(), [EntryKind::Good]);
+    assert_eq!(bench.kinds(), [EntryKind::Complete]);
     assert_same(&bench.source(), &bench.in_snapshot(report.name));
     // Its record, and its list of files that are too young to be proved by their time.
     let mut left: Vec<String> = fs::read_dir(bench.job().join(".sprat"))
@@ -194,7 +194,7 @@ fn several_interrupted_trees_are_all_used_and_then_removed() {
     assert_eq!(bench.kinds(), [EntryKind::Partial, EntryKind::Partial]);
     let report = bench.take();
     assert_eq!(report.record.linked_from.len(), 2);
-    assert_eq!(bench.kinds(), [EntryKind::Good]);
+    assert_eq!(bench.kinds(), [EntryKind::Complete]);
     assert_same(&bench.source(), &bench.in_snapshot(report.name));
 }
 
@@ -219,7 +219,7 @@ fn after_a_crash_without_checkpoint_nothing_of_the_tree_is_trusted() {
         fs::read(bench.in_snapshot(report.name).join("file")).unwrap(),
         b"right"
     );
-    assert_eq!(bench.kinds(), [EntryKind::Good]);
+    assert_eq!(bench.kinds(), [EntryKind::Complete]);
 }
 
 #[test]
@@ -336,7 +336,7 @@ fn two_runs_of_one_job_at_once_are_refused() {
     let error = bench.try_take(&bench.spec()).unwrap_err();
     assert!(matches!(error, SnapshotError::Busy { .. }), "{error}");
     run.join().unwrap().unwrap();
-    assert_eq!(bench.kinds(), [EntryKind::Good]);
+    assert_eq!(bench.kinds(), [EntryKind::Complete]);
 }
 
 const BIG_BYTES: u64 = 96 << 20;
@@ -421,7 +421,7 @@ fn the_rest_of_a_large_file_is_all_that_the_next_run_copies() {
             .iter()
             .all(|path| !path.to_str().unwrap().contains("begun"))
     );
-    assert_eq!(bench.kinds(), [EntryKind::Good]);
+    assert_eq!(bench.kinds(), [EntryKind::Complete]);
 }
 
 #[test]

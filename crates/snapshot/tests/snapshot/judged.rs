@@ -42,7 +42,7 @@ fn unreadable_files_and_folders_give_a_snapshot_that_lists_them() {
     unread.sort();
     let path = |name: &str| format!("{}/{name}", source.display());
     assert_eq!(unread, [path("closed"), path("secret\\#012file")]);
-    assert_eq!(bench.kinds(), [EntryKind::Good, EntryKind::Unread]);
+    assert_eq!(bench.kinds(), [EntryKind::Complete, EntryKind::Incomplete]);
 
     // Neither is the only tree linked from, and what was left out comes with the next run.
     let next = bench.take();
@@ -122,7 +122,7 @@ fn a_run_in_which_a_large_part_vanished_is_not_whole() {
     assert_eq!((record.rsync_exit, record.vanished.count), (Some(24), 150));
     assert!(!record.complete);
     assert_eq!(record.warnings, [Warning::ManyVanished { files: 150 }]);
-    assert_eq!(bench.kinds(), [EntryKind::Unread]);
+    assert_eq!(bench.kinds(), [EntryKind::Incomplete]);
 }
 
 #[test]
@@ -163,7 +163,7 @@ fn a_file_that_does_not_fit_is_named() {
     let disk = SmallExt4::new(&bench, "24M", &[]);
     fs::write(bench.source().join("large"), vec![7; 30 << 20]).unwrap();
     let error = take_into(&disk.at, &bench.spec()).unwrap_err();
-    let name = format!("has no room for {}/large (", bench.source().display());
+    let name = format!("has no space for {}/large (", bench.source().display());
     assert!(error.to_string().contains(&name), "{error}");
 }
 
@@ -201,7 +201,7 @@ fn a_full_volume_ends_the_run_and_harms_nothing_older() {
         .iter()
         .map(|e| e.kind)
         .collect();
-    assert_eq!(kinds, [EntryKind::Good, EntryKind::Partial]);
+    assert_eq!(kinds, [EntryKind::Complete, EntryKind::Partial]);
     // With less to store the next run succeeds, and uses what is there.
     for n in 10..40 {
         fs::remove_file(bench.source().join(tree.file(n))).unwrap();
@@ -357,7 +357,7 @@ fn a_source_that_the_patterns_leave_out_or_that_goes_away_is_no_snapshot() {
         matches!(error, SnapshotError::SourceChanged { .. }),
         "{error}"
     );
-    assert!(!bench.kinds().contains(&EntryKind::Good));
+    assert!(!bench.kinds().contains(&EntryKind::Complete));
 }
 
 #[test]

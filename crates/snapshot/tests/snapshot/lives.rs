@@ -342,10 +342,10 @@ impl Life {
         for one in &report.snapshots {
             self.log.push(format!(
                 "prune {}: {:?}",
-                one.verdict.name, one.verdict.keep
+                one.decision.name, one.decision.keep
             ));
             if one.removed {
-                self.taken.remove(&one.verdict.name);
+                self.taken.remove(&one.decision.name);
             }
         }
         for (unit, name) in needed {

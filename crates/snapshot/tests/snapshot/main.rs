@@ -8,7 +8,7 @@
     reason = "a test fails by a panic, and says what it draws"
 )]
 
-mod by_hand;
+mod adopted;
 mod checked;
 mod folder;
 mod in_place;

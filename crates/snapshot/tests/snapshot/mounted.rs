@@ -84,11 +84,15 @@ fn a_disk_that_is_unmounted_under_way_is_named_and_the_snapshot_is_not_whole() {
     }
     assert_eq!(
         bench.kinds(),
-        [EntryKind::Good, EntryKind::Unread, EntryKind::Unread]
+        [
+            EntryKind::Complete,
+            EntryKind::Incomplete,
+            EntryKind::Incomplete
+        ]
     );
     // Retention keeps the one that has everything.
     keep_the_last(&bench);
-    assert_eq!(bench.kinds(), [EntryKind::Good, EntryKind::Unread]);
+    assert_eq!(bench.kinds(), [EntryKind::Complete, EntryKind::Incomplete]);
 }
 
 #[test]
@@ -224,13 +228,13 @@ fn a_source_whose_disk_is_away_is_reported_and_the_snapshot_that_has_it_stays() 
     umount(&source);
     fs::write(source.join("stray"), "x").unwrap();
     let report = bench.take();
-    assert_eq!(told(&report), missing_at(&source, before));
+    assert_eq!(warnings_of(&report), missing_at(&source, before));
     keep_the_last(&bench);
     assert!(bench.in_snapshot(before).join("precious").exists());
     let mut spec = bench.spec();
     spec.disks_gone = vec![source];
-    assert!(told(&bench.try_take(&spec).unwrap()).is_empty());
-    assert!(told(&bench.take()).is_empty());
+    assert!(warnings_of(&bench.try_take(&spec).unwrap()).is_empty());
+    assert!(warnings_of(&bench.take()).is_empty());
     keep_the_last(&bench);
     assert_eq!(bench.kinds().len(), 1);
 }
@@ -253,7 +257,7 @@ fn a_disk_that_is_a_source_of_its_own_stays_kept_while_its_mount_point_is_empty(
     umount(&at);
     for _ in 0..2 {
         let report = bench.try_take(&spec).unwrap();
-        assert_eq!(told(&report), missing_at(&at, before));
+        assert_eq!(warnings_of(&report), missing_at(&at, before));
         keep_the_last(&bench);
     }
     let precious = at.strip_prefix("/").unwrap().join("precious");
@@ -281,7 +285,7 @@ fn a_disk_on_a_disk_is_not_forgotten_with_the_other() {
     fs::remove_dir(&at).unwrap();
     let expected = [missing_at(&at, before), missing_at(&below, before)].concat();
     for _ in 0..2 {
-        assert_eq!(told(&bench.take()), expected);
+        assert_eq!(warnings_of(&bench.take()), expected);
         keep_the_last(&bench);
     }
     assert!(
@@ -307,18 +311,21 @@ fn a_disk_that_moved_to_another_place_is_not_missing_and_another_at_its_place_is
     umount(&place);
     other.mount(&place);
     assert!(matches!(
-        told(&bench.take()).as_slice(),
+        warnings_of(&bench.take()).as_slice(),
         [Warning::OtherFileSystem { before: kept, .. }] if *kept == before
     ));
     keep_the_last(&bench);
     assert_eq!(bench.kinds().len(), 2);
     one.mount(&elsewhere);
     let both = bench.take();
-    assert!(told(&both).is_empty());
+    assert!(warnings_of(&both).is_empty());
     keep_the_last(&bench);
     assert_eq!(bench.kinds().len(), 1);
     umount(&elsewhere);
-    assert_eq!(told(&bench.take()), missing_at(&elsewhere, both.name));
+    assert_eq!(
+        warnings_of(&bench.take()),
+        missing_at(&elsewhere, both.name)
+    );
 }
 
 #[test]
@@ -345,13 +352,13 @@ fn incomplete_runs_and_a_clock_that_ran_ahead_hide_no_missing_disk() {
     assert!(!before.record.complete);
     umount(&disk.0);
     let after = bench.try_take(&spec).unwrap();
-    assert_eq!(told(&after), not_mounted(&disk, before.name));
+    assert_eq!(warnings_of(&after), not_mounted(&disk, before.name));
     let pruned = keep_the_last(&bench);
     let kept = pruned
         .snapshots
         .iter()
-        .find(|one| one.verdict.name == before.name);
-    assert_eq!(kept.unwrap().verdict.keep, [KeepReason::MissingDisk]);
+        .find(|one| one.decision.name == before.name);
+    assert_eq!(kept.unwrap().decision.keep, [KeepReason::MissingDisk]);
 }
 
 #[test]
@@ -415,11 +422,11 @@ fn a_record_without_file_systems_still_protects_its_disks() {
     fs::write(&record, json.to_string()).unwrap();
     restore_with_delete(&bench, None).unwrap();
     umount(&disk.0);
-    assert_eq!(told(&bench.take()), not_mounted(&disk, before));
+    assert_eq!(warnings_of(&bench.take()), not_mounted(&disk, before));
     keep_the_last(&bench);
     assert_eq!(bench.kinds().len(), 2);
     mount(&disk.0);
-    assert!(told(&bench.take()).is_empty());
+    assert!(warnings_of(&bench.take()).is_empty());
 }
 
 fn not_mounted(disk: &Disk, before: SnapshotName) -> Vec<Warning> {
@@ -428,7 +435,7 @@ fn not_mounted(disk: &Disk, before: SnapshotName) -> Vec<Warning> {
 }
 
 /// What is told of disks; runs within one second also tell of the clock.
-fn told(report: &SnapshotReport) -> Vec<Warning> {
+fn warnings_of(report: &SnapshotReport) -> Vec<Warning> {
     let of_disks = |warning: &&Warning| {
         use Warning as W;
         matches!(warning, W::NotMounted { .. } | W::OtherFileSystem { .. })
@@ -446,25 +453,25 @@ fn a_disk_that_is_not_mounted_is_warned_of_at_each_run_and_the_snapshot_that_has
     run("umount", &[&disk.text()]);
     let warned = not_mounted(&disk, before);
     for _ in 0..3 {
-        assert_eq!(told(&bench.take()), warned);
+        assert_eq!(warnings_of(&bench.take()), warned);
     }
     let pruned = keep_the_last(&bench);
-    let kept = &pruned.snapshots[0].verdict;
+    let kept = &pruned.snapshots[0].decision;
     assert_eq!(
         (kept.name, kept.keep.as_slice()),
         (before, &[KeepReason::MissingDisk][..])
     );
     assert_eq!(bench.kinds().len(), 2);
-    assert_eq!(told(&bench.take()), warned);
+    assert_eq!(warnings_of(&bench.take()), warned);
 
     // Back in its place, nothing of it is told or kept any more.
     mount(&disk.0);
     let back = bench.take();
-    assert!(told(&back).is_empty());
+    assert!(warnings_of(&back).is_empty());
     keep_the_last(&bench);
     assert_eq!(bench.kinds().len(), 1);
     run("umount", &[&disk.text()]);
-    assert_eq!(told(&bench.take()), not_mounted(&disk, back.name));
+    assert_eq!(warnings_of(&bench.take()), not_mounted(&disk, back.name));
 }
 
 #[test]
@@ -476,7 +483,7 @@ fn the_warning_of_a_missing_disk_ends_where_it_is_said_to_be_gone_or_left_out() 
         let before = bench.take().name;
         run("umount", &[&disk.text()]);
         let warned = not_mounted(&disk, before);
-        assert_eq!(told(&bench.take()), warned);
+        assert_eq!(warnings_of(&bench.take()), warned);
         let mut spec = bench.spec();
         match how {
             "gone" => spec.disks_gone = vec![disk.0.join(".")],
@@ -484,10 +491,13 @@ fn the_warning_of_a_missing_disk_ends_where_it_is_said_to_be_gone_or_left_out() 
             _ => spec.one_file_system = true,
         }
         let ended = bench.try_take(&spec).unwrap();
-        assert!(told(&ended).is_empty(), "{how}");
+        assert!(warnings_of(&ended).is_empty(), "{how}");
         // A disk is said to be gone once; the job's options say each time what it leaves out.
         spec.disks_gone.clear();
-        assert!(told(&bench.try_take(&spec).unwrap()).is_empty(), "{how}");
+        assert!(
+            warnings_of(&bench.try_take(&spec).unwrap()).is_empty(),
+            "{how}"
+        );
         keep_the_last(&bench);
         assert_eq!(bench.kinds().len(), 1, "{how}");
     }
@@ -629,11 +639,11 @@ fn what_lies_on_an_automount_point_belongs_to_the_source_and_is_missing_without(
     assert_eq!(empty.record.warnings, [Warning::AutomountEmpty { path }]);
     mount(&at);
     let with = bench.take();
-    assert!(told(&with).is_empty());
+    assert!(warnings_of(&with).is_empty());
     assert!(bench.in_snapshot(with.name).join("disk/precious").exists());
     umount(&at);
     let without = bench.take();
-    assert_eq!(told(&without), missing_at(&at, with.name));
+    assert_eq!(warnings_of(&without), missing_at(&at, with.name));
     assert!(without.record.complete);
     keep_the_last(&bench);
     assert!(bench.in_snapshot(with.name).join("disk/precious").exists());

@@ -80,11 +80,11 @@ fn what_no_rule_keeps_goes_and_the_rest_is_untouched() {
     let report = prune(&bench, &spec(last(2))).unwrap();
     assert_eq!(left(&bench), names[2..]);
     for (told, done) in told.snapshots.iter().zip(&report.snapshots) {
-        assert_eq!(told.verdict, done.verdict);
-        assert_eq!(done.removed, done.verdict.keep.is_empty());
+        assert_eq!(told.decision, done.decision);
+        assert_eq!(done.removed, done.decision.keep.is_empty());
     }
     assert_eq!(
-        report.snapshots[3].verdict.keep,
+        report.snapshots[3].decision.keep,
         [KeepReason::Last, KeepReason::LastGood, KeepReason::Latest]
     );
     assert!(report.names_removed > 20);
@@ -138,10 +138,10 @@ fn the_last_whole_one_the_pinned_and_the_interrupted_stay() {
     assert_eq!(
         kinds,
         [
-            (names[1], EntryKind::Good),
-            (names[2], EntryKind::Good),
+            (names[1], EntryKind::Complete),
+            (names[2], EntryKind::Complete),
             (names[3], EntryKind::Partial),
-            (names[4], EntryKind::Unread),
+            (names[4], EntryKind::Incomplete),
         ]
     );
 }

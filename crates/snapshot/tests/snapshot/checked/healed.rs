@@ -182,13 +182,13 @@ fn prune_keeps_the_last_right_content_of_a_damaged_file() {
     assert_eq!(read_all(&bench).damaged.count, 1);
     let report = prune_to(&bench, 1);
     let why = |name: &str| {
-        let of = |one: &&sprat_snapshot::Pruned| one.verdict.name.to_string() == name;
+        let of = |one: &&sprat_snapshot::Pruned| one.decision.name.to_string() == name;
         report
             .snapshots
             .iter()
             .find(of)
             .unwrap()
-            .verdict
+            .decision
             .keep
             .clone()
     };

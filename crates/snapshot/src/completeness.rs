@@ -1,5 +1,5 @@
-//! Looks after a run whether the tree that rsync calls done holds all that was asked for, and writes
-//! into the record what it lacks.
+//! Checks after a run whether the tree that rsync made has all that was requested, and records what it
+//! lacks.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -10,29 +10,30 @@ use crate::error::SnapshotError;
 use crate::file_system::FileSystem;
 use crate::listing;
 use crate::mounts_inside::asked_for;
-use crate::record::{NAMES_MAX, RunRecord, Warning};
+use crate::name_list::NAMES_MAX;
+use crate::record::{RunRecord, Warning};
 use crate::rsync::Outcome;
 use crate::sources::Sources;
 use crate::text::{escape_path, unescape_path};
 
-/// So many files may vanish under way before their share counts: mail, temporary files, caches.
+/// So many files may vanish during a run before their share counts: mail, temporary files, caches.
 const VANISHED_HARMLESS_MAX: u64 = 100;
-/// One file in so many may vanish, however many there are.
+/// One file in so many may vanish, whatever the total.
 const VANISHED_SHARE: u64 = 100;
 
-/// What was made, and from what.
+/// The result of rsync's run, and what it was made from.
 pub(crate) struct Made<'a> {
     pub(crate) sources: &'a Sources,
-    /// As the run found them.
+    /// The disks as the run found them.
     pub(crate) disks: &'a Disks,
     pub(crate) outcome: &'a Outcome,
-    /// The `.inflight`, absolute.
+    /// The absolute path of `.inflight`.
     pub(crate) tree: PathBuf,
 }
 
 impl Made<'_> {
-    /// Completes `record`, which so far says what rsync says.
-    pub(crate) fn look_for_gaps(&self, record: &mut RunRecord) -> Result<(), SnapshotError> {
+    /// Completes `record`, which has only what rsync reported so far.
+    pub(crate) fn check(&self, record: &mut RunRecord) -> Result<(), SnapshotError> {
         let in_tree = |path: &Path| {
             let below = path.strip_prefix("/").unwrap_or(path);
             crate::long_path::lstat(&self.tree.join(below)).is_ok()
@@ -48,14 +49,14 @@ impl Made<'_> {
             .take(NAMES_MAX)
             .map(|path| escape_path(path))
             .collect();
-        // What the job leaves out by now is no loss any more.
+        // A missing disk that the job now excludes is no loss.
         let sources_missing: Vec<PathBuf> = self
             .sources
             .missing
             .iter()
             .map(|one| unescape_path(one))
             .collect();
-        // A source that is missing is asked for all the same.
+        // A missing source still counts as included.
         let left_out = |path: &Path| {
             !asked_for(path, &in_tree) && !sources_missing.iter().any(|one| path.starts_with(one))
         };
@@ -113,7 +114,7 @@ impl Made<'_> {
         Ok(())
     }
 
-    /// Names folders of which rsync saw an end that was an error.
+    /// Records folders whose listing ended with an error that rsync did not see.
     fn ended_early(&self, record: &mut RunRecord) -> Result<(), SnapshotError> {
         let known: Vec<PathBuf> = record
             .unread
@@ -144,7 +145,7 @@ impl Made<'_> {
         Ok(())
     }
 
-    /// The file systems that are in the tree, and whether each is there in full.
+    /// The file systems that are in the tree, and whether the tree has all of each.
     fn file_systems(
         &self,
         record: &RunRecord,
@@ -162,7 +163,7 @@ impl Made<'_> {
             let above = places.iter().filter(|place| path.starts_with(place));
             above.max_by_key(|place| place.as_os_str().len())
         };
-        // A source that is missing was part of no file system that was met.
+        // A missing source belongs to none of the file systems that were found.
         let names = record.unread.names.iter();
         let unread: Vec<PathBuf> = names
             .filter(|one| !self.sources.missing.contains(*one))
@@ -177,8 +178,8 @@ impl Made<'_> {
         all
     }
 
-    /// A folder that vanished was most often moved: all that it held is missing, of which rsync has
-    /// one message, or none for each file.
+    /// A folder that vanished was most often moved. All its files are missing then, and rsync prints one
+    /// message or none, not one for each file.
     fn folders_vanished(&self, record: &mut RunRecord, in_tree: &dyn Fn(&Path) -> bool) {
         let is_there = |path: &Path| crate::long_path::lstat(path).is_ok();
         let mut folders: Vec<PathBuf> = Vec::new();
@@ -188,7 +189,7 @@ impl Made<'_> {
                 let below = path.strip_prefix("/").unwrap_or(path);
                 crate::long_path::lstat(&self.tree.join(below)).is_ok_and(|made| made.is_dir())
             };
-            // The outermost one that is gone.
+            // The outermost folder that is gone.
             let gone = path.ancestors().take_while(|at| !is_there(at)).last();
             let gone = gone.filter(|gone| *gone != path || is_folder(gone));
             let back_as_other = gone.is_none() && is_folder(&path);
@@ -211,9 +212,9 @@ impl Made<'_> {
         }
     }
 
-    /// The source file that found no room on the volume, escaped.
-    pub(crate) fn no_room_for(&self) -> Option<String> {
-        let name = self.outcome.no_room_for.as_ref()?;
+    /// The source file that did not fit on the volume, escaped.
+    pub(crate) fn file_that_did_not_fit(&self) -> Option<String> {
+        let name = self.outcome.did_not_fit.as_ref()?;
         Some(escape_path(&source_of(&self.tree, &unescape_path(name))))
     }
 
@@ -230,8 +231,8 @@ impl Made<'_> {
     }
 }
 
-/// The source file of which rsync reported under `path`, where it wrote it in `tree`: mostly under the
-/// name that it has until it is whole, `.NAME.XXXXXX`.
+/// The source file that rsync reported under `path`, where it wrote it in `tree`. Mostly that is its
+/// temporary name, `.NAME.XXXXXX`.
 pub(crate) fn source_of(tree: &Path, path: &Path) -> PathBuf {
     let folder = tree.file_name().unwrap_or_default();
     let mut parts = path.components().map(std::path::Component::as_os_str);
@@ -243,12 +244,12 @@ pub(crate) fn source_of(tree: &Path, path: &Path) -> PathBuf {
         return Path::new("/").join(below);
     }
     let name = below.file_name().unwrap_or_default();
-    let name = until_whole(name).unwrap_or(name);
+    let name = final_name(name).unwrap_or(name);
     Path::new("/").join(below.with_file_name(name))
 }
 
 /// The name that rsync gives a file whose temporary name is `name` (receiver.c, `get_tmpname`).
-pub(crate) fn until_whole(name: &OsStr) -> Option<&OsStr> {
+pub(crate) fn final_name(name: &OsStr) -> Option<&OsStr> {
     let rest = name.as_bytes().strip_prefix(b".")?;
     let (name, random) = rest.split_at_checked(rest.len().checked_sub(7)?)?;
     (random[0] == b'.' && !name.is_empty()).then(|| OsStr::from_bytes(name))
@@ -259,7 +260,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_temporary_name_leads_to_the_name() {
+    fn the_final_name_is_found_in_a_temporary_name() {
         let cases = [
             (".file.a1B2c3", Some("file")),
             ("..hidden.a1B2c3", Some(".hidden")),
@@ -269,7 +270,7 @@ mod tests {
         ];
         for (name, expected) in cases {
             assert_eq!(
-                until_whole(name.as_ref()),
+                final_name(name.as_ref()),
                 expected.map(OsStr::new),
                 "{name}"
             );

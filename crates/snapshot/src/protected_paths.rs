@@ -1,5 +1,5 @@
-//! What lies at a restore's destination and must survive it: sprat's own files, and with `delete` the
-//! file systems that the snapshot knows nothing of.
+//! What a restore must not overwrite or delete at its destination: sprat's own files, and with `delete`
+//! the file systems that are not in the snapshot.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -8,43 +8,44 @@ use crate::automounts;
 use crate::error::SnapshotError;
 use crate::file_system::FileSystem;
 use crate::mounts::{Mount, holding, mounts};
-use crate::own_places::{OwnPlaces, joined, real_path};
+use crate::own_places::OwnPlaces;
+use crate::paths::{joined, real_path};
 use crate::record::RunRecord;
 use crate::spec::RestoreSpec;
 use crate::text::{escape_path, unescape_path};
 
-/// Where a restore goes.
+/// The destination of a restore.
 pub(crate) struct Destination<'a> {
-    /// What the restore's paths are relative to, as the caller names it.
+    /// The folder that the paths of the restore are relative to, as the caller gave it.
     pub(crate) to: &'a Path,
-    /// The same place in the source: `/`, or the folder above the one path that is restored.
+    /// The same folder in the source: `/`, or the parent of the one path that is restored.
     pub(crate) in_source: PathBuf,
-    /// What is restored, relative to both.
+    /// What is restored, relative to both folders.
     pub(crate) trees: &'a [PathBuf],
 }
 
-/// What must neither be written over nor deleted.
-pub(crate) struct Spared {
-    /// The same as rsync patterns.
+/// Paths that are neither overwritten nor deleted.
+pub(crate) struct ProtectedPaths {
+    /// The same paths as rsync patterns.
     pub(crate) patterns: Vec<OsString>,
     own: OwnPlaces,
-    /// The destination, without symbolic links.
+    /// The real path of the destination.
     real: PathBuf,
 }
 
-impl Spared {
-    /// Whether `path`, relative to the destination, is such a place or lies in one.
+impl ProtectedPaths {
+    /// Whether `path`, relative to the destination, is such a path or lies in one.
     pub(crate) fn holds(&self, path: &Path) -> bool {
         self.own.holding(&joined(&self.real, path)).is_some()
     }
 }
 
-/// Looks at the destination before anything is written.
-pub(crate) fn look(
+/// Checks the destination before anything is written.
+pub(crate) fn check_destination(
     destination: &Destination<'_>,
     record: Option<&RunRecord>,
     spec: &RestoreSpec,
-) -> Result<Spared, SnapshotError> {
+) -> Result<ProtectedPaths, SnapshotError> {
     let read = || {
         mounts().map_err(|source| SnapshotError::System {
             op: "read /proc/self/mountinfo",
@@ -53,7 +54,8 @@ pub(crate) fn look(
     };
     let mut table = read()?;
     if spec.delete {
-        // A disk that is mounted on first use would be mounted by the restore, and emptied.
+        // The restore would mount a disk on an automount point, and empty it. So it is mounted first, to
+        // be found.
         let real = real_path(destination.to);
         let is_reached = |at: &Path| {
             let tree = |tree: &PathBuf| {
@@ -72,7 +74,7 @@ pub(crate) fn look(
     let patterns = own.patterns_in(&real, Path::new("/"));
     for tree in destination.trees {
         let at = joined(&real, tree);
-        // The patterns would leave it out without a word.
+        // The patterns would exclude it without a warning.
         if let Some(own) = own.holding(&at) {
             return Err(SnapshotError::DestinationIsOwn {
                 path: escape_path(&at),
@@ -105,15 +107,15 @@ pub(crate) fn look(
             return Err(SnapshotError::DeleteReachesOtherDisk { path, disks });
         }
     }
-    Ok(Spared {
+    Ok(ProtectedPaths {
         patterns,
         own,
         real,
     })
 }
 
-/// The places of the snapshot's file systems where another one is today, for people. Files of the
-/// one must not be deleted because the other doesn't have them.
+/// The places where another file system is mounted than the snapshot has, as text for people. A file
+/// must not be deleted because it is missing in a snapshot of another disk.
 fn other_disks(
     destination: &Destination<'_>,
     real: &Path,
@@ -125,7 +127,7 @@ fn other_disks(
     for tree in destination.trees {
         let source = joined(&destination.in_source, tree);
         let target = joined(real, tree);
-        // In another place than its own, the snapshot's root lies on whatever disk the user chose.
+        // Restored to another place, the snapshot's root goes onto whatever disk the user chose.
         let in_place = real_path(&source) == target;
         let mut expected: Vec<FileSystem> = had
             .iter()
@@ -145,12 +147,12 @@ fn other_disks(
             let Some(mount) = holding(table, &at) else {
                 continue;
             };
-            // Elsewhere a disk counts only where one is mounted for it.
+            // At another place a disk counts only if one is mounted at its mount point.
             if !in_place && (mount.at != at || at == real) {
                 continue;
             }
             let now = FileSystem::at(mount, &place, &at);
-            // An automount point takes no file.
+            // An automount point can't contain files.
             let in_danger = mount.empty_automount || holds_anything(&at);
             if one.is_same(&now) == Some(false) && in_danger {
                 others.push(format!(
@@ -167,7 +169,7 @@ fn other_disks(
     others
 }
 
-/// What the snapshot has at `path`, which is no source or mount point of its own, but lies in one.
+/// The file system of the snapshot that contains `path`, described for `path` itself.
 fn holding_in_snapshot(had: &[FileSystem], path: &Path) -> Option<FileSystem> {
     let above = had
         .iter()
@@ -182,11 +184,11 @@ fn holding_in_snapshot(had: &[FileSystem], path: &Path) -> Option<FileSystem> {
     })
 }
 
-/// Whether a file could be deleted there.
+/// Whether there is anything to delete.
 fn holds_anything(at: &Path) -> bool {
     match std::fs::read_dir(at) {
         Ok(mut names) => names.next().is_some(),
-        // A file is replaced, not deleted; what can't be read is not known to be empty.
+        // A file is replaced, not deleted. A folder that can't be read counts as not empty.
         Err(e) => !matches!(
             e.kind(),
             std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
@@ -194,8 +196,8 @@ fn holds_anything(at: &Path) -> bool {
     }
 }
 
-/// What is mounted where files would be deleted, but for what is in the snapshot with the disk that it
-/// was then. A disk that lacked, or was left out, would be emptied.
+/// The mounts where files would be deleted, except for those that the snapshot has, with the disk that
+/// was mounted then. A disk that was missing then, or excluded, would be emptied.
 fn other_file_systems(
     destination: &Destination<'_>,
     real: &Path,
@@ -212,7 +214,7 @@ fn other_file_systems(
     let mut others: Vec<PathBuf> = table
         .iter()
         .map(|mount| &mount.at)
-        // What is mounted at the destination itself was chosen by whoever named it.
+        // The user chose what is mounted at the destination itself.
         .filter(|at| *at != real)
         .filter(|at| {
             let trees = &mut destination.trees.iter();

@@ -1,36 +1,38 @@
-//! Dated folders that a person's own rsync made: known by their names, and never written to.
+//! Adopted copies: dated folders that the user's own rsync made. They are recognised by their names and
+//! never changed.
 //!
-//! `rsync --link-dest` by hand fills folders such as `home.2026-11-21` at the top of the volume, or
-//! `home/2026-11-21`: the content of one source, without its path. They are listed, restored as they
-//! are, and the first run of a job of that name links unchanged files to the newest of them.
+//! A user's `rsync --link-dest` fills folders such as `home.2026-11-21` at the top of the volume, or
+//! `home/2026-11-21`, with the content of one source, without its path. They are listed, and can be
+//! restored as they are. The first run of a job with that name links unchanged files to the newest of
+//! them.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, statat};
+use rustix::fs::{AtFlags, statat};
 
 use crate::error::SnapshotError;
 use crate::job::{Folder, STATE_FOLDER};
 use crate::name::JobName;
 use crate::sources::Sources;
-use crate::walk::{is_folder, names_in, open_folder, open_folder_at};
+use crate::walk::{entry_is_folder, is_folder, names_in, open_folder, open_folder_at};
 
-/// What stands between a name and its date.
+/// The characters that may separate the name from the date.
 const SEPARATORS: [char; 5] = ['.', '-', '_', '@', ' '];
-/// What may follow a date: a time of day, in any of the usual spellings.
+/// The characters of a time of day that may follow the date.
 const TIME_CHARACTERS: &str = "0123456789Tthms:.-_+Zz ";
 
 /// A folder's name with a date at its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Dated<'a> {
-    /// What stands before the date; may be empty.
+    /// The part before the date. May be empty.
     pub(crate) stem: &'a str,
     date: &'a str,
 }
 
 impl<'a> Dated<'a> {
-    /// Reads a name such as `home.2026-11-21`, `home-20261121-1030` or `2026-11-21_10:30`.
+    /// Parses a name such as `home.2026-11-21`, `home-20261121-1030` or `2026-11-21_10:30`.
     pub(crate) fn parse(name: &'a str) -> Option<Self> {
         let begins = |at: usize| {
             let (before, date) = (name.get(..at)?, name.get(at..)?);
@@ -46,13 +48,13 @@ impl<'a> Dated<'a> {
         (0..name.len()).find_map(begins)
     }
 
-    /// Sorts as the dates do, however they are spelled.
+    /// A key that sorts names by date, whatever the spelling.
     fn order(&self) -> String {
         self.date.chars().filter(char::is_ascii_digit).collect()
     }
 }
 
-/// The length of the date that `text` begins with: `2026-11-21` or `20261121`.
+/// The length of the date at the beginning of `text`: `2026-11-21` or `20261121`.
 fn date_bytes(text: &str) -> Option<usize> {
     let number = |from: usize, to: usize| {
         let digits = text.get(from..to)?;
@@ -71,7 +73,8 @@ fn date_bytes(text: &str) -> Option<usize> {
     plausible.then_some(len)
 }
 
-/// Whether the folder `name` at the volume's top, opened as `root`, is such a copy, and no job.
+/// Whether the folder `name` at the top of the volume, opened as `root`, is an adopted copy and not a
+/// job.
 pub(crate) fn is_copy(root: &OwnedFd, name: &Path) -> bool {
     let dated = name
         .to_str()
@@ -80,27 +83,22 @@ pub(crate) fn is_copy(root: &OwnedFd, name: &Path) -> bool {
     dated && statat(root, &state, AtFlags::SYMLINK_NOFOLLOW).is_err()
 }
 
-/// Whether the folder `name` in a job's folder is such a copy.
+/// Whether the folder `name` in a job's folder is an adopted copy.
 pub(crate) fn is_copy_in_job(name: &str) -> bool {
     Folder::parse(name).is_none() && Dated::parse(name).is_some()
 }
 
-/// The copies that count as those of `job`, by their paths on the volume, the oldest first.
+/// The adopted copies of `job`, as paths on the volume, oldest first.
 pub(crate) fn copies_of(volume_root: &Path, job: &str) -> Result<Vec<PathBuf>, SnapshotError> {
-    let failed = |source: io::Error| SnapshotError::Volume {
-        op: "list",
-        object: "its root".to_owned(),
-        source,
-    };
-    let root = open_folder_at(volume_root).map_err(failed)?;
+    let root = open_folder_at(volume_root).map_err(root_unlisted)?;
     let mut found = Vec::new();
-    for name in folders_in(&root).map_err(failed)? {
+    for name in folders_in(&root).map_err(root_unlisted)? {
         let dated = Dated::parse(&name).filter(|dated| dated.stem == job);
         if let Some(dated) = dated.filter(|_| is_copy(&root, Path::new(&name))) {
             found.push((dated.order(), PathBuf::from(&name)));
         }
     }
-    // A job's folder that is none, or can't be read, has none.
+    // A missing or unreadable job folder has none.
     let inner = open_folder(root.as_fd(), Path::new(job)).and_then(|folder| folders_in(&folder));
     for name in inner.unwrap_or_default() {
         let dated = Dated::parse(&name).filter(|_| is_copy_in_job(&name));
@@ -112,24 +110,26 @@ pub(crate) fn copies_of(volume_root: &Path, job: &str) -> Result<Vec<PathBuf>, S
     Ok(found.into_iter().map(|(_, path)| path).collect())
 }
 
-/// The names of the folders in `folder` that are text.
+pub(crate) fn root_unlisted(source: io::Error) -> SnapshotError {
+    SnapshotError::Volume {
+        op: "list",
+        object: "its root".to_owned(),
+        source,
+    }
+}
+
+/// The names of the folders in `folder`. Names that are not UTF-8 are skipped.
 fn folders_in(folder: &OwnedFd) -> io::Result<Vec<String>> {
     let names = names_in(folder.as_fd(), Path::new("."))?;
-    let is_one = |name: &Path, kind| match kind {
-        FileType::Directory => true,
-        FileType::Unknown => {
-            statat(folder, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| is_folder(&stat))
-        }
-        _ => false,
-    };
+    let is_one = |name: &Path, kind| entry_is_folder(folder.as_fd(), name, kind).unwrap_or(false);
     let folders = names.into_iter().filter(|(name, kind)| is_one(name, *kind));
     Ok(folders
         .filter_map(|(name, _)| Some(name.to_str()?.to_owned()))
         .collect())
 }
 
-/// The copy that a restore of `job` (and, in it, `snapshot`) means where sprat made no such
-/// snapshot; its path on the volume.
+/// The adopted copy to restore for `job` (and `snapshot`) if sprat made no such snapshot, as a path on
+/// the volume.
 pub(crate) fn chosen(
     volume_root: &Path,
     job: &JobName,
@@ -140,7 +140,7 @@ pub(crate) fn chosen(
         let named = |path: &PathBuf| path.file_name().is_some_and(|name| name == snapshot);
         return Ok(copies.into_iter().find(named));
     }
-    // A copy may be named itself.
+    // The job's name may be that of a copy itself.
     let itself = Path::new(job.as_str());
     let root = open_folder_at(volume_root);
     let is_itself = root.is_ok_and(|root| {
@@ -153,9 +153,9 @@ pub(crate) fn chosen(
     Ok(copies.into_iter().next_back())
 }
 
-/// The newest copy that the first run of `job` may link from, and the source it is a copy of: that
-/// must be the only one, since a copy doesn't tell its source's path. It is named after the job or
-/// the source. Where it is a copy of something else, nothing in it is equal, and all is copied.
+/// The newest adopted copy that the first run of `job` may link from, and the source of that copy. A
+/// copy doesn't have its source's path, so the job must have exactly one source. The copy is named after
+/// the job or the source. If it is a copy of something else, no file is equal, and all files are copied.
 pub(crate) fn to_link_from(
     volume_root: &Path,
     job: &JobName,
@@ -181,7 +181,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn names_with_a_date_at_their_end_are_known_however_it_is_spelled() {
+    fn names_that_end_with_a_date_are_recognised_in_any_spelling() {
         for (name, stem) in [
             ("home.2026-11-21", "home"),
             ("home-20261121", "home"),
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn dates_sort_as_their_days_do() {
+    fn names_sort_by_their_dates() {
         let order = |name| Dated::parse(name).unwrap().order();
         assert!(order("home.2026-11-21") < order("home-20261122"));
         assert!(order("home.2026-11-21") < order("home.2026-11-21_10"));

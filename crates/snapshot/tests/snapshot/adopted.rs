@@ -43,7 +43,7 @@ fn copies_made_by_hand_are_listed_and_restored_as_they_are() {
         .into_iter()
         .map(|entry| (entry.job, entry.folder, entry.kind))
         .collect();
-    let entry = |folder: &str| ("home".to_owned(), folder.to_owned(), EntryKind::ByHand);
+    let entry = |folder: &str| ("home".to_owned(), folder.to_owned(), EntryKind::Adopted);
     assert_eq!(listed, [entry("home.2026-11-20"), entry("home.2026-11-21")]);
     let restored = |job: &str, snapshot: Option<&str>| {
         let to = bench.path("restored");
@@ -51,7 +51,7 @@ fn copies_made_by_hand_are_listed_and_restored_as_they_are() {
         let mut spec = RestoreSpec::new(JobName::new(job).unwrap(), to.clone());
         spec.snapshot = snapshot.map(str::to_owned);
         let report = bench.restore(&spec).unwrap();
-        assert_eq!(report.kind, EntryKind::ByHand);
+        assert_eq!(report.kind, EntryKind::Adopted);
         let copy = report.snapshot.clone();
         let copied = bench.volume().join(&copy);
         // The folder restored to keeps its own time.
@@ -99,13 +99,13 @@ fn first_run_links_unchanged_files_to_the_newest_copy_made_by_hand() {
         let linked = &first.record.linked_from[0];
         assert_eq!(
             (Path::new(&linked.folder), linked.kind),
-            (Path::new(copy.file_name().unwrap()), EntryKind::ByHand)
+            (Path::new(copy.file_name().unwrap()), EntryKind::Adopted)
         );
         assert!(!folder.join(".sprat/deleting-links-to-copy").exists());
         // From then on the job links to its own.
         let second = bench.try_take(&spec).unwrap();
         assert_eq!(second.record.linked_from.len(), 1);
-        assert_eq!(second.record.linked_from[0].kind, EntryKind::Good);
+        assert_eq!(second.record.linked_from[0].kind, EntryKind::Complete);
     }
 }
 
@@ -118,7 +118,7 @@ fn a_killed_first_run_leaves_nothing_that_stops_the_next() {
     fs::create_dir_all(parents.parent().unwrap()).unwrap();
     std::os::unix::fs::symlink("../home.2026-11-20", &parents).unwrap();
     let report = bench.take();
-    assert_eq!(report.record.linked_from[0].kind, EntryKind::ByHand);
+    assert_eq!(report.record.linked_from[0].kind, EntryKind::Adopted);
     assert!(!left.exists());
     assert!(bench.volume().join("home.2026-11-20/file").exists());
 }
