@@ -195,7 +195,7 @@ fn wrong(path: &Path, mistakes: &[Mistake]) -> Failure {
             mistake.what
         ));
     }
-    failure.with_hint("nothing was started. docs/cli.md lists every key")
+    failure.with_hint("nothing was started. docs/config.md lists every key")
 }
 
 /// Reads the file. One that others could write to or replace could make root run anything

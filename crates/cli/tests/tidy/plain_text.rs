@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use super::{files, none, text};
+use super::{files, none, root, text};
 
 /// The keys in the tables of a page's section, first column.
 fn keys_in_section(page: &str, heading: &str) -> BTreeSet<String> {
@@ -47,6 +47,23 @@ fn config_page_has_every_key_of_the_config_and_no_other() {
     }
 }
 
+#[test]
+fn every_file_that_a_page_names_exists() {
+    let mut findings = Vec::new();
+    for path in files() {
+        if path.extension().is_none_or(|end| end != "md") || path.ends_with("CHANGELOG.md") {
+            continue;
+        }
+        for quoted in text(&path).split('`').skip(1).step_by(2) {
+            let is_pattern = quoted.contains(['*', '<', ' ', '\n']);
+            if quoted.starts_with("crates/") && !is_pattern && !root().join(quoted).exists() {
+                findings.push(format!("{}: {quoted}", path.display()));
+            }
+        }
+    }
+    none(&findings, "pages name files that exist");
+}
+
 /// Words of a dialect that readers had to learn. docs/glossary.md has the words to use.
 const DIALECT: &str = "tell, tells, told, telling, look, looks, looked, looking, anew, whoever, settle, \
     settles, settled, unsettled, crew, besides, surely, suspects, hears, dear, lengthen, lengthens, \
@@ -55,7 +72,7 @@ const DIALECT: &str = "tell, tells, told, telling, look, looks, looked, looking,
     on the line, cross the line, crosses the line";
 
 /// The files and folders whose text is plain: Markdown, and the string literals of Rust code.
-const PLAIN: [&str; 3] = ["README.md", "CONTRIBUTING.md", "docs"];
+const PLAIN: [&str; 4] = ["README.md", "CONTRIBUTING.md", "docs", "crates/volume/src"];
 
 /// The prose of a Markdown text by lines: without fenced blocks, code in back-quotes, and the
 /// tables that `make bench` writes.
@@ -122,11 +139,26 @@ fn literals(source: &str) -> Vec<String> {
                 }
             }
             (Some(_), '`') => code = !code,
+            // What is put in by `format!`.
+            (Some(_), '{') if !code => while chars.next_if(|c| *c != '}' && *c != '"').is_some() {},
             (Some(_), c) if !code => lines.last_mut().expect("one line at least").push(c),
             (Some(_), _) => {}
         }
     }
     lines
+}
+
+/// The words of the dialect in a line.
+fn dialect_in(line: &str) -> Vec<&'static str> {
+    let lower = line.to_lowercase();
+    let words: Vec<_> = lower
+        .split(|c: char| !c.is_alphanumeric() && c != '_')
+        .filter(|word| !word.is_empty())
+        .collect();
+    // Between blanks, so that only whole words are found.
+    let spaced = format!(" {} ", words.join(" "));
+    let found = |word: &&str| spaced.contains(&format!(" {word} "));
+    DIALECT.split(", ").filter(found).collect()
 }
 
 #[test]
@@ -142,17 +174,7 @@ fn text_for_readers_has_no_word_of_a_dialect() {
             _ => continue,
         };
         for (number, line) in lines.iter().enumerate() {
-            // Between blanks, so that only whole words are found.
-            let lower = line.to_lowercase();
-            let words: Vec<_> = lower
-                .split(|c: char| !c.is_alphanumeric() && c != '_')
-                .filter(|word| !word.is_empty())
-                .collect();
-            let spaced = format!(" {} ", words.join(" "));
-            for word in DIALECT.split(", ") {
-                if !spaced.contains(&format!(" {word} ")) {
-                    continue;
-                }
+            for word in dialect_in(line) {
                 findings.push(format!("{}:{}: {word:?}", path.display(), number + 1));
             }
         }
