@@ -61,6 +61,7 @@ pub(crate) fn command(name: &'static str) -> Result<Command, AttachError> {
 
 /// Runs `command` to its end, without input; its stdout is dropped.
 pub(crate) fn run(program: &'static str, mut command: Command) -> Result<(), AttachError> {
+    let _span = tracing::debug_span!("child", program).entered();
     let mut child = command
         .env("LC_ALL", "C")
         .stdin(Stdio::null())
@@ -80,6 +81,7 @@ pub(crate) fn run(program: &'static str, mut command: Command) -> Result<(), Att
     let status = child
         .wait()
         .map_err(|e| AttachError::io("wait for", program, e))?;
+    tracing::debug!(%status, "ended");
     if status.success() {
         return Ok(());
     }

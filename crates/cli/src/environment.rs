@@ -5,6 +5,11 @@ use std::path::{Path, PathBuf};
 
 use crate::Failure;
 
+/// The level of the log, if one is wanted: `SPRAT_LOG`.
+pub(crate) fn log_level() -> Option<String> {
+    std::env::var("SPRAT_LOG").ok()
+}
+
 /// Where this process runs.
 #[derive(Debug, Clone)]
 pub(crate) struct Environment {

@@ -15,6 +15,7 @@ pub mod args;
 mod commands;
 mod config;
 mod environment;
+mod logging;
 mod output;
 mod passphrase_command;
 mod secrets;
@@ -31,6 +32,10 @@ pub use sprat_session::{Exit, Failure};
 
 /// Runs the command that `arguments` (program name first) ask for, and returns how it ended.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
+    if let Err(failure) = logging::begin(environment::log_level().as_deref()) {
+        output::Output::plain().failure(&failure);
+        return failure.exit;
+    }
     match args::Cli::try_parse_from(args::without_help_for_help(arguments)) {
         Ok(cli) => commands::run(cli),
         Err(error) => args::report(error),

@@ -53,6 +53,17 @@ impl Output {
         }
     }
 
+    /// Text without colours or progress, for what fails before the command line is read.
+    pub(crate) fn plain() -> Self {
+        Self {
+            json: false,
+            quiet: false,
+            verbose: false,
+            terminal: false,
+            progress_interval: None,
+        }
+    }
+
     /// Prints the command's result: `text` (ending in a newline, or empty), or `json` as one line.
     pub(crate) fn result(self, text: &str, json: &impl Serialize) -> Result<(), Failure> {
         let mut out = std::io::stdout().lock();

@@ -181,7 +181,7 @@ fn end_in_time(terminal: Terminal) {
             std::thread::sleep(END_LIMIT);
             // Past the output's lock, which may be what is waited for.
             write_if_ready(
-                "sprat: interrupted; what was waited for didn't end in 10 s. Finished snapshots are \
+                b"sprat: interrupted; what was waited for didn't end in 10 s. Finished snapshots are \
                  unharmed, and the next run goes on from there\n",
             );
             (terminal.restore)();
@@ -189,9 +189,10 @@ fn end_in_time(terminal: Terminal) {
         });
 }
 
-/// Writes a line to stderr unless that would wait: a pipe that is ready takes 4096 bytes (POSIX,
-/// `PIPE_BUF`).
-fn write_if_ready(text: &str) {
+/// Writes a line to stderr unless that would block, at most 4096 bytes of it: a pipe that is ready takes as
+/// many at once (POSIX, `PIPE_BUF`).
+pub fn write_if_ready(line: &[u8]) {
+    let line = &line[..line.len().min(4096)];
     let stderr = rustix::stdio::stderr();
     let mut ready = [PollFd::new(&stderr, PollFlags::OUT)];
     let now = Timespec {
@@ -199,7 +200,7 @@ fn write_if_ready(text: &str) {
         tv_nsec: 0,
     };
     if poll(&mut ready, Some(&now)).is_ok_and(|count| count > 0) {
-        let _ = rustix::io::write(stderr, text.as_bytes());
+        let _ = rustix::io::write(stderr, line);
     }
 }
 

@@ -65,6 +65,7 @@ impl Session {
             session.close(observer, interrupt)?;
             return Err(Failure::interrupted().with_hint("nothing was changed"));
         }
+        tracing::info!(target = %session.options.target, "session opened");
         observer.phase(Phase::Working);
         if session.options.access == Access::ReadOnly {
             session.name_overwritten(observer, interrupt)?;
@@ -334,6 +335,7 @@ impl Session {
         self.supervisor.detach(&mut watch)?;
         let closed = self.supervisor.close(&mut watch)?;
         self.supervisor.finish();
+        tracing::info!(durable = closed.durable, "session closed");
         Ok(closed)
     }
 }

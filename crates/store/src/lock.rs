@@ -228,6 +228,7 @@ impl Lock {
 
     /// Verifies and rewrites the counter; to be called every [`RENEW_INTERVAL`].
     pub fn renew(&self, store: &dyn Store) -> Result<(), LockError> {
+        let _span = tracing::debug_span!("lease", op = "renew").entered();
         let _writing = self.writing();
         let before = self.now();
         // Checked and written through one handle: should the name be given to another file in
@@ -263,6 +264,7 @@ impl Lock {
     /// this host. [`LockError::Lost`] where a copy of this process or a takeover got in: then not
     /// all that this session did need be there.
     pub fn release(self, store: &dyn Store) -> Result<(), LockError> {
+        let _span = tracing::debug_span!("lease", op = "release").entered();
         let _writing = self.writing();
         self.change(|content| content.free = true);
         let now = self.now();

@@ -24,6 +24,7 @@ pub(crate) fn batched_flush<'a>(
     // this check is only a safeguard. The in-doubt blocks of a session that died enter the plan
     // only after all of them were written again.
     let none_in_doubt = state.plan.in_doubt_len() == 0 && !state.recovering;
+    let _span = tracing::debug_span!("epoch", number = ?epoch, fsync = "with its writes").entered();
     let runs = state.plan.begin_batched_flush();
     drop(state);
     let offset = |index: u64| engine.offset_of(index);

@@ -153,6 +153,7 @@ fn reconnect<'a>(
             return state;
         }
         drop(state);
+        let _span = tracing::debug_span!("reconnect", attempt).entered();
         let samples = engine.samples();
         let answer = engine.session.reconnect(attempt);
         attempt += 1;
@@ -167,10 +168,12 @@ fn reconnect<'a>(
                 let old = std::mem::replace(&mut state.file, file);
                 state.connected(engine.now());
                 close_aside(&mut state, old);
+                tracing::info!("connected again");
                 engine.wake_all();
                 return state;
             }
             Err(ReconnectError::Retry(cause)) => {
+                tracing::debug!(%cause, "not connected yet");
                 state.loss.last = Some(cause);
             }
             Err(ReconnectError::GiveUp(cause)) => {

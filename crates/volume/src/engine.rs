@@ -377,6 +377,7 @@ impl Engine {
         if state.plan.connection() != Some(generation) {
             return;
         }
+        tracing::warn!(%cause, ?generation, "connection lost");
         state.plan.lost(generation);
         state.busy_since = None;
         if self.options.reconnect_max.is_zero() {

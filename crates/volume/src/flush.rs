@@ -14,6 +14,7 @@ pub(crate) fn flush<'a>(
     connection: &Connection,
     epoch: EpochNumber,
 ) -> MutexGuard<'a, VolumeState> {
+    let _span = tracing::debug_span!("epoch", number = ?epoch, fsync = "whole").entered();
     let none_in_doubt = state.plan.in_doubt_len() == 0 && !state.recovering;
     drop(state);
     let answer = connection.file.flush();
@@ -59,6 +60,7 @@ pub(crate) fn flush_behind<'a>(
     // writes of a session that died.
     let none_in_doubt = state.plan.in_doubt_len() == 0 && !state.recovering;
     let behind = state.plan.begin_behind();
+    let _span = tracing::debug_span!("epoch", fsync = "in part").entered();
     drop(state);
     let answer = connection.file.flush_behind();
     let mut state = engine.state();
@@ -95,6 +97,7 @@ pub(crate) fn flush_failed(
     connection: &Connection,
     error: StoreError,
 ) {
+    tracing::warn!(%error, generation = ?connection.generation, "fsync failed");
     // A connection that is lost during a flush shows nothing about the server's disk.
     let failed = error.kind() == StoreErrorKind::Failed;
     state.failed_flushes += u32::from(failed);

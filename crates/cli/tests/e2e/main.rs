@@ -21,6 +21,7 @@ mod headers;
 mod keys;
 mod line;
 mod lock;
+mod log;
 #[path = "../machine/mod.rs"]
 mod machine;
 mod meet;

@@ -92,6 +92,7 @@ impl Child {
         let process = command
             .spawn()
             .map_err(|error| failed(&program.display().to_string(), &error))?;
+        tracing::debug!(role = role.name(), pid = process.id(), "started");
         // The command holds the far ends; with them open here the end would never be seen.
         drop(command);
         let listening = control
@@ -179,6 +180,7 @@ impl Child {
     /// How it ended, in words.
     pub(crate) fn end(&mut self) -> String {
         self.wait(Duration::from_secs(1));
+        tracing::debug!(role = self.role.name(), status = ?self.ended, "ended");
         match self.ended {
             Some(status) => format!("the {} ended: {status}", self.role.name()),
             None => format!("the {} closed its control socket", self.role.name()),

@@ -72,6 +72,7 @@ pub fn run() -> Exit {
     match converse(Receiver::new(control), &descriptors, &events) {
         Ok(()) => Exit::Done,
         Err(failure) => {
+            tracing::debug!(?failure, "volume process failed");
             let exit = failure.exit;
             events.reply(&VolumeReply::Failed(failure));
             exit
@@ -92,6 +93,8 @@ fn converse(
             "the volume process was not told what to open",
         ));
     };
+    let _span =
+        tracing::info_span!("session", target = %start.target, access = ?start.access).entered();
     let mut secrets = Vec::new();
     for _ in 0..start.secrets {
         let bytes = receiver.receive_secret().map_err(broken)?;

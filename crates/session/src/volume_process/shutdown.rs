@@ -89,10 +89,12 @@ impl EventSender {
     }
 
     pub(crate) fn phase(&self, phase: Phase) {
+        tracing::info!(?phase);
         self.reply(&VolumeReply::Phase(phase));
     }
 
     pub(crate) fn notice(&self, notice: Notice) {
+        tracing::debug!(?notice);
         self.reply(&VolumeReply::Notice(notice));
     }
 }

@@ -85,6 +85,7 @@ fn e2fsck(arguments: &[&str], device: &Path, cancel: &Cancel) -> Result<Ended, F
         .stdout(to.try_clone().map_err(cannot)?)
         .stderr(to);
     let mut child = command.spawn().map_err(cannot)?;
+    tracing::debug!(program = "e2fsck", pid = child.id(), "started");
     // It holds the pipe's other end.
     drop(command);
     let reading = std::thread::spawn(move || beginning_of(output));

@@ -184,6 +184,7 @@ impl Rsync {
             .process_group(0)
             .spawn()
             .map_err(system("start rsync"))?;
+        tracing::debug!(program = "rsync", pid = child.id(), "started");
         let mut running = Running::new(invocation, cancel);
         let followed = running.follow(&mut child, progress);
         if followed.is_err() {

@@ -14,6 +14,7 @@ impl Lock {
     /// of the old connection that is carried out late hits a number that no longer counts.
     /// `Store` errors tell nothing: call it again on another connection.
     pub fn take_again(&self, store: &dyn Store) -> Result<(), LockError> {
+        let _span = tracing::debug_span!("lease", op = "verify on a new connection").entered();
         let _writing = self.writing();
         loop {
             let now = self.now();

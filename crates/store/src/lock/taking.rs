@@ -190,6 +190,7 @@ impl Lock {
         owner: OwnerNote,
         meanwhile: impl FnOnce() + Send,
     ) -> Result<Self, LockError> {
+        let _span = tracing::debug_span!("lease", op = "acquire").entered();
         Self::make(first, store, record, owner, false, meanwhile)
     }
 

@@ -85,6 +85,7 @@ impl Dial for Program {
             .map_err(|error| {
                 unreachable(format!("can't run {}: {error}", program.to_string_lossy()))
             })?;
+        tracing::debug!(program = %self.name, pid = child.id(), "started");
         let (Some(stdin), Some(stdout), Some(stderr)) =
             (child.stdin.take(), child.stdout.take(), child.stderr.take())
         else {

@@ -105,6 +105,7 @@ impl Session {
         inherit_fds: Vec<OwnedFd>,
     ) -> Result<Arc<Self>, StoreError> {
         let host = &options.host;
+        let _span = tracing::debug_span!("connection", %host).entered();
         let wire = dial.dial()?;
         let first = Channel::start(wire, options.patience).map_err(|source| StoreError::Io {
             op: "connect",
@@ -151,6 +152,12 @@ impl Session {
                 reason: "not a folder".to_owned(),
             });
         }
+        tracing::debug!(
+            read_bytes_max = session.read_bytes_max,
+            write_bytes_max = session.write_bytes_max,
+            extensions = ?session.extensions,
+            "connected"
+        );
         Ok(Arc::new(session))
     }
 
