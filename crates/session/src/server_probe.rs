@@ -129,7 +129,8 @@ pub(crate) fn check_room(size_bytes: u64, available_bytes: Option<u64>) -> Resul
 mod tests {
     use std::sync::Arc;
 
-    use sprat_store::{Capabilities, FileStat, FreeSpace, MemoryStore};
+    use sprat_store::{Capabilities, FileStat, FreeSpace};
+    use sprat_testkit::memory::MemoryStore;
 
     use super::*;
 

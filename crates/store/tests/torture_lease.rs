@@ -25,10 +25,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use sprat_store::{
-    Access, Capabilities, FileName, FileStat, FreeSpace, LocalRecord, Lock, LockError, MemoryStore,
-    OwnerNote, ReadClass, Store, StoreError, StoreFile,
+    Access, Capabilities, FileName, FileStat, FreeSpace, LocalRecord, Lock, LockError, OwnerNote,
+    ReadClass, Store, StoreError, StoreFile,
 };
 use sprat_testkit::dice::{Dice, number, seed};
+use sprat_testkit::memory::MemoryStore;
 use sprat_testkit::{needs, requires};
 
 /// Walks of the short form, in `make test`, and for each round of the long one.

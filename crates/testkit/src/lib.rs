@@ -16,6 +16,7 @@ pub mod fault;
 pub mod hostile;
 pub mod leases;
 pub mod leftovers;
+pub mod memory;
 pub mod needs;
 pub mod power;
 pub mod proftpd;

@@ -109,7 +109,8 @@ fn forget(state: &mut VolumeState, blocks: &[Range<u64>]) {
 mod tests {
     use std::sync::Arc;
 
-    use sprat_store::{FileName, MemoryStore, ReadClass, Store as _};
+    use sprat_store::{FileName, ReadClass, Store as _};
+    use sprat_testkit::memory::MemoryStore;
 
     use super::*;
     use crate::plan::Block;

@@ -364,8 +364,8 @@ mod tests {
     use std::path::Path;
 
     use sprat_luks::{Pins, RecoveryKey};
-    use sprat_store::MemoryStore;
     use sprat_store::copy::CopyProgress;
+    use sprat_testkit::memory::MemoryStore;
 
     use super::*;
     use crate::copy::CopyPhase;

@@ -272,7 +272,7 @@ mod tests {
             assert_ne!(made, kind.name(&of).unwrap());
             assert!(kind.has_name(&made, &of) && !other.has_name(&made, &of));
             check(&made).unwrap_err();
-            let store = sprat_store::MemoryStore::new();
+            let store = sprat_testkit::memory::MemoryStore::new();
             let old = name(&format!("x.luks{}", kind.mark()));
             let stays = [
                 of.clone(),

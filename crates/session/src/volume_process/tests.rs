@@ -12,8 +12,9 @@ use sprat_luks::{Extent, FormatOptions, Header, HeaderWrite, OpenedBy, SlotKind,
 use sprat_store::lock::LateUntil;
 use sprat_store::{
     Access as StoreAccess, Capabilities, FileName, FileStat, FreeSpace, LocalStore, Lock,
-    MemoryStore, ReadClass, Store, StoreError, StoreFile,
+    ReadClass, Store, StoreError, StoreFile,
 };
+use sprat_testkit::memory::MemoryStore;
 use sprat_volume::{Fenced, ReconnectError, SessionHooks as _};
 
 use crate::address::Target;

@@ -322,7 +322,8 @@ fn read_super(device: &Arc<CryptDevice>) -> Result<Super, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use sprat_store::{FileName, MemoryStore, Store};
+    use sprat_store::{FileName, Store};
+    use sprat_testkit::memory::MemoryStore;
 
     use super::*;
 

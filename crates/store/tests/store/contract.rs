@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 
 use sprat_store::{
-    Access, FileName, LocalStore, MemoryStore, ReadClass, SftpStore, SshTarget, Store, StoreError,
+    Access, FileName, LocalStore, ReadClass, SftpStore, SshTarget, Store, StoreError,
     StoreErrorKind,
 };
+use sprat_testkit::memory::MemoryStore;
 use sprat_testkit::{asyncssh, needs, requires, sshd};
 
 /// A store under test, and the local folder behind it where there is one.

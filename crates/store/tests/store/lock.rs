@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 use sprat_store::lock;
 use sprat_store::sftp::Wire;
 use sprat_store::{
-    FileName, LocalRecord, LocalStore, Lock, LockError, MemoryStore, OwnerNote, SftpStore, Store,
+    FileName, LocalRecord, LocalStore, Lock, LockError, OwnerNote, SftpStore, Store,
 };
+use sprat_testkit::memory::MemoryStore;
 use sprat_testkit::{needs, requires};
 
 mod garbled;

@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use sprat_store::{
     Access, Applied, Capabilities, FileName, FileStat, FreeSpace, LocalRecord, Lock, LockError,
-    MemoryStore, OwnerNote, ReadClass, Store, StoreError, StoreFile, lock,
+    OwnerNote, ReadClass, Store, StoreError, StoreFile, lock,
 };
+use sprat_testkit::memory::MemoryStore;
 
 /// The model counts from 1.
 const BEFORE_FIRST: u64 = 1_000_000;

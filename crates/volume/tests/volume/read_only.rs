@@ -6,11 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::support::{BLOCK, LIMIT, TestSession, at, geometry, read_stamp, stamp_of, stamped};
-use sprat_store::{
-    Access, FileName, FileStat, MemoryStore, ReadClass, Store, StoreError, StoreFile,
-};
+use sprat_store::{Access, FileName, FileStat, ReadClass, Store, StoreError, StoreFile};
 use sprat_testkit::crash::{CrashDisk, CrashOptions};
 use sprat_testkit::dice::Dice;
+use sprat_testkit::memory::MemoryStore;
 use sprat_testkit::watchdog::within;
 use sprat_volume::{
     Fenced, Flush, ReadOnlyOptions, ReconnectError, SessionHooks, Volume, VolumeError,

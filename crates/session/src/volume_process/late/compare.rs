@@ -197,7 +197,7 @@ fn differing(
 
 #[cfg(test)]
 mod tests {
-    use sprat_store::MemoryStore;
+    use sprat_testkit::memory::MemoryStore;
 
     use super::*;
     use crate::volume_process::late::digest::tests::key;

@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn a_list_reads_back_and_a_changed_or_torn_one_is_none() {
-        let store = sprat_store::MemoryStore::new();
+        let store = sprat_testkit::memory::MemoryStore::new();
         let name = FileName::new("x.luks.late-0123456789abcdef").unwrap();
         let entries = vec![(4096, 7), (4097, u64::MAX)];
         let list = List::new(Kind::Written, (7, "ab".to_owned()), false, entries);

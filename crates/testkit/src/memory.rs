@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
-use crate::contract::{Access, Capabilities, FileStat, FreeSpace, ReadClass, Store, StoreFile};
-use crate::{FileName, IgnorePoison, StoreError};
+use sprat_store::{
+    Access, Capabilities, FileName, FileStat, FreeSpace, IgnorePoison, ReadClass, Store,
+    StoreError, StoreFile,
+};
 
 /// A folder in memory; clones share the contents.
 #[derive(Debug, Clone, Default)]
