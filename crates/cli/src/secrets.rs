@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use sprat_luks::{RecoveryKey, RecoveryKeyError, Secret, SlotKind};
 use sprat_session::interrupt::Interrupt;
 use sprat_session::trusted_file;
+use sprat_store::hex;
 use zeroize::Zeroizing;
 
 use crate::output::Output;
@@ -368,8 +369,7 @@ pub(crate) fn make_key_file(path: &Path) -> Result<bool, Failure> {
 
 /// The SHA-256 of a key, which the recovery sheet shows so that a copy of it can be checked.
 pub(crate) fn sha256_hex(secret: &Secret) -> String {
-    let hash = openssl::sha::sha256(secret.expose());
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&openssl::sha::sha256(secret.expose()))
 }
 
 #[cfg(test)]

@@ -6,11 +6,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr};
 use sprat_session::interrupt::{Interrupt, Terminal};
+use sprat_store::IgnorePoison;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::Failure;
@@ -135,7 +136,7 @@ impl Prompt {
 }
 
 fn prompt() -> MutexGuard<'static, Option<Prompt>> {
-    PROMPT.lock().unwrap_or_else(PoisonError::into_inner)
+    PROMPT.lock().ignore_poison()
 }
 
 /// Brings the echo back, before this process stops or ends while something is asked.

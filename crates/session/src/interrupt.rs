@@ -4,12 +4,13 @@
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGTTOU};
 use signal_hook::iterator::Signals;
+use sprat_store::IgnorePoison;
 
 use crate::{Exit, Failure};
 
@@ -108,11 +109,7 @@ impl Interrupt {
         let count = self.shared.requests.fetch_add(1, Ordering::SeqCst) + 1;
         // A full counter is readable all the same.
         let _ = rustix::io::write(&self.shared.woken, &1u64.to_ne_bytes());
-        let wakes = self
-            .shared
-            .wakes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let wakes = self.shared.wakes.lock().ignore_poison();
         for wake in wakes.iter() {
             wake(count);
         }
@@ -147,11 +144,7 @@ impl Interrupt {
     /// Calls `wake` with the count at each request from now on, on the signal thread; at once if
     /// one came in already. It must not block and not call back into this.
     pub fn on_request(&self, wake: impl Fn(u32) + Send + 'static) {
-        let mut wakes = self
-            .shared
-            .wakes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut wakes = self.shared.wakes.lock().ignore_poison();
         if self.requested() {
             wake(self.requests());
         }

@@ -1,6 +1,6 @@
-//! The checksum of the records that sprat writes.
+//! The checksum of leases, journals and copy notes.
 
-/// CRC-32 as in Ethernet and zlib; short inputs only, so no table.
+/// CRC-32 as in Ethernet and zlib; for short inputs only, so without a table.
 pub(crate) fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| {

@@ -8,16 +8,16 @@ use crate::{FileName, StoreError};
 /// How a file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Nothing is ever written through the handle; works on a read-only account.
+    /// Nothing is ever written through the handle; works with a read-only account.
     ReadOnly,
     /// Reads and writes.
     ReadWrite,
 }
 
-/// Who waits for a read.
+/// How urgent a read is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReadClass {
-    /// Somebody is blocked until it returns; it overtakes write-back and read-ahead.
+    /// A caller is blocked until it returns; it is sent before write-back and read-ahead.
     Demand,
     /// Read-ahead; may wait behind anything.
     Ahead,
@@ -26,27 +26,27 @@ pub enum ReadClass {
 /// What a store can do beyond reading and writing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Capabilities {
-    /// [`StoreFile::flush`] reaches the disk. Without it a store must not be written to, unless
-    /// the user insists.
+    /// [`StoreFile::flush`] reaches the disk. Without it a store must not be written to, unless the
+    /// user explicitly allows it.
     pub durable_flush: bool,
     /// [`StoreFile::discard`] gives space back.
     pub discard: bool,
-    /// [`Store::free_space`] answers.
+    /// [`Store::free_space`] works.
     pub free_space: bool,
     /// [`Store::rename`] replaces atomically.
     pub atomic_replace: bool,
 }
 
-/// What a store tells of one name, without following symbolic links.
+/// What a store reports about one name, without following symbolic links.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileStat {
     /// Length in bytes.
     pub len: u64,
-    /// Time of the last modification, in seconds since the epoch, where the store tells it.
+    /// Time of the last modification, in seconds since the epoch, if the store reports it.
     pub modified_s: Option<u64>,
     /// A regular file, not a folder, symbolic link or device.
     pub regular: bool,
-    /// Bytes allocated on the disk, where the store can tell (SFTP can't).
+    /// Bytes allocated on the disk, if the store reports them (SFTP does not).
     pub allocated_bytes: Option<u64>,
 }
 
@@ -63,7 +63,7 @@ pub struct FreeSpace {
 
 /// The outcome of a change that the store carried out: is it on the disk, too?
 ///
-/// That the store did not carry it out at all is the error beside it, in `Result<Applied, _>`.
+/// If the store did not carry it out at all, that is the `Err` of `Result<Applied, _>`.
 #[must_use]
 #[derive(Debug)]
 pub enum Applied {
@@ -91,41 +91,41 @@ impl From<Result<(), StoreError>> for Applied {
 
 /// A folder that holds containers. Any number of threads may call at once.
 ///
-/// A store never follows a symbolic link that it finds at a name: opening one is
+/// A store never follows a symbolic link at a name: opening one is
 /// [`StoreErrorKind::NotRegular`](crate::StoreErrorKind).
 pub trait Store: Send + Sync {
-    /// Where this is, for messages: `ssh://user@host/folder` or `/folder`.
+    /// Returns the location for messages: `ssh://user@host/folder` or `/folder`.
     fn describe(&self) -> String;
 
-    /// What this store can do; constant for its life.
+    /// Returns what this store can do; this never changes.
     fn capabilities(&self) -> Capabilities;
 
     /// Opens an existing regular file.
     fn open(&self, name: &FileName, access: Access) -> Result<Arc<dyn StoreFile>, StoreError>;
 
-    /// Makes a new, empty file of mode 0600 and opens it for reading and writing. Exclusive: of
+    /// Creates a new, empty file of mode 0600 and opens it for reading and writing. Exclusive: of
     /// any number of callers on any number of machines one succeeds, the others get
-    /// `AlreadyExists`. After a lost line it may have happened all the same.
+    /// `AlreadyExists`. If the connection is lost, the file may exist all the same.
     fn create_new(&self, name: &FileName) -> Result<Arc<dyn StoreFile>, StoreError>;
 
-    /// What lies at `name`; `NotFound` where nothing does.
+    /// Returns the attributes of `name`; `NotFound` if there is nothing.
     fn stat(&self, name: &FileName) -> Result<FileStat, StoreError>;
 
-    /// Renames, replacing `to` atomically where it exists.
+    /// Renames a file and atomically replaces `to` if it exists.
     fn rename(&self, from: &FileName, to: &FileName) -> Result<(), StoreError>;
 
-    /// Renames; `AlreadyExists` where `to` exists, and then nothing has changed.
+    /// Renames a file. `AlreadyExists` if `to` exists; then nothing has changed.
     fn rename_new(&self, from: &FileName, to: &FileName) -> Result<(), StoreError>;
 
     /// Removes a file.
     fn remove(&self, name: &FileName) -> Result<(), StoreError>;
 
-    /// Removes a file where there is one; whether there was.
+    /// Removes a file if it exists. Returns whether it did.
     fn remove_if_there(&self, name: &FileName) -> Result<bool, StoreError> {
         match self.remove(name) {
             Ok(()) => Ok(true),
             Err(StoreError::NotFound { .. }) => Ok(false),
-            // An account that may remove nothing is told so of what isn't there, too.
+            // An account that may not remove files gets the same error for a missing file.
             Err(error) => match self.stat(name) {
                 Err(StoreError::NotFound { .. }) => Ok(false),
                 _ => Err(error),
@@ -133,33 +133,44 @@ pub trait Store: Send + Sync {
         }
     }
 
-    /// The names in the folder, in any order. Names that are not a [`FileName`] are left out, and
-    /// a server that lists without end is an error.
+    /// Returns the names in the folder, in any order. Names that are not a [`FileName`] are left
+    /// out. A server that lists without end is an error.
     fn list(&self) -> Result<Vec<FileName>, StoreError>;
 
-    /// Makes creations, renames and removals durable (fsync of the folder). `Unsupported` where
-    /// the server can't.
+    /// Makes creations, renames and removals durable (fsync of the folder). `Unsupported` if the
+    /// server can't.
     fn flush_folder(&self) -> Result<(), StoreError>;
 
-    /// Names a small file, the lease, that every further connection of this store must show with the
-    /// content that the first one shows, before it is used. Where one does not, all calls fail with
-    /// [`StoreError::Elsewhere`]. Does nothing by default: other stores have one connection.
+    /// As [`Store::flush_folder`], but returns false if the server can't do it.
+    fn try_flush_folder(&self) -> Result<bool, StoreError> {
+        match self.flush_folder() {
+            Ok(()) => Ok(true),
+            Err(StoreError::Unsupported { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sets the witness: a small file, the lease. Before any further connection of this store is
+    /// used, it must show this file with the same content as the first connection. If one does not,
+    /// all calls fail with [`StoreError::Elsewhere`]. Does nothing by default: other stores have
+    /// one connection.
     fn set_witness(&self, name: &FileName) {
         let _ = name;
     }
 
-    /// Ends all connections, as if they had been lost for `reason`. Does nothing by default: other stores
-    /// have none.
+    /// Ends all connections, as if they had been lost for `reason`. Does nothing by default: other
+    /// stores have none.
     fn disconnect(&self, reason: &str) {
         let _ = reason;
     }
 
-    /// Free space of the folder's file system; `Unsupported` where the server can't tell.
+    /// Returns the free space of the folder's file system; `Unsupported` if the server can't report
+    /// it.
     fn free_space(&self) -> Result<FreeSpace, StoreError>;
 
-    /// Copies byte ranges of one file to the same places of another, both there already, without
-    /// the bytes passing through this machine; durable when it returns. After an error each range
-    /// of `to` holds anything. `Unsupported` by default.
+    /// Copies byte ranges of one file to the same offsets of another, without the bytes passing
+    /// through this machine. Both files must exist. The copy is durable when this returns. After an
+    /// error each range of `to` may hold any bytes. `Unsupported` by default.
     fn copy_ranges(
         &self,
         from: &FileName,
@@ -170,7 +181,7 @@ pub trait Store: Send + Sync {
         Err(StoreError::Unsupported {
             op: "copy",
             object: from.to_string(),
-            reason: "this store can't copy by itself".to_owned(),
+            reason: "this store can't copy without the client".to_owned(),
         })
     }
 
@@ -184,9 +195,10 @@ pub trait Store: Send + Sync {
         })
     }
 
-    /// Reads a small file's first bytes, `len_max` at most, and what the open file is. A file that
-    /// is cut meanwhile gives fewer. As [`Store::open`] with `access` and a read, in fewer round
-    /// trips where the store knows how; [`Access::ReadWrite`] takes the fewest.
+    /// Reads the first `len_max` bytes of a small file, and its attributes. A file that is
+    /// truncated meanwhile gives fewer bytes. The result is that of [`Store::open`] with `access`
+    /// and a read, but takes fewer round trips if the store supports that; [`Access::ReadWrite`]
+    /// takes the fewest.
     fn read_small(
         &self,
         name: &FileName,
@@ -204,9 +216,9 @@ pub trait Store: Send + Sync {
         Ok((stat, bytes))
     }
 
-    /// Makes a new file as [`Store::create_new`] does, writes `content`, and makes content and name
-    /// durable. An error says that the file was not created; a failure after that is
-    /// [`Applied::NotDurable`], and then the content may be missing, too.
+    /// Creates a new file as [`Store::create_new`] does, writes `content`, and makes content and
+    /// name durable. An error means that the file was not created. A failure after that is
+    /// [`Applied::NotDurable`]; then the content may be missing, too.
     fn create_filled(&self, name: &FileName, content: &[u8]) -> Result<Applied, StoreError> {
         let file = self.create_new(name)?;
         let filled = file
@@ -216,8 +228,8 @@ pub trait Store: Send + Sync {
         Ok(filled.into())
     }
 
-    /// Writes over a small file's first bytes, and then asks for what lies at `next`; `None` where
-    /// nothing does. An error if either was not answered with success.
+    /// Overwrites the first bytes of a small file, and then returns the attributes of `next`;
+    /// `None` if it does not exist. An error if one of the two failed.
     fn overwrite_and_stat(
         &self,
         name: &FileName,
@@ -232,34 +244,34 @@ pub trait Store: Send + Sync {
         }
     }
 
-    /// Removes a file and makes the removal durable. An error says that it was not removed.
+    /// Removes a file and makes the removal durable. An error means that it was not removed.
     fn remove_durably(&self, name: &FileName) -> Result<Applied, StoreError> {
         self.remove(name)?;
         Ok(self.flush_folder().into())
     }
 }
 
-/// One open file. Any number of threads may call at once; calls on overlapping ranges have no
-/// order unless one returned before the other began.
+/// One open file. Any number of threads may call at once. Calls on overlapping ranges have no
+/// order, unless one returned before the other began.
 ///
 /// After an error of kind `Disconnected` the handle is dead: every later call fails with the same
 /// kind, and the file must be opened again. Nothing is retried inside.
 #[expect(
     clippy::len_without_is_empty,
-    reason = "the length costs a round trip; nobody asks for emptiness"
+    reason = "the length costs a round trip; no caller asks whether a file is empty"
 )]
 pub trait StoreFile: Send + Sync {
-    /// Present length in bytes, asked from the store.
+    /// Asks the store for the current length in bytes.
     fn len(&self) -> Result<u64, StoreError>;
 
     /// Length, time and allocation of the open file.
     fn stat(&self) -> Result<FileStat, StoreError>;
 
-    /// Fills `buf` from `offset`; reaching the end of the file first is `Truncated`.
+    /// Fills `buf` from `offset`; `Truncated` if the file ends before that.
     fn read_at(&self, offset: u64, buf: &mut [u8], class: ReadClass) -> Result<(), StoreError>;
 
-    /// Fills several parts, each as [`StoreFile::read_at`] does, in any order; a store on a slow line
-    /// has them under way together.
+    /// Fills several parts, each as [`StoreFile::read_at`] does, in any order. On a slow connection
+    /// a store has them under way at once.
     fn read_parts_at(
         &self,
         parts: &mut [(u64, &mut [u8])],
@@ -270,13 +282,13 @@ pub trait StoreFile: Send + Sync {
             .try_for_each(|(offset, buf)| self.read_at(*offset, buf, class))
     }
 
-    /// Writes all of `data` at `offset`, growing the file where it ends earlier. Answered, not
-    /// durable. After an error the range holds any mix of old and new bytes, and after
-    /// `Disconnected` that may change until the server's process is gone.
+    /// Writes all of `data` at `offset`, growing the file if it ends earlier. On return the write
+    /// was answered, but is not durable. After an error the range holds any mix of old and new
+    /// bytes; after `Disconnected` it may even change until the server's process has exited.
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError>;
 
-    /// Writes several parts that don't overlap, each as [`StoreFile::write_at`] does, in any order;
-    /// a store on a slow line has them under way together.
+    /// Writes several parts that don't overlap, each as [`StoreFile::write_at`] does, in any order.
+    /// On a slow connection a store has them under way at once.
     fn write_parts_at(&self, parts: &[(u64, &[u8])]) -> Result<(), StoreError> {
         parts
             .iter()
@@ -294,9 +306,9 @@ pub trait StoreFile: Send + Sync {
         Ok(self.flush().into())
     }
 
-    /// Tells each range that may hold data, in order; outside of them the file reads as zeros.
-    /// `Unsupported` where the store can't tell, which is the default.
-    fn data_ranges(&self, _tell: &mut dyn FnMut(Range<u64>)) -> Result<(), StoreError> {
+    /// Reports each range that may hold data, in order. Outside of them the file reads as zeros.
+    /// `Unsupported` if the store can't tell holes from data, which is the default.
+    fn data_ranges(&self, _report: &mut dyn FnMut(Range<u64>)) -> Result<(), StoreError> {
         Err(StoreError::Unsupported {
             op: "find the holes of",
             object: "the file".to_owned(),
@@ -304,17 +316,17 @@ pub trait StoreFile: Send + Sync {
         })
     }
 
-    /// Asks the system to forget what it keeps of the file in memory, so that a read comes from
-    /// the disk, as far as that is in this host's hands. Does nothing by default.
+    /// Asks the system to drop its cache of the file, so that the next read comes from the disk, as
+    /// far as this host can do that. Does nothing by default.
     fn forget_cached(&self) {}
 
-    /// Makes every write that was answered before this call durable, on every connection that
+    /// Makes every write durable that was answered before this call, on every connection that
     /// carried one. After a failure *none* of them may be trusted: write them again on a new
-    /// handle, then flush; never just call it again.
+    /// handle, then flush. Never just call it again.
     fn flush(&self) -> Result<(), StoreError>;
 
-    /// As [`flush`](Self::flush), for a caller that goes on writing meanwhile: slower, and it
-    /// holds up other calls as little as it can.
+    /// As [`flush`](Self::flush), for a caller that goes on writing meanwhile: slower, and delays
+    /// other calls as little as possible.
     fn flush_behind(&self) -> Result<(), StoreError> {
         self.flush()
     }
@@ -322,8 +334,8 @@ pub trait StoreFile: Send + Sync {
     /// Gives the space of a range back; it then reads as zeros. `Unsupported` by default.
     fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError>;
 
-    /// The file was changed past this handle, by something that was waited for: the next flush
-    /// makes that durable, too.
+    /// Notes that the file was changed by other means than this handle, by something that has
+    /// finished: the next flush makes that durable, too.
     fn changed_elsewhere(&self) {}
 
     /// Sets the length; new bytes are a hole.

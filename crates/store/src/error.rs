@@ -1,9 +1,9 @@
-//! What can go wrong below the block path, and how a caller tells the cases apart.
+//! Errors below the block path, and how a caller tells the cases apart.
 
 use std::io;
 
-/// An operation on a store failed. Text that came from a server is escaped and cut to a length
-/// that suits a terminal before it is put into a variant.
+/// An operation on a store failed. Text from a server is escaped and cut to a length that suits a
+/// terminal before it enters a variant.
 #[derive(Debug, thiserror::Error)]
 #[expect(
     missing_docs,
@@ -11,10 +11,10 @@ use std::io;
 )]
 #[non_exhaustive]
 pub enum StoreError {
-    /// The named object is not there.
+    /// The named object does not exist.
     #[error("{op} {object}: not found")]
     NotFound { op: &'static str, object: String },
-    /// The named object is there already.
+    /// The named object exists already.
     #[error("{op} {object}: exists already")]
     AlreadyExists { op: &'static str, object: String },
     /// The account may not do this.
@@ -42,17 +42,17 @@ pub enum StoreError {
         asked: u64,
         got: u64,
     },
-    /// The line was lost (or the far end stopped answering) in the middle of a session.
+    /// The connection was lost (or the server stopped answering) during a session.
     #[error("{op} {object}: connection lost: {reason}")]
     Disconnected {
         op: &'static str,
         object: String,
         reason: String,
     },
-    /// This machine has no such program: ssh, or what was named in its place.
+    /// This machine has no such program: ssh, or the one configured instead.
     #[error("the program {program} was not found on this machine")]
     ProgramMissing { program: String },
-    /// No session could be begun: name, route, port, sftp subsystem missing.
+    /// No session could be started: unknown name, no route, closed port, no sftp subsystem.
     #[error("can't reach {host}: {reason}")]
     Unreachable { host: String, reason: String },
     /// The server refused this user's keys.
@@ -61,7 +61,7 @@ pub enum StoreError {
     /// The server's host key is unknown or has changed.
     #[error("host key of {host} not accepted: {reason}")]
     HostKey { host: String, reason: String },
-    /// The far end broke the protocol.
+    /// The server broke the protocol.
     #[error("{op} {object}: the server broke the protocol: {reason}")]
     Protocol {
         op: &'static str,
@@ -71,14 +71,14 @@ pub enum StoreError {
     /// The connections of one session end at different machines, which don't show the same files.
     #[error("{object}: {reason}")]
     Elsewhere { object: String, reason: String },
-    /// This store can't do that.
+    /// This store does not support the operation.
     #[error("{op} {object}: not supported by this store: {reason}")]
     Unsupported {
         op: &'static str,
         object: String,
         reason: String,
     },
-    /// The far end answered with a failure that says no more.
+    /// The server failed without giving a cause.
     #[error("{op} {object}: the server answered \"{reason}\"")]
     Refused {
         op: &'static str,
@@ -95,7 +95,7 @@ pub enum StoreError {
     },
 }
 
-/// What a caller may choose by.
+/// The kinds of errors that a caller may distinguish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StoreErrorKind {
@@ -134,8 +134,8 @@ pub enum StoreErrorKind {
 }
 
 impl StoreError {
-    /// The store said that it did not do it, so it will not do it late. Otherwise it may have, or
-    /// may still.
+    /// Whether the store reported that it did not do it. Then it will not do it late, either.
+    /// Otherwise it may have done it, or may still do it.
     #[must_use]
     pub fn was_answered(&self) -> bool {
         !matches!(
@@ -147,7 +147,7 @@ impl StoreError {
         )
     }
 
-    /// The case, for a caller that must choose.
+    /// Returns the kind of this error.
     #[must_use]
     pub fn kind(&self) -> StoreErrorKind {
         match self {
@@ -172,9 +172,9 @@ impl StoreError {
 }
 
 impl StoreErrorKind {
-    /// Whether the same request may succeed later, on a new connection: a connection that was lost, a
-    /// program that is being replaced, or what a server answers until its disk is there. A root file
-    /// system is read-only until a start has checked it.
+    /// Whether the same request may succeed later, on a new connection: the connection was lost, a
+    /// program is being replaced, or the server answers so until its disk is there. A root file
+    /// system is read-only until it was checked at boot.
     #[must_use]
     pub fn may_pass(self) -> bool {
         match self {
@@ -185,7 +185,7 @@ impl StoreErrorKind {
             | Self::PermissionDenied
             | Self::ReadOnly
             | Self::Failed => true,
-            // Nothing but a person changes these, or asking again may do harm.
+            // Only a person can change these, or a retry may do harm.
             Self::AlreadyExists
             | Self::NoSpace
             | Self::NotRegular
@@ -204,7 +204,7 @@ mod tests {
     use super::StoreErrorKind::*;
 
     #[test]
-    fn what_a_server_answers_while_it_starts_passes_and_the_rest_does_not() {
+    fn errors_of_a_starting_server_may_pass_and_others_do_not() {
         // `ProgramMissing`: ssh while a package manager replaces it. `ReadOnly`: a root file system
         // that was not checked yet.
         let passing = [

@@ -1,20 +1,20 @@
-//! Reads and writes the bytes of one remote file, and looks after the folder it lies in.
+//! Reads and writes the bytes of one remote file, and manages the folder it is in.
 //!
-//! Above: `volume` (block path) and the session in `cli` (header, lock, set-up).
-//! Below: the local file system, or the system's `ssh` talking SFTP to a server.
+//! Above: `volume` (block path) and the session in `cli` (header, lock, set-up). Below: the local
+//! file system, or the system's `ssh` with SFTP to a server.
 //!
 //! Always true:
-//! - A transfer is whole or an error; nothing is ever read or written short in silence.
+//! - A transfer is complete or an error; no read or write is ever silently short.
 //! - What the server sends is hostile: every length, id and name is checked before use.
-//! - Memory is bounded, whatever the server sends or the caller asks.
+//! - Memory is bounded, whatever the server sends or the caller asks for.
 #![forbid(unsafe_code)]
 
-mod beside;
 mod checksum;
 pub mod clock;
 mod contract;
 pub mod copy;
 mod error;
+mod join;
 mod local;
 pub mod lock;
 mod lock_error;
@@ -22,23 +22,25 @@ mod name;
 mod outage;
 mod poison;
 mod ranges;
-mod record;
+
 pub mod sftp;
 mod text;
 mod token;
+mod write_journal;
 
 pub use contract::{
     Access, Applied, Capabilities, FileStat, FreeSpace, ReadClass, Store, StoreFile,
 };
 pub use error::{StoreError, StoreErrorKind};
 pub use local::LocalStore;
-pub use lock::{FirstLook, Lock, OwnerNote};
+pub use lock::{LeaseCheck, Lock, OwnerNote};
 pub use lock_error::{LockError, LockInfo};
 pub use name::{FileName, FileNameError};
 pub use outage::Outage;
 pub use poison::IgnorePoison;
-pub use record::LocalRecord;
+
 pub use sftp::{
     Fence, Puncher, PuncherOptions, SftpOptions, SftpStore, SshTarget, Writers, writers_of,
 };
 pub use text::hex;
+pub use write_journal::WriteJournal;

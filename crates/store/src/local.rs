@@ -1,4 +1,4 @@
-//! A store in a local folder: USB disk, NFS mount, or a place for tests.
+//! A store in a local folder: USB disk, NFS mount, or a folder for tests.
 
 use std::fs::File;
 use std::io;
@@ -18,10 +18,10 @@ use rustix::io::Errno;
 use crate::contract::{Access, Capabilities, FileStat, FreeSpace, ReadClass, Store, StoreFile};
 use crate::{FileName, StoreError};
 
-/// No list of a folder is longer than this; containers and their locks are few.
+/// Longest allowed list of a folder; containers and their locks are few.
 pub(crate) const LIST_ENTRIES_MAX: usize = 100_000;
 
-/// A local folder, held open: renaming the folder or mounting over its path changes nothing.
+/// A local folder that is kept open: renaming the folder or mounting over its path changes nothing.
 #[derive(Debug)]
 pub struct LocalStore {
     folder: Arc<OwnedFd>,
@@ -38,7 +38,7 @@ struct LocalFile {
 
 impl LocalStore {
     /// Opens the folder at `folder`, which must exist. The path itself may contain symbolic links
-    /// (the user wrote it); names below it may not be ones.
+    /// (the user chose it); names in the folder must not be links.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(folder, flags, Mode::empty())
@@ -63,13 +63,13 @@ impl LocalStore {
         name: &FileName,
         flags: OFlags,
     ) -> Result<Arc<dyn StoreFile>, StoreError> {
-        // NONBLOCK: opening a FIFO for reading would wait for a writer. It changes nothing for
-        // regular files.
+        // NONBLOCK: otherwise opening a FIFO for reading would wait for a writer. It changes
+        // nothing for regular files.
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         let mode = Mode::RUSR | Mode::WUSR;
         let fd = rustix::fs::openat(&self.folder, name.as_str(), flags, mode).map_err(|errno| {
             match errno {
-                // What O_NOFOLLOW answers at a link, and open for writing at a folder.
+                // The error of O_NOFOLLOW at a link, and of opening a folder for writing.
                 Errno::LOOP | Errno::ISDIR | Errno::NXIO => StoreError::NotRegular {
                     op,
                     object: self.object(name),
@@ -142,7 +142,7 @@ impl Store for LocalStore {
         let folder = &self.folder;
         match rustix::fs::renameat_with(folder, old, folder, new, RenameFlags::NOREPLACE) {
             Ok(()) => Ok(()),
-            // A file system without RENAME_NOREPLACE (NFS): link refuses to replace, too.
+            // A file system without RENAME_NOREPLACE (NFS): link(2) refuses to replace, too.
             Err(Errno::INVAL | Errno::NOSYS) => {
                 rustix::fs::linkat(folder, old, folder, new, AtFlags::empty())
                     .map_err(|errno| self.error("rename", to, errno))?;
@@ -285,7 +285,7 @@ impl StoreFile for LocalFile {
 
     fn flush(&self) -> Result<(), StoreError> {
         // The kernel reports a failed write-back once and then calls the pages clean: a second
-        // fsync would claim success (https://wiki.postgresql.org/wiki/Fsync_Errors).
+        // fsync would return success (https://wiki.postgresql.org/wiki/Fsync_Errors).
         if self.flush_failed.load(Ordering::SeqCst) {
             return Err(self.failed("flush", &io::Error::from(Errno::IO)));
         }
@@ -308,19 +308,19 @@ impl StoreFile for LocalFile {
         }
     }
 
-    fn data_ranges(&self, tell: &mut dyn FnMut(Range<u64>)) -> Result<(), StoreError> {
+    fn data_ranges(&self, report: &mut dyn FnMut(Range<u64>)) -> Result<(), StoreError> {
         let failed = |errno: Errno| self.failed("find the holes of", &errno.into());
         let mut at = 0;
-        // The position is this handle's own and nothing else uses it.
+        // The position belongs to this handle, and nothing else uses it.
         loop {
             let start = match rustix::fs::seek(&self.file, SeekFrom::Data(at)) {
                 Ok(start) => start,
-                // Nothing but a hole up to the end, or the end itself.
+                // The rest is a hole, or this is the end.
                 Err(Errno::NXIO) => return Ok(()),
                 Err(errno) => return Err(failed(errno)),
             };
             at = rustix::fs::seek(&self.file, SeekFrom::Hole(start)).map_err(failed)?;
-            tell(start..at);
+            report(start..at);
         }
     }
 

@@ -1,121 +1,123 @@
-//! One session per container: the numbered leases beside it.
+//! The lock: one session per container, by numbered leases beside it.
 //!
-//! `NAME.lock.N`, N = 1,000,001, 1,000,002, …; the highest number decides. A lease is taken by the
-//! exclusive creation of the next number, the only compare-and-swap that SFTP has. It is one only
-//! while no number comes back, so whoever gives a lease back writes "free" into it and leaves the
-//! file; nobody ever removes the highest. Then everything is looked at once more, by names: of two
-//! that take at the same time at least the one that looks last sees the other.
+//! `NAME.lock.N`, N = 1,000,001, 1,000,002, …; the highest number decides. A session acquires a
+//! lease by creating the next number exclusively, the only compare-and-swap that SFTP has. This
+//! works only while no number comes back. So a session that releases its lease writes "free" into
+//! it and leaves the file, and nothing ever removes the highest lease. After the creation
+//! everything is checked once more, by names: of two sessions that create at the same time, at
+//! least the one that checks last sees the other.
 //!
-//! What is taken over while something of its session may still arrive stays in the next lease as a
-//! *door*: open until that session answers or a time is known, and passed on from lease to lease
-//! until that time is over.
+//! A session may take a container over while writes of an earlier session can still arrive. Then
+//! the earlier lease is recorded in the next one as a *predecessor* (field `doors`). It is *open*
+//! until its session answers or an end time is known. It is passed on from lease to lease until
+//! that time is over.
 
-mod again;
+mod acquire;
+mod cleanup;
+mod comparison;
 mod content;
 mod inspect;
-mod old;
-mod seen;
+mod lease;
+mod reacquire;
 mod takeover;
-mod taking;
-mod watching;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-pub use content::DOOR_S;
-use content::{Content, Door, LEASE_BYTES};
+pub use acquire::{EMPTY_WAIT, LeaseCheck};
+pub use comparison::{LateUntil, PendingComparison};
+pub use content::LATE_WRITE_S;
+use content::{Content, LEASE_BYTES, Predecessor};
 pub use inspect::{Inspected, inspect, inspect_near};
-use seen::{Seen, lock_name, numbers_in, read_lease};
+use lease::{FoundLease, lock_name, numbers_in, read_lease};
 pub use takeover::{Watched, watch};
-pub use taking::{EMPTY_WAIT, FirstLook};
-pub use watching::{LateUntil, WatchNote};
 
-use crate::beside::beside;
 use crate::clock::since_boot;
+use crate::join::join;
 use crate::token::Token;
 use crate::{
-    Access, Fence, FileName, IgnorePoison, LocalRecord, LockError, LockInfo, ReadClass, Store,
-    StoreError, StoreErrorKind,
+    Access, Fence, FileName, IgnorePoison, LockError, LockInfo, ReadClass, Store, StoreError,
+    StoreErrorKind, WriteJournal,
 };
 
-/// How often a holder renews its lock.
+/// How often a session renews its lock.
 pub const RENEW_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A counter that is further ahead of the record was not counted by a session of this machine's
-/// record: the record is synced once for each six renewals.
+/// A session of this machine's journal never counts further ahead of the journal than this: the
+/// journal is synced once for each six renewals.
 const UNRECORDED_RENEWALS_MAX: u64 = 7;
 
 /// How often a lease that the server garbled is written again.
 const REWRITES_MAX: u32 = 3;
 
-/// Who takes a lock. The server learns no host name from it.
+/// The owner of a lock, as written into the lease. It does not show the host's name to the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnerNote {
-    /// A random id of this host, kept in the state folder; at most 64 characters count.
+    /// A random id of this host, kept in the state folder; cut to 64 characters.
     pub host: String,
-    /// sprat's version; at most 64 characters count.
+    /// sprat's version; cut to 64 characters.
     pub version: String,
 }
 
 impl LockInfo {
-    /// Whether a dead session of `record` left this lock: only then does the record's flock, which
-    /// the caller holds, prove anything. The same host may hold it under another record.
+    /// Whether a dead session of `journal` left this lock. Only then does it prove anything that
+    /// the caller holds the journal's flock. The same host may hold the lock under another journal.
     #[must_use]
-    pub fn is_left_by(&self, record: &LocalRecord) -> bool {
-        let taken = record.takings().iter().any(|(number, token)| {
+    pub fn is_left_by(&self, journal: &WriteJournal) -> bool {
+        let acquired = journal.acquisitions().iter().any(|(number, token)| {
             let token = token.to_string();
             *number == self.number && self.token.as_ref().is_none_or(|found| *found == token)
         });
-        taken && seen::may_be_ours(self.number, self.renewed, record.known_renewals())
+        acquired && lease::may_be_ours(self.number, self.renewed, journal.known_renewals())
     }
 }
 
-/// The lease on a container, ours. Dropping it without [`Lock::release`] leaves it held, as a
-/// kill does; the next session of this host takes it over.
+/// Our lease on a container. Dropping it without [`Lock::release`] leaves the container locked, as
+/// a kill does; the next session of this host takes it over.
 #[derive(Debug)]
 pub struct Lock {
     container: FileName,
     token: Token,
     current: Mutex<Current>,
-    /// Renewals, and everything else that writes into the file, one after another.
+    /// Serialises renewals and everything else that writes into the file.
     writing: Mutex<()>,
     took_over: bool,
     follows_own: bool,
-    /// The lists of writes that were there when the lease was taken.
+    /// The late-write lists that existed when the lease was acquired.
     lists: Mutex<Vec<FileName>>,
     /// Another copy of this process has the same token.
     has_twin: AtomicBool,
     #[expect(dead_code, reason = "held, not read")]
     busy: LockBusy,
-    record: LocalRecord,
+    journal: WriteJournal,
 }
 
-/// The lease file that we hold now. A reconnect makes the next one.
+/// The lease file that we have now. A reconnect creates the next one.
 #[derive(Debug, Clone)]
 struct Current {
     number: u64,
     file: FileName,
     content: Content,
-    /// The lease below it that it was made behind.
-    predecessor: Option<u64>,
-    /// The renewals that were answered; `content.renewed` were asked for.
+    /// The lease directly below ours when ours was created.
+    below: Option<u64>,
+    /// The renewals that were answered; `content.renewed` counts those that were sent.
     answered: u64,
-    /// A next lease of ours that may have been made, by a connection that was lost meanwhile.
+    /// A next lease of ours that may exist: the connection was lost while it was being created.
     pending: Option<Content>,
-    /// The server's clock when it was made, and our own clock then.
+    /// The server's clock when it was created, and our own clock then.
     made_at: (u64, Duration),
 }
 
-/// A record carries one lock at a time: a second one would find the first in the record and take
-/// it for dead.
+/// A journal covers one lock at a time: a second one would find the first in the journal and
+/// consider it dead.
 #[derive(Debug)]
-struct LockBusy(LocalRecord);
+struct LockBusy(WriteJournal);
 
 impl LockBusy {
-    fn begin(record: &LocalRecord, container: &FileName) -> Result<Self, LockError> {
-        if record.begin_lock() {
-            return Ok(Self(record.clone()));
+    fn begin(journal: &WriteJournal, container: &FileName) -> Result<Self, LockError> {
+        if journal.begin_lock() {
+            return Ok(Self(journal.clone()));
         }
         Err(LockError::HeldHere {
             container_id: container.to_string(),
@@ -136,8 +138,8 @@ impl Lock {
         self.now().number
     }
 
-    /// How many leases there were up to this one, itself included. A later session's is higher, for as
-    /// long as nobody removes all of them.
+    /// How many leases there have been, this one included. A later session's number is higher,
+    /// unless somebody removes all of them.
     #[must_use]
     pub fn ordinal(&self) -> u64 {
         self.number().saturating_sub(content::FIRST_NUMBER - 1)
@@ -155,28 +157,32 @@ impl Lock {
         self.now().file
     }
 
-    /// The lease below it was not free: its session died, or never came to be.
+    /// The lease below was not free: its session died, or was never complete.
     #[must_use]
     pub fn took_over(&self) -> bool {
         self.took_over
     }
 
-    /// The lease below it was one of this record, however that session ended: no other machine has
-    /// held the container in between.
+    /// The lease below belonged to this journal, however that session ended: no other machine has
+    /// locked the container in between.
     #[must_use]
     pub fn follows_own(&self) -> bool {
         self.follows_own
     }
 
-    /// Something of an earlier session may still arrive.
+    /// Whether writes of an earlier session may still arrive.
     #[must_use]
     pub fn may_arrive(&self) -> bool {
         let now = self.now();
-        let over = |door: &Door| door.until_s.is_some_and(|until| until <= now.server_s());
+        let over = |predecessor: &Predecessor| {
+            predecessor
+                .until_s
+                .is_some_and(|until| until <= now.server_s())
+        };
         !now.content.doors.iter().all(over)
     }
 
-    /// What a helper on the server can tell by itself that this lease is still ours.
+    /// What a helper on the server needs to check by itself that this lease is still ours.
     pub fn fence(&self) -> Result<Fence, LockError> {
         let now = self.now();
         Ok(Fence {
@@ -186,11 +192,10 @@ impl Lock {
         })
     }
 
-    /// Reads the lease again; [`LockError::Lost`] if it isn't ours any more, [`LockError::NotKept`] if
-    /// the server garbled it. Any other error tells
-    /// nothing about the lease (the line may be down): nothing may be sent until a later call
-    /// returns `Ok`. So it is while [`Lock::take_again`] makes the next lease, on a connection before
-    /// the new one that still answers.
+    /// Reads the lease again. [`LockError::Lost`] if it isn't ours any more, [`LockError::NotKept`]
+    /// if the server garbled it. Any other error proves nothing about the lease (the connection may
+    /// be down): nothing may be sent until a later call returns `Ok`. Such an error is also
+    /// returned on an older connection while [`Lock::reacquire`] creates the next lease.
     pub fn verify(&self, store: &dyn Store) -> Result<(), LockError> {
         let before = self.now();
         self.unless_changing(&before, self.read_again(store, &before))
@@ -203,8 +208,8 @@ impl Lock {
         })
     }
 
-    /// A reconnect makes the next lease, on a connection of its own. From any other one that looks as
-    /// a takeover does: what was found lost meanwhile proves nothing.
+    /// A reconnect creates the next lease on a new connection. On any other connection this looks
+    /// like a takeover, so a lease that is lost meanwhile proves nothing.
     fn unless_changing<T>(
         &self,
         before: &Current,
@@ -221,18 +226,18 @@ impl Lock {
         let source = StoreError::Disconnected {
             op: "verify",
             object: before.file.to_string(),
-            reason: format!("the lease is being taken again on another connection ({reason})"),
+            reason: format!("the lease is being renewed on another connection ({reason})"),
         };
         Err(self.failed("verify", source))
     }
 
-    /// Verifies and rewrites the counter; to be called every [`RENEW_INTERVAL`].
+    /// Verifies the lease and rewrites its counter. Call it every [`RENEW_INTERVAL`].
     pub fn renew(&self, store: &dyn Store) -> Result<(), LockError> {
         let _span = tracing::debug_span!("lease", op = "renew").entered();
         let _writing = self.writing();
         let before = self.now();
-        // Checked and written through one handle: should the name be given to another file in
-        // between, the write reaches the removed one.
+        // Checked and written through one handle: if the name is given to another file in between,
+        // the write goes to the removed one.
         let checked = self.check(store, &before, || {
             let file = store.open(&before.file, Access::ReadWrite)?;
             let mut bytes = vec![0; LEASE_BYTES];
@@ -248,9 +253,9 @@ impl Lock {
             now.count_renewal();
             now.clone()
         };
-        let known = self.record.known_renewals();
+        let known = self.journal.known_renewals();
         if known.0 != now.number || now.content.renewed > known.1 + UNRECORDED_RENEWALS_MAX - 1 {
-            self.record.renewals(now.number, now.content.renewed)?;
+            self.journal.renewals(now.number, now.content.renewed)?;
         }
         file.write_at(0, &now.content.bytes())
             .map_err(|source| self.failed("renew", source))?;
@@ -258,30 +263,30 @@ impl Lock {
         Ok(())
     }
 
-    /// Gives the lease back: "free", and behind it a look at what is above. Call it after
-    /// [`LocalRecord::all_settled`], with everything that was sent answered; where that is not so
-    /// drop the lease instead, so that nobody else starts before the suspects are dealt with on
-    /// this host. [`LockError::Lost`] where a copy of this process or a takeover got in: then not
-    /// all that this session did need be there.
+    /// Releases the lease: writes "free" and checks for higher leases. Call it after
+    /// [`WriteJournal::all_resolved`], when everything that was sent was answered. Otherwise drop
+    /// the lease instead, so that no other machine starts before this host has recovered the
+    /// in-doubt writes. [`LockError::Lost`] if a copy of this process or a takeover got in: then
+    /// some of this session's writes may be gone.
     pub fn release(self, store: &dyn Store) -> Result<(), LockError> {
         let _span = tracing::debug_span!("lease", op = "release").entered();
         let _writing = self.writing();
         self.change(|content| content.free = true);
         let now = self.now();
         let next = self.overwrite(store, "release", &now)?;
-        self.record.known_free(now.number)?;
+        self.journal.known_free(now.number)?;
         if next.is_some() {
             self.check_above(store, &now)?;
         }
         Ok(())
     }
 
-    /// Whether the leases above ours were made by sessions that began after ours ended.
+    /// Checks whether the leases above ours were created by sessions that began after ours ended.
     fn check_above(&self, store: &dyn Store, now: &Current) -> Result<(), LockError> {
         let failed = |source| self.failed("release", source);
         let (numbers, _) = numbers_in(&self.container, &store.list().map_err(failed)?);
         let mut above: Vec<u64> = numbers.into_iter().filter(|n| *n > now.number).collect();
-        // By name, however old the listing is.
+        // Checked by name, too, as the listing may be old.
         if let Some(next) = now.number.checked_add(1)
             && !above.contains(&next)
         {
@@ -295,7 +300,9 @@ impl Lock {
             let Some(content) = &seen.content else {
                 continue;
             };
-            let entered_past_us = |door: &Door| door.number == now.number && door.until_s.is_some();
+            let entered_past_us = |predecessor: &Predecessor| {
+                predecessor.number == now.number && predecessor.until_s.is_some()
+            };
             if seen.has(self.token) {
                 self.has_twin.store(true, Ordering::SeqCst);
             }
@@ -306,15 +313,15 @@ impl Lock {
         Ok(())
     }
 
-    /// Reads the lease `now` with `read`, and looks for one that took it over.
+    /// Reads the lease `now` with `read`, and checks for a lease that took it over.
     fn check<T>(
         &self,
         store: &dyn Store,
         now: &Current,
         read: impl FnOnce() -> Result<(T, Vec<u8>), StoreError>,
     ) -> Result<T, LockError> {
-        // Both at once: on a slow line this lies before every epoch.
-        let (next, ours) = beside(|| self.next_is_there(store, now), read);
+        // Both at once: on a slow connection every epoch waits for this.
+        let (next, ours) = join(|| self.next_is_there(store, now), read);
         if let Some(next) = next? {
             return Err(self.lost(&format!("{next} is there")));
         }
@@ -334,12 +341,12 @@ impl Lock {
             return Err(self.not_kept(&now.file, false));
         };
         if content.token != now.content.token || content.attempt != now.content.attempt {
-            return Err(self.lost(&format!("{} is another's", now.file)));
+            return Err(self.lost(&format!("{} belongs to another session", now.file)));
         }
         if content.free {
-            return Err(self.lost(&format!("{} says that it was given back", now.file)));
+            return Err(self.lost(&format!("{} was released", now.file)));
         }
-        // The renewals of the next lease are no measure for this one.
+        // Renewals of the next lease must not be compared with this one.
         let asked = {
             let current = self.current();
             (current.number == now.number).then_some(current.content.renewed)
@@ -358,7 +365,7 @@ impl Lock {
         Ok(found)
     }
 
-    /// The lease that a takeover would have made: exactly the next number.
+    /// The lease that a takeover would have created: exactly the next number.
     fn next_is_there(
         &self,
         store: &dyn Store,
@@ -375,8 +382,8 @@ impl Lock {
         }
     }
 
-    /// Writes what our lease says once more, after the server garbled it, and reads it back: a server
-    /// that does so once may do it again.
+    /// Writes the content of our lease again after the server garbled it, and reads it back: a
+    /// server that does this once may do it again.
     fn rewrite(&self, store: &dyn Store) -> Result<(), LockError> {
         let now = self.now();
         for _ in 0..REWRITES_MAX {
@@ -390,7 +397,7 @@ impl Lock {
         Err(self.not_kept(&now.file, false))
     }
 
-    /// Writes our content, without syncing it, and looks for the next lease behind that.
+    /// Writes our content, without syncing it, and then checks for the next lease.
     fn overwrite(
         &self,
         store: &dyn Store,
@@ -433,7 +440,7 @@ impl Lock {
     fn not_kept(&self, file: &FileName, unused: bool) -> LockError {
         LockError::NotKept {
             container: self.container.clone(),
-            reason: format!("{file} holds other bytes than this session wrote"),
+            reason: format!("{file} does not contain what this session wrote"),
             unused,
         }
     }
@@ -448,11 +455,11 @@ impl Lock {
 }
 
 impl Current {
-    /// Counts one more renewal; what is over by then is forgotten.
+    /// Counts one more renewal and drops predecessors whose time is over.
     fn count_renewal(&mut self) {
         self.content.renewed += 1;
         let server_s = self.server_s();
-        self.content.drop_past(server_s, self.predecessor);
+        self.content.drop_past(server_s, self.below);
     }
 
     /// The server's clock, seconds since the epoch.
@@ -462,7 +469,7 @@ impl Current {
     }
 }
 
-/// A counter that was written at least as often as `from` and at most as often as `to`.
+/// Whether a counter was written at least `from` and at most `to` times.
 fn counted(renewed: u64, (from, to): (u64, u64)) -> bool {
     (from..=to).contains(&renewed)
 }
@@ -471,7 +478,7 @@ fn read_if_there(
     store: &dyn Store,
     number: u64,
     file: &FileName,
-) -> Result<Option<Seen>, StoreError> {
+) -> Result<Option<FoundLease>, StoreError> {
     match read_lease(store, number, file) {
         Ok(seen) => Ok(Some(seen)),
         Err(error) if error.kind() == StoreErrorKind::NotFound => Ok(None),
@@ -484,14 +491,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_renewal_forgets_the_doors_that_are_over_but_not_the_one_of_the_lease_below() {
+    fn renewal_drops_past_predecessors_but_keeps_the_lease_below() {
         let owner = OwnerNote {
             host: "h".to_owned(),
             version: "v".to_owned(),
         };
         let mut content = Content::new(Token([1; 16]), Token([2; 16]), owner);
         for (number, until_s) in [(6, Some(2000)), (7, Some(5)), (8, Some(5))] {
-            content.add_door(Door {
+            content.add_predecessor(Predecessor {
                 number,
                 until_s,
                 all_before: false,
@@ -502,14 +509,19 @@ mod tests {
             number: 9,
             file: FileName::new("x.lock.9").unwrap(),
             content,
-            predecessor: Some(8),
+            below: Some(8),
             answered: 0,
             pending: None,
             made_at: (1000, since_boot()),
         };
         now.count_renewal();
-        // The session of lease 8, when it wakes and gives its lease back, finds that it was passed.
-        let doors: Vec<u64> = now.content.doors.iter().map(|door| door.number).collect();
+        // When the session of lease 8 wakes and releases its lease, it finds that it was passed.
+        let doors: Vec<u64> = now
+            .content
+            .doors
+            .iter()
+            .map(|predecessor| predecessor.number)
+            .collect();
         assert_eq!((now.content.renewed, doors), (1, vec![6, 8]));
     }
 }

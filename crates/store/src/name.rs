@@ -30,12 +30,12 @@ impl FileName {
         }
     }
 
-    /// Returns this name with `suffix` (such as `.lock.1`) behind it.
+    /// Returns this name with `suffix` (such as `.lock.1`) appended.
     pub fn with_suffix(&self, suffix: &str) -> Result<Self, FileNameError> {
         Self::new(&format!("{}{suffix}", self.0))
     }
 
-    /// The name as text.
+    /// Returns the name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

@@ -1,19 +1,19 @@
-//! How long a lost connection is sought again: for a volume and for a copy alike.
+//! How long a lost connection is retried, for a volume and for a copy.
 
 use std::time::Duration;
 
-/// A connection that was up for this long is sought again without a pause once it is lost.
+/// A connection that was up for this long is retried without a pause once it is lost.
 const UP_LONG_ENOUGH: Duration = Duration::from_secs(60);
-/// Longest pause between two attempts: sshd's penalties for storms (PerSourcePenalties, sshd_config(5))
-/// are not provoked, and a server that is back is noticed soon.
+/// Longest pause between two attempts. Long enough not to trigger sshd's penalties
+/// (PerSourcePenalties, sshd_config(5)), short enough to notice soon that a server is back.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
-/// From the loss of a connection until one is up and has answered what was owed. Losses before that
-/// belong to the same outage. The clock runs only while somebody waits for the connection, and an
-/// outage never ends the session before one attempt of its latest loss was made.
+/// An outage: from the loss of a connection until one is up and has answered what was waited for.
+/// Losses before that belong to the same outage. The clock runs only while a caller waits for the
+/// connection. An outage never ends the session before one attempt was made for its latest loss.
 ///
-/// Times are those of any one clock that never goes back. It should stand still while the machine
-/// sleeps: who wakes up gets the whole time.
+/// All times must come from one clock that never goes back. It should stand still while the machine
+/// sleeps: after a sleep the full time is left.
 #[derive(Debug, Clone)]
 pub struct Outage {
     max: Duration,
@@ -25,12 +25,13 @@ pub struct Outage {
     attempts: u32,
     /// Attempts that determine the next pause.
     pauses: u32,
-    /// An attempt was begun behind the end of the time: the last chance.
+    /// An attempt was started after the time was over: the last one.
     last_chance: bool,
 }
 
 impl Outage {
-    /// None yet; with a connection that is up. An outage of more than `max` ends the session.
+    /// Starts without an outage, with a connection that is up. An outage of more than `max` ends
+    /// the session.
     #[must_use]
     pub fn new(max: Duration) -> Self {
         Self {
@@ -43,7 +44,7 @@ impl Outage {
         }
     }
 
-    /// The connection was lost at `now`.
+    /// Records that the connection was lost at `now`.
     pub fn lost(&mut self, now: Duration) {
         let Some(up_since) = self.up_since.take() else {
             return;
@@ -55,7 +56,7 @@ impl Outage {
         self.since.get_or_insert(now);
     }
 
-    /// Nobody waits for the connection at `now`: the time begins again.
+    /// Records that no caller waits for the connection at `now`: the time starts again.
     pub fn nobody_waits(&mut self, now: Duration) {
         if self.since.is_some() {
             self.since = Some(now);
@@ -63,7 +64,7 @@ impl Outage {
         }
     }
 
-    /// Begins an attempt to connect; false once the time is over.
+    /// Starts an attempt to connect; false if the time is over.
     pub fn begin_attempt(&mut self, now: Duration) -> bool {
         if self.waited(now) >= self.max {
             if self.attempts > 0 || self.last_chance {
@@ -76,8 +77,8 @@ impl Outage {
         true
     }
 
-    /// The pause before the attempt that was begun: none before the first, then `first`, doubled each
-    /// time up to 30 s and the whole time.
+    /// The pause before the attempt that was started: none before the first, then `first`, doubled
+    /// each time up to 30 s and to the full time.
     #[must_use]
     pub fn pause(&self, first: Duration) -> Duration {
         match self.pauses {
@@ -88,7 +89,8 @@ impl Outage {
         }
     }
 
-    /// A connection is up again. With nothing owed on it this is the end of the outage.
+    /// Records that a connection is up again. If nothing is waited for (`owed`), this ends the
+    /// outage.
     pub fn connected(&mut self, now: Duration, owed: bool) {
         self.up_since = Some(now);
         if !owed {
@@ -97,7 +99,8 @@ impl Outage {
         }
     }
 
-    /// What was owed was answered: the outage is over, if the connection is up.
+    /// Records that everything that was waited for was answered. This ends the outage if the
+    /// connection is up.
     pub fn answered(&mut self) {
         if self.up_since.is_some() {
             self.since = None;
@@ -106,13 +109,13 @@ impl Outage {
         }
     }
 
-    /// Whether there is an outage, on a connection that may be up by now.
+    /// Whether there is an outage. Its connection may be up by now.
     #[must_use]
     pub fn is_on(&self) -> bool {
         self.since.is_some()
     }
 
-    /// How long it has lasted; zero without one.
+    /// How long the outage has lasted; zero without one.
     #[must_use]
     pub fn waited(&self, now: Duration) -> Duration {
         self.since
@@ -150,12 +153,12 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_never_answers_what_is_owed_is_given_up_after_one_last_chance() {
+    fn connection_that_never_answers_is_given_up_after_a_last_attempt() {
         let mut outage = Outage::new(at(30));
         outage.lost(at(60));
         assert!(outage.begin_attempt(at(60)));
         outage.connected(at(61), true);
-        // The same request was not answered again. The time is over, but not one attempt was made.
+        // The same request was not answered again. The time is over, but no attempt was made yet.
         outage.lost(at(121));
         assert!(outage.begin_attempt(at(121)));
         outage.connected(at(122), true);
@@ -164,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn attempts_end_with_the_time_and_not_before_the_first() {
+    fn attempts_end_with_the_time_but_not_before_the_first() {
         let mut outage = Outage::new(at(30));
         outage.lost(at(0));
         let mut now = at(0);
@@ -179,13 +182,13 @@ mod tests {
         );
         let mut outage = Outage::new(at(30));
         outage.lost(at(0));
-        // As long as it took until the first attempt could be made.
+        // Even if it took this long until the first attempt could be made.
         assert!(outage.begin_attempt(at(100)));
         assert!(!outage.begin_attempt(at(101)));
     }
 
     #[test]
-    fn nobody_waiting_bears_any_outage() {
+    fn outage_without_waiting_callers_never_ends_the_session() {
         let mut outage = Outage::new(at(30));
         outage.lost(at(0));
         for hours in 1..100 {
@@ -198,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_breaks_at_once_each_time_is_not_sought_in_a_storm() {
+    fn connection_that_breaks_at_once_is_retried_with_pauses() {
         let mut outage = Outage::new(MAX);
         let mut now = at(0);
         let mut attempts = 0;
@@ -210,17 +213,17 @@ mod tests {
             outage.connected(now, false);
         }
         assert!(attempts < 150, "{attempts}");
-        // One that lived for long is sought at once.
+        // A connection that was up for long is retried at once.
         outage.lost(now + at(600));
         assert!(outage.begin_attempt(now + at(600)));
         assert_eq!(outage.pause(at(1)), Duration::ZERO);
     }
 
     #[test]
-    fn an_answer_that_comes_after_the_loss_ends_no_outage() {
+    fn answer_of_the_lost_connection_does_not_end_the_outage() {
         let mut outage = Outage::new(at(30));
         outage.lost(at(60));
-        // Of the connection that was lost.
+        // An answer of the connection that was lost.
         outage.answered();
         assert!(outage.is_on());
         assert!(outage.begin_attempt(at(60)));
@@ -228,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_again_after_nobody_did_has_the_last_chance_again() {
+    fn new_waiting_caller_gets_the_last_attempt_again() {
         let mut outage = Outage::new(at(30));
         outage.lost(at(0));
         assert!(outage.begin_attempt(at(100)));

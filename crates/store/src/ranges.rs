@@ -1,4 +1,4 @@
-//! A set of byte ranges: merged, ordered, and bounded in number.
+//! A set of byte ranges: merged, ordered, and limited in number.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -8,13 +8,13 @@ use std::ops::Range;
 pub(crate) struct RangeSet(BTreeMap<u64, u64>);
 
 impl RangeSet {
-    /// Adds a range. True if that changed anything.
+    /// Adds a range. Returns whether the set changed.
     pub(crate) fn insert(&mut self, range: &Range<u64>) -> bool {
         if range.is_empty() || self.covers(range) {
             return false;
         }
         let (mut start, mut end) = (range.start, range.end);
-        // Everything that overlaps or touches becomes one with it.
+        // Merges everything that overlaps or touches it.
         while let Some((&s, &e)) = self
             .0
             .range(..=end)
@@ -29,7 +29,7 @@ impl RangeSet {
         true
     }
 
-    /// Takes a range out. True if that changed anything.
+    /// Removes a range. Returns whether the set changed.
     pub(crate) fn remove(&mut self, range: &Range<u64>) -> bool {
         let mut changed = false;
         if range.is_empty() {
@@ -60,8 +60,9 @@ impl RangeSet {
             .is_some_and(|(_, end)| *end >= range.end)
     }
 
-    /// Where there are more than `max` ranges, closes the smallest gaps until three quarters of
-    /// that are left, so that it is done rarely: a superset of what was there. Returns those gaps.
+    /// If there are more than `max` ranges, closes the smallest gaps until three quarters of `max`
+    /// are left, so that this happens rarely. The set then covers more than before. Returns the
+    /// closed gaps.
     pub(crate) fn coarsen(&mut self, max: usize) -> Vec<Range<u64>> {
         if self.0.len() <= max {
             return Vec::new();
@@ -142,7 +143,7 @@ mod tests {
             for gap in &closed {
                 before.insert(gap);
             }
-            prop_assert_eq!(before, set, "what is told is all that was added");
+            prop_assert_eq!(before, set, "the returned gaps are all that was added");
         }
     }
 }

@@ -1,14 +1,14 @@
-//! Text for people: what a server sent, made safe for a terminal, and bytes as hexadecimal digits.
+//! Text for messages: server text made safe for a terminal, and bytes as hexadecimal digits.
 
 use std::fmt::Write as _;
 
-/// Text from the far end, made safe for a terminal: escaped, and cut to 300 characters.
+/// Makes text from the server safe for a terminal: escaped, and cut to 300 characters.
 pub(crate) fn printable(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
     let mut shown = String::new();
     for character in text.trim().chars().take(300) {
         match character {
-            // Harmless, and quoted once already.
+            // Harmless, and already quoted once.
             '"' | '\'' => shown.push(character),
             other => shown.extend(other.escape_debug()),
         }
@@ -19,7 +19,7 @@ pub(crate) fn printable(text: &[u8]) -> String {
     shown
 }
 
-/// Lower-case hexadecimal digits, two a byte.
+/// Returns lower-case hexadecimal digits, two per byte.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {

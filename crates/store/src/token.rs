@@ -1,4 +1,4 @@
-//! Random words that nobody else can have made.
+//! Random tokens that identify a lock's owner.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use crate::text::hex;
 pub(crate) struct Token(pub [u8; 16]);
 
 impl Token {
-    /// Draws a token from the kernel.
+    /// Gets a token from the kernel's random numbers.
     pub(crate) fn random() -> Result<Self, LockError> {
         let mut bytes = [0; 16];
         let mut filled = 0;
@@ -21,7 +21,7 @@ impl Token {
                 Err(rustix::io::Errno::INTR) => {}
                 Err(errno) => {
                     return Err(LockError::Invalid {
-                        op: "make a token",
+                        op: "create a token",
                         reason: errno.to_string(),
                     });
                 }

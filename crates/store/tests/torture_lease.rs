@@ -1,17 +1,17 @@
-//! The lease, walked at random: the rules as a program (`tests/model/lease_model.py`), and the
-//! real code against a store in memory.
+//! Random walks of the lease: the rules as a program (`tests/model/lease_model.py`), and the real
+//! code with a store in memory.
 //!
-//! In a walk several machines take, keep, give back and take over one container. Each request to
+//! In a walk several machines acquire, keep, release and take over one container. Each request to
 //! the store waits until the walk lets it go, so requests of all machines mix in any order. A
-//! machine loses its connection at any request: that one and the next are carried out late, or
-//! never. After each step at most one session may be one whose next look would let it write.
+//! machine may lose its connection at any request: that one and the next are carried out late, or
+//! never. After each step at most one session may be allowed to write by its next lease check.
 //!
-//! `SPRAT_TORTURE_ROUNDS` asks for the long form (`make torture ONLY=lease`), `SPRAT_TORTURE_SEED`
+//! `SPRAT_TORTURE_ROUNDS` runs the long form (`make torture ONLY=lease`), `SPRAT_TORTURE_SEED`
 //! repeats a run.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails where it unwraps, and tells its figures"
+    reason = "tests fail by unwrapping and print their counters"
 )]
 
 #[path = "torture_lease/traces.rs"]
@@ -25,8 +25,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use sprat_store::{
-    Access, Capabilities, FileName, FileStat, FreeSpace, LocalRecord, Lock, LockError, OwnerNote,
-    ReadClass, Store, StoreError, StoreFile,
+    Access, Capabilities, FileName, FileStat, FreeSpace, Lock, LockError, OwnerNote,
+    ReadClass, Store, StoreError, StoreFile, WriteJournal,
 };
 use sprat_testkit::dice::{Dice, number, seed};
 use sprat_testkit::memory::MemoryStore;
@@ -43,7 +43,7 @@ fn rounds() -> Option<u64> {
     number("SPRAT_TORTURE_ROUNDS")
 }
 
-/// Requests that wait for their turn, and what becomes of each machine's.
+/// Requests that wait for their turn, and the state of each machine's.
 #[derive(Default)]
 struct Gate {
     state: Mutex<State>,
@@ -57,9 +57,9 @@ struct State {
     next: u64,
     /// Tickets that may go, and whether their connection still works.
     let_go: BTreeMap<u64, bool>,
-    /// The walk is over: nobody waits any more.
+    /// The walk has ended: no request waits any more.
     over: bool,
-    /// Requests of lost connections that may be carried out yet.
+    /// Requests of lost connections that may still be carried out.
     late: Vec<Box<dyn FnOnce() + Send>>,
 }
 
@@ -68,7 +68,7 @@ impl Gate {
         self.state.lock().unwrap()
     }
 
-    /// Waits for a turn; whether the connection still works.
+    /// Waits for a turn; returns whether the connection still works.
     fn turn(&self, machine: usize) -> bool {
         let mut state = self.state();
         let ticket = state.next;
@@ -106,7 +106,7 @@ impl Line {
         }
     }
 
-    /// Carries a request out in its turn. Where the connection is lost it may come late.
+    /// Carries a request out in its turn. If the connection is lost it may come late.
     fn ask<T: Send + 'static>(
         &self,
         request: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
@@ -114,12 +114,12 @@ impl Line {
         let gone = || StoreError::Disconnected {
             op: "ask",
             object: "the store".to_owned(),
-            reason: "the walk says so".to_owned(),
+            reason: "the walk decided so".to_owned(),
         };
         if self.lost.load(Ordering::SeqCst) == 0 && self.gate.turn(self.machine) {
             return request();
         }
-        // The first request of a lost connection may be on its way; what follows was never sent.
+        // The first request of a lost connection may be on its way; later ones were never sent.
         if self.lost.fetch_add(1, Ordering::SeqCst) == 0 {
             let mut state = self.gate.state();
             state.late.push(Box::new(|| drop(request())));
@@ -225,7 +225,7 @@ fn container() -> FileName {
     FileName::new("box.luks").unwrap()
 }
 
-/// What a walk counts, so that one in which nothing happens is no success.
+/// Counters of a walk, so that a walk in which nothing happens is no success.
 #[derive(Default)]
 struct Counts {
     taken: AtomicUsize,
@@ -235,7 +235,7 @@ struct Counts {
     lost: AtomicUsize,
 }
 
-/// One machine's life: sessions, one after another, until the walk is over.
+/// One machine: sessions, one after another, until the walk has ended.
 struct Machine<'a> {
     gate: &'a Arc<Gate>,
     store: &'a MemoryStore,
@@ -249,8 +249,9 @@ struct Machine<'a> {
 impl Machine<'_> {
     fn live(&self, mut dice: Dice) {
         while !self.gate.state().over {
-            // The check after a step may have the old lease, and with it the record, a moment longer.
-            let Ok(record) = LocalRecord::open(self.state, "id") else {
+            // The check after a step may keep the old lease, and with it the journal, a moment
+            // longer.
+            let Ok(record) = WriteJournal::open(self.state, "id") else {
                 std::thread::yield_now();
                 continue;
             };
@@ -268,7 +269,7 @@ impl Machine<'_> {
                 self.counts.taken.fetch_add(1, Ordering::SeqCst);
                 self.hold(line, lock, &mut dice);
             } else if !self.gate.state().over {
-                // So that a machine that is refused does not fill the walk.
+                // So that a refused machine does not fill the walk.
                 let _ = self.gate.turn(self.number);
             }
             *self.writes_by.lock().unwrap() = None;
@@ -276,13 +277,14 @@ impl Machine<'_> {
     }
 
     fn hold(&self, mut line: Line, lock: Lock, dice: &mut Dice) {
-        if !lock.open_doors().is_empty() {
+        if !lock.open_predecessors().is_empty() {
             self.counts.taken_over.fetch_add(1, Ordering::SeqCst);
-            let answered = lock.close_answered(&line).is_ok() && lock.open_doors().is_empty();
+            let answered =
+                lock.close_answered(&line).is_ok() && lock.open_predecessors().is_empty();
             if !answered && dice.below(2) == 0 {
                 return;
             }
-            lock.close_by_word(sprat_store::lock::DOOR_S);
+            lock.close_by_word(sprat_store::lock::LATE_WRITE_S);
             if lock.confirm(&line).is_err() {
                 return;
             }
@@ -303,7 +305,7 @@ impl Machine<'_> {
                 // A new connection; until it has the next lease nothing is written.
                 *self.writes_by.lock().unwrap() = None;
                 line = Line::new(self.gate, self.store, self.number);
-                outcome = lock.take_again(&line);
+                outcome = lock.reacquire(&line);
                 if outcome.is_ok() {
                     self.counts.again.fetch_add(1, Ordering::SeqCst);
                     *self.writes_by.lock().unwrap() = Some(Arc::clone(&lock));
@@ -324,7 +326,7 @@ impl Machine<'_> {
     }
 }
 
-/// The highest lease that ever was must be there, and at most one session may write.
+/// The highest lease that ever existed must be there, and at most one session may write.
 fn check(store: &MemoryStore, writers: &[Mutex<Option<Arc<Lock>>>], highest: &mut u64, at: &str) {
     let writing: Vec<u64> = writers
         .iter()
@@ -368,13 +370,13 @@ fn walk(seed: u64, counts: &Counts) {
             for step in 0..STEPS {
                 let late = {
                     let mut state = gate.state();
-                    // All others wait, or are about to: their order is what the dice say.
+                    // All others wait, or are about to: the dice decide on their order.
                     while state.waiting.is_empty() {
                         let (next, out) = gate
                             .changed
                             .wait_timeout(state, Duration::from_secs(20))
                             .unwrap();
-                        assert!(!out.timed_out(), "nobody asks for anything");
+                        assert!(!out.timed_out(), "no request arrives");
                         state = next;
                     }
                     if !state.late.is_empty() && dice.below(8) == 0 {
@@ -414,7 +416,7 @@ fn walk(seed: u64, counts: &Counts) {
 }
 
 #[test]
-fn never_two_sessions_write_however_requests_mix_and_come_late() {
+fn never_two_sessions_write_in_any_order_of_requests() {
     let seed = seed();
     let counts = Counts::default();
     let walks = rounds().map_or(WALKS_SHORT, |rounds| rounds * WALKS_A_ROUND);
@@ -429,7 +431,7 @@ fn never_two_sessions_write_however_requests_mix_and_come_late() {
         counted(&counts.again),
         counted(&counts.lost),
     ];
-    println!("{walks} walks; taken, given back, taken over, again, lost: {figures:?}");
+    println!("{walks} walks; acquired, released, taken over, reacquired, lost: {figures:?}");
     assert!(figures.iter().all(|count| *count > 0), "{figures:?}");
 }
 
@@ -438,7 +440,7 @@ const TRACES_SHORT: u64 = 100;
 const TRACES_A_ROUND: u64 = 40;
 
 #[test]
-fn traces_of_the_model_end_alike_in_the_real_code() {
+fn traces_of_the_model_end_the_same_in_the_real_code() {
     requires!(needs::program("python3"));
     let count = rounds().map_or(TRACES_SHORT, |rounds| rounds * TRACES_A_ROUND);
     let lines = model(&["traces", &count.to_string(), &seed().to_string()]);
@@ -452,7 +454,7 @@ fn traces_of_the_model_end_alike_in_the_real_code() {
     println!("{count} traces, {acts} acts");
 }
 
-/// A trace for people.
+/// A trace as readable text.
 fn story(trace: &serde_json::Value) -> String {
     let acts = trace["acts"].as_array().unwrap().iter();
     acts.map(|act| format!("{act}\n")).collect()
@@ -472,18 +474,18 @@ fn model(arguments: &[&str]) -> String {
 }
 
 #[test]
-fn the_rules_as_a_program_break_no_invariant() {
+fn rules_of_the_model_break_no_invariant() {
     requires!(needs::program("python3"));
     let seed = format!("--seed={}", seed());
-    // Seconds for each configuration; there are about twenty, each is explored and walked.
+    // Seconds for each configuration; there are about twenty, and each is explored and walked.
     let seconds = rounds().map_or("0.2".to_owned(), |rounds| (rounds * 2).to_string());
     println!("{}", model(&[&seconds, &seed]));
 }
 
 #[test]
-fn each_rule_taken_away_breaks_an_invariant() {
+fn each_removed_rule_breaks_an_invariant() {
     requires!(needs::program("python3"));
-    // These are found at once; the long form takes away all.
+    // These are found at once; the long form removes all rules.
     let short = ["--rule=doors", "--rule=until", "--rule=final"];
     let seconds = rounds().map_or("5", |_| "300");
     let arguments = match rounds() {

@@ -1,4 +1,4 @@
-//! A store in memory: the reference for what every other store must do, and the base of tests.
+//! A store in memory: the reference for all other stores, and the base of tests.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,13 +33,13 @@ struct MemoryHandle {
 }
 
 impl MemoryStore {
-    /// Makes an empty folder.
+    /// Creates an empty folder.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sets this store's clock ahead, for the times of files that are changed from now on.
+    /// Moves this store's clock ahead, for the times of files that are changed from now on.
     pub fn let_pass(&self, seconds: u64) {
         self.ahead_s.fetch_add(seconds, Ordering::SeqCst);
     }
@@ -188,7 +188,7 @@ impl MemoryHandle {
         }
     }
 
-    /// The range as indices; a range that no memory can hold is refused.
+    /// Returns the range as indices; an error if no memory can hold it.
     fn indices(
         &self,
         op: &'static str,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::machine::copying::Scene;
 use crate::machine::strikes::{Blow, copy_sparse, missing};
 use crate::machine::{CONTAINER, Ran};
-use sprat_store::{LocalRecord, LockError};
+use sprat_store::{LockError, WriteJournal};
 use sprat_testkit::dice::Dice;
 use sprat_testkit::hostile::{ALWAYS, Act, Fault, Hostile, Kind};
 use sprat_testkit::requires;
@@ -42,7 +42,7 @@ impl Scene {
     /// arrive.
     fn in_flight(&self) -> (Vec<Range<u64>>, bool) {
         let folder = self.machine.path("state/locks");
-        let records: Vec<LocalRecord> = self
+        let records: Vec<WriteJournal> = self
             .names("state/locks")
             .iter()
             .filter_map(|name| name.strip_suffix(".record"))
@@ -50,7 +50,7 @@ impl Scene {
                 // What was killed may take a moment to be gone.
                 let until = Instant::now() + Duration::from_secs(10);
                 loop {
-                    match LocalRecord::open(&folder, id) {
+                    match WriteJournal::open(&folder, id) {
                         Err(LockError::HeldHere { .. }) if Instant::now() < until => {
                             std::thread::sleep(Duration::from_millis(20));
                         }
@@ -59,8 +59,8 @@ impl Scene {
                 }
             })
             .collect();
-        let ranges = records.iter().flat_map(LocalRecord::suspects).collect();
-        (ranges, records.iter().any(LocalRecord::may_arrive))
+        let ranges = records.iter().flat_map(WriteJournal::in_doubt).collect();
+        (ranges, records.iter().any(WriteJournal::may_arrive))
     }
 
     /// The copy gives back all that is in the source folder.

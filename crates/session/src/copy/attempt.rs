@@ -324,15 +324,12 @@ pub(super) fn flush_folder(
     store: &dyn Store,
     observer: &mut dyn CopyObserver,
 ) -> Result<(), StoreError> {
-    match store.flush_folder() {
-        Err(error) if error.kind() == StoreErrorKind::Unsupported => {
-            observer.tell(
-                "this server can't make a rename durable at once; a crash of the server in the \
-                 next seconds may undo it",
-                false,
-            );
-            Ok(())
-        }
-        other => other,
+    if !store.try_flush_folder()? {
+        observer.tell(
+            "this server can't make a rename durable at once; a crash of the server in the next \
+             seconds may undo it",
+            false,
+        );
     }
+    Ok(())
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use sprat_luks::{Header, Pins};
 use sprat_store::copy::{self, CopyError, CopyStage};
-use sprat_store::{Access, FileName, Store, StoreErrorKind, StoreFile};
+use sprat_store::{Access, FileName, Store, StoreFile};
 
 use crate::copy::attempt::{Present, Source, Stores, flush_folder, stat_if_there};
 use crate::copy::watch::Watch;
@@ -232,10 +232,8 @@ impl Job<'_> {
     /// A source that was set aside gets its name back.
     pub(super) fn name_again(&self, store: &dyn Store) -> Result<(), Failure> {
         store.rename_new(&self.aside_name()?, self.source.name())?;
-        match store.flush_folder() {
-            Err(error) if error.kind() == StoreErrorKind::Unsupported => Ok(()),
-            flushed => Ok(flushed?),
-        }
+        store.try_flush_folder()?;
+        Ok(())
     }
 
     /// Removes the source's reserve, unless a container has that name.

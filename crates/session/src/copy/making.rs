@@ -317,7 +317,7 @@ impl Job<'_> {
         // its pins and no suspects. All of it was read back, and the server's old processes are gone.
         let state_dir = &self.destination.options.state_dir;
         identity::store(state_dir, &self.options.destination.target, &pins)?;
-        self.destination.lease.record.all_settled()?;
+        self.destination.lease.record.all_resolved()?;
         self.under_way = true;
         match store.rename_new(&unfinished, self.destination.name()) {
             Err(error) if error.kind() == StoreErrorKind::AlreadyExists => {

@@ -13,7 +13,7 @@ use sprat_luks::{
     Extent, FormatOptions, Header, LuksError, Pins, RecoveryKey, Secret, SectorCipher, SlotKind,
     UnlockOptions, format,
 };
-use sprat_store::{FileStat, ReadClass, StoreError, StoreFile};
+use sprat_store::{FileStat, ReadClass, StoreError, StoreFile, hex};
 
 use crate::copy::attempt::Source;
 use crate::copy::{CopyObserver, Job};
@@ -60,8 +60,7 @@ struct WithNewKey {
 impl NewHeader {
     fn new(image: Vec<u8>) -> Result<Self, LuksError> {
         let pins = Header::load(&&image[..])?.pins();
-        let digest = openssl::sha::sha256(&image);
-        let digest = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest = hex(&openssl::sha::sha256(&image));
         Ok(Self {
             image,
             pins,

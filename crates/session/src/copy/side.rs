@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use sprat_store::lock::{self, RENEW_INTERVAL};
-use sprat_store::{FileName, LocalRecord, Lock, LockError, Store, StoreError, StoreErrorKind};
+use sprat_store::{
+    FileName, IgnorePoison, Lock, LockError, Store, StoreError, StoreErrorKind, WriteJournal,
+};
 
 use crate::address::Target;
 use crate::copy::CopyObserver;
@@ -37,7 +39,7 @@ pub(super) struct SideLease {
     state_dir: PathBuf,
     quiet_time: Duration,
     allow_no_fsync: bool,
-    pub record: LocalRecord,
+    pub record: WriteJournal,
     lock: RwLock<Option<Lock>>,
     /// Why nothing may be done any more.
     lost: Mutex<Option<Failure>>,
@@ -131,10 +133,10 @@ impl SideLease {
         store: &dyn Store,
         observer: &mut dyn CopyObserver,
     ) -> Result<(), Failure> {
-        let mut lease = self.lock.write().unwrap_or_else(PoisonError::into_inner);
+        let mut lease = self.lock.write().ignore_poison();
         if let Some(lock) = &*lease {
             // On a new connection.
-            return lock.take_again(store).map_err(|error| waited_out(&error));
+            return lock.reacquire(store).map_err(|error| waited_out(&error));
         }
         let lock = self.acquire(store)?;
         if lock.took_over() {
@@ -157,7 +159,7 @@ impl SideLease {
         store: &dyn Store,
         observer: &mut dyn CopyObserver,
     ) -> Result<bool, Failure> {
-        let mut lease = self.lock.write().unwrap_or_else(PoisonError::into_inner);
+        let mut lease = self.lock.write().ignore_poison();
         if lease.is_none() {
             if !store.capabilities().durable_flush && !self.allow_no_fsync {
                 drop(lease);
@@ -186,13 +188,14 @@ impl SideLease {
     /// whose blocks were not compared since: the copy would hold what was overwritten, and nobody would
     /// compare it there, as the lists of writes belong to the source.
     pub(super) fn check_nothing_late(&self, store: &dyn Store) -> Result<(), Failure> {
-        let late = match &*self.lock.read().unwrap_or_else(PoisonError::into_inner) {
+        let late = match &*self.lock.read().ignore_poison() {
             // What was under way from a session of this machine was waited for.
             Some(lock) => {
-                lock.late_until().is_some_and(|until| !until.own_only) || !lock.watched().is_empty()
+                lock.late_until().is_some_and(|until| !until.own_only)
+                    || !lock.pending_comparisons().is_empty()
             }
             None => !lock::inspect(store, &self.target.name, Some(&self.record))?
-                .watched
+                .pending_comparisons
                 .is_empty(),
         };
         if !late {
@@ -212,7 +215,7 @@ impl SideLease {
     /// Takes the lease. One that was made and never filled is waited for.
     fn acquire(&self, store: &dyn Store) -> Result<Lock, AcquireError> {
         let owner = owner_note(&self.state_dir).map_err(AcquireError::Other)?;
-        let mut first = Lock::first_look(store, &self.target.name, &self.record)?;
+        let mut first = Lock::check_leases(store, &self.target.name, &self.record)?;
         let patience = lock::EMPTY_WAIT.min(self.quiet_time);
         while let Some(wait) = first.wait_for_empty(&self.record, patience) {
             std::thread::sleep(wait);
@@ -245,27 +248,27 @@ impl SideLease {
         if let Some(failure) = self.lost() {
             return Err(failure);
         }
-        match &*self.lock.read().unwrap_or_else(PoisonError::into_inner) {
+        match &*self.lock.read().ignore_poison() {
             Some(lock) => Ok(lock.verify(store)?),
             None => self.look(store),
         }
     }
 
     fn has_lock(&self) -> bool {
-        let lease = self.lock.read().unwrap_or_else(PoisonError::into_inner);
+        let lease = self.lock.read().ignore_poison();
         lease.is_some()
     }
 
     /// Tells whoever took over that all we sent was answered; who can't be told waits longer.
     fn answer(&self, store: &dyn Store) {
-        if let Some(lock) = &*self.lock.read().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(lock) = &*self.lock.read().ignore_poison() {
             let _ = lock.answer(store);
         }
     }
 
     /// Why the container is no longer ours.
     pub(super) fn lost(&self) -> Option<Failure> {
-        let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        let lost = self.lost.lock().ignore_poison();
         lost.clone()
     }
 
@@ -279,7 +282,7 @@ impl SideLease {
                 continue;
             }
             renewed_at = Instant::now();
-            let renewed = match &*self.lock.read().unwrap_or_else(PoisonError::into_inner) {
+            let renewed = match &*self.lock.read().ignore_poison() {
                 Some(lock) => lock.renew(store),
                 None => Ok(()),
             };
@@ -291,7 +294,7 @@ impl SideLease {
                 // A lease whose counter can't be written looks like a dead session's.
                 Err(LockError::Store { .. }) if failed + 1 < FAILED_RENEWALS_MAX => failed += 1,
                 Err(error) => {
-                    let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut lost = self.lost.lock().ignore_poison();
                     lost.get_or_insert(Failure::from(&error));
                     return;
                 }
@@ -306,15 +309,15 @@ impl SideLease {
         if !self.has_lock() {
             return Ok(true);
         }
-        if !settled && (!self.record.suspects().is_empty() || self.record.owes_quiet()) {
+        if !settled && (!self.record.in_doubt().is_empty() || self.record.owes_quiet()) {
             return Ok(false);
         }
         let lock = {
-            let mut lease = self.lock.write().unwrap_or_else(PoisonError::into_inner);
+            let mut lease = self.lock.write().ignore_poison();
             lease.take()
         };
         if let Some(lock) = lock {
-            self.record.all_settled()?;
+            self.record.all_resolved()?;
             lock.release(store)?;
         }
         Ok(true)
@@ -401,7 +404,7 @@ mod tests {
         let mut next = on_a_server(folder.path());
         next.lease.lease(&store, &mut Silent).unwrap();
         assert!(!next.lease.release(&store, false).unwrap(), "suspects");
-        next.lease.record.all_settled().unwrap();
+        next.lease.record.all_resolved().unwrap();
         assert!(
             !next.lease.release(&store, false).unwrap(),
             "the wait is owed"

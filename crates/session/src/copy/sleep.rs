@@ -2,9 +2,9 @@
 //! the answers to what it sent, and ends its connections. Once the machine is awake it goes on from its
 //! note, as after a lost connection.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 
-use sprat_store::Store;
+use sprat_store::{IgnorePoison, Store};
 
 use crate::copy::attempt::Stores;
 use crate::volume_process::sleep::{Asleep, DRAIN_MAX, Sleeper};
@@ -31,7 +31,7 @@ impl CopySleep {
     }
 
     fn stores(&self) -> MutexGuard<'_, Option<[Arc<dyn Store>; 2]>> {
-        self.at_work.lock().unwrap_or_else(PoisonError::into_inner)
+        self.at_work.lock().ignore_poison()
     }
 
     fn fall_asleep(&self) {
@@ -39,7 +39,7 @@ impl CopySleep {
         let waited = self
             .ended
             .wait_timeout_while(self.stores(), DRAIN_MAX, |stores| stores.is_some());
-        let stores = waited.unwrap_or_else(PoisonError::into_inner).0;
+        let stores = waited.ignore_poison().0;
         for store in stores.iter().flatten() {
             store.disconnect("the machine is about to sleep");
         }

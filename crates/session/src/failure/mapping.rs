@@ -249,7 +249,7 @@ impl From<&LockError> for Failure {
             LockError::Store { source, .. } => {
                 return Self::from(source).context(error.to_string());
             }
-            LockError::Record { .. } => (
+            LockError::Journal { .. } => (
                 Exit::Failed,
                 "nothing was changed on the server. sprat's folder on this machine must be \
                  writable and have room; --state-dir names another one",

@@ -3,10 +3,11 @@
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use sprat_store::IgnorePoison;
 use zeroize::Zeroizing;
 
 /// Larger than the longest listing; a frame beyond it is a bug on the other side.
@@ -46,7 +47,7 @@ impl Sender {
 
     /// A copy of the socket's descriptor.
     pub(crate) fn descriptor(&self) -> io::Result<OwnedFd> {
-        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let socket = self.socket.lock().ignore_poison();
         Ok(OwnedFd::from(socket.try_clone()?))
     }
 
@@ -62,7 +63,7 @@ impl Sender {
             .ok_or_else(|| invalid(format!("a message of {} bytes", bytes.len())))?;
         let mut head = [kind as u8; 5];
         head[1..].copy_from_slice(&len.to_le_bytes());
-        let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut socket = self.socket.lock().ignore_poison();
         socket.write_all(&head)?;
         socket.write_all(bytes)
     }

@@ -8,6 +8,8 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use sprat_store::hex;
+
 use crate::address::Target;
 use crate::state::identity;
 
@@ -162,7 +164,7 @@ impl StatePaths {
 /// 64 bits of a hash, as part of a file's name: nobody makes another content for a given one.
 pub fn short_hash(bytes: &[u8]) -> String {
     let hash = openssl::sha::sha256(bytes);
-    hash[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&hash[..8])
 }
 
 /// A second name for a file; false where that name is taken. All of these files are replaced and

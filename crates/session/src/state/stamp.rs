@@ -4,6 +4,7 @@
 //! have them elsewhere, and adds a variant to [`FileSystem`] and a case to [`FirstBlock::read`].
 
 use serde::{Deserialize, Serialize};
+use sprat_store::hex;
 
 /// A file system whose counters are known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,7 +120,7 @@ impl FirstBlock {
                 counter: u32_at(0x178) | u32_at(0x17c) << 32,
                 // `s_wtime_hi` has the upper 8 bits.
                 written_s: u32_at(0x30) | u64::from(block[0x274]) << 32,
-                digest: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+                digest: hex(&digest),
                 open: u32_at(0x60) & INCOMPAT_RECOVER != 0,
             },
             errors: (u16_at(0x3a) & STATE_ERROR != 0)

@@ -8,13 +8,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use openssl::sha::sha256;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::Failure;
 use crate::protocol::messages::BackgroundMount;
 use crate::settings::{Access, ClosedReport};
+use crate::state::paths::short_hash;
 
 /// How often the volume process tries to lock its record: `umount` locks it for a moment to see
 /// whether anybody holds it.
@@ -106,10 +106,7 @@ fn is_free(file: &File) -> bool {
 
 /// The record of a mount at `dir`. One name for one folder.
 pub(crate) fn record_path(runtime_dir: &Path, dir: &Path) -> PathBuf {
-    let id = sha256(dir.as_os_str().as_bytes())[..8]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect::<String>();
+    let id = short_hash(dir.as_os_str().as_bytes());
     runtime_dir.join("mounts").join(format!("{id}.json"))
 }
 

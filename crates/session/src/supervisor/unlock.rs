@@ -9,7 +9,7 @@ mod waiting;
 use std::path::Path;
 use std::time::Duration;
 
-use sprat_store::lock::{self, DOOR_S, RENEW_INTERVAL, Watched};
+use sprat_store::lock::{self, LATE_WRITE_S, RENEW_INTERVAL, Watched};
 use sprat_store::{Access, FileName, Lock, LockError, LockInfo, Store, StoreError};
 
 use crate::address::Target;
@@ -50,7 +50,7 @@ impl Default for UnlockWish {
             forget_watch: false,
             watch: WATCH,
             answer_wait: ANSWER_WAIT,
-            silence_s: DOOR_S,
+            silence_s: LATE_WRITE_S,
         }
     }
 }
@@ -164,7 +164,7 @@ pub fn unlock(
     let mut waiting = Waiting::new(&lease, store, &connection, options, wish, interrupt);
     done.ways = waiting.for_doors(tell).map_err(still_waiting)?;
     if wish.forget_watch {
-        done.forgotten = lease.forget_watches();
+        done.forgotten = lease.forget_comparisons();
     }
     for leftover in waiting.clear_up(tell).map_err(still_waiting)? {
         tell(&format!("removed {leftover}, too"));

@@ -1,7 +1,6 @@
 //! The way to the store, walked at the start and again after each lost line.
 
 use std::ffi::OsString;
-use std::fmt::Write as _;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -10,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use sprat_luks::HeaderRead;
 use sprat_store::{
-    Fence, FileName, FileStat, LocalRecord, LocalStore, LockError, OwnerNote, Puncher,
-    PuncherOptions, ReadClass, SftpOptions, SftpStore, SshTarget, Store, StoreError, StoreFile,
-    Writers,
+    Fence, FileName, FileStat, LocalStore, LockError, OwnerNote, Puncher, PuncherOptions,
+    ReadClass, SftpOptions, SftpStore, SshTarget, Store, StoreError, StoreFile, WriteJournal,
+    Writers, hex,
 };
 
 use crate::address::{Location, Target};
@@ -45,7 +44,7 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(start: &VolumeStart, record: &LocalRecord) -> Result<Self, Failure> {
+    pub(super) fn new(start: &VolumeStart, record: &WriteJournal) -> Result<Self, Failure> {
         let flock = record.fd().try_clone_to_owned().map_err(|error| {
             Failure::failed("can't share the local lock record").caused_by(&error)
         })?;
@@ -61,7 +60,7 @@ impl Connection {
     }
 
     /// The same without a volume process.
-    pub(crate) fn to(options: &SessionOptions, record: &LocalRecord) -> Result<Self, Failure> {
+    pub(crate) fn to(options: &SessionOptions, record: &WriteJournal) -> Result<Self, Failure> {
         let flock = record.fd().try_clone_to_owned().map_err(|error| {
             Failure::failed("can't share the local lock record").caused_by(&error)
         })?;
@@ -206,14 +205,14 @@ pub(crate) fn open_record(
     state_dir: &Path,
     target: &Target,
     access: Access,
-) -> Result<LocalRecord, Failure> {
+) -> Result<WriteJournal, Failure> {
     let dir = state_dir.join("locks");
     let made = make_private_dir(&dir);
     let id = record_id(target);
     let deadline = Instant::now() + DEAD_SESSION_GRACE;
     let open = || match (&made, access) {
-        (Ok(()), _) => LocalRecord::open(&dir, &id),
-        _ => LocalRecord::open_in_memory(&dir, &id),
+        (Ok(()), _) => WriteJournal::open(&dir, &id),
+        _ => WriteJournal::open_in_memory(&dir, &id),
     };
     if access == Access::ReadWrite {
         made.clone()?;
@@ -221,8 +220,8 @@ pub(crate) fn open_record(
     loop {
         let opened = match open() {
             // Whoever restores on a machine whose disk is full or read-only must be able to.
-            Err(LockError::Record { .. }) if access == Access::ReadOnly => {
-                LocalRecord::open_in_memory(&dir, &id)
+            Err(LockError::Journal { .. }) if access == Access::ReadOnly => {
+                WriteJournal::open_in_memory(&dir, &id)
             }
             opened => opened,
         };
@@ -304,13 +303,6 @@ fn make_host_id(state_dir: &Path, path: &Path) -> io::Result<()> {
         }
         Err(error) => Err(error.error),
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// A container's header as `luks` reads it: the bytes of the file in the store.

@@ -4,10 +4,11 @@ use std::cell::RefCell;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use sprat_attach::BlockDevice;
 use sprat_luks::SectorCipher;
+use sprat_store::IgnorePoison;
 use sprat_volume::{BLOCK_BYTES, Flush, Volume};
 use zeroize::Zeroize;
 
@@ -87,7 +88,7 @@ impl CryptDevice {
     /// kernel enciphers.
     pub(crate) fn first_block(&self) -> Option<Vec<u8>> {
         let first_block = self.first_block.lock();
-        first_block.unwrap_or_else(PoisonError::into_inner).clone()
+        first_block.ignore_poison().clone()
     }
 
     fn note_first_block(&self, offset: u64, data: &[u8]) {
@@ -95,14 +96,12 @@ impl CryptDevice {
             && let Some(block) = data.get(..BLOCK_BYTES)
         {
             let first_block = self.first_block.lock();
-            *first_block.unwrap_or_else(PoisonError::into_inner) = Some(block.to_vec());
+            *first_block.ignore_poison() = Some(block.to_vec());
         }
     }
 
     fn collected(&self) -> MutexGuard<'_, Option<Collected>> {
-        self.collected
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.collected.lock().ignore_poison()
     }
 }
 

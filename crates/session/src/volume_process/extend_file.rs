@@ -28,7 +28,7 @@ pub(crate) fn lengthen(
     }
     lease.still_ours()?;
     // What a dead session had under way is settled by the volume, not by this.
-    let others = lease.record().suspects();
+    let others = lease.record().in_doubt();
     // Should the answer be lost, the server may do it late: the next session waits for that. The
     // first block stands for it; it is no part of the volume, so nothing is written anew. Settled
     // with all else when the volume is closed.

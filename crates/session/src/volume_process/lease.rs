@@ -6,14 +6,14 @@ mod sleep;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::{Duration, Instant};
 
 use sprat_luks::{AnyHeader, Header, OpenedBy, Pins, Turn};
 use sprat_store::clock::since_boot;
 use sprat_store::{
-    Access, FileName, LocalRecord, Lock, LockError, LockInfo, Puncher, ReadClass, Store,
-    StoreError, StoreErrorKind, StoreFile, lock,
+    Access, FileName, IgnorePoison, Lock, LockError, LockInfo, Puncher, ReadClass, Store,
+    StoreError, StoreErrorKind, StoreFile, WriteJournal, lock,
 };
 use sprat_volume::{Fenced, ReconnectError};
 
@@ -27,7 +27,7 @@ pub(crate) use crate::volume_process::lease::renewal::keep_renewing;
 /// The container, held.
 pub(crate) struct ContainerLease {
     connection: Connection,
-    record: LocalRecord,
+    record: WriteJournal,
     /// The container, which the lock is about.
     container: FileName,
     /// The file that is open: the container, or the one that is to become it.
@@ -97,7 +97,7 @@ const FAILED_RENEWALS_MAX: u32 = 3;
 /// What a [`ContainerLease`] is made of.
 pub(crate) struct LeaseParts {
     pub connection: Connection,
-    pub record: LocalRecord,
+    pub record: WriteJournal,
     pub container: FileName,
     pub file_name: FileName,
     pub access: Access,
@@ -112,7 +112,7 @@ pub(crate) struct LeaseParts {
 
 impl ContainerLease {
     pub(crate) fn new(parts: LeaseParts) -> Self {
-        let unsettled = !parts.record.suspects().is_empty();
+        let unsettled = !parts.record.in_doubt().is_empty();
         Self {
             connection: parts.connection,
             record: parts.record,
@@ -146,7 +146,7 @@ impl ContainerLease {
 
     /// The store as it is reached now.
     pub(crate) fn store(&self) -> Arc<dyn Store> {
-        Arc::clone(&self.store.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.store.read().ignore_poison())
     }
 
     pub(crate) fn container(&self) -> &FileName {
@@ -157,7 +157,7 @@ impl ContainerLease {
         &self.file_name
     }
 
-    pub(crate) fn record(&self) -> &LocalRecord {
+    pub(crate) fn record(&self) -> &WriteJournal {
         &self.record
     }
 
@@ -186,26 +186,26 @@ impl ContainerLease {
 
     /// Whether the lease was a dead session's of this machine.
     pub(crate) fn took_over(&self) -> bool {
-        let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
+        let held = self.lock.read().ignore_poison();
         held.as_ref().is_some_and(Lock::took_over)
     }
 
     /// No other machine has held the container since this one did.
     pub(crate) fn follows_own(&self) -> bool {
-        let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
+        let held = self.lock.read().ignore_poison();
         held.as_ref().map_or(self.highest_is_own, Lock::follows_own)
     }
 
     /// Whether something of an earlier session may still arrive: a rename, too.
     pub(crate) fn late_requests_may_arrive(&self) -> bool {
-        let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
+        let held = self.lock.read().ignore_poison();
         held.as_ref()
             .is_some_and(|lock| lock.took_over() || lock.may_arrive())
     }
 
     /// Which of all sessions changes the container's keys here.
     pub(crate) fn turn(&self) -> Turn {
-        let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
+        let held = self.lock.read().ignore_poison();
         let lease = held.as_ref().map_or(0, Lock::ordinal);
         drop(held);
         Turn {
@@ -217,7 +217,7 @@ impl ContainerLease {
     /// Removes leases that nobody needs any more. What fails is tried by the next session.
     fn remove_old_leases(&self) {
         let store = self.store();
-        if let Some(lock) = &*self.lock.read().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(lock) = &*self.lock.read().ignore_poison() {
             let _ = lock.remove_old(&*store);
         }
     }
@@ -235,14 +235,11 @@ impl ContainerLease {
 
     /// Why this session no longer holds the container.
     pub(crate) fn lost(&self) -> Option<Failure> {
-        self.lost
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.lost.lock().ignore_poison().clone()
     }
 
     fn lose(&self, failure: Failure) {
-        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lost = self.lost.lock().ignore_poison();
         lost.get_or_insert(failure);
     }
 
@@ -251,7 +248,7 @@ impl ContainerLease {
     pub(crate) fn renew(&self) -> Renewed {
         let store = self.store();
         let begun = since_boot();
-        let held = match &*self.lock.read().unwrap_or_else(PoisonError::into_inner) {
+        let held = match &*self.lock.read().ignore_poison() {
             Some(lock) => lock.renew(&*store),
             None if self.access == Access::ReadOnly => self.still_alone(&*store),
             None => Ok(()),
@@ -368,7 +365,7 @@ impl ContainerLease {
     /// Gives the lock back. Only what is settled may be let go: with bytes still under way the
     /// lock stays, so that the next session settles them first. True if no lock is left.
     pub(crate) fn release(&self) -> Result<bool, LockError> {
-        let mut held = self.lock.write().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.lock.write().ignore_poison();
         // Under the lock: nothing is sent between this look and the end. A wait for a dead session's
         // bytes that did not come to its end is still to be waited: the lock says so.
         let unsettled = self.unsettled.load(Ordering::SeqCst) || self.record.owes_quiet();
@@ -390,7 +387,7 @@ impl ContainerLease {
         }
         if let Some(lock) = held.take() {
             drop(held);
-            self.record.all_settled()?;
+            self.record.all_resolved()?;
             lock.release(&*self.store())?;
         }
         Ok(true)
@@ -404,7 +401,7 @@ impl ContainerLease {
     ) -> Result<(), Failure> {
         let store = self.store();
         let lock = {
-            let mut held = self.lock.write().unwrap_or_else(PoisonError::into_inner);
+            let mut held = self.lock.write().ignore_poison();
             held.take()
         };
         last(&*store)?;
@@ -417,14 +414,14 @@ impl ContainerLease {
 
     /// Everything sent is durable, by the word of a flush outside the volume (the header's).
     pub(crate) fn all_settled(&self) -> Result<(), LockError> {
-        self.record.all_settled()?;
+        self.record.all_resolved()?;
         self.unsettled.store(false, Ordering::SeqCst);
         Ok(())
     }
 
     /// A shell on the server that can punch holes into the container; `None` for a local store.
     pub(crate) fn puncher(&self) -> Result<Option<Puncher>, Way> {
-        let fence = match &*self.lock.read().unwrap_or_else(PoisonError::into_inner) {
+        let fence = match &*self.lock.read().ignore_poison() {
             Some(lock) => lock
                 .fence()
                 .map_err(|error| Way::Failed(Failure::from(&error)))?,
@@ -454,10 +451,10 @@ impl ContainerLease {
     }
 
     /// On a new connection: makes the next lease, or looks once more where there is none.
-    fn take_again(&self, store: &dyn Store) -> Result<(), LockError> {
+    fn reacquire(&self, store: &dyn Store) -> Result<(), LockError> {
         let begun = since_boot();
-        match &*self.lock.read().unwrap_or_else(PoisonError::into_inner) {
-            Some(lock) => lock.take_again(store)?,
+        match &*self.lock.read().ignore_poison() {
+            Some(lock) => lock.reacquire(store)?,
             None => return self.verify_lock(store),
         }
         self.note_verified(begun);
@@ -465,7 +462,7 @@ impl ContainerLease {
     }
 
     fn note_verified(&self, begun: Duration) {
-        let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut verified = self.verified.lock().ignore_poison();
         *verified = (*verified).max(Some(begun));
         if let Some(sent) = self.sent.get() {
             sent.looked(begun);
@@ -475,13 +472,13 @@ impl ContainerLease {
     /// The last look at the lock is so long ago.
     #[cfg(test)]
     pub(crate) fn looked_ago(&self, age: Duration) {
-        let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut verified = self.verified.lock().ignore_poison();
         *verified = since_boot().checked_sub(age);
     }
 
     /// Reads the lock again where the last look is too long ago to send by.
     fn verify_to_send(&self) -> Result<(), Fenced> {
-        let verified = *self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        let verified = *self.verified.lock().ignore_poison();
         match verified {
             Some(at)
                 if since_boot().saturating_sub(at)
@@ -494,7 +491,7 @@ impl ContainerLease {
     }
 
     fn read_lock_again(&self, store: &dyn Store) -> Result<(), LockError> {
-        match &*self.lock.read().unwrap_or_else(PoisonError::into_inner) {
+        match &*self.lock.read().ignore_poison() {
             Some(lock) => lock.verify(store),
             None if self.access == Access::ReadOnly => self.still_alone(store),
             None => Err(LockError::Lost {
@@ -512,7 +509,7 @@ impl ContainerLease {
         let store = self.connection.connect().map_err(ReconnectError::Retry)?;
         // No container, and no lock either, which would be taken for lost.
         store.stat(&self.file_name).map_err(ReconnectError::Retry)?;
-        self.take_again(&*store).map_err(|error| match error {
+        self.reacquire(&*store).map_err(|error| match error {
             LockError::Store { source, .. } => ReconnectError::Retry(source),
             other => {
                 self.lose(Failure::from(&other));
@@ -546,7 +543,7 @@ impl ContainerLease {
             self.lose(Failure::from(&error));
             ReconnectError::GiveUp(Box::new(error))
         })?;
-        *self.store.write().unwrap_or_else(PoisonError::into_inner) = store;
+        *self.store.write().ignore_poison() = store;
         Ok(file)
     }
 
@@ -585,7 +582,7 @@ impl sprat_volume::SessionHooks for ContainerLease {
         self.wait_until_awake();
         self.verify_to_send()?;
         // Held until it is noted: a lock that is given back meanwhile would not know of it.
-        let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
+        let held = self.lock.read().ignore_poison();
         if held.is_none() {
             return Err(Fenced::Lost(Box::new(LockError::Lost {
                 container: self.container.clone(),
@@ -620,7 +617,7 @@ impl sprat_volume::SessionHooks for ContainerLease {
     fn resolved_in_part(&self, ranges: &[Range<u64>]) {
         // A record that can't be kept refuses the next `before_send`; until then the ranges stay
         // suspect, which costs the next session time, never data.
-        let _ = self.record.settled(ranges);
+        let _ = self.record.resolved(ranges);
     }
 
     fn reconnect(&self, _attempt: u32) -> Result<Arc<dyn StoreFile>, ReconnectError> {

@@ -109,10 +109,8 @@ fn fill(store: &dyn Store, file: &dyn StoreFile, bytes: u64) -> Result<(), Failu
             })
     })?;
     file.flush()?;
-    match store.flush_folder() {
-        Err(error) if error.kind() != StoreErrorKind::Unsupported => Err(error.into()),
-        _ => Ok(()),
-    }
+    store.try_flush_folder()?;
+    Ok(())
 }
 
 /// Every [`WRITERS`]th piece, from number `first` on.

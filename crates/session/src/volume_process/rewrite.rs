@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use sprat_luks::Header;
-use sprat_store::{Access, FileName, ReadClass, Store, StoreErrorKind, StoreFile};
+use sprat_store::{Access, FileName, IgnorePoison, ReadClass, Store, StoreErrorKind, StoreFile};
 use sprat_volume::SessionHooks as _;
 
 use crate::state::reserved_names::HalfMade;
@@ -139,10 +139,8 @@ pub(super) fn forestall_rename(lease: &ContainerLease) -> Result<(), Failure> {
     if removed.is_empty() {
         return Ok(());
     }
-    match store.flush_folder() {
-        Err(error) if error.kind() != StoreErrorKind::Unsupported => Err(Failure::from(&error)),
-        _ => Ok(()),
-    }
+    store.try_flush_folder()?;
+    Ok(())
 }
 
 /// Writes the container anew. The volume is closed: everything is durable and settled.
@@ -353,10 +351,7 @@ fn in_threads(
     let run = || {
         let mut buffer = Vec::new();
         loop {
-            let next = ranges
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-                .next();
+            let next = ranges.lock().ignore_poison().next();
             let Some(range) = next.filter(|_| !over.load(Ordering::SeqCst)) else {
                 return Ok(());
             };
@@ -406,12 +401,7 @@ pub(super) fn swap(
     }
     renamed?;
     check_renamed(&*store, new_name, lease)?;
-    match store.flush_folder() {
-        Err(error) if error.kind() != StoreErrorKind::Unsupported => {
-            return Err(Failure::from(&error));
-        }
-        _ => {}
-    }
+    store.try_flush_folder()?;
     lease.all_settled()?;
     Ok(())
 }

@@ -1,9 +1,9 @@
 //! What the volume process's threads share: the wish to stop, and the line to the session process.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use sprat_store::StoreError;
+use sprat_store::{IgnorePoison, StoreError};
 use sprat_volume::Volume;
 
 use crate::Failure;
@@ -41,7 +41,7 @@ impl StopFlag {
 
     /// Fails everything that waits for the volume, without anybody having asked to stop.
     pub(crate) fn abort_volume(&self) {
-        let volume = self.volume.lock().unwrap_or_else(PoisonError::into_inner);
+        let volume = self.volume.lock().ignore_poison();
         if let Some(volume) = &*volume {
             volume.abort();
         }
@@ -49,7 +49,7 @@ impl StopFlag {
 
     /// Somebody else found the line lost: the volume seeks it again, though it has nothing to do.
     pub(crate) fn line_lost(&self, cause: StoreError) {
-        let volume = self.volume.lock().unwrap_or_else(PoisonError::into_inner);
+        let volume = self.volume.lock().ignore_poison();
         if let Some(volume) = &*volume {
             volume.connection_lost(cause);
         }
@@ -57,7 +57,7 @@ impl StopFlag {
 
     /// From now on a request reaches `volume`, also one that has come already.
     pub(crate) fn reaches(&self, volume: &Arc<Volume>) {
-        let mut known = self.volume.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.volume.lock().ignore_poison();
         *known = Some(Arc::clone(volume));
         if self.requested.load(Ordering::SeqCst) {
             volume.abort();

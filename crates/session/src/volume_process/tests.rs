@@ -104,7 +104,7 @@ impl Held {
         drop(self.lease);
         let state = self.folder.path().join("state");
         let record = open_record(&state, &self.start.target, Access::ReadWrite);
-        record.unwrap().suspects()
+        record.unwrap().in_doubt()
     }
 
     /// Another machine takes the container over.

@@ -1,4 +1,5 @@
-//! Which parts of a sparse file hold data, a bit for each 64 KiB: small, however many extents.
+//! Which parts of a sparse file hold data, a bit for each 64 KiB: small, however many extents there
+//! are.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -10,12 +11,12 @@ use crate::{StoreError, StoreFile};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DataMap {
     file_bytes: u64,
-    /// By the number of the piece; one that holds nothing is not there.
+    /// By the number of the piece; a piece without data has no entry.
     pieces: BTreeMap<u64, u64>,
 }
 
 impl DataMap {
-    /// The map of a file of `file_bytes` that holds nothing.
+    /// The map of a file of `file_bytes` without any data.
     #[must_use]
     pub fn empty(file_bytes: u64) -> Self {
         Self {
@@ -24,14 +25,14 @@ impl DataMap {
         }
     }
 
-    /// Asks the store where the file's data lie; `Unsupported` where it can't tell.
+    /// Asks the store where the file holds data; `Unsupported` if it can't report that.
     pub fn of(file: &dyn StoreFile) -> Result<Self, StoreError> {
         let mut map = Self::empty(file.len()?);
         file.data_ranges(&mut |range| map.add(range))?;
         Ok(map)
     }
 
-    /// Adds a range; what lies beyond the file's end is left out.
+    /// Adds a range; the part beyond the file's end is ignored.
     pub fn add(&mut self, range: Range<u64>) {
         let part_bytes = PART_BYTES as u64;
         let end = range.end.min(self.file_bytes).div_ceil(part_bytes);
@@ -66,7 +67,7 @@ impl DataMap {
         pieces.map(|index| self.piece_bytes(*index)).sum()
     }
 
-    /// Starts of up to `count` parts that hold nothing, spread over the file.
+    /// Starts of up to `count` parts without data, spread over the file.
     #[must_use]
     pub fn some_holes(&self, count: u64) -> Vec<u64> {
         let parts = self.file_bytes / PART_BYTES as u64;

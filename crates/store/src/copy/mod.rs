@@ -1,9 +1,9 @@
 //! Copies one large sparse file between two stores: pipelined, resumable, verified by reading back.
 //!
-//! The file goes over in pieces of 4 MiB. A [`CopyNote`] on this host says which of them are
-//! durable at the destination, with a checksum of what was read from the source; so an interrupted
-//! copy goes on where it stopped, and what the destination holds in the end is compared with what
-//! the source gave. Nothing here knows of locks, names or keys: that is the caller's.
+//! The file is copied in pieces of 4 MiB. A [`CopyNote`] on this host records which of them are
+//! durable at the destination, with a checksum of what was read from the source. So an interrupted
+//! copy goes on where it stopped, and at the end the destination is compared with what the source
+//! returned. Locks, names and keys are the caller's business.
 
 mod data_map;
 mod note;
@@ -24,25 +24,25 @@ pub use remote_map::{RemoteMapError, read_remote_map};
 
 use crate::{StoreError, StoreFile};
 
-/// No longer file is copied: what is kept in memory grows with the length that a server tells.
+/// Longer files are not copied: the memory used grows with the length that a server reports.
 pub const COPY_BYTES_MAX: u64 = 1 << 48;
 
-/// Pieces that did not read back as they were written; more than so many are not tried again.
+/// If more pieces than this did not read back as written, they are not copied again.
 const DIFFERING_MAX: usize = 1024;
 
 /// The two ends of a copy.
 pub struct CopySides {
-    /// Read from; nobody may write to it meanwhile.
+    /// Read from; nothing may write to it meanwhile.
     pub source: Arc<dyn StoreFile>,
-    /// A file that was empty when the note began; as long as the source by now.
+    /// It was empty when the note was created, and now has the length of the source.
     pub destination: Arc<dyn StoreFile>,
     /// Length of both in bytes; [`COPY_BYTES_MAX`] at most.
     pub len: u64,
-    /// Where the source holds data; `None`: all of it is read, and blocks of zeros become holes.
+    /// Where the source holds data. `None`: all of it is read, and blocks of zeros become holes.
     pub map: Option<DataMap>,
 }
 
-/// What a copy does at present.
+/// The current step of a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CopyStep {
     /// Reading from the source and writing to the destination.
@@ -51,20 +51,20 @@ pub enum CopyStep {
     Verifying,
 }
 
-/// How far a copy is.
+/// The progress of a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CopyProgress {
-    /// What is done.
+    /// The current step.
     pub step: CopyStep,
-    /// Bytes of this step that are dealt with, by this run.
+    /// Bytes of this step that this run has finished.
     pub done_bytes: u64,
-    /// Bytes of this step that this run has to deal with.
+    /// Bytes of this step that this run has to do.
     pub total_bytes: u64,
     /// Bytes read from the source by this run.
     pub read_bytes: u64,
     /// Bytes written to the destination by this run.
     pub written_bytes: u64,
-    /// Bytes read back and found right by this run.
+    /// Bytes that this run read back and found correct.
     pub verified_bytes: u64,
 }
 
@@ -81,26 +81,26 @@ impl CopyProgress {
     }
 }
 
-/// What is still to be written, what is under way not counted.
+/// What remains to be written, without what is under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CopyLeft {
-    /// So many bytes.
+    /// This many bytes.
     Bytes(u64),
-    /// So many bytes at most, and perhaps none: the source doesn't tell holes from data.
+    /// At most this many bytes, and perhaps none: the source doesn't tell holes from data.
     AtMost(u64),
 }
 
-/// Sees a copy, and may stop it.
+/// Observes a copy, and may stop it.
 pub trait CopyWatch {
-    /// Called several times a second; false stops the copy in order ([`CopyError::Stopped`]).
+    /// Called several times a second; false stops the copy cleanly ([`CopyError::Stopped`]).
     fn progress(&mut self, progress: &CopyProgress) -> bool;
 
-    /// Called before what was written is made durable and noted; false stops the copy without
+    /// Called before what was written is made durable and recorded; false stops the copy without
     /// either.
     fn checkpoint(&mut self, left: CopyLeft) -> bool;
 }
 
-/// A copy did not come to its end.
+/// A copy did not finish.
 #[derive(Debug, thiserror::Error)]
 #[expect(
     missing_docs,
@@ -114,7 +114,7 @@ pub enum CopyError {
     /// The destination could not be written, made durable or read.
     #[error("write to the destination")]
     Destination(#[source] StoreError),
-    /// The note on this host could not be kept.
+    /// The note on this host could not be written or read.
     #[error("{op} the note of the copy, {}", path.display())]
     Note {
         op: &'static str,
@@ -125,13 +125,13 @@ pub enum CopyError {
     /// The file is longer than [`COPY_BYTES_MAX`].
     #[error("a file of {len} bytes is too long to be copied")]
     TooLong { len: u64 },
-    /// Not one thread could be started: a limit on processes or memory.
+    /// No thread could be started: a limit on processes or memory.
     #[error("start the threads of a copy")]
     Threads(#[source] io::Error),
-    /// The caller said so.
+    /// The caller stopped it.
     #[error("the copy was stopped")]
     Stopped,
-    /// Twice what was written did not read back.
+    /// Pieces did not read back as written, twice.
     #[error(
         "{pieces} pieces of 4 MiB don't read back from the destination as they were written, \
          the first at offset {first_offset}"
@@ -166,12 +166,12 @@ pub fn copy(
         }
         note.void(&differing)?;
     }
-    unreachable!("the last try returns")
+    unreachable!("the last attempt returns")
 }
 
-/// Reads back all that the note lists from `file`, whatever was read back before; `None` where it
-/// is not what was read from the source. For a file of which it isn't sure that it is the one that
-/// the note was made with.
+/// Reads everything that the note lists back from `file`, even if it was read back before. `None`
+/// if it differs from what was read from the source. For a file that may not be the one that the
+/// note was created with.
 pub fn read_back(
     file: &dyn StoreFile,
     note: &mut CopyNote,
@@ -184,9 +184,9 @@ pub fn read_back(
     Ok(differing.is_empty().then_some(figures))
 }
 
-/// Whether what the first pieces held when they were noted still reads the same from `file`, the
-/// source or the destination; true where nothing is noted. The header and the file system's super
-/// block lie there, and no session leaves both as they were.
+/// Whether the first recorded pieces still read the same from `file`, the source or the
+/// destination; true if none is recorded. They contain the header and the file system's super
+/// block, and every session changes at least one of these.
 pub fn same_beginning(file: &dyn StoreFile, note: &CopyNote) -> Result<bool, StoreError> {
     for noted in note.beginning() {
         let mut bytes = vec![0; piece::len(noted.index, note.identity().source_bytes)];

@@ -1,18 +1,18 @@
-//! What this host notes of a copy that is under way: which pieces are durable, which verified.
+//! What this host records about a copy under way: which pieces are durable, and which are verified.
 //!
-//! 8 bytes `sprtcpy1`, the length of the head (4 bytes), the head (JSON: the identity, and the token
-//! that ties the note to one file), then entries of 56 bytes, little endian; fixed, so that a torn
-//! tail is found by its length or its checksum:
+//! 8 bytes `sprtcpy1`, the length of the head (4 bytes), the head (JSON: the identity, and the
+//! token that ties the note to one file), then entries of 56 bytes, little endian. The size is
+//! fixed, so that a torn tail is found by its length or its checksum:
 //!
 //! | bytes | |
 //! | --- | --- |
 //! | 0..4 | CRC-32 of bytes 4..56 |
 //! | 4..8 | kind: 1 durable at the destination, 2 read back, 3 to be copied again, 4 stage |
 //! | 8..16 | number of the piece; for a stage its number |
-//! | 16..24 | kind 1: the parts of 64 KiB that hold anything, a bit each |
+//! | 16..24 | kind 1: the parts of 64 KiB that are not zero, a bit each |
 //! | 24..56 | kind 1: SHA-256 of the piece as read from the source |
 //!
-//! An entry is written after what it says is true, so an entry lost costs a piece done twice.
+//! An entry is written after it has become true. If it is lost, only that piece is done twice.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -30,10 +30,10 @@ const MAGIC: &[u8; 8] = b"sprtcpy1";
 const ENTRY_BYTES: usize = 56;
 /// Two targets, a UUID and some numbers; a longer one was not written by us.
 const IDENTITY_BYTES_MAX: u32 = 64 << 10;
-/// Of random bytes, as hexadecimal digits: no two notes have the same.
+/// Random, as hexadecimal digits: no two notes have the same.
 const TOKEN_DIGITS: usize = 16;
-/// So many first pieces are kept in memory: the header and the start of the volume,
-/// which begins at 16 MiB.
+/// How many of the first pieces are kept in memory: the header and the start of the volume, which
+/// is at 16 MiB.
 const BEGINNING_PIECES: u64 = 5;
 
 /// What is copied where. Another identity is another copy.
@@ -47,28 +47,28 @@ pub struct CopyIdentity {
     pub uuid: String,
     /// The source's length in bytes.
     pub source_bytes: u64,
-    /// When the source was changed last, by its server's clock, in seconds since the epoch.
+    /// When the source was last changed, by its server's clock, in seconds since the epoch.
     pub source_modified_s: Option<u64>,
-    /// A digest of the header that the destination gets in the place of the source's, where it is
-    /// encrypted with another key: two copies with different keys have no piece in common.
+    /// A digest of the header that the destination gets instead of the source's, if it is encrypted
+    /// with another key: two copies with different keys have no piece in common.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub new_header: Option<String>,
 }
 
-/// How far a copy is.
+/// The stage of a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CopyStage {
     /// Pieces are copied and read back.
     Copying,
-    /// All is durable and was read back; the destination may have its name by now.
+    /// Everything is durable and was read back; the destination may have its name by now.
     Verified,
     /// The destination has its name, durably.
     Published,
-    /// Of a move: the source may be gone by now.
+    /// Of a move: the source may be removed by now.
     Removing,
 }
 
-/// What a note begins with.
+/// The start of a note.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Head {
     identity: CopyIdentity,
@@ -79,7 +79,7 @@ struct Head {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Piece {
     pub index: u64,
-    /// The parts that hold anything, a bit each.
+    /// The parts that are not zero, a bit each.
     pub parts: u64,
     pub digest: [u8; 32],
 }
@@ -88,7 +88,7 @@ pub(super) struct Piece {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Bits(Vec<u64>);
 
-/// The note of one copy. Whoever holds the destination's local record is alone with it.
+/// The note of one copy. Only the process that has the destination's write journal uses it.
 #[derive(Debug)]
 pub struct CopyNote {
     path: PathBuf,
@@ -97,14 +97,14 @@ pub struct CopyNote {
     entries_at: u64,
     copied: Bits,
     verified: Bits,
-    /// Copied once more: an earlier entry of the same piece doesn't count.
+    /// Copied again: an earlier entry of the same piece doesn't count.
     again: HashMap<u64, Option<Piece>>,
     beginning: BTreeMap<u64, Piece>,
     stage: CopyStage,
 }
 
 impl CopyNote {
-    /// Reads the note at `path`; `None` where there is none, or none that can be used.
+    /// Reads the note at `path`; `None` if there is none, or none that can be used.
     pub fn open(path: &Path) -> Result<Option<Self>, CopyError> {
         let failed = |op| move |source| failed(op, path, source);
         let mut file = match File::options().read(true).append(true).open(path) {
@@ -117,12 +117,12 @@ impl CopyNote {
         };
         let mut note = Self::new(path, file, head, entries_at);
         let whole = note.replay().map_err(failed("read"))?;
-        // What is torn would hide what is appended behind it.
+        // A torn entry would hide what is appended after it.
         note.file.set_len(whole).map_err(failed("cut"))?;
         Ok(Some(note))
     }
 
-    /// Begins a note with a new token, in place of any that lies there.
+    /// Creates a note with a new token, replacing an existing one.
     pub fn begin(path: &Path, identity: CopyIdentity) -> Result<Self, CopyError> {
         let fresh = path.with_extension("new");
         let write = || -> io::Result<(File, Head, u64)> {
@@ -176,8 +176,8 @@ impl CopyNote {
         &self.head.identity
     }
 
-    /// Digits that are this note's alone. Put them into the name of the file that is written to:
-    /// what the note says is true of no other file.
+    /// Digits that only this note has. Use them in the name of the file that is written to: the
+    /// note is true of no other file.
     #[must_use]
     pub fn token(&self) -> &str {
         &self.head.token
@@ -190,7 +190,7 @@ impl CopyNote {
         text.len() == TOKEN_DIGITS && text.bytes().all(digit)
     }
 
-    /// How far the copy is.
+    /// The stage of the copy.
     #[must_use]
     pub fn stage(&self) -> CopyStage {
         self.stage
@@ -210,13 +210,13 @@ impl CopyNote {
         synced.map_err(|source| failed("sync", &self.path, source))
     }
 
-    /// Removes the note: the copy is over.
+    /// Removes the note: the copy has ended.
     pub fn remove(self) -> Result<(), CopyError> {
         let removed = std::fs::remove_file(&self.path);
         removed.map_err(|source| failed("remove", &self.path, source))
     }
 
-    /// The first pieces, as far as they are noted.
+    /// The first pieces, if they are recorded.
     pub(super) fn beginning(&self) -> impl Iterator<Item = Piece> + '_ {
         self.beginning.values().copied()
     }
@@ -249,12 +249,12 @@ impl CopyNote {
         Ok(())
     }
 
-    /// From now on nothing counts as read back.
+    /// Records that nothing counts as read back any more.
     pub(super) fn forget_verified(&mut self) {
         self.verified = Bits::default();
     }
 
-    /// Records pieces as not there after all.
+    /// Records that pieces are not at the destination after all.
     pub(super) fn void(&mut self, pieces: &[u64]) -> Result<(), CopyError> {
         let entries: Vec<u8> = pieces
             .iter()
@@ -265,7 +265,7 @@ impl CopyNote {
         Ok(())
     }
 
-    /// The pieces that hold anything and were not read back yet, in the order of the note.
+    /// The pieces that are not zero and were not read back yet, in the order of the note.
     pub(super) fn unverified(&self) -> Result<Pieces, CopyError> {
         let failed = |source| failed("read", &self.path, source);
         let mut file = File::open(&self.path).map_err(failed)?;
@@ -280,7 +280,7 @@ impl CopyNote {
         })
     }
 
-    /// Takes in every whole entry and returns where they end.
+    /// Reads every complete entry and returns where they end.
     fn replay(&mut self) -> io::Result<u64> {
         let mut file = File::open(&self.path)?;
         file.seek(SeekFrom::Start(self.entries_at))?;
@@ -398,7 +398,7 @@ fn new_token() -> io::Result<String> {
     Ok(format!("{:016x}", u64::from_le_bytes(random)))
 }
 
-/// The head, and where the entries begin; `None` for what is no note.
+/// Returns the head, and where the entries start; `None` if the file is not a note.
 fn read_head(file: &mut File) -> io::Result<Option<(Head, u64)>> {
     let mut head = [0; 12];
     match file.read_exact(&mut head) {
@@ -419,7 +419,7 @@ fn read_head(file: &mut File) -> io::Result<Option<(Head, u64)>> {
     Ok(head.map(|head| (head, 12 + u64::from(len))))
 }
 
-/// False at the end, a torn entry included.
+/// False at the end, or at a torn entry.
 fn read_entry(from: &mut impl Read, entry: &mut [u8; ENTRY_BYTES]) -> io::Result<bool> {
     match from.read_exact(entry) {
         Ok(()) => Ok(true),
@@ -490,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn a_note_is_found_again_as_it_was_and_a_torn_tail_is_left_out() {
+    fn note_is_read_as_written_and_a_torn_tail_is_ignored() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("copies/x.note");
         assert!(CopyNote::open(&path).unwrap().is_none());
@@ -534,7 +534,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_note_is_none() {
+    fn file_that_is_not_a_note_is_none() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.note");
         let with_head = |text: String| {

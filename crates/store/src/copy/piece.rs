@@ -1,15 +1,15 @@
-//! One piece of a file on its way: which parts of it hold anything, and its checksum.
+//! One piece of a copied file: which parts of it are not zero, and its checksum.
 
 use std::ops::Range;
 
-/// What is read, written and checked as one: large enough that a few in flight fill a slow line,
-/// small enough that little is done twice after an interruption.
+/// The unit of reading, writing and checking: large enough that a few in flight fill a slow
+/// connection, small enough that little is done twice after an interruption.
 pub const PIECE_BYTES: u64 = 4 << 20;
 /// One bit of a piece's map of 64.
 pub(super) const PART_BYTES: usize = 64 << 10;
 /// The smallest hole that is kept.
 const BLOCK_BYTES: usize = 4096;
-/// A gap of so many parts is read along: at 10 MB/s that takes less than one more round trip.
+/// A gap of this many parts is read, too: at 10 MB/s that takes less than one more round trip.
 const GAP_PARTS_MAX: u32 = 4;
 
 /// How many pieces a file of `file_bytes` has.
@@ -53,7 +53,7 @@ pub(super) fn runs_in_use(bytes: &[u8]) -> Vec<Range<usize>> {
     runs
 }
 
-/// The byte ranges of a map's parts within a piece of `len` bytes, joined over small gaps.
+/// The byte ranges of a map's parts within a piece of `len` bytes, merged over small gaps.
 pub(super) fn ranges(map: u64, len: usize) -> Vec<Range<usize>> {
     let mut ranges: Vec<Range<usize>> = Vec::new();
     for part in (0..u64::BITS).filter(|part| map >> part & 1 == 1) {
@@ -73,7 +73,7 @@ pub(super) fn ranges(map: u64, len: usize) -> Vec<Range<usize>> {
 }
 
 fn is_zero(bytes: &[u8]) -> bool {
-    // Without a way out in the middle the compiler makes wide instructions of it.
+    // Without an early exit the compiler uses wide instructions.
     let or = |bytes: &[u8]| bytes.iter().fold(0, |all, byte| all | byte);
     bytes.chunks(512).all(|some| or(some) == 0)
 }
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_not_zero_is_in_use() {
+    fn only_non_zero_parts_are_in_use() {
         let mut bytes = vec![0; 3 * PART_BYTES + 100];
         assert_eq!(parts_in_use(&bytes), 0);
         assert!(runs_in_use(&bytes).is_empty());
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn small_gaps_are_read_along_and_the_end_is_kept() {
+    fn small_gaps_are_merged_and_the_end_is_kept() {
         let at = |part: usize| part * PART_BYTES;
         let first = |end: usize| std::iter::once(0..end).collect::<Vec<_>>();
         assert_eq!(ranges(0b10_0001, at(64)), first(at(6)));
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_piece_is_as_long_as_what_is_left() {
+    fn last_piece_is_as_long_as_the_rest() {
         assert_eq!(count(0), 0);
         assert_eq!(count(PIECE_BYTES + 1), 2);
         assert_eq!(len(0, PIECE_BYTES + 1), 4 << 20);

@@ -1,8 +1,8 @@
-//! Asks the server itself, over a shell, where a file holds data: SFTP can't tell.
+//! Asks the server, with a shell there, where a file holds data: SFTP has no request for that.
 //!
-//! The login shell sees `sh -s` only; the script comes on its standard input. It needs Perl or
-//! Python there for `lseek(SEEK_DATA)`. What it answers is the server's word: a map of another
-//! file, or none, costs nothing but time, because the caller compares length and time.
+//! The login shell only gets `sh -s`; the script comes on its standard input. For
+//! `lseek(SEEK_DATA)` it needs Perl or Python there. The answer can't be trusted. But a map of
+//! another file, or none, only costs time, because the caller compares length and time.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -15,10 +15,10 @@ use crate::text::printable;
 
 /// A line is two numbers.
 const LINE_BYTES_MAX: u64 = 100;
-/// The answer of a file with millions of extents; more is not listened to.
+/// The answer for a file with millions of extents; more is not read.
 const ANSWER_BYTES_MAX: u64 = 1 << 30;
 
-/// The server's shell did not tell where the data lie.
+/// The server's shell did not report where the data are.
 #[derive(Debug, thiserror::Error)]
 #[expect(
     missing_docs,
@@ -33,14 +33,14 @@ pub enum RemoteMapError {
         #[source]
         source: io::Error,
     },
-    /// No shell there, or no Perl and no Python, or not within the time.
+    /// There is no shell, or no Perl and no Python, or no answer in time.
     #[error("the server's shell gave no map: {reason}")]
     NoAnswer { reason: String },
     /// The answer is about another file.
     #[error("the server's shell sees another file ({found} bytes, changed at {modified_s})")]
     OtherFile { found: u64, modified_s: u64 },
-    /// The answer is none that the script gives.
-    #[error("the server's shell gave an answer that makes no sense: {line:?}")]
+    /// The answer is not one that the script prints.
+    #[error("the server's shell gave an invalid answer: {line:?}")]
     Nonsense { line: String },
 }
 
@@ -76,10 +76,10 @@ while at < s.st_size:
 print("end")
 "#;
 
-/// Runs `argv`, whose last words make the server's login shell run `sh -s`, and has it tell where
-/// the file at `path` (absolute, or relative to the login's home folder) holds data. It must be
-/// `len` bytes long and changed last at `modified_s`, so that it is the file that SFTP sees.
-/// Gives up after `timeout`.
+/// Runs `argv`, whose last words make the server's login shell run `sh -s`. The script there
+/// reports where the file at `path` (absolute, or relative to the login's home folder) holds data.
+/// The file must be `len` bytes long and last changed at `modified_s`, so that it is the file that
+/// SFTP sees. Gives up after `timeout`.
 pub fn read_remote_map(
     argv: &[OsString],
     path: &str,
@@ -104,14 +104,14 @@ pub fn read_remote_map(
     let (answer_to, answer) = mpsc::channel();
     let expected = Expected { len, modified_s };
     let started = std::thread::Builder::new().spawn(move || {
-        // A shell that ends early closes the pipe; its answer tells.
+        // A shell that ends early closes the pipe; its answer shows that.
         if let Some(mut stdin) = stdin {
             let _ = stdin.write_all(script.as_bytes());
         }
         let map = stdout.map(|stdout| parse(BufReader::new(stdout), expected));
         let _ = answer_to.send(map);
     });
-    // Without the thread nothing is heard, and its ends of the pipes are closed.
+    // Without the thread nothing is read, and its ends of the pipes are closed.
     let heard = match started {
         Ok(_) => answer.recv_timeout(timeout),
         Err(source) => {
@@ -120,13 +120,13 @@ pub fn read_remote_map(
             return Err(run(source));
         }
     };
-    // It may be in the middle of an answer that nobody wants.
+    // It may be in the middle of an answer that is not needed.
     let _ = child.kill();
     let _ = child.wait();
     match heard {
         Ok(Some(map)) => map,
         Ok(None) | Err(_) => Err(RemoteMapError::NoAnswer {
-            reason: format!("nothing within {} s", timeout.as_secs()),
+            reason: format!("no answer within {} s", timeout.as_secs()),
         }),
     }
 }
@@ -183,7 +183,7 @@ fn parse(answer: impl BufRead, expected: Expected) -> Result<DataMap, RemoteMapE
         }
     }
     Err(RemoteMapError::NoAnswer {
-        reason: "it broke off".to_owned(),
+        reason: "the answer is incomplete".to_owned(),
     })
 }
 
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_whole_answer_about_the_same_file_counts() {
+    fn only_a_complete_answer_about_the_same_file_counts() {
         assert_eq!(parsed("file 1073741824 5\nend\n"), Ok(0));
         assert_eq!(parsed("file 1073741824 5\n0 65536\nend\n"), Ok(65536));
         for bad in [
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shell_tells_the_holes_of_a_file_with_an_odd_name() {
+    fn shell_reports_the_holes_of_a_file_with_an_odd_name() {
         use std::os::unix::fs::{FileExt, MetadataExt};
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("it's $(odd) \"x\".luks");

@@ -3,9 +3,9 @@
 use std::io;
 use std::thread::{Builder, Scope};
 
-/// Starts `count` threads in `scope`, or fewer where the machine's limits on processes or memory allow no
-/// more: the job takes longer then. Fails only if not one could be started. A scope's own `spawn` panics
-/// there, and a copy that panics leaves the leases on both its containers.
+/// Starts `count` threads in `scope`. If the machine's limits on processes or memory allow no more,
+/// it starts fewer, and the job takes longer. Fails only if no thread could be started. A scope's
+/// own `spawn` would panic there, and a copy that panics leaves the leases on both its containers.
 pub(super) fn start<'scope, 'env, F>(
     scope: &'scope Scope<'scope, 'env>,
     count: usize,
@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fewer_threads_do_and_none_is_an_error() {
+    fn fewer_threads_are_enough_and_none_is_an_error() {
         for allowed in 0..5 {
             let mut started = 0;
             let outcome = start_by(4, || {

@@ -1,4 +1,4 @@
-//! Brings pieces from the source to the destination, several reads and several writes at a time.
+//! Copies pieces from the source to the destination, several reads and several writes at a time.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,18 +11,18 @@ use super::{CopyError, CopyLeft, CopyNote, CopyProgress, CopySides, CopyStep, Co
 use crate::{IgnorePoison, ReadClass};
 
 /// Pieces under way from the source, and as many to the destination: more than the windows of the
-/// usual channels hold (2 MiB each), so that none of them ever waits for work.
+/// usual channels (2 MiB each), so that none of them ever waits for work.
 const READERS: usize = 4;
 const WRITERS: usize = 4;
-/// Pieces that wait between them.
+/// Pieces that wait between reading and writing.
 const QUEUE_PIECES: usize = 2;
-/// What an interruption costs at most, beside what is under way.
+/// What an interruption costs at most, in addition to what is under way.
 const CHECKPOINT_BYTES: u64 = 256 << 20;
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(20);
-/// How often the watch is asked.
+/// How often the observer is called.
 const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A piece that was read and holds something.
+/// A piece that was read and is not all zeros.
 struct Full {
     note: Piece,
     bytes: Vec<u8>,
@@ -32,7 +32,7 @@ struct Full {
 /// A piece that is at the destination.
 struct Done {
     note: Piece,
-    /// What the map or the file's length say of it.
+    /// How many bytes the map or the file's length count for it.
     counted_bytes: u64,
     read_bytes: u64,
     written_bytes: u64,
@@ -43,11 +43,13 @@ struct Shared<'a> {
     sides: &'a CopySides,
     next: Mutex<Box<dyn Iterator<Item = u64> + Send + 'a>>,
     stop: AtomicBool,
-    /// Counted as the figures do, of the pieces that take up room at the destination by now, or may.
+    /// Bytes of the pieces that use space at the destination by now, or may use it; counted as the
+    /// progress is.
     begun_bytes: AtomicU64,
 }
 
-/// Copies every piece that the note lacks and that may hold data, and notes it once it is durable.
+/// Copies every piece that the note lacks and that may hold data, and records it once it is
+/// durable.
 pub(super) fn transfer(
     sides: &CopySides,
     note: &mut CopyNote,
@@ -74,7 +76,8 @@ pub(super) fn transfer(
     let full = Mutex::new(full);
     std::thread::scope(|scope| {
         let (shared, full) = (&shared, &full);
-        // Writers first: without a reader they end with the queue, and without a writer nobody reads.
+        // Writers first: without a reader they end with the queue, but without a writer nothing
+        // would be read.
         let started = start(scope, WRITERS, || {
             let done_to = done_to.clone();
             move || write_pieces(shared, full, &done_to)
@@ -98,7 +101,7 @@ pub(super) fn transfer(
         }
         .run(&done);
         shared.stop.store(true, Ordering::SeqCst);
-        // Whoever waits to hand something over must find nobody there.
+        // A thread that waits to pass something on must find this end closed.
         drop(done);
         tracked
     })
@@ -163,7 +166,7 @@ fn write_pieces(
         let next = full.lock().ignore_poison().recv();
         let Ok(piece) = next else { return };
         if shared.stop.load(Ordering::SeqCst) {
-            // Taken all the same: readers may wait to hand theirs over.
+            // Received all the same: readers may wait to pass theirs on.
             continue;
         }
         shared.begin(piece.note.index);
@@ -177,13 +180,13 @@ fn write_pieces(
             Ok(()) => Ok(shared.done(piece.note, piece.read_bytes, written_bytes)),
             Err(error) => Err(CopyError::Destination(error)),
         };
-        // Nobody listens any more once the copy has failed.
+        // After a failure the results are not received any more.
         let _ = done.send(outcome);
     }
 }
 
 impl Shared<'_> {
-    /// What the map or the file's length say of a piece.
+    /// How many bytes the map or the file's length count for a piece.
     fn counted_bytes(&self, index: u64) -> u64 {
         match &self.sides.map {
             Some(map) => map.piece_bytes(index),
@@ -206,7 +209,7 @@ impl Shared<'_> {
     }
 }
 
-/// Counts, asks the watch, makes durable and notes.
+/// Counts, calls the observer, makes durable and records.
 struct Tracker<'a, 'b> {
     shared: &'a Shared<'b>,
     note: &'a mut CopyNote,
@@ -245,7 +248,7 @@ impl Tracker<'_, '_> {
                 self.checkpoint()?;
             }
         }
-        // First: it tells the watch that nothing is left to be written.
+        // First, because it reports that nothing is left to be written.
         self.checkpoint()?;
         self.watch.progress(self.figures);
         Ok(())
@@ -259,7 +262,7 @@ impl Tracker<'_, '_> {
         self.pending.push(piece.note);
     }
 
-    /// What has arrived by now is kept for the next run, if the destination still answers.
+    /// Keeps what has arrived for the next run, if the destination still answers.
     fn stop_in_order(&mut self, done: &Receiver<Result<Done, CopyError>>) {
         self.shared.stop.store(true, Ordering::SeqCst);
         while let Ok(outcome) = done.recv() {
@@ -267,14 +270,14 @@ impl Tracker<'_, '_> {
                 self.take(&piece);
             }
         }
-        // The failure that brought us here counts, not one of this.
+        // The failure that caused this counts, not one of this checkpoint.
         let _ = self.checkpoint();
     }
 
-    /// A flush covers what was answered before it was asked for: exactly what is pending.
+    /// A flush covers what was answered before it was sent: exactly what is pending.
     fn checkpoint(&mut self) -> Result<(), CopyError> {
         self.checkpoint_at = Instant::now();
-        // What is being written has taken its room already, or is about to.
+        // A write under way has used its space already, or is about to.
         let begun = self.shared.begun_bytes.load(Ordering::SeqCst);
         let left = self.figures.total_bytes.saturating_sub(begun);
         let left = match self.shared.sides.map {

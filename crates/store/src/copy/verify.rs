@@ -11,11 +11,11 @@ use super::{CopyError, CopyNote, CopyProgress, CopyStep, CopyWatch, piece};
 use crate::{IgnorePoison, ReadClass, StoreFile};
 
 const READERS: usize = 4;
-/// Noted together.
+/// Pieces that are recorded at once.
 const BATCH_PIECES: usize = 64;
 const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What is read back.
+/// A piece that is read back.
 struct Written<'a> {
     file: &'a dyn StoreFile,
     len: u64,
@@ -27,8 +27,8 @@ struct Compared {
     bytes: u64,
 }
 
-/// The numbers of the pieces that differ; the others are noted as verified. Pieces of zeros were
-/// never written and are holes, which need no look.
+/// Returns the numbers of the pieces that differ; the others are recorded as verified. Pieces of
+/// zeros were never written and are holes, which need no check.
 pub(super) fn verify(
     destination: &dyn StoreFile,
     note: &mut CopyNote,
@@ -116,7 +116,7 @@ fn collect(
     loop {
         match compared.recv_timeout(WATCH_INTERVAL) {
             Ok(Err(error)) => {
-                // A next attempt goes on behind what was read back by now.
+                // The next attempt goes on after what was read back so far.
                 note.verified(&right)?;
                 return Err(error);
             }

@@ -1,8 +1,8 @@
-//! The bytes of a lease file, and what they say of earlier leases.
+//! The bytes of a lease file, and what they contain about earlier leases.
 //!
 //! A lease is 4,096 bytes: one JSON object, padded with blanks, then at 4,087 the CRC-32 of the
 //! bytes before it as 8 hex digits and a newline. One write in place replaces all of it, so the
-//! file neither grows nor shrinks; a reader that sees a part of two writes finds a wrong checksum.
+//! file neither grows nor shrinks. A reader that sees parts of two writes finds a wrong checksum.
 
 use std::time::SystemTime;
 
@@ -14,27 +14,27 @@ use crate::token::Token;
 
 /// The length of a lease file.
 pub(super) const LEASE_BYTES: usize = 4096;
-/// The length of a lock file of sprat up to 0.x: one JSON object, padded.
+/// The length of a lock file of sprat 0.x: one JSON object, padded.
 const OLD_BYTES: usize = 512;
-/// Where the checksum begins.
+/// Where the checksum starts.
 const CHECKED_BYTES: usize = LEASE_BYTES - 9;
-/// The first number of a chain. sprat up to 0.x counts from 1, and a removal that it asked for may
-/// be carried out late: it must hit none of ours.
+/// The first number of a chain. sprat 0.x counts from 1. A removal that it sent may be carried out
+/// late and must not hit one of our files.
 pub(super) const FIRST_NUMBER: u64 = 1_000_001;
 /// For how long a write of an earlier session may still arrive, in seconds: until the server's
-/// kernel drops a silent connection. With TCP keepalive as sshd sets it up that takes 2 h 11 min.
-pub const DOOR_S: u64 = (2 * 60 + 15) * 60;
+/// kernel drops a silent connection. With TCP keepalive as sshd sets it, that takes 2 h 11 min.
+pub const LATE_WRITE_S: u64 = (2 * 60 + 15) * 60;
 
-const DOORS_MAX: usize = 16;
-const WATCHES_MAX: usize = 16;
+const PREDECESSORS_MAX: usize = 16;
+const COMPARISONS_MAX: usize = 16;
 
 /// The bytes of a lease file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Content {
-    /// Of the process that made it: 32 hex digits.
+    /// Of the process that created it: 32 hex digits.
     pub token: String,
-    /// The session has ended: the next number may be taken. Stands behind the token, and nothing
-    /// between them: [`Content::held_word`].
+    /// The session has ended: the next number may be taken. It must follow the token directly, see
+    /// [`Content::held_word`].
     #[serde(default)]
     pub free: bool,
     /// Of this file alone. Two copies of one process share a token, but not this.
@@ -44,30 +44,31 @@ pub(super) struct Content {
     pub host: String,
     pub started_s: u64,
     pub version: String,
-    /// Earlier leases from which something may still arrive.
+    /// Earlier leases from which writes may still arrive.
     #[serde(default)]
-    pub doors: Vec<Door>,
+    pub doors: Vec<Predecessor>,
     /// Sessions whose writes have not been compared yet.
     #[serde(default)]
-    pub watch: Vec<Watch>,
-    /// The agent on the server through which it is held.
+    pub watch: Vec<Comparison>,
+    /// The agent on the server through which the lease is used.
     #[serde(default)]
     pub agent: Option<String>,
-    /// Several epochs may be under way at once: a crash may leave a later one without an earlier.
+    /// Several epochs may be under way at once: after a crash a later one may exist without an
+    /// earlier one.
     #[serde(default)]
     pub flight: bool,
 }
 
-/// An earlier lease from which something may still arrive.
+/// An earlier lease from which writes may still arrive. In the file this is an entry of `doors`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Door {
+pub(super) struct Predecessor {
     pub number: u64,
-    /// By the server's clock, seconds since the epoch; `None`: nobody knows yet when.
+    /// By the server's clock, in seconds since the epoch; `None`: open, the end is not known yet.
     pub until_s: Option<u64>,
-    /// Every lease below `number` is meant, too.
+    /// Stands for every lease below `number`, too.
     #[serde(default)]
     pub all_before: bool,
-    /// Of a session that died on the machine of the next one, which knows what was under way.
+    /// Its session died on the machine of the next one, which knows what was under way.
     #[serde(default, skip_serializing_if = "is_false")]
     pub own: bool,
 }
@@ -77,10 +78,11 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
-/// A session that wrote while something of an earlier one could still arrive.
+/// A session that wrote while writes of an earlier one could still arrive. In the file this is an
+/// entry of `watch`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Watch {
-    /// The host that can compare; empty where several were joined.
+pub(super) struct Comparison {
+    /// The host that can compare; empty if several entries were joined.
     pub host: String,
     pub token: String,
     pub until_s: u64,
@@ -118,7 +120,7 @@ impl Content {
         bytes
     }
 
-    /// Reads a lease, or a lock of sprat up to 0.x; `None` where it is neither.
+    /// Reads a lease, or a lock of sprat 0.x; `None` if it is neither.
     pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
         let json = match bytes.len() {
             OLD_BYTES => bytes,
@@ -132,52 +134,56 @@ impl Content {
             _ => return None,
         };
         let mut content: Self = serde_json::from_slice(json).ok()?;
-        content.doors = joined_doors(content.doors);
-        content.watch = joined_watches(content.watch);
+        content.doors = joined_predecessors(content.doors);
+        content.watch = joined_comparisons(content.watch);
         Some(content)
     }
 
-    /// What stands in a lease for as long as it is held, and in no other.
+    /// The text that is in a lease exactly as long as it is not released.
     pub(super) fn held_word(&self) -> String {
         format!("\"token\":\"{}\",\"free\":false", self.token)
     }
 
-    pub(super) fn has_open_door(&self) -> bool {
-        self.doors.iter().any(|door| door.until_s.is_none())
+    pub(super) fn has_open_predecessor(&self) -> bool {
+        self.doors
+            .iter()
+            .any(|predecessor| predecessor.until_s.is_none())
     }
 
-    /// Adds what another lease says of doors and watches.
-    pub(super) fn inherit(&mut self, doors: &[Door], watch: &[Watch]) {
-        for door in doors {
-            self.add_door(door.clone());
+    /// Adds the entries of another lease.
+    pub(super) fn inherit(&mut self, doors: &[Predecessor], watch: &[Comparison]) {
+        for predecessor in doors {
+            self.add_predecessor(predecessor.clone());
         }
         for note in watch {
             if !self.watch.contains(note) {
                 self.watch.push(note.clone());
             }
         }
-        self.watch = joined_watches(std::mem::take(&mut self.watch));
+        self.watch = joined_comparisons(std::mem::take(&mut self.watch));
     }
 
-    /// Adds a door; one of that number that is there already keeps the later time.
-    pub(super) fn add_door(&mut self, door: Door) {
-        let same =
-            |there: &&mut Door| there.number == door.number && there.all_before == door.all_before;
+    /// Adds a predecessor. If the number exists already, the later time is kept.
+    pub(super) fn add_predecessor(&mut self, predecessor: Predecessor) {
+        let same = |there: &&mut Predecessor| {
+            there.number == predecessor.number && there.all_before == predecessor.all_before
+        };
         match self.doors.iter_mut().find(same) {
             Some(there) => {
-                there.until_s = later(there.until_s, door.until_s);
-                there.own &= door.own;
+                there.until_s = later(there.until_s, predecessor.until_s);
+                there.own &= predecessor.own;
             }
-            None => self.doors.push(door),
+            None => self.doors.push(predecessor),
         }
-        self.doors = joined_doors(std::mem::take(&mut self.doors));
+        self.doors = joined_predecessors(std::mem::take(&mut self.doors));
     }
 
-    /// Drops what is over at `now_s`. The door of the lease's own predecessor stays: who gives
-    /// that one back looks for it.
-    pub(super) fn drop_past(&mut self, now_s: u64, predecessor: Option<u64>) {
-        self.doors.retain(|door| {
-            Some(door.number) == predecessor || door.until_s.is_none_or(|until| until > now_s)
+    /// Drops predecessors whose time is over at `now_s`. The lease directly below stays: its
+    /// session searches for itself here when it releases its lease.
+    pub(super) fn drop_past(&mut self, now_s: u64, below: Option<u64>) {
+        self.doors.retain(|predecessor| {
+            Some(predecessor.number) == below
+                || predecessor.until_s.is_none_or(|until| until > now_s)
         });
     }
 }
@@ -187,19 +193,22 @@ fn later(a: Option<u64>, b: Option<u64>) -> Option<u64> {
     Some(a?.max(b?))
 }
 
-/// At most [`DOORS_MAX`]: the lowest ones become one, with the latest of their times.
-fn joined_doors(mut doors: Vec<Door>) -> Vec<Door> {
-    doors.sort_by_key(|door| door.number);
-    let many = doors.len().saturating_sub(DOORS_MAX - 1);
+/// Keeps at most [`PREDECESSORS_MAX`]: joins the lowest ones, with the latest of their times.
+fn joined_predecessors(mut doors: Vec<Predecessor>) -> Vec<Predecessor> {
+    doors.sort_by_key(|predecessor| predecessor.number);
+    let many = doors.len().saturating_sub(PREDECESSORS_MAX - 1);
     if many > 1 {
-        let joined: Vec<Door> = doors.drain(..many).collect();
-        let until_s = joined.iter().map(|door| door.until_s).fold(Some(0), later);
-        let number = joined.last().map_or(0, |door| door.number);
-        let own = joined.iter().all(|door| door.own);
+        let joined: Vec<Predecessor> = doors.drain(..many).collect();
+        let until_s = joined
+            .iter()
+            .map(|predecessor| predecessor.until_s)
+            .fold(Some(0), later);
+        let number = joined.last().map_or(0, |predecessor| predecessor.number);
+        let own = joined.iter().all(|predecessor| predecessor.own);
         let all_before = true;
         doors.insert(
             0,
-            Door {
+            Predecessor {
                 number,
                 until_s,
                 all_before,
@@ -210,22 +219,22 @@ fn joined_doors(mut doors: Vec<Door>) -> Vec<Door> {
     doors
 }
 
-/// At most [`WATCHES_MAX`]: the first ones become one that no host can end.
-fn joined_watches(mut watch: Vec<Watch>) -> Vec<Watch> {
+/// Keeps at most [`COMPARISONS_MAX`]: joins the first ones into one that no host can end.
+fn joined_comparisons(mut watch: Vec<Comparison>) -> Vec<Comparison> {
     for note in &mut watch {
         note.host = plain(std::mem::take(&mut note.host));
         note.token = plain(std::mem::take(&mut note.token));
         note.host.truncate(32);
         note.token.truncate(32);
     }
-    let many = watch.len().saturating_sub(WATCHES_MAX - 1);
+    let many = watch.len().saturating_sub(COMPARISONS_MAX - 1);
     if many > 1 {
-        let joined: Vec<Watch> = watch.drain(..many).collect();
+        let joined: Vec<Comparison> = watch.drain(..many).collect();
         let until_s = joined.iter().map(|note| note.until_s).max().unwrap_or(0);
         let (host, token) = (String::new(), String::new());
         watch.insert(
             0,
-            Watch {
+            Comparison {
                 host,
                 token,
                 until_s,
@@ -259,13 +268,13 @@ mod tests {
         lease.renewed = u64::MAX;
         lease.agent = Some("f".repeat(16));
         for n in 0..40 {
-            lease.add_door(Door {
+            lease.add_predecessor(Predecessor {
                 number: u64::MAX - n,
                 until_s: Some(u64::MAX - n),
                 all_before: false,
                 own: true,
             });
-            let note = Watch {
+            let note = Comparison {
                 host: format!("{n:064}"),
                 token: "e".repeat(64),
                 until_s: u64::MAX,
@@ -277,11 +286,11 @@ mod tests {
     }
 
     #[test]
-    fn doors_that_are_joined_keep_the_latest_time_and_an_open_one_stays_open() {
+    fn joined_predecessors_keep_the_latest_time_and_stay_open() {
         let mut lease = content();
         for n in 1..=20 {
             let until_s = (n != 3).then_some(1000 - n);
-            lease.add_door(Door {
+            lease.add_predecessor(Predecessor {
                 number: n,
                 until_s,
                 all_before: false,
@@ -293,14 +302,18 @@ mod tests {
             (first.number, first.all_before, first.until_s),
             (5, true, None)
         );
-        assert!(lease.has_open_door());
+        assert!(lease.has_open_predecessor());
         lease.drop_past(985, Some(20));
-        let left: Vec<u64> = lease.doors.iter().map(|door| door.number).collect();
+        let left: Vec<u64> = lease
+            .doors
+            .iter()
+            .map(|predecessor| predecessor.number)
+            .collect();
         assert_eq!(left, [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 20]);
     }
 
     #[test]
-    fn a_torn_lease_is_none_and_an_old_lock_is_read() {
+    fn torn_lease_is_refused_and_old_lock_is_read() {
         let (mut one, mut two) = (content(), content());
         two.renewed = 1;
         two.free = true;
@@ -320,10 +333,10 @@ mod tests {
     }
 
     #[test]
-    fn a_door_that_is_added_again_keeps_the_later_time() {
+    fn predecessor_that_is_added_again_keeps_the_later_time() {
         let mut lease = content();
         let mut add = |until_s| {
-            lease.add_door(Door {
+            lease.add_predecessor(Predecessor {
                 number: 7,
                 until_s,
                 all_before: false,
@@ -334,7 +347,7 @@ mod tests {
         assert_eq!(add(Some(5)), Some(5));
         assert_eq!(add(Some(3)), Some(5));
         assert_eq!(add(Some(8)), Some(8));
-        // An open one is closed by its session only.
+        // Only its session can close an open one.
         assert_eq!(add(None), None);
         assert_eq!(add(Some(u64::MAX)), None);
         assert_eq!(lease.doors.len(), 1);

@@ -1,40 +1,39 @@
-//! What others see of a lease.
+//! What other sessions see of a lease.
 
-use super::seen::{Folder, Seen, look};
-use super::taking::hint;
-use super::watching::{WatchNote, notes};
+use super::acquire::hint;
+use super::comparison::{PendingComparison, notes};
+use super::lease::{Folder, FoundLease, read_folder};
 use super::{LockError, LockInfo};
-use crate::{FileName, LocalRecord, Store};
+use crate::{FileName, Store, WriteJournal};
 
-/// Who holds a container, by the highest lease, and that lease's number.
+/// Who has locked a container, according to its highest lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inspected {
-    /// The lease by which nobody may enter just so: held, or free with a session before it that may
-    /// still write. `None` where the container is free.
+    /// The lease that keeps others out: in use, or free with an open predecessor. `None` if the
+    /// container is free.
     pub held: Option<LockInfo>,
-    /// It tells every session that came and went. `None` without any lease.
+    /// The number of the highest lease. It grows with every session. `None` without any lease.
     pub highest: Option<u64>,
-    /// The highest lease is one of the record that was asked about, however that session ended: no
-    /// other machine has held the container since.
+    /// The highest lease belongs to the given journal, however that session ended: no other machine
+    /// has locked the container since.
     pub highest_is_own: bool,
-    /// Sessions whose writes may have been overwritten late, and were not compared yet.
-    pub watched: Vec<WatchNote>,
-    /// The lists of writes beside the container.
-    pub lists: Vec<FileName>,
+    /// Sessions whose writes may have been overwritten late, and have not been compared yet.
+    pub pending_comparisons: Vec<PendingComparison>,
+    /// The late-write lists beside the container.
+    pub late_lists: Vec<FileName>,
 }
 
-/// What the highest lease says. `record` saves round trips where that is the last one of its
-/// machine.
+/// Reads the highest lease. `journal` saves round trips if that is the last one of its machine.
 pub fn inspect(
     store: &dyn Store,
     container: &FileName,
-    record: Option<&LocalRecord>,
+    journal: Option<&WriteJournal>,
 ) -> Result<Inspected, LockError> {
-    let folder = look(store, container, record.and_then(hint))?;
+    let folder = read_folder(store, container, journal.and_then(hint))?;
     if let Some(highest) = folder.highest() {
         store.set_witness(&highest.file);
     }
-    Ok(inspected(&folder, record))
+    Ok(inspected(&folder, journal))
 }
 
 /// The same; `hint` is the number that is probably the highest.
@@ -43,27 +42,27 @@ pub fn inspect_near(
     container: &FileName,
     hint: Option<u64>,
 ) -> Result<Inspected, LockError> {
-    let folder = look(store, container, hint)?;
+    let folder = read_folder(store, container, hint)?;
     Ok(inspected(&folder, None))
 }
 
-fn inspected(folder: &Folder, record: Option<&LocalRecord>) -> Inspected {
+fn inspected(folder: &Folder, journal: Option<&WriteJournal>) -> Inspected {
     let highest = folder.highest();
-    let enters = |seen: &&Seen| {
+    let enters = |seen: &&FoundLease| {
         let content = seen.content.as_ref();
-        content.is_some_and(|content| content.free && !content.has_open_door())
+        content.is_some_and(|content| content.free && !content.has_open_predecessor())
     };
     Inspected {
-        held: highest.filter(|seen| !enters(seen)).map(Seen::info),
+        held: highest.filter(|seen| !enters(seen)).map(FoundLease::info),
         highest: highest.map(|seen| seen.number),
-        highest_is_own: record.is_some_and(|record| {
-            let takings = record.takings();
-            highest.is_some_and(|seen| seen.is_of(&takings))
+        highest_is_own: journal.is_some_and(|journal| {
+            let acquisitions = journal.acquisitions();
+            highest.is_some_and(|seen| seen.is_of(&acquisitions))
         }),
-        watched: highest
+        pending_comparisons: highest
             .and_then(|seen| seen.content.as_ref())
             .map(notes)
             .unwrap_or_default(),
-        lists: folder.lists.clone(),
+        late_lists: folder.lists.clone(),
     }
 }

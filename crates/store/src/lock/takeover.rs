@@ -1,28 +1,28 @@
-//! Takes a container over from a session that may still live: watches its lease, and closes the
-//! doors of a lease that waits.
+//! Takes a container over from a session that may still be alive: watches its lease, and closes
+//! open predecessors.
 
 use std::time::{Duration, Instant};
 
 #[cfg(doc)]
-use super::DOOR_S;
+use super::LATE_WRITE_S;
 use super::inspect::inspect;
-use super::seen::{Seen, lock_name};
+use super::lease::{FoundLease, lock_name};
 use super::{Lock, LockError, LockInfo, read_if_there};
 use crate::{FileName, Store};
 
-/// What became of a lease while it was watched.
+/// What happened to a lease while it was watched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Watched {
-    /// There is none, or it is free and nothing of an earlier session may arrive.
+    /// There is none, or it is free and no write of an earlier session can arrive.
     Free,
-    /// Its session lives.
+    /// Its session is alive.
     Renewed(LockInfo),
     /// Nothing happened.
     Still(LockInfo),
 }
 
-/// Watches a container's highest lease for `time`; two renewals at least are wise. Returns as soon
-/// as it changes, calls `tick` about once a second, and ends with its error.
+/// Watches a container's highest lease for `time`, which should be at least two renewals. Returns
+/// as soon as the lease changes. Calls `tick` about once a second and returns its error.
 pub fn watch<E: From<LockError>>(
     store: &dyn Store,
     container: &FileName,
@@ -33,7 +33,7 @@ pub fn watch<E: From<LockError>>(
     let Some(before) = inspect(store, container, None)?.held else {
         return Ok(Watched::Free);
     };
-    // Nobody renews a lease that was given back.
+    // A released lease is not renewed.
     if before.free {
         return Ok(Watched::Still(before));
     }
@@ -51,30 +51,32 @@ pub fn watch<E: From<LockError>>(
 }
 
 impl Lock {
-    /// The earlier leases from which something may arrive, nobody knows until when. While there are
-    /// any, nothing may be written to the container.
+    /// The open predecessors: earlier leases from which writes may arrive, with no known end. While
+    /// there are any, nothing may be written to the container.
     #[must_use]
-    pub fn open_doors(&self) -> Vec<u64> {
+    pub fn open_predecessors(&self) -> Vec<u64> {
         let doors = self.now().content.doors;
-        let open = doors.iter().filter(|door| door.until_s.is_none());
-        open.map(|door| door.number).collect()
+        let open = doors
+            .iter()
+            .filter(|predecessor| predecessor.until_s.is_none());
+        open.map(|predecessor| predecessor.number).collect()
     }
 
-    /// Closes each door whose session says "free": all that it sent was answered. What it waited
-    /// for itself comes in its place. Returns which.
+    /// Closes each open predecessor whose session wrote "free": all that it sent was answered. That
+    /// lease's own predecessors are added instead. Returns the closed ones.
     pub fn close_answered(&self, store: &dyn Store) -> Result<Vec<u64>, LockError> {
         let mut closed = Vec::new();
-        for number in self.open_doors() {
-            let Some(seen) = self.read_door(store, number)? else {
+        for number in self.open_predecessors() {
+            let Some(seen) = self.read_predecessor(store, number)? else {
                 continue;
             };
             let Some(content) = seen.content.filter(|content| content.free) else {
                 continue;
             };
             self.change(|ours| {
-                // One that stands for those before it, too, is not closed by its own answer.
+                // An entry that stands for earlier leases, too, is not closed by its own answer.
                 ours.doors
-                    .retain(|door| door.number != number || door.all_before);
+                    .retain(|predecessor| predecessor.number != number || predecessor.all_before);
                 ours.inherit(&content.doors, &content.watch);
             });
             closed.push(number);
@@ -82,22 +84,27 @@ impl Lock {
         Ok(closed)
     }
 
-    /// Closes every open door, after a proof that no earlier session can write any more. Returns which.
+    /// Closes every open predecessor, after a proof that no earlier session can write any more.
+    /// Returns which.
     pub fn close_proven(&self) -> Vec<u64> {
-        let doors = self.open_doors();
-        self.change(|ours| ours.doors.retain(|door| door.until_s.is_some()));
+        let doors = self.open_predecessors();
+        self.change(|ours| {
+            ours.doors
+                .retain(|predecessor| predecessor.until_s.is_some());
+        });
         doors
     }
 
-    /// Gives a time to each door whose session was silent for `door_s` seconds: [`DOOR_S`] or what a test
-    /// sets. That proves nothing, and so something may arrive for as long again. The time now is the
-    /// server's from when our lease was made, and our own clock since then, time asleep included; it is
-    /// compared with the last change of that session's lease, by the server's clock. Returns which.
+    /// Sets an end time for each open predecessor whose session was silent for `silent_s` seconds
+    /// ([`LATE_WRITE_S`], or what a test sets). Silence proves nothing, so writes may arrive for as
+    /// long again. The current time is the server's time when our lease was created, plus our own
+    /// clock since then, time asleep included. It is compared with the last change of that
+    /// session's lease, by the server's clock. Returns which.
     pub fn close_silent(&self, store: &dyn Store, door_s: u64) -> Result<Vec<u64>, LockError> {
         let mut closed = Vec::new();
         let now_s = self.now().server_s();
-        for number in self.open_doors() {
-            let since = match self.read_door(store, number)? {
+        for number in self.open_predecessors() {
+            let since = match self.read_predecessor(store, number)? {
                 Some(seen) => seen.modified_s,
                 None => None,
             };
@@ -109,10 +116,10 @@ impl Lock {
         Ok(closed)
     }
 
-    /// Gives a time to every door, `door_s` seconds ([`DOOR_S`] or what a test sets) from now, by the
-    /// word of somebody who knows that those machines are off.
+    /// Sets an end time for every open predecessor, `late_s` seconds from now ([`LATE_WRITE_S`], or
+    /// what a test sets), because a user confirmed that those machines are off.
     pub fn close_by_word(&self, door_s: u64) -> Vec<u64> {
-        let doors = self.open_doors();
+        let doors = self.open_predecessors();
         let until_s = self.now().server_s() + door_s;
         for number in &doors {
             self.set_time(*number, until_s);
@@ -120,17 +127,17 @@ impl Lock {
         doors
     }
 
-    /// Forgets all sessions whose writes have not been compared yet. Returns how many.
-    pub fn forget_watches(&self) -> usize {
+    /// Forgets all pending comparisons. Returns how many.
+    pub fn forget_comparisons(&self) -> usize {
         let mut now = self.current();
         std::mem::take(&mut now.content.watch).len()
     }
 
-    /// Writes what this lease says by now, makes that durable, and looks once more whether it is
-    /// ours: a machine that waited is one that may have slept.
+    /// Writes the current content of this lease, makes it durable, and checks once more that the
+    /// lease is ours: a machine that waited may have slept.
     pub fn confirm(&self, store: &dyn Store) -> Result<(), LockError> {
         let failed = |source| self.failed("keep", source);
-        // A renewal beside it would write an older content over this one, or the other way round.
+        // A concurrent renewal would write an older content over this one, or the other way round.
         let _writing = self.writing();
         let now = self.now();
         let file = store
@@ -143,15 +150,19 @@ impl Lock {
 
     fn set_time(&self, number: u64, until_s: u64) {
         self.change(|ours| {
-            for door in &mut ours.doors {
-                if door.number == number {
-                    door.until_s.get_or_insert(until_s);
+            for predecessor in &mut ours.doors {
+                if predecessor.number == number {
+                    predecessor.until_s.get_or_insert(until_s);
                 }
             }
         });
     }
 
-    fn read_door(&self, store: &dyn Store, number: u64) -> Result<Option<Seen>, LockError> {
+    fn read_predecessor(
+        &self,
+        store: &dyn Store,
+        number: u64,
+    ) -> Result<Option<FoundLease>, LockError> {
         let file = lock_name(&self.container, number)?;
         read_if_there(store, number, &file).map_err(|source| self.failed("read", source))
     }

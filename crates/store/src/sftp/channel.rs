@@ -1,8 +1,8 @@
 //! One pipelined SFTP channel: many callers, one writer thread, one reader thread.
 //!
-//! The reader takes answers off the wire whatever the writer does: sftp-server stops reading
-//! requests while nobody takes its answers, so a reader that waited for the writer would wait for
-//! ever. Callers enter in turn, while the channel's bounds leave room; the reader gives it back.
+//! The reader takes answers off the wire whatever the writer does. sftp-server stops reading
+//! requests while its answers are not read, so a reader that waited for the writer would wait for
+//! ever. Callers enter in turn, while the channel's limits leave space; the reader frees it again.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{BufReader, ErrorKind, Read, Write};
@@ -17,34 +17,35 @@ use crate::IgnorePoison;
 use crate::text::printable;
 
 /// Bytes in flight on one channel: the window of an SSH session channel (`CHAN_SES_WINDOW_DEFAULT`,
-/// openssh channels.h). More only waits in pipes, in front of everything that comes later.
+/// openssh channels.h). More would only wait in pipes, in front of everything that comes later.
 const IN_FLIGHT_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Requests in flight on one channel: what OpenSSH's own client uses (sftp.c).
 const IN_FLIGHT_REQUESTS_MAX: usize = 64;
-/// Small packets are put together up to this size before they are written.
+/// Small packets are combined up to this size before they are written.
 const WRITE_BATCH_BYTES: usize = 64 * 1024;
-/// How long an ended wire may take to tell why.
+/// How long an ended wire may take to report why.
 const ENDING_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a server may take to close its side after we closed ours.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long a channel waits while it is owed an answer: where no byte moves, and for one answer once
-/// all requests before it were answered. A server that answers one byte now and then, or everything
-/// but one request, must not keep a session for ever.
+/// How long a channel waits for pending answers: for any byte to move, and for one answer after all
+/// requests before it were answered. A server that answers one byte now and then, or everything but
+/// one request, must not keep a session alive for ever.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Patience {
     pub answer: Duration,
-    /// While an fsync is owed.
+    /// While an fsync is pending.
     pub flush: Duration,
 }
 
-/// The least speed of one request's bytes. A line of 64 kbit/s, shared by five channels, still has more.
+/// The lowest speed assumed for the bytes of one request. A connection of 64 kbit/s, shared by five
+/// channels, has more.
 const BYTES_PER_SECOND_MIN: usize = 1024;
 
-/// Told why a channel died, and whether the server had greeted on it.
+/// Called with the reason when a channel dies, and with whether the server had greeted on it.
 type OnDeath = Box<dyn Fn(&Ending, bool) + Send + Sync>;
 
-/// Ends a channel without keeping it.
+/// Ends a channel without keeping it alive.
 pub(crate) struct Killer(Weak<Shared>);
 
 impl Killer {
@@ -62,8 +63,8 @@ pub(crate) struct Channel {
 }
 
 struct Shared {
-    state: Mutex<State>,
-    /// Somebody may enter, or the channel has died.
+    state: Mutex<ChannelState>,
+    /// A caller may enter, or the channel has died.
     room: Condvar,
     /// The writer has something to do.
     work: Condvar,
@@ -75,24 +76,24 @@ struct Shared {
     on_death: OnceLock<OnDeath>,
 }
 
-struct State {
+struct ChannelState {
     pending: HashMap<u32, Pending>,
     next_id: u32,
     /// Callers take tickets and enter in their order.
     next_ticket: u64,
     entering: u64,
     bytes_in_flight: usize,
-    /// Of callers that wait for room.
+    /// Bytes of callers that wait for space.
     bytes_waiting: usize,
     fsyncs_in_flight: usize,
     queue: VecDeque<Vec<u8>>,
-    /// Answers that have come.
+    /// Answers received so far.
     arrivals: u64,
-    /// When a byte moved last in either direction, or the first of the owed answers was asked for.
+    /// When a byte last moved in either direction, or the first of the pending requests was sent.
     moved: Instant,
-    /// Requests so far.
+    /// Requests sent so far.
     asked: u64,
-    /// Since when the oldest of the owed answers has been the oldest: everything asked before it was
+    /// Since when the oldest pending request has been the oldest: everything sent before it was
     /// answered then.
     oldest_since: Instant,
     greeting_owed: bool,
@@ -102,20 +103,20 @@ struct State {
 }
 
 struct Pending {
-    /// The how manyth request of its channel it is; set by [`State::owe`].
+    /// Its position among the channel's requests; set by [`ChannelState::owe`].
     order: u64,
     bytes: usize,
     fsync: bool,
     answer: SyncSender<Arrived>,
 }
 
-/// An answer's body, and the how manyth of its channel's answers it was.
+/// An answer's body, and its position among the channel's answers.
 pub(crate) struct Arrived {
     pub number: u64,
     pub body: Vec<u8>,
 }
 
-/// An answer that is owed. Dropping it forgets the answer, not the request.
+/// A pending answer. Dropping it discards the answer; the request is still carried out.
 pub(crate) struct Answer(Receiver<Arrived>);
 
 impl Channel {
@@ -127,7 +128,7 @@ impl Channel {
             end,
         } = wire;
         let shared = Arc::new(Shared {
-            state: Mutex::new(State {
+            state: Mutex::new(ChannelState {
                 pending: HashMap::new(),
                 next_id: 1,
                 next_ticket: 0,
@@ -172,7 +173,7 @@ impl Channel {
         Ok(())
     }
 
-    /// What the server greeted with, once it has.
+    /// The server's greeting, once it has arrived.
     pub(crate) fn greeting(&self) -> Option<Extensions> {
         self.shared.greeting.get().copied()
     }
@@ -196,12 +197,12 @@ impl Channel {
         self.shared.lock().dead.clone()
     }
 
-    /// Calls `tell` when the channel dies, or at once if it has.
-    pub(crate) fn on_death(&self, tell: OnDeath) {
-        // Set before the look at `dead`: `die` looks at them in the other order.
-        let _ = self.shared.on_death.set(tell);
+    /// Calls `report` when the channel dies, or at once if it has died.
+    pub(crate) fn on_death(&self, report: OnDeath) {
+        // Set before `dead` is checked: `die` does the two in the other order.
+        let _ = self.shared.on_death.set(report);
         if let Some(ending) = self.ending() {
-            self.shared.tell_death(&ending);
+            self.shared.report_death(&ending);
         }
     }
 
@@ -210,7 +211,7 @@ impl Channel {
         Killer(Arc::downgrade(&self.shared))
     }
 
-    /// Ends the channel at once; everything owed fails with `ending`.
+    /// Ends the channel at once; everything pending fails with `ending`.
     pub(crate) fn die(&self, ending: &Ending) {
         self.shared.die(ending);
     }
@@ -225,13 +226,13 @@ impl Channel {
         ending
     }
 
-    /// Bytes in flight and on their way into it, to choose the channel with the least.
+    /// Bytes in flight and waiting to be, to choose the channel with the fewest.
     pub(crate) fn load(&self) -> usize {
         let state = self.shared.lock();
         state.bytes_in_flight + state.bytes_waiting
     }
 
-    /// Sends a request; waits in turn while the channel is full.
+    /// Sends a request. While the channel is full, callers wait in turn.
     pub(crate) fn ask(&self, request: &Request<'_>) -> Result<Answer, Ending> {
         let bytes = match request {
             Request::Read { len, .. } => usize::try_from(*len).unwrap_or(usize::MAX),
@@ -263,8 +264,9 @@ impl Channel {
             fsync,
             answer,
         });
-        // Encoding copies the data once, and not under the lock; the id keeps the request's place
-        // in the bounds meanwhile. Requests may reach the wire in another order than they entered.
+        // Encoding copies the data once, so it is not done under the lock. Meanwhile the id keeps
+        // the request's place within the limits. Requests may reach the wire in another order than
+        // they entered.
         drop(state);
         self.shared.room.notify_all();
         let packet = request.encode(id);
@@ -273,9 +275,9 @@ impl Channel {
         Ok(Answer(owed))
     }
 
-    /// Sends a request whose answer nobody waits for, without waiting for room (a `CLOSE`, of
-    /// which there is one per handle).
-    pub(crate) fn tell(&self, request: &Request<'_>) {
+    /// Sends a request without waiting for space or for its answer (a `CLOSE`, of which there is
+    /// one per handle).
+    pub(crate) fn send_unanswered(&self, request: &Request<'_>) {
         let mut state = self.shared.lock();
         if state.dead.is_none() {
             let (answer, _) = sync_channel(1);
@@ -293,9 +295,9 @@ impl Channel {
     /// Waits for an answer.
     pub(crate) fn wait(&self, answer: &Answer) -> Result<Arrived, Ending> {
         loop {
-            match answer.0.recv_timeout(self.shared.time_to_look()) {
+            match answer.0.recv_timeout(self.shared.time_to_next_check()) {
                 Ok(arrived) => return Ok(arrived),
-                Err(RecvTimeoutError::Timeout) => self.shared.look_for_stall(),
+                Err(RecvTimeoutError::Timeout) => self.shared.check_for_stall(),
                 Err(RecvTimeoutError::Disconnected) => {
                     return Err(self.ending().unwrap_or_else(|| Ending {
                         kind: EndingKind::Lost,
@@ -329,13 +331,13 @@ impl Drop for Channel {
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
-        // The server has closed its side or was cut: its program is about to end.
+        // The server has closed its side or was cut: its program is about to exit.
         self.shared.end.ending(CLOSE_PATIENCE);
         self.shared.end.cut();
     }
 }
 
-impl State {
+impl ChannelState {
     fn owe(&mut self, mut pending: Pending) -> u32 {
         if self.pending.is_empty() {
             self.moved = Instant::now();
@@ -347,7 +349,7 @@ impl State {
         self.asked += 1;
         self.bytes_in_flight += pending.bytes;
         self.fsyncs_in_flight += usize::from(pending.fsync);
-        // At most a few dozen ids are taken, so this ends.
+        // At most a few dozen ids are used, so this ends.
         while self.pending.contains_key(&self.next_id) {
             self.next_id = self.next_id.wrapping_add(1);
         }
@@ -367,33 +369,36 @@ impl State {
         Some(pending)
     }
 
-    /// The request that has waited longest. There are a few dozen at most.
+    /// The request that has waited longest, of a few dozen at most.
     fn oldest(&self) -> Option<&Pending> {
         self.pending.values().min_by_key(|pending| pending.order)
     }
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ChannelState> {
         self.state.lock().ignore_poison()
     }
 
-    /// Waits until something changed, looking for a stall in between.
-    fn wait_for_room<'a>(&'a self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        let look = self
+    /// Waits until something changed, and checks for a stall meanwhile.
+    fn wait_for_room<'a>(
+        &'a self,
+        state: MutexGuard<'a, ChannelState>,
+    ) -> MutexGuard<'a, ChannelState> {
+        let check_in = self
             .stall_after(&state)
             .saturating_duration_since(Instant::now());
-        let look = look.max(Duration::from_millis(1));
-        let (state, waited) = self.room.wait_timeout(state, look).ignore_poison();
+        let check_in = check_in.max(Duration::from_millis(1));
+        let (state, waited) = self.room.wait_timeout(state, check_in).ignore_poison();
         if !waited.timed_out() {
             return state;
         }
         drop(state);
-        self.look_for_stall();
+        self.check_for_stall();
         self.lock()
     }
 
-    fn stall_after(&self, state: &State) -> Instant {
+    fn stall_after(&self, state: &ChannelState) -> Instant {
         let patience = match state.fsyncs_in_flight {
             0 => self.patience.answer,
             _ => self.patience.flush,
@@ -406,14 +411,14 @@ impl Shared {
         (state.moved + patience).min(state.oldest_since + patience + transfer)
     }
 
-    fn time_to_look(&self) -> Duration {
+    fn time_to_next_check(&self) -> Duration {
         let after = self.stall_after(&self.lock());
         after
             .saturating_duration_since(Instant::now())
             .max(Duration::from_millis(1))
     }
 
-    fn look_for_stall(&self) {
+    fn check_for_stall(&self) {
         let state = self.lock();
         let owed = state.greeting_owed || !state.pending.is_empty();
         if !owed || Instant::now() < self.stall_after(&state) {
@@ -453,16 +458,16 @@ impl Shared {
         self.room.notify_all();
         self.work.notify_all();
         self.end.cut();
-        self.tell_death(ending);
+        self.report_death(ending);
     }
 
-    fn tell_death(&self, ending: &Ending) {
-        if let Some(tell) = self.on_death.get() {
-            tell(ending, self.greeting.get().is_some());
+    fn report_death(&self, ending: &Ending) {
+        if let Some(report) = self.on_death.get() {
+            report(ending, self.greeting.get().is_some());
         }
     }
 
-    /// The writer thread. Returning drops `writer`, which tells the server that no more comes.
+    /// The writer thread. Returning drops `writer`, which shows the server that no more will come.
     fn write_all(&self, mut writer: Box<dyn Write + Send>) {
         loop {
             let mut batch;
@@ -485,13 +490,13 @@ impl Shared {
             let mut written = 0;
             while written < batch.len() {
                 match writer.write(&batch[written..]) {
-                    Ok(0) => return self.lost("the connection takes no more bytes"),
+                    Ok(0) => return self.lost("the connection accepts no more bytes"),
                     Ok(more) => {
                         written += more;
                         self.lock().moved = Instant::now();
                     }
                     Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                    // The same end as the reader may find first.
+                    // The reader may report the same end first.
                     Err(error) if error.kind() == ErrorKind::BrokenPipe => {
                         return self.lost(CLOSED);
                     }
@@ -538,7 +543,7 @@ impl Shared {
         self.reader_ended.notify_all();
     }
 
-    /// Dies with what the wire itself tells, or with `how` where it tells nothing.
+    /// Dies with the reason that the wire reports, or with `how` if it reports none.
     fn lost(&self, how: &str) {
         let closing = self.lock().closing;
         let mut ending = if closing {
@@ -575,13 +580,14 @@ impl Shared {
             return Ok(());
         }
         let Some(pending) = state.paid(id) else {
-            return Err(format!("an answer to request {id}, which was not asked"));
+            return Err(format!("an answer to request {id}, which was not sent"));
         };
         state.arrivals += 1;
         let number = state.arrivals;
         drop(state);
         self.room.notify_all();
-        // Full or gone receivers can't be: one answer per request. A caller that gave up is fine.
+        // The receiver can't be full: one answer per request. If the caller gave up, it is gone,
+        // which is fine.
         let _ = pending.answer.try_send(Arrived { number, body });
         Ok(())
     }
@@ -604,7 +610,7 @@ fn read_packet(reader: &mut impl Read) -> Result<Vec<u8>, NoPacket> {
         _ => return Err(NoPacket::Ended(CUT)),
     }
     let len = codec::packet_len(head).map_err(|malformed| {
-        // A login that prints (a shell's start-up file) is by far the most frequent cause.
+        // A login that prints text (a shell's start-up file) is by far the most frequent cause.
         if head
             .iter()
             .all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace())
@@ -642,7 +648,7 @@ fn read_up_to(reader: &mut impl Read, buf: &mut [u8]) -> usize {
     done
 }
 
-/// Notes when bytes come.
+/// Records when bytes arrive.
 struct Moving<'a> {
     reader: Box<dyn Read + Send>,
     shared: &'a Shared,

@@ -1,8 +1,8 @@
 //! The bytes of SFTP version 3: requests to packets, packets to replies; no I/O.
 //!
 //! draft-ietf-secsh-filexfer-02. A packet is `u32 length | u8 type | …`, big endian; `length`
-//! counts what follows it. Requests and their replies carry a `u32 id` behind the type, the
-//! greeting (`INIT`, `VERSION`) doesn't. A string is `u32 length | bytes`.
+//! counts what follows it. Requests and their replies carry a `u32 id` after the type; the greeting
+//! (`INIT`, `VERSION`) doesn't. A string is `u32 length | bytes`.
 
 /// The longest packet that is accepted, as in OpenSSH (`SFTP_MAX_MSG_LENGTH`, sftp-common.h).
 pub(crate) const PACKET_BYTES_MAX: usize = 256 * 1024;
@@ -122,9 +122,9 @@ pub(crate) enum Request<'a> {
 }
 
 impl Request<'_> {
-    /// The whole packet, with its length in front. `INIT` has no id.
+    /// The whole packet, starting with its length. `INIT` has no id.
     pub(crate) fn encode(&self, id: u32) -> Vec<u8> {
-        let mut packet = Builder::new(self.kind(), id, self.room());
+        let mut packet = Builder::new(self.kind(), id, self.capacity());
         match *self {
             Self::Init => {
                 packet.0.truncate(5);
@@ -234,7 +234,7 @@ impl Request<'_> {
         }
     }
 
-    fn room(&self) -> usize {
+    fn capacity(&self) -> usize {
         match self {
             Self::Write { handle, data, .. } => handle.len() + data.len() + 32,
             _ => 128,
@@ -245,8 +245,8 @@ impl Request<'_> {
 struct Builder(Vec<u8>);
 
 impl Builder {
-    fn new(kind: u8, id: u32, room: usize) -> Self {
-        let mut bytes = Vec::with_capacity(room);
+    fn new(kind: u8, id: u32, capacity: usize) -> Self {
+        let mut bytes = Vec::with_capacity(capacity);
         bytes.extend([0, 0, 0, 0, kind]);
         bytes.extend(id.to_be_bytes());
         Self(bytes)
@@ -277,7 +277,7 @@ impl Builder {
     }
 }
 
-/// A length that is text: a login that prints something before SFTP begins.
+/// A length that is text: a login printed something before SFTP began.
 fn as_text(length: u32) -> String {
     let bytes = length.to_be_bytes();
     let printable = |byte: &u8| matches!(byte, b' '..=b'~' | b'\n' | b'\r' | b'\t');
@@ -287,11 +287,12 @@ fn as_text(length: u32) -> String {
     let text = String::from_utf8_lossy(&bytes).escape_default().to_string();
     format!(
         ", which is the text \"{text}\": something on the server prints text before SFTP begins (a \
-         start-up file of its shell, such as .bashrc); it must print nothing where nobody logs in"
+         start-up file of its shell, such as .bashrc); it must print nothing in a session without a terminal"
     )
 }
 
-/// What an answer of this type is (the draft's section 3), with its number for who reads the protocol.
+/// Describes an answer's type (the draft's section 3), with its number for readers who know the
+/// protocol.
 fn type_in_words(kind: u8) -> String {
     let words = match kind {
         STATUS => "a status",
@@ -306,7 +307,7 @@ fn type_in_words(kind: u8) -> String {
     format!("{words} (type {kind})")
 }
 
-/// A packet that is not what the protocol says.
+/// A packet that does not follow the protocol.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Malformed {
     #[error("a packet of {0} bytes{text}", text = as_text(*.0))]
@@ -317,15 +318,15 @@ pub(crate) enum Malformed {
     HandleLength(usize),
     #[error("unknown attributes (flags {0:#x})")]
     AttributeFlags(u32),
-    #[error("{0} bytes behind the end of a reply")]
+    #[error("{0} bytes after the end of a reply")]
     Trailing(usize),
     #[error("an answer that doesn't fit the request: {}", type_in_words(*.0))]
     ReplyType(u8),
-    #[error("version {0} where 3 was asked for")]
+    #[error("version {0} instead of 3")]
     Version(u32),
-    #[error("{sent} bytes of data where {asked} were asked for")]
+    #[error("{sent} bytes of data instead of {asked}")]
     TooMuchData { asked: usize, sent: usize },
-    #[error("no data twice where there must be some")]
+    #[error("no data twice in a row")]
     NoData,
 }
 
@@ -347,15 +348,15 @@ pub(crate) struct Extensions {
     pub posix_rename: bool,
     pub hardlink: bool,
     pub copy_data: bool,
-    /// It greets as [`OPENSSH_GREETING`] has it: one request after another is done, in the order in
-    /// which they come.
-    pub one_by_one: bool,
+    /// It greets like [`OPENSSH_GREETING`]: it carries out requests one after another, in the order
+    /// in which they arrive.
+    pub keeps_order: bool,
 }
 
-/// What OpenSSH's sftp-server announces, in its order (`process_init`, sftp-server.c, since 9.1; a
-/// later one may announce more behind it). Its `process` carries out one request, the answer
-/// included, before it looks at the next. Servers that don't (asyncssh, pkg/sftp) announce other
-/// names, or these in another order.
+/// What OpenSSH's sftp-server announces, in its order (`process_init`, sftp-server.c, since 9.1;
+/// later versions may append more). Its `process` carries out one request, answer included, before
+/// it reads the next. Servers that don't (asyncssh, pkg/sftp) announce other names, or these in
+/// another order.
 const OPENSSH_GREETING: [(&[u8], &[u8]); 11] = [
     (b"posix-rename@openssh.com", b"1"),
     (b"statvfs@openssh.com", b"2"),
@@ -385,7 +386,7 @@ impl Attributes {
         self.mode.is_some_and(|mode| mode & 0o170_000 == 0o100_000)
     }
 
-    /// A folder, or of a type that the server didn't tell.
+    /// A folder, or of a type that the server did not report.
     pub(crate) fn may_be_folder(&self) -> bool {
         self.mode.is_none_or(|mode| mode & 0o170_000 == 0o040_000)
     }
@@ -448,7 +449,7 @@ pub(crate) fn parse_version(body: &[u8]) -> Result<Extensions, Malformed> {
             _ => {}
         }
     }
-    found.one_by_one = as_openssh == OPENSSH_GREETING.len();
+    found.keeps_order = as_openssh == OPENSSH_GREETING.len();
     Ok(found)
 }
 
@@ -460,7 +461,7 @@ pub(crate) fn parse_reply(body: &[u8]) -> Result<Reply<'_>, Malformed> {
     let reply = match kind {
         STATUS => {
             let code = fields.u32("status code")?;
-            // Old servers leave message and language out.
+            // Old servers omit message and language.
             let message = if fields.0.is_empty() {
                 b""
             } else {
@@ -487,7 +488,7 @@ pub(crate) fn parse_reply(body: &[u8]) -> Result<Reply<'_>, Malformed> {
     }
 }
 
-/// The reply to `limits@openssh.com`; zero means that the server names no limit.
+/// The reply to `limits@openssh.com`; zero means that the server sets no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limits {
     pub packet_bytes_max: u64,
@@ -535,7 +536,7 @@ pub(crate) fn parse_statvfs(reply: &[u8]) -> Result<Statvfs, Malformed> {
     })
 }
 
-/// What of a packet is not parsed yet.
+/// The part of a packet that is not parsed yet.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
@@ -569,8 +570,8 @@ impl<'a> Fields<'a> {
     }
 
     fn names(&mut self) -> Result<Vec<&'a [u8]>, Malformed> {
-        // The count is the server's word: nothing is reserved by it, and every entry takes at
-        // least twelve bytes of a bounded packet.
+        // The count comes from the server, so no memory is reserved by it. Every entry takes at
+        // least twelve bytes of a packet of limited size.
         let count = self.u32("name count")?;
         let mut names = Vec::new();
         for _ in 0..count {

@@ -1,24 +1,23 @@
-//! Copies within the server, which reads and writes by itself.
+//! Copies within the server, without sending the bytes to this machine.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::channel::Answer;
 use super::codec::{Attributes, OpenFor, Request};
-use super::session::{Call, Session};
+use super::session::{Call, SftpSession};
 use crate::{FileName, StoreError};
 
-/// Bytes that one request copies. The server copies inline and answers when it is done
-/// (`process_extended_copy_data` in sftp-server.c), so this bounds for how long a server with a
-/// slow disk is silent.
+/// Bytes that one request copies. The server copies before it answers (`process_extended_copy_data`
+/// in sftp-server.c), so this limits how long a server with a slow disk sends nothing.
 const REQUEST_BYTES_MAX: u64 = 32 << 20;
-/// Bytes and requests that are asked for and not answered.
+/// Most bytes that are requested and not answered.
 const WINDOW_BYTES_MAX: u64 = 2 * REQUEST_BYTES_MAX;
 const WINDOW_REQUESTS_MAX: usize = 48;
 
 /// See [`crate::Store::copy_ranges`].
 pub(crate) fn ranges(
-    session: &Session,
+    session: &SftpSession,
     from: &FileName,
     to: &FileName,
     ranges: &[Range<u64>],
@@ -51,7 +50,7 @@ pub(crate) fn ranges(
 
 /// See [`crate::Store::copy_owner_and_mode`].
 pub(crate) fn owner_and_mode(
-    session: &Session,
+    session: &SftpSession,
     from: &FileName,
     to: &FileName,
 ) -> Result<(), StoreError> {
@@ -70,21 +69,21 @@ pub(crate) fn owner_and_mode(
         _ => Err(StoreError::Unsupported {
             op: "set owner and mode of",
             object: object.clone(),
-            reason: "the server tells no owners or modes".to_owned(),
+            reason: "the server reports no owners or modes".to_owned(),
         }),
     };
     pair.close(session);
     set
 }
 
-/// Two files, open on the first channel: a handle means nothing on another one.
+/// Two files, open on the first channel: a handle is not valid on another channel.
 struct Pair {
     from: (Vec<u8>, Attributes),
     to: (Vec<u8>, Attributes),
 }
 
 impl Pair {
-    fn open(session: &Session, from: &FileName, to: &FileName) -> Result<Self, StoreError> {
+    fn open(session: &SftpSession, from: &FileName, to: &FileName) -> Result<Self, StoreError> {
         let open = |name: &FileName, how: OpenFor| {
             let (object, path) = (session.object(name), session.path(name));
             session.open_file(&session.first, "open", &object, &path, how)
@@ -93,15 +92,17 @@ impl Pair {
         match open(to, OpenFor::Writing) {
             Ok(to) => Ok(Self { from, to }),
             Err(error) => {
-                session.first.tell(&Request::Close { handle: &from.0 });
+                session
+                    .first
+                    .send_unanswered(&Request::Close { handle: &from.0 });
                 Err(error)
             }
         }
     }
 
-    fn close(&self, session: &Session) {
+    fn close(&self, session: &SftpSession) {
         for handle in [&self.from.0, &self.to.0] {
-            session.first.tell(&Request::Close { handle });
+            session.first.send_unanswered(&Request::Close { handle });
         }
     }
 
@@ -140,7 +141,8 @@ impl Pair {
                 Err(error) => outcome = Err(error),
             }
         }
-        // All are waited for, also after a failure: nothing may still be copied by then.
+        // All answers are waited for, even after a failure: nothing may still be copied after this
+        // returns.
         while !owed.is_empty() {
             let taken = take(&mut owed, &mut waiting);
             outcome = outcome.and(taken);
@@ -149,7 +151,7 @@ impl Pair {
     }
 }
 
-/// Cuts a range into what one request copies.
+/// Cuts a range into requests.
 fn cut(range: &Range<u64>) -> impl Iterator<Item = (u64, u64)> + use<> {
     let (start, end) = (range.start, range.end);
     (0..)
@@ -163,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_range_is_cut_without_gap_or_overlap_and_an_empty_one_asks_for_nothing() {
+    fn range_is_cut_without_gap_or_overlap() {
         assert_eq!(cut(&(5..5)).count(), 0);
         assert_eq!(cut(&(5..6)).collect::<Vec<_>>(), [(5, 1)]);
         let max = REQUEST_BYTES_MAX;

@@ -9,44 +9,45 @@ use std::sync::{Arc, Mutex, OnceLock, TryLockError};
 
 use super::channel::Channel;
 use super::codec::{Attributes, OpenFor, Request};
-use super::session::{Call, Session};
-use crate::beside::beside;
+use super::session::{Call, SftpSession};
 use crate::contract::{Access, Applied, FileStat, ReadClass, StoreFile};
+use crate::join::join;
 use crate::{FileName, IgnorePoison, StoreError};
 use answers::{Owed, Whole};
 
 /// A transfer beyond this size is worth opening the data channels for.
 const SMALL_TRANSFER_BYTES: usize = 32 * 1024;
-/// So much of reads may be under way on the first channel before others take further ones.
+/// Other channels take further reads once this much is under way on the first channel.
 const DEMAND_QUEUE_BYTES: usize = 512 * 1024;
-/// Requests end at multiples of this, so that a block is never torn between two of them.
+/// Requests end at multiples of this, so that a block is never split between two of them.
 const BLOCK_BYTES: u64 = 4096;
-/// Bytes that one call reads ahead of itself; its answers wait in memory.
+/// Bytes that one call has requested ahead; their answers wait in memory.
 const READ_WINDOW_BYTES: usize = 8 * 1024 * 1024;
 
 pub(crate) struct SftpFile {
-    pub(super) session: Arc<Session>,
+    pub(super) session: Arc<SftpSession>,
     name: FileName,
     pub(super) object: String,
     path: String,
     access: Access,
-    /// [`Session::renames_of`] when it was opened.
+    /// [`SftpSession::renames_of`] when it was opened.
     renames: u64,
     opened: Attributes,
     first: Arc<Handle>,
     data: Vec<DataHandle>,
-    /// Held during a flush: one that begins later must not return before one that took the marks.
+    /// Locked during a flush: a flush that starts later must not return before the one that took
+    /// the `unsynced` marks.
     flushing: Mutex<()>,
     flush_failed: AtomicBool,
 }
 
 pub(super) struct Handle {
     pub(super) bytes: Vec<u8>,
-    /// A write was answered on it since its last fsync began.
+    /// A write on it was answered since its last fsync started.
     unsynced: AtomicBool,
 }
 
-/// This file on one data channel, opened when it is first wanted.
+/// This file on one data channel, opened when it is first needed.
 #[derive(Default)]
 struct DataHandle {
     opening: Mutex<()>,
@@ -56,7 +57,7 @@ struct DataHandle {
 
 impl SftpFile {
     pub(crate) fn open(
-        session: &Arc<Session>,
+        session: &Arc<SftpSession>,
         name: &FileName,
         access: Access,
     ) -> Result<Self, StoreError> {
@@ -67,7 +68,10 @@ impl SftpFile {
         Self::open_as(session, name, access, "open", how)
     }
 
-    pub(crate) fn create_new(session: &Arc<Session>, name: &FileName) -> Result<Self, StoreError> {
+    pub(crate) fn create_new(
+        session: &Arc<SftpSession>,
+        name: &FileName,
+    ) -> Result<Self, StoreError> {
         let access = Access::ReadWrite;
         let file = Self::open_as(session, name, access, "create", OpenFor::Creating)?;
         // So that a flush of an empty new file reaches its inode, too.
@@ -76,7 +80,7 @@ impl SftpFile {
     }
 
     fn open_as(
-        session: &Arc<Session>,
+        session: &Arc<SftpSession>,
         name: &FileName,
         access: Access,
         op: &'static str,
@@ -129,8 +133,8 @@ impl SftpFile {
         }
     }
 
-    /// The channel for a read that somebody waits for: the first, which carries no bulk; while it
-    /// is busy with other such reads, one that is up and has less to do.
+    /// The channel for a demand read: the first, which carries no bulk transfers. While that is
+    /// busy with other such reads, one that is up and less busy.
     fn demand_channel(&self) -> (&Channel, Arc<Handle>) {
         let first = (&self.session.first, Arc::clone(&self.first));
         let busy = self.session.first.load();
@@ -139,7 +143,7 @@ impl SftpFile {
         }
         let less_busy = self.session.data_channels().iter().zip(&self.data);
         let less_busy = less_busy.filter_map(|(channel, slot)| {
-            // No waiting here: neither for a channel nor for a handle on it.
+            // This must not wait: neither for a channel nor for a handle on it.
             let handle = slot.opened.get()?.as_ref()?;
             let up = self.session.usable(channel);
             up.then(|| (channel.load(), channel, Arc::clone(handle)))
@@ -150,8 +154,8 @@ impl SftpFile {
         }
     }
 
-    /// The channel for reading ahead, which must not fill the first: where nothing else is up, it
-    /// waits until something is, or can't be.
+    /// The channel for read-ahead, which must not fill the first one. If no other channel is up,
+    /// this waits until one is, or none can be.
     fn ahead_channel(&self, len: usize) -> (&Channel, Arc<Handle>) {
         let first = &self.session.first;
         let up = |channel: &Channel| self.session.usable(channel);
@@ -161,7 +165,7 @@ impl SftpFile {
             return (first, Arc::clone(&self.first));
         }
         for channel in self.session.begin_data_channels() {
-            // Whether it came up or not, the next is looked at only if this one can't be used.
+            // The next channel is tried only if this one can't be used.
             if channel.wait_greeting().is_ok() && self.session.usable(channel) {
                 break;
             }
@@ -169,7 +173,7 @@ impl SftpFile {
         self.bulk_channel(len)
     }
 
-    /// The least loaded channel for bulk transfers; the first while no other is up.
+    /// The least busy channel for bulk transfers; the first while no other is up.
     fn bulk_channel(&self, len: usize) -> (&Channel, Arc<Handle>) {
         let channels = if len > SMALL_TRANSFER_BYTES {
             self.session.begin_data_channels()
@@ -191,8 +195,8 @@ impl SftpFile {
         (&self.session.first, Arc::clone(&self.first))
     }
 
-    /// This file's handle on a data channel, opened when first asked for. While another caller
-    /// opens it there is none: channels are joined side by side, not one after another.
+    /// Returns this file's handle on a data channel, opened at first use. `None` while another
+    /// caller opens it: channels are opened in parallel, not one after another.
     fn data_handle(&self, index: usize, channel: &Channel) -> Option<Arc<Handle>> {
         let slot = &self.data[index];
         if let Some(opened) = slot.opened.get() {
@@ -204,7 +208,7 @@ impl SftpFile {
             Err(TryLockError::WouldBlock) => return None,
         };
         let open = || {
-            let (same, handle) = beside(
+            let (same, handle) = join(
                 || self.session.leads_to_the_same_folder(index, channel),
                 || self.join_channel(channel),
             );
@@ -213,14 +217,14 @@ impl SftpFile {
         slot.opened.get_or_init(open).clone()
     }
 
-    /// Opens the file once more by its name. It must be the same file, as far as SFTP v3 can
-    /// tell: not renamed or removed by us, same owner and mode, same length.
+    /// Opens the file again by its name. It must be the same file, as far as SFTP v3 can tell: not
+    /// renamed or removed by us, same owner and mode, same length.
     pub(super) fn join_channel(&self, channel: &Channel) -> Option<Handle> {
         let how = match self.access {
             Access::ReadOnly => OpenFor::Reading,
             Access::ReadWrite => OpenFor::Writing,
         };
-        // A writer may be growing the file between the two looks.
+        // A writer may be growing the file between the two checks.
         for _ in 0..3 {
             let (bytes, found) = self
                 .session
@@ -237,7 +241,7 @@ impl SftpFile {
             if same && self.session.renames_of(&self.name) == self.renames {
                 return Some(handle);
             }
-            channel.tell(&Request::Close {
+            channel.send_unanswered(&Request::Close {
                 handle: &handle.bytes,
             });
         }
@@ -267,7 +271,7 @@ impl SftpFile {
         })
     }
 
-    /// A range that a file can have; `offset + len` then never overflows.
+    /// Checks that a file can have this range; then `offset + len` never overflows.
     fn in_range(&self, op: &'static str, offset: u64, len: usize) -> Result<(), StoreError> {
         match offset.checked_add(len as u64) {
             Some(end) if i64::try_from(end).is_ok() => Ok(()),
@@ -289,7 +293,7 @@ impl StoreFile for SftpFile {
         file_stat(&self.attributes("stat")?).ok_or_else(|| StoreError::Unsupported {
             op: "stat",
             object: self.object.clone(),
-            reason: "the server tells no file lengths".to_owned(),
+            reason: "the server reports no file lengths".to_owned(),
         })
     }
 
@@ -356,8 +360,8 @@ impl StoreFile for SftpFile {
     fn write_parts_at(&self, parts: &[(u64, &[u8])]) -> Result<(), StoreError> {
         self.may_write(parts)?;
         let (owed, mut outcome) = self.ask_writes(parts);
-        // Every answer is waited for, also after a failure: nothing of this call may still be on
-        // its way when the caller writes there again, perhaps over another channel.
+        // Every answer is waited for, even after a failure: when the caller writes there again,
+        // perhaps on another channel, no write of this call may still be under way.
         for write in owed {
             let call = self.call(write.channel, "write");
             let answered = call.wait(&write.answer).and_then(|body| {
@@ -377,8 +381,8 @@ impl StoreFile for SftpFile {
         self.flush_handles(0)
     }
 
-    /// A server stops reading a channel at an fsync. The first one writes what all channels
-    /// brought, while the others carry on; theirs, all together, find little left.
+    /// A server stops reading a channel during an fsync. The first fsync writes what all channels
+    /// sent, while the others carry on; their own fsyncs then find little left.
     fn flush_behind(&self) -> Result<(), StoreError> {
         self.flush_handles(1)
     }
@@ -407,7 +411,7 @@ impl StoreFile for SftpFile {
 }
 
 impl SftpFile {
-    /// Whether all of this may be written to this file.
+    /// Checks that all of this may be written to this file.
     fn may_write(&self, parts: &[(u64, &[u8])]) -> Result<(), StoreError> {
         self.writable("write")?;
         parts
@@ -415,9 +419,9 @@ impl SftpFile {
             .try_for_each(|(offset, data)| self.in_range("write", *offset, data.len()))
     }
 
-    /// Sends the writes; the second is why not all of them went out.
+    /// Sends the writes. The second value is why not all of them were sent.
     fn ask_writes(&self, parts: &[(u64, &[u8])]) -> (Vec<Owed<'_>>, Result<(), StoreError>) {
-        // Few small parts are not worth the data channels, many are.
+        // A few small parts are not worth the data channels; many are.
         let whole: usize = parts.iter().map(|(_, data)| data.len()).sum();
         let max = self.session.write_bytes_max;
         let requests = parts.iter().flat_map(|(offset, data)| {
@@ -446,7 +450,7 @@ impl SftpFile {
         (owed, Ok(()))
     }
 
-    /// Syncs every handle that carried a write since its last fsync: so many, then the others.
+    /// Syncs every handle with writes since its last fsync: first `ahead` of them, then the others.
     fn flush_handles(&self, ahead: usize) -> Result<(), StoreError> {
         let _flushing = self.flushing.lock().ignore_poison();
         self.no_flush_failed()?;
@@ -460,7 +464,7 @@ impl SftpFile {
                 reason: "the server has no fsync@openssh.com".to_owned(),
             });
         }
-        // All marks are taken first: what is answered from now on is the next flush's.
+        // All marks are taken first: what is answered from now on belongs to the next flush.
         let mut handles = self.handles();
         handles.retain(|(_, handle)| handle.unsynced.swap(false, Ordering::SeqCst));
         let mut outcome = Ok(());
@@ -514,14 +518,14 @@ impl SftpFile {
 impl Drop for SftpFile {
     fn drop(&mut self) {
         for (channel, handle) in self.handles() {
-            channel.tell(&Request::Close {
+            channel.send_unanswered(&Request::Close {
                 handle: &handle.bytes,
             });
         }
     }
 }
 
-/// What the contract tells of a file; `None` where the server tells no length.
+/// Converts attributes; `None` if the server reports no length.
 pub(crate) fn file_stat(found: &Attributes) -> Option<FileStat> {
     Some(FileStat {
         len: found.len?,

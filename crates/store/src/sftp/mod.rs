@@ -1,10 +1,10 @@
 //! A store on an SSH server: our own pipelined SFTP version 3 client.
 
-//!
-//! `codec` knows the bytes, `wire` and `program` where they come from and go to, `channel` has
-//! many requests in flight on one wire, `session` holds the channels of one server, `open` opens
-//! its files and does small ones whole, `file` is one open file over all channels, `answers` what its reads get,
-//! `witness` makes sure that all channels lead to one folder.
+//! `codec` translates requests and replies to bytes. `wire` and `program` provide the byte streams.
+//! `channel` has many requests in flight on one wire. `session` holds the channels of one server.
+//! `open` opens its files, and reads, creates and removes small ones. `file` is one open file over
+//! all channels. `witness` verifies that all channels lead to one folder. `punch` and `read_lease`
+//! use a shell on the server, `copy` copies within the server.
 
 mod channel;
 mod codec;
@@ -35,7 +35,7 @@ pub use wire::{Dial, Ending, EndingKind, Wire, WireEnd};
 use codec::{Attributes, Request};
 use file::{SftpFile, file_stat};
 use program::Program;
-use session::{Session, SessionOptions};
+use session::{SessionOptions, SftpSession};
 
 use crate::contract::{Access, Applied, Capabilities, FileStat, FreeSpace, Store, StoreFile};
 use crate::text::printable;
@@ -45,29 +45,29 @@ use crate::{FileName, StoreError};
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct SftpOptions {
-    /// Program and arguments that give an SFTP server on their standard input and output; run
+    /// Program and arguments that provide an SFTP server on their standard input and output; run
     /// once per channel. See [`SshTarget::argv`].
     pub program: Vec<OsString>,
     /// The server's name, for messages.
     pub host: String,
     /// The folder on the server: absolute, or relative to the account's home.
     pub folder: String,
-    /// Channels for writes and read-ahead, besides the one for demand reads and everything else;
-    /// default 4. One that the server refuses is done without.
+    /// Channels for writes and read-ahead, in addition to the one for demand reads and everything
+    /// else; default 4. If the server refuses one, the session goes on without it.
     pub data_channels: usize,
-    /// Begins to open them with the connection, for who is going to write much: a login takes
-    /// many round trips. Default false: when the first large transfer comes.
+    /// Open the data channels together with the connection, for a caller that will write much: a
+    /// login takes many round trips. Default false: they are opened at the first large transfer.
     pub data_channels_at_once: bool,
-    /// Descriptors that stay open as long as any of the spawned programs lives (the lock record's
+    /// Descriptors that stay open as long as any of the spawned programs runs (the write journal's
     /// flock).
     pub inherit_fds: Vec<OwnedFd>,
-    /// Without one byte of an answer for so long while one is owed, the line counts as lost;
-    /// default 60 s.
+    /// If an answer is pending and no byte of it arrives for this long, the connection counts as
+    /// lost; default 60 s.
     pub answer_timeout: Duration,
-    /// The same while an fsync is owed, which may take long on a slow disk; default 10 min.
+    /// The same while an fsync is pending, which may take long on a slow disk; default 10 min.
     pub flush_timeout: Duration,
-    /// Lets [`StoreFile::flush`] succeed, without durability, on a server without
-    /// `fsync@openssh.com`. For a user who insists; default false.
+    /// Let [`StoreFile::flush`] succeed, without durability, on a server without
+    /// `fsync@openssh.com`. Only if the user explicitly allows it; default false.
     pub insist_without_fsync: bool,
 }
 
@@ -92,15 +92,15 @@ impl SftpOptions {
 /// A folder on an SFTP server.
 ///
 /// Once any of its connections is lost, or the server breaks the protocol, the store and all its
-/// files are dead and say so at every call: connect again and open again. Files keep the
-/// connection for as long as they live. `discard` is `Unsupported`; see [`Puncher`].
+/// files are dead and every call fails: connect again and open again. Files keep the connection for
+/// as long as they exist. `discard` is `Unsupported`; see [`Puncher`].
 #[derive(Debug)]
 pub struct SftpStore {
-    session: Arc<Session>,
+    session: Arc<SftpSession>,
 }
 
 impl SftpStore {
-    /// Connects the first channel and looks at the folder, which must exist.
+    /// Connects the first channel and checks the folder, which must exist.
     pub fn connect(options: SftpOptions) -> Result<Self, StoreError> {
         let_inherit(&options.inherit_fds, &options.host)?;
         let hold_fds = !options.inherit_fds.is_empty();
@@ -110,7 +110,7 @@ impl SftpStore {
 
     /// The same over wires of any kind; [`SftpOptions::program`] is not used.
     pub fn connect_over(dial: Box<dyn Dial>, options: SftpOptions) -> Result<Self, StoreError> {
-        let session = Session::connect(
+        let session = SftpSession::connect(
             dial,
             SessionOptions {
                 host: printable(options.host.as_bytes()),
@@ -127,7 +127,7 @@ impl SftpStore {
         Ok(Self { session })
     }
 
-    /// How many data channels are open at present, and why one could not be opened.
+    /// How many data channels are open now, and why one could not be opened.
     #[must_use]
     pub fn data_channels(&self) -> (usize, Option<String>) {
         self.session.data_channel_state()
@@ -148,15 +148,15 @@ impl SftpStore {
         }
     }
 
-    fn told(&self, name: &FileName, found: &Attributes) -> Result<FileStat, StoreError> {
+    fn file_stat_of(&self, name: &FileName, found: &Attributes) -> Result<FileStat, StoreError> {
         file_stat(found).ok_or_else(|| StoreError::Unsupported {
             op: "stat",
             object: self.session.object(name),
-            reason: "the server tells no file lengths".to_owned(),
+            reason: "the server reports no file lengths".to_owned(),
         })
     }
 
-    /// Finds out whether a bare FAILURE means that `name` was there already.
+    /// Checks whether a bare FAILURE means that `name` existed already.
     fn explain_with(&self, error: StoreError, op: &'static str, name: &FileName) -> StoreError {
         if matches!(error, StoreError::Refused { .. }) && self.exists(op, name).unwrap_or(false) {
             return StoreError::AlreadyExists {
@@ -169,7 +169,7 @@ impl SftpStore {
 }
 
 impl SftpStore {
-    /// A file system that turned read-only refuses an open for writing with a bare FAILURE, too.
+    /// A file system that became read-only refuses an open for writing with a bare FAILURE, too.
     fn explain_opened(&self, error: StoreError, access: Access) -> StoreError {
         match access {
             Access::ReadOnly => error,
@@ -211,7 +211,7 @@ impl Store for SftpStore {
     }
 
     fn stat(&self, name: &FileName) -> Result<FileStat, StoreError> {
-        self.told(name, &self.lstat("stat", name)?)
+        self.file_stat_of(name, &self.lstat("stat", name)?)
     }
 
     fn rename(&self, from: &FileName, to: &FileName) -> Result<(), StoreError> {
@@ -240,8 +240,8 @@ impl Store for SftpStore {
     }
 
     fn rename_new(&self, from: &FileName, to: &FileName) -> Result<(), StoreError> {
-        // The draft demands a failure where `to` exists, OpenSSH keeps that without a race
-        // (link and unlink); looking first is for servers that don't.
+        // The draft demands a failure if `to` exists. OpenSSH implements that without a race (link
+        // and unlink). This check is for servers that don't.
         if self.exists("rename", to)? {
             let object = self.session.object(to);
             return Err(StoreError::AlreadyExists {
@@ -280,7 +280,9 @@ impl Store for SftpStore {
             path: self.session.folder_path(),
         })?;
         let names = call.names(&handle);
-        self.session.first.tell(&Request::Close { handle: &handle });
+        self.session
+            .first
+            .send_unanswered(&Request::Close { handle: &handle });
         names
     }
 
@@ -296,7 +298,7 @@ impl Store for SftpStore {
     ) -> Result<(FileStat, Vec<u8>), StoreError> {
         let read = self.session.read_small(name, access, len_max);
         let (found, bytes) = read.map_err(|error| self.explain_opened(error, access))?;
-        Ok((self.told(name, &found)?, bytes))
+        Ok((self.file_stat_of(name, &found)?, bytes))
     }
 
     fn create_filled(&self, name: &FileName, content: &[u8]) -> Result<Applied, StoreError> {
@@ -313,7 +315,9 @@ impl Store for SftpStore {
     ) -> Result<Option<FileStat>, StoreError> {
         let found = self.session.overwrite_and_stat(name, content, next);
         let found = found.map_err(|error| self.session.explain(error))?;
-        found.map(|found| self.told(next, &found)).transpose()
+        found
+            .map(|found| self.file_stat_of(next, &found))
+            .transpose()
     }
 
     fn remove_durably(&self, name: &FileName) -> Result<Applied, StoreError> {

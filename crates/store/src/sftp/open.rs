@@ -1,15 +1,14 @@
-//! Opens files, and reads, makes and removes small ones whole, in as few round trips as the order
-//! of things allows.
+//! Opens files; reads, creates and removes small ones, in as few round trips as the order allows.
 //!
-//! What depends on nothing that is still to be answered is asked at once. What follows what, and
-//! must: a name is made before it is written to and before its folder is flushed; it is removed
-//! before its folder is flushed; a handle is there before it is used.
+//! Requests that do not depend on a pending answer are sent at once. This order must be kept: a
+//! name is created before it is written to and before its folder is flushed; it is removed before
+//! its folder is flushed; a handle is opened before it is used.
 
 use std::sync::atomic::Ordering;
 
 use super::channel::{Answer, Channel};
 use super::codec::{Attributes, Malformed, OpenFor, Reply, Request};
-use super::session::{Call, STATUS_EOF, Session};
+use super::session::{Call, STATUS_EOF, SftpSession};
 use crate::contract::{Access, Applied};
 use crate::{FileName, StoreError, StoreErrorKind};
 
@@ -17,20 +16,20 @@ use crate::{FileName, StoreError, StoreErrorKind};
 enum Folder {
     /// By an fsync of this handle.
     Open(Vec<u8>),
-    /// It opens no folders, or doesn't sync them: by each file's own fsync, which on a file system
-    /// with a journal or a log covers the name that the file was last given (ext4, XFS, btrfs).
+    /// It opens no folders, or doesn't sync them. Each file's own fsync must do: on a file system
+    /// with a journal or a log (ext4, XFS, btrfs) it covers the name that the file was last given.
     Closed,
-    /// Not at all, and the user insists.
+    /// Not at all; the user allowed that.
     Unflushed,
 }
 
-/// How often a file that changes while it is being opened is looked at.
+/// How often a file that changes while it is being opened is tried.
 const OPEN_ATTEMPTS: u32 = 3;
 
-impl Session {
-    /// Opens a regular file on a channel. SFTP v3 can't refuse to follow a symbolic link, so the
-    /// name is looked at before and what was opened is looked at after; both must be the same as
-    /// far as v3 tells.
+impl SftpSession {
+    /// Opens a regular file on a channel. SFTP v3 can't refuse to follow a symbolic link. So the
+    /// name is checked before, and the open file after; both must be the same, as far as v3 can
+    /// tell.
     pub(crate) fn open_file(
         &self,
         channel: &Channel,
@@ -48,15 +47,15 @@ impl Session {
             let (before, handle) = match how {
                 OpenFor::Creating => (None, call.handle(&Request::Open { path, how })?),
                 OpenFor::Reading | OpenFor::Writing => {
-                    let (before, handle) = look_and_open(&call, path, how)?;
+                    let (before, handle) = stat_and_open(&call, path, how)?;
                     (Some(before), handle)
                 }
             };
             let after = call.attributes(&Request::Fstat { handle: &handle });
-            match judge(&call, before.as_ref(), after) {
+            match compare_stats(&call, before.as_ref(), after) {
                 Ok(Some(after)) => return Ok((handle, after)),
                 other => {
-                    channel.tell(&Request::Close { handle: &handle });
+                    channel.send_unanswered(&Request::Close { handle: &handle });
                     other?;
                 }
             }
@@ -64,7 +63,7 @@ impl Session {
         Err(changing(&call))
     }
 
-    /// Reads the first bytes of a file, `len_max` at most and one request's worth.
+    /// Reads the first bytes of a file: `len_max` at most, in one request.
     pub(crate) fn read_small(
         &self,
         name: &FileName,
@@ -95,18 +94,19 @@ impl Session {
         let len = u32::try_from(len_max).unwrap_or(u32::MAX);
         let len = len.min(self.read_bytes_max);
         for _ in 0..OPEN_ATTEMPTS {
-            let (before, handle) = look_and_open(&call, &path, how)?;
-            let found = read_and_look(&call, &handle, len);
-            call.channel.tell(&Request::Close { handle: &handle });
+            let (before, handle) = stat_and_open(&call, &path, how)?;
+            let found = read_and_stat(&call, &handle, len);
+            call.channel
+                .send_unanswered(&Request::Close { handle: &handle });
             let (bytes, after) = found?;
-            if let Some(after) = judge(&call, Some(&before), Ok(after))? {
+            if let Some(after) = compare_stats(&call, Some(&before), Ok(after))? {
                 return Ok((after, bytes));
             }
         }
         Err(changing(&call))
     }
 
-    /// Makes a small file, and then makes it durable: see [`crate::Store::create_filled`].
+    /// Creates a small file and makes it durable: see [`crate::Store::create_filled`].
     pub(crate) fn create_filled(
         &self,
         name: &FileName,
@@ -128,9 +128,10 @@ impl Session {
         Ok(filled.map_err(|error| self.explain(error)).into())
     }
 
-    /// Content and both flushes on one channel, whose server answers in order. One that took the
-    /// flush before the write would leave the content to a later flush: a crash of the server then
-    /// leaves an empty file, which every reader of small files must expect anyway.
+    /// Sends content and both flushes on one channel, which the server answers in order. If a
+    /// server carried out the flush before the write, the content would only be covered by a later
+    /// flush. A crash of the server would then leave an empty file, which every reader of small
+    /// files must expect anyway.
     fn fill(
         &self,
         call: &Call<'_>,
@@ -158,7 +159,7 @@ impl Session {
             call.wait_status(&flush)?;
         }
         match folder_flush.map(|flush| call.wait_status(&flush)) {
-            // The file's own fsync was there already.
+            // The file's own fsync was sent already.
             Some(Err(error)) if no_folders(&error) => {
                 self.folders_closed.store(true, Ordering::Relaxed);
                 Ok(())
@@ -167,9 +168,9 @@ impl Session {
         }
     }
 
-    /// Writes over a small file, and looks at another name behind that: see
-    /// [`crate::Store::overwrite_and_stat`]. Both on one channel; where its server may not keep the
-    /// order, one after the other.
+    /// Overwrites a small file, and then checks another name: see
+    /// [`crate::Store::overwrite_and_stat`]. Both are sent at once on one channel; if the server
+    /// may not keep the order, one after the other.
     pub(crate) fn overwrite_and_stat(
         &self,
         name: &FileName,
@@ -178,7 +179,7 @@ impl Session {
     ) -> Result<Option<Attributes>, StoreError> {
         let (object, path) = (self.object(name), self.path(name));
         let call = self.call("write", &object);
-        let (_, handle) = look_and_open(&call, &path, OpenFor::Writing)?;
+        let (_, handle) = stat_and_open(&call, &path, OpenFor::Writing)?;
         let (next_object, next_path) = (self.object(next), self.path(next));
         let stat_call = self.call("stat", &next_object);
         let stat = Request::Lstat { path: &next_path };
@@ -188,7 +189,7 @@ impl Session {
             data: content,
         });
         let outcome = written.and_then(|written| {
-            if self.one_by_one() {
+            if self.keeps_order() {
                 let stat = stat_call.ask(&stat)?;
                 call.wait_status(&written)?;
                 return stat_call.wait_attributes(&stat).map(Some);
@@ -203,7 +204,7 @@ impl Session {
         }
     }
 
-    /// Removes a name, and then makes that durable: see [`crate::Store::remove_durably`].
+    /// Removes a name and makes that durable: see [`crate::Store::remove_durably`].
     pub(crate) fn remove_durably(&self, name: &FileName) -> Result<Applied, StoreError> {
         self.note_rename(name);
         let (object, path) = (self.object(name), self.path(name));
@@ -224,10 +225,10 @@ impl Session {
         self.flush_opened_folder(folder)
     }
 
-    /// Asks for a handle of the folder that can be flushed; `None` where there is none to be had.
-    /// `OPENDIR`'s handles can't be given to fsync (sftp-server looks for a file's descriptor),
-    /// but open(2) for reading takes a folder, too. Other servers refuse that (ProFTPD's
-    /// `mod_sftp`, asyncssh).
+    /// Asks for a handle of the folder that can be flushed; `None` if the server has none. A handle
+    /// of `OPENDIR` can't be used for fsync (sftp-server needs a file's descriptor), but open(2)
+    /// for reading accepts a folder, too. Other servers refuse that (ProFTPD's `mod_sftp`,
+    /// asyncssh).
     fn begin_folder(&self) -> Result<Option<Answer>, StoreError> {
         let place = self.describe();
         let call = self.call("flush folder", &place);
@@ -287,9 +288,9 @@ impl Session {
         }
     }
 
-    /// Flushes each file that was made or renamed since the last flush and is still there.
-    /// A removal has nothing to flush: a name that a crash of the server brings back is one that
-    /// every reader expects (a lock of a session that ended, a half-made copy).
+    /// Flushes each file that was created or renamed since the last flush and still exists.
+    /// Removals need no flush: if a crash of the server restores a name, every reader expects that
+    /// (a lock of a session that ended, an unfinished copy).
     fn flush_new_names(&self) -> Result<(), StoreError> {
         for name in self.take_new_names() {
             let flushed = self.flush_one(&name);
@@ -307,7 +308,7 @@ impl Session {
     fn flush_one(&self, name: &FileName) -> Result<(), StoreError> {
         let (object, path) = (self.object(name), self.path(name));
         let call = self.call("flush", &object);
-        let (_, handle) = look_and_open(&call, &path, OpenFor::Writing)?;
+        let (_, handle) = stat_and_open(&call, &path, OpenFor::Writing)?;
         let outcome = call.status(&Request::Fsync { handle: &handle });
         self.close(&handle);
         outcome.map_err(|error| self.explain(error))
@@ -320,11 +321,11 @@ impl Session {
     }
 
     fn close(&self, handle: &[u8]) {
-        self.first.tell(&Request::Close { handle });
+        self.first.send_unanswered(&Request::Close { handle });
     }
 }
 
-/// Whether the server answered that it won't, rather than that it failed on the way.
+/// Whether the server refused the request itself; otherwise it failed for another reason.
 fn refused(error: &StoreError) -> bool {
     matches!(
         error.kind(),
@@ -332,7 +333,7 @@ fn refused(error: &StoreError) -> bool {
     )
 }
 
-/// Whether an fsync of a folder was refused as such. A bare FAILURE may be the disk's.
+/// Whether an fsync was refused because it was for a folder. A bare FAILURE may come from the disk.
 fn no_folders(error: &StoreError) -> bool {
     matches!(
         error.kind(),
@@ -340,9 +341,9 @@ fn no_folders(error: &StoreError) -> bool {
     )
 }
 
-/// Looks at a name and opens it. For reading and writing both go out at once. An open for reading
-/// alone waits for the look: it would keep the server waiting at a FIFO (fifo(7)).
-fn look_and_open(
+/// Checks a name and opens it. For reading and writing both are sent at once. An open for reading
+/// alone waits for the check: at a FIFO it would block the server (fifo(7)).
+fn stat_and_open(
     call: &Call<'_>,
     path: &str,
     how: OpenFor,
@@ -354,29 +355,30 @@ fn look_and_open(
         }
         Err(not_regular(call))
     };
-    let looked = call.ask(&Request::Lstat { path })?;
+    let asked = call.ask(&Request::Lstat { path })?;
     if how == OpenFor::Reading {
-        let found = call.wait_attributes(&looked).and_then(regular)?;
+        let found = call.wait_attributes(&asked).and_then(regular)?;
         return Ok((found, call.handle(&open)?));
     }
     let opened = call.ask(&open)?;
-    let found = call.wait_attributes(&looked).and_then(regular);
+    let found = call.wait_attributes(&asked).and_then(regular);
     let handle = call.wait_handle(&opened);
     match (found, handle) {
         (Ok(found), Ok(handle)) => Ok((found, handle)),
         (Ok(_), Err(error)) => Err(error),
         (Err(error), handle) => {
             if let Ok(handle) = handle {
-                call.channel.tell(&Request::Close { handle: &handle });
+                call.channel
+                    .send_unanswered(&Request::Close { handle: &handle });
             }
             Err(error)
         }
     }
 }
 
-/// What is open now, if it is the regular file that was looked at; `None` where the name may mean
-/// another one by now.
-fn judge(
+/// Returns what is open now, if it is the regular file that was checked; `None` if the name may be
+/// another file by now.
+fn compare_stats(
     call: &Call<'_>,
     before: Option<&Attributes>,
     after: Result<Attributes, StoreError>,
@@ -391,8 +393,8 @@ fn judge(
     Ok(same.then_some(after))
 }
 
-/// Reads up to `len` bytes from the start, and looks at what is open.
-fn read_and_look(
+/// Reads up to `len` bytes from the start, and the attributes of the open file.
+fn read_and_stat(
     call: &Call<'_>,
     handle: &[u8],
     len: u32,
@@ -405,15 +407,15 @@ fn read_and_look(
         })
     };
     let mut owed = read(0)?;
-    let looked = call.ask(&Request::Fstat { handle })?;
+    let asked = call.ask(&Request::Fstat { handle })?;
     let mut bytes = Vec::new();
     loop {
         let body = call.wait(&owed)?;
-        let room = len as usize - bytes.len();
+        let space = len as usize - bytes.len();
         match call.parse(&body)? {
-            Reply::Data(data) if data.len() > room => {
+            Reply::Data(data) if data.len() > space => {
                 return Err(call.broken(&Malformed::TooMuchData {
-                    asked: room,
+                    asked: space,
                     sent: data.len(),
                 }));
             }
@@ -429,7 +431,7 @@ fn read_and_look(
         }
         owed = read(bytes.len())?;
     }
-    Ok((bytes, call.wait_attributes(&looked)?))
+    Ok((bytes, call.wait_attributes(&asked)?))
 }
 
 fn not_regular(call: &Call<'_>) -> StoreError {

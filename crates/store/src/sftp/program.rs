@@ -18,28 +18,28 @@ use super::wire::{Dial, Ending, EndingKind, Wire, WireEnd};
 use crate::text::printable;
 use crate::{IgnorePoison, StoreError};
 
-/// How much of what the program says on its standard error is kept (the last of it).
+/// How much of the program's standard error is kept (the end of it).
 const STDERR_BYTES_MAX: usize = 4096;
-/// How long a program that was told to end, or killed, may take to be gone.
+/// How long a program may take to exit after it was asked to, or killed.
 const EXIT_PATIENCE: Duration = Duration::from_secs(2);
 /// ssh's exit status for its own failures (ssh(1), EXIT STATUS).
 const SSH_FAILED: i32 = 255;
-/// A shell's exit status where it found no such program (POSIX, 2.8.2); ssh hands on the server's.
+/// A shell's exit status if it found no such program (POSIX, 2.8.2); ssh passes the server's on.
 const SHELL_FOUND_NOTHING: i32 = 127;
 
 /// Starts a program once per channel.
 #[derive(Debug)]
 pub(crate) struct Program {
     argv: Vec<OsString>,
-    /// What messages call it: the program itself, not a shell around it.
+    /// Its name in messages: the program itself, not a shell around it.
     name: String,
     host: String,
 }
 
 impl Program {
-    /// With `hold_fds` the program runs below a shell that does nothing but wait for it, and for the
-    /// end of this process: ssh closes every inherited descriptor beyond 2 when it starts
-    /// (`closefrom` in ssh.c), so it can't hold a flock itself; the shell can, for exactly as long.
+    /// With `hold_fds` the program runs below a shell that only waits for it, and for the end of
+    /// this process. ssh closes every inherited descriptor beyond 2 when it starts (`closefrom` in
+    /// ssh.c), so it can't keep a flock itself. The shell can, for exactly as long.
     pub(crate) fn new(argv: Vec<OsString>, host: &str, hold_fds: bool) -> Self {
         let name = argv.first().map_or_else(String::new, |program| {
             program.to_string_lossy().into_owned()
@@ -67,7 +67,8 @@ impl Dial for Program {
             .argv
             .split_first()
             .ok_or_else(|| unreachable("no program to run".to_owned()))?;
-        // The shell around it would say so only in words, and the server's may say the same.
+        // The shell around it would report this only as text, and the server's shell may print the
+        // same.
         if is_missing(&self.name) {
             return Err(StoreError::ProgramMissing {
                 program: printable(self.name.as_bytes()),
@@ -78,8 +79,8 @@ impl Dial for Program {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // Ctrl-C in the terminal is for sprat, which ends its sessions in order. And the
-            // group can be killed whole: ssh starts helpers (ProxyCommand, ProxyJump).
+            // Ctrl-C in the terminal is for sprat, which ends its sessions cleanly. And the group
+            // can be killed as a whole: ssh starts helpers (ProxyCommand, ProxyJump).
             .process_group(0)
             .spawn()
             .map_err(|error| {
@@ -102,7 +103,7 @@ impl Dial for Program {
     }
 }
 
-/// Whether no file of this name is where programs are looked for. What can't be run for another reason is
+/// Whether the search path has no file of this name. A file that can't be run for another reason is
 /// not missing.
 fn is_missing(program: &str) -> bool {
     let is_there = |path: &Path| path.symlink_metadata().is_ok();
@@ -115,8 +116,8 @@ fn is_missing(program: &str) -> bool {
     !std::env::split_paths(&folders).any(|folder| is_there(&folder.join(program)))
 }
 
-/// The end of this process, as others see it: a pipe whose only writer it is. Its reader is left to
-/// the programs that are started.
+/// A pipe that shows other processes the end of this one: it is the only writer. The reading end is
+/// inherited by the programs that are started.
 fn lifeline() -> Option<RawFd> {
     static PIPE: OnceLock<Option<(PipeReader, PipeWriter)>> = OnceLock::new();
     let made = PIPE.get_or_init(|| {
@@ -127,11 +128,11 @@ fn lifeline() -> Option<RawFd> {
     made.as_ref().map(|(reader, _)| reader.as_raw_fd())
 }
 
-/// What the shell does: runs the program, and kills all of its group once this process is gone,
-/// however it ended. An ssh that is still connecting, or whose server is stuck, would not notice the
-/// end of its pipes, and hold the flock for as long as that takes.
+/// The shell's script: runs the program, and kills all of its group once this process has ended in
+/// any way. An ssh that is still connecting, or whose server is stuck, would not notice the end of
+/// its pipes and would keep the flock for that long.
 fn shell_script() -> String {
-    // Behind the program there is a command, or the shell would execute it in its own place.
+    // There must be a command behind the program; otherwise the shell would replace itself by it.
     let Some(lifeline) = lifeline() else {
         return "\"$0\" \"$@\"; exit \"$?\"".to_owned();
     };
@@ -147,7 +148,7 @@ fn unreachable_pipes(child: &mut Child) {
     let _ = child.wait();
 }
 
-/// The running program, and what it said.
+/// The running program, and its output on standard error.
 struct ProgramEnd {
     program: String,
     child: Mutex<(Child, Option<ExitStatus>)>,
@@ -178,7 +179,7 @@ impl ProgramEnd {
 
     fn kill_group(&self) {
         let child = self.child.lock().ignore_poison();
-        // Not reaped yet, so that the number still means this group.
+        // Not reaped yet, so the number is still this group's.
         if child.1.is_none()
             && let Some(pid) = i32::try_from(child.0.id()).ok().and_then(Pid::from_raw)
         {
@@ -186,14 +187,14 @@ impl ProgramEnd {
         }
     }
 
-    /// The exit status, waited for up to `patience`.
+    /// Waits up to `patience` for the exit status.
     fn exit_status(&self, patience: Duration) -> Option<ExitStatus> {
         let until = Instant::now() + patience;
         loop {
             {
                 let mut child = self.child.lock().ignore_poison();
                 if child.1.is_none() {
-                    // Helpers of a dead leader are ended before its number is given free.
+                    // Helpers of a dead leader are killed before its process id becomes free.
                     child.1 = self.reap(&mut child.0);
                 }
                 if child.1.is_some() || Instant::now() >= until {
@@ -228,7 +229,7 @@ impl WireEnd for ProgramEnd {
     fn ending(&self, patience: Duration) -> Ending {
         let status = self.exit_status(patience);
         if status.is_some() {
-            // What it said last may still lie in the pipe.
+            // Its last output may still be in the pipe.
             let until = Instant::now() + Duration::from_millis(200);
             while self
                 .listener
@@ -245,7 +246,7 @@ impl WireEnd for ProgramEnd {
 
 impl Drop for ProgramEnd {
     fn drop(&mut self) {
-        // Its input is closed by now: it is about to end by itself.
+        // Its input is closed by now, so it is about to exit.
         if self.exit_status(EXIT_PATIENCE).is_none() {
             self.cut();
         }
@@ -256,7 +257,7 @@ impl Drop for ProgramEnd {
     }
 }
 
-/// Keeps the end of what the program says, until it has ended or `stopped` is closed.
+/// Keeps the end of the program's output, until it has ended or `stopped` is closed.
 fn listen(mut stderr: ChildStderr, stopped: &PipeReader, heard: &Mutex<Vec<u8>>) {
     let mut chunk = [0; 1024];
     loop {
@@ -287,7 +288,7 @@ fn listen(mut stderr: ChildStderr, stopped: &PipeReader, heard: &Mutex<Vec<u8>>)
     }
 }
 
-/// What an exit status and ssh's words mean. The texts are those of OpenSSH 9.2's sshconnect.c,
+/// Translates an exit status and ssh's messages. The texts are those of OpenSSH 9.2's sshconnect.c,
 /// sshconnect2.c and clientloop.c; an unknown one is shown as it is.
 fn explain(program: &str, status: Option<ExitStatus>, heard: &[u8]) -> Ending {
     let text = String::from_utf8_lossy(heard).into_owned();
@@ -350,9 +351,10 @@ fn explain(program: &str, status: Option<ExitStatus>, heard: &[u8]) -> Ending {
     Ending { kind, reason }
 }
 
-/// What ssh says of a host key that changed, but for the command that would throw the known one away: it
-/// comes first of ssh's last lines, and is no advice before the new key was compared. The words are those
-/// of `warn_changed_key` and `check_host_key` (OpenSSH's sshconnect.c).
+/// What ssh prints about a changed host key, without the command that would remove the known one.
+/// That command is the first of ssh's last lines, and must not be followed before the new key was
+/// compared. The texts are those of `warn_changed_key` and `check_host_key` (OpenSSH's
+/// sshconnect.c).
 fn changed_key(text: &str) -> Option<String> {
     if !text.contains("IDENTIFICATION HAS CHANGED") {
         return None;
@@ -367,7 +369,7 @@ fn changed_key(text: &str) -> Option<String> {
         let known = line.strip_prefix("Offending ")?;
         known.split_once(" in ")
     });
-    let mut said = "it is another one than this machine knows".to_owned();
+    let mut said = "it differs from the one that this machine knows".to_owned();
     if let Some((kind, _)) = shown {
         said.push_str(&format!(": the server shows the {kind} key {fingerprint}"));
     }
@@ -382,7 +384,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ssh_messages_are_told_apart() {
+    fn ssh_messages_are_distinguished() {
         let failed = Some(ExitStatus::from_raw(SSH_FAILED << 8));
         for (text, kind) in [
             ("Host key verification failed.\r\n", EndingKind::HostKey),
@@ -415,8 +417,8 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_host_key_is_shown_without_the_command_that_forgets_the_old_one() {
-        // As OpenSSH 9.2 writes it.
+    fn changed_host_key_is_shown_without_the_command_that_removes_it() {
+        // As OpenSSH 9.2 prints it.
         let text = "@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@\r\n\
             @    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @\r\n\
             @@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@\r\n\
@@ -435,24 +437,24 @@ mod tests {
         assert_eq!(ending.kind, EndingKind::HostKey);
         assert_eq!(
             ending.reason,
-            "it is another one than this machine knows: the server shows the ED25519 key \
+            "it differs from the one that this machine knows: the server shows the ED25519 key \
              SHA256:abc/def, known is the ECDSA key of /root/.ssh/known_hosts:7 (ssh ended with status 255)"
         );
-        // In words of a later version the command does not come first either.
+        // With the wording of a later version the command does not come first either.
         let from = text.find("Offending").unwrap();
         let reason = explain("ssh", failed, &text.as_bytes()[from..]).reason;
         assert!(!reason.contains("ssh-keygen"), "{reason}");
     }
 
     #[test]
-    fn words_of_the_server_are_escaped_and_bounded() {
+    fn server_text_is_escaped_and_bounded() {
         let ending = explain("ssh", None, &[b"\x1b[2Jevil", &[b'x'; 9000][..]].concat());
         assert!(!ending.reason.contains('\x1b'));
         assert!(ending.reason.chars().count() < 400);
     }
 
     #[test]
-    fn a_program_that_this_machine_lacks_is_not_one_that_the_server_lacks() {
+    fn missing_local_program_differs_from_one_missing_on_the_server() {
         for program in ["/nonexistent/ssh", "no-such-program-anywhere"] {
             for hold_fds in [false, true] {
                 let dial = Program::new(vec![program.into()], "host", hold_fds);
@@ -473,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn a_descendant_that_keeps_stderr_open_does_not_keep_us() {
+    fn descendant_with_open_stderr_does_not_block_the_end() {
         let argv = [
             "/bin/sh",
             "-c",

@@ -1,11 +1,11 @@
-//! Makes holes in a file on a server through a shell there, where the account has one.
+//! Punches holes in a file on a server, with a shell there if the account has one.
 //!
 //! SFTP has no request for that. `sh` gets the script below over its standard input, then one line
-//! for each range; it answers in lines that begin with a random word, so that whatever a login
-//! prints by the way is told apart. Before every hole it looks whether the session's own lock, told
-//! by its token, still lies beside the file and no other one follows it: a server that is late with
-//! what a lost line left it does nothing once another session has begun. The name alone would not
-//! do: sessions after a takeover begin with the first number again.
+//! for each range. It answers in lines that begin with a random word, so that other output of the
+//! login is recognised as such. Before every hole it checks that the session's own lock, identified
+//! by its token, still exists beside the file, and that no later one follows. So a server that
+//! carries out requests of a lost connection late does nothing once another session has begun. The
+//! name alone would not be enough: if all leases were removed, numbers start again.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -24,15 +24,15 @@ use crate::{FileName, StoreError};
 
 /// Ranges between two answers.
 const BATCH_RANGES: usize = 256;
-/// Batches that are sent ahead of their answers: enough to hide the line's round trip, few enough
-/// that a lost line leaves little to a server that goes on without it.
+/// Batches that are sent ahead of their answers: enough to hide the round trip, few enough that
+/// after a lost connection the server has little left to do.
 const BATCHES_AHEAD: usize = 6;
-/// A longer line is none of ours and is cut.
+/// A longer line is not an answer and is cut.
 const LINE_BYTES_MAX: usize = 1000;
-/// Lines of others that are waited through for one answer.
+/// Lines of other programs that are skipped while waiting for one answer.
 const FOREIGN_LINES_MAX: usize = 10_000;
 
-/// A lock as a helper on the server sees it: `lock` lies there and holds `token`, and `next`, the
+/// A lock as a helper on the server sees it: `lock` exists and contains `token`, and `next`, the
 /// name by which another session would take over, does not exist.
 #[derive(Debug, Clone)]
 pub struct Fence {
@@ -40,25 +40,25 @@ pub struct Fence {
     pub lock: FileName,
     /// The next lock file's name.
     pub next: FileName,
-    /// A word in the lock file that nobody else could know or have written.
+    /// A word in the lock file that no other program could know or have written.
     pub token: String,
 }
 
 /// How to reach a shell on the server.
 #[derive(Debug)]
 pub struct PuncherOptions {
-    /// Program and arguments that give a shell on their standard input and output. See
+    /// Program and arguments that provide a shell on their standard input and output. See
     /// [`SshTarget::shell_argv`](crate::SshTarget::shell_argv).
     pub program: Vec<OsString>,
     /// The server's name, for messages.
     pub host: String,
-    /// The folder as SFTP names it: absolute, or relative to the account's home.
+    /// The folder's path in SFTP: absolute, or relative to the account's home.
     pub folder: String,
     /// The file in it.
     pub file: FileName,
     /// Proves that the shell sees the same folder, and that the file is still ours.
     pub fence: Fence,
-    /// Descriptors that stay open as long as the program lives (the lock record's flock).
+    /// Descriptors that stay open as long as the program runs (the write journal's flock).
     pub inherit_fds: Vec<OwnedFd>,
     /// How long one answer may take.
     pub answer_timeout: Duration,
@@ -72,18 +72,19 @@ pub struct Puncher {
     lines: Receiver<String>,
     end: Box<dyn WireEnd>,
     answer_timeout: Duration,
-    /// What the server printed last that was no answer.
+    /// What the server last printed that was not an answer.
     heard: Vec<String>,
     _inherit_fds: Vec<OwnedFd>,
 }
 
 impl Puncher {
-    /// Starts the shell and makes sure that it sees the same file, no symbolic link, and has a
-    /// `fallocate` that can punch.
+    /// Starts the shell and verifies that it sees the same file, not a symbolic link, and has a
+    /// `fallocate` that can punch holes.
     ///
     /// # Errors
-    /// `Unsupported`, with the reason, where this way does not exist: no shell, no fallocate, or
-    /// one that can only allocate (BusyBox).
+    ///
+    /// `Unsupported`, with the reason, if this is not possible: no shell, no fallocate, or one that
+    /// can only allocate (BusyBox).
     pub fn start(options: PuncherOptions) -> Result<Self, StoreError> {
         let_inherit(&options.inherit_fds, &options.host)?;
         let hold_fds = !options.inherit_fds.is_empty();
@@ -125,8 +126,8 @@ impl Puncher {
         match ready {
             Ok(answer) if answer == "ready" => Ok(puncher),
             Ok(answer) => Err(puncher.refused(&answer)),
-            // The account's login ended, or something that is no shell sits there: both before
-            // anything was asked of it.
+            // The account's login ended, or the program is not a shell. Both happened before it was
+            // asked for anything.
             Err(StoreError::Disconnected { reason, .. }) => match puncher.ending().0 {
                 EndingKind::Lost | EndingKind::Protocol => {
                     Err(puncher.unsupported(&format!("the account gives no shell ({reason})")))
@@ -143,8 +144,9 @@ impl Puncher {
     /// Punches ranges of the file, each of which then reads as zeros; not durable yet.
     ///
     /// # Errors
-    /// `Unsupported` where the server's file system can't; nothing has changed then.
-    /// `Disconnected` tells nothing of what was done, and some may still be done after it.
+    ///
+    /// `Unsupported` if the server's file system can't; then nothing has changed. After
+    /// `Disconnected` it is unknown what was done, and some of it may still be done later.
     pub fn punch(&mut self, ranges: &[Range<u64>]) -> Result<(), StoreError> {
         let mut owed = 0;
         for batch in ranges.chunks(BATCH_RANGES) {
@@ -156,32 +158,32 @@ impl Puncher {
             self.send(&text)?;
             owed += 1;
             if owed > BATCHES_AHEAD {
-                self.told("told")?;
+                self.wait_for("told")?;
                 owed -= 1;
             }
         }
         for _ in 0..owed {
-            self.told("told")?;
+            self.wait_for("told")?;
         }
         Ok(())
     }
 
-    /// Bytes that the file takes on the server's disk, as `du` tells them there.
+    /// Bytes that the file uses on the server's disk, as `du` reports them there.
     pub fn allocated_bytes(&mut self) -> Result<u64, StoreError> {
         self.send("size -\n")?;
-        let answer = self.told("size")?;
+        let answer = self.wait_for("size")?;
         let kib: Result<u64, _> = answer.parse();
         kib.ok()
             .and_then(|kib| kib.checked_mul(1024))
             .ok_or_else(|| StoreError::Protocol {
                 op: "measure",
                 object: self.object.clone(),
-                reason: format!("du said {:?}", printable(answer.as_bytes())),
+                reason: format!("du printed {:?}", printable(answer.as_bytes())),
             })
     }
 
-    /// Waits for an answer that begins with `expected`, and returns the rest of it.
-    fn told(&mut self, expected: &str) -> Result<String, StoreError> {
+    /// Waits for an answer that starts with `expected`, and returns the rest of it.
+    fn wait_for(&mut self, expected: &str) -> Result<String, StoreError> {
         let answer = self.answer()?;
         match answer.split_once(' ') {
             Some((first, rest)) if first == expected => Ok(rest.to_owned()),
@@ -198,7 +200,7 @@ impl Puncher {
         };
         match written {
             Ok(()) => Ok(()),
-            // Why it ended may have been said already; else the end tells.
+            // The reason may have been printed already; otherwise the end shows it.
             Err(_) => match self.answer() {
                 Ok(answer) => Err(self.refused(&answer)),
                 Err(error) => Err(error),
@@ -206,7 +208,7 @@ impl Puncher {
         }
     }
 
-    /// The next line that is an answer, without the word before it.
+    /// Returns the next line that is an answer, without its first word.
     fn answer(&mut self) -> Result<String, StoreError> {
         for _ in 0..FOREIGN_LINES_MAX {
             let line = match self.lines.recv_timeout(self.answer_timeout) {
@@ -230,7 +232,7 @@ impl Puncher {
             }
         }
         self.end.cut();
-        Err(self.lost("it prints without end".to_owned()))
+        Err(self.lost("it prints endless output".to_owned()))
     }
 
     fn lost(&self, reason: String) -> StoreError {
@@ -258,7 +260,7 @@ impl Puncher {
         }
     }
 
-    /// What an answer that was not hoped for means.
+    /// The error for an unexpected answer.
     fn refused(&self, answer: &str) -> StoreError {
         let heard = self.heard.join("; ");
         let no = answer.strip_prefix("no ").unwrap_or(answer);
@@ -272,8 +274,8 @@ impl Puncher {
             },
             "missing" => self.unsupported("the server has no fallocate"),
             "old" => self.unsupported("the server's fallocate can't punch holes (as BusyBox's)"),
-            // The first of all. Programs word it differently ("not supported", "unsupported"), so
-            // what counts is that it failed, but for causes that pass.
+            // The first hole failed. Programs word the cause differently ("not supported",
+            // "unsupported"), so any failure counts as unsupported, except for temporary causes.
             "hole"
                 if ![
                     "No space",
@@ -297,12 +299,12 @@ impl Puncher {
             "lock" => StoreError::Refused {
                 op: "punch",
                 object: self.object.clone(),
-                reason: "the lock beside it is gone or another's".to_owned(),
+                reason: "the lock beside it is gone or belongs to another session".to_owned(),
             },
             other => StoreError::Protocol {
                 op: "punch",
                 object: self.object.clone(),
-                reason: format!("the shell said {:?}", printable(other.as_bytes())),
+                reason: format!("the shell printed {:?}", printable(other.as_bytes())),
             },
         }
     }
@@ -323,7 +325,7 @@ impl std::fmt::Debug for Puncher {
     }
 }
 
-/// Hands on lines until the end; a long one is cut, so memory stays bounded.
+/// Passes lines on until the end; a long line is cut, so that memory stays bounded.
 fn read_lines(mut reader: Box<dyn Read + Send>, lines: &SyncSender<String>) {
     let mut chunk = [0; 4096];
     let mut line = Vec::new();
@@ -348,19 +350,19 @@ fn read_lines(mut reader: Box<dyn Read + Send>, lines: &SyncSender<String>) {
     }
 }
 
-/// Begins each of our answers.
+/// The first word of each of our answers.
 fn random_word() -> String {
-    // Without randomness a server could answer in another's place; it can anyway.
+    // Without randomness a server could forge answers; it can do that anyway.
     format!("sprat-{}", Token::random().unwrap_or(Token([0; 16])))
 }
 
-/// One word for a POSIX shell, whatever is in it.
+/// One word for a POSIX shell, whatever it contains.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
-/// What the shell does; POSIX, for dash, bash and BusyBox alike. All of it stands within braces, so
-/// that the shell has read it whole before it runs any of it: from then on its input is ranges.
+/// The script; POSIX, for dash, bash and BusyBox alike. All of it is in braces, so that the shell
+/// has read it completely before it runs any of it: from then on its input is ranges.
 fn script(word: &str, folder: &str, file: &FileName, fence: &Fence) -> String {
     let folder = match folder {
         "" => ".".to_owned(),

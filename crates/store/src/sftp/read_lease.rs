@@ -1,9 +1,9 @@
-//! Asks the server's kernel whether anybody has a file open for writing.
+//! Asks the server's kernel whether any process has a file open for writing.
 //!
-//! A read lease (`fcntl(F_SETLEASE, F_RDLCK)`, fcntl(2)) is granted only where nobody has, whatever
-//! processes there are and whether or not we may see them. It proves that no earlier session can
-//! write any more. That is so on a file system of the server's own: another machine's writes to a network file
-//! system are not known to this kernel.
+//! A read lease (`fcntl(F_SETLEASE, F_RDLCK)`, fcntl(2)) is granted only if no process has the file
+//! open for writing, including processes that we can't see. It proves that no earlier session can
+//! write any more. This holds on the server's own file systems: the kernel does not know another
+//! machine's writes to a network file system.
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
@@ -16,14 +16,15 @@ use crate::FileStat;
 /// The answer is one line.
 const ANSWER_BYTES_MAX: u64 = 1000;
 
-/// What the kernel said.
+/// The kernel's answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Writers {
-    /// Nobody has the file open for writing.
+    /// No process has the file open for writing.
     None,
-    /// Somebody has.
+    /// Some process has.
     Some,
-    /// It can't be asked: no shell, no Perl and no Python, a network file system, another file.
+    /// The kernel can't be asked: no shell, no Perl and no Python, a network file system, another
+    /// file.
     Unknown {
         /// Why.
         reason: String,
@@ -49,8 +50,8 @@ except OSError as e: said = "busy" if e.errno == 11 else "no %d" % e.errno
 print("file %d %d %s" % (s.st_size, int(s.st_mtime), said))
 "#;
 
-/// Asks over `argv`, whose last words make the server's login shell run `sh -s`, about the file at
-/// `path`, which SFTP shows as `stat`. Gives up after `timeout`.
+/// Asks about the file at `path`, which SFTP shows as `stat`. The last words of `argv` make the
+/// server's login shell run `sh -s`. Gives up after `timeout`.
 pub fn writers_of(argv: &[OsString], path: &str, stat: &FileStat, timeout: Duration) -> Writers {
     let unknown = |reason: &str| Writers::Unknown {
         reason: reason.to_owned(),
@@ -68,7 +69,7 @@ pub fn writers_of(argv: &[OsString], path: &str, stat: &FileStat, timeout: Durat
     let script = script(path);
     let (answer_to, answer) = mpsc::channel();
     let reader = std::thread::Builder::new().spawn(move || {
-        // A shell that ends early closes the pipe; its answer tells.
+        // A shell that ends early closes the pipe; its answer shows that.
         if let Some(mut stdin) = stdin {
             let _ = stdin.write_all(script.as_bytes());
         }
@@ -150,9 +151,9 @@ mod tests {
         )
     }
 
-    /// In memory: where the test runs may be a file system that the script doesn't know.
+    /// In memory: the script may not know the file system on which the test runs.
     #[test]
-    fn the_kernel_says_whether_anybody_may_write() {
+    fn kernel_reports_whether_any_process_may_write() {
         let Ok(folder) = tempfile::tempdir_in("/dev/shm") else {
             return;
         };
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_plain_answer_about_the_same_file_proves_anything() {
+    fn only_a_clear_answer_about_the_same_file_proves_anything() {
         let stat = FileStat {
             len: 5,
             modified_s: Some(7),

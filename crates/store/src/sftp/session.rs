@@ -13,17 +13,18 @@ use crate::local::LIST_ENTRIES_MAX;
 use crate::text::printable;
 use crate::{FileName, IgnorePoison, StoreError};
 
-/// What a server without `limits@openssh.com` must take: the draft's section 3 demands packets
-/// of 34,000 bytes.
+/// What a server without `limits@openssh.com` must accept: the draft's section 3 demands packets of
+/// 34,000 bytes.
 const PLAIN_TRANSFER_BYTES: u32 = 32 * 1024;
-/// OpenSSH's own limit: its longest message without 1 KiB for everything but the data.
+/// OpenSSH's own limit: its longest message, minus 1 KiB for everything but the data.
 const TRANSFER_BYTES_MAX: u32 = 256 * 1024 - 1024;
 /// A server that announces less than a block can't carry a block device.
 const TRANSFER_BYTES_MIN: u32 = 4096;
-/// With less than this, a failed write is taken for a full disk: SFTP v3 has no status for it.
+/// With less free space than this, a failed write is reported as a full disk: SFTP v3 has no status
+/// for it.
 const NO_SPACE_BELOW_BYTES: u64 = 1024 * 1024;
 
-/// Everything that a [`Session`] is made of besides its first wire.
+/// Everything that a [`SftpSession`] needs except its first wire.
 pub(crate) struct SessionOptions {
     pub host: String,
     pub folder: String,
@@ -32,8 +33,8 @@ pub(crate) struct SessionOptions {
     pub insist_without_fsync: bool,
 }
 
-/// A connected server. Once one of its channels dies, all do.
-pub(crate) struct Session {
+/// A connected server. If one of its channels dies, all do.
+pub(crate) struct SftpSession {
     pub options: SessionOptions,
     pub extensions: Extensions,
     pub read_bytes_max: u32,
@@ -42,20 +43,20 @@ pub(crate) struct Session {
     dial: Box<dyn Dial>,
     data: OnceLock<DataChannels>,
     group: Arc<Group>,
-    /// How often a name was renamed or removed: a handle opened by that name before must not be
-    /// joined by one opened by the same name after.
+    /// How often a name was renamed or removed: handles opened by a name before and after that must
+    /// not be combined.
     renames: Mutex<HashMap<FileName, u64>>,
-    /// Names that were made or given since the folder was last flushed.
+    /// Names that were created or given to another file since the folder was last flushed.
     new_names: Mutex<BTreeSet<FileName>>,
-    /// The server opens no folder to be flushed, or doesn't sync one.
+    /// The server opens no folder for a flush, or doesn't sync it.
     pub folders_closed: AtomicBool,
-    /// A small file that all channels must show alike.
+    /// A small file that all channels must show with the same content.
     witness: Mutex<Option<FileName>>,
-    /// The witness that each data channel showed.
+    /// The witness that each data channel has shown.
     checked: Mutex<HashMap<usize, FileName>>,
-    /// An answer came before that of a request sent earlier on the same channel.
+    /// An answer arrived before that of a request sent earlier on the same channel.
     overtook: AtomicBool,
-    /// Open for the programs that later channels start.
+    /// Kept open for the programs that later channels start.
     _inherit_fds: Vec<OwnedFd>,
 }
 
@@ -76,7 +77,7 @@ impl Group {
         self.members.lock().ignore_poison().push(channel.killer());
         let group = Arc::clone(self);
         channel.on_death(Box::new(move |ending, greeted| {
-            // One that never came up is a slower session, not a lost one.
+            // If one never came up, the session is only slower, not lost.
             if greeted {
                 group.die(ending);
             }
@@ -88,7 +89,7 @@ impl Group {
 
     fn die(&self, ending: &Ending) {
         if self.dead.set(ending.clone()).is_ok() {
-            // Taken out first: each death calls this again.
+            // Taken out first, because each death calls this again.
             let members = std::mem::take(&mut *self.members.lock().ignore_poison());
             for member in members {
                 member.kill(ending);
@@ -97,8 +98,8 @@ impl Group {
     }
 }
 
-impl Session {
-    /// Connects the first channel, asks for its limits and looks at the folder.
+impl SftpSession {
+    /// Connects the first channel, asks for its limits and checks the folder.
     pub(crate) fn connect(
         dial: Box<dyn Dial>,
         options: SessionOptions,
@@ -138,7 +139,7 @@ impl Session {
         let call = session.call("open folder", &place);
         let path = session.folder_path();
         let found = call.ask(&Request::Stat { path })?;
-        // Both are under way at once.
+        // Both requests are under way at once.
         let limits = session.ask_limits()?;
         let found = call.wait_attributes(&found)?;
         if let Some((read_bytes_max, write_bytes_max)) = limits {
@@ -161,7 +162,7 @@ impl Session {
         Ok(Arc::new(session))
     }
 
-    /// The most bytes that a read and a write may have; `None` where the server tells no limits.
+    /// The largest read and write; `None` if the server announces no limits.
     fn ask_limits(&self) -> Result<Option<(u32, u32)>, StoreError> {
         if !self.extensions.limits {
             return Ok(None);
@@ -169,7 +170,7 @@ impl Session {
         let place = self.describe();
         let call = self.call("connect", &place);
         let limits = call.extended(&Request::Limits, codec::parse_limits)?;
-        // Room for a request's other fields; zero means no limit, the plain size is then kept.
+        // Minus a request's other fields. Zero means no limit; then the default size is kept.
         let packet_max = limits.packet_bytes_max.saturating_sub(1024);
         let bound = |announced: u64| {
             let announced = if packet_max == 0 {
@@ -182,7 +183,7 @@ impl Session {
                 Ok(small) if small < TRANSFER_BYTES_MIN => Err(StoreError::Unsupported {
                     op: "connect",
                     object: place.clone(),
-                    reason: format!("the server takes no more than {small} bytes at a time"),
+                    reason: format!("the server accepts no more than {small} bytes at a time"),
                 }),
                 Ok(announced) => Ok(announced.min(TRANSFER_BYTES_MAX)),
                 Err(_) => Ok(TRANSFER_BYTES_MAX),
@@ -194,7 +195,7 @@ impl Session {
         )))
     }
 
-    /// Where this is, for messages.
+    /// Returns the location for messages.
     pub(crate) fn describe(&self) -> String {
         let (host, folder) = (
             &self.options.host,
@@ -207,12 +208,12 @@ impl Session {
         }
     }
 
-    /// A file as messages name it.
+    /// A file's name in messages.
     pub(crate) fn object(&self, name: &FileName) -> String {
         format!("{}/{name}", self.describe().trim_end_matches('/'))
     }
 
-    /// The folder as requests name it.
+    /// The folder's path in requests.
     pub(crate) fn folder_path(&self) -> &str {
         match self.options.folder.as_str() {
             "" => ".",
@@ -220,12 +221,12 @@ impl Session {
         }
     }
 
-    /// A file as requests name it.
+    /// A file's path in requests.
     pub(crate) fn path(&self, name: &FileName) -> String {
         format!("{}/{name}", self.folder_path().trim_end_matches('/'))
     }
 
-    /// One request after another on the first channel.
+    /// Requests on the first channel, one after another.
     pub(crate) fn call<'a>(&'a self, op: &'static str, object: &'a str) -> Call<'a> {
         Call {
             channel: &self.first,
@@ -234,7 +235,7 @@ impl Session {
         }
     }
 
-    /// The data channels; begins to open them all at the first call, and waits for none.
+    /// The data channels. The first call starts to open all of them; it does not wait.
     pub(crate) fn begin_data_channels(&self) -> &[Channel] {
         let data = self.data.get_or_init(|| {
             let mut data = DataChannels {
@@ -262,17 +263,18 @@ impl Session {
         &data.channels
     }
 
-    /// The data channels as far as they were begun.
+    /// The data channels that were started so far.
     pub(crate) fn data_channels(&self) -> &[Channel] {
         self.data.get().map_or(&[], |data| &data.channels)
     }
 
-    /// Whether transfers may go over `channel`: it is up, and leads to a server of the same kind.
+    /// Whether transfers may use `channel`: it is up, and leads to a server with the same
+    /// extensions.
     pub(crate) fn usable(&self, channel: &Channel) -> bool {
         channel.greeting() == Some(self.extensions)
     }
 
-    /// Open data channels, and why one could not be opened.
+    /// The number of open data channels, and why one could not be opened.
     pub(crate) fn data_channel_state(&self) -> (usize, Option<String>) {
         let Some(data) = self.data.get() else {
             return (0, None);
@@ -294,12 +296,12 @@ impl Session {
         )
     }
 
-    /// Whether a channel's requests are surely done one after another.
-    pub(crate) fn one_by_one(&self) -> bool {
-        self.extensions.one_by_one && !self.overtook.load(Ordering::SeqCst)
+    /// Whether a channel's requests are certainly carried out one after another.
+    pub(crate) fn keeps_order(&self) -> bool {
+        self.extensions.keeps_order && !self.overtook.load(Ordering::SeqCst)
     }
 
-    /// From now on the server's order counts for nothing.
+    /// Records that this server does not keep the order.
     pub(crate) fn note_overtaking(&self) {
         self.overtook.store(true, Ordering::SeqCst);
     }
@@ -324,7 +326,7 @@ impl Session {
             .or_default() += 1;
     }
 
-    /// Must be called when `name` was made, or given to another file.
+    /// Must be called when `name` was created, or given to another file.
     pub(crate) fn note_new_name(&self, name: &FileName) {
         self.new_names.lock().ignore_poison().insert(name.clone());
     }
@@ -367,9 +369,8 @@ impl Session {
             .extended(&request, codec::parse_statvfs)
     }
 
-    /// Finds what stands behind a bare FAILURE (which is what ENOSPC, EDQUOT, EROFS and EIO all
-    /// become, `errno_to_portable` in sftp-server.c). A quota can't be asked for and stays
-    /// `Refused`.
+    /// Finds the cause of a bare FAILURE (the status for ENOSPC, EDQUOT, EROFS and EIO,
+    /// `errno_to_portable` in sftp-server.c). A quota can't be queried and stays `Refused`.
     pub(crate) fn explain(&self, error: StoreError) -> StoreError {
         let StoreError::Refused { op, object, .. } = &error else {
             return error;
@@ -389,7 +390,7 @@ impl Session {
     }
 }
 
-/// Requests on one channel under one operation's name.
+/// Requests on one channel for one operation.
 pub(crate) struct Call<'a> {
     pub channel: &'a Channel,
     pub op: &'static str,
@@ -397,7 +398,7 @@ pub(crate) struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// Sends a request whose answer is waited for later.
+    /// Sends a request; the answer is waited for later.
     pub(crate) fn ask(&self, request: &Request<'_>) -> Result<Answer, StoreError> {
         self.channel
             .ask(request)
@@ -409,7 +410,7 @@ impl Call<'_> {
         Ok(self.wait_arrival(answer)?.body)
     }
 
-    /// The same, with its place among the channel's answers.
+    /// The same, with its position among the channel's answers.
     pub(crate) fn wait_arrival(&self, answer: &Answer) -> Result<Arrived, StoreError> {
         self.channel
             .wait(answer)
@@ -430,7 +431,7 @@ impl Call<'_> {
         self.ended(self.channel.broken(malformed))
     }
 
-    /// The error for an answer of the wrong kind: a refusal, or a breach of the protocol.
+    /// The error for an answer of the wrong kind: a refusal, or a violation of the protocol.
     pub(crate) fn unexpected(&self, body: &[u8]) -> StoreError {
         match self.parse(body) {
             Ok(Reply::Status { code, message }) if code != STATUS_OK => self.refused(code, message),
@@ -451,7 +452,7 @@ impl Call<'_> {
         self.is_ok(&self.wait(answer)?)
     }
 
-    /// Whether a status says that all is well.
+    /// Checks that a status is OK.
     pub(crate) fn is_ok(&self, body: &[u8]) -> Result<(), StoreError> {
         match self.parse(body)? {
             Reply::Status {
@@ -502,12 +503,12 @@ impl Call<'_> {
         }
     }
 
-    /// The whole list of an open folder.
+    /// Reads the complete list of an open folder.
     pub(crate) fn names(&self, handle: &[u8]) -> Result<Vec<FileName>, StoreError> {
         let mut names = Vec::new();
-        // Every answer counts for some, so that nearly empty ones don't go on for ever.
+        // Every answer counts for some entries, so that nearly empty ones can't go on for ever.
         let mut seen = 0;
-        // Two at once: that a short list is at its end is known with its names.
+        // Two at once: the end of a short list then arrives with its names.
         let mut owed = VecDeque::new();
         let mut at_end = false;
         loop {
@@ -554,8 +555,8 @@ impl Call<'_> {
         }
     }
 
-    /// The error for a status that isn't OK. Codes above 8 are those of later versions, which
-    /// some servers send all the same (draft-ietf-secsh-filexfer-13 section 9.1).
+    /// The error for a status that isn't OK. Codes above 8 belong to later versions; some servers
+    /// send them all the same (draft-ietf-secsh-filexfer-13 section 9.1).
     fn refused(&self, code: u32, message: &[u8]) -> StoreError {
         let (op, object) = (self.op, self.object.to_owned());
         match code {
@@ -590,7 +591,7 @@ const STATUS_OK: u32 = 0;
 /// `SSH_FX_EOF`
 pub(crate) const STATUS_EOF: u32 = 1;
 
-/// The error for a first channel that didn't come up.
+/// The error for a first channel that did not come up.
 fn unreached(host: &str, ending: Ending) -> StoreError {
     let (host, reason) = (host.to_owned(), ending.reason);
     match ending.kind {
@@ -609,9 +610,9 @@ fn unreached(host: &str, ending: Ending) -> StoreError {
     }
 }
 
-impl std::fmt::Debug for Session {
+impl std::fmt::Debug for SftpSession {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Session")
+        f.debug_struct("SftpSession")
             .field("place", &self.describe())
             .finish_non_exhaustive()
     }

@@ -1,4 +1,4 @@
-//! How the system's `ssh` is called so that it gives an SFTP server on its pipes.
+//! The command line of the system's `ssh` that provides an SFTP server on its pipes.
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -6,13 +6,13 @@ use std::time::Duration;
 use crate::StoreError;
 use crate::text::printable;
 
-/// An account on an SSH server. Everything else (keys, jump hosts, known hosts, ciphers) is
-/// ssh's own configuration's affair.
+/// An account on an SSH server. Everything else (keys, jump hosts, known hosts, ciphers) comes from
+/// ssh's own configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SshTarget {
     /// User name; `None` leaves it to ssh.
     pub user: Option<String>,
-    /// Host name, address or an alias of ssh's configuration; IPv6 addresses without brackets.
+    /// Host name, address or an alias in ssh's configuration; IPv6 addresses without brackets.
     pub host: String,
     /// TCP port; `None` leaves it to ssh.
     pub port: Option<u16>,
@@ -22,7 +22,7 @@ pub struct SshTarget {
 
 impl SshTarget {
     /// An account on `host`, with ssh's defaults and 30 s to connect. Refuses a host or user that
-    /// ssh could take for an option or that holds control characters or blanks.
+    /// ssh could parse as an option, or that contains control characters or blanks.
     pub fn new(user: Option<&str>, host: &str, port: Option<u16>) -> Result<Self, StoreError> {
         let odd = |text: &str| {
             text.is_empty()
@@ -43,7 +43,7 @@ impl SshTarget {
         })
     }
 
-    /// The whole command: `ssh_command` (usually just `ssh`) with the options that an unattended
+    /// The complete command: `ssh_command` (usually just `ssh`) with the options that an unattended
     /// session needs, up to `… -s -- host sftp`.
     #[must_use]
     pub fn argv(&self, ssh_command: &[OsString]) -> Vec<OsString> {
@@ -52,7 +52,7 @@ impl SshTarget {
         argv
     }
 
-    /// The same for an account with a shell: its login shell runs `sh -s`, which takes a script
+    /// The same for an account with a shell: its login shell runs `sh -s`, which reads a script
     /// from standard input.
     #[must_use]
     pub fn shell_argv(&self, ssh_command: &[OsString]) -> Vec<OsString> {
@@ -67,7 +67,7 @@ impl SshTarget {
         for option in [
             // Never wait for a person: there may be none.
             "BatchMode=yes",
-            // A dead line is noticed within 45 s, also when nothing is being sent.
+            // A dead connection is noticed within 45 s, even if nothing is being sent.
             "ServerAliveInterval=15",
             "ServerAliveCountMax=3",
             connect_timeout.as_str(),
@@ -79,8 +79,8 @@ impl SshTarget {
             "RequestTTY=no",
             // Ciphertext doesn't compress.
             "Compression=no",
-            // A shared or persisted master would outlive us and go on sending what it holds, so
-            // that neither a killed session's end nor its lock could be told.
+            // A shared or persistent master would outlive us and go on sending what it holds. Then
+            // it would be unknown when a killed session ends and its lock may be taken.
             "ControlMaster=no",
             "ControlPath=none",
             "ControlPersist=no",

@@ -1,5 +1,4 @@
-//! A pair of byte streams to an SFTP server, and how to end it; where it comes from is its own
-//! affair.
+//! A pair of byte streams to an SFTP server, and how to end it.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -8,12 +7,12 @@ use std::time::Duration;
 
 use crate::StoreError;
 
-/// Why a wire ended, as far as its own side can tell (an exit status, an error message).
+/// Why a wire ended, as far as this side can tell (an exit status, an error message).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ending {
     /// What it means for a caller.
     pub kind: EndingKind,
-    /// For a person; safe for a terminal.
+    /// For people; safe for a terminal.
     pub reason: String,
 }
 
@@ -21,9 +20,9 @@ pub struct Ending {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EndingKind {
-    /// The line was lost, or nothing is known.
+    /// The connection was lost, or nothing is known.
     Lost,
-    /// No way to the server, or no SFTP there.
+    /// The server can't be reached, or it offers no SFTP.
     Unreachable,
     /// The server refused the login.
     LoginRefused,
@@ -35,12 +34,12 @@ pub enum EndingKind {
     Elsewhere,
 }
 
-/// What ends a wire. Dropping it frees everything it holds.
+/// Ends a wire. Dropping it frees everything that the wire holds.
 pub trait WireEnd: Send + Sync {
     /// Ends both directions at once, so that a blocked read or write returns.
     fn cut(&self);
 
-    /// Why it ended, after its reader saw the end; may wait up to `patience` for an exit status.
+    /// Why it ended, after its reader found the end; may wait up to `patience` for an exit status.
     fn ending(&self, patience: Duration) -> Ending;
 }
 
@@ -67,7 +66,7 @@ impl Wire {
 
 /// Makes wires to one server, one per channel.
 pub trait Dial: Send + Sync {
-    /// Begins a connection; must not wait for the server.
+    /// Starts a connection; must not wait for the server.
     fn dial(&self) -> Result<Wire, StoreError>;
 }
 
@@ -77,7 +76,7 @@ impl<F: Fn() -> Result<Wire, StoreError> + Send + Sync> Dial for F {
     }
 }
 
-/// Dropping it tells the far end that no more comes, as closing a pipe would.
+/// Dropping it shows the server that no more will come, as closing a pipe would.
 struct SocketWriter(UnixStream);
 
 impl Write for SocketWriter {

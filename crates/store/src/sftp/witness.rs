@@ -1,24 +1,24 @@
-//! Makes sure that all channels lead to one folder.
+//! Verifies that all channels lead to one folder.
 //!
-//! A name may stand for several machines (login nodes, a round-robin name), and each channel may end
-//! at another one. Where those share no disk, blocks of one container would go into several files;
-//! where they share one by a network file system that shows old content, a lease proves nothing. So
-//! a file that was just written through the first channel, the lease, is read through each further one
-//! before that carries anything.
+//! A name may stand for several machines (login nodes, a round-robin name), and each channel may
+//! end at another one. If these share no disk, blocks of one container would go into several files.
+//! If they share a network file system that shows old content, a lease proves nothing. So before a
+//! further channel carries anything, it must show a file that was just written through the first
+//! channel: the lease.
 
 use std::thread::sleep;
 use std::time::Duration;
 
 use super::channel::Channel;
 use super::codec::OpenFor;
-use super::session::Session;
+use super::session::SftpSession;
 use super::wire::{Ending, EndingKind};
 use crate::{FileName, StoreError, StoreErrorKind};
 
 /// A witness is small: a lease.
 const WITNESS_BYTES_MAX: usize = 4096;
-/// It is renewed now and then, between two reads perhaps; and a network file system may show what
-/// was there a moment ago.
+/// The witness may be renewed between two reads. And a network file system may show what was there
+/// a moment ago.
 const PAUSES: [Duration; 4] = [
     Duration::ZERO,
     Duration::from_millis(200),
@@ -26,14 +26,15 @@ const PAUSES: [Duration; 4] = [
     Duration::from_secs(2),
 ];
 
-impl Session {
-    /// From now on data channels are used only where they show this file as the first channel does.
+impl SftpSession {
+    /// From now on data channels are used only if they show this file as the first channel does.
     pub(crate) fn set_witness(&self, name: &FileName) {
         *self.witness() = Some(name.clone());
     }
 
-    /// Whether data channel `channel` shows the witness as the first channel does. If it does not, the
-    /// whole session ends. What is not known counts as the same: the channel, or the lease, is lost then.
+    /// Whether data channel `channel` shows the witness as the first channel does. If not, the
+    /// whole session ends. If a read fails, this returns true: then the channel, or the lease, is
+    /// lost anyway.
     pub(crate) fn leads_to_the_same_folder(&self, index: usize, channel: &Channel) -> bool {
         let Some(witness) = self.witness().clone() else {
             return true;

@@ -12,7 +12,7 @@ use sprat_store::{
 use sprat_testkit::memory::MemoryStore;
 use sprat_testkit::{asyncssh, needs, requires, sshd};
 
-/// A store under test, and the local folder behind it where there is one.
+/// A store under test, and the local folder behind it if there is one.
 struct Subject<'a> {
     store: &'a dyn Store,
     folder: Option<&'a Path>,
@@ -312,7 +312,7 @@ fn many_threads_at_once_see_their_own_bytes(subject: &Subject<'_>) {
     file.flush().unwrap();
 }
 
-/// Handles stay with the file that was opened, also those that further channels open later.
+/// Handles stay with the file that was opened, including those that other channels open later.
 fn an_open_file_survives_its_name(subject: &Subject<'_>) {
     let (store, held, other) = (subject.store, name("held"), name("other"));
     let file = store.create_new(&held).unwrap();
@@ -419,7 +419,7 @@ fn memory_keeps_the_contract() {
 }
 
 #[test]
-fn a_local_folder_keeps_the_contract() {
+fn local_folder_keeps_the_contract() {
     let folder = tempfile::tempdir().unwrap();
     let store = LocalStore::open(folder.path()).unwrap();
     run_all(&Subject {

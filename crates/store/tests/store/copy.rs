@@ -1,4 +1,4 @@
-//! A file is copied between stores: sparse, in spite of faults, and only what reads back counts.
+//! Copies of a file between stores: sparse, despite faults, and only what reads back counts.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -101,7 +101,7 @@ fn check(folder: &Path, content: &[u8]) {
 }
 
 #[test]
-fn a_sparse_file_arrives_whole_and_sparse_from_any_store_in_any_other() {
+fn sparse_file_arrives_complete_and_sparse_between_any_stores() {
     requires!(
         needs::sftp_server()
             .is_none()
@@ -134,7 +134,7 @@ fn a_sparse_file_arrives_whole_and_sparse_from_any_store_in_any_other() {
         let figures = copy::copy(&sides, &mut note, &mut Patient).unwrap();
         assert_eq!(note.stage(), CopyStage::Verified);
         assert_eq!(figures.step, CopyStep::Verifying);
-        // Holes that the source tells of are not read.
+        // Holes that the source reports are not read.
         assert_eq!(figures.read_bytes < LEN / 2, known);
         assert!(figures.verified_bytes >= figures.written_bytes);
         check(folder, &content);
@@ -144,7 +144,7 @@ fn a_sparse_file_arrives_whole_and_sparse_from_any_store_in_any_other() {
 }
 
 #[test]
-fn whatever_fails_at_either_end_the_next_run_goes_on_to_a_whole_copy() {
+fn after_any_failure_the_next_run_completes_the_copy() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
     let content = make_source(folder);
@@ -175,7 +175,7 @@ fn whatever_fails_at_either_end_the_next_run_goes_on_to_a_whole_copy() {
             if plan.struck() {
                 struck += 1;
                 assert!(failed.is_err(), "{fault:?} at {nth}");
-                // As after a kill: all that is left is on the disks.
+                // As after a kill: only what is on the disks is left.
                 drop(note);
                 let mut note = CopyNote::open(&path).unwrap().unwrap();
                 let sides = CopySides {
@@ -198,7 +198,7 @@ fn whatever_fails_at_either_end_the_next_run_goes_on_to_a_whole_copy() {
 }
 
 #[test]
-fn what_is_noted_is_neither_read_nor_written_again() {
+fn recorded_pieces_are_neither_read_nor_written_again() {
     let dir = tempfile::tempdir().unwrap();
     let content = make_source(dir.path());
     let store = LocalStore::open(dir.path()).unwrap();
@@ -221,10 +221,10 @@ fn what_is_noted_is_neither_read_nor_written_again() {
     check(dir.path(), &content);
 }
 
-/// A disk that loses a byte of some writes.
+/// A disk that damages a byte of some writes.
 struct BadDisk {
     below: Arc<dyn StoreFile>,
-    /// So many of the first writes are damaged.
+    /// How many of the first writes are damaged.
     bad: u64,
     writes: AtomicU64,
 }
@@ -264,7 +264,7 @@ impl StoreFile for BadDisk {
 }
 
 #[test]
-fn what_does_not_read_back_is_copied_once_more_and_then_refused() {
+fn piece_that_does_not_read_back_is_copied_again_then_refused() {
     for (bad, ends_well) in [(2, true), (u64::MAX, false)] {
         let dir = tempfile::tempdir().unwrap();
         let content = make_source(dir.path());
@@ -296,7 +296,7 @@ fn what_does_not_read_back_is_copied_once_more_and_then_refused() {
 }
 
 #[test]
-fn a_source_that_was_written_to_since_is_noticed() {
+fn source_that_changed_meanwhile_is_detected() {
     let dir = tempfile::tempdir().unwrap();
     make_source(dir.path());
     let store = LocalStore::open(dir.path()).unwrap();
@@ -315,7 +315,7 @@ fn a_source_that_was_written_to_since_is_noticed() {
 }
 
 #[test]
-fn another_file_is_read_back_as_a_whole_whatever_was_read_back_before() {
+fn another_file_is_read_back_completely() {
     let dir = tempfile::tempdir().unwrap();
     make_source(dir.path());
     let store = LocalStore::open(dir.path()).unwrap();
@@ -329,13 +329,13 @@ fn another_file_is_read_back_as_a_whole_whatever_was_read_back_before() {
     let copied = copy::copy(&sides, &mut note, &mut Patient).unwrap();
     let read = copy::read_back(&*sides.destination, &mut note, &mut Patient).unwrap();
     assert_eq!(read.unwrap().verified_bytes, copied.verified_bytes);
-    // Another file with that name, of the same length, of which one byte near the end differs.
+    // Another file with that name, of the same length, with a different byte near the end.
     sides.destination.write_at(LEN - 100, &[0]).unwrap();
     let read = copy::read_back(&*sides.destination, &mut note, &mut Patient).unwrap();
     assert_eq!(read, None);
 }
 
-/// Notes what is left at each checkpoint.
+/// Records what is left at each checkpoint.
 #[derive(Default)]
 struct Leftovers(Vec<CopyLeft>);
 
@@ -351,7 +351,7 @@ impl CopyWatch for Leftovers {
 }
 
 #[test]
-fn nothing_is_left_to_be_written_once_all_has_arrived() {
+fn nothing_is_left_to_write_once_everything_has_arrived() {
     let dir = tempfile::tempdir().unwrap();
     make_source(dir.path());
     let store = LocalStore::open(dir.path()).unwrap();
@@ -372,7 +372,7 @@ fn nothing_is_left_to_be_written_once_all_has_arrived() {
     }
 }
 
-/// Interrupted as soon as something was written, or not at all.
+/// Interrupts the copy as soon as something was written, or not at all.
 struct Impatient(u64);
 
 impl CopyWatch for Impatient {
@@ -385,9 +385,9 @@ impl CopyWatch for Impatient {
     }
 }
 
-/// The destination loses its power once the copy has ended: what was noted is there.
+/// The destination loses its power once the copy has ended: what was recorded is there.
 #[test]
-fn what_is_noted_outlives_a_power_cut_of_the_destination() {
+fn recorded_pieces_survive_a_power_cut_of_the_destination() {
     for patience in [1, u64::MAX] {
         let dir = tempfile::tempdir().unwrap();
         let content = make_source(dir.path());
@@ -413,7 +413,7 @@ fn what_is_noted_outlives_a_power_cut_of_the_destination() {
             assert!(disk.durable() == content, "what was verified is gone");
         }
         drop(note);
-        // What was noted is not written again, so only what is durable makes this whole.
+        // What was recorded is not written again, so only durable pieces can make this complete.
         let mut note = CopyNote::open(&path).unwrap().unwrap();
         copy::copy(&sides(&disk), &mut note, &mut Patient).unwrap();
         assert!(disk.durable() == content);

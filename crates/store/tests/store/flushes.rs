@@ -1,5 +1,5 @@
-//! What an fsync covers: which changes ask for one, and that a failed one is never made good by the
-//! next; at a scripted server, and on a real disk that runs full behind a file system's back.
+//! What an fsync covers: which changes need one, and that a failed one is never repaired by the
+//! next; with a scripted server, and on a real disk that gets full below a file system.
 
 use std::io::Write;
 use std::os::fd::{AsRawFd, RawFd};
@@ -22,7 +22,7 @@ fn name() -> FileName {
     FileName::new("x").unwrap()
 }
 
-/// The fsyncs that a server was asked for; those of them that wait for their answer.
+/// The fsyncs that a server received, and those that wait for their answer.
 #[derive(Default)]
 struct Fsyncs {
     asked: usize,
@@ -51,7 +51,7 @@ fn counting() -> (SftpStore, Arc<dyn StoreFile>, Arc<Mutex<Fsyncs>>) {
 }
 
 #[test]
-fn a_write_that_is_answered_during_an_fsync_is_the_next_flushs() {
+fn write_answered_during_an_fsync_belongs_to_the_next_flush() {
     let (_store, file, fsyncs) = counting();
     file.write_at(0, b"before").unwrap();
     fsyncs.lock().unwrap().hold = true;
@@ -72,7 +72,7 @@ fn a_write_that_is_answered_during_an_fsync_is_the_next_flushs() {
 }
 
 #[test]
-fn a_new_length_and_what_others_changed_are_synced_by_the_next_flush() {
+fn new_length_and_outside_changes_are_synced_by_the_next_flush() {
     let (store, file, fsyncs) = counting();
     let asked = || fsyncs.lock().unwrap().asked;
     file.flush().unwrap();
@@ -90,7 +90,7 @@ fn a_new_length_and_what_others_changed_are_synced_by_the_next_flush() {
     assert_eq!(asked(), 3, "an empty new file has an inode");
 }
 
-/// What the connections of a server carried, in the order in which it came.
+/// What the connections of a server carried, in the order of arrival.
 type Carried = Arc<Mutex<Vec<(RawFd, Carry)>>>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,8 +99,8 @@ enum Carry {
     Fsync,
 }
 
-/// A file that three connections are open for, each of which has carried a write. `unsynced`: no
-/// fsync was asked for since.
+/// A file that is open on three connections, each of which has carried a write. `unsynced`: no
+/// fsync was sent since.
 fn on_three_connections(
     greeting: &[u8],
     unsynced: bool,
@@ -140,7 +140,7 @@ fn on_three_connections_failing(
     };
     let store = connect_by(greeting, 2, script).unwrap();
     let file = store.open(&name(), Access::ReadWrite).unwrap();
-    // A small write goes over the first connection; bulk over the others once they are up.
+    // A small write goes over the first connection; bulk writes over the others once they are up.
     file.write_at(0, &[1; 4096]).unwrap();
     let mut offset = 0;
     crate::part::eventually(|| {
@@ -158,7 +158,7 @@ fn connections(carried: &[(RawFd, Carry)]) -> std::collections::BTreeSet<RawFd> 
     carried.iter().map(|(connection, _)| *connection).collect()
 }
 
-/// The connections on which a write has no fsync behind it.
+/// The connections that carried a write without an fsync behind it.
 fn uncovered(carried: &[(RawFd, Carry)]) -> Vec<RawFd> {
     let last = |connection: &RawFd| carried.iter().rfind(|(on, _)| on == connection);
     let open =
@@ -166,7 +166,8 @@ fn uncovered(carried: &[(RawFd, Carry)]) -> Vec<RawFd> {
     connections(carried).into_iter().filter(open).collect()
 }
 
-/// OpenSSH's server and one of unknown order: the first is sent write and fsync in one round trip.
+/// OpenSSH's server and one of unknown order: only the first gets write and fsync in one round
+/// trip.
 fn both_greetings() -> [Vec<u8>; 2] {
     [serial_greeting(), greeting(&["fsync@openssh.com"])]
 }
@@ -182,7 +183,7 @@ fn flush_syncs_each_connection_that_carried_a_write() {
 }
 
 #[test]
-fn a_durable_write_syncs_each_connection_that_carried_a_part() {
+fn durable_write_syncs_each_connection_that_carried_a_part() {
     for greeting in both_greetings() {
         let (_store, file, carried) = on_three_connections(&greeting, false);
         let parts: Vec<(u64, Vec<u8>)> =
@@ -200,7 +201,7 @@ fn a_durable_write_syncs_each_connection_that_carried_a_part() {
 }
 
 #[test]
-fn a_durable_write_syncs_the_connections_that_carried_earlier_writes() {
+fn durable_write_syncs_connections_with_earlier_writes() {
     for greeting in both_greetings() {
         let (_store, file, carried) = on_three_connections(&greeting, true);
         // One small write goes over one connection; the other two carried the earlier ones.
@@ -213,7 +214,7 @@ fn a_durable_write_syncs_the_connections_that_carried_earlier_writes() {
 }
 
 #[test]
-fn an_fsync_that_fails_on_any_of_the_connections_is_a_failed_flush() {
+fn failed_fsync_on_any_connection_is_a_failed_flush() {
     for greeting in both_greetings() {
         for nth in 1..=3 {
             for durably in [true, false] {
@@ -235,9 +236,9 @@ fn an_fsync_that_fails_on_any_of_the_connections_is_a_failed_flush() {
     }
 }
 
-/// As a lease is given back: "free", and behind it a look at the next number.
+/// As in the release of a lease: "free", and then a check of the next number.
 #[test]
-fn a_look_behind_a_write_is_asked_in_order_and_the_writes_failure_counts() {
+fn check_behind_a_write_keeps_the_order_and_reports_its_failure() {
     let next = FileName::new("next").unwrap();
     for (greeting, together) in both_greetings().into_iter().zip([true, false]) {
         for written in [0, 4] {
@@ -270,15 +271,15 @@ fn a_look_behind_a_write_is_asked_in_order_and_the_writes_failure_counts() {
                 0 => assert_eq!(looked.unwrap(), None),
                 _ => assert_eq!(looked.unwrap_err().kind(), StoreErrorKind::Failed),
             }
-            // Only a server that is known to keep the order is asked for both at once.
+            // Only a server that is known to keep the order gets both at once.
             assert_eq!(overtaken.load(Ordering::SeqCst), together);
         }
     }
 }
 
-/// The file is opened once more on each data channel, by its name.
+/// The file is opened again by its name on each data channel.
 #[test]
-fn another_file_that_has_the_name_by_now_is_never_written_to() {
+fn file_that_replaced_the_opened_one_is_never_written_to() {
     requires!(needs::sftp_server_missing());
     const SMALL: u64 = 10_000;
     type Replace = fn(&SftpStore, &Path);
@@ -349,8 +350,7 @@ fn replace(folder: &Path, len: u64, mode: u32) {
     place(folder, len, mode);
 }
 
-/// An ext4 without a journal in a sparse file on a small disk: the space it believes to have can
-/// be gone.
+/// An ext4 without a journal in a sparse file on a small disk: the space it counts on can be gone.
 struct Overcommitted {
     disk: crate::part::SmallDisk,
     mount: tempfile::TempDir,
@@ -389,7 +389,7 @@ fn run(command: &mut Command) {
 }
 
 #[test]
-fn a_local_flush_that_failed_once_fails_for_ever_though_the_kernel_says_all_is_well() {
+fn failed_local_flush_fails_for_ever_despite_the_kernels_success() {
     requires!(
         needs::root(),
         needs::program("mkfs.ext4"),
@@ -401,7 +401,7 @@ fn a_local_flush_that_failed_once_fails_for_ever_though_the_kernel_says_all_is_w
     file.write_at(0, &[1; 4096]).unwrap();
     file.flush().unwrap();
     run(&mut Command::new("sync"));
-    // Nothing is left below; the file system knows nothing of that.
+    // No space is left below; the file system does not know that.
     let filler = over.disk.path().join("filler");
     let mut full = std::fs::File::create_new(&filler).unwrap();
     while full.write_all(&[1; 65536]).is_ok() {}
@@ -409,7 +409,7 @@ fn a_local_flush_that_failed_once_fails_for_ever_though_the_kernel_says_all_is_w
     file.flush().unwrap_err();
     std::fs::remove_file(&filler).unwrap();
     drop(full);
-    // Whoever opens it now is told of no error.
+    // A process that opens it now gets no error.
     let raw = std::fs::File::options()
         .write(true)
         .open(over.mount.path().join("x"))

@@ -1,5 +1,5 @@
-//! A scripted server that breaks the protocol in every way that one can: each is an error with
-//! its kind, in bounded time and memory, and the session is dead afterwards.
+//! A scripted server that breaks the protocol in every possible way. Each is an error of the right
+//! kind, in bounded time and memory, and the session is dead afterwards.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -20,7 +20,7 @@ use crate::part::scripted::{
     greeting, packet, status, string,
 };
 
-/// A file on a server that is honest but for what `script` does with requests of type `kind`.
+/// A file on a server that is honest except for what `script` does with requests of type `kind`.
 fn file_with(
     kind: u8,
     script: impl Fn(u32, &mut UnixStream) -> Option<Next> + Send + Sync + 'static,
@@ -66,7 +66,7 @@ fn read_fails(file: &dyn StoreFile, kind: StoreErrorKind) -> StoreError {
     error
 }
 
-/// After a breach everything fails, with the same kind, at once.
+/// After a violation everything fails at once, with the same kind.
 #[track_caller]
 fn is_dead(store: &SftpStore, file: &dyn StoreFile, kind: StoreErrorKind) {
     assert_eq!(
@@ -81,7 +81,7 @@ fn is_dead(store: &SftpStore, file: &dyn StoreFile, kind: StoreErrorKind) {
 }
 
 #[test]
-fn an_answer_to_a_request_that_was_not_asked_is_a_breach() {
+fn answer_without_a_request_is_a_violation() {
     let (store, file) = file_with(READ, answer(|id| data(id + 1000, &[7; 10])));
     let error = read_fails(&*file, StoreErrorKind::Protocol);
     assert!(error.to_string().contains("not asked"), "{error}");
@@ -90,7 +90,7 @@ fn an_answer_to_a_request_that_was_not_asked_is_a_breach() {
 }
 
 #[test]
-fn an_answer_that_comes_twice_is_a_breach() {
+fn answer_that_comes_twice_is_a_violation() {
     let twice = answer(|id| [data(id, &[7; 10]), data(id, &[7; 10])].concat());
     let (store, file) = file_with(READ, twice);
     file.read_at(0, &mut [0; 10], ReadClass::Demand).unwrap();
@@ -99,7 +99,7 @@ fn an_answer_that_comes_twice_is_a_breach() {
 }
 
 #[test]
-fn more_data_than_was_asked_for_is_a_breach() {
+fn more_data_than_requested_is_a_violation() {
     let (_store, file) = file_with(READ, answer(|id| data(id, &[7; 11])));
     let error = read_fails(&*file, StoreErrorKind::Protocol);
     assert!(
@@ -109,7 +109,7 @@ fn more_data_than_was_asked_for_is_a_breach() {
 }
 
 #[test]
-fn a_data_length_beyond_its_packet_is_a_breach() {
+fn data_length_beyond_its_packet_is_a_violation() {
     let (_store, file) = file_with(
         READ,
         answer(|id| packet(103, id, &[&[255, 255, 255, 255], &[7; 10]])),
@@ -118,7 +118,7 @@ fn a_data_length_beyond_its_packet_is_a_breach() {
 }
 
 #[test]
-fn a_packet_beyond_the_bound_is_refused_before_it_is_read() {
+fn packet_beyond_the_limit_is_refused_before_it_is_read() {
     for head in [
         [0, 4, 0, 1],
         [0x7f, 255, 255, 255],
@@ -132,7 +132,7 @@ fn a_packet_beyond_the_bound_is_refused_before_it_is_read() {
 }
 
 #[test]
-fn an_answer_of_the_wrong_type_is_a_breach() {
+fn answer_of_the_wrong_type_is_a_violation() {
     for kind in [102, 104, 105, 201, 99, 2] {
         let (_store, file) = file_with(READ, answer(move |id| packet(kind, id, &[&[0; 8]])));
         read_fails(&*file, StoreErrorKind::Protocol);
@@ -143,7 +143,7 @@ fn an_answer_of_the_wrong_type_is_a_breach() {
 }
 
 #[test]
-fn short_data_is_asked_for_again_and_none_twice_is_a_breach() {
+fn short_data_is_requested_again_and_none_twice_is_a_violation() {
     let (_store, file) = file_with(READ, answer(|id| data(id, &[7; 3])));
     let mut read = [0; 9];
     file.read_at(0, &mut read, ReadClass::Demand).unwrap();
@@ -153,7 +153,7 @@ fn short_data_is_asked_for_again_and_none_twice_is_a_breach() {
 }
 
 #[test]
-fn an_end_of_file_tells_how_much_there_was() {
+fn end_of_file_reports_how_much_there_was() {
     let asked = AtomicU32::new(0);
     let (_store, file) = file_with(
         READ,
@@ -167,9 +167,9 @@ fn an_end_of_file_tells_how_much_there_was() {
     file.write_at(0, b"the session lives").unwrap();
 }
 
-/// ProFTPD's `mod_sftp` judges a read by the length that the file had when it was opened.
+/// ProFTPD's `mod_sftp` uses the length that the file had when it was opened.
 #[test]
-fn an_end_at_the_length_that_a_handle_was_opened_with_is_asked_of_a_new_handle() {
+fn end_at_the_length_of_a_stale_handle_is_checked_on_a_new_one() {
     let opened = AtomicU32::new(0);
     let script = move |kind: u8, id, _: &[u8], stream: &mut UnixStream| {
         let handles = opened.fetch_add(u32::from(kind == OPEN), Ordering::SeqCst);
@@ -188,7 +188,7 @@ fn an_end_at_the_length_that_a_handle_was_opened_with_is_asked_of_a_new_handle()
 }
 
 #[test]
-fn an_end_inside_an_answer_is_a_lost_line() {
+fn end_inside_an_answer_is_a_lost_connection() {
     for len in [1, 4, 9, 15] {
         let (store, file) = file_with(READ, move |id, stream| {
             let _ = stream.write_all(&data(id, &[7; 10])[..len]);
@@ -202,7 +202,7 @@ fn an_end_inside_an_answer_is_a_lost_line() {
 }
 
 #[test]
-fn a_server_that_never_answers_is_a_lost_line() {
+fn server_that_never_answers_is_a_lost_connection() {
     for kind in [READ, WRITE] {
         let (_store, file) = file_with(kind, |_, _| Some(Next::Answered));
         let begun = Instant::now();
@@ -221,9 +221,9 @@ fn a_server_that_never_answers_is_a_lost_line() {
     }
 }
 
-/// `trickle` sends the answers' bytes one by one, with pauses in which every rule about silence is kept.
+/// `trickle` sends the answers' bytes one by one, with pauses that are too short for a timeout.
 #[test]
-fn a_server_that_answers_a_byte_now_and_then_is_a_lost_line() {
+fn server_that_answers_a_byte_now_and_then_is_a_lost_connection() {
     let trickle = |id: u32, stream: &mut UnixStream| {
         for byte in data(id, &[7; 10]) {
             let _ = stream.write_all(&[byte]);
@@ -235,7 +235,7 @@ fn a_server_that_answers_a_byte_now_and_then_is_a_lost_line() {
     let error = read_fails(&*file, StoreErrorKind::Disconnected);
     let text = error.to_string();
     assert!(text.contains("though other bytes came"), "{text}");
-    // The greeting, too.
+    // The same for the greeting.
     let dial = || {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         std::thread::spawn(move || {
@@ -258,7 +258,7 @@ fn a_server_that_answers_a_byte_now_and_then_is_a_lost_line() {
 }
 
 #[test]
-fn a_large_answer_on_a_slow_connection_is_waited_for() {
+fn large_answer_on_a_slow_connection_is_waited_for() {
     let slowly = |id: u32, stream: &mut UnixStream| {
         for piece in data(id, &[7; 4096]).chunks(400) {
             let _ = stream.write_all(piece);
@@ -270,12 +270,12 @@ fn a_large_answer_on_a_slow_connection_is_waited_for() {
     let (begun, mut bytes) = (Instant::now(), [0; 4096]);
     file.read_at(0, &mut bytes, ReadClass::Demand).unwrap();
     assert_eq!(bytes, [7; 4096]);
-    // Longer than an answer may take that has no bytes to bring.
+    // Longer than an answer without data may take.
     assert!(begun.elapsed() > Duration::from_millis(1000));
 }
 
 #[test]
-fn one_read_that_is_never_answered_while_writes_are_is_a_lost_line() {
+fn one_read_never_answered_is_a_lost_connection() {
     let (_store, file) = file_with(READ, |_, _| Some(Next::Answered));
     let begun = Instant::now();
     let error = std::thread::scope(|scope| {
@@ -312,7 +312,7 @@ fn requests_that_wait_in_turn_are_not_overdue() {
 }
 
 #[test]
-fn a_flush_may_take_longer_than_another_answer_but_not_for_ever() {
+fn flush_may_take_longer_than_other_answers_but_not_for_ever() {
     let (_store, file) = file_with(EXTENDED, |id, stream| {
         std::thread::sleep(Duration::from_millis(1100));
         let _ = stream.write_all(&status(id, 0));
@@ -329,7 +329,7 @@ fn a_flush_may_take_longer_than_another_answer_but_not_for_ever() {
 }
 
 #[test]
-fn a_failed_flush_is_never_followed_by_a_good_one() {
+fn failed_flush_is_never_followed_by_a_good_one() {
     let asked = AtomicU32::new(0);
     let (_store, file) = file_with(
         EXTENDED,
@@ -360,8 +360,8 @@ const OPENSSH: [&str; 11] = [
     "users-groups-by-id@openssh.com",
 ];
 
-/// A server whose greeting is given; it keeps back the answers to writes until an fsync comes,
-/// and gives them before or behind the fsync's. Returns the requests in order, too.
+/// A server with a given greeting. It holds the answers to writes back until an fsync comes, and
+/// sends them before or after the fsync's. Returns the requests in order, too.
 fn keeping_writes_back(
     names: &[&str],
     behind: bool,
@@ -410,7 +410,7 @@ fn keeping_writes_back(
 const PARTS: [(u64, &[u8]); 2] = [(0, b"a"), (4096, b"b")];
 
 #[test]
-fn writes_and_their_fsync_go_out_together_where_the_server_keeps_the_order() {
+fn writes_and_fsync_are_sent_in_one_batch_to_an_ordered_server() {
     let (file, seen) = keeping_writes_back(&OPENSSH, false, 0);
     for _ in 0..2 {
         file.write_parts_durably(&PARTS).unwrap().durable().unwrap();
@@ -425,18 +425,18 @@ fn writes_and_their_fsync_go_out_together_where_the_server_keeps_the_order() {
 }
 
 #[test]
-fn an_fsync_that_overtakes_a_write_counts_for_nothing_and_none_is_sent_ahead_again() {
+fn fsync_that_overtakes_a_write_is_repeated_and_ends_batching() {
     let (file, seen) = keeping_writes_back(&OPENSSH, true, 0);
     file.write_parts_durably(&PARTS).unwrap().durable().unwrap();
     assert_eq!(*seen.lock().unwrap(), ["write", "write", "fsync", "fsync"]);
-    // From now on the fsync waits for the writes' answers, which this server never gives before.
+    // From now on the fsync waits for the writes' answers, which this server never sends before.
     let error = file.write_parts_durably(&PARTS).unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Disconnected);
     assert_eq!(seen.lock().unwrap()[4..], ["write", "write"]);
 }
 
 #[test]
-fn no_fsync_is_sent_ahead_to_a_server_that_does_not_greet_as_openssh() {
+fn no_fsync_is_batched_for_a_server_that_is_not_openssh() {
     let mut reversed = OPENSSH;
     reversed.reverse();
     let asyncssh_like = [&["vendor-id"], &OPENSSH[..]].concat();
@@ -454,7 +454,7 @@ fn no_fsync_is_sent_ahead_to_a_server_that_does_not_greet_as_openssh() {
 }
 
 #[test]
-fn an_fsync_that_fails_behind_its_writes_is_a_failed_flush() {
+fn batched_fsync_that_fails_is_a_failed_flush() {
     let (file, _) = keeping_writes_back(&OPENSSH, false, 4);
     let flushed = file.write_parts_durably(&PARTS).unwrap().durable();
     assert_eq!(flushed.unwrap_err().kind(), StoreErrorKind::Failed);
@@ -468,7 +468,7 @@ fn an_fsync_that_fails_behind_its_writes_is_a_failed_flush() {
 }
 
 #[test]
-fn a_server_that_stops_reading_does_not_stop_us_from_ending() {
+fn server_that_stops_reading_does_not_block_the_end() {
     let (_store, file) = file_with(WRITE, |_, _| {
         std::thread::sleep(Duration::from_secs(3));
         Some(Next::HangUp)
@@ -487,7 +487,7 @@ fn a_server_that_stops_reading_does_not_stop_us_from_ending() {
 }
 
 #[test]
-fn a_list_without_end_is_refused() {
+fn endless_list_is_refused() {
     for names in [0u32, 1] {
         let store = connect_to(&greeting(&[]), move |kind, id, _, stream| {
             (kind == READDIR).then(|| {
@@ -507,7 +507,7 @@ fn a_list_without_end_is_refused() {
 }
 
 #[test]
-fn names_that_lead_elsewhere_are_left_out_of_the_list() {
+fn names_with_a_path_are_left_out_of_the_list() {
     let told = AtomicU32::new(0);
     let store = connect_to(&greeting(&[]), move |kind, id, _, stream| {
         if kind != READDIR {
@@ -560,7 +560,7 @@ fn greetings_of_other_kinds_end_the_connection() {
 }
 
 #[test]
-fn limits_that_no_block_fits_in_are_refused_and_huge_ones_bounded() {
+fn limits_below_a_block_are_refused_and_huge_ones_reduced() {
     let with_limits = |each: u64| {
         connect_to(
             &greeting(&["limits@openssh.com"]),
@@ -590,7 +590,7 @@ fn limits_that_no_block_fits_in_are_refused_and_huge_ones_bounded() {
 }
 
 #[test]
-fn what_the_server_calls_a_file_must_be_one_before_and_after_it_is_opened() {
+fn opened_file_must_be_regular_before_and_after_the_open() {
     for (liar, mode) in [(LSTAT, 0o120_777), (FSTAT, 0o120_777), (FSTAT, 0o040_700)] {
         let store = connect_to(&greeting(&[]), move |kind, id, _, stream| {
             (kind == liar).then(|| {
@@ -609,7 +609,7 @@ fn what_the_server_calls_a_file_must_be_one_before_and_after_it_is_opened() {
 }
 
 #[test]
-fn words_of_the_server_reach_no_terminal_raw() {
+fn server_text_is_escaped_for_the_terminal() {
     let (_store, file) = file_with(
         READ,
         answer(|id| {
@@ -629,7 +629,7 @@ fn words_of_the_server_reach_no_terminal_raw() {
 }
 
 #[test]
-fn a_data_channel_that_does_not_come_up_only_slows_the_session() {
+fn data_channel_that_does_not_come_up_only_slows_the_session() {
     let folder = tempfile::tempdir().unwrap();
     requires!(needs::sftp_server_missing());
     let server = needs::sftp_server().unwrap();

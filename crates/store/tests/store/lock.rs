@@ -1,4 +1,4 @@
-//! The lock beside a container: two sessions never meet, and a dead one on this host is taken
+//! The lock beside a container: never two sessions at once, and a dead one on this host is taken
 //! over, whatever process or pid namespace it was in.
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -13,16 +13,16 @@ use std::time::{Duration, Instant};
 use sprat_store::lock;
 use sprat_store::sftp::Wire;
 use sprat_store::{
-    FileName, LocalRecord, LocalStore, Lock, LockError, OwnerNote, SftpStore, Store,
+    FileName, LocalStore, Lock, LockError, OwnerNote, SftpStore, Store, WriteJournal,
 };
 use sprat_testkit::memory::MemoryStore;
 use sprat_testkit::{needs, requires};
 
 mod garbled;
 mod left_over;
-mod lost_lines;
+mod lost_connections;
 mod power_cut;
-mod second_look;
+mod second_check;
 
 fn container() -> FileName {
     FileName::new("box.luks").unwrap()
@@ -42,11 +42,11 @@ fn owner() -> OwnerNote {
     }
 }
 
-fn record(state: &Path) -> LocalRecord {
-    LocalRecord::open(state, "id").unwrap()
+fn record(state: &Path) -> WriteJournal {
+    WriteJournal::open(state, "id").unwrap()
 }
 
-fn take(store: &dyn Store, record: &LocalRecord) -> Result<Lock, LockError> {
+fn take(store: &dyn Store, record: &WriteJournal) -> Result<Lock, LockError> {
     Lock::acquire(store, &container(), record, owner())
 }
 
@@ -54,7 +54,7 @@ fn held(store: &dyn Store) -> Option<sprat_store::LockInfo> {
     lock::inspect(store, &container(), None).unwrap().held
 }
 
-/// A state folder for each host that is played.
+/// A state folder for each simulated host.
 fn host() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
 }
@@ -84,7 +84,7 @@ fn assert_lost(result: Result<(), LockError>) {
 }
 
 #[test]
-fn a_lease_is_taken_renewed_and_given_back_by_writing_free() {
+fn lease_is_acquired_renewed_and_released_by_writing_free() {
     let (store, state) = (MemoryStore::new(), host());
     let record = record(state.path());
     let lock = take(&store, &record).unwrap();
@@ -116,7 +116,7 @@ fn a_lease_is_taken_renewed_and_given_back_by_writing_free() {
 }
 
 #[test]
-fn another_host_is_refused_and_told_who_holds_it() {
+fn another_host_is_refused_with_the_owner_of_the_lock() {
     let (store, here, there) = (MemoryStore::new(), host(), host());
     let (mine, theirs) = (record(here.path()), record(there.path()));
     let lock = take(&store, &mine).unwrap();
@@ -128,7 +128,7 @@ fn another_host_is_refused_and_told_who_holds_it() {
 }
 
 #[test]
-fn a_dropped_lease_is_taken_over_on_its_host_only_and_is_a_door_with_a_time() {
+fn dropped_lease_is_taken_over_only_on_its_host_with_an_end_time() {
     let (store, here, there) = (MemoryStore::new(), host(), host());
     drop(take(&store, &record(here.path())).unwrap());
     assert_held(take(&store, &record(there.path())), FIRST);
@@ -137,10 +137,10 @@ fn a_dropped_lease_is_taken_over_on_its_host_only_and_is_a_door_with_a_time() {
         (lock.number(), lock.took_over(), lock.may_arrive()),
         (FIRST + 1, true, true)
     );
-    assert!(lock.open_doors().is_empty());
+    assert!(lock.open_predecessors().is_empty());
     lock.verify(&store).unwrap();
     lock.release(&store).unwrap();
-    // Passed on until its time is over, also over several sessions and machines.
+    // Passed on until its time is over, across several sessions and machines.
     for (state, after_s, may_arrive) in [
         (&there, 3600, true),
         (&here, 3600, true),
@@ -154,12 +154,12 @@ fn a_dropped_lease_is_taken_over_on_its_host_only_and_is_a_door_with_a_time() {
 }
 
 #[test]
-fn a_lease_is_a_dead_sessions_only_by_the_record_that_took_it() {
+fn lease_counts_as_dead_only_for_the_journal_that_acquired_it() {
     let (store, state) = (MemoryStore::new(), host());
     let lock = take(&store, &record(state.path())).unwrap();
     let info = || held(&store).unwrap();
-    // The same host under another spelling of the target: its flock is free, and says nothing.
-    let other = LocalRecord::open(state.path(), "other").unwrap();
+    // The same host under another spelling of the target: its flock is free, which proves nothing.
+    let other = WriteJournal::open(state.path(), "other").unwrap();
     assert!(!info().is_left_by(&other));
     drop(lock);
     assert!(info().is_left_by(&record(state.path())));
@@ -167,7 +167,7 @@ fn a_lease_is_a_dead_sessions_only_by_the_record_that_took_it() {
 }
 
 #[test]
-fn one_record_carries_one_lock_at_a_time() {
+fn one_journal_covers_one_lock_at_a_time() {
     let (store, state) = (MemoryStore::new(), host());
     let record = record(state.path());
     let lock = take(&store, &record).unwrap();
@@ -179,7 +179,7 @@ fn one_record_carries_one_lock_at_a_time() {
 }
 
 #[test]
-fn a_lease_that_a_copy_of_the_machine_renewed_is_not_ours_to_take_over() {
+fn lease_renewed_by_a_copy_of_the_machine_is_not_taken_over() {
     let (store, state) = (MemoryStore::new(), host());
     let copied = host();
     let lock = take(&store, &record(state.path())).unwrap();
@@ -207,9 +207,9 @@ fn a_lease_that_a_copy_of_the_machine_renewed_is_not_ours_to_take_over() {
     assert_held(take(&store, &record(copied.path())), FIRST);
 }
 
-/// As `rev_twin.rs`: the machine went back to a snapshot of its memory, or was cloned with it.
+/// The machine was reset to a snapshot of its memory, or was cloned with it.
 #[test]
-fn a_lease_that_a_copy_of_the_process_renewed_is_lost() {
+fn lease_renewed_by_a_copy_of_the_process_is_lost() {
     let (store, state) = (MemoryStore::new(), host());
     let ours = take(&store, &record(state.path())).unwrap();
     ours.renew(&store).unwrap();
@@ -219,7 +219,7 @@ fn a_lease_that_a_copy_of_the_process_renewed_is_lost() {
     let mut bytes = vec![0; 4096];
     file.read_at(0, &mut bytes, sprat_store::ReadClass::Demand)
         .unwrap();
-    // The copy renews six times meanwhile.
+    // Meanwhile the copy renews six times.
     let text = String::from_utf8(bytes).unwrap();
     let text = text.replace("\"renewed\":1,", "\"renewed\":7,");
     let checksum = crc32(&text.as_bytes()[..4087]);
@@ -228,7 +228,7 @@ fn a_lease_that_a_copy_of_the_process_renewed_is_lost() {
     assert_eq!(held(&store).unwrap().renewed, 7);
     assert_lost(ours.verify(&store));
     assert_lost(ours.renew(&store));
-    assert_lost(ours.take_again(&store));
+    assert_lost(ours.reacquire(&store));
     assert_eq!(held(&store).unwrap().renewed, 7, "and nothing is written");
 }
 
@@ -242,7 +242,7 @@ fn crc32(bytes: &[u8]) -> u32 {
 }
 
 #[test]
-fn a_reconnect_takes_the_next_number_and_a_late_renewal_harms_nothing() {
+fn reconnect_uses_the_next_number_and_a_late_renewal_is_harmless() {
     let (store, here, there) = (MemoryStore::new(), host(), host());
     let (mine, theirs) = (record(here.path()), record(there.path()));
     let lock = take(&store, &mine).unwrap();
@@ -254,7 +254,7 @@ fn a_reconnect_takes_the_next_number_and_a_late_renewal_harms_nothing() {
     late.read_at(0, &mut renewal, sprat_store::ReadClass::Demand)
         .unwrap();
     for number in [FIRST + 1, FIRST + 2] {
-        lock.take_again(&store).unwrap();
+        lock.reacquire(&store).unwrap();
         assert_eq!(lock.number(), number);
         lock.verify(&store).unwrap();
         lock.renew(&store).unwrap();
@@ -267,7 +267,7 @@ fn a_reconnect_takes_the_next_number_and_a_late_renewal_harms_nothing() {
 }
 
 #[test]
-fn a_session_that_was_taken_over_finds_its_lease_lost_and_harms_no_other() {
+fn session_that_was_taken_over_loses_its_lease_and_harms_no_other() {
     let (store, here, there) = (MemoryStore::new(), host(), host());
     let mine = record(here.path());
     let lock = take(&store, &mine).unwrap();
@@ -276,40 +276,40 @@ fn a_session_that_was_taken_over_finds_its_lease_lost_and_harms_no_other() {
     assert_eq!(other.number(), FIRST + 1);
     assert_lost(lock.verify(&store));
     assert_lost(lock.renew(&store));
-    assert_lost(lock.take_again(&store));
+    assert_lost(lock.reacquire(&store));
     let before = held(&store);
-    assert_eq!(other.open_doors(), [FIRST]);
+    assert_eq!(other.open_predecessors(), [FIRST]);
     assert!(other.close_answered(&store).unwrap().is_empty());
     other.verify(&store).unwrap();
     drop(lock);
-    // Whose lease waits is refused, too: its own machine goes on only by another unlock.
+    // A session whose lease waits is refused, too: its own machine goes on only by another unlock.
     assert_held(take(&store, &mine), FIRST + 1);
     drop(other);
     assert!(matches!(
         take(&store, &theirs),
         Err(LockError::Waiting { .. })
     ));
-    assert_eq!(held(&store), before, "a waiting lease is left as it is");
+    assert_eq!(held(&store), before, "a waiting lease is not changed");
 }
 
 #[test]
-fn who_gives_a_lease_back_after_a_takeover_got_in_reports_no_success() {
+fn release_after_a_takeover_reports_no_success() {
     for by_word in [true, false] {
         let (store, here, there) = (MemoryStore::new(), host(), host());
         let lock = take(&store, &record(here.path())).unwrap();
         let theirs = record(there.path());
         let other = Lock::take_over(&store, &container(), &theirs, owner()).unwrap();
         if by_word {
-            assert_eq!(other.close_by_word(lock::DOOR_S), [FIRST]);
+            assert_eq!(other.close_by_word(lock::LATE_WRITE_S), [FIRST]);
             other.confirm(&store).unwrap();
             assert_lost(lock.release(&store));
         } else {
-            // It waits yet, and so it begins after all that was sent.
+            // It still waits, so it starts after everything that was sent.
             lock.release(&store).unwrap();
             assert_eq!(other.close_answered(&store).unwrap(), [FIRST]);
             assert!(!other.may_arrive());
         }
-        assert!(other.open_doors().is_empty());
+        assert!(other.open_predecessors().is_empty());
         other.confirm(&store).unwrap();
         other.release(&store).unwrap();
         let next = take(&store, &theirs).unwrap();
@@ -318,7 +318,7 @@ fn who_gives_a_lease_back_after_a_takeover_got_in_reports_no_success() {
 }
 
 #[test]
-fn who_lost_the_lease_answers_only_who_took_over() {
+fn session_that_lost_its_lease_answers_only_the_takeover() {
     let (store, here, there) = (MemoryStore::new(), host(), host());
     let lock = take(&store, &record(here.path())).unwrap();
     assert!(!lock.answer(&store).unwrap(), "nobody asks");
@@ -326,54 +326,57 @@ fn who_lost_the_lease_answers_only_who_took_over() {
     let theirs = record(there.path());
     let other = Lock::take_over(&store, &container(), &theirs, owner()).unwrap();
     assert!(lock.answer(&store).unwrap());
-    assert!(!lock.answer(&store).unwrap(), "it was said");
+    assert!(!lock.answer(&store).unwrap(), "it was answered already");
     assert_eq!(other.close_answered(&store).unwrap(), [FIRST]);
     other.confirm(&store).unwrap();
     assert!(!other.may_arrive(), "all of it was answered");
-    // Its own machine takes the next lease in order.
+    // Its own machine acquires the next lease normally.
     other.release(&store).unwrap();
     drop(lock);
     assert!(!take(&store, &record(here.path())).unwrap().took_over());
 }
 
 #[test]
-fn a_note_of_a_watched_session_is_passed_on_until_it_is_dropped() {
+fn pending_comparison_is_passed_on_until_it_is_dropped() {
     let (store, here, there) = (MemoryStore::new(), host(), host());
     let lock = take(&store, &record(here.path())).unwrap();
     let theirs = record(there.path());
     let other = Lock::take_over(&store, &container(), &theirs, owner()).unwrap();
-    other.close_by_word(lock::DOOR_S);
+    other.close_by_word(lock::LATE_WRITE_S);
     let late = other.late_until().unwrap();
     assert!(!late.own_only);
-    other.note_watch(&store, late.until_s).unwrap();
-    let name = other.new_list_name().unwrap();
+    other.record_comparison(&store, late.until_s).unwrap();
+    let name = other.new_late_list_name().unwrap();
     store.create_new(&name).unwrap();
     other.release(&store).unwrap();
     drop(lock);
     let seen = lock::inspect(&store, &container(), None).unwrap();
-    let tokens = |notes: &[lock::WatchNote]| -> Vec<String> {
+    let tokens = |notes: &[lock::PendingComparison]| -> Vec<String> {
         notes.iter().map(|note| note.token.clone()).collect()
     };
-    assert_eq!((seen.lists, seen.watched.len()), (vec![name.clone()], 1));
-    let token = seen.watched[0].token.clone();
+    assert_eq!(
+        (seen.late_lists, seen.pending_comparisons.len()),
+        (vec![name.clone()], 1)
+    );
+    let token = seen.pending_comparisons[0].token.clone();
     let mine = record(here.path());
     let next = take(&store, &mine).unwrap();
     assert_eq!(
-        (next.lists(), tokens(&next.watched())),
+        (next.late_lists(), tokens(&next.pending_comparisons())),
         (vec![name], vec![token.clone()])
     );
     assert_eq!(next.late_until(), Some(late));
-    store.let_pass(lock::DOOR_S + 1);
-    next.drop_watches(&[token]);
+    store.let_pass(lock::LATE_WRITE_S + 1);
+    next.drop_comparisons(&[token]);
     next.confirm(&store).unwrap();
     next.release(&store).unwrap();
     let seen = lock::inspect(&store, &container(), None).unwrap();
-    assert!(seen.watched.is_empty());
+    assert!(seen.pending_comparisons.is_empty());
     assert_eq!(take(&store, &mine).unwrap().late_until(), None);
 }
 
 #[test]
-fn what_a_dead_session_of_this_machine_sent_is_a_door_that_its_record_knows() {
+fn own_dead_session_is_a_predecessor_that_the_journal_knows() {
     let (store, here) = (MemoryStore::new(), host());
     drop(take(&store, &record(here.path())).unwrap());
     let lock = take(&store, &record(here.path())).unwrap();
@@ -381,35 +384,40 @@ fn what_a_dead_session_of_this_machine_sent_is_a_door_that_its_record_knows() {
 }
 
 #[test]
-fn a_silent_session_counts_as_gone_after_its_time_by_the_servers_clock() {
+fn silent_session_counts_as_dead_after_its_time_by_the_servers_clock() {
     let (store, here, there) = (MemoryStore::new(), host(), host());
     let lock = take(&store, &record(here.path())).unwrap();
     lock.renew(&store).unwrap();
-    store.let_pass(lock::DOOR_S / 2);
+    store.let_pass(lock::LATE_WRITE_S / 2);
     let theirs = record(there.path());
     let other = Lock::take_over(&store, &container(), &theirs, owner()).unwrap();
-    assert!(other.close_silent(&store, lock::DOOR_S).unwrap().is_empty());
+    assert!(
+        other
+            .close_silent(&store, lock::LATE_WRITE_S)
+            .unwrap()
+            .is_empty()
+    );
     assert_eq!(
-        other.close_silent(&store, lock::DOOR_S / 2).unwrap(),
+        other.close_silent(&store, lock::LATE_WRITE_S / 2).unwrap(),
         [FIRST]
     );
-    assert!(other.may_arrive() && other.open_doors().is_empty());
+    assert!(other.may_arrive() && other.open_predecessors().is_empty());
 }
 
 #[test]
-fn who_takes_over_from_one_that_waits_waits_for_both() {
+fn takeover_from_a_waiting_session_waits_for_both() {
     let (store, here, there) = (MemoryStore::new(), host(), host());
     let third = host();
     let lock = take(&store, &record(here.path())).unwrap();
     let waits = Lock::take_over(&store, &container(), &record(there.path()), owner()).unwrap();
     let last = Lock::take_over(&store, &container(), &record(third.path()), owner()).unwrap();
-    assert_eq!(last.open_doors(), [FIRST, FIRST + 1]);
+    assert_eq!(last.open_predecessors(), [FIRST, FIRST + 1]);
     assert_lost(waits.confirm(&store));
     drop(lock);
 }
 
 #[test]
-fn a_higher_number_means_lost_and_a_cut_file_that_it_was_not_kept() {
+fn higher_number_means_lost_and_truncated_file_means_not_kept() {
     let (store, state) = (MemoryStore::new(), host());
     let record = record(state.path());
     let lock = take(&store, &record).unwrap();
@@ -429,7 +437,7 @@ fn a_higher_number_means_lost_and_a_cut_file_that_it_was_not_kept() {
 }
 
 #[test]
-fn other_files_beside_the_container_are_no_locks() {
+fn other_files_beside_the_container_are_not_locks() {
     let (store, state) = (MemoryStore::new(), host());
     for odd in [
         "box.luks",
@@ -446,7 +454,7 @@ fn other_files_beside_the_container_are_no_locks() {
     assert_eq!(store.list().unwrap().len(), 6);
 }
 
-/// Many hosts and many rounds: never two holders at once.
+/// Many hosts and many rounds: never two sessions with the lock at once.
 fn race(store: &(dyn Store + Sync), rounds: usize, hosts: usize) {
     let states: Vec<_> = (0..hosts).map(|_| host()).collect();
     let holders = AtomicUsize::new(0);
@@ -483,14 +491,14 @@ fn race(store: &(dyn Store + Sync), rounds: usize, hosts: usize) {
 }
 
 #[test]
-fn racing_hosts_never_hold_the_lock_together() {
+fn racing_hosts_never_have_the_lock_at_once() {
     race(&MemoryStore::new(), 60, 4);
     let folder = tempfile::tempdir().unwrap();
     race(&LocalStore::open(folder.path()).unwrap(), 30, 3);
 }
 
 #[test]
-fn racing_hosts_over_sftp_never_hold_the_lock_together() {
+fn racing_hosts_over_sftp_never_have_the_lock_at_once() {
     requires!(needs::sftp_server_missing());
     let folder = tempfile::tempdir().unwrap();
     let store = SftpStore::connect(crate::part::piped(folder.path(), &[])).unwrap();
@@ -498,7 +506,7 @@ fn racing_hosts_over_sftp_never_hold_the_lock_together() {
 }
 
 #[test]
-fn a_full_disk_leaves_no_lock_that_nobody_can_take() {
+fn full_disk_leaves_no_lock_that_blocks_everyone() {
     requires!(needs::root());
     let disk = crate::part::SmallDisk::mount(1 << 20);
     let (store, state) = (LocalStore::open(disk.path()).unwrap(), host());
@@ -516,7 +524,7 @@ fn a_full_disk_leaves_no_lock_that_nobody_can_take() {
 }
 
 #[test]
-fn a_lease_that_is_renewed_while_it_is_watched_is_reported_at_once() {
+fn renewal_of_a_watched_lease_is_reported_at_once() {
     let (store, state) = (MemoryStore::new(), host());
     let record = record(state.path());
     let watch = |store: &MemoryStore, time: u64| {
@@ -539,13 +547,13 @@ fn a_lease_that_is_renewed_while_it_is_watched_is_reported_at_once() {
     assert_eq!(watch(&store, 0), lock::Watched::Free);
 }
 
-// Real processes. This binary runs itself as the holder.
+// Real processes. This binary runs itself as the session with the lock.
 
 const CHILD: &str = "SPRAT_TEST_LOCK_CHILD";
 
-/// Not a test: the holder that the tests below start and kill.
+/// Not a test: the process that the tests below start and kill.
 #[test]
-fn child_that_takes_the_lock_and_waits() {
+fn child_that_acquires_the_lock_and_waits() {
     let Some(place) = std::env::var_os(CHILD).map(PathBuf::from) else {
         return;
     };
@@ -557,17 +565,14 @@ fn child_that_takes_the_lock_and_waits() {
     std::thread::sleep(Duration::from_secs(60));
 }
 
-/// Where it says so no thread can be made: the stacks would be too large.
+/// If it is set, no thread can be started: the stacks would be too large.
 const THREADLESS: &str = "SPRAT_TEST_LOCK_THREADLESS";
 
 #[test]
-fn a_lock_is_kept_where_no_thread_can_be_made() {
+fn lock_is_kept_if_no_thread_can_be_started() {
     if std::env::var_os(THREADLESS).is_none() {
         let output = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "lock::a_lock_is_kept_where_no_thread_can_be_made",
-            ])
+            .args(["--exact", "lock::lock_is_kept_if_no_thread_can_be_started"])
             .arg("--test-threads=1")
             .env(THREADLESS, "1")
             .env("RUST_MIN_STACK", (1u64 << 46).to_string())
@@ -581,13 +586,13 @@ fn a_lock_is_kept_where_no_thread_can_be_made() {
         return;
     }
     let thread = std::thread::Builder::new().spawn(|| ());
-    assert!(thread.is_err(), "there are threads, so this shows nothing");
+    assert!(thread.is_err(), "there are threads, so this proves nothing");
     let (store, host) = (MemoryStore::new(), host());
     let record = record(host.path());
     let mut called = false;
-    let first = Lock::first_look(&store, &container(), &record).unwrap();
+    let first = Lock::check_leases(&store, &container(), &record).unwrap();
     let lock = Lock::acquire_after(&first, &store, &record, owner(), || called = true).unwrap();
-    assert!(called, "what goes on meanwhile goes on all the same");
+    assert!(called, "the other call must run, too");
     lock.verify(&store).unwrap();
     lock.renew(&store).unwrap();
     let next = store.create_new(&lock_file(FIRST + 1)).unwrap();
@@ -608,7 +613,7 @@ impl Holder {
         argv.extend(
             [
                 "--exact",
-                "lock::child_that_takes_the_lock_and_waits",
+                "lock::child_that_acquires_the_lock_and_waits",
                 "--nocapture",
             ]
             .map(Into::into),
@@ -625,7 +630,7 @@ impl Holder {
             .lines()
             .map_while(Result::ok)
             .find(|line| line.contains("HOLDING"));
-        assert!(said.is_some(), "the child did not take the lock");
+        assert!(said.is_some(), "the child did not acquire the lock");
         Self(child)
     }
 
@@ -646,33 +651,33 @@ fn a_living_process_is_refused_and_a_dead_one_taken_over(wrapper: &[&str]) {
     let place = tempfile::tempdir().unwrap();
     let state = place.path().join("state");
     let holder = Holder::start(place.path(), wrapper);
-    let refused = LocalRecord::open(&state, "id");
+    let refused = WriteJournal::open(&state, "id");
     assert!(
         matches!(refused, Err(LockError::HeldHere { .. })),
         "{refused:?}"
     );
     holder.kill();
-    let record = crate::part::eventually(|| LocalRecord::open(&state, "id").ok());
-    assert_eq!(record.suspects(), [4096..8192]);
+    let record = crate::part::eventually(|| WriteJournal::open(&state, "id").ok());
+    assert_eq!(record.in_doubt(), [4096..8192]);
     let store = LocalStore::open(&place.path().join("store")).unwrap();
     let lock = take(&store, &record).unwrap();
     assert_eq!((lock.number(), lock.took_over()), (FIRST + 1, true));
 }
 
 #[test]
-fn a_killed_process_is_taken_over_a_living_one_is_not() {
+fn killed_process_is_taken_over_and_a_living_one_is_not() {
     a_living_process_is_refused_and_a_dead_one_taken_over(&[]);
 }
 
 #[test]
-fn another_pid_namespace_hides_no_living_process() {
+fn living_process_in_another_pid_namespace_is_respected() {
     requires!(needs::root(), needs::program("unshare"));
     let wrapper = ["unshare", "--pid", "--fork", "--kill-child"];
     a_living_process_is_refused_and_a_dead_one_taken_over(&wrapper);
 }
 
 #[test]
-fn a_connection_that_outlives_its_session_keeps_the_record_locked() {
+fn connection_that_outlives_its_session_keeps_the_journal_locked() {
     requires!(needs::sftp_server_missing());
     let (folder, state) = (tempfile::tempdir().unwrap(), host());
     let record = record(state.path());
@@ -686,8 +691,8 @@ fn a_connection_that_outlives_its_session_keeps_the_record_locked() {
     options.inherit_fds = vec![record.fd().try_clone_to_owned().unwrap()];
     let store = SftpStore::connect(options).unwrap();
     drop(record);
-    let refused = LocalRecord::open(state.path(), "id");
+    let refused = WriteJournal::open(state.path(), "id");
     assert!(matches!(refused, Err(LockError::HeldHere { .. })));
     drop(store);
-    LocalRecord::open(state.path(), "id").unwrap();
+    WriteJournal::open(state.path(), "id").unwrap();
 }

@@ -1,4 +1,4 @@
-//! The stores and their leases, against real and hostile servers.
+//! Tests of the stores and their leases, against real and hostile servers.
 
 #![allow(
     clippy::single_range_in_vec_init,
@@ -6,7 +6,7 @@
     clippy::print_stderr,
     clippy::print_stdout,
     missing_docs,
-    reason = "a test fails by a panic, and says what it draws"
+    reason = "tests fail by panicking and print to the terminal"
 )]
 
 mod contract;

@@ -1,13 +1,13 @@
-//! The SFTP store against real servers in trouble: read-only, full, without fsync, stopped,
-//! killed; and ssh's own refusals. Nothing may stay behind.
+//! The SFTP store against real servers in trouble: read-only, full, without fsync, stopped, killed;
+//! and refusals of ssh itself. No process may stay behind.
 
 use std::ffi::OsString;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use sprat_store::{
-    Access, FileName, LocalRecord, Lock, LockError, OwnerNote, ReadClass, SftpOptions, SftpStore,
-    SshTarget, Store, StoreError, StoreErrorKind,
+    Access, FileName, Lock, LockError, OwnerNote, ReadClass, SftpOptions, SftpStore, SshTarget,
+    Store, StoreError, StoreErrorKind, WriteJournal,
 };
 use sprat_testkit::sshd::{self, Sshd, SshdOptions};
 use sprat_testkit::{needs, requires};
@@ -25,7 +25,7 @@ fn kind<T>(result: Result<T, StoreError>) -> StoreErrorKind {
     result.map(drop).unwrap_err().kind()
 }
 
-/// Direct children of this process but for the test's sshd; a zombie counts.
+/// Direct children of this process except the test's sshd; a zombie counts.
 fn children() -> Vec<String> {
     let mut children = Vec::new();
     for thread in std::fs::read_dir("/proc/self/task").unwrap() {
@@ -49,7 +49,7 @@ fn threads() -> Vec<String> {
 }
 
 #[test]
-fn a_read_only_account_reads_and_refuses_to_write() {
+fn read_only_account_reads_and_refuses_to_write() {
     requires!(needs::sftp_server_missing());
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("x"), vec![7; 100_000]).unwrap();
@@ -74,7 +74,7 @@ fn a_read_only_account_reads_and_refuses_to_write() {
 }
 
 #[test]
-fn a_server_without_fsync_says_so_and_flushes_only_for_those_who_insist() {
+fn server_without_fsync_is_refused_unless_explicitly_allowed() {
     requires!(needs::sftp_server_missing());
     let folder = tempfile::tempdir().unwrap();
     for insist in [false, true] {
@@ -94,7 +94,7 @@ fn a_server_without_fsync_says_so_and_flushes_only_for_those_who_insist() {
 }
 
 #[test]
-fn a_full_disk_is_no_space_and_the_session_lives() {
+fn full_disk_is_no_space_and_the_session_lives() {
     requires!(needs::sftp_server_missing(), needs::root());
     let disk = crate::part::SmallDisk::mount(4 << 20);
     let store = SftpStore::connect(crate::part::piped(disk.path(), &[])).unwrap();
@@ -123,7 +123,7 @@ fn a_full_disk_is_no_space_and_the_session_lives() {
 }
 
 #[test]
-fn a_folder_that_is_missing_or_a_file_is_told_at_once() {
+fn missing_folder_or_a_file_is_reported_at_once() {
     requires!(needs::sftp_server_missing());
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("file"), "").unwrap();
@@ -136,7 +136,7 @@ fn a_folder_that_is_missing_or_a_file_is_told_at_once() {
 }
 
 #[test]
-fn a_killed_connection_ends_every_call_and_leaves_nothing_behind() {
+fn killed_connection_ends_every_call_and_leaves_nothing_behind() {
     requires!(sshd::missing());
     let sshd = Sshd::start();
     let folder = tempfile::tempdir().unwrap();
@@ -186,7 +186,7 @@ fn a_killed_connection_ends_every_call_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_stopped_server_is_a_lost_line_after_the_answer_timeout() {
+fn stopped_server_is_a_lost_connection_after_the_timeout() {
     requires!(sshd::missing());
     let sshd = Sshd::start();
     let folder = tempfile::tempdir().unwrap();
@@ -205,7 +205,7 @@ fn a_stopped_server_is_a_lost_line_after_the_answer_timeout() {
     drop((file, store));
     assert_eq!((children(), threads()), (vec![], vec![]));
     drop(sshd);
-    // A zombie has no command line: a first process that reaps no orphans must not count.
+    // A zombie has no command line and must not count: a first process may reap no orphans.
     let alive = |pid: &i32| {
         std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty())
     };
@@ -214,7 +214,7 @@ fn a_stopped_server_is_a_lost_line_after_the_answer_timeout() {
 }
 
 #[test]
-fn a_session_that_ends_leaves_no_process_here_or_there() {
+fn ended_session_leaves_no_process_here_or_there() {
     requires!(sshd::missing());
     let sshd = Sshd::start();
     let folder = tempfile::tempdir().unwrap();
@@ -229,22 +229,22 @@ fn a_session_that_ends_leaves_no_process_here_or_there() {
 }
 
 #[test]
-fn the_record_stays_locked_while_an_ssh_lives() {
+fn journal_stays_locked_while_an_ssh_runs() {
     requires!(sshd::missing());
     let (sshd, folder, state) = (
         Sshd::start(),
         tempfile::tempdir().unwrap(),
         tempfile::tempdir().unwrap(),
     );
-    let record = LocalRecord::open(state.path(), "id").unwrap();
+    let record = WriteJournal::open(state.path(), "id").unwrap();
     let mut options = through(&sshd, folder.path());
     options.inherit_fds = vec![record.fd().try_clone_to_owned().unwrap()];
     let store = SftpStore::connect(options).unwrap();
     drop(record);
     assert!(store.list().unwrap().is_empty());
-    let refused = LocalRecord::open(state.path(), "id");
+    let refused = WriteJournal::open(state.path(), "id");
     assert!(matches!(refused, Err(LockError::HeldHere { .. })));
-    // ssh itself has closed it; the shell that waits for it has not.
+    // ssh itself has closed it; the shell that waits for ssh has not.
     let holders = crate::part::holders(&state.path().join("id.lock"));
     assert!(
         holders.iter().any(|holder| holder.ends_with("sh")),
@@ -255,11 +255,11 @@ fn the_record_stays_locked_while_an_ssh_lives() {
         "{holders:?}"
     );
     drop(store);
-    LocalRecord::open(state.path(), "id").unwrap();
+    WriteJournal::open(state.path(), "id").unwrap();
 }
 
 #[test]
-fn ssh_refusals_are_told_apart() {
+fn ssh_refusals_are_distinguished() {
     requires!(sshd::missing());
     let folder = tempfile::tempdir().unwrap();
     let mut sshd = Sshd::start();
@@ -292,7 +292,7 @@ fn ssh_refusals_are_told_apart() {
 }
 
 #[test]
-fn a_server_without_sftp_is_told() {
+fn server_without_sftp_is_reported() {
     requires!(sshd::missing());
     let sshd = Sshd::start_with(&SshdOptions {
         no_sftp: true,
@@ -307,7 +307,7 @@ fn a_server_without_sftp_is_told() {
 }
 
 #[test]
-fn a_folder_may_be_relative_to_the_home() {
+fn folder_may_be_relative_to_the_home() {
     requires!(needs::sftp_server_missing());
     let home = tempfile::tempdir().unwrap();
     std::fs::create_dir(home.path().join("in side")).unwrap();
@@ -328,7 +328,7 @@ fn a_folder_may_be_relative_to_the_home() {
 }
 
 #[test]
-fn hosts_that_ssh_could_take_for_an_option_are_refused() {
+fn hosts_that_look_like_an_ssh_option_are_refused() {
     for host in ["-oProxyCommand=x", "", "a b", "a\nb"] {
         assert_eq!(
             kind(SshTarget::new(None, host, None)),
@@ -348,7 +348,7 @@ fn hosts_that_ssh_could_take_for_an_option_are_refused() {
     assert_eq!(tail, ["-p", "2222", "-l", "me", "-s", "--", "host", "sftp"]);
 }
 
-/// Prints rates where `SPRAT_MEASURE` is set (and `--no-capture`); a measurement proves nothing.
+/// Prints rates if `SPRAT_MEASURE` is set (and `--no-capture`); a measurement proves nothing.
 #[test]
 fn measure_transfer_rates() {
     if std::env::var_os("SPRAT_MEASURE").is_none() {
@@ -421,7 +421,7 @@ fn in_turn(sshds: &[Sshd; 2], scratch: &Path) -> SftpOptions {
 }
 
 #[test]
-fn connections_that_end_at_machines_with_other_files_end_the_session() {
+fn connections_to_machines_with_other_files_end_the_session() {
     requires!(sshd::missing());
     for second in ["the same folder", "no lease", "an older lease"] {
         let [one, two, state] = std::array::from_fn(|_| tempfile::tempdir().unwrap());
@@ -433,12 +433,12 @@ fn connections_that_end_at_machines_with_other_files_end_the_session() {
                 ..SshdOptions::default()
             })
         });
-        // A copy of the container lies on the other machine, too.
+        // There is a copy of the container on the other machine, too.
         for folder in [&one, &two] {
             std::fs::write(folder.path().join("x"), vec![0; 8 << 20]).unwrap();
         }
         let store = SftpStore::connect(in_turn(&sshds, state.path())).unwrap();
-        let record = LocalRecord::open(state.path(), "id").unwrap();
+        let record = WriteJournal::open(state.path(), "id").unwrap();
         let owner = OwnerNote {
             host: "h".to_owned(),
             version: "v".to_owned(),

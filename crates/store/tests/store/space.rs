@@ -1,4 +1,4 @@
-//! Holes through a shell on the server, and copies that the server makes by itself.
+//! Holes through a shell on the server, and copies within the server.
 
 use std::ffi::OsString;
 use std::fs;
@@ -74,7 +74,7 @@ impl Place {
 
 fn no_puncher() -> Option<String> {
     needs::program("fallocate").or_else(|| {
-        // The folder for temporary files must be on a file system that can punch.
+        // The folder for temporary files must be on a file system that can punch holes.
         let place = Place::new("probe", 1);
         let mut puncher = place.start(&["sh"]).ok()?;
         puncher
@@ -102,7 +102,7 @@ fn refused(result: Result<Puncher, StoreError>) -> (StoreErrorKind, String) {
 }
 
 #[test]
-fn each_shell_punches_just_the_ranges_of_a_file_whose_name_needs_quoting() {
+fn each_shell_punches_exactly_the_ranges_of_an_oddly_named_file() {
     requires!(no_puncher());
     let shells: [&[&str]; 4] = [
         &["sh"],
@@ -120,14 +120,14 @@ fn each_shell_punches_just_the_ranges_of_a_file_whose_name_needs_quoting() {
         }
         let place = Place::new("a 'b'\"$(id)`id`.luks", 1000);
         let mut puncher = match place.start(shell) {
-            // Debian's takes its own fallocate, whatever lies on the path.
+            // Debian's uses its own fallocate, whatever is in the path.
             Err(error) if shell[0] == "busybox" => {
                 assert_eq!(error.kind(), StoreErrorKind::Unsupported, "{error}");
                 continue;
             }
             started => started.unwrap(),
         };
-        // Whole, then half; a file system may need some blocks for itself.
+        // All of it, then half; a file system may need some blocks for itself.
         let takes = |puncher: &mut Puncher| puncher.allocated_bytes().unwrap() / BLOCK;
         assert!((1000..1010).contains(&takes(&mut puncher)), "{shell:?}");
         puncher.punch(&holes(1000)).unwrap();
@@ -141,7 +141,7 @@ fn each_shell_punches_just_the_ranges_of_a_file_whose_name_needs_quoting() {
 }
 
 #[test]
-fn a_hole_is_made_only_while_the_lock_lies_there_and_no_next_one() {
+fn hole_is_punched_only_with_the_lock_there_and_no_next_one() {
     requires!(no_puncher());
     for change in ["removed", "followed", "made anew by another session"] {
         let place = Place::new("x.luks", 4);
@@ -174,7 +174,7 @@ fn another_folder_and_a_symbolic_link_are_refused() {
 }
 
 #[test]
-fn what_can_not_punch_is_told_by_its_reason_and_changes_nothing() {
+fn missing_support_is_reported_with_its_cause_and_no_change() {
     requires!(needs::program("fallocate"));
     let place = Place::new("x.luks", 1);
     let bin = tempfile::tempdir().unwrap();
@@ -197,7 +197,7 @@ fn what_can_not_punch_is_told_by_its_reason_and_changes_nothing() {
     assert_eq!(kind, StoreErrorKind::Unsupported);
     assert!(said.contains("can't punch holes"), "{said}");
 
-    // glibc's words, and util-linux's: what counts is that the first hole can't be made.
+    // The texts of glibc and of util-linux: what counts is that the first hole can't be made.
     for said in [
         "fallocate failed: Operation not supported",
         "fallocate: keep size mode is unsupported",
@@ -211,7 +211,7 @@ fn what_can_not_punch_is_told_by_its_reason_and_changes_nothing() {
         assert_eq!(error.kind(), StoreErrorKind::Unsupported, "{error}");
     }
 
-    // One that fails later, or for a cause that passes, is no sign of that.
+    // A later failure, or a temporary cause, does not mean unsupported.
     fake(
         "case $1 in --help) echo '--punch-hole' ;; *) echo 'fallocate: bad \x1b[31mthing, No space \
          left' >&2; exit 1 ;; esac",
@@ -224,7 +224,7 @@ fn what_can_not_punch_is_told_by_its_reason_and_changes_nothing() {
 }
 
 #[test]
-fn an_account_without_a_shell_is_told_as_that() {
+fn account_without_a_shell_is_reported() {
     requires!(needs::sftp_server_missing());
     let place = Place::new("x.luks", 1);
     let sftp_server = needs::sftp_server().unwrap().display().to_string();
@@ -242,7 +242,7 @@ fn an_account_without_a_shell_is_told_as_that() {
 }
 
 #[test]
-fn a_line_that_is_lost_while_holes_are_made_is_told_as_lost() {
+fn connection_lost_while_punching_is_reported_as_lost() {
     requires!(no_puncher());
     let place = Place::new("x.luks", 2000);
     // The shell ends after the first batch, as if it were killed.
@@ -259,7 +259,7 @@ fn store(folder: &Path, arguments: &[&str]) -> SftpStore {
 }
 
 #[test]
-fn the_server_copies_ranges_by_itself_and_leaves_holes_between_them() {
+fn server_copies_ranges_and_leaves_holes_between_them() {
     requires!(needs::sftp_server_missing());
     let folder = tempfile::tempdir().unwrap();
     let len = 200 << 20;
@@ -298,7 +298,7 @@ fn the_server_copies_ranges_by_itself_and_leaves_holes_between_them() {
 }
 
 #[test]
-fn a_server_without_copy_data_says_so_and_a_full_disk_too() {
+fn missing_copy_data_and_a_full_disk_are_reported() {
     requires!(needs::root().or_else(needs::sftp_server_missing));
     let folder = tempfile::tempdir().unwrap();
     for file in ["old", "new"] {

@@ -1,9 +1,9 @@
-//! Traces of the model (`tests/model/lease_model.py traces`), driven through the real lease.
+//! Runs traces of the model (`tests/model/lease_model.py traces`) with the real lease.
 //!
-//! The model says which request of which session the server carries out next, which sessions lose
-//! their connection or die, and which late requests arrive. The real code runs against a store in
-//! memory and is let go in the same order. Both must end alike: the same leases, held by the same
-//! sessions, and the same sessions that may write.
+//! The model decides which request of which session the server carries out next, which sessions
+//! lose their connection or die, and which late requests arrive. The real code runs with a store in
+//! memory and is let go in the same order. Both must end the same: the same leases, used by the
+//! same sessions, and the same sessions that may write.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sprat_store::{
-    Access, Applied, Capabilities, FileName, FileStat, FreeSpace, LocalRecord, Lock, LockError,
-    OwnerNote, ReadClass, Store, StoreError, StoreFile, lock,
+    Access, Applied, Capabilities, FileName, FileStat, FreeSpace, Lock, LockError, MemoryStore,
+    OwnerNote, ReadClass, Store, StoreError, StoreFile, WriteJournal, lock,
 };
 use sprat_testkit::memory::MemoryStore;
 
@@ -40,7 +40,7 @@ struct Waiting {
     /// Requests that were carried out.
     done: u64,
     lost: bool,
-    /// Requests of lost connections that may be carried out yet, with what they are.
+    /// Requests of lost connections that may still be carried out, with their labels.
     late: Vec<(String, Late)>,
     /// The session carries out a command.
     busy: bool,
@@ -83,7 +83,8 @@ impl Gate {
         self.wait_until("carried out", |state| (state.done > done).then_some(()));
     }
 
-    /// Carries out everything but what changes the folder, until that comes or the command ends.
+    /// Carries out everything up to the next request that changes the folder, or the end of the
+    /// command.
     fn run(&self) {
         loop {
             let next = self.wait_until("run", |state| {
@@ -103,7 +104,7 @@ impl Gate {
         }
     }
 
-    /// Everything, until the command ends.
+    /// Carries out everything until the command ends.
     fn run_to_the_end(&self) {
         loop {
             self.run();
@@ -115,9 +116,9 @@ impl Gate {
         }
     }
 
-    /// The connection is lost: what waits may come late, what follows is never sent.
+    /// The connection is lost: waiting requests may come late, later ones are never sent.
     fn lose(&self) {
-        // What follows an answer was sent with what it follows, in the model.
+        // In the model, what follows an answer was sent together with what it follows.
         self.wait_until("asks or ends", |state| {
             (!state.waiting.is_empty() || !state.busy).then_some(())
         });
@@ -142,7 +143,7 @@ impl Line {
         let gone = || StoreError::Disconnected {
             op: "ask",
             object: "the store".to_owned(),
-            reason: "the trace says so".to_owned(),
+            reason: "the trace decided so".to_owned(),
         };
         let mut state = self.gate.state();
         if state.lost {
@@ -187,13 +188,13 @@ impl Store for Line {
     }
 
     fn open(&self, name: &FileName, access: Access) -> Result<Arc<dyn StoreFile>, StoreError> {
-        // Whatever is asked through the handle is one request.
+        // All that is asked through the handle is one request.
         let file = self.store.open(name, access)?;
         Ok(Arc::new(LineFile(self.clone(), file, number_of(name))))
     }
 
     fn create_new(&self, _: &FileName) -> Result<Arc<dyn StoreFile>, StoreError> {
-        unreachable!("leases are made and filled together")
+        unreachable!("leases are created and filled in one call")
     }
 
     fn stat(&self, name: &FileName) -> Result<FileStat, StoreError> {
@@ -358,7 +359,7 @@ impl Session {
         self.gate.state().busy
     }
 
-    /// It is no more; returns what may arrive late.
+    /// Ends the session; returns what may arrive late.
     fn end(self) -> Vec<(String, Late)> {
         self.gate.lose();
         drop(self.commands);
@@ -375,13 +376,13 @@ fn live(
     orders: &Receiver<Command>,
     held: &Mutex<Option<Lock>>,
 ) {
-    let record = LocalRecord::open(state, "id").unwrap();
+    let record = WriteJournal::open(state, "id").unwrap();
     let owner = OwnerNote {
         host: sid.to_string(),
         version: "0".to_owned(),
     };
     while let Ok(order) = orders.recv() {
-        // What the outcome is shows in the store.
+        // The outcome shows in the store.
         let mut held = held.lock().unwrap();
         match (order, &*held) {
             (Command::Take { on_purpose: true }, _) => {
@@ -389,9 +390,9 @@ fn live(
             }
             (Command::Take { .. }, _) => *held = take(line, &record, owner.clone()).ok(),
             (Command::Verify, Some(lock)) => drop(lock.verify(line)),
-            (Command::Again, Some(lock)) => drop(lock.take_again(line)),
+            (Command::Again, Some(lock)) => drop(lock.reacquire(line)),
             (Command::CloseAnswered, Some(lock)) => drop(lock.close_answered(line)),
-            // Who loses a lease while it waits has sent nothing, and answers.
+            // A session that loses its lease while it waits has sent nothing, and answers.
             (Command::Confirm, Some(lock)) => {
                 if let Err(LockError::Lost { .. }) = lock.confirm(line) {
                     let _ = lock.answer(line);
@@ -409,17 +410,17 @@ fn live(
     }
 }
 
-/// A lease that was never filled is stepped over once it was seen for some time; two looks are the
-/// same one here.
-fn take(line: &Line, record: &LocalRecord, owner: OwnerNote) -> Result<Lock, LockError> {
-    let first = Lock::first_look(line, &container(), record)?;
+/// A lease that was never filled is passed once it was seen for some time; here the two checks are
+/// one.
+fn take(line: &Line, record: &WriteJournal, owner: OwnerNote) -> Result<Lock, LockError> {
+    let first = Lock::check_leases(line, &container(), record)?;
     if first.wait_for_empty(record, lock::EMPTY_WAIT).is_some() {
         std::thread::sleep(Duration::from_millis(210));
     }
     Lock::acquire_after(&first, line, record, owner, || {})
 }
 
-/// Drives one trace. Returns what ended otherwise than in the model.
+/// Runs one trace. Returns what ended differently from the model.
 pub fn drive(trace: &Value) -> Result<(), String> {
     let store = MemoryStore::new();
     let states: Vec<_> = (0..3)
@@ -436,13 +437,14 @@ pub fn drive(trace: &Value) -> Result<(), String> {
     }
     let writers: Vec<u64> = sessions
         .iter()
-        // One that has asked for a look waits for what that says.
+        // A session that has asked for a check waits for its result.
         .filter(|(_, session)| !session.is_busy())
         .filter(|(_, session)| {
             let held = session.lock.try_lock();
             held.is_ok_and(|held| {
-                held.as_ref()
-                    .is_some_and(|lock| lock.open_doors().is_empty() && lock.verify(&store).is_ok())
+                held.as_ref().is_some_and(|lock| {
+                    lock.open_predecessors().is_empty() && lock.verify(&store).is_ok()
+                })
             })
         })
         .map(|(sid, _)| *sid)
@@ -487,7 +489,7 @@ fn step(
     match text("do") {
         kind @ ("start" | "unlock") => {
             let machine = usize::try_from(act["machine"].as_u64().unwrap()).unwrap();
-            // One that has ended in the model may have a read under way yet.
+            // A session that has ended in the model may still have a read under way.
             let ended: Vec<u64> = sessions
                 .iter()
                 .filter(|(_, session)| session.machine == machine)
@@ -511,7 +513,7 @@ fn step(
                 ("doors", "a") => session.order(Command::CloseAnswered),
                 ("doors", _) => {
                     if let Some(lock) = &*session.lock.lock().unwrap() {
-                        lock.close_by_word(lock::DOOR_S);
+                        lock.close_by_word(lock::LATE_WRITE_S);
                     }
                     session.order(Command::Confirm);
                 }
@@ -533,7 +535,7 @@ fn step(
         }
         "loss" | "crash" => {
             if text("was") == "end" {
-                // Before a withdrawal or an answer it looks how things stand.
+                // Before a withdrawal or an answer it checks the state.
                 sessions[&sid].gate.run();
             }
             if text("pc").is_empty() {
@@ -569,8 +571,8 @@ fn serve(act: &Value, session: &Session) {
             }
         }
         ("put", "end") => {
-            // Before a withdrawal or an answer it looks how things stand. One that has given its lease
-            // back has nothing more to say.
+            // Before a withdrawal or an answer it checks the state. A session that has released its
+            // lease does nothing more.
             gate.run();
             if session.is_busy() {
                 gate.let_go(&format!("put {lease}"));
@@ -586,7 +588,7 @@ fn serve(act: &Value, session: &Session) {
         ("read", _) if pred > 0 => gate.let_go(&format!("read {pred}")),
         _ => {}
     }
-    // The model is done with the command; the rest of it are reads.
+    // The model has finished the command; the rest of it are reads.
     let now = text("pc");
     if now == "work" || now == "doors" || now == "lost" || now == "opened" {
         gate.run_to_the_end();

@@ -100,7 +100,7 @@ fn held_by_another(bench: &Bench, host: &str) {
     let store = sprat_store::LocalStore::open(&bench.path("store")).unwrap();
     let state = bench.path("out").join(host);
     fs::create_dir(&state).unwrap();
-    let record = sprat_store::LocalRecord::open(&state, "id").unwrap();
+    let record = sprat_store::WriteJournal::open(&state, "id").unwrap();
     let owner = sprat_store::OwnerNote {
         host: host.to_owned(),
         version: "0".to_owned(),

@@ -182,7 +182,7 @@ impl<'w> Waiting<'w> {
             found => drop(found.map_err(failed)?),
         }
         self.store = new;
-        self.lease.take_again(&*self.store)?;
+        self.lease.reacquire(&*self.store)?;
         self.outage.connected(self.begun.elapsed(), true);
         Ok(())
     }
@@ -195,7 +195,7 @@ impl<'w> Waiting<'w> {
             ways.extend(doors.into_iter().map(|number| (number, way)));
         };
         note(lease.close_answered(&*self.store)?, DoorWay::Answered);
-        if self.begun.elapsed() >= wish.answer_wait && !lease.open_doors().is_empty() {
+        if self.begun.elapsed() >= wish.answer_wait && !lease.open_predecessors().is_empty() {
             // By the server's clock, which is read from our own lease.
             lease.renew(&*self.store)?;
             let silent = lease.close_silent(&*self.store, wish.silence_s)?;
@@ -207,11 +207,11 @@ impl<'w> Waiting<'w> {
             lease.renew(&*self.store)?;
             self.renewed = Instant::now();
         }
-        Ok(lease.open_doors().is_empty())
+        Ok(lease.open_predecessors().is_empty())
     }
 
     fn what_is_waited_for(&self, waited: Duration) -> String {
-        let doors = self.lease.open_doors();
+        let doors = self.lease.open_predecessors();
         let numbers: Vec<String> = doors.iter().map(u64::to_string).collect();
         let which = match doors.len() {
             1 => format!("the session of lease {}", numbers.join(", ")),
@@ -238,7 +238,7 @@ impl<'w> Waiting<'w> {
         let answer_is_late = self.begun.elapsed() >= self.wish.answer_wait;
         let asked = self.kernel_asked;
         if !answer_is_late
-            || self.lease.open_doors().is_empty()
+            || self.lease.open_predecessors().is_empty()
             || asked.is_some_and(|asked| asked.elapsed() < KERNEL_PAUSE)
         {
             return;

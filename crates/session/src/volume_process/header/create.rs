@@ -268,14 +268,10 @@ fn can_hold(file: &dyn StoreFile, header: &[Extent], size_bytes: u64) -> Result<
 }
 
 fn flush_folder(store: &dyn Store, events: &EventSender) -> Result<(), Failure> {
-    match store.flush_folder() {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == StoreErrorKind::Unsupported => {
-            events.notice(Notice::NoFolderFlush);
-            Ok(())
-        }
-        Err(error) => Err(Failure::from(&error)),
+    if !store.try_flush_folder()? {
+        events.notice(Notice::NoFolderFlush);
     }
+    Ok(())
 }
 
 impl Making {

@@ -218,7 +218,7 @@ impl<'w> Work<'w> {
     pub(crate) fn settle(&self, header: &Header) -> Result<(), Failure> {
         let file_bytes = self.file.len()?;
         self.lease.learn(header.pins(), file_bytes);
-        if self.lease.record().suspects().is_empty() {
+        if self.lease.record().in_doubt().is_empty() {
             return Ok(());
         }
         let payload = header.geometry(file_bytes)?;

@@ -1,6 +1,6 @@
 //! The comparison at an opening, and the beginning of a session that is watched.
 
-use sprat_store::lock::WatchNote;
+use sprat_store::lock::PendingComparison;
 use sprat_store::{FileName, StoreErrorKind, StoreFile};
 
 use crate::protocol::messages::VolumeStart;
@@ -25,7 +25,7 @@ pub(crate) struct Late {
 }
 
 /// The lists beside a container, and the notes in its lease.
-pub(crate) type Found = (Vec<FileName>, Vec<WatchNote>);
+pub(crate) type Found = (Vec<FileName>, Vec<PendingComparison>);
 
 /// Compares, before anything of the volume is used. A session that writes refuses what is overwritten
 /// and was not named by a check yet; from here on it notes what it sends.
@@ -80,7 +80,7 @@ pub(crate) fn begin(
         true => Scope::Within(merged(
             lease
                 .record()
-                .suspects()
+                .in_doubt()
                 .into_iter()
                 .map(|range| range.start / BLOCK..range.end.div_ceil(BLOCK))
                 .chain(compared.listed.iter().cloned())
@@ -91,7 +91,7 @@ pub(crate) fn begin(
         // A session that dies after this leaves a note without a list: nobody knows what it wrote.
         // Where nobody compares anything, and this machine died before, that is not worth a note.
         if scope == Scope::All || !compared.listed.is_empty() {
-            lease.note_watch(until.until_s)?;
+            lease.record_comparison(until.until_s)?;
         }
         // While a list is missing nobody knows what the others are worth.
         let replaced = match compared.uncompared.is_empty() {
@@ -153,7 +153,7 @@ fn of_volume(blocks: &[u64], offset_bytes: u64) -> Vec<u64> {
         .collect()
 }
 
-fn not_compared(note: &WatchNote) -> NotCompared {
+fn not_compared(note: &PendingComparison) -> NotCompared {
     NotCompared {
         host: note.host.clone(),
         since_s: note.since_s(),
@@ -168,7 +168,7 @@ fn end_watches(
     compared: &[String],
 ) -> Result<(), Failure> {
     if !compared.is_empty() {
-        lease.drop_watches(compared)?;
+        lease.drop_comparisons(compared)?;
     }
     let store = lease.store();
     for list in lists {

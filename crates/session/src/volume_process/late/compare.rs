@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
 
-use sprat_store::lock::WatchNote;
+use sprat_store::lock::PendingComparison;
 use sprat_store::{FileName, ReadClass, Store, StoreError, StoreFile};
 
 use crate::Failure;
@@ -27,7 +27,7 @@ pub(crate) struct Compared {
     /// Tokens of the sessions whose writes were compared.
     pub compared: Vec<String>,
     /// Sessions whose writes can't be compared, for their list is missing.
-    pub uncompared: Vec<WatchNote>,
+    pub uncompared: Vec<PendingComparison>,
     /// The lists of what was written.
     pub files: Vec<FileName>,
     /// The blocks in lists of writes.
@@ -49,7 +49,7 @@ pub(crate) fn compare(
     store: &dyn Store,
     file: &dyn StoreFile,
     key: &DigestKey,
-    (names, watched): (&[FileName], &[WatchNote]),
+    (names, watched): (&[FileName], &[PendingComparison]),
     whole: bool,
 ) -> Result<Compared, Failure> {
     let (mut lists, mut files) = (Vec::new(), Vec::new());
@@ -65,9 +65,10 @@ pub(crate) fn compare(
     let is_watched = |list: &&List| watched.iter().any(|note| note.token == list.head.token);
     let of_kind = |kind| lists.iter().filter(move |list| list.head.kind == kind);
     let written: Vec<&List> = of_kind(Kind::Written).filter(is_watched).collect();
-    let has_list = |note: &WatchNote| written.iter().any(|list| list.head.token == note.token);
+    let has_list =
+        |note: &PendingComparison| written.iter().any(|list| list.head.token == note.token);
     let compared = written.iter().map(|list| list.head.token.clone()).collect();
-    let uncompared: Vec<WatchNote> = watched
+    let uncompared: Vec<PendingComparison> = watched
         .iter()
         .filter(|note| !has_list(note))
         .cloned()
@@ -205,7 +206,7 @@ mod tests {
     struct Bench {
         store: MemoryStore,
         names: Vec<FileName>,
-        watched: Vec<WatchNote>,
+        watched: Vec<PendingComparison>,
     }
 
     impl Bench {
@@ -236,7 +237,7 @@ mod tests {
         }
 
         fn note(&mut self, lease: u64) {
-            self.watched.push(WatchNote {
+            self.watched.push(PendingComparison {
                 host: "h".to_owned(),
                 token: format!("{lease:032x}"),
                 until_s: 0,

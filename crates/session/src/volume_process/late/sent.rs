@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use sprat_store::clock::since_boot;
-use sprat_store::{FileName, Lock, Store};
+use sprat_store::{FileName, IgnorePoison, Lock, Store};
 
 use crate::Failure;
 use crate::volume_process::late::digest::DigestKey;
@@ -198,13 +198,13 @@ impl Sent {
         lock: &Lock,
         store: &dyn Store,
     ) -> Result<(), Failure> {
-        let name = lock.new_list_name()?;
+        let name = lock.new_late_list_name()?;
         let lease = (lock.number(), lock.token());
         List::new(kind, lease, lock.has_twin(), entries).write(store, &name, &self.key)
     }
 
     fn log(&self) -> MutexGuard<'_, Log> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+        self.log.lock().ignore_poison()
     }
 }
 

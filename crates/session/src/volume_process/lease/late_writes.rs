@@ -1,11 +1,11 @@
 //! What a session does about writes that arrive late: its own after the lease was lost, and those of
 //! earlier sessions.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sprat_store::lock::LateUntil;
-use sprat_store::{Lock, LockError, Store};
+use sprat_store::{IgnorePoison, Lock, LockError, Store};
 
 use crate::Failure;
 use crate::protocol::messages::{DRAIN_MAX, VolumeReply};
@@ -23,7 +23,7 @@ impl ContainerLease {
     /// Until when something of an earlier session may arrive. `None` where nothing can, and for a
     /// session that only reads.
     pub(crate) fn late_until(&self) -> Option<LateUntil> {
-        let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
+        let held = self.lock.read().ignore_poison();
         let until = held.as_ref()?.late_until()?;
         // On a disk of this machine nothing outlives the process that wrote it.
         (!until.own_only || self.server_outlives_us()).then_some(until)
@@ -51,26 +51,26 @@ impl ContainerLease {
     }
 
     /// Notes in the lease that what this session writes is to be compared.
-    pub(crate) fn note_watch(&self, until_s: u64) -> Result<(), LockError> {
-        let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn record_comparison(&self, until_s: u64) -> Result<(), LockError> {
+        let held = self.lock.read().ignore_poison();
         match &*held {
-            Some(lock) => lock.note_watch(&*self.store(), until_s),
+            Some(lock) => lock.record_comparison(&*self.store(), until_s),
             None => Ok(()),
         }
     }
 
     /// Drops the notes of sessions whose writes were compared for the last time.
-    pub(crate) fn drop_watches(&self, tokens: &[String]) -> Result<(), LockError> {
-        let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn drop_comparisons(&self, tokens: &[String]) -> Result<(), LockError> {
+        let held = self.lock.read().ignore_poison();
         let Some(lock) = &*held else { return Ok(()) };
-        lock.drop_watches(tokens);
+        lock.drop_comparisons(tokens);
         lock.confirm(&*self.store())
     }
 
     /// Leaves the list of what this session wrote, if it is watched and all of that is durable.
     /// Without it the note stays, and says that nobody can compare.
     pub(crate) fn leave_written_list(&self, events: &EventSender) {
-        let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
+        let held = self.lock.read().ignore_poison();
         let (Some(lock), Some(sent)) = (&*held, self.sent.get()) else {
             return;
         };
@@ -81,12 +81,12 @@ impl ContainerLease {
         let left = match sent.leave_written_list(lock, &*self.store()) {
             Ok(true) => {
                 if let Some(late) = lock.late_until() {
-                    lock.add_watch(late.until_s);
+                    lock.add_comparison(late.until_s);
                 }
                 self.end_replaced(lock, &sent.replaced())
             }
             Ok(false) => {
-                lock.drop_watches(&[lock.token()]);
+                lock.drop_comparisons(&[lock.token()]);
                 Ok(())
             }
             Err(failure) => Err(failure),
@@ -105,7 +105,7 @@ impl ContainerLease {
             return Ok(());
         }
         let store = self.store();
-        lock.drop_watches(&replaced.tokens);
+        lock.drop_comparisons(&replaced.tokens);
         lock.confirm(&*store)?;
         for list in &replaced.lists {
             // One that stays is of no account without its note.
@@ -120,7 +120,7 @@ impl ContainerLease {
     /// False where the lease was not lost so. What fails leaves the other session to wait and to
     /// compare.
     pub(crate) fn answer_takeover(&self, events: &EventSender) -> bool {
-        let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
+        let held = self.lock.read().ignore_poison();
         let (Some(lock), true) = (&*held, self.lost().is_some()) else {
             return false;
         };

@@ -1,8 +1,10 @@
 //! What a session does when its machine is about to sleep: it sends nothing more, waits for the answers
 //! to what it sent, and ends its connections. After waking it goes on as after a lost connection.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
+
+use sprat_store::IgnorePoison;
 
 use crate::volume_process::late::Sent;
 use crate::volume_process::lease::ContainerLease;
@@ -17,7 +19,7 @@ pub(crate) struct Sleep {
 
 impl Sleep {
     fn watched(&self) -> MutexGuard<'_, Option<Weak<ContainerLease>>> {
-        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+        self.watched.lock().ignore_poison()
     }
 
     pub(crate) fn wait_until_awake(&self) {

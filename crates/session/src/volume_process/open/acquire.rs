@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sprat_store::{FirstLook, LocalRecord, Lock, LockError, LockInfo, Store, StoreErrorKind, lock};
+use sprat_store::{
+    LeaseCheck, Lock, LockError, LockInfo, Store, StoreErrorKind, WriteJournal, lock,
+};
 
 use crate::Failure;
 use crate::protocol::messages::VolumeStart;
@@ -54,7 +56,7 @@ pub(crate) fn hold_making_room(
                     taken => taken?,
                 };
             let seen = Seen {
-                late_found: (lock.lists(), lock.watched()),
+                late_found: (lock.late_lists(), lock.pending_comparisons()),
                 ..Seen::default()
             };
             (Some(lock), None, seen)
@@ -83,7 +85,7 @@ pub(crate) fn hold_making_room(
 pub(crate) fn take_lock(
     start: &VolumeStart,
     store: &dyn Store,
-    record: &LocalRecord,
+    record: &WriteJournal,
     stop: &StopFlag,
     events: &EventSender,
 ) -> Result<Lock, Failure> {
@@ -131,8 +133,8 @@ impl From<TakeError> for Failure {
 fn take_lock_while(
     start: &VolumeStart,
     store: &dyn Store,
-    record: &LocalRecord,
-    first: Option<FirstLook>,
+    record: &WriteJournal,
+    first: Option<LeaseCheck>,
     (stop, events): (&StopFlag, &EventSender),
     meanwhile: impl FnOnce() + Send,
 ) -> Result<Lock, TakeError> {
@@ -140,7 +142,7 @@ fn take_lock_while(
     let owner = owner_note(&PathBuf::from(&start.state_dir)).map_err(TakeError::Other)?;
     let mut first = match first {
         Some(first) => first,
-        None => Lock::first_look(store, &start.target.name, record)?,
+        None => Lock::check_leases(store, &start.target.name, record)?,
     };
     let patience = lock::EMPTY_WAIT.min(Duration::from_millis(start.quiet_time_ms));
     while let Some(wait) = first.wait_for_empty(record, patience) {
@@ -172,7 +174,7 @@ struct Seen {
 fn look_at_lock(
     start: &VolumeStart,
     store: &dyn Store,
-    record: &LocalRecord,
+    record: &WriteJournal,
     events: &EventSender,
 ) -> Result<(Option<LockInfo>, Seen), Failure> {
     let name = &start.target.name;
@@ -180,7 +182,7 @@ fn look_at_lock(
     let seen = Seen {
         highest: found.highest,
         highest_is_own: found.highest_is_own,
-        late_found: (found.lists, found.watched),
+        late_found: (found.late_lists, found.pending_comparisons),
     };
     let Some(info) = found.held else {
         return Ok((None, seen));
@@ -212,7 +214,7 @@ pub(crate) fn wait_for_quiet(
     stop: &StopFlag,
     events: &EventSender,
 ) -> Result<(), Failure> {
-    let suspects = lease.record().suspects();
+    let suspects = lease.record().in_doubt();
     if !lease.record().may_arrive() {
         return Ok(());
     }

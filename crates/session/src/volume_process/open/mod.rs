@@ -6,13 +6,14 @@ pub(crate) mod prefetch;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use sprat_luks::{AnyHeader, CopyState, OpenedBy, Payload, Pins, Secret, SectorCipher, VolumeKey};
 use sprat_store::{
-    FileStat, FirstLook, LocalRecord, Lock, Store, StoreError, StoreErrorKind, StoreFile,
+    FileStat, IgnorePoison, LeaseCheck, Lock, Store, StoreError, StoreErrorKind, StoreFile,
+    WriteJournal,
 };
 use sprat_volume::{Flush, Geometry, ReadOnlyOptions, Seen, Volume, VolumeOptions};
 
@@ -192,13 +193,13 @@ fn open_held(
 fn check_container(
     start: &VolumeStart,
     store: &dyn Store,
-    record: &LocalRecord,
+    record: &WriteJournal,
     events: &EventSender,
-) -> Result<(Option<u64>, Option<FirstLook>), Failure> {
+) -> Result<(Option<u64>, Option<LeaseCheck>), Failure> {
     let takes_lock = start.access == Access::ReadWrite;
     let (writable, found, locks) = std::thread::scope(|scope| {
         let found = scope.spawn(|| stat_container(start, store));
-        let look = || Lock::first_look(store, &start.target.name, record);
+        let look = || Lock::check_leases(store, &start.target.name, record);
         let locks = takes_lock.then(|| scope.spawn(look));
         let writable = check_writable(start, store, events);
         (writable, joined(found), locks.map(joined))
@@ -210,17 +211,17 @@ fn check_container(
 
 /// A store that was reached, and what is needed to hold a container in it.
 pub(crate) struct Reached {
-    pub record: LocalRecord,
+    pub record: WriteJournal,
     pub connection: Connection,
     pub store: Arc<dyn Store>,
     /// The locks that were seen a moment ago, if somebody looked.
-    pub first: Option<FirstLook>,
+    pub first: Option<LeaseCheck>,
 }
 
 /// Takes the local record and connects.
 pub(crate) fn reach(
     start: &VolumeStart,
-) -> Result<(LocalRecord, Connection, Arc<dyn Store>), Failure> {
+) -> Result<(WriteJournal, Connection, Arc<dyn Store>), Failure> {
     let record = open_record(
         &PathBuf::from(&start.state_dir),
         &start.target,
@@ -501,7 +502,7 @@ fn tell_settling(lease: &ContainerLease, events: &EventSender) {
     let events = events.clone();
     let told = Mutex::new(Instant::now());
     lease.while_settling(move |done_bytes, whole_bytes| {
-        let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = told.lock().ignore_poison();
         if told.elapsed() >= SETTLING_INTERVAL {
             *told = Instant::now();
             events.notice(Notice::Settling {
@@ -615,7 +616,7 @@ pub(crate) fn open_volume(
                 reconnect_max,
                 cache: cache_options(start, lease, known.seen),
                 quiet_time: Duration::from_millis(start.quiet_time_ms),
-                in_doubt: lease.record().suspects(),
+                in_doubt: lease.record().in_doubt(),
                 old_server_dead: true,
                 zeros_are_holes: true,
                 hole_from_bytes: known.hole_from_bytes,

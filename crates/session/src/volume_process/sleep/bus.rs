@@ -16,6 +16,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
+use sprat_store::hex;
 
 /// Longer messages than logind and the bus itself ever send us.
 const MESSAGE_BYTES_MAX: usize = 64 << 10;
@@ -95,7 +96,7 @@ impl Bus {
         socket.set_read_timeout(Some(ANSWER_MAX))?;
         socket.set_write_timeout(Some(ANSWER_MAX))?;
         let user = rustix::process::geteuid().as_raw().to_string();
-        let user: String = user.bytes().map(|byte| format!("{byte:02x}")).collect();
+        let user = hex(user.as_bytes());
         socket.write_all(format!("\0AUTH EXTERNAL {user}\r\n").as_bytes())?;
         expect_line(&mut socket, "OK ")?;
         socket.write_all(b"NEGOTIATE_UNIX_FD\r\n")?;

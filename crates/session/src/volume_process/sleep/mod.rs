@@ -10,8 +10,10 @@ mod bus;
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+
+use sprat_store::IgnorePoison;
 
 use crate::volume_process::sleep::bus::Bus;
 
@@ -37,7 +39,7 @@ pub(crate) struct Asleep {
 
 impl Asleep {
     fn since(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.since.lock().unwrap_or_else(PoisonError::into_inner)
+        self.since.lock().ignore_poison()
     }
 
     /// It is about to sleep.
@@ -65,11 +67,7 @@ impl Asleep {
                 *since = None;
                 return;
             }
-            since = self
-                .changed
-                .wait_timeout(since, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            since = self.changed.wait_timeout(since, left).ignore_poison().0;
         }
     }
 }

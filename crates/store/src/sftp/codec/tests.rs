@@ -39,7 +39,7 @@ fn requests_are_laid_out_as_the_draft_says() {
 }
 
 #[test]
-fn packet_lengths_are_refused_beyond_the_bounds_before_anything_is_read() {
+fn packet_lengths_beyond_the_limit_are_refused_before_reading() {
     assert_eq!(packet_len([0, 0, 0, 5]), Ok(5));
     assert_eq!(packet_len([0, 4, 0, 0]), Ok(PACKET_BYTES_MAX));
     assert!(packet_len([0, 4, 0, 1]).is_err());
@@ -70,7 +70,7 @@ fn version_lists_extensions_by_name_and_version() {
 }
 
 #[test]
-fn a_status_may_lack_its_message_and_a_data_reply_may_not_have_a_tail() {
+fn status_may_lack_its_message_but_data_must_not_have_a_tail() {
     let status = [101, 0, 0, 0, 1, 0, 0, 0, 4];
     assert_eq!(
         parse_reply(&status),
@@ -86,7 +86,7 @@ fn a_status_may_lack_its_message_and_a_data_reply_may_not_have_a_tail() {
 }
 
 #[test]
-fn a_name_count_from_the_server_reserves_no_memory() {
+fn name_count_from_the_server_reserves_no_memory() {
     let names = [104, 0, 0, 0, 1, 255, 255, 255, 255];
     assert_eq!(parse_reply(&names), Err(Malformed::Short("file name")));
 }
@@ -118,7 +118,7 @@ proptest! {
     }
 
     #[test]
-    fn a_data_reply_comes_back_as_it_was_sent(id: u32, data in proptest::collection::vec(any::<u8>(), 0..2000)) {
+    fn data_reply_is_parsed_as_it_was_sent(id: u32, data in proptest::collection::vec(any::<u8>(), 0..2000)) {
         let mut body = vec![DATA];
         body.extend(id.to_be_bytes());
         body.extend(u32::try_from(data.len()).unwrap().to_be_bytes());

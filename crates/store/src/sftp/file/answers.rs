@@ -1,4 +1,5 @@
-//! Takes the answers to a file's reads: short ones, and those that call a longer file ended.
+//! Handles the answers to a file's reads: short ones, and those that report the end of a file that
+//! is longer.
 
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use crate::sftp::channel::{Answer, Channel};
 use crate::sftp::codec::{Malformed, Reply, Request};
 use crate::sftp::session::STATUS_EOF;
 
-/// A request that went out, and where.
+/// A request that was sent, and where.
 pub(super) struct Owed<'a> {
     pub(super) channel: &'a Channel,
     pub(super) handle: Arc<Handle>,
@@ -17,7 +18,7 @@ pub(super) struct Owed<'a> {
     pub(super) answer: Answer,
 }
 
-/// What a caller asked for as a whole.
+/// The complete range that a caller asked for.
 #[derive(Clone, Copy)]
 pub(super) struct Whole {
     pub(super) offset: u64,
@@ -25,7 +26,7 @@ pub(super) struct Whole {
 }
 
 impl SftpFile {
-    /// Takes one read's answer into `part`, asking again for what a short answer left out.
+    /// Copies one read's answer into `part`; asks again for what a short answer left out.
     pub(super) fn take_read(
         &self,
         read: &Owed<'_>,
@@ -42,8 +43,8 @@ impl SftpFile {
         }
     }
 
-    /// Reads what a handle called past the end, on a new one where the file is longer by now: a
-    /// server may judge by the length that the file had when the handle was opened (ProFTPD's
+    /// Reads past what a handle reported as the end, on a new handle, if the file is longer by now.
+    /// A server may use the length that the file had when the handle was opened (ProFTPD's
     /// `mod_sftp` does).
     fn read_on_new_handle(
         &self,
@@ -81,7 +82,7 @@ impl SftpFile {
             self.take_answers(&again, whole, rest)
         });
         let handle = &handle.bytes;
-        read.channel.tell(&Request::Close { handle });
+        read.channel.send_unanswered(&Request::Close { handle });
         outcome
     }
 

@@ -1,9 +1,9 @@
-//! Writes and the fsync behind them in one round trip, where the server does one request after another.
+//! Writes and their fsync in one round trip, if the server carries out requests in order.
 //!
 //! An fsync that is sent behind a write, on the same channel and handle, covers it if the server
-//! carries out requests in their order. A server is trusted with that only if it greets as OpenSSH's
-//! does; and should an answer ever overtake one, the order counts for nothing from then on, and
-//! what was written is flushed once more.
+//! carries out requests in order. This is used only with a server that greets like OpenSSH's. If an
+//! answer ever overtakes another one, the server's order is not trusted any more, and the writes
+//! are flushed again.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,7 +14,7 @@ use crate::sftp::channel::{Answer, Channel};
 use crate::sftp::codec::Request;
 use crate::{IgnorePoison, StoreError};
 
-/// An fsync that went out.
+/// An fsync that was sent.
 struct Asked<'a> {
     channel: &'a Channel,
     handle: Arc<Handle>,
@@ -22,9 +22,9 @@ struct Asked<'a> {
 }
 
 impl SftpFile {
-    /// [`StoreFile::write_parts_durably`].
+    /// See [`StoreFile::write_parts_durably`].
     pub(super) fn write_and_flush(&self, parts: &[(u64, &[u8])]) -> Result<Applied, StoreError> {
-        if !self.session.one_by_one() {
+        if !self.session.keeps_order() {
             self.write_parts_at(parts)?;
             return Ok(self.flush().into());
         }
@@ -36,7 +36,7 @@ impl SftpFile {
         let (writes, unasked) = self.ask_writes(parts);
         let flushes = self.ask_flushes(&writes);
         let (mut written, mut flushed) = (unasked, Ok(()));
-        // Every answer is waited for, also after a failure: see `write_parts_at`.
+        // Every answer is waited for, even after a failure: see `write_parts_at`.
         let mut last: Vec<(&Channel, u64)> = Vec::new();
         for write in &writes {
             let call = self.call(write.channel, "write");
@@ -57,7 +57,7 @@ impl SftpFile {
                 call.is_ok(&arrived.body)
             });
             if answered.is_err() {
-                // Perhaps written, surely not durable.
+                // Perhaps written, but certainly not durable.
                 asked.handle.unsynced.store(true, Ordering::SeqCst);
             }
             flushed = flushed.and(answered);
@@ -89,7 +89,7 @@ impl SftpFile {
             carriers.any(|carrier| Arc::ptr_eq(carrier, handle))
         };
         let mut handles = self.handles();
-        // As in `flush_handles`: what is answered from now on is the next flush's.
+        // As in `flush_handles`: what is answered from now on belongs to the next flush.
         handles.retain(|(_, handle)| {
             let older = handle.unsynced.swap(false, Ordering::SeqCst);
             older || carried(handle)

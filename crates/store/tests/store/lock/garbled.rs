@@ -2,7 +2,7 @@
 
 use sprat_store::Access;
 
-use super::second_look::{Meddled, given_back};
+use super::second_check::{DisturbedStore, with_released_lease};
 use super::*;
 
 /// What a server with a bad disk or memory makes of a lease.
@@ -23,20 +23,20 @@ fn assert_not_kept(result: Result<(), LockError>, file: &FileName, at_taking: bo
 }
 
 #[test]
-fn a_new_lease_that_the_server_garbles_is_reported_so_and_given_back() {
-    // The writes that give it back may be garbled, too.
+fn garbled_new_lease_is_reported_and_released() {
+    // The writes that release it may be garbled, too.
     for more in [0, 2] {
-        let (store, state) = (given_back(), host());
+        let (store, state) = (with_released_lease(), host());
         store.after_making(|store| garble(store, &lock_file(FIRST + 1)));
         store.garbled.store(more, Ordering::SeqCst);
         let taken = take(&store, &record(state.path())).map(drop);
         assert_not_kept(taken, &lock_file(FIRST + 1), true);
-        // Anybody can go on.
+        // Other sessions can go on.
         let lock = take(&store, &record(host().path())).unwrap();
         assert_eq!((lock.number(), lock.took_over()), (FIRST + 2, false));
     }
-    // Somebody who came in between is still the one who holds it.
-    let (store, state) = (given_back(), host());
+    // A session that came in between still has the lock.
+    let (store, state) = (with_released_lease(), host());
     store.after_making(|store| {
         garble(store, &lock_file(FIRST + 1));
         take_over_on(store);
@@ -50,11 +50,11 @@ fn take_over_on(store: &MemoryStore) {
 }
 
 #[test]
-fn a_lease_that_the_server_garbles_later_stays_held_by_its_machine() {
+fn lease_garbled_later_stays_with_its_machine() {
     type Case = (
         &'static str,
         u64,
-        fn(&Meddled, &Lock) -> Result<(), LockError>,
+        fn(&DisturbedStore, &Lock) -> Result<(), LockError>,
     );
     let cases: [Case; 3] = [
         ("a look", 0, |store, lock| {
@@ -67,11 +67,11 @@ fn a_lease_that_the_server_garbles_later_stays_held_by_its_machine() {
         }),
         ("a reconnect", 1, |store, lock| {
             store.after_making(|store| garble(store, &lock_file(FIRST + 1)));
-            lock.take_again(store)
+            lock.reacquire(store)
         }),
     ];
     for (what, next, find) in cases {
-        let (store, here) = (Meddled::default(), host());
+        let (store, here) = (DisturbedStore::default(), host());
         let mine = record(here.path());
         let lock = take(&store, &mine).unwrap();
         let found = find(&store, &lock);

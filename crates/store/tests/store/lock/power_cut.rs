@@ -1,4 +1,4 @@
-//! What the local record says after a power cut of this machine, by a real disk.
+//! What the write journal contains after a power cut of this machine, with a real disk.
 
 use std::path::PathBuf;
 
@@ -28,7 +28,7 @@ impl Disk {
     }
 
     fn mount_at(&self, image: &Path, name: &str) {
-        // Nothing goes to the disk by itself: not after a time, and not because of a rename.
+        // Nothing is written to the disk by itself: not after a time, and not because of a rename.
         let options = "loop,commit=300,noauto_da_alloc";
         std::fs::create_dir(self.path(name)).unwrap();
         run(Command::new("mount")
@@ -46,7 +46,7 @@ impl Disk {
     fn after_power_cut(&self) -> PathBuf {
         let cut = self.cuts.get() + 1;
         self.cuts.set(cut);
-        // Each in a file of its own: a loop device may outlive its mount, with what it has cached.
+        // Each in a file of its own: a loop device may outlive its mount, with its cache.
         let (image, name) = (self.path(&format!("image-{cut}")), format!("after-{cut}"));
         std::fs::copy(self.path("image"), &image).unwrap();
         self.mount_at(&image, &name);
@@ -69,7 +69,7 @@ fn run(command: &mut Command) {
 }
 
 #[test]
-fn after_a_power_cut_the_record_knows_the_lease_and_what_was_sent() {
+fn after_a_power_cut_the_journal_has_the_lease_and_sent_ranges() {
     requires!(
         needs::root(),
         needs::program("mkfs.ext4"),
@@ -77,11 +77,11 @@ fn after_a_power_cut_the_record_knows_the_lease_and_what_was_sent() {
     );
     let (store, disk) = (MemoryStore::new(), Disk::mount());
     let mine = record(&disk.state());
-    // The record is on the disk before the lease is made.
+    // The journal is on the disk before the lease is created.
     let lock = take(&store, &mine).unwrap();
     let info = || held(&store).unwrap();
     assert!(info().is_left_by(&record(&disk.after_power_cut())));
-    // And what the counter may come to before it is renewed so often.
+    // And the highest value of the counter before it is renewed so often.
     for _ in 0..8 {
         lock.renew(&store).unwrap();
     }
@@ -89,12 +89,12 @@ fn after_a_power_cut_the_record_knows_the_lease_and_what_was_sent() {
     // The first ranges of a session, too, before their bytes are sent.
     mine.before_send(&[4096..8192]).unwrap();
     let after = record(&disk.after_power_cut());
-    assert_eq!(after.suspects(), [4096..8192]);
+    assert_eq!(after.in_doubt(), [4096..8192]);
     drop((after, lock, mine));
-    // The record was replaced: by a whole one.
+    // The journal was replaced, by a complete one.
     let mine = record(&disk.state());
     let after = record(&disk.after_power_cut());
-    assert_eq!(after.suspects(), [4096..8192]);
+    assert_eq!(after.in_doubt(), [4096..8192]);
     assert!(info().is_left_by(&after));
     drop(mine);
 }

@@ -1,4 +1,4 @@
-//! What several of this crate's tests need: an sftp-server over a pipe.
+//! Shared by this crate's tests: an sftp-server over a pipe, small disks, processes.
 
 #![allow(
     dead_code,
@@ -15,7 +15,7 @@ use std::time::Duration;
 use sprat_store::SftpOptions;
 use sprat_testkit::needs;
 
-/// An SFTP server program's options, impatient enough for tests.
+/// An SFTP server program's options, with time limits short enough for tests.
 pub fn options(program: Vec<OsString>, folder: &Path) -> SftpOptions {
     let mut options = SftpOptions::new(program, "test.host", folder.to_str().unwrap());
     options.answer_timeout = Duration::from_secs(30);
@@ -87,7 +87,7 @@ pub fn kill(pid: i32, signal: i32) {
     );
 }
 
-/// The programs, other than this one, that have `path` open.
+/// The other programs that have `path` open.
 pub fn holders(path: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for process in std::fs::read_dir("/proc").unwrap().flatten() {

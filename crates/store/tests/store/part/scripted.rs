@@ -1,4 +1,4 @@
-//! A scripted SFTP server: honest, but for what a test's script does with a request.
+//! A scripted SFTP server: honest, except for what a test's script does with a request.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -20,7 +20,7 @@ pub const READDIR: u8 = 12;
 pub const STAT: u8 = 17;
 pub const EXTENDED: u8 = 200;
 
-/// What the script does with one request; `None` leaves it to the honest server below it.
+/// What the script does with one request; `None` leaves it to the honest server.
 pub type Script = dyn Fn(u8, u32, &[u8], &mut UnixStream) -> Option<Next> + Send + Sync;
 
 pub enum Next {
@@ -75,7 +75,7 @@ fn limits(id: u32) -> Vec<u8> {
     packet(201, id, &[limits.as_flattened()])
 }
 
-/// Serves one connection: honest where the script doesn't care.
+/// Serves one connection: honest except for the script.
 pub fn serve(mut stream: UnixStream, greeting: &[u8], script: &Script) {
     let mut head = [0; 4];
     while stream.read_exact(&mut head).is_ok() {
@@ -141,7 +141,7 @@ pub fn connect_to(
     connect_by(greeting, 0, script)
 }
 
-/// As [`connect_to`], with so many data channels. Each connection has a stream of its own.
+/// As [`connect_to`], with this many data channels. Each connection has a stream of its own.
 pub fn connect_by(
     greeting: &[u8],
     data_channels: usize,

@@ -1,18 +1,18 @@
-//! A lease over a line that is lost, or counted.
+//! A lease over connections that are lost, or whose requests are counted.
 
 use super::*;
 
-/// What becomes of a line at a request.
+/// What happens to a connection at a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Line {
     Goes,
-    /// Before the request arrives.
+    /// Lost before the request arrives.
     EndsBefore,
     /// The request may be carried out, and its answer is lost.
     EndsAfter,
 }
 
-/// A server over a socket; `at` is asked about each request that it is sent.
+/// A server over a socket; `at` decides about each request that is sent to it.
 fn behind(folder: &Path, at: impl Fn(&[u8]) -> Line + Send + Sync + 'static) -> SftpStore {
     let at = Arc::new(at);
     let dial = move || {
@@ -42,7 +42,7 @@ fn behind(folder: &Path, at: impl Fn(&[u8]) -> Line + Send + Sync + 'static) -> 
                     break;
                 }
                 if line == Line::EndsAfter {
-                    // At its end sftp-server carries nothing more out.
+                    // When its input ends, sftp-server carries out nothing more.
                     std::thread::sleep(Duration::from_millis(50));
                 }
             }
@@ -55,7 +55,7 @@ fn behind(folder: &Path, at: impl Fn(&[u8]) -> Line + Send + Sync + 'static) -> 
     SftpStore::connect_over(Box::new(dial), options).unwrap()
 }
 
-/// A server, and the requests that it was sent and that somebody waits for: not those that close.
+/// A server, and a counter of the requests whose answers are waited for (closes don't count).
 fn counted(folder: &Path) -> (SftpStore, Arc<AtomicUsize>) {
     let count = Arc::new(AtomicUsize::new(0));
     let counting = Arc::clone(&count);
@@ -67,10 +67,10 @@ fn counted(folder: &Path) -> (SftpStore, Arc<AtomicUsize>) {
 }
 
 #[test]
-fn a_lease_that_could_not_be_given_back_is_its_hosts_to_take_over() {
+fn lease_that_could_not_be_released_is_taken_over_by_its_host() {
     requires!(needs::sftp_server_missing());
     let writes = |body: &[u8]| body[0] == 6;
-    // Of the next number, behind "free".
+    // The check of the next number, after "free".
     let looks = |body: &[u8]| body[0] == 7 && body.ends_with(b".lock.1000002");
     for (ends, end) in [
         (writes as fn(&[u8]) -> bool, Line::EndsBefore),
@@ -110,7 +110,7 @@ fn a_lease_that_could_not_be_given_back_is_its_hosts_to_take_over() {
 
 /// sftp-server -P remove,rename.
 #[test]
-fn an_account_that_may_not_remove_takes_turns_with_another_machine() {
+fn account_that_may_not_remove_alternates_with_another_machine() {
     requires!(needs::sftp_server_missing());
     let (folder, here, there) = (host(), host(), host());
     let argv = [
@@ -136,11 +136,12 @@ fn an_account_that_may_not_remove_takes_turns_with_another_machine() {
 }
 
 #[test]
-fn a_lock_costs_no_request_twice() {
+fn lock_sends_no_request_twice() {
     requires!(needs::sftp_server_missing());
     let (folder, state) = (host(), host());
     let (store, count) = counted(folder.path());
-    // All together: nobody waits for the answer to a close, so it may be counted with what follows.
+    // Counted as a sum: no answer to a close is waited for, so it may be counted with the next
+    // step.
     let mut bound = count.load(Ordering::SeqCst);
     let mut asked = |what: &str, at_most: usize| {
         bound += at_most;
@@ -148,11 +149,11 @@ fn a_lock_costs_no_request_twice() {
         assert!(now <= bound, "{what}: {} requests too many", now - bound);
     };
     let lock = take(&store, &record(state.path())).unwrap();
-    // Two looks at the folder, one of them with the own lease in it and a look at the next; a file
-    // and a folder that are opened and flushed; the content.
-    asked("taking", 3 + 7 + 5 + 1);
+    // Two checks of the folder, one of them with the own lease in it and a check of the next
+    // number; a file and a folder that are opened and flushed; the content.
+    asked("acquiring", 3 + 7 + 5 + 1);
     lock.verify(&store).unwrap();
-    asked("looking at it again", 2 + 3);
+    asked("checking it again", 2 + 3);
     lock.release(&store).unwrap();
-    asked("giving it back", 4);
+    asked("releasing it", 4);
 }

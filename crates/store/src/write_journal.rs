@@ -1,22 +1,24 @@
-//! The local record of a container: who holds it on this host, and what was in flight.
+//! The write journal of a container: which process of this host has it locked, and which writes are
+//! in flight.
 //!
-//! Two files: `ID.lock` is never replaced and carries the flock; `ID.record` is appended to, and
-//! replaced by a shorter one now and then. The record is 8 bytes `sprtrec1`, then entries of
-//! 40 bytes, little endian; fixed, so that a torn tail is found by its length or its checksum:
+//! Two files: `ID.lock` is never replaced and carries the flock. `ID.record` is the journal:
+//! entries are appended, and now and then a shorter file replaces it. It starts with 8 bytes
+//! `sprtrec1`, then come entries of 40 bytes, little endian. The size is fixed, so that a torn tail
+//! is found by its length or its checksum:
 //!
 //! | bytes | |
 //! | --- | --- |
 //! | 0..4 | CRC-32 of bytes 4..40 |
-//! | 4..8 | kind: 1 in flight, 2 settled, 3 taking a lock, 4 lock given back or never taken, 5 boot, |
+//! | 4..8 | kind: 1 in flight, 2 resolved, 3 acquiring a lock, 4 lock released or not acquired, 5 boot, |
 //! | | 6 what is in flight can't arrive any more, 7 renewals of a lease, 8 a lease is known to be free |
 //! | 8..32 | kind 1 and 2: start, end (2 with 0, 0 is "everything"); 3 and 4: number, token; 5: boot id, 0: |
-//! | | the boot of the last holder whose bytes were not waited for, or else of the present one; |
+//! | | the boot of the last session whose writes were not waited for, or else of the current one; |
 //! | | 7: number, counter; 8: number, 0 |
-//! | 32..40 | seconds since the epoch, for people only: clocks are set |
+//! | 32..40 | seconds since the epoch, only for people: clocks may be set |
 //!
-//! What an entry says is true before what it announces is done, so a record that lost its last
-//! entry to a kill lost nothing that had happened. (An entry is in the page cache then; a power
-//! cut may take more; [`LocalRecord::may_arrive`] covers that.)
+//! An entry is true before the action that it announces. So a journal that lost its last entry by a
+//! kill lost nothing that had happened. (After the append an entry is in the page cache. A power
+//! cut may lose more; [`WriteJournal::may_arrive`] covers that.)
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -30,26 +32,27 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use rustix::fs::{FlockOperation, OFlags};
 
 use crate::checksum::crc32;
-use crate::clock::now_s;
+use crate::clock::{boot_id, now_s};
 use crate::ranges::RangeSet;
 use crate::token::Token;
 use crate::{IgnorePoison, LockError};
 
 const MAGIC: &[u8; 8] = b"sprtrec1";
 const ENTRY_BYTES: usize = 40;
-/// Beyond it the record is written anew with what still counts.
-const RECORD_BYTES_MAX: u64 = 8 * 1024 * 1024;
-/// More separate ranges are joined over their smallest gaps. As many as there are blocks in the
-/// largest usual buffer: whoever takes over reads and writes all of the ranges, so gaps are dear.
+/// Beyond this length the journal is rewritten with only what still counts.
+const JOURNAL_BYTES_MAX: u64 = 8 * 1024 * 1024;
+/// More separate ranges than this are joined over their smallest gaps. It equals the number of
+/// blocks in the largest usual buffer: a recovery reads and writes all recorded ranges, so joined
+/// gaps cost time.
 const RANGES_MAX: usize = 64 * 1024;
-/// A record longer than this was not written by us.
-const RECORD_BYTES_SANE: u64 = 64 * 1024 * 1024;
+/// A longer journal was not written by us.
+const JOURNAL_BYTES_SANE: u64 = 64 * 1024 * 1024;
 
-/// The record of one container on this host, held by `flock` for as long as any process has
-/// [`LocalRecord::fd`] open. A pid proves nothing across pid namespaces; the flock does. Clones
-/// share it.
+/// The write journal of one container on this host. It is locked by `flock` for as long as any
+/// process has [`WriteJournal::fd`] open. A process id proves nothing across pid namespaces; the
+/// flock does. Clones share the journal.
 #[derive(Debug, Clone)]
-pub struct LocalRecord {
+pub struct WriteJournal {
     inner: Arc<Inner>,
 }
 
@@ -57,43 +60,44 @@ pub struct LocalRecord {
 struct Inner {
     lock_file: File,
     path: PathBuf,
-    state: Mutex<State>,
+    state: Mutex<JournalState>,
     ranges_max: usize,
     lock_is_out: AtomicBool,
     may_arrive: bool,
 }
 
-/// Where a record is kept.
+/// Where a journal is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kept {
-    OnDisk,
-    InMemory,
+enum Storage {
+    Disk,
+    Memory,
 }
 
 #[derive(Debug)]
-struct State {
+struct JournalState {
     file: File,
     len: u64,
     /// An append failed: nothing more is recorded, so nothing more may be sent.
     broken: bool,
     /// This session's first ranges are durable, and its boot with them.
-    boot_noted: bool,
-    /// What the last holder sent may still arrive, and nobody has waited for it to its end.
+    boot_recorded: bool,
+    /// Writes of the last session may still arrive, and the quiet time was not waited for to its
+    /// end.
     owes_quiet: bool,
-    content: Content,
+    content: JournalContent,
 }
 
-/// What the entries of a record amount to.
+/// The state that the entries of a journal describe.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Content {
+struct JournalContent {
     in_flight: RangeSet,
-    /// In flight when the last holder died, until everything is settled.
-    suspects: Vec<Range<u64>>,
-    takings: Vec<(u64, Token)>,
+    /// In flight when the last session died, until everything is resolved.
+    in_doubt: Vec<Range<u64>>,
+    acquisitions: Vec<(u64, Token)>,
     boot: u64,
     /// The server's processes of all that was sent can't write any more.
     quiet: bool,
-    /// A lease, and how often it was renewed at most when this was noted.
+    /// A lease, and how often at most it was renewed when this was recorded.
     renewals: (u64, u64),
     /// The highest lease that this machine knows to be free.
     free: u64,
@@ -102,60 +106,50 @@ struct Content {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Entry {
     InFlight(u64, u64),
-    Settled(u64, u64),
-    Taking(u64, Token),
-    NotTaken(u64, Token),
+    Resolved(u64, u64),
+    Acquiring(u64, Token),
+    NotAcquired(u64, Token),
     Boot(u64),
     Quiet,
     Renewed(u64, u64),
     Free(u64),
 }
 
-impl LocalRecord {
-    /// Opens or makes the record of `container_id` in `dir` (made with mode 0700 if missing) and
-    /// takes its flock; [`LockError::HeldHere`] where another living process has it.
+impl WriteJournal {
+    /// Opens or creates the journal of `container_id` in `dir` (created with mode 0700 if missing)
+    /// and locks it; [`LockError::HeldHere`] if another living process has it.
     ///
-    /// The descriptor is close-on-exec: hand a duplicate of [`LocalRecord::fd`] to whom it should
-    /// live in.
+    /// The descriptor is close-on-exec: pass a duplicate of [`WriteJournal::fd`] to a process that
+    /// must keep the lock.
     pub fn open(dir: &Path, container_id: &str) -> Result<Self, LockError> {
-        Self::open_bounded(dir, container_id, RANGES_MAX, Kept::OnDisk)
+        Self::open_bounded(dir, container_id, RANGES_MAX, Storage::Disk)
     }
 
-    /// As [`LocalRecord::open`], in a folder that can't be written: on a full disk, or a read-only
-    /// one. For a session that only reads: what it would record is kept in memory and ends with it.
-    /// A living session of this host is still respected, and what a dead one left is still known.
+    /// As [`WriteJournal::open`], if the folder can't be written: on a full or read-only disk. Only
+    /// for read-only sessions: what they record is kept in memory and lost at their end. A living
+    /// session of this host is still respected, and the entries of a dead one are still read.
     pub fn open_in_memory(dir: &Path, container_id: &str) -> Result<Self, LockError> {
-        Self::open_bounded(dir, container_id, RANGES_MAX, Kept::InMemory)
+        Self::open_bounded(dir, container_id, RANGES_MAX, Storage::Memory)
     }
 
     fn open_bounded(
         dir: &Path,
         container_id: &str,
         ranges_max: usize,
-        kept: Kept,
+        storage: Storage,
     ) -> Result<Self, LockError> {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        if container_id.is_empty()
-            || container_id.starts_with('.')
-            || container_id.len() > 200
-            || !container_id.chars().all(plain)
-        {
-            return Err(LockError::Invalid {
-                op: "open local record",
-                reason: format!("{container_id:?} can't be part of a file's name"),
-            });
-        }
+        check_id(container_id)?;
         let lock_path = dir.join(format!("{container_id}.lock"));
-        let lock_file = match kept {
-            Kept::OnDisk => {
+        let lock_file = match storage {
+            Storage::Disk => {
                 std::fs::DirBuilder::new()
                     .recursive(true)
                     .mode(0o700)
                     .create(dir)
-                    .map_err(|source| failed("make the folder of", dir, source))?;
+                    .map_err(|source| failed("create the folder of", dir, source))?;
                 open_private(&lock_path)
             }
-            Kept::InMemory => open_existing(&lock_path),
+            Storage::Memory => open_existing(&lock_path),
         }
         .map_err(|source| failed("open", &lock_path, source))?;
         match rustix::fs::flock(&lock_file, FlockOperation::NonBlockingLockExclusive) {
@@ -169,24 +163,25 @@ impl LocalRecord {
         }
         let path = dir.join(format!("{container_id}.record"));
         let mut content = read_content(&path, ranges_max)?;
-        content.suspects = content.in_flight.to_vec();
-        // A taking stays on record after its lease was given back: a crash of the server may show
-        // that lease as held again.
-        let given_back = |(number, _): &(u64, Token)| *number <= content.free;
-        let in_order = content.suspects.is_empty() && content.takings.iter().all(given_back);
+        content.in_doubt = content.in_flight.to_vec();
+        // An acquisition stays in the journal after its lease was released: after a crash of the
+        // server that lease may appear as in use again.
+        let released = |(number, _): &(u64, Token)| *number <= content.free;
+        let ended_cleanly =
+            content.in_doubt.is_empty() && content.acquisitions.iter().all(released);
         let may_arrive = !content.quiet
-            && (!content.suspects.is_empty() || (!in_order && content.boot != boot_id()));
-        let (file, len) = match kept {
-            Kept::OnDisk => rewrite(&path, &content)?,
-            Kept::InMemory => {
+            && (!content.in_doubt.is_empty() || (!ended_cleanly && content.boot != boot_id()));
+        let (file, len) = match storage {
+            Storage::Disk => rewrite(&path, &content)?,
+            Storage::Memory => {
                 in_memory(&content.encode()).map_err(|source| failed("copy", &path, source))?
             }
         };
-        let state = State {
+        let state = JournalState {
             file,
             len,
             broken: false,
-            boot_noted: false,
+            boot_recorded: false,
             owes_quiet: may_arrive,
             content,
         };
@@ -202,43 +197,45 @@ impl LocalRecord {
         })
     }
 
-    /// The descriptor that carries the flock: a process that inherits it is "still alive".
+    /// The descriptor that carries the flock: a process that inherits it keeps the container
+    /// locked.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.inner.lock_file.as_fd()
     }
 
-    /// Where the record lies.
+    /// The path of the journal.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.inner.path
     }
 
-    /// Ranges of the container file that the last holder may have had in flight or unsynced when
-    /// it died: a superset, merged, in order. Empty after a clean close, and once
-    /// [`LocalRecord::all_settled`] was called.
+    /// The in-doubt ranges of the container file: the last session may have had them in flight or
+    /// unsynced when it died. A superset, merged, in order. Empty after a clean close, and after
+    /// [`WriteJournal::all_resolved`].
     #[must_use]
-    pub fn suspects(&self) -> Vec<Range<u64>> {
-        self.state().content.suspects.clone()
+    pub fn in_doubt(&self) -> Vec<Range<u64>> {
+        self.state().content.in_doubt.clone()
     }
 
-    /// The last holder died and what it sent may still arrive in the file, written by a process of
-    /// the server that outlives it. True also without [`LocalRecord::suspects`] where this host
-    /// died with it: the last entries may be missing then.
+    /// Whether the last session died and its writes may still arrive, carried out by a process of
+    /// the server that outlives it. May be true without [`WriteJournal::in_doubt`] ranges if this
+    /// host crashed, too: the last entries may be missing then.
     #[must_use]
     pub fn may_arrive(&self) -> bool {
         self.inner.may_arrive
     }
 
-    /// Whether that is still so: [`LocalRecord::may_arrive`], and [`LocalRecord::quiet`] was not
-    /// called yet. Who ends in the middle of the wait leaves the lock, so that no other host writes
-    /// either; the next session of this host waits all of it again.
+    /// Whether the quiet time must still be waited for: [`WriteJournal::may_arrive`] is true, and
+    /// [`WriteJournal::quiet`] was not called yet. A session that ends during this wait keeps the
+    /// lock, so that no other host writes either. The next session of this host waits for the full
+    /// time again.
     #[must_use]
     pub fn owes_quiet(&self) -> bool {
         self.state().owes_quiet
     }
 
-    /// Records that it can't any more, for whoever comes next.
+    /// Records for later sessions that nothing can arrive late any more.
     pub fn quiet(&self) -> Result<(), LockError> {
         let mut state = self.state();
         state.content.quiet = true;
@@ -249,12 +246,12 @@ impl LocalRecord {
         Ok(())
     }
 
-    /// Records ranges whose bytes are about to be sent. Returns once the record survives kill -9
-    /// of this process (it is in the kernel's page cache). Costs next to nothing where the ranges
-    /// are recorded already.
+    /// Records ranges whose bytes are about to be sent. On return the entries survive a kill -9 of
+    /// this process (they are in the kernel's page cache). Costs almost nothing for ranges that are
+    /// recorded already.
     pub fn before_send(&self, ranges: &[Range<u64>]) -> Result<(), LockError> {
         let mut state = self.state();
-        // A range that an append failed for is known from then on, and recorded nowhere.
+        // After a failed append its range is known in memory, but not recorded.
         self.refuse_broken(&state)?;
         let mut entries = Vec::new();
         for range in ranges {
@@ -262,8 +259,8 @@ impl LocalRecord {
                 entries.push(Entry::InFlight(range.start, range.end));
             }
         }
-        // A range in a gap that is closed counts as known from now on: whoever reads the record must
-        // know of it, too.
+        // A range in a closed gap counts as recorded from now on, so the journal must contain the
+        // gap.
         let closed = state.content.in_flight.coarsen(self.inner.ranges_max);
         entries.extend(
             closed
@@ -273,115 +270,122 @@ impl LocalRecord {
         let was_quiet = std::mem::take(&mut state.content.quiet);
         if entries.is_empty() {
             match ranges.first() {
-                // Known, but not as something that is out again.
+                // Recorded, but not as in flight again.
                 Some(range) if was_quiet => entries.push(Entry::InFlight(range.start, range.end)),
                 _ => return Ok(()),
             }
         }
-        let first = !state.boot_noted;
-        if first && let Some(boot) = state.boot_to_note() {
+        let first = !state.boot_recorded;
+        if first && let Some(boot) = state.boot_to_record() {
             entries.insert(0, boot);
         }
         self.append(&mut state, &entries)?;
         if first {
-            // Once a session: a power cut is told by the boot, but some ranges are better than none.
+            // Once in a session. A power cut is detected by the boot id, but some ranges are better
+            // than none.
             self.sync(&mut state)?;
-            state.boot_noted = true;
+            state.boot_recorded = true;
         }
         Ok(())
     }
 
-    /// Records that these ranges are answered and durable, and nothing newer of them is out.
-    /// Keeps the suspects of a long session few; [`LocalRecord::suspects`] stay as they are.
-    pub fn settled(&self, ranges: &[Range<u64>]) -> Result<(), LockError> {
+    /// Records that these ranges are answered and durable, and nothing newer for them is in flight.
+    /// This keeps the number of in-doubt ranges small in a long session; [`WriteJournal::in_doubt`]
+    /// does not change.
+    pub fn resolved(&self, ranges: &[Range<u64>]) -> Result<(), LockError> {
         let mut state = self.state();
         let mut entries = Vec::new();
         for range in ranges {
-            // What the last holder left stays in flight until everything is settled.
+            // The last session's ranges stay in flight until everything is resolved.
             let mut part = RangeSet::default();
             part.insert(range);
-            // In order and disjoint, and maybe thousands: only those that meet the range count.
-            let suspects = &state.content.suspects;
-            let first = suspects.partition_point(|suspect| suspect.end <= range.start);
-            for suspect in suspects[first..].iter().take_while(|s| s.start < range.end) {
-                part.remove(suspect);
+            // In order and disjoint, and maybe thousands: only those that overlap the range matter.
+            let in_doubt = &state.content.in_doubt;
+            let first = in_doubt.partition_point(|other| other.end <= range.start);
+            for other in in_doubt[first..].iter().take_while(|s| s.start < range.end) {
+                part.remove(other);
             }
             for range in part.to_vec() {
                 if state.content.in_flight.remove(&range) {
-                    entries.push(Entry::Settled(range.start, range.end));
+                    entries.push(Entry::Resolved(range.start, range.end));
                 }
             }
         }
         self.append(&mut state, &entries)
     }
 
-    /// Records that every recorded write is answered and durable, and the suspects of the last
-    /// holder were written again or read back; the ranges are forgotten.
-    pub fn all_settled(&self) -> Result<(), LockError> {
+    /// Records that every recorded write is answered and durable, and that the last session's
+    /// in-doubt ranges were written again or read back. All ranges are forgotten.
+    pub fn all_resolved(&self) -> Result<(), LockError> {
         let mut state = self.state();
-        state.content.suspects.clear();
+        state.content.in_doubt.clear();
         if state.content.in_flight.is_empty() {
             return Ok(());
         }
         state.content.in_flight.clear();
-        self.append(&mut state, &[Entry::Settled(0, 0)])
+        self.append(&mut state, &[Entry::Resolved(0, 0)])
     }
 
-    /// True for the first of any number of callers until [`LocalRecord::end_lock`].
+    /// True for the first caller, until [`WriteJournal::end_lock`].
     pub(crate) fn begin_lock(&self) -> bool {
         !self.inner.lock_is_out.swap(true, Ordering::SeqCst)
     }
 
-    /// The lock is no longer held by this process.
+    /// This process does not have the lock any more.
     pub(crate) fn end_lock(&self) {
         self.inner.lock_is_out.store(false, Ordering::SeqCst);
     }
 
-    /// Records that a lock file is about to be made.
-    pub(crate) fn taking(&self, number: u64, token: Token) -> Result<(), LockError> {
+    /// Records that a lease file is about to be created.
+    pub(crate) fn acquiring(&self, number: u64, token: Token) -> Result<(), LockError> {
         let mut state = self.state();
-        let taking = Entry::Taking(number, token);
-        state.content.apply(taking, self.inner.ranges_max);
-        let boot = state.boot_to_note();
-        let entries: Vec<Entry> = boot.into_iter().chain([taking]).collect();
+        let acquiring = Entry::Acquiring(number, token);
+        state.content.apply(acquiring, self.inner.ranges_max);
+        let boot = state.boot_to_record();
+        let entries: Vec<Entry> = boot.into_iter().chain([acquiring]).collect();
         self.append(&mut state, &entries)?;
-        // A lock file that outlives a power cut must be known as ours.
+        // A lease file that survives a power cut must be known as ours.
         self.sync(&mut state)
     }
 
-    /// Records that a lock file of ours is gone, or was never made. The last one stays on record
-    /// while what an earlier holder sent was not waited for: with none, all would count as ended in
-    /// order. Its token is nobody else's, so it takes nothing over.
-    pub(crate) fn not_taken(&self, number: u64, token: Token) -> Result<(), LockError> {
+    /// Records that a lease file of ours is gone, or was never created. The last one stays in the
+    /// journal while the quiet time of an earlier session is owed: without any, everything would
+    /// count as ended cleanly. Its token belongs to no other lease, so it takes nothing over.
+    pub(crate) fn not_acquired(&self, number: u64, token: Token) -> Result<(), LockError> {
         let mut state = self.state();
-        if state.owes_quiet && state.content.takings == [(number, token)] {
+        if state.owes_quiet && state.content.acquisitions == [(number, token)] {
             return Ok(());
         }
         state
             .content
-            .takings
-            .retain(|taking| *taking != (number, token));
-        self.append(&mut state, &[Entry::NotTaken(number, token)])
+            .acquisitions
+            .retain(|acquiring| *acquiring != (number, token));
+        self.append(&mut state, &[Entry::NotAcquired(number, token)])
     }
 
-    /// The locks that this host was taking or held, and that may be held by its name yet.
-    pub(crate) fn takings(&self) -> Vec<(u64, Token)> {
-        self.state().content.takings.clone()
+    /// The leases that this host was acquiring or had, and that may still be in use in its name.
+    pub(crate) fn acquisitions(&self) -> Vec<(u64, Token)> {
+        self.state().content.acquisitions.clone()
     }
 
-    /// Records that lease `number`, which is synced, is ours: what is lower counts no more, whatever
-    /// a crash of the server brings back.
-    pub(crate) fn taken(&self, number: u64) -> Result<(), LockError> {
+    /// Records that lease `number`, which is synced, is ours: lower ones do not count any more,
+    /// whatever a crash of the server brings back.
+    pub(crate) fn acquired(&self, number: u64) -> Result<(), LockError> {
         let mut state = self.state();
-        let below: Vec<(u64, Token)> = state.content.takings.clone();
-        let below = below.into_iter().filter(|(taken, _)| *taken < number);
-        let entries: Vec<Entry> = below.map(|(n, token)| Entry::NotTaken(n, token)).collect();
-        state.content.takings.retain(|(taken, _)| *taken >= number);
+        let below: Vec<(u64, Token)> = state.content.acquisitions.clone();
+        let below = below.into_iter().filter(|(acquired, _)| *acquired < number);
+        let entries: Vec<Entry> = below
+            .map(|(n, token)| Entry::NotAcquired(n, token))
+            .collect();
+        state
+            .content
+            .acquisitions
+            .retain(|(acquired, _)| *acquired >= number);
         self.append(&mut state, &entries)
     }
 
-    /// Records how often lease `number` may be renewed before this is called again, durably: a
-    /// higher counter is the work of a copy of this machine.
+    /// Records, durably, how often lease `number` may be renewed before the next call. If a counter
+    /// is higher, a copy of this machine is at work.
     pub(crate) fn renewals(&self, number: u64, counter: u64) -> Result<(), LockError> {
         let mut state = self.state();
         state.content.renewals = (number, counter);
@@ -389,12 +393,12 @@ impl LocalRecord {
         self.sync(&mut state)
     }
 
-    /// The lease whose renewals were noted last, and how many.
+    /// The lease whose renewals were recorded last, and how many.
     pub(crate) fn known_renewals(&self) -> (u64, u64) {
         self.state().content.renewals
     }
 
-    /// Records that lease `number` is free: this machine wrote so, or read it. Its taking stays
+    /// Records that lease `number` is free: this machine wrote or read that. Its acquisition stays
     /// until a later lease of this machine is synced.
     pub(crate) fn known_free(&self, number: u64) -> Result<(), LockError> {
         let mut state = self.state();
@@ -405,23 +409,23 @@ impl LocalRecord {
         self.append(&mut state, &[Entry::Free(number)])
     }
 
-    /// The highest lease that is known to be free; 0 where none is.
+    /// The highest lease that is known to be free; 0 if none is.
     pub(crate) fn highest_free(&self) -> u64 {
         self.state().content.free
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, JournalState> {
         self.inner.state.lock().ignore_poison()
     }
 
-    fn sync(&self, state: &mut State) -> Result<(), LockError> {
+    fn sync(&self, state: &mut JournalState) -> Result<(), LockError> {
         state.file.sync_data().map_err(|source| {
             state.broken = true;
             failed("sync", &self.inner.path, source)
         })
     }
 
-    fn refuse_broken(&self, state: &State) -> Result<(), LockError> {
+    fn refuse_broken(&self, state: &JournalState) -> Result<(), LockError> {
         let path = &self.inner.path;
         match state.broken {
             false => Ok(()),
@@ -429,7 +433,7 @@ impl LocalRecord {
         }
     }
 
-    fn append(&self, state: &mut State, entries: &[Entry]) -> Result<(), LockError> {
+    fn append(&self, state: &mut JournalState, entries: &[Entry]) -> Result<(), LockError> {
         let path = &self.inner.path;
         self.refuse_broken(state)?;
         if entries.is_empty() {
@@ -438,9 +442,9 @@ impl LocalRecord {
         let now = now_s();
         let bytes: Vec<u8> = entries.iter().flat_map(|entry| entry.encode(now)).collect();
         let grown = state.len + bytes.len() as u64;
-        // After a failure half an entry may lie there and would hide what comes behind it.
+        // After a failure the file may end with half an entry, which would hide any later one.
         state.broken = true;
-        if grown > RECORD_BYTES_MAX {
+        if grown > JOURNAL_BYTES_MAX {
             (state.file, state.len) = rewrite(path, &state.content)?;
         } else {
             state
@@ -454,10 +458,10 @@ impl LocalRecord {
     }
 }
 
-impl State {
-    /// This boot, to be recorded; `None` while what was sent in an earlier one is not waited for:
-    /// that boot is how whoever comes next knows of it.
-    fn boot_to_note(&mut self) -> Option<Entry> {
+impl JournalState {
+    /// Returns an entry for this boot. `None` while the quiet time of an earlier session is owed:
+    /// later sessions recognise that by the earlier boot.
+    fn boot_to_record(&mut self) -> Option<Entry> {
         if self.owes_quiet {
             return None;
         }
@@ -466,7 +470,7 @@ impl State {
     }
 }
 
-impl Content {
+impl JournalContent {
     fn apply(&mut self, entry: Entry, ranges_max: usize) {
         match entry {
             Entry::InFlight(start, end) => {
@@ -474,18 +478,19 @@ impl Content {
                 self.in_flight.coarsen(ranges_max);
                 self.quiet = false;
             }
-            Entry::Settled(0, 0) => self.in_flight.clear(),
-            Entry::Settled(start, end) => {
+            Entry::Resolved(0, 0) => self.in_flight.clear(),
+            Entry::Resolved(start, end) => {
                 self.in_flight.remove(&(start..end));
             }
-            Entry::Taking(number, token) => {
-                self.takings.push((number, token));
+            Entry::Acquiring(number, token) => {
+                self.acquisitions.push((number, token));
                 self.quiet = false;
-                // In a chain that begins again nothing of the earlier one is known to be free.
+                // If a chain starts again, no free lease of the earlier chain counts.
                 self.free = self.free.min(number.saturating_sub(1));
             }
-            Entry::NotTaken(number, token) => {
-                self.takings.retain(|taking| *taking != (number, token));
+            Entry::NotAcquired(number, token) => {
+                self.acquisitions
+                    .retain(|acquiring| *acquiring != (number, token));
             }
             Entry::Boot(boot) => self.boot = boot,
             Entry::Quiet => self.quiet = true,
@@ -494,7 +499,7 @@ impl Content {
         }
     }
 
-    /// The fewest entries that amount to it.
+    /// Encodes it in as few entries as possible.
     fn encode(&self) -> Vec<u8> {
         let now = now_s();
         let ranges = self.in_flight.to_vec();
@@ -506,9 +511,9 @@ impl Content {
                     .map(|range| Entry::InFlight(range.start, range.end)),
             )
             .chain(
-                self.takings
+                self.acquisitions
                     .iter()
-                    .map(|(number, token)| Entry::Taking(*number, *token)),
+                    .map(|(number, token)| Entry::Acquiring(*number, *token)),
             )
             .chain(self.quiet.then_some(Entry::Quiet))
             .chain(
@@ -522,11 +527,11 @@ impl Content {
             .collect()
     }
 
-    /// Reads entries up to the first that is torn.
+    /// Reads entries up to the first torn one.
     fn parse(bytes: &[u8], ranges_max: usize) -> Option<Self> {
         let mut content = Self::default();
         let Some(entries) = bytes.strip_prefix(MAGIC) else {
-            // A record that was being made when its maker was killed.
+            // A journal whose creator was killed while creating it.
             return MAGIC.starts_with(bytes).then_some(content);
         };
         for entry in entries.chunks_exact(ENTRY_BYTES) {
@@ -554,9 +559,9 @@ impl Entry {
         };
         let (kind, body) = match self {
             Self::InFlight(start, end) => (1u32, pair(start, end)),
-            Self::Settled(start, end) => (2, pair(start, end)),
-            Self::Taking(number, token) => (3, tagged(number, token)),
-            Self::NotTaken(number, token) => (4, tagged(number, token)),
+            Self::Resolved(start, end) => (2, pair(start, end)),
+            Self::Acquiring(number, token) => (3, tagged(number, token)),
+            Self::NotAcquired(number, token) => (4, tagged(number, token)),
             Self::Boot(boot) => (5, pair(boot, 0)),
             Self::Quiet => (6, pair(0, 0)),
             Self::Renewed(number, counter) => (7, pair(number, counter)),
@@ -581,9 +586,9 @@ impl Entry {
         let token = Token(*entry.get(16..)?.first_chunk()?);
         Some(match u32::from_le_bytes(*entry.get(4..)?.first_chunk()?) {
             1 => Self::InFlight(a, b),
-            2 => Self::Settled(a, b),
-            3 => Self::Taking(a, token),
-            4 => Self::NotTaken(a, token),
+            2 => Self::Resolved(a, b),
+            3 => Self::Acquiring(a, token),
+            4 => Self::NotAcquired(a, token),
             5 => Self::Boot(a),
             6 => Self::Quiet,
             7 => Self::Renewed(a, b),
@@ -593,27 +598,44 @@ impl Entry {
     }
 }
 
-fn read_content(path: &Path, ranges_max: usize) -> Result<Content, LockError> {
+fn check_id(container_id: &str) -> Result<(), LockError> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let is_name = !container_id.is_empty()
+        && !container_id.starts_with('.')
+        && container_id.len() <= 200
+        && container_id.chars().all(plain);
+    match is_name {
+        true => Ok(()),
+        false => Err(LockError::Invalid {
+            op: "open the write journal",
+            reason: format!("{container_id:?} can't be part of a file's name"),
+        }),
+    }
+}
+
+fn read_content(path: &Path, ranges_max: usize) -> Result<JournalContent, LockError> {
     let mut bytes = Vec::new();
     let file = match File::open(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Content::default()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Ok(JournalContent::default());
+        }
         Err(source) => return Err(failed("open", path, source)),
     };
-    let read = file.take(RECORD_BYTES_SANE).read_to_end(&mut bytes);
+    let read = file.take(JOURNAL_BYTES_SANE).read_to_end(&mut bytes);
     read.map_err(|source| failed("read", path, source))?;
-    Content::parse(&bytes, ranges_max).ok_or_else(|| {
-        // Guessing "nothing was in flight" could cost data.
+    JournalContent::parse(&bytes, ranges_max).ok_or_else(|| {
+        // Assuming "nothing was in flight" could cost data.
         failed(
             "read",
             path,
-            io::Error::new(io::ErrorKind::InvalidData, "not a record of sprat"),
+            io::Error::new(io::ErrorKind::InvalidData, "not a write journal of sprat"),
         )
     })
 }
 
-/// Replaces the record by one that says only what still counts.
-fn rewrite(path: &Path, content: &Content) -> Result<(File, u64), LockError> {
+/// Replaces the journal by one that contains only what still counts.
+fn rewrite(path: &Path, content: &JournalContent) -> Result<(File, u64), LockError> {
     let fresh = path.with_extension("record.new");
     let write = || {
         let mut file = open_private(&fresh)?;
@@ -622,7 +644,8 @@ fn rewrite(path: &Path, content: &Content) -> Result<(File, u64), LockError> {
         file.write_all(&bytes)?;
         file.sync_data()?;
         std::fs::rename(&fresh, path)?;
-        // Where fdatasync of the file leaves its name behind: ext4's, behind each entry, brings it along.
+        // For file systems on which fdatasync of the file does not make its name durable. On ext4
+        // the fdatasync behind each entry does.
         if let Some(folder) = path.parent() {
             File::open(folder)?.sync_all()?;
         }
@@ -631,7 +654,7 @@ fn rewrite(path: &Path, content: &Content) -> Result<(File, u64), LockError> {
     write().map_err(|source| failed("rewrite", path, source))
 }
 
-/// The lock file, to be read only; where there is none, no session of this host can have it.
+/// Opens the lock file read-only. If there is none, no session of this host can have it.
 fn open_existing(path: &Path) -> io::Result<File> {
     let flags = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or(0);
     match File::options().read(true).custom_flags(flags).open(path) {
@@ -660,22 +683,11 @@ fn open_private(path: &Path) -> io::Result<File> {
 }
 
 fn failed(op: &'static str, path: &Path, source: io::Error) -> LockError {
-    LockError::Record {
+    LockError::Journal {
         op,
         path: path.to_owned(),
         source,
     }
-}
-
-/// A number that differs from one start of the machine to the next (proc(5)); 0 if unknown.
-fn boot_id() -> u64 {
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let digits: String = id
-        .chars()
-        .filter(char::is_ascii_hexdigit)
-        .take(16)
-        .collect();
-    u64::from_str_radix(&digits, 16).unwrap_or(0)
 }
 
 #[cfg(test)]

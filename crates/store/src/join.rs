@@ -1,13 +1,14 @@
-//! Two calls at once, or one after the other where no thread can be made.
+//! Runs two calls at once, or one after the other if no thread can be started.
 
 use std::sync::Mutex;
 use std::thread::{Builder, scope};
 
 use crate::IgnorePoison;
 
-/// Runs `aside` on a thread of its own while `here` runs on this one; without a thread (limits on
-/// processes or memory) behind it, which costs a round trip more. A panic of either goes on here.
-pub(crate) fn beside<A: Send, B>(
+/// Runs `aside` on another thread while `here` runs on this one. If no thread can be started
+/// (limits on processes or memory), `aside` runs after `here`, which costs one round trip more. A
+/// panic of either is passed on.
+pub(crate) fn join<A: Send, B>(
     aside: impl FnOnce() -> A + Send,
     here: impl FnOnce() -> B,
 ) -> (A, B) {
@@ -26,5 +27,5 @@ pub(crate) fn beside<A: Send, B>(
         };
         (aside, here)
     });
-    (aside.expect("it runs once, here or there"), here)
+    (aside.expect("it runs once on one of the threads"), here)
 }

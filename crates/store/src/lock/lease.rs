@@ -2,20 +2,20 @@
 
 use super::content::{Content, FIRST_NUMBER, LEASE_BYTES};
 use super::{LockError, LockInfo};
-use crate::beside::beside;
+use crate::join::join;
 use crate::token::Token;
 use crate::{Access, FileName, Store, StoreError, StoreErrorKind};
 
-/// How often names that come and go are looked at before that counts as held.
-const LOOK_ATTEMPTS: u32 = 3;
-/// How often a lease that is just being written is read before it counts as held.
+/// How often the folder is read again because a listed name was gone. Then it counts as in use.
+const LIST_ATTEMPTS: u32 = 3;
+/// How often a lease that is just being written is read. Then it counts as in use.
 const READ_ATTEMPTS: u32 = 3;
-/// Empty leases that are passed on the way down to one that says something.
+/// How many empty leases are passed on the way down to one with content.
 const EMPTY_MAX: usize = 64;
 
-/// A lease file as it was found. `content` is `None` where it is empty or no lease.
+/// A lease file as it was found. `content` is `None` if it is empty or not a lease.
 #[derive(Debug, Clone)]
-pub(super) struct Seen {
+pub(super) struct FoundLease {
     pub(super) number: u64,
     pub(super) file: FileName,
     pub(super) content: Option<Content>,
@@ -23,36 +23,35 @@ pub(super) struct Seen {
     pub(super) modified_s: Option<u64>,
 }
 
-/// What lies in a container's folder.
+/// The leases and lists in a container's folder.
 #[derive(Debug, Clone)]
 pub(super) struct Folder {
-    /// The numbers of all leases, ascending. A lock of sprat up to 0.x (below the first number)
-    /// counts only where there is no lease.
+    /// The numbers of all leases, ascending. A lock of sprat 0.x (below the first number) counts
+    /// only if there is no lease.
     pub(super) numbers: Vec<u64>,
-    /// Locks of sprat up to 0.x.
+    /// Locks of sprat 0.x.
     pub(super) old: Vec<u64>,
-    /// Lists of writes, beside the container.
+    /// Late-write lists beside the container.
     pub(super) lists: Vec<FileName>,
-    /// The highest lease; where that one is empty, those below it down to one that is not.
-    /// Descending.
-    pub(super) read: Vec<Seen>,
+    /// The highest lease. If it is empty, also those below it, down to one that is not. Descending.
+    pub(super) read: Vec<FoundLease>,
 }
 
 impl Folder {
     /// The lease that decides.
-    pub(super) fn highest(&self) -> Option<&Seen> {
+    pub(super) fn highest(&self) -> Option<&FoundLease> {
         self.read.first()
     }
 
-    /// The highest lease that says something, below one that is empty.
-    pub(super) fn below(&self) -> Option<&Seen> {
+    /// The highest lease with content, below one that is empty.
+    pub(super) fn below(&self) -> Option<&FoundLease> {
         self.read.iter().skip(1).find(|seen| !seen.empty)
     }
 }
 
-/// Lists the folder and reads the highest lease. The lease `hint` is read while the folder is
-/// being listed: where it is the highest that saves the round trips for reading it.
-pub(super) fn look(
+/// Lists the folder and reads the highest lease. The lease `hint` is read while the folder is being
+/// listed: if it is the highest, this saves the round trips for reading it.
+pub(super) fn read_folder(
     store: &dyn Store,
     container: &FileName,
     hint: Option<u64>,
@@ -73,13 +72,13 @@ pub(super) fn look(
             let (number, file) = hinted.as_ref()?;
             Some(read_lease(store, *number, file))
         };
-        let (mut hinted, names) = beside(read, || store.list());
+        let (mut hinted, names) = join(read, || store.list());
         let names = names.map_err(failed)?;
         let (numbers, old) = numbers_in(container, &names);
         let mut folder = Folder {
             numbers,
             old,
-            lists: lists_in(container, &names),
+            lists: late_lists_in(container, &names),
             read: Vec::new(),
         };
         for number in folder.numbers.iter().rev().take(EMPTY_MAX) {
@@ -89,14 +88,14 @@ pub(super) fn look(
             };
             let seen = match read {
                 Ok(seen) => seen,
-                // Removed since it was listed: look again what is there now.
+                // Removed since it was listed: list again.
                 Err(error)
-                    if error.kind() == StoreErrorKind::NotFound && attempt < LOOK_ATTEMPTS =>
+                    if error.kind() == StoreErrorKind::NotFound && attempt < LIST_ATTEMPTS =>
                 {
                     continue 'again;
                 }
-                // Listed and not there: it can't be ruled out that somebody holds it.
-                Err(error) if error.kind() == StoreErrorKind::NotFound => Seen {
+                // Listed and not there: a session may be using it.
+                Err(error) if error.kind() == StoreErrorKind::NotFound => FoundLease {
                     number: *number,
                     file: lock_name(container, *number)?,
                     content: None,
@@ -115,7 +114,7 @@ pub(super) fn look(
     }
 }
 
-/// The leases among the names of a folder, ascending, and the locks of sprat up to 0.x.
+/// The leases among the names of a folder, ascending, and the locks of sprat 0.x.
 pub(super) fn numbers_in(container: &FileName, names: &[FileName]) -> (Vec<u64>, Vec<u64>) {
     let number_of = |file: &FileName| {
         let number = file.as_str().strip_prefix(container.as_str())?;
@@ -133,21 +132,21 @@ pub(super) fn numbers_in(container: &FileName, names: &[FileName]) -> (Vec<u64>,
     }
 }
 
-/// Sessions leave lists of what they wrote under such names, followed by a token of their own.
+/// Part of the name of a late-write list; a token follows. A session writes there what it sent.
 const LIST: &str = ".late-";
 
-/// The name of a list of writes; `token` is 16 hex digits.
-pub(super) fn list_name(container: &FileName, token: &str) -> Result<FileName, LockError> {
+/// The name of a late-write list; `token` is 16 hex digits.
+pub(super) fn late_list_name(container: &FileName, token: &str) -> Result<FileName, LockError> {
     container
         .with_suffix(&format!("{LIST}{token}"))
         .map_err(|error| LockError::Invalid {
-            op: "name a list of writes",
+            op: "name a late-write list",
             reason: error.to_string(),
         })
 }
 
-/// The lists of writes among the names of a folder.
-pub(super) fn lists_in(container: &FileName, names: &[FileName]) -> Vec<FileName> {
+/// The late-write lists among the names of a folder.
+pub(super) fn late_lists_in(container: &FileName, names: &[FileName]) -> Vec<FileName> {
     let is_list = |file: &&FileName| {
         let rest = file.as_str().strip_prefix(container.as_str());
         let token = rest.and_then(|rest| rest.strip_prefix(LIST));
@@ -156,13 +155,13 @@ pub(super) fn lists_in(container: &FileName, names: &[FileName]) -> Vec<FileName
     names.iter().filter(is_list).cloned().collect()
 }
 
-/// Reads a lease by its name. One that is being written while it is read is read again.
+/// Reads a lease by its name. Reads again if it is being written meanwhile.
 pub(super) fn read_lease(
     store: &dyn Store,
     number: u64,
     file: &FileName,
-) -> Result<Seen, StoreError> {
-    let mut seen = Seen {
+) -> Result<FoundLease, StoreError> {
+    let mut seen = FoundLease {
         number,
         file: file.clone(),
         content: None,
@@ -170,7 +169,7 @@ pub(super) fn read_lease(
         modified_s: None,
     };
     for _ in 0..READ_ATTEMPTS {
-        // For reading and writing: that takes fewer round trips.
+        // Opened for reading and writing, because that takes fewer round trips.
         let read = match store.read_small(file, Access::ReadWrite, LEASE_BYTES) {
             Err(error) if may_not_write(error.kind()) => {
                 store.read_small(file, Access::ReadOnly, LEASE_BYTES)
@@ -179,7 +178,7 @@ pub(super) fn read_lease(
         };
         let (stat, bytes) = match read {
             Ok(read) => read,
-            // Not ours whatever it is, so it counts as held.
+            // Certainly not ours, so it counts as in use.
             Err(error) if error.kind() == StoreErrorKind::NotRegular => return Ok(seen),
             Err(error) => return Err(error),
         };
@@ -211,33 +210,33 @@ pub(super) fn lock_name(container: &FileName, number: u64) -> Result<FileName, L
         })
 }
 
-/// Whether a session of this machine may have renewed lease `number` so often. sprat up to 0.x noted
-/// no renewals.
+/// Whether a session of this machine may have renewed lease `number` so often. sprat 0.x did not
+/// record renewals.
 pub(super) fn may_be_ours(number: u64, renewed: u64, renewals: (u64, u64)) -> bool {
     let known = if renewals.0 == number { renewals.1 } else { 0 };
     number < FIRST_NUMBER || renewed <= known.saturating_add(super::UNRECORDED_RENEWALS_MAX)
 }
 
-impl Seen {
-    /// Whether a session with these takings made it, however that one ended.
-    pub(super) fn is_of(&self, takings: &[(u64, Token)]) -> bool {
-        let mut takings = takings.iter();
-        takings.any(|(number, token)| *number == self.number && self.has(*token))
+impl FoundLease {
+    /// Whether a session that acquired one of these created it, however that session ended.
+    pub(super) fn is_of(&self, acquisitions: &[(u64, Token)]) -> bool {
+        let mut acquisitions = acquisitions.iter();
+        acquisitions.any(|(number, token)| *number == self.number && self.has(*token))
     }
 
-    /// Whether the local record says that a dead session of this host made it. An empty one was
-    /// made and never written: ours, if we were taking that number. One whose counter is far ahead
-    /// of the record is held by a copy of this machine.
-    pub(super) fn is_ours(&self, takings: &[(u64, Token)], renewals: (u64, u64)) -> bool {
-        let taken = takings
+    /// Whether the journal shows that a dead session of this host created it. An empty one was
+    /// created and never written: it is ours if we were acquiring that number. If its counter is
+    /// far ahead of the journal, a copy of this machine uses it.
+    pub(super) fn is_ours(&self, acquisitions: &[(u64, Token)], renewals: (u64, u64)) -> bool {
+        let acquired = acquisitions
             .iter()
             .any(|(number, token)| *number == self.number && (self.empty || self.has(*token)));
         let renewed = self.content.as_ref().map_or(0, |content| content.renewed);
-        taken && may_be_ours(self.number, renewed, renewals)
+        acquired && may_be_ours(self.number, renewed, renewals)
     }
 
-    /// It has bytes that no sprat writes. Of a lease of ours: the server did not keep what we wrote,
-    /// as nobody else writes into it.
+    /// It has bytes that no sprat writes. In a lease of ours: the server did not keep what we
+    /// wrote, as nothing else writes into it.
     pub(super) fn is_garbled(&self) -> bool {
         self.content.is_none() && !self.empty
     }
@@ -280,8 +279,8 @@ impl Seen {
                 .map(|content| &content.doors[..])
                 .unwrap_or_default()
                 .iter()
-                .filter(|door| door.until_s.is_none())
-                .map(|door| door.number)
+                .filter(|predecessor| predecessor.until_s.is_none())
+                .map(|predecessor| predecessor.number)
                 .collect(),
         }
     }

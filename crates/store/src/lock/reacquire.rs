@@ -1,42 +1,50 @@
-//! Keeps a lease over a lost connection.
+//! Keeps a lease across a lost connection.
 
 use std::sync::atomic::Ordering;
 
-use super::seen::{Seen, lock_name};
+use super::lease::{FoundLease, lock_name};
 use super::{Current, Lock, LockError, counted, read_if_there};
-use crate::beside::beside;
+use crate::join::join;
 use crate::token::Token;
 use crate::{Applied, Store, StoreErrorKind};
 
 impl Lock {
     /// On a new connection: takes the lease over from ourselves, by the next number. Of two copies
-    /// of one process (a machine that was cloned with its memory) only one can make it, and a write
-    /// of the old connection that is carried out late hits a number that no longer counts.
-    /// `Store` errors tell nothing: call it again on another connection.
-    pub fn take_again(&self, store: &dyn Store) -> Result<(), LockError> {
+    /// of one process (a machine that was cloned with its memory) only one can create it. A late
+    /// write of the old connection then hits a number that does not count any more. `Store` errors
+    /// prove nothing: call it again on another connection.
+    pub fn reacquire(&self, store: &dyn Store) -> Result<(), LockError> {
         let _span = tracing::debug_span!("lease", op = "verify on a new connection").entered();
         let _writing = self.writing();
+        self.verify_or_use_pending(store)?;
+        let before = self.now();
+        let next = self.next_after(&before)?;
+        self.create_next(store, &next)?;
+        self.switch_to(store, &before, next)
+    }
+
+    /// Verifies our lease, or the next one if an earlier connection has created it already.
+    fn verify_or_use_pending(&self, store: &dyn Store) -> Result<(), LockError> {
         loop {
             let now = self.now();
-            match self.read_again(store, &now) {
-                Ok(()) => {}
-                Err(lost @ LockError::Lost { .. }) => match self.find_pending(store, &now)? {
-                    Some(found) => {
-                        *self.current() = found;
-                        continue;
-                    }
-                    None => {
-                        self.current().pending = None;
-                        return Err(lost);
-                    }
-                },
-                Err(error) => return Err(error),
+            let Err(error) = self.read_again(store, &now) else {
+                return Ok(());
+            };
+            if !matches!(error, LockError::Lost { .. }) {
+                return Err(error);
             }
-            break;
+            let Some(found) = self.find_pending(store, &now)? else {
+                self.current().pending = None;
+                return Err(error);
+            };
+            *self.current() = found;
         }
-        let mut next = self.now();
-        let before = next.clone();
-        next.predecessor = Some(before.number);
+    }
+
+    /// The lease with the next number, not yet created.
+    fn next_after(&self, before: &Current) -> Result<Current, LockError> {
+        let mut next = before.clone();
+        next.below = Some(before.number);
         next.number = before
             .number
             .checked_add(1)
@@ -46,38 +54,52 @@ impl Lock {
         next.content.attempt = Token::random()?.to_string();
         next.answered = 0;
         next.pending = None;
-        self.record.taking(next.number, self.token)?;
+        Ok(next)
+    }
+
+    fn create_next(&self, store: &dyn Store, next: &Current) -> Result<(), LockError> {
+        self.journal.acquiring(next.number, self.token)?;
         self.current().pending = Some(next.content.clone());
         let filled = match store.create_filled(&next.file, &next.content.bytes()) {
-            // As any other error it would lead to another try, which finds the same.
+            // Any other error would lead to another attempt, which would find the same.
             Err(error) if error.kind() == StoreErrorKind::AlreadyExists => {
                 self.current().pending = None;
-                // A copy of this process makes the same number.
+                // A copy of this process creates the same number.
                 let twin = read_if_there(store, next.number, &next.file);
                 if twin.is_ok_and(|seen| seen.is_some_and(|seen| seen.has(self.token))) {
                     self.has_twin.store(true, Ordering::SeqCst);
                 }
-                // The next session of this machine must not take that lease for its own.
-                self.record.not_taken(next.number, self.token)?;
+                // The next session of this machine must not consider that lease its own.
+                self.journal.not_acquired(next.number, self.token)?;
                 return Err(self.lost(&format!("{} is there", next.file)));
             }
             filled => filled,
         };
-        // Made, and the server refused its content (a full disk, a failure that passes): the next attempt
-        // must not take it for another's.
+        // It was created, and the server refused its content (a full disk, a temporary failure):
+        // the next attempt must not consider it another session's.
         if let Ok(Applied::NotDurable(source)) = &filled
             && source.was_answered()
-            && self.remove_unfilled(store, &next)
+            && self.remove_unfilled(store, next)
         {
             self.current().pending = None;
         }
         filled
             .and_then(Applied::durable)
-            .map_err(|source| self.failed("renew", source))?;
-        let (ours, (below, after)) = beside(
+            .map_err(|source| self.failed("renew", source))
+    }
+
+    /// Makes `next`, which was created, our lease, if no other session and no copy of this process
+    /// came in between.
+    fn switch_to(
+        &self,
+        store: &dyn Store,
+        before: &Current,
+        next: Current,
+    ) -> Result<(), LockError> {
+        let (ours, (below, after)) = join(
             || read_if_there(store, next.number, &next.file),
             || {
-                beside(
+                join(
                     || read_if_there(store, before.number, &before.file),
                     || self.next_is_there(store, &next),
                 )
@@ -85,7 +107,7 @@ impl Lock {
         );
         let failed = |source| self.failed("renew", source);
         let (ours, below, after) = (ours.map_err(failed)?, below.map_err(failed)?, after?);
-        let same = |seen: &Option<Seen>, attempt: &str, counters| {
+        let same = |seen: &Option<FoundLease>, attempt: &str, counters| {
             let content = seen.as_ref().and_then(|seen| seen.content.as_ref());
             content.is_some_and(|content| {
                 content.attempt == attempt && !content.free && counted(content.renewed, counters)
@@ -100,7 +122,7 @@ impl Lock {
         }
         let garbled = ours.as_ref().is_some_and(|seen| seen.content.is_none());
         if garbled && kept && after.is_none() {
-            // Made by us, and nobody else writes into it.
+            // We created it, and nothing else writes into it.
             let file = next.file.clone();
             *self.current() = next;
             return Err(self.not_kept(&file, false));
@@ -109,7 +131,7 @@ impl Lock {
             let lost = self.lost(&format!("{} was taken over", before.file));
             let mut current = self.current();
             if made && kept {
-                // Who took over waits for an answer in the one that we made.
+                // The session that took over waits for an answer in the lease that we created.
                 *current = next;
             } else {
                 current.pending = None;
@@ -119,12 +141,12 @@ impl Lock {
         *self.current() = next;
         store.set_witness(&self.file());
         self.note_clock(ours.as_ref());
-        self.record.taken(self.number())
+        self.journal.acquired(self.number())
     }
 
-    /// The next lease of ours that a connection made which was lost before it answered. One that is
-    /// empty was made by it or by somebody who takes over and has not come to the second look:
-    /// both find the number after it.
+    /// Looks for our next lease, created by a connection that was lost before it answered. An empty
+    /// one was created by it, or by a session that takes over and has not reached its second check:
+    /// both will find the number after it.
     fn find_pending(&self, store: &dyn Store, now: &Current) -> Result<Option<Current>, LockError> {
         let Some(pending) = &now.pending else {
             return Ok(None);
@@ -138,7 +160,7 @@ impl Lock {
         let Some(content) = found.and_then(|seen| seen.content) else {
             return Ok(None);
         };
-        // The second belt: `verify` looks at both again before the lease counts as ours.
+        // Only a safeguard: `verify` checks both again before the lease counts as ours.
         if content.attempt != pending.attempt || content.free {
             return Ok(None);
         }
@@ -146,7 +168,7 @@ impl Lock {
             number,
             file,
             content: pending.clone(),
-            predecessor: Some(now.number),
+            below: Some(now.number),
             answered: 0,
             pending: None,
             made_at: now.made_at,

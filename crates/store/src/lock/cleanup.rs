@@ -1,19 +1,20 @@
 //! Removes leases that no listing needs any more.
 
-use super::seen::{lock_name, numbers_in, read_lease};
+use super::lease::{lock_name, numbers_in, read_lease};
 use super::{Lock, LockError};
 use crate::{Store, StoreErrorKind};
 
-/// A lease goes when a later one was free for so long before ours was made, by the server's clock:
-/// every listing, however old it is, shows that one by now. Who saw none but an earlier one would
-/// make a number again.
+/// A lease may be removed if a later one was free this long before ours was created, by the
+/// server's clock: then every listing, however old, shows that later one. A session that saw only
+/// an earlier lease would create an existing number again.
 const KEEP_S: u64 = 3600;
-/// At most so many in one session.
+/// At most so many are removed in one session.
 const REMOVED_MAX: usize = 32;
 
 impl Lock {
-    /// Removes old leases; for a holder, after its first good look. Returns how many are left below
-    /// ours. An account that may not remove keeps them all, and nothing is said of it.
+    /// Removes old leases. Call it while the lease is ours, after the second check. Returns how
+    /// many are left below ours. An account that may not remove files keeps them all; that is not
+    /// reported.
     pub fn remove_old(&self, store: &dyn Store) -> Result<usize, LockError> {
         let failed = |source| self.failed("remove old leases of", source);
         let now = self.now();
@@ -27,7 +28,7 @@ impl Lock {
             let old = later
                 .modified_s
                 .is_some_and(|at| at.saturating_add(KEEP_S) <= now.made_at.0);
-            // One that was never given back is passed: a later one that was stands for both.
+            // One that was never released is passed: a later one that was released covers both.
             if !free {
                 continue;
             }

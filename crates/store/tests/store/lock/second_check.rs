@@ -1,5 +1,5 @@
-//! What comes between two looks at a lease, what a listing doesn't show, and what a lease says that we
-//! did not write.
+//! What happens between two checks of a lease, what a listing doesn't show, and lease content that
+//! we did not write.
 
 use std::sync::Mutex;
 
@@ -12,31 +12,31 @@ use super::garbled::garble;
 use super::*;
 
 type Act = Box<dyn FnOnce(&MemoryStore) + Send>;
-/// What becomes of a lease's file: made and filled or not, and the answer.
+/// What happens to a lease's file (created and filled or not), and the answer.
 type Fill = fn(&MemoryStore, &FileName, &[u8]) -> Result<Applied, StoreError>;
 
-/// A store that others change at given moments, and whose listing need not be right.
+/// A store that others change at given moments, and whose listing may be wrong.
 #[derive(Default)]
-pub(super) struct Meddled {
+pub(super) struct DisturbedStore {
     pub(super) below: MemoryStore,
-    /// Done right after a lease's file was made, before anybody has read it again.
+    /// Called right after a lease's file was created, before it is read again.
     after_making: Mutex<Option<Act>>,
-    /// Done before a file is opened.
+    /// Called before a file is opened.
     before_opening: Mutex<Option<Act>>,
     stats: Arc<AtomicUsize>,
     fill: Mutex<Option<Fill>>,
-    /// So many writes into leases by their names are garbled.
+    /// How many writes into leases by their names are garbled.
     pub(super) garbled: AtomicUsize,
-    /// Writes are answered with "disk full".
+    /// Writes fail with "disk full".
     full: AtomicBool,
     unlisted: Mutex<Vec<FileName>>,
-    /// Listed though nothing is there.
+    /// Listed although they don't exist.
     listed: Mutex<Vec<FileName>>,
     flushes: Arc<AtomicUsize>,
     removals: AtomicUsize,
 }
 
-impl Meddled {
+impl DisturbedStore {
     pub(super) fn after_making(&self, act: impl FnOnce(&MemoryStore) + Send + 'static) {
         *self.after_making.lock().unwrap() = Some(Box::new(act));
     }
@@ -66,7 +66,7 @@ fn line_lost() -> StoreError {
     }
 }
 
-impl Store for Meddled {
+impl Store for DisturbedStore {
     fn describe(&self) -> String {
         self.below.describe()
     }
@@ -171,7 +171,7 @@ impl StoreFile for Flushed {
     }
 }
 
-/// What a lease says, without the padding and the checksum.
+/// The JSON of a lease, without the padding and the checksum.
 fn json_of(store: &dyn Store, number: u64) -> String {
     let (_, bytes) = store
         .read_small(&lock_file(number), Access::ReadOnly, 4096)
@@ -180,7 +180,7 @@ fn json_of(store: &dyn Store, number: u64) -> String {
     text[..4087].trim_end().to_owned()
 }
 
-/// Makes a lease say something else, with a right checksum.
+/// Changes the content of a lease, with a correct checksum.
 fn change(store: &dyn Store, number: u64, from: &str, to: &str) {
     let json = json_of(store, number);
     assert!(json.contains(from), "{json}");
@@ -204,12 +204,12 @@ fn door(number: u64, until_s: Option<u64>, all_before: bool) -> String {
 }
 
 const NO_DOORS: &str = "\"doors\":[]";
-/// A time that does not come.
+/// A time in the far future.
 const FAR: Option<u64> = Some(1 << 40);
 
 /// A store with one lease, which is free.
-pub(super) fn given_back() -> Meddled {
-    let store = Meddled::default();
+pub(super) fn with_released_lease() -> DisturbedStore {
+    let store = DisturbedStore::default();
     take(&store, &record(host().path()))
         .unwrap()
         .release(&store)
@@ -218,7 +218,7 @@ pub(super) fn given_back() -> Meddled {
 }
 
 #[test]
-fn who_comes_between_the_making_of_a_lease_and_the_second_look_is_seen() {
+fn change_between_creation_and_second_check_is_detected() {
     fn make(store: &MemoryStore, number: u64) {
         store.create_new(&lock_file(number)).unwrap();
     }
@@ -244,7 +244,7 @@ fn who_comes_between_the_making_of_a_lease_and_the_second_look_is_seen() {
         }),
     ];
     for (what, act) in cases {
-        let (store, state) = (given_back(), host());
+        let (store, state) = (with_released_lease(), host());
         store.after_making(act);
         if what.contains("not listed") {
             store.unlisted.lock().unwrap().push(lock_file(FIRST + 2));
@@ -255,8 +255,8 @@ fn who_comes_between_the_making_of_a_lease_and_the_second_look_is_seen() {
             "{what}: {refused:?}"
         );
         if what.contains("below is gone") {
-            // Also where that one was a dead session's of ours.
-            let (store, state) = (Meddled::default(), host());
+            // The same if that one belongs to a dead session of ours.
+            let (store, state) = (DisturbedStore::default(), host());
             drop(take(&store, &record(state.path())).unwrap());
             store.after_making(act);
             let refused = take(&store, &record(state.path()));
@@ -266,15 +266,15 @@ fn who_comes_between_the_making_of_a_lease_and_the_second_look_is_seen() {
             );
         }
         if what.contains("held again") {
-            // What was withdrawn must not hide it.
+            // The withdrawn lease must not hide it.
             assert_eq!(held(&store).unwrap().waits_for, [FIRST], "{what}");
         }
     }
 }
 
 #[test]
-fn a_server_that_does_not_list_what_was_made_keeps_no_lease() {
-    let (store, state) = (given_back(), host());
+fn server_that_does_not_list_the_new_lease_is_refused() {
+    let (store, state) = (with_released_lease(), host());
     store.unlisted.lock().unwrap().push(lock_file(FIRST + 1));
     let refused = take(&store, &record(state.path()));
     assert!(
@@ -284,14 +284,14 @@ fn a_server_that_does_not_list_what_was_made_keeps_no_lease() {
 }
 
 #[test]
-fn what_the_lease_below_says_of_doors_at_the_second_look_counts() {
-    let (store, state) = (given_back(), host());
+fn predecessors_of_the_lease_below_count_at_the_second_check() {
+    let (store, state) = (with_released_lease(), host());
     store.after_making(|store| change(store, FIRST, NO_DOORS, &door(7, FAR, false)));
     let lock = take(&store, &record(state.path())).unwrap();
     assert!(lock.may_arrive());
     lock.release(&store).unwrap();
-    // The same with one that nobody knows the end of.
-    let (store, state) = (given_back(), host());
+    // The same with an open predecessor.
+    let (store, state) = (with_released_lease(), host());
     store.after_making(|store| change(store, FIRST, NO_DOORS, &door(7, None, false)));
     let refused = take(&store, &record(state.path()));
     assert!(
@@ -302,8 +302,8 @@ fn what_the_lease_below_says_of_doors_at_the_second_look_counts() {
 }
 
 #[test]
-fn an_empty_lease_that_is_stepped_over_is_a_door_until_the_second_look() {
-    let (store, state) = (Meddled::default(), host());
+fn passed_empty_lease_is_a_predecessor_until_the_second_check() {
+    let (store, state) = (DisturbedStore::default(), host());
     drop(take(&store, &record(state.path())).unwrap());
     let empty = store.open(&lock_file(FIRST), Access::ReadWrite).unwrap();
     empty.resize(0).unwrap();
@@ -313,7 +313,7 @@ fn an_empty_lease_that_is_stepped_over_is_a_door_until_the_second_look() {
     let lock = take(&store, &record(state.path())).unwrap();
     let said = seen.lock().unwrap().clone();
     assert!(said.contains(&door(FIRST, None, false)), "{said}");
-    // And is none afterwards, for others, too.
+    // Not any more afterwards, for other sessions, too.
     assert!(!lock.may_arrive());
     assert!(held(&store).unwrap().waits_for.is_empty());
     assert!(
@@ -322,35 +322,35 @@ fn an_empty_lease_that_is_stepped_over_is_a_door_until_the_second_look() {
     );
 }
 
-/// The lease `number` is empty, and was long enough.
-fn empty_for_long(store: &Meddled, record: &LocalRecord, number: u64) -> lock::FirstLook {
+/// The lease `number` is empty, and was so for long enough.
+fn empty_for_long(store: &DisturbedStore, record: &WriteJournal, number: u64) -> lock::LeaseCheck {
     store.create_new(&lock_file(number)).unwrap();
-    let first = Lock::first_look(store, &container(), record).unwrap();
+    let first = Lock::check_leases(store, &container(), record).unwrap();
     std::thread::sleep(Duration::from_millis(250));
     first.again(store).unwrap()
 }
 
 #[test]
-fn below_an_empty_lease_the_one_that_says_something_decides() {
-    let (store, here, there) = (Meddled::default(), host(), host());
+fn lease_with_content_decides_below_an_empty_one() {
+    let (store, here, there) = (DisturbedStore::default(), host(), host());
     let theirs = take(&store, &record(there.path())).unwrap();
     let mine = record(here.path());
     let first = empty_for_long(&store, &mine, FIRST + 1);
     let refused = Lock::acquire_after(&first, &store, &mine, owner(), || {});
     assert_held(refused, FIRST);
     drop(theirs);
-    // The same where that one is a dead session's of ours: a door with a time.
-    let (store, state) = (Meddled::default(), host());
+    // The same if that one belongs to a dead session of ours: a predecessor with an end time.
+    let (store, state) = (DisturbedStore::default(), host());
     drop(take(&store, &record(state.path())).unwrap());
     let mine = record(state.path());
     let first = empty_for_long(&store, &mine, FIRST + 1);
     let lock = Lock::acquire_after(&first, &store, &mine, owner(), || {}).unwrap();
     assert_eq!((lock.number(), lock.may_arrive()), (FIRST + 2, true));
-    assert!(lock.open_doors().is_empty());
+    assert!(lock.open_predecessors().is_empty());
 }
 
 #[test]
-fn only_an_empty_file_that_is_the_last_is_removed_after_a_fill_that_failed() {
+fn after_a_failed_fill_only_an_empty_last_file_is_removed() {
     type Case = (&'static str, Fill, u64);
     let cases: [Case; 4] = [
         (
@@ -378,7 +378,7 @@ fn only_an_empty_file_that_is_the_last_is_removed_after_a_fill_that_failed() {
             },
             2,
         ),
-        // It may be filled yet.
+        // It may still be filled.
         (
             "of a lost line",
             |store, name, _| {
@@ -389,7 +389,7 @@ fn only_an_empty_file_that_is_the_last_is_removed_after_a_fill_that_failed() {
         ),
     ];
     for (what, fill, left) in cases {
-        let (store, state) = (Meddled::default(), host());
+        let (store, state) = (DisturbedStore::default(), host());
         store.fill_by(fill);
         store.full.store(true, Ordering::SeqCst);
         let failed = take(&store, &record(state.path()));
@@ -401,15 +401,15 @@ fn only_an_empty_file_that_is_the_last_is_removed_after_a_fill_that_failed() {
 }
 
 #[test]
-fn a_dead_sessions_door_is_open_for_its_time_by_the_servers_clock() {
+fn dead_predecessor_counts_for_its_time_by_the_servers_clock() {
     let (store, state) = (MemoryStore::new(), host());
     drop(take(&store, &record(state.path())).unwrap());
     // The server's clock is far ahead of ours.
-    store.let_pass(3 * lock::DOOR_S);
+    store.let_pass(3 * lock::LATE_WRITE_S);
     let lock = take(&store, &record(state.path())).unwrap();
     assert!(lock.may_arrive());
     lock.release(&store).unwrap();
-    store.let_pass(lock::DOOR_S - 60);
+    store.let_pass(lock::LATE_WRITE_S - 60);
     let lock = take(&store, &record(state.path())).unwrap();
     assert!(lock.may_arrive());
     lock.release(&store).unwrap();
@@ -418,7 +418,7 @@ fn a_dead_sessions_door_is_open_for_its_time_by_the_servers_clock() {
 }
 
 #[test]
-fn a_lease_that_says_what_we_did_not_write_is_lost() {
+fn lease_with_foreign_content_is_lost() {
     let changes = [
         ("\"token\":\"", "\"token\":\"0"),
         ("\"attempt\":\"", "\"attempt\":\"0"),
@@ -437,33 +437,33 @@ fn a_lease_that_says_what_we_did_not_write_is_lost() {
         assert_lost(lock.verify(&store));
         let before = json_of(&store, FIRST);
         assert_lost(lock.renew(&store));
-        assert_lost(lock.take_again(&store));
+        assert_lost(lock.reacquire(&store));
         assert_eq!(json_of(&store, FIRST), before, "{to}: nothing is written");
         assert_eq!(lock_files(&store), [lock_file(FIRST)], "{to}");
     }
 }
 
 #[test]
-fn a_lease_is_not_given_back_in_order_with_a_twins_or_one_that_is_not_listed_above_it() {
-    let (store, state) = (Meddled::default(), host());
+fn release_fails_with_a_twins_or_unlisted_lease_above() {
+    let (store, state) = (DisturbedStore::default(), host());
     let lock = take(&store, &record(state.path())).unwrap();
-    // A copy of this process took the lease again, by the same token.
+    // A copy of this process acquired the lease again, with the same token.
     let json = json_of(&store, FIRST);
     put(&store, FIRST + 1, &json);
     assert_lost(lock.release(&store));
 
-    let (store, here, there) = (Meddled::default(), host(), host());
+    let (store, here, there) = (DisturbedStore::default(), host(), host());
     let lock = take(&store, &record(here.path())).unwrap();
     let theirs = record(there.path());
     let other = Lock::take_over(&store, &container(), &theirs, owner()).unwrap();
-    other.close_by_word(lock::DOOR_S);
+    other.close_by_word(lock::LATE_WRITE_S);
     other.confirm(&store).unwrap();
     store.unlisted.lock().unwrap().push(other.file());
     assert_lost(lock.release(&store));
 }
 
 #[test]
-fn who_comes_between_while_a_lease_is_taken_again_is_seen() {
+fn change_while_a_lease_is_reacquired_is_detected() {
     type Case = (&'static str, fn(&MemoryStore));
     let cases: [Case; 5] = [
         ("the number after the next", |store| {
@@ -483,11 +483,11 @@ fn who_comes_between_while_a_lease_is_taken_again_is_seen() {
         }),
     ];
     for (what, act) in cases {
-        let (store, state) = (Meddled::default(), host());
+        let (store, state) = (DisturbedStore::default(), host());
         let lock = take(&store, &record(state.path())).unwrap();
         lock.renew(&store).unwrap();
         store.after_making(act);
-        let again = lock.take_again(&store);
+        let again = lock.reacquire(&store);
         assert!(
             matches!(again, Err(LockError::Lost { .. })),
             "{what}: {again:?}"
@@ -496,50 +496,50 @@ fn who_comes_between_while_a_lease_is_taken_again_is_seen() {
 }
 
 #[test]
-fn a_lease_that_a_lost_line_may_have_made_is_gone_on_with() {
-    let (store, state) = (Meddled::default(), host());
+fn lease_possibly_created_by_a_lost_connection_is_used() {
+    let (store, state) = (DisturbedStore::default(), host());
     let lock = take(&store, &record(state.path())).unwrap();
     store.fill_by(|store, name, content| {
         store.create_filled(name, content)?.durable()?;
         Err(line_lost())
     });
-    let failed = lock.take_again(&store);
+    let failed = lock.reacquire(&store);
     assert!(matches!(failed, Err(LockError::Store { .. })), "{failed:?}");
-    lock.take_again(&store).unwrap();
+    lock.reacquire(&store).unwrap();
     assert_eq!(lock.number(), FIRST + 2);
     lock.verify(&store).unwrap();
     drop(lock);
-    // And is known to this machine after a kill.
+    // And this machine knows it after a kill.
     let lock = take(&store, &record(state.path())).unwrap();
     assert_eq!((lock.number(), lock.took_over()), (FIRST + 3, true));
     drop(lock);
-    // What the lost line made is not ours where somebody else has written it.
-    let (store, state) = (Meddled::default(), host());
+    // A lease of the lost connection is not ours if another session has written it.
+    let (store, state) = (DisturbedStore::default(), host());
     let lock = take(&store, &record(state.path())).unwrap();
     store.fill_by(|store, name, content| {
         store.create_filled(name, content)?.durable()?;
         change(store, FIRST + 1, "\"attempt\":\"", "\"attempt\":\"0");
         Err(line_lost())
     });
-    lock.take_again(&store).unwrap_err();
-    assert_lost(lock.take_again(&store));
+    lock.reacquire(&store).unwrap_err();
+    assert_lost(lock.reacquire(&store));
 }
 
 #[test]
-fn what_is_listed_and_not_there_or_longer_than_a_lease_counts_as_held() {
-    let (store, state) = (given_back(), host());
+fn missing_or_oversized_listed_lease_counts_as_in_use() {
+    let (store, state) = (with_released_lease(), host());
     store.listed.lock().unwrap().push(lock_file(FIRST + 4));
     assert_held(take(&store, &record(state.path())), FIRST + 4);
-    let (store, state) = (given_back(), host());
+    let (store, state) = (with_released_lease(), host());
     let file = store.open(&lock_file(FIRST), Access::ReadWrite).unwrap();
     file.resize(5000).unwrap();
     assert_held(take(&store, &record(state.path())), FIRST);
 }
 
 #[test]
-fn an_answer_closes_its_own_door_only_and_what_it_waited_for_comes_in_its_place() {
-    let (store, state) = (given_back(), host());
-    // A door that stands for all leases before it, too.
+fn answer_closes_its_predecessor_and_adds_those_it_waited_for() {
+    let (store, state) = (with_released_lease(), host());
+    // A predecessor that stands for all leases before it, too.
     let free = json_of(&store, FIRST);
     put(&store, FIRST + 3, &free);
     put(
@@ -550,16 +550,16 @@ fn an_answer_closes_its_own_door_only_and_what_it_waited_for_comes_in_its_place(
     let mine = record(state.path());
     let lock = Lock::take_over(&store, &container(), &mine, owner()).unwrap();
     let _ = lock.close_answered(&store).unwrap();
-    assert_eq!(lock.open_doors(), [FIRST + 3]);
+    assert_eq!(lock.open_predecessors(), [FIRST + 3]);
 
-    let (store, here, there) = (Meddled::default(), host(), host());
+    let (store, here, there) = (DisturbedStore::default(), host(), host());
     let theirs = take(&store, &record(there.path())).unwrap();
     let mine = record(here.path());
     let lock = Lock::take_over(&store, &container(), &mine, owner()).unwrap();
     change(&store, FIRST, "\"free\":false", "\"free\":true");
     change(&store, FIRST, NO_DOORS, &door(9, FAR, false));
     assert_eq!(lock.close_answered(&store).unwrap(), [FIRST]);
-    assert!(lock.may_arrive(), "what that one waited for is forgotten");
+    assert!(lock.may_arrive(), "what that one waited for was lost");
     let before = store.flushes.load(Ordering::SeqCst);
     lock.confirm(&store).unwrap();
     assert!(store.flushes.load(Ordering::SeqCst) > before);
@@ -567,47 +567,48 @@ fn an_answer_closes_its_own_door_only_and_what_it_waited_for_comes_in_its_place(
     drop(theirs);
 }
 
-/// A look on the connection before, which still answers, while the next lease is made on a new one.
+/// A check on the older connection, which still answers, while the next lease is created on a new
+/// one.
 #[test]
-fn a_look_beside_a_reconnect_takes_the_next_lease_of_its_own_session_for_no_takeover() {
-    fn tells_nothing(looked: &Result<(), LockError>) {
+fn check_during_a_reconnect_is_no_takeover() {
+    fn assert_inconclusive(looked: &Result<(), LockError>) {
         let Err(LockError::Store { source, .. }) = looked else {
             panic!("{looked:?}");
         };
         assert_eq!(source.kind(), StoreErrorKind::Disconnected);
     }
-    let (store, state) = (Meddled::default(), host());
+    let (store, state) = (DisturbedStore::default(), host());
     let lock = Arc::new(take(&store, &record(state.path())).unwrap());
     lock.renew(&store).unwrap();
     let looking = Arc::clone(&lock);
-    store.after_making(move |before| tells_nothing(&looking.verify(before)));
-    lock.take_again(&store).unwrap();
+    store.after_making(move |before| assert_inconclusive(&looking.verify(before)));
+    lock.reacquire(&store).unwrap();
     lock.verify(&store).unwrap();
     lock.renew(&store).unwrap();
-    // It was made, and that connection was lost before it said so.
+    // It was created, and that connection was lost before the answer.
     store.fill_by(|below, name, content| {
         below.create_filled(name, content)?.durable()?;
         Err(line_lost())
     });
-    tells_nothing(&lock.take_again(&store));
-    tells_nothing(&lock.verify(&store));
-    tells_nothing(&lock.renew(&store));
-    lock.take_again(&store).unwrap();
+    assert_inconclusive(&lock.reacquire(&store));
+    assert_inconclusive(&lock.verify(&store));
+    assert_inconclusive(&lock.renew(&store));
+    lock.reacquire(&store).unwrap();
     lock.verify(&store).unwrap();
     assert!(!lock.has_twin());
-    // A takeover is one all the same.
+    // A real takeover is still recognised.
     let theirs = record(host().path());
     let other = Lock::take_over(&store, &container(), &theirs, owner()).unwrap();
     assert_lost(lock.verify(&store));
-    assert_lost(lock.take_again(&store));
+    assert_lost(lock.reacquire(&store));
     assert!(lock.answer(&store).unwrap());
     assert_eq!(other.close_answered(&store).unwrap(), [other.number() - 1]);
 }
 
-/// The read of the own lease comes after the reconnect, that of the next one before it.
+/// The own lease is read after the reconnect, the next one before it.
 #[test]
-fn a_look_that_a_reconnect_overtakes_finds_no_copy_of_its_process() {
-    let (store, state) = (Meddled::default(), host());
+fn check_overtaken_by_a_reconnect_finds_no_copy_of_the_process() {
+    let (store, state) = (DisturbedStore::default(), host());
     let lock = Arc::new(take(&store, &record(state.path())).unwrap());
     lock.renew(&store).unwrap();
     let looking = Arc::clone(&lock);
@@ -617,7 +618,7 @@ fn a_look_that_a_reconnect_overtakes_finds_no_copy_of_its_process() {
         while stats.load(Ordering::SeqCst) == before {
             std::thread::yield_now();
         }
-        looking.take_again(store).unwrap();
+        looking.reacquire(store).unwrap();
     });
     let looked = lock.verify(&store);
     assert!(!matches!(looked, Err(LockError::Lost { .. })), "{looked:?}");
@@ -626,11 +627,11 @@ fn a_look_that_a_reconnect_overtakes_finds_no_copy_of_its_process() {
     lock.verify(&store).unwrap();
 }
 
-/// Somebody takes over from a session that makes its next lease at that moment, and waits for the
-/// answer in that one.
+/// Another session takes over while this one creates its next lease, and waits for the answer in
+/// that lease.
 #[test]
-fn who_takes_over_behind_a_reconnect_gets_its_answer() {
-    let (store, here, there) = (Meddled::default(), host(), host());
+fn takeover_during_a_reconnect_gets_its_answer() {
+    let (store, here, there) = (DisturbedStore::default(), host(), host());
     let lock = take(&store, &record(here.path())).unwrap();
     let theirs = record(there.path());
     let other = Arc::new(Mutex::new(None));
@@ -639,10 +640,10 @@ fn who_takes_over_behind_a_reconnect_gets_its_answer() {
         let taken = Lock::take_over(store, &container(), &theirs, owner()).unwrap();
         *taking.lock().unwrap() = Some(taken);
     });
-    assert_lost(lock.take_again(&store));
+    assert_lost(lock.reacquire(&store));
     let other = other.lock().unwrap().take().unwrap();
-    assert_eq!(other.open_doors(), [FIRST + 1]);
+    assert_eq!(other.open_predecessors(), [FIRST + 1]);
     assert!(lock.answer(&store).unwrap());
     assert_eq!(other.close_answered(&store).unwrap(), [FIRST + 1]);
-    assert!(other.open_doors().is_empty() && !other.may_arrive());
+    assert!(other.open_predecessors().is_empty() && !other.may_arrive());
 }
