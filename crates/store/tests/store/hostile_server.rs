@@ -84,7 +84,7 @@ fn is_dead(store: &SftpStore, file: &dyn StoreFile, kind: StoreErrorKind) {
 fn answer_without_a_request_is_a_violation() {
     let (store, file) = file_with(READ, answer(|id| data(id + 1000, &[7; 10])));
     let error = read_fails(&*file, StoreErrorKind::Protocol);
-    assert!(error.to_string().contains("not asked"), "{error}");
+    assert!(error.to_string().contains("was not sent"), "{error}");
     file.write_at(0, b"x").unwrap_err();
     assert_eq!(store.list().unwrap_err().kind(), StoreErrorKind::Protocol);
 }
@@ -103,7 +103,7 @@ fn more_data_than_requested_is_a_violation() {
     let (_store, file) = file_with(READ, answer(|id| data(id, &[7; 11])));
     let error = read_fails(&*file, StoreErrorKind::Protocol);
     assert!(
-        error.to_string().contains("11 bytes of data where 10"),
+        error.to_string().contains("11 bytes of data instead of 10"),
         "{error}"
     );
 }
