@@ -25,8 +25,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use sprat_store::{
-    Access, Capabilities, FileName, FileStat, FreeSpace, Lock, LockError, OwnerNote,
-    ReadClass, Store, StoreError, StoreFile, WriteJournal,
+    Access, Capabilities, FileName, FileStat, FreeSpace, Lock, LockError, OwnerNote, ReadClass,
+    Store, StoreError, StoreFile, WriteJournal,
 };
 use sprat_testkit::dice::{Dice, number, seed};
 use sprat_testkit::memory::MemoryStore;

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sprat_store::{
-    Access, Applied, Capabilities, FileName, FileStat, FreeSpace, Lock, LockError, MemoryStore,
-    OwnerNote, ReadClass, Store, StoreError, StoreFile, WriteJournal, lock,
+    Access, Applied, Capabilities, FileName, FileStat, FreeSpace, Lock, LockError, OwnerNote,
+    ReadClass, Store, StoreError, StoreFile, WriteJournal, lock,
 };
 use sprat_testkit::memory::MemoryStore;
 
