@@ -1,4 +1,4 @@
-//! Looks for what of a test is still mounted, looped or running on this machine.
+//! Finds what of a test is still mounted, looped or running on this machine.
 
 use std::fs;
 
@@ -17,6 +17,12 @@ pub fn contains(bytes: &[u8], marker: &[u8]) -> bool {
         rest = &rest[1..];
     }
     false
+}
+
+/// All processes of this machine.
+pub fn pids() -> impl Iterator<Item = i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
 /// The parent of a process (proc(5): the name in `stat` may hold blanks and parentheses).

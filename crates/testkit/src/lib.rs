@@ -7,11 +7,9 @@
 //! - What a helper starts or makes ends and goes with it.
 #![forbid(unsafe_code)]
 
-pub mod asyncssh;
 pub mod compare;
 pub mod crash;
 pub mod dice;
-pub mod dropbear;
 pub mod fault;
 pub mod hostile;
 pub mod leases;
@@ -19,9 +17,8 @@ pub mod leftovers;
 pub mod memory;
 pub mod needs;
 pub mod power;
-pub mod proftpd;
 pub mod recorder;
-pub mod sshd;
+pub mod ssh_server;
 pub mod tree;
 pub mod watchdog;
 pub mod wire;

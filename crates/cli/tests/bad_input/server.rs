@@ -5,12 +5,12 @@ use std::fs;
 use crate::machine::remote::Remote;
 use insta::assert_snapshot;
 use sprat_testkit::requires;
-use sprat_testkit::sshd::{self, SshdOptions};
+use sprat_testkit::ssh_server::{OpenSshOptions, openssh};
 
 #[test]
 fn unknown_host_key_is_refused() {
-    requires!(sshd::missing());
-    let remote = Remote::start(&SshdOptions::default());
+    requires!(openssh::missing());
+    let remote = Remote::start(&OpenSshOptions::default());
     remote.machine.write("config/keys/x.key", vec![7u8; 4096]);
     remote.sshd.forget_host_key().unwrap();
     assert_snapshot!(remote.backup().failed_with(14), @r"
@@ -25,8 +25,8 @@ fn unknown_host_key_is_refused() {
 
 #[test]
 fn refused_login_is_told() {
-    requires!(sshd::missing());
-    let remote = Remote::start(&SshdOptions::default());
+    requires!(openssh::missing());
+    let remote = Remote::start(&OpenSshOptions::default());
     remote.machine.write("config/keys/x.key", vec![7u8; 4096]);
     remote.sshd.use_unknown_user_key().unwrap();
     assert_snapshot!(remote.backup().failed_with(14), @r"
@@ -41,8 +41,8 @@ fn refused_login_is_told() {
 
 #[test]
 fn server_that_is_not_there() {
-    requires!(sshd::missing());
-    let mut remote = Remote::start(&SshdOptions::default());
+    requires!(openssh::missing());
+    let mut remote = Remote::start(&OpenSshOptions::default());
     remote.machine.write("config/keys/x.key", vec![7u8; 4096]);
     remote.sshd.stop();
     assert_snapshot!(remote.backup().failed_with(14), @r"
@@ -57,8 +57,8 @@ fn server_that_is_not_there() {
 
 #[test]
 fn ssh_that_is_not_installed() {
-    requires!(sshd::missing());
-    let remote = Remote::start(&SshdOptions::default());
+    requires!(openssh::missing());
+    let remote = Remote::start(&OpenSshOptions::default());
     remote.machine.write("config/keys/x.key", vec![7u8; 4096]);
     let ran = remote
         .machine
@@ -73,10 +73,10 @@ fn ssh_that_is_not_installed() {
 
 #[test]
 fn server_without_sftp() {
-    requires!(sshd::missing());
-    let options = SshdOptions {
+    requires!(openssh::missing());
+    let options = OpenSshOptions {
         no_sftp: true,
-        ..SshdOptions::default()
+        ..OpenSshOptions::default()
     };
     let remote = Remote::start(&options);
     remote.machine.write("config/keys/x.key", vec![7u8; 4096]);
@@ -92,11 +92,11 @@ fn server_without_sftp() {
 
 #[test]
 fn server_that_lacks_its_sftp_program() {
-    requires!(sshd::missing());
-    let options = SshdOptions {
+    requires!(openssh::missing());
+    let options = OpenSshOptions {
         no_sftp: true,
         config_lines: vec!["Subsystem sftp /nowhere/sftp-server".into()],
-        ..SshdOptions::default()
+        ..OpenSshOptions::default()
     };
     let remote = Remote::start(&options);
     remote.machine.write("config/keys/x.key", vec![7u8; 4096]);
@@ -112,8 +112,8 @@ fn server_that_lacks_its_sftp_program() {
 
 #[test]
 fn folder_on_the_server_is_missing() {
-    requires!(sshd::missing());
-    let remote = Remote::start(&SshdOptions::default());
+    requires!(openssh::missing());
+    let remote = Remote::start(&OpenSshOptions::default());
     fs::remove_dir_all(remote.machine.path("store")).unwrap();
     let ran = remote.sprat(&["init", "TARGET", "--size", "1G", "--cheap-kdf-for-tests"]);
     assert_snapshot!(ran.failed_with(1), @r"
@@ -126,11 +126,11 @@ fn folder_on_the_server_is_missing() {
 
 #[test]
 fn server_without_fsync_is_refused_unless_insisted() {
-    requires!(sshd::missing());
+    requires!(openssh::missing());
     let sftp_arguments = vec!["-P".to_owned(), "fsync".to_owned()];
-    let options = SshdOptions {
+    let options = OpenSshOptions {
         sftp_arguments,
-        ..SshdOptions::default()
+        ..OpenSshOptions::default()
     };
     let remote = Remote::start(&options);
     let init = ["init", "TARGET", "--size", "1G", "--cheap-kdf-for-tests"];
@@ -157,15 +157,15 @@ fn server_without_fsync_is_refused_unless_insisted() {
 
 #[test]
 fn read_only_account_restores_and_refuses_to_back_up() {
-    requires!(sshd::missing());
-    let remote = Remote::start(&SshdOptions::default());
+    requires!(openssh::missing());
+    let remote = Remote::start(&OpenSshOptions::default());
     remote.init();
     assert_eq!(remote.backup().code, 0);
     let Remote { machine, sshd, .. } = remote;
     drop(sshd);
-    let options = SshdOptions {
+    let options = OpenSshOptions {
         sftp_arguments: vec!["-R".to_owned()],
-        ..SshdOptions::default()
+        ..OpenSshOptions::default()
     };
     let remote = Remote::with(machine, &options);
     assert_snapshot!(remote.backup().failed_with(1), @r"

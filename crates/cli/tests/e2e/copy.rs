@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::machine::remote::Remote;
 use crate::machine::{CONTAINER, Machine, Ran, Tmpfs};
-use sprat_testkit::sshd::SshdOptions;
+use sprat_testkit::ssh_server::OpenSshOptions;
 use sprat_testkit::{leases, needs, requires, sshd};
 
 /// A container with one snapshot on a "USB disk", and a server whose folder is the machine's
@@ -54,8 +54,8 @@ fn on_server(remote: &Remote, name: &str) -> String {
 
 #[test]
 fn seeded_on_a_usb_disk_and_moved_to_the_server_backups_go_on_with_hard_links() {
-    requires!(needs::root(), sshd::missing());
-    let remote = Remote::with(seeded(), &SshdOptions::default());
+    requires!(needs::root(), openssh::missing());
+    let remote = Remote::with(seeded(), &OpenSshOptions::default());
     let machine = &remote.machine;
     let usb = machine.path(CONTAINER);
     let pristine = machine.path("pristine");
@@ -92,8 +92,8 @@ fn seeded_on_a_usb_disk_and_moved_to_the_server_backups_go_on_with_hard_links() 
 
 #[test]
 fn a_container_goes_from_server_to_server_and_its_holes_are_found_there() {
-    requires!(needs::root(), sshd::missing(), needs::program("perl"));
-    let remote = Remote::with(seeded(), &SshdOptions::default());
+    requires!(needs::root(), openssh::missing(), needs::program("perl"));
+    let remote = Remote::with(seeded(), &OpenSshOptions::default());
     let machine = &remote.machine;
     fs::rename(machine.path(CONTAINER), machine.path("server/x.luks")).unwrap();
     let (from, to) = (
@@ -115,11 +115,11 @@ fn a_container_goes_from_server_to_server_and_its_holes_are_found_there() {
 
 #[test]
 fn without_a_shell_all_is_read_and_holes_stay_holes() {
-    requires!(needs::root(), sshd::missing());
-    let options = SshdOptions {
+    requires!(needs::root(), openssh::missing());
+    let options = OpenSshOptions {
         internal_sftp: true,
         config_lines: vec!["ForceCommand internal-sftp".to_owned()],
-        ..SshdOptions::default()
+        ..OpenSshOptions::default()
     };
     let machine = Machine::new();
     machine.init(&[CONTAINER, "--size", "128M"]);
@@ -138,10 +138,10 @@ fn without_a_shell_all_is_read_and_holes_stay_holes() {
 
 /// An account of SFTP alone, and a container of 1 GiB with one snapshot that was pruned and one that stays.
 fn behind_sftp_alone() -> Remote {
-    let options = SshdOptions {
+    let options = OpenSshOptions {
         internal_sftp: true,
         config_lines: vec!["ForceCommand internal-sftp".to_owned()],
-        ..SshdOptions::default()
+        ..OpenSshOptions::default()
     };
     let machine = seeded();
     fs::remove_file(machine.path("src/large")).unwrap();
@@ -155,7 +155,7 @@ fn behind_sftp_alone() -> Remote {
 
 #[test]
 fn without_a_shell_the_file_system_inside_says_what_is_in_use() {
-    requires!(needs::root(), sshd::missing());
+    requires!(needs::root(), openssh::missing());
     let remote = behind_sftp_alone();
     let machine = &remote.machine;
     let key = ["--key-file", "config/keys/x.key"];
@@ -197,7 +197,7 @@ fn without_a_shell_the_file_system_inside_says_what_is_in_use() {
 
 #[test]
 fn a_file_system_that_does_not_prove_itself_is_copied_as_a_whole() {
-    requires!(needs::root(), sshd::missing());
+    requires!(needs::root(), openssh::missing());
     let remote = behind_sftp_alone();
     let machine = &remote.machine;
     // One sector among the group descriptors, behind the header's 16 MiB.
@@ -284,10 +284,10 @@ fn a_full_destination_stops_the_copy_and_room_lets_it_go_on() {
 
 #[test]
 fn a_read_only_account_can_be_copied_from() {
-    requires!(needs::root(), sshd::missing());
-    let options = SshdOptions {
+    requires!(needs::root(), openssh::missing());
+    let options = OpenSshOptions {
         sftp_arguments: vec!["-R".to_owned()],
-        ..SshdOptions::default()
+        ..OpenSshOptions::default()
     };
     let machine = seeded();
     fs::rename(machine.path(CONTAINER), machine.path("server/x.luks")).unwrap();
@@ -312,11 +312,11 @@ fn a_read_only_account_can_be_copied_from() {
 
 #[test]
 fn little_room_is_enough_for_what_has_arrived() {
-    requires!(needs::root(), sshd::missing());
-    let options = SshdOptions {
+    requires!(needs::root(), openssh::missing());
+    let options = OpenSshOptions {
         internal_sftp: true,
         config_lines: vec!["ForceCommand internal-sftp".to_owned()],
-        ..SshdOptions::default()
+        ..OpenSshOptions::default()
     };
     let machine = Machine::new();
     machine.init(&[CONTAINER, "--size", "128M"]);

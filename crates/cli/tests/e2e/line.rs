@@ -10,7 +10,7 @@ use crate::stage::plain::PlainVolume;
 use crate::stage::running::Running;
 use crate::stage::{Stage, tree};
 use rustix::process::{Pid, Signal, kill_process};
-use sprat_testkit::sshd::SshdOptions;
+use sprat_testkit::ssh_server::OpenSshOptions;
 use sprat_testkit::wire::{Door, Loss, WireOptions};
 
 /// Far beyond what anything here takes, on a busy machine too: it would be for ever.
@@ -222,9 +222,9 @@ fn a_machine_that_slept_until_its_server_had_given_up_goes_on() {
         "ClientAliveCountMax 2",
         "LoginGraceTime 20",
     ];
-    let (stage, source) = prepared(Stage::with(SshdOptions {
+    let (stage, source) = prepared(Stage::with(OpenSshOptions {
         config_lines: lines.map(str::to_owned).to_vec(),
-        ..SshdOptions::default()
+        ..OpenSshOptions::default()
     }));
     let mut running = backup_under_way(&stage, &source, &["--quiet-time", "1"]);
     for _ in 0..2 {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::machine::remote::Remote;
 use crate::machine::{CONTAINER, Machine, noise};
 use rustix::process::{Pid, Signal, kill_process};
-use sprat_testkit::sshd::{self, SshdOptions};
+use sprat_testkit::ssh_server::{OpenSshOptions, openssh};
 use sprat_testkit::{leases, needs, requires};
 
 /// Another machine with the same key, to whom the container lies somewhere else.
@@ -217,8 +217,8 @@ fn sleeper_writes() -> Option<String> {
 
 #[test]
 fn a_line_that_is_lost_while_nothing_is_asked_is_sought_and_the_lock_renewed() {
-    requires!(sshd::missing(), needs::root());
-    let remote = Remote::start(&SshdOptions::default());
+    requires!(openssh::missing(), needs::root());
+    let remote = Remote::start(&OpenSshOptions::default());
     remote.init();
     let mnt = remote.machine.path("mnt");
     fs::create_dir(&mnt).unwrap();
@@ -249,8 +249,8 @@ fn a_line_that_is_lost_while_nothing_is_asked_is_sought_and_the_lock_renewed() {
 
 #[test]
 fn a_server_that_comes_back_without_its_disk_is_waited_for() {
-    requires!(sshd::missing(), needs::root());
-    let remote = Remote::start(&SshdOptions::default());
+    requires!(openssh::missing(), needs::root());
+    let remote = Remote::start(&OpenSshOptions::default());
     remote.init();
     let (store, away) = (remote.machine.path("store"), remote.machine.path("away"));
     remote.machine.write("src/large", noise(24 << 20, 3));
@@ -469,8 +469,8 @@ fn late_writes_over_a_finished_snapshot_are_found_named_and_healed() {
 /// server knows that nothing can arrive.
 #[test]
 fn a_server_whose_kernel_can_be_asked_sets_a_container_free_without_waiting() {
-    requires!(sshd::missing(), needs::root());
-    let remote = Remote::start(&SshdOptions::default());
+    requires!(openssh::missing(), needs::root());
+    let remote = Remote::start(&OpenSshOptions::default());
     remote.init();
     let other = Other::than(&remote.machine).machine;
     remote.machine.write("src/large", noise(48 << 20, 3));

@@ -9,10 +9,8 @@ use crate::stage::Stage;
 use crate::stage::manifest::{Manifest, assert_same};
 use crate::stage::plain::PlainVolume;
 use crate::stage::{run_within, shown};
-use sprat_testkit::asyncssh::{self, AsyncSsh};
-use sprat_testkit::dropbear::{self, Dropbear};
-use sprat_testkit::proftpd::{self, ProFtpd};
 use sprat_testkit::requires;
+use sprat_testkit::ssh_server::{asyncssh, dropbear, proftpd};
 
 /// Runs `sprat` through `ssh`.
 fn run(stage: &Stage, ssh: &[OsString], words: &[&str]) -> Output {
@@ -27,7 +25,7 @@ fn run(stage: &Stage, ssh: &[OsString], words: &[&str]) -> Output {
 fn a_plain_account_of_another_server_is_enough_for_a_containers_whole_life() {
     requires!(crate::stage::missing(), asyncssh::missing());
     whole_life(
-        &AsyncSsh::start_without_copies().ssh_command(),
+        &asyncssh::start_without_copies().ssh_command(),
         Trims::ThroughClient,
     );
 }
@@ -35,19 +33,19 @@ fn a_plain_account_of_another_server_is_enough_for_a_containers_whole_life() {
 #[test]
 fn another_server_that_copies_by_itself_is_used_for_that() {
     requires!(crate::stage::missing(), asyncssh::missing());
-    whole_life(&AsyncSsh::start().ssh_command(), Trims::ByCopying);
+    whole_life(&asyncssh::start().ssh_command(), Trims::ByCopying);
 }
 
 #[test]
 fn proftpd_is_enough_for_a_containers_whole_life() {
     requires!(crate::stage::missing(), proftpd::missing());
-    whole_life(&ProFtpd::start(&[]).ssh_command(), Trims::ThroughClient);
+    whole_life(&proftpd::start(&[]).ssh_command(), Trims::ThroughClient);
 }
 
 #[test]
 fn dropbear_is_enough_for_a_containers_whole_life() {
     requires!(crate::stage::missing(), dropbear::missing());
-    whole_life(&Dropbear::start().ssh_command(), Trims::ByShell);
+    whole_life(&dropbear::start().ssh_command(), Trims::ByShell);
 }
 
 #[test]
@@ -65,7 +63,7 @@ fn init_names_what_a_server_lacks_and_leaves_nothing_there() {
             "HiddenStores off",
         ),
     ] {
-        let server = ProFtpd::start(&[setting]);
+        let server = proftpd::start(&[setting]);
         let stage = Stage::new();
         let target = format!("backup.example:{}", stage.container().display());
         let refused = run(

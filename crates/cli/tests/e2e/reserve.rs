@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::machine::remote::Remote;
 use crate::machine::{CONTAINER, Machine, Tmpfs, noise};
-use sprat_testkit::sshd::{self, SshdOptions};
+use sprat_testkit::ssh_server::{OpenSshOptions, openssh};
 use sprat_testkit::{needs, requires};
 
 /// Takes all that is free.
@@ -33,7 +33,7 @@ fn with_reserve<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
 
 #[test]
 fn on_a_disk_filled_to_its_last_byte_backup_stops_and_prune_gets_out_of_it() {
-    requires!(sshd::missing(), needs::root());
+    requires!(openssh::missing(), needs::root());
     let machine = Machine::new();
     let _disk = Tmpfs::mount(&machine.path("store"), 80);
     gets_out_of_a_full_disk(machine);
@@ -41,7 +41,11 @@ fn on_a_disk_filled_to_its_last_byte_backup_stops_and_prune_gets_out_of_it() {
 
 #[test]
 fn so_does_it_on_an_ext4_disk() {
-    requires!(sshd::missing(), needs::root(), needs::program("mkfs.ext4"));
+    requires!(
+        openssh::missing(),
+        needs::root(),
+        needs::program("mkfs.ext4")
+    );
     let machine = Machine::new();
     let _disk = Ext4Disk::mount(&machine.path("disk"), &machine.path("store"), 100);
     gets_out_of_a_full_disk(machine);
@@ -77,7 +81,7 @@ fn gets_out_of_a_full_disk(machine: Machine) {
         let about = rustix::fs::statvfs(&store).unwrap();
         about.f_bavail * about.f_frsize
     };
-    let remote = Remote::with(machine, &SshdOptions::default());
+    let remote = Remote::with(machine, &OpenSshOptions::default());
     let reserve = store.join("x.luks.reserve");
     let init = ["init", "TARGET", "--size", "1G", "--cheap-kdf-for-tests"];
     let ran = remote.sprat(&with_reserve(&init));

@@ -9,7 +9,7 @@ use crate::machine::remote::Remote;
 use crate::machine::{Machine, Tmpfs, noise};
 use crate::stage::running::Running;
 use rustix::process::{Pid, Signal, kill_process};
-use sprat_testkit::sshd::{self, SshdOptions};
+use sprat_testkit::ssh_server::{OpenSshOptions, openssh};
 use sprat_testkit::{needs, requires};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -52,12 +52,12 @@ fn without_leases(store: &Path) -> Vec<String> {
 
 #[test]
 fn a_backup_stops_in_order_before_another_file_has_filled_the_servers_disk() {
-    requires!(sshd::missing(), needs::root());
+    requires!(openssh::missing(), needs::root());
     let machine = Machine::new();
     let store = machine.path("store");
     let _disk = Tmpfs::mount(&store, 400);
     machine.write("src/a", "alpha\n");
-    let remote = Remote::with(machine, &SshdOptions::default());
+    let remote = Remote::with(machine, &OpenSshOptions::default());
     let machine = &remote.machine;
     remote.init();
     assert_eq!(remote.backup().code, 0);

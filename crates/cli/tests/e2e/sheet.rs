@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use crate::machine::remote::Remote;
 use crate::machine::strikes::{self, Blow};
 use crate::machine::{CONTAINER, Machine, Tmpfs};
-use sprat_testkit::sshd::{self, SshdOptions};
+use sprat_testkit::ssh_server::{OpenSshOptions, openssh};
 use sprat_testkit::{needs, requires};
 
 /// The sheet's steps as a shell script that stops at the first failure, in a mount namespace of its
@@ -46,11 +46,11 @@ fn script(steps: &serde_json::Value, recovery_key: &str) -> String {
 #[test]
 fn commands_of_the_sheet_open_the_container_on_the_server() {
     requires!(
-        sshd::missing(),
+        openssh::missing(),
         needs::program("sshfs"),
         needs::program("cryptsetup")
     );
-    let remote = Remote::start(&SshdOptions::default());
+    let remote = Remote::start(&OpenSshOptions::default());
     let init = [
         "init",
         "TARGET",
@@ -279,11 +279,11 @@ fn reach(text: &str, lost: &str, name: &str) {
 #[test]
 fn lines_of_the_sheet_reach_the_server_without_the_configuration_in_hard_cases() {
     requires!(
-        sshd::missing(),
+        openssh::missing(),
         needs::program("sshfs"),
         needs::program("cryptsetup")
     );
-    let remote = Remote::start(&SshdOptions::default());
+    let remote = Remote::start(&OpenSshOptions::default());
     let machine = &remote.machine;
     let (port, user_key) = (remote.sshd.port(), remote.sshd.path("user_key"));
     let key = machine.path("my key");

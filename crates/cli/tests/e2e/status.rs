@@ -5,13 +5,13 @@ use std::os::unix::fs::FileExt;
 
 use crate::machine::remote::Remote;
 use crate::machine::{CONTAINER, Machine};
-use sprat_testkit::sshd::{self, SshdOptions};
+use sprat_testkit::ssh_server::{OpenSshOptions, openssh};
 use sprat_testkit::{needs, requires};
 
 #[test]
 fn status_tells_room_jobs_and_lock_without_a_key() {
-    requires!(sshd::missing(), needs::root(), needs::program("perl"));
-    let remote = Remote::start(&SshdOptions::default());
+    requires!(openssh::missing(), needs::root(), needs::program("perl"));
+    let remote = Remote::start(&OpenSshOptions::default());
     remote.init();
     let ran = remote.backup();
     assert_eq!(ran.code, 0, "{}", ran.whole());

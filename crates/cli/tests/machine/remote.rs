@@ -5,28 +5,28 @@
     reason = "each test file uses a part of it, and a test may panic"
 )]
 
-use sprat_testkit::sshd::{Sshd, SshdOptions};
+use sprat_testkit::ssh_server::{OpenSshOptions, SshServer};
 
 use super::{Machine, Ran};
 
 /// A machine whose container lies on an sshd of its own.
 pub struct Remote {
     pub machine: Machine,
-    pub sshd: Sshd,
+    pub sshd: SshServer,
     target: String,
     ssh: String,
 }
 
 impl Remote {
-    pub fn start(options: &SshdOptions) -> Self {
+    pub fn start(options: &OpenSshOptions) -> Self {
         let machine = Machine::new();
         machine.write("src/a", "alpha\n");
         Self::with(machine, options)
     }
 
     /// A server for a machine that has a container already.
-    pub fn with(machine: Machine, options: &SshdOptions) -> Self {
-        let sshd = Sshd::start_with(options);
+    pub fn with(machine: Machine, options: &OpenSshOptions) -> Self {
+        let sshd = SshServer::start_with(options);
         let store = machine.path("store");
         let target = format!(
             "ssh://root@127.0.0.1:{}{}/x.luks",

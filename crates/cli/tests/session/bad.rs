@@ -13,7 +13,7 @@ use sprat_luks::Secret;
 use sprat_session as session;
 use sprat_session::{Access, Notice, Phase, Session, UnlockWish, unlock};
 use sprat_snapshot::RestoreSpec;
-use sprat_testkit::sshd::SshdOptions;
+use sprat_testkit::ssh_server::OpenSshOptions;
 use sprat_testkit::{leases, requires};
 
 #[test]
@@ -195,9 +195,9 @@ fn a_read_only_account_still_restores() {
     bench.create();
     fill(&bench.path("source"), 5, 10_000, 5);
     bench.backup().unwrap();
-    let mut reader = Bench::ssh_with(&SshdOptions {
+    let mut reader = Bench::ssh_with(&OpenSshOptions {
         sftp_arguments: vec!["-R".to_owned()],
-        ..SshdOptions::default()
+        ..OpenSshOptions::default()
     });
     reader.size_bytes = bench.size_bytes;
     fs::copy(bench.container(), reader.container()).unwrap();

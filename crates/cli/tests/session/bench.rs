@@ -28,7 +28,7 @@ use sprat_snapshot::{JobName, RestoreSpec, SnapshotReport, SnapshotSpec};
 pub use sprat_testkit::leftovers::contains;
 use sprat_testkit::leftovers::{loops_of, mounts_of, parent};
 use sprat_testkit::needs;
-use sprat_testkit::sshd::{self, Sshd, SshdOptions};
+use sprat_testkit::ssh_server::{OpenSshOptions, SshServer, openssh};
 use tempfile::TempDir;
 
 /// What is missing for a session here.
@@ -48,13 +48,13 @@ pub fn missing() -> Option<String> {
 }
 
 pub fn ssh_missing() -> Option<String> {
-    missing().or_else(sshd::missing)
+    missing().or_else(openssh::missing)
 }
 
 /// Where the container is.
 pub enum Server {
     Local,
-    Ssh(Box<Sshd>),
+    Ssh(Box<SshServer>),
 }
 
 /// A machine's state, a server's folder, a source, and a key.
@@ -71,11 +71,11 @@ impl Bench {
     }
 
     pub fn ssh() -> Self {
-        Self::ssh_with(&SshdOptions::default())
+        Self::ssh_with(&OpenSshOptions::default())
     }
 
-    pub fn ssh_with(options: &SshdOptions) -> Self {
-        Self::new(Server::Ssh(Box::new(Sshd::start_with(options))))
+    pub fn ssh_with(options: &OpenSshOptions) -> Self {
+        Self::new(Server::Ssh(Box::new(SshServer::start_with(options))))
     }
 
     fn new(server: Server) -> Self {
@@ -120,7 +120,7 @@ impl Bench {
         Target::parse(&text, Path::new("/")).unwrap()
     }
 
-    pub fn sshd(&mut self) -> &mut Sshd {
+    pub fn sshd(&mut self) -> &mut SshServer {
         match &mut self.server {
             Server::Ssh(sshd) => sshd,
             Server::Local => panic!("this bench has no sshd"),

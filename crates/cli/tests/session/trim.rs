@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use crate::bench::{Bench, fill, missing, ssh_missing};
 use crate::machine::Tmpfs;
 use serde_json::Value;
-use sprat_testkit::sshd::SshdOptions;
+use sprat_testkit::ssh_server::OpenSshOptions;
 use sprat_testkit::{needs, requires};
 
 /// The container has a snapshot less than it had: the files of `source/gone` are in none any more.
@@ -119,9 +119,9 @@ fn an_account_with_a_shell_makes_the_holes() {
 
 /// A server whose account has SFTP and nothing else.
 fn sftp_only(arguments: &str) -> Bench {
-    Bench::ssh_with(&SshdOptions {
+    Bench::ssh_with(&OpenSshOptions {
         config_lines: vec![format!("ForceCommand internal-sftp {arguments}")],
-        ..SshdOptions::default()
+        ..OpenSshOptions::default()
     })
 }
 

@@ -14,7 +14,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use sprat_testkit::needs;
-use sprat_testkit::sshd::{self, Sshd, SshdOptions};
+use sprat_testkit::ssh_server::{OpenSshOptions, SshServer, openssh};
 use sprat_testkit::wire::{Wire, WireOptions};
 
 /// The program under test.
@@ -32,7 +32,7 @@ pub fn missing() -> Option<String> {
         "umount",
         "setfacl",
     ];
-    sshd::missing()
+    openssh::missing()
         .or_else(|| programs.into_iter().find_map(needs::program))
         .or_else(|| device("/dev/fuse"))
         .or_else(|| device("/dev/loop-control"))
@@ -44,7 +44,7 @@ fn device(path: &str) -> Option<String> {
 
 /// Everything of one test lies below one folder: the server's, the client's state, sources, mounts.
 pub struct Stage {
-    pub sshd: Sshd,
+    pub sshd: SshServer,
     /// Between ssh and the server, where a test asked for one.
     pub wire: Option<Wire>,
     folder: tempfile::TempDir,
@@ -58,11 +58,11 @@ const HEADER_BYTES: u64 = 16 << 20;
 impl Stage {
     /// Starts the server; a relative path on it begins in [`Stage::server`].
     pub fn new() -> Self {
-        Self::with(SshdOptions::default())
+        Self::with(OpenSshOptions::default())
     }
 
     /// The same with another sshd.
-    pub fn with(mut options: SshdOptions) -> Self {
+    pub fn with(mut options: OpenSshOptions) -> Self {
         // A mount shows files to whoever can enter.
         let folder = tempfile::Builder::new()
             .prefix("sprat-stage-")
@@ -74,7 +74,7 @@ impl Stage {
         }
         let server = folder.path().join("server").display().to_string();
         options.sftp_arguments.extend(["-d".into(), server]);
-        let sshd = Sshd::start_with(&options);
+        let sshd = SshServer::start_with(&options);
         Self {
             sshd,
             wire: None,

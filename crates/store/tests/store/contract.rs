@@ -10,7 +10,8 @@ use sprat_store::{
     StoreErrorKind,
 };
 use sprat_testkit::memory::MemoryStore;
-use sprat_testkit::{asyncssh, needs, requires, sshd};
+use sprat_testkit::ssh_server::{OpenSshOptions, SshServer, asyncssh, openssh};
+use sprat_testkit::{needs, requires};
 
 /// A store under test, and the local folder behind it if there is one.
 struct Subject<'a> {
@@ -479,8 +480,8 @@ fn sftp_without_limits_or_rename_extensions_still_transfers_in_small_requests() 
 
 #[test]
 fn sftp_through_ssh_and_a_real_sshd_keeps_the_contract() {
-    requires!(sshd::missing());
-    let sshd = sshd::Sshd::start();
+    requires!(openssh::missing());
+    let sshd = SshServer::start();
     let folder = tempfile::tempdir().unwrap();
     let target = SshTarget::new(None, "some.host", None).unwrap();
     let options = crate::part::options(target.argv(&sshd.ssh_command()), folder.path());
@@ -494,12 +495,12 @@ fn sftp_through_ssh_and_a_real_sshd_keeps_the_contract() {
 
 #[test]
 fn sftp_through_sshds_own_server_keeps_the_contract() {
-    requires!(sshd::missing());
-    let options = sshd::SshdOptions {
+    requires!(openssh::missing());
+    let options = OpenSshOptions {
         internal_sftp: true,
         ..Default::default()
     };
-    let sshd = sshd::Sshd::start_with(&options);
+    let sshd = SshServer::start_with(&options);
     let folder = tempfile::tempdir().unwrap();
     let target = SshTarget::new(Some("root"), "127.0.0.1", Some(sshd.port())).unwrap();
     let options = crate::part::options(target.argv(&sshd.ssh_command()), folder.path());
@@ -514,7 +515,7 @@ fn sftp_through_sshds_own_server_keeps_the_contract() {
 #[test]
 fn sftp_of_a_server_that_opens_no_folders_keeps_the_contract() {
     requires!(asyncssh::missing());
-    let server = asyncssh::AsyncSsh::start();
+    let server = asyncssh::start();
     let folder = tempfile::tempdir().unwrap();
     let target = SshTarget::new(None, "some.host", None).unwrap();
     let options = crate::part::options(target.argv(&server.ssh_command()), folder.path());

@@ -9,14 +9,14 @@ use sprat_store::{
     Access, FileName, Lock, LockError, OwnerNote, ReadClass, SftpOptions, SftpStore, SshTarget,
     Store, StoreError, StoreErrorKind, WriteJournal,
 };
-use sprat_testkit::sshd::{self, Sshd, SshdOptions};
+use sprat_testkit::ssh_server::{OpenSshOptions, SshServer, openssh};
 use sprat_testkit::{needs, requires};
 
 fn name(text: &str) -> FileName {
     FileName::new(text).unwrap()
 }
 
-fn through(sshd: &Sshd, folder: &Path) -> SftpOptions {
+fn through(sshd: &SshServer, folder: &Path) -> SftpOptions {
     let target = SshTarget::new(None, "some.host", None).unwrap();
     crate::part::options(target.argv(&sshd.ssh_command()), folder)
 }
@@ -137,8 +137,8 @@ fn missing_folder_or_a_file_is_reported_at_once() {
 
 #[test]
 fn killed_connection_ends_every_call_and_leaves_nothing_behind() {
-    requires!(sshd::missing());
-    let sshd = Sshd::start();
+    requires!(openssh::missing());
+    let sshd = SshServer::start();
     let folder = tempfile::tempdir().unwrap();
     for victim in 0..5 {
         let store = SftpStore::connect(through(&sshd, folder.path())).unwrap();
@@ -187,8 +187,8 @@ fn killed_connection_ends_every_call_and_leaves_nothing_behind() {
 
 #[test]
 fn stopped_server_is_a_lost_connection_after_the_timeout() {
-    requires!(sshd::missing());
-    let sshd = Sshd::start();
+    requires!(openssh::missing());
+    let sshd = SshServer::start();
     let folder = tempfile::tempdir().unwrap();
     let mut options = through(&sshd, folder.path());
     options.answer_timeout = Duration::from_secs(5);
@@ -215,8 +215,8 @@ fn stopped_server_is_a_lost_connection_after_the_timeout() {
 
 #[test]
 fn ended_session_leaves_no_process_here_or_there() {
-    requires!(sshd::missing());
-    let sshd = Sshd::start();
+    requires!(openssh::missing());
+    let sshd = SshServer::start();
     let folder = tempfile::tempdir().unwrap();
     let store = SftpStore::connect(through(&sshd, folder.path())).unwrap();
     let file = store.create_new(&name("x")).unwrap();
@@ -230,9 +230,9 @@ fn ended_session_leaves_no_process_here_or_there() {
 
 #[test]
 fn journal_stays_locked_while_an_ssh_runs() {
-    requires!(sshd::missing());
+    requires!(openssh::missing());
     let (sshd, folder, state) = (
-        Sshd::start(),
+        SshServer::start(),
         tempfile::tempdir().unwrap(),
         tempfile::tempdir().unwrap(),
     );
@@ -260,10 +260,10 @@ fn journal_stays_locked_while_an_ssh_runs() {
 
 #[test]
 fn ssh_refusals_are_distinguished() {
-    requires!(sshd::missing());
+    requires!(openssh::missing());
     let folder = tempfile::tempdir().unwrap();
-    let mut sshd = Sshd::start();
-    let connect = |sshd: &Sshd| SftpStore::connect(through(sshd, folder.path())).map(drop);
+    let mut sshd = SshServer::start();
+    let connect = |sshd: &SshServer| SftpStore::connect(through(sshd, folder.path())).map(drop);
     connect(&sshd).unwrap();
     sshd.forget_host_key().unwrap();
     assert_eq!(kind(connect(&sshd)), StoreErrorKind::HostKey);
@@ -293,10 +293,10 @@ fn ssh_refusals_are_distinguished() {
 
 #[test]
 fn server_without_sftp_is_reported() {
-    requires!(sshd::missing());
-    let sshd = Sshd::start_with(&SshdOptions {
+    requires!(openssh::missing());
+    let sshd = SshServer::start_with(&OpenSshOptions {
         no_sftp: true,
-        ..SshdOptions::default()
+        ..OpenSshOptions::default()
     });
     let folder = tempfile::tempdir().unwrap();
     let error = SftpStore::connect(through(&sshd, folder.path()))
@@ -354,8 +354,8 @@ fn measure_transfer_rates() {
     if std::env::var_os("SPRAT_MEASURE").is_none() {
         return;
     }
-    requires!(sshd::missing());
-    let sshd = Sshd::start();
+    requires!(openssh::missing());
+    let sshd = SshServer::start();
     let folder = tempfile::tempdir().unwrap();
     for (what, mut options) in [
         ("pipe", crate::part::piped(folder.path(), &[])),
@@ -396,7 +396,7 @@ fn measure_transfer_rates() {
 }
 
 /// A name that leads to each of two servers in turn, into a folder that the server chooses.
-fn in_turn(sshds: &[Sshd; 2], scratch: &Path) -> SftpOptions {
+fn in_turn(sshds: &[SshServer; 2], scratch: &Path) -> SftpOptions {
     let script = scratch.join("proxy");
     let text = format!(
         "#!/bin/bash\nfor turn in {{0..99}}; do mkdir {}/turn.$turn 2>/dev/null && break; done\n\
@@ -422,15 +422,15 @@ fn in_turn(sshds: &[Sshd; 2], scratch: &Path) -> SftpOptions {
 
 #[test]
 fn connections_to_machines_with_other_files_end_the_session() {
-    requires!(sshd::missing());
+    requires!(openssh::missing());
     for second in ["the same folder", "no lease", "an older lease"] {
         let [one, two, state] = std::array::from_fn(|_| tempfile::tempdir().unwrap());
         let shared = second == "the same folder";
         let folders = [&one, if shared { &one } else { &two }];
         let sshds = folders.map(|folder| {
-            Sshd::start_with(&SshdOptions {
+            SshServer::start_with(&OpenSshOptions {
                 sftp_arguments: vec!["-d".to_owned(), folder.path().display().to_string()],
-                ..SshdOptions::default()
+                ..OpenSshOptions::default()
             })
         });
         // There is a copy of the container on the other machine, too.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::support::{BLOCK, LIMIT, stamp_of, stamped};
 use sprat_store::{Access, FileName, SftpOptions, SftpStore, Store, StoreFile};
 use sprat_testkit::dice::Dice;
-use sprat_testkit::sshd::{self, Sshd};
+use sprat_testkit::ssh_server::{SshServer, openssh};
 use sprat_testkit::watchdog::within;
 use sprat_testkit::wire::{Wire, WireOptions};
 use sprat_testkit::{needs, requires};
@@ -24,7 +24,7 @@ const OFFSET: usize = 1 << 20;
 /// A server behind a connection with a long round trip.
 struct Far {
     wire: Wire,
-    sshd: Sshd,
+    sshd: SshServer,
     folder: PathBuf,
     progress: AtomicUsize,
 }
@@ -62,7 +62,7 @@ impl SessionHooks for Far {
 /// blocks, 128 MiB.
 #[test]
 fn takeover_of_scattered_blocks_moves_each_twice_until_it_is_open() {
-    requires!(sshd::missing());
+    requires!(openssh::missing());
     let in_doubt = match std::env::var_os("SPRAT_TORTURE_ROUNDS") {
         Some(_) => 32_768,
         None => 2_000,
@@ -77,7 +77,7 @@ fn takeover_of_scattered_blocks_moves_each_twice_until_it_is_open() {
                 .write_all_at(&stamped(nth + 1), nth * apart)
                 .unwrap();
         }
-        let sshd = Sshd::start();
+        let sshd = SshServer::start();
         let far = WireOptions {
             round_trip: Duration::from_millis(50),
             bytes_per_s: None,

@@ -46,7 +46,7 @@ const COMMANDS: [&str; 4] = ["backup", "mount --rw", "mount", "copy"];
 
 fn bears(command: &str, away: Away) {
     let at = format!("{command}, {away:?}");
-    let mut remote = Remote::start(&SshdOptions::default());
+    let mut remote = Remote::start(&OpenSshOptions::default());
     remote.init();
     remote.machine.write("src/large", noise(40 << 20, 3));
     let machine_path = |remote: &Remote, name: &str| remote.machine.path(name);
@@ -130,7 +130,7 @@ fn bears(command: &str, away: Away) {
 /// The long form (`SPRAT_STRIKES`) takes each with each.
 #[test]
 fn a_server_that_is_away_for_a_while_is_waited_for_by_each_command() {
-    requires!(sshd::missing(), needs::root());
+    requires!(openssh::missing(), needs::root());
     if std::env::var_os("SPRAT_STRIKES").is_some() {
         for command in COMMANDS {
             for away in AWAY {

@@ -114,7 +114,7 @@ impl Scene {
     fn new(megabytes: usize, seed: u64) -> Self {
         let machine = Machine::new();
         machine.write("src/first", noise(300_000, seed));
-        let remote = Remote::with(machine, &SshdOptions::default());
+        let remote = Remote::with(machine, &OpenSshOptions::default());
         let size = ["init", "TARGET", "--size", "256M", "--cheap-kdf-for-tests"];
         assert_eq!(remote.sprat(&size).code, 0);
         let ran = remote.backup();
@@ -482,7 +482,7 @@ fn run(moment: Moment, sleep: Sleep, way: Way, long: bool, dice: &mut Dice) -> O
 
 #[test]
 fn what_sleepers_send_when_they_wake_changes_no_finished_snapshot_unnoticed() {
-    requires!(sshd::missing(), needs::root());
+    requires!(openssh::missing(), needs::root());
     let seed = dice::seed();
     let mut dice = Dice::new(seed);
     let mut outcomes: BTreeMap<(Way, Outcome), u32> = BTreeMap::new();

@@ -21,7 +21,7 @@ pub fn give(stage: &Stage, path: &str, content: impl AsRef<[u8]>, mode: u32) {
 
 /// Gives it the ssh key, the server's host key, its name's address, and `listing`.
 pub fn give_keys(stage: &Stage) {
-    let read = |name: &str| fs::read_to_string(stage.sshd.path(name)).expect("made by Sshd");
+    let read = |name: &str| fs::read_to_string(stage.sshd.path(name)).expect("made by SshServer");
     let port = stage.sshd.port();
     let known = format!("[{SERVER}]:{port} {}", read("host_key.pub"));
     give(stage, "root/.ssh/known_hosts", known, 0o600);

@@ -1,8 +1,8 @@
 """An SSH server that isn't OpenSSH, for tests: asyncssh's own, with its SFTP, no shell, on loopback.
 
-usage: asyncssh_server.py HOST_KEY AUTHORIZED_KEYS [--no-copies]
+usage: asyncssh_server.py PORT HOST_KEY AUTHORIZED_KEYS [--no-copies]
 
-Prints its port; ends with its standard input. It has the extension copy-data, which asyncssh has since 2.13 and
+Ends when its standard input ends. It has the extension copy-data, which asyncssh has since 2.13 and
 an older one gets here.
 """
 import asyncio
@@ -44,13 +44,13 @@ async def main():
     choose_copies()
     server = await asyncssh.listen(
         "127.0.0.1",
-        0,
-        server_host_keys=[sys.argv[1]],
-        authorized_client_keys=sys.argv[2],
+        int(sys.argv[1]),
+        server_host_keys=[sys.argv[2]],
+        authorized_client_keys=sys.argv[3],
         sftp_factory=True,
     )
-    print(server.sockets[0].getsockname()[1], flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    server.close()
 
 
 asyncio.run(main())
