@@ -1,16 +1,14 @@
 //! The command line and the config: what is refused, in which words, before anything starts.
 
-mod machine;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use insta::assert_snapshot;
-use machine::Machine;
+use sprat_testkit::machine::TestMachine;
 
 #[test]
 fn help_lists_the_commands_and_the_exit_codes() {
-    let ran = Machine::new().sprat(&["--help"]);
+    let ran = TestMachine::new().sprat(&["--help"]);
     assert_snapshot!(ran.whole(), @r"
     exit 0
     --- stdout
@@ -113,7 +111,7 @@ fn help_lists_the_commands_and_the_exit_codes() {
 
 #[test]
 fn what_is_missing_or_asked_twice_shows_commands_and_none_of_sprats_own() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     // Settings in the environment are arguments to the parser.
     let bare = machine.sprat::<&str>(&[]).failed_with(2);
     assert!(
@@ -133,7 +131,7 @@ fn what_is_missing_or_asked_twice_shows_commands_and_none_of_sprats_own() {
 
 #[test]
 fn every_command_has_a_help_with_an_example() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let commands = [
         "init",
         "backup",
@@ -167,7 +165,7 @@ fn every_command_has_a_help_with_an_example() {
 
 #[test]
 fn help_of_backup_shows_both_forms() {
-    let ran = Machine::new().sprat(&["backup", "-h"]);
+    let ran = TestMachine::new().sprat(&["backup", "-h"]);
     let beginning: String = ran.stdout.split("Options:").next().unwrap().to_owned();
     assert_snapshot!(beginning, @r"
     Run jobs of the config, or one job given here
@@ -182,7 +180,7 @@ fn help_of_backup_shows_both_forms() {
 
 #[test]
 fn wrong_arguments_exit_with_2_and_say_what_is_wrong() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let cases: [&[&str]; 8] = [
         &["backu"],
         &["backup", "--frobnicate"],
@@ -232,7 +230,7 @@ fn wrong_arguments_exit_with_2_and_say_what_is_wrong() {
 
 #[test]
 fn requests_that_make_no_sense_are_refused_before_anything_starts() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let cases: [&[&str]; 16] = [
         &["snapshots", "home"],
         &["snapshots", "--", "-oProxyCommand=touch pwned:x.luks"],
@@ -344,7 +342,7 @@ fn requests_that_make_no_sense_are_refused_before_anything_starts() {
 
 #[test]
 fn who_is_not_root_is_told_so_before_any_key_is_read() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let cases: [&[&str]; 6] = [
         &["init", "x.luks", "--key-file", "/nowhere"],
         &[
@@ -390,7 +388,7 @@ fn who_is_not_root_is_told_so_before_any_key_is_read() {
 
 #[test]
 fn config_mistakes_are_all_told_with_their_lines() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     machine.write(
         "config/sprat.toml",
         r#"
@@ -459,7 +457,7 @@ exclude = ["!", "*.tmp"]
 
 #[test]
 fn config_that_is_no_toml_is_refused_with_the_line() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     machine.write("config/sprat.toml", "[container.home]\ntarget = \"x\n");
     assert_snapshot!(machine.sprat(&["backup"]).failed_with(2), @r#"
     exit 2
@@ -473,7 +471,7 @@ fn config_that_is_no_toml_is_refused_with_the_line() {
 
 #[test]
 fn config_that_was_named_must_be_there() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     assert_snapshot!(machine.sprat(&["backup", "--config", "no.toml"]).failed_with(2), @r"
     exit 2
     --- stderr
@@ -485,7 +483,7 @@ fn config_that_was_named_must_be_there() {
 
 #[test]
 fn config_that_others_can_write_is_refused() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let path = machine.write("config/sprat.toml", "");
     fs::set_permissions(path, fs::Permissions::from_mode(0o666)).unwrap();
     assert_snapshot!(machine.sprat(&["backup"]).failed_with(2), @r"
@@ -499,7 +497,7 @@ fn config_that_others_can_write_is_refused() {
 
 #[test]
 fn names_that_the_config_does_not_have_get_the_nearest_one() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     machine.write(
         "config/sprat.toml",
         "[container.laptop]\ntarget = \"/srv/x.luks\"\n\
@@ -530,7 +528,7 @@ fn names_that_the_config_does_not_have_get_the_nearest_one() {
 
 #[test]
 fn keys_that_can_not_be_read_are_refused_with_their_path() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     machine.write("empty.key", "");
     machine.write("empty.txt", "\n");
     machine.write("latin1.txt", b"gr\xfc\xdfe\n");
@@ -616,7 +614,7 @@ fn keys_that_can_not_be_read_are_refused_with_their_path() {
 
 #[test]
 fn failed_passphrase_command_is_told_without_what_it_printed() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let command = "sh -c 'echo secret-half; exit 3'";
     let ran = machine.sprat(&["snapshots", "store/x.luks", "--passphrase-command", command]);
     assert_snapshot!(ran.failed_with(1), @r#"
@@ -630,7 +628,7 @@ fn failed_passphrase_command_is_told_without_what_it_printed() {
 
 #[test]
 fn init_refuses_weak_keys() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     machine.write("short.key", "too short");
     machine.write("short.txt", "secret\n");
     let ran = machine.sprat(&["init", "store/x.luks", "--key-file", "short.key"]);
@@ -652,7 +650,7 @@ fn init_refuses_weak_keys() {
 
 #[test]
 fn failure_as_json_is_one_line_on_stderr_and_nothing_on_stdout() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let ran = machine.sprat(&["snapshots", "home", "--json"]);
     assert_snapshot!(ran.failed_with(2), @r#"
     exit 2
@@ -664,7 +662,7 @@ fn failure_as_json_is_one_line_on_stderr_and_nothing_on_stdout() {
 #[test]
 fn completions_are_made_for_the_usual_shells() {
     for shell in ["bash", "zsh", "fish"] {
-        let ran = Machine::new().sprat(&["completions", shell]);
+        let ran = TestMachine::new().sprat(&["completions", shell]);
         assert_eq!(ran.code, 0);
         assert!(ran.stdout.contains("sprat") && ran.stdout.contains("snapshots"));
         assert!(ran.stdout.contains("insist-without-fsync"));
@@ -685,7 +683,7 @@ fn configs_in_the_docs_are_accepted() {
         .split("```")
         .next()
         .unwrap();
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     machine.write("config/sprat.toml", config);
     let ran = machine.sprat(&["doctor", "--json"]);
     assert!(

@@ -1,6 +1,7 @@
 //! Finds what of a test is still mounted, looped or running on this machine.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 /// Whether `bytes` hold `marker` somewhere.
 #[must_use]
@@ -19,7 +20,7 @@ pub fn contains(bytes: &[u8], marker: &[u8]) -> bool {
     false
 }
 
-/// All processes of this machine.
+/// The pids of all processes of this machine.
 pub fn pids() -> impl Iterator<Item = i32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
@@ -34,7 +35,97 @@ pub fn parent(pid: i32) -> Option<i32> {
     behind_name.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// Loop devices of `len_bytes`: the file's name says nothing, every volume's is the same.
+/// A process of a test.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Process {
+    /// Its id.
+    pub pid: i32,
+    /// The words of its command line.
+    pub words: Vec<String>,
+}
+
+impl Process {
+    /// Its command line.
+    #[must_use]
+    pub fn line(&self) -> String {
+        self.words.join(" ")
+    }
+}
+
+/// The processes of a test, by pid: those with one of `markers` in their environment or command
+/// line, such as the test's folder, and the children of these. rsync is found as a child: neither
+/// its environment nor its command line names the folder. The calling process is left out.
+#[must_use]
+pub fn processes_of(markers: &[&[u8]]) -> Vec<Process> {
+    let me = i32::try_from(std::process::id()).ok();
+    let mut found = Vec::new();
+    let mut others = Vec::new();
+    for pid in pids().filter(|pid| Some(*pid) != me) {
+        let read = |name: &str| fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
+        let (environment, line) = (read("environ"), read("cmdline"));
+        let is_marked = |marker: &&[u8]| contains(&environment, marker) || contains(&line, marker);
+        let words: Vec<String> = line
+            .split(|byte| *byte == 0)
+            .filter(|word| !word.is_empty())
+            .map(|word| String::from_utf8_lossy(word).into_owned())
+            .collect();
+        if words.is_empty() {
+            continue;
+        }
+        let process = Process { pid, words };
+        if markers.iter().any(is_marked) {
+            found.push(process);
+        } else {
+            others.push((parent(pid), process));
+        }
+    }
+    let is_child = |found: &[Process], parent: &Option<i32>| {
+        found.iter().any(|process| Some(process.pid) == *parent)
+    };
+    while let Some(at) = others
+        .iter()
+        .position(|(parent, _)| is_child(&found, parent))
+    {
+        found.push(others.swap_remove(at).1);
+    }
+    found.sort();
+    found
+}
+
+/// One line for each process, mount and loop device of a test with a volume of `volume_bytes`.
+#[must_use]
+pub fn of(markers: &[&[u8]], volume_bytes: u64) -> Vec<String> {
+    let mut left: Vec<String> = processes_of(markers)
+        .iter()
+        .map(|process| format!("process {}: {}", process.pid, process.line()))
+        .collect();
+    left.extend(markers.iter().flat_map(|marker| mounts_of(marker)));
+    left.extend(loops_of(volume_bytes));
+    left
+}
+
+/// Waits until `left` is empty.
+///
+/// # Panics
+/// When something is left after `limit`.
+#[track_caller]
+pub fn assert_gone(limit: Duration, left: impl Fn() -> Vec<String>) {
+    let until = Instant::now() + limit;
+    loop {
+        let left = left();
+        if left.is_empty() {
+            return;
+        }
+        assert!(
+            Instant::now() < until,
+            "left behind after {limit:?}:\n  {}",
+            left.join("\n  ")
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Loop devices of `len_bytes`. Their file names do not help: every volume has the same.
 #[must_use]
 pub fn loops_of(len_bytes: u64) -> Vec<String> {
     let devices = fs::read_dir("/sys/block").into_iter().flatten().flatten();
@@ -49,7 +140,7 @@ pub fn loops_of(len_bytes: u64) -> Vec<String> {
         .collect()
 }
 
-/// Mounts whose lines hold `marker`, in whatever namespace a process holds, as that one sees them.
+/// Mounts whose lines hold `marker`, in the namespace of any process.
 #[must_use]
 pub fn mounts_of(marker: &[u8]) -> Vec<String> {
     let mut found = Vec::new();
@@ -59,7 +150,7 @@ pub fn mounts_of(marker: &[u8]) -> Vec<String> {
         for mount in ours.filter(|mount| contains(mount, marker)) {
             let of = entry.file_name().to_string_lossy().into_owned();
             let line = String::from_utf8_lossy(mount);
-            found.push(format!("mount in the eyes of {of}: {line}"));
+            found.push(format!("mount in the namespace of {of}: {line}"));
         }
     }
     found

@@ -1,4 +1,4 @@
-//! Faults, crashes, a slow wire and a real sshd for tests; never ships.
+//! Faults, crashes, a slow wire, real SSH servers, and whole machines for tests; never ships.
 //!
 //! Above: the tests of every other crate. Below: `store`, and the system's own programs.
 //!
@@ -7,6 +7,7 @@
 //! - What a helper starts or makes ends and goes with it.
 #![forbid(unsafe_code)]
 
+pub mod client_and_server;
 pub mod compare;
 pub mod crash;
 pub mod dice;
@@ -14,11 +15,17 @@ pub mod fault;
 pub mod hostile;
 pub mod leases;
 pub mod leftovers;
+pub mod machine;
+pub mod manifest;
 pub mod memory;
 pub mod needs;
 pub mod power;
+pub mod program;
 pub mod recorder;
+pub mod running;
+pub mod source_tree;
 pub mod ssh_server;
+pub mod tmpfs;
 pub mod tree;
 pub mod watchdog;
 pub mod wire;

@@ -1,6 +1,6 @@
 //! What a test needs of its machine, and what happens where it is missing.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Ends the calling test where the check (an `Option<String>` with the reason) found something
 /// missing: skipped with the reason at a desk, failed where `CI` is set.
@@ -73,6 +73,15 @@ pub fn sftp_server_missing() -> Option<String> {
     sftp_server()
         .is_none()
         .then(|| "sftp-server is not installed".to_owned())
+}
+
+/// What is missing if there is no FUSE or no loop device.
+#[must_use]
+pub fn devices() -> Option<String> {
+    ["/dev/fuse", "/dev/loop-control"]
+        .into_iter()
+        .find(|path| !Path::new(path).exists())
+        .map(|path| format!("there is no {path}"))
 }
 
 /// What is missing if this process is not root.

@@ -3,14 +3,14 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 
-use crate::machine::{CONTAINER, Machine};
 use insta::assert_snapshot;
+use sprat_testkit::machine::{CONTAINER, TestMachine};
 use sprat_testkit::{needs, requires};
 
 #[test]
 fn wrong_key_file_is_told_and_changes_nothing() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     machine.write("other.key", vec![7u8; 4096]);
     let ran = machine.sprat(&["snapshots", CONTAINER, "--key-file", "other.key"]);
     assert_snapshot!(ran.failed_with(12), @r"
@@ -33,7 +33,7 @@ fn wrong_key_file_is_told_and_changes_nothing() {
 #[test]
 fn wrong_passphrase_is_told_and_the_recovery_key_opens() {
     requires!(needs::root());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     machine.write("right.txt", "correct horse battery staple\n");
     machine.write("wrong.txt", "correct horse battery maple\n");
     let recovery = machine.init(&[CONTAINER, "--size", "1G", "--passphrase-file", "right.txt"]);
@@ -57,7 +57,7 @@ fn wrong_passphrase_is_told_and_the_recovery_key_opens() {
 #[test]
 fn no_container_there() {
     requires!(needs::root());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     machine.write("x.key", vec![7u8; 4096]);
     let ran = machine.sprat(&["snapshots", CONTAINER, "--key-file", "x.key"]);
     assert_snapshot!(ran.failed_with(10), @r"
@@ -80,7 +80,7 @@ fn no_container_there() {
 #[test]
 fn folder_of_the_container_is_missing() {
     requires!(needs::root());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     machine.write("x.key", vec![7u8; 4096]);
     let ran = machine.sprat(&["snapshots", "nowhere/x.luks", "--key-file", "x.key"]);
     assert_snapshot!(ran.failed_with(10), @r"
@@ -101,7 +101,7 @@ fn folder_of_the_container_is_missing() {
 #[test]
 fn a_mistyped_name_is_not_told_to_be_unlocked_and_where_its_key_was_sought() {
     requires!(needs::root());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let ran = machine.sprat(&["unlock", "store/x.luks"]);
     assert_snapshot!(ran.failed_with(10), @r"
     exit 10
@@ -134,7 +134,7 @@ fn a_mistyped_name_is_not_told_to_be_unlocked_and_where_its_key_was_sought() {
 #[test]
 fn two_runs_at_once_are_told_which_container_is_open() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     fs::create_dir(machine.path("mnt")).unwrap();
     assert_eq!(machine.sprat(&["mount", CONTAINER, "mnt"]).code, 0);
     let ran = machine.backup(&[]);
@@ -154,7 +154,7 @@ fn two_runs_at_once_are_told_which_container_is_open() {
 #[test]
 fn sources_with_dots_keep_one_path() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     fs::create_dir_all(machine.path("source/deep")).unwrap();
     machine.write("source/file", "content");
     let up = machine.path("source/deep/../../source");
@@ -185,7 +185,7 @@ fn sources_with_dots_keep_one_path() {
 #[test]
 fn init_never_overwrites() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     let key = fs::read(machine.path("config/keys/x.key")).unwrap();
     let ran = machine.sprat(&["init", CONTAINER, "--size", "1G", "--cheap-kdf-for-tests"]);
     assert_snapshot!(ran.failed_with(1), @r"
@@ -215,7 +215,7 @@ fn init_never_overwrites() {
 #[test]
 fn file_that_is_no_container() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     machine.write("store/z.luks", vec![1u8; 1 << 20]);
     let key = machine.path("config/keys/x.key");
     let ran = machine.sprat(&[
@@ -235,7 +235,7 @@ fn file_that_is_no_container() {
 #[test]
 fn truncated_container() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     let file = machine.container_file();
     file.set_len(300 << 20).unwrap();
     assert_snapshot!(machine.sprat(&["snapshots", CONTAINER]).failed_with(13), @r"
@@ -258,7 +258,7 @@ fn truncated_container() {
 #[test]
 fn one_damaged_header_copy_is_told_and_two_are_refused() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     let file = machine.container_file();
     file.write_all_at(&[0xff; 64], 4096).unwrap();
     let ran = machine.backup(&[]);
@@ -284,7 +284,7 @@ fn one_damaged_header_copy_is_told_and_two_are_refused() {
 #[test]
 fn swapped_header_is_refused_and_a_fingerprint_too() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     let key = machine.path("config/keys/x.key");
     machine.init(&[
         "store/other.luks",
@@ -320,7 +320,7 @@ fn swapped_header_is_refused_and_a_fingerprint_too() {
 #[test]
 fn new_machine_trusts_once_and_tells_the_fingerprint() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     fs::remove_dir_all(machine.path("state")).unwrap();
     let first = machine.sprat(&["snapshots", CONTAINER]);
     assert_eq!(first.code, 0, "{}", first.whole());
@@ -332,7 +332,7 @@ fn new_machine_trusts_once_and_tells_the_fingerprint() {
 #[test]
 fn sources_missing_or_empty_make_no_snapshot() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     fs::create_dir(machine.path("empty")).unwrap();
     let backup = |source: &str| machine.sprat(&["backup", CONTAINER, "--name", "home", source]);
     assert_snapshot!(backup("nowhere").failed_with(1), @r"
@@ -361,7 +361,7 @@ fn sources_missing_or_empty_make_no_snapshot() {
 #[test]
 fn partly_unreadable_source_makes_a_snapshot_and_exits_with_3() {
     requires!(needs::root(), needs::program("setpriv"));
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     let hidden = machine.write("src/hidden", "for nobody's eyes");
     std::os::unix::fs::chown(hidden, Some(65534), Some(65534)).unwrap();
     // Root without the right to pass over permissions.
@@ -396,7 +396,7 @@ fn partly_unreadable_source_makes_a_snapshot_and_exits_with_3() {
 #[test]
 fn job_snapshot_or_path_that_is_not_there() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     assert_snapshot!(machine.sprat(&["snapshots", CONTAINER]).whole(), @r"
     exit 0
     --- stdout
@@ -434,7 +434,7 @@ fn job_snapshot_or_path_that_is_not_there() {
 #[test]
 fn rsync_missing() {
     requires!(needs::root(), needs::program("unshare"));
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     let hide = "for f in /usr/local/sbin /usr/local/bin /usr/sbin /usr/bin /sbin /bin; do \
                 [ ! -e $f/rsync ] || mount --bind /dev/null $f/rsync; done; exec \"$@\"";
     let outer = ["unshare", "-m", "sh", "-c", hide, "sh"];
@@ -452,7 +452,7 @@ fn rsync_missing() {
 #[test]
 fn no_fuse_and_no_loop_devices() {
     requires!(needs::root(), needs::program("unshare"));
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     let bare = |nodes: &str| {
         let script = format!(
             "mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && \
@@ -486,7 +486,7 @@ fn no_fuse_and_no_loop_devices() {
 #[test]
 fn a_root_that_is_no_mount_point() {
     requires!(needs::root(), needs::program("chroot"));
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     let root = machine.path("root");
     fs::create_dir(&root).unwrap();
     // The whole system below another root; with the namespace all of it is gone.
@@ -525,7 +525,7 @@ fn a_root_that_is_no_mount_point() {
 #[test]
 fn mount_points_that_are_in_use_or_nobodys() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     fs::create_dir(machine.path("mnt")).unwrap();
     assert_snapshot!(machine.sprat(&["umount", "mnt"]).failed_with(1), @r"
     exit 1
@@ -552,7 +552,7 @@ fn mount_points_that_are_in_use_or_nobodys() {
 #[test]
 fn check_finds_its_programs_with_the_path_that_cron_has() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     let ran = machine.run(
         machine
             .command()
@@ -565,7 +565,7 @@ fn check_finds_its_programs_with_the_path_that_cron_has() {
 #[test]
 fn login_without_a_path_makes_no_local_container() {
     requires!(needs::root());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let said = machine.sprat(&["init", "user@host"]).failed_with(2);
     assert!(
         said.contains("did you mean user@host:PATH/x.luks?"),
@@ -578,7 +578,7 @@ fn login_without_a_path_makes_no_local_container() {
 #[test]
 fn state_folder_that_can_not_be_written_stops_no_reading() {
     requires!(needs::root(), needs::program("unshare"));
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     assert_eq!(machine.backup(&[]).code, 0);
     // As on a root file system that was remounted read-only, and on one without a free byte.
     let read_only = "mount --bind state state && mount -o remount,ro,bind state && exec \"$@\"";
@@ -618,7 +618,7 @@ fn state_folder_that_can_not_be_written_stops_no_reading() {
 #[test]
 fn output_that_nobody_reads_ends_quietly() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     let reads: [&[&str]; 3] = [
         &["completions", "bash"],
         &["snapshots", CONTAINER],
@@ -648,7 +648,7 @@ fn output_that_nobody_reads_ends_quietly() {
 #[test]
 fn missing_home_and_an_ignored_interrupt() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     machine.write(
         "config/sprat.toml",
         "[container.x]\ntarget = \"/nowhere/x.luks\"\n[job.j]\ncontainer = \"x\"\nsources = [\"~/src\"]\n",

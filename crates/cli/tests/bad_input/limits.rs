@@ -5,9 +5,10 @@ use std::fs;
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::machine::{CONTAINER, Machine, Tmpfs, noise};
 use insta::assert_snapshot;
 use rustix::process::{Pid, Signal, kill_process};
+use sprat_testkit::machine::{CONTAINER, TestMachine, noise};
+use sprat_testkit::tmpfs::Tmpfs;
 use sprat_testkit::{needs, requires};
 
 /// The figures in a message, which depend on the machine, as `#`.
@@ -24,7 +25,7 @@ fn without_numbers(text: &str) -> String {
 }
 
 /// How many files lie in the store beside the leases, which stay when they are given back.
-fn without_leases(machine: &Machine) -> usize {
+fn without_leases(machine: &TestMachine) -> usize {
     let names = fs::read_dir(machine.path("store")).unwrap();
     names
         .filter(|entry| {
@@ -37,7 +38,7 @@ fn without_leases(machine: &Machine) -> usize {
 #[test]
 fn server_disk_full_during_init_leaves_nothing() {
     requires!(needs::root());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let disk = Tmpfs::mount(&machine.path("store"), 1);
     let ran = machine.sprat(&["init", CONTAINER, "--size", "5T", "--cheap-kdf-for-tests"]);
     let said = ran.failed_with(1);
@@ -63,7 +64,7 @@ fn server_disk_full_during_init_leaves_nothing() {
 #[test]
 fn server_disk_full_during_backup_harms_no_snapshot_and_the_next_run_goes_on() {
     requires!(needs::root());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let disk = Tmpfs::mount(&machine.path("store"), 40);
     machine.init(&[CONTAINER, "--size", "1G"]);
     machine.write("src/a", "alpha\n");
@@ -95,7 +96,7 @@ fn server_disk_full_during_backup_harms_no_snapshot_and_the_next_run_goes_on() {
 #[test]
 fn volume_full_harms_no_snapshot_and_the_next_run_goes_on() {
     requires!(needs::root());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     machine.init(&[CONTAINER, "--size", "80M"]);
     machine.write("src/a", "alpha\n");
     assert_eq!(machine.backup(&[]).code, 0);
@@ -117,7 +118,7 @@ fn volume_full_harms_no_snapshot_and_the_next_run_goes_on() {
 }
 
 /// A backup that was killed in the middle of its writes.
-fn killed_backup(machine: &Machine) {
+fn killed_backup(machine: &TestMachine) {
     machine.write("src/large", noise(60 << 20, 4));
     let mut child = machine
         .command()
@@ -146,7 +147,7 @@ fn killed_backup(machine: &Machine) {
 #[test]
 fn dirty_journal_on_a_full_and_read_only_disk_still_restores() {
     requires!(needs::root());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let disk = Tmpfs::mount(&machine.path("store"), 200);
     machine.init(&[CONTAINER, "--size", "1G"]);
     machine.write("src/a", "alpha\n");
@@ -168,7 +169,7 @@ fn dirty_journal_on_a_full_and_read_only_disk_still_restores() {
 }
 
 /// Runs a command, and so much later sends it SIGINT or, every other round, SIGTERM.
-fn interrupted(machine: &Machine, arguments: &[&str], wait_ms: u64, round: usize) -> Output {
+fn interrupted(machine: &TestMachine, arguments: &[&str], wait_ms: u64, round: usize) -> Output {
     let mut command = machine.command();
     command.args(arguments);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -183,7 +184,7 @@ fn interrupted(machine: &Machine, arguments: &[&str], wait_ms: u64, round: usize
 #[test]
 fn interrupt_at_any_moment_ends_in_order_with_130() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     assert_eq!(machine.backup(&[]).code, 0);
     let mut codes = Vec::new();
     for (round, wait_ms) in [0, 10, 25, 50, 80, 120, 180, 250, 350, 500, 700]
@@ -213,7 +214,7 @@ fn interrupt_at_any_moment_ends_in_order_with_130() {
 #[test]
 fn interrupted_init_leaves_no_container() {
     requires!(needs::root());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     for (round, wait_ms) in [5, 20, 40, 60, 90, 130].into_iter().enumerate() {
         let init = ["init", CONTAINER, "--size", "1T", "--cheap-kdf-for-tests"];
         let ended = interrupted(&machine, &init, wait_ms, round);
@@ -239,11 +240,11 @@ fn interrupted_init_leaves_no_container() {
 #[test]
 fn limits_of_a_shell_end_no_session() {
     requires!(needs::root().or_else(|| needs::program("prlimit")));
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     machine.write("src/large", noise(4 << 20, 7));
     let limited = |limit: &str| {
         let mut command = machine.command_of("prlimit");
-        command.arg(limit).arg(env!("CARGO_BIN_EXE_sprat"));
+        command.arg(limit).arg(sprat_testkit::program::sprat());
         command.args(["backup", CONTAINER, "--name", "home", "src"]);
         machine.run(&mut command)
     };
@@ -280,7 +281,7 @@ fn full_pipe() -> (std::io::PipeReader, Stdio) {
 #[test]
 fn output_that_nobody_reads_makes_no_command_deaf_to_signals() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     for command in ["status", "doctor", "unlock", "snapshots"] {
         let ((_out, stdout), (_err, stderr)) = (full_pipe(), full_pipe());
         let mut child = machine

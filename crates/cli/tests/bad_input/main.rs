@@ -10,6 +10,4 @@
 
 mod field;
 mod limits;
-#[path = "../machine/mod.rs"]
-mod machine;
 mod server;

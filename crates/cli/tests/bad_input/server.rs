@@ -2,15 +2,15 @@
 
 use std::fs;
 
-use crate::machine::remote::Remote;
 use insta::assert_snapshot;
+use sprat_testkit::machine::remote::RemoteMachine;
 use sprat_testkit::requires;
 use sprat_testkit::ssh_server::{OpenSshOptions, openssh};
 
 #[test]
 fn unknown_host_key_is_refused() {
     requires!(openssh::missing());
-    let remote = Remote::start(&OpenSshOptions::default());
+    let remote = RemoteMachine::start(&OpenSshOptions::default());
     remote.machine.write("config/keys/x.key", vec![7u8; 4096]);
     remote.sshd.forget_host_key().unwrap();
     assert_snapshot!(remote.backup().failed_with(14), @r"
@@ -26,7 +26,7 @@ fn unknown_host_key_is_refused() {
 #[test]
 fn refused_login_is_told() {
     requires!(openssh::missing());
-    let remote = Remote::start(&OpenSshOptions::default());
+    let remote = RemoteMachine::start(&OpenSshOptions::default());
     remote.machine.write("config/keys/x.key", vec![7u8; 4096]);
     remote.sshd.use_unknown_user_key().unwrap();
     assert_snapshot!(remote.backup().failed_with(14), @r"
@@ -42,7 +42,7 @@ fn refused_login_is_told() {
 #[test]
 fn server_that_is_not_there() {
     requires!(openssh::missing());
-    let mut remote = Remote::start(&OpenSshOptions::default());
+    let mut remote = RemoteMachine::start(&OpenSshOptions::default());
     remote.machine.write("config/keys/x.key", vec![7u8; 4096]);
     remote.sshd.stop();
     assert_snapshot!(remote.backup().failed_with(14), @r"
@@ -58,7 +58,7 @@ fn server_that_is_not_there() {
 #[test]
 fn ssh_that_is_not_installed() {
     requires!(openssh::missing());
-    let remote = Remote::start(&OpenSshOptions::default());
+    let remote = RemoteMachine::start(&OpenSshOptions::default());
     remote.machine.write("config/keys/x.key", vec![7u8; 4096]);
     let ran = remote
         .machine
@@ -78,7 +78,7 @@ fn server_without_sftp() {
         no_sftp: true,
         ..OpenSshOptions::default()
     };
-    let remote = Remote::start(&options);
+    let remote = RemoteMachine::start(&options);
     remote.machine.write("config/keys/x.key", vec![7u8; 4096]);
     assert_snapshot!(remote.backup().failed_with(14), @r"
     exit 14
@@ -98,7 +98,7 @@ fn server_that_lacks_its_sftp_program() {
         config_lines: vec!["Subsystem sftp /nowhere/sftp-server".into()],
         ..OpenSshOptions::default()
     };
-    let remote = Remote::start(&options);
+    let remote = RemoteMachine::start(&options);
     remote.machine.write("config/keys/x.key", vec![7u8; 4096]);
     let ran = remote.backup();
     let said = ran.failed_with(14);
@@ -113,7 +113,7 @@ fn server_that_lacks_its_sftp_program() {
 #[test]
 fn folder_on_the_server_is_missing() {
     requires!(openssh::missing());
-    let remote = Remote::start(&OpenSshOptions::default());
+    let remote = RemoteMachine::start(&OpenSshOptions::default());
     fs::remove_dir_all(remote.machine.path("store")).unwrap();
     let ran = remote.sprat(&["init", "TARGET", "--size", "1G", "--cheap-kdf-for-tests"]);
     assert_snapshot!(ran.failed_with(1), @r"
@@ -132,7 +132,7 @@ fn server_without_fsync_is_refused_unless_insisted() {
         sftp_arguments,
         ..OpenSshOptions::default()
     };
-    let remote = Remote::start(&options);
+    let remote = RemoteMachine::start(&options);
     let init = ["init", "TARGET", "--size", "1G", "--cheap-kdf-for-tests"];
     assert_snapshot!(remote.sprat(&init).failed_with(1), @r"
     exit 1
@@ -158,16 +158,16 @@ fn server_without_fsync_is_refused_unless_insisted() {
 #[test]
 fn read_only_account_restores_and_refuses_to_back_up() {
     requires!(openssh::missing());
-    let remote = Remote::start(&OpenSshOptions::default());
+    let remote = RemoteMachine::start(&OpenSshOptions::default());
     remote.init();
     assert_eq!(remote.backup().code, 0);
-    let Remote { machine, sshd, .. } = remote;
+    let RemoteMachine { machine, sshd, .. } = remote;
     drop(sshd);
     let options = OpenSshOptions {
         sftp_arguments: vec!["-R".to_owned()],
         ..OpenSshOptions::default()
     };
-    let remote = Remote::with(machine, &options);
+    let remote = RemoteMachine::with(machine, &options);
     assert_snapshot!(remote.backup().failed_with(1), @r"
     exit 1
     --- stderr

@@ -6,12 +6,13 @@ use std::os::unix::fs::FileExt;
 use crate::damage::{
     check, first_block, first_name, flip, inside, kept, snapshots, with_two_snapshots,
 };
-use crate::machine::CONTAINER;
+use sprat_testkit::client_and_server;
+use sprat_testkit::machine::CONTAINER;
 use sprat_testkit::{needs, requires};
 
 #[test]
 fn a_whole_container_checks_clean_and_is_not_written_to() {
-    requires!(crate::stage::missing());
+    requires!(client_and_server::missing());
     let machine = with_two_snapshots();
     let before = fs::metadata(machine.path(CONTAINER))
         .unwrap()
@@ -62,7 +63,7 @@ fn a_whole_container_checks_clean_and_is_not_written_to() {
 
 #[test]
 fn a_flipped_block_of_a_file_is_found_and_named_in_each_snapshot() {
-    requires!(crate::stage::missing(), needs::program("debugfs"));
+    requires!(client_and_server::missing(), needs::program("debugfs"));
     let machine = with_two_snapshots();
     let names = snapshots(&machine);
     assert_eq!(check(&machine, &["--read-data"]).code, 0);
@@ -122,7 +123,7 @@ fn a_flipped_block_of_a_file_is_found_and_named_in_each_snapshot() {
 
 #[test]
 fn a_folder_that_can_not_be_read_is_named() {
-    requires!(crate::stage::missing(), needs::program("debugfs"));
+    requires!(client_and_server::missing(), needs::program("debugfs"));
     let machine = with_two_snapshots();
     let name = snapshots(&machine)[0].clone();
     let folder = inside(&machine, "folder");
@@ -191,7 +192,7 @@ fn what_was_read_of_one_copy_counts_for_no_other() {
     assert_eq!(begun["files"]["files_read"], 1);
     let of_copy = ["check", "store/c.luks", "--read-data", "--json"];
     let of_copy = [&of_copy[..], &["--key-file", "config/keys/x.key"]].concat();
-    let files = |ran: crate::machine::Ran| {
+    let files = |ran: sprat_testkit::machine::Ran| {
         assert_eq!(ran.code, 0, "{}", ran.whole());
         ran.json()["files"].clone()
     };
@@ -225,7 +226,7 @@ fn mounting() -> Vec<Vec<&'static str>> {
 
 #[test]
 fn a_file_system_that_can_not_be_mounted_is_damage_for_every_command() {
-    requires!(crate::stage::missing());
+    requires!(client_and_server::missing());
     let machine = with_two_snapshots();
     fs::create_dir(machine.path("mnt")).unwrap();
     let root = first_block(&machine, "blocks <2>");
@@ -235,7 +236,7 @@ fn a_file_system_that_can_not_be_mounted_is_damage_for_every_command() {
         let at = crate::damage::PAYLOAD_BYTES + block * 4096;
         let mut whole = vec![0; 4096];
         file.read_exact_at(&mut whole, at).unwrap();
-        file.write_all_at(&crate::machine::noise(4096, 9), at)
+        file.write_all_at(&sprat_testkit::machine::noise(4096, 9), at)
             .unwrap();
         let mut commands = mounting();
         if block != root {
@@ -267,7 +268,7 @@ fn meet_an_error(dir: &std::path::Path) -> bool {
 
 #[test]
 fn an_error_that_the_file_system_met_is_damage_at_the_end_and_at_each_beginning() {
-    requires!(crate::stage::missing());
+    requires!(client_and_server::missing());
     let machine = with_two_snapshots();
     fs::create_dir(machine.path("mnt")).unwrap();
     let mounted = machine.sprat(&["mount", CONTAINER, "mnt", "--rw"]);

@@ -6,12 +6,14 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::damage::{PAYLOAD_BYTES, check, debugfs, first_name, inside, kept, snapshots};
-use crate::machine::{CONTAINER, Machine, Ran, Tmpfs, noise};
 use rustix::process::{Pid, Signal, kill_process};
+use sprat_testkit::client_and_server;
+use sprat_testkit::machine::{CONTAINER, Ran, TestMachine, noise};
+use sprat_testkit::tmpfs::Tmpfs;
 use sprat_testkit::{leases, needs, requires};
 
 /// sprat's check as on a server whose disk can't give these blocks of the volume back.
-fn command_on_bad_disk(machine: &Machine, blocks: &[u64], more: &[&str]) -> Command {
+fn command_on_bad_disk(machine: &TestMachine, blocks: &[u64], more: &[&str]) -> Command {
     let bad = blocks.iter().map(|block| {
         let from = PAYLOAD_BYTES + block * 4096;
         format!("{from} 4096\n")
@@ -34,17 +36,17 @@ fn command_on_bad_disk(machine: &Machine, blocks: &[u64], more: &[&str]) -> Comm
     command
 }
 
-fn check_on_bad_disk(machine: &Machine, blocks: &[u64], more: &[&str]) -> Ran {
+fn check_on_bad_disk(machine: &TestMachine, blocks: &[u64], more: &[&str]) -> Ran {
     machine.run(&mut command_on_bad_disk(machine, blocks, more))
 }
 
 fn bad_disk_missing() -> Option<String> {
-    crate::machine::strikes::missing().or_else(|| needs::program("debugfs"))
+    sprat_testkit::machine::strikes::missing().or_else(|| needs::program("debugfs"))
 }
 
 #[test]
 fn a_file_whose_block_can_not_be_read_is_named_in_each_snapshot() {
-    requires!(crate::stage::missing(), bad_disk_missing());
+    requires!(client_and_server::missing(), bad_disk_missing());
     let machine = crate::damage::with_two_snapshots();
     // They lie side by side, and a read brings several: the one that fails takes no other along.
     for file in 0..64 {
@@ -80,7 +82,7 @@ fn a_file_whose_block_can_not_be_read_is_named_in_each_snapshot() {
 
 #[test]
 fn metadata_that_can_not_be_read_is_damage_and_kept_as_that() {
-    requires!(crate::stage::missing(), bad_disk_missing());
+    requires!(client_and_server::missing(), bad_disk_missing());
     let machine = crate::damage::with_two_snapshots();
     let said = debugfs(&machine, "imap <2>");
     let (_, inodes) = said.split_once("located at block ").unwrap();
@@ -105,7 +107,7 @@ fn metadata_that_can_not_be_read_is_damage_and_kept_as_that() {
 
 #[test]
 fn a_line_lost_for_good_is_no_damage() {
-    requires!(crate::stage::missing(), bad_disk_missing());
+    requires!(client_and_server::missing(), bad_disk_missing());
     let machine = crate::damage::with_two_snapshots();
     let sums = || machine.path("state/checks").exists();
     // Lost while e2fsck reads.
@@ -118,7 +120,7 @@ fn a_line_lost_for_good_is_no_damage() {
 
 #[test]
 fn garbled_descriptors_and_super_blocks_are_damage_by_the_whole_path() {
-    requires!(crate::stage::missing());
+    requires!(client_and_server::missing());
     let machine = crate::damage::with_two_snapshots();
     let whole = fs::read(machine.path(CONTAINER)).unwrap();
     for block in [0, 1] {
@@ -136,7 +138,7 @@ fn garbled_descriptors_and_super_blocks_are_damage_by_the_whole_path() {
 }
 
 /// A session that writes is killed: the journal is dirty, and a file is in it.
-fn dirty_journal(machine: &Machine) {
+fn dirty_journal(machine: &TestMachine) {
     fs::create_dir(machine.path("mnt")).unwrap();
     let mounted = machine.sprat(&["mount", CONTAINER, "mnt", "--rw"]);
     assert_eq!(mounted.code, 0, "{}", mounted.whole());
@@ -151,13 +153,20 @@ fn dirty_journal(machine: &Machine) {
         .output();
     let key = machine.path("config/keys/x.key");
     let image = machine.path("plain");
-    let plain = crate::stage::plain::PlainVolume::export(&machine.path(CONTAINER), &key, &image);
+    let plain = sprat_testkit_session::plain_volume::PlainVolume::export(
+        &machine.path(CONTAINER),
+        &key,
+        &image,
+    );
     assert!(plain.journal.contains("recovering"), "{}", plain.journal);
 }
 
 #[test]
 fn a_replay_needs_no_room_on_this_machine() {
-    requires!(crate::stage::missing(), crate::machine::strikes::missing());
+    requires!(
+        client_and_server::missing(),
+        sprat_testkit::machine::strikes::missing()
+    );
     let machine = crate::damage::with_two_snapshots();
     dirty_journal(&machine);
     // The state folder without room, and without what it knew of that session.
@@ -181,9 +190,12 @@ fn a_replay_needs_no_room_on_this_machine() {
 
 #[test]
 fn a_check_works_on_a_full_disk_a_read_only_one_and_an_account_that_only_reads() {
-    requires!(crate::stage::missing(), crate::machine::strikes::missing());
+    requires!(
+        client_and_server::missing(),
+        sprat_testkit::machine::strikes::missing()
+    );
     for dirty in [false, true] {
-        let machine = Machine::new();
+        let machine = TestMachine::new();
         let disk = Tmpfs::mount(&machine.path("store"), 200);
         machine.init(&[CONTAINER, "--size", "256M"]);
         machine.write_old("src/a", "alpha\n");
@@ -240,8 +252,8 @@ fn a_check_works_on_a_full_disk_a_read_only_one_and_an_account_that_only_reads()
 
 #[test]
 fn a_container_that_another_machine_holds_is_not_checked() {
-    requires!(crate::stage::missing());
-    let machine = Machine::with_container();
+    requires!(client_and_server::missing());
+    let machine = TestMachine::with_container();
     fs::create_dir(machine.path("mnt")).unwrap();
     let mounted = machine.sprat(&["mount", CONTAINER, "mnt", "--rw"]);
     assert_eq!(mounted.code, 0, "{}", mounted.whole());
@@ -256,7 +268,7 @@ fn a_container_that_another_machine_holds_is_not_checked() {
 
 #[test]
 fn an_interrupted_reading_is_gone_on_with() {
-    requires!(crate::stage::missing(), bad_disk_missing());
+    requires!(client_and_server::missing(), bad_disk_missing());
     let machine = crate::damage::with_two_snapshots();
     machine.write_old("src/large", noise(30 << 20, 3));
     assert_eq!(machine.backup(&[]).code, 0);

@@ -3,12 +3,13 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use crate::machine::{CONTAINER, Machine, Tmpfs};
+use sprat_testkit::machine::{CONTAINER, TestMachine};
+use sprat_testkit::tmpfs::Tmpfs;
 use sprat_testkit::{needs, requires};
 
 /// A machine with a config of two jobs in one container.
-fn with_jobs() -> Machine {
-    let machine = Machine::new();
+fn with_jobs() -> TestMachine {
+    let machine = TestMachine::new();
     let folder = machine.folder().display().to_string();
     machine.write(
         "config/sprat.toml",
@@ -28,7 +29,7 @@ fn with_jobs() -> Machine {
 #[test]
 fn init_makes_a_key_file_that_only_root_reads_and_remembers_the_pins() {
     requires!(needs::root());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let ran = machine.sprat(&[
         "init",
         CONTAINER,
@@ -63,7 +64,7 @@ fn init_makes_a_key_file_that_only_root_reads_and_remembers_the_pins() {
 #[test]
 fn key_file_that_others_can_read_gets_a_warning() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     let key = machine.path("config/keys/x.key");
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
     let ran = machine.sprat(&["snapshots", CONTAINER]);
@@ -266,7 +267,7 @@ fn a_source_that_is_a_link_is_told_before_anything_starts() {
 #[test]
 fn the_container_and_its_reserve_never_enter_a_snapshot() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     machine.write("store/x.luks.reserve", "noise");
     machine.write("store/kept", "x");
     let ran = machine.sprat(&["backup", CONTAINER, "--name", "all", "store"]);
@@ -342,7 +343,7 @@ fn a_session_sees_later_disks_and_keeps_no_other_disk_busy() {
     let mut command = machine.command_of("unshare");
     command.args(["-m", "--propagation", "private", "sh", "-c", script, "sh"]);
     command.args([
-        env!("CARGO_BIN_EXE_sprat").to_owned(),
+        sprat_testkit::program::sprat().display().to_string(),
         text("src"),
         text("other"),
     ]);
@@ -360,7 +361,7 @@ fn a_session_sees_later_disks_and_keeps_no_other_disk_busy() {
 #[test]
 fn init_says_for_how_many_files_there_is_room_and_warns_where_the_source_has_more() {
     requires!(needs::root());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let folder = machine.folder().display().to_string();
     machine.write(
         "config/sprat.toml",

@@ -5,15 +5,16 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
-use crate::machine::remote::Remote;
-use crate::machine::{CONTAINER, Machine, Ran, Tmpfs};
-use sprat_testkit::ssh_server::OpenSshOptions;
-use sprat_testkit::{leases, needs, requires, sshd};
+use sprat_testkit::machine::remote::RemoteMachine;
+use sprat_testkit::machine::{CONTAINER, Ran, TestMachine};
+use sprat_testkit::ssh_server::{OpenSshOptions, openssh};
+use sprat_testkit::tmpfs::Tmpfs;
+use sprat_testkit::{leases, needs, requires};
 
 /// A container with one snapshot on a "USB disk", and a server whose folder is the machine's
 /// `server`.
-fn seeded() -> Machine {
-    let machine = Machine::with_container();
+fn seeded() -> TestMachine {
+    let machine = TestMachine::with_container();
     fs::create_dir(machine.path("server")).unwrap();
     let noise: Vec<u8> = (0..9_000_000u32)
         .flat_map(|n| (n.wrapping_mul(2_654_435_761) >> 24).to_le_bytes())
@@ -43,7 +44,7 @@ fn ok(ran: Ran) -> Ran {
     ran
 }
 
-fn on_server(remote: &Remote, name: &str) -> String {
+fn on_server(remote: &RemoteMachine, name: &str) -> String {
     let folder = remote.machine.path("server");
     format!(
         "ssh://root@127.0.0.1:{}{}/{name}",
@@ -55,7 +56,7 @@ fn on_server(remote: &Remote, name: &str) -> String {
 #[test]
 fn seeded_on_a_usb_disk_and_moved_to_the_server_backups_go_on_with_hard_links() {
     requires!(needs::root(), openssh::missing());
-    let remote = Remote::with(seeded(), &OpenSshOptions::default());
+    let remote = RemoteMachine::with(seeded(), &OpenSshOptions::default());
     let machine = &remote.machine;
     let usb = machine.path(CONTAINER);
     let pristine = machine.path("pristine");
@@ -93,7 +94,7 @@ fn seeded_on_a_usb_disk_and_moved_to_the_server_backups_go_on_with_hard_links() 
 #[test]
 fn a_container_goes_from_server_to_server_and_its_holes_are_found_there() {
     requires!(needs::root(), openssh::missing(), needs::program("perl"));
-    let remote = Remote::with(seeded(), &OpenSshOptions::default());
+    let remote = RemoteMachine::with(seeded(), &OpenSshOptions::default());
     let machine = &remote.machine;
     fs::rename(machine.path(CONTAINER), machine.path("server/x.luks")).unwrap();
     let (from, to) = (
@@ -121,11 +122,11 @@ fn without_a_shell_all_is_read_and_holes_stay_holes() {
         config_lines: vec!["ForceCommand internal-sftp".to_owned()],
         ..OpenSshOptions::default()
     };
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     machine.init(&[CONTAINER, "--size", "128M"]);
     fs::create_dir(machine.path("server")).unwrap();
     fs::rename(machine.path(CONTAINER), machine.path("server/x.luks")).unwrap();
-    let remote = Remote::with(machine, &options);
+    let remote = RemoteMachine::with(machine, &options);
     let machine = &remote.machine;
     let copied = ok(remote.sprat(&["copy", &on_server(&remote, "x.luks"), CONTAINER, "--json"]));
     let copied = copied.json();
@@ -137,7 +138,7 @@ fn without_a_shell_all_is_read_and_holes_stay_holes() {
 }
 
 /// An account of SFTP alone, and a container of 1 GiB with one snapshot that was pruned and one that stays.
-fn behind_sftp_alone() -> Remote {
+fn behind_sftp_alone() -> RemoteMachine {
     let options = OpenSshOptions {
         internal_sftp: true,
         config_lines: vec!["ForceCommand internal-sftp".to_owned()],
@@ -150,7 +151,7 @@ fn behind_sftp_alone() -> Remote {
     assert_eq!(machine.backup(&[]).code, 0);
     let keep = ["--job", "home", "--keep-last", "1"];
     ok(machine.sprat(&[&["prune", CONTAINER], &keep[..]].concat()));
-    Remote::with(machine, &options)
+    RemoteMachine::with(machine, &options)
 }
 
 #[test]
@@ -291,7 +292,7 @@ fn a_read_only_account_can_be_copied_from() {
     };
     let machine = seeded();
     fs::rename(machine.path(CONTAINER), machine.path("server/x.luks")).unwrap();
-    let remote = Remote::with(machine, &options);
+    let remote = RemoteMachine::with(machine, &options);
     let from = on_server(&remote, "x.luks");
     let copied = ok(remote.sprat(&["copy", &from, CONTAINER]));
     assert!(
@@ -318,12 +319,12 @@ fn little_room_is_enough_for_what_has_arrived() {
         config_lines: vec!["ForceCommand internal-sftp".to_owned()],
         ..OpenSshOptions::default()
     };
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     machine.init(&[CONTAINER, "--size", "128M"]);
     fs::create_dir(machine.path("server")).unwrap();
     fs::rename(machine.path(CONTAINER), machine.path("server/x.luks")).unwrap();
     let used = allocated(&machine.path("server/x.luks"));
-    let remote = Remote::with(machine, &options);
+    let remote = RemoteMachine::with(machine, &options);
     let machine = &remote.machine;
     let megabytes = u32::try_from(used >> 20).unwrap() + 3;
     let small = Tmpfs::mount(&machine.path("store"), megabytes);
@@ -338,7 +339,7 @@ fn little_room_is_enough_for_what_has_arrived() {
 #[test]
 fn names_of_sprats_own_files_are_refused() {
     requires!(needs::root());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     machine.init(&[CONTAINER, "--size", "64M"]);
     for suffix in [
         ".reserve",
@@ -388,7 +389,7 @@ fn what_may_still_be_overwritten_is_not_copied() {
 fn a_reserve_goes_with_its_container_and_a_container_of_that_name_stays() {
     requires!(needs::root());
     for (content, left) in [(&[7; 4096][..], 0), (b"LUKS\xba\xbe and so on", 1)] {
-        let machine = Machine::new();
+        let machine = TestMachine::new();
         machine.init(&[CONTAINER, "--size", "64M"]);
         fs::create_dir(machine.path("server")).unwrap();
         machine.write("store/x.luks.reserve", content);

@@ -4,9 +4,9 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use crate::machine::copying::Scene;
-use crate::machine::strikes::{Blow, copy_sparse, missing, same_bytes};
-use crate::machine::{CONTAINER, Ran};
+use crate::copy_scene::CopyScene;
+use sprat_testkit::machine::strikes::{Blow, copy_sparse, missing, same_bytes};
+use sprat_testkit::machine::{CONTAINER, Ran};
 use sprat_testkit::{leases, needs, requires};
 
 /// Sends Ctrl-C to sprat.
@@ -14,7 +14,7 @@ const INTERRUPT: &str = "kill -INT $SPRAT\n";
 /// The destination's fsyncs before that of the first pieces: of the lock, and of its folder.
 const LOCK_FSYNCS: usize = 2;
 
-impl Scene {
+impl CopyScene {
     /// `sprat copy` to the server, struck.
     fn copy(&self, more: &[&str], blow: Option<Blow>) -> Ran {
         let to = self.machine.on_line("server/x.luks");
@@ -59,7 +59,7 @@ fn ok(ran: &Ran) -> serde_json::Value {
 #[test]
 fn an_interrupted_copy_ends_in_order_and_writes_no_piece_twice() {
     requires!(missing());
-    let scene = Scene::new();
+    let scene = CopyScene::new();
     scene.machine.write("act", INTERRUPT);
     let stopped = scene.copy(&[], blow("act", "before", "write", 20));
     let said = stopped.failed_with(130);
@@ -87,7 +87,7 @@ fn an_interrupted_copy_ends_in_order_and_writes_no_piece_twice() {
 #[test]
 fn a_source_that_changes_after_an_interruption_is_copied_anew() {
     requires!(missing());
-    let scene = Scene::new();
+    let scene = CopyScene::new();
     scene.machine.write("act", INTERRUPT);
     let blow = blow("act", "before", "write", 20);
     scene.copy(&[], blow).failed_with(130);
@@ -104,7 +104,7 @@ fn a_source_that_changes_after_an_interruption_is_copied_anew() {
 #[test]
 fn what_another_machine_put_there_is_not_taken_for_what_was_read_back() {
     requires!(missing());
-    let scene = Scene::new();
+    let scene = CopyScene::new();
     // Ctrl-C while the last pieces are made durable: what is read back then is noted as that.
     scene.machine.write("act", INTERRUPT);
     let first = blow("act", "before", "fsync", LOCK_FSYNCS + 1);
@@ -127,7 +127,7 @@ fn what_another_machine_put_there_is_not_taken_for_what_was_read_back() {
 #[test]
 fn what_has_the_name_but_not_the_content_costs_no_source() {
     requires!(missing());
-    let scene = Scene::new();
+    let scene = CopyScene::new();
     scene.copy(&["--move"], blow("kill", "before", "rename", 1));
     // Somebody's own copy of it, without its last part.
     let copy = scene.machine.path("server/x.luks");
@@ -145,7 +145,7 @@ fn what_has_the_name_but_not_the_content_costs_no_source() {
 fn a_copy_that_is_older_than_its_source_is_told_and_nothing_is_removed() {
     requires!(missing());
     for more in [&[][..], &["--move"]] {
-        let scene = Scene::new();
+        let scene = CopyScene::new();
         scene.copy(more, blow("kill", "after", "rename", 1));
         scene.machine.write("src/newer", "newer\n");
         assert_eq!(scene.machine.backup(&[]).code, 0);
@@ -162,7 +162,7 @@ fn a_copy_that_is_older_than_its_source_is_told_and_nothing_is_removed() {
 #[test]
 fn what_does_not_read_back_ends_with_13_and_no_name() {
     requires!(missing());
-    let scene = Scene::new();
+    let scene = CopyScene::new();
     // A disk that keeps something else than it was given.
     let harm = "for file in server/*.copying-*; do\n\
                 printf harm | dd of=\"$file\" bs=1 seek=4096 conv=notrunc 2>/dev/null\ndone\n";
@@ -177,7 +177,7 @@ fn what_does_not_read_back_ends_with_13_and_no_name() {
 #[test]
 fn a_line_lost_for_good_leaves_no_lock_at_the_other_end() {
     requires!(missing());
-    let scene = Scene::new();
+    let scene = CopyScene::new();
     scene
         .copy(&[], blow("cut", "before", "write", 10))
         .failed_with(14);
@@ -190,7 +190,7 @@ fn a_line_lost_for_good_leaves_no_lock_at_the_other_end() {
 #[test]
 fn a_swapped_copy_is_refused_and_its_pins_stay() {
     requires!(missing(), needs::program("cryptsetup"));
-    let scene = Scene::new();
+    let scene = CopyScene::new();
     // All is done but that the lock is given back.
     scene.copy(&["--move"], blow("kill", "before", "free", 1));
     assert!(leases::held(&scene.machine.path("store")).len() <= 1);
@@ -225,7 +225,7 @@ fn a_swapped_copy_is_refused_and_its_pins_stay() {
 #[test]
 fn a_name_that_is_taken_at_the_last_moment_gets_no_pins() {
     requires!(missing());
-    let scene = Scene::new();
+    let scene = CopyScene::new();
     let pins = scene.names("state/containers");
     scene.machine.write("act", "echo other >server/x.luks\n");
     let refused = scene.copy(&["--move"], blow("act", "before", "rename", 1));
@@ -240,7 +240,7 @@ fn a_name_that_is_taken_at_the_last_moment_gets_no_pins() {
 #[test]
 fn a_source_that_is_not_within_reach_is_not_told_as_removed() {
     requires!(missing());
-    let scene = Scene::new();
+    let scene = CopyScene::new();
     scene.copy(&["--move"], blow("kill", "after", "rename", 1));
     // Its disk is not mounted, and the folder is empty.
     let mounted = scene.machine.path(CONTAINER);
@@ -263,7 +263,7 @@ fn a_source_that_is_not_within_reach_is_not_told_as_removed() {
 #[test]
 fn a_removal_that_was_interrupted_is_not_told_as_done_by_the_next_run() {
     requires!(missing());
-    let scene = Scene::new();
+    let scene = CopyScene::new();
     // The source behind the line this time.
     let from = scene.machine.on_line(CONTAINER);
     let copy = ["copy", "--move", &from, "server/x.luks", "--json"];
@@ -286,7 +286,7 @@ fn a_removal_that_was_interrupted_is_not_told_as_done_by_the_next_run() {
 #[test]
 fn a_source_that_was_set_aside_gets_its_name_back_and_the_move_ends() {
     requires!(missing());
-    let scene = Scene::new();
+    let scene = CopyScene::new();
     let from = scene.machine.on_line(CONTAINER);
     let copy = ["copy", "--move", &from, "server/x.luks", "--json"];
     scene
@@ -333,7 +333,7 @@ fn a_source_that_was_set_aside_gets_its_name_back_and_the_move_ends() {
 #[test]
 fn a_source_that_is_written_to_while_it_is_set_aside_keeps_its_name() {
     requires!(missing());
-    let scene = Scene::new();
+    let scene = CopyScene::new();
     let from = scene.machine.on_line(CONTAINER);
     let folder = scene.machine.path("store");
     let act = format!(
@@ -357,7 +357,7 @@ fn a_source_that_is_written_to_while_it_is_set_aside_keeps_its_name() {
 #[test]
 fn a_copy_that_gets_no_threads_leaves_no_lease() {
     requires!(needs::root().or_else(|| needs::program("prlimit")));
-    let scene = Scene::new();
+    let scene = CopyScene::new();
     let machine = &scene.machine;
     // Only who is not root has a limit on threads.
     let nobody = Command::new("chown")
@@ -391,7 +391,7 @@ fn a_copy_that_gets_no_threads_leaves_no_lease() {
 #[test]
 fn a_copy_with_a_new_key_that_is_killed_goes_on_with_the_same_key() {
     requires!(missing());
-    let scene = Scene::new();
+    let scene = CopyScene::new();
     let to = scene.machine.on_line("server/x.luks");
     let key = ["--key-file", "config/keys/x.key"];
     let copy = |blow: Option<Blow>| {
@@ -445,7 +445,7 @@ fn a_copy_with_a_new_key_that_is_killed_goes_on_with_the_same_key() {
 #[test]
 fn a_copy_that_is_begun_anew_has_its_sheets_key_and_one_without_a_new_key_says_so() {
     requires!(missing());
-    let scene = Scene::new();
+    let scene = CopyScene::new();
     let to = scene.machine.on_line("server/x.luks");
     let copy = |blow: Option<Blow>, more: &[&str]| {
         let all = ["copy", CONTAINER, &to, "--json", "--cheap-kdf-for-tests"];

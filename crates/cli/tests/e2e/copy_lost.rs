@@ -5,17 +5,17 @@ use std::fs;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use crate::machine::copying::Scene;
-use crate::machine::strikes::{Blow, copy_sparse, missing};
-use crate::machine::{CONTAINER, Ran};
+use crate::copy_scene::CopyScene;
 use sprat_store::{LockError, WriteJournal};
 use sprat_testkit::dice::Dice;
 use sprat_testkit::hostile::{ALWAYS, Act, Fault, Hostile, Kind};
+use sprat_testkit::machine::strikes::{Blow, copy_sparse, missing};
+use sprat_testkit::machine::{CONTAINER, Ran};
 use sprat_testkit::requires;
 
 const COPY: &str = "server/x.luks";
 
-impl Scene {
+impl CopyScene {
     /// sprat, struck.
     #[track_caller]
     fn struck(&self, arguments: &[&str], blow: Option<Blow>) -> Ran {
@@ -91,11 +91,11 @@ fn what_a_dead_session_had_in_flight_outlives_a_copy_that_is_taken_up() {
         (blow("kill", "after", "rename", 1), 2, 0),
         (blow("kill", "before", "free", 1), 40, 0),
     ] {
-        let scene = Scene::new();
+        let scene = CopyScene::new();
         scene.moved(first);
         scene
             .machine
-            .write("src/newer", crate::machine::noise(8 << 20, 9));
+            .write("src/newer", sprat_testkit::machine::noise(8 << 20, 9));
         scene.backup(blow("kill", "before", "write", nth));
         let (ranges, may_arrive) = scene.in_flight();
         assert!(!ranges.is_empty() && may_arrive);
@@ -128,7 +128,7 @@ fn what_a_dead_session_had_in_flight_outlives_a_copy_that_is_taken_up() {
 #[test]
 fn a_backup_after_a_copy_that_was_killed_with_its_name_given_suspects_nothing() {
     requires!(missing());
-    let scene = Scene::new();
+    let scene = CopyScene::new();
     let killed = scene.moved(blow("kill", "after", "rename", 1));
     scene.arrived_whole();
     assert_eq!(scene.in_flight(), (Vec::new(), false), "{}", killed.whole());
@@ -143,7 +143,7 @@ fn a_backup_after_a_copy_that_was_killed_with_its_name_given_suspects_nothing() 
 #[test]
 fn a_source_that_is_lost_about_its_removal_leaves_no_lock_at_the_copy() {
     requires!(missing());
-    let scene = Scene::new();
+    let scene = CopyScene::new();
     let (from, to) = (
         scene.machine.on_line(CONTAINER),
         scene.machine.on_other_line(COPY),
@@ -163,7 +163,7 @@ fn a_source_that_is_lost_about_its_removal_leaves_no_lock_at_the_copy() {
 #[test]
 fn a_source_that_is_lost_costs_nothing_that_has_arrived_and_no_lock() {
     requires!(missing());
-    let scene = Scene::new();
+    let scene = CopyScene::new();
     let (from, to) = (
         scene.machine.on_line(CONTAINER),
         scene.machine.on_other_line(COPY),
@@ -192,7 +192,7 @@ fn a_server_that_is_back_before_its_disk_is_waited_for() {
         ("store", "before", "write", 20),
         ("store", "before", "remove", 1),
     ] {
-        let scene = Scene::new();
+        let scene = CopyScene::new();
         // Whoever brings it back must not go with the line, whose processes are one group.
         let script = format!(
             "mv {folder} away && mkdir {folder}\n\
@@ -220,7 +220,7 @@ fn a_server_that_is_back_before_its_disk_is_waited_for() {
 #[test]
 fn another_container_in_the_sources_place_is_not_copied_under_a_new_key() {
     requires!(missing());
-    let scene = Scene::new();
+    let scene = CopyScene::new();
     let machine = &scene.machine;
     let key = ["--key-file", "config/keys/x.key"];
     let other = ["init", "store/other.luks", "--size", "128M"];
@@ -244,7 +244,7 @@ fn another_container_in_the_sources_place_is_not_copied_under_a_new_key() {
 }
 
 /// A copy from this machine to a server that does what `faults` say, with so many seconds for an outage.
-fn copied_to_hostile(scene: &Scene, faults: &[Fault], reconnect_max: &str) -> (Ran, Hostile) {
+fn copied_to_hostile(scene: &CopyScene, faults: &[Fault], reconnect_max: &str) -> (Ran, Hostile) {
     let machine = &scene.machine;
     let server = machine.path("server");
     let hostile = Hostile::start(&server, "x.luks", &machine.path("none")).unwrap();
@@ -265,7 +265,7 @@ fn copied_to_hostile(scene: &Scene, faults: &[Fault], reconnect_max: &str) -> (R
 #[test]
 fn two_losses_further_apart_than_an_outage_may_last_do_not_end_reading_back() {
     requires!(missing());
-    let scene = Scene::new();
+    let scene = CopyScene::new();
     // Reading back is all that reads there.
     let apart = Act::Delay(Duration::from_secs(4));
     let faults = [
@@ -283,7 +283,7 @@ fn two_losses_further_apart_than_an_outage_may_last_do_not_end_reading_back() {
 #[test]
 fn many_short_losses_end_no_copy() {
     requires!(missing());
-    let scene = Scene::new();
+    let scene = CopyScene::new();
     let mut dice = Dice::new(22);
     let mut lost = |kind, least: u64| {
         let nth = usize::try_from(least + dice.below(40)).unwrap();
@@ -312,7 +312,7 @@ fn a_server_that_starts_is_waited_for_by_a_copy() {
         Fault::once(Kind::Folder, 1, Act::Status(3)),
         Fault::once(Kind::Greeting, 1, Act::Nonsense).times(2),
     ] {
-        let scene = Scene::new();
+        let scene = CopyScene::new();
         let faults = [Fault::once(Kind::Write, 20, Act::Drop), starting];
         let (ran, hostile) = copied_to_hostile(&scene, &faults, "60");
         let at = format!("{starting}: {}", ran.whole());
@@ -330,7 +330,7 @@ fn a_failure_without_a_reason_is_retried_by_a_copy() {
         // Behind what the lease asks for.
         let nth = if kind == Kind::Fsync { 3 } else { 30 };
         let failed = Fault::once(kind, nth, Act::Status(4));
-        let scene = Scene::new();
+        let scene = CopyScene::new();
         let (ran, hostile) = copied_to_hostile(&scene, &[failed], "60");
         let at = format!("{failed}: {}", ran.whole());
         assert_eq!((ran.code, hostile.struck()), (0, 1), "{at}");
@@ -338,7 +338,7 @@ fn a_failure_without_a_reason_is_retried_by_a_copy() {
         scene.arrived_whole();
     }
     // A server that takes no write any more is away for as long as it does so.
-    let scene = Scene::new();
+    let scene = CopyScene::new();
     let failed = Fault::once(Kind::Write, 30, Act::Status(4)).times(ALWAYS);
     let (ran, _hostile) = copied_to_hostile(&scene, &[failed], "5");
     let said = ran.failed_with(14);

@@ -4,11 +4,11 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::machine::Machine;
+use sprat_testkit::machine::TestMachine;
 
 #[test]
 fn doctor_tells_what_is_missing_and_needs_no_root() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     machine.write(
         "config/sprat.toml",
         "[container.x]\ntarget = \"/nowhere/x.luks\"\n",
@@ -53,7 +53,7 @@ fn doctor_tells_what_is_missing_and_needs_no_root() {
 
 #[test]
 fn doctor_reports_programs_that_start_but_fail() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     fs::create_dir(machine.path("bin")).unwrap();
     for program in ["rsync", "ssh", "e2fsck"] {
         let text =
@@ -83,8 +83,8 @@ fn doctor_reports_programs_that_start_but_fail() {
 
 #[test]
 fn doctor_finds_an_rsync_that_ignores_link_dest() {
-    let machine = Machine::new();
-    let found = |ran: &crate::machine::Ran| {
+    let machine = TestMachine::new();
+    let found = |ran: &sprat_testkit::machine::Ran| {
         let line = ran.stdout.lines().find(|line| line.contains("--link-dest"));
         line.unwrap_or_else(|| panic!("{}", ran.whole()))
             .to_lowercase()
@@ -104,7 +104,7 @@ fn doctor_finds_an_rsync_that_ignores_link_dest() {
 
 #[test]
 fn doctor_reports_sources_that_a_backup_refuses() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let empty = machine.path("empty");
     fs::create_dir(&empty).unwrap();
     for (source, more, state) in [

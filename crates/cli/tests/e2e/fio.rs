@@ -4,9 +4,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::stage::{Stage, run_within, shown};
+use sprat_testkit::client_and_server::{self, ClientAndServer};
 use sprat_testkit::dice::Dice;
 use sprat_testkit::needs;
+use sprat_testkit::program::{run_within, shown};
 use sprat_testkit::wire::{Loss, WireOptions};
 
 const LIMIT: Duration = Duration::from_secs(200);
@@ -37,21 +38,21 @@ fn fio(dir: &Path, seed: u64, more: &[&str]) {
 
 #[test]
 fn fio_finds_every_block_as_it_wrote_it_while_the_line_is_cut() {
-    sprat_testkit::requires!(crate::stage::missing(), needs::program("fio"));
+    sprat_testkit::requires!(client_and_server::missing(), needs::program("fio"));
     let seed = sprat_testkit::dice::seed();
-    let mut stage = Stage::through_wire(WireOptions {
+    let mut pair = ClientAndServer::through_wire(WireOptions {
         round_trip: Duration::from_millis(5),
         bytes_per_s: Some(6_000_000),
     });
-    stage.init(1);
-    let dir = stage.path("mounted");
+    pair.init(1);
+    let dir = pair.path("mounted");
     std::fs::create_dir(&dir).unwrap();
     let shown_dir = dir.display().to_string();
     let quick = ["--quiet-time", "2"];
-    let mount = ["mount", "--rw", stage.target(), &shown_dir];
-    stage.ok(&[&quick[..], &mount].concat(), LIMIT);
+    let mount = ["mount", "--rw", pair.target(), &shown_dir];
+    pair.ok(&[&quick[..], &mount].concat(), LIMIT);
 
-    let line = stage.line();
+    let line = pair.connection();
     std::thread::scope(|scope| {
         // fsyncs in between, each of which waits for the server's.
         let writing = scope.spawn(|| fio(&dir, seed, &["--fsync=40"]));
@@ -75,16 +76,16 @@ fn fio_finds_every_block_as_it_wrote_it_while_the_line_is_cut() {
         }
         writing.join().unwrap();
     });
-    let output = stage.ok(&["--json", "umount", &shown_dir], LIMIT);
+    let output = pair.ok(&["--json", "umount", &shown_dir], LIMIT);
     let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let losses = told.pointer("/volume/losses").unwrap().as_u64().unwrap();
     println!("{losses} losses");
     assert!(losses >= 3, "{told}");
-    stage.assert_nothing_is_left(Duration::from_secs(30));
+    pair.assert_nothing_is_left(Duration::from_secs(30));
 
     // And once more by a session that has nothing but the server.
-    stage.ok(&[&["--no-cache"][..], &mount].concat(), LIMIT);
+    pair.ok(&[&["--no-cache"][..], &mount].concat(), LIMIT);
     fio(&dir, seed, &["--verify_only"]);
-    stage.ok(&["umount", &shown_dir], LIMIT);
-    stage.assert_nothing_is_left(Duration::from_secs(30));
+    pair.ok(&["umount", &shown_dir], LIMIT);
+    pair.assert_nothing_is_left(Duration::from_secs(30));
 }

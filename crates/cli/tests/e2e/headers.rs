@@ -4,37 +4,38 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 
-use crate::machine::served::{Forgetful, missing, served};
-use crate::machine::{CONTAINER, Machine, Ran, Tmpfs};
 use sprat_luks::{Header, Secret};
+use sprat_testkit::machine::served::{Forgetful, missing, served};
+use sprat_testkit::machine::{CONTAINER, Ran, TestMachine};
+use sprat_testkit::tmpfs::Tmpfs;
 use sprat_testkit::{needs, requires};
 
 const CHEAP: &str = "--cheap-kdf-for-tests";
 const HEADER_BYTES: usize = 16 << 20;
 const RESTORE: [&str; 4] = ["key", "header-restore", CONTAINER, "--yes"];
 
-fn small() -> (Machine, String) {
-    let machine = Machine::new();
+fn small() -> (TestMachine, String) {
+    let machine = TestMachine::new();
     let recovery = machine.init(&[CONTAINER, "--size", "64M"]);
     machine.write("recovery", &recovery);
     (machine, recovery)
 }
 
 #[track_caller]
-fn done(machine: &Machine, arguments: &[&str]) -> Ran {
+fn done(machine: &TestMachine, arguments: &[&str]) -> Ran {
     let ran = machine.sprat(arguments);
     assert_eq!(ran.code, 0, "{}", ran.whole());
     ran
 }
 
 /// Which of the keys open the file as it lies there.
-fn opens(machine: &Machine, file: &str, key: &Secret) -> bool {
+fn opens(machine: &TestMachine, file: &str, key: &Secret) -> bool {
     let file = File::open(machine.path(file)).unwrap();
     Header::load(&file).unwrap().unlock(&file, key).is_ok()
 }
 
 /// Files of kept headers whose names have that in them.
-fn kept(machine: &Machine, what: &str) -> Vec<String> {
+fn kept(machine: &TestMachine, what: &str) -> Vec<String> {
     let entries = fs::read_dir(machine.path("state/headers")).unwrap();
     let mut names: Vec<String> = entries
         .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
@@ -45,7 +46,7 @@ fn kept(machine: &Machine, what: &str) -> Vec<String> {
     names
 }
 
-fn header_bytes(machine: &Machine, name: &str) -> Vec<u8> {
+fn header_bytes(machine: &TestMachine, name: &str) -> Vec<u8> {
     let mut bytes = vec![0; HEADER_BYTES];
     let file = File::open(machine.path(name)).unwrap();
     file.read_exact_at(&mut bytes, 0).unwrap();
@@ -314,7 +315,7 @@ fn keys_need_no_root() {
 #[test]
 fn a_change_that_finds_no_room_says_so_and_what_still_opens() {
     requires!(needs::root());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let disk = Tmpfs::mount(&machine.path("store"), 32);
     let recovery = machine.init(&[CONTAINER, "--size", "64M"]);
     machine.write("pass", "correct horse battery");
@@ -371,7 +372,7 @@ fn a_good_copy_stays_however_often_the_server_shows_another() {
 
 /// `store/c.luks`, a copy of the container, whose keys then changed in another way than those of
 /// `store/x.luks`: "only in c" opens the one, and the other has the higher sequence.
-fn with_a_copy() -> (Machine, String) {
+fn with_a_copy() -> (TestMachine, String) {
     let (machine, recovery) = small();
     done(&machine, &["copy", CONTAINER, "store/c.luks"]);
     machine.write("pass", "correct horse battery");
@@ -431,7 +432,7 @@ fn a_kept_header_of_another_place_is_told_as_that() {
 }
 
 /// Changes the machine's container as another machine or a server can.
-fn cryptsetup(machine: &Machine, arguments: &[&str]) {
+fn cryptsetup(machine: &TestMachine, arguments: &[&str]) {
     let key = machine.path("config/keys/x.key");
     let mut command = Command::new("cryptsetup");
     command.args(["--batch-mode", "--key-file"]).arg(key);
@@ -646,7 +647,7 @@ fn an_implausible_sequence_is_refused_and_not_pinned() {
 #[test]
 fn the_slot_that_opened_the_last_time_is_tried_first() {
     requires!(missing());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let init = ["init", CONTAINER, "--size", "64M", CHEAP];
     assert_eq!(served(&machine, &init).code, 0);
     for name in ["first", "second"] {

@@ -4,22 +4,23 @@ use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::Command;
 
-use crate::machine::strikes::{self, Blow};
-use crate::machine::{CONTAINER, Machine, Tmpfs};
 use insta::assert_snapshot;
 use sprat_luks::{FormatOptions, Header, HeaderWrite, Secret, SlotKind, Turn};
+use sprat_testkit::machine::strikes::{self, Blow};
+use sprat_testkit::machine::{CONTAINER, TestMachine};
+use sprat_testkit::tmpfs::Tmpfs;
 use sprat_testkit::{leases, needs, requires};
 
 const CHEAP: &str = "--cheap-kdf-for-tests";
 
-fn small() -> (Machine, String) {
-    let machine = Machine::new();
+fn small() -> (TestMachine, String) {
+    let machine = TestMachine::new();
     let recovery = machine.init(&[CONTAINER, "--size", "64M"]);
     (machine, recovery)
 }
 
 /// The list without dates and derivations, which differ from run to run.
-fn listed(machine: &Machine) -> Vec<String> {
+fn listed(machine: &TestMachine) -> Vec<String> {
     let ran = machine.sprat(&["key", "list", CONTAINER, "--json"]);
     assert_eq!(ran.code, 0, "{}", ran.whole());
     let said = ran.json();
@@ -36,7 +37,7 @@ fn listed(machine: &Machine) -> Vec<String> {
     .collect()
 }
 
-fn opens(machine: &Machine, secret: &[&str]) -> bool {
+fn opens(machine: &TestMachine, secret: &[&str]) -> bool {
     let mut all = vec!["key", "rehearse", CONTAINER];
     all.extend(secret);
     let ran = machine.sprat(&all);

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::stage::manifest::{Manifest, assert_same};
-use crate::stage::plain::PlainVolume;
-use crate::stage::running::Running;
-use crate::stage::{Stage, tree};
 use rustix::process::{Pid, Signal, kill_process};
+use sprat_testkit::client_and_server::{self, ClientAndServer};
+use sprat_testkit::manifest::{Manifest, assert_same};
+use sprat_testkit::running::Running;
+use sprat_testkit::source_tree;
 use sprat_testkit::ssh_server::OpenSshOptions;
 use sprat_testkit::wire::{Door, Loss, WireOptions};
+use sprat_testkit_session::plain_volume::PlainVolume;
 
 /// Far beyond what anything here takes, on a busy machine too: it would be for ever.
 const LIMIT: Duration = Duration::from_secs(90);
@@ -25,26 +26,26 @@ const SLOW: WireOptions = WireOptions {
 };
 
 /// A container behind a slow wire, and some megabytes to back up.
-fn prepared(stage: Stage) -> (Stage, PathBuf) {
-    let mut stage = stage.behind_wire(SLOW);
-    stage.init(1);
-    let source = stage.path("source");
-    tree::make_source_like(&source, 400, 5);
-    (stage, source)
+fn prepared(pair: ClientAndServer) -> (ClientAndServer, PathBuf) {
+    let mut pair = pair.behind_wire(SLOW);
+    pair.init(1);
+    let source = pair.path("source");
+    source_tree::make_source_like(&source, 400, 5);
+    (pair, source)
 }
 
-fn sprat(stage: &Stage, quick: &[&str], arguments: &[&str]) -> Command {
-    let mut command = stage.sprat();
+fn sprat(pair: &ClientAndServer, quick: &[&str], arguments: &[&str]) -> Command {
+    let mut command = pair.sprat();
     command.args(quick).args(arguments);
     command
 }
 
 /// A backup that has bytes in flight.
-fn backup_under_way(stage: &Stage, source: &Path, quick: &[&str]) -> Running {
+fn backup_under_way(pair: &ClientAndServer, source: &Path, quick: &[&str]) -> Running {
     let source = source.display().to_string();
-    let arguments = ["backup", stage.target(), "--name", "line", &source];
+    let arguments = ["backup", pair.target(), "--name", "line", &source];
     let told = ["--json", "--progress-interval", "0.02"];
-    let mut running = Running::start(sprat(stage, quick, &told).args(arguments));
+    let mut running = Running::start(sprat(pair, quick, &told).args(arguments));
     assert!(running.until(LIMIT, "bytes in flight", |seen| {
         // Not more: on a busy machine the line carries off what rsync writes as fast as it does.
         seen.phase == "working" && seen.unsynced_bytes >= 64 << 10
@@ -86,39 +87,39 @@ fn end(mut child: Child) -> Option<i32> {
 }
 
 /// The next run needs nobody's help, and what comes back is what is there.
-fn assert_the_next_run_goes_on(stage: &Stage, source: &Path) {
-    stage.line().door(Door::Open);
+fn assert_the_next_run_goes_on(pair: &ClientAndServer, source: &Path) {
+    pair.connection().door(Door::Open);
     let shown = source.display().to_string();
     let arguments = [
         "--quiet-time",
         "1",
         "backup",
-        stage.target(),
+        pair.target(),
         "--name",
         "line",
         &shown,
     ];
     std::thread::sleep(Duration::from_millis(1100));
-    stage.ok(&arguments, LIMIT);
-    let restored = stage.restore("line", source);
+    pair.ok(&arguments, LIMIT);
+    let restored = pair.restore("line", source);
     assert_same(&Manifest::of(source), &restored, "the next run's snapshot");
-    std::fs::remove_dir_all(stage.path("restored/line")).unwrap();
-    stage.assert_nothing_is_left(Duration::from_secs(30));
+    std::fs::remove_dir_all(pair.path("restored/line")).unwrap();
+    pair.assert_nothing_is_left(Duration::from_secs(30));
 }
 
 #[test]
 fn an_interrupt_while_the_line_is_down_ends_the_backup() {
-    sprat_testkit::requires!(crate::stage::missing());
-    let (stage, source) = prepared(Stage::new());
+    sprat_testkit::requires!(client_and_server::missing());
+    let (pair, source) = prepared(ClientAndServer::new());
     for (loss, door, interrupts) in [
         (Loss::Reset, Door::Refusing, 1),
         // Nobody has noticed yet that the line is gone.
         (Loss::Silent, Door::Silent, 1),
         (Loss::Silent, Door::Silent, 2),
     ] {
-        let mut running = backup_under_way(&stage, &source, &["--quiet-time", "1"]);
-        stage.line().door(door);
-        stage.line().lose(loss);
+        let mut running = backup_under_way(&pair, &source, &["--quiet-time", "1"]);
+        pair.connection().door(door);
+        pair.connection().lose(loss);
         if loss == Loss::Reset {
             assert!(running.until(LIMIT, "the line is down", |seen| seen.away));
         }
@@ -130,23 +131,23 @@ fn an_interrupt_while_the_line_is_down_ends_the_backup() {
         let exit = running.end(LIMIT);
         assert_eq!(exit, Some(130), "{loss:?}: {:#?}", running.said);
         assert!(asked.elapsed() < PROMISED, "{:?}", asked.elapsed());
-        stage.assert_nothing_is_left(Duration::from_secs(30));
-        stage.line().door(Door::Open);
+        pair.assert_nothing_is_left(Duration::from_secs(30));
+        pair.connection().door(Door::Open);
     }
-    assert_the_next_run_goes_on(&stage, &source);
+    assert_the_next_run_goes_on(&pair, &source);
 }
 
 #[test]
 fn an_interrupt_while_the_line_is_down_ends_a_restore() {
-    sprat_testkit::requires!(crate::stage::missing());
-    let (stage, source) = prepared(Stage::new());
-    stage.backup("line", &source);
-    let to = stage.path("restored/half").display().to_string();
-    let arguments = ["restore", stage.target(), "line", "--to", &to];
+    sprat_testkit::requires!(client_and_server::missing());
+    let (pair, source) = prepared(ClientAndServer::new());
+    pair.backup("line", &source);
+    let to = pair.path("restored/half").display().to_string();
+    let arguments = ["restore", pair.target(), "line", "--to", &to];
     let told = ["--no-cache", "--json", "--progress-interval", "0.02"];
-    let before = stage.line().bytes().1;
-    let mut running = Running::start(sprat(&stage, &told, &arguments).stdin(Stdio::null()));
-    let line = stage.line();
+    let before = pair.connection().bytes().1;
+    let mut running = Running::start(sprat(&pair, &told, &arguments).stdin(Stdio::null()));
+    let line = pair.connection();
     assert!(running.until(LIMIT, "bytes on their way", |seen| {
         seen.phase == "working" && line.bytes().1 - before > 2 << 20
     }));
@@ -158,47 +159,47 @@ fn an_interrupt_while_the_line_is_down_ends_a_restore() {
     signal(running.child.id(), Signal::INT);
     assert_eq!(running.end(LIMIT), Some(130), "{:#?}", running.said);
     assert!(asked.elapsed() < PROMISED, "{:?}", asked.elapsed());
-    stage.assert_nothing_is_left(Duration::from_secs(30));
-    assert_the_next_run_goes_on(&stage, &source);
+    pair.assert_nothing_is_left(Duration::from_secs(30));
+    assert_the_next_run_goes_on(&pair, &source);
 }
 
 #[test]
 fn past_the_time_for_reconnecting_a_run_ends_with_14_and_the_next_goes_on() {
-    sprat_testkit::requires!(crate::stage::missing());
-    let (stage, source) = prepared(Stage::new());
+    sprat_testkit::requires!(client_and_server::missing());
+    let (pair, source) = prepared(ClientAndServer::new());
     for (loss, door) in [(Loss::Silent, Door::Silent), (Loss::Reset, Door::Refusing)] {
         let quick = ["--quiet-time", "1", "--reconnect-max", "3"];
-        stage.line().door(Door::Open);
-        let mut running = backup_under_way(&stage, &source, &quick);
-        stage.line().door(door);
-        stage.line().lose(loss);
+        pair.connection().door(Door::Open);
+        let mut running = backup_under_way(&pair, &source, &quick);
+        pair.connection().door(door);
+        pair.connection().lose(loss);
         let exit = running.end(LIMIT);
         assert_eq!(exit, Some(14), "{loss:?}: {:#?}", running.said);
-        stage.assert_nothing_is_left(Duration::from_secs(30));
+        pair.assert_nothing_is_left(Duration::from_secs(30));
     }
-    assert_the_next_run_goes_on(&stage, &source);
+    assert_the_next_run_goes_on(&pair, &source);
 }
 
 #[test]
 fn umount_ends_while_the_line_is_down() {
-    sprat_testkit::requires!(crate::stage::missing());
-    let (stage, source) = prepared(Stage::new());
-    stage.backup("line", &source);
-    let dir = stage.path("mounted");
+    sprat_testkit::requires!(client_and_server::missing());
+    let (pair, source) = prepared(ClientAndServer::new());
+    pair.backup("line", &source);
+    let dir = pair.path("mounted");
     std::fs::create_dir(&dir).unwrap();
     let shown = dir.display().to_string();
     let quick = ["--quiet-time", "1", "--reconnect-max", "4"];
     for by in ["sprat", "stock", "sprat, interrupted"] {
-        let mount = ["mount", "--rw", stage.target(), &shown];
-        stage.ok(&[&quick[..], &mount].concat(), LIMIT);
+        let mount = ["mount", "--rw", pair.target(), &shown];
+        pair.ok(&[&quick[..], &mount].concat(), LIMIT);
         std::fs::write(dir.join(by), vec![7; 3 << 20]).unwrap();
-        stage.line().door(Door::Refusing);
-        stage.line().lose(Loss::Reset);
+        pair.connection().door(Door::Refusing);
+        pair.connection().lose(Loss::Reset);
         if by == "stock" {
             let stock = Command::new("umount").arg(&dir).spawn().unwrap();
             end(stock);
         } else {
-            let child = sprat(&stage, &quick, &["umount", &shown]).spawn().unwrap();
+            let child = sprat(&pair, &quick, &["umount", &shown]).spawn().unwrap();
             if by == "sprat" {
                 assert_eq!(end(child), Some(14), "{by}");
             } else {
@@ -207,38 +208,38 @@ fn umount_ends_while_the_line_is_down() {
                 assert_eq!(end(child), Some(130), "{by}");
             }
         }
-        stage.assert_nothing_is_left(LIMIT);
-        stage.line().door(Door::Open);
+        pair.assert_nothing_is_left(LIMIT);
+        pair.connection().door(Door::Open);
     }
-    assert_the_next_run_goes_on(&stage, &source);
+    assert_the_next_run_goes_on(&pair, &source);
 }
 
 #[test]
 fn a_machine_that_slept_until_its_server_had_given_up_goes_on() {
-    sprat_testkit::requires!(crate::stage::missing());
+    sprat_testkit::requires!(client_and_server::missing());
     // A channel may be logging in when the machine falls asleep.
     let lines = [
         "ClientAliveInterval 1",
         "ClientAliveCountMax 2",
         "LoginGraceTime 20",
     ];
-    let (stage, source) = prepared(Stage::with(OpenSshOptions {
+    let (pair, source) = prepared(ClientAndServer::with(OpenSshOptions {
         config_lines: lines.map(str::to_owned).to_vec(),
         ..OpenSshOptions::default()
     }));
-    let mut running = backup_under_way(&stage, &source, &["--quiet-time", "1"]);
+    let mut running = backup_under_way(&pair, &source, &["--quiet-time", "1"]);
     for _ in 0..2 {
-        let losses = running.seen.losses;
+        let losses = running.reported.losses;
         let mut all: Vec<u32> = Vec::new();
         let until = Instant::now() + LIMIT;
         loop {
             // Again and again: an ssh that was just being started would answer for the others.
-            let found = stage.processes();
+            let found = pair.processes();
             // Afterwards: a server that came meanwhile must not be taken for a client.
-            let servers = stage.sshd.session_pids();
-            for (pid, _) in found {
-                let asleep = u32::try_from(pid).unwrap();
-                if !servers.contains(&pid) && !all.contains(&asleep) {
+            let servers = pair.sshd.session_pids();
+            for process in found {
+                let asleep = u32::try_from(process.pid).unwrap();
+                if !servers.contains(&process.pid) && !all.contains(&asleep) {
                     signal(asleep, Signal::STOP);
                     all.push(asleep);
                 }
@@ -250,7 +251,7 @@ fn a_machine_that_slept_until_its_server_had_given_up_goes_on() {
                 Instant::now() < until,
                 "the server does not give up: {:#?}\nof {:#?}",
                 told(&servers),
-                stage.processes()
+                pair.processes()
             );
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -265,22 +266,22 @@ fn a_machine_that_slept_until_its_server_had_given_up_goes_on() {
         assert!(running.until(LIMIT, "the line is back", |seen| !seen.away));
     }
     assert_eq!(running.end(LIMIT), Some(0), "{:#?}", running.said);
-    let restored = stage.restore("line", &source);
+    let restored = pair.restore("line", &source);
     assert_same(&Manifest::of(&source), &restored, "after two sleeps");
-    stage.assert_nothing_is_left(Duration::from_secs(30));
+    pair.assert_nothing_is_left(Duration::from_secs(30));
 }
 
 #[test]
 fn servers_that_were_stopped_and_wake_after_newer_bytes_were_sent_harm_nothing() {
-    sprat_testkit::requires!(crate::stage::missing());
-    let (stage, source) = prepared(Stage::new());
+    sprat_testkit::requires!(client_and_server::missing());
+    let (pair, source) = prepared(ClientAndServer::new());
     // Longer than the servers are stopped, on a busy machine too.
     let quiet = ["--quiet-time", "12"];
-    let mut running = backup_under_way(&stage, &source, &quiet);
+    let mut running = backup_under_way(&pair, &source, &quiet);
     let mut woken = 0;
     for _ in 0..3 {
-        let losses = running.seen.losses;
-        let old: Vec<u32> = stage
+        let losses = running.reported.losses;
+        let old: Vec<u32> = pair
             .sshd
             .sftp_server_pids()
             .iter()
@@ -293,7 +294,7 @@ fn servers_that_were_stopped_and_wake_after_newer_bytes_were_sent_harm_nothing()
         }
         // Their pipes fill.
         std::thread::sleep(Duration::from_millis(300));
-        stage.line().lose(Loss::Reset);
+        pair.connection().lose(Loss::Reset);
         let goes_on = running.until(LIMIT, "the line is back", |seen| {
             seen.losses > losses && !seen.away
         });
@@ -306,11 +307,11 @@ fn servers_that_were_stopped_and_wake_after_newer_bytes_were_sent_harm_nothing()
     }
     assert!(woken >= 3, "no old server was left");
     assert_eq!(running.end(LIMIT), Some(0), "{:#?}", running.said);
-    stage.assert_nothing_is_left(Duration::from_secs(30));
-    let image = stage.path("plain");
-    let plain = PlainVolume::export(&stage.container(), &stage.key_file(), &image);
+    pair.assert_nothing_is_left(Duration::from_secs(30));
+    let image = pair.path("plain");
+    let plain = PlainVolume::export(&pair.container(), &pair.key_file(), &image);
     plain.assert_clean();
     drop(plain);
-    let restored = stage.restore("line", &source);
+    let restored = pair.restore("line", &source);
     assert_same(&Manifest::of(&source), &restored, "with late writers");
 }

@@ -4,13 +4,13 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
-use crate::machine::strikes::{self, Blow, copy_sparse};
-use crate::machine::{CONTAINER, Machine, Ran};
+use sprat_testkit::machine::strikes::{self, Blow, copy_sparse};
+use sprat_testkit::machine::{CONTAINER, Ran, TestMachine};
 use sprat_testkit::{leases, requires};
 
 /// A container that is known by its target on the line, with a snapshot.
-fn ready() -> (Machine, Vec<String>) {
-    let machine = Machine::new();
+fn ready() -> (TestMachine, Vec<String>) {
+    let machine = TestMachine::new();
     machine.write("src/a", "alpha\n");
     machine.init(&[CONTAINER, "--size", "64M"]);
     let key = fs::read(machine.path("config/keys/x.key")).unwrap();
@@ -24,12 +24,12 @@ fn ready() -> (Machine, Vec<String>) {
     (machine, backup)
 }
 
-fn run(machine: &Machine, words: &[String], blow: Option<Blow>) -> Ran {
+fn run(machine: &TestMachine, words: &[String], blow: Option<Blow>) -> Ran {
     let words: Vec<&str> = words.iter().map(|word| &**word).collect();
     machine.sprat_struck(&words, blow)
 }
 
-fn locks(machine: &Machine) -> usize {
+fn locks(machine: &TestMachine) -> usize {
     leases::held(&machine.path("store")).len()
 }
 

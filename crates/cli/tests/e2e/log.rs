@@ -1,10 +1,10 @@
 //! The log that `SPRAT_LOG` asks for: what it shows, and that no secret is in it.
 
-use crate::machine::{CONTAINER, Machine, Ran};
+use sprat_testkit::machine::{CONTAINER, TestMachine, Ran};
 use sprat_testkit::{needs, requires};
 
 /// Runs a command with a log at `level`.
-fn logged(machine: &Machine, level: &str, arguments: &[&str]) -> Ran {
+fn logged(machine: &TestMachine, level: &str, arguments: &[&str]) -> Ran {
     machine.run(machine.command().env("SPRAT_LOG", level).args(arguments))
 }
 
@@ -20,7 +20,7 @@ fn spellings(secret: &[u8]) -> Vec<String> {
 #[test]
 fn the_fullest_log_of_init_backup_and_key_add_holds_no_secret() {
     requires!(needs::root());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let passphrase = "correct horse battery";
     machine.write("pass", format!("{passphrase}\n"));
     machine.write("src/namedfile", "content that nobody else has");
@@ -82,7 +82,7 @@ fn the_fullest_log_of_init_backup_and_key_add_holds_no_secret() {
 
 #[test]
 fn a_log_level_that_does_not_exist_is_a_usage_error() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let ran = logged(&machine, "debgu", &["snapshots", CONTAINER]);
     let said = ran.failed_with(2);
     assert!(said.contains("debgu") && said.contains("debug"), "{said}");

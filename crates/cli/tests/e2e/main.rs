@@ -14,6 +14,7 @@ mod commands;
 mod copy;
 mod copy_ends;
 mod copy_lost;
+mod copy_scene;
 mod damage;
 mod doctor;
 mod fio;
@@ -22,8 +23,6 @@ mod keys;
 mod line;
 mod lock;
 mod log;
-#[path = "../machine/mod.rs"]
-mod machine;
 mod meet;
 mod old_data;
 mod other_server;
@@ -36,6 +35,4 @@ mod restore;
 mod room;
 mod sheet;
 mod sheet_page;
-#[path = "../stage/mod.rs"]
-mod stage;
 mod status;

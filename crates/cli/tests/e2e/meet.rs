@@ -9,21 +9,21 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::machine::remote::Remote;
-use crate::machine::{CONTAINER, Machine, noise};
 use rustix::process::{Pid, Signal, kill_process};
+use sprat_testkit::machine::remote::RemoteMachine;
+use sprat_testkit::machine::{CONTAINER, TestMachine, noise};
 use sprat_testkit::ssh_server::{OpenSshOptions, openssh};
 use sprat_testkit::{leases, needs, requires};
 
 /// Another machine with the same key, to whom the container lies somewhere else.
 struct Other {
-    machine: Machine,
+    machine: TestMachine,
     container: PathBuf,
 }
 
 impl Other {
-    fn than(machine: &Machine) -> Self {
-        let other = Machine::new();
+    fn than(machine: &TestMachine) -> Self {
+        let other = TestMachine::new();
         let key = fs::read(machine.path("config/keys/x.key")).unwrap();
         other.write("config/keys/x.key", key);
         other.write("src/of-the-other", noise(300_000, 5));
@@ -33,7 +33,7 @@ impl Other {
         }
     }
 
-    fn sprat(&self, before: &[&str], after: &[&str]) -> crate::machine::Ran {
+    fn sprat(&self, before: &[&str], after: &[&str]) -> sprat_testkit::machine::Ran {
         let container = self.container.to_str().unwrap();
         self.machine.sprat(&[before, &[container], after].concat())
     }
@@ -45,15 +45,15 @@ impl Other {
     }
 }
 
-fn volume_process(machine: &Machine) -> Pid {
+fn volume_process(machine: &TestMachine) -> Pid {
     let until = Instant::now() + Duration::from_secs(20);
     loop {
         let found = machine
             .processes()
             .into_iter()
-            .find(|(_, line)| line.contains("volume-process"));
-        if let Some((pid, _)) = found {
-            return Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+            .find(|process| process.line().contains("volume-process"));
+        if let Some(process) = found {
+            return Pid::from_raw(process.pid).unwrap();
         }
         assert!(Instant::now() < until, "no volume process");
         std::thread::sleep(Duration::from_millis(20));
@@ -68,7 +68,7 @@ fn wait_until(limit: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-fn start(machine: &Machine, arguments: &[&str]) -> Child {
+fn start(machine: &TestMachine, arguments: &[&str]) -> Child {
     let mut command = machine.command();
     command
         .args(arguments)
@@ -80,7 +80,7 @@ fn start(machine: &Machine, arguments: &[&str]) -> Child {
 #[test]
 fn a_reader_is_told_that_another_machine_wrote_meanwhile() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     assert_eq!(machine.backup(&[]).code, 0);
     let other = Other::than(&machine);
     fs::create_dir(machine.path("mnt")).unwrap();
@@ -104,7 +104,7 @@ fn a_reader_is_told_that_another_machine_wrote_meanwhile() {
 #[test]
 fn a_lock_that_is_taken_while_a_session_reads_is_not_told_as_if_nothing_had_been_done() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     assert_eq!(machine.backup(&[]).code, 0);
     fs::create_dir(machine.path("mnt")).unwrap();
     let ran = machine.sprat(&["mount", CONTAINER, "mnt"]);
@@ -121,7 +121,7 @@ fn a_lock_that_is_taken_while_a_session_reads_is_not_told_as_if_nothing_had_been
 #[test]
 fn a_reader_that_goes_on_is_stopped_when_another_machine_has_written() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     machine.write("src/large", noise(8 << 20, 3));
     assert_eq!(machine.backup(&[]).code, 0);
     let other = Other::than(&machine);
@@ -153,7 +153,7 @@ fn a_machine_that_slept_sends_nothing_into_what_another_took_over() {
 
 /// What a machine said that wrote when it woke.
 fn sleeper_writes() -> Option<String> {
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     assert_eq!(machine.backup(&[]).code, 0);
     let other = Other::than(&machine);
     machine.write("src/large", noise(96 << 20, 3));
@@ -184,7 +184,7 @@ fn sleeper_writes() -> Option<String> {
     let said = refused.failed_with(11);
     assert!(said.contains("may still write"), "{said}");
     let third = Other {
-        machine: Machine::new(),
+        machine: TestMachine::new(),
         container: other.container.clone(),
     };
     let key = fs::read(machine.path("config/keys/x.key")).unwrap();
@@ -218,7 +218,7 @@ fn sleeper_writes() -> Option<String> {
 #[test]
 fn a_line_that_is_lost_while_nothing_is_asked_is_sought_and_the_lock_renewed() {
     requires!(openssh::missing(), needs::root());
-    let remote = Remote::start(&OpenSshOptions::default());
+    let remote = RemoteMachine::start(&OpenSshOptions::default());
     remote.init();
     let mnt = remote.machine.path("mnt");
     fs::create_dir(&mnt).unwrap();
@@ -250,7 +250,7 @@ fn a_line_that_is_lost_while_nothing_is_asked_is_sought_and_the_lock_renewed() {
 #[test]
 fn a_server_that_comes_back_without_its_disk_is_waited_for() {
     requires!(openssh::missing(), needs::root());
-    let remote = Remote::start(&OpenSshOptions::default());
+    let remote = RemoteMachine::start(&OpenSshOptions::default());
     remote.init();
     let (store, away) = (remote.machine.path("store"), remote.machine.path("away"));
     remote.machine.write("src/large", noise(24 << 20, 3));
@@ -292,7 +292,7 @@ fn a_server_that_comes_back_without_its_disk_is_waited_for() {
 /// What waits for a server that says nothing holds nothing.
 #[test]
 fn commands_that_only_look_end_at_the_first_interrupt() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     machine.write("hanging-ssh", "exec sleep 1000\n");
     let command = format!("sh {}", machine.path("hanging-ssh").display());
     let looks: [&[&str]; 4] = [&["status"], &["doctor"], &["unlock"], &["key", "list"]];
@@ -310,7 +310,7 @@ fn commands_that_only_look_end_at_the_first_interrupt() {
             let processes = machine.processes();
             processes
                 .iter()
-                .any(|(_, line)| line.contains("sleep 1000"))
+                .any(|process| process.line().contains("sleep 1000"))
         };
         wait_until(Duration::from_secs(20), "no ssh", hangs);
         let pid = Pid::from_raw(i32::try_from(sprat.id()).unwrap()).unwrap();
@@ -330,7 +330,7 @@ fn commands_that_only_look_end_at_the_first_interrupt() {
 #[test]
 fn kill_9_while_ssh_connects_leaves_no_ssh() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     machine.write("hanging-ssh", "exec sleep 1000\n");
     let command = format!("sh {}", machine.path("hanging-ssh").display());
     let backup = ["backup", "ssh://nobody/x.luks", "--name", "home", "src"];
@@ -346,7 +346,7 @@ fn kill_9_while_ssh_connects_leaves_no_ssh() {
         let processes = machine.processes();
         processes
             .iter()
-            .any(|(_, line)| line.contains("sleep 1000"))
+            .any(|process| process.line().contains("sleep 1000"))
     });
     sprat.kill().unwrap();
     sprat.wait().unwrap();
@@ -358,7 +358,7 @@ fn kill_9_while_ssh_connects_leaves_no_ssh() {
 #[test]
 fn late_writes_over_a_finished_snapshot_are_found_named_and_healed() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     assert_eq!(machine.backup(&[]).code, 0);
     let other = Other::than(&machine);
     machine.write("src/large", noise(96 << 20, 3));
@@ -470,7 +470,7 @@ fn late_writes_over_a_finished_snapshot_are_found_named_and_healed() {
 #[test]
 fn a_server_whose_kernel_can_be_asked_sets_a_container_free_without_waiting() {
     requires!(openssh::missing(), needs::root());
-    let remote = Remote::start(&OpenSshOptions::default());
+    let remote = RemoteMachine::start(&OpenSshOptions::default());
     remote.init();
     let other = Other::than(&remote.machine).machine;
     remote.machine.write("src/large", noise(48 << 20, 3));

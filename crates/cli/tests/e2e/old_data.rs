@@ -6,17 +6,18 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::Command;
 
-use crate::machine::served::{Forgetful, missing, served};
-use crate::machine::strikes::{copy_sparse, dice};
-use crate::machine::{CONTAINER, Machine};
-use crate::stage::plain::PlainVolume;
+use sprat_testkit::client_and_server;
+use sprat_testkit::machine::served::{Forgetful, missing, served};
+use sprat_testkit::machine::strikes::{copy_sparse, dice};
+use sprat_testkit::machine::{CONTAINER, TestMachine};
 use sprat_testkit::{needs, requires};
+use sprat_testkit_session::plain_volume::PlainVolume;
 
 const HEADER_BYTES: u64 = 16 << 20;
 
 /// A container of two snapshots, `yesterday` with the first alone, and `src-yesterday`, its source.
-fn with_a_yesterday() -> Machine {
-    let machine = Machine::new();
+fn with_a_yesterday() -> TestMachine {
+    let machine = TestMachine::new();
     machine.init(&[CONTAINER, "--size", "64M"]);
     fs::create_dir(machine.path("m")).unwrap();
     for (name, byte) in [("kept", 1), ("changed", 2)] {
@@ -32,7 +33,7 @@ fn with_a_yesterday() -> Machine {
 }
 
 /// The server shows yesterday's container, with the length and times of today's.
-fn roll_back(machine: &Machine) {
+fn roll_back(machine: &TestMachine) {
     let container = machine.path(CONTAINER);
     let shown = File::open(&container).unwrap().metadata().unwrap();
     fs::remove_file(&container).unwrap();
@@ -110,7 +111,10 @@ fn rounds(short: u64, long: u64) -> u64 {
 }
 
 /// Rolls the container back by one to five sessions, and runs the next of all commands.
-fn each_rollback_is_noticed(rounds: u64, run: impl Fn(&Machine, &[&str]) -> crate::machine::Ran) {
+fn each_rollback_is_noticed(
+    rounds: u64,
+    run: impl Fn(&TestMachine, &[&str]) -> sprat_testkit::machine::Ran,
+) {
     let machine = with_a_yesterday();
     let mut dice = dice();
     let commands = commands();
@@ -180,7 +184,7 @@ fn a_server_that_keeps_no_write_from_the_nth_on_is_noticed() {
             );
         }
     };
-    machine.write("src/newest", crate::machine::noise(200_000, 97));
+    machine.write("src/newest", sprat_testkit::machine::noise(200_000, 97));
     let backup = ["backup", CONTAINER, "--name", "home", "src"];
     let whole = forgetful.run(usize::MAX, "honest", &backup);
     assert_eq!(whole.code, 0, "{}", whole.whole());
@@ -233,18 +237,21 @@ fn a_server_that_keeps_no_write_from_the_nth_on_is_noticed() {
 }
 
 /// Two snapshots on a server, and a cache that has all of them.
-fn with_a_warm_cache() -> Machine {
-    let machine = Machine::new();
+fn with_a_warm_cache() -> TestMachine {
+    let machine = TestMachine::new();
     let init = ["init", CONTAINER, "--size", "64M", "--cheap-kdf-for-tests"];
     assert_eq!(served(&machine, &init).code, 0);
     for name in 0..40 {
-        machine.write(&format!("src/{name}"), crate::machine::noise(20_000, name));
+        machine.write(
+            &format!("src/{name}"),
+            sprat_testkit::machine::noise(20_000, name),
+        );
     }
     for round in 0..2 {
         if round == 1 {
             copy_sparse(&machine.path(CONTAINER), &machine.path("yesterday"));
-            machine.write("src/new", crate::machine::noise(300_000, 99));
-            machine.write("src/3", crate::machine::noise(20_000, 98));
+            machine.write("src/new", sprat_testkit::machine::noise(300_000, 99));
+            machine.write("src/3", sprat_testkit::machine::noise(20_000, 98));
         }
         let ran = served(&machine, &["backup", CONTAINER, "--name", "home", "src"]);
         assert_eq!(ran.code, 0, "{}", ran.whole());
@@ -253,7 +260,7 @@ fn with_a_warm_cache() -> Machine {
 }
 
 /// Blocks of the file that the file system uses, and of these those that are no file's content.
-fn used_blocks(machine: &Machine) -> (BTreeSet<u64>, BTreeSet<u64>) {
+fn used_blocks(machine: &TestMachine) -> (BTreeSet<u64>, BTreeSet<u64>) {
     let (container, image) = (machine.path(CONTAINER), machine.path("image"));
     let key = machine.path("config/keys/x.key");
     let plain = PlainVolume::export(&container, &key, &image);
@@ -314,7 +321,7 @@ fn used_blocks(machine: &Machine) -> (BTreeSet<u64>, BTreeSet<u64>) {
 
 #[test]
 fn check_reports_each_damage_though_the_cache_is_warm_and_the_time_is_kept() {
-    requires!(crate::stage::missing());
+    requires!(client_and_server::missing());
     let machine = with_a_warm_cache();
     let (used, metadata) = used_blocks(&machine);
     assert!(used.len() > metadata.len() && metadata.len() > 10);
@@ -517,7 +524,7 @@ fn some_blocks_of_yesterday_harm_nothing_but_what_is_in_them() {
 #[test]
 fn a_name_that_a_server_only_says_it_gave_is_no_success() {
     requires!(missing());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let forgetful = Forgetful::of(&machine);
     let init = |name| ["init", name, "--size", "64M", "--cheap-kdf-for-tests"];
     let text = forgetful

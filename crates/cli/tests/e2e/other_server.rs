@@ -5,16 +5,16 @@ use std::ffi::OsString;
 use std::process::Output;
 use std::time::Duration;
 
-use crate::stage::Stage;
-use crate::stage::manifest::{Manifest, assert_same};
-use crate::stage::plain::PlainVolume;
-use crate::stage::{run_within, shown};
+use sprat_testkit::client_and_server::{self, ClientAndServer};
+use sprat_testkit::manifest::{Manifest, assert_same};
+use sprat_testkit::program::{run_within, shown};
 use sprat_testkit::requires;
 use sprat_testkit::ssh_server::{asyncssh, dropbear, proftpd};
+use sprat_testkit_session::plain_volume::PlainVolume;
 
 /// Runs `sprat` through `ssh`.
-fn run(stage: &Stage, ssh: &[OsString], words: &[&str]) -> Output {
-    let mut command = stage.sprat_through(ssh);
+fn run(pair: &ClientAndServer, ssh: &[OsString], words: &[&str]) -> Output {
+    let mut command = pair.sprat_through(ssh);
     command.arg("--cheap-kdf-for-tests").args(words);
     let output = run_within(&mut command, Duration::from_secs(120));
     eprintln!("{}", shown(&command, &output));
@@ -23,7 +23,7 @@ fn run(stage: &Stage, ssh: &[OsString], words: &[&str]) -> Output {
 
 #[test]
 fn a_plain_account_of_another_server_is_enough_for_a_containers_whole_life() {
-    requires!(crate::stage::missing(), asyncssh::missing());
+    requires!(client_and_server::missing(), asyncssh::missing());
     whole_life(
         &asyncssh::start_without_copies().ssh_command(),
         Trims::ThroughClient,
@@ -32,25 +32,25 @@ fn a_plain_account_of_another_server_is_enough_for_a_containers_whole_life() {
 
 #[test]
 fn another_server_that_copies_by_itself_is_used_for_that() {
-    requires!(crate::stage::missing(), asyncssh::missing());
+    requires!(client_and_server::missing(), asyncssh::missing());
     whole_life(&asyncssh::start().ssh_command(), Trims::ByCopying);
 }
 
 #[test]
 fn proftpd_is_enough_for_a_containers_whole_life() {
-    requires!(crate::stage::missing(), proftpd::missing());
+    requires!(client_and_server::missing(), proftpd::missing());
     whole_life(&proftpd::start(&[]).ssh_command(), Trims::ThroughClient);
 }
 
 #[test]
 fn dropbear_is_enough_for_a_containers_whole_life() {
-    requires!(crate::stage::missing(), dropbear::missing());
+    requires!(client_and_server::missing(), dropbear::missing());
     whole_life(&dropbear::start().ssh_command(), Trims::ByShell);
 }
 
 #[test]
 fn init_names_what_a_server_lacks_and_leaves_nothing_there() {
-    requires!(crate::stage::missing(), proftpd::missing());
+    requires!(client_and_server::missing(), proftpd::missing());
     for (setting, why, hint) in [
         (
             "AllowOverwrite off",
@@ -64,10 +64,10 @@ fn init_names_what_a_server_lacks_and_leaves_nothing_there() {
         ),
     ] {
         let server = proftpd::start(&[setting]);
-        let stage = Stage::new();
-        let target = format!("backup.example:{}", stage.container().display());
+        let pair = ClientAndServer::new();
+        let target = format!("backup.example:{}", pair.container().display());
         let refused = run(
-            &stage,
+            &pair,
             &server.ssh_command(),
             &["init", &target, "--size", "1G"],
         );
@@ -82,7 +82,7 @@ fn init_names_what_a_server_lacks_and_leaves_nothing_there() {
             assert!(said.contains(part), "{setting}: {part}: {said}");
         }
         drop(server);
-        let left: Vec<_> = std::fs::read_dir(stage.server()).unwrap().collect();
+        let left: Vec<_> = std::fs::read_dir(pair.server()).unwrap().collect();
         assert!(left.is_empty(), "{setting}: {left:?}");
     }
 }
@@ -96,37 +96,37 @@ enum Trims {
 }
 
 fn whole_life(ssh: &[OsString], trims: Trims) {
-    let mut stage = Stage::new();
-    let sprat = |stage: &Stage, words: &[&str]| run(stage, ssh, words);
-    let ok = |stage: &Stage, words: &[&str]| {
-        let output = sprat(stage, words);
+    let mut pair = ClientAndServer::new();
+    let sprat = |pair: &ClientAndServer, words: &[&str]| run(pair, ssh, words);
+    let ok = |pair: &ClientAndServer, words: &[&str]| {
+        let output = sprat(pair, words);
         assert!(output.status.success(), "{words:?}");
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
-    let target = format!("backup.example:{}", stage.container().display());
-    let size = stage.choose_size(1).to_string();
-    ok(&stage, &["init", &target, "--size", &size]);
+    let target = format!("backup.example:{}", pair.container().display());
+    let size = pair.choose_size(1).to_string();
+    ok(&pair, &["init", &target, "--size", &size]);
 
-    let source = stage.path("source");
+    let source = pair.path("source");
     std::fs::write(source.join("large"), vec![7; 24 << 20]).unwrap();
     for number in 0..200 {
         std::fs::write(source.join(format!("file-{number}")), number.to_string()).unwrap();
     }
     let shown_source = source.display().to_string();
     let backup = ["backup", &target, "--name", "home", &shown_source];
-    ok(&stage, &backup);
+    ok(&pair, &backup);
     std::fs::remove_file(source.join("large")).unwrap();
-    ok(&stage, &backup);
+    ok(&pair, &backup);
 
     ok(
-        &stage,
+        &pair,
         &["prune", &target, "--job", "home", "--keep-last", "1"],
     );
     let trim = ["trim", &target];
     if trims == Trims::ByShell {
-        ok(&stage, &trim);
+        ok(&pair, &trim);
     } else {
-        let refused = sprat(&stage, &trim);
+        let refused = sprat(&pair, &trim);
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert!(!refused.status.success());
         assert!(said.contains("--rewrite"), "{said}");
@@ -134,16 +134,16 @@ fn whole_life(ssh: &[OsString], trims: Trims) {
     let trim = ["trim", &target, "--rewrite"];
     match trims {
         Trims::ByShell => {}
-        Trims::ByCopying => drop(ok(&stage, &trim)),
+        Trims::ByCopying => drop(ok(&pair, &trim)),
         Trims::ThroughClient => {
-            let refused = sprat(&stage, &trim);
+            let refused = sprat(&pair, &trim);
             let said = String::from_utf8_lossy(&refused.stderr).into_owned();
             assert!(said.contains("--through-client"), "{said}");
-            ok(&stage, &[&trim[..], &["--through-client"]].concat());
+            ok(&pair, &[&trim[..], &["--through-client"]].concat());
         }
     }
 
-    let word = stage.path("word");
+    let word = pair.path("word");
     std::fs::write(&word, "correct horse battery staple").unwrap();
     let shown_word = word.display().to_string();
     let add = [
@@ -155,18 +155,18 @@ fn whole_life(ssh: &[OsString], trims: Trims) {
         "--label",
         "second",
     ];
-    ok(&stage, &add);
-    assert!(ok(&stage, &["key", "list", &target]).contains("second"));
-    ok(&stage, &["check", &target, "--read-data"]);
+    ok(&pair, &add);
+    assert!(ok(&pair, &["key", "list", &target]).contains("second"));
+    ok(&pair, &["check", &target, "--read-data"]);
 
-    let to = stage.path("restored").join("home");
+    let to = pair.path("restored").join("home");
     let shown_to = to.display().to_string();
-    ok(&stage, &["restore", &target, "home", "--to", &shown_to]);
+    ok(&pair, &["restore", &target, "home", "--to", &shown_to]);
     let back = to.join(source.strip_prefix("/").unwrap());
     assert_same(&Manifest::of(&source), &back, "restored");
 
-    let image = stage.path("plain");
-    let plain = PlainVolume::export(&stage.container(), &stage.key_file(), &image);
+    let image = pair.path("plain");
+    let plain = PlainVolume::export(&pair.container(), &pair.key_file(), &image);
     plain.assert_clean();
-    stage.assert_nothing_is_left(Duration::from_secs(10));
+    pair.assert_nothing_is_left(Duration::from_secs(10));
 }

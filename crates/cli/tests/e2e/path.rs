@@ -7,12 +7,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::stage::Stage;
-use crate::stage::leftovers::contains;
-use crate::stage::manifest::{Manifest, assert_same};
-use crate::stage::plain::PlainVolume;
-use crate::stage::tree::{self, Shape};
+use sprat_testkit::client_and_server::{self, ClientAndServer};
 use sprat_testkit::dice::Dice;
+use sprat_testkit::leftovers::contains;
+use sprat_testkit::manifest::{Manifest, assert_same};
+use sprat_testkit::source_tree::{self, Shape};
+use sprat_testkit_session::plain_volume::PlainVolume;
 
 /// Bytes that a file really takes on its disk.
 fn allocated_bytes(path: &Path) -> u64 {
@@ -21,9 +21,9 @@ fn allocated_bytes(path: &Path) -> u64 {
 
 #[test]
 fn thousands_of_files_and_much_data_come_back_identical() {
-    sprat_testkit::requires!(crate::stage::missing());
-    let mut stage = Stage::new();
-    let source = stage.path("source");
+    sprat_testkit::requires!(client_and_server::missing());
+    let mut pair = ClientAndServer::new();
+    let source = pair.path("source");
     // In `make torture` more than 50,000 files and a GiB.
     let tenths = if std::env::var("SPRAT_TORTURE_ROUNDS").is_ok() {
         10
@@ -35,7 +35,7 @@ fn thousands_of_files_and_much_data_come_back_identical() {
         middle_files: 400 * tenths,
         large_files: 2 + tenths,
     };
-    tree::make(&source, shape, 20_261_123);
+    source_tree::make(&source, shape, 20_261_123);
     let should = Manifest::of(&source);
     let (files, bytes) = should.files();
     let times = usize::try_from(tenths).unwrap();
@@ -49,42 +49,42 @@ fn thousands_of_files_and_much_data_come_back_identical() {
         "the odd ones are there"
     );
 
-    stage.init(20);
+    pair.init(20);
     let begun = Instant::now();
-    stage.backup("big", &source);
+    pair.backup("big", &source);
     let backup = begun.elapsed();
     let begun = Instant::now();
-    let back = stage.restore("big", &source);
+    let back = pair.restore("big", &source);
     let restore = begun.elapsed();
     assert_same(&should, &back, "what came back");
-    stage.assert_nothing_is_left(Duration::from_secs(20));
+    pair.assert_nothing_is_left(Duration::from_secs(20));
     println!("{files} files, {bytes} bytes: backup {backup:.1?}, restore {restore:.1?}");
 }
 
 #[test]
 fn second_run_links_every_unchanged_file_and_the_volume_is_clean_offline() {
-    sprat_testkit::requires!(crate::stage::missing());
-    let mut stage = Stage::new();
-    let source = stage.path("source");
+    sprat_testkit::requires!(client_and_server::missing());
+    let mut pair = ClientAndServer::new();
+    let source = pair.path("source");
     let shape = Shape {
         small_files: 400,
         middle_files: 20,
         large_files: 1,
     };
-    tree::make(&source, shape, 7);
+    source_tree::make(&source, shape, 7);
     let should = Manifest::of(&source);
-    stage.init(2);
-    stage.backup("links", &source);
-    let after_first = allocated_bytes(&stage.container());
+    pair.init(2);
+    pair.backup("links", &source);
+    let after_first = allocated_bytes(&pair.container());
     std::thread::sleep(Duration::from_millis(1100));
-    stage.backup("links", &source);
-    let grown = allocated_bytes(&stage.container()) - after_first;
+    pair.backup("links", &source);
+    let grown = allocated_bytes(&pair.container()) - after_first;
     assert!(grown < 8 << 20, "the second run took {grown} bytes");
 
-    let plain = PlainVolume::export(&stage.container(), &stage.key_file(), &stage.path("plain"));
+    let plain = PlainVolume::export(&pair.container(), &pair.key_file(), &pair.path("plain"));
     plain.assert_clean();
-    let mounted = plain.mount(&stage.path("offline"));
-    let job = stage.path("offline/links");
+    let mounted = plain.mount(&pair.path("offline"));
+    let job = pair.path("offline/links");
     let mut snapshots: Vec<_> = fs::read_dir(&job)
         .unwrap()
         .map(|entry| entry.unwrap())
@@ -107,27 +107,27 @@ fn second_run_links_every_unchanged_file_and_the_volume_is_clean_offline() {
     let inode = |snapshot: &Path| fs::metadata(snapshot.join(&file)).unwrap().ino();
     assert_eq!(inode(&snapshots[0]), inode(&snapshots[1]));
     drop(mounted);
-    stage.assert_nothing_is_left(Duration::from_secs(20));
+    pair.assert_nothing_is_left(Duration::from_secs(20));
 }
 
 #[test]
 fn five_tebibytes_are_made_in_seconds_with_at_most_70_mib() {
-    sprat_testkit::requires!(crate::stage::missing());
-    let mut stage = Stage::new();
-    let size = stage.choose_size(5 << 10).to_string();
+    sprat_testkit::requires!(client_and_server::missing());
+    let mut pair = ClientAndServer::new();
+    let size = pair.choose_size(5 << 10).to_string();
     let begun = Instant::now();
-    let output = stage.ok(
+    let output = pair.ok(
         &[
             "--cheap-kdf-for-tests",
             "init",
-            stage.target(),
+            pair.target(),
             "--size",
             &size,
         ],
         Duration::from_secs(100),
     );
     let took = begun.elapsed();
-    let container = stage.container();
+    let container = pair.container();
     let about = fs::metadata(&container).unwrap();
     assert_eq!(
         about.len().to_string(),
@@ -138,7 +138,7 @@ fn five_tebibytes_are_made_in_seconds_with_at_most_70_mib() {
     let allocated = allocated_bytes(&container);
     assert!(allocated <= 70 << 20, "{allocated} bytes allocated");
     assert!(took < Duration::from_secs(30), "took {took:?}");
-    stage.assert_nothing_is_left(Duration::from_secs(20));
+    pair.assert_nothing_is_left(Duration::from_secs(20));
     println!("5 TiB: {took:.1?}, {allocated} bytes on the server");
 }
 
@@ -175,20 +175,20 @@ fn recovery_key(sheet: &str) -> Option<&str> {
 
 #[test]
 fn cryptsetup_opens_the_container_as_it_lies_on_the_server() {
-    sprat_testkit::requires!(crate::stage::missing());
-    let mut stage = Stage::new();
-    let size = stage.choose_size(1).to_string();
+    sprat_testkit::requires!(client_and_server::missing());
+    let mut pair = ClientAndServer::new();
+    let size = pair.choose_size(1).to_string();
     // The real key derivation: what a user gets is what is tried here.
-    let output = stage.ok(
-        &["init", stage.target(), "--size", &size],
+    let output = pair.ok(
+        &["init", pair.target(), "--size", &size],
         Duration::from_secs(100),
     );
-    let source = stage.path("source");
+    let source = pair.path("source");
     fs::write(source.join("file"), "content").unwrap();
-    stage.backup("job", &source);
+    pair.backup("job", &source);
 
     let sheet = String::from_utf8_lossy(&output.stdout).into_owned();
-    let container = stage.container();
+    let container = pair.container();
     let (done, dump) = cryptsetup(&["luksDump"], &container, None);
     assert!(done, "{dump}");
     assert!(dump.contains("aes-xts-plain64"), "{dump}");
@@ -201,7 +201,7 @@ fn cryptsetup_opens_the_container_as_it_lies_on_the_server() {
     assert!(sheet.contains(uuid), "the sheet shows {uuid}: {sheet}");
 
     let test = ["open", "--test-passphrase"];
-    let key_file = format!("--key-file={}", stage.key_file().display());
+    let key_file = format!("--key-file={}", pair.key_file().display());
     let (done, text) = cryptsetup(&[test[0], test[1], &key_file], &container, None);
     assert!(done, "the key file: {text}");
     let key = recovery_key(&sheet).unwrap_or_else(|| panic!("no recovery key: {sheet}"));
@@ -216,9 +216,9 @@ fn cryptsetup_opens_the_container_as_it_lies_on_the_server() {
 
 #[test]
 fn no_name_or_content_of_the_source_reaches_the_server_while_a_backup_runs() {
-    sprat_testkit::requires!(crate::stage::missing());
-    let mut stage = Stage::new();
-    let source = stage.path("source");
+    sprat_testkit::requires!(client_and_server::missing());
+    let mut pair = ClientAndServer::new();
+    let source = pair.path("source");
     // Names and contents, in many places: at a block's beginning, across blocks, in an inode.
     let marker = "Zk9-marker-that-nobody-else-writes";
     let dice = &mut Dice::new(11);
@@ -226,19 +226,19 @@ fn no_name_or_content_of_the_source_reaches_the_server_while_a_backup_runs() {
         let folder = source.join(format!("{marker} folder {number}"));
         fs::create_dir(&folder).unwrap();
         fs::write(folder.join(format!("{number} {marker}")), marker).unwrap();
-        let mut content = tree::random(dice, 600_000);
+        let mut content = source_tree::random(dice, 600_000);
         for at in (0..content.len() - marker.len()).step_by(40_001) {
             content[at..at + marker.len()].copy_from_slice(marker.as_bytes());
         }
         fs::write(folder.join("content"), content).unwrap();
     }
     std::os::unix::fs::symlink(marker, source.join("link")).unwrap();
-    stage.init(2);
+    pair.init(2);
 
-    let mut command = stage.sprat();
+    let mut command = pair.sprat();
     // The job's name must stay unknown to the server, too.
     command
-        .args(["backup", stage.target(), "--name", marker])
+        .args(["backup", pair.target(), "--name", marker])
         .arg(&source);
     let mut child = command
         .stdout(Stdio::null())
@@ -249,7 +249,7 @@ fn no_name_or_content_of_the_source_reaches_the_server_while_a_backup_runs() {
     let status = loop {
         let ended = child.try_wait().unwrap();
         looks += 1;
-        assert_no_marker(&stage.server(), marker);
+        assert_no_marker(&pair.server(), marker);
         if let Some(status) = ended {
             break status;
         }
@@ -261,10 +261,10 @@ fn no_name_or_content_of_the_source_reaches_the_server_while_a_backup_runs() {
     );
 
     // The search finds what is there: the same bytes, decrypted.
-    let plain = PlainVolume::export(&stage.container(), &stage.key_file(), &stage.path("plain"));
-    assert!(file_contains(&stage.path("plain"), marker.as_bytes()));
+    let plain = PlainVolume::export(&pair.container(), &pair.key_file(), &pair.path("plain"));
+    assert!(file_contains(&pair.path("plain"), marker.as_bytes()));
     drop(plain);
-    stage.assert_nothing_is_left(Duration::from_secs(20));
+    pair.assert_nothing_is_left(Duration::from_secs(20));
     println!("looked {looks} times while the backup ran");
 }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::machine::{CONTAINER, Machine};
+use sprat_testkit::machine::{CONTAINER, TestMachine};
 use sprat_testkit::{needs, requires};
 
 const PASSPHRASE: &str = "correct horse battery staple";
@@ -30,8 +30,8 @@ impl Seen {
 }
 
 /// sprat with a person before it, who types each answer once its prompt is shown.
-fn talk(machine: &Machine, arguments: &[&str], dialogue: &[(&str, &str)]) -> Seen {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machine/terminal.py");
+fn talk(machine: &TestMachine, arguments: &[&str], dialogue: &[(&str, &str)]) -> Seen {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/terminal.py");
     let dialogue = serde_json::to_string(dialogue).unwrap();
     let outer = ["python3", "-S", script.to_str().unwrap(), &dialogue];
     let ran = machine.sprat_under(&outer, arguments);
@@ -47,8 +47,8 @@ fn talk(machine: &Machine, arguments: &[&str], dialogue: &[(&str, &str)]) -> See
 }
 
 /// A container with a passphrase and no key file, and its recovery key.
-fn with_passphrase() -> (Machine, String) {
-    let machine = Machine::new();
+fn with_passphrase() -> (TestMachine, String) {
+    let machine = TestMachine::new();
     machine.write("right", PASSPHRASE);
     let recovery = machine.init(&[CONTAINER, "--size", "64M", "--passphrase-file", "right"]);
     (machine, recovery)
@@ -225,15 +225,15 @@ fn a_recovery_key_that_is_mistyped_is_told_from_a_wrong_one() {
 const CTRL_Z: &str = "\u{1a}";
 
 /// A shell with job control on a terminal, in which a person types; as [`talk`].
-fn talk_to_shell(machine: &Machine, shell: &[&str], dialogue: &[(&str, &str)]) -> Seen {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machine/terminal.py");
+fn talk_to_shell(machine: &TestMachine, shell: &[&str], dialogue: &[(&str, &str)]) -> Seen {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/terminal.py");
     let dialogue = serde_json::to_string(dialogue).unwrap();
     let mut command = machine.command_of("python3");
     command.args(["-S", script.to_str().unwrap(), &dialogue]);
     command
         .args(shell)
         .env("PS1", "READY> ")
-        .env("SPRAT", env!("CARGO_BIN_EXE_sprat"));
+        .env("SPRAT", sprat_testkit::program::sprat());
     let ran = machine.run(&mut command);
     assert_eq!(ran.code, 0, "{}", ran.whole());
     let told = ran.json();
@@ -315,7 +315,7 @@ fn all_prompts(recovery: &str) -> Vec<(String, Vec<Asked<'_>>)> {
     ]
 }
 
-fn with_all_prompts() -> (Machine, String) {
+fn with_all_prompts() -> (TestMachine, String) {
     let (machine, recovery) = with_passphrase();
     let backup = [
         "key",
@@ -422,7 +422,7 @@ fn a_terminal_that_goes_away_at_a_prompt_ends_the_command_and_changes_nothing() 
 #[test]
 fn init_touches_no_file_of_others_and_makes_no_key_for_a_container_that_is_there() {
     requires!(needs::root());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     machine.write("k.part", "precious");
     let init = [
         "init",
@@ -450,7 +450,7 @@ fn init_touches_no_file_of_others_and_makes_no_key_for_a_container_that_is_there
 #[test]
 fn last_recovery_key_and_last_key_that_is_no_file_are_not_removed_without_a_word() {
     requires!(needs::root());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     machine.init(&[CONTAINER, "--size", "64M"]);
     let remove = ["key", "remove", CONTAINER, "1"];
     let ran = machine.sprat(&remove);
@@ -486,7 +486,7 @@ fn last_recovery_key_and_last_key_that_is_no_file_are_not_removed_without_a_word
 fn secret_never_stands_in_a_message_where_an_order_cannot_be_sent() {
     use std::os::unix::ffi::OsStrExt;
     requires!(needs::root());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     machine.write("pass", "\"my secret passphrase\"");
     let folder = machine
         .folder()
@@ -506,7 +506,7 @@ fn secret_never_stands_in_a_message_where_an_order_cannot_be_sent() {
 #[test]
 fn new_passphrase_that_nobody_can_type_is_refused_and_an_odd_one_opens() {
     requires!(needs::root());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     machine.init(&[CONTAINER, "--size", "64M"]);
     let add = [
         "key",
@@ -544,7 +544,7 @@ fn new_passphrase_that_nobody_can_type_is_refused_and_an_odd_one_opens() {
 fn secrets_that_others_can_read_or_change_are_told_and_no_fifo_is_waited_for() {
     use std::os::unix::fs::PermissionsExt;
     requires!(needs::root());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     machine.init(&[CONTAINER, "--size", "64M", "--key-file", "k"]);
     let rehearse = ["key", "rehearse", CONTAINER, "--key-file", "k"];
     let ran = machine.sprat(&rehearse);
@@ -607,7 +607,7 @@ fn secrets_that_others_can_read_or_change_are_told_and_no_fifo_is_waited_for() {
 fn mount_where_others_can_enter_is_refused_unless_they_are_let_in() {
     use std::os::unix::fs::PermissionsExt;
     requires!(needs::root());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     machine.init(&[CONTAINER, "--size", "64M"]);
     fs::create_dir(machine.path("mnt")).unwrap();
     fs::set_permissions(machine.folder(), PermissionsExt::from_mode(0o755)).unwrap();

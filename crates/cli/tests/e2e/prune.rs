@@ -2,13 +2,13 @@
 
 use std::fs;
 
-use crate::machine::{CONTAINER, Machine};
+use sprat_testkit::machine::{CONTAINER, TestMachine};
 use sprat_testkit::{needs, requires};
 
 #[test]
 fn pruned_snapshots_are_gone_and_the_rest_comes_back() {
     requires!(needs::root());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     machine.init(&[CONTAINER, "--size", "128M"]);
     let mut names = Vec::new();
     for round in 0..3 {
@@ -59,7 +59,7 @@ fn pruned_snapshots_are_gone_and_the_rest_comes_back() {
 #[test]
 fn interrupted_trees_are_told_and_go_where_that_is_asked_for() {
     requires!(needs::root());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     machine.init(&[CONTAINER, "--size", "128M"]);
     machine.write("src/a", "x".repeat(1 << 20));
     assert_eq!(machine.backup(&[]).code, 0);

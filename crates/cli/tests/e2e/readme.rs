@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use crate::stage::Stage;
-use crate::stage::manifest::{Manifest, assert_same};
+use sprat_testkit::client_and_server::{self, ClientAndServer};
+use sprat_testkit::manifest::{Manifest, assert_same};
 
 fn page(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -107,34 +107,34 @@ cmp /root/restored/ssh/sshd_config /etc/ssh/sshd_config
 cp -a recovery-sheet.txt "$STAGE/"'
 "#;
 
-/// A stage with a home folder to back up.
-fn stage_with_anna() -> Stage {
-    let stage = Stage::new();
-    fs::create_dir_all(stage.path("source/anna/thesis")).unwrap();
+/// A client with a home folder to back up.
+fn with_anna() -> ClientAndServer {
+    let pair = ClientAndServer::new();
+    fs::create_dir_all(pair.path("source/anna/thesis")).unwrap();
     fs::write(
-        stage.path("source/anna/thesis/chapter 1"),
+        pair.path("source/anna/thesis/chapter 1"),
         "It was a dark night.\n",
     )
     .unwrap();
-    stage
+    pair
 }
 
 /// Runs `commands` in namespaces of their own, after `setting`.
 fn run_on_a_new_machine(
-    stage: &Stage,
+    pair: &ClientAndServer,
     namespaces: &[&str],
     setting: &str,
     commands: &str,
 ) -> Output {
-    fs::write(stage.path("example"), commands).unwrap();
+    fs::write(pair.path("example"), commands).unwrap();
     let mut command = Command::new("unshare");
     command
         .args(namespaces)
         .args(["--propagation", "private", "bash", "-euc"])
         .arg(format!("{ROOT}{setting}"))
-        .env("STAGE", stage.path("x").parent().unwrap())
-        .env("SSHD", stage.sshd.folder())
-        .env("SPRAT", crate::stage::SPRAT)
+        .env("STAGE", pair.path("x").parent().unwrap())
+        .env("SSHD", pair.sshd.folder())
+        .env("SPRAT", sprat_testkit::program::sprat())
         .env("HOME", "/root")
         .stdin(Stdio::null());
     for ours in [
@@ -146,11 +146,11 @@ fn run_on_a_new_machine(
     ] {
         command.env_remove(ours);
     }
-    let output = crate::stage::run_within(&mut command, Duration::from_secs(200));
+    let output = sprat_testkit::program::run_within(&mut command, Duration::from_secs(200));
     assert!(
         output.status.success(),
         "{}",
-        crate::stage::shown(&command, &output)
+        sprat_testkit::program::shown(&command, &output)
     );
     output
 }
@@ -168,48 +168,48 @@ fn assert_is_a_private_sheet(sheet: &Path) {
 #[test]
 fn readme_example_works_as_it_stands_on_a_new_machine() {
     sprat_testkit::requires!(
-        crate::stage::missing(),
+        client_and_server::missing(),
         sprat_testkit::needs::program("unshare")
     );
-    let stage = stage_with_anna();
-    fs::create_dir(stage.path("ssh")).unwrap();
-    fs::copy(stage.sshd.path("ssh_config"), stage.path("ssh/config")).unwrap();
-    let should = Manifest::of(&stage.path("source/anna/thesis"));
+    let pair = with_anna();
+    fs::create_dir(pair.path("ssh")).unwrap();
+    fs::copy(pair.sshd.path("ssh_config"), pair.path("ssh/config")).unwrap();
+    let should = Manifest::of(&pair.path("source/anna/thesis"));
     let example = &blocks(&page("README.md"))[0];
-    let output = run_on_a_new_machine(&stage, &["--mount"], README, example);
+    let output = run_on_a_new_machine(&pair, &["--mount"], README, example);
 
-    assert_same(&should, &stage.path("back/thesis"), "what came back");
-    assert_is_a_private_sheet(&stage.path("recovery-sheet.txt"));
+    assert_same(&should, &pair.path("back/thesis"), "what came back");
+    assert_is_a_private_sheet(&pair.path("recovery-sheet.txt"));
     let listed = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(listed.contains("home"), "snapshots are listed: {listed}");
-    stage.assert_nothing_is_left(Duration::from_secs(20));
+    pair.assert_nothing_is_left(Duration::from_secs(20));
 }
 
 #[test]
 fn quick_start_works_as_it_stands_from_the_server_account_to_the_daily_backup() {
     use sprat_testkit::needs;
     sprat_testkit::requires!(
-        crate::stage::missing(),
+        client_and_server::missing(),
         ["unshare", "useradd", "ip", "ssh-keyscan"]
             .into_iter()
             .find_map(needs::program)
     );
-    let stage = stage_with_anna();
+    let pair = with_anna();
     let commands = blocks(&page("docs/quick-start.md")).concat();
     // The one thing that a reader replaces.
     let placeholder = "'ssh-ed25519 AAAA… root@laptop'";
     assert!(commands.contains(placeholder));
     let commands = commands.replace(placeholder, r#""$(cat ~/.ssh/id_ed25519.pub)""#);
     let namespaces = ["--mount", "--net", "--pid", "--fork", "--kill-child"];
-    let output = run_on_a_new_machine(&stage, &namespaces, QUICK_START, &commands);
+    let output = run_on_a_new_machine(&pair, &namespaces, QUICK_START, &commands);
 
-    assert_is_a_private_sheet(&stage.path("recovery-sheet.txt"));
+    assert_is_a_private_sheet(&pair.path("recovery-sheet.txt"));
     let listed = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
         listed.contains("Remote working directory: /data"),
         "{listed}"
     );
-    stage.assert_nothing_is_left(Duration::from_secs(20));
+    pair.assert_nothing_is_left(Duration::from_secs(20));
 }
 
 #[test]

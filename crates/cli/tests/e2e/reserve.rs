@@ -5,9 +5,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::machine::remote::Remote;
-use crate::machine::{CONTAINER, Machine, Tmpfs, noise};
+use sprat_testkit::machine::remote::RemoteMachine;
+use sprat_testkit::machine::{CONTAINER, TestMachine, noise};
 use sprat_testkit::ssh_server::{OpenSshOptions, openssh};
+use sprat_testkit::tmpfs::Tmpfs;
 use sprat_testkit::{needs, requires};
 
 /// Takes all that is free.
@@ -34,7 +35,7 @@ fn with_reserve<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
 #[test]
 fn on_a_disk_filled_to_its_last_byte_backup_stops_and_prune_gets_out_of_it() {
     requires!(openssh::missing(), needs::root());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let _disk = Tmpfs::mount(&machine.path("store"), 80);
     gets_out_of_a_full_disk(machine);
 }
@@ -46,7 +47,7 @@ fn so_does_it_on_an_ext4_disk() {
         needs::root(),
         needs::program("mkfs.ext4")
     );
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let _disk = Ext4Disk::mount(&machine.path("disk"), &machine.path("store"), 100);
     gets_out_of_a_full_disk(machine);
 }
@@ -75,13 +76,13 @@ impl Drop for Ext4Disk {
     }
 }
 
-fn gets_out_of_a_full_disk(machine: Machine) {
+fn gets_out_of_a_full_disk(machine: TestMachine) {
     let store = machine.path("store");
     let free = || {
         let about = rustix::fs::statvfs(&store).unwrap();
         about.f_bavail * about.f_frsize
     };
-    let remote = Remote::with(machine, &OpenSshOptions::default());
+    let remote = RemoteMachine::with(machine, &OpenSshOptions::default());
     let reserve = store.join("x.luks.reserve");
     let init = ["init", "TARGET", "--size", "1G", "--cheap-kdf-for-tests"];
     let ran = remote.sprat(&with_reserve(&init));
@@ -148,7 +149,7 @@ fn gets_out_of_a_full_disk(machine: Machine) {
 #[test]
 fn reserve_is_made_after_success_and_can_be_stopped() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     let reserve = machine.path("store/x.luks.reserve");
     assert!(!reserve.exists());
     // Large enough to be under way for a moment.

@@ -3,27 +3,28 @@
 
 use std::fs;
 
-use crate::machine::{CONTAINER, Machine, Ran, Tmpfs};
+use sprat_testkit::machine::{CONTAINER, Ran, TestMachine};
+use sprat_testkit::tmpfs::Tmpfs;
 use sprat_testkit::{needs, requires};
 
 /// The container lies in the source that it holds: `store` is both.
-fn in_its_own_source() -> Machine {
-    let machine = Machine::with_container();
+fn in_its_own_source() -> TestMachine {
+    let machine = TestMachine::with_container();
     machine.write("store/kept", "as it was");
     assert_eq!(backup(&machine).code, 0);
     machine
 }
 
-fn backup(machine: &Machine) -> Ran {
+fn backup(machine: &TestMachine) -> Ran {
     machine.sprat(&["backup", CONTAINER, "--name", "all", "store"])
 }
 
-fn restore(machine: &Machine, more: &[&str]) -> Ran {
+fn restore(machine: &TestMachine, more: &[&str]) -> Ran {
     machine.sprat(&[&["restore", CONTAINER], more].concat())
 }
 
 /// Puts `content` into the newest snapshot, as an older version's run might have left it there.
-fn into_the_snapshot(machine: &Machine, names: &[&str], content: &str) {
+fn into_the_snapshot(machine: &TestMachine, names: &[&str], content: &str) {
     fs::create_dir_all(machine.path("mnt")).unwrap();
     let ran = machine.sprat(&["mount", CONTAINER, "mnt", "--rw"]);
     assert_eq!(ran.code, 0, "{}", ran.whole());
@@ -71,7 +72,7 @@ fn restore_with_delete_never_takes_the_container_that_lies_in_its_place() {
 #[test]
 fn the_container_is_found_by_whatever_path_a_mount_shows_it() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     machine.write("store/kept", "as it was");
     fs::create_dir(machine.path("shown")).unwrap();
     let bind = Bind::mount(&machine, "store", "shown");
@@ -137,7 +138,7 @@ fn restore_in_place_leaves_the_live_lock_and_all_of_sprats_own_files() {
 #[test]
 fn files_of_sprats_own_beside_the_container_never_enter_a_snapshot() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     machine.write("store/x.luks.copying-0123456789abcdef", "copy");
     machine.write("store/x.luks.lock.1.luks", "somebody's");
     assert_eq!(backup(&machine).code, 0);
@@ -155,7 +156,7 @@ fn files_of_sprats_own_beside_the_container_never_enter_a_snapshot() {
 #[test]
 fn restore_with_delete_empties_no_disk_that_the_snapshot_has_not() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     let at = machine.path("src/disk");
     fs::create_dir(&at).unwrap();
     let disk = Tmpfs::mount(&at, 1);
@@ -196,7 +197,7 @@ fn restore_with_delete_empties_no_disk_that_the_snapshot_has_not() {
 struct Bind(std::path::PathBuf);
 
 impl Bind {
-    fn mount(machine: &Machine, folder: &str, at: &str) -> Self {
+    fn mount(machine: &TestMachine, folder: &str, at: &str) -> Self {
         let at = machine.path(at);
         let done = std::process::Command::new("mount")
             .arg("--bind")
@@ -219,7 +220,7 @@ impl Drop for Bind {
 #[test]
 fn a_restore_in_place_leaves_what_this_machine_knows_now() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     let all = ["backup", CONTAINER, "--name", "state", "state"];
     assert_eq!(machine.sprat(&all).code, 0);
     // Something that no snapshot has.

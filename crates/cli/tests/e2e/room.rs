@@ -5,11 +5,12 @@ use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::machine::remote::Remote;
-use crate::machine::{Machine, Tmpfs, noise};
-use crate::stage::running::Running;
 use rustix::process::{Pid, Signal, kill_process};
+use sprat_testkit::machine::remote::RemoteMachine;
+use sprat_testkit::machine::{TestMachine, noise};
+use sprat_testkit::running::Running;
 use sprat_testkit::ssh_server::{OpenSshOptions, openssh};
+use sprat_testkit::tmpfs::Tmpfs;
 use sprat_testkit::{needs, requires};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -53,11 +54,11 @@ fn without_leases(store: &Path) -> Vec<String> {
 #[test]
 fn a_backup_stops_in_order_before_another_file_has_filled_the_servers_disk() {
     requires!(openssh::missing(), needs::root());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let store = machine.path("store");
     let _disk = Tmpfs::mount(&store, 400);
     machine.write("src/a", "alpha\n");
-    let remote = Remote::with(machine, &OpenSshOptions::default());
+    let remote = RemoteMachine::with(machine, &OpenSshOptions::default());
     let machine = &remote.machine;
     remote.init();
     assert_eq!(remote.backup().code, 0);
@@ -121,11 +122,11 @@ fn a_backup_stops_in_order_before_another_file_has_filled_the_servers_disk() {
 #[test]
 fn a_backup_of_more_than_a_local_disk_holds_stops_in_order_before_it_is_full() {
     requires!(needs::root());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let store = machine.path("store");
     // No reserve lies there: nothing but the order of the end makes it possible to prune.
     let _disk = Tmpfs::mount(&store, 250);
-    machine.init(&[crate::machine::CONTAINER, "--size", "2G"]);
+    machine.init(&[sprat_testkit::machine::CONTAINER, "--size", "2G"]);
     machine.write("src/a", "alpha\n");
     let reserve = ["--reserve-bytes", "67108864"];
     assert_eq!(machine.backup(&reserve).code, 0);
@@ -142,7 +143,7 @@ fn a_backup_of_more_than_a_local_disk_holds_stops_in_order_before_it_is_full() {
 
     let prune = [
         "prune",
-        crate::machine::CONTAINER,
+        sprat_testkit::machine::CONTAINER,
         "--job",
         "home",
         "--keep-last",
@@ -150,7 +151,7 @@ fn a_backup_of_more_than_a_local_disk_holds_stops_in_order_before_it_is_full() {
     ];
     let ran = machine.sprat(&[&prune[..], &["--drop-interrupted"]].concat());
     assert_eq!(ran.code, 0, "{}", ran.whole());
-    let ran = machine.sprat(&["trim", crate::machine::CONTAINER]);
+    let ran = machine.sprat(&["trim", sprat_testkit::machine::CONTAINER]);
     assert_eq!(ran.code, 0, "{}", ran.whole());
     for file in 0..8 {
         fs::remove_file(machine.path(&format!("src/large {file}"))).unwrap();
@@ -163,11 +164,11 @@ fn a_backup_of_more_than_a_local_disk_holds_stops_in_order_before_it_is_full() {
 #[test]
 fn doctor_tells_of_the_reserve_and_of_what_the_container_takes() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     let look = |reserve: &str| {
         let ran = machine.sprat(&[
             "doctor",
-            crate::machine::CONTAINER,
+            sprat_testkit::machine::CONTAINER,
             "--reserve-bytes",
             reserve,
         ]);
@@ -192,8 +193,8 @@ fn doctor_tells_of_the_reserve_and_of_what_the_container_takes() {
 #[test]
 fn a_volume_that_becomes_full_is_told_before_it_is() {
     requires!(needs::root());
-    let machine = Machine::new();
-    machine.init(&[crate::machine::CONTAINER, "--size", "64M"]);
+    let machine = TestMachine::new();
+    machine.init(&[sprat_testkit::machine::CONTAINER, "--size", "64M"]);
     machine.write("src/a", "alpha\n");
     let ran = machine.backup(&[]);
     assert_eq!(ran.code, 0, "{}", ran.whole());
@@ -203,7 +204,7 @@ fn a_volume_that_becomes_full_is_told_before_it_is() {
     let at = mounted.to_str().unwrap();
     assert_eq!(
         machine
-            .sprat(&["mount", crate::machine::CONTAINER, at, "--rw"])
+            .sprat(&["mount", sprat_testkit::machine::CONTAINER, at, "--rw"])
             .code,
         0
     );

@@ -2,10 +2,11 @@
 
 use std::process::{Command, Stdio};
 
-use crate::machine::remote::Remote;
-use crate::machine::strikes::{self, Blow};
-use crate::machine::{CONTAINER, Machine, Tmpfs};
+use sprat_testkit::machine::remote::RemoteMachine;
+use sprat_testkit::machine::strikes::{self, Blow};
+use sprat_testkit::machine::{CONTAINER, TestMachine};
 use sprat_testkit::ssh_server::{OpenSshOptions, openssh};
+use sprat_testkit::tmpfs::Tmpfs;
 use sprat_testkit::{needs, requires};
 
 /// The sheet's steps as a shell script that stops at the first failure, in a mount namespace of its
@@ -50,7 +51,7 @@ fn commands_of_the_sheet_open_the_container_on_the_server() {
         needs::program("sshfs"),
         needs::program("cryptsetup")
     );
-    let remote = Remote::start(&OpenSshOptions::default());
+    let remote = RemoteMachine::start(&OpenSshOptions::default());
     let init = [
         "init",
         "TARGET",
@@ -90,7 +91,7 @@ fn commands_of_the_sheet_open_the_container_on_the_server() {
 fn passphrase_is_asked_for_on_a_terminal_without_echo() {
     use std::io::Write;
     requires!(needs::root(), needs::program("script"));
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     machine.write("right.txt", "correct horse battery staple\n");
     machine.init(&[CONTAINER, "--size", "1G", "--passphrase-file", "right.txt"]);
     let ask = |typed: &str| {
@@ -142,7 +143,7 @@ const INIT: [&str; 5] = ["init", CONTAINER, "--size", "64M", "--cheap-kdf-for-te
 #[test]
 fn a_sheet_is_shown_whatever_becomes_of_the_machines_own_notes() {
     requires!(needs::root());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let mut full = Vec::new();
     for folder in ["state/containers", "state/headers"] {
         std::fs::create_dir(machine.path(folder)).unwrap();
@@ -167,7 +168,7 @@ fn a_sheet_is_shown_whatever_becomes_of_the_machines_own_notes() {
 fn init_cut_off_after_its_last_rename_has_shown_a_sheet_that_opens_the_container() {
     requires!(strikes::missing());
     for how in ["cut", "kill"] {
-        let machine = Machine::new();
+        let machine = TestMachine::new();
         let target = machine.on_line(CONTAINER);
         let init = ["init", &target, "--size", "64M", "--html", "page.html"];
         let blow = Blow {
@@ -212,7 +213,7 @@ fn init_cut_off_after_its_last_rename_has_shown_a_sheet_that_opens_the_container
 fn a_page_may_have_a_name_that_is_no_text() {
     use std::os::unix::ffi::OsStrExt;
     requires!(needs::root());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     machine.init(&INIT[1..4]);
     let name = std::ffi::OsStr::from_bytes(b"sheet-\xff.html");
     let mut command = machine.command();
@@ -283,7 +284,7 @@ fn lines_of_the_sheet_reach_the_server_without_the_configuration_in_hard_cases()
         needs::program("sshfs"),
         needs::program("cryptsetup")
     );
-    let remote = Remote::start(&OpenSshOptions::default());
+    let remote = RemoteMachine::start(&OpenSshOptions::default());
     let machine = &remote.machine;
     let (port, user_key) = (remote.sshd.port(), remote.sshd.path("user_key"));
     let key = machine.path("my key");
@@ -358,8 +359,8 @@ fn lines_of_the_sheet_reach_the_server_without_the_configuration_in_hard_cases()
 fn a_secret_that_nobody_would_see_or_everybody_stops_init_before_anything_is_made() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     requires!(needs::root());
-    let machine = Machine::new();
-    let sprat = env!("CARGO_BIN_EXE_sprat");
+    let machine = TestMachine::new();
+    let sprat = sprat_testkit::program::sprat();
     let key_add = [
         "key",
         "add",
@@ -370,7 +371,7 @@ fn a_secret_that_nobody_would_see_or_everybody_stops_init_before_anything_is_mad
     let shell = |arguments: &[&str], redirection: &str| {
         let mut command = machine.command_of("sh");
         let line = format!("umask 022; exec \"$0\" \"$@\" {redirection}");
-        machine.run(command.args(["-c", &line, sprat]).args(arguments))
+        machine.run(command.args(["-c", &line]).arg(sprat).args(arguments))
     };
     machine.write("open", "something");
     std::fs::set_permissions(machine.path("open"), PermissionsExt::from_mode(0o644)).unwrap();

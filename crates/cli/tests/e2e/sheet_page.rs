@@ -5,11 +5,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
-use crate::machine::{CONTAINER, Machine};
+use sprat_testkit::machine::{CONTAINER, TestMachine};
 use sprat_testkit::{needs, requires};
 
 /// What the page looks like: brightness by row and column.
-fn rendered(machine: &Machine, page: &Path) -> (usize, usize, Vec<u8>) {
+fn rendered(machine: &TestMachine, page: &Path) -> (usize, usize, Vec<u8>) {
     let picture = machine.path("page.png");
     let browser = needs::find_program("chromium").unwrap();
     let shown = Command::new(browser)
@@ -46,7 +46,7 @@ fn rendered(machine: &Machine, page: &Path) -> (usize, usize, Vec<u8>) {
     (info.width as usize, info.height as usize, grey.collect())
 }
 
-fn decoded(machine: &Machine, page: &Path) -> Vec<String> {
+fn decoded(machine: &TestMachine, page: &Path) -> Vec<String> {
     let (width, height, grey) = rendered(machine, page);
     let mut image =
         rqrr::PreparedImage::prepare_from_greyscale(width, height, |x, y| grey[y * width + x]);
@@ -57,7 +57,7 @@ fn decoded(machine: &Machine, page: &Path) -> Vec<String> {
 #[test]
 fn the_qr_code_on_the_page_is_a_key_that_opens_the_container() {
     requires!(needs::root(), needs::program("chromium"));
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let page = machine.path("sheet.html");
     let recovery = machine.init(&[CONTAINER, "--size", "64M", "--html", "sheet.html"]);
     assert_eq!(fs::metadata(&page).unwrap().mode() & 0o777, 0o600);
@@ -97,7 +97,7 @@ fn the_qr_code_on_the_page_is_a_key_that_opens_the_container() {
 #[test]
 fn a_sheet_without_its_secret_has_no_code_and_asks_for_nothing() {
     requires!(needs::root());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let recovery = machine.init(&[CONTAINER, "--size", "64M"]);
     let sheet = ["key", "sheet", CONTAINER, "--without-secret"];
     let ran = machine.sprat(&sheet);

@@ -3,15 +3,15 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use crate::machine::remote::Remote;
-use crate::machine::{CONTAINER, Machine};
+use sprat_testkit::machine::remote::RemoteMachine;
+use sprat_testkit::machine::{CONTAINER, TestMachine};
 use sprat_testkit::ssh_server::{OpenSshOptions, openssh};
 use sprat_testkit::{needs, requires};
 
 #[test]
 fn status_tells_room_jobs_and_lock_without_a_key() {
     requires!(openssh::missing(), needs::root(), needs::program("perl"));
-    let remote = Remote::start(&OpenSshOptions::default());
+    let remote = RemoteMachine::start(&OpenSshOptions::default());
     remote.init();
     let ran = remote.backup();
     assert_eq!(ran.code, 0, "{}", ran.whole());
@@ -56,7 +56,7 @@ fn status_tells_room_jobs_and_lock_without_a_key() {
 
 #[test]
 fn status_of_what_is_not_there_or_not_reached_says_so_and_shows_the_rest() {
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     let ran = machine.sprat(&["status", "store/nothing.luks", CONTAINER]);
     let said = ran.failed_with(10);
     assert!(said.contains("there is no container"), "{said}");
@@ -70,7 +70,7 @@ fn status_of_what_is_not_there_or_not_reached_says_so_and_shows_the_rest() {
 #[test]
 fn a_copy_has_a_standing_of_its_own() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     assert_eq!(machine.backup(&[]).code, 0);
     assert_eq!(machine.sprat(&["copy", CONTAINER, "store/c.luks"]).code, 0);
     let of = |target: &str| {
@@ -112,7 +112,7 @@ fn a_copy_has_a_standing_of_its_own() {
 #[test]
 fn a_pin_file_that_is_unusable_hides_no_other_container() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     let with = ["store/y.luks", "--size", "64M"];
     machine.init(&with);
     let pins = std::fs::read_dir(machine.path("state/containers")).unwrap();
@@ -145,7 +145,7 @@ fn a_pin_file_that_is_unusable_hides_no_other_container() {
 #[test]
 fn status_and_unlock_report_what_is_no_container() {
     requires!(needs::root());
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     std::fs::create_dir(machine.path("store/folder.luks")).unwrap();
     machine.write("store/empty.luks", b"");
     machine.write("store/zeros.luks", vec![0; 1 << 20]);
@@ -172,7 +172,7 @@ fn status_and_unlock_report_what_is_no_container() {
 #[test]
 fn runs_that_overlap_and_mistyped_names_leave_no_failure() {
     requires!(needs::root());
-    let machine = Machine::with_container();
+    let machine = TestMachine::with_container();
     assert_eq!(machine.backup(&[]).code, 0);
     std::fs::create_dir(machine.path("mnt")).unwrap();
     assert_eq!(machine.sprat(&["mount", CONTAINER, "mnt"]).code, 0);
@@ -193,7 +193,7 @@ fn runs_that_overlap_and_mistyped_names_leave_no_failure() {
 
 #[test]
 fn options_that_open_a_container_are_refused_by_a_status() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     for option in [
         ["--key-file", "key"],
         ["--passphrase-file", "key"],

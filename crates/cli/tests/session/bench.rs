@@ -93,7 +93,7 @@ impl Bench {
         }
         // The name by which its processes are known.
         let program = folder.path().join("sprat");
-        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_sprat"), program).unwrap();
+        std::os::unix::fs::symlink(sprat_testkit::program::sprat(), program).unwrap();
         Self {
             folder,
             server,

@@ -13,11 +13,6 @@ mod bench;
 mod grow;
 mod hold;
 mod kill;
-#[path = "../machine/mod.rs"]
-mod machine;
 mod mount;
 mod round_trip;
-#[path = "../stage/mod.rs"]
-mod stage;
-mod stage_self;
 mod trim;

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::bench::{Bench, fill, missing, ssh_missing};
-use crate::machine::Tmpfs;
 use serde_json::Value;
 use sprat_testkit::ssh_server::OpenSshOptions;
+use sprat_testkit::tmpfs::Tmpfs;
 use sprat_testkit::{needs, requires};
 
 /// The container has a snapshot less than it had: the files of `source/gone` are in none any more.

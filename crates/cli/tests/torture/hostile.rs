@@ -13,11 +13,11 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use crate::machine::Ran;
 use commands::Command;
 use scene::Scene;
 use sprat_testkit::dice::{self, Dice, number};
 use sprat_testkit::hostile::{ALWAYS, Act, Fault, Kind};
+use sprat_testkit::machine::Ran;
 use sprat_testkit::requires;
 
 /// The short form begins no case after this time.

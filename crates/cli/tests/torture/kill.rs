@@ -13,12 +13,12 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use crate::stage::Stage;
-use crate::stage::manifest::{Manifest, assert_same};
-use crate::stage::plain::PlainVolume;
-use crate::stage::running::{Running, Seen};
-use crate::stage::tree::{self, Shape};
+use sprat_testkit::client_and_server::{self, ClientAndServer};
 use sprat_testkit::dice::{self, Dice, number};
+use sprat_testkit::manifest::{Manifest, assert_same};
+use sprat_testkit::running::{Reported, Running};
+use sprat_testkit::source_tree::{self, Shape};
+use sprat_testkit_session::plain_volume::PlainVolume;
 
 /// Rounds of the short form, in `make test`.
 const ROUNDS_SHORT: u32 = 4;
@@ -67,7 +67,7 @@ enum Moment {
 #[derive(Debug)]
 struct Killed {
     victim: Victim,
-    seen: Seen,
+    seen: Reported,
     /// The session ended by itself before the moment came.
     too_late: bool,
     exit: Option<i32>,
@@ -75,7 +75,7 @@ struct Killed {
 }
 
 struct Torture {
-    stage: Stage,
+    pair: ClientAndServer,
     dice: Dice,
     /// Finished snapshots and what is in them.
     finished: BTreeMap<String, Manifest>,
@@ -86,7 +86,7 @@ struct Torture {
 
 #[test]
 fn kill_9_at_any_moment_loses_no_finished_snapshot_and_leaves_nothing() {
-    sprat_testkit::requires!(crate::stage::missing());
+    sprat_testkit::requires!(client_and_server::missing());
     let rounds: u32 =
         number("SPRAT_TORTURE_ROUNDS").map_or(ROUNDS_SHORT, |rounds| rounds.try_into().unwrap());
     let seed = dice::seed();
@@ -168,17 +168,17 @@ fn choose_moment(victim: Victim, dice: &mut Dice) -> Moment {
 impl Torture {
     /// A new container with one finished snapshot, of a tree with sparse-tailed files.
     fn new(seed: u64) -> Self {
-        let mut stage = Stage::new();
-        let source = stage.path("source");
+        let mut pair = ClientAndServer::new();
+        let source = pair.path("source");
         let shape = Shape {
             small_files: 600,
             middle_files: 60,
             large_files: 0,
         };
-        tree::make(&source, shape, seed);
-        stage.init(8);
+        source_tree::make(&source, shape, seed);
+        pair.init(8);
         let mut torture = Self {
-            stage,
+            pair,
             dice: Dice::new(seed ^ 0x5eed),
             finished: BTreeMap::new(),
             source,
@@ -192,7 +192,7 @@ impl Torture {
         self.change_source(round);
         let now = Manifest::of(&self.source);
         let killed = self.kill_a_backup(victim, moment);
-        self.stage.assert_nothing_is_left(Duration::from_secs(30));
+        self.pair.assert_nothing_is_left(Duration::from_secs(30));
         println!(
             "round {round}: {:?} at {moment:?}: {} phase {}, {} bytes unsynced, session exit {:?} after {:.1?}",
             killed.victim,
@@ -227,7 +227,7 @@ impl Torture {
         for number in 0..3 {
             fs::write(
                 folder.join(format!("large {number}")),
-                tree::random(&mut self.dice, 12 << 20),
+                source_tree::random(&mut self.dice, 12 << 20),
             )
             .unwrap();
         }
@@ -235,13 +235,13 @@ impl Torture {
             let len = self.dice.below(20_000);
             fs::write(
                 folder.join(format!("small {number}")),
-                tree::random(&mut self.dice, len),
+                source_tree::random(&mut self.dice, len),
             )
             .unwrap();
         }
         let sparse = fs::File::create(folder.join("sparse tail")).unwrap();
         sparse
-            .write_all_at(&tree::random(&mut self.dice, 300_000), 1 << 20)
+            .write_all_at(&source_tree::random(&mut self.dice, 300_000), 1 << 20)
             .unwrap();
         sparse
             .set_len((40 << 20) + self.dice.below(10_000))
@@ -250,7 +250,7 @@ impl Torture {
         for number in 0..5 {
             let path = self.source.join(format!("middle/000/middle file {number}"));
             let len = fs::metadata(&path).unwrap().len();
-            fs::write(&path, tree::random(&mut self.dice, len)).unwrap();
+            fs::write(&path, source_tree::random(&mut self.dice, len)).unwrap();
         }
         if round > 2 {
             let _ = fs::remove_dir_all(self.source.join(format!("round {}", round - 2)));
@@ -279,7 +279,7 @@ impl Torture {
             too_late = ended.expect("a child can be waited for").is_some();
             running.catch_up();
         }
-        let seen = running.seen.clone();
+        let seen = running.reported.clone();
         let exit = running.end(Duration::from_secs(90));
         Killed {
             victim,
@@ -291,11 +291,11 @@ impl Torture {
     }
 
     fn begin_backup(&self) -> Running {
-        let mut command = self.stage.sprat();
+        let mut command = self.pair.sprat();
         command
             .args(QUICK)
             .args(["--json", "--progress-interval", "0.01"])
-            .args(["backup", self.stage.target(), "--name", "torture"])
+            .args(["backup", self.pair.target(), "--name", "torture"])
             .arg(&self.source);
         Running::start(&mut command)
     }
@@ -303,21 +303,21 @@ impl Torture {
     /// Sends SIGKILL to whom `victim` names; returns to how many.
     fn kill(&self, victim: Victim, session: &Child) -> usize {
         let session_pid = i32::try_from(session.id()).expect("a pid");
-        let ours = self.stage.processes();
+        let ours = self.pair.processes();
         // The hidden subcommand is the second word: `sprat worker …`.
         let with = |word: &str| -> Vec<i32> {
             let of_kind = ours
                 .iter()
-                .filter(|(_, line)| line.get(1).is_some_and(|second| second == word));
-            of_kind.map(|(pid, _)| *pid).collect()
+                .filter(|process| process.words.get(1).is_some_and(|second| second == word));
+            of_kind.map(|process| process.pid).collect()
         };
         let program = |name: &str| -> Vec<i32> {
             let runs = |line: &[String]| {
                 line.first()
                     .is_some_and(|first| Path::new(first).file_name() == Some(name.as_ref()))
             };
-            let of_kind = ours.iter().filter(|(_, line)| runs(line));
-            of_kind.map(|(pid, _)| *pid).collect()
+            let of_kind = ours.iter().filter(|process| runs(&process.words));
+            of_kind.map(|process| process.pid).collect()
         };
         let pids = match victim {
             Victim::Session => vec![session_pid],
@@ -326,8 +326,8 @@ impl Torture {
             Victim::WorkerInner => with("worker").into_iter().skip(1).collect(),
             Victim::Rsync => program("rsync"),
             Victim::Ssh => program("ssh"),
-            Victim::SftpServer => self.stage.sshd.sftp_server_pids(),
-            Victim::Everything => ours.iter().map(|(pid, _)| *pid).collect(),
+            Victim::SftpServer => self.pair.sshd.sftp_server_pids(),
+            Victim::Everything => ours.iter().map(|process| process.pid).collect(),
         };
         let hit = pids.into_iter().filter(|pid| {
             rustix::process::Pid::from_raw(*pid).is_some_and(|pid| {
@@ -342,10 +342,10 @@ impl Torture {
         // Snapshots are named by the second.
         std::thread::sleep(Duration::from_millis(1100));
         let mut arguments: Vec<_> = QUICK.iter().map(|word| (*word).to_owned()).collect();
-        arguments.extend(["backup", self.stage.target(), "--name", "torture"].map(str::to_owned));
+        arguments.extend(["backup", self.pair.target(), "--name", "torture"].map(str::to_owned));
         arguments.push(self.source.display().to_string());
-        self.stage.ok(&arguments, Duration::from_secs(150));
-        self.stage.assert_nothing_is_left(Duration::from_secs(30));
+        self.pair.ok(&arguments, Duration::from_secs(150));
+        self.pair.assert_nothing_is_left(Duration::from_secs(30));
         let name = self.newest_finished_snapshot(what);
         self.finished.insert(name, Manifest::of(&self.source));
     }
@@ -353,8 +353,8 @@ impl Torture {
     /// Asks sprat for the newest snapshot that wasn't there before.
     fn newest_finished_snapshot(&self, what: &str) -> String {
         let output = self
-            .stage
-            .ok(&["snapshots", self.stage.target()], Duration::from_secs(60));
+            .pair
+            .ok(&["snapshots", self.pair.target()], Duration::from_secs(60));
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let is_name =
             |word: &str| word.starts_with("20") && word.ends_with('Z') && word.contains('T');
@@ -369,11 +369,11 @@ impl Torture {
 
     /// Decrypts the container as the server has it, replays the journal, and looks at everything.
     fn check_offline(&mut self, what: &str) {
-        let image = self.stage.path("plain");
-        let plain = PlainVolume::export(&self.stage.container(), &self.stage.key_file(), &image);
+        let image = self.pair.path("plain");
+        let plain = PlainVolume::export(&self.pair.container(), &self.pair.key_file(), &image);
         self.journals_replayed += u32::from(plain.journal.contains("recovering journal"));
         plain.assert_clean();
-        let folder = self.stage.path("offline");
+        let folder = self.pair.path("offline");
         let mounted = plain.mount(&folder);
         let inside = self.source.strip_prefix("/").unwrap();
         // The newest ones, and the very first: a damage to an old one shows there.

@@ -13,13 +13,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::stage::Stage;
-use crate::stage::manifest::{Manifest, assert_same};
-use crate::stage::plain::PlainVolume;
-use crate::stage::running::{Running, Seen};
-use crate::stage::tree;
+use sprat_testkit::client_and_server::{self, ClientAndServer};
 use sprat_testkit::dice::{self, Dice, number};
+use sprat_testkit::manifest::{Manifest, assert_same};
+use sprat_testkit::running::{Reported, Running};
+use sprat_testkit::source_tree;
 use sprat_testkit::wire::{Door, Loss, Wire, WireOptions};
+use sprat_testkit_session::plain_volume::PlainVolume;
 
 /// Losses and files of the short form, in `make test`.
 const SHORT: (u32, u64) = (4, 500);
@@ -82,7 +82,7 @@ struct Log {
 }
 
 struct Torture {
-    stage: Stage,
+    pair: ClientAndServer,
     dice: Dice,
     source: PathBuf,
     finished: BTreeMap<String, Manifest>,
@@ -90,7 +90,7 @@ struct Torture {
 
 #[test]
 fn a_line_that_is_lost_again_and_again_costs_time_only() {
-    sprat_testkit::requires!(crate::stage::missing());
+    sprat_testkit::requires!(client_and_server::missing());
     let rounds = number("SPRAT_TORTURE_ROUNDS");
     let seed = dice::seed();
     let (losses, files) = rounds.map_or(SHORT, |rounds| {
@@ -143,15 +143,15 @@ impl Log {
 impl Torture {
     /// A new container, and a source.
     fn new(seed: u64, files: u64) -> Self {
-        let mut stage = Stage::through_wire(WireOptions {
+        let mut pair = ClientAndServer::through_wire(WireOptions {
             round_trip: Duration::from_millis(20),
             bytes_per_s: Some(12_500_000),
         });
-        stage.init(4);
-        let source = stage.path("source");
-        tree::make_source_like(&source, files, seed);
+        pair.init(4);
+        let source = pair.path("source");
+        source_tree::make_source_like(&source, files, seed);
         Self {
-            stage,
+            pair,
             dice: Dice::new(seed ^ 0x11fe),
             source,
             finished: BTreeMap::new(),
@@ -159,12 +159,12 @@ impl Torture {
     }
 
     fn backup(&mut self, round: u32, losses: u32, log: &mut Log) {
-        tree::change_source_like(&self.source, &mut self.dice, round.into());
+        source_tree::change_source_like(&self.source, &mut self.dice, round.into());
         let now = Manifest::of(&self.source);
         // Snapshots are named by the second.
         std::thread::sleep(Duration::from_millis(1100));
         let source = self.source.display().to_string();
-        let arguments = ["backup", self.stage.target(), "--name", "line", &source];
+        let arguments = ["backup", self.pair.target(), "--name", "line", &source];
         self.run_with_losses(&arguments, losses, log);
         let newest = self.newest_snapshot();
         assert!(
@@ -174,9 +174,9 @@ impl Torture {
     }
 
     fn restore(&mut self, losses: u32, log: &mut Log) {
-        let to = self.stage.path("restored/line");
+        let to = self.pair.path("restored/line");
         let shown = to.display().to_string();
-        let arguments = ["restore", self.stage.target(), "line", "--to", &shown];
+        let arguments = ["restore", self.pair.target(), "line", "--to", &shown];
         // Not one block may come from this machine.
         let arguments = [&["--no-cache"][..], &arguments].concat();
         self.run_with_losses(&arguments, losses, log);
@@ -188,7 +188,7 @@ impl Torture {
 
     /// Runs sprat to its end, with up to `losses` on the way.
     fn run_with_losses(&mut self, arguments: &[&str], losses: u32, log: &mut Log) {
-        let mut command = self.stage.sprat();
+        let mut command = self.pair.sprat();
         command
             .args(QUICK)
             .args(["--json", "--progress-interval", "0.02"])
@@ -202,7 +202,7 @@ impl Torture {
         }
         let exit = running.end(Duration::from_secs(240));
         assert_eq!(exit, Some(0), "{arguments:?}: {:#?}", running.said);
-        self.stage.assert_nothing_is_left(Duration::from_secs(30));
+        self.pair.assert_nothing_is_left(Duration::from_secs(30));
         println!(
             "    {} ended by itself after {:.1?}",
             arguments
@@ -229,15 +229,15 @@ impl Torture {
             }
         };
         let more = (64 << 10) + self.dice.below(3 << 20);
-        let before = moved(self.stage.line());
-        let stage = &self.stage;
+        let before = moved(self.pair.connection());
+        let pair = &self.pair;
         let due = running.until(Duration::from_secs(120), "bytes in flight", |seen| {
             let open = matches!(
                 seen.phase.as_str(),
                 "working" | "unmounting" | "syncing" | "stopping"
             );
             let in_flight = reads_only || seen.unsynced_bytes >= unsynced;
-            open && in_flight && moved(stage.line()) - before >= more
+            open && in_flight && moved(pair.connection()) - before >= more
         });
         if !due {
             return false;
@@ -245,9 +245,9 @@ impl Torture {
         let turn = log.first.wrapping_add(u64::from(log.tries)) % KINDS.len() as u64;
         let kind = KINDS[usize::try_from(turn).unwrap()];
         log.tries += 1;
-        let (seen, after) = (running.seen.clone(), running.begun.elapsed());
+        let (seen, after) = (running.reported.clone(), running.begun.elapsed());
         let away = self.lose(kind);
-        let is_noticed = |now: &Seen| now.losses > seen.losses;
+        let is_noticed = |now: &Reported| now.losses > seen.losses;
         let noticed = if kind == Kind::OneConnection {
             // One that is still being opened is done without.
             let noticed = running.within(Duration::from_secs(8), is_noticed);
@@ -283,16 +283,16 @@ impl Torture {
         let late = Duration::from_millis(self.dice.below(2000));
         let nth = usize::try_from(self.dice.below(8)).unwrap();
         let away = Duration::from_millis(500 + self.dice.below(4000));
-        let line = self.stage.line();
+        let line = self.pair.connection();
         match kind {
             Kind::Silent => line.lose(Loss::Silent),
             Kind::SilentLate => line.lose(Loss::SilentLate(late)),
             Kind::Reset => line.lose(Loss::Reset),
             Kind::ResetLate => line.lose(Loss::ResetLate(late)),
             Kind::OneConnection => drop(line.lose_one(nth, Loss::Reset)),
-            Kind::ServerKilled => self.stage.sshd.kill_sessions(),
+            Kind::ServerKilled => self.pair.sshd.kill_sessions(),
             Kind::SshdRestarted => {
-                self.stage.sshd.restart().unwrap();
+                self.pair.sshd.restart().unwrap();
             }
             Kind::Unreachable => {
                 line.door(Door::Refusing);
@@ -310,14 +310,14 @@ impl Torture {
 
     fn come_back(&self, away: Duration) {
         std::thread::sleep(away);
-        self.stage.line().door(Door::Open);
+        self.pair.connection().door(Door::Open);
         // Who connected meanwhile hears nothing until it tries again.
     }
 
     fn newest_snapshot(&self) -> String {
         let output = self
-            .stage
-            .ok(&["snapshots", self.stage.target()], Duration::from_secs(60));
+            .pair
+            .ok(&["snapshots", self.pair.target()], Duration::from_secs(60));
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let names = text
             .split_whitespace()
@@ -327,10 +327,10 @@ impl Torture {
 
     /// Decrypts the container as the server has it and looks at every snapshot in it.
     fn check_offline(&self) {
-        let image = self.stage.path("plain");
-        let plain = PlainVolume::export(&self.stage.container(), &self.stage.key_file(), &image);
+        let image = self.pair.path("plain");
+        let plain = PlainVolume::export(&self.pair.container(), &self.pair.key_file(), &image);
         plain.assert_clean();
-        let folder = self.stage.path("offline");
+        let folder = self.pair.path("offline");
         let mounted = plain.mount(&folder);
         for (name, should) in &self.finished {
             let tree = folder

@@ -11,9 +11,5 @@
 mod hostile;
 mod kill;
 mod line;
-#[path = "../machine/mod.rs"]
-mod machine;
 mod power;
-#[path = "../stage/mod.rs"]
-mod stage;
 mod strikes;

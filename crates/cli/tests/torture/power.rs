@@ -12,14 +12,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::stage::Stage;
-use crate::stage::manifest::{Manifest, assert_same};
-use crate::stage::plain::PlainVolume;
-use crate::stage::running::Running;
-use crate::stage::tree::{self, Shape};
+use sprat_testkit::client_and_server::{self, ClientAndServer};
 use sprat_testkit::dice::{self, Dice, number};
+use sprat_testkit::manifest::{Manifest, assert_same};
 use sprat_testkit::power::{Op, Power, Tear};
 use sprat_testkit::recorder::Recorder;
+use sprat_testkit::running::Running;
+use sprat_testkit::source_tree::{self, Shape};
+use sprat_testkit_session::plain_volume::PlainVolume;
 
 /// Moments of the short form, in `make test`.
 const MOMENTS_SHORT: u64 = 20;
@@ -34,9 +34,9 @@ struct Promise {
     from: usize,
 }
 
-/// A stage whose server is recorded.
+/// A client whose server is recorded.
 struct Recorded {
-    stage: Stage,
+    pair: ClientAndServer,
     recorder: Recorder,
     source: PathBuf,
     dice: Dice,
@@ -46,19 +46,19 @@ struct Recorded {
 impl Recorded {
     /// A new container, and then the beginning of the recording.
     fn new(seed: u64) -> (Self, Power) {
-        let mut stage = Stage::new();
-        stage.init(1);
-        let source = stage.path("source");
+        let mut pair = ClientAndServer::new();
+        pair.init(1);
+        let source = pair.path("source");
         let shape = Shape {
             small_files: 150,
             middle_files: 20,
             large_files: 0,
         };
-        tree::make(&source, shape, seed);
-        let power = Power::begin(&stage.container(), &stage.path("sure")).unwrap();
-        let recorder = Recorder::start(&stage.server(), FILE).unwrap();
+        source_tree::make(&source, shape, seed);
+        let power = Power::begin(&pair.container(), &pair.path("sure")).unwrap();
+        let recorder = Recorder::start(&pair.server(), FILE).unwrap();
         let recorded = Self {
-            stage,
+            pair,
             recorder,
             source,
             dice: Dice::new(seed ^ 0xb01d),
@@ -68,8 +68,8 @@ impl Recorded {
     }
 
     fn sprat(&self) -> Command {
-        let ssh = self.recorder.ssh_command(&self.stage.path("")).unwrap();
-        let mut command = self.stage.sprat_through(&ssh);
+        let ssh = self.recorder.ssh_command(&self.pair.path("")).unwrap();
+        let mut command = self.pair.sprat_through(&ssh);
         command.args(QUICK);
         command
     }
@@ -78,7 +78,7 @@ impl Recorded {
         let mut command = self.sprat();
         command
             .args(["--json", "--progress-interval", "0.01"])
-            .args(["backup", self.stage.target(), "--name", "power"])
+            .args(["backup", self.pair.target(), "--name", "power"])
             .arg(&self.source);
         Running::start(&mut command)
     }
@@ -110,8 +110,8 @@ impl Recorded {
 
     fn newest(&self) -> String {
         let mut command = self.sprat();
-        command.args(["snapshots", self.stage.target()]);
-        let output = crate::stage::run_within(&mut command, Duration::from_secs(60));
+        command.args(["snapshots", self.pair.target()]);
+        let output = sprat_testkit::program::run_within(&mut command, Duration::from_secs(60));
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let names = text.split_whitespace().filter(|word| is_name(word));
         names.max().expect("a snapshot").to_owned()
@@ -121,12 +121,12 @@ impl Recorded {
     /// the journal had to be replayed, and how many snapshots were there before they were promised.
     fn check(&self, power: &Power, moment: usize, tear: Tear, seed: u64) -> (bool, usize) {
         let what = format!("moment {moment}, {tear:?}, seed {seed}");
-        let cut = self.stage.path("cut.luks");
+        let cut = self.pair.path("cut.luks");
         power.image(&cut, tear, seed).unwrap();
-        let image = self.stage.path("plain");
-        let plain = PlainVolume::export(&cut, &self.stage.key_file(), &image);
+        let image = self.pair.path("plain");
+        let plain = PlainVolume::export(&cut, &self.pair.key_file(), &image);
         plain.assert_clean();
-        let folder = self.stage.path("offline");
+        let folder = self.pair.path("offline");
         let mounted = plain.mount(&folder);
         let found = snapshots_in(&folder.join("power"));
         let mut early = 0;
@@ -160,17 +160,17 @@ fn snapshots_in(job: &Path) -> Vec<String> {
 #[test]
 fn a_power_cut_at_any_moment_of_a_backup_leaves_every_finished_snapshot_whole() {
     sprat_testkit::requires!(
-        crate::stage::missing(),
+        client_and_server::missing(),
         sprat_testkit::needs::program("bash")
     );
     let seed = dice::seed();
     let moments = number("SPRAT_TORTURE_ROUNDS").map_or(MOMENTS_SHORT, |rounds| 4 * rounds);
     let (mut recorded, mut power) = Recorded::new(seed);
     recorded.backup();
-    tree::change_source_like(&recorded.source, &mut recorded.dice, 1);
+    source_tree::change_source_like(&recorded.source, &mut recorded.dice, 1);
     recorded.killed_backup();
     recorded.backup();
-    tree::change_source_like(&recorded.source, &mut recorded.dice, 2);
+    source_tree::change_source_like(&recorded.source, &mut recorded.dice, 2);
     recorded.backup();
 
     let log = recorded.recorder.log();
@@ -205,7 +205,7 @@ fn a_power_cut_at_any_moment_of_a_backup_leaves_every_finished_snapshot_whole() 
 #[test]
 fn a_server_that_loses_its_power_and_unsynced_data_during_a_backup_costs_time_only() {
     sprat_testkit::requires!(
-        crate::stage::missing(),
+        client_and_server::missing(),
         sprat_testkit::needs::program("bash")
     );
     let seed = dice::seed();
@@ -216,13 +216,13 @@ fn a_server_that_loses_its_power_and_unsynced_data_during_a_backup_costs_time_on
         if done >= cuts || round > 2 * cuts {
             break;
         }
-        tree::change_source_like(&recorded.source, &mut recorded.dice, round);
+        source_tree::change_source_like(&recorded.source, &mut recorded.dice, round);
         std::thread::sleep(Duration::from_millis(1100));
         let should = Manifest::of(&recorded.source);
         let mut running = recorded.begin_backup();
         for _ in 0..2 {
             let bytes = 1 + recorded.dice.below(2 << 20);
-            let losses = running.seen.losses;
+            let losses = running.reported.losses;
             let came = running.until(Duration::from_secs(60), "bytes in flight", |seen| {
                 seen.unsynced_bytes >= bytes && !seen.away
             });

@@ -11,24 +11,25 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::machine::strikes::{self, Blow, Struck, copy_sparse, same_bytes, strike};
-use crate::machine::{CONTAINER, Machine, Ran};
-use crate::stage::plain::PlainVolume;
 use sprat_luks::{Header, Secret};
+use sprat_testkit::client_and_server;
+use sprat_testkit::machine::strikes::{self, Blow, Struck, copy_sparse, same_bytes, strike};
+use sprat_testkit::machine::{CONTAINER, Ran, TestMachine};
 use sprat_testkit::{leases, needs, requires};
+use sprat_testkit_session::plain_volume::PlainVolume;
 
 /// What a command may change: the server's folder, and what the client knows.
 const FOLDERS: [&str; 2] = ["store", "state"];
 const HEADER_BYTES: usize = 16 << 20;
 
 /// Names in one of the machine's folders.
-fn names(machine: &Machine, folder: &str) -> Vec<String> {
+fn names(machine: &TestMachine, folder: &str) -> Vec<String> {
     leases::names_but_free(&machine.path(folder))
 }
 
 /// A container whose keys are changed.
 struct Keys {
-    machine: Machine,
+    machine: TestMachine,
     /// All that open it at some time; `before` and `after` tell which do.
     keys: Vec<Secret>,
     before: Vec<bool>,
@@ -40,7 +41,7 @@ struct Keys {
 
 impl Keys {
     fn new() -> Self {
-        let machine = Machine::new();
+        let machine = TestMachine::new();
         machine.write("src/a", "alpha\n");
         let recovery = machine.init(&[CONTAINER, "--size", "64M"]);
         assert_eq!(machine.backup(&[]).code, 0);
@@ -82,13 +83,13 @@ impl Keys {
     }
 }
 
-fn payload(machine: &Machine) -> Vec<u8> {
+fn payload(machine: &TestMachine) -> Vec<u8> {
     let mut file = fs::read(machine.path(CONTAINER)).unwrap();
     file.split_off(HEADER_BYTES)
 }
 
 impl Struck for Keys {
-    fn machine(&self) -> &Machine {
+    fn machine(&self) -> &TestMachine {
         &self.machine
     }
 
@@ -154,7 +155,7 @@ fn keys_and_headers_struck_at_any_write_leave_a_container_that_opens() {
 
 /// A container with snapshots, and what is in each.
 struct Snapshots {
-    machine: Machine,
+    machine: TestMachine,
     /// All that were ever made, oldest first; `was/NAME` holds a copy of the source.
     all: Vec<String>,
     /// Those that must stay, whatever happens.
@@ -166,7 +167,7 @@ struct Snapshots {
 impl Snapshots {
     /// Three of them, with a file of their own each.
     fn new() -> Self {
-        let machine = Machine::new();
+        let machine = TestMachine::new();
         machine.init(&[CONTAINER, "--size", "64M"]);
         let key = fs::read(machine.path("config/keys/x.key")).unwrap();
         machine.write("key", key);
@@ -257,7 +258,7 @@ impl Snapshots {
 }
 
 impl Struck for Snapshots {
-    fn machine(&self) -> &Machine {
+    fn machine(&self) -> &TestMachine {
         &self.machine
     }
 
@@ -283,7 +284,7 @@ impl Struck for Snapshots {
 
 #[test]
 fn a_prune_struck_at_any_write_costs_no_kept_snapshot() {
-    requires!(strikes::missing(), crate::stage::missing());
+    requires!(strikes::missing(), client_and_server::missing());
     let snapshots = Snapshots::new().ready();
     let prune = snapshots.prune(snapshots.machine.on_line(CONTAINER));
     strike(
@@ -304,7 +305,7 @@ fn strike_trim(more: &[&str]) {
 fn holes_made_by_the_servers_shell_struck_at_any_change_cost_nothing() {
     requires!(
         strikes::missing(),
-        crate::stage::missing(),
+        client_and_server::missing(),
         needs::program("fallocate")
     );
     strike_trim(&[]);
@@ -312,20 +313,20 @@ fn holes_made_by_the_servers_shell_struck_at_any_change_cost_nothing() {
 
 #[test]
 fn a_rewrite_struck_at_any_change_costs_nothing() {
-    requires!(strikes::missing(), crate::stage::missing());
+    requires!(strikes::missing(), client_and_server::missing());
     strike_trim(&["--rewrite"]);
 }
 
 #[test]
 fn a_rewrite_through_the_client_struck_at_any_change_costs_nothing() {
-    requires!(strikes::missing(), crate::stage::missing());
+    requires!(strikes::missing(), client_and_server::missing());
     strike_trim(&["--rewrite", "--through-client"]);
 }
 
 /// The server may carry the rename out later: whoever comes next sees to it that it can't.
 #[test]
 fn what_a_killed_rewrite_left_is_removed_by_the_next_session_of_any_kind() {
-    requires!(strikes::missing(), crate::stage::missing());
+    requires!(strikes::missing(), client_and_server::missing());
     let snapshots = Snapshots::pruned().ready();
     let machine = &snapshots.machine;
     let target = machine.on_line(CONTAINER);
@@ -351,7 +352,7 @@ fn what_a_killed_rewrite_left_is_removed_by_the_next_session_of_any_kind() {
 /// There is no line to be cut, and no request to be counted.
 #[test]
 fn local_holes_killed_at_any_moment_cost_nothing() {
-    requires!(strikes::missing(), crate::stage::missing());
+    requires!(strikes::missing(), client_and_server::missing());
     let snapshots = Snapshots::pruned();
     let machine = &snapshots.machine;
     machine.copy_folders(&FOLDERS, "", "-before");
@@ -388,14 +389,14 @@ fn local_holes_killed_at_any_moment_cost_nothing() {
 
 /// Two folders, each behind a line of its own.
 struct Copies {
-    machine: Machine,
+    machine: TestMachine,
     pristine: PathBuf,
     moves: bool,
 }
 
 impl Copies {
     fn new(moves: bool) -> Self {
-        let machine = Machine::new();
+        let machine = TestMachine::new();
         machine.write("src/a", "alpha\n");
         let noise = |n: u32| (n.wrapping_mul(2_654_435_761) >> 24) as u8;
         machine.write("src/b", (0..700_000).map(noise).collect::<Vec<u8>>());
@@ -426,7 +427,7 @@ impl Copies {
 }
 
 impl Struck for Copies {
-    fn machine(&self) -> &Machine {
+    fn machine(&self) -> &TestMachine {
         &self.machine
     }
 

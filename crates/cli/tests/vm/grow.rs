@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crate::qemu::guest;
-use crate::stage::Stage;
+use sprat_testkit::client_and_server::ClientAndServer;
 use sprat_testkit::needs;
 
 /// Blows, and how long they may take in a guest on a busy machine without KVM: in `make test`, and in
@@ -19,21 +19,21 @@ fn growing_struck_at_any_change_leaves_every_snapshot_and_is_finished_by_the_nex
     sprat_testkit::requires!(crate::qemu::missing(), needs::sftp_server_missing());
     let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
     let seed = sprat_testkit::dice::seed();
-    let stage = Stage::new();
-    guest::give_keys(&stage);
-    guest::give_sprat(&stage);
-    let striker = include_str!("../machine/striker.py");
-    guest::give(&stage, "usr/bin/striker.py", striker, 0o644);
-    guest::give_python(&stage, striker);
+    let pair = ClientAndServer::new();
+    guest::give_keys(&pair);
+    guest::give_sprat(&pair);
+    let striker = sprat_testkit::machine::strikes::STRIKER;
+    guest::give(&pair, "usr/bin/striker.py", striker, 0o644);
+    guest::give_python(&pair, striker);
     let server = needs::sftp_server().unwrap();
-    guest::give_program(&stage, &server);
+    guest::give_program(&pair, &server);
     let (blows, limit) = number("SPRAT_STRIKES").map_or(SHORT, |_| LONG);
     let script = format!(
         "seed={seed}\nblows={blows}\nserver={}\n{}",
         server.display(),
         guest::script("guest-grow"),
     );
-    let said = guest::run(&stage, &script, limit);
+    let said = guest::run(&pair, &script, limit);
     for line in said.lines().filter(|line| line.starts_with('=')) {
         println!("{line}");
     }

@@ -13,5 +13,3 @@ mod modes;
 mod power;
 mod qemu;
 mod recovery;
-#[path = "../stage/mod.rs"]
-mod stage;

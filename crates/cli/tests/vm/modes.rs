@@ -4,21 +4,21 @@
 use std::time::Duration;
 
 use crate::qemu::guest;
-use crate::stage::Stage;
+use sprat_testkit::client_and_server::ClientAndServer;
 
 #[test]
 fn both_modes_work_on_a_stock_kernel_and_adopt_what_cryptsetup_made() {
     sprat_testkit::requires!(crate::qemu::missing());
-    let stage = Stage::new();
-    guest::give_keys(&stage);
-    guest::give_sprat(&stage);
+    let pair = ClientAndServer::new();
+    guest::give_keys(&pair);
+    guest::give_sprat(&pair);
     let script = format!(
         "port={}\nfolder={}\n{}",
-        stage.sshd.port(),
-        stage.server().display(),
+        pair.sshd.port(),
+        pair.server().display(),
         guest::script("guest-modes"),
     );
-    let said = guest::run(&stage, &script, Duration::from_secs(1800));
+    let said = guest::run(&pair, &script, Duration::from_secs(1800));
     for line in said.lines().filter(|line| line.starts_with('=')) {
         println!("{line}");
     }

@@ -10,12 +10,13 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::qemu::guest::{self, Booted};
-use crate::stage::plain::PlainVolume;
-use crate::stage::tree::{self, Shape};
-use crate::stage::{Stage, system};
+use sprat_testkit::client_and_server::ClientAndServer;
 use sprat_testkit::dice::{self, Dice, number};
 use sprat_testkit::power::{Power, keep_percent};
+use sprat_testkit::program::system;
 use sprat_testkit::recorder::Recorder;
+use sprat_testkit::source_tree::{self, Shape};
+use sprat_testkit_session::plain_volume::PlainVolume;
 
 /// Cuts in `make test`, and in `make torture`.
 const CUTS_SHORT: u64 = 1;
@@ -36,13 +37,13 @@ fn power_cuts_of_client_and_server_leave_finished_snapshots_whole() {
     let seed = dice::seed();
     let dice = &mut Dice::new(seed);
     let wanted = number("SPRAT_TORTURE_ROUNDS").map_or(CUTS_SHORT, |_| CUTS_LONG);
-    let mut stage = Stage::new();
-    stage.init(1);
-    guest::give_keys(&stage);
-    guest::give_sprat(&stage);
-    let disk = make_disk(&stage, seed);
-    let mut power = Power::begin(&stage.container(), &stage.path("sure")).unwrap();
-    let recorder = Recorder::start(&stage.server(), "laptop.luks").unwrap();
+    let mut pair = ClientAndServer::new();
+    pair.init(1);
+    guest::give_keys(&pair);
+    guest::give_sprat(&pair);
+    let disk = make_disk(&pair, seed);
+    let mut power = Power::begin(&pair.container(), &pair.path("sure")).unwrap();
+    let recorder = Recorder::start(&pair.server(), "laptop.luks").unwrap();
 
     let mut cuts: Vec<Cut> = Vec::new();
     let mut finished = Vec::new();
@@ -54,7 +55,7 @@ fn power_cuts_of_client_and_server_leave_finished_snapshots_whole() {
         }
         assert!(round <= 3 * wanted, "too few backups met their power cut");
         let mode = ["kernel", "user"][usize::from(round % 2 == 0)];
-        let mut booted = Booted::start(&stage, &script(&recorder, round, mode), LIMIT, &disk);
+        let mut booted = Booted::start(&pair, &script(&recorder, round, mode), LIMIT, &disk);
         finished.push(booted.until("FINISHED ", LIMIT));
         booted.until("BEGIN", LIMIT);
         let unsure = wait_for_unsynced(&mut booted, &recorder, &mut power, 1 + dice.below(most));
@@ -74,23 +75,23 @@ fn power_cuts_of_client_and_server_leave_finished_snapshots_whole() {
             continue;
         }
         let file = format!("cut-{number}.luks");
-        let copy = stage.server().join(&file);
-        let (from, to) = (stage.container(), copy.display().to_string());
+        let copy = pair.server().join(&file);
+        let (from, to) = (pair.container(), copy.display().to_string());
         system("cp", &["--sparse=always", &from.display().to_string(), &to]);
         let finished = finished.clone();
         cuts.push(Cut { file, finished });
     }
     // What the last cut stopped is completed, too.
-    let mut booted = Booted::start(&stage, &script(&recorder, 99, "kernel"), LIMIT, &disk);
+    let mut booted = Booted::start(&pair, &script(&recorder, 99, "kernel"), LIMIT, &disk);
     finished.push(booted.until("FINISHED ", LIMIT));
     booted.kill();
     let file = "laptop.luks".to_owned();
     cuts.push(Cut { file, finished });
     drop(recorder);
 
-    let expected = Expected::on(&stage, &disk);
-    check_with_stock_tools(&stage, &expected, &cuts);
-    check_every_snapshot(&stage, &expected, &cuts);
+    let expected = Expected::on(&pair, &disk);
+    check_with_stock_tools(&pair, &expected, &cuts);
+    check_every_snapshot(&pair, &expected, &cuts);
 }
 
 fn script(recorder: &Recorder, round: u64, mode: &str) -> String {
@@ -100,16 +101,16 @@ fn script(recorder: &Recorder, round: u64, mode: &str) -> String {
 }
 
 /// The guest's own disk, an ext4 with the key file and a source on it.
-fn make_disk(stage: &Stage, seed: u64) -> PathBuf {
-    let content = stage.path("keep");
+fn make_disk(pair: &ClientAndServer, seed: u64) -> PathBuf {
+    let content = pair.path("keep");
     let shape = Shape {
         small_files: 60,
         middle_files: 4,
         large_files: 0,
     };
-    tree::make(&content.join("source"), shape, seed);
-    fs::copy(stage.key_file(), content.join("key")).unwrap();
-    let disk = stage.path("keep.img");
+    source_tree::make(&content.join("source"), shape, seed);
+    fs::copy(pair.key_file(), content.join("key")).unwrap();
+    let disk = pair.path("keep.img");
     fs::File::create(&disk).unwrap().set_len(512 << 20).unwrap();
     let (content, image) = (content.display().to_string(), disk.display().to_string());
     system("mke2fs", &["-q", "-t", "ext4", "-d", &content, &image]);
@@ -142,10 +143,10 @@ struct Expected(PathBuf);
 
 impl Expected {
     /// Takes it off the guest's disk.
-    fn on(stage: &Stage, disk: &Path) -> Self {
-        let folder = stage.path("overlay/expected");
+    fn on(pair: &ClientAndServer, disk: &Path) -> Self {
+        let folder = pair.path("overlay/expected");
         fs::create_dir_all(&folder).unwrap();
-        let mounted = stage.path("keep-mounted");
+        let mounted = pair.path("keep-mounted");
         fs::create_dir(&mounted).unwrap();
         let paths = [disk, &mounted].map(|path| path.display().to_string());
         system("mount", &["-o", "loop", &paths[0], &paths[1]]);
@@ -165,22 +166,22 @@ impl Expected {
 }
 
 /// On a stock kernel: journal replay, the newest finished snapshot, `e2fsck -fn`.
-fn check_with_stock_tools(stage: &Stage, expected: &Expected, cuts: &[Cut]) {
+fn check_with_stock_tools(pair: &ClientAndServer, expected: &Expected, cuts: &[Cut]) {
     let mut lines = String::new();
     for cut in cuts {
         let newest = cut.finished.last().unwrap();
         assert!(!expected.of(newest).is_empty());
         let _ = writeln!(lines, "{} {newest}", cut.file);
     }
-    guest::give(stage, "cuts", lines, 0o600);
-    guest::give(stage, "key", fs::read(stage.key_file()).unwrap(), 0o600);
+    guest::give(pair, "cuts", lines, 0o600);
+    guest::give(pair, "key", fs::read(pair.key_file()).unwrap(), 0o600);
     let script = format!(
         "port={}\nfolder={}\n{}",
-        stage.sshd.port(),
-        stage.server().display(),
+        pair.sshd.port(),
+        pair.server().display(),
         guest::script("guest-check"),
     );
-    let said = guest::run(stage, &script, LIMIT);
+    let said = guest::run(pair, &script, LIMIT);
     println!("{said}");
     let clean = said
         .lines()
@@ -190,12 +191,12 @@ fn check_with_stock_tools(stage: &Stage, expected: &Expected, cuts: &[Cut]) {
 }
 
 /// Decrypted offline: every snapshot that was finished before each cut.
-fn check_every_snapshot(stage: &Stage, expected: &Expected, cuts: &[Cut]) {
+fn check_every_snapshot(pair: &ClientAndServer, expected: &Expected, cuts: &[Cut]) {
     for cut in cuts {
-        let image = stage.path("plain");
-        let plain = PlainVolume::export(&stage.server().join(&cut.file), &stage.key_file(), &image);
+        let image = pair.path("plain");
+        let plain = PlainVolume::export(&pair.server().join(&cut.file), &pair.key_file(), &image);
         plain.assert_clean();
-        let folder = stage.path("offline");
+        let folder = pair.path("offline");
         let mounted = plain.mount(&folder);
         for name in &cut.finished {
             let tree = folder.join("power").join(name).join("keep/source");

@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use sprat_testkit::needs;
 
-use crate::stage::{self, SPRAT, Stage, run_within, shown};
+use sprat_testkit::client_and_server::{self, ClientAndServer};
+use sprat_testkit::program::{run_within, shown, system};
 
 /// A name that only the ssh configuration (here) and /etc/hosts (in the guest) can resolve.
 pub const SERVER: &str = "backup.example";
@@ -49,7 +50,7 @@ pub fn missing() -> Option<String> {
         "sshfs",
         "getfattr",
     ];
-    stage::missing()
+    client_and_server::missing()
         .or_else(|| programs.into_iter().find_map(needs::program))
         .or_else(|| {
             let output = tool("image").output().expect("tests/vm/image starts");
@@ -59,12 +60,12 @@ pub fn missing() -> Option<String> {
 }
 
 /// A person's machine with a config of several containers, and the server.
-pub struct Owner(Stage);
+pub struct Owner(ClientAndServer);
 
 impl Deref for Owner {
-    type Target = Stage;
+    type Target = ClientAndServer;
 
-    fn deref(&self) -> &Stage {
+    fn deref(&self) -> &ClientAndServer {
         &self.0
     }
 }
@@ -72,7 +73,7 @@ impl Deref for Owner {
 impl Owner {
     /// Writes the config. Each container `x` has its own key file and the job `job-x`.
     pub fn new(containers: &[&str]) -> Self {
-        let owner = Self(Stage::new());
+        let owner = Self(ClientAndServer::new());
         // Plain `ssh`, as most people have it: with this first in PATH, it is not named on the sheet.
         let ssh = needs::find_program("ssh").expect("checked by missing()");
         let config = owner.sshd.path("ssh_config");
@@ -115,19 +116,14 @@ impl Owner {
 
     /// `sprat` with this person's config.
     pub fn sprat(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(SPRAT);
+        let mut command = self.machine.command();
         let path = std::env::var("PATH").unwrap_or_default();
         command
             .env("PATH", format!("{}:{path}", self.path("bin").display()))
-            .env("SPRAT_STATE_DIR", self.path("state"))
-            .env("SPRAT_RESERVE_BYTES", "0")
-            .env("SPRAT_RUNTIME_DIR", self.path("run"))
-            .env("SPRAT_CACHE_DIR", self.path("cache"))
             // No server's process outlives its line here; a minute is long.
             .args(["--quiet-time", "1", "--config"])
             .arg(self.path("sprat.toml"))
-            .args(arguments)
-            .stdin(Stdio::null());
+            .args(arguments);
         command
     }
 
@@ -164,7 +160,7 @@ impl Owner {
         let (from, to) = (self.container(name), self.state(state));
         fs::create_dir_all(self.path("states")).expect("a folder");
         let words = [from, to].map(|path| path.display().to_string());
-        stage::system("cp", &["--sparse=always", &words[0], &words[1]]);
+        system("cp", &["--sparse=always", &words[0], &words[1]]);
     }
 
     /// Runs the container's job.

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use crate::qemu::guest;
 use crate::qemu::{Guest, OpenWith, Owner, SERVER, Sheet};
-use crate::stage::manifest::{Manifest, assert_same};
-use crate::stage::plain::PlainVolume;
-use crate::stage::tree::{self, Shape};
 use sprat_testkit::dice::Dice;
+use sprat_testkit::manifest::{Manifest, assert_same};
 use sprat_testkit::power::Power;
 use sprat_testkit::recorder::Recorder;
+use sprat_testkit::source_tree::{self, Shape};
+use sprat_testkit_session::plain_volume::PlainVolume;
 
 /// What the person in the rescue system does beyond the sheet, to leave something on the volume.
 const WRITE_BY_HAND: &str = r#"
@@ -119,7 +119,7 @@ fn make_source(owner: &Owner) {
         middle_files: 30,
         large_files: 0,
     };
-    tree::make(&owner.source().join("plain"), shape, 20_261_124);
+    source_tree::make(&owner.source().join("plain"), shape, 20_261_124);
     let made = Manifest::of(&owner.source()).files().0;
     assert!(made as u64 > files, "{made}");
 }
@@ -221,7 +221,7 @@ fn change(owner: &Owner, round: u64) {
         let len = dice.below(50_000);
         fs::write(
             folder.join(format!("new {number}")),
-            tree::random(dice, len),
+            source_tree::random(dice, len),
         )
         .unwrap();
     }
@@ -236,7 +236,7 @@ fn with_much(owner: &Owner, seed: u64, run: impl FnOnce()) {
     let folder = owner.source().join("much");
     fs::create_dir(&folder).unwrap();
     for number in 0..24 {
-        let content = tree::random(dice, 1 << 20);
+        let content = source_tree::random(dice, 1 << 20);
         fs::write(folder.join(format!("{number}")), content).unwrap();
     }
     run();
@@ -311,8 +311,8 @@ fn kill_a_backup_half_way(owner: &Owner) {
         std::thread::sleep(Duration::from_millis(1));
     }
     let processes = owner.processes();
-    for (pid, _) in &processes {
-        if let Some(pid) = rustix::process::Pid::from_raw(*pid) {
+    for process in &processes {
+        if let Some(pid) = rustix::process::Pid::from_raw(process.pid) {
             // One may have ended because another was killed.
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
@@ -343,7 +343,7 @@ fn sprat_reads_what_was_written_by_hand(owner: &Owner) {
         "{told}"
     );
     let check = "cd \"$0/by-hand\" && sha256sum --quiet -c sums && wc -l <sums";
-    let checked = crate::stage::system("bash", &["-c", check, &shown]);
+    let checked = sprat_testkit::program::system("bash", &["-c", check, &shown]);
     assert!(checked.trim().parse::<u32>().unwrap() > 50, "{checked}");
     owner.ok(&["umount", &shown]);
     owner.backup("laptop");

@@ -10,15 +10,15 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
-use crate::machine::{CONTAINER, Machine, Ran};
-use crate::stage::plain::PlainVolume;
+use sprat_testkit::machine::{CONTAINER, Ran, TestMachine};
+use sprat_testkit_session::plain_volume::PlainVolume;
 
 /// Where the payload of the containers that sprat makes begins.
 pub const PAYLOAD_BYTES: u64 = 16 << 20;
 
 /// Two snapshots of `src`, with a file of some blocks.
-pub fn with_two_snapshots() -> Machine {
-    let machine = Machine::new();
+pub fn with_two_snapshots() -> TestMachine {
+    let machine = TestMachine::new();
     machine.init(&[CONTAINER, "--size", "256M"]);
     machine.write_old("src/a", "alpha\n");
     machine.write_old("src/folder/victim", vec![b'v'; 100_000]);
@@ -32,7 +32,7 @@ pub fn with_two_snapshots() -> Machine {
 }
 
 /// What debugfs says of the volume, decrypted offline.
-pub fn debugfs(machine: &Machine, request: &str) -> String {
+pub fn debugfs(machine: &TestMachine, request: &str) -> String {
     let image = machine.path("plain");
     let key = machine.path("config/keys/x.key");
     let plain = PlainVolume::export(&machine.path(CONTAINER), &key, &image);
@@ -46,7 +46,7 @@ pub fn debugfs(machine: &Machine, request: &str) -> String {
 }
 
 /// Asks debugfs for the first block of something in the volume, decrypted offline.
-pub fn first_block(machine: &Machine, request: &str) -> u64 {
+pub fn first_block(machine: &TestMachine, request: &str) -> u64 {
     let answer = debugfs(machine, request);
     let block = answer.split_whitespace().find_map(|word| word.parse().ok());
     block.unwrap_or_else(|| panic!("{request}: {answer}"))
@@ -66,14 +66,14 @@ pub fn flip(container: &Path, block: u64) {
     file.write_all_at(&bytes, at).unwrap();
 }
 
-pub fn snapshots(machine: &Machine) -> Vec<String> {
+pub fn snapshots(machine: &TestMachine) -> Vec<String> {
     let listed = machine.sprat(&["snapshots", CONTAINER, "--json"]).json();
     let all = listed["snapshots"].as_array().unwrap().iter();
     all.map(|entry| entry["folder"].as_str().unwrap().to_owned())
         .collect()
 }
 
-pub fn check(machine: &Machine, more: &[&str]) -> Ran {
+pub fn check(machine: &TestMachine, more: &[&str]) -> Ran {
     let mut all = vec!["check", CONTAINER, "--json"];
     all.extend(more);
     machine.sprat(&all)
@@ -84,12 +84,12 @@ pub fn first_name(list: &serde_json::Value) -> String {
 }
 
 /// The name of a file of `src` within a snapshot.
-pub fn inside(machine: &Machine, name: &str) -> String {
+pub fn inside(machine: &TestMachine, name: &str) -> String {
     format!("{}/{name}", machine.path("src").display())
 }
 
 /// What this machine keeps of its checks of the one container.
-pub fn kept(machine: &Machine) -> serde_json::Value {
+pub fn kept(machine: &TestMachine) -> serde_json::Value {
     let files = std::fs::read_dir(machine.path("state/checks")).unwrap();
     let mut files = files.map(|entry| entry.unwrap().path());
     // Beside it: the files that a check named, which the next backup reads from the source.

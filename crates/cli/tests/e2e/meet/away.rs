@@ -17,7 +17,7 @@ const AWAY: [Away; 3] = [Away::Down, Away::Login, Away::HostKey];
 
 impl Away {
     /// Loses all connections; new ones come up again a few attempts later, when this ends.
-    fn happens(self, remote: &mut Remote) {
+    fn happens(self, remote: &mut RemoteMachine) {
         let sshd = &mut remote.sshd;
         let keys = sshd.path(match self {
             Self::Down | Self::Login => "authorized_keys",
@@ -46,10 +46,10 @@ const COMMANDS: [&str; 4] = ["backup", "mount --rw", "mount", "copy"];
 
 fn bears(command: &str, away: Away) {
     let at = format!("{command}, {away:?}");
-    let mut remote = Remote::start(&OpenSshOptions::default());
+    let mut remote = RemoteMachine::start(&OpenSshOptions::default());
     remote.init();
     remote.machine.write("src/large", noise(40 << 20, 3));
-    let machine_path = |remote: &Remote, name: &str| remote.machine.path(name);
+    let machine_path = |remote: &RemoteMachine, name: &str| remote.machine.path(name);
     let patient = ["--reconnect-max", "90", "--quiet-time", "1"];
     if command != "backup" {
         let ran = remote.backup();

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
-use crate::machine::strikes::copy_sparse;
 use sprat_testkit::dice::{self, Dice, number};
+use sprat_testkit::machine::strikes::copy_sparse;
 use sprat_testkit::wire::{Loss, Wire, WireOptions};
 
 use super::*;
@@ -97,9 +97,9 @@ fn door(way: Way) -> Duration {
 }
 
 struct Scene {
-    remote: Remote,
+    remote: RemoteMachine,
     wire: Wire,
-    other: Machine,
+    other: TestMachine,
 }
 
 impl Drop for Scene {
@@ -112,9 +112,9 @@ impl Drop for Scene {
 
 impl Scene {
     fn new(megabytes: usize, seed: u64) -> Self {
-        let machine = Machine::new();
+        let machine = TestMachine::new();
         machine.write("src/first", noise(300_000, seed));
-        let remote = Remote::with(machine, &OpenSshOptions::default());
+        let remote = RemoteMachine::with(machine, &OpenSshOptions::default());
         let size = ["init", "TARGET", "--size", "256M", "--cheap-kdf-for-tests"];
         assert_eq!(remote.sprat(&size).code, 0);
         let ran = remote.backup();
@@ -259,8 +259,8 @@ impl Scene {
         };
         let found = self.remote.machine.processes().into_iter();
         let stopped: Vec<Pid> = found
-            .filter(|(_, line)| stops(line))
-            .filter_map(|(pid, _)| Pid::from_raw(i32::try_from(pid).unwrap()))
+            .filter(|process| stops(&process.line()))
+            .filter_map(|process| Pid::from_raw(process.pid))
             .collect();
         for pid in &stopped {
             let _ = kill_process(*pid, Signal::STOP);
@@ -307,13 +307,13 @@ impl Scene {
         }
     }
 
-    fn by_other(&self, words: &[&str]) -> crate::machine::Ran {
+    fn by_other(&self, words: &[&str]) -> sprat_testkit::machine::Ran {
         self.other
             .run(&mut self.remote.command_of(&self.other, words))
     }
 
     /// What the other machine gets back of a job is what was backed up from `source` of `machine`.
-    fn comes_back(&self, job: &str, machine: &Machine, source: &str) -> Result<(), String> {
+    fn comes_back(&self, job: &str, machine: &TestMachine, source: &str) -> Result<(), String> {
         let to = tempfile::tempdir_in(self.other.folder()).unwrap();
         let to_text = to.path().to_str().unwrap();
         let ran = self.by_other(&["restore", "TARGET", job, "--to", to_text]);

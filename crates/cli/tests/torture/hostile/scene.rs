@@ -12,8 +12,8 @@ use sprat_testkit::hostile::{Hostile, Kind};
 use sprat_testkit::{leases, needs};
 
 use super::commands::{COMMANDS, Command};
-use crate::machine::strikes::{copy_sparse, same_bytes};
-use crate::machine::{Machine, Ran, noise};
+use sprat_testkit::machine::strikes::{copy_sparse, same_bytes};
+use sprat_testkit::machine::{Ran, TestMachine, noise};
 
 /// What a case may change.
 const FOLDERS: [&str; 4] = ["store", "state", "cache", "local"];
@@ -32,7 +32,7 @@ pub fn missing() -> Option<String> {
 type Requests = BTreeMap<Kind, usize>;
 
 pub struct Scene {
-    pub machine: Machine,
+    pub machine: TestMachine,
     pub server: Hostile,
     ssh: String,
     /// What an honest run of each command asks for; none where it can't be run here.
@@ -43,7 +43,7 @@ pub struct Scene {
 
 impl Scene {
     pub fn new() -> Self {
-        let machine = Machine::new();
+        let machine = TestMachine::new();
         let store = machine.path("store");
         let server = Hostile::start(&store, "x.luks", &machine.path("older.luks")).unwrap();
         let ssh = server.ssh_command(machine.folder()).unwrap();

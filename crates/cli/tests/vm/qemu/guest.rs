@@ -12,58 +12,59 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::{SERVER, repository, tool, write};
-use crate::stage::{SPRAT, Stage, run_within, shown};
+use sprat_testkit::client_and_server::ClientAndServer;
+use sprat_testkit::program::{run_within, shown, sprat};
 
 /// Puts a file into the guest.
-pub fn give(stage: &Stage, path: &str, content: impl AsRef<[u8]>, mode: u32) {
-    write(&stage.path("overlay").join(path), content, mode);
+pub fn give(pair: &ClientAndServer, path: &str, content: impl AsRef<[u8]>, mode: u32) {
+    write(&pair.path("overlay").join(path), content, mode);
 }
 
 /// Gives it the ssh key, the server's host key, its name's address, and `listing`.
-pub fn give_keys(stage: &Stage) {
-    let read = |name: &str| fs::read_to_string(stage.sshd.path(name)).expect("made by SshServer");
-    let port = stage.sshd.port();
+pub fn give_keys(pair: &ClientAndServer) {
+    let read = |name: &str| fs::read_to_string(pair.sshd.path(name)).expect("made by SshServer");
+    let port = pair.sshd.port();
     let known = format!("[{SERVER}]:{port} {}", read("host_key.pub"));
-    give(stage, "root/.ssh/known_hosts", known, 0o600);
-    give(stage, "root/.ssh/id_ed25519", read("user_key"), 0o600);
+    give(pair, "root/.ssh/known_hosts", known, 0o600);
+    give(pair, "root/.ssh/id_ed25519", read("user_key"), 0o600);
     // Where the sheet names them: the person has brought the key, and has said yes to the server's.
     let at = |name: &str| {
-        let path = stage.sshd.path(name).display().to_string();
+        let path = pair.sshd.path(name).display().to_string();
         path.trim_start_matches('/').to_owned()
     };
-    give(stage, &at("user_key"), read("user_key"), 0o600);
+    give(pair, &at("user_key"), read("user_key"), 0o600);
     let on_the_sheet = format!("[10.0.2.2]:{port} {}", read("host_key.pub"));
-    give(stage, &at("known_hosts"), on_the_sheet, 0o600);
+    give(pair, &at("known_hosts"), on_the_sheet, 0o600);
     // The recovery sheet names the address that the alias stands for on this machine, its loopback.
     // Each session makes several connections; with the usual key exchange one takes a second here.
     let config = format!(
         "Host 127.0.0.1\n  HostName 10.0.2.2\n  HostKeyAlias [{SERVER}]:{port}\n\
          Host *\n  Port {port}\n  KexAlgorithms ecdh-sha2-nistp256,curve25519-sha256\n"
     );
-    give(stage, "root/.ssh/config", config, 0o600);
+    give(pair, "root/.ssh/config", config, 0o600);
     let hosts = format!("127.0.0.1 localhost\n10.0.2.2 {SERVER}\n");
-    give(stage, "etc/hosts", hosts, 0o644);
-    give(stage, "usr/bin/listing", script("listing"), 0o755);
+    give(pair, "etc/hosts", hosts, 0o644);
+    give(pair, "usr/bin/listing", script("listing"), 0o755);
 }
 
 /// Gives it sprat, with the libraries that the image hasn't got already.
-pub fn give_sprat(stage: &Stage) {
-    let program = stage.path("overlay/usr/bin/sprat");
+pub fn give_sprat(pair: &ClientAndServer) {
+    let program = pair.path("overlay/usr/bin/sprat");
     fs::create_dir_all(program.parent().expect("a folder")).expect("a folder");
-    fs::copy(SPRAT, &program).expect("sprat is copied");
+    fs::copy(sprat(), &program).expect("sprat is copied");
     // Debug information is half of it; without `strip` the guest takes longer to boot.
     let _ = Command::new("strip").arg(&program).status();
-    give_libraries(stage, Path::new(SPRAT));
+    give_libraries(pair, sprat());
 }
 
 /// Gives it a program of this machine at the same path.
-pub fn give_program(stage: &Stage, program: &Path) {
-    give_file(stage, program, 0o755);
-    give_libraries(stage, program);
+pub fn give_program(pair: &ClientAndServer, program: &Path) {
+    give_file(pair, program, 0o755);
+    give_libraries(pair, program);
 }
 
 /// Gives it what Python needs to run `script` with `-S`: itself as `python3`, and the modules that are imported there.
-pub fn give_python(stage: &Stage, script: &str) {
+pub fn give_python(pair: &ClientAndServer, script: &str) {
     let imports = script.lines().filter(|line| line.starts_with("import "));
     let mut ask: Vec<&str> = imports.collect();
     ask.push("import sys\nfor m in list(sys.modules.values()): print(getattr(m, '__file__', None) or '')");
@@ -76,31 +77,31 @@ pub fn give_python(stage: &Stage, script: &str) {
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let mut paths = said.lines().filter(|path| path.starts_with('/'));
     let executable = paths.next_back().expect("its own path");
-    give_program(stage, Path::new(executable));
+    give_program(pair, Path::new(executable));
     give(
-        stage,
+        pair,
         "usr/bin/python3",
         format!("#!/bin/sh\nexec {executable} \"$@\"\n"),
         0o755,
     );
     for module in paths.map(Path::new) {
         match module.extension().is_some_and(|ending| ending == "so") {
-            true => give_program(stage, module),
-            false => give_file(stage, module, 0o644),
+            true => give_program(pair, module),
+            false => give_file(pair, module, 0o644),
         }
     }
 }
 
-fn give_file(stage: &Stage, path: &Path, mode: u32) {
+fn give_file(pair: &ClientAndServer, path: &Path, mode: u32) {
     let at = path.strip_prefix("/").expect("an absolute path");
     let content = fs::read(path).expect("a file of this machine");
-    give(stage, &at.display().to_string(), content, mode);
+    give(pair, &at.display().to_string(), content, mode);
 }
 
-fn give_libraries(stage: &Stage, program: &Path) {
+fn give_libraries(pair: &ClientAndServer, program: &Path) {
     let there = libraries(Path::new("cryptsetup"));
     for library in libraries(program).difference(&there) {
-        give_file(stage, library, 0o755);
+        give_file(pair, library, 0o755);
     }
 }
 
@@ -120,13 +121,13 @@ pub fn script(name: &str) -> String {
     fs::read_to_string(repository().join("tests/vm").join(name)).expect("tracked")
 }
 
-fn command(stage: &Stage, script: &str, limit: Duration, disk: Option<&Path>) -> Command {
-    let path = stage.path("vm-script");
+fn command(pair: &ClientAndServer, script: &str, limit: Duration, disk: Option<&Path>) -> Command {
+    let path = pair.path("vm-script");
     write(&path, script, 0o600);
     let mut command = tool("vm");
-    // What a killed one leaves goes with the stage.
-    command.env("TMPDIR", stage.path(""));
-    command.args(["run", "--with"]).arg(stage.path("overlay"));
+    // What a killed one leaves goes with the client's folder.
+    command.env("TMPDIR", pair.path(""));
+    command.args(["run", "--with"]).arg(pair.path("overlay"));
     if let Some(disk) = disk {
         command.arg("--disk").arg(disk);
     }
@@ -136,8 +137,8 @@ fn command(stage: &Stage, script: &str, limit: Duration, disk: Option<&Path>) ->
 }
 
 /// Boots it and runs a script; anything but exit code 0 fails the test. Returns what it said.
-pub fn run(stage: &Stage, script: &str, limit: Duration) -> String {
-    let mut command = command(stage, script, limit, None);
+pub fn run(pair: &ClientAndServer, script: &str, limit: Duration) -> String {
+    let mut command = command(pair, script, limit, None);
     let output = run_within(&mut command, limit + Duration::from_secs(60));
     assert!(output.status.success(), "{}", shown(&command, &output));
     String::from_utf8_lossy(&output.stdout).into_owned()
@@ -152,8 +153,8 @@ pub struct Booted {
 
 impl Booted {
     /// Boots it with a disk of its own, `/dev/vdb`.
-    pub fn start(stage: &Stage, script: &str, limit: Duration, disk: &Path) -> Self {
-        let mut command = command(stage, script, limit, Some(disk));
+    pub fn start(pair: &ClientAndServer, script: &str, limit: Duration, disk: &Path) -> Self {
+        let mut command = command(pair, script, limit, Some(disk));
         command
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())

@@ -1,7 +1,7 @@
-//! Decrypts a container offline, without dm-crypt and without a session, and looks at what is in it.
+//! Decrypts a container offline, without dm-crypt and without a session.
 //!
-//! An independent way to the plaintext: only the header, the key file, and AES-XTS over the blocks
-//! that the container has on its disk.
+//! This is an independent way to the plaintext: it needs only the header, the key file, and AES-XTS
+//! over the blocks that the container has on its disk.
 
 use std::fs::File;
 use std::io;
@@ -11,6 +11,7 @@ use std::process::Command;
 
 use rustix::fs::SeekFrom;
 use sprat_luks::{Header, HeaderRead, Secret, SectorCipher};
+use sprat_testkit::program::system;
 
 struct Container(File);
 
@@ -25,16 +26,21 @@ impl HeaderRead for Container {
 }
 
 /// The decrypted volume as a sparse file, its journal replayed; removed on drop.
+#[derive(Debug)]
 pub struct PlainVolume {
     image: PathBuf,
-    /// Bytes that the container has on its disk for it.
+    /// Bytes that the container has on its disk for the volume.
     pub allocated_bytes: u64,
-    /// What `e2fsck -E journal_only` did.
+    /// What `e2fsck -E journal_only` printed.
     pub journal: String,
 }
 
 impl PlainVolume {
     /// Decrypts what `container` has allocated into `image`, and replays the journal there.
+    ///
+    /// # Panics
+    /// When a step fails.
+    #[must_use]
     pub fn export(container: &Path, key_file: &Path, image: &Path) -> Self {
         let source = Container(File::open(container).expect("the container is there"));
         let header = Header::load(&source).expect("the header is whole");
@@ -54,7 +60,7 @@ impl PlainVolume {
         let mut allocated_bytes = 0;
         let mut buffer = vec![0; 1 << 20];
         while let Some((from, to)) = data_after(&source.0, at, end) {
-            // The disk's blocks may be finer than ours; a block is either whole or not there.
+            // The disk's blocks may be smaller than ours; each of ours is whole or missing.
             let mut offset = from - from % 4096;
             let to = to.next_multiple_of(4096).min(end);
             while offset < to {
@@ -90,18 +96,25 @@ impl PlainVolume {
         }
     }
 
-    /// Fails unless `e2fsck -fn` finds nothing at all.
+    /// Checks that `e2fsck -fn` finds nothing.
+    ///
+    /// # Panics
+    /// With its findings.
     pub fn assert_clean(&self) {
         let (code, text) = e2fsck(&["-fn"], &self.image);
         assert_eq!(code, 0, "e2fsck -fn found something:\n{text}");
     }
 
     /// Mounts it, read-only, at `dir`, until the guard is dropped.
+    ///
+    /// # Panics
+    /// When it can't be mounted.
+    #[must_use]
     pub fn mount(&self, dir: &Path) -> Mounted {
         std::fs::create_dir_all(dir).expect("a folder");
         let paths = [self.image.as_os_str(), dir.as_os_str()];
         let options = ["-t", "ext4", "-o", "loop,ro,noload"].map(std::ffi::OsStr::new);
-        super::system("mount", &[&options[..], &paths[..]].concat());
+        system("mount", &[&options[..], &paths[..]].concat());
         Mounted(dir.to_owned())
     }
 }
@@ -113,6 +126,7 @@ impl Drop for PlainVolume {
 }
 
 /// A mounted image; unmounted on drop.
+#[derive(Debug)]
 pub struct Mounted(PathBuf);
 
 impl Drop for Mounted {

@@ -1,36 +1,35 @@
-//! The machine's container as if it lay on a server, so that there is a cache: an SFTP server without
-//! ssh, honest or not.
-#![allow(
-    dead_code,
-    clippy::unwrap_used,
-    reason = "each test file uses a part of it, and a test may panic"
-)]
+//! A machine's container behind an SFTP server without ssh, honest or not: with a server there is a
+//! cache.
+
+#![allow(clippy::unwrap_used, reason = "a failing test kit panics")]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use sprat_testkit::needs;
+use super::{CONTAINER, Ran, TestMachine};
+use crate::needs;
 
-use super::{CONTAINER, Machine, Ran};
+const FORGETFUL: &str = include_str!("forgetful.py");
 
-/// What is missing here for a server.
+/// What is missing for a server.
+#[must_use]
 pub fn missing() -> Option<String> {
     needs::root()
         .or_else(needs::sftp_server_missing)
         .or_else(|| needs::program("python3"))
 }
 
-/// sprat, with the system's own server; [`CONTAINER`] stands for the container there.
-pub fn served(machine: &Machine, arguments: &[&str]) -> Ran {
+/// Runs sprat with the system's own server; [`CONTAINER`] stands for the container there.
+pub fn served(machine: &TestMachine, arguments: &[&str]) -> Ran {
     let server = needs::sftp_server().unwrap();
     served_by(machine, &format!("exec {}", server.display()), arguments)
 }
 
 /// The same by another server: a line of a shell script.
-fn served_by(machine: &Machine, server: &str, arguments: &[&str]) -> Ran {
+fn served_by(machine: &TestMachine, server: &str, arguments: &[&str]) -> Ran {
     let script = machine.path("ssh");
-    // Files only: a request for a shell would wait for an answer in vain.
+    // Files only: a request for a shell would wait for an answer that never comes.
     let files_only = "for last; do :; done\n[ \"$last\" = sftp ] || exit 1\n";
     machine.write("ssh", format!("#!/bin/sh\n{files_only}{server}\n"));
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
@@ -47,14 +46,16 @@ fn served_by(machine: &Machine, server: &str, arguments: &[&str]) -> Ran {
     machine.sprat(&all)
 }
 
-/// A server that says it did what it did not: `machine/forgetful.py`.
+/// A server that reports success for writes or renames that it did not do (`forgetful.py`).
+#[derive(Debug)]
 pub struct Forgetful<'m> {
-    machine: &'m Machine,
+    machine: &'m TestMachine,
 }
 
 impl<'m> Forgetful<'m> {
     /// One for the machine's container.
-    pub fn of(machine: &'m Machine) -> Self {
+    #[must_use]
+    pub fn of(machine: &'m TestMachine) -> Self {
         Self { machine }
     }
 
@@ -62,14 +63,15 @@ impl<'m> Forgetful<'m> {
         self.machine.path("forgetful").join(name)
     }
 
-    /// Runs sprat with a server that keeps no write of the container from the `nth` on, and then is
-    /// `honest` or `lying`; or, with `renames`, does not give the container its name.
+    /// Runs sprat with a server that discards every write of the container from the `nth` on. Reads
+    /// then show the disk (`honest`) or the discarded data (`lying`). With `renames` it keeps all
+    /// writes but does not give the container its name.
     pub fn run(&self, nth: usize, how: &str, arguments: &[&str]) -> Ran {
         let folder = self.path("");
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir(&folder).unwrap();
         fs::write(self.path("lies"), "").unwrap();
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machine/forgetful.py");
+        let script = self.machine.write("forgetful.py", FORGETFUL);
         let name = CONTAINER.strip_prefix("store/").unwrap();
         let server = format!(
             "exec python3 -S {} {} {} {name} {nth} {how} \"$@\"",
@@ -81,12 +83,15 @@ impl<'m> Forgetful<'m> {
     }
 
     /// Whether the last run read the container at that offset.
+    #[must_use]
     pub fn read_at(&self, offset: u64) -> bool {
         let text = fs::read_to_string(self.path("reads")).unwrap_or_default();
         text.lines().any(|line| line.parse() == Ok(offset))
     }
 
-    /// Lines of the file `writes` (all writes of the container) or `forgotten` of the last run.
+    /// How many lines the file `writes` (all writes of the container) or `forgotten` (the discarded
+    /// ones) of the last run has.
+    #[must_use]
     pub fn lines(&self, name: &str) -> usize {
         let text = fs::read_to_string(self.path(name)).unwrap_or_default();
         text.lines().count()

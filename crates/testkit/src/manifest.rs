@@ -1,4 +1,4 @@
-//! What a tree holds, so completely that two equal manifests mean a perfect copy.
+//! A list of everything in a tree: two equal manifests mean a perfect copy.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
@@ -8,8 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// One entry of a tree. Change and access times, inode numbers, and the sizes and link counts of
-/// folders are left out: no copy can have them.
+/// One entry of a tree, without what no copy can have: change and access times, inode numbers, and
+/// the sizes and link counts of folders.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     kind: Kind,
@@ -40,6 +40,10 @@ pub struct Manifest(BTreeMap<PathBuf, Entry>);
 
 impl Manifest {
     /// Reads the whole tree.
+    ///
+    /// # Panics
+    /// When a part of it can't be read.
+    #[must_use]
     pub fn of(root: &Path) -> Self {
         let mut found = BTreeMap::new();
         let mut first_paths = HashMap::new();
@@ -71,12 +75,15 @@ impl Manifest {
         Self(found)
     }
 
-    /// How many entries the tree has, its root included.
+    /// How many entries the tree has, with its root.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "the root is always there")]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
     /// How many regular files it has, and their bytes.
+    #[must_use]
     pub fn files(&self) -> (usize, u64) {
         let lens = self.0.values().filter_map(|entry| match entry.kind {
             Kind::File { len, .. } => Some(len),
@@ -86,6 +93,7 @@ impl Manifest {
     }
 
     /// How many entries have xattrs, are further names of one inode, are sparse.
+    #[must_use]
     pub fn specials(&self) -> (usize, usize, usize) {
         let count = |is: fn(&Entry) -> bool| self.0.values().filter(|entry| is(entry)).count();
         (
@@ -96,6 +104,7 @@ impl Manifest {
     }
 
     /// The differences, one line each, at most twenty; empty if the trees are equal.
+    #[must_use]
     pub fn differences(&self, other: &Self) -> Vec<String> {
         let mut lines = Vec::new();
         for (path, entry) in &self.0 {
@@ -118,7 +127,11 @@ impl Manifest {
     }
 }
 
-/// Fails with the differences between `tree` and what it should be.
+/// Checks that `tree` is as it should be.
+///
+/// # Panics
+/// With the differences, if there are any.
+#[track_caller]
 pub fn assert_same(should: &Manifest, tree: &Path, what: &str) {
     let differences = should.differences(&Manifest::of(tree));
     assert!(
@@ -194,3 +207,6 @@ fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
     }
     found
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,40 +1,46 @@
-//! Strikes at a command: kills it or cuts its line off at its remote changes in turn, and has it run
-//! again each time.
+//! Strikes at a command: kills it or cuts its connection at each of its remote changes in turn, and
+//! runs it again each time.
+
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails by a panic, and prints its figures"
+    reason = "a failing test kit panics, and prints its figures"
 )]
 
 use std::fmt;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use sprat_testkit::dice::{self, Dice};
-use sprat_testkit::needs;
+use super::{Ran, TestMachine};
+use crate::dice::{self, Dice};
+use crate::needs;
+use crate::program::system;
 
-use super::{Machine, Ran};
-
+/// The program that strikes, in place of ssh.
+pub const STRIKER: &str = include_str!("striker.py");
 /// Strikes at each command in `make test`.
 const SHORT: u64 = 4;
-/// A command with fewer changes than this was not seen as a whole: a lease is made, flushed and
-/// given back, and something is done between.
+/// A command with fewer changes was not recorded completely: each acquires a lease, flushes it,
+/// releases it, and makes changes in between.
 const CHANGES_MIN: usize = 9;
 
 /// One blow at a command.
 #[derive(Debug, Clone, Copy)]
 pub struct Blow {
-    /// `kill`; `cut`: the line, for good; `lose`: the line, and a new one may be taken; `act`: the
-    /// machine's script `act` is run instead; `acts`: from that change on, at each; `leave`: it is
-    /// run, and then the line is lost.
+    /// - `kill`: sprat is killed.
+    /// - `cut`: the connection ends, and no new one is possible.
+    /// - `lose`: the connection ends, and a new one is possible.
+    /// - `act`: the machine's script `act` runs instead.
+    /// - `acts`: it runs at each change from that one on.
+    /// - `leave`: it runs, and then the connection is lost.
     pub how: &'static str,
     /// `before` or `after` the change is passed on.
     pub when: &'static str,
     /// Which change, from 1.
     pub nth: usize,
-    /// Only changes of this kind are counted, or, with `read`, what is read; with `free`, the write
-    /// that gives a lease back, which is no `write`.
+    /// Only changes of this kind count. With `read`, reads count; with `free`, the write that
+    /// releases a lease, which is no `write`.
     pub kind: Option<&'static str>,
 }
 
@@ -45,36 +51,34 @@ impl fmt::Display for Blow {
     }
 }
 
-/// What is missing here for a strike.
-pub fn missing() -> Option<String> {
-    needs::root()
-        .or_else(needs::sftp_server_missing)
-        .or_else(|| needs::program("python3"))
-}
+pub use super::served::missing;
 
 /// A container, or two, and what must be true of them.
 pub trait Struck {
-    fn machine(&self) -> &Machine;
-    /// Puts everything back to what it was before the command.
+    /// The machine that runs the command.
+    fn machine(&self) -> &TestMachine;
+    /// Restores the state before the command.
     fn begin_anew(&self);
-    /// Looks right after a blow: nothing may be lost.
+    /// Checks, right after a blow, that nothing is lost.
     fn holds(&self, struck: &Ran, at: &str);
-    /// Looks after the same command was run `again`, undisturbed: it has come through.
+    /// Checks, after an undisturbed run of the same command, that it did its work.
     fn is_done(&self, again: &Ran, at: &str);
 }
 
-impl Machine {
-    /// `path` of this machine as it is named on the line that strikes.
+impl TestMachine {
+    /// `path` of this machine, behind the connection that strikes.
+    #[must_use]
     pub fn on_line(&self, path: &str) -> String {
         format!("ssh://server{}", self.path(path).display())
     }
 
-    /// The same on another line, which is never struck.
+    /// The same behind another connection, which is never struck.
+    #[must_use]
     pub fn on_other_line(&self, path: &str) -> String {
         format!("ssh://other{}", self.path(path).display())
     }
 
-    /// sprat behind a line that strikes; `None`: never.
+    /// Runs sprat behind a connection that strikes; with `None` it never does.
     pub fn sprat_struck(&self, arguments: &[&str], blow: Option<Blow>) -> Ran {
         let folder = self.path("striker");
         let _ = fs::remove_dir_all(&folder);
@@ -92,7 +96,7 @@ impl Machine {
             kind,
         } = blow.unwrap_or(never);
         let nth = kind.map_or(nth.to_string(), |kind| format!("{kind}:{nth}"));
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machine/striker.py");
+        let script = self.write("striker.py", STRIKER);
         let ssh = format!(
             "python3 -S {} {} {} {how} {when} {nth}",
             script.display(),
@@ -112,6 +116,7 @@ impl Machine {
     }
 
     /// Whether the blow fell.
+    #[must_use]
     pub fn was_struck(&self) -> bool {
         self.path("striker/struck").exists()
     }
@@ -132,25 +137,31 @@ impl Machine {
     }
 }
 
-/// Copies a file or a folder, holes and times kept.
+/// Copies a file or a folder, with its holes and times.
 pub fn copy_sparse(from: &Path, to: &Path) {
-    let mut command = Command::new("cp");
-    command.args(["-a", "--sparse=always"]).arg(from).arg(to);
-    assert!(command.status().unwrap().success());
+    let options = ["-a", "--sparse=always"].map(AsRef::as_ref);
+    system(
+        "cp",
+        &[&options[..], &[from.as_os_str(), to.as_os_str()]].concat(),
+    );
 }
 
-/// How many strikes the long form was asked for.
+/// How many strikes the long form shall have: `SPRAT_STRIKES`.
+#[must_use]
 pub fn long_form() -> Option<u64> {
-    let asked = std::env::var("SPRAT_STRIKES").ok()?;
-    asked.parse().ok()
+    dice::number("SPRAT_STRIKES")
 }
 
-/// Chance for the short form, whose seed is printed.
+/// Chance for the short form; its seed is printed.
+#[must_use]
 pub fn dice() -> Dice {
     Dice::new(dice::seed())
 }
 
-/// Strikes at `command` everywhere, or where chance has it in the short form.
+/// Strikes at `command` at each change; in the short form at random ones.
+///
+/// # Panics
+/// When a check of `struck` fails, or more than a tenth of the blows missed.
 pub fn strike(struck: &impl Struck, command: &[&str]) {
     let machine = struck.machine();
     struck.begin_anew();
@@ -220,8 +231,8 @@ fn blows(changes: &[String]) -> Vec<Blow> {
     parts.collect()
 }
 
-/// All changes, or `most` of them spread out and with them everything that isn't payload, and the
-/// first payload after it.
+/// All changes; or `most` of them spread out, each change that is not payload, and the first payload
+/// after it.
 fn points(changes: &[String], most: usize) -> Vec<usize> {
     if changes.len() <= most {
         return (1..=changes.len()).collect();
@@ -236,8 +247,9 @@ fn points(changes: &[String], most: usize) -> Vec<usize> {
     points
 }
 
-/// Whether two files are the same, byte by byte.
-pub fn same_bytes(one: &Path, other: &PathBuf) -> bool {
+/// Whether two files have the same bytes.
+#[must_use]
+pub fn same_bytes(one: &Path, other: &Path) -> bool {
     let compared = Command::new("cmp").arg("-s").arg(one).arg(other).status();
     compared.unwrap().success()
 }

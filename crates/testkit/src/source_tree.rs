@@ -1,10 +1,10 @@
-//! Source trees made from a seed: any number of plain files, and the testkit's odd ones.
+//! Source trees made from a seed: any number of plain files, and the odd ones of [`crate::tree`].
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use sprat_testkit::dice::Dice;
-use sprat_testkit::tree::{bytes, make_odd_tree, set_mode, set_owner, set_time, set_xattr};
+use crate::dice::Dice;
+use crate::tree::{bytes, make_odd_tree, set_mode, set_owner, set_time, set_xattr};
 
 /// How many files of which size a tree holds, beside the odd ones.
 #[derive(Debug, Clone, Copy)]
@@ -19,6 +19,9 @@ pub struct Shape {
 
 /// Fills `root` from `seed`: the files of `shape` in folders of some hundred, and one folder `odd`
 /// with everything that is not a plain file.
+///
+/// # Panics
+/// When a file can't be made.
 pub fn make(root: &Path, shape: Shape, seed: u64) {
     let dice = &mut Dice::new(seed);
     for number in 0..shape.small_files {
@@ -44,6 +47,9 @@ pub fn make(root: &Path, shape: Shape, seed: u64) {
 /// Fills `root` from `seed` with `files` files in folders of uneven depth, as a source tree has
 /// them: most are small, a few large (a log-normal of median 9 KB and mean 30 KB; the same as the
 /// load `source` of `make bench`, which has 5,000).
+///
+/// # Panics
+/// When a file can't be made.
 pub fn make_source_like(root: &Path, files: u64, seed: u64) {
     let dice = &mut Dice::new(seed);
     let mut folders = vec![root.join("top")];
@@ -77,6 +83,9 @@ fn source_file_len(dice: &mut Dice) -> u64 {
 }
 
 /// Gives about a third of the plain files below `root` new content, removes a few, adds a few.
+///
+/// # Panics
+/// When a file can't be changed.
 pub fn change_source_like(root: &Path, dice: &mut Dice, round: u64) {
     let mut waiting = vec![root.to_owned()];
     let mut folders = Vec::new();
@@ -111,6 +120,7 @@ pub fn change_source_like(root: &Path, dice: &mut Dice, round: u64) {
 }
 
 /// Bytes that don't compress.
+#[must_use]
 pub fn random(dice: &mut Dice, len: u64) -> Vec<u8> {
     bytes(dice, usize::try_from(len).expect("fits in memory"))
 }

@@ -1,21 +1,22 @@
-//! What the tests of copies begin with.
+//! A container to be copied, for the tests of copies.
 
 use std::fs;
 use std::path::PathBuf;
 
-use super::strikes::{copy_sparse, same_bytes};
-use super::{CONTAINER, Machine, noise};
+use sprat_testkit::leases;
+use sprat_testkit::machine::strikes::{copy_sparse, same_bytes};
+use sprat_testkit::machine::{CONTAINER, TestMachine, noise};
 
 /// A container with some MiB in it at `store/x.luks`, the same at `pristine`, and a folder `server`
 /// for its copy, which may lie behind a line that strikes.
-pub struct Scene {
-    pub machine: Machine,
+pub struct CopyScene {
+    pub machine: TestMachine,
     pub pristine: PathBuf,
 }
 
-impl Scene {
+impl CopyScene {
     pub fn new() -> Self {
-        let machine = Machine::new();
+        let machine = TestMachine::new();
         fs::create_dir(machine.path("server")).unwrap();
         machine.write("src/large", noise(24 << 20, 7));
         machine.init(&[CONTAINER, "--size", "128M"]);
@@ -32,6 +33,6 @@ impl Scene {
     }
 
     pub fn names(&self, folder: &str) -> Vec<String> {
-        sprat_testkit::leases::names_but_free(&self.machine.path(folder))
+        leases::names_but_free(&self.machine.path(folder))
     }
 }

@@ -1,31 +1,39 @@
-//! A machine and a server.
-#![allow(
-    dead_code,
-    clippy::unwrap_used,
-    reason = "each test file uses a part of it, and a test may panic"
-)]
+//! A machine whose container lies on an OpenSSH server.
 
-use sprat_testkit::ssh_server::{OpenSshOptions, SshServer};
+use std::process::Command;
 
-use super::{Machine, Ran};
+use super::{Ran, TestMachine};
+use crate::ssh_server::{OpenSshOptions, SshServer};
 
 /// A machine whose container lies on an sshd of its own.
-pub struct Remote {
-    pub machine: Machine,
+#[derive(Debug)]
+pub struct RemoteMachine {
+    /// The client.
+    pub machine: TestMachine,
+    /// The server.
     pub sshd: SshServer,
     target: String,
     ssh: String,
 }
 
-impl Remote {
+impl RemoteMachine {
+    /// A new machine with one file in `src`, and its server.
+    ///
+    /// # Panics
+    /// When the server does not come up.
+    #[must_use]
     pub fn start(options: &OpenSshOptions) -> Self {
-        let machine = Machine::new();
+        let machine = TestMachine::new();
         machine.write("src/a", "alpha\n");
         Self::with(machine, options)
     }
 
     /// A server for a machine that has a container already.
-    pub fn with(machine: Machine, options: &OpenSshOptions) -> Self {
+    ///
+    /// # Panics
+    /// When the server does not come up.
+    #[must_use]
+    pub fn with(machine: TestMachine, options: &OpenSshOptions) -> Self {
         let sshd = SshServer::start_with(options);
         let store = machine.path("store");
         let target = format!(
@@ -43,17 +51,18 @@ impl Remote {
     }
 
     /// The container, as an argument.
+    #[must_use]
     pub fn target(&self) -> &str {
         &self.target
     }
 
     /// sprat with this machine's settings; `TARGET` stands for the container.
-    pub fn command(&self, arguments: &[&str]) -> std::process::Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         self.command_of(&self.machine, arguments)
     }
 
     /// The same by another machine.
-    pub fn command_of(&self, machine: &Machine, arguments: &[&str]) -> std::process::Command {
+    pub fn command_of(&self, machine: &TestMachine, arguments: &[&str]) -> Command {
         let mut command = machine.command();
         command.args(["--ssh-command", &self.ssh]);
         command.args(arguments.iter().map(|word| {
@@ -66,6 +75,7 @@ impl Remote {
         command
     }
 
+    /// Runs the same to its end. The server's port is shown as `[PORT]`, its folder as `[SSHD]`.
     pub fn sprat(&self, arguments: &[&str]) -> Ran {
         let mut ran = self.machine.run(&mut self.command(arguments));
         ran.stderr = ran.stderr.replace(&self.sshd.port().to_string(), "[PORT]");
@@ -75,12 +85,14 @@ impl Remote {
         ran
     }
 
+    /// Makes the container, of 1 GiB.
     #[track_caller]
     pub fn init(&self) {
         let ran = self.sprat(&["init", "TARGET", "--size", "1G", "--cheap-kdf-for-tests"]);
         assert_eq!(ran.code, 0, "{}", ran.whole());
     }
 
+    /// Backs `src` up as job `home`.
     pub fn backup(&self) -> Ran {
         self.sprat(&["backup", "TARGET", "--name", "home", "src"])
     }

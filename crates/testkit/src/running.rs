@@ -1,4 +1,4 @@
-//! A running `sprat --json`, seen through what it tells of itself.
+//! A running `sprat --json`, and the events that it reported.
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader};
@@ -6,20 +6,22 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-/// What the session said last.
+/// What the session reported last.
 #[derive(Debug, Clone, Default)]
-pub struct Seen {
+pub struct Reported {
+    /// Its phase.
     pub phase: String,
+    /// Bytes that the server has not yet synced.
     pub unsynced_bytes: u64,
     /// Lost connections so far.
     pub losses: u64,
-    /// The line is away at present.
+    /// The connection is lost at present.
     pub away: bool,
 }
 
-impl Seen {
-    /// Takes in one line of `--json`: whatever names a phase or the volume's figures.
-    fn take_in(&mut self, line: &str) {
+impl Reported {
+    /// Reads one line of `--json`: an event with a phase or the volume's figures.
+    fn read(&mut self, line: &str) {
         let Ok(event) = serde_json::from_str::<serde_json::Value>(line) else {
             return;
         };
@@ -35,18 +37,25 @@ impl Seen {
     }
 }
 
-/// The session, and what it said.
+/// The session, and what it reported.
+#[derive(Debug)]
 pub struct Running {
+    /// Its process.
     pub child: Child,
-    pub seen: Seen,
-    /// The last lines that told no figures, for a failing test's message.
+    /// The newest events.
+    pub reported: Reported,
+    /// The last lines without figures, for a failing test's message.
     pub said: Vec<String>,
+    /// When it was started.
     pub begun: Instant,
     lines: Receiver<String>,
 }
 
 impl Running {
-    /// Starts `command`, which must tell its progress as JSON.
+    /// Starts `command`, which must report its progress as JSON.
+    ///
+    /// # Panics
+    /// When the program does not start.
     pub fn start(command: &mut Command) -> Self {
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("sprat starts");
@@ -54,42 +63,47 @@ impl Running {
         let (send, lines) = channel();
         std::thread::spawn(move || {
             for line in BufReader::new(pipe).lines().map_while(Result::ok) {
-                // Reading goes on when nobody listens any more: the session must not wait for us.
+                // Read on without a receiver: the session must not wait for us.
                 let _ = send.send(line);
             }
         });
         Self {
             child,
-            seen: Seen::default(),
+            reported: Reported::default(),
             said: Vec::new(),
             begun: Instant::now(),
             lines,
         }
     }
 
-    /// Reads on until `enough`; false if the session said its last word before.
+    /// Reads on until `enough`; false if the session ended its output before.
     ///
     /// # Panics
     /// When that takes longer than `limit`; the session is killed then.
-    pub fn until(&mut self, limit: Duration, what: &str, enough: impl Fn(&Seen) -> bool) -> bool {
+    pub fn until(
+        &mut self,
+        limit: Duration,
+        what: &str,
+        enough: impl Fn(&Reported) -> bool,
+    ) -> bool {
         self.within(limit, enough).unwrap_or_else(|| {
             let state = self.state();
             let _ = self.child.kill();
             panic!(
                 "not within {limit:?}: {what}; {:?}\n{}\n{state}",
-                self.seen,
+                self.reported,
                 self.said.join("\n")
             );
         })
     }
 
-    /// As [`Self::until`]; none if it takes longer than `limit`.
-    pub fn within(&mut self, limit: Duration, enough: impl Fn(&Seen) -> bool) -> Option<bool> {
+    /// As [`Self::until`], but returns `None` when it takes longer than `limit`.
+    pub fn within(&mut self, limit: Duration, enough: impl Fn(&Reported) -> bool) -> Option<bool> {
         let until = Instant::now() + limit;
-        while !enough(&self.seen) {
+        while !enough(&self.reported) {
             let left = until.saturating_duration_since(Instant::now());
             match self.lines.recv_timeout(left) {
-                Ok(line) => self.take_in(line),
+                Ok(line) => self.read(line),
                 Err(RecvTimeoutError::Disconnected) => return Some(false),
                 Err(RecvTimeoutError::Timeout) => return None,
             }
@@ -97,15 +111,15 @@ impl Running {
         Some(true)
     }
 
-    /// Takes in what was said meanwhile.
+    /// Reads what was reported meanwhile.
     pub fn catch_up(&mut self) {
         while let Ok(line) = self.lines.try_recv() {
-            self.take_in(line);
+            self.read(line);
         }
     }
 
-    fn take_in(&mut self, line: String) {
-        self.seen.take_in(&line);
+    fn read(&mut self, line: String) {
+        self.reported.read(&line);
         if !line.contains("\"progress\"") {
             self.said.push(line);
             let surplus = self.said.len().saturating_sub(40);
@@ -113,7 +127,7 @@ impl Running {
         }
     }
 
-    /// Waits for its end; its exit code, or none after a signal.
+    /// Waits for its end and returns the exit code, or none after a signal.
     ///
     /// # Panics
     /// When it takes longer than `limit`; it is killed then.
@@ -130,7 +144,7 @@ impl Running {
                 let _ = self.child.kill();
                 panic!(
                     "the session hangs for {limit:?}: {:?}\n{}\n{state}",
-                    self.seen,
+                    self.reported,
                     self.said.join("\n")
                 );
             }
@@ -138,7 +152,7 @@ impl Running {
         }
     }
 
-    /// Where the kernel has it.
+    /// What the kernel shows of the process.
     fn state(&self) -> String {
         let mut state = String::new();
         for name in ["wchan", "status", "stack"] {

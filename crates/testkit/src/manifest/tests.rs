@@ -1,13 +1,15 @@
-//! Shows that the comparison which the whole-path tests rest on notices every kind of difference.
+//! Checks that the comparison, on which the tests of the whole path rely, finds every difference.
 
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 
-use crate::stage::manifest::Manifest;
-use crate::stage::tree::{self, Shape};
 use rustix::fs::XattrFlags;
-use sprat_testkit::tree::set_time;
+
+use super::{Manifest, assert_same};
+use crate::program::system;
+use crate::source_tree::{self, Shape};
+use crate::tree::set_time;
 
 /// What is done to a copy, and how.
 type Damage = (&'static str, fn(&Path));
@@ -55,12 +57,12 @@ const DAMAGES: [Damage; 13] = [
     }),
     ("an ACL", |root| {
         let path = root.join("odd/attributes/acl file").display().to_string();
-        crate::stage::system("setfacl", &["-m", "u:1000:r", &path]);
+        system("setfacl", &["-m", "u:1000:r", &path]);
     }),
     ("a hard link that became a copy", |root| {
         let (link, plain) = (root.join("odd/links/a/two"), root.join("odd/links/a/one"));
         fs::remove_file(&link).unwrap();
-        crate::stage::system("cp", &["-a".as_ref(), plain.as_os_str(), link.as_os_str()]);
+        system("cp", &["-a".as_ref(), plain.as_os_str(), link.as_os_str()]);
     }),
     ("a symbolic link's target", |root| {
         fs::remove_file(root.join("odd/times/link")).unwrap();
@@ -76,9 +78,9 @@ const DAMAGES: [Damage; 13] = [
 ];
 
 #[test]
-fn comparison_accepts_a_perfect_copy_and_notices_every_damage() {
-    sprat_testkit::requires!(crate::stage::missing());
-    let folder = tempfile::TempDir::with_prefix("sprat-stage-").unwrap();
+fn comparison_accepts_a_perfect_copy_and_finds_every_damage() {
+    crate::requires!(crate::client_and_server::missing());
+    let folder = tempfile::TempDir::with_prefix("sprat-manifest-").unwrap();
     let [source, copy] = ["source", "copy"].map(|name| folder.path().join(name));
     fs::create_dir(&source).unwrap();
     let shape = Shape {
@@ -86,12 +88,12 @@ fn comparison_accepts_a_perfect_copy_and_notices_every_damage() {
         middle_files: 3,
         large_files: 0,
     };
-    tree::make(&source, shape, 1);
+    source_tree::make(&source, shape, 1);
     let should = Manifest::of(&source);
     let make_copy = || {
         let from = format!("{}/", source.display());
         let to = copy.display().to_string();
-        crate::stage::system(
+        system(
             "rsync",
             &[
                 "-aHAXS",
@@ -106,9 +108,9 @@ fn comparison_accepts_a_perfect_copy_and_notices_every_damage() {
     };
     for (what, damage) in DAMAGES {
         make_copy();
-        crate::stage::manifest::assert_same(&should, &copy, "a copy by rsync");
+        assert_same(&should, &copy, "a copy by rsync");
         damage(&copy);
         let differences = should.differences(&Manifest::of(&copy));
-        assert!(!differences.is_empty(), "not noticed: {what}");
+        assert!(!differences.is_empty(), "not found: {what}");
     }
 }
