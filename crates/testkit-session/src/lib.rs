@@ -1,6 +1,6 @@
 //! Sessions and containers for tests, by the library; never ships.
 //!
-//! Above: the tests of `cli`. Below: `luks`, and `testkit`.
+//! Above: the tests of `cli`. Below: `session`, `snapshot`, `luks`, `testkit`.
 //!
 //! Always true:
 //! - Touching a session or the header rebuilds only the tests that need this crate: it is a crate of
@@ -8,3 +8,4 @@
 #![forbid(unsafe_code)]
 
 pub mod plain_volume;
+pub mod session_harness;

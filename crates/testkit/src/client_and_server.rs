@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::leftovers::{self, Process};
@@ -249,7 +248,6 @@ impl Drop for ClientAndServer {
         for client in clients.filter(|client| !servers.contains(&client.pid)) {
             let _ = Pid::from_raw(client.pid).map(|pid| kill_process(pid, Signal::KILL));
         }
-        let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
-        let _ = rustix::mount::unmount(self.path("mounted"), flags);
+        self.machine.detach("mounted");
     }
 }

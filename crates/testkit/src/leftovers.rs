@@ -92,12 +92,22 @@ pub fn processes_of(markers: &[&[u8]]) -> Vec<Process> {
     found
 }
 
+/// The state letter of a process (proc(5)).
+fn state(pid: i32) -> char {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let behind_name = stat.rsplit_once(") ").map_or("?", |(_, rest)| rest);
+    behind_name.chars().next().unwrap_or('?')
+}
+
 /// One line for each process, mount and loop device of a test with a volume of `volume_bytes`.
 #[must_use]
 pub fn of(markers: &[&[u8]], volume_bytes: u64) -> Vec<String> {
     let mut left: Vec<String> = processes_of(markers)
         .iter()
-        .map(|process| format!("process {}: {}", process.pid, process.line()))
+        .map(|process| {
+            let (pid, line) = (process.pid, process.line());
+            format!("process {pid} in state {}: {line}", state(pid))
+        })
         .collect();
     left.extend(markers.iter().flat_map(|marker| mounts_of(marker)));
     left.extend(loops_of(volume_bytes));

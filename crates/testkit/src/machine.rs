@@ -16,6 +16,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -271,6 +272,12 @@ impl TestMachine {
     #[track_caller]
     pub fn nothing_is_left(&self) {
         leftovers::assert_gone(Duration::from_secs(10), || self.left());
+    }
+
+    /// Detaches the mount at `name`, if there is one, after a failed test.
+    pub fn detach(&self, name: &str) {
+        let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+        let _ = rustix::mount::unmount(self.path(name), flags);
     }
 
     fn left(&self) -> Vec<String> {

@@ -298,7 +298,7 @@ fn a_source_that_was_set_aside_gets_its_name_back_and_the_move_ends() {
     assert!(!names.contains(&"x.luks".to_owned()), "{names:?}");
     assert!(same_bytes(
         &scene.pristine,
-        &scene.machine.path(&format!("store/{aside}"))
+        &scene.machine.path(format!("store/{aside}"))
     ));
     let said = scene
         .machine

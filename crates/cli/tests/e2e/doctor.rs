@@ -60,7 +60,7 @@ fn doctor_reports_programs_that_start_but_fail() {
             "#!/bin/sh\necho 'error while loading shared libraries: libx.so' >&2\nexit 127\n";
         machine.write(&format!("bin/{program}"), text);
         fs::set_permissions(
-            machine.path(&format!("bin/{program}")),
+            machine.path(format!("bin/{program}")),
             fs::Permissions::from_mode(0o755),
         )
         .unwrap();

@@ -428,7 +428,7 @@ fn a_kept_header_of_another_place_is_told_as_that() {
     let ran = done(&machine, &of_d);
     let told = "of a place that isn't known any more";
     assert!(ran.stderr.contains(told), "{}", ran.whole());
-    assert!(machine.path(&format!("state/headers/{uuid}.luks")).exists());
+    assert!(machine.path(format!("state/headers/{uuid}.luks")).exists());
 }
 
 /// Changes the machine's container as another machine or a server can.

@@ -76,7 +76,7 @@ fn a_header_that_is_changed_before_the_container_is_held_is_read_again() {
         let mut header = vec![0; 16 << 20];
         let file = File::open(machine.path(name)).unwrap();
         file.read_exact_at(&mut header, 0).unwrap();
-        fs::write(machine.path(&format!("{name}.header")), header).unwrap();
+        fs::write(machine.path(format!("{name}.header")), header).unwrap();
     };
     let removed = |name: &str| {
         let other = machine.path("pass");
@@ -99,7 +99,7 @@ fn a_header_that_is_changed_before_the_container_is_held_is_read_again() {
     // This machine made neither change.
     for name in ["removed.luks", "another.luks"] {
         copy_sparse(&machine.path("pristine"), &container);
-        fs::copy(machine.path(&format!("{name}.header")), &header).unwrap();
+        fs::copy(machine.path(format!("{name}.header")), &header).unwrap();
         let swap = format!(
             "dd if={} of={} bs=1M conv=notrunc status=none",
             header.display(),

@@ -170,18 +170,12 @@ fn a_server_that_keeps_no_write_from_the_nth_on_is_noticed() {
     let forgetful = Forgetful::of(&machine);
     let states = ["store", "state", "cache"];
     for name in states {
-        copy_sparse(
-            &machine.path(name),
-            &machine.path(&format!("{name}-before")),
-        );
+        copy_sparse(&machine.path(name), &machine.path(format!("{name}-before")));
     }
     let begin_anew = || {
         for name in states {
             fs::remove_dir_all(machine.path(name)).unwrap();
-            copy_sparse(
-                &machine.path(&format!("{name}-before")),
-                &machine.path(name),
-            );
+            copy_sparse(&machine.path(format!("{name}-before")), &machine.path(name));
         }
     };
     machine.write("src/newest", sprat_testkit::machine::noise(200_000, 97));

@@ -154,7 +154,7 @@ fn a_backup_of_more_than_a_local_disk_holds_stops_in_order_before_it_is_full() {
     let ran = machine.sprat(&["trim", sprat_testkit::machine::CONTAINER]);
     assert_eq!(ran.code, 0, "{}", ran.whole());
     for file in 0..8 {
-        fs::remove_file(machine.path(&format!("src/large {file}"))).unwrap();
+        fs::remove_file(machine.path(format!("src/large {file}"))).unwrap();
     }
     let ran = machine.backup(&reserve);
     assert_eq!(ran.code, 0, "{}", ran.whole());

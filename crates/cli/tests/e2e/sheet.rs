@@ -343,7 +343,7 @@ fn lines_of_the_sheet_reach_the_server_without_the_configuration_in_hard_cases()
         command.args(["--cheap-kdf-for-tests", "--sheet", &format!("{name}.txt")]);
         let ran = machine.run(&mut command);
         assert_eq!(ran.code, 0, "{name}: {}", ran.whole());
-        let text = std::fs::read_to_string(machine.path(&format!("{name}.txt"))).unwrap();
+        let text = std::fs::read_to_string(machine.path(format!("{name}.txt"))).unwrap();
         let unknown = text.contains("NOT ON THIS SHEET");
         assert_eq!(
             unknown,

@@ -2,16 +2,16 @@
 
 use std::fs;
 
-use crate::bench::{Bench, fill, missing};
 use sprat_testkit::requires;
+use sprat_testkit_session::session_harness::{SessionHarness, fill, missing};
 
 #[test]
 fn without_the_capability_nothing_is_changed() {
     requires!(missing().or_else(|| sprat_testkit::needs::program("setpriv")));
-    let bench = Bench::local();
-    bench.create();
-    let before = fs::read(bench.container()).unwrap();
-    let target = bench.target().to_string();
+    let harness = SessionHarness::local();
+    harness.create();
+    let before = fs::read(harness.container()).unwrap();
+    let target = harness.target().to_string();
     // Whoever has the capability gives it away first.
     let mut command = std::process::Command::new("setpriv");
     command.args([
@@ -20,7 +20,7 @@ fn without_the_capability_nothing_is_changed() {
         "--inh-caps",
         "-sys_resource",
     ]);
-    let sprat = bench.command(&["grow", &target, "1T"]);
+    let sprat = harness.command(&["grow", &target, "1T"]);
     command.arg(sprat.get_program()).args(sprat.get_args());
     for (name, value) in sprat.get_envs() {
         command.env(name, value.unwrap());
@@ -30,27 +30,27 @@ fn without_the_capability_nothing_is_changed() {
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("CAP_SYS_RESOURCE"), "{said}");
     assert!(said.contains("nothing was changed"), "{said}");
-    assert!(before == fs::read(bench.container()).unwrap());
-    assert_eq!(bench.server_files(), ["x.luks"]);
+    assert!(before == fs::read(harness.container()).unwrap());
+    assert_eq!(harness.server_files(), ["x.luks"]);
 }
 
 /// What a grow leaves that was killed after its first step.
 #[test]
 fn a_file_that_is_longer_than_its_file_system_is_used_as_before() {
     requires!(missing());
-    let bench = Bench::local();
-    bench.create();
-    fill(&bench.path("source"), 10, 50_000, 7);
-    bench.backup().unwrap();
+    let harness = SessionHarness::local();
+    harness.create();
+    fill(&harness.path("source"), 10, 50_000, 7);
+    harness.backup().unwrap();
     let file = fs::File::options()
         .write(true)
-        .open(bench.container())
+        .open(harness.container())
         .unwrap();
-    file.set_len(bench.size_bytes / 4096 * 4096 + (1 << 30))
+    file.set_len(harness.size_bytes / 4096 * 4096 + (1 << 30))
         .unwrap();
-    bench.restore_and_compare();
-    fill(&bench.path("source/more"), 10, 50_000, 8);
-    bench.backup().unwrap();
-    bench.restore_and_compare();
-    bench.assert_clean();
+    harness.restore_and_compare();
+    fill(&harness.path("source/more"), 10, 50_000, 8);
+    harness.backup().unwrap();
+    harness.restore_and_compare();
+    harness.assert_clean();
 }

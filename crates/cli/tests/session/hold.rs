@@ -4,66 +4,69 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::bench::{Bench, Seen, assert_exit, fill, never, ssh_missing};
 use sprat::Exit;
 use sprat_session::address::Target;
 use sprat_session::interrupt::Interrupt;
 use sprat_session::{Access, Session};
 use sprat_testkit::requires;
+use sprat_testkit_session::session_harness::{
+    Observed, SessionHarness, assert_exit, fill, never, ssh_missing,
+};
 
 #[test]
 fn a_reader_who_spells_the_target_otherwise_respects_a_living_session() {
     requires!(ssh_missing());
-    let bench = Bench::ssh();
-    bench.create();
-    let writing = bench.open(Access::ReadWrite).unwrap();
-    let mut options = bench.options(Access::ReadOnly);
-    let text = format!("ssh://root@some.host{}", bench.container().display());
+    let harness = SessionHarness::ssh();
+    harness.create();
+    let writing = harness.open(Access::ReadWrite).unwrap();
+    let mut options = harness.options(Access::ReadOnly);
+    let text = format!("ssh://root@some.host{}", harness.container().display());
     options.target = Target::parse(&text, Path::new("/")).unwrap();
-    assert_ne!(options.target, bench.target());
+    assert_ne!(options.target, harness.target());
     let reading = Session::open(
         options.clone(),
-        &bench.secret,
-        &mut Seen::default(),
+        &harness.secret,
+        &mut Observed::default(),
         &never(),
     );
     assert_exit(reading, Exit::Locked);
-    writing.close(&mut Seen::default(), &never()).unwrap();
-    let reading = Session::open(options, &bench.secret, &mut Seen::default(), &never()).unwrap();
-    reading.close(&mut Seen::default(), &never()).unwrap();
-    bench.assert_nothing_remains();
+    writing.close(&mut Observed::default(), &never()).unwrap();
+    let reading =
+        Session::open(options, &harness.secret, &mut Observed::default(), &never()).unwrap();
+    reading.close(&mut Observed::default(), &never()).unwrap();
+    harness.assert_nothing_remains();
 }
 
 /// Kills a whole session while it writes.
-fn die_while_writing(bench: &Bench) {
-    fill(&bench.path("source"), 24, 1 << 20, 11);
-    let before = bench.allocated();
-    let target = bench.target().to_string();
-    let source = bench.path("source").display().to_string();
-    let mut session = bench
+fn die_while_writing(harness: &SessionHarness) {
+    fill(&harness.path("source"), 24, 1 << 20, 11);
+    let before = harness.allocated();
+    let target = harness.target().to_string();
+    let source = harness.path("source").display().to_string();
+    let mut session = harness
         .command(&["backup", &target, "--name", "docs", &source])
         .spawn()
         .unwrap();
     let begun = Instant::now();
-    while bench.allocated() < before + (2 << 20) {
+    while harness.allocated() < before + (2 << 20) {
         assert!(begun.elapsed() < Duration::from_secs(60));
         std::thread::sleep(Duration::from_millis(1));
     }
-    bench.kill(&["ssh", "volume-process", "worker", "backup", "rsync"]);
+    harness.kill(&["ssh", "volume-process", "worker", "backup", "rsync"]);
     session.wait().unwrap();
-    bench.assert_nothing_remains();
+    harness.assert_nothing_remains();
 }
 
 #[test]
 fn a_takeover_waits_from_when_all_of_the_dead_session_was_gone_and_can_be_interrupted() {
     requires!(ssh_missing());
-    let bench = Bench::ssh();
-    bench.create();
-    die_while_writing(&bench);
+    let harness = SessionHarness::ssh();
+    harness.create();
+    die_while_writing(&harness);
     let quiet_time = Duration::from_secs(4);
     std::thread::sleep(quiet_time);
     // How long ago the dead session sent last says nothing of when its ssh sent that.
-    let mut options = bench.options(Access::ReadWrite);
+    let mut options = harness.options(Access::ReadWrite);
     options.quiet_time = Duration::from_secs(600);
     let interrupt = Interrupt::never().unwrap();
     let later = interrupt.clone();
@@ -74,8 +77,8 @@ fn a_takeover_waits_from_when_all_of_the_dead_session_was_gone_and_can_be_interr
     let begun = Instant::now();
     let opened = Session::open(
         options.clone(),
-        &bench.secret,
-        &mut Seen::default(),
+        &harness.secret,
+        &mut Observed::default(),
         &interrupt,
     );
     assert_exit(opened, Exit::Interrupted);
@@ -84,13 +87,14 @@ fn a_takeover_waits_from_when_all_of_the_dead_session_was_gone_and_can_be_interr
         "{:?}",
         begun.elapsed()
     );
-    bench.assert_nothing_remains();
+    harness.assert_nothing_remains();
     options.quiet_time = quiet_time;
     let begun = Instant::now();
-    let session = Session::open(options, &bench.secret, &mut Seen::default(), &never()).unwrap();
+    let session =
+        Session::open(options, &harness.secret, &mut Observed::default(), &never()).unwrap();
     assert!(begun.elapsed() >= quiet_time, "{:?}", begun.elapsed());
-    session.close(&mut Seen::default(), &never()).unwrap();
-    assert_eq!(bench.server_files(), ["x.luks"], "no lock is left");
-    bench.assert_clean();
-    bench.assert_nothing_remains();
+    session.close(&mut Observed::default(), &never()).unwrap();
+    assert_eq!(harness.server_files(), ["x.luks"], "no lock is left");
+    harness.assert_clean();
+    harness.assert_nothing_remains();
 }

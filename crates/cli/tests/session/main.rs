@@ -9,7 +9,6 @@
 )]
 
 mod bad;
-mod bench;
 mod grow;
 mod hold;
 mod kill;

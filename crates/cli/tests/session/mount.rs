@@ -4,150 +4,152 @@ use std::fs;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::bench::{Bench, Seen, assert_exit, fill, missing, never, ssh_missing};
 use rustix::process::Signal;
 use sprat::{Exit, Failure};
 use sprat_session as session;
 use sprat_session::{Access, ClosedReport, Notice, Session};
 use sprat_testkit::{needs, requires};
+use sprat_testkit_session::session_harness::{
+    Observed, SessionHarness, assert_exit, fill, missing, never, ssh_missing,
+};
 
-fn mount(bench: &Bench, access: Access) -> Result<(), Failure> {
-    let mut options = bench.options(access);
+fn mount(harness: &SessionHarness, access: Access) -> Result<(), Failure> {
+    let mut options = harness.options(access);
     options.quiet_time = Duration::from_millis(200);
     session::mount(
         options,
-        &bench.secret,
-        &bench.path("mnt"),
-        &mut Seen::default(),
+        &harness.secret,
+        &harness.path("mnt"),
+        &mut Observed::default(),
         &never(),
     )
     .map(drop)
 }
 
-fn unmount(bench: &Bench) -> Result<ClosedReport, Failure> {
+fn unmount(harness: &SessionHarness) -> Result<ClosedReport, Failure> {
     session::unmount(
-        &bench.path("run"),
-        &bench.path("mnt"),
-        &mut Seen::default(),
+        &harness.path("run"),
+        &harness.path("mnt"),
+        &mut Observed::default(),
         &never(),
     )
 }
 
-fn with_a_snapshot(bench: Bench) -> Bench {
-    bench.create();
-    fill(&bench.path("source"), 5, 10_000, 21);
-    bench.backup().unwrap();
-    bench
+fn with_a_snapshot(harness: SessionHarness) -> SessionHarness {
+    harness.create();
+    fill(&harness.path("source"), 5, 10_000, 21);
+    harness.backup().unwrap();
+    harness
 }
 
 #[test]
 fn a_snapshot_is_read_through_a_mount_and_nothing_is_written() {
     requires!(ssh_missing());
-    let bench = with_a_snapshot(Bench::ssh());
-    let before = fs::read(bench.container()).unwrap();
-    mount(&bench, Access::ReadOnly).unwrap();
-    let seen = bench
+    let harness = with_a_snapshot(SessionHarness::ssh());
+    let before = fs::read(harness.container()).unwrap();
+    mount(&harness, Access::ReadOnly).unwrap();
+    let seen = harness
         .path("mnt/docs/latest")
-        .join(bench.path("source").strip_prefix("/").unwrap());
+        .join(harness.path("source").strip_prefix("/").unwrap());
     assert_eq!(
         fs::read(seen.join("d1/f1")).unwrap(),
-        fs::read(bench.path("source/d1/f1")).unwrap()
+        fs::read(harness.path("source/d1/f1")).unwrap()
     );
-    assert!(fs::write(bench.path("mnt/x"), "x").is_err());
+    assert!(fs::write(harness.path("mnt/x"), "x").is_err());
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    let ours = bench.path("mnt").display().to_string();
+    let ours = harness.path("mnt").display().to_string();
     let line = mounts.lines().find(|line| line.contains(&ours)).unwrap();
     assert!(line.contains("nosuid,nodev"), "{line}");
-    assert_exit(mount(&bench, Access::ReadOnly), Exit::Usage);
-    let closed = unmount(&bench).unwrap();
+    assert_exit(mount(&harness, Access::ReadOnly), Exit::Usage);
+    let closed = unmount(&harness).unwrap();
     assert_eq!(closed.volume.written_bytes, 0);
-    bench.assert_nothing_remains();
-    assert!(fs::read(bench.container()).unwrap() == before);
-    assert_exit(unmount(&bench), Exit::Failed);
+    harness.assert_nothing_remains();
+    assert!(fs::read(harness.container()).unwrap() == before);
+    assert_exit(unmount(&harness), Exit::Failed);
 }
 
 #[test]
 fn what_is_written_through_a_mount_is_there_after_it_ended() {
     requires!(ssh_missing());
-    let bench = with_a_snapshot(Bench::ssh());
-    mount(&bench, Access::ReadWrite).unwrap();
-    fs::write(bench.path("mnt/by-hand"), "kept").unwrap();
-    assert_exit(bench.open(Access::ReadWrite), Exit::Locked);
-    let closed = unmount(&bench).unwrap();
+    let harness = with_a_snapshot(SessionHarness::ssh());
+    mount(&harness, Access::ReadWrite).unwrap();
+    fs::write(harness.path("mnt/by-hand"), "kept").unwrap();
+    assert_exit(harness.open(Access::ReadWrite), Exit::Locked);
+    let closed = unmount(&harness).unwrap();
     assert!(closed.durable);
-    bench.assert_nothing_remains();
-    assert_eq!(bench.server_files(), ["x.luks"]);
+    harness.assert_nothing_remains();
+    assert_eq!(harness.server_files(), ["x.luks"]);
     // Ended by the stock command: the volume process closes in order all the same.
-    mount(&bench, Access::ReadWrite).unwrap();
-    assert_eq!(fs::read(bench.path("mnt/by-hand")).unwrap(), b"kept");
-    fs::write(bench.path("mnt/more"), "kept too").unwrap();
+    mount(&harness, Access::ReadWrite).unwrap();
+    assert_eq!(fs::read(harness.path("mnt/by-hand")).unwrap(), b"kept");
+    fs::write(harness.path("mnt/more"), "kept too").unwrap();
     let plain = Command::new("umount")
-        .arg(bench.path("mnt"))
+        .arg(harness.path("mnt"))
         .status()
         .unwrap();
     assert!(plain.success());
-    bench.assert_nothing_remains();
-    assert_eq!(bench.server_files(), ["x.luks"]);
-    mount(&bench, Access::ReadOnly).unwrap();
-    assert_eq!(fs::read(bench.path("mnt/more")).unwrap(), b"kept too");
-    unmount(&bench).unwrap();
-    bench.assert_nothing_remains();
+    harness.assert_nothing_remains();
+    assert_eq!(harness.server_files(), ["x.luks"]);
+    mount(&harness, Access::ReadOnly).unwrap();
+    assert_eq!(fs::read(harness.path("mnt/more")).unwrap(), b"kept too");
+    unmount(&harness).unwrap();
+    harness.assert_nothing_remains();
 }
 
 #[test]
 fn a_mount_whose_process_is_killed_goes_away() {
     requires!(missing());
-    let bench = with_a_snapshot(Bench::local());
+    let harness = with_a_snapshot(SessionHarness::local());
     for access in [Access::ReadOnly, Access::ReadWrite] {
-        mount(&bench, access).unwrap();
+        mount(&harness, access).unwrap();
         if access == Access::ReadWrite {
-            fs::write(bench.path("mnt/half"), vec![1; 1 << 20]).unwrap();
+            fs::write(harness.path("mnt/half"), vec![1; 1 << 20]).unwrap();
         }
-        assert_eq!(bench.kill(&["volume-process"]), 1);
-        bench.assert_nothing_remains();
-        assert_exit(unmount(&bench), Exit::Failed);
-        bench.assert_clean();
+        assert_eq!(harness.kill(&["volume-process"]), 1);
+        harness.assert_nothing_remains();
+        assert_exit(unmount(&harness), Exit::Failed);
+        harness.assert_clean();
     }
     // Without its keeper it serves on, and ends in order.
-    mount(&bench, Access::ReadWrite).unwrap();
-    assert_eq!(bench.kill(&["mount-keeper"]), 1);
-    fs::write(bench.path("mnt/kept"), "kept").unwrap();
-    unmount(&bench).unwrap();
-    bench.assert_nothing_remains();
-    bench.backup().unwrap();
-    bench.restore_and_compare();
+    mount(&harness, Access::ReadWrite).unwrap();
+    assert_eq!(harness.kill(&["mount-keeper"]), 1);
+    fs::write(harness.path("mnt/kept"), "kept").unwrap();
+    unmount(&harness).unwrap();
+    harness.assert_nothing_remains();
+    harness.backup().unwrap();
+    harness.restore_and_compare();
 }
 
 #[test]
 fn after_a_mount_for_writing_that_was_killed_nobody_is_accused() {
     requires!(missing());
-    let bench = with_a_snapshot(Bench::local());
-    mount(&bench, Access::ReadWrite).unwrap();
+    let harness = with_a_snapshot(SessionHarness::local());
+    mount(&harness, Access::ReadWrite).unwrap();
     // A person may remove any snapshot there.
-    let job = bench.path("mnt/docs");
+    let job = harness.path("mnt/docs");
     fs::remove_dir_all(fs::canonicalize(job.join("latest")).unwrap()).unwrap();
     fs::remove_file(job.join("latest")).unwrap();
     rustix::fs::syncfs(fs::File::open(&job).unwrap()).unwrap();
-    assert_eq!(bench.kill(&["volume-process"]), 1);
-    bench.assert_nothing_remains();
-    let mut seen = Seen::default();
-    let options = bench.options(Access::ReadWrite);
-    let session = Session::open(options, &bench.secret, &mut seen, &never()).unwrap();
+    assert_eq!(harness.kill(&["volume-process"]), 1);
+    harness.assert_nothing_remains();
+    let mut seen = Observed::default();
+    let options = harness.options(Access::ReadWrite);
+    let session = Session::open(options, &harness.secret, &mut seen, &never()).unwrap();
     session.close(&mut seen, &never()).unwrap();
     let elsewhere = |notice: &Notice| matches!(notice, Notice::WrittenElsewhere);
     assert!(!seen.notices.iter().any(elsewhere), "{:?}", seen.notices);
-    bench.backup().unwrap();
-    bench.restore_and_compare();
+    harness.backup().unwrap();
+    harness.restore_and_compare();
 }
 
 #[test]
 fn doctor_ends_while_a_mounted_volume_does_not_answer() {
     requires!(missing());
-    let bench = with_a_snapshot(Bench::local());
-    mount(&bench, Access::ReadOnly).unwrap();
+    let harness = with_a_snapshot(SessionHarness::local());
+    mount(&harness, Access::ReadOnly).unwrap();
     // As one whose line is down.
-    assert_eq!(bench.signal(&["volume-process"], Signal::STOP), 1);
-    let mut doctor = bench.command(&["doctor", "--json"]);
+    assert_eq!(harness.signal(&["volume-process"], Signal::STOP), 1);
+    let mut doctor = harness.command(&["doctor", "--json"]);
     let mut doctor = doctor.stdout(Stdio::piped()).spawn().unwrap();
     let until = Instant::now() + Duration::from_secs(60);
     let mut ended = false;
@@ -155,26 +157,26 @@ fn doctor_ends_while_a_mounted_volume_does_not_answer() {
         std::thread::sleep(Duration::from_millis(50));
         ended = doctor.try_wait().unwrap().is_some();
     }
-    bench.signal(&["volume-process"], Signal::CONT);
+    harness.signal(&["volume-process"], Signal::CONT);
     let said = doctor.wait_with_output().unwrap().stdout;
     assert!(ended, "it waited for the volume");
     let said: serde_json::Value = serde_json::from_slice(&said).unwrap();
-    let dir = bench.path("mnt").display().to_string();
+    let dir = harness.path("mnt").display().to_string();
     let found = said["findings"].as_array().unwrap().iter();
     let found = found
         .filter(|found| found["what"] == "mounted volumes")
         .find(|found| found["detail"].as_str().unwrap().contains(&dir));
     assert_eq!(found.unwrap()["state"], "fine", "{said}");
-    unmount(&bench).unwrap();
-    bench.assert_nothing_remains();
+    unmount(&harness).unwrap();
+    harness.assert_nothing_remains();
 }
 
 #[test]
 fn read_only_mount_can_not_be_made_writable() {
     requires!(missing());
-    let bench = with_a_snapshot(Bench::local());
-    mount(&bench, Access::ReadOnly).unwrap();
-    let mounted = bench.path("mnt");
+    let harness = with_a_snapshot(SessionHarness::local());
+    mount(&harness, Access::ReadOnly).unwrap();
+    let mounted = harness.path("mnt");
     let remounted = Command::new("mount")
         .args(["-o", "remount,rw"])
         .arg(&mounted)
@@ -186,20 +188,20 @@ fn read_only_mount_can_not_be_made_writable() {
     assert!(kept.is_err(), "a write succeeded; remount: {remounted}");
     // What is there can still be read.
     assert!(mounted.join("docs/latest").exists());
-    unmount(&bench).unwrap();
-    bench.assert_nothing_remains();
+    unmount(&harness).unwrap();
+    harness.assert_nothing_remains();
 }
 
 #[test]
 fn every_umount_of_one_mount_gets_its_one_result() {
     requires!(missing());
-    let bench = with_a_snapshot(Bench::local());
-    mount(&bench, Access::ReadWrite).unwrap();
-    fs::write(bench.path("mnt/x"), vec![7; 3 << 20]).unwrap();
+    let harness = with_a_snapshot(SessionHarness::local());
+    mount(&harness, Access::ReadWrite).unwrap();
+    fs::write(harness.path("mnt/x"), vec![7; 3 << 20]).unwrap();
     // All have found the mount before the first one ends it.
-    let user = fs::File::open(bench.path("mnt/x")).unwrap();
+    let user = fs::File::open(harness.path("mnt/x")).unwrap();
     std::thread::scope(|scope| {
-        let all: Vec<_> = (0..3).map(|_| scope.spawn(|| unmount(&bench))).collect();
+        let all: Vec<_> = (0..3).map(|_| scope.spawn(|| unmount(&harness))).collect();
         std::thread::sleep(Duration::from_millis(250));
         drop(user);
         for one in all {
@@ -210,59 +212,71 @@ fn every_umount_of_one_mount_gets_its_one_result() {
             );
         }
     });
-    bench.assert_nothing_remains();
-    let none = assert_exit(unmount(&bench), Exit::Failed);
+    harness.assert_nothing_remains();
+    let none = assert_exit(unmount(&harness), Exit::Failed);
     assert!(none.what.starts_with("no container is mounted"), "{none}");
 }
 
 #[test]
 fn umount_finds_its_mount_under_another_path_and_without_its_record() {
     requires!(missing());
-    let bench = with_a_snapshot(Bench::local());
-    let folder = bench.path("folder");
+    let harness = with_a_snapshot(SessionHarness::local());
+    let folder = harness.path("folder");
     let end = |dir: &std::path::Path| {
-        session::unmount(&bench.path("run"), dir, &mut Seen::default(), &never())
+        session::unmount(
+            &harness.path("run"),
+            dir,
+            &mut Observed::default(),
+            &never(),
+        )
     };
     let begin = |dir: &std::path::Path| {
         fs::create_dir_all(dir).unwrap();
-        let options = bench.options(Access::ReadWrite);
-        session::mount(options, &bench.secret, dir, &mut Seen::default(), &never()).unwrap();
+        let options = harness.options(Access::ReadWrite);
+        session::mount(
+            options,
+            &harness.secret,
+            dir,
+            &mut Observed::default(),
+            &never(),
+        )
+        .unwrap();
         fs::write(dir.join("x"), "x").unwrap();
     };
     begin(&folder.join("mnt"));
-    fs::rename(&folder, bench.path("renamed")).unwrap();
-    assert!(end(&bench.path("renamed/mnt")).unwrap().durable);
-    bench.assert_nothing_remains();
+    fs::rename(&folder, harness.path("renamed")).unwrap();
+    assert!(end(&harness.path("renamed/mnt")).unwrap().durable);
+    harness.assert_nothing_remains();
 
-    begin(&bench.path("mnt"));
-    fs::remove_dir_all(bench.path("run/mounts")).unwrap();
-    assert!(end(&bench.path("mnt")).unwrap().durable);
-    bench.assert_nothing_remains();
+    begin(&harness.path("mnt"));
+    fs::remove_dir_all(harness.path("run/mounts")).unwrap();
+    assert!(end(&harness.path("mnt")).unwrap().durable);
+    harness.assert_nothing_remains();
 }
 
 #[test]
 fn umount_names_the_other_place_where_the_volume_is_mounted() {
     requires!(missing());
-    let bench = with_a_snapshot(Bench::local());
-    mount(&bench, Access::ReadWrite).unwrap();
-    let other = bench.path("other");
+    let harness = with_a_snapshot(SessionHarness::local());
+    mount(&harness, Access::ReadWrite).unwrap();
+    let other = harness.path("other");
     fs::create_dir(&other).unwrap();
     let run = |program: &str, arguments: &[&std::path::Path]| {
         let ended = Command::new(program).args(arguments).status().unwrap();
         assert!(ended.success());
     };
-    run("mount", &["--bind".as_ref(), &bench.path("mnt"), &other]);
+    run("mount", &["--bind".as_ref(), &harness.path("mnt"), &other]);
     for _ in 0..2 {
         let begun = Instant::now();
-        let failure = assert_exit(unmount(&bench), Exit::Failed);
+        let failure = assert_exit(unmount(&harness), Exit::Failed);
         assert!(begun.elapsed() < Duration::from_secs(30));
         let place = format!("mounted at {}", other.display());
         assert!(failure.what.contains(&place), "{failure}");
     }
     fs::write(other.join("x"), "kept").unwrap();
     run("umount", &[&other]);
-    assert!(unmount(&bench).unwrap().durable);
-    bench.assert_nothing_remains();
+    assert!(unmount(&harness).unwrap().durable);
+    harness.assert_nothing_remains();
 }
 
 #[test]
@@ -272,17 +286,17 @@ fn umount_of_a_busy_mount_ends_while_a_network_mount_does_not_answer() {
             .or_else(|| needs::program("sshfs"))
             .or_else(needs::sftp_server_missing)
     );
-    let bench = with_a_snapshot(Bench::local());
-    mount(&bench, Access::ReadOnly).unwrap();
-    let net = bench.path("net");
+    let harness = with_a_snapshot(SessionHarness::local());
+    mount(&harness, Access::ReadOnly).unwrap();
+    let net = harness.path("net");
     fs::create_dir(&net).unwrap();
-    fs::write(bench.path("out/f"), "hello").unwrap();
-    let login = bench.path("login");
+    fs::write(harness.path("out/f"), "hello").unwrap();
+    let login = harness.path("login");
     let server = needs::sftp_server().unwrap();
     fs::write(&login, format!("#!/bin/sh\nexec {}\n", server.display())).unwrap();
     fs::set_permissions(&login, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let mut sshfs = Command::new("sshfs")
-        .arg(format!("host:{}", bench.path("out").display()))
+        .arg(format!("host:{}", harness.path("out").display()))
         .arg(&net)
         .arg("-f")
         .args(["-o", &format!("ssh_command={}", login.display())])
@@ -298,13 +312,13 @@ fn umount_of_a_busy_mount_ends_while_a_network_mount_does_not_answer() {
         .stdin(fs::File::open(net.join("f")).unwrap())
         .spawn()
         .unwrap();
-    let busy = fs::File::open(bench.path("mnt")).unwrap();
+    let busy = fs::File::open(harness.path("mnt")).unwrap();
     let pid = rustix::process::Pid::from_child(&sshfs);
     rustix::process::kill_process(pid, Signal::STOP).unwrap();
     // Attributes are remembered for a second.
     std::thread::sleep(Duration::from_millis(1500));
-    let mounted = bench.path("mnt").display().to_string();
-    let mut umount = bench.command(&["umount", &mounted]);
+    let mounted = harness.path("mnt").display().to_string();
+    let mut umount = harness.command(&["umount", &mounted]);
     let mut umount = umount.stderr(Stdio::piped()).spawn().unwrap();
     let until = Instant::now() + Duration::from_secs(20);
     let mut ended = None;
@@ -325,6 +339,6 @@ fn umount_of_a_busy_mount_ends_while_a_network_mount_does_not_answer() {
         "{said}"
     );
     drop(busy);
-    unmount(&bench).unwrap();
-    bench.assert_nothing_remains();
+    unmount(&harness).unwrap();
+    harness.assert_nothing_remains();
 }

@@ -4,31 +4,33 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
-use crate::bench::{Bench, Seen, fill, job, missing, never, ssh_missing};
 use sprat_session::{Access, Phase};
 use sprat_testkit::requires;
+use sprat_testkit_session::session_harness::{
+    Observed, SessionHarness, fill, job, missing, never, ssh_missing,
+};
 
-fn there_and_back(bench: &Bench) {
-    let created = bench.create();
+fn there_and_back(harness: &SessionHarness) {
+    let created = harness.create();
     assert!(created.sent_bytes < 20 << 20, "{created:?}");
-    assert_eq!(bench.server_files(), ["x.luks"]);
-    fill(&bench.path("source"), 40, 100_000, 1);
-    let (first, closed) = bench.backup().unwrap();
+    assert_eq!(harness.server_files(), ["x.luks"]);
+    fill(&harness.path("source"), 40, 100_000, 1);
+    let (first, closed) = harness.backup().unwrap();
     assert!(first.record.complete);
     assert!(closed.durable);
     assert!(closed.volume.written_bytes > 4_000_000);
-    assert_eq!(bench.server_files(), ["x.luks"], "the lock is given back");
-    bench.restore_and_compare();
+    assert_eq!(harness.server_files(), ["x.luks"], "the lock is given back");
+    harness.restore_and_compare();
 
-    fs::write(bench.path("source/d1/new"), "new").unwrap();
+    fs::write(harness.path("source/d1/new"), "new").unwrap();
     std::thread::sleep(std::time::Duration::from_millis(1100));
-    let (second, closed) = bench.backup().unwrap();
+    let (second, closed) = harness.backup().unwrap();
     assert_eq!(second.record.stats.transferred, 1, "{second:?}");
     assert!(closed.volume.written_bytes < 4_000_000, "{closed:?}");
-    bench.restore_and_compare();
+    harness.restore_and_compare();
 
-    let mut session = bench.open(Access::ReadOnly).unwrap();
-    let mut seen = Seen::default();
+    let mut session = harness.open(Access::ReadOnly).unwrap();
+    let mut seen = Observed::default();
     let entries = session.snapshots(&mut seen, &never()).unwrap();
     let names: Vec<_> = entries.iter().filter_map(|entry| entry.name).collect();
     assert_eq!(names, [first.name, second.name]);
@@ -40,41 +42,41 @@ fn there_and_back(bench: &Bench) {
         "a read-only session has nothing to make durable"
     );
     assert_eq!(closed.volume.written_bytes, 0);
-    bench.assert_clean();
-    bench.assert_nothing_remains();
+    harness.assert_clean();
+    harness.assert_nothing_remains();
 }
 
 #[test]
 fn a_local_container_is_backed_up_to_and_restored_from() {
     requires!(missing());
-    there_and_back(&Bench::local());
+    there_and_back(&SessionHarness::local());
 }
 
 #[test]
 fn a_container_behind_sshd_is_backed_up_to_and_restored_from() {
     requires!(ssh_missing());
-    there_and_back(&Bench::ssh());
+    there_and_back(&SessionHarness::ssh());
 }
 
 /// What is done to a container's file while a session writes to it; the session may not call that a success.
-fn a_container_that_is_lost_meanwhile(bench: &Bench, lose: impl Fn(&std::path::Path)) {
-    bench.create();
-    fill(&bench.path("source"), 3, 1000, 3);
-    let mut session = bench.open(Access::ReadWrite).unwrap();
+fn a_container_that_is_lost_meanwhile(harness: &SessionHarness, lose: impl Fn(&std::path::Path)) {
+    harness.create();
+    fill(&harness.path("source"), 3, 1000, 3);
+    let mut session = harness.open(Access::ReadWrite).unwrap();
     session
-        .take_snapshot(bench.spec(), &mut Seen::default(), &never())
+        .take_snapshot(harness.spec(), &mut Observed::default(), &never())
         .unwrap();
-    lose(&bench.container());
-    let closed = session.close(&mut Seen::default(), &never());
-    let failure = crate::bench::assert_exit(closed, sprat::Exit::Damaged);
+    lose(&harness.container());
+    let closed = session.close(&mut Observed::default(), &never());
+    let failure = sprat_testkit_session::session_harness::assert_exit(closed, sprat::Exit::Damaged);
     assert!(failure.what.contains("no longer the file"), "{failure:?}");
-    bench.assert_nothing_remains();
+    harness.assert_nothing_remains();
 }
 
 #[test]
 fn a_container_that_was_moved_away_meanwhile_is_no_success() {
     requires!(missing());
-    a_container_that_is_lost_meanwhile(&Bench::local(), |container| {
+    a_container_that_is_lost_meanwhile(&SessionHarness::local(), |container| {
         fs::rename(container, container.with_extension("moved")).unwrap();
     });
 }
@@ -82,7 +84,7 @@ fn a_container_that_was_moved_away_meanwhile_is_no_success() {
 #[test]
 fn a_container_that_another_file_stands_for_meanwhile_is_no_success() {
     requires!(missing());
-    a_container_that_is_lost_meanwhile(&Bench::local(), |container| {
+    a_container_that_is_lost_meanwhile(&SessionHarness::local(), |container| {
         let copy = container.with_extension("copy");
         let len = fs::metadata(container).unwrap().len();
         fs::File::create(&copy).unwrap().set_len(len).unwrap();
@@ -93,7 +95,7 @@ fn a_container_that_another_file_stands_for_meanwhile_is_no_success() {
 #[test]
 fn a_container_that_was_removed_on_the_server_meanwhile_is_no_success() {
     requires!(ssh_missing());
-    a_container_that_is_lost_meanwhile(&Bench::ssh(), |container| {
+    a_container_that_is_lost_meanwhile(&SessionHarness::ssh(), |container| {
         fs::remove_file(container).unwrap();
     });
 }
@@ -101,10 +103,10 @@ fn a_container_that_was_removed_on_the_server_meanwhile_is_no_success() {
 #[test]
 fn five_tebibytes_are_made_with_at_most_70_mib_sent() {
     requires!(ssh_missing());
-    let mut bench = Bench::ssh();
-    bench.size_bytes += 5 << 40;
+    let mut harness = SessionHarness::ssh();
+    harness.size_bytes += 5 << 40;
     let begun = std::time::Instant::now();
-    let created = bench.create();
+    let created = harness.create();
     let took = begun.elapsed();
     eprintln!("5 TiB: {} bytes sent in {took:?}", created.sent_bytes);
     assert!(
@@ -112,30 +114,30 @@ fn five_tebibytes_are_made_with_at_most_70_mib_sent() {
         "{} bytes",
         created.sent_bytes
     );
-    let file = fs::metadata(bench.container()).unwrap();
-    assert_eq!(file.len(), bench.size_bytes / 4096 * 4096);
+    let file = fs::metadata(harness.container()).unwrap();
+    assert_eq!(file.len(), harness.size_bytes / 4096 * 4096);
     assert!(
         file.blocks() * 512 <= 71 << 20,
         "{} on disk",
         file.blocks() * 512
     );
-    fill(&bench.path("source"), 5, 10_000, 2);
-    bench.backup().unwrap();
-    bench.restore_and_compare();
-    bench.assert_nothing_remains();
+    fill(&harness.path("source"), 5, 10_000, 2);
+    harness.backup().unwrap();
+    harness.restore_and_compare();
+    harness.assert_nothing_remains();
 }
 
 #[test]
 fn cryptsetup_opens_what_lies_on_the_server() {
     requires!(missing(), sprat_testkit::needs::program("cryptsetup"));
-    let bench = Bench::local();
-    bench.create();
-    let key = bench.path("key");
-    fs::write(&key, bench.secret.expose()).unwrap();
+    let harness = SessionHarness::local();
+    harness.create();
+    let key = harness.path("key");
+    fs::write(&key, harness.secret.expose()).unwrap();
     let output = Command::new("cryptsetup")
         .args(["open", "--test-passphrase", "--key-file"])
         .arg(&key)
-        .arg(bench.container())
+        .arg(harness.container())
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:?}");
@@ -144,12 +146,12 @@ fn cryptsetup_opens_what_lies_on_the_server() {
 #[test]
 fn no_name_and_no_content_reaches_the_server_in_plain() {
     requires!(ssh_missing());
-    let bench = Bench::ssh();
-    bench.create();
+    let harness = SessionHarness::ssh();
+    harness.create();
     let (name, content) = ("marker-of-a-name-7f3a", "marker-of-the-content-91bc");
-    fs::write(bench.path("source").join(name), content.repeat(5000)).unwrap();
-    let mut session = bench.open(Access::ReadWrite).unwrap();
-    let store = bench.path("store");
+    fs::write(harness.path("source").join(name), content.repeat(5000)).unwrap();
+    let mut session = harness.open(Access::ReadWrite).unwrap();
+    let store = harness.path("store");
     let mut looks = 0;
     let look = |looks: &mut u32| {
         for entry in fs::read_dir(&store).unwrap().flatten() {
@@ -158,10 +160,10 @@ fn no_name_and_no_content_reaches_the_server_in_plain() {
                 name,
                 content,
                 "docs",
-                bench.path("source").to_str().unwrap(),
+                harness.path("source").to_str().unwrap(),
             ] {
                 assert!(
-                    !crate::bench::contains(&bytes, marker.as_bytes()),
+                    !sprat_testkit::leftovers::contains(&bytes, marker.as_bytes()),
                     "{marker} in {:?}",
                     entry.file_name()
                 );
@@ -170,10 +172,10 @@ fn no_name_and_no_content_reaches_the_server_in_plain() {
         }
     };
     session
-        .take_snapshot(bench.spec(), &mut Seen::default(), &never())
+        .take_snapshot(harness.spec(), &mut Observed::default(), &never())
         .unwrap();
     look(&mut looks);
-    session.close(&mut Seen::default(), &never()).unwrap();
+    session.close(&mut Observed::default(), &never()).unwrap();
     look(&mut looks);
     assert!(looks >= 3, "the lock file was among what was looked at");
 }

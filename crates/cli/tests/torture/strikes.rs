@@ -184,7 +184,7 @@ impl Snapshots {
                 .as_str()
                 .unwrap()
                 .to_owned();
-            copy_sparse(&machine.path("src"), &machine.path(&format!("was/{name}")));
+            copy_sparse(&machine.path("src"), &machine.path(format!("was/{name}")));
             all.push(name);
         }
         let kept = all.split_off(2);
@@ -242,10 +242,10 @@ impl Snapshots {
         let source = machine.path("src");
         for name in &here {
             assert!(self.all.contains(name), "{at}: {name}");
-            let root = machine.path(&format!("offline/home/{name}"));
+            let root = machine.path(format!("offline/home/{name}"));
             let compared = Command::new("diff")
                 .arg("-r")
-                .arg(machine.path(&format!("was/{name}")))
+                .arg(machine.path(format!("was/{name}")))
                 .arg(root.join(source.strip_prefix("/").unwrap()))
                 .output()
                 .unwrap();

@@ -130,9 +130,9 @@ impl TestMachine {
     /// Copies folders of the machine, sparse, over what was there: `NAME + from` to `NAME + to`.
     pub fn copy_folders(&self, names: &[&str], from: &str, to: &str) {
         for name in names {
-            let to = self.path(&format!("{name}{to}"));
+            let to = self.path(format!("{name}{to}"));
             let _ = fs::remove_dir_all(&to);
-            copy_sparse(&self.path(&format!("{name}{from}")), &to);
+            copy_sparse(&self.path(format!("{name}{from}")), &to);
         }
     }
 }

@@ -12,7 +12,9 @@ use sprat_session::address::Target;
 use sprat_session::{Access, DoorWay, Session, UnlockWish, Unlocked, unlock};
 use sprat_testkit::{leases, requires};
 
-use crate::bench::{Bench, Seen, assert_exit, fill, never, ssh_missing};
+use sprat_testkit_session::session_harness::{
+    Observed, SessionHarness, assert_exit, fill, never, ssh_missing,
+};
 
 /// How long the server leaves writes unanswered after the takeover. By default a moment; `SPRAT_LATE_ANSWERS=15`
 /// is longer than an abort may take otherwise.
@@ -24,33 +26,34 @@ fn late_answers() -> Duration {
 #[test]
 fn who_lost_its_lease_leaves_its_list_before_the_answers_and_says_free_after_them() {
     requires!(ssh_missing());
-    let mut bench = Bench::ssh();
-    bench.create();
-    fill(&bench.path("source"), 10, 8 << 20, 53);
-    let mut options = bench.options(Access::ReadWrite);
+    let mut harness = SessionHarness::ssh();
+    harness.create();
+    fill(&harness.path("source"), 10, 8 << 20, 53);
+    let mut options = harness.options(Access::ReadWrite);
     options.write_buffer_bytes_max = 32 << 20;
-    let mut first = Session::open(options, &bench.secret, &mut Seen::default(), &never()).unwrap();
-    let lease = leases::held(&bench.path("store")).pop().unwrap();
-    let taken = |bench: &Bench| {
-        fs::metadata(bench.container())
+    let mut first =
+        Session::open(options, &harness.secret, &mut Observed::default(), &never()).unwrap();
+    let lease = leases::held(&harness.path("store")).pop().unwrap();
+    let taken = |harness: &SessionHarness| {
+        fs::metadata(harness.container())
             .map(|about| about.blocks())
             .unwrap()
     };
-    let before = taken(&bench);
-    let spec = bench.spec();
+    let before = taken(&harness);
+    let spec = harness.spec();
     let sending = thread::spawn(move || {
-        let taken = first.take_snapshot(spec, &mut Seen::default(), &never());
-        let closed = first.close(&mut Seen::default(), &never());
+        let taken = first.take_snapshot(spec, &mut Observed::default(), &never());
+        let closed = first.close(&mut Observed::default(), &never());
         taken.map(drop).and(closed.map(drop))
     });
     let enough = before + (4 << 20) / 512;
     // On a busy machine the further connections come up late.
-    while taken(&bench) < enough || bench.sshd().sftp_server_pids().len() < 2 {
+    while taken(&harness) < enough || harness.sshd().sftp_server_pids().len() < 2 {
         assert!(!sending.is_finished(), "it ended too early");
         thread::sleep(Duration::from_millis(10));
     }
     // All but the first one, which leases are read through.
-    let mut data = bench.sshd().sftp_server_pids();
+    let mut data = harness.sshd().sftp_server_pids();
     data.sort_unstable();
     let data = data.split_off(1);
     let signal = |signal| {
@@ -61,11 +64,11 @@ fn who_lost_its_lease_leaves_its_list_before_the_answers_and_says_free_after_the
     signal(Signal::STOP);
     // What is sent from now on gets no answer.
     thread::sleep(Duration::from_millis(500));
-    let store = bench.path("store");
-    let mut elsewhere = bench.options(Access::ReadWrite);
-    elsewhere.state_dir = bench.path("other-state");
+    let store = harness.path("store");
+    let mut elsewhere = harness.options(Access::ReadWrite);
+    elsewhere.state_dir = harness.path("other-state");
     elsewhere.target =
-        Target::parse(&bench.container().display().to_string(), Path::new("/")).unwrap();
+        Target::parse(&harness.container().display().to_string(), Path::new("/")).unwrap();
     let wish = UnlockWish {
         force: true,
         is_off: true,
@@ -92,13 +95,13 @@ fn who_lost_its_lease_leaves_its_list_before_the_answers_and_says_free_after_the
     signal(Signal::CONT);
     assert_exit(sending.join().unwrap(), Exit::Locked);
     assert!(is_free(), "all is answered");
-    bench.assert_nothing_remains();
+    harness.assert_nothing_remains();
 }
 
 /// A machine that is gone holds the container.
-fn held_by_another(bench: &Bench, host: &str) {
-    let store = sprat_store::LocalStore::open(&bench.path("store")).unwrap();
-    let state = bench.path("out").join(host);
+fn held_by_another(harness: &SessionHarness, host: &str) {
+    let store = sprat_store::LocalStore::open(&harness.path("store")).unwrap();
+    let state = harness.path("out").join(host);
     fs::create_dir(&state).unwrap();
     let record = sprat_store::WriteJournal::open(&state, "id").unwrap();
     let owner = sprat_store::OwnerNote {
@@ -134,8 +137,8 @@ impl Unlocking {
     }
 }
 
-fn start_unlock(bench: &Bench, silence_s: u64, reconnect_max: Duration) -> Unlocking {
-    let mut options = bench.options(Access::ReadWrite);
+fn start_unlock(harness: &SessionHarness, silence_s: u64, reconnect_max: Duration) -> Unlocking {
+    let mut options = harness.options(Access::ReadWrite);
     options.reconnect_max = reconnect_max;
     let wish = UnlockWish {
         watch: Duration::ZERO,
@@ -155,20 +158,20 @@ fn start_unlock(bench: &Bench, silence_s: u64, reconnect_max: Duration) -> Unloc
 
 #[test]
 fn an_unlock_that_loses_its_lease_while_it_waits_answers_who_took_over() {
-    requires!(crate::bench::missing());
-    let bench = Bench::local();
-    bench.create();
+    requires!(sprat_testkit_session::session_harness::missing());
+    let harness = SessionHarness::local();
+    harness.create();
     // Else the kernel says at once that nobody writes.
     let _open = fs::File::options()
         .write(true)
-        .open(bench.container())
+        .open(harness.container())
         .unwrap();
-    held_by_another(&bench, "one");
-    let waits = start_unlock(&bench, 600, Duration::ZERO);
+    held_by_another(&harness, "one");
+    let waits = start_unlock(&harness, 600, Duration::ZERO);
     waits.wait_for("no answer of the session");
-    let lease = leases::held(&bench.path("store")).pop().unwrap();
-    let mut elsewhere = bench.options(Access::ReadWrite);
-    elsewhere.state_dir = bench.path("other-state");
+    let lease = leases::held(&harness.path("store")).pop().unwrap();
+    let mut elsewhere = harness.options(Access::ReadWrite);
+    elsewhere.state_dir = harness.path("other-state");
     let wish = UnlockWish {
         force: true,
         is_off: true,
@@ -188,23 +191,23 @@ fn an_unlock_that_loses_its_lease_while_it_waits_answers_who_took_over() {
 #[test]
 fn an_unlock_that_waits_bears_lost_connections_and_a_server_that_is_away_for_a_while() {
     requires!(ssh_missing());
-    let mut bench = Bench::ssh();
-    bench.create();
+    let mut harness = SessionHarness::ssh();
+    harness.create();
     // Else the server's kernel says at once that nobody writes.
     let _open = fs::File::options()
         .write(true)
-        .open(bench.container())
+        .open(harness.container())
         .unwrap();
-    held_by_another(&bench, "one");
-    let unlocking = start_unlock(&bench, 8, Duration::from_secs(60));
+    held_by_another(&harness, "one");
+    let unlocking = start_unlock(&harness, 8, Duration::from_secs(60));
     unlocking.wait_for("took it over");
     for _ in 0..8 {
-        bench.sshd().kill_sessions();
+        harness.sshd().kill_sessions();
         thread::sleep(Duration::from_millis(150));
     }
-    bench.sshd().stop();
+    harness.sshd().stop();
     thread::sleep(Duration::from_secs(2));
-    bench.sshd().restart().unwrap();
+    harness.sshd().restart().unwrap();
     unlocking.wait_for("answers again");
     // Once for each reason, not for each attempt.
     assert!((1..12).contains(&unlocking.count("does not answer")));
@@ -212,16 +215,16 @@ fn an_unlock_that_waits_bears_lost_connections_and_a_server_that_is_away_for_a_w
     let done = unlocking.thread.join().unwrap().unwrap();
     assert_eq!(done.ways[0].1, DoorWay::Silent);
     // One that stays away ends it; the lease stays.
-    held_by_another(&bench, "two");
-    let unlocking = start_unlock(&bench, 600, Duration::from_secs(2));
+    held_by_another(&harness, "two");
+    let unlocking = start_unlock(&harness, 600, Duration::from_secs(2));
     unlocking.wait_for("took it over");
-    bench.sshd().stop();
+    harness.sshd().stop();
     let begun = Instant::now();
     let failure = unlocking.thread.join().unwrap().unwrap_err();
     assert!(begun.elapsed() < Duration::from_secs(30));
     assert_eq!(failure.exit, Exit::Unreachable, "{failure:?}");
     assert!(failure.hint.unwrap().contains("Run `sprat unlock` again"));
-    let store = sprat_store::LocalStore::open(&bench.path("store")).unwrap();
+    let store = sprat_store::LocalStore::open(&harness.path("store")).unwrap();
     let name = sprat_store::FileName::new("x.luks").unwrap();
     let left = sprat_store::lock::inspect(&store, &name, None).unwrap();
     assert_eq!(left.held.unwrap().waits_for.len(), 1, "it stays taken over");
