@@ -123,8 +123,7 @@ fn what_is_missing_or_asked_twice_shows_commands_and_none_of_sprats_own() {
     }
     let help = machine.sprat(&["--help"]);
     for asked in [&["help", "--help"][..], &["help", "-h"], &["help"]] {
-        let ran = machine.sprat(asked);
-        assert_eq!(ran.code, 0, "{}", ran.whole());
+        let ran = machine.ok(asked);
         assert!(help.stdout.contains("Exit codes:") && ran.stdout.contains("Exit codes:"));
     }
 }
@@ -148,8 +147,7 @@ fn every_command_has_a_help_with_an_example() {
         "completions",
     ];
     for command in commands {
-        let ran = machine.sprat(&[command, "--help"]);
-        assert_eq!(ran.code, 0, "{}", ran.whole());
+        let ran = machine.ok(&[command, "--help"]);
         assert!(
             ran.stdout.contains(&format!("  sprat {command}")),
             "{}",

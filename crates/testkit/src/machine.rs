@@ -26,6 +26,19 @@ use crate::program;
 /// The container that most tests use, as an argument.
 pub const CONTAINER: &str = "store/x.luks";
 
+/// Makes keys and containers with a weak key derivation, for tests.
+pub const CHEAP: &str = "--cheap-kdf-for-tests";
+
+/// Adds the passphrase of the file `pass`, which [`TestMachine::small`] writes.
+pub const ADD_PASSPHRASE: [&str; 6] = [
+    "key",
+    "add",
+    CONTAINER,
+    CHEAP,
+    "--new-passphrase-file",
+    "pass",
+];
+
 /// Folders and settings that no other test uses; removed on drop.
 #[derive(Debug)]
 pub struct TestMachine {
@@ -137,7 +150,13 @@ impl TestMachine {
         self.run(self.command().args(arguments))
     }
 
-    /// The same as a user who is not root.
+    /// The same; the exit code must be 0.
+    #[track_caller]
+    pub fn ok<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Ran {
+        self.sprat(arguments).succeeded()
+    }
+
+    /// Runs sprat as a user who is not root.
     pub fn sprat_as_nobody(&self, arguments: &[&str]) -> Ran {
         let program = self.path("sprat");
         if !program.exists() {
@@ -197,6 +216,13 @@ impl Ran {
         self.whole()
     }
 
+    /// The same run, after a check that the exit code is 0.
+    #[track_caller]
+    pub fn succeeded(self) -> Self {
+        assert_eq!(self.code, 0, "{}", self.whole());
+        self
+    }
+
     /// stdout as JSON.
     #[track_caller]
     pub fn json(&self) -> serde_json::Value {
@@ -217,14 +243,23 @@ impl TestMachine {
         machine
     }
 
+    /// A machine with a container of 64 MiB, its key file, and the recovery key, which is in the file
+    /// `recovery` as well. The file `pass` has a passphrase to be added.
+    #[must_use]
+    pub fn small() -> (Self, String) {
+        let machine = Self::new();
+        let recovery = machine.init(&[CONTAINER, "--size", "64M"]);
+        machine.write("recovery", &recovery);
+        machine.write("pass", "correct horse battery");
+        (machine, recovery)
+    }
+
     /// Makes a container with a weak key derivation and returns the recovery key.
     #[track_caller]
     pub fn init(&self, arguments: &[&str]) -> String {
-        let mut all = vec!["init", "--json", "--cheap-kdf-for-tests"];
+        let mut all = vec!["init", "--json", CHEAP];
         all.extend(arguments);
-        let ran = self.sprat(&all);
-        assert_eq!(ran.code, 0, "{}", ran.whole());
-        let recovery_key = &ran.json()["recovery_sheet"]["recovery_key"];
+        let recovery_key = &self.ok(&all).json()["recovery_sheet"]["recovery_key"];
         recovery_key.as_str().unwrap().to_owned()
     }
 
@@ -242,8 +277,7 @@ impl TestMachine {
         let to_text = to.path().to_str().unwrap();
         let mut all = vec!["restore", CONTAINER, "home", "--to", to_text];
         all.extend(more);
-        let ran = self.sprat(&all);
-        assert_eq!(ran.code, 0, "{}", ran.whole());
+        self.ok(&all);
         let source = self.path("src");
         let back = to.path().join(source.strip_prefix("/").unwrap());
         program::system(

@@ -136,10 +136,10 @@ fn two_runs_at_once_are_told_which_container_is_open() {
     requires!(needs::root());
     let machine = TestMachine::with_container();
     fs::create_dir(machine.path("mnt")).unwrap();
-    assert_eq!(machine.sprat(&["mount", CONTAINER, "mnt"]).code, 0);
+    machine.ok(&["mount", CONTAINER, "mnt"]);
     let ran = machine.backup(&[]);
     let text = ran.failed_with(11);
-    assert_eq!(machine.sprat(&["umount", "mnt"]).code, 0);
+    machine.ok(&["umount", "mnt"]);
     assert_snapshot!(text, @r"
     exit 11
     --- stderr
@@ -158,11 +158,9 @@ fn sources_with_dots_keep_one_path() {
     fs::create_dir_all(machine.path("source/deep")).unwrap();
     machine.write("source/file", "content");
     let up = machine.path("source/deep/../../source");
-    let ran = machine.sprat(&["backup", CONTAINER, "--name", "dots", &up.to_string_lossy()]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.ok(&["backup", CONTAINER, "--name", "dots", &up.to_string_lossy()]);
     let what = format!("dots:{}", machine.path("source/file").display());
-    let ran = machine.sprat(&["restore", CONTAINER, &what, "--to", "back"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.ok(&["restore", CONTAINER, &what, "--to", "back"]);
     assert_eq!(fs::read(machine.path("back/file")).unwrap(), b"content");
     let gone = machine.path("nowhere/../source");
     let ran = machine.sprat(&[
@@ -196,7 +194,7 @@ fn init_never_overwrites() {
     Hint: init never overwrites, and nothing was changed. Choose another name, or remove the old container on the server yourself. If an init made it that was cut off before it showed the sheet: `sprat key add TARGET --new-recovery` makes a recovery key and shows one. If its key file is lost: the recovery key on the sheet opens it
     ");
     assert_eq!(fs::read(machine.path("config/keys/x.key")).unwrap(), key);
-    assert_eq!(machine.sprat(&["snapshots", CONTAINER]).code, 0);
+    machine.ok(&["snapshots", CONTAINER]);
     machine.write("store/y.luks", "somebody's file");
     let ran = machine.sprat(&[
         "init",
@@ -261,8 +259,7 @@ fn one_damaged_header_copy_is_told_and_two_are_refused() {
     let machine = TestMachine::with_container();
     let file = machine.container_file();
     file.write_all_at(&[0xff; 64], 4096).unwrap();
-    let ran = machine.backup(&[]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = machine.backup(&[]).succeeded();
     let warning = ran
         .stderr
         .lines()
@@ -322,8 +319,7 @@ fn new_machine_trusts_once_and_tells_the_fingerprint() {
     requires!(needs::root());
     let machine = TestMachine::with_container();
     fs::remove_dir_all(machine.path("state")).unwrap();
-    let first = machine.sprat(&["snapshots", CONTAINER]);
-    assert_eq!(first.code, 0, "{}", first.whole());
+    let first = machine.ok(&["snapshots", CONTAINER]);
     assert!(first.stderr.contains("fingerprint "), "{}", first.whole());
     let second = machine.sprat(&["snapshots", CONTAINER]);
     assert!(!second.stderr.contains("fingerprint"), "{}", second.whole());
@@ -402,7 +398,7 @@ fn job_snapshot_or_path_that_is_not_there() {
     --- stdout
     no snapshots yet
     ");
-    assert_eq!(machine.backup(&[]).code, 0);
+    machine.backup(&[]).succeeded();
     let restore = |what: &str| {
         machine
             .sprat(&["restore", CONTAINER, what, "--to", "back"])
@@ -516,8 +512,7 @@ fn a_root_that_is_no_mount_point() {
     let found = doctor["findings"].as_array().unwrap().iter();
     let mut found = found.filter(|found| found["what"] == "namespaces");
     assert_eq!(found.next().unwrap()["state"], "missing");
-    let ran = within("mount --bind $R $R", &backup);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    within("mount --bind $R $R", &backup).succeeded();
     machine.nothing_is_left();
     machine.restores_whole(&[]);
 }
@@ -537,11 +532,9 @@ fn mount_points_that_are_in_use_or_nobodys() {
         let refused = machine.sprat(&["mount", CONTAINER, own]).failed_with(2);
         assert!(refused.contains("that would hide the"), "{refused}");
     }
-    let mounted = machine.sprat(&["mount", CONTAINER, "mnt"]);
-    assert_eq!(mounted.code, 0, "{}", mounted.whole());
+    machine.ok(&["mount", CONTAINER, "mnt"]);
     let again = machine.sprat(&["mount", CONTAINER, "mnt"]);
-    let ended = machine.sprat(&["umount", "mnt"]);
-    assert_eq!(ended.code, 0, "{}", ended.whole());
+    machine.ok(&["umount", "mnt"]);
     assert_snapshot!(again.failed_with(2), @r"
     exit 2
     --- stderr
@@ -553,13 +546,14 @@ fn mount_points_that_are_in_use_or_nobodys() {
 fn check_finds_its_programs_with_the_path_that_cron_has() {
     requires!(needs::root());
     let machine = TestMachine::with_container();
-    let ran = machine.run(
-        machine
-            .command()
-            .env("PATH", "/usr/bin:/bin")
-            .args(["check", CONTAINER]),
-    );
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine
+        .run(
+            machine
+                .command()
+                .env("PATH", "/usr/bin:/bin")
+                .args(["check", CONTAINER]),
+        )
+        .succeeded();
 }
 
 #[test]
@@ -579,7 +573,7 @@ fn login_without_a_path_makes_no_local_container() {
 fn state_folder_that_can_not_be_written_stops_no_reading() {
     requires!(needs::root(), needs::program("unshare"));
     let machine = TestMachine::with_container();
-    assert_eq!(machine.backup(&[]).code, 0);
+    machine.backup(&[]).succeeded();
     // As on a root file system that was remounted read-only, and on one without a free byte.
     let read_only = "mount --bind state state && mount -o remount,ro,bind state && exec \"$@\"";
     let full = "cp -a state kept && mount -t tmpfs -o size=4m,mode=700 t state && \

@@ -68,7 +68,7 @@ fn server_disk_full_during_backup_harms_no_snapshot_and_the_next_run_goes_on() {
     let disk = Tmpfs::mount(&machine.path("store"), 40);
     machine.init(&[CONTAINER, "--size", "1G"]);
     machine.write("src/a", "alpha\n");
-    assert_eq!(machine.backup(&[]).code, 0);
+    machine.backup(&[]).succeeded();
     machine.write("src/large", noise(80 << 20, 1));
     let ran = machine.backup(&[]);
     assert_snapshot!(without_numbers(&ran.failed_with(1)), @r"
@@ -88,8 +88,7 @@ fn server_disk_full_during_backup_harms_no_snapshot_and_the_next_run_goes_on() {
     machine.restores_whole(&[]);
     disk.remount("size=400m");
     machine.write("src/large", large);
-    let ran = machine.backup(&[]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.backup(&[]).succeeded();
     machine.restores_whole(&[]);
 }
 
@@ -99,7 +98,7 @@ fn volume_full_harms_no_snapshot_and_the_next_run_goes_on() {
     let machine = TestMachine::new();
     machine.init(&[CONTAINER, "--size", "80M"]);
     machine.write("src/a", "alpha\n");
-    assert_eq!(machine.backup(&[]).code, 0);
+    machine.backup(&[]).succeeded();
     machine.write("src/large", noise(90 << 20, 2));
     let ran = machine.backup(&[]);
     assert_snapshot!(without_numbers(&ran.failed_with(1)), @r"
@@ -111,8 +110,7 @@ fn volume_full_harms_no_snapshot_and_the_next_run_goes_on() {
     Hint: Older snapshots are complete, and what was copied is kept for the next run. Enlarge the volume with `sprat grow`, or free space with `sprat prune`. If interrupted runs fill the volume, `sprat prune --drop-interrupted` removes what they copied.
     ");
     machine.write("src/large", noise(1 << 20, 3));
-    let ran = machine.backup(&[]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.backup(&[]).succeeded();
     machine.restores_whole(&[]);
     machine.nothing_is_left();
 }
@@ -151,7 +149,7 @@ fn dirty_journal_on_a_full_and_read_only_disk_still_restores() {
     let disk = Tmpfs::mount(&machine.path("store"), 200);
     machine.init(&[CONTAINER, "--size", "1G"]);
     machine.write("src/a", "alpha\n");
-    assert_eq!(machine.backup(&[]).code, 0);
+    machine.backup(&[]).succeeded();
     killed_backup(&machine);
     // As little room as there can be, and no right to write.
     let fill = noise(200 << 20, 5);
@@ -163,8 +161,7 @@ fn dirty_journal_on_a_full_and_read_only_disk_still_restores() {
     let ran = machine.backup(&[]);
     assert_eq!(ran.code, 1, "{}", ran.whole());
     disk.remount("rw");
-    let ran = machine.backup(&[]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.backup(&[]).succeeded();
     machine.restores_whole(&[]);
 }
 
@@ -185,7 +182,7 @@ fn interrupted(machine: &TestMachine, arguments: &[&str], wait_ms: u64, round: u
 fn interrupt_at_any_moment_ends_in_order_with_130() {
     requires!(needs::root());
     let machine = TestMachine::with_container();
-    assert_eq!(machine.backup(&[]).code, 0);
+    machine.backup(&[]).succeeded();
     let mut codes = Vec::new();
     for (round, wait_ms) in [0, 10, 25, 50, 80, 120, 180, 250, 350, 500, 700]
         .into_iter()
@@ -206,8 +203,7 @@ fn interrupt_at_any_moment_ends_in_order_with_130() {
         machine.nothing_is_left();
     }
     assert!(codes.contains(&Some(130)), "{codes:?}");
-    let ran = machine.backup(&[]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.backup(&[]).succeeded();
     machine.restores_whole(&[]);
 }
 

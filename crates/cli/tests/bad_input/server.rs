@@ -141,9 +141,9 @@ fn server_without_fsync_is_refused_unless_insisted() {
     Hint: nothing was changed. Use an OpenSSH server, or insist with --insist-without-fsync: then a crash of the server can cost the whole container. The new key file [DIR]/config/keys/x.key is kept; the next init uses it
     ");
     let insist = [&init[..], &["--insist-without-fsync"]].concat();
-    assert_eq!(remote.sprat(&insist).code, 0);
+    remote.ok(&insist);
     assert_eq!(remote.backup().code, 1);
-    let ran = remote.sprat(&[
+    let ran = remote.ok(&[
         "backup",
         "TARGET",
         "--name",
@@ -151,7 +151,6 @@ fn server_without_fsync_is_refused_unless_insisted() {
         "src",
         "--insist-without-fsync",
     ]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
     assert!(ran.stdout.contains("can't tell"), "{}", ran.whole());
 }
 
@@ -160,7 +159,7 @@ fn read_only_account_restores_and_refuses_to_back_up() {
     requires!(openssh::missing());
     let remote = RemoteMachine::start(&OpenSshOptions::default());
     remote.init();
-    assert_eq!(remote.backup().code, 0);
+    remote.backup().succeeded();
     let RemoteMachine { machine, sshd, .. } = remote;
     drop(sshd);
     let options = OpenSshOptions {
@@ -176,8 +175,7 @@ fn read_only_account_restores_and_refuses_to_back_up() {
       1: ssh://127.0.0.1[DIR]/store seems to let this account only read: it offers no fsync and refuses removals
     Hint: nothing was changed; restore and mount work all the same. To write, the account needs a server that lets it
     ");
-    let ran = remote.sprat(&["restore", "TARGET", "home", "--to", "back"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    remote.ok(&["restore", "TARGET", "home", "--to", "back"]);
     let back = remote
         .machine
         .path("back")

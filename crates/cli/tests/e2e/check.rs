@@ -18,11 +18,9 @@ fn a_whole_container_checks_clean_and_is_not_written_to() {
         .unwrap()
         .modified()
         .unwrap();
-    let quick = check(&machine, &[]);
-    assert_eq!(quick.code, 0, "{}", quick.whole());
+    let quick = check(&machine, &[]).succeeded();
     assert_eq!(quick.json()["file_system"]["clean"], true);
-    let read = check(&machine, &["--read-data"]);
-    assert_eq!(read.code, 0, "{}", read.whole());
+    let read = check(&machine, &["--read-data"]).succeeded();
     let files = &read.json()["files"];
     // Each file once, however many snapshots link it: a, other, victim, and two records.
     assert_eq!(
@@ -32,8 +30,7 @@ fn a_whole_container_checks_clean_and_is_not_written_to() {
     assert_eq!(files["files_known"], 0);
     let again = check(&machine, &["--read-data"]).json();
     assert_eq!(again["files"]["files_known"], 5);
-    let source = check(&machine, &["--against-source", "home"]);
-    assert_eq!(source.code, 0, "{}", source.whole());
+    let source = check(&machine, &["--against-source", "home"]).succeeded();
     let files = &source.json()["files"];
     assert_eq!(files["same"], 3);
     assert_eq!(files["lacking_unknown"], serde_json::Value::Null);
@@ -186,8 +183,7 @@ fn a_check_that_ran_out_of_time_goes_on_at_the_next() {
 fn what_was_read_of_one_copy_counts_for_no_other() {
     requires!(needs::root());
     let machine = with_two_snapshots();
-    let copied = machine.sprat(&["copy", CONTAINER, "store/c.luks"]);
-    assert_eq!(copied.code, 0, "{}", copied.whole());
+    machine.ok(&["copy", CONTAINER, "store/c.luks"]);
     let begun = check(&machine, &["--read-data", "--max-duration", "0"]).json();
     assert_eq!(begun["files"]["files_read"], 1);
     let of_copy = ["check", "store/c.luks", "--read-data", "--json"];
@@ -271,8 +267,7 @@ fn an_error_that_the_file_system_met_is_damage_at_the_end_and_at_each_beginning(
     requires!(client_and_server::missing());
     let machine = with_two_snapshots();
     fs::create_dir(machine.path("mnt")).unwrap();
-    let mounted = machine.sprat(&["mount", CONTAINER, "mnt", "--rw"]);
-    assert_eq!(mounted.code, 0, "{}", mounted.whole());
+    machine.ok(&["mount", CONTAINER, "mnt", "--rw"]);
     let met = meet_an_error(&machine.path("mnt"));
     let ended = machine.sprat(&["umount", "mnt"]);
     if needs::skip((!met).then(|| "the kernel has no trigger_fs_error".to_owned())) {
@@ -336,12 +331,11 @@ fn a_container_with_two_names_is_written_to_under_neither() {
             );
         }
         let reading = [&key[..], &["snapshots", name]].concat();
-        let ran = machine.sprat(&reading);
-        assert_eq!(ran.code, 0, "{}", ran.whole());
+        machine.ok(&reading);
     }
     assert!(before == fs::read(machine.path(CONTAINER)).unwrap());
     machine.restores_whole(&[]);
     fs::remove_file(machine.path("other/second.luks")).unwrap();
-    assert_eq!(machine.backup(&[]).code, 0);
+    machine.backup(&[]).succeeded();
     machine.nothing_is_left();
 }

@@ -53,15 +53,14 @@ fn a_file_whose_block_can_not_be_read_is_named_in_each_snapshot() {
         machine.write(&format!("src/folder/small {file}"), noise(4096, file));
     }
     for _ in 0..2 {
-        assert_eq!(machine.backup(&[]).code, 0);
+        machine.backup(&[]).succeeded();
         std::thread::sleep(Duration::from_millis(1100));
     }
     let newest = snapshots(&machine).pop().unwrap();
     let small = inside(&machine, "folder/small 32");
     let blocks = debugfs(&machine, &format!("blocks \"/home/{newest}{small}\""));
     let block = blocks.trim().parse().unwrap();
-    let whole = check_on_bad_disk(&machine, &[], &["--read-data"]);
-    assert_eq!(whole.code, 0, "{}", whole.whole());
+    let whole = check_on_bad_disk(&machine, &[], &["--read-data"]).succeeded();
     let all = whole.json()["files"]["files_read"].as_u64().unwrap();
     for _ in 0..3 {
         let read = check_on_bad_disk(&machine, &[block], &["--read-data"]);
@@ -140,8 +139,7 @@ fn garbled_descriptors_and_super_blocks_are_damage_by_the_whole_path() {
 /// A session that writes is killed: the journal is dirty, and a file is in it.
 fn dirty_journal(machine: &TestMachine) {
     fs::create_dir(machine.path("mnt")).unwrap();
-    let mounted = machine.sprat(&["mount", CONTAINER, "mnt", "--rw"]);
-    assert_eq!(mounted.code, 0, "{}", mounted.whole());
+    machine.ok(&["mount", CONTAINER, "mnt", "--rw"]);
     fs::create_dir(machine.path("mnt/by-hand")).unwrap();
     let file = fs::File::create(machine.path("mnt/by-hand/file")).unwrap();
     std::io::Write::write_all(&mut &file, b"alpha").unwrap();
@@ -178,12 +176,10 @@ fn a_replay_needs_no_room_on_this_machine() {
     fs::write(&fill, []).unwrap();
     let free = rustix::fs::statvfs(&fill).unwrap().f_bavail * 4096 - 4096;
     fs::write(&fill, noise(usize::try_from(free).unwrap(), 5)).unwrap();
-    let ran = check(&machine, &[]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    check(&machine, &[]).succeeded();
     assert_eq!(kept(&machine)["quick"]["exit"], "done");
     fs::remove_file(&fill).unwrap();
-    let ran = check(&machine, &[]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    check(&machine, &[]).succeeded();
     drop(disk);
     machine.nothing_is_left();
 }
@@ -199,7 +195,7 @@ fn a_check_works_on_a_full_disk_a_read_only_one_and_an_account_that_only_reads()
         let disk = Tmpfs::mount(&machine.path("store"), 200);
         machine.init(&[CONTAINER, "--size", "256M"]);
         machine.write_old("src/a", "alpha\n");
-        assert_eq!(machine.backup(&[]).code, 0);
+        machine.backup(&[]).succeeded();
         if dirty {
             dirty_journal(&machine);
         }
@@ -255,14 +251,13 @@ fn a_container_that_another_machine_holds_is_not_checked() {
     requires!(client_and_server::missing());
     let machine = TestMachine::with_container();
     fs::create_dir(machine.path("mnt")).unwrap();
-    let mounted = machine.sprat(&["mount", CONTAINER, "mnt", "--rw"]);
-    assert_eq!(mounted.code, 0, "{}", mounted.whole());
+    machine.ok(&["mount", CONTAINER, "mnt", "--rw"]);
     // Another machine knows nothing of what this one has under way.
     let other = machine.path("other");
     let ran = check(&machine, &["--state-dir", other.to_str().unwrap()]);
     ran.failed_with(11);
     check(&machine, &["--read-data"]).failed_with(11);
-    assert_eq!(machine.sprat(&["umount", "mnt"]).code, 0);
+    machine.ok(&["umount", "mnt"]);
     machine.nothing_is_left();
 }
 
@@ -271,7 +266,7 @@ fn an_interrupted_reading_is_gone_on_with() {
     requires!(client_and_server::missing(), bad_disk_missing());
     let machine = crate::damage::with_two_snapshots();
     machine.write_old("src/large", noise(30 << 20, 3));
-    assert_eq!(machine.backup(&[]).code, 0);
+    machine.backup(&[]).succeeded();
     let newest = snapshots(&machine).pop().unwrap();
     let large = inside(&machine, "large");
     let blocks = debugfs(&machine, &format!("blocks \"/home/{newest}{large}\""));
@@ -297,8 +292,7 @@ fn an_interrupted_reading_is_gone_on_with() {
     let ended = child.wait_with_output().unwrap();
     assert_eq!(ended.status.code(), Some(130));
     machine.nothing_is_left();
-    let rest = check_on_bad_disk(&machine, &[], &["--read-data"]);
-    assert_eq!(rest.code, 0, "{}", rest.whole());
+    let rest = check_on_bad_disk(&machine, &[], &["--read-data"]).succeeded();
     let files = &rest.json()["files"];
     // Three small ones and three records; the large one was not read to its end.
     assert_eq!(files["files_before"], 6, "{files}");

@@ -80,8 +80,7 @@ fn key_file_that_others_can_read_gets_a_warning() {
 fn jobs_of_the_config_run_in_one_session_and_a_failed_one_does_not_stop_the_others() {
     requires!(needs::root());
     let machine = with_jobs();
-    let ran = machine.sprat(&["backup", "--json"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = machine.ok(&["backup", "--json"]);
     let said = ran.json();
     assert_eq!(said["jobs"].as_array().unwrap().len(), 2);
     assert_eq!(said["sessions"].as_array().unwrap().len(), 1);
@@ -109,21 +108,19 @@ fn jobs_of_the_config_run_in_one_session_and_a_failed_one_does_not_stop_the_othe
 fn restore_brings_back_a_path_and_a_dry_run_touches_nothing() {
     requires!(needs::root());
     let machine = with_jobs();
-    assert_eq!(machine.sprat(&["backup", "one", "-q"]).code, 0);
+    machine.ok(&["backup", "one", "-q"]);
     let path = format!("one:{}/src/a", machine.folder().display());
     let restore = |more: &[&str]| {
         let mut all = vec!["restore", "disk", &path, "--to", "back"];
         all.extend(more);
         machine.sprat(&all)
     };
-    let ran = restore(&["--dry-run"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = restore(&["--dry-run"]).succeeded();
     assert!(ran.stdout.contains("would restore one/"), "{}", ran.whole());
     assert!(!machine.path("back/a").exists());
     assert_eq!(restore(&[]).code, 0);
     assert_eq!(fs::read(machine.path("back/a")).unwrap(), b"alpha\n");
-    let whole = machine.sprat(&["restore", "disk", "one", "--to", "whole"]);
-    assert_eq!(whole.code, 0, "{}", whole.whole());
+    machine.ok(&["restore", "disk", "one", "--to", "whole"]);
     let excluded = machine.path("src/b.tmp");
     assert!(
         !machine
@@ -154,20 +151,18 @@ fn lock_of_another_machine_stops_a_backup_until_it_is_removed() {
     // Reading while another writes would give a mixture of two states.
     assert_eq!(machine.sprat(&["snapshots", "disk"]).code, 11);
     // That machine may be gone for good, and the account may be one that can't remove its lock.
-    let ran = machine.sprat(&["snapshots", "disk", "--ignore-lock"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = machine.ok(&["snapshots", "disk", "--ignore-lock"]);
     assert!(ran.stderr.contains("is ignored"), "{}", ran.whole());
     assert_eq!(machine.sprat(&["backup", "one", "--ignore-lock"]).code, 2);
     // That machine may have died while it wrote the container anew.
     let left = ["x.luks.trim", "x.luks.trim-0123456789abcdef"];
     let left = left.map(|name| machine.write(&format!("store/{name}"), ""));
     let off = ["--watch", "0.1", "--that-machine-is-off", "--json"];
-    let ran = machine.sprat(&[&["unlock", "disk"][..], &off].concat());
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = machine.ok(&[&["unlock", "disk"][..], &off].concat());
     assert_eq!(ran.json()["taken_over"], "x.luks.lock.2000000");
     assert_eq!(ran.json()["ways"][0]["way"], "off");
     assert!(left.iter().all(|left| !left.exists()));
-    assert_eq!(machine.sprat(&["backup", "one"]).code, 0);
+    machine.ok(&["backup", "one"]);
     assert_eq!(
         machine.sprat(&["unlock", "disk"]).code,
         0,
@@ -205,7 +200,7 @@ fn paths_that_are_no_text_stand_escaped_in_json() {
     requires!(needs::root());
     use std::os::unix::ffi::OsStrExt;
     let machine = with_jobs();
-    assert_eq!(machine.sprat(&["backup", "one", "-q"]).code, 0);
+    machine.ok(&["backup", "one", "-q"]);
     let to = std::ffi::OsStr::from_bytes(b"back\xff");
     let json = |arguments: &[&str]| {
         let mut command = machine.command();
@@ -215,8 +210,7 @@ fn paths_that_are_no_text_stand_escaped_in_json() {
                 word => command.arg(word),
             };
         }
-        let ran = machine.run(command.arg("--json"));
-        assert_eq!(ran.code, 0, "{}", ran.whole());
+        let ran = machine.run(command.arg("--json")).succeeded();
         ran.json()
     };
     let escaped = "[DIR]/back\\#377";
@@ -232,7 +226,7 @@ fn paths_that_are_no_text_stand_escaped_in_json() {
 fn restore_deletes_what_patterns_left_out_only_where_that_is_said() {
     requires!(needs::root());
     let machine = with_jobs();
-    assert_eq!(machine.sprat(&["backup", "one", "-q"]).code, 0);
+    machine.ok(&["backup", "one", "-q"]);
     let left_out = machine.path("src/b.tmp");
     let restore = |more: &[&str]| {
         let all = [&["restore", "disk", "one", "--to", "/"], more].concat();
@@ -241,8 +235,7 @@ fn restore_deletes_what_patterns_left_out_only_where_that_is_said() {
     let ran = restore(&["--delete"]);
     assert_eq!(ran.code, 1, "{}", ran.whole());
     assert!(ran.stderr.contains("--delete-excluded"), "{}", ran.whole());
-    let ran = restore(&["--delete", "--dry-run"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = restore(&["--delete", "--dry-run"]).succeeded();
     assert!(ran.stdout.contains("b.tmp"), "{}", ran.whole());
     assert!(left_out.exists());
     assert_eq!(restore(&["--delete-excluded"]).code, 2);
@@ -270,11 +263,9 @@ fn the_container_and_its_reserve_never_enter_a_snapshot() {
     let machine = TestMachine::with_container();
     machine.write("store/x.luks.reserve", "noise");
     machine.write("store/kept", "x");
-    let ran = machine.sprat(&["backup", CONTAINER, "--name", "all", "store"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.ok(&["backup", CONTAINER, "--name", "all", "store"]);
     let what = format!("all:{}", machine.path("store").display());
-    let ran = machine.sprat(&["restore", CONTAINER, &what, "--to", "back"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.ok(&["restore", CONTAINER, &what, "--to", "back"]);
     assert!(machine.path("back/store/kept").exists());
     assert!(!machine.path("back/store/x.luks").exists());
     assert!(!machine.path("back/store/x.luks.reserve").exists());
@@ -288,8 +279,7 @@ fn a_disk_that_is_missing_is_told_at_each_backup_until_it_is_said_to_be_gone() {
     let disk = Tmpfs::mount(&machine.path("src/disk"), 1);
     machine.write("src/disk/precious", "x");
     let backup = |more: &[&str]| {
-        let ran = machine.sprat(&[&["backup", "one"], more].concat());
-        assert_eq!(ran.code, 0, "{}", ran.whole());
+        let ran = machine.ok(&[&["backup", "one"], more].concat());
         ran.stderr
     };
     assert!(!backup(&[]).contains("is not mounted"));
@@ -348,11 +338,9 @@ fn a_session_sees_later_disks_and_keeps_no_other_disk_busy() {
         text("other"),
     ]);
     command.args([text("foreign"), text("image")]);
-    let ran = machine.run(&mut command);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = machine.run(&mut command).succeeded();
     assert!(!ran.whole().contains("BUSY"), "{}", ran.whole());
-    let listed = machine.sprat(&["restore", "disk", "two", "--to", &text("back")]);
-    assert_eq!(listed.code, 0, "{}", listed.whole());
+    machine.ok(&["restore", "disk", "two", "--to", &text("back")]);
     let source = machine.path("other/disk/precious");
     let back = machine.path("back").join(source.strip_prefix("/").unwrap());
     assert!(back.exists(), "{}", ran.whole());
@@ -385,15 +373,14 @@ fn init_says_for_how_many_files_there_is_room_and_warns_where_the_source_has_mor
         let _ = fs::remove_file(machine.path("store/x.luks"));
         let _ = fs::remove_dir_all(machine.path("state"));
         let init = ["init", "disk", "--cheap-kdf-for-tests", "--no-cache"];
-        let made = machine.sprat(&[&init[..], options].concat());
-        assert_eq!(made.code, 0, "{}", made.whole());
+        let made = machine.ok(&[&init[..], options].concat());
         let (_, said) = made.stderr.split_once("there is room for about ").unwrap();
         let digits = said.chars().take_while(|c| *c == ',' || c.is_ascii_digit());
         let said: String = digits.filter(char::is_ascii_digit).collect();
         let said: u64 = said.parse().unwrap();
         let warned = made.stderr.contains("with --inodes 30");
         assert_eq!(warned, more, "{options:?}: {}", made.stderr);
-        assert_eq!(machine.sprat(&["snapshots", "disk"]).code, 0);
+        machine.ok(&["snapshots", "disk"]);
         let status = machine
             .sprat(&["status", "disk", "--offline", "--json"])
             .json();

@@ -6,7 +6,8 @@ use std::path::Path;
 use std::process::Command;
 
 use sprat_testkit::machine::remote::RemoteMachine;
-use sprat_testkit::machine::{CONTAINER, Ran, TestMachine};
+use sprat_testkit::machine::strikes::same_bytes;
+use sprat_testkit::machine::{CONTAINER, TestMachine};
 use sprat_testkit::ssh_server::{OpenSshOptions, openssh};
 use sprat_testkit::tmpfs::Tmpfs;
 use sprat_testkit::{leases, needs, requires};
@@ -21,13 +22,8 @@ fn seeded() -> TestMachine {
         .step_by(4)
         .collect();
     machine.write("src/large", noise);
-    assert_eq!(machine.backup(&[]).code, 0);
+    machine.backup(&[]).succeeded();
     machine
-}
-
-fn same_bytes(a: &Path, b: &Path) -> bool {
-    let compared = Command::new("cmp").arg("-s").arg(a).arg(b).status();
-    compared.unwrap().success()
 }
 
 fn allocated(path: &Path) -> u64 {
@@ -38,10 +34,22 @@ fn names(folder: &Path) -> Vec<String> {
     leases::names_but_free(folder)
 }
 
-#[track_caller]
-fn ok(ran: Ran) -> Ran {
-    assert_eq!(ran.code, 0, "{}", ran.whole());
-    ran
+/// A server that allows files only.
+fn without_shell() -> OpenSshOptions {
+    OpenSshOptions {
+        internal_sftp: true,
+        config_lines: vec!["ForceCommand internal-sftp".to_owned()],
+        ..OpenSshOptions::default()
+    }
+}
+
+/// A machine whose container lies in `server`.
+fn with_container_in_server() -> TestMachine {
+    let machine = TestMachine::new();
+    machine.init(&[CONTAINER, "--size", "128M"]);
+    fs::create_dir(machine.path("server")).unwrap();
+    fs::rename(machine.path(CONTAINER), machine.path("server/x.luks")).unwrap();
+    machine
 }
 
 fn on_server(remote: &RemoteMachine, name: &str) -> String {
@@ -60,15 +68,19 @@ fn seeded_on_a_usb_disk_and_moved_to_the_server_backups_go_on_with_hard_links() 
     let machine = &remote.machine;
     let usb = machine.path(CONTAINER);
     let pristine = machine.path("pristine");
-    ok(machine.run(
-        Command::new("cp")
-            .args(["--sparse=always"])
-            .arg(&usb)
-            .arg(&pristine),
-    ));
+    machine
+        .run(
+            Command::new("cp")
+                .args(["--sparse=always"])
+                .arg(&usb)
+                .arg(&pristine),
+        )
+        .succeeded();
     let server = on_server(&remote, "x.luks");
 
-    let moved = ok(remote.sprat(&["copy", "--move", CONTAINER, &server, "--json"])).json();
+    let moved = remote
+        .ok(&["copy", "--move", CONTAINER, &server, "--json"])
+        .json();
     assert_eq!(moved["source_removed"], true);
     assert_eq!(moved["holes_by"], "allocation");
     assert_eq!(names(&machine.path("store")), [""; 0]);
@@ -82,11 +94,11 @@ fn seeded_on_a_usb_disk_and_moved_to_the_server_backups_go_on_with_hard_links() 
 
     // The pins travelled: nothing is trusted anew, and unchanged files are linked, not sent.
     std::thread::sleep(std::time::Duration::from_millis(1100));
-    let again = ok(remote.sprat(&["backup", &server, "--name", "home", "src", "--json"]));
+    let again = remote.ok(&["backup", &server, "--name", "home", "src", "--json"]);
     assert!(!again.stderr.contains("trusted"), "{}", again.stderr);
     let stats = again.json()["jobs"][0]["record"]["stats"].clone();
     assert_eq!(stats["transferred"], 0, "{stats}");
-    let listed = ok(remote.sprat(&["snapshots", &server, "--json"])).json();
+    let listed = remote.ok(&["snapshots", &server, "--json"]).json();
     assert_eq!(listed["snapshots"].as_array().unwrap().len(), 2);
     machine.nothing_is_left();
 }
@@ -101,7 +113,7 @@ fn a_container_goes_from_server_to_server_and_its_holes_are_found_there() {
         on_server(&remote, "x.luks"),
         on_server(&remote, "copy.luks"),
     );
-    let copied = ok(remote.sprat(&["copy", &from, &to, "--json"])).json();
+    let copied = remote.ok(&["copy", &from, &to, "--json"]).json();
     assert_eq!(copied["holes_by"], "server_shell", "{copied}");
     let read = copied["read_bytes"].as_u64().unwrap();
     assert!(read < 100 << 20, "{read} bytes of 1 GiB were read");
@@ -117,19 +129,12 @@ fn a_container_goes_from_server_to_server_and_its_holes_are_found_there() {
 #[test]
 fn without_a_shell_all_is_read_and_holes_stay_holes() {
     requires!(needs::root(), openssh::missing());
-    let options = OpenSshOptions {
-        internal_sftp: true,
-        config_lines: vec!["ForceCommand internal-sftp".to_owned()],
-        ..OpenSshOptions::default()
-    };
-    let machine = TestMachine::new();
-    machine.init(&[CONTAINER, "--size", "128M"]);
-    fs::create_dir(machine.path("server")).unwrap();
-    fs::rename(machine.path(CONTAINER), machine.path("server/x.luks")).unwrap();
-    let remote = RemoteMachine::with(machine, &options);
+    let machine = with_container_in_server();
+    let remote = RemoteMachine::with(machine, &without_shell());
     let machine = &remote.machine;
-    let copied = ok(remote.sprat(&["copy", &on_server(&remote, "x.luks"), CONTAINER, "--json"]));
-    let copied = copied.json();
+    let copied = remote
+        .ok(&["copy", &on_server(&remote, "x.luks"), CONTAINER, "--json"])
+        .json();
     assert_eq!(copied["holes_by"], "zeros");
     assert_eq!(copied["read_bytes"], 128 << 20);
     let (from, to) = (machine.path("server/x.luks"), machine.path(CONTAINER));
@@ -139,19 +144,14 @@ fn without_a_shell_all_is_read_and_holes_stay_holes() {
 
 /// An account of SFTP alone, and a container of 1 GiB with one snapshot that was pruned and one that stays.
 fn behind_sftp_alone() -> RemoteMachine {
-    let options = OpenSshOptions {
-        internal_sftp: true,
-        config_lines: vec!["ForceCommand internal-sftp".to_owned()],
-        ..OpenSshOptions::default()
-    };
     let machine = seeded();
     fs::remove_file(machine.path("src/large")).unwrap();
     machine.write("src/small", "what stays");
     std::thread::sleep(std::time::Duration::from_millis(1100));
-    assert_eq!(machine.backup(&[]).code, 0);
+    machine.backup(&[]).succeeded();
     let keep = ["--job", "home", "--keep-last", "1"];
-    ok(machine.sprat(&[&["prune", CONTAINER], &keep[..]].concat()));
-    RemoteMachine::with(machine, &options)
+    machine.ok(&[&["prune", CONTAINER], &keep[..]].concat());
+    RemoteMachine::with(machine, &without_shell())
 }
 
 #[test]
@@ -162,21 +162,19 @@ fn without_a_shell_the_file_system_inside_says_what_is_in_use() {
     let key = ["--key-file", "config/keys/x.key"];
     let to = machine.path("server/x.luks");
     let copy = ["copy", "TARGET", "server/x.luks", "--json"];
-    let copied = ok(remote.sprat(&[&key[..], &copy].concat())).json();
+    let copied = remote.ok(&[&key[..], &copy].concat()).json();
     assert_eq!(copied["holes_by"], "file_system", "{copied}");
     let read = copied["read_bytes"].as_u64().unwrap();
     assert!(read < 120 << 20, "{read} bytes of 1 GiB were read");
     // What was pruned is not in the copy, and what stays is.
     let (source, copy) = (allocated(&machine.path(CONTAINER)), allocated(&to));
     assert!(copy + (8 << 20) < source, "{copy} of {source}");
-    ok(machine.sprat(&[&key[..], &["check", "server/x.luks", "--read-data"]].concat()));
-    ok(machine.sprat(
-        &[
-            &key[..],
-            &["restore", "server/x.luks", "home", "--to", "out"],
-        ]
-        .concat(),
-    ));
+    machine.ok(&[&key[..], &["check", "server/x.luks", "--read-data"]].concat());
+    machine.ok(&[
+        &key[..],
+        &["restore", "server/x.luks", "home", "--to", "out"],
+    ]
+    .concat());
     let back = machine
         .path("out")
         .join(machine.path("src").strip_prefix("/").unwrap());
@@ -186,13 +184,11 @@ fn without_a_shell_the_file_system_inside_says_what_is_in_use() {
         .arg(back)
         .status();
     assert!(same.unwrap().success());
-    ok(machine.sprat(
-        &[
-            &key[..],
-            &["backup", "server/x.luks", "--name", "home", "src"],
-        ]
-        .concat(),
-    ));
+    machine.ok(&[
+        &key[..],
+        &["backup", "server/x.luks", "--name", "home", "src"],
+    ]
+    .concat());
     machine.nothing_is_left();
 }
 
@@ -209,7 +205,7 @@ fn a_file_system_that_does_not_prove_itself_is_copied_as_a_whole() {
         .unwrap();
     let key = ["--key-file", "config/keys/x.key"];
     let copy = ["copy", "TARGET", "server/x.luks", "--json"];
-    let copied = ok(remote.sprat(&[&key[..], &copy].concat()));
+    let copied = remote.ok(&[&key[..], &copy].concat());
     assert_eq!(copied.json()["holes_by"], "zeros");
     let (from, to) = (machine.path(CONTAINER), machine.path("server/x.luks"));
     assert!(same_bytes(&from, &to));
@@ -240,9 +236,9 @@ fn copy_never_overwrites_and_never_touches_what_is_in_use() {
     assert!(missing.contains("<DST>"), "{missing}");
 
     fs::create_dir(machine.path("mnt")).unwrap();
-    ok(machine.sprat(&["mount", CONTAINER, "mnt", "--rw"]));
+    machine.ok(&["mount", CONTAINER, "mnt", "--rw"]);
     copy(&["--move", CONTAINER, "server/y.luks"]).failed_with(11);
-    ok(machine.sprat(&["umount", "mnt"]));
+    machine.ok(&["umount", "mnt"]);
     let lock = machine.write("server/y.luks.lock.2000000", "held");
     copy(&[CONTAINER, "server/y.luks"]).failed_with(11);
     fs::remove_file(lock).unwrap();
@@ -276,7 +272,7 @@ fn a_full_destination_stops_the_copy_and_room_lets_it_go_on() {
         "{full}"
     );
     small.remount("size=200m");
-    ok(machine.sprat(&["copy", CONTAINER, "server/x.luks"]));
+    machine.ok(&["copy", CONTAINER, "server/x.luks"]);
     assert!(same_bytes(
         &machine.path(CONTAINER),
         &machine.path("server/x.luks")
@@ -294,7 +290,7 @@ fn a_read_only_account_can_be_copied_from() {
     fs::rename(machine.path(CONTAINER), machine.path("server/x.luks")).unwrap();
     let remote = RemoteMachine::with(machine, &options);
     let from = on_server(&remote, "x.luks");
-    let copied = ok(remote.sprat(&["copy", &from, CONTAINER]));
+    let copied = remote.ok(&["copy", &from, CONTAINER]);
     assert!(
         copied.stderr.contains("can't be locked"),
         "{}",
@@ -314,21 +310,13 @@ fn a_read_only_account_can_be_copied_from() {
 #[test]
 fn little_room_is_enough_for_what_has_arrived() {
     requires!(needs::root(), openssh::missing());
-    let options = OpenSshOptions {
-        internal_sftp: true,
-        config_lines: vec!["ForceCommand internal-sftp".to_owned()],
-        ..OpenSshOptions::default()
-    };
-    let machine = TestMachine::new();
-    machine.init(&[CONTAINER, "--size", "128M"]);
-    fs::create_dir(machine.path("server")).unwrap();
-    fs::rename(machine.path(CONTAINER), machine.path("server/x.luks")).unwrap();
+    let machine = with_container_in_server();
     let used = allocated(&machine.path("server/x.luks"));
-    let remote = RemoteMachine::with(machine, &options);
+    let remote = RemoteMachine::with(machine, &without_shell());
     let machine = &remote.machine;
     let megabytes = u32::try_from(used >> 20).unwrap() + 3;
     let small = Tmpfs::mount(&machine.path("store"), megabytes);
-    let copied = ok(remote.sprat(&["copy", &on_server(&remote, "x.luks"), CONTAINER, "--json"]));
+    let copied = remote.ok(&["copy", &on_server(&remote, "x.luks"), CONTAINER, "--json"]);
     // Nobody knew how much would come.
     assert_eq!(copied.json()["holes_by"], "zeros");
     let (from, to) = (machine.path("server/x.luks"), machine.path(CONTAINER));
@@ -371,7 +359,7 @@ fn what_may_still_be_overwritten_is_not_copied() {
     // Nobody knows whose lease this is, nor what its session has under way.
     machine.write("store/x.luks.lock.2000000", "x");
     let off = ["--watch", "0.1", "--that-machine-is-off"];
-    ok(machine.sprat(&[&["unlock", CONTAINER][..], &off].concat()));
+    machine.ok(&[&["unlock", CONTAINER][..], &off].concat());
     for more in [&[][..], &["--move"]] {
         let copy = ["copy", CONTAINER, "server/x.luks"];
         let text = machine.sprat(&[&copy[..], more].concat()).failed_with(11);
@@ -379,7 +367,7 @@ fn what_may_still_be_overwritten_is_not_copied() {
         assert!(names(&machine.path("server")).is_empty());
     }
     // A backup leaves the list of what it wrote.
-    assert_eq!(machine.backup(&[]).code, 0);
+    machine.backup(&[]).succeeded();
     machine
         .sprat(&["copy", CONTAINER, "server/x.luks"])
         .failed_with(11);
@@ -395,7 +383,7 @@ fn a_reserve_goes_with_its_container_and_a_container_of_that_name_stays() {
         machine.write("store/x.luks.reserve", content);
         // Others' files beside it, of an older sprat or by hand.
         machine.write("store/x.luks.copying", "something else");
-        ok(machine.sprat(&["copy", "--move", CONTAINER, "server/x.luks"]));
+        machine.ok(&["copy", "--move", CONTAINER, "server/x.luks"]);
         let mut names = names(&machine.path("store"));
         assert_eq!(names.remove(0), "x.luks.copying");
         assert_eq!(names.len(), left, "{names:?}");
@@ -407,15 +395,15 @@ fn what_is_known_of_a_container_moves_with_it() {
     requires!(needs::root());
     let machine = seeded();
     let key = ["--key-file", "config/keys/x.key"];
-    ok(machine.sprat(&["check", CONTAINER, "--read-data"]));
+    machine.ok(&["check", CONTAINER, "--read-data"]);
     let known = |target: &str| {
-        let ran = ok(machine.sprat(&["status", target, "--offline", "--json"]));
+        let ran = machine.ok(&["status", target, "--offline", "--json"]);
         let found = ran.json()["containers"][0].clone();
         ["uuid", "volume", "jobs", "checks"].map(|what| found[what].clone())
     };
     let (before, moved) = (known(CONTAINER), "server/x.luks");
     assert!(before[3]["--read-data"].is_object(), "{before:?}");
-    ok(machine.sprat(&["copy", "--move", CONTAINER, moved]));
+    machine.ok(&["copy", "--move", CONTAINER, moved]);
     assert_eq!(known(moved), before);
     assert!(known(CONTAINER)[0].is_null());
     let old_place = machine.sprat(&[&["snapshots", CONTAINER], &key[..]].concat());
@@ -425,7 +413,7 @@ fn what_is_known_of_a_container_moves_with_it() {
         "{said}"
     );
     let check = ["check", moved, "--read-data", "--json"];
-    let files = ok(machine.sprat(&[&check[..], &key].concat())).json()["files"].clone();
+    let files = machine.ok(&[&check[..], &key].concat()).json()["files"].clone();
     assert_eq!(files["files_known"], files["files_read"]);
     for (folder, count) in [("headers", 1), ("status", 1), ("checks", 2)] {
         let names = names(&machine.path("state").join(folder));
@@ -439,9 +427,9 @@ fn what_is_known_of_a_container_moves_with_it() {
     let zeros = vec![0; 1 << 20];
     std::os::unix::fs::FileExt::write_all_at(&file.unwrap(), &zeros, 0).unwrap();
     let restore = ["key", "header-restore", moved, "--yes"];
-    let ran = ok(machine.sprat(&[&restore[..], &key].concat()));
+    let ran = machine.ok(&[&restore[..], &key].concat());
     assert!(!ran.stderr.contains("same UUID"), "{}", ran.whole());
-    ok(machine.sprat(&[&["snapshots", moved], &key[..]].concat()));
+    machine.ok(&[&["snapshots", moved], &key[..]].concat());
     machine.nothing_is_left();
 }
 
@@ -451,9 +439,9 @@ fn a_copy_with_a_new_key_opens_by_its_own_sheet_and_holds_all() {
     let machine = seeded();
     let moved = "server/x.luks";
     let key = ["--key-file", "config/keys/x.key"];
-    ok(machine.sprat(&["check", CONTAINER, "--read-data"]));
+    machine.ok(&["check", CONTAINER, "--read-data"]);
     let status = |target: &str| {
-        let ran = ok(machine.sprat(&["status", target, "--offline", "--json"]));
+        let ran = machine.ok(&["status", target, "--offline", "--json"]);
         ran.json()["containers"][0].clone()
     };
     let before = status(CONTAINER);
@@ -462,7 +450,7 @@ fn a_copy_with_a_new_key_opens_by_its_own_sheet_and_holds_all() {
     let mut copy = Command::new("cp");
     copy.arg("--sparse=always")
         .args([&machine.path(CONTAINER), &pristine]);
-    ok(machine.run(&mut copy));
+    machine.run(&mut copy).succeeded();
     let command = ["copy", "--new-key", "--move", CONTAINER, moved, "--json"];
     let refused = machine.sprat(&command).failed_with(2);
     assert!(refused.contains("--sheet"), "{refused}");
@@ -472,7 +460,7 @@ fn a_copy_with_a_new_key_opens_by_its_own_sheet_and_holds_all() {
     assert!(refused.contains("exists already") && refused.contains("Nothing was copied"));
     assert_eq!(names(&machine.path("server")), [""; 0]);
     let sheet = ["--sheet", "new.txt", "--cheap-kdf-for-tests"];
-    let copied = ok(machine.sprat(&[&command[..], &sheet].concat())).json();
+    let copied = machine.ok(&[&command[..], &sheet].concat()).json();
     assert_eq!(copied["source_removed"], true, "{copied}");
     assert_ne!(copied["uuid"], before["uuid"]);
     assert_eq!(names(&machine.path("store")), [""; 0]);
@@ -499,7 +487,7 @@ fn a_copy_with_a_new_key_opens_by_its_own_sheet_and_holds_all() {
     let new = recovery(&fs::read_to_string(machine.path("new.txt")).unwrap());
     machine.write("recovery", new);
     let by_sheet = ["--passphrase-file", "recovery"];
-    let listed = ok(machine.sprat(&[&["snapshots", moved][..], &by_sheet].concat()));
+    let listed = machine.ok(&[&["snapshots", moved][..], &by_sheet].concat());
     assert!(!listed.stderr.contains("trusted"), "{}", listed.stderr);
     fs::rename(&pristine, machine.path("store/old.luks")).unwrap();
     let fingerprint = copied["fingerprint"].as_str().unwrap();
@@ -516,15 +504,15 @@ fn a_copy_with_a_new_key_opens_by_its_own_sheet_and_holds_all() {
         assert_eq!(names.len(), count, "{folder}: {names:?}");
     }
     let check = ["check", moved, "--read-data", "--json"];
-    let files = ok(machine.sprat(&[&check[..], &key].concat())).json()["files"].clone();
+    let files = machine.ok(&[&check[..], &key].concat()).json()["files"].clone();
     assert_eq!(files["files_known"], files["files_read"]);
     let restore = ["restore", moved, "home", "--to", "back"];
-    ok(machine.sprat(&[&restore[..], &key].concat()));
+    machine.ok(&[&restore[..], &key].concat());
     let source = machine.path("src");
     let back = machine.path("back").join(source.strip_prefix("/").unwrap());
     assert!(same_bytes(&source.join("large"), &back.join("large")));
     let again = ["backup", moved, "--name", "home", "src", "--json"];
-    let again = ok(machine.sprat(&[&again[..], &key].concat())).json();
+    let again = machine.ok(&[&again[..], &key].concat()).json();
     assert_eq!(again["jobs"][0]["record"]["stats"]["transferred"], 0);
     machine.nothing_is_left();
 }

@@ -92,7 +92,7 @@ fn a_source_that_changes_after_an_interruption_is_copied_anew() {
     let blow = blow("act", "before", "write", 20);
     scene.copy(&[], blow).failed_with(130);
     scene.machine.write("src/newer", "newer\n");
-    assert_eq!(scene.machine.backup(&[]).code, 0);
+    scene.machine.backup(&[]).succeeded();
     let ran = scene.copy(&[], None);
     assert!(ran.stderr.contains("begun anew"), "{}", ran.whole());
     assert_eq!(ok(&ran)["resumed_bytes"], 0);
@@ -148,7 +148,7 @@ fn a_copy_that_is_older_than_its_source_is_told_and_nothing_is_removed() {
         let scene = CopyScene::new();
         scene.copy(more, blow("kill", "after", "rename", 1));
         scene.machine.write("src/newer", "newer\n");
-        assert_eq!(scene.machine.backup(&[]).code, 0);
+        scene.machine.backup(&[]).succeeded();
         let refused = scene.copy(more, None).failed_with(1);
         assert!(refused.contains("was written to after"), "{refused}");
         assert!(!refused.contains("goes on where"), "{refused}");
@@ -184,7 +184,7 @@ fn a_line_lost_for_good_leaves_no_lock_at_the_other_end() {
     assert_eq!(scene.names("store"), ["x.luks"]);
     // That end is free for others.
     scene.swap_machines();
-    assert_eq!(scene.machine.backup(&[]).code, 0);
+    scene.machine.backup(&[]).succeeded();
 }
 
 #[test]
@@ -459,7 +459,7 @@ fn a_copy_that_is_begun_anew_has_its_sheets_key_and_one_without_a_new_key_says_s
     copy(blow("act", "before", "write", 20), &new).failed_with(130);
     let sheet = fs::read_to_string(scene.machine.path("sheet")).unwrap();
     scene.machine.write("src/newer", "newer\n");
-    assert_eq!(scene.machine.backup(&[]).code, 0);
+    scene.machine.backup(&[]).succeeded();
     let ran = copy(None, &new);
     assert!(ran.stderr.contains("begun anew"), "{}", ran.whole());
     let fingerprint = ok(&ran)["fingerprint"].as_str().unwrap().to_owned();

@@ -115,8 +115,7 @@ fn what_a_dead_session_had_in_flight_outlives_a_copy_that_is_taken_up() {
             "{names:?}: {said}"
         );
 
-        let next = scene.backup(None);
-        assert_eq!(next.code, 0, "{}", next.whole());
+        let next = scene.backup(None).succeeded();
         assert!(next.stderr.contains("that died"), "{}", next.whole());
         assert_eq!(scene.in_flight(), (Vec::new(), false));
         assert_eq!(scene.names("server"), ["x.luks"]);
@@ -132,8 +131,7 @@ fn a_backup_after_a_copy_that_was_killed_with_its_name_given_suspects_nothing() 
     let killed = scene.moved(blow("kill", "after", "rename", 1));
     scene.arrived_whole();
     assert_eq!(scene.in_flight(), (Vec::new(), false), "{}", killed.whole());
-    let backup = scene.backup(None);
-    assert_eq!(backup.code, 0, "{}", backup.whole());
+    let backup = scene.backup(None).succeeded();
     for word in ["trusted", "on the wire"] {
         assert!(!backup.stderr.contains(word), "{}", backup.whole());
     }
@@ -155,8 +153,7 @@ fn a_source_that_is_lost_about_its_removal_leaves_no_lock_at_the_copy() {
     scene.arrived_whole();
     assert_eq!(scene.names("server"), ["x.luks"], "{said}");
     assert_eq!(scene.in_flight(), (Vec::new(), false), "{said}");
-    let again = scene.struck(&copy, None);
-    assert_eq!(again.code, 0, "{}", again.whole());
+    let again = scene.struck(&copy, None).succeeded();
     assert_eq!(again.json()["source_removed"], true);
 }
 
@@ -175,8 +172,7 @@ fn a_source_that_is_lost_costs_nothing_that_has_arrived_and_no_lock() {
     let names = scene.names("server");
     assert_eq!(names.len(), 1, "{names:?}: {said}");
     assert!(names[0].starts_with("x.luks.copying-"), "{names:?}");
-    let again = scene.struck(&copy, None);
-    assert_eq!(again.code, 0, "{}", again.whole());
+    let again = scene.struck(&copy, None).succeeded();
     let resumed = again.json()["resumed_bytes"].as_u64().unwrap();
     assert!(resumed > 0, "{said}{}", again.whole());
     scene.arrived_whole();
@@ -225,8 +221,7 @@ fn another_container_in_the_sources_place_is_not_copied_under_a_new_key() {
     let key = ["--key-file", "config/keys/x.key"];
     let other = ["init", "store/other.luks", "--size", "128M"];
     let cheap = ["--cheap-kdf-for-tests"];
-    let made = machine.sprat(&[&cheap[..], &other, &key].concat());
-    assert_eq!(made.code, 0, "{}", made.whole());
+    machine.ok(&[&cheap[..], &other, &key].concat());
     let whole = fs::read(machine.path("store/other.luks")).unwrap();
     // A machine that knows neither of them trusts what it finds.
     fs::remove_dir_all(machine.path("state")).unwrap();

@@ -20,7 +20,7 @@ impl CopyScene {
         fs::create_dir(machine.path("server")).unwrap();
         machine.write("src/large", noise(24 << 20, 7));
         machine.init(&[CONTAINER, "--size", "128M"]);
-        assert_eq!(machine.backup(&[]).code, 0);
+        machine.backup(&[]).succeeded();
         let pristine = machine.path("pristine");
         copy_sparse(&machine.path(CONTAINER), &pristine);
         Self { machine, pristine }

@@ -6,27 +6,12 @@ use std::process::Command;
 
 use sprat_luks::{Header, Secret};
 use sprat_testkit::machine::served::{Forgetful, missing, served};
-use sprat_testkit::machine::{CONTAINER, Ran, TestMachine};
+use sprat_testkit::machine::{ADD_PASSPHRASE, CHEAP, CONTAINER, TestMachine};
 use sprat_testkit::tmpfs::Tmpfs;
 use sprat_testkit::{needs, requires};
 
-const CHEAP: &str = "--cheap-kdf-for-tests";
 const HEADER_BYTES: usize = 16 << 20;
 const RESTORE: [&str; 4] = ["key", "header-restore", CONTAINER, "--yes"];
-
-fn small() -> (TestMachine, String) {
-    let machine = TestMachine::new();
-    let recovery = machine.init(&[CONTAINER, "--size", "64M"]);
-    machine.write("recovery", &recovery);
-    (machine, recovery)
-}
-
-#[track_caller]
-fn done(machine: &TestMachine, arguments: &[&str]) -> Ran {
-    let ran = machine.sprat(arguments);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
-    ran
-}
 
 /// Which of the keys open the file as it lies there.
 fn opens(machine: &TestMachine, file: &str, key: &Secret) -> bool {
@@ -56,18 +41,18 @@ fn header_bytes(machine: &TestMachine, name: &str) -> Vec<u8> {
 #[test]
 fn the_right_header_goes_back_where_another_containers_lies() {
     requires!(needs::root());
-    let (machine, recovery) = small();
+    let (machine, recovery) = TestMachine::small();
     machine.write("src/a", "alpha\n");
-    assert_eq!(machine.backup(&[]).code, 0);
+    machine.backup(&[]).succeeded();
     let sheet = ["key", "sheet", CONTAINER, "--without-secret", "--json"];
-    let said = done(&machine, &sheet).json();
+    let said = machine.ok(&sheet).json();
     let fingerprint = said["fingerprint"].as_str().unwrap();
-    done(&machine, &["key", "header-backup", CONTAINER, "kept"]);
+    machine.ok(&["key", "header-backup", CONTAINER, "kept"]);
     machine.init(&["store/y.luks", "--size", "64M"]);
     let foreign = header_bytes(&machine, "store/y.luks");
     let overwrite = || machine.container_file().write_all_at(&foreign, 0).unwrap();
     overwrite();
-    let ran = done(&machine, &RESTORE);
+    let ran = machine.ok(&RESTORE);
     let told = "a header of another container lies there and goes away";
     assert!(ran.stderr.contains(told), "{}", ran.whole());
     let recovery = Secret::passphrase(recovery);
@@ -89,10 +74,7 @@ fn the_right_header_goes_back_where_another_containers_lies() {
     let refused = machine.sprat(&other).failed_with(13);
     assert!(refused.contains("not this container's"), "{refused}");
     assert!(foreign == header_bytes(&machine, CONTAINER));
-    done(
-        &machine,
-        &[&by_file[..], &["--fingerprint", fingerprint]].concat(),
-    );
+    machine.ok(&[&by_file[..], &["--fingerprint", fingerprint]].concat());
     assert!(opens(&machine, CONTAINER, &recovery));
     machine.restores_whole(&[]);
 }
@@ -100,10 +82,9 @@ fn the_right_header_goes_back_where_another_containers_lies() {
 #[test]
 fn the_right_header_goes_back_where_a_luks1_header_lies() {
     requires!(needs::root(), needs::program("cryptsetup"));
-    let (machine, recovery) = small();
+    let (machine, recovery) = TestMachine::small();
     let old = File::create(machine.path("old.luks")).unwrap();
     old.set_len(8 << 20).unwrap();
-    machine.write("pass", "correct horse battery");
     let made = Command::new("cryptsetup")
         .args([
             "luksFormat",
@@ -129,7 +110,7 @@ fn the_right_header_goes_back_where_a_luks1_header_lies() {
         refused.contains("luksAddKey") && !refused.contains("--mode"),
         "{refused}"
     );
-    let ran = done(&machine, &RESTORE);
+    let ran = machine.ok(&RESTORE);
     assert!(ran.stderr.contains("LUKS1"), "{}", ran.whole());
     assert!(opens(&machine, CONTAINER, &Secret::passphrase(recovery)));
     let before = kept(&machine, "before-restore-foreign");
@@ -140,23 +121,11 @@ fn the_right_header_goes_back_where_a_luks1_header_lies() {
 #[test]
 fn each_restore_keeps_what_it_replaces() {
     requires!(needs::root());
-    let (machine, recovery) = small();
-    done(&machine, &["key", "header-backup", CONTAINER, "kept"]);
-    machine.write("pass", "correct horse battery");
-    let add = [
-        "key",
-        "add",
-        CONTAINER,
-        CHEAP,
-        "--new-passphrase-file",
-        "pass",
-    ];
-    done(&machine, &add);
+    let (machine, recovery) = TestMachine::small();
+    machine.ok(&["key", "header-backup", CONTAINER, "kept"]);
+    machine.ok(&ADD_PASSPHRASE);
     for _ in 0..2 {
-        done(
-            &machine,
-            &["key", "header-restore", CONTAINER, "kept", "--yes"],
-        );
+        machine.ok(&["key", "header-restore", CONTAINER, "kept", "--yes"]);
     }
     let later = Secret::passphrase("correct horse battery".to_owned());
     let before = kept(&machine, "before-restore-");
@@ -169,52 +138,42 @@ fn each_restore_keeps_what_it_replaces() {
 #[test]
 fn a_restore_by_one_machine_locks_no_other_out() {
     requires!(needs::root());
-    let (machine, _) = small();
+    let (machine, _) = TestMachine::small();
     let other = ["--state-dir", "state-of-the-other"];
     let on_other = |arguments: &[&str]| machine.sprat(&[&other[..], arguments].concat());
     // The other machine knows newer headers than this one.
-    machine.write("pass", "correct horse battery");
-    let add = [
-        "key",
-        "add",
-        CONTAINER,
-        CHEAP,
-        "--new-passphrase-file",
-        "pass",
-    ];
-    for change in [&add[..], &["key", "remove", CONTAINER, "2"], &add] {
-        let ran = on_other(change);
-        assert_eq!(ran.code, 0, "{}", ran.whole());
+    for change in [
+        &ADD_PASSPHRASE[..],
+        &["key", "remove", CONTAINER, "2"],
+        &ADD_PASSPHRASE,
+    ] {
+        on_other(change).succeeded();
     }
     let newest = header_bytes(&machine, CONTAINER);
     machine
         .container_file()
         .write_all_at(&vec![0; 1 << 20], 0)
         .unwrap();
-    done(&machine, &RESTORE);
-    let ran = on_other(&["key", "list", CONTAINER]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.ok(&RESTORE);
+    on_other(&["key", "list", CONTAINER]).succeeded();
     // The other machine did not make that change: it asks once, and is not locked out.
     let refused = on_other(&["snapshots", CONTAINER]).failed_with(13);
     assert!(refused.contains("--accept-changed-keys"), "{refused}");
-    let ran = on_other(&["--accept-changed-keys", "snapshots", CONTAINER]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
-    let ran = on_other(&["snapshots", CONTAINER]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    on_other(&["--accept-changed-keys", "snapshots", CONTAINER]).succeeded();
+    on_other(&["snapshots", CONTAINER]).succeeded();
     // An old header that comes from nobody's restore is refused, with the way out.
     machine.container_file().write_all_at(&newest, 0).unwrap();
     let refused = on_other(&["key", "list", CONTAINER]).failed_with(13);
     assert!(refused.contains("`sprat key header-restore`"), "{refused}");
-    let ran = on_other(&RESTORE);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    on_other(&RESTORE).succeeded();
     assert_eq!(on_other(&["key", "list", CONTAINER]).code, 0);
-    assert_eq!(machine.sprat(&["key", "list", CONTAINER]).code, 0);
+    machine.ok(&["key", "list", CONTAINER]);
 }
 
 #[test]
 fn a_slot_that_was_damaged_on_the_server_is_told_and_its_good_copy_kept() {
     requires!(needs::root());
-    let (machine, recovery) = small();
+    let (machine, recovery) = TestMachine::small();
     let recovery = Secret::passphrase(recovery);
     let area = {
         let file = machine.container_file();
@@ -231,16 +190,7 @@ fn a_slot_that_was_damaged_on_the_server_is_told_and_its_good_copy_kept() {
     let checked = machine.sprat(&["check", CONTAINER, "--json"]);
     assert_eq!(checked.code, 13, "{}", checked.whole());
     assert_eq!(checked.json()["key_slots_damaged"][0], 1);
-    machine.write("pass", "correct horse battery");
-    let add = [
-        "key",
-        "add",
-        CONTAINER,
-        CHEAP,
-        "--new-passphrase-file",
-        "pass",
-    ];
-    let ran = done(&machine, &add);
+    let ran = machine.ok(&ADD_PASSPHRASE);
     assert!(
         ran.stderr.contains("the area of key slot 1"),
         "{}",
@@ -250,24 +200,20 @@ fn a_slot_that_was_damaged_on_the_server_is_told_and_its_good_copy_kept() {
     assert_eq!(good.len(), 1);
     assert!(opens(&machine, &good[0], &recovery));
     // It is told once: the next change finds what is known.
-    let ran = done(&machine, &["key", "remove", CONTAINER, "2"]);
+    let ran = machine.ok(&["key", "remove", CONTAINER, "2"]);
     assert!(!ran.stderr.contains("the area of"), "{}", ran.whole());
-    done(
-        &machine,
-        &["key", "header-restore", CONTAINER, &good[0], "--yes"],
-    );
+    machine.ok(&["key", "header-restore", CONTAINER, &good[0], "--yes"]);
     assert!(opens(&machine, CONTAINER, &recovery));
-    done(&machine, &["check", CONTAINER]);
+    machine.ok(&["check", CONTAINER]);
 }
 
 #[test]
 fn a_held_container_keeps_its_keys() {
     requires!(needs::root());
-    let (machine, _) = small();
-    machine.write("pass", "correct horse battery");
-    done(&machine, &["key", "header-backup", CONTAINER, "kept"]);
+    let (machine, _) = TestMachine::small();
+    machine.ok(&["key", "header-backup", CONTAINER, "kept"]);
     fs::create_dir(machine.path("mnt")).unwrap();
-    done(&machine, &["mount", CONTAINER, "mnt", "--rw"]);
+    machine.ok(&["mount", CONTAINER, "mnt", "--rw"]);
     let before = header_bytes(&machine, CONTAINER);
     for change in [
         &["add", CONTAINER, CHEAP, "--new-passphrase-file", "pass"][..],
@@ -278,24 +224,23 @@ fn a_held_container_keeps_its_keys() {
         assert!(said.contains("nothing was changed"), "{said}");
     }
     assert!(before == header_bytes(&machine, CONTAINER));
-    done(&machine, &["umount", "mnt"]);
+    machine.ok(&["umount", "mnt"]);
     machine.nothing_is_left();
 }
 
 #[test]
 fn keys_need_no_root() {
     requires!(needs::root());
-    let (machine, recovery) = small();
-    machine.write("pass", "correct horse battery");
+    let (machine, recovery) = TestMachine::small();
     let owned = Command::new("chown")
         .args(["-R", "65534:65534"])
         .arg(machine.folder())
         .status();
     assert!(owned.unwrap().success());
     let key = |arguments: &[&str]| {
-        let ran = machine.sprat_as_nobody(&[&["key"], arguments].concat());
-        assert_eq!(ran.code, 0, "{}", ran.whole());
-        ran
+        machine
+            .sprat_as_nobody(&[&["key"], arguments].concat())
+            .succeeded()
     };
     key(&["list", CONTAINER]);
     key(&["header-backup", CONTAINER, "kept"]);
@@ -326,28 +271,20 @@ fn a_change_that_finds_no_room_says_so_and_what_still_opens() {
         filled += 4096;
     }
     ballast.set_len(filled - (64 << 10)).unwrap();
-    let add = [
-        "key",
-        "add",
-        CONTAINER,
-        CHEAP,
-        "--new-passphrase-file",
-        "pass",
-    ];
-    let said = machine.sprat(&add).failed_with(1);
+    let said = machine.sprat(&ADD_PASSPHRASE).failed_with(1);
     for told in ["Make room on the server", "opens with every key that stays"] {
         assert!(said.contains(told), "{said}");
     }
     assert!(opens(&machine, CONTAINER, &Secret::passphrase(recovery)));
     ballast.set_len(0).unwrap();
-    done(&machine, &add);
+    machine.ok(&ADD_PASSPHRASE);
     drop(disk);
 }
 
 #[test]
 fn a_good_copy_stays_however_often_the_server_shows_another() {
     requires!(needs::root());
-    let (machine, recovery) = small();
+    let (machine, recovery) = TestMachine::small();
     let recovery = Secret::passphrase(recovery);
     let file = machine.container_file();
     let area = Header::load(&file).unwrap().areas()[1].start;
@@ -362,7 +299,7 @@ fn a_good_copy_stays_however_often_the_server_shows_another() {
     ];
     for noise in [0xa5, 0x5a, 0xa5, 0x5a] {
         file.write_all_at(&[noise; 4096], area).unwrap();
-        done(&machine, &again);
+        machine.ok(&again);
     }
     let aside = kept(&machine, ".differs-");
     let good = aside.iter().filter(|file| opens(&machine, file, &recovery));
@@ -373,14 +310,13 @@ fn a_good_copy_stays_however_often_the_server_shows_another() {
 /// `store/c.luks`, a copy of the container, whose keys then changed in another way than those of
 /// `store/x.luks`: "only in c" opens the one, and the other has the higher sequence.
 fn with_a_copy() -> (TestMachine, String) {
-    let (machine, recovery) = small();
-    done(&machine, &["copy", CONTAINER, "store/c.luks"]);
-    machine.write("pass", "correct horse battery");
+    let (machine, recovery) = TestMachine::small();
+    machine.ok(&["copy", CONTAINER, "store/c.luks"]);
     machine.write("c-pass", "only in c, and nowhere else");
     let add = ["key", "add", CHEAP, "--key-file", "config/keys/x.key"];
-    let add = |more: &[&str]| done(&machine, &[&add[..], more].concat());
+    let add = |more: &[&str]| machine.ok(&[&add[..], more].concat());
     add(&[CONTAINER, "--new-passphrase-file", "pass"]);
-    done(&machine, &["key", "remove", CONTAINER, "2"]);
+    machine.ok(&["key", "remove", CONTAINER, "2"]);
     add(&["store/c.luks", "--new-passphrase-file", "c-pass"]);
     (machine, recovery)
 }
@@ -392,7 +328,7 @@ fn each_copy_of_a_container_has_its_own_header_kept() {
     let in_c = Secret::passphrase("only in c, and nowhere else".to_owned());
     let zeros = vec![0; 1 << 20];
     machine.container_file().write_all_at(&zeros, 0).unwrap();
-    let ran = done(&machine, &RESTORE);
+    let ran = machine.ok(&RESTORE);
     assert!(!ran.stderr.contains("same UUID"), "{}", ran.whole());
     assert!(opens(&machine, CONTAINER, &Secret::passphrase(recovery)));
     assert!(!opens(&machine, CONTAINER, &in_c));
@@ -408,13 +344,13 @@ fn a_kept_header_of_another_place_is_told_as_that() {
     fs::rename(machine.path(CONTAINER), machine.path("store/d.luks")).unwrap();
     let of_d = ["--key-file", "config/keys/x.key", "--yes"];
     let of_d = [&["key", "header-restore", "store/d.luks"], &of_d[..]].concat();
-    let ran = done(&machine, &of_d);
+    let ran = machine.ok(&of_d);
     // That of x is the newest by its sequence, though that of c was kept after it.
     let told = "no header of [DIR]/store/d.luks itself is kept on this machine; this one is of \
                 [DIR]/store/x.luks, which has the same UUID";
     assert!(ran.stderr.contains(told), "{}", ran.whole());
     assert!(opens(&machine, "store/d.luks", &recovery));
-    let own = done(&machine, &of_d);
+    let own = machine.ok(&of_d);
     assert!(!own.stderr.contains("same UUID"), "{}", own.whole());
     // A file without a place in its name serves, too.
     let headers = kept(&machine, ".luks");
@@ -425,7 +361,7 @@ fn a_kept_header_of_another_place_is_told_as_that() {
         fs::remove_file(machine.path(name)).unwrap();
     }
     machine.write(&format!("state/headers/{uuid}.luks"), bytes);
-    let ran = done(&machine, &of_d);
+    let ran = machine.ok(&of_d);
     let told = "of a place that isn't known any more";
     assert!(ran.stderr.contains(told), "{}", ran.whole());
     assert!(machine.path(format!("state/headers/{uuid}.luks")).exists());
@@ -454,7 +390,7 @@ fn a_kept_header_is_never_overwritten_by_one_with_fewer_or_other_slots() {
         "1001",
     ];
     for (what, change) in [("key slot 1", &kill[..]), ("key slot 0", &convert)] {
-        let (machine, recovery) = small();
+        let (machine, recovery) = TestMachine::small();
         let recovery = Secret::passphrase(recovery);
         let key_file = Secret::key_file(fs::read(machine.path("config/keys/x.key")).unwrap());
         let absolute: Vec<String> = change
@@ -463,28 +399,23 @@ fn a_kept_header_is_never_overwritten_by_one_with_fewer_or_other_slots() {
             .collect();
         let absolute: Vec<&str> = absolute.iter().map(String::as_str).collect();
         cryptsetup(&machine, &absolute);
-        machine.write("pass", "correct horse battery");
-        let add = [
-            "key",
-            "add",
-            CONTAINER,
-            CHEAP,
-            "--new-passphrase-file",
-            "pass",
-        ];
-        for refused in [&add[..], &["snapshots", CONTAINER], &["check", CONTAINER]] {
+        for refused in [
+            &ADD_PASSPHRASE[..],
+            &["snapshots", CONTAINER],
+            &["check", CONTAINER],
+        ] {
             let text = machine.sprat(refused).failed_with(13);
             assert!(text.contains(what), "{text}");
         }
         // What only shows the slots warns.
-        let listed = done(&machine, &["key", "list", CONTAINER]);
+        let listed = machine.ok(&["key", "list", CONTAINER]);
         assert!(
             listed.stderr.contains("not by this machine"),
             "{}",
             listed.whole()
         );
-        let accepted = [&["--accept-changed-keys"], &add[..]].concat();
-        let ran = done(&machine, &accepted);
+        let accepted = [&["--accept-changed-keys"], &ADD_PASSPHRASE[..]].concat();
+        let ran = machine.ok(&accepted);
         let aside = kept(&machine, ".differs-");
         assert_eq!(aside.len(), 1, "{aside:?}");
         let newest = kept(&machine, ".luks");
@@ -496,13 +427,13 @@ fn a_kept_header_is_never_overwritten_by_one_with_fewer_or_other_slots() {
         // Later changes of keys leave it, too, and are silent about it.
         let slot = ran.stdout.trim().rsplit(' ').next().unwrap();
         let remove = ["key", "remove", CONTAINER, slot, "--allow-last"];
-        let ran = done(&machine, &remove);
+        let ran = machine.ok(&remove);
         assert!(!ran.stderr.contains("differs"), "{}", ran.whole());
         assert_eq!(kept(&machine, ".differs-"), aside);
-        let ran = done(&machine, &RESTORE);
+        let ran = machine.ok(&RESTORE);
         assert!(ran.stderr.contains(&aside[0]), "{}", ran.whole());
         let named = ["key", "header-restore", CONTAINER, &aside[0], "--yes"];
-        done(&machine, &named);
+        machine.ok(&named);
         assert!(opens(&machine, CONTAINER, &recovery));
     }
 }
@@ -510,20 +441,11 @@ fn a_kept_header_is_never_overwritten_by_one_with_fewer_or_other_slots() {
 #[test]
 fn a_destroyed_header_is_damage_for_every_command_and_its_copy_is_named() {
     requires!(needs::root());
-    let (machine, _) = small();
+    let (machine, _) = TestMachine::small();
     machine.write("src/a", "alpha\n");
-    assert_eq!(machine.backup(&[]).code, 0);
+    machine.backup(&[]).succeeded();
     let zeros = vec![0; 32 << 10];
     machine.container_file().write_all_at(&zeros, 0).unwrap();
-    machine.write("pass", "correct horse battery");
-    let add = [
-        "key",
-        "add",
-        CONTAINER,
-        CHEAP,
-        "--new-passphrase-file",
-        "pass",
-    ];
     for arguments in [
         &["status", CONTAINER][..],
         &["unlock", CONTAINER],
@@ -542,36 +464,27 @@ fn a_destroyed_header_is_damage_for_every_command_and_its_copy_is_named() {
             "--key-file",
             "config/keys/x.key",
         ],
-        &add,
+        &ADD_PASSPHRASE,
     ] {
         let text = machine.sprat(arguments).failed_with(13);
         let told = text.contains("opens with 2 keys") && text.contains("sprat key header-restore");
         assert!(told, "{arguments:?}: {text}");
     }
-    done(&machine, &RESTORE);
+    machine.ok(&RESTORE);
     machine.restores_whole(&[]);
 }
 
 #[test]
 fn a_header_that_does_not_fit_its_volume_is_not_pinned_at_first_use() {
     requires!(needs::root());
-    let (machine, _) = small();
+    let (machine, _) = TestMachine::small();
     machine.write("src/a", "alpha\n");
-    assert_eq!(machine.backup(&[]).code, 0);
+    machine.backup(&[]).succeeded();
     let key = ["--key-file", "config/keys/x.key"];
     machine.init(&[&["store/y.luks", "--size", "64M"], &key[..]].concat());
     let genuine = header_bytes(&machine, CONTAINER);
     let foreign = header_bytes(&machine, "store/y.luks");
     machine.container_file().write_all_at(&foreign, 0).unwrap();
-    machine.write("pass", "correct horse battery");
-    let add = [
-        "key",
-        "add",
-        CONTAINER,
-        CHEAP,
-        "--new-passphrase-file",
-        "pass",
-    ];
     for arguments in [
         &["check", CONTAINER][..],
         &["check", CONTAINER, "--read-data"],
@@ -579,7 +492,7 @@ fn a_header_that_does_not_fit_its_volume_is_not_pinned_at_first_use() {
         &["snapshots", CONTAINER],
         &["backup", CONTAINER, "--name", "home", "src"],
         &["prune", CONTAINER, "--job", "home", "--keep-last", "1"],
-        &add,
+        &ADD_PASSPHRASE,
     ] {
         fs::remove_dir_all(machine.path("state")).unwrap();
         fs::create_dir(machine.path("state")).unwrap();
@@ -590,7 +503,7 @@ fn a_header_that_does_not_fit_its_volume_is_not_pinned_at_first_use() {
             "{arguments:?}"
         );
         machine.container_file().write_all_at(&genuine, 0).unwrap();
-        let ran = done(&machine, &["snapshots", CONTAINER]);
+        let ran = machine.ok(&["snapshots", CONTAINER]);
         assert!(
             ran.stdout.contains("home"),
             "{arguments:?}: {}",
@@ -602,7 +515,7 @@ fn a_header_that_does_not_fit_its_volume_is_not_pinned_at_first_use() {
 #[test]
 fn an_implausible_sequence_is_refused_and_not_pinned() {
     requires!(needs::root());
-    let (machine, _) = small();
+    let (machine, _) = TestMachine::small();
     let genuine = header_bytes(&machine, CONTAINER);
     for sequence in [u64::MAX, u64::MAX - 1, 1 << 48, (1 << 40) + 1] {
         let mut forged = genuine.clone();
@@ -615,31 +528,22 @@ fn an_implausible_sequence_is_refused_and_not_pinned() {
         }
         let put = |bytes: &[u8]| machine.container_file().write_all_at(bytes, 0).unwrap();
         put(&forged);
-        machine.write("pass", "correct horse battery");
-        let add = [
-            "key",
-            "add",
-            CONTAINER,
-            CHEAP,
-            "--new-passphrase-file",
-            "pass",
-        ];
         for arguments in [
             &["snapshots", CONTAINER][..],
             &["key", "list", CONTAINER],
-            &add,
+            &ADD_PASSPHRASE,
         ] {
             machine.sprat(arguments).failed_with(13);
         }
         // Nor on a machine that has never seen the container.
-        for arguments in [&["snapshots", CONTAINER][..], &add] {
+        for arguments in [&["snapshots", CONTAINER][..], &ADD_PASSPHRASE] {
             let other = [&["--state-dir", "state-of-the-other"], arguments].concat();
             machine.sprat(&other).failed_with(13);
         }
         put(&genuine);
-        done(&machine, &["snapshots", CONTAINER]);
+        machine.ok(&["snapshots", CONTAINER]);
         let other = ["--state-dir", "state-of-the-other", "snapshots", CONTAINER];
-        done(&machine, &other);
+        machine.ok(&other);
         fs::remove_dir_all(machine.path("state-of-the-other")).unwrap();
     }
 }
@@ -660,8 +564,7 @@ fn the_slot_that_opened_the_last_time_is_tried_first() {
             "--new-passphrase-file",
             name,
         ];
-        let ran = served(&machine, &add);
-        assert_eq!(ran.code, 0, "{}", ran.whole());
+        served(&machine, &add).succeeded();
     }
     let header = Header::load(&machine.container_file()).unwrap();
     let areas: Vec<u64> = header.areas().iter().map(|area| area.start).collect();
@@ -669,8 +572,7 @@ fn the_slot_that_opened_the_last_time_is_tried_first() {
     fs::rename(machine.path("config/keys/x.key"), machine.path("x.key")).unwrap();
     let tried = |key: [&str; 2]| -> Vec<usize> {
         let arguments = [&key[..], &["snapshots", CONTAINER]].concat();
-        let ran = server.run(usize::MAX, "honest", &arguments);
-        assert_eq!(ran.code, 0, "{}", ran.whole());
+        server.run(usize::MAX, "honest", &arguments).succeeded();
         // The area of slot 0 is read with the header.
         (1..4).filter(|slot| server.read_at(areas[*slot])).collect()
     };

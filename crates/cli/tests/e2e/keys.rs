@@ -7,22 +7,13 @@ use std::process::Command;
 use insta::assert_snapshot;
 use sprat_luks::{FormatOptions, Header, HeaderWrite, Secret, SlotKind, Turn};
 use sprat_testkit::machine::strikes::{self, Blow};
-use sprat_testkit::machine::{CONTAINER, TestMachine};
+use sprat_testkit::machine::{ADD_PASSPHRASE, CHEAP, CONTAINER, TestMachine};
 use sprat_testkit::tmpfs::Tmpfs;
 use sprat_testkit::{leases, needs, requires};
 
-const CHEAP: &str = "--cheap-kdf-for-tests";
-
-fn small() -> (TestMachine, String) {
-    let machine = TestMachine::new();
-    let recovery = machine.init(&[CONTAINER, "--size", "64M"]);
-    (machine, recovery)
-}
-
 /// The list without dates and derivations, which differ from run to run.
 fn listed(machine: &TestMachine) -> Vec<String> {
-    let ran = machine.sprat(&["key", "list", CONTAINER, "--json"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = machine.ok(&["key", "list", CONTAINER, "--json"]);
     let said = ran.json();
     let keys = said["keys"].as_array().unwrap().iter();
     keys.map(|key| {
@@ -48,9 +39,7 @@ fn opens(machine: &TestMachine, secret: &[&str]) -> bool {
 #[test]
 fn a_key_is_added_listed_rehearsed_and_removed() {
     requires!(needs::root());
-    let (machine, recovery) = small();
-    machine.write("pass", "correct horse battery\n");
-    machine.write("recovery", &recovery);
+    let (machine, _) = TestMachine::small();
     assert_eq!(listed(&machine), ["0 key_file -", "1 recovery -"]);
     let add = ["key", "add", CONTAINER, CHEAP, "--label", "the desk"];
     let ran = machine.sprat(&[&add[..], &["--new-passphrase-file", "pass"]].concat());
@@ -70,8 +59,7 @@ fn a_key_is_added_listed_rehearsed_and_removed() {
         assert!(opens(&machine, &secret));
     }
     // Again, as after an interruption: it is seen that it is there.
-    let ran = machine.sprat(&[&add[..], &["--new-passphrase-file", "pass"]].concat());
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.ok(&[&add[..], &["--new-passphrase-file", "pass"]].concat());
     assert_eq!(listed(&machine).len(), 3);
     let container = fs::File::options()
         .read(true)
@@ -98,7 +86,7 @@ fn a_key_is_added_listed_rehearsed_and_removed() {
     assert!(opens(&machine, &["--passphrase-file", "recovery"]));
     assert_eq!(listed(&machine), ["0 key_file -", "1 recovery -"]);
     machine.write("src/a", "alpha\n");
-    assert_eq!(machine.backup(&[]).code, 0);
+    machine.backup(&[]).succeeded();
     machine.restores_whole(&[]);
     assert!(leases::held(&machine.path("store")).is_empty());
 }
@@ -106,15 +94,13 @@ fn a_key_is_added_listed_rehearsed_and_removed() {
 #[test]
 fn stock_cryptsetup_opens_with_an_added_key() {
     requires!(needs::root(), needs::program("cryptsetup"));
-    let (machine, _) = small();
-    machine.write("pass", "correct horse battery");
-    let ran = machine.sprat(&["key", "add", CONTAINER, CHEAP, "--new-key-file", "new.key"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let (machine, _) = TestMachine::small();
+    machine.ok(&["key", "add", CONTAINER, CHEAP, "--new-key-file", "new.key"]);
     assert_eq!(
         fs::metadata(machine.path("new.key")).unwrap().mode() & 0o777,
         0o600
     );
-    let ran = machine.sprat(&[
+    machine.ok(&[
         "key",
         "add",
         CONTAINER,
@@ -122,7 +108,6 @@ fn stock_cryptsetup_opens_with_an_added_key() {
         "--new-passphrase-file",
         "pass",
     ]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
     for key in ["new.key", "pass"] {
         let tried = Command::new("cryptsetup")
             .args(["open", "--test-passphrase", "--key-file"])
@@ -136,8 +121,7 @@ fn stock_cryptsetup_opens_with_an_added_key() {
 #[test]
 fn the_last_key_and_the_one_in_use_are_not_removed_by_chance() {
     requires!(needs::root());
-    let (machine, recovery) = small();
-    machine.write("recovery", &recovery);
+    let (machine, _) = TestMachine::small();
     let mut seen = String::new();
     for arguments in [
         &["0"][..],
@@ -149,8 +133,7 @@ fn the_last_key_and_the_one_in_use_are_not_removed_by_chance() {
         seen.push_str(&format!("{arguments:?}\n{}", ran.failed_with(2)));
         assert!(before == fs::read(machine.path(CONTAINER)).unwrap());
     }
-    let ran = machine.sprat(&["key", "remove", CONTAINER, "0", "--although-in-use"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.ok(&["key", "remove", CONTAINER, "0", "--although-in-use"]);
     let last = ["--although-in-use", "--passphrase-file", "recovery"];
     let ran = machine.sprat(&[&["key", "remove", CONTAINER, "1"], &last[..]].concat());
     seen.push_str(&ran.failed_with(2));
@@ -181,28 +164,18 @@ fn the_last_key_and_the_one_in_use_are_not_removed_by_chance() {
 #[test]
 fn a_kept_header_is_put_back_and_brings_its_keys_back() {
     requires!(needs::root());
-    let (machine, _) = small();
-    let ran = machine.sprat(&["key", "header-backup", CONTAINER, "kept"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let (machine, _) = TestMachine::small();
+    machine.ok(&["key", "header-backup", CONTAINER, "kept"]);
     let about = fs::metadata(machine.path("kept")).unwrap();
     assert_eq!((about.mode() & 0o777, about.len()), (0o600, 16 << 20));
     let ran = machine.sprat(&["key", "header-backup", CONTAINER, "kept"]);
     assert!(ran.failed_with(1).contains("nothing is ever overwritten"));
-    machine.write("pass", "correct horse battery");
     let key = machine.path("config/keys/x.key");
     let key = ["--key-file", key.to_str().unwrap()];
-    let add = [
-        "key",
-        "add",
-        CONTAINER,
-        CHEAP,
-        "--new-passphrase-file",
-        "pass",
-    ];
-    assert_eq!(machine.sprat(&add).code, 0);
+    machine.ok(&ADD_PASSPHRASE);
     let remove = ["key", "remove", CONTAINER, "0", "--passphrase-file", "pass"];
     let remove = [&remove[..], &["--although-in-use"]].concat();
-    assert_eq!(machine.sprat(&remove).code, 0);
+    machine.ok(&remove);
     assert!(!opens(&machine, &key));
     let ran = machine.sprat(&["key", "header-restore", CONTAINER, "kept"]);
     assert!(ran.failed_with(2).contains("--yes"), "{}", ran.whole());
@@ -231,25 +204,16 @@ fn a_kept_header_is_put_back_and_brings_its_keys_back() {
     assert!(opens(&machine, &key));
     assert!(!opens(&machine, &["--passphrase-file", "pass"]));
     machine.write("src/a", "alpha\n");
-    assert_eq!(machine.backup(&[]).code, 0);
+    machine.backup(&[]).succeeded();
 }
 
 #[test]
 fn a_destroyed_header_comes_back_from_what_the_machine_kept_by_itself() {
     requires!(needs::root());
-    let (machine, _) = small();
+    let (machine, _) = TestMachine::small();
     machine.write("src/a", "alpha\n");
-    assert_eq!(machine.backup(&[]).code, 0);
-    machine.write("pass", "correct horse battery");
-    let add = [
-        "key",
-        "add",
-        CONTAINER,
-        CHEAP,
-        "--new-passphrase-file",
-        "pass",
-    ];
-    assert_eq!(machine.sprat(&add).code, 0);
+    machine.backup(&[]).succeeded();
+    machine.ok(&ADD_PASSPHRASE);
     let file = fs::File::options()
         .write(true)
         .open(machine.path(CONTAINER))
@@ -257,8 +221,7 @@ fn a_destroyed_header_comes_back_from_what_the_machine_kept_by_itself() {
     file.write_all_at(&vec![0xa5; 1 << 20], 0).unwrap();
     let listed = machine.sprat(&["key", "list", CONTAINER]);
     assert!([10, 13].contains(&listed.code), "{}", listed.whole());
-    let ran = machine.sprat(&["key", "header-restore", CONTAINER, "--yes"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.ok(&["key", "header-restore", CONTAINER, "--yes"]);
     assert!(opens(&machine, &["--passphrase-file", "pass"]));
     machine.restores_whole(&[]);
 }
@@ -266,10 +229,9 @@ fn a_destroyed_header_comes_back_from_what_the_machine_kept_by_itself() {
 #[test]
 fn a_header_of_another_container_is_refused() {
     requires!(needs::root());
-    let (machine, _) = small();
+    let (machine, _) = TestMachine::small();
     machine.init(&["store/y.luks", "--size", "64M"]);
-    let ran = machine.sprat(&["key", "header-backup", "store/y.luks", "kept"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.ok(&["key", "header-backup", "store/y.luks", "kept"]);
     let key = machine.path("config/keys/y.key");
     let key = key.to_str().unwrap();
     let restore = [
@@ -304,7 +266,7 @@ fn a_header_of_another_container_is_refused() {
 #[test]
 fn a_wrong_key_and_a_typing_error_are_told_by_a_rehearsal() {
     requires!(needs::root());
-    let (machine, recovery) = small();
+    let (machine, recovery) = TestMachine::small();
     machine.write("wrong", "not the passphrase");
     let ran = machine.sprat(&["key", "rehearse", CONTAINER, "--passphrase-file", "wrong"]);
     assert_eq!(ran.code, 12, "{}", ran.whole());
@@ -317,7 +279,6 @@ fn a_wrong_key_and_a_typing_error_are_told_by_a_rehearsal() {
         ran.failed_with(2).contains("no terminal"),
         "never the key file that lies there"
     );
-    machine.write("recovery", &recovery);
     let right = [
         "key",
         "rehearse",
@@ -327,27 +288,17 @@ fn a_wrong_key_and_a_typing_error_are_told_by_a_rehearsal() {
     ];
     let ran = machine.sprat(&[&right[..], &["--fingerprint", "0000-0000-0000-0000-0000"]].concat());
     assert_eq!(ran.code, 13, "{}", ran.whole());
-    assert_eq!(machine.sprat(&right).code, 0);
+    machine.ok(&right);
     let said = machine.sprat(&["key", "list", CONTAINER, "--json"]).json();
     assert!(said["keys"][0]["proved"].is_null());
     assert!(said["keys"][1]["proved"].is_string());
 }
 
 /// `add` with a passphrase in a file, which is tried.
-const ADD: [&str; 6] = [
-    "key",
-    "add",
-    CONTAINER,
-    CHEAP,
-    "--new-passphrase-file",
-    "pass",
-];
-
 #[test]
 fn the_key_that_backups_use_is_not_removed_by_chance() {
     requires!(needs::root());
-    let (machine, recovery) = small();
-    machine.write("recovery", &recovery);
+    let (machine, _) = TestMachine::small();
     let remove = [
         "key",
         "remove",
@@ -379,22 +330,19 @@ fn the_key_that_backups_use_is_not_removed_by_chance() {
     machine.write("config/sprat.toml", "");
     assert_eq!(listed(&machine).len(), 2);
     machine.write("src/a", "alpha\n");
-    assert_eq!(machine.backup(&[]).code, 0);
+    machine.backup(&[]).succeeded();
     // A key file that is lost is used by nobody.
     fs::rename(machine.path("config/keys/x.key"), machine.path("lost")).unwrap();
-    let ran = machine.sprat(&remove);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.ok(&remove);
     assert_eq!(listed(&machine), ["1 recovery -"]);
 }
 
 #[test]
 fn a_sheet_names_only_a_key_file_that_opens() {
     requires!(needs::root());
-    let (machine, recovery) = small();
-    machine.write("recovery", &recovery);
+    let (machine, _) = TestMachine::small();
     let sheet = ["key", "sheet", CONTAINER, "--passphrase-file", "recovery"];
-    let ran = machine.sprat(&sheet);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = machine.ok(&sheet);
     assert!(ran.stdout.contains("keys/x.key"), "{}", ran.whole());
     machine.write(
         "config/keys/x.key",
@@ -413,8 +361,7 @@ fn a_sheet_names_only_a_key_file_that_opens() {
             "recovery",
         ],
     ] {
-        let ran = machine.sprat(sheet);
-        assert_eq!(ran.code, 0, "{}", ran.whole());
+        let ran = machine.ok(sheet);
         assert!(!ran.stdout.contains("config/keys/x.key"), "{}", ran.whole());
         assert!(
             ran.stderr.contains("is not on the sheet"),
@@ -427,8 +374,7 @@ fn a_sheet_names_only_a_key_file_that_opens() {
 #[test]
 fn a_change_that_is_interrupted_tells_what_became_of_it() {
     requires!(strikes::missing());
-    let (machine, _) = small();
-    machine.write("pass", "correct horse battery");
+    let (machine, _) = TestMachine::small();
     let key = fs::read(machine.path("config/keys/x.key")).unwrap();
     machine.write("key", key);
     // Ctrl-C for the session: the last sprat among those whose ssh runs this.
@@ -473,8 +419,7 @@ fn a_change_that_is_interrupted_tells_what_became_of_it() {
 #[test]
 fn a_container_that_is_cut_short_or_overwritten_fails_its_rehearsal() {
     requires!(needs::root());
-    let (machine, recovery) = small();
-    machine.write("recovery", &recovery);
+    let (machine, _) = TestMachine::small();
     fs::remove_dir_all(machine.path("state/keys")).unwrap();
     let rehearse = [
         "key",
@@ -497,7 +442,7 @@ fn a_container_that_is_cut_short_or_overwritten_fails_its_rehearsal() {
     let said = machine.sprat(&rehearse).failed_with(13);
     assert!(said.contains("no ext4 file system") && !proved(), "{said}");
     container.write_all_at(&whole, 0).unwrap();
-    assert_eq!(machine.sprat(&rehearse).code, 0);
+    machine.ok(&rehearse);
     // Also where nothing was known of the keys.
     let list = machine.sprat(&["key", "list", CONTAINER, "--json"]).json();
     assert!(proved());
@@ -507,9 +452,8 @@ fn a_container_that_is_cut_short_or_overwritten_fails_its_rehearsal() {
 #[test]
 fn a_slot_that_can_not_be_tried_keeps_no_key_from_being_added() {
     requires!(needs::root(), needs::program("cryptsetup"));
-    let (machine, _) = small();
+    let (machine, _) = TestMachine::small();
     machine.write("odd", "the passphrase of an odd slot");
-    machine.write("pass", "correct horse battery");
     let added = Command::new("cryptsetup")
         .args([
             "luksAddKey",
@@ -524,17 +468,15 @@ fn a_slot_that_can_not_be_tried_keeps_no_key_from_being_added() {
         .output()
         .unwrap();
     assert!(added.status.success(), "{added:?}");
-    let ran = machine.sprat(&ADD);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
-    let ran = machine.sprat(&["key", "add", CONTAINER, CHEAP, "--new-recovery"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.ok(&ADD_PASSPHRASE);
+    machine.ok(&["key", "add", CONTAINER, CHEAP, "--new-recovery"]);
     assert!(opens(&machine, &["--passphrase-file", "pass"]));
 }
 
 #[test]
 fn a_new_passphrase_is_one_that_can_be_typed() {
     requires!(needs::root());
-    let (machine, _) = small();
+    let (machine, _) = TestMachine::small();
     for (passphrase, told) in [
         ("x".repeat(513), "too long"),
         (
@@ -544,21 +486,19 @@ fn a_new_passphrase_is_one_that_can_be_typed() {
         ("short".to_owned(), "too short"),
     ] {
         machine.write("pass", passphrase);
-        let said = machine.sprat(&ADD).failed_with(2);
+        let said = machine.sprat(&ADD_PASSPHRASE).failed_with(2);
         assert!(said.contains(told), "{said}");
     }
     machine.write("pass", "x".repeat(512) + "\n");
-    assert_eq!(machine.sprat(&ADD).code, 0);
+    machine.ok(&ADD_PASSPHRASE);
 }
 
 #[test]
 fn a_key_that_is_added_again_keeps_what_is_known_of_it() {
     requires!(needs::root());
-    let (machine, _) = small();
-    machine.write("pass", "correct horse battery");
+    let (machine, _) = TestMachine::small();
     let with = |more: &[&str]| {
-        let ran = machine.sprat(&[&ADD[..], more].concat());
-        assert_eq!(ran.code, 0, "{}", ran.whole());
+        machine.ok(&[&ADD_PASSPHRASE[..], more].concat());
         let list = machine.sprat(&["key", "list", CONTAINER, "--json"]).json();
         let key = &list["keys"][2];
         (key["label"].clone(), key["proved"].is_string())
@@ -572,7 +512,7 @@ fn a_key_that_is_added_again_keeps_what_is_known_of_it() {
 #[test]
 fn a_full_header_is_told_before_anything_is_changed() {
     requires!(needs::root());
-    let (machine, _) = small();
+    let (machine, _) = TestMachine::small();
     let file = machine.container_file();
     let key = Secret::key_file(fs::read(machine.path("config/keys/x.key")).unwrap());
     let fast = FormatOptions {
@@ -596,15 +536,14 @@ fn a_full_header_is_told_before_anything_is_changed() {
             }
         }
     }
-    machine.write("pass", "correct horse battery");
-    let said = machine.sprat(&ADD).failed_with(2);
+    let said = machine.sprat(&ADD_PASSPHRASE).failed_with(2);
     assert!(said.contains("all 32 key slots are used"), "{said}");
 }
 
 #[test]
 fn a_page_that_finds_no_room_leaves_no_half_secret() {
     requires!(needs::root());
-    let (machine, _) = small();
+    let (machine, _) = TestMachine::small();
     fs::create_dir(machine.path("full")).unwrap();
     let full = Tmpfs::mount(&machine.path("full"), 1);
     machine.write("full/ballast", vec![1; (1 << 20) - 8192]);
@@ -621,8 +560,7 @@ fn a_page_that_finds_no_room_leaves_no_half_secret() {
 #[test]
 fn a_key_file_that_is_not_within_reach_may_be_the_one_that_backups_use() {
     requires!(needs::root());
-    let (machine, recovery) = small();
-    machine.write("recovery", &recovery);
+    let (machine, _) = TestMachine::small();
     let remove = ["key", "remove", CONTAINER, "0", "--passphrase-file"];
     let remove = [&remove[..], &["recovery"]].concat();
     let key = machine.path("usb/x.key");
@@ -640,30 +578,25 @@ fn a_key_file_that_is_not_within_reach_may_be_the_one_that_backups_use() {
         assert!(said.contains("--although-in-use"), "{said}");
         assert_eq!(listed(&machine).len(), 2);
     }
-    let ran = machine.sprat(&[&remove[..], &["--although-in-use"]].concat());
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.ok(&[&remove[..], &["--although-in-use"]].concat());
     assert_eq!(listed(&machine), ["1 recovery -"]);
 }
 
 #[test]
 fn only_a_key_that_lies_on_no_machine_counts_as_rehearsed() {
     requires!(needs::root());
-    let (machine, recovery) = small();
-    machine.write("recovery", &recovery);
-    machine.write("pass", "correct horse battery");
+    let (machine, _) = TestMachine::small();
     let proved = || {
-        let ran = machine.sprat(&["status", CONTAINER, "--offline", "--json"]);
-        assert_eq!(ran.code, 0, "{}", ran.whole());
+        let ran = machine.ok(&["status", CONTAINER, "--offline", "--json"]);
         ran.json()["containers"][0]["key_proved"].is_string()
     };
     assert!(opens(&machine, &["--key-file", "config/keys/x.key"]));
     assert!(!proved(), "a key file is on no paper");
     for (secret, slot) in [("pass", "2"), ("recovery", "1")] {
-        assert_eq!(machine.sprat(&ADD).code, 0);
+        machine.ok(&ADD_PASSPHRASE);
         assert!(opens(&machine, &["--passphrase-file", secret]));
         assert!(proved(), "{secret}");
-        let ran = machine.sprat(&["key", "remove", CONTAINER, slot, "--allow-last"]);
-        assert_eq!(ran.code, 0, "{}", ran.whole());
+        machine.ok(&["key", "remove", CONTAINER, slot, "--allow-last"]);
         assert!(!proved(), "the slot of {secret} is gone");
     }
 }

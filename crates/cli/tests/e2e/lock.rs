@@ -19,8 +19,7 @@ fn ready() -> (TestMachine, Vec<String>) {
     let backup = ["--key-file", "key", "backup", "--name", "home", &target];
     let mut backup = backup.map(str::to_owned).to_vec();
     backup.push(source.display().to_string());
-    let ran = run(&machine, &backup, None);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    run(&machine, &backup, None).succeeded();
     (machine, backup)
 }
 
@@ -86,8 +85,7 @@ fn a_header_that_is_changed_before_the_container_is_held_is_read_again() {
         let add = [&add[..], &["--new-passphrase-file", "pass"]].concat();
         let remove = ["--passphrase-file", "pass", "key", "remove", name, "0"].to_vec();
         for words in [add, remove] {
-            let ran = machine.sprat(&[&["--cheap-kdf-for-tests"][..], &words].concat());
-            assert_eq!(ran.code, 0, "{}", ran.whole());
+            machine.ok(&[&["--cheap-kdf-for-tests"][..], &words].concat());
         }
     };
     let another = |name: &str| {
@@ -122,6 +120,5 @@ fn a_header_that_is_changed_before_the_container_is_held_is_read_again() {
         assert!(now[payload..] == then[payload..], "{name}");
     }
     copy_sparse(&machine.path("pristine"), &container);
-    let ran = run(&machine, &backup, None);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    run(&machine, &backup, None).succeeded();
 }

@@ -40,8 +40,8 @@ impl Other {
 
     #[track_caller]
     fn backs_up(&self) {
-        let ran = self.sprat(&["backup"], &["--name", "other", "src"]);
-        assert_eq!(ran.code, 0, "{}", ran.whole());
+        self.sprat(&["backup"], &["--name", "other", "src"])
+            .succeeded();
     }
 }
 
@@ -77,15 +77,40 @@ fn start(machine: &TestMachine, arguments: &[&str]) -> Child {
     command.spawn().unwrap()
 }
 
+/// A backup of much data by `machine`, and its volume process, which is stopped while it sends.
+fn stop_while_it_sends(machine: &TestMachine) -> (Child, Pid) {
+    machine.write("src/large", noise(96 << 20, 3));
+    let buffer = ["--write-buffer-bytes-max", "33554432", "--quiet-time", "4"];
+    let backup = ["backup", CONTAINER, "--name", "home", "src"];
+    let sleeper = start(machine, &[&buffer[..], &backup].concat());
+    let volume = volume_process(machine);
+    let container = machine.path(CONTAINER);
+    let taken = || std::os::unix::fs::MetadataExt::blocks(&fs::metadata(&container).unwrap());
+    let before = taken();
+    wait_until(Duration::from_secs(60), "nothing is sent", || {
+        taken() > before + (8 << 20) / 512
+    });
+    kill_process(volume, Signal::STOP).unwrap();
+    (sleeper, volume)
+}
+
+/// Lets the sleeper go on: it must end because another machine took the container over.
+fn wake(sleeper: Child, volume: Pid) -> String {
+    kill_process(volume, Signal::CONT).unwrap();
+    let ended = sleeper.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(11), "{said}");
+    said
+}
+
 #[test]
 fn a_reader_is_told_that_another_machine_wrote_meanwhile() {
     requires!(needs::root());
     let machine = TestMachine::with_container();
-    assert_eq!(machine.backup(&[]).code, 0);
+    machine.backup(&[]).succeeded();
     let other = Other::than(&machine);
     fs::create_dir(machine.path("mnt")).unwrap();
-    let ran = machine.sprat(&["mount", CONTAINER, "mnt"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.ok(&["mount", CONTAINER, "mnt"]);
     // It comes and goes between two looks for locks.
     other.backs_up();
     let ran = machine.sprat(&["umount", "mnt"]);
@@ -94,10 +119,8 @@ fn a_reader_is_told_that_another_machine_wrote_meanwhile() {
     assert!(said.contains("mixture"), "{said}");
     machine.nothing_is_left();
     // One that nobody disturbs ends well, and so does one that insists.
-    let ran = machine.sprat(&["mount", CONTAINER, "mnt"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
-    let ran = machine.sprat(&["umount", "mnt"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.ok(&["mount", CONTAINER, "mnt"]);
+    machine.ok(&["umount", "mnt"]);
     machine.nothing_is_left();
 }
 
@@ -105,10 +128,9 @@ fn a_reader_is_told_that_another_machine_wrote_meanwhile() {
 fn a_lock_that_is_taken_while_a_session_reads_is_not_told_as_if_nothing_had_been_done() {
     requires!(needs::root());
     let machine = TestMachine::with_container();
-    assert_eq!(machine.backup(&[]).code, 0);
+    machine.backup(&[]).succeeded();
     fs::create_dir(machine.path("mnt")).unwrap();
-    let ran = machine.sprat(&["mount", CONTAINER, "mnt"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.ok(&["mount", CONTAINER, "mnt"]);
     let lock = machine.write("store/x.luks.lock.2000000", "");
     let said = machine.sprat(&["umount", "mnt"]).failed_with(11);
     assert!(said.contains("while this one was reading it"), "{said}");
@@ -123,11 +145,10 @@ fn a_reader_that_goes_on_is_stopped_when_another_machine_has_written() {
     requires!(needs::root());
     let machine = TestMachine::with_container();
     machine.write("src/large", noise(8 << 20, 3));
-    assert_eq!(machine.backup(&[]).code, 0);
+    machine.backup(&[]).succeeded();
     let other = Other::than(&machine);
     fs::create_dir(machine.path("mnt")).unwrap();
-    let ran = machine.sprat(&["mount", CONTAINER, "mnt"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.ok(&["mount", CONTAINER, "mnt"]);
     other.backs_up();
     // At the latest at the next look, which comes every ten seconds. What the kernel has read before
     // it still shows.
@@ -154,20 +175,10 @@ fn a_machine_that_slept_sends_nothing_into_what_another_took_over() {
 /// What a machine said that wrote when it woke.
 fn sleeper_writes() -> Option<String> {
     let machine = TestMachine::with_container();
-    assert_eq!(machine.backup(&[]).code, 0);
+    machine.backup(&[]).succeeded();
     let other = Other::than(&machine);
-    machine.write("src/large", noise(96 << 20, 3));
-    let buffer = ["--write-buffer-bytes-max", "33554432", "--quiet-time", "4"];
-    let backup = ["backup", CONTAINER, "--name", "home", "src"];
-    let sleeper = start(&machine, &[&buffer[..], &backup].concat());
-    let volume = volume_process(&machine);
+    let (sleeper, volume) = stop_while_it_sends(&machine);
     let container = machine.path(CONTAINER);
-    let taken = || std::os::unix::fs::MetadataExt::blocks(&fs::metadata(&container).unwrap());
-    let before = taken();
-    wait_until(Duration::from_secs(60), "nothing is sent", || {
-        taken() > before + (8 << 20) / 512
-    });
-    kill_process(volume, Signal::STOP).unwrap();
     std::thread::sleep(Duration::from_secs(3));
     // As long as it may only sleep, nobody gets in; and whoever ends the waiting lets nobody in.
     let target = other.container.to_str().unwrap();
@@ -191,8 +202,7 @@ fn sleeper_writes() -> Option<String> {
     third.machine.write("config/keys/x.key", key);
     third.sprat(&["snapshots"], &[]).failed_with(11);
     let off = ["--watch", "1", "--that-machine-is-off", "--json"];
-    let ran = other.sprat(&["unlock"], &off);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = other.sprat(&["unlock"], &off).succeeded();
     let ways = ran.json()["ways"].clone();
     let way = |at: usize| ways[at]["way"].as_str().unwrap_or_default().to_owned();
     assert_eq!(
@@ -202,16 +212,12 @@ fn sleeper_writes() -> Option<String> {
     );
     other.backs_up();
     let after = fs::read(&container).unwrap();
-    kill_process(volume, Signal::CONT).unwrap();
-    let ended = sleeper.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
-    assert_eq!(ended.status.code(), Some(11), "{said}");
+    let said = wake(sleeper, volume);
     machine.nothing_is_left();
     if fs::read(&container).unwrap() != after {
         return Some(said);
     }
-    let ran = other.sprat(&["check"], &[]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    other.sprat(&["check"], &[]).succeeded();
     None
 }
 
@@ -222,8 +228,7 @@ fn a_line_that_is_lost_while_nothing_is_asked_is_sought_and_the_lock_renewed() {
     remote.init();
     let mnt = remote.machine.path("mnt");
     fs::create_dir(&mnt).unwrap();
-    let ran = remote.sprat(&["mount", "TARGET", mnt.to_str().unwrap(), "--rw"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    remote.ok(&["mount", "TARGET", mnt.to_str().unwrap(), "--rw"]);
     let store = remote.machine.path("store");
     let lease = || leases::held(&store).pop().unwrap();
     let first = lease();
@@ -242,8 +247,7 @@ fn a_line_that_is_lost_while_nothing_is_asked_is_sought_and_the_lock_renewed() {
     wait_until(Duration::from_secs(50), "nobody renews", || {
         lease() != first && renewals() >= before + 2
     });
-    let ran = remote.sprat(&["umount", mnt.to_str().unwrap()]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    remote.ok(&["umount", mnt.to_str().unwrap()]);
     remote.machine.nothing_is_left();
 }
 
@@ -359,24 +363,13 @@ fn kill_9_while_ssh_connects_leaves_no_ssh() {
 fn late_writes_over_a_finished_snapshot_are_found_named_and_healed() {
     requires!(needs::root());
     let machine = TestMachine::with_container();
-    assert_eq!(machine.backup(&[]).code, 0);
+    machine.backup(&[]).succeeded();
     let other = Other::than(&machine);
-    machine.write("src/large", noise(96 << 20, 3));
-    let buffer = ["--write-buffer-bytes-max", "33554432", "--quiet-time", "4"];
-    let backup = ["backup", CONTAINER, "--name", "home", "src"];
-    let sleeper = start(&machine, &[&buffer[..], &backup].concat());
-    let volume = volume_process(&machine);
+    let (sleeper, volume) = stop_while_it_sends(&machine);
     let container = machine.path(CONTAINER);
-    let taken = || std::os::unix::fs::MetadataExt::blocks(&fs::metadata(&container).unwrap());
-    let begun = taken();
-    wait_until(Duration::from_secs(60), "nothing is sent", || {
-        taken() > begun + (8 << 20) / 512
-    });
-    kill_process(volume, Signal::STOP).unwrap();
     // For a minute something may arrive.
     let off = ["--watch", "1", "--that-machine-is-off", "--silence", "60"];
-    let ran = other.sprat(&["unlock"], &off);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    other.sprat(&["unlock"], &off).succeeded();
     let over = Instant::now() + Duration::from_secs(62);
     let before = fs::read(&container).unwrap();
     other.backs_up();
@@ -391,10 +384,7 @@ fn late_writes_over_a_finished_snapshot_are_found_named_and_healed() {
     assert_eq!(ran.code, 0, "nothing came yet: {}", ran.whole());
     // Before the sleeper wakes: what it has on the wire goes to blocks that nobody else uses, too.
     let after = fs::read(&container).unwrap();
-    kill_process(volume, Signal::CONT).unwrap();
-    let ended = sleeper.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
-    assert_eq!(ended.status.code(), Some(11), "{said}");
+    wake(sleeper, volume);
     assert_eq!(lists(), 2, "and that of the session that lost its lease");
     let ran = other.sprat(&["check"], &[]);
     assert_eq!(
@@ -452,8 +442,9 @@ fn late_writes_over_a_finished_snapshot_are_found_named_and_healed() {
     // It goes on, and reads that file from its source.
     other.backs_up();
     let to = other.machine.path("to");
-    let ran = other.sprat(&["restore"], &["other", "--to", to.to_str().unwrap()]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    other
+        .sprat(&["restore"], &["other", "--to", to.to_str().unwrap()])
+        .succeeded();
     let source = other.machine.path("src/of-the-other");
     let restored = to.join(source.strip_prefix("/").unwrap());
     assert!(fs::read(restored).unwrap() == fs::read(source).unwrap());
@@ -461,8 +452,7 @@ fn late_writes_over_a_finished_snapshot_are_found_named_and_healed() {
     std::thread::sleep(over.saturating_duration_since(Instant::now()));
     other.backs_up();
     assert_eq!(lists(), 0);
-    let ran = third.sprat(&["check"], &[]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    third.sprat(&["check"], &[]).succeeded();
 }
 
 /// The old session's connections are gone from the server, and its machine sleeps: the kernel of the
@@ -502,16 +492,11 @@ fn a_server_whose_kernel_can_be_asked_sets_a_container_free_without_waiting() {
     for pid in sessions {
         let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
     }
-    let ran = by_other(&["unlock", "TARGET", "--watch", "1", "--json"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = by_other(&["unlock", "TARGET", "--watch", "1", "--json"]).succeeded();
     assert_eq!(ran.json()["ways"][0]["way"], "kernel", "{}", ran.whole());
-    let ran = by_other(&["backup", "TARGET", "--name", "other", "src"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    by_other(&["backup", "TARGET", "--name", "other", "src"]).succeeded();
     let after = fs::read(&container).unwrap();
-    kill_process(volume, Signal::CONT).unwrap();
-    let ended = sleeper.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
-    assert_eq!(ended.status.code(), Some(11), "{said}");
+    wake(sleeper, volume);
     assert!(
         fs::read(&container).unwrap() == after,
         "it wrote when it woke"

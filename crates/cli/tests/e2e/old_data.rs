@@ -23,12 +23,12 @@ fn with_a_yesterday() -> TestMachine {
     for (name, byte) in [("kept", 1), ("changed", 2)] {
         machine.write(&format!("src/{name}"), vec![byte; 300_000]);
     }
-    assert_eq!(machine.backup(&[]).code, 0);
+    machine.backup(&[]).succeeded();
     copy_sparse(&machine.path(CONTAINER), &machine.path("yesterday"));
     copy_sparse(&machine.path("src"), &machine.path("src-yesterday"));
     machine.write("src/changed", vec![3; 300_000]);
     machine.write("src/new", vec![4; 300_000]);
-    assert_eq!(machine.backup(&[]).code, 0);
+    machine.backup(&[]).succeeded();
     machine
 }
 
@@ -62,12 +62,11 @@ fn yesterdays_container_is_refused_until_it_is_accepted() {
     fs::rename(machine.path("src"), machine.path("src-today")).unwrap();
     copy_sparse(&machine.path("src-yesterday"), &machine.path("src"));
     machine.restores_whole(&[]);
-    let checked = machine.sprat(&["check", CONTAINER]);
-    assert_eq!(checked.code, 0, "{}", checked.whole());
+    machine.ok(&["check", CONTAINER]);
     // And life goes on from there.
     fs::remove_dir_all(machine.path("src")).unwrap();
     fs::rename(machine.path("src-today"), machine.path("src")).unwrap();
-    assert_eq!(machine.backup(&[]).code, 0);
+    machine.backup(&[]).succeeded();
     machine.restores_whole(&[]);
 }
 
@@ -127,8 +126,7 @@ fn each_rollback_is_noticed(
         let sessions = 1 + dice.below(5);
         for session in 0..sessions {
             machine.write(&format!("src/{round}-{session}"), vec![5; 5000]);
-            let ran = run(&machine, &backup);
-            assert_eq!(ran.code, 0, "{}", ran.whole());
+            run(&machine, &backup).succeeded();
         }
         copy_sparse(&machine.path(CONTAINER), &machine.path("today"));
         roll_back(&machine);
@@ -180,8 +178,7 @@ fn a_server_that_keeps_no_write_from_the_nth_on_is_noticed() {
     };
     machine.write("src/newest", sprat_testkit::machine::noise(200_000, 97));
     let backup = ["backup", CONTAINER, "--name", "home", "src"];
-    let whole = forgetful.run(usize::MAX, "honest", &backup);
-    assert_eq!(whole.code, 0, "{}", whole.whole());
+    forgetful.run(usize::MAX, "honest", &backup).succeeded();
     let writes = forgetful.lines("writes");
     assert!(writes > 10, "{writes}");
     let mut nths: Vec<usize> = (1..=writes).collect();
@@ -247,8 +244,7 @@ fn with_a_warm_cache() -> TestMachine {
             machine.write("src/new", sprat_testkit::machine::noise(300_000, 99));
             machine.write("src/3", sprat_testkit::machine::noise(20_000, 98));
         }
-        let ran = served(&machine, &["backup", CONTAINER, "--name", "home", "src"]);
-        assert_eq!(ran.code, 0, "{}", ran.whole());
+        served(&machine, &["backup", CONTAINER, "--name", "home", "src"]).succeeded();
     }
     machine
 }
@@ -410,8 +406,7 @@ fn check_reports_each_damage_though_the_cache_is_warm_and_the_time_is_kept() {
     let file = File::options().write(true).open(&container).unwrap();
     file.write_all_at(&whole, 0).unwrap();
     file.set_modified(time).unwrap();
-    let ran = served(&machine, &["check", CONTAINER, "--read-data"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    served(&machine, &["check", CONTAINER, "--read-data"]).succeeded();
 }
 
 #[test]
@@ -454,8 +449,7 @@ fn a_header_of_yesterday_is_refused_before_a_key_is_used() {
     let machine = with_a_yesterday();
     machine.write("pass", "correct horse battery");
     let add = ["key", "add", CONTAINER, "--new-passphrase-file", "pass"];
-    let ran = machine.sprat(&[&["--cheap-kdf-for-tests"][..], &add].concat());
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.ok(&[&["--cheap-kdf-for-tests"][..], &add].concat());
     roll_back(&machine);
     let before = fs::read(machine.path(CONTAINER)).unwrap();
     for arguments in [&["snapshots", CONTAINER][..], &["check", CONTAINER]] {

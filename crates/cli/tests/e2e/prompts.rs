@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
-use sprat_testkit::machine::{CONTAINER, TestMachine};
+use sprat_testkit::machine::{CHEAP, CONTAINER, TestMachine};
 use sprat_testkit::{needs, requires};
 
 const PASSPHRASE: &str = "correct horse battery staple";
-const CHEAP: &str = "--cheap-kdf-for-tests";
 const CTRL_C: &str = "\u{3}";
 const CTRL_BACKSLASH: &str = "\u{1c}";
 
@@ -29,21 +29,29 @@ impl Seen {
     }
 }
 
-/// sprat with a person before it, who types each answer once its prompt is shown.
-fn talk(machine: &TestMachine, arguments: &[&str], dialogue: &[(&str, &str)]) -> Seen {
+/// Runs a program on a terminal, on which a person types each answer once its prompt is shown.
+fn on_terminal(machine: &TestMachine, dialogue: &[(&str, &str)], program: &mut Command) -> Seen {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/terminal.py");
     let dialogue = serde_json::to_string(dialogue).unwrap();
-    let outer = ["python3", "-S", script.to_str().unwrap(), &dialogue];
-    let ran = machine.sprat_under(&outer, arguments);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
-    let told = ran.json();
-    let echoed = told["echoed"].as_array().unwrap().iter();
-    Seen {
-        code: told["code"].as_i64().unwrap(),
-        said: told["said"].as_str().unwrap().to_owned(),
-        echoed: echoed.map(|echo| echo.as_bool().unwrap()).collect(),
-        echoes_after: told["echoes_after"].as_bool().unwrap(),
+    let mut command = machine.command_of("python3");
+    command.arg("-S").arg(script).arg(dialogue);
+    command.arg(program.get_program()).args(program.get_args());
+    for (name, value) in program.get_envs() {
+        value.map(|value| command.env(name, value));
     }
+    let shown = machine.run(&mut command).succeeded().json();
+    let echoed = shown["echoed"].as_array().unwrap().iter();
+    Seen {
+        code: shown["code"].as_i64().unwrap(),
+        said: shown["said"].as_str().unwrap().to_owned(),
+        echoed: echoed.map(|echo| echo.as_bool().unwrap()).collect(),
+        echoes_after: shown["echoes_after"].as_bool().unwrap(),
+    }
+}
+
+/// sprat on a terminal.
+fn talk(machine: &TestMachine, arguments: &[&str], dialogue: &[(&str, &str)]) -> Seen {
+    on_terminal(machine, dialogue, machine.command().args(arguments))
 }
 
 /// A container with a passphrase and no key file, and its recovery key.
@@ -91,8 +99,7 @@ fn a_new_passphrase_is_asked_for_twice_by_its_own_name_and_never_echoed() {
     assert_eq!(seen.echoed, [false; 3]);
     assert!(!seen.said.contains("horse"), "{}", seen.said);
     machine.write("new", new);
-    let ran = machine.sprat(&["key", "rehearse", CONTAINER, "--passphrase-file", "new"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.ok(&["key", "rehearse", CONTAINER, "--passphrase-file", "new"]);
 }
 
 #[test]
@@ -119,8 +126,7 @@ fn a_header_goes_back_after_a_yes_and_nothing_else_and_is_shown_before() {
     requires!(missing());
     let (machine, _) = with_passphrase();
     let with = ["--passphrase-file", "right"];
-    let ran = machine.sprat(&[&["key", "header-backup", CONTAINER, "kept"], &with[..]].concat());
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.ok(&[&["key", "header-backup", CONTAINER, "kept"], &with[..]].concat());
     machine.write("later", "a passphrase of later");
     let add = [
         "key",
@@ -130,7 +136,7 @@ fn a_header_goes_back_after_a_yes_and_nothing_else_and_is_shown_before() {
         "--new-passphrase-file",
         "later",
     ];
-    assert_eq!(machine.sprat(&[&add[..], &with].concat()).code, 0);
+    machine.ok(&[&add[..], &with].concat());
     let restore = ["-q", "key", "header-restore", CONTAINER, "kept"];
     let restore = [&restore[..], &with].concat();
     let before = fs::read(machine.path(CONTAINER)).unwrap();
@@ -224,26 +230,14 @@ fn a_recovery_key_that_is_mistyped_is_told_from_a_wrong_one() {
 
 const CTRL_Z: &str = "\u{1a}";
 
-/// A shell with job control on a terminal, in which a person types; as [`talk`].
+/// A shell with job control on a terminal; as [`talk`].
 fn talk_to_shell(machine: &TestMachine, shell: &[&str], dialogue: &[(&str, &str)]) -> Seen {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/terminal.py");
-    let dialogue = serde_json::to_string(dialogue).unwrap();
-    let mut command = machine.command_of("python3");
-    command.args(["-S", script.to_str().unwrap(), &dialogue]);
+    let mut command = machine.command_of(shell[0]);
     command
-        .args(shell)
+        .args(&shell[1..])
         .env("PS1", "READY> ")
         .env("SPRAT", sprat_testkit::program::sprat());
-    let ran = machine.run(&mut command);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
-    let told = ran.json();
-    let echoed = told["echoed"].as_array().unwrap().iter();
-    Seen {
-        code: told["code"].as_i64().unwrap(),
-        said: told["said"].as_str().unwrap().to_owned(),
-        echoed: echoed.map(|echo| echo.as_bool().unwrap()).collect(),
-        echoes_after: told["echoes_after"].as_bool().unwrap(),
-    }
+    on_terminal(machine, dialogue, &mut command)
 }
 
 #[test]
@@ -325,8 +319,7 @@ fn with_all_prompts() -> (TestMachine, String) {
         "--passphrase-file",
         "right",
     ];
-    let ran = machine.sprat(&backup);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.ok(&backup);
     (machine, recovery)
 }
 
@@ -424,17 +417,8 @@ fn init_touches_no_file_of_others_and_makes_no_key_for_a_container_that_is_there
     requires!(needs::root());
     let machine = TestMachine::new();
     machine.write("k.part", "precious");
-    let init = [
-        "init",
-        CONTAINER,
-        "--size",
-        "64M",
-        "--cheap-kdf-for-tests",
-        "--key-file",
-        "k",
-    ];
-    let ran = machine.sprat(&init);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let init = ["init", CONTAINER, "--size", "64M", CHEAP, "--key-file", "k"];
+    machine.ok(&init);
     assert_eq!(fs::read(machine.path("k.part")).unwrap(), b"precious");
     // The key file is lost: another one would only hide that.
     fs::remove_file(machine.path("k")).unwrap();
@@ -461,9 +445,8 @@ fn last_recovery_key_and_last_key_that_is_no_file_are_not_removed_without_a_word
         ran.whole()
     );
     machine.write("pass", "correct horse battery");
-    let add = ["key", "add", CONTAINER, "--cheap-kdf-for-tests"];
-    let ran = machine.sprat(&[&add[..], &["--new-passphrase-file", "pass"]].concat());
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let add = ["key", "add", CONTAINER, CHEAP];
+    machine.ok(&[&add[..], &["--new-passphrase-file", "pass"]].concat());
     let ran = machine.sprat(&remove);
     assert!(
         ran.failed_with(2).contains("the only recovery key"),
@@ -471,8 +454,7 @@ fn last_recovery_key_and_last_key_that_is_no_file_are_not_removed_without_a_word
         ran.whole()
     );
     // The same on a machine that knows nothing of the slots: the other one may be a recovery key.
-    let ran = machine.sprat(&[&remove[..], &["--allow-last"]].concat());
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.ok(&[&remove[..], &["--allow-last"]].concat());
     let ran = machine.sprat(&["key", "remove", CONTAINER, "2"]);
     assert!(
         ran.failed_with(2)
@@ -497,7 +479,7 @@ fn secret_never_stands_in_a_message_where_an_order_cannot_be_sent() {
         .current_dir(&folder)
         .arg("--passphrase-file")
         .arg(machine.path("pass"));
-    let init = ["init", "x.luks", "--size", "64M", "--cheap-kdf-for-tests"];
+    let init = ["init", "x.luks", "--size", "64M", CHEAP];
     let ran = machine.run(command.args(init));
     assert_ne!(ran.code, 0, "{}", ran.whole());
     assert!(!ran.stderr.contains("my secret"), "{}", ran.whole());
@@ -512,7 +494,7 @@ fn new_passphrase_that_nobody_can_type_is_refused_and_an_odd_one_opens() {
         "key",
         "add",
         CONTAINER,
-        "--cheap-kdf-for-tests",
+        CHEAP,
         "--new-passphrase-file",
         "new",
     ];
@@ -528,9 +510,9 @@ fn new_passphrase_that_nobody_can_type_is_refused_and_an_odd_one_opens() {
     }
     // Forty letters that could be a mistyped recovery key are a passphrase as well.
     machine.write("new", "a".repeat(40));
-    assert_eq!(machine.sprat(&add).code, 0);
+    machine.ok(&add);
     let rehearse = ["key", "rehearse", CONTAINER, "--passphrase-file"];
-    assert_eq!(machine.sprat(&[&rehearse[..], &["new"]].concat()).code, 0);
+    machine.ok(&[&rehearse[..], &["new"]].concat());
     machine.write("wrong", "b".repeat(12) + "\r\n");
     let ran = machine.sprat(&[&rehearse[..], &["wrong"]].concat());
     assert!(
@@ -575,9 +557,7 @@ fn secrets_that_others_can_read_or_change_are_told_and_no_fifo_is_waited_for() {
         ran.whole()
     );
     // What is no regular file is refused at once.
-    let made = std::process::Command::new("mkfifo")
-        .arg(machine.path("fifo"))
-        .status();
+    let made = Command::new("mkfifo").arg(machine.path("fifo")).status();
     assert!(made.unwrap().success());
     for option in ["--key-file", "--passphrase-file"] {
         let ran = machine.sprat(&["key", "rehearse", CONTAINER, option, "fifo"]);
@@ -618,11 +598,9 @@ fn mount_where_others_can_enter_is_refused_unless_they_are_let_in() {
         "{}",
         ran.whole()
     );
-    let ran = machine.sprat(&[&mount[..], &["--allow-other"]].concat());
-    assert_eq!(ran.code, 0, "{}", ran.whole());
-    assert_eq!(machine.sprat(&["umount", "mnt"]).code, 0);
+    machine.ok(&[&mount[..], &["--allow-other"]].concat());
+    machine.ok(&["umount", "mnt"]);
     fs::set_permissions(machine.folder(), PermissionsExt::from_mode(0o700)).unwrap();
-    let ran = machine.sprat(&mount);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
-    assert_eq!(machine.sprat(&["umount", "mnt"]).code, 0);
+    machine.ok(&mount);
+    machine.ok(&["umount", "mnt"]);
 }

@@ -13,24 +13,21 @@ fn pruned_snapshots_are_gone_and_the_rest_comes_back() {
     let mut names = Vec::new();
     for round in 0..3 {
         machine.write("src/a", format!("{round}").repeat(1 << 20));
-        let ran = machine.backup(&["--json"]);
-        assert_eq!(ran.code, 0, "{}", ran.whole());
+        let ran = machine.backup(&["--json"]).succeeded();
         names.push(ran.json()["jobs"][0]["name"].clone());
     }
     let prune = ["prune", CONTAINER, "--job", "home"];
     let whole = machine.sprat(&prune).failed_with(2);
     assert!(whole.contains("nothing says what to keep"), "{whole}");
     let last = [&prune[..], &["--keep-last", "1"]].concat();
-    let ran = machine.sprat(&[&last[..], &["--dry-run"]].concat());
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = machine.ok(&[&last[..], &["--dry-run"]].concat());
     assert!(
         ran.stdout.ends_with("2 snapshots would go\n"),
         "{}",
         ran.whole()
     );
     assert_eq!(ran.stdout.matches("no rule keeps it").count(), 2);
-    let ran = machine.sprat(&last);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = machine.ok(&last);
     assert!(
         ran.stdout.contains("last, the newest whole one, latest"),
         "{}",
@@ -49,7 +46,7 @@ fn pruned_snapshots_are_gone_and_the_rest_comes_back() {
     let left = machine.sprat(&["snapshots", CONTAINER, "--json"]).json();
     assert_eq!(left["snapshots"].as_array().unwrap().len(), 1);
     machine.restores_whole(&[]);
-    assert_eq!(machine.backup(&[]).code, 0);
+    machine.backup(&[]).succeeded();
     let other = ["prune", CONTAINER, "--job", "other", "--keep-last", "1"];
     let whole = machine.sprat(&other).failed_with(1);
     assert!(whole.contains("there is no job other"), "{whole}");
@@ -62,22 +59,21 @@ fn interrupted_trees_are_told_and_go_where_that_is_asked_for() {
     let machine = TestMachine::new();
     machine.init(&[CONTAINER, "--size", "128M"]);
     machine.write("src/a", "x".repeat(1 << 20));
-    assert_eq!(machine.backup(&[]).code, 0);
+    machine.backup(&[]).succeeded();
     machine.write("src/b", "y".repeat(4 << 20));
-    assert_eq!(machine.backup(&[]).code, 0);
+    machine.backup(&[]).succeeded();
     let mounted = machine.path("mnt");
     fs::create_dir(&mounted).unwrap();
-    assert_eq!(machine.sprat(&["mount", CONTAINER, "mnt", "--rw"]).code, 0);
+    machine.ok(&["mount", CONTAINER, "mnt", "--rw"]);
     let newest = fs::read_link(mounted.join("home/latest")).unwrap();
     let newest = newest.to_str().unwrap();
     let partial = format!("{newest}.partial");
     let job = mounted.join("home");
     fs::rename(job.join(newest), job.join(&partial)).unwrap();
-    assert_eq!(machine.sprat(&["umount", "mnt"]).code, 0);
+    machine.ok(&["umount", "mnt"]);
 
     let prune = ["prune", CONTAINER, "--job", "home"];
-    let ran = machine.sprat(&[&prune[..], &["--keep-last", "5"]].concat());
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = machine.ok(&[&prune[..], &["--keep-last", "5"]].concat());
     assert!(
         ran.stdout.contains(&format!("{partial}  kept")),
         "{}",
@@ -92,15 +88,14 @@ fn interrupted_trees_are_told_and_go_where_that_is_asked_for() {
     let ran = machine.sprat(&[&drop[..], &["--dry-run"]].concat());
     let told = "0 snapshots and 1 interrupted tree would go\n";
     assert!(ran.stdout.ends_with(told), "{}", ran.whole());
-    let ran = machine.sprat(&drop);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = machine.ok(&drop);
     let told = "0 snapshots and 1 interrupted tree removed";
     assert!(ran.stdout.contains(told), "{}", ran.whole());
     let left = machine.sprat(&["snapshots", CONTAINER, "--json"]).json();
     let left = left["snapshots"].as_array().unwrap();
     assert_eq!(left.len(), 1, "{left:?}");
     assert_eq!(left[0]["kind"], "good");
-    assert_eq!(machine.backup(&[]).code, 0);
+    machine.backup(&[]).succeeded();
     machine.restores_whole(&[]);
     machine.nothing_is_left();
 }

@@ -85,14 +85,12 @@ fn gets_out_of_a_full_disk(machine: TestMachine) {
     let remote = RemoteMachine::with(machine, &OpenSshOptions::default());
     let reserve = store.join("x.luks.reserve");
     let init = ["init", "TARGET", "--size", "1G", "--cheap-kdf-for-tests"];
-    let ran = remote.sprat(&with_reserve(&init));
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    remote.ok(&with_reserve(&init));
     assert_eq!(fs::metadata(&reserve).unwrap().len(), 4 << 20);
     let backup = ["backup", "TARGET", "--name", "home", "src"];
     for round in 1..4 {
         remote.machine.write("src/large", noise(4 << 20, round));
-        let ran = remote.sprat(&with_reserve(&backup));
-        assert_eq!(ran.code, 0, "{}", ran.whole());
+        remote.ok(&with_reserve(&backup));
     }
     fill(&store);
     remote.machine.write("src/large", noise(4 << 20, 9));
@@ -107,8 +105,7 @@ fn gets_out_of_a_full_disk(machine: TestMachine) {
         "a backup leaves the reserve to those that make room"
     );
     let snapshots = || {
-        let ran = remote.sprat(&with_reserve(&["snapshots", "TARGET", "--json"]));
-        assert_eq!(ran.code, 0, "{}", ran.whole());
+        let ran = remote.ok(&with_reserve(&["snapshots", "TARGET", "--json"]));
         let said = ran.json();
         let kinds = said["snapshots"].as_array().unwrap().iter();
         kinds.filter(|one| one["kind"] == "good").count()
@@ -118,30 +115,26 @@ fn gets_out_of_a_full_disk(machine: TestMachine) {
     // Neither who only looks nor who has no key takes it.
     let mut dry_run = with_reserve(&prune);
     dry_run.push("--dry-run");
-    assert_eq!(remote.sprat(&dry_run).code, 0);
+    remote.ok(&dry_run);
     remote.machine.write("wrong", noise(4096, 77));
     let mut wrong_key = with_reserve(&prune);
     wrong_key.extend(["--key-file", "wrong"]);
     let ran = remote.sprat(&wrong_key);
     assert_eq!(ran.code, 12, "{}", ran.whole());
     assert!(reserve.exists(), "{}", ran.whole());
-    let ran = remote.sprat(&with_reserve(&prune));
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = remote.ok(&with_reserve(&prune));
     assert!(ran.stderr.contains("the reserve"), "{}", ran.whole());
     assert!(!reserve.exists());
     assert_eq!(snapshots(), 1);
-    let ran = remote.sprat(&with_reserve(&backup));
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    remote.ok(&with_reserve(&backup));
     assert_eq!(snapshots(), 2);
     assert!(!reserve.exists(), "there is no room for it yet");
     let before = free();
-    let ran = remote.sprat(&with_reserve(&["trim", "TARGET", "--json"]));
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = remote.ok(&with_reserve(&["trim", "TARGET", "--json"]));
     assert_eq!(ran.json()["trim"]["route"], "shell_punch");
     assert!(free() >= before + (4 << 20), "{before}, then {}", free());
     fs::remove_file(store.join("somebody-else's")).unwrap();
-    let ran = remote.sprat(&with_reserve(&backup));
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    remote.ok(&with_reserve(&backup));
     assert_eq!(fs::metadata(&reserve).unwrap().len(), 4 << 20);
     remote.machine.nothing_is_left();
 }
@@ -189,8 +182,7 @@ fn reserve_is_made_after_success_and_can_be_stopped() {
     assert_eq!(output.status.code(), Some(0), "{said}");
     assert!(said.contains("home: snapshot"), "{said}");
     assert!(fs::metadata(&reserve).map_or(0, |about| about.len()) < size);
-    let status = machine.sprat(&["status", CONTAINER]);
-    assert_eq!(status.code, 0, "{}", status.whole());
+    machine.ok(&["status", CONTAINER]);
     // The next run makes it where it is missing.
     let _ = fs::remove_file(&reserve);
     std::thread::sleep(std::time::Duration::from_millis(1100));
@@ -203,6 +195,6 @@ fn reserve_is_made_after_success_and_can_be_stopped() {
         "home",
         "src",
     ];
-    assert_eq!(machine.sprat(&again).code, 0);
+    machine.ok(&again);
     assert_eq!(fs::metadata(&reserve).unwrap().len(), 4 << 20);
 }

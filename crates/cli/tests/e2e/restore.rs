@@ -26,15 +26,13 @@ fn restore(machine: &TestMachine, more: &[&str]) -> Ran {
 /// Puts `content` into the newest snapshot, as an older version's run might have left it there.
 fn into_the_snapshot(machine: &TestMachine, names: &[&str], content: &str) {
     fs::create_dir_all(machine.path("mnt")).unwrap();
-    let ran = machine.sprat(&["mount", CONTAINER, "mnt", "--rw"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.ok(&["mount", CONTAINER, "mnt", "--rw"]);
     let snapshot = machine.path("mnt/all/latest");
     let store = snapshot.join(machine.path("store").strip_prefix("/").unwrap());
     for name in names {
         fs::write(store.join(name), content).unwrap();
     }
-    let ran = machine.sprat(&["umount", "mnt"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.ok(&["umount", "mnt"]);
 }
 
 #[test]
@@ -63,8 +61,7 @@ fn restore_with_delete_never_takes_the_container_that_lies_in_its_place() {
     let place = machine.path("place");
     fs::create_dir_all(place.join("store")).unwrap();
     fs::write(place.join("store/later"), "x").unwrap();
-    let ran = restore(&machine, &[&what, "--to", "place", "--delete"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    restore(&machine, &[&what, "--to", "place", "--delete"]).succeeded();
     assert!(!place.join("store/later").exists());
     machine.nothing_is_left();
 }
@@ -76,10 +73,8 @@ fn the_container_is_found_by_whatever_path_a_mount_shows_it() {
     machine.write("store/kept", "as it was");
     fs::create_dir(machine.path("shown")).unwrap();
     let bind = Bind::mount(&machine, "store", "shown");
-    let ran = machine.sprat(&["backup", CONTAINER, "--name", "all", "shown"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
-    let ran = restore(&machine, &["all", "--to", "back"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.ok(&["backup", CONTAINER, "--name", "all", "shown"]);
+    restore(&machine, &["all", "--to", "back"]).succeeded();
     let back = machine.path("back");
     let back = back.join(machine.path("shown").strip_prefix("/").unwrap());
     assert!(back.join("kept").exists());
@@ -112,8 +107,7 @@ fn restore_in_place_leaves_the_live_lock_and_all_of_sprats_own_files() {
     let what = format!("all:{}", machine.path("store").display());
     let folder = machine.folder().display().to_string();
     for to in [["all", "--to", "/"], [&*what, "--to", &*folder]] {
-        let ran = restore(&machine, &to);
-        assert_eq!(ran.code, 0, "{}", ran.whole());
+        restore(&machine, &to).succeeded();
         assert_eq!(fs::read(machine.path("store/kept")).unwrap(), b"as it was");
         fs::write(machine.path("store/kept"), "changed since").unwrap();
         for name in own {
@@ -130,8 +124,7 @@ fn restore_in_place_leaves_the_live_lock_and_all_of_sprats_own_files() {
     let said = restore(&machine, &[&lock, "--to", &store]).failed_with(2);
     assert!(said.contains("sprat's own"), "{said}");
     // Whoever comes next finds no lock.
-    let ran = backup(&machine);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    backup(&machine).succeeded();
     machine.nothing_is_left();
 }
 
@@ -143,8 +136,7 @@ fn files_of_sprats_own_beside_the_container_never_enter_a_snapshot() {
     machine.write("store/x.luks.lock.1.luks", "somebody's");
     assert_eq!(backup(&machine).code, 0);
     let what = format!("all:{}", machine.path("store").display());
-    let ran = restore(&machine, &[&what, "--to", "back"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    restore(&machine, &[&what, "--to", "back"]).succeeded();
     let back = fs::read_dir(machine.path("back/store")).unwrap();
     let mut names: Vec<_> = back
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -168,11 +160,9 @@ fn restore_with_delete_empties_no_disk_that_the_snapshot_has_not() {
             let at = at.to_str().unwrap();
             let under = ["unshare", "-m", "sh", "-c", script, "sh", at];
             let words = ["backup", CONTAINER, "--name", "home", "src"];
-            let ran = machine.sprat_under(&under, &words);
-            assert_eq!(ran.code, 0, "{}", ran.whole());
+            machine.sprat_under(&under, &words).succeeded();
         } else {
-            let ran = machine.backup(more);
-            assert_eq!(ran.code, 0, "{}", ran.whole());
+            machine.backup(more).succeeded();
         }
         for also in [
             &["--delete-excluded"][..],
@@ -188,8 +178,7 @@ fn restore_with_delete_empties_no_disk_that_the_snapshot_has_not() {
     drop(disk);
     // Gone from its place, it holds nobody up.
     let words = ["home", "--to", "/", "--delete"];
-    let ran = restore(&machine, &words);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    restore(&machine, &words).succeeded();
     machine.nothing_is_left();
 }
 
@@ -222,30 +211,23 @@ fn a_restore_in_place_leaves_what_this_machine_knows_now() {
     requires!(needs::root());
     let machine = TestMachine::with_container();
     let all = ["backup", CONTAINER, "--name", "state", "state"];
-    assert_eq!(machine.sprat(&all).code, 0);
+    machine.ok(&all);
     // Something that no snapshot has.
     machine.write("state/containers/later.json", "{}");
     let ran = restore(&machine, &["state", "--to", "/", "--delete"]);
     let said = ran.failed_with(2);
     assert!(said.contains("sprat's own"), "{said}");
     // Its locks are in no snapshot; the rest may be had elsewhere.
-    let ran = restore(&machine, &["state", "--to", "out"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    restore(&machine, &["state", "--to", "out"]).succeeded();
     let out = machine
         .path("out")
         .join(machine.path("state").strip_prefix("/").unwrap());
     assert!(out.join("containers").exists() && !out.join("locks").exists());
     machine.write("state/note", "of then");
     let whole = ["backup", CONTAINER, "--name", "folder", "."];
-    assert_eq!(
-        machine
-            .sprat(&[&whole[..], &["--exclude", "store"]].concat())
-            .code,
-        0
-    );
+    machine.ok(&[&whole[..], &["--exclude", "store"]].concat());
     machine.write("state/note", "of today");
-    let ran = restore(&machine, &["folder", "--to", "/"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    restore(&machine, &["folder", "--to", "/"]).succeeded();
     assert!(machine.path("state/containers/later.json").exists());
     assert_eq!(fs::read(machine.path("state/note")).unwrap(), b"of today");
     assert_eq!(machine.backup(&[]).code, 0, "its lock is whose it was");

@@ -61,7 +61,7 @@ fn a_backup_stops_in_order_before_another_file_has_filled_the_servers_disk() {
     let remote = RemoteMachine::with(machine, &OpenSshOptions::default());
     let machine = &remote.machine;
     remote.init();
-    assert_eq!(remote.backup().code, 0);
+    remote.backup().succeeded();
     machine.write("src/large", vec![7; 48 << 20]);
     let options = [
         "--reserve-bytes",
@@ -129,7 +129,7 @@ fn a_backup_of_more_than_a_local_disk_holds_stops_in_order_before_it_is_full() {
     machine.init(&[sprat_testkit::machine::CONTAINER, "--size", "2G"]);
     machine.write("src/a", "alpha\n");
     let reserve = ["--reserve-bytes", "67108864"];
-    assert_eq!(machine.backup(&reserve).code, 0);
+    machine.backup(&reserve).succeeded();
     for file in 0..8 {
         machine.write(&format!("src/large {file}"), noise(64 << 20, file));
     }
@@ -149,15 +149,12 @@ fn a_backup_of_more_than_a_local_disk_holds_stops_in_order_before_it_is_full() {
         "--keep-last",
         "1",
     ];
-    let ran = machine.sprat(&[&prune[..], &["--drop-interrupted"]].concat());
-    assert_eq!(ran.code, 0, "{}", ran.whole());
-    let ran = machine.sprat(&["trim", sprat_testkit::machine::CONTAINER]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.ok(&[&prune[..], &["--drop-interrupted"]].concat());
+    machine.ok(&["trim", sprat_testkit::machine::CONTAINER]);
     for file in 0..8 {
         fs::remove_file(machine.path(format!("src/large {file}"))).unwrap();
     }
-    let ran = machine.backup(&reserve);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.backup(&reserve).succeeded();
     machine.nothing_is_left();
 }
 
@@ -180,7 +177,7 @@ fn doctor_tells_of_the_reserve_and_of_what_the_container_takes() {
         "{said}"
     );
     assert!(said.contains("the container takes"), "{said}");
-    assert_eq!(machine.backup(&["--reserve-bytes", "1048576"]).code, 0);
+    machine.backup(&["--reserve-bytes", "1048576"]).succeeded();
     let said = look("1048576");
     assert!(
         said.contains("1.0 MiB are kept, so that pruning works on a full disk"),
@@ -196,18 +193,12 @@ fn a_volume_that_becomes_full_is_told_before_it_is() {
     let machine = TestMachine::new();
     machine.init(&[sprat_testkit::machine::CONTAINER, "--size", "64M"]);
     machine.write("src/a", "alpha\n");
-    let ran = machine.backup(&[]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = machine.backup(&[]).succeeded();
     assert!(!ran.stderr.contains("nearly full"), "{}", ran.whole());
     let mounted = machine.path("mnt");
     fs::create_dir(&mounted).unwrap();
     let at = mounted.to_str().unwrap();
-    assert_eq!(
-        machine
-            .sprat(&["mount", sprat_testkit::machine::CONTAINER, at, "--rw"])
-            .code,
-        0
-    );
+    machine.ok(&["mount", sprat_testkit::machine::CONTAINER, at, "--rw"]);
     let free = rustix::fs::statvfs(&mounted).unwrap();
     let bytes = free.f_bavail * free.f_frsize - free.f_blocks * free.f_frsize / 30;
     fs::write(
@@ -215,9 +206,8 @@ fn a_volume_that_becomes_full_is_told_before_it_is() {
         vec![7; usize::try_from(bytes).unwrap()],
     )
     .unwrap();
-    assert_eq!(machine.sprat(&["umount", at]).code, 0);
-    let ran = machine.backup(&["--quiet"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.ok(&["umount", at]);
+    let ran = machine.backup(&["--quiet"]).succeeded();
     assert!(
         ran.stderr.contains("the volume is nearly full: room for"),
         "{}",

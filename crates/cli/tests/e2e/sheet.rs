@@ -60,8 +60,7 @@ fn commands_of_the_sheet_open_the_container_on_the_server() {
         "--cheap-kdf-for-tests",
         "--json",
     ];
-    let ran = remote.sprat(&init);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = remote.ok(&init);
     // The folder's name was replaced in what `sprat` returned.
     let folder = remote.machine.folder().to_string_lossy().into_owned();
     let said: serde_json::Value =
@@ -151,8 +150,7 @@ fn a_sheet_is_shown_whatever_becomes_of_the_machines_own_notes() {
         tmpfs.remount("ro");
         full.push(tmpfs);
     }
-    let ran = machine.sprat(&[&INIT[..], &["--html", "page.html"]].concat());
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = machine.ok(&[&INIT[..], &["--html", "page.html"]].concat());
     assert!(ran.stdout.contains("RECOVERY KEY"), "{}", ran.whole());
     for told in [
         "can't remember the container",
@@ -225,8 +223,7 @@ fn a_page_may_have_a_name_that_is_no_text() {
         "--json",
         "--html",
     ]);
-    let ran = machine.run(command.arg(name));
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = machine.run(command.arg(name)).succeeded();
     let page = ran.json()["page"].as_str().unwrap().to_owned();
     assert!(page.ends_with("/sheet-\\#377.html"), "{page}");
     assert!(
@@ -385,8 +382,7 @@ fn a_secret_that_nobody_would_see_or_everybody_stops_init_before_anything_is_mad
     assert_eq!(ran.code, 1, "{}", ran.whole());
     assert!(ran.stderr.contains("was removed"), "{}", ran.whole());
     assert_eq!(machine.sprat(&["status", CONTAINER]).code, 10);
-    let ran = shell(&INIT, ">sheet");
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    shell(&INIT, ">sheet").succeeded();
     let about = std::fs::metadata(machine.path("sheet")).unwrap();
     assert_eq!(about.mode() & 0o7777, 0o600);
     assert!(
@@ -402,8 +398,7 @@ fn a_secret_that_nobody_would_see_or_everybody_stops_init_before_anything_is_mad
     assert_eq!(ran.code, 1, "{}", ran.whole());
     assert_eq!(shell(&["--help"], ">/dev/full").code, 1);
     // A file of the sheet's own: mode 0600, and never over another.
-    let ran = machine.sprat(&[&key_add[..], &["--sheet", "new", "--html", "page"]].concat());
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = machine.ok(&[&key_add[..], &["--sheet", "new", "--html", "page"]].concat());
     assert!(!ran.stdout.contains("RECOVERY KEY"), "{}", ran.whole());
     for name in ["new", "page"] {
         let about = std::fs::metadata(machine.path(name)).unwrap();

@@ -70,15 +70,13 @@ fn the_qr_code_on_the_page_is_a_key_that_opens_the_container() {
         "--cheap-kdf-for-tests",
         "--new-recovery",
     ];
-    let ran = machine.sprat(&[&add[..], &["--html", "second.html"]].concat());
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = machine.ok(&[&add[..], &["--html", "second.html"]].concat());
     assert!(!ran.whole().contains(&recovery));
     let codes = decoded(&machine, &machine.path("second.html"));
     assert_eq!(codes.len(), 1);
     assert_ne!(codes[0], recovery);
     machine.write("scanned", &codes[0]);
-    let ran = machine.sprat(&["key", "rehearse", CONTAINER, "--passphrase-file", "scanned"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.ok(&["key", "rehearse", CONTAINER, "--passphrase-file", "scanned"]);
     let again = [
         "key",
         "sheet",
@@ -87,8 +85,7 @@ fn the_qr_code_on_the_page_is_a_key_that_opens_the_container() {
         "scanned",
         "--html",
     ];
-    let ran = machine.sprat(&[&again[..], &["third.html"]].concat());
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.ok(&[&again[..], &["third.html"]].concat());
     assert_eq!(decoded(&machine, &machine.path("third.html")), codes);
     let ran = machine.sprat(&[&again[..], &["third.html"]].concat());
     assert!(ran.failed_with(2).contains("nothing is ever overwritten"));
@@ -100,11 +97,9 @@ fn a_sheet_without_its_secret_has_no_code_and_asks_for_nothing() {
     let machine = TestMachine::new();
     let recovery = machine.init(&[CONTAINER, "--size", "64M"]);
     let sheet = ["key", "sheet", CONTAINER, "--without-secret"];
-    let ran = machine.sprat(&sheet);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = machine.ok(&sheet);
     assert!(ran.stdout.contains("RECOVERY KEY   ____-____") && !ran.stdout.contains(&recovery));
-    let ran = machine.sprat(&[&sheet[..], &["--html", "sheet.html"]].concat());
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    machine.ok(&[&sheet[..], &["--html", "sheet.html"]].concat());
     let page = fs::read_to_string(machine.path("sheet.html")).unwrap();
     assert!(!page.contains("<svg") && !page.contains(&recovery));
     // What does not open is not printed.

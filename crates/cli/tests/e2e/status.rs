@@ -13,8 +13,7 @@ fn status_tells_room_jobs_and_lock_without_a_key() {
     requires!(openssh::missing(), needs::root(), needs::program("perl"));
     let remote = RemoteMachine::start(&OpenSshOptions::default());
     remote.init();
-    let ran = remote.backup();
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    remote.backup().succeeded();
     // A run that fails leaves the snapshot before it known.
     std::fs::remove_dir_all(remote.machine.path("src")).unwrap();
     assert_eq!(remote.backup().code, 1);
@@ -44,8 +43,7 @@ fn status_tells_room_jobs_and_lock_without_a_key() {
     assert_eq!(job["last_run"]["exit"], "failed", "{said}");
 
     std::fs::copy(&key, remote.machine.path("key")).unwrap();
-    let ran = remote.sprat(&["check", "TARGET", "--key-file", "key"]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    remote.ok(&["check", "TARGET", "--key-file", "key"]);
     let text = remote.sprat(&["status", "TARGET"]);
     assert!(text.stdout.contains("quick: whole"), "{}", text.whole());
     assert!(text.stdout.contains("last run FAILED"), "{}", text.whole());
@@ -71,8 +69,8 @@ fn status_of_what_is_not_there_or_not_reached_says_so_and_shows_the_rest() {
 fn a_copy_has_a_standing_of_its_own() {
     requires!(needs::root());
     let machine = TestMachine::with_container();
-    assert_eq!(machine.backup(&[]).code, 0);
-    assert_eq!(machine.sprat(&["copy", CONTAINER, "store/c.luks"]).code, 0);
+    machine.backup(&[]).succeeded();
+    machine.ok(&["copy", CONTAINER, "store/c.luks"]);
     let of = |target: &str| {
         let ran = machine.sprat(&["status", target, "--offline", "--json"]);
         assert!([0, 13].contains(&ran.code), "{}", ran.whole());
@@ -104,7 +102,7 @@ fn a_copy_has_a_standing_of_its_own() {
     machine.sprat(&damaged).failed_with(13);
     // Another copy under that name is not the one that was damaged.
     std::fs::remove_file(machine.path("store/c.luks")).unwrap();
-    assert_eq!(machine.sprat(&["copy", CONTAINER, "store/c.luks"]).code, 0);
+    machine.ok(&["copy", CONTAINER, "store/c.luks"]);
     assert_eq!(of("store/c.luks")["checks"], serde_json::json!({}));
     machine.nothing_is_left();
 }
@@ -173,17 +171,16 @@ fn status_and_unlock_report_what_is_no_container() {
 fn runs_that_overlap_and_mistyped_names_leave_no_failure() {
     requires!(needs::root());
     let machine = TestMachine::with_container();
-    assert_eq!(machine.backup(&[]).code, 0);
+    machine.backup(&[]).succeeded();
     std::fs::create_dir(machine.path("mnt")).unwrap();
-    assert_eq!(machine.sprat(&["mount", CONTAINER, "mnt"]).code, 0);
+    machine.ok(&["mount", CONTAINER, "mnt"]);
     // Another run has the container.
     machine.backup(&[]).failed_with(11);
-    assert_eq!(machine.sprat(&["umount", "mnt"]).code, 0);
+    machine.ok(&["umount", "mnt"]);
     // A name that never had a snapshot.
     let mistyped = ["backup", CONTAINER, "--name", "hmoe", "nothing-there"];
     assert_ne!(machine.sprat(&mistyped).code, 0);
-    let ran = machine.sprat(&["status", CONTAINER]);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = machine.ok(&["status", CONTAINER]);
     assert!(
         !ran.stdout.contains("hmoe") && !ran.stdout.contains("FAILED"),
         "{}",

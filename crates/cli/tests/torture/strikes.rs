@@ -44,7 +44,7 @@ impl Keys {
         let machine = TestMachine::new();
         machine.write("src/a", "alpha\n");
         let recovery = machine.init(&[CONTAINER, "--size", "64M"]);
-        assert_eq!(machine.backup(&[]).code, 0);
+        machine.backup(&[]).succeeded();
         machine.write("pass", "correct horse battery");
         let key = fs::read(machine.path("config/keys/x.key")).unwrap();
         machine.write("key", &key);
@@ -141,8 +141,7 @@ fn keys_and_headers_struck_at_any_write_leave_a_container_that_opens() {
         all
     };
     let kept = with(&["key", "header-backup", "kept"]);
-    let ran = keys.machine.sprat_struck(&kept, None);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    keys.machine.sprat_struck(&kept, None).succeeded();
     let add = with(&["key", "add", "--new-passphrase-file", "pass"]);
     keys.strike(&add, &[true, true, true]);
     let remove = with(&["key", "remove", "1", "--allow-last"]);
@@ -178,8 +177,7 @@ impl Snapshots {
             let _ = fs::remove_file(machine.path("src/own"));
             machine.write("src/own", (0..1_500_000).map(noise).collect::<Vec<u8>>());
             machine.write(&format!("src/d/{round}"), format!("{round}").repeat(9_000));
-            let ran = machine.backup(&["--json"]);
-            assert_eq!(ran.code, 0, "{}", ran.whole());
+            let ran = machine.backup(&["--json"]).succeeded();
             let name = ran.json()["jobs"][0]["snapshot"]
                 .as_str()
                 .unwrap()
@@ -202,8 +200,7 @@ impl Snapshots {
         let mut snapshots = Self::new();
         let prune = snapshots.prune(CONTAINER.to_owned());
         let prune: Vec<&str> = prune.iter().map(|word| &**word).collect();
-        let ran = snapshots.machine.sprat(&prune);
-        assert_eq!(ran.code, 0, "{}", ran.whole());
+        snapshots.machine.ok(&prune);
         snapshots.may_go.clear();
         snapshots
     }
@@ -221,8 +218,7 @@ impl Snapshots {
     fn ready(self) -> Self {
         let target = self.machine.on_line(CONTAINER);
         let look = ["--key-file", "key", "snapshots", &target];
-        let ran = self.machine.sprat_struck(&look, None);
-        assert_eq!(ran.code, 0, "{}", ran.whole());
+        self.machine.sprat_struck(&look, None).succeeded();
         self.machine.copy_folders(&FOLDERS, "", "-before");
         self
     }
@@ -343,8 +339,9 @@ fn what_a_killed_rewrite_left_is_removed_by_the_next_session_of_any_kind() {
     let left = names(machine, "store");
     assert!(left.iter().any(|name| name.starts_with("x.luks.trim-")));
     let backup = ["backup", &target, "--name", "home", "src"];
-    let ran = machine.sprat_struck(&[&key[..], &backup].concat(), None);
-    assert_eq!(ran.code, 0, "{}", ran.whole());
+    let ran = machine
+        .sprat_struck(&[&key[..], &backup].concat(), None)
+        .succeeded();
     assert_eq!(names(machine, "store"), ["x.luks"], "{}", ran.whole());
     machine.nothing_is_left();
 }
@@ -402,7 +399,7 @@ impl Copies {
         machine.write("src/b", (0..700_000).map(noise).collect::<Vec<u8>>());
         machine.init(&[CONTAINER, "--size", "64M"]);
         for _ in 0..2 {
-            assert_eq!(machine.backup(&[]).code, 0);
+            machine.backup(&[]).succeeded();
         }
         let pristine = machine.path("pristine");
         copy_sparse(&machine.path(CONTAINER), &pristine);

@@ -116,9 +116,8 @@ impl Scene {
         machine.write("src/first", noise(300_000, seed));
         let remote = RemoteMachine::with(machine, &OpenSshOptions::default());
         let size = ["init", "TARGET", "--size", "256M", "--cheap-kdf-for-tests"];
-        assert_eq!(remote.sprat(&size).code, 0);
-        let ran = remote.backup();
-        assert_eq!(ran.code, 0, "{}", ran.whole());
+        remote.ok(&size);
+        remote.backup().succeeded();
         let copied = Command::new("cp")
             .args(["-r", "src", "src-then"])
             .current_dir(remote.machine.folder())
