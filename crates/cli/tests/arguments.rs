@@ -110,7 +110,7 @@ fn help_lists_the_commands_and_the_exit_codes() {
 }
 
 #[test]
-fn what_is_missing_or_asked_twice_shows_commands_and_none_of_sprats_own() {
+fn help_after_a_mistake_shows_commands_without_hidden_ones() {
     let machine = TestMachine::new();
     // Settings in the environment are arguments to the parser.
     let bare = machine.sprat::<&str>(&[]).failed_with(2);
@@ -177,7 +177,7 @@ fn help_of_backup_shows_both_forms() {
 }
 
 #[test]
-fn wrong_arguments_exit_with_2_and_say_what_is_wrong() {
+fn wrong_arguments_exit_with_2_and_a_reason() {
     let machine = TestMachine::new();
     let cases: [&[&str]; 8] = [
         &["backu"],
@@ -339,7 +339,7 @@ fn requests_that_make_no_sense_are_refused_before_anything_starts() {
 }
 
 #[test]
-fn who_is_not_root_is_told_so_before_any_key_is_read() {
+fn user_who_is_not_root_is_refused_before_any_key_is_read() {
     let machine = TestMachine::new();
     let cases: [&[&str]; 6] = [
         &["init", "x.luks", "--key-file", "/nowhere"],
@@ -385,7 +385,7 @@ fn who_is_not_root_is_told_so_before_any_key_is_read() {
 }
 
 #[test]
-fn config_mistakes_are_all_told_with_their_lines() {
+fn config_mistakes_are_all_reported_with_their_lines() {
     let machine = TestMachine::new();
     machine.write(
         "config/sprat.toml",
@@ -611,7 +611,7 @@ fn keys_that_can_not_be_read_are_refused_with_their_path() {
 }
 
 #[test]
-fn failed_passphrase_command_is_told_without_what_it_printed() {
+fn failed_passphrase_command_is_reported_without_its_output() {
     let machine = TestMachine::new();
     let command = "sh -c 'echo secret-half; exit 3'";
     let ran = machine.sprat(&["snapshots", "store/x.luks", "--passphrase-command", command]);

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// "About 600 lines" with some room, so that a fix needn't begin with a move.
+/// "About 600 lines" with some margin, so that a fix need not begin with a move.
 const FILE_LINES_MAX: usize = 700;
 
 /// Module names that say nothing about what is inside.
@@ -131,7 +131,7 @@ fn every_crate_is_on_the_map_and_uses_only_what_the_map_says() {
 }
 
 #[test]
-fn every_rust_file_says_its_job_in_its_first_line_and_stays_short() {
+fn every_rust_file_names_its_job_first_and_stays_short() {
     let mut findings = Vec::new();
     for path in files_ending(".rs") {
         let source = text(&path);
@@ -157,7 +157,7 @@ fn every_rust_file_says_its_job_in_its_first_line_and_stays_short() {
 }
 
 #[test]
-fn every_library_says_who_is_above_what_is_below_and_what_is_always_true() {
+fn every_library_names_its_callers_its_uses_and_its_invariants() {
     let mut findings = Vec::new();
     for path in files_ending("src/lib.rs") {
         let source = text(&path);

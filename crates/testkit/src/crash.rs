@@ -1,10 +1,9 @@
-//! A server's disk that forgets: unsynced writes may be kept, lost or torn, and a connection that
-//! is lost may write late.
+//! A server's disk that forgets: unsynced writes may be kept, lost or torn, and a lost connection may
+//! write late.
 //!
-//! Blocks of 4096 bytes are whole; a write of several is torn between them. A flush makes durable
-//! what was answered before it on its own connection, and nothing else. A failed flush leaves its
-//! writes readable but never durable, as Linux does
-//! (wiki.postgresql.org/wiki/Fsync_Errors).
+//! Blocks of 4096 bytes are never torn; a write of several may be torn between them. A flush makes
+//! durable what was answered before it on its own connection, and nothing else. After a failed flush
+//! its writes stay readable but are never durable, as on Linux (wiki.postgresql.org/wiki/Fsync_Errors).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -29,7 +28,7 @@ pub struct CrashOptions {
     pub power_cut_per_1000: u64,
     /// Flushes, in 1000, that fail.
     pub fail_flush_per_1000: u64,
-    /// Writes under way at a loss may still be carried out for this long.
+    /// Writes in flight at a loss may still be done for this long.
     pub late_max: Duration,
 }
 
@@ -103,8 +102,8 @@ impl CrashDisk {
         }
     }
 
-    /// Calls `watcher` before each write and flush, with a function that gives what the disk could
-    /// hold after a crash at this moment: a different possibility at each call.
+    /// Calls `watcher` before each write and flush, with a function that returns what the disk could
+    /// contain after a crash at this moment: a different possibility at each call.
     #[must_use]
     pub fn watched(
         mut self,
@@ -126,7 +125,7 @@ impl CrashDisk {
         })
     }
 
-    /// From now on nothing fails by chance; what is late may still come.
+    /// From now on nothing fails by chance; late writes may still come.
     pub fn be_kind(&self) {
         self.quiet.store(1, Ordering::SeqCst);
     }
@@ -143,7 +142,7 @@ impl CrashDisk {
         self.disk().present.clone()
     }
 
-    /// What is surely on the disk now.
+    /// What is durable now.
     #[must_use]
     pub fn durable(&self) -> Vec<u8> {
         self.disk().durable.clone()
@@ -280,7 +279,7 @@ impl Disk {
                 newest.insert(entry.block, entry.write);
             }
         }
-        // A page never goes back to what it held before the version that was synced.
+        // A page never returns to a version before the synced one.
         unsynced.retain(|entry| newest.get(&entry.block).is_none_or(|at| entry.write > *at));
     }
 }
@@ -323,7 +322,7 @@ impl CrashFile {
         false
     }
 
-    /// A write that was under way when the line was lost: never, partly, now or late.
+    /// A write in flight when the connection was lost: it is done never, partly, now or late.
     fn abandon(&self, disk: &mut Disk, first: usize, data: &[u8]) {
         let late_max = u64::try_from(self.server.options.late_max.as_micros()).unwrap_or(0);
         match disk.dice.below(4) {
@@ -490,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unsynced_write_is_kept_lost_or_torn_between_blocks_and_a_synced_one_stays() {
+    fn unsynced_write_is_kept_lost_or_torn_and_a_synced_one_stays() {
         let disk = CrashDisk::new(2 * BLOCK, 1, CrashOptions::default());
         let file = disk.connect();
         file.write_at(0, &[block(1), block(2)].concat()).unwrap();

@@ -1,4 +1,4 @@
-//! Seeded chance: the same seed gives the same throws.
+//! Seeded chance: the same seed draws the same numbers.
 
 /// A small generator (SplitMix64, Steele et al. 2014); not for secrets.
 #[derive(Debug, Clone)]
@@ -31,7 +31,7 @@ impl Dice {
     }
 }
 
-/// A number that an environment variable gives.
+/// The number in an environment variable.
 #[must_use]
 pub fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()

@@ -14,9 +14,9 @@ pub enum Fault {
     Refused,
     /// The server breaks the protocol.
     Protocol,
-    /// The line is lost before the operation arrives; the handle is dead from then on.
+    /// The connection is lost before the operation arrives; the handle is dead from then on.
     LostBefore,
-    /// The line is lost after the operation was carried out; the handle is dead from then on.
+    /// The connection is lost after the operation was done; the handle is dead from then on.
     LostAfter,
 }
 
@@ -30,7 +30,7 @@ impl Fault {
         Self::LostAfter,
     ];
 
-    /// Whether the line is lost by it.
+    /// Whether the connection is lost by it.
     #[must_use]
     pub fn loses_line(self) -> bool {
         matches!(self, Self::LostBefore | Self::LostAfter)

@@ -1,10 +1,10 @@
-//! A hostile SFTP server by script: honest until the nth request of a kind, and then it drops, delays,
-//! reorders, garbles, lies, answers slowly, with another type, another length, from an older file, or
-//! never.
+//! A hostile SFTP server with a script. It is honest until the nth request of a kind. Then it drops,
+//! delays, reorders or changes the answer, lies, answers slowly, with another type, another length,
+//! from an older file, or never.
 //!
-//! Each connection runs the system's own sftp-server; its packets are read, and changed, on their way. A
-//! program that takes ssh's place ([`Hostile::ssh_command`]) leads to it, so that sprat's own client and
-//! everything above it run as they are. A shell that sprat asks for is the system's own.
+//! Each connection runs the system's own sftp-server, and its packets are changed on their way. A
+//! program in place of ssh ([`Hostile::ssh_command`]) leads to it, so that sprat's own client and
+//! everything above it run unchanged. A shell that sprat asks for is the system's own.
 
 mod connection;
 mod packet;
@@ -74,11 +74,11 @@ pub enum Act {
     Never,
     /// This connection passes nothing any more, and stays open.
     Silence,
-    /// No connection passes anything any more, and new ones are taken and get nothing.
+    /// No connection passes anything any more; new ones are accepted and get nothing.
     Stall,
     /// From here on one byte of the connection's answers in so much time.
     Slow(Duration),
-    /// Says that it was done and does nothing. Requests for data are answered with a status.
+    /// Reports success and does nothing. Requests for data are answered with a status.
     Lie,
     /// Answers with this status (2: no such file, 3: permission denied, 4: failure, 8: unsupported).
     Status(u32),

@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What lies in `folder`, sorted, but for the leases that hold nothing (all but each container's
-/// highest one, and that one where it was given back) and for lists of writes, which stay for hours.
+/// The names in `folder`, sorted, without free leases and without late-write lists, which stay for
+/// hours. A lease is free when it is not its container's highest one, or was released.
 ///
 /// # Panics
 /// Where the folder can't be read.
@@ -39,7 +39,7 @@ pub fn names_but_free(folder: &Path) -> Vec<String> {
     left
 }
 
-/// The leases in `folder` by which containers are held.
+/// The leases in `folder` that are not free.
 #[must_use]
 pub fn held(folder: &Path) -> Vec<PathBuf> {
     let names = names_but_free(folder);
@@ -47,7 +47,7 @@ pub fn held(folder: &Path) -> Vec<PathBuf> {
     leases.map(|name| folder.join(name)).collect()
 }
 
-/// Removes all leases, as no sprat does: the numbers begin again.
+/// Removes all leases, which sprat never does: the numbers begin again.
 ///
 /// # Panics
 /// Where one can't be removed.

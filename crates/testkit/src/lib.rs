@@ -4,7 +4,7 @@
 //!
 //! Always true:
 //! - A missing need skips a test with a reason at a desk, and fails it where `CI` is set.
-//! - What a helper starts or makes ends and goes with it.
+//! - What a helper starts or makes ends with it.
 #![forbid(unsafe_code)]
 
 pub mod client_and_server;

@@ -1,8 +1,9 @@
-//! What a server's disk may hold when its power is cut at some moment of a recording.
+//! What a server's disk may contain after a power cut at some moment of a recording.
 //!
-//! Sure is what an fsync covered: writes that were asked for before it, on its own connection, and
-//! answered before it was. The server is OpenSSH's, which does one request after another. Of everything else that was asked for, any part may be there or not, and a block of
-//! 4096 bytes may be torn between its sectors of 512, where asked for.
+//! A write is sure when an fsync covered it: it was asked for before the fsync, on the same connection,
+//! and answered before the fsync was. The server is OpenSSH's, which does one request after another.
+//! Of all other writes any part may be there or not. Where a test asks for it, a block of 4096 bytes
+//! may be torn between its sectors of 512.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -65,12 +66,11 @@ struct Unsure {
 /// A disk that follows a recording.
 #[derive(Debug)]
 pub struct Power {
-    /// What is surely there.
+    /// A file with all sure writes.
     sure: PathBuf,
     at: usize,
     unsure: Vec<Unsure>,
-    /// Of each block the newest write that is sure: a page never goes back to what it held before
-    /// the version that was synced.
+    /// The newest sure write of each block: a page never returns to a version before the synced one.
     newest: BTreeMap<u64, usize>,
 }
 
@@ -131,7 +131,7 @@ impl Power {
         Ok(())
     }
 
-    /// Writes what the disk may hold now, by `seed`, to the new file `image`.
+    /// Writes what the disk may contain now, by `seed`, to the new file `image`.
     pub fn image(&self, image: &Path, tear: Tear, seed: u64) -> io::Result<()> {
         copy(&self.sure, image)?;
         let image = OpenOptions::new().write(true).open(image)?;
@@ -147,8 +147,8 @@ impl Power {
         self.unsure.len()
     }
 
-    /// Decides now, by `seed`: `file`, which holds every write, loses what its disk had not got.
-    /// Returns how many blocks that are.
+    /// Decides by `seed` which unsynced writes `file`, which has every write, loses now. Returns the
+    /// number of lost blocks.
     pub fn lose_unsynced(&mut self, file: &Path, seed: u64) -> io::Result<usize> {
         let sure = OpenOptions::new().read(true).write(true).open(&self.sure)?;
         let file = OpenOptions::new().write(true).open(file)?;
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn an_fsync_covers_what_was_asked_and_answered_before_it_on_its_own_connection() {
+    fn fsync_covers_earlier_answers_on_its_own_connection() {
         let synced = |before| Op::Synced {
             connection: 1,
             before,

@@ -1,8 +1,8 @@
-//! A server whose every write and fsync of one file is recorded, and which can lose its power.
+//! A server that records every write and fsync of one file, and can lose its power.
 //!
-//! Each connection runs the system's own sftp-server; its packets are read on their way. A program
-//! that takes ssh's place ([`Recorder::ssh_command`]) leads to it, so that sprat's own client and
-//! everything above it run as they are.
+//! Each connection runs the system's own sftp-server, and its packets are read on their way. A program
+//! in place of ssh ([`Recorder::ssh_command`]) leads to it, so that sprat's own client and everything
+//! above it run unchanged.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -25,7 +25,7 @@ const WRITE: u8 = 6;
 const STATUS: u8 = 101;
 const HANDLE: u8 = 102;
 const EXTENDED: u8 = 200;
-/// Longer than any packet that sftp-server sends or takes (`SFTP_MAX_MSG_LENGTH`, openssh sftp.h).
+/// Longer than any packet that sftp-server sends or accepts (`SFTP_MAX_MSG_LENGTH`, openssh sftp.h).
 const PACKET_BYTES_MAX: usize = 1 << 20;
 
 /// See the module. Dropping it ends every connection.
@@ -133,11 +133,11 @@ impl Recorder {
         self.shared.log.lock().ignore_poison().clone()
     }
 
-    /// The server's machine loses its power: every connection is lost, and the file becomes what
-    /// its disk held, by `seed`. `power` has followed this recorder from its beginning. Returns how
-    /// many blocks are lost.
+    /// The server's machine loses its power: every connection is lost, and the file becomes what its
+    /// disk kept, by `seed`. `power` has followed this recorder from its beginning. Returns the number
+    /// of lost blocks.
     pub fn cut_power(&self, power: &mut Power, seed: u64) -> io::Result<usize> {
-        // Nobody connects until the machine is up again.
+        // No connection is accepted until the machine is up again.
         let mut lines = self.shared.lines.lock().ignore_poison();
         for line in lines.drain(..) {
             line.end();
@@ -277,8 +277,8 @@ impl Shared {
     }
 }
 
-/// Carries packets until either side ends; `look` sees each one before it is passed on.
-fn carry(mut from: impl Read, mut to: impl Write, look: impl Fn(&[u8]) -> Option<()>) {
+/// Carries packets until either side ends; `inspect` sees each one before it is passed on.
+fn carry(mut from: impl Read, mut to: impl Write, inspect: impl Fn(&[u8]) -> Option<()>) {
     let mut head = [0; 4];
     while from.read_exact(&mut head).is_ok() {
         let len = usize::try_from(u32::from_be_bytes(head)).unwrap_or(usize::MAX);
@@ -291,7 +291,7 @@ fn carry(mut from: impl Read, mut to: impl Write, look: impl Fn(&[u8]) -> Option
             return;
         }
         // Most packets are of no interest.
-        let _ = look(&packet[4..]);
+        let _ = inspect(&packet[4..]);
         if to.write_all(&packet).and_then(|()| to.flush()).is_err() {
             return;
         }

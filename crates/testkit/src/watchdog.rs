@@ -4,8 +4,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-/// Runs `body` on a thread of its own and panics if it takes longer than `limit`; a panic of
-/// `body` is handed on. The thread of a hanging body stays behind, as nothing can end it.
+/// Runs `body` on its own thread and panics if it takes longer than `limit`. A panic of `body` is
+/// passed on. The thread of a hanging body is left behind: nothing can end it.
 pub fn within<T: Send + 'static>(limit: Duration, body: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, finished) = mpsc::channel();
     let thread = thread::spawn(move || {

@@ -1,8 +1,8 @@
-//! A slow wire on loopback that can be cut, go silent, and deliver late what it held.
+//! A slow wire on loopback that can be cut, go silent, and deliver bytes late.
 //!
-//! It stands between `ssh` and sshd: every byte arrives half a round trip later, each way. What is
-//! under way at a loss is in its hands: gone, or delivered to the server after the client has given
-//! up, as a kernel does that goes on sending for a process that is no more.
+//! The wire is between `ssh` and sshd: every byte arrives half a round trip later, each way. At a
+//! loss it decides what happens to the bytes in flight: they are gone, or they reach the server after
+//! the client has given up, as from a kernel that still sends for a process that has exited.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
@@ -15,14 +15,14 @@ use std::time::{Duration, Instant};
 use rustix::net::sockopt::set_socket_linger;
 use sprat_store::IgnorePoison;
 
-/// How often a delivery that its receiver does not take looks whether it is still wanted.
-const LOOK: Duration = Duration::from_millis(100);
+/// How often a delivery that its receiver does not accept checks whether it is still wanted.
+const CHECK: Duration = Duration::from_millis(100);
 const CHUNK_BYTES: usize = 64 << 10;
 
 /// How slow the wire is.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct WireOptions {
-    /// There and back, added to what loopback takes.
+    /// There and back, on top of loopback's own time.
     pub round_trip: Duration,
     /// Shared by all connections, each way; `None` is no limit.
     pub bytes_per_s: Option<u64>,
@@ -31,14 +31,14 @@ pub struct WireOptions {
 /// How connections are lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Loss {
-    /// Both ends see a reset at once; what was under way is gone.
+    /// Both ends see a reset at once; the bytes in flight are gone.
     Reset,
-    /// The client sees a reset; after this time what was under way reaches the server.
+    /// The client sees a reset; after this time the bytes in flight reach the server.
     ResetLate(Duration),
-    /// Nobody is told: nothing passes any more. Once the client has given up, what was under way
-    /// is gone.
+    /// Nothing passes any more, and neither end is notified. Once the client has given up, the bytes
+    /// in flight are gone.
     Silent,
-    /// As `Silent`, but so long after the client gave up what was under way reaches the server.
+    /// As `Silent`, but the bytes in flight reach the server so long after the client gave up.
     SilentLate(Duration),
 }
 
@@ -49,7 +49,7 @@ pub enum Door {
     Open,
     /// They are reset.
     Refusing,
-    /// They are taken and nothing ever passes.
+    /// They are accepted and nothing ever passes.
     Silent,
 }
 
@@ -69,7 +69,7 @@ struct Shared {
     /// See [`Wire::hold`].
     held: AtomicBool,
     ended: AtomicBool,
-    /// When the line is free again, up and down.
+    /// When the wire is free again, up and down.
     free_at: [Mutex<Option<Instant>>; 2],
     bytes: [AtomicU64; 2],
     connections: Mutex<Vec<Weak<Connection>>>,
@@ -134,7 +134,7 @@ impl Wire {
         self.port
     }
 
-    /// Bytes taken in so far, from clients and from the server.
+    /// Bytes received so far, from clients and from the server.
     #[must_use]
     pub fn bytes(&self) -> (u64, u64) {
         let read = |way: Way| self.shared.bytes[way as usize].load(Ordering::SeqCst);
@@ -167,8 +167,8 @@ impl Wire {
         }
     }
 
-    /// Holds every byte, both ways, until it is let go again: as where a machine sleeps, whose kernel
-    /// sends nothing and forgets nothing.
+    /// Delays every byte, both ways, until it is called with `false`. So does a machine that sleeps:
+    /// its kernel sends nothing and forgets nothing.
     pub fn hold(&self, held: bool) {
         self.shared.held.store(held, Ordering::SeqCst);
         for connection in self.shared.all() {
@@ -210,7 +210,7 @@ impl Shared {
         all
     }
 
-    /// When a block that was just taken in arrives.
+    /// When a block that was just received arrives.
     fn due(&self, way: Way, bytes: usize) -> Instant {
         self.bytes[way as usize].fetch_add(bytes as u64, Ordering::SeqCst);
         let now = Instant::now();
@@ -243,7 +243,7 @@ fn accept_all(listener: &TcpListener, shared: &Arc<Shared>) {
 fn begin(shared: &Arc<Shared>, near: TcpStream, far: TcpStream, door: u8) {
     for stream in [&near, &far] {
         let _ = stream.set_nodelay(true);
-        let _ = stream.set_write_timeout(Some(LOOK));
+        let _ = stream.set_write_timeout(Some(CHECK));
     }
     let silent = (door == Door::Silent as u8).then_some(Loss::Silent);
     let (near, far) = (Arc::new(near), Arc::new(far));
@@ -279,7 +279,7 @@ fn reset(stream: TcpStream) {
     drop(stream);
 }
 
-/// The same where other threads hold the stream too: it goes with the last of them, which this
+/// The same where other threads use the stream too: it closes with the last of them, which this
 /// wakes.
 fn reset_shared(stream: Option<Arc<TcpStream>>) {
     if let Some(stream) = stream {
@@ -380,7 +380,7 @@ impl Connection {
         }
     }
 
-    /// The next block when it is due; at the end, once all is delivered, the receiver is told.
+    /// The next block when it is due; at the end, once all is delivered, the receiver sees the end.
     fn next(&self, way: Way) -> Option<(Arc<TcpStream>, Vec<u8>)> {
         let mut state = self.state();
         loop {

@@ -8,7 +8,7 @@ use sprat_testkit::machine::{CONTAINER, TestMachine};
 use sprat_testkit::{needs, requires};
 
 #[test]
-fn wrong_key_file_is_told_and_changes_nothing() {
+fn wrong_key_file_is_reported_and_changes_nothing() {
     requires!(needs::root());
     let machine = TestMachine::with_container();
     machine.write("other.key", vec![7u8; 4096]);
@@ -31,7 +31,7 @@ fn wrong_key_file_is_told_and_changes_nothing() {
 }
 
 #[test]
-fn wrong_passphrase_is_told_and_the_recovery_key_opens() {
+fn wrong_passphrase_is_reported_and_recovery_key_opens() {
     requires!(needs::root());
     let machine = TestMachine::new();
     machine.write("right.txt", "correct horse battery staple\n");
@@ -99,7 +99,7 @@ fn folder_of_the_container_is_missing() {
 }
 
 #[test]
-fn a_mistyped_name_is_not_told_to_be_unlocked_and_where_its_key_was_sought() {
+fn mistyped_name_gets_no_unlock_hint_but_its_key_path() {
     requires!(needs::root());
     let machine = TestMachine::new();
     let ran = machine.sprat(&["unlock", "store/x.luks"]);
@@ -132,7 +132,7 @@ fn a_mistyped_name_is_not_told_to_be_unlocked_and_where_its_key_was_sought() {
 }
 
 #[test]
-fn two_runs_at_once_are_told_which_container_is_open() {
+fn two_runs_at_once_report_which_container_is_open() {
     requires!(needs::root());
     let machine = TestMachine::with_container();
     fs::create_dir(machine.path("mnt")).unwrap();
@@ -254,7 +254,7 @@ fn truncated_container() {
 }
 
 #[test]
-fn one_damaged_header_copy_is_told_and_two_are_refused() {
+fn one_damaged_header_copy_is_reported_and_two_are_refused() {
     requires!(needs::root());
     let machine = TestMachine::with_container();
     let file = machine.container_file();
@@ -315,7 +315,7 @@ fn swapped_header_is_refused_and_a_fingerprint_too() {
 }
 
 #[test]
-fn new_machine_trusts_once_and_tells_the_fingerprint() {
+fn new_machine_trusts_once_and_reports_the_fingerprint() {
     requires!(needs::root());
     let machine = TestMachine::with_container();
     fs::remove_dir_all(machine.path("state")).unwrap();
@@ -570,7 +570,7 @@ fn login_without_a_path_makes_no_local_container() {
 }
 
 #[test]
-fn state_folder_that_can_not_be_written_stops_no_reading() {
+fn read_only_state_folder_does_not_stop_reading() {
     requires!(needs::root(), needs::program("unshare"));
     let machine = TestMachine::with_container();
     machine.backup(&[]).succeeded();

@@ -1,5 +1,5 @@
-//! Full disks, full volumes, dirty journals and interrupts: nothing finished is harmed, the next run
-//! goes on.
+//! Full disks, full volumes, dirty journals and interrupts: nothing finished is damaged, and the next
+//! run continues.
 
 use std::fs;
 use std::process::{Output, Stdio};
@@ -24,7 +24,7 @@ fn without_numbers(text: &str) -> String {
     shown
 }
 
-/// How many files lie in the store beside the leases, which stay when they are given back.
+/// How many files are in the store, without the leases, which stay after their release.
 fn without_leases(machine: &TestMachine) -> usize {
     let names = fs::read_dir(machine.path("store")).unwrap();
     names
@@ -62,7 +62,7 @@ fn server_disk_full_during_init_leaves_nothing() {
 }
 
 #[test]
-fn server_disk_full_during_backup_harms_no_snapshot_and_the_next_run_goes_on() {
+fn full_server_disk_damages_no_snapshot_and_next_run_succeeds() {
     requires!(needs::root());
     let machine = TestMachine::new();
     let disk = Tmpfs::mount(&machine.path("store"), 40);
@@ -93,7 +93,7 @@ fn server_disk_full_during_backup_harms_no_snapshot_and_the_next_run_goes_on() {
 }
 
 #[test]
-fn volume_full_harms_no_snapshot_and_the_next_run_goes_on() {
+fn full_volume_damages_no_snapshot_and_next_run_succeeds() {
     requires!(needs::root());
     let machine = TestMachine::new();
     machine.init(&[CONTAINER, "--size", "80M"]);
@@ -249,7 +249,7 @@ fn limits_of_a_shell_end_no_session() {
         let ran = limited(limit);
         assert_eq!(ran.code, 0, "{limit}: {}", ran.whole());
     }
-    // What may not be lifted, where this process has not the capability for that, is said.
+    // Limits that this process may not raise without the capability are reported.
     for (limit, said) in [
         ("--fsize=100000", "too large"),
         ("--as=300000000", "ulimit -v"),
@@ -263,7 +263,7 @@ fn limits_of_a_shell_end_no_session() {
     machine.restores_whole(&[]);
 }
 
-/// A pipe that takes nothing more, and its other end.
+/// A pipe that accepts no more bytes, and its other end.
 fn full_pipe() -> (std::io::PipeReader, Stdio) {
     let (reader, writer) = std::io::pipe().unwrap();
     let flags = rustix::fs::fcntl_getfl(&writer).unwrap();
@@ -275,7 +275,7 @@ fn full_pipe() -> (std::io::PipeReader, Stdio) {
 }
 
 #[test]
-fn output_that_nobody_reads_makes_no_command_deaf_to_signals() {
+fn unread_output_does_not_block_signals() {
     requires!(needs::root());
     let machine = TestMachine::with_container();
     for command in ["status", "doctor", "unlock", "snapshots"] {

@@ -24,7 +24,7 @@ fn unknown_host_key_is_refused() {
 }
 
 #[test]
-fn refused_login_is_told() {
+fn refused_login_is_reported() {
     requires!(openssh::missing());
     let remote = RemoteMachine::start(&OpenSshOptions::default());
     remote.machine.write("config/keys/x.key", vec![7u8; 4096]);
@@ -125,7 +125,7 @@ fn folder_on_the_server_is_missing() {
 }
 
 #[test]
-fn server_without_fsync_is_refused_unless_insisted() {
+fn server_without_fsync_is_refused_unless_allowed() {
     requires!(openssh::missing());
     let sftp_arguments = vec!["-P".to_owned(), "fsync".to_owned()];
     let options = OpenSshOptions {

@@ -59,7 +59,7 @@ fn a_whole_container_checks_clean_and_is_not_written_to() {
 }
 
 #[test]
-fn a_flipped_block_of_a_file_is_found_and_named_in_each_snapshot() {
+fn flipped_block_of_a_file_is_named_in_each_snapshot() {
     requires!(client_and_server::missing(), needs::program("debugfs"));
     let machine = with_two_snapshots();
     let names = snapshots(&machine);
@@ -68,7 +68,7 @@ fn a_flipped_block_of_a_file_is_found_and_named_in_each_snapshot() {
     let block = first_block(&machine, &format!("blocks \"/home/{}{victim}\"", names[0]));
     flip(&machine.path(CONTAINER), block);
 
-    // The disk gives it back without a word, and no structure of ext4 is concerned.
+    // The disk returns the wrong bytes without an error, and no structure of ext4 is concerned.
     assert_eq!(check(&machine, &[]).code, 0);
     let read = check(&machine, &["--read-data"]);
     assert_eq!(read.code, 13, "{}", read.whole());
@@ -84,14 +84,14 @@ fn a_flipped_block_of_a_file_is_found_and_named_in_each_snapshot() {
         .collect();
     assert_eq!(files["affected"]["names"], serde_json::json!(expected));
 
-    // A quick look, which can't see it, doesn't take its place.
+    // A quick check can't find the damage, and does not replace this result.
     assert_eq!(check(&machine, &[]).code, 0);
     let kept = kept(&machine);
     assert_eq!(kept["quick"]["exit"], "done");
     assert_eq!(kept["read_data"]["exit"], "damaged");
     assert_eq!(kept["read_data"]["result"]["files"]["damaged"]["count"], 1);
 
-    // A file that was changed since is told from one that was damaged.
+    // A file that changed since differs from a damaged one.
     machine.write("src/folder/other", vec![b'n'; 50_000]);
     machine.write("src/folder/young", vec![b'n'; 10]);
     fs::remove_file(machine.path("src/a")).unwrap();
@@ -139,7 +139,7 @@ fn a_folder_that_can_not_be_read_is_named() {
 }
 
 #[test]
-fn a_damaged_header_copy_and_a_cut_file_are_told() {
+fn damaged_header_copy_and_truncated_file_are_reported() {
     requires!(needs::root());
     let machine = with_two_snapshots();
     let file = File::options()
@@ -180,7 +180,7 @@ fn a_check_that_ran_out_of_time_goes_on_at_the_next() {
 }
 
 #[test]
-fn what_was_read_of_one_copy_counts_for_no_other() {
+fn reading_progress_of_one_copy_counts_for_no_other() {
     requires!(needs::root());
     let machine = with_two_snapshots();
     machine.ok(&["copy", CONTAINER, "store/c.luks"]);
@@ -263,7 +263,7 @@ fn meet_an_error(dir: &std::path::Path) -> bool {
 }
 
 #[test]
-fn an_error_that_the_file_system_met_is_damage_at_the_end_and_at_each_beginning() {
+fn file_system_error_is_damage_at_close_and_at_each_open() {
     requires!(client_and_server::missing());
     let machine = with_two_snapshots();
     fs::create_dir(machine.path("mnt")).unwrap();
@@ -280,7 +280,7 @@ fn an_error_that_the_file_system_met_is_damage_at_the_end_and_at_each_beginning(
         let text = machine.sprat(&arguments).failed_with(13);
         assert!(text.contains("marked as faulty"), "{arguments:?}: {text}");
     }
-    // Reading goes on, and says so.
+    // Reading continues, with a warning.
     assert!(
         machine
             .path("back")

@@ -48,7 +48,7 @@ fn bad_disk_missing() -> Option<String> {
 fn a_file_whose_block_can_not_be_read_is_named_in_each_snapshot() {
     requires!(client_and_server::missing(), bad_disk_missing());
     let machine = crate::damage::with_two_snapshots();
-    // They lie side by side, and a read brings several: the one that fails takes no other along.
+    // The blocks are neighbours, and one read covers several: the one that fails affects no other.
     for file in 0..64 {
         machine.write(&format!("src/folder/small {file}"), noise(4096, file));
     }
@@ -73,7 +73,7 @@ fn a_file_whose_block_can_not_be_read_is_named_in_each_snapshot() {
         assert_eq!(files["affected"]["count"], 2, "{files}");
         assert_eq!(files["files_read"], all - 1, "{files}");
     }
-    // Nobody reads it for this.
+    // Nothing reads the block for this.
     assert_eq!(check_on_bad_disk(&machine, &[block], &[]).code, 0);
     assert_eq!(kept(&machine)["read_data"]["exit"], "damaged");
     machine.nothing_is_left();
@@ -105,7 +105,7 @@ fn metadata_that_can_not_be_read_is_damage_and_kept_as_that() {
 }
 
 #[test]
-fn a_line_lost_for_good_is_no_damage() {
+fn lost_connection_is_no_damage() {
     requires!(client_and_server::missing(), bad_disk_missing());
     let machine = crate::damage::with_two_snapshots();
     let sums = || machine.path("state/checks").exists();
@@ -118,7 +118,7 @@ fn a_line_lost_for_good_is_no_damage() {
 }
 
 #[test]
-fn garbled_descriptors_and_super_blocks_are_damage_by_the_whole_path() {
+fn invalid_descriptors_and_super_blocks_are_damage() {
     requires!(client_and_server::missing());
     let machine = crate::damage::with_two_snapshots();
     let whole = fs::read(machine.path(CONTAINER)).unwrap();
@@ -185,7 +185,7 @@ fn a_replay_needs_no_room_on_this_machine() {
 }
 
 #[test]
-fn a_check_works_on_a_full_disk_a_read_only_one_and_an_account_that_only_reads() {
+fn check_works_on_full_and_read_only_disks_and_accounts() {
     requires!(
         client_and_server::missing(),
         sprat_testkit::machine::strikes::missing()
@@ -206,7 +206,7 @@ fn a_check_works_on_a_full_disk_a_read_only_one_and_an_account_that_only_reads()
                 assert_eq!(ran.json()["files"]["files_read"], files, "{}", ran.whole());
             }
         };
-        // The file, its snapshot's record, and what the journal holds.
+        // The file, its snapshot's record, and the journal's content.
         let files = 2 + u64::from(dirty);
         let _ = fs::write(machine.path("store/fill"), noise(200 << 20, 5));
         read(&[], files);
@@ -217,7 +217,7 @@ fn a_check_works_on_a_full_disk_a_read_only_one_and_an_account_that_only_reads()
         read(&["--read-data"], files);
         disk.remount("rw");
 
-        // The killed session's lock is another's, seen over this line.
+        // Over this connection the killed session's lock is another machine's.
         let far = machine.path("far.luks");
         fs::copy(machine.path(CONTAINER), &far).unwrap();
         let before = fs::metadata(&far).unwrap().modified().unwrap();
@@ -247,7 +247,7 @@ fn a_check_works_on_a_full_disk_a_read_only_one_and_an_account_that_only_reads()
 }
 
 #[test]
-fn a_container_that_another_machine_holds_is_not_checked() {
+fn container_locked_by_another_machine_is_not_checked() {
     requires!(client_and_server::missing());
     let machine = TestMachine::with_container();
     fs::create_dir(machine.path("mnt")).unwrap();
@@ -262,7 +262,7 @@ fn a_container_that_another_machine_holds_is_not_checked() {
 }
 
 #[test]
-fn an_interrupted_reading_is_gone_on_with() {
+fn interrupted_reading_continues_at_the_next_check() {
     requires!(client_and_server::missing(), bad_disk_missing());
     let machine = crate::damage::with_two_snapshots();
     machine.write_old("src/large", noise(30 << 20, 3));

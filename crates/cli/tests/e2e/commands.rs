@@ -77,7 +77,7 @@ fn key_file_that_others_can_read_gets_a_warning() {
 }
 
 #[test]
-fn jobs_of_the_config_run_in_one_session_and_a_failed_one_does_not_stop_the_others() {
+fn config_jobs_share_a_session_and_one_failure_stops_no_other() {
     requires!(needs::root());
     let machine = with_jobs();
     let ran = machine.ok(&["backup", "--json"]);
@@ -131,7 +131,7 @@ fn restore_brings_back_a_path_and_a_dry_run_touches_nothing() {
 }
 
 #[test]
-fn quiet_backup_says_its_result_and_nothing_else() {
+fn quiet_backup_prints_only_its_result() {
     requires!(needs::root());
     let machine = with_jobs();
     let ran = machine.sprat(&["backup", "one", "-q"]);
@@ -143,7 +143,7 @@ fn quiet_backup_says_its_result_and_nothing_else() {
 fn lock_of_another_machine_stops_a_backup_until_it_is_removed() {
     requires!(needs::root());
     let machine = with_jobs();
-    // Not readable as a lease, so nobody knows whose it is.
+    // Not readable as a lease, so its owner is unknown.
     machine.write("store/x.luks.lock.2000000", "x");
     let ran = machine.sprat(&["backup", "one"]);
     assert_eq!(ran.code, 11, "{}", ran.whole());
@@ -154,7 +154,7 @@ fn lock_of_another_machine_stops_a_backup_until_it_is_removed() {
     let ran = machine.ok(&["snapshots", "disk", "--ignore-lock"]);
     assert!(ran.stderr.contains("is ignored"), "{}", ran.whole());
     assert_eq!(machine.sprat(&["backup", "one", "--ignore-lock"]).code, 2);
-    // That machine may have died while it wrote the container anew.
+    // That machine may have died during a rewrite.
     let left = ["x.luks.trim", "x.luks.trim-0123456789abcdef"];
     let left = left.map(|name| machine.write(&format!("store/{name}"), ""));
     let off = ["--watch", "0.1", "--that-machine-is-off", "--json"];
@@ -196,7 +196,7 @@ fn a_result_that_can_not_be_written_stops_no_job_of_another_container() {
 }
 
 #[test]
-fn paths_that_are_no_text_stand_escaped_in_json() {
+fn paths_that_are_no_text_are_escaped_in_json() {
     requires!(needs::root());
     use std::os::unix::ffi::OsStrExt;
     let machine = with_jobs();
@@ -223,7 +223,7 @@ fn paths_that_are_no_text_stand_escaped_in_json() {
 }
 
 #[test]
-fn restore_deletes_what_patterns_left_out_only_where_that_is_said() {
+fn restore_deletes_excluded_files_only_on_request() {
     requires!(needs::root());
     let machine = with_jobs();
     machine.ok(&["backup", "one", "-q"]);
@@ -244,7 +244,7 @@ fn restore_deletes_what_patterns_left_out_only_where_that_is_said() {
 }
 
 #[test]
-fn a_source_that_is_a_link_is_told_before_anything_starts() {
+fn source_that_is_a_link_is_reported_before_anything_starts() {
     requires!(needs::root());
     let machine = with_jobs();
     fs::rename(machine.path("other"), machine.path("elsewhere")).unwrap();
@@ -272,7 +272,7 @@ fn the_container_and_its_reserve_never_enter_a_snapshot() {
 }
 
 #[test]
-fn a_disk_that_is_missing_is_told_at_each_backup_until_it_is_said_to_be_gone() {
+fn missing_disk_is_reported_at_each_backup_until_confirmed() {
     requires!(needs::root());
     let machine = with_jobs();
     fs::create_dir(machine.path("src/disk")).unwrap();
@@ -317,7 +317,7 @@ fn a_session_sees_later_disks_and_keeps_no_other_disk_busy() {
         .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8)
         .collect();
     fs::write(machine.path("src/big"), big).unwrap();
-    // The backup runs beside: when rsync copies the first job, one disk comes and another goes.
+    // The backup runs meanwhile: when rsync copies the first job, one disk comes and another goes.
     let script = "set -e; sprat=$1; src=$2; other=$3; foreign=$4; image=$5; shift 5\n\
         truncate -s 8M \"$image\"; mkfs.ext4 -q -F \"$image\"; mount -o loop \"$image\" \"$foreign\"\n\
         loop=$(losetup -n -O NAME -j \"$image\")\n\
@@ -347,7 +347,7 @@ fn a_session_sees_later_disks_and_keeps_no_other_disk_busy() {
 }
 
 #[test]
-fn init_says_for_how_many_files_there_is_room_and_warns_where_the_source_has_more() {
+fn init_reports_the_inode_limit_and_warns_of_larger_sources() {
     requires!(needs::root());
     let machine = TestMachine::new();
     let folder = machine.folder().display().to_string();
@@ -363,7 +363,7 @@ fn init_says_for_how_many_files_there_is_room_and_warns_where_the_source_has_mor
     for n in 0..1500 {
         machine.write(&format!("src/{n}"), "");
     }
-    // Whatever mke2fs makes of a size, what is said is what is there.
+    // mke2fs rounds the size; the reported number is the real one.
     for (options, more) in [
         (&["--size", "64M"][..], false),
         (&["--size", "600M"], false),

@@ -43,7 +43,7 @@ fn without_shell() -> OpenSshOptions {
     }
 }
 
-/// A machine whose container lies in `server`.
+/// A machine whose container is in `server`.
 fn with_container_in_server() -> TestMachine {
     let machine = TestMachine::new();
     machine.init(&[CONTAINER, "--size", "128M"]);
@@ -62,7 +62,7 @@ fn on_server(remote: &RemoteMachine, name: &str) -> String {
 }
 
 #[test]
-fn seeded_on_a_usb_disk_and_moved_to_the_server_backups_go_on_with_hard_links() {
+fn container_moved_from_usb_to_server_keeps_hard_links() {
     requires!(needs::root(), openssh::missing());
     let remote = RemoteMachine::with(seeded(), &OpenSshOptions::default());
     let machine = &remote.machine;
@@ -92,7 +92,7 @@ fn seeded_on_a_usb_disk_and_moved_to_the_server_backups_go_on_with_hard_links() 
     assert_eq!(names(&machine.path("state/copies")), [""; 0]);
     assert_eq!(names(&machine.path("state/containers")).len(), 1);
 
-    // The pins travelled: nothing is trusted anew, and unchanged files are linked, not sent.
+    // The identity moved too: nothing is trusted again, and unchanged files are linked, not sent.
     std::thread::sleep(std::time::Duration::from_millis(1100));
     let again = remote.ok(&["backup", &server, "--name", "home", "src", "--json"]);
     assert!(!again.stderr.contains("trusted"), "{}", again.stderr);
@@ -104,7 +104,7 @@ fn seeded_on_a_usb_disk_and_moved_to_the_server_backups_go_on_with_hard_links() 
 }
 
 #[test]
-fn a_container_goes_from_server_to_server_and_its_holes_are_found_there() {
+fn copy_between_servers_keeps_holes() {
     requires!(needs::root(), openssh::missing(), needs::program("perl"));
     let remote = RemoteMachine::with(seeded(), &OpenSshOptions::default());
     let machine = &remote.machine;
@@ -127,7 +127,7 @@ fn a_container_goes_from_server_to_server_and_its_holes_are_found_there() {
 }
 
 #[test]
-fn without_a_shell_all_is_read_and_holes_stay_holes() {
+fn copy_without_a_shell_keeps_holes() {
     requires!(needs::root(), openssh::missing());
     let machine = with_container_in_server();
     let remote = RemoteMachine::with(machine, &without_shell());
@@ -155,7 +155,7 @@ fn behind_sftp_alone() -> RemoteMachine {
 }
 
 #[test]
-fn without_a_shell_the_file_system_inside_says_what_is_in_use() {
+fn copy_without_a_shell_skips_unused_blocks() {
     requires!(needs::root(), openssh::missing());
     let remote = behind_sftp_alone();
     let machine = &remote.machine;
@@ -193,7 +193,7 @@ fn without_a_shell_the_file_system_inside_says_what_is_in_use() {
 }
 
 #[test]
-fn a_file_system_that_does_not_prove_itself_is_copied_as_a_whole() {
+fn unproven_file_system_is_copied_completely() {
     requires!(needs::root(), openssh::missing());
     let remote = behind_sftp_alone();
     let machine = &remote.machine;
@@ -249,7 +249,7 @@ fn copy_never_overwrites_and_never_touches_what_is_in_use() {
 }
 
 #[test]
-fn a_swapped_source_is_refused_by_its_pins() {
+fn swapped_source_is_refused_by_its_identity() {
     requires!(needs::root());
     let machine = seeded();
     machine.init(&["store/other.luks", "--size", "128M"]);
@@ -308,7 +308,7 @@ fn a_read_only_account_can_be_copied_from() {
 }
 
 #[test]
-fn little_room_is_enough_for_what_has_arrived() {
+fn resumed_copy_needs_space_only_for_the_rest() {
     requires!(needs::root(), openssh::missing());
     let machine = with_container_in_server();
     let used = allocated(&machine.path("server/x.luks"));
@@ -317,7 +317,7 @@ fn little_room_is_enough_for_what_has_arrived() {
     let megabytes = u32::try_from(used >> 20).unwrap() + 3;
     let small = Tmpfs::mount(&machine.path("store"), megabytes);
     let copied = remote.ok(&["copy", &on_server(&remote, "x.luks"), CONTAINER, "--json"]);
-    // Nobody knew how much would come.
+    // The size of the copy was not known before.
     assert_eq!(copied.json()["holes_by"], "zeros");
     let (from, to) = (machine.path("server/x.luks"), machine.path(CONTAINER));
     assert!(same_bytes(&from, &to));
@@ -353,10 +353,10 @@ fn names_of_sprats_own_files_are_refused() {
 }
 
 #[test]
-fn what_may_still_be_overwritten_is_not_copied() {
+fn container_with_possible_late_writes_is_not_copied() {
     requires!(needs::root());
     let machine = seeded();
-    // Nobody knows whose lease this is, nor what its session has under way.
+    // The owner of this lease is unknown, and so are its writes in flight.
     machine.write("store/x.luks.lock.2000000", "x");
     let off = ["--watch", "0.1", "--that-machine-is-off"];
     machine.ok(&[&["unlock", CONTAINER][..], &off].concat());
@@ -374,7 +374,7 @@ fn what_may_still_be_overwritten_is_not_copied() {
 }
 
 #[test]
-fn a_reserve_goes_with_its_container_and_a_container_of_that_name_stays() {
+fn move_takes_the_reserve_but_no_container_of_that_name() {
     requires!(needs::root());
     for (content, left) in [(&[7; 4096][..], 0), (b"LUKS\xba\xbe and so on", 1)] {
         let machine = TestMachine::new();
@@ -434,7 +434,7 @@ fn what_is_known_of_a_container_moves_with_it() {
 }
 
 #[test]
-fn a_copy_with_a_new_key_opens_by_its_own_sheet_and_holds_all() {
+fn copy_with_a_new_key_opens_by_its_own_sheet() {
     requires!(needs::root());
     let machine = seeded();
     let moved = "server/x.luks";

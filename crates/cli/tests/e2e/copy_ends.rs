@@ -25,7 +25,7 @@ impl CopyScene {
         ran
     }
 
-    /// The state folder of another machine takes the place of ours, or gives it back.
+    /// Swaps our state folder with that of another machine.
     fn swap_machines(&self) {
         let path = |name| self.machine.path(name);
         if !path("other-state").exists() {
@@ -64,7 +64,7 @@ fn an_interrupted_copy_ends_in_order_and_writes_no_piece_twice() {
     let stopped = scene.copy(&[], blow("act", "before", "write", 20));
     let said = stopped.failed_with(130);
     assert!(said.contains("goes on where this one stopped"), "{said}");
-    // Both locks are given back.
+    // Both locks are released.
     assert_eq!(scene.names("store"), ["x.luks"]);
     let unfinished = scene.names("server");
     assert_eq!(unfinished.len(), 1, "{unfinished:?}");
@@ -85,7 +85,7 @@ fn an_interrupted_copy_ends_in_order_and_writes_no_piece_twice() {
 }
 
 #[test]
-fn a_source_that_changes_after_an_interruption_is_copied_anew() {
+fn source_changed_after_an_interruption_is_copied_from_the_start() {
     requires!(missing());
     let scene = CopyScene::new();
     scene.machine.write("act", INTERRUPT);
@@ -102,7 +102,7 @@ fn a_source_that_changes_after_an_interruption_is_copied_anew() {
 }
 
 #[test]
-fn what_another_machine_put_there_is_not_taken_for_what_was_read_back() {
+fn pieces_of_another_machine_do_not_count_as_verified() {
     requires!(missing());
     let scene = CopyScene::new();
     // Ctrl-C while the last pieces are made durable: what is read back then is noted as that.
@@ -110,7 +110,7 @@ fn what_another_machine_put_there_is_not_taken_for_what_was_read_back() {
     let first = blow("act", "before", "fsync", LOCK_FSYNCS + 1);
     scene.copy(&["--move"], first).failed_with(130);
     scene.swap_machines();
-    // The other one begins anew, and dies when a part of it has arrived.
+    // The other machine starts from the beginning, and dies when a part has arrived.
     scene.copy(&[], blow("kill", "before", "write", 40));
     let unfinished = scene.names("server");
     assert_eq!(unfinished.len(), 2, "{unfinished:?}");
@@ -125,11 +125,11 @@ fn what_another_machine_put_there_is_not_taken_for_what_was_read_back() {
 }
 
 #[test]
-fn what_has_the_name_but_not_the_content_costs_no_source() {
+fn wrong_content_under_the_name_keeps_the_source() {
     requires!(missing());
     let scene = CopyScene::new();
     scene.copy(&["--move"], blow("kill", "before", "rename", 1));
-    // Somebody's own copy of it, without its last part.
+    // A copy that a person made, without its last part.
     let copy = scene.machine.path("server/x.luks");
     copy_sparse(&scene.pristine, &copy);
     let file = fs::File::options().write(true).open(&copy).unwrap();
@@ -142,7 +142,7 @@ fn what_has_the_name_but_not_the_content_costs_no_source() {
 }
 
 #[test]
-fn a_copy_that_is_older_than_its_source_is_told_and_nothing_is_removed() {
+fn copy_older_than_its_source_is_reported_and_removes_nothing() {
     requires!(missing());
     for more in [&[][..], &["--move"]] {
         let scene = CopyScene::new();
@@ -160,10 +160,10 @@ fn a_copy_that_is_older_than_its_source_is_told_and_nothing_is_removed() {
 }
 
 #[test]
-fn what_does_not_read_back_ends_with_13_and_no_name() {
+fn failed_verification_ends_with_13_and_no_name() {
     requires!(missing());
     let scene = CopyScene::new();
-    // A disk that keeps something else than it was given.
+    // A disk that stores other bytes than it was sent.
     let harm = "for file in server/*.copying-*; do\n\
                 printf harm | dd of=\"$file\" bs=1 seek=4096 conv=notrunc 2>/dev/null\ndone\n";
     scene.machine.write("act", harm);
@@ -175,7 +175,7 @@ fn what_does_not_read_back_ends_with_13_and_no_name() {
 }
 
 #[test]
-fn a_line_lost_for_good_leaves_no_lock_at_the_other_end() {
+fn lost_connection_leaves_no_lock_at_the_other_end() {
     requires!(missing());
     let scene = CopyScene::new();
     scene
@@ -188,10 +188,10 @@ fn a_line_lost_for_good_leaves_no_lock_at_the_other_end() {
 }
 
 #[test]
-fn a_swapped_copy_is_refused_and_its_pins_stay() {
+fn swapped_copy_is_refused_and_its_identity_kept() {
     requires!(missing(), needs::program("cryptsetup"));
     let scene = CopyScene::new();
-    // All is done but that the lock is given back.
+    // Only the release of the lock is left to do.
     scene.copy(&["--move"], blow("kill", "before", "free", 1));
     assert!(leases::held(&scene.machine.path("store")).len() <= 1);
     assert!(!scene.machine.path(CONTAINER).exists());
@@ -204,7 +204,7 @@ fn a_swapped_copy_is_refused_and_its_pins_stay() {
     };
     let before = pins();
     assert_eq!(before.len(), 1, "{before:?}");
-    // Another container that says it is this one.
+    // Another container with the identity of this one.
     fs::create_dir(scene.machine.path("other")).unwrap();
     scene.machine.init(&["other/x.luks", "--size", "128M"]);
     let other = scene.machine.path("other/x.luks");
@@ -223,7 +223,7 @@ fn a_swapped_copy_is_refused_and_its_pins_stay() {
 }
 
 #[test]
-fn a_name_that_is_taken_at_the_last_moment_gets_no_pins() {
+fn name_occupied_at_the_last_moment_gets_no_identity() {
     requires!(missing());
     let scene = CopyScene::new();
     let pins = scene.names("state/containers");
@@ -238,7 +238,7 @@ fn a_name_that_is_taken_at_the_last_moment_gets_no_pins() {
 }
 
 #[test]
-fn a_source_that_is_not_within_reach_is_not_told_as_removed() {
+fn unreachable_source_is_not_reported_as_removed() {
     requires!(missing());
     let scene = CopyScene::new();
     scene.copy(&["--move"], blow("kill", "after", "rename", 1));
@@ -261,10 +261,10 @@ fn a_source_that_is_not_within_reach_is_not_told_as_removed() {
 }
 
 #[test]
-fn a_removal_that_was_interrupted_is_not_told_as_done_by_the_next_run() {
+fn interrupted_removal_is_not_reported_as_done() {
     requires!(missing());
     let scene = CopyScene::new();
-    // The source behind the line this time.
+    // Now the source is behind the connection.
     let from = scene.machine.on_line(CONTAINER);
     let copy = ["copy", "--move", &from, "server/x.luks", "--json"];
     let struck = scene
@@ -305,7 +305,7 @@ fn a_source_that_was_set_aside_gets_its_name_back_and_the_move_ends() {
         .sprat(&["snapshots", CONTAINER])
         .failed_with(10);
     assert!(said.contains(aside), "{said}");
-    // The only copy that has a name is nobody's to remove.
+    // The only copy that has a name is never removed.
     let key = [
         "--new-key",
         "--cheap-kdf-for-tests",
@@ -328,8 +328,8 @@ fn a_source_that_was_set_aside_gets_its_name_back_and_the_move_ends() {
     assert_eq!(scene.names("server"), ["x.luks"]);
 }
 
-/// What a machine does that took the container over while this one slept: the file that it has open
-/// was renamed, and it writes into it all the same.
+/// A machine that took the container over while this one slept: the file that it has open was
+/// renamed, and it still writes to the file.
 #[test]
 fn a_source_that_is_written_to_while_it_is_set_aside_keeps_its_name() {
     requires!(missing());
@@ -359,7 +359,7 @@ fn a_copy_that_gets_no_threads_leaves_no_lease() {
     requires!(needs::root().or_else(|| needs::program("prlimit")));
     let scene = CopyScene::new();
     let machine = &scene.machine;
-    // Only who is not root has a limit on threads.
+    // Only a user who is not root has a limit on threads.
     let nobody = Command::new("chown")
         .args(["-R", "65534:65534"])
         .arg(machine.folder())
@@ -443,7 +443,7 @@ fn a_copy_with_a_new_key_that_is_killed_goes_on_with_the_same_key() {
 }
 
 #[test]
-fn a_copy_that_is_begun_anew_has_its_sheets_key_and_one_without_a_new_key_says_so() {
+fn restarted_copy_has_the_key_of_its_sheet() {
     requires!(missing());
     let scene = CopyScene::new();
     let to = scene.machine.on_line("server/x.luks");

@@ -1,5 +1,5 @@
-//! Copies whose lines are lost, and those that are run again when a session died at the destination
-//! meanwhile: nobody's bytes in flight are forgotten, and no lock stays without need.
+//! Copies that lose their connections, and copies that run again after a session died at the
+//! destination meanwhile: no bytes in flight are forgotten, and no lock stays without need.
 
 use std::fs;
 use std::ops::Range;
@@ -24,7 +24,7 @@ impl CopyScene {
         ran
     }
 
-    /// A move of the local container to the line that strikes.
+    /// A move of the local container over the connection that strikes.
     #[track_caller]
     fn moved(&self, blow: Option<Blow>) -> Ran {
         let to = self.machine.on_line(COPY);
@@ -38,7 +38,7 @@ impl CopyScene {
         self.struck(&["backup", &to, "--name", "home", "src"], blow)
     }
 
-    /// What this machine's records tell as in flight, of all containers, and whether it may still
+    /// The writes in flight in this machine's records, of all containers, and whether they may still
     /// arrive.
     fn in_flight(&self) -> (Vec<Range<u64>>, bool) {
         let folder = self.machine.path("state/locks");
@@ -63,7 +63,7 @@ impl CopyScene {
         (ranges, records.iter().any(WriteJournal::may_arrive))
     }
 
-    /// The copy gives back all that is in the source folder.
+    /// The copy restores all that is in the source folder.
     #[track_caller]
     fn restores_whole(&self) {
         let _ = fs::remove_file(self.machine.path(CONTAINER));
@@ -82,7 +82,7 @@ fn blow(how: &'static str, when: &'static str, kind: &'static str, nth: usize) -
 }
 
 #[test]
-fn what_a_dead_session_had_in_flight_outlives_a_copy_that_is_taken_up() {
+fn late_writes_of_a_dead_session_survive_a_resumed_copy() {
     requires!(missing());
     // With the source still there, and some, or nothing, of the session's bytes arrived; and when the
     // source is gone. The first write is the lock's.
@@ -125,7 +125,7 @@ fn what_a_dead_session_had_in_flight_outlives_a_copy_that_is_taken_up() {
 }
 
 #[test]
-fn a_backup_after_a_copy_that_was_killed_with_its_name_given_suspects_nothing() {
+fn backup_after_a_killed_copy_has_no_writes_in_doubt() {
     requires!(missing());
     let scene = CopyScene::new();
     let killed = scene.moved(blow("kill", "after", "rename", 1));
@@ -139,7 +139,7 @@ fn a_backup_after_a_copy_that_was_killed_with_its_name_given_suspects_nothing() 
 }
 
 #[test]
-fn a_source_that_is_lost_about_its_removal_leaves_no_lock_at_the_copy() {
+fn source_lost_at_its_removal_leaves_no_lock_at_the_copy() {
     requires!(missing());
     let scene = CopyScene::new();
     let (from, to) = (
@@ -158,7 +158,7 @@ fn a_source_that_is_lost_about_its_removal_leaves_no_lock_at_the_copy() {
 }
 
 #[test]
-fn a_source_that_is_lost_costs_nothing_that_has_arrived_and_no_lock() {
+fn lost_source_discards_nothing_that_arrived_and_no_lock() {
     requires!(missing());
     let scene = CopyScene::new();
     let (from, to) = (
@@ -189,7 +189,8 @@ fn a_server_that_is_back_before_its_disk_is_waited_for() {
         ("store", "before", "remove", 1),
     ] {
         let scene = CopyScene::new();
-        // Whoever brings it back must not go with the line, whose processes are one group.
+        // The process that brings the disk back must not end with the connection, whose processes are one
+        // group.
         let script = format!(
             "mv {folder} away && mkdir {folder}\n\
              setsid sh -c 'touch begun; sleep 3; rmdir {folder} && mv away {folder}' \
@@ -214,7 +215,7 @@ fn a_server_that_is_back_before_its_disk_is_waited_for() {
 
 /// With the key that opened the first one, the second would come out as noise, and then be removed.
 #[test]
-fn another_container_in_the_sources_place_is_not_copied_under_a_new_key() {
+fn replaced_source_is_not_copied_under_a_new_key() {
     requires!(missing());
     let scene = CopyScene::new();
     let machine = &scene.machine;
@@ -258,7 +259,7 @@ fn copied_to_hostile(scene: &CopyScene, faults: &[Fault], reconnect_max: &str) -
 }
 
 #[test]
-fn two_losses_further_apart_than_an_outage_may_last_do_not_end_reading_back() {
+fn two_distant_losses_do_not_end_the_verification() {
     requires!(missing());
     let scene = CopyScene::new();
     // Reading back is all that reads there.
@@ -332,7 +333,7 @@ fn a_failure_without_a_reason_is_retried_by_a_copy() {
         assert!(ran.stderr.contains("reported a failure"), "{at}");
         scene.arrived_whole();
     }
-    // A server that takes no write any more is away for as long as it does so.
+    // A server that accepts no writes is away for as long as it does so.
     let scene = CopyScene::new();
     let failed = Fault::once(Kind::Write, 30, Act::Status(4)).times(ALWAYS);
     let (ran, _hostile) = copied_to_hostile(&scene, &[failed], "5");

@@ -8,7 +8,7 @@ use sprat_testkit::machine::strikes::{copy_sparse, same_bytes};
 use sprat_testkit::machine::{CONTAINER, TestMachine, noise};
 
 /// A container with some MiB in it at `store/x.luks`, the same at `pristine`, and a folder `server`
-/// for its copy, which may lie behind a line that strikes.
+/// for its copy, which may be behind a connection that strikes.
 pub struct CopyScene {
     pub machine: TestMachine,
     pub pristine: PathBuf,

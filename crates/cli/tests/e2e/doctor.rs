@@ -1,4 +1,4 @@
-//! `sprat doctor` as it is started by people: what it looks at, and what it calls missing.
+//! `sprat doctor` as people run it: what it checks, and what it reports as missing.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -7,7 +7,7 @@ use std::path::Path;
 use sprat_testkit::machine::TestMachine;
 
 #[test]
-fn doctor_tells_what_is_missing_and_needs_no_root() {
+fn doctor_reports_what_is_missing_and_needs_no_root() {
     let machine = TestMachine::new();
     machine.write(
         "config/sprat.toml",
@@ -25,7 +25,7 @@ fn doctor_tells_what_is_missing_and_needs_no_root() {
     assert_eq!(of("ssh")["state"], "fine");
     assert_eq!(of("config")["state"], "fine");
     assert_eq!(of("x: server")["state"], "missing");
-    // Without a TARGET every container of the config is looked at, and what its jobs need.
+    // Without a TARGET it checks every container of the config, and the needs of its jobs.
     machine.write(
         "config/sprat.toml",
         "[container.x]\ntarget = \"/nowhere/x.luks\"\nkey_file = \"/nowhere/x.key\"\n\

@@ -1,4 +1,4 @@
-//! fio writes to a mounted volume and verifies every block while the line is cut again and again.
+//! fio writes to a mounted volume and verifies every block while the connection is cut repeatedly.
 
 use std::path::Path;
 use std::process::Command;
@@ -37,7 +37,7 @@ fn fio(dir: &Path, seed: u64, more: &[&str]) {
 }
 
 #[test]
-fn fio_finds_every_block_as_it_wrote_it_while_the_line_is_cut() {
+fn fio_reads_back_every_block_over_a_cut_connection() {
     sprat_testkit::requires!(client_and_server::missing(), needs::program("fio"));
     let seed = sprat_testkit::dice::seed();
     let mut pair = ClientAndServer::through_wire(WireOptions {

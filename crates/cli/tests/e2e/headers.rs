@@ -1,4 +1,4 @@
-//! Headers put back where something else lies, by several machines, and after damage.
+//! Headers restored over other content, by several machines, and after damage.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -13,7 +13,7 @@ use sprat_testkit::{needs, requires};
 const HEADER_BYTES: usize = 16 << 20;
 const RESTORE: [&str; 4] = ["key", "header-restore", CONTAINER, "--yes"];
 
-/// Which of the keys open the file as it lies there.
+/// Whether this key opens the file.
 fn opens(machine: &TestMachine, file: &str, key: &Secret) -> bool {
     let file = File::open(machine.path(file)).unwrap();
     Header::load(&file).unwrap().unlock(&file, key).is_ok()
@@ -39,7 +39,7 @@ fn header_bytes(machine: &TestMachine, name: &str) -> Vec<u8> {
 }
 
 #[test]
-fn the_right_header_goes_back_where_another_containers_lies() {
+fn header_restore_replaces_a_foreign_header() {
     requires!(needs::root());
     let (machine, recovery) = TestMachine::small();
     machine.write("src/a", "alpha\n");
@@ -63,7 +63,7 @@ fn the_right_header_goes_back_where_another_containers_lies() {
     let theirs = fs::read(machine.path("config/keys/y.key")).unwrap();
     assert!(opens(&machine, &before[0], &Secret::key_file(theirs)));
     machine.restores_whole(&[]);
-    // On a machine that knows nothing the sheet's fingerprint tells which of the two is right.
+    // Without state, the sheet's fingerprint decides which of the two is right.
     overwrite();
     fs::remove_dir_all(machine.path("state")).unwrap();
     fs::create_dir(machine.path("state")).unwrap();
@@ -80,7 +80,7 @@ fn the_right_header_goes_back_where_another_containers_lies() {
 }
 
 #[test]
-fn the_right_header_goes_back_where_a_luks1_header_lies() {
+fn header_restore_replaces_a_luks1_header() {
     requires!(needs::root(), needs::program("cryptsetup"));
     let (machine, recovery) = TestMachine::small();
     let old = File::create(machine.path("old.luks")).unwrap();
@@ -136,7 +136,7 @@ fn each_restore_keeps_what_it_replaces() {
 }
 
 #[test]
-fn a_restore_by_one_machine_locks_no_other_out() {
+fn header_restore_by_one_machine_locks_out_no_other() {
     requires!(needs::root());
     let (machine, _) = TestMachine::small();
     let other = ["--state-dir", "state-of-the-other"];
@@ -161,7 +161,7 @@ fn a_restore_by_one_machine_locks_no_other_out() {
     assert!(refused.contains("--accept-changed-keys"), "{refused}");
     on_other(&["--accept-changed-keys", "snapshots", CONTAINER]).succeeded();
     on_other(&["snapshots", CONTAINER]).succeeded();
-    // An old header that comes from nobody's restore is refused, with the way out.
+    // An old header that no restore wrote is refused, with the way out.
     machine.container_file().write_all_at(&newest, 0).unwrap();
     let refused = on_other(&["key", "list", CONTAINER]).failed_with(13);
     assert!(refused.contains("`sprat key header-restore`"), "{refused}");
@@ -171,7 +171,7 @@ fn a_restore_by_one_machine_locks_no_other_out() {
 }
 
 #[test]
-fn a_slot_that_was_damaged_on_the_server_is_told_and_its_good_copy_kept() {
+fn damaged_slot_is_reported_and_its_good_copy_kept() {
     requires!(needs::root());
     let (machine, recovery) = TestMachine::small();
     let recovery = Secret::passphrase(recovery);
@@ -199,7 +199,7 @@ fn a_slot_that_was_damaged_on_the_server_is_told_and_its_good_copy_kept() {
     let good = kept(&machine, ".differs-");
     assert_eq!(good.len(), 1);
     assert!(opens(&machine, &good[0], &recovery));
-    // It is told once: the next change finds what is known.
+    // It is reported once: the next change finds the known header.
     let ran = machine.ok(&["key", "remove", CONTAINER, "2"]);
     assert!(!ran.stderr.contains("the area of"), "{}", ran.whole());
     machine.ok(&["key", "header-restore", CONTAINER, &good[0], "--yes"]);
@@ -208,7 +208,7 @@ fn a_slot_that_was_damaged_on_the_server_is_told_and_its_good_copy_kept() {
 }
 
 #[test]
-fn a_held_container_keeps_its_keys() {
+fn locked_container_keeps_its_keys() {
     requires!(needs::root());
     let (machine, _) = TestMachine::small();
     machine.ok(&["key", "header-backup", CONTAINER, "kept"]);
@@ -258,7 +258,7 @@ fn keys_need_no_root() {
 }
 
 #[test]
-fn a_change_that_finds_no_room_says_so_and_what_still_opens() {
+fn key_change_without_space_reports_which_keys_open() {
     requires!(needs::root());
     let machine = TestMachine::new();
     let disk = Tmpfs::mount(&machine.path("store"), 32);
@@ -282,13 +282,13 @@ fn a_change_that_finds_no_room_says_so_and_what_still_opens() {
 }
 
 #[test]
-fn a_good_copy_stays_however_often_the_server_shows_another() {
+fn good_header_copy_survives_many_other_headers() {
     requires!(needs::root());
     let (machine, recovery) = TestMachine::small();
     let recovery = Secret::passphrase(recovery);
     let file = machine.container_file();
     let area = Header::load(&file).unwrap().areas()[1].start;
-    // A key that is there already changes no sequence, but keeps the header anew.
+    // A key that exists already changes no sequence, but the header is kept again.
     let again = [
         "key",
         "add",
@@ -336,7 +336,7 @@ fn each_copy_of_a_container_has_its_own_header_kept() {
 }
 
 #[test]
-fn a_kept_header_of_another_place_is_told_as_that() {
+fn kept_header_of_another_location_is_reported() {
     requires!(needs::root());
     let (machine, recovery) = with_a_copy();
     let recovery = Secret::passphrase(recovery);
@@ -377,7 +377,7 @@ fn cryptsetup(machine: &TestMachine, arguments: &[&str]) {
 }
 
 #[test]
-fn a_kept_header_is_never_overwritten_by_one_with_fewer_or_other_slots() {
+fn kept_header_is_never_replaced_by_one_with_fewer_slots() {
     requires!(needs::root(), needs::program("cryptsetup"));
     let kill = ["luksKillSlot", CONTAINER, "1"];
     let slower = "--pbkdf-force-iterations";
@@ -439,7 +439,7 @@ fn a_kept_header_is_never_overwritten_by_one_with_fewer_or_other_slots() {
 }
 
 #[test]
-fn a_destroyed_header_is_damage_for_every_command_and_its_copy_is_named() {
+fn destroyed_header_is_damage_and_its_copy_is_named() {
     requires!(needs::root());
     let (machine, _) = TestMachine::small();
     machine.write("src/a", "alpha\n");
@@ -475,7 +475,7 @@ fn a_destroyed_header_is_damage_for_every_command_and_its_copy_is_named() {
 }
 
 #[test]
-fn a_header_that_does_not_fit_its_volume_is_not_pinned_at_first_use() {
+fn header_that_does_not_fit_its_volume_is_not_trusted() {
     requires!(needs::root());
     let (machine, _) = TestMachine::small();
     machine.write("src/a", "alpha\n");
@@ -513,7 +513,7 @@ fn a_header_that_does_not_fit_its_volume_is_not_pinned_at_first_use() {
 }
 
 #[test]
-fn an_implausible_sequence_is_refused_and_not_pinned() {
+fn implausible_sequence_is_refused_and_not_trusted() {
     requires!(needs::root());
     let (machine, _) = TestMachine::small();
     let genuine = header_bytes(&machine, CONTAINER);

@@ -119,7 +119,7 @@ fn stock_cryptsetup_opens_with_an_added_key() {
 }
 
 #[test]
-fn the_last_key_and_the_one_in_use_are_not_removed_by_chance() {
+fn last_key_and_key_in_use_are_not_removed_by_accident() {
     requires!(needs::root());
     let (machine, _) = TestMachine::small();
     let mut seen = String::new();
@@ -162,7 +162,7 @@ fn the_last_key_and_the_one_in_use_are_not_removed_by_chance() {
 }
 
 #[test]
-fn a_kept_header_is_put_back_and_brings_its_keys_back() {
+fn restored_header_brings_its_keys_back() {
     requires!(needs::root());
     let (machine, _) = TestMachine::small();
     machine.ok(&["key", "header-backup", CONTAINER, "kept"]);
@@ -208,7 +208,7 @@ fn a_kept_header_is_put_back_and_brings_its_keys_back() {
 }
 
 #[test]
-fn a_destroyed_header_comes_back_from_what_the_machine_kept_by_itself() {
+fn destroyed_header_is_restored_from_the_kept_copy() {
     requires!(needs::root());
     let (machine, _) = TestMachine::small();
     machine.write("src/a", "alpha\n");
@@ -247,7 +247,7 @@ fn a_header_of_another_container_is_refused() {
     let whole = machine.sprat(&restore).failed_with(2);
     assert!(whole.contains("another container's"), "{whole}");
     assert!(before == fs::read(machine.path(CONTAINER)).unwrap());
-    // With its header destroyed, the pins tell it apart; without them, the volume does.
+    // With its header destroyed, its identity distinguishes it; without the state, its volume does.
     let file = fs::File::options()
         .write(true)
         .open(machine.path(CONTAINER))
@@ -264,7 +264,7 @@ fn a_header_of_another_container_is_refused() {
 }
 
 #[test]
-fn a_wrong_key_and_a_typing_error_are_told_by_a_rehearsal() {
+fn rehearsal_reports_wrong_key_and_typo() {
     requires!(needs::root());
     let (machine, recovery) = TestMachine::small();
     machine.write("wrong", "not the passphrase");
@@ -296,7 +296,7 @@ fn a_wrong_key_and_a_typing_error_are_told_by_a_rehearsal() {
 
 /// `add` with a passphrase in a file, which is tried.
 #[test]
-fn the_key_that_backups_use_is_not_removed_by_chance() {
+fn key_that_backups_use_is_not_removed_by_accident() {
     requires!(needs::root());
     let (machine, _) = TestMachine::small();
     let remove = [
@@ -307,7 +307,7 @@ fn the_key_that_backups_use_is_not_removed_by_chance() {
         "--passphrase-file",
         "recovery",
     ];
-    // The default key file, one that the config names, and one that can't be told.
+    // The default key file, one that the config names, and one that can't be determined.
     for config in [
         "",
         "[container.x]\ntarget = \"TARGET\"\nkey_file = \"KEY\"\n",
@@ -331,7 +331,7 @@ fn the_key_that_backups_use_is_not_removed_by_chance() {
     assert_eq!(listed(&machine).len(), 2);
     machine.write("src/a", "alpha\n");
     machine.backup(&[]).succeeded();
-    // A key file that is lost is used by nobody.
+    // A lost key file is not in use.
     fs::rename(machine.path("config/keys/x.key"), machine.path("lost")).unwrap();
     machine.ok(&remove);
     assert_eq!(listed(&machine), ["1 recovery -"]);
@@ -372,7 +372,7 @@ fn a_sheet_names_only_a_key_file_that_opens() {
 }
 
 #[test]
-fn a_change_that_is_interrupted_tells_what_became_of_it() {
+fn interrupted_key_change_reports_its_result() {
     requires!(strikes::missing());
     let (machine, _) = TestMachine::small();
     let key = fs::read(machine.path("config/keys/x.key")).unwrap();
@@ -397,7 +397,7 @@ fn a_change_that_is_interrupted_tells_what_became_of_it() {
     assert!(machine.was_struck());
     assert_eq!(ran.code, 130, "{}", ran.whole());
     assert_eq!(listed(&machine).len(), 2);
-    // From the first write on it is carried out, and so it says: the new key is not thrown away.
+    // From the first write on the change is done and reported as done: the new key is not discarded.
     let recovery = [&add[..], &["--new-recovery"]].concat();
     let ran = machine.sprat_struck(&recovery, Some(blow("write", 3)));
     assert!(machine.was_struck());
@@ -450,7 +450,7 @@ fn a_container_that_is_cut_short_or_overwritten_fails_its_rehearsal() {
 }
 
 #[test]
-fn a_slot_that_can_not_be_tried_keeps_no_key_from_being_added() {
+fn unreadable_slot_does_not_stop_adding_a_key() {
     requires!(needs::root(), needs::program("cryptsetup"));
     let (machine, _) = TestMachine::small();
     machine.write("odd", "the passphrase of an odd slot");
@@ -510,7 +510,7 @@ fn a_key_that_is_added_again_keeps_what_is_known_of_it() {
 }
 
 #[test]
-fn a_full_header_is_told_before_anything_is_changed() {
+fn full_header_is_reported_before_anything_changes() {
     requires!(needs::root());
     let (machine, _) = TestMachine::small();
     let file = machine.container_file();
@@ -541,7 +541,7 @@ fn a_full_header_is_told_before_anything_is_changed() {
 }
 
 #[test]
-fn a_page_that_finds_no_room_leaves_no_half_secret() {
+fn sheet_page_without_space_leaves_no_partial_secret() {
     requires!(needs::root());
     let (machine, _) = TestMachine::small();
     fs::create_dir(machine.path("full")).unwrap();
@@ -558,7 +558,7 @@ fn a_page_that_finds_no_room_leaves_no_half_secret() {
 }
 
 #[test]
-fn a_key_file_that_is_not_within_reach_may_be_the_one_that_backups_use() {
+fn unreachable_key_file_may_be_the_one_that_backups_use() {
     requires!(needs::root());
     let (machine, _) = TestMachine::small();
     let remove = ["key", "remove", CONTAINER, "0", "--passphrase-file"];
@@ -583,7 +583,7 @@ fn a_key_file_that_is_not_within_reach_may_be_the_one_that_backups_use() {
 }
 
 #[test]
-fn only_a_key_that_lies_on_no_machine_counts_as_rehearsed() {
+fn only_a_key_on_no_machine_counts_as_rehearsed() {
     requires!(needs::root());
     let (machine, _) = TestMachine::small();
     let proved = || {

@@ -1,5 +1,5 @@
-//! A line that is down keeps nobody: Ctrl-C, `umount`, a limit that is over, a machine that slept;
-//! and a server's process that outlives its line harms nothing.
+//! A lost connection blocks nobody: Ctrl-C, `umount`, a timeout, a machine that slept; and a
+//! server's process that outlives its connection does no harm.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -14,7 +14,7 @@ use sprat_testkit::ssh_server::OpenSshOptions;
 use sprat_testkit::wire::{Door, Loss, WireOptions};
 use sprat_testkit_session::plain_volume::PlainVolume;
 
-/// Far beyond what anything here takes, on a busy machine too: it would be for ever.
+/// Far longer than any step here takes, on a busy machine too: after it, a step hangs.
 const LIMIT: Duration = Duration::from_secs(90);
 
 /// The 10 s after the first interrupt, with some room for a busy machine.
@@ -47,7 +47,7 @@ fn backup_under_way(pair: &ClientAndServer, source: &Path, quick: &[&str]) -> Ru
     let told = ["--json", "--progress-interval", "0.02"];
     let mut running = Running::start(sprat(pair, quick, &told).args(arguments));
     assert!(running.until(LIMIT, "bytes in flight", |seen| {
-        // Not more: on a busy machine the line carries off what rsync writes as fast as it does.
+        // Not more: on a busy machine the connection sends as fast as rsync writes.
         seen.phase == "working" && seen.unsynced_bytes >= 64 << 10
     }));
     running
@@ -86,7 +86,7 @@ fn end(mut child: Child) -> Option<i32> {
     }
 }
 
-/// The next run needs nobody's help, and what comes back is what is there.
+/// The next run needs no help, and the restored files are those of the source.
 fn assert_the_next_run_goes_on(pair: &ClientAndServer, source: &Path) {
     pair.connection().door(Door::Open);
     let shown = source.display().to_string();
@@ -108,12 +108,12 @@ fn assert_the_next_run_goes_on(pair: &ClientAndServer, source: &Path) {
 }
 
 #[test]
-fn an_interrupt_while_the_line_is_down_ends_the_backup() {
+fn interrupt_without_a_connection_ends_the_backup() {
     sprat_testkit::requires!(client_and_server::missing());
     let (pair, source) = prepared(ClientAndServer::new());
     for (loss, door, interrupts) in [
         (Loss::Reset, Door::Refusing, 1),
-        // Nobody has noticed yet that the line is gone.
+        // Nothing has detected the loss yet.
         (Loss::Silent, Door::Silent, 1),
         (Loss::Silent, Door::Silent, 2),
     ] {
@@ -138,7 +138,7 @@ fn an_interrupt_while_the_line_is_down_ends_the_backup() {
 }
 
 #[test]
-fn an_interrupt_while_the_line_is_down_ends_a_restore() {
+fn interrupt_without_a_connection_ends_a_restore() {
     sprat_testkit::requires!(client_and_server::missing());
     let (pair, source) = prepared(ClientAndServer::new());
     pair.backup("line", &source);
@@ -153,7 +153,7 @@ fn an_interrupt_while_the_line_is_down_ends_a_restore() {
     }));
     line.door(Door::Refusing);
     line.lose(Loss::Reset);
-    // rsync waits for the kernel, and the kernel for the line: no signal reaches it there.
+    // rsync waits for the kernel, and the kernel for the connection: no signal reaches it there.
     assert!(running.until(LIMIT, "the line is down", |seen| seen.away));
     let asked = Instant::now();
     signal(running.child.id(), Signal::INT);
@@ -164,7 +164,7 @@ fn an_interrupt_while_the_line_is_down_ends_a_restore() {
 }
 
 #[test]
-fn past_the_time_for_reconnecting_a_run_ends_with_14_and_the_next_goes_on() {
+fn reconnect_timeout_ends_with_14_and_the_next_run_succeeds() {
     sprat_testkit::requires!(client_and_server::missing());
     let (pair, source) = prepared(ClientAndServer::new());
     for (loss, door) in [(Loss::Silent, Door::Silent), (Loss::Reset, Door::Refusing)] {
@@ -181,7 +181,7 @@ fn past_the_time_for_reconnecting_a_run_ends_with_14_and_the_next_goes_on() {
 }
 
 #[test]
-fn umount_ends_while_the_line_is_down() {
+fn umount_ends_without_a_connection() {
     sprat_testkit::requires!(client_and_server::missing());
     let (pair, source) = prepared(ClientAndServer::new());
     pair.backup("line", &source);
@@ -215,7 +215,7 @@ fn umount_ends_while_the_line_is_down() {
 }
 
 #[test]
-fn a_machine_that_slept_until_its_server_had_given_up_goes_on() {
+fn machine_that_slept_beyond_the_servers_timeout_continues() {
     sprat_testkit::requires!(client_and_server::missing());
     // A channel may be logging in when the machine falls asleep.
     let lines = [
@@ -235,7 +235,7 @@ fn a_machine_that_slept_until_its_server_had_given_up_goes_on() {
         loop {
             // Again and again: an ssh that was just being started would answer for the others.
             let found = pair.processes();
-            // Afterwards: a server that came meanwhile must not be taken for a client.
+            // In this order: a server that started meanwhile must not count as a client.
             let servers = pair.sshd.session_pids();
             for process in found {
                 let asleep = u32::try_from(process.pid).unwrap();
@@ -272,7 +272,7 @@ fn a_machine_that_slept_until_its_server_had_given_up_goes_on() {
 }
 
 #[test]
-fn servers_that_were_stopped_and_wake_after_newer_bytes_were_sent_harm_nothing() {
+fn late_writes_of_stopped_servers_do_no_harm() {
     sprat_testkit::requires!(client_and_server::missing());
     let (pair, source) = prepared(ClientAndServer::new());
     // Longer than the servers are stopped, on a busy machine too.

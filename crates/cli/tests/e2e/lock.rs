@@ -1,5 +1,5 @@
-//! The lock beside a container and what is read round it: a line that is lost while it is given
-//! back, and a header that is changed while it is taken.
+//! The lock beside a container, and the reads around it: a connection lost while the lock is
+//! released, and a header changed while it is acquired.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -8,7 +8,7 @@ use sprat_testkit::machine::strikes::{self, Blow, copy_sparse};
 use sprat_testkit::machine::{CONTAINER, Ran, TestMachine};
 use sprat_testkit::{leases, requires};
 
-/// A container that is known by its target on the line, with a snapshot.
+/// A container that is known by its target on the connection, with a snapshot.
 fn ready() -> (TestMachine, Vec<String>) {
     let machine = TestMachine::new();
     machine.write("src/a", "alpha\n");
@@ -33,7 +33,7 @@ fn locks(machine: &TestMachine) -> usize {
 }
 
 #[test]
-fn a_line_lost_while_the_lock_is_given_back_takes_nothing_from_success() {
+fn connection_lost_at_lock_release_is_still_success() {
     requires!(strikes::missing());
     let (machine, backup) = ready();
     let mut left = 0;
@@ -61,10 +61,10 @@ fn a_line_lost_while_the_lock_is_given_back_takes_nothing_from_success() {
     machine.nothing_is_left();
 }
 
-/// The header is read while the lock is still being taken; then, before the lock's file is made,
-/// somebody changes it.
+/// The header is read while the lock is still being acquired; then, before the lock's file is made,
+/// another program changes it.
 #[test]
-fn a_header_that_is_changed_before_the_container_is_held_is_read_again() {
+fn header_changed_before_the_lock_is_read_again() {
     requires!(strikes::missing());
     let (machine, backup) = ready();
     let container = machine.path(CONTAINER);

@@ -1,5 +1,5 @@
-//! Sessions whose machine, server or line was away, or who were not alone: who slept, who only reads,
-//! whose line is idle, whose server comes back without its disk.
+//! Sessions whose machine, server or connection was away, or that were not alone: machines that slept,
+//! readers, idle connections, servers that come back without their disk.
 
 mod away;
 mod sleepers;
@@ -15,7 +15,7 @@ use sprat_testkit::machine::{CONTAINER, TestMachine, noise};
 use sprat_testkit::ssh_server::{OpenSshOptions, openssh};
 use sprat_testkit::{leases, needs, requires};
 
-/// Another machine with the same key, to whom the container lies somewhere else.
+/// Another machine with the same key and another path to the container.
 struct Other {
     machine: TestMachine,
     container: PathBuf,
@@ -94,7 +94,7 @@ fn stop_while_it_sends(machine: &TestMachine) -> (Child, Pid) {
     (sleeper, volume)
 }
 
-/// Lets the sleeper go on: it must end because another machine took the container over.
+/// Lets the sleeper continue: it must end because another machine took the container over.
 fn wake(sleeper: Child, volume: Pid) -> String {
     kill_process(volume, Signal::CONT).unwrap();
     let ended = sleeper.wait_with_output().unwrap();
@@ -104,28 +104,28 @@ fn wake(sleeper: Child, volume: Pid) -> String {
 }
 
 #[test]
-fn a_reader_is_told_that_another_machine_wrote_meanwhile() {
+fn reader_reports_that_another_machine_wrote() {
     requires!(needs::root());
     let machine = TestMachine::with_container();
     machine.backup(&[]).succeeded();
     let other = Other::than(&machine);
     fs::create_dir(machine.path("mnt")).unwrap();
     machine.ok(&["mount", CONTAINER, "mnt"]);
-    // It comes and goes between two looks for locks.
+    // It comes and goes between two lease checks.
     other.backs_up();
     let ran = machine.sprat(&["umount", "mnt"]);
     let said = ran.failed_with(11);
     assert!(said.contains("another session wrote"), "{said}");
     assert!(said.contains("mixture"), "{said}");
     machine.nothing_is_left();
-    // One that nobody disturbs ends well, and so does one that insists.
+    // An undisturbed reader ends well.
     machine.ok(&["mount", CONTAINER, "mnt"]);
     machine.ok(&["umount", "mnt"]);
     machine.nothing_is_left();
 }
 
 #[test]
-fn a_lock_that_is_taken_while_a_session_reads_is_not_told_as_if_nothing_had_been_done() {
+fn lock_acquired_during_a_read_is_reported_as_that() {
     requires!(needs::root());
     let machine = TestMachine::with_container();
     machine.backup(&[]).succeeded();
@@ -141,7 +141,7 @@ fn a_lock_that_is_taken_while_a_session_reads_is_not_told_as_if_nothing_had_been
 }
 
 #[test]
-fn a_reader_that_goes_on_is_stopped_when_another_machine_has_written() {
+fn reader_is_stopped_after_another_machine_wrote() {
     requires!(needs::root());
     let machine = TestMachine::with_container();
     machine.write("src/large", noise(8 << 20, 3));
@@ -150,8 +150,8 @@ fn a_reader_that_goes_on_is_stopped_when_another_machine_has_written() {
     fs::create_dir(machine.path("mnt")).unwrap();
     machine.ok(&["mount", CONTAINER, "mnt"]);
     other.backs_up();
-    // At the latest at the next look, which comes every ten seconds. What the kernel has read before
-    // it still shows.
+    // At the latest at the next lease check, every ten seconds. What the kernel has read before is still
+    // visible.
     std::thread::sleep(Duration::from_secs(14));
     let large = machine
         .path("mnt/home/latest")
@@ -162,17 +162,17 @@ fn a_reader_that_goes_on_is_stopped_when_another_machine_has_written() {
     machine.nothing_is_left();
 }
 
-/// Stopped as a machine is that sleeps: its clocks go on, it renews nothing. A thread that was stopped
-/// between its look at the clock and its write can't be fenced; it is hardly ever met, and never again
-/// and again.
+/// Stopped like a machine that sleeps: its clocks run on, and it renews nothing. A thread that was
+/// stopped between its check of the clock and its write can't be fenced. That is rare, and never
+/// happens three times in a row.
 #[test]
-fn a_machine_that_slept_sends_nothing_into_what_another_took_over() {
+fn sleeping_machine_sends_nothing_after_a_takeover() {
     requires!(needs::root());
     let wrote = (0..3).map_while(|_| sleeper_writes());
     assert!(wrote.count() < 3, "it writes each time");
 }
 
-/// What a machine said that wrote when it woke.
+/// The output of a machine that wrote when it woke.
 fn sleeper_writes() -> Option<String> {
     let machine = TestMachine::with_container();
     machine.backup(&[]).succeeded();
@@ -180,7 +180,7 @@ fn sleeper_writes() -> Option<String> {
     let (sleeper, volume) = stop_while_it_sends(&machine);
     let container = machine.path(CONTAINER);
     std::thread::sleep(Duration::from_secs(3));
-    // As long as it may only sleep, nobody gets in; and whoever ends the waiting lets nobody in.
+    // While the owner may only sleep, no other session opens; and an interrupted wait opens for none.
     let target = other.container.to_str().unwrap();
     let mut waiting = start(&other.machine, &["unlock", target, "--watch", "1"]);
     std::thread::sleep(Duration::from_secs(5));
@@ -222,7 +222,7 @@ fn sleeper_writes() -> Option<String> {
 }
 
 #[test]
-fn a_line_that_is_lost_while_nothing_is_asked_is_sought_and_the_lock_renewed() {
+fn idle_connection_loss_reconnects_and_renews_the_lock() {
     requires!(openssh::missing(), needs::root());
     let remote = RemoteMachine::start(&OpenSshOptions::default());
     remote.init();
@@ -293,9 +293,9 @@ fn a_server_that_comes_back_without_its_disk_is_waited_for() {
     remote.machine.nothing_is_left();
 }
 
-/// What waits for a server that says nothing holds nothing.
+/// A wait for a silent server locks nothing.
 #[test]
-fn commands_that_only_look_end_at_the_first_interrupt() {
+fn read_only_commands_end_at_the_first_interrupt() {
     let machine = TestMachine::new();
     machine.write("hanging-ssh", "exec sleep 1000\n");
     let command = format!("sh {}", machine.path("hanging-ssh").display());
@@ -325,7 +325,7 @@ fn commands_that_only_look_end_at_the_first_interrupt() {
         assert_eq!(ended.status.code(), Some(130), "{look:?}: {said}");
         assert!(begun.elapsed() < Duration::from_secs(5), "{look:?}");
         assert!(said.contains("interrupted\nHint: "), "{said}");
-        // A real ssh gives up by itself. The next command's must not be taken for this one.
+        // A real ssh ends by itself. The next command's must not be mistaken for this one.
         machine.kill_all();
         wait_until(Duration::from_secs(20), "it is not gone", || !hangs());
     }
@@ -357,10 +357,10 @@ fn kill_9_while_ssh_connects_leaves_no_ssh() {
     machine.nothing_is_left();
 }
 
-/// A backup of the other machine after it took the container over from one that only slept, and then
-/// what that one had on its way: bytes over the middle of the finished snapshot's one file.
+/// A backup of the other machine after it took the container over from one that only slept. Then the
+/// late writes of that one arrive: bytes over the middle of the finished snapshot's one file.
 #[test]
-fn late_writes_over_a_finished_snapshot_are_found_named_and_healed() {
+fn late_writes_over_a_snapshot_are_found_and_repaired() {
     requires!(needs::root());
     let machine = TestMachine::with_container();
     machine.backup(&[]).succeeded();
@@ -382,7 +382,7 @@ fn late_writes_over_a_finished_snapshot_are_found_named_and_healed() {
     assert_eq!(lists(), 1, "that of the last session has it all");
     let ran = other.sprat(&["check"], &[]);
     assert_eq!(ran.code, 0, "nothing came yet: {}", ran.whole());
-    // Before the sleeper wakes: what it has on the wire goes to blocks that nobody else uses, too.
+    // Before the sleeper wakes: what it has on the wire also goes to blocks that nothing else uses.
     let after = fs::read(&container).unwrap();
     wake(sleeper, volume);
     assert_eq!(lists(), 2, "and that of the session that lost its lease");
@@ -439,7 +439,7 @@ fn late_writes_over_a_finished_snapshot_are_found_named_and_healed() {
     assert_eq!(json["overwritten_blocks"], pieces.len(), "{json}");
     let names = json["overwritten_files"]["names"].to_string();
     assert!(names.contains("of-the-other"), "{names}");
-    // It goes on, and reads that file from its source.
+    // It continues, and reads that file from its source.
     other.backs_up();
     let to = other.machine.path("to");
     other
@@ -458,7 +458,7 @@ fn late_writes_over_a_finished_snapshot_are_found_named_and_healed() {
 /// The old session's connections are gone from the server, and its machine sleeps: the kernel of the
 /// server knows that nothing can arrive.
 #[test]
-fn a_server_whose_kernel_can_be_asked_sets_a_container_free_without_waiting() {
+fn server_kernel_check_frees_a_container_without_a_wait() {
     requires!(openssh::missing(), needs::root());
     let remote = RemoteMachine::start(&OpenSshOptions::default());
     remote.init();
@@ -479,7 +479,7 @@ fn a_server_whose_kernel_can_be_asked_sets_a_container_free_without_waiting() {
     kill_process(volume, Signal::STOP).unwrap();
     let sessions = remote.sshd.session_pids();
     let by_other = |words: &[&str]| other.run(&mut remote.command_of(&other, words));
-    // As long as a process of the server has it open nobody gets in.
+    // While a process of the server has the file open, no other session opens it.
     let mut waiting = remote.command_of(&other, &["unlock", "TARGET", "--watch", "1"]);
     waiting.stdout(Stdio::null()).stderr(Stdio::piped());
     let waiting = waiting.spawn().unwrap();

@@ -1,4 +1,4 @@
-//! A server that answers with what it held yesterday: what is noticed, and what is not
+//! A server that answers with yesterday's content: what is detected, and what is not
 //! (docs/threat-model.md).
 
 use std::collections::BTreeSet;
@@ -63,7 +63,7 @@ fn yesterdays_container_is_refused_until_it_is_accepted() {
     copy_sparse(&machine.path("src-yesterday"), &machine.path("src"));
     machine.restores_whole(&[]);
     machine.ok(&["check", CONTAINER]);
-    // And life goes on from there.
+    // And backups continue from there.
     fs::remove_dir_all(machine.path("src")).unwrap();
     fs::rename(machine.path("src-today"), machine.path("src")).unwrap();
     machine.backup(&[]).succeeded();
@@ -146,22 +146,22 @@ fn each_rollback_is_noticed(
 }
 
 #[test]
-fn each_rollback_is_noticed_by_the_next_command_of_any_kind() {
+fn each_rollback_is_detected_by_the_next_command() {
     requires!(needs::root());
     each_rollback_is_noticed(rounds(2, 50), |machine, arguments| machine.sprat(arguments));
 }
 
 #[test]
-fn each_rollback_of_a_server_is_noticed_though_the_cache_is_warm() {
+fn each_rollback_of_a_server_is_detected_with_a_warm_cache() {
     requires!(needs::root());
     each_rollback_is_noticed(rounds(2, 50), served);
 }
 
-/// The promise of docs/threat-model.md: whatever was durable by the word of an fsync, and is lost,
-/// the same session notices, because the newest of it is read back at the end; where only the last
-/// flight is lost, or the server answers reads from what it throws away, the next session does.
+/// The promise of docs/threat-model.md: the same session detects the loss of anything that an fsync
+/// reported as durable, because it reads the newest of it back at the end. Where only the last writes
+/// are lost, or the server answers reads from discarded data, the next session detects it.
 #[test]
-fn a_server_that_keeps_no_write_from_the_nth_on_is_noticed() {
+fn server_that_discards_writes_is_detected() {
     requires!(missing());
     let machine = with_a_warm_cache();
     let mut dice = dice();
@@ -276,7 +276,7 @@ fn used_blocks(machine: &TestMachine) -> (BTreeSet<u64>, BTreeSet<u64>) {
             .filter_map(|word| word.parse().ok())
             .collect()
     };
-    // What lies in the journal was carried out long ago.
+    // The journal's content was written to its place long ago.
     let journal = blocks_of("8");
     let file = File::open(&container).unwrap();
     let mut block = vec![0; 4096];
@@ -310,7 +310,7 @@ fn used_blocks(machine: &TestMachine) -> (BTreeSet<u64>, BTreeSet<u64>) {
 }
 
 #[test]
-fn check_reports_each_damage_though_the_cache_is_warm_and_the_time_is_kept() {
+fn check_reports_each_damage_with_a_warm_cache_and_same_time() {
     requires!(client_and_server::missing());
     let machine = with_a_warm_cache();
     let (used, metadata) = used_blocks(&machine);
@@ -410,7 +410,7 @@ fn check_reports_each_damage_though_the_cache_is_warm_and_the_time_is_kept() {
 }
 
 #[test]
-fn an_older_file_behind_the_newest_super_block_is_noticed_and_the_cache_dropped() {
+fn older_file_behind_the_newest_super_block_is_detected() {
     requires!(needs::root());
     let machine = with_a_warm_cache();
     let container = machine.path(CONTAINER);
@@ -444,7 +444,7 @@ fn an_older_file_behind_the_newest_super_block_is_noticed_and_the_cache_dropped(
 }
 
 #[test]
-fn a_header_of_yesterday_is_refused_before_a_key_is_used() {
+fn older_header_is_refused_before_a_key_is_used() {
     requires!(needs::root());
     let machine = with_a_yesterday();
     machine.write("pass", "correct horse battery");
@@ -459,10 +459,10 @@ fn a_header_of_yesterday_is_refused_before_a_key_is_used() {
     assert!(fs::read(machine.path(CONTAINER)).unwrap() == before);
 }
 
-/// Some blocks of yesterday among today's: XTS can't tell. What sprat does promise is to end, with
-/// a code that is documented, and to write nothing where it only reads.
+/// Some blocks of yesterday among today's: XTS can't detect them. sprat does promise to end with a
+/// documented code, and to write nothing where it only reads.
 #[test]
-fn some_blocks_of_yesterday_harm_nothing_but_what_is_in_them() {
+fn older_blocks_damage_only_the_files_in_them() {
     requires!(needs::root());
     let machine = with_a_yesterday();
     let mut dice = dice();
@@ -510,7 +510,7 @@ fn some_blocks_of_yesterday_harm_nothing_but_what_is_in_them() {
 }
 
 #[test]
-fn a_name_that_a_server_only_says_it_gave_is_no_success() {
+fn rename_that_a_server_did_not_do_is_no_success() {
     requires!(missing());
     let machine = TestMachine::new();
     let forgetful = Forgetful::of(&machine);
@@ -529,7 +529,7 @@ fn a_name_that_a_server_only_says_it_gave_is_no_success() {
     assert_eq!(trimmed.code, 13, "{}", trimmed.whole());
     assert_eq!(served(&machine, &["check", CONTAINER]).code, 0);
     assert_eq!(served(&machine, &backup).code, 0);
-    // A copy whose name was not given, and so no move.
+    // A copy without its final name, and so no move.
     fs::rename(machine.path(CONTAINER), machine.path("store/y.luks")).unwrap();
     let copy = ["copy", "store/y.luks", CONTAINER, "--move"];
     let copied = forgetful.run(0, "renames", &copy);

@@ -22,7 +22,7 @@ fn run(pair: &ClientAndServer, ssh: &[OsString], words: &[&str]) -> Output {
 }
 
 #[test]
-fn a_plain_account_of_another_server_is_enough_for_a_containers_whole_life() {
+fn asyncssh_is_enough_for_a_containers_whole_life() {
     requires!(client_and_server::missing(), asyncssh::missing());
     whole_life(
         &asyncssh::start_without_copies().ssh_command(),
@@ -31,7 +31,7 @@ fn a_plain_account_of_another_server_is_enough_for_a_containers_whole_life() {
 }
 
 #[test]
-fn another_server_that_copies_by_itself_is_used_for_that() {
+fn asyncssh_with_copy_data_copies_on_the_server() {
     requires!(client_and_server::missing(), asyncssh::missing());
     whole_life(&asyncssh::start().ssh_command(), Trims::ByCopying);
 }
@@ -87,7 +87,7 @@ fn init_names_what_a_server_lacks_and_leaves_nothing_there() {
     }
 }
 
-/// How a server gives space back.
+/// How a server frees space.
 #[derive(Clone, Copy, PartialEq)]
 enum Trims {
     ByShell,

@@ -14,7 +14,7 @@ use sprat_testkit::manifest::{Manifest, assert_same};
 use sprat_testkit::source_tree::{self, Shape};
 use sprat_testkit_session::plain_volume::PlainVolume;
 
-/// Bytes that a file really takes on its disk.
+/// Bytes that a file uses on its disk.
 fn allocated_bytes(path: &Path) -> u64 {
     fs::metadata(path).expect("the container is there").blocks() * 512
 }
@@ -62,7 +62,7 @@ fn thousands_of_files_and_much_data_come_back_identical() {
 }
 
 #[test]
-fn second_run_links_every_unchanged_file_and_the_volume_is_clean_offline() {
+fn second_run_links_unchanged_files_and_leaves_a_clean_volume() {
     sprat_testkit::requires!(client_and_server::missing());
     let mut pair = ClientAndServer::new();
     let source = pair.path("source");
@@ -174,7 +174,7 @@ fn recovery_key(sheet: &str) -> Option<&str> {
 }
 
 #[test]
-fn cryptsetup_opens_the_container_as_it_lies_on_the_server() {
+fn cryptsetup_opens_the_container_file_of_the_server() {
     sprat_testkit::requires!(client_and_server::missing());
     let mut pair = ClientAndServer::new();
     let size = pair.choose_size(1).to_string();
@@ -215,7 +215,7 @@ fn cryptsetup_opens_the_container_as_it_lies_on_the_server() {
 }
 
 #[test]
-fn no_name_or_content_of_the_source_reaches_the_server_while_a_backup_runs() {
+fn no_name_or_content_reaches_the_server_during_a_backup() {
     sprat_testkit::requires!(client_and_server::missing());
     let mut pair = ClientAndServer::new();
     let source = pair.path("source");
@@ -268,7 +268,7 @@ fn no_name_or_content_of_the_source_reaches_the_server_while_a_backup_runs() {
     println!("looked {looks} times while the backup ran");
 }
 
-/// Neither a name in the server's folder nor a byte of a file in it tells the marker.
+/// The marker is in no name of the server's folder and in no byte of its files.
 fn assert_no_marker(folder: &Path, marker: &str) {
     for entry in fs::read_dir(folder).unwrap().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();

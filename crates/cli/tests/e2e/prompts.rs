@@ -1,4 +1,4 @@
-//! What is asked on a terminal: passphrases, the yes before a header goes back, a sheet's fingerprint.
+//! Prompts on a terminal: passphrases, the yes before a header restore, a sheet's fingerprint.
 
 use std::fs;
 use std::path::Path;
@@ -69,11 +69,11 @@ fn missing() -> Option<String> {
 const PRESENT: &str = "Passphrase or recovery key: ";
 const NEW: &str = "New passphrase: ";
 const AGAIN: &str = "The same again: ";
-/// A fingerprint that is given is not asked for, and looked at after the key only.
+/// A fingerprint on the command line is not asked for, and is compared only after the key.
 const UNASKED: &str = "0000-0000-0000-0000-0000";
 
 #[test]
-fn a_new_passphrase_is_asked_for_twice_by_its_own_name_and_never_echoed() {
+fn new_passphrase_is_asked_twice_and_never_echoed() {
     requires!(missing());
     let (machine, _) = with_passphrase();
     let add = ["key", "add", CONTAINER, "--new-passphrase", CHEAP];
@@ -122,7 +122,7 @@ fn a_prompt_that_is_interrupted_leaves_a_terminal_that_echoes() {
 }
 
 #[test]
-fn a_header_goes_back_after_a_yes_and_nothing_else_and_is_shown_before() {
+fn header_restore_shows_the_header_and_needs_a_yes() {
     requires!(missing());
     let (machine, _) = with_passphrase();
     let with = ["--passphrase-file", "right"];
@@ -160,7 +160,7 @@ fn a_header_goes_back_after_a_yes_and_nothing_else_and_is_shown_before() {
 }
 
 #[test]
-fn a_rehearsal_on_a_terminal_compares_the_fingerprint_that_is_typed() {
+fn rehearsal_compares_the_typed_fingerprint() {
     requires!(missing());
     let (machine, recovery) = with_passphrase();
     let list = machine.sprat(&["key", "sheet", CONTAINER, "--without-secret", "--json"]);
@@ -200,7 +200,7 @@ fn a_rehearsal_on_a_terminal_compares_the_fingerprint_that_is_typed() {
 }
 
 #[test]
-fn a_recovery_key_that_is_mistyped_is_told_from_a_wrong_one() {
+fn mistyped_recovery_key_differs_from_a_wrong_one() {
     requires!(missing());
     let (machine, recovery) = with_passphrase();
     let ask = "Fingerprint on the sheet: ";
@@ -324,7 +324,7 @@ fn with_all_prompts() -> (TestMachine, String) {
 }
 
 #[test]
-fn a_stop_at_every_prompt_of_every_command_shows_no_secret_and_goes_on() {
+fn stop_at_each_prompt_shows_no_secret_and_continues() {
     requires!(missing(), needs::program("bash"), needs::program("dash"));
     let state = "stty -a | grep -o '[-]*echo ' | head -n1\n";
     for shell in [
@@ -383,7 +383,7 @@ fn a_stop_at_every_prompt_of_every_command_shows_no_secret_and_goes_on() {
 }
 
 #[test]
-fn a_terminal_that_goes_away_at_a_prompt_ends_the_command_and_changes_nothing() {
+fn closed_terminal_ends_the_command_and_changes_nothing() {
     requires!(missing());
     let (machine, recovery) = with_all_prompts();
     let before = fs::read(machine.path(CONTAINER)).unwrap();
@@ -413,7 +413,7 @@ fn a_terminal_that_goes_away_at_a_prompt_ends_the_command_and_changes_nothing() 
 }
 
 #[test]
-fn init_touches_no_file_of_others_and_makes_no_key_for_a_container_that_is_there() {
+fn init_makes_no_key_for_an_existing_container() {
     requires!(needs::root());
     let machine = TestMachine::new();
     machine.write("k.part", "precious");
@@ -432,7 +432,7 @@ fn init_touches_no_file_of_others_and_makes_no_key_for_a_container_that_is_there
 }
 
 #[test]
-fn last_recovery_key_and_last_key_that_is_no_file_are_not_removed_without_a_word() {
+fn last_key_that_is_no_file_is_removed_only_after_a_warning() {
     requires!(needs::root());
     let machine = TestMachine::new();
     machine.init(&[CONTAINER, "--size", "64M"]);
@@ -465,7 +465,7 @@ fn last_recovery_key_and_last_key_that_is_no_file_are_not_removed_without_a_word
 }
 
 #[test]
-fn secret_never_stands_in_a_message_where_an_order_cannot_be_sent() {
+fn secret_is_in_no_message_about_a_failed_send() {
     use std::os::unix::ffi::OsStrExt;
     requires!(needs::root());
     let machine = TestMachine::new();
@@ -486,7 +486,7 @@ fn secret_never_stands_in_a_message_where_an_order_cannot_be_sent() {
 }
 
 #[test]
-fn new_passphrase_that_nobody_can_type_is_refused_and_an_odd_one_opens() {
+fn new_passphrase_that_cannot_be_typed_is_refused() {
     requires!(needs::root());
     let machine = TestMachine::new();
     machine.init(&[CONTAINER, "--size", "64M"]);
@@ -523,7 +523,7 @@ fn new_passphrase_that_nobody_can_type_is_refused_and_an_odd_one_opens() {
 }
 
 #[test]
-fn secrets_that_others_can_read_or_change_are_told_and_no_fifo_is_waited_for() {
+fn secret_files_open_to_others_warn_and_fifos_do_not_block() {
     use std::os::unix::fs::PermissionsExt;
     requires!(needs::root());
     let machine = TestMachine::new();
@@ -584,7 +584,7 @@ fn secrets_that_others_can_read_or_change_are_told_and_no_fifo_is_waited_for() {
 }
 
 #[test]
-fn mount_where_others_can_enter_is_refused_unless_they_are_let_in() {
+fn mount_where_others_can_enter_is_refused_unless_allowed() {
     use std::os::unix::fs::PermissionsExt;
     requires!(needs::root());
     let machine = TestMachine::new();

@@ -54,7 +54,7 @@ fn pruned_snapshots_are_gone_and_the_rest_comes_back() {
 }
 
 #[test]
-fn interrupted_trees_are_told_and_go_where_that_is_asked_for() {
+fn interrupted_snapshots_are_reported_and_pruned_on_request() {
     requires!(needs::root());
     let machine = TestMachine::new();
     machine.init(&[CONTAINER, "--size", "128M"]);

@@ -28,9 +28,9 @@ fn blocks(page: &str) -> Vec<String> {
     ends.collect()
 }
 
-/// What a new machine has before the first line is typed: this machine's programs, an `/etc` with
-/// nothing of sprat's in it, and something to back up. All of it lies in memory and is seen by this
-/// script and what it starts only.
+/// What a new machine has before the first command: this machine's programs, an `/etc` without any
+/// file of sprat's, and something to back up. All of it is in memory, and only this script and its
+/// children see it.
 const ROOT: &str = r#"
 set -eu
 root="$STAGE/root"
@@ -186,7 +186,7 @@ fn readme_example_works_as_it_stands_on_a_new_machine() {
 }
 
 #[test]
-fn quick_start_works_as_it_stands_from_the_server_account_to_the_daily_backup() {
+fn quick_start_works_as_it_stands_up_to_the_daily_backup() {
     use sprat_testkit::needs;
     sprat_testkit::requires!(
         client_and_server::missing(),
@@ -213,7 +213,7 @@ fn quick_start_works_as_it_stands_from_the_server_account_to_the_daily_backup() 
 }
 
 #[test]
-fn a_machine_that_can_not_run_the_trial_is_told_so_before_anything_is_built() {
+fn trial_reports_missing_needs_before_it_builds() {
     use sprat_testkit::needs;
     sprat_testkit::requires!(needs::root(), needs::program("setpriv"));
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/try");

@@ -1,4 +1,4 @@
-//! A server's disk filled to its last byte by somebody else: what stops, and what gets out of it.
+//! A server's disk filled to its last byte by another program: what stops, and what frees space.
 
 use std::fs;
 use std::io::Write;
@@ -11,7 +11,7 @@ use sprat_testkit::ssh_server::{OpenSshOptions, openssh};
 use sprat_testkit::tmpfs::Tmpfs;
 use sprat_testkit::{needs, requires};
 
-/// Takes all that is free.
+/// Uses all free space.
 fn fill(folder: &Path) {
     let mut file = fs::File::create(folder.join("somebody-else's")).unwrap();
     for piece in [1 << 20, 4096] {
@@ -19,7 +19,7 @@ fn fill(folder: &Path) {
         while file.write_all(&bytes).is_ok() {}
     }
     drop(file);
-    // ext4 tells of a last block that it gives to nobody.
+    // ext4 reports a last block that nobody can use.
     assert!(rustix::fs::statvfs(folder).unwrap().f_bavail <= 1);
 }
 
@@ -33,7 +33,7 @@ fn with_reserve<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
 }
 
 #[test]
-fn on_a_disk_filled_to_its_last_byte_backup_stops_and_prune_gets_out_of_it() {
+fn full_disk_stops_backup_and_prune_frees_space() {
     requires!(openssh::missing(), needs::root());
     let machine = TestMachine::new();
     let _disk = Tmpfs::mount(&machine.path("store"), 80);
@@ -41,7 +41,7 @@ fn on_a_disk_filled_to_its_last_byte_backup_stops_and_prune_gets_out_of_it() {
 }
 
 #[test]
-fn so_does_it_on_an_ext4_disk() {
+fn full_ext4_disk_stops_backup_and_prune_frees_space() {
     requires!(
         openssh::missing(),
         needs::root(),
@@ -112,7 +112,7 @@ fn gets_out_of_a_full_disk(machine: TestMachine) {
     };
     assert_eq!(snapshots(), 3);
     let prune = ["prune", "TARGET", "--job", "home", "--keep-last", "1"];
-    // Neither who only looks nor who has no key takes it.
+    // A reader does not use it, and neither does a run without a key.
     let mut dry_run = with_reserve(&prune);
     dry_run.push("--dry-run");
     remote.ok(&dry_run);

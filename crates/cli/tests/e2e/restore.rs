@@ -7,7 +7,7 @@ use sprat_testkit::machine::{CONTAINER, Ran, TestMachine};
 use sprat_testkit::tmpfs::Tmpfs;
 use sprat_testkit::{needs, requires};
 
-/// The container lies in the source that it holds: `store` is both.
+/// The container is in the source that it backs up: `store` is both.
 fn in_its_own_source() -> TestMachine {
     let machine = TestMachine::with_container();
     machine.write("store/kept", "as it was");
@@ -36,7 +36,7 @@ fn into_the_snapshot(machine: &TestMachine, names: &[&str], content: &str) {
 }
 
 #[test]
-fn restore_with_delete_never_takes_the_container_that_lies_in_its_place() {
+fn restore_with_delete_never_deletes_the_container() {
     requires!(needs::root());
     let machine = in_its_own_source();
     machine.write("store/later", "x");
@@ -57,7 +57,7 @@ fn restore_with_delete_never_takes_the_container_that_lies_in_its_place() {
         assert!(machine.path(CONTAINER).exists(), "{to:?}");
         assert!(machine.path("store/later").exists(), "{to:?}");
     }
-    // Where it lies elsewhere, deleting is as always.
+    // With the container elsewhere, deleting works as always.
     let place = machine.path("place");
     fs::create_dir_all(place.join("store")).unwrap();
     fs::write(place.join("store/later"), "x").unwrap();
@@ -86,7 +86,7 @@ fn the_container_is_found_by_whatever_path_a_mount_shows_it() {
 }
 
 #[test]
-fn restore_in_place_leaves_the_live_lock_and_all_of_sprats_own_files() {
+fn restore_in_place_leaves_the_lock_and_sprats_own_files() {
     requires!(needs::root());
     let machine = in_its_own_source();
     let own = [
@@ -123,7 +123,7 @@ fn restore_in_place_leaves_the_live_lock_and_all_of_sprats_own_files() {
     let store = machine.path("store").display().to_string();
     let said = restore(&machine, &[&lock, "--to", &store]).failed_with(2);
     assert!(said.contains("sprat's own"), "{said}");
-    // Whoever comes next finds no lock.
+    // The next run finds no lock.
     backup(&machine).succeeded();
     machine.nothing_is_left();
 }
@@ -176,7 +176,7 @@ fn restore_with_delete_empties_no_disk_that_the_snapshot_has_not() {
         }
     }
     drop(disk);
-    // Gone from its place, it holds nobody up.
+    // Once it is gone from its place, it blocks nothing.
     let words = ["home", "--to", "/", "--delete"];
     restore(&machine, &words).succeeded();
     machine.nothing_is_left();
@@ -207,7 +207,7 @@ impl Drop for Bind {
 }
 
 #[test]
-fn a_restore_in_place_leaves_what_this_machine_knows_now() {
+fn restore_in_place_leaves_the_current_state_folder() {
     requires!(needs::root());
     let machine = TestMachine::with_container();
     let all = ["backup", CONTAINER, "--name", "state", "state"];

@@ -41,7 +41,7 @@ fn signal_rsync(session: u32, signal: Signal) -> usize {
     .count()
 }
 
-/// The names in `store`, but for the leases: those stay when they are given back.
+/// The names in `store`, without the leases, which stay after their release.
 fn without_leases(store: &Path) -> Vec<String> {
     let entries = fs::read_dir(store).unwrap().flatten();
     let mut names: Vec<String> = entries
@@ -52,7 +52,7 @@ fn without_leases(store: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_backup_stops_in_order_before_another_file_has_filled_the_servers_disk() {
+fn backup_stops_before_another_file_fills_the_servers_disk() {
     requires!(openssh::missing(), needs::root());
     let machine = TestMachine::new();
     let store = machine.path("store");
@@ -80,7 +80,7 @@ fn a_backup_stops_in_order_before_another_file_has_filled_the_servers_disk() {
     }
     // What rsync had written by then is on the server before the room is measured out.
     rustix::fs::sync();
-    // Somebody else takes all but 6 MiB.
+    // Another program uses all but 6 MiB.
     let mut others = fs::File::create(store.join("somebody-else's")).unwrap();
     let free_bytes = || {
         let free = rustix::fs::statvfs(&store).unwrap();
@@ -120,11 +120,11 @@ fn a_backup_stops_in_order_before_another_file_has_filled_the_servers_disk() {
 }
 
 #[test]
-fn a_backup_of_more_than_a_local_disk_holds_stops_in_order_before_it_is_full() {
+fn backup_stops_before_a_local_disk_is_full() {
     requires!(needs::root());
     let machine = TestMachine::new();
     let store = machine.path("store");
-    // No reserve lies there: nothing but the order of the end makes it possible to prune.
+    // There is no reserve: only the order of the end makes a prune possible.
     let _disk = Tmpfs::mount(&store, 250);
     machine.init(&[sprat_testkit::machine::CONTAINER, "--size", "2G"]);
     machine.write("src/a", "alpha\n");
@@ -159,7 +159,7 @@ fn a_backup_of_more_than_a_local_disk_holds_stops_in_order_before_it_is_full() {
 }
 
 #[test]
-fn doctor_tells_of_the_reserve_and_of_what_the_container_takes() {
+fn doctor_reports_the_reserve_and_the_containers_size() {
     requires!(needs::root());
     let machine = TestMachine::with_container();
     let look = |reserve: &str| {
@@ -188,7 +188,7 @@ fn doctor_tells_of_the_reserve_and_of_what_the_container_takes() {
 }
 
 #[test]
-fn a_volume_that_becomes_full_is_told_before_it_is() {
+fn volume_that_becomes_full_is_reported_before() {
     requires!(needs::root());
     let machine = TestMachine::new();
     machine.init(&[sprat_testkit::machine::CONTAINER, "--size", "64M"]);

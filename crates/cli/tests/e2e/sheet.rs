@@ -140,7 +140,7 @@ fn passphrase_is_asked_for_on_a_terminal_without_echo() {
 const INIT: [&str; 5] = ["init", CONTAINER, "--size", "64M", "--cheap-kdf-for-tests"];
 
 #[test]
-fn a_sheet_is_shown_whatever_becomes_of_the_machines_own_notes() {
+fn sheet_is_shown_though_the_state_cannot_be_written() {
     requires!(needs::root());
     let machine = TestMachine::new();
     let mut full = Vec::new();
@@ -163,7 +163,7 @@ fn a_sheet_is_shown_whatever_becomes_of_the_machines_own_notes() {
 }
 
 #[test]
-fn init_cut_off_after_its_last_rename_has_shown_a_sheet_that_opens_the_container() {
+fn init_cut_off_at_its_end_has_shown_a_sheet_that_opens() {
     requires!(strikes::missing());
     for how in ["cut", "kill"] {
         let machine = TestMachine::new();
@@ -234,7 +234,7 @@ fn a_page_may_have_a_name_that_is_no_text() {
     );
 }
 
-/// What a sheet says to type, from its text: a line that ends in a backslash goes on in the next.
+/// A sheet's commands, from its text; a line that ends in a backslash continues in the next.
 fn typed_lines(text: &str, heading: &str) -> Vec<String> {
     let (_, rest) = text.split_once(heading).expect("the heading");
     let rest = rest
@@ -252,9 +252,9 @@ fn typed_lines(text: &str, heading: &str) -> Vec<String> {
     commands
 }
 
-/// The sheet's lines as they stand, up to the folder of the server; then the container must be there.
-/// Nothing of the machine's ssh configuration is left but the key files, and known_hosts, in which a
-/// person has said yes.
+/// Runs the sheet's commands as printed, up to the folder of the server; then the container must be
+/// there. Of the machine's ssh configuration only the key files are left, and known_hosts, with the
+/// server's confirmed key.
 fn reach(text: &str, lost: &str, name: &str) {
     let typed = typed_lines(text, "To get everything back without sprat");
     let until = typed
@@ -275,7 +275,7 @@ fn reach(text: &str, lost: &str, name: &str) {
 }
 
 #[test]
-fn lines_of_the_sheet_reach_the_server_without_the_configuration_in_hard_cases() {
+fn sheet_commands_reach_the_server_without_the_ssh_config() {
     requires!(
         openssh::missing(),
         needs::program("sshfs"),
@@ -353,7 +353,7 @@ fn lines_of_the_sheet_reach_the_server_without_the_configuration_in_hard_cases()
 }
 
 #[test]
-fn a_secret_that_nobody_would_see_or_everybody_stops_init_before_anything_is_made() {
+fn init_refuses_to_show_its_secret_to_nobody_or_everybody() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     requires!(needs::root());
     let machine = TestMachine::new();

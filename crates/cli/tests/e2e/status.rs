@@ -1,4 +1,4 @@
-//! `sprat status`: what it tells of a container on a server, and where there is none.
+//! `sprat status`: its report on a container on a server, and on a missing one.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -9,7 +9,7 @@ use sprat_testkit::ssh_server::{OpenSshOptions, openssh};
 use sprat_testkit::{needs, requires};
 
 #[test]
-fn status_tells_room_jobs_and_lock_without_a_key() {
+fn status_reports_space_jobs_and_lock_without_a_key() {
     requires!(openssh::missing(), needs::root(), needs::program("perl"));
     let remote = RemoteMachine::start(&OpenSshOptions::default());
     remote.init();
@@ -17,7 +17,7 @@ fn status_tells_room_jobs_and_lock_without_a_key() {
     // A run that fails leaves the snapshot before it known.
     std::fs::remove_dir_all(remote.machine.path("src")).unwrap();
     assert_eq!(remote.backup().code, 1);
-    // No key lies where it is sought.
+    // There is no key in the expected place.
     let key = remote.machine.path("elsewhere.key");
     std::fs::rename(remote.machine.path("config/keys/x.key"), &key).unwrap();
 
@@ -53,7 +53,7 @@ fn status_tells_room_jobs_and_lock_without_a_key() {
 }
 
 #[test]
-fn status_of_what_is_not_there_or_not_reached_says_so_and_shows_the_rest() {
+fn status_reports_missing_containers_and_shows_the_rest() {
     let machine = TestMachine::with_container();
     let ran = machine.sprat(&["status", "store/nothing.luks", CONTAINER]);
     let said = ran.failed_with(10);
@@ -66,7 +66,7 @@ fn status_of_what_is_not_there_or_not_reached_says_so_and_shows_the_rest() {
 }
 
 #[test]
-fn a_copy_has_a_standing_of_its_own() {
+fn copy_has_its_own_status() {
     requires!(needs::root());
     let machine = TestMachine::with_container();
     machine.backup(&[]).succeeded();
@@ -108,7 +108,7 @@ fn a_copy_has_a_standing_of_its_own() {
 }
 
 #[test]
-fn a_pin_file_that_is_unusable_hides_no_other_container() {
+fn unusable_identity_file_hides_no_other_container() {
     requires!(needs::root());
     let machine = TestMachine::with_container();
     let with = ["store/y.luks", "--size", "64M"];

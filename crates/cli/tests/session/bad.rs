@@ -1,4 +1,4 @@
-//! What can be wrong with a container, a server or a line, and how a session ends then.
+//! Errors of a container, a server or a connection, and how a session ends then.
 
 mod taken_over;
 
@@ -19,7 +19,7 @@ use sprat_testkit_session::session_harness::{
 };
 
 #[test]
-fn a_wrong_key_is_told_and_gives_the_lock_back() {
+fn wrong_key_is_reported_and_releases_the_lock() {
     requires!(missing());
     let harness = SessionHarness::local();
     harness.create();
@@ -38,7 +38,7 @@ fn a_wrong_key_is_told_and_gives_the_lock_back() {
 }
 
 #[test]
-fn no_container_and_no_luks_are_told_apart_from_damage() {
+fn missing_container_and_no_luks_differ_from_damage() {
     requires!(missing());
     let harness = SessionHarness::local();
     assert_exit(harness.open(Access::ReadWrite), Exit::NoContainer);
@@ -89,7 +89,7 @@ fn another_container_under_the_same_name_gets_no_key() {
 }
 
 #[test]
-fn one_damaged_header_copy_is_told_and_the_other_used() {
+fn one_damaged_header_copy_is_reported_and_the_other_used() {
     requires!(missing());
     let harness = SessionHarness::local();
     harness.create();
@@ -168,7 +168,7 @@ fn two_sessions_never_meet() {
 }
 
 #[test]
-fn a_session_whose_lock_was_taken_sends_nothing_more() {
+fn session_that_lost_its_lock_sends_nothing_more() {
     requires!(missing());
     let harness = SessionHarness::local();
     harness.create();
@@ -230,7 +230,7 @@ fn a_read_only_account_still_restores() {
 }
 
 #[test]
-fn a_line_that_is_cut_ends_or_continues_the_run_as_asked() {
+fn cut_connection_ends_or_continues_the_run_as_configured() {
     requires!(ssh_missing());
     let mut harness = SessionHarness::ssh();
     harness.create();
@@ -307,7 +307,7 @@ impl Drop for SmallDisk<'_> {
 }
 
 #[test]
-fn a_full_server_harms_nothing_that_was_finished() {
+fn full_server_damages_nothing_finished() {
     requires!(ssh_missing());
     let harness = SessionHarness::ssh();
     let store = harness.path("store");
@@ -457,7 +457,7 @@ fn an_interrupt_while_connecting_does_not_wait_for_the_server() {
     harness.create();
     let (interrupt, mut seen) = interrupted_at(Phase::Connecting);
     let mut options = harness.options(Access::ReadWrite);
-    // A server that never says a word; the tag is what the search for remains goes by.
+    // A server that never answers; the search for leftovers uses the tag.
     let tag = harness.path("source").display().to_string();
     options.ssh_command = ["sh", "-c", "sleep 600; exit 1", &tag]
         .map(std::ffi::OsString::from)
@@ -479,7 +479,7 @@ fn an_interrupt_while_connecting_does_not_wait_for_the_server() {
 }
 
 #[test]
-fn another_container_found_after_a_lost_line_gets_no_byte() {
+fn another_container_found_after_a_reconnect_gets_no_byte() {
     requires!(ssh_missing());
     let mut harness = SessionHarness::ssh();
     harness.create();
@@ -504,13 +504,13 @@ fn another_container_found_after_a_lost_line_gets_no_byte() {
 }
 
 #[test]
-fn a_session_that_comes_back_and_finds_another_there_sends_nothing_more() {
+fn session_that_reconnects_to_another_owner_sends_nothing_more() {
     requires!(ssh_missing());
     let mut harness = SessionHarness::ssh();
     harness.create();
     fill(&harness.path("source"), 10, 1 << 20, 52);
     let mut first = harness.open(Access::ReadWrite).unwrap();
-    // Somebody elsewhere insisted.
+    // Another machine used force.
     let store = sprat_store::LocalStore::open(&harness.path("store")).unwrap();
     let name = sprat_store::FileName::new("x.luks").unwrap();
     let mut elsewhere = harness.options(Access::ReadWrite);

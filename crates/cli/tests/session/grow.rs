@@ -12,7 +12,7 @@ fn without_the_capability_nothing_is_changed() {
     harness.create();
     let before = fs::read(harness.container()).unwrap();
     let target = harness.target().to_string();
-    // Whoever has the capability gives it away first.
+    // A process with the capability drops it first.
     let mut command = std::process::Command::new("setpriv");
     command.args([
         "--bounding-set",

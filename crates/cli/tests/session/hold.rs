@@ -1,5 +1,5 @@
-//! What keeps a container one session's own: against readers who spell it otherwise, and against
-//! what a dead session's server may still write.
+//! A container belongs to one session: against readers with another spelling of the target, and
+//! against late writes of a dead session's server.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use sprat_testkit_session::session_harness::{
 };
 
 #[test]
-fn a_reader_who_spells_the_target_otherwise_respects_a_living_session() {
+fn reader_with_another_spelling_respects_a_running_session() {
     requires!(ssh_missing());
     let harness = SessionHarness::ssh();
     harness.create();
@@ -58,14 +58,14 @@ fn die_while_writing(harness: &SessionHarness) {
 }
 
 #[test]
-fn a_takeover_waits_from_when_all_of_the_dead_session_was_gone_and_can_be_interrupted() {
+fn takeover_waits_from_the_dead_sessions_end_and_is_interruptible() {
     requires!(ssh_missing());
     let harness = SessionHarness::ssh();
     harness.create();
     die_while_writing(&harness);
     let quiet_time = Duration::from_secs(4);
     std::thread::sleep(quiet_time);
-    // How long ago the dead session sent last says nothing of when its ssh sent that.
+    // The time of the dead session's last send does not show when its ssh sent those bytes.
     let mut options = harness.options(Access::ReadWrite);
     options.quiet_time = Duration::from_secs(600);
     let interrupt = Interrupt::never().unwrap();

@@ -98,7 +98,7 @@ fn any_process_of_a_session_over_ssh_may_be_killed() {
         &[
             (&["backup"], None),
             (&["volume-process"], Some(1)),
-            // The line is lost with it, and a new one taken.
+            // The connection is lost with it, and a new one opened.
             (&["ssh"], Some(0)),
             (
                 &["ssh", "volume-process", "worker", "backup", "rsync"],
@@ -109,7 +109,7 @@ fn any_process_of_a_session_over_ssh_may_be_killed() {
 }
 
 #[test]
-fn an_init_that_was_killed_leaves_nothing_that_the_next_one_does_not_clear() {
+fn next_init_removes_files_of_a_killed_init() {
     requires!(ssh_missing());
     let harness = SessionHarness::ssh();
     let target = harness.target().to_string();
@@ -151,7 +151,7 @@ fn an_init_that_was_killed_leaves_nothing_that_the_next_one_does_not_clear() {
 }
 
 #[test]
-fn a_mount_command_that_is_killed_leaves_a_whole_mount_or_none() {
+fn killed_mount_command_leaves_a_complete_mount_or_none() {
     requires!(missing());
     let harness = SessionHarness::local();
     harness.create();

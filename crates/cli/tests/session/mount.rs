@@ -121,7 +121,7 @@ fn a_mount_whose_process_is_killed_goes_away() {
 }
 
 #[test]
-fn after_a_mount_for_writing_that_was_killed_nobody_is_accused() {
+fn killed_writable_mount_is_not_blamed_on_another_machine() {
     requires!(missing());
     let harness = with_a_snapshot(SessionHarness::local());
     mount(&harness, Access::ReadWrite).unwrap();
@@ -147,7 +147,7 @@ fn doctor_ends_while_a_mounted_volume_does_not_answer() {
     requires!(missing());
     let harness = with_a_snapshot(SessionHarness::local());
     mount(&harness, Access::ReadOnly).unwrap();
-    // As one whose line is down.
+    // Like a process whose connection is down.
     assert_eq!(harness.signal(&["volume-process"], Signal::STOP), 1);
     let mut doctor = harness.command(&["doctor", "--json"]);
     let mut doctor = doctor.stdout(Stdio::piped()).spawn().unwrap();

@@ -74,7 +74,7 @@ fn a_container_that_is_lost_meanwhile(harness: &SessionHarness, lose: impl Fn(&s
 }
 
 #[test]
-fn a_container_that_was_moved_away_meanwhile_is_no_success() {
+fn container_moved_away_meanwhile_is_no_success() {
     requires!(missing());
     a_container_that_is_lost_meanwhile(&SessionHarness::local(), |container| {
         fs::rename(container, container.with_extension("moved")).unwrap();
@@ -82,7 +82,7 @@ fn a_container_that_was_moved_away_meanwhile_is_no_success() {
 }
 
 #[test]
-fn a_container_that_another_file_stands_for_meanwhile_is_no_success() {
+fn container_replaced_meanwhile_is_no_success() {
     requires!(missing());
     a_container_that_is_lost_meanwhile(&SessionHarness::local(), |container| {
         let copy = container.with_extension("copy");
@@ -93,7 +93,7 @@ fn a_container_that_another_file_stands_for_meanwhile_is_no_success() {
 }
 
 #[test]
-fn a_container_that_was_removed_on_the_server_meanwhile_is_no_success() {
+fn container_removed_on_the_server_meanwhile_is_no_success() {
     requires!(ssh_missing());
     a_container_that_is_lost_meanwhile(&SessionHarness::ssh(), |container| {
         fs::remove_file(container).unwrap();
@@ -128,7 +128,7 @@ fn five_tebibytes_are_made_with_at_most_70_mib_sent() {
 }
 
 #[test]
-fn cryptsetup_opens_what_lies_on_the_server() {
+fn cryptsetup_opens_the_file_on_the_server() {
     requires!(missing(), sprat_testkit::needs::program("cryptsetup"));
     let harness = SessionHarness::local();
     harness.create();

@@ -25,7 +25,7 @@ fn delete_half(harness: &mut SessionHarness, mib: u64) -> u64 {
     harness.backup().unwrap();
     let mount = harness.path("mnt").display().to_string();
     ok(&mut harness.command(&["mount", &harness.target().to_string(), &mount, "--rw"]));
-    // An entry holds its folder open, and the mount with it.
+    // A directory entry keeps its folder open, and so the mount.
     let job = fs::read_dir(&mount)
         .unwrap()
         .flatten()
@@ -79,7 +79,7 @@ fn gives_back(harness: &mut SessionHarness, mib: u64, more: &[&str], route: &str
         given_back * 100 >= freed * 95,
         "{given_back} of {freed} bytes: {said}"
     );
-    // Without a shell only what the new file takes at most is known.
+    // Without a shell only the largest possible size of the new file is known.
     if route.starts_with("rewrite") {
         assert!(said["measure"].is_null(), "{said}");
         let kept = said["kept_bytes"].as_u64().unwrap();
@@ -92,7 +92,7 @@ fn gives_back(harness: &mut SessionHarness, mib: u64, more: &[&str], route: &str
     assert_eq!(harness.server_files(), ["x.luks"]);
     harness.assert_clean();
     harness.restore_and_compare();
-    // Life goes on, and there is nothing more to give back.
+    // Backups continue, and there is nothing more to free.
     fill(&harness.path("source/new"), 5, 1 << 20, 13);
     harness.backup().unwrap();
     harness.restore_and_compare();
@@ -126,7 +126,7 @@ fn sftp_only(arguments: &str) -> SessionHarness {
 }
 
 #[test]
-fn a_server_without_shell_copies_by_itself_where_that_is_asked_for() {
+fn server_without_shell_copies_on_request() {
     requires!(ssh_missing());
     let mut harness = sftp_only("");
     gives_back(&mut harness, mib(), &["--rewrite"], "rewrite");
@@ -142,7 +142,7 @@ fn a_server_without_shell_copies_by_itself_where_that_is_asked_for() {
 }
 
 #[test]
-fn without_copy_data_the_bytes_cross_the_line_only_where_that_is_asked_for() {
+fn without_copy_data_rewrite_through_client_needs_its_option() {
     requires!(ssh_missing());
     let mut harness = sftp_only("-P copy-data");
     delete_half(&mut harness, 5);
@@ -185,7 +185,7 @@ fn owner_and_mode_outlive_a_rewrite() {
 }
 
 #[test]
-fn a_rewrite_that_would_give_nothing_back_is_refused() {
+fn rewrite_that_frees_nothing_is_refused() {
     requires!(missing());
     let mut harness = SessionHarness::local();
     // Large enough for bitmaps that were never written: 8 KiB for each 128 MiB.
@@ -266,7 +266,7 @@ fn a_damaged_file_system_is_not_trimmed() {
     requires!(missing());
     let mut harness = SessionHarness::local();
     delete_half(&mut harness, 5);
-    // What the kernel does at an error: s_state, with the super block's checksum anew.
+    // What the kernel does at an error: s_state, and a new checksum of the super block.
     let image = harness.path("plain");
     let target = harness.target().to_string();
     let mount = harness.path("mnt").display().to_string();

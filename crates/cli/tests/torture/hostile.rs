@@ -1,7 +1,7 @@
-//! Every command against a server that drops, delays, reorders, rolls back, garbles, lies, answers slowly,
-//! wrongly or never, at any request: each run ends by itself and in time, with an exit code that fits,
-//! claims nothing that is not so, and gives no wrong data as good. Afterwards an honest server shows what
-//! is there.
+//! Every command against a server that drops, delays, reorders, rolls back, changes, lies, answers slowly,
+//! wrongly or never, at any request. Each run ends by itself and in time, with a fitting exit code. It
+//! reports nothing false and presents no wrong data as good. Afterwards an honest server shows what is
+//! there.
 //!
 //! Each case is a seed. `SPRAT_TORTURE_SEED=N SPRAT_TORTURE_ROUNDS=1` repeats one alone;
 //! `SPRAT_TORTURE_ROUNDS` alone asks for the long form (`make torture`).
@@ -26,12 +26,13 @@ const SHORT: Duration = Duration::from_secs(20);
 /// Cases of the long form for each of its rounds.
 const CASES_PER_ROUND: u64 = 10;
 
-/// By when a run ends by itself once the server stands still, as docs/exit-codes.md says it: ten times the
-/// 2 s for an answer where an fsync is owed, 5 s in which the server is sought again, twice 2 s for an
-/// attempt that began before they were over, and 30 s for the end.
+/// When a run ends by itself after the server stalls, by docs/exit-codes.md: ten times the 2 s for an
+/// answer where an fsync is due, 5 s of reconnecting, twice 2 s for an attempt that began before they
+/// were over, and 30 s for the end.
 const PATIENCE: Duration = Duration::from_secs(20 + 5 + 4 + 30);
 
-/// From the first Ctrl-C to the end: 10 s are promised, and the test itself looks later on a busy machine.
+/// From the first Ctrl-C to the end: 10 s are promised, and on a busy machine the test itself checks
+/// later.
 const INTERRUPTED: Duration = Duration::from_secs(11);
 
 /// A run of which the server lets nothing wait.
@@ -125,7 +126,7 @@ fn fitting(command: &Command, fault: &Fault) -> &'static [i32] {
         // "No such file" may be about the container, or the folder.
         Act::Status(2) => &[0, 1, 10, 13, 14],
         Act::Status(_) | Act::Nonsense => &[0, 1, 14],
-        // Another lease, another header, other slots may be what it looks like.
+        // It may look like another lease, another header, or other slots.
         Act::Garble | Act::OldData | Act::Rollback => &[0, 1, 10, 11, 12, 13, 14],
         Act::WrongType | Act::WrongLength | Act::Lie | Act::GarbleWrite => &[0, 1, 10, 13, 14],
     }
@@ -202,7 +203,7 @@ fn run_cases(per_round: u64, scene: &Scene, mut case: impl FnMut(u64) -> String)
 }
 
 #[test]
-fn no_fault_of_a_server_makes_a_command_hang_or_say_what_is_not_so() {
+fn no_server_fault_makes_a_command_hang_or_report_falsely() {
     requires!(scene::missing());
     let scene = Scene::new();
     let mut longest = Duration::ZERO;
@@ -318,7 +319,7 @@ fn stalled_case(scene: &Scene, stall: &Stall<'_>, dice: &mut Dice) -> Duration {
 /// A server that stands still for good, at each request of each command: the command ends by itself, and
 /// at Ctrl-C. `SPRAT_HOSTILE_ONLY='key add' SPRAT_HOSTILE_AT=17` repeats one case.
 #[test]
-fn a_server_that_stands_still_at_any_request_keeps_no_command() {
+fn stalled_server_blocks_no_command() {
     requires!(scene::missing());
     let scene = Scene::new();
     let mut dice = Dice::new(dice::seed());
@@ -348,7 +349,7 @@ fn a_server_that_stands_still_at_any_request_keeps_no_command() {
     assert!(failed.is_empty(), "failed, of {done}: {failed:?}");
 }
 
-/// Whoever watches a run learns at once that it waits for a connection.
+/// A run reports at once that it waits for a connection.
 #[test]
 fn a_lost_connection_is_reported_at_once() {
     requires!(scene::missing());
@@ -364,7 +365,7 @@ fn a_lost_connection_is_reported_at_once() {
     assert!(ran.stderr.contains(said), "{}", ran.whole());
 }
 
-/// What an account that may not remove files can't do is said, and the rest works.
+/// An account that may not remove files gets a report of what it can't do, and the rest works.
 #[test]
 fn an_account_that_may_not_remove_files_backs_up_again_and_again() {
     requires!(scene::missing());

@@ -1,9 +1,9 @@
-//! Kills the processes of a backup, with -9, again and again, and looks at what is left each time.
+//! Kills the processes of a backup with -9, again and again, and checks what is left each time.
 //!
 //! `SPRAT_TORTURE_ROUNDS` asks for the long form (`make torture`: 100 rounds), `SPRAT_TORTURE_SEED`
 //! repeats a run. A round: change the source, begin a backup over loopback ssh, wait for a chosen
 //! number of unsynced bytes (or a phase), kill. Then nothing may be mounted, looped or running, the
-//! volume must be clean after its journal's replay, every finished snapshot must be whole, and the
+//! volume must be clean after its journal's replay, every finished snapshot must be intact, and the
 //! next run must finish.
 
 use std::collections::BTreeMap;
@@ -59,7 +59,7 @@ const VICTIMS: [Victim; 8] = [
 enum Moment {
     /// As soon as so many bytes are out or waiting without an fsync behind them.
     Unsynced(u64),
-    /// As soon as the session says that it is in this phase, and so much later.
+    /// This long after the session reports this phase.
     Phase(&'static str, Duration),
 }
 
@@ -202,7 +202,7 @@ impl Torture {
             killed.exit,
             killed.took,
         );
-        // A victim that isn't the session need not stop the run: a lost line is taken up again.
+        // A victim that isn't the session need not stop the run: it reconnects.
         let begun = Instant::now();
         if killed.exit == Some(0) {
             let name = self.newest_finished_snapshot(&format!("round {round}"));
@@ -246,7 +246,7 @@ impl Torture {
         sparse
             .set_len((40 << 20) + self.dice.below(10_000))
             .unwrap();
-        // Old files with new content of the same length: only the times tell.
+        // Old files with new content of the same length: only the times differ.
         for number in 0..5 {
             let path = self.source.join(format!("middle/000/middle file {number}"));
             let len = fs::metadata(&path).unwrap().len();
@@ -337,7 +337,7 @@ impl Torture {
         hit.count()
     }
 
-    /// Runs a backup to its end, and notes what its snapshot must hold.
+    /// Runs a backup to its end, and records the content of its snapshot.
     fn finish(&mut self, what: &str) {
         // Snapshots are named by the second.
         std::thread::sleep(Duration::from_millis(1100));
@@ -367,7 +367,7 @@ impl Torture {
         newest.to_owned()
     }
 
-    /// Decrypts the container as the server has it, replays the journal, and looks at everything.
+    /// Decrypts the container as the server has it, replays the journal, and checks everything.
     fn check_offline(&mut self, what: &str) {
         let image = self.pair.path("plain");
         let plain = PlainVolume::export(&self.pair.container(), &self.pair.key_file(), &image);
@@ -386,5 +386,5 @@ impl Torture {
     }
 }
 
-/// The server's processes are known to be gone here, or die with the line within a second.
+/// The server's processes are known to be gone here, or die with the connection within a second.
 const QUICK: [&str; 2] = ["--quiet-time", "1"];

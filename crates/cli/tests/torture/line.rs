@@ -1,13 +1,14 @@
-//! Loses the line of backups and restores, again and again, in every way, and compares each result.
+//! Breaks the connection of backups and restores, again and again, in every way, and compares each
+//! result.
 //!
 //! `SPRAT_TORTURE_ROUNDS` asks for the long form (`make torture`): twice as many losses as rounds,
 //! on the source-like tree of 5,000 files. `SPRAT_TORTURE_SEED` repeats a run. Losses are triggered
-//! by bytes in flight. Every run must end by itself, with success, and what it made must be
-//! identical to the source.
+//! by bytes in flight. Every run must end by itself, with success, and its result must be identical
+//! to the source.
 //!
-//! What is shorter than in life, by the same rules: ssh notices a silent line after 3 s instead of
-//! 45 (`ServerAliveInterval=1`), and the quiet time is 4 s instead of 60; nothing comes later than
-//! 2 s after a loss.
+//! Two times are shorter than in life, by the same rules: ssh detects a silent connection after 3 s
+//! instead of 45 (`ServerAliveInterval=1`), and the quiet time is 4 s instead of 60. Nothing arrives
+//! later than 2 s after a loss.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -27,12 +28,12 @@ const SHORT: (u32, u64) = (4, 500);
 const FILES_LONG: u64 = 5000;
 /// Runs into one container, before a fresh one.
 const ROUNDS_OF_ONE_CONTAINER: u32 = 6;
-/// Longest time that a loss may take to be noticed and mended, on a busy machine.
+/// Longest time from a loss to the new connection, on a busy machine.
 const MENDED_WITHIN: Duration = Duration::from_secs(120);
 
 const QUICK: [&str; 2] = ["--quiet-time", "4"];
 
-/// How the line is lost; a third of them without any word.
+/// How the connection is lost; a third of the losses are silent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Silent,
@@ -89,7 +90,7 @@ struct Torture {
 }
 
 #[test]
-fn a_line_that_is_lost_again_and_again_costs_time_only() {
+fn repeated_connection_losses_cost_only_time() {
     sprat_testkit::requires!(client_and_server::missing());
     let rounds = number("SPRAT_TORTURE_ROUNDS");
     let seed = dice::seed();
@@ -213,7 +214,7 @@ impl Torture {
         );
     }
 
-    /// Waits for bytes in flight, loses the line, and waits until it is back; false where the run
+    /// Waits for bytes in flight, breaks the connection, and waits until it is back; false where the run
     /// ended before.
     fn lose_once(&mut self, running: &mut Running, reads_only: bool, log: &mut Log) -> bool {
         let unsynced = match self.dice.below(4) {
@@ -278,7 +279,7 @@ impl Torture {
         back
     }
 
-    /// Loses the line; for how long the server stays out of reach.
+    /// Breaks the connection; returns for how long the server stays unreachable.
     fn lose(&mut self, kind: Kind) -> Duration {
         let late = Duration::from_millis(self.dice.below(2000));
         let nth = usize::try_from(self.dice.below(8)).unwrap();
@@ -311,7 +312,7 @@ impl Torture {
     fn come_back(&self, away: Duration) {
         std::thread::sleep(away);
         self.pair.connection().door(Door::Open);
-        // Who connected meanwhile hears nothing until it tries again.
+        // A client that connected meanwhile gets no answer until it tries again.
     }
 
     fn newest_snapshot(&self) -> String {
@@ -325,7 +326,7 @@ impl Torture {
         names.max().expect("a snapshot").to_owned()
     }
 
-    /// Decrypts the container as the server has it and looks at every snapshot in it.
+    /// Decrypts the container as the server has it and checks every snapshot in it.
     fn check_offline(&self) {
         let image = self.pair.path("plain");
         let plain = PlainVolume::export(&self.pair.container(), &self.pair.key_file(), &image);

@@ -1,11 +1,11 @@
-//! Cuts the server's power at random moments of recorded backups: the file system that is left
-//! needs no more than its journal's replay, and every finished snapshot is whole.
+//! Cuts the server's power at random moments of recorded backups: the file system needs no more than
+//! its journal's replay, and every finished snapshot is intact.
 //!
 //! `SPRAT_TORTURE_ROUNDS` asks for the long form (`make torture`): four times as many moments as
 //! rounds. `SPRAT_TORTURE_SEED` repeats a run.
 //!
-//! sprat, rsync, ext4 and sftp-server run as they are. For each moment the container is put
-//! together anew: what an fsync covered, and any part of the rest.
+//! sprat, rsync, ext4 and sftp-server run as they are. For each moment the container is assembled
+//! again: what an fsync covered, and any part of the rest.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ const FILE: &str = "laptop.luks";
 /// A small buffer: many epochs, and so many fsyncs, in a small backup.
 const QUICK: [&str; 4] = ["--quiet-time", "1", "--write-buffer-bytes-max", "2097152"];
 
-/// A finished snapshot: what it holds, and from when on it was promised.
+/// A finished snapshot: its content, and from when on it was promised.
 struct Promise {
     should: Manifest,
     from: usize,
@@ -117,8 +117,8 @@ impl Recorded {
         names.max().expect("a snapshot").to_owned()
     }
 
-    /// What the disk held at `moment`, put together, replayed, checked and looked into; whether
-    /// the journal had to be replayed, and how many snapshots were there before they were promised.
+    /// The disk's content at `moment`, assembled, replayed and checked. Returns whether the journal had to
+    /// be replayed, and how many snapshots were there before they were promised.
     fn check(&self, power: &Power, moment: usize, tear: Tear, seed: u64) -> (bool, usize) {
         let what = format!("moment {moment}, {tear:?}, seed {seed}");
         let cut = self.pair.path("cut.luks");
@@ -158,7 +158,7 @@ fn snapshots_in(job: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_power_cut_at_any_moment_of_a_backup_leaves_every_finished_snapshot_whole() {
+fn power_cut_during_a_backup_leaves_finished_snapshots_intact() {
     sprat_testkit::requires!(
         client_and_server::missing(),
         sprat_testkit::needs::program("bash")
@@ -203,7 +203,7 @@ fn a_power_cut_at_any_moment_of_a_backup_leaves_every_finished_snapshot_whole() 
 }
 
 #[test]
-fn a_server_that_loses_its_power_and_unsynced_data_during_a_backup_costs_time_only() {
+fn power_cut_of_the_server_during_a_backup_costs_only_time() {
     sprat_testkit::requires!(
         client_and_server::missing(),
         sprat_testkit::needs::program("bash")

@@ -1,9 +1,9 @@
 //! Changes of a container, killed and cut off at their remote changes in turn: keys, header, prune,
-//! trim by each way, copy and move. Each time there must be a container that opens and holds every
-//! snapshot, and the same command again must come through.
+//! trim by each way, copy and move. Each time there must be a container that opens and has every
+//! snapshot, and the same command must succeed when repeated.
 //!
-//! In `make test` some blows at each, where chance has them; with `SPRAT_STRIKES` (`make torture`: 200)
-//! a kill and a cut at every change up to so many, else at so many and wherever a phase ends.
+//! In `make test` each gets some blows at random moments; with `SPRAT_STRIKES` (`make torture`: 200) a
+//! kill and a cut at every change up to so many, else at so many and at the end of each phase.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -30,7 +30,7 @@ fn names(machine: &TestMachine, folder: &str) -> Vec<String> {
 /// A container whose keys are changed.
 struct Keys {
     machine: TestMachine,
-    /// All that open it at some time; `before` and `after` tell which do.
+    /// All keys that open it at some time; `before` and `after` list those that do then.
     keys: Vec<Secret>,
     before: Vec<bool>,
     after: Vec<bool>,
@@ -62,7 +62,7 @@ impl Keys {
         }
     }
 
-    /// Which of the keys open the file as it lies there.
+    /// Which of the keys open the file.
     fn opened(&self) -> Vec<bool> {
         let file = fs::File::open(self.machine.path(CONTAINER)).unwrap();
         let header = Header::load(&file).unwrap();
@@ -128,7 +128,7 @@ impl Struck for Keys {
 }
 
 #[test]
-fn keys_and_headers_struck_at_any_write_leave_a_container_that_opens() {
+fn interrupted_key_change_leaves_a_container_that_opens() {
     requires!(strikes::missing());
     let mut keys = Keys::new();
     let target = keys.machine.on_line(CONTAINER);
@@ -155,7 +155,7 @@ fn keys_and_headers_struck_at_any_write_leave_a_container_that_opens() {
 /// A container with snapshots, and what is in each.
 struct Snapshots {
     machine: TestMachine,
-    /// All that were ever made, oldest first; `was/NAME` holds a copy of the source.
+    /// All that were ever made, oldest first; `was/NAME` is a copy of the source.
     all: Vec<String>,
     /// Those that must stay, whatever happens.
     kept: Vec<String>,
@@ -195,7 +195,7 @@ impl Snapshots {
         }
     }
 
-    /// The same with the older two gone, whose blocks are there to be given back.
+    /// The same without the older two, whose blocks can be freed.
     fn pruned() -> Self {
         let mut snapshots = Self::new();
         let prune = snapshots.prune(CONTAINER.to_owned());
@@ -279,7 +279,7 @@ impl Struck for Snapshots {
 }
 
 #[test]
-fn a_prune_struck_at_any_write_costs_no_kept_snapshot() {
+fn interrupted_prune_loses_no_kept_snapshot() {
     requires!(strikes::missing(), client_and_server::missing());
     let snapshots = Snapshots::new().ready();
     let prune = snapshots.prune(snapshots.machine.on_line(CONTAINER));
@@ -298,7 +298,7 @@ fn strike_trim(more: &[&str]) {
 }
 
 #[test]
-fn holes_made_by_the_servers_shell_struck_at_any_change_cost_nothing() {
+fn interrupted_trim_by_shell_loses_nothing() {
     requires!(
         strikes::missing(),
         client_and_server::missing(),
@@ -308,20 +308,20 @@ fn holes_made_by_the_servers_shell_struck_at_any_change_cost_nothing() {
 }
 
 #[test]
-fn a_rewrite_struck_at_any_change_costs_nothing() {
+fn interrupted_rewrite_loses_nothing() {
     requires!(strikes::missing(), client_and_server::missing());
     strike_trim(&["--rewrite"]);
 }
 
 #[test]
-fn a_rewrite_through_the_client_struck_at_any_change_costs_nothing() {
+fn interrupted_rewrite_through_client_loses_nothing() {
     requires!(strikes::missing(), client_and_server::missing());
     strike_trim(&["--rewrite", "--through-client"]);
 }
 
-/// The server may carry the rename out later: whoever comes next sees to it that it can't.
+/// The server may do the rename later: the next session makes sure that it can't.
 #[test]
-fn what_a_killed_rewrite_left_is_removed_by_the_next_session_of_any_kind() {
+fn next_session_removes_files_of_a_killed_rewrite() {
     requires!(strikes::missing(), client_and_server::missing());
     let snapshots = Snapshots::pruned().ready();
     let machine = &snapshots.machine;
@@ -346,9 +346,9 @@ fn what_a_killed_rewrite_left_is_removed_by_the_next_session_of_any_kind() {
     machine.nothing_is_left();
 }
 
-/// There is no line to be cut, and no request to be counted.
+/// There is no connection to cut, and no request to count.
 #[test]
-fn local_holes_killed_at_any_moment_cost_nothing() {
+fn killed_local_trim_loses_nothing() {
     requires!(strikes::missing(), client_and_server::missing());
     let snapshots = Snapshots::pruned();
     let machine = &snapshots.machine;
@@ -384,7 +384,7 @@ fn local_holes_killed_at_any_moment_cost_nothing() {
     println!("{kills} kills in {took:?}, {too_late} of them too late");
 }
 
-/// Two folders, each behind a line of its own.
+/// Two folders, each behind its own connection.
 struct Copies {
     machine: TestMachine,
     pristine: PathBuf,
@@ -457,7 +457,7 @@ impl Struck for Copies {
     fn is_done(&self, again: &Ran, at: &str) {
         let here = ["from", "to", "state/copies"].map(|folder| names(&self.machine, folder));
         let about = format!("{at}: {here:?}: {}", again.whole());
-        // All had been done, and a lock that was left is taken over by the next session.
+        // All had been done, and the next session takes over a lock that was left.
         let over = match self.moves {
             true => again.code == 10,
             false => again.stderr.contains("exists already"),
@@ -480,7 +480,7 @@ fn strike_copy(moves: bool) {
     let command = copies.command();
     let command: Vec<&str> = command.iter().map(|word| &**word).collect();
     strike(&copies, &command);
-    // With patience the same run goes on by itself.
+    // With time for reconnecting the same run continues by itself.
     copies.begin_anew();
     let blow = Blow {
         how: "lose",
@@ -497,12 +497,12 @@ fn strike_copy(moves: bool) {
         patient.whole()
     );
     if moves {
-        // Whoever missed the end of it and does it again is not told to remove what is left.
+        // A repeated move after a finished one does not suggest to remove what is left.
         let over = copies.machine.sprat_struck(&command, None);
         let said = over.failed_with(10);
         assert!(said.contains("that is done"), "{said}");
     }
-    // The copy opens, with every snapshot, where nobody pinned it.
+    // The copy opens, with every snapshot, on a machine that does not know it.
     let copy = copies.machine.path("to/x.luks");
     let look = ["snapshots", copy.to_str().unwrap(), "--json"];
     let listed = copies.machine.sprat(&look).json();
@@ -511,13 +511,13 @@ fn strike_copy(moves: bool) {
 }
 
 #[test]
-fn a_copy_struck_at_any_write_leaves_a_whole_container_and_ends_when_run_again() {
+fn interrupted_copy_keeps_its_source_and_finishes_when_repeated() {
     requires!(strikes::missing());
     strike_copy(false);
 }
 
 #[test]
-fn a_move_struck_at_any_write_leaves_a_whole_container_and_ends_when_run_again() {
+fn interrupted_move_keeps_a_container_and_finishes_when_repeated() {
     requires!(strikes::missing());
     strike_copy(true);
 }

@@ -15,7 +15,7 @@ const SHORT: (&str, Duration) = ("2", Duration::from_secs(1800));
 const LONG: (&str, Duration) = ("all", Duration::from_secs(7000));
 
 #[test]
-fn growing_struck_at_any_change_leaves_every_snapshot_and_is_finished_by_the_next() {
+fn interrupted_grow_keeps_snapshots_and_the_next_grow_finishes() {
     sprat_testkit::requires!(crate::qemu::missing(), needs::sftp_server_missing());
     let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
     let seed = sprat_testkit::dice::seed();

@@ -1,5 +1,5 @@
-//! sprat itself on a stock kernel with dm-crypt: both modes, kills, lost lines, other ciphers, and a
-//! container that a person made by hand.
+//! sprat itself on a stock kernel with dm-crypt: both modes, kills, lost connections, other ciphers,
+//! and a container that was made with cryptsetup.
 
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
-//! Power cuts: the machine that backs up and the server lose it at one moment, unsynced writes are lost on both;
-//! stock tools then find the file system clean and finished snapshots whole, and the next backup goes on.
+//! Power cuts: the client and the server lose power at one moment, and unsynced writes are lost on both.
+//! Stock tools then find the file system clean and finished snapshots intact, and the next backup
+//! continues.
 //!
 //! `SPRAT_TORTURE_ROUNDS` asks for more cuts (`make torture`); `SPRAT_TORTURE_SEED` repeats a run.
 
@@ -32,7 +33,7 @@ struct Cut {
 }
 
 #[test]
-fn power_cuts_of_client_and_server_leave_finished_snapshots_whole() {
+fn power_cuts_of_client_and_server_leave_snapshots_intact() {
     sprat_testkit::requires!(crate::qemu::missing());
     let seed = dice::seed();
     let dice = &mut Dice::new(seed);
@@ -138,11 +139,11 @@ fn wait_for_unsynced(
     panic!("the backup neither sends nor ends: {:#?}", booted.said);
 }
 
-/// What each finished snapshot must hold, as the guest saw its source.
+/// The content of each finished snapshot, as the guest saw its source.
 struct Expected(PathBuf);
 
 impl Expected {
-    /// Takes it off the guest's disk.
+    /// Reads it from the guest's disk.
     fn on(pair: &ClientAndServer, disk: &Path) -> Self {
         let folder = pair.path("overlay/expected");
         fs::create_dir_all(&folder).unwrap();

@@ -25,7 +25,7 @@ fn repository() -> PathBuf {
     here.join("../..").canonicalize().expect("the repository")
 }
 
-/// Where cargo builds, as this test was built; the VM's image lies there.
+/// Where cargo builds, as this test was built; the VM's image is there.
 fn target_folder() -> PathBuf {
     let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
     scratch.parent().expect("target/tmp").to_owned()
@@ -120,7 +120,7 @@ impl Owner {
         let path = std::env::var("PATH").unwrap_or_default();
         command
             .env("PATH", format!("{}:{path}", self.path("bin").display()))
-            // No server's process outlives its line here; a minute is long.
+            // No server's process outlives its connection here; a minute is long.
             .args(["--quiet-time", "1", "--config"])
             .arg(self.path("sprat.toml"))
             .args(arguments);
@@ -184,7 +184,7 @@ pub struct Sheet {
 }
 
 impl Sheet {
-    /// The lines that it tells to type, in their order.
+    /// The commands that it shows, in their order.
     fn commands(&self) -> Vec<String> {
         // Those behind it are for a machine with sprat.
         let without_sprat = self.text.split("\nWith sprat").next().unwrap_or_default();
@@ -240,14 +240,14 @@ impl Sheet {
     }
 }
 
-/// Which of the sheet's two ways to open the container is taken.
+/// Which of the sheet's two ways opens the container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpenWith {
     KeyFile,
     RecoveryKey,
 }
 
-/// The rescue system: what it is given, and the script it will run.
+/// The rescue system: its files, and the script that it will run.
 pub struct Guest<'o> {
     owner: &'o Owner,
     script: String,
@@ -256,7 +256,7 @@ pub struct Guest<'o> {
 }
 
 impl<'o> Guest<'o> {
-    /// Gives it the ssh key, the server's host key, and its name's address.
+    /// Copies the ssh key, the server's host key, and its name's address to the guest.
     pub fn new(owner: &'o Owner) -> Self {
         let states = owner.path("states").display().to_string();
         let guest = Self {
@@ -280,7 +280,7 @@ impl<'o> Guest<'o> {
         output.stdout
     }
 
-    /// In that state the container's latest snapshot holds what the source holds now.
+    /// In that state the container's latest snapshot has the present content of the source.
     pub fn expect_latest(&self, state: &str) {
         self.give(
             &format!("expected/{state}"),
@@ -295,7 +295,7 @@ impl<'o> Guest<'o> {
         fs::copy(path(before), path(state)).expect("the former is expected");
     }
 
-    /// The same for the snapshot just made, which is looked at in its place.
+    /// The same for the snapshot just made, which is compared in its place.
     pub fn expect_snapshot(&mut self, state: &str) {
         self.snapshots.push(state.to_owned());
         let number = self.snapshots.iter().filter(|its| *its == state).count();
@@ -304,8 +304,8 @@ impl<'o> Guest<'o> {
         self.give(&path, self.listing(&[]), 0o600);
     }
 
-    /// Has the container in the state that was kept, runs a sheet's commands, compares every file,
-    /// and leaves it as the sheet says.
+    /// Has the container in the state that was kept, runs a sheet's commands, compares every file, and
+    /// closes it as the sheet shows.
     pub fn recover(&mut self, state: &str, sheet: &Sheet, with: OpenWith) {
         self.recover_after("", state, sheet, with, "");
     }

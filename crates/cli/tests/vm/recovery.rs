@@ -1,5 +1,6 @@
-//! Everything back without sprat: the recovery sheet's commands, typed as printed, and those of docs/recovery.md, in
-//! a rescue system on a real kernel with dm-crypt, sshfs and mount; then sprat goes on with what stock tools wrote.
+//! Recovery without sprat: the recovery sheet's commands, typed as printed, and those of docs/recovery.md, in
+//! a rescue system on a real kernel with dm-crypt, sshfs and mount. Then sprat continues with what
+//! stock tools wrote.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -31,7 +32,7 @@ const FILES_LONG: u64 = 5_000;
 const CHEAP: &str = "--cheap-kdf-for-tests";
 
 #[test]
-fn sheet_brings_every_snapshot_back_on_a_stock_kernel_and_sprat_goes_on_after_it() {
+fn sheet_restores_snapshots_on_a_stock_kernel_and_sprat_continues() {
     sprat_testkit::requires!(crate::qemu::missing());
     let begun = Instant::now();
     let mut owner = Owner::new(&["laptop"]);
@@ -124,7 +125,7 @@ fn make_source(owner: &Owner) {
     assert!(made as u64 > files, "{made}");
 }
 
-/// The files change in between; the older snapshots are looked at in their places, too.
+/// The files change in between; the older snapshots are compared in their places, too.
 fn several_snapshots(owner: &Owner, guest: &mut Guest<'_>) {
     for round in 0..2 {
         change(owner, round);
@@ -193,7 +194,7 @@ size=$(df --output=size -BM "$volume" | tail -n1 | tr -dc 0-9)
 [ "$size" -gt 5000 ] || { echo "it has $size MiB"; exit 1; }
 "#;
 
-/// A new recovery key instead of the old one; the sheet is printed anew from the new key.
+/// A new recovery key instead of the old one; the sheet is printed again from the new key.
 fn other_keys(owner: &Owner) -> Sheet {
     let made = owner.sheet("laptop", &[CHEAP, "key", "add", "laptop", "--new-recovery"]);
     let listed = owner.ok(&["--json", "key", "list", "laptop"]);
@@ -243,7 +244,7 @@ fn with_much(owner: &Owner, seed: u64, run: impl FnOnce()) {
     fs::remove_dir_all(&folder).unwrap();
 }
 
-/// What the container takes on the server's disk.
+/// The container's size on the server's disk.
 fn allocated(owner: &Owner) -> u64 {
     fs::metadata(owner.container("laptop")).unwrap().blocks() * 512
 }
@@ -327,8 +328,8 @@ fn kill_a_backup_half_way(owner: &Owner) {
     owner.assert_nothing_is_left(Duration::from_secs(20));
 }
 
-/// The guest wrote to the container: what is kept of it here is outdated. That is told, and what is
-/// read is what the guest wrote.
+/// The guest wrote to the container: the state kept here is outdated. sprat reports that, and reads
+/// what the guest wrote.
 fn sprat_reads_what_was_written_by_hand(owner: &Owner) {
     let output = owner.ok(&["--json", "snapshots", "laptop"]);
     let told = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -15,7 +15,7 @@ use sprat_store::IgnorePoison;
 
 use crate::needs;
 
-/// An answer that waits for the next one goes by itself after this time.
+/// An answer that waits for the next one is sent alone after this time.
 const REORDER_LIMIT: Duration = Duration::from_millis(300);
 
 #[derive(Debug)]

@@ -10,7 +10,7 @@ pub(super) const DATA: u8 = 103;
 const NAME: u8 = 104;
 const ATTRS: u8 = 105;
 
-/// Longer than any packet that sftp-server sends or takes (`SFTP_MAX_MSG_LENGTH`, openssh sftp.h).
+/// Longer than any packet that sftp-server sends or accepts (`SFTP_MAX_MSG_LENGTH`, openssh sftp.h).
 const PACKET_BYTES_MAX: usize = 1 << 20;
 
 /// Reads one packet without its length; `None` at the end.

@@ -78,7 +78,7 @@ const DAMAGES: [Damage; 13] = [
 ];
 
 #[test]
-fn comparison_accepts_a_perfect_copy_and_finds_every_damage() {
+fn comparison_finds_every_damage_of_a_copy() {
     crate::requires!(crate::client_and_server::missing());
     let folder = tempfile::TempDir::with_prefix("sprat-manifest-").unwrap();
     let [source, copy] = ["source", "copy"].map(|name| folder.path().join(name));

@@ -1,4 +1,4 @@
-//! Containers that are damaged on purpose, and what `sprat check` says of them, for its tests.
+//! Containers that are damaged on purpose, and the reports of `sprat check`, for its tests.
 #![allow(
     dead_code,
     clippy::unwrap_used,
@@ -24,14 +24,14 @@ pub fn with_two_snapshots() -> TestMachine {
     machine.write_old("src/folder/victim", vec![b'v'; 100_000]);
     machine.write_old("src/folder/other", vec![b'o'; 50_000]);
     for _ in 0..2 {
-        // A snapshot's name is a whole second, and nobody can tell what changed within it.
+        // A snapshot's name is a whole second: a change within that second can't be detected.
         std::thread::sleep(std::time::Duration::from_millis(1100));
         machine.backup(&[]).succeeded();
     }
     machine
 }
 
-/// What debugfs says of the volume, decrypted offline.
+/// Asks debugfs about the volume, decrypted offline.
 pub fn debugfs(machine: &TestMachine, request: &str) -> String {
     let image = machine.path("plain");
     let key = machine.path("config/keys/x.key");

@@ -66,7 +66,7 @@ fn bears(command: &str, away: Away) {
         let inside = mnt.clone();
         let writes = !rw.is_empty();
         let using = std::thread::spawn(move || {
-            // Somebody waits in the midst of it.
+            // A command waits in the middle of it.
             std::thread::sleep(Duration::from_secs(2));
             if writes {
                 fs::write(inside.join("new"), noise(200_000, 8)).unwrap();
@@ -127,7 +127,7 @@ fn bears(command: &str, away: Away) {
     remote.machine.nothing_is_left();
 }
 
-/// The long form (`SPRAT_STRIKES`) takes each with each.
+/// The long form (`SPRAT_STRIKES`) combines each with each.
 #[test]
 fn a_server_that_is_away_for_a_while_is_waited_for_by_each_command() {
     requires!(openssh::missing(), needs::root());

@@ -1,9 +1,10 @@
-//! A machine falls asleep at some moment of a command, over a real sshd, and another one takes its
-//! container over meanwhile, backs up and ends. Then the first one wakes.
+//! A machine falls asleep at some moment of a command, over a real sshd. Meanwhile another one takes
+//! its container over, backs up and ends. Then the first one wakes.
 //!
-//! Nothing of the other's finished snapshot may change, or `check` says so: never where the takeover
-//! proved that nothing can arrive. `SPRAT_TORTURE_ROUNDS` asks for the long form (`make torture
-//! ONLY=lease`), with twice as many runs as rounds; `SPRAT_TORTURE_SEED` repeats a run.
+//! Nothing of the other's finished snapshot may change without a report by `check`; nothing at all may
+//! change where the takeover proved that no late write can arrive. `SPRAT_TORTURE_ROUNDS` asks for the
+//! long form (`make torture ONLY=lease`), with twice as many runs as rounds; `SPRAT_TORTURE_SEED`
+//! repeats a run.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -29,7 +30,7 @@ enum Moment {
     FirstEpoch,
     Middle,
     Closing,
-    /// Its lease says "free", and it has not looked behind that yet.
+    /// Its lease is free, and its next lease check is still to come.
     Freed,
     Reconnect,
     MoveEnding,
@@ -53,7 +54,7 @@ const MOMENTS: [Moment; 9] = [
 enum Sleep {
     /// All processes, and the wire, as where a kernel sleeps.
     Machine,
-    /// All processes; what the kernel has of them goes on.
+    /// All processes; the kernel still sends its buffers.
     Processes,
     /// All but ssh.
     AllButSsh,
@@ -274,7 +275,8 @@ impl Scene {
         }
     }
 
-    /// The other one takes over; true where it got in. By an answer it gets in once the sleeper is awake.
+    /// The other machine takes over; true where it succeeded. By an answer it succeeds once the sleeper is
+    /// awake.
     fn take_over(&self, way: Way, stopped: &[Pid]) -> bool {
         let silence = door(way).as_secs().to_string();
         let mut words = vec!["unlock", "TARGET", "--watch", "1", "--json"];
@@ -480,7 +482,7 @@ fn run(moment: Moment, sleep: Sleep, way: Way, long: bool, dice: &mut Dice) -> O
 }
 
 #[test]
-fn what_sleepers_send_when_they_wake_changes_no_finished_snapshot_unnoticed() {
+fn late_writes_of_sleepers_change_no_snapshot_undetected() {
     requires!(openssh::missing(), needs::root());
     let seed = dice::seed();
     let mut dice = Dice::new(seed);

@@ -24,7 +24,7 @@ fn late_answers() -> Duration {
 }
 
 #[test]
-fn who_lost_its_lease_leaves_its_list_before_the_answers_and_says_free_after_them() {
+fn lost_lease_publishes_its_list_before_answers_and_free_after() {
     requires!(ssh_missing());
     let mut harness = SessionHarness::ssh();
     harness.create();
@@ -98,7 +98,7 @@ fn who_lost_its_lease_leaves_its_list_before_the_answers_and_says_free_after_the
     harness.assert_nothing_remains();
 }
 
-/// A machine that is gone holds the container.
+/// A lease of a machine that is gone.
 fn held_by_another(harness: &SessionHarness, host: &str) {
     let store = sprat_store::LocalStore::open(&harness.path("store")).unwrap();
     let state = harness.path("out").join(host);
@@ -113,7 +113,7 @@ fn held_by_another(harness: &SessionHarness, host: &str) {
     sprat_store::Lock::acquire(&store, &name, &record, owner).unwrap();
 }
 
-/// An unlock on a thread, and what it says.
+/// An unlock on another thread, and its messages.
 struct Unlocking {
     thread: thread::JoinHandle<Result<Unlocked, Failure>>,
     said: Arc<Mutex<Vec<String>>>,
@@ -157,11 +157,11 @@ fn start_unlock(harness: &SessionHarness, silence_s: u64, reconnect_max: Duratio
 }
 
 #[test]
-fn an_unlock_that_loses_its_lease_while_it_waits_answers_who_took_over() {
+fn waiting_unlock_that_loses_its_lease_answers_the_new_owner() {
     requires!(sprat_testkit_session::session_harness::missing());
     let harness = SessionHarness::local();
     harness.create();
-    // Else the kernel says at once that nobody writes.
+    // Otherwise the kernel reports at once that there is no writer.
     let _open = fs::File::options()
         .write(true)
         .open(harness.container())
@@ -189,11 +189,11 @@ fn an_unlock_that_loses_its_lease_while_it_waits_answers_who_took_over() {
 }
 
 #[test]
-fn an_unlock_that_waits_bears_lost_connections_and_a_server_that_is_away_for_a_while() {
+fn waiting_unlock_survives_lost_connections_and_server_outage() {
     requires!(ssh_missing());
     let mut harness = SessionHarness::ssh();
     harness.create();
-    // Else the server's kernel says at once that nobody writes.
+    // Otherwise the server's kernel reports at once that there is no writer.
     let _open = fs::File::options()
         .write(true)
         .open(harness.container())

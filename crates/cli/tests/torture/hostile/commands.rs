@@ -5,7 +5,7 @@
 pub struct Command {
     pub name: &'static str,
     pub words: &'static [&'static str],
-    /// The folder of the newest snapshot changes to what lies in `src`.
+    /// The folder of the newest snapshot changes to the content of `src`.
     pub backs_up: bool,
 }
 

@@ -185,8 +185,8 @@ impl Scene {
         self.run_interrupted(command, None).0
     }
 
-    /// Runs a command, with one SIGINT so long after the server did what it is to do; and how long it
-    /// took: from the SIGINT on, else from what the server did, else all of it.
+    /// Runs a command, with one SIGINT this long after the server's fault. Also returns how long it took:
+    /// since the SIGINT, else since the fault, else in all.
     pub fn run_interrupted(&self, command: &Command, after: Option<Duration>) -> (Ran, Duration) {
         let (ran, took) = self.run_words(command.words, after);
         if command.name != "mount" || ran.code != 0 {
@@ -272,7 +272,7 @@ impl Scene {
         leases::names_but_free(&self.machine.path("store"))
     }
 
-    /// Who says that nothing was changed has changed nothing, and left no lease.
+    /// A run that reports that nothing was changed has changed nothing, and left no lease.
     #[track_caller]
     pub fn claims_hold(&self, ran: &Ran, at: &str) {
         if ran.code == 0 || !ran.stderr.contains("nothing was changed") {
@@ -285,7 +285,7 @@ impl Scene {
         assert_eq!(self.names(), names, "{at}\n{}", ran.whole());
     }
 
-    /// What an honest server shows afterwards: everything, where `sound`; else what is given as good is.
+    /// What an honest server shows afterwards: everything, where `sound`; else no wrong data as good.
     #[track_caller]
     pub fn is_sound(&self, command: &Command, ran: &Ran, sound: bool, at: &str) {
         let whole = |next: &Ran| format!("{at}\n{}\nthen\n{}", ran.whole(), next.whole());
@@ -322,7 +322,7 @@ impl Scene {
         }
     }
 
-    /// None stays behind a run that ended well; the next one that writes takes over what another left.
+    /// No lease is left by a run that ended well; the next writer takes over what another run left.
     #[track_caller]
     fn leases_are_given_back(&self, ran: &Ran, at: &str) {
         let of_container = || {
@@ -376,7 +376,7 @@ impl Scene {
     }
 }
 
-/// What `diff` says of two folders; none if they are the same.
+/// The differences of two folders by `diff`; none if they are the same.
 fn differs(one: &Path, other: &Path) -> Option<String> {
     let compared = Program::new("diff").arg("-rq").arg(one).arg(other).output();
     let compared = compared.unwrap();

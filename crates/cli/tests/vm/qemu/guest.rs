@@ -20,14 +20,14 @@ pub fn give(pair: &ClientAndServer, path: &str, content: impl AsRef<[u8]>, mode:
     write(&pair.path("overlay").join(path), content, mode);
 }
 
-/// Gives it the ssh key, the server's host key, its name's address, and `listing`.
+/// Copies the ssh key, the server's host key, its name's address, and `listing` to the guest.
 pub fn give_keys(pair: &ClientAndServer) {
     let read = |name: &str| fs::read_to_string(pair.sshd.path(name)).expect("made by SshServer");
     let port = pair.sshd.port();
     let known = format!("[{SERVER}]:{port} {}", read("host_key.pub"));
     give(pair, "root/.ssh/known_hosts", known, 0o600);
     give(pair, "root/.ssh/id_ed25519", read("user_key"), 0o600);
-    // Where the sheet names them: the person has brought the key, and has said yes to the server's.
+    // Where the sheet names them: the person has brought the key, and has confirmed the server's.
     let at = |name: &str| {
         let path = pair.sshd.path(name).display().to_string();
         path.trim_start_matches('/').to_owned()
@@ -36,7 +36,7 @@ pub fn give_keys(pair: &ClientAndServer) {
     let on_the_sheet = format!("[10.0.2.2]:{port} {}", read("host_key.pub"));
     give(pair, &at("known_hosts"), on_the_sheet, 0o600);
     // The recovery sheet names the address that the alias stands for on this machine, its loopback.
-    // Each session makes several connections; with the usual key exchange one takes a second here.
+    // Each session makes several connections; the usual key exchange takes a second for each here.
     let config = format!(
         "Host 127.0.0.1\n  HostName 10.0.2.2\n  HostKeyAlias [{SERVER}]:{port}\n\
          Host *\n  Port {port}\n  KexAlgorithms ecdh-sha2-nistp256,curve25519-sha256\n"
@@ -47,7 +47,7 @@ pub fn give_keys(pair: &ClientAndServer) {
     give(pair, "usr/bin/listing", script("listing"), 0o755);
 }
 
-/// Gives it sprat, with the libraries that the image hasn't got already.
+/// Copies sprat to the guest, with the libraries that the image does not have.
 pub fn give_sprat(pair: &ClientAndServer) {
     let program = pair.path("overlay/usr/bin/sprat");
     fs::create_dir_all(program.parent().expect("a folder")).expect("a folder");
@@ -57,13 +57,13 @@ pub fn give_sprat(pair: &ClientAndServer) {
     give_libraries(pair, sprat());
 }
 
-/// Gives it a program of this machine at the same path.
+/// Copies a program of this machine to the same path.
 pub fn give_program(pair: &ClientAndServer, program: &Path) {
     give_file(pair, program, 0o755);
     give_libraries(pair, program);
 }
 
-/// Gives it what Python needs to run `script` with `-S`: itself as `python3`, and the modules that are imported there.
+/// Copies what Python needs to run `script` with `-S`: itself as `python3`, and the imported modules.
 pub fn give_python(pair: &ClientAndServer, script: &str) {
     let imports = script.lines().filter(|line| line.starts_with("import "));
     let mut ask: Vec<&str> = imports.collect();
@@ -125,7 +125,7 @@ fn command(pair: &ClientAndServer, script: &str, limit: Duration, disk: Option<&
     let path = pair.path("vm-script");
     write(&path, script, 0o600);
     let mut command = tool("vm");
-    // What a killed one leaves goes with the client's folder.
+    // Temporary files of a killed guest are removed with the client's folder.
     command.env("TMPDIR", pair.path(""));
     command.args(["run", "--with"]).arg(pair.path("overlay"));
     if let Some(disk) = disk {
@@ -136,7 +136,7 @@ fn command(pair: &ClientAndServer, script: &str, limit: Duration, disk: Option<&
     command
 }
 
-/// Boots it and runs a script; anything but exit code 0 fails the test. Returns what it said.
+/// Boots it and runs a script; anything but exit code 0 fails the test. Returns its output.
 pub fn run(pair: &ClientAndServer, script: &str, limit: Duration) -> String {
     let mut command = command(pair, script, limit, None);
     let output = run_within(&mut command, limit + Duration::from_secs(60));
@@ -144,7 +144,7 @@ pub fn run(pair: &ClientAndServer, script: &str, limit: Duration) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// A guest that runs, and what its script says.
+/// A guest that runs, and the output of its script.
 pub struct Booted {
     child: Child,
     lines: Receiver<String>,
@@ -193,7 +193,7 @@ impl Booted {
         }
     }
 
-    /// Whether it has said a line that begins with `word` by now.
+    /// Whether it has printed a line that begins with `word` by now.
     pub fn has_said(&mut self, word: &str) -> bool {
         self.said.extend(self.lines.try_iter());
         self.said.iter().any(|line| line.starts_with(word))
