@@ -29,3 +29,4 @@ pub mod tmpfs;
 pub mod tree;
 pub mod watchdog;
 pub mod wire;
+pub mod wrapped;

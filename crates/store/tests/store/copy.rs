@@ -11,11 +11,10 @@ use sprat_store::copy::{
     self, CopyError, CopyIdentity, CopyLeft, CopyNote, CopyProgress, CopySides, CopyStage,
     CopyStep, CopyWatch, DataMap, PIECE_BYTES,
 };
-use sprat_store::{
-    Access, FileName, FileStat, LocalStore, ReadClass, SftpStore, Store, StoreError, StoreFile,
-};
+use sprat_store::{Access, FileName, LocalStore, SftpStore, Store, StoreFile};
 use sprat_testkit::crash::{CrashDisk, CrashOptions};
 use sprat_testkit::fault::{Fault, FaultFile, FaultPlan};
+use sprat_testkit::wrapped::WrappedFile;
 use sprat_testkit::{needs, requires};
 
 const LEN: u64 = 3 * PIECE_BYTES + 12_288;
@@ -221,46 +220,17 @@ fn recorded_pieces_are_neither_read_nor_written_again() {
     check(dir.path(), &content);
 }
 
-/// A disk that damages a byte of some writes.
-struct BadDisk {
-    below: Arc<dyn StoreFile>,
-    /// How many of the first writes are damaged.
-    bad: u64,
-    writes: AtomicU64,
-}
-
-impl StoreFile for BadDisk {
-    fn len(&self) -> Result<u64, StoreError> {
-        self.below.len()
-    }
-
-    fn stat(&self) -> Result<FileStat, StoreError> {
-        self.below.stat()
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8], class: ReadClass) -> Result<(), StoreError> {
-        self.below.read_at(offset, buf, class)
-    }
-
-    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+/// A disk that damages a byte of each of the first `bad` writes.
+fn damaging_a_byte(below: Arc<dyn StoreFile>, bad: u64) -> Arc<dyn StoreFile> {
+    let writes = AtomicU64::new(0);
+    let wrapped = WrappedFile::new(below).on_write(move |below, offset, data| {
         let mut data = data.to_vec();
-        if self.writes.fetch_add(1, Ordering::SeqCst) < self.bad {
+        if writes.fetch_add(1, Ordering::SeqCst) < bad {
             data[0] ^= 1;
         }
-        self.below.write_at(offset, &data)
-    }
-
-    fn flush(&self) -> Result<(), StoreError> {
-        self.below.flush()
-    }
-
-    fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-        self.below.discard(offset, len)
-    }
-
-    fn resize(&self, len: u64) -> Result<(), StoreError> {
-        self.below.resize(len)
-    }
+        below.write_at(offset, &data)
+    });
+    Arc::new(wrapped)
 }
 
 #[test]
@@ -271,11 +241,7 @@ fn piece_that_does_not_read_back_is_copied_again_then_refused() {
         let store = LocalStore::open(dir.path()).unwrap();
         let sides = CopySides {
             source: store.open(&name("source"), Access::ReadOnly).unwrap(),
-            destination: Arc::new(BadDisk {
-                below: destination(&store),
-                bad,
-                writes: AtomicU64::new(0),
-            }),
+            destination: damaging_a_byte(destination(&store), bad),
             len: LEN,
             map: None,
         };

@@ -1,86 +1,30 @@
 //! Long epochs: they become durable in parts while they are sent, even on connections that break
 //! again and again.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::support::{BLOCK, LIMIT, TestSession, geometry, stamped, tiny};
-use sprat_store::{FileStat, ReadClass, StoreError, StoreFile};
 use sprat_testkit::crash::{CrashDisk, CrashOptions};
 use sprat_testkit::watchdog::within;
-use sprat_volume::{Fenced, Flush, ReconnectError, SessionHooks, Volume, VolumeOptions};
+use sprat_testkit::wrapped::WrappedFile;
+use sprat_volume::{Flush, Volume, VolumeOptions};
 
-/// A connection that is lost after a given number of written bytes, each time again.
-struct Flapping {
-    session: Arc<TestSession>,
-    disk: CrashDisk,
-    bytes_max: usize,
-}
-
-impl Flapping {
-    fn wrap(&self, below: Arc<dyn StoreFile>) -> Arc<dyn StoreFile> {
-        Arc::new(FlappingFile {
-            below,
-            disk: self.disk.clone(),
-            bytes: AtomicUsize::new(0),
-            bytes_max: self.bytes_max,
-        })
-    }
-}
-
-impl SessionHooks for Flapping {
-    fn before_epoch(&self) -> Result<(), Fenced> {
-        self.session.before_epoch()
-    }
-    fn before_send(&self, ranges: &[Range<u64>]) -> Result<(), Fenced> {
-        self.session.before_send(ranges)
-    }
-    fn resolved(&self) {
-        self.session.resolved();
-    }
-    fn resolved_in_part(&self, ranges: &[Range<u64>]) {
-        self.session.resolved_in_part(ranges);
-    }
-    fn reconnect(&self, attempt: u32) -> Result<Arc<dyn StoreFile>, ReconnectError> {
-        Ok(self.wrap(self.session.reconnect(attempt)?))
-    }
-}
-
-struct FlappingFile {
-    below: Arc<dyn StoreFile>,
-    disk: CrashDisk,
-    bytes: AtomicUsize,
-    bytes_max: usize,
-}
-
-impl StoreFile for FlappingFile {
-    fn len(&self) -> Result<u64, StoreError> {
-        self.below.len()
-    }
-    fn stat(&self) -> Result<FileStat, StoreError> {
-        self.below.stat()
-    }
-    fn read_at(&self, offset: u64, buf: &mut [u8], class: ReadClass) -> Result<(), StoreError> {
-        self.below.read_at(offset, buf, class)
-    }
-    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
-        let before = self.bytes.fetch_add(data.len(), Ordering::SeqCst);
-        if before <= self.bytes_max && before + data.len() > self.bytes_max {
-            self.disk.lose_lines();
-        }
-        self.below.write_at(offset, data)
-    }
-    fn flush(&self) -> Result<(), StoreError> {
-        self.below.flush()
-    }
-    fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-        self.below.discard(offset, len)
-    }
-    fn resize(&self, len: u64) -> Result<(), StoreError> {
-        self.below.resize(len)
-    }
+/// A session whose connections are each lost after `bytes_max` written bytes.
+fn flapping(disk: &CrashDisk, bytes_max: usize) -> Arc<TestSession> {
+    let server = disk.clone();
+    TestSession::wrapping(disk, move |file| {
+        let (server, bytes) = (server.clone(), AtomicUsize::new(0));
+        let wrapped = WrappedFile::new(file).on_write(move |below, offset, data| {
+            let before = bytes.fetch_add(data.len(), Ordering::SeqCst);
+            if before <= bytes_max && before + data.len() > bytes_max {
+                server.lose_lines();
+            }
+            below.write_at(offset, data)
+        });
+        Arc::new(wrapped)
+    })
 }
 
 const BLOCKS: u64 = 4096;
@@ -113,12 +57,8 @@ fn epoch_completes_on_connections_that_carry_less_than_a_tenth() {
     within(LIMIT, || {
         let len = usize::try_from(BLOCKS).unwrap() * BLOCK;
         let disk = CrashDisk::new(len, 1, CrashOptions::default());
-        let session = Arc::new(Flapping {
-            session: TestSession::new(&disk),
-            disk: disk.clone(),
-            bytes_max: 3 << 19,
-        });
-        let file = session.wrap(session.session.connect());
+        let session = flapping(&disk, 3 << 19);
+        let file = session.connect();
         let volume = Volume::open(file, geometry(len), session.clone(), roomy()).unwrap();
         write_one_epoch(&volume);
         volume.flush(Flush::Durable).unwrap();

@@ -18,10 +18,9 @@ use sprat_testkit::crash::{CrashDisk, CrashOptions};
 use sprat_testkit::dice::Dice;
 use sprat_testkit::fault::{Fault, FaultPlan};
 use sprat_testkit::watchdog::within;
+use sprat_testkit::wrapped::WrappedFile;
 use sprat_testkit::{needs, requires};
-use sprat_volume::{
-    Fenced, Flush, ReconnectError, SessionHooks, Volume, VolumeError, VolumeOptions,
-};
+use sprat_volume::{Flush, Volume, VolumeError, VolumeOptions};
 
 const LEN: usize = 64 * BLOCK;
 
@@ -43,26 +42,26 @@ struct Scripted {
 }
 
 impl Scripted {
-    fn new(fsyncs: impl IntoIterator<Item = Fsync>) -> Arc<Self> {
+    fn new(fsyncs: impl IntoIterator<Item = Fsync>) -> Self {
         let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
-        Arc::new(Self {
-            session: TestSession::new(&disk),
+        let fsyncs = Arc::new(Mutex::new(fsyncs.into_iter().collect()));
+        let (server, next) = (disk.clone(), Arc::clone(&fsyncs));
+        let session = TestSession::wrapping(&disk, move |file| {
+            let (server, next) = (server.clone(), Arc::clone(&next));
+            let wrapped =
+                WrappedFile::new(file).on_flush(move |below| fsync(below, &server, &next));
+            Arc::new(wrapped)
+        });
+        Self {
+            session,
             disk,
-            fsyncs: Arc::new(Mutex::new(fsyncs.into_iter().collect())),
-        })
+            fsyncs,
+        }
     }
 
-    fn wrap(&self, below: Arc<dyn StoreFile>) -> Arc<dyn StoreFile> {
-        Arc::new(ScriptedFile {
-            below,
-            disk: self.disk.clone(),
-            fsyncs: self.fsyncs.clone(),
-        })
-    }
-
-    fn open(self: &Arc<Self>, options: VolumeOptions) -> Result<Volume, VolumeError> {
-        let file = self.wrap(self.session.connect());
-        Volume::open(file, geometry(LEN), self.clone(), options)
+    fn open(&self, options: VolumeOptions) -> Result<Volume, VolumeError> {
+        let file = self.session.connect();
+        Volume::open(file, geometry(LEN), self.session.clone(), options)
     }
 
     fn left(&self) -> usize {
@@ -70,67 +69,28 @@ impl Scripted {
     }
 }
 
-impl SessionHooks for Scripted {
-    fn before_epoch(&self) -> Result<(), Fenced> {
-        self.session.before_epoch()
-    }
-    fn before_send(&self, ranges: &[Range<u64>]) -> Result<(), Fenced> {
-        self.session.before_send(ranges)
-    }
-    fn resolved(&self) {
-        self.session.resolved();
-    }
-    fn resolved_in_part(&self, ranges: &[Range<u64>]) {
-        self.session.resolved_in_part(ranges);
-    }
-    fn reconnect(&self, attempt: u32) -> Result<Arc<dyn StoreFile>, ReconnectError> {
-        Ok(self.wrap(self.session.reconnect(attempt)?))
-    }
-}
-
-struct ScriptedFile {
-    below: Arc<dyn StoreFile>,
-    disk: CrashDisk,
-    fsyncs: Arc<Mutex<VecDeque<Fsync>>>,
-}
-
-impl StoreFile for ScriptedFile {
-    fn len(&self) -> Result<u64, StoreError> {
-        self.below.len()
-    }
-    fn stat(&self) -> Result<FileStat, StoreError> {
-        self.below.stat()
-    }
-    fn read_at(&self, offset: u64, buf: &mut [u8], class: ReadClass) -> Result<(), StoreError> {
-        self.below.read_at(offset, buf, class)
-    }
-    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
-        self.below.write_at(offset, data)
-    }
-    fn flush(&self) -> Result<(), StoreError> {
-        let next = self.fsyncs.lock().unwrap().pop_front();
-        match next {
-            None => self.below.flush(),
-            Some(Fsync::Lost) => {
-                self.disk.lose_lines();
-                self.below.flush()
-            }
-            Some(Fsync::Fails) => Err(StoreError::Refused {
-                op: "flush",
-                object: "container".to_owned(),
-                reason: "Failure".to_owned(),
-            }),
-            Some(Fsync::ThenLate(stamp)) => {
-                self.below.flush()?;
-                self.disk.connect().write_at(0, &stamped(stamp))
-            }
+/// The next fsync by the script.
+fn fsync(
+    below: &dyn StoreFile,
+    server: &CrashDisk,
+    script: &Mutex<VecDeque<Fsync>>,
+) -> Result<(), StoreError> {
+    let next = script.lock().unwrap().pop_front();
+    match next {
+        None => below.flush(),
+        Some(Fsync::Lost) => {
+            server.lose_lines();
+            below.flush()
         }
-    }
-    fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-        self.below.discard(offset, len)
-    }
-    fn resize(&self, len: u64) -> Result<(), StoreError> {
-        self.below.resize(len)
+        Some(Fsync::Fails) => Err(StoreError::Refused {
+            op: "flush",
+            object: "container".to_owned(),
+            reason: "Failure".to_owned(),
+        }),
+        Some(Fsync::ThenLate(stamp)) => {
+            below.flush()?;
+            server.connect().write_at(0, &stamped(stamp))
+        }
     }
 }
 
@@ -303,91 +263,39 @@ fn block_without_a_flush_survives_any_outage() {
     });
 }
 
-/// The error of the read at this offset, if it fails.
-type Refuses = Arc<dyn Fn(u64) -> Option<StoreError> + Send + Sync>;
-
-/// A session in which some reads fail on every connection.
-struct Picky {
-    below: Arc<TestSession>,
-    refuses: Refuses,
-}
-
-impl Picky {
-    fn new(disk: &CrashDisk, refuses: Refuses) -> Arc<Self> {
-        let below = TestSession::new(disk);
-        Arc::new(Self { below, refuses })
-    }
-
-    fn file(&self, file: Arc<dyn StoreFile>) -> Arc<dyn StoreFile> {
-        Arc::new(PickyFile(file, Arc::clone(&self.refuses)))
-    }
-
-    fn connect(&self) -> Arc<dyn StoreFile> {
-        self.file(self.below.connect())
-    }
-}
-
-impl SessionHooks for Picky {
-    fn before_epoch(&self) -> Result<(), Fenced> {
-        self.below.before_epoch()
-    }
-    fn before_send(&self, ranges: &[Range<u64>]) -> Result<(), Fenced> {
-        self.below.before_send(ranges)
-    }
-    fn resolved(&self) {
-        self.below.resolved();
-    }
-    fn resolved_in_part(&self, ranges: &[Range<u64>]) {
-        self.below.resolved_in_part(ranges);
-    }
-    fn reconnect(&self, attempt: u32) -> Result<Arc<dyn StoreFile>, ReconnectError> {
-        Ok(self.file(self.below.reconnect(attempt)?))
-    }
-}
-
-struct PickyFile(Arc<dyn StoreFile>, Refuses);
-
-impl StoreFile for PickyFile {
-    fn len(&self) -> Result<u64, StoreError> {
-        self.0.len()
-    }
-    fn stat(&self) -> Result<FileStat, StoreError> {
-        self.0.stat()
-    }
-    fn read_at(&self, offset: u64, buf: &mut [u8], class: ReadClass) -> Result<(), StoreError> {
-        match (self.1)(offset) {
-            Some(error) => Err(error),
-            None => self.0.read_at(offset, buf, class),
-        }
-    }
-    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
-        self.0.write_at(offset, data)
-    }
-    fn flush(&self) -> Result<(), StoreError> {
-        self.0.flush()
-    }
-    fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-        self.0.discard(offset, len)
-    }
-    fn resize(&self, len: u64) -> Result<(), StoreError> {
-        self.0.resize(len)
-    }
+/// A session in which reads fail on every connection where `refuses` returns their error.
+fn picky(
+    disk: &CrashDisk,
+    refuses: impl Fn(u64) -> Option<StoreError> + Send + Sync + 'static,
+) -> Arc<TestSession> {
+    let refuses = Arc::new(refuses);
+    TestSession::wrapping(disk, move |file| {
+        let refuses = Arc::clone(&refuses);
+        let wrapped =
+            WrappedFile::new(file).on_read(move |below, offset, buf, class| {
+                match refuses(offset) {
+                    Some(error) => Err(error),
+                    None => below.read_at(offset, buf, class),
+                }
+            });
+        Arc::new(wrapped)
+    })
 }
 
 /// The server answers all reads but one, on each connection. The session ends, although other reads
 /// and flushes succeed.
 #[test]
 fn one_read_that_no_connection_answers_ends_the_volume() {
-    let deaf: Refuses = Arc::new(|offset| {
+    let deaf = |offset: u64| {
         (offset == at(32)).then(|| {
             // As a store does after its time limit.
             std::thread::sleep(Duration::from_millis(100));
             lost()
         })
-    });
-    within(LIMIT, || {
+    };
+    within(LIMIT, move || {
         let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
-        let session = Picky::new(&disk, deaf);
+        let session = picky(&disk, deaf);
         let options = VolumeOptions {
             reconnect_max: Duration::from_millis(300),
             read_ahead_bytes_max: 0,
@@ -456,7 +364,7 @@ fn failed_read_back_is_retried_on_a_new_connection() {
             let disk = CrashDisk::new(LEN, 1, CrashOptions::default());
             let left = Arc::new(AtomicUsize::new(0));
             let counted = Arc::clone(&left);
-            let moody: Refuses = Arc::new(move |offset| {
+            let moody = move |offset: u64| {
                 let fail = |left: usize| left.checked_sub(1);
                 let order = Ordering::SeqCst;
                 let refused = offset == at(5) && counted.fetch_update(order, order, fail).is_ok();
@@ -465,8 +373,8 @@ fn failed_read_back_is_retried_on_a_new_connection() {
                     object: "container".to_owned(),
                     reason: "Failure".to_owned(),
                 })
-            });
-            let session = Picky::new(&disk, moody);
+            };
+            let session = picky(&disk, moody);
             let volume = Volume::open(session.connect(), geometry(LEN), session, tiny()).unwrap();
             disk.lose_lines();
             volume.write_at(at(5), &stamped(7)).unwrap();

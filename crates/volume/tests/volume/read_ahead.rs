@@ -5,19 +5,14 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use crate::support::{BLOCK, LIMIT, TestSession, geometry, stamp_of, stamped};
-use sprat_store::{FileStat, ReadClass, StoreError, StoreFile};
+use sprat_store::ReadClass;
 use sprat_testkit::crash::{CrashDisk, CrashOptions};
 use sprat_testkit::dice::Dice;
 use sprat_testkit::watchdog::within;
+use sprat_testkit::wrapped::WrappedFile;
 use sprat_volume::{Volume, VolumeOptions, VolumeStats};
 
 const BLOCKS: usize = 4096;
-
-/// A store whose answers to read-ahead wait until the gate is open.
-struct GatedFile {
-    below: Arc<dyn StoreFile>,
-    gate: Arc<Gate>,
-}
 
 #[derive(Default)]
 struct Gate {
@@ -39,43 +34,20 @@ impl Gate {
     }
 }
 
-impl StoreFile for GatedFile {
-    fn len(&self) -> Result<u64, StoreError> {
-        self.below.len()
-    }
-    fn stat(&self) -> Result<FileStat, StoreError> {
-        self.below.stat()
-    }
-    fn read_at(&self, offset: u64, buf: &mut [u8], class: ReadClass) -> Result<(), StoreError> {
-        // The bytes are those of the moment of the request, however late they arrive.
-        self.below.read_at(offset, buf, class)?;
-        if class == ReadClass::Ahead {
-            self.gate.pass();
-        }
-        Ok(())
-    }
-    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
-        self.below.write_at(offset, data)
-    }
-    fn flush(&self) -> Result<(), StoreError> {
-        self.below.flush()
-    }
-    fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-        self.below.discard(offset, len)
-    }
-    fn resize(&self, len: u64) -> Result<(), StoreError> {
-        self.below.resize(len)
-    }
-}
-
+/// A volume whose answers to read-ahead wait until the gate is open.
 fn gated() -> (Arc<Gate>, Arc<Volume>) {
     let disk = CrashDisk::new(BLOCKS * BLOCK, 1, CrashOptions::default());
     let session = TestSession::new(&disk);
     let gate = Arc::new(Gate::default());
-    let file = GatedFile {
-        below: session.connect(),
-        gate: gate.clone(),
-    };
+    let wait = gate.clone();
+    let file = WrappedFile::new(session.connect()).on_read(move |below, offset, buf, class| {
+        // The bytes are those of the moment of the request, however late they arrive.
+        below.read_at(offset, buf, class)?;
+        if class == ReadClass::Ahead {
+            wait.pass();
+        }
+        Ok(())
+    });
     let lies = geometry(BLOCKS * BLOCK);
     let volume = Volume::open(Arc::new(file), lies, session, VolumeOptions::default()).unwrap();
     (gate, Arc::new(volume))

@@ -11,6 +11,7 @@ use sprat_testkit::crash::{CrashDisk, CrashOptions};
 use sprat_testkit::dice::Dice;
 use sprat_testkit::memory::MemoryStore;
 use sprat_testkit::watchdog::within;
+use sprat_testkit::wrapped::WrappedFile;
 use sprat_volume::{
     Fenced, Flush, ReadOnlyOptions, ReconnectError, SessionHooks, Volume, VolumeError,
 };
@@ -89,46 +90,6 @@ fn overlay_of_a_read_only_volume_is_bounded() {
     });
 }
 
-/// A file on a disk with unreadable blocks.
-struct BadDisk {
-    file: Arc<dyn StoreFile>,
-    bad: Vec<usize>,
-    reads: Arc<AtomicU64>,
-}
-
-impl StoreFile for BadDisk {
-    fn len(&self) -> Result<u64, StoreError> {
-        self.file.len()
-    }
-    fn stat(&self) -> Result<FileStat, StoreError> {
-        self.file.stat()
-    }
-    fn read_at(&self, offset: u64, buf: &mut [u8], class: ReadClass) -> Result<(), StoreError> {
-        self.reads.fetch_add(1, Ordering::SeqCst);
-        let read = offset..offset + buf.len() as u64;
-        if self.bad.iter().any(|block| read.contains(&at(*block))) {
-            return Err(StoreError::Refused {
-                op: "read",
-                object: "x.luks".to_owned(),
-                reason: "Failure".to_owned(),
-            });
-        }
-        self.file.read_at(offset, buf, class)
-    }
-    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
-        self.file.write_at(offset, data)
-    }
-    fn flush(&self) -> Result<(), StoreError> {
-        self.file.flush()
-    }
-    fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-        self.file.discard(offset, len)
-    }
-    fn resize(&self, len: u64) -> Result<(), StoreError> {
-        self.file.resize(len)
-    }
-}
-
 #[test]
 fn unreadable_block_does_not_affect_others() {
     within(LIMIT, || {
@@ -137,11 +98,19 @@ fn unreadable_block_does_not_affect_others() {
         let file = store.create_new(&name).unwrap();
         file.write_at(0, &stamped(7).repeat(64)).unwrap();
         let reads = Arc::new(AtomicU64::new(0));
-        let bad = BadDisk {
-            file,
-            bad: vec![5, 38],
-            reads: Arc::clone(&reads),
-        };
+        let counter = Arc::clone(&reads);
+        let bad = WrappedFile::new(file).on_read(move |below, offset, buf, class| {
+            counter.fetch_add(1, Ordering::SeqCst);
+            let read = offset..offset + buf.len() as u64;
+            if [5, 38].iter().any(|block| read.contains(&at(*block))) {
+                return Err(StoreError::Refused {
+                    op: "read",
+                    object: "x.luks".to_owned(),
+                    reason: "Failure".to_owned(),
+                });
+            }
+            below.read_at(offset, buf, class)
+        });
         let session = TestSession::new(&kind_disk());
         let dir = tempfile::tempdir().unwrap();
         // The session's other connections lead to an intact disk.

@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use sprat_store::{FileStat, ReadClass, StoreError, StoreFile};
+use sprat_store::{StoreError, StoreFile};
 use sprat_testkit::crash::CrashDisk;
 use sprat_testkit::fault::{FaultFile, FaultPlan};
+use sprat_testkit::wrapped::WrappedFile;
 use sprat_volume::{
     Fenced, Geometry, ReconnectError, SessionHooks, Volume, VolumeError, VolumeOptions,
 };
@@ -21,10 +22,14 @@ pub const BLOCK: usize = 4096;
 /// The longest time for any one test body: a hang is a failure.
 pub const LIMIT: Duration = Duration::from_secs(100);
 
+/// What a test makes of each connection's file.
+pub type Wrap = dyn Fn(Arc<dyn StoreFile>) -> Arc<dyn StoreFile> + Send + Sync;
+
 /// A session over a [`CrashDisk`] that checks what the volume promises to it.
 pub struct TestSession {
     disk: CrashDisk,
     faults: Option<Arc<FaultPlan>>,
+    wrap: Option<Box<Wrap>>,
     noted: Arc<Mutex<BTreeSet<u64>>>,
     pub lock_checks: AtomicU64,
     pub reconnects: AtomicU64,
@@ -41,9 +46,26 @@ impl TestSession {
     }
 
     pub fn with_faults(disk: &CrashDisk, faults: Option<Arc<FaultPlan>>) -> Arc<Self> {
+        Self::with(disk, faults, None)
+    }
+
+    /// A session that wraps the file of each connection.
+    pub fn wrapping(
+        disk: &CrashDisk,
+        wrap: impl Fn(Arc<dyn StoreFile>) -> Arc<dyn StoreFile> + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        Self::with(disk, None, Some(Box::new(wrap)))
+    }
+
+    fn with(
+        disk: &CrashDisk,
+        faults: Option<Arc<FaultPlan>>,
+        wrap: Option<Box<Wrap>>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             disk: disk.clone(),
             faults,
+            wrap,
             noted: Arc::default(),
             lock_checks: AtomicU64::new(0),
             reconnects: AtomicU64::new(0),
@@ -61,10 +83,24 @@ impl TestSession {
             Some(plan) => Arc::new(FaultFile::new(below, plan.clone())),
             None => below,
         };
-        Arc::new(NotedFile {
-            below,
-            noted: self.noted.clone(),
-        })
+        let noted = self.noted.clone();
+        let checked = WrappedFile::new(below).on_write(move |below, offset, data| {
+            let first = offset / BLOCK as u64;
+            let mut blocks = first..first + (data.len() / BLOCK) as u64;
+            {
+                let noted = noted.lock().unwrap();
+                assert!(
+                    blocks.all(|block| noted.contains(&block)),
+                    "{} bytes at {offset} are not noted",
+                    data.len()
+                );
+            }
+            below.write_at(offset, data)
+        });
+        match &self.wrap {
+            Some(wrap) => wrap(Arc::new(checked)),
+            None => Arc::new(checked),
+        }
     }
 
     /// The byte ranges that were recorded and not resolved since.
@@ -125,52 +161,6 @@ impl SessionHooks for TestSession {
 
     fn old_server_dead(&self) -> bool {
         self.server_dead.load(Ordering::SeqCst)
-    }
-}
-
-/// Asserts that nothing is written that was not recorded before.
-struct NotedFile {
-    below: Arc<dyn StoreFile>,
-    noted: Arc<Mutex<BTreeSet<u64>>>,
-}
-
-impl StoreFile for NotedFile {
-    fn len(&self) -> Result<u64, StoreError> {
-        self.below.len()
-    }
-    fn stat(&self) -> Result<FileStat, StoreError> {
-        self.below.stat()
-    }
-    fn read_at(&self, offset: u64, buf: &mut [u8], class: ReadClass) -> Result<(), StoreError> {
-        self.below.read_at(offset, buf, class)
-    }
-    fn read_parts_at(
-        &self,
-        parts: &mut [(u64, &mut [u8])],
-        class: ReadClass,
-    ) -> Result<(), StoreError> {
-        self.below.read_parts_at(parts, class)
-    }
-    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
-        let first = offset / BLOCK as u64;
-        let blocks = first..first + (data.len() / BLOCK) as u64;
-        {
-            let noted = self.noted.lock().unwrap();
-            assert!(
-                blocks.clone().all(|block| noted.contains(&block)),
-                "{blocks:?} not recorded"
-            );
-        }
-        self.below.write_at(offset, data)
-    }
-    fn flush(&self) -> Result<(), StoreError> {
-        self.below.flush()
-    }
-    fn discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-        self.below.discard(offset, len)
-    }
-    fn resize(&self, len: u64) -> Result<(), StoreError> {
-        self.below.resize(len)
     }
 }
 
