@@ -1,6 +1,6 @@
 //! The log that `SPRAT_LOG` asks for: what it shows, and that no secret is in it.
 
-use sprat_testkit::machine::{CONTAINER, TestMachine, Ran};
+use sprat_testkit::machine::{CONTAINER, Ran, TestMachine};
 use sprat_testkit::{needs, requires};
 
 /// Runs a command with a log at `level`.
