@@ -52,7 +52,10 @@ fn restore_with_delete_never_deletes_the_container() {
         vec!["all", "--to", "/", "--delete", "--dry-run"],
     ] {
         let said = restore(&machine, &to).failed_with(2);
-        assert!(said.contains("the container file [DIR]/store/x.luks"), "{said}");
+        assert!(
+            said.contains("the container file [DIR]/store/x.luks"),
+            "{said}"
+        );
         assert!(said.contains("Nothing was changed"), "{said}");
         assert!(machine.path(CONTAINER).exists(), "{to:?}");
         assert!(machine.path("store/later").exists(), "{to:?}");
