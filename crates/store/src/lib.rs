@@ -1,6 +1,6 @@
 //! Reads and writes the bytes of one remote file, and manages the folder it is in.
 //!
-//! Above: `volume` (block path) and the session in `cli` (header, lock, set-up). Below: the local
+//! Above: `volume` (block path) and `session` (header, lock, set-up). Below: the local
 //! file system, or the system's `ssh` with SFTP to a server.
 //!
 //! Always true:

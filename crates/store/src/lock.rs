@@ -88,7 +88,7 @@ pub struct Lock {
     lists: Mutex<Vec<FileName>>,
     /// Another copy of this process has the same token.
     has_twin: AtomicBool,
-    #[expect(dead_code, reason = "held, not read")]
+    #[expect(dead_code, reason = "kept, not read")]
     busy: LockBusy,
     journal: WriteJournal,
 }

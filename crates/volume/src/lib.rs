@@ -1,7 +1,7 @@
 //! Turns one remote file into a block device that acknowledges writes from memory and keeps their
 //! order.
 //!
-//! Above: the FUSE edge and the volume process in `cli`. Below: `store`.
+//! Above: the FUSE edge and the volume process in `session`. Below: `store`.
 //!
 //! - Deciding, without I/O: `plan`, with `epoch` and `flush_window`.
 //! - Writing: `send` sends runs, `batched_flush` small epochs with their fsync, `flush` makes them

@@ -321,7 +321,7 @@ fn release_after_a_takeover_reports_no_success() {
 fn session_that_lost_its_lease_answers_only_the_takeover() {
     let (store, here, there) = (MemoryStore::new(), host(), host());
     let lock = take(&store, &record(here.path())).unwrap();
-    assert!(!lock.answer(&store).unwrap(), "nobody asks");
+    assert!(!lock.answer(&store).unwrap(), "no takeover waits");
     lock.verify(&store).unwrap();
     let theirs = record(there.path());
     let other = Lock::take_over(&store, &container(), &theirs, owner()).unwrap();

@@ -143,7 +143,7 @@ fn each_shell_punches_exactly_the_ranges_of_an_oddly_named_file() {
 #[test]
 fn hole_is_punched_only_with_the_lock_there_and_no_next_one() {
     requires!(no_puncher());
-    for change in ["removed", "followed", "made anew by another session"] {
+    for change in ["removed", "followed", "created again by another session"] {
         let place = Place::new("x.luks", 4);
         let mut puncher = place.start(&["sh"]).unwrap();
         puncher.punch(&one(0..BLOCK)).unwrap();

@@ -57,7 +57,7 @@ fn lease_garbled_later_stays_with_its_machine() {
         fn(&DisturbedStore, &Lock) -> Result<(), LockError>,
     );
     let cases: [Case; 3] = [
-        ("a look", 0, |store, lock| {
+        ("a check", 0, |store, lock| {
             garble(&store.below, &lock.file());
             lock.verify(store)
         }),

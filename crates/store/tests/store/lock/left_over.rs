@@ -129,7 +129,7 @@ fn session_knows_whether_another_machine_had_the_lock_since() {
     };
     assert!(!is_own());
     let lock = take(&store, &mine).unwrap();
-    assert!(!lock.follows_own(), "nobody was there");
+    assert!(!lock.follows_own(), "no other machine had it");
     // It dies.
     drop(lock);
     assert!(is_own());

@@ -239,7 +239,7 @@ fn change_between_creation_and_second_check_is_detected() {
         ("the lease below is gone", |store| {
             store.remove(&lock_file(FIRST)).unwrap();
         }),
-        ("the lease below is held again", |store| {
+        ("the lease below is in use again", |store| {
             change(store, FIRST, "\"free\":true", "\"free\":false");
         }),
     ];
@@ -265,7 +265,7 @@ fn change_between_creation_and_second_check_is_detected() {
                 "{what}: {refused:?}"
             );
         }
-        if what.contains("held again") {
+        if what.contains("in use again") {
             // The withdrawn lease must not hide it.
             assert_eq!(held(&store).unwrap().waits_for, [FIRST], "{what}");
         }
@@ -472,10 +472,10 @@ fn change_while_a_lease_is_reacquired_is_detected() {
         ("another's content in our file", |store| {
             change(store, FIRST + 1, "\"attempt\":\"", "\"attempt\":\"0");
         }),
-        ("ours was renewed by somebody", |store| {
+        ("ours was renewed by another process", |store| {
             change(store, FIRST + 1, "\"renewed\":0", "\"renewed\":1");
         }),
-        ("the one before was given back", |store| {
+        ("the one before was released", |store| {
             change(store, FIRST, "\"free\":false", "\"free\":true");
         }),
         ("the one before was renewed by a copy", |store| {
