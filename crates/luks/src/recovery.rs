@@ -28,7 +28,7 @@ pub struct RecoveryKey(Zeroizing<String>);
 #[non_exhaustive]
 pub enum RecoveryKeyError {
     /// Too few or too many characters.
-    #[error("a recovery key has {CHARACTERS} characters besides dashes; these are {found}")]
+    #[error("a recovery key has {CHARACTERS} characters without its dashes; these are {found}")]
     Length { found: usize },
     /// A character that no recovery key has.
     #[error(

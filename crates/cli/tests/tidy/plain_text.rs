@@ -65,14 +65,26 @@ fn every_file_that_a_page_names_exists() {
 }
 
 /// Words of a dialect that readers had to learn. docs/glossary.md has the words to use.
-const DIALECT: &str = "tell, tells, told, telling, look, looks, looked, looking, anew, whoever, settle, \
+const DIALECT: &str = "tells, told, telling, look, looks, looked, looking, anew, whoever, settle, \
     settles, settled, unsettled, crew, besides, surely, suspects, hears, dear, lengthen, lengthens, \
     lengthened, wholeness, nobody any more, without a word, by hand, lost line, lost lines, \
     line is lost, line that is lost, lines are lost, line is away, slow line, over the line, \
     on the line, cross the line, crosses the line";
 
 /// The files and folders whose text is plain: Markdown, and the string literals of Rust code.
-const PLAIN: [&str; 4] = ["README.md", "CONTRIBUTING.md", "docs", "crates/volume/src"];
+const PLAIN: [&str; 8] = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs",
+    "crates/snapshot/src",
+    "crates/attach/src",
+    "crates/luks/src",
+    "crates/volume/src",
+    "crates/store/src",
+];
+
+/// A file of which the literals are a shell's script, with words of its own.
+const SCRIPT: &str = "crates/store/src/sftp/punch.rs";
 
 /// The prose of a Markdown text by lines: without fenced blocks, code in back-quotes, and the
 /// tables that `make bench` writes.
@@ -165,7 +177,7 @@ fn dialect_in(line: &str) -> Vec<&'static str> {
 fn text_for_readers_has_no_word_of_a_dialect() {
     let mut findings = Vec::new();
     for path in files() {
-        if !PLAIN.iter().any(|plain| path.starts_with(plain)) {
+        if !PLAIN.iter().any(|plain| path.starts_with(plain)) || path.ends_with(SCRIPT) {
             continue;
         }
         let lines = match path.extension().and_then(|end| end.to_str()) {
