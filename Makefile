@@ -1,4 +1,4 @@
-# What one does with this repository; `make` alone lists it.
+# What to do with this repository. `make` alone lists it.
 .DEFAULT_GOAL := help
 .PHONY: help build try test test-vm vm-shell lint audit torture bench install clean
 
@@ -13,7 +13,7 @@ install: ## the release binary into /usr/local/bin, as root or through sudo
 	@$(MAKE) --no-print-directory build
 	@bash -c '. scripts/env.sh && as_root install -m 755 "$$TARGET_DIR/release/sprat" /usr/local/bin/sprat'
 
-try: ## back up a real folder and get it back: [DIR=/usr/share/doc]; leaves nothing behind
+try: ## back up a real folder and restore it: [DIR=/usr/share/doc]; leaves nothing behind
 	@scripts/try "$(DIR)"
 
 test: ## every test, those in the VM too (needs root or sudo; installs what is missing)
@@ -33,10 +33,10 @@ audit: ## known advisories against our dependencies (needs the network)
 	@scripts/install build lint
 	@bash -c '. scripts/env.sh && cargo deny --locked check advisories'
 
-torture: ## kill -9, lost lines, power cuts and strikes at each command, 100 rounds (hours): [ROUNDS=100] [SEED=N] [ONLY=hostile|lease|line|power|state|strikes|vm]
+torture: ## kill -9, lost connections, power cuts and strikes at each command, 100 rounds (hours): [ROUNDS=100] [SEED=N] [ONLY=hostile|lease|line|power|state|strikes|vm]
 	@SPRAT_TORTURE_ROUNDS="$(or $(ROUNDS),100)" SPRAT_TORTURE_SEED="$(SEED)" SPRAT_STRIKES=200 SPRAT_TRIM_MIB=800 scripts/test --no-capture -E '(binary(torture) & test(/^$(ONLY)/))$(if $(filter-out vm,$(ONLY)),, | (binary(vm) & test(/^(power|grow)::/)))$(if $(filter-out state,$(ONLY)),, | test(/^old_data::/))$(if $(filter-out lease,$(ONLY)),, | binary(torture_lease) | test(/sleepers::/) | test(takeover_of_scattered))$(if $(ONLY),, | test(/^trim::/) | test(/^recovery::/) | test(come_back_identical) | test(/^lives::/) | test(attributes_of_random) | test(damage_in_a_random) | test(prune_before_the_heal))'
 
-bench: ## sprat beside other tools on slow lines: [QUICK=1] [LINES= LOADS= TOOLS= MEASURES= WORK= WRITE=1] [MICRO=1] [MODES=1] [TRIM=1]
+bench: ## sprat beside other tools on slow connections: [QUICK=1] [LINES= LOADS= TOOLS= MEASURES= WORK= WRITE=1] [MICRO=1] [MODES=1] [TRIM=1]
 	@MODES="$(MODES)" QUICK="$(QUICK)" BENCH_LINES="$(LINES)" LOADS="$(LOADS)" TOOLS="$(TOOLS)" MEASURES="$(MEASURES)" WORK="$(WORK)" WRITE="$(WRITE)" MICRO="$(MICRO)" TRIM="$(TRIM)" bench/bench
 
 clean: ## what was built
