@@ -249,7 +249,7 @@ fn truncated_container() {
     sprat: job home failed
     Caused by:
       1: truncated container: 10485760 bytes long, at least 16781312 needed
-    Hint: nothing was changed. Don't write to the file; look for a copy of it on the server
+    Hint: nothing was changed. Don't write to the file. Search the server for an intact copy of it
     ");
 }
 
@@ -466,7 +466,7 @@ fn no_fuse_and_no_loop_devices() {
     Caused by:
       1: no FUSE here: /dev/fuse doesn't exist
       2: No such file or directory (os error 2)
-    Hint: `sprat doctor` tells what this machine lacks
+    Hint: `sprat doctor` reports what this machine lacks
     ");
     assert_snapshot!(bare("mknod -m 666 /dev/fuse c 10 229").failed_with(1), @r"
     exit 1
@@ -475,7 +475,7 @@ fn no_fuse_and_no_loop_devices() {
     Caused by:
       1: no loop device to be had: /dev/loop-control doesn't exist (module loop not loaded, or a container without it)
       2: No such file or directory (os error 2)
-    Hint: `sprat doctor` tells what this machine lacks
+    Hint: `sprat doctor` reports what this machine lacks
     ");
 }
 
@@ -506,7 +506,7 @@ fn a_root_that_is_no_mount_point() {
     Caused by:
       1: can't make a mount namespace
       2: the root of this process is no mount point: it runs in a chroot
-    Hint: its folder must be one: mount --bind FOLDER FOLDER, before the chroot; finished snapshots are unharmed
+    Hint: the chroot directory must be a mount point: run mount --bind FOLDER FOLDER before the chroot. Finished snapshots are unharmed
     ");
     let doctor = within("true", &["doctor", "--json"]).json();
     let found = doctor["findings"].as_array().unwrap().iter();

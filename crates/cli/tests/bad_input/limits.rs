@@ -53,7 +53,7 @@ fn server_disk_full_during_init_leaves_nothing() {
     sprat: the server's disk is full
     Caused by:
       #: write [DIR]/store/x.luks.new-#: no space left (# bytes available)
-    Hint: what init had made on the server was removed. finished snapshots are unharmed. Make room on the server; where NAME.luks.reserve lies there, `sprat prune` works on a full disk, too. Then run the same command again: it goes on where it stopped. The new key file [DIR]/config/keys/x.key is kept; the next init uses it
+    Hint: what init had made on the server was removed. finished snapshots are unharmed. Make room on the server. If NAME.luks.reserve is there, `sprat prune` works on a full disk, too. Then run the same command again: it continues where it stopped. The new key file [DIR]/config/keys/x.key is kept; the next init uses it
     ");
     assert_eq!(without_leases(&machine), 0);
     disk.remount("size=200m");
@@ -79,7 +79,7 @@ fn full_server_disk_damages_no_snapshot_and_next_run_succeeds() {
     Caused by:
       #: the server's disk is full
       #: write [DIR]/store/x.luks: no space left (# bytes available)
-    Hint: finished snapshots are unharmed. Make room on the server; where NAME.luks.reserve lies there, `sprat prune` works on a full disk, too. Then run the same command again: it goes on where it stopped
+    Hint: finished snapshots are unharmed. Make room on the server. If NAME.luks.reserve is there, `sprat prune` works on a full disk, too. Then run the same command again: it continues where it stopped
     ");
     machine.nothing_is_left();
     // Still full: reading works.

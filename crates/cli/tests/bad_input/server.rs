@@ -19,7 +19,7 @@ fn unknown_host_key_is_refused() {
     sprat: job home failed
     Caused by:
       1: host key of 127.0.0.1 not accepted: No ED25519 host key is known for [127.0.0.1]:[PORT] and you have requested strict checking.; Host key verification failed. (ssh ended with status 255)
-    Hint: nothing was sent. Get the fingerprint of the server's key by another way (its provider, its console) and compare it. Only where it is the same: for a server that is new here, log in once with `ssh HOST`; for one whose key was changed, remove the old key first (`ssh-keygen -R HOST`). If nobody can say why it changed, don't go on: somebody else may answer
+    Hint: nothing was sent. Get the fingerprint of the server's key in another way (its provider, its console) and compare it. If it is the same: for a server that is new here, log in once with `ssh HOST`; for one whose key was changed, remove the old key first (`ssh-keygen -R HOST`). If nobody knows why it changed, stop: somebody else may answer
     ");
 }
 

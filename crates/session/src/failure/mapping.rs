@@ -55,14 +55,14 @@ fn store_hint(kind: StoreErrorKind) -> Option<&'static str> {
              makes no folders on a server"
         }
         StoreErrorKind::NoSpace => {
-            "finished snapshots are unharmed. Make room on the server; where NAME.luks.reserve lies \
-             there, `sprat prune` works on a full disk, too. Then run the same command again: it goes \
-             on where it stopped"
+            "finished snapshots are unharmed. Make room on the server. If NAME.luks.reserve is \
+             there, `sprat prune` works on a full disk, too. Then run the same command again: it \
+             continues where it stopped"
         }
         StoreErrorKind::ReadOnly => {
-            "finished snapshots are unharmed. The server's file system is mounted read-only; a kernel does \
-             that by itself after an error of the disk. Look there (dmesg, mount) before the next backup. \
-             `restore` and `mount` work as it is"
+            "finished snapshots are unharmed. The server's file system is mounted read-only. A \
+             kernel does that by itself after a disk error. Check the server (dmesg, mount) \
+             before the next backup. `restore` and `mount` still work"
         }
         StoreErrorKind::PermissionDenied => {
             "nothing was changed. Check who owns the folder and whether the account may write; \
@@ -72,11 +72,11 @@ fn store_hint(kind: StoreErrorKind) -> Option<&'static str> {
             "sprat opens regular files only and never follows a link on the server"
         }
         StoreErrorKind::Truncated => {
-            "the file on the server is shorter than it was; don't write to it. Look for a copy \
-             on the server's side"
+            "the file on the server is shorter than it was. Don't write to it. Search the server \
+             for an intact copy"
         }
         StoreErrorKind::Disconnected => {
-            "finished snapshots are unharmed. Run the same command again: it goes on where it \
+            "finished snapshots are unharmed. Run the same command again: it continues where it \
              stopped"
         }
         StoreErrorKind::Elsewhere => {
@@ -97,10 +97,11 @@ fn store_hint(kind: StoreErrorKind) -> Option<&'static str> {
              passphrase works only from an agent (ssh-add), which a timer does not have: make one without"
         }
         StoreErrorKind::HostKey => {
-            "nothing was sent. Get the fingerprint of the server's key by another way (its provider, its \
-             console) and compare it. Only where it is the same: for a server that is new here, log in once \
-             with `ssh HOST`; for one whose key was changed, remove the old key first (`ssh-keygen -R HOST`). \
-             If nobody can say why it changed, don't go on: somebody else may answer"
+            "nothing was sent. Get the fingerprint of the server's key in another way (its \
+             provider, its console) and compare it. If it is the same: for a server that is new \
+             here, log in once with `ssh HOST`; for one whose key was changed, remove the old \
+             key first (`ssh-keygen -R HOST`). If nobody knows why it changed, stop: somebody \
+             else may answer"
         }
         _ => return None,
     })
@@ -167,45 +168,46 @@ fn luks_hint(error: &LuksError) -> Option<&'static str> {
     Some(match error {
         LuksError::NotLuks => "nothing was changed. Check the path: that file is no container",
         LuksError::Luks1 | LuksError::KernelOnly { .. } => {
-            "nothing was changed. Use it where the kernel has dm-crypt (`sprat doctor` tells), \
-             without --mode user"
+            "nothing was changed. Use it on a machine whose kernel has dm-crypt (`sprat doctor` \
+             reports it), without --mode user"
         }
         LuksError::Unsupported { .. } => {
-            "nothing was changed. cryptsetup itself may open it, where the kernel has dm-crypt"
+            "nothing was changed. cryptsetup itself may open it, if the kernel has dm-crypt"
         }
         LuksError::WrongSecret { .. } => {
             "nothing was changed. Check which key file or passphrase belongs to this container; \
              the recovery key on the sheet opens it too, given as a passphrase"
         }
         LuksError::HeaderDamaged { .. } => {
-            "the data may be whole, only its header is not: nothing was changed. Restore a header \
-             backup, if you have one"
+            "nothing was changed. The header is damaged, the data may be intact. Restore a \
+             header backup, if you have one"
         }
         LuksError::Truncated { .. } => {
-            "nothing was changed. Don't write to the file; look for a copy of it on the server"
+            "nothing was changed. Don't write to the file. Search the server for an intact copy \
+             of it"
         }
         LuksError::Pin {
             field: "fingerprint",
             ..
         } => {
-            "nothing was sent and no key was used. Compare what was typed with the sheet. If it is \
-             right, somebody changed the container on the server, or it is another one: find out \
-             before you go on"
+            "nothing was sent and no key was used. Compare what was typed with the sheet. If it \
+             is right, somebody changed the container on the server, or it is another one. Find \
+             out which before you continue"
         }
         LuksError::Pin { .. } | LuksError::Refused { .. } | LuksError::Invalid { .. } => {
             "nothing was sent and no key was used. Somebody changed the container on the server, \
-             or it is another one: find out before you go on"
+             or it is another one. Find out which before you continue"
         }
         LuksError::OlderHeader { .. } => {
-            "nothing was sent and no key was used. The server shows a header that was replaced, and \
-             removed keys may open it; or another machine put a kept one back. Find out which; then \
-             `sprat key header-restore` puts the one that this machine keeps back, in a way that \
-             every machine accepts"
+            "nothing was sent and no key was used. The server shows a header that was replaced, \
+             and removed keys may open it. Or another machine wrote back a kept one. Find out \
+             which. Then `sprat key header-restore` writes back the header that this machine \
+             keeps, so that every machine accepts it"
         }
         LuksError::Sequence { .. } => {
             "nothing was sent and no key was used. Somebody changed the header on the server, so \
-             that a later change of keys would make removed keys count again. `sprat key \
-             header-restore` puts the header back that this machine keeps"
+             that a later change of keys would make removed keys valid again. `sprat key \
+             header-restore` writes back the header that this machine keeps"
         }
         LuksError::KdfTooCostly { .. } => {
             "nothing was changed. The server may have changed the header to exhaust this machine"
@@ -228,8 +230,8 @@ impl Failure {
         let failure = Self::from(error);
         match error {
             LuksError::Luks1 | LuksError::KernelOnly { .. } => failure.with_hint(
-                "nothing was changed. Backups work where the kernel has dm-crypt; its keys and its \
-                 header are cryptsetup's to change: luksAddKey, luksRemoveKey, luksHeaderBackup, on \
+                "nothing was changed. Backups work if the kernel has dm-crypt. Change its keys \
+                 and its header with cryptsetup: luksAddKey, luksRemoveKey, luksHeaderBackup, on \
                  the server's file while no backup runs",
             ),
             _ => failure,
@@ -261,14 +263,14 @@ impl From<&LockError> for Failure {
             ),
             LockError::HeldElsewhere { .. } => (
                 Exit::Locked,
-                "nothing was changed. If the machine that holds it is dead, asleep or lost, run \
-                 `sprat unlock`: it takes the container over as soon as nothing of that session can \
-                 arrive any more. Where the account may only read, restore with --ignore-lock",
+                "nothing was changed. If the other machine is dead, asleep or lost, run `sprat \
+                 unlock`. It takes the container over when nothing of that session can arrive \
+                 any more. If the account may only read, restore with --ignore-lock",
             ),
             LockError::Waiting { .. } => (
                 Exit::Locked,
                 "nothing was changed. Run `sprat unlock`: it waits until nothing of that session \
-                 can arrive any more. Where the account may only read, restore with --ignore-lock",
+                 can arrive any more. If the account may only read, restore with --ignore-lock",
             ),
             LockError::Unlisted { .. } => (
                 Exit::Failed,
@@ -279,39 +281,40 @@ impl From<&LockError> for Failure {
                 Exit::Damaged,
                 match unused {
                     true => {
-                        "nothing was sent to the container. No other session wrote there: a server that \
-                         garbles one file may garble others. Find out what is wrong with it or its disk, \
-                         then run `sprat check --read-data`"
+                        "nothing was sent to the container. No other session wrote there: a \
+                         server that damages one file may damage others. Find out what is wrong \
+                         with it or its disk, then run `sprat check --read-data`"
                     }
                     false => {
-                        "nothing more is sent. No other session wrote there: a server that garbles one \
-                         file may have garbled what this session sent, too. Find out what is wrong with \
-                         it or its disk, then run `sprat check --read-data` before the next backup"
+                        "nothing more is sent. No other session wrote there: a server that \
+                         damages one file may have damaged what this session sent, too. Find out \
+                         what is wrong with it or its disk, then run `sprat check --read-data` \
+                         before the next backup"
                     }
                 },
             ),
             LockError::Lost { .. } => (
                 Exit::Locked,
-                "nothing more is sent. What was on its way may have arrived after the other session \
-                 began: each later run compares what that one wrote, and reports it. Find out who \
-                 took the lock, then run the same command again",
+                "nothing more is sent. What was on its way may have arrived after the other \
+                 session began. Each later run compares what that session wrote, and reports \
+                 differences. Find out who took the lock, then run the same command again",
             ),
             LockError::TakenMeanwhile { .. } => (
                 Exit::Locked,
-                "what was read may be a mixture of two states, and so may files be that were \
-                 restored by now; nothing on the server was changed by this session. Run the same \
-                 command again once the other session has ended",
+                "what was read may be a mixture of two states. So may files that were already \
+                 restored. This session changed nothing on the server. Run the same command \
+                 again when the other session has ended",
             ),
             LockError::Disturbed { .. } => (
                 Exit::Locked,
-                "what was read may be a mixture of two states, and so may files be that were \
-                 restored by now; nothing on the server was changed by this session. Run the same \
-                 command again",
+                "what was read may be a mixture of two states. So may files that were already \
+                 restored. This session changed nothing on the server. Run the same command \
+                 again",
             ),
             LockError::Renewed { .. } => (
                 Exit::Locked,
-                "nothing was changed. Stop the session that holds it, or use --force if you know \
-                 that it can't write any more",
+                "nothing was changed. Stop that session, or use --force if you know that it \
+                 can't write any more",
             ),
             _ => (Exit::Failed, "finished snapshots are unharmed"),
         };
@@ -356,15 +359,15 @@ impl From<&VolumeError> for Failure {
         let (exit, hint) = match error {
             VolumeError::Short { .. } => (
                 Exit::Damaged,
-                Some("nothing was changed. Look for a whole copy of the file on the server"),
+                Some("nothing was changed. Search the server for a complete copy of the file"),
             ),
             VolumeError::CacheDiffers { .. } => (
                 Exit::Damaged,
                 Some(
-                    "nothing was written. The server shows other data than this machine left there: \
-                     its disk is damaged, it lost what it had called durable, or it shows an older \
-                     copy. What was kept of the container here is dropped. `sprat check --read-data` \
-                     says which files are damaged",
+                    "nothing was written. The server shows other data than this machine left \
+                     there: its disk is damaged, it lost what it had reported as durable, or it \
+                     shows an older copy. The local cache of the container is discarded. `sprat \
+                     check --read-data` reports which files are damaged",
                 ),
             ),
             VolumeError::ForeignWrite { .. } => (
@@ -377,11 +380,12 @@ impl From<&VolumeError> for Failure {
             VolumeError::LostDurable { .. } => (
                 Exit::Damaged,
                 Some(
-                    "nothing more was sent. The server answered that these bytes are on its disk, and \
-                     now they aren't: it lost power with a cache that keeps nothing, or was put back to \
-                     an older state. What was written in the last minutes before that is damaged or \
-                     gone, snapshots too. Find out what happened to the server, then run `sprat check \
-                     --read-data` before the next backup",
+                    "nothing more was sent. The server answered that these bytes are on its \
+                     disk, and now they are not. Either it lost power with a cache that keeps \
+                     nothing, or it was reset to an older state. What was written in the last \
+                     minutes before that is damaged or gone, snapshots too. Find out what \
+                     happened to the server, then run `sprat check --read-data` before the next \
+                     backup",
                 ),
             ),
             VolumeError::Overlay { .. } | VolumeError::OverlayFull { .. } => (
@@ -391,8 +395,8 @@ impl From<&VolumeError> for Failure {
             VolumeError::Cache { .. } => (
                 Exit::Failed,
                 Some(
-                    "nothing on the server was changed. The local cache would be out of date after \
-                     this run: remove the container's folder in the cache folder by hand \
+                    "nothing on the server was changed. The local cache would be out of date \
+                     after this run. Remove the container's folder in the cache folder \
                      (/var/cache/sprat, or what --cache-dir says), then run the command again",
                 ),
             ),
@@ -430,15 +434,15 @@ impl From<&AttachError> for Failure {
                  again",
             ),
             AttachError::NoFuse { .. } | AttachError::NoLoop { .. } => {
-                Some("`sprat doctor` tells what this machine lacks")
+                Some("`sprat doctor` reports what this machine lacks")
             }
             AttachError::NoDmCrypt { .. } => Some(
-                "nothing was changed. Leave --mode out: user mode opens and writes the same \
-                 container format",
+                "nothing was changed. Omit --mode: user mode opens and writes the same container \
+                 format",
             ),
             AttachError::RootNotMounted => Some(
-                "its folder must be one: mount --bind FOLDER FOLDER, before the chroot; finished \
-                 snapshots are unharmed",
+                "the chroot directory must be a mount point: run mount --bind FOLDER FOLDER \
+                 before the chroot. Finished snapshots are unharmed",
             ),
             AttachError::CryptMap { .. } => Some(
                 "finished snapshots are unharmed. `--mode user` does without the kernel's dm-crypt",
