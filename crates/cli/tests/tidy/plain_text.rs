@@ -72,7 +72,7 @@ const DIALECT: &str = "tells, told, telling, look, looks, looked, looking, anew,
     on the line, cross the line, crosses the line";
 
 /// The files and folders whose text is plain: Markdown, and the string literals of Rust code.
-const PLAIN: [&str; 7] = [
+const PLAIN: [&str; 8] = [
     "README.md",
     "CONTRIBUTING.md",
     "docs",
@@ -80,7 +80,11 @@ const PLAIN: [&str; 7] = [
     "crates/snapshot/src",
     "crates/luks/src",
     "crates/volume/src",
+    "crates/store/src",
 ];
+
+/// Its literals are a shell's script, with words of its own.
+const SCRIPT: &str = "crates/store/src/sftp/punch.rs";
 
 /// The prose of a Markdown text by lines: without fenced blocks, code in back-quotes, and the
 /// tables that `make bench` writes.
@@ -173,7 +177,7 @@ fn dialect_in(line: &str) -> Vec<&'static str> {
 fn text_for_readers_has_no_word_of_a_dialect() {
     let mut findings = Vec::new();
     for path in files() {
-        if !PLAIN.iter().any(|plain| path.starts_with(plain)) {
+        if !PLAIN.iter().any(|plain| path.starts_with(plain)) || path.ends_with(SCRIPT) {
             continue;
         }
         let lines = match path.extension().and_then(|end| end.to_str()) {
