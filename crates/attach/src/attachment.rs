@@ -11,16 +11,17 @@ use crate::fuse_file::DetachedMount;
 use crate::loop_device::LoopDevice;
 use crate::{AttachError, BLOCK_BYTES, CryptMapping, MountOptions, ext4, mounts, sys};
 
-/// How long an unmount waits for the last user of the file system: a program that was just killed
-/// still closes its files.
+/// How long an unmount waits for the last user of the file system. A program that was just killed is
+/// still closing its files.
 const BUSY_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// How to attach.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct AttachOptions {
-    /// Read-ahead of the loop device in bytes; the file system on it takes it over. The kernel's
-    /// 128 KiB would make a sequential read of a remote volume one round trip per 128 KiB.
+    /// Read-ahead of the loop device in bytes. The file system on it uses the same. With the kernel's
+    /// default of 128 KiB a sequential read of a remote volume would cost one round trip for each 128
+    /// KiB.
     pub read_ahead_bytes: u64,
 }
 
@@ -32,13 +33,14 @@ impl Default for AttachOptions {
     }
 }
 
-/// A volume on its way to being a mounted file system, seen from the worker.
+/// The attachment of a volume, as the worker makes it.
 ///
-/// Order: [`begin`](Self::begin); send the FUSE descriptor to the volume process and close the own
-/// copy; [`attach_loop`](Self::attach_loop); in kernel mode [`map`](Self::map); then `make_file_system` or [`mount`](Self::mount);
-/// at last [`unmount`](Self::unmount) or [`leave_mounted`](Self::leave_mounted). Dropped (or its
-/// process killed) before the mount, everything goes by itself; after it, the mount keeps the rest
-/// alive until the mount goes, be it with its namespace.
+/// The order of calls: [`begin`](Self::begin); then send the FUSE descriptor to the volume process and
+/// close our copy; [`attach_loop`](Self::attach_loop); in kernel mode [`map`](Self::map); then
+/// `make_file_system` or [`mount`](Self::mount); finally [`unmount`](Self::unmount) or
+/// [`leave_mounted`](Self::leave_mounted). If this is dropped, or its process killed, before the mount,
+/// everything is removed. After the mount, the mount keeps the rest alive until it ends, with its
+/// namespace or before.
 #[derive(Debug)]
 pub struct Attachment {
     options: AttachOptions,
@@ -47,9 +49,9 @@ pub struct Attachment {
 
 #[derive(Debug)]
 enum Stage {
-    /// The FUSE file system exists; nobody may serve it yet.
+    /// The FUSE file system exists. It need not be served yet.
     Begun(DetachedMount),
-    /// The loop device holds the FUSE file, and with it the FUSE file system.
+    /// The loop device has the FUSE file open, which keeps the FUSE file system alive.
     Looped {
         device: LoopDevice,
         map: Option<CryptMap>,
@@ -58,20 +60,21 @@ enum Stage {
 }
 
 impl Attachment {
-    /// Makes a FUSE mount over `fuse` that no path leads to. Doesn't wait for the server.
+    /// Creates a FUSE mount over `fuse` that no path leads to. Doesn't wait for the server.
     pub fn begin(fuse: BorrowedFd<'_>, options: AttachOptions) -> Result<Self, AttachError> {
         let stage = Stage::Begun(DetachedMount::new(fuse)?);
         Ok(Self { options, stage })
     }
 
-    /// Puts a loop device with blocks of 4096 bytes and direct I/O on the FUSE file; waits until
-    /// the volume process serves it.
+    /// Sets a loop device with blocks of 4096 bytes and direct I/O on the FUSE file. Waits until the
+    /// volume process serves it.
     ///
-    /// This process's copy of the FUSE descriptor must be closed by now: while it is open, the
-    /// death of the volume process goes unnoticed and this call hangs.
+    /// This process's copy of the FUSE descriptor must be closed before. While it is open, the kernel
+    /// doesn't notice the death of the volume process, and this call hangs.
     ///
     /// # Errors
-    /// `ServerGone` if the volume process is dead, `NoLoop` if there is no loop device to be had.
+    ///
+    /// `ServerGone` if the volume process is dead, `NoLoop` if no loop device is available.
     pub fn attach_loop(&mut self) -> Result<(), AttachError> {
         let Stage::Begun(mount) = &self.stage else {
             return Err(AttachError::OutOfOrder {
@@ -84,7 +87,8 @@ impl Attachment {
         device.limit_requests();
         device.limit_dirty();
         device.set_read_ahead(self.options.read_ahead_bytes)?;
-        // From here on the loop device alone holds the FUSE file system: the detached mount goes.
+        // From here on only the loop device keeps the FUSE file system alive: the detached mount is
+        // dropped.
         self.stage = Stage::Looped {
             device,
             map: None,
@@ -93,11 +97,12 @@ impl Attachment {
         Ok(())
     }
 
-    /// Kernel mode: has dm-crypt decrypt what the FUSE file serves. Waits until the volume process
-    /// answers. The map goes with this attachment and its mount, whatever dies.
+    /// Kernel mode: lets dm-crypt decrypt what the FUSE file serves. Waits until the volume process
+    /// answers. The map ends with this attachment and its mount, whatever process dies.
     ///
     /// # Errors
-    /// `NoDmCrypt`, or `CryptMap` where the kernel lacks the cipher.
+    ///
+    /// `NoDmCrypt`, or `CryptMap` if the kernel lacks the cipher.
     pub fn map(&mut self, mapping: &CryptMapping, key: &[u8]) -> Result<(), AttachError> {
         let Stage::Looped {
             device,
@@ -149,17 +154,17 @@ impl Attachment {
         Ok(())
     }
 
-    /// Has the mounted file system tell the device all that it doesn't need
-    /// ([`BlockDevice::note_unneeded`](crate::BlockDevice::note_unneeded)); works on one that is
-    /// mounted read-only. Returns how many bytes that are.
+    /// Lets the mounted file system report to the device all ranges that it doesn't use
+    /// ([`BlockDevice::note_unneeded`](crate::BlockDevice::note_unneeded)). Works on a read-only mount,
+    /// too. Returns the number of bytes.
     pub fn trim(&self) -> Result<u64, AttachError> {
         let (folder, shown) = self.mounted_folder("trim")?;
         sys::trim(folder.as_fd(), 0).map_err(|e| AttachError::io("trim", shown, e))
     }
 
-    /// Grows the mounted file system to `bytes`, rounded down to its blocks of 4096; needs
-    /// `CAP_SYS_RESOURCE` ([`may_grow`](crate::may_grow)) and [`MountOptions::grow`]. Killed
-    /// or cut off at any moment it leaves a file system that its journal repairs.
+    /// Grows the mounted file system to `bytes`, rounded down to blocks of 4096. Needs
+    /// `CAP_SYS_RESOURCE` ([`may_grow`](crate::may_grow)) and [`MountOptions::grow`]. If it is
+    /// interrupted at any moment, the journal repairs the file system.
     pub fn grow(&self, bytes: u64) -> Result<(), AttachError> {
         let (folder, shown) = self.mounted_folder("grow")?;
         sys::resize_ext4(folder.as_fd(), bytes / BLOCK_BYTES)
@@ -185,14 +190,15 @@ impl Attachment {
         }
     }
 
-    /// Unmounts (if mounted) and waits, up to 10 s, until the loop device is free. With it the FUSE
-    /// file system goes, which the volume process sees as the end of `Serving::wait`.
+    /// Unmounts (if mounted) and waits, up to 10 s, until the loop device is free. The FUSE file system
+    /// ends with it, which the volume process notices as the end of `Serving::wait`.
     ///
-    /// The unmount itself takes as long as writing back what is dirty takes.
+    /// The unmount itself takes as long as it takes to write back dirty data.
     ///
     /// # Errors
-    /// `Busy` if something still uses the file system after 2 s; `StillHeld` if the loop device
-    /// isn't free in time. Either way our own handles are gone.
+    ///
+    /// `Busy` if something still uses the file system after 2 s; `StillHeld` if the loop device isn't
+    /// free in time. In both cases our own handles are closed.
     pub fn unmount(self) -> Result<(), AttachError> {
         let Stage::Looped {
             device,
@@ -209,8 +215,8 @@ impl Attachment {
         device.release()
     }
 
-    /// Gives up the own handles and leaves the file system mounted (`sprat mount`); it is ended
-    /// with [`unmount_at`](crate::unmount_at).
+    /// Closes our handles and leaves the file system mounted. [`unmount_at`](crate::unmount_at) unmounts
+    /// it.
     pub fn leave_mounted(self) -> Result<(), AttachError> {
         match self.stage {
             Stage::Looped {

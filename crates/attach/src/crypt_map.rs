@@ -1,7 +1,7 @@
-//! Kernel mode's dm-crypt map: made on the loop device from facts that were checked, gone with its last user.
+//! The dm-crypt map of kernel mode, on the loop device. The kernel removes it with its last user.
 //!
-//! It is a *plain* mapping: cipher, key, sector size and IV come from the caller, who has checked
-//! them; no header on the device is ever looked at here, whatever a server puts there meanwhile.
+//! It is a *plain* mapping: cipher, key, sector size and IV come from the caller, who has checked them.
+//! No header on the device is read here, so the server can't influence the map.
 
 use std::ffi::{c_char, c_int, c_void};
 use std::fs;
@@ -21,19 +21,19 @@ use crate::device_node::{device_number, is_dead, open_node};
 use crate::loop_name::is_loop_device;
 use crate::{AttachError, sys};
 
-/// Begins the name of every map of ours; the container's UUID follows.
+/// The prefix of the name of each map. The container's UUID follows.
 const NAME_PREFIX: &str = "sprat-";
 
-/// How many containers with one UUID (copies of each other) may be open on a machine at once.
+/// How many containers with the same UUID (copies of each other) may be open on a machine at once.
 const SAME_UUID_MAX: u32 = 16;
 
 /// libcryptsetup is not thread-safe (cryptsetup issue 710).
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// What dm-crypt is to do with the sectors.
+/// How dm-crypt encrypts the sectors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CryptMapping {
-    /// The container's UUID; the map is called `sprat-UUID`.
+    /// The container's UUID. The map is called `sprat-UUID`.
     pub uuid: String,
     /// Cipher, mode and IV as dm-crypt names them, such as `aes-xts-plain64`.
     pub cipher: String,
@@ -43,9 +43,11 @@ pub struct CryptMapping {
     pub iv_tweak: u64,
 }
 
-/// Whether this machine has dm-crypt and lets us use it; loads the module if there is one.
+/// Checks whether this machine has dm-crypt and permits its use. Loads the kernel module if there is
+/// one.
 ///
 /// # Errors
+///
 /// `NoDmCrypt` with the reason.
 pub fn kernel_mode_works() -> Result<(), AttachError> {
     let control = rustix::fs::open(
@@ -63,8 +65,8 @@ pub fn kernel_mode_works() -> Result<(), AttachError> {
     })
 }
 
-/// A map that this process holds open; the kernel removes it when its last user, this or a mount,
-/// lets go.
+/// A map that this process has open. The kernel removes it when its last user, this or a mount, closes
+/// it.
 #[derive(Debug)]
 pub(crate) struct CryptMap {
     holder: OwnedFd,
@@ -72,9 +74,9 @@ pub(crate) struct CryptMap {
 }
 
 impl CryptMap {
-    /// Makes a map over the whole of `device`. From its return on nothing of it outlives this
-    /// process and the mounts: its removal is ordered already. One that a process left which was
-    /// killed before that is removed first.
+    /// Creates a map over the whole of `device`. When this returns, the removal of the map is scheduled
+    /// already, so that it can't outlive this process and the mounts. First removes a map that a killed
+    /// process left before that point.
     pub(crate) fn make(
         device: &Path,
         mapping: &CryptMapping,
@@ -87,7 +89,7 @@ impl CryptMap {
         let failed = |op| failed(op, &name);
         let (cipher, mode) = mapping.cipher.split_once('-').unwrap_or_default();
         let params = CryptParamsPlain {
-            // Only passphrases are hashed, and here is none.
+            // Only passphrases are hashed, and there is none.
             hash: "sha256".to_owned(),
             offset: 0,
             sector_size: mapping.sector_bytes,
@@ -110,14 +112,14 @@ impl CryptMap {
             .activate_handle()
             .activate_by_volume_key(Some(&name), Some(key), CryptActivate::PRIVATE)
             .map_err(failed("make"))?;
-        let held = hold(&name);
-        // Deferred: it goes with the last that has it open, which is `held` until the mount. Where
-        // it could not be opened, it goes at once.
+        let opened = open_map(&name);
+        // Deferred: the map is removed when its last user closes it. Until the mount, that is `opened`. If
+        // the map could not be opened, it is removed at once.
         let removal = crypt
             .activate_handle()
             .deactivate(&name, CryptDeactivate::DEFERRED)
             .map_err(failed("order the removal of"));
-        let map = held?;
+        let map = opened?;
         removal?;
         Ok(map)
     }
@@ -135,9 +137,9 @@ impl CryptMap {
     }
 }
 
-/// Opens the map's device. libdevmapper made a node in `/dev/mapper` too, which nobody would
-/// remove with the map: nothing needs it.
-fn hold(name: &str) -> Result<CryptMap, AttachError> {
+/// Opens the map's device. libdevmapper has also created a node in `/dev/mapper`. Nothing needs it, and
+/// nobody would remove it with the map.
+fn open_map(name: &str) -> Result<CryptMap, AttachError> {
     let node = Path::new("/dev/mapper").join(name);
     let number = number_of(name);
     let _ = fs::remove_file(node);
@@ -151,7 +153,7 @@ fn hold(name: &str) -> Result<CryptMap, AttachError> {
     Ok(CryptMap { holder, path })
 }
 
-/// A name that no map has. What a killed process left under it is removed.
+/// A name that no map has. Removes a map of that name that a killed process left.
 fn free_name(uuid: &str) -> Result<String, AttachError> {
     for count in 0..SAME_UUID_MAX {
         let name = match count {
@@ -161,9 +163,9 @@ fn free_name(uuid: &str) -> Result<String, AttachError> {
         let Some((_, minor)) = number_of(&name) else {
             return Ok(name);
         };
-        if is_left_over(minor) {
+        if is_leftover(minor) {
             remove(&name)?;
-            // Another namespace may hold it open still; it goes with that.
+            // If it is open in another namespace, it is removed when it is closed there.
             if number_of(&name).is_none() {
                 return Ok(name);
             }
@@ -175,18 +177,18 @@ fn free_name(uuid: &str) -> Result<String, AttachError> {
     })
 }
 
-/// Whether a map's volume process is gone: what lies below it answers with errors only.
-fn is_left_over(minor: u32) -> bool {
+/// Whether the map's volume process is gone: then the device below it answers only with errors.
+fn is_leftover(minor: u32) -> bool {
     below(minor).is_none_or(|device| is_dead(&device))
 }
 
 fn remove(name: &str) -> Result<(), AttachError> {
     let mut crypt = CryptInit::init_by_name_and_header(name, None)
-        .map_err(failed("look at the left-over", name))?;
+        .map_err(failed("open the leftover", name))?;
     crypt
         .activate_handle()
         .deactivate(name, CryptDeactivate::DEFERRED)
-        .map_err(failed("remove the left-over", name))
+        .map_err(failed("remove the leftover", name))
 }
 
 /// The loop device below the map with this minor number.
@@ -196,7 +198,7 @@ fn below(minor: u32) -> Option<PathBuf> {
     Some(Path::new("/dev").join(slave.file_name()))
 }
 
-/// The loop device below the map with this device number, if it is a map of ours.
+/// The loop device below the map with this device number, if it is one of sprat's maps.
 pub(crate) fn loop_below(major: u32, minor: u32) -> Option<PathBuf> {
     let name = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/dm/name")).ok()?;
     let device = name
@@ -228,5 +230,5 @@ fn failed<'n>(op: &'static str, name: &'n str) -> impl Fn(LibcryptErr) -> Attach
     }
 }
 
-/// libcryptsetup's messages are for people at its own command line.
+/// libcryptsetup's messages are meant for the user of its own command line.
 extern "C" fn swallow(_level: c_int, _message: *const c_char, _context: *mut c_void) {}

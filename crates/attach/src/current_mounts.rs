@@ -1,9 +1,9 @@
-//! The mounts of this machine as they are now, for one job of a worker.
+//! The present mounts of this machine, for one job of a worker.
 //!
-//! The worker's mount namespace is a copy. Where `/` is a shared mount, what is mounted outside later
-//! shows in the copy. In containers, on rescue systems and under OpenRC it is often not: there the copy
-//! stays as it was made, lacks later disks, and keeps busy what is unmounted outside. So each job gets a
-//! new copy, and a copy keeps only what its user needs.
+//! The worker's mount namespace is a copy. If `/` is a shared mount, what is mounted outside later
+//! appears in the copy. In containers, on rescue systems and under OpenRC `/` is often not shared: then
+//! the copy never changes, lacks later disks, and keeps unmounted disks busy. So each job gets a new
+//! copy, and a copy keeps only the mounts that it needs.
 
 use std::collections::HashSet;
 use std::fs;
@@ -22,7 +22,7 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space}
 use crate::mount_table::{MountLine, read_mounts};
 use crate::{AttachError, sys};
 
-/// File systems of the kernel's own: nobody unmounts them, and programs need them.
+/// The kernel's own file systems. Programs need them, and nobody unmounts them.
 const KERNEL: [&str; 10] = [
     "proc",
     "sysfs",
@@ -36,7 +36,7 @@ const KERNEL: [&str; 10] = [
     "mqueue",
 ];
 
-/// Where the system itself may be mounted. What lies elsewhere is somebody's disk.
+/// Where the system itself may be mounted. A mount anywhere else may be a user's disk.
 const SYSTEM: [&str; 19] = [
     "/",
     "/bin",
@@ -59,19 +59,19 @@ const SYSTEM: [&str; 19] = [
     "/var/tmp",
 ];
 
-/// Where this process came from.
+/// The namespace that this process came from.
 static OUTSIDE: OnceLock<Outside> = OnceLock::new();
 
 #[derive(Debug)]
 struct Outside {
     namespace: OwnedFd,
-    /// The root folder there: of a process in a chroot it is not the namespace's.
+    /// The root folder of the process there. In a chroot it differs from the root of the namespace.
     root: OwnedFd,
     /// The mounts of the first copy.
     copied: HashSet<u32>,
 }
 
-/// Enters a mount namespace of its own, and notes how to see the one before.
+/// Enters a new mount namespace, and remembers the one before.
 pub(crate) fn enter_copy() -> Result<(), AttachError> {
     let open = |path, flags| {
         rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())
@@ -83,7 +83,7 @@ pub(crate) fn enter_copy() -> Result<(), AttachError> {
         .map_err(|e| AttachError::io("enter", "a new mount namespace", e))?;
     keep_mounts_inside()?;
     let copied = read_mounts()?.iter().map(|mount| mount.id).collect();
-    // A second call would be of a process that has entered one already.
+    // If it is set already, this process has entered a copy before.
     let _ = OUTSIDE.set(Outside {
         namespace,
         root,
@@ -92,19 +92,19 @@ pub(crate) fn enter_copy() -> Result<(), AttachError> {
     Ok(())
 }
 
-/// In a mount namespace of its own: what is mounted here shows nowhere else.
+/// For a new mount namespace: what is mounted here must not appear outside.
 pub(crate) fn keep_mounts_inside() -> Result<(), AttachError> {
     let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     mount_change("/", flags).map_err(|e| match e {
-        // do_change_type in fs/namespace.c: the path is not the root of a mount. The mount that it
-        // lies in can't be named from in here, and what is mounted would show outside.
+        // do_change_type in fs/namespace.c: `/` is not the root of a mount. No path leads to the root of
+        // that mount, and new mounts would appear outside.
         rustix::io::Errno::INVAL => AttachError::RootNotMounted,
         e => AttachError::io("keep inside", "the mounts", e),
     })
 }
 
-/// Lets go of the copied mounts that the paths `needed` don't lead through: an unmount outside frees
-/// the disk then. Does nothing in a process that is in no copy.
+/// Detaches the copied mounts that the paths `needed` don't lead through, so that an unmount outside
+/// frees the disk. Does nothing in a process that is not in a copy.
 pub fn keep_only(needed: &[&Path]) -> Result<(), AttachError> {
     match OUTSIDE.get() {
         Some(outside) => detach(needed, |mount| outside.copied.contains(&mount.id)),
@@ -112,12 +112,13 @@ pub fn keep_only(needed: &[&Path]) -> Result<(), AttachError> {
     }
 }
 
-/// Runs `job` in a thread that sees the mounts as they are outside at this moment, as far as the paths
-/// `needed` lead to or through them, and besides the file system that is mounted at `volume` here.
-/// In a process that is in no copy, `job` runs as it is.
+/// Runs `job` in a thread that sees the present mounts outside, as far as the paths `needed` lead to or
+/// through them, and in addition the file system that is mounted at `volume` here. In a process that is
+/// not in a copy, just runs `job`.
 ///
 /// # Errors
-/// Whatever the kernel refuses; `job` didn't run then.
+///
+/// If the kernel refuses something. Then `job` did not run.
 pub fn with_current_mounts<T: Send>(
     volume: &Path,
     needed: &[&Path],
@@ -130,7 +131,8 @@ pub fn with_current_mounts<T: Send>(
         let run = || -> Result<T, AttachError> {
             enter_fresh_copy(outside, volume, needed)?;
             let done = job();
-            // The copy goes with the thread; the volume must be free before, or its unmount would wait.
+            // The copy ends with the thread. The volume must be unmounted in it before, or the unmount
+            // of the volume would have to wait.
             let flags = UnmountFlags::NOFOLLOW;
             if unmount(volume, flags).is_err() {
                 let _ = unmount(volume, flags | UnmountFlags::DETACH);
@@ -154,7 +156,7 @@ fn enter_fresh_copy(outside: &Outside, volume: &Path, needed: &[&Path]) -> Resul
     };
     let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = open_tree(CWD, volume, clone).map_err(failed("copy"))?;
-    // The first time for a root and a working folder of its own, which `setns` asks for.
+    // The first call gives the thread its own root and working folder, as `setns` requires.
     sys::unshare(UnshareFlags::NEWNS).map_err(|e| AttachError::io("copy", "the mounts", e))?;
     move_into_link_name_space(outside.namespace.as_fd(), Some(LinkNameSpaceType::Mount))
         .map_err(failed("return to"))?;
@@ -178,7 +180,8 @@ fn detach(needed: &[&Path], may_go: impl Fn(&MountLine) -> bool) -> Result<(), A
             || resolved.iter().any(leads)
     };
     let mounts = read_mounts()?;
-    // The inner ones first: what is needed below an unneeded one would be lost with it, so that stays.
+    // The inner mounts first. A mount above one that is needed stays, because the inner one would be
+    // detached with it.
     for (number, mount) in mounts.iter().enumerate().rev() {
         let holds_needed = mounts.iter().enumerate().any(|(other, inner)| {
             other != number && inner.mount_point.starts_with(&mount.mount_point) && is_needed(inner)
@@ -186,7 +189,7 @@ fn detach(needed: &[&Path], may_go: impl Fn(&MountLine) -> bool) -> Result<(), A
         if is_needed(mount) || holds_needed || !may_go(mount) {
             continue;
         }
-        // One that is hidden by another can't be named; it goes with the namespace.
+        // A mount that another one hides can't be reached by a path. It ends with the namespace.
         let _ = unmount(
             &mount.mount_point,
             UnmountFlags::DETACH | UnmountFlags::NOFOLLOW,
@@ -195,7 +198,7 @@ fn detach(needed: &[&Path], may_go: impl Fn(&MountLine) -> bool) -> Result<(), A
     Ok(())
 }
 
-/// The real path of what is there of `path`.
+/// The real path of `path`. The last parts need not exist.
 fn real(path: &Path) -> PathBuf {
     let there = path.ancestors().find_map(|at| {
         let real: io::Result<PathBuf> = fs::canonicalize(at);

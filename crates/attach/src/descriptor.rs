@@ -12,12 +12,12 @@ use rustix::net::{
 
 use crate::AttachError;
 
-/// The byte that carries the descriptor: ancillary data needs at least one byte of payload, and a
-/// receiver that reads it as text sees that it was not meant as a line of JSON.
+/// The byte that carries the descriptor. Ancillary data needs at least one byte of payload. A receiver
+/// that reads it as text sees that it is not a line of JSON.
 const CARRIER: u8 = 0x46;
 
-/// Sends a copy of `fd` over `socket`, with one byte of payload that [`receive_fd`] takes off.
-/// The caller's own descriptor stays open: close it if the receiver is to be the only holder.
+/// Sends a copy of `fd` over `socket`, with one byte of payload that [`receive_fd`] removes. The
+/// caller's descriptor stays open: close it if the receiver must be the only owner.
 pub fn send_fd(socket: &UnixStream, fd: BorrowedFd<'_>) -> Result<(), AttachError> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -37,10 +37,11 @@ pub fn send_fd(socket: &UnixStream, fd: BorrowedFd<'_>) -> Result<(), AttachErro
         .map_err(|e| AttachError::io("send descriptor over", "the control socket", e))
 }
 
-/// Receives the descriptor that [`send_fd`] sent; blocks until it comes. It is close-on-exec.
+/// Receives the descriptor that [`send_fd`] sent. Blocks until it arrives. The descriptor is
+/// close-on-exec.
 ///
-/// Nothing else may be buffered: read lines from the socket without reading ahead, or pass the
-/// descriptor over a socket of its own.
+/// The socket must not be read ahead: read lines without buffering, or use a separate socket for
+/// descriptors.
 pub fn receive_fd(socket: &UnixStream) -> Result<OwnedFd, AttachError> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);

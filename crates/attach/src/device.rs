@@ -2,10 +2,10 @@
 
 use std::io;
 
-/// The device's block: every offset and length at this edge is a multiple of it.
+/// The block size of the device: every offset and length is a multiple of it.
 pub const BLOCK_BYTES: u64 = 4096;
 
-/// [`BLOCK_BYTES`] in the width that system structures have.
+/// [`BLOCK_BYTES`] in the width of the kernel's structures.
 pub(crate) const BLOCK_BYTES_U32: u32 = 4096;
 
 /// A block device that the volume process offers to the kernel.
@@ -17,23 +17,23 @@ pub(crate) const BLOCK_BYTES_U32: u32 = 4096;
 /// - `flush` covers every write that had *returned* when it was called.
 /// - Whatever the error, the kernel sees EIO: no other errno means the same to FUSE, loop and ext4.
 pub trait BlockDevice: Send + Sync + 'static {
-    /// The length in bytes: a positive multiple of [`BLOCK_BYTES`] that never changes.
+    /// The length in bytes, a positive multiple of [`BLOCK_BYTES`]. It never changes.
     fn len(&self) -> u64;
-    /// Whether the device has no bytes. Never true for one that is served.
+    /// Whether the device has no bytes. Always false for a device that is served.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// Fills `buf` from `offset` on, whole or not at all.
+    /// Reads `buf.len()` bytes at `offset`, all or none.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
-    /// Stores `data` at `offset`, whole or not at all.
+    /// Writes `data` at `offset`, all or nothing.
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
-    /// Takes note that the file system needs nothing of a range any more, where the session
-    /// collects that; changes no byte. False where it doesn't, or where the range may have been
-    /// meant to be zeroed: the two can't be told apart.
+    /// Records that the file system doesn't use a range, if the session collects such ranges. Changes no
+    /// byte. Returns false if it doesn't record it, or if the request may have meant to zero the range:
+    /// the two can't be distinguished.
     fn note_unneeded(&self, offset: u64, len: u64) -> bool {
         let _ = (offset, len);
         false
     }
-    /// Orders (or makes durable, as the session chose) everything written before.
+    /// Orders all earlier writes before all later ones, or makes them durable, as the session chose.
     fn flush(&self) -> io::Result<()>;
 }

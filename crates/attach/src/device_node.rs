@@ -1,4 +1,4 @@
-//! Block devices by their nodes: opens one, finds its number, checks whether it still answers.
+//! Nodes of block devices: opens a device, finds its number, checks whether it is dead.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -12,10 +12,10 @@ use rustix::io::Errno;
 
 use crate::program;
 
-/// How long a device that is asked for one block may take before it counts as slow, not dead.
+/// How long a device may take for one block before it counts as slow. Then it does not count as dead.
 const ANSWER_WAIT: Duration = Duration::from_secs(2);
 
-/// Opens the node of a block device, after making it where `/dev` doesn't follow the kernel.
+/// Opens the node of a block device. Creates the node if `/dev` is not managed by the kernel.
 pub(crate) fn open_node(path: &Path, major: u32, minor: u32) -> Result<OwnedFd, Errno> {
     let open = || rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
     match open() {
@@ -43,11 +43,11 @@ pub(crate) fn device_number(block: &Path) -> Option<(u32, u32)> {
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// Whether the device answers a read with an error. One that doesn't answer in time isn't dead:
-/// its line may be down.
+/// Whether the device answers a read with an error. A device that doesn't answer in time is not dead:
+/// its connection may be down.
 ///
-/// The read is another process's, which is left behind then: one that waits for a device can't be
-/// killed, and neither ends a process one of whose threads does.
+/// A separate process does the read, and is left behind if the device doesn't answer. A process that
+/// waits for a device can't be killed, and a process can't end while one of its threads does.
 pub(crate) fn is_dead(device: &Path) -> bool {
     let Ok(mut reader) = program::command("dd") else {
         return false;
@@ -63,16 +63,16 @@ pub(crate) fn is_dead(device: &Path) -> bool {
     let Ok(reader) = started else { return false };
     let (answer, answered) = mpsc::channel();
     let waiting = std::thread::Builder::new().spawn(move || {
-        // Nobody may be listening any more.
+        // The receiver may be gone.
         let _ = answer.send(reader.wait_with_output());
     });
     if waiting.is_err() {
         return false;
     }
-    // strerror(EIO) of glibc, and of musl.
-    let tells_eio = |said: &[u8]| {
-        let said = String::from_utf8_lossy(said);
-        said.contains("Input/output error") || said.contains("I/O error")
+    // strerror(EIO) in glibc and in musl.
+    let reports_eio = |message: &[u8]| {
+        let message = String::from_utf8_lossy(message);
+        message.contains("Input/output error") || message.contains("I/O error")
     };
-    matches!(answered.recv_timeout(ANSWER_WAIT), Ok(Ok(read)) if tells_eio(&read.stderr))
+    matches!(answered.recv_timeout(ANSWER_WAIT), Ok(Ok(read)) if reports_eio(&read.stderr))
 }

@@ -1,4 +1,4 @@
-//! What can go wrong between the volume and its mounted file system.
+//! The errors of attaching, mounting and detaching a volume.
 
 use std::io;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ pub enum AttachError {
         #[source]
         source: io::Error,
     },
-    /// This process may not do that: it isn't root, or a container keeps the capability from it.
+    /// The operation is not permitted: the process isn't root, or a container lacks the capability.
     #[error("{op} {object}: not permitted; it needs root")]
     NotRoot {
         op: &'static str,
@@ -27,22 +27,22 @@ pub enum AttachError {
         #[source]
         source: io::Error,
     },
-    /// The kernel has no FUSE, or `/dev/fuse` isn't there for us.
-    #[error("no FUSE here: {reason}")]
+    /// The kernel has no FUSE, or `/dev/fuse` is not usable.
+    #[error("FUSE is not available: {reason}")]
     NoFuse {
         reason: &'static str,
         #[source]
         source: io::Error,
     },
-    /// The kernel gives us no loop device.
-    #[error("no loop device to be had: {reason}")]
+    /// No loop device is available.
+    #[error("no loop device available: {reason}")]
     NoLoop {
         reason: &'static str,
         #[source]
         source: io::Error,
     },
-    /// There is no dm-crypt to be had here; user mode needs none.
-    #[error("no dm-crypt here: {reason}")]
+    /// dm-crypt is not available. User mode doesn't need it.
+    #[error("dm-crypt is not available: {reason}")]
     NoDmCrypt {
         reason: &'static str,
         #[source]
@@ -56,39 +56,39 @@ pub enum AttachError {
         #[source]
         source: libcryptsetup_rs::LibcryptErr,
     },
-    /// The device that was to be served doesn't suit: its length isn't a positive multiple of
+    /// The device can't be served: its length isn't a positive multiple of
     /// [`BLOCK_BYTES`](crate::BLOCK_BYTES).
     #[error("a device of {len_bytes} bytes can't be served: not a positive multiple of 4096")]
     DeviceLength { len_bytes: u64 },
-    /// The volume process ended, or gave up, before or while the device was attached.
+    /// The volume process ended or stopped serving, before or while the device was attached.
     #[error("the volume process no longer serves the device")]
     ServerGone {
         #[source]
         source: io::Error,
     },
     /// A program isn't installed.
-    #[error("{program} not found (looked in {looked_in})")]
+    #[error("{program} not found (searched in {searched_in})")]
     ProgramMissing {
         program: &'static str,
-        looked_in: String,
+        searched_in: String,
     },
-    /// A program failed; `stderr` is escaped and cut.
+    /// A program failed. `stderr` is escaped and its length is limited.
     #[error("{program} failed ({status}): {stderr}")]
     ProgramFailed {
         program: &'static str,
         status: String,
         stderr: String,
     },
-    /// The mount point is in use: something is mounted there, or (when unmounting) something has
-    /// files open below it or its working folder there.
+    /// The mount point is in use. Something is mounted there, or, for an unmount, a process has open
+    /// files or its working folder there.
     #[error("{op} {}: in use (EBUSY){}", dir.display(), users_text(users))]
     Busy {
         op: &'static str,
         dir: PathBuf,
-        /// Processes that were seen using it, as `name (pid)`; may be empty.
+        /// Processes that use it, as `name (pid)`. May be empty.
         users: Vec<String>,
     },
-    /// Nothing that we mounted is mounted there.
+    /// No volume of sprat is mounted there.
     #[error("{}: no volume is mounted there", dir.display())]
     NotMounted { dir: PathBuf },
     /// The file system on the device can't be mounted.
@@ -97,40 +97,40 @@ pub enum AttachError {
         device: String,
         dir: PathBuf,
         reason: &'static str,
-        /// What lies on the device is no whole file system.
+        /// Whether the device has no intact file system.
         damaged: bool,
         #[source]
         source: io::Error,
     },
-    /// The file system was unmounted here, yet something (another mount namespace, a process with
-    /// the device open) still holds the device after `waited_s` seconds.
-    #[error("{device} is still held {waited_s} s after the unmount: {holder}")]
+    /// The file system was unmounted here, but something still has the device open after `waited_s`
+    /// seconds, such as another mount namespace or a process.
+    #[error("{device} is still in use {waited_s} s after the unmount: {holder}")]
     StillHeld {
         device: String,
         waited_s: u64,
         holder: String,
     },
-    /// The process has threads already, or isn't in the state this step needs.
+    /// The process must have a single thread for this step, and has more.
     #[error("{op}: the process has {threads} threads where it must have one")]
     ManyThreads { op: &'static str, threads: usize },
-    /// Mounts made here would show elsewhere: what the process has as its root is a folder of
-    /// some mount, which it can't name.
-    #[error("the root of this process is no mount point: it runs in a chroot")]
+    /// Mounts of this process would appear outside: its root is a folder inside of a mount, and no path
+    /// leads to the root of that mount.
+    #[error("the root folder of this process is not a mount point: it runs in a chroot")]
     RootNotMounted,
     /// The process that started this one is gone.
     #[error("the session process has ended")]
     ParentGone,
-    /// No, or not exactly one, file descriptor came over the control socket.
+    /// Not exactly one file descriptor arrived over the control socket.
     #[error("expected one file descriptor over the control socket, got {got}")]
     DescriptorCount { got: usize },
-    /// A step was called out of order.
+    /// A step was called in the wrong order.
     #[error("{op}: {reason}")]
     OutOfOrder {
         op: &'static str,
         reason: &'static str,
     },
-    /// The FUSE session ended with an error of the protocol.
-    #[error("the FUSE session broke")]
+    /// The FUSE session failed with a protocol error.
+    #[error("the FUSE session failed")]
     FuseSession {
         #[source]
         source: io::Error,
@@ -146,7 +146,7 @@ fn users_text(users: &[String]) -> String {
 }
 
 impl AttachError {
-    /// Wraps the failure of one system call.
+    /// Wraps the failure of a system call.
     pub(crate) fn io(
         op: &'static str,
         object: impl Into<String>,

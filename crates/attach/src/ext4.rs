@@ -10,33 +10,32 @@ use rustix::mount::MountFlags;
 use crate::AttachError;
 use crate::program;
 
-/// The longest label that ext4 stores, in bytes.
+/// The longest label of ext4, in bytes.
 const LABEL_BYTES_MAX: usize = 16;
 
-/// Inode table blocks read at once around an inode that is wanted: 1 MiB, 4096 inodes. One request
-/// of that size costs hardly more than one of 4 KiB when the line is slow, and walks of a snapshot
-/// want the neighbours next.
+/// How many blocks of an inode table are read at once: 1 MiB, 4096 inodes. On a slow connection one such
+/// request costs hardly more than one of 4 KiB, and a walk of a snapshot needs the neighbours next.
 const INODE_READ_AHEAD_BLOCKS: u32 = 256;
 
-/// Exactly these features, whatever the machine's mke2fs.conf says: Linux 3.18 and e2fsprogs 1.43
-/// (2016) know them all, so an old rescue system opens the volume too. Newer defaults
-/// (`orphan_file`, `metadata_csum_seed`) would shut e2fsck 1.46 out.
+/// Exactly these features, whatever the machine's mke2fs.conf says. Linux 3.18 and e2fsprogs 1.43 (2016)
+/// support them all, so an old rescue system can open the volume, too. With newer defaults
+/// (`orphan_file`, `metadata_csum_seed`) e2fsck 1.46 could not.
 const FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,\
 flex_bg,sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum";
 
-/// Nothing that is zero need travel: above a cipher zeros are ciphertext. `lazy_…` leaves inode
-/// tables and journal as they are, `nodiscard` asks for no discard, and packed metadata lies
-/// together at the front, where large reads and a cache find it: 60 MiB written on 5 TiB.
+/// No zeros need be sent: below the file system there is a cipher, so zeros become ciphertext. `lazy_…`
+/// leaves inode tables and journal as they are, `nodiscard` sends no discard, and packed metadata is at
+/// the front, where large reads and a cache work well. This writes 60 MiB on 5 TiB.
 const EXTENDED: &str = "lazy_itable_init=1,lazy_journal_init=1,nodiscard,packed_meta_blocks=1";
 
 /// How to make the file system.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct MkfsOptions {
-    /// The file system's label, at most 16 bytes; longer ones are cut at a character.
+    /// The file system's label, at most 16 bytes. A longer one is cut at a character.
     pub label: String,
-    /// How many files and folders it can hold. `None`: as the system's mke2fs.conf has it, most often one
-    /// for each 16 KiB.
+    /// How many files and folders the file system can have. `None`: the default of the system's
+    /// mke2fs.conf, most often one for each 16 KiB.
     pub inodes: Option<u64>,
 }
 
@@ -55,30 +54,30 @@ impl MkfsOptions {
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct MountOptions {
-    /// Mounts read-only. A dirty journal is still replayed *into the device*: give it one whose
+    /// Mounts read-only. A dirty journal is still replayed *into the device*: give it a device whose
     /// writes go to an overlay.
     pub read_only: bool,
-    /// For a mount that people browse: device nodes in it don't work and set-uid bits have no
-    /// effect (`nodev,nosuid`). Both can still be read and copied.
+    /// For browsing: device nodes don't work and set-uid bits have no effect (`nodev,nosuid`). Both can
+    /// still be read and copied.
     pub browse: bool,
-    /// For growing: with `noinit_itable` the kernel zeroes the inode tables of every new block group
-    /// before it is used (`ext4_setup_next_flex_gd` in fs/ext4/resize.c), 80 GiB for 5 TiB. With
-    /// `init_itable` it leaves that to a thread, here one that waits 10,000 times as long as each
-    /// group took, and ends with the mount.
+    /// For growing. With `noinit_itable` the kernel zeroes the inode tables of every new block group
+    /// before it uses the group (`ext4_setup_next_flex_gd` in fs/ext4/resize.c): 80 GiB for 5 TiB. With
+    /// `init_itable` a thread does that, which ends with the mount. Here it waits 10,000 times as long
+    /// as each group took.
     pub grow: bool,
 }
 
-/// The journal of a volume whose size would get it a larger one (mke2fs gives 1 GiB from 128 GiB on,
-/// `ext2fs_default_journal_size` in lib/ext2fs/mkjournal.c). Its blocks are never written before
-/// they are used, so on a server's full disk even deleting asks for new ones, at most so many: the
-/// reserve beside a container is twice that.
+/// The size of the journal, where mke2fs would make a larger one (1 GiB from 128 GiB on,
+/// `ext2fs_default_journal_size` in lib/ext2fs/mkjournal.c). Its blocks are not written before they are
+/// used. So on a server with a full disk even a deletion needs new blocks, at most as many as the
+/// journal has. The reserve beside a container is twice that.
 const JOURNAL_MIB_MAX: u64 = 32;
-/// From this size on mke2fs would make a larger one.
+/// From this size on mke2fs would make a larger journal.
 const LARGE_BYTES: u64 = 2 << 30;
 
 /// Makes an ext4 file system on `device` with the system's `mkfs.ext4`.
 ///
-/// It overwrites whatever is there, without asking. Writes about 60 MiB on 5 TiB.
+/// It overwrites existing data without asking. Writes about 60 MiB on 5 TiB.
 pub fn make_file_system(device: &Path, options: &MkfsOptions) -> Result<(), AttachError> {
     let mut command = program::command("mkfs.ext4")?;
     command
@@ -115,11 +114,11 @@ pub(crate) fn mount(device: &Path, dir: &Path, options: &MountOptions) -> Result
     if options.browse {
         flags |= MountFlags::NODEV | MountFlags::NOSUID;
     }
-    // nodelalloc: with delayed allocation a crash leaves files of full size and right mtime without
+    // nodelalloc: with delayed allocation, files can have full size and time after a crash, but not
     // their data, and the next run would trust them. noinit_itable: the kernel would zero the inode
-    // tables in the background, all of it upload. errors: a damaged volume takes no more writes.
-    // commit: growing changes the same blocks again and again (group descriptors and every backup of
-    // them); a journal that is written when it is full, not every five seconds, has them once.
+    // tables in the background, and all of that is uploaded. errors: a damaged volume is not written to.
+    // commit: growing changes the same blocks many times (group descriptors and all their backups). If
+    // the journal is written when it is full, and not every five seconds, it has each of them once.
     let itable = if options.grow {
         "init_itable=10000,commit=300"
     } else {
@@ -160,8 +159,8 @@ fn refused(device: &Path, dir: &Path, e: Errno) -> AttachError {
         device: device.display().to_string(),
         dir: dir.into(),
         reason,
-        // Of these the kernel gives EIO also for a device that fails, which the volume reports by
-        // itself; what it reports counts then.
+        // The kernel returns EIO also for a failing device. The volume process reports that, and its
+        // report has priority.
         damaged: matches!(
             e,
             Errno::INVAL | Errno::UCLEAN | Errno::BADMSG | Errno::NOTBLK | Errno::IO
@@ -175,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_label_is_cut_at_a_character() {
+    fn a_label_is_cut_at_a_character_boundary() {
         assert_eq!(cut_label("laptop"), "laptop");
         assert_eq!(cut_label("0123456789abcdef-more"), "0123456789abcdef");
         assert_eq!(cut_label("0123456789abcdeü"), "0123456789abcde");

@@ -9,11 +9,11 @@ use crate::sys::{FIEMAP_EXTENTS, FiemapExtent, fiemap};
 
 /// `FIEMAP_EXTENT_LAST` (include/uapi/linux/fiemap.h).
 const LAST: u32 = 0x1;
-/// `FIEMAP_EXTENT_UNKNOWN` and `FIEMAP_EXTENT_DELALLOC`: no place on the device yet.
+/// `FIEMAP_EXTENT_UNKNOWN` and `FIEMAP_EXTENT_DELALLOC`: not yet placed on the device.
 const NO_PLACE: u32 = 0x2 | 0x4;
 
-/// Byte ranges of the device that hold a file's content, in the order of the file (FIEMAP,
-/// Documentation/filesystems/fiemap.rst). An error where the file system can't tell.
+/// The byte ranges of the device that contain a file's content, in file order (FIEMAP,
+/// Documentation/filesystems/fiemap.rst). Fails if the file system can't report them.
 pub fn extents(file: &File) -> io::Result<Vec<Range<u64>>> {
     let mut found: Vec<Range<u64>> = Vec::new();
     let mut start = 0;

@@ -1,4 +1,4 @@
-//! The FUSE file: opens `/dev/fuse`, mounts it where no path leads to, and opens the one file in it.
+//! The FUSE file: opens `/dev/fuse`, mounts it without a path, and opens the one file in it.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -19,8 +19,8 @@ pub(crate) const REQUEST_BYTES_MAX: u32 = 1 << 20;
 /// Major and minor number of the FUSE device (`MISC_MAJOR` and `FUSE_MINOR` in the kernel).
 const FUSE_DEVICE: (u32, u32) = (10, 229);
 
-/// Opens `/dev/fuse`, close-on-exec. The process that is to serve must become its only holder:
-/// the connection ends with the last of them.
+/// Opens `/dev/fuse`, close-on-exec. The process that serves must become its only owner: the connection
+/// ends when the last copy is closed.
 pub fn open_fuse() -> Result<OwnedFd, AttachError> {
     let no_fuse = |reason, errno: Errno| AttachError::NoFuse {
         reason,
@@ -36,9 +36,9 @@ pub fn open_fuse() -> Result<OwnedFd, AttachError> {
         };
         no_fuse(reason, errno)
     })?;
-    // A sandbox may put something else in its place, such as /dev/null.
+    // A sandbox may put another device in its place, such as /dev/null.
     let kind = rustix::fs::fstat(&device)
-        .map_err(|errno| no_fuse("/dev/fuse can't be looked at", errno))?
+        .map_err(|errno| no_fuse("/dev/fuse can't be examined", errno))?
         .st_rdev;
     if (rustix::fs::major(kind), rustix::fs::minor(kind)) != FUSE_DEVICE {
         return Err(no_fuse("/dev/fuse is another device", Errno::NODEV));
@@ -46,8 +46,8 @@ pub fn open_fuse() -> Result<OwnedFd, AttachError> {
     Ok(device)
 }
 
-/// A FUSE mount that is attached to no folder: it ends when this and the files opened through it
-/// are closed, and no namespace, `umount -a` or backup ever meets it.
+/// A FUSE mount that no path leads to. It ends when this and all files opened through it are closed. No
+/// other namespace, `umount -a` or backup sees it.
 #[derive(Debug)]
 pub(crate) struct DetachedMount(OwnedFd);
 
@@ -68,7 +68,7 @@ impl DetachedMount {
         Ok(Self(mount))
     }
 
-    /// Opens the file for reading and writing past the page cache. Waits for the server.
+    /// Opens the file for reading and writing with direct I/O. Waits for the server.
     pub(crate) fn open_file(&self) -> Result<OwnedFd, AttachError> {
         let flags = OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         loop {
@@ -106,7 +106,7 @@ fn mount_detached(fuse: BorrowedFd<'_>) -> Result<OwnedFd, (&'static str, Errno)
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(|e| ("mount", e))
 }
 
-/// Whether the kernel knows the file system type (loading its module if it has one).
+/// Checks whether the kernel has the file system type. Loads its module if there is one.
 pub(crate) fn is_known() -> io::Result<()> {
     rustix::mount::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)
         .map(drop)
@@ -121,9 +121,9 @@ mod tests {
     use crate::{current_mounts, sys};
 
     #[test]
-    fn another_device_in_the_place_of_dev_fuse_is_refused() {
+    fn another_device_at_dev_fuse_is_refused() {
         requires!(needs::root());
-        // In a mount namespace of this thread, which goes with it.
+        // The mount namespace ends with this thread.
         let refused = std::thread::spawn(|| {
             sys::unshare(rustix::thread::UnshareFlags::NEWNS).unwrap();
             current_mounts::keep_mounts_inside().unwrap();

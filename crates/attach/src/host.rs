@@ -1,4 +1,4 @@
-//! Looks whether this machine can attach volumes, for `sprat doctor`.
+//! Checks whether this machine can attach volumes.
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -13,27 +13,27 @@ use crate::mount_table::read_mounts;
 use crate::text::{printable, quoted};
 use crate::{AttachError, crypt_map, fuse_file, loop_device, mounts, process, program};
 
-/// How a finding bears on attaching volumes.
+/// How serious a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Severity {
-    /// All is well.
+    /// No problem.
     Fine,
-    /// It works, with less speed or less safety against rare trouble.
+    /// Volumes can be attached, but more slowly or less safely.
     Weak,
-    /// No volume can be attached here.
+    /// Volumes can't be attached here.
     Missing,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HostFinding {
-    /// What was looked at, a short stable name such as `fuse`.
+    /// What was checked, a short stable name such as `fuse`.
     pub what: &'static str,
-    /// How it bears on attaching volumes.
+    /// How serious it is.
     pub severity: Severity,
-    /// What was seen.
+    /// What was found.
     pub detail: String,
     /// What to do about it, if anything.
     pub hint: Option<String>,
@@ -59,8 +59,8 @@ impl HostFinding {
     }
 }
 
-/// Looks at everything that attaching needs, by trying it where that does no harm. Leaves nothing
-/// behind. Takes well under a second, unless a mounted volume doesn't answer (2 s each).
+/// Checks everything that attaching needs, by trying it if that does no harm. Leaves nothing behind.
+/// Takes well under a second, unless a mounted volume doesn't answer (2 s each).
 #[must_use]
 pub fn check_host() -> Vec<HostFinding> {
     let mut findings = vec![
@@ -78,13 +78,13 @@ pub fn check_host() -> Vec<HostFinding> {
     findings.extend(setting(
         "fuse request timeout",
         "fs/fuse/default_request_timeout",
-        "the kernel cuts a volume off whose line is down for longer than this many seconds",
+        "the kernel aborts a volume whose connection is down for more seconds than this",
         "set fs.fuse.default_request_timeout to 0",
     ));
     findings.extend(setting(
         "hung task panic",
         "kernel/hung_task_panic",
-        "the kernel panics when a program waits long for a volume whose line is down",
+        "the kernel panics when a program waits long for a volume whose connection is down",
         "set kernel.hung_task_panic to 0",
     ));
     findings.extend(volumes());
@@ -203,7 +203,7 @@ fn namespaces() -> HostFinding {
             "namespaces",
             Severity::Missing,
             e.to_string(),
-            "make its folder one before the chroot: mount --bind FOLDER FOLDER",
+            "make the chroot directory a mount point first: mount --bind FOLDER FOLDER",
         ),
         Err(e) => HostFinding::bad(
             "namespaces",
@@ -226,8 +226,8 @@ fn io_flusher() -> HostFinding {
     }
 }
 
-/// Whether this process may grow a mounted ext4 (`ext4_resize_begin` in fs/ext4/resize.c asks for
-/// `CAP_SYS_RESOURCE`, which containers often lack).
+/// Whether this process may grow a mounted ext4. `ext4_resize_begin` in fs/ext4/resize.c requires
+/// `CAP_SYS_RESOURCE`, which containers often lack.
 #[must_use]
 pub fn may_grow() -> bool {
     process::has_capability(CapabilitySet::SYS_RESOURCE)
@@ -246,7 +246,7 @@ fn resource() -> HostFinding {
     }
 }
 
-/// A kernel setting that must be 0 (or not exist).
+/// Checks a kernel setting that must be 0 or missing.
 fn setting(what: &'static str, name: &str, consequence: &str, hint: &str) -> Option<HostFinding> {
     let text = std::fs::read_to_string(format!("/proc/sys/{name}")).ok()?;
     let value = text.trim();
@@ -277,7 +277,7 @@ fn volumes() -> Vec<HostFinding> {
         .filter(|device| is_dead(device))
         .map(|device| {
             let detail = format!("{} belongs to a session that died", device.display());
-            let hint = "something still holds it: another mount namespace, or a program that has \
+            let hint = "something still uses it: another mount namespace, or a program that has \
                         the device open";
             HostFinding::bad("loop devices", Severity::Weak, detail, hint)
         });

@@ -4,11 +4,11 @@
 //! Below: the kernel (FUSE, loop, dm-crypt, ext4, namespaces), libcryptsetup, `mkfs.ext4`, and a [`BlockDevice`] given by the caller.
 //!
 //! Always true:
-//! - The process that serves the device mounts nothing of it and touches no file on it, and is never
-//!   the last one in a mount namespace that holds it: whoever is killed, nothing waits for a process
-//!   that waits for it.
-//! - A read is answered whole or with EIO; fsync and flush reach the device; a discard never does.
-//! - When worker and volume process are dead, no mount, map, loop device or process of theirs is left.
+//! - The process that serves the device never mounts it, uses no file on it, and is never the last one in a
+//!   mount namespace that has it mounted. So whatever process is killed, no two processes wait for each
+//!   other.
+//! - A read returns all bytes or EIO. fsync and flush reach the device. A discard never does.
+//! - When worker and volume process are dead, none of their mounts, maps, loop devices or processes is left.
 #![deny(unsafe_code)]
 
 mod attachment;

@@ -1,21 +1,21 @@
-//! The limits of this process (setrlimit(2)): lifts them, and reports those that are too low.
+//! Resource limits of this process (setrlimit(2)): lifts them, and reports those that are too low.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::sys;
 
-/// Open files that a process has in most logins.
+/// The number of open files that most logins allow.
 const OPEN_FILES_WANTED: u64 = 1024;
-/// A session over SSH needs some dozens; a limit below this is most likely too low.
+/// A session over SSH needs some dozens. A limit below this is most likely too low.
 const OPEN_FILES_NEEDED: u64 = 128;
 
-/// Address space of a session's largest process, with room to spare.
+/// The address space that the largest process of a session needs, with a margin.
 const SESSION_MEMORY_BYTES: u64 = 2 << 30;
 
-/// Lifts the limits on file size (`ulimit -f`) and memory (`ulimit -v`) of this process, and so of those
-/// that it starts, as far as it may. They are meant for what a person's programs write, and would end a
-/// session in the middle. Where a limit stays, a write beyond it fails with EFBIG and ends no process.
-/// Raises the limit on open files, too. To be called first in a program.
+/// Lifts the limits on file size (`ulimit -f`) and memory (`ulimit -v`), and raises the one on open
+/// files, for this process and for all that it starts, as far as permitted. The limits are meant for
+/// other programs, and would end a session in the middle. If a limit stays, a write beyond it fails with
+/// EFBIG and does not end the process. To be called first in a program.
 pub fn lift_limits() {
     for kind in [Resource::Fsize, Resource::As] {
         if getrlimit(kind).current.is_some() {
@@ -30,8 +30,8 @@ pub fn lift_limits() {
     sys::ignore_file_size_signal();
 }
 
-/// Raises the limit on open files (`ulimit -n`) to what a login usually has. More would make those programs
-/// slow that close every descriptor they might have inherited.
+/// Raises the limit on open files (`ulimit -n`) to that of most logins. With more, programs that close
+/// every possible descriptor would be slow.
 fn lift_open_files() {
     let now = getrlimit(Resource::Nofile);
     if now.current.is_some_and(|files| files < OPEN_FILES_WANTED) {
@@ -43,7 +43,7 @@ fn lift_open_files() {
     }
 }
 
-/// Sets a limit. If only root may do that, raises the soft limit to the hard one.
+/// Sets a limit. If only root may do that, raises the soft limit to the hard limit.
 fn set_or_use_hard_limit(kind: Resource, wanted: Rlimit) {
     if setrlimit(kind, wanted).is_err() {
         let now = getrlimit(kind);
@@ -55,16 +55,16 @@ fn set_or_use_hard_limit(kind: Resource, wanted: Rlimit) {
     }
 }
 
-/// The limit of open files (`ulimit -n`), where it is too low for a session: its connections, its threads,
-/// rsync and libcryptsetup need some dozens, and each fails in words of its own.
+/// The limit on open files (`ulimit -n`), if it is too low for a session: connections, threads, rsync
+/// and libcryptsetup need some dozens, and each fails with a different message.
 #[must_use]
 pub fn open_files_limit_too_low() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile).current?;
     (limit < OPEN_FILES_NEEDED).then_some(limit)
 }
 
-/// The limit of memory (`ulimit -v`), in bytes, where it is too low for a session: half of a gigabyte of
-/// address space is set aside for its threads alone.
+/// The limit on memory (`ulimit -v`) in bytes, if it is too low for a session: its threads alone reserve
+/// half a gigabyte of address space.
 #[must_use]
 pub fn memory_limit_too_low() -> Option<u64> {
     let limit = getrlimit(Resource::As).current?;

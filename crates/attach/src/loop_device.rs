@@ -1,4 +1,4 @@
-//! Loop devices: takes a free one, sets it on the FUSE file, sees when it is free again.
+//! Loop devices: sets a free one on the FUSE file, tunes it, and waits until it is free again.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -20,34 +20,36 @@ use crate::users::{holders_of, holders_text};
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
 const LO_FLAGS_DIRECT_IO: u32 = 16;
 
-/// The largest request of the loop device, in KiB; its default of 1280 is cut in two by FUSE anyway.
+/// The largest request of the loop device in KiB. FUSE would split requests of the default size, 1280.
 const REQUEST_KIB_MAX: &str = "512";
 
-/// The most that the page cache holds of written files before their writer waits, in bytes. The
-/// kernel begins to write at about half of it; left to itself it would wait for a tenth of the
-/// memory or for the journal's next commit, seconds in which the line carries nothing.
+/// How many bytes of dirty pages the page cache may have before writers must wait. The kernel begins to
+/// write at about half of that. By default it would wait until a tenth of the memory is dirty or until
+/// the journal's next commit, and the connection would be idle for seconds.
 pub const DIRTY_BYTES_MAX: u64 = 128 << 20;
 
-/// How often another process may snatch the free device that we were told of.
+/// How often another process may use the free device before we do.
 const ATTEMPTS_MAX: u32 = 64;
 
-/// How long to wait for the kernel (and whoever looks at new devices, such as udev) to let go.
+/// How long to wait until the kernel, and programs that inspect new devices such as udev, have closed
+/// the device.
 const RELEASE_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// A loop device that we hold open. It frees itself (autoclear) when the last holder, this or a
-/// mount, lets go.
+/// A loop device that this process has open. The kernel frees it (autoclear) when the last user, this or
+/// a mount, closes it.
 pub(crate) struct LoopDevice {
     holder: OwnedFd,
     path: PathBuf,
     name: LoopName,
-    /// What the device's read-ahead was, in sectors; it outlives the attachment.
+    /// The device's previous read-ahead in sectors. The device keeps its read-ahead after the
+    /// attachment.
     read_ahead_before: Option<libc::c_ulong>,
-    /// Settings in sysfs and what they were before; they outlive the attachment too.
+    /// Settings in sysfs and their previous values. The device keeps them, too.
     settings_before: Vec<(PathBuf, String)>,
 }
 
 impl LoopDevice {
-    /// Takes a free loop device and sets it on `file`.
+    /// Sets a free loop device on `file`.
     pub(crate) fn attach(file: BorrowedFd<'_>) -> Result<Self, AttachError> {
         let control = open_control()?;
         let name = LoopName::random()?;
@@ -80,7 +82,7 @@ impl LoopDevice {
             }
         }
         Err(AttachError::NoLoop {
-            reason: "others take each free one first",
+            reason: "other processes use each free one first",
             source: io::Error::from_raw_os_error(libc::EBUSY),
         })
     }
@@ -89,7 +91,7 @@ impl LoopDevice {
         &self.path
     }
 
-    /// Sets the read-ahead of the device and of the file system that is mounted on it later.
+    /// Sets the read-ahead of the device and of a file system that is mounted on it later.
     pub(crate) fn set_read_ahead(&mut self, bytes: u64) -> Result<(), AttachError> {
         let sectors = libc::c_ulong::try_from(bytes / 512).unwrap_or(libc::c_ulong::MAX);
         self.read_ahead_before = sys::read_ahead(self.holder.as_fd()).ok();
@@ -97,23 +99,24 @@ impl LoopDevice {
             .map_err(|e| AttachError::io("set read-ahead of", self.path.display().to_string(), e))
     }
 
-    /// Makes the kernel cut requests at [`REQUEST_KIB_MAX`]; best effort (a container's `/sys` is
-    /// often read-only). With it the device's 128 requests are 64 MiB at most, which the volume
-    /// process can set aside while its buffer is full, so that reads get past waiting writes.
+    /// Limits requests to [`REQUEST_KIB_MAX`], if `/sys` is writable (in containers it often isn't).
+    /// Then the 128 requests of the device have at most 64 MiB. The volume process can set that much
+    /// aside while its buffer is full, so that reads don't wait behind writes.
     pub(crate) fn limit_requests(&mut self) {
         self.set("queue/max_sectors_kb", REQUEST_KIB_MAX);
     }
 
-    /// Makes the kernel write dirty pages early and keep few of them ([`DIRTY_BYTES_MAX`]); best
-    /// effort (Linux 6.2, and a writable `/sys`).
+    /// Makes the kernel write dirty pages early and limits their number ([`DIRTY_BYTES_MAX`]), if
+    /// possible (Linux 6.2, and a writable `/sys`).
     pub(crate) fn limit_dirty(&mut self) {
-        lift_left_limits(&self.path);
-        // Without `strict_limit` the other is looked at only once the whole machine is short.
+        reset_leftover_limits(&self.path);
+        // Without `strict_limit` the other setting has no effect until the whole machine has too many
+        // dirty pages.
         if self.set("bdi/max_bytes", &DIRTY_BYTES_MAX.to_string()) {
             self.set("bdi/strict_limit", "1");
         }
-        // `max_bytes` is kept as a share of a threshold that moves, so what was read may not be
-        // what was meant: the share itself goes back.
+        // The kernel stores `max_bytes` as a share of a changing threshold, so the value read before may
+        // be wrong. The share itself is restored.
         for (setting, before) in &mut self.settings_before {
             if setting.ends_with("bdi/max_bytes") {
                 setting.set_file_name("max_ratio");
@@ -122,7 +125,7 @@ impl LoopDevice {
         }
     }
 
-    /// Changes a setting in sysfs until the release; false where that can't be done.
+    /// Changes a setting in sysfs until the release. False if that is not possible.
     fn set(&mut self, setting: &str, value: &str) -> bool {
         let Some(name) = self.path.file_name() else {
             return false;
@@ -138,9 +141,9 @@ impl LoopDevice {
         done
     }
 
-    /// Lets go, and waits until nobody holds the device.
+    /// Closes the device, and waits until nothing uses it.
     pub(crate) fn release(self) -> Result<(), AttachError> {
-        // A courtesy to the next user of this device.
+        // Restores the settings for the next user of this device.
         if let Some(sectors) = self.read_ahead_before {
             let _ = sys::set_read_ahead(self.holder.as_fd(), sectors);
         }
@@ -163,10 +166,10 @@ impl std::fmt::Debug for LoopDevice {
     }
 }
 
-/// Takes the limits on dirty pages from `ours`, which is ours alone by now, and from every loop
-/// device that nobody uses: a device keeps them when its session dies of kill -9. By itself the
-/// kernel sets `strict_limit` on no loop device (mm/backing-dev.c).
-fn lift_left_limits(ours: &Path) {
+/// Resets the limits on dirty pages of `ours`, which no other session uses now, and of every free loop
+/// device: after kill -9 of a session its device keeps them. The kernel itself sets `strict_limit` on no
+/// loop device (mm/backing-dev.c).
+fn reset_leftover_limits(ours: &Path) {
     let Ok(devices) = std::fs::read_dir("/sys/block") else {
         return;
     };
@@ -183,20 +186,20 @@ fn lift_left_limits(ours: &Path) {
     }
 }
 
-/// Waits until the loop device at `path` no longer carries `name`.
+/// Waits until the loop device at `path` no longer has `name`.
 pub(crate) fn wait_until_free(path: &Path, name: LoopName) -> Result<(), AttachError> {
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut pause = Duration::from_millis(1);
     loop {
         let seen =
-            name_at(path).map_err(|e| AttachError::io("look at", path.display().to_string(), e))?;
+            name_at(path).map_err(|e| AttachError::io("check", path.display().to_string(), e))?;
         if seen != Some(name) {
             return Ok(());
         }
-        if begun.elapsed() > RELEASE_WAIT_MAX {
+        if started.elapsed() > RELEASE_WAIT_MAX {
             return Err(AttachError::StillHeld {
                 device: path.display().to_string(),
-                waited_s: begun.elapsed().as_secs(),
+                waited_s: started.elapsed().as_secs(),
                 holder: holders_text(&holders_of(&name.text())),
             });
         }
@@ -205,7 +208,7 @@ pub(crate) fn wait_until_free(path: &Path, name: LoopName) -> Result<(), AttachE
     }
 }
 
-/// Sets up a loop device on `file` for a moment, to see whether that works here.
+/// Sets up a loop device on `file` briefly, to check whether that works.
 pub(crate) fn probe(file: BorrowedFd<'_>) -> Result<PathBuf, AttachError> {
     let device = LoopDevice::attach(file)?;
     let path = device.path().to_owned();
@@ -242,7 +245,7 @@ fn open_control() -> Result<OwnedFd, AttachError> {
     })
 }
 
-/// Opens the device node; makes it where `/dev` doesn't follow the kernel, as in many containers.
+/// Opens the device node. Creates it if the kernel doesn't manage `/dev`, as in many containers.
 fn open_device(path: &Path, number: u32) -> Result<OwnedFd, AttachError> {
     open_node(path, LOOP_MAJOR, number).map_err(|e| match e {
         Errno::PERM | Errno::ACCESS => AttachError::NoLoop {
@@ -267,17 +270,17 @@ mod tests {
     }
 
     #[test]
-    fn only_a_device_that_carries_the_name_is_waited_for() {
+    fn only_a_device_with_the_name_is_waited_for() {
         let missing = !Path::new("/dev/loop-control").exists();
         requires!(needs::root(), missing.then(|| "no loop".to_owned()));
         let file = file();
         let device = LoopDevice::attach(file.as_fd()).unwrap();
         assert_eq!(name_at(device.path()).unwrap(), Some(device.name));
-        // It was freed, and another session has it by now.
-        let begun = Instant::now();
+        // As if it had been freed, and another session used it now.
+        let started = Instant::now();
         wait_until_free(device.path(), LoopName::random().unwrap()).unwrap();
-        assert!(begun.elapsed() < RELEASE_WAIT_MAX / 2);
-        // Ours is waited for while somebody holds it.
+        assert!(started.elapsed() < RELEASE_WAIT_MAX / 2);
+        // The release waits while the device is open.
         let path = device.path().to_owned();
         let held = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
         let release = std::thread::spawn(move || device.release());

@@ -1,4 +1,4 @@
-//! How the loop devices of sprat are recognised: by the name that each of them carries.
+//! Recognises sprat's loop devices by the name that each of them has.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -13,11 +13,11 @@ use crate::sys::{self, LoopInfo64};
 /// The block major number of loop devices (Documentation/admin-guide/devices.txt).
 pub(crate) const LOOP_MAJOR: u32 = 7;
 
-/// Begins the name that our loop devices carry; a random token follows, so that a device that was
-/// freed and taken by somebody else isn't mistaken for ours.
+/// The prefix of the name. A random token follows, so that a device that was freed and is used by
+/// another program is not mistaken for ours.
 const NAME_PREFIX: &[u8] = b"sprat-";
 
-/// The name that one attachment's loop device carries (`lo_file_name`).
+/// The name of one attachment's loop device (`lo_file_name`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LoopName(pub(crate) [u8; 64]);
 
@@ -57,7 +57,7 @@ fn hex(digit: u8) -> u8 {
     }
 }
 
-/// The name of the loop device at `path`, if it is one and ours.
+/// The name of the loop device at `path`, if it is one of sprat's.
 pub(crate) fn name_at(path: &Path) -> io::Result<Option<LoopName>> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let device = match rustix::fs::open(path, flags, Mode::empty()) {
@@ -72,7 +72,7 @@ pub(crate) fn name_at(path: &Path) -> io::Result<Option<LoopName>> {
     }
 }
 
-/// The nodes of all loop devices that are ours, mounted or not, here or in another namespace.
+/// The nodes of all of sprat's loop devices, mounted or not, in any namespace.
 pub(crate) fn all_ours() -> Vec<PathBuf> {
     let Ok(devices) = std::fs::read_dir("/sys/block") else {
         return Vec::new();

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 
 use crate::AttachError;
 
-/// One line of `/proc/PID/mountinfo`, as far as it matters here.
+/// The fields of a line of `/proc/PID/mountinfo` that are needed here.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct MountLine {
-    /// The mount's number; `mnt_id` of `/proc/PID/fdinfo/N` is the same.
+    /// The mount's number, which is also `mnt_id` in `/proc/PID/fdinfo/N`.
     pub(crate) id: u32,
-    /// The number of the mount that it lies on.
+    /// The number of the mount below it.
     pub(crate) parent: u32,
     pub(crate) major: u32,
     pub(crate) minor: u32,
@@ -21,7 +21,7 @@ pub(crate) struct MountLine {
 }
 
 pub(crate) fn read_mounts() -> Result<Vec<MountLine>, AttachError> {
-    // Of this thread: one may be in a namespace of its own.
+    // That of this thread: a thread may be in its own namespace.
     let path = "/proc/thread-self/mountinfo";
     read_mounts_of(Path::new(path)).map_err(|e| AttachError::io("read", path, e))
 }
@@ -35,8 +35,8 @@ pub(crate) fn read_mounts_of(mountinfo: &Path) -> std::io::Result<Vec<MountLine>
         .collect())
 }
 
-/// Parses `36 35 98:0 /root /mount/point rw,noatime - ext4 /dev/x rw` (proc(5)); optional fields
-/// may come before the dash.
+/// Parses `36 35 98:0 /root /mount/point rw,noatime - ext4 /dev/x rw` (proc(5)). There may be optional
+/// fields before the dash.
 fn parse_mount_line(line: &[u8]) -> Option<MountLine> {
     let mut fields = line.split(|&b| b == b' ');
     let mut number = || std::str::from_utf8(fields.next()?).ok()?.parse().ok();
@@ -55,7 +55,7 @@ fn parse_mount_line(line: &[u8]) -> Option<MountLine> {
     })
 }
 
-/// Undoes the kernel's `\040` for blanks, tabs, newlines and backslashes.
+/// Decodes the kernel's `\040` for space, tab, newline and backslash.
 fn unescape(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -74,7 +74,7 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     out
 }
 
-/// `dir` as the kernel lists it; a dead mount point can't always be resolved itself.
+/// `dir` as the kernel lists it. A dead mount point can't always be resolved itself.
 pub(crate) fn resolve(dir: &Path) -> PathBuf {
     fs::canonicalize(dir).unwrap_or_else(|_| {
         match (dir.parent().map(fs::canonicalize), dir.file_name()) {
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mountinfo_lines_are_read_with_escapes_and_optional_fields() {
+    fn mountinfo_lines_with_escapes_and_optional_fields_are_parsed() {
         let line =
             b"36 35 7:12 / /mnt/a\\040b\\134c rw,noatime shared:1 master:2 - ext4 /dev/loop12 rw";
         let expected = MountLine {
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn mountinfo_lines_that_make_no_sense_are_skipped() {
+    fn invalid_mountinfo_lines_are_skipped() {
         for line in [
             &b""[..],
             b"36 35",

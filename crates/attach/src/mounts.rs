@@ -1,4 +1,4 @@
-//! What is mounted where, and how a mount that outlives its maker is ended (`sprat umount`).
+//! Mounted volumes: finds them, checks whether they are alive, and unmounts them.
 
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
@@ -12,22 +12,22 @@ use crate::loop_name::{self, LoopName};
 use crate::mount_table::{MountLine, read_mounts, resolve};
 use crate::{AttachError, crypt_map, loop_device, users};
 
-/// How long an unmount waits for the last user; a shell that just left is gone by then.
+/// How long an unmount waits for the last user. A shell that has just left the folder is gone by then.
 const BUSY_WAIT_MAX: Duration = Duration::from_millis(500);
 
-/// What lies at a mount point.
+/// The state of a mount point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MountState {
-    /// No volume of ours is mounted there.
+    /// No volume of sprat is mounted there.
     NotMounted,
-    /// A volume is mounted and answers, or takes its time (a slow or broken line).
+    /// A volume is mounted and answers, or is slow (a slow or lost connection).
     Alive,
-    /// A volume is mounted, but its volume process is gone: all that isn't cached is EIO.
+    /// A volume is mounted, but its volume process is gone. Everything that isn't cached returns EIO.
     Dead,
 }
 
-/// Finds out what lies at `dir`: reads one block past all caches, for at most 2 s.
+/// The state of the mount point `dir`. Reads one block without a cache, for at most 2 s.
 pub fn mount_state(dir: &Path) -> Result<MountState, AttachError> {
     let Some(volume) = volume_at(dir)? else {
         return Ok(MountState::NotMounted);
@@ -39,36 +39,38 @@ pub fn mount_state(dir: &Path) -> Result<MountState, AttachError> {
     })
 }
 
-/// Unmounts the volume at `dir`, and waits until its loop device is free (at most 10 s) and so
-/// until its volume process has been told to end.
+/// Unmounts the volume at `dir`. Waits at most 10 s until its loop device is free, which ends its volume
+/// process.
 ///
 /// # Errors
-/// `NotMounted` if no volume of ours is there; `Busy`, naming the users, if it is in use;
-/// `StillHeld` if another mount namespace or process keeps the device.
+///
+/// `NotMounted` if no volume of sprat is there; `Busy` with the users if it is in use; `StillHeld` if
+/// another mount namespace or a process has the device open.
 pub fn unmount_at(dir: &Path) -> Result<(), AttachError> {
     let volume = volume_at(dir)?.ok_or_else(|| AttachError::NotMounted { dir: dir.into() })?;
     unmount_patiently(&volume.mount_point, BUSY_WAIT_MAX)?;
     loop_device::wait_until_free(&volume.device, volume.name)
 }
 
-/// Unmounts the volume at `dir` and returns at once. Its volume process ends when nothing else holds
-/// the device ([`holders_of`](crate::holders_of)).
+/// Unmounts the volume at `dir` and returns at once. Its volume process ends when nothing else uses the
+/// device ([`holders_of`](crate::holders_of)).
 ///
 /// # Errors
-/// `NotMounted` if no volume of ours is there; `Busy`, naming the users, if it is in use.
+///
+/// `NotMounted` if no volume of sprat is there; `Busy` with the users if it is in use.
 pub fn unmount_only(dir: &Path) -> Result<(), AttachError> {
     let volume = volume_at(dir)?.ok_or_else(|| AttachError::NotMounted { dir: dir.into() })?;
     unmount_patiently(&volume.mount_point, BUSY_WAIT_MAX)
 }
 
-/// Which volume is mounted at `dir`: the name of its loop device, random and unlike any other. It
-/// stays the same where the mount point gets another path. `None` if no volume of ours is there.
+/// Identifies the volume that is mounted at `dir`: the random, unique name of its loop device. It stays
+/// the same if the mount point gets another path. `None` if no volume of sprat is there.
 pub fn volume_id(dir: &Path) -> Result<Option<String>, AttachError> {
     Ok(volume_at(dir)?.map(|volume| volume.name.text()))
 }
 
-/// Takes a mount away from `dir` at once, though files may be open in it; for one that is
-/// [`MountState::Dead`]. What it holds is freed when its last user ends.
+/// Detaches the mount at `dir` at once, even if files are open in it. For a mount that is
+/// [`MountState::Dead`]. It is freed when its last user ends.
 pub fn unmount_dead(dir: &Path) -> Result<(), AttachError> {
     let volume = volume_at(dir)?.ok_or_else(|| AttachError::NotMounted { dir: dir.into() })?;
     let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
@@ -76,13 +78,13 @@ pub fn unmount_dead(dir: &Path) -> Result<(), AttachError> {
         .map_err(|e| AttachError::io("detach", dir.display().to_string(), e))
 }
 
-/// Unmounts, trying again for `patience` while something is using it.
+/// Unmounts. Retries for `patience` while something uses the mount.
 pub(crate) fn unmount_patiently(dir: &Path, patience: Duration) -> Result<(), AttachError> {
-    let begun = Instant::now();
+    let started = Instant::now();
     loop {
         match rustix::mount::unmount(dir, UnmountFlags::NOFOLLOW) {
             Ok(()) => return Ok(()),
-            Err(Errno::BUSY) if begun.elapsed() < patience => sleep(Duration::from_millis(20)),
+            Err(Errno::BUSY) if started.elapsed() < patience => sleep(Duration::from_millis(20)),
             Err(Errno::BUSY) => {
                 return Err(AttachError::Busy {
                     op: "unmount",
@@ -96,7 +98,7 @@ pub(crate) fn unmount_patiently(dir: &Path, patience: Duration) -> Result<(), At
     }
 }
 
-/// Fails with `Busy` if anything is mounted on `dir` itself.
+/// Fails with `Busy` if something is mounted on `dir` itself.
 pub(crate) fn require_unmounted(dir: &Path) -> Result<(), AttachError> {
     let there = resolve(dir);
     if read_mounts()?.iter().any(|m| m.mount_point == there) {
@@ -109,16 +111,16 @@ pub(crate) fn require_unmounted(dir: &Path) -> Result<(), AttachError> {
     Ok(())
 }
 
-/// A volume of ours that is mounted in this namespace.
+/// A volume of sprat that is mounted in this namespace.
 #[derive(Debug)]
 pub(crate) struct MountedVolume {
     pub(crate) mount_point: PathBuf,
-    /// Its loop device, in kernel mode the one below the map.
+    /// Its loop device. In kernel mode that is the one below the map.
     pub(crate) device: PathBuf,
     name: LoopName,
 }
 
-/// All volumes of ours that are mounted in this namespace.
+/// All volumes of sprat that are mounted in this namespace.
 pub(crate) fn mounted_volumes() -> Result<Vec<MountedVolume>, AttachError> {
     let mut volumes = Vec::new();
     for mount in read_mounts()? {
@@ -131,7 +133,7 @@ pub(crate) fn mounted_volumes() -> Result<Vec<MountedVolume>, AttachError> {
 
 fn volume_at(dir: &Path) -> Result<Option<MountedVolume>, AttachError> {
     let there = resolve(dir);
-    // The last one listed lies on top.
+    // The last one in the list is on top.
     let top = read_mounts()?
         .into_iter()
         .rfind(|mount| mount.mount_point == there);
@@ -150,7 +152,7 @@ fn as_volume(mount: MountLine) -> Result<Option<MountedVolume>, AttachError> {
         return Ok(None);
     };
     let name = loop_name::name_at(&device)
-        .map_err(|e| AttachError::io("look at", device.display().to_string(), e))?;
+        .map_err(|e| AttachError::io("check", device.display().to_string(), e))?;
     Ok(name.map(|name| MountedVolume {
         mount_point: mount.mount_point,
         device,

@@ -13,21 +13,22 @@ use crate::AttachError;
 use crate::current_mounts::{self, keep_mounts_inside};
 use crate::sys::{self, Fork};
 
-/// Makes the child that `command` will start die (SIGKILL) with this process, and gives it a
-/// session of its own, out of reach of the terminal's Ctrl-C.
+/// Makes the child that `command` will start die (SIGKILL) with this process, and gives it a new
+/// session, so that Ctrl-C in the terminal doesn't reach it.
 ///
-/// The kernel ties the child to the *thread* that spawns it: spawn from one that lives as long as
-/// the process, such as the main one.
+/// The kernel ties the child to the *thread* that spawns it. Spawn it from a thread that lives as long
+/// as the process, such as the main thread.
 pub fn bind_to_this_process(command: &mut Command) {
     sys::bind_child(command);
 }
 
-/// Asks the kernel to kill this process when its parent dies. [`bind_to_this_process`] does that
-/// without a gap; this is for a process that was started without it, or that gave up credentials.
+/// Asks the kernel to kill this process when its parent dies. [`bind_to_this_process`] does that without
+/// a gap. This is for a process that was started without it, or that changed its credentials.
 ///
 /// # Errors
-/// `ParentGone` if the parent died during the call. One that died before it can't be seen here:
-/// the end of the control socket tells.
+///
+/// `ParentGone` if the parent died during the call. A parent that died before can't be noticed here,
+/// only by the end of the control socket.
 pub fn die_with_parent() -> Result<(), AttachError> {
     die_with(rustix::process::getppid())
 }
@@ -42,21 +43,21 @@ fn die_with(before: Option<Pid>) -> Result<(), AttachError> {
     }
 }
 
-/// Moves the worker into a pid and a mount namespace of its own. First thing in the worker, while
-/// it has one thread. Returns in the inner process only, which is pid 1 of the namespace: when it
-/// dies, everything it has started dies, and with the last of them the mounts. What it mounts shows
-/// to nobody outside; what is mounted outside shows in here.
+/// Moves the worker into its own pid and mount namespace. To be called first in the worker, while it has
+/// one thread. Returns only in the inner process, which is pid 1 of the namespace. When it dies, all
+/// processes that it started die, and the mounts end with the last of them. Its mounts are invisible
+/// outside. Mounts made outside appear inside.
 ///
-/// The outer process stays behind to wait: it ends with the inner one's exit status (128 + n after
-/// signal n). Killing the parent kills the outer one, killing the outer one kills the inner one.
-/// Open descriptors stay open in the inner process alone, so the end of the control socket is the
-/// inner one's death; it comes even while the last unmount waits for a volume that doesn't answer
-/// (end the volume process then: nothing else frees it). `/proc` stays as it was. As pid 1 the inner
-/// process gets no signal that it has no handler for, save SIGKILL and SIGSTOP from outside.
+/// The outer process only waits. It ends with the exit status of the inner one (128 + n after signal n).
+/// Killing the parent kills the outer process, and killing the outer process kills the inner one. Only
+/// the inner process keeps the open descriptors, so the end of the control socket means its death. That
+/// comes even while the last unmount waits for a volume that doesn't answer (then end the volume
+/// process: nothing else frees it). `/proc` stays as it was. As pid 1 the inner process receives only
+/// signals that it has a handler for, and SIGKILL and SIGSTOP from outside.
 pub fn enter_private_namespaces() -> Result<(), AttachError> {
     require_one_thread("enter_private_namespaces")?;
     die_with_parent()?;
-    // Fails only for a process that leads a group already, which `bind_to_this_process` made so.
+    // Fails only for a process that leads a group already, as `bind_to_this_process` made it.
     let _ = rustix::process::setsid();
     sys::unshare(UnshareFlags::NEWPID)
         .map_err(|e| AttachError::io("enter", "a new pid namespace", e))?;
@@ -64,7 +65,7 @@ pub fn enter_private_namespaces() -> Result<(), AttachError> {
         .map_err(|e| AttachError::io("open", "a pipe", e))?;
     match sys::fork_single_threaded().map_err(|e| AttachError::io("fork", "the inner worker", e))? {
         Fork::Parent(inner) => {
-            // Only its end of the pipe stays: the control socket must end with the inner process.
+            // It keeps only its end of the pipe: the control socket must end with the inner process.
             let others = open_descriptors()?
                 .into_iter()
                 .filter(|&number| number != outer_end.as_raw_fd());
@@ -74,8 +75,9 @@ pub fn enter_private_namespaces() -> Result<(), AttachError> {
         Fork::Child => {
             drop(outer_end);
             die_with_outer(&outer_lives)?;
-            // Ours don't show outside. What is mounted and unmounted outside still shows in here where
-            // `/` is shared, or sources below an automounter couldn't be read, nor a disk be let go.
+            // Our mounts don't appear outside. If `/` is shared, mounts and unmounts outside take effect
+            // inside: otherwise sources below an automounter could not be read, and no disk could be
+            // released.
             current_mounts::enter_copy()
         }
     }
@@ -89,9 +91,9 @@ fn open_descriptors() -> Result<Vec<RawFd>, AttachError> {
         .collect())
 }
 
-/// Ties the inner process to the outer one. Its parent's pid is 0 in here, so whether the outer one
-/// still lives is told by its end of a pipe: a dying process closes its files before it hands its
-/// children over, so whoever misses the signal sees the closed pipe.
+/// Ties the inner process to the outer one. In the namespace the parent's pid is 0, so the outer
+/// process's end of a pipe shows whether it is alive. A dying process closes its files before its
+/// children get another parent. So if the signal comes too early, the pipe is closed.
 fn die_with_outer(outer_lives: &OwnedFd) -> Result<(), AttachError> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(|e| AttachError::io("set", "the parent death signal", e))?;
@@ -103,7 +105,7 @@ fn die_with_outer(outer_lives: &OwnedFd) -> Result<(), AttachError> {
     match poll(&mut fds, Some(&now)) {
         Ok(0) => Ok(()),
         Ok(_) => Err(AttachError::ParentGone),
-        Err(e) => Err(AttachError::io("look at", "the outer worker", e)),
+        Err(e) => Err(AttachError::io("check", "the outer worker", e)),
     }
 }
 
@@ -135,20 +137,21 @@ pub(crate) fn require_one_thread(op: &'static str) -> Result<(), AttachError> {
     }
 }
 
-/// Tells the kernel that this process writes a block device's data back (PR_SET_IO_FLUSHER): its
-/// allocations then never wait for that device. Holds for this thread and those it starts later,
-/// and for children: call it first. Needs CAP_SYS_RESOURCE, which containers often lack; without
-/// it the session works, but may stall when memory is very short.
+/// Tells the kernel that this process writes back data of a block device (PR_SET_IO_FLUSHER). Then its
+/// memory allocations never wait for that device. This applies to this thread, to threads it starts
+/// later, and to children: call it first. It needs CAP_SYS_RESOURCE, which containers often lack.
+/// Without it a session works, but may stall when memory is very low.
 pub fn become_io_flusher() -> Result<(), AttachError> {
     rustix::process::configure_io_flusher_behavior(true)
         .map_err(|e| AttachError::io("set", "PR_SET_IO_FLUSHER", e))
 }
 
-/// Keeps this process's memory out of swap, each page once it is touched. Best effort.
+/// Keeps this process's memory out of swap, each page once it is used.
 ///
 /// # Errors
-/// Refuses without CAP_IPC_LOCK unless locked memory is unlimited: under a limit, later
-/// allocations would fail.
+///
+/// Fails without CAP_IPC_LOCK unless locked memory is unlimited: with a limit, later allocations would
+/// fail.
 pub fn lock_memory() -> Result<(), AttachError> {
     let unlimited = rustix::process::getrlimit(Resource::Memlock)
         .current
@@ -164,25 +167,25 @@ pub fn lock_memory() -> Result<(), AttachError> {
     rustix::mm::mlockall(flags).map_err(|e| AttachError::io("lock", "memory", e))
 }
 
-/// Keeps this process small: what it frees goes back to the kernel. For the volume process, first
-/// thing: glibc otherwise keeps up to 32 MiB of freed request buffers for each of 16 heaps.
+/// Makes freed memory go back to the kernel. For the volume process, to be called first: glibc otherwise
+/// keeps up to 32 MiB of freed request buffers for each of 16 heaps.
 pub fn return_freed_memory() {
     sys::return_freed_memory();
 }
 
-/// Keeps this process's memory from other processes of the same user and out of core dumps. Lasts
-/// until the next exec.
+/// Protects this process's memory from other processes of the same user and from core dumps, until the
+/// next exec.
 pub fn hide_from_debuggers() -> Result<(), AttachError> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|e| AttachError::io("clear", "PR_SET_DUMPABLE", e))
 }
 
-/// Whether this thread has the capability in effect.
+/// Whether the capability is effective in this thread.
 pub(crate) fn has_capability(capability: CapabilitySet) -> bool {
     rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(capability))
 }
 
-/// Whether new pid and mount namespaces may be made; tried in a thread that ends at once.
+/// Checks whether new pid and mount namespaces are permitted, in a thread that ends at once.
 pub(crate) fn probe_namespaces() -> Result<(), AttachError> {
     in_a_thread(|| {
         sys::unshare(UnshareFlags::NEWPID | UnshareFlags::NEWNS)
@@ -192,7 +195,7 @@ pub(crate) fn probe_namespaces() -> Result<(), AttachError> {
     .unwrap_or_else(|e| Err(AttachError::io("start", "a thread", e)))
 }
 
-/// Whether PR_SET_IO_FLUSHER is allowed; tried in a thread that ends at once.
+/// Checks whether PR_SET_IO_FLUSHER is permitted, in a thread that ends at once.
 pub(crate) fn probe_io_flusher() -> io::Result<()> {
     in_a_thread(|| rustix::process::configure_io_flusher_behavior(true).map_err(io::Error::from))?
 }
@@ -218,7 +221,7 @@ mod tests {
         assert!(refused.unwrap().is_err());
     }
 
-    // The signal is set for the calling thread, and goes with it.
+    // The signal applies to the calling thread, and ends with it.
 
     #[test]
     fn a_parent_that_died_during_the_call_is_noticed() {
@@ -251,7 +254,7 @@ mod tests {
         lock_memory().unwrap();
         assert!(locked_kib() > 0);
         rustix::mm::munlockall().unwrap();
-        // With core dumps and debuggers.
+        // No core dumps and no debuggers.
         hide_from_debuggers().unwrap();
         assert_eq!(
             rustix::process::dumpable_behavior().unwrap(),

@@ -1,4 +1,4 @@
-//! Finds and runs the one system program that is needed, and keeps what it complains about.
+//! Finds and runs system programs, and keeps their error messages.
 
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
@@ -9,21 +9,21 @@ use std::process::{Command, Stdio};
 use crate::text::printable;
 use crate::{AttachError, process, sys};
 
-/// Where system programs lie, also where a user's PATH leaves them out.
+/// Where system programs are, even if a user's PATH lacks these folders.
 const SYSTEM_FOLDERS: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin";
 
-/// Those of them that a user's, or cron's, PATH leaves out.
+/// The folders that the PATH of a user or of cron lacks.
 const ADMIN_FOLDERS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
-/// PATH where there is none (as `execvp` has it, and the folders for admins).
+/// The PATH if there is none (as `execvp` uses it; the folders for admins are added).
 const PATH_DEFAULT: &str = "/usr/local/bin:/usr/bin:/bin";
 
-/// How much of a program's complaint is kept; the rest is read and dropped.
+/// How much of a program's stderr is kept. The rest is read and dropped.
 const STDERR_BYTES_MAX: u64 = 4096;
 
-/// Adds the folders of system programs to this process's PATH, behind what is there, so that every
-/// program that it and its children start is found in the same way: cron has `/usr/bin:/bin`, and
-/// e2fsck lies in `/usr/sbin`. First thing in a program; does nothing once there are threads.
+/// Appends the folders of system programs to this process's PATH, so that it and its children find every
+/// program in the same way: cron has `/usr/bin:/bin`, and e2fsck is in `/usr/sbin`. To be called first
+/// in a program. Does nothing if there are other threads.
 pub fn find_system_programs() {
     if process::require_one_thread("set PATH").is_err() {
         return;
@@ -35,7 +35,7 @@ pub fn find_system_programs() {
     }
 }
 
-/// `None` where nothing is missing.
+/// `None` if no folder is missing.
 fn with_admin_folders(path: &OsStr) -> Option<OsString> {
     let known: Vec<PathBuf> = std::env::split_paths(path).collect();
     let missing = ADMIN_FOLDERS
@@ -55,11 +55,11 @@ pub(crate) fn command(name: &'static str) -> Result<Command, AttachError> {
         .map(Command::new)
         .ok_or_else(|| AttachError::ProgramMissing {
             program: name,
-            looked_in: format!("PATH and {SYSTEM_FOLDERS}"),
+            searched_in: format!("PATH and {SYSTEM_FOLDERS}"),
         })
 }
 
-/// Runs `command` to its end, without input; its stdout is dropped.
+/// Runs `command` to its end, without input. Its stdout is dropped.
 pub(crate) fn run(program: &'static str, mut command: Command) -> Result<(), AttachError> {
     let _span = tracing::debug_span!("child", program).entered();
     let mut child = command
@@ -71,7 +71,7 @@ pub(crate) fn run(program: &'static str, mut command: Command) -> Result<(), Att
         .map_err(|e| AttachError::io("start", program, e))?;
     let mut kept = Vec::new();
     if let Some(mut stderr) = child.stderr.take() {
-        // A failed read only shortens the message: the exit status decides.
+        // A failed read only shortens the message. The exit status decides.
         let _ = stderr
             .by_ref()
             .take(STDERR_BYTES_MAX)
@@ -110,24 +110,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_missing_program_is_named_with_the_places_searched() {
+    fn a_missing_program_is_reported_with_the_folders_searched() {
         let error = command("no-such-program-anywhere").unwrap_err();
         assert!(
             error
                 .to_string()
-                .starts_with("no-such-program-anywhere not found (looked in PATH")
+                .starts_with("no-such-program-anywhere not found (searched in PATH")
         );
     }
 
     #[test]
-    fn admin_folders_are_added_behind_what_is_there() {
+    fn admin_folders_are_appended_to_the_path() {
         let path = with_admin_folders(OsStr::new("/usr/bin:/bin")).unwrap();
         assert_eq!(path, "/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin");
         assert_eq!(with_admin_folders(&path), None);
     }
 
     #[test]
-    fn a_failing_program_shows_its_status_and_a_bounded_printable_complaint() {
+    fn a_failed_program_is_reported_with_bounded_printable_stderr() {
         let mut command = command("sh").unwrap();
         command.args([
             "-c",

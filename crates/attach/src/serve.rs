@@ -22,18 +22,18 @@ use crate::fuse_file::{FILE_NAME, REQUEST_BYTES_MAX};
 use crate::write_queue::WriteQueue;
 use crate::{AttachError, BLOCK_BYTES, BlockDevice};
 
-/// The one file; its folder is [`INodeNo::ROOT`].
+/// The one file. Its folder is [`INodeNo::ROOT`].
 const FILE: INodeNo = INodeNo(2);
 
-/// Names and attributes never change: the kernel need not ask twice.
+/// Names and attributes never change, so the kernel need not ask again.
 const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// How many asynchronous requests the kernel lets us owe before it keeps further ones (reads too)
-/// in its own queue. A loop device has 128 requests, a request may be cut in two by its alignment.
+/// How many asynchronous requests may be unanswered before the kernel queues further ones, reads
+/// included. A loop device has 128 requests, and alignment may split each into two.
 const BACKGROUND_MAX: u16 = 256;
 
 thread_local! {
-    /// Where this thread's reads are put together; as large as the largest so far, at most 1 MiB.
+    /// The buffer for this thread's reads. It has the size of the largest read so far, at most 1 MiB.
     static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -41,16 +41,16 @@ thread_local! {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ServeOptions {
-    /// Threads that answer, each one request at a time, at least 2.
+    /// Threads that answer requests, one request each at a time. At least 2.
     ///
-    /// A read of remote data holds its thread for a round trip, a write only while the volume's
-    /// buffer is full. Half of the threads at most run writes. The number bounds the reads under
-    /// way; each thread has two buffers, of which at most 1 MiB each is ever touched. The default
-    /// of 32 keeps 16 to 32 reads in flight and costs at most 64 MiB.
+    /// A read of remote data occupies its thread for a round trip, a write only while the volume's
+    /// buffer is full. At most half of the threads run writes. The number limits the parallel reads.
+    /// Each thread has two buffers, of which at most 1 MiB each is ever used. The default of 32 allows
+    /// 16 to 32 parallel reads and costs at most 64 MiB.
     pub threads: usize,
-    /// How many bytes of writes may be set aside in memory while the threads for writes are busy.
-    /// Beyond it reads, too, wait for writes. The loop device has 128 requests of 512 KiB, so the
-    /// default of 64 MiB holds them all. (Where `/sys` is read-only they are of 1.25 MiB.)
+    /// How many bytes of writes may be queued in memory while the threads for writes are busy. Beyond
+    /// that, reads wait for writes, too. The loop device has 128 requests of 512 KiB, so all of them fit
+    /// into the default of 64 MiB. (If `/sys` is read-only they have 1.25 MiB.)
     pub waiting_bytes_max: usize,
 }
 
@@ -73,9 +73,9 @@ pub struct Serving {
 /// Serves `device` over `fuse` until the kernel closes the connection.
 ///
 /// Waits for the kernel's first message, so `fuse` must be mounted already
-/// ([`Attachment::begin`](crate::Attachment::begin), before the descriptor is sent here). This
-/// process must be the only holder of `fuse`, and must not live in the mount namespace in which the
-/// file system above is mounted (`sprat mount` excepted: there nothing of this process touches it).
+/// ([`Attachment::begin`](crate::Attachment::begin), before the descriptor is sent here). This process
+/// must be the only owner of `fuse`, and must not be in the mount namespace in which the file system
+/// above is mounted. Exception: a mount for browsing, which no part of this process uses.
 pub fn serve(
     fuse: OwnedFd,
     device: Arc<dyn BlockDevice>,
@@ -95,8 +95,8 @@ pub fn serve(
     };
     let mut config = Config::default();
     config.n_threads = Some(threads);
-    // The kernel lets only the mounting user in; fuser's own check, which compares user ids that
-    // the kernel leaves out of requests of its own, adds nothing but refusals.
+    // The kernel admits only the mounting user. fuser's own check compares user ids, which the kernel's
+    // own requests lack, so it would only refuse valid ones.
     config.acl = SessionACL::All;
     let session = Session::from_fd(file, fuse, config.acl, config)
         .map_err(|source| AttachError::FuseSession { source })?;
@@ -108,12 +108,12 @@ pub fn serve(
 }
 
 impl Serving {
-    /// Waits until the kernel has closed the connection: everything above is down and no request
-    /// is under way.
+    /// Waits until the kernel has closed the connection: everything above is unmounted and no request is
+    /// running.
     pub fn wait(self) -> Result<(), AttachError> {
         match self.thread.join() {
-            // Besides ENODEV, which fuser takes for the end: a request was being read when the
-            // connection closed (fs/fuse/dev.c).
+            // fuser treats only ENODEV as the end. This error means that a request was being read when
+            // the connection closed (fs/fuse/dev.c).
             Ok(Err(e)) if e.raw_os_error() == Some(libc::ECONNABORTED) => Ok(()),
             Ok(ended) => ended.map_err(|source| AttachError::FuseSession { source }),
             Err(_) => Err(AttachError::FuseSession {
@@ -122,14 +122,14 @@ impl Serving {
         }
     }
 
-    /// Whether the kernel has closed the connection, as [`wait`](Self::wait) would tell.
+    /// Whether the kernel has closed the connection, so that [`wait`](Self::wait) would return at once.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.thread.is_finished()
     }
 
-    /// Answers everything that still comes with EIO. Requests under way end when the device lets
-    /// them: abort the volume too.
+    /// Answers all further requests with EIO. Running requests end when the device returns: abort the
+    /// volume, too.
     pub fn abort(&self) {
         self.aborted.store(true, Ordering::Release);
     }
@@ -142,7 +142,7 @@ struct VolumeFile {
     writes: WriteQueue<WaitingWrite>,
 }
 
-/// A write that was set aside.
+/// A queued write.
 struct WaitingWrite {
     offset: u64,
     data: Vec<u8>,
@@ -150,8 +150,8 @@ struct WaitingWrite {
 }
 
 impl VolumeFile {
-    /// Calls the device; any failure, even a panic, becomes EIO. Other errnos would mislead: ENOSYS
-    /// switches fsync off for good (fs/fuse/file.c), EOPNOTSUPP is taken for a missing feature.
+    /// Calls the device. Any failure, even a panic, becomes EIO. Other error numbers would have side
+    /// effects: ENOSYS disables fsync permanently (fs/fuse/file.c), EOPNOTSUPP means a missing feature.
     fn ask(&self, request: impl FnOnce(&dyn BlockDevice) -> io::Result<()>) -> Result<(), Errno> {
         if self.aborted.load(Ordering::Acquire) {
             return Err(Errno::EIO);
@@ -160,16 +160,16 @@ impl VolumeFile {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(Errno::EIO),
             Err(_) => {
-                // A thread that dies leaves its request unanswered, for ever. A device that
-                // panicked can't be trusted with more.
+                // A thread that dies would never answer its request. A device that panicked is not
+                // called again.
                 self.aborted.store(true, Ordering::Release);
                 Err(Errno::EIO)
             }
         }
     }
 
-    /// Checks a range against the contract of [`BlockDevice`]. The loop device has blocks of 4096
-    /// bytes, so nothing else comes; whatever does gets no read-modify-write.
+    /// Checks a range against the contract of [`BlockDevice`]. The loop device has blocks of 4096 bytes,
+    /// so all its requests are aligned. Others are refused: there is no read-modify-write.
     fn check(&self, ino: INodeNo, offset: u64, len: u64) -> Result<(), Errno> {
         let aligned = offset.is_multiple_of(BLOCK_BYTES) && len.is_multiple_of(BLOCK_BYTES);
         let inside = offset
@@ -230,8 +230,8 @@ impl VolumeFile {
 
 impl Filesystem for VolumeFile {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Without it each request of the loop device waits for the one before. Older than any
-        // kernel with LOOP_CONFIGURE.
+        // Without it each request of the loop device waits for the previous one. Every kernel with
+        // LOOP_CONFIGURE has it.
         let missing = config.add_capabilities(InitFlags::FUSE_ASYNC_DIO).is_err();
         if missing {
             return Err(io::Error::from_raw_os_error(libc::EPROTO));
@@ -276,7 +276,7 @@ impl Filesystem for VolumeFile {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        // Times may be "set" (nothing remembers them); what would change the device may not.
+        // Setting times is accepted and ignored. Anything that would change the device is refused.
         let changes = mode.is_some() || uid.is_some() || gid.is_some() || size.is_some();
         match self.attributes(ino) {
             Some(attributes) if !changes => reply.attr(&FOR_EVER, &attributes),
@@ -287,7 +287,7 @@ impl Filesystem for VolumeFile {
 
     fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         if ino == FILE {
-            // No page cache below the loop device's own, and writes that don't queue for the
+            // No second page cache below that of the loop device, and writes that don't wait for the
             // inode's lock.
             let flags = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
             reply.opened(FileHandle(0), flags);
@@ -316,7 +316,8 @@ impl Filesystem for VolumeFile {
                 buffer.resize(len, 0);
             }
             let data = &mut buffer[..len];
-            // Whole or an error: loop takes the missing tail of a short read for zeros.
+            // All bytes or an error: the loop device would treat the missing end of a short read as
+            // zeros.
             let read = self
                 .check(ino, offset, u64::from(size))
                 .and_then(|()| self.ask(|device| device.read_at(offset, data)));
@@ -355,7 +356,7 @@ impl Filesystem for VolumeFile {
         );
     }
 
-    /// On close. An ENOSYS here, fuser's default, would end all later flushes.
+    /// Called on close. fuser's default, ENOSYS, would end all later flushes.
     fn flush(
         &self,
         _req: &Request,
@@ -367,8 +368,8 @@ impl Filesystem for VolumeFile {
         self.flush_device(ino, reply);
     }
 
-    /// Each flush of the loop device. An ENOSYS here would make the kernel drop all later ones in
-    /// silence. Holds up every later request of the loop device while it lasts.
+    /// Called for each flush of the loop device. After ENOSYS the kernel would silently drop all later
+    /// ones. While it runs, all later requests of the loop device wait.
     fn fsync(
         &self,
         _req: &Request,
@@ -380,12 +381,12 @@ impl Filesystem for VolumeFile {
         self.flush_device(ino, reply);
     }
 
-    /// Refused with EOPNOTSUPP: ext4's zeroing of blocks arrives as the same request as a
-    /// discard, and a punched hole in ciphertext is not zeros. Refused, ext4 writes zeros instead.
+    /// Refused with EOPNOTSUPP: ext4's zeroing of blocks arrives as the same request as a discard, and a
+    /// hole in ciphertext is not zeros. After the refusal ext4 writes zeros.
     ///
-    /// Only a device that collects what is unneeded takes it, which it does while nothing can be
-    /// zeroed: below a file system that is mounted read-only. Nothing is done, and it is answered as
-    /// done: after one refusal the loop device offers discard no more (Linux 6.18).
+    /// Only a device that collects unused ranges accepts it. It does that below a read-only file system,
+    /// where nothing can be zeroed. Nothing is changed, and the request succeeds: after one refusal the
+    /// loop device offers no discard any more (Linux 6.18).
     fn fallocate(
         &self,
         _req: &Request,

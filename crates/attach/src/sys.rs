@@ -1,4 +1,4 @@
-//! The system calls that have no safe wrapper; all `unsafe` of the workspace is here.
+//! System calls without a safe wrapper. All `unsafe` code of the workspace is here.
 
 use std::ffi::c_int;
 use std::io;
@@ -55,7 +55,7 @@ pub(crate) struct LoopConfig {
     pub(crate) reserved: [u64; 8],
 }
 
-// The layouts that the kernel expects, as its header's own sizes.
+// The layouts that the kernel expects, checked by the sizes in its headers.
 const _: () = assert!(size_of::<LoopInfo64>() == 232);
 const _: () = assert!(size_of::<LoopConfig>() == 304);
 
@@ -65,7 +65,7 @@ const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
 const BLKRASET: libc::Ioctl = 0x1262;
 const BLKRAGET: libc::Ioctl = 0x1263;
 
-/// `struct dm_ioctl` (include/uapi/linux/dm-ioctl.h), followed by room for an answer.
+/// `struct dm_ioctl` (include/uapi/linux/dm-ioctl.h), followed by space for an answer.
 #[repr(C)]
 struct DmRequest {
     version: [u32; 3],
@@ -98,37 +98,36 @@ fn checked(result: c_int) -> io::Result<c_int> {
     }
 }
 
-/// Sets an environment variable of this process and its children. The caller has made sure that
-/// this process has one thread.
+/// Sets an environment variable of this process and its children. The process must have a single thread.
 pub(crate) fn set_variable(name: &str, value: &std::ffi::OsStr) {
-    // SAFETY: no other thread reads or writes the environment meanwhile.
+    // SAFETY: the process has a single thread, so nothing else accesses the environment.
     unsafe { std::env::set_var(name, value) };
 }
 
-/// Lets a write beyond the limit of a file's size fail with EFBIG instead of ending the process.
-/// Programs that it starts do the same.
+/// Lets a write beyond the limit on file size fail with EFBIG instead of ending the process. Child
+/// processes inherit this.
 pub(crate) fn ignore_file_size_signal() {
-    // SAFETY: no handler of ours is run, and no other part of the program uses this signal.
+    // SAFETY: no handler of ours runs, and no other part of the program uses this signal.
     unsafe {
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
     }
 }
 
-/// Finds (or makes) a loop device that is free at this moment; returns its number.
+/// Finds or creates a loop device that is free at this moment. Returns its number.
 pub(crate) fn loop_free_number(control: BorrowedFd<'_>) -> io::Result<u32> {
     // SAFETY: LOOP_CTL_GET_FREE takes no argument and touches no memory of ours.
     let result = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
     checked(result).map(c_int::cast_unsigned)
 }
 
-/// Sets a loop device on a file, all settings in one step (Linux 5.8).
+/// Sets a loop device on a file, with all settings in one step (Linux 5.8).
 pub(crate) fn loop_configure(device: BorrowedFd<'_>, config: &LoopConfig) -> io::Result<()> {
     // SAFETY: LOOP_CONFIGURE reads one `struct loop_config`, which `config` is and outlives the call.
     let result = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const *config) };
     checked(result).map(drop)
 }
 
-/// What a loop device is set on; ENXIO if it is free.
+/// The settings of a loop device. ENXIO if it is free.
 pub(crate) fn loop_status(device: BorrowedFd<'_>) -> io::Result<LoopInfo64> {
     let mut info = LoopInfo64::EMPTY;
     // SAFETY: LOOP_GET_STATUS64 writes one `struct loop_info64`, which `info` is; any bytes are
@@ -137,9 +136,9 @@ pub(crate) fn loop_status(device: BorrowedFd<'_>) -> io::Result<LoopInfo64> {
     checked(result).map(|_| info)
 }
 
-/// Extents that are asked for at one time.
+/// How many extents are requested at once.
 const FIEMAP_EXTENTS_U32: u32 = 256;
-/// The same.
+/// The same number.
 pub(crate) const FIEMAP_EXTENTS: usize = FIEMAP_EXTENTS_U32 as usize;
 
 /// `struct fiemap_extent` (include/uapi/linux/fiemap.h).
@@ -172,7 +171,7 @@ const _: () = assert!(size_of::<Fiemap>() == 32 + 56 * FIEMAP_EXTENTS);
 /// `_IOWR('f', 11, struct fiemap)`.
 const FS_IOC_FIEMAP: libc::Ioctl = 0xC020_660B_u32 as libc::Ioctl;
 
-/// The first extents of a file behind `start`.
+/// The first extents of a file from `start` on.
 pub(crate) fn fiemap(file: BorrowedFd<'_>, start: u64) -> io::Result<Vec<FiemapExtent>> {
     let mut request = Box::new(Fiemap {
         start,
@@ -191,9 +190,9 @@ pub(crate) fn fiemap(file: BorrowedFd<'_>, start: u64) -> io::Result<Vec<FiemapE
     Ok(request.extents[..mapped].to_vec())
 }
 
-/// Asks device-mapper for a target, which loads the target's module; an error if there is none.
-/// `control` is `/dev/mapper/control`, `target` at most 15 bytes (drivers/md/dm-ioctl.c,
-/// `get_target_version`: its name stands where a device's does).
+/// Asks device-mapper for a target, which loads the target's module. Fails if there is none. `control`
+/// is `/dev/mapper/control`. `target` has at most 15 bytes (drivers/md/dm-ioctl.c, `get_target_version`:
+/// its name is in the field for a device's name).
 pub(crate) fn dm_target_version(control: BorrowedFd<'_>, target: &str) -> io::Result<()> {
     let mut request = DmRequest {
         version: [4, 0, 0],
@@ -244,8 +243,8 @@ struct TrimRange {
 /// `_IOWR('X', 121, struct fstrim_range)`
 const FITRIM: libc::Ioctl = 0xC018_5879_u32 as libc::Ioctl;
 
-/// Has a mounted file system discard all that it does not use, in ranges of `min_len` bytes at
-/// least; returns how many bytes it discarded.
+/// Lets a mounted file system discard all unused ranges of at least `min_len` bytes. Returns the number
+/// of bytes.
 pub(crate) fn trim(folder: BorrowedFd<'_>, min_len: u64) -> io::Result<u64> {
     let mut range = TrimRange {
         start: 0,
@@ -261,7 +260,7 @@ pub(crate) fn trim(folder: BorrowedFd<'_>, min_len: u64) -> io::Result<u64> {
 /// `_IOW('f', 16, __u64)`
 const EXT4_IOC_RESIZE_FS: libc::Ioctl = 0x4008_6610;
 
-/// Grows a mounted ext4 to `blocks` blocks; needs `CAP_SYS_RESOURCE`.
+/// Grows a mounted ext4 to `blocks` blocks. Needs `CAP_SYS_RESOURCE`.
 pub(crate) fn resize_ext4(folder: BorrowedFd<'_>, blocks: u64) -> io::Result<()> {
     // SAFETY: EXT4_IOC_RESIZE_FS reads one u64, which `blocks` is and outlives the call.
     let result = unsafe { libc::ioctl(folder.as_raw_fd(), EXT4_IOC_RESIZE_FS, &raw const blocks) };
@@ -273,8 +272,8 @@ pub(crate) fn resize_ext4(folder: BorrowedFd<'_>, blocks: u64) -> io::Result<()>
 pub(crate) fn unshare(flags: UnshareFlags) -> io::Result<()> {
     let allowed = UnshareFlags::NEWNS | UnshareFlags::NEWPID;
     assert!(allowed.contains(flags), "only mount and pid namespaces");
-    // SAFETY: what makes unshare unsafe is CLONE_FILES (descriptor tables of threads part ways);
-    // the assertion above excludes it, and neither accepted flag implies it.
+    // SAFETY: unshare is unsafe because of CLONE_FILES, which separates the descriptor tables of
+    // threads. The assertion above excludes it, and neither accepted flag implies it.
     let result = unsafe { rustix::thread::unshare_unsafe(flags) };
     result.map_err(io::Error::from)
 }
@@ -287,10 +286,10 @@ pub(crate) enum Fork {
     Parent(Pid),
 }
 
-/// Forks. The caller has made sure that this process has one thread.
+/// Forks. The process must have a single thread.
 pub(crate) fn fork_single_threaded() -> io::Result<Fork> {
-    // SAFETY: with one thread no lock can be held by a thread that is missing in the child, so the
-    // child may go on using everything, allocator included.
+    // SAFETY: with one thread no other thread can own a lock at the fork, so the child may use
+    // everything, including the allocator.
     let pid = unsafe { libc::fork() };
     if pid < 0 {
         return Err(io::Error::last_os_error());
@@ -301,19 +300,19 @@ pub(crate) fn fork_single_threaded() -> io::Result<Fork> {
     })
 }
 
-/// Closes the descriptors `numbers`. For a process that then only waits and ends with
-/// [`exit_now`]: whatever owned them must not be used any more.
+/// Closes the descriptors `numbers`. For a process that then only waits and ends with [`exit_now`]:
+/// their owners must not be used any more.
 pub(crate) fn close_for_good(numbers: &[c_int]) {
     for &number in numbers {
-        // SAFETY: no memory is touched. The descriptor's owner in this process, if any, is never
-        // used or dropped again: the caller only waits, and ends without running destructors.
-        // A number that isn't open gives EBADF, which changes nothing.
+        // SAFETY: no memory is accessed. The descriptor's owner in this process, if any, is never used
+        // or dropped again: the caller only waits, and ends without running destructors. A number that
+        // isn't open gives EBADF, which changes nothing.
         let _ = unsafe { libc::close(number) };
     }
 }
 
-/// Lets glibc give large blocks back to the kernel when they are freed, and not keep free memory
-/// for each thread. No effect with other C libraries.
+/// Makes glibc return large blocks to the kernel when they are freed, and keep no free memory for each
+/// thread. No effect with other C libraries.
 pub(crate) fn return_freed_memory() {
     #[cfg(target_env = "gnu")]
     for (setting, value) in [
@@ -332,12 +331,12 @@ pub(crate) fn exit_now(status: c_int) -> ! {
     unsafe { libc::_exit(status) }
 }
 
-/// Lets the child that `command` starts die with this process, in a session of its own.
+/// Makes the child that `command` starts die with this process, and gives it a new session.
 pub(crate) fn bind_child(command: &mut Command) {
     bind_child_of(rustix::process::getpid(), command);
 }
 
-/// As [`bind_child`], for a process that `parent` starts: in any other's child it fails with ESRCH.
+/// As [`bind_child`], for a child of `parent`. In the child of any other process it fails with ESRCH.
 fn bind_child_of(parent: Pid, command: &mut Command) {
     let bind = move || {
         rustix::process::setsid()?;
@@ -363,7 +362,7 @@ mod tests {
         let mut command = Command::new("true");
         bind_child(&mut command);
         assert!(command.status().unwrap().success());
-        // What is left of a parent that died meanwhile: the child has another one.
+        // The child has another parent, as if the first one had died meanwhile.
         let mut command = Command::new("true");
         bind_child_of(Pid::INIT, &mut command);
         let orphan = command.status().unwrap_err();

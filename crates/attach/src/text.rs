@@ -1,8 +1,8 @@
-//! Text for messages: one printable line, and a path that a shell takes as it is.
+//! Text for messages: a printable line, and a path quoted for the shell.
 
 use std::path::Path;
 
-/// One line of printable text: a terminal sees no control characters of a program's making.
+/// One line of printable text. A terminal must not see control characters of another program.
 pub(crate) fn printable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
@@ -16,7 +16,7 @@ pub(crate) fn printable(bytes: &[u8]) -> String {
     out
 }
 
-/// A path for a shell command in a hint: quoted where the shell would take it for something else.
+/// A path for a shell command in a hint, quoted if necessary.
 pub(crate) fn quoted(path: &Path) -> String {
     let text = printable(path.as_os_str().as_encoded_bytes());
     let plain = |c: char| c.is_alphanumeric() || "/._-+:@%,=".contains(c);

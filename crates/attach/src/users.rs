@@ -1,7 +1,7 @@
-//! Who uses a mount or holds a device, found in `/proc` without touching any file system but that.
+//! Finds in `/proc` which processes use a mount or a device, without accessing any other file system.
 //!
-//! Nothing here calls stat(2) on what a process has open: a file on a network mount that is down
-//! would not answer, and neither would this.
+//! Nothing here calls stat(2) on files that a process has open: a network mount that is down would not
+//! answer, and this would hang.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -14,11 +14,11 @@ use crate::loop_name;
 use crate::mount_table::{self, MountLine};
 use crate::text::printable;
 
-/// How many users are named.
+/// How many users are reported.
 const USERS_MAX: usize = 5;
 
-/// What keeps the mount at `dir` busy, a few of it: processes with a working folder, root or open
-/// file there, as `name (pid)`, and mounts on it.
+/// Some of the users of the mount at `dir`: processes with a working folder, root or open file there, as
+/// `name (pid)`, and mounts on it.
 pub(crate) fn users_of(dir: &Path) -> Vec<String> {
     let there = mount_table::resolve(dir);
     let Ok(lines) = mount_table::read_mounts() else {
@@ -34,12 +34,12 @@ pub(crate) fn users_of(dir: &Path) -> Vec<String> {
     let using = processes()
         .into_iter()
         .filter(|process| uses(process, mount))
-        .map(|process| named(&process));
+        .map(|process| name_and_pid(&process));
     upon.chain(using).take(USERS_MAX).collect()
 }
 
-/// What still holds the volume with this id ([`volume_id`](crate::volume_id)), a few of it: places
-/// where it is mounted in this namespace, and processes whose mount namespace has it mounted.
+/// Some of the users of the volume with this id ([`volume_id`](crate::volume_id)): mount points in this
+/// namespace, and processes in whose mount namespace it is mounted.
 #[must_use]
 pub fn holders_of(volume_id: &str) -> Vec<String> {
     let devices = devices_of(volume_id);
@@ -50,7 +50,7 @@ pub fn holders_of(volume_id: &str) -> Vec<String> {
         .filter(|line| holds(line))
         .map(|line| format!("it is mounted at {}", line.mount_point.display()))
         .collect();
-    // Namespaces that follow this one have the same mounts; they say nothing more.
+    // Namespaces that follow this one have the same mounts, so they add nothing.
     if !holders.is_empty() {
         holders.truncate(USERS_MAX);
         return holders;
@@ -60,13 +60,13 @@ pub fn holders_of(volume_id: &str) -> Vec<String> {
         if holders.len() >= USERS_MAX {
             break;
         }
-        // One process for each namespace is enough.
+        // One process of each namespace is enough.
         if !seen.insert(namespace_of(&process)) {
             continue;
         }
         let there = mount_table::read_mounts_of(&process.join("mountinfo")).unwrap_or_default();
         if let Some(line) = there.iter().find(|line| holds(line)) {
-            let (name, dir) = (named(&process), line.mount_point.display());
+            let (name, dir) = (name_and_pid(&process), line.mount_point.display());
             holders.push(format!("the mount namespace of {name} has it at {dir}"));
         }
     }
@@ -74,7 +74,7 @@ pub fn holders_of(volume_id: &str) -> Vec<String> {
     holders
 }
 
-/// The holders as part of a message.
+/// The users as a part of a message.
 pub(crate) fn holders_text(holders: &[String]) -> String {
     if holders.is_empty() {
         "a process that has the device open".to_owned()
@@ -83,7 +83,7 @@ pub(crate) fn holders_text(holders: &[String]) -> String {
     }
 }
 
-/// Device numbers of the loop device that carries the name, and of the map on it.
+/// The device numbers of the loop device with this name, and of the map on it.
 fn devices_of(volume_id: &str) -> Vec<(u32, u32)> {
     let mut devices = Vec::new();
     for path in loop_name::all_ours() {
@@ -116,20 +116,20 @@ fn processes() -> Vec<PathBuf> {
         .collect()
 }
 
-fn named(process: &Path) -> String {
+fn name_and_pid(process: &Path) -> String {
     let name = fs::read(process.join("comm")).unwrap_or_default();
     let pid = process.file_name().unwrap_or_else(|| OsStr::new("?"));
     format!("{} ({})", printable(&name), pid.to_string_lossy())
 }
 
-/// The link's text, `mnt:[NUMBER]`; empty where it can't be read.
+/// The text of the link, `mnt:[NUMBER]`. Empty if it can't be read.
 fn namespace_of(process: &Path) -> PathBuf {
     fs::read_link(process.join("ns/mnt")).unwrap_or_default()
 }
 
 fn uses(process: &Path, mount: &MountLine) -> bool {
-    // Of its folders only the path can be known without asking their file system. It is shown as
-    // this process would name it, so what lies below the mount point lies on the mount.
+    // For folders, only the path is known without asking their file system. The kernel shows it as this
+    // process would see it, so a path below the mount point is on the mount.
     let below = |link: &str| {
         fs::read_link(process.join(link)).is_ok_and(|path| path.starts_with(&mount.mount_point))
     };

@@ -1,14 +1,14 @@
-//! Keeps threads free for reads: only so many writes run at once, further ones are set aside.
+//! A queue for writes that keeps threads free for reads.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Writes that run and writes that wait.
+/// Limits how many writes run, and queues further ones.
 ///
-/// A volume whose buffer is full lets writes wait for the line, and the kernel sends a hundred of
-/// them. If each held a thread, the read that somebody waits for would stay unread in `/dev/fuse`
-/// behind them. So a write beyond `running_max` is copied and set aside, and the threads that run
-/// writes take it up when they are done with their own: nothing is left over when they stop.
+/// If the volume's buffer is full, writes wait for the connection, and the kernel sends a hundred of
+/// them. If each occupied a thread, a read would wait behind them in `/dev/fuse`. So when `running_max`
+/// writes are running, further ones are copied and queued. The threads that run writes take them from
+/// the queue when they have finished their own, until the queue is empty.
 pub(crate) struct WriteQueue<W> {
     running_max: usize,
     waiting_bytes_max: usize,
@@ -23,8 +23,8 @@ struct QueueState<W> {
 }
 
 impl<W> WriteQueue<W> {
-    /// A queue that lets `running_max` (at least 1) writes run, and sets aside up to
-    /// `waiting_bytes_max` bytes of others, or one write if that is larger.
+    /// A queue that runs up to `running_max` (at least 1) writes. It queues up to `waiting_bytes_max`
+    /// bytes of others, or one write if that is larger.
     pub(crate) fn new(running_max: usize, waiting_bytes_max: usize) -> Self {
         Self {
             running_max: running_max.max(1),
@@ -38,11 +38,11 @@ impl<W> WriteQueue<W> {
         }
     }
 
-    /// Runs a write of `bytes` in this thread, and after it those that were set aside meanwhile; or
-    /// sets it aside. Waits only if the limit of what is set aside is reached.
+    /// Runs a write of `bytes` in this thread, and then the queued ones. Or queues it. Waits only if the
+    /// queue is full.
     ///
-    /// `write` gets what it needs in `request`; `copy` makes of it something that can wait, which
-    /// `run` carries out later. None of the three may panic.
+    /// `write` runs the request now. `copy` converts it for the queue, and `run` runs a queued one
+    /// later. None of the three may panic.
     pub(crate) fn submit<R>(
         &self,
         bytes: usize,
@@ -72,7 +72,7 @@ impl<W> WriteQueue<W> {
         }
     }
 
-    /// Ends this thread's write; takes up what waits first.
+    /// Ends this thread's write. Runs queued writes first.
     fn run_waiting(&self, run: impl Fn(W)) {
         loop {
             let mut state = self.lock();
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_write_runs_once_and_never_more_than_allowed_at_a_time() {
+    fn every_write_runs_once_and_the_limit_is_kept() {
         let queue = WriteQueue::new(3, 10);
         let (running, most, done) = (
             AtomicUsize::new(0),
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_is_free_again_while_its_write_waits() {
+    fn a_thread_is_free_while_its_write_is_queued() {
         let queue = WriteQueue::new(1, 100);
         let gate = Mutex::new(());
         let shut = gate.lock().unwrap();
@@ -147,7 +147,7 @@ mod tests {
             while queue.lock().running == 0 {
                 std::thread::yield_now();
             }
-            // Returns though the gate is shut.
+            // Returns although the gate is shut.
             queue.submit(100, (), wait, |()| (), wait);
             drop(shut);
         });

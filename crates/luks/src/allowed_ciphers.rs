@@ -1,11 +1,10 @@
-//! Which ciphers are accepted: in user mode, and by the kernel's dm-crypt.
+//! The ciphers that are accepted in user mode and for the kernel's dm-crypt.
 
 use crate::{LuksError, text::shown};
 
 /// The one cipher of user mode.
 pub(crate) const CIPHER: &str = "aes-xts-plain64";
-/// Block ciphers that dm-crypt has and that are sound; the rest of the kernel's list is not for
-/// a server to choose from.
+/// Secure block ciphers of dm-crypt. A server must not be able to select any other cipher of the kernel.
 const KERNEL_CIPHERS: [&str; 8] = [
     "aes",
     "serpent",
@@ -16,7 +15,7 @@ const KERNEL_CIPHERS: [&str; 8] = [
     "xchacha12,aes",
     "xchacha20,aes",
 ];
-/// Modes with an IV of each sector's own (linux/drivers/md/dm-crypt.c).
+/// Modes in which each sector has its own IV (linux/drivers/md/dm-crypt.c).
 const KERNEL_MODES: [&str; 7] = [
     "xts-plain64",
     "xts-plain",
@@ -32,11 +31,11 @@ const KERNEL_MODES: [&str; 7] = [
 pub enum OpenedBy {
     /// sprat itself: aes-xts-plain64 only.
     Sprat,
-    /// The kernel's dm-crypt: any sound cipher that it has.
+    /// The kernel's dm-crypt: any secure cipher that it has.
     Kernel,
 }
 
-/// Judges a cipher in dm-crypt's words; what the kernel alone opens is said so.
+/// Checks a cipher, written as in dm-crypt. The error says if only the kernel can open it.
 pub(crate) fn check_cipher(encryption: &str, opened_by: OpenedBy) -> Result<(), LuksError> {
     let name = encryption.to_ascii_lowercase();
     let kernel_opens = encryption.split_once('-').is_some_and(|(cipher, mode)| {

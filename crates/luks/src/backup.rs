@@ -1,7 +1,8 @@
-//! A header kept elsewhere, and put back without a moment in which nothing opens.
+//! Backups of a header, and the restore of one. At each moment of a restore some key opens the
+//! container.
 //!
-//! Such a file is what `cryptsetup luksHeaderBackup` makes and `luksHeaderRestore` takes: the two
-//! header copies and the key slots' space, at their own offsets, with holes where nothing is.
+//! A backup file is what `cryptsetup luksHeaderBackup` writes and `luksHeaderRestore` reads: the two
+//! header copies and the key slots' areas at their offsets, and holes elsewhere.
 
 use std::ops::Range;
 
@@ -18,18 +19,18 @@ use crate::{
     turn::{SEQUENCE_JUMP, Turn, overlap},
 };
 
-/// A header's bytes, to be kept in a file of [`HeaderBackup::len_bytes`].
+/// The bytes of a header backup, for a file of [`HeaderBackup::len_bytes`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeaderBackup {
-    /// What lies where; all else is zeros.
+    /// The ranges with data. All else is zeros.
     pub extents: Vec<Extent>,
-    /// Length of the file: up to the end of the key slots' space.
+    /// Length of the file: up to the end of the space for key slots.
     pub len_bytes: u64,
 }
 
 impl HeaderBackup {
-    /// A hash of what it holds, the same for each backup of one header: a copy that is made good
-    /// from the other one has another salt each time, and that is left out.
+    /// A hash of the content, which is the same for each backup of one header. The salts are left out: a
+    /// copy that is rebuilt from the other one gets a new salt each time.
     #[must_use]
     pub fn content_hash(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
@@ -42,11 +43,11 @@ impl HeaderBackup {
 }
 
 impl Header {
-    /// What is to be kept of this header: both copies (a damaged one made good from the other) and
-    /// the areas of all key slots, about half a megabyte for two.
+    /// Makes a backup of this header: both copies (a damaged one is rebuilt from the other) and the
+    /// areas of all key slots, about half a megabyte for two.
     ///
-    /// Such a copy opens the container with the keys of today for ever, also with those that are
-    /// removed tomorrow.
+    /// Such a backup always opens the container with the keys of today, even with those that are removed
+    /// later.
     pub fn backup(&self, source: &dyn HeaderRead) -> Result<HeaderBackup, LuksError> {
         let mut extents = vec![self.extent(Place::Primary)?, self.extent(Place::Secondary)?];
         for (_, area) in &self.metadata.used {
@@ -58,9 +59,9 @@ impl Header {
         })
     }
 
-    /// The slots, by number, whose areas in `now`, a backup of this header, hold other bytes than
-    /// the same slots' areas in `earlier`, which lie in `source`. A slot's area never changes in
-    /// its life, so one of the two is damaged.
+    /// The numbers of the slots whose areas in `now`, a backup of this header, differ from the same
+    /// slots' areas in `earlier`, which is stored in `source`. A slot's area never changes, so one of
+    /// the two is damaged.
     pub fn slots_that_differ(
         &self,
         now: &HeaderBackup,
@@ -81,10 +82,10 @@ impl Header {
         Ok(differ)
     }
 
-    /// Key slots of `earlier` that this header does not have, or of which it says something else.
-    /// Number and place of a slot's area do not count: a restore moves areas.
+    /// The key slots of `earlier` that this header lacks, or has with other metadata. Number and offset
+    /// of a slot don't count: a restore may change them.
     #[must_use]
-    pub fn slots_that_went(&self, earlier: &Self) -> Vec<u32> {
+    pub fn slots_missing_of(&self, earlier: &Self) -> Vec<u32> {
         let now = self.slot_facts();
         let before = earlier.slot_facts().into_iter();
         before
@@ -93,7 +94,7 @@ impl Header {
             .collect()
     }
 
-    /// What the metadata say of each key slot, without the place of its area.
+    /// The metadata of each key slot, without the offset of its area.
     fn slot_facts(&self) -> Vec<(u32, Value)> {
         let mut all = self.facts_of_slots();
         for (_, facts) in &mut all {
@@ -105,26 +106,26 @@ impl Header {
         all
     }
 
-    /// Where this header's key slots have their areas in the file.
+    /// The areas of this header's key slots in the file.
     #[must_use]
     pub fn areas(&self) -> Vec<Range<u64>> {
         let used = self.metadata.used.iter();
         used.map(|(_, area)| area.clone()).collect()
     }
 
-    /// The writes that put this header, a kept one that lies in `kept`, back in the place of
-    /// `present`, in order. `None`: what lies there is no header any more.
+    /// The writes, in order, that restore this header, which is stored in `kept`, over `present`.
+    /// `None`: the container has no readable header.
     ///
-    /// At every instant the container opens with the keys of the one or of the other: areas that
-    /// the present header uses stay until both copies name others, and are overwritten last; with
-    /// them those in `gone`, which an earlier header had that was about to be replaced. The new
-    /// sequence is above that of both and above `sequence_known`, and far above them where a newer
-    /// one may have been lost, so that every machine accepts it. `proof` must open a slot of what
-    /// is put back.
+    /// At each moment the container opens with the keys of one of the two headers. Areas that the
+    /// present header uses stay until both copies point to other areas. They are overwritten last,
+    /// together with the areas in `gone`, which belonged to an earlier header that was being replaced.
+    /// The new sequence is above that of both headers and above `sequence_known`, and far above them if
+    /// a newer one may have been lost, so that every machine accepts it. `proof` must open a slot of the
+    /// restored header.
     ///
-    /// Both must be of one container: [`LuksError::Pin`] where they are not. Nobody else may
-    /// change the header meanwhile (the container's lock); what one sends late who did is kept apart by
-    /// `turn`.
+    /// Both headers must be of the same container, otherwise [`LuksError::Pin`]. Nobody else may change
+    /// the header meanwhile (the container's lease). `turn` separates these writes from late ones of
+    /// another session.
     pub fn restore(
         &self,
         kept: &dyn HeaderRead,
@@ -152,10 +153,10 @@ impl Header {
             .filter(|area| !area.stays)
             .map(|area| (area.slot, area.extent.offset))
             .collect();
-        let put_back = self.placed(&moved, newest, step)?;
+        let restored = self.placed(&moved, newest, step)?;
         let mut all: Vec<Extent> = areas.iter().map(|area| area.extent.clone()).collect();
         let first = first_to_write(present.map(|(there, _)| there.copies()));
-        let copies = [put_back.extent(first)?, put_back.extent(other(first))?];
+        let copies = [restored.extent(first)?, restored.extent(other(first))?];
         all.extend(copies.iter().cloned());
         let written = Written::new(&all, self.metadata.segment.offset_bytes);
         let loaded = Self::load_for(&written, self.opened_by)?;
@@ -165,10 +166,10 @@ impl Header {
         if let Some((there, _)) = present {
             before.extend(there.areas());
         }
-        in_order(areas, copies, &put_back, &before)
+        in_order(areas, copies, &restored, &before)
     }
 
-    /// Whether two headers are of one container, whatever their keys.
+    /// Checks that two headers are of the same container, whatever their keys.
     fn check_sibling(&self, there: &Self) -> Result<(), LuksError> {
         let mut pins = there.pins();
         pins.sequence_id = 0;
@@ -183,7 +184,7 @@ impl Header {
         Ok(())
     }
 
-    /// Finds a place for each area: its own where that harms nothing, else a free one.
+    /// Finds a place for each area: its own if that is safe, otherwise a free one.
     fn place_areas(
         &self,
         kept: &dyn HeaderRead,
@@ -215,7 +216,7 @@ impl Header {
             let offset = turn.place(&self.metadata.areas, &mut taken, len)?;
             let offset = offset.ok_or_else(|| LuksError::Argument {
                 what:
-                    "the key slots' space is too full to put the header back safely: remove a key \
+                    "the space for key slots is too full to restore the header safely: remove a key \
                        slot first"
                         .to_owned(),
             })?;
@@ -225,8 +226,8 @@ impl Header {
         Ok(areas)
     }
 
-    /// This header with the areas of these slots at these offsets, and a sequence that is by `step`
-    /// above `newest`.
+    /// This header with the areas of these slots at these offsets, and with a sequence `step` above
+    /// `newest`.
     pub(crate) fn placed(
         &self,
         moved: &[(u32, u64)],
@@ -261,13 +262,13 @@ impl Header {
     }
 }
 
-/// One key slot's area on its way back.
+/// The area of a key slot that is being restored.
 struct Area {
     slot: u32,
     extent: Extent,
-    /// These bytes lie there already.
+    /// The container has these bytes at this place already.
     is_there: bool,
-    /// It keeps its place.
+    /// It keeps its offset.
     stays: bool,
 }
 
@@ -277,7 +278,7 @@ impl Area {
     }
 }
 
-/// A bad copy is written first: the good one stays until the other is good too.
+/// A bad copy is written first. The good one stays until the other is good, too.
 fn first_to_write(present: Option<&Copies>) -> Place {
     match present {
         Some(copies) if copies.primary != CopyState::Good => Place::Primary,
@@ -295,7 +296,7 @@ fn other(place: Place) -> Place {
 fn in_order(
     areas: Vec<Area>,
     copies: [Extent; 2],
-    put_back: &Header,
+    restored: &Header,
     before: &[Range<u64>],
 ) -> Result<Vec<HeaderWrite>, LuksError> {
     let mut writes = Vec::new();
@@ -307,11 +308,11 @@ fn in_order(
         writes.push(HeaderWrite::Write(copy));
         writes.push(HeaderWrite::Barrier);
     }
-    // What nobody names any more must not open anything either.
-    let space = &put_back.metadata.areas;
+    // Areas that no copy points to must not open anything either.
+    let space = &restored.metadata.areas;
     let mut done: Vec<&Range<u64>> = Vec::new();
     for area in before {
-        let used = &put_back.metadata.used;
+        let used = &restored.metadata.used;
         let outside = area.start < space.start || area.end > space.end;
         if outside || done.contains(&area) || used.iter().any(|(_, used)| overlap(used, area)) {
             continue;

@@ -1,4 +1,4 @@
-//! Adds and removes key slots, as writes in an order that a crash can't turn into a loss.
+//! Adds and removes key slots, as writes in an order in which a crash loses nothing.
 
 use crate::{
     LuksError,
@@ -11,14 +11,14 @@ use crate::{
 };
 
 impl Header {
-    /// The writes that add a key slot, in order: each copy is durable before the other is
-    /// touched, and a copy never names a slot whose area isn't durable. The slot was opened once
-    /// from these bytes.
+    /// The writes, in order, that add a key slot. Each copy is durable before the other one is written,
+    /// and a copy never points to a slot whose area isn't durable. The slot was opened once from these
+    /// bytes.
     ///
-    /// Both copies must be good ([`Header::repair`]), and nobody else may change the header
-    /// meanwhile (the container's lock). Load the header anew afterwards and remember its pins:
-    /// the sequence has risen. Of `options` only the costs are used. `turn` keeps apart what two
-    /// sessions write, one of which wakes late.
+    /// Both copies must be good ([`Header::repair`]), and nobody else may change the header meanwhile
+    /// (the container's lease). Afterwards load the header again and store its pins: the sequence has
+    /// increased. Of `options` only the costs are used. `turn` separates these writes from late ones of
+    /// another session.
     pub fn add_slot(
         &self,
         key: &VolumeKey,
@@ -37,7 +37,7 @@ impl Header {
         let number = reference.add_slot(None, key, secret, &kdf_for(kind, options))?;
         let changed = Self::load_for(&reference, self.opened_by)?;
         let mut area = fetch(&reference, &changed.slot(number)?.area)?;
-        // Only one may be at work, and proving the slot is the next one's.
+        // Only one `Reference` may exist at a time, and the proof needs its own.
         drop(reference);
         let len = area.bytes.len() as u64;
         let place = turn.place(&self.metadata.areas, &mut self.areas(), len)?;
@@ -50,10 +50,10 @@ impl Header {
         Ok(writes)
     }
 
-    /// The writes that remove a key slot, in order: its area is overwritten first, so that a
-    /// crash leaves at worst a slot that opens for nobody. The last slot stays.
+    /// The writes, in order, that remove a key slot. Its area is overwritten first, so that a crash
+    /// leaves at worst a slot that no key opens. The last slot can't be removed.
     ///
-    /// What a server kept of the old header and area can't be taken back. The rest as with
+    /// If the server kept the old header and area, they can't be taken back. Otherwise as
     /// [`Header::add_slot`].
     pub fn remove_slot(&self, number: u32, turn: Turn) -> Result<Vec<HeaderWrite>, LuksError> {
         self.check_changeable()?;

@@ -44,7 +44,7 @@ impl SectorCipher {
         Self::with_geometry(key, pins.sector_bytes as usize, pins.iv_tweak)
     }
 
-    /// Makes the cipher that pins describe; `None` where it is the kernel's alone.
+    /// Makes the cipher that pins describe. `None` if only the kernel has it.
     pub fn of_pins(key: &VolumeKey, pins: &Pins) -> Result<Option<Self>, LuksError> {
         if pins.cipher != CIPHER || !matches!(key.bits(), 256 | 512) {
             return Ok(None);
@@ -65,7 +65,7 @@ impl SectorCipher {
             encrypting: Mutex::new(Vec::new()),
             decrypting: Mutex::new(Vec::new()),
         };
-        // A context that can't be made should fail here and not at the first write.
+        // If no context can be made, this must fail here and not at the first write.
         for direction in [Direction::Encrypt, Direction::Decrypt] {
             let context = cipher.make_context(direction)?;
             cipher.give_back(direction, context);
@@ -152,7 +152,7 @@ impl SectorCipher {
         tweak
     }
 
-    /// Lends `work` a context. One that failed is not used again.
+    /// Calls `work` with a context. A context that failed is not used again.
     fn with_context(
         &self,
         direction: Direction,
@@ -185,7 +185,7 @@ impl SectorCipher {
         }
     }
 
-    /// As many contexts stay as threads ever worked at once.
+    /// The pool grows to the largest number of threads that ever worked at once.
     fn give_back(&self, direction: Direction, context: CipherCtx) {
         self.pool(direction)
             .lock()

@@ -1,9 +1,8 @@
 //! Known answers of the sector cipher, and its properties.
 //!
-//! The vectors were made with Python's `cryptography` 48.0.0 (its own binding and build of the
-//! cipher), once, as
-//! `Cipher(algorithms.AES(key), modes.XTS((sector * (bytes // 512)).to_bytes(8, "little") + bytes(8)))`,
-//! from the key and the plaintext that [`key`] and [`plain`] say.
+//! The vectors were made once with Python's `cryptography` 48.0.0 (which has its own binding and build
+//! of the cipher) as `Cipher(algorithms.AES(key), modes.XTS((sector * (bytes // 512)).to_bytes(8,
+//! "little") + bytes(8)))`, from the key and the plaintext of [`key`] and [`plain`].
 
 use openssl::sha::sha256;
 use proptest::prelude::*;
@@ -11,8 +10,7 @@ use proptest::prelude::*;
 use super::SectorCipher;
 use crate::{secret::VolumeKey, text::hex};
 
-/// Bits of the key, bytes of the sector, number of the sector (in sectors), SHA-256 of its
-/// ciphertext.
+/// Bits of the key, bytes of a sector, number of the sector (in sectors), SHA-256 of its ciphertext.
 const KNOWN: &[(usize, usize, u64, &str)] = &[
     (
         256,
@@ -268,7 +266,7 @@ fn plain(bytes: usize, sector: u64) -> Vec<u8> {
 }
 
 #[test]
-fn known_answers_are_given_in_both_directions() {
+fn known_answers_hold_in_both_directions() {
     for &(bits, bytes, sector, known) in KNOWN {
         let cipher = SectorCipher::with_geometry(&key(bits), bytes, 0).unwrap();
         let offset = sector * bytes as u64;
@@ -320,7 +318,7 @@ fn a_torn_sector_is_a_bug_of_the_caller() {
 }
 
 #[test]
-fn nothing_of_a_key_is_shown() {
+fn debug_shows_no_key() {
     let cipher = SectorCipher::with_geometry(&key(512), 4096, 0).unwrap();
     assert_eq!(
         format!("{cipher:?}"),

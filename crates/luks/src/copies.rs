@@ -1,4 +1,4 @@
-//! Finds, checks and judges the two copies of a LUKS2 header.
+//! Finds and checks the two copies of a LUKS2 header, and selects one.
 //!
 //! A copy is 4096 bytes of binary header, then the metadata (JSON, padded with zeros):
 //!
@@ -6,20 +6,19 @@
 //! | ------ | ----- | ----- |
 //! | 0      | 6     | magic: `LUKS\xba\xbe`, in the secondary copy `SKUL\xba\xbe` |
 //! | 6      | 2     | version: 2 (all numbers are big endian) |
-//! | 8      | 8     | size of the copy, metadata included; the secondary lies at this offset |
+//! | 8      | 8     | size of the copy with its metadata; also the offset of the secondary |
 //! | 16     | 8     | sequence: higher with each change |
 //! | 24     | 48    | label |
 //! | 72     | 32    | checksum algorithm |
 //! | 104    | 64    | salt: makes the two copies' checksums differ |
 //! | 168    | 40    | UUID |
 //! | 208    | 48    | subsystem |
-//! | 256    | 8     | the offset that this copy lies at |
+//! | 256    | 8     | the offset of this copy |
 //! | 264    | 184   | zeros |
 //! | 448    | 64    | checksum of the whole copy with this field zero |
 //!
-//! (cryptsetup: lib/luks2/luks2.h, `struct luks2_hdr_disk`.) Only the primary copy tells where
-//! the secondary lies; where the primary is damaged, cryptsetup tries the nine legal places, and
-//! so do we.
+//! (cryptsetup: lib/luks2/luks2.h, `struct luks2_hdr_disk`.) Only the primary copy has the offset of the
+//! secondary. If the primary is damaged, the nine legal offsets are tried, as in cryptsetup.
 
 use std::{fmt, ops::Range};
 
@@ -52,28 +51,28 @@ const SIZES: [u64; 9] = [
     4 << 20,
 ];
 
-/// The highest sequence of a header that is read. How much a change of keys adds, and a header that is
-/// put back, is said in `turn.rs`.
+/// The highest sequence that is accepted. `turn.rs` explains how much a change of keys and a restore
+/// add.
 pub(crate) const SEQUENCE_MAX: u64 = 1 << 48;
-/// The highest one of a header that nothing is known of: what is left to [`SEQUENCE_MAX`] is more
-/// than any container's life needs.
+/// The highest sequence of a header that is not yet known. The rest up to [`SEQUENCE_MAX`] is more than
+/// a container ever needs.
 pub(crate) const SEQUENCE_FIRST_MAX: u64 = 1 << 40;
-/// How far a sequence may go up between two openings on one machine.
+/// The largest increase of a sequence between two openings on one machine.
 pub(crate) const SEQUENCE_STEP_MAX: u64 = 1 << 32;
 
 /// The state of one header copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CopyState {
-    /// Whole, and of the newest sequence.
+    /// Valid, with the newest sequence.
     Good,
-    /// Whole, but older than the other one: a change of keys was interrupted between the two.
+    /// Valid, but older than the other copy: a change of keys was interrupted between the two.
     Stale {
         /// Its sequence.
         sequence_id: u64,
     },
-    /// Whole, and of the same sequence as the other one, but it says something else: two machines changed
-    /// keys at once, one of which slept. The other copy, the primary, is used.
+    /// Valid, with the same sequence as the other copy and other content: two machines changed keys at
+    /// the same time, one of which was asleep. The primary copy is used.
     Contradicts {
         /// The sequence of both.
         sequence_id: u64,
@@ -100,12 +99,12 @@ impl fmt::Display for CopyState {
 pub struct Copies {
     /// The one at the file's beginning.
     pub primary: CopyState,
-    /// The one behind it.
+    /// The one after it.
     pub secondary: CopyState,
 }
 
 impl Copies {
-    /// Nothing to repair.
+    /// Whether neither needs a repair.
     #[must_use]
     pub fn both_good(&self) -> bool {
         self.primary == CopyState::Good && self.secondary == CopyState::Good
@@ -118,9 +117,9 @@ pub(crate) enum Place {
     Secondary,
 }
 
-/// A copy whose checksum fits and whose metadata are strict JSON.
-pub(crate) struct WholeCopy {
-    /// Every byte of it.
+/// A copy with a correct checksum and with metadata in strict JSON.
+pub(crate) struct ValidCopy {
+    /// All its bytes.
     pub bytes: Vec<u8>,
     pub sequence_id: u64,
     pub uuid: String,
@@ -130,56 +129,56 @@ pub(crate) struct WholeCopy {
 
 /// What lies at the place of a copy.
 enum FoundCopy {
-    Whole(WholeCopy),
+    Valid(ValidCopy),
     Faulty(CopyFault),
 }
 
-/// The newest whole copy, and the state of both.
-pub(crate) struct Judged {
-    pub copy: WholeCopy,
+/// The selected copy, and the state of both.
+pub(crate) struct SelectedCopy {
+    pub copy: ValidCopy,
     pub copies: Copies,
 }
 
-/// Fetches both copies and picks the one to go by, as cryptsetup does: the newer of two whole
-/// ones, or the only one.
-pub(crate) fn fetch(source: &dyn HeaderRead) -> Result<Judged, LuksError> {
+/// Fetches both copies and selects one as cryptsetup does: the newer of two valid ones, or the only
+/// valid one.
+pub(crate) fn fetch(source: &dyn HeaderRead) -> Result<SelectedCopy, LuksError> {
     let file_len = source.len().map_err(|error| LuksError::Read {
         offset: 0,
         len: 0,
         source: error,
     })?;
-    // In one piece what nearly every container needs.
+    // One read gets all that nearly every container needs.
     let head = fetch_up_to(source, file_len, 0, 2 * SIZES[0])?;
     let primary = read_copy(source, file_len, &head, 0, Place::Primary)?;
     let secondary = match &primary {
-        FoundCopy::Whole(copy) => {
+        FoundCopy::Valid(copy) => {
             let offset = copy.bytes.len() as u64;
             read_copy(source, file_len, &head, offset, Place::Secondary)?
         }
         FoundCopy::Faulty(_) => search_secondary(source, file_len, &head)?,
     };
-    judge(primary, secondary, &head, file_len)
+    select(primary, secondary, &head, file_len)
 }
 
-fn judge(
+fn select(
     primary: FoundCopy,
     secondary: FoundCopy,
     head: &[u8],
     file_len: u64,
-) -> Result<Judged, LuksError> {
+) -> Result<SelectedCopy, LuksError> {
     let good = |copy, primary, secondary| {
-        Ok(Judged {
+        Ok(SelectedCopy {
             copy,
             copies: Copies { primary, secondary },
         })
     };
     match (primary, secondary) {
-        (FoundCopy::Whole(first), FoundCopy::Whole(second)) => {
+        (FoundCopy::Valid(first), FoundCopy::Valid(second)) => {
             match first.sequence_id.cmp(&second.sequence_id) {
-                std::cmp::Ordering::Equal if first.says_the_same_as(&second) => {
+                std::cmp::Ordering::Equal if first.has_same_content(&second) => {
                     good(first, CopyState::Good, CopyState::Good)
                 }
-                // As cryptsetup does. What this machine knows of pins and slots is compared later.
+                // As cryptsetup does. The pins and slots that this machine knows are compared later.
                 std::cmp::Ordering::Equal => {
                     let sequence_id = first.sequence_id;
                     let contradicts = CopyState::Contradicts { sequence_id };
@@ -195,10 +194,10 @@ fn judge(
                 }
             }
         }
-        (FoundCopy::Whole(first), FoundCopy::Faulty(fault)) => {
+        (FoundCopy::Valid(first), FoundCopy::Faulty(fault)) => {
             good(first, CopyState::Good, CopyState::Damaged(fault))
         }
-        (FoundCopy::Faulty(fault), FoundCopy::Whole(second)) => {
+        (FoundCopy::Faulty(fault), FoundCopy::Valid(second)) => {
             good(second, CopyState::Damaged(fault), CopyState::Good)
         }
         (FoundCopy::Faulty(primary), FoundCopy::Faulty(secondary)) => {
@@ -207,7 +206,7 @@ fn judge(
     }
 }
 
-/// Tells a file that never was a container from a broken one.
+/// Distinguishes a damaged container from a file that is no container.
 fn no_good_copy(primary: CopyFault, secondary: CopyFault, head: &[u8], file_len: u64) -> LuksError {
     if primary == CopyFault::Version(1) {
         return LuksError::Luks1;
@@ -223,7 +222,7 @@ fn no_good_copy(primary: CopyFault, secondary: CopyFault, head: &[u8], file_len:
     LuksError::HeaderDamaged { primary, secondary }
 }
 
-/// Looks at all legal places, as cryptsetup does where the primary copy can't tell.
+/// Tries all legal offsets, as cryptsetup does if the primary copy is damaged.
 fn search_secondary(
     source: &dyn HeaderRead,
     file_len: u64,
@@ -234,7 +233,7 @@ fn search_secondary(
         match read_copy(source, file_len, head, offset, Place::Secondary)? {
             FoundCopy::Faulty(CopyFault::Magic | CopyFault::Truncated) => {}
             FoundCopy::Faulty(fault) => last_fault = fault,
-            whole @ FoundCopy::Whole(_) => return Ok(whole),
+            valid @ FoundCopy::Valid(_) => return Ok(valid),
         }
     }
     Ok(FoundCopy::Faulty(last_fault))
@@ -266,12 +265,12 @@ fn read_copy(
         return Ok(FoundCopy::Faulty(CopyFault::Truncated));
     }
     Ok(match check_whole(bytes) {
-        Ok(copy) => FoundCopy::Whole(copy),
+        Ok(copy) => FoundCopy::Valid(copy),
         Err(fault) => FoundCopy::Faulty(fault),
     })
 }
 
-/// Checks what can be checked before the metadata are there; returns the copy's size.
+/// Checks what can be checked without the metadata. Returns the size of the copy.
 fn check_binary(binary: &[u8], offset: u64, place: Place) -> Result<u64, CopyFault> {
     if binary.len() < BINARY_BYTES {
         return Err(if binary.starts_with(magic(place)) {
@@ -287,9 +286,9 @@ fn check_binary(binary: &[u8], offset: u64, place: Place) -> Result<u64, CopyFau
     if version != 2 {
         return Err(CopyFault::Version(version));
     }
-    let said = big_endian_u64(binary, 256);
-    if said != offset {
-        return Err(CopyFault::Offset(said));
+    let stored = big_endian_u64(binary, 256);
+    if stored != offset {
+        return Err(CopyFault::Offset(stored));
     }
     let size = big_endian_u64(binary, 8);
     if !SIZES.contains(&size) || (place == Place::Secondary && size != offset) {
@@ -298,7 +297,7 @@ fn check_binary(binary: &[u8], offset: u64, place: Place) -> Result<u64, CopyFau
     Ok(size)
 }
 
-fn check_whole(bytes: Vec<u8>) -> Result<WholeCopy, CopyFault> {
+fn check_whole(bytes: Vec<u8>) -> Result<ValidCopy, CopyFault> {
     let kind = text_until_nul(&bytes[72..104]);
     let algorithm = checksum_kind(&kind).ok_or_else(|| CopyFault::ChecksumKind(shown(&kind)))?;
     let found = checksum(&bytes, algorithm).map_err(|_| CopyFault::Checksum)?;
@@ -311,7 +310,7 @@ fn check_whole(bytes: Vec<u8>) -> Result<WholeCopy, CopyFault> {
         return Err(CopyFault::Sequence(sequence_id));
     }
     let metadata = parse_area(&bytes[BINARY_BYTES..]).map_err(CopyFault::Metadata)?;
-    Ok(WholeCopy {
+    Ok(ValidCopy {
         sequence_id,
         uuid: text_until_nul(&bytes[168..208]),
         label: text_until_nul(&bytes[24..72]),
@@ -320,8 +319,8 @@ fn check_whole(bytes: Vec<u8>) -> Result<WholeCopy, CopyFault> {
     })
 }
 
-/// The bytes of a copy without what must differ: magic, salt, offset and checksum. Others stay as
-/// they are.
+/// The bytes of a copy without the fields that always differ: magic, salt, offset and checksum. Other
+/// bytes are returned unchanged.
 pub(crate) fn plain(bytes: &[u8]) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     let of_luks2 = [MAGIC_PRIMARY, MAGIC_SECONDARY]
@@ -336,12 +335,12 @@ pub(crate) fn plain(bytes: &[u8]) -> Vec<u8> {
     bytes
 }
 
-impl WholeCopy {
-    fn says_the_same_as(&self, other: &Self) -> bool {
+impl ValidCopy {
+    fn has_same_content(&self, other: &Self) -> bool {
         plain(&self.bytes) == plain(&other.bytes)
     }
 
-    /// This header with another sequence and, where `json` is given, other metadata.
+    /// This header with another sequence and, if `json` is given, other metadata.
     pub(crate) fn changed(&self, sequence_id: u64, json: Option<&str>) -> Result<Self, LuksError> {
         let crypto = |source| LuksError::Crypto {
             op: "change a header copy",
@@ -367,7 +366,7 @@ impl WholeCopy {
         check_whole(bytes).map_err(|fault| LuksError::invalid(fault.to_string()))
     }
 
-    /// This header as the copy for `place`; with a new salt unless it lies there already.
+    /// This header as the copy for `place`. It gets a new salt unless it comes from that place.
     pub(crate) fn bytes_for(&self, place: Place) -> Result<Vec<u8>, LuksError> {
         let mut bytes = self.bytes.clone();
         if bytes.starts_with(magic(place)) {

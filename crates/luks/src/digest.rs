@@ -1,4 +1,4 @@
-//! The digest of the volume key: what the key is checked against, and what is pinned of it.
+//! The digest of the volume key: verifies the key, and is a part of the pins.
 
 use std::collections::BTreeMap;
 
@@ -11,8 +11,8 @@ use crate::{
     text::{decode, hex, number, shown},
 };
 
-/// cryptsetup spends 125 ms on the digest (lib/luks2/luks2_digest_pbkdf2.c), less than 2 million
-/// rounds on the fastest machines. The digest is computed once per slot tried.
+/// cryptsetup spends 125 ms on the digest (lib/luks2/luks2_digest_pbkdf2.c): less than 2 million rounds
+/// on the fastest machines. The digest is computed once for each slot that is tried.
 const ROUNDS_MAX: u32 = 20_000_000;
 const SALT_BYTES_MAX: usize = 64;
 
@@ -92,7 +92,7 @@ impl Digest {
                 salt.len()
             )));
         }
-        // A shorter one would fit many keys.
+        // A shorter one would match many keys.
         if value.len() != algorithm.size() {
             return Err(LuksError::invalid(format!(
                 "a digest of {} bytes",
@@ -113,7 +113,7 @@ impl Digest {
         })
     }
 
-    /// Says whether this is the digest of `key`.
+    /// Whether this is the digest of `key`.
     pub(crate) fn fits(&self, key: &VolumeKey) -> Result<bool, LuksError> {
         let algorithm = message_digest(&self.hash).expect("checked when read");
         let mut found = vec![0; self.value.len()];
@@ -131,7 +131,7 @@ impl Digest {
         Ok(memcmp::eq(&found, &self.value))
     }
 
-    /// What is pinned of it: SHA-256 in hexadecimal.
+    /// SHA-256 in hexadecimal, for the pins.
     pub(crate) fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
         hash.update(b"sprat volume key digest 1\0");
@@ -142,7 +142,7 @@ impl Digest {
     }
 }
 
-/// The hashes that cryptsetup offers and that are worth anything.
+/// The secure hashes that cryptsetup offers.
 pub(crate) fn message_digest(name: &str) -> Option<MessageDigest> {
     match name {
         "sha1" => Some(MessageDigest::sha1()),
@@ -154,7 +154,7 @@ pub(crate) fn message_digest(name: &str) -> Option<MessageDigest> {
     }
 }
 
-/// Reads a slot's number; `01` is not one.
+/// Parses a slot number. `01` is invalid.
 pub(crate) fn slot_number(name: &str) -> Result<u32, LuksError> {
     let value = number(name, "a key slot's number")?;
     u32::try_from(value)

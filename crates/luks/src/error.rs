@@ -1,11 +1,11 @@
-//! What can go wrong with a header or a key, and how a caller tells the cases apart.
+//! The errors of headers and keys, and the kinds that a caller distinguishes.
 
 use std::{fmt, io};
 
 use openssl::error::ErrorStack;
 
-/// Work on a LUKS2 header failed. No variant holds a secret; text that came from a header is
-/// escaped and cut.
+/// Work on a LUKS2 header failed. No variant contains a secret. Text from a header is escaped and its
+/// length is limited.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "fields are named in the message")]
 #[non_exhaustive]
@@ -18,16 +18,16 @@ pub enum LuksError {
         #[source]
         source: io::Error,
     },
-    /// Neither header copy begins as LUKS does.
+    /// Neither header copy has the LUKS magic.
     #[error("not a LUKS container: no LUKS header at its beginning")]
     NotLuks,
-    /// A LUKS1 header; only the kernel's dm-crypt opens those.
+    /// A LUKS1 header. Only the kernel's dm-crypt opens it.
     #[error("a LUKS1 container: opens in kernel mode only")]
     Luks1,
-    /// Legal and sound, but only the kernel's dm-crypt has it.
+    /// Legal and secure, but only the kernel's dm-crypt supports it.
     #[error("{what}: opens in kernel mode only")]
     KernelOnly { what: String },
-    /// The file ends before its header, or holds no whole block after it.
+    /// The file ends before the end of its header, or has no complete block after it.
     #[error("truncated container: {file_len} bytes long, at least {needed} needed")]
     Truncated { file_len: u64, needed: u64 },
     /// No header copy is usable.
@@ -36,40 +36,40 @@ pub enum LuksError {
         primary: CopyFault,
         secondary: CopyFault,
     },
-    /// The header is whole, but its metadata break LUKS2's own rules.
+    /// The header is intact, but its metadata violate the rules of LUKS2.
     #[error("invalid LUKS2 metadata: {what}")]
     Invalid { what: String },
-    /// The header asks for something that is never done with a server's data.
+    /// The header requests something that is never done with a server's data.
     #[error("refused: the LUKS2 header asks for {what}")]
     Refused { what: String },
-    /// Legal LUKS that sprat doesn't open in either mode.
+    /// Legal, but sprat supports it in neither mode.
     #[error("not supported: {what}")]
     Unsupported { what: String },
-    /// The header differs from what this machine knows of the container.
+    /// The header differs from what this machine knows about the container.
     #[error("the LUKS2 header was changed: {field} is {found}, known is {pinned}")]
     Pin {
         field: &'static str,
         pinned: String,
         found: String,
     },
-    /// The header is older than one seen before.
+    /// The header is older than one that this machine has seen.
     #[error("the LUKS2 header is an old one: sequence {found}, known is {known}")]
     OlderHeader { known: u64, found: u64 },
-    /// The header's sequence went up further than any number of key changes explains.
+    /// The sequence increased more than changes of keys can explain.
     #[error("the LUKS2 header has an implausible sequence, {found}; known is {known}")]
     Sequence { known: u64, found: u64 },
     /// The secret opens none of the key slots.
     #[error("the key or passphrase opens none of the {slots_tried} key slots")]
     WrongSecret { slots_tried: usize },
-    /// The secret opens no slot, and some were left out because of what they would cost.
+    /// The secret opens no slot, and some slots were skipped because they cost too much.
     #[error("key slot {slot} asks for too much: {asks}; the limit is {limit}")]
     KdfTooCostly {
         slot: u32,
         asks: String,
         limit: String,
     },
-    /// The secret opens none of the slots that were tried, and deriving keys for the others would
-    /// take more than one opening may.
+    /// The secret opens none of the slots that were tried. The key derivation of the others would exceed
+    /// the budget for one opening.
     #[error(
         "the key or passphrase opens none of the {slots_tried} key slots that were tried; {} were \
          left out, as their key derivation takes too long",
@@ -79,7 +79,7 @@ pub enum LuksError {
         slots_tried: usize,
         left_out: Vec<u32>,
     },
-    /// A key slot's derivation needs more memory than there is.
+    /// A key slot's derivation needs more memory than is available.
     #[error("key slot {slot} needs {memory_kib} KiB of memory, which this machine does not give")]
     NoMemory { slot: u32, memory_kib: u64 },
     /// libcryptsetup failed.
@@ -103,33 +103,33 @@ pub enum LuksError {
         #[source]
         source: ErrorStack,
     },
-    /// An argument that the caller got from the user makes no sense.
+    /// An argument from the user is invalid.
     #[error("{what}")]
     Argument { what: String },
 }
 
-/// What is wrong with one header copy.
+/// The fault of a header copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CopyFault {
-    /// Not where it should be, or the magic bytes are wrong.
+    /// The magic bytes are missing.
     Magic,
     /// A version other than 2.
     Version(u16),
     /// A size that LUKS2 does not have.
     Size(u64),
-    /// It names another place than the one it lies at.
+    /// It contains another offset than its own.
     Offset(u64),
-    /// A checksum algorithm that isn't known.
+    /// An unknown checksum algorithm.
     ChecksumKind(String),
-    /// The checksum doesn't fit.
+    /// The checksum is wrong.
     Checksum,
     /// The file ends within it.
     Truncated,
-    /// A sequence that no count of key changes comes to: only somebody who wants the next change to
-    /// wrap it to zero, so that removed keys count again, writes it.
+    /// A sequence that no number of key changes can reach. Somebody wrote it so that the next change
+    /// wraps it to zero and removed keys become valid again.
     Sequence(u64),
-    /// The checksum fits, but the metadata can't be read.
+    /// The checksum is correct, but the metadata can't be parsed.
     Metadata(String),
 }
 
@@ -149,17 +149,17 @@ impl fmt::Display for CopyFault {
     }
 }
 
-/// What a caller may choose by.
+/// The kinds of failure that a caller distinguishes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LuksErrorKind {
-    /// The bytes could not be fetched; the source tells why.
+    /// The bytes could not be fetched. The source has the reason.
     Read,
     /// There is no LUKS2 container (not LUKS, or LUKS1).
     NoContainer,
-    /// Damaged, truncated, changed, contradicting or older than known.
+    /// Damaged, truncated, changed, contradictory or older than known.
     Damaged,
-    /// Legal, but not opened by sprat, or not in this mode.
+    /// Legal, but not supported by sprat, or not in this mode.
     Unsupported,
     /// Wrong key or passphrase.
     WrongSecret,
@@ -168,7 +168,7 @@ pub enum LuksErrorKind {
 }
 
 impl LuksError {
-    /// The case, for a caller that must choose.
+    /// The kind of this failure.
     #[must_use]
     pub fn kind(&self) -> LuksErrorKind {
         match self {

@@ -15,11 +15,11 @@ use crate::{
     secret::{Secret, VolumeKey},
 };
 
-/// cryptsetup's default: headers, key slots, and then the payload.
+/// cryptsetup's default. The headers and key slots are before it.
 const PAYLOAD_OFFSET_BYTES: u64 = 16 << 20;
 const SECTOR_BYTES: u32 = 4096;
 const KEY_BYTES: usize = 64;
-/// cryptsetup's ceiling; its benchmark for two seconds ends there on any machine of today.
+/// cryptsetup's maximum. Its benchmark for two seconds reaches it on every present machine.
 const ARGON2_MEMORY_KIB: u64 = 1 << 20;
 const RECOVERY_MEMORY_KIB: u64 = 64 << 10;
 const ARGON2_PASSES: u32 = 4;
@@ -27,49 +27,50 @@ const ARGON2_THREADS_MAX: usize = 4;
 /// `LUKS2_LABEL_L` less the NUL (cryptsetup: lib/luks2/luks2.h).
 const LABEL_BYTES_MAX: usize = 47;
 
-/// What a secret is, which decides how dear guessing it is made.
+/// The kind of a secret. It decides how expensive guessing is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SlotKind {
     /// Thousands of random bytes: pbkdf2 with 1000 rounds, so that opening is fast.
     KeyFile,
-    /// Made up by a person: argon2id with 1 GiB (at most half of this machine's memory).
+    /// Chosen by a person: argon2id with 1 GiB (at most half of this machine's memory).
     Passphrase,
-    /// A [`crate::RecoveryKey`]: argon2id with 64 MiB. 160 random bits need no more, and it must
-    /// open on whatever machine is at hand after a disaster.
+    /// A [`crate::RecoveryKey`]: argon2id with 64 MiB. 160 random bits need no more, and it must open on
+    /// any machine after a disaster.
     Recovery,
 }
 
 /// How to make a container.
 #[derive(Debug, Clone, Default)]
 pub struct FormatOptions {
-    /// UUID; a random one by default.
+    /// The UUID. Random by default.
     pub uuid: Option<String>,
-    /// LUKS2 label, at most 47 bytes. The server sees it.
+    /// The LUKS2 label, at most 47 bytes. The server can read it.
     pub label: Option<String>,
-    /// The least costs that LUKS2 allows. Never for real containers.
+    /// Use the lowest costs that LUKS2 allows. Never for real containers.
     pub fast_kdf_for_tests: bool,
 }
 
 /// A new container, not yet written anywhere.
 #[derive(Debug)]
 pub struct NewContainer {
-    /// The header's used ranges (less than 1 MiB for three slots) in the order to write them into
-    /// a new, empty file: key slots, secondary copy, primary copy. All else before the payload is
-    /// a hole. Until the last one is written the file is not a container.
+    /// The used ranges of the header (less than 1 MiB for three slots), in the order in which they must
+    /// be written to a new, empty file: key slots, secondary copy, primary copy. The rest up to the
+    /// payload is a hole. The file is no container until the last one is written.
     pub header: Vec<Extent>,
-    /// Where the payload begins.
+    /// The offset of the payload.
     pub payload_offset_bytes: u64,
-    /// What to remember of it.
+    /// The pins to store.
     pub pins: Pins,
     /// Its volume key.
     pub volume_key: VolumeKey,
 }
 
-/// Makes a header with a slot for each secret, in this order; key files first open fastest.
+/// Makes a header with a slot for each secret, in this order. Key files should come first: they open
+/// fastest.
 ///
-/// aes-xts-plain64 with a 512-bit key, 4096-byte sectors, payload at 16 MiB: cryptsetup's
-/// defaults. Each slot was opened once from the returned bytes, so this takes two derivations a
-/// slot: some seconds and a gigabyte for each passphrase, and less than a second for the others.
+/// aes-xts-plain64 with a 512-bit key, 4096-byte sectors, payload at 16 MiB: cryptsetup's defaults. Each
+/// slot was opened once from the returned bytes, so this takes two derivations for each slot: some
+/// seconds and a gigabyte for a passphrase, less than a second for the others.
 pub fn format(
     secrets: &[(Secret, SlotKind)],
     options: &FormatOptions,
@@ -100,7 +101,7 @@ pub fn format(
     for slot in made.slots() {
         header.push(fetch(&reference, &made.slot(slot.number)?.area)?);
     }
-    // Only one may be at work, and proving the slots is the next one's.
+    // Only one `Reference` may exist at a time, and the proof needs its own.
     drop(reference);
     header.push(made.extent(Place::Secondary)?);
     header.push(made.extent(Place::Primary)?);
@@ -113,7 +114,7 @@ pub fn format(
     })
 }
 
-/// What is handed out must open, by each secret, from these bytes alone.
+/// Proves that the header opens with each secret, from these bytes alone.
 fn prove(
     header: &[Extent],
     secrets: &[(Secret, SlotKind)],
@@ -165,8 +166,8 @@ fn random_key() -> Result<VolumeKey, LuksError> {
     Ok(VolumeKey::copy_of(&*bytes))
 }
 
-/// The derivation for a kind of secret. Fixed costs: cryptsetup's benchmark takes ten seconds and
-/// more to find about these.
+/// The key derivation for a kind of secret. The costs are fixed: cryptsetup's benchmark takes ten
+/// seconds or more and finds similar ones.
 pub(crate) fn kdf_for(kind: SlotKind, options: &FormatOptions) -> Kdf {
     match kind {
         SlotKind::KeyFile => Kdf::Pbkdf2 {
@@ -175,7 +176,7 @@ pub(crate) fn kdf_for(kind: SlotKind, options: &FormatOptions) -> Kdf {
         },
         SlotKind::Passphrase | SlotKind::Recovery if options.fast_kdf_for_tests => Kdf::Argon2 {
             kind: "argon2id".to_owned(),
-            // The least that libcryptsetup takes (`crypt_pbkdf_get_limits`).
+            // The minimum of libcryptsetup (`crypt_pbkdf_get_limits`).
             passes: 4,
             memory_kib: 32,
             threads: 1,
@@ -196,7 +197,7 @@ pub(crate) fn kdf_for(kind: SlotKind, options: &FormatOptions) -> Kdf {
     }
 }
 
-/// As cryptsetup does: never more than half of the machine's memory.
+/// At most half of the machine's memory, as in cryptsetup.
 fn argon2_memory_kib() -> u64 {
     let info = rustix::system::sysinfo();
     #[allow(clippy::useless_conversion, reason = "has 32 bits on 32-bit machines")]

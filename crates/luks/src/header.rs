@@ -1,4 +1,4 @@
-//! A container's header as fetched, judged, and unlocked.
+//! A container's header: fetches and checks it, and opens its volume key.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     LuksError,
     allowed_ciphers::OpenedBy,
-    copies::{self, Copies, CopyState, Place, WholeCopy},
+    copies::{self, Copies, CopyState, Place, ValidCopy},
     header_io::{Extent, HeaderRead, HeaderWrite, fetch},
     keyslot::Keyslot,
     metadata::Metadata,
@@ -18,22 +18,22 @@ use crate::{
     unlock::{Budget, UnlockOptions},
 };
 
-/// Blocks of the volume above; the payload counts in whole ones.
+/// The block size of the volume. The payload has whole blocks.
 const BLOCK_BYTES: u64 = 4096;
 
-/// Where the payload lies.
+/// The position of the payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Payload {
-    /// Where it begins in the file; a multiple of 4096.
+    /// Its offset in the file, a multiple of 4096.
     pub offset_bytes: u64,
-    /// Its length, cut to a multiple of 4096.
+    /// Its length, rounded down to a multiple of 4096.
     pub len_bytes: u64,
     /// Encryption sector: 512, 1024, 2048 or 4096.
     pub sector_bytes: u32,
 }
 
 impl Payload {
-    /// The whole blocks from `offset_bytes` to the end of the file.
+    /// From `offset_bytes` to the end of the file, in whole blocks.
     pub(crate) fn new(
         offset_bytes: u64,
         sector_bytes: u32,
@@ -57,43 +57,43 @@ impl Payload {
 pub struct Slot {
     /// Its number in the header, 0 to 31.
     pub number: u32,
-    /// Its key derivation in words, such as `argon2id, 1048576 KiB, 4 passes, 4 threads`.
+    /// Its key derivation as text, such as `argon2id, 1048576 KiB, 4 passes, 4 threads`.
     pub kdf: String,
-    /// Sixteen hexadecimal digits that tell it from any other slot of that number, before or
-    /// after: a hash of its random salt.
+    /// Sixteen hexadecimal digits that identify the slot: no other slot, before or after, has the same.
+    /// A hash of its random salt.
     pub mark: String,
 }
 
-/// A LUKS2 header that is whole and asks for nothing that user mode refuses.
+/// A valid LUKS2 header that requests nothing that is refused.
 pub struct Header {
-    pub(crate) copy: WholeCopy,
+    pub(crate) copy: ValidCopy,
     pub(crate) copies: Copies,
     pub(crate) metadata: Metadata,
     pub(crate) opened_by: OpenedBy,
 }
 
 impl Header {
-    /// Fetches and judges both header copies: 32 KiB in one read where the metadata have their
-    /// usual size, at most 8 MiB.
+    /// Fetches and checks both header copies: 32 KiB in one read if the metadata have their usual size,
+    /// at most 8 MiB.
     ///
-    /// A header with one good copy loads; [`Header::copies`] says which is damaged. Nothing is
-    /// secret yet and no key is needed: call [`Header::check_pins`] on the result.
+    /// A header with one good copy loads, and [`Header::copies`] shows which one is damaged. This needs
+    /// no key. Call [`Header::check_pins`] on the result.
     pub fn load(source: &dyn HeaderRead) -> Result<Self, LuksError> {
         Self::load_for(source, OpenedBy::Sprat)
     }
 
-    /// As [`Self::load`]; what may stand in it hangs on who decrypts.
+    /// As [`Self::load`]. `opened_by` decides which ciphers are accepted.
     pub fn load_for(source: &dyn HeaderRead, opened_by: OpenedBy) -> Result<Self, LuksError> {
-        let judged = copies::fetch(source)?;
-        let header_bytes = judged.copy.bytes.len() as u64;
-        let metadata = Metadata::read(judged.copy.metadata.clone(), header_bytes, opened_by)?;
-        let uuid = &judged.copy.uuid;
+        let selected = copies::fetch(source)?;
+        let header_bytes = selected.copy.bytes.len() as u64;
+        let metadata = Metadata::read(selected.copy.metadata.clone(), header_bytes, opened_by)?;
+        let uuid = &selected.copy.uuid;
         if uuid::Uuid::try_parse(uuid).map_or(true, |parsed| parsed.to_string() != *uuid) {
             return Err(LuksError::invalid(format!("the UUID is {}", shown(uuid))));
         }
         Ok(Self {
-            copy: judged.copy,
-            copies: judged.copies,
+            copy: selected.copy,
+            copies: selected.copies,
             metadata,
             opened_by,
         })
@@ -117,13 +117,13 @@ impl Header {
         &self.copy.label
     }
 
-    /// Higher with each change of the header: cryptsetup adds 1, [`Turn`](crate::Turn) more.
+    /// Increases with each change of the header: cryptsetup adds 1, [`Turn`](crate::Turn) adds more.
     #[must_use]
     pub fn sequence_id(&self) -> u64 {
         self.copy.sequence_id
     }
 
-    /// What to remember of this header.
+    /// The pins to store for this header.
     #[must_use]
     pub fn pins(&self) -> Pins {
         let segment = &self.metadata.segment;
@@ -139,27 +139,27 @@ impl Header {
         }
     }
 
-    /// Compares this header with what is known of the container: [`LuksError::Pin`] or
+    /// Compares this header with the pins of the container. Fails with [`LuksError::Pin`] or
     /// [`LuksError::OlderHeader`]. To be called before [`Header::unlock`].
     pub fn check_pins(&self, pins: &Pins) -> Result<(), LuksError> {
         pins.check(&self.pins())
     }
 
-    /// Compares this header with the fingerprint typed from a recovery sheet.
+    /// Compares this header with a fingerprint that was typed from a recovery sheet.
     pub fn check_fingerprint(&self, typed: &str) -> Result<(), LuksError> {
         self.pins().check_typed(typed)
     }
 
-    /// Where the payload lies in a container file of `file_len` bytes; [`LuksError::Truncated`]
-    /// where not one block of it is there.
+    /// The position of the payload in a container file of `file_len` bytes. [`LuksError::Truncated`] if
+    /// it has no complete block.
     pub fn geometry(&self, file_len: u64) -> Result<Payload, LuksError> {
         let segment = &self.metadata.segment;
         Payload::new(segment.offset_bytes, segment.sector_bytes, file_len)
     }
 
-    /// A digest (SHA-256, hexadecimal digits) of all that the metadata say of each key slot, its
-    /// number included: area, key derivation with its salt, and the digests that it belongs to.
-    /// What lies in the slot's area is not part of it.
+    /// A digest (SHA-256 in hexadecimal) of all metadata of each key slot: number, area, key derivation
+    /// with its salt, and the digests that it belongs to. The content of the slot's area is not
+    /// included.
     #[must_use]
     pub fn slot_digests(&self) -> BTreeMap<u32, String> {
         let facts = self.facts_of_slots().into_iter().map(|(number, facts)| {
@@ -171,8 +171,7 @@ impl Header {
         facts.collect()
     }
 
-    /// Of each key slot: its metadata, and the names of the digests that it belongs to, as a list of
-    /// two.
+    /// For each key slot a list of two: its metadata, and the names of the digests that it belongs to.
     pub(crate) fn facts_of_slots(&self) -> Vec<(u32, Value)> {
         let json = &self.copy.metadata;
         let belongs = |digest: &Value, number: &str| {
@@ -193,7 +192,7 @@ impl Header {
         facts.collect()
     }
 
-    /// The key slots, by number.
+    /// The key slots, sorted by number.
     #[must_use]
     pub fn slots(&self) -> Vec<Slot> {
         self.metadata
@@ -207,18 +206,17 @@ impl Header {
             .collect()
     }
 
-    /// Opens the volume key with `secret`, trying the cheap slots first. Fetches the area of each
+    /// Opens the volume key with `secret`. Tries the cheap slots first, and fetches the area of each
     /// slot that it tries (252 KiB).
     ///
-    /// Takes as long as the slots' key derivations ask for, and as much memory: seconds, and a
-    /// gigabyte; all slots together take no more than the default of [`UnlockOptions`].
-    /// [`LuksError::WrongSecret`] where no slot opens. Slots that ask for more than the bounds are
-    /// left out, and reported if no other opens.
+    /// Time and memory depend on the slots' key derivations: seconds, and a gigabyte. All slots together
+    /// cost at most the default of [`UnlockOptions`]. Slots that cost more than allowed are skipped, and
+    /// reported if no other slot opens. [`LuksError::WrongSecret`] if no slot opens.
     pub fn unlock(&self, source: &dyn HeaderRead, secret: &Secret) -> Result<VolumeKey, LuksError> {
         Ok(self.unlock_by(source, secret)?.1)
     }
 
-    /// As [`Header::unlock`], and says by which slot.
+    /// As [`Header::unlock`], and returns the number of the slot.
     pub fn unlock_by(
         &self,
         source: &dyn HeaderRead,
@@ -227,8 +225,8 @@ impl Header {
         self.unlock_within(source, secret, &UnlockOptions::default())
     }
 
-    /// As [`Header::unlock_by`], with the order and the limits of `options`. Errors as there, and
-    /// [`LuksError::KdfBudget`] where slots were left out because of the work of those before.
+    /// As [`Header::unlock_by`], with the order and the limits of `options`. Also fails with
+    /// [`LuksError::KdfBudget`], if slots were skipped because the budget was used up.
     pub fn unlock_within(
         &self,
         source: &dyn HeaderRead,
@@ -241,7 +239,7 @@ impl Header {
         self.unlock_with(source, secret, &slots, budget)
     }
 
-    /// Opens the volume key by that slot and no other.
+    /// Opens the volume key with this slot only.
     pub fn unlock_slot(
         &self,
         source: &dyn HeaderRead,
@@ -271,7 +269,7 @@ impl Header {
             }
             reference.fill(&fetch(source, &slot.area)?)?;
             let opened = match reference.open_slot(slot.number, &slot.kdf, secret) {
-                // Another slot may do.
+                // Another slot may open.
                 Err(error @ LuksError::NoMemory { .. }) => {
                     budget.object(error);
                     continue;
@@ -279,9 +277,9 @@ impl Header {
                 other => other?,
             };
             match opened {
-                // The second belt: libcryptsetup has compared the key with the digest in the header
-                // that it was given, which is the one that was judged and pinned. There is no other
-                // digest in it: a header with two is refused when it is read.
+                // A second check. libcryptsetup has compared the key with the digest in the header that
+                // it was given, which is the one that was checked and pinned. That header has no other
+                // digest: a header with two is refused.
                 Some(key) if self.holds(&key)? => return Ok((slot.number, key)),
                 Some(_) | None => {}
             }
@@ -289,13 +287,12 @@ impl Header {
         Err(budget.failed())
     }
 
-    /// Says whether `key` is this container's volume key.
+    /// Whether `key` is this container's volume key.
     pub(crate) fn holds(&self, key: &VolumeKey) -> Result<bool, LuksError> {
         Ok(key.bits() == self.metadata.key_bytes * 8 && self.metadata.digest.fits(key)?)
     }
 
-    /// The writes that make both copies good again; empty where they are. The good copy is not
-    /// touched.
+    /// The writes that repair a damaged copy. Empty if both are good. The good copy is not written.
     pub fn repair(&self) -> Result<Vec<HeaderWrite>, LuksError> {
         let mut writes = Vec::new();
         for (place, state) in [
@@ -320,7 +317,7 @@ impl Header {
             })
     }
 
-    /// Both copies as this one says, so that libcryptsetup sees what was judged and nothing else.
+    /// Both copies from the selected one, so that libcryptsetup sees only what was checked.
     pub(crate) fn reference(&self) -> Result<Reference, LuksError> {
         let header = [self.extent(Place::Primary)?, self.extent(Place::Secondary)?];
         Reference::load(&header, self.metadata.segment.offset_bytes)

@@ -1,16 +1,16 @@
-//! Where a header's bytes come from, and the writes that change it.
+//! Reads and writes of a header: the source of its bytes, and the steps that change it.
 
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
 
 use crate::LuksError;
 
-/// Where a header's bytes come from.
+/// The source of a header's bytes.
 #[allow(
     clippy::len_without_is_empty,
     reason = "the length of a file, asked with a chance to fail"
 )]
 pub trait HeaderRead {
-    /// Present length of the file in bytes.
+    /// The present length of the file in bytes.
     fn len(&self) -> io::Result<u64>;
 
     /// Fills `buf` from `offset`, or fails.
@@ -42,21 +42,21 @@ impl HeaderRead for &[u8] {
     }
 }
 
-/// A run of bytes at its place in the container file.
+/// Bytes at an offset in the container file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Extent {
     /// Offset in the file.
     pub offset: u64,
-    /// What lies there.
+    /// The bytes.
     pub bytes: Vec<u8>,
 }
 
-/// One step of changing a header on the server; steps are done in order.
+/// One step of a change of the header on the server. The steps must be done in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HeaderWrite {
     /// Write this.
     Write(Extent),
-    /// Make everything before this durable (flush, checked) before anything after it is sent.
+    /// Everything before this must be durable (flushed and checked) before anything after it is sent.
     Barrier,
 }
 

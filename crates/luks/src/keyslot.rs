@@ -1,4 +1,4 @@
-//! One key slot: where its area lies, and what opening it costs.
+//! A key slot: its area, and the costs of opening it.
 
 use std::ops::Range;
 
@@ -12,36 +12,36 @@ use crate::{
     text::{decode, hex, number, shown},
 };
 
-/// Twice what cryptsetup ever picks by itself (1 GiB, `DEFAULT_LUKS2_MEMORY_KB`).
+/// Twice the maximum of cryptsetup (1 GiB, `DEFAULT_LUKS2_MEMORY_KB`).
 const ARGON2_MEMORY_KIB_MAX: u32 = 2 << 20;
-/// Memory times passes: 64 GiB, half a minute or so; cryptsetup's two seconds are about 4 GiB.
+/// Memory times passes: 64 GiB, about half a minute. cryptsetup's two seconds are about 4 GiB.
 const ARGON2_WORK_KIB_MAX: u64 = 64 << 20;
 /// cryptsetup uses at most 4 threads (lib/crypto_backend, `crypt_pbkdf_get_limits`).
 const ARGON2_THREADS_MAX: u32 = 8;
-/// Half a minute or so; cryptsetup's two seconds are 10 million at most.
+/// About half a minute. cryptsetup's two seconds are at most 10 million.
 const PBKDF2_ROUNDS_MAX: u32 = 100_000_000;
 /// `LUKS_STRIPES` (cryptsetup: lib/luks2/luks2_keyslot_luks2.c); no other count works.
 const STRIPES: u32 = 4000;
-/// `LUKS_SALTSIZE` (same place).
+/// `LUKS_SALTSIZE` (same file).
 const SALT_BYTES: usize = 32;
 /// A 64-byte key takes 252 KiB.
 const AREA_BYTES_MAX: u64 = 1 << 20;
 
-/// A slot of a kind that can be opened.
+/// A key slot of a supported type.
 #[derive(Debug, Clone)]
 pub(crate) struct Keyslot {
     pub number: u32,
     pub key_bytes: u32,
-    /// Where its 4000 stripes lie in the file.
+    /// The position of its 4000 stripes in the file.
     pub area: Range<u64>,
     pub kdf: Kdf,
-    /// Tells this slot from any that had or will have its number: a hash of its random salt.
+    /// Identifies this slot among all that have or will have its number: a hash of its random salt.
     pub mark: String,
-    /// Cipher of the area, where it is not the usual one.
+    /// The cipher of the area, if it is not the usual one.
     pub odd_cipher: Option<String>,
 }
 
-/// How the slot's key comes from the secret.
+/// How the slot's key is derived from the secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Kdf {
     Pbkdf2 {
@@ -97,7 +97,7 @@ struct RawAf {
 }
 
 impl Keyslot {
-    /// Judges one slot; `areas` is where key slots may lie.
+    /// Checks one slot. `areas` is the space for key slots.
     pub(crate) fn read(
         name: &str,
         raw: &RawKeyslot,
@@ -121,7 +121,7 @@ impl Keyslot {
         if af.kind != "luks1" || af.stripes != Some(STRIPES) || !hash_known {
             return Err(invalid("an unknown splitter"));
         }
-        // An unbound slot may hold any key; it must fit its area all the same.
+        // An unbound slot may contain any key. It must fit its area all the same.
         if raw.key_size == 0 || raw.key_size > 512 {
             return Err(invalid("a bad key size"));
         }
@@ -146,7 +146,7 @@ impl Keyslot {
         })
     }
 
-    /// Why this slot is not tried, whatever the secret.
+    /// Why this slot is skipped, whatever the secret.
     pub(crate) fn objection(&self, opened_by: OpenedBy) -> Option<LuksError> {
         self.kdf.objection(self.number).or_else(|| {
             let cipher = self.odd_cipher.as_ref()?;
@@ -160,8 +160,8 @@ impl Keyslot {
     }
 }
 
-/// With a null cipher in its area a slot would open for any secret, with a key that the server
-/// chose (cryptsetup refuses that, too, unless the passphrase is empty).
+/// With a null cipher a slot would open with any secret, and the key would be one that the server chose.
+/// cryptsetup refuses that, too, unless the passphrase is empty.
 fn check_area_cipher(slot: u32, area: &RawArea) -> Result<Option<String>, LuksError> {
     let name = area.encryption.clone().unwrap_or_default();
     let low = name.to_ascii_lowercase();
@@ -207,7 +207,7 @@ impl Kdf {
         }
     }
 
-    /// A rough cost to order slots by: the cheap ones are tried first.
+    /// A rough cost. The cheap slots are tried first.
     pub(crate) fn cost(&self) -> u64 {
         match self {
             // About 4 million rounds and 2 GiB of argon2 take a second.
@@ -225,7 +225,7 @@ impl Kdf {
         }
     }
 
-    /// In words, for people.
+    /// As text, for people.
     pub(crate) fn describe(&self) -> String {
         match self {
             Self::Pbkdf2 { hash, rounds } => format!("pbkdf2-{hash}, {rounds} rounds"),

@@ -1,19 +1,19 @@
 //! Opens, checks and makes LUKS2 headers through libcryptsetup, and encrypts sectors.
 //!
-//! Above: the session in `cli`, which supplies the header's bytes and keeps the pins.
+//! Above: the session, which fetches the header's bytes and stores the pins.
 //! Below: libcryptsetup (all key work) and OpenSSL (AES-XTS, hashes, random numbers). No network,
 //! no files but an anonymous one in memory.
 //!
 //! Always true:
-//! - libcryptsetup never sees a byte of a header that our own strict parse has not accepted.
+//! - libcryptsetup sees only headers that our own strict parser has accepted.
 //! - A volume key leaves [`Header::unlock`] only if it fits the digest in that header; with
 //!   [`Header::check_pins`] before it, that is the digest that this machine knows.
 //! - `cipher_null`, ECB, integrity, unfinished re-encryption and unknown requirements are refused.
-//! - What a header may cost (memory, time, bytes fetched) is bounded whatever it says.
+//! - The costs of a header (memory, time, bytes fetched) are bounded, whatever it contains.
 //! - Secrets and keys are wiped when dropped and never appear in `Debug` or an error.
 //!
-//! Secrets live on the heap: the process that holds them calls `mlockall` (in `attach`), since
-//! locking single ranges isn't possible in safe code.
+//! Secrets are on the heap. The process calls `mlockall` (in `attach`), because safe code can't lock single
+//! ranges.
 #![forbid(unsafe_code)]
 
 mod allowed_ciphers;

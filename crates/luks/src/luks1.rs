@@ -1,8 +1,8 @@
-//! LUKS1 headers, for kernel mode alone; and a header of either version, as a session opens it.
+//! LUKS1 headers, for kernel mode only, and a header of either version.
 //!
-//! The one header copy, all numbers big-endian ("LUKS1 On-Disk Format Specification", 1.2.3):
+//! There is one header copy. Numbers are big endian ("LUKS1 On-Disk Format Specification", 1.2.3):
 //!
-//! | from | bytes | holds |
+//! | from | bytes | field |
 //! | --- | --- | --- |
 //! | 0 | 6 | `LUKS` BA BE |
 //! | 6 | 2 | version, 1 |
@@ -44,12 +44,12 @@ const SLOT_IN_USE: u32 = 0x00AC_71F3;
 const SLOT_FREE: u32 = 0x0000_DEAD;
 /// `LUKS_STRIPES`; no other count works.
 const STRIPES: u32 = 4000;
-/// As in LUKS2's digest: a bound of the time it takes.
+/// As for LUKS2's digest: limits the time it takes.
 const DIGEST_ROUNDS_MAX: u32 = 20_000_000;
-/// An offset beyond this doesn't occur; it bounds the file that libcryptsetup sees.
+/// Larger offsets don't occur. This limits the size of the file that libcryptsetup sees.
 const PAYLOAD_OFFSET_MAX: u64 = 4 << 30;
 
-/// A LUKS1 header that is whole and asks for nothing that is refused.
+/// A valid LUKS1 header that requests nothing that is refused.
 #[derive(Debug)]
 pub struct Luks1Header {
     bytes: Vec<u8>,
@@ -65,7 +65,7 @@ struct Slot1 {
 }
 
 impl Luks1Header {
-    /// Fetches and judges the header: 592 bytes.
+    /// Fetches and checks the header: 592 bytes.
     pub fn load(source: &dyn HeaderRead) -> Result<Self, LuksError> {
         let mut bytes = vec![0; HEADER_BYTES];
         let failed = |error| LuksError::Read {
@@ -139,13 +139,13 @@ impl Luks1Header {
             iv_tweak: 0,
             volume_key_digest: hex(&digest.finish()),
             uuid,
-            // LUKS1 doesn't count its changes.
+            // LUKS1 has no sequence.
             sequence_id: 0,
         };
         Ok(Self { bytes, pins, slots })
     }
 
-    /// What to remember of this header.
+    /// The pins to store for this header.
     #[must_use]
     pub fn pins(&self) -> &Pins {
         &self.pins
@@ -182,7 +182,7 @@ impl Luks1Header {
                 continue;
             }
             reference.fill(&fetch(source, &slot.area)?)?;
-            // libcryptsetup compares the key with the digest in the header that was judged here.
+            // libcryptsetup compares the key with the digest in the header that was checked here.
             if let Some(key) = reference.open_slot(slot.number, &slot.kdf, secret)?
                 && key.bits() == self.pins.key_bits as usize
             {
@@ -193,7 +193,7 @@ impl Luks1Header {
     }
 }
 
-/// A text field: printable ASCII up to its NUL.
+/// A text field: printable ASCII up to a NUL.
 fn text(bytes: &[u8], at: usize, len: usize) -> Result<String, LuksError> {
     let field = &bytes[at..at + len];
     let end = field.iter().position(|&byte| byte == 0).unwrap_or(len);
@@ -234,7 +234,7 @@ fn read_slot(
     }))
 }
 
-/// A header of either version; LUKS1 only where the kernel decrypts.
+/// A header of either version. LUKS1 is supported only in kernel mode.
 #[derive(Debug)]
 pub enum AnyHeader {
     /// The usual one.
@@ -244,7 +244,7 @@ pub enum AnyHeader {
 }
 
 impl AnyHeader {
-    /// Fetches and judges the header. Nothing is secret yet.
+    /// Fetches and checks the header. This needs no key.
     pub fn load(source: &dyn HeaderRead, opened_by: OpenedBy) -> Result<Self, LuksError> {
         match Header::load_for(source, opened_by) {
             Err(LuksError::Luks1) if opened_by == OpenedBy::Kernel => {
@@ -254,7 +254,7 @@ impl AnyHeader {
         }
     }
 
-    /// What to remember of this header.
+    /// The pins to store for this header.
     #[must_use]
     pub fn pins(&self) -> Pins {
         match self {
@@ -272,7 +272,7 @@ impl AnyHeader {
         }
     }
 
-    /// As [`Header::slot_digests`]; `None` of LUKS1, whose slots are not compared.
+    /// As [`Header::slot_digests`]. `None` for LUKS1, whose slots are not compared.
     #[must_use]
     pub fn slot_digests(&self) -> Option<BTreeMap<u32, String>> {
         match self {

@@ -1,6 +1,6 @@
-//! Reads the JSON metadata of a header strictly: what user mode relies on must be there, once,
-//! and legal; what it doesn't know is refused where it could matter.
-//! The format: "LUKS2 On-Disk Format Specification", section 3.
+//! Reads the JSON metadata of a header strictly. All fields that user mode relies on must exist, once,
+//! with legal values. Unknown fields are refused where they could matter. The format: "LUKS2 On-Disk
+//! Format Specification", section 3.
 
 use std::{collections::BTreeMap, ops::Range};
 
@@ -18,13 +18,13 @@ use crate::{
     text::{number, shown},
 };
 
-/// Offsets beyond this don't occur; it bounds the size of the file that libcryptsetup sees.
+/// Larger offsets don't occur. This limits the size of the file that libcryptsetup sees.
 const PAYLOAD_OFFSET_MAX: u64 = 4 << 30;
 /// `LUKS2_MAX_KEYSLOTS_SIZE` (cryptsetup: lib/luks2/luks2.h).
 const KEYSLOTS_BYTES_MAX: u64 = 128 << 20;
 /// `LUKS2_KEYSLOTS_MAX` (cryptsetup: lib/luks2/luks2.h).
 const KEYSLOTS_MAX: usize = 32;
-/// cryptsetup sets offsets in multiples of this only (lib/setup.c, `crypt_set_data_offset`).
+/// cryptsetup allows only multiples of this (lib/setup.c, `crypt_set_data_offset`).
 const PAYLOAD_ALIGNMENT: u64 = 4096;
 
 /// The encrypted part of the container.
@@ -33,21 +33,21 @@ pub(crate) struct Segment {
     pub offset_bytes: u64,
     pub iv_tweak: u64,
     pub sector_bytes: u32,
-    /// As dm-crypt names it.
+    /// The name as in dm-crypt.
     pub cipher: String,
 }
 
-/// What user mode relies on.
+/// The fields that user mode relies on.
 #[derive(Debug, Clone)]
 pub(crate) struct Metadata {
     pub segment: Segment,
     pub digest: Digest,
-    /// Slots that hold the volume key, by number; at least one.
+    /// The slots that have the volume key, sorted by number. At least one.
     pub keyslots: Vec<Keyslot>,
     pub key_bytes: usize,
-    /// Where key slots may lie, behind the two copies.
+    /// The space for key slots, after the two copies.
     pub areas: Range<u64>,
-    /// The areas of all key slots, of those too that hold another key, by the slot's number.
+    /// The areas of all key slots by number, including slots with another key.
     pub used: Vec<(u32, Range<u64>)>,
 }
 
@@ -92,7 +92,7 @@ struct RawRequirements {
 }
 
 impl Metadata {
-    /// Judges parsed metadata of a header whose two copies take `header_bytes` each.
+    /// Checks parsed metadata of a header whose copies have `header_bytes` each.
     pub(crate) fn read(
         value: Value,
         header_bytes: u64,
@@ -265,7 +265,7 @@ fn check_overlaps(slots: &[Keyslot]) -> Result<(), LuksError> {
     Ok(())
 }
 
-/// LUKS2 keeps the size of the volume key only in the slots.
+/// LUKS2 stores the size of the volume key only in the slots.
 fn common_key_size(slots: &[Keyslot], opened_by: OpenedBy) -> Result<usize, LuksError> {
     let Some(first) = slots.first() else {
         return Err(LuksError::invalid("no key slot holds the volume key"));

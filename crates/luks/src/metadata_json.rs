@@ -1,7 +1,7 @@
 //! Parses the text of the metadata as strict JSON.
 //!
-//! libcryptsetup's own parser (json-c) is laxer: of two equal names it uses the last, and it cuts
-//! names at NUL. Both are errors here, so that the two parsers can't read one text in two ways.
+//! libcryptsetup's parser (json-c) is less strict: of two equal names it uses the last one, and it cuts
+//! names at NUL. Both are errors here, so that the two parsers can't understand a text differently.
 
 use std::fmt;
 
@@ -11,10 +11,10 @@ use serde::{
 };
 use serde_json::{Map, Number, Value};
 
-/// Cuts the JSON text out of its area and parses it; the error says what is wrong with it.
+/// Cuts the JSON text out of its area and parses it. The error says what is wrong.
 ///
-/// Only form is judged here, so that it is a fault of this one copy; [`Metadata::read`](crate::metadata::Metadata::read) judges
-/// what the metadata ask for.
+/// This checks only the form, so an error is a fault of this copy.
+/// [`Metadata::read`](crate::metadata::Metadata::read) checks the content.
 pub(crate) fn parse_area(area: &[u8]) -> Result<Value, String> {
     let end = area
         .iter()
@@ -29,11 +29,11 @@ pub(crate) fn parse_area(area: &[u8]) -> Result<Value, String> {
     }
     serde_json::from_str::<Strict>(text)
         .map(|strict| strict.0)
-        // Position only: serde's text may quote the input.
+        // Only the position: serde's message may quote the input.
         .map_err(|error| format!("metadata are not strict JSON (column {})", error.column()))
 }
 
-/// JSON in which no object has a name twice, and no name holds NUL.
+/// JSON in which no object has two equal names, and no name contains NUL.
 struct Strict(Value);
 
 impl<'de> Deserialize<'de> for Strict {

@@ -1,4 +1,5 @@
-//! What a machine remembers of a container's header, so that a server can't swap it.
+//! What a machine stores about a container's header, so that a server can't replace the header
+//! unnoticed.
 
 use openssl::sha::Sha256;
 use serde::{Deserialize, Serialize};
@@ -9,29 +10,29 @@ use crate::{
     text::{hex, shown},
 };
 
-/// The facts of a header that never change in a container's life, and the newest sequence seen.
+/// The fields of a header that never change, and the newest sequence seen.
 ///
-/// Not pinned, because it changes lawfully: key slots, tokens and labels. A server that shows an
-/// older header again is caught by `sequence_id` where that was stored, but not on a new machine:
-/// there an old header means at most that a removed passphrase still opens the container.
+/// Key slots, tokens and labels are not pinned, because they may change. If a server presents an older
+/// header again, `sequence_id` reveals that on a machine that has stored it. A new machine can't notice
+/// it: there an old header means at most that a removed passphrase still opens the container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pins {
-    /// As dm-crypt names it; always `aes-xts-plain64` in user mode.
+    /// The name as in dm-crypt. Always `aes-xts-plain64` in user mode.
     pub cipher: String,
-    /// Volume key in bits: 256 or 512 in user mode.
+    /// Size of the volume key in bits: 256 or 512 in user mode.
     pub key_bits: u32,
-    /// Encryption sector: 512, 1024, 2048 or 4096.
+    /// Size of an encryption sector: 512, 1024, 2048 or 4096 bytes.
     pub sector_bytes: u32,
-    /// Where the payload begins in the file.
+    /// The offset of the payload in the file.
     pub payload_offset_bytes: u64,
-    /// Number added to each sector's 512-byte number.
+    /// The number added to each sector's number, in units of 512 bytes.
     pub iv_tweak: u64,
-    /// SHA-256 (hex) over the digest of the volume key: its hash, rounds, salt and value.
+    /// SHA-256 (hexadecimal) of the volume key's digest: its hash, rounds, salt and value.
     pub volume_key_digest: String,
-    /// UUID in the header.
+    /// The UUID in the header.
     pub uuid: String,
-    /// Newest sequence number seen; 0 = none. Not part of the fingerprint.
+    /// The newest sequence seen, 0 for none. Not a part of the fingerprint.
     pub sequence_id: u64,
 }
 
@@ -65,7 +66,7 @@ impl Pins {
         text
     }
 
-    /// Says whether `typed` is this fingerprint; case, spaces and dashes don't matter.
+    /// Whether `typed` is this fingerprint. Case, spaces and dashes are ignored.
     #[must_use]
     pub fn matches_fingerprint(&self, typed: &str) -> bool {
         let plain = |text: &str| {
@@ -77,7 +78,7 @@ impl Pins {
         plain(&self.fingerprint()) == plain(typed)
     }
 
-    /// Compares what a header says with what is known.
+    /// Compares the pins of a header with the stored ones.
     pub(crate) fn check(&self, found: &Self) -> Result<(), LuksError> {
         let fields = [
             ("cipher", shown(&self.cipher), shown(&found.cipher)),
@@ -117,7 +118,7 @@ impl Pins {
                 });
             }
         }
-        // Nothing is known of sequence 0.
+        // Sequence 0 means that none is known.
         if self.sequence_id > 0
             && found.sequence_id - self.sequence_id.min(found.sequence_id) > SEQUENCE_STEP_MAX
         {
@@ -135,8 +136,8 @@ impl Pins {
         Ok(())
     }
 
-    /// Refuses to trust a sequence that leaves no room for later changes of keys:
-    /// [`LuksError::Sequence`]. To be called before anything is pinned.
+    /// Refuses a sequence that is too high for later changes of keys: [`LuksError::Sequence`]. To be
+    /// called before anything is pinned.
     pub fn check_first(&self) -> Result<(), LuksError> {
         if self.sequence_id > SEQUENCE_FIRST_MAX {
             return Err(LuksError::Sequence {
@@ -147,7 +148,7 @@ impl Pins {
         Ok(())
     }
 
-    /// Compares what is found with the fingerprint typed from a recovery sheet.
+    /// Compares these pins with a fingerprint that was typed from a recovery sheet.
     pub(crate) fn check_typed(&self, typed: &str) -> Result<(), LuksError> {
         if self.matches_fingerprint(typed) {
             return Ok(());

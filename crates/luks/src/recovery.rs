@@ -1,8 +1,8 @@
-//! The recovery key: a passphrase made to be printed, read and typed.
+//! The recovery key: a passphrase that is easy to print, read and type.
 //!
-//! Forty characters in ten groups of four, `xxxx-xxxx-…`. The first 36 are random: 22^36 is more
-//! than 2^160. The last group is a checksum, so that a typing error is told from a wrong key.
-//! Dashes and checksum are part of the passphrase: what is printed is what `cryptsetup` accepts.
+//! It has forty characters in ten groups of four, `xxxx-xxxx-…`. The first 36 are random: 22^36 is more
+//! than 2^160. The last group is a checksum, which distinguishes a typing error from a wrong key. Dashes
+//! and checksum are a part of the passphrase: `cryptsetup` accepts exactly what is printed.
 
 use std::fmt;
 
@@ -11,18 +11,18 @@ use zeroize::Zeroizing;
 
 use crate::{LuksError, secret::Secret, text::big_endian_u64};
 
-/// No two look alike, in print or by hand (no 0 o 1 i l 2 z 5 s 8-b 6-b 9-q-g u-v), and none
-/// moves between a QWERTY and a QWERTZ keyboard (no y z).
+/// No two characters look alike, in print or in handwriting (no 0 o 1 i l 2 z 5 s 8-b 6-b 9-q-g u-v),
+/// and all are on the same keys of QWERTY and QWERTZ keyboards (no y z).
 const ALPHABET: &[u8; 22] = b"acdefhjkmnprtuwx346789";
 const GROUP: usize = 4;
 const RANDOM_CHARACTERS: usize = 36;
 const CHARACTERS: usize = RANDOM_CHARACTERS + GROUP;
 const DOMAIN: &[u8] = b"sprat recovery key checksum 1\0";
 
-/// A recovery key; [`RecoveryKey::text`] is the form that is printed and typed.
+/// A recovery key. [`RecoveryKey::text`] is the form to print and type.
 pub struct RecoveryKey(Zeroizing<String>);
 
-/// What was typed is not a recovery key.
+/// The typed text is not a recovery key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "fields are named in the message")]
 #[non_exhaustive]
@@ -30,12 +30,12 @@ pub enum RecoveryKeyError {
     /// Too few or too many characters.
     #[error("a recovery key has {CHARACTERS} characters without its dashes; these are {found}")]
     Length { found: usize },
-    /// A character that no recovery key has.
+    /// A character that recovery keys don't have.
     #[error(
-        "group {group}: no recovery key has b, g, i, l, o, q, s, v, y, z, 0, 1, 2, 5 or a sign"
+        "group {group}: recovery keys have no b, g, i, l, o, q, s, v, y, z, 0, 1, 2, 5 and no sign"
     )]
     Character { group: usize },
-    /// All characters are legal, but not in this order: a typing error.
+    /// All characters are allowed, but the checksum is wrong: a typing error.
     #[error("a typing error: the last group does not fit the others")]
     Checksum,
 }
@@ -45,7 +45,8 @@ impl RecoveryKey {
     pub fn generate() -> Result<Self, LuksError> {
         let mut characters = Zeroizing::new([0_u8; CHARACTERS]);
         let mut filled = 0;
-        // The largest multiple of 22 in a byte: rejecting what lies beyond keeps each equally likely.
+        // The largest multiple of 22 in a byte. Larger values are rejected, so that all characters are
+        // equally likely.
         let limit = 256 - 256 % ALPHABET.len();
         while filled < RANDOM_CHARACTERS {
             let mut byte = Zeroizing::new([0_u8; 1]);
@@ -64,7 +65,7 @@ impl RecoveryKey {
         Ok(Self::grouped(&characters))
     }
 
-    /// Reads a key as typed: case, spaces and dashes don't matter.
+    /// Parses a typed key. Case, spaces and dashes are ignored.
     pub fn parse(typed: &str) -> Result<Self, RecoveryKeyError> {
         let mut characters = Zeroizing::new([0_u8; CHARACTERS]);
         let mut found = 0;
@@ -93,13 +94,13 @@ impl RecoveryKey {
         Ok(Self::grouped(&characters))
     }
 
-    /// The printed form, which is the passphrase. For the sheet and the terminal only.
+    /// The printed form, which is the passphrase. For the recovery sheet and the terminal only.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.0
     }
 
-    /// The passphrase of the key slot.
+    /// The passphrase as a secret.
     #[must_use]
     pub fn secret(&self) -> Secret {
         Secret::key_file(self.0.as_bytes().to_vec())
@@ -123,7 +124,7 @@ impl fmt::Debug for RecoveryKey {
     }
 }
 
-/// Four characters, so that one typing error in about 234,000 goes unseen.
+/// Four characters: one typing error in about 234,000 is not detected.
 fn checksum(random: &[u8]) -> [u8; GROUP] {
     let mut input = Zeroizing::new(DOMAIN.to_vec());
     input.reserve_exact(random.len());
@@ -143,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_generated_key_is_read_back_however_it_is_typed() {
+    fn a_generated_key_is_parsed_however_it_is_typed() {
         let key = RecoveryKey::generate().unwrap();
         let text = key.text().to_owned();
         assert_eq!(text.len(), 49);
@@ -163,9 +164,9 @@ mod tests {
     }
 
     #[test]
-    fn every_single_typing_error_is_told_from_a_wrong_key() {
+    fn every_single_typing_error_is_detected() {
         let text = RecoveryKey::generate().unwrap().text().to_owned();
-        let mut unseen = 0;
+        let mut undetected = 0;
         for at in 0..text.len() {
             if text.as_bytes()[at] == b'-' {
                 continue;
@@ -176,16 +177,16 @@ mod tests {
                 let typed = String::from_utf8(typed).unwrap();
                 match RecoveryKey::parse(&typed) {
                     Err(error) => assert_eq!(error, RecoveryKeyError::Checksum),
-                    Ok(_) => unseen += 1,
+                    Ok(_) => undetected += 1,
                 }
             }
         }
-        // 840 errors, of which one in 234,000 goes unseen.
-        assert!(unseen <= 1, "{unseen} unseen in {text}");
+        // 840 errors. One in 234,000 is not detected.
+        assert!(undetected <= 1, "{undetected} undetected in {text}");
     }
 
     #[test]
-    fn what_is_no_recovery_key_says_why() {
+    fn invalid_recovery_keys_have_specific_errors() {
         let parse = |typed: &str| RecoveryKey::parse(typed).unwrap_err();
         assert_eq!(parse(""), RecoveryKeyError::Length { found: 0 });
         assert_eq!(parse("acde-fhjk"), RecoveryKeyError::Length { found: 8 });
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recovery_key_is_random_and_hidden() {
+    fn a_recovery_key_is_random_and_not_shown() {
         let (one, two) = (
             RecoveryKey::generate().unwrap(),
             RecoveryKey::generate().unwrap(),

@@ -1,11 +1,11 @@
 //! Runs libcryptsetup on a header in memory.
 //!
-//! libcryptsetup wants a file as long as the payload's offset and reads and writes only the two
-//! header copies and the slots' areas in it. Ours is an anonymous one (`memfd_create`), sparse,
-//! reached by `/proc/self/fd/N`: nothing is left behind, whatever dies. It never holds a key.
+//! libcryptsetup needs a file as long as the payload's offset. It reads and writes only the two header
+//! copies and the slots' areas in it. The file is anonymous (`memfd_create`) and sparse, with the path
+//! `/proc/self/fd/N`, so nothing is left behind when the process dies. It never contains a key.
 //!
-//! libcryptsetup is not thread-safe (libcryptsetup-rs: README, "Note on thread-safety"; cryptsetup
-//! issue 710): one of these at a time in a process.
+//! libcryptsetup is not thread-safe (libcryptsetup-rs: README, "Note on thread-safety"; cryptsetup issue
+//! 710). Only one `Reference` exists at a time in a process.
 
 use std::{
     ffi::c_void,
@@ -45,13 +45,13 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// A header in memory that libcryptsetup works on.
 pub(crate) struct Reference {
-    // Dropped in this order.
+    // They are dropped in this order.
     device: CryptDevice,
     file: File,
     _turn: MutexGuard<'static, ()>,
 }
 
-/// What a new header says.
+/// The fields of a new header.
 pub(crate) struct NewHeader<'a> {
     pub uuid: Option<uuid::Uuid>,
     pub label: Option<&'a str>,
@@ -60,7 +60,7 @@ pub(crate) struct NewHeader<'a> {
 }
 
 impl Reference {
-    /// Takes a header that was judged acceptable.
+    /// Loads a header that was checked before.
     pub(crate) fn load(header: &[Extent], payload_offset: u64) -> Result<Self, LuksError> {
         Self::load_as(EncryptionFormat::Luks2, header, payload_offset)
     }
@@ -85,8 +85,8 @@ impl Reference {
         Ok(reference)
     }
 
-    /// Makes a header without key slots. The digest of `key` gets the least rounds: the key is
-    /// random, and each unlocking computes it.
+    /// Makes a header without key slots. The digest of `key` gets the minimum of rounds: the key is
+    /// random, and each unlock computes the digest.
     pub(crate) fn format(
         new: &NewHeader<'_>,
         payload_offset: u64,
@@ -137,7 +137,7 @@ impl Reference {
         }
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         let mut device = CryptInit::init(Path::new(&path)).map_err(library("begin"))?;
-        // The lock files in /run/cryptsetup are for devices that others may open, too.
+        // The lock files in /run/cryptsetup are for devices that other programs may open, too.
         device
             .settings_handle()
             .metadata_locking(false)
@@ -149,14 +149,14 @@ impl Reference {
         })
     }
 
-    /// Puts the bytes of a key slot into place.
+    /// Writes the area of a key slot into the file.
     pub(crate) fn fill(&self, extent: &Extent) -> Result<(), LuksError> {
         self.file
             .write_all_at(&extent.bytes, extent.offset)
             .map_err(scratch("fill"))
     }
 
-    /// Opens one slot; `None` where the secret is not that slot's.
+    /// Opens one slot. `None` if the secret is not that of the slot.
     pub(crate) fn open_slot(
         &mut self,
         slot: u32,
@@ -188,7 +188,7 @@ impl Reference {
         }
     }
 
-    /// Adds a slot; returns its number.
+    /// Adds a slot. Returns its number.
     pub(crate) fn add_slot(
         &mut self,
         slot: Option<u32>,
@@ -212,7 +212,7 @@ impl Reference {
             .map_err(library(op))
     }
 
-    /// Destroys a slot: its area is overwritten, its entry removed.
+    /// Removes a slot: overwrites its area and removes its entry.
     pub(crate) fn remove_slot(&mut self, slot: u32) -> Result<(), LuksError> {
         self.device
             .keyslot_handle()
@@ -221,7 +221,7 @@ impl Reference {
     }
 }
 
-/// What libcryptsetup has made of the header.
+/// The header as libcryptsetup has written it.
 impl HeaderRead for Reference {
     fn len(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
@@ -235,17 +235,17 @@ impl HeaderRead for Reference {
 fn anonymous_file() -> io::Result<File> {
     let make = |flags| memfd_create("sprat-luks2-header", flags | MemfdFlags::CLOEXEC);
     match make(MemfdFlags::NOEXEC_SEAL) {
-        // Linux before 6.3 doesn't know the flag; later ones may insist on it (vm.memfd_noexec).
+        // Linux before 6.3 doesn't know the flag. Later versions may require it (vm.memfd_noexec).
         Err(Errno::INVAL) => Ok(make(MemfdFlags::empty())?.into()),
         other => Ok(other?.into()),
     }
 }
 
-/// libcryptsetup's messages are for people at its own command line, and may quote the header.
+/// libcryptsetup's messages are meant for its own command line, and may quote the header.
 extern "C" fn swallow(_level: c_int, _message: *const c_char, _context: *mut c_void) {}
 
 fn pbkdf(kdf: &Kdf) -> CryptPbkdfType {
-    // Time is for the benchmark only, which is off.
+    // Time is used only by the benchmark, which is off.
     let flags = CryptPbkdf::NO_BENCHMARK;
     match kdf {
         Kdf::Pbkdf2 { hash, rounds } => CryptPbkdfType {

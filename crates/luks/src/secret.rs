@@ -1,30 +1,30 @@
-//! Secrets and volume keys: wiped when dropped, never shown.
+//! Secrets and volume keys. They are wiped when dropped, and never shown.
 
 use std::fmt;
 
 use zeroize::{Zeroize, Zeroizing};
 
-/// Key file bytes or a passphrase, exactly as `cryptsetup` would use them.
+/// The bytes of a key file or a passphrase, exactly as `cryptsetup` uses them.
 pub struct Secret(Zeroizing<Vec<u8>>);
 
 impl Secret {
-    /// Longest secret in bytes: cryptsetup reads at most 8 MiB of a key file (`cryptsetup --help`,
+    /// The longest secret in bytes: cryptsetup reads at most 8 MiB of a key file (`cryptsetup --help`,
     /// "maximum keyfile size").
     pub const LEN_MAX: usize = 8 * 1024 * 1024;
 
-    /// The whole content of a key file, as `cryptsetup --key-file` reads it.
+    /// The whole content of a key file, as with `cryptsetup --key-file`.
     #[must_use]
     pub fn key_file(bytes: Vec<u8>) -> Self {
         Self(Zeroizing::new(bytes))
     }
 
-    /// A passphrase as typed, without its line end.
+    /// A passphrase as typed, without the newline.
     #[must_use]
     pub fn passphrase(text: String) -> Self {
         Self(Zeroizing::new(text.into_bytes()))
     }
 
-    /// The bytes, for the one who must pass them on (to a pipe, never to a file or argument).
+    /// The bytes. Pass them on only through a pipe, never through a file or an argument.
     #[must_use]
     pub fn expose(&self) -> &[u8] {
         &self.0
@@ -43,12 +43,11 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The key that a container's sectors are encrypted with: in user mode 32 bytes (AES-128-XTS) or
-/// 64 (AES-256-XTS).
+/// The key of a container's sectors. In user mode it has 32 bytes (AES-128-XTS) or 64 (AES-256-XTS).
 pub struct VolumeKey(Zeroizing<[u8; VolumeKey::LEN_MAX]>, usize);
 
 impl VolumeKey {
-    /// Longest volume key in bytes.
+    /// The longest volume key in bytes.
     pub(crate) const LEN_MAX: usize = 64;
 
     /// Copies a key of at most [`Self::LEN_MAX`] bytes.
@@ -68,7 +67,7 @@ impl VolumeKey {
         &self.0[..self.1]
     }
 
-    /// Length of the key in bits.
+    /// The length of the key in bits.
     #[must_use]
     pub fn bits(&self) -> usize {
         self.1 * 8

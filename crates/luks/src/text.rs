@@ -1,4 +1,4 @@
-//! Numbers, text and bytes as a header spells them, and as messages and pins do.
+//! Numbers, text and bytes as they are written in headers, messages and pins.
 
 use std::fmt::Write as _;
 
@@ -6,7 +6,7 @@ use openssl::base64;
 
 use crate::LuksError;
 
-/// Shows text from a header: quoted, control characters escaped, at most 64 characters.
+/// Text from a header for a message: quoted, control characters escaped, at most 64 characters.
 pub(crate) fn shown(text: &str) -> String {
     const CHARACTERS_MAX: usize = 64;
     let mut out: String = text
@@ -28,7 +28,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// Reads a number that LUKS2 keeps as decimal text.
+/// Parses a number that LUKS2 stores as decimal text.
 pub(crate) fn number(text: &str, name: &str) -> Result<u64, LuksError> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     text.parse()
@@ -42,7 +42,7 @@ pub(crate) fn decode(text: Option<&str>, what: &str) -> Result<Vec<u8>, LuksErro
     let invalid = || LuksError::invalid(format!("{what} is not base64"));
     let text = text.ok_or_else(invalid)?;
     let bytes = base64::decode_block(text).map_err(|_| invalid())?;
-    // OpenSSL passes over blanks and stray bits.
+    // OpenSSL ignores spaces and stray bits.
     if base64::encode_block(&bytes) != text {
         return Err(invalid());
     }

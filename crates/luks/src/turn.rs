@@ -1,12 +1,13 @@
-//! Keeps the header changes of two sessions apart, one of which wakes late.
+//! Separates the header changes of two sessions if a write of the first one arrives late.
 //!
-//! A machine that slept in the middle of a change may have one write under way that no lock stops:
-//! a key slot's area, or one copy of the header. It must not hit what another machine has made since.
+//! A machine that went to sleep in the middle of a change may still have one write on its way, which no
+//! lease can stop: a key slot's area, or one copy of the header. It must not damage what another machine
+//! has changed since.
 //!
-//! - The sequence rises more under a later lease, and far more where something of an earlier session
-//!   may still arrive. So a late copy is always the older one of the two, and is repaired.
-//! - New areas lie in one of eight groups of places, by the number of the lease, and there at
-//!   random. So a late area hits one that is in use only by chance: never where the numbers differ by
+//! - The sequence increases more under a later lease, and far more if a write of an earlier session may still
+//!   arrive. So a late copy is always the older one of the two, and is repaired.
+//! - The places for new areas form eight groups. The number of the lease selects the group, and the place in
+//!   it is random. So a late area overwrites a used one only by chance, and never if the numbers differ by
 //!   less than eight.
 
 use std::ops::Range;
@@ -19,29 +20,29 @@ use crate::LuksError;
 /// `LUKS2_find_area_gap`).
 const AREA_ALIGNMENT: u64 = 4096;
 
-/// How far the sequence rises where one may exist that is higher than what is read: a header that is
-/// put back in the place of an unknown one, or a change after a takeover. Many times more than a change
-/// of keys adds, and a small part of `SEQUENCE_STEP_MAX` in `copies.rs`.
+/// The increase of the sequence if a higher one than the one in the header may exist: after a takeover,
+/// or when a header is restored over an unknown one. Many times more than a change of keys adds, and a
+/// small part of `SEQUENCE_STEP_MAX` in `copies.rs`.
 pub(crate) const SEQUENCE_JUMP: u64 = 1 << 27;
 
-/// The highest lease that adds to the step. Later ones all add as much as this one: only where two
-/// sessions both follow a takeover, and both have such a lease, is their order left to chance.
+/// The highest lease that increases the step. All later ones add the same. If two sessions both follow a
+/// takeover and both have such a lease, their order is random.
 const LEASE_MAX: u64 = 1 << 16;
 
-/// In how many groups the places of areas are divided.
+/// The number of groups of places for areas.
 const GROUPS: u64 = 8;
 
-/// Which session changes a header, so that its change meets no other session's.
+/// Identifies the session that changes a header, to separate its writes from those of other sessions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Turn {
-    /// The number of the session's lease, counted from 1; a later session's is higher.
+    /// The number of the session's lease, counted from 1. A later session has a higher one.
     pub lease: u64,
-    /// Something of an earlier session may still arrive.
+    /// Writes of an earlier session may still arrive.
     pub after_takeover: bool,
 }
 
 impl Turn {
-    /// How far the sequence rises with this session's change. At least 256, at most 2²⁷ + 2²⁵.
+    /// How much this session's change increases the sequence. At least 256, at most 2²⁷ + 2²⁵.
     pub(crate) fn sequence_step(self) -> Result<u64, LuksError> {
         let [chance] = random()?;
         let jump = if self.after_takeover {
@@ -49,19 +50,19 @@ impl Turn {
         } else {
             0
         };
-        // Twins have one lease: chance gives them different sequences.
+        // Two sessions may have the same lease. The random part makes their sequences differ.
         Ok(jump + (self.lease.clamp(1, LEASE_MAX) << 8 | u64::from(chance)))
     }
 
-    /// Whether an area of an earlier session's change can't be at this place, but by chance.
+    /// Whether an area of an earlier session can be at this place only by chance.
     pub(crate) fn owns(self, space: &Range<u64>, area: &Range<u64>) -> bool {
         let unit = unit(area.end - area.start);
         let from_begin = area.start.saturating_sub(space.start);
         from_begin.is_multiple_of(unit) && self.is_in_group(from_begin / unit)
     }
 
-    /// A free place for an area of `len` bytes: one of this session's own, or any other, or, where
-    /// areas of other lengths lie there, the first run that is long enough.
+    /// A free place for an area of `len` bytes: one in this session's group, or else any other place, or
+    /// else, among areas of other lengths, the first gap that is long enough.
     pub(crate) fn place(
         self,
         space: &Range<u64>,
@@ -104,7 +105,7 @@ fn unit(len: u64) -> u64 {
     len.max(1).next_multiple_of(AREA_ALIGNMENT)
 }
 
-/// The first free run of `len` bytes; sorts `taken`.
+/// The first gap of `len` bytes. Sorts `taken`.
 fn gap(space: &Range<u64>, taken: &mut [Range<u64>], len: u64) -> Option<u64> {
     taken.sort_by_key(|range| range.start);
     let mut at = space.start;
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn sessions_with_near_numbers_never_choose_one_place() {
+    fn sessions_with_close_numbers_never_choose_the_same_place() {
         let used = SPACE.start..SPACE.start + AREA;
         for _ in 0..200 {
             let place = |lease| {
@@ -182,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_free_places_are_used_whoever_owns_them() {
+    fn the_last_free_places_are_used_whatever_their_group() {
         let mut taken: Vec<Range<u64>> = Vec::new();
         // 64 places of this length.
         for _ in 0..64 {
@@ -192,7 +193,7 @@ mod tests {
             taken.push(area);
         }
         assert_eq!(turn(3).place(&SPACE, &mut taken, AREA).unwrap(), None);
-        // A shorter one still fits behind them.
+        // A shorter one still fits after them.
         let short = turn(3).place(&SPACE, &mut taken, 131_072).unwrap();
         assert_eq!(short, Some(SPACE.start + 64 * AREA));
     }

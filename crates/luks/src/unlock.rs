@@ -1,31 +1,31 @@
-//! What one opening may cost over all of a header's key slots, and in which order they are tried.
+//! The budget of one opening over all key slots, and the order in which they are tried.
 //!
-//! The header comes from the server, and a wrong secret is tried at each slot: without a common
-//! budget 32 slots at the limit of one slot take half an hour of every run.
+//! The header comes from the server, and a wrong secret is tried with each slot. Without a common
+//! budget, 32 slots at the limit of one slot would take half an hour in every run.
 
 use std::collections::BTreeMap;
 
 use crate::{LuksError, keyslot::Kdf};
 
-/// Memory times passes of all slots that are tried, in KiB: 512 GiB, four minutes or so. 32 slots of
-/// 1 GiB with 16 passes, more than cryptsetup's benchmark picks, are within it.
+/// The limit of memory times passes of all slots that are tried, in KiB: 512 GiB, about four minutes. 32
+/// slots of 1 GiB with 16 passes, which is more than cryptsetup's benchmark selects, are within it.
 const WORK_KIB_MAX: u64 = 512 << 20;
 
-/// How a volume key is looked for.
+/// How to search for the slot that opens the volume key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UnlockOptions {
-    /// The key slot that is tried first: the one that opened the container the last time. The others
-    /// follow by their cost, the cheapest first.
+    /// The key slot to try first: the one that opened the container last time. The others follow, the
+    /// cheapest first.
     pub first: Option<u32>,
-    /// Most work for all key slots that are tried: memory times passes, in KiB. Two rounds of PBKDF2
-    /// count as one KiB. The first slot is always tried.
+    /// The limit of work for all key slots that are tried: memory times passes, in KiB. Two rounds of
+    /// PBKDF2 count as one KiB. The first slot is always tried.
     pub work_kib_max: u64,
-    /// Most memory for the derivation of one key slot, in KiB.
+    /// The limit of memory for the derivation of one key slot, in KiB.
     pub memory_kib_max: u64,
 }
 
 impl Default for UnlockOptions {
-    /// 512 GiB of work, and the memory that this machine can give now (proc_meminfo(5):
+    /// 512 GiB of work, and the memory that this machine has available now (proc_meminfo(5):
     /// `MemAvailable` and `SwapFree`).
     fn default() -> Self {
         Self {
@@ -37,7 +37,7 @@ impl Default for UnlockOptions {
 }
 
 impl UnlockOptions {
-    /// As the default, beginning with that key slot.
+    /// The default, with this key slot first.
     #[must_use]
     pub fn beginning_with(first: Option<u32>) -> Self {
         Self {
@@ -47,14 +47,14 @@ impl UnlockOptions {
     }
 }
 
-/// What is left of the budget of one opening.
+/// What is left of the budget.
 pub(crate) struct Budget {
     options: UnlockOptions,
     spent_kib: u64,
     tried: usize,
-    /// Slots that were left out because of the budget.
+    /// Slots that were skipped because of the budget.
     left_out: Vec<u32>,
-    /// Why the first slot was left out that was left out for itself.
+    /// Why the first slot was skipped that is not usable by itself.
     objection: Option<LuksError>,
 }
 
@@ -69,7 +69,7 @@ impl Budget {
         }
     }
 
-    /// Puts slots into the order in which they are tried.
+    /// Sorts slots into the order in which they are tried.
     pub(crate) fn order<T>(&self, slots: &mut [T], about: impl Fn(&T) -> (u32, u64)) {
         slots.sort_by_key(|slot| {
             let (number, cost) = about(slot);
@@ -77,7 +77,7 @@ impl Budget {
         });
     }
 
-    /// Whether the slot may be tried; it counts as tried then.
+    /// Whether the slot may be tried. If so, it is counted.
     pub(crate) fn allows(&mut self, slot: u32, kdf: &Kdf) -> bool {
         if kdf.memory_kib() > self.options.memory_kib_max {
             self.object(LuksError::NoMemory {
@@ -96,12 +96,12 @@ impl Budget {
         true
     }
 
-    /// Notes why a slot is left out.
+    /// Records why a slot is skipped.
     pub(crate) fn object(&mut self, reason: LuksError) {
         self.objection.get_or_insert(reason);
     }
 
-    /// None of the slots opened.
+    /// The error if no slot opened.
     pub(crate) fn failed(self) -> LuksError {
         if let Some(objection) = self.objection {
             return objection;
@@ -118,7 +118,7 @@ impl Budget {
     }
 }
 
-/// What could be allocated without taking memory from a process that can't be swapped out.
+/// The memory that can be allocated without taking it from a process that can't be swapped out.
 fn memory_kib_available() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     available_in(&text)
@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_what_is_available_and_what_can_be_swapped_out() {
+    fn available_memory_includes_free_swap() {
         let text = "MemTotal:  100 kB\nMemFree:  1 kB\nMemAvailable:   40 kB\nSwapFree:  2 kB\n";
         assert_eq!(available_in(text), Some(42));
         assert_eq!(available_in("MemTotal: 100 kB\n"), None);

@@ -163,7 +163,6 @@ fn before(
     let mut links: BTreeMap<(u64, u64), Vec<Linked>> = BTreeMap::new();
     let mut wrong = Wrong::default();
     let mut same = 0;
-    let mut others = Vec::new();
     let done = walk(
         sides,
         progress,
@@ -199,20 +198,7 @@ fn before(
         return Ok(None);
     }
     let differ = wrong.files.clone();
-    for linked in links.into_values() {
-        let is_same = linked.iter().all(|one| one.inode == linked[0].inode);
-        if is_same && linked.len() as u64 >= linked[0].links {
-            continue;
-        }
-        for one in linked {
-            if one.is_file {
-                // It is not known whether it has other names in the snapshot.
-                wrong.add(&one.path, one.inode, u64::MAX);
-            } else {
-                others.push(one.path);
-            }
-        }
-    }
+    let mut others = wrong.add_links(links);
     let mut files = wrong.files;
     if !wrong.of_several.is_empty() {
         let stopped = walk_snapshot(sides, cancel, &mut |path, stat| {
@@ -267,6 +253,27 @@ impl Wrong {
         if links > 1 {
             self.of_several.insert(inode);
         }
+    }
+
+    /// Adds the files whose hard links at the destination differ from those in the snapshot. Returns
+    /// the other objects with that fault.
+    fn add_links(&mut self, links: BTreeMap<(u64, u64), Vec<Linked>>) -> Vec<PathBuf> {
+        let mut others = Vec::new();
+        for linked in links.into_values() {
+            let is_same = linked.iter().all(|one| one.inode == linked[0].inode);
+            if is_same && linked.len() as u64 >= linked[0].links {
+                continue;
+            }
+            for one in linked {
+                if one.is_file {
+                    // It is not known whether it has other names in the snapshot.
+                    self.add(&one.path, one.inode, u64::MAX);
+                } else {
+                    others.push(one.path);
+                }
+            }
+        }
+        others
     }
 }
 

@@ -49,27 +49,7 @@ impl Made<'_> {
             .take(NAMES_MAX)
             .map(|path| escape_path(path))
             .collect();
-        // A missing disk that the job now excludes is no loss.
-        let sources_missing: Vec<PathBuf> = self
-            .sources
-            .missing
-            .iter()
-            .map(|one| unescape_path(one))
-            .collect();
-        // A missing source still counts as included.
-        let left_out = |path: &Path| {
-            !asked_for(path, &in_tree) && !sources_missing.iter().any(|one| path.starts_with(one))
-        };
-        let mut disks = self.disks.clone();
-        disks.leave_out(&left_out);
-        record.warnings.retain(|warning| match warning {
-            Warning::AutomountEmpty { path } => !left_out(&unescape_path(path)),
-            _ => true,
-        });
-        let missing = disks.missing.into_iter().map(|one| one.warning);
-        record.warnings.extend(missing);
-        record.disks_gone = disks.gone;
-        record.disks_left_out = disks.left_out;
+        self.add_disks(record, &in_tree);
         for change in self.sources.mount_changes(&in_tree)? {
             let path = escape_path(&change.path);
             record.unread.push(path.clone());
@@ -112,6 +92,31 @@ impl Made<'_> {
         record.complete = record.complete && record.unread.is_empty() && !many;
         record.file_systems = self.file_systems(record, many, &in_tree);
         Ok(())
+    }
+
+    /// Records which disks are missing or gone.
+    fn add_disks(&self, record: &mut RunRecord, in_tree: &dyn Fn(&Path) -> bool) {
+        // A missing disk that the job now excludes is no loss.
+        let sources_missing: Vec<PathBuf> = self
+            .sources
+            .missing
+            .iter()
+            .map(|one| unescape_path(one))
+            .collect();
+        // A missing source still counts as included.
+        let left_out = |path: &Path| {
+            !asked_for(path, in_tree) && !sources_missing.iter().any(|one| path.starts_with(one))
+        };
+        let mut disks = self.disks.clone();
+        disks.leave_out(&left_out);
+        record.warnings.retain(|warning| match warning {
+            Warning::AutomountEmpty { path } => !left_out(&unescape_path(path)),
+            _ => true,
+        });
+        let missing = disks.missing.into_iter().map(|one| one.warning);
+        record.warnings.extend(missing);
+        record.disks_gone = disks.gone;
+        record.disks_left_out = disks.left_out;
     }
 
     /// Records folders whose listing ended with an error that rsync did not see.

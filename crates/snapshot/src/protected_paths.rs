@@ -46,28 +46,7 @@ pub(crate) fn check_destination(
     record: Option<&RunRecord>,
     spec: &RestoreSpec,
 ) -> Result<ProtectedPaths, SnapshotError> {
-    let read = || {
-        mounts().map_err(|source| SnapshotError::System {
-            op: "read /proc/self/mountinfo",
-            source,
-        })
-    };
-    let mut table = read()?;
-    if spec.delete {
-        // The restore would mount a disk on an automount point, and empty it. So it is mounted first, to
-        // be found.
-        let real = real_path(destination.to);
-        let is_reached = |at: &Path| {
-            let tree = |tree: &PathBuf| {
-                let root = joined(&real, tree);
-                at.starts_with(&root) || root.starts_with(at)
-            };
-            destination.trees.iter().any(tree)
-        };
-        if automounts::mount_all(&table, &is_reached) {
-            table = read()?;
-        }
-    }
+    let table = mount_table(destination, spec)?;
     let own = OwnPlaces::find(&spec.never_enter, spec.container.as_ref(), &table);
     let real = real_path(destination.to);
     let path = escape_path(destination.to);
@@ -112,6 +91,36 @@ pub(crate) fn check_destination(
         own,
         real,
     })
+}
+
+/// The mounts at the destination. With `delete`, uses its automount points first.
+fn mount_table(
+    destination: &Destination<'_>,
+    spec: &RestoreSpec,
+) -> Result<Vec<Mount>, SnapshotError> {
+    let read = || {
+        mounts().map_err(|source| SnapshotError::System {
+            op: "read /proc/self/mountinfo",
+            source,
+        })
+    };
+    let table = read()?;
+    if spec.delete {
+        // The restore would mount a disk on an automount point, and empty it. So it is mounted first, to
+        // be found.
+        let real = real_path(destination.to);
+        let is_reached = |at: &Path| {
+            let tree = |tree: &PathBuf| {
+                let root = joined(&real, tree);
+                at.starts_with(&root) || root.starts_with(at)
+            };
+            destination.trees.iter().any(tree)
+        };
+        if automounts::mount_all(&table, &is_reached) {
+            return read();
+        }
+    }
+    Ok(table)
 }
 
 /// The places where another file system is mounted than the snapshot has, as text for people. A file

@@ -1,6 +1,5 @@
 //! Restores a snapshot, or a file or folder of it, to a folder of the machine.
 
-use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsFd;
@@ -22,6 +21,7 @@ use crate::protected_paths::{self, Destination};
 use crate::record::{EntryKind, ONE_FILE_SYSTEM, RunRecord, Warning};
 use crate::rsync::{Ended, Invocation, Outcome, Rsync, Side};
 use crate::scout::{Copied, Scout};
+use crate::sources::argument;
 use crate::spec::{RestoreReport, RestoreSpec};
 use crate::text::{escape_path, unescape_path};
 use crate::walk::{is_folder, names_in, open_folder};
@@ -60,14 +60,15 @@ pub fn restore(
     if !spec.dry_run {
         std::fs::create_dir_all(&to).map_err(|e| refused(&to, e.to_string()))?;
     }
+    let transfer = Transfer {
+        rsync: &rsync,
+        job: &folder.path,
+        to: &to,
+        what: &what,
+        spec,
+    };
     let parents = what.missing_parents(&to);
-    let mut changes = NameList::default();
-    if !parents.is_empty() {
-        let invocation = parents_invocation(&folder.path, &to, &what, &parents, spec);
-        let outcome = rsync.run(&invocation, &mut |_| {}, cancel)?;
-        judge(&outcome, &to)?;
-        changes = outcome.changes;
-    }
+    let mut changes = transfer.create_parents(&parents, cancel)?;
     let compared = Restored {
         job: &folder.path,
         base: &what.base,
@@ -80,26 +81,8 @@ pub fn restore(
     } else {
         compared.before(progress, cancel)?
     };
-    let mut written = None;
-    if !unequal.files.is_empty() {
-        let invocation = rewriting(&folder.path, &to, &what, &unequal.files, spec);
-        let outcome = rsync.run(&invocation, progress, cancel)?;
-        // A file that can't be written must not prevent the others from being restored.
-        if !matches!(outcome.ended, Ended::Failed { .. }) {
-            judge(&outcome, &to)?;
-        }
-        changes.append(&outcome.changes);
-        written = Some(outcome);
-    }
-    for path in &unequal.others {
-        if spec.dry_run {
-            changes.push(format!("c.+++++++++ {}", escape_path(path)));
-        } else {
-            // It is written again below. rsync reports what can't be removed.
-            let _ = std::fs::remove_file(to.join(path));
-        }
-    }
-    let invocation = invocation(&folder.path, &to, &what, &protected.patterns, spec);
+    let written = transfer.rewrite(&unequal, &mut changes, progress, cancel)?;
+    let invocation = transfer.invocation(&protected.patterns);
     let scout = what.scout(&folder, &to, spec);
     let mut followed = |now: Progress| {
         if let Some(scout) = &scout {
@@ -489,104 +472,125 @@ fn is_folder_in(job: &JobFolder, what: &What, to: &Path, at: &Path) -> bool {
     rustix::fs::lstat(&in_snapshot).is_ok_and(|stat| is_folder(&stat))
 }
 
-/// Creates the folders `parents` like those of the snapshot, with nothing in them.
-fn parents_invocation(
-    job: &Path,
-    to: &Path,
-    what: &What,
-    parents: &[PathBuf],
-    spec: &RestoreSpec,
-) -> Invocation {
-    let arguments = ["-dlptgoDAXX"].map(OsString::from).to_vec();
-    into_destination(arguments, job, to, what, parents, spec)
+/// The runs of rsync of one restore.
+struct Transfer<'a> {
+    rsync: &'a Rsync,
+    /// The job's folder.
+    job: &'a Path,
+    to: &'a Path,
+    what: &'a What,
+    spec: &'a RestoreSpec,
 }
 
-fn invocation(
-    job: &Path,
-    to: &Path,
-    what: &What,
-    protected: &[OsString],
-    spec: &RestoreSpec,
-) -> Invocation {
-    let mut arguments: Vec<OsString> = ["-aHAXXS", "--modify-window=-1"]
-        .map(OsString::from)
-        .to_vec();
-    if spec.delete {
-        arguments.push("--delete".into());
+impl Transfer<'_> {
+    /// Creates the folders `parents` like those of the snapshot, with nothing in them. Returns what
+    /// changed.
+    fn create_parents(
+        &self,
+        parents: &[PathBuf],
+        cancel: &Cancel,
+    ) -> Result<NameList, SnapshotError> {
+        if parents.is_empty() {
+            return Ok(NameList::default());
+        }
+        let arguments = ["-dlptgoDAXX"].map(OsString::from).to_vec();
+        let invocation = self.rsync_with(arguments, parents);
+        let outcome = self.rsync.run(&invocation, &mut |_| {}, cancel)?;
+        judge(&outcome, self.to)?;
+        Ok(outcome.changes)
     }
-    // Without --delete-excluded a pattern protects what exists, and excludes what is in the snapshot.
-    arguments.extend(protected.iter().map(|pattern| {
-        let mut argument = OsString::from("--exclude=");
-        argument.push(pattern);
-        argument
-    }));
-    into_destination(arguments, job, to, what, &what.paths, spec)
-}
 
-/// Writes `files`, whatever exists there, and nothing else.
-fn rewriting(
-    job: &Path,
-    to: &Path,
-    what: &What,
-    files: &BTreeSet<PathBuf>,
-    spec: &RestoreSpec,
-) -> Invocation {
-    let arguments = ["-aHAXXS", "--ignore-times", "--from0", "--files-from=-"];
-    let arguments = arguments.map(OsString::from).to_vec();
-    // The names are relative to the folder itself.
-    let mut invocation = into_destination(arguments, job, to, what, &[PathBuf::new()], spec);
-    invocation.names_from(files.iter().map(PathBuf::as_path));
-    invocation
-}
+    /// Writes the files that differ although size and time are equal, and removes other objects that
+    /// must be written again.
+    fn rewrite(
+        &self,
+        unequal: &Unequal,
+        changes: &mut NameList,
+        progress: &mut dyn FnMut(Progress),
+        cancel: &Cancel,
+    ) -> Result<Option<Outcome>, SnapshotError> {
+        let mut written = None;
+        if !unequal.files.is_empty() {
+            let arguments = ["-aHAXXS", "--ignore-times", "--from0", "--files-from=-"];
+            let arguments = arguments.map(OsString::from).to_vec();
+            // The names are relative to the folder itself.
+            let mut invocation = self.rsync_with(arguments, &[PathBuf::new()]);
+            invocation.names_from(unequal.files.iter().map(PathBuf::as_path));
+            let outcome = self.rsync.run(&invocation, progress, cancel)?;
+            // A file that can't be written must not prevent the others from being restored.
+            if !matches!(outcome.ended, Ended::Failed { .. }) {
+                judge(&outcome, self.to)?;
+            }
+            changes.append(&outcome.changes);
+            written = Some(outcome);
+        }
+        for path in &unequal.others {
+            if self.spec.dry_run {
+                changes.push(format!("c.+++++++++ {}", escape_path(path)));
+            } else {
+                // It is written again later. rsync reports what can't be removed.
+                let _ = std::fs::remove_file(self.to.join(path));
+            }
+        }
+        Ok(written)
+    }
 
-fn into_destination(
-    mut arguments: Vec<OsString>,
-    job: &Path,
-    to: &Path,
-    what: &What,
-    paths: &[PathBuf],
-    spec: &RestoreSpec,
-) -> Invocation {
-    arguments.extend(
-        [
-            "--numeric-ids",
-            "--relative",
-            // Without it folders above the paths would get the snapshot's attributes, and a link there
-            // would be replaced.
-            "--no-implied-dirs",
-            "--no-human-readable",
-            "--outbuf=L",
-        ]
-        .map(OsString::from),
-    );
-    if spec.dry_run {
+    /// The main run.
+    fn invocation(&self, protected: &[OsString]) -> Invocation {
+        let mut arguments: Vec<OsString> = ["-aHAXXS", "--modify-window=-1"]
+            .map(OsString::from)
+            .to_vec();
+        if self.spec.delete {
+            arguments.push("--delete".into());
+        }
+        // Without --delete-excluded a pattern protects what exists, and excludes what is in the snapshot.
+        let exclude = |pattern: &OsString| argument("--exclude=", pattern);
+        arguments.extend(protected.iter().map(exclude));
+        self.rsync_with(arguments, &self.what.paths)
+    }
+
+    fn rsync_with(&self, mut arguments: Vec<OsString>, paths: &[PathBuf]) -> Invocation {
         arguments.extend(
-            ["--dry-run", "--info=stats2,flist0", "--out-format=%i %n%L"].map(OsString::from),
+            [
+                "--numeric-ids",
+                "--relative",
+                // Without it folders above the paths would get the snapshot's attributes, and a link
+                // there would be replaced.
+                "--no-implied-dirs",
+                "--no-human-readable",
+                "--outbuf=L",
+            ]
+            .map(OsString::from),
         );
-    } else {
-        arguments.push("--info=progress2,stats2,flist0,name0".into());
+        if self.spec.dry_run {
+            arguments.extend(
+                ["--dry-run", "--info=stats2,flist0", "--out-format=%i %n%L"].map(OsString::from),
+            );
+        } else {
+            arguments.push("--info=progress2,stats2,flist0,name0".into());
+        }
+        arguments.push("--".into());
+        for path in paths {
+            // With --relative, only the part behind `/./` appears at the destination.
+            let mut argument = OsString::from("./");
+            argument.push(&self.what.base);
+            argument.push("/./");
+            argument.push(path);
+            arguments.push(argument);
+        }
+        let mut destination = self.to.as_os_str().to_owned();
+        if !destination.as_bytes().ends_with(b"/") {
+            destination.push("/");
+        }
+        arguments.push(destination);
+        let written_to = self.to.ancestors().find(|path| path.exists());
+        Invocation::new(
+            arguments,
+            self.job,
+            written_to.unwrap_or(Path::new("/")),
+            Side::OutOfVolume,
+        )
     }
-    arguments.push("--".into());
-    for path in paths {
-        // With --relative, only the part behind `/./` appears at the destination.
-        let mut argument = OsString::from("./");
-        argument.push(&what.base);
-        argument.push("/./");
-        argument.push(path);
-        arguments.push(argument);
-    }
-    let mut destination = to.as_os_str().to_owned();
-    if !destination.as_bytes().ends_with(b"/") {
-        destination.push("/");
-    }
-    arguments.push(destination);
-    let written_to = to.ancestors().find(|path| path.exists());
-    Invocation::new(
-        arguments,
-        job,
-        written_to.unwrap_or(Path::new("/")),
-        Side::OutOfVolume,
-    )
 }
 
 fn judge(outcome: &Outcome, to: &Path) -> Result<(), SnapshotError> {

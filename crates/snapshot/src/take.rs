@@ -139,23 +139,9 @@ fn take_or_fail(
         .iter()
         .any(|(folder, _)| matches!(folder, Folder::Named(_)));
     // Only a first run links from an adopted copy.
-    let copy = if first {
-        adopted::to_link_from(volume_root, &spec.job, &sources)?
-    } else {
-        None
-    };
-    let copy = match copy {
-        Some((copy, source)) => match folder.link_to_copy(&copy, &source) {
-            Ok(link_dest) => Some(LinkedCopy { link_dest, copy }),
-            // A foreign object has the name of the folder for links. All files are copied.
-            Err(SnapshotError::Volume { source, .. })
-                if source.kind() == std::io::ErrorKind::AlreadyExists =>
-            {
-                None
-            }
-            Err(error) => return Err(error),
-        },
-        None => None,
+    let copy = match first {
+        true => LinkedCopy::find(volume_root, spec, &folder, &sources)?,
+        false => None,
     };
     let run = Run {
         spec,
@@ -180,6 +166,30 @@ struct LinkedCopy {
     copy: PathBuf,
     /// The folder that shows it under the path of its source, relative to the job's folder.
     link_dest: PathBuf,
+}
+
+impl LinkedCopy {
+    fn find(
+        volume_root: &Path,
+        spec: &SnapshotSpec,
+        folder: &RunFolder,
+        sources: &Sources,
+    ) -> Result<Option<Self>, SnapshotError> {
+        let found = adopted::to_link_from(volume_root, &spec.job, sources)?;
+        let Some((copy, source)) = found else {
+            return Ok(None);
+        };
+        match folder.link_to_copy(&copy, &source) {
+            Ok(link_dest) => Ok(Some(Self { copy, link_dest })),
+            // A foreign object has the name of the folder for links. All files are copied.
+            Err(SnapshotError::Volume { source, .. })
+                if source.kind() == std::io::ErrorKind::AlreadyExists =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
 }
 
 struct Run<'a> {
@@ -209,22 +219,7 @@ impl Run<'_> {
     ) -> Result<SnapshotReport, SnapshotError> {
         let inflight = self.folder.make_inflight(self.name)?;
         let began = std::time::Instant::now();
-        let begun = Begun::new(&self.folder, self.name, self.started);
-        let begun = Arc::new(begun.map_err(|source| SnapshotError::Volume {
-            op: "open",
-            object: inflight.to_string(),
-            source,
-        })?);
-        let checkpoints = Checkpoints::begin(
-            &self.folder.state,
-            self.name,
-            checkpoint_every,
-            Some(Arc::clone(&begun)),
-        )
-        .map_err(|source| SnapshotError::System {
-            op: "start a thread",
-            source,
-        })?;
+        let (begun, checkpoints) = self.begin_checkpoints(inflight, checkpoint_every)?;
         let mut invocation = self.invocation(inflight);
         // With `--checksum` rsync reads the older files anyway, and verifies what it copies.
         let tree = self.folder.job.path.join(inflight.to_string());
@@ -298,14 +293,35 @@ impl Run<'_> {
                 }
                 synced.and_then(|()| self.sync())?;
                 begun.stopped();
-                record.finished_run = false;
-                record.complete = false;
-                record.stopped_by = Some(stopped.to_string());
                 let _ = self.note_recent(&outcome);
-                self.keep_partial(&record)?;
+                self.keep_partial(record, &stopped)?;
                 Err(stopped)
             }
         }
+    }
+
+    fn begin_checkpoints(
+        &self,
+        inflight: Folder,
+        every: Duration,
+    ) -> Result<(Arc<Begun>, Checkpoints), SnapshotError> {
+        let begun = Begun::new(&self.folder, self.name, self.started);
+        let begun = Arc::new(begun.map_err(|source| SnapshotError::Volume {
+            op: "open",
+            object: inflight.to_string(),
+            source,
+        })?);
+        let checkpoints = Checkpoints::begin(
+            &self.folder.state,
+            self.name,
+            every,
+            Some(Arc::clone(&begun)),
+        )
+        .map_err(|source| SnapshotError::System {
+            op: "start a thread",
+            source,
+        })?;
+        Ok((begun, checkpoints))
     }
 
     /// Whether rsync copied files that it should have linked. Not checked after further attempts or a
@@ -388,6 +404,15 @@ impl Run<'_> {
             }
         }
         self.sources.check_again()?;
+        self.check_sources_in_tree(outcome, inflight)
+    }
+
+    /// Checks that the tree has some of the sources, and each source unless it is reported as unread.
+    fn check_sources_in_tree(
+        &self,
+        outcome: &Outcome,
+        inflight: Folder,
+    ) -> Result<(), SnapshotError> {
         let tree = self.folder.job.path.join(inflight.to_string());
         let is_there = |source: &Source| {
             let below = source.path.strip_prefix("/").unwrap_or(&source.path);
@@ -489,10 +514,17 @@ impl Run<'_> {
     }
 
     /// Keeps an interrupted tree for the next run. Its content is durable.
-    fn keep_partial(&self, record: &RunRecord) -> Result<(), SnapshotError> {
+    fn keep_partial(
+        &self,
+        mut record: RunRecord,
+        stopped: &SnapshotError,
+    ) -> Result<(), SnapshotError> {
+        record.finished_run = false;
+        record.complete = false;
+        record.stopped_by = Some(stopped.to_string());
         if !self.remove_if_empty() {
             // A full volume may have no space for the record. The tree matters more.
-            let _ = self.folder.write_record(record);
+            let _ = self.folder.write_record(&record);
             self.folder
                 .inflight_becomes(self.name, Folder::Partial(self.name))?;
         }

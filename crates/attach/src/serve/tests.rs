@@ -1,4 +1,5 @@
-//! What no loop device sends, and what a device that can't be trusted is asked: on the FUSE file itself.
+//! Requests that no loop device sends, and a device that can't be trusted: tested on the FUSE file
+//! itself.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -25,8 +26,8 @@ impl Counting {
         Ok(())
     }
 
-    /// But for flushes: each process that was forked off meanwhile closes the file, too.
-    fn asked(&self) -> Vec<&'static str> {
+    /// Without flushes: each forked process closes the file, too.
+    fn calls(&self) -> Vec<&'static str> {
         let mut asked = self.asked.lock().unwrap().clone();
         asked.retain(|what| *what != "flush");
         asked
@@ -86,7 +87,7 @@ fn errno<T: std::fmt::Debug>(refused: io::Result<T>) -> Option<i32> {
 }
 
 #[test]
-fn what_is_not_whole_blocks_of_the_device_never_reaches_it() {
+fn unaligned_requests_never_reach_the_device() {
     requires!(needs::root(), fuse_missing());
     let opened = opened();
     let (file, device) = (&opened.file, &opened.device);
@@ -94,9 +95,9 @@ fn what_is_not_whole_blocks_of_the_device_never_reaches_it() {
     file.read_exact_at(&mut block, LEN - 4096).unwrap();
     assert_eq!(block, [7; 4096]);
     file.write_all_at(&block, LEN - 4096).unwrap();
-    let before = device.asked();
+    let before = device.calls();
     assert_eq!(before, ["read", "write"]);
-    // Begins or ends within a block, or lies behind the end.
+    // They begin or end within a block, or are beyond the end.
     let cases = [
         (1, 4096),
         (0, 100),
@@ -117,20 +118,20 @@ fn what_is_not_whole_blocks_of_the_device_never_reaches_it() {
             "write {len} at {offset}"
         );
     }
-    assert_eq!(device.asked(), before);
+    assert_eq!(device.calls(), before);
 }
 
 #[test]
-fn after_the_abort_all_is_eio_and_the_device_is_asked_no_more() {
+fn after_an_abort_all_is_eio_and_the_device_is_not_called() {
     requires!(needs::root(), fuse_missing());
     let opened = opened();
     opened.serving.abort();
     assert_all_is_eio(&opened.file);
-    assert_eq!(opened.device.asked(), [""; 0]);
+    assert_eq!(opened.device.calls(), [""; 0]);
 }
 
 #[test]
-fn a_device_that_panicked_once_is_asked_no_more() {
+fn a_device_that_panicked_is_not_called_again() {
     requires!(needs::root(), fuse_missing());
     let opened = opened();
     opened.device.panics.store(true, Ordering::SeqCst);
@@ -138,7 +139,7 @@ fn a_device_that_panicked_once_is_asked_no_more() {
     assert_eq!(errno(read), Some(libc::EIO));
     opened.device.panics.store(false, Ordering::SeqCst);
     assert_all_is_eio(&opened.file);
-    assert_eq!(opened.device.asked(), ["read"]);
+    assert_eq!(opened.device.calls(), ["read"]);
 }
 
 fn assert_all_is_eio(file: &File) {

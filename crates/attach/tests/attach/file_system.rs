@@ -1,4 +1,5 @@
-//! A volume attached with the kernel's real FUSE, loop and ext4: what goes in comes out.
+//! A volume attached with the kernel's real FUSE, loop and ext4: files are read back as they were
+//! written.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -9,7 +10,7 @@ use crate::chain::{Chain, ChainOptions, wait};
 use crate::support::{Place, can_attach, run};
 use sprat_attach::{AttachError, MkfsOptions, MountState};
 
-/// A chain with a fresh file system, mounted.
+/// A chain with a new file system, mounted.
 fn mounted(place: &Place) -> Chain {
     let mut chain = Chain::start(&place.image, &ChainOptions::default());
     chain.attach().unwrap();
@@ -132,15 +133,15 @@ fn discards_change_nothing_and_zeroed_ranges_read_as_zeros_on_a_device_full_of_n
     }
     let mut chain = mounted(&place);
     let dir = place.dir.display();
-    // Preallocated, then written in the middle: ext4 zeroes what lies around by itself, or by
-    // asking the device.
+    // Preallocated, then written in the middle: ext4 zeroes the rest by itself, or by a request to the
+    // device.
     let script = format!(
         "cd {dir} && for i in 1 2 3 4 5 6 7 8; do fallocate -l 1M f$i && \
          printf x | dd of=f$i bs=1 seek=$((i * 100000)) conv=notrunc,fsync; done && \
          fallocate -p -o 8192 -l 65536 f1 && fallocate -z -o 300000 -l 100000 f2"
     );
     chain.sh(&script).unwrap();
-    // Whether it claims success differs between kernels; nothing may come of it.
+    // Kernels differ in whether it succeeds. It must have no effect.
     let _ = chain.sh(&format!("fstrim {dir}"));
     assert!(chain.end().success());
     place.fsck();
@@ -162,7 +163,7 @@ fn discards_change_nothing_and_zeroed_ranges_read_as_zeros_on_a_device_full_of_n
 }
 
 #[test]
-fn a_failing_device_gives_errors_never_zeros_and_flushes_are_not_switched_off() {
+fn a_failing_device_gives_errors_never_zeros_and_flushes_stay_on() {
     if !can_attach() {
         return;
     }
@@ -175,7 +176,7 @@ fn a_failing_device_gives_errors_never_zeros_and_flushes_are_not_switched_off() 
             format!("dd if={device} of=/dev/null bs=1M count=1 iflag=direct"),
             format!("dd if={device} of=/dev/null bs=4k count=1 skip=1000"),
             format!("dd if=/dev/zero of={device} bs=4k count=1 oflag=direct"),
-            // Twice: an ENOSYS let through at the first would make the second succeed.
+            // Twice: if the first one let ENOSYS through, the second would succeed.
             format!("blockdev --flushbufs {device}; sync {device}"),
             format!("sync {device}"),
         ] {
@@ -188,7 +189,7 @@ fn a_failing_device_gives_errors_never_zeros_and_flushes_are_not_switched_off() 
 }
 
 #[test]
-fn slow_reads_neither_wait_for_each_other_nor_hold_up_fast_ones() {
+fn slow_reads_delay_neither_each_other_nor_fast_ones() {
     if !can_attach() {
         return;
     }
@@ -229,7 +230,7 @@ fn a_read_is_answered_while_more_writes_wait_than_there_are_threads() {
     let dir = place.dir.display();
     let device = chain.sh(&format!("findmnt -no SOURCE {dir}")).unwrap();
     chain.ask_volume("slow-writes 20000").unwrap();
-    // The writers' output is closed: the shell is not waited for by whoever reads it.
+    // The writers' output is closed, so that a reader of the output does not wait for the shell.
     let load = format!(
         "for i in 1 2 3 4; do head -c 100000000 /dev/zero > {dir}/f$i & done; wait; sync {dir}/f1"
     );
@@ -265,7 +266,7 @@ fn a_read_only_mount_replays_a_dirty_journal_into_the_overlay_only() {
             "echo precious > {dir}/file && sync {dir}/file {dir}"
         ))
         .unwrap();
-    // Dies with the journal committed but not written back.
+    // It dies when the journal is committed but not written back.
     chain.volume.kill().unwrap();
     chain.volume.wait().unwrap();
     drop(chain);
@@ -291,9 +292,9 @@ fn a_read_only_mount_replays_a_dirty_journal_into_the_overlay_only() {
     );
 }
 
-/// Of what it writes there, most is holes: none of it is on the disk before.
+/// Most of what it writes there is holes, so none of it is on the disk before.
 #[test]
-fn a_large_file_system_has_a_journal_that_half_of_a_reserve_holds() {
+fn the_journal_of_a_large_file_system_fits_into_half_a_reserve() {
     if !can_attach() {
         return;
     }
@@ -310,7 +311,7 @@ fn a_large_file_system_has_a_journal_that_half_of_a_reserve_holds() {
 }
 
 #[test]
-fn a_file_system_made_here_has_only_features_that_old_systems_know() {
+fn a_new_file_system_has_only_features_that_old_systems_support() {
     if !can_attach() {
         return;
     }
@@ -351,7 +352,7 @@ fn a_file_system_made_here_has_only_features_that_old_systems_know() {
 }
 
 #[test]
-fn the_file_system_is_mounted_with_the_options_that_make_a_crash_safe() {
+fn the_mount_options_are_those_that_make_a_crash_safe() {
     if !can_attach() {
         return;
     }
@@ -372,7 +373,7 @@ fn the_file_system_is_mounted_with_the_options_that_make_a_crash_safe() {
 }
 
 #[test]
-fn in_a_mount_to_browse_no_device_works_and_no_set_uid_bit_counts() {
+fn in_a_mount_to_browse_devices_and_set_uid_bits_have_no_effect() {
     if !can_attach() {
         return;
     }
@@ -392,7 +393,7 @@ fn in_a_mount_to_browse_no_device_works_and_no_set_uid_bit_counts() {
     }
     let refused = chain.sh(&format!("echo x > {dir}/null")).unwrap_err();
     assert!(refused.contains("Permission denied"), "{refused}");
-    // Both are there all the same, to be copied.
+    // Both exist all the same, and can be copied.
     let listed = chain.sh(&format!("stat -c %F:%a {dir}/null {dir}/id"));
     let listed = listed.unwrap();
     assert!(listed.contains("character special file"), "{listed}");
@@ -400,9 +401,9 @@ fn in_a_mount_to_browse_no_device_works_and_no_set_uid_bit_counts() {
     assert!(chain.end().success());
 }
 
-/// Somebody's own image, mounted by hand.
+/// A foreign image, mounted by the user.
 #[test]
-fn a_foreign_ext4_on_a_loop_device_is_no_volume_and_is_left_alone() {
+fn a_foreign_ext4_on_a_loop_device_is_not_unmounted() {
     if !can_attach() {
         return;
     }
@@ -438,7 +439,7 @@ fn a_foreign_ext4_on_a_loop_device_is_no_volume_and_is_left_alone() {
 }
 
 #[test]
-fn mounting_what_is_no_file_system_or_where_something_is_mounted_is_refused_clearly() {
+fn mounting_garbage_or_on_a_used_mount_point_is_refused() {
     if !can_attach() {
         return;
     }
@@ -457,7 +458,7 @@ fn mounting_what_is_no_file_system_or_where_something_is_mounted_is_refused_clea
     place.assert_nothing_remains("after refusals");
 }
 
-/// `sprat mount`: the worker leaves the mount in its caller's namespace and ends.
+/// As for browsing: the worker leaves the mount in its caller's namespace and ends.
 fn left_mounted(place: &Place) -> Chain {
     let options = ChainOptions {
         private: false,
@@ -504,7 +505,7 @@ fn a_mount_left_in_the_callers_namespace_lives_until_it_is_unmounted() {
 }
 
 #[test]
-fn a_mount_whose_volume_process_died_is_seen_as_dead_and_taken_away_though_in_use() {
+fn a_mount_without_volume_process_is_dead_and_detached_even_in_use() {
     if !can_attach() {
         return;
     }
@@ -537,7 +538,7 @@ fn a_mount_whose_volume_process_died_is_seen_as_dead_and_taken_away_though_in_us
 }
 
 #[test]
-fn this_host_is_found_fit_and_nothing_is_left_by_looking() {
+fn this_machine_passes_the_checks_and_nothing_is_left_behind() {
     if !can_attach() {
         return;
     }

@@ -1,4 +1,4 @@
-//! Kill -9 of any of the processes, alone and together, at any moment: nothing stays behind.
+//! Kill -9 of any of the processes, alone and together, at any moment, leaves nothing behind.
 //!
 //! `SPRAT_KILL_ROUNDS` sets the number of rounds, `SPRAT_SEED` the seed.
 
@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 const NAMES: [&str; 4] = ["session", "volume", "outer worker", "inner worker"];
 
-/// A small generator (splitmix64): the tests need repeatable moments, no more.
+/// A small generator (splitmix64) for repeatable random moments.
 struct Dice(u64);
 
 impl Dice {
@@ -30,7 +30,7 @@ fn number_from(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
-/// A place whose image holds a file system.
+/// A place whose image has a file system.
 fn place_with_file_system() -> Place {
     let place = Place::new(256);
     let mut chain = Chain::start(&place.image, &ChainOptions::default());
@@ -51,13 +51,13 @@ fn load(place: &Place) -> String {
     )
 }
 
-struct Session {
+struct TestSession {
     process: Child,
     pids: [u32; 4],
     lines: BufReader<std::process::ChildStdout>,
 }
 
-impl Session {
+impl TestSession {
     fn start(place: &Place, slow_writes_ms: u64) -> Self {
         let mut process = Command::new(crate::chain::roles())
             .args(["session", place.image.to_str().unwrap()])
@@ -92,7 +92,7 @@ impl Session {
 
 fn kill(pid: u32) {
     let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
-    // Gone already when another's death took it along.
+    // It may have died with another one.
     let _ = kill_process(pid, Signal::KILL);
 }
 
@@ -112,9 +112,9 @@ fn after_kill_9_of_any_of_the_processes_nothing_stays_behind() {
         let mut victims: Vec<usize> = (0..4).filter(|i| set & (1 << i) != 0).collect();
         let turn = usize::try_from(dice.below(4)).unwrap() % victims.len();
         victims.rotate_left(turn);
-        // The last one: a line that is down for longer than anybody waits.
+        // In the last round the connection is down for longer than anything waits.
         let slow_writes_ms = [0, 0, 3, 30, 100_000][usize::try_from(dice.below(5)).unwrap()];
-        let mut session = Session::start(&place, slow_writes_ms);
+        let mut session = TestSession::start(&place, slow_writes_ms);
         // One round in five while it is still attaching and mounting.
         let early = dice.below(5) == 0;
         let delay_ms = if early {
@@ -139,9 +139,9 @@ fn after_kill_9_of_any_of_the_processes_nothing_stays_behind() {
         place.assert_nothing_remains(&what);
         println!("{what}: clean");
     }
-    // On a busy machine the load may not have come to anything by now. The file that is made after
-    // its first sync says that it has.
-    let mut session = Session::start(&place, 0);
+    // On a busy machine the load may have done nothing yet. It has, if the file exists that it creates
+    // after its first sync.
+    let mut session = TestSession::start(&place, 0);
     session.wait_until_mounted();
     let inside = format!("/proc/{}/root{}", session.pids[3], place.dir.display());
     let until = Instant::now() + Duration::from_secs(100);
@@ -152,7 +152,7 @@ fn after_kill_9_of_any_of_the_processes_nothing_stays_behind() {
     session.pids.into_iter().for_each(kill);
     wait(&mut session.process);
     place.assert_nothing_remains("after the last round");
-    // The journal makes a clean file system of whatever was left.
+    // The journal must repair whatever was left.
     let mut chain = Chain::start(&place.image, &ChainOptions::default());
     chain.attach().unwrap();
     chain
@@ -168,14 +168,14 @@ fn after_kill_9_of_any_of_the_processes_nothing_stays_behind() {
 }
 
 #[test]
-fn no_process_of_a_session_is_within_reach_of_the_terminals_ctrl_c() {
+fn the_terminals_ctrl_c_reaches_no_process_of_a_session() {
     if !can_attach() {
         return;
     }
     let place = Place::new(64);
     let chain = Chain::start(&place.image, &ChainOptions::default());
-    // Field 6 of proc_pid_stat(5). Not getsid(2): 0, the answer for a leader outside this pid
-    // namespace (usual for a test run as a container's first process), is no Pid to rustix.
+    // Field 6 of proc_pid_stat(5), not getsid(2): for a leader outside this pid namespace (usual for a
+    // test that is a container's first process) getsid returns 0, which rustix does not accept as a Pid.
     let session_of = |pid: u32| -> u32 {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
         let (_, after_name) = stat.rsplit_once(") ").unwrap();
@@ -192,7 +192,7 @@ fn no_process_of_a_session_is_within_reach_of_the_terminals_ctrl_c() {
 }
 
 #[test]
-fn limits_that_a_killed_session_left_on_a_loop_device_are_lifted_by_the_next() {
+fn limits_left_on_a_loop_device_are_reset_by_the_next_session() {
     if !can_attach() {
         return;
     }
@@ -210,7 +210,7 @@ fn limits_that_a_killed_session_left_on_a_loop_device_are_lifted_by_the_next() {
         let name = device.file_name().unwrap().as_encoded_bytes();
         name.starts_with(b"loop")
     }
-    // The session takes the first of them, so the limit of the last is nobody's.
+    // The session uses the first of them, so the limit of the last one belongs to no session.
     let [.., last] = &free_devices()[..] else {
         println!("skipped: no loop device is there that nobody uses");
         return;
@@ -229,7 +229,7 @@ fn limits_that_a_killed_session_left_on_a_loop_device_are_lifted_by_the_next() {
 }
 
 #[test]
-fn the_worker_has_pids_and_mounts_of_its_own_and_its_status_is_passed_on() {
+fn the_worker_has_its_own_namespaces_and_its_status_is_passed_on() {
     if !can_attach() {
         return;
     }
@@ -258,7 +258,7 @@ fn the_worker_has_pids_and_mounts_of_its_own_and_its_status_is_passed_on() {
     place.assert_nothing_remains("after the inner worker was killed");
 }
 
-/// A mount of the test's own, taken away again however the test ends.
+/// A mount of the test. It is unmounted however the test ends.
 struct SharedMount(std::path::PathBuf);
 
 impl SharedMount {
@@ -278,7 +278,7 @@ impl Drop for SharedMount {
 }
 
 #[test]
-fn mounts_of_the_worker_stay_inside_and_later_mounts_outside_are_seen_inside() {
+fn mounts_of_the_worker_stay_inside_and_later_ones_outside_appear() {
     if !can_attach() {
         return;
     }
@@ -308,7 +308,7 @@ fn mounts_of_the_worker_stay_inside_and_later_mounts_outside_are_seen_inside() {
 }
 
 #[test]
-fn a_worker_whose_volume_process_died_before_serving_gets_an_error_and_does_not_hang() {
+fn a_worker_without_volume_process_gets_an_error_and_does_not_hang() {
     if !can_attach() {
         return;
     }

@@ -1,4 +1,4 @@
-//! What the attach tests share: needs, folders, images, and looking for what was left behind.
+//! Shared by the attach tests: requirements, folders, images, and the search for leftovers.
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::print_stderr)]
 
 use std::fs;
@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use sprat_testkit::leftovers::{contains, loops_of, mounts_of};
 use tempfile::TempDir;
 
-/// Far longer than a killed session takes to go on a machine that does nothing else.
+/// Far longer than a killed session takes to disappear on an idle machine.
 const GONE_MAX: Duration = Duration::from_secs(60);
 
-/// Whether the tests can run here; says why not. With `CI` set they must.
+/// Whether the tests can run here; prints why not. With `CI` set they must.
 pub fn can_attach() -> bool {
     let reason = if !rustix::process::geteuid().is_root() {
         "not root"
@@ -42,8 +42,8 @@ fn installed(tool: &str) -> bool {
         .any(|dir| Path::new(dir).join(tool).exists())
 }
 
-/// A folder with a sparse image and a mount point. The image's length is like no other's, so that
-/// its loop device can be told from everybody else's.
+/// A folder with a sparse image and a mount point. The image has a unique length, which distinguishes
+/// its loop device from all others.
 pub struct Place {
     pub folder: TempDir,
     pub image: PathBuf,
@@ -75,7 +75,7 @@ impl Place {
         }
     }
 
-    /// What of this place is still there in the kernel: processes, mounts, loop devices.
+    /// What still exists of this place in the kernel: processes, mounts, loop devices.
     pub fn remains(&self) -> Vec<String> {
         let tag = self.folder.path().as_os_str().as_bytes();
         let mut remains = loops_of(self.len_bytes);
@@ -95,8 +95,8 @@ impl Place {
         remains
     }
 
-    /// Fails unless everything goes by itself. A busy machine may take its time over that: what stays
-    /// behind is still there after [`GONE_MAX`].
+    /// Fails unless everything disappears by itself. A busy machine may need time for that. What does
+    /// not disappear still exists after [`GONE_MAX`].
     pub fn assert_nothing_remains(&self, what: &str) {
         let begun = Instant::now();
         loop {
@@ -127,7 +127,7 @@ impl Place {
     }
 }
 
-/// Runs a command that must work.
+/// Runs a command that must succeed.
 pub fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program)
         .args(arguments)

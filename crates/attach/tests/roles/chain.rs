@@ -1,5 +1,5 @@
 //! What a session process does for its volume and worker processes: starts them, passes the FUSE
-//! descriptor from one to the other, asks and ends them. Shared by the tests and the role `session`.
+//! descriptor between them, sends commands, and ends them. Used by the tests and by the role `session`.
 #![allow(dead_code, missing_docs, clippy::unwrap_used)]
 
 use std::io::{Read, Write};
@@ -10,9 +10,9 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 pub struct ChainOptions {
-    /// The worker has namespaces of its own.
+    /// The worker gets its own namespaces.
     pub private: bool,
-    /// The volume process keeps writes to itself.
+    /// The volume process keeps writes in memory.
     pub overlay: bool,
 }
 
@@ -47,7 +47,7 @@ pub fn roles() -> std::path::PathBuf {
         .map_or_else(|| std::env::current_exe().unwrap(), Into::into)
 }
 
-/// Reads a line byte by byte: a descriptor may follow, which must not be read past.
+/// Reads a line byte by byte, because a descriptor may follow, which must not be read.
 pub fn read_line(socket: &UnixStream) -> Option<String> {
     let mut socket = socket;
     let mut line = Vec::new();
@@ -78,7 +78,7 @@ impl Chain {
         let private = if options.private { "private" } else { "shared" };
         let (volume, to_volume) = spawn(&["volume", file, overlay]);
         let (worker, to_worker) = spawn(&["worker", file, private]);
-        // Known to be running by now: a session that lists its processes lists living ones.
+        // It is running by now: a session must list only living processes.
         let greeting = read_line(&to_worker).expect("the worker starts");
         let inner = greeting.strip_prefix("ok ").unwrap().parse().unwrap();
         Self {
@@ -98,7 +98,7 @@ impl Chain {
         }
     }
 
-    /// FUSE file and loop device; returns the device's path.
+    /// Attaches FUSE file and loop device. Returns the device's path.
     pub fn attach(&mut self) -> Result<String, String> {
         self.begin()?;
         self.ask_worker("loop")
@@ -112,7 +112,7 @@ impl Chain {
             other => return Err(format!("begin: {other:?}")),
         }
         let fuse = sprat_attach::receive_fd(&self.to_worker).map_err(|e| e.to_string())?;
-        tell(&self.to_volume, "serve");
+        send(&self.to_volume, "serve");
         sprat_attach::send_fd(&self.to_volume, fuse.as_fd()).map_err(|e| e.to_string())?;
         drop(fuse);
         answer(&self.to_worker)?;
@@ -120,7 +120,7 @@ impl Chain {
     }
 
     pub fn tell_worker(&mut self, command: &str) {
-        tell(&self.to_worker, command);
+        send(&self.to_worker, command);
     }
 
     pub fn worker_answer(&mut self) -> Result<String, String> {
@@ -132,7 +132,7 @@ impl Chain {
         answer(&self.to_worker)
     }
 
-    /// Runs a shell command in the worker; its output if it ended well.
+    /// Runs a shell command in the worker. Returns its output if it succeeded.
     pub fn sh(&mut self, script: &str) -> Result<String, String> {
         let said = self.ask_worker(&format!("sh {script}"))?;
         let (code, output) = said.split_once(' ').unwrap_or((&said, ""));
@@ -144,12 +144,12 @@ impl Chain {
     }
 
     pub fn ask_volume(&mut self, command: &str) -> Result<String, String> {
-        tell(&self.to_volume, command);
+        send(&self.to_volume, command);
         let said = read_line(&self.to_volume).ok_or("the volume process is gone")?;
         Ok(said)
     }
 
-    /// One of the counts that the volume process keeps.
+    /// A counter of the volume process.
     pub fn count(&mut self, name: &str) -> u64 {
         let said = self.ask_volume("stats").unwrap();
         said.split(' ')
@@ -167,7 +167,7 @@ impl Chain {
         self.to_volume.try_clone().unwrap()
     }
 
-    /// Unmounts, and waits until both processes have ended by themselves; the volume process's
+    /// Unmounts, and waits until both processes have ended by themselves. Returns the volume process's
     /// status.
     pub fn end(mut self) -> ExitStatus {
         self.ask_worker("end").unwrap();
@@ -177,8 +177,8 @@ impl Chain {
     }
 }
 
-/// A process that is dead is noticed by the missing answer.
-fn tell(socket: &UnixStream, command: &str) {
+/// If the process is dead, the answer will be missing.
+fn send(socket: &UnixStream, command: &str) {
     let mut socket = socket;
     let _ = socket.write_all(format!("{command}\n").as_bytes());
 }

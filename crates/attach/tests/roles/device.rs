@@ -1,4 +1,4 @@
-//! The device that the role `volume` serves: a sparse file, with counts, delays and failures.
+//! The device that the role `volume` serves: a sparse file, with counters, delays and failures.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -15,12 +15,12 @@ use sprat_attach::BlockDevice;
 pub struct FileDevice {
     file: File,
     len_bytes: u64,
-    /// Blocks that were written, where the file itself must stay as it is.
+    /// Written blocks, if the file itself must not change.
     overlay: Option<Mutex<HashMap<u64, Vec<u8>>>>,
     reads: AtomicU64,
     writes: AtomicU64,
     written_bytes: AtomicU64,
-    /// Writes under way, and the most of them at once.
+    /// The number of running writes, and the largest number so far.
     writing: AtomicU64,
     writing_max: AtomicU64,
     flushes: AtomicU64,
@@ -83,7 +83,7 @@ impl FileDevice {
         self.panicking.store(true, Ordering::Relaxed);
     }
 
-    /// ENOSYS on purpose: were it passed on, the kernel would drop all later flushes.
+    /// ENOSYS on purpose: if it were passed on, the kernel would drop all later flushes.
     fn healthy(&self) -> io::Result<()> {
         assert!(!self.panicking.load(Ordering::Relaxed), "as told");
         if self.failing.load(Ordering::Relaxed) {

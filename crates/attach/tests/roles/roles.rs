@@ -1,6 +1,6 @@
-//! The processes of a session as tests need them: `volume`, `worker`, and `session` over both.
+//! The processes of a session for tests: `volume`, `worker`, and `session`, which starts both.
 //!
-//! Each has its control socket as stdin and talks in lines; a descriptor follows the line that
+//! Each has its control socket as stdin and exchanges lines. A descriptor follows the line that
 //! announces it.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 #![allow(missing_docs)]
@@ -42,7 +42,7 @@ fn control() -> UnixStream {
 
 fn say(control: &UnixStream, line: &str) {
     let mut control = control;
-    // A session that is gone is noticed by the next read.
+    // If the session is gone, the next read fails.
     let _ = control.write_all(format!("{line}\n").as_bytes());
 }
 
@@ -101,7 +101,7 @@ fn worker(private: bool) {
     }
     let control = control();
     let mut attachment: Option<Attachment> = None;
-    // This process in the eyes of whoever started it: /proc is still theirs.
+    // This process's number outside: /proc is still that of the outer namespace.
     let pid = std::fs::read_link("/proc/self").unwrap();
     say(&control, &format!("ok {}", pid.display()));
     while let Some(line) = chain::read_line(&control) {
@@ -163,7 +163,7 @@ fn act(attachment: &mut Attachment, command: &str, rest: &str) -> Result<String,
     }
 }
 
-/// Runs a shell command; its exit status and output in one line.
+/// Runs a shell command. Returns exit status and output in one line.
 fn shell(script: &str) -> String {
     let output = Command::new("sh").arg("-c").arg(script).output().unwrap();
     let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -172,8 +172,8 @@ fn shell(script: &str) -> String {
     format!("{code} {}", text.trim().replace('\n', "; "))
 }
 
-/// A session that mounts `file` on `dir` and runs `load` there until something dies. Says the pids
-/// of volume, outer and inner worker, and `mounted`.
+/// A session that mounts `file` on `dir` and runs `load` there until a process dies. Prints the pids of
+/// volume, outer and inner worker, and `mounted`.
 fn session(file: &Path, dir: &Path, slow_writes_ms: &str, load: &str) {
     let mut chain = Chain::start(file, &ChainOptions::default());
     let pids = chain.pids();
@@ -181,7 +181,7 @@ fn session(file: &Path, dir: &Path, slow_writes_ms: &str, load: &str) {
     let volume = chain.volume_socket();
     let lived = run_load(&mut chain, dir, slow_writes_ms, load);
     if lived.is_ok() {
-        // As a real session: whichever dies first, the others are ended.
+        // As in a real session: when one dies, the others are ended.
         std::thread::spawn(move || {
             let _ = (&volume).read(&mut [0_u8; 1]);
             std::process::exit(3);

@@ -464,7 +464,7 @@ fn no_fuse_and_no_loop_devices() {
     --- stderr
     sprat: job home failed
     Caused by:
-      1: no FUSE here: /dev/fuse doesn't exist
+      1: FUSE is not available: /dev/fuse doesn't exist
       2: No such file or directory (os error 2)
     Hint: `sprat doctor` reports what this machine lacks
     ");
@@ -473,7 +473,7 @@ fn no_fuse_and_no_loop_devices() {
     --- stderr
     sprat: job home failed
     Caused by:
-      1: no loop device to be had: /dev/loop-control doesn't exist (module loop not loaded, or a container without it)
+      1: no loop device available: /dev/loop-control doesn't exist (module loop not loaded, or a container without it)
       2: No such file or directory (os error 2)
     Hint: `sprat doctor` reports what this machine lacks
     ");
@@ -505,7 +505,7 @@ fn a_root_that_is_no_mount_point() {
     sprat: job home failed
     Caused by:
       1: can't make a mount namespace
-      2: the root of this process is no mount point: it runs in a chroot
+      2: the root folder of this process is not a mount point: it runs in a chroot
     Hint: the chroot directory must be a mount point: run mount --bind FOLDER FOLDER before the chroot. Finished snapshots are unharmed
     ");
     let doctor = within("true", &["doctor", "--json"]).json();

@@ -1,4 +1,4 @@
-//! Key slots added and removed, interrupted after each step.
+//! Adds and removes key slots, with an interruption after each step.
 
 use std::time::Instant;
 
@@ -67,7 +67,7 @@ fn a_change_interrupted_after_any_step_opens_with_every_key_that_stays() {
         for (step, write) in writes.iter().enumerate() {
             let mut state = bytes.clone();
             apply(&writes, step, &mut state);
-            // This step's write torn: half of it new, half of it old.
+            // A torn write of this step: half new, half old.
             if let HeaderWrite::Write(extent) = write {
                 let half = extent.bytes.len() / 2;
                 state[extent.offset as usize..][..half].copy_from_slice(&extent.bytes[..half]);
@@ -96,10 +96,11 @@ fn write(bytes: &mut [u8], extent: &Extent) {
     bytes[extent.offset as usize..][..extent.bytes.len()].copy_from_slice(&extent.bytes);
 }
 
-/// One machine sleeps in the middle of a change, with one write in its connection. Another takes the
-/// container over, repairs the header, makes a recovery key and proves it. Then the write arrives.
+/// One machine goes to sleep in the middle of a change, with one write in its connection. Another
+/// machine takes the container over, repairs the header, adds a recovery key and proves it. Then the
+/// write arrives.
 #[test]
-fn a_late_write_of_a_change_harms_no_key_that_was_made_meanwhile() {
+fn a_late_write_of_a_change_damages_no_newer_key() {
     let ours = Ours::make();
     let before = ours.bytes();
     let header = Header::load(&before.as_slice()).unwrap();
@@ -108,7 +109,7 @@ fn a_late_write_of_a_change_harms_no_key_that_was_made_meanwhile() {
         let header = Header::load(&bytes).unwrap();
         header.add_slot(&key, &secret(text), SlotKind::Passphrase, &FAST, turn)
     };
-    // The sleeper itself may have taken over from another one.
+    // The sleeping machine itself may have taken over from another one.
     for after_takeover in [false, true] {
         let sleeper = Turn {
             lease: 12,
@@ -185,7 +186,7 @@ fn a_change_writes_little_and_orders_each_copy() {
 }
 
 #[test]
-fn senseless_changes_are_refused() {
+fn invalid_changes_are_refused() {
     let ours = Ours::make();
     let mut bytes = ours.bytes();
     let header = Header::load(&bytes.as_slice()).unwrap();
@@ -235,8 +236,8 @@ fn headers_are_loaded_and_unlocked_from_many_threads() {
     });
 }
 
-/// With the costs of real containers, and what they take. `SPRAT_MEASURE=1` adds a passphrase,
-/// which needs a gigabyte of memory and some seconds.
+/// With the costs of real containers, and their duration. `SPRAT_MEASURE=1` adds a passphrase, which
+/// needs a gigabyte of memory and some seconds.
 #[test]
 fn a_container_with_real_costs_opens_here_and_with_cryptsetup() {
     let recovery = sprat_luks::RecoveryKey::generate().unwrap();

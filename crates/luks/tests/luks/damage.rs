@@ -1,4 +1,4 @@
-//! Header copies damaged one at a time, both, and files cut short.
+//! Damage to one or both header copies, and truncated files.
 
 use std::cell::RefCell;
 
@@ -13,7 +13,7 @@ use crate::{
 
 type Damage = (&'static str, fn(&mut [u8], usize), fn(&CopyFault) -> bool);
 
-/// Each kind of byte in a copy, what a damage does to it, and the fault it must be named as.
+/// Each kind of byte in a copy, the effect of damage to it, and the fault that must be reported.
 const DAMAGES: &[Damage] = &[
     ("magic", |b, at| b[at + 2] ^= 1, |f| *f == CopyFault::Magic),
     (
@@ -107,7 +107,7 @@ const DAMAGES: &[Damage] = &[
 ];
 
 #[test]
-fn one_damaged_copy_is_named_and_the_container_opens_and_is_repaired() {
+fn one_damaged_copy_is_reported_and_repaired_and_the_container_opens() {
     let ours = Ours::make();
     let bytes = ours.bytes();
     for (what, damage, fits) in DAMAGES {
@@ -145,7 +145,7 @@ fn one_damaged_copy_is_named_and_the_container_opens_and_is_repaired() {
 }
 
 #[test]
-fn both_copies_damaged_is_an_error_that_names_both() {
+fn damage_to_both_copies_is_an_error_that_reports_both() {
     let bytes = Ours::make().bytes();
     for (first, damage_first, _) in DAMAGES {
         for (second, damage_second, _) in DAMAGES {
@@ -155,7 +155,7 @@ fn both_copies_damaged_is_an_error_that_names_both() {
             let error = Header::load(&broken.as_slice()).unwrap_err();
             let expected = match &error {
                 LuksError::HeaderDamaged { .. } => true,
-                // Nothing tells these from a file that never was a container.
+                // These can't be distinguished from a file that never was a container.
                 LuksError::NotLuks => {
                     ["magic", "everything", "a hole"].contains(first)
                         && ["magic", "everything", "a hole"].contains(second)
@@ -169,7 +169,7 @@ fn both_copies_damaged_is_an_error_that_names_both() {
 }
 
 #[test]
-fn an_interrupted_change_of_keys_goes_by_the_newer_copy() {
+fn after_an_interrupted_change_of_keys_the_newer_copy_counts() {
     let ours = Ours::make();
     let bytes = ours.bytes();
     for copy in COPIES {
@@ -196,7 +196,7 @@ fn an_interrupted_change_of_keys_goes_by_the_newer_copy() {
 }
 
 #[test]
-fn of_copies_that_contradict_each_other_the_primary_is_used_and_the_other_named() {
+fn of_contradicting_copies_the_primary_is_used_and_the_other_reported() {
     let bytes = Ours::make().bytes();
     let secondary = COPIES[1];
     let mut swapped = bytes.clone();
@@ -210,7 +210,7 @@ fn of_copies_that_contradict_each_other_the_primary_is_used_and_the_other_named(
         CopyState::Contradicts { sequence_id }
     );
     header.check_pins(&of_bytes.pins()).unwrap();
-    // Both say the same after a repair.
+    // Both are equal after a repair.
     let writes = header.repair().unwrap();
     apply(&writes, writes.len(), &mut swapped);
     assert!(
@@ -245,7 +245,7 @@ fn a_repaired_header_satisfies_cryptsetup() {
 }
 
 #[test]
-fn files_cut_short_are_told_from_other_files() {
+fn truncated_containers_are_distinguished_from_other_files() {
     let ours = Ours::make();
     let bytes = ours.bytes();
     let load = |len: usize| Header::load(&&bytes[..len]);
@@ -260,7 +260,7 @@ fn files_cut_short_are_told_from_other_files() {
             "{len}: {error}"
         );
     }
-    // One copy is whole; the keys are not there.
+    // One copy is intact. The keys are missing.
     for len in [SIZE, SIZE + 1, 2 * SIZE - 1, 2 * SIZE, 3 * SIZE] {
         let header = load(len).unwrap();
         let error = header.unlock(&&bytes[..len], &ours.key()).unwrap_err();
@@ -269,7 +269,7 @@ fn files_cut_short_are_told_from_other_files() {
             "{len}: {error}"
         );
     }
-    // The keys are there, the payload is not.
+    // The keys are there. The payload is missing.
     let len = bytes.len() as u64;
     let header = load(bytes.len()).unwrap();
     let offset = ours.made.payload_offset_bytes;
@@ -305,7 +305,7 @@ fn a_damaged_key_slot_is_a_wrong_key_and_the_other_slot_still_opens() {
     assert!(opens(&bytes, &ours.recovery.secret()));
 }
 
-/// Counts what is asked of it.
+/// Counts the reads.
 struct Counting<'a> {
     bytes: &'a [u8],
     reads: RefCell<Vec<(u64, usize)>>,
@@ -333,13 +333,13 @@ fn only_what_is_needed_is_fetched() {
     };
     let header = Header::load(&source).unwrap();
     assert_eq!(source.reads.take(), [(0, 2 * SIZE)]);
-    // Of the cheap costs of tests, argon2id's is the least: that slot is tried first.
+    // With the cheap costs of tests, argon2id is the cheapest: that slot is tried first.
     header.unlock(&source, &ours.recovery.secret()).unwrap();
     assert_eq!(source.reads.take(), [(2 * SIZE as u64 + 258_048, 258_048)]);
 }
 
 #[test]
-fn a_header_that_can_t_be_fetched_says_which_bytes() {
+fn a_failed_fetch_reports_the_range() {
     struct Broken;
     impl HeaderRead for Broken {
         fn len(&self) -> std::io::Result<u64> {
@@ -355,7 +355,7 @@ fn a_header_that_can_t_be_fetched_says_which_bytes() {
 }
 
 #[test]
-fn the_secondary_copy_is_found_wherever_it_may_lie() {
+fn the_secondary_copy_is_found_at_every_legal_offset() {
     if !cryptsetup_is_here() {
         return;
     }

@@ -1,21 +1,21 @@
-//! A server that rewrites headers: changes the metadata and puts the checksums right.
+//! A server that rewrites headers: it changes the metadata and corrects the checksums.
 
 use openssl::sha::sha256;
 use serde_json::Value;
 
 pub const SIZE: usize = 16 << 10;
 
-/// Where the two copies lie.
+/// The offsets of the two copies.
 pub const COPIES: [usize; 2] = [0, SIZE];
 
-/// Makes the checksum of the copy at `copy` fit.
+/// Corrects the checksum of the copy at `copy`.
 pub fn seal(bytes: &mut [u8], copy: usize) {
     bytes[copy + 448..copy + 512].fill(0);
     let sum = sha256(&bytes[copy..copy + SIZE]);
     bytes[copy + 448..copy + 480].copy_from_slice(&sum);
 }
 
-/// The metadata's text in the primary copy.
+/// The text of the metadata in the primary copy.
 pub fn text(bytes: &[u8]) -> String {
     let area = &bytes[4096..SIZE];
     let end = area.iter().position(|&b| b == 0).unwrap();
@@ -37,7 +37,7 @@ pub fn rewrite(bytes: &[u8], change: impl FnOnce(&mut Value)) -> Vec<u8> {
     replace_text(bytes, &metadata.to_string())
 }
 
-/// Puts `text` into both copies.
+/// Writes `text` into both copies.
 pub fn replace_text(bytes: &[u8], text: &str) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     for copy in COPIES {

@@ -1,4 +1,5 @@
-//! A server that swaps or rewrites the header: caught before any key or plaintext could leave.
+//! A server that replaces or rewrites the header. This must be detected before any key or plaintext
+//! could be sent.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -12,7 +13,7 @@ use crate::{
     stock::{Files, Ours, cryptsetup, cryptsetup_is_here, cryptsetup_ok, opens, their_container},
 };
 
-/// Loads and compares with the pins, as a session does.
+/// Loads a header and compares it with the pins, as a session does.
 fn check(bytes: &[u8], pins: &Pins) -> Result<Header, LuksError> {
     let header = Header::load(&bytes)?;
     header.check_pins(pins)?;
@@ -20,7 +21,7 @@ fn check(bytes: &[u8], pins: &Pins) -> Result<Header, LuksError> {
 }
 
 #[test]
-fn the_container_itself_passes_and_its_pins_survive_storage() {
+fn the_container_itself_passes_and_its_pins_can_be_stored() {
     let ours = Ours::make();
     let stored = serde_json::to_string(&ours.made.pins).unwrap();
     let pins: Pins = serde_json::from_str(&stored).unwrap();
@@ -63,7 +64,7 @@ fn a_null_cipher_with_a_right_checksum_is_refused() {
     }
 }
 
-/// The experiment behind the rule: what we refuse, cryptsetup's own check lets pass.
+/// The reason for the rule: cryptsetup's own check accepts what we refuse.
 #[test]
 fn cryptsetup_alone_would_accept_the_null_cipher() {
     if !cryptsetup_is_here() {
@@ -93,7 +94,7 @@ fn cryptsetup_alone_would_accept_the_null_cipher() {
 }
 
 #[test]
-fn each_swapped_field_is_caught_by_the_pins() {
+fn the_pins_detect_every_changed_field() {
     let ours = Ours::make();
     let bytes = ours.bytes();
     let segment = |name: &str, value: Value| rewrite(&bytes, |m| m["segments"]["0"][name] = value);
@@ -132,7 +133,7 @@ fn each_swapped_field_is_caught_by_the_pins() {
 }
 
 #[test]
-fn another_container_with_the_same_uuid_is_caught() {
+fn another_container_with_the_same_uuid_is_detected() {
     let ours = Ours::make();
     let options = FormatOptions {
         uuid: Some(ours.made.pins.uuid.clone()),
@@ -156,7 +157,7 @@ fn another_container_with_the_same_uuid_is_caught() {
 
 #[test]
 fn slots_of_another_container_never_yield_their_key() {
-    // The server knows the secret of a container of its own, and grafts its slot into ours.
+    // The server knows the secret of its own container, and copies a slot of it into ours.
     let (ours, servers) = (Ours::make(), Ours::make());
     let graft: Value = serde_json::from_str(&text(&servers.bytes())).unwrap();
     let mut bytes = rewrite(&ours.bytes(), |m| m["keyslots"] = graft["keyslots"].clone());
@@ -170,7 +171,7 @@ fn slots_of_another_container_never_yield_their_key() {
 }
 
 #[test]
-fn an_old_header_is_caught_where_a_newer_one_was_seen() {
+fn an_old_header_is_detected_if_a_newer_one_was_seen() {
     let ours = Ours::make();
     let mut pins = ours.made.pins.clone();
     pins.sequence_id += 1;
@@ -178,7 +179,7 @@ fn an_old_header_is_caught_where_a_newer_one_was_seen() {
         LuksError::OlderHeader { known, found } => assert_eq!(known, found + 1),
         error => panic!("{error}"),
     }
-    // The fingerprint stays: it is printed once, keys change.
+    // The fingerprint stays the same: it is printed once, and keys change.
     assert_eq!(pins.fingerprint(), ours.made.pins.fingerprint());
 }
 
@@ -266,7 +267,7 @@ fn a_container_in_the_middle_of_re_encryption_by_cryptsetup_is_refused() {
 }
 
 #[test]
-fn integrity_and_unknown_ciphers_are_named() {
+fn integrity_and_unknown_ciphers_are_reported() {
     let bytes = Ours::make().bytes();
     let segment = |name: &str, value: Value| rewrite(&bytes, |m| m["segments"]["0"][name] = value);
     for forged in [
@@ -289,7 +290,7 @@ fn integrity_and_unknown_ciphers_are_named() {
 }
 
 #[test]
-fn derivations_that_would_eat_the_machine_are_refused() {
+fn too_expensive_key_derivations_are_refused() {
     let ours = Ours::make();
     let argon = |memory: u64, time: u64, cpus: u64| json!({"type": "argon2id", "memory": memory, "time": time, "cpus": cpus});
     let pbkdf2 = json!({"type": "pbkdf2", "hash": "sha256", "iterations": 4_000_000_000_u64});
@@ -346,7 +347,7 @@ fn all_key_slots_of_one_opening_share_one_budget() {
     if !cryptsetup_is_here() {
         return;
     }
-    // As many slots as LUKS2 has, made by cryptsetup: 32 MiB of work each.
+    // As many slots as LUKS2 allows, made by cryptsetup: 32 MiB of work each.
     let (memory_kib, passes) = (8192, 4);
     let argon = [
         "--pbkdf",
@@ -400,7 +401,7 @@ fn all_key_slots_of_one_opening_share_one_budget() {
     );
     assert_eq!(opened.unwrap_err().kind(), LuksErrorKind::WrongSecret);
     assert_eq!(tried, 4);
-    // The slot that opened the last time comes first, whatever the budget.
+    // The slot that opened last time comes first, whatever the budget.
     for work_kib_max in [four.work_kib_max, 0] {
         let options = UnlockOptions {
             first: Some(20),
@@ -410,7 +411,7 @@ fn all_key_slots_of_one_opening_share_one_budget() {
         let (opened, tried) = unlock(&options);
         assert_eq!((opened.unwrap(), tried), (20, 1));
     }
-    // Another one there does not keep the others from being tried.
+    // A wrong first slot does not prevent the others from being tried.
     let options = UnlockOptions {
         first: Some(31),
         ..usual
@@ -432,7 +433,7 @@ fn all_key_slots_of_one_opening_share_one_budget() {
 }
 
 #[test]
-fn a_sequence_that_leaves_no_room_for_key_changes_is_refused() {
+fn a_sequence_too_high_for_key_changes_is_refused() {
     let ours = Ours::make();
     let with = |sequence: u64| rewrite_binary(&ours.bytes(), 16, &sequence.to_be_bytes());
     let known = ours.made.pins.sequence_id;
@@ -444,7 +445,7 @@ fn a_sequence_that_leaves_no_room_for_key_changes_is_refused() {
             "{error}"
         );
     }
-    // One that could be read, and is neither reached by key changes nor a beginning.
+    // A legal one that neither key changes nor a new container reach.
     for sequence in [1 << 48, (1 << 40) + 1] {
         let bytes = with(sequence);
         let error = check(&bytes, &ours.made.pins).unwrap_err();
@@ -456,7 +457,7 @@ fn a_sequence_that_leaves_no_room_for_key_changes_is_refused() {
             "{error}"
         );
     }
-    // A kept header that is put back raises it that far.
+    // The restore of a header increases it that much.
     for sequence in [known, known + 1, known + (1 << 20)] {
         check(&with(sequence), &ours.made.pins).unwrap();
         Header::load(&with(sequence).as_slice())
@@ -468,7 +469,7 @@ fn a_sequence_that_leaves_no_room_for_key_changes_is_refused() {
 }
 
 #[test]
-fn a_slot_that_went_or_says_something_else_is_named_and_a_moved_area_is_not() {
+fn missing_and_changed_slots_are_reported_and_moved_areas_are_not() {
     let ours = Ours::make();
     let bytes = ours.bytes();
     let earlier = Header::load(&bytes.as_slice()).unwrap();
@@ -476,7 +477,7 @@ fn a_slot_that_went_or_says_something_else_is_named_and_a_moved_area_is_not() {
         let bytes = rewrite(&bytes, change);
         Header::load(&bytes.as_slice())
             .unwrap()
-            .slots_that_went(&earlier)
+            .slots_missing_of(&earlier)
     };
     assert!(went(&|_| {}).is_empty());
     let removed = |m: &mut Value| {
@@ -542,7 +543,7 @@ fn areas_outside_of_their_space_overlapping_or_huge_are_invalid() {
 }
 
 #[test]
-fn text_that_two_parsers_read_in_two_ways_is_damage() {
+fn text_that_two_parsers_understand_differently_is_damage() {
     let bytes = Ours::make().bytes();
     let good = text(&bytes);
     let again = "\"segments\":{\"0\":{\"type\":\"crypt\"}},";
@@ -570,7 +571,7 @@ fn text_that_two_parsers_read_in_two_ways_is_damage() {
 }
 
 #[test]
-fn text_from_a_header_reaches_the_terminal_escaped_and_cut() {
+fn text_from_a_header_is_escaped_and_shortened_in_messages() {
     let evil = format!("\u{1b}[2J{}", "x".repeat(5000));
     let bytes = rewrite(&Ours::make().bytes(), |m| {
         m["segments"]["0"]["encryption"] = json!(evil);
@@ -596,7 +597,7 @@ fn no_error_or_debug_text_shows_a_secret() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// Whatever a server makes of a header, loading it and taking its pins ends.
+    /// Whatever a server writes into a header, loading it and reading its pins terminates.
     #[test]
     fn mutated_headers_never_panic_and_never_pass_unnoticed(
         places in prop::collection::vec((0_usize..2 * SIZE, any::<u8>()), 1..6),
@@ -635,8 +636,8 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
 
-    /// Metadata that keep their form, with other numbers in them: what passes our own parse is
-    /// handed to libcryptsetup, and at the end stands an error or the true key.
+    /// Metadata of the right form with other numbers. What our parser accepts is passed to
+    /// libcryptsetup, and the result is an error or the true key.
     #[test]
     fn metadata_with_other_digits_never_panic_and_never_yield_another_key(
         changes in prop::collection::vec((any::<prop::sample::Index>(), b'0'..=b'9'), 1..4),

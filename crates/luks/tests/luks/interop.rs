@@ -1,4 +1,4 @@
-//! Interop both ways with the stock `cryptsetup` command.
+//! Interoperation with the stock `cryptsetup` command, in both directions.
 
 use std::fs::File;
 
@@ -151,7 +151,7 @@ fn a_stock_container_opens_with_any_of_its_slots() {
 }
 
 #[test]
-fn containers_that_only_the_kernel_opens_are_refused_by_name() {
+fn containers_that_only_the_kernel_opens_are_refused_with_the_reason() {
     if !cryptsetup_is_here() {
         return;
     }
@@ -167,7 +167,7 @@ fn containers_that_only_the_kernel_opens_are_refused_by_name() {
     ];
     for (extra, said) in cases {
         let files = Files::new();
-        // An odd slot is another matter.
+        // An unusual slot is accepted.
         let slot = [
             "--keyslot-cipher",
             "aes-xts-plain64",
@@ -229,10 +229,10 @@ fn our_container_is_accepted_by_cryptsetup() {
     let key_file = files.holding("key", &ours.key_file);
     let key_file = key_file.to_str().unwrap();
     assert!(test(&["--key-file", key_file], b""));
-    // As a person does: what the sheet shows, and Enter.
+    // As a user does: types what the sheet shows, and Enter.
     assert!(test(&[], format!("{}\n", ours.recovery.text()).as_bytes()));
     assert!(!test(&[], b"something else\n"));
-    // With the data in place of the file's name, nothing needs repair.
+    // With the data device instead of the file, nothing needs repair.
     let before = std::fs::read(&path).unwrap();
     cryptsetup_ok(&["repair", "--batch-mode", name], b"");
     assert!(before == std::fs::read(&path).unwrap(), "repair changed it");

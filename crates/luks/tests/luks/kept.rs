@@ -1,4 +1,4 @@
-//! Headers kept elsewhere and put back, interrupted after each step.
+//! Backups and restores of headers, with an interruption after each step.
 
 use sprat_luks::{
     FormatOptions, Header, HeaderBackup, HeaderWrite, LuksError, Secret, SlotKind, Turn,
@@ -44,7 +44,7 @@ fn add(bytes: &mut [u8], by: &Secret, text: &str) {
     change(bytes, &writes);
 }
 
-/// Adds a slot at that place of the key slots' space; chance chooses one of eight.
+/// Adds a slot at a given place in the space for key slots. One of eight places is chosen at random.
 fn add_at(bytes: &mut [u8], by: &Secret, text: &str, place: u64) {
     let header = Header::load(&&*bytes).unwrap();
     let key = header.unlock(&&*bytes, by).unwrap();
@@ -75,7 +75,7 @@ fn restore(bytes: &[u8], kept: &[u8], proof: &Secret) -> Result<Vec<HeaderWrite>
     Header::load(&kept)?.restore(&kept, Some((&present, &bytes)), 0, proof, &[], FIRST)
 }
 
-/// A container whose every slot was replaced since its header was kept, areas reused.
+/// A container in which every slot was replaced after the backup of its header, with areas reused.
 fn replaced() -> (Ours, Vec<u8>, Vec<u8>) {
     let ours = Ours::make();
     let mut bytes = ours.bytes();
@@ -89,7 +89,7 @@ fn replaced() -> (Ours, Vec<u8>, Vec<u8>) {
 }
 
 #[test]
-fn a_kept_header_put_back_opens_with_its_keys_and_with_no_others() {
+fn a_restored_header_opens_with_its_keys_and_no_others() {
     let (ours, mut bytes, kept) = replaced();
     let before = Header::load(&bytes.as_slice()).unwrap();
     let writes = restore(&bytes, &kept, &ours.key()).unwrap();
@@ -103,7 +103,7 @@ fn a_kept_header_put_back_opens_with_its_keys_and_with_no_others() {
     assert!(opens(&bytes, &ours.recovery.secret()));
     assert!(!opens(&bytes, &secret("new one")));
     assert!(!opens(&bytes, &secret("new two")));
-    // The areas that nothing names any more are noise: the header of a moment ago opens nothing.
+    // Areas that no slot points to are overwritten with noise, so the previous header opens nothing.
     let mut old_copies = bytes.clone();
     for extent in before.backup(&bytes.as_slice()).unwrap().extents {
         if extent.offset < 32768 {
@@ -123,7 +123,7 @@ fn a_kept_header_put_back_opens_with_its_keys_and_with_no_others() {
 }
 
 #[test]
-fn putting_back_interrupted_after_any_step_opens_with_the_keys_of_the_one_or_of_the_other() {
+fn a_restore_interrupted_after_any_step_opens_with_either_keys() {
     let (ours, bytes, kept) = replaced();
     let old = [ours.key(), ours.recovery.secret()];
     let new = [secret("new one"), secret("new two")];
@@ -138,7 +138,7 @@ fn putting_back_interrupted_after_any_step_opens_with_the_keys_of_the_one_or_of_
             }
             let all = |keys: &[Secret]| keys.iter().all(|key| opens(&state, key));
             assert!(all(&old) || all(&new), "after {step} steps, torn: {torn}");
-            // And it can be put back again from there.
+            // And it can be restored again from there.
             let again = restore(&state, &kept, &ours.key()).unwrap();
             change(&mut state, &again);
             assert!(
@@ -156,12 +156,12 @@ fn putting_back_interrupted_after_any_step_opens_with_the_keys_of_the_one_or_of_
 }
 
 #[test]
-fn a_power_cut_while_putting_back_leaves_the_keys_of_the_one_or_of_the_other() {
+fn a_power_cut_during_a_restore_leaves_either_keys() {
     let (ours, bytes, kept) = replaced();
     let writes = restore(&bytes, &kept, &ours.key()).unwrap();
     let mut durable = bytes;
     for epoch in writes.split(|write| *write == HeaderWrite::Barrier) {
-        // Any of what no barrier covers may be there, without the rest.
+        // Any write that no barrier covers may have arrived, without the others.
         for subset in 0..1_u32 << epoch.len() {
             let mut state = durable.clone();
             for (index, write) in epoch.iter().enumerate() {
@@ -183,7 +183,7 @@ fn a_power_cut_while_putting_back_leaves_the_keys_of_the_one_or_of_the_other() {
 }
 
 #[test]
-fn a_header_is_put_back_where_both_copies_are_destroyed() {
+fn a_header_is_restored_after_both_copies_are_destroyed() {
     let ours = Ours::make();
     let mut bytes = ours.bytes();
     let kept = kept(&bytes);
@@ -195,7 +195,7 @@ fn a_header_is_put_back_where_both_copies_are_destroyed() {
         .unwrap();
     change(&mut bytes, &writes);
     let header = Header::load(&bytes.as_slice()).unwrap();
-    // Another machine may know a newer one than this one, which is lost.
+    // Another machine may know a newer header, which is lost.
     let step = header.sequence_id() - 7 - (1 << 27);
     assert!((256..512).contains(&step), "{step}");
     assert!(opens(&bytes, &ours.key()));
@@ -228,7 +228,7 @@ fn a_header_of_another_container_and_one_that_the_key_does_not_open_are_refused(
 }
 
 #[test]
-fn putting_back_interrupted_before_the_noise_is_ended_by_the_next() {
+fn a_restore_interrupted_before_the_noise_is_finished_by_the_next() {
     let (ours, bytes, kept) = replaced();
     let before = Header::load(&bytes.as_slice()).unwrap();
     let writes = restore(&bytes, &kept, &ours.key()).unwrap();
@@ -256,7 +256,7 @@ fn putting_back_interrupted_before_the_noise_is_ended_by_the_next() {
         .unwrap();
     change(&mut state, &again);
     assert!(opens(&state, &ours.key()) && opens(&state, &ours.recovery.secret()));
-    // Whoever kept the header copies of before finds no slot of theirs any more.
+    // A copy of an earlier header finds none of its slots.
     state[..32768].copy_from_slice(&bytes[..32768]);
     for gone in ["new one", "new two"] {
         assert!(!opens(&state, &secret(gone)), "{gone}");
@@ -264,7 +264,7 @@ fn putting_back_interrupted_before_the_noise_is_ended_by_the_next() {
 }
 
 #[test]
-fn a_slot_whose_area_changed_is_told_from_one_that_stayed() {
+fn a_slot_whose_area_changed_is_detected() {
     let ours = Ours::make();
     let mut bytes = ours.bytes();
     let kept = kept(&bytes);
@@ -284,12 +284,12 @@ fn a_slot_whose_area_changed_is_told_from_one_that_stayed() {
 }
 
 #[test]
-fn kept_headers_go_both_ways_between_cryptsetup_and_us() {
+fn header_backups_are_exchanged_with_cryptsetup() {
     if !cryptsetup_is_here() {
         return;
     }
     let files = Files::new();
-    // Theirs, kept by them and put back by us.
+    // cryptsetup's backup of its container, restored by us.
     let theirs = their_container(&files, b"theirs", &[]);
     let name = theirs.to_str().unwrap();
     let kept_by_them = files.path("kept-by-them");
@@ -305,7 +305,7 @@ fn kept_headers_go_both_ways_between_cryptsetup_and_us() {
     change(&mut bytes, &writes);
     assert!(opens(&bytes, &secret("theirs")));
     assert!(!opens(&bytes, &secret("later")));
-    // Ours, kept by us and put back by them.
+    // Our backup of our container, restored by cryptsetup.
     let ours = Ours::make();
     let mut bytes = ours.bytes();
     let file = files.holding("kept-by-us", &kept(&bytes));

@@ -1,4 +1,5 @@
-//! What only the kernel opens: LUKS1 and other ciphers. Judged, unlocked and pinned here all the same.
+//! Containers that only the kernel opens (LUKS1 and other ciphers). They are checked, unlocked and
+//! pinned here.
 
 use std::fs::File;
 use std::io;
@@ -68,11 +69,11 @@ fn a_luks1_container_opens_for_the_kernel_with_any_of_its_slots() {
 }
 
 #[test]
-fn other_ciphers_open_for_the_kernel_and_are_pinned_by_name() {
+fn other_ciphers_open_for_the_kernel_and_are_pinned() {
     if !cryptsetup_is_here() {
         return;
     }
-    // The slots' own cipher is the usual one: whether the kernel has another is its matter.
+    // The slots' own cipher is the usual one. Whether the kernel has another is not our concern.
     let slot = [
         "--keyslot-cipher",
         "aes-xts-plain64",
@@ -128,7 +129,7 @@ fn other_ciphers_open_for_the_kernel_and_are_pinned_by_name() {
 }
 
 #[test]
-fn what_protects_nothing_is_refused_for_the_kernel_too() {
+fn ciphers_that_protect_nothing_are_refused_for_the_kernel_too() {
     if !cryptsetup_is_here() {
         return;
     }
@@ -148,7 +149,7 @@ fn what_protects_nothing_is_refused_for_the_kernel_too() {
 }
 
 #[test]
-fn no_byte_of_a_luks1_header_can_do_harm() {
+fn no_byte_of_a_luks1_header_can_cause_damage() {
     if !cryptsetup_is_here() {
         return;
     }
@@ -162,8 +163,8 @@ fn no_byte_of_a_luks1_header_can_do_harm() {
             let mut changed = whole[..592].to_vec();
             changed[at] = value;
             let same = changed == whole[..592];
-            // Key slots change lawfully, free ones are not looked at; anything else is refused or
-            // shows in the pins.
+            // Key slots may change, and free ones are ignored. Any other change is refused or visible in
+            // the pins.
             match AnyHeader::load(&&changed[..], OpenedBy::Kernel) {
                 Ok(header) => assert!(
                     same || at >= 208 || header.check_pins(&pins).is_err(),

@@ -14,7 +14,7 @@ fn plain(len: usize) -> Vec<u8> {
 }
 
 #[test]
-fn what_cryptsetup_encrypted_is_decrypted() {
+fn sectors_encrypted_by_cryptsetup_are_decrypted() {
     if !cryptsetup_is_here() {
         return;
     }
@@ -62,7 +62,7 @@ fn what_cryptsetup_encrypted_is_decrypted() {
 }
 
 #[test]
-fn what_we_encrypted_is_decrypted_by_cryptsetup() {
+fn sectors_encrypted_by_us_are_decrypted_by_cryptsetup() {
     if !cryptsetup_is_here() {
         return;
     }

@@ -1,4 +1,4 @@
-//! The stock `cryptsetup` command, and container files made by it and by us.
+//! The stock `cryptsetup` command, and container files made by it and by sprat.
 
 use std::{
     fs::{self, File},
@@ -13,7 +13,7 @@ use sprat_luks::{
 };
 use tempfile::TempDir;
 
-/// Says whether `cryptsetup` is there. Missing, the test is skipped, but fails where `CI` is set.
+/// Whether `cryptsetup` is installed. If not, the test is skipped, or fails if `CI` is set.
 pub fn cryptsetup_is_here() -> bool {
     let found = Command::new("cryptsetup").arg("--version").output().is_ok();
     // Empty counts as not set, as in `scripts/test` without it.
@@ -31,7 +31,7 @@ pub struct Files {
 
 impl Files {
     pub fn new() -> Self {
-        // In memory where possible: cryptsetup writes whole key slot areas.
+        // In memory if possible, because cryptsetup writes whole key slot areas.
         let base = Path::new("/dev/shm");
         let dir = if base.is_dir() {
             tempfile::tempdir_in(base)
@@ -56,7 +56,7 @@ impl Files {
         path
     }
 
-    /// A file with these bytes, readable by its owner.
+    /// A file with these bytes, readable by its owner only.
     pub fn holding(&self, name: &str, bytes: &[u8]) -> PathBuf {
         let path = self.path(name);
         fs::OpenOptions::new()
@@ -75,7 +75,7 @@ impl Files {
 pub fn cryptsetup(args: &[&str], input: &[u8]) -> Output {
     let mut child = Command::new("cryptsetup")
         .args(args)
-        // `reencrypt` puts a temporary header where it stands.
+        // `reencrypt` writes a temporary header in the working folder.
         .current_dir(std::env::temp_dir())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -83,12 +83,12 @@ pub fn cryptsetup(args: &[&str], input: &[u8]) -> Output {
         .env("LC_ALL", "C")
         .spawn()
         .unwrap();
-    // It may refuse before it reads.
+    // It may refuse before it reads its input.
     let _ = child.stdin.take().unwrap().write_all(input);
     child.wait_with_output().unwrap()
 }
 
-/// Runs `cryptsetup`, which must succeed; returns its output.
+/// Runs `cryptsetup`, which must succeed. Returns its output.
 pub fn cryptsetup_ok(args: &[&str], input: &[u8]) -> String {
     let output = cryptsetup(args, input);
     assert!(
@@ -100,7 +100,7 @@ pub fn cryptsetup_ok(args: &[&str], input: &[u8]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Makes a container with `cryptsetup luksFormat`, cheap derivation, `extra` options.
+/// Makes a container with `cryptsetup luksFormat`, with cheap key derivation and `extra` options.
 pub fn their_container(files: &Files, passphrase: &[u8], extra: &[&str]) -> PathBuf {
     let path = files.sparse("theirs.luks", 64 << 20);
     let name = path.to_str().unwrap();
@@ -123,7 +123,7 @@ pub const FIRST: Turn = Turn {
 
 pub const PAYLOAD_BYTES: u64 = 1 << 20;
 
-/// A container of ours, and what opens it.
+/// A container made by sprat, and what opens it.
 pub struct Ours {
     pub made: NewContainer,
     pub key_file: Vec<u8>,
@@ -175,7 +175,7 @@ impl Ours {
     }
 }
 
-/// Carries out the first `count` steps of a change.
+/// Does the first `count` steps of a change.
 pub fn apply(writes: &[HeaderWrite], count: usize, bytes: &mut [u8]) {
     for write in &writes[..count] {
         if let HeaderWrite::Write(extent) = write {

@@ -99,7 +99,7 @@ fn set_aside(
         return Ok(None);
     };
     let mut differ = header.slots_that_differ(backup, &earlier, &file)?;
-    let mut gone = header.slots_that_went(&earlier);
+    let mut gone = header.slots_missing_of(&earlier);
     for slots in [&mut differ, &mut gone] {
         slots.retain(|slot| going != Some(*slot));
     }

@@ -1,4 +1,4 @@
-//! A volume that a person filled with rsync by hand: listed, restored, and linked from by the first run.
+//! Adopted copies, which the user's own rsync made: listed, restored, and linked from by the first run.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use sprat_snapshot::{EntryKind, JobName, RestoreSpec, SnapshotSpec};
 use sprat_testkit::compare::assert_same;
 use sprat_testkit::tree::make_odd_tree;
 
-/// Two dated copies at the top, the second linked to the first, as a person makes them.
+/// Two dated copies at the top. The second one is linked to the first.
 fn copied_twice(bench: &Bench, name: &str) {
     make_odd_tree(&bench.source()).unwrap();
     fs::write(bench.source().join("file"), "first").unwrap();
@@ -35,7 +35,7 @@ fn copied_twice(bench: &Bench, name: &str) {
 }
 
 #[test]
-fn copies_made_by_hand_are_listed_and_restored_as_they_are() {
+fn adopted_copies_are_listed_and_restored_as_they_are() {
     let bench = Bench::new();
     copied_twice(&bench, "home");
     let listed: Vec<_> = bench
@@ -54,7 +54,7 @@ fn copies_made_by_hand_are_listed_and_restored_as_they_are() {
         assert_eq!(report.kind, EntryKind::Adopted);
         let copy = report.snapshot.clone();
         let copied = bench.volume().join(&copy);
-        // The folder restored to keeps its own time.
+        // The destination folder keeps its own time.
         crate::folder::run(
             "touch",
             &["-r", copied.to_str().unwrap(), to.to_str().unwrap()],
@@ -65,7 +65,7 @@ fn copies_made_by_hand_are_listed_and_restored_as_they_are() {
     assert_eq!(restored("home", None), "home.2026-11-21");
     assert_eq!(restored("home", Some("home.2026-11-20")), "home.2026-11-20");
     assert_eq!(restored("home.2026-11-20", None), "home.2026-11-20");
-    // A person keeps a link of that name, too.
+    // A user's `latest` link is ignored.
     std::os::unix::fs::symlink("home.2026-11-20", bench.volume().join("home")).unwrap();
     assert_eq!(restored("home", None), "home.2026-11-21");
     let mut spec = RestoreSpec::new(job_name(), bench.path("one"));
@@ -77,7 +77,7 @@ fn copies_made_by_hand_are_listed_and_restored_as_they_are() {
 }
 
 #[test]
-fn first_run_links_unchanged_files_to_the_newest_copy_made_by_hand() {
+fn first_run_links_unchanged_files_to_the_newest_adopted_copy() {
     for (copies, job) in [("home", "home"), ("source", "laptop")] {
         let bench = Bench::new();
         copied_twice(&bench, copies);
@@ -102,7 +102,7 @@ fn first_run_links_unchanged_files_to_the_newest_copy_made_by_hand() {
             (Path::new(copy.file_name().unwrap()), EntryKind::Adopted)
         );
         assert!(!folder.join(".sprat/deleting-links-to-copy").exists());
-        // From then on the job links to its own.
+        // Later runs link to the job's own snapshots.
         let second = bench.try_take(&spec).unwrap();
         assert_eq!(second.record.linked_from.len(), 1);
         assert_eq!(second.record.linked_from[0].kind, EntryKind::Complete);
@@ -110,7 +110,7 @@ fn first_run_links_unchanged_files_to_the_newest_copy_made_by_hand() {
 }
 
 #[test]
-fn a_killed_first_run_leaves_nothing_that_stops_the_next() {
+fn a_killed_first_run_does_not_stop_the_next() {
     let bench = Bench::new();
     copied_twice(&bench, "home");
     let left = bench.job().join(".sprat/deleting-links-to-copy");

@@ -1,4 +1,4 @@
-//! A check of a volume's files: what it reads, in which order, what it remembers, when it stops.
+//! Checks of a volume's files: what they read, in which order, what they remember, when they stop.
 
 mod healed;
 mod lacking;
@@ -51,7 +51,7 @@ fn against_source(bench: &Bench) -> CheckReport {
     try_check(bench, &spec, &Cancel::new()).unwrap()
 }
 
-/// A file of a volume made by hand.
+/// Writes a file on the volume.
 fn write(bench: &Bench, name: &str, content: &[u8]) -> PathBuf {
     let path = bench.volume().join(name);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -69,8 +69,8 @@ fn sparse(bench: &Bench, name: &str, bytes: u64) {
         .unwrap();
 }
 
-/// Other content of the same length and time: what a disk makes that forgets, or a program that
-/// keeps the time.
+/// Writes other content of the same length and time, like a faulty disk or a program that restores
+/// times.
 fn rewrite(path: &Path, content: &[u8]) {
     let about = fs::metadata(path).unwrap();
     assert_eq!(about.len(), content.len() as u64);
@@ -80,13 +80,13 @@ fn rewrite(path: &Path, content: &[u8]) {
     file.set_times(times).unwrap();
 }
 
-/// Names of snapshots, and the times that are compared with them, are in seconds.
+/// The names of snapshots, and the times they are compared with, have whole seconds.
 fn next_second() {
     std::thread::sleep(Duration::from_millis(1100));
 }
 
 #[test]
-fn damage_is_told_at_every_later_check() {
+fn damage_is_reported_by_every_later_check() {
     let bench = Bench::new();
     write(&bench, &format!("home/{NEWER}/other"), b"other");
     let file = write(&bench, &format!("home/{NEWER}/file"), b"alpha");
@@ -125,13 +125,13 @@ fn the_newest_snapshot_of_all_jobs_is_read_first() {
 }
 
 #[test]
-fn every_run_gets_on_however_short_its_time() {
+fn every_run_makes_progress_however_short_its_time() {
     let bench = Bench::new();
     next_second();
     for name in ["a", "b", "c"] {
         let path = bench.source().join(name);
         fs::write(&path, name).unwrap();
-        // A young time would be noted in a file of its own.
+        // A recent time would be recorded in a separate file.
         let hour_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
         let file = File::options().write(true).open(&path).unwrap();
         file.set_modified(hour_ago).unwrap();
@@ -158,7 +158,7 @@ fn every_run_gets_on_however_short_its_time() {
 }
 
 #[test]
-fn a_time_that_no_clock_reaches_is_no_limit() {
+fn a_time_beyond_the_clock_is_no_limit() {
     let bench = Bench::new();
     write(&bench, &format!("home/{NEWER}/file"), b"alpha");
     let mut long = spec(&bench, CheckWhat::Everything);
@@ -167,7 +167,7 @@ fn a_time_that_no_clock_reaches_is_no_limit() {
 }
 
 #[test]
-fn time_that_went_before_the_first_file_counts_and_a_tenth_of_it_is_read_for_all_the_same() {
+fn time_before_the_first_file_counts_and_a_tenth_is_left_for_reading() {
     let bench = Bench::new();
     for number in 0..30 {
         sparse(&bench, &format!("home/{NEWER}/{number}"), 64 << 20);
@@ -178,13 +178,13 @@ fn time_that_went_before_the_first_file_counts_and_a_tenth_of_it_is_read_for_all
     let report = try_check(&bench, &over, &Cancel::new()).unwrap();
     assert!(!report.finished);
     assert!((1..=8).contains(&report.files_read), "{report:?}");
-    // A long one has time for everything within its tenth.
+    // A long limit has time for everything within its tenth.
     over.duration_max = Some(Duration::from_secs(1000));
     assert!(try_check(&bench, &over, &Cancel::new()).unwrap().finished);
 }
 
 #[test]
-fn files_that_wait_are_not_begun_when_time_is_over() {
+fn waiting_files_are_not_begun_after_the_time() {
     let bench = Bench::new();
     for number in 0..30 {
         sparse(&bench, &format!("home/{NEWER}/{number}"), 64 << 20);
@@ -193,7 +193,7 @@ fn files_that_wait_are_not_begun_when_time_is_over() {
     short.duration_max = Some(Duration::from_millis(30));
     let report = try_check(&bench, &short, &Cancel::new()).unwrap();
     assert!(!report.finished);
-    // As many as are read at a time, each to its end.
+    // As many as are read at once, each to its end.
     assert!((1..=8).contains(&report.files_read), "{report:?}");
     let rest = read_all(&bench);
     assert_eq!(rest.files_before, report.files_read);
@@ -201,12 +201,12 @@ fn files_that_wait_are_not_begun_when_time_is_over() {
 }
 
 #[test]
-fn a_wish_to_stop_ends_a_long_file_and_keeps_what_was_read() {
+fn a_cancel_ends_a_long_file_and_keeps_what_was_read() {
     let bench = Bench::new();
     for name in ["a", "b", "c"] {
         write(&bench, &format!("home/{NEWER}/{name}"), b"alpha");
     }
-    // Minutes.
+    // This would take minutes.
     sparse(&bench, &format!("home/{NEWER}/d"), 64 << 30);
     let cancel = Cancel::new();
     let wish = cancel.clone();
@@ -226,7 +226,7 @@ fn a_wish_to_stop_ends_a_long_file_and_keeps_what_was_read() {
 }
 
 #[test]
-fn what_was_read_is_noted_before_the_end() {
+fn read_files_are_recorded_before_the_end() {
     let bench = Bench::new();
     for number in 0..30 {
         sparse(&bench, &format!("home/{NEWER}/{number}"), 64 << 20);
@@ -245,7 +245,7 @@ fn what_was_read_is_noted_before_the_end() {
         &Cancel::new(),
     );
     assert!(report.unwrap().finished && told > 0);
-    // As if the last of those moments had been the end.
+    // As if one of those moments had been the end.
     let mut rest = spec(&bench, CheckWhat::Everything);
     rest.known = torn;
     let rest = try_check(&bench, &rest, &Cancel::new()).unwrap();
@@ -253,7 +253,7 @@ fn what_was_read_is_noted_before_the_end() {
 }
 
 #[test]
-fn every_name_of_a_damaged_file_is_told() {
+fn every_name_of_a_damaged_file_is_reported() {
     let bench = Bench::new();
     let file = write(&bench, &format!("home/{NEWER}/folder/file"), b"alpha");
     for other in [OLDER, "2026-01-02T00-00-00Z.partial"] {
@@ -262,7 +262,7 @@ fn every_name_of_a_damaged_file_is_told() {
         fs::hard_link(&file, folder.join("file")).unwrap();
     }
     std::os::unix::fs::symlink(NEWER, bench.volume().join("home/latest")).unwrap();
-    // The source had it twice: this one stands at no path of the others.
+    // The source had it twice. This name is not at the path of the others.
     let twin = bench.volume().join(format!("home/{OLDER}/twin"));
     fs::hard_link(&file, twin).unwrap();
     read_all(&bench);
@@ -276,7 +276,7 @@ fn every_name_of_a_damaged_file_is_told() {
     ];
     assert_eq!(report.affected.names, expected);
     assert_eq!(report.affected_left, 0);
-    // Without time the quick look is all.
+    // Without time, only the quick search is done.
     let mut short = spec(&bench, CheckWhat::Everything);
     short.duration_max = Some(Duration::ZERO);
     let report = try_check(&bench, &short, &Cancel::new()).unwrap();
@@ -284,11 +284,11 @@ fn every_name_of_a_damaged_file_is_told() {
 }
 
 #[test]
-fn files_in_overwritten_places_are_found_in_long_paths_and_what_can_not_be_read_is_named() {
+fn files_in_overwritten_places_are_found_and_unreadable_ones_reported() {
     requires!(sprat_testkit::needs::root());
     let bench = Bench::new();
     write(&bench, "home/other", b"elsewhere");
-    // Longer than the kernel takes at once, with the volume and the snapshot before it.
+    // With the path of the volume and the snapshot it is longer than the kernel accepts.
     let mut folder = bench.volume().join(format!("home/{NEWER}"));
     fs::create_dir_all(&folder).unwrap();
     let name = "d".repeat(200);
@@ -309,7 +309,7 @@ fn files_in_overwritten_places_are_found_in_long_paths_and_what_can_not_be_read_
     let _mounted = FailingSource::mount(&disk, names);
 
     let list = bench.path("suspects");
-    // Four bytes lie where it was written.
+    // Four bytes at the place where it was written.
     let extents = |file: &File| {
         let len = file.metadata()?.len();
         Ok(vec![if len == 4 { 100..104 } else { 200..200 + len }])
@@ -345,13 +345,13 @@ fn files_in_overwritten_places_are_found_in_long_paths_and_what_can_not_be_read_
     assert!(fs::read_to_string(&list).unwrap().contains("deep"));
 }
 
-/// A source of three files, older than what comes.
+/// A source of three files that are older than the next run.
 fn with_source() -> Bench {
     let bench = Bench::new();
     for name in ["a", "b", "c"] {
         let path = bench.source().join(name);
         fs::write(&path, "alpha").unwrap();
-        // A time so young would make the next run compare the content.
+        // With a recent time, the next run would compare the content.
         let hour_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
         let file = File::options().write(true).open(&path).unwrap();
         file.set_modified(hour_ago).unwrap();
@@ -361,12 +361,12 @@ fn with_source() -> Bench {
 }
 
 #[test]
-fn a_source_rewritten_with_its_time_kept_is_missed_by_backups_and_no_damage() {
+fn a_source_rewritten_with_its_old_time_is_missed_and_no_damage() {
     let bench = with_source();
     bench.take();
     rewrite(&bench.source().join("a"), b"omega");
     next_second();
-    // rsync sees no difference, and links what it has.
+    // rsync sees no difference, and links the old content.
     let second = bench.take();
     let kept = fs::read(bench.in_snapshot(second.name).join("a")).unwrap();
     assert_eq!(kept, b"alpha");
@@ -377,7 +377,7 @@ fn a_source_rewritten_with_its_time_kept_is_missed_by_backups_and_no_damage() {
 }
 
 #[test]
-fn a_file_that_differs_from_a_source_left_alone_is_damaged_in_later_snapshots_too() {
+fn a_file_that_differs_from_an_unchanged_source_is_damaged() {
     let bench = with_source();
     let first = bench.take();
     rewrite(&bench.in_snapshot(first.name).join("b"), b"noise");
@@ -388,14 +388,14 @@ fn a_file_that_differs_from_a_source_left_alone_is_damaged_in_later_snapshots_to
         next_second();
         bench.take();
     }
-    // Also after its snapshot is gone: an older bound proves the same, none proves nothing.
+    // Even after its snapshot is gone: an older bound proves the same, no bound proves nothing.
     fs::remove_dir_all(bench.job().join(first.name.to_string())).unwrap();
     let report = against_source(&bench);
     assert_eq!((report.damaged.count, report.missed.count), (0, 1));
 }
 
 #[test]
-fn what_is_gone_or_changed_in_the_source_is_read_all_the_same() {
+fn files_gone_or_changed_in_the_source_are_read_anyway() {
     let bench = with_source();
     bench.take();
     fs::remove_file(bench.source().join("a")).unwrap();

@@ -1,4 +1,4 @@
-//! Restores onto what is there: folders above the sources, links and folders in the way.
+//! Restores over existing files: folders above the sources, links and conflicting folders.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -10,7 +10,7 @@ use sprat_testkit::compare::assert_same;
 use sprat_testkit::requires;
 use sprat_testkit::tree::{set_mode, set_owner, set_time};
 
-/// A snapshot of `srv/data/www` alone, the folders above it with modes and times of their own.
+/// A snapshot of `srv/data/www` only. The folders above it have particular modes and times.
 fn www() -> (Bench, PathBuf) {
     let bench = Bench::new();
     let www = bench.path("srv/data/www");
@@ -29,7 +29,7 @@ fn to(place: PathBuf) -> RestoreSpec {
 }
 
 #[test]
-fn folders_above_the_sources_are_left_as_they_are_and_made_as_they_were() {
+fn folders_above_the_sources_are_kept_or_created_as_they_were() {
     requires!(sprat_testkit::needs::root());
     let (bench, www) = www();
     let place = bench.path("place");
@@ -57,7 +57,7 @@ fn folders_above_the_sources_are_left_as_they_are_and_made_as_they_were() {
 }
 
 #[test]
-fn a_dry_run_tells_the_folders_that_it_would_make_and_makes_none() {
+fn a_dry_run_reports_the_folders_it_would_create() {
     let (bench, _) = www();
     let place = bench.path("place");
     let mut spec = to(place.clone());
@@ -70,7 +70,7 @@ fn a_dry_run_tells_the_folders_that_it_would_make_and_makes_none() {
 }
 
 #[test]
-fn a_link_where_the_snapshot_has_a_folder_above_its_sources_is_never_replaced() {
+fn a_link_in_place_of_a_folder_above_the_sources_is_never_replaced() {
     let (bench, www) = www();
     let data = bench.path("srv/data");
     let disk = bench.path("bigdisk");
@@ -88,7 +88,7 @@ fn a_link_where_the_snapshot_has_a_folder_above_its_sources_is_never_replaced() 
         assert!(fs::symlink_metadata(&data).unwrap().is_symlink());
         assert_eq!(fs::read(disk.join("www/index")).unwrap(), b"later, longer");
     }
-    // As the message says.
+    // As the message suggests.
     let mut spec = to(disk.clone());
     spec.path = Some(www);
     bench.restore(&spec).unwrap();
@@ -96,7 +96,7 @@ fn a_link_where_the_snapshot_has_a_folder_above_its_sources_is_never_replaced() 
 }
 
 #[test]
-fn a_folder_in_the_way_of_a_hard_link_is_named_before_anything_is_written() {
+fn a_folder_in_place_of_a_hard_link_is_reported_before_any_write() {
     let bench = Bench::new();
     let source = bench.source();
     fs::create_dir(source.join("deep")).unwrap();
@@ -120,7 +120,7 @@ fn a_folder_in_the_way_of_a_hard_link_is_named_before_anything_is_written() {
 }
 
 #[test]
-fn a_folder_that_comes_into_the_way_later_ends_the_restore_and_does_not_hang_it() {
+fn a_folder_that_conflicts_later_ends_the_restore() {
     let bench = Bench::new();
     let source = bench.source();
     fs::write(source.join("a"), "x").unwrap();
@@ -138,7 +138,7 @@ fn a_folder_that_comes_into_the_way_later_ends_the_restore_and_does_not_hang_it(
     );
 }
 
-/// A restore that knows what is sprat's own in `source`: a cache, and a container with a lock.
+/// A restore for a machine with sprat's own files in `source`: a cache, and a container with a lock.
 fn sparing(bench: &Bench, to: PathBuf, path: Option<PathBuf>) -> RestoreSpec {
     let mut spec = RestoreSpec::new(job_name(), to);
     spec.path = path;
@@ -151,7 +151,7 @@ fn sparing(bench: &Bench, to: PathBuf, path: Option<PathBuf>) -> RestoreSpec {
 }
 
 #[test]
-fn what_never_enters_a_snapshot_is_neither_written_over_nor_deleted() {
+fn protected_paths_are_neither_overwritten_nor_deleted() {
     requires!(sprat_testkit::needs::root());
     let bench = Bench::new();
     let source = bench.source();
@@ -160,7 +160,7 @@ fn what_never_enters_a_snapshot_is_neither_written_over_nor_deleted() {
         fs::create_dir_all(source.join(file).parent().unwrap()).unwrap();
         fs::write(source.join(file), "old").unwrap();
     }
-    // As before these were left out.
+    // As snapshots were before these files were excluded.
     bench.take();
     let all_new = || {
         for file in own {
@@ -213,7 +213,7 @@ fn what_never_enters_a_snapshot_is_neither_written_over_nor_deleted() {
         );
         assert_eq!(fs::read(path).unwrap(), b"newer");
     }
-    // In another place they are files like any other.
+    // At another place they are ordinary files.
     let mut spec = sparing(&bench, bench.path("place"), None);
     spec.delete = true;
     bench.restore(&spec).unwrap();
@@ -222,7 +222,7 @@ fn what_never_enters_a_snapshot_is_neither_written_over_nor_deleted() {
 }
 
 #[test]
-fn what_is_sprats_own_stays_where_the_snapshot_lacks_the_folder_or_has_a_file_there() {
+fn sprats_own_files_stay_where_the_snapshot_differs() {
     requires!(sprat_testkit::needs::root());
     for in_the_way in [false, true] {
         let bench = Bench::new();
@@ -246,7 +246,7 @@ fn what_is_sprats_own_stays_where_the_snapshot_lacks_the_folder_or_has_a_file_th
     }
 }
 
-/// The content of an unchanged file becomes another one; its time stays.
+/// Changes the content of a file, and keeps its size and time.
 fn rewrite(path: &std::path::Path, content: &str) {
     let about = fs::metadata(path).unwrap();
     assert_eq!(about.len(), content.len() as u64);
@@ -256,7 +256,7 @@ fn rewrite(path: &std::path::Path, content: &str) {
 }
 
 #[test]
-fn a_file_of_equal_size_and_time_is_compared_and_written_where_it_differs() {
+fn a_file_of_equal_size_and_time_is_written_if_its_content_differs() {
     let bench = Bench::new();
     let source = bench.source();
     fs::create_dir_all(source.join("deep/er")).unwrap();
@@ -267,7 +267,7 @@ fn a_file_of_equal_size_and_time_is_compared_and_written_where_it_differs() {
     set_time(&source.join("deep"), 1_600_000_000, 0).unwrap();
     let name = bench.take().name;
     let untouched = crate::folder::inode(&source.join("a"));
-    // Two names of one file in the snapshot: one of them is another file now, the other is right.
+    // Two names of one file in the snapshot. One of them is another file now, the other is right.
     fs::remove_file(source.join("deep/er/d2")).unwrap();
     fs::copy(source.join("deep/d"), source.join("deep/er/d2")).unwrap();
     let time = fs::metadata(source.join("deep/d"))
@@ -293,7 +293,7 @@ fn a_file_of_equal_size_and_time_is_compared_and_written_where_it_differs() {
     assert!(!lists("source/a"), "{:?}", report.changes);
     assert_eq!(fs::read(source.join("b")).unwrap(), b"evil");
 
-    // As an interrupted restore is gone on with: what is there counts by size and time.
+    // As for continuing an interrupted restore: existing files count by size and time.
     spec.dry_run = false;
     spec.trust_times = true;
     bench.restore(&spec).unwrap();
@@ -318,7 +318,7 @@ fn a_file_of_equal_size_and_time_is_compared_and_written_where_it_differs() {
 }
 
 #[test]
-fn hard_links_that_the_snapshot_does_not_have_are_broken_up() {
+fn hard_links_that_the_snapshot_lacks_are_separated() {
     requires!(sprat_testkit::needs::root());
     let bench = Bench::new();
     let source = bench.source();
@@ -334,7 +334,7 @@ fn hard_links_that_the_snapshot_does_not_have_are_broken_up() {
         fs::hard_link(source.join(first), source.join(second)).unwrap();
     }
     let name = bench.take().name;
-    // The two become one file, of which a third name lies outside.
+    // The two become one file, which has a third name outside.
     fs::remove_file(source.join("secret")).unwrap();
     fs::hard_link(source.join("open"), source.join("secret")).unwrap();
     let outside = bench.path("outside");
@@ -346,18 +346,18 @@ fn hard_links_that_the_snapshot_does_not_have_are_broken_up() {
     let report = bench.restore(&to("/".into())).unwrap();
     assert_same(&bench.in_snapshot(name), &source);
     assert_eq!(report.unequal.count, 6, "{:?}", report.unequal);
-    // Equal, and written all the same.
+    // Equal, but written all the same.
     assert_eq!(report.same, 0);
     assert_eq!(fs::metadata(&outside).unwrap().mode() & 0o777, 0o666);
     assert_ne!(crate::folder::inode(&source.join("link")), outside_link);
-    // Now there is nothing to be done.
+    // Now nothing is left to do.
     let again = bench.restore(&to("/".into())).unwrap();
     assert_eq!((again.unequal.count, again.stats.transferred), (0, 0));
     assert_eq!(again.same, 4);
 }
 
 #[test]
-fn a_verification_names_what_is_missing_and_what_changed_meanwhile() {
+fn a_verification_reports_missing_and_changed_files() {
     let bench = Bench::new();
     let source = bench.source();
     for name in ["a", "b", "c"] {
@@ -370,7 +370,7 @@ fn a_verification_names_what_is_missing_and_what_changed_meanwhile() {
     let mut spec = to(place);
     spec.verify = true;
     assert_eq!(bench.restore(&spec).unwrap().verified, Some(3));
-    // Somebody changes files as soon as rsync has written them.
+    // Another program changes files as soon as rsync has written them.
     let script = bench.path("rsync-script");
     let text = format!(
         "#!/bin/sh\n[ \"$1\" = --version ] && exec rsync --version\nrsync \"$@\" || exit\n\
@@ -396,7 +396,7 @@ fn a_verification_names_what_is_missing_and_what_changed_meanwhile() {
 }
 
 #[test]
-fn nothing_is_written_through_a_link_where_the_snapshot_has_a_folder() {
+fn nothing_is_written_through_a_link_in_place_of_a_folder() {
     let bench = Bench::new();
     let source = bench.source();
     fs::create_dir(source.join("sub")).unwrap();

@@ -1,4 +1,4 @@
-//! Interrupted runs: what they leave is used, and never harms an older snapshot.
+//! Interrupted runs: what they leave is used, and never damages an older snapshot.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +15,7 @@ use sprat_testkit::tree::{PlainTree, acl, make_odd_tree, set_mode, set_owner, se
 /// Mode, owner, time and xattrs of one inode.
 type Attributes = (u32, u32, u32, i64, i64, Vec<u8>);
 
-/// Those of every inode below `root`.
+/// The attributes of every inode below `root`.
 fn attributes(root: &Path) -> BTreeMap<PathBuf, Attributes> {
     let mut all = BTreeMap::new();
     let mut todo = vec![root.to_owned()];
@@ -114,9 +114,9 @@ fn a_file_changed_twice_within_one_second_is_copied_again() {
     );
 }
 
-/// A run that is cancelled as soon as some of its files are there.
+/// A run that is cancelled as soon as some of its files exist.
 fn cancelled_run(bench: &Bench) -> SnapshotError {
-    // A slow line: rsync reads at most 8 MB a second.
+    // As on a slow connection: rsync reads at most 8 MB in a second.
     let mut spec = bench.spec();
     spec.rsync = bench.rsync_script("", "rsync --bwlimit=8000");
     let cancel = Cancel::new();
@@ -142,7 +142,7 @@ fn cancelled_run(bench: &Bench) -> SnapshotError {
 }
 
 #[test]
-fn a_cancelled_run_is_kept_as_partial_and_the_next_goes_on_from_it() {
+fn a_cancelled_run_is_kept_as_partial_and_the_next_continues() {
     let bench = Bench::new();
     let tree = PlainTree {
         files: 300,
@@ -169,7 +169,7 @@ fn a_cancelled_run_is_kept_as_partial_and_the_next_goes_on_from_it() {
     );
     assert_eq!(bench.kinds(), [EntryKind::Complete]);
     assert_same(&bench.source(), &bench.in_snapshot(report.name));
-    // Its record, and its list of files that are too young to be proved by their time.
+    // Its record, and its list of files that are too recent to prove anything by their time.
     let mut left: Vec<String> = fs::read_dir(bench.job().join(".sprat"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -199,7 +199,7 @@ fn several_interrupted_trees_are_all_used_and_then_removed() {
 }
 
 #[test]
-fn after_a_crash_without_checkpoint_nothing_of_the_tree_is_trusted() {
+fn after_a_crash_without_checkpoint_the_tree_is_not_trusted() {
     let bench = Bench::new();
     fs::write(bench.source().join("file"), "right").unwrap();
     let dead = bench.take();
@@ -223,7 +223,7 @@ fn after_a_crash_without_checkpoint_nothing_of_the_tree_is_trusted() {
 }
 
 #[test]
-fn after_a_crash_files_older_than_the_checkpoint_are_trusted_and_others_are_not() {
+fn after_a_crash_only_files_older_than_the_checkpoint_are_trusted() {
     let bench = Bench::new();
     fs::write(bench.source().join("a"), "right").unwrap();
     fs::write(bench.source().join("b"), "right").unwrap();
@@ -305,7 +305,7 @@ fn a_killed_rsync_is_a_failure_and_leaves_a_partial() {
 }
 
 #[test]
-fn an_interrupted_removal_goes_on_with_the_next_run() {
+fn an_interrupted_removal_is_finished_by_the_next_run() {
     let bench = Bench::new();
     make_odd_tree(&bench.source()).unwrap();
     let first = bench.take();
@@ -341,8 +341,8 @@ fn two_runs_of_one_job_at_once_are_refused() {
 
 const BIG_BYTES: u64 = 96 << 20;
 
-/// A run that is cancelled in the middle of a large file, once it has more than `from`; returns how much of
-/// it was kept.
+/// A run that is cancelled in the middle of a large file, when it has more than `from` bytes. Returns
+/// how many bytes were kept.
 fn stop_in_large_file(bench: &Bench, from: u64) -> u64 {
     let mut spec = bench.spec();
     spec.rsync = bench.rsync_script("", "rsync --bwlimit=16000");
@@ -391,13 +391,13 @@ fn large_source(bench: &Bench) -> PathBuf {
 }
 
 #[test]
-fn the_rest_of_a_large_file_is_all_that_the_next_run_copies() {
+fn the_next_run_copies_only_the_rest_of_a_large_file() {
     requires!(sprat_testkit::needs::root());
     let bench = Bench::new();
     large_source(&bench);
     let kept = stop_in_large_file(&bench, 16 << 20);
     assert!(kept > 16 << 20 && kept < BIG_BYTES, "{kept}");
-    // What was written after the last sync is not there after a crash, or it is something else.
+    // After a crash, what was written after the last sync is missing or wrong.
     let state = bench.job().join(".sprat");
     let begun = &files_ending(&state, ".begun")[0];
     let file = fs::OpenOptions::new().append(true).open(begun).unwrap();
@@ -425,13 +425,13 @@ fn the_rest_of_a_large_file_is_all_that_the_next_run_copies() {
 }
 
 #[test]
-fn what_was_kept_of_a_large_file_is_not_used_for_another_version_of_it() {
+fn a_begun_file_is_not_used_for_another_version_of_it() {
     requires!(sprat_testkit::needs::root());
     let bench = Bench::new();
     let file = large_source(&bench);
     let time = fs::metadata(&file).unwrap().modified().unwrap();
     stop_in_large_file(&bench, 16 << 20);
-    // Another content under the same size and time.
+    // Other content with the same size and time.
     let writer = fs::OpenOptions::new().write(true).open(&file).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&writer, b"changed", 0).unwrap();
     writer.set_modified(time).unwrap();
@@ -441,7 +441,7 @@ fn what_was_kept_of_a_large_file_is_not_used_for_another_version_of_it() {
 }
 
 #[test]
-fn what_was_kept_of_a_large_file_is_never_cut_where_another_name_has_it() {
+fn a_begun_file_with_another_name_is_never_cut() {
     requires!(sprat_testkit::needs::root());
     let bench = Bench::new();
     large_source(&bench);

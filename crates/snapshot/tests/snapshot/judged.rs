@@ -1,4 +1,4 @@
-//! How runs are judged: unread and vanished source files, a full volume, wrong sources.
+//! The results of runs: unread and vanished source files, a full volume, invalid sources.
 
 mod one_file;
 
@@ -12,8 +12,8 @@ use sprat_testkit::compare::assert_same;
 use sprat_testkit::requires;
 use sprat_testkit::tree::{PlainTree, set_mode};
 
-/// rsync as root without the right to read everything.
-const NOT_ALL_POWERFUL: &str =
+/// rsync as root, but without the right to read everything.
+const WITHOUT_READ_CAPABILITY: &str =
     "setpriv --bounding-set=-dac_override,-dac_read_search --inh-caps=-all rsync";
 
 fn setpriv_missing() -> Option<String> {
@@ -34,7 +34,7 @@ fn unreadable_files_and_folders_give_a_snapshot_that_lists_them() {
     set_mode(&source.join("secret\nfile"), 0).unwrap();
     set_mode(&source.join("closed"), 0).unwrap();
     let mut spec = bench.spec();
-    spec.rsync = bench.rsync_script("", NOT_ALL_POWERFUL);
+    spec.rsync = bench.rsync_script("", WITHOUT_READ_CAPABILITY);
     let report = bench.try_take(&spec).unwrap();
     assert!(!report.record.complete);
     assert_eq!(report.record.rsync_exit, Some(23));
@@ -44,7 +44,7 @@ fn unreadable_files_and_folders_give_a_snapshot_that_lists_them() {
     assert_eq!(unread, [path("closed"), path("secret\\#012file")]);
     assert_eq!(bench.kinds(), [EntryKind::Complete, EntryKind::Incomplete]);
 
-    // Neither is the only tree linked from, and what was left out comes with the next run.
+    // Neither is the only tree to link from. The next run has the files that were missing.
     let next = bench.take();
     assert!(next.record.complete);
     let from: Vec<_> = next
@@ -58,7 +58,7 @@ fn unreadable_files_and_folders_give_a_snapshot_that_lists_them() {
 }
 
 #[test]
-fn after_many_unread_snapshots_the_last_good_one_is_still_linked_from() {
+fn the_last_complete_snapshot_is_linked_from_after_incomplete_ones() {
     requires!(setpriv_missing());
     let bench = Bench::new();
     fs::write(bench.source().join("file"), "x").unwrap();
@@ -66,7 +66,7 @@ fn after_many_unread_snapshots_the_last_good_one_is_still_linked_from() {
     fs::write(bench.source().join("secret"), "x").unwrap();
     set_mode(&bench.source().join("secret"), 0).unwrap();
     let mut spec = bench.spec();
-    spec.rsync = bench.rsync_script("", NOT_ALL_POWERFUL);
+    spec.rsync = bench.rsync_script("", WITHOUT_READ_CAPABILITY);
     for _ in 0..3 {
         bench.try_take(&spec).unwrap();
     }
@@ -76,7 +76,7 @@ fn after_many_unread_snapshots_the_last_good_one_is_still_linked_from() {
 }
 
 #[test]
-fn a_file_that_vanishes_under_way_is_harmless() {
+fn a_file_that_vanishes_during_the_run_is_harmless() {
     let bench = Bench::new();
     let source = bench.source();
     fs::write(source.join("aaa"), vec![7; 4 << 20]).unwrap();
@@ -100,7 +100,7 @@ fn a_file_that_vanishes_under_way_is_harmless() {
 }
 
 #[test]
-fn a_run_in_which_a_large_part_vanished_is_not_whole() {
+fn a_run_in_which_a_large_part_vanished_is_incomplete() {
     let bench = Bench::new();
     let source = bench.source();
     fs::write(source.join("aaa"), vec![7; 4 << 20]).unwrap();
@@ -126,11 +126,11 @@ fn a_run_in_which_a_large_part_vanished_is_not_whole() {
 }
 
 #[test]
-fn attributes_larger_than_the_volume_holds_make_a_file_incomplete_and_fail_no_run() {
+fn too_large_attributes_make_a_file_incomplete_and_fail_no_run() {
     requires!(loop_missing());
     let bench = Bench::new();
     let disk = SmallExt4::new(&bench, "64M", &[]);
-    // tmpfs holds what one block of ext4 doesn't.
+    // tmpfs can store attributes that don't fit into one block of ext4.
     let source = bench.path("large");
     fs::create_dir(&source).unwrap();
     crate::folder::run("mount", &["-t", "tmpfs", "large", source.to_str().unwrap()]);
@@ -157,7 +157,7 @@ fn attributes_larger_than_the_volume_holds_make_a_file_incomplete_and_fail_no_ru
 }
 
 #[test]
-fn a_file_that_does_not_fit_is_named() {
+fn a_file_that_does_not_fit_is_reported() {
     requires!(loop_missing());
     let bench = Bench::new();
     let disk = SmallExt4::new(&bench, "24M", &[]);
@@ -202,7 +202,7 @@ fn a_full_volume_ends_the_run_and_harms_nothing_older() {
         .map(|e| e.kind)
         .collect();
     assert_eq!(kinds, [EntryKind::Complete, EntryKind::Partial]);
-    // With less to store the next run succeeds, and uses what is there.
+    // With less to store the next run succeeds, and uses what was copied.
     for n in 10..40 {
         fs::remove_file(bench.source().join(tree.file(n))).unwrap();
     }
@@ -218,7 +218,7 @@ fn a_full_volume_ends_the_run_and_harms_nothing_older() {
 }
 
 #[test]
-fn a_volume_out_of_inodes_says_so() {
+fn a_volume_without_inodes_is_reported() {
     requires!(loop_missing());
     let bench = Bench::new();
     let disk = SmallExt4::new(&bench, "32M", &["-N", "100"]);
@@ -238,7 +238,7 @@ fn a_volume_out_of_inodes_says_so() {
     };
     assert_eq!((*kind, *free_inodes), (SpaceKind::Inodes, 0));
 
-    // The next run finds no room for its own folder.
+    // The next run has no inode for its own folder.
     let error = take_into(&disk.at, &bench.spec()).unwrap_err();
     assert!(
         matches!(
@@ -274,13 +274,13 @@ fn a_file_with_too_many_links_is_copied_instead() {
     assert!(second.record.complete, "{:?}", second.record.messages);
     assert_ne!(inode(&file(&second.name)), inode(&kept));
     assert_eq!(fs::read(file(&second.name)).unwrap(), b"content");
-    // And from then on the copy is linked.
+    // From then on the copy is linked.
     let third = take_into(&disk.at, &bench.spec()).unwrap();
     assert_eq!(inode(&file(&third.name)), inode(&file(&second.name)));
 }
 
 #[test]
-fn sources_that_can_not_be_meant_are_refused_before_anything_is_written() {
+fn invalid_sources_are_refused_before_anything_is_written() {
     let bench = Bench::new();
     let source = bench.source();
     let refused = |change: &dyn Fn(&mut SnapshotSpec)| {
@@ -335,7 +335,7 @@ fn sources_that_can_not_be_meant_are_refused_before_anything_is_written() {
 }
 
 #[test]
-fn a_source_that_the_patterns_leave_out_or_that_goes_away_is_no_snapshot() {
+fn an_excluded_or_vanished_source_makes_no_snapshot() {
     let bench = Bench::new();
     fs::write(bench.source().join("file"), "x").unwrap();
     let mut spec = bench.spec();
@@ -361,7 +361,7 @@ fn a_source_that_the_patterns_leave_out_or_that_goes_away_is_no_snapshot() {
 }
 
 #[test]
-fn patterns_work_as_rsyncs_do() {
+fn patterns_work_as_in_rsync() {
     let bench = Bench::new();
     for name in ["keep", "a.tmp", "cache", "from-file"] {
         fs::write(bench.source().join(name), "x").unwrap();
@@ -382,7 +382,7 @@ fn patterns_work_as_rsyncs_do() {
 }
 
 #[test]
-fn a_volume_inside_the_source_is_left_out_whatever_a_pattern_file_includes() {
+fn a_volume_inside_the_source_is_excluded_whatever_the_patterns() {
     let bench = Bench::new();
     fs::write(bench.source().join("file"), "x").unwrap();
     fs::write(bench.path("never"), "x").unwrap();
@@ -411,12 +411,12 @@ fn a_volume_inside_the_source_is_left_out_whatever_a_pattern_file_includes() {
 }
 
 #[test]
-fn the_root_folder_can_be_a_source_and_the_kernels_file_systems_stay_out() {
+fn the_root_folder_is_backed_up_without_kernel_file_systems() {
     requires!(sprat_testkit::needs::root());
     let bench = Bench::new();
     fs::write(bench.source().join("file"), "x").unwrap();
     let mut spec = SnapshotSpec::new(job_name(), vec!["/".into()]);
-    // Only the way to the source, and the mount points themselves.
+    // Only the path to the source, and the mount points themselves.
     let source = bench.source();
     let mut ways: Vec<String> = source
         .ancestors()
@@ -439,11 +439,11 @@ fn the_root_folder_can_be_a_source_and_the_kernels_file_systems_stay_out() {
 }
 
 #[test]
-fn a_folder_that_vanishes_under_way_makes_the_run_incomplete() {
+fn a_folder_that_vanishes_during_the_run_makes_it_incomplete() {
     let bench = Bench::new();
     let source = bench.source();
-    // rsync says one line of a folder that it meant to read, and one of each file of one that it had
-    // read already.
+    // rsync prints one line for a folder that it was about to read, and one for each file of a folder
+    // that it had read before.
     for (gone, vanished) in [
         ("z", "directory has vanished: \\\"SOURCE/z\\\""),
         ("z", "file has vanished: \\\"SOURCE/z/1\\\""),
@@ -491,7 +491,7 @@ fn a_clock_that_was_set_back_copies_nothing_again() {
 }
 
 #[test]
-fn a_source_that_patterns_leave_out_is_named_though_another_file_is_unread() {
+fn an_excluded_source_is_reported_even_with_unread_files() {
     let bench = Bench::new();
     fs::write(bench.source().join("file"), "x").unwrap();
     let other = bench.path("other");
@@ -527,7 +527,7 @@ fn an_rsync_that_copies_what_did_not_change_is_reported() {
     };
     assert_eq!(reported(&bench.take()), None);
     assert_eq!(reported(&bench.take()), None);
-    // As the back-ports of 2026 do.
+    // Like the back-ports of 2026.
     let without =
         "for a do shift; case $a in --link-dest=*) ;; *) set -- \"$@\" \"$a\";; esac; done";
     let mut spec = bench.spec();
@@ -535,7 +535,7 @@ fn an_rsync_that_copies_what_did_not_change_is_reported() {
     let report = bench.try_take(&spec).unwrap();
     assert_eq!(reported(&report), Some(20));
     assert!(report.record.complete);
-    // Changed files are none of that.
+    // Changed files don't count.
     for n in 0..20 {
         fs::write(bench.source().join(format!("file {n}")), "changed!!").unwrap();
     }
@@ -543,10 +543,10 @@ fn an_rsync_that_copies_what_did_not_change_is_reported() {
 }
 
 #[test]
-fn a_long_file_of_holes_is_named() {
+fn a_file_with_long_holes_is_reported() {
     let bench = Bench::new();
     let file = fs::File::create(bench.source().join("lastlog")).unwrap();
-    // rsync reads all of it; of a shorter one nothing is said.
+    // rsync reads all of it. A shorter one gets no warning.
     file.set_len(9 << 30).unwrap();
     fs::File::create(bench.source().join("short"))
         .unwrap()

@@ -1,4 +1,4 @@
-//! Lists, names and `latest`; and what a restore does beside the plain case.
+//! Lists, names and `latest`, and restores beyond the plain case.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -44,7 +44,7 @@ fn two_runs_in_one_second_get_two_names_and_latest_is_the_last() {
 }
 
 #[test]
-fn folders_of_others_are_listed_and_never_touched() {
+fn foreign_folders_are_listed_and_never_changed() {
     let bench = Bench::new();
     fs::write(bench.source().join("file"), "x").unwrap();
     let theirs = bench.job().join("home.2020-01-01");
@@ -78,7 +78,7 @@ fn folders_of_others_are_listed_and_never_touched() {
             "somebody's/tree"
         ]
     );
-    // They can be restored from by name.
+    // They can be restored by name.
     let mut spec = RestoreSpec::new(job_name(), bench.path("restored"));
     spec.snapshot = Some("home.2020-01-01".into());
     assert_eq!(bench.restore(&spec).unwrap().kind, EntryKind::Adopted);
@@ -87,7 +87,7 @@ fn folders_of_others_are_listed_and_never_touched() {
 }
 
 #[test]
-fn a_garbled_record_hides_no_snapshot() {
+fn a_damaged_record_hides_no_snapshot() {
     let bench = Bench::new();
     fs::write(bench.source().join("file"), "x").unwrap();
     let name = bench.take().name.to_string();
@@ -112,7 +112,7 @@ fn a_garbled_record_hides_no_snapshot() {
         assert_eq!(list[0].kind, EntryKind::Unrecorded, "{text}");
         assert!(list[0].record_error.is_some());
     }
-    // A newer program's record is read as far as it is known.
+    // Known fields of a newer version's record are read.
     fs::write(
         &record,
         good.replacen("\"format\": 1", "\"format\": 2, \"new\": [1]", 1),
@@ -160,7 +160,7 @@ fn every_result_crosses_a_process_boundary() {
 }
 
 #[test]
-fn a_restore_overwrites_and_keeps_what_is_beside_unless_told_to_delete() {
+fn a_restore_keeps_other_files_unless_it_deletes() {
     let bench = Bench::new();
     fs::write(bench.source().join("file"), "snapshot").unwrap();
     bench.take();
@@ -198,7 +198,7 @@ fn a_restore_overwrites_and_keeps_what_is_beside_unless_told_to_delete() {
 }
 
 #[test]
-fn delete_is_refused_where_the_snapshot_does_not_hold_everything() {
+fn delete_is_refused_for_an_incomplete_snapshot() {
     let bench = Bench::new();
     fs::write(bench.source().join("file"), "x").unwrap();
     let mut job = bench.spec();
@@ -220,7 +220,7 @@ fn delete_is_refused_where_the_snapshot_does_not_hold_everything() {
 }
 
 #[test]
-fn a_restore_keeps_to_the_snapshot_and_to_its_destination() {
+fn a_restore_stays_within_snapshot_and_destination() {
     let bench = Bench::new();
     fs::create_dir(bench.source().join("sub")).unwrap();
     fs::write(bench.source().join("sub/file"), "x").unwrap();
@@ -281,7 +281,7 @@ fn a_restore_keeps_to_the_snapshot_and_to_its_destination() {
             "{error}"
         );
     }
-    // A symbolic link where the snapshot has a folder would be replaced by rsync.
+    // rsync would replace a symbolic link where the snapshot has a folder.
     let elsewhere = bench.path("elsewhere");
     fs::create_dir(&elsewhere).unwrap();
     fs::create_dir(&to).unwrap();
@@ -301,7 +301,7 @@ fn a_restore_keeps_to_the_snapshot_and_to_its_destination() {
 }
 
 #[test]
-fn a_full_destination_is_told_and_the_restore_can_be_repeated() {
+fn a_full_destination_is_reported_and_the_restore_can_be_repeated() {
     requires!(loop_missing());
     let bench = Bench::new();
     let disk = SmallExt4::new(&bench, "8M", &["-O", "^has_journal"]);
@@ -343,20 +343,20 @@ fn without_latest_the_newest_finished_snapshot_is_restored() {
         fs::read(crate::folder::below(&to, &bench.source()).join("file")).unwrap(),
         b"2!"
     );
-    // A partial one only by its name.
+    // A partial one is restored only by its name.
     let mut spec = RestoreSpec::new(job_name(), to);
     spec.snapshot = Some(format!("{}.partial", third.name));
     assert_eq!(bench.restore(&spec).unwrap().kind, EntryKind::Partial);
 }
 
-/// What is restored where nothing is named.
+/// What is restored if no snapshot is named.
 fn newest_restored(bench: &Bench) -> String {
     let spec = RestoreSpec::new(job_name(), bench.path("to"));
     bench.restore(&spec).unwrap().snapshot
 }
 
 #[test]
-fn a_stale_latest_hides_no_snapshot_that_was_made_after_it() {
+fn a_stale_latest_hides_no_later_snapshot() {
     let bench = Bench::new();
     let mut names = Vec::new();
     for content in ["1", "2!", "3!!"] {
@@ -368,14 +368,14 @@ fn a_stale_latest_hides_no_snapshot_that_was_made_after_it() {
         fs::remove_file(&latest).unwrap();
         symlink(names[at].to_string(), latest).unwrap();
     };
-    // The runs ended between the name and the link.
+    // The runs ended between the rename and the link.
     for stale in [1, 0] {
         point_to(stale);
         assert_eq!(newest_restored(&bench), names[2].to_string());
         let latest: Vec<bool> = bench.list().iter().map(|entry| entry.is_latest).collect();
         assert_eq!(latest, [false, false, true]);
     }
-    // One whose clock ran ahead was made before the one that `latest` points to.
+    // Its clock ran ahead: it was made before the one that `latest` points to.
     let ahead: jiff::Timestamp = "2039-01-01T00:00:00Z".parse().unwrap();
     let volume = bench.volume();
     let take_at = |now| {

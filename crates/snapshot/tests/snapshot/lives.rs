@@ -25,7 +25,7 @@ const LIVES_SHORT: u64 = 5;
 const LIVES_LONG: u64 = 300;
 const STEPS: usize = 30;
 const DISKS: u64 = 4;
-/// Below the source; the first is the source itself.
+/// Folders below the source. The first is the source itself.
 const PLACES: [&str; 5] = ["", "a", "b", "auto", "a/x"];
 const ID: &str = ".id";
 const CONTENT: &str = "content";
@@ -33,15 +33,15 @@ const CONTENT: &str = "content";
 /// A disk, or the folder `sub` of one.
 type Unit = String;
 
-/// What one place holds: its files, by name.
+/// The files of one place, by name.
 type Files = BTreeMap<String, String>;
 
-/// What a snapshot should hold, as the model saw it.
+/// What a snapshot must have, by the model.
 struct Taken {
     good: bool,
-    /// By place: what lay there, and whether nothing of it was reported as unread.
+    /// By place: the unit that was there, its files, and whether none of it was reported as unread.
     units: BTreeMap<&'static str, (Unit, Files, bool)>,
-    /// Said to be gone later.
+    /// Units that were declared gone later.
     gone: BTreeSet<Unit>,
 }
 
@@ -133,8 +133,8 @@ impl Life {
         }
     }
 
-    /// What is at each place where a disk shows; read from the disks themselves.
-    fn seen(&self) -> BTreeMap<&'static str, (Unit, Files)> {
+    /// What each place shows, read from the disks themselves.
+    fn visible(&self) -> BTreeMap<&'static str, (Unit, Files)> {
         let shown = PLACES.iter().filter_map(|place| {
             let at = self.at(place);
             let unit = fs::read_to_string(at.join(ID)).ok()?;
@@ -162,7 +162,7 @@ impl Life {
         self.mount_at(place);
     }
 
-    /// Another disk, or none, comes to the place of one; no backup sees the place without it.
+    /// Replaces the disk at a place by another one or by none. No backup runs in between.
     fn swap(&mut self) {
         let place = self.any_place();
         self.unmount_at(place);
@@ -173,7 +173,7 @@ impl Life {
         let disk = self.dice.below(DISKS);
         let (image, at) = (self.image(disk), self.at(place));
         if self
-            .seen()
+            .visible()
             .values()
             .any(|(unit, _)| unit.starts_with(&disk.to_string()))
         {
@@ -193,7 +193,7 @@ impl Life {
 
     fn unmount_at(&mut self, place: &str) {
         let at = self.at(place);
-        // The bind mount that carries the source stays; it is only so long.
+        // The source's own bind mount stays.
         let done = quietly("umount", &[at.to_str().unwrap()]);
         self.log.push(format!("unmount {place:?}: {done}"));
         if !at.join("a").exists() && place.is_empty() {
@@ -215,7 +215,7 @@ impl Life {
             .push(format!("bind {from:?}/sub at {place:?}: {done}"));
     }
 
-    /// An automount point whose daemon is gone: what lies on it is seen, and nothing comes by itself.
+    /// An automount point without a daemon: it shows what is mounted on it, and mounts nothing.
     fn automount(&mut self) {
         let at = self.at("auto");
         let program = "import ctypes, os, sys\n\
@@ -229,7 +229,7 @@ impl Life {
 
     fn write(&mut self) {
         let place = self.any_place();
-        if let Some((unit, _)) = self.seen().get(place) {
+        if let Some((unit, _)) = self.visible().get(place) {
             self.writes += 1;
             let name = if self.dice.percent(50) {
                 CONTENT.to_owned()
@@ -255,7 +255,7 @@ impl Life {
         if gone {
             spec.disks_gone = vec![self.at(place)];
         }
-        let seen = self.seen();
+        let seen = self.visible();
         let unread = self.dice.percent(30).then(|| self.any_place());
         if let Some(place) = unread {
             let path = self.at(place).join("unread");
@@ -287,7 +287,7 @@ impl Life {
         assert_eq!(report.record.complete, unread.is_none());
         self.snapshot_is_true(report.name, &seen);
         if gone {
-            self.say_gone(place, &seen);
+            self.declare_gone(place, &seen);
         }
         let units = seen.into_iter().map(|(place, (unit, files))| {
             let full = unread.is_none_or(|unread| !Path::new(unread).starts_with(place));
@@ -301,8 +301,8 @@ impl Life {
         self.taken.insert(report.name, taken);
     }
 
-    /// The disk that was newest at the place, unless something shows it today.
-    fn say_gone(&mut self, place: &str, seen: &BTreeMap<&'static str, (Unit, Files)>) {
+    /// Declares the newest disk of the place gone, unless some place shows it today.
+    fn declare_gone(&mut self, place: &str, seen: &BTreeMap<&'static str, (Unit, Files)>) {
         let is_seen = |unit: &Unit| seen.values().any(|(now, _)| now == unit);
         for taken in self.taken.values_mut() {
             let here = taken.units.iter().filter(|(at, _)| **at == place);
@@ -359,7 +359,7 @@ impl Life {
         }
     }
 
-    /// For each unit the snapshot that must stay for it.
+    /// For each unit the snapshot that must be kept for it.
     fn needed(&self) -> BTreeMap<Unit, SnapshotName> {
         let tomorrow = crate::folder::now() + SignedDuration::from_hours(24);
         let real: Vec<_> = self
@@ -411,7 +411,7 @@ impl Life {
         spec.delete = true;
         spec.delete_excluded = true;
         let before = self.all_files();
-        let seen = self.seen();
+        let seen = self.visible();
         let result = self.bench.restore(&spec);
         self.log.push(format!(
             "restore {name} at {root:?}: {:?}",
@@ -469,7 +469,7 @@ fn make_folders(at: &Path) {
     fs::create_dir_all(at.join("x")).unwrap();
 }
 
-/// The files of one folder, without those of folders in it.
+/// The files of one folder, without its subfolders.
 fn files(at: &Path) -> Files {
     let Ok(names) = fs::read_dir(at) else {
         return Files::new();

@@ -1,4 +1,4 @@
-//! Disks inside a source that come, go or are missing: such a run is never taken for whole.
+//! Disks inside a source that come, go or are missing. Such a run is never complete.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use sprat_snapshot::{
 };
 use sprat_testkit::requires;
 
-/// A file system with a file at `source/disk`; unmounted with the value.
+/// A file system with a file, mounted at `source/disk`. Dropping it unmounts it.
 struct Disk(PathBuf);
 
 impl Disk {
@@ -41,7 +41,7 @@ fn mount(at: &std::path::Path) {
     fs::write(at.join("precious"), "x").unwrap();
 }
 
-/// Prunes all but the newest snapshot, and what else must stay.
+/// Keeps only the newest snapshot, and those that must always be kept.
 fn keep_the_last(bench: &Bench) -> PruneReport {
     let spec = PruneSpec {
         suspects: None,
@@ -58,7 +58,7 @@ fn keep_the_last(bench: &Bench) -> PruneReport {
 }
 
 #[test]
-fn a_disk_that_is_unmounted_under_way_is_named_and_the_snapshot_is_not_whole() {
+fn a_disk_unmounted_during_the_run_makes_the_snapshot_incomplete() {
     requires!(sprat_testkit::needs::root());
     let bench = Bench::new();
     let disk = Disk::new(&bench);
@@ -90,13 +90,13 @@ fn a_disk_that_is_unmounted_under_way_is_named_and_the_snapshot_is_not_whole() {
             EntryKind::Incomplete
         ]
     );
-    // Retention keeps the one that has everything.
+    // Retention keeps the complete one.
     keep_the_last(&bench);
     assert_eq!(bench.kinds(), [EntryKind::Complete, EntryKind::Incomplete]);
 }
 
 #[test]
-fn a_disk_that_is_mounted_under_way_is_named_too() {
+fn a_disk_mounted_during_the_run_is_reported() {
     requires!(sprat_testkit::needs::root());
     let bench = Bench::new();
     let disk = Disk::new(&bench);
@@ -111,7 +111,7 @@ fn a_disk_that_is_mounted_under_way_is_named_too() {
 }
 
 #[test]
-fn what_the_job_leaves_out_may_come_and_go() {
+fn excluded_mounts_may_come_and_go() {
     requires!(sprat_testkit::needs::root());
     let bench = Bench::new();
     let disk = Disk::new(&bench);
@@ -131,7 +131,7 @@ fn what_the_job_leaves_out_may_come_and_go() {
 }
 
 #[test]
-fn subvolumes_that_one_file_system_leaves_out_are_warned_of() {
+fn subvolumes_excluded_by_one_file_system_get_a_warning() {
     let programs = ["btrfs", "mkfs.btrfs"];
     requires!(
         crate::folder::loop_missing()
@@ -176,7 +176,7 @@ fn subvolumes_that_one_file_system_leaves_out_are_warned_of() {
 }
 
 #[test]
-fn a_disk_of_the_last_whole_snapshot_that_is_not_mounted_is_warned_of() {
+fn a_missing_disk_of_the_last_complete_snapshot_gets_a_warning() {
     requires!(sprat_testkit::needs::root());
     let bench = Bench::new();
     let disk = Disk::new(&bench);
@@ -191,7 +191,7 @@ fn a_disk_of_the_last_whole_snapshot_that_is_not_mounted_is_warned_of() {
     );
 }
 
-/// An ext4 of its own on a loop device: it has an identity that outlives its mount.
+/// An ext4 on a loop device. Its identity outlives its mount.
 struct Image(PathBuf);
 
 impl Image {
@@ -218,7 +218,7 @@ fn missing_at(path: &std::path::Path, before: SnapshotName) -> Vec<Warning> {
 }
 
 #[test]
-fn a_source_whose_disk_is_away_is_reported_and_the_snapshot_that_has_it_stays() {
+fn a_source_with_a_missing_disk_is_reported_and_its_snapshot_kept() {
     requires!(sprat_testkit::needs::root());
     let bench = Bench::new();
     let source = bench.source();
@@ -240,7 +240,7 @@ fn a_source_whose_disk_is_away_is_reported_and_the_snapshot_that_has_it_stays() 
 }
 
 #[test]
-fn a_disk_that_is_a_source_of_its_own_stays_kept_while_its_mount_point_is_empty() {
+fn a_disk_that_is_a_source_stays_kept_while_its_mount_point_is_empty() {
     requires!(crate::folder::loop_missing());
     let bench = Bench::new();
     let disk = Image::new(&bench, "disk");
@@ -251,7 +251,7 @@ fn a_disk_that_is_a_source_of_its_own_stays_kept_while_its_mount_point_is_empty(
     fs::write(at.join("precious"), "x").unwrap();
     fs::write(bench.source().join("file"), "x").unwrap();
     let mut spec = bench.spec();
-    // One source is never there: no snapshot is complete.
+    // One source is always missing, so no snapshot is complete.
     spec.sources = vec![bench.source(), at.clone(), bench.path("never")];
     let before = bench.try_take(&spec).unwrap().name;
     umount(&at);
@@ -281,7 +281,7 @@ fn a_disk_on_a_disk_is_not_forgotten_with_the_other() {
     let before = bench.take().name;
     umount(&below);
     umount(&at);
-    // The mount points of sticks go with them.
+    // Sticks are unmounted and their mount points removed.
     fs::remove_dir(&at).unwrap();
     let expected = [missing_at(&at, before), missing_at(&below, before)].concat();
     for _ in 0..2 {
@@ -297,7 +297,7 @@ fn a_disk_on_a_disk_is_not_forgotten_with_the_other() {
 }
 
 #[test]
-fn a_disk_that_moved_to_another_place_is_not_missing_and_another_at_its_place_is_reported() {
+fn a_moved_disk_is_not_missing_and_a_replacement_is_reported() {
     requires!(crate::folder::loop_missing());
     let bench = Bench::new();
     let (one, other) = (Image::new(&bench, "one"), Image::new(&bench, "other"));
@@ -329,7 +329,7 @@ fn a_disk_that_moved_to_another_place_is_not_missing_and_another_at_its_place_is
 }
 
 #[test]
-fn incomplete_runs_and_a_clock_that_ran_ahead_hide_no_missing_disk() {
+fn incomplete_runs_and_a_wrong_clock_hide_no_missing_disk() {
     requires!(sprat_testkit::needs::root());
     let bench = Bench::new();
     let disk = Disk::new(&bench);
@@ -344,7 +344,7 @@ fn incomplete_runs_and_a_clock_that_ran_ahead_hide_no_missing_disk() {
     )
     .unwrap();
     mount(&disk.0);
-    // Not one run is whole.
+    // No run is complete.
     let mut spec = bench.spec();
     let message = "rsync: [sender] send_files failed to open \\\"/x\\\": Permission denied (13)";
     spec.rsync = bench.rsync_script(&format!("echo \"{message}\" >&2"), "rsync");
@@ -362,7 +362,7 @@ fn incomplete_runs_and_a_clock_that_ran_ahead_hide_no_missing_disk() {
 }
 
 #[test]
-fn delete_empties_no_other_disk_than_the_snapshots() {
+fn delete_empties_no_disk_but_that_of_the_snapshot() {
     requires!(crate::folder::loop_missing());
     let bench = Bench::new();
     let (one, other) = (Image::new(&bench, "one"), Image::new(&bench, "other"));
@@ -383,7 +383,7 @@ fn delete_empties_no_other_disk_than_the_snapshots() {
         assert!(place.join("precious").exists());
     };
     let paths = || [None, Some(bench.source()), Some(place.clone())];
-    // Another disk, then none: the files in the mount point belong to the disk below it.
+    // First another disk, then none: then the files in the mount point are those of the disk below it.
     other.mount(&place);
     fs::write(place.join("precious"), "x").unwrap();
     for path in paths() {
@@ -434,7 +434,7 @@ fn not_mounted(disk: &Disk, before: SnapshotName) -> Vec<Warning> {
     vec![Warning::NotMounted { path, before }]
 }
 
-/// What is told of disks; runs within one second also tell of the clock.
+/// The warnings about disks, without those about the clock, which runs within one second cause.
 fn warnings_of(report: &SnapshotReport) -> Vec<Warning> {
     let of_disks = |warning: &&Warning| {
         use Warning as W;
@@ -445,7 +445,7 @@ fn warnings_of(report: &SnapshotReport) -> Vec<Warning> {
 }
 
 #[test]
-fn a_disk_that_is_not_mounted_is_warned_of_at_each_run_and_the_snapshot_that_has_it_stays() {
+fn a_missing_disk_gets_a_warning_in_each_run_and_its_snapshot_is_kept() {
     requires!(sprat_testkit::needs::root());
     let bench = Bench::new();
     let disk = Disk::new(&bench);
@@ -464,7 +464,7 @@ fn a_disk_that_is_not_mounted_is_warned_of_at_each_run_and_the_snapshot_that_has
     assert_eq!(bench.kinds().len(), 2);
     assert_eq!(warnings_of(&bench.take()), warned);
 
-    // Back in its place, nothing of it is told or kept any more.
+    // The disk is back at its place: nothing is reported or kept any more.
     mount(&disk.0);
     let back = bench.take();
     assert!(warnings_of(&back).is_empty());
@@ -475,7 +475,7 @@ fn a_disk_that_is_not_mounted_is_warned_of_at_each_run_and_the_snapshot_that_has
 }
 
 #[test]
-fn the_warning_of_a_missing_disk_ends_where_it_is_said_to_be_gone_or_left_out() {
+fn the_warning_ends_when_a_disk_is_declared_gone_or_excluded() {
     requires!(sprat_testkit::needs::root());
     for how in ["gone", "excluded", "one file system"] {
         let bench = Bench::new();
@@ -492,7 +492,7 @@ fn the_warning_of_a_missing_disk_ends_where_it_is_said_to_be_gone_or_left_out() 
         }
         let ended = bench.try_take(&spec).unwrap();
         assert!(warnings_of(&ended).is_empty(), "{how}");
-        // A disk is said to be gone once; the job's options say each time what it leaves out.
+        // A disk is declared gone once. What the job excludes, its options say each time.
         spec.disks_gone.clear();
         assert!(
             warnings_of(&bench.try_take(&spec).unwrap()).is_empty(),
@@ -503,7 +503,7 @@ fn the_warning_of_a_missing_disk_ends_where_it_is_said_to_be_gone_or_left_out() 
     }
 }
 
-/// Deletes in the place of the source, or, with `path`, of that file or folder of it.
+/// Restores in place with `delete`: the source or, with `path`, a file or folder of it.
 fn restore_with_delete(bench: &Bench, path: Option<PathBuf>) -> Result<(), SnapshotError> {
     let to = path.as_ref().and_then(|path| path.parent());
     let to = to.map_or("/".into(), ToOwned::to_owned);
@@ -526,7 +526,7 @@ fn refused_for(disk: &Disk, done: Result<(), SnapshotError>) {
 }
 
 #[test]
-fn delete_empties_no_disk_that_the_snapshot_does_not_have() {
+fn delete_empties_no_disk_that_is_not_in_the_snapshot() {
     requires!(sprat_testkit::needs::root());
     let bench = Bench::new();
     let disk = Disk::new(&bench);
@@ -543,7 +543,7 @@ fn delete_empties_no_disk_that_the_snapshot_does_not_have() {
     for path in [None, Some(source.clone()), Some(disk.0.clone())] {
         refused_for(&disk, restore_with_delete(&bench, path));
     }
-    // One that it has is brought back as it was.
+    // A disk that the snapshot has is restored.
     bench.take();
     fs::write(disk.0.join("later"), "x").unwrap();
     for path in [None, Some(source), Some(disk.0.clone())] {
@@ -552,7 +552,7 @@ fn delete_empties_no_disk_that_the_snapshot_does_not_have() {
         assert!(!disk.0.join("later").exists());
         fs::write(disk.0.join("later"), "x").unwrap();
     }
-    // One that is the source itself, too.
+    // So is one that is the source itself.
     let spec = sprat_snapshot::SnapshotSpec::new(crate::folder::job_name(), vec![disk.0.clone()]);
     bench.try_take(&spec).unwrap();
     restore_with_delete(&bench, None).unwrap();
@@ -560,7 +560,7 @@ fn delete_empties_no_disk_that_the_snapshot_does_not_have() {
 }
 
 #[test]
-fn what_is_mounted_below_another_place_is_told_from_what_is_mounted_at_it() {
+fn mounts_below_and_at_another_destination_are_distinguished() {
     requires!(sprat_testkit::needs::root());
     let bench = Bench::new();
     fs::create_dir(bench.source().join("disk")).unwrap();
@@ -589,7 +589,7 @@ fn what_is_mounted_below_another_place_is_told_from_what_is_mounted_at_it() {
 }
 
 #[test]
-fn what_a_job_leaves_out_by_its_disk_is_deleted_only_where_that_is_said() {
+fn files_excluded_by_one_file_system_are_deleted_only_on_request() {
     requires!(sprat_testkit::needs::root());
     let bench = Bench::new();
     let disk = Disk::new(&bench);
@@ -611,7 +611,7 @@ fn what_a_job_leaves_out_by_its_disk_is_deleted_only_where_that_is_said() {
     }
 }
 
-/// What `x-systemd.automount` makes, with a daemon that is gone: nothing comes by itself.
+/// An automount point as `x-systemd.automount` makes it, without a daemon: nothing gets mounted.
 fn automount(at: &std::path::Path) {
     let program = "import ctypes, os, sys\n\
         os.setpgrp(); r, w = os.pipe(); os.set_inheritable(w, True)\n\
@@ -622,7 +622,7 @@ fn automount(at: &std::path::Path) {
 }
 
 #[test]
-fn what_lies_on_an_automount_point_belongs_to_the_source_and_is_missing_without() {
+fn files_on_an_automount_point_belong_to_the_source() {
     requires!(
         sprat_testkit::needs::root(),
         sprat_testkit::needs::program("python3")

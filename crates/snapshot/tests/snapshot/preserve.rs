@@ -1,4 +1,4 @@
-//! Everything is kept: in the snapshot, in the hard-linked next one, and after a restore.
+//! Everything is preserved: in the snapshot, in the next one with hard links, and after a restore.
 
 mod attributes;
 
@@ -15,7 +15,7 @@ use sprat_testkit::requires;
 use sprat_testkit::tree::{PlainTree, make_odd_tree};
 
 #[test]
-fn an_odd_tree_is_the_same_in_the_snapshot_and_after_a_restore() {
+fn an_unusual_tree_is_equal_in_the_snapshot_and_after_a_restore() {
     let bench = Bench::new();
     make_odd_tree(&bench.source()).unwrap();
     let report = bench.take();
@@ -29,12 +29,12 @@ fn an_odd_tree_is_the_same_in_the_snapshot_and_after_a_restore() {
         .unwrap();
     assert_eq!(restored.snapshot, report.name.to_string());
     assert_same(&bench.source(), &below(&to, &bench.source()));
-    // The snapshot is as it was.
+    // The first snapshot is unchanged.
     assert_same(&bench.source(), &bench.in_snapshot(report.name));
 }
 
 #[test]
-fn a_second_run_links_what_did_not_change_and_copies_what_did() {
+fn a_second_run_links_unchanged_files_and_copies_changed_ones() {
     let bench = Bench::new();
     make_odd_tree(&bench.source()).unwrap();
     let first = bench.take();
@@ -59,14 +59,14 @@ fn a_second_run_links_what_did_not_change_and_copies_what_did() {
     }
     assert_ne!(inode(&a.join(changed)), inode(&b.join(changed)));
     assert_ne!(fs::read(a.join(changed)).unwrap(), b"new");
-    // A third, unchanged one shares everything and copies nothing.
+    // A third, unchanged run links everything and copies nothing.
     let third = bench.take();
     assert_eq!(third.record.stats.transferred, 0);
     assert_same(&bench.source(), &bench.in_snapshot(third.name));
 }
 
 #[test]
-fn a_file_never_comes_back_as_it_was_two_snapshots_ago() {
+fn a_file_never_gets_the_content_of_two_snapshots_ago() {
     let bench = Bench::new();
     let file = bench.source().join("file");
     let write = |text: &str, seconds: u64| {
@@ -80,7 +80,7 @@ fn a_file_never_comes_back_as_it_was_two_snapshots_ago() {
     };
     let kept = |name| fs::read_to_string(bench.in_snapshot(name).join("file")).unwrap();
     let mut names = Vec::new();
-    // The third looks like the first: size and time are equal.
+    // The third version has the size and time of the first.
     for (text, seconds) in [
         ("AAAA", 1_000_000),
         ("BBBB", 2_000_000),
@@ -93,15 +93,15 @@ fn a_file_never_comes_back_as_it_was_two_snapshots_ago() {
     assert_eq!(kept(names[0]), "AAAA");
 }
 
-/// Another content that looks the same: size and times stay.
-fn change_unseen(path: &Path, content: &str) {
+/// Changes the content of a file, and keeps its size and times.
+fn change_content(path: &Path, content: &str) {
     let modified = fs::metadata(path).unwrap().modified().unwrap();
     fs::write(path, content).unwrap();
     let file = File::options().write(true).open(path).unwrap();
     file.set_modified(modified).unwrap();
 }
 
-/// rsync takes such a name in a list of files for a comment.
+/// rsync treats such a name in a list of files as a comment.
 #[test]
 fn a_file_whose_path_looks_like_a_comment_is_read_again_and_restored() {
     requires!(sprat_testkit::needs::root());
@@ -118,9 +118,9 @@ fn a_file_whose_path_looks_like_a_comment_is_read_again_and_restored() {
     let mut spec = bench.spec();
     spec.sources = vec![top.path().to_owned()];
     bench.try_take(&spec).unwrap();
-    // Younger than the run: the next one compares them.
+    // They are younger than the run, so the next one compares them.
     for file in &files {
-        change_unseen(file, "new");
+        change_content(file, "new");
     }
     let report = bench.try_take(&spec).unwrap();
     let tree = bench.job().join(report.name.to_string());
@@ -132,7 +132,7 @@ fn a_file_whose_path_looks_like_a_comment_is_read_again_and_restored() {
     bench.restore(&restore).unwrap();
     let back = bench.path("back").join(top.path().file_name().unwrap());
     for name in ["#a", ";sub/b"] {
-        change_unseen(&back.join(name), "bad");
+        change_content(&back.join(name), "bad");
     }
     bench.restore(&restore).unwrap();
     for name in ["#a", ";sub/b"] {
@@ -141,7 +141,7 @@ fn a_file_whose_path_looks_like_a_comment_is_read_again_and_restored() {
 }
 
 #[test]
-fn a_recent_file_is_compared_by_the_name_that_it_still_has() {
+fn a_recent_file_is_compared_by_its_remaining_name() {
     for kept in ["a", "b", "c"] {
         let bench = Bench::new();
         let at = |name: &str| bench.source().join(name);
@@ -149,7 +149,7 @@ fn a_recent_file_is_compared_by_the_name_that_it_still_has() {
         fs::hard_link(at("a"), at("b")).unwrap();
         fs::hard_link(at("a"), at("c")).unwrap();
         bench.take();
-        change_unseen(&at("a"), "next");
+        change_content(&at("a"), "next");
         for name in ["a", "b", "c"] {
             if name != kept {
                 fs::remove_file(at(name)).unwrap();
@@ -180,7 +180,7 @@ fn hard_links_across_sources_and_nested_and_repeated_sources_are_kept_once() {
         bench.source().join("single"),
     ];
     let report = bench.try_take(&spec).unwrap();
-    // Everything in the source belongs to one of the sources here.
+    // Every file of the source is in one of the sources here.
     assert_same(&bench.source(), &bench.in_snapshot(report.name));
 }
 
@@ -208,7 +208,7 @@ fn one_file_or_folder_is_restored_by_its_path() {
 }
 
 #[test]
-fn many_files_come_through() {
+fn many_files_are_preserved() {
     let bench = Bench::new();
     let tree = PlainTree {
         files: 3000,
@@ -274,7 +274,7 @@ fn a_sparse_file_larger_than_the_volume_keeps_its_holes_when_only_its_mode_chang
     assert_eq!(inode(&after.join("sparse")), inode(&after.join("twin")));
     let blocks = fs::metadata(after.join("sparse")).unwrap().blocks();
     assert!(blocks <= 16, "{blocks} blocks");
-    // The file is counted as what it is, and the older snapshot is as it was.
+    // The file counts as what it is, and the older snapshot is unchanged.
     assert_eq!(second.record.stats.transferred, 1);
     let older = fs::metadata(before.join("sparse")).unwrap();
     assert_eq!((older.mode() & 0o777, older.nlink()), (0o644, 2));
@@ -289,7 +289,7 @@ fn content_of_a_file_with_new_attributes_comes_from_the_source() {
         eprintln!("skipped: {missing}");
         return;
     }
-    // With a guard, and in a folder that is no mount, where there is none.
+    // With a guard, and in a folder that is not a mount, where there is none.
     let bench = Bench::new();
     let disk = SmallExt4::new(&bench, "64M", &[]);
     let file = bench.source().join("file");
@@ -325,13 +325,13 @@ fn content_of_a_file_with_new_attributes_comes_from_the_source() {
                 .blocks()
                 <= 16
         );
-        // Nothing of the second run's is left beside the snapshots.
+        // The second rsync leaves nothing beside the snapshots.
         assert!(!volume.join("home/.sprat/read-again").exists());
         assert_eq!(fs::read(&old).unwrap(), b"wrong");
     }
 }
 
-/// Changes an attribute of one file at random; returns whether it did.
+/// Changes a random attribute of a file. Returns whether it did.
 fn change_attribute(dice: &mut Dice, path: &Path) {
     match dice.below(4) {
         0 => chmod(path, 0o600 + u32::try_from(dice.below(0o177)).unwrap()),
@@ -374,7 +374,7 @@ fn random_attribute_changes_cost_no_holes_and_change_no_older_snapshot() {
         fs::create_dir_all(&folder).unwrap();
         let path = folder.join(format!("{number}"));
         match dice.below(10) {
-            // More than the volume holds, all in all.
+            // More than the volume's size in all.
             0 => sparse(&path, (1 + dice.below(sparse_mib)) << 20, b"tail"),
             1 if number > 0 => {
                 let other: &PathBuf = &paths[usize::try_from(dice.below(number)).unwrap()];
@@ -390,7 +390,7 @@ fn random_attribute_changes_cost_no_holes_and_change_no_older_snapshot() {
     assert_same(&bench.source(), &before);
     let copy = bench.path("as it was");
     for round in 0..3 {
-        // The snapshot as it is now, to compare with later.
+        // The present state of the snapshot, to compare with later.
         let _ = fs::remove_dir_all(&copy);
         let arguments = ["-a", "--sparse=always", before.to_str().unwrap()];
         crate::folder::run("cp", &[&arguments[..], &[copy.to_str().unwrap()]].concat());
@@ -411,7 +411,7 @@ fn random_attribute_changes_cost_no_holes_and_change_no_older_snapshot() {
             let ours =
                 fs::metadata(after.join(path.strip_prefix(bench.source()).unwrap())).unwrap();
             let theirs = fs::metadata(path).unwrap();
-            // Within a block at each end of the data.
+            // Rounded to a block at each end of the data.
             let more = ours.blocks().saturating_sub(theirs.blocks());
             assert!(more <= 16, "{}: {more} sectors more", path.display());
             if ours.nlink() == theirs.nlink() {
@@ -419,7 +419,7 @@ fn random_attribute_changes_cost_no_holes_and_change_no_older_snapshot() {
             }
         }
         let used = free.saturating_sub(free_bytes(&disk.at));
-        // What was written anew, the folders, and the journal's share.
+        // New data, the folders, and the journal's share.
         let most = allocated + files * 512 + (2 << 20);
         assert!(used <= most, "round {round}: {used} of {most} bytes");
         before = after;
@@ -427,7 +427,7 @@ fn random_attribute_changes_cost_no_holes_and_change_no_older_snapshot() {
 }
 
 #[test]
-fn attributes_that_rsync_keeps_its_own_notes_in_are_kept() {
+fn attributes_that_rsync_uses_itself_are_preserved() {
     let bench = Bench::new();
     let file = bench.source().join("file");
     fs::write(&file, "x").unwrap();

@@ -1,4 +1,4 @@
-//! Snapshots pruned: what goes, what stays, what an interruption leaves.
+//! Pruning: what is removed, what is kept, and what an interruption leaves.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use sprat_snapshot::{
 use sprat_testkit::compare::assert_same;
 use sprat_testkit::tree::make_odd_tree;
 
-/// A job with so many daily snapshots, the last of them today.
+/// A job with `count` daily snapshots, the last one of today.
 fn days(count: i64) -> (Bench, Vec<SnapshotName>) {
     let bench = Bench::new();
     make_odd_tree(&bench.source()).unwrap();
@@ -62,7 +62,7 @@ fn left(bench: &Bench) -> Vec<SnapshotName> {
 }
 
 #[test]
-fn what_no_rule_keeps_goes_and_the_rest_is_untouched() {
+fn snapshots_kept_by_no_rule_are_removed_and_others_unchanged() {
     let (bench, names) = days(4);
     let kept = bench.in_snapshot(names[3]);
     let copy = bench.path("copy");
@@ -104,7 +104,7 @@ fn what_no_rule_keeps_goes_and_the_rest_is_untouched() {
 }
 
 #[test]
-fn without_a_rule_nothing_goes() {
+fn without_a_rule_nothing_is_removed() {
     let (bench, names) = days(2);
     let report = prune(&bench, &spec(KeepRules::default())).unwrap();
     assert_eq!(left(&bench), names);
@@ -112,9 +112,9 @@ fn without_a_rule_nothing_goes() {
 }
 
 #[test]
-fn the_last_whole_one_the_pinned_and_the_interrupted_stay() {
+fn the_last_complete_the_pinned_and_the_interrupted_stay() {
     let (bench, names) = days(5);
-    // The newest lacks files; the one before was interrupted; the second is pinned.
+    // The newest is incomplete, the one before was interrupted, and the second is pinned.
     let record = bench.job().join(format!(".sprat/{}.json", names[4]));
     let text = fs::read_to_string(&record).unwrap();
     fs::write(
@@ -147,7 +147,7 @@ fn the_last_whole_one_the_pinned_and_the_interrupted_stay() {
 }
 
 #[test]
-fn an_interrupted_prune_is_gone_on_with() {
+fn an_interrupted_prune_is_continued() {
     let (bench, names) = days(3);
     let cancel = Cancel::new();
     let stopped = sprat_snapshot::prune(
@@ -164,7 +164,7 @@ fn an_interrupted_prune_is_gone_on_with() {
         matches!(stopped, Err(SnapshotError::PruneCancelled)),
         "{stopped:?}"
     );
-    // What was begun is no snapshot any more.
+    // A snapshot whose removal has begun is no longer one.
     assert_eq!(left(&bench), names[1..]);
     let report = prune(&bench, &spec(last(1))).unwrap();
     assert_eq!(left(&bench), names[2..]);
@@ -179,7 +179,7 @@ fn an_interrupted_prune_is_gone_on_with() {
 }
 
 #[test]
-fn a_prune_that_a_backup_goes_on_with_leaves_no_record() {
+fn a_prune_finished_by_a_backup_leaves_no_record() {
     let (bench, names) = days(2);
     let cancel = Cancel::new();
     let stopped = sprat_snapshot::prune(
@@ -206,7 +206,7 @@ fn a_prune_that_a_backup_goes_on_with_leaves_no_record() {
 }
 
 #[test]
-fn a_job_that_is_not_there_is_not_made() {
+fn a_missing_job_is_not_created() {
     let bench = Bench::new();
     let error = prune(&bench, &spec(last(1))).unwrap_err();
     assert!(matches!(error, SnapshotError::NoSuchJob { .. }), "{error}");
@@ -214,7 +214,7 @@ fn a_job_that_is_not_there_is_not_made() {
 }
 
 #[test]
-fn interrupted_trees_go_only_where_that_is_asked_for_and_an_interruption_is_gone_on_with() {
+fn interrupted_trees_are_removed_only_on_request() {
     let (bench, names) = days(4);
     let folder = |name: SnapshotName, kind: &str| bench.job().join(format!("{name}{kind}"));
     fs::rename(folder(names[0], ""), folder(names[0], ".partial")).unwrap();
@@ -237,7 +237,7 @@ fn interrupted_trees_go_only_where_that_is_asked_for_and_an_interruption_is_gone
     let kept = prune(&bench, &spec(last(9))).unwrap();
     assert_eq!(found(&kept), both(false));
 
-    // Without any rule no snapshot goes.
+    // Without any rule no snapshot is removed.
     let mut drop = spec(KeepRules::default());
     drop.drop_interrupted = true;
     drop.dry_run = true;
@@ -265,7 +265,7 @@ fn interrupted_trees_go_only_where_that_is_asked_for_and_an_interruption_is_gone
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .filter(|name| !name.ends_with(".json"))
         .collect();
-    // Of the snapshots that are kept, and nothing of what was removed.
+    // The warnings come from snapshots that are kept, not from removed ones.
     let mut recent: Vec<String> = names[2..]
         .iter()
         .map(|name| format!("{name}.recent"))

@@ -1,4 +1,4 @@
-//! What a check found is healed by the next backup, and its last right content is kept.
+//! The next backup heals what a check found, and the last right content is kept.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, FileTimes};
@@ -13,7 +13,7 @@ use sprat_testkit::compare::assert_same;
 use super::{against_source, next_second, read_all, rewrite, spec, try_check};
 use crate::folder::{Bench, job_name};
 
-/// A job on a volume of its own, whose source has one file that a check has read.
+/// A job on its own volume. Its source has one file, which a check has read.
 fn checked_once(bench: &Bench) -> (String, PathBuf) {
     for (name, content) in [("file", b"alpha"), ("other", b"other")] {
         let path = bench.source().join(name);
@@ -73,10 +73,10 @@ fn the_next_backup_reads_damaged_files_from_the_source() {
                 .warnings
                 .contains(&Warning::DamageHealed { files: 1 })
         );
-        // The older one is as it was, and still known as damaged.
+        // The older snapshot is unchanged, and its file is still known as damaged.
         assert_eq!(fs::read(&kept).unwrap(), b"noise");
         assert_eq!(read_all(&bench).damaged.count, 1);
-        // The third links to the right one, and has nothing to say.
+        // The third one links to the right file, and reports nothing.
         let third = bench.try_take(&with_suspects(&bench)).unwrap();
         let in_third = bench.in_snapshot(third.name);
         assert_eq!(
@@ -91,7 +91,7 @@ fn the_next_backup_reads_damaged_files_from_the_source() {
             "{:?}",
             third.record
         );
-        // Once the damaged one is gone, so is what is known of it.
+        // When the damaged file is gone, it is no longer listed.
         prune_to(&bench, 1);
         assert!(!read_all(&bench).is_damaged());
         assert!(!bench.path("suspects.json").exists());
@@ -148,7 +148,7 @@ fn a_change_that_backups_missed_is_copied_after_a_comparison_with_the_source() {
 }
 
 #[test]
-fn checksum_finds_what_size_and_time_hide() {
+fn checksum_finds_changes_with_equal_size_and_time() {
     let bench = Bench::new();
     let (_, kept) = checked_once(&bench);
     rewrite(&kept, b"noise");
@@ -193,7 +193,7 @@ fn prune_keeps_the_last_right_content_of_a_damaged_file() {
             .clone()
     };
     assert_eq!(why(&first), [KeepReason::RightContent]);
-    // The next backup heals it; then the older ones may go.
+    // The next backup heals it. Then the older snapshots may be removed.
     bench.try_take(&with_suspects(&bench)).unwrap();
     prune_to(&bench, 1);
     assert!(!read_all(&bench).is_damaged());
@@ -265,7 +265,7 @@ fn prune_before_the_heal_never_removes_the_last_right_content() {
         next_second();
         for _ in 0..2 + dice.below(4) {
             bench.take();
-            // Another inode of the same version in the next snapshot.
+            // Another inode with the same version in the next snapshot.
             let name = FILES[usize::try_from(dice.below(3)).unwrap()];
             let mode = 0o400 + u32::try_from(dice.below(0o400)).unwrap();
             let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
@@ -307,7 +307,7 @@ fn prune_before_the_heal_never_removes_the_last_right_content() {
         }
         let newest = bench.try_take(&with_suspects(&bench)).unwrap();
         assert_same(&bench.source(), &bench.in_snapshot(newest.name));
-        // Then the older ones may go.
+        // Then the older ones may be removed.
         prune_to(&bench, 1);
         assert_eq!(bench.list().len(), 1, "round {round}");
         assert!(!read_all(&bench).is_damaged(), "round {round}");
@@ -320,13 +320,13 @@ fn a_check_that_cannot_save_its_sums_reports_what_it_found() {
     let (_, kept) = checked_once(&bench);
     rewrite(&kept, b"noise");
     let mut one = spec(&bench, CheckWhat::Everything);
-    // A folder stands where the new file goes.
+    // A folder has the name of the new file.
     fs::create_dir_all(one.known.with_extension("new")).unwrap();
     one.suspects = bench.path("suspects.json");
     let report = try_check(&bench, &one, &Cancel::new()).unwrap();
     assert_eq!(report.damaged.count, 1);
     assert_eq!(report.not_saved.len(), 1, "{:?}", report.not_saved);
-    // Backups know of it all the same.
+    // Backups use the list all the same.
     let second = bench.try_take(&with_suspects(&bench)).unwrap();
     assert_same(&bench.source(), &bench.in_snapshot(second.name));
 }
@@ -371,7 +371,7 @@ fn a_change_within_the_step_of_a_files_time_is_copied_by_the_next_run() {
 fn a_path_as_long_as_one_can_be_is_read_compared_and_healed() {
     use rustix::fs::{Mode, OFlags, mkdirat, openat};
     let bench = Bench::new();
-    // Relative to each folder: the whole path is as long as the kernel takes.
+    // Relative to each folder: the whole path is as long as the kernel accepts.
     let mut at = openat(
         rustix::fs::CWD,
         bench.source(),
@@ -409,7 +409,7 @@ fn a_path_as_long_as_one_can_be_is_read_compared_and_healed() {
         assert!(report.finished);
     }
     assert_eq!(against_source(&bench).same, 1);
-    // Damaged, it is named, and the next backup reads it from the source.
+    // When it is damaged, it is reported, and the next backup reads it from the source.
     let mut at = openat(
         rustix::fs::CWD,
         &kept,

@@ -1,4 +1,4 @@
-//! A check against the source names what the source has and the snapshot lacks.
+//! A check against the source reports what the source has and the snapshot lacks.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -15,8 +15,8 @@ use crate::folder::{Bench, now};
 
 const YOUNGER: Duration = Duration::from_millis(2100);
 
-/// A snapshot whose run began so late that all that is in the source by now is surely older. What is
-/// made after [`YOUNGER`] may be younger.
+/// A snapshot whose run begins so late that everything in the source is certainly older. What is created
+/// after [`YOUNGER`] may be younger.
 fn take_later(bench: &Bench, spec: &SnapshotSpec) -> SnapshotReport {
     let moment = now() + Duration::from_secs(5);
     sprat_snapshot::take(&bench.volume(), spec, moment, &mut |_| {}, &Cancel::new()).unwrap()
@@ -36,7 +36,7 @@ fn mount_tmpfs(at: &Path) {
     assert!(mount.unwrap().success());
 }
 
-/// Unmounts it at the end.
+/// Dropping it unmounts it.
 struct Mounted<'a>(&'a Path);
 
 impl Drop for Mounted<'_> {
@@ -46,7 +46,7 @@ impl Drop for Mounted<'_> {
 }
 
 #[test]
-fn what_the_snapshot_lacks_is_named_and_the_next_backup_has_it() {
+fn files_the_snapshot_lacks_are_reported_and_the_next_backup_has_them() {
     let bench = with_source();
     let source = bench.source();
     for folder in ["lost", "kept", "left"] {
@@ -83,17 +83,17 @@ fn what_the_snapshot_lacks_is_named_and_the_next_backup_has_it() {
     fs::remove_dir_all(snapshot.join("lost")).unwrap();
     fs::remove_file(snapshot.join("kept/lost\n")).unwrap();
     fs::remove_file(snapshot.join("lost-link")).unwrap();
-    // A person's own change: the content alone is younger.
+    // An ordinary change: only the content is younger.
     fs::write(source.join("kept/lost\n"), "changed").unwrap();
     fs::write(source.join("new"), "new").unwrap();
     fs::write(source.join("new.skip"), "new").unwrap();
     fs::write(source.join("left/new"), "new").unwrap();
-    // Of files in a folder that was moved here only the folder itself is younger.
+    // Only the folder itself is younger than the snapshot, not the files in it: it was moved here.
     fs::rename(&elsewhere, source.join("moved")).unwrap();
     fs::remove_file(source.join("link")).unwrap();
     symlink("b", source.join("link")).unwrap();
     fs::remove_file(source.join("c")).unwrap();
-    // Another kind of object at the place of one.
+    // An object of another kind at the same place.
     fs::remove_file(source.join("a")).unwrap();
     fs::create_dir(source.join("a")).unwrap();
 
@@ -129,7 +129,7 @@ fn what_the_snapshot_lacks_is_named_and_the_next_backup_has_it() {
 }
 
 #[test]
-fn disks_that_the_snapshot_does_not_have_are_named_as_such_and_left_out_ones_are_not() {
+fn disks_the_snapshot_lacks_are_reported_unless_excluded() {
     requires!(sprat_testkit::needs::root());
     let bench = with_source();
     let disk = bench.source().join("disk");
@@ -146,7 +146,7 @@ fn disks_that_the_snapshot_does_not_have_are_named_as_such_and_left_out_ones_are
     let place = &in_source(&bench, &["disk: tmpfs disk was not there"])[0];
     assert!(named.starts_with(place.as_str()), "{named}");
 
-    // One that the job's patterns leave out is no news.
+    // An excluded one is not reported.
     let without = SnapshotSpec {
         excludes: vec![disk.display().to_string()],
         ..bench.spec()
@@ -155,7 +155,7 @@ fn disks_that_the_snapshot_does_not_have_are_named_as_such_and_left_out_ones_are
     let report = against_source(&bench);
     assert_eq!((report.lacking.count, report.new_since.count), (0, 0));
 
-    // With it, a file that the snapshot lacks is named.
+    // With it, a file that the snapshot lacks is reported.
     let taken = take_later(&bench, &bench.spec());
     fs::remove_file(bench.in_snapshot(taken.name).join("disk/file")).unwrap();
     let report = against_source(&bench);
@@ -174,7 +174,7 @@ fn disks_that_the_snapshot_does_not_have_are_named_as_such_and_left_out_ones_are
 }
 
 #[test]
-fn where_it_is_not_known_what_the_snapshot_lacks_the_check_says_so() {
+fn a_check_reports_if_it_is_unknown_what_the_snapshot_lacks() {
     requires!(sprat_testkit::needs::root());
     let bench = with_source();
     let folder = bench.source().join("folder");
@@ -182,7 +182,7 @@ fn where_it_is_not_known_what_the_snapshot_lacks_the_check_says_so() {
     let taken = take_later(&bench, &bench.spec());
     let names = ["readdir-5", "hello"].map(str::to_owned).to_vec();
     let failing = FailingSource::mount(&folder, names);
-    // As if that disk had been there.
+    // As if that disk had been mounted.
     let record = bench.job().join(format!(".sprat/{}.json", taken.name));
     let text = fs::read_to_string(&record).unwrap();
     let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();

@@ -1,5 +1,5 @@
-//! A FUSE file system in which each name fails as it says: `open-13` can't be opened, with error 13;
-//! `silent` is never answered for.
+//! A FUSE file system in which a file's name selects its failure: `open-13` can't be opened, with error
+//! 13; `silent` never gets an answer.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -12,20 +12,20 @@ use fuser::{
     ReplyEntry, ReplyOpen, Request,
 };
 
-/// What every readable file holds.
+/// The content of every readable file.
 pub const CONTENT: &[u8] = b"hello\n";
-/// Nothing is kept by the kernel: each question reaches the file system.
+/// The kernel caches nothing, so that each request reaches the file system.
 const TTL: Duration = Duration::ZERO;
 
-/// The names at the top; what is listed below a folder is nothing.
+/// The names at the top. Folders below are empty.
 pub struct FailingSource {
     names: Vec<String>,
-    /// The error by which the top itself can't be listed.
+    /// The error for listing the top folder.
     root: Option<i32>,
     silent: Silent,
 }
 
-/// Who waits for an answer; once it is empty, with an error.
+/// Requests that wait for an answer. Dropping them answers with an error.
 pub type Silent = Arc<Mutex<Vec<ReplyEntry>>>;
 
 impl FailingSource {
@@ -34,7 +34,7 @@ impl FailingSource {
         Self::mount_silent(at, names, Silent::default())
     }
 
-    /// The same; a caller that asks for `silent` waits in `silent`.
+    /// As [`mount`]. Requests for `silent` are put into `silent`.
     pub fn mount_silent(at: &Path, names: Vec<String>, silent: Silent) -> BackgroundSession {
         let root = None;
         Self {
@@ -45,7 +45,7 @@ impl FailingSource {
         .spawn(at)
     }
 
-    /// Mounts one that can't be listed, with error `errno`.
+    /// Mounts one whose top folder can't be listed, with error `errno`.
     pub fn mount_failing_root(at: &Path, errno: i32) -> BackgroundSession {
         Self {
             names: Vec::new(),
@@ -61,7 +61,7 @@ impl FailingSource {
         fuser::spawn_mount(self, at, &config).unwrap()
     }
 
-    /// The error by which `what` fails for the file.
+    /// The error of the operation `what` on the file.
     fn error(&self, inode: INodeNo, what: &str) -> Option<Errno> {
         let name = self
             .names
@@ -122,7 +122,7 @@ impl Filesystem for FailingSource {
     fn open(&self, _: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         match self.error(inode, "open") {
             Some(error) => reply.error(error),
-            // Past the page cache, which turns every error into EIO.
+            // Direct I/O, because the page cache turns every error into EIO.
             None => reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO),
         }
     }

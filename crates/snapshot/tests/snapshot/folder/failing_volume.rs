@@ -1,5 +1,5 @@
-//! A volume in memory, by FUSE, that refuses operations by the names of their files: no folder
-//! `mkdir-13` can be made in it, with error 13. A file has a limited number of names.
+//! A FUSE volume in memory in which a file's name selects the operation that fails: `mkdir-13` can't be
+//! created, with error 13. The number of names of a file is limited.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -24,11 +24,11 @@ struct Node {
     content: Vec<u8>,
     names: BTreeMap<OsString, u64>,
     attributes: BTreeMap<OsString, Vec<u8>>,
-    /// The name by which it was made, or got later.
+    /// The name that it was created with, or renamed to.
     known_as: OsString,
 }
 
-/// The operations; a file's name begins with one of them, and the number of an error.
+/// The operations. A file's name begins with one of them, followed by an error number.
 pub const OPERATIONS: [&str; 9] = [
     "mkdir", "create", "mknod", "symlink", "link", "rename", "write", "setattr", "setxattr",
 ];
@@ -39,7 +39,7 @@ pub struct FailingVolume {
 }
 
 impl FailingVolume {
-    /// Mounts it at `at`, until the session is dropped. `links_max`: names of one file.
+    /// Mounts it at `at` until the session is dropped. `links_max`: the most names of one file.
     pub fn mount(at: &Path, links_max: u32) -> BackgroundSession {
         let this = Self {
             nodes: Mutex::default(),
@@ -132,7 +132,7 @@ impl FailingVolume {
     }
 }
 
-/// The error by which `operation` fails for a file of this name, also of rsync's temporary name.
+/// The error of `operation` for a file of this name or of rsync's temporary name for it.
 fn refused(name: &OsStr, operation: &str) -> Result<(), Errno> {
     let name = name.to_string_lossy();
     let name = name.trim_start_matches('.');
@@ -346,7 +346,7 @@ impl Filesystem for FailingVolume {
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        // Past the page cache: each write has its own answer.
+        // Direct I/O, so that each write gets its own answer.
         reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
     }
 

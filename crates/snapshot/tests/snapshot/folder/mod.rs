@@ -58,7 +58,7 @@ impl Bench {
         take_into(&self.volume(), spec)
     }
 
-    /// The source as it lies in a folder of the job.
+    /// The source as it is in a folder of the job.
     pub fn in_snapshot(&self, folder: impl std::fmt::Display) -> PathBuf {
         below(&self.job().join(folder.to_string()), &self.source())
     }
@@ -78,7 +78,8 @@ impl Bench {
         self.list().iter().map(|entry| entry.kind).collect()
     }
 
-    /// An rsync that is the real one, begun by the shell lines `before`; `"$@"` are its arguments.
+    /// A script that runs the shell lines `before` and then the real rsync. `"$@"` are rsync's
+    /// arguments.
     pub fn rsync_script(&self, before: &str, rsync: &str) -> PathBuf {
         let path = self.path("rsync-script");
         let text = format!(
@@ -121,7 +122,7 @@ pub fn inode(path: &Path) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-/// Waits until `done`, and says what it waited for if that doesn't come.
+/// Waits for `done`. Fails with `what` if it does not come.
 pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     for _ in 0..3000 {
         if done() {
@@ -132,7 +133,7 @@ pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     panic!("waited in vain for {what}");
 }
 
-/// What an ext4 image needs of the machine.
+/// What this machine lacks for an ext4 image, if anything.
 pub fn loop_missing() -> Option<String> {
     sprat_testkit::needs::root()
         .or_else(|| sprat_testkit::needs::program("mkfs.ext4"))
@@ -142,7 +143,7 @@ pub fn loop_missing() -> Option<String> {
         })
 }
 
-/// A small ext4 on a loop device, mounted; all of it goes with the value.
+/// A small, mounted ext4 on a loop device. Dropping it removes all of it.
 pub struct SmallExt4 {
     pub at: PathBuf,
 }

@@ -1,4 +1,4 @@
-//! One file, source or foreign object never ends a run.
+//! A single file, source or foreign object never ends a run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,13 +15,13 @@ use crate::folder::failing_source::{CONTENT, FailingSource};
 use crate::folder::failing_volume::{FailingVolume, OPERATIONS};
 use crate::folder::{Bench, SmallExt4, inode, loop_missing, take_into, wait_for};
 
-/// Every error number of Linux but ENOSYS, by which a FUSE file system says that it needs no `open`.
+/// Every error number of Linux but ENOSYS, with which a FUSE file system declares that it has no `open`.
 fn all_errors() -> impl Iterator<Item = i32> {
     (1..=133).filter(|errno| *errno != 38)
 }
 
 #[test]
-fn whatever_error_a_source_file_gives_the_others_are_saved() {
+fn any_error_of_a_source_file_lets_the_others_be_saved() {
     requires!(fuse_missing());
     let bench = Bench::new();
     let mut names: Vec<String> = all_errors()
@@ -52,14 +52,15 @@ fn whatever_error_a_source_file_gives_the_others_are_saved() {
     }
 }
 
-/// Errors by which a volume or the machine fails for whatever file, and of no room. ENOSYS as above.
+/// Errors that concern the whole volume or machine, or a full volume. Without ENOSYS, as above.
 fn ends_a_run(errno: i32) -> bool {
     let volume = [5, 6, 19, 30, 74, 103, 107, 108, 116, 117, 121, 123];
     let machine = [4, 11, 12, 23, 24];
     volume.contains(&errno) || machine.contains(&errno) || [28, 122].contains(&errno)
 }
 
-/// Makes what the volume refuses in the `operation` with this error; returns the path to be named.
+/// Creates a file that the volume refuses in `operation` with this error. Returns the path to be
+/// reported.
 fn refused_file(source: &Path, operation: &str, errno: i32) -> PathBuf {
     let name = format!("{operation}-{errno}");
     let path = source.join(&name);
@@ -68,7 +69,7 @@ fn refused_file(source: &Path, operation: &str, errno: i32) -> PathBuf {
         "mknod" => crate::folder::run("mkfifo", &[path.to_str().unwrap()]),
         "symlink" => symlink("target", &path).unwrap(),
         "link" => {
-            // Neither the first nor the last name in rsync's order is the one that is written.
+            // It is neither the first nor the last name in rsync's order.
             let [first, last] = ["a", "z"].map(|at| source.join(format!("{at}-{name}")));
             fs::write(&first, "x").unwrap();
             fs::hard_link(&first, &path).unwrap();
@@ -87,8 +88,8 @@ fn xattr(path: &Path) {
     crate::folder::run("setfattr", &["-n", "user.note", "-v", "x", path]);
 }
 
-/// What rsync or the C library asks again for, without end, and a rename across devices, for which rsync
-/// copies.
+/// Errors after which rsync or the C library retries without end, and the rename across devices, for
+/// which rsync copies.
 fn is_no_answer(operation: &str, errno: i32) -> bool {
     matches!(
         (operation, errno),
@@ -96,7 +97,8 @@ fn is_no_answer(operation: &str, errno: i32) -> bool {
     )
 }
 
-/// Takes a snapshot of `files` into a volume that refuses each; returns what was named, if there is one.
+/// Takes a snapshot of `files` into a volume that refuses each. Returns what was reported, if there is a
+/// snapshot.
 fn take_refused(operations: &[&str], errors: &[i32]) -> (Vec<PathBuf>, Option<Vec<PathBuf>>) {
     let bench = Bench::new();
     let source = bench.source();
@@ -129,10 +131,10 @@ fn take_refused(operations: &[&str], errors: &[i32]) -> (Vec<PathBuf>, Option<Ve
 }
 
 #[test]
-fn whatever_error_a_volume_gives_for_a_file_the_others_are_saved() {
+fn any_error_of_the_volume_for_a_file_lets_the_others_be_saved() {
     requires!(fuse_missing().or_else(|| sprat_testkit::needs::program("setfattr")));
     let of_file: Vec<i32> = all_errors().filter(|errno| !ends_a_run(*errno)).collect();
-    // rsync goes on after these.
+    // rsync continues after these.
     let operations = [
         "mkdir", "create", "mknod", "symlink", "rename", "setattr", "setxattr",
     ];
@@ -140,7 +142,7 @@ fn whatever_error_a_volume_gives_for_a_file_the_others_are_saved() {
     let named: BTreeSet<PathBuf> = named.unwrap().into_iter().collect();
     let missing: Vec<_> = files.iter().filter(|path| !named.contains(*path)).collect();
     assert!(missing.is_empty(), "{missing:?}");
-    // And ends after these: one error in each run.
+    // rsync ends after these: one error in each run.
     let step = if std::env::var_os("SPRAT_STRIKES").is_some() {
         1
     } else {
@@ -152,7 +154,7 @@ fn whatever_error_a_volume_gives_for_a_file_the_others_are_saved() {
         if is_no_answer("link", *errno) {
             continue;
         }
-        // A file that can't be a link becomes a copy.
+        // A file that can't be linked is copied.
         let bench = Bench::new();
         refused_file(&bench.source(), "link", *errno);
         let session = FailingVolume::mount(&bench.volume(), 1000);
@@ -168,7 +170,7 @@ fn whatever_error_a_volume_gives_for_a_file_the_others_are_saved() {
 }
 
 #[test]
-fn errors_of_the_volume_and_the_machine_end_a_run_whatever_the_operation() {
+fn errors_of_volume_and_machine_end_a_run_in_any_operation() {
     requires!(fuse_missing().or_else(|| sprat_testkit::needs::program("setfattr")));
     let ending: Vec<i32> = all_errors().filter(|errno| ends_a_run(*errno)).collect();
     let mut errors = ending.into_iter().cycle();
@@ -186,7 +188,7 @@ fn errors_of_the_volume_and_the_machine_end_a_run_whatever_the_operation() {
 }
 
 #[test]
-fn a_source_that_can_not_be_listed_leaves_out_no_other() {
+fn a_source_that_can_not_be_listed_excludes_no_other() {
     requires!(fuse_missing());
     let bench = Bench::new();
     fs::write(bench.source().join("file"), "x").unwrap();
@@ -199,7 +201,7 @@ fn a_source_that_can_not_be_listed_leaves_out_no_other() {
         spec.sources.push(at);
     }
     let report = bench.try_take(&spec);
-    // A source that is alone leaves nothing to save.
+    // If it is the only source, nothing is left to save.
     let mut alone = bench.spec();
     alone.sources = vec![spec.sources[13].clone()];
     let nothing = bench.try_take(&alone);
@@ -215,7 +217,7 @@ fn a_source_that_can_not_be_listed_leaves_out_no_other() {
 }
 
 #[test]
-fn a_file_that_becomes_a_pipe_under_way_is_left_out_and_hangs_no_run() {
+fn a_file_that_becomes_a_pipe_is_excluded_and_hangs_no_run() {
     requires!(sprat_testkit::needs::root());
     let bench = Bench::new();
     let source = bench.source();
@@ -284,7 +286,7 @@ fn attributes_that_the_volume_refuses_make_a_file_incomplete_and_fail_no_run() {
     assert_eq!(record.warnings, [Warning::AttributesRefused { files: 1 }]);
 }
 
-/// Every file below `tree` by its path there, with its content and how many names there have its inode.
+/// Every file below `tree` by its path, with its content and the number of names of its inode.
 fn names_and_links(tree: &Path) -> BTreeMap<PathBuf, (Vec<u8>, u64)> {
     let (mut files, mut names_of) = (BTreeMap::new(), BTreeMap::new());
     let mut todo = vec![tree.to_owned()];
@@ -315,7 +317,7 @@ fn make_names(file: &Path, folder: &Path, count: usize) {
 }
 
 #[test]
-fn a_file_with_more_names_than_the_volume_allows_becomes_a_further_copy() {
+fn a_file_with_too_many_names_is_stored_as_further_copies() {
     requires!(loop_missing());
     let bench = Bench::new();
     let disk = SmallExt4::new(&bench, "64M", &[]);
@@ -350,7 +352,7 @@ fn a_file_with_more_names_than_the_volume_allows_becomes_a_further_copy() {
             crate::folder::below(&disk.at.join("home").join(report.name.to_string()), &source);
         assert!(names_and_links(&tree) == expected, "{run}");
         unchanged.push(inode(&tree.join("z/last")));
-        // What was set aside is gone.
+        // The trees set aside are removed.
         let names: Vec<_> = fs::read_dir(disk.at.join("home"))
             .unwrap()
             .map(|entry| entry.unwrap().file_name())
@@ -358,7 +360,7 @@ fn a_file_with_more_names_than_the_volume_allows_becomes_a_further_copy() {
             .collect();
         assert!(names.is_empty(), "{run}: {names:?}");
         if run == 1 || run == 3 {
-            // As many snapshots would: 65,000 names is what ext4 allows.
+            // As if many snapshots had it: ext4 allows 65,000 names.
             let has = usize::try_from(fs::metadata(tree.join("f")).unwrap().nlink()).unwrap();
             let others = disk.at.join(format!("others{run}"));
             make_names(&tree.join("f"), &others, 64_900 - has);
@@ -368,7 +370,7 @@ fn a_file_with_more_names_than_the_volume_allows_becomes_a_further_copy() {
 }
 
 #[test]
-fn a_file_with_more_names_than_any_file_can_have_is_stored_several_times() {
+fn a_file_with_more_names_than_any_file_can_have_is_split() {
     requires!(fuse_missing());
     let bench = Bench::new();
     let source = bench.source();
@@ -407,7 +409,7 @@ fn a_file_with_more_names_than_any_file_can_have_is_stored_several_times() {
         assert_eq!(tree[Path::new("h")].1, 10);
         let split = |one: &&Warning| matches!(one, Warning::LinksSplit { .. });
         assert!(record.warnings.iter().filter(split).count() >= 2);
-        // 201 and 91 names, 30 at most in each copy.
+        // 201 and 91 names, at most 30 for each copy.
         let single = tree.values().filter(|(_, links)| *links == 1).count();
         assert!(single <= 3, "{single}");
     }
@@ -423,7 +425,7 @@ fn a_further_attempt_changes_nothing_of_an_older_snapshot() {
     let first = bench.take();
     fs::write(source.join("b"), vec![7; 4 << 20]).unwrap();
     fs::write(source.join("c"), "last").unwrap();
-    // The volume refuses a file above 1 MiB; meanwhile an unchanged file gets another mode.
+    // The volume refuses a file above 1 MiB. Meanwhile an unchanged file gets another mode.
     let flag = bench.path("second");
     let before = format!(
         "trap '' XFSZ; ulimit -f 2048\nif [ ! -e {flag} ]; then touch {flag}; rsync \"$@\"; rc=$?; \
@@ -448,7 +450,7 @@ fn a_further_attempt_changes_nothing_of_an_older_snapshot() {
 }
 
 #[test]
-fn a_source_that_is_missing_leaves_out_no_other() {
+fn a_missing_source_excludes_no_other() {
     let bench = Bench::new();
     fs::write(bench.source().join("file"), "x").unwrap();
     let mut spec = bench.spec();
@@ -460,7 +462,7 @@ fn a_source_that_is_missing_leaves_out_no_other() {
     let missing = [gone.display().to_string(), empty.display().to_string()];
     assert_eq!(report.record.unread.names, missing);
     assert_same(&bench.source(), &bench.in_snapshot(report.name));
-    // A restore that deletes must not take the missing ones for empty.
+    // A restore with delete must not treat the missing ones as empty.
     assert_eq!(
         report.record.sources,
         [bench.source().display().to_string()]
@@ -513,7 +515,7 @@ fn a_pipe_as_a_source_and_patterns_that_match_nothing_are_refused() {
 }
 
 #[test]
-fn objects_of_somebody_else_in_the_volume_stop_no_run() {
+fn foreign_objects_on_the_volume_stop_no_run() {
     let bench = Bench::new();
     fs::write(bench.source().join("file"), "x").unwrap();
     let outside = bench.path("outside");
@@ -574,7 +576,7 @@ fn a_file_whose_attributes_do_not_fit_is_stored_once_and_reported_each_time() {
     requires!(loop_missing());
     let bench = Bench::new();
     let disk = SmallExt4::new(&bench, "64M", &["-b", "4096"]);
-    // tmpfs holds what one block of ext4 doesn't.
+    // tmpfs can store attributes that don't fit into one block of ext4.
     let memory = Memory::mounted(bench.path("large"));
     let folder = memory.0.join("folder");
     fs::create_dir(&folder).unwrap();
@@ -585,7 +587,7 @@ fn a_file_whose_attributes_do_not_fit_is_stored_once_and_reported_each_time() {
         let name = format!("user.n{number}");
         sprat_testkit::tree::set_xattr(&file, &name, &[b'v'; 3000]).unwrap();
     }
-    // Its change is to be older than the run.
+    // Its change must be older than the run.
     std::thread::sleep(std::time::Duration::from_secs(5));
     let mut spec = SnapshotSpec::new(crate::folder::job_name(), vec![memory.0.clone()]);
     let take = || {
@@ -609,12 +611,12 @@ fn a_file_whose_attributes_do_not_fit_is_stored_once_and_reported_each_time() {
     let (third, stats) = take();
     assert_eq!(inode(&first), inode(&third));
     assert_eq!(stats.transferred, 0);
-    // What changed is stored again.
+    // A changed file is stored again.
     set_mode(&file, 0o600).unwrap();
     let (fourth, stats) = take();
     assert_ne!(inode(&first), inode(&fourth));
     assert_eq!(stats.transferred, 1);
-    // No pattern of the job is got round.
+    // The job's patterns still apply.
     spec.excludes = vec!["/**/file".to_owned()];
     let report = take_into(&disk.at, &spec).unwrap();
     let tree = disk.at.join("home").join(report.name.to_string());

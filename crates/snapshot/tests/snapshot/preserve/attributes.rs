@@ -1,4 +1,4 @@
-//! Random files of every kind whose attributes change, again and again.
+//! Random files of every kind whose attributes change many times.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -15,17 +15,17 @@ use sprat_testkit::tree::{acl, bytes, set_mode, set_owner, set_time, set_xattr};
 use super::{free_bytes, next};
 use crate::folder::{Bench, SmallExt4, loop_missing, take_into};
 
-/// Files of the short form, and of the long one (`SPRAT_TORTURE_ROUNDS`).
+/// The number of files in the short form and in the long one (`SPRAT_TORTURE_ROUNDS`).
 const FILES: [u64; 2] = [100, 10_000];
 const ROUNDS: [u64; 2] = [3, 8];
 const BLOCK_BYTES: u64 = 4096;
-/// The largest files; they are mostly a hole.
+/// The length of the largest files, which are mostly a hole.
 const HUGE_BYTES: [u64; 2] = [128 << 20, 512 << 20];
 
 struct Files {
     root: PathBuf,
     dice: Dice,
-    /// Each file with the number of its blocks that hold something.
+    /// Each file with the number of its blocks that have data.
     blocks: BTreeMap<PathBuf, u64>,
     names: Vec<PathBuf>,
 }
@@ -65,7 +65,7 @@ impl Files {
             .insert(path.to_owned(), (len as u64).div_ceil(BLOCK_BYTES));
     }
 
-    /// Up to three pieces of content in `len` bytes.
+    /// Writes up to three pieces of content within `len` bytes.
     fn sparse(&mut self, path: &Path, len: u64) {
         let mut file = File::create(path).unwrap();
         file.set_len(len).unwrap();
@@ -74,7 +74,7 @@ impl Files {
             let at = self.dice.below(len);
             let piece = (1 + self.dice.below(9000)).min(len - at);
             file.seek(SeekFrom::Start(at)).unwrap();
-            // Of no byte that is 0.
+            // No byte of it is 0.
             let piece_bytes = vec![1; usize::try_from(piece).unwrap()];
             file.write_all(&piece_bytes).unwrap();
             held.extend(at / BLOCK_BYTES..=(at + piece - 1) / BLOCK_BYTES);
@@ -95,7 +95,7 @@ impl Files {
         (count > 0).then(|| self.names[usize::try_from(self.dice.below(count)).unwrap()].clone())
     }
 
-    /// Changes one attribute or more, and never the content.
+    /// Changes one or more attributes, and never the content.
     fn attributes(&mut self, path: &Path) {
         let user = 1000 + u32::try_from(self.dice.below(50)).unwrap();
         match self.dice.below(5) {
@@ -113,7 +113,7 @@ impl Files {
         }
     }
 
-    /// Changes attributes of a fifth of the files. Returns the bytes of content that these hold.
+    /// Changes attributes of a fifth of the files. Returns the size of their content.
     fn change(&mut self) -> u64 {
         let mut changed = BTreeMap::new();
         for _ in 0..self.names.len() / 5 {
@@ -124,8 +124,8 @@ impl Files {
         changed.values().sum::<u64>() * BLOCK_BYTES
     }
 
-    /// No file of the snapshot takes more than its content, rounded to whole blocks, and one block
-    /// for attributes.
+    /// Checks that no file of the snapshot uses more than its content, rounded to whole blocks, and one
+    /// block for attributes.
     fn holes_are_kept(&self, tree: &Path) {
         for (path, blocks) in &self.blocks {
             let kept = tree.join(path.strip_prefix(&self.root).unwrap());
@@ -139,7 +139,7 @@ impl Files {
     }
 }
 
-/// All that a tree holds, for a later comparison: each name with inode, attributes and times.
+/// A description of a tree, to compare with later: each name with inode, attributes and times.
 fn sheet(tree: &Path) -> Vec<String> {
     let mut lines = Vec::new();
     let mut todo = vec![tree.to_owned()];
@@ -202,7 +202,7 @@ fn attributes_of_random_files_change_and_holes_and_older_snapshots_stay() {
         let state = sheet(&tree);
         older.push((tree, state));
     }
-    // Without room for what must be written again: the run fails, and nothing else changes.
+    // Without space for what must be written again, the run fails, and nothing else changes.
     let large = bench.source().join("large");
     let room = free_bytes(&disk.at) / 2 + (8 << 20);
     let content = bytes(
@@ -229,7 +229,7 @@ fn attributes_of_random_files_change_and_holes_and_older_snapshots_stay() {
     for (tree, state) in &older {
         assert_eq!(&sheet(tree), state, "{}", tree.display());
     }
-    // With room again the same run is whole.
+    // With enough space the same run is complete.
     drop(file);
     fs::remove_file(&filler).unwrap();
     fs::write(&large, "small now").unwrap();
