@@ -4,10 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 /// Attaching, mounting or detaching failed.
-#[allow(
-    missing_docs,
-    reason = "each variant's message says what its fields hold"
-)]
+#[allow(missing_docs, reason = "each variant's message explains its fields")]
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AttachError {

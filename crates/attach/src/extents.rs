@@ -1,4 +1,4 @@
-//! Where a file's content lies on its file system's device.
+//! Finds the byte ranges of the device that contain a file's content.
 
 use std::fs::File;
 use std::io;

@@ -1,6 +1,6 @@
 //! Attaches a volume to the local kernel: FUSE file, loop device, dm-crypt, ext4, mounts and namespaces.
 //!
-//! Above: the worker and volume processes of `cli`.
+//! Above: the worker and volume processes of `session`.
 //! Below: the kernel (FUSE, loop, dm-crypt, ext4, namespaces), libcryptsetup, `mkfs.ext4`, and a [`BlockDevice`] given by the caller.
 //!
 //! Always true:

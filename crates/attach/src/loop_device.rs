@@ -282,11 +282,11 @@ mod tests {
         assert!(started.elapsed() < RELEASE_WAIT_MAX / 2);
         // The release waits while the device is open.
         let path = device.path().to_owned();
-        let held = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        let opened = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
         let release = std::thread::spawn(move || device.release());
         sleep(Duration::from_millis(300));
         assert!(!release.is_finished());
-        drop(held);
+        drop(opened);
         release.join().unwrap().unwrap();
     }
 }

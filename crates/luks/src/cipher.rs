@@ -17,7 +17,7 @@ use crate::{LuksError, allowed_ciphers::CIPHER, header::Header, pins::Pins, secr
 
 /// The cipher of one volume. Any number of threads may call at once.
 ///
-/// OpenSSL's contexts hold the expanded key; they are wiped when the cipher is dropped.
+/// OpenSSL's contexts contain the expanded key. They are wiped when the cipher is dropped.
 pub struct SectorCipher {
     key: VolumeKey,
     sector_bytes: usize,

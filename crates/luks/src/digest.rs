@@ -19,7 +19,7 @@ const SALT_BYTES_MAX: usize = 64;
 /// A PBKDF2 digest of the volume key.
 #[derive(Debug, Clone)]
 pub(crate) struct Digest {
-    /// Numbers of the slots that hold the key.
+    /// The numbers of the slots that have the key.
     pub keyslots: Vec<u32>,
     hash: String,
     rounds: u32,

@@ -127,7 +127,7 @@ fn prove(
         let opened = loaded.unlock_slot(&written, secret, index)?;
         if !openssl::memcmp::eq(opened.expose(), volume_key.expose()) {
             return Err(LuksError::invalid(format!(
-                "the new key slot {index} holds another key"
+                "the new key slot {index} has another key"
             )));
         }
     }

@@ -52,7 +52,7 @@ impl Payload {
     }
 }
 
-/// A key slot that holds the volume key.
+/// A key slot that has the volume key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slot {
     /// Its number in the header, 0 to 31.

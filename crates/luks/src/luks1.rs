@@ -114,7 +114,7 @@ impl Luks1Header {
             .collect::<Result<Vec<_>, _>>()?;
         let areas_end = slots.iter().map(|slot| slot.area.end).max();
         let Some(areas_end) = areas_end else {
-            return Err(LuksError::invalid("no key slot holds the volume key"));
+            return Err(LuksError::invalid("no key slot has the volume key"));
         };
         if payload_offset_bytes < areas_end {
             return Err(LuksError::unsupported(format!(

@@ -268,7 +268,7 @@ fn check_overlaps(slots: &[Keyslot]) -> Result<(), LuksError> {
 /// LUKS2 stores the size of the volume key only in the slots.
 fn common_key_size(slots: &[Keyslot], opened_by: OpenedBy) -> Result<usize, LuksError> {
     let Some(first) = slots.first() else {
-        return Err(LuksError::invalid("no key slot holds the volume key"));
+        return Err(LuksError::invalid("no key slot has the volume key"));
     };
     if slots.iter().any(|slot| slot.key_bytes != first.key_bytes) {
         return Err(LuksError::invalid(

@@ -173,7 +173,7 @@ impl Reference {
                 Ok(Some(VolumeKey::copy_of(&buffer[..len])))
             }
             Ok((_, len)) => Err(LuksError::invalid(format!(
-                "key slot {slot} holds a key of {len} bytes"
+                "key slot {slot} has a key of {len} bytes"
             ))),
             Err(LibcryptErr::IOError(error)) if error.kind() == io::ErrorKind::PermissionDenied => {
                 Ok(None)

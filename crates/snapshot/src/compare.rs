@@ -355,8 +355,8 @@ fn is_file(stat: &Stat) -> bool {
 /// Whether rsync would skip the file.
 fn looks_the_same(ours: &Stat, theirs: &Stat) -> bool {
     let kind = |stat: &Stat| FileType::from_raw_mode(stat.st_mode);
-    let looks = |stat: &Stat| (stat.st_size, stat.st_mtime, stat.st_mtime_nsec);
-    kind(ours) == kind(theirs) && (!is_file(ours) || looks(ours) == looks(theirs))
+    let size_and_time = |stat: &Stat| (stat.st_size, stat.st_mtime, stat.st_mtime_nsec);
+    kind(ours) == kind(theirs) && (!is_file(ours) || size_and_time(ours) == size_and_time(theirs))
 }
 
 /// What to compare.

@@ -177,8 +177,8 @@ impl Made<'_> {
         let all_named = record.unread.count == record.unread.names.len() as u64;
         for (one, place) in all.iter_mut().zip(&places) {
             let lacks = |path: &PathBuf| holding(path).is_none_or(|holding| holding == place);
-            let whole = !many_vanished && all_named && record.rsync_exit.is_some();
-            one.full = record.complete || (whole && !unread.iter().any(lacks));
+            let all_known = !many_vanished && all_named && record.rsync_exit.is_some();
+            one.full = record.complete || (all_known && !unread.iter().any(lacks));
         }
         all
     }

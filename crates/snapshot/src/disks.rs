@@ -198,10 +198,10 @@ pub(crate) fn known(holders: &[Holder]) -> Vec<Disk> {
 
 fn same_at_its_place(disks: &[Disk], met: &FileSystem) -> Option<usize> {
     let at_place = |disk: &Disk| disk.file_system.place == met.place;
-    let surely = |disk: &Disk| at_place(disk) && disk.file_system.is_same(met) == Some(true);
-    let maybe = |disk: &Disk| at_place(disk) && disk.file_system.is_continued_by(met);
-    let surely = disks.iter().position(surely);
-    surely.or_else(|| disks.iter().rposition(maybe))
+    let certain = |disk: &Disk| at_place(disk) && disk.file_system.is_same(met) == Some(true);
+    let possible = |disk: &Disk| at_place(disk) && disk.file_system.is_continued_by(met);
+    let certain = disks.iter().position(certain);
+    certain.or_else(|| disks.iter().rposition(possible))
 }
 
 /// The disk that `met` is, if it was at another place before and is no longer there. A disk that is

@@ -18,7 +18,7 @@ const STABLE_FSID: [&str; 6] = ["ext2", "ext3", "ext4", "btrfs", "bcachefs", "zf
 /// File systems in memory. Their content is lost when they are unmounted.
 const VOLATILE: [&str; 3] = ["tmpfs", "ramfs", "rootfs"];
 
-/// Where udev lists the devices by the UUID of what they hold.
+/// The folder in which udev lists devices by the UUID of their content.
 const BY_UUID: &str = "/dev/disk/by-uuid";
 
 /// A file system that a run found at a source, or mounted inside one.

@@ -157,7 +157,7 @@ impl JobFolder {
         }
     }
 
-    /// The names of all folders in it except the state folder, whoever made them.
+    /// The names of all folders in it except the state folder, including foreign ones.
     pub(crate) fn folders(&self) -> Result<Vec<PathBuf>, SnapshotError> {
         let names =
             names_in(self.folder.as_fd(), Path::new(".")).map_err(on_volume("list", &self.job))?;

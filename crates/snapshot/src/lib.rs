@@ -1,6 +1,6 @@
 //! Makes, lists, checks, prunes and restores snapshots: dated folders that rsync fills on a mounted volume.
 //!
-//! Above: the worker process in `cli`, which has mounted the volume on a folder.
+//! Above: the worker process in `session`, which has mounted the volume on a folder.
 //! Below: the system's `rsync`, and plain system calls on the mounted folder.
 //!
 //! Always true:

@@ -128,8 +128,8 @@ fn take_or_fail(
     let list = sources.list.iter().map(|source| source.path.clone());
     let missing = sources.missing.iter().map(|one| unescape_path(one));
     let paths: Vec<PathBuf> = list.chain(missing).collect();
-    let held = disks::holders(&folder.job, now)?;
-    let disks = Disks::find(&held, &sources.file_systems, &paths, spec);
+    let holders = disks::holders(&folder.job, now)?;
+    let disks = Disks::find(&holders, &sources.file_systems, &paths, spec);
     sources::forget_known_automounts(&mut warnings, &disks);
     let mut recent = Recent::default();
     for (linked, _) in &linked_from {

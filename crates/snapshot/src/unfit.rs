@@ -152,7 +152,7 @@ fn is_same_job(record: &RunRecord, sources: &Sources, spec: &SnapshotSpec) -> bo
 
 /// Whether everything but the lost attributes is equal. A file with hard links is left to rsync.
 fn is_same(source: &Metadata, kept: &Metadata) -> bool {
-    let looks = |about: &Metadata| {
+    let facts = |about: &Metadata| {
         (
             about.len(),
             about.mtime(),
@@ -165,5 +165,5 @@ fn is_same(source: &Metadata, kept: &Metadata) -> bool {
     source.is_file()
         && source.nlink() == 1
         && kept.nlink() < LINKS_MAX
-        && looks(source) == looks(kept)
+        && facts(source) == facts(kept)
 }

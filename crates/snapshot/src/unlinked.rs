@@ -44,14 +44,14 @@ pub(crate) fn count(tree: &Path, older: &[PathBuf], copied: &NameList) -> u64 {
 }
 
 fn could_be_linked(new: &Metadata, old: &Metadata) -> bool {
-    let looks = |about: &Metadata| {
+    let facts = |about: &Metadata| {
         let times = (about.mtime(), about.mtime_nsec());
         (about.len(), times, about.mode(), about.uid(), about.gid())
     };
     new.is_file()
         && old.is_file()
         && new.ino() != old.ino()
-        && looks(new) == looks(old)
+        && facts(new) == facts(old)
         && old.nlink() < NAMES_MAX
 }
 

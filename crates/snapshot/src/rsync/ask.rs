@@ -105,10 +105,10 @@ mod tests {
 
     #[test]
     fn a_call_that_does_not_return_is_abandoned() {
-        let (hold, held) = channel::<()>();
-        let answer = within(Duration::from_millis(20), move || held.recv().is_err());
+        let (sender, receiver) = channel::<()>();
+        let answer = within(Duration::from_millis(20), move || receiver.recv().is_err());
         assert_eq!(answer, None);
-        drop(hold);
+        drop(sender);
         assert_eq!(within(Duration::from_secs(60), || 7), Some(7));
     }
 }

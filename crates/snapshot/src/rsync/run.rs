@@ -343,7 +343,7 @@ impl<'a> Running<'a> {
         child: &Child,
         progress: &mut dyn FnMut(Progress),
     ) {
-        let mut told = Instant::now();
+        let mut reported = Instant::now();
         let mut stillness = Stillness::of_children();
         let mut examined = Instant::now();
         loop {
@@ -377,8 +377,8 @@ impl<'a> Running<'a> {
                     at: stillness.file_waited_for().as_deref().map(escape_path),
                 });
             }
-            if told.elapsed() >= POLL {
-                told = Instant::now();
+            if reported.elapsed() >= POLL {
+                reported = Instant::now();
                 progress(self.progress);
             }
             self.stop_if_wanted(child);

@@ -25,7 +25,7 @@ const PROCESSES_MAX: usize = 64;
 pub(super) struct Stillness {
     process: u32,
     moved: Option<u64>,
-    looked: Instant,
+    measured: Instant,
     since: Instant,
 }
 
@@ -35,7 +35,7 @@ impl Stillness {
         Self {
             process: own_number(),
             moved: None,
-            looked: Instant::now(),
+            measured: Instant::now(),
             since: Instant::now(),
         }
     }
@@ -63,8 +63,8 @@ impl Stillness {
 
     /// For how long there was no progress. Zero if the kernel doesn't show it.
     pub(super) fn still(&mut self) -> Duration {
-        if self.looked.elapsed() >= MEASURE_INTERVAL {
-            self.look();
+        if self.measured.elapsed() >= MEASURE_INTERVAL {
+            self.measure();
         }
         match self.moved {
             Some(_) => self.since.elapsed(),
@@ -78,11 +78,11 @@ impl Stillness {
         (still >= REPORT_AFTER).then_some(still.as_secs())
     }
 
-    fn look(&mut self) {
-        self.looked = Instant::now();
+    fn measure(&mut self) {
+        self.measured = Instant::now();
         let moved = moved_below(self.process);
         if moved != self.moved {
-            self.since = self.looked;
+            self.since = self.measured;
         }
         self.moved = moved;
     }
@@ -216,14 +216,14 @@ mod tests {
 
         let mut stillness = Stillness::of_children();
         assert_eq!(stillness.process, std::process::id());
-        stillness.look();
+        stillness.measure();
         assert_eq!(stillness.still_s_to_report(), None);
         stillness.since = Instant::now().checked_sub(REPORT_AFTER).unwrap();
         assert_eq!(stillness.still_s_to_report(), Some(600));
         drop(input);
         let mut out = child.stdout.take().unwrap();
         std::io::Read::read_exact(&mut out, &mut [0; 65536]).unwrap();
-        stillness.look();
+        stillness.measure();
         assert_eq!(stillness.still_s_to_report(), None);
         drop(out);
         child.wait().unwrap();
