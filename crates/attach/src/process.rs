@@ -93,7 +93,7 @@ fn open_descriptors() -> Result<Vec<RawFd>, AttachError> {
 
 /// Ties the inner process to the outer one. In the namespace the parent's pid is 0, so the outer
 /// process's end of a pipe shows whether it is alive. A dying process closes its files before its
-/// children get another parent. So if the signal comes too early, the pipe is closed.
+/// children get another parent. So a process that missed the signal sees the closed pipe.
 fn die_with_outer(outer_lives: &OwnedFd) -> Result<(), AttachError> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(|e| AttachError::io("set", "the parent death signal", e))?;

@@ -400,9 +400,9 @@ impl RunFolder {
 
     /// The trees to link unchanged files from, best first: the interrupted ones, newest first; then the
     /// snapshot that `latest` points to, which was made last whatever the clock said then. If that one
-    /// is incomplete, others follow, up to and including one complete snapshot. Not more: rsync uses a
-    /// file of any of these trees whose size and time match, so behind a complete snapshot a file could
-    /// get the content of two snapshots ago.
+    /// is incomplete, the next one follows, and then the newest complete one. Nothing follows a complete
+    /// snapshot: rsync uses a file of any of these trees whose size and time match, so a file could get
+    /// the content of two snapshots ago.
     pub(crate) fn link_sources(
         &self,
         new: SnapshotName,

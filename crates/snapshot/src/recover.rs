@@ -63,8 +63,8 @@ impl RunFolder {
         }
         let partials = self.partials()?;
         if partials.len() > PARTIALS_MAX {
-            // The newest one may have been stopped early. The oldest one was the first and perhaps the
-            // longest run. The others are removed.
+            // The oldest is kept, because it was the first and perhaps the longest run. So are the
+            // newest ones.
             for partial in &partials[1..=partials.len() - PARTIALS_MAX] {
                 if let Err(error) = self.remove(*partial, cancel) {
                     warnings.push(leftover_warning(Path::new(&partial.to_string()), error)?);
