@@ -5,39 +5,32 @@
 //! arguments and output; `attach` for `doctor`. This crate alone reads the environment and prints.
 //!
 //! Always true:
-//! - stdout carries results only; whatever goes wrong ends as one [`Failure`] on stderr and in one
-//!   of the exit codes of [`Exit`].
-//! - Arguments and config are checked as a whole before anything is asked, made or started.
+//! - stdout carries results only; every error ends as one [`Failure`] on stderr and in one of the exit
+//!   codes of [`Exit`].
+//! - Arguments and config are checked completely before anything is asked, created or started.
 //! - A secret is never an argument, never in the environment, never in a message.
 #![forbid(unsafe_code)]
 
-pub mod args;
+mod args;
 mod commands;
 mod config;
 mod environment;
 mod logging;
 mod output;
-mod passphrase_command;
+mod recovery_sheet;
 mod secrets;
-mod sheet;
-mod sheet_page;
 mod suggest;
 mod terminal;
 
 use std::ffi::OsString;
 
-use clap::Parser;
-
 pub use sprat_session::{Exit, Failure};
 
-/// Runs the command that `arguments` (program name first) ask for, and returns how it ended.
+/// Runs the command that `arguments` (program name first) name, and returns how it ended.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
     if let Err(failure) = logging::begin(environment::log_level().as_deref()) {
         output::Output::plain().failure(&failure);
         return failure.exit;
     }
-    match args::Cli::try_parse_from(args::without_help_for_help(arguments)) {
-        Ok(cli) => commands::run(cli),
-        Err(error) => args::report(error),
-    }
+    commands::run(arguments.into_iter().collect())
 }

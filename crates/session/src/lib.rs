@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod closed_container;
 pub mod connect;
 pub mod copy;
 pub mod failure;
@@ -25,6 +26,7 @@ mod session;
 mod settings;
 pub mod ssh_config;
 pub mod state;
+pub mod status;
 mod supervisor;
 pub mod text;
 pub mod trusted_file;

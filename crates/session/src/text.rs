@@ -184,6 +184,33 @@ pub fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     text
 }
 
+/// Parses a time: a whole number, and one of `units` (s, m, h, d, w) behind it.
+pub fn parse_time(text: &str, units: &str) -> Result<Duration, String> {
+    let unit = text.chars().next_back().filter(|c| units.contains(*c));
+    let seconds = match unit {
+        Some('s') => 1,
+        Some('m') => 60,
+        Some('h') => 3600,
+        Some('d') => 86_400,
+        Some('w') => 7 * 86_400,
+        _ => {
+            let units: Vec<String> = units.chars().map(String::from).collect();
+            return Err(format!(
+                "a number with one of {} behind it is needed",
+                units.join(", ")
+            ));
+        }
+    };
+    let number = &text[..text.len() - 1];
+    let number: u64 = number
+        .parse()
+        .map_err(|_| format!("{number:?} is not a whole number"))?;
+    let seconds = number.checked_mul(seconds);
+    seconds
+        .map(Duration::from_secs)
+        .ok_or_else(|| "that is too long".to_owned())
+}
+
 /// Parses a size as `--size` takes it: a whole number and K, M, G, T or P (powers of 1024).
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let upper = text.trim().to_ascii_uppercase();
@@ -213,6 +240,34 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_has_a_number_and_one_of_the_units() {
+        for (text, seconds) in [
+            ("90s", 90),
+            ("45m", 2700),
+            ("2h", 7200),
+            ("1d", 86_400),
+            ("2w", 14 * 86_400),
+        ] {
+            assert_eq!(parse_time(text, "smhdw"), Ok(Duration::from_secs(seconds)));
+        }
+        for bad in [
+            "",
+            "d",
+            "14",
+            "1y",
+            "-1d",
+            "14 d",
+            "1.5h",
+            "é",
+            "2é",
+            "5s",
+            "99999999999999999999w",
+        ] {
+            assert!(parse_time(bad, "hdw").is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn a_line_of_wide_characters_is_cut_by_columns() {

@@ -1,8 +1,10 @@
-//! `sprat backup`: the jobs of the config, or one given on the command line.
+//! `sprat backup`: runs the jobs of the config, or one given on the command line.
 
+use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use sprat_luks::Secret;
@@ -11,17 +13,58 @@ use sprat_session::state::identity;
 use sprat_session::{Access, ClosedReport, IdentityPolicy, text};
 use sprat_snapshot::{RunRecord, SnapshotReport, SnapshotSpec, Warning};
 
-use super::context::{Context, Resolved, both};
-use crate::args::BackupArgs;
+use super::context::{CommandArgs, Context, Resolved};
 use crate::config::{Job, job_name};
-use crate::output::{Reporter, exit_json, failure_json};
+use crate::output::{
+    Reporter, exit_json, failure_json, lacks_something, result_json, warning_lines,
+};
 use crate::{Exit, Failure};
+
+pub(super) const USAGE: &str = "sprat backup [OPTIONS] [JOB]...
+       sprat backup [OPTIONS] --name JOB TARGET SOURCE...";
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  sprat backup
+  sprat backup home
+  sprat backup ssh://u1234@example.org/backup/home.luks --name home /home --exclude .cache/";
+
+pub(super) const NOTES: &str = "\
+Success is reported only after the server has all data on its disk. An interrupted run loses nothing:
+the next one continues it.
+
+Exit codes: 0 done, 3 some source files unread, others in `sprat --help`.";
+
+#[derive(Debug, Args)]
+pub(super) struct BackupArgs {
+    /// Jobs of the config, by default all; with --name: TARGET SOURCE…
+    #[arg(value_name = "JOB")]
+    words: Vec<OsString>,
+    /// Back up without a config, as a job of this name
+    #[arg(long, value_name = "JOB")]
+    name: Option<String>,
+    /// Exclude what matches this rsync pattern (with --name; can be repeated)
+    #[arg(long, value_name = "PATTERN", requires = "name")]
+    exclude: Vec<String>,
+    /// Exclude what matches a pattern in this file (with --name; can be repeated)
+    #[arg(long, value_name = "FILE", requires = "name")]
+    exclude_from: Vec<PathBuf>,
+    /// Stay on the file system of each source (with --name)
+    #[arg(long, requires = "name")]
+    one_file_system: bool,
+    /// Compare the content of every file, not only its size and time; reads all of source and snapshot
+    #[arg(long)]
+    checksum: bool,
+    /// Accept empty sources (with --name)
+    #[arg(long, requires = "name")]
+    allow_empty: bool,
+    /// Stop warning of the disk that was mounted at PATH: it is gone for good (can be repeated)
+    #[arg(long, value_name = "PATH")]
+    disk_gone: Vec<PathBuf>,
+}
 
 /// Unread files that are listed as text; JSON has them all.
 const UNREAD_SHOWN_MAX: usize = 20;
-
-/// Places of the kernel's own file systems that are named one by one; JSON has them all.
-const KERNEL_PLACES_SHOWN_MAX: usize = 3;
 
 /// Jobs that share one session.
 struct Group {
@@ -47,66 +90,69 @@ impl Outcome {
     }
 }
 
-pub(super) fn run(context: &Context, args: &BackupArgs) -> Result<Exit, Failure> {
-    let mut groups = plan(context, args)?;
-    for spec in groups.iter_mut().flat_map(|group| &mut group.specs) {
-        let gone = args.disk_gone.iter();
-        spec.disks_gone = gone
-            .map(|path| context.environment.absolute(path))
-            .collect();
-        spec.checksum = args.checksum;
-    }
-    check_sources(&groups)?;
-    // Every key is fetched before the first session: nobody waits at a terminal for hours.
-    let mut secrets = Vec::new();
-    for group in &groups {
-        secrets.push(context.secret(&group.resolved));
-        context.interrupt.check()?;
-    }
-    let mut outcomes = Vec::new();
-    let mut sessions = Vec::new();
-    let mut skipped = false;
-    // Where nobody reads what is told, the jobs of the next container run all the same.
-    let mut unheard: Option<Failure> = None;
-    for (group, secret) in groups.iter().zip(secrets) {
-        if context.interrupt.requested() {
-            skipped = true;
-            break;
+impl CommandArgs for BackupArgs {
+    const NEEDS_ROOT: bool = true;
+
+    fn run(&self, context: &Context) -> Result<Exit, Failure> {
+        let mut groups = plan(context, self)?;
+        for spec in groups.iter_mut().flat_map(|group| &mut group.specs) {
+            let gone = self.disk_gone.iter();
+            spec.disks_gone = gone
+                .map(|path| context.environment.absolute(path))
+                .collect();
+            spec.checksum = self.checksum;
         }
-        let (made, closed) = run_group(context, group, secret);
-        note(context, group, &made, closed.as_ref());
-        for outcome in &made {
-            let told = report(context, outcome);
+        check_sources(&groups)?;
+        // Every key is fetched before the first session: nobody waits at a terminal for hours.
+        let mut secrets = Vec::new();
+        for group in &groups {
+            secrets.push(context.secret(&group.resolved));
+            context.interrupt.check()?;
+        }
+        let mut outcomes = Vec::new();
+        let mut sessions = Vec::new();
+        let mut skipped = false;
+        // Where nobody reads what is told, the jobs of the next container run all the same.
+        let mut unheard: Option<Failure> = None;
+        for (group, secret) in groups.iter().zip(secrets) {
+            if context.interrupt.requested() {
+                skipped = true;
+                break;
+            }
+            let (made, closed) = run_group(context, group, secret);
+            note(context, group, &made, closed.as_ref());
+            for outcome in &made {
+                let told = report(context, outcome);
+                unheard = unheard.or(told.err());
+            }
+            if let Some(closed) = &closed
+                && made.iter().any(|outcome| outcome.result.is_ok())
+            {
+                let told = report_closed(context, closed);
+                unheard = unheard.or(told.err());
+            }
+            sessions.push(json!({
+                "target": group.resolved.target.to_string(),
+                "durable": closed.is_some_and(|closed| closed.durable),
+                "volume": closed.map(|closed| closed.volume),
+            }));
+            outcomes.extend(made);
+        }
+        let exit = match skipped {
+            true => Exit::Interrupted,
+            false => Exit::of_several(outcomes.iter().map(Outcome::exit)),
+        };
+        if context.output.json {
+            let jobs: Vec<Value> = outcomes.iter().map(outcome_json).collect();
+            let fields = json!({ "jobs": jobs, "sessions": sessions });
+            let json = result_json("backup", exit, fields);
+            let told = context.output.result("", &json);
             unheard = unheard.or(told.err());
         }
-        if let Some(closed) = &closed
-            && made.iter().any(|outcome| outcome.result.is_ok())
-        {
-            let told = report_closed(context, closed);
-            unheard = unheard.or(told.err());
+        match unheard {
+            Some(failure) => Err(with_states(failure, exit, &outcomes)),
+            None => Ok(exit),
         }
-        sessions.push(json!({
-            "target": group.resolved.target.to_string(),
-            "durable": closed.is_some_and(|closed| closed.durable),
-            "volume": closed.map(|closed| closed.volume),
-        }));
-        outcomes.extend(made);
-    }
-    let exit = worst(outcomes.iter().map(Outcome::exit), skipped);
-    if context.output.json {
-        let jobs: Vec<Value> = outcomes.iter().map(outcome_json).collect();
-        let json = json!({
-            "command": "backup",
-            "result": exit_json(exit),
-            "jobs": jobs,
-            "sessions": sessions,
-        });
-        let told = context.output.result("", &json);
-        unheard = unheard.or(told.err());
-    }
-    match unheard {
-        Some(failure) => Err(with_states(failure, exit, &outcomes)),
-        None => Ok(exit),
     }
 }
 
@@ -207,7 +253,7 @@ fn plan(context: &Context, args: &BackupArgs) -> Result<Vec<Group>, Failure> {
             return Err(Failure::usage(format!("job {} is named twice", job.name)));
         }
         let resolved = context.resolve_container(context.config.container(&job.container)?)?;
-        let spec = job_spec(job);
+        let spec = job.spec();
         match groups
             .last_mut()
             .filter(|last| last.resolved.target == resolved.target)
@@ -220,16 +266,6 @@ fn plan(context: &Context, args: &BackupArgs) -> Result<Vec<Group>, Failure> {
         }
     }
     Ok(groups)
-}
-
-/// What a job of the config asks for.
-pub(super) fn job_spec(job: &Job) -> SnapshotSpec {
-    let mut spec = SnapshotSpec::new(job.name.clone(), job.sources.clone());
-    spec.excludes.clone_from(&job.exclude);
-    spec.exclude_from.clone_from(&job.exclude_from);
-    spec.one_file_system = job.one_file_system;
-    spec.allow_empty = job.allow_empty;
-    spec
 }
 
 /// Resolves `..` as the kernel does; a symbolic link at the end stays one. A source must keep one
@@ -274,7 +310,9 @@ fn run_group(
         Err(failure) => return all_failed(failure),
     };
     let mut reporter = Reporter::new(context.output, format!("{}: ", group.resolved.name));
-    let opened = context.open(&group.resolved, &secret, Access::ReadWrite, &mut reporter);
+    let opened = context
+        .session_options(&group.resolved, Access::ReadWrite)
+        .and_then(|options| context.open(&group.resolved, &secret, options, &mut reporter));
     drop(secret);
     let mut session = match opened {
         Ok(session) => session,
@@ -297,7 +335,7 @@ fn run_group(
             for outcome in &mut outcomes {
                 outcome.result = Err(match &outcome.result {
                     Ok(_) => failure.clone(),
-                    Err(first) => both(first.clone(), failure.clone()),
+                    Err(first) => first.clone().merge(failure.clone()),
                 });
             }
             (outcomes, None)
@@ -307,14 +345,14 @@ fn run_group(
 
 /// Notes for `sprat status` how the jobs went, where the container is known here.
 fn note(context: &Context, group: &Group, made: &[Outcome], closed: Option<&ClosedReport>) {
-    let state_dir = context.environment.absolute(&context.global.state_dir);
+    let state_dir = context.state_dir();
     let Ok(IdentityPolicy::Known(pins)) =
         identity::policy(&state_dir, &group.resolved.target, None)
     else {
         return;
     };
     let at = Timestamp::now();
-    context.note_standing(&pins.uuid, &group.resolved.target, |history| {
+    context.note_history(&pins.uuid, &group.resolved.target, |history| {
         history.saw(closed.and_then(|closed| closed.room));
         for outcome in made {
             // The run that has the container reports for itself.
@@ -356,7 +394,7 @@ fn report(context: &Context, outcome: &Outcome) -> Result<(), Failure> {
             return Ok(());
         }
     };
-    for (text, matters) in said_of(&outcome.job, &report.record.warnings) {
+    for (text, matters) in warning_lines(&outcome.job, &report.record.warnings) {
         if matters {
             context.output.warning(&text);
         } else {
@@ -374,27 +412,6 @@ fn report(context: &Context, outcome: &Outcome) -> Result<(), Failure> {
         .result(&summary(&outcome.job, report, outcome.took), &json!(null))
 }
 
-/// What is said of a run's warnings, and whether it is a warning to the user, too.
-fn said_of(job: &str, warnings: &[Warning]) -> Vec<(String, bool)> {
-    let is_kernels =
-        |warning: &&Warning| matches!(warning, Warning::KernelFileSystemLeftOut { .. });
-    // A backup of `/` leaves out more than ten; one line says as much.
-    let kernels = warnings.iter().filter(is_kernels).count();
-    let mut said = Vec::new();
-    if kernels > KERNEL_PLACES_SHOWN_MAX {
-        let text = format!("{job}: left out the kernel's own file systems ({kernels} places)");
-        said.push((text, false));
-    }
-    for warning in warnings {
-        if is_kernels(&warning) && kernels > KERNEL_PLACES_SHOWN_MAX {
-            continue;
-        }
-        let text = format!("{job}: {}", super::warning_text(warning));
-        said.push((text, lacks_something(warning) || is_of_content(warning)));
-    }
-    said
-}
-
 fn missing(report: &SnapshotReport) -> Vec<MissingPlace> {
     let place = |warning: &Warning| match warning {
         Warning::NotMounted { path, before } | Warning::OtherFileSystem { path, before, .. } => {
@@ -408,26 +425,6 @@ fn missing(report: &SnapshotReport) -> Vec<MissingPlace> {
     report.record.warnings.iter().filter_map(place).collect()
 }
 
-/// Whether the snapshot has less than its owner may think.
-fn lacks_something(warning: &Warning) -> bool {
-    use Warning as W;
-    matches!(
-        warning,
-        W::UnmountedMeanwhile { .. }
-            | W::MountedMeanwhile { .. }
-            | W::NotMounted { .. }
-            | W::OtherFileSystem { .. }
-            | W::AutomountEmpty { .. }
-            | W::FoldersVanished { .. }
-            | W::ManyVanished { .. }
-            | W::AttributesTooLarge { .. }
-            | W::AttributesRefused { .. }
-            | W::SourceLeftOut { .. }
-            | W::ForeignObject { .. }
-            | W::SubvolumesLeftOut { .. }
-    )
-}
-
 /// What such warnings are about; the record has more of them.
 fn names_of_content(record: &RunRecord) -> Vec<String> {
     let line = |what: &'static str| {
@@ -436,21 +433,6 @@ fn names_of_content(record: &RunRecord) -> Vec<String> {
     let healed = record.healed.names.iter().map(line("was damaged"));
     let caught_up = record.caught_up.names.iter().map(line("was missed"));
     healed.chain(caught_up).take(UNREAD_SHOWN_MAX).collect()
-}
-
-/// Whether an older snapshot has, or had, another content than its owner may think, or the run cost more
-/// than it should.
-fn is_of_content(warning: &Warning) -> bool {
-    use Warning as W;
-    matches!(
-        warning,
-        W::DamageHealed { .. }
-            | W::MissedChangeCopied { .. }
-            | W::LatestNotMoved { .. }
-            | W::UnchangedCopied { .. }
-            | W::LinksSplit { .. }
-            | W::HolesRead { .. }
-    )
 }
 
 /// Why a file is missing: what rsync said of it, or of its place on the volume.
@@ -565,59 +547,4 @@ fn outcome_json(outcome: &Outcome) -> Value {
         "record": snapshot.map(|report| &report.record),
         "failure": failure,
     })
-}
-
-/// The exit code of several jobs: that of the failed ones if they agree, else 1; 3 only if no job
-/// failed; 130 before all.
-fn worst(exits: impl Iterator<Item = Exit>, skipped: bool) -> Exit {
-    if skipped {
-        return Exit::Interrupted;
-    }
-    Exit::of_several(exits)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn exit_code_of_several_jobs_is_that_of_the_worst() {
-        use Exit::{Done, Failed, Interrupted, Locked, Unreachable, Unread};
-        let cases = [
-            (vec![Done, Done], Done),
-            (vec![Done, Unread], Unread),
-            (vec![Unread, Locked, Done], Locked),
-            (vec![Locked, Unread], Locked),
-            (vec![Unreachable, Unreachable], Unreachable),
-            (vec![Unreachable, Locked], Failed),
-            (vec![Failed, Interrupted], Interrupted),
-        ];
-        for (exits, expected) in cases {
-            assert_eq!(
-                worst(exits.clone().into_iter(), false),
-                expected,
-                "{exits:?}"
-            );
-        }
-        assert_eq!(worst([Done].into_iter(), true), Interrupted);
-    }
-
-    #[test]
-    fn many_places_of_the_kernels_are_one_line_and_a_few_are_named() {
-        let kernels = |count: usize| -> Vec<Warning> {
-            let path = |n| format!("/sys/{n}");
-            (0..count)
-                .map(|n| Warning::KernelFileSystemLeftOut { path: path(n) })
-                .collect()
-        };
-        let few = said_of("root", &kernels(KERNEL_PLACES_SHOWN_MAX));
-        assert_eq!(few.len(), KERNEL_PLACES_SHOWN_MAX);
-        assert!(few[0].0.contains("left out /sys/0"), "{few:?}");
-        let mut many = kernels(15);
-        many.push(Warning::FoldersVanished { folders: 1 });
-        let many = said_of("root", &many);
-        assert_eq!(many.len(), 2, "{many:?}");
-        assert!(many[0].0.contains("(15 places)") && !many[0].1);
-        assert!(many[1].1);
-    }
 }

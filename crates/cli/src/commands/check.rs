@@ -1,236 +1,224 @@
-//! `sprat check`: looks whether a container is whole, down to every file if asked for.
+//! `sprat check`: checks a container's integrity, down to every file if asked to.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use clap::{ArgGroup, Args};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use sprat_session::check::{Checked, check};
-use sprat_session::state::checks::{self, KeptCheck, KeptChecks, Kind};
+use sprat_session::state::checks::{self, KeptCheck, Kind};
 use sprat_session::state::paths::{CHECKS, SUSPECTS, StatePaths};
-use sprat_session::{
-    Access, ContainerFacts, IdentityPolicy, Notice, Observer, Phase, SessionProgress, text,
-};
+use sprat_session::{Access, ContainerFacts, IdentityPolicy, text};
 use sprat_snapshot::{CheckReport, CheckSpec, CheckWhat, JobName, NameList};
 
-use super::context::{Context, Resolved};
-use crate::args::CheckArgs;
-use crate::output::{Reporter, exit_json, failure_json};
+use super::context::{CommandArgs, Context, Prepared};
+use crate::args::TARGET_HELP;
+use crate::output::{Reporter, exit_json, failure_json, result_json};
 use crate::{Exit, Failure};
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  sprat check home
+  sprat check home --read-data --max-duration 2h
+  sprat check home --against-source www";
+
+pub(super) const NOTES: &str = "\
+Nothing is written to the server. Exit code 13 reports damage, and the output names it. Without an
+option only the header and the file system are checked; --max-duration does not limit that.";
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("files").args(["read_data", "against_source"])))]
+pub(super) struct CheckArgs {
+    #[arg(help = TARGET_HELP)]
+    target: String,
+    /// Also read every file in the volume, and compare it with its checksum of earlier checks
+    #[arg(long)]
+    read_data: bool,
+    /// Also compare the latest snapshot of this job with the files that it was made from
+    #[arg(long, value_name = "JOB")]
+    against_source: Option<String>,
+    /// Start no more files after this time, such as 45m or 2h; the same command continues there
+    #[arg(long, value_name = "TIME", value_parser = max_duration, requires = "files")]
+    max_duration: Option<Duration>,
+}
+
+/// Ten years: a longer time is a typing error.
+const DURATION_MAX: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// `90`, `90s`, `45m`, `2h` or `1d`.
+fn max_duration(text: &str) -> Result<Duration, String> {
+    let time = match text.ends_with(|c: char| c.is_ascii_digit()) {
+        true => text::parse_time(&format!("{text}s"), "smhd")?,
+        false => text::parse_time(text, "smhd")?,
+    };
+    let is_possible = time <= DURATION_MAX;
+    is_possible
+        .then_some(time)
+        .ok_or("that is too long".to_owned())
+}
 
 /// Names that are shown; JSON has more.
 const NAMES_SHOWN: usize = 20;
 
-/// A line that is lost costs no more than this of what was read.
+/// A lost connection costs at most this much reading time.
 const NOTE_INTERVAL: Duration = Duration::from_secs(120);
 
-pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> {
-    let begun = Instant::now();
-    let resolved = context.resolve(&args.target)?;
-    let what = match (&args.against_source, args.read_data) {
-        (Some(job), _) => Some(CheckWhat::AgainstSource(
-            JobName::new(job).map_err(|error| Failure::usage(error.to_string()))?,
-        )),
-        (None, true) => Some(CheckWhat::Everything),
-        (None, false) => None,
-    };
-    let secret = context.secret(&resolved)?;
-    let mut options = context.session_options(&resolved, Access::ReadOnly)?;
-    // What is checked is what the server has.
-    options.past_cache = true;
-    let (state_dir, policy) = (options.state_dir.clone(), options.pins.clone());
-    let mut seen = Seen {
-        reporter: Reporter::new(context.output, ""),
-        header: HeaderSeen::default(),
-    };
-    // Asked when files are to be read: what was before counts.
-    let spec = |facts: &ContainerFacts| {
-        what.map(|what| CheckSpec {
-            known: sums(
-                context,
-                &StatePaths::new(&state_dir, &facts.uuid, &resolved.target),
-                &what,
-            ),
-            what,
-            suspects: StatePaths::new(&state_dir, &facts.uuid, &resolved.target)
-                .file(CHECKS, SUSPECTS),
-            duration_max: args.max_duration,
-            duration_over: begun.elapsed(),
-            note_interval: NOTE_INTERVAL,
-            never_enter: Vec::new(),
-            container: None,
-        })
-    };
-    let checked = check(options, &secret, spec, &mut seen, &context.interrupt);
-    seen.reporter.clear();
-    let checked = match checked {
-        Ok(checked) => checked,
-        Err(failure) => {
+impl CommandArgs for CheckArgs {
+    const NEEDS_ROOT: bool = true;
+
+    fn run(&self, context: &Context) -> Result<Exit, Failure> {
+        let begun = Instant::now();
+        let what = match (&self.against_source, self.read_data) {
+            (Some(job), _) => Some(CheckWhat::AgainstSource(
+                JobName::new(job).map_err(|error| Failure::usage(error.to_string()))?,
+            )),
+            (None, true) => Some(CheckWhat::Everything),
+            (None, false) => None,
+        };
+        let Prepared {
+            resolved,
+            secret,
+            mut options,
+        } = context.prepare(&self.target, Access::ReadOnly)?;
+        // What is checked is what the server has.
+        options.past_cache = true;
+        let (state_dir, policy) = (options.state_dir.clone(), options.pins.clone());
+        let mut reporter = Reporter::new(context.output, "");
+        // Called when files are to be read: `duration_over` counts what was done before.
+        let spec = |facts: &ContainerFacts| {
+            let paths = StatePaths::new(&state_dir, &facts.uuid, &resolved.target);
+            what.map(|what| {
+                let (known, error) = checks::sums(&paths, &what);
+                if let Some(error) = error {
+                    context.output.warning(&format!(
+                        "files are compared from the next check on only, as what an earlier one read \
+                         can't be taken over into {}: {error}",
+                        known.display()
+                    ));
+                }
+                CheckSpec {
+                    known,
+                    what,
+                    suspects: paths.file(CHECKS, SUSPECTS),
+                    duration_max: self.max_duration,
+                    duration_over: begun.elapsed(),
+                    note_interval: NOTE_INTERVAL,
+                    never_enter: Vec::new(),
+                    container: None,
+                }
+            })
+        };
+        let checked = check(options, &secret, spec, &mut reporter, &context.interrupt);
+        reporter.clear();
+        let checked = checked.inspect_err(|failure| {
             if let (Exit::Damaged, IdentityPolicy::Known(pins)) = (failure.exit, &policy) {
                 let paths = StatePaths::new(&state_dir, &pins.uuid, &resolved.target);
-                keep_failure(context, &paths, &failure);
+                keep_failure(context, &paths, failure);
             }
-            return Err(failure);
+        })?;
+        // A container that this machine does not know is trusted if its file system is clean.
+        if checked.file_system.clean || matches!(policy, IdentityPolicy::Known(_)) {
+            context.remember(&state_dir, &resolved, &policy, &checked.facts);
         }
-    };
-    // A container that was never seen before is believed once its file system is whole.
-    if checked.file_system.clean || matches!(policy, IdentityPolicy::Known(_)) {
-        context.remember(&state_dir, &resolved, &policy, &checked.facts);
-    }
-    let exit = exit_of(is_damaged(&checked, &seen.header));
-    let json = json!({
-        "command": "check",
-        "result": exit_json(exit),
-        "target": resolved.target.to_string(),
-        "at": Timestamp::now(),
-        "seconds": begun.elapsed().as_secs_f64(),
-        "uuid": checked.facts.uuid,
-        "container_bytes": checked.facts.file_bytes,
-        "volume_bytes": checked.facts.volume_bytes,
-        "header_copies_damaged": seen.header.copies,
-        "key_slots_damaged": seen.header.slots,
-        "file_system": checked.file_system,
-        "file_system_errors": checked.facts.file_system_errors,
-        "differing_blocks": checked.differing_blocks,
-        "overwritten_blocks": checked.facts.overwritten.len(),
-        // Without a mount nobody knows which files they are: null, not "none".
-        "overwritten_files": match checked.files {
-            Some(Err(_)) => Value::Null,
-            _ => json!(checked.overwritten),
-        },
-        "not_compared": checked.facts.not_compared,
-        "against_source": args.against_source,
-        "files": match &checked.files {
-            None => Value::Null,
-            Some(Ok(report)) => json!(report),
-            Some(Err(failure)) => json!({ "failure": failure_json(failure) }),
-        },
-    });
-    if let Some(Ok(report)) = &checked.files {
-        for reason in &report.not_saved {
-            context.output.warning(&format!(
-                "what this check read and found can't be kept on this machine; later checks compare \
-                 with nothing newer, and backups don't know of damage found here: {reason}"
-            ));
+        let exit = exit_of(checked.is_damaged());
+        let target = resolved.target.to_string();
+        let json = result_json(
+            "check",
+            exit,
+            self.fields(&target, &checked, begun.elapsed()),
+        );
+        if let Some(Ok(report)) = &checked.files {
+            for reason in &report.not_saved {
+                context.output.warning(&format!(
+                    "what this check read and found can't be kept on this machine; later checks compare \
+                     with nothing newer, and backups don't know of damage found here: {reason}"
+                ));
+            }
         }
+        let paths = StatePaths::new(&state_dir, &checked.facts.uuid, &resolved.target);
+        self.keep(context, &paths, &checked, &json);
+        let text = render(&target, self, &checked);
+        context.output.result(&text, &json)?;
+        Ok(exit)
     }
-    let paths = StatePaths::new(&state_dir, &checked.facts.uuid, &resolved.target);
-    keep(context, args, &paths, &checked, &seen.header, &json);
-    context
-        .output
-        .result(&told(&resolved, args, &checked, &seen.header), &json)?;
-    Ok(exit)
 }
 
-/// The file that tells the next run what was read: an unfinished one of another kind is not gone
-/// on with. The first check of a container compares it with what the last one of a copy of it read;
-/// what was read of that one is not read of this one.
-fn sums(context: &Context, paths: &StatePaths, what: &CheckWhat) -> PathBuf {
-    let name = match what {
-        CheckWhat::Everything => ".sums".to_owned(),
-        CheckWhat::AgainstSource(job) => format!(".against-{job}.sums"),
-    };
-    let own = paths.file(CHECKS, &name);
-    if own.exists() {
-        return own;
+impl CheckArgs {
+    fn fields(&self, target: &str, checked: &Checked, took: Duration) -> Value {
+        json!({
+            "target": target,
+            "at": Timestamp::now(),
+            "seconds": took.as_secs_f64(),
+            "uuid": checked.facts.uuid,
+            "container_bytes": checked.facts.file_bytes,
+            "volume_bytes": checked.facts.volume_bytes,
+            "header_copies_damaged": checked.header.copies,
+            "key_slots_damaged": checked.header.slots,
+            "file_system": checked.file_system,
+            "file_system_errors": checked.facts.file_system_errors,
+            "differing_blocks": checked.differing_blocks,
+            "overwritten_blocks": checked.facts.overwritten.len(),
+            // Without a mount nobody knows which files they are: null, not "none".
+            "overwritten_files": match checked.files {
+                Some(Err(_)) => Value::Null,
+                _ => json!(checked.overwritten),
+            },
+            "not_compared": checked.facts.not_compared,
+            "against_source": self.against_source,
+            "files": match &checked.files {
+                None => Value::Null,
+                Some(Ok(report)) => json!(report),
+                Some(Err(failure)) => json!({ "failure": failure_json(failure) }),
+            },
+        })
     }
-    let others = paths.of_others(CHECKS, &name).into_iter();
-    let dated = others.filter_map(|other| {
-        let written = other.path.metadata().ok()?.modified().ok()?;
-        Some((written, other.path))
-    });
-    if let Some((_, newest)) = dated.max()
-        && let Err(error) = sprat_snapshot::begin_known_from(&newest, &own)
-    {
-        context.output.warning(&format!(
-            "files are compared from the next check on only, as what an earlier one read can't be \
-             taken over into {}: {error}",
-            own.display()
-        ));
+
+    /// Keeps the result on this machine, for `sprat status`.
+    fn keep(&self, context: &Context, paths: &StatePaths, checked: &Checked, json: &Value) {
+        let quick_exit = exit_of(checked.quick_is_damaged());
+        let mut quick = json.clone();
+        quick["result"] = exit_json(quick_exit);
+        (quick["files"], quick["against_source"]) = (Value::Null, Value::Null);
+        let mut kept = vec![(Kind::Quick, quick_exit, true, quick)];
+        if let Some(files) = &checked.files {
+            let finished = files.as_ref().is_ok_and(|report| report.finished);
+            let kind = match self.against_source.as_deref() {
+                Some(job) => Kind::AgainstSource(job),
+                None => Kind::ReadData,
+            };
+            kept.push((kind, exit_of(checked.is_damaged()), finished, json.clone()));
+        }
+        store(context, paths, kept);
     }
-    own
 }
 
 fn exit_of(damaged: bool) -> Exit {
     if damaged { Exit::Damaged } else { Exit::Done }
 }
 
-fn is_damaged(checked: &Checked, header: &HeaderSeen) -> bool {
-    let files = match &checked.files {
-        None => false,
-        Some(Ok(report)) => report.is_damaged(),
-        Some(Err(_)) => true,
-    };
-    header.is_damaged() || quick_is_damaged(checked) || files
-}
-
-/// What needs no file to be read.
-fn quick_is_damaged(checked: &Checked) -> bool {
-    !checked.file_system.clean
-        || checked.facts.file_system_errors.is_some()
-        || checked.differing_blocks > 0
-        || checked.overwritten.is_some()
-}
-
-/// The result stays on this machine, for whoever asks how things stand.
-fn keep(
-    context: &Context,
-    args: &CheckArgs,
-    paths: &StatePaths,
-    checked: &Checked,
-    header: &HeaderSeen,
-    json: &Value,
-) {
-    let at = Timestamp::now();
-    let mut kept = checks::last(paths);
-    let quick_damaged = header.is_damaged() || quick_is_damaged(checked);
-    let mut quick = json.clone();
-    quick["result"] = exit_json(exit_of(quick_damaged));
-    (quick["files"], quick["against_source"]) = (Value::Null, Value::Null);
-    kept.put(
-        Kind::Quick,
-        KeptCheck {
-            at,
-            exit: exit_of(quick_damaged),
-            finished: true,
-            result: quick,
-        },
+/// Also keeps damage that ended the check: a header or a file that is not what it was.
+fn keep_failure(context: &Context, paths: &StatePaths, failure: &Failure) {
+    let fields = json!({ "failure": failure_json(failure) });
+    let json = result_json("check", failure.exit, fields);
+    store(
+        context,
+        paths,
+        vec![(Kind::Quick, failure.exit, false, json)],
     );
-    let kind = args
-        .against_source
-        .as_deref()
-        .map_or(Kind::ReadData, Kind::AgainstSource);
-    if let Some(files) = &checked.files {
+}
+
+fn store(context: &Context, paths: &StatePaths, results: Vec<(Kind<'_>, Exit, bool, Value)>) {
+    let mut kept = checks::last(paths);
+    for (kind, exit, finished, result) in results {
         let check = KeptCheck {
-            at,
-            exit: exit_of(is_damaged(checked, header)),
-            finished: files.as_ref().is_ok_and(|report| report.finished),
-            result: json.clone(),
+            at: Timestamp::now(),
+            exit,
+            finished,
+            result,
         };
         kept.put(kind, check);
     }
-    store(context, &kept, paths);
-}
-
-/// So does damage that ended the check: a header or a file that can't be what it was.
-fn keep_failure(context: &Context, paths: &StatePaths, failure: &Failure) {
-    let mut kept = checks::last(paths);
-    let check = KeptCheck {
-        at: Timestamp::now(),
-        exit: failure.exit,
-        finished: false,
-        result: json!({
-            "command": "check",
-            "result": exit_json(failure.exit),
-            "failure": failure_json(failure),
-        }),
-    };
-    kept.put(Kind::Quick, check);
-    store(context, &kept, paths);
-}
-
-fn store(context: &Context, kept: &KeptChecks, paths: &StatePaths) {
     if let Err(error) = kept.store(paths) {
         let path = checks::path(paths);
         context.output.warning(&format!(
@@ -240,12 +228,12 @@ fn store(context: &Context, kept: &KeptChecks, paths: &StatePaths) {
     }
 }
 
-fn told(resolved: &Resolved, args: &CheckArgs, checked: &Checked, header: &HeaderSeen) -> String {
+fn render(target: &str, args: &CheckArgs, checked: &Checked) -> String {
     let mut out = String::new();
+    let header = &checked.header;
     let _ = writeln!(
         out,
-        "{}: {} long, file system of {}",
-        resolved.target,
+        "{target}: {} long, file system of {}",
         text::bytes(checked.facts.file_bytes),
         text::bytes(checked.facts.volume_bytes)
     );
@@ -319,12 +307,12 @@ fn told(resolved: &Resolved, args: &CheckArgs, checked: &Checked, header: &Heade
     }
     match &checked.files {
         None => {}
-        Some(Ok(report)) => out.push_str(&files_told(args, report)),
+        Some(Ok(report)) => out.push_str(&render_files(args, report)),
         Some(Err(failure)) => {
             let _ = writeln!(out, "files: not read: {}", text::harmless(&failure.what));
         }
     }
-    if is_damaged(checked, header) {
+    if checked.is_damaged() {
         out.push_str(
             "What to do: don't back up into this container. Restore what you need first; files that \
              aren't named here are whole as far as was looked. Then look after the server's disk; \
@@ -343,7 +331,7 @@ fn told(resolved: &Resolved, args: &CheckArgs, checked: &Checked, header: &Heade
     out
 }
 
-fn files_told(args: &CheckArgs, report: &CheckReport) -> String {
+fn render_files(args: &CheckArgs, report: &CheckReport) -> String {
     let mut out = format!(
         "files: {} read, {}",
         text::counted(report.files_read, "file", "files"),
@@ -433,42 +421,29 @@ fn list(out: &mut String, title: &str, names: &NameList) {
     }
 }
 
-/// Shows the session, and keeps what it says of the header.
-struct Seen {
-    reporter: Reporter,
-    header: HeaderSeen,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// What is wrong with the header.
-#[derive(Default)]
-struct HeaderSeen {
-    /// What is wrong with a copy.
-    copies: Vec<String>,
-    /// Slots whose areas hold other bytes than this machine keeps of them.
-    slots: Vec<u32>,
-}
-
-impl HeaderSeen {
-    fn is_damaged(&self) -> bool {
-        !self.copies.is_empty() || !self.slots.is_empty()
-    }
-}
-
-impl Observer for Seen {
-    fn phase(&mut self, phase: Phase) {
-        self.reporter.phase(phase);
-    }
-
-    fn progress(&mut self, progress: &SessionProgress) {
-        self.reporter.progress(progress);
-    }
-
-    fn notice(&mut self, notice: Notice) {
-        match &notice {
-            Notice::HeaderCopyDamaged { copy } => self.header.copies.push(copy.clone()),
-            Notice::SlotAreasDiffer { slots } => self.header.slots.extend(slots),
-            _ => {}
+    #[test]
+    fn a_time_without_a_unit_is_seconds_and_at_most_ten_years() {
+        for (text, seconds) in [
+            ("90", 90),
+            ("90s", 90),
+            ("45m", 2700),
+            ("2h", 7200),
+            ("1d", 86_400),
+        ] {
+            assert_eq!(max_duration(text), Ok(Duration::from_secs(seconds)));
         }
-        self.reporter.notice(notice);
+        for text in [
+            "h",
+            "1w",
+            "999999999999999999d",
+            "200000000000000d",
+            "3651d",
+        ] {
+            assert!(max_duration(text).is_err(), "{text}");
+        }
     }
 }

@@ -1,10 +1,11 @@
-//! What every command begins with: surroundings, config, signals; and how a TARGET is opened.
+//! What every command starts with: environment, config, signals; and how a TARGET is opened.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde_json::Value;
 use sprat_luks::Secret;
 use sprat_session as session;
 use sprat_session::address::{Target, TargetError};
@@ -12,15 +13,32 @@ use sprat_session::interrupt::Interrupt;
 use sprat_session::state::history::History;
 use sprat_session::state::paths::StatePaths;
 use sprat_session::state::{identity, moved};
-use sprat_session::{Access, Session, SessionOptions, connect, text};
+use sprat_session::{
+    Access, ClosedReport, ContainerFacts, IdentityPolicy, Session, SessionOptions, connect, text,
+};
 use sprat_store::StoreErrorKind;
 
 use crate::args::GlobalArgs;
 use crate::config::{self, Config, Container};
 use crate::environment::Environment;
-use crate::output::{Output, Reporter};
-use crate::secrets::{Doubt, SecretSource};
+use crate::output::{Output, Reporter, result_json};
+use crate::secrets::{KeyHint, SecretSource};
 use crate::{Exit, Failure, terminal};
+
+/// A command's arguments, and what the command does.
+pub(crate) trait CommandArgs {
+    /// It mounts the volume, and so must be run as root.
+    const NEEDS_ROOT: bool = false;
+
+    /// The state that an interrupt leaves, if the command may be interrupted at any moment: it
+    /// leaves nothing half done, and the first request to stop ends it at once.
+    fn state_when_interrupted(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Runs the command.
+    fn run(&self, context: &Context) -> Result<Exit, Failure>;
+}
 
 /// One run of sprat.
 #[derive(Debug)]
@@ -30,8 +48,8 @@ pub(crate) struct Context {
     pub config: Config,
     pub output: Output,
     pub interrupt: Interrupt,
-    /// What may be wrong with what was given to open a container.
-    doubt: OnceLock<Doubt>,
+    /// What may be wrong with the given key.
+    key_hint: OnceLock<KeyHint>,
     /// A file system that a session read is marked as faulty.
     faulty: AtomicBool,
 }
@@ -48,11 +66,18 @@ pub(crate) struct Resolved {
     pub own_secret: SecretSource,
     /// The key file that `init` makes where it is missing.
     pub default_key_file: Option<PathBuf>,
-    pub insist_without_fsync: bool,
+    pub allow_no_fsync: bool,
+}
+
+/// All that a session on a TARGET needs.
+pub(crate) struct Prepared {
+    pub resolved: Resolved,
+    pub secret: Secret,
+    pub options: SessionOptions,
 }
 
 impl Context {
-    /// Reads surroundings and config, and takes over the signals.
+    /// Reads the config, and handles signals from now on.
     pub(crate) fn begin(
         global: GlobalArgs,
         environment: Environment,
@@ -73,7 +98,7 @@ impl Context {
             config,
             output,
             interrupt,
-            doubt: OnceLock::new(),
+            key_hint: OnceLock::new(),
             faulty: AtomicBool::new(false),
         })
     }
@@ -107,6 +132,17 @@ impl Context {
         let file = target.name.as_str();
         let name = file.strip_suffix(".luks").unwrap_or(file).to_owned();
         self.resolved(name, target, None)
+    }
+
+    /// Resolves each of `targets`, or every container of the config if there are none.
+    pub(crate) fn resolve_all(&self, targets: &[String]) -> Result<Vec<Resolved>, Failure> {
+        if targets.is_empty() {
+            let containers = self.config.containers.iter();
+            return containers
+                .map(|container| self.resolve_container(container))
+                .collect();
+        }
+        targets.iter().map(|target| self.resolve(target)).collect()
     }
 
     /// As [`Self::resolve`], for a word that may be no text.
@@ -146,12 +182,12 @@ impl Context {
             .config_dir
             .as_ref()
             .map(|folder| folder.join("keys").join(format!("{name}.key")));
-        let insisted = container.is_some_and(|container| container.insist_without_fsync);
+        let allowed = container.is_some_and(|container| container.allow_no_fsync);
         let own_secret = own_source(container, default_key_file.as_deref());
         Ok(Resolved {
             secret: self.named_source()?.unwrap_or_else(|| own_secret.clone()),
             own_secret,
-            insist_without_fsync: self.global.insist_without_fsync || insisted,
+            allow_no_fsync: self.global.allow_no_fsync || allowed,
             name,
             target,
             ssh_command,
@@ -176,12 +212,11 @@ impl Context {
         Ok(Some(SecretSource::PassphraseCommand(words)))
     }
 
-    /// Fetches what opens a container, from wherever. What may be wrong with it is reported should
-    /// it open nothing.
+    /// Fetches a key. What may be wrong with it is reported if it opens nothing.
     pub(crate) fn fetch(&self, source: &SecretSource) -> Result<Secret, Failure> {
-        let (secret, doubt) = source.fetch(self.output, &self.interrupt)?;
-        if let Some(doubt) = doubt {
-            let _ = self.doubt.set(doubt);
+        let (secret, hint) = source.fetch(self.output, &self.interrupt)?;
+        if let Some(hint) = hint {
+            let _ = self.key_hint.set(hint);
         }
         Ok(secret)
     }
@@ -195,18 +230,18 @@ impl Context {
         }
     }
 
-    /// Adds to a wrong key what may be wrong with it.
-    pub(crate) fn doubtful(&self, failure: Failure) -> Failure {
-        match self.doubt.get() {
-            Some(doubt) if failure.exit == Exit::WrongKey => {
-                let (cause, hint) = doubt.told();
+    /// Adds to the failure of a wrong key what may be wrong with the key.
+    pub(crate) fn with_key_hint(&self, failure: Failure) -> Failure {
+        match self.key_hint.get() {
+            Some(hint) if failure.exit == Exit::WrongKey => {
+                let (cause, hint) = hint.render();
                 failure.because(cause).with_more_hint(hint)
             }
             _ => failure,
         }
     }
 
-    /// Tells a failure that stops nothing.
+    /// Warns of a failure that stops nothing.
     pub(crate) fn warn(&self, failure: &Failure) {
         let causes = failure.causes.join("; ");
         self.output.warning(&format!("{}: {causes}", failure.what));
@@ -215,8 +250,7 @@ impl Context {
     /// Fetches the key of a container.
     pub(crate) fn secret(&self, resolved: &Resolved) -> Result<Secret, Failure> {
         if resolved.secret == SecretSource::Terminal {
-            let state_dir = self.environment.absolute(&self.global.state_dir);
-            there_at_all(&state_dir, resolved)?;
+            check_exists(&self.state_dir(), resolved)?;
         }
         let fetched = self.fetch(&resolved.secret);
         fetched.map_err(|failure| {
@@ -259,12 +293,12 @@ impl Context {
         let mut options = SessionOptions::new(
             resolved.target.clone(),
             access,
-            self.environment.absolute(&global.state_dir),
+            self.state_dir(),
             self.environment.absolute(&global.runtime_dir),
         );
-        options.mode = global.mode.into();
+        options.mode = global.mode;
         options.ssh_command.clone_from(&resolved.ssh_command);
-        options.allow_no_fsync = resolved.insist_without_fsync;
+        options.allow_no_fsync = resolved.allow_no_fsync;
         options.ignore_lock = global.ignore_lock;
         options.accept_older_state = global.accept_older_state;
         options.accept_changed_keys = global.accept_changed_keys;
@@ -291,20 +325,8 @@ impl Context {
         Ok(options)
     }
 
-    /// Opens a container and pins it where it was not.
+    /// Opens a container and pins it if it was not pinned.
     pub(crate) fn open(
-        &self,
-        resolved: &Resolved,
-        secret: &Secret,
-        access: Access,
-        reporter: &mut Reporter,
-    ) -> Result<Session, Failure> {
-        let options = self.session_options(resolved, access)?;
-        self.open_with(resolved, secret, options, reporter)
-    }
-
-    /// As [`Self::open`], in a way of its own.
-    pub(crate) fn open_with(
         &self,
         resolved: &Resolved,
         secret: &Secret,
@@ -318,7 +340,7 @@ impl Context {
         Ok(session)
     }
 
-    /// Where the container is mounted here, that is why it can't be opened.
+    /// Explains a lock failure if the container is mounted on this machine.
     pub(crate) fn where_mounted(&self, resolved: &Resolved, failure: Failure) -> Failure {
         if failure.exit != Exit::Locked {
             return failure;
@@ -336,13 +358,14 @@ impl Context {
         }
     }
 
-    /// Pins what was found. That it can't be remembered is no reason to lose a backup.
+    /// Pins what was found, and warns of a faulty file system. A failure to pin it is only a warning: it
+    /// is no reason to lose a backup.
     pub(crate) fn remember(
         &self,
         state_dir: &Path,
         resolved: &Resolved,
-        policy: &session::IdentityPolicy,
-        facts: &session::ContainerFacts,
+        policy: &IdentityPolicy,
+        facts: &ContainerFacts,
     ) {
         if let Some(errors) = facts.file_system_errors {
             self.faulty.store(true, Ordering::Relaxed);
@@ -360,15 +383,107 @@ impl Context {
 }
 
 impl Context {
+    /// Resolves a TARGET, fetches its key, and sets how the session opens it.
+    pub(crate) fn prepare(&self, target: &str, access: Access) -> Result<Prepared, Failure> {
+        self.prepare_resolved(self.resolve(target)?, access)
+    }
+
+    /// As [`Self::prepare`], for a TARGET that is resolved.
+    pub(crate) fn prepare_resolved(
+        &self,
+        resolved: Resolved,
+        access: Access,
+    ) -> Result<Prepared, Failure> {
+        let secret = self.secret(&resolved)?;
+        let options = self.session_options(&resolved, access)?;
+        Ok(Prepared {
+            resolved,
+            secret,
+            options,
+        })
+    }
+
+    /// Runs a command that opens and closes its session itself, and pins the container.
+    pub(crate) fn in_own_session<T>(
+        &self,
+        prepared: Prepared,
+        facts: impl FnOnce(&T) -> &ContainerFacts,
+        work: impl FnOnce(SessionOptions, &Secret, &mut Reporter) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let Prepared {
+            resolved,
+            secret,
+            options,
+        } = prepared;
+        let (state_dir, policy) = (options.state_dir.clone(), options.pins.clone());
+        let mut reporter = Reporter::new(self.output, "");
+        let done = work(options, &secret, &mut reporter)
+            .map_err(|failure| self.where_mounted(&resolved, failure));
+        reporter.clear();
+        let done = done?;
+        self.remember(&state_dir, &resolved, &policy, facts(&done));
+        Ok(done)
+    }
+
+    /// Opens a session, works in it, and closes it. A failure to close counts more than one of the
+    /// work, because it says which part of the work is durable.
+    pub(crate) fn in_session<T>(
+        &self,
+        prepared: Prepared,
+        reporter: &mut Reporter,
+        work: impl FnOnce(&mut Session, &mut Reporter) -> Result<T, Failure>,
+    ) -> Result<(T, ClosedReport), Failure> {
+        let Prepared {
+            resolved,
+            secret,
+            options,
+        } = prepared;
+        let mut session = self.open(&resolved, &secret, options, reporter)?;
+        drop(secret);
+        let done = work(&mut session, reporter);
+        let uuid = session.facts().uuid.clone();
+        let closed = session.close(reporter, &self.interrupt);
+        reporter.clear();
+        if let Ok(closed) = &closed {
+            self.note_history(&uuid, &resolved.target, |history| {
+                history.saw(closed.room);
+            });
+        }
+        match (done, closed) {
+            (Ok(done), Ok(closed)) => Ok((done, closed)),
+            (Ok(_), Err(failure)) | (Err(failure), Ok(_)) => Err(failure),
+            (Err(first), Err(last)) => Err(first.merge(last)),
+        }
+    }
+
+    /// Prints the result of `command`: `text`, or `fields` with the target as JSON.
+    pub(crate) fn finish(
+        &self,
+        command: &str,
+        exit: Exit,
+        target: &Target,
+        text: &str,
+        mut fields: Value,
+    ) -> Result<Exit, Failure> {
+        fields["target"] = target.to_string().into();
+        self.output
+            .result(text, &result_json(command, exit, fields))?;
+        Ok(exit)
+    }
+
+    /// The state folder.
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.environment.absolute(&self.global.state_dir)
+    }
+
     /// Notes for `sprat status` what a session saw; that it can't is no reason to fail.
-    pub(crate) fn note_standing(
+    pub(crate) fn note_history(
         &self,
         uuid: &str,
         target: &Target,
         change: impl FnOnce(&mut History),
     ) {
-        let state_dir = self.environment.absolute(&self.global.state_dir);
-        let paths = StatePaths::new(&state_dir, uuid, target);
+        let paths = StatePaths::new(&self.state_dir(), uuid, target);
         if let Err(error) = History::update(&paths, change) {
             self.output.warning(&format!(
                 "what `sprat status` shows can't be noted: {error}"
@@ -396,52 +511,9 @@ fn own_source(container: Option<&Container>, default_key_file: Option<&Path>) ->
     }
 }
 
-/// Ends a session after `done`; what went wrong while closing counts more than what came before,
-/// because it tells what of it all is durable.
-pub(crate) fn close<T>(
-    session: Session,
-    done: Result<T, Failure>,
-    context: &Context,
-    resolved: &Resolved,
-    reporter: &mut Reporter,
-) -> Result<(T, session::ClosedReport), Failure> {
-    let uuid = session.facts().uuid.clone();
-    let closed = session.close(reporter, &context.interrupt);
-    reporter.clear();
-    if let Ok(closed) = &closed {
-        context.note_standing(&uuid, &resolved.target, |history| {
-            history.saw(closed.room);
-        });
-    }
-    match (done, closed) {
-        (Ok(done), Ok(closed)) => Ok((done, closed)),
-        (Ok(_), Err(failure)) => Err(failure),
-        (Err(failure), Ok(_)) => Err(failure),
-        (Err(first), Err(last)) => Err(both(first, last)),
-    }
-}
-
-/// One failure out of that of the work and that of closing after it.
-pub(crate) fn both(first: Failure, last: Failure) -> Failure {
-    if first == last {
-        return first;
-    }
-    // The more special of the two says what happened.
-    let special = |failure: &Failure| !matches!(failure.exit, Exit::Failed | Exit::Done);
-    let (mut main, other) = if special(&first) || !special(&last) {
-        (first, last)
-    } else {
-        (last, first)
-    };
-    main.causes.push(format!("also: {}", other.what));
-    main.causes.extend(other.causes);
-    main.hint = main.hint.or(other.hint);
-    main
-}
-
-/// Looks whether there is a container before anybody is asked for its key. What can't be told now the
-/// session tells.
-fn there_at_all(state_dir: &Path, resolved: &Resolved) -> Result<(), Failure> {
+/// Checks that there is a container before the user is asked for its key. Any other failure is left to
+/// the session, which reports it.
+fn check_exists(state_dir: &Path, resolved: &Resolved) -> Result<(), Failure> {
     let Ok(store) = connect::connect(&resolved.target, &resolved.ssh_command) else {
         return Ok(());
     };
@@ -455,21 +527,4 @@ fn there_at_all(state_dir: &Path, resolved: &Resolved) -> Result<(), Failure> {
 
 fn split(text: &str, option: &str) -> Result<Vec<OsString>, Failure> {
     config::split_words(text).map_err(|what| Failure::usage(format!("{option}: {what}")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn of_two_failures_the_more_special_one_decides_the_exit_code() {
-        let plain = || Failure::failed("rsync failed");
-        let lost = || Failure::new(Exit::Unreachable, "line lost").with_hint("run again");
-        for failure in [both(plain(), lost()), both(lost(), plain())] {
-            assert_eq!(failure.exit, Exit::Unreachable);
-            assert_eq!(failure.causes, ["also: rsync failed"]);
-            assert_eq!(failure.hint.as_deref(), Some("run again"));
-        }
-        assert_eq!(both(plain(), plain()), plain());
-    }
 }

@@ -1,123 +1,156 @@
-//! `sprat copy`: brings a container to another store, and with `--move` away from its old one.
+//! `sprat copy`: copies a container to another location, or moves it there.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
+use clap::Args;
 use serde_json::json;
 use sprat_luks::{Pins, RecoveryKey};
 use sprat_session::copy::{CopyObserver, CopyOptions, CopyPhase, CopyReport, NewKeyOptions, copy};
 use sprat_session::ssh_config::Known;
+use sprat_session::state::key_notes;
 use sprat_session::{Access, IdentityPolicy, connect, text};
 use sprat_store::StoreError;
 use sprat_store::copy::{CopyProgress, CopyStep};
-use zeroize::Zeroizing;
 
-use super::context::{Context, Resolved};
-use super::sheet_files::SheetFiles;
-use crate::args::CopyArgs;
-use crate::output::{Reporter, exit_json};
+use super::context::{CommandArgs, Context, Resolved};
+use crate::output::{Reporter, result_json};
+use crate::recovery_sheet::{SheetFiles, SheetJob, SheetParts};
 use crate::secrets::{self, SecretSource};
-use crate::sheet::{Sheet, SheetJob};
 use crate::{Exit, Failure};
 
-pub(super) fn run(context: &Context, args: &CopyArgs) -> Result<Exit, Failure> {
-    let source = context.resolve(&args.source)?;
-    let destination = context.resolve(&args.destination)?;
-    let source_options = context.session_options(&source, Access::ReadOnly)?;
-    if args.new_key && context.output.json && args.sheet.is_none() {
-        return Err(
-            Failure::usage("with --json a copy with a new key needs --sheet FILE").with_hint(
-                "nothing was changed. The sheet is shown when the copy begins, and a run that goes \
-                 on with it has none to print",
-            ),
-        );
-    }
-    // A copy needs no key: nobody is asked for one, and one that is only found comes near no header that
-    // is not known.
-    let source_key = if args.new_key {
-        Some(context.secret(&source)?)
-    } else if context.named_source()?.is_some() {
-        Some(context.fetch(&source.secret)?)
-    } else if source.secret == SecretSource::Terminal
-        || matches!(source_options.pins, IdentityPolicy::TrustOnce)
-    {
-        None
-    } else {
-        context.fetch(&source.secret).ok()
-    };
-    let new_sheet = match &source_key {
-        Some(secret) if args.new_key => Some(NewSheet {
-            context,
-            args,
-            destination: &destination,
-            known: Known::look_up(&destination.target, &destination.ssh_command),
-            key_file: match &source.secret {
-                SecretSource::KeyFile(path) => Some((path.clone(), secrets::sha256_hex(secret))),
-                _ => None,
-            },
-            jobs: [&destination, &source]
-                .map(|resolved| super::key::jobs(context, resolved))
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  sprat copy home /mnt/usb/home.luks
+  sprat copy --move /mnt/usb/home.luks ssh://u1234@example.org/backup/home.luks
+  sprat copy --new-key --move --sheet sheet.txt home ssh://u1234@example.org/backup/home2.luks";
+
+pub(super) const NOTES: &str = "\
+No key is needed, except with --new-key. Holes stay holes. If the copy is interrupted, the same
+command continues it. DST gets its name only after all of it was read back. With --new-key the sheet
+is shown when the copy begins, and not again when it continues.";
+
+#[derive(Debug, Args)]
+pub(super) struct CopyArgs {
+    /// The container
+    #[arg(value_name = "SRC")]
+    source: String,
+    /// The new location: a container's name in the config, or a location as for SRC; it must be free
+    #[arg(value_name = "DST")]
+    destination: String,
+    /// Remove SRC after DST was read back and is durable
+    #[arg(long = "move")]
+    remove_source: bool,
+    /// Encrypt DST with a new volume key; it opens with SRC's key that is used here, and with the recovery
+    /// key of the new sheet
+    #[arg(long)]
+    new_key: bool,
+    /// With --new-key: write the recovery sheet to this new file (mode 0600) instead of standard output
+    #[arg(long, value_name = "FILE", requires = "new_key")]
+    sheet: Option<PathBuf>,
+    /// With --new-key: also write the sheet as a page to print, with the recovery key as a QR code
+    #[arg(long, value_name = "FILE", requires = "new_key")]
+    html: Option<PathBuf>,
+}
+
+impl CommandArgs for CopyArgs {
+    fn run(&self, context: &Context) -> Result<Exit, Failure> {
+        let source = context.resolve(&self.source)?;
+        let destination = context.resolve(&self.destination)?;
+        let source_options = context.session_options(&source, Access::ReadOnly)?;
+        if self.new_key && context.output.json && self.sheet.is_none() {
+            return Err(
+                Failure::usage("with --json a copy with a new key needs --sheet FILE").with_hint(
+                    "nothing was changed. The sheet is shown when the copy begins, and a run that goes \
+                     on with it has none to print",
+                ),
+            );
+        }
+        // A copy needs no key: nobody is asked for one, and one that is only found comes near no header that
+        // is not known.
+        let source_key = if self.new_key {
+            Some(context.secret(&source)?)
+        } else if context.named_source()?.is_some() {
+            Some(context.fetch(&source.secret)?)
+        } else if source.secret == SecretSource::Terminal
+            || matches!(source_options.pins, IdentityPolicy::TrustOnce)
+        {
+            None
+        } else {
+            context.fetch(&source.secret).ok()
+        };
+        let new_sheet = source_key.as_ref().filter(|_| self.new_key).map(|secret| {
+            let known = Known::look_up(&destination.target, &destination.ssh_command);
+            let jobs = [&destination, &source]
+                .map(|resolved| SheetJob::of_container(&context.config, &resolved.name))
                 .into_iter()
                 .find(|jobs| !jobs.is_empty())
-                .unwrap_or_default(),
-        }),
-        _ => None,
-    };
-    let new_key = source_key.as_ref().filter(|_| args.new_key);
-    let options = CopyOptions {
-        new_key: new_key.map(|secret| NewKeyOptions {
-            kind: source.secret.slot_kind(secret),
-            fast_kdf_for_tests: context.global.cheap_kdf_for_tests,
-        }),
-        source_key,
-        source: source_options,
-        destination: context.session_options(&destination, Access::ReadOnly)?,
-        remove_source: args.remove_source,
-    };
-    let begun = Instant::now();
-    let mut shown = Shown {
-        reporter: Reporter::new(context.output, ""),
-        step_begun: Instant::now(),
-        step: None,
-        new_sheet,
-    };
-    let report = copy(&options, &mut shown, &context.interrupt);
-    shown.reporter.clear();
-    let report = report.map_err(|mut failure| {
-        // Where the copy was to go, a missing folder is no missing container.
-        if failure.exit == Exit::NoContainer && has_no_folder(&destination) {
-            failure.exit = Exit::Failed;
+                .unwrap_or_default();
+            let mut parts = SheetParts::new(&destination.target, known, jobs);
+            if let SecretSource::KeyFile(path) = &source.secret {
+                parts.key_file = Some((path.clone(), secrets::sha256_hex(secret)));
+            }
+            NewSheet {
+                context,
+                args: self,
+                parts,
+            }
+        });
+        let new_key = source_key.as_ref().filter(|_| self.new_key);
+        let options = CopyOptions {
+            new_key: new_key.map(|secret| NewKeyOptions {
+                kind: source.secret.slot_kind(secret),
+                fast_kdf_for_tests: context.global.cheap_kdf_for_tests,
+            }),
+            source_key,
+            source: source_options,
+            destination: context.session_options(&destination, Access::ReadOnly)?,
+            remove_source: self.remove_source,
+        };
+        let begun = Instant::now();
+        let mut shown = Shown {
+            reporter: Reporter::new(context.output, ""),
+            step_begun: Instant::now(),
+            step: None,
+            new_sheet,
+        };
+        let report = copy(&options, &mut shown, &context.interrupt);
+        shown.reporter.clear();
+        let report = report.map_err(|mut failure| {
+            // Where the copy was to go, a missing folder is no missing container.
+            if failure.exit == Exit::NoContainer && has_no_folder(&destination) {
+                failure.exit = Exit::Failed;
+            }
+            failure
+        })?;
+        if self.new_key {
+            let state_dir = &options.destination.state_dir;
+            let target = &destination.target;
+            let kind = source.secret.key_kind();
+            key_notes::note_new_container(state_dir, &report.pins.uuid, target, kind);
         }
-        failure
-    })?;
-    if args.new_key {
-        let state_dir = &options.destination.state_dir;
-        let target = &destination.target;
-        super::init::note_keys(state_dir, &report.pins.uuid, target, &source.secret);
+        let text = summary(&source, &destination, &report, self.new_key);
+        let figures = report.figures;
+        let fields = json!({
+            "source": source.target.to_string(),
+            "destination": destination.target.to_string(),
+            "uuid": report.pins.uuid,
+            "fingerprint": report.pins.fingerprint(),
+            "container_bytes": report.container_bytes,
+            "resumed_bytes": report.resumed_bytes,
+            "read_bytes": figures.map_or(0, |figures| figures.read_bytes),
+            "written_bytes": figures.map_or(0, |figures| figures.written_bytes),
+            "verified_bytes": figures.map_or(0, |figures| figures.verified_bytes),
+            "holes_by": report.holes_by,
+            "new_key": self.new_key,
+            "source_removed": report.source_removed,
+            "source_found": report.source_found,
+            "seconds": begun.elapsed().as_secs_f64(),
+        });
+        let json = result_json("copy", Exit::Done, fields);
+        context.output.result(&text, &json)?;
+        Ok(Exit::Done)
     }
-    let text = summary(&source, &destination, &report, args.new_key);
-    let figures = report.figures;
-    let json = json!({
-        "command": "copy",
-        "result": exit_json(Exit::Done),
-        "source": source.target.to_string(),
-        "destination": destination.target.to_string(),
-        "uuid": report.pins.uuid,
-        "fingerprint": report.pins.fingerprint(),
-        "container_bytes": report.container_bytes,
-        "resumed_bytes": report.resumed_bytes,
-        "read_bytes": figures.map_or(0, |figures| figures.read_bytes),
-        "written_bytes": figures.map_or(0, |figures| figures.written_bytes),
-        "verified_bytes": figures.map_or(0, |figures| figures.verified_bytes),
-        "holes_by": report.holes_by,
-        "new_key": args.new_key,
-        "source_removed": report.source_removed,
-        "source_found": report.source_found,
-        "seconds": begun.elapsed().as_secs_f64(),
-    });
-    context.output.result(&text, &json)?;
-    Ok(Exit::Done)
 }
 
 fn has_no_folder(resolved: &Resolved) -> bool {
@@ -194,43 +227,22 @@ struct Shown<'a> {
     new_sheet: Option<NewSheet<'a>>,
 }
 
-/// What the sheet of a copy with a new key shows beside that key.
+/// The sheet of a copy with a new key.
 struct NewSheet<'a> {
     context: &'a Context,
     args: &'a CopyArgs,
-    destination: &'a Resolved,
-    known: Known,
-    key_file: Option<(PathBuf, String)>,
-    jobs: Vec<SheetJob>,
+    parts: SheetParts,
 }
 
 impl NewSheet<'_> {
     /// Writes the sheet, or shows it.
     fn show(&self, pins: &Pins, recovery: &RecoveryKey) -> Result<(), Failure> {
-        let (context, args) = (self.context, self.args);
-        let key_file = self.key_file.as_ref();
-        let sheet = Sheet {
-            target: &self.destination.target,
-            known: &self.known,
-            pins,
-            recovery_key: recovery.text(),
-            key_file: key_file.map(|(path, sha256)| (path.as_path(), sha256.as_str())),
-            jobs: &self.jobs,
-        };
-        let made_at = Timestamp::now()
-            .strftime("%Y-%m-%d %H:%M:%S UTC")
-            .to_string();
-        let (text, page) = (args.sheet.as_ref(), args.html.as_ref());
-        let files = SheetFiles::create(context, text, page, text.is_none())?;
-        let shown = files
-            .write(context, &sheet, &made_at, Some(recovery.text()))
-            .and_then(|()| match files.text_in_file() {
-                true => Ok(()),
-                false => {
-                    let text = Zeroizing::new(sheet.text(&made_at));
-                    context.output.result(&text, &())
-                }
-            });
+        let output = self.context.output;
+        let (text, page) = (self.args.sheet.as_ref(), self.args.html.as_ref());
+        let environment = &self.context.environment;
+        let files = SheetFiles::create(output, environment, text, page, text.is_none())?;
+        let sheet = self.parts.sheet(pins, Some(recovery.text()));
+        let shown = files.show(output, &sheet, recovery.text());
         shown.inspect_err(|_| files.remove())
     }
 }

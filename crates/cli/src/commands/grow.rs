@@ -1,45 +1,52 @@
-//! `sprat grow`: gives a container a larger size.
+//! `sprat grow`: enlarges a container.
 
+use clap::Args;
 use serde_json::json;
-use sprat_session as session;
-use sprat_session::{Access, text};
+use sprat_session::{self as session, Access, text};
 
-use super::context::Context;
-use crate::args::GrowArgs;
-use crate::output::{Reporter, exit_json};
+use super::context::{CommandArgs, Context};
+use crate::args::TARGET_HELP;
 use crate::{Exit, Failure};
 
-pub(super) fn run(context: &Context, args: &GrowArgs) -> Result<Exit, Failure> {
-    let resolved = context.resolve(&args.target)?;
-    let secret = context.secret(&resolved)?;
-    let options = context.session_options(&resolved, Access::ReadWrite)?;
-    let (state_dir, policy) = (options.state_dir.clone(), options.pins.clone());
-    let mut reporter = Reporter::new(context.output, "");
-    let grown = session::grow(
-        options,
-        &secret,
-        args.size,
-        &mut reporter,
-        &context.interrupt,
-    );
-    reporter.clear();
-    let grown = grown?;
-    context.remember(&state_dir, &resolved, &policy, &grown.facts);
-    let json = json!({
-        "command": "grow",
-        "result": exit_json(Exit::Done),
-        "target": resolved.target.to_string(),
-        "file_bytes": grown.facts.file_bytes,
-        "volume_bytes": grown.facts.volume_bytes,
-        "durable": grown.closed.durable,
-        "volume": grown.closed.volume,
-    });
-    let text = format!(
-        "{} has {} now; {} sent\n",
-        resolved.target,
-        text::bytes(grown.facts.file_bytes),
-        text::bytes(grown.closed.volume.written_bytes)
-    );
-    context.output.result(&text, &json)?;
-    Ok(Exit::Done)
+pub(super) const EXAMPLES: &str = "Example:\n  sprat grow home 8T";
+
+pub(super) const NOTES: &str = "\
+If it is interrupted, the container stays usable; run the same command again to finish. It needs
+CAP_SYS_RESOURCE, which root has outside of Docker and similar environments.";
+
+#[derive(Debug, Args)]
+pub(super) struct GrowArgs {
+    #[arg(help = TARGET_HELP)]
+    target: String,
+    /// The new size; the file is sparse and takes only the space of what is written
+    #[arg(value_parser = text::parse_size)]
+    size: u64,
+}
+
+impl CommandArgs for GrowArgs {
+    const NEEDS_ROOT: bool = true;
+
+    fn run(&self, context: &Context) -> Result<Exit, Failure> {
+        let prepared = context.prepare(&self.target, Access::ReadWrite)?;
+        let target = prepared.resolved.target.clone();
+        let grown = context.in_own_session(
+            prepared,
+            |grown: &session::Grown| &grown.facts,
+            |options, secret, reporter| {
+                session::grow(options, secret, self.size, reporter, &context.interrupt)
+            },
+        )?;
+        let text = format!(
+            "{target} has {} now; {} sent\n",
+            text::bytes(grown.facts.file_bytes),
+            text::bytes(grown.closed.volume.written_bytes)
+        );
+        let fields = json!({
+            "file_bytes": grown.facts.file_bytes,
+            "volume_bytes": grown.facts.volume_bytes,
+            "durable": grown.closed.durable,
+            "volume": grown.closed.volume,
+        });
+        context.finish("grow", Exit::Done, &target, &text, fields)
+    }
 }

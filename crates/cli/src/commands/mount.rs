@@ -1,70 +1,90 @@
-//! `sprat mount` and `sprat umount`.
+//! `sprat mount`: mounts a container for browsing.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use clap::Args;
 use serde_json::json;
-use sprat_session as session;
 use sprat_session::address::Location;
-use sprat_session::{Access, text};
+use sprat_session::{self as session, Access, text};
 
-use super::context::{Context, Resolved};
-use crate::args::{MountArgs, UmountArgs};
-use crate::output::{Reporter, exit_json, path_json};
+use super::context::{CommandArgs, Context, Resolved};
+use crate::args::TARGET_HELP;
+use crate::output::path_json;
 use crate::{Exit, Failure};
 
-pub(super) fn run(context: &Context, args: &MountArgs) -> Result<Exit, Failure> {
-    let resolved = context.resolve(&args.target)?;
-    let dir = context.environment.absolute(&args.dir);
-    if !dir.is_dir() {
-        return Err(Failure::usage(format!("{} is not a folder", dir.display()))
-            .with_hint("nothing was started. Make it with mkdir"));
-    }
-    refuse_own_places(context, &resolved, &dir)?;
-    if !args.allow_other && others_can_enter(&dir) {
-        return Err(Failure::usage(format!(
-            "other users can enter {}: they would see the files in the backup as their old modes allow",
-            dir.display()
-        ))
-        .with_hint(
-            "nothing was started. Mount in a folder that only root can enter (`mkdir -m 700 \
-             /mnt/private; mkdir /mnt/private/backup`), or let the others in with --allow-other",
+pub(super) const EXAMPLES: &str = "\
+Example:
+  mkdir -p -m 700 /mnt/private && mkdir -p /mnt/private/backup
+  sprat mount home /mnt/private/backup && ls /mnt/private/backup/www/latest
+  sprat umount /mnt/private/backup";
+
+pub(super) const NOTES: &str = "\
+It stays mounted until `sprat umount`. DIR must be in a folder that only root can enter. Otherwise
+other users could read every file that its mode in the backup lets them read. --allow-other turns
+this check off.";
+
+#[derive(Debug, Args)]
+pub(super) struct MountArgs {
+    #[arg(help = TARGET_HELP)]
+    target: String,
+    /// An existing folder
+    dir: PathBuf,
+    /// Mount for reading and writing; without it nothing is written to the server
+    #[arg(long)]
+    rw: bool,
+    /// Allow a folder that other users can enter: they see the files as their modes allow
+    #[arg(long)]
+    allow_other: bool,
+}
+
+impl CommandArgs for MountArgs {
+    const NEEDS_ROOT: bool = true;
+
+    fn run(&self, context: &Context) -> Result<Exit, Failure> {
+        let resolved = context.resolve(&self.target)?;
+        let dir = context.environment.absolute(&self.dir);
+        if !dir.is_dir() {
+            return Err(Failure::usage(format!("{} is not a folder", dir.display()))
+                .with_hint("nothing was started. Make it with mkdir"));
+        }
+        refuse_own_places(context, &resolved, &dir)?;
+        if !self.allow_other && others_can_enter(&dir) {
+            return Err(Failure::usage(format!(
+                "other users can enter {}: they would see the files in the backup as their old modes allow",
+                dir.display()
+            ))
+            .with_hint(
+                "nothing was started. Mount in a folder that only root can enter (`mkdir -m 700 \
+                 /mnt/private; mkdir /mnt/private/backup`), or let the others in with --allow-other",
+            ));
+        }
+        let (access, how) = match self.rw {
+            true => (Access::ReadWrite, "read and write"),
+            false => (Access::ReadOnly, "read-only"),
+        };
+        let prepared = context.prepare_resolved(resolved.clone(), access)?;
+        let facts = context.in_own_session(
+            prepared,
+            |facts| facts,
+            |options, secret, reporter| {
+                session::mount(options, secret, &dir, reporter, &context.interrupt)
+            },
+        )?;
+        let text = format!("mounted {} on {}, {how}\n", resolved.target, dir.display());
+        let fields = json!({
+            "dir": path_json(&dir),
+            "read_write": self.rw,
+            "uuid": facts.uuid,
+        });
+        let exit = context.exit(Exit::Done);
+        context.finish("mount", exit, &resolved.target, &text, fields)?;
+        context.output.note(&format!(
+            "it stays mounted until `sprat umount {}`",
+            text::quoted(&dir)
         ));
+        Ok(Exit::Done)
     }
-    let secret = context.secret(&resolved)?;
-    let access = if args.rw {
-        Access::ReadWrite
-    } else {
-        Access::ReadOnly
-    };
-    let options = context.session_options(&resolved, access)?;
-    let (state_dir, policy) = (options.state_dir.clone(), options.pins.clone());
-    let mut reporter = Reporter::new(context.output, "");
-    let facts = session::mount(options, &secret, &dir, &mut reporter, &context.interrupt)
-        .map_err(|failure| context.where_mounted(&resolved, failure))?;
-    reporter.clear();
-    context.remember(&state_dir, &resolved, &policy, &facts);
-    let how = if args.rw {
-        "read and write"
-    } else {
-        "read-only"
-    };
-    let shown = dir.display();
-    let text = format!("mounted {} on {shown}, {how}\n", resolved.target);
-    let json = json!({
-        "command": "mount",
-        "result": exit_json(context.exit(Exit::Done)),
-        "target": resolved.target.to_string(),
-        "dir": path_json(&dir),
-        "read_write": args.rw,
-        "uuid": facts.uuid,
-    });
-    context.output.result(&text, &json)?;
-    context.output.note(&format!(
-        "it stays mounted until `sprat umount {}`",
-        text::quoted(&dir)
-    ));
-    Ok(Exit::Done)
 }
 
 /// Whether anybody but root and this user can walk to `dir`: what is mounted there has the modes of the
@@ -119,30 +139,4 @@ fn canonical(path: &Path) -> PathBuf {
         (Some(parent), Some(name)) => canonical(parent).join(name),
         _ => path.to_owned(),
     })
-}
-
-pub(super) fn run_umount(context: &Context, args: &UmountArgs) -> Result<Exit, Failure> {
-    let dir = context.environment.absolute(&args.dir);
-    let runtime_dir = context.environment.absolute(&context.global.runtime_dir);
-    let mut reporter = Reporter::new(context.output, "");
-    let closed = session::unmount(&runtime_dir, &dir, &mut reporter, &context.interrupt)?;
-    reporter.clear();
-    let sent = closed.volume.written_bytes;
-    let mut text = format!("unmounted {}", dir.display());
-    if sent > 0 {
-        text.push_str(&format!("; {} sent", text::bytes(sent)));
-        if closed.durable {
-            text.push_str(", everything is on the server's disk");
-        }
-    }
-    text.push('\n');
-    let json = json!({
-        "command": "umount",
-        "result": exit_json(Exit::Done),
-        "dir": path_json(&dir),
-        "durable": closed.durable,
-        "volume": closed.volume,
-    });
-    context.output.result(&text, &json)?;
-    Ok(Exit::Done)
 }

@@ -1,58 +1,124 @@
-//! `sprat prune`: removes the snapshots of a job that no rule keeps.
+//! `sprat prune`: removes the snapshots of a job that no retention rule keeps.
 
+use std::time::Duration;
+
+use clap::Args;
 use serde_json::json;
 use sprat_session::{Access, text};
-use sprat_snapshot::{EntryKind, Interrupted, KeepReason, PruneReport, PruneSpec, Pruned};
+use sprat_snapshot::{
+    EntryKind, Interrupted, KeepReason, KeepRules, PruneReport, PruneSpec, Pruned,
+};
 
-use super::context::{Context, close};
-use crate::args::PruneArgs;
-use crate::output::{Reporter, exit_json};
+use super::context::{CommandArgs, Context};
+use crate::args::TARGET_HELP;
+use crate::output::Reporter;
 use crate::{Exit, Failure, config};
 
-pub(super) fn run(context: &Context, args: &PruneArgs) -> Result<Exit, Failure> {
-    let resolved = context.resolve(&args.target)?;
-    let job = config::job_name(&args.job).map_err(Failure::usage)?;
-    let rules = args.rules();
-    if rules.is_empty() && !args.drop_interrupted {
-        return Err(Failure::usage("nothing says what to keep").with_hint(
-            "nothing was started. Give at least one of --keep-last, --keep-daily, --keep-weekly, \
-             --keep-monthly, --keep-yearly and --keep-within; --dry-run shows what they do. \
-             --drop-interrupted removes what interrupted runs left, and needs none of them",
-        ));
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  sprat prune home --job www --keep-last 3 --keep-daily 14 --keep-monthly 12 --dry-run
+  sprat prune home --job www --keep-within 30d
+  sprat prune home --job www --drop-interrupted";
+
+pub(super) const NOTES: &str = "\
+Snapshots that no rule keeps are removed. One snapshot can satisfy several rules. Days begin at
+midnight UTC, like the snapshots' names. The newest complete snapshot is always kept.";
+
+#[derive(Debug, Args)]
+pub(super) struct PruneArgs {
+    #[arg(help = TARGET_HELP)]
+    target: String,
+    /// Prune this job's snapshots
+    #[arg(long)]
+    job: String,
+    /// Keep the newest N
+    #[arg(long, value_name = "N", default_value = "0")]
+    keep_last: u32,
+    /// Keep one snapshot of each of the newest N days that have any
+    #[arg(long, value_name = "N", default_value = "0")]
+    keep_daily: u32,
+    /// The same for weeks, Monday to Sunday
+    #[arg(long, value_name = "N", default_value = "0")]
+    keep_weekly: u32,
+    /// The same for months
+    #[arg(long, value_name = "N", default_value = "0")]
+    keep_monthly: u32,
+    /// The same for years
+    #[arg(long, value_name = "N", default_value = "0")]
+    keep_yearly: u32,
+    /// Keep all that are at most so much older than the newest, such as 36h, 14d, 6w
+    #[arg(long, value_name = "TIME", value_parser = within)]
+    keep_within: Option<Duration>,
+    /// Also remove the copies of interrupted runs, from which the next run would continue
+    #[arg(long)]
+    drop_interrupted: bool,
+    /// Show only what would be removed, and why the rest is kept
+    #[arg(long)]
+    dry_run: bool,
+}
+
+fn within(text: &str) -> Result<Duration, String> {
+    let time = text::parse_time(text, "hdw")?;
+    let keeps_something = !time.is_zero();
+    keeps_something
+        .then_some(time)
+        .ok_or("that is no time".to_owned())
+}
+
+impl PruneArgs {
+    fn rules(&self) -> KeepRules {
+        KeepRules {
+            last: self.keep_last,
+            daily: self.keep_daily,
+            weekly: self.keep_weekly,
+            monthly: self.keep_monthly,
+            yearly: self.keep_yearly,
+            within_s: self.keep_within.map_or(0, |time| time.as_secs()),
+        }
     }
-    let secret = context.secret(&resolved)?;
-    let access = if args.dry_run {
-        Access::ReadOnly
-    } else {
-        Access::ReadWrite
-    };
-    let mut reporter = Reporter::new(context.output, format!("{job}: "));
-    let mut options = context.session_options(&resolved, access)?;
-    options.may_use_reserve = true;
-    let mut session = context.open_with(&resolved, &secret, options, &mut reporter)?;
-    drop(secret);
-    let spec = PruneSpec {
-        suspects: None,
-        job,
-        rules,
-        drop_interrupted: args.drop_interrupted,
-        dry_run: args.dry_run,
-    };
-    let pruned = session.prune(spec, &mut reporter, &context.interrupt);
-    let (report, closed) = close(session, pruned, context, &resolved, &mut reporter)?;
-    let json = json!({
-        "command": "prune",
-        "result": exit_json(Exit::Done),
-        "target": resolved.target.to_string(),
-        "job": args.job,
-        "dry_run": args.dry_run,
-        "report": report,
-        "volume": closed.volume,
-    });
-    context
-        .output
-        .result(&table(&report, args, reporter.server_is_low()), &json)?;
-    Ok(Exit::Done)
+}
+
+impl CommandArgs for PruneArgs {
+    const NEEDS_ROOT: bool = true;
+
+    fn run(&self, context: &Context) -> Result<Exit, Failure> {
+        let job = config::job_name(&self.job).map_err(Failure::usage)?;
+        let rules = self.rules();
+        if rules.is_empty() && !self.drop_interrupted {
+            return Err(Failure::usage("no retention rule given").with_hint(
+                "nothing was started. Give at least one of --keep-last, --keep-daily, --keep-weekly, \
+                 --keep-monthly, --keep-yearly and --keep-within; --dry-run shows what they do. \
+                 --drop-interrupted removes what interrupted runs left, and needs none of them",
+            ));
+        }
+        let access = match self.dry_run {
+            true => Access::ReadOnly,
+            false => Access::ReadWrite,
+        };
+        let mut prepared = context.prepare(&self.target, access)?;
+        prepared.options.may_use_reserve = true;
+        let target = prepared.resolved.target.clone();
+        let mut reporter = Reporter::new(context.output, format!("{job}: "));
+        let spec = PruneSpec {
+            suspects: None,
+            job,
+            rules,
+            drop_interrupted: self.drop_interrupted,
+            dry_run: self.dry_run,
+        };
+        let (report, closed) =
+            context.in_session(prepared, &mut reporter, |session, reporter| {
+                session.prune(spec, reporter, &context.interrupt)
+            })?;
+        let fields = json!({
+            "job": self.job,
+            "dry_run": self.dry_run,
+            "report": report,
+            "volume": closed.volume,
+        });
+        let text = table(&report, self, reporter.server_is_low());
+        context.finish("prune", Exit::Done, &target, &text, fields)
+    }
 }
 
 fn table(report: &PruneReport, args: &PruneArgs, server_is_low: bool) -> String {

@@ -1,68 +1,105 @@
-//! `sprat restore`: gets a snapshot, or a part of it, back.
+//! `sprat restore`: restores a snapshot, or a part of it.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use serde_json::json;
 use sprat_session::{Access, text, trusted_file};
 use sprat_snapshot::{EntryKind, JobName, RestoreReport, RestoreSpec};
 
-use super::context::{Context, close};
-use crate::args::RestoreArgs;
-use crate::output::{Reporter, exit_json, path_json};
+use super::context::{CommandArgs, Context};
+use crate::args::TARGET_HELP;
+use crate::output::{Reporter, path_json};
 use crate::{Exit, Failure};
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  sprat restore home www --to /restore
+  sprat restore home www/2026-11-23T13-21-01Z:/etc/fstab --to /tmp
+  sprat restore home www --to / --dry-run --delete";
 
 /// Changes that a dry run lists as text; JSON has more.
 const CHANGES_SHOWN_MAX: usize = 200;
 
-pub(super) fn run(context: &Context, args: &RestoreArgs) -> Result<Exit, Failure> {
-    let wanted = Wanted::parse(&args.what).map_err(|what| {
-        Failure::usage(what).with_hint("name it JOB, JOB/SNAPSHOT, JOB:PATH or JOB/SNAPSHOT:PATH")
-    })?;
-    let resolved = context.resolve(&args.target)?;
-    let secret = context.secret(&resolved)?;
-    let mut spec = RestoreSpec::new(wanted.job, context.environment.absolute(&args.to));
-    spec.snapshot = wanted.snapshot;
-    spec.path = wanted.path;
-    spec.dry_run = args.dry_run;
-    spec.delete = args.delete;
-    spec.delete_excluded = args.delete_excluded;
-    spec.trust_times = args.trust_times;
-    spec.verify = args.verify;
+#[derive(Debug, Args)]
+pub(super) struct RestoreArgs {
+    #[arg(help = TARGET_HELP)]
+    target: String,
+    /// What to restore; the default is the latest snapshot, and all of it
+    #[arg(value_name = "JOB[/SNAPSHOT][:PATH]")]
+    what: OsString,
+    /// Restore into DIR: PATH becomes DIR/basename; without PATH each file keeps its whole path below DIR
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+    /// Show only what would be done
+    #[arg(long)]
+    dry_run: bool,
+    /// Also delete from DIR what the snapshot does not have
+    #[arg(long)]
+    delete: bool,
+    /// Also delete what the job excluded (patterns, disks)
+    #[arg(long, requires = "delete")]
+    delete_excluded: bool,
+    /// Skip files of equal size and time without reading them, to continue after an interruption
+    #[arg(long)]
+    trust_times: bool,
+    /// Finally compare everything with the snapshot, byte for byte, read from both disks
+    #[arg(long, conflicts_with = "dry_run")]
+    verify: bool,
+}
 
-    if !spec.dry_run
-        && let Some(why) = others_at(&spec.to)
-    {
-        context.output.warning(&format!(
-            "other users can change where {} is restored to while it runs: {why}. Safer is a folder of \
-             root's, from which you move it",
-            spec.to.display()
-        ));
+impl CommandArgs for RestoreArgs {
+    const NEEDS_ROOT: bool = true;
+
+    fn run(&self, context: &Context) -> Result<Exit, Failure> {
+        let wanted = Wanted::parse(&self.what).map_err(|what| {
+            Failure::usage(what)
+                .with_hint("name it JOB, JOB/SNAPSHOT, JOB:PATH or JOB/SNAPSHOT:PATH")
+        })?;
+        let prepared = context.prepare(&self.target, Access::ReadOnly)?;
+        let target = prepared.resolved.target.clone();
+        let mut spec = RestoreSpec::new(wanted.job, context.environment.absolute(&self.to));
+        spec.snapshot = wanted.snapshot;
+        spec.path = wanted.path;
+        spec.dry_run = self.dry_run;
+        spec.delete = self.delete;
+        spec.delete_excluded = self.delete_excluded;
+        spec.trust_times = self.trust_times;
+        spec.verify = self.verify;
+
+        if !spec.dry_run
+            && let Some(why) = others_at(&spec.to)
+        {
+            context.output.warning(&format!(
+                "other users can change where {} is restored to while it runs: {why}. Safer is a folder of \
+                 root's, from which you move it",
+                spec.to.display()
+            ));
+        }
+        let mut reporter = Reporter::new(context.output, "");
+        let mut took = Duration::ZERO;
+        let (report, closed) =
+            context.in_session(prepared, &mut reporter, |session, reporter| {
+                let began = Instant::now();
+                let restored = session.restore(spec.clone(), reporter, &context.interrupt);
+                took = began.elapsed();
+                restored
+            })?;
+        warn_of_state(context, &report);
+        let fields = json!({
+            "to": path_json(&spec.to),
+            "dry_run": spec.dry_run,
+            "seconds": took.as_secs_f64(),
+            "report": report,
+            "volume": closed.volume,
+        });
+        let text = summary(&spec, &report, took);
+        let exit = context.exit(Exit::Done);
+        context.finish("restore", exit, &target, &text, fields)
     }
-    let mut reporter = Reporter::new(context.output, "");
-    let mut session = context.open(&resolved, &secret, Access::ReadOnly, &mut reporter)?;
-    drop(secret);
-    let began = Instant::now();
-    let restored = session.restore(spec.clone(), &mut reporter, &context.interrupt);
-    let took = began.elapsed();
-    let (report, closed) = close(session, restored, context, &resolved, &mut reporter)?;
-    tell_state(context, &report);
-    let json = json!({
-        "command": "restore",
-        "result": exit_json(context.exit(Exit::Done)),
-        "target": resolved.target.to_string(),
-        "to": path_json(&spec.to),
-        "dry_run": spec.dry_run,
-        "seconds": took.as_secs_f64(),
-        "report": report,
-        "volume": closed.volume,
-    });
-    context
-        .output
-        .result(&summary(&spec, &report, took), &json)?;
-    Ok(Exit::Done)
 }
 
 /// Who else can write to the folder, or to the nearest one above it that is there.
@@ -117,7 +154,7 @@ impl Wanted {
     }
 }
 
-fn tell_state(context: &Context, report: &RestoreReport) {
+fn warn_of_state(context: &Context, report: &RestoreReport) {
     let snapshot = &report.snapshot;
     match report.kind {
         EntryKind::Complete => {}

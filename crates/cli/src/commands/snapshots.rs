@@ -1,38 +1,51 @@
-//! `sprat snapshots`: what a container holds.
+//! `sprat snapshots`: lists a container's snapshots.
 
+use clap::Args;
 use serde_json::json;
 use sprat_session::{Access, text};
 use sprat_snapshot::{EntryKind, SnapshotEntry};
 
-use super::context::{Context, close};
-use crate::args::SnapshotsArgs;
-use crate::output::{Reporter, exit_json};
+use super::context::{CommandArgs, Context};
+use crate::args::TARGET_HELP;
+use crate::output::{Reporter, result_json};
 use crate::{Exit, Failure};
 
-pub(super) fn run(context: &Context, args: &SnapshotsArgs) -> Result<Exit, Failure> {
-    let resolved = context.resolve(&args.target)?;
-    let secret = context.secret(&resolved)?;
-    let mut reporter = Reporter::new(context.output, "");
-    let mut session = context.open(&resolved, &secret, Access::ReadOnly, &mut reporter)?;
-    drop(secret);
-    let listed = session.snapshots(&mut reporter, &context.interrupt);
-    let (mut entries, _) = close(session, listed, context, &resolved, &mut reporter)?;
-    if let Some(job) = &args.job {
-        if !entries.iter().any(|entry| entry.job == *job) {
-            return Err(no_such_job(job, &entries));
+pub(super) const EXAMPLES: &str =
+    "Examples:\n  sprat snapshots home\n  sprat snapshots home --job www --json";
+
+#[derive(Debug, Args)]
+pub(super) struct SnapshotsArgs {
+    #[arg(help = TARGET_HELP)]
+    target: String,
+    /// List only this job's snapshots
+    #[arg(long)]
+    job: Option<String>,
+}
+
+impl CommandArgs for SnapshotsArgs {
+    const NEEDS_ROOT: bool = true;
+
+    fn run(&self, context: &Context) -> Result<Exit, Failure> {
+        let prepared = context.prepare(&self.target, Access::ReadOnly)?;
+        let target = prepared.resolved.target.to_string();
+        let mut reporter = Reporter::new(context.output, "");
+        let (mut entries, _) =
+            context.in_session(prepared, &mut reporter, |session, reporter| {
+                session.snapshots(reporter, &context.interrupt)
+            })?;
+        if let Some(job) = &self.job {
+            if !entries.iter().any(|entry| entry.job == *job) {
+                return Err(no_such_job(job, &entries));
+            }
+            entries.retain(|entry| entry.job == *job);
         }
-        entries.retain(|entry| entry.job == *job);
+        entries.retain(|entry| entry.kind != EntryKind::Foreign);
+        entries.sort_by(|a, b| (&a.job, a.name, &a.folder).cmp(&(&b.job, b.name, &b.folder)));
+        let fields = json!({ "target": target, "snapshots": entries });
+        let json = result_json("snapshots", context.exit(Exit::Done), fields);
+        context.output.listing(&table(&entries), &json)?;
+        Ok(Exit::Done)
     }
-    entries.retain(|entry| entry.kind != EntryKind::Foreign);
-    entries.sort_by(|a, b| (&a.job, a.name, &a.folder).cmp(&(&b.job, b.name, &b.folder)));
-    let json = json!({
-        "command": "snapshots",
-        "result": exit_json(context.exit(Exit::Done)),
-        "target": resolved.target.to_string(),
-        "snapshots": entries,
-    });
-    context.output.listing(&table(&entries), &json)?;
-    Ok(Exit::Done)
 }
 
 fn no_such_job(job: &str, entries: &[SnapshotEntry]) -> Failure {

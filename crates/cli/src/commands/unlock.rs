@@ -1,49 +1,79 @@
-//! `sprat unlock`: sets a container free that a session of another machine holds.
+//! `sprat unlock`: removes the lock of a session that died on another machine.
 
+use std::time::Duration;
+
+use clap::Args;
 use serde_json::json;
-use sprat_session as session;
-use sprat_session::{DoorWay, UnlockWish, Unlocked, text};
+use sprat_session::{self as session, DoorWay, UnlockWish, Unlocked, text};
 
-use super::context::Context;
-use crate::args::UnlockArgs;
-use crate::output::exit_json;
+use super::context::{CommandArgs, Context};
+use crate::args::{TARGET_HELP, seconds};
 use crate::{Exit, Failure};
 
-pub(super) fn run(context: &Context, args: &UnlockArgs) -> Result<Exit, Failure> {
-    let resolved = context.resolve(&args.target)?;
-    let options = context.session_options(&resolved, session::Access::ReadWrite)?;
-    let mut wish = UnlockWish {
-        force: args.force,
-        is_off: args.that_machine_is_off,
-        forget_watch: args.forget_watch,
-        ..UnlockWish::default()
-    };
-    if let Some(watch) = args.watch {
-        wish.watch = watch;
-        wish.answer_wait = wish.answer_wait.min(watch);
+pub(super) const EXAMPLES: &str = "Example:\n  sprat unlock home";
+
+pub(super) const NOTES: &str = "\
+A session that died on this machine needs no unlock: the next run takes its lock over.";
+
+#[derive(Debug, Args)]
+pub(super) struct UnlockArgs {
+    #[arg(help = TARGET_HELP)]
+    target: String,
+    /// Take the lock over although its owner still renews it: that session stops, and its run fails
+    #[arg(long)]
+    force: bool,
+    /// Do not wait for a machine that is off (not asleep)
+    #[arg(long)]
+    that_machine_is_off: bool,
+    /// Stop waiting for the comparison of what sessions wrote after a takeover
+    #[arg(long)]
+    forget_watch: bool,
+    /// How long to watch the lock, in seconds.
+    #[arg(long, hide = true, value_parser = seconds)]
+    watch: Option<Duration>,
+    /// The silence after which a session counts as gone, in seconds.
+    #[arg(long, hide = true, value_parser = seconds)]
+    silence: Option<Duration>,
+}
+
+impl CommandArgs for UnlockArgs {
+    fn state_when_interrupted(&self) -> Option<&'static str> {
+        Some("the container stays locked, or taken over: run `sprat unlock` again, it goes on")
     }
-    if let Some(silence) = args.silence {
-        wish.silence_s = silence.as_secs();
+
+    fn run(&self, context: &Context) -> Result<Exit, Failure> {
+        let resolved = context.resolve(&self.target)?;
+        let options = context.session_options(&resolved, session::Access::ReadWrite)?;
+        let mut wish = UnlockWish {
+            force: self.force,
+            is_off: self.that_machine_is_off,
+            forget_watch: self.forget_watch,
+            ..UnlockWish::default()
+        };
+        if let Some(watch) = self.watch {
+            wish.watch = watch;
+            wish.answer_wait = wish.answer_wait.min(watch);
+        }
+        if let Some(silence) = self.silence {
+            wish.silence_s = silence.as_secs();
+        }
+        let mut note = |text: &str| context.output.note(text);
+        let done = session::unlock(&options, &wish, &context.interrupt, &mut note)?;
+        let ways: Vec<_> = done
+            .ways
+            .iter()
+            .map(|(lease, way)| json!({ "lease": lease, "way": way }))
+            .collect();
+        let fields = json!({
+            "taken_over": done.taken_over.as_ref().map(|info| info.file.as_str()),
+            "was_renewed": done.was_renewed,
+            "ways": ways,
+            "forgotten": done.forgotten,
+        });
+        let target = &resolved.target;
+        let text = text(&target.to_string(), &done);
+        context.finish("unlock", Exit::Done, target, &text, fields)
     }
-    let mut tell = |text: &str| context.output.note(text);
-    let done = session::unlock(&options, &wish, &context.interrupt, &mut tell)?;
-    let target = resolved.target.to_string();
-    let ways: Vec<_> = done
-        .ways
-        .iter()
-        .map(|(lease, way)| json!({ "lease": lease, "way": way }))
-        .collect();
-    let json = json!({
-        "command": "unlock",
-        "result": exit_json(Exit::Done),
-        "target": target,
-        "taken_over": done.taken_over.as_ref().map(|info| info.file.as_str()),
-        "was_renewed": done.was_renewed,
-        "ways": ways,
-        "forgotten": done.forgotten,
-    });
-    context.output.result(&text(&target, &done), &json)?;
-    Ok(Exit::Done)
 }
 
 fn text(target: &str, done: &Unlocked) -> String {

@@ -177,6 +177,11 @@ impl<'t, 'i> Table<'t, 'i> {
         })
     }
 
+    /// As [`Self::flag`], for the old name of a key: it is not listed among the known ones.
+    pub(super) fn old_flag(&mut self, reader: &mut Reader<'i>, key: &'static str) -> bool {
+        self.entries.contains_key(key) && self.flag(reader, key)
+    }
+
     /// Says that a key is missing.
     pub(super) fn missing(&self, reader: &mut Reader<'i>, key: &str) {
         reader.mistake(self.span.clone(), format!("{} has no `{key}`", self.title));

@@ -138,9 +138,9 @@ fn server_without_fsync_is_refused_unless_allowed() {
     exit 1
     --- stderr
     sprat: ssh://127.0.0.1[DIR]/store can't make data durable: it has no fsync@openssh.com
-    Hint: nothing was changed. Use an OpenSSH server, or insist with --insist-without-fsync: then a crash of the server can cost the whole container. The new key file [DIR]/config/keys/x.key is kept; the next init uses it
+    Hint: nothing was changed. Use an OpenSSH server, or insist with --allow-no-fsync: then a crash of the server can cost the whole container. The new key file [DIR]/config/keys/x.key is kept; the next init uses it
     ");
-    let insist = [&init[..], &["--insist-without-fsync"]].concat();
+    let insist = [&init[..], &["--allow-no-fsync"]].concat();
     remote.ok(&insist);
     assert_eq!(remote.backup().code, 1);
     let ran = remote.ok(&[
@@ -149,7 +149,7 @@ fn server_without_fsync_is_refused_unless_allowed() {
         "--name",
         "home",
         "src",
-        "--insist-without-fsync",
+        "--allow-no-fsync",
     ]);
     assert!(ran.stdout.contains("can't tell"), "{}", ran.whole());
 }

@@ -133,8 +133,8 @@ fn last_key_and_key_in_use_are_not_removed_by_accident() {
         seen.push_str(&format!("{arguments:?}\n{}", ran.failed_with(2)));
         assert!(before == fs::read(machine.path(CONTAINER)).unwrap());
     }
-    machine.ok(&["key", "remove", CONTAINER, "0", "--although-in-use"]);
-    let last = ["--although-in-use", "--passphrase-file", "recovery"];
+    machine.ok(&["key", "remove", CONTAINER, "0", "--allow-in-use"]);
+    let last = ["--allow-in-use", "--passphrase-file", "recovery"];
     let ran = machine.sprat(&[&["key", "remove", CONTAINER, "1"], &last[..]].concat());
     seen.push_str(&ran.failed_with(2));
     assert_snapshot!(seen, @r#"
@@ -142,7 +142,7 @@ fn last_key_and_key_in_use_are_not_removed_by_accident() {
     exit 2
     --- stderr
     sprat: key slot 0 is the one that the given key opens
-    Hint: nothing was changed. Name another key of this container with --key-file or --passphrase-file, which proves that it opens; or insist with --although-in-use, and be sure that you have another key
+    Hint: nothing was changed. Name another key of this container with --key-file or --passphrase-file, which proves that it opens; or insist with --allow-in-use, and be sure that you have another key
     ["7"]
     exit 2
     --- stderr
@@ -152,7 +152,7 @@ fn last_key_and_key_in_use_are_not_removed_by_accident() {
     exit 2
     --- stderr
     sprat: key slot 1 is the one that the given key opens
-    Hint: nothing was changed. Name another key of this container with --key-file or --passphrase-file, which proves that it opens; or insist with --although-in-use, and be sure that you have another key
+    Hint: nothing was changed. Name another key of this container with --key-file or --passphrase-file, which proves that it opens; or insist with --allow-in-use, and be sure that you have another key
     exit 2
     --- stderr
     sprat: key slot 1 is the last one
@@ -174,7 +174,7 @@ fn restored_header_brings_its_keys_back() {
     let key = ["--key-file", key.to_str().unwrap()];
     machine.ok(&ADD_PASSPHRASE);
     let remove = ["key", "remove", CONTAINER, "0", "--passphrase-file", "pass"];
-    let remove = [&remove[..], &["--although-in-use"]].concat();
+    let remove = [&remove[..], &["--allow-in-use"]].concat();
     machine.ok(&remove);
     assert!(!opens(&machine, &key));
     let ran = machine.sprat(&["key", "header-restore", CONTAINER, "kept"]);
@@ -575,10 +575,10 @@ fn unreachable_key_file_may_be_the_one_that_backups_use() {
         assert!(said.contains("can't tell whether"), "{said}");
         assert!(said.contains("usb/x.key"), "{said}");
         assert!(said.contains("nothing was changed"), "{said}");
-        assert!(said.contains("--although-in-use"), "{said}");
+        assert!(said.contains("--allow-in-use"), "{said}");
         assert_eq!(listed(&machine).len(), 2);
     }
-    machine.ok(&[&remove[..], &["--although-in-use"]].concat());
+    machine.ok(&[&remove[..], &["--allow-in-use"]].concat());
     assert_eq!(listed(&machine), ["1 recovery -"]);
 }
 

@@ -213,6 +213,25 @@ impl Failure {
         self
     }
 
+    /// Merges a failure with a later one that followed from it, such as that of closing a session. The more
+    /// special of the two says what happened; the other one becomes a cause.
+    #[must_use]
+    pub fn merge(self, later: Self) -> Self {
+        if self == later {
+            return self;
+        }
+        let special = |failure: &Self| !matches!(failure.exit, Exit::Failed | Exit::Done);
+        let (mut main, other) = if special(&self) || !special(&later) {
+            (self, later)
+        } else {
+            (later, self)
+        };
+        main.causes.push(format!("also: {}", other.what));
+        main.causes.extend(other.causes);
+        main.hint = main.hint.or(other.hint);
+        main
+    }
+
     /// Puts `what` in front: the present first line becomes the first cause.
     #[must_use]
     pub fn context(mut self, what: impl Into<String>) -> Self {
@@ -250,6 +269,18 @@ mod tests {
             .map(|exit| format!("{} {}", exit.code(), exit.meaning()))
             .collect();
         assert_eq!(documented, known);
+    }
+
+    #[test]
+    fn of_two_failures_the_more_special_one_decides_the_exit_code() {
+        let plain = || Failure::failed("rsync failed");
+        let lost = || Failure::new(Exit::Unreachable, "line lost").with_hint("run again");
+        for failure in [plain().merge(lost()), lost().merge(plain())] {
+            assert_eq!(failure.exit, Exit::Unreachable);
+            assert_eq!(failure.causes, ["also: rsync failed"]);
+            assert_eq!(failure.hint.as_deref(), Some("run again"));
+        }
+        assert_eq!(plain().merge(plain()), plain());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use sprat_snapshot::{CheckReport, CheckSpec, NameList};
 use crate::interrupt::Interrupt;
 use crate::protocol::messages::{FileSystemCheck, WorkerOrder, WorkerReply};
 use crate::session::{MountFor, Session, mount_privately};
-use crate::settings::{ContainerFacts, Observer, SessionOptions};
+use crate::settings::{ContainerFacts, Notice, Observer, Phase, SessionOptions, SessionProgress};
 use crate::supervisor::Watch;
 use crate::{Exit, Failure};
 
@@ -15,6 +15,8 @@ use crate::{Exit, Failure};
 pub struct Checked {
     /// What the container is.
     pub facts: ContainerFacts,
+    /// What is wrong with the header.
+    pub header: HeaderDamage,
     /// Blocks that the server showed with other bytes than this machine had left there.
     pub differing_blocks: u64,
     /// The files in blocks that were overwritten late, where there are such blocks.
@@ -26,6 +28,64 @@ pub struct Checked {
     pub files: Option<Result<CheckReport, Failure>>,
 }
 
+/// What is wrong with a container's header.
+#[derive(Debug, Default)]
+pub struct HeaderDamage {
+    /// What is wrong with a copy of the header.
+    pub copies: Vec<String>,
+    /// Key slots whose areas differ from the header that this machine keeps.
+    pub slots: Vec<u32>,
+}
+
+impl Checked {
+    /// Whether anything is damaged.
+    #[must_use]
+    pub fn is_damaged(&self) -> bool {
+        let files = match &self.files {
+            None => false,
+            Some(Ok(report)) => report.is_damaged(),
+            Some(Err(_)) => true,
+        };
+        self.quick_is_damaged() || files
+    }
+
+    /// Whether something is damaged that is found without reading a file.
+    #[must_use]
+    pub fn quick_is_damaged(&self) -> bool {
+        !self.header.copies.is_empty()
+            || !self.header.slots.is_empty()
+            || !self.file_system.clean
+            || self.facts.file_system_errors.is_some()
+            || self.differing_blocks > 0
+            || self.overwritten.is_some()
+    }
+}
+
+/// Passes everything on, and keeps what is reported of the header.
+struct HeaderObserver<'o> {
+    observer: &'o mut dyn Observer,
+    header: HeaderDamage,
+}
+
+impl Observer for HeaderObserver<'_> {
+    fn phase(&mut self, phase: Phase) {
+        self.observer.phase(phase);
+    }
+
+    fn progress(&mut self, progress: &SessionProgress) {
+        self.observer.progress(progress);
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        match &notice {
+            Notice::HeaderCopyDamaged { copy } => self.header.copies.push(copy.clone()),
+            Notice::SlotAreasDiffer { slots } => self.header.slots.extend(slots),
+            _ => {}
+        }
+        self.observer.notice(notice);
+    }
+}
+
 /// Opens the container for reading, replays its journal locally, runs e2fsck, and then reads
 /// files as `spec` says, which is asked when their turn comes.
 pub fn check(
@@ -35,13 +95,18 @@ pub fn check(
     observer: &mut dyn Observer,
     interrupt: &Interrupt,
 ) -> Result<Checked, Failure> {
-    let mut session = Session::attach(options, secret, observer, interrupt)?;
+    let mut observer = HeaderObserver {
+        observer,
+        header: HeaderDamage::default(),
+    };
+    let mut session = Session::attach(options, secret, &mut observer, interrupt)?;
     let facts = session.facts.clone();
-    let looked = look(&mut session, || spec(&facts), observer, interrupt);
-    let closed = session.close(observer, interrupt);
+    let looked = look(&mut session, || spec(&facts), &mut observer, interrupt);
+    let closed = session.close(&mut observer, interrupt);
     let (file_system, overwritten, files) = looked?;
     Ok(Checked {
         facts,
+        header: observer.header,
         differing_blocks: closed?.differing_blocks,
         overwritten,
         file_system,

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use sprat_snapshot::{CheckWhat, begin_known_from};
 
 use crate::Exit;
 use crate::state::file;
@@ -85,6 +86,30 @@ impl KeptChecks {
     pub fn store(&self, paths: &StatePaths) -> io::Result<()> {
         file::write(&path(paths), self)
     }
+}
+
+/// The file with what earlier checks of this kind read, from which the next one continues. The first check
+/// of a container starts with what the last check of a copy of the container read, so that it has something
+/// to compare with; the error says why it can't.
+pub fn sums(paths: &StatePaths, what: &CheckWhat) -> (PathBuf, Option<io::Error>) {
+    // An unfinished check of another kind is not continued.
+    let name = match what {
+        CheckWhat::Everything => ".sums".to_owned(),
+        CheckWhat::AgainstSource(job) => format!(".against-{job}.sums"),
+    };
+    let own = paths.file(paths::CHECKS, &name);
+    if own.exists() {
+        return (own, None);
+    }
+    let others = paths.of_others(paths::CHECKS, &name).into_iter();
+    let dated = others.filter_map(|other| {
+        let written = other.path.metadata().ok()?.modified().ok()?;
+        Some((written, other.path))
+    });
+    let error = dated
+        .max()
+        .and_then(|(_, newest)| begin_known_from(&newest, &own).err());
+    (own, error)
 }
 
 /// Where it is kept.

@@ -10,7 +10,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::Failure;
-use crate::state::file;
+use crate::address::Target;
+use crate::state::paths::StatePaths;
+use crate::state::{file, headers};
 
 /// What a key is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,6 +111,26 @@ impl KeyNotes {
 /// A header's UUID was parsed as one, so it can name a file.
 fn path(state_dir: &Path, uuid: &str) -> PathBuf {
     state_dir.join("keys").join(format!("{uuid}.json"))
+}
+
+/// Notes the two keys of a new container: the `first` one, and the recovery key. A failure is ignored: only
+/// the list of keys shows it.
+pub fn note_new_container(state_dir: &Path, uuid: &str, target: &Target, first: KeyKind) {
+    let path = headers::newest(&StatePaths::new(state_dir, uuid, target));
+    let Ok(header) = headers::open(&path).and_then(|file| headers::load(&file, &path)) else {
+        return;
+    };
+    let mut notes = KeyNotes::default();
+    for (slot, kind) in header.slots().iter().zip([first, KeyKind::Recovery]) {
+        notes.note(KeyNote {
+            mark: slot.mark.clone(),
+            kind,
+            label: None,
+            added: Some(Timestamp::now()),
+            proved: None,
+        });
+    }
+    let _ = notes.store(state_dir, uuid);
 }
 
 #[cfg(test)]

@@ -188,9 +188,7 @@ fn no_fsync(store: &dyn Store) -> Failure {
         "{} can't make a lease durable: it has no fsync@openssh.com",
         store.describe()
     ))
-    .with_hint(
-        "nothing was changed. Who backs up there with --insist-without-fsync unlocks with it, too",
-    )
+    .with_hint("nothing was changed. Who backs up there with --allow-no-fsync unlocks with it, too")
 }
 
 fn is_there(store: &dyn Store, name: &FileName) -> bool {

@@ -1,8 +1,12 @@
 //! Tests of what `status` shows.
 
+use std::path::Path;
+
 use sprat_session::VolumeRoom;
 use sprat_session::address::Target;
-use sprat_session::state::history::{MadeSnapshot, Run, SeenRoom};
+use sprat_session::state::checks::{KeptCheck, KeptChecks};
+use sprat_session::state::history::{History, MadeSnapshot, Run, SeenRoom};
+use sprat_session::status::LockStatus;
 
 use super::*;
 use crate::secrets::SecretSource;
@@ -11,8 +15,8 @@ fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_795_600_000 + second).unwrap()
 }
 
-fn found(server: Option<Result<Server, Failure>>, known: Option<Known>) -> Found {
-    Found {
+fn found(server: Option<Result<ServerStatus, Failure>>, known: Option<LocalStatus>) -> Shown {
+    Shown {
         resolved: Resolved {
             name: "laptop".to_owned(),
             target: Target::parse("host:x.luks", Path::new("/")).unwrap(),
@@ -20,11 +24,13 @@ fn found(server: Option<Result<Server, Failure>>, known: Option<Known>) -> Found
             secret: SecretSource::Terminal,
             own_secret: SecretSource::Terminal,
             default_key_file: None,
-            insist_without_fsync: false,
+            allow_no_fsync: false,
         },
-        known: Ok(known),
-        jobs: None,
-        server,
+        status: ContainerStatus {
+            known: Ok(known),
+            jobs: None,
+            server,
+        },
     }
 }
 
@@ -61,7 +67,7 @@ fn what_is_in_order_and_what_is_not_are_both_told() {
     };
     history.ran("home", run(None), Some(made));
     history.ran("www", run(Some("no \u{1b}[2Jline")), None);
-    let known = Known {
+    let known = LocalStatus {
         uuid: "u".to_owned(),
         history,
         checks: KeptChecks {
@@ -72,13 +78,13 @@ fn what_is_in_order_and_what_is_not_are_both_told() {
         proved: None,
         written_bytes: Some(WRITTEN_MANY_BYTES - 1),
     };
-    let server = Server {
+    let server = ServerStatus {
         available_bytes: Some(1 << 20),
         total_bytes: Some(1 << 40),
         container_bytes: 5 << 40,
         allocated_bytes: None,
         reserve_bytes: 0,
-        locked: Some(Lock {
+        locked: Some(LockStatus {
             file: "x.luks.lock.3".to_owned(),
             since: Some(at(3000)),
             renewed: None,
@@ -97,37 +103,37 @@ fn what_is_in_order_and_what_is_not_are_both_told() {
       job home   last snapshot 2026-11-25T13-21-01Z, some files unread, 2 h 0 min ago
       job www    no snapshot by this machine yet; last run FAILED 1 h 0 min ago: no \u{1b}[2Jline
     ");
-    if let Ok(Some(known)) = &mut all.known {
+    if let Ok(Some(known)) = &mut all.status.known {
         known.written_bytes = Some(WRITTEN_MANY_BYTES);
-        let told = all.text(at(7200));
+        let text = all.text(at(7200));
         assert!(
-            told.contains("1.0 TiB were written under one volume key"),
-            "{told}"
+            text.contains("1.0 TiB were written under one volume key"),
+            "{text}"
         );
     }
     // The damage that a check found comes first; then what failed; then what is missing.
-    assert_eq!(all.exit(), Exit::Damaged);
-    if let Ok(Some(known)) = &mut all.known {
+    assert_eq!(all.status.exit(), Exit::Damaged);
+    if let Ok(Some(known)) = &mut all.status.known {
         known.checks = KeptChecks {
             quick: Some(kept(Exit::Done, true)),
             ..KeptChecks::default()
         };
     }
-    assert_eq!(all.exit(), Exit::Failed);
-    if let (Ok(Some(known)), Some(Ok(server))) = (&mut all.known, &mut all.server) {
+    assert_eq!(all.status.exit(), Exit::Failed);
+    if let (Ok(Some(known)), Some(Ok(server))) = (&mut all.status.known, &mut all.status.server) {
         known.history.room = None;
         server.available_bytes = Some(1 << 40);
     }
-    assert_eq!(all.exit(), Exit::Failed, "the job www");
-    all.jobs = Some(vec!["home".to_owned()]);
-    assert_eq!(all.exit(), Exit::Unread, "of the job home");
+    assert_eq!(all.status.exit(), Exit::Failed, "the job www");
+    all.status.jobs = Some(vec!["home".to_owned()]);
+    assert_eq!(all.status.exit(), Exit::Unread, "of the job home");
     assert!(
         all.text(at(7200))
             .contains("job www    not in the config; no snapshot")
     );
     let gone = Failure::new(Exit::Unreachable, "the server was not reached");
     let gone = found(Some(Err(gone)), None);
-    assert_eq!(gone.exit(), Exit::Unreachable);
+    assert_eq!(gone.status.exit(), Exit::Unreachable);
     insta::assert_snapshot!(gone.text(at(7200)), @r"
     laptop: host:./x.luks
       server      the server was not reached

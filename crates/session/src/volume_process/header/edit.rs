@@ -337,7 +337,7 @@ impl<'w> Work<'w> {
             ))
             .with_hint(
                 "nothing was changed. Name another key of this container with --key-file or \
-                 --passphrase-file, which proves that it opens; or insist with --although-in-use, \
+                 --passphrase-file, which proves that it opens; or insist with --allow-in-use, \
                  and be sure that you have another key",
             ));
         }
@@ -349,7 +349,7 @@ impl<'w> Work<'w> {
             ))
             .with_hint(
                 "nothing was changed. Its key is the one in the config, or the default key file: \
-                 let another one take its place first; or insist with --although-in-use",
+                 let another one take its place first; or insist with --allow-in-use",
             ));
         }
         let writes = header.remove_slot(slot, self.lease.turn())?;

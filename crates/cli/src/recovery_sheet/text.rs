@@ -1,12 +1,15 @@
-//! The recovery sheet: all that is needed to get everything back without sprat.
+//! The recovery sheet as text: all that is needed to get everything back without sprat.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
 use serde::Serialize;
 use sprat_luks::Pins;
 use sprat_session::address::{Location, Target};
 use sprat_session::ssh_config::{Known, KnownServer, Proxy};
+
+use crate::config::Config;
 
 /// Where the stock commands mount the server's folder and the volume.
 const SERVER_DIR: &str = "/mnt/sprat-server";
@@ -18,7 +21,53 @@ const SSH_NAME: &str = "sprat-server";
 /// The field that holds the secret.
 pub(crate) const RECOVERY_KEY: &str = "RECOVERY KEY";
 
-/// What the sheet tells. It holds the recovery key: whoever reads it reads the backup.
+/// Shown in place of a recovery key that is to be written in by hand.
+pub(super) const NO_RECOVERY_KEY: &str = "____-____-____-____-____-____-____-____-____-____";
+
+/// What a sheet shows beside the container's pins and the recovery key.
+#[derive(Debug)]
+pub(crate) struct SheetParts {
+    pub target: Target,
+    /// What ssh's configuration says of the server.
+    pub known: Known,
+    /// Path of the key file and the SHA-256 of its content.
+    pub key_file: Option<(PathBuf, String)>,
+    /// Jobs that the config sends into this container.
+    pub jobs: Vec<SheetJob>,
+    /// When the sheet is made.
+    pub made_at: String,
+}
+
+impl SheetParts {
+    /// The parts of a sheet that is made now.
+    pub(crate) fn new(target: &Target, known: Known, jobs: Vec<SheetJob>) -> Self {
+        Self {
+            target: target.clone(),
+            known,
+            key_file: None,
+            jobs,
+            made_at: Timestamp::now()
+                .strftime("%Y-%m-%d %H:%M:%S UTC")
+                .to_string(),
+        }
+    }
+
+    /// The whole sheet.
+    pub(crate) fn sheet<'s>(&'s self, pins: &'s Pins, recovery_key: Option<&'s str>) -> Sheet<'s> {
+        let key_file = self.key_file.as_ref();
+        Sheet {
+            target: &self.target,
+            known: &self.known,
+            pins,
+            recovery_key: recovery_key.unwrap_or(NO_RECOVERY_KEY),
+            key_file: key_file.map(|(path, sha256)| (path.as_path(), sha256.as_str())),
+            jobs: &self.jobs,
+            made_at: &self.made_at,
+        }
+    }
+}
+
+/// What the sheet shows. It holds the recovery key: everyone who reads it can read the backup.
 #[derive(Debug)]
 pub(crate) struct Sheet<'s> {
     pub target: &'s Target,
@@ -30,6 +79,7 @@ pub(crate) struct Sheet<'s> {
     pub key_file: Option<(&'s Path, &'s str)>,
     /// Jobs that the config sends into this container.
     pub jobs: &'s [SheetJob],
+    pub made_at: &'s str,
 }
 
 /// A job of the config.
@@ -38,6 +88,22 @@ pub(crate) struct SheetJob {
     pub name: String,
     /// What is backed up, absolute paths.
     pub sources: Vec<String>,
+}
+
+impl SheetJob {
+    /// The jobs that `config` sends into `container`.
+    pub(crate) fn of_container(config: &Config, container: &str) -> Vec<Self> {
+        let jobs = config.jobs.iter().filter(|job| job.container == container);
+        jobs.map(|job| Self {
+            name: job.name.to_string(),
+            sources: job
+                .sources
+                .iter()
+                .map(|source| source.display().to_string())
+                .collect(),
+        })
+        .collect()
+    }
 }
 
 /// One step of getting everything back.
@@ -203,7 +269,7 @@ impl Sheet<'_> {
     }
 
     /// The sheet as it is printed.
-    pub(crate) fn text(&self, made_at: &str) -> String {
+    pub(crate) fn text(&self) -> String {
         let mut text = String::new();
         let rule = "=".repeat(78);
         // Writing to a String can't fail.
@@ -211,7 +277,7 @@ impl Sheet<'_> {
             text,
             "{rule}\nSPRAT RECOVERY SHEET                     SECRET: print it, keep it off this machine\n{rule}"
         );
-        for (name, value) in self.fields(made_at) {
+        for (name, value) in self.fields() {
             let _ = writeln!(text, "{name:<14} {value}");
         }
         let _ = writeln!(text, "\n{}", self.advice());
@@ -234,9 +300,9 @@ impl Sheet<'_> {
     }
 
     /// Everything but the commands, name and value.
-    pub(crate) fn fields(&self, made_at: &str) -> Vec<(&'static str, String)> {
+    pub(crate) fn fields(&self) -> Vec<(&'static str, String)> {
         let mut fields = vec![
-            ("Made", made_at.to_owned()),
+            ("Made", self.made_at.to_owned()),
             ("Container", self.target.to_string()),
         ];
         match &self.target.place {
@@ -459,8 +525,9 @@ pub(crate) mod tests {
                 name: "büro 2".to_owned(),
                 sources: vec!["/home".to_owned()],
             }],
+            made_at: "2026-11-23 13:21:01 UTC",
         };
-        insta::assert_snapshot!(sheet.text("2026-11-23 13:21:01 UTC"), @r##"
+        insta::assert_snapshot!(sheet.text(), @r##"
         ==============================================================================
         SPRAT RECOVERY SHEET                     SECRET: print it, keep it off this machine
         ==============================================================================
@@ -592,8 +659,9 @@ pub(crate) mod tests {
             recovery_key: "aaaa-cccc",
             key_file: None,
             jobs: &[],
+            made_at: "2026-11-23",
         };
-        let fields = sheet.fields("2026-11-23");
+        let fields = sheet.fields();
         let of_server: Vec<_> = fields[2..9]
             .iter()
             .map(|(name, value)| format!("{name}: {value}"))
@@ -627,10 +695,6 @@ pub(crate) mod tests {
             sheet.sshfs().unwrap(),
             @"sshfs -F /root/sprat-ssh.conf sprat-server:backup /mnt/sprat-server"
         );
-        assert!(
-            sheet
-                .text("now")
-                .contains("NOT ON THIS SHEET: What the moon")
-        );
+        assert!(sheet.text().contains("NOT ON THIS SHEET: What the moon"));
     }
 }

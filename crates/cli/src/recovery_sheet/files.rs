@@ -5,14 +5,15 @@ use std::path::PathBuf;
 
 use zeroize::Zeroizing;
 
-use super::context::Context;
+use super::page;
+use super::text::Sheet;
 use crate::Failure;
-use crate::sheet::Sheet;
-use crate::sheet_page;
+use crate::environment::Environment;
+use crate::output::{Output, path_json};
 
 /// The files that a sheet is to be written to, made before there is a secret to put into them.
 #[derive(Debug, Default)]
-pub(super) struct SheetFiles {
+pub(crate) struct SheetFiles {
     /// The text; `None`: standard output.
     sheet: Option<(File, PathBuf)>,
     /// The page.
@@ -22,18 +23,19 @@ pub(super) struct SheetFiles {
 impl SheetFiles {
     /// Makes the files, and checks standard output where the sheet goes there. Where it fails none is
     /// left. `stdout`: the text or JSON on standard output has the secret.
-    pub(super) fn create(
-        context: &Context,
+    pub(crate) fn create(
+        output: Output,
+        environment: &Environment,
         sheet: Option<&PathBuf>,
         page: Option<&PathBuf>,
         stdout: bool,
     ) -> Result<Self, Failure> {
         if stdout {
-            context.output.ready_for_secret()?;
+            output.ready_for_secret()?;
         }
         let make = |path: &PathBuf| -> Result<(File, PathBuf), Failure> {
-            let path = context.environment.absolute(path);
-            Ok((sheet_page::create(&path)?, path))
+            let path = environment.absolute(path);
+            Ok((page::create(&path)?, path))
         };
         let mut files = Self {
             sheet: sheet.map(make).transpose()?,
@@ -50,42 +52,41 @@ impl SheetFiles {
     }
 
     /// Removes them: the secret in them, if any, opens nothing.
-    pub(super) fn remove(&self) {
+    pub(crate) fn remove(&self) {
         for (_, path) in self.sheet.iter().chain(&self.page) {
             let _ = std::fs::remove_file(path);
         }
     }
 
     /// Whether the text goes to a file instead of standard output.
-    pub(super) fn text_in_file(&self) -> bool {
+    pub(crate) fn text_in_file(&self) -> bool {
         self.sheet.is_some()
     }
 
-    pub(super) fn has_page(&self) -> bool {
+    pub(crate) fn has_page(&self) -> bool {
         self.page.is_some()
     }
 
     /// Writes the files. One that can't be written is removed: half of it may hold the whole secret.
-    pub(super) fn write(
+    pub(crate) fn write(
         &self,
-        context: &Context,
+        output: Output,
         sheet: &Sheet<'_>,
-        made_at: &str,
         secret: Option<&str>,
     ) -> Result<(), Failure> {
         if let Some((file, path)) = &self.sheet {
-            let text = Zeroizing::new(sheet.text(made_at));
-            sheet_page::write(file, path, &text)?;
-            context.output.note(&format!(
+            let text = Zeroizing::new(sheet.text());
+            page::write(file, path, &text)?;
+            output.note(&format!(
                 "the recovery sheet is in {}: SECRET. Print it or put it into a password manager, keep \
                  it off this machine, and delete the file",
                 path.display()
             ));
         }
         if let Some((file, path)) = &self.page {
-            let page = sheet_page::page(sheet, made_at, secret)?;
-            sheet_page::write(file, path, &page)?;
-            context.output.note(&format!(
+            let page = page::page(sheet, secret)?;
+            page::write(file, path, &page)?;
+            output.note(&format!(
                 "{} is SECRET: print it, keep the paper off this machine, and delete the file",
                 path.display()
             ));
@@ -93,9 +94,43 @@ impl SheetFiles {
         Ok(())
     }
 
-    /// Where the text lies, as in JSON.
-    pub(super) fn text_path(&self) -> Option<String> {
+    /// Writes the files, and prints the text if it has no file. JSON is printed by the command itself.
+    pub(crate) fn show(
+        &self,
+        output: Output,
+        sheet: &Sheet<'_>,
+        secret: &str,
+    ) -> Result<(), Failure> {
+        self.write(output, sheet, Some(secret))?;
+        if output.json || self.text_in_file() {
+            return Ok(());
+        }
+        let text = Zeroizing::new(sheet.text());
+        output.result(&text, &())
+    }
+
+    /// Prints `json`, or the text if `text` and if it has no file; then writes the files. One of the two is
+    /// enough, so a failure to print keeps no file back.
+    pub(crate) fn show_result(
+        &self,
+        output: Output,
+        sheet: &Sheet<'_>,
+        secret: Option<&str>,
+        text: bool,
+        json: &serde_json::Value,
+    ) -> Result<(), Failure> {
+        let text = Zeroizing::new(match text && !self.text_in_file() {
+            true => sheet.text(),
+            false => String::new(),
+        });
+        let printed = output.result(&text, json);
+        self.write(output, sheet, secret)?;
+        printed
+    }
+
+    /// The path of the text, as in JSON.
+    pub(crate) fn text_path(&self) -> Option<String> {
         let (_, path) = self.sheet.as_ref()?;
-        Some(crate::output::path_json(path))
+        Some(path_json(path))
     }
 }

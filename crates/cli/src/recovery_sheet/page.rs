@@ -9,8 +9,8 @@ use std::path::Path;
 use qrcode::{Color, EcLevel, QrCode};
 use zeroize::Zeroizing;
 
+use super::text::{NO_RECOVERY_KEY, RECOVERY_KEY, Sheet, Step};
 use crate::Failure;
-use crate::sheet::{Sheet, Step};
 
 /// Light modules round the code, without which readers don't find it (ISO/IEC 18004).
 const QUIET_ZONE: usize = 4;
@@ -31,11 +31,7 @@ pre{font-size:9.5pt;white-space:pre-wrap;background:#f2f2f2;padding:.4em;margin:
 li{break-inside:avoid}@page{margin:14mm}";
 
 /// The page; `secret` is what the QR code says, which is the recovery key as it is typed.
-pub(crate) fn page(
-    sheet: &Sheet<'_>,
-    made_at: &str,
-    secret: Option<&str>,
-) -> Result<Zeroizing<String>, Failure> {
+pub(super) fn page(sheet: &Sheet<'_>, secret: Option<&str>) -> Result<Zeroizing<String>, Failure> {
     // Enough for any: growing would leave pieces of the secret in freed memory.
     let mut page = Zeroizing::new(String::with_capacity(256 << 10));
     // Writing to a String can't fail.
@@ -57,18 +53,21 @@ pub(crate) fn page(
                 escaped(secret).as_str()
             );
         }
-        None => page.push_str(
-            "<div class=\"key\"><div>Recovery key, to be written here by hand<br><br>\
-             <code>____-____-____-____-____-____-____-____-____-____</code></div></div>\n",
-        ),
+        None => {
+            let _ = writeln!(
+                page,
+                "<div class=\"key\"><div>Recovery key, to be written here by hand<br><br>\
+                 <code>{NO_RECOVERY_KEY}</code></div></div>"
+            );
+        }
     }
     for unknown in sheet.unknown() {
         let unknown = escaped(unknown);
         let _ = writeln!(page, "<p>NOT ON THIS SHEET: {}</p>", unknown.as_str());
     }
     page.push_str("<table>\n");
-    for (name, value) in sheet.fields(made_at) {
-        if name != crate::sheet::RECOVERY_KEY {
+    for (name, value) in sheet.fields() {
+        if name != RECOVERY_KEY {
             let _ = writeln!(
                 page,
                 "<tr><th>{}</th><td>{}</td></tr>",
@@ -195,7 +194,7 @@ fn escaped(text: &str) -> Zeroizing<String> {
 
 /// Makes the file of a sheet or a page, before there is a secret to put into it: mode 0600, never one that
 /// exists.
-pub(crate) fn create(path: &Path) -> Result<File, Failure> {
+pub(super) fn create(path: &Path) -> Result<File, Failure> {
     let file = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -213,7 +212,7 @@ pub(crate) fn create(path: &Path) -> Result<File, Failure> {
 }
 
 /// Fills it.
-pub(crate) fn write(mut file: &File, path: &Path, page: &str) -> Result<(), Failure> {
+pub(super) fn write(mut file: &File, path: &Path, page: &str) -> Result<(), Failure> {
     let written = file
         .write_all(page.as_bytes())
         .and_then(|()| file.sync_all());
@@ -226,8 +225,9 @@ pub(crate) fn write(mut file: &File, path: &Path, page: &str) -> Result<(), Fail
 
 #[cfg(test)]
 mod tests {
+    use super::super::text::SheetJob;
+    use super::super::text::tests::pins;
     use super::*;
-    use crate::sheet::tests::pins;
     use sprat_session::address::Target;
 
     #[test]
@@ -287,12 +287,13 @@ mod tests {
             pins: &pins(),
             recovery_key: "aaaa-cccc",
             key_file: None,
-            jobs: &[crate::sheet::SheetJob {
+            jobs: &[SheetJob {
                 name: "a<script>&".to_owned(),
                 sources: Vec::new(),
             }],
+            made_at: "2026-11-23",
         };
-        let whole = page(&sheet, "2026-11-23", Some("aaaa-cccc")).unwrap();
+        let whole = page(&sheet, Some("aaaa-cccc")).unwrap();
         assert!(whole.contains("<code>aaaa-cccc</code>"));
         assert!(whole.contains("893B-F403-70A0-DA3E-1442"));
         assert!(whole.contains("a&lt;script&gt;&amp;") && !whole.contains("<script"));
@@ -300,7 +301,7 @@ mod tests {
         for fetched in ["src=", "href=", "url(", "@import"] {
             assert!(!whole.contains(fetched), "{fetched}");
         }
-        let without = page(&sheet, "2026-11-23", None).unwrap();
+        let without = page(&sheet, None).unwrap();
         assert!(!without.contains("<svg") && !without.contains("aaaa-cccc"));
     }
 }

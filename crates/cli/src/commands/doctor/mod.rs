@@ -1,9 +1,10 @@
-//! `sprat doctor`: looks whether this machine, the config and the servers are in order.
+//! `sprat doctor`: diagnoses set-up problems of this machine, the config and the servers.
 
 mod rsync;
 
 use std::process::{Command, Stdio};
 
+use clap::Args;
 use serde::Serialize;
 use serde_json::json;
 use sprat_attach::{Severity, check_host};
@@ -17,11 +18,9 @@ use sprat_session::{
 use sprat_snapshot::SnapshotError;
 use sprat_store::{Access, FileStat, Store, StoreError, lock};
 
-use super::backup::job_spec;
-use super::context::{Context, Resolved};
-use crate::args::DoctorArgs;
+use super::context::{CommandArgs, Context, Resolved};
 use crate::config::Job;
-use crate::output::exit_json;
+use crate::output::result_json;
 use crate::secrets::SecretSource;
 use crate::{Exit, Failure};
 
@@ -70,56 +69,62 @@ impl Finding {
     }
 }
 
-pub(super) fn run(context: &Context, args: &DoctorArgs) -> Result<Exit, Failure> {
-    let mut resolved = Vec::new();
-    for target in &args.targets {
-        resolved.push(context.resolve(target)?);
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  sprat doctor
+  sprat doctor home ssh://u1234@example.org/backup/www.luks";
+
+#[derive(Debug, Args)]
+pub(super) struct DoctorArgs {
+    /// Containers to check; the default is all of the config
+    #[arg(value_name = "TARGET")]
+    targets: Vec<String>,
+}
+
+impl CommandArgs for DoctorArgs {
+    fn state_when_interrupted(&self) -> Option<&'static str> {
+        Some("nothing was changed")
     }
-    if args.targets.is_empty() {
-        for container in &context.config.containers {
-            resolved.push(context.resolve_container(container)?);
+
+    fn run(&self, context: &Context) -> Result<Exit, Failure> {
+        let resolved = context.resolve_all(&self.targets)?;
+        let mut findings: Vec<Finding> = check_host()
+            .into_iter()
+            .map(|found| Finding {
+                what: found.what.to_owned(),
+                state: match found.severity {
+                    Severity::Fine => State::Fine,
+                    Severity::Weak => State::Weak,
+                    _ => State::Missing,
+                },
+                detail: found.detail,
+                hint: found.hint,
+            })
+            .collect();
+        findings.extend(PROGRAMS.iter().map(program));
+        let rsync = findings.iter().find(|found| found.what == "rsync");
+        if rsync.is_some_and(|found| found.state == State::Fine) {
+            findings.push(rsync::links());
         }
+        findings.push(config(context));
+        findings.extend(context.config.jobs.iter().flat_map(sources));
+        for resolved in &resolved {
+            context.interrupt.check()?;
+            check_target(context, resolved, &mut findings);
+        }
+        let missing = findings
+            .iter()
+            .filter(|found| found.state == State::Missing)
+            .count();
+        let exit = if missing == 0 {
+            Exit::Done
+        } else {
+            Exit::Failed
+        };
+        let json = result_json("doctor", exit, json!({ "findings": findings }));
+        context.output.listing(&report(&findings, missing), &json)?;
+        Ok(exit)
     }
-    let mut findings: Vec<Finding> = check_host()
-        .into_iter()
-        .map(|found| Finding {
-            what: found.what.to_owned(),
-            state: match found.severity {
-                Severity::Fine => State::Fine,
-                Severity::Weak => State::Weak,
-                _ => State::Missing,
-            },
-            detail: found.detail,
-            hint: found.hint,
-        })
-        .collect();
-    findings.extend(PROGRAMS.iter().map(program));
-    let rsync = findings.iter().find(|found| found.what == "rsync");
-    if rsync.is_some_and(|found| found.state == State::Fine) {
-        findings.push(rsync::links());
-    }
-    findings.push(config(context));
-    findings.extend(context.config.jobs.iter().flat_map(sources));
-    for resolved in &resolved {
-        context.interrupt.check()?;
-        check_target(context, resolved, &mut findings);
-    }
-    let missing = findings
-        .iter()
-        .filter(|found| found.state == State::Missing)
-        .count();
-    let exit = if missing == 0 {
-        Exit::Done
-    } else {
-        Exit::Failed
-    };
-    let json = json!({
-        "command": "doctor",
-        "result": exit_json(exit),
-        "findings": findings,
-    });
-    context.output.listing(&report(&findings, missing), &json)?;
-    Ok(exit)
 }
 
 /// A program, how it tells its version, and what it is for.
@@ -224,7 +229,7 @@ fn config(context: &Context) -> Finding {
 /// The sources of a job that can't be backed up as things are; one line where all can.
 fn sources(job: &Job) -> Vec<Finding> {
     let what = format!("job {}: sources", job.name);
-    let refused = sprat_snapshot::mistakes(&job_spec(job)).into_iter();
+    let refused = sprat_snapshot::mistakes(&job.spec()).into_iter();
     let mut findings: Vec<Finding> = refused
         .map(|mistake| Finding::new(&what, State::Missing, mistake.to_string()))
         .collect();
@@ -332,7 +337,7 @@ fn check_target(context: &Context, resolved: &Resolved, findings: &mut Vec<Findi
 
 /// What the last session of this machine saw free in the volume.
 fn volume(context: &Context, resolved: &Resolved) -> Option<Finding> {
-    let state_dir = context.environment.absolute(&context.global.state_dir);
+    let state_dir = context.state_dir();
     let policy = identity::policy(&state_dir, &resolved.target, None).ok()?;
     let IdentityPolicy::Known(pins) = policy else {
         return None;
@@ -358,13 +363,13 @@ fn fsync(name: &str, resolved: &Resolved, store: &dyn Store) -> Finding {
     if store.capabilities().durable_flush {
         return Finding::new(what, State::Fine, "writes can be made durable");
     }
-    let state = if resolved.insist_without_fsync {
+    let state = if resolved.allow_no_fsync {
         State::Weak
     } else {
         State::Missing
     };
     Finding::new(what, state, "the server can't make writes durable").hint(
-        "an OpenSSH server can (fsync@openssh.com); --insist-without-fsync writes all the same, \
+        "an OpenSSH server can (fsync@openssh.com); --allow-no-fsync writes all the same, \
          and a crash of the server may then lose the container",
     )
 }
@@ -469,14 +474,14 @@ fn container(context: &Context, resolved: &Resolved, store: &dyn Store) -> Findi
     let file = match store.open(&resolved.target.name, Access::ReadOnly) {
         Ok(file) => file,
         Err(StoreError::NotFound { .. }) => {
-            let state_dir = context.environment.absolute(&context.global.state_dir);
+            let state_dir = context.state_dir();
             let hint = moved::hint(&state_dir, &resolved.target);
             return Finding::new(what, State::Missing, "not there").hint(hint);
         }
         Err(error) => return Finding::failed(what, &Failure::from(error)),
     };
     let checked = (|| {
-        let state_dir = context.environment.absolute(&context.global.state_dir);
+        let state_dir = context.state_dir();
         let (header, kernel_only) = connect::any_header(&*file, &state_dir, &resolved.target)?;
         let fingerprint = context.global.fingerprint.as_deref();
         let known = match identity::policy(&state_dir, &resolved.target, fingerprint)? {

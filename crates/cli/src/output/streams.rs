@@ -1,7 +1,5 @@
 //! Results to stdout, everything else to stderr, for people or as JSON.
 
-mod progress;
-
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
@@ -9,10 +7,9 @@ use serde::Serialize;
 use serde_json::json;
 use sprat_session::text;
 
+use super::json::failure_json;
+use crate::Failure;
 use crate::args::GlobalArgs;
-use crate::{Exit, Failure};
-
-pub(crate) use progress::Reporter;
 
 /// How this run speaks.
 #[derive(Debug, Clone, Copy)]
@@ -29,8 +26,8 @@ pub(crate) struct Output {
     pub progress_interval: Option<Duration>,
 }
 
-/// Whether nobody reads what is written any more: a pipe without a reader, or a socket.
-pub(crate) fn is_closed(out: &impl std::os::fd::AsFd) -> bool {
+/// Whether the reader of a pipe or a socket has closed its end.
+fn is_closed(out: &impl std::os::fd::AsFd) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let mut polled = [PollFd::new(out, PollFlags::OUT)];
     let now = Timespec {
@@ -182,31 +179,9 @@ impl Output {
     }
 
     /// One line of JSON on stderr.
-    fn event(self, event: &serde_json::Value) {
+    pub(super) fn event(self, event: &serde_json::Value) {
         write_stderr(&format!("{event}\n"));
     }
-}
-
-/// A path as it stands in JSON, which has no place for bytes that are no text: escaped as rsync does it.
-pub(crate) fn path_json(path: &std::path::Path) -> String {
-    use std::os::unix::ffi::OsStrExt;
-    sprat_snapshot::escape_name(path.as_os_str().as_bytes())
-}
-
-/// A failure as it stands in JSON, in results and on stderr.
-pub(crate) fn failure_json(failure: &Failure) -> serde_json::Value {
-    json!({
-        "exit": failure.exit,
-        "code": failure.exit.code(),
-        "what": failure.what,
-        "causes": failure.causes,
-        "hint": failure.hint,
-    })
-}
-
-/// How a run ended, as it stands in every JSON result.
-pub(crate) fn exit_json(exit: Exit) -> serde_json::Value {
-    json!({ "exit": exit, "code": exit.code() })
 }
 
 /// Prints what the parser of the command line says, which ends in a newline.
@@ -216,7 +191,7 @@ pub(crate) fn complain(text: &str) {
 
 /// Writes in one piece, so that lines of several processes don't mix. There is nobody left to tell
 /// if stderr is gone.
-fn write_stderr(text: &str) {
+pub(super) fn write_stderr(text: &str) {
     let mut err = std::io::stderr().lock();
     let _ = err.write_all(text.as_bytes()).and_then(|()| err.flush());
 }

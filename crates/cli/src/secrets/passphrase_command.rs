@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use sprat_session::interrupt::Interrupt;
 use zeroize::Zeroizing;
 
-use crate::secrets::{PASSPHRASE_BYTES_MAX, read_bounded};
+use super::secret_file::{PASSPHRASE_BYTES_MAX, read_bounded};
 use crate::{Failure, terminal};
 
 /// How long the command may take to end after SIGTERM, before SIGKILL.

@@ -1,22 +1,23 @@
-//! Where keys and passphrases come from: files, commands, the terminal; and how a key file is made.
+//! Where keys and passphrases come from: files, commands, the terminal.
+
+mod passphrase_command;
+mod secret_file;
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use sprat_luks::{RecoveryKey, RecoveryKeyError, Secret, SlotKind};
 use sprat_session::interrupt::Interrupt;
 use sprat_session::trusted_file;
 use sprat_store::hex;
+use sprat_session::state::key_notes::KeyKind;
 use zeroize::Zeroizing;
 
 use crate::output::Output;
-use crate::{Failure, passphrase_command, terminal};
+use crate::{Failure, terminal};
+pub(crate) use secret_file::make_key_file;
+use secret_file::{PASSPHRASE_BYTES_MAX, open_secret, read_bounded, read_key_file};
 
-/// Bytes of a key file that `init` makes; so many random bytes need no slow derivation.
-pub(crate) const KEY_BYTES: usize = 4096;
 /// Shortest key file that `init` accepts: 256 bits.
 const KEY_BYTES_MIN: usize = 32;
 /// A shorter key file is treated as a passphrase (argon2id): it may have been typed by a person.
@@ -24,8 +25,6 @@ const CHEAP_KDF_BYTES_MIN: usize = 512;
 /// Longest new passphrase: cryptsetup's prompt takes no more (lib/utils_crypt.h,
 /// `MAX_PASSPHRASE_LENGTH`), and the sheet's commands must open what sprat makes.
 const NEW_PASSPHRASE_BYTES_MAX: usize = 512;
-/// Longest passphrase, from a file or a command: 8 KiB is more than anybody types.
-pub(crate) const PASSPHRASE_BYTES_MAX: usize = 8192;
 /// Shortest passphrase that `init` accepts, in bytes.
 const PASSPHRASE_BYTES_MIN: usize = 12;
 /// What some editors put before UTF-8 text.
@@ -33,8 +32,8 @@ const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// What may be wrong with a secret that opens nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Doubt {
-    /// It looks like a recovery key, and is none.
+pub(crate) enum KeyHint {
+    /// It looks like a recovery key, but is not one.
     RecoveryKey(RecoveryKeyError),
     /// Its line ended in a carriage return, which was dropped.
     CarriageReturn,
@@ -42,9 +41,9 @@ pub(crate) enum Doubt {
     ByteOrderMark,
 }
 
-impl Doubt {
-    /// What is to be told of it: a cause, and what to do.
-    pub(crate) fn told(&self) -> (String, &'static str) {
+impl KeyHint {
+    /// The words for it: a cause, and what to do.
+    pub(crate) fn render(&self) -> (String, &'static str) {
         match self {
             Self::RecoveryKey(error) => (
                 format!("if it is meant to be a recovery key: {error}"),
@@ -90,12 +89,12 @@ impl SecretSource {
         &self,
         output: Output,
         interrupt: &Interrupt,
-    ) -> Result<(Secret, Option<Doubt>), Failure> {
+    ) -> Result<(Secret, Option<KeyHint>), Failure> {
         match self {
             Self::KeyFile(path) => Ok((Secret::key_file(read_key_file(path, output)?), None)),
             Self::PassphraseFile(_) | Self::PassphraseCommand(_) | Self::Terminal => {
                 let typed = self.passphrase("Passphrase or recovery key: ", output, interrupt)?;
-                Ok((passphrase_secret(&typed.text), doubt(&typed)))
+                Ok((passphrase_secret(&typed.text), key_hint(&typed)))
             }
         }
     }
@@ -162,6 +161,14 @@ impl SecretSource {
         )
     }
 
+    /// The kind of a new key from this source.
+    pub(crate) fn key_kind(&self) -> KeyKind {
+        match self {
+            Self::KeyFile(_) => KeyKind::KeyFile,
+            _ => KeyKind::Passphrase,
+        }
+    }
+
     /// How the slot of a secret that opens one container is derived in another one.
     pub(crate) fn slot_kind(&self, secret: &Secret) -> SlotKind {
         let is_recovery_key = |text| {
@@ -223,14 +230,14 @@ fn passphrase_secret(typed: &str) -> Secret {
     }
 }
 
-fn doubt(typed: &Typed) -> Option<Doubt> {
+fn key_hint(typed: &Typed) -> Option<KeyHint> {
     let text = &typed.text;
-    let recovery_key = || no_recovery_key(text).map(Doubt::RecoveryKey);
+    let recovery_key = || no_recovery_key(text).map(KeyHint::RecoveryKey);
     let mark = || {
         text.starts_with(BYTE_ORDER_MARK)
-            .then_some(Doubt::ByteOrderMark)
+            .then_some(KeyHint::ByteOrderMark)
     };
-    let carriage_return = || typed.carriage_return.then_some(Doubt::CarriageReturn);
+    let carriage_return = || typed.carriage_return.then_some(KeyHint::CarriageReturn);
     mark().or_else(recovery_key).or_else(carriage_return)
 }
 
@@ -252,119 +259,6 @@ fn no_recovery_key(typed: &str) -> Option<RecoveryKeyError> {
     (grouped && about_as_long)
         .then(|| RecoveryKey::parse(typed).err())
         .flatten()
-}
-
-fn unreadable(what: &str, error: &std::io::Error) -> Failure {
-    let failure = Failure::usage(format!("{what} can't be read")).caused_by(error);
-    if error.kind() == std::io::ErrorKind::NotFound {
-        return failure.with_hint("check the name; a disk that holds it may not be mounted");
-    }
-    failure
-}
-
-/// Opens a file that holds a secret; warns where others can read or change it.
-fn open_secret(path: &Path, what: &str, output: Output) -> Result<File, Failure> {
-    let file = trusted_file::open(path).map_err(|error| {
-        let failure = unreadable(what, &error);
-        match error.kind() {
-            std::io::ErrorKind::InvalidInput => failure.with_hint(
-                "give a regular file; use --passphrase-command for what a program prints",
-            ),
-            _ => failure,
-        }
-    })?;
-    let about = file.metadata().map_err(|error| unreadable(what, &error))?;
-    if about.mode() & 0o077 != 0 {
-        output.warning(&format!(
-            "{what} can be read by others (mode {:04o}): chmod 600 it",
-            about.mode() & 0o7777
-        ));
-    }
-    if let Ok(Some(why)) = trusted_file::writable_by_others(path) {
-        output.warning(&format!(
-            "{what} can be replaced by others: {why}. Let only root and its user write there"
-        ));
-    }
-    Ok(file)
-}
-
-/// Reads a key file; empty ones are refused.
-fn read_key_file(path: &Path, output: Output) -> Result<Vec<u8>, Failure> {
-    let what = format!("the key file {}", path.display());
-    let file = open_secret(path, &what, output)?;
-    let mut bytes = read_bounded(file, Secret::LEN_MAX, &what)?;
-    if bytes.is_empty() {
-        return Err(Failure::usage(format!("{what} is empty")));
-    }
-    Ok(std::mem::take(&mut *bytes))
-}
-
-/// Reads at most `bytes_max` bytes. No copy of a part of them is left in freed memory.
-pub(crate) fn read_bounded(
-    mut from: impl Read,
-    bytes_max: usize,
-    what: &str,
-) -> Result<Zeroizing<Vec<u8>>, Failure> {
-    let mut bytes = Zeroizing::new(Vec::with_capacity(KEY_BYTES + 1));
-    let mut piece = Zeroizing::new([0u8; 4096]);
-    loop {
-        let got = match from.read(&mut *piece) {
-            Ok(0) => return Ok(bytes),
-            Ok(got) => got,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(unreadable(what, &error)),
-        };
-        if bytes.len() + got > bytes_max {
-            return Err(Failure::usage(format!(
-                "{what} is longer than {bytes_max} bytes"
-            )));
-        }
-        if bytes.len() + got > bytes.capacity() {
-            let mut larger = Zeroizing::new(Vec::with_capacity(4 * bytes.capacity() + got));
-            larger.extend_from_slice(&bytes);
-            bytes = larger;
-        }
-        bytes.extend_from_slice(&piece[..got]);
-    }
-}
-
-/// Makes a key file of random bytes, mode 0600, durable before it is used; its folder (0700) too
-/// where it is missing. `false`: there is one already, and it was left alone.
-pub(crate) fn make_key_file(path: &Path) -> Result<bool, Failure> {
-    let cannot = |error: &dyn std::error::Error| {
-        Failure::failed(format!("can't make the key file {}", path.display())).caused_by(error)
-    };
-    if path.symlink_metadata().is_ok() {
-        return Ok(false);
-    }
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new("."));
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .map_err(|error| cannot(&error))?;
-    let mut key = Zeroizing::new([0u8; KEY_BYTES]);
-    openssl::rand::rand_priv_bytes(&mut *key).map_err(|error| cannot(&error))?;
-    // Written under another name, which nobody else uses: a half-written key file must never look like
-    // a whole one.
-    let made = (|| {
-        let mut file = tempfile::Builder::new()
-            .prefix(".")
-            .suffix(".part")
-            .tempfile_in(folder)?;
-        file.write_all(&*key)?;
-        file.as_file().sync_all()?;
-        file.persist_noclobber(path).map_err(|error| error.error)?;
-        File::open(folder)?.sync_all()
-    })();
-    match made {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
-        Err(error) => Err(cannot(&error)),
-    }
 }
 
 /// The SHA-256 of a key, which the recovery sheet shows so that a copy of it can be checked.

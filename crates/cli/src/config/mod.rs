@@ -9,7 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use reader::{Mistake, Reader, Table, Text};
 use sprat_session::address::{Target, is_name};
 use sprat_session::trusted_file;
-use sprat_snapshot::JobName;
+use sprat_snapshot::{JobName, SnapshotSpec};
 
 use crate::Failure;
 use crate::environment::Environment;
@@ -46,8 +46,8 @@ pub(crate) struct Container {
     pub passphrase_command: Option<Vec<OsString>>,
     /// `ssh_command`, in words.
     pub ssh_command: Option<Vec<OsString>>,
-    /// `insist_without_fsync`.
-    pub insist_without_fsync: bool,
+    /// `allow_no_fsync`.
+    pub allow_no_fsync: bool,
 }
 
 /// `[job.NAME]`.
@@ -67,6 +67,18 @@ pub(crate) struct Job {
     pub one_file_system: bool,
     /// Accept sources that hold nothing.
     pub allow_empty: bool,
+}
+
+impl Job {
+    /// What a run of the job backs up.
+    pub(crate) fn spec(&self) -> SnapshotSpec {
+        let mut spec = SnapshotSpec::new(self.name.clone(), self.sources.clone());
+        spec.excludes.clone_from(&self.exclude);
+        spec.exclude_from.clone_from(&self.exclude_from);
+        spec.one_file_system = self.one_file_system;
+        spec.allow_empty = self.allow_empty;
+        spec
+    }
 }
 
 impl Config {
@@ -261,7 +273,8 @@ fn container<'i>(
         );
     }
     let ssh_command = command(&mut table, reader, "ssh_command");
-    let insist_without_fsync = table.flag(reader, "insist_without_fsync");
+    let allow_no_fsync =
+        table.flag(reader, "allow_no_fsync") | table.old_flag(reader, "insist_without_fsync");
     table.finish(reader);
     Some(Container {
         name,
@@ -270,7 +283,7 @@ fn container<'i>(
         passphrase_file,
         passphrase_command,
         ssh_command,
-        insist_without_fsync,
+        allow_no_fsync,
     })
 }
 

@@ -1,0 +1,189 @@
+//! `sprat key add`: adds a key.
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args};
+use jiff::Timestamp;
+use serde_json::json;
+use sprat_luks::{RecoveryKey, Secret, SlotKind};
+use sprat_session::HeaderChange;
+use sprat_session::ssh_config::Known;
+use sprat_session::state::key_notes::{KeyKind, KeyNote};
+
+use super::super::context::{Context, Resolved};
+use super::change::{change_header, header, note_key, open};
+use super::sheet::key_file;
+use crate::args::TARGET_HELP;
+use crate::output::result_json;
+use crate::recovery_sheet::{SheetFiles, SheetJob, SheetParts};
+use crate::secrets::{self, SecretSource};
+use crate::{Exit, Failure};
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("new").required(true)))]
+pub(super) struct AddArgs {
+    #[arg(help = TARGET_HELP)]
+    target: String,
+    /// Add the content of this key file; if it is missing, it is created
+    #[arg(long, value_name = "FILE", group = "new")]
+    new_key_file: Option<PathBuf>,
+    /// Add a passphrase, which is asked for twice on the terminal
+    #[arg(long, group = "new")]
+    new_passphrase: bool,
+    /// Add the passphrase in this file
+    #[arg(long, value_name = "FILE", group = "new")]
+    new_passphrase_file: Option<PathBuf>,
+    /// Create a new recovery key, add it, and print the recovery sheet
+    #[arg(long, group = "new")]
+    new_recovery: bool,
+    /// Set a name for `sprat key list`; it is stored on this machine only
+    #[arg(long, value_name = "TEXT")]
+    label: Option<String>,
+    /// Write the sheet to this new file (mode 0600) instead of standard output (with --new-recovery)
+    #[arg(long, value_name = "FILE", requires = "new_recovery")]
+    sheet: Option<PathBuf>,
+    /// Also write the sheet as a page to print (with --new-recovery)
+    #[arg(long, value_name = "FILE", requires = "new_recovery")]
+    html: Option<PathBuf>,
+}
+
+impl AddArgs {
+    pub(super) fn run(&self, context: &Context) -> Result<Exit, Failure> {
+        let resolved = context.resolve(&self.target)?;
+        let secret = context.secret(&resolved)?;
+        // Before anything is made: it may take seconds.
+        let known = match self.new_recovery {
+            true => Known::look_up(&resolved.target, &resolved.ssh_command),
+            false => Known::default(),
+        };
+        let on_stdout = context.output.json || self.sheet.is_none();
+        let files = SheetFiles::create(
+            context.output,
+            &context.environment,
+            self.sheet.as_ref(),
+            self.html.as_ref(),
+            self.new_recovery && on_stdout,
+        )?;
+        let new = new_key(context, self).inspect_err(|_| files.remove())?;
+        let change = HeaderChange::Add {
+            secret: new.secret,
+            kind: new.slot_kind,
+            fast_kdf_for_tests: context.global.cheap_kdf_for_tests,
+        };
+        let changed = match change_header(context, &resolved, &secret, &change) {
+            Ok(changed) => changed,
+            Err(failure) => {
+                files.remove();
+                return Err(match new.kind {
+                    KeyKind::Recovery => failure.with_more_hint(
+                        "The new recovery key was thrown away: if `sprat key list` shows a new slot, \
+                         remove it",
+                    ),
+                    _ => failure,
+                });
+            }
+        };
+        note_key(context, &changed, |notes| {
+            let known = notes.of(&changed.mark).cloned();
+            let known = known.filter(|_| changed.as_before).unwrap_or(KeyNote {
+                mark: changed.mark.clone(),
+                kind: new.kind,
+                label: None,
+                added: Some(Timestamp::now()),
+                proved: None,
+            });
+            notes.note(KeyNote {
+                label: self.label.clone().or(known.label),
+                ..known
+            });
+        });
+        let fields = json!({
+            "target": resolved.target.to_string(),
+            "slot": changed.slot,
+            "was_there": changed.as_before,
+            "recovery_key": new.recovery.as_ref().map(RecoveryKey::text),
+        });
+        let json = result_json("key add", Exit::Done, fields);
+        let opens = match changed.as_before {
+            true => "opens already with",
+            false => "opens with the new key, in",
+        };
+        let result = format!("{} {opens} key slot {}\n", resolved.target, changed.slot);
+        let Some(recovery) = &new.recovery else {
+            context.output.result(&result, &json)?;
+            return Ok(Exit::Done);
+        };
+        let jobs = SheetJob::of_container(&context.config, &resolved.name);
+        let mut parts = SheetParts::new(&resolved.target, known, jobs);
+        parts.key_file = key_file_now(context, &resolved, &secret);
+        let sheet = parts.sheet(&changed.facts.pins, Some(recovery.text()));
+        let shown = files.show_result(context.output, &sheet, Some(recovery.text()), true, &json);
+        shown.map_err(|failure| {
+            failure.with_hint(format!(
+                "the new recovery key is in slot {}, and not all of its sheet was shown. Where \
+                 you have it, `sprat key sheet` prints it again; else remove the slot with \
+                 `sprat key remove` and add another key",
+                changed.slot
+            ))
+        })?;
+        context.output.note(result.trim_end());
+        Ok(Exit::Done)
+    }
+}
+
+/// A key that is to be added.
+struct New {
+    secret: Secret,
+    slot_kind: SlotKind,
+    kind: KeyKind,
+    recovery: Option<RecoveryKey>,
+}
+
+fn new_key(context: &Context, args: &AddArgs) -> Result<New, Failure> {
+    if args.new_recovery {
+        let recovery = RecoveryKey::generate()
+            .map_err(|error| Failure::from(&error).context("can't make a recovery key"))?;
+        return Ok(New {
+            secret: recovery.secret(),
+            slot_kind: SlotKind::Recovery,
+            kind: KeyKind::Recovery,
+            recovery: Some(recovery),
+        });
+    }
+    let absolute = |path: &PathBuf| context.environment.absolute(path);
+    let source = match (&args.new_key_file, &args.new_passphrase_file) {
+        (Some(path), _) => {
+            let path = absolute(path);
+            if secrets::make_key_file(&path)? {
+                let note = format!("made the key file {}", path.display());
+                context.output.note(&note);
+            }
+            SecretSource::KeyFile(path)
+        }
+        (None, Some(path)) => SecretSource::PassphraseFile(absolute(path)),
+        (None, None) => SecretSource::Terminal,
+    };
+    let (secret, slot_kind) = source.fetch_for_new(context.output, &context.interrupt)?;
+    Ok(New {
+        secret,
+        slot_kind,
+        kind: source.key_kind(),
+        recovery: None,
+    })
+}
+
+/// The key file for the sheet, right after `secret` has opened the container.
+fn key_file_now(
+    context: &Context,
+    resolved: &Resolved,
+    secret: &Secret,
+) -> Option<(PathBuf, String)> {
+    key_file(context, resolved, |own| {
+        if own.expose() == secret.expose() {
+            return Ok(());
+        }
+        let file = open(context, resolved)?;
+        header(context, &file)?.unlock(&file.bytes(), own)?;
+        Ok(())
+    })
+}

@@ -1,0 +1,94 @@
+//! `sprat key remove`: removes a key.
+
+use clap::Args;
+use serde_json::json;
+use sprat_luks::Secret;
+use sprat_session::HeaderChange;
+
+use super::super::context::{Context, Resolved};
+use super::change::{change_header, note_key, open};
+use crate::args::TARGET_HELP;
+use crate::secrets::SecretSource;
+use crate::{Exit, Failure};
+
+#[derive(Debug, Args)]
+pub(super) struct RemoveArgs {
+    #[arg(help = TARGET_HELP)]
+    target: String,
+    /// The slot's number in `sprat key list`
+    slot: u32,
+    /// Remove the slot although the given key opens it
+    #[arg(long, alias = "although-in-use")]
+    allow_in_use: bool,
+    /// Remove the slot although it holds the only recovery key, or the last key that is not a file
+    #[arg(long)]
+    allow_last: bool,
+}
+
+impl RemoveArgs {
+    pub(super) fn run(&self, context: &Context) -> Result<Exit, Failure> {
+        let resolved = context.resolve(&self.target)?;
+        let secret = context.secret(&resolved)?;
+        if !self.allow_last {
+            self.refuse_last(context, &resolved)?;
+        }
+        let change = HeaderChange::Remove {
+            slot: self.slot,
+            although_in_use: self.allow_in_use,
+            used_here: self.used_here(context, &resolved)?,
+        };
+        let changed = change_header(context, &resolved, &secret, &change)?;
+        note_key(context, &changed, |notes| notes.removed(&changed.mark));
+        let fields = json!({ "slot": changed.slot, "was_gone": changed.as_before });
+        let text = if changed.as_before {
+            format!("key slot {} was gone already\n", self.slot)
+        } else {
+            format!("removed key slot {}\n", self.slot)
+        };
+        context.finish("key remove", Exit::Done, &resolved.target, &text, fields)?;
+        context.output.note(
+            "what was removed is the slot, not the past: whoever kept an old copy of the container \
+             file or of its header (the server, a snapshot of its disk) can still open that copy with \
+             the removed key. If the key is in wrong hands, make a new container",
+        );
+        Ok(Exit::Done)
+    }
+
+    fn refuse_last(&self, context: &Context, resolved: &Resolved) -> Result<(), Failure> {
+        let file = open(context, resolved)?;
+        match file.reason_to_keep(self.slot) {
+            None => Ok(()),
+            Some(what) => Err(Failure::usage(format!(
+                "key slot {} holds {what}",
+                self.slot
+            ))
+            .with_hint(
+                "nothing was changed. Make a new recovery key and sheet first: `sprat key add TARGET \
+                 --new-recovery`; or insist with --allow-last",
+            )),
+        }
+    }
+
+    /// What this machine's backups open the container with, where another key was given and the
+    /// removal must not cost it. A file that the config names and that isn't there counts: its disk may
+    /// just not be mounted. A default key file that is gone is used by nobody.
+    fn used_here(&self, context: &Context, resolved: &Resolved) -> Result<Option<Secret>, Failure> {
+        let own = &resolved.own_secret;
+        let asked = matches!(own, SecretSource::Terminal);
+        if self.allow_in_use || asked || *own == resolved.secret {
+            return Ok(None);
+        }
+        let fetched = context.fetch(own);
+        Ok(Some(fetched.map_err(|failure| {
+            failure
+                .context(format!(
+                    "can't tell whether this machine's backups use key slot {}",
+                    self.slot
+                ))
+                .with_hint(
+                    "nothing was changed. Make what the config names readable (is its disk mounted?); or, \
+                     if it is gone for good, insist with --allow-in-use",
+                )
+        })?))
+    }
+}

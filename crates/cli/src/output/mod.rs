@@ -1,0 +1,13 @@
+//! Everything that a user sees: results on stdout, the rest on stderr, as text or as JSON.
+
+mod json;
+mod notices;
+mod progress;
+mod reporter;
+mod streams;
+mod warnings;
+
+pub(crate) use json::{exit_json, failure_json, path_json, result_json};
+pub(crate) use reporter::Reporter;
+pub(crate) use streams::{Output, complain};
+pub(crate) use warnings::{lacks_something, warning_lines};

@@ -1,0 +1,201 @@
+//! The words for what a run's record warns of.
+
+use sprat_session::text;
+use sprat_snapshot::Warning;
+
+/// Places of the kernel's own file systems that are named one by one; JSON has them all.
+const KERNEL_PLACES_SHOWN_MAX: usize = 3;
+
+/// The words for what a run's record warns of.
+fn warning_text(warning: &Warning) -> String {
+    use Warning as W;
+    match warning {
+        W::ClockBehind { newest } => {
+            format!("the clock is behind the newest snapshot, {newest}; is it right?")
+        }
+        W::OwnVolumeLeftOut { path } => format!("left out {path}: the volume itself"),
+        W::KernelFileSystemLeftOut { path } => {
+            format!("left out {path}: a file system of the kernel's own")
+        }
+        W::LatestLeftAlone => "`latest` in the volume is not ours and was left alone".to_owned(),
+        W::CrashedRunSwept { files } => format!(
+            "the run before crashed: {} of it copied again",
+            text::counted(*files, "file", "files")
+        ),
+        W::LeftoverKept { folder, reason } => {
+            format!("the interrupted tree {folder} could not be removed: {reason}")
+        }
+        W::UnmountedMeanwhile { path } => format!(
+            "{path} was unmounted, or mounted anew, while it was copied: the snapshot is NOT whole"
+        ),
+        W::MountedMeanwhile { path } => format!(
+            "something was mounted at {path} while it was copied: the snapshot is NOT whole"
+        ),
+        W::NotMounted { path, before } => format!(
+            "{path} is not mounted: this snapshot lacks its disk. {before} has it, and prune keeps that \
+             one. Mount the disk, exclude its place, or if the disk is gone for good, run \
+             one backup with --disk-gone {path}"
+        ),
+        W::OtherFileSystem {
+            path,
+            before,
+            was,
+            now,
+        } => format!(
+            "{path}: another file system ({now}) is there than before ({was}). This snapshot has the new \
+             one; {before} has the former one, and prune keeps that one. If the former one is gone for \
+             good, run one backup with --disk-gone {path}"
+        ),
+        W::AutomountEmpty { path } => format!(
+            "{path}: nothing could be mounted at this automount point, so this snapshot has nothing of it"
+        ),
+        W::FoldersVanished { folders } => format!(
+            "{} moved or removed while the backup ran: the snapshot is NOT whole",
+            text::counted(*folders, "folder was", "folders were")
+        ),
+        W::ManyVanished { files } => format!(
+            "{} vanished while it ran, too large a part: the snapshot is NOT called whole",
+            text::counted(*files, "file", "files")
+        ),
+        W::AttributesTooLarge { files } => format!(
+            "{} with more attributes (xattrs, ACLs) than the volume's file system holds, about 4 KiB \
+             for each file: the content is there, some of the attributes are not",
+            text::counted(*files, "file", "files")
+        ),
+        W::DamageHealed { files } => format!(
+            "{} that a check had found damaged in an older snapshot: read from the source again, and \
+             right in this snapshot. Older snapshots keep the damage",
+            text::counted(*files, "file", "files")
+        ),
+        W::MissedChangeCopied { files } => format!(
+            "{} changed without a new size or time, which an older snapshot missed: the content is in \
+             this snapshot",
+            text::counted(*files, "file", "files")
+        ),
+        W::LatestNotMoved { reason } => format!(
+            "the snapshot is made, but `latest` in the volume could not be pointed to it: {reason}"
+        ),
+        W::AttributesRefused { files } => format!(
+            "{} with attributes that the volume's file system refuses: the content is there, those \
+             attributes are not",
+            text::counted(*files, "file", "files")
+        ),
+        W::SourceLeftOut { path, why } => {
+            format!("source {path}: {why}; the snapshot is made without it")
+        }
+        W::LinksSplit { path } => format!(
+            "{path} has more hard links than the volume allows for one file, those in older snapshots \
+             included: this snapshot has a further copy of it, and no name is missing"
+        ),
+        W::UnchangedCopied { files } => format!(
+            "rsync copied at least {} that did not change, instead of linking {}: the volume fills up \
+             without need. Some releases of rsync ignore --link-dest; `sprat doctor` tries yours",
+            text::counted(*files, "file", "files"),
+            if *files == 1 { "it" } else { "them" }
+        ),
+        W::HolesRead {
+            path,
+            bytes,
+            data_bytes,
+        } => format!(
+            "{path} is {} long with {} of data, and rsync reads its holes, too: that takes long at each \
+             change of the file. If it is not needed, leave it out: --exclude {}",
+            text::bytes(*bytes),
+            text::bytes(*data_bytes),
+            text::quoted(std::path::Path::new(path))
+        ),
+        W::ForeignObject { path, done } => {
+            format!("{path} on the volume is not sprat's; it was {done}")
+        }
+        W::SubvolumesLeftOut { path, subvolumes } => format!(
+            "{path}{} of btrfs, which one_file_system leaves out: empty in this snapshot. Name {} as a source \
+             of its own, or leave it out by a pattern",
+            match subvolumes {
+                1 => " is a subvolume".to_owned(),
+                more => format!(" and {} more are subvolumes", more - 1),
+            },
+            if *subvolumes == 1 { "it" } else { "each" }
+        ),
+        _ => "the run's record holds a warning that this version has no words for".to_owned(),
+    }
+}
+
+/// What is said of a run's warnings, and whether it is a warning to the user, too.
+pub(crate) fn warning_lines(job: &str, warnings: &[Warning]) -> Vec<(String, bool)> {
+    let is_kernels =
+        |warning: &&Warning| matches!(warning, Warning::KernelFileSystemLeftOut { .. });
+    // A backup of `/` leaves out more than ten; one line says as much.
+    let kernels = warnings.iter().filter(is_kernels).count();
+    let mut said = Vec::new();
+    if kernels > KERNEL_PLACES_SHOWN_MAX {
+        let text = format!("{job}: left out the kernel's own file systems ({kernels} places)");
+        said.push((text, false));
+    }
+    for warning in warnings {
+        if is_kernels(&warning) && kernels > KERNEL_PLACES_SHOWN_MAX {
+            continue;
+        }
+        let text = format!("{job}: {}", warning_text(warning));
+        said.push((text, lacks_something(warning) || is_of_content(warning)));
+    }
+    said
+}
+
+/// Whether the snapshot has less than its owner may think.
+pub(crate) fn lacks_something(warning: &Warning) -> bool {
+    use Warning as W;
+    matches!(
+        warning,
+        W::UnmountedMeanwhile { .. }
+            | W::MountedMeanwhile { .. }
+            | W::NotMounted { .. }
+            | W::OtherFileSystem { .. }
+            | W::AutomountEmpty { .. }
+            | W::FoldersVanished { .. }
+            | W::ManyVanished { .. }
+            | W::AttributesTooLarge { .. }
+            | W::AttributesRefused { .. }
+            | W::SourceLeftOut { .. }
+            | W::ForeignObject { .. }
+            | W::SubvolumesLeftOut { .. }
+    )
+}
+
+/// Whether an older snapshot has, or had, another content than its owner may think, or the run cost more
+/// than it should.
+fn is_of_content(warning: &Warning) -> bool {
+    use Warning as W;
+    matches!(
+        warning,
+        W::DamageHealed { .. }
+            | W::MissedChangeCopied { .. }
+            | W::LatestNotMoved { .. }
+            | W::UnchangedCopied { .. }
+            | W::LinksSplit { .. }
+            | W::HolesRead { .. }
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_places_of_the_kernels_are_one_line_and_a_few_are_named() {
+        let kernels = |count: usize| -> Vec<Warning> {
+            let path = |n| format!("/sys/{n}");
+            (0..count)
+                .map(|n| Warning::KernelFileSystemLeftOut { path: path(n) })
+                .collect()
+        };
+        let few = warning_lines("root", &kernels(KERNEL_PLACES_SHOWN_MAX));
+        assert_eq!(few.len(), KERNEL_PLACES_SHOWN_MAX);
+        assert!(few[0].0.contains("left out /sys/0"), "{few:?}");
+        let mut many = kernels(15);
+        many.push(Warning::FoldersVanished { folders: 1 });
+        let many = warning_lines("root", &many);
+        assert_eq!(many.len(), 2, "{many:?}");
+        assert!(many[0].0.contains("(15 places)") && !many[0].1);
+        assert!(many[1].1);
+    }
+}

@@ -1,0 +1,8 @@
+//! The recovery sheet: all that is needed to get everything back without sprat, as text and as a page.
+
+mod files;
+mod page;
+mod text;
+
+pub(crate) use files::SheetFiles;
+pub(crate) use text::{SheetJob, SheetParts};

@@ -1,0 +1,131 @@
+//! Files that hold a secret: read with warnings for unsafe modes, created with safe ones.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::Path;
+
+use sprat_luks::Secret;
+use sprat_session::trusted_file;
+use zeroize::Zeroizing;
+
+use crate::Failure;
+use crate::output::Output;
+
+/// Bytes of a key file that sprat creates. So many random bytes need no slow derivation.
+const KEY_BYTES: usize = 4096;
+/// Longest passphrase, from a file or a command: 8 KiB is more than anybody types.
+pub(super) const PASSPHRASE_BYTES_MAX: usize = 8192;
+
+fn unreadable(what: &str, error: &std::io::Error) -> Failure {
+    let failure = Failure::usage(format!("{what} can't be read")).caused_by(error);
+    if error.kind() == std::io::ErrorKind::NotFound {
+        return failure.with_hint("check the name; a disk that holds it may not be mounted");
+    }
+    failure
+}
+
+/// Opens a file that holds a secret; warns where others can read or change it.
+pub(super) fn open_secret(path: &Path, what: &str, output: Output) -> Result<File, Failure> {
+    let file = trusted_file::open(path).map_err(|error| {
+        let failure = unreadable(what, &error);
+        match error.kind() {
+            std::io::ErrorKind::InvalidInput => failure.with_hint(
+                "give a regular file; use --passphrase-command for what a program prints",
+            ),
+            _ => failure,
+        }
+    })?;
+    let about = file.metadata().map_err(|error| unreadable(what, &error))?;
+    if about.mode() & 0o077 != 0 {
+        output.warning(&format!(
+            "{what} can be read by others (mode {:04o}): chmod 600 it",
+            about.mode() & 0o7777
+        ));
+    }
+    if let Ok(Some(why)) = trusted_file::writable_by_others(path) {
+        output.warning(&format!(
+            "{what} can be replaced by others: {why}. Let only root and its user write there"
+        ));
+    }
+    Ok(file)
+}
+
+/// Reads a key file; empty ones are refused.
+pub(super) fn read_key_file(path: &Path, output: Output) -> Result<Vec<u8>, Failure> {
+    let what = format!("the key file {}", path.display());
+    let file = open_secret(path, &what, output)?;
+    let mut bytes = read_bounded(file, Secret::LEN_MAX, &what)?;
+    if bytes.is_empty() {
+        return Err(Failure::usage(format!("{what} is empty")));
+    }
+    Ok(std::mem::take(&mut *bytes))
+}
+
+/// Reads at most `bytes_max` bytes. No copy of a part of them is left in freed memory.
+pub(super) fn read_bounded(
+    mut from: impl Read,
+    bytes_max: usize,
+    what: &str,
+) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let mut bytes = Zeroizing::new(Vec::with_capacity(KEY_BYTES + 1));
+    let mut piece = Zeroizing::new([0u8; 4096]);
+    loop {
+        let got = match from.read(&mut *piece) {
+            Ok(0) => return Ok(bytes),
+            Ok(got) => got,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(unreadable(what, &error)),
+        };
+        if bytes.len() + got > bytes_max {
+            return Err(Failure::usage(format!(
+                "{what} is longer than {bytes_max} bytes"
+            )));
+        }
+        if bytes.len() + got > bytes.capacity() {
+            let mut larger = Zeroizing::new(Vec::with_capacity(4 * bytes.capacity() + got));
+            larger.extend_from_slice(&bytes);
+            bytes = larger;
+        }
+        bytes.extend_from_slice(&piece[..got]);
+    }
+}
+
+/// Makes a key file of random bytes, mode 0600, durable before it is used; its folder (0700) too
+/// where it is missing. `false`: there is one already, and it was left alone.
+pub(crate) fn make_key_file(path: &Path) -> Result<bool, Failure> {
+    let cannot = |error: &dyn std::error::Error| {
+        Failure::failed(format!("can't make the key file {}", path.display())).caused_by(error)
+    };
+    if path.symlink_metadata().is_ok() {
+        return Ok(false);
+    }
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(|error| cannot(&error))?;
+    let mut key = Zeroizing::new([0u8; KEY_BYTES]);
+    openssl::rand::rand_priv_bytes(&mut *key).map_err(|error| cannot(&error))?;
+    // Written under another name, which nobody else uses: a half-written key file must never look like
+    // a whole one.
+    let made = (|| {
+        let mut file = tempfile::Builder::new()
+            .prefix(".")
+            .suffix(".part")
+            .tempfile_in(folder)?;
+        file.write_all(&*key)?;
+        file.as_file().sync_all()?;
+        file.persist_noclobber(path).map_err(|error| error.error)?;
+        File::open(folder)?.sync_all()
+    })();
+    match made {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(cannot(&error)),
+    }
+}
