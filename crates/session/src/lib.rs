@@ -13,13 +13,17 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod child_tree;
 pub mod closed_container;
 pub mod connect;
 pub mod copy;
+pub mod diagnosis;
 pub mod failure;
 mod file_system;
 pub mod interrupt;
+pub mod mount_point;
 pub mod patience;
+pub mod progress;
 mod protocol;
 mod server_probe;
 mod session;

@@ -52,6 +52,8 @@ mod reread;
 mod restore;
 mod rsync;
 mod scout;
+mod severity;
+mod snapshot_path;
 mod sources;
 mod spec;
 mod split;
@@ -79,6 +81,7 @@ pub use record::{
     EntryKind, GoneDisk, LinkedFrom, RECORD_FORMAT, RunRecord, RunStats, SnapshotEntry, Warning,
 };
 pub use restore::restore;
+pub use snapshot_path::SnapshotPath;
 pub use sources::{check_source, mistakes};
 pub use spec::{RestoreReport, RestoreSpec, SnapshotReport, SnapshotSpec};
 pub use take::take;

@@ -8,16 +8,14 @@ use clap::Args;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use sprat_luks::Secret;
-use sprat_session::state::history::{MadeSnapshot, MissingPlace, Run};
+use sprat_session::state::history::{MadeSnapshot, Run};
 use sprat_session::state::identity;
 use sprat_session::{Access, ClosedReport, IdentityPolicy, text};
 use sprat_snapshot::{RunRecord, SnapshotReport, SnapshotSpec, Warning};
 
 use super::context::{CommandArgs, Context, Resolved};
 use crate::config::{Job, job_name};
-use crate::output::{
-    Reporter, exit_json, failure_json, lacks_something, result_json, warning_lines,
-};
+use crate::output::{Reporter, exit_json, failure_json, result_json, warning_lines};
 use crate::{Exit, Failure};
 
 pub(super) const USAGE: &str = "sprat backup [OPTIONS] [JOB]...
@@ -371,12 +369,8 @@ fn note(context: &Context, group: &Group, made: &[Outcome], closed: Option<&Clos
                 exit: outcome.exit(),
                 failure: failure.map(|failure| failure.what.clone()),
             };
-            let snapshot = outcome.result.as_ref().ok().map(|report| MadeSnapshot {
-                at,
-                name: report.name.to_string(),
-                complete: report.record.complete,
-                missing: missing(report),
-            });
+            let report = outcome.result.as_ref().ok();
+            let snapshot = report.map(|report| MadeSnapshot::of(at, report));
             history.ran(&outcome.job, run, snapshot);
         }
     });
@@ -412,19 +406,6 @@ fn report(context: &Context, outcome: &Outcome) -> Result<(), Failure> {
         .result(&summary(&outcome.job, report, outcome.took), &json!(null))
 }
 
-fn missing(report: &SnapshotReport) -> Vec<MissingPlace> {
-    let place = |warning: &Warning| match warning {
-        Warning::NotMounted { path, before } | Warning::OtherFileSystem { path, before, .. } => {
-            Some(MissingPlace {
-                path: path.clone(),
-                kept_in: before.to_string(),
-            })
-        }
-        _ => None,
-    };
-    report.record.warnings.iter().filter_map(place).collect()
-}
-
 /// What such warnings are about; the record has more of them.
 fn names_of_content(record: &RunRecord) -> Vec<String> {
     let line = |what: &'static str| {
@@ -433,27 +414,6 @@ fn names_of_content(record: &RunRecord) -> Vec<String> {
     let healed = record.healed.names.iter().map(line("was damaged"));
     let caught_up = record.caught_up.names.iter().map(line("was missed"));
     healed.chain(caught_up).take(UNREAD_SHOWN_MAX).collect()
-}
-
-/// Why a file is missing: what rsync said of it, or of its place on the volume.
-fn reason_of(name: &str, record: &RunRecord) -> Option<String> {
-    let left_out = record.warnings.iter().find_map(|warning| match warning {
-        Warning::SourceLeftOut { path, why } if path == name => Some(why.clone()),
-        _ => None,
-    });
-    // The name ends where the quote does; in a few messages there is a comma instead.
-    let ends = [format!("{name}\""), format!("{name},")];
-    let mut messages = record.messages.names.iter();
-    left_out.or_else(|| {
-        let message = messages.find(|message| ends.iter().any(|end| message.contains(end)))?;
-        let (_, reason) = message.rsplit_once(": ")?;
-        let attribute = message
-            .contains("xattr(")
-            .then(|| message.split('"').nth(3))
-            .flatten()
-            .map(|attribute| format!("attribute {attribute}: "));
-        Some(format!("{}{reason}", attribute.unwrap_or_default()))
-    })
 }
 
 /// The result as text: one line, and the files that could not be read.
@@ -488,14 +448,17 @@ fn summary(job: &str, report: &SnapshotReport, took: Duration) -> String {
         return summary;
     }
     // Of a place whose disk went, or a file without its attributes, there is a part.
-    let part = report.record.warnings.iter().any(lacks_something);
+    let part = report.record.warnings.iter().any(Warning::lacks_something);
     summary.push_str(&format!(
         "\n{job}: {} could not be read and NOT in this snapshot{}:\n",
         text::counted(unread.count, "source file", "source files"),
         if part { ", or not whole" } else { "" }
     ));
     for name in unread.names.iter().take(UNREAD_SHOWN_MAX) {
-        let reason = reason_of(name, &report.record).map(|reason| format!(": {reason}"));
+        let reason = report
+            .record
+            .reason_unread(name)
+            .map(|reason| format!(": {reason}"));
         summary.push_str(&format!(
             "  {}{}\n",
             text::harmless(name),

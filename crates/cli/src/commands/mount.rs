@@ -1,14 +1,12 @@
 //! `sprat mount`: mounts a container for browsing.
 
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::json;
-use sprat_session::address::Location;
-use sprat_session::{self as session, Access, text};
+use sprat_session::{self as session, Access, mount_point, text};
 
-use super::context::{CommandArgs, Context, Resolved};
+use super::context::{CommandArgs, Context};
 use crate::args::TARGET_HELP;
 use crate::output::path_json;
 use crate::{Exit, Failure};
@@ -48,8 +46,16 @@ impl CommandArgs for MountArgs {
             return Err(Failure::usage(format!("{} is not a folder", dir.display()))
                 .with_hint("nothing was started. Make it with mkdir"));
         }
-        refuse_own_places(context, &resolved, &dir)?;
-        if !self.allow_other && others_can_enter(&dir) {
+        let (environment, global) = (&context.environment, &context.global);
+        let mut own = vec![
+            (environment.absolute(&global.state_dir), "state folder"),
+            (environment.absolute(&global.cache_dir), "cache folder"),
+            (environment.absolute(&global.runtime_dir), "runtime folder"),
+        ];
+        let config_dir = environment.config_dir.clone();
+        own.extend(config_dir.map(|folder| (folder, "config folder")));
+        mount_point::check_hides_nothing(&dir, &resolved.target, own)?;
+        if !self.allow_other && mount_point::others_can_enter(&dir) {
             return Err(Failure::usage(format!(
                 "other users can enter {}: they would see the files in the backup as their old modes allow",
                 dir.display()
@@ -85,58 +91,4 @@ impl CommandArgs for MountArgs {
         ));
         Ok(Exit::Done)
     }
-}
-
-/// Whether anybody but root and this user can walk to `dir`: what is mounted there has the modes of the
-/// backup, and those of `dir` itself are covered by it.
-fn others_can_enter(dir: &Path) -> bool {
-    let me = rustix::process::geteuid().as_raw();
-    let real = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
-    !real.ancestors().skip(1).any(|above| {
-        above.metadata().is_ok_and(|about| {
-            // With an ACL the bits of the group are its mask, the most that it gives.
-            about.mode() & 0o011 == 0 && (about.uid() == 0 || about.uid() == me)
-        })
-    })
-}
-
-/// Refuses a mount point that would hide what the session and its `umount` need.
-fn refuse_own_places(context: &Context, resolved: &Resolved, dir: &Path) -> Result<(), Failure> {
-    let environment = &context.environment;
-    let global = &context.global;
-    let real = |path: &Path| canonical(&environment.absolute(path));
-    let dir = real(dir);
-    let mut places = vec![
-        (real(&global.state_dir), "state folder"),
-        (real(&global.cache_dir), "cache folder"),
-        (real(&global.runtime_dir), "runtime folder"),
-        (PathBuf::from("/proc"), "processes of this machine"),
-        (PathBuf::from("/dev"), "devices of this machine"),
-        (PathBuf::from("/sys"), "devices of this machine"),
-    ];
-    if let Some(config) = &environment.config_dir {
-        places.push((real(config), "config folder"));
-    }
-    if let Location::Local { folder } = &resolved.target.place {
-        places.push((real(folder), "container's folder"));
-    }
-    for (place, what) in places {
-        if place.starts_with(&dir) {
-            return Err(Failure::usage(format!(
-                "can't mount at {}: that would hide the {what} ({})",
-                dir.display(),
-                place.display()
-            ))
-            .with_hint("nothing was started. Mount it at an empty folder"));
-        }
-    }
-    Ok(())
-}
-
-/// As the kernel names it; of what doesn't exist yet, as much as does.
-fn canonical(path: &Path) -> PathBuf {
-    std::fs::canonicalize(path).unwrap_or_else(|_| match (path.parent(), path.file_name()) {
-        (Some(parent), Some(name)) => canonical(parent).join(name),
-        _ => path.to_owned(),
-    })
 }

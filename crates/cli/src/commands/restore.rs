@@ -1,14 +1,13 @@
 //! `sprat restore`: restores a snapshot, or a part of it.
 
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde_json::json;
 use sprat_session::{Access, text, trusted_file};
-use sprat_snapshot::{EntryKind, JobName, RestoreReport, RestoreSpec};
+use sprat_snapshot::{EntryKind, RestoreReport, RestoreSpec, SnapshotPath};
 
 use super::context::{CommandArgs, Context};
 use crate::args::TARGET_HELP;
@@ -55,7 +54,7 @@ impl CommandArgs for RestoreArgs {
     const NEEDS_ROOT: bool = true;
 
     fn run(&self, context: &Context) -> Result<Exit, Failure> {
-        let wanted = Wanted::parse(&self.what).map_err(|what| {
+        let wanted = SnapshotPath::parse(&self.what).map_err(|what| {
             Failure::usage(what)
                 .with_hint("name it JOB, JOB/SNAPSHOT, JOB:PATH or JOB/SNAPSHOT:PATH")
         })?;
@@ -106,52 +105,6 @@ impl CommandArgs for RestoreArgs {
 fn others_at(to: &Path) -> Option<String> {
     let there = to.ancestors().find(|folder| folder.is_dir())?;
     trusted_file::writable_by_others(there).ok().flatten()
-}
-
-/// What is to be restored.
-#[derive(Debug, PartialEq)]
-struct Wanted {
-    job: JobName,
-    snapshot: Option<String>,
-    path: Option<PathBuf>,
-}
-
-impl Wanted {
-    /// Parses `JOB[/SNAPSHOT][:PATH]`; the first colon begins the path, which may hold more, and
-    /// need not be UTF-8.
-    fn parse(text: &OsStr) -> Result<Self, String> {
-        let bytes = text.as_bytes();
-        let (name, path) = match bytes.iter().position(|byte| *byte == b':') {
-            Some(colon) => (&bytes[..colon], Some(&bytes[colon + 1..])),
-            None => (bytes, None),
-        };
-        if path == Some(b"") {
-            return Err(format!("{text:?} names no path behind the colon"));
-        }
-        let name = std::str::from_utf8(name).map_err(|_| format!("{text:?} is not UTF-8"))?;
-        let (job, snapshot) = match name.split_once('/') {
-            Some((job, snapshot)) => (job, Some(snapshot)),
-            None => (name, None),
-        };
-        if let Some(snapshot) = snapshot
-            && (snapshot.is_empty() || snapshot.contains('/'))
-        {
-            return Err(format!("{snapshot:?} is no snapshot's name"));
-        }
-        // Paths are those of the source, whole; the leading slash may be left out.
-        let path = path.map(|path| {
-            let begin = path
-                .iter()
-                .position(|byte| *byte != b'/')
-                .unwrap_or(path.len());
-            Path::new("/").join(OsStr::from_bytes(&path[begin..]))
-        });
-        Ok(Self {
-            job: JobName::new(job).map_err(|error| error.to_string())?,
-            snapshot: snapshot.filter(|name| *name != "latest").map(str::to_owned),
-            path,
-        })
-    }
 }
 
 fn warn_of_state(context: &Context, report: &RestoreReport) {
@@ -254,49 +207,4 @@ fn summary(spec: &RestoreSpec, report: &RestoreReport, took: Duration) -> String
         summary.push_str(&format!("  {}\n", text::harmless(message)));
     }
     summary
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn job_snapshot_and_path_are_told_apart() {
-        let parse = |text: &str| match Wanted::parse(text.as_ref()) {
-            Ok(wanted) => format!("{} {:?} {:?}", wanted.job, wanted.snapshot, wanted.path),
-            Err(what) => what,
-        };
-        let cases = [
-            "home",
-            "home/latest",
-            "home/2026-11-23T13-21-01Z",
-            "home:/etc/fstab",
-            "home:etc/a:b",
-            "home/2026-11-23T13-21-01Z:/x/y z",
-            "",
-            "home/",
-            "home/a/b",
-            "home:",
-            "../x",
-            ":x",
-        ];
-        let seen: Vec<String> = cases
-            .iter()
-            .map(|case| format!("{case:?} -> {}", parse(case)))
-            .collect();
-        insta::assert_snapshot!(seen.join("\n"), @r#"
-        "home" -> home None None
-        "home/latest" -> home None None
-        "home/2026-11-23T13-21-01Z" -> home Some("2026-11-23T13-21-01Z") None
-        "home:/etc/fstab" -> home None Some("/etc/fstab")
-        "home:etc/a:b" -> home None Some("/etc/a:b")
-        "home/2026-11-23T13-21-01Z:/x/y z" -> home Some("2026-11-23T13-21-01Z") Some("/x/y z")
-        "" -> "" is not a job name: it is empty (1 to 128 bytes, no '/', no control characters, no '.' or '-' in front)
-        "home/" -> "" is no snapshot's name
-        "home/a/b" -> "a/b" is no snapshot's name
-        "home:" -> "home:" names no path behind the colon
-        "../x" -> ".." is not a job name: it begins with a dot (1 to 128 bytes, no '/', no control characters, no '.' or '-' in front)
-        ":x" -> "" is not a job name: it is empty (1 to 128 bytes, no '/', no control characters, no '.' or '-' in front)
-        "#);
-    }
 }

@@ -10,4 +10,4 @@ mod warnings;
 pub(crate) use json::{exit_json, failure_json, path_json, result_json};
 pub(crate) use reporter::Reporter;
 pub(crate) use streams::{Output, complain};
-pub(crate) use warnings::{lacks_something, warning_lines};
+pub(crate) use warnings::warning_lines;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sprat_session::{Phase, SessionProgress, text};
+use sprat_session::{Phase, SessionProgress, progress, text};
 
 /// Phases worth a line in a log.
 pub(super) fn is_long(phase: Phase) -> bool {
@@ -53,20 +53,15 @@ fn rsync_phase_text(phase: sprat_snapshot::Phase) -> &'static str {
 }
 
 /// One line: phase, percent, bytes, rate, time left, files, what waits to be durable, the line.
-pub(super) fn progress_text(phase: &str, progress: &SessionProgress) -> String {
+pub(super) fn progress_text(phase: &str, now: &SessionProgress) -> String {
     let mut parts = Vec::new();
-    match &progress.rsync {
+    match &now.rsync {
         Some(rsync) => {
             parts.push(rsync_phase_text(rsync.phase).to_owned());
-            let expected = rsync.files_expected.filter(|files| *files > 0);
-            match (rsync.percent, expected) {
-                (Some(percent), _) if rsync.all_found => parts.push(format!("{percent}%")),
-                // rsync finds files while it goes on; the snapshot before says about how many.
-                (_, Some(expected)) if rsync.phase == sprat_snapshot::Phase::Copying => {
-                    let percent = u128::from(rsync.files_done) * 100 / u128::from(expected);
-                    parts.push(format!("about {}%", percent.min(99)));
-                }
-                _ => {}
+            match progress::percent(rsync) {
+                Some((percent, true)) => parts.push(format!("about {percent}%")),
+                Some((percent, false)) => parts.push(format!("{percent}%")),
+                None => {}
             }
             if rsync.bytes_done > 0 {
                 parts.push(text::bytes(rsync.bytes_done));
@@ -74,7 +69,7 @@ pub(super) fn progress_text(phase: &str, progress: &SessionProgress) -> String {
             if let Some(rate) = rsync.bytes_per_s.filter(|rate| *rate > 0) {
                 parts.push(format!("{}/s", text::bytes(rate)));
             }
-            if let Some(left) = time_left(rsync) {
+            if let Some(left) = progress::time_left_of_rsync(rsync) {
                 parts.push(format!("{} left", text::duration(left)));
             }
             parts.push(if rsync.all_found {
@@ -95,15 +90,12 @@ pub(super) fn progress_text(phase: &str, progress: &SessionProgress) -> String {
         }
         None => {
             parts.push(phase.to_owned());
-            if progress.volume.written_bytes > 0 {
-                parts.push(format!(
-                    "{} sent",
-                    text::bytes(progress.volume.written_bytes)
-                ));
+            if now.volume.written_bytes > 0 {
+                parts.push(format!("{} sent", text::bytes(now.volume.written_bytes)));
             }
         }
     }
-    let volume = &progress.volume;
+    let volume = &now.volume;
     if volume.dirty_bytes > 0 {
         parts.push(format!("{} buffered", text::bytes(volume.dirty_bytes)));
     }
@@ -115,17 +107,6 @@ pub(super) fn progress_text(phase: &str, progress: &SessionProgress) -> String {
         parts.push(format!("connection lost, reconnecting for {away}"));
     }
     parts.join(", ")
-}
-
-/// From rsync's own percent and rate, once it has found all there is.
-fn time_left(rsync: &sprat_snapshot::Progress) -> Option<Duration> {
-    let percent = u128::from(rsync.percent.filter(|percent| (1..100).contains(percent))?);
-    let rate = u128::from(rsync.bytes_per_s.filter(|rate| *rate > 0)?);
-    if !rsync.all_found {
-        return None;
-    }
-    let left = u128::from(rsync.bytes_done) * (100 - percent) / percent / rate;
-    u64::try_from(left).ok().map(Duration::from_secs)
 }
 
 #[cfg(test)]
@@ -174,16 +155,5 @@ mod tests {
         (rsync.all_found, rsync.percent) = (true, Some(100));
         progress.rsync = Some(rsync);
         assert!(progress_text("working", &progress).starts_with("copying, 100%"));
-    }
-
-    #[test]
-    fn time_left_is_unknown_while_rsync_still_finds_files() {
-        let mut rsync = sprat_snapshot::Progress::begin(sprat_snapshot::Phase::Copying);
-        rsync.percent = Some(50);
-        rsync.bytes_per_s = Some(1);
-        rsync.bytes_done = 10;
-        assert_eq!(time_left(&rsync), None);
-        rsync.all_found = true;
-        assert_eq!(time_left(&rsync), Some(Duration::from_secs(10)));
     }
 }

@@ -136,44 +136,9 @@ pub(crate) fn warning_lines(job: &str, warnings: &[Warning]) -> Vec<(String, boo
             continue;
         }
         let text = format!("{job}: {}", warning_text(warning));
-        said.push((text, lacks_something(warning) || is_of_content(warning)));
+        said.push((text, warning.lacks_something() || warning.is_of_content()));
     }
     said
-}
-
-/// Whether the snapshot has less than its owner may think.
-pub(crate) fn lacks_something(warning: &Warning) -> bool {
-    use Warning as W;
-    matches!(
-        warning,
-        W::UnmountedMeanwhile { .. }
-            | W::MountedMeanwhile { .. }
-            | W::NotMounted { .. }
-            | W::OtherFileSystem { .. }
-            | W::AutomountEmpty { .. }
-            | W::FoldersVanished { .. }
-            | W::ManyVanished { .. }
-            | W::AttributesTooLarge { .. }
-            | W::AttributesRefused { .. }
-            | W::SourceLeftOut { .. }
-            | W::ForeignObject { .. }
-            | W::SubvolumesLeftOut { .. }
-    )
-}
-
-/// Whether an older snapshot has, or had, another content than its owner may think, or the run cost more
-/// than it should.
-fn is_of_content(warning: &Warning) -> bool {
-    use Warning as W;
-    matches!(
-        warning,
-        W::DamageHealed { .. }
-            | W::MissedChangeCopied { .. }
-            | W::LatestNotMoved { .. }
-            | W::UnchangedCopied { .. }
-            | W::LinksSplit { .. }
-            | W::HolesRead { .. }
-    )
 }
 
 #[cfg(test)]

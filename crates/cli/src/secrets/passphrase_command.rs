@@ -3,19 +3,16 @@
 use std::ffi::OsString;
 use std::io::{self, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{ChildStdout, Command, Stdio};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::Signal;
+use sprat_session::child_tree::ChildTree;
 use sprat_session::interrupt::Interrupt;
 use zeroize::Zeroizing;
 
 use super::secret_file::{PASSPHRASE_BYTES_MAX, read_bounded};
 use crate::{Failure, terminal};
-
-/// How long the command may take to end after SIGTERM, before SIGKILL.
-const END_LIMIT: Duration = Duration::from_secs(2);
 
 /// Runs the command with our stderr and no input, and takes what it prints.
 pub(crate) fn run(
@@ -37,8 +34,8 @@ pub(crate) fn run(
     let child = command
         .spawn()
         .map_err(|error| Failure::usage(format!("{what} can't be started")).caused_by(&error))?;
-    let mut running = Running { child, own_group };
-    let Some(stdout) = running.child.stdout.take() else {
+    let mut running = ChildTree::new(child, own_group);
+    let Some(stdout) = running.take_stdout() else {
         unreachable!("its stdout is a pipe")
     };
     let printed = read_bounded(
@@ -101,89 +98,10 @@ impl Read for Answer<'_> {
     }
 }
 
-struct Running {
-    child: Child,
-    /// It leads a process group of its own.
-    own_group: bool,
-}
-
-impl Running {
-    /// Waits for its end; `None` after an interrupt.
-    fn wait(&mut self, interrupt: &Interrupt) -> io::Result<Option<ExitStatus>> {
-        while !interrupt.requested() {
-            if let Some(status) = self.child.try_wait()? {
-                return Ok(Some(status));
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Ok(None)
-    }
-
-    /// Ends it and all that it started.
-    fn end(&mut self) {
-        let Some(leader) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) else {
-            return;
-        };
-        let descendants = descendants(leader);
-        // Each may have ended by itself already.
-        let signal = |signal: Signal, with_leader: bool| {
-            if self.own_group {
-                let _ = kill_process_group(leader, signal);
-            } else if with_leader {
-                let _ = kill_process(leader, signal);
-            }
-            for pid in &descendants {
-                let _ = kill_process(*pid, signal);
-            }
-        };
-        signal(Signal::TERM, true);
-        let deadline = Instant::now() + END_LIMIT;
-        while Instant::now() < deadline {
-            if !matches!(self.child.try_wait(), Ok(None)) {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        let gone = !matches!(self.child.try_wait(), Ok(None));
-        signal(Signal::KILL, !gone);
-        let _ = self.child.wait();
-    }
-}
-
-/// All processes below `leader` at this moment, from proc(5).
-fn descendants(leader: Pid) -> Vec<Pid> {
-    let parents: Vec<(Pid, Pid)> = std::fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| {
-            let name = entry.ok()?.file_name();
-            let pid = Pid::from_raw(name.to_str()?.parse().ok()?)?;
-            let stat =
-                std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-            // `PID (NAME) STATE PARENT …`, and NAME may hold anything.
-            let (_, rest) = stat.rsplit_once(')')?;
-            let parent = rest.split_whitespace().nth(1)?.parse().ok()?;
-            Some((pid, Pid::from_raw(parent)?))
-        })
-        .collect();
-    let mut found = vec![leader];
-    let mut at = 0;
-    while at < found.len() {
-        let above = found[at];
-        found.extend(
-            parents
-                .iter()
-                .filter(|(_, parent)| *parent == above)
-                .map(|(pid, _)| *pid),
-        );
-        at += 1;
-    }
-    found.remove(0);
-    found
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     fn words(script: &str) -> Vec<OsString> {

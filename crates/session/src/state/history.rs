@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
+use sprat_snapshot::{SnapshotReport, Warning};
 
 use crate::state::file;
 use crate::state::paths::{self, StatePaths};
@@ -67,6 +68,27 @@ pub struct MadeSnapshot {
     /// Disks that it lacks, or whose place another one has.
     #[serde(default)]
     pub missing: Vec<MissingPlace>,
+}
+
+impl MadeSnapshot {
+    /// What `report` says, at `at`.
+    #[must_use]
+    pub fn of(at: Timestamp, report: &SnapshotReport) -> Self {
+        let place = |warning: &Warning| match warning {
+            Warning::NotMounted { path, before }
+            | Warning::OtherFileSystem { path, before, .. } => Some(MissingPlace {
+                path: path.clone(),
+                kept_in: before.to_string(),
+            }),
+            _ => None,
+        };
+        Self {
+            at,
+            name: report.name.to_string(),
+            complete: report.record.complete,
+            missing: report.record.warnings.iter().filter_map(place).collect(),
+        }
+    }
 }
 
 /// A disk that a run did not find.

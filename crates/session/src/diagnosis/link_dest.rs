@@ -8,9 +8,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use sprat_session::text;
-
-use super::{Finding, State};
+use super::finding::{Finding, State};
+use crate::text;
 
 const WHAT: &str = "rsync --link-dest";
 

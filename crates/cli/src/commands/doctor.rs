@@ -1,0 +1,142 @@
+//! `sprat doctor`: diagnoses set-up problems of this machine, the config and the servers.
+
+use clap::Args;
+use serde_json::json;
+use sprat_session::diagnosis::{self, Finding, ServerCheck, State};
+use sprat_session::text;
+
+use super::context::{CommandArgs, Context, Resolved};
+use crate::config::Job;
+use crate::output::result_json;
+use crate::secrets::SecretSource;
+use crate::{Exit, Failure};
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  sprat doctor
+  sprat doctor home ssh://u1234@example.org/backup/www.luks";
+
+#[derive(Debug, Args)]
+pub(super) struct DoctorArgs {
+    /// Containers to check; the default is all of the config
+    #[arg(value_name = "TARGET")]
+    targets: Vec<String>,
+}
+
+impl CommandArgs for DoctorArgs {
+    fn state_when_interrupted(&self) -> Option<&'static str> {
+        Some("nothing was changed")
+    }
+
+    fn run(&self, context: &Context) -> Result<Exit, Failure> {
+        let resolved = context.resolve_all(&self.targets)?;
+        let mut findings = diagnosis::host();
+        findings.push(config(context));
+        let specs = context.config.jobs.iter().map(Job::spec);
+        findings.extend(specs.flat_map(|spec| diagnosis::sources(&spec)));
+        let state_dir = context.state_dir();
+        for resolved in &resolved {
+            context.interrupt.check()?;
+            findings.push(key(resolved));
+            findings.extend(diagnosis::server(&ServerCheck {
+                name: &resolved.name,
+                target: &resolved.target,
+                ssh_command: &resolved.ssh_command,
+                state_dir: &state_dir,
+                fingerprint: context.global.fingerprint.as_deref(),
+                allow_no_fsync: resolved.allow_no_fsync,
+                reserve_bytes: context.global.reserve_bytes,
+            }));
+        }
+        let missing = findings
+            .iter()
+            .filter(|found| found.state == State::Missing)
+            .count();
+        let exit = if missing == 0 {
+            Exit::Done
+        } else {
+            Exit::Failed
+        };
+        let json = result_json("doctor", exit, json!({ "findings": findings }));
+        context.output.listing(&report(&findings, missing), &json)?;
+        Ok(exit)
+    }
+}
+
+fn config(context: &Context) -> Finding {
+    match &context.config.path {
+        Some(path) => Finding::new(
+            "config",
+            State::Fine,
+            format!(
+                "{}: {}, {}",
+                path.display(),
+                text::counted(
+                    context.config.containers.len() as u64,
+                    "container",
+                    "containers"
+                ),
+                text::counted(context.config.jobs.len() as u64, "job", "jobs")
+            ),
+        ),
+        None => Finding::new("config", State::Fine, "none; every command can do without"),
+    }
+}
+
+/// Where the container's key comes from, without reading it.
+fn key(resolved: &Resolved) -> Finding {
+    let what = format!("{}: key", resolved.name);
+    let path = match &resolved.secret {
+        SecretSource::KeyFile(path) | SecretSource::PassphraseFile(path) => path,
+        SecretSource::PassphraseCommand(words) => {
+            let program = words.first().map(|word| word.to_string_lossy());
+            let program = program.unwrap_or_default();
+            return Finding::new(what, State::Fine, format!("what {program} prints"));
+        }
+        SecretSource::Terminal => {
+            return Finding::new(what, State::Weak, "no key file; asked for on a terminal").hint(
+                "what runs without a terminal, such as a timer, needs a key_file in the config",
+            );
+        }
+    };
+    match std::fs::metadata(path) {
+        Ok(about) if about.is_file() && about.len() == 0 => {
+            Finding::new(what, State::Missing, format!("{} is empty", path.display()))
+        }
+        Ok(_) => Finding::new(what, State::Fine, path.display().to_string()),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            Finding::new(what, State::Weak, format!("{}: {error}", path.display()))
+                .hint("run doctor as the user that backs up")
+        }
+        Err(error) => Finding::new(what, State::Missing, format!("{}: {error}", path.display()))
+            .hint("put it there from where its copy is kept; the recovery key opens the container, too"),
+    }
+}
+
+fn report(findings: &[Finding], missing: usize) -> String {
+    let rows: Vec<Vec<String>> = findings
+        .iter()
+        .flat_map(|found| {
+            let state = match found.state {
+                State::Fine => "ok",
+                State::Weak => "weak",
+                State::Missing => "MISSING",
+            };
+            let row = [
+                state.to_owned(),
+                found.what.clone(),
+                text::harmless(&found.detail),
+            ];
+            let hint = found.hint.as_ref().filter(|_| found.state != State::Fine);
+            let hint = hint.map(|hint| vec![String::new(), String::new(), format!("-> {hint}")]);
+            std::iter::once(row.to_vec()).chain(hint)
+        })
+        .collect();
+    let mut report = text::table(&rows, &[]);
+    report.push_str(&match missing {
+        0 => "all that is needed is there\n".to_owned(),
+        1 => "1 thing is missing\n".to_owned(),
+        _ => format!("{missing} things are missing\n"),
+    });
+    report
+}

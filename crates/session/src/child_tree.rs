@@ -1,0 +1,105 @@
+//! Waits for a child, and ends it with all that it started.
+
+use std::io;
+use std::process::{Child, ChildStdout, ExitStatus};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+
+use crate::interrupt::Interrupt;
+
+/// How long the child may take to end after SIGTERM, before SIGKILL.
+const END_LIMIT: Duration = Duration::from_secs(2);
+
+/// A child and all that it starts.
+pub struct ChildTree {
+    child: Child,
+    /// It leads a process group of its own.
+    own_group: bool,
+}
+
+impl ChildTree {
+    /// Of a child that was just started; `own_group`: it leads a process group of its own.
+    #[must_use]
+    pub fn new(child: Child, own_group: bool) -> Self {
+        Self { child, own_group }
+    }
+
+    /// The pipe of its standard output.
+    pub fn take_stdout(&mut self) -> Option<ChildStdout> {
+        self.child.stdout.take()
+    }
+
+    /// Waits for its end; `None` after an interrupt.
+    pub fn wait(&mut self, interrupt: &Interrupt) -> io::Result<Option<ExitStatus>> {
+        while !interrupt.requested() {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(Some(status));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(None)
+    }
+
+    /// Ends it and all that it started.
+    pub fn end(&mut self) {
+        let Some(leader) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) else {
+            return;
+        };
+        let descendants = descendants(leader);
+        // Each may have ended by itself already.
+        let signal = |signal: Signal, with_leader: bool| {
+            if self.own_group {
+                let _ = kill_process_group(leader, signal);
+            } else if with_leader {
+                let _ = kill_process(leader, signal);
+            }
+            for pid in &descendants {
+                let _ = kill_process(*pid, signal);
+            }
+        };
+        signal(Signal::TERM, true);
+        let deadline = Instant::now() + END_LIMIT;
+        while Instant::now() < deadline {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let gone = !matches!(self.child.try_wait(), Ok(None));
+        signal(Signal::KILL, !gone);
+        let _ = self.child.wait();
+    }
+}
+
+/// All processes below `leader` at this moment, from proc(5).
+fn descendants(leader: Pid) -> Vec<Pid> {
+    let parents: Vec<(Pid, Pid)> = std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.ok()?.file_name();
+            let pid = Pid::from_raw(name.to_str()?.parse().ok()?)?;
+            let stat =
+                std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+            // `PID (NAME) STATE PARENT …`, and NAME may hold anything.
+            let (_, rest) = stat.rsplit_once(')')?;
+            let parent = rest.split_whitespace().nth(1)?.parse().ok()?;
+            Some((pid, Pid::from_raw(parent)?))
+        })
+        .collect();
+    let mut found = vec![leader];
+    let mut at = 0;
+    while at < found.len() {
+        let above = found[at];
+        found.extend(
+            parents
+                .iter()
+                .filter(|(_, parent)| *parent == above)
+                .map(|(pid, _)| *pid),
+        );
+        at += 1;
+    }
+    found.remove(0);
+    found
+}

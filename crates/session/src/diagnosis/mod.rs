@@ -1,0 +1,12 @@
+//! Checks whether this machine, the sources and the servers are in order, for `doctor`.
+
+mod finding;
+mod host;
+mod link_dest;
+mod server;
+mod sources;
+
+pub use finding::{Finding, State};
+pub use host::host;
+pub use server::{ServerCheck, server};
+pub use sources::sources;

@@ -1,0 +1,258 @@
+//! Checks a container and its server without a key.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use sprat_luks::Copies;
+use sprat_store::{Access, FileStat, Store, StoreError, lock};
+
+use super::finding::{Finding, State};
+use crate::address::Target;
+use crate::state::history::History;
+use crate::state::paths::StatePaths;
+use crate::state::{identity, moved, reserved_names};
+use crate::volume_process::reserve::{FREE_TIMES, name as reserve_name};
+use crate::volume_process::space_monitor::LOW_BYTES;
+use crate::{Failure, IdentityPolicy, connect, text};
+
+/// What is checked.
+#[derive(Debug, Clone, Copy)]
+pub struct ServerCheck<'c> {
+    /// The container's name.
+    pub name: &'c str,
+    /// Its location.
+    pub target: &'c Target,
+    /// How ssh is run.
+    pub ssh_command: &'c [OsString],
+    /// The state folder of this machine.
+    pub state_dir: &'c Path,
+    /// The fingerprint that the container must have.
+    pub fingerprint: Option<&'c str>,
+    /// Writing without fsync is allowed.
+    pub allow_no_fsync: bool,
+    /// Size of the reserve.
+    pub reserve_bytes: u64,
+}
+
+/// Checks a container and its server, as far as that is possible without a key.
+#[must_use]
+pub fn server(checked: &ServerCheck<'_>) -> Vec<Finding> {
+    let name = checked.name;
+    let store = match connect::connect(checked.target, checked.ssh_command) {
+        Ok(store) => store,
+        Err(error) => {
+            let what = format!("{name}: server");
+            return vec![Finding::failed(what, &Failure::from(error))];
+        }
+    };
+    let what = format!("{name}: server");
+    let mut findings = vec![Finding::new(what, State::Fine, store.describe())];
+    findings.push(fsync(name, checked, &*store));
+    findings.extend(removal(name, checked, &*store));
+    let stat = store.stat(&checked.target.name).ok();
+    findings.push(space(name, stat.as_ref(), &*store));
+    if stat.is_some() {
+        findings.extend(reserve(checked, &*store));
+    }
+    findings.extend(volume(checked));
+    findings.push(lock_state(name, checked, &*store));
+    findings.push(container(checked, &*store));
+    findings
+}
+
+/// What the last session of this machine saw free in the volume.
+fn volume(checked: &ServerCheck<'_>) -> Option<Finding> {
+    let policy = identity::policy(checked.state_dir, checked.target, None).ok()?;
+    let IdentityPolicy::Known(pins) = policy else {
+        return None;
+    };
+    let seen = History::load(&StatePaths::new(
+        checked.state_dir,
+        &pins.uuid,
+        checked.target,
+    ))
+    .room?;
+    let room = seen.room;
+    let what = format!("{}: volume", checked.name);
+    let detail = format!(
+        "{} and {} free at the last session",
+        text::bytes(room.available_bytes),
+        text::counted(room.free_inodes, "file", "files")
+    );
+    let state = match room.available_bytes == 0 || room.free_inodes == 0 {
+        true => State::Missing,
+        false if room.is_low() => State::Weak,
+        false => return Some(Finding::new(what, State::Fine, detail)),
+    };
+    Some(Finding::new(what, state, detail).hint("`sprat prune` removes snapshots; `sprat grow`"))
+}
+
+fn fsync(name: &str, checked: &ServerCheck<'_>, store: &dyn Store) -> Finding {
+    let what = format!("{name}: fsync");
+    if store.capabilities().durable_flush {
+        return Finding::new(what, State::Fine, "writes can be made durable");
+    }
+    let state = if checked.allow_no_fsync {
+        State::Weak
+    } else {
+        State::Missing
+    };
+    Finding::new(what, state, "the server can't make writes durable").hint(
+        "an OpenSSH server can (fsync@openssh.com); --allow-no-fsync writes all the same, \
+         and a crash of the server may then lose the container",
+    )
+}
+
+/// An account that may not remove files; one that may is not worth a line.
+fn removal(name: &str, checked: &ServerCheck<'_>, store: &dyn Store) -> Option<Finding> {
+    if !reserved_names::may_not_remove(store, &checked.target.name) {
+        return None;
+    }
+    let finding = Finding::new(
+        format!("{name}: removal"),
+        State::Weak,
+        "this account may not remove files",
+    );
+    Some(finding.hint(reserved_names::WITHOUT_REMOVING))
+}
+
+fn space(name: &str, container: Option<&FileStat>, store: &dyn Store) -> Finding {
+    let what = format!("{name}: space");
+    match store.free_space() {
+        Ok(space) if space.read_only => {
+            Finding::new(what, State::Weak, "the server's file system is read-only")
+                .hint("restore and mount work; backup does not")
+        }
+        Ok(space) => {
+            let mut detail = format!(
+                "{} of {} free",
+                text::bytes(space.available_bytes),
+                text::bytes(space.total_bytes)
+            );
+            // SFTP tells a file's length only, which is what it may become.
+            if let Some(container) = container {
+                let limit = text::bytes(container.len);
+                detail.push_str(&match container.allocated_bytes {
+                    Some(taken) => {
+                        format!("; the container takes {} of {limit}", text::bytes(taken))
+                    }
+                    None => format!("; the container may grow to {limit}"),
+                });
+            }
+            if space.available_bytes < LOW_BYTES {
+                return Finding::new(what, State::Weak, detail)
+                    .hint("make room there, or with `sprat prune` and `sprat trim`");
+            }
+            Finding::new(what, State::Fine, detail)
+        }
+        Err(StoreError::Unsupported { .. }) => Finding::new(
+            what,
+            State::Weak,
+            "the server doesn't tell its free space (no statvfs@openssh.com)",
+        )
+        .hint("nobody warns before its disk is full: watch the room there by other means"),
+        Err(error) => Finding::failed(what, &Failure::from(error)),
+    }
+}
+
+/// The file beside the container that pruning gives up on a full disk. Before there is a container there
+/// is nothing to keep room for.
+fn reserve(checked: &ServerCheck<'_>, store: &dyn Store) -> Option<Finding> {
+    let wanted_bytes = checked.reserve_bytes;
+    let container = &checked.target.name;
+    if wanted_bytes == 0 {
+        return None;
+    }
+    let what = format!("{}: reserve", checked.name);
+    let found = reserve_name(container).and_then(|name| match store.stat(&name) {
+        Ok(stat) => Ok(Some(stat.len)),
+        Err(StoreError::NotFound { .. }) => Ok(None),
+        Err(error) => Err(Failure::from(error)),
+    });
+    let size = text::bytes(wanted_bytes);
+    let missing = match found {
+        Err(failure) => return Some(Finding::failed(what, &failure)),
+        Ok(Some(len)) if len >= wanted_bytes => {
+            let detail = format!("{size} are kept, so that pruning works on a full disk");
+            return Some(Finding::new(what, State::Fine, detail));
+        }
+        Ok(Some(len)) => format!("only {} of {size} are there", text::bytes(len)),
+        Ok(None) => "missing: on a full disk even pruning may not work".to_owned(),
+    };
+    Some(Finding::new(what, State::Weak, missing).hint(format!(
+        "the next backup makes it at its end, if {} are free on the server then",
+        text::bytes(wanted_bytes.saturating_mul(FREE_TIMES))
+    )))
+}
+
+fn lock_state(name: &str, checked: &ServerCheck<'_>, store: &dyn Store) -> Finding {
+    let what = format!("{name}: lock");
+    match lock::inspect(store, &checked.target.name, None).map(|found| found.held) {
+        Ok(None) => Finding::new(what, State::Fine, "not locked"),
+        Ok(Some(info)) => Finding::new(what, State::Weak, format!("locked by {}", info.file)).hint(
+            "a backup is running, or one died; on the machine where it died the next run \
+                 takes over, elsewhere `sprat unlock` does",
+        ),
+        Err(error) => Finding::failed(what, &Failure::from(&error)),
+    }
+}
+
+/// The container's header, as far as it can be judged without a key.
+fn container(checked: &ServerCheck<'_>, store: &dyn Store) -> Finding {
+    let what = format!("{}: container", checked.name);
+    let file = match store.open(&checked.target.name, Access::ReadOnly) {
+        Ok(file) => file,
+        Err(StoreError::NotFound { .. }) => {
+            let hint = moved::hint(checked.state_dir, checked.target);
+            return Finding::new(what, State::Missing, "not there").hint(hint);
+        }
+        Err(error) => return Finding::failed(what, &Failure::from(error)),
+    };
+    let judged = (|| {
+        let (header, kernel_only) = connect::any_header(&*file, checked.state_dir, checked.target)?;
+        let fingerprint = checked.fingerprint;
+        let known = match identity::policy(checked.state_dir, checked.target, fingerprint)? {
+            IdentityPolicy::Known(pins) => {
+                header.check_pins(&pins)?;
+                "as pinned here"
+            }
+            IdentityPolicy::Expect(typed) => {
+                header.check_fingerprint(&typed)?;
+                "as on the sheet"
+            }
+            IdentityPolicy::TrustOnce => "not pinned here yet",
+        };
+        Ok::<_, Failure>((header, known, kernel_only))
+    })();
+    match judged {
+        Err(failure) => Finding::failed(what, &failure),
+        Ok((header, known, kernel_only)) => {
+            let pins = header.pins();
+            let kind = if header.copies().is_some() {
+                "LUKS2"
+            } else {
+                "LUKS1"
+            };
+            let detail = format!(
+                "{kind}, UUID {}, fingerprint {}, {known}",
+                pins.uuid,
+                pins.fingerprint()
+            );
+            if let Some(why) = kernel_only {
+                return Finding::new(what, State::Weak, format!("{detail}; {why}")).hint(
+                    "use it where the line \"dm-crypt\" above says that kernel mode works, without \
+                     --mode user",
+                );
+            }
+            if header.copies().is_none_or(Copies::both_good) {
+                return Finding::new(what, State::Fine, detail);
+            }
+            Finding::new(
+                what,
+                State::Weak,
+                format!("{detail}; one header copy is damaged"),
+            )
+            .hint("the data is whole; repair the header soon (`cryptsetup repair`)")
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Names a snapshot, or a part of it, in one argument.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use crate::name::JobName;
+
+/// A snapshot, or a part of it.
+#[derive(Debug, PartialEq)]
+pub struct SnapshotPath {
+    /// The job.
+    pub job: JobName,
+    /// The snapshot's name; `None`: the latest one.
+    pub snapshot: Option<String>,
+    /// The path in the source, absolute; `None`: everything.
+    pub path: Option<PathBuf>,
+}
+
+impl SnapshotPath {
+    /// Parses `JOB[/SNAPSHOT][:PATH]`. The first colon begins the path, which may contain more colons and
+    /// need not be UTF-8.
+    ///
+    /// # Errors
+    /// Says what is wrong, in words.
+    pub fn parse(text: &OsStr) -> Result<Self, String> {
+        let bytes = text.as_bytes();
+        let (name, path) = match bytes.iter().position(|byte| *byte == b':') {
+            Some(colon) => (&bytes[..colon], Some(&bytes[colon + 1..])),
+            None => (bytes, None),
+        };
+        if path == Some(b"") {
+            return Err(format!("{text:?} names no path behind the colon"));
+        }
+        let name = std::str::from_utf8(name).map_err(|_| format!("{text:?} is not UTF-8"))?;
+        let (job, snapshot) = match name.split_once('/') {
+            Some((job, snapshot)) => (job, Some(snapshot)),
+            None => (name, None),
+        };
+        if let Some(snapshot) = snapshot
+            && (snapshot.is_empty() || snapshot.contains('/'))
+        {
+            return Err(format!("{snapshot:?} is no snapshot's name"));
+        }
+        // Paths are those of the source, whole; the leading slash may be left out.
+        let path = path.map(|path| {
+            let begin = path
+                .iter()
+                .position(|byte| *byte != b'/')
+                .unwrap_or(path.len());
+            Path::new("/").join(OsStr::from_bytes(&path[begin..]))
+        });
+        Ok(Self {
+            job: JobName::new(job).map_err(|error| error.to_string())?,
+            snapshot: snapshot.filter(|name| *name != "latest").map(str::to_owned),
+            path,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn job_snapshot_and_path_are_told_apart() {
+        let parse = |text: &str| match SnapshotPath::parse(text.as_ref()) {
+            Ok(wanted) => format!("{} {:?} {:?}", wanted.job, wanted.snapshot, wanted.path),
+            Err(what) => what,
+        };
+        let cases = [
+            "home",
+            "home/latest",
+            "home/2026-11-23T13-21-01Z",
+            "home:/etc/fstab",
+            "home:etc/a:b",
+            "home/2026-11-23T13-21-01Z:/x/y z",
+            "",
+            "home/",
+            "home/a/b",
+            "home:",
+            "../x",
+            ":x",
+        ];
+        let seen: Vec<String> = cases
+            .iter()
+            .map(|case| format!("{case:?} -> {}", parse(case)))
+            .collect();
+        insta::assert_snapshot!(seen.join("\n"), @r#"
+        "home" -> home None None
+        "home/latest" -> home None None
+        "home/2026-11-23T13-21-01Z" -> home Some("2026-11-23T13-21-01Z") None
+        "home:/etc/fstab" -> home None Some("/etc/fstab")
+        "home:etc/a:b" -> home None Some("/etc/a:b")
+        "home/2026-11-23T13-21-01Z:/x/y z" -> home Some("2026-11-23T13-21-01Z") Some("/x/y z")
+        "" -> "" is not a job name: it is empty (1 to 128 bytes, no '/', no control characters, no '.' or '-' in front)
+        "home/" -> "" is no snapshot's name
+        "home/a/b" -> "a/b" is no snapshot's name
+        "home:" -> "home:" names no path behind the colon
+        "../x" -> ".." is not a job name: it begins with a dot (1 to 128 bytes, no '/', no control characters, no '.' or '-' in front)
+        ":x" -> "" is not a job name: it is empty (1 to 128 bytes, no '/', no control characters, no '.' or '-' in front)
+        "#);
+    }
+}
