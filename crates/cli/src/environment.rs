@@ -1,30 +1,30 @@
-//! What sprat takes from its surroundings: user, folders, terminal. Read once, here only.
+//! The environment: user, folders and variables. It is read once, and only here.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::Failure;
 
-/// The level of the log, if one is wanted: `SPRAT_LOG`.
+/// The level of the log that `SPRAT_LOG` sets.
 pub(crate) fn log_level() -> Option<String> {
     std::env::var("SPRAT_LOG").ok()
 }
 
-/// Where this process runs.
+/// The environment of this process.
 #[derive(Debug, Clone)]
 pub(crate) struct Environment {
     /// The user is root.
     pub root: bool,
     /// The user's home folder.
     pub home: Option<PathBuf>,
-    /// Where the config and the key files lie: `/etc/sprat` (root) or `~/.config/sprat`.
+    /// The folder of the config and the key files: `/etc/sprat` (root) or `~/.config/sprat`.
     pub config_dir: Option<PathBuf>,
-    /// Where relative paths on the command line begin.
+    /// The folder that relative paths on the command line start from.
     pub current_dir: PathBuf,
 }
 
 impl Environment {
-    /// Looks round.
+    /// Reads it.
     pub(crate) fn read() -> Result<Self, Failure> {
         let root = rustix::process::geteuid().is_root();
         let folder = |name: &str| -> Option<PathBuf> {
@@ -61,7 +61,7 @@ impl Environment {
         self.current_dir.join(path)
     }
 
-    /// Makes a path of the config absolute: `~/…` is expanded; a relative one is `None`.
+    /// Makes a path of the config absolute: `~/…` is expanded; `None` for a relative path.
     pub(crate) fn absolute_in_config(&self, path: &str) -> Option<PathBuf> {
         if let Some(rest) = path.strip_prefix("~/") {
             return self.home.as_ref().map(|home| home.join(rest));

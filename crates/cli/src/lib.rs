@@ -17,7 +17,7 @@ mod config;
 mod environment;
 mod logging;
 mod output;
-mod recovery_sheet;
+pub mod recovery_sheet;
 mod secrets;
 mod suggest;
 mod terminal;

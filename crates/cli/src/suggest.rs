@@ -1,6 +1,6 @@
-//! Finds the word that was probably meant.
+//! Suggests the word that the user probably meant.
 
-/// The candidate nearest to `word`, if it is near enough to be a slip of the finger.
+/// The candidate nearest to `word`, if the difference can be a typing error.
 pub(crate) fn near_miss<'c>(
     word: &str,
     candidates: impl IntoIterator<Item = &'c str>,

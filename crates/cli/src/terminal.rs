@@ -1,8 +1,8 @@
 //! Asks for a passphrase on the terminal, without echo.
 //!
-//! Ctrl-Z gives the terminal back as it was before the process stops, and `fg` takes the echo away again
-//! and shows the prompt once more, as `readpassphrase(3)` does. Shells differ: bash would bring the echo
-//! back with `fg`, dash would be left without one.
+//! Ctrl-Z restores the terminal before the process stops, and `fg` turns the echo off again and shows the
+//! prompt again, as `readpassphrase(3)` does. Shells differ: after `fg` bash would turn the echo on, and
+//! dash would leave it off.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -16,14 +16,14 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::Failure;
 
-/// What the signal thread calls when this process stops, goes on or ends at a prompt.
+/// What the signal thread calls when this process stops, continues or ends at a prompt.
 pub(crate) const HOOKS: Terminal = Terminal { restore, resume };
 
-/// Longest line that is taken; the terminal itself (N_TTY_BUF_SIZE) gives no more.
+/// Longest line that is accepted; the terminal itself (N_TTY_BUF_SIZE) returns no more.
 const LINE_BYTES_MAX: usize = 4096;
 
-/// Shows `prompt` on the controlling terminal and reads one line from it. Ctrl-C ends it, and the
-/// terminal echoes again afterwards, whatever happened.
+/// Shows `prompt` on the controlling terminal and reads one line from it, without echo. Ctrl-C ends it. The
+/// echo is always turned on again.
 pub(crate) fn ask(prompt: &str, interrupt: &Interrupt) -> Result<Zeroizing<String>, Failure> {
     let tty = open().map_err(|error| {
         Failure::usage("no key: none is named, and there is no terminal to ask on")
@@ -49,12 +49,12 @@ pub(crate) fn ask(prompt: &str, interrupt: &Interrupt) -> Result<Zeroizing<Strin
     Ok(Zeroizing::new(text.to_owned()))
 }
 
-/// Whether there is a terminal to ask on.
+/// Whether there is a terminal.
 pub(crate) fn is_there() -> bool {
     open().is_ok()
 }
 
-/// Asks for something that is no secret; an empty line is an answer, too.
+/// Asks for something that is not secret. An empty line is accepted.
 pub(crate) fn ask_openly(prompt: &str, interrupt: &Interrupt) -> Result<String, Failure> {
     let failed =
         |error: std::io::Error| Failure::usage("there is no terminal to ask on").caused_by(&error);
@@ -85,7 +85,7 @@ fn read_line(tty: &File, interrupt: &Interrupt) -> Result<Zeroizing<Vec<u8>>, Fa
                 return Err(Failure::failed("can't wait for the terminal").caused_by(&error));
             }
         }
-        // A terminal that goes away shows an end of input, maybe before its signal comes.
+        // A terminal that is closed shows an end of input, perhaps before its signal arrives.
         if fds[0].revents().contains(PollFlags::HUP) && !interrupt.requested() {
             interrupt.request();
         }
@@ -120,7 +120,7 @@ struct Prompt {
 
 impl Prompt {
     /// Whether this process may change the terminal. In the background the kernel would stop it for that.
-    /// `None`: the terminal is gone (EIO; with its end the kernel sends SIGHUP and SIGCONT).
+    /// `None`: the terminal is closed (EIO; the kernel then sends SIGHUP and SIGCONT).
     fn in_foreground(&self) -> Option<bool> {
         let group = tcgetpgrp(&self.tty).ok()?;
         Some(group == rustix::process::getpgrp())
@@ -139,15 +139,15 @@ fn prompt() -> MutexGuard<'static, Option<Prompt>> {
     PROMPT.lock().ignore_poison()
 }
 
-/// Brings the echo back, before this process stops or ends while something is asked.
+/// Turns the echo on again, before this process stops or ends at a prompt.
 fn restore() {
     if let Some(prompt) = &*prompt() {
         prompt.echo_again();
     }
 }
 
-/// After a stop: takes the echo away again, with all that was typed meanwhile, and shows the prompt.
-/// `false`: something is asked, and this process is in the background.
+/// After a stop: turns the echo off again, discards what was typed meanwhile, and shows the prompt.
+/// `false`: a prompt is open, and this process is in the background.
 fn resume() -> bool {
     let Some(prompt) = &*prompt() else {
         return true;
@@ -155,7 +155,7 @@ fn resume() -> bool {
     match prompt.in_foreground() {
         Some(true) => {}
         Some(false) => return false,
-        // Nobody would ever continue a process that stops now.
+        // No shell would ever continue a process that stops now.
         None => return true,
     }
     if let Some((_, silent)) = &prompt.modes {
@@ -165,7 +165,7 @@ fn resume() -> bool {
     true
 }
 
-/// A prompt for as long as this lives.
+/// Shows a prompt until it is dropped.
 struct Shown;
 
 impl Shown {
@@ -191,7 +191,7 @@ impl Shown {
             text: text.to_owned(),
             modes,
         });
-        // From here on the terminal is as before again when this is dropped.
+        // From here on the terminal is restored when this is dropped.
         let shown = Self;
         if let Some(silent) = silent {
             // Started in the background, the process stops here until it is in the foreground.
@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn a_process_does_not_stop_for_a_terminal_that_is_gone() {
-        // What is no terminal of this session any more has no foreground.
+        // /dev/null is not this session's terminal, so it has no foreground.
         let tty = File::open("/dev/null").unwrap();
         *prompt() = Some(Prompt {
             tty,

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
 
+#[path = "tidy/circles.rs"]
+mod circles;
 #[path = "tidy/plain_text.rs"]
 mod plain_text;
 

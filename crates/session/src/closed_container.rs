@@ -1,7 +1,7 @@
 //! A container that is read without a session: no lock is acquired, and nothing is written. For `key`.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -12,6 +12,7 @@ use crate::address::Target;
 use crate::file_system::ext4::ext4_bytes;
 use crate::state::key_notes::{KeyKind, KeyNote, KeyNotes};
 use crate::state::{self, identity, moved};
+use crate::volume_process::header::create::exists_already;
 use crate::volume_process::open::truncated;
 use crate::{Exit, Failure, IdentityPolicy, connect};
 
@@ -194,6 +195,34 @@ impl ClosedContainer {
             return None;
         }
         Some("the only recovery key: the printed recovery sheet would open nothing any more")
+    }
+}
+
+/// Checks that there is nothing at `target`.
+pub fn check_free(target: &Target, ssh_command: &[OsString]) -> Result<(), Failure> {
+    let store = connect::connect(target, ssh_command)?;
+    match store.stat(&target.name) {
+        Ok(_) => Err(exists_already(target)),
+        Err(error) if error.kind() == StoreErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Failure::from(&error)),
+    }
+}
+
+/// Checks that there is a container at `target`, before the user is asked for its key. Any other failure is
+/// left to the session, which reports it.
+pub fn check_exists(
+    state_dir: &Path,
+    target: &Target,
+    ssh_command: &[OsString],
+) -> Result<(), Failure> {
+    let Ok(store) = connect::connect(target, ssh_command) else {
+        return Ok(());
+    };
+    match store.stat(&target.name) {
+        Err(error) if error.kind() == StoreErrorKind::NotFound => {
+            Err(moved::no_container(state_dir, target))
+        }
+        _ => Ok(()),
     }
 }
 

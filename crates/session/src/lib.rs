@@ -21,6 +21,7 @@ pub mod diagnosis;
 pub mod failure;
 mod file_system;
 pub mod interrupt;
+mod limits;
 pub mod mount_point;
 pub mod patience;
 pub mod progress;
@@ -38,7 +39,8 @@ pub mod volume_process;
 pub mod worker;
 
 pub use failure::{Exit, Failure};
-pub use file_system::ext4::ext4_bytes;
+pub use file_system::inodes::{default_inodes, files_on_disks_of};
+pub use limits::check_limits;
 pub use protocol::messages::FileSystemCheck;
 pub use session::{Session, check, check_file_system};
 pub use settings::{
@@ -46,7 +48,7 @@ pub use settings::{
     NotCompared, Notice, Observer, Phase, SIZE_BYTES_MIN, SessionOptions, SessionProgress,
     TAKEOVER_QUIET_TIMES, VolumeRoom, VolumeStats,
 };
-pub use supervisor::background::{MountRecord, mounted_at};
+pub use supervisor::background::{MountRecord, explain_lock, mounted_at};
 pub use supervisor::create::{NotCreated, Show, create, create_and_show};
 pub use supervisor::grow::{Grown, grow};
 pub use supervisor::keys::{HeaderChange, HeaderChanged, change_header};
@@ -54,7 +56,3 @@ pub use supervisor::make_reserves;
 pub use supervisor::mount::{mount, unmount};
 pub use supervisor::trim::{Measure, TrimHow, TrimReport, TrimRoute, trim};
 pub use supervisor::unlock::{DoorWay, UnlockWish, Unlocked, unlock};
-pub use volume_process::header::create::exists_already;
-pub use volume_process::open::truncated;
-pub use volume_process::reserve::{FREE_TIMES as RESERVE_FREE_TIMES, name as reserve_name};
-pub use volume_process::space_monitor::LOW_BYTES as SERVER_SPACE_LOW_BYTES;

@@ -65,40 +65,45 @@ mod tests {
     #[test]
     fn job_snapshot_and_path_are_told_apart() {
         let parse = |text: &str| match SnapshotPath::parse(text.as_ref()) {
-            Ok(wanted) => format!("{} {:?} {:?}", wanted.job, wanted.snapshot, wanted.path),
+            Ok(found) => format!("{} {:?} {:?}", found.job, found.snapshot, found.path),
             Err(what) => what,
         };
-        let cases = [
-            "home",
-            "home/latest",
-            "home/2026-11-23T13-21-01Z",
-            "home:/etc/fstab",
-            "home:etc/a:b",
-            "home/2026-11-23T13-21-01Z:/x/y z",
-            "",
-            "home/",
-            "home/a/b",
-            "home:",
-            "../x",
-            ":x",
-        ];
-        let seen: Vec<String> = cases
-            .iter()
-            .map(|case| format!("{case:?} -> {}", parse(case)))
-            .collect();
-        insta::assert_snapshot!(seen.join("\n"), @r#"
-        "home" -> home None None
-        "home/latest" -> home None None
-        "home/2026-11-23T13-21-01Z" -> home Some("2026-11-23T13-21-01Z") None
-        "home:/etc/fstab" -> home None Some("/etc/fstab")
-        "home:etc/a:b" -> home None Some("/etc/a:b")
-        "home/2026-11-23T13-21-01Z:/x/y z" -> home Some("2026-11-23T13-21-01Z") Some("/x/y z")
-        "" -> "" is not a job name: it is empty (1 to 128 bytes, no '/', no control characters, no '.' or '-' in front)
-        "home/" -> "" is no snapshot's name
-        "home/a/b" -> "a/b" is no snapshot's name
-        "home:" -> "home:" names no path behind the colon
-        "../x" -> ".." is not a job name: it begins with a dot (1 to 128 bytes, no '/', no control characters, no '.' or '-' in front)
-        ":x" -> "" is not a job name: it is empty (1 to 128 bytes, no '/', no control characters, no '.' or '-' in front)
-        "#);
+        let not_a_job = |what: &str| {
+            format!(
+                "{what} (1 to 128 bytes, no '/', no control characters, no '.' or '-' in front)"
+            )
+        };
+        let dated = "2026-11-23T13-21-01Z";
+        for (text, expected) in [
+            ("home", "home None None".to_owned()),
+            ("home/latest", "home None None".to_owned()),
+            (
+                &format!("home/{dated}"),
+                format!("home Some({dated:?}) None"),
+            ),
+            (
+                "home:/etc/fstab",
+                "home None Some(\"/etc/fstab\")".to_owned(),
+            ),
+            ("home:etc/a:b", "home None Some(\"/etc/a:b\")".to_owned()),
+            (
+                &format!("home/{dated}:/x/y z"),
+                format!("home Some({dated:?}) Some(\"/x/y z\")"),
+            ),
+            ("", not_a_job("\"\" is not a job name: it is empty")),
+            ("home/", "\"\" is no snapshot's name".to_owned()),
+            ("home/a/b", "\"a/b\" is no snapshot's name".to_owned()),
+            (
+                "home:",
+                "\"home:\" names no path behind the colon".to_owned(),
+            ),
+            (
+                "../x",
+                not_a_job("\"..\" is not a job name: it begins with a dot"),
+            ),
+            (":x", not_a_job("\"\" is not a job name: it is empty")),
+        ] {
+            assert_eq!(parse(text), expected, "{text:?}");
+        }
     }
 }

@@ -61,7 +61,7 @@ pub(super) struct BackupArgs {
     disk_gone: Vec<PathBuf>,
 }
 
-/// Unread files that are listed as text; JSON has them all.
+/// Largest number of unread files that are listed as text; JSON has all of them.
 const UNREAD_SHOWN_MAX: usize = 20;
 
 /// Jobs that share one session.
@@ -70,7 +70,7 @@ struct Group {
     specs: Vec<SnapshotSpec>,
 }
 
-/// What became of one job.
+/// The result of one job.
 struct Outcome {
     job: String,
     target: String,
@@ -101,7 +101,7 @@ impl CommandArgs for BackupArgs {
             spec.checksum = self.checksum;
         }
         check_sources(&groups)?;
-        // Every key is fetched before the first session: nobody waits at a terminal for hours.
+        // Every key is fetched before the first session: no user should wait at a terminal for hours.
         let mut secrets = Vec::new();
         for group in &groups {
             secrets.push(context.secret(&group.resolved));
@@ -110,7 +110,7 @@ impl CommandArgs for BackupArgs {
         let mut outcomes = Vec::new();
         let mut sessions = Vec::new();
         let mut skipped = false;
-        // Where nobody reads what is told, the jobs of the next container run all the same.
+        // If the results can't be printed, the jobs of the next container still run.
         let mut unheard: Option<Failure> = None;
         for (group, secret) in groups.iter().zip(secrets) {
             if context.interrupt.requested() {
@@ -154,7 +154,7 @@ impl CommandArgs for BackupArgs {
     }
 }
 
-/// That results can't be written is a failure of its own; it says what became of each job.
+/// Adds the result of each job to the failure to print the results.
 fn with_states(mut failure: Failure, exit: Exit, outcomes: &[Outcome]) -> Failure {
     if !matches!(exit, Exit::Done | Exit::Unread) {
         failure.exit = exit;
@@ -179,8 +179,8 @@ fn with_states(mut failure: Failure, exit: Exit, outcomes: &[Outcome]) -> Failur
     )
 }
 
-/// Tells at once all that is wrong with the form of sources and patterns. What isn't there or can't
-/// be read is its job's own failure, and stops no other.
+/// Reports all invalid sources and patterns together. A source that is missing or can't be read fails only
+/// its own job.
 fn check_sources(groups: &[Group]) -> Result<(), Failure> {
     let mut wrong = Vec::new();
     for spec in groups.iter().flat_map(|group| &group.specs) {
@@ -195,7 +195,7 @@ fn check_sources(groups: &[Group]) -> Result<(), Failure> {
     Err(failure.with_hint("nothing was started. Correct all of these, in the config or here"))
 }
 
-/// Checks all that was asked for, before anything starts.
+/// Checks the whole request before anything starts.
 fn plan(context: &Context, args: &BackupArgs) -> Result<Vec<Group>, Failure> {
     if let Some(name) = &args.name {
         let Some((target, sources)) = args.words.split_first().filter(|(_, s)| !s.is_empty())
@@ -266,8 +266,8 @@ fn plan(context: &Context, args: &BackupArgs) -> Result<Vec<Group>, Failure> {
     Ok(groups)
 }
 
-/// Resolves `..` as the kernel does; a symbolic link at the end stays one. A source must keep one
-/// path, or the next run would not find its files in this one's snapshot.
+/// Resolves `..` as the kernel does; a symbolic link at the end stays one. A source must always have the same
+/// path: otherwise the next run does not find its files in this run's snapshot.
 fn source_path(path: &Path) -> Result<PathBuf, Failure> {
     let is_up = |component: Component<'_>| component == Component::ParentDir;
     if !path.components().any(is_up) {
@@ -286,7 +286,7 @@ fn source_path(path: &Path) -> Result<PathBuf, Failure> {
     }
 }
 
-/// Runs one session. Its jobs have succeeded only once it is closed.
+/// Runs one session. Its jobs have succeeded only after it is closed.
 fn run_group(
     context: &Context,
     group: &Group,
@@ -341,7 +341,7 @@ fn run_group(
     }
 }
 
-/// Notes for `sprat status` how the jobs went, where the container is known here.
+/// Notes the results of the jobs for `sprat status`, if this machine knows the container.
 fn note(context: &Context, group: &Group, made: &[Outcome], closed: Option<&ClosedReport>) {
     let state_dir = context.state_dir();
     let Ok(IdentityPolicy::Known(pins)) =
@@ -353,11 +353,11 @@ fn note(context: &Context, group: &Group, made: &[Outcome], closed: Option<&Clos
     context.note_history(&pins.uuid, &group.resolved.target, |history| {
         history.saw(closed.and_then(|closed| closed.room));
         for outcome in made {
-            // The run that has the container reports for itself.
+            // The run that holds the lock notes its own results.
             if closed.is_none() && outcome.exit() == Exit::Locked {
                 continue;
             }
-            // A name that never had a snapshot may be a typing error.
+            // The name of a job without a snapshot may be a typing error.
             let in_config = context.config.has_job(&group.resolved.name, &outcome.job);
             if outcome.result.is_err() && !in_config && !history.jobs.contains_key(&outcome.job) {
                 continue;
@@ -406,7 +406,7 @@ fn report(context: &Context, outcome: &Outcome) -> Result<(), Failure> {
         .result(&summary(&outcome.job, report, outcome.took), &json!(null))
 }
 
-/// What such warnings are about; the record has more of them.
+/// The files that warnings of changed content are about; the record has more of them.
 fn names_of_content(record: &RunRecord) -> Vec<String> {
     let line = |what: &'static str| {
         move |name: &String| format!("{}: {what}: {}", record.job, text::harmless(name))
@@ -447,7 +447,7 @@ fn summary(job: &str, report: &SnapshotReport, took: Duration) -> String {
         });
         return summary;
     }
-    // Of a place whose disk went, or a file without its attributes, there is a part.
+    // A folder whose disk was unmounted, or a file without its attributes, is there in part.
     let part = report.record.warnings.iter().any(Warning::lacks_something);
     summary.push_str(&format!(
         "\n{job}: {} could not be read and NOT in this snapshot{}:\n",

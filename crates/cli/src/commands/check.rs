@@ -58,7 +58,7 @@ fn max_duration(text: &str) -> Result<Duration, String> {
         .ok_or("that is too long".to_owned())
 }
 
-/// Names that are shown; JSON has more.
+/// Largest number of names that are shown; JSON has more.
 const NAMES_SHOWN: usize = 20;
 
 /// A lost connection costs at most this much reading time.
@@ -159,7 +159,7 @@ impl CheckArgs {
             "file_system_errors": checked.facts.file_system_errors,
             "differing_blocks": checked.differing_blocks,
             "overwritten_blocks": checked.facts.overwritten.len(),
-            // Without a mount nobody knows which files they are: null, not "none".
+            // Without a mount the files are unknown: null, not "none".
             "overwritten_files": match checked.files {
                 Some(Err(_)) => Value::Null,
                 _ => json!(checked.overwritten),

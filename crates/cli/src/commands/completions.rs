@@ -18,7 +18,7 @@ pub(super) struct CompletionsArgs {
 
 pub(super) fn run(args: &CompletionsArgs, grammar: &clap::Command) -> Result<Exit, Failure> {
     let mut shown = without_hidden(grammar);
-    // clap_complete panics where it can't write.
+    // clap_complete panics if it can't write.
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut shown, "sprat", &mut script);
     let mut out = std::io::stdout().lock();
@@ -30,9 +30,9 @@ pub(super) fn run(args: &CompletionsArgs, grammar: &clap::Command) -> Result<Exi
     }
 }
 
-/// The same grammar without what only sprat itself and its tests use: completions would offer it.
+/// The grammar without what only sprat itself and its tests use: completions would offer it.
 fn without_hidden(command: &clap::Command) -> clap::Command {
-    // clap wants names that live for ever; this process ends with the script.
+    // clap needs names with a static lifetime; this process ends after the script.
     let name: &'static str = Box::leak(command.get_name().to_owned().into_boxed_str());
     let mut shown = clap::Command::new(name);
     if let Some(about) = command.get_about() {

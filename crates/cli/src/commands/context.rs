@@ -9,14 +9,14 @@ use serde_json::Value;
 use sprat_luks::Secret;
 use sprat_session as session;
 use sprat_session::address::{Target, TargetError};
+use sprat_session::closed_container::check_exists;
 use sprat_session::interrupt::Interrupt;
 use sprat_session::state::history::History;
+use sprat_session::state::identity;
 use sprat_session::state::paths::StatePaths;
-use sprat_session::state::{identity, moved};
 use sprat_session::{
-    Access, ClosedReport, ContainerFacts, IdentityPolicy, Session, SessionOptions, connect, text,
+    Access, ClosedReport, ContainerFacts, IdentityPolicy, Session, SessionOptions, text,
 };
-use sprat_store::StoreErrorKind;
 
 use crate::args::GlobalArgs;
 use crate::config::{self, Config, Container};
@@ -54,7 +54,7 @@ pub(crate) struct Context {
     faulty: AtomicBool,
 }
 
-/// A TARGET with all that belongs to it.
+/// A TARGET, and what the config and the command line set for it.
 #[derive(Debug, Clone)]
 pub(crate) struct Resolved {
     /// Its name in the config, else the file's name without `.luks`.
@@ -62,9 +62,9 @@ pub(crate) struct Resolved {
     pub target: Target,
     pub ssh_command: Vec<OsString>,
     pub secret: SecretSource,
-    /// The same where the command line names none: what this machine's backups open it with.
+    /// The source without the command line: what this machine's backups use.
     pub own_secret: SecretSource,
-    /// The key file that `init` makes where it is missing.
+    /// The key file that `init` creates if it is missing.
     pub default_key_file: Option<PathBuf>,
     pub allow_no_fsync: bool,
 }
@@ -83,8 +83,8 @@ impl Context {
         environment: Environment,
         output: Output,
     ) -> Result<Self, Failure> {
-        // Keys will pass through this process: not into swap, core dumps or a debugger, where the
-        // system lets us. Where it doesn't, a backup is still better than none.
+        // Keys will pass through this process: keep them out of swap, core dumps and debuggers if the
+        // system allows it. If it doesn't, a backup without that is better than no backup.
         let _ = sprat_attach::hide_from_debuggers();
         let _ = sprat_attach::lock_memory();
         if let Some(typed) = &global.fingerprint {
@@ -103,7 +103,7 @@ impl Context {
         })
     }
 
-    /// Finds what `text` names: a container of the config, or a place.
+    /// Resolves the name of a container in the config, or a location.
     pub(crate) fn resolve(&self, text: &str) -> Result<Resolved, Failure> {
         if Target::is_config_name(text) {
             return self.resolve_container(self.config.container(text)?);
@@ -120,7 +120,7 @@ impl Context {
             };
             Failure::usage(error.to_string()).with_hint(hint)
         })?;
-        // The same container may be in the config under a name; then that entry counts.
+        // If the config has a container at this location, its entry applies.
         if let Some(known) = self
             .config
             .containers
@@ -145,7 +145,7 @@ impl Context {
         targets.iter().map(|target| self.resolve(target)).collect()
     }
 
-    /// As [`Self::resolve`], for a word that may be no text.
+    /// As [`Self::resolve`], for a word that may not be UTF-8.
     pub(crate) fn resolve_os(&self, word: &OsStr) -> Result<Resolved, Failure> {
         match word.to_str() {
             Some(text) => self.resolve(text),
@@ -195,7 +195,7 @@ impl Context {
         })
     }
 
-    /// What the command line names, if it does.
+    /// The source of the key that the command line names.
     pub(crate) fn named_source(&self) -> Result<Option<SecretSource>, Failure> {
         let global = &self.global;
         if let Some(path) = &global.key_file {
@@ -221,8 +221,7 @@ impl Context {
         Ok(secret)
     }
 
-    /// The exit code of a command that did what it was asked for: a container that is marked as
-    /// faulty is damage.
+    /// The exit code of a command that succeeded: [`Exit::Damaged`] if the file system is marked as faulty.
     pub(crate) fn exit(&self, exit: Exit) -> Exit {
         match exit {
             Exit::Done if self.faulty.load(Ordering::Relaxed) => Exit::Damaged,
@@ -250,7 +249,8 @@ impl Context {
     /// Fetches the key of a container.
     pub(crate) fn secret(&self, resolved: &Resolved) -> Result<Secret, Failure> {
         if resolved.secret == SecretSource::Terminal {
-            check_exists(&self.state_dir(), resolved)?;
+            let (target, ssh_command) = (&resolved.target, &resolved.ssh_command);
+            check_exists(&self.state_dir(), target, ssh_command)?;
         }
         let fetched = self.fetch(&resolved.secret);
         fetched.map_err(|failure| {
@@ -263,7 +263,7 @@ impl Context {
         })
     }
 
-    /// How the session is to open it; what is pinned included.
+    /// How the session opens it, including what is pinned.
     pub(crate) fn session_options(
         &self,
         resolved: &Resolved,
@@ -277,19 +277,7 @@ impl Context {
                 ),
             );
         }
-        if let Some(bytes) = sprat_attach::memory_limit_too_low() {
-            return Err(Failure::failed(format!(
-                "this process may use only {} of address space (ulimit -v), too little for a session",
-                text::bytes(bytes)
-            ))
-            .with_hint("nothing was done. Lift the limit: `ulimit -v unlimited`"));
-        }
-        if let Some(files) = sprat_attach::open_files_limit_too_low() {
-            return Err(Failure::failed(format!(
-                "this process may have only {files} files open (ulimit -n), too few for a session"
-            ))
-            .with_hint("nothing was done. Raise the limit: `ulimit -n 1024`"));
-        }
+        session::check_limits()?;
         let mut options = SessionOptions::new(
             resolved.target.clone(),
             access,
@@ -335,27 +323,15 @@ impl Context {
     ) -> Result<Session, Failure> {
         let (state_dir, policy) = (options.state_dir.clone(), options.pins.clone());
         let session = Session::open(options, secret, reporter, &self.interrupt)
-            .map_err(|failure| self.where_mounted(resolved, failure))?;
+            .map_err(|failure| self.explain_lock(resolved, failure))?;
         self.remember(&state_dir, resolved, &policy, session.facts());
         Ok(session)
     }
 
     /// Explains a lock failure if the container is mounted on this machine.
-    pub(crate) fn where_mounted(&self, resolved: &Resolved, failure: Failure) -> Failure {
-        if failure.exit != Exit::Locked {
-            return failure;
-        }
+    fn explain_lock(&self, resolved: &Resolved, failure: Failure) -> Failure {
         let runtime_dir = self.environment.absolute(&self.global.runtime_dir);
-        match session::mounted_at(&runtime_dir, &resolved.target.to_string()) {
-            Some(dir) => {
-                let dir = dir.display();
-                failure.with_hint(format!(
-                    "nothing was changed. It is mounted at {dir}: look round there, or \
-                     `sprat umount {dir}` first"
-                ))
-            }
-            None => failure,
-        }
+        session::explain_lock(&runtime_dir, &resolved.target, failure)
     }
 
     /// Pins what was found, and warns of a faulty file system. A failure to pin it is only a warning: it
@@ -418,7 +394,7 @@ impl Context {
         let (state_dir, policy) = (options.state_dir.clone(), options.pins.clone());
         let mut reporter = Reporter::new(self.output, "");
         let done = work(options, &secret, &mut reporter)
-            .map_err(|failure| self.where_mounted(&resolved, failure));
+            .map_err(|failure| self.explain_lock(&resolved, failure));
         reporter.clear();
         let done = done?;
         self.remember(&state_dir, &resolved, &policy, facts(&done));
@@ -476,7 +452,7 @@ impl Context {
         self.environment.absolute(&self.global.state_dir)
     }
 
-    /// Notes for `sprat status` what a session saw; that it can't is no reason to fail.
+    /// Notes for `sprat status` what a session saw. A failure is only a warning.
     pub(crate) fn note_history(
         &self,
         uuid: &str,
@@ -492,7 +468,7 @@ impl Context {
     }
 }
 
-/// The config first, then the default key file, then the terminal.
+/// The source in the config, else the default key file, else the terminal.
 fn own_source(container: Option<&Container>, default_key_file: Option<&Path>) -> SecretSource {
     if let Some(container) = container {
         if let Some(path) = &container.key_file {
@@ -508,20 +484,6 @@ fn own_source(container: Option<&Container>, default_key_file: Option<&Path>) ->
     match default_key_file {
         Some(path) if path.exists() => SecretSource::KeyFile(path.to_owned()),
         _ => SecretSource::Terminal,
-    }
-}
-
-/// Checks that there is a container before the user is asked for its key. Any other failure is left to
-/// the session, which reports it.
-fn check_exists(state_dir: &Path, resolved: &Resolved) -> Result<(), Failure> {
-    let Ok(store) = connect::connect(&resolved.target, &resolved.ssh_command) else {
-        return Ok(());
-    };
-    match store.stat(&resolved.target.name) {
-        Err(error) if error.kind() == StoreErrorKind::NotFound => {
-            Err(moved::no_container(state_dir, &resolved.target))
-        }
-        _ => Ok(()),
     }
 }
 

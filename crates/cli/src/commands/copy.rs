@@ -66,8 +66,8 @@ impl CommandArgs for CopyArgs {
                 ),
             );
         }
-        // A copy needs no key: nobody is asked for one, and one that is only found comes near no header that
-        // is not known.
+        // A copy needs no key, so the user is not asked for one. A key that was found in the config is not
+        // used on a header that this machine does not know.
         let source_key = if self.new_key {
             Some(context.secret(&source)?)
         } else if context.named_source()?.is_some() {
@@ -117,7 +117,7 @@ impl CommandArgs for CopyArgs {
         let report = copy(&options, &mut shown, &context.interrupt);
         shown.reporter.clear();
         let report = report.map_err(|mut failure| {
-            // Where the copy was to go, a missing folder is no missing container.
+            // A missing folder at the destination is not a missing container.
             if failure.exit == Exit::NoContainer && has_no_folder(&destination) {
                 failure.exit = Exit::Failed;
             }
@@ -160,7 +160,7 @@ fn has_no_folder(resolved: &Resolved) -> bool {
     )
 }
 
-/// The result for people, and what is left for them to do.
+/// The result as text, and what is left to do.
 fn summary(
     source: &Resolved,
     destination: &Resolved,
@@ -219,7 +219,7 @@ fn summary(
     text
 }
 
-/// What the user sees of a copy.
+/// Shows a copy to the user.
 struct Shown<'a> {
     reporter: Reporter,
     step_begun: Instant,

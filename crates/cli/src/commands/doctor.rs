@@ -83,7 +83,7 @@ fn config(context: &Context) -> Finding {
     }
 }
 
-/// Where the container's key comes from, without reading it.
+/// Checks the source of the container's key, without reading the key.
 fn key(resolved: &Resolved) -> Finding {
     let what = format!("{}: key", resolved.name);
     let path = match &resolved.secret {

@@ -40,6 +40,7 @@ Environment:
   SPRAT_CACHE_DIR       Folder of the encrypted block caches [default: /var/cache/sprat]
   SPRAT_RUNTIME_DIR     Folder of what ends with a reboot [default: /run/sprat]
   SPRAT_RESERVE_BYTES   Size of the reserve beside each container, 0 for none [default: 67108864]
+  SPRAT_LOG             Log to stderr: error, warn, info, debug or trace
   SPRAT_ANSWER_TIMEOUT  Seconds, 1 to 3600, after which a server that does not answer counts as
                         lost [default: 60]
 ";

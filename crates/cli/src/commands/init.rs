@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 use sprat_luks::{RecoveryKey, Secret, SlotKind};
+use sprat_session::closed_container::check_free;
 use sprat_session::ssh_config::Known;
 use sprat_session::state::{identity, key_notes, reserved_names};
 use sprat_session::{
     self as session, Access, ContainerFacts, CreateOptions, SIZE_BYTES_MIN, SessionOptions,
     connect, text,
 };
-use sprat_store::StoreErrorKind;
 use zeroize::Zeroizing;
 
 use super::context::{CommandArgs, Context, Resolved};
@@ -218,29 +218,14 @@ fn no_folder(mut failure: Failure) -> Failure {
 /// Reports how many files fit, which can't be changed later. Warns if the jobs of this container may have
 /// more.
 fn note_inodes(context: &Context, resolved: &Resolved, inodes: Option<u64>, bytes: u64) {
-    let room = inodes.unwrap_or(bytes / default_inode_ratio(bytes));
+    let room = inodes.unwrap_or_else(|| session::default_inodes(bytes));
     context.output.note(&format!(
         "there is room for about {}",
         text::counted(room, "file", "files")
     ));
-    let mut seen = Vec::new();
-    let mut there = 0_u64;
-    for job in &context.config.jobs {
-        if job.container != resolved.name {
-            continue;
-        }
-        for source in &job.sources {
-            let (Ok(about), Ok(meta)) = (rustix::fs::statvfs(source), std::fs::metadata(source))
-            else {
-                continue;
-            };
-            let device = std::os::unix::fs::MetadataExt::dev(&meta);
-            if !seen.contains(&device) {
-                seen.push(device);
-                there = there.saturating_add(about.f_files.saturating_sub(about.f_ffree));
-            }
-        }
-    }
+    let jobs = context.config.jobs.iter();
+    let jobs = jobs.filter(|job| job.container == resolved.name);
+    let there = session::files_on_disks_of(jobs.flat_map(|job| &job.sources));
     if there > room {
         context.output.warning(&format!(
             "the disks of this container's jobs hold {}, and it has room for about {}. If most of them \
@@ -250,18 +235,6 @@ fn note_inodes(context: &Context, resolved: &Resolved, inodes: Option<u64>, byte
             text::count(room),
             there.saturating_mul(2)
         ));
-    }
-}
-
-/// Bytes for each file by size of the volume (mke2fs.conf of e2fsprogs: `small`, default, `big`, `huge`).
-fn default_inode_ratio(bytes: u64) -> u64 {
-    const MIB: u64 = 1 << 20;
-    const TIB: u64 = 1 << 40;
-    match bytes {
-        0..536_870_912 => 4096,
-        _ if bytes / MIB < 4 * TIB / MIB => 16_384,
-        _ if bytes / TIB < 16 => 32_768,
-        _ => 65_536,
     }
 }
 
@@ -276,16 +249,10 @@ fn refuse_existing(resolved: &Resolved, source: &SecretSource) -> Result<(), Fai
     if !needed {
         return Ok(());
     }
-    let store = connect::connect(&resolved.target, &resolved.ssh_command)
-        .map_err(|error| no_folder(Failure::from(&error)))?;
-    match store.stat(&resolved.target.name) {
-        Ok(_) => Err(session::exists_already(&resolved.target)),
-        Err(error) if error.kind() == StoreErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Failure::from(&error)),
-    }
+    check_free(&resolved.target, &resolved.ssh_command).map_err(no_folder)
 }
 
-/// The key of the first slot, and whether its file was made; and a recovery key.
+/// Whether the key file was created, the first slot's secret and kind, and a recovery key.
 fn prepare(
     context: &Context,
     source: &SecretSource,
@@ -308,7 +275,7 @@ fn prepare(
     Ok((key_file_made, secret, kind, recovery))
 }
 
-/// Where the secret of the first slot comes from.
+/// The source of the first slot's secret.
 fn key_source(resolved: &Resolved) -> Result<SecretSource, Failure> {
     match (&resolved.secret, &resolved.default_key_file) {
         (SecretSource::Terminal, Some(path)) => Ok(SecretSource::KeyFile(path.clone())),

@@ -127,7 +127,7 @@ fn table(report: &PruneReport, args: &PruneArgs, server_is_low: bool) -> String 
     for pruned in &report.snapshots {
         let what = match (pruned.decision.keep.is_empty(), dry_run) {
             (false, _) => "kept",
-            // Without any rule nothing goes.
+            // Without a rule nothing is removed.
             (true, _) if args.rules().is_empty() => "kept",
             (true, false) => "removed",
             (true, true) => "would go",
@@ -182,7 +182,7 @@ fn table(report: &PruneReport, args: &PruneArgs, server_is_low: bool) -> String 
     said
 }
 
-/// What is known of a run that did not come to its end.
+/// What is known of an interrupted run.
 fn interrupted(tree: &Interrupted) -> String {
     let mut said = match tree.kind {
         EntryKind::Inflight => "interrupted by a crash".to_owned(),

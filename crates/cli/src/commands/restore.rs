@@ -101,7 +101,7 @@ impl CommandArgs for RestoreArgs {
     }
 }
 
-/// Who else can write to the folder, or to the nearest one above it that is there.
+/// Why others can write to the folder, or to the nearest existing one above it.
 fn others_at(to: &Path) -> Option<String> {
     let there = to.ancestors().find(|folder| folder.is_dir())?;
     trusted_file::writable_by_others(there).ok().flatten()

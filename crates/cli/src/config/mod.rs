@@ -15,15 +15,15 @@ use crate::Failure;
 use crate::environment::Environment;
 use crate::suggest::near_miss;
 
-/// A config longer than this is none.
+/// A longer file is not a config.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
-/// What the config says.
+/// The content of the config.
 #[derive(Debug, Default)]
 pub(crate) struct Config {
-    /// The file; `None` where there is none.
+    /// The file; `None`: there is no config.
     pub path: Option<PathBuf>,
-    /// `ssh_command` at the top: for every container that has none of its own.
+    /// `ssh_command` at the top: for every container without its own.
     pub ssh_command: Option<Vec<OsString>>,
     /// `[container.NAME]`, in the order of the file.
     pub containers: Vec<Container>,
@@ -36,7 +36,7 @@ pub(crate) struct Config {
 pub(crate) struct Container {
     /// NAME.
     pub name: String,
-    /// Where it lies.
+    /// Its location.
     pub target: Target,
     /// `key_file`.
     pub key_file: Option<PathBuf>,
@@ -55,7 +55,7 @@ pub(crate) struct Container {
 pub(crate) struct Job {
     /// NAME.
     pub name: JobName,
-    /// The name of the container it goes to.
+    /// The name of the container that it backs up to.
     pub container: String,
     /// What is backed up, absolute.
     pub sources: Vec<PathBuf>,
@@ -65,7 +65,7 @@ pub(crate) struct Job {
     pub exclude_from: Vec<PathBuf>,
     /// Stay on each source's file system.
     pub one_file_system: bool,
-    /// Accept sources that hold nothing.
+    /// Accept empty sources.
     pub allow_empty: bool,
 }
 
@@ -118,7 +118,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Adds which config says so, or that there is none.
+    /// Adds to a failure which config was read, or that there is none.
     pub(crate) fn placed(&self, failure: Failure) -> Failure {
         match &self.path {
             Some(path) => failure.because(format!("the config is {}", path.display())),
@@ -210,8 +210,8 @@ fn wrong(path: &Path, mistakes: &[Mistake]) -> Failure {
     failure.with_hint("nothing was started. docs/config.md lists every key")
 }
 
-/// Reads the file. One that others could write to or replace could make root run anything
-/// (`ssh_command`).
+/// Reads the file. If others can write to it or replace it, it is refused for root: it names commands that
+/// root runs (`ssh_command`).
 fn read(path: &Path, environment: &Environment) -> std::io::Result<String> {
     let file = trusted_file::open(path)?;
     let refuse = |why: &str| Err(std::io::Error::other(why.to_owned()));
@@ -344,7 +344,7 @@ fn job<'i>(
     })
 }
 
-/// Checks a job's name. A colon would be taken for the path's beginning in `restore`.
+/// Checks a job's name. It has no colon, because in `restore` a colon begins the path.
 pub(crate) fn job_name(text: &str) -> Result<JobName, String> {
     if text.contains(':') {
         return Err(format!("{text:?} can't name a job: it holds a colon"));
@@ -416,7 +416,7 @@ fn paths<'i>(
         let Some(path) = absolute(text, reader, environment, key) else {
             continue;
         };
-        // What lies below a source keeps its path, which must be the same in each run.
+        // Snapshots contain the whole path of a source, so it must be the same in each run.
         if key == "sources" && path.components().any(|part| part == Component::ParentDir) {
             reader.mistake(
                 text.span.clone(),

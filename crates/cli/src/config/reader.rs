@@ -23,7 +23,7 @@ pub(super) struct Reader<'i> {
     mistakes: Vec<Mistake>,
 }
 
-/// Most mistakes that are listed; a file that is no config at all would have no end of them.
+/// Largest number of mistakes that are listed: a file that is not a config has very many.
 const MISTAKES_MAX: usize = 20;
 
 impl<'i> Reader<'i> {
@@ -34,7 +34,7 @@ impl<'i> Reader<'i> {
         }
     }
 
-    /// Parses the whole text; a syntax mistake is the only one then.
+    /// Parses the whole text. A syntax mistake is reported alone.
     pub(super) fn parse(&mut self) -> Option<DeTable<'i>> {
         match DeTable::parse(self.text) {
             Ok(table) => Some(table.into_inner()),
@@ -111,10 +111,10 @@ impl<'i> Reader<'i> {
     }
 }
 
-/// One table, of which every key must be asked for before [`Table::finish`].
+/// One table. Every known key must be read before [`Table::finish`].
 pub(super) struct Table<'t, 'i> {
     pub(super) title: String,
-    /// The title behind a key's name.
+    /// The title, as it follows a key's name.
     place: String,
     pub(super) span: Range<usize>,
     entries: &'t DeTable<'i>,
@@ -166,7 +166,7 @@ impl<'t, 'i> Table<'t, 'i> {
         }
     }
 
-    /// `true` or `false`; false where it is missing.
+    /// `true` or `false`; `false` if the key is missing.
     pub(super) fn flag(&mut self, reader: &mut Reader<'i>, key: &'static str) -> bool {
         let Some(value) = self.value(key) else {
             return false;
@@ -182,12 +182,12 @@ impl<'t, 'i> Table<'t, 'i> {
         self.entries.contains_key(key) && self.flag(reader, key)
     }
 
-    /// Says that a key is missing.
+    /// Reports that a key is missing.
     pub(super) fn missing(&self, reader: &mut Reader<'i>, key: &str) {
         reader.mistake(self.span.clone(), format!("{} has no `{key}`", self.title));
     }
 
-    /// Reports every key that nobody asked for.
+    /// Reports every unknown key.
     pub(super) fn finish(self, reader: &mut Reader<'i>) {
         for key in self.entries.keys() {
             let name: &str = key.get_ref();
@@ -209,7 +209,7 @@ impl<'t, 'i> Table<'t, 'i> {
     }
 }
 
-/// A string and where it stands.
+/// A string and its place in the file.
 pub(super) struct Text {
     pub(super) value: String,
     pub(super) span: Range<usize>,

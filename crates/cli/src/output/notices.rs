@@ -6,7 +6,7 @@ use std::time::Duration;
 use sprat_session::state::reserved_names;
 use sprat_session::{NotCompared, Notice, text};
 
-/// The words for a notice, and whether `-q` shows it too.
+/// The words for a notice, and whether it is a warning, which `-q` shows too.
 pub(super) fn notice_text(notice: &Notice) -> (String, bool) {
     match notice {
         Notice::HeaderCopyDamaged { copy } => (
@@ -246,7 +246,7 @@ fn slots_differ(gone: &[u32], differ: &[u32], kept: &Path, newest: &Path) -> Str
     )
 }
 
-/// Names of files that are said.
+/// Largest number of file names in a message.
 const FILES_SAID: usize = 10;
 
 fn not_compared(note: &NotCompared) -> String {

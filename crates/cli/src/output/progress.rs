@@ -52,7 +52,7 @@ fn rsync_phase_text(phase: sprat_snapshot::Phase) -> &'static str {
     }
 }
 
-/// One line: phase, percent, bytes, rate, time left, files, what waits to be durable, the line.
+/// One line: phase, percentage, bytes, rate, time left, files, unsent and unsynced bytes, connection.
 pub(super) fn progress_text(phase: &str, now: &SessionProgress) -> String {
     let mut parts = Vec::new();
     match &now.rsync {

@@ -1,4 +1,4 @@
-//! What a session does, while it does it: one line on a terminal, plain lines elsewhere.
+//! Reports the progress of a session: one line on a terminal, plain lines elsewhere, or JSON events.
 
 use std::time::{Duration, Instant};
 
@@ -16,17 +16,17 @@ const JSON_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two plain lines: rare enough for a log that is kept.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(15);
 
-/// Tells the user what a session does.
+/// Reports the progress and the notices of a session.
 #[derive(Debug)]
 pub(crate) struct Reporter {
     output: Output,
-    /// Put in front of each line, such as the job's name.
+    /// The prefix of each line, such as the job's name.
     subject: String,
     phase: Option<Phase>,
     shown_at: Option<Instant>,
-    /// The terminal's present line, which the next output replaces.
+    /// A progress line is on the terminal; the next output replaces it.
     line_shown: bool,
-    /// The server told of little room.
+    /// The server has little free space.
     server_low: bool,
 }
 
@@ -37,24 +37,24 @@ impl Reporter {
             output,
             subject: subject.into(),
             phase: None,
-            // A run that is over in seconds needs no line in a log.
+            // A run of a few seconds needs no line in a log.
             shown_at: (!output.terminal).then(Instant::now),
             line_shown: false,
             server_low: false,
         }
     }
 
-    /// Whether the session told that the server has little room left, or gave up the reserve for it.
+    /// Whether the session reported that the server has little free space, or released the reserve.
     pub(crate) fn server_is_low(&self) -> bool {
         self.server_low
     }
 
-    /// Says whom the next lines are about.
+    /// Sets what the next lines are about.
     pub(crate) fn about(&mut self, subject: impl Into<String>) {
         self.subject = subject.into();
     }
 
-    /// Takes the progress line off the terminal, so that a result can be printed.
+    /// Clears the progress line of the terminal, so that a result can be printed.
     pub(crate) fn clear(&mut self) {
         if self.line_shown {
             write_stderr("\r\x1b[K");
@@ -62,7 +62,7 @@ impl Reporter {
         }
     }
 
-    /// Whether people or programs want to hear of progress again.
+    /// Whether the next report of progress is due.
     fn is_due(&self) -> bool {
         let usual = if self.output.json {
             JSON_INTERVAL
@@ -75,8 +75,7 @@ impl Reporter {
         !self.output.quiet && self.shown_at.is_none_or(|at| at.elapsed() >= interval)
     }
 
-    /// Shows progress of another kind than a session's, where it is due: a line, or for programs
-    /// an event.
+    /// Reports progress of another kind than a session's if it is due: a line, or an event in JSON.
     pub(crate) fn other_progress(&mut self, line: &str, event: &serde_json::Value) {
         if !self.is_due() {
             return;
@@ -89,7 +88,7 @@ impl Reporter {
         }
     }
 
-    /// Tells that something begins, where every step is told.
+    /// Reports that a step begins, if every step is reported.
     pub(crate) fn step(&mut self, line: &str, event: &serde_json::Value) {
         if self.output.quiet {
             return;
@@ -101,7 +100,7 @@ impl Reporter {
         }
     }
 
-    /// Tells something beside the progress.
+    /// Reports something beside the progress.
     pub(crate) fn tell(&mut self, line: &str, matters: bool) {
         self.clear();
         if matters {

@@ -11,7 +11,7 @@ use super::json::failure_json;
 use crate::Failure;
 use crate::args::GlobalArgs;
 
-/// How this run speaks.
+/// How this run prints.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Output {
     /// JSON instead of text.
@@ -22,7 +22,7 @@ pub(crate) struct Output {
     pub verbose: bool,
     /// stderr is a terminal.
     pub terminal: bool,
-    /// Between two reports of progress, where the user says.
+    /// The time between two reports of progress, if the user sets it.
     pub progress_interval: Option<Duration>,
 }
 
@@ -39,7 +39,7 @@ fn is_closed(out: &impl std::os::fd::AsFd) -> bool {
 }
 
 impl Output {
-    /// As the command line asks.
+    /// As the command line sets it.
     pub(crate) fn new(global: &GlobalArgs) -> Self {
         Self {
             json: global.json,
@@ -79,8 +79,8 @@ impl Output {
         }
     }
 
-    /// Checks that standard output can show a secret, and to nobody else. To be called before anything
-    /// depends on the secret.
+    /// Checks that standard output can show a secret, and that other users can't read it there. Call it
+    /// before anything depends on the secret.
     ///
     /// # Errors
     /// Standard output is closed, is `/dev/null`, or is a file that others can read: an empty one of this
@@ -109,7 +109,7 @@ impl Output {
         if kind != rustix::fs::FileType::RegularFile || about.st_mode & 0o077 == 0 {
             return Ok(());
         }
-        // Who has opened the file already can read on.
+        // A process that has opened the file already can still read it.
         if about.st_size == 0 && rustix::fs::fchmod(out, rustix::fs::Mode::from(0o600)).is_ok() {
             self.note(
                 "the mode of the file on standard output is 0600 now: it gets the recovery key",
@@ -122,8 +122,8 @@ impl Output {
         ))
     }
 
-    /// As [`result`](Self::result), for what is only shown: a reader that has seen enough (`| head`)
-    /// ends it quietly.
+    /// As [`result`](Self::result), for listings: a reader that closes the pipe early (`| head`) is no
+    /// failure.
     pub(crate) fn listing(self, text: &str, json: &impl Serialize) -> Result<(), Failure> {
         if is_closed(&std::io::stdout()) {
             return Ok(());
@@ -134,24 +134,24 @@ impl Output {
         }
     }
 
-    /// Tells something that happened, unless quiet.
+    /// Reports something that happened, unless quiet.
     pub(crate) fn note(self, text: &str) {
         if !self.quiet {
             self.line(text);
         }
     }
 
-    /// Tells what the user is about to be asked about; with `-q` too.
+    /// Shows what the next question is about; with `-q` too.
     pub(crate) fn asked_about(self, text: &str) {
         self.line(text);
     }
 
-    /// Tells something that matters for the safety of the data; with `-q` too.
+    /// Warns of something that matters for the safety of the data; with `-q` too.
     pub(crate) fn warning(self, text: &str) {
         self.line(&format!("warning: {text}"));
     }
 
-    /// Tells how a command failed.
+    /// Reports how a command failed.
     pub(crate) fn failure(self, failure: &Failure) {
         if self.json {
             self.event(&json!({ "failure": failure_json(failure) }));
@@ -184,13 +184,13 @@ impl Output {
     }
 }
 
-/// Prints what the parser of the command line says, which ends in a newline.
+/// Prints a message of the command line's parser, which ends in a newline.
 pub(crate) fn complain(text: &str) {
     write_stderr(&format!("sprat: {text}"));
 }
 
-/// Writes in one piece, so that lines of several processes don't mix. There is nobody left to tell
-/// if stderr is gone.
+/// Writes in one call, so that lines of several processes don't mix. A failure is ignored: without stderr
+/// it can't be reported.
 pub(super) fn write_stderr(text: &str) {
     let mut err = std::io::stderr().lock();
     let _ = err.write_all(text.as_bytes()).and_then(|()| err.flush());

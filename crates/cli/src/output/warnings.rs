@@ -3,7 +3,7 @@
 use sprat_session::text;
 use sprat_snapshot::Warning;
 
-/// Places of the kernel's own file systems that are named one by one; JSON has them all.
+/// Largest number of the kernel's own file systems that are named one by one; JSON has all of them.
 const KERNEL_PLACES_SHOWN_MAX: usize = 3;
 
 /// The words for what a run's record warns of.
@@ -120,11 +120,11 @@ fn warning_text(warning: &Warning) -> String {
     }
 }
 
-/// What is said of a run's warnings, and whether it is a warning to the user, too.
+/// The lines for a run's warnings, and whether each is a warning for the user or only a note.
 pub(crate) fn warning_lines(job: &str, warnings: &[Warning]) -> Vec<(String, bool)> {
     let is_kernels =
         |warning: &&Warning| matches!(warning, Warning::KernelFileSystemLeftOut { .. });
-    // A backup of `/` leaves out more than ten; one line says as much.
+    // A backup of `/` leaves out more than ten: one line is enough.
     let kernels = warnings.iter().filter(is_kernels).count();
     let mut said = Vec::new();
     if kernels > KERNEL_PLACES_SHOWN_MAX {

@@ -1,4 +1,4 @@
-//! Where a recovery sheet goes: standard output, a file, a page to print.
+//! Writes a recovery sheet to standard output, to a file, and to a page to print.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use crate::Failure;
 use crate::environment::Environment;
 use crate::output::{Output, path_json};
 
-/// The files that a sheet is to be written to, made before there is a secret to put into them.
+/// The files of a sheet. They are created before the secret exists.
 #[derive(Debug, Default)]
 pub(crate) struct SheetFiles {
     /// The text; `None`: standard output.
@@ -21,8 +21,8 @@ pub(crate) struct SheetFiles {
 }
 
 impl SheetFiles {
-    /// Makes the files, and checks standard output where the sheet goes there. Where it fails none is
-    /// left. `stdout`: the text or JSON on standard output has the secret.
+    /// Creates the files, and checks standard output if the sheet is printed there. If it fails, it removes
+    /// the files. `stdout`: the text or JSON on standard output contains the secret.
     pub(crate) fn create(
         output: Output,
         environment: &Environment,
@@ -51,7 +51,7 @@ impl SheetFiles {
         Ok(files)
     }
 
-    /// Removes them: the secret in them, if any, opens nothing.
+    /// Removes the files: a secret in them opens nothing.
     pub(crate) fn remove(&self) {
         for (_, path) in self.sheet.iter().chain(&self.page) {
             let _ = std::fs::remove_file(path);
@@ -67,7 +67,7 @@ impl SheetFiles {
         self.page.is_some()
     }
 
-    /// Writes the files. One that can't be written is removed: half of it may hold the whole secret.
+    /// Writes the files. A file that can't be written is removed: half of it may contain the whole secret.
     pub(crate) fn write(
         &self,
         output: Output,

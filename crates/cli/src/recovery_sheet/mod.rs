@@ -5,4 +5,6 @@ mod page;
 mod text;
 
 pub(crate) use files::SheetFiles;
-pub(crate) use text::{SheetJob, SheetParts};
+pub use page::page;
+pub(crate) use text::SheetParts;
+pub use text::{Sheet, SheetJob, Step};

@@ -12,10 +12,10 @@ use zeroize::Zeroizing;
 use super::text::{NO_RECOVERY_KEY, RECOVERY_KEY, Sheet, Step};
 use crate::Failure;
 
-/// Light modules round the code, without which readers don't find it (ISO/IEC 18004).
+/// Light modules around the code; without them readers don't find it (ISO/IEC 18004).
 const QUIET_ZONE: usize = 4;
 
-/// As many as a command's line has on a printed page (A4 or Letter), in the font below.
+/// Characters in a command's line on a printed page (A4 or Letter), in the font below.
 const LINE_CHARACTERS_MAX: usize = 78;
 
 const STYLE: &str = "\
@@ -30,9 +30,9 @@ td,pre,code{font-family:monospace;overflow-wrap:anywhere}td{font-size:9pt}
 pre{font-size:9.5pt;white-space:pre-wrap;background:#f2f2f2;padding:.4em;margin:.2em 0 .6em}
 li{break-inside:avoid}@page{margin:14mm}";
 
-/// The page; `secret` is what the QR code says, which is the recovery key as it is typed.
-pub(super) fn page(sheet: &Sheet<'_>, secret: Option<&str>) -> Result<Zeroizing<String>, Failure> {
-    // Enough for any: growing would leave pieces of the secret in freed memory.
+/// The page. The QR code contains `secret`, the recovery key as it is typed.
+pub fn page(sheet: &Sheet<'_>, secret: Option<&str>) -> Result<Zeroizing<String>, Failure> {
+    // Enough for every page: to grow would leave parts of the secret in freed memory.
     let mut page = Zeroizing::new(String::with_capacity(256 << 10));
     // Writing to a String can't fail.
     let _ = write!(
@@ -109,8 +109,8 @@ fn print_steps(page: &mut String, steps: &[Step]) {
     }
 }
 
-/// A command in lines that the page need not wrap, as the shell takes them: where a browser wraps a line,
-/// nobody sees whether a space belongs there. One that has lines of its own, or a comment, stays.
+/// Breaks a command into lines that fit the page, in the shell's syntax: where a browser wraps a line, a
+/// reader can't see whether a space belongs there. A command with several lines, or a comment, stays.
 fn broken(command: &str) -> String {
     let stays = command.contains(['\n', '#']) || command.chars().count() <= LINE_CHARACTERS_MAX;
     if stays {
@@ -192,8 +192,7 @@ fn escaped(text: &str) -> Zeroizing<String> {
     out
 }
 
-/// Makes the file of a sheet or a page, before there is a secret to put into it: mode 0600, never one that
-/// exists.
+/// Creates the file of a sheet or a page, before the secret exists: mode 0600, and never an existing file.
 pub(super) fn create(path: &Path) -> Result<File, Failure> {
     let file = OpenOptions::new()
         .write(true)
@@ -211,13 +210,13 @@ pub(super) fn create(path: &Path) -> Result<File, Failure> {
     })
 }
 
-/// Fills it.
+/// Writes a file that [`create`] made.
 pub(super) fn write(mut file: &File, path: &Path, page: &str) -> Result<(), Failure> {
     let written = file
         .write_all(page.as_bytes())
         .and_then(|()| file.sync_all());
     written.map_err(|error| {
-        // Half a page may hold the whole secret.
+        // Half a page may contain the whole secret.
         let _ = std::fs::remove_file(path);
         Failure::failed(format!("can't write {}", path.display())).caused_by(&error)
     })
@@ -225,10 +224,7 @@ pub(super) fn write(mut file: &File, path: &Path, page: &str) -> Result<(), Fail
 
 #[cfg(test)]
 mod tests {
-    use super::super::text::SheetJob;
-    use super::super::text::tests::pins;
     use super::*;
-    use sprat_session::address::Target;
 
     #[test]
     fn a_long_command_is_broken_as_the_shell_takes_it() {
@@ -276,32 +272,5 @@ mod tests {
 
     fn lines_of(text: &str) -> Vec<usize> {
         text.lines().map(|line| line.chars().count()).collect()
-    }
-
-    #[test]
-    fn a_page_holds_everything_and_runs_nothing() {
-        let target = Target::parse("ssh://u1@host/srv/<b>x.luks", Path::new("/")).unwrap();
-        let sheet = Sheet {
-            target: &target,
-            known: &sprat_session::ssh_config::Known::default(),
-            pins: &pins(),
-            recovery_key: "aaaa-cccc",
-            key_file: None,
-            jobs: &[SheetJob {
-                name: "a<script>&".to_owned(),
-                sources: Vec::new(),
-            }],
-            made_at: "2026-11-23",
-        };
-        let whole = page(&sheet, Some("aaaa-cccc")).unwrap();
-        assert!(whole.contains("<code>aaaa-cccc</code>"));
-        assert!(whole.contains("893B-F403-70A0-DA3E-1442"));
-        assert!(whole.contains("a&lt;script&gt;&amp;") && !whole.contains("<script"));
-        assert!(!whole.contains("<b>"));
-        for fetched in ["src=", "href=", "url(", "@import"] {
-            assert!(!whole.contains(fetched), "{fetched}");
-        }
-        let without = page(&sheet, None).unwrap();
-        assert!(!without.contains("<svg") && !without.contains("aaaa-cccc"));
     }
 }

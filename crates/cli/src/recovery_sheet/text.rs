@@ -15,20 +15,20 @@ use crate::config::Config;
 const SERVER_DIR: &str = "/mnt/sprat-server";
 const VOLUME_DIR: &str = "/mnt/sprat-volume";
 const MAPPER_NAME: &str = "sprat-restore";
-/// Where the sheet has ssh's configuration written, and what the server is called in it.
+/// The ssh configuration that the sheet's first command writes, and the server's name in it.
 const SSH_CONFIG: &str = "/root/sprat-ssh.conf";
 const SSH_NAME: &str = "sprat-server";
-/// The field that holds the secret.
+/// The field with the secret.
 pub(crate) const RECOVERY_KEY: &str = "RECOVERY KEY";
 
-/// Shown in place of a recovery key that is to be written in by hand.
+/// Shown instead of the recovery key, to write it in by hand.
 pub(super) const NO_RECOVERY_KEY: &str = "____-____-____-____-____-____-____-____-____-____";
 
 /// What a sheet shows beside the container's pins and the recovery key.
 #[derive(Debug)]
 pub(crate) struct SheetParts {
     pub target: Target,
-    /// What ssh's configuration says of the server.
+    /// The server in ssh's configuration.
     pub known: Known,
     /// Path of the key file and the SHA-256 of its content.
     pub key_file: Option<(PathBuf, String)>,
@@ -52,7 +52,7 @@ impl SheetParts {
         }
     }
 
-    /// The whole sheet.
+    /// The sheet of a container with these pins.
     pub(crate) fn sheet<'s>(&'s self, pins: &'s Pins, recovery_key: Option<&'s str>) -> Sheet<'s> {
         let key_file = self.key_file.as_ref();
         Sheet {
@@ -67,24 +67,29 @@ impl SheetParts {
     }
 }
 
-/// What the sheet shows. It holds the recovery key: everyone who reads it can read the backup.
+/// What the sheet shows. It contains the recovery key: everyone who reads it can read the backup.
 #[derive(Debug)]
-pub(crate) struct Sheet<'s> {
+pub struct Sheet<'s> {
+    /// The container.
     pub target: &'s Target,
-    /// What ssh's configuration says of the server.
+    /// The server in ssh's configuration.
     pub known: &'s Known,
+    /// What the container is known by.
     pub pins: &'s Pins,
+    /// The secret, or a blank to be filled in by hand.
     pub recovery_key: &'s str,
     /// Path of the key file and the SHA-256 of its content.
     pub key_file: Option<(&'s Path, &'s str)>,
     /// Jobs that the config sends into this container.
     pub jobs: &'s [SheetJob],
+    /// When it is made.
     pub made_at: &'s str,
 }
 
 /// A job of the config.
 #[derive(Debug, Clone)]
-pub(crate) struct SheetJob {
+pub struct SheetJob {
+    /// Its name.
     pub name: String,
     /// What is backed up, absolute paths.
     pub sources: Vec<String>,
@@ -106,19 +111,19 @@ impl SheetJob {
     }
 }
 
-/// One step of getting everything back.
+/// One step of a restore.
 #[derive(Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct Step {
+pub struct Step {
     /// What it is for.
     pub what: String,
-    /// The commands, each to be typed as it stands; one of several lines has a `\` at the end of each
-    /// line but the last.
+    /// The commands, each to be typed as printed. In a command of several lines, each line but the last
+    /// ends in `\`.
     pub commands: Vec<String>,
 }
 
 impl Sheet<'_> {
-    /// The stock commands, with real values.
-    pub(crate) fn steps(&self) -> Vec<Step> {
+    /// The steps to restore everything with stock commands.
+    pub fn steps(&self) -> Vec<Step> {
         let file = self.container_path();
         let mut steps = Vec::new();
         let mut begin = vec![format!("mkdir -p {VOLUME_DIR}")];
@@ -182,8 +187,8 @@ impl Sheet<'_> {
         steps
     }
 
-    /// Getting everything back, and going on with backups, on a new machine with sprat.
-    pub(crate) fn steps_with_sprat(&self) -> Vec<Step> {
+    /// The steps to restore everything, and to continue with backups, on a new machine with sprat.
+    pub fn steps_with_sprat(&self) -> Vec<Step> {
         let name = self.target.name.as_str();
         let name = name.strip_suffix(".luks").unwrap_or(name);
         // As a container may be called in the config.
@@ -263,13 +268,13 @@ impl Sheet<'_> {
         steps
     }
 
-    /// What the sheet can't tell, each a sentence.
+    /// What is not on the sheet, each in a sentence.
     pub(crate) fn unknown(&self) -> &[String] {
         &self.known.unknown
     }
 
     /// The sheet as it is printed.
-    pub(crate) fn text(&self) -> String {
+    pub fn text(&self) -> String {
         let mut text = String::new();
         let rule = "=".repeat(78);
         // Writing to a String can't fail.
@@ -299,8 +304,8 @@ impl Sheet<'_> {
         text
     }
 
-    /// Everything but the commands, name and value.
-    pub(crate) fn fields(&self) -> Vec<(&'static str, String)> {
+    /// Everything except the commands: names and values.
+    pub fn fields(&self) -> Vec<(&'static str, String)> {
         let mut fields = vec![
             ("Made", self.made_at.to_owned()),
             ("Container", self.target.to_string()),
@@ -352,7 +357,7 @@ impl Sheet<'_> {
         fields
     }
 
-    /// What the keys are worth, and where they lie.
+    /// What the keys open, and where they are stored.
     pub(crate) fn advice(&self) -> String {
         let (what, key_file) = match self.key_file {
             Some(_) => ("key file", true),
@@ -380,7 +385,7 @@ impl Sheet<'_> {
         }
     }
 
-    /// Has a configuration of ssh's written that needs no other; `None` for a local container.
+    /// The command that writes an ssh configuration, which needs no other one; `None` for a local container.
     fn ssh_config(&self) -> Option<String> {
         let Location::Ssh {
             user, host, port, ..
@@ -424,7 +429,8 @@ impl Sheet<'_> {
     }
 }
 
-/// The server without the help of the machine that is lost; `named` is what the target calls it.
+/// The fields of the server, without names that only the lost machine knows; `named` is its name in the
+/// target.
 fn known_fields(server: &KnownServer, named: &str) -> Vec<(&'static str, String)> {
     let mut host = server.host.clone();
     if !host.eq_ignore_ascii_case(named) {
@@ -463,7 +469,7 @@ fn step(what: &str, commands: Vec<String>) -> Step {
     }
 }
 
-/// Words as a shell line. No word here holds a NUL, which alone can't be quoted.
+/// Words as a shell line. No word here contains a NUL, the only character that can't be quoted.
 fn quoted(words: &[&str]) -> String {
     let quoted = words.iter().map(|word| match shlex::try_quote(word) {
         Ok(quoted) => quoted.into_owned(),
@@ -472,7 +478,7 @@ fn quoted(words: &[&str]) -> String {
     quoted.collect::<Vec<_>>().join(" ")
 }
 
-/// One command that makes a file of these lines. It may be copied with any indentation.
+/// One command that writes these lines to a file. It may be copied with any indentation.
 fn write_file(path: &str, lines: &[String]) -> String {
     let mut command = "printf '%s\\n'".to_owned();
     for line in lines {
@@ -489,212 +495,5 @@ fn print_steps(text: &mut String, steps: &[Step]) {
         for line in step.commands.iter().flat_map(|command| command.lines()) {
             let _ = writeln!(text, "       {line}");
         }
-    }
-}
-
-#[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-
-    /// Some container's pins.
-    pub(crate) fn pins() -> Pins {
-        Pins {
-            cipher: "aes-xts-plain64".to_owned(),
-            key_bits: 512,
-            sector_bytes: 4096,
-            payload_offset_bytes: 16 << 20,
-            iv_tweak: 0,
-            volume_key_digest: "00".repeat(32),
-            uuid: "8a2ac4f5-8d45-4a0c-a1f3-3c3c7c4fca46".to_owned(),
-            sequence_id: 3,
-        }
-    }
-
-    #[test]
-    fn commands_of_the_sheet_are_quoted_for_the_shell() {
-        let target = "ssh://u1@[2001:db8::1]:2222/srv/it's here/x y.luks";
-        let target = Target::parse(target, Path::new("/")).unwrap();
-        let known = Known::default();
-        let sheet = Sheet {
-            target: &target,
-            known: &known,
-            pins: &pins(),
-            recovery_key: "aaaa-cccc",
-            key_file: Some((Path::new("/etc/sprat/keys/x y.key"), "ff00")),
-            jobs: &[SheetJob {
-                name: "büro 2".to_owned(),
-                sources: vec!["/home".to_owned()],
-            }],
-            made_at: "2026-11-23 13:21:01 UTC",
-        };
-        insta::assert_snapshot!(sheet.text(), @r##"
-        ==============================================================================
-        SPRAT RECOVERY SHEET                     SECRET: print it, keep it off this machine
-        ==============================================================================
-        Made           2026-11-23 13:21:01 UTC
-        Container      ssh://u1@[2001:db8::1]:2222/srv/it's here/x y.luks
-        Server         2001:db8::1
-        Login          u1
-        Port           2222
-        Folder         /srv/it's here
-        File           x y.luks
-        UUID           8a2ac4f5-8d45-4a0c-a1f3-3c3c7c4fca46
-        Fingerprint    893B-F403-70A0-DA3E-1442
-        Header         aes-xts-plain64, 512-bit key, sectors of 4096 bytes, offset 16777216, IV tweak 0
-        Key digest     0000000000000000000000000000000000000000000000000000000000000000
-        Key file       /etc/sprat/keys/x y.key
-          its SHA-256  ff00
-        RECOVERY KEY   aaaa-cccc
-
-        Either the key file or the recovery key opens the container; without both nobody can.
-        The key file lies on this machine only: copy it to a safe place too.
-        ssh's own key lies on this machine only: copy it to a safe place too, or have the
-        server accept a new one.
-
-        To get everything back without sprat, type these as root on any Linux machine with
-        cryptsetup, sshfs and rsync, while no backup runs:
-
-        1. Write down how ssh reaches the server. Put ssh's key where IdentityFile names it, or name another one that the server accepts
-               printf '%s\n' \
-                 'Host sprat-server' \
-                 '  HostName 2001:db8::1' \
-                 '  User u1' \
-                 '  Port 2222' \
-                 > /root/sprat-ssh.conf
-
-        2. Reach the server's folder
-               mkdir -p /mnt/sprat-server /mnt/sprat-volume
-               sshfs -F /root/sprat-ssh.conf "sprat-server:/srv/it's here" /mnt/sprat-server
-
-        3. Look at the container: the UUID, aes-xts-plain64 and the offset must be those above
-               cryptsetup luksDump '/mnt/sprat-server/x y.luks'
-
-        4. Open it with the key file
-               cryptsetup open --type luks2 --key-file '/etc/sprat/keys/x y.key' '/mnt/sprat-server/x y.luks' sprat-restore
-
-        5. … or, without the key file, with the recovery key, typed with its dashes
-               cryptsetup open --type luks2 '/mnt/sprat-server/x y.luks' sprat-restore
-
-        6. Look inside
-               mount -o ro /dev/mapper/sprat-restore /mnt/sprat-volume
-               ls -l /mnt/sprat-volume
-
-        7. Copy everything back to /restore, owners, times, links and all
-               mkdir -p /restore
-               rsync -aHAXXS --numeric-ids '/mnt/sprat-volume/büro 2/latest/' /restore/
-
-        8. Leave it as it was
-               umount /mnt/sprat-volume
-               cryptsetup close sprat-restore
-               fusermount3 -u /mnt/sprat-server
-
-        If the server lets you only read: add --readonly to `cryptsetup open` and use
-        `mount -o ro,noload`.
-
-        With sprat on a new machine, as root:
-
-        1. Write down how ssh reaches the server, as above in step 1
-               printf '%s\n' \
-                 'Host sprat-server' \
-                 '  HostName 2001:db8::1' \
-                 '  User u1' \
-                 '  Port 2222' \
-                 > /root/sprat-ssh.conf
-
-        2. Make a new key file for the new machine; the recovery key is asked for
-               sprat --ssh-command 'ssh -F /root/sprat-ssh.conf' --fingerprint 893B-F403-70A0-DA3E-1442 key add "sprat-server:/srv/it's here/x y.luks" --new-key-file /etc/sprat/keys/x-y.key
-
-        3. Bring everything back to /restore; `--to /` puts it where it was
-               sprat --ssh-command 'ssh -F /root/sprat-ssh.conf' --fingerprint 893B-F403-70A0-DA3E-1442 --key-file /etc/sprat/keys/x-y.key restore "sprat-server:/srv/it's here/x y.luks" 'büro 2' --to /restore
-
-        4. Go on with backups. Where your own sprat.toml came back, take its patterns over
-               printf '%s\n' \
-                 '[container."x-y"]' \
-                 "target = \"sprat-server:/srv/it's here/x y.luks\"" \
-                 'key_file = "/etc/sprat/keys/x-y.key"' \
-                 'ssh_command = "ssh -F /root/sprat-ssh.conf"' \
-                 '[job."büro 2"]' \
-                 'container = "x-y"' \
-                 'sources = ["/home"]' \
-                 > /etc/sprat/sprat.toml
-               sprat backup
-        ==============================================================================
-        "##);
-    }
-
-    #[test]
-    fn sheet_needs_nothing_of_the_machines_ssh_configuration() {
-        let target = Target::parse("nas:backup/x.luks", Path::new("/")).unwrap();
-        let known = Known {
-            server: Some(KnownServer {
-                host: "nas.example".to_owned(),
-                user: "u1".to_owned(),
-                port: 2222,
-                proxy: Some(Proxy::Jump(vec![
-                    KnownServer {
-                        host: "gate.example".to_owned(),
-                        host_keys: vec!["RSA SHA256:def".to_owned()],
-                        ..KnownServer::default()
-                    },
-                    KnownServer {
-                        host: "inner".to_owned(),
-                        user: "u2".to_owned(),
-                        port: 22,
-                        ..KnownServer::default()
-                    },
-                ])),
-                host_keys: vec!["ED25519 SHA256:abc".to_owned()],
-                identities: vec![sprat_session::ssh_config::Identity {
-                    path: "/root/my key".into(),
-                    fingerprint: Some("ED25519 SHA256:def".to_owned()),
-                }],
-                settings: vec![("ciphers".to_owned(), "a,b".to_owned())],
-            }),
-            unknown: vec!["What the moon does is not known.".to_owned()],
-        };
-        let sheet = Sheet {
-            target: &target,
-            known: &known,
-            pins: &pins(),
-            recovery_key: "aaaa-cccc",
-            key_file: None,
-            jobs: &[],
-            made_at: "2026-11-23",
-        };
-        let fields = sheet.fields();
-        let of_server: Vec<_> = fields[2..9]
-            .iter()
-            .map(|(name, value)| format!("{name}: {value}"))
-            .collect();
-        insta::assert_snapshot!(of_server.join("\n"), @r##"
-        Server: nas.example (nas in this machine's ssh configuration)
-        Login: u1
-        Port: 2222
-        ssh's key: /root/my key (ED25519 SHA256:def)
-        Its host key: ED25519 SHA256:abc
-        Reached by: ProxyJump=gate.example,u2@inner
-        Jump host key: gate.example RSA SHA256:def
-        "##);
-        let config = sheet.known.server.as_ref().unwrap().ssh_config("s");
-        insta::assert_snapshot!(config.join("\n"), @r#"
-        Host s-hop-1
-          HostName gate.example
-        Host s-hop-2
-          HostName inner
-          User u2
-          ProxyJump s-hop-1
-        Host s
-          HostName nas.example
-          User u1
-          Port 2222
-          IdentityFile "/root/my key"
-          ciphers a,b
-          ProxyJump s-hop-2
-        "#);
-        insta::assert_snapshot!(
-            sheet.sshfs().unwrap(),
-            @"sshfs -F /root/sprat-ssh.conf sprat-server:backup /mnt/sprat-server"
-        );
-        assert!(sheet.text().contains("NOT ON THIS SHEET: What the moon"));
     }
 }

@@ -8,9 +8,9 @@ use std::path::PathBuf;
 
 use sprat_luks::{RecoveryKey, RecoveryKeyError, Secret, SlotKind};
 use sprat_session::interrupt::Interrupt;
+use sprat_session::state::key_notes::KeyKind;
 use sprat_session::trusted_file;
 use sprat_store::hex;
-use sprat_session::state::key_notes::KeyKind;
 use zeroize::Zeroizing;
 
 use crate::output::Output;
@@ -22,7 +22,7 @@ use secret_file::{PASSPHRASE_BYTES_MAX, open_secret, read_bounded, read_key_file
 const KEY_BYTES_MIN: usize = 32;
 /// A shorter key file is treated as a passphrase (argon2id): it may have been typed by a person.
 const CHEAP_KDF_BYTES_MIN: usize = 512;
-/// Longest new passphrase: cryptsetup's prompt takes no more (lib/utils_crypt.h,
+/// Longest new passphrase: cryptsetup's prompt accepts no more (lib/utils_crypt.h,
 /// `MAX_PASSPHRASE_LENGTH`), and the sheet's commands must open what sprat makes.
 const NEW_PASSPHRASE_BYTES_MAX: usize = 512;
 /// Shortest passphrase that `init` accepts, in bytes.
@@ -69,7 +69,7 @@ struct Typed {
     carriage_return: bool,
 }
 
-/// Where the secret comes from.
+/// The source of a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SecretSource {
     /// The whole content of a file.
@@ -83,8 +83,7 @@ pub(crate) enum SecretSource {
 }
 
 impl SecretSource {
-    /// Fetches the secret, to open a container with; and what may be wrong with it should it open
-    /// nothing.
+    /// Fetches a secret to open a container with, and what may be wrong with it if it opens nothing.
     pub(crate) fn fetch(
         &self,
         output: Output,
@@ -99,7 +98,7 @@ impl SecretSource {
         }
     }
 
-    /// Fetches the secret for a new container, and says how its slot is derived.
+    /// Fetches the secret of a new key, and how its slot is derived.
     pub(crate) fn fetch_for_new(
         &self,
         output: Output,
@@ -221,8 +220,8 @@ impl SecretSource {
     }
 }
 
-/// A typed recovery key is brought into its printed form; everything else is taken as it is: what only
-/// looks like a recovery key may be a passphrase of cryptsetup's.
+/// Brings a typed recovery key into its printed form. Everything else stays unchanged: what only looks like
+/// a recovery key may be a passphrase that was set with cryptsetup.
 fn passphrase_secret(typed: &str) -> Secret {
     match RecoveryKey::parse(typed) {
         Ok(key) => key.secret(),
@@ -241,8 +240,8 @@ fn key_hint(typed: &Typed) -> Option<KeyHint> {
     mark().or_else(recovery_key).or_else(carriage_return)
 }
 
-/// Why it is no recovery key, where it looks like one: about as long, and in groups or of its
-/// characters only.
+/// Why a text that looks like a recovery key is not one. It looks like one if it is about as long, and in
+/// groups or of the same characters.
 fn no_recovery_key(typed: &str) -> Option<RecoveryKeyError> {
     if let Err(error @ RecoveryKeyError::Checksum) = RecoveryKey::parse(typed) {
         return Some(error);
@@ -253,7 +252,7 @@ fn no_recovery_key(typed: &str) -> Option<RecoveryKeyError> {
         .map(|group| group.chars().count())
         .filter(|len| *len > 0)
         .collect();
-    // Each has four characters; one too many, one lost or a lost dash is a typing error.
+    // Each group has four characters. One too many, one missing or a missing dash is a typing error.
     let grouped = lengths.len() >= 8 && lengths.iter().all(|len| *len <= 9);
     let about_as_long = CHARACTERS.contains(&lengths.iter().sum());
     (grouped && about_as_long)

@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 use super::secret_file::{PASSPHRASE_BYTES_MAX, read_bounded};
 use crate::{Failure, terminal};
 
-/// Runs the command with our stderr and no input, and takes what it prints.
+/// Runs the command with our stderr and no input, and returns what it prints.
 pub(crate) fn run(
     words: &[OsString],
     interrupt: &Interrupt,
@@ -112,7 +112,7 @@ mod tests {
     fn hanging_command_and_its_children_end_with_an_interrupt() {
         let folder = tempfile::tempdir().unwrap();
         let pid = folder.path().join("pid");
-        // It ignores SIGTERM and leaves a child that holds the pipe.
+        // It ignores SIGTERM and leaves a child that keeps the pipe open.
         let script = format!(
             "trap '' TERM; sleep 600 & echo $! > {}; wait; sleep 600",
             pid.display()
@@ -132,7 +132,7 @@ mod tests {
         let left = std::fs::read_to_string(&pid).unwrap();
         let gone = || {
             let stat = std::fs::read_to_string(format!("/proc/{}/stat", left.trim()));
-            // Without anybody to collect it, it stays as a zombie.
+            // If no process waits for it, it stays a zombie.
             stat.map_or(true, |stat| stat.contains(") Z "))
         };
         let until = Instant::now() + Duration::from_secs(20);

@@ -1,4 +1,4 @@
-//! Files that hold a secret: read with warnings for unsafe modes, created with safe ones.
+//! Files with a secret: read with warnings for unsafe modes, created with safe ones.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -25,7 +25,7 @@ fn unreadable(what: &str, error: &std::io::Error) -> Failure {
     failure
 }
 
-/// Opens a file that holds a secret; warns where others can read or change it.
+/// Opens a file with a secret, and warns if others can read or replace it.
 pub(super) fn open_secret(path: &Path, what: &str, output: Output) -> Result<File, Failure> {
     let file = trusted_file::open(path).map_err(|error| {
         let failure = unreadable(what, &error);
@@ -62,7 +62,7 @@ pub(super) fn read_key_file(path: &Path, output: Output) -> Result<Vec<u8>, Fail
     Ok(std::mem::take(&mut *bytes))
 }
 
-/// Reads at most `bytes_max` bytes. No copy of a part of them is left in freed memory.
+/// Reads at most `bytes_max` bytes. No part of them stays in freed memory.
 pub(super) fn read_bounded(
     mut from: impl Read,
     bytes_max: usize,
@@ -91,8 +91,8 @@ pub(super) fn read_bounded(
     }
 }
 
-/// Makes a key file of random bytes, mode 0600, durable before it is used; its folder (0700) too
-/// where it is missing. `false`: there is one already, and it was left alone.
+/// Creates a key file of random bytes, mode 0600, durable before it is used, and its folder (0700) if it is
+/// missing. `false`: the file exists already, and was not changed.
 pub(crate) fn make_key_file(path: &Path) -> Result<bool, Failure> {
     let cannot = |error: &dyn std::error::Error| {
         Failure::failed(format!("can't make the key file {}", path.display())).caused_by(error)
@@ -111,8 +111,8 @@ pub(crate) fn make_key_file(path: &Path) -> Result<bool, Failure> {
         .map_err(|error| cannot(&error))?;
     let mut key = Zeroizing::new([0u8; KEY_BYTES]);
     openssl::rand::rand_priv_bytes(&mut *key).map_err(|error| cannot(&error))?;
-    // Written under another name, which nobody else uses: a half-written key file must never look like
-    // a whole one.
+    // Written under a temporary name that is not used otherwise: a half-written key file must never look
+    // like a complete one.
     let made = (|| {
         let mut file = tempfile::Builder::new()
             .prefix(".")

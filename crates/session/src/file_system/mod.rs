@@ -1,3 +1,4 @@
 //! The file system inside the volume.
 
 pub(crate) mod ext4;
+pub mod inodes;

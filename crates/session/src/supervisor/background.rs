@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
-use crate::Failure;
+use crate::address::Target;
 use crate::protocol::messages::BackgroundMount;
 use crate::settings::{Access, ClosedReport};
 use crate::state::paths::short_hash;
@@ -226,6 +226,24 @@ pub fn mounted_at(runtime_dir: &Path, target: &str) -> Option<PathBuf> {
         .filter_map(|path| OpenRecord::open(&path))
         .find(|open| open.record.target == target && !open.has_ended())
         .map(|open| PathBuf::from(open.record.dir))
+}
+
+/// Adds to a failure to acquire the lock that the container is mounted on this machine, if it is.
+#[must_use]
+pub fn explain_lock(runtime_dir: &Path, target: &Target, failure: Failure) -> Failure {
+    if failure.exit != Exit::Locked {
+        return failure;
+    }
+    match mounted_at(runtime_dir, &target.to_string()) {
+        Some(dir) => {
+            let dir = dir.display();
+            failure.with_hint(format!(
+                "nothing was changed. It is mounted at {dir}: look round there, or \
+                 `sprat umount {dir}` first"
+            ))
+        }
+        None => failure,
+    }
 }
 
 /// Lets go of the terminal and of the folder that the user stood in.

@@ -51,7 +51,7 @@ impl AddArgs {
     pub(super) fn run(&self, context: &Context) -> Result<Exit, Failure> {
         let resolved = context.resolve(&self.target)?;
         let secret = context.secret(&resolved)?;
-        // Before anything is made: it may take seconds.
+        // It may take seconds, so it is done before anything is created.
         let known = match self.new_recovery {
             true => Known::look_up(&resolved.target, &resolved.ssh_command),
             false => Known::default(),
@@ -131,7 +131,7 @@ impl AddArgs {
     }
 }
 
-/// A key that is to be added.
+/// A new key.
 struct New {
     secret: Secret,
     slot_kind: SlotKind,

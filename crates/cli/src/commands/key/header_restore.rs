@@ -55,7 +55,7 @@ impl HeaderRestoreArgs {
             }
         };
         let from = headers::load(&headers::open(&path)?, &path)?;
-        // Known by its pins or by the sheet, it was judged already; that of the kept one comes later.
+        // The header there was compared with the pins or the sheet above. The saved one is compared later.
         if let Some(header) = present.header()
             && from.uuid() != header.uuid()
         {
@@ -131,7 +131,7 @@ impl Present {
     }
 }
 
-/// Names the kept headers that are not the newest: one of them may hold a key that this one lacks.
+/// Names the saved headers that are not the newest: one of them may have a key that this one lacks.
 fn name_others(context: &Context, yes: bool, others: &[PathBuf]) {
     if others.is_empty() {
         return;
@@ -158,7 +158,7 @@ fn another(from: &Header, present: &Header) -> Failure {
         .with_hint("nothing was changed")
 }
 
-/// Says whose header is to be put back where none was kept of the container at this place.
+/// Names the container that the saved header is of, if none was saved of the container at this location.
 fn tell_whose(context: &Context, yes: bool, resolved: &Resolved, other: &Elsewhere) {
     let target = &resolved.target;
     let begin = format!("no header of {target} itself is kept on this machine; this one is of");

@@ -68,7 +68,7 @@ fn key_table(slots: &[Slot], notes: &KeyNotes) -> String {
     };
     for slot in slots {
         let note = notes.of(&slot.mark);
-        // The header doesn't say what a key is, only how dear it is to guess.
+        // The header shows only how expensive it is to guess a key, not its kind.
         let guess = if slot.kdf.starts_with("pbkdf2") {
             "key file?"
         } else {

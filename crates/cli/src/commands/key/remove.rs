@@ -69,9 +69,9 @@ impl RemoveArgs {
         }
     }
 
-    /// What this machine's backups open the container with, where another key was given and the
-    /// removal must not cost it. A file that the config names and that isn't there counts: its disk may
-    /// just not be mounted. A default key file that is gone is used by nobody.
+    /// The key that this machine's backups use, if it is not the given one: it must not be removed. A file
+    /// that the config names and that is missing counts too: its disk may just not be mounted. A default key
+    /// file that is missing does not count.
     fn used_here(&self, context: &Context, resolved: &Resolved) -> Result<Option<Secret>, Failure> {
         let own = &resolved.own_secret;
         let asked = matches!(own, SecretSource::Terminal);

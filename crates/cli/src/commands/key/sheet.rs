@@ -78,8 +78,8 @@ impl SheetArgs {
     }
 }
 
-/// The key file that this machine opens the container with, and its hash; only one that does open
-/// it goes onto a sheet.
+/// The key file that this machine uses, and its hash, if `opens` succeeds: a sheet shows no key file that
+/// opens nothing.
 pub(super) fn key_file(
     context: &Context,
     resolved: &Resolved,
@@ -108,7 +108,7 @@ pub(super) fn key_file(
     }
 }
 
-/// What a person reads off the sheet: never what the config or a default would take.
+/// The source of a key from the sheet: the command line or the terminal, never the config.
 pub(super) fn from_the_sheet(context: &Context) -> Result<SecretSource, Failure> {
     Ok(context.named_source()?.unwrap_or(SecretSource::Terminal))
 }

@@ -1,0 +1,6 @@
+//! The command line and the config, before anything starts; and the recovery sheet.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod help;
+mod recovery_sheet;
+mod refusals;

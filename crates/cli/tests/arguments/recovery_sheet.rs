@@ -1,0 +1,237 @@
+//! The recovery sheet as text and as a page.
+
+use std::path::Path;
+
+use sprat::recovery_sheet::{Sheet, SheetJob, page};
+use sprat_luks::Pins;
+use sprat_session::address::Target;
+use sprat_session::ssh_config::{Known, KnownServer, Proxy};
+
+/// Some container's pins.
+fn pins() -> Pins {
+    Pins {
+        cipher: "aes-xts-plain64".to_owned(),
+        key_bits: 512,
+        sector_bytes: 4096,
+        payload_offset_bytes: 16 << 20,
+        iv_tweak: 0,
+        volume_key_digest: "00".repeat(32),
+        uuid: "8a2ac4f5-8d45-4a0c-a1f3-3c3c7c4fca46".to_owned(),
+        sequence_id: 3,
+    }
+}
+
+#[test]
+fn commands_of_the_sheet_are_quoted_for_the_shell() {
+    let target = "ssh://u1@[2001:db8::1]:2222/srv/it's here/x y.luks";
+    let target = Target::parse(target, Path::new("/")).unwrap();
+    let known = Known::default();
+    let sheet = Sheet {
+        target: &target,
+        known: &known,
+        pins: &pins(),
+        recovery_key: "aaaa-cccc",
+        key_file: Some((Path::new("/etc/sprat/keys/x y.key"), "ff00")),
+        jobs: &[SheetJob {
+            name: "büro 2".to_owned(),
+            sources: vec!["/home".to_owned()],
+        }],
+        made_at: "2026-11-23 13:21:01 UTC",
+    };
+    insta::assert_snapshot!(sheet.text(), @r##"
+    ==============================================================================
+    SPRAT RECOVERY SHEET                     SECRET: print it, keep it off this machine
+    ==============================================================================
+    Made           2026-11-23 13:21:01 UTC
+    Container      ssh://u1@[2001:db8::1]:2222/srv/it's here/x y.luks
+    Server         2001:db8::1
+    Login          u1
+    Port           2222
+    Folder         /srv/it's here
+    File           x y.luks
+    UUID           8a2ac4f5-8d45-4a0c-a1f3-3c3c7c4fca46
+    Fingerprint    893B-F403-70A0-DA3E-1442
+    Header         aes-xts-plain64, 512-bit key, sectors of 4096 bytes, offset 16777216, IV tweak 0
+    Key digest     0000000000000000000000000000000000000000000000000000000000000000
+    Key file       /etc/sprat/keys/x y.key
+      its SHA-256  ff00
+    RECOVERY KEY   aaaa-cccc
+
+    Either the key file or the recovery key opens the container; without both nobody can.
+    The key file lies on this machine only: copy it to a safe place too.
+    ssh's own key lies on this machine only: copy it to a safe place too, or have the
+    server accept a new one.
+
+    To get everything back without sprat, type these as root on any Linux machine with
+    cryptsetup, sshfs and rsync, while no backup runs:
+
+    1. Write down how ssh reaches the server. Put ssh's key where IdentityFile names it, or name another one that the server accepts
+           printf '%s\n' \
+             'Host sprat-server' \
+             '  HostName 2001:db8::1' \
+             '  User u1' \
+             '  Port 2222' \
+             > /root/sprat-ssh.conf
+
+    2. Reach the server's folder
+           mkdir -p /mnt/sprat-server /mnt/sprat-volume
+           sshfs -F /root/sprat-ssh.conf "sprat-server:/srv/it's here" /mnt/sprat-server
+
+    3. Look at the container: the UUID, aes-xts-plain64 and the offset must be those above
+           cryptsetup luksDump '/mnt/sprat-server/x y.luks'
+
+    4. Open it with the key file
+           cryptsetup open --type luks2 --key-file '/etc/sprat/keys/x y.key' '/mnt/sprat-server/x y.luks' sprat-restore
+
+    5. … or, without the key file, with the recovery key, typed with its dashes
+           cryptsetup open --type luks2 '/mnt/sprat-server/x y.luks' sprat-restore
+
+    6. Look inside
+           mount -o ro /dev/mapper/sprat-restore /mnt/sprat-volume
+           ls -l /mnt/sprat-volume
+
+    7. Copy everything back to /restore, owners, times, links and all
+           mkdir -p /restore
+           rsync -aHAXXS --numeric-ids '/mnt/sprat-volume/büro 2/latest/' /restore/
+
+    8. Leave it as it was
+           umount /mnt/sprat-volume
+           cryptsetup close sprat-restore
+           fusermount3 -u /mnt/sprat-server
+
+    If the server lets you only read: add --readonly to `cryptsetup open` and use
+    `mount -o ro,noload`.
+
+    With sprat on a new machine, as root:
+
+    1. Write down how ssh reaches the server, as above in step 1
+           printf '%s\n' \
+             'Host sprat-server' \
+             '  HostName 2001:db8::1' \
+             '  User u1' \
+             '  Port 2222' \
+             > /root/sprat-ssh.conf
+
+    2. Make a new key file for the new machine; the recovery key is asked for
+           sprat --ssh-command 'ssh -F /root/sprat-ssh.conf' --fingerprint 893B-F403-70A0-DA3E-1442 key add "sprat-server:/srv/it's here/x y.luks" --new-key-file /etc/sprat/keys/x-y.key
+
+    3. Bring everything back to /restore; `--to /` puts it where it was
+           sprat --ssh-command 'ssh -F /root/sprat-ssh.conf' --fingerprint 893B-F403-70A0-DA3E-1442 --key-file /etc/sprat/keys/x-y.key restore "sprat-server:/srv/it's here/x y.luks" 'büro 2' --to /restore
+
+    4. Go on with backups. Where your own sprat.toml came back, take its patterns over
+           printf '%s\n' \
+             '[container."x-y"]' \
+             "target = \"sprat-server:/srv/it's here/x y.luks\"" \
+             'key_file = "/etc/sprat/keys/x-y.key"' \
+             'ssh_command = "ssh -F /root/sprat-ssh.conf"' \
+             '[job."büro 2"]' \
+             'container = "x-y"' \
+             'sources = ["/home"]' \
+             > /etc/sprat/sprat.toml
+           sprat backup
+    ==============================================================================
+    "##);
+}
+
+#[test]
+fn sheet_needs_nothing_of_the_machines_ssh_configuration() {
+    let target = Target::parse("nas:backup/x.luks", Path::new("/")).unwrap();
+    let known = Known {
+        server: Some(KnownServer {
+            host: "nas.example".to_owned(),
+            user: "u1".to_owned(),
+            port: 2222,
+            proxy: Some(Proxy::Jump(vec![
+                KnownServer {
+                    host: "gate.example".to_owned(),
+                    host_keys: vec!["RSA SHA256:def".to_owned()],
+                    ..KnownServer::default()
+                },
+                KnownServer {
+                    host: "inner".to_owned(),
+                    user: "u2".to_owned(),
+                    port: 22,
+                    ..KnownServer::default()
+                },
+            ])),
+            host_keys: vec!["ED25519 SHA256:abc".to_owned()],
+            identities: vec![sprat_session::ssh_config::Identity {
+                path: "/root/my key".into(),
+                fingerprint: Some("ED25519 SHA256:def".to_owned()),
+            }],
+            settings: vec![("ciphers".to_owned(), "a,b".to_owned())],
+        }),
+        unknown: vec!["What the moon does is not known.".to_owned()],
+    };
+    let sheet = Sheet {
+        target: &target,
+        known: &known,
+        pins: &pins(),
+        recovery_key: "aaaa-cccc",
+        key_file: None,
+        jobs: &[],
+        made_at: "2026-11-23",
+    };
+    let fields = sheet.fields();
+    let of_server: Vec<_> = fields[2..9]
+        .iter()
+        .map(|(name, value)| format!("{name}: {value}"))
+        .collect();
+    insta::assert_snapshot!(of_server.join("\n"), @r##"
+    Server: nas.example (nas in this machine's ssh configuration)
+    Login: u1
+    Port: 2222
+    ssh's key: /root/my key (ED25519 SHA256:def)
+    Its host key: ED25519 SHA256:abc
+    Reached by: ProxyJump=gate.example,u2@inner
+    Jump host key: gate.example RSA SHA256:def
+    "##);
+    let config = sheet.known.server.as_ref().unwrap().ssh_config("s");
+    insta::assert_snapshot!(config.join("\n"), @r#"
+    Host s-hop-1
+      HostName gate.example
+    Host s-hop-2
+      HostName inner
+      User u2
+      ProxyJump s-hop-1
+    Host s
+      HostName nas.example
+      User u1
+      Port 2222
+      IdentityFile "/root/my key"
+      ciphers a,b
+      ProxyJump s-hop-2
+    "#);
+    insta::assert_snapshot!(
+        sheet.steps()[1].commands[1],
+        @"sshfs -F /root/sprat-ssh.conf sprat-server:backup /mnt/sprat-server"
+    );
+    assert!(sheet.text().contains("NOT ON THIS SHEET: What the moon"));
+}
+
+#[test]
+fn a_page_holds_everything_and_runs_nothing() {
+    let target = Target::parse("ssh://u1@host/srv/<b>x.luks", Path::new("/")).unwrap();
+    let sheet = Sheet {
+        target: &target,
+        known: &Known::default(),
+        pins: &pins(),
+        recovery_key: "aaaa-cccc",
+        key_file: None,
+        jobs: &[SheetJob {
+            name: "a<script>&".to_owned(),
+            sources: Vec::new(),
+        }],
+        made_at: "2026-11-23",
+    };
+    let whole = page(&sheet, Some("aaaa-cccc")).unwrap();
+    assert!(whole.contains("<code>aaaa-cccc</code>"));
+    assert!(whole.contains("893B-F403-70A0-DA3E-1442"));
+    assert!(whole.contains("a&lt;script&gt;&amp;") && !whole.contains("<script"));
+    assert!(!whole.contains("<b>"));
+    for fetched in ["src=", "href=", "url(", "@import"] {
+        assert!(!whole.contains(fetched), "{fetched}");
+    }
+    let without = page(&sheet, None).unwrap();
+    assert!(!without.contains("<svg") && !without.contains("aaaa-cccc"));
+}
