@@ -29,7 +29,7 @@ pub use sprat_session::{Exit, Failure};
 /// Runs the command that `arguments` (program name first) name, and returns how it ended.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
     if let Err(failure) = logging::begin(environment::log_level().as_deref()) {
-        output::Output::plain().failure(&failure);
+        output::Output::default().failure(&failure);
         return failure.exit;
     }
     commands::run(arguments.into_iter().collect())

@@ -28,8 +28,8 @@ Examples:
   sprat backup ssh://u1234@example.org/backup/home.luks --name home /home --exclude .cache/";
 
 pub(super) const NOTES: &str = "\
-Success is reported only after the server has all data on its disk. An interrupted run loses nothing:
-the next one continues it.
+Success is reported only after the server has all data on its disk. An interrupted run loses
+nothing: the next one continues it.
 
 Exit codes: 0 done, 3 some source files unread, others in `sprat --help`.";
 

@@ -24,8 +24,8 @@ Examples:
   sprat check home --against-source www";
 
 pub(super) const NOTES: &str = "\
-Nothing is written to the server. Exit code 13 reports damage, and the output names it. Without an
-option only the header and the file system are checked; --max-duration does not limit that.";
+Nothing is written to the server. Exit code 13 reports damage, and the output names it. Without
+an option only the header and the file system are checked; --max-duration does not limit that.";
 
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("files").args(["read_data", "against_source"])))]
@@ -180,14 +180,15 @@ impl CheckArgs {
         let mut quick = json.clone();
         quick["result"] = exit_json(quick_exit);
         (quick["files"], quick["against_source"]) = (Value::Null, Value::Null);
-        let mut kept = vec![(Kind::Quick, quick_exit, true, quick)];
+        let mut kept = vec![(Kind::Quick, KeptCheck::now(quick_exit, true, quick))];
         if let Some(files) = &checked.files {
             let finished = files.as_ref().is_ok_and(|report| report.finished);
             let kind = match self.against_source.as_deref() {
                 Some(job) => Kind::AgainstSource(job),
                 None => Kind::ReadData,
             };
-            kept.push((kind, exit_of(checked.is_damaged()), finished, json.clone()));
+            let exit = exit_of(checked.is_damaged());
+            kept.push((kind, KeptCheck::now(exit, finished, json.clone())));
         }
         store(context, paths, kept);
     }
@@ -201,25 +202,12 @@ fn exit_of(damaged: bool) -> Exit {
 fn keep_failure(context: &Context, paths: &StatePaths, failure: &Failure) {
     let fields = json!({ "failure": failure_json(failure) });
     let json = result_json("check", failure.exit, fields);
-    store(
-        context,
-        paths,
-        vec![(Kind::Quick, failure.exit, false, json)],
-    );
+    let check = KeptCheck::now(failure.exit, false, json);
+    store(context, paths, vec![(Kind::Quick, check)]);
 }
 
-fn store(context: &Context, paths: &StatePaths, results: Vec<(Kind<'_>, Exit, bool, Value)>) {
-    let mut kept = checks::last(paths);
-    for (kind, exit, finished, result) in results {
-        let check = KeptCheck {
-            at: Timestamp::now(),
-            exit,
-            finished,
-            result,
-        };
-        kept.put(kind, check);
-    }
-    if let Err(error) = kept.store(paths) {
+fn store(context: &Context, paths: &StatePaths, results: Vec<(Kind<'_>, KeptCheck)>) {
+    if let Err(error) = checks::keep(paths, results) {
         let path = checks::path(paths);
         context.output.warning(&format!(
             "the result can't be kept in {}: {error}",

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::Value;
 use sprat_luks::Secret;
 use sprat_session as session;
-use sprat_session::address::{Target, TargetError};
+use sprat_session::address::Target;
 use sprat_session::closed_container::check_exists;
 use sprat_session::interrupt::Interrupt;
 use sprat_session::state::history::History;
@@ -108,18 +108,7 @@ impl Context {
         if Target::is_config_name(text) {
             return self.resolve_container(self.config.container(text)?);
         }
-        let target = Target::parse(text, &self.environment.current_dir).map_err(|error| {
-            let hint = match &error {
-                TargetError::LoginOnly(text) => {
-                    let (login, path) = text.split_once('/').unwrap_or((text, "PATH/x.luks"));
-                    format!("did you mean {login}:{path}? A local file of that name is ./{text}")
-                }
-                _ => "a TARGET is a container's name in the config, \
-                      ssh://user@host[:port]/path/x.luks, host:path/x.luks or a local path"
-                    .to_owned(),
-            };
-            Failure::usage(error.to_string()).with_hint(hint)
-        })?;
+        let target = Target::parse(text, &self.environment.current_dir)?;
         // If the config has a container at this location, its entry applies.
         if let Some(known) = self
             .config

@@ -27,8 +27,8 @@ Examples:
 
 pub(super) const NOTES: &str = "\
 No key is needed, except with --new-key. Holes stay holes. If the copy is interrupted, the same
-command continues it. DST gets its name only after all of it was read back. With --new-key the sheet
-is shown when the copy begins, and not again when it continues.";
+command continues it. DST gets its name only after all of it was read back. With --new-key the
+sheet is shown when the copy begins, and not again when it continues.";
 
 #[derive(Debug, Args)]
 pub(super) struct CopyArgs {

@@ -23,14 +23,19 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ("Emergencies", &["unlock"]),
 ];
 
-const TOP_TEMPLATE: &str =
-    "{about-with-newline}\n{usage-heading} {usage}\n\n{before-help}{after-help}";
+const TOP_TEMPLATE: &str = "{about-with-newline}\n{usage-heading} {usage}\n\n{before-help}";
 
-/// Examples stand before the options.
+/// Examples come before the options.
 const COMMAND_TEMPLATE: &str =
     "{about-with-newline}\n{usage-heading} {usage}\n\n{before-help}{all-args}{after-help}";
 
 const POINTER: &str = "Global options, environment: sprat help options";
+
+const MORE_HELP: &str = "\
+More help:
+  sprat COMMAND --help  Arguments, options and examples of a command
+  sprat help options    Global options and environment variables
+  sprat --version       The version";
 
 const ENVIRONMENT: &str = "\
 Environment:
@@ -47,11 +52,7 @@ Environment:
 
 /// The grammar with its help pages: global options are left out of every page but their own.
 pub(super) fn with_pages(grammar: Command) -> Command {
-    let listing = listing(&grammar);
-    let end = format!(
-        "{}\n\n{POINTER}\nHelp for a command:          sprat COMMAND --help",
-        exit_codes()
-    );
+    let page = format!("{}{}\n\n{MORE_HELP}", listing(&grammar), exit_codes());
     let hide_global = |arg: clap::Arg| {
         let is_global = arg.get_help_heading() == Some(GLOBAL_HEADING);
         let hide = is_global || arg.is_hide_set();
@@ -60,8 +61,8 @@ pub(super) fn with_pages(grammar: Command) -> Command {
     let grammar = grammar.mut_args(hide_global).mut_subcommands(with_pointer);
     grammar
         .help_template(TOP_TEMPLATE)
-        .before_help(listing)
-        .after_help(end)
+        .override_usage("sprat [OPTIONS] COMMAND")
+        .before_help(page)
 }
 
 fn with_pointer(command: Command) -> Command {
@@ -88,7 +89,7 @@ fn listing(grammar: &Command) -> String {
         }
         text.push('\n');
     }
-    text.trim_end().to_owned()
+    text
 }
 
 fn exit_codes() -> String {

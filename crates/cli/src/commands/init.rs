@@ -27,8 +27,9 @@ Examples:
   sprat init --size 500G --sheet sheet.txt home";
 
 pub(super) const NOTES: &str = "\
-If the key file is missing, 4096 random bytes become the new one (--key-file, the config's key_file,
-or /etc/sprat/keys/NAME.key). The recovery sheet shows a second key. Nothing is ever overwritten.";
+If the key file is missing, a new one of 4096 random bytes is created: --key-file, the config's
+key_file, or /etc/sprat/keys/NAME.key. The recovery sheet shows a second key. Nothing is ever
+overwritten.";
 
 #[derive(Debug, Args)]
 pub(super) struct InitArgs {

@@ -18,9 +18,9 @@ Example:
   sprat umount /mnt/private/backup";
 
 pub(super) const NOTES: &str = "\
-It stays mounted until `sprat umount`. DIR must be in a folder that only root can enter. Otherwise
-other users could read every file that its mode in the backup lets them read. --allow-other turns
-this check off.";
+It stays mounted until `sprat umount`. DIR must be in a folder that only root can enter.
+Otherwise other users could read every file that its mode in the backup lets them read.
+--allow-other turns this check off.";
 
 #[derive(Debug, Args)]
 pub(super) struct MountArgs {

@@ -14,9 +14,9 @@ Examples:
   sprat trim home --rewrite";
 
 pub(super) const NOTES: &str = "\
-Makes holes in the container file where its file system uses nothing: directly in a local folder,
-with `fallocate` if the account has a shell. The server then sees how much is used, and where.
-An interruption loses nothing: run it again.";
+Makes holes in the container file where its file system uses nothing: directly in a local
+folder, with `fallocate` if the account has a shell. The server then sees how much is used, and
+where. An interruption loses nothing: run it again.";
 
 #[derive(Debug, Args)]
 pub(super) struct TrimArgs {

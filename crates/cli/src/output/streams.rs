@@ -11,8 +11,8 @@ use super::json::failure_json;
 use crate::Failure;
 use crate::args::GlobalArgs;
 
-/// How this run prints.
-#[derive(Debug, Clone, Copy)]
+/// How this run prints. The default is plain text, for what fails before the command line is read.
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Output {
     /// JSON instead of text.
     pub json: bool,
@@ -47,17 +47,6 @@ impl Output {
             verbose: global.verbose,
             terminal: std::io::stderr().is_terminal(),
             progress_interval: global.progress_interval,
-        }
-    }
-
-    /// Text without colours or progress, for what fails before the command line is read.
-    pub(crate) fn plain() -> Self {
-        Self {
-            json: false,
-            quiet: false,
-            verbose: false,
-            terminal: false,
-            progress_interval: None,
         }
     }
 

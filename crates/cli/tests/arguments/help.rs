@@ -5,93 +5,40 @@ use insta::assert_snapshot;
 use sprat_testkit::machine::TestMachine;
 
 #[test]
-fn help_lists_the_commands_and_the_exit_codes() {
+fn help_lists_the_commands_in_groups_and_the_exit_codes() {
     let ran = TestMachine::new().sprat(&["--help"]);
     assert_snapshot!(ran.whole(), @r"
     exit 0
     --- stdout
     End-to-end encrypted backups with rsync: one LUKS2 file on any SSH server
 
-    Usage: sprat [OPTIONS] <COMMAND>
+    Usage: sprat [OPTIONS] COMMAND
 
-    Commands:
-      init         Make a container: key file, LUKS2 header, file system; print its recovery sheet
-      backup       Run jobs of the config, or one job given here
-      snapshots    List the snapshots of a container
-      restore      Copy a snapshot, or a part of it, back
-      prune        Remove the snapshots of a job that no rule keeps
-      mount        Mount a container to look round in it; it stays mounted until `sprat umount`
-      umount       Unmount a container and wait until everything is on the server's disk
-      check        Look whether a container is whole: header, file system, and if asked for every file
-      copy         Copy a container to another store, or move it there, and read it back
-      trim         Give the space of deleted snapshots back to the server
-      grow         Give a container a larger size
-      status       Show how things stand: space, the last runs of each job, the lock
+    Set-up:
+      init         Create a container, its key file and its recovery sheet
+      doctor       Diagnose set-up problems
+      completions  Print a completion script for a shell
+
+    Every day:
+      backup       Back up: run the config's jobs, or one job given here
+      status       Show free space, the last runs of each job, and the lock
+      check        Check a container's integrity
+      prune        Remove the snapshots of a job that no retention rule keeps
+
+    Browse and restore:
+      snapshots    List a container's snapshots
+      restore      Restore a snapshot, or a part of it
+      mount        Mount snapshots for browsing
+      umount       Unmount a container and wait until all data is on the server's disk
+
+    Container maintenance:
+      key          Manage keys, the recovery sheet and header backups
+      trim         Release unused space to the server
+      grow         Enlarge a container
+      copy         Copy or move a container, and verify the copy
+
+    Emergencies:
       unlock       Remove the lock of a session that died on another machine
-      key          List, add and remove keys; print the recovery sheet; keep the header and put it back
-      doctor       Look whether this machine, the config and the servers are in order
-      completions  Print a shell's completion script
-      help         Print this message or the help of the given subcommand(s)
-
-    Options:
-      -h, --help
-              Print help (see a summary with '-h')
-
-      -V, --version
-              Print version
-
-    Global options:
-          --config <FILE>
-              Read this config instead of /etc/sprat/sprat.toml (root) or ~/.config/sprat/sprat.toml
-
-          --json
-              Print results as JSON on stdout, and a failure as JSON on stderr
-
-      -q, --quiet
-              Print results, warnings and failures only
-
-      -v, --verbose
-              Print every step
-
-          --ssh-command <CMD>
-              Run this instead of `ssh`; split into words as a shell does, never run by one
-
-          --mode <MODE>
-              Where decryption happens
-
-              Possible values:
-              - auto:   In the kernel where it has dm-crypt, else in sprat
-              - kernel: In the kernel, by dm-crypt
-              - user:   In sprat itself
-              
-              [default: auto]
-
-          --key-file <FILE>
-              Unlock with this key file
-
-          --passphrase-file <FILE>
-              Unlock with the passphrase in this file (one newline at its end is dropped)
-
-          --passphrase-command <CMD>
-              Unlock with the passphrase that this command prints; split into words, not run by a shell
-
-          --fingerprint <HEX>
-              Accept this container only with the fingerprint that its recovery sheet shows
-
-          --insist-without-fsync
-              Write although the server can't fsync: a crash of the server may then lose the container
-
-          --ignore-lock
-              Read although another machine holds the lock: for when that machine is gone for good
-
-          --accept-older-state
-              Go on although the container is older than this machine knows it: snapshots may be missing
-
-          --accept-changed-keys
-              Go on although key slots were changed, and not by this machine
-
-          --no-cache
-              Read everything from the server: neither use nor fill the local cache of encrypted blocks
 
     Exit codes:
         0  done
@@ -104,7 +51,49 @@ fn help_lists_the_commands_and_the_exit_codes() {
        13  remote data damaged, or not what was pinned
        14  server not reached
       130  interrupted
+
+    More help:
+      sprat COMMAND --help  Arguments, options and examples of a command
+      sprat help options    Global options and environment variables
+      sprat --version       The version
     ");
+}
+
+#[test]
+fn global_options_and_environment_are_on_a_page_of_their_own() {
+    let machine = TestMachine::new();
+    for topic in ["options", "environment"] {
+        let page = machine.sprat(&["help", topic]);
+        assert_eq!(page.code, 0, "{}", page.whole());
+        for option in [
+            "--config <FILE>",
+            "--ssh-command",
+            "--mode",
+            "--allow-no-fsync",
+            "--no-cache",
+        ] {
+            assert!(page.stdout.contains(option), "{option}: {}", page.stdout);
+        }
+        for variable in ["SPRAT_CONFIG_DIR", "SPRAT_LOG", "SPRAT_ANSWER_TIMEOUT"] {
+            assert!(
+                page.stdout.contains(variable),
+                "{variable}: {}",
+                page.stdout
+            );
+        }
+        for hidden in ["state-dir", "for-tests", "insist"] {
+            assert!(!page.stdout.contains(hidden), "{hidden}: {}", page.stdout);
+        }
+    }
+    let backup = machine.sprat(&["backup", "--help"]).stdout;
+    assert!(
+        !backup.contains("--ssh-command") && !backup.contains("--no-cache"),
+        "{backup}"
+    );
+    assert!(backup.contains("sprat help options"), "{backup}");
+    // Old names of options are accepted.
+    let old = ["status", "--insist-without-fsync"];
+    assert!(machine.sprat(&old).stderr.contains("nothing to show"));
 }
 
 #[test]
@@ -166,13 +155,18 @@ fn help_of_backup_shows_both_forms() {
     let ran = TestMachine::new().sprat(&["backup", "-h"]);
     let beginning: String = ran.stdout.split("Options:").next().unwrap().to_owned();
     assert_snapshot!(beginning, @r"
-    Run jobs of the config, or one job given here
+    Back up: run the config's jobs, or one job given here
 
     Usage: sprat backup [OPTIONS] [JOB]...
            sprat backup [OPTIONS] --name JOB TARGET SOURCE...
 
+    Examples:
+      sprat backup
+      sprat backup home
+      sprat backup ssh://u1234@example.org/backup/home.luks --name home /home --exclude .cache/
+
     Arguments:
-      [JOB]...  Jobs of the config (all of them if none is named); with --name: TARGET SOURCE…
+      [JOB]...  Jobs of the config, by default all; with --name: TARGET SOURCE…
     ");
 }
 

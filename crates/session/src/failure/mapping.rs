@@ -9,7 +9,23 @@ use sprat_snapshot::{SnapshotError, SnapshotErrorKind};
 use sprat_store::{LockError, StoreError, StoreErrorKind};
 use sprat_volume::VolumeError;
 
+use crate::address::TargetError;
 use crate::failure::{Exit, Failure};
+
+impl From<TargetError> for Failure {
+    fn from(error: TargetError) -> Self {
+        let hint = match &error {
+            TargetError::LoginOnly(text) => {
+                let (login, path) = text.split_once('/').unwrap_or((text, "PATH/x.luks"));
+                format!("did you mean {login}:{path}? A local file of that name is ./{text}")
+            }
+            _ => "a TARGET is a container's name in the config, \
+                  ssh://user@host[:port]/path/x.luks, host:path/x.luks or a local path"
+                .to_owned(),
+        };
+        Self::usage(error.to_string()).with_hint(hint)
+    }
+}
 
 impl From<&StoreError> for Failure {
     fn from(error: &StoreError) -> Self {

@@ -88,6 +88,28 @@ impl KeptChecks {
     }
 }
 
+impl KeptCheck {
+    /// A check that ends now.
+    #[must_use]
+    pub fn now(exit: Exit, finished: bool, result: Value) -> Self {
+        Self {
+            at: Timestamp::now(),
+            exit,
+            finished,
+            result,
+        }
+    }
+}
+
+/// Adds results to what is kept.
+pub fn keep(paths: &StatePaths, results: Vec<(Kind<'_>, KeptCheck)>) -> io::Result<()> {
+    let mut kept = last(paths);
+    for (kind, check) in results {
+        kept.put(kind, check);
+    }
+    kept.store(paths)
+}
+
 /// The file with what earlier checks of this kind read, from which the next one continues. The first check
 /// of a container starts with what the last check of a copy of the container read, so that it has something
 /// to compare with; the error says why it can't.

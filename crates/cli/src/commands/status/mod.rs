@@ -19,8 +19,8 @@ Examples:
   sprat status home --json";
 
 pub(super) const NOTES: &str = "\
-It needs no key and opens nothing. Free space in the volume and jobs are shown as the last sessions
-of this machine saw them; everything else is asked of the server.";
+It needs no key and opens nothing. Free space in the volume and jobs are shown as the last
+sessions of this machine saw them; everything else is asked of the server.";
 
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
