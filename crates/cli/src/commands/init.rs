@@ -9,8 +9,7 @@ use sprat_session::closed_container::check_free;
 use sprat_session::ssh_config::Known;
 use sprat_session::state::{identity, key_notes, reserved_names};
 use sprat_session::{
-    self as session, Access, ContainerFacts, CreateOptions, SIZE_BYTES_MIN, SessionOptions,
-    connect, text,
+    self as session, Access, ContainerFacts, CreateOptions, SIZE_BYTES_MIN, SessionOptions, text,
 };
 use zeroize::Zeroizing;
 

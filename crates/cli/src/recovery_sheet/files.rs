@@ -84,7 +84,7 @@ impl SheetFiles {
             ));
         }
         if let Some((file, path)) = &self.page {
-            let page = page::page(sheet, secret)?;
+            let page = page(sheet, secret)?;
             page::write(file, path, &page)?;
             output.note(&format!(
                 "{} is SECRET: print it, keep the paper off this machine, and delete the file",

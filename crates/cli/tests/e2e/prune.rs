@@ -18,7 +18,7 @@ fn pruned_snapshots_are_gone_and_the_rest_comes_back() {
     }
     let prune = ["prune", CONTAINER, "--job", "home"];
     let whole = machine.sprat(&prune).failed_with(2);
-    assert!(whole.contains("nothing says what to keep"), "{whole}");
+    assert!(whole.contains("no retention rule given"), "{whole}");
     let last = [&prune[..], &["--keep-last", "1"]].concat();
     let ran = machine.ok(&[&last[..], &["--dry-run"]].concat());
     assert!(
