@@ -9,7 +9,6 @@ use std::path::PathBuf;
 use sprat_luks::{RecoveryKey, RecoveryKeyError, Secret, SlotKind};
 use sprat_session::interrupt::Interrupt;
 use sprat_session::state::key_notes::KeyKind;
-use sprat_session::trusted_file;
 use sprat_store::hex;
 use zeroize::Zeroizing;
 

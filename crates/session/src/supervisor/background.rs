@@ -15,6 +15,7 @@ use crate::address::Target;
 use crate::protocol::messages::BackgroundMount;
 use crate::settings::{Access, ClosedReport};
 use crate::state::paths::short_hash;
+use crate::{Exit, Failure};
 
 /// How often the volume process tries to lock its record: `umount` locks it for a moment to see
 /// whether anybody holds it.
